@@ -1,0 +1,288 @@
+//! A library: a folder of experts, each a PEFT folder, and what is known of how they came about.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::Adapter;
+use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
+use crate::peft_folder::WEIGHTS_FILE;
+use crate::persist;
+use crate::sha256::sha256_of_file;
+
+/// The version of the layout of library.json and of the folders beside it.
+const FORMAT: u32 = 1;
+
+const INDEX_FILE: &str = "library.json";
+const RECORD_FILE: &str = "expert.json";
+const LOCK_FILE: &str = ".lock";
+const EXPERTS: &str = "experts";
+
+/// An opened library. Opening and listing read no weights.
+///
+/// Reading needs no lock: experts appear and disappear whole. Whoever changes a library holds
+/// [`lock`](Self::lock) while doing so.
+#[derive(Clone, Debug)]
+pub struct Library {
+    root: PathBuf,
+    index: Index,
+}
+
+/// library.json.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Index {
+    format: u32,
+    name: String,
+    base: Option<BaseIdentity>,
+}
+
+/// The right to change a library, given back when dropped or when the process ends.
+#[derive(Debug)]
+pub struct LibraryLock {
+    _file: File,
+}
+
+impl Library {
+    /// Opens the library at `root`.
+    ///
+    /// # Errors
+    /// If there is none, or it was written by a newer version of the format.
+    pub fn open(root: &Path) -> Result<Self> {
+        let file = root.join(INDEX_FILE);
+        ensure!(
+            file.is_file(),
+            "{}: no library, for it has no {INDEX_FILE}; `lorakit train-experts` and `lorakit \
+             library add` make one",
+            root.display()
+        );
+        let index: Index = read_json(&file)?;
+        ensure!(
+            index.format == FORMAT,
+            "{}: found format {}; this version of lorakit reads format {FORMAT}",
+            file.display(),
+            index.format
+        );
+        Ok(Self { root: root.to_owned(), index })
+    }
+
+    /// Opens the library at `root`, or makes an empty one, named after the folder. A library
+    /// without a base takes `base` for its own.
+    ///
+    /// # Errors
+    /// If the library has another base than `base`, if `root` is a folder of other things, or
+    /// cannot be written.
+    pub fn open_or_create(root: &Path, base: Option<&BaseIdentity>) -> Result<Self> {
+        let mut library = if root.join(INDEX_FILE).exists() { Self::open(root)? } else { Self::create(root)? };
+        match (&library.index.base, base) {
+            (Some(own), Some(given)) => {
+                own.ensure_same(given).with_context(|| format!("the library {}", root.display()))?;
+            }
+            (None, Some(given)) => {
+                library.index.base = Some(given.clone());
+                library.write_index()?;
+            }
+            (_, None) => {}
+        }
+        Ok(library)
+    }
+
+    fn create(root: &Path) -> Result<Self> {
+        if let Ok(mut entries) = fs::read_dir(root) {
+            // A lock alone is what another process leaves that is just making the same library.
+            let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !is_hidden(&entry.file_name())));
+            if let Some(entry) = foreign.filter(|entry| entry.file_name() != EXPERTS) {
+                bail!(
+                    "{}: a folder that is no library, for it has no {INDEX_FILE} but holds {}; \
+                     name an empty or new folder",
+                    root.display(),
+                    entry.file_name().display()
+                );
+            }
+        }
+        fs::create_dir_all(root.join(EXPERTS)).with_context(|| root.display().to_string())?;
+        let full = fs::canonicalize(root)?;
+        let name = full.file_name().map_or_else(|| "library".into(), |name| name.to_string_lossy().into_owned());
+        let library = Self { root: root.to_owned(), index: Index { format: FORMAT, name, base: None } };
+        library.write_index()?;
+        Ok(library)
+    }
+
+    fn write_index(&self) -> Result<()> {
+        write_json(&self.root.join(INDEX_FILE), &self.index)
+    }
+
+    /// The library's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The library's name.
+    pub fn name(&self) -> &str {
+        &self.index.name
+    }
+
+    /// The base that its experts belong to, where one is known.
+    pub fn base(&self) -> Option<&BaseIdentity> {
+        self.index.base.as_ref()
+    }
+
+    /// Waits until no other process changes the library, then keeps others from doing so. The lock
+    /// is the operating system's, which a killed process gives back; what such a process left half
+    /// done is settled here.
+    ///
+    /// # Errors
+    /// If the lock's file cannot be made, or leftovers cannot be removed.
+    pub fn lock(&self) -> Result<LibraryLock> {
+        let file = self.lock_file()?;
+        file.lock().with_context(|| self.root.join(LOCK_FILE).display().to_string())?;
+        self.settled(file)
+    }
+
+    /// The same without waiting: `None` where another process holds the lock.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<Option<LibraryLock>> {
+        let file = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => self.settled(file).map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).context(self.root.join(LOCK_FILE).display().to_string()),
+        }
+    }
+
+    fn lock_file(&self) -> Result<File> {
+        let path = self.root.join(LOCK_FILE);
+        OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())
+    }
+
+    fn settled(&self, file: File) -> Result<LibraryLock> {
+        persist::settle(&self.root.join(EXPERTS))?;
+        Ok(LibraryLock { _file: file })
+    }
+
+    /// The names of all experts, sorted.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or holds a name that no expert can have.
+    pub fn expert_names(&self) -> Result<Vec<String>> {
+        let folder = self.root.join(EXPERTS);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            if is_hidden(&entry.file_name()) || !entry.path().is_dir() {
+                continue;
+            }
+            let name = entry.file_name().into_string();
+            let name = name.map_err(|name| anyhow::anyhow!("{}: {} is no UTF-8", folder.display(), name.display()))?;
+            ensure_expert_name(&name).with_context(|| folder.display().to_string())?;
+            names.push(name);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether there is an expert `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        ensure_expert_name(name).is_ok() && self.root.join(EXPERTS).join(name).is_dir()
+    }
+
+    /// The folder of the expert `name`.
+    ///
+    /// # Errors
+    /// If there is none; the error lists those that there are.
+    pub fn expert_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.place(name)?;
+        if !folder.is_dir() {
+            let names = self.expert_names()?;
+            bail!("{}: no expert `{name}`; it has {}", self.root.display(), crate::several::several(&names));
+        }
+        Ok(folder)
+    }
+
+    /// The adapter of the expert `name`.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read; see [`Adapter::read`].
+    pub fn adapter(&self, name: &str) -> Result<Adapter> {
+        Adapter::read(&self.expert_folder(name)?).with_context(|| format!("the expert `{name}`"))
+    }
+
+    /// How the expert `name` came about, where that is recorded.
+    ///
+    /// # Errors
+    /// If there is no such expert, or its record cannot be read.
+    pub fn record(&self, name: &str) -> Result<Option<ExpertRecord>> {
+        let file = self.expert_folder(name)?.join(RECORD_FILE);
+        if file.exists() { read_json(&file).map(Some) } else { Ok(None) }
+    }
+
+    /// The SHA-256 of the weights file of the expert `name`.
+    ///
+    /// # Errors
+    /// If there is no such expert, or its weights cannot be read.
+    pub fn weights_sha256(&self, name: &str) -> Result<String> {
+        sha256_of_file(&self.expert_folder(name)?.join(WEIGHTS_FILE))
+    }
+
+    /// Adds an expert, which appears whole. The record's `sha256` is set to that of the weights as
+    /// written.
+    ///
+    /// # Errors
+    /// If the name is none for an expert or is taken, or the folder cannot be written.
+    pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        let place = self.place(name)?;
+        ensure!(
+            !place.exists(),
+            "{}: the expert `{name}` exists already; give another name, or remove it first",
+            self.root.display()
+        );
+        persist::create_folder(&place, |folder| write_expert(folder, adapter, record))
+    }
+
+    /// Adds an expert in place of the one of that name, if there is one.
+    ///
+    /// # Errors
+    /// If the name is none for an expert, or the folder cannot be written.
+    pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        persist::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))
+    }
+
+    /// Removes an expert.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        persist::remove_folder(&self.expert_folder(name)?)
+    }
+
+    /// Where the expert `name` is or would be.
+    fn place(&self, name: &str) -> Result<PathBuf> {
+        ensure_expert_name(name)?;
+        Ok(self.root.join(EXPERTS).join(name))
+    }
+}
+
+fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+    adapter.write_files(folder)?;
+    let Some(record) = record else { return Ok(()) };
+    let sha256 = sha256_of_file(&folder.join(WEIGHTS_FILE))?;
+    write_json(&folder.join(RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
+}
+
+fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    persist::write_file(path, text.as_bytes())
+}

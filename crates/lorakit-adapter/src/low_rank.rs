@@ -1,0 +1,225 @@
+//! The low-rank update of one module, `delta = s B A`, and its algebra without ever forming it.
+//!
+//! `A` is `[r, in]`, `B` is `[out, r]` and `s` is the scale (LoRA,
+//! <https://arxiv.org/abs/2106.09685>). Products, norms and singular directions come from r x r
+//! problems in f64. They depend on the product `s B A` alone: the pair `(B R^-1, R A)` of any
+//! invertible `R` gives the same answers.
+
+use anyhow::{Result, ensure};
+use faer::{Mat, MatRef};
+
+use crate::Matrix;
+
+/// One module's update `s B A`, with `A` of shape `[r, in]` and `B` of shape `[out, r]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRank {
+    a: Matrix,
+    b: Matrix,
+    scale: f64,
+}
+
+/// A unit vector of a module's input space and the stretch that the update gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Direction {
+    /// The unit vector `v`, of shape `[in]`. Its entry of largest magnitude is positive, for a
+    /// singular vector has no sign of its own.
+    pub vector: Vec<f32>,
+    /// `|s B A v|`, the largest singular value of the update.
+    pub singular_value: f64,
+}
+
+impl LowRank {
+    /// The update `scale * b * a`, of `a: [r, in]` and `b: [out, r]`.
+    ///
+    /// # Errors
+    /// If the ranks differ, a dimension is zero, or the scale is not finite.
+    pub fn new(a: Matrix, b: Matrix, scale: f64) -> Result<Self> {
+        ensure!(
+            a.rows() == b.cols(),
+            "A is [{}, {}] and B is [{}, {}]: expected as many rows in A as columns in B, their \
+             rank",
+            a.rows(),
+            a.cols(),
+            b.rows(),
+            b.cols()
+        );
+        ensure!(
+            a.rows() > 0 && a.cols() > 0 && b.rows() > 0,
+            "rank, input and output must be positive; found rank {}, input {}, output {}",
+            a.rows(),
+            a.cols(),
+            b.rows()
+        );
+        ensure!(scale.is_finite(), "the scale is {scale}; expected a finite number");
+        Ok(Self { a, b, scale })
+    }
+
+    /// `A`, of shape `[r, in]`.
+    pub fn a(&self) -> &Matrix {
+        &self.a
+    }
+
+    /// `B`, of shape `[out, r]`.
+    pub fn b(&self) -> &Matrix {
+        &self.b
+    }
+
+    /// The factor `s` of `s B A`: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// The rank `r`.
+    pub fn rank(&self) -> usize {
+        self.a.rows()
+    }
+
+    /// The width of the module's input.
+    pub fn input(&self) -> usize {
+        self.a.cols()
+    }
+
+    /// The width of the module's output.
+    pub fn output(&self) -> usize {
+        self.b.rows()
+    }
+
+    /// The number of values in `A` and `B`.
+    pub fn parameters(&self) -> usize {
+        self.rank() * (self.input() + self.output())
+    }
+
+    /// The same update times `factor`, sharing its matrices.
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self { scale: self.scale * factor, ..self.clone() }
+    }
+
+    /// The Frobenius product of two updates of one module, whatever their ranks:
+    /// `<s1 B1 A1, s2 B2 A2> = s1 s2 sum((B1' B2) * (A1 A2'))`, elementwise over r1 x r2.
+    ///
+    /// # Errors
+    /// If the two are not of one shape `[out, in]`.
+    pub fn dot(&self, other: &Self) -> Result<f64> {
+        ensure!(
+            (self.input(), self.output()) == (other.input(), other.output()),
+            "updates of different modules: input {} and output {}, against input {} and output {}",
+            self.input(),
+            self.output(),
+            other.input(),
+            other.output()
+        );
+        Ok(self.product(other))
+    }
+
+    /// The Frobenius norm of the update.
+    pub fn norm(&self) -> f64 {
+        // Rounding can leave a tiny negative sum where the product B A cancels.
+        self.product(self).max(0.0).sqrt()
+    }
+
+    /// The cosine of two updates of one module; 0 where either is zero.
+    ///
+    /// # Errors
+    /// If the two are not of one shape `[out, in]`.
+    pub fn cosine(&self, other: &Self) -> Result<f64> {
+        Ok(cosine(self.dot(other)?, self.norm(), other.norm()))
+    }
+
+    /// The input direction that the update stretches most: the top right singular vector of `s B
+    /// A`, exactly.
+    ///
+    /// With the thin factorisations `A' = Qa Ra` and `B = Qb Rb` it is `Qa w`, where `w` is the top
+    /// right singular vector of the r x r core `Rb Ra'`. This is the prototype of Arrow
+    /// (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero, up to the rounding of
+    /// its factors: it has no direction, and noise must not be taken for one.
+    pub fn top_direction(&self) -> Option<Direction> {
+        let (a, b) = (widened(&self.a), widened(&self.b));
+        let (qr_a, qr_b) = (a.transpose().qr(), b.qr());
+        let core = qr_b.thin_R() * qr_a.thin_R().transpose();
+        let svd = core.thin_svd().ok()?;
+        let top = svd.S().column_vector()[0];
+        let rounding = self.rank() as f64 * f64::EPSILON * a.norm_l2() * b.norm_l2();
+        let singular_value = self.scale.abs() * top;
+        if top <= rounding || singular_value == 0.0 {
+            return None;
+        }
+        let vector = qr_a.compute_thin_Q() * svd.V().col(0);
+        Some(Direction { vector: oriented(vector.iter().copied().collect()), singular_value })
+    }
+
+    /// The update itself, dense: `s B A` of shape `[out, in]`, row by row. For tests and small
+    /// modules.
+    pub fn delta(&self) -> Vec<f32> {
+        let (a, b) = (self.a.values(), self.b.values());
+        let mut delta = Vec::with_capacity(self.output() * self.input());
+        for b_row in b.chunks_exact(self.rank()) {
+            let mut row = vec![0f64; self.input()];
+            for (weight, a_row) in b_row.iter().zip(a.chunks_exact(self.input())) {
+                let weight = self.scale * f64::from(*weight);
+                row.iter_mut().zip(a_row).for_each(|(sum, value)| *sum += weight * f64::from(*value));
+            }
+            delta.extend(row.into_iter().map(|value| value as f32));
+        }
+        delta
+    }
+
+    /// `dot` of two updates whose shapes are known to agree.
+    fn product(&self, other: &Self) -> f64 {
+        let a = self.row_products(other);
+        let b = self.column_products(other);
+        let sum: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+        self.scale * other.scale * sum
+    }
+
+    /// `A1 A2'`, of shape `[r1, r2]`.
+    fn row_products(&self, other: &Self) -> Vec<f64> {
+        let (mine, theirs) = (self.a.values(), other.a.values());
+        mine.chunks_exact(self.input()).flat_map(|x| theirs.chunks_exact(self.input()).map(|y| inner(x, y))).collect()
+    }
+
+    /// `B1' B2`, of shape `[r1, r2]`.
+    fn column_products(&self, other: &Self) -> Vec<f64> {
+        let (mine, theirs) = (self.b.values(), other.b.values());
+        let mut products = vec![0f64; self.rank() * other.rank()];
+        for (x, y) in mine.chunks_exact(self.rank()).zip(theirs.chunks_exact(other.rank())) {
+            for (row, x) in products.chunks_exact_mut(other.rank()).zip(x) {
+                row.iter_mut().zip(y).for_each(|(sum, y)| *sum += f64::from(*x) * f64::from(*y));
+            }
+        }
+        products
+    }
+}
+
+/// `dot / (norm1 norm2)`, and 0 where a norm is 0: a zero update is like nothing else.
+pub(crate) fn cosine(dot: f64, norm: f64, other_norm: f64) -> f64 {
+    if norm == 0.0 || other_norm == 0.0 { 0.0 } else { dot / norm / other_norm }
+}
+
+/// The inner product of two f32 rows in f64, in eight interleaved sums so that the compiler can use
+/// the vector unit; their order is fixed.
+fn inner(x: &[f32], y: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    let mut sums = [0f64; LANES];
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            sums[lane] += f64::from(x[lane]) * f64::from(y[lane]);
+        }
+    }
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+fn widened(matrix: &Matrix) -> Mat<f64> {
+    let values = matrix.values();
+    let view = MatRef::from_row_major_slice(&values, matrix.rows(), matrix.cols());
+    Mat::from_fn(matrix.rows(), matrix.cols(), |row, col| f64::from(view[(row, col)]))
+}
+
+/// The vector or its negative, whichever has its entry of largest magnitude (the first of equals)
+/// positive.
+fn oriented(vector: Vec<f64>) -> Vec<f32> {
+    let largest = vector.iter().fold(0f64, |best, value| if value.abs() > best.abs() { *value } else { best });
+    vector.into_iter().map(|value| (value * largest.signum()) as f32).collect()
+}

@@ -1,0 +1,201 @@
+//! A row-major matrix of finite f32 values, owned or still in its file.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::{Result, bail, ensure};
+use half::{bf16, f16};
+use memmap2::Mmap;
+
+/// A matrix `[rows, cols]`, row-major, every value finite.
+///
+/// The values are either owned or lie in a memory-mapped safetensors file, which costs no memory
+/// until they are read. Cloning shares them. That they are finite is checked once, here, so that no
+/// algorithm above has to ask.
+#[derive(Clone)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    storage: Storage,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Owned(Arc<[f32]>),
+    Mapped(Mapped),
+}
+
+/// Bytes of a mapped file that hold little-endian floats.
+#[derive(Clone)]
+struct Mapped {
+    file: Arc<Mmap>,
+    bytes: Range<usize>,
+    precision: Precision,
+}
+
+/// The floating-point types in which adapters are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precision {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Precision {
+    fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl Matrix {
+    /// A matrix that owns its values, given row by row.
+    ///
+    /// # Errors
+    /// If there are not `rows * cols` values, or one of them is NaN or infinite.
+    pub fn new(rows: usize, cols: usize, values: Vec<f32>) -> Result<Self> {
+        ensure!(
+            rows.checked_mul(cols) == Some(values.len()),
+            "a matrix [{rows}, {cols}] was given {} values",
+            values.len()
+        );
+        let matrix = Self { rows, cols, storage: Storage::Owned(values.into()) };
+        matrix.ensure_finite()?;
+        Ok(matrix)
+    }
+
+    /// A matrix whose values stay in `file`, at the byte range `bytes`.
+    pub(crate) fn mapped(
+        shape: [usize; 2],
+        file: Arc<Mmap>,
+        bytes: Range<usize>,
+        precision: Precision,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        let expected = rows.checked_mul(cols).and_then(|count| count.checked_mul(precision.width()));
+        ensure!(
+            expected == Some(bytes.len()) && bytes.end <= file.len(),
+            "a matrix [{rows}, {cols}] of {precision:?} does not fill {} bytes",
+            bytes.len()
+        );
+        let matrix = Self { rows, cols, storage: Storage::Mapped(Mapped { file, bytes, precision }) };
+        matrix.ensure_finite()?;
+        Ok(matrix)
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The values, row by row; borrowed where they are f32 in memory or in the file, widened from
+    /// 16 bits otherwise.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match &self.storage {
+            Storage::Owned(values) => Cow::Borrowed(values),
+            Storage::Mapped(mapped) => mapped.values(),
+        }
+    }
+
+    fn ensure_finite(&self) -> Result<()> {
+        let values = self.values();
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            bail!("row {}, column {} is {}; expected finite values", at / self.cols, at % self.cols, values[at]);
+        }
+        Ok(())
+    }
+}
+
+impl Mapped {
+    fn values(&self) -> Cow<'_, [f32]> {
+        let bytes = &self.file[self.bytes.clone()];
+        match self.precision {
+            Precision::F32 => in_place(bytes).map_or_else(|| widened(bytes, f32::from_le_bytes), Cow::Borrowed),
+            Precision::F16 => widened(bytes, |pair| f16::from_le_bytes(pair).to_f32()),
+            Precision::Bf16 => widened(bytes, |pair| bf16::from_le_bytes(pair).to_f32()),
+        }
+    }
+}
+
+/// The bytes as f32, without a copy, where alignment and byte order allow it.
+fn in_place(bytes: &[u8]) -> Option<&[f32]> {
+    // SAFETY: every bit pattern is a valid f32, and `align_to` hands out only the aligned middle.
+    let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+    (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(values)
+}
+
+fn widened<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Cow<'_, [f32]> {
+    let (values, _) = bytes.as_chunks::<N>();
+    Cow::Owned(values.iter().map(|value| read(*value)).collect())
+}
+
+impl fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Matrix [{}, {}]", self.rows, self.cols)
+    }
+}
+
+impl PartialEq for Matrix {
+    /// Equal shapes and equal values, wherever they are kept.
+    fn eq(&self, other: &Self) -> bool {
+        (self.rows, self.cols) == (other.rows, other.cols) && self.values() == other.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn mapped(bytes: &[u8], precision: Precision, range: Range<usize>, shape: [usize; 2]) -> Result<Matrix> {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+        map.copy_from_slice(bytes);
+        Matrix::mapped(shape, Arc::new(map.make_read_only().unwrap()), range, precision)
+    }
+
+    #[test]
+    fn mapped_values_are_those_that_were_stored_in_any_precision_and_alignment() {
+        let stored = [1.5f32, -2.0, 0.25, 8.0];
+        let wide: Vec<u8> = stored.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let half: Vec<u8> = stored.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let brain: Vec<u8> = stored.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        let odd: Vec<u8> = std::iter::once(0).chain(wide.clone()).collect();
+        for matrix in [
+            mapped(&wide, Precision::F32, 0..16, [2, 2]),
+            mapped(&odd, Precision::F32, 1..17, [2, 2]),
+            mapped(&half, Precision::F16, 0..8, [2, 2]),
+            mapped(&brain, Precision::Bf16, 0..8, [2, 2]),
+        ] {
+            assert_eq!(matrix.unwrap().values().as_ref(), stored);
+        }
+    }
+
+    #[test]
+    fn aligned_f32_values_are_borrowed_from_the_file() {
+        let bytes: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert!(matches!(mapped(&bytes, Precision::F32, 0..8, [1, 2]).unwrap().values(), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_refused_with_its_place() {
+        let error = Matrix::new(2, 2, vec![0.0, 1.0, f32::NAN, 2.0]).unwrap_err().to_string();
+        assert!(error.contains("row 1, column 0 is NaN"), "{error}");
+        assert!(Matrix::new(1, 1, vec![f32::INFINITY]).is_err());
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_the_values_are_refused() {
+        assert!(Matrix::new(2, 3, vec![0.0; 5]).is_err());
+        assert!(Matrix::new(usize::MAX, 2, vec![]).is_err());
+        assert!(mapped(&[0; 8], Precision::F32, 0..8, [1, 3]).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! How an adapter's modules are named in `target_modules` when it is written.
+//!
+//! Short names are what people expect and PEFT's trainers write, but PEFT would apply them to every
+//! module of the base that ends so, with random weights where the file has none. So they are used
+//! only where they select exactly the adapter's modules.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::siblings::missing_siblings;
+use crate::target::{Targets, ends_with_name};
+
+/// The form of `target_modules`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// Names that are known, or safe to assume, to select exactly the modules.
+    Short(BTreeSet<String>),
+    /// Every module by its whole path.
+    WholePaths,
+}
+
+impl Naming {
+    /// The form for an adapter whose configuration stated `targets`: a plain list is kept, for it
+    /// selected exactly the modules; anything cleverer is spelled out, so that any reader
+    /// understands it.
+    pub(crate) fn stated(targets: &Targets) -> Self {
+        match targets.plain_list() {
+            Some(names) => Self::Short(names.clone()),
+            None => Self::WholePaths,
+        }
+    }
+
+    /// The form for `modules` of a base whose linear modules are `base`: exact.
+    pub(crate) fn within<'a>(modules: impl Iterator<Item = &'a String>, base: impl Iterator<Item = &'a str>) -> Self {
+        let modules: BTreeSet<&str> = modules.map(String::as_str).collect();
+        let names = last_segments(modules.iter().copied());
+        let selected: BTreeSet<&str> =
+            base.filter(|path| names.iter().any(|name| ends_with_name(path, name))).collect();
+        let readable = || {
+            let paths: Vec<&str> = modules.iter().copied().collect();
+            missing_siblings(&Targets::list(names.clone()), &paths).is_ok_and(|missing| missing.is_empty())
+        };
+        // A reader without the base takes an uneven one for a damaged file, unless whole paths are
+        // named.
+        if selected == modules && readable() { Self::Short(names) } else { Self::WholePaths }
+    }
+
+    /// The form for `modules` of a base that is not known. Adapters of whole models have the same
+    /// modules in the layers 0, 1, 2 and so on; whatever differs, or has a single layer, is named
+    /// by whole paths.
+    pub(crate) fn guessed<'a>(modules: impl Iterator<Item = &'a String>) -> Self {
+        let modules: Vec<&str> = modules.map(String::as_str).collect();
+        let mut layers: BTreeMap<(&str, &str), BTreeSet<usize>> = BTreeMap::new();
+        for path in &modules {
+            let Some((before, index, after)) = around_layer(path) else {
+                return Self::WholePaths;
+            };
+            layers.entry((before, after)).or_default().insert(index);
+        }
+        let mut sets = layers.values();
+        let whole = sets.next().is_some_and(|first| {
+            first.len() > 1 && first.iter().copied().eq(0..first.len()) && sets.all(|other| other == first)
+        });
+        if whole { Self::Short(last_segments(modules.into_iter())) } else { Self::WholePaths }
+    }
+
+    /// `target_modules` of an adapter with `modules`, sorted.
+    pub(crate) fn target_modules<'a>(&'a self, modules: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+        match self {
+            Self::Short(names) => names.iter().map(String::as_str).collect(),
+            Self::WholePaths => modules.map(String::as_str).collect(),
+        }
+    }
+}
+
+fn last_segments<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    paths.map(|path| path.rsplit('.').next().unwrap_or(path).to_owned()).collect()
+}
+
+/// What stands before and after the first number in a path, and the number.
+fn around_layer(path: &str) -> Option<(&str, usize, &str)> {
+    let mut start = 0;
+    for segment in path.split('.') {
+        if let Ok(index) = segment.parse() {
+            return Some((&path[..start], index, &path[start + segment.len()..]));
+        }
+        start += segment.len() + 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(paths: &[&str]) -> Vec<String> {
+        paths.iter().map(|path| (*path).to_owned()).collect()
+    }
+
+    fn short(names: &[&str]) -> Naming {
+        Naming::Short(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn the_same_modules_in_all_layers_from_zero_are_named_shortly() {
+        let paths = owned(&["m.layers.0.a.q", "m.layers.0.a.v", "m.layers.1.a.q", "m.layers.1.a.v"]);
+        assert_eq!(Naming::guessed(paths.iter()), short(&["q", "v"]));
+        for odd in [&paths[..3], &paths[..2], &paths[2..], &owned(&["m.head"])[..], &[]] {
+            assert_eq!(Naming::guessed(odd.iter()), Naming::WholePaths, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn within_a_base_short_names_are_used_exactly_where_they_select_no_other_module() {
+        let base = ["m.layers.0.q", "m.layers.0.v", "m.layers.1.q", "m.layers.1.v"];
+        let one_name = owned(&["m.layers.0.q", "m.layers.1.q"]);
+        assert_eq!(Naming::within(one_name.iter(), base.into_iter()), short(&["q"]));
+        assert_eq!(Naming::within(one_name[..1].iter(), base.into_iter()), Naming::WholePaths);
+        assert_eq!(Naming::within(one_name[..1].iter(), base[..2].iter().copied()), short(&["q"]));
+    }
+}

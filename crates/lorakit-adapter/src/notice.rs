@@ -1,0 +1,27 @@
+//! What was read leniently: told to the caller as a value, never printed here.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Something that was accepted although a strict caller may want to refuse it: an unknown key, a
+/// missing prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// The key or tensor that it is about.
+    pub subject: String,
+    /// What was found, and what was made of it.
+    pub text: String,
+}
+
+impl Notice {
+    pub(crate) fn new(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { subject: subject.into(), text: text.into() }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.text)
+    }
+}

@@ -1,0 +1,31 @@
+//! adapter_model.bin, the pickle in which older versions of PEFT kept an adapter's weights.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor, pickle::read_all};
+
+use crate::adapter::Adapter;
+use crate::peft_config::PeftConfig;
+use crate::peft_folder::{CONFIG_FILE, PICKLE_FILE};
+
+impl Adapter {
+    /// Reads a PEFT folder whose weights are an `adapter_model.bin`, so that they can be written as
+    /// safetensors. Nothing in the pickle is executed, and all is judged as [`read`](Self::read)
+    /// judges it; but the weights are copied into memory, so this is for import only.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn import(dir: &Path) -> Result<Self> {
+        let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
+        let path = dir.join(PICKLE_FILE);
+        let tensors = || -> Result<Vec<_>> { read_all(&path)?.into_iter().map(stored).collect() };
+        tensors().and_then(|tensors| Self::from_tensors(config, tensors)).with_context(|| path.display().to_string())
+    }
+}
+
+/// The tensor's key, shape and values.
+fn stored((key, tensor): (String, Tensor)) -> Result<(String, Vec<usize>, Vec<f32>)> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok((key, tensor.dims().to_vec(), values))
+}

@@ -1,0 +1,249 @@
+//! Which modules an adapter targets: PEFT's rules for `target_modules` and the keys that narrow it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+
+use crate::pattern::Pattern;
+
+/// The modules that a configuration selects, judged by their paths.
+///
+/// As in PEFT, `exclude_modules` wins over all else; a string `target_modules` must match the whole
+/// path; an entry of a list must be the path or end it at a dot; `layers_to_transform` narrows a
+/// list, though not entries that are whole paths.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    selection: Selection,
+    excluded: Option<Names>,
+    layers: Option<Layers>,
+}
+
+/// What `target_modules` says.
+#[derive(Clone, Debug)]
+enum Selection {
+    /// Nothing (`null`): PEFT then falls back on its own table of architectures, so the tensors
+    /// must decide.
+    Unstated,
+    /// `"all-linear"`: every linear module but the head.
+    AllLinear,
+    /// A list or a regular expression.
+    Named(Names),
+}
+
+/// A set of modules, named one by one or by a regular expression.
+#[derive(Clone, Debug)]
+pub enum Names {
+    /// Paths, or their last segments.
+    List(BTreeSet<String>),
+    /// An expression that matches whole paths.
+    Matching(Pattern),
+}
+
+/// `layers_to_transform`, with `layers_pattern`.
+#[derive(Clone, Debug)]
+struct Layers {
+    indexes: BTreeSet<usize>,
+    lists: Vec<Pattern>,
+}
+
+impl Targets {
+    /// The targets of a configuration that names none.
+    pub fn unstated() -> Self {
+        Self::of(Selection::Unstated)
+    }
+
+    /// The modules that are one of `names`, or whose path ends with a dot and one of `names`.
+    pub fn list<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        Self::of(Selection::Named(Names::List(names.into_iter().map(Into::into).collect())))
+    }
+
+    /// The modules that a string `target_modules` selects: `all-linear`, or a regular expression
+    /// for whole paths.
+    ///
+    /// # Errors
+    /// If the string is no regular expression.
+    pub fn string(text: &str) -> Result<Self> {
+        Ok(Self::of(if text.eq_ignore_ascii_case("all-linear") {
+            Selection::AllLinear
+        } else {
+            Selection::Named(Names::Matching(Pattern::whole(text)?))
+        }))
+    }
+
+    fn of(selection: Selection) -> Self {
+        Self { selection, excluded: None, layers: None }
+    }
+
+    /// The same targets without the modules that `names` select (`exclude_modules`).
+    pub fn excluding(self, names: Names) -> Self {
+        Self { excluded: Some(names), ..self }
+    }
+
+    /// The same targets in some layers only (`layers_to_transform`), where `lists` are the names of
+    /// the lists of layers (`layers_pattern`); without any, the first number in the path counts.
+    ///
+    /// # Errors
+    /// If the targets are no list, which PEFT refuses as well, or a name is no regular expression.
+    pub fn in_layers(self, indexes: BTreeSet<usize>, lists: &[String]) -> Result<Self> {
+        ensure!(
+            matches!(self.selection, Selection::Named(Names::List(_))),
+            "layers_to_transform needs target_modules to be a list; name the layers in its \
+             expression instead"
+        );
+        let lists = lists.iter().map(|name| Pattern::layer_list(name)).collect::<Result<_>>()?;
+        Ok(Self { layers: Some(Layers { indexes, lists }), ..self })
+    }
+
+    /// Whether the configuration says what it targets; where it does not, nothing can be found
+    /// missing or extra.
+    pub fn are_stated(&self) -> bool {
+        !matches!(self.selection, Selection::Unstated)
+    }
+
+    /// Whether the module at `path` is a target. Without stated targets every module is.
+    ///
+    /// # Errors
+    /// If a regular expression takes too many steps.
+    pub fn matches(&self, path: &str) -> Result<bool> {
+        if let Some(excluded) = &self.excluded
+            && excluded.contain(path)?
+        {
+            return Ok(false);
+        }
+        match &self.selection {
+            Selection::Unstated | Selection::AllLinear => Ok(true),
+            Selection::Named(Names::List(names)) if names.contains(path) => Ok(true),
+            Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
+        }
+    }
+
+    fn layer_fits(&self, path: &str) -> Result<bool> {
+        match &self.layers {
+            None => Ok(true),
+            Some(layers) => Ok(layers.index_of(path)?.is_some_and(|index| layers.indexes.contains(&index))),
+        }
+    }
+
+    /// What the configuration names although no module of `paths` bears it out: entries of its
+    /// list, and layers.
+    ///
+    /// # Errors
+    /// If a regular expression takes too many steps.
+    pub fn idle(&self, paths: &[&str]) -> Result<Vec<String>> {
+        let mut idle = Vec::new();
+        if let Selection::Named(Names::List(names)) = &self.selection {
+            let unused = names.iter().filter(|name| !paths.iter().any(|path| ends_with_name(path, name)));
+            idle.extend(unused.map(|name| format!("target_modules `{name}`")));
+        }
+        if let Some(layers) = &self.layers {
+            let found: BTreeSet<_> = paths.iter().map(|path| layers.index_of(path)).collect::<Result<_>>()?;
+            let unused = layers.indexes.iter().filter(|index| !found.contains(&Some(**index)));
+            idle.extend(unused.map(|index| format!("layers_to_transform {index}")));
+        }
+        Ok(idle)
+    }
+
+    /// The names of the list, where the targets are a list and nothing narrows it.
+    pub(crate) fn plain_list(&self) -> Option<&BTreeSet<String>> {
+        match (&self.selection, &self.excluded, &self.layers) {
+            (Selection::Named(Names::List(names)), None, None) => Some(names),
+            _ => None,
+        }
+    }
+}
+
+impl Names {
+    fn contain(&self, path: &str) -> Result<bool> {
+        match self {
+            Self::List(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
+            Self::Matching(pattern) => pattern.matches(path),
+        }
+    }
+}
+
+impl Layers {
+    /// The layer that `path` lies in. By default the first numbered segment that has two names
+    /// before it and something after it, as in `model.layers.3.mlp`: PEFT's `.*?\.[^.]*\.(\d+)\.`.
+    fn index_of(&self, path: &str) -> Result<Option<usize>> {
+        if self.lists.is_empty() {
+            let segments: Vec<&str> = path.split('.').collect();
+            let inner = segments.get(2..segments.len().saturating_sub(1)).unwrap_or_default();
+            return Ok(inner.iter().find_map(|segment| segment.parse().ok()));
+        }
+        for list in &self.lists {
+            if let Some(index) = list.layer(path)? {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether `path` is `name` or ends with a dot and `name`.
+pub(crate) fn ends_with_name(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    const Q0: &str = "model.layers.0.self_attn.q_proj";
+    const Q1: &str = "model.layers.1.self_attn.q_proj";
+
+    #[test]
+    fn a_list_matches_whole_last_segments_and_full_paths() {
+        let targets = Targets::list(["q_proj", "model.layers.0.mlp.fc1"]);
+        assert!(targets.matches(Q0).unwrap());
+        assert!(targets.matches("model.layers.0.mlp.fc1").unwrap());
+        assert!(!targets.matches("model.layers.1.mlp.fc1").unwrap());
+        assert!(!targets.matches("model.layers.0.self_attn.my_q_proj").unwrap());
+    }
+
+    #[test]
+    fn excluded_modules_are_no_targets_whatever_selects_them() {
+        let list = Names::List(["layers.0.self_attn.q_proj".to_owned()].into());
+        assert!(!Targets::list([Q0]).excluding(list.clone()).matches(Q0).unwrap());
+        assert!(!Targets::string("all-linear").unwrap().excluding(list).matches(Q0).unwrap());
+        let pattern = Names::Matching(Pattern::whole(r".*\.0\..*").unwrap());
+        let targets = Targets::list(["q_proj"]).excluding(pattern);
+        assert!(!targets.matches(Q0).unwrap());
+        assert!(targets.matches(Q1).unwrap());
+    }
+
+    #[test]
+    fn layers_narrow_a_list_by_the_first_number_but_not_whole_paths() {
+        let targets = Targets::list(["q_proj", "w1", Q0]).in_layers([1].into(), &[]).unwrap();
+        assert!(targets.matches(Q1).unwrap());
+        assert!(targets.matches(Q0).unwrap());
+        assert!(!targets.matches("model.layers.0.experts.1.w1").unwrap());
+        assert!(targets.matches("model.layers.1.experts.0.w1").unwrap());
+        assert!(!targets.matches("layers.1.q_proj").unwrap());
+    }
+
+    #[test]
+    fn layers_pattern_names_the_list_that_is_counted() {
+        let targets = Targets::list(["q"]).in_layers([2].into(), &["blocks".into(), "h".into()]).unwrap();
+        assert!(targets.matches("model.stage.0.blocks.2.q").unwrap());
+        assert!(targets.matches("transformer.h.2.q").unwrap());
+        assert!(!targets.matches("model.stage.2.blocks.0.q").unwrap());
+    }
+
+    #[test]
+    fn layers_need_a_list() {
+        let error = Targets::string(".*q").unwrap().in_layers([0].into(), &[]).unwrap_err();
+        assert!(error.to_string().contains("layers_to_transform"));
+    }
+
+    #[test]
+    fn all_linear_is_read_in_any_case_and_selects_all() {
+        assert!(Targets::string("ALL-LINEAR").unwrap().matches("lm.x").unwrap());
+    }
+
+    #[test]
+    fn entries_and_layers_that_no_module_bears_out_are_named() {
+        let targets = Targets::list(["q_proj", "o_proj"]).in_layers([0, 7].into(), &[]).unwrap();
+        assert_eq!(targets.idle(&[Q0]).unwrap(), ["target_modules `o_proj`", "layers_to_transform 7"]);
+    }
+}

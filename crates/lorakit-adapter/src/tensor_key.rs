@@ -1,0 +1,131 @@
+//! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or
+//! `.lora_B.weight`.
+
+/// What PEFT puts before a module's path.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// The parts of tensor names that mark something else than a LoRA's A and B, and what it is.
+const FOREIGN: &[(&str, &str)] = &[
+    (".lora_magnitude_vector", "the magnitude vector of DoRA, which rescales the base's weights"),
+    (".lora_embedding_", "a LoRA of an embedding"),
+    (".lora_diag", "the diagonal of a LoRA variant"),
+    (".lora_E", "AdaLoRA's singular values; PEFT can save an AdaLoRA only as such"),
+    (".lora_ranknum", "a rank counter of AdaLoRA"),
+    (".base_layer.", "a weight or bias of the base itself"),
+    (".token_adapter.", "retrained embeddings of single tokens (trainable_token_indices)"),
+    (".modules_to_save.", "a full copy of a module (modules_to_save)"),
+    (".hada_", "a LoHa adapter"),
+    (".lokr_", "a LoKr adapter"),
+    (".ia3_", "an IA3 adapter"),
+    (".vera_", "a VeRA adapter"),
+    (".lora_down.", "the layout of kohya's trainers; convert it to PEFT's"),
+    (".lora_up.", "the layout of kohya's trainers; convert it to PEFT's"),
+    (".lora_a", "the layout of mlx-lm, which stores A and B transposed; convert it to PEFT's"),
+    (".lora_b", "the layout of mlx-lm, which stores A and B transposed; convert it to PEFT's"),
+    ("prompt_embeddings", "a prompt adapter"),
+];
+
+/// Which of a module's two matrices a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// `[r, in]`.
+    A,
+    /// `[out, r]`.
+    B,
+}
+
+/// A tensor's name, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TensorKey<'a> {
+    pub(crate) module: &'a str,
+    pub(crate) half: Half,
+    /// Whether PEFT's prefix was there.
+    pub(crate) prefixed: bool,
+    /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
+    pub(crate) adapter: Option<&'a str>,
+}
+
+impl Half {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::A => "lora_A",
+            Self::B => "lora_B",
+        }
+    }
+
+    /// The key under which PEFT looks for this half of `module`.
+    pub(crate) fn key(self, module: &str) -> String {
+        format!("{PREFIX}{module}.{}.weight", self.name())
+    }
+}
+
+impl<'a> TensorKey<'a> {
+    /// Takes `key` apart, or says what it is instead.
+    pub(crate) fn parse(key: &'a str) -> Result<Self, &'static str> {
+        let path = key.strip_prefix(PREFIX);
+        let (prefixed, path) = (path.is_some(), path.unwrap_or(key));
+        for half in [Half::A, Half::B] {
+            if let Some((module, adapter)) = split(path, half) {
+                return Ok(Self { module, half, prefixed, adapter });
+            }
+        }
+        Err(foreign(path))
+    }
+}
+
+/// The module and the adapter's name in `MODULE.lora_A[.ADAPTER].weight`.
+fn split(path: &str, half: Half) -> Option<(&str, Option<&str>)> {
+    let path = path.strip_suffix(".weight")?;
+    let (module, rest) = path.rsplit_once(half.name())?;
+    let module = module.strip_suffix('.').filter(|module| !module.is_empty())?;
+    match rest.strip_prefix('.') {
+        None if rest.is_empty() => Some((module, None)),
+        Some(adapter) if !adapter.is_empty() && !adapter.contains('.') => Some((module, Some(adapter))),
+        _ => None,
+    }
+}
+
+fn foreign(path: &str) -> &'static str {
+    if path.contains(".lora_B.") && path.ends_with(".bias") {
+        return "a bias of lora_B (lora_bias)";
+    }
+    match FOREIGN.iter().find(|(mark, _)| path.contains(mark)) {
+        Some((_, meaning)) => meaning,
+        None if path.ends_with(".bias") => "a bias of the base (bias), or of a full copy of a module (modules_to_save)",
+        None => "neither a lora_A nor a lora_B; perhaps a full copy of a module (modules_to_save)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_with_and_without_prefix_and_adapter() {
+        let key = TensorKey::parse("base_model.model.model.layers.0.q_proj.lora_A.weight").unwrap();
+        assert_eq!((key.module, key.half, key.prefixed, key.adapter), ("model.layers.0.q_proj", Half::A, true, None));
+        let key = TensorKey::parse("h.0.c_attn.lora_B.default.weight").unwrap();
+        assert_eq!((key.module, key.half, key.prefixed, key.adapter), ("h.0.c_attn", Half::B, false, Some("default")));
+    }
+
+    #[test]
+    fn what_is_no_lora_is_named_for_what_it_is() {
+        for (key, meaning) in [
+            ("m.q.lora_magnitude_vector", "DoRA"),
+            ("m.q.lora_magnitude_vector.default.weight", "DoRA"),
+            ("m.embed.lora_embedding_A", "embedding"),
+            ("m.q.lora_B.bias", "lora_bias"),
+            ("m.q.base_layer.bias", "base itself"),
+            ("m.q.lora_E", "AdaLoRA"),
+            ("m.q.lora_a", "mlx-lm"),
+            ("m.embed.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
+            ("base_model.model.score.weight", "modules_to_save"),
+            ("m.q.bias", "bias"),
+            ("lora_A.weight", "neither"),
+            ("m.lora_A.a.b.weight", "neither"),
+        ] {
+            assert!(TensorKey::parse(key).unwrap_err().contains(meaning), "{key}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What is computed from A and B is what the dense update would give, whatever pair represents it.
+
+use lorakit_adapter::{LowRank, Matrix};
+
+use crate::{assert_close, dense_dot, random_matrix, random_update, small_adapter};
+
+/// Ranks, input and output widths of the updates tried: tall, wide, square, and ranks beyond a width.
+const SHAPES: &[(usize, usize, usize)] =
+    &[(1, 5, 7), (2, 6, 6), (4, 33, 9), (8, 16, 40), (5, 3, 12), (6, 11, 2), (3, 1, 4)];
+
+fn product(x: &Matrix, y: &Matrix) -> Matrix {
+    let (left, right) = (x.values(), y.values());
+    let entry = |i: usize, j: usize| (0..x.cols()).map(|k| left[i * x.cols() + k] * right[k * y.cols() + j]).sum();
+    let values = (0..x.rows()).flat_map(|i| (0..y.cols()).map(move |j| (i, j))).map(|(i, j)| entry(i, j)).collect();
+    Matrix::new(x.rows(), y.cols(), values).unwrap()
+}
+
+/// `(B R^-1, R A)` for a triangular R, whose inverse is exact by construction.
+fn in_another_gauge(update: &LowRank) -> LowRank {
+    let rank = update.rank();
+    let shear = |sign: f32| {
+        let values = (0..rank * rank).map(|at| match (at / rank, at % rank) {
+            (row, col) if row == col => 2f32.powi(if row % 2 == 0 { sign as i32 } else { -(sign as i32) }),
+            _ => 0.0,
+        });
+        Matrix::new(rank, rank, values.collect()).unwrap()
+    };
+    let swap =
+        Matrix::new(rank, rank, (0..rank * rank).map(|at| f32::from(at / rank + at % rank == rank - 1)).collect());
+    let swap = swap.unwrap();
+    let a = product(&product(&shear(1.0), &swap), update.a());
+    let b = product(update.b(), &product(&swap, &shear(-1.0)));
+    LowRank::new(a, b, update.scale()).unwrap()
+}
+
+#[test]
+fn products_and_norms_are_those_of_the_dense_updates() {
+    for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
+        let x = random_update(seed as u64, rank, input, output, 1.5);
+        let y = random_update(seed as u64 + 100, rank + 2, input, output, -0.75);
+        let (dense_x, dense_y) = (x.delta(), y.delta());
+        let (xx, yy, xy) =
+            (dense_dot(&dense_x, &dense_x), dense_dot(&dense_y, &dense_y), dense_dot(&dense_x, &dense_y));
+        assert_close(x.dot(&y).unwrap(), xy, 1e-5);
+        assert_close(x.norm(), xx.sqrt(), 1e-6);
+        assert_close(x.cosine(&y).unwrap(), xy / (xx * yy).sqrt(), 1e-6);
+    }
+}
+
+#[test]
+fn the_top_direction_is_the_one_that_the_dense_update_stretches_most() {
+    for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
+        let update = random_update(seed as u64, rank, input, output, -3.0);
+        let direction = update.top_direction().unwrap();
+        let stretched: Vec<f64> = update.delta().chunks(input).map(|row| dense_dot(row, &direction.vector)).collect();
+        let length = |vector: &[f64]| vector.iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert_close(dense_dot(&direction.vector, &direction.vector), 1.0, 1e-6);
+        assert_close(length(&stretched), direction.singular_value, 1e-5);
+        // A singular vector: D' D v = sigma^2 v.
+        for (column, value) in direction.vector.iter().enumerate() {
+            let again: f64 =
+                update.delta().chunks(input).zip(&stretched).map(|(row, y)| f64::from(row[column]) * y).sum();
+            assert_close(again, direction.singular_value.powi(2) * f64::from(*value), 1e-4);
+        }
+        // The top one: no other direction is stretched more, nor can the whole norm be less.
+        assert!(direction.singular_value <= update.norm() * (1.0 + 1e-9));
+        for probe in 0..20 {
+            let x = random_matrix(1000 + probe, 1, input);
+            let y: Vec<f64> = update.delta().chunks(input).map(|row| dense_dot(row, &x.values())).collect();
+            assert!(length(&y) <= direction.singular_value * dense_dot(&x.values(), &x.values()).sqrt() * (1.0 + 1e-5));
+        }
+    }
+}
+
+#[test]
+fn nothing_depends_on_which_pair_represents_the_update() {
+    for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
+        let update = random_update(seed as u64, rank, input, output, 0.5);
+        let other = in_another_gauge(&update);
+        assert_close(update.cosine(&other).unwrap(), 1.0, 1e-6);
+        assert_close(update.norm(), other.norm(), 1e-6);
+        let (one, two) = (update.top_direction().unwrap(), other.top_direction().unwrap());
+        assert_close(one.singular_value, two.singular_value, 1e-6);
+        for (x, y) in one.vector.iter().zip(&two.vector) {
+            assert_close(f64::from(*x), f64::from(*y), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_zero_update_has_no_direction_and_is_like_nothing() {
+    let update = random_update(1, 3, 8, 5, 2.0);
+    let zero_b = Matrix::new(5, 3, vec![0.0; 15]).unwrap();
+    let zero = LowRank::new(update.a().clone(), zero_b, 2.0).unwrap();
+    assert!(zero.top_direction().is_none());
+    assert!(update.scaled(0.0).top_direction().is_none());
+    assert_eq!(zero.cosine(&update).unwrap(), 0.0);
+    assert_eq!(zero.norm(), 0.0);
+}
+
+#[test]
+fn an_update_that_cancels_up_to_rounding_has_no_direction() {
+    let row = random_matrix(7, 1, 50);
+    let twice = Matrix::new(2, 50, [row.values(), row.values()].concat()).unwrap();
+    let opposed = Matrix::new(3, 2, vec![0.3, -0.3, 0.7, -0.7, 1.1, -1.1]).unwrap();
+    assert!(LowRank::new(twice, opposed, 1.0).unwrap().top_direction().is_none());
+}
+
+#[test]
+fn a_tiny_update_has_a_direction_all_the_same() {
+    let update = random_update(3, 2, 9, 4, 1.0);
+    let tiny = Matrix::new(4, 2, update.b().values().iter().map(|value| value * 1e-20).collect()).unwrap();
+    let tiny = LowRank::new(update.a().clone(), tiny, 1.0).unwrap().top_direction().unwrap();
+    let usual = update.top_direction().unwrap();
+    assert_close(tiny.singular_value / usual.singular_value, 1e-20, 1e-6);
+    assert_close(dense_dot(&tiny.vector, &usual.vector), 1.0, 1e-6);
+}
+
+#[test]
+fn scaling_scales_the_product_once() {
+    let update = random_update(4, 2, 6, 6, 1.5);
+    let other = random_update(5, 3, 6, 6, 1.0);
+    assert_close(update.scaled(-2.0).dot(&other).unwrap(), -2.0 * update.dot(&other).unwrap(), 1e-12);
+    assert_eq!(update.scaled(4.0).scale(), 6.0);
+}
+
+#[test]
+fn updates_of_other_shapes_are_refused_with_both_shapes() {
+    let error = random_update(1, 2, 6, 4, 1.0).dot(&random_update(2, 2, 6, 5, 1.0)).unwrap_err().to_string();
+    assert!(error.contains("output 4") && error.contains("output 5"), "{error}");
+    let (a, b) = (random_matrix(1, 2, 6), random_matrix(2, 4, 3));
+    assert!(LowRank::new(a, b, 1.0).unwrap_err().to_string().contains("rank"));
+    let (a, b) = (random_matrix(1, 2, 6), random_matrix(2, 4, 2));
+    assert!(LowRank::new(a, b, f64::NAN).is_err());
+}
+
+#[test]
+fn an_adapter_is_the_sum_of_its_modules_and_one_that_lacks_a_module_has_zero_there() {
+    let (x, y) = (small_adapter(1), small_adapter(2));
+    let sum: f64 = x.modules().iter().map(|(path, update)| update.dot(&y.modules()[path]).unwrap()).sum();
+    assert_close(x.dot(&y).unwrap(), sum, 1e-12);
+    assert_close(x.norm(), x.dot(&x).unwrap().sqrt(), 1e-12);
+    let mut fewer = y.modules().clone();
+    let (path, removed) = fewer.pop_first().unwrap();
+    let fewer = lorakit_adapter::Adapter::new(fewer);
+    assert_close(x.dot(&fewer).unwrap(), sum - x.modules()[&path].dot(&removed).unwrap(), 1e-12);
+    assert_eq!(x.parameters(), 2 * (2 * 12 + 2 * 10));
+}

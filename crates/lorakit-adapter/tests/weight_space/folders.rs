@@ -1,0 +1,192 @@
+//! Folders written are those that PEFT writes, and come back as they were.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use lorakit_adapter::{Adapter, BaseModule, CONFIG_FILE, Facts, LowRank, PeftConfig, TaskType, WEIGHTS_FILE};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+use crate::{difference, random_update, shared, small_adapter};
+
+fn config(dir: &std::path::Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(dir.join(CONFIG_FILE)).unwrap()).unwrap()
+}
+
+fn updates(list: &[(&str, usize, f64)]) -> BTreeMap<String, LowRank> {
+    let update = |(at, (path, rank, scale)): (usize, &(&str, usize, f64))| {
+        ((*path).to_owned(), random_update(at as u64, *rank, 6, 5, *scale))
+    };
+    list.iter().enumerate().map(update).collect()
+}
+
+#[test]
+fn an_adapter_comes_back_as_it_was_written() {
+    let temporary = tempfile::tempdir().unwrap();
+    let facts = Facts {
+        base_model: Some("org/base".into()),
+        revision: Some("main".into()),
+        task_type: TaskType::SeqCls,
+        dropout: 0.05,
+        fan_in_fan_out: true,
+    };
+    let adapter = small_adapter(1).with_facts(facts);
+    adapter.write(&temporary.path().join("a")).unwrap();
+    let again = Adapter::read(&temporary.path().join("a")).unwrap();
+    assert_eq!(again.modules(), adapter.modules());
+    assert_eq!(again.facts(), adapter.facts());
+}
+
+#[test]
+fn the_same_adapter_gives_the_same_bytes_also_from_its_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let places: Vec<_> = ["a", "b"].map(|name| temporary.path().join(name)).into();
+    small_adapter(1).write(&places[0]).unwrap();
+    Adapter::read(&places[0]).unwrap().write(&places[1]).unwrap();
+    for file in [CONFIG_FILE, WEIGHTS_FILE] {
+        assert_eq!(fs::read(places[0].join(file)).unwrap(), fs::read(places[1].join(file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn the_configuration_has_pefts_keys_sorted_and_short_targets() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    small_adapter(1).write(&place).unwrap();
+    let text = fs::read_to_string(place.join(CONFIG_FILE)).unwrap();
+    assert!(text.starts_with("{\n  \"alora_invocation_tokens\": null,\n  \"alpha_pattern\": {},"), "{text}");
+    let written = config(&place);
+    let keys: Vec<_> = written.as_object().unwrap().keys().cloned().collect();
+    assert!(keys.is_sorted());
+    assert_eq!(written["target_modules"], json!(["q_proj", "v_proj"]));
+    assert_eq!((&written["r"], &written["lora_alpha"]), (&json!(2), &json!(4)));
+    assert_eq!(PeftConfig::judge(&text).unwrap().notices, []);
+    if let Some(peft) = shared("oracles/peft/mistral/adapters/e0") {
+        let expected: Vec<_> = config(&peft).as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, expected);
+    }
+}
+
+#[test]
+fn the_weights_say_that_they_are_for_pytorch_and_are_f32() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    small_adapter(1).write(&place).unwrap();
+    let bytes = fs::read(place.join(WEIGHTS_FILE)).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+    let tensors = metadata.tensors();
+    assert_eq!(tensors.len(), 8);
+    let a = tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"];
+    assert_eq!((a.dtype, a.shape.as_slice()), (safetensors::Dtype::F32, [2, 6].as_slice()));
+}
+
+#[test]
+fn ranks_and_scales_that_differ_are_kept_by_anchored_patterns() {
+    // The last path ends as the first does: an unanchored pattern would take it, too.
+    let modules = updates(&[
+        ("layers.0.q", 8, 0.3),
+        ("layers.0.v", 4, 2.0),
+        ("layers.1.q", 4, 2.0),
+        ("layers.1.v", 4, 2.0),
+        ("twin.layers.0.q", 4, 2.0),
+    ]);
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    Adapter::new(modules.clone()).write(&place).unwrap();
+    let written = config(&place);
+    assert_eq!(written["rank_pattern"], json!({ r"^layers\.0\.q": 8 }));
+    assert_eq!(written["alpha_pattern"], json!({ r"^layers\.0\.q": 0.3 * 8.0 }));
+    assert_eq!((&written["r"], &written["lora_alpha"]), (&json!(4), &json!(8)));
+    let again = Adapter::read(&place).unwrap();
+    for (path, update) in &modules {
+        assert_eq!(again.modules()[path].rank(), update.rank());
+        assert!((again.modules()[path].scale() - update.scale()).abs() < 1e-15);
+    }
+}
+
+#[test]
+fn modules_that_short_names_do_not_describe_are_named_by_whole_paths() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    let adapter =
+        Adapter::new(updates(&[("m.layers.0.q", 2, 1.0), ("m.layers.0.v", 2, 1.0), ("m.layers.1.q", 2, 1.0)]));
+    adapter.write(&place).unwrap();
+    assert_eq!(config(&place)["target_modules"], json!(["m.layers.0.q", "m.layers.0.v", "m.layers.1.q"]));
+    assert!(Adapter::read(&place).is_ok());
+}
+
+#[test]
+fn whoever_knows_the_base_gets_short_names_exactly_where_they_are_right() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    let module = |path: &str| BaseModule { path: path.into(), input: 6, output: 5 };
+    let adapter = Adapter::new(updates(&[("m.layers.0.q", 2, 1.0), ("m.layers.0.v", 2, 1.0)]));
+    let shallow: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.0.o"].map(module).into();
+    let deep: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.1.q", "m.layers.1.v"].map(module).into();
+    for (base, names) in [(&shallow, ["q", "v"]), (&deep, ["m.layers.0.q", "m.layers.0.v"])] {
+        adapter.clone().named_within(base).write(&place).unwrap();
+        assert_eq!(config(&place)["target_modules"], json!(names));
+        Adapter::read(&place).unwrap().check_against(base).unwrap();
+    }
+}
+
+#[test]
+fn an_adapters_folder_is_replaced_and_any_other_left_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("a");
+    small_adapter(1).write(&place).unwrap();
+    small_adapter(2).write(&place).unwrap();
+    assert_eq!(Adapter::read(&place).unwrap().modules(), small_adapter(2).modules());
+    fs::write(place.join("notes.txt"), "mine").unwrap();
+    let error = small_adapter(3).write(&place).unwrap_err();
+    assert!(format!("{error:#}").contains("notes.txt"), "{error:#}");
+    assert_eq!(fs::read_to_string(place.join("notes.txt")).unwrap(), "mine");
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
+    assert!(Adapter::new(BTreeMap::new()).write(&temporary.path().join("b")).is_err());
+    assert!(!temporary.path().join("b").exists());
+}
+
+#[test]
+fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
+    let Some(folder) = shared("oracles/peft") else {
+        return;
+    };
+    let temporary = tempfile::tempdir().unwrap();
+    let mut read = 0;
+    for base in fs::read_dir(folder).unwrap() {
+        for entry in fs::read_dir(base.unwrap().path().join("adapters")).unwrap() {
+            let source = entry.unwrap().path();
+            let adapter = Adapter::read(&source).unwrap();
+            assert_eq!(adapter.notices(), [], "{}", source.display());
+            let place = temporary.path().join(format!("a{read}"));
+            adapter.write(&place).unwrap();
+            let again = Adapter::read(&place).unwrap();
+            assert_eq!(again.modules().len(), adapter.modules().len());
+            for (path, update) in adapter.modules() {
+                assert!(difference(update, &again.modules()[path]) <= 1e-7, "{}: {path}", source.display());
+            }
+            let mut names: Vec<String> = serde_json::from_value(config(&source)["target_modules"].clone()).unwrap();
+            names.sort();
+            assert_eq!(config(&place)["target_modules"], json!(names));
+            // The weights file is PEFT's own, byte for byte.
+            assert!(fs::read(source.join(WEIGHTS_FILE)).unwrap() == fs::read(place.join(WEIGHTS_FILE)).unwrap());
+            read += 1;
+        }
+    }
+    assert!(read >= 24, "{read}");
+}
+
+#[test]
+fn rslora_and_patterns_give_each_module_its_own_scale() {
+    let Some(folder) = shared("oracles/peft/mistral/adapters/rs") else {
+        return;
+    };
+    let adapter = Adapter::read(&folder).unwrap();
+    for (path, update) in adapter.modules() {
+        let rank = if path.ends_with("q_proj") { 8 } else { 4 };
+        let alpha = if path.contains("layers.1.") && path.ends_with("o_proj") { 3.0 } else { 16.0 };
+        assert_eq!(update.rank(), rank, "{path}");
+        assert!((update.scale() - alpha / (rank as f64).sqrt()).abs() < 1e-12, "{path}");
+    }
+}

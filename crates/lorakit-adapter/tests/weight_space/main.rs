@@ -1,0 +1,71 @@
+//! Adapters, their folders and their libraries, from outside the crate.
+//!
+//! What needs the reference material in `../shared`, beside the workspace, is skipped with a notice without it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod algebra;
+mod configs;
+mod folders;
+mod library;
+mod mttl;
+mod published;
+mod refusals;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The reference material at `path`, where it is at hand.
+fn shared(path: &str) -> Option<PathBuf> {
+    let found = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("skipped: no ../shared/{path}");
+    None
+}
+
+/// A matrix of values in [-1, 1), the same for the same seed.
+fn random_matrix(seed: u64, rows: usize, cols: usize) -> Matrix {
+    let mut stream = ChaCha8Rng::seed_from_u64(seed);
+    let values = (0..rows * cols).map(|_| stream.random::<f32>() * 2.0 - 1.0).collect();
+    Matrix::new(rows, cols, values).unwrap()
+}
+
+/// A random update of rank `rank`, from `input` to `output`.
+fn random_update(seed: u64, rank: usize, input: usize, output: usize, scale: f64) -> LowRank {
+    let (a, b) = (random_matrix(2 * seed, rank, input), random_matrix(2 * seed + 1, output, rank));
+    LowRank::new(a, b, scale).unwrap()
+}
+
+/// An adapter with q and v projections in two layers, of rank 2 at scale 2.
+fn small_adapter(seed: u64) -> Adapter {
+    let mut modules = BTreeMap::new();
+    for layer in 0..2 {
+        for (place, name, output) in [(0, "q_proj", 6), (1, "v_proj", 4)] {
+            let path = format!("model.layers.{layer}.self_attn.{name}");
+            modules.insert(path, random_update(10 * seed + 2 * layer + place, 2, 6, output, 2.0));
+        }
+    }
+    Adapter::new(modules)
+}
+
+/// The inner product of two dense updates.
+fn dense_dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+/// The largest difference between two updates of one shape.
+fn difference(x: &LowRank, y: &LowRank) -> f32 {
+    assert_eq!((x.input(), x.output()), (y.input(), y.output()));
+    x.delta().iter().zip(y.delta()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+/// Whether `value` is `expected` within `tolerance`, relative to the larger of 1 and `expected`.
+#[track_caller]
+fn assert_close(value: f64, expected: f64, tolerance: f64) {
+    assert!((value - expected).abs() <= tolerance * expected.abs().max(1.0), "found {value}, expected {expected}");
+}

@@ -1,0 +1,114 @@
+//! Adapters that others trained and published.
+
+use lorakit_adapter::{Adapter, BaseModule};
+
+use crate::{assert_close, shared};
+
+fn gpt2(name: &str) -> Option<Adapter> {
+    Some(Adapter::read(&shared(&format!("data/adapters/gpt2/{name}"))?).unwrap())
+}
+
+#[test]
+fn adapters_of_gpt2_keep_the_structure_that_their_training_data_gave_them() {
+    let (Some(medical), Some(sports), Some(legal)) =
+        (gpt2("skeleton-medical"), gpt2("skeleton-sports"), gpt2("skeleton-legal"))
+    else {
+        return;
+    };
+    assert!(medical.facts().fan_in_fan_out);
+    assert_eq!(medical.modules().len(), 36);
+    assert_close(medical.cosine(&sports).unwrap(), 0.714, 1e-3);
+    assert_close(medical.cosine(&legal).unwrap(), 0.20, 1e-2);
+    assert_close(sports.cosine(&legal).unwrap(), 0.20, 1e-2);
+    assert!(medical.modules().values().all(|update| update.top_direction().is_some()));
+}
+
+/// The linear modules of GPT-2, the small one.
+fn gpt2_modules() -> Vec<BaseModule> {
+    let sizes =
+        [("attn.c_attn", 768, 2304), ("attn.c_proj", 768, 768), ("mlp.c_fc", 768, 3072), ("mlp.c_proj", 3072, 768)];
+    let module = |layer, (name, input, output): &(&str, usize, usize)| BaseModule {
+        path: format!("transformer.h.{layer}.{name}"),
+        input: *input,
+        output: *output,
+    };
+    (0..12).flat_map(|layer| sizes.iter().map(move |size| module(layer, size))).collect()
+}
+
+#[test]
+fn an_adapter_fits_its_base_and_no_other() {
+    let Some(adapter) = gpt2("skeleton-medical") else {
+        return;
+    };
+    let base = gpt2_modules();
+    adapter.check_against(&base).unwrap();
+    let fewer: Vec<_> = base.iter().filter(|module| !module.path.contains(".11.")).cloned().collect();
+    let error = adapter.check_against(&fewer).unwrap_err().to_string();
+    assert!(error.contains("transformer.h.11.attn.c_attn"), "{error}");
+    let mut wider = base.clone();
+    wider[0].input = 1024;
+    let error = adapter.check_against(&wider).unwrap_err().to_string();
+    assert!(
+        error.contains("transformer.h.0.attn.c_attn") && error.contains("1024") && error.contains("768"),
+        "{error}"
+    );
+    let mut more = base;
+    more.push(BaseModule { path: "transformer.h.12.attn.c_proj".into(), input: 768, output: 768 });
+    let error = adapter.check_against(&more).unwrap_err().to_string();
+    assert!(error.contains("transformer.h.12.attn.c_proj") && error.contains("target_modules"), "{error}");
+}
+
+#[test]
+fn an_adapter_of_distilgpt2_is_read() {
+    let Some(folder) = shared("data/adapters/distilgpt2/niket") else {
+        return;
+    };
+    assert_eq!(Adapter::read(&folder).unwrap().modules().len(), 6);
+}
+
+#[test]
+fn adapters_that_are_no_plain_lora_are_refused_by_what_they_are() {
+    for (name, reason) in [
+        ("gpt2/medqa-cls-modules_to_save", "modules_to_save"),
+        ("peft-regression/lora_mlp_modules_to_save__0.6.1", "modules_to_save"),
+        ("peft-regression/adalora_mlp__0.6.1", "ADALORA"),
+        ("peft-regression/adalora_opt-350m__0.6.1", "ADALORA"),
+        ("peft-regression/ia3_conv2d__0.6.1", "IA3"),
+        ("peft-regression/ia3_mlp__0.6.1", "IA3"),
+        ("peft-regression/ia3_no_ff_mlp__0.6.1", "IA3"),
+        ("peft-regression/ia3_opt-350m__0.6.1", "IA3"),
+        ("peft-regression/lora_conv2d__0.6.1", "lorakit library import"),
+        ("peft-regression/lora_emb_conv1d__0.6.1", "lorakit library import"),
+        ("peft-regression/lora_mlp__0.6.1", "lorakit library import"),
+        ("peft-regression/lora_opt-125m_bnb_4bit__0.5.0", "lorakit library import"),
+        ("peft-regression/lora_opt-350m__0.6.1", "lorakit library import"),
+    ] {
+        let Some(folder) = shared(&format!("data/adapters/{name}")) else {
+            return;
+        };
+        let error = format!("{:#}", Adapter::read(&folder).unwrap_err());
+        assert!(error.contains(reason) && error.contains(name), "{name}: {error}");
+    }
+}
+
+#[test]
+fn pickles_are_imported_as_strictly_as_safetensors_are_read() {
+    let Some(folder) = shared("data/adapters/peft-regression") else {
+        return;
+    };
+    let adapter = Adapter::import(&folder.join("lora_opt-350m__0.6.1")).unwrap();
+    assert_eq!(adapter.modules().len(), 48);
+    assert!(adapter.norm() > 0.0);
+    let temporary = tempfile::tempdir().unwrap();
+    let written = temporary.path().join("a");
+    adapter.write(&written).unwrap();
+    assert_eq!(Adapter::read(&written).unwrap().modules(), adapter.modules());
+    for (name, reason) in [
+        ("lora_conv2d__0.6.1", "convolutions are not supported"),
+        ("lora_emb_conv1d__0.6.1", "embedding"),
+        ("lora_mlp_modules_to_save__0.6.1", "modules_to_save"),
+    ] {
+        let error = format!("{:#}", Adapter::import(&folder.join(name)).unwrap_err());
+        assert!(error.contains(reason) && error.contains(name), "{name}: {error}");
+    }
+}

@@ -1,0 +1,275 @@
+//! Damaged and mismatched adapters: each is refused, and the message names the tensor or key.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use lorakit_adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::small_adapter;
+
+const Q0_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+const Q0_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+
+#[derive(Clone)]
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn f32s(shape: &[usize], value: f32) -> Stored {
+    let count: usize = shape.iter().product();
+    Stored { dtype: Dtype::F32, shape: shape.to_vec(), bytes: value.to_le_bytes().repeat(count) }
+}
+
+/// The folder of a sound adapter.
+fn sound() -> TempDir {
+    let temporary = tempfile::tempdir().unwrap();
+    small_adapter(1).write(&temporary.path().join("a")).unwrap();
+    temporary
+}
+
+fn change_tensors(folder: &Path, change: impl FnOnce(&mut HashMap<String, Stored>)) {
+    let bytes = fs::read(folder.join(WEIGHTS_FILE)).unwrap();
+    let mut tensors: HashMap<String, Stored> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(key, view)| {
+            let stored = Stored { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+            (key.to_owned(), stored)
+        })
+        .collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(key, t)| (key, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
+    fs::write(folder.join(WEIGHTS_FILE), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn change_config(folder: &Path, key: &str, value: Value) {
+    let path = folder.join(CONFIG_FILE);
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// The message with which a sound adapter is refused after `damage`.
+fn message(damage: impl FnOnce(&Path)) -> String {
+    let temporary = sound();
+    let folder = temporary.path().join("a");
+    damage(&folder);
+    let message = format!("{:#}", Adapter::read(&folder).unwrap_err());
+    assert!(message.contains(folder.to_str().unwrap()), "{message}");
+    message
+}
+
+#[track_caller]
+fn assert_names(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn a_missing_half_of_a_pair() {
+    let message = message(|folder| change_tensors(folder, |tensors| drop(tensors.remove(Q0_B))));
+    assert_names(&message, &[WEIGHTS_FILE, Q0_B, "missing"]);
+}
+
+#[test]
+fn a_missing_module_that_its_siblings_tell_of() {
+    let message = message(|folder| {
+        change_tensors(folder, |tensors| tensors.retain(|key, _| !key.contains("layers.1.self_attn.v_proj")));
+    });
+    assert_names(&message, &["model.layers.1.self_attn.v_proj", "no tensors"]);
+}
+
+#[test]
+fn an_entry_of_target_modules_without_tensors() {
+    let message = message(|folder| change_config(folder, "target_modules", json!(["q_proj", "v_proj", "o_proj"])));
+    assert_names(&message, &["target_modules `o_proj`", "random"]);
+}
+
+#[test]
+fn tensors_that_target_modules_does_not_select() {
+    let message = message(|folder| change_config(folder, "target_modules", json!(["q_proj"])));
+    assert_names(&message, &["model.layers.0.self_attn.v_proj", "target_modules"]);
+    let extra = self::message(|folder| {
+        change_tensors(folder, |tensors| {
+            tensors.insert("base_model.model.model.layers.9.mlp.fc1.lora_A.weight".into(), f32s(&[2, 6], 1.0));
+            tensors.insert("base_model.model.model.layers.9.mlp.fc1.lora_B.weight".into(), f32s(&[3, 2], 1.0));
+        });
+    });
+    assert_names(&extra, &["model.layers.9.mlp.fc1"]);
+}
+
+#[test]
+fn tensors_of_excluded_modules_and_layers() {
+    let excluded = message(|folder| change_config(folder, "exclude_modules", json!("model.layers.0..*")));
+    assert_names(&excluded, &["model.layers.0.self_attn.q_proj"]);
+    let layers = message(|folder| change_config(folder, "layers_to_transform", json!([0])));
+    assert_names(&layers, &["model.layers.1.self_attn.q_proj"]);
+    let idle = message(|folder| change_config(folder, "layers_to_transform", json!([0, 1, 2])));
+    assert_names(&idle, &["layers_to_transform 2"]);
+}
+
+#[test]
+fn a_rank_that_the_tensors_do_not_have() {
+    let message = message(|folder| change_config(folder, "r", json!(4)));
+    assert_names(&message, &[Q0_A, "found shape [2, 6]", "expected [4, 6]"]);
+    let pattern =
+        self::message(|folder| change_config(folder, "rank_pattern", json!({"layers.1.self_attn.v_proj": 3})));
+    assert_names(&pattern, &["layers.1.self_attn.v_proj.lora_A.weight", "expected [3, 6]"]);
+    let other_half = self::message(|folder| {
+        change_tensors(folder, |tensors| drop(tensors.insert(Q0_B.into(), f32s(&[6, 3], 1.0))));
+    });
+    assert_names(&other_half, &[Q0_B, "found shape [6, 3]", "expected [6, 2]"]);
+}
+
+#[test]
+fn shapes_that_are_no_matrix() {
+    for (shape, part) in [(&[2, 6, 1, 1][..], "convolution"), (&[12], "two dimensions"), (&[0, 6], "expected [2, 6]")] {
+        let message = message(|folder| {
+            change_tensors(folder, |tensors| drop(tensors.insert(Q0_A.into(), f32s(shape, 1.0))));
+        });
+        assert_names(&message, &[Q0_A, part]);
+    }
+}
+
+#[test]
+fn values_that_are_not_finite() {
+    for (value, name) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let message = message(|folder| {
+            change_tensors(folder, |tensors| drop(tensors.insert(Q0_B.into(), f32s(&[6, 2], value))));
+        });
+        assert_names(&message, &[Q0_B, name, "row 0, column 0"]);
+    }
+}
+
+#[test]
+fn values_of_another_type() {
+    let message = message(|folder| {
+        change_tensors(folder, |tensors| {
+            let whole = Stored { dtype: Dtype::I64, shape: vec![2, 6], bytes: vec![0; 96] };
+            tensors.insert(Q0_A.into(), whole);
+        });
+    });
+    assert_names(&message, &[Q0_A, "I64", "F32"]);
+}
+
+#[test]
+fn tensors_beyond_a_lora() {
+    for (key, part) in [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "lora_bias"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias", "the base itself"),
+        ("base_model.model.lm_head.weight", "modules_to_save"),
+    ] {
+        let message = message(|folder| {
+            change_tensors(folder, |tensors| drop(tensors.insert(key.into(), f32s(&[6], 1.0))));
+        });
+        assert_names(&message, &[key, part]);
+    }
+}
+
+#[test]
+fn several_adapters_or_two_tensors_of_one_name() {
+    let several = message(|folder| {
+        change_tensors(folder, |tensors| {
+            let a = tensors[Q0_A].clone();
+            tensors.insert(Q0_A.replace("lora_A", "lora_A.second"), a);
+        });
+    });
+    assert_names(&several, &["second", "several adapters"]);
+    let twice = message(|folder| {
+        change_tensors(folder, |tensors| {
+            let a = tensors[Q0_A].clone();
+            tensors.insert(Q0_A.replace("base_model.model.", ""), a);
+        });
+    });
+    assert_names(&twice, &["two tensors", Q0_A]);
+}
+
+#[test]
+fn keys_without_prefix_or_with_the_adapters_name_are_read_with_a_notice() {
+    for (from, to) in [("base_model.model.", ""), (".weight", ".default.weight")] {
+        let temporary = sound();
+        let folder = temporary.path().join("a");
+        change_tensors(&folder, |tensors| {
+            *tensors = tensors.drain().map(|(key, tensor)| (key.replacen(from, to, 1), tensor)).collect();
+        });
+        let adapter = Adapter::read(&folder).unwrap();
+        assert_eq!(adapter.modules(), small_adapter(1).modules());
+        assert_eq!(adapter.notices().len(), 1);
+    }
+}
+
+#[test]
+fn sixteen_bit_tensors_are_read() {
+    let temporary = sound();
+    let folder = temporary.path().join("a");
+    change_tensors(&folder, |tensors| {
+        for tensor in tensors.values_mut() {
+            let values = tensor.bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            tensor.bytes = values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect();
+            tensor.dtype = Dtype::BF16;
+        }
+    });
+    let cosine = Adapter::read(&folder).unwrap().cosine(&small_adapter(1)).unwrap();
+    assert!((cosine - 1.0).abs() < 1e-4, "{cosine}");
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_lies_about_its_header() {
+    let whole = fs::read(sound().path().join("a").join(WEIGHTS_FILE)).unwrap();
+    let mut long = u64::MAX.to_le_bytes().to_vec();
+    long.extend(&whole[8..]);
+    let mut large = (50_000_000u64).to_le_bytes().to_vec();
+    large.extend(&whole[8..]);
+    let huge = r#"{"x":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#;
+    let mut overflowing = (huge.len() as u64).to_le_bytes().to_vec();
+    overflowing.extend(huge.as_bytes());
+    overflowing.extend([0; 8]);
+    for bytes in [&[][..], &whole[..4], &whole[..100], &whole[..whole.len() - 1], &long, &large, &overflowing, &[0; 64]]
+    {
+        let message = message(|folder| fs::write(folder.join(WEIGHTS_FILE), bytes).unwrap());
+        assert_names(&message, &[WEIGHTS_FILE]);
+    }
+}
+
+#[test]
+fn folders_that_hold_no_adapter_or_its_weights_in_another_form() {
+    let no_config = message(|folder| fs::remove_file(folder.join(CONFIG_FILE)).unwrap());
+    assert_names(&no_config, &["no adapter_config.json"]);
+    let no_weights = message(|folder| fs::remove_file(folder.join(WEIGHTS_FILE)).unwrap());
+    assert_names(&no_weights, &["no adapter_model.safetensors"]);
+    let pickle = message(|folder| {
+        fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model.bin")).unwrap();
+    });
+    assert_names(&pickle, &["adapter_model.bin", "lorakit library import"]);
+    let sharded = message(|folder| {
+        fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model-00001-of-00002.safetensors")).unwrap();
+    });
+    assert_names(&sharded, &["adapter_model-00001-of-00002.safetensors"]);
+    let temporary = sound();
+    let outside = format!("{:#}", Adapter::read(temporary.path()).unwrap_err());
+    assert_names(&outside, &["did you mean", temporary.path().join("a").to_str().unwrap()]);
+    assert!(Adapter::read(&temporary.path().join("nowhere")).is_err());
+}
+
+#[test]
+fn an_exponential_pattern_is_given_up_quickly() {
+    let started = std::time::Instant::now();
+    let message = message(|folder| {
+        change_tensors(folder, |tensors| {
+            let long = "a".repeat(80);
+            *tensors = tensors.drain().map(|(key, tensor)| (key.replace("self_attn", &long), tensor)).collect();
+        });
+        change_config(folder, "target_modules", json!(r"(?=m).*?((a+)+)+\2\.z"));
+    });
+    assert_names(&message, &["without nested repetition"]);
+    assert!(started.elapsed().as_secs_f64() < 2.0);
+}

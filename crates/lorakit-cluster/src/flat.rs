@@ -1,0 +1,175 @@
+//! Inner products of flattened adapters, `parameters` and `change`, in bounded memory.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::{Accum, Mat, MatRef, Par};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use rayon::prelude::*;
+
+use crate::error::Cause;
+use crate::layout::{Layout, Tie};
+use crate::sparsify::threshold;
+use crate::{Error, Experts, Result, Space};
+
+/// How many bytes of the experts' values are in memory at once, as f32. More would save opening every expert once
+/// more, and cost its size.
+const GROUP_BYTES: usize = 512 << 20;
+
+/// How many coordinates an f32 product sums before it is added up in f64. Fixed, so that results are.
+const RUN: usize = 4096;
+
+/// The inner products `[n, n]` of the experts' flattened values.
+pub(crate) fn gram(experts: &Experts, space: Space, sparsity: f64) -> Result<Vec<f64>> {
+    let line = Line::of(experts, space)?;
+    let n = experts.len();
+    let thresholds: Vec<Option<f32>> = (0..n)
+        .into_par_iter()
+        .map(|index| {
+            let adapter = if sparsity == 0.0 { return Ok(None) } else { experts.open(index)? };
+            Ok(threshold(|| line.values(&adapter), sparsity))
+        })
+        .collect::<Result<_>>()?;
+
+    let mut sum = vec![0f64; n * n];
+    let columns = (GROUP_BYTES / size_of::<f32>() / n).next_multiple_of(RUN).min(line.len);
+    let mut rows = vec![0f32; n * columns];
+    for start in (0..line.len).step_by(columns.max(1)) {
+        let range = start..(start + columns).min(line.len);
+        let rows = &mut rows[..n * range.len()];
+        rows.par_chunks_exact_mut(range.len()).enumerate().try_for_each(|(index, row)| {
+            line.copy(&experts.open(index)?, range.clone(), row);
+            if let Some(threshold) = thresholds[index] {
+                row.iter_mut().for_each(|value| *value = if value.abs() > threshold { *value } else { 0.0 });
+            }
+            Ok(())
+        })?;
+        add_products(&mut sum, MatRef::from_row_major_slice(rows, n, range.len()));
+    }
+    mirror(&mut sum, n);
+    Ok(sum)
+}
+
+/// Adds the lower triangle of `rows rows'` to `sum`, run by run: in parallel, and in order.
+fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>) {
+    let n = rows.nrows();
+    let runs: Vec<usize> = (0..rows.ncols()).step_by(RUN).collect();
+    // A wave bounds how many products wait to be added; the order of adding is that of the runs in any case.
+    for wave in runs.chunks(4 * rayon::current_num_threads()) {
+        let products: Vec<Mat<f32>> = wave
+            .par_iter()
+            .map(|&start| lower_products(rows.subcols(start, RUN.min(rows.ncols() - start))))
+            .collect();
+        sum.par_chunks_exact_mut(n).enumerate().for_each(|(i, sum)| {
+            for product in &products {
+                sum[..=i].iter_mut().enumerate().for_each(|(j, sum)| *sum += f64::from(product[(i, j)]));
+            }
+        });
+    }
+}
+
+/// The lower triangle of `x x'`; what is above it is not defined.
+fn lower_products(x: MatRef<'_, f32>) -> Mat<f32> {
+    let mut product = Mat::zeros(x.nrows(), x.nrows());
+    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    matmul(&mut product, lower, Accum::Replace, x, full, x.transpose(), full, 1.0, Par::Seq);
+    product
+}
+
+/// Copies the lower triangle of `[n, n]` to the upper one.
+pub(crate) fn mirror(values: &mut [f64], n: usize) {
+    for i in 0..n {
+        for j in 0..i {
+            values[j * n + i] = values[i * n + j];
+        }
+    }
+}
+
+/// The coordinates of all experts, laid end to end: of each tie the A once, then each module's B.
+struct Line {
+    parts: Vec<Part>,
+    len: usize,
+    /// Per module, the A that training started from; empty where parameters are taken as they are.
+    start: BTreeMap<String, Matrix>,
+}
+
+/// One matrix of an adapter and its place on the line.
+struct Part {
+    module: String,
+    side: Side,
+    range: Range<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    A,
+    B,
+}
+
+impl Line {
+    fn of(experts: &Experts, space: Space) -> Result<Self> {
+        let layout = Layout::of(experts)?;
+        layout.ensure_aligned(experts.names(), space)?;
+        let mut line = Self { parts: Vec::new(), len: 0, start: BTreeMap::new() };
+        for tie in &layout.ties {
+            line.push(tie.first(), Side::A, tie.ranks[0] * tie.input());
+            for (module, width) in &tie.modules {
+                line.push(module, Side::B, tie.ranks[0] * width.output);
+            }
+        }
+        if space == Space::Change {
+            line.start = layout.ties.iter().map(|tie| start(experts, tie)).collect::<Result<_>>()?;
+        }
+        Ok(line)
+    }
+
+    fn push(&mut self, module: &str, side: Side, len: usize) {
+        self.parts.push(Part { module: module.to_owned(), side, range: self.len..self.len + len });
+        self.len += len;
+    }
+
+    /// All of one expert's values, part by part.
+    fn values<'a>(&'a self, adapter: &'a Adapter) -> impl Iterator<Item = Cow<'a, [f32]>> {
+        self.parts.iter().map(move |part| self.part(adapter, part))
+    }
+
+    /// Copies one expert's values in `range` of the line to `row`.
+    fn copy(&self, adapter: &Adapter, range: Range<usize>, row: &mut [f32]) {
+        let first = self.parts.partition_point(|part| part.range.end <= range.start);
+        for part in self.parts[first..].iter().take_while(|part| part.range.start < range.end) {
+            let start = part.range.start.max(range.start);
+            let end = part.range.end.min(range.end);
+            let values = self.part(adapter, part);
+            row[start - range.start..end - range.start]
+                .copy_from_slice(&values[start - part.range.start..end - part.range.start]);
+        }
+    }
+
+    /// The values of one matrix, less the start where there is one.
+    fn part<'a>(&self, adapter: &'a Adapter, part: &Part) -> Cow<'a, [f32]> {
+        // The layout found this module, with this shape, in every expert.
+        let update: &LowRank = &adapter.modules()[&part.module];
+        match (part.side, self.start.get(&part.module)) {
+            (Side::A, None) => update.a().values(),
+            (Side::B, _) => update.b().values(),
+            (Side::A, Some(start)) => {
+                let (now, then) = (update.a().values(), start.values());
+                Cow::Owned(now.iter().zip(then.iter()).map(|(now, then)| now - then).collect())
+            }
+        }
+    }
+}
+
+/// The starting A of a tie, checked against the experts' shape.
+fn start(experts: &Experts, tie: &Tie) -> Result<(String, Matrix)> {
+    let module = tie.first();
+    let start = experts.start(module)?;
+    let expected = [tie.ranks[0], tie.input()];
+    if [start.rows(), start.cols()] != expected {
+        let found = format!("it is {:?}; expected {expected:?}, as in the experts", [start.rows(), start.cols()]);
+        return Err(Error::Start { module: module.to_owned(), source: Cause::from(found) });
+    }
+    Ok((module.to_owned(), start))
+}

@@ -1,0 +1,26 @@
+//! Three published adapters of GPT-2, of which two are alike (shared/data/CATALOG.md).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+use std::path::Path;
+
+use lorakit_adapter::Adapter;
+use lorakit_cluster::{Experts, MbcOptions, Similarity, Space, mbc};
+
+#[test]
+fn medical_and_sports_are_alike_and_legal_is_apart() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/adapters/gpt2");
+    if !folder.exists() {
+        println!("skipped: no ../shared");
+        return;
+    }
+    let names = ["medical", "legal", "sports"].map(str::to_owned);
+    let open = |name: &str| Adapter::read(&folder.join(format!("skeleton-{name}")));
+    let experts = Experts::new(names, open).unwrap();
+    let similarity = Similarity::of(&experts, Space::Delta).unwrap();
+    // Sorted by name: legal, medical, sports.
+    for (i, j, expected, tolerance) in [(1, 2, 0.714, 5e-4), (0, 1, 0.20, 5e-3), (0, 2, 0.20, 5e-3)] {
+        assert!((similarity.at(i, j) - expected).abs() < tolerance, "{i} {j}: {}", similarity.at(i, j));
+    }
+    let partition = mbc(&experts, &MbcOptions { k: 2, ..MbcOptions::default() }).unwrap();
+    assert_eq!(partition.members(), [vec![1, 2], vec![0]]);
+}

@@ -1,0 +1,163 @@
+//! What a task asks for, computed.
+
+use anyhow::{Context, Result, ensure};
+use lorakit_task::{Example, Metric, Row, Split, Task};
+use serde::{Deserialize, Serialize};
+
+use crate::choice::{chosen, score_choices};
+use crate::exact_match::{exact_match, exact_match_normalized};
+use crate::generation::{Event, GenerationConfig, generate};
+use crate::likelihood::row_losses;
+use crate::model::Model;
+use crate::progress::{Progress, Stage};
+use crate::rouge_l::rouge_l;
+use crate::sample::Sample;
+use crate::score::Scores;
+
+/// The name under which the exact match after normalisation stands beside [`Metric::ExactMatch`].
+pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
+
+/// Which rows are scored, and how many at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The part of a task's rows.
+    pub split: Split,
+    /// Only the first rows of the split.
+    pub limit: Option<usize>,
+    /// Tokens that one forward holds at most. Another number changes scores by rounding only.
+    pub batch_tokens: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { split: Split::Test, limit: None, batch_tokens: 2048 }
+    }
+}
+
+/// Scores a model on a task: everything in [`Task::metrics`], and always the loss.
+///
+/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Rows longer than the base was made for lose their beginning.
+/// Text is generated greedily.
+///
+/// # Errors
+/// Where the split has no rows, a row cannot be tokenised, or a likelihood is not finite.
+pub fn evaluate(
+    model: &Model,
+    task: &Task,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Scores> {
+    let rows = task.rows(options.split, options.limit)?;
+    ensure!(!rows.is_empty(), "task `{}`: a limit of 0 leaves no row to score", task.name);
+    let mut evaluation = Evaluation { model, task, options, samples: rows.iter().map(|row| Sample::new(row)).collect(), rows, progress };
+    evaluation.run().with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
+    Ok(Scores::of(evaluation.samples))
+}
+
+/// A task's rows, with what is known of each so far.
+struct Evaluation<'a> {
+    model: &'a Model<'a>,
+    task: &'a Task,
+    options: &'a Options,
+    rows: Vec<&'a Row>,
+    samples: Vec<Sample>,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Evaluation<'_> {
+    fn run(&mut self) -> Result<()> {
+        let asked = |kind: fn(Metric) -> bool| self.task.metrics.iter().any(|&metric| kind(metric));
+        let (choices, generation) = (asked(Metric::needs_choices), asked(Metric::needs_generation));
+        match choices {
+            // The right choice is the row's answer, so its loss is the row's.
+            true => self.choices()?,
+            false => self.losses()?,
+        }
+        if generation {
+            self.generation()?;
+        }
+        Ok(())
+    }
+
+    fn losses(&mut self) -> Result<()> {
+        let encode = |row: &&Row| Example::encode(row, self.model.vocabulary, self.model.max_length());
+        let examples: Vec<Example> = self.rows.iter().map(encode).collect::<Result<_>>()?;
+        let mut done = report(Stage::Likelihood, self.rows.len(), self.progress);
+        let losses = row_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
+        for (sample, loss) in self.samples.iter_mut().zip(losses) {
+            sample.metrics.insert(Metric::Loss.name().into(), loss);
+        }
+        Ok(())
+    }
+
+    fn choices(&mut self) -> Result<()> {
+        let mut done = report(Stage::Choices, self.rows.len(), self.progress);
+        let scores = score_choices(self.model, &self.rows, self.options.batch_tokens, &mut done)?;
+        for (sample, choices) in self.samples.iter_mut().zip(scores) {
+            let Some(gold) = sample.gold else { continue };
+            sample.metrics.insert(Metric::Loss.name().into(), choices[gold].loss);
+            for &metric in &self.task.metrics {
+                if let Some(choice) = chosen(metric, &choices) {
+                    sample.metrics.insert(metric.name().into(), f64::from(choice == gold));
+                }
+            }
+            sample.choices = choices;
+        }
+        Ok(())
+    }
+
+    fn generation(&mut self) -> Result<()> {
+        let settings = &self.task.generation;
+        let config = GenerationConfig {
+            max_new_tokens: settings.max_new_tokens,
+            stop: settings.stop.clone(),
+            batch_tokens: self.options.batch_tokens,
+            ..GenerationConfig::default()
+        };
+        let room = self.model.max_length().saturating_sub(config.max_new_tokens).max(1);
+        let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.vocabulary, room);
+        let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<Result<_>>()?;
+        let mut done = report(Stage::Generation, self.rows.len(), self.progress);
+        let mut finished = 0;
+        let generated = generate(self.model, &prompts, &config, &mut |_, event| {
+            if let Event::End(_) = event {
+                finished += 1;
+                done(finished);
+            }
+        })?;
+        for (sample, generated) in self.samples.iter_mut().zip(generated) {
+            judge(&generated.text, self.task, sample)?;
+            sample.generated = Some(generated);
+        }
+        Ok(())
+    }
+}
+
+/// Tells `progress` how many rows of a stage are done.
+fn report(stage: Stage, total: usize, progress: &mut dyn FnMut(Progress)) -> impl FnMut(usize) {
+    move |done| progress(Progress { stage, done, total })
+}
+
+/// The metrics of a generated text. A text in which the task's `extract` finds nothing has no answer, and is wrong.
+fn judge(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
+    let extract = task.generation.extract.as_ref();
+    let answer = extract.map_or(Some(text), |extract| extract.apply(text));
+    let gold = |accepted: &String| extract.and_then(|extract| extract.apply(accepted)).unwrap_or(accepted).to_string();
+    let accepted: Vec<String> = sample.accepted.iter().map(gold).collect();
+    let mut put = |name: &str, value: f64| sample.metrics.insert(name.to_string(), value);
+    for &metric in &task.metrics {
+        match metric {
+            Metric::ExactMatch => {
+                let holds = |rule: fn(&str, &[String]) -> bool| f64::from(answer.is_some_and(|text| rule(text, &accepted)));
+                put(metric.name(), holds(exact_match));
+                put(EXACT_MATCH_NORMALIZED, holds(exact_match_normalized));
+            }
+            Metric::RougeL => {
+                put(metric.name(), answer.map_or(Ok(0.0), |text| rouge_l(text, &accepted))?);
+            }
+            Metric::Loss | Metric::Acc | Metric::AccNorm | Metric::AccTok => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! A base: one of our two forms, opened from a Hugging Face folder, with one slot per site.
+
+use crate::attention::Heads;
+use crate::checkpoint::{Bytes, Checkpoint, hex};
+use crate::config::{Config, Form};
+use crate::linear::Linear;
+use crate::loss::Head;
+use crate::norm::Norm;
+use crate::plan::{Cache, Plan};
+use crate::rope::Frequencies;
+use crate::weight::Weight;
+use crate::weights::{Options, Weights};
+use crate::{mistral, phi};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor, Var, bail};
+use lorakit_adapter::{BaseIdentity, BaseModule, Outputs, Patch, Patches, Rows, Site};
+use sha2::{Digest, Sha256};
+use std::ops::Range;
+use std::path::Path;
+
+/// A base model, its weights frozen unless it was opened to be trained.
+pub struct Base {
+    config: Config,
+    identity: BaseIdentity,
+    embedding: Weight,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Head,
+    sites: Vec<Site>,
+    frequencies: Frequencies,
+    device: Device,
+    dtype: DType,
+    variables: Vec<(String, Var)>,
+    parameters: u64,
+    file_bytes: u64,
+}
+
+enum Layer {
+    Mistral(mistral::Layer),
+    Phi(phi::Layer),
+}
+
+/// A site's frozen weights with the patch that sits in it.
+pub(crate) fn through(linear: &Linear, x: &Tensor, patch: Option<&dyn Patch>, plan: &Plan) -> candle_core::Result<Tensor> {
+    let mut out = Outputs::new(linear.forward(x)?);
+    if let Some(patch) = patch {
+        patch.add(x, plan.rows(), &mut out)?;
+    }
+    Ok(out.into_tensor())
+}
+
+impl Base {
+    /// Opens a model folder: config.json with one or many safetensors, memory-mapped.
+    pub fn open(folder: &Path, options: &Options) -> Result<Self> {
+        ensure!(folder.is_dir(), "{}: not a folder; a base is a Hugging Face model folder, hub:ORG/NAME, or pico", folder.display());
+        let config = Config::read(folder)?;
+        let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
+        Self::load(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
+    }
+
+    /// A base whose config and safetensors are in memory.
+    pub fn from_bytes(name: &str, config: &str, weights: Bytes, options: &Options) -> Result<Self> {
+        Self::load(name, Config::parse(config, name)?, &Checkpoint::from_bytes(name, weights)?, options)
+    }
+
+    fn load(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
+        let heads = Heads { queries: config.heads, keys: config.kv_heads, features: config.head_dim, window: config.window };
+        let mut weights = Weights::new(checkpoint, options);
+        let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+        let (mut layers, mut sites) = (Vec::new(), Vec::new());
+        for index in 0..config.layers {
+            match config.form {
+                Form::Mistral => {
+                    layers.push(Layer::Mistral(mistral::Layer::load(&config, index, heads, &mut weights)?));
+                    sites.extend(mistral::sites(&config, index));
+                }
+                Form::Phi => {
+                    layers.push(Layer::Phi(phi::Layer::load(&config, index, heads, &mut weights)?));
+                    sites.extend(phi::sites(&config, index));
+                }
+            }
+        }
+        let norm = match config.form {
+            Form::Mistral => Norm::rms(weights.vector("model.norm.weight", config.hidden)?, config.epsilon),
+            Form::Phi => Norm::layer(
+                weights.vector("model.final_layernorm.weight", config.hidden)?,
+                weights.vector("model.final_layernorm.bias", config.hidden)?,
+                config.epsilon,
+            ),
+        };
+        let head = match config.tied {
+            true => embedding.clone(),
+            false => weights.matrix("lm_head.weight", config.vocabulary, config.hidden)?,
+        };
+        let bias = match config.form {
+            Form::Phi => Some(weights.vector("lm_head.bias", config.vocabulary)?),
+            Form::Mistral => None,
+        };
+        let dtype = if options.device.is_cpu() || options.trainable { DType::F32 } else { options.dtype.unwrap_or(DType::F32) };
+        Ok(Self {
+            variables: weights.finish(config.tied)?,
+            identity: identity(name, &config, checkpoint),
+            head: Head::new(head, bias, config.vocabulary),
+            frequencies: Frequencies::new(&config.rope),
+            device: options.device.clone(),
+            parameters: checkpoint.parameters(),
+            file_bytes: checkpoint.bytes(),
+            config,
+            embedding,
+            layers,
+            norm,
+            sites,
+            dtype,
+        })
+    }
+
+    /// The base's dimensions and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What tells this base from others.
+    pub fn identity(&self) -> &BaseIdentity {
+        &self.identity
+    }
+
+    /// Every site, layer by layer; patches are given in this order.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// The device that it computes on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// Size of its weight files in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Its own weights as variables, by name; none unless it was opened to be trained.
+    pub fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
+    /// The matrix that makes logits.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// What all layers share for packed `rows`.
+    pub fn plan(&self, rows: Rows) -> Plan {
+        Plan::packed(rows, &self.frequencies)
+    }
+
+    /// The same for rows whose keys stand in a cache; see [`crate::decode`].
+    pub(crate) fn cached_plan(&self, rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
+        Plan::cached(rows, keys, cache, &self.frequencies)
+    }
+
+    /// Room for `slots` tokens that were seen before.
+    pub(crate) fn cache(&self, slots: usize) -> candle_core::Result<Cache> {
+        let Config { heads, kv_heads, head_dim, window, .. } = self.config;
+        let heads = Heads { queries: heads, keys: kv_heads, features: head_dim, window };
+        Cache::new(self.layers.len(), slots, heads, &self.device)
+    }
+
+    /// The embeddings of `ids`: `[tokens, hidden]`.
+    pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            bail!("token {id} is outside the base's vocabulary of {}", self.config.vocabulary);
+        }
+        match &self.embedding {
+            Weight::Tensor(weight) => weight.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0),
+            Weight::Mapped(weight) => {
+                let d = self.config.hidden;
+                let mut h = vec![0.0; ids.len() * d];
+                ids.iter().zip(h.chunks_exact_mut(d)).for_each(|(&id, row)| weight.copy_row(id as usize, row));
+                Tensor::from_vec(h, (ids.len(), d), &self.device)?.to_dtype(self.dtype)
+            }
+        }
+    }
+
+    /// `h`, `[tokens, hidden]`, after layer `index`.
+    pub fn layer(&self, index: usize, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
+        match &self.layers[index] {
+            Layer::Mistral(layer) => layer.forward(h, plan, patches),
+            Layer::Phi(layer) => layer.forward(h, plan, patches),
+        }
+    }
+
+    /// The last norm, after which [`Base::head`] makes logits.
+    pub fn last_norm(&self, h: &Tensor) -> candle_core::Result<Tensor> {
+        self.norm.forward(h)
+    }
+
+    /// `ids` through all layers, before the last norm: `[tokens, hidden]`.
+    pub fn hidden(&self, ids: &[u32], plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
+        (0..self.layers.len()).try_fold(self.embed(ids)?, |h, i| self.layer(i, &h, plan, patches))
+    }
+
+    /// The logits of every token: `[tokens, vocabulary]`.
+    pub fn logits(&self, ids: &[u32], rows: Rows, patches: &Patches) -> candle_core::Result<Tensor> {
+        let h = self.hidden(ids, &self.plan(rows), patches)?;
+        self.head.logits(&self.last_norm(&h)?)
+    }
+
+    /// Every module that an adapter may be made for.
+    pub fn modules(&self) -> Vec<BaseModule> {
+        let of = |site: &Site| site.projections.iter().map(|p| BaseModule { path: p.module.clone(), input: site.input, output: p.width }).collect::<Vec<_>>();
+        self.sites.iter().flat_map(of).collect()
+    }
+}
+
+fn identity(name: &str, config: &Config, checkpoint: &Checkpoint) -> BaseIdentity {
+    let dimensions = [
+        ("vocabulary", config.vocabulary),
+        ("hidden", config.hidden),
+        ("intermediate", config.intermediate),
+        ("layers", config.layers),
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads),
+        ("head_dim", config.head_dim),
+    ];
+    let mut hash = Sha256::new();
+    hash.update(format!("{config:?}"));
+    hash.update(checkpoint.sampled_hash());
+    BaseIdentity {
+        name: name.to_string(),
+        architecture: config.model_type.clone(),
+        dimensions: dimensions.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
+        fingerprint: hex(&hash.finalize()),
+    }
+}

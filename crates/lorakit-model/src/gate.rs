@@ -1,0 +1,116 @@
+//! The activations of the MLPs with their backward: Mistral's SwiGLU and Phi's GELU.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use lorakit_adapter::cpu;
+use rayon::prelude::*;
+
+/// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        return x.contiguous()?.apply_op1(SwiGlu);
+    }
+    let f = x.dim(1)? / 2;
+    x.narrow(1, 0, f)?.silu()? * x.narrow(1, f, f)?
+}
+
+/// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
+pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { x.gelu() }
+}
+
+/// Values that one task of the pool handles.
+const CHUNK: usize = 1 << 14;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+struct SwiGlu;
+
+impl CustomOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, width) = layout.shape().dims2()?;
+        if !width.is_multiple_of(2) {
+            bail!("swiglu takes gate and up side by side and was given {width} columns");
+        }
+        let (x, f) = (cpu::values(x, layout, self.name())?, width / 2);
+        let mut y = vec![0.0; tokens * f];
+        y.par_chunks_mut(f).with_min_len(CHUNK.div_ceil(f)).zip(x.par_chunks(width)).for_each(|(y, x)| {
+            let (gate, up) = x.split_at(f);
+            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                *y = gate * sigmoid(gate) * up;
+            }
+        });
+        cpu::result(y, (tokens, f))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let f = dy.dim(1)?;
+        let dx = cpu::with_values(x, self.name(), |x| {
+            cpu::with_values(&dy, self.name(), |dy| {
+                let mut dx = vec![0.0; x.len()];
+                let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
+                rows.zip(x.par_chunks(2 * f).zip(dy.par_chunks(f))).for_each(|(dx, (x, dy))| {
+                    let (gate, up) = x.split_at(f);
+                    let (dgate, dup) = dx.split_at_mut(f);
+                    for i in 0..f {
+                        let s = sigmoid(gate[i]);
+                        dup[i] = dy[i] * gate[i] * s;
+                        dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                    }
+                });
+                dx
+            })
+        })??;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+struct GeluNew;
+
+const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
+const CUBE: f32 = 0.044_715;
+
+/// `tanh(sqrt(2/π) (x + 0.044715 x³))`.
+fn inner(x: f32) -> f32 {
+    // By way of the sigmoid: tanh(u) = 2 sigmoid(2 u) - 1.
+    2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
+}
+
+impl CustomOp1 for GeluNew {
+    fn name(&self) -> &'static str {
+        "gelu-new"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = cpu::values(x, layout, self.name())?;
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = 0.5 * x * (1.0 + inner(x)));
+        });
+        cpu::result(y, layout.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let dx = cpu::with_values(x, self.name(), |x| {
+            cpu::with_values(&dy, self.name(), |dy| {
+                let mut dx = vec![0.0; x.len()];
+                dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK))).for_each(|(dx, (x, dy))| {
+                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                        let t = inner(x);
+                        let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
+                        *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+                    }
+                });
+                dx
+            })
+        })??;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}

@@ -1,0 +1,34 @@
+//! Base models: Mistral's form and Phi's, differentiable where adapters are trained, with one slot per site.
+//!
+//! A [`Base`] is opened from a Hugging Face folder; its weights stay in the mapped file. It offers
+//! [`Base::embed`], [`Base::layer`] and [`Base::head`] rather than one closed forward, so that a trainer can go
+//! backward a layer at a time. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does not exist.
+//! What sits in the slots is given with each call as [`lorakit_adapter::Patches`].
+//!
+//! The crate knows no router, no merge, no trainer, no task and no tokenizer.
+
+pub mod attention;
+pub mod base;
+pub mod checkpoint;
+pub mod config;
+pub mod decode;
+pub mod gate;
+pub mod linear;
+pub mod loss;
+mod mistral;
+pub mod norm;
+pub mod packed;
+mod phi;
+pub mod plan;
+pub mod rope;
+pub mod sample;
+pub mod weight;
+mod weights;
+
+pub use base::Base;
+pub use checkpoint::Bytes;
+pub use config::{Config, Form};
+pub use decode::Decoding;
+pub use packed::{Packed, Target};
+pub use plan::Plan;
+pub use weights::Options;

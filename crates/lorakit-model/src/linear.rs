@@ -1,0 +1,122 @@
+//! The frozen linears of a site: one op whose backward returns the input's gradient only.
+
+use crate::weight::{Mapped, Weight};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use lorakit_adapter::cpu;
+use lorakit_adapter::product::Destination;
+use std::sync::Arc;
+
+/// One projection `x Wᵀ + b`, with `W` `[out, in]`.
+#[derive(Clone)]
+pub struct Projection {
+    /// The weight, `[out, in]`.
+    pub weight: Weight,
+    /// The bias, `[out]`.
+    pub bias: Option<Tensor>,
+    /// Number of outputs.
+    pub width: usize,
+}
+
+/// The projections of one site, whose outputs stand side by side.
+#[derive(Clone)]
+pub struct Linear {
+    projections: Vec<Projection>,
+    /// The same in the form that the CPU's op takes, where all are frozen and mapped.
+    frozen: Option<Arc<[(Mapped, Option<Vec<f32>>)]>>,
+}
+
+impl Linear {
+    /// Projections that read the same input.
+    pub fn new(projections: Vec<Projection>) -> Result<Self> {
+        let mut frozen = Some(Vec::new());
+        for projection in &projections {
+            match (&projection.weight, frozen.as_mut()) {
+                (Weight::Mapped(weight), Some(list)) => {
+                    let bias = projection.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+                    list.push((weight.clone(), bias));
+                }
+                _ => frozen = None,
+            }
+        }
+        Ok(Self { projections, frozen: frozen.map(Arc::from) })
+    }
+
+    /// `x`, `[tokens, in]`, through every projection: `[tokens, sum of widths]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.frozen {
+            Some(weights) => x.contiguous()?.apply_op1(Frozen { weights: weights.clone() }),
+            None => self.plain(x),
+        }
+    }
+
+    /// By candle's own products, where weights are tensors: they may be trained.
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
+        let outputs = self.projections.iter().map(|projection| {
+            let weight = match &projection.weight {
+                Weight::Tensor(weight) => weight.clone(),
+                Weight::Mapped(weight) => weight.to_tensor(x.dtype(), x.device())?,
+            };
+            let y = x.matmul(&weight.t()?)?;
+            match &projection.bias {
+                Some(bias) => y.broadcast_add(bias),
+                None => Ok(y),
+            }
+        });
+        let outputs: Vec<Tensor> = outputs.collect::<Result<_>>()?;
+        if let [one] = outputs.as_slice() { Ok(one.clone()) } else { Tensor::cat(&outputs, 1) }
+    }
+}
+
+/// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.
+struct Frozen {
+    weights: Arc<[(Mapped, Option<Vec<f32>>)]>,
+}
+
+impl Frozen {
+    fn width(&self) -> usize {
+        self.weights.iter().map(|(w, _)| w.rows()).sum()
+    }
+}
+
+impl CustomOp1 for Frozen {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, input) = layout.shape().dims2()?;
+        if self.weights.iter().any(|(w, _)| w.columns() != input) {
+            bail!("a linear was given {input} features");
+        }
+        let (x, width) = (cpu::values(x, layout, self.name())?, self.width());
+        let mut y = vec![0.0; tokens * width];
+        let mut start = 0;
+        for (weight, bias) in self.weights.iter() {
+            let columns = start..start + weight.rows();
+            weight.forward(x, &mut y, width, columns.clone());
+            if let Some(bias) = bias {
+                for row in y.chunks_exact_mut(width) {
+                    row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+            }
+            start = columns.end;
+        }
+        cpu::result(y, (tokens, width))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (dy, width) = (dy.contiguous()?, self.width());
+        let dx = cpu::with_values(&dy, self.name(), |dy| {
+            let mut dx = vec![0.0; x.elem_count()];
+            let mut start = 0;
+            for (weight, _) in self.weights.iter() {
+                let columns = start..start + weight.rows();
+                let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
+                start = columns.end;
+                weight.backward(dy, width, columns, &mut dx, into);
+            }
+            dx
+        })?;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}

@@ -1,0 +1,155 @@
+//! The negative log-likelihood of target tokens, with logits only where a token carries loss.
+
+use crate::weight::{Mapped, Weight};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use lorakit_adapter::cpu;
+use lorakit_adapter::product::Destination;
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex};
+
+/// The matrix that turns hidden states into logits.
+#[derive(Clone)]
+pub struct Head {
+    weight: Weight,
+    bias: Option<Tensor>,
+    vocabulary: usize,
+}
+
+/// Logits that are held at a time, in values: 32 MiB.
+const CHUNK: usize = 8 << 20;
+
+impl Head {
+    /// A head of `vocabulary` rows.
+    pub fn new(weight: Weight, bias: Option<Tensor>, vocabulary: usize) -> Self {
+        Self { weight, bias, vocabulary }
+    }
+
+    /// The logits of hidden states `h`, `[tokens, d]`: `[tokens, vocabulary]`.
+    pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
+        let logits = match &self.weight {
+            Weight::Tensor(weight) => h.matmul(&weight.t()?)?,
+            Weight::Mapped(weight) => h.contiguous()?.apply_op1_no_bwd(&Logits(weight.clone()))?,
+        };
+        match &self.bias {
+            Some(bias) => logits.broadcast_add(bias),
+            None => Ok(logits),
+        }
+    }
+
+    /// `-log softmax(logits of h[i])[targets[i]]` for hidden states `[n, d]`: `[n]`. Differentiable.
+    pub fn nll(&self, h: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        if let Some(id) = targets.iter().find(|&&id| id as usize >= self.vocabulary) {
+            bail!("target token {id} is outside the vocabulary of {}", self.vocabulary);
+        }
+        match &self.weight {
+            Weight::Mapped(weight) => {
+                let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+                let op = Nll { weight: weight.clone(), bias, targets: targets.into(), wanted: h.track_op(), slopes: Mutex::new(None) };
+                h.contiguous()?.apply_op1(op)
+            }
+            Weight::Tensor(_) => self.plain_nll(h, targets),
+        }
+    }
+
+    /// The same by candle's own ops, for weights that train or live on a device.
+    fn plain_nll(&self, h: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let logits = self.logits(h)?.to_dtype(candle_core::DType::F32)?;
+        let index = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
+        let max = logits.max_keepdim(D::Minus1)?.detach();
+        let total = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        let chosen = logits.gather(&index, D::Minus1)?;
+        ((total + max)? - chosen)?.squeeze(1)
+    }
+}
+
+struct Logits(Mapped);
+
+impl CustomOp1 for Logits {
+    fn name(&self) -> &'static str {
+        "logits"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, _) = layout.shape().dims2()?;
+        let rows = self.0.rows();
+        let mut y = vec![0.0; tokens * rows];
+        self.0.forward(cpu::values(h, layout, self.name())?, &mut y, rows, 0..rows);
+        cpu::result(y, (tokens, rows))
+    }
+}
+
+/// The loss as one op. Its forward already makes each token's gradient `(softmax - onehot) W`, so that the logits
+/// are made once and never kept: `[chunk, vocabulary]` is all that is ever held.
+struct Nll {
+    weight: Mapped,
+    bias: Option<Vec<f32>>,
+    targets: Arc<[u32]>,
+    /// Whether a gradient will be asked for.
+    wanted: bool,
+    /// `d nll[i] / d h[i]`, `[n, d]`.
+    slopes: Mutex<Option<Vec<f32>>>,
+}
+
+impl Nll {
+    /// Losses of some tokens; their logits become `softmax - onehot` where the gradient is wanted.
+    fn chunk(&self, logits: &mut [f32], targets: &[u32], losses: &mut [f32]) {
+        let vocabulary = self.weight.rows();
+        logits.par_chunks_mut(vocabulary).zip(targets.par_iter().zip(losses.par_iter_mut())).for_each(|(row, (&target, loss))| {
+            if let Some(bias) = &self.bias {
+                row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+            }
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let chosen = row[target as usize];
+            row.iter_mut().for_each(|l| *l = (*l - max).exp());
+            let total: f64 = row.iter().map(|&l| f64::from(l)).sum();
+            *loss = (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
+            if self.wanted {
+                let inverse = (1.0 / total) as f32;
+                row.iter_mut().for_each(|l| *l *= inverse);
+                row[target as usize] -= 1.0;
+            }
+        });
+    }
+}
+
+impl CustomOp1 for Nll {
+    fn name(&self) -> &'static str {
+        "target-nll"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, d) = layout.shape().dims2()?;
+        if n != self.targets.len() || d != self.weight.columns() {
+            bail!("{n} x {d} hidden states for {} targets of a head of {} features", self.targets.len(), self.weight.columns());
+        }
+        let h = cpu::values(h, layout, self.name())?;
+        let vocabulary = self.weight.rows();
+        let tokens = (CHUNK / vocabulary).clamp(1, n.max(1));
+        let mut losses = vec![0.0; n];
+        let mut slopes = vec![0.0; if self.wanted { n * d } else { 0 }];
+        let mut logits = vec![0.0; tokens * vocabulary];
+        for start in (0..n).step_by(tokens) {
+            let end = (start + tokens).min(n);
+            let logits = &mut logits[..(end - start) * vocabulary];
+            self.weight.forward(&h[start * d..end * d], logits, vocabulary, 0..vocabulary);
+            self.chunk(logits, &self.targets[start..end], &mut losses[start..end]);
+            if self.wanted {
+                self.weight.backward(logits, vocabulary, 0..vocabulary, &mut slopes[start * d..end * d], Destination::Overwrite);
+            }
+        }
+        if self.wanted && let Ok(mut kept) = self.slopes.lock() {
+            *kept = Some(slopes);
+        }
+        cpu::result(losses, n)
+    }
+
+    fn bwd(&self, h: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let kept = self.slopes.lock().ok().and_then(|mut kept| kept.take());
+        let Some(mut slopes) = kept else { bail!("the loss was differentiated twice") };
+        let (_, d) = h.dims2()?;
+        for (slope, g) in slopes.chunks_exact_mut(d).zip(dy.to_vec1::<f32>()?) {
+            slope.iter_mut().for_each(|s| *s *= g);
+        }
+        Tensor::from_vec(slopes, h.shape(), h.device()).map(Some)
+    }
+}

@@ -1,0 +1,78 @@
+//! Mistral 7B and, the same form, Llama 1 to 3: `h += o(attention(qkv(norm h)))`, `h += down(swiglu(gate,up(norm h)))`.
+//!
+//! Sites: `qkv` | `o` | `gate_up` | `down`.
+
+use crate::attention::Heads;
+use crate::base::through;
+use crate::config::Config;
+use crate::gate::swiglu;
+use crate::linear::Linear;
+use crate::norm::Norm;
+use crate::plan::Plan;
+use crate::weights::Weights;
+use anyhow::Result;
+use candle_core::Tensor;
+use lorakit_adapter::{Patches, Projection, Site};
+
+/// Sites of one layer.
+pub(crate) const SITES: usize = 4;
+
+/// One layer.
+pub(crate) struct Layer {
+    index: usize,
+    heads: Heads,
+    attention_norm: Norm,
+    qkv: Linear,
+    o: Linear,
+    mlp_norm: Norm,
+    gate_up: Linear,
+    down: Linear,
+}
+
+/// The sites of layer `index`, in the order in which [`Layer::forward`] visits them.
+pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
+    let (hidden, inner) = (config.hidden, config.intermediate);
+    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let site = |name, input, projections: &[(&str, usize)]| Site {
+        layer: index,
+        name,
+        input,
+        projections: projections.iter().map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width }).collect(),
+    };
+    [
+        site("qkv", hidden, &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]),
+        site("o", queries, &[("self_attn.o_proj", hidden)]),
+        site("gate_up", hidden, &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)]),
+        site("down", inner, &[("mlp.down_proj", hidden)]),
+    ]
+}
+
+impl Layer {
+    pub(crate) fn load(config: &Config, index: usize, heads: Heads, weights: &mut Weights) -> Result<Self> {
+        let [qkv, o, gate_up, down] = sites(config, index);
+        let mut linear = |site: &Site, bias| -> Result<Linear> {
+            let projections = site.projections.iter().map(|p| weights.projection(&p.module, p.width, site.input, bias));
+            Ok(Linear::new(projections.collect::<Result<_>>()?)?)
+        };
+        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
+        let (qkv, o) = (linear(&qkv, attention_bias)?, linear(&o, attention_bias)?);
+        let (gate_up, down) = (linear(&gate_up, mlp_bias)?, linear(&down, mlp_bias)?);
+        let mut norm = |name| -> Result<Norm> {
+            Ok(Norm::rms(weights.vector(&format!("model.layers.{index}.{name}.weight"), config.hidden)?, config.epsilon))
+        };
+        let (attention_norm, mlp_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
+        Ok(Self { index, heads, attention_norm, qkv, o, mlp_norm, gate_up, down })
+    }
+
+    /// `h`, `[tokens, hidden]`, after this layer.
+    pub(crate) fn forward(&self, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
+        let patch = |site| patches.at(self.index * SITES + site);
+        let x = self.attention_norm.forward(h)?;
+        let qkv = through(&self.qkv, &x, patch(0), plan)?;
+        let attended = plan.attend(self.index, self.heads, &qkv)?;
+        let h = (h + through(&self.o, &attended, patch(1), plan)?)?;
+        let x = self.mlp_norm.forward(&h)?;
+        let inner = swiglu(&through(&self.gate_up, &x, patch(2), plan)?)?;
+        h + through(&self.down, &inner, patch(3), plan)?
+    }
+}

@@ -1,0 +1,92 @@
+//! Tokenised rows, packed one behind the other, with the tokens that carry loss.
+
+use crate::base::Base;
+use candle_core::{Result, Tensor};
+use lorakit_adapter::{Patches, Row, Rows};
+
+/// A token to be predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The token, among the packed ones, whose hidden state predicts it.
+    pub at: u32,
+    /// The token that should come next.
+    pub id: u32,
+    /// The row that it belongs to.
+    pub row: u32,
+}
+
+/// Rows of a batch as one sequence of tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Packed {
+    ids: Vec<u32>,
+    rows: Vec<Row>,
+    targets: Vec<Target>,
+}
+
+impl Packed {
+    /// Adds a row: `prompt` carries no loss, every token of `target` does. The target's last token is only
+    /// predicted, never read, and so is left out of the packed tokens.
+    pub fn push(&mut self, prompt: &[u32], target: &[u32], expert: Option<usize>) {
+        let (start, row) = (self.ids.len(), self.rows.len() as u32);
+        let read = target.len().saturating_sub(1);
+        self.ids.extend_from_slice(prompt);
+        self.ids.extend_from_slice(&target[..read]);
+        for (i, &id) in target.iter().enumerate() {
+            // A target without a prompt begins with a token that nothing predicts.
+            if let Some(at) = (start + prompt.len() + i).checked_sub(1).filter(|&at| at >= start) {
+                self.targets.push(Target { at: at as u32, id, row });
+            }
+        }
+        self.rows.push(Row { start, len: self.ids.len() - start, expert, ..Row::default() });
+    }
+
+    /// The packed tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Whose tokens they are.
+    pub fn rows(&self) -> Rows {
+        Rows::new(self.rows.iter().cloned())
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The tokens to be predicted.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Lets `change` set what a row carries besides its tokens, as its weights.
+    pub fn for_each_row(&mut self, change: impl FnMut(&mut Row)) {
+        self.rows.iter_mut().for_each(change);
+    }
+
+    /// The hidden states, `[targets, d]`, that predict the targets, out of all, `[tokens, d]`.
+    pub fn predicting(&self, h: &Tensor) -> Result<Tensor> {
+        let at: Vec<u32> = self.targets.iter().map(|t| t.at).collect();
+        h.index_select(&Tensor::from_vec(at, self.targets.len(), h.device())?, 0)
+    }
+
+    /// The targets' tokens.
+    pub fn target_ids(&self) -> Vec<u32> {
+        self.targets.iter().map(|t| t.id).collect()
+    }
+}
+
+impl Base {
+    /// The negative log-likelihood of every target: `[targets]`.
+    pub fn nll(&self, batch: &Packed, patches: &Patches) -> Result<Tensor> {
+        let h = self.hidden(batch.ids(), &self.plan(batch.rows()), patches)?;
+        let h = self.last_norm(&batch.predicting(&h)?)?;
+        self.head().nll(&h, &batch.target_ids())
+    }
+}

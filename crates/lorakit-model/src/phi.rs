@@ -1,0 +1,72 @@
+//! Phi-1, 1.5 and 2, whose block is parallel: `x = norm h`, `h += dense(attention(qkv x)) + fc2(gelu(fc1 x))`.
+//!
+//! Sites: `qkv` | `dense` | `fc1` | `fc2`. `qkv` and `fc1` read the same input, yet are two sites: attention and MLP
+//! each consume one of them, and side by side in one tensor each would have to pad its gradient to the other's width.
+
+use crate::attention::Heads;
+use crate::base::through;
+use crate::config::Config;
+use crate::gate::gelu_new;
+use crate::linear::Linear;
+use crate::norm::Norm;
+use crate::plan::Plan;
+use crate::weights::Weights;
+use anyhow::Result;
+use candle_core::Tensor;
+use lorakit_adapter::{Patches, Projection, Site};
+
+/// Sites of one layer.
+pub(crate) const SITES: usize = 4;
+
+/// One layer.
+pub(crate) struct Layer {
+    index: usize,
+    heads: Heads,
+    norm: Norm,
+    qkv: Linear,
+    dense: Linear,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// The sites of layer `index`, in the order in which [`Layer::forward`] visits them.
+pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
+    let (hidden, inner) = (config.hidden, config.intermediate);
+    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let site = |name, input, projections: &[(&str, usize)]| Site {
+        layer: index,
+        name,
+        input,
+        projections: projections.iter().map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width }).collect(),
+    };
+    [
+        site("qkv", hidden, &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]),
+        site("dense", queries, &[("self_attn.dense", hidden)]),
+        site("fc1", hidden, &[("mlp.fc1", inner)]),
+        site("fc2", inner, &[("mlp.fc2", hidden)]),
+    ]
+}
+
+impl Layer {
+    pub(crate) fn load(config: &Config, index: usize, heads: Heads, weights: &mut Weights) -> Result<Self> {
+        let [qkv, dense, fc1, fc2] = sites(config, index);
+        let mut linear = |site: &Site| -> Result<Linear> {
+            let projections = site.projections.iter().map(|p| weights.projection(&p.module, p.width, site.input, true));
+            Ok(Linear::new(projections.collect::<Result<_>>()?)?)
+        };
+        let (qkv, dense, fc1, fc2) = (linear(&qkv)?, linear(&dense)?, linear(&fc1)?, linear(&fc2)?);
+        let mut vector = |part| weights.vector(&format!("model.layers.{index}.input_layernorm.{part}"), config.hidden);
+        let norm = Norm::layer(vector("weight")?, vector("bias")?, config.epsilon);
+        Ok(Self { index, heads, norm, qkv, dense, fc1, fc2 })
+    }
+
+    /// `h`, `[tokens, hidden]`, after this layer.
+    pub(crate) fn forward(&self, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
+        let patch = |site| patches.at(self.index * SITES + site);
+        let x = self.norm.forward(h)?;
+        let qkv = through(&self.qkv, &x, patch(0), plan)?;
+        let attended = through(&self.dense, &plan.attend(self.index, self.heads, &qkv)?, patch(1), plan)?;
+        let inner = gelu_new(&through(&self.fc1, &x, patch(2), plan)?)?;
+        (h + attended)? + through(&self.fc2, &inner, patch(3), plan)?
+    }
+}

@@ -1,0 +1,69 @@
+//! What all layers of one forward share: whose tokens are whose, their angles, and where their keys stand.
+
+use crate::attention::{Heads, Segment, cached_attention, rotated, self_attention};
+use crate::rope::{Angles, Frequencies};
+use candle_core::{DType, Device, Result, Tensor};
+use lorakit_adapter::Rows;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Keys and values of tokens that were seen before, for every layer: `[slots, keys * features]` each.
+#[derive(Clone)]
+pub struct Cache {
+    keys: Vec<Tensor>,
+    values: Vec<Tensor>,
+}
+
+impl Cache {
+    /// Room for `slots` tokens.
+    pub fn new(layers: usize, slots: usize, heads: Heads, device: &Device) -> Result<Self> {
+        let room = || (0..layers).map(|_| Tensor::zeros((slots, heads.key_width()), DType::F32, device)).collect::<Result<Vec<_>>>();
+        Ok(Self { keys: room()?, values: room()? })
+    }
+}
+
+/// The shared part of one forward.
+#[derive(Clone)]
+pub struct Plan {
+    rows: Rows,
+    angles: Angles,
+    segments: Arc<[Segment]>,
+    cache: Option<Cache>,
+}
+
+impl Plan {
+    /// Rows that attend to themselves only.
+    pub(crate) fn packed(rows: Rows, frequencies: &Frequencies) -> Self {
+        let segments = rows.iter().map(|row| Segment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
+        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: None }
+    }
+
+    /// Rows whose keys stand in a cache: `keys[i]` are the slots of row `i`, those of its tokens here last.
+    pub(crate) fn cached(rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache, frequencies: &Frequencies) -> Self {
+        let segments = rows.iter().zip(keys).map(|(row, keys)| Segment { queries: row.tokens(), keys }).collect();
+        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: Some(cache) }
+    }
+
+    /// Whose tokens are whose.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
+    pub(crate) fn attend(&self, layer: usize, heads: Heads, qkv: &Tensor) -> Result<Tensor> {
+        let Some(cache) = &self.cache else {
+            return self_attention(qkv, heads, &self.angles, &self.segments);
+        };
+        let qkv = rotated(qkv, heads, &self.angles)?;
+        let (first_key, width) = (heads.queries * heads.features, heads.key_width());
+        let (keys, values) = (qkv.narrow(1, first_key, width)?, qkv.narrow(1, first_key + width, width)?);
+        for segment in self.segments.iter() {
+            let n = segment.queries.len();
+            let Some(last) = segment.keys.last() else { continue };
+            let own = |of: &Tensor| of.narrow(0, segment.queries.start, n)?.contiguous();
+            cache.keys[layer].slice_set(&own(&keys)?, 0, last.end - n)?;
+            cache.values[layer].slice_set(&own(&values)?, 0, last.end - n)?;
+        }
+        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, &self.segments)
+    }
+}

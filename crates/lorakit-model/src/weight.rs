@@ -1,0 +1,279 @@
+//! Weights: a tensor where they train or live on a device, else the bytes of a mapped file.
+
+use crate::checkpoint::Bytes;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What the values of a weight's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// 32 bits wide.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// 16 bits, the upper half of an f32.
+    BF16,
+}
+
+impl Element {
+    /// Size in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// The same in candle's words.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+        }
+    }
+}
+
+/// A frozen matrix `[rows, columns]`, row-major, whose bytes stay where they are.
+#[derive(Clone)]
+pub struct Mapped {
+    values: Values,
+    rows: usize,
+    columns: usize,
+}
+
+#[derive(Clone)]
+enum Values {
+    /// Aligned bytes of a file.
+    Bytes(Bytes, Range<usize>, Element),
+    /// Values that could not be read where they stood.
+    Floats(Arc<[f32]>),
+    /// Values that were narrowed on the user's wish.
+    Halves(Arc<[bf16]>),
+    /// The same in IEEE's form.
+    Ieee(Arc<[f16]>),
+}
+
+/// Some values of a weight as they stand in memory.
+enum Slice<'a> {
+    F32(&'a [f32]),
+    BF16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+/// A weight of a base.
+#[derive(Clone)]
+pub enum Weight {
+    /// On a device, or trained.
+    Tensor(Tensor),
+    /// Frozen, on the CPU.
+    Mapped(Mapped),
+}
+
+/// Rows (forward) or columns (backward) of a 16-bit weight that are widened at a time, so that a tile stays in its
+/// core's cache while all tokens pass over it.
+const TILE: usize = 64;
+
+/// Reads aligned bytes as values of `T`.
+///
+/// # Safety
+/// Every bit pattern must be a `T`.
+unsafe fn cast<T>(bytes: &[u8]) -> &[T] {
+    debug_assert_eq!(bytes.as_ptr().align_offset(align_of::<T>()), 0);
+    // SAFETY: the caller vouches for the patterns, `Mapped::new` for the alignment, and the length is rounded down.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
+}
+
+impl Mapped {
+    /// The `rows * columns` values of kind `element` within `range` of `bytes`.
+    pub fn new(bytes: Bytes, range: Range<usize>, element: Element, rows: usize, columns: usize) -> Result<Self> {
+        ensure!(
+            range.end <= bytes.len() && range.len() == rows * columns * element.size(),
+            "{rows} x {columns} values of {element:?} do not fill the bytes {range:?}"
+        );
+        let body = &bytes[range.clone()];
+        let values = if body.as_ptr().align_offset(element.size()) == 0 {
+            Values::Bytes(bytes, range, element)
+        } else {
+            Values::Floats(widen_unaligned(body, element).into())
+        };
+        Ok(Self { values, rows, columns })
+    }
+
+    /// A matrix of the caller's values.
+    pub fn from_values(values: Vec<f32>, rows: usize, columns: usize) -> Result<Self> {
+        ensure!(values.len() == rows * columns, "{} values do not fill {rows} x {columns}", values.len());
+        Ok(Self { values: Values::Floats(values.into()), rows, columns })
+    }
+
+    /// The same values, rounded to 16 bits where `element` is narrower than they are.
+    pub fn narrowed(&self, element: Element) -> Self {
+        let values = match (element, self.slice(0..self.rows)) {
+            (Element::BF16, Slice::F32(v)) => Values::Halves(v.iter().map(|&x| bf16::from_f32(x)).collect()),
+            (Element::F16, Slice::F32(v)) => Values::Ieee(v.iter().map(|&x| f16::from_f32(x)).collect()),
+            (Element::F16, Slice::BF16(v)) => Values::Ieee(v.iter().map(|&x| f16::from_f32(x.to_f32())).collect()),
+            (Element::BF16, Slice::F16(v)) => Values::Halves(v.iter().map(|&x| bf16::from_f32(x.to_f32())).collect()),
+            _ => self.values.clone(),
+        };
+        Self { values, ..*self }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// All values as f32: borrowed where they stand so, else widened.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match self.slice(0..self.rows) {
+            Slice::F32(values) => values.into(),
+            slice => {
+                let mut wide = vec![0.0; self.rows * self.columns];
+                slice.widen(&mut wide);
+                wide.into()
+            }
+        }
+    }
+
+    /// A row as f32, written to `row`.
+    pub fn copy_row(&self, index: usize, row: &mut [f32]) {
+        self.slice(index..index + 1).widen(row);
+    }
+
+    /// The values as a tensor.
+    pub fn to_tensor(&self, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(&self.values(), (self.rows, self.columns), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    }
+
+    fn slice(&self, rows: Range<usize>) -> Slice<'_> {
+        let (start, end) = (rows.start * self.columns, rows.end * self.columns);
+        match &self.values {
+            Values::Floats(values) => Slice::F32(&values[start..end]),
+            Values::Halves(values) => Slice::BF16(&values[start..end]),
+            Values::Ieee(values) => Slice::F16(&values[start..end]),
+            Values::Bytes(bytes, range, element) => {
+                let size = element.size();
+                let body = &bytes[range.start + start * size..range.start + end * size];
+                // SAFETY: `new` checked the alignment, and every pattern of bits is a value of each of these.
+                unsafe {
+                    match element {
+                        Element::F32 => Slice::F32(cast(body)),
+                        Element::F16 => Slice::F16(cast(body)),
+                        Element::BF16 => Slice::BF16(cast(body)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// `y[t, columns] = x Wᵀ`, where `x` is `[tokens, W's columns]` and `columns` are those of `y`, `width` wide.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
+        let tokens = x.len() / self.columns;
+        assert_eq!(columns.len(), self.rows, "columns of the output");
+        let input = View::new(x, tokens, self.columns, self.columns);
+        if let Slice::F32(w) = self.slice(0..self.rows) {
+            let w = View::new(w, self.rows, self.columns, self.columns);
+            let y = ViewMut::new(&mut y[columns.start..], tokens, self.rows, width);
+            return multiply(y, Destination::Overwrite, input, w.transposed(), 1.0, Threads::All);
+        }
+        // Each tile writes columns of its own, gathered afterwards: no two threads share a slice.
+        let tiles: Vec<(Range<usize>, Vec<f32>)> = tiles(self.rows)
+            .into_par_iter()
+            .map(|rows| {
+                let mut wide = vec![0.0; rows.len() * self.columns];
+                self.slice(rows.clone()).widen(&mut wide);
+                let mut part = vec![0.0; tokens * rows.len()];
+                let w = View::new(&wide, rows.len(), self.columns, self.columns);
+                let into = ViewMut::new(&mut part, tokens, rows.len(), rows.len());
+                multiply(into, Destination::Overwrite, input, w.transposed(), 1.0, Threads::One);
+                (rows, part)
+            })
+            .collect();
+        for (rows, part) in tiles {
+            for (y, part) in y.chunks_exact_mut(width).zip(part.chunks_exact(rows.len())) {
+                y[columns.start + rows.start..columns.start + rows.end].copy_from_slice(part);
+            }
+        }
+    }
+
+    /// `dx = dy W`, or added to `dx`, where `dy`'s `columns`, of `width`, are those that [`Mapped::forward`] filled.
+    pub fn backward(&self, dy: &[f32], width: usize, columns: Range<usize>, dx: &mut [f32], into: Destination) {
+        let tokens = dx.len() / self.columns;
+        let dy = View::new(&dy[columns.start..], tokens, self.rows, width);
+        if let Slice::F32(w) = self.slice(0..self.rows) {
+            let w = View::new(w, self.rows, self.columns, self.columns);
+            let dx = ViewMut::new(dx, tokens, self.columns, self.columns);
+            return multiply(dx, into, dy, w, 1.0, Threads::All);
+        }
+        let tiles: Vec<(Range<usize>, Vec<f32>)> = tiles(self.columns)
+            .into_par_iter()
+            .map(|tile| {
+                let wide = self.widened_columns(&tile);
+                let mut part = vec![0.0; tokens * tile.len()];
+                let w = View::new(&wide, self.rows, tile.len(), tile.len());
+                multiply(ViewMut::new(&mut part, tokens, tile.len(), tile.len()), Destination::Overwrite, dy, w, 1.0, Threads::One);
+                (tile, part)
+            })
+            .collect();
+        for (tile, part) in tiles {
+            for (dx, part) in dx.chunks_exact_mut(self.columns).zip(part.chunks_exact(tile.len())) {
+                let dx = &mut dx[tile.clone()];
+                match into {
+                    Destination::Overwrite => dx.copy_from_slice(part),
+                    Destination::Add => dx.iter_mut().zip(part).for_each(|(dx, p)| *dx += p),
+                }
+            }
+        }
+    }
+
+    /// Some columns of all rows, widened, `[rows, columns of the tile]`.
+    fn widened_columns(&self, tile: &Range<usize>) -> Vec<f32> {
+        let mut wide = vec![0.0; self.rows * tile.len()];
+        for (row, wide) in wide.chunks_exact_mut(tile.len()).enumerate() {
+            self.slice(row..row + 1).part(tile.clone()).widen(wide);
+        }
+        wide
+    }
+}
+
+fn tiles(length: usize) -> Vec<Range<usize>> {
+    (0..length).step_by(TILE).map(|start| start..(start + TILE).min(length)).collect()
+}
+
+fn widen_unaligned(bytes: &[u8], element: Element) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match element {
+        Element::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Element::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
+        Element::BF16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+    }
+}
+
+impl<'a> Slice<'a> {
+    fn part(self, range: Range<usize>) -> Slice<'a> {
+        match self {
+            Self::F32(v) => Self::F32(&v[range]),
+            Self::BF16(v) => Self::BF16(&v[range]),
+            Self::F16(v) => Self::F16(&v[range]),
+        }
+    }
+
+    fn widen(&self, wide: &mut [f32]) {
+        match self {
+            Self::F32(values) => wide.copy_from_slice(values),
+            Self::BF16(values) => wide.iter_mut().zip(*values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16)),
+            Self::F16(values) => values.convert_to_f32_slice(wide),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Arrow: each expert is looked for in the direction that it stretches most
+//! (Ostapenko et al. 2024, <https://arxiv.org/abs/2405.11157>, algorithm 2).
+//!
+//! The prototype of an expert at a projection is the top right singular vector `v` of its delta `s B A`. A token `x`
+//! scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes those by a softmax over their scores.
+
+use crate::error::{Result, RouteError};
+use crate::experts::Experts;
+use crate::gate::Gate;
+use crate::mixing::{Mixing, Mixture};
+use crate::observer::Observer;
+use crate::patches;
+use crate::settings::Settings;
+use crate::stack::Choice;
+use candle_core::{DType, Tensor};
+use lorakit_adapter::{Direction, Group, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site};
+use rayon::prelude::*;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The router `arrow`. With the defaults of `mixing` and `tie` it is PEFT's, with exact prototypes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrow {
+    /// How many experts each token has; where a site has fewer candidates, all of them.
+    pub top_k: usize,
+    /// What the scores are divided by before the softmax.
+    pub temperature: f32,
+    /// How the chosen experts' deltas become one.
+    pub mixing: Mixing,
+    /// Whether the projections of a site share a prototype.
+    pub tie: Tie,
+}
+
+impl Default for Arrow {
+    fn default() -> Self {
+        Self { top_k: 4, temperature: 1.0, mixing: Mixing::Outputs, tie: Tie::None }
+    }
+}
+
+/// What has one prototype.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tie {
+    /// Each projection, as PEFT has it: q, k and v route each for itself.
+    #[default]
+    None,
+    /// Each site, from its stacked B's times the common A: the papers' where A is tied.
+    Site,
+}
+
+impl FromStr for Tie {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::None),
+            "site" => Ok(Self::Site),
+            _ => Err("none or site"),
+        }
+    }
+}
+
+impl fmt::Display for Tie {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Site => "site",
+        })
+    }
+}
+
+impl fmt::Display for Arrow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "top_k={},temperature={},mixing={},tie={}", self.top_k, self.temperature, self.mixing, self.tie)
+    }
+}
+
+impl Arrow {
+    pub(crate) fn parse(mut settings: Settings) -> Result<Self> {
+        let default = Self::default();
+        let arrow = Self {
+            top_k: settings.take("top_k", default.top_k),
+            temperature: settings.take("temperature", default.temperature),
+            mixing: settings.take("mixing", default.mixing),
+            tie: settings.take("tie", default.tie),
+        };
+        if arrow.top_k == 0 {
+            settings.refuse("top_k must be at least 1".to_owned());
+        }
+        if !(arrow.temperature > 0.0 && arrow.temperature.is_finite()) {
+            settings.refuse(format!("temperature={} must be a number above zero", arrow.temperature));
+        }
+        settings.finish().map(|()| arrow)
+    }
+
+    /// The patches of a library; `observer`, if any, is shown every choice.
+    ///
+    /// # Errors
+    /// Under separate mixing, where ranks differ at a projection; with `tie=site`, where an expert's A's do.
+    pub fn patches(&self, experts: &Experts, observer: Option<Arc<dyn Observer>>) -> Result<Patches> {
+        patches(experts, |index, site, stack| {
+            let (directions, gates) = self.gates(experts, site)?;
+            if gates.is_empty() {
+                return Ok(None);
+            }
+            let columns = directions.len() / site.input;
+            let directions = Tensor::from_vec(directions, (columns, site.input), stack.a().device())?;
+            let mixture = Mixture::new(self.mixing, self.choice(), experts, site, stack)?;
+            let (experts, observer) = (experts.len(), observer.clone());
+            Ok(Some(Arc::new(ArrowPatch { arrow: self.clone(), site: index, experts, directions, gates, mixture, observer })))
+        })
+    }
+
+    fn choice(&self) -> Choice {
+        match self.tie {
+            Tie::None => Choice::Projection,
+            Tie::Site => Choice::Site,
+        }
+    }
+
+    /// The prototypes of a site by rows, `[candidates of all gates, in]`, and the gates that choose by them.
+    fn gates(&self, experts: &Experts, site: &Site) -> Result<(Vec<f32>, Vec<Gate>)> {
+        let (mut directions, mut gates) = (Vec::new(), Vec::new());
+        for (place, projections) in self.tie.groups(site).into_iter().enumerate() {
+            let start = directions.len() / site.input;
+            let mut candidates = Vec::new();
+            for (expert, prototype) in prototypes(experts, site, projections.clone())?.into_iter().enumerate() {
+                if let Some(direction) = prototype {
+                    directions.extend(direction.vector);
+                    candidates.push(expert as u32);
+                }
+            }
+            let columns = start..start + candidates.len();
+            if !columns.is_empty() {
+                gates.push(Gate { columns, candidates, first_slot: place * experts.len(), projections });
+            }
+        }
+        Ok((directions, gates))
+    }
+}
+
+impl Tie {
+    /// The projections of a site, by what has one prototype.
+    pub fn groups(self, site: &Site) -> Vec<Range<usize>> {
+        match self {
+            Self::None => (0..site.projections.len()).map(|projection| projection..projection + 1).collect(),
+            Self::Site => vec![0..site.projections.len()],
+        }
+    }
+}
+
+/// Each expert's prototype for some projections of a site: exact, from r x r problems in f64. None where the expert
+/// has no delta there: it has no direction, and must not attract tokens.
+///
+/// # Errors
+/// Where an expert's A's differ between the projections.
+pub fn prototypes(experts: &Experts, site: &Site, projections: Range<usize>) -> Result<Vec<Option<Direction>>> {
+    let prototype = |expert: usize| {
+        let modules = site.projections[projections.clone()].iter().filter_map(|p| experts.module(expert, &p.module));
+        let modules: Vec<&LowRank> = modules.collect();
+        match modules.as_slice() {
+            [] => Ok(None),
+            [only] => Ok(only.top_direction()),
+            [first, rest @ ..] if rest.iter().all(|module| module.a() == first.a()) => Ok(stacked(&modules)?.top_direction()),
+            _ => Err(RouteError::UntiedA { site: site.key(), expert: experts.names()[expert].clone() }),
+        }
+    };
+    (0..experts.len()).into_par_iter().map(prototype).collect()
+}
+
+/// The one update of projections that share their A: their B's, each with its scale, one above the other.
+fn stacked(modules: &[&LowRank]) -> Result<LowRank> {
+    let scaled = |module: &&LowRank| module.b().values().iter().map(|b| b * module.scale() as f32).collect::<Vec<f32>>();
+    let b: Vec<f32> = modules.iter().flat_map(scaled).collect();
+    let rank = modules[0].rank();
+    Matrix::new(b.len() / rank, rank, b)
+        .and_then(|b| LowRank::new(modules[0].a().clone(), b, 1.0))
+        .map_err(|error| RouteError::Adapter(format!("{error:#}")))
+}
+
+/// Arrow at one site.
+struct ArrowPatch {
+    arrow: Arrow,
+    site: usize,
+    experts: usize,
+    /// All prototypes of the site, `[candidates of all gates, in]`: one product makes all its scores.
+    directions: Tensor,
+    gates: Vec<Gate>,
+    mixture: Mixture,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Patch for ArrowPatch {
+    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+        if x.dim(0)? == 0 {
+            return Ok(());
+        }
+        // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
+        let input = x.detach().to_dtype(DType::F32)?;
+        let scores = input.matmul(&self.directions.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut groups: Vec<Group> = Vec::new();
+        for gate in &self.gates {
+            let chosen = gate.choose(&scores, self.directions.dim(0)?, self.arrow.top_k, self.arrow.temperature);
+            groups.extend(gate.groups(&chosen, self.experts));
+            if let Some(observer) = &self.observer {
+                gate.show(&chosen, self.site, rows, observer.as_ref());
+            }
+        }
+        self.mixture.add(x, groups.into(), out)
+    }
+}

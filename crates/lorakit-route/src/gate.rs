@@ -1,0 +1,166 @@
+//! From scores to chosen experts with their weights.
+
+use crate::observer::{Observer, Routing};
+use lorakit_adapter::{Group, Rows, Tokens};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tokens below which sharing out the selection costs more than it saves.
+const TOKENS_PER_TASK: usize = 32;
+
+/// The choice among the candidates of one projection, or of a whole site.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    /// The candidates' columns among the scores of the site.
+    pub(crate) columns: Range<usize>,
+    /// The experts that these columns score, in the order of their names.
+    pub(crate) candidates: Vec<u32>,
+    /// What is added to an expert's index to make its slot.
+    pub(crate) first_slot: usize,
+    /// The projections that the choice holds for.
+    pub(crate) projections: Range<usize>,
+}
+
+/// The chosen experts of every token.
+pub(crate) struct Chosen {
+    per_token: usize,
+    /// Indices of experts, `[tokens, per_token]`.
+    experts: Vec<u32>,
+    /// Their weights, of the same shape.
+    weights: Vec<f32>,
+}
+
+impl Gate {
+    /// Takes for every token the `top_k` candidates of the highest scores, and a softmax over those alone.
+    /// `scores` has `width` columns; a score counts by its magnitude, for a prototype has no sign of its own.
+    pub(crate) fn choose(&self, scores: &[f32], width: usize, top_k: usize, temperature: f32) -> Chosen {
+        let per_token = top_k.min(self.candidates.len());
+        let tokens = scores.len() / width;
+        let mut experts = vec![0; tokens * per_token];
+        let mut weights = vec![0.0; tokens * per_token];
+        experts
+            .par_chunks_exact_mut(per_token)
+            .zip(weights.par_chunks_exact_mut(per_token))
+            .zip(scores.par_chunks_exact(width))
+            .with_min_len(TOKENS_PER_TASK)
+            .for_each(|((experts, weights), scores)| {
+                let scores = &scores[self.columns.clone()];
+                if per_token == scores.len() {
+                    experts.copy_from_slice(&self.candidates);
+                    weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = score.abs());
+                } else {
+                    highest(scores, &self.candidates, experts, weights);
+                }
+                softmax(weights, temperature);
+            });
+        Chosen { per_token, experts, weights }
+    }
+
+    /// The groups that carry out a choice: for each expert that any token chose, its tokens and their weights.
+    pub(crate) fn groups<'a>(&'a self, chosen: &Chosen, experts: usize) -> impl Iterator<Item = Group> + use<'a> {
+        let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); experts];
+        let mut weights: Vec<Vec<f32>> = vec![Vec::new(); experts];
+        let by_token = chosen.experts.chunks_exact(chosen.per_token).zip(chosen.weights.chunks_exact(chosen.per_token));
+        for (token, (experts, of_token)) in by_token.enumerate() {
+            for (expert, weight) in experts.iter().zip(of_token) {
+                tokens[*expert as usize].push(token as u32);
+                weights[*expert as usize].push(*weight);
+            }
+        }
+        tokens.into_iter().zip(weights).enumerate().filter(|(_, (tokens, _))| !tokens.is_empty()).map(|(expert, (tokens, weights))| {
+            Group { expert: self.first_slot + expert, tokens: run_or_picked(tokens), weights: Some(weights) }
+        })
+    }
+
+    /// Shows a choice to whoever looks on.
+    pub(crate) fn show(&self, chosen: &Chosen, site: usize, rows: &Rows, observer: &dyn Observer) {
+        observer.saw(&Routing {
+            site,
+            projections: self.projections.clone(),
+            rows,
+            per_token: chosen.per_token,
+            experts: &chosen.experts,
+            weights: &chosen.weights,
+        });
+    }
+}
+
+/// The highest scores with their experts, highest first; of equal ones the first keeps its place.
+fn highest(scores: &[f32], candidates: &[u32], experts: &mut [u32], best: &mut [f32]) {
+    best.fill(f32::NEG_INFINITY);
+    for (score, expert) in scores.iter().zip(candidates) {
+        let score = score.abs();
+        let mut place = best.len();
+        while place > 0 && score > best[place - 1] {
+            place -= 1;
+        }
+        if place < best.len() {
+            best.copy_within(place..best.len() - 1, place + 1);
+            experts.copy_within(place..experts.len() - 1, place + 1);
+            (best[place], experts[place]) = (score, *expert);
+        }
+    }
+}
+
+/// `softmax(scores / temperature)`, in place.
+fn softmax(scores: &mut [f32], temperature: f32) {
+    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = ((*score - highest) / temperature).exp();
+        sum += *score;
+    }
+    scores.iter_mut().for_each(|score| *score /= sum);
+}
+
+/// Ascending tokens, as a run where they stand side by side: a run is read where it lies, and not gathered.
+fn run_or_picked(tokens: Vec<u32>) -> Tokens {
+    match (tokens.first(), tokens.last()) {
+        (Some(&first), Some(&last)) if (last - first) as usize + 1 == tokens.len() => Tokens::Run(first as usize..last as usize + 1),
+        _ => Tokens::Picked(tokens),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn gate(candidates: usize) -> Gate {
+        Gate { columns: 0..candidates, candidates: (0..candidates as u32).collect(), first_slot: 0, projections: 0..1 }
+    }
+
+    #[test]
+    fn equal_scores_go_to_the_first_name() {
+        let chosen = gate(4).choose(&[1.0, -3.0, 3.0, -3.0], 4, 2, 1.0);
+        assert_eq!(chosen.experts, [1, 2]);
+        assert_eq!(chosen.weights, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn selection_agrees_with_a_stable_sort() {
+        let scores: Vec<f32> = (0..600u32).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 10.0).collect();
+        let chosen = gate(30).choose(&scores, 30, 5, 1.0);
+        for (row, experts) in scores.chunks(30).zip(chosen.experts.chunks(5)) {
+            let mut order: Vec<u32> = (0..30).collect();
+            order.sort_by(|a, b| row[*b as usize].abs().total_cmp(&row[*a as usize].abs()));
+            assert_eq!(experts, &order[..5]);
+        }
+    }
+
+    #[test]
+    fn temperature_divides_the_scores_of_the_chosen() {
+        let chosen = gate(3).choose(&[2.0, 0.0, 1.0], 3, 2, 0.5);
+        let expected = 1.0 / (1.0 + (-2.0f32).exp());
+        assert!((chosen.weights[0] - expected).abs() < 1e-6, "{:?}", chosen.weights);
+    }
+
+    #[test]
+    fn groups_gather_the_tokens_of_each_expert() {
+        let chosen = gate(3).choose(&[5.0, 1.0, 0.0, 0.0, 1.0, 5.0, 5.0, 0.0, 1.0], 3, 1, 1.0);
+        let groups: Vec<Group> = Gate { first_slot: 10, ..gate(3) }.groups(&chosen, 3).collect();
+        assert_eq!(groups.iter().map(|g| g.expert).collect::<Vec<_>>(), [10, 12]);
+        assert!(matches!(&groups[0].tokens, Tokens::Picked(tokens) if tokens == &[0, 2]));
+        assert!(matches!(&groups[1].tokens, Tokens::Run(run) if *run == (1..2)));
+    }
+}

@@ -1,0 +1,111 @@
+//! The two ways of mixing chosen experts into one delta.
+
+use crate::error::Result;
+use crate::experts::Experts;
+use crate::stack::{Choice, Stack};
+use candle_core::{DType, Tensor};
+use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Site};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// How the chosen experts' deltas become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixing {
+    /// Outputs are mixed, as PEFT does: `sum_j s_j w_j B_j (A_j x)`. Experts of any rank and alpha mix.
+    #[default]
+    Outputs,
+    /// A's and B's are mixed separately, as the papers do: `sum_j s_j w_j B_j z` with `z = sum_i w_i A_i x`
+    /// (<https://arxiv.org/abs/2405.11157>). An expert's own term then weighs `w²`, and ranks must be equal.
+    Separate,
+}
+
+impl FromStr for Mixing {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "outputs" => Ok(Self::Outputs),
+            "separate" => Ok(Self::Separate),
+            _ => Err("outputs or separate"),
+        }
+    }
+}
+
+impl fmt::Display for Mixing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Outputs => "outputs",
+            Self::Separate => "separate",
+        })
+    }
+}
+
+/// The stacked experts of a site, ready to be mixed by groups of slots.
+pub(crate) enum Mixture {
+    Outputs(Grouped),
+    /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first
+    /// has the identity for its B, the second for its A.
+    Separate { shrink: Grouped, expand: Grouped },
+}
+
+impl Mixture {
+    /// The experts of a site, with the slots that a choice of them has.
+    pub(crate) fn new(mixing: Mixing, choice: Choice, experts: &Experts, site: &Site, stack: &Stack) -> Result<Self> {
+        let layouts = stack.layouts(choice);
+        match mixing {
+            Mixing::Outputs => Ok(Self::Outputs(stack.grouped(layouts)?)),
+            Mixing::Separate => {
+                let ranks = stack.equal_ranks(site, experts.names())?;
+                Self::separate(&ranks, layouts, site, stack)
+            }
+        }
+    }
+
+    fn separate(ranks: &[usize], layouts: Layouts, site: &Site, stack: &Stack) -> Result<Self> {
+        let mut total = 0;
+        let mut spans: BTreeMap<usize, Range<usize>> = BTreeMap::new();
+        for ((_, columns), rank) in site.columns().zip(ranks) {
+            spans.insert(columns.start, total..total + rank);
+            total += rank;
+        }
+        let through = |replace: &dyn Fn(&Block, Range<usize>) -> Block| {
+            let blocks = |blocks: &Vec<Block>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
+            Arc::new(Layouts(layouts.0.iter().map(blocks).collect()))
+        };
+        let shrink = through(&|block, z| Block { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
+        let expand = through(&|block, z| Block { a: z, ..block.clone() });
+        let identity = Tensor::eye(total, DType::F32, stack.a().device())?;
+        Ok(Self::Separate {
+            shrink: Grouped::new(stack.a().clone(), identity.clone(), shrink)?,
+            expand: Grouped::new(identity, stack.b().clone(), expand)?,
+        })
+    }
+
+    /// Adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; where the model is not, the
+    /// delta is rounded to its type once, at the end.
+    pub(crate) fn add(&self, x: &Tensor, groups: Arc<[Group]>, out: &mut Outputs) -> candle_core::Result<()> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Self::Outputs(grouped) => add(grouped, x, groups, out),
+            Self::Separate { shrink, expand } => {
+                let z = shrink.delta(&x.to_dtype(DType::F32)?, groups.clone())?;
+                add(expand, &z, groups, out)
+            }
+        }
+    }
+}
+
+/// Adds one grouped product to outputs of any float type.
+pub(crate) fn add(grouped: &Grouped, x: &Tensor, groups: Arc<[Group]>, out: &mut Outputs) -> candle_core::Result<()> {
+    let dtype = out.tensor().dtype();
+    if dtype == DType::F32 {
+        return grouped.add(&x.to_dtype(DType::F32)?, groups, out);
+    }
+    out.add(&grouped.delta(&x.to_dtype(DType::F32)?, groups)?.to_dtype(dtype)?)
+}

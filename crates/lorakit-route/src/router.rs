@@ -1,0 +1,135 @@
+//! The routers by name, as a user types them.
+
+use crate::arrow::Arrow;
+use crate::error::{Result, RouteError, listed};
+use crate::experts::Experts;
+use crate::expert::{self, Verbatim};
+use crate::observer::Observer;
+use crate::oracle;
+use crate::settings::Settings;
+use crate::uniform::Uniform;
+use lorakit_adapter::Patches;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A rule by which a library's experts serve tokens. What it is called and what it may be set to is in [`ROUTERS`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Router {
+    /// No expert: the base as it is.
+    Base,
+    /// The expert that was trained on the task at hand.
+    Oracle,
+    /// Every expert at equal weight.
+    Uniform(Uniform),
+    /// Prototypes from the weights, per token and projection.
+    Arrow(Arrow),
+    /// One expert, verbatim.
+    Expert(Verbatim),
+}
+
+/// What a user is told of a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// What is typed.
+    pub name: &'static str,
+    /// What may follow, with defaults; empty where nothing may.
+    pub settings: &'static str,
+    /// What it does, in one line, with the paper's address where there is one.
+    pub summary: &'static str,
+}
+
+/// All routers, in the order in which they are listed.
+pub const ROUTERS: &[About] = &[
+    About { name: "base", settings: "", summary: "no expert: the base model as it is" },
+    About { name: "oracle", settings: "", summary: "the expert trained on the task at hand, else the one of its name" },
+    About { name: "uniform", settings: "mixing=outputs", summary: "every expert at weight 1/n (https://arxiv.org/abs/2405.11157)" },
+    About {
+        name: "arrow",
+        settings: "top_k=4,temperature=1,mixing=outputs,tie=none",
+        summary: "per token, the experts whose strongest direction meets it (https://arxiv.org/abs/2405.11157)",
+    },
+    About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
+];
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let colon = if self.settings.is_empty() { "" } else { ":" };
+        write!(f, "{}{colon}{}  {}", self.name, self.settings, self.summary)
+    }
+}
+
+/// What a router may look at besides the experts.
+#[derive(Clone, Default)]
+pub struct Setting<'a> {
+    /// The task at hand, which only the oracle reads.
+    pub task: Option<&'a str>,
+    /// Who is shown every choice that is made per token, if anyone.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl Router {
+    /// The patches that carry the router out.
+    ///
+    /// # Errors
+    /// Where the library does not allow it: see each router.
+    pub fn build(&self, experts: &Experts, setting: &Setting) -> Result<Patches> {
+        match self {
+            Self::Base => Ok(Patches::none()),
+            Self::Oracle => expert::one(experts, oracle::expert_of(setting.task.ok_or(RouteError::NoTask)?, experts)?),
+            Self::Uniform(uniform) => uniform.patches(experts),
+            Self::Arrow(arrow) => arrow.patches(experts, setting.observer.clone()),
+            Self::Expert(verbatim) => verbatim.patches(experts),
+        }
+    }
+
+    /// One line for a user: name, settings with their defaults, what it does, and the paper.
+    pub fn describe(&self) -> String {
+        let name = self.name();
+        ROUTERS.iter().find(|about| about.name == name).map_or_else(String::new, About::to_string)
+    }
+
+    /// What is typed for it, without settings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Oracle => "oracle",
+            Self::Uniform(_) => "uniform",
+            Self::Arrow(_) => "arrow",
+            Self::Expert(_) => "expert",
+        }
+    }
+}
+
+impl FromStr for Router {
+    type Err = RouteError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, rest) = match text.split_once(':') {
+            Some((name, rest)) => (name, Some(rest)),
+            None => (text, None),
+        };
+        let settings = Settings::new(name, rest);
+        match name {
+            "base" => settings.finish().map(|()| Self::Base),
+            "oracle" => settings.finish().map(|()| Self::Oracle),
+            "uniform" => Uniform::parse(settings).map(Self::Uniform),
+            "arrow" => Arrow::parse(settings).map(Self::Arrow),
+            "expert" => Verbatim::parse(rest).map(Self::Expert),
+            _ => Err(RouteError::UnknownRouter { name: name.to_owned(), known: listed(ROUTERS.iter().map(|about| about.name)) }),
+        }
+    }
+}
+
+impl fmt::Display for Router {
+    /// The router with all its settings, as it can be typed.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Base | Self::Oracle => f.write_str(self.name()),
+            Self::Uniform(uniform) => write!(f, "uniform:{uniform}"),
+            Self::Arrow(arrow) => write!(f, "arrow:{arrow}"),
+            Self::Expert(verbatim) => write!(f, "expert:{}", verbatim.name),
+        }
+    }
+}

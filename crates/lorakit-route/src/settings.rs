@@ -1,0 +1,48 @@
+//! A router's settings as they are typed: `key=value`, with commas between.
+
+use crate::error::{Result, RouteError, listed};
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// Settings that are taken out one by one, so that what nobody takes is an error.
+pub(crate) struct Settings<'a> {
+    router: &'a str,
+    given: Vec<(&'a str, &'a str)>,
+    known: Vec<String>,
+    problem: Option<String>,
+}
+
+impl<'a> Settings<'a> {
+    pub(crate) fn new(router: &'a str, text: Option<&'a str>) -> Self {
+        let given = text.into_iter().flat_map(|text| text.split(',')).map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        Self { router, given: given.map(|(key, value)| (key.trim(), value.trim())).collect(), known: Vec::new(), problem: None }
+    }
+
+    /// The value given for `key`, or the default. A problem is kept for [`Settings::finish`], which by then knows
+    /// all the settings that it lists.
+    pub(crate) fn take<T: FromStr<Err: Display> + Display>(&mut self, key: &str, default: T) -> T {
+        self.known.push(format!("{key}={default}"));
+        let Some(at) = self.given.iter().position(|(given, _)| *given == key) else { return default };
+        let (_, value) = self.given.remove(at);
+        value.parse().unwrap_or_else(|expected| {
+            self.refuse(format!("{key}={value} cannot be read ({expected})"));
+            default
+        })
+    }
+
+    /// Notes a problem; the first one is reported.
+    pub(crate) fn refuse(&mut self, problem: String) {
+        self.problem.get_or_insert(problem);
+    }
+
+    /// Reports the first problem, or what was given and nobody took.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Some((key, _)) = self.given.first() {
+            let twice = self.known.iter().any(|known| known.split('=').next() == Some(key));
+            let problem = if twice { format!("{key} is given twice") } else { format!("unknown setting {key:?}") };
+            self.refuse(problem);
+        }
+        let Some(problem) = self.problem else { return Ok(()) };
+        Err(RouteError::Setting { router: self.router.to_owned(), problem, known: listed(&self.known) })
+    }
+}

@@ -1,0 +1,213 @@
+//! The experts of one site, stacked into two matrices.
+//!
+//! The stacked, transposed B has one segment of rows for each expert, as many as its largest rank at the site; its
+//! projections share those rows and differ in columns. The stacked A repeats the same segments for each projection,
+//! or once where the A's of projections are tied. In B, what an expert does not fill is zero and adds nothing, so the
+//! whole library, too, is a low-rank product of two plain matrices: uniform mixing needs no groups.
+
+use crate::error::{Result, RouteError};
+use candle_core::{Device, Tensor};
+use lorakit_adapter::{Block, Grouped, Layouts, LowRank, Site};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What each expert has for each projection of a site: `modules[projection][expert]`.
+pub(crate) type Modules<'a> = Vec<Vec<Option<&'a LowRank>>>;
+
+/// The stacked experts of one site.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    a: Tensor,
+    b: Tensor,
+    blocks: Vec<Vec<Option<Block>>>,
+}
+
+impl Stack {
+    /// Stacks what the experts have at a site; none where no expert has anything.
+    pub(crate) fn of(site: &Site, modules: &Modules, device: &Device) -> Result<Option<Self>> {
+        let plan = Plan::of(site, modules);
+        if plan.ranks == 0 {
+            return Ok(None);
+        }
+        let segments = plan.segments.iter().max().map_or(0, |last| last + 1);
+        let mut a = vec![0.0; segments * plan.ranks * site.input];
+        let mut b = vec![0.0; plan.ranks * site.output()];
+        for (blocks, modules) in plan.blocks.iter().zip(modules) {
+            for (block, module) in blocks.iter().zip(modules) {
+                if let (Some(block), Some(module)) = (block, module) {
+                    a[block.a.start * site.input..block.a.end * site.input].copy_from_slice(&module.a().values());
+                    transpose_into(&mut b, site.output(), block, &module.b().values());
+                }
+            }
+        }
+        let a = Tensor::from_vec(a, (segments * plan.ranks, site.input), device)?;
+        let b = Tensor::from_vec(b, (plan.ranks, site.output()), device)?;
+        Ok(Some(Self { a, b, blocks: plan.blocks }))
+    }
+
+    /// The stacked A's, `[segments * ranks, in]`.
+    pub fn a(&self) -> &Tensor {
+        &self.a
+    }
+
+    /// The stacked, transposed B's, `[ranks, out]`.
+    pub fn b(&self) -> &Tensor {
+        &self.b
+    }
+
+    /// Where an expert stands for a projection; none where it has nothing there.
+    pub fn block(&self, projection: usize, expert: usize) -> Option<&Block> {
+        self.blocks[projection][expert].as_ref()
+    }
+
+    /// For each projection, the experts that change it with their blocks.
+    pub(crate) fn projections(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, &Block)>> {
+        self.blocks.iter().map(|blocks| blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?))))
+    }
+
+    /// The experts of a site as they are chosen: whole, or for each projection on its own.
+    pub(crate) fn layouts(&self, choice: Choice) -> Layouts {
+        match choice {
+            Choice::Site => {
+                let experts = self.blocks.first().map_or(0, Vec::len);
+                let of = |expert: usize| self.blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
+                Layouts((0..experts).map(of).collect())
+            }
+            Choice::Projection => Layouts(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect()),
+        }
+    }
+
+    /// The stack as a grouped product under other layouts.
+    pub(crate) fn grouped(&self, layouts: Layouts) -> Result<Grouped> {
+        Ok(Grouped::new(self.a.clone(), self.b.clone(), Arc::new(layouts))?)
+    }
+
+    /// One expert alone, in matrices of its own; none where it has nothing at the site.
+    pub(crate) fn only(&self, expert: usize) -> Result<Option<Grouped>> {
+        let blocks: Vec<&Block> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
+        let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max()) else {
+            return Ok(None);
+        };
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        let mut own = Vec::new();
+        for block in blocks {
+            if !spans.contains(&block.a) {
+                spans.push(block.a.clone());
+            }
+            let before: usize = spans.iter().take_while(|span| **span != block.a).map(Range::len).sum();
+            let b = block.b.start - start..block.b.end - start;
+            own.push(Block { a: before..before + block.a.len(), b, ..block.clone() });
+        }
+        let a = spans.iter().map(|span| self.a.narrow(0, span.start, span.len())).collect::<candle_core::Result<Vec<_>>>()?;
+        // A copy, so that a patch of one expert does not keep the whole library in memory.
+        let b = self.b.narrow(0, start, end - start)?.copy()?;
+        Ok(Some(Grouped::new(Tensor::cat(&a, 0)?, b, Arc::new(Layouts(vec![own])))?))
+    }
+
+    /// All experts as if they were one, each at `weight`: adjacent experts of equal scale become one block, since
+    /// what lies between them is zero in B.
+    pub(crate) fn together(&self, weight: f32) -> Result<Grouped> {
+        let mut together: Vec<Block> = Vec::new();
+        for projection in self.projections() {
+            for (_, block) in projection {
+                match together.last_mut().filter(|last| last.columns == block.columns && last.scale == block.scale * weight) {
+                    Some(last) => (last.a.end, last.b.end) = (block.a.end, block.b.end),
+                    None => together.push(Block { scale: block.scale * weight, ..block.clone() }),
+                }
+            }
+        }
+        self.grouped(Layouts(vec![together]))
+    }
+
+    /// Refuses experts whose ranks differ at a projection, by name; else each projection's rank.
+    pub(crate) fn equal_ranks(&self, site: &Site, names: &[String]) -> Result<Vec<usize>> {
+        let rank = |(projection, blocks): (usize, &Vec<Option<Block>>)| {
+            let mut ranks = blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?.a.len())));
+            let Some((first, rank)) = ranks.next() else { return Ok(0) };
+            match ranks.find(|(_, other)| *other != rank) {
+                None => Ok(rank),
+                Some((second, other)) => Err(RouteError::UnequalRanks {
+                    module: site.projections[projection].module.clone(),
+                    first: (names[first].clone(), rank),
+                    second: (names[second].clone(), other),
+                }),
+            }
+        };
+        self.blocks.iter().enumerate().map(rank).collect()
+    }
+}
+
+/// What one choice of experts holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// All projections of a site; an expert's slot in the layouts is its index.
+    Site,
+    /// One projection; the slot is `projection * experts + expert`.
+    Projection,
+}
+
+/// Where everything goes.
+struct Plan {
+    /// Rows of the stacked B, and of each segment of the stacked A.
+    ranks: usize,
+    /// The segment of the stacked A that each projection has.
+    segments: Vec<usize>,
+    blocks: Vec<Vec<Option<Block>>>,
+}
+
+impl Plan {
+    fn of(site: &Site, modules: &Modules) -> Self {
+        let experts = modules.first().map_or(0, Vec::len);
+        let mut ranks = 0;
+        let starts: Vec<usize> = (0..experts)
+            .map(|expert| {
+                let start = ranks;
+                ranks += modules.iter().filter_map(|projection| projection[expert]).map(LowRank::rank).max().unwrap_or(0);
+                start
+            })
+            .collect();
+        let segments = segments(modules);
+        let block = |projection: usize, columns: &Range<usize>, expert: usize| {
+            let module = modules[projection][expert]?;
+            let b = starts[expert]..starts[expert] + module.rank();
+            let before = segments[projection] * ranks;
+            Some(Block { a: before + b.start..before + b.end, b, columns: columns.clone(), scale: module.scale() as f32 })
+        };
+        let blocks = site
+            .columns()
+            .enumerate()
+            .map(|(projection, (_, columns))| (0..experts).map(|expert| block(projection, &columns, expert)).collect())
+            .collect();
+        Self { ranks, segments, blocks }
+    }
+}
+
+/// The segment of each projection: that of earlier ones where all experts have their A's tied, else the next.
+fn segments(modules: &Modules) -> Vec<usize> {
+    let mut members: Vec<Vec<usize>> = Vec::new();
+    let mut segments = Vec::new();
+    for (projection, experts) in modules.iter().enumerate() {
+        let shared = members.iter().position(|members| members.iter().all(|&member| tied(&modules[member], experts)));
+        let segment = shared.unwrap_or(members.len());
+        if segment == members.len() {
+            members.push(Vec::new());
+        }
+        members[segment].push(projection);
+        segments.push(segment);
+    }
+    segments
+}
+
+/// Whether each expert that has both projections has the same A at both.
+fn tied(one: &[Option<&LowRank>], other: &[Option<&LowRank>]) -> bool {
+    one.iter().zip(other).all(|pair| !matches!(pair, (Some(one), Some(other)) if one.a() != other.a()))
+}
+
+/// Writes B, `[width, rank]`, transposed into its place among rows of `output` columns.
+fn transpose_into(stacked: &mut [f32], output: usize, block: &Block, b: &[f32]) {
+    let rank = block.b.len();
+    for (k, row) in block.b.clone().enumerate() {
+        let row = &mut stacked[row * output..][block.columns.clone()];
+        row.iter_mut().zip(b[k..].iter().step_by(rank)).for_each(|(to, from)| *to = *from);
+    }
+}

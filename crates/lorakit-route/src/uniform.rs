@@ -1,0 +1,79 @@
+//! Uniform mixing: every expert of the library on every token, each at weight 1 / n.
+
+use crate::always::Always;
+use crate::error::Result;
+use crate::experts::Experts;
+use crate::mixing::Mixing;
+use crate::patches;
+use crate::settings::Settings;
+use crate::stack::Stack;
+use candle_core::Tensor;
+use lorakit_adapter::{Block, Grouped, Layouts, Patch, Patches, Site};
+use std::fmt;
+use std::sync::Arc;
+
+/// The router `uniform`: weight `1 / n` for each of the library's `n` experts (μ of
+/// <https://arxiv.org/abs/2405.11157>). An expert that a site lacks adds nothing there and still counts in `n`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uniform {
+    /// How the experts' deltas become one; `separate` averages the A's and the B's, and needs equal ranks.
+    pub mixing: Mixing,
+}
+
+impl Uniform {
+    pub(crate) fn parse(mut settings: Settings) -> Result<Self> {
+        let uniform = Self { mixing: settings.take("mixing", Mixing::default()) };
+        settings.finish().map(|()| uniform)
+    }
+
+    /// The patches of the whole library.
+    ///
+    /// # Errors
+    /// Under separate mixing, where ranks differ at a projection.
+    pub fn patches(&self, experts: &Experts) -> Result<Patches> {
+        patches(experts, |_, site, stack| {
+            let grouped = match self.mixing {
+                Mixing::Outputs => stack.together(1.0 / experts.len() as f32)?,
+                Mixing::Separate => averaged(experts, site, stack)?,
+            };
+            Ok(Some(Arc::new(Always(grouped)) as Arc<dyn Patch>))
+        })
+    }
+}
+
+impl fmt::Display for Uniform {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "mixing={}", self.mixing)
+    }
+}
+
+/// The one expert whose A is the mean of the A's, and whose B is the mean of the scaled B's.
+fn averaged(experts: &Experts, site: &Site, stack: &Stack) -> Result<Grouped> {
+    let ranks = stack.equal_ranks(site, experts.names())?;
+    let most = ranks.iter().copied().max().unwrap_or(0);
+    let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
+        let blocks: Vec<Block> = projection.map(|(_, block)| block.clone()).collect();
+        let b = stack.b().narrow(1, columns.start, columns.len())?.contiguous()?;
+        if rank > 0 {
+            a_means.push(mean(stack.a(), experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
+            own.push(Block { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
+            before += rank;
+        }
+        let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, block.scale)))?;
+        b_means.push(b.pad_with_zeros(0, 0, most - rank)?);
+    }
+    let (a, b) = (Tensor::cat(&a_means, 0)?, Tensor::cat(&b_means, 1)?);
+    Ok(Grouped::new(a, b, Arc::new(Layouts(vec![own])))?)
+}
+
+/// `1/n` of the weighted sum of stretches of `rank` rows, each given by its first row and weight: one product with
+/// a matrix that picks and weighs the rows.
+fn mean(stacked: &Tensor, n: usize, rank: usize, stretches: impl Iterator<Item = (usize, f32)>) -> Result<Tensor> {
+    let rows = stacked.dim(0)?;
+    let mut pick = vec![0.0; rank * rows];
+    for (start, weight) in stretches {
+        (0..rank).for_each(|k| pick[k * rows + start + k] = weight / n as f32);
+    }
+    Ok(Tensor::from_vec(pick, (rank, rows), stacked.device())?.matmul(stacked)?)
+}

@@ -1,0 +1,291 @@
+//! What must hold of routers whatever the weights are.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod small;
+
+use candle_core::{DType, Device, Tensor, Var};
+use lorakit_adapter::{Outputs, Row, Rows, Site};
+use lorakit_route::{Arrow, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
+use small::*;
+use std::sync::{Arc, Mutex};
+
+const INPUT: usize = 12;
+
+fn qkv() -> Site {
+    site(INPUT, &[("q", 8), ("k", 5), ("v", 6)])
+}
+
+/// Four experts of equal rank with all modules, and scales that differ.
+fn even() -> Experts {
+    let one = |e: u64| {
+        let module = |m: u64, width| random(10 * e + m, 2, INPUT, width, 0.5 + e as f64);
+        expert(&format!("e{e}"), [("q", module(1, 8)), ("k", module(2, 5)), ("v", module(3, 6))])
+    };
+    experts((0..4).map(one), &qkv())
+}
+
+/// Experts of different rank, alpha and module set.
+fn uneven() -> Experts {
+    let library = [
+        expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
+        expert("b", [("q", random(3, 1, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))]),
+        expert("c", [("k", random(5, 2, INPUT, 5, 3.0))]),
+        expert("d", [("q", random(6, 2, INPUT, 8, 2.0)), ("k", random(7, 2, INPUT, 5, 3.0)), ("v", random(8, 2, INPUT, 6, 0.25))]),
+    ];
+    experts(library, &qkv())
+}
+
+/// Experts whose A is tied across the projections that they have.
+fn tied() -> Experts {
+    let one = |e: u64, modules: &[(&'static str, usize)]| {
+        let a = values(100 + e, 2 * INPUT);
+        let module = |(i, (name, width)): (usize, &(&'static str, usize))| {
+            (*name, low_rank(2, a.clone(), values(200 + 10 * e + i as u64, 2 * width), 1.0 + i as f64))
+        };
+        expert(&format!("t{e}"), modules.iter().enumerate().map(module).collect::<Vec<_>>())
+    };
+    let all = [("q", 8), ("k", 5), ("v", 6)];
+    experts([one(0, &all), one(1, &all), one(2, &all[1..]), one(3, &all[..2])], &qkv())
+}
+
+#[test]
+fn one_expert_routed_is_that_adapter() {
+    let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))])], &qkv());
+    let x = tokens(50, 9, INPUT);
+    let expected = dense(&library, &x, |_, _, _| 1.0);
+    for router in ["expert:only", "uniform", "uniform:mixing=separate", "arrow", "arrow:mixing=separate"] {
+        assert_close(&routed(router, &library, &x), &expected, 1e-5);
+    }
+}
+
+#[test]
+fn an_expert_verbatim_is_its_dense_delta() {
+    let x = tokens(51, 9, INPUT);
+    for library in [uneven(), tied()] {
+        for (index, name) in library.names().iter().enumerate() {
+            let expected = dense(&library, &x, |_, _, e| f64::from(u8::from(e == index)));
+            assert_close(&routed(&format!("expert:{name}"), &library, &x), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn uniform_outputs_are_the_mean_of_dense_deltas() {
+    let x = tokens(52, 9, INPUT);
+    for library in [even(), uneven(), tied()] {
+        let n = library.len() as f64;
+        assert_close(&routed("uniform", &library, &x), &dense(&library, &x, |_, _, _| 1.0 / n), 1e-5);
+    }
+}
+
+#[test]
+fn all_experts_at_a_high_temperature_are_uniform() {
+    let (library, x) = (even(), tokens(53, 9, INPUT));
+    for mixing in ["outputs", "separate"] {
+        let arrow = routed(&format!("arrow:top_k=4,temperature=1e9,mixing={mixing}"), &library, &x);
+        assert_close(&arrow, &routed(&format!("uniform:mixing={mixing}"), &library, &x), 1e-5);
+    }
+}
+
+#[test]
+fn more_experts_than_there_are_is_all_of_them() {
+    let (library, x) = (uneven(), tokens(54, 9, INPUT));
+    assert_close(&routed("arrow:top_k=100", &library, &x), &routed("arrow:top_k=4", &library, &x), 1e-6);
+}
+
+/// The weights of Arrow with one prototype per projection, from dense scores.
+fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<Vec<Vec<f64>>> {
+    let site = &library.sites()[0];
+    let rows = x.to_vec2::<f32>().unwrap();
+    let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::Direction>]| {
+        let score = |d: &lorakit_adapter::Direction| d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs();
+        let scores: Vec<Option<f64>> = prototypes.iter().map(|p| p.as_ref().map(score)).collect();
+        let mut order: Vec<usize> = (0..scores.len()).filter(|e| scores[*e].is_some()).collect();
+        order.sort_by(|a, b| scores[*b].unwrap().total_cmp(&scores[*a].unwrap()));
+        order.truncate(top_k);
+        let sum: f64 = order.iter().map(|e| scores[*e].unwrap().exp()).sum();
+        (0..scores.len()).map(|e| if order.contains(&e) { scores[e].unwrap().exp() / sum } else { 0.0 }).collect::<Vec<f64>>()
+    };
+    let per_projection = |projection: usize| {
+        let group = tie.groups(site).into_iter().find(|group| group.contains(&projection)).unwrap();
+        let prototypes = arrow::prototypes(library, site, group).unwrap();
+        rows.iter().map(|x| weigh(x, &prototypes)).collect()
+    };
+    (0..site.projections.len()).map(per_projection).collect()
+}
+
+#[test]
+fn arrow_mixes_different_ranks_alphas_and_module_sets() {
+    let x = tokens(55, 40, INPUT);
+    for (library, tie, top_k) in [(even(), "none", 2), (uneven(), "none", 2), (tied(), "none", 3), (tied(), "site", 2)] {
+        let weights = arrow_weights(&library, &x, top_k, tie.parse().unwrap());
+        let found = routed(&format!("arrow:top_k={top_k},tie={tie}"), &library, &x);
+        assert_close(&found, &dense(&library, &x, |t, p, e| weights[p][t][e]), 1e-4);
+    }
+}
+
+#[test]
+fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
+    let x = tokens(56, 20, INPUT);
+    for (library, tie) in [(even(), "none"), (tied(), "none"), (tied(), "site")] {
+        let weights = arrow_weights(&library, &x, 2, tie.parse().unwrap());
+        let rows = x.to_vec2::<f32>().unwrap();
+        let mixed = |t: usize| -> Vec<f32> {
+            let site = &library.sites()[0];
+            let of = |(p, projection): (usize, &lorakit_adapter::Projection)| {
+                let modules: Vec<_> = (0..library.len()).filter_map(|e| Some((weights[p][t][e], library.module(e, &projection.module)?))).collect();
+                let sum = |value: &dyn Fn(&lorakit_adapter::LowRank) -> Vec<f32>, scaled: bool| {
+                    modules.iter().fold(Vec::new(), |mut sum, (w, m)| {
+                        let factor = if scaled { w * m.scale() } else { *w } as f32;
+                        let values = value(m);
+                        sum.resize(values.len(), 0.0);
+                        sum.iter_mut().zip(values).for_each(|(s, v)| *s += factor * v);
+                        sum
+                    })
+                };
+                let (a, b) = (sum(&|m| m.a().values().to_vec(), false), sum(&|m| m.b().values().to_vec(), true));
+                let z: Vec<f32> = a.chunks(INPUT).map(|a| a.iter().zip(&rows[t]).map(|(a, x)| a * x).sum()).collect();
+                b.chunks(z.len()).map(|b| b.iter().zip(&z).map(|(b, z)| b * z).sum()).collect::<Vec<f32>>()
+            };
+            site.projections.iter().enumerate().flat_map(of).collect()
+        };
+        let expected: Vec<Vec<f32>> = (0..rows.len()).map(mixed).collect();
+        assert_close(&routed(&format!("arrow:top_k=2,mixing=separate,tie={tie}"), &library, &x), &expected, 1e-4);
+    }
+}
+
+#[test]
+fn top_1_picks_the_expert_that_the_token_points_at() {
+    let (library, site) = (even(), qkv());
+    let prototypes = arrow::prototypes(&library, &site, 0..1).unwrap();
+    for (index, prototype) in prototypes.into_iter().enumerate() {
+        let x = Tensor::from_vec(prototype.unwrap().vector, (1, INPUT), &Device::Cpu).unwrap();
+        let found: Vec<f32> = routed("arrow:top_k=1", &library, &x)[0][..8].to_vec();
+        let expected: Vec<f32> = dense(&library, &x, |_, _, e| f64::from(u8::from(e == index)))[0][..8].to_vec();
+        assert_close(&[found], &[expected], 1e-5);
+    }
+}
+
+#[test]
+fn an_expert_without_a_delta_never_attracts() {
+    let x = tokens(57, 30, INPUT);
+    let full = || expert("full", [("q", random(1, 2, INPUT, 8, 2.0))]);
+    // An untrained expert has its A, and a B of zeros.
+    let zero = expert("empty", [("q", low_rank(2, values(2, 2 * INPUT), vec![0.0; 16], 2.0))]);
+    let both = experts([full(), zero], &qkv());
+    assert!(arrow::prototypes(&both, &qkv(), 0..1).unwrap()[0].is_none());
+    let alone = experts([full()], &qkv());
+    assert_close(&routed("arrow:top_k=2", &both, &x), &routed("expert:full", &alone, &x), 1e-5);
+}
+
+#[test]
+fn equal_experts_share_and_the_first_name_wins() {
+    let same = || random(1, 2, INPUT, 8, 1.0);
+    let stronger = low_rank(2, values(1, 2 * INPUT), values(1001, 16).iter().map(|b| b * 3.0).collect(), 1.0);
+    let library = experts([expert("z", [("q", stronger)]), expert("m", [("q", same())])], &qkv());
+    let x = tokens(58, 9, INPUT);
+    assert_close(&routed("arrow:top_k=1", &library, &x), &routed("expert:m", &library, &x), 1e-6);
+}
+
+#[test]
+fn the_two_mixings_differ_as_worked_by_hand() {
+    let library = [
+        expert("e0", [("q", low_rank(1, vec![1.0, 0.0], vec![1.0, 0.0], 1.0))]),
+        expert("e1", [("q", low_rank(1, vec![0.0, 1.0], vec![0.0, 2.0], 1.0))]),
+    ];
+    let library = experts(library, &site(2, &[("q", 2)]));
+    let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu).unwrap();
+    assert_close(&routed("uniform:mixing=separate", &library, &x), &[vec![1.75, 3.5]], 1e-6);
+    assert_close(&routed("uniform:mixing=outputs", &library, &x), &[vec![1.5, 4.0]], 1e-6);
+    let arrow = |mixing: &str| routed(&format!("arrow:temperature=1e9,mixing={mixing}"), &library, &x);
+    assert_close(&arrow("separate"), &[vec![1.75, 3.5]], 1e-6);
+    assert_close(&arrow("outputs"), &[vec![1.5, 4.0]], 1e-6);
+}
+
+#[test]
+fn each_row_can_have_its_own_expert() {
+    let (library, x) = (uneven(), tokens(59, 10, INPUT));
+    let row = |start, len, expert| Row { start, len, expert, ..Row::default() };
+    let rows = Rows::new([row(0, 3, Some(3)), row(3, 2, None), row(5, 5, Some(0))]);
+    let of = |token: usize| [Some(3), Some(3), Some(3), None, None, Some(0), Some(0), Some(0), Some(0), Some(0)][token];
+    let expected = dense(&library, &x, |t, _, e| f64::from(u8::from(of(t) == Some(e))));
+    let patches = expert::by_row(&library).unwrap();
+    assert_close(&added(&patches, &library, &x, &rows), &expected, 1e-5);
+    let mut out = Outputs::new(Tensor::zeros((10, 19), DType::F32, &Device::Cpu).unwrap());
+    assert!(patches.at(0).unwrap().add(&x, &Rows::new([row(0, 10, Some(4))]), &mut out).is_err());
+}
+
+/// Remembers all that it was shown.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(usize, std::ops::Range<usize>, Vec<u32>, Vec<f32>)>>);
+
+impl lorakit_route::Observer for Recorder {
+    fn saw(&self, routing: &Routing) {
+        assert_eq!(routing.rows.len(), 1);
+        let seen = (routing.site, routing.projections.clone(), routing.experts.to_vec(), routing.weights.to_vec());
+        self.0.lock().unwrap().push(seen);
+    }
+}
+
+#[test]
+fn an_observer_sees_every_choice() {
+    let (library, x) = (uneven(), tokens(60, 6, INPUT));
+    let recorder = Arc::new(Recorder::default());
+    let arrow = Arrow { top_k: 2, ..Arrow::default() };
+    let patches = arrow.patches(&library, Some(recorder.clone())).unwrap();
+    added(&patches, &library, &x, &Rows::packed([6]));
+    let weights = arrow_weights(&library, &x, 2, Tie::None);
+    let seen = recorder.0.lock().unwrap();
+    assert_eq!(seen.iter().map(|s| (s.0, s.1.clone())).collect::<Vec<_>>(), [(0, 0..1), (0, 1..2), (0, 2..3)]);
+    for (_, projections, experts, found) in seen.iter() {
+        for (slot, (expert, weight)) in experts.iter().zip(found).enumerate() {
+            let expected = weights[projections.start][slot / 2][*expert as usize];
+            assert!((f64::from(*weight) - expected).abs() < 1e-5);
+        }
+    }
+    let usage = Arc::new(Usage::default());
+    let patches = arrow.patches(&library, Some(usage.clone())).unwrap();
+    added(&patches, &library, &x, &Rows::packed([6]));
+    let total: f64 = usage.shares().values().map(|share| share.weight).sum();
+    assert!((total - 18.0).abs() < 1e-4, "6 tokens at 3 projections");
+}
+
+#[test]
+fn gradients_reach_the_input_through_the_chosen_experts() {
+    let (library, x) = (even(), Var::from_tensor(&tokens(61, 5, INPUT)).unwrap());
+    for mixing in ["outputs", "separate"] {
+        let router: lorakit_route::Router = format!("arrow:top_k=2,mixing={mixing}").parse().unwrap();
+        let patches = router.build(&library, &Setting::default()).unwrap();
+        let mut out = Outputs::new(Tensor::zeros((5, 19), DType::F32, &Device::Cpu).unwrap());
+        patches.at(0).unwrap().add(&x, &Rows::packed([5]), &mut out).unwrap();
+        let y = out.into_tensor();
+        let gradient = y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap().clone();
+        // The delta is linear in x while the choice stands: <x, d|y|²/dx> = 2 |y|².
+        let along: f32 = (gradient * x.as_tensor()).unwrap().sum_all().unwrap().to_scalar().unwrap();
+        let size: f32 = y.sqr().unwrap().sum_all().unwrap().to_scalar().unwrap();
+        assert!(size > 0.1 && (along - 2.0 * size).abs() < 1e-3 * size, "{along} and {size}");
+    }
+}
+
+#[test]
+fn a_16_bit_model_gets_the_same_delta_rounded() {
+    let (library, x) = (even(), tokens(62, 5, INPUT).to_dtype(DType::BF16).unwrap());
+    let router: lorakit_route::Router = "arrow:top_k=2".parse().unwrap();
+    let patches = router.build(&library, &Setting::default()).unwrap();
+    let mut out = Outputs::new(Tensor::zeros((5, 19), DType::BF16, &Device::Cpu).unwrap());
+    patches.at(0).unwrap().add(&x, &Rows::packed([5]), &mut out).unwrap();
+    let found = out.into_tensor().to_dtype(DType::F32).unwrap().to_vec2().unwrap();
+    assert_close(&found, &routed("arrow:top_k=2", &library, &x.to_dtype(DType::F32).unwrap()), 0.01);
+}
+
+#[test]
+fn the_oracle_takes_the_recorded_expert_before_the_named_one() {
+    let mut library = ["c0", "boolq", "piqa"].map(|name| expert(name, [("q", random(1, 2, INPUT, 8, 1.0))]));
+    library[0].tasks = vec!["boolq".to_owned(), "arc".to_owned()];
+    let library = experts(library, &qkv());
+    assert_eq!(library.names()[oracle::expert_of("boolq", &library).unwrap()], "c0");
+    assert_eq!(library.names()[oracle::expert_of("piqa", &library).unwrap()], "piqa");
+    let error = oracle::expert_of("hellaswag", &library).unwrap_err().to_string();
+    assert!(error.contains("hellaswag") && error.contains("boolq, c0 (boolq, arc), piqa"), "{error}");
+}

@@ -1,0 +1,143 @@
+//! Agreement with the papers' code on recorded numbers (`mttl_oracle.json`: four experts, alpha / r = 8).
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod small;
+
+use candle_core::{Device, Tensor};
+use lorakit_adapter::Rows;
+use lorakit_route::{Experts, Observer, Router, Routing, Setting, arrow};
+use serde_json::Value;
+use small::*;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+const MODULE: &str = "model.layers.0.self_attn.q_proj";
+
+fn oracle() -> Option<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/mttl_oracle.json");
+    let Ok(text) = std::fs::read_to_string(path) else {
+        println!("skipped: no ../shared");
+        return None;
+    };
+    Some(serde_json::from_str(&text).unwrap())
+}
+
+fn matrix(value: &Value) -> Vec<Vec<f32>> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// The recorded matrices are the transposes of PEFT's: A is `[in, r]`, B is `[r, out]`.
+fn transposed(value: &Value) -> Vec<f32> {
+    let rows = matrix(value);
+    (0..rows[0].len()).flat_map(|column| rows.iter().map(move |row| row[column]).collect::<Vec<_>>()).collect()
+}
+
+/// The four experts, with each projection as a site of its own, since their inputs are.
+fn library(oracle: &Value, module: &str, width: usize) -> Experts {
+    let one = |(name, tensors): (&String, &Value)| {
+        let a = transposed(&tensors[format!("{module}.lora_a")]);
+        let b = transposed(&tensors[format!("{module}.lora_b")]);
+        expert(name, [(module, low_rank(2, a, b, 8.0))])
+    };
+    experts(oracle["experts"].as_object().unwrap().iter().map(one), &site(6, &[(module, width)]))
+}
+
+fn input(oracle: &Value) -> Tensor {
+    Tensor::new(matrix(&oracle["routing_input"][0]), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn prototypes_agree_up_to_sign() {
+    let Some(oracle) = oracle() else { return };
+    for (projection, width) in [("q_proj", 6), ("k_proj", 4), ("o_proj", 5)] {
+        let module = format!("model.layers.0.self_attn.{projection}");
+        let library = library(&oracle, &module, width);
+        let found = arrow::prototypes(&library, &library.sites()[0], 0..1).unwrap();
+        for (name, found) in library.names().iter().zip(found) {
+            let found = found.unwrap();
+            let expected: Vec<f32> = serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][&module].clone()).unwrap();
+            let cosine: f32 = expected.iter().zip(&found.vector).map(|(a, b)| a * b).sum();
+            assert!((cosine.abs() - 1.0).abs() < 1e-5, "{name} {module}: {cosine}");
+            // The recorded eigenvalue is that of A B without alpha / r.
+            let squared = oracle["arrow_eigvals_sigma1_sq"][name][&module].as_f64().unwrap() * 64.0;
+            assert!((found.singular_value.powi(2) / squared - 1.0).abs() < 1e-4);
+        }
+    }
+}
+
+/// Remembers the experts and weights of the one decision that it is shown.
+#[derive(Default)]
+struct Seen(Mutex<(Vec<u32>, Vec<f32>)>);
+
+impl Observer for Seen {
+    fn saw(&self, routing: &Routing) {
+        *self.0.lock().unwrap() = (routing.experts.to_vec(), routing.weights.to_vec());
+    }
+}
+
+#[test]
+fn chosen_experts_and_weights_agree() {
+    let Some(oracle) = oracle() else { return };
+    let library = library(&oracle, MODULE, 6);
+    for (name, router) in [
+        ("arrow_t1_all", "arrow:top_k=4"),
+        ("arrow_t1_top2", "arrow:top_k=2"),
+        ("arrow_t0.5_top2", "arrow:top_k=2,temperature=0.5"),
+    ] {
+        let seen = Arc::new(Seen::default());
+        let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
+        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        added(&patches, &library, &input(&oracle), &Rows::packed([3]));
+        let (experts, weights) = &*seen.0.lock().unwrap();
+        let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
+        weights.iter().zip(&expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-4, "{name}"));
+        if let Ok(chosen) = serde_json::from_value::<Vec<Vec<u32>>>(oracle[name]["experts"][0].clone()) {
+            assert_eq!(*experts, chosen.concat(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn both_mixings_agree() {
+    let Some(oracle) = oracle() else { return };
+    let library = library(&oracle, MODULE, 6);
+    for (name, mixing) in [("mix_arrow_t1_top2_merge_after_True", "outputs"), ("mix_arrow_t1_top2_merge_after_False", "separate")] {
+        let found = routed(&format!("arrow:top_k=2,mixing={mixing}"), &library, &input(&oracle));
+        assert_close(&found, &matrix(&oracle[name][0]), 1e-5);
+    }
+}
+
+#[test]
+fn uniform_separate_is_the_uniform_merge() {
+    let Some(oracle) = oracle() else { return };
+    let library = library(&oracle, MODULE, 6);
+    let merged = &oracle["uniform_merge"];
+    let a = transposed(&merged[format!("{MODULE}.lora_a")]);
+    let b = transposed(&merged[format!("{MODULE}.lora_b")]);
+    let merged = experts([expert("merged", [(MODULE, low_rank(2, a, b, 8.0))])], &library.sites()[0]);
+    let x = input(&oracle);
+    assert_close(&routed("uniform:mixing=separate", &library, &x), &routed("expert:merged", &merged, &x), 1e-5);
+}
+
+/// Worked by hand: prototypes (1,0,0,0), (0,-1,0,0), (.6,.8,0,0), here as rank-one experts.
+#[test]
+fn the_small_case_agrees() {
+    let one = |(name, a): (&str, [f32; 4])| expert(name, [("q", low_rank(1, a.to_vec(), vec![1.0, 2.0], 1.0))]);
+    let library = [("e0", [1., 0., 0., 0.]), ("e1", [0., -1., 0., 0.]), ("e2", [0.6, 0.8, 0., 0.])].map(one);
+    let library = experts(library, &site(4, &[("q", 2)]));
+    let x = Tensor::new(&[[2f32, 1., 0., 3.], [0.5, -2., 1., 0.]], &Device::Cpu).unwrap();
+    let weights = |router: &str| {
+        let seen = Arc::new(Seen::default());
+        let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
+        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        added(&patches, &library, &x, &Rows::packed([2]));
+        seen.0.lock().unwrap().clone()
+    };
+    let close = |found: &[f32], expected: &[f32]| found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{found:?}"));
+    close(&weights("arrow").1, &[0.422319, 0.155362, 0.422319, 0.129748, 0.581492, 0.28876]);
+    let (experts, top2) = weights("arrow:top_k=2");
+    assert_eq!(experts[2..], [1, 2]);
+    close(&top2[2..], &[0.668188, 0.331812]);
+    close(&weights("arrow:top_k=2,temperature=0.5").1[2..], &[0.802184, 0.197816]);
+}

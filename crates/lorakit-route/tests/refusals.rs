@@ -1,0 +1,80 @@
+//! What is refused, and whether the message says enough to go on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod small;
+
+use candle_core::Device;
+use lorakit_route::{Experts, ROUTERS, Router, Setting};
+use small::*;
+
+#[track_caller]
+fn refused<T>(result: Result<T, lorakit_route::RouteError>, needles: &[&str]) {
+    let Err(error) = result else { panic!("was not refused") };
+    let message = error.to_string();
+    needles.iter().for_each(|needle| assert!(message.contains(needle), "{message:?} does not say {needle:?}"));
+}
+
+#[test]
+fn a_library_of_another_base_is_refused_by_expert_and_module() {
+    let site = site(6, &[("q", 4)]);
+    let build = |library| Experts::new(library, std::slice::from_ref(&site), &Device::Cpu);
+    refused(build(vec![expert("e", [("model.h.0.attn", random(1, 1, 6, 4, 1.0))])]), &["e", "model.h.0.attn", "another base"]);
+    refused(build(vec![expert("e", [("q", random(1, 1, 6, 5, 1.0))])]), &["expert e", "q", "(6, 5)", "(6, 4)"]);
+    let twin = || expert("e", [("q", random(1, 1, 6, 4, 1.0))]);
+    refused(build(vec![twin(), twin()]), &["two experts", "e"]);
+}
+
+#[test]
+fn separate_mixing_refuses_unequal_ranks_by_name() {
+    let library = [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])];
+    let library = experts(library, &site(6, &[("q", 4)]));
+    for router in ["uniform:mixing=separate", "arrow:mixing=separate"] {
+        let router: Router = router.parse().unwrap();
+        refused(router.build(&library, &Setting::default()), &["q", "large has rank 3", "small has rank 1", "mixing=outputs"]);
+    }
+}
+
+#[test]
+fn one_prototype_per_site_needs_one_a() {
+    let library = [expert("loose", [("q", random(1, 2, 6, 4, 1.0)), ("k", random(2, 2, 6, 3, 1.0))])];
+    let library = experts(library, &site(6, &[("q", 4), ("k", 3)]));
+    let router: Router = "arrow:tie=site".parse().unwrap();
+    refused(router.build(&library, &Setting::default()), &["loose", "0.qkv", "tie=none"]);
+}
+
+#[test]
+fn the_oracle_must_be_told_the_task() {
+    let library = experts([expert("e", [("q", random(1, 1, 6, 4, 1.0))])], &site(6, &[("q", 4)]));
+    refused(Router::Oracle.build(&library, &Setting::default()), &["task"]);
+    refused("expert:f".parse::<Router>().unwrap().build(&library, &Setting::default()), &["f", "there are: e"]);
+}
+
+#[test]
+fn settings_that_are_not_known_are_refused_with_those_that_are() {
+    let parse = |text: &str| text.parse::<Router>();
+    refused(parse("arow"), &["arow", "base, oracle, uniform, arrow, expert"]);
+    refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
+    refused(parse("arrow:top_k=0"), &["at least 1"]);
+    refused(parse("arrow:temperature=0"), &["above zero"]);
+    refused(parse("arrow:temperature=NaN"), &["above zero"]);
+    refused(parse("arrow:mixing=both"), &["mixing=both", "outputs or separate"]);
+    refused(parse("arrow:top_k=1,top_k=2"), &["given twice"]);
+    refused(parse("uniform:top_k=1"), &["top_k", "mixing=outputs"]);
+    refused(parse("base:x=1"), &["x", "none"]);
+    refused(parse("expert"), &["name"]);
+}
+
+#[test]
+fn what_is_listed_is_what_is_parsed() {
+    for about in ROUTERS {
+        let text = if about.settings.is_empty() { about.name.to_owned() } else { format!("{}:{}", about.name, about.settings) };
+        let router: Router = text.parse().unwrap();
+        assert_eq!(router.name(), about.name);
+        assert_eq!(router.to_string(), text);
+        assert_eq!(router.describe(), about.to_string());
+        if about.name != "expert" {
+            assert_eq!(about.name.parse::<Router>().unwrap(), router, "the defaults of {}", about.name);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What a task TOML says.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::metric::Metric;
+use crate::split::Split;
+
+/// The keys of a task TOML. All are optional but one of `rows`, `train`, `validation` and `test`;
+/// what is left out is as in the plain forms.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Definition {
+    /// The task's name; without it the file's stem.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// One sentence for listings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+
+    /// A file whose rows are split by hash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<String>,
+    /// A file of train rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// A file of validation rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+    /// A file of test rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
+    /// A dotted path of keys to the rows within each file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_at: Option<String>,
+    /// Decides, with the row, which split it falls into; 0 without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
+
+    /// A text placed before each row's input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
+    /// A dotted path of keys to the instruction within each file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instruction_at: Option<String>,
+    /// A template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// A template or expression, or several: the accepted answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<OneOrMany>,
+    /// An expression that gives a list, or a list of templates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choices: Option<OneOrMany>,
+    /// A template or expression that gives the right choice's index or text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// What stands between prompt and answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_delimiter: Option<String>,
+
+    /// The scores; loss is always among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Vec<Metric>>,
+    /// A regular expression that finds the answer in a generated text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extract: Option<String>,
+    /// Texts at which generation ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Vec<String>>,
+    /// Where generation ends at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+
+    /// Several tasks in one file, for which the keys above are defaults.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub task: Vec<Definition>,
+}
+
+/// A text, or a list of texts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Definition {
+    /// What a plain data file amounts to: rows, and everything else as in the plain forms.
+    pub fn plain(path: &Path) -> Definition {
+        // Relative to the file's own folder, as in a task TOML beside it.
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Definition { rows: Some(file), ..Definition::default() }
+    }
+
+    /// The tasks that a TOML file defines, its defaults filled in.
+    pub fn parse(text: &str) -> Result<Vec<Definition>> {
+        let mut defaults: Definition = toml::from_str(text).context("not a task file")?;
+        let entries = std::mem::take(&mut defaults.task);
+        if entries.is_empty() {
+            return Ok(vec![defaults]);
+        }
+        if let Some(name) = &defaults.name {
+            bail!("`name = \"{name}\"` stands above several tasks; give each [[task]] its own");
+        }
+        let filled = |(i, entry): (usize, Definition)| {
+            if entry.name.is_none() {
+                bail!("[[task]] number {} has no `name`", i + 1);
+            }
+            if !entry.task.is_empty() {
+                bail!("[[task]] number {} holds another [[task]]", i + 1);
+            }
+            Ok(entry.or(&defaults))
+        };
+        entries.into_iter().enumerate().map(filled).collect()
+    }
+
+    /// Its own keys, and the defaults' where it has none.
+    fn or(self, defaults: &Definition) -> Definition {
+        let other = defaults.clone();
+        Definition {
+            name: self.name,
+            description: self.description.or(other.description),
+            rows: self.rows.or(other.rows),
+            train: self.train.or(other.train),
+            validation: self.validation.or(other.validation),
+            test: self.test.or(other.test),
+            rows_at: self.rows_at.or(other.rows_at),
+            split_seed: self.split_seed.or(other.split_seed),
+            instruction: self.instruction.or(other.instruction),
+            instruction_at: self.instruction_at.or(other.instruction_at),
+            prompt: self.prompt.or(other.prompt),
+            target: self.target.or(other.target),
+            choices: self.choices.or(other.choices),
+            answer: self.answer.or(other.answer),
+            target_delimiter: self.target_delimiter.or(other.target_delimiter),
+            metrics: self.metrics.or(other.metrics),
+            extract: self.extract.or(other.extract),
+            stop: self.stop.or(other.stop),
+            max_new_tokens: self.max_new_tokens.or(other.max_new_tokens),
+            task: Vec::new(),
+        }
+    }
+
+    /// Refuses keys that contradict each other.
+    pub fn validate(&self) -> Result<()> {
+        let files = [&self.rows, &self.train, &self.validation, &self.test];
+        if files.iter().all(|file| file.is_none()) {
+            bail!("no data: give `rows`, or files of its own for a split (`train`, `validation`, `test`)");
+        }
+        if self.rows.is_some() && self.train.is_some() {
+            bail!("`rows` and `train` both give train rows; keep one");
+        }
+        if self.instruction.is_some() && self.instruction_at.is_some() {
+            bail!("`instruction` and `instruction_at` both give the instruction; keep one");
+        }
+        if self.target.is_some() && (self.choices.is_some() || self.answer.is_some()) {
+            bail!("`target` is for tasks with text answers, `choices` and `answer` for choice tasks; keep one form");
+        }
+        if self.max_new_tokens == Some(0) {
+            bail!("`max_new_tokens` must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// The data files, each with the split it is for; None: split by hash.
+    pub fn files(&self, name: &str, path: &Path, data: Option<&Path>) -> Result<Vec<(Option<Split>, PathBuf)>> {
+        let own = path.parent().unwrap_or(Path::new(""));
+        let folders = Folders { own, data };
+        let keys = [
+            (None, &self.rows),
+            (Some(Split::Train), &self.train),
+            (Some(Split::Validation), &self.validation),
+            (Some(Split::Test), &self.test),
+        ];
+        let given = keys.into_iter().filter_map(|(split, file)| Some((split, file.as_deref()?)));
+        given.map(|(split, file)| Ok((split, folders.resolve(file, name)?))).collect()
+    }
+
+    /// The keys that decide what a row asks and what answers it: the part that a task's hash
+    /// covers. Names, paths, metrics and limits of generation may change and the task stays the
+    /// one an expert was trained on; the data files are hashed by content.
+    pub fn identity(&self) -> Definition {
+        Definition {
+            rows_at: self.rows_at.clone(),
+            instruction: self.instruction.clone(),
+            instruction_at: self.instruction_at.clone(),
+            prompt: self.prompt.clone(),
+            target: self.target.clone(),
+            choices: self.choices.clone(),
+            answer: self.answer.clone(),
+            target_delimiter: self.target_delimiter.clone(),
+            ..Definition::default()
+        }
+    }
+}
+
+/// Where the paths of a task file lead.
+struct Folders<'a> {
+    /// The task file's own folder, which relative paths start from.
+    own: &'a Path,
+    /// What `{data}` stands for.
+    data: Option<&'a Path>,
+}
+
+impl Folders<'_> {
+    /// A data file's path, `{data}` and `{name}` filled in.
+    fn resolve(&self, path: &str, name: &str) -> Result<PathBuf> {
+        let mut filled = path.replace("{name}", name);
+        if filled.contains("{data}") {
+            let Some(data) = self.data else {
+                bail!("`{path}` lies in the data folder, and none was given: add --data DIR");
+            };
+            filled = filled.replace("{data}", &data.display().to_string());
+            // Relative to where the user stands, as every path typed on the command line.
+            if filled.starts_with(&data.display().to_string()) {
+                return Ok(PathBuf::from(filled));
+            }
+        }
+        Ok(self.own.join(filled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn entries_take_what_they_lack_from_above() {
+        let text = r#"
+            rows = "{data}/{name}.json"
+            split_seed = 3
+            [[task]]
+            name = "a"
+            instruction = "Do a."
+            [[task]]
+            name = "b"
+            rows = "b.jsonl"
+        "#;
+        let tasks = Definition::parse(text).unwrap();
+        assert_eq!(tasks[0].rows.as_deref(), Some("{data}/{name}.json"));
+        assert_eq!((tasks[1].rows.as_deref(), tasks[1].split_seed), (Some("b.jsonl"), Some(3)));
+        assert_eq!(tasks[1].instruction, None);
+    }
+
+    #[test]
+    fn paths_start_from_the_task_file_or_from_the_data_folder() {
+        let own = Path::new("configs");
+        let folders = Folders { own, data: Some(Path::new("d")) };
+        assert_eq!(folders.resolve("x.json", "n").unwrap(), Path::new("configs/x.json"));
+        assert_eq!(folders.resolve("{data}/{name}.json", "n").unwrap(), Path::new("d/n.json"));
+        let error = Folders { own, data: None }.resolve("{data}/x.json", "n").unwrap_err();
+        assert!(error.to_string().contains("--data"));
+    }
+
+    #[test]
+    fn slips_are_refused_by_key() {
+        let message = |text: &str| {
+            let checked = Definition::parse(text).and_then(|tasks| tasks[0].validate());
+            format!("{:#}", checked.unwrap_err())
+        };
+        assert!(message("rows = \"a\"\npromt = \"x\"").contains("promt"));
+        assert!(message("rows = \"a\"\nmetrics = [\"bleu\"]").contains("bleu"));
+        assert!(message("name = \"a\"").contains("no data"));
+        assert!(message("rows = \"a\"\ntrain = \"b\"").contains("both"));
+        assert!(message("rows = \"a\"\n[[task]]\n").contains("no `name`"));
+        assert!(message("rows = \"a\"\ntarget = \"t\"\nanswer = \"0\"").contains("keep one form"));
+    }
+}

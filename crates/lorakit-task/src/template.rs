@@ -1,0 +1,188 @@
+//! Jinja templates and expressions over the columns of a row.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, anyhow, bail};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior};
+use serde_json::{Map, Value};
+
+use crate::source::keys;
+
+/// Steps one template may take over one row. A task file comes from a stranger as often as not;
+/// the longest honest prompt takes some thousands.
+const FUEL: u64 = 1_000_000;
+
+/// The templates of one task.
+pub(crate) struct Templates {
+    environment: Environment<'static>,
+}
+
+/// One compiled template, named after the key of the task file it stands under.
+#[derive(Clone, Debug)]
+pub(crate) struct Template {
+    key: String,
+    /// None for a template with braces, which gives text; else an expression, which gives a value.
+    expression: Option<String>,
+}
+
+impl Templates {
+    /// Strict: a column that a row lacks is an error, and trailing newlines stay, both as in
+    /// lm-evaluation-harness.
+    pub fn new() -> Templates {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+        environment.set_syntax(syntax.unwrap_or_default());
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_fuel(Some(FUEL));
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.add_filter("index", index);
+        environment.add_filter("regex_replace", regex_replace);
+        Templates { environment }
+    }
+
+    /// Compiles a text with `{{ column }}` in it.
+    pub fn text(&mut self, key: &str, source: &str) -> Result<Template> {
+        let added = self.environment.add_template_owned(key.to_string(), source.to_string());
+        added.with_context(|| format!("`{key}` is not a Jinja template"))?;
+        Ok(Template { key: key.into(), expression: None })
+    }
+
+    /// Compiles a text with braces, or, without them, a Jinja expression: most often the name of a
+    /// column, which keeps its kind (a list of answers stays a list).
+    pub fn value(&mut self, key: &str, source: &str) -> Result<Template> {
+        if source.contains("{{") || source.contains("{%") {
+            return self.text(key, source);
+        }
+        let compiled = self.environment.compile_expression(source);
+        compiled.with_context(|| format!("`{key}` is neither a column nor a Jinja expression: {source}"))?;
+        Ok(Template { key: key.into(), expression: Some(source.into()) })
+    }
+
+    /// Renders a template over the columns of a row.
+    pub fn render(&self, template: &Template, columns: &Map<String, Value>) -> Result<Value> {
+        let result = match &template.expression {
+            None => self.render_text(template, columns),
+            Some(source) => self.evaluate(source, columns),
+        };
+        result.with_context(|| format!("`{}`", template.key))
+    }
+
+    fn render_text(&self, template: &Template, columns: &Map<String, Value>) -> Result<Value> {
+        let compiled = self.environment.get_template(&template.key)?;
+        let rendered = compiled.render(minijinja::Value::from(Serde(columns)));
+        rendered.map(Value::String).map_err(|error| self.explain(error, compiled.undeclared_variables(false), columns))
+    }
+
+    fn evaluate(&self, source: &str, columns: &Map<String, Value>) -> Result<Value> {
+        let compiled = self.environment.compile_expression(source)?;
+        let names = || compiled.undeclared_variables(false);
+        let value = compiled
+            .eval(minijinja::Value::from(Serde(columns)))
+            .map_err(|error| self.explain(error, names(), columns))?;
+        if value.is_undefined() {
+            let error = minijinja::Error::from(minijinja::ErrorKind::UndefinedError);
+            return Err(self.explain(error, names(), columns));
+        }
+        Ok(serde_json::to_value(&value)?)
+    }
+
+    /// Says which column is missing, which the engine's own message does not.
+    fn explain(
+        &self,
+        error: minijinja::Error,
+        names: impl IntoIterator<Item = String>,
+        columns: &Map<String, Value>,
+    ) -> anyhow::Error {
+        let globals: BTreeSet<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        let absent = |name: &String| !columns.contains_key(name) && !globals.contains(name.as_str());
+        let missing: BTreeSet<String> = names.into_iter().filter(absent).collect();
+        if error.kind() != minijinja::ErrorKind::UndefinedError {
+            return anyhow!("{error}");
+        }
+        if missing.is_empty() {
+            return anyhow!("{error}; the row has the columns {}", keys(columns));
+        }
+        let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
+        anyhow!("no column {}; the row has the columns {}", missing.join(", "), keys(columns))
+    }
+}
+
+/// `labels | index("B")`: where in a list a value stands, as Python's `list.index`.
+fn index(list: Vec<minijinja::Value>, value: minijinja::Value) -> Result<usize, minijinja::Error> {
+    list.iter().position(|item| *item == value).ok_or_else(|| {
+        let message = format!("{value} is not in the list");
+        minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message)
+    })
+}
+
+/// `text | regex_replace("\\[.*?\\]", "")`, the one filter that lm-evaluation-harness adds.
+fn regex_replace(text: String, pattern: String, replacement: String) -> Result<String, minijinja::Error> {
+    let replaced = fancy_regex::Regex::new(&pattern)
+        .and_then(|regex| Ok(regex.try_replacen(&text, 0, &*replacement)?.into_owned()));
+    replaced.map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// Refuses a text that no column enters: every row would ask the same.
+pub(crate) fn require_braces(key: &str, source: &str) -> Result<()> {
+    if source.contains("{{") || source.contains("{%") {
+        return Ok(());
+    }
+    bail!("`{key}` names no column; write for instance \"{{{{ input }}}}\" where the column belongs")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn render(source: &str, columns: Value) -> Result<Value> {
+        let mut templates = Templates::new();
+        let template = templates.value("prompt", source)?;
+        templates.render(&template, columns.as_object().unwrap())
+    }
+
+    #[test]
+    fn newlines_stay_and_nothing_is_escaped() {
+        let text = render("{{ q }}?\n", json!({"q": "<a & b>"})).unwrap();
+        assert_eq!(text, "<a & b>?\n");
+    }
+
+    #[test]
+    fn without_braces_a_column_keeps_its_kind() {
+        let row = json!({"a": ["x", "y"], "key": "y", "n": {"deep": 3}});
+        assert_eq!(render("a", row.clone()).unwrap(), json!(["x", "y"]));
+        assert_eq!(render("n.deep", row.clone()).unwrap(), json!(3));
+        assert_eq!(render("a | index(key)", row.clone()).unwrap(), json!(1));
+        assert_eq!(render("a | reject('eq', key) | list", row).unwrap(), json!(["x"]));
+        let cut = "t | regex_replace('\\\\[.*?\\\\] ?', '')";
+        assert_eq!(render(cut, json!({"t": "[one] two"})).unwrap(), json!("two"));
+    }
+
+    #[test]
+    fn a_missing_column_is_named_with_those_there_are() {
+        for source in ["{{ qustion }}", "qustion", "{% if qustion %}x{% endif %}"] {
+            let error = render(source, json!({"question": 1, "answer": 2})).unwrap_err();
+            let message = format!("{error:#}");
+            let expected = "`prompt`: no column `qustion`; the row has the columns `question`, `answer`";
+            assert_eq!(message, expected, "{source}");
+        }
+        let nested = render("a.b", json!({"a": {}})).unwrap_err();
+        assert!(format!("{nested:#}").contains("the columns `a`"));
+    }
+
+    #[test]
+    fn a_template_cannot_run_for_ever() {
+        let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+        let error = render(loops, json!({})).unwrap_err();
+        assert!(format!("{error:#}").contains("fuel"), "{error:#}");
+    }
+
+    #[test]
+    fn a_broken_template_is_refused_at_once() {
+        let error = Templates::new().value("target", "{{ a").unwrap_err();
+        assert!(format!("{error:#}").starts_with("`target` is not a Jinja template"));
+    }
+}

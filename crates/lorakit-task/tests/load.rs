@@ -1,0 +1,209 @@
+//! From what a user types to tasks: specs, folders, names, splits, hashes, messages.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lorakit_task::{Metric, Split, Task};
+use tempfile::TempDir;
+
+/// A folder with files, and the path of one of them.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+fn at(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).display().to_string()
+}
+
+fn names(tasks: &[Task]) -> Vec<&str> {
+    tasks.iter().map(|task| task.name.as_str()).collect()
+}
+
+fn message(result: anyhow::Result<Vec<Task>>) -> String {
+    format!("{:#}", result.unwrap_err())
+}
+
+/// Twenty rows whose splits are fixed in `split.rs` for seed 0.
+fn twenty() -> String {
+    (0..20).map(|i| format!("{{\"input\": \"row {i}\", \"output\": \"o\"}}\n")).collect()
+}
+
+fn numbers(task: &Task, split: Split) -> Vec<usize> {
+    task.rows(split, None).unwrap().iter().map(|row| row.number).collect()
+}
+
+const ROW: &str = r#"[{"input": "a", "output": "b"}]"#;
+
+#[test]
+fn a_task_is_named_after_its_file_unless_a_name_is_given() {
+    let folder = folder(&[("x.json", ROW), ("y.jsonl", &twenty())]);
+    assert_eq!(names(&Task::load(&at(&folder, "x.json"), None).unwrap()), ["x"]);
+    let spec = format!("other={}", at(&folder, "y.jsonl"));
+    assert_eq!(names(&Task::load(&spec, None).unwrap()), ["other"]);
+}
+
+#[test]
+fn a_folder_gives_its_files_sorted_and_nothing_else() {
+    let toml = "rows = \"data.jsonl\"\ninstruction = \"Do.\"";
+    let folder = folder(&[
+        ("b.json", ROW),
+        ("a.jsonl", &twenty()),
+        ("sub/c.json", ROW),
+        ("sub/told.toml", toml),
+        ("sub/data.jsonl", &twenty()),
+        ("LICENSE", "x"),
+        ("README.md", "x"),
+        (".hidden.json", "x"),
+    ]);
+    let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
+    // `sub/data.jsonl` is the data of `told`, not a task beside it.
+    assert_eq!(names(&tasks), ["a", "b", "c", "told"]);
+    assert_eq!(tasks[3].rows(Split::All, Some(1)).unwrap()[0].prompt, "Do.\nrow 0\n");
+
+    let spec = format!("name={}", folder.path().display());
+    assert!(message(Task::load(&spec, None)).contains("`name=` names one task"));
+    let empty = tempfile::tempdir().unwrap();
+    let error = message(Task::load(&empty.path().display().to_string(), None));
+    assert!(error.contains("no task in"), "{error}");
+}
+
+#[test]
+fn two_tasks_of_one_name_are_refused_with_both_files() {
+    let folder = folder(&[("one/x.json", ROW), ("two/x.json", ROW)]);
+    let specs = ["one/x.json", "two/x.json"].map(|name| at(&folder, name));
+    let error = message(Task::load_all(&specs, None));
+    let expected =
+        format!("two tasks are named `x`: {} and {}. Give one of them another name: NAME=FILE", specs[0], specs[1]);
+    assert_eq!(error, expected);
+    let renamed = [specs[0].clone(), format!("z={}", specs[1])];
+    assert_eq!(names(&Task::load_all(&renamed, None).unwrap()), ["x", "z"]);
+}
+
+#[test]
+fn some_tasks_of_a_file_are_chosen_after_a_colon() {
+    let toml = "rows = \"x.json\"\n[[task]]\nname = \"p\"\n[[task]]\nname = \"q\"";
+    let folder = folder(&[("many.toml", toml), ("x.json", ROW)]);
+    let load = |tail: &str| Task::load(&at(&folder, &format!("many.toml{tail}")), None);
+    assert_eq!(names(&load("").unwrap()), ["p", "q"]);
+    assert_eq!(names(&load(":q").unwrap()), ["q"]);
+    assert_eq!(names(&load(":q,p").unwrap()), ["q", "p"]);
+    assert!(message(load(":r")).contains("has no task `r`; it has p, q"));
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    assert!(message(Task::load("no/such.json", None)).contains("no/such.json"));
+    assert!(message(Task::load("suite:nothing", None)).contains("unknown suite `nothing`"));
+    assert!(message(Task::load("", None)).contains("names no task"));
+    assert!(message(Task::load("name=", None)).contains("[NAME=]TASK"));
+}
+
+#[test]
+fn messages_name_the_file_the_row_and_the_key() {
+    let rows = "{\"input\": \"a\", \"output\": \"b\"}\n{\"input\": \"a\", \"output\": [true]}\n";
+    let toml = "rows = \"x.jsonl\"\nprompt = \"{{ inptu }}\"";
+    let folder = folder(&[("x.jsonl", rows), ("bad.jsonl", "{}\n{"), ("t.toml", toml)]);
+    let load = |name: &str| message(Task::load(&at(&folder, name), None));
+    let path = at(&folder, "x.jsonl");
+    let expected = format!("{path}: row 2: `output`: expected a text or a number, found a boolean");
+    assert_eq!(load("x.jsonl"), expected);
+    assert!(load("bad.jsonl").starts_with(&at(&folder, "bad.jsonl")));
+    assert!(load("bad.jsonl").contains("line 2"));
+    let template = load("t.toml");
+    assert!(template.contains(&at(&folder, "t.toml")), "{template}");
+    assert!(template.contains("`prompt`: no column `inptu`"), "{template}");
+    assert!(template.contains("the columns `input`, `output`"), "{template}");
+}
+
+#[test]
+fn a_task_is_all_of_one_kind() {
+    let rows = r#"[{"input": "a", "output": "b"}, {"input": "a", "choices": ["b"], "answer": 0}]"#;
+    let folder = folder(&[("x.json", rows)]);
+    let error = message(Task::load(&at(&folder, "x.json"), None));
+    assert!(error.contains("row 1 has no choices, and row 2 has some"), "{error}");
+}
+
+#[test]
+fn rows_fall_into_splits_by_hash_and_stay_in_file_order() {
+    let folder = folder(&[("x.jsonl", &twenty())]);
+    let task = Task::load(&at(&folder, "x.jsonl"), None).unwrap().remove(0);
+    let (train, test) = (numbers(&task, Split::Train), numbers(&task, Split::Test));
+    assert!(train.is_sorted() && test.is_sorted());
+    assert_eq!(task.count(Split::All), 20);
+    assert_eq!(numbers(&task, Split::All), (1..=20).collect::<Vec<_>>());
+    assert_eq!(task.rows(Split::Train, Some(3)).unwrap().len(), 3);
+}
+
+#[test]
+fn an_empty_split_is_an_error_where_it_is_used() {
+    let folder = folder(&[("x.json", ROW)]);
+    let task = Task::load(&at(&folder, "x.json"), None).unwrap().remove(0);
+    let empty =
+        [Split::Train, Split::Validation, Split::Test].into_iter().find(|&split| task.count(split) == 0).unwrap();
+    let error = task.rows(empty, None).unwrap_err().to_string();
+    assert!(error.contains(&format!("has no {empty} rows: its 1 rows are")), "{error}");
+    assert_eq!(task.rows(Split::All, None).unwrap().len(), 1);
+}
+
+#[test]
+fn a_file_for_a_split_takes_precedence_and_no_row_is_lost() {
+    let toml = "rows = \"x.jsonl\"\ntest = \"test.json\"";
+    let folder = folder(&[("t.toml", toml), ("x.jsonl", &twenty()), ("test.json", ROW)]);
+    let task = Task::load(&at(&folder, "t.toml"), None).unwrap().remove(0);
+    assert_eq!(task.count(Split::Test), 1);
+    assert_eq!(task.rows(Split::Test, None).unwrap()[0].prompt, "a\n");
+    assert_eq!(task.count(Split::Train) + task.count(Split::Validation), 20);
+}
+
+#[test]
+fn the_hash_of_a_plain_file_is_that_of_its_bytes() {
+    let folder = folder(&[("x.json", ROW), ("y/x.json", ROW)]);
+    let hash = |name: &str| Task::load(&at(&folder, name), None).unwrap()[0].sha256().to_string();
+    // printf '[{"input": "a", "output": "b"}]' | sha256sum
+    let expected = "188bbd440fbc9986c5a0f07dbe3b3a9fc8e8a32e70a35639de0af1fa3225fb50";
+    assert_eq!(hash("x.json"), expected);
+    assert_eq!(hash("y/x.json"), expected);
+}
+
+#[test]
+fn the_hash_follows_templates_and_data_but_not_names_and_metrics() {
+    let hash = |toml: &str, data: &str| {
+        let folder = folder(&[("t.toml", toml), ("x.json", data)]);
+        Task::load(&at(&folder, "t.toml"), None).unwrap()[0].sha256().to_string()
+    };
+    let toml = "rows = \"x.json\"\ninstruction = \"Do.\"\n";
+    let base = hash(toml, ROW);
+    assert_eq!(hash(&format!("{toml}name = \"n\"\nmetrics = [\"rouge_l\"]"), ROW), base);
+    assert_ne!(hash(&toml.replace("Do", "Be"), ROW), base);
+    assert_ne!(hash(toml, &ROW.replace("\"b\"", "\"c\"")), base);
+}
+
+#[test]
+fn metrics_follow_from_the_kind_of_answer_unless_they_are_given() {
+    let choice = r#"[{"input": "a", "choices": ["b", "c"], "answer": "c"}]"#;
+    let wrong = "rows = \"x.json\"\nmetrics = [\"acc\"]";
+    let folder = folder(&[("x.json", ROW), ("c.json", choice), ("t.toml", wrong)]);
+    let metrics = |name: &str| Task::load(&at(&folder, name), None).unwrap()[0].metrics.clone();
+    assert_eq!(metrics("x.json"), [Metric::Loss, Metric::ExactMatch, Metric::RougeL]);
+    assert_eq!(metrics("c.json"), [Metric::Loss, Metric::Acc, Metric::AccNorm, Metric::AccTok]);
+    let error = message(Task::load(&at(&folder, "t.toml"), None));
+    assert!(error.contains("acc compares choices"), "{error}");
+}
+
+#[test]
+fn the_data_folder_stands_where_the_task_file_says() {
+    let toml = "rows = \"{data}/{name}.json\"\n[[task]]\nname = \"x\"";
+    let folder = folder(&[("configs/t.toml", toml), ("data/x.json", ROW)]);
+    let (spec, data): (_, PathBuf) = (at(&folder, "configs/t.toml"), folder.path().join("data"));
+    assert_eq!(names(&Task::load(&spec, Some(&data)).unwrap()), ["x"]);
+    assert!(message(Task::load(&spec, None)).contains("--data DIR"));
+    let missing = message(Task::load(&spec, Some(Path::new("nowhere"))));
+    assert!(missing.contains("nowhere/x.json"), "{missing}");
+}

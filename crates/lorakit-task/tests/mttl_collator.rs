@@ -1,0 +1,116 @@
+//! Tokens against those of mttl's collator, the code of arXiv:2405.11157, where both follow one rule.
+//!
+//! mttl puts a space between source and target where neither brings white space, encodes both as
+//! one text, appends EOS, puts loss on the target, and cuts from the left: so does this crate.
+//! Not compared: truncation from the right (never done here), padding (which does not exist here),
+//! and the source `the mat ` whose trailing space mttl merges into the target's first token, so
+//! that the prompt trained on is another than the one generation begins with; here the prompt
+//! stays and the target is encoded by itself. mttl adds no BOS, and its tokenizer has none either.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::path::Path;
+
+use lorakit_task::{Answer, Example, Row, Vocabulary};
+use serde_json::{Map, Value};
+
+struct Oracle {
+    vocabulary: Vocabulary,
+    numbers: Value,
+}
+
+fn oracle() -> Option<Oracle> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles");
+    let Ok(tokenizer) = std::fs::read(folder.join("mttl_tokenizer.json")) else {
+        println!("skipped: no ../shared");
+        return None;
+    };
+    let numbers = std::fs::read(folder.join("mttl_oracle.json")).unwrap();
+    Some(Oracle {
+        vocabulary: Vocabulary::from_bytes(&tokenizer, "<|endoftext|>").unwrap(),
+        numbers: serde_json::from_slice(&numbers).unwrap(),
+    })
+}
+
+fn row(source: &str, answer: Answer) -> Row {
+    let spaced = source.ends_with(char::is_whitespace);
+    let delimiter = if spaced { "" } else { " " }.into();
+    Row { number: 1, fields: Map::new(), prompt: source.into(), delimiter, answer }
+}
+
+fn ids(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+}
+
+/// The tokens under the mask, and those of them that carry loss.
+fn unpadded(batch: &Value, i: usize) -> (Vec<i64>, Vec<i64>) {
+    let mask = ids(&batch["attention_mask"][i]);
+    let kept = |key: &str| {
+        let all = ids(&batch[key][i]).into_iter().zip(&mask);
+        all.filter(|&(_, &mask)| mask == 1).map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    (kept("input_ids"), kept("labels"))
+}
+
+fn ours(example: &Example) -> (Vec<i64>, Vec<i64>) {
+    let ids = example.prompt.iter().chain(&example.target).map(|&id| i64::from(id)).collect();
+    let masked = example.prompt.iter().map(|_| -100);
+    (ids, masked.chain(example.target.iter().map(|&id| i64::from(id))).collect())
+}
+
+#[test]
+fn examples_and_prompts_are_those_of_the_collator() {
+    let Some(Oracle { vocabulary, numbers }) = oracle() else { return };
+    let mut compared = 0;
+    for case in numbers["collator"].as_array().unwrap() {
+        // With room enough, the side of truncation does not matter to what is left uncut.
+        if case["truncation_side"] != "left" {
+            continue;
+        }
+        let max_length = case["max_input_length"].as_u64().unwrap() as usize;
+        for (i, source) in numbers["collator_batch"].as_array().unwrap().iter().enumerate() {
+            let (source, target) = (source["source"].as_str().unwrap(), source["target"].as_str().unwrap());
+            let (theirs, labels) = if case["for_generation"] == true {
+                let prompt = Example::encode_prompt(source, &vocabulary, max_length).unwrap();
+                let prompt: Vec<i64> = prompt.into_iter().map(i64::from).collect();
+                assert_eq!(prompt, unpadded_prompt(case, i));
+                compared += 1;
+                continue;
+            } else {
+                unpadded(case, i)
+            };
+            if source == "the mat " {
+                continue;
+            }
+            let row = row(source, Answer::Text(vec![target.into()]));
+            let example = Example::encode(&row, &vocabulary, max_length).unwrap();
+            assert_eq!(ours(&example), (theirs, labels));
+            compared += 1;
+        }
+    }
+    assert!(compared >= 20, "{compared}");
+}
+
+fn unpadded_prompt(case: &Value, i: usize) -> Vec<i64> {
+    let mask = ids(&case["attention_mask"][i]);
+    let all = ids(&case["input_ids"][i]).into_iter().zip(mask);
+    all.filter(|&(_, mask)| mask == 1).map(|(id, _)| id).collect()
+}
+
+#[test]
+fn choices_with_eos_are_those_of_the_collator() {
+    let Some(Oracle { vocabulary, numbers }) = oracle() else { return };
+    let batch = &numbers["mc_collator"];
+    let (mut next, mut compared) = (0, 0);
+    for options in ids(&batch["num_options"]) {
+        let source = batch["sources_texts"][next].as_str().unwrap();
+        let text = |i: usize| batch["labels_texts"][i].as_str().unwrap().to_string();
+        let texts: Vec<_> = (next..next + options as usize).map(text).collect();
+        let row = row(source, Answer::Choices { texts, gold: 0 });
+        for example in Example::encode_choices(&row, &vocabulary, 64).unwrap() {
+            assert_eq!(ours(&example), unpadded(batch, next));
+            next += 1;
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 4);
+}

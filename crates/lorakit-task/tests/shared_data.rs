@@ -1,0 +1,158 @@
+//! The task files in `configs/tasks` over the data they are for, which lies outside the repository.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use lorakit_task::{Example, Split, Task, Vocabulary, choice_requests};
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    if !shared.is_dir() {
+        println!("skipped: no ../shared");
+        return None;
+    }
+    Some(shared.join(path))
+}
+
+fn config(name: &str) -> String {
+    format!("{}/../../configs/tasks/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn load(name: &str, data: &Path) -> Vec<Task> {
+    Task::load(&config(name), Some(data)).unwrap_or_else(|error| panic!("{name}: {error:#}"))
+}
+
+#[test]
+fn every_task_file_loads_and_they_all_load_together() {
+    let Some(data) = shared("data/tasks") else { return };
+    for (file, count) in [
+        ("function_vectors.toml", 56),
+        ("instruction_induction.toml", 24),
+        ("bbh.toml", 22),
+        ("llm_adapters.toml", 7),
+        ("gsm8k.toml", 1),
+        ("humaneval.toml", 1),
+        ("superni.toml", 15),
+    ] {
+        assert_eq!(load(file, &data).len(), count, "{file}");
+    }
+    let all = load("", &data);
+    assert_eq!(all.len(), 126);
+    for task in &all {
+        assert!(task.count(Split::Train) > 0, "{}", task.name);
+        assert_eq!(task.sha256().len(), 64);
+    }
+}
+
+#[test]
+fn the_files_that_are_plain_load_as_they_are() {
+    let Some(data) = shared("data/tasks") else { return };
+    let folder = data.join("function_vectors").display().to_string();
+    let tasks = Task::load(&folder, None).unwrap();
+    assert_eq!(tasks.len(), 56);
+    let instructed = load("function_vectors.toml", &data);
+    for bare in &tasks {
+        let told = instructed.iter().find(|task| task.name == bare.name).unwrap();
+        let (bare, told) = (bare.rows(Split::Test, Some(1)), told.rows(Split::Test, Some(1)));
+        let (bare, told) = (bare.unwrap()[0].clone(), told.unwrap()[0].clone());
+        // The same split, and the same row behind one line of instruction.
+        assert_eq!(bare.number, told.number);
+        assert_eq!(told.prompt.split_once('\n').unwrap().1, bare.prompt);
+    }
+
+    let induction = data.join("instruction_induction/raw/execute");
+    let needs_template = ["cause_and_effect.json", "common_concept.json"];
+    for entry in std::fs::read_dir(induction).unwrap() {
+        let path = entry.unwrap().path();
+        let loaded = Task::load(&path.display().to_string(), None);
+        let odd = needs_template.iter().any(|name| path.ends_with(name));
+        assert_eq!(loaded.is_err(), odd, "{}", path.display());
+    }
+    let arc = data.join("llm_adapters/ARC-Easy/test.json").display().to_string();
+    let arc = Task::load(&format!("arc={arc}"), None).unwrap().remove(0);
+    assert!(arc.rows(Split::All, None).unwrap()[0].target().starts_with("the correct answer is"));
+}
+
+#[test]
+fn rows_read_as_their_task_files_promise() {
+    let Some(data) = shared("data/tasks") else { return };
+    let first = |spec: &str, split| {
+        let task = load(spec, &data).remove(0);
+        task.rows(split, Some(1)).unwrap()[0].clone()
+    };
+    let row = first("instruction_induction.toml:cause_and_effect", Split::Test);
+    assert_eq!(row.prompt.lines().count(), 2, "{}", row.prompt);
+    assert!(row.prompt.ends_with('\n') && row.prompt.contains("\nSentence 1: "));
+    assert!(row.prompt.contains(row.target()));
+    let row = first("instruction_induction.toml:common_concept", Split::Test);
+    assert!(row.prompt.ends_with("rock climbing, elevators, helicopters\n"), "{}", row.prompt);
+    assert_eq!(row.accepted().len(), 2);
+    let row = first("superni.toml:task875_emotion_classification", Split::Test);
+    assert!(row.prompt.starts_with("Definition: ") && row.prompt.ends_with("\nOutput:"));
+    assert_eq!(row.delimiter, " ");
+
+    let gsm8k = load("gsm8k.toml", &data).remove(0);
+    assert_eq!(gsm8k.count(Split::Test), 1319);
+    let row = gsm8k.rows(Split::Test, Some(1)).unwrap()[0];
+    let extract = gsm8k.generation.extract.as_ref().unwrap();
+    assert_eq!(extract.apply(row.target()), Some("18"));
+    for task in load("llm_adapters.toml", &data) {
+        let extract = task.generation.extract.as_ref().unwrap();
+        for row in task.rows(Split::All, None).unwrap() {
+            assert_eq!(extract.apply(row.target()), row.fields["answer"].as_str(), "{}", task.name);
+        }
+    }
+}
+
+#[test]
+fn llama_style_tokens_spell_the_text_as_written() {
+    let Some(folder) = shared("data/models/stories260K-hf") else { return };
+    let vocabulary = Vocabulary::open(&folder).unwrap();
+    assert_eq!((vocabulary.bos(), vocabulary.eos(), vocabulary.size()), (Some(1), 2, 512));
+    let data = shared("data/tasks").unwrap();
+    for task in load("function_vectors.toml:antonym,english-french,conll2003_person", &data) {
+        for row in task.rows(Split::Train, Some(50)).unwrap() {
+            let example = Example::encode(row, &vocabulary, 512).unwrap();
+            assert_eq!(example.prompt[0], 1);
+            assert_eq!(example.prompt.iter().filter(|&&id| id == 1).count(), 1);
+            assert_eq!(example.target.last(), Some(&2));
+            let whole = [example.prompt.as_slice(), &example.target].concat();
+            let text = format!("{}{}", row.prompt, row.target());
+            assert_eq!(vocabulary.decode(&whole).unwrap(), text);
+        }
+    }
+}
+
+#[test]
+fn byte_level_tokens_spell_the_text_and_get_no_bos() {
+    let Some(folder) = shared("data/models/tokenizers/gpt2") else { return };
+    let vocabulary = Vocabulary::open(&folder).unwrap();
+    assert_eq!((vocabulary.eos(), vocabulary.adds_bos()), (50256, false));
+    let data = shared("data/tasks").unwrap();
+    for task in load("gsm8k.toml", &data) {
+        for row in task.rows(Split::Test, Some(50)).unwrap() {
+            let example = Example::encode(row, &vocabulary, 4096).unwrap();
+            assert_eq!(vocabulary.encode(&row.prompt).unwrap(), example.prompt);
+            let target = format!(" {}", row.target());
+            assert_eq!(vocabulary.decode(&example.target).unwrap(), target);
+        }
+    }
+}
+
+#[test]
+fn choices_of_gpt2_are_single_tokens_where_they_are_words() {
+    let Some(folder) = shared("data/models/tokenizers/gpt2") else { return };
+    let vocabulary = Vocabulary::open(&folder).unwrap();
+    let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    let row = r#"[{"input": "Question: is it?\nAnswer:", "choices": ["no", "yes"], "answer": 1}]"#;
+    std::fs::write(file.path(), row).unwrap();
+    let task = Task::load(&file.path().display().to_string(), None).unwrap().remove(0);
+    let row = task.rows(Split::All, None).unwrap()[0];
+    let requests = choice_requests(row, &vocabulary, 1024).unwrap();
+    // transformers: tok("Question: is it?\nAnswer:"), tok("Question: is it?\nAnswer:\nno")
+    let spelled: BTreeSet<String> =
+        requests.iter().map(|request| vocabulary.decode(&request.continuation).unwrap()).collect();
+    assert_eq!(spelled, BTreeSet::from(["\nno".to_string(), "\nyes".to_string()]));
+    assert_eq!(requests[0].continuation.len(), 2);
+}

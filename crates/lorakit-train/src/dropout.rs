@@ -1,0 +1,79 @@
+//! Dropout on the input of a LoRA, from counter-based streams: a mask depends on its seed, expert, step, row and site
+//! alone, never on which rows or experts share the batch.
+
+use crate::stream::Stream;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use lorakit_adapter::{Rows, cpu};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// The dropout of one micro-batch.
+#[derive(Clone)]
+pub struct Dropout {
+    /// Dropped where a random number of 16 bits is below this.
+    threshold: u16,
+    /// One key for each row.
+    keys: Arc<[[u8; 32]]>,
+}
+
+impl Dropout {
+    /// Drops a share of `rate`; `keys` holds one key for each row of the batch.
+    pub fn new(rate: f64, keys: Arc<[[u8; 32]]>) -> Self {
+        Self { threshold: (rate * 65536.0).round() as u16, keys }
+    }
+
+    /// `x`, `[tokens, d]`, with features of each token dropped and the others scaled up, by the masks of `site`.
+    pub fn apply(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
+        if self.threshold == 0 {
+            return Ok(x.clone());
+        }
+        x.contiguous()?.apply_op1(Mask { dropout: self.clone(), rows: rows.clone(), site })
+    }
+}
+
+struct Mask {
+    dropout: Dropout,
+    rows: Rows,
+    site: usize,
+}
+
+impl Mask {
+    /// Values of `[tokens, d]` times their mask. The mask is drawn again on the way back, which is cheaper than keeping it.
+    fn masked(&self, x: &[f32], d: usize) -> Result<Vec<f32>> {
+        if self.rows.len() != self.dropout.keys.len() {
+            bail!("dropout has keys for {} rows and was given {}", self.dropout.keys.len(), self.rows.len());
+        }
+        let threshold = self.dropout.threshold;
+        let scale = 65536.0 / (65536.0 - f32::from(threshold));
+        let rows: Vec<_> = self.rows.iter().zip(self.dropout.keys.iter()).collect();
+        let parts: Vec<Vec<f32>> = rows
+            .par_iter()
+            .map(|(row, key)| {
+                let x = &x[row.start * d..(row.start + row.len) * d];
+                let mut bytes = vec![0; x.len() * 2];
+                Stream::part(**key, self.site as u64).fill(&mut bytes);
+                let kept = |b: &[u8]| if u16::from_le_bytes([b[0], b[1]]) < threshold { 0.0 } else { scale };
+                x.iter().zip(bytes.chunks_exact(2)).map(|(x, b)| x * kept(b)).collect()
+            })
+            .collect();
+        Ok(parts.concat())
+    }
+}
+
+impl CustomOp1 for Mask {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, d) = layout.shape().dims2()?;
+        cpu::result(self.masked(cpu::values(x, layout, self.name())?, d)?, layout.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (_, d) = x.dims2()?;
+        let dy = dy.contiguous()?;
+        let dx = cpu::with_values(&dy, self.name(), |dy| self.masked(dy, d))??;
+        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}

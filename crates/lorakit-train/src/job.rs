@@ -1,0 +1,60 @@
+//! What one expert is trained on, and in which order its rows come.
+
+use crate::settings::Settings;
+use crate::stream::Key;
+use lorakit_adapter::{Adapter, TaskRecord};
+use lorakit_task::Example;
+
+/// One expert to be trained.
+#[derive(Clone)]
+pub struct Job {
+    /// The expert's name.
+    pub name: String,
+    /// Its tasks, as its record will name them.
+    pub tasks: Vec<TaskRecord>,
+    /// The rows that it is trained on.
+    pub train: Vec<Example>,
+    /// The rows that its best weights are chosen by; may be empty, and then the last weights are kept.
+    pub validation: Vec<Example>,
+    /// An adapter to start from in place of the library's common start.
+    pub start: Option<Adapter>,
+}
+
+impl Job {
+    fn rows_per_update(settings: &Settings) -> usize {
+        settings.batch_size * settings.gradient_accumulation_steps
+    }
+
+    /// Updates that pass over all rows once.
+    pub fn steps_per_epoch(&self, settings: &Settings) -> usize {
+        self.train.len().div_ceil(Self::rows_per_update(settings)).max(1)
+    }
+
+    /// All updates of the expert: `max_steps` for each of its tasks, else its epochs.
+    pub fn steps(&self, settings: &Settings) -> usize {
+        match settings.max_steps {
+            Some(steps) => steps * self.tasks.len().max(1),
+            None => self.steps_per_epoch(settings) * settings.num_epochs,
+        }
+    }
+
+    /// Updates between validations; none where there are to be none.
+    pub fn validates_every(&self, settings: &Settings) -> Option<usize> {
+        let every = settings.eval_steps.unwrap_or_else(|| self.steps_per_epoch(settings));
+        (every > 0 && !self.validation.is_empty()).then_some(every)
+    }
+
+    /// The rows of update `step`: each epoch has an order of its own, which depends on the seed and the expert alone.
+    pub fn rows(&self, settings: &Settings, seed: u64, step: usize) -> Vec<&Example> {
+        let (epoch, within) = (step / self.steps_per_epoch(settings), step % self.steps_per_epoch(settings));
+        let order = Key::new(seed, "order").text(&self.name).number(epoch as u64).stream().order(self.train.len());
+        let n = Self::rows_per_update(settings);
+        order.into_iter().skip(within * n).take(n).map(|i| &self.train[i]).collect()
+    }
+
+    /// The keys of the dropout masks of update `step`, one for each of its rows.
+    pub fn dropout_keys(&self, seed: u64, step: usize, rows: usize) -> Vec<[u8; 32]> {
+        let key = Key::new(seed, "dropout").text(&self.name).number(step as u64);
+        (0..rows).map(|row| key.clone().number(row as u64).bits()).collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! Fits adapters to tasks: several experts in one pass over one base, each with its own rows, schedule and optimizer.
+//!
+//! A [`Job`] says what one expert is trained on; [`Settings`] how. [`train_experts`] shares jobs out to passes, trains
+//! them and keeps each finished expert in a library; a [`pass::Pass`] is the same without files. [`backward`] takes
+//! gradients a layer at a time. Together or alone, an expert ends with the same weights: its data order, dropout and
+//! updates depend on the seed and its own name.
+//!
+//! The crate knows no routers, clusters or scores, and prints nothing: what happens is told to a callback as [`Event`].
+
+pub mod backward;
+pub mod checkpoint;
+pub mod dropout;
+pub mod job;
+pub mod lora;
+pub mod memory;
+pub mod parameter;
+pub mod pass;
+pub mod run;
+pub mod schedule;
+pub mod settings;
+pub mod stream;
+
+pub use job::Job;
+pub use pass::{Pass, Progress, Step};
+pub use run::{Event, Options, Summary, train_experts};
+pub use settings::{LossReduction, Settings};

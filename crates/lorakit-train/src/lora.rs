@@ -1,0 +1,223 @@
+//! The adapters that a pass trains: one A and one B variable per site, with a segment per expert.
+
+use crate::dropout::Dropout;
+use crate::parameter::Parameter;
+use crate::settings::Settings;
+use crate::stream::Key;
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor, Var};
+use lorakit_adapter::{Adapter, Block, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The adapters of several experts over one base, stacked site by site.
+pub struct LoraStack {
+    rank: usize,
+    scale: f64,
+    /// One entry per site of the base; none where no projection is adapted.
+    sites: Vec<Option<SiteStack>>,
+}
+
+struct SiteStack {
+    key: String,
+    a: Var,
+    b: Var,
+    layouts: Arc<Layouts>,
+    /// The modules of the adapted projections, in the order of their blocks.
+    modules: Vec<String>,
+}
+
+/// A uniform draw of A as PEFT starts from: U(-1/sqrt(in), 1/sqrt(in)) (Kaiming with a = sqrt 5), `[rank, in]`.
+///
+/// It depends on the seed and the module alone, never on the expert, so that all experts of a library start from the
+/// same A: clustering by parameters, averaging and separate mixing depend on it. Each rank is a stream of its own, so
+/// that a smaller rank's A is the beginning of a larger one's.
+pub fn initial_a(seed: u64, module: &str, rank: usize, input: usize) -> Vec<f32> {
+    let bound = 1.0 / (input as f32).sqrt();
+    let row = |r| {
+        let mut stream = Key::new(seed, "initial A").text(module).number(r as u64).stream();
+        (0..input).map(move |_| (2.0 * stream.uniform() - 1.0) * bound).collect::<Vec<f32>>()
+    };
+    (0..rank).flat_map(row).collect()
+}
+
+impl LoraStack {
+    /// Adapters for as many experts as there are `starts`: from the given adapter where there is one, else from the
+    /// library's common A with B zero.
+    pub fn new(sites: &[Site], device: &Device, starts: &[Option<Adapter>], settings: &Settings, seed: u64) -> Result<Self> {
+        let targets = settings.targets()?;
+        let mut stacks = Vec::new();
+        for site in sites {
+            let mut adapted = Vec::new();
+            for (projection, columns) in site.columns() {
+                if targets.matches(&projection.module)? {
+                    adapted.push((projection.module.clone(), columns));
+                }
+            }
+            let stack = if adapted.is_empty() { None } else { Some(SiteStack::new(site, adapted, device, starts, settings, seed)?) };
+            stacks.push(stack);
+        }
+        let modules = || sites.iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
+        ensure!(
+            stacks.iter().any(Option::is_some),
+            "setting target_modules = '{}' matches no module of the base; it has {}",
+            settings.target_modules,
+            std::collections::BTreeSet::from_iter(modules()).into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Ok(Self { rank: settings.rank, scale: settings.scale(), sites: stacks })
+    }
+
+    /// The variables with the experts that their rows belong to.
+    pub fn parameters(&self) -> Result<Vec<Parameter>> {
+        let mut parameters = Vec::new();
+        for stack in self.sites.iter().flatten() {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            for (expert, blocks) in stack.layouts.0.iter().enumerate() {
+                let span = |range: fn(&Block) -> Range<usize>| {
+                    let ranges = || blocks.iter().map(range);
+                    ranges().map(|r| r.start).min().unwrap_or(0)..ranges().map(|r| r.end).max().unwrap_or(0)
+                };
+                a.push((expert, span(|block| block.a.clone())));
+                b.push((expert, span(|block| block.b.clone())));
+            }
+            parameters.push(Parameter::new(format!("{}.A", stack.key), stack.a.clone(), a)?);
+            parameters.push(Parameter::new(format!("{}.B", stack.key), stack.b.clone(), b)?);
+        }
+        Ok(parameters)
+    }
+
+    /// The patches of a batch whose rows name their experts.
+    pub fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
+        let patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
+            let Some(stack) = stack else { return Ok(None) };
+            let grouped = Grouped::new(stack.a.as_tensor().clone(), stack.b.as_tensor().clone(), stack.layouts.clone())?;
+            Ok(Some(Arc::new(Trained { grouped, site, dropout: dropout.cloned() })))
+        };
+        Ok(Patches::new(self.sites.iter().enumerate().map(patch).collect::<Result<_>>()?))
+    }
+
+    /// One expert's A's and B's, site by site, as they stand.
+    pub fn values(&self, expert: usize) -> Result<Vec<Vec<f32>>> {
+        let mut values = Vec::new();
+        for stack in self.sites.iter().flatten() {
+            for block in &stack.layouts.0[expert] {
+                values.push(rows(stack.a.as_tensor(), &block.a)?);
+                values.push(transposed_columns(stack.b.as_tensor(), block)?);
+            }
+        }
+        Ok(values)
+    }
+
+    /// An expert's adapter from what [`LoraStack::values`] gave.
+    pub fn adapter(&self, expert: usize, values: &[Vec<f32>]) -> Result<Adapter> {
+        let mut values = values.iter();
+        let mut modules = BTreeMap::new();
+        for stack in self.sites.iter().flatten() {
+            for (module, block) in stack.modules.iter().zip(&stack.layouts.0[expert]) {
+                let mut next = || values.next().cloned().context("an expert's values end early");
+                let (a, b) = (next()?, next()?);
+                let input = stack.a.dim(1)?;
+                let pair = LowRank::new(Matrix::new(self.rank, input, a)?, Matrix::new(block.columns.len(), self.rank, b)?, self.scale)?;
+                modules.insert(module.clone(), pair);
+            }
+        }
+        Ok(Adapter::new(modules))
+    }
+}
+
+impl SiteStack {
+    fn new(site: &Site, adapted: Vec<(String, Range<usize>)>, device: &Device, starts: &[Option<Adapter>], settings: &Settings, seed: u64) -> Result<Self> {
+        let tied = settings.tie_qkv && site.name == "qkv";
+        let (rank, output) = (settings.rank, site.output());
+        let shared = if tied { 1 } else { adapted.len() };
+        let mut a = Vec::with_capacity(starts.len() * shared * rank * site.input);
+        let mut b = vec![0.0; starts.len() * rank * output];
+        let mut layouts = Layouts::default();
+        for (expert, start) in starts.iter().enumerate() {
+            let first_a = a.len() / site.input;
+            let mut blocks = Vec::new();
+            for (i, (module, columns)) in adapted.iter().enumerate() {
+                let block = Block {
+                    a: first_a + if tied { 0 } else { i * rank }..first_a + if tied { rank } else { (i + 1) * rank },
+                    b: expert * rank..(expert + 1) * rank,
+                    columns: columns.clone(),
+                    scale: settings.scale() as f32,
+                };
+                let given = start.as_ref().map(|adapter| given_pair(adapter, module, settings)).transpose()?;
+                if i == 0 || !tied {
+                    match given {
+                        Some(pair) => a.extend_from_slice(&pair.a().values()),
+                        None => a.extend(initial_a(seed, if tied { &adapted[0].0 } else { module }, rank, site.input)),
+                    }
+                } else if let Some(pair) = given {
+                    ensure!(pair.a().values()[..] == a[first_a * site.input..], "module '{module}': tie_qkv is set, and its A differs from that of '{}'", adapted[0].0);
+                }
+                if let Some(pair) = given {
+                    write_transposed(&pair.b().values(), &mut b, output, &block);
+                }
+                blocks.push(block);
+            }
+            layouts.0.push(blocks);
+        }
+        let ranks_a = a.len() / site.input;
+        Ok(Self {
+            key: site.key(),
+            a: Var::from_tensor(&Tensor::from_vec(a, (ranks_a, site.input), device)?)?,
+            b: Var::from_tensor(&Tensor::from_vec(b, (starts.len() * rank, output), device)?)?,
+            layouts: Arc::new(layouts),
+            modules: adapted.into_iter().map(|(module, _)| module).collect(),
+        })
+    }
+}
+
+/// The pair of a module that training starts from, whose form the settings must agree with.
+fn given_pair<'a>(adapter: &'a Adapter, module: &str, settings: &Settings) -> Result<&'a LowRank> {
+    let pair = adapter.modules().get(module).with_context(|| format!("the adapter to start from has no module '{module}', which target_modules = '{}' asks for", settings.target_modules))?;
+    ensure!(
+        pair.rank() == settings.rank && (pair.scale() - settings.scale()).abs() < 1e-9,
+        "module '{module}' of the adapter to start from has rank {} and scale {}; the settings have rank {} and alpha {}, which is scale {}",
+        pair.rank(),
+        pair.scale(),
+        settings.rank,
+        settings.alpha,
+        settings.scale()
+    );
+    Ok(pair)
+}
+
+fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
+    Ok(tensor.narrow(0, range.start, range.len())?.flatten_all()?.to_vec1()?)
+}
+
+/// A block's B, `[out, rank]`, from the stacked and transposed `[ranks, out]`.
+fn transposed_columns(stacked: &Tensor, block: &Block) -> Result<Vec<f32>> {
+    let part = stacked.narrow(0, block.b.start, block.b.len())?.narrow(1, block.columns.start, block.columns.len())?;
+    Ok(part.t()?.contiguous()?.flatten_all()?.to_vec1()?)
+}
+
+fn write_transposed(b: &[f32], stacked: &mut [f32], output: usize, block: &Block) {
+    let rank = block.b.len();
+    for (column, row) in block.columns.clone().zip(b.chunks_exact(rank)) {
+        for (r, value) in row.iter().enumerate() {
+            stacked[(block.b.start + r) * output + column] = *value;
+        }
+    }
+}
+
+/// The tenant of a site in training: dropout, then each row's own expert.
+struct Trained {
+    grouped: Grouped,
+    site: usize,
+    dropout: Option<Dropout>,
+}
+
+impl Patch for Trained {
+    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+        let groups = Group::of_rows(rows);
+        match &self.dropout {
+            Some(dropout) => self.grouped.add(&dropout.apply(x, rows, self.site)?, groups, out),
+            None => self.grouped.add(x, groups, out),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! How much memory a run needs and how much there is, before any work starts.
+
+use crate::job::Job;
+use crate::settings::Settings;
+use anyhow::{Result, bail};
+use lorakit_model::{Base, Form};
+
+/// What a pass needs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// The base's weights, which are mapped: the system can give their pages up.
+    pub base: u64,
+    /// Weights, gradients and moments of the adapters.
+    pub adapters: u64,
+    /// Activations of one forward, with their gradients.
+    pub activations: u64,
+}
+
+impl Estimate {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.base + self.adapters + self.activations
+    }
+}
+
+/// The machine's memory in bytes: in all, and available now. None where the system does not tell.
+pub fn machine() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some((value("MemTotal:")?, value("MemAvailable:")?))
+}
+
+/// What training keeps of one token, in bytes.
+pub fn bytes_per_token(base: &Base, settings: &Settings) -> u64 {
+    let c = base.config();
+    let (hidden, inner) = (c.hidden as u64, c.intermediate as u64);
+    let queries = (c.heads * c.head_dim) as u64;
+    let qkv = queries + 2 * (c.kv_heads * c.head_dim) as u64;
+    let mlp = match c.form {
+        Form::Mistral => 3 * inner,
+        Form::Phi => 2 * inner,
+    };
+    // Residuals, norms and their gradients; a LoRA adds an output-sized delta at its sites and its dropped input.
+    let layer = 10 * hidden + 3 * qkv + 2 * queries + 2 * mlp;
+    let kept = if settings.gradient_checkpointing { hidden } else { layer };
+    4 * (kept * base.layers() as u64 + layer)
+}
+
+/// Tokens that go through the base together: what a quarter of the machine's memory holds, and not more than keeps
+/// every core busy.
+pub fn batch_tokens(base: &Base, settings: &Settings) -> usize {
+    let total = machine().map_or(8 << 30, |(total, _)| total);
+    ((total / 4 / bytes_per_token(base, settings)) as usize).clamp(256, 8192)
+}
+
+/// Parameters of one expert.
+pub fn expert_parameters(base: &Base, settings: &Settings) -> Result<u64> {
+    let targets = settings.targets()?;
+    let mut parameters = 0;
+    for module in base.modules() {
+        if targets.matches(&module.path)? {
+            parameters += (settings.rank * (module.input + module.output)) as u64;
+        }
+    }
+    Ok(parameters)
+}
+
+/// How many experts train together: as many as keep the batch full, and whose weights, gradients and moments take no
+/// more than an eighth of the machine's memory.
+pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Result<usize> {
+    if let Some(experts) = settings.experts_per_pass {
+        return Ok(experts);
+    }
+    let total = machine().map_or(8 << 30, |(total, _)| total);
+    let by_memory = total / 8 / (20 * expert_parameters(base, settings)?).max(1);
+    let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
+    let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).sum();
+    let tokens_per_update = (tokens / rows.max(1)).max(1) * settings.batch_size * settings.gradient_accumulation_steps;
+    let by_tokens = batch_tokens(base, settings).div_ceil(tokens_per_update);
+    Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
+}
+
+/// What the largest pass needs.
+pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings) -> Result<Estimate> {
+    let longest = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
+    let tokens = batch_tokens(base, settings).max(longest) as u64;
+    let logits = 2 * (32 << 20);
+    Ok(Estimate {
+        base: base.file_bytes(),
+        // Values, gradients, two moments and the best so far.
+        adapters: 20 * experts as u64 * expert_parameters(base, settings)?,
+        activations: tokens * bytes_per_token(base, settings) + logits,
+    })
+}
+
+/// Fails where the machine cannot hold the estimate.
+pub fn ensure_fits(estimate: &Estimate) -> Result<()> {
+    let Some((_, available)) = machine() else { return Ok(()) };
+    if estimate.total() > available {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        bail!(
+            "training needs about {:.1} GiB (base {:.1}, adapters {:.1}, activations {:.1}) and {:.1} GiB are available; try --set gradient_checkpointing=true, a shorter max_length, or fewer experts_per_pass",
+            gib(estimate.total()),
+            gib(estimate.base),
+            gib(estimate.adapters),
+            gib(estimate.activations),
+            gib(available)
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! A pass: several experts trained together over one base, each with its own rows, schedule, clipping and moments.
+
+use crate::backward::{Activations, Batch, Gradients, accumulate};
+use crate::dropout::Dropout;
+use crate::job::Job;
+use crate::lora::LoraStack;
+use crate::parameter::{Parameter, Update};
+use crate::schedule::Schedule;
+use crate::settings::{LossReduction, Settings};
+use anyhow::{Context, Result, bail};
+use candle_core::Var;
+use lorakit_adapter::{Adapter, Patches};
+use lorakit_model::{Base, Packed};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The experts of a pass in the midst of their training.
+pub struct Pass<'a> {
+    base: &'a Base,
+    jobs: &'a [Job],
+    settings: &'a Settings,
+    seed: u64,
+    /// Tokens that are packed into one forward.
+    batch_tokens: usize,
+    stack: LoraStack,
+    parameters: Vec<Parameter>,
+    variables: Vec<Var>,
+    step: usize,
+    progress: Vec<Progress>,
+    best: Vec<Option<Vec<Vec<f32>>>>,
+}
+
+/// How far one expert is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The training loss of every update.
+    pub losses: Vec<f32>,
+    /// The gradient's norm, before clipping, of every update.
+    pub norms: Vec<f32>,
+    /// Updates done and the validation loss after them.
+    pub validation: Vec<(usize, f32)>,
+    /// The validation that the best weights are of.
+    pub best: Option<(usize, f32)>,
+    /// Target tokens that carried loss.
+    pub tokens: u64,
+    /// Why it was stopped before its end.
+    pub failure: Option<String>,
+}
+
+/// What one step of a pass did.
+pub struct Step {
+    /// Number of steps done.
+    pub step: usize,
+    /// Each expert's training loss, where it was trained in this step.
+    pub losses: Vec<Option<f32>>,
+    /// Experts that were validated, with their losses.
+    pub validated: Vec<(usize, f32)>,
+    /// Experts that ended with this step, by their end or by a failure.
+    pub ended: Vec<usize>,
+    /// Tokens that were read for training.
+    pub tokens: usize,
+}
+
+/// A row's share in its expert's update.
+struct Taken<'a> {
+    expert: usize,
+    row: &'a lorakit_task::Example,
+    key: [u8; 32],
+}
+
+impl<'a> Pass<'a> {
+    /// Experts that all start at step zero.
+    pub fn new(base: &'a Base, jobs: &'a [Job], settings: &'a Settings, seed: u64, batch_tokens: usize) -> Result<Self> {
+        let starts: Vec<Option<Adapter>> = jobs.iter().map(|job| job.start.clone()).collect();
+        let stack = LoraStack::new(base.sites(), base.device(), &starts, settings, seed)?;
+        let parameters = stack.parameters()?;
+        let variables = parameters.iter().map(|p| p.variable().clone()).collect();
+        Ok(Self {
+            base,
+            jobs,
+            settings,
+            seed,
+            batch_tokens,
+            stack,
+            parameters,
+            variables,
+            step: 0,
+            progress: vec![Progress::default(); jobs.len()],
+            best: vec![None; jobs.len()],
+        })
+    }
+
+    /// Steps done.
+    pub fn step_number(&self) -> usize {
+        self.step
+    }
+
+    /// Steps until every expert has ended.
+    pub fn steps(&self) -> usize {
+        self.jobs.iter().map(|job| job.steps(self.settings)).max().unwrap_or(0)
+    }
+
+    /// How far each expert is.
+    pub fn progress(&self) -> &[Progress] {
+        &self.progress
+    }
+
+    /// The trained variables with their moments.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The same, to be set from a checkpoint.
+    pub(crate) fn parameters_mut(&mut self) -> &mut [Parameter] {
+        &mut self.parameters
+    }
+
+    /// The best weights of each expert so far.
+    pub(crate) fn best(&self) -> &[Option<Vec<Vec<f32>>>] {
+        &self.best
+    }
+
+    /// Goes on from a saved state.
+    pub(crate) fn resume(&mut self, step: usize, progress: Vec<Progress>, best: Vec<Option<Vec<Vec<f32>>>>) {
+        (self.step, self.progress, self.best) = (step, progress, best);
+    }
+
+    fn active(&self, expert: usize) -> bool {
+        self.step < self.jobs[expert].steps(self.settings) && self.progress[expert].failure.is_none()
+    }
+
+    /// One update of every expert that is not at its end.
+    pub fn advance(&mut self) -> Result<Step> {
+        let active: Vec<usize> = (0..self.jobs.len()).filter(|&e| self.active(e)).collect();
+        let taken = self.take(&active);
+        let weights = self.weights(&taken);
+        let mut gradients = Gradients::default();
+        let mut sums = vec![0.0f64; self.jobs.len()];
+        let mut tokens = 0;
+        for batch in self.batches(&taken) {
+            let (packed, dropout) = self.pack(&taken[batch.clone()]);
+            let patches = self.stack.patches(dropout.as_ref())?;
+            let weights: Vec<f32> = packed.targets().iter().map(|t| weights[batch.start + t.row as usize]).collect();
+            let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
+            let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
+            let rows = packed.rows();
+            let expert_of: Vec<usize> = rows.iter().map(|row| row.expert.unwrap_or(0)).collect();
+            for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(weights) {
+                sums[expert_of[target.row as usize]] += f64::from(loss) * f64::from(weight);
+            }
+            tokens += packed.ids().len();
+        }
+        self.update(&active, &gradients, &sums)?;
+        for taken in &taken {
+            self.progress[taken.expert].tokens += taken.row.target.len() as u64;
+        }
+        self.step += 1;
+        let validated = self.validate(&active)?;
+        let ended = active.iter().copied().filter(|&e| !self.active(e)).collect();
+        let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| sums[e] as f32)).collect();
+        Ok(Step { step: self.step, losses, validated, ended, tokens })
+    }
+
+    fn activations(&self) -> Activations {
+        if self.settings.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept }
+    }
+
+    /// The rows of this step, expert by expert.
+    fn take(&self, active: &[usize]) -> Vec<Taken<'a>> {
+        let mut taken = Vec::new();
+        for &expert in active {
+            let job = &self.jobs[expert];
+            let rows = job.rows(self.settings, self.seed, self.step);
+            let keys = job.dropout_keys(self.seed, self.step, rows.len());
+            taken.extend(rows.into_iter().zip(keys).map(|(row, key)| Taken { expert, row, key }));
+        }
+        taken
+    }
+
+    /// The weight of each row's target tokens in its expert's loss: over an update they add up to one.
+    fn weights(&self, taken: &[Taken]) -> Vec<f32> {
+        let mut totals = vec![0usize; self.jobs.len()];
+        for taken in taken {
+            totals[taken.expert] += match self.settings.loss_reduction {
+                LossReduction::Tokens => taken.row.target.len(),
+                LossReduction::Rows => 1,
+            };
+        }
+        let weight = |taken: &Taken| match self.settings.loss_reduction {
+            LossReduction::Tokens => 1.0 / totals[taken.expert] as f32,
+            LossReduction::Rows => 1.0 / (totals[taken.expert] * taken.row.target.len()) as f32,
+        };
+        taken.iter().map(weight).collect()
+    }
+
+    /// The rows that go through the base together: as many as fit, in order.
+    fn batches(&self, taken: &[Taken]) -> Vec<std::ops::Range<usize>> {
+        let lengths = taken.iter().map(|t| t.row.prompt.len() + t.row.target.len());
+        ranges_within(lengths, self.batch_tokens)
+    }
+
+    fn pack(&self, taken: &[Taken]) -> (Packed, Option<Dropout>) {
+        let mut packed = Packed::default();
+        taken.iter().for_each(|t| packed.push(&t.row.prompt, &t.row.target, Some(t.expert)));
+        let keys: Arc<[[u8; 32]]> = taken.iter().map(|t| t.key).collect();
+        let dropout = (self.settings.dropout > 0.0).then(|| Dropout::new(self.settings.dropout, keys));
+        (packed, dropout)
+    }
+
+    /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number stops here,
+    /// its weights as they were.
+    fn update(&mut self, active: &[usize], gradients: &Gradients, sums: &[f64]) -> Result<()> {
+        let mut squares = vec![0.0; self.jobs.len()];
+        for parameter in &self.parameters {
+            let gradient = gradients.of(parameter.variable()).with_context(|| format!("no gradient reached {}", parameter.name()))?;
+            parameter.add_squares(gradient, &mut squares)?;
+        }
+        let mut updates = vec![None; self.jobs.len()];
+        for &expert in active {
+            let (loss, norm) = (sums[expert], squares[expert].sqrt());
+            let progress = &mut self.progress[expert];
+            if !loss.is_finite() || !norm.is_finite() {
+                progress.failure = Some(format!("at update {} its loss was {loss} and its gradient's norm {norm}; try a lower learning_rate", self.step + 1));
+                continue;
+            }
+            progress.losses.push(loss as f32);
+            progress.norms.push(norm as f32);
+            let schedule = Schedule::new(self.settings.lr_scheduler, self.settings.warmup_ratio, self.jobs[expert].steps(self.settings));
+            let limit = self.settings.max_grad_norm;
+            updates[expert] = Some(Update {
+                rate: self.settings.learning_rate * schedule.share(self.step),
+                clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
+                number: self.step + 1,
+                weight_decay: self.settings.weight_decay,
+            });
+        }
+        for parameter in &self.parameters {
+            if let Some(gradient) = gradients.of(parameter.variable()) {
+                parameter.step(gradient, &updates)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Validates the experts whose turn it is, and remembers the weights of those that were never better.
+    fn validate(&mut self, active: &[usize]) -> Result<Vec<(usize, f32)>> {
+        let due = |&expert: &usize| {
+            let job = &self.jobs[expert];
+            let every = job.validates_every(self.settings)?;
+            let turn = self.step.is_multiple_of(every) || self.step == job.steps(self.settings);
+            (turn && self.progress[expert].failure.is_none()).then_some(expert)
+        };
+        let due: Vec<usize> = active.iter().filter_map(due).collect();
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let patches = self.stack.patches(None)?;
+        let rows: Vec<_> = due.iter().flat_map(|&e| self.jobs[e].validation.iter().map(move |row| (e, row))).collect();
+        let losses = row_losses(self.base, &patches, &rows, self.batch_tokens)?;
+        let mut validated = Vec::new();
+        for expert in due {
+            let own: Vec<f64> = rows.iter().zip(&losses).filter(|((e, _), _)| *e == expert).map(|(_, &loss)| loss).collect();
+            let loss = (own.iter().sum::<f64>() / own.len() as f64) as f32;
+            let progress = &mut self.progress[expert];
+            if !loss.is_finite() {
+                progress.failure = Some(format!("after update {} its validation loss was {loss}; try a lower learning_rate", self.step));
+                continue;
+            }
+            progress.validation.push((self.step, loss));
+            if progress.best.is_none_or(|(_, best)| loss < best) {
+                progress.best = Some((self.step, loss));
+                self.best[expert] = Some(self.stack.values(expert)?);
+            }
+            validated.push((expert, loss));
+        }
+        Ok(validated)
+    }
+
+    /// An expert's adapter: of its best validation, or as it stands where there was none.
+    pub fn adapter(&self, expert: usize) -> Result<Adapter> {
+        if let Some(failure) = &self.progress[expert].failure {
+            bail!("expert '{}' failed: {failure}", self.jobs[expert].name);
+        }
+        match &self.best[expert] {
+            Some(values) => self.stack.adapter(expert, values),
+            None => self.stack.adapter(expert, &self.stack.values(expert)?),
+        }
+    }
+}
+
+/// Splits rows of the given lengths, in order, into ranges of at most `limit` tokens; a longer row stands alone.
+pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<std::ops::Range<usize>> {
+    let (mut ranges, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
+    for length in lengths {
+        if end > start && tokens + length > limit {
+            ranges.push(start..end);
+            (start, tokens) = (end, 0);
+        }
+        tokens += length;
+        end += 1;
+    }
+    if end > start {
+        ranges.push(start..end);
+    }
+    ranges
+}
+
+/// The mean negative log-likelihood per target token of each row, under the expert named with it.
+pub fn row_losses(base: &Base, patches: &Patches, rows: &[(usize, &lorakit_task::Example)], batch_tokens: usize) -> Result<Vec<f64>> {
+    let mut losses = Vec::with_capacity(rows.len());
+    for range in ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), batch_tokens) {
+        let mut packed = Packed::default();
+        rows[range.clone()].iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
+        let nll: Vec<f32> = base.nll(&packed, patches)?.to_vec1()?;
+        let mut sums = vec![(0.0f64, 0usize); range.len()];
+        for (target, loss) in packed.targets().iter().zip(nll) {
+            let (sum, count) = &mut sums[target.row as usize];
+            *sum += f64::from(loss);
+            *count += 1;
+        }
+        losses.extend(sums.into_iter().map(|(sum, count)| sum / count.max(1) as f64));
+    }
+    Ok(losses)
+}

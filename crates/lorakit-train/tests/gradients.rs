@@ -1,0 +1,174 @@
+//! Gradients against finite differences, passes against experts alone, runs against themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+use candle_core::{Tensor, Var};
+use lorakit_adapter::{Adapter, LowRank, Matrix, Patches};
+use lorakit_model::{Base, Options, Packed};
+use lorakit_task::Example;
+use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
+use lorakit_train::lora::LoraStack;
+use lorakit_train::stream::Key;
+use lorakit_train::{Job, Pass, Settings};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+
+fn base(name: &str, trainable: bool) -> Option<Base> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
+    if !folder.exists() {
+        eprintln!("skipped: no ../shared");
+        return None;
+    }
+    Some(Base::open(&folder, &Options { trainable, ..Options::default() }).unwrap())
+}
+
+fn settings(text: &str) -> Settings {
+    Settings::from_toml(text, "test").unwrap()
+}
+
+fn example(seed: u64, prompt: usize, target: usize) -> Example {
+    let mut stream = Key::new(seed, "ids").stream();
+    let mut ids = |n| (0..n).map(|_| 3 + stream.below(500) as u32).collect::<Vec<_>>();
+    Example { prompt: ids(prompt), target: ids(target), cut: Default::default() }
+}
+
+/// An adapter of random, non-zero A and B on every module of the base.
+fn random_adapter(base: &Base, seed: u64, rank: usize, scale: f64) -> Adapter {
+    let pairs = base.modules().into_iter().map(|m| {
+        let mut stream = Key::new(seed, "adapter").text(&m.path).stream();
+        let mut values = |n: usize| (0..n).map(|_| 0.2 * (stream.uniform() - 0.5)).collect::<Vec<_>>();
+        let a = Matrix::new(rank, m.input, values(rank * m.input)).unwrap();
+        let b = Matrix::new(m.output, rank, values(rank * m.output)).unwrap();
+        (m.path, LowRank::new(a, b, scale).unwrap())
+    });
+    Adapter::new(pairs.collect::<BTreeMap<_, _>>())
+}
+
+fn packed() -> (Packed, Vec<f32>) {
+    let mut packed = Packed::default();
+    for (expert, (prompt, target)) in [(5, 7), (9, 3), (2, 12)].into_iter().enumerate() {
+        let row = example(expert as u64, prompt, target);
+        packed.push(&row.prompt, &row.target, Some(expert / 2));
+    }
+    let weights = (0..packed.targets().len()).map(|i| 0.02 + 0.01 * (i % 5) as f32).collect();
+    (packed, weights)
+}
+
+/// The weighted loss in f64 sums, without a graph.
+fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64 {
+    let nll: Vec<f32> = base.nll(packed, patches).unwrap().detach().to_vec1().unwrap();
+    nll.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum()
+}
+
+/// Compares the gradient of each variable with the difference quotient along it.
+fn assert_gradients(base: &Base, variables: &[(String, Var)], patches: &dyn Fn() -> Patches, activations: Activations, label: &str) {
+    let (packed, weights) = packed();
+    let mut gradients = Gradients::default();
+    let plain: Vec<Var> = variables.iter().map(|(_, v)| v.clone()).collect();
+    let now = patches();
+    let batch = Batch { packed: &packed, patches: &now, weights: &weights };
+    accumulate(base, &batch, activations, &plain, &mut gradients).unwrap();
+    for (name, variable) in variables {
+        let gradient = gradients.of(variable).unwrap_or_else(|| panic!("{label}: no gradient for {name}"));
+        let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        if squared < 1e-14 {
+            panic!("{label}: the gradient of {name} is zero");
+        }
+        let before = variable.as_tensor().copy().unwrap();
+        let step = 2e-3 / squared.sqrt();
+        let moved = |by: f64| {
+            variable.set(&(&before + (gradient * by).unwrap()).unwrap()).unwrap();
+            loss(base, &packed, &patches(), &weights)
+        };
+        let slope = (moved(step) - moved(-step)) / (2.0 * step);
+        variable.set(&before).unwrap();
+        assert!((slope / squared - 1.0).abs() < 1e-2, "{label}: {name}: slope {slope}, squared gradient {squared}");
+    }
+}
+
+#[test]
+fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
+    for name in BASES {
+        for (tie, activations) in [(false, Activations::Kept), (true, Activations::Recomputed)] {
+            let Some(base) = base(name, false) else { return };
+            let targets = if tie { "attention" } else { "all-linear" };
+            let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '{targets}'\ntie_qkv = {tie}"));
+            let starts: Vec<Option<Adapter>> = match tie {
+                false => (0..2).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect(),
+                true => vec![None, None],
+            };
+            let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+            let parameters = stack.parameters().unwrap();
+            let variables: Vec<(String, Var)> = parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
+            for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B") && tie) {
+                // B starts at zero, where A has no gradient; the tied form takes no adapters with own A's.
+                let mut stream = Key::new(3, name).stream();
+                let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
+                variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
+            }
+            let patches = || stack.patches(None).unwrap();
+            assert_gradients(&base, &variables, &patches, activations, &format!("{name}, tied {tie}"));
+        }
+    }
+}
+
+#[test]
+fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
+    for name in BASES {
+        let Some(base) = base(name, true) else { return };
+        // A key's bias adds the same to all scores of a query: softmax does not see it, and its gradient is zero.
+        let variables: Vec<_> = base.variables().iter().filter(|(name, _)| !name.ends_with("k_proj.bias")).cloned().collect();
+        assert_gradients(&base, &variables, &Patches::none, Activations::Kept, name);
+    }
+}
+
+fn job(name: &str, seed: u64) -> Job {
+    let rows = |from: u64, n: u64| (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect();
+    Job { name: name.into(), tasks: Vec::new(), train: rows(0, 40), validation: rows(100, 8), start: None }
+}
+
+fn trained(base: &Base, jobs: &[Job], settings: &Settings, batch_tokens: usize) -> Vec<Adapter> {
+    let mut pass = Pass::new(base, jobs, settings, 7, batch_tokens).unwrap();
+    while pass.step_number() < pass.steps() {
+        pass.advance().unwrap();
+    }
+    (0..jobs.len()).map(|e| pass.adapter(e).unwrap()).collect()
+}
+
+fn largest_difference(a: &Adapter, b: &Adapter) -> f32 {
+    assert_eq!(a.modules().keys().collect::<Vec<_>>(), b.modules().keys().collect::<Vec<_>>());
+    let pairs = a.modules().values().zip(b.modules().values());
+    let difference = |x: &Matrix, y: &Matrix| x.values().iter().zip(y.values().iter()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    pairs.map(|(x, y)| difference(x.a(), y.a()).max(difference(x.b(), y.b()))).fold(0.0, f32::max)
+}
+
+#[test]
+fn an_expert_ends_the_same_alone_and_in_company() {
+    for name in ["mistral", "phi"] {
+        let Some(base) = base(name, false) else { return };
+        let settings = settings("max_steps = 8\nlearning_rate = 5e-3\ndropout = 0.1\nbatch_size = 4\ngradient_accumulation_steps = 2\nwarmup_ratio = 0.1\neval_steps = 4");
+        let jobs = [job("one", 1), job("two", 2), job("three", 3)];
+        let together = trained(&base, &jobs, &settings, 100);
+        for (job, together) in jobs.iter().zip(&together) {
+            let alone = trained(&base, std::slice::from_ref(job), &settings, 1000);
+            let difference = largest_difference(&alone[0], together);
+            assert!(difference < 1e-3, "{name}, {}: {difference}", job.name);
+            assert!(alone[0].norm() > 1e-3, "{name}: nothing was learned");
+        }
+        let again = trained(&base, &jobs, &settings, 100);
+        for (first, second) in together.iter().zip(&again) {
+            assert_eq!(largest_difference(first, second), 0.0, "the same seed gives the same bytes");
+        }
+    }
+}
+
+#[test]
+fn recomputed_activations_give_the_same_experts() {
+    let Some(base) = base("window", false) else { return };
+    let kept = settings("max_steps = 4\nlearning_rate = 5e-3\nbatch_size = 4");
+    let recomputed = Settings { gradient_checkpointing: true, ..kept.clone() };
+    let jobs = [job("one", 1)];
+    let difference = largest_difference(&trained(&base, &jobs, &kept, 500)[0], &trained(&base, &jobs, &recomputed, 500)[0]);
+    assert_eq!(difference, 0.0);
+}
