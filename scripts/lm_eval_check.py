@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What lm-evaluation-harness says about a base, for crates/lorakit-eval/tests/lm_eval.rs to agree with.
+"""What lm-evaluation-harness says about a base, for crates/lorakit-eval/tests/stories/lm_eval.rs to agree with.
 
-    pip install torch transformers lm-eval
-    python scripts/lm_eval_check.py BASE DATA --out crates/lorakit-eval/tests/lm_eval.json
+    pip install torch transformers accelerate lm-eval
+    python scripts/lm_eval_check.py BASE DATA --out crates/lorakit-eval/tests/stories/lm_eval.json
 
 BASE is a Hugging Face model folder, DATA the folder `dataset` of https://github.com/AGI-Edgerunners/LLM-Adapters.
 Takes the first rows of three of its tasks as multiple choice, scores them in float32 on the CPU, and prints acc and
@@ -18,8 +18,8 @@ from pathlib import Path
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-# One task with a few tokens per choice, one with many, and one whose long prompts end in a newline, which moves to
-# the choice, and are cut where the base is short.
+# One task with a few tokens per choice, one with many, and one whose prompts end in a newline, which moves to the
+# choice, and say everything twice, so that some are too long for a small base and lose their beginning.
 YAML = """
 task: {name}
 dataset_path: json
@@ -49,7 +49,7 @@ def piqa(row):
 def arc_easy(row):
     body = row["instruction"].split("\n\n")[1]
     texts = [text.strip() for text in re.split(r"Answer\d: ", body)[1:]]
-    return row["instruction"], texts, int(row["answer"][-1]) - 1
+    return row["instruction"] + "\n\n" + row["instruction"], texts, int(row["answer"][-1]) - 1
 
 
 TASKS = {"boolq": (boolq, QUESTION), "piqa": (piqa, QUESTION), "ARC-Easy": (arc_easy, PLAIN)}

@@ -10,8 +10,8 @@
 
 use crate::cpu;
 use crate::patch::Outputs;
-use crate::rows::Rows;
 use crate::product::{Destination, Threads, View, ViewMut, multiply};
+use crate::rows::Rows;
 use candle_core::{CpuStorage, CustomOp3, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -37,9 +37,18 @@ pub struct Layouts(pub Vec<Vec<Block>>);
 impl Layouts {
     /// The rows of the stacked A that an expert's blocks span.
     fn ranks(&self, expert: usize) -> Range<usize> {
-        let blocks = self.0.get(expert).map_or(&[][..], Vec::as_slice);
-        let start = blocks.iter().map(|b| b.a.start).min().unwrap_or(0);
-        start..blocks.iter().map(|b| b.a.end).max().unwrap_or(start)
+        self.span(expert, |block| &block.a)
+    }
+
+    /// The rows of the stacked B that an expert's blocks span.
+    fn ranks_b(&self, expert: usize) -> Range<usize> {
+        self.span(expert, |block| &block.b)
+    }
+
+    fn span(&self, expert: usize, rows: fn(&Block) -> &Range<usize>) -> Range<usize> {
+        let rows = || self.0.get(expert).into_iter().flatten().map(rows);
+        let start = rows().map(|r| r.start).min().unwrap_or(0);
+        start..rows().map(|r| r.end).max().unwrap_or(start)
     }
 }
 
@@ -70,7 +79,9 @@ impl Group {
         for row in rows.iter() {
             let Some(expert) = row.expert else { continue };
             match groups.last_mut() {
-                Some(Group { expert: last, tokens: Tokens::Run(run), .. }) if *last == expert && run.end == row.start => {
+                Some(Group { expert: last, tokens: Tokens::Run(run), .. })
+                    if *last == expert && run.end == row.start =>
+                {
                     run.end = row.start + row.len;
                 }
                 _ => groups.push(Group { expert, tokens: Tokens::Run(row.tokens()), weights: None }),
@@ -94,7 +105,11 @@ impl Grouped {
         let (ranks_a, _) = a.dims2()?;
         let (ranks_b, out) = b.dims2()?;
         for block in layouts.0.iter().flatten() {
-            if block.a.end > ranks_a || block.b.end > ranks_b || block.columns.end > out || block.a.len() != block.b.len() {
+            if block.a.end > ranks_a
+                || block.b.end > ranks_b
+                || block.columns.end > out
+                || block.a.len() != block.b.len()
+            {
                 bail!("a block {block:?} does not fit stacked matrices of {ranks_a} and {ranks_b} x {out}");
             }
         }
@@ -209,9 +224,11 @@ impl TokenSlice<'_> {
     fn rows<'d>(&self, data: &'d [f32], width: usize) -> std::borrow::Cow<'d, [f32]> {
         match self {
             Self::Run(run) => data[run.start * width..run.end * width].into(),
-            Self::Picked(tokens) => {
-                tokens.iter().flat_map(|&t| data[t as usize * width..][..width].iter().copied()).collect::<Vec<_>>().into()
-            }
+            Self::Picked(tokens) => tokens
+                .iter()
+                .flat_map(|&t| data[t as usize * width..][..width].iter().copied())
+                .collect::<Vec<_>>()
+                .into(),
         }
     }
 }
@@ -244,7 +261,8 @@ impl<'a> Part<'a> {
     /// Multiplies the rows of `z`, `[tokens of the part, width]`, by the part's weights.
     fn weigh(&self, z: &mut [f32], width: usize) {
         if let Some(weights) = self.weights {
-            for (row, w) in z.chunks_exact_mut(width).zip(weights) {
+            // An expert without a block at the site has no ranks, and chunks of no length panic.
+            for (row, w) in z.chunks_exact_mut(width.max(1)).zip(weights) {
                 row.iter_mut().for_each(|v| *v *= w);
             }
         }
@@ -262,7 +280,12 @@ struct PartGradients {
 }
 
 impl GroupedOp {
-    fn call<'a>(&self, x: (&'a CpuStorage, &Layout), a: (&'a CpuStorage, &Layout), b: (&'a CpuStorage, &Layout)) -> Result<Call<'a>> {
+    fn call<'a>(
+        &self,
+        x: (&'a CpuStorage, &Layout),
+        a: (&'a CpuStorage, &Layout),
+        b: (&'a CpuStorage, &Layout),
+    ) -> Result<Call<'a>> {
         let (tokens, input) = x.1.shape().dims2()?;
         let (_, output) = b.1.shape().dims2()?;
         if a.1.shape().dims2()?.1 != input {
@@ -270,7 +293,14 @@ impl GroupedOp {
         }
         let name = self.name();
         let chunk = tokens.div_ceil(rayon::current_num_threads()).clamp(1, 256);
-        Ok(Call { x: cpu::values(x.0, x.1, name)?, a: cpu::values(a.0, a.1, name)?, b: cpu::values(b.0, b.1, name)?, input, output, chunk })
+        Ok(Call {
+            x: cpu::values(x.0, x.1, name)?,
+            a: cpu::values(a.0, a.1, name)?,
+            b: cpu::values(b.0, b.1, name)?,
+            input,
+            output,
+            chunk,
+        })
     }
 
     /// `w (x A_eᵀ)` of a part, `[tokens, ranks of the expert]`; each block's scale is still to come.
@@ -307,16 +337,35 @@ impl GroupedOp {
         let count = part.tokens.len();
         for block in &self.layouts.0[part.expert] {
             let z = View::new(&z[block.a.start - ranks.start..], count, block.a.len(), ranks.len());
-            let b = View::new(&call.b[block.b.start * call.output + block.columns.start..], block.b.len(), block.columns.len(), call.output);
+            let b = View::new(
+                &call.b[block.b.start * call.output + block.columns.start..],
+                block.b.len(),
+                block.columns.len(),
+                call.output,
+            );
             match &part.tokens {
                 TokenSlice::Run(run) => {
                     let y = &mut y[(run.start - start) * call.output + block.columns.start..];
-                    multiply(ViewMut::new(y, count, block.columns.len(), call.output), Destination::Add, z, b, block.scale, Threads::One);
+                    multiply(
+                        ViewMut::new(y, count, block.columns.len(), call.output),
+                        Destination::Add,
+                        z,
+                        b,
+                        block.scale,
+                        Threads::One,
+                    );
                 }
                 TokenSlice::Picked(tokens) => {
                     let width = block.columns.len();
                     let mut delta = vec![0.0; count * width];
-                    multiply(ViewMut::new(&mut delta, count, width, width), Destination::Overwrite, z, b, block.scale, Threads::One);
+                    multiply(
+                        ViewMut::new(&mut delta, count, width, width),
+                        Destination::Overwrite,
+                        z,
+                        b,
+                        block.scale,
+                        Threads::One,
+                    );
                     for (&token, delta) in tokens.iter().zip(delta.chunks_exact(width)) {
                         let y = &mut y[(token as usize - start) * call.output + block.columns.start..][..width];
                         y.iter_mut().zip(delta).for_each(|(y, d)| *y += d);
@@ -330,14 +379,20 @@ impl GroupedOp {
     fn backward_chunk(&self, call: &Call, dy: &[f32], dx: &mut [f32], start: usize) -> Vec<PartGradients> {
         let chunk = start..start + dx.len() / call.input;
         let mut left = Vec::new();
-        for (group, part) in self.groups.iter().enumerate().filter_map(|(g, group)| Some((g, Part::of(group, &chunk)?))) {
+        for (group, part) in self.groups.iter().enumerate().filter_map(|(g, group)| Some((g, Part::of(group, &chunk)?)))
+        {
             let count = part.tokens.len();
             let (mut z, ranks) = self.shrink(call, &part);
             let dy = part.tokens.rows(dy, call.output);
             let mut dz = vec![0.0; count * ranks.len()];
             for block in &self.layouts.0[part.expert] {
                 let within = block.a.start - ranks.start;
-                let b = View::new(&call.b[block.b.start * call.output + block.columns.start..], block.b.len(), block.columns.len(), call.output);
+                let b = View::new(
+                    &call.b[block.b.start * call.output + block.columns.start..],
+                    block.b.len(),
+                    block.columns.len(),
+                    call.output,
+                );
                 let dy = View::new(&dy[block.columns.start..], count, block.columns.len(), call.output);
                 let dz = ViewMut::new(&mut dz[within..], count, block.a.len(), ranks.len());
                 multiply(dz, Destination::Add, dy, b.transposed(), block.scale, Threads::One);
@@ -364,7 +419,14 @@ impl GroupedOp {
             }
             TokenSlice::Picked(tokens) => {
                 let mut delta = vec![0.0; count * call.input];
-                multiply(ViewMut::new(&mut delta, count, call.input, call.input), Destination::Overwrite, dz, a, 1.0, Threads::One);
+                multiply(
+                    ViewMut::new(&mut delta, count, call.input, call.input),
+                    Destination::Overwrite,
+                    dz,
+                    a,
+                    1.0,
+                    Threads::One,
+                );
                 for (&token, delta) in tokens.iter().zip(delta.chunks_exact(call.input)) {
                     let dx = &mut dx[(token as usize - start) * call.input..][..call.input];
                     dx.iter_mut().zip(delta).for_each(|(dx, d)| *dx += d);
@@ -373,36 +435,74 @@ impl GroupedOp {
         }
     }
 
-    /// The gradients of the stacked A and B, added up over the parts in order, so that equal inputs give equal bytes.
+    /// The gradients of the stacked A and B. Each expert's rows are its own and are added up over the parts in order,
+    /// so that equal inputs give equal bytes on any number of threads.
     fn weight_gradients(&self, call: &Call, dy: &[f32], parts: &[PartGradients]) -> (Vec<f32>, Vec<f32>) {
+        let experts: Vec<usize> = (0..self.layouts.0.len()).collect();
+        let of_expert = |expert: usize| parts.iter().filter(move |left| self.groups[left.group].expert == expert);
+        let gradients: Vec<ExpertGradients> =
+            experts.par_iter().map(|&expert| self.expert_gradients(call, dy, expert, of_expert(expert))).collect();
         let (mut da, mut db) = (vec![0.0; call.a.len()], vec![0.0; call.b.len()]);
+        for gradients in gradients {
+            let start = gradients.ranks_a.start * call.input;
+            add(&mut da[start..start + gradients.a.len()], &gradients.a);
+            let start = gradients.ranks_b.start * call.output;
+            add(&mut db[start..start + gradients.b.len()], &gradients.b);
+        }
+        (da, db)
+    }
+
+    /// The gradients of one expert's rows of A and B.
+    fn expert_gradients<'p>(
+        &self,
+        call: &Call,
+        dy: &[f32],
+        expert: usize,
+        parts: impl Iterator<Item = &'p PartGradients>,
+    ) -> ExpertGradients {
+        let (ranks_a, ranks_b) = (self.layouts.ranks(expert), self.layouts.ranks_b(expert));
+        let mut a = vec![0.0; ranks_a.len() * call.input];
+        let mut b = vec![0.0; ranks_b.len() * call.output];
         for left in parts {
             let Some(part) = Part::of(&self.groups[left.group], &left.chunk) else { continue };
-            let ranks = self.layouts.ranks(part.expert);
             let count = part.tokens.len();
             let x = part.tokens.rows(call.x, call.input);
             let dy = part.tokens.rows(dy, call.output);
             multiply(
-                ViewMut::new(&mut da[ranks.start * call.input..], ranks.len(), call.input, call.input),
+                ViewMut::new(&mut a, ranks_a.len(), call.input, call.input),
                 Destination::Add,
-                View::new(&left.dz, count, ranks.len(), ranks.len()).transposed(),
+                View::new(&left.dz, count, ranks_a.len(), ranks_a.len()).transposed(),
                 View::new(&x, count, call.input, call.input),
                 1.0,
                 Threads::One,
             );
-            for block in &self.layouts.0[part.expert] {
+            for block in &self.layouts.0[expert] {
+                let start = (block.b.start - ranks_b.start) * call.output + block.columns.start;
                 multiply(
-                    ViewMut::new(&mut db[block.b.start * call.output + block.columns.start..], block.b.len(), block.columns.len(), call.output),
+                    ViewMut::new(&mut b[start..], block.b.len(), block.columns.len(), call.output),
                     Destination::Add,
-                    View::new(&left.z[block.a.start - ranks.start..], count, block.a.len(), ranks.len()).transposed(),
+                    View::new(&left.z[block.a.start - ranks_a.start..], count, block.a.len(), ranks_a.len())
+                        .transposed(),
                     View::new(&dy[block.columns.start..], count, block.columns.len(), call.output),
                     block.scale,
                     Threads::One,
                 );
             }
         }
-        (da, db)
+        ExpertGradients { ranks_a, ranks_b, a, b }
     }
+}
+
+/// The gradients of one expert's rows.
+struct ExpertGradients {
+    ranks_a: Range<usize>,
+    ranks_b: Range<usize>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
 }
 
 impl CustomOp3 for GroupedOp {
@@ -410,7 +510,15 @@ impl CustomOp3 for GroupedOp {
         "grouped-low-rank"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let call = self.call((x, lx), (a, la), (b, lb))?;
         let tokens = call.x.len() / call.input;
         let mut y = vec![0.0; tokens * call.output];
@@ -418,7 +526,14 @@ impl CustomOp3 for GroupedOp {
         cpu::result(y, (tokens, call.output))
     }
 
-    fn bwd(&self, x: &Tensor, a: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let (xs, lx) = x.storage_and_layout();
         let (a_s, la) = a.storage_and_layout();
@@ -459,7 +574,15 @@ impl InplaceOp3 for GroupedInPlace {
         "grouped-low-rank-in-place"
     }
 
-    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, x: &CpuStorage, lx: &Layout, a: &CpuStorage, la: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        ly: &Layout,
+        x: &CpuStorage,
+        lx: &Layout,
+        a: &CpuStorage,
+        la: &Layout,
+    ) -> Result<()> {
         let (bs, lb) = self.b.storage_and_layout();
         let candle_core::Storage::Cpu(bs) = &*bs else {
             bail!("{} was given experts that are not on the CPU", self.name());

@@ -35,13 +35,23 @@ impl<'a> View<'a> {
     /// # Panics
     /// Where the slice is too short, which is a mistake of the caller and never of an input.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(extent(rows, columns, row_stride, 1) <= data.len(), "view of {rows} x {columns} by {row_stride} over {}", data.len());
+        assert!(
+            extent(rows, columns, row_stride, 1) <= data.len(),
+            "view of {rows} x {columns} by {row_stride} over {}",
+            data.len()
+        );
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
     /// The same values, read as the transpose.
     pub fn transposed(self) -> Self {
-        Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
     }
 }
 
@@ -51,7 +61,11 @@ impl<'a> ViewMut<'a> {
     /// # Panics
     /// Where the slice is too short or rows would overlap.
     pub fn new(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(extent(rows, columns, row_stride, 1) <= data.len(), "view of {rows} x {columns} by {row_stride} over {}", data.len());
+        assert!(
+            extent(rows, columns, row_stride, 1) <= data.len(),
+            "view of {rows} x {columns} by {row_stride} over {}",
+            data.len()
+        );
         assert!(rows <= 1 || row_stride >= columns, "rows of {columns} overlap by {row_stride}");
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }

@@ -25,7 +25,7 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
 }
 
 /// Three experts of unequal rank over two projections (columns 0..4 and 4..9): the first with a tied A and two
-/// scales, the second with an A of its own for each, the third with the second projection alone.
+/// scales, the second with an A of its own for each, the third with the second projection alone. A fourth has nothing here.
 fn layouts() -> Arc<Layouts> {
     let block = |a: [usize; 2], b: [usize; 2], columns: [usize; 2], scale| Block {
         a: a[0]..a[1],
@@ -37,6 +37,7 @@ fn layouts() -> Arc<Layouts> {
         vec![block([0, 2], [0, 2], [0, 4], 2.0), block([0, 2], [2, 4], [4, 9], -0.5)],
         vec![block([2, 5], [4, 7], [0, 4], 0.75), block([5, 6], [7, 8], [4, 9], 3.0)],
         vec![block([6, 8], [8, 10], [4, 9], 1.25)],
+        vec![],
     ]))
 }
 
@@ -50,6 +51,7 @@ fn groups() -> Arc<[Group]> {
         Group { expert: 1, tokens: Tokens::Run(2..10), weights: weights(23, 8) },
         Group { expert: 2, tokens: Tokens::Picked(vec![1, 4, 10]), weights: None },
         Group { expert: 2, tokens: Tokens::Run(5..5), weights: None },
+        Group { expert: 3, tokens: Tokens::Picked(vec![2, 7]), weights: weights(24, 2) },
     ])
 }
 
@@ -141,9 +143,12 @@ fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
 fn gradients_are_finite_differences() {
     let (x, a, b) = parts();
     let c: Vec<f64> = values(5, TOKENS * OUTPUT).into_iter().map(f64::from).collect();
-    let wide = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect::<Vec<f64>>();
+    let wide = |t: &Tensor| {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect::<Vec<f64>>()
+    };
     let point = [wide(&x), wide(&a), wide(&b)];
-    let loss = |p: &[Vec<f64>; 3]| delta_in_f64(&p[0], &p[1], &p[2]).iter().zip(&c).map(|(y, c)| y * y * c).sum::<f64>();
+    let loss =
+        |p: &[Vec<f64>; 3]| delta_in_f64(&p[0], &p[1], &p[2]).iter().zip(&c).map(|(y, c)| y * y * c).sum::<f64>();
 
     let vars = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
     let grouped = Grouped::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();

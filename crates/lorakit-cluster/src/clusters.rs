@@ -51,7 +51,12 @@ impl Clusters {
     /// Names the clusters of a partition `c0`, `c1`, ..., the largest first.
     ///
     /// `tasks` gives the tasks that an expert was trained on; `settings` is what the method was told, for the record.
-    pub fn new(method: Method, partition: &Partition, tasks: impl Fn(&str) -> Vec<String>, settings: Map<String, Value>) -> Self {
+    pub fn new(
+        method: Method,
+        partition: &Partition,
+        tasks: impl Fn(&str) -> Vec<String>,
+        settings: Map<String, Value>,
+    ) -> Self {
         let cluster = |(label, members): (usize, Vec<usize>)| {
             let experts: Vec<String> = members.iter().map(|at| partition.names()[*at].clone()).collect();
             let tasks: BTreeSet<String> = experts.iter().flat_map(|expert| tasks(expert)).collect();
@@ -74,14 +79,18 @@ impl Clusters {
         }
         for Cluster { name, experts, .. } in &clusters {
             if name.is_empty() || !names.insert(name) {
-                return refuse(format!("the cluster name `{name}` is empty or given twice; expected one name per cluster"));
+                return refuse(format!(
+                    "the cluster name `{name}` is empty or given twice; expected one name per cluster"
+                ));
             }
             if experts.is_empty() {
                 return refuse(format!("cluster `{name}` has no experts; expected at least one, or no such cluster"));
             }
             for expert in experts {
                 if let Some(other) = owners.insert(expert, name) {
-                    return refuse(format!("`{expert}` is in cluster `{other}` and in `{name}`; expected it in one, once"));
+                    return refuse(format!(
+                        "`{expert}` is in cluster `{other}` and in `{name}`; expected it in one, once"
+                    ));
                 }
             }
         }
@@ -129,8 +138,9 @@ impl Clusters {
     /// The experts with their clusters, to be compared with another partition.
     pub fn partition(&self) -> Partition {
         let labelled = self.clusters.iter().enumerate();
-        let mut labelled: Vec<(String, usize)> =
-            labelled.flat_map(|(label, cluster)| cluster.experts.iter().map(move |expert| (expert.clone(), label))).collect();
+        let mut labelled: Vec<(String, usize)> = labelled
+            .flat_map(|(label, cluster)| cluster.experts.iter().map(move |expert| (expert.clone(), label)))
+            .collect();
         labelled.sort();
         let (names, labels): (Vec<String>, Vec<usize>) = labelled.into_iter().unzip();
         Partition::new(&names, &labels)
@@ -241,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_file_without_tasks_or_settings_is_enough() {
-        let read: Clusters = serde_json::from_str(r#"{"method": "given", "clusters": {"x": ["a"], "y": ["b", "c"]}}"#).unwrap();
+        let read: Clusters =
+            serde_json::from_str(r#"{"method": "given", "clusters": {"x": ["a"], "y": ["b", "c"]}}"#).unwrap();
         assert_eq!(read.clusters()[1].experts, ["b", "c"]);
         assert_eq!(read.partition().labels(), [1, 0, 0]);
     }

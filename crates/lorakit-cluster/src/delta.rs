@@ -16,7 +16,7 @@ use crate::layout::{Layout, Tie};
 use crate::{Experts, Result};
 
 /// How many bytes of stacked factors are in memory at once, unless one tie alone needs more.
-const GROUP_BYTES: usize = 512 << 20;
+const GROUP_BYTES: usize = 704 << 20;
 
 /// About how many stacked rows one product takes: large enough for the matrix product, small enough that the
 /// blocks above the diagonal, which nobody needs, are little.

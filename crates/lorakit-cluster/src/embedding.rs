@@ -55,7 +55,9 @@ mod tests {
             embedding(named(&[&[0.0, 1.0], &[5.0]]), 1, 0),
             Err(Error::EmbeddingLength { expert, found: 1, expected: 2 }) if expert == "e1"
         ));
-        assert!(matches!(embedding(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(Error::NotFinite { name, .. }) if name == "e1"));
+        assert!(
+            matches!(embedding(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(Error::NotFinite { name, .. }) if name == "e1")
+        );
         assert!(embedding(named(&[&[], &[]]), 1, 0).is_err());
     }
 }

@@ -37,7 +37,9 @@ pub enum Error {
         source: Cause,
     },
     /// The change since the start was asked for, and nobody knows the start.
-    #[error("the space `change` needs the starting A that all experts share, and none is known here; use --space delta")]
+    #[error(
+        "the space `change` needs the starting A that all experts share, and none is known here; use --space delta"
+    )]
     NoStart,
     /// Flattened parameters of these two experts are not coordinates of one space.
     #[error(
@@ -94,7 +96,9 @@ pub enum Error {
         experts: usize,
     },
     /// More clusters than points that differ: some cluster would have to be empty, or to split equals.
-    #[error("k is {k} and only {distinct} of the {points} experts differ from each other; expected k of at most {distinct}")]
+    #[error(
+        "k is {k} and only {distinct} of the {points} experts differ from each other; expected k of at most {distinct}"
+    )]
     TooFewDistinct {
         /// The number of clusters asked for.
         k: usize,

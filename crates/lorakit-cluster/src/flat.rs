@@ -16,7 +16,7 @@ use crate::{Error, Experts, Result, Space};
 
 /// How many bytes of the experts' values are in memory at once, as f32. More would save opening every expert once
 /// more, and cost its size.
-const GROUP_BYTES: usize = 512 << 20;
+const GROUP_BYTES: usize = 704 << 20;
 
 /// How many coordinates an f32 product sums before it is added up in f64. Fixed, so that results are.
 const RUN: usize = 4096;
@@ -25,24 +25,23 @@ const RUN: usize = 4096;
 pub(crate) fn gram(experts: &Experts, space: Space, sparsity: f64) -> Result<Vec<f64>> {
     let line = Line::of(experts, space)?;
     let n = experts.len();
-    let thresholds: Vec<Option<f32>> = (0..n)
-        .into_par_iter()
-        .map(|index| {
-            let adapter = if sparsity == 0.0 { return Ok(None) } else { experts.open(index)? };
-            Ok(threshold(|| line.values(&adapter), sparsity))
-        })
-        .collect::<Result<_>>()?;
-
+    let mut thresholds = vec![None::<f32>; n];
     let mut sum = vec![0f64; n * n];
     let columns = (GROUP_BYTES / size_of::<f32>() / n).next_multiple_of(RUN).min(line.len);
     let mut rows = vec![0f32; n * columns];
     for start in (0..line.len).step_by(columns.max(1)) {
         let range = start..(start + columns).min(line.len);
         let rows = &mut rows[..n * range.len()];
-        rows.par_chunks_exact_mut(range.len()).enumerate().try_for_each(|(index, row)| {
-            line.copy(&experts.open(index)?, range.clone(), row);
-            if let Some(threshold) = thresholds[index] {
-                row.iter_mut().for_each(|value| *value = if value.abs() > threshold { *value } else { 0.0 });
+        let slots = rows.par_chunks_exact_mut(range.len()).zip(&mut thresholds).enumerate();
+        slots.try_for_each(|(index, (row, dropped))| {
+            let adapter = experts.open(index)?;
+            // The whole expert is at hand once per group; its threshold is found in the first.
+            if start == 0 {
+                *dropped = threshold(|| line.values(&adapter), sparsity);
+            }
+            line.copy(&adapter, range.clone(), row);
+            if let Some(dropped) = *dropped {
+                row.iter_mut().for_each(|value| *value = if value.abs() > dropped { *value } else { 0.0 });
             }
             Ok(())
         })?;
@@ -58,10 +57,8 @@ fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>) {
     let runs: Vec<usize> = (0..rows.ncols()).step_by(RUN).collect();
     // A wave bounds how many products wait to be added; the order of adding is that of the runs in any case.
     for wave in runs.chunks(4 * rayon::current_num_threads()) {
-        let products: Vec<Mat<f32>> = wave
-            .par_iter()
-            .map(|&start| lower_products(rows.subcols(start, RUN.min(rows.ncols() - start))))
-            .collect();
+        let products: Vec<Mat<f32>> =
+            wave.par_iter().map(|&start| lower_products(rows.subcols(start, RUN.min(rows.ncols() - start)))).collect();
         sum.par_chunks_exact_mut(n).enumerate().for_each(|(i, sum)| {
             for product in &products {
                 sum[..=i].iter_mut().enumerate().for_each(|(j, sum)| *sum += f64::from(product[(i, j)]));

@@ -100,10 +100,15 @@ fn frames(bands: &[Band], cell: f64, x: f64, names_on_left: bool) -> String {
     let mut start = 0;
     for band in bands {
         let (at, size) = (start as f64 * cell, band.len as f64 * cell);
-        let _ = writeln!(svg, "<rect class=\"frame\" x=\"{at:.1}\" y=\"{at:.1}\" width=\"{size:.1}\" height=\"{size:.1}\"/>");
+        let _ = writeln!(
+            svg,
+            "<rect class=\"frame\" x=\"{at:.1}\" y=\"{at:.1}\" width=\"{size:.1}\" height=\"{size:.1}\"/>"
+        );
         if size >= 9.0 {
-            let (anchor, name, y) = (if names_on_left { "end" } else { "start" }, escape(&shortened(band.name)), at + size / 2.0);
-            let _ = writeln!(svg, "<text class=\"band\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{name}</text>");
+            let (anchor, name, y) =
+                (if names_on_left { "end" } else { "start" }, escape(&shortened(band.name)), at + size / 2.0);
+            let _ =
+                writeln!(svg, "<text class=\"band\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{name}</text>");
         }
         start += band.len;
     }
@@ -153,7 +158,10 @@ mod tests {
 
     #[test]
     fn colours_run_from_white_to_the_deepest_shade() {
-        assert_eq!((colour(0), colour(SHADES), colour(-SHADES)), ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into()));
+        assert_eq!(
+            (colour(0), colour(SHADES), colour(-SHADES)),
+            ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into())
+        );
         assert_eq!((shade(0.5, 0.5), shade(1.0, 0.5), shade(-0.25, 0.5)), (SHADES, SHADES, -SHADES / 2));
     }
 

@@ -9,7 +9,8 @@ use crate::heat_map::{Band, heat_map};
 use crate::report::{ClusterReport, Report, SpaceReport};
 use crate::{Similarity, Space};
 
-const STYLE: &str = include_str!("report.css");
+/// The style of the page, for pages that stand beside it.
+pub const STYLE: &str = include_str!("report.css");
 
 /// The page for a report, with the heat map of `similarity`, which is of the same experts.
 pub fn page(report: &Report, similarity: &Similarity) -> String {
@@ -21,14 +22,19 @@ pub fn page(report: &Report, similarity: &Similarity) -> String {
         lead(report)
     );
     page.push_str("<div class=\"columns\">\n");
-    section(&mut page, "Similarity", &map(report, similarity));
-    page.push_str("<div>\n");
+    page.push_str("<div class=\"wide\">\n");
+    section(&mut page, "Similarity", &similarity_map(report, similarity));
+    section(&mut page, "Spaces", &spaces(report));
+    page.push_str("</div>\n<div>\n");
     if !report.curve.is_empty() {
         section(&mut page, "How many clusters", &how_many(report));
     }
-    section(&mut page, "Silhouettes", &format!("{}<p class=\"note\">{SILHOUETTE_NOTE}</p>\n", silhouette_plot(&report.clusters)));
+    section(
+        &mut page,
+        "Silhouettes",
+        &format!("{}<p class=\"note\">{SILHOUETTE_NOTE}</p>\n", silhouette_plot(&report.clusters)),
+    );
     page.push_str("</div>\n</div>\n");
-    section(&mut page, "Spaces", &spaces(report));
     section(&mut page, "Clusters", &report.clusters.iter().map(cluster).collect::<String>());
     page.push_str("</main>\n</body>\n</html>\n");
     page
@@ -76,7 +82,8 @@ fn in_words(space: Space) -> &'static str {
     }
 }
 
-fn map(report: &Report, similarity: &Similarity) -> String {
+/// The heat map alone, as SVG: `similarity` in the order of the report's clusters.
+pub fn similarity_map(report: &Report, similarity: &Similarity) -> String {
     let places: BTreeMap<&str, usize> = similarity.names().iter().map(String::as_str).zip(0..).collect();
     let experts = report.clusters.iter().flat_map(|cluster| &cluster.members);
     let order: Vec<usize> = experts.filter_map(|member| places.get(member.expert.as_str()).copied()).collect();
@@ -92,7 +99,8 @@ fn how_many(report: &Report) -> String {
     if let Some(suggestion) = suggested {
         let _ = writeln!(
             body,
-            "<p class=\"note\">Suggested: <strong>k = {}</strong>; {}. Here k = {used}.</p>",
+            "<p class=\"note\">Suggested: <strong>k = {}</strong>; {}. Here k = {used}. \
+             These silhouettes are those of the embedding that is clustered.</p>",
             suggestion.k,
             escape(&suggestion.reason)
         );
@@ -101,7 +109,9 @@ fn how_many(report: &Report) -> String {
 }
 
 fn spaces(report: &Report) -> String {
-    let mut body = "<table>\n<tr><th>space</th><th>what is compared</th><th>within</th><th>between</th><th>silhouette</th></tr>\n".to_owned();
+    let mut body =
+        "<table>\n<tr><th>space</th><th>what is compared</th><th>within</th><th>between</th><th>silhouette</th></tr>\n"
+            .to_owned();
     for SpaceReport { space, within, between, silhouette } in &report.spaces {
         let number = |value: &Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.3}"));
         let _ = writeln!(
@@ -113,7 +123,12 @@ fn spaces(report: &Report) -> String {
         );
     }
     for missing in &report.unavailable {
-        let _ = writeln!(body, "<tr class=\"missing\"><td>{}</td><td colspan=\"4\">{}</td></tr>", missing.space, escape(&missing.reason));
+        let _ = writeln!(
+            body,
+            "<tr class=\"missing\"><td>{}</td><td colspan=\"4\">{}</td></tr>",
+            missing.space,
+            escape(&missing.reason)
+        );
     }
     body.push_str("</table>\n<p class=\"note\">Mean cosine of two experts of one cluster, and of two clusters.</p>\n");
     body
@@ -130,7 +145,8 @@ fn cluster(cluster: &ClusterReport) -> String {
         .collect();
     let tasks: Vec<String> = cluster.tasks.iter().map(|task| escape(task)).collect();
     let named_like_tasks = cluster.tasks.iter().all(|task| cluster.members.iter().any(|member| member.expert == *task));
-    let tasks = if named_like_tasks { String::new() } else { format!("<p class=\"note\">Tasks: {}</p>\n", tasks.join(", ")) };
+    let tasks =
+        if named_like_tasks { String::new() } else { format!("<p class=\"note\">Tasks: {}</p>\n", tasks.join(", ")) };
     format!(
         "<article>\n<h3>{} <small>{} experts, silhouette {:.3}</small></h3>\n<ul>\n{members}</ul>\n{tasks}</article>\n",
         escape(&cluster.name),
@@ -143,8 +159,8 @@ fn cluster(cluster: &ClusterReport) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::report::{Spaces, curve};
     use crate::planted::Planted;
+    use crate::report::{Spaces, curve};
     use crate::{Clusters, Embedded, Experts, MbcOptions};
 
     #[test]
@@ -154,11 +170,14 @@ mod tests {
         let experts = Experts::in_memory(adapters).unwrap();
         let embedded = Embedded::of(&experts, &MbcOptions::default()).unwrap();
         let partition = embedded.partition(3).unwrap();
-        let clusters = Clusters::new(Method::Mbc, &partition, |expert| vec![format!("<{expert}")], serde_json::Map::new());
+        let clusters =
+            Clusters::new(Method::Mbc, &partition, |expert| vec![format!("<{expert}")], serde_json::Map::new());
         let spaces = Spaces::of(&experts).unwrap();
         let report = Report::new(&clusters, &spaces, curve(&embedded, 8).unwrap()).unwrap();
         let page = page(&report, spaces.get(Space::Delta).unwrap());
-        assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;"));
+        assert!(
+            !page.contains("<script") && page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;")
+        );
         assert!(!page.contains("http") && page.contains("&lt;e01"));
     }
 }

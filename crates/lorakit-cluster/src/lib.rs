@@ -64,7 +64,7 @@ pub use clusters::{Cluster, Clusters, Method};
 pub use embedding::embedding;
 pub use error::{Cause, Error, Result};
 pub use experts::Experts;
-pub use html::page;
+pub use html::{STYLE, page, similarity_map};
 pub use kmeans::kmeans;
 pub use mbc::{Embedded, MbcOptions, On, mbc};
 pub use partition::Partition;

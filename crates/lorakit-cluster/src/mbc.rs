@@ -101,9 +101,9 @@ pub fn mbc(experts: &Experts, options: &MbcOptions) -> Result<Partition> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::planted::{Planted, zeroed};
-    use crate::adjusted_rand::adjusted_rand;
     use crate::Error;
+    use crate::adjusted_rand::adjusted_rand;
+    use crate::planted::{Planted, zeroed};
     use lorakit_adapter::{Adapter, LowRank, Matrix};
 
     fn options(space: Space, k: usize) -> MbcOptions {
@@ -129,7 +129,10 @@ mod tests {
             wide_a.resize(rank * update.input(), 0.25);
             let factor = (update.scale() / scale) as f32;
             let wide_b = b.chunks(update.rank()).flat_map(|row| {
-                row.iter().map(|value| factor * value).chain(std::iter::repeat_n(0.0, rank - row.len())).collect::<Vec<_>>()
+                row.iter()
+                    .map(|value| factor * value)
+                    .chain(std::iter::repeat_n(0.0, rank - row.len()))
+                    .collect::<Vec<_>>()
             });
             let b = Matrix::new(update.output(), rank, wide_b.collect()).unwrap();
             LowRank::new(Matrix::new(rank, update.input(), wide_a).unwrap(), b, scale).unwrap()
@@ -163,7 +166,10 @@ mod tests {
     fn impossible_numbers_of_clusters_are_refused() {
         let experts = Planted::default().experts();
         assert!(matches!(mbc(&experts, &options(Space::Delta, 0)), Err(Error::ZeroClusters)));
-        assert!(matches!(mbc(&experts, &options(Space::Delta, 13)), Err(Error::TooManyClusters { k: 13, experts: 12 })));
+        assert!(matches!(
+            mbc(&experts, &options(Space::Delta, 13)),
+            Err(Error::TooManyClusters { k: 13, experts: 12 })
+        ));
     }
 
     #[test]

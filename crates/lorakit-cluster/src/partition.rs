@@ -54,7 +54,9 @@ impl Partition {
     /// # Errors
     /// If an expert is in one of them alone.
     pub fn adjusted_rand(&self, other: &Self) -> Result<f64> {
-        let lacks = |left: &Self, right: &Self| left.names.iter().find(|name| right.names.binary_search(name).is_err()).cloned();
+        let lacks = |left: &Self, right: &Self| {
+            left.names.iter().find(|name| right.names.binary_search(name).is_err()).cloned()
+        };
         match lacks(self, other).or_else(|| lacks(other, self)) {
             Some(expert) => Err(Error::DifferentExperts(expert)),
             None => adjusted_rand(&self.labels, &other.labels),

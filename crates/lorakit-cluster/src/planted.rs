@@ -105,7 +105,9 @@ impl Planted {
         let modules = (0..MODULES.len()).map(|at| {
             let (name, input, output) = MODULES[at];
             let (site, b) = (self.site(at), 100 + at as u64);
-            let side = |seed: u64, rows, cols| mixed(&[(1.0, &matrix(family + seed, rows, cols)), (0.5, &matrix(own + seed, rows, cols))]);
+            let side = |seed: u64, rows, cols| {
+                mixed(&[(1.0, &matrix(family + seed, rows, cols)), (0.5, &matrix(own + seed, rows, cols))])
+            };
             let a = mixed(&[(1.0, &self.start(at)), (self.step, &side(site, self.rank, input))]);
             let b = mixed(&[(self.step, &side(b, output, self.rank))]);
             (name.to_owned(), LowRank::new(a, b, 2.0).unwrap())

@@ -24,8 +24,9 @@ pub fn read_published(path: &Path) -> Result<Clusters> {
 }
 
 fn parse(text: &str) -> Result<Clusters> {
-    let file: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|error| Error::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks")))?;
+    let file: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+        Error::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks"))
+    })?;
     let mut settings = Map::new();
     let mut clusters = Vec::new();
     for (name, value) in file {
@@ -55,7 +56,10 @@ mod tests {
         let clusters = parse(r#"{"description": "two", "c4o2": ["b", "a"], "c0o2": ["d"]}"#).unwrap();
         let names: Vec<&str> = clusters.clusters().iter().map(|cluster| cluster.name.as_str()).collect();
         assert_eq!(names, ["c4o2", "c0o2"]);
-        assert_eq!((clusters.clusters()[0].tasks.as_slice(), clusters.settings().len()), (&["a".to_owned(), "b".to_owned()][..], 1));
+        assert_eq!(
+            (clusters.clusters()[0].tasks.as_slice(), clusters.settings().len()),
+            (&["a".to_owned(), "b".to_owned()][..], 1)
+        );
     }
 
     #[test]

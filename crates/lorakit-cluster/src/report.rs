@@ -140,7 +140,8 @@ impl Report {
         ensure_same(similarity.names(), partition.names())?;
         let silhouettes = silhouettes(similarity, &partition);
         let of_cluster = |cluster: &crate::Cluster| {
-            let silhouette = |expert: &String| partition.names().binary_search(expert).map_or(0.0, |at| silhouettes[at]);
+            let silhouette =
+                |expert: &String| partition.names().binary_search(expert).map_or(0.0, |at| silhouettes[at]);
             let member = |expert: &String| Member { expert: expert.clone(), silhouette: silhouette(expert) };
             let mut members: Vec<Member> = cluster.experts.iter().map(member).collect();
             members.sort_by(|x, y| y.silhouette.total_cmp(&x.silhouette).then_with(|| x.expert.cmp(&y.expert)));
@@ -152,7 +153,11 @@ impl Report {
             experts: partition.names().len(),
             space: *space,
             clusters: clusters.clusters().iter().map(of_cluster).collect(),
-            spaces: spaces.available.iter().map(|(space, similarity)| SpaceReport::of(*space, similarity, &partition)).collect(),
+            spaces: spaces
+                .available
+                .iter()
+                .map(|(space, similarity)| SpaceReport::of(*space, similarity, &partition))
+                .collect(),
             unavailable: spaces.unavailable.clone(),
             suggestion: suggestion(&curve),
             curve,
@@ -166,7 +171,8 @@ impl SpaceReport {
         let mean = |same: bool| {
             let pairs = (0..labels.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
             let chosen = pairs.filter(|&(i, j)| (labels[i] == labels[j]) == same);
-            let (sum, count) = chosen.fold((0.0, 0usize), |(sum, count), (i, j)| (sum + similarity.at(i, j), count + 1));
+            let (sum, count) =
+                chosen.fold((0.0, 0usize), |(sum, count), (i, j)| (sum + similarity.at(i, j), count + 1));
             (count > 0).then(|| sum / count as f64)
         };
         Self { space, within: mean(true), between: mean(false), silhouette: mean_silhouette(similarity, partition) }
@@ -174,7 +180,8 @@ impl SpaceReport {
 }
 
 fn ensure_same(left: &[String], right: &[String]) -> Result<()> {
-    let lacks = |left: &[String], right: &[String]| left.iter().find(|name| right.binary_search(name).is_err()).cloned();
+    let lacks =
+        |left: &[String], right: &[String]| left.iter().find(|name| right.binary_search(name).is_err()).cloned();
     match lacks(left, right).or_else(|| lacks(right, left)) {
         Some(expert) => Err(Error::DifferentExperts(expert)),
         None => Ok(()),
@@ -191,7 +198,9 @@ pub fn curve(embedded: &Embedded, largest: usize) -> Result<Vec<CurvePoint>> {
     let mut curve = Vec::new();
     for k in 2..=last {
         match embedded.partition(k) {
-            Ok(partition) => curve.push(CurvePoint { k, silhouette: mean_silhouette(&embedded.similarity, &partition) }),
+            Ok(partition) => {
+                curve.push(CurvePoint { k, silhouette: mean_silhouette(&embedded.similarity, &partition) })
+            }
             Err(Error::TooFewDistinct { .. }) => break,
             Err(error) => return Err(error),
         }
@@ -205,9 +214,17 @@ pub fn suggestion(curve: &[CurvePoint]) -> Option<Suggestion> {
     let best = curve.iter().copied().reduce(better)?;
     let (first, last) = (curve.first()?.k, curve.last()?.k);
     let second = curve.iter().copied().filter(|point| point.k != best.k).reduce(better);
-    let runner_up = second.map_or_else(String::new, |next| format!(", before {:.3} at k = {}", next.silhouette, next.k));
-    let caution = if best.silhouette < FAINT { "; so low a value says that no number of clusters separates these experts well" } else { "" };
-    let reason = format!("its mean silhouette, {:.3}, is the largest of k = {first} to {last}{runner_up}{caution}", best.silhouette);
+    let runner_up =
+        second.map_or_else(String::new, |next| format!(", before {:.3} at k = {}", next.silhouette, next.k));
+    let caution = if best.silhouette < FAINT {
+        "; so low a value says that no number of clusters separates these experts well"
+    } else {
+        ""
+    };
+    let reason = format!(
+        "its mean silhouette, {:.3}, is the largest of k = {first} to {last}{runner_up}{caution}",
+        best.silhouette
+    );
     Some(Suggestion { k: best.k, reason })
 }
 
@@ -242,7 +259,8 @@ mod tests {
 
     #[test]
     fn spaces_that_do_not_exist_are_named_with_their_reason() {
-        let adapters = [2, 3, 2].iter().enumerate().map(|(at, rank)| (format!("e{at}"), adapter(at as u64, *rank, 1.0, true)));
+        let adapters =
+            [2, 3, 2].iter().enumerate().map(|(at, rank)| (format!("e{at}"), adapter(at as u64, *rank, 1.0, true)));
         let spaces = Spaces::of(&Experts::in_memory(adapters).unwrap()).unwrap();
         assert!(spaces.get(Space::Delta).is_some() && spaces.get(Space::Parameters).is_none());
         assert!(spaces.unavailable.iter().all(|space| space.reason.contains("--space delta")), "{spaces:?}");

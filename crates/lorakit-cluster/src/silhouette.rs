@@ -11,7 +11,8 @@ pub fn silhouettes(similarity: &Similarity, partition: &Partition) -> Vec<f64> {
     let members = partition.members();
     let mean_distance = |expert: usize, cluster: &[usize]| {
         let others = cluster.iter().filter(|other| **other != expert);
-        let (sum, count) = others.fold((0.0, 0), |(sum, count), other| (sum + 1.0 - similarity.at(expert, *other), count + 1));
+        let (sum, count) =
+            others.fold((0.0, 0), |(sum, count), other| (sum + 1.0 - similarity.at(expert, *other), count + 1));
         (count > 0).then(|| sum / f64::from(count))
     };
     let silhouette = |(expert, own): (usize, &usize)| {
@@ -40,7 +41,8 @@ mod tests {
     #[test]
     fn silhouettes_by_hand() {
         // Angles 0, 60 and 90 degrees: distances 0.5 (0-1), 1 - cos 30 (1-2) and 1 (0-2).
-        let points: Vec<Vec<f64>> = [0.0f64, 60.0, 90.0].map(|a| vec![a.to_radians().cos(), a.to_radians().sin()]).into();
+        let points: Vec<Vec<f64>> =
+            [0.0f64, 60.0, 90.0].map(|a| vec![a.to_radians().cos(), a.to_radians().sin()]).into();
         let names: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
         let similarity = Gram::of_points(&names, &points).unwrap().similarity();
         let near = 1.0 - 30f64.to_radians().cos();

@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn experts_of_different_rank_are_refused_by_name_where_they_must_be_aligned() {
-        let adapters = [("first".to_owned(), adapter(0, 2, 1.0, true)), ("second".to_owned(), adapter(1, 3, 1.0, true))];
+        let adapters =
+            [("first".to_owned(), adapter(0, 2, 1.0, true)), ("second".to_owned(), adapter(1, 3, 1.0, true))];
         let experts = Experts::in_memory(adapters).unwrap();
         let error = Gram::of(&experts, Space::Parameters, 0.5).unwrap_err().to_string();
         for part in ["`first`", "`second`", "rank 2 in the first and 3 in the second", "--space delta", "k_proj"] {

@@ -26,8 +26,7 @@ pub fn embed(gram: &Gram, components: usize) -> Result<Vec<Vec<f64>>> {
     let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Numerical("the eigendecomposition"))?;
     let (vectors, values) = (eigen.U(), eigen.S().column_vector());
     // Eigenvalues come in nondecreasing order; rounding may leave those of a singular matrix below zero.
-    let leading: Vec<(usize, f64)> =
-        (0..n).rev().take(components).map(|at| (at, values[at].max(0.0).sqrt())).collect();
+    let leading: Vec<(usize, f64)> = (0..n).rev().take(components).map(|at| (at, values[at].max(0.0).sqrt())).collect();
     let row = |i: usize| leading.iter().map(|&(at, sigma)| vectors[(i, at)] * sigma).collect();
     Ok((0..n).map(|i| normalised(row(i), gram.at(i, i) / unit)).collect())
 }
@@ -46,9 +45,9 @@ fn normalised(row: Vec<f64>, squared: f64) -> Vec<f64> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::Experts;
     use crate::Space;
     use crate::planted::{Planted, zeroed};
-    use crate::Experts;
 
     #[test]
     fn with_all_components_the_embedding_keeps_every_cosine() {

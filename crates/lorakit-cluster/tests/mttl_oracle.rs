@@ -25,7 +25,8 @@ fn table(value: &Value) -> Vec<Vec<f64>> {
 fn transposed(value: &Value) -> Matrix {
     let table = table(value);
     let (rows, cols) = (table[0].len(), table.len());
-    let values = (0..rows).flat_map(|row| (0..cols).map(move |col| (col, row))).map(|(row, col)| table[row][col] as f32);
+    let values =
+        (0..rows).flat_map(|row| (0..cols).map(move |col| (col, row))).map(|(row, col)| table[row][col] as f32);
     Matrix::new(rows, cols, values.collect()).unwrap()
 }
 
@@ -55,7 +56,8 @@ fn cosines_and_clusters_are_those_of_the_authors_code() {
         }
     }
 
-    let clusters: BTreeMap<String, Vec<String>> = serde_json::from_value(oracle["mbc_clusters_k3_n4_s0.5"].clone()).unwrap();
+    let clusters: BTreeMap<String, Vec<String>> =
+        serde_json::from_value(oracle["mbc_clusters_k3_n4_s0.5"].clone()).unwrap();
     let label = |name: &String| clusters.values().position(|members| members.contains(name)).unwrap();
     let expected: Vec<usize> = experts.names().iter().map(label).collect();
     let partition = mbc(&experts, &options).unwrap();
@@ -71,8 +73,10 @@ fn published_clusters_are_read_with_their_sizes() {
     let sizes: Vec<usize> = phi.clusters().iter().map(|cluster| cluster.experts.len()).collect();
     assert_eq!(sizes, [36, 38, 24, 24, 23, 18, 12, 37, 27, 17]);
 
-    let mistral = read("modular_llm__task_sets__hf__ostapeno__library-mistral7B_flan_2ep__10_mbc.json").unwrap().unwrap();
-    let random = read("modular_llm__task_sets__hf__ostapeno__library-mistral7B_flan_2ep__10_random.json").unwrap().unwrap();
+    let mistral =
+        read("modular_llm__task_sets__hf__ostapeno__library-mistral7B_flan_2ep__10_mbc.json").unwrap().unwrap();
+    let random =
+        read("modular_llm__task_sets__hf__ostapeno__library-mistral7B_flan_2ep__10_random.json").unwrap().unwrap();
     let neo = read("modular_llm__task_sets__gpt_neo1B__10_mbc.json").unwrap().unwrap();
     assert!(neo.settings().contains_key("description"));
     let agreement = |other: &Clusters| mistral.partition().adjusted_rand(&other.partition()).unwrap();

@@ -42,15 +42,11 @@ impl Default for Options {
 ///
 /// # Errors
 /// Where the split has no rows, a row cannot be tokenised, or a likelihood is not finite.
-pub fn evaluate(
-    model: &Model,
-    task: &Task,
-    options: &Options,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Scores> {
+pub fn evaluate(model: &Model, task: &Task, options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Scores> {
     let rows = task.rows(options.split, options.limit)?;
     ensure!(!rows.is_empty(), "task `{}`: a limit of 0 leaves no row to score", task.name);
-    let mut evaluation = Evaluation { model, task, options, samples: rows.iter().map(|row| Sample::new(row)).collect(), rows, progress };
+    let samples = rows.iter().map(|row| Sample::new(row)).collect();
+    let mut evaluation = Evaluation { model, task, options, rows, samples, progress };
     evaluation.run().with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
     Ok(Scores::of(evaluation.samples))
 }
@@ -69,10 +65,11 @@ impl Evaluation<'_> {
     fn run(&mut self) -> Result<()> {
         let asked = |kind: fn(Metric) -> bool| self.task.metrics.iter().any(|&metric| kind(metric));
         let (choices, generation) = (asked(Metric::needs_choices), asked(Metric::needs_generation));
-        match choices {
-            // The right choice is the row's answer, so its loss is the row's.
-            true => self.choices()?,
-            false => self.losses()?,
+        // The right choice is the row's answer, so that scored choices hold the loss already.
+        if choices {
+            self.choices()?;
+        } else {
+            self.losses()?;
         }
         if generation {
             self.generation()?;
@@ -86,6 +83,7 @@ impl Evaluation<'_> {
         let mut done = report(Stage::Likelihood, self.rows.len(), self.progress);
         let losses = row_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {
+            ensure!(loss.is_finite(), "row {}: the loss is {loss}; are all weights finite?", sample.row);
             sample.metrics.insert(Metric::Loss.name().into(), loss);
         }
         Ok(())
@@ -149,7 +147,8 @@ fn judge(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
     for &metric in &task.metrics {
         match metric {
             Metric::ExactMatch => {
-                let holds = |rule: fn(&str, &[String]) -> bool| f64::from(answer.is_some_and(|text| rule(text, &accepted)));
+                let holds =
+                    |rule: fn(&str, &[String]) -> bool| f64::from(answer.is_some_and(|text| rule(text, &accepted)));
                 put(metric.name(), holds(exact_match));
                 put(EXACT_MATCH_NORMALIZED, holds(exact_match_normalized));
             }

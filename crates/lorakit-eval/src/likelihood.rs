@@ -1,8 +1,8 @@
 //! How likely rows find their answers: the `loss` of every task.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::DType;
-use lorakit_model::Packed;
+use lorakit_model::{Packed, Target};
 use lorakit_task::Example;
 
 use crate::batch::batches;
@@ -13,8 +13,10 @@ use crate::model::Model;
 /// Rows are packed into forwards of at most `batch_tokens` tokens; which rows share a forward changes a result by
 /// rounding only. `done` hears, after each forward, how many rows are finished.
 ///
+/// A loss is not finite where weights are broken; that is for the caller to judge.
+///
 /// # Errors
-/// Where a row's likelihood is not finite, as that of a base or an adapter with broken weights.
+/// Where a token is not of the base's vocabulary, or the forward fails.
 pub fn row_losses(
     model: &Model,
     examples: &[Example],
@@ -26,7 +28,6 @@ pub fn row_losses(
     let mut finished = 0;
     for group in batches(&lengths, batch_tokens) {
         for (&index, loss) in group.iter().zip(packed_losses(model, examples, &group)?) {
-            ensure!(loss.is_finite(), "the loss of row {} of those given is {loss}", index + 1);
             losses[index] = loss;
         }
         finished += group.len();
@@ -43,11 +44,57 @@ fn packed_losses(model: &Model, examples: &[Example], group: &[usize]) -> Result
     }
     packed.for_each_row(|row| row.weights = model.template.weights.clone());
     let nll = model.base.nll(&packed, model.patches)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let mut sums = vec![(0.0, 0.0); group.len()];
-    for (target, nll) in packed.targets().iter().zip(nll) {
+    Ok(row_means(packed.targets(), &nll, group.len()))
+}
+
+/// The mean of each row's targets.
+fn row_means(targets: &[Target], nll: &[f64], rows: usize) -> Vec<f64> {
+    let mut sums = vec![(0.0, 0.0); rows];
+    for (target, nll) in targets.iter().zip(nll) {
         let (sum, count) = &mut sums[target.row as usize];
         *sum += nll;
         *count += 1.0;
     }
-    Ok(sums.into_iter().map(|(sum, count)| sum / count).collect())
+    sums.into_iter().map(|(sum, count)| sum / count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stderr)]
+    use super::*;
+    use candle_core::{Device, Tensor};
+    use lorakit_model::loss::Head;
+    use lorakit_model::weight::Weight;
+    use std::path::Path;
+
+    /// The logits and labels of a batch, and the length-normalised loss that mttl's evaluator gave for them.
+    #[test]
+    fn a_row_s_loss_is_that_of_the_papers_code() {
+        let oracle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/mttl_oracle.json");
+        let Ok(text) = std::fs::read_to_string(oracle) else {
+            return eprintln!("skipped: no ../shared");
+        };
+        let oracle: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let case = |key: &str| oracle["loglike"][key].clone();
+        let logits: Vec<Vec<Vec<f32>>> = serde_json::from_value(case("logits")).unwrap();
+        let labels: Vec<Vec<i64>> = serde_json::from_value(case("labels")).unwrap();
+        let expected: Vec<f64> = serde_json::from_value(case("normalized")).unwrap();
+
+        // Packed rows leave out what follows the last target, and the last target itself is not read.
+        let (mut packed, mut h) = (Packed::default(), Vec::new());
+        for (logits, labels) in logits.iter().zip(&labels) {
+            let from = labels.iter().position(|&label| label >= 0).unwrap();
+            let target: Vec<u32> = labels[from..].iter().filter_map(|&label| u32::try_from(label).ok()).collect();
+            packed.push(&vec![0; from], &target, None);
+            h.extend_from_slice(&logits[..from + target.len() - 1]);
+        }
+        // A head that is the identity makes hidden states of 7 features the logits of 7 tokens.
+        let identity = Tensor::eye(7, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let h = packed.predicting(&Tensor::new(h, &Device::Cpu).unwrap()).unwrap();
+        let nll = Head::new(Weight::Tensor(identity), None, 7).nll(&h, &packed.target_ids()).unwrap();
+        let nll: Vec<f64> = nll.to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+        for (found, expected) in row_means(packed.targets(), &nll, 2).iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
 }

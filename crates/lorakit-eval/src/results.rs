@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn the_document_is_as_agreed() {
-        let mut results = Results { config: json!({"seed": 0}), versions: json!({"lorakit": "1"}), ..Results::default() };
+        let mut results =
+            Results { config: json!({"seed": 0}), versions: json!({"lorakit": "1"}), ..Results::default() };
         results.insert("arrow:top_k=2", "piqa", &scores(0.5));
         let document: Value = serde_json::from_str(&results.to_json().unwrap()).unwrap();
         let expected = json!({

@@ -68,7 +68,13 @@ pub fn rotated(qkv: &Tensor, heads: Heads, angles: &Angles) -> Result<Tensor> {
 }
 
 /// Attention of the rotated queries within `qkv` to cached keys and values, `[slots, keys * features]` each.
-pub fn cached_attention(qkv: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads, segments: &Arc<[Segment]>) -> Result<Tensor> {
+pub fn cached_attention(
+    qkv: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    heads: Heads,
+    segments: &Arc<[Segment]>,
+) -> Result<Tensor> {
     qkv.contiguous()?.apply_op3_no_bwd(keys, values, &CachedAttention { heads, segments: segments.clone() })
 }
 
@@ -159,10 +165,24 @@ impl Heads {
                 let at = (head * task.queries + block.start) * f;
                 let dout = View::new(&dout[at..], rows, f, f);
                 let p = View::new(&weights, rows, keys, keys);
-                multiply(ViewMut::new(&mut dv[seen.start * f..], keys, f, f), Destination::Add, p.transposed(), dout, 1.0, Threads::One);
+                multiply(
+                    ViewMut::new(&mut dv[seen.start * f..], keys, f, f),
+                    Destination::Add,
+                    p.transposed(),
+                    dout,
+                    1.0,
+                    Threads::One,
+                );
                 let mut dp = vec![0.0; rows * keys];
                 let v = View::new(&task.v[seen.start * f..], keys, f, f);
-                multiply(ViewMut::new(&mut dp, rows, keys, keys), Destination::Overwrite, dout, v.transposed(), 1.0, Threads::One);
+                multiply(
+                    ViewMut::new(&mut dp, rows, keys, keys),
+                    Destination::Overwrite,
+                    dout,
+                    v.transposed(),
+                    1.0,
+                    Threads::One,
+                );
                 for (p, dp) in weights.chunks_exact_mut(keys).zip(dp.chunks_exact(keys)) {
                     let along: f32 = p.iter().zip(dp).map(|(p, dp)| p * dp).sum();
                     p.iter_mut().zip(dp).for_each(|(p, dp)| *p *= dp - along);
@@ -171,7 +191,14 @@ impl Heads {
                 let k = View::new(&task.k[seen.start * f..], keys, f, f);
                 let q = View::new(&task.q[at..], rows, f, f);
                 multiply(ViewMut::new(&mut dq[at..], rows, f, f), Destination::Overwrite, ds, k, scale, Threads::One);
-                multiply(ViewMut::new(&mut dk[seen.start * f..], keys, f, f), Destination::Add, ds.transposed(), q, scale, Threads::One);
+                multiply(
+                    ViewMut::new(&mut dk[seen.start * f..], keys, f, f),
+                    Destination::Add,
+                    ds.transposed(),
+                    q,
+                    scale,
+                    Threads::One,
+                );
             }
         }
         (dq, dk, dv)
@@ -276,7 +303,8 @@ impl SelfAttention {
             .par_iter()
             .map(|(segment, key_head)| {
                 let task = self.task(qkv, segment, *key_head);
-                let (mut dq, mut dk, dv) = heads.attend_backward(&task, &self.gathered_gradient(dy, segment, *key_head));
+                let (mut dq, mut dk, dv) =
+                    heads.attend_backward(&task, &self.gathered_gradient(dy, segment, *key_head));
                 self.turn_back(segment, &mut dq);
                 self.turn_back(segment, &mut dk);
                 (dq, dk, dv)
@@ -314,7 +342,9 @@ impl CustomOp1 for SelfAttention {
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
-        let dqkv = cpu::with_values(qkv, self.name(), |qkv| cpu::with_values(&dy, self.name(), |dy| self.input_gradient(qkv, dy)))??;
+        let dqkv = cpu::with_values(qkv, self.name(), |qkv| {
+            cpu::with_values(&dy, self.name(), |dy| self.input_gradient(qkv, dy))
+        })??;
         Tensor::from_vec(dqkv, qkv.shape(), qkv.device()).map(Some)
     }
 }
@@ -351,18 +381,36 @@ impl CustomOp3 for CachedAttention {
         "cached-attention"
     }
 
-    fn cpu_fwd(&self, qkv: &CpuStorage, lq: &Layout, k: &CpuStorage, lk: &Layout, v: &CpuStorage, lv: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (tokens, width) = lq.shape().dims2()?;
-        let (qkv, k, v) = (cpu::values(qkv, lq, self.name())?, cpu::values(k, lk, self.name())?, cpu::values(v, lv, self.name())?);
+        let (qkv, k, v) =
+            (cpu::values(qkv, lq, self.name())?, cpu::values(k, lk, self.name())?, cpu::values(v, lv, self.name())?);
         let (f, shared, stride) = (self.heads.features, self.heads.shared(), self.heads.key_width());
         let tasks = self.heads.tasks(&self.segments);
         let outs: Vec<Vec<f32>> = tasks
             .par_iter()
             .map(|(segment, key_head)| {
-                let q = |local| Strided { data: qkv, stride: width, start: (key_head * shared + local) * f }.gather(segment.queries.clone(), f);
+                let q = |local| {
+                    Strided { data: qkv, stride: width, start: (key_head * shared + local) * f }
+                        .gather(segment.queries.clone(), f)
+                };
                 let slots = || segment.keys.iter().cloned().flatten();
                 let cached = |data| Strided { data, stride, start: key_head * f }.gather(slots(), f);
-                let task = Task { queries: segment.queries.len(), keys: slots().count(), q: (0..shared).flat_map(q).collect(), k: cached(k), v: cached(v) };
+                let task = Task {
+                    queries: segment.queries.len(),
+                    keys: slots().count(),
+                    q: (0..shared).flat_map(q).collect(),
+                    k: cached(k),
+                    v: cached(v),
+                };
                 self.heads.attend(&task)
             })
             .collect();

@@ -41,7 +41,12 @@ enum Layer {
 }
 
 /// A site's frozen weights with the patch that sits in it.
-pub(crate) fn through(linear: &Linear, x: &Tensor, patch: Option<&dyn Patch>, plan: &Plan) -> candle_core::Result<Tensor> {
+pub(crate) fn through(
+    linear: &Linear,
+    x: &Tensor,
+    patch: Option<&dyn Patch>,
+    plan: &Plan,
+) -> candle_core::Result<Tensor> {
     let mut out = Outputs::new(linear.forward(x)?);
     if let Some(patch) = patch {
         patch.add(x, plan.rows(), &mut out)?;
@@ -52,7 +57,11 @@ pub(crate) fn through(linear: &Linear, x: &Tensor, patch: Option<&dyn Patch>, pl
 impl Base {
     /// Opens a model folder: config.json with one or many safetensors, memory-mapped.
     pub fn open(folder: &Path, options: &Options) -> Result<Self> {
-        ensure!(folder.is_dir(), "{}: not a folder; a base is a Hugging Face model folder, hub:ORG/NAME, or pico", folder.display());
+        ensure!(
+            folder.is_dir(),
+            "{}: not a folder; a base is a Hugging Face model folder, hub:ORG/NAME, or pico",
+            folder.display()
+        );
         let config = Config::read(folder)?;
         let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
         Self::load(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
@@ -64,7 +73,8 @@ impl Base {
     }
 
     fn load(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
-        let heads = Heads { queries: config.heads, keys: config.kv_heads, features: config.head_dim, window: config.window };
+        let heads =
+            Heads { queries: config.heads, keys: config.kv_heads, features: config.head_dim, window: config.window };
         let mut weights = Weights::new(checkpoint, options);
         let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
         let (mut layers, mut sites) = (Vec::new(), Vec::new());
@@ -96,7 +106,8 @@ impl Base {
             Form::Phi => Some(weights.vector("lm_head.bias", config.vocabulary)?),
             Form::Mistral => None,
         };
-        let dtype = if options.device.is_cpu() || options.trainable { DType::F32 } else { options.dtype.unwrap_or(DType::F32) };
+        let dtype =
+            if options.device.is_cpu() || options.trainable { DType::F32 } else { options.dtype.unwrap_or(DType::F32) };
         Ok(Self {
             variables: weights.finish(config.tied)?,
             identity: identity(name, &config, checkpoint),
@@ -112,6 +123,12 @@ impl Base {
             sites,
             dtype,
         })
+    }
+
+    /// The same base under another name, as that of the repository that its folder was fetched from.
+    pub fn named(mut self, name: &str) -> Self {
+        self.identity.name = name.to_string();
+        self
     }
 
     /// The base's dimensions and constants.
@@ -218,7 +235,12 @@ impl Base {
 
     /// Every module that an adapter may be made for.
     pub fn modules(&self) -> Vec<BaseModule> {
-        let of = |site: &Site| site.projections.iter().map(|p| BaseModule { path: p.module.clone(), input: site.input, output: p.width }).collect::<Vec<_>>();
+        let of = |site: &Site| {
+            site.projections
+                .iter()
+                .map(|p| BaseModule { path: p.module.clone(), input: site.input, output: p.width })
+                .collect::<Vec<_>>()
+        };
         self.sites.iter().flat_map(of).collect()
     }
 }

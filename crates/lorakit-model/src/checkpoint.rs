@@ -59,7 +59,10 @@ impl Checkpoint {
         } else if index.exists() {
             indexed_files(folder, &index)?
         } else if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
-            bail!("{}: the weights are pickles (.bin), which lorakit does not execute; save the model with safetensors", folder.display())
+            bail!(
+                "{}: the weights are pickles (.bin), which lorakit does not execute; save the model with safetensors",
+                folder.display()
+            )
         } else {
             bail!("{}: neither model.safetensors nor model.safetensors.index.json is there", folder.display())
         };
@@ -96,8 +99,16 @@ impl Checkpoint {
         let shard = self.names.get(name).map(|&i| &self.shards[i]).with_context(|| {
             format!("{}: tensor '{name}' is missing; the config asks for it with shape {shape:?}", self.place())
         })?;
-        let info = shard.metadata.info(name).with_context(|| format!("{}: tensor '{name}' has no entry", shard.path.display()))?;
-        ensure!(info.shape == shape, "{}: tensor '{name}' has shape {:?}, the config asks for {shape:?}", shard.path.display(), info.shape);
+        let info = shard
+            .metadata
+            .info(name)
+            .with_context(|| format!("{}: tensor '{name}' has no entry", shard.path.display()))?;
+        ensure!(
+            info.shape == shape,
+            "{}: tensor '{name}' has shape {:?}, the config asks for {shape:?}",
+            shard.path.display(),
+            info.shape
+        );
         let element = match info.dtype {
             safetensors::Dtype::F32 => Element::F32,
             safetensors::Dtype::F16 => Element::F16,
@@ -131,7 +142,8 @@ impl Checkpoint {
 
     /// Number of values of all tensors.
     pub fn parameters(&self) -> u64 {
-        let sizes = |s: &Shard| s.metadata.tensors().values().map(|i| i.shape.iter().product::<usize>() as u64).sum::<u64>();
+        let sizes =
+            |s: &Shard| s.metadata.tensors().values().map(|i| i.shape.iter().product::<usize>() as u64).sum::<u64>();
         self.shards.iter().map(sizes).sum()
     }
 
@@ -166,7 +178,10 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 impl Shard {
     fn read(path: PathBuf, bytes: Bytes) -> Result<Self> {
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| {
-            anyhow::anyhow!("{}: not a whole safetensors file ({error}); it may be truncated: fetch or save it again", path.display())
+            anyhow::anyhow!(
+                "{}: not a whole safetensors file ({error}); it may be truncated: fetch or save it again",
+                path.display()
+            )
         })?;
         Ok(Self { path, bytes, metadata, data: header + 8 })
     }
@@ -178,7 +193,8 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         weight_map: BTreeMap<String, String>,
     }
     let text = std::fs::read_to_string(index).with_context(|| format!("{}: cannot be read", index.display()))?;
-    let parsed: Index = serde_json::from_str(&text).with_context(|| format!("{}: expected an object with 'weight_map'", index.display()))?;
+    let parsed: Index = serde_json::from_str(&text)
+        .with_context(|| format!("{}: expected an object with 'weight_map'", index.display()))?;
     let mut files: Vec<&String> = parsed.weight_map.values().collect();
     files.sort();
     files.dedup();

@@ -118,7 +118,9 @@ impl Keys<'_> {
     fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value.as_bool().with_context(|| format!("{}: key '{key}' is {value}, expected true or false", self.file)),
+            Some(value) => value
+                .as_bool()
+                .with_context(|| format!("{}: key '{key}' is {value}, expected true or false", self.file)),
         }
     }
 
@@ -141,8 +143,9 @@ impl Config {
     /// Reads `config.json` of a model folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("{}: a base is a Hugging Face model folder, and this has no readable config.json", path.display()))?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("{}: a base is a Hugging Face model folder, and this has no readable config.json", path.display())
+        })?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -150,20 +153,30 @@ impl Config {
     pub fn parse(text: &str, file: &str) -> Result<Self> {
         let object: Value = serde_json::from_str(text).with_context(|| format!("{file}: not valid JSON"))?;
         let keys = Keys { object: &object, file };
-        let model_type = keys.text("model_type").with_context(|| format!("{file}: key 'model_type' is missing"))?.to_string();
+        let model_type =
+            keys.text("model_type").with_context(|| format!("{file}: key 'model_type' is missing"))?.to_string();
         let form = match model_type.as_str() {
             "mistral" | "llama" => Form::Mistral,
             "phi" => Form::Phi,
             other => bail!("{file}: key 'model_type' is '{other}'; lorakit knows mistral, llama and phi"),
         };
-        ensure!(keys.get("quantization_config").is_none(), "{file}: key 'quantization_config': quantised bases are not supported; use the unquantised weights");
+        ensure!(
+            keys.get("quantization_config").is_none(),
+            "{file}: key 'quantization_config': quantised bases are not supported; use the unquantised weights"
+        );
         let (hidden, heads) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
         let kv_heads = keys.count("num_key_value_heads")?.unwrap_or(heads);
-        ensure!(heads.is_multiple_of(kv_heads), "{file}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}");
+        ensure!(
+            heads.is_multiple_of(kv_heads),
+            "{file}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        );
         let head_dim = match (form, keys.count("head_dim")?) {
             (Form::Mistral, Some(features)) => features,
             _ => {
-                ensure!(hidden.is_multiple_of(heads), "{file}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
+                ensure!(
+                    hidden.is_multiple_of(heads),
+                    "{file}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+                );
                 hidden / heads
             }
         };
@@ -215,7 +228,11 @@ fn rope(keys: &Keys, form: Form, head_dim: usize) -> Result<Rope> {
         Form::Phi => nested.number("partial_rotary_factor", keys.number("partial_rotary_factor", 0.5)?)?,
     };
     let features = (head_dim as f64 * share) as usize;
-    ensure!(features >= 2 && features.is_multiple_of(2) && features <= head_dim, "{}: {features} of {head_dim} features of a head are rotated; expected an even number", keys.file);
+    ensure!(
+        features >= 2 && features.is_multiple_of(2) && features <= head_dim,
+        "{}: {features} of {head_dim} features of a head are rotated; expected an even number",
+        keys.file
+    );
     let scaling = match parameters.or_else(|| keys.get("rope_scaling")) {
         None => RopeScaling::None,
         Some(object) => rope_scaling(&Keys { object, file: keys.file })?,

@@ -59,7 +59,11 @@ impl<'a> Decoding<'a> {
 
     fn open_after(&mut self, before: Vec<Range<usize>>, capacity: usize, template: Row) -> Result<usize> {
         if self.taken + capacity > self.slots {
-            bail!("a row of {capacity} tokens was asked for where {} of {} slots are left", self.slots - self.taken, self.slots);
+            bail!(
+                "a row of {capacity} tokens was asked for where {} of {} slots are left",
+                self.slots - self.taken,
+                self.slots
+            );
         }
         let own = self.taken..self.taken + capacity;
         self.taken = own.end;
@@ -74,7 +78,12 @@ impl<'a> Decoding<'a> {
         for &(index, tokens) in fed {
             let row = &mut self.rows[index];
             if row.filled + tokens.len() > row.own.len() {
-                bail!("row {index} has room for {} tokens, and {} more were fed to {}", row.own.len(), tokens.len(), row.filled);
+                bail!(
+                    "row {index} has room for {} tokens, and {} more were fed to {}",
+                    row.own.len(),
+                    tokens.len(),
+                    row.filled
+                );
             }
             let (start, position) = (ids.len(), row.len());
             row.filled += tokens.len();
@@ -90,7 +99,13 @@ impl<'a> Decoding<'a> {
     /// Feeds tokens to rows and returns the logits that follow each row's last: `[rows fed, vocabulary]`.
     pub fn next_logits(&mut self, fed: &[(usize, &[u32])]) -> Result<Tensor> {
         let h = self.feed(fed)?;
-        let ends: Vec<u32> = fed.iter().scan(0, |end, (_, tokens)| { *end += tokens.len() as u32; Some(*end - 1) }).collect();
+        let ends: Vec<u32> = fed
+            .iter()
+            .scan(0, |end, (_, tokens)| {
+                *end += tokens.len() as u32;
+                Some(*end - 1)
+            })
+            .collect();
         let last = h.index_select(&Tensor::from_slice(&ends, ends.len(), h.device())?, 0)?;
         self.base.head().logits(&last)
     }

@@ -101,13 +101,15 @@ impl CustomOp1 for GeluNew {
         let dx = cpu::with_values(x, self.name(), |x| {
             cpu::with_values(&dy, self.name(), |dy| {
                 let mut dx = vec![0.0; x.len()];
-                dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK))).for_each(|(dx, (x, dy))| {
-                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                        let t = inner(x);
-                        let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
-                        *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
-                    }
-                });
+                dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK))).for_each(
+                    |(dx, (x, dy))| {
+                        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                            let t = inner(x);
+                            let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
+                            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+                        }
+                    },
+                );
                 dx
             })
         })??;

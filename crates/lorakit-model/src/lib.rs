@@ -12,6 +12,7 @@ pub mod base;
 pub mod checkpoint;
 pub mod config;
 pub mod decode;
+mod folder;
 pub mod gate;
 pub mod linear;
 pub mod loss;

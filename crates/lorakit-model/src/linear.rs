@@ -22,7 +22,13 @@ pub struct Projection {
 pub struct Linear {
     projections: Vec<Projection>,
     /// The same in the form that the CPU's op takes, where all are frozen and mapped.
-    frozen: Option<Arc<[(Mapped, Option<Vec<f32>>)]>>,
+    frozen: Option<Arc<[FrozenProjection]>>,
+}
+
+/// A projection whose weight is mapped.
+struct FrozenProjection {
+    weight: Mapped,
+    bias: Option<Vec<f32>>,
 }
 
 impl Linear {
@@ -33,7 +39,7 @@ impl Linear {
             match (&projection.weight, frozen.as_mut()) {
                 (Weight::Mapped(weight), Some(list)) => {
                     let bias = projection.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
-                    list.push((weight.clone(), bias));
+                    list.push(FrozenProjection { weight: weight.clone(), bias });
                 }
                 _ => frozen = None,
             }
@@ -44,7 +50,7 @@ impl Linear {
     /// `x`, `[tokens, in]`, through every projection: `[tokens, sum of widths]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.frozen {
-            Some(weights) => x.contiguous()?.apply_op1(Frozen { weights: weights.clone() }),
+            Some(projections) => x.contiguous()?.apply_op1(Frozen { projections: projections.clone() }),
             None => self.plain(x),
         }
     }
@@ -69,12 +75,12 @@ impl Linear {
 
 /// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.
 struct Frozen {
-    weights: Arc<[(Mapped, Option<Vec<f32>>)]>,
+    projections: Arc<[FrozenProjection]>,
 }
 
 impl Frozen {
     fn width(&self) -> usize {
-        self.weights.iter().map(|(w, _)| w.rows()).sum()
+        self.projections.iter().map(|p| p.weight.rows()).sum()
     }
 }
 
@@ -85,13 +91,13 @@ impl CustomOp1 for Frozen {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (tokens, input) = layout.shape().dims2()?;
-        if self.weights.iter().any(|(w, _)| w.columns() != input) {
+        if self.projections.iter().any(|p| p.weight.columns() != input) {
             bail!("a linear was given {input} features");
         }
         let (x, width) = (cpu::values(x, layout, self.name())?, self.width());
         let mut y = vec![0.0; tokens * width];
         let mut start = 0;
-        for (weight, bias) in self.weights.iter() {
+        for FrozenProjection { weight, bias } in self.projections.iter() {
             let columns = start..start + weight.rows();
             weight.forward(x, &mut y, width, columns.clone());
             if let Some(bias) = bias {
@@ -109,7 +115,7 @@ impl CustomOp1 for Frozen {
         let dx = cpu::with_values(&dy, self.name(), |dy| {
             let mut dx = vec![0.0; x.elem_count()];
             let mut start = 0;
-            for (weight, _) in self.weights.iter() {
+            for FrozenProjection { weight, .. } in self.projections.iter() {
                 let columns = start..start + weight.rows();
                 let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
                 start = columns.end;

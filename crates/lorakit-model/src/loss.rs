@@ -44,7 +44,13 @@ impl Head {
         match &self.weight {
             Weight::Mapped(weight) => {
                 let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
-                let op = Nll { weight: weight.clone(), bias, targets: targets.into(), wanted: h.track_op(), slopes: Mutex::new(None) };
+                let op = Nll {
+                    weight: weight.clone(),
+                    bias,
+                    targets: targets.into(),
+                    wanted: h.track_op(),
+                    slopes: Mutex::new(None),
+                };
                 h.contiguous()?.apply_op1(op)
             }
             Weight::Tensor(_) => self.plain_nll(h, targets),
@@ -94,21 +100,23 @@ impl Nll {
     /// Losses of some tokens; their logits become `softmax - onehot` where the gradient is wanted.
     fn chunk(&self, logits: &mut [f32], targets: &[u32], losses: &mut [f32]) {
         let vocabulary = self.weight.rows();
-        logits.par_chunks_mut(vocabulary).zip(targets.par_iter().zip(losses.par_iter_mut())).for_each(|(row, (&target, loss))| {
-            if let Some(bias) = &self.bias {
-                row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
-            }
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let chosen = row[target as usize];
-            row.iter_mut().for_each(|l| *l = (*l - max).exp());
-            let total: f64 = row.iter().map(|&l| f64::from(l)).sum();
-            *loss = (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
-            if self.wanted {
-                let inverse = (1.0 / total) as f32;
-                row.iter_mut().for_each(|l| *l *= inverse);
-                row[target as usize] -= 1.0;
-            }
-        });
+        logits.par_chunks_mut(vocabulary).zip(targets.par_iter().zip(losses.par_iter_mut())).for_each(
+            |(row, (&target, loss))| {
+                if let Some(bias) = &self.bias {
+                    row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+                }
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let chosen = row[target as usize];
+                row.iter_mut().for_each(|l| *l = (*l - max).exp());
+                let total: f64 = row.iter().map(|&l| f64::from(l)).sum();
+                *loss = (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
+                if self.wanted {
+                    let inverse = (1.0 / total) as f32;
+                    row.iter_mut().for_each(|l| *l *= inverse);
+                    row[target as usize] -= 1.0;
+                }
+            },
+        );
     }
 }
 
@@ -120,7 +128,11 @@ impl CustomOp1 for Nll {
     fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, d) = layout.shape().dims2()?;
         if n != self.targets.len() || d != self.weight.columns() {
-            bail!("{n} x {d} hidden states for {} targets of a head of {} features", self.targets.len(), self.weight.columns());
+            bail!(
+                "{n} x {d} hidden states for {} targets of a head of {} features",
+                self.targets.len(),
+                self.weight.columns()
+            );
         }
         let h = cpu::values(h, layout, self.name())?;
         let vocabulary = self.weight.rows();
@@ -134,10 +146,18 @@ impl CustomOp1 for Nll {
             self.weight.forward(&h[start * d..end * d], logits, vocabulary, 0..vocabulary);
             self.chunk(logits, &self.targets[start..end], &mut losses[start..end]);
             if self.wanted {
-                self.weight.backward(logits, vocabulary, 0..vocabulary, &mut slopes[start * d..end * d], Destination::Overwrite);
+                self.weight.backward(
+                    logits,
+                    vocabulary,
+                    0..vocabulary,
+                    &mut slopes[start * d..end * d],
+                    Destination::Overwrite,
+                );
             }
         }
-        if self.wanted && let Ok(mut kept) = self.slopes.lock() {
+        if self.wanted
+            && let Ok(mut kept) = self.slopes.lock()
+        {
             *kept = Some(slopes);
         }
         cpu::result(losses, n)

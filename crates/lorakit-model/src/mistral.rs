@@ -37,7 +37,10 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
         layer: index,
         name,
         input,
-        projections: projections.iter().map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width }).collect(),
+        projections: projections
+            .iter()
+            .map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width })
+            .collect(),
     };
     [
         site("qkv", hidden, &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]),
@@ -58,7 +61,10 @@ impl Layer {
         let (qkv, o) = (linear(&qkv, attention_bias)?, linear(&o, attention_bias)?);
         let (gate_up, down) = (linear(&gate_up, mlp_bias)?, linear(&down, mlp_bias)?);
         let mut norm = |name| -> Result<Norm> {
-            Ok(Norm::rms(weights.vector(&format!("model.layers.{index}.{name}.weight"), config.hidden)?, config.epsilon))
+            Ok(Norm::rms(
+                weights.vector(&format!("model.layers.{index}.{name}.weight"), config.hidden)?,
+                config.epsilon,
+            ))
         };
         let (attention_norm, mlp_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
         Ok(Self { index, heads, attention_norm, qkv, o, mlp_norm, gate_up, down })

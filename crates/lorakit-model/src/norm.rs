@@ -136,21 +136,23 @@ impl NormOp {
             cpu::with_values(w, name, |w| {
                 cpu::with_values(dy, name, |dy| {
                     let mut dx = vec![0.0; x.len()];
-                    dx.par_chunks_mut(d).with_min_len(16).zip(x.par_chunks(d).zip(dy.par_chunks(d))).for_each(|(dx, (x, dy))| {
-                        let (mean, inverse) = self.moments(x);
-                        for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-                            *dx = dy * w;
-                        }
-                        let share = match self.kind {
-                            Kind::Rms => 0.0,
-                            Kind::Layer => sum(dx, |g| g) / d as f32,
-                        };
-                        // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
-                        let along = inverse * (dot3(dy, w, x) / d as f32 - mean * share);
-                        for (dx, &x) in dx.iter_mut().zip(x) {
-                            *dx = inverse * (*dx - share - (x - mean) * inverse * along);
-                        }
-                    });
+                    dx.par_chunks_mut(d).with_min_len(16).zip(x.par_chunks(d).zip(dy.par_chunks(d))).for_each(
+                        |(dx, (x, dy))| {
+                            let (mean, inverse) = self.moments(x);
+                            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
+                                *dx = dy * w;
+                            }
+                            let share = match self.kind {
+                                Kind::Rms => 0.0,
+                                Kind::Layer => sum(dx, |g| g) / d as f32,
+                            };
+                            // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
+                            let along = inverse * (dot3(dy, w, x) / d as f32 - mean * share);
+                            for (dx, &x) in dx.iter_mut().zip(x) {
+                                *dx = inverse * (*dx - share - (x - mean) * inverse * along);
+                            }
+                        },
+                    );
                     dx
                 })
             })

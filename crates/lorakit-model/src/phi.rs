@@ -37,7 +37,10 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
         layer: index,
         name,
         input,
-        projections: projections.iter().map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width }).collect(),
+        projections: projections
+            .iter()
+            .map(|&(path, width)| Projection { module: format!("model.layers.{index}.{path}"), width })
+            .collect(),
     };
     [
         site("qkv", hidden, &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]),

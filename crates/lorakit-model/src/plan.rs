@@ -17,7 +17,11 @@ pub struct Cache {
 impl Cache {
     /// Room for `slots` tokens.
     pub fn new(layers: usize, slots: usize, heads: Heads, device: &Device) -> Result<Self> {
-        let room = || (0..layers).map(|_| Tensor::zeros((slots, heads.key_width()), DType::F32, device)).collect::<Result<Vec<_>>>();
+        let room = || {
+            (0..layers)
+                .map(|_| Tensor::zeros((slots, heads.key_width()), DType::F32, device))
+                .collect::<Result<Vec<_>>>()
+        };
         Ok(Self { keys: room()?, values: room()? })
     }
 }

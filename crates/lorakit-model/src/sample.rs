@@ -50,11 +50,18 @@ impl Sampler {
 
     fn draw(&mut self, logits: &[f32], temperature: f64, top_p: f64) -> u32 {
         let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let mut weights: Vec<(u32, f64)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, ((f64::from(l) - max) / temperature).exp())).collect();
+        let mut weights: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(i, &l)| (i as u32, ((f64::from(l) - max) / temperature).exp())).collect();
         weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let total: f64 = weights.iter().map(|w| w.1).sum();
         let mut kept = 0.0;
-        let enough = weights.iter().position(|w| { kept += w.1; kept >= top_p * total }).map_or(weights.len(), |i| i + 1);
+        let enough = weights
+            .iter()
+            .position(|w| {
+                kept += w.1;
+                kept >= top_p * total
+            })
+            .map_or(weights.len(), |i| i + 1);
         weights.truncate(enough);
         let kept: f64 = weights.iter().map(|w| w.1).sum();
         // 53 random bits make a uniform number in [0, 1).

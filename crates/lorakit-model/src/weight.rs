@@ -222,7 +222,14 @@ impl Mapped {
                 let wide = self.widened_columns(&tile);
                 let mut part = vec![0.0; tokens * tile.len()];
                 let w = View::new(&wide, self.rows, tile.len(), tile.len());
-                multiply(ViewMut::new(&mut part, tokens, tile.len(), tile.len()), Destination::Overwrite, dy, w, 1.0, Threads::One);
+                multiply(
+                    ViewMut::new(&mut part, tokens, tile.len(), tile.len()),
+                    Destination::Overwrite,
+                    dy,
+                    w,
+                    1.0,
+                    Threads::One,
+                );
                 (tile, part)
             })
             .collect();
@@ -272,7 +279,9 @@ impl<'a> Slice<'a> {
     fn widen(&self, wide: &mut [f32]) {
         match self {
             Self::F32(values) => wide.copy_from_slice(values),
-            Self::BF16(values) => wide.iter_mut().zip(*values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16)),
+            Self::BF16(values) => {
+                wide.iter_mut().zip(*values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16))
+            }
             Self::F16(values) => values.convert_to_f32_slice(wide),
         }
     }

@@ -83,7 +83,9 @@ impl<'a> Weights<'a> {
 
     /// The variables, where the base trains; an error where the file holds a tensor that the model has no use for.
     pub(crate) fn finish(self, tied: bool) -> Result<Vec<(String, Var)>> {
-        let known = |name: &str| self.asked.contains(name) || name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+        let known = |name: &str| {
+            self.asked.contains(name) || name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+        };
         let extra: Vec<&str> = self.checkpoint.names().filter(|name| !known(name)).collect();
         ensure!(
             extra.is_empty(),

@@ -22,25 +22,33 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// The oracle's tokens, row by row, and its tensors.
-fn oracle(name: &str) -> Option<(PathBuf, Vec<Vec<u32>>, std::collections::HashMap<String, Tensor>)> {
+/// What transformers made of one small random base.
+struct Oracle {
+    base: PathBuf,
+    /// The tokens, row by row.
+    ids: Vec<Vec<u32>>,
+    /// The logits of the base, `[rows, tokens, vocabulary]`.
+    logits: Tensor,
+}
+
+fn oracle(name: &str) -> Option<Oracle> {
     let folder = shared(&format!("oracles/peft/{name}"))?;
-    let tensors = safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let mut tensors = safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
     let ids = tensors["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
-    Some((folder, ids, tensors))
+    Some(Oracle { base: folder.join("base"), ids, logits: tensors.remove("base").unwrap() })
 }
 
 #[test]
 fn logits_of_every_form_equal_those_of_transformers() {
     for name in BASES {
-        let Some((folder, ids, tensors)) = oracle(name) else { return };
-        let base = Base::open(&folder.join("base"), &Options::default()).unwrap();
-        let expected = tensors["base"].flatten(0, 1).unwrap();
+        let Some(Oracle { base: folder, ids, logits: expected }) = oracle(name) else { return };
+        let base = Base::open(&folder, &Options::default()).unwrap();
+        let expected = expected.flatten(0, 1).unwrap();
         let logits = base.logits(&ids.concat(), Rows::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
         let difference = largest_difference(&logits, &expected);
         assert!(difference < 1e-4, "{name}: {difference}");
 
-        let trained = Base::open(&folder.join("base"), &Options { trainable: true, ..Options::default() }).unwrap();
+        let trained = Base::open(&folder, &Options { trainable: true, ..Options::default() }).unwrap();
         let logits = trained.logits(&ids.concat(), Rows::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
         let difference = largest_difference(&logits, &expected);
         assert!(difference < 1e-4, "{name}, trainable: {difference}");
@@ -50,12 +58,13 @@ fn logits_of_every_form_equal_those_of_transformers() {
 #[test]
 fn packed_rows_equal_rows_alone() {
     for name in BASES {
-        let Some((folder, ids, _)) = oracle(name) else { return };
-        let base = Base::open(&folder.join("base"), &Options::default()).unwrap();
+        let Some(Oracle { base: folder, ids, .. }) = oracle(name) else { return };
+        let base = Base::open(&folder, &Options::default()).unwrap();
         let lengths = [24, 7, 15];
         let rows: Vec<&[u32]> = ids.iter().zip(lengths).map(|(row, n)| &row[..n]).collect();
         let together = base.logits(&rows.concat(), Rows::packed(lengths), &Patches::none()).unwrap();
-        let alone: Vec<Tensor> = rows.iter().map(|row| base.logits(row, Rows::packed([row.len()]), &Patches::none()).unwrap()).collect();
+        let alone: Vec<Tensor> =
+            rows.iter().map(|row| base.logits(row, Rows::packed([row.len()]), &Patches::none()).unwrap()).collect();
         let difference = largest_difference(&together, &Tensor::cat(&alone, 0).unwrap());
         assert!(difference < 1e-4, "{name}: {difference}");
     }
@@ -64,13 +73,15 @@ fn packed_rows_equal_rows_alone() {
 #[test]
 fn cached_decoding_equals_uncached_and_branches_share_their_prefix() {
     for name in BASES {
-        let Some((folder, ids, _)) = oracle(name) else { return };
-        let base = Base::open(&folder.join("base"), &Options::default()).unwrap();
+        let Some(Oracle { base: folder, ids, .. }) = oracle(name) else { return };
+        let base = Base::open(&folder, &Options::default()).unwrap();
         let none = Patches::none();
         let whole = base.logits(&ids[0], Rows::packed([24]), &none).unwrap();
         let mut decoding = Decoding::new(&base, &none, 24 + 24 + 10).unwrap();
         let (row, other) = (decoding.open(24, Row::default()).unwrap(), decoding.open(24, Row::default()).unwrap());
-        let mut seen = vec![decoding.next_logits(&[(other, &ids[1][..9]), (row, &ids[0][..11])]).unwrap().narrow(0, 1, 1).unwrap()];
+        let mut seen = vec![
+            decoding.next_logits(&[(other, &ids[1][..9]), (row, &ids[0][..11])]).unwrap().narrow(0, 1, 1).unwrap(),
+        ];
         for t in 11..14 {
             seen.push(decoding.next_logits(&[(row, &ids[0][t..t + 1])]).unwrap());
         }
@@ -94,12 +105,17 @@ fn a_real_model_continues_as_it_is_known_to() {
     for step in 0..20 {
         let logits: Vec<f32> = decoding.next_logits(&[(row, &[token])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
         if step == 0 {
-            for (found, known) in logits.iter().zip([-6.22291, 8.40434, -6.22374, -6.22254, -6.22195, -6.22288, -6.22188, -6.22342]) {
+            for (found, known) in
+                logits.iter().zip([-6.22291, 8.40434, -6.22374, -6.22254, -6.22195, -6.22288, -6.22188, -6.22342])
+            {
                 assert!((found - known).abs() < 1e-4, "{found} {known}");
             }
         }
         token = greedy(&logits);
         text.push(token);
     }
-    assert_eq!(text, [403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426, 338, 401, 396, 267, 337]);
+    assert_eq!(
+        text,
+        [403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426, 338, 401, 396, 267, 337]
+    );
 }

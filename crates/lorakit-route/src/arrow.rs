@@ -109,7 +109,15 @@ impl Arrow {
             let directions = Tensor::from_vec(directions, (columns, site.input), stack.a().device())?;
             let mixture = Mixture::new(self.mixing, self.choice(), experts, site, stack)?;
             let (experts, observer) = (experts.len(), observer.clone());
-            Ok(Some(Arc::new(ArrowPatch { arrow: self.clone(), site: index, experts, directions, gates, mixture, observer })))
+            Ok(Some(Arc::new(ArrowPatch {
+                arrow: self.clone(),
+                site: index,
+                experts,
+                directions,
+                gates,
+                mixture,
+                observer,
+            })))
         })
     }
 
@@ -146,7 +154,7 @@ impl Tie {
     pub fn groups(self, site: &Site) -> Vec<Range<usize>> {
         match self {
             Self::None => (0..site.projections.len()).map(|projection| projection..projection + 1).collect(),
-            Self::Site => vec![0..site.projections.len()],
+            Self::Site => std::iter::once(0..site.projections.len()).collect(),
         }
     }
 }
@@ -163,7 +171,9 @@ pub fn prototypes(experts: &Experts, site: &Site, projections: Range<usize>) -> 
         match modules.as_slice() {
             [] => Ok(None),
             [only] => Ok(only.top_direction()),
-            [first, rest @ ..] if rest.iter().all(|module| module.a() == first.a()) => Ok(stacked(&modules)?.top_direction()),
+            [first, rest @ ..] if rest.iter().all(|module| module.a() == first.a()) => {
+                Ok(stacked(&modules)?.top_direction())
+            }
             _ => Err(RouteError::UntiedA { site: site.key(), expert: experts.names()[expert].clone() }),
         }
     };
@@ -172,7 +182,8 @@ pub fn prototypes(experts: &Experts, site: &Site, projections: Range<usize>) -> 
 
 /// The one update of projections that share their A: their B's, each with its scale, one above the other.
 fn stacked(modules: &[&LowRank]) -> Result<LowRank> {
-    let scaled = |module: &&LowRank| module.b().values().iter().map(|b| b * module.scale() as f32).collect::<Vec<f32>>();
+    let scaled =
+        |module: &&LowRank| module.b().values().iter().map(|b| b * module.scale() as f32).collect::<Vec<f32>>();
     let b: Vec<f32> = modules.iter().flat_map(scaled).collect();
     let rank = modules[0].rank();
     Matrix::new(b.len() / rank, rank, b)

@@ -10,7 +10,9 @@ pub type Result<T, E = RouteError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum RouteError {
     /// An adapter changes a module that the base does not have, or that no site carries.
-    #[error("the expert {expert} has the module {module}, which no site of this base has (a module there is {example}): was it trained on another base?")]
+    #[error(
+        "the expert {expert} has the module {module}, which no site of this base has (a module there is {example}): was it trained on another base?"
+    )]
     UnknownModule {
         /// The expert's name.
         expert: String,
@@ -20,7 +22,9 @@ pub enum RouteError {
         example: String,
     },
     /// An adapter's matrices do not have the widths of the module that they change.
-    #[error("the expert {expert} changes {module} as {found:?} features (in, out), and this base has {expected:?} there: was it trained on another base?")]
+    #[error(
+        "the expert {expert} changes {module} as {found:?} features (in, out), and this base has {expected:?} there: was it trained on another base?"
+    )]
     Widths {
         /// The expert's name.
         expert: String,
@@ -77,7 +81,9 @@ pub enum RouteError {
         second: (String, usize),
     },
     /// One prototype for a whole site needs one A there.
-    #[error("tie=site takes one A for the projections of site {site}, and those of the expert {expert} differ: use tie=none, which gives each projection its own prototype")]
+    #[error(
+        "tie=site takes one A for the projections of site {site}, and those of the expert {expert} differ: use tie=none, which gives each projection its own prototype"
+    )]
     UntiedA {
         /// The site's key.
         site: String,

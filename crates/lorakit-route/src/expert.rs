@@ -40,9 +40,7 @@ impl Verbatim {
 
 /// The patches of one expert, by its index, on all tokens.
 pub fn one(experts: &Experts, expert: usize) -> Result<Patches> {
-    patches(experts, |_, _, stack| {
-        Ok(stack.only(expert)?.map(|grouped| Arc::new(Always(grouped)) as Arc<dyn Patch>))
-    })
+    patches(experts, |_, _, stack| Ok(stack.only(expert)?.map(|grouped| Arc::new(Always(grouped)) as Arc<dyn Patch>)))
 }
 
 /// Patches that give each row the expert that [`lorakit_adapter::Row::expert`] names, and none where it names none.

@@ -75,10 +75,9 @@ impl Experts {
     /// # Errors
     /// Where there is none; the error lists those that there are.
     pub fn index(&self, name: &str) -> Result<usize> {
-        self.names.binary_search_by(|known| known.as_str().cmp(name)).map_err(|_| RouteError::UnknownExpert {
-            name: name.to_owned(),
-            known: listed(&self.names),
-        })
+        self.names
+            .binary_search_by(|known| known.as_str().cmp(name))
+            .map_err(|_| RouteError::UnknownExpert { name: name.to_owned(), known: listed(&self.names) })
     }
 
     /// The experts themselves, in the order of their names.
@@ -121,12 +120,21 @@ fn check_modules(experts: &[Expert], sites: &[Site]) -> Result<()> {
             match widths.get(module.as_str()) {
                 Some(expected) if *expected == found => {}
                 Some(&expected) => {
-                    return Err(RouteError::Widths { expert: expert.name.clone(), module: module.clone(), found, expected });
+                    return Err(RouteError::Widths {
+                        expert: expert.name.clone(),
+                        module: module.clone(),
+                        found,
+                        expected,
+                    });
                 }
                 None => {
                     let example = sites.first().and_then(|site| site.projections.first());
                     let example = example.map_or("none".to_owned(), |projection| projection.module.clone());
-                    return Err(RouteError::UnknownModule { expert: expert.name.clone(), module: module.clone(), example });
+                    return Err(RouteError::UnknownModule {
+                        expert: expert.name.clone(),
+                        module: module.clone(),
+                        example,
+                    });
                 }
             }
         }

@@ -67,9 +67,13 @@ impl Gate {
                 weights[*expert as usize].push(*weight);
             }
         }
-        tokens.into_iter().zip(weights).enumerate().filter(|(_, (tokens, _))| !tokens.is_empty()).map(|(expert, (tokens, weights))| {
-            Group { expert: self.first_slot + expert, tokens: run_or_picked(tokens), weights: Some(weights) }
-        })
+        tokens.into_iter().zip(weights).enumerate().filter(|(_, (tokens, _))| !tokens.is_empty()).map(
+            |(expert, (tokens, weights))| Group {
+                expert: self.first_slot + expert,
+                tokens: run_or_picked(tokens),
+                weights: Some(weights),
+            },
+        )
     }
 
     /// Shows a choice to whoever looks on.
@@ -88,6 +92,8 @@ impl Gate {
 /// The highest scores with their experts, highest first; of equal ones the first keeps its place.
 fn highest(scores: &[f32], candidates: &[u32], experts: &mut [u32], best: &mut [f32]) {
     best.fill(f32::NEG_INFINITY);
+    // Scores that are not numbers displace nothing: what remains must still be candidates.
+    experts.copy_from_slice(&candidates[..experts.len()]);
     for (score, expert) in scores.iter().zip(candidates) {
         let score = score.abs();
         let mut place = best.len();
@@ -116,7 +122,9 @@ fn softmax(scores: &mut [f32], temperature: f32) {
 /// Ascending tokens, as a run where they stand side by side: a run is read where it lies, and not gathered.
 fn run_or_picked(tokens: Vec<u32>) -> Tokens {
     match (tokens.first(), tokens.last()) {
-        (Some(&first), Some(&last)) if (last - first) as usize + 1 == tokens.len() => Tokens::Run(first as usize..last as usize + 1),
+        (Some(&first), Some(&last)) if (last - first) as usize + 1 == tokens.len() => {
+            Tokens::Run(first as usize..last as usize + 1)
+        }
         _ => Tokens::Picked(tokens),
     }
 }
@@ -135,6 +143,14 @@ mod tests {
         let chosen = gate(4).choose(&[1.0, -3.0, 3.0, -3.0], 4, 2, 1.0);
         assert_eq!(chosen.experts, [1, 2]);
         assert_eq!(chosen.weights, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn scores_that_are_not_numbers_choose_candidates_and_spread() {
+        let gate = Gate { candidates: vec![5, 6, 7], ..gate(3) };
+        let chosen = gate.choose(&[f32::NAN; 3], 3, 2, 1.0);
+        assert_eq!(chosen.experts, [5, 6]);
+        assert!(chosen.weights.iter().all(|weight| weight.is_nan()));
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! Routers: a library of adapters, turned into patches for the sites of a base.
+//! Routers: a library of adapters, turned into patches for the sites of a base. Merges: several adapters, turned into one.
 //!
 //! [`Experts`] stacks the named adapters of a library site by site, once. A [`Router`], parsed from what a user types
 //! (`arrow:top_k=2`), makes [`Patches`] of them, which a model then carries: uniform and verbatim experts are one
 //! low-rank product on all tokens; [`Arrow`] scores every token against each expert's strongest direction and mixes
 //! the few best by [`Mixing`]. An [`Observer`], where one is given, is shown each choice.
+//!
+//! A [`merge::Merge`], parsed in the same way (`ties:density=0.2`), makes one adapter of several and their weights, in weight
+//! space alone, and reports what it could not keep.
 //!
 //! The crate deliberately knows no model, no text and no training. It sees [`Site`]s, tokens as rows of numbers, and
 //! the names of tasks where an expert's record lists them. What a router has to learn is learned elsewhere and handed in.
@@ -43,6 +46,7 @@ mod error;
 pub mod expert;
 mod experts;
 mod gate;
+pub mod merge;
 mod mixing;
 mod observer;
 pub mod oracle;
@@ -66,9 +70,15 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Makes the patch of every site that any expert touches, in parallel; sites that `make` gives none stay as they are.
-fn patches(experts: &Experts, make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync) -> Result<Patches> {
+fn patches(
+    experts: &Experts,
+    make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync,
+) -> Result<Patches> {
     let touched: Vec<(usize, &Site, &Stack)> = experts.stacks().collect();
-    let made: Vec<_> = touched.into_par_iter().map(|(index, site, stack)| Ok((index, make(index, site, stack)?))).collect::<Result<_>>()?;
+    let made: Vec<_> = touched
+        .into_par_iter()
+        .map(|(index, site, stack)| Ok((index, make(index, site, stack)?)))
+        .collect::<Result<_>>()?;
     let mut by_site = vec![None; experts.sites().len()];
     made.into_iter().for_each(|(index, patch)| by_site[index] = patch);
     Ok(Patches::new(by_site))

@@ -49,7 +49,10 @@ pub(crate) enum Mixture {
     Outputs(Grouped),
     /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first
     /// has the identity for its B, the second for its A.
-    Separate { shrink: Grouped, expand: Grouped },
+    Separate {
+        shrink: Grouped,
+        expand: Grouped,
+    },
 }
 
 impl Mixture {
@@ -73,7 +76,8 @@ impl Mixture {
             total += rank;
         }
         let through = |replace: &dyn Fn(&Block, Range<usize>) -> Block| {
-            let blocks = |blocks: &Vec<Block>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
+            let blocks =
+                |blocks: &Vec<Block>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
             Arc::new(Layouts(layouts.0.iter().map(blocks).collect()))
         };
         let shrink = through(&|block, z| Block { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });

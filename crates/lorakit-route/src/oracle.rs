@@ -14,7 +14,10 @@ pub fn expert_of(task: &str, experts: &Experts) -> Result<usize> {
     match (recorded.as_slice(), named) {
         ([only], _) => Ok(*only),
         ([], Some(named)) => Ok(named),
-        ([], None) => Err(RouteError::NoExpertForTask { task: task.to_owned(), known: listed(experts.experts().iter().map(described)) }),
+        ([], None) => Err(RouteError::NoExpertForTask {
+            task: task.to_owned(),
+            known: listed(experts.experts().iter().map(described)),
+        }),
         ([_, ..], Some(named)) if recorded.contains(&named) => Ok(named),
         ([first, ..], _) => Err(RouteError::SeveralExpertsForTask {
             task: task.to_owned(),

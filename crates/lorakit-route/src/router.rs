@@ -2,8 +2,8 @@
 
 use crate::arrow::Arrow;
 use crate::error::{Result, RouteError, listed};
-use crate::experts::Experts;
 use crate::expert::{self, Verbatim};
+use crate::experts::Experts;
 use crate::observer::Observer;
 use crate::oracle;
 use crate::settings::Settings;
@@ -44,7 +44,11 @@ pub struct About {
 pub const ROUTERS: &[About] = &[
     About { name: "base", settings: "", summary: "no expert: the base model as it is" },
     About { name: "oracle", settings: "", summary: "the expert trained on the task at hand, else the one of its name" },
-    About { name: "uniform", settings: "mixing=outputs", summary: "every expert at weight 1/n (https://arxiv.org/abs/2405.11157)" },
+    About {
+        name: "uniform",
+        settings: "mixing=outputs",
+        summary: "every expert at weight 1/n (https://arxiv.org/abs/2405.11157)",
+    },
     About {
         name: "arrow",
         settings: "top_k=4,temperature=1,mixing=outputs,tie=none",
@@ -117,7 +121,10 @@ impl FromStr for Router {
             "uniform" => Uniform::parse(settings).map(Self::Uniform),
             "arrow" => Arrow::parse(settings).map(Self::Arrow),
             "expert" => Verbatim::parse(rest).map(Self::Expert),
-            _ => Err(RouteError::UnknownRouter { name: name.to_owned(), known: listed(ROUTERS.iter().map(|about| about.name)) }),
+            _ => Err(RouteError::UnknownRouter {
+                name: name.to_owned(),
+                known: listed(ROUTERS.iter().map(|about| about.name)),
+            }),
         }
     }
 }

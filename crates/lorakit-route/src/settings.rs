@@ -14,8 +14,14 @@ pub(crate) struct Settings<'a> {
 
 impl<'a> Settings<'a> {
     pub(crate) fn new(router: &'a str, text: Option<&'a str>) -> Self {
-        let given = text.into_iter().flat_map(|text| text.split(',')).map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        Self { router, given: given.map(|(key, value)| (key.trim(), value.trim())).collect(), known: Vec::new(), problem: None }
+        let given =
+            text.into_iter().flat_map(|text| text.split(',')).map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        Self {
+            router,
+            given: given.map(|(key, value)| (key.trim(), value.trim())).collect(),
+            known: Vec::new(),
+            problem: None,
+        }
     }
 
     /// The value given for `key`, or the default. A problem is kept for [`Settings::finish`], which by then knows

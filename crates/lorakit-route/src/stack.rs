@@ -73,7 +73,9 @@ impl Stack {
                 let of = |expert: usize| self.blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
                 Layouts((0..experts).map(of).collect())
             }
-            Choice::Projection => Layouts(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect()),
+            Choice::Projection => {
+                Layouts(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
+            }
         }
     }
 
@@ -85,7 +87,8 @@ impl Stack {
     /// One expert alone, in matrices of its own; none where it has nothing at the site.
     pub(crate) fn only(&self, expert: usize) -> Result<Option<Grouped>> {
         let blocks: Vec<&Block> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
-        let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max()) else {
+        let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max())
+        else {
             return Ok(None);
         };
         let mut spans: Vec<Range<usize>> = Vec::new();
@@ -98,7 +101,10 @@ impl Stack {
             let b = block.b.start - start..block.b.end - start;
             own.push(Block { a: before..before + block.a.len(), b, ..block.clone() });
         }
-        let a = spans.iter().map(|span| self.a.narrow(0, span.start, span.len())).collect::<candle_core::Result<Vec<_>>>()?;
+        let a = spans
+            .iter()
+            .map(|span| self.a.narrow(0, span.start, span.len()))
+            .collect::<candle_core::Result<Vec<_>>>()?;
         // A copy, so that a patch of one expert does not keep the whole library in memory.
         let b = self.b.narrow(0, start, end - start)?.copy()?;
         Ok(Some(Grouped::new(Tensor::cat(&a, 0)?, b, Arc::new(Layouts(vec![own])))?))
@@ -110,7 +116,10 @@ impl Stack {
         let mut together: Vec<Block> = Vec::new();
         for projection in self.projections() {
             for (_, block) in projection {
-                match together.last_mut().filter(|last| last.columns == block.columns && last.scale == block.scale * weight) {
+                match together
+                    .last_mut()
+                    .filter(|last| last.columns == block.columns && last.scale == block.scale * weight)
+                {
                     Some(last) => (last.a.end, last.b.end) = (block.a.end, block.b.end),
                     None => together.push(Block { scale: block.scale * weight, ..block.clone() }),
                 }
@@ -162,7 +171,8 @@ impl Plan {
         let starts: Vec<usize> = (0..experts)
             .map(|expert| {
                 let start = ranks;
-                ranks += modules.iter().filter_map(|projection| projection[expert]).map(LowRank::rank).max().unwrap_or(0);
+                ranks +=
+                    modules.iter().filter_map(|projection| projection[expert]).map(LowRank::rank).max().unwrap_or(0);
                 start
             })
             .collect();
@@ -171,7 +181,12 @@ impl Plan {
             let module = modules[projection][expert]?;
             let b = starts[expert]..starts[expert] + module.rank();
             let before = segments[projection] * ranks;
-            Some(Block { a: before + b.start..before + b.end, b, columns: columns.clone(), scale: module.scale() as f32 })
+            Some(Block {
+                a: before + b.start..before + b.end,
+                b,
+                columns: columns.clone(),
+                scale: module.scale() as f32,
+            })
         };
         let blocks = site
             .columns()

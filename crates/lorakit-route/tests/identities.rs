@@ -31,7 +31,14 @@ fn uneven() -> Experts {
         expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
         expert("b", [("q", random(3, 1, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))]),
         expert("c", [("k", random(5, 2, INPUT, 5, 3.0))]),
-        expert("d", [("q", random(6, 2, INPUT, 8, 2.0)), ("k", random(7, 2, INPUT, 5, 3.0)), ("v", random(8, 2, INPUT, 6, 0.25))]),
+        expert(
+            "d",
+            [
+                ("q", random(6, 2, INPUT, 8, 2.0)),
+                ("k", random(7, 2, INPUT, 5, 3.0)),
+                ("v", random(8, 2, INPUT, 6, 0.25)),
+            ],
+        ),
     ];
     experts(library, &qkv())
 }
@@ -51,7 +58,8 @@ fn tied() -> Experts {
 
 #[test]
 fn one_expert_routed_is_that_adapter() {
-    let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))])], &qkv());
+    let library =
+        experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))])], &qkv());
     let x = tokens(50, 9, INPUT);
     let expected = dense(&library, &x, |_, _, _| 1.0);
     for router in ["expert:only", "uniform", "uniform:mixing=separate", "arrow", "arrow:mixing=separate"] {
@@ -99,13 +107,16 @@ fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<V
     let site = &library.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();
     let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::Direction>]| {
-        let score = |d: &lorakit_adapter::Direction| d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs();
+        let score =
+            |d: &lorakit_adapter::Direction| d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs();
         let scores: Vec<Option<f64>> = prototypes.iter().map(|p| p.as_ref().map(score)).collect();
         let mut order: Vec<usize> = (0..scores.len()).filter(|e| scores[*e].is_some()).collect();
         order.sort_by(|a, b| scores[*b].unwrap().total_cmp(&scores[*a].unwrap()));
         order.truncate(top_k);
         let sum: f64 = order.iter().map(|e| scores[*e].unwrap().exp()).sum();
-        (0..scores.len()).map(|e| if order.contains(&e) { scores[e].unwrap().exp() / sum } else { 0.0 }).collect::<Vec<f64>>()
+        (0..scores.len())
+            .map(|e| if order.contains(&e) { scores[e].unwrap().exp() / sum } else { 0.0 })
+            .collect::<Vec<f64>>()
     };
     let per_projection = |projection: usize| {
         let group = tie.groups(site).into_iter().find(|group| group.contains(&projection)).unwrap();
@@ -118,7 +129,8 @@ fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<V
 #[test]
 fn arrow_mixes_different_ranks_alphas_and_module_sets() {
     let x = tokens(55, 40, INPUT);
-    for (library, tie, top_k) in [(even(), "none", 2), (uneven(), "none", 2), (tied(), "none", 3), (tied(), "site", 2)] {
+    for (library, tie, top_k) in [(even(), "none", 2), (uneven(), "none", 2), (tied(), "none", 3), (tied(), "site", 2)]
+    {
         let weights = arrow_weights(&library, &x, top_k, tie.parse().unwrap());
         let found = routed(&format!("arrow:top_k={top_k},tie={tie}"), &library, &x);
         assert_close(&found, &dense(&library, &x, |t, p, e| weights[p][t][e]), 1e-4);
@@ -134,7 +146,9 @@ fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
         let mixed = |t: usize| -> Vec<f32> {
             let site = &library.sites()[0];
             let of = |(p, projection): (usize, &lorakit_adapter::Projection)| {
-                let modules: Vec<_> = (0..library.len()).filter_map(|e| Some((weights[p][t][e], library.module(e, &projection.module)?))).collect();
+                let modules: Vec<_> = (0..library.len())
+                    .filter_map(|e| Some((weights[p][t][e], library.module(e, &projection.module)?)))
+                    .collect();
                 let sum = |value: &dyn Fn(&lorakit_adapter::LowRank) -> Vec<f32>, scaled: bool| {
                     modules.iter().fold(Vec::new(), |mut sum, (w, m)| {
                         let factor = if scaled { w * m.scale() } else { *w } as f32;
@@ -216,9 +230,12 @@ fn each_row_can_have_its_own_expert() {
     assert!(patches.at(0).unwrap().add(&x, &Rows::new([row(0, 10, Some(4))]), &mut out).is_err());
 }
 
+/// Site, projections, experts and weights of one decision.
+type Decision = (usize, std::ops::Range<usize>, Vec<u32>, Vec<f32>);
+
 /// Remembers all that it was shown.
 #[derive(Default)]
-struct Recorder(Mutex<Vec<(usize, std::ops::Range<usize>, Vec<u32>, Vec<f32>)>>);
+struct Recorder(Mutex<Vec<Decision>>);
 
 impl lorakit_route::Observer for Recorder {
     fn saw(&self, routing: &Routing) {

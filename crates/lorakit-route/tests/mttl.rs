@@ -1,6 +1,6 @@
 //! Agreement with the papers' code on recorded numbers (`mttl_oracle.json`: four experts, alpha / r = 8).
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod small;
 
@@ -56,7 +56,8 @@ fn prototypes_agree_up_to_sign() {
         let found = arrow::prototypes(&library, &library.sites()[0], 0..1).unwrap();
         for (name, found) in library.names().iter().zip(found) {
             let found = found.unwrap();
-            let expected: Vec<f32> = serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][&module].clone()).unwrap();
+            let expected: Vec<f32> =
+                serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][&module].clone()).unwrap();
             let cosine: f32 = expected.iter().zip(&found.vector).map(|(a, b)| a * b).sum();
             assert!((cosine.abs() - 1.0).abs() < 1e-5, "{name} {module}: {cosine}");
             // The recorded eigenvalue is that of A B without alpha / r.
@@ -102,7 +103,9 @@ fn chosen_experts_and_weights_agree() {
 fn both_mixings_agree() {
     let Some(oracle) = oracle() else { return };
     let library = library(&oracle, MODULE, 6);
-    for (name, mixing) in [("mix_arrow_t1_top2_merge_after_True", "outputs"), ("mix_arrow_t1_top2_merge_after_False", "separate")] {
+    for (name, mixing) in
+        [("mix_arrow_t1_top2_merge_after_True", "outputs"), ("mix_arrow_t1_top2_merge_after_False", "separate")]
+    {
         let found = routed(&format!("arrow:top_k=2,mixing={mixing}"), &library, &input(&oracle));
         assert_close(&found, &matrix(&oracle[name][0]), 1e-5);
     }
@@ -134,7 +137,9 @@ fn the_small_case_agrees() {
         added(&patches, &library, &x, &Rows::packed([2]));
         seen.0.lock().unwrap().clone()
     };
-    let close = |found: &[f32], expected: &[f32]| found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{found:?}"));
+    let close = |found: &[f32], expected: &[f32]| {
+        found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{found:?}"))
+    };
     close(&weights("arrow").1, &[0.422319, 0.155362, 0.422319, 0.129748, 0.581492, 0.28876]);
     let (experts, top2) = weights("arrow:top_k=2");
     assert_eq!(experts[2..], [1, 2]);

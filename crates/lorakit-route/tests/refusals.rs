@@ -19,7 +19,10 @@ fn refused<T>(result: Result<T, lorakit_route::RouteError>, needles: &[&str]) {
 fn a_library_of_another_base_is_refused_by_expert_and_module() {
     let site = site(6, &[("q", 4)]);
     let build = |library| Experts::new(library, std::slice::from_ref(&site), &Device::Cpu);
-    refused(build(vec![expert("e", [("model.h.0.attn", random(1, 1, 6, 4, 1.0))])]), &["e", "model.h.0.attn", "another base"]);
+    refused(
+        build(vec![expert("e", [("model.h.0.attn", random(1, 1, 6, 4, 1.0))])]),
+        &["e", "model.h.0.attn", "another base"],
+    );
     refused(build(vec![expert("e", [("q", random(1, 1, 6, 5, 1.0))])]), &["expert e", "q", "(6, 5)", "(6, 4)"]);
     let twin = || expert("e", [("q", random(1, 1, 6, 4, 1.0))]);
     refused(build(vec![twin(), twin()]), &["two experts", "e"]);
@@ -27,11 +30,15 @@ fn a_library_of_another_base_is_refused_by_expert_and_module() {
 
 #[test]
 fn separate_mixing_refuses_unequal_ranks_by_name() {
-    let library = [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])];
+    let library =
+        [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])];
     let library = experts(library, &site(6, &[("q", 4)]));
     for router in ["uniform:mixing=separate", "arrow:mixing=separate"] {
         let router: Router = router.parse().unwrap();
-        refused(router.build(&library, &Setting::default()), &["q", "large has rank 3", "small has rank 1", "mixing=outputs"]);
+        refused(
+            router.build(&library, &Setting::default()),
+            &["q", "large has rank 3", "small has rank 1", "mixing=outputs"],
+        );
     }
 }
 
@@ -68,7 +75,11 @@ fn settings_that_are_not_known_are_refused_with_those_that_are() {
 #[test]
 fn what_is_listed_is_what_is_parsed() {
     for about in ROUTERS {
-        let text = if about.settings.is_empty() { about.name.to_owned() } else { format!("{}:{}", about.name, about.settings) };
+        let text = if about.settings.is_empty() {
+            about.name.to_owned()
+        } else {
+            format!("{}:{}", about.name, about.settings)
+        };
         let router: Router = text.parse().unwrap();
         assert_eq!(router.name(), about.name);
         assert_eq!(router.to_string(), text);

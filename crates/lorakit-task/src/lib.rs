@@ -8,7 +8,8 @@
 //! lm-evaluation-harness makes them. A [`Stream`] turns generated tokens back into text.
 //!
 //! What this crate does not know: tensors, models, adapters and devices. It computes no score
-//! ([`Metric`] only names them), draws no random number, and prints nothing. A new task costs one
+//! ([`Metric`] only names them), and prints nothing. Random is only what the tasks of [`skills`] are drawn
+//! by, from a seed. A new task costs one
 //! TOML file and no code; `configs/tasks` has some.
 //!
 //! ```
@@ -43,7 +44,9 @@ mod extract;
 mod field;
 mod form;
 mod metric;
+mod pico_tokenizer;
 mod row;
+pub mod skills;
 mod source;
 mod spec;
 mod special;
@@ -57,6 +60,7 @@ pub use choice::{ChoiceRequest, choice_requests};
 pub use example::{Cut, Example, Piece};
 pub use extract::Extract;
 pub use metric::Metric;
+pub use pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
 pub use row::{Answer, Row};
 pub use spec::Suite;
 pub use split::Split;

@@ -7,32 +7,43 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::definition::Definition;
+use crate::skills;
 use crate::task::Task;
 
 /// A set of generated tasks. The set of suites is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suite {}
+pub enum Suite {
+    /// Skills on short strings, with known families: see [`skills`].
+    Skills,
+}
 
 impl Suite {
     /// Every suite.
-    pub const ALL: [Suite; 0] = [];
+    pub const ALL: [Suite; 1] = [Suite::Skills];
 
     /// The name after `suite:`.
     pub fn name(self) -> &'static str {
-        match self {}
+        match self {
+            Suite::Skills => "skills",
+        }
     }
 
-    fn tasks(self) -> Result<Vec<Task>> {
-        match self {}
+    /// The tasks that `suite:NAME` and what follows it stand for, as `/heldout`.
+    fn tasks(self, rest: &str) -> Result<Vec<Task>> {
+        match self {
+            Suite::Skills => skills::load(rest),
+        }
     }
 
-    fn named(name: &str) -> Result<Suite> {
+    /// Splits what follows `suite:` into a suite and the rest.
+    fn named(place: &str) -> Result<(Suite, &str)> {
+        let name = &place[..place.find(['/', '@']).unwrap_or(place.len())];
         let found = Suite::ALL.into_iter().find(|suite| suite.name() == name);
-        found.ok_or_else(|| {
+        let suite = found.ok_or_else(|| {
             let names: Vec<_> = Suite::ALL.iter().map(|suite| suite.name()).collect();
-            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
-            anyhow!("unknown suite `{name}`; the suites are: {names}")
-        })
+            anyhow!("unknown suite `{name}`; the suites are: {}", names.join(", "))
+        })?;
+        Ok((suite, &place[name.len()..]))
     }
 }
 
@@ -68,7 +79,8 @@ fn parse(spec: &str) -> Result<(Option<&str>, &str)> {
 
 fn load_place(place: &str, data: Option<&Path>) -> Result<Vec<Task>> {
     if let Some(suite) = place.strip_prefix("suite:") {
-        return Suite::named(suite)?.tasks();
+        let (suite, rest) = Suite::named(suite)?;
+        return suite.tasks(rest);
     }
     if let Some((file, names)) = place.split_once(".toml:") {
         return load_some(Path::new(&format!("{file}.toml")), names, data);
@@ -100,7 +112,7 @@ fn load_some(path: &Path, names: &str, data: Option<&Path>) -> Result<Vec<Task>>
 
 /// A plain file is a definition that leaves everything plain.
 fn read_definitions(path: &Path) -> Result<Vec<Definition>> {
-    if path.extension().is_none_or(|extension| extension != "toml") {
+    if !is_toml(path) {
         return Ok(vec![Definition::plain(path)]);
     }
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -112,7 +124,7 @@ fn load_folder(folder: &Path, data: Option<&Path>) -> Result<Vec<Task>> {
     let mut files = Vec::new();
     list(folder, &mut files)?;
     let mut claimed = BTreeSet::new();
-    for path in files.iter().filter(|path| path.extension().is_some_and(|ext| ext == "toml")) {
+    for path in files.iter().filter(|path| is_toml(path)) {
         for definition in read_definitions(path)? {
             let name = definition.name.clone().unwrap_or_else(|| stem(path));
             for (_, file) in definition.files(&name, path, data)? {
@@ -120,7 +132,8 @@ fn load_folder(folder: &Path, data: Option<&Path>) -> Result<Vec<Task>> {
             }
         }
     }
-    files.retain(|path| fs::canonicalize(path).is_ok_and(|path| !claimed.contains(&path)));
+    // A link that leads nowhere stays in the list, so that loading it says so.
+    files.retain(|path| !fs::canonicalize(path).is_ok_and(|path| claimed.contains(&path)));
     if files.is_empty() {
         bail!("no task in {}: no .toml, .json, .jsonl, .json.gz or .jsonl.gz", folder.display());
     }
@@ -147,6 +160,11 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Task TOMLs are known by their ending, data files by what is in them.
+pub(crate) fn is_toml(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "toml")
 }
 
 /// A file's name without the endings of a task file.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::definition::Definition;
@@ -41,7 +42,8 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// Where generation ends at the latest, in tokens.
     pub max_new_tokens: usize,
-    /// Finds the answer in what was generated and in the accepted answers; None: all of it is.
+    /// Finds the answer in what was generated and in the accepted answers (of which one that does
+    /// not match counts as it stands); None: all of it is the answer.
     pub extract: Option<Extract>,
 }
 
@@ -115,33 +117,72 @@ impl Task {
         format!("its {} rows are {train} train, {validation} validation, {test} test", self.rows.len())
     }
 
+    /// A task of generated `(input, output)` rows, in the plain form. `path` is the spec that generates it again, and
+    /// the hash that of the rows as a file of JSON lines.
+    pub(crate) fn generated(name: &str, description: &str, path: PathBuf, rows: &[(String, String)]) -> Task {
+        let mut hash = Sha256::new();
+        let mut of = |(at, (input, output)): (usize, &(String, String))| {
+            let text = |text: &String| Value::String(text.clone());
+            let fields = Map::from_iter([("input".into(), text(input)), ("output".into(), text(output))]);
+            hash.update(canonical(&Value::Object(fields.clone())));
+            hash.update("\n");
+            let row = Row {
+                number: at + 1,
+                fields,
+                prompt: format!("{input}\n"),
+                delimiter: String::new(),
+                answer: Answer::Text(vec![output.clone()]),
+            };
+            (Split::of(&row.fields, 0), row)
+        };
+        let rows = rows.iter().enumerate().map(&mut of).collect();
+        Task {
+            name: name.into(),
+            description: Some(description.into()),
+            path,
+            split_seed: 0,
+            metrics: vec![Metric::Loss, Metric::ExactMatch],
+            generation: Generation { stop: Vec::new(), max_new_tokens: 24, extract: None },
+            sha256: hex(&hash.finalize()),
+            rows,
+        }
+    }
+
     /// Builds the task that a definition describes. `path` is the file it stands in.
     pub(crate) fn build(definition: &Definition, path: &Path, data: Option<&Path>) -> Result<Task> {
         let name = definition.name.clone().unwrap_or_else(|| spec::stem(path));
-        let place = || format!("task `{name}` of {}", path.display());
-        definition.validate().with_context(place)?;
-        let form = Form::new(definition).with_context(place)?;
-        let sources = sources(definition, &name, path, data).with_context(place)?;
+        let task = Task::assemble(definition, &name, path, data);
+        if spec::is_toml(path) {
+            return task.with_context(|| format!("task `{name}` of {}", path.display()));
+        }
+        // The file of a plain task is its data file, which the message names already.
+        task
+    }
+
+    fn assemble(definition: &Definition, name: &str, path: &Path, data: Option<&Path>) -> Result<Task> {
+        definition.validate()?;
+        let form = Form::new(definition)?;
+        let sources = sources(definition, name, path, data)?;
         let split_seed = definition.split_seed.unwrap_or(0);
         let mut rows = Vec::new();
         for (own, source) in &sources {
-            let read = read_rows(definition, &form, source).with_context(|| format!("{}", source.path.display()))?;
-            rows.extend(read.into_iter().map(|row| {
+            let place = || source.path.display().to_string();
+            for row in read_rows(definition, &form, source).with_context(place)? {
+                refuse_mixture(&row, rows.first()).with_context(place)?;
                 let split = own.unwrap_or_else(|| split_of(definition, &row, split_seed));
-                (split, row)
-            }));
+                rows.push((split, row));
+            }
         }
-        refuse_mixture(&rows).with_context(place)?;
         let choices = rows.first().is_some_and(|(_, row)| row.choices().is_some());
         Ok(Task {
+            name: name.into(),
             description: definition.description.clone(),
             path: path.into(),
             split_seed,
-            metrics: metrics(definition, choices).with_context(place)?,
-            generation: generation(definition).with_context(place)?,
+            metrics: metrics(definition, choices)?,
+            generation: generation(definition)?,
             sha256: sha256(definition, &sources),
             rows,
-            name,
         })
     }
 }
@@ -222,18 +263,14 @@ fn sha256(definition: &Definition, sources: &[(Option<Split>, Source)]) -> Strin
 }
 
 /// Metrics hold for a whole task, so its rows must be of one kind.
-fn refuse_mixture(rows: &[(Split, Row)]) -> Result<()> {
-    let is_choice = |row: &Row| matches!(row.answer, Answer::Choices { .. });
-    let Some((_, first)) = rows.first() else { return Ok(()) };
-    match rows.iter().find(|(_, row)| is_choice(row) != is_choice(first)) {
-        None => Ok(()),
-        Some((_, odd)) => Err(anyhow!(
-            "row {} {} choices, and row {} {}; a task is all of one kind",
-            first.number,
-            if is_choice(first) { "has" } else { "has no" },
-            odd.number,
-            if is_choice(odd) { "has some" } else { "has none" },
-        )),
+fn refuse_mixture(row: &Row, first: Option<&(Split, Row)>) -> Result<()> {
+    match first {
+        Some((_, first)) if first.choices().is_some() != row.choices().is_some() => bail!(
+            "row {} {} choices, unlike the task's first; a task is all of one kind",
+            row.number,
+            if row.choices().is_some() { "has" } else { "has no" },
+        ),
+        _ => Ok(()),
     }
 }
 

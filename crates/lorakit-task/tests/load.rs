@@ -127,7 +127,7 @@ fn a_task_is_all_of_one_kind() {
     let rows = r#"[{"input": "a", "output": "b"}, {"input": "a", "choices": ["b"], "answer": 0}]"#;
     let folder = folder(&[("x.json", rows)]);
     let error = message(Task::load(&at(&folder, "x.json"), None));
-    assert!(error.contains("row 1 has no choices, and row 2 has some"), "{error}");
+    assert!(error.contains("x.json: row 2 has choices, unlike the task's first"), "{error}");
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn byte_level_tokens_spell_the_text_and_get_no_bos() {
 }
 
 #[test]
-fn choices_of_gpt2_are_single_tokens_where_they_are_words() {
+fn choices_after_a_plain_prompt_begin_with_its_newline() {
     let Some(folder) = shared("data/models/tokenizers/gpt2") else { return };
     let vocabulary = Vocabulary::open(&folder).unwrap();
     let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
@@ -150,7 +150,7 @@ fn choices_of_gpt2_are_single_tokens_where_they_are_words() {
     let task = Task::load(&file.path().display().to_string(), None).unwrap().remove(0);
     let row = task.rows(Split::All, None).unwrap()[0];
     let requests = choice_requests(row, &vocabulary, 1024).unwrap();
-    // transformers: tok("Question: is it?\nAnswer:"), tok("Question: is it?\nAnswer:\nno")
+    // The newline at the end of the plain prompt belongs to the continuation, as in lm-eval.
     let spelled: BTreeSet<String> =
         requests.iter().map(|request| vocabulary.decode(&request.continuation).unwrap()).collect();
     assert_eq!(spelled, BTreeSet::from(["\nno".to_string(), "\nyes".to_string()]));

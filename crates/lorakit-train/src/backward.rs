@@ -74,7 +74,13 @@ pub struct Batch<'a> {
 
 /// Adds the gradients of `sum of weights * nll` with respect to `variables` to `gradients`, and returns every
 /// target's negative log-likelihood.
-pub fn accumulate(base: &Base, batch: &Batch, activations: Activations, variables: &[Var], gradients: &mut Gradients) -> Result<Vec<f32>> {
+pub fn accumulate(
+    base: &Base,
+    batch: &Batch,
+    activations: Activations,
+    variables: &[Var],
+    gradients: &mut Gradients,
+) -> Result<Vec<f32>> {
     let plan = base.plan(batch.packed.rows());
     let embedded = base.embed(batch.packed.ids())?;
     // The embedding's output needs a gradient only where the embedding trains.
@@ -96,7 +102,8 @@ pub fn accumulate(base: &Base, batch: &Batch, activations: Activations, variable
     let weights = Tensor::from_slice(batch.weights, batch.weights.len(), h.device())?;
     let mut store = (&nll * weights)?.sum_all()?.backward()?;
     let losses = nll.detach().to_vec1()?;
-    let collect = |store: &mut GradStore, gradients: &mut Gradients| variables.iter().try_for_each(|v| gradients.add(v, store));
+    let collect =
+        |store: &mut GradStore, gradients: &mut Gradients| variables.iter().try_for_each(|v| gradients.add(v, store));
     collect(&mut store, gradients)?;
     let mut gradient = store.remove(last.as_tensor());
     for i in (0..base.layers()).rev() {

@@ -34,13 +34,29 @@ pub fn save(pass: &Pass, path: &Path) -> Result<()> {
 /// Sets a fresh pass to a saved state.
 pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).with_context(|| format!("{}: not a whole checkpoint; remove it to start the pass again", path.display()))?;
-    let state = metadata.metadata().as_ref().and_then(|m| m.get("state")).with_context(|| format!("{}: no checkpoint of lorakit", path.display()))?;
-    let state: State = serde_json::from_str(state).with_context(|| format!("{}: state of the checkpoint", path.display()))?;
-    ensure!(state.progress.len() == pass.progress().len(), "{}: a checkpoint of {} experts, not of {}", path.display(), state.progress.len(), pass.progress().len());
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes)
+        .with_context(|| format!("{}: not a whole checkpoint; remove it to start the pass again", path.display()))?;
+    let state = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get("state"))
+        .with_context(|| format!("{}: no checkpoint of lorakit", path.display()))?;
+    let state: State =
+        serde_json::from_str(state).with_context(|| format!("{}: state of the checkpoint", path.display()))?;
+    ensure!(
+        state.progress.len() == pass.progress().len(),
+        "{}: a checkpoint of {} experts, not of {}",
+        path.display(),
+        state.progress.len(),
+        pass.progress().len()
+    );
     let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
     for parameter in pass.parameters_mut() {
-        let mut take = |kind: &str| tensors.remove(&format!("{kind}.{}", parameter.name())).with_context(|| format!("{}: {kind} of {} is missing", path.display(), parameter.name()));
+        let mut take = |kind: &str| {
+            tensors
+                .remove(&format!("{kind}.{}", parameter.name()))
+                .with_context(|| format!("{}: {kind} of {} is missing", path.display(), parameter.name()))
+        };
         let (value, moments) = (take("value")?, take("moments")?);
         parameter.variable().set(&value.to_device(parameter.variable().device())?)?;
         parameter.set_moments(moments.to_device(parameter.variable().device())?)?;

@@ -45,7 +45,13 @@ pub fn initial_a(seed: u64, module: &str, rank: usize, input: usize) -> Vec<f32>
 impl LoraStack {
     /// Adapters for as many experts as there are `starts`: from the given adapter where there is one, else from the
     /// library's common A with B zero.
-    pub fn new(sites: &[Site], device: &Device, starts: &[Option<Adapter>], settings: &Settings, seed: u64) -> Result<Self> {
+    pub fn new(
+        sites: &[Site],
+        device: &Device,
+        starts: &[Option<Adapter>],
+        settings: &Settings,
+        seed: u64,
+    ) -> Result<Self> {
         let targets = settings.targets()?;
         let mut stacks = Vec::new();
         for site in sites {
@@ -55,7 +61,11 @@ impl LoraStack {
                     adapted.push((projection.module.clone(), columns));
                 }
             }
-            let stack = if adapted.is_empty() { None } else { Some(SiteStack::new(site, adapted, device, starts, settings, seed)?) };
+            let stack = if adapted.is_empty() {
+                None
+            } else {
+                Some(SiteStack::new(site, adapted, device, starts, settings, seed)?)
+            };
             stacks.push(stack);
         }
         let modules = || sites.iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
@@ -91,7 +101,8 @@ impl LoraStack {
     pub fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
         let patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
             let Some(stack) = stack else { return Ok(None) };
-            let grouped = Grouped::new(stack.a.as_tensor().clone(), stack.b.as_tensor().clone(), stack.layouts.clone())?;
+            let grouped =
+                Grouped::new(stack.a.as_tensor().clone(), stack.b.as_tensor().clone(), stack.layouts.clone())?;
             Ok(Some(Arc::new(Trained { grouped, site, dropout: dropout.cloned() })))
         };
         Ok(Patches::new(self.sites.iter().enumerate().map(patch).collect::<Result<_>>()?))
@@ -118,7 +129,11 @@ impl LoraStack {
                 let mut next = || values.next().cloned().context("an expert's values end early");
                 let (a, b) = (next()?, next()?);
                 let input = stack.a.dim(1)?;
-                let pair = LowRank::new(Matrix::new(self.rank, input, a)?, Matrix::new(block.columns.len(), self.rank, b)?, self.scale)?;
+                let pair = LowRank::new(
+                    Matrix::new(self.rank, input, a)?,
+                    Matrix::new(block.columns.len(), self.rank, b)?,
+                    self.scale,
+                )?;
                 modules.insert(module.clone(), pair);
             }
         }
@@ -127,7 +142,14 @@ impl LoraStack {
 }
 
 impl SiteStack {
-    fn new(site: &Site, adapted: Vec<(String, Range<usize>)>, device: &Device, starts: &[Option<Adapter>], settings: &Settings, seed: u64) -> Result<Self> {
+    fn new(
+        site: &Site,
+        adapted: Vec<(String, Range<usize>)>,
+        device: &Device,
+        starts: &[Option<Adapter>],
+        settings: &Settings,
+        seed: u64,
+    ) -> Result<Self> {
         let tied = settings.tie_qkv && site.name == "qkv";
         let (rank, output) = (settings.rank, site.output());
         let shared = if tied { 1 } else { adapted.len() };
@@ -151,7 +173,11 @@ impl SiteStack {
                         None => a.extend(initial_a(seed, if tied { &adapted[0].0 } else { module }, rank, site.input)),
                     }
                 } else if let Some(pair) = given {
-                    ensure!(pair.a().values()[..] == a[first_a * site.input..], "module '{module}': tie_qkv is set, and its A differs from that of '{}'", adapted[0].0);
+                    ensure!(
+                        pair.a().values()[..] == a[first_a * site.input..],
+                        "module '{module}': tie_qkv is set, and its A differs from that of '{}'",
+                        adapted[0].0
+                    );
                 }
                 if let Some(pair) = given {
                     write_transposed(&pair.b().values(), &mut b, output, &block);
@@ -173,7 +199,12 @@ impl SiteStack {
 
 /// The pair of a module that training starts from, whose form the settings must agree with.
 fn given_pair<'a>(adapter: &'a Adapter, module: &str, settings: &Settings) -> Result<&'a LowRank> {
-    let pair = adapter.modules().get(module).with_context(|| format!("the adapter to start from has no module '{module}', which target_modules = '{}' asks for", settings.target_modules))?;
+    let pair = adapter.modules().get(module).with_context(|| {
+        format!(
+            "the adapter to start from has no module '{module}', which target_modules = '{}' asks for",
+            settings.target_modules
+        )
+    })?;
     ensure!(
         pair.rank() == settings.rank && (pair.scale() - settings.scale()).abs() < 1e-9,
         "module '{module}' of the adapter to start from has rank {} and scale {}; the settings have rank {} and alpha {}, which is scale {}",

@@ -61,7 +61,13 @@ impl Parameter {
 
     /// Puts saved moments in the place of the present ones.
     pub fn set_moments(&mut self, moments: Tensor) -> Result<()> {
-        ensure!(moments.shape() == self.moments.shape(), "moments of {} have shape {:?}, expected {:?}", self.name, moments.shape(), self.moments.shape());
+        ensure!(
+            moments.shape() == self.moments.shape(),
+            "moments of {} have shape {:?}, expected {:?}",
+            self.name,
+            moments.shape(),
+            self.moments.shape()
+        );
         self.moments = moments;
         Ok(())
     }
@@ -73,7 +79,8 @@ impl Parameter {
             for (expert, rows) in &self.segments {
                 let part = &values[rows.start * self.columns..rows.end * self.columns];
                 // Fixed chunks, folded in order: the sum does not depend on the number of threads.
-                let sums: Vec<f64> = part.par_chunks(1 << 14).map(|c| c.iter().map(|&g| f64::from(g) * f64::from(g)).sum()).collect();
+                let sums: Vec<f64> =
+                    part.par_chunks(1 << 14).map(|c| c.iter().map(|&g| f64::from(g) * f64::from(g)).sum()).collect();
                 squares[*expert] += sums.iter().sum::<f64>();
             }
         })?;
@@ -85,7 +92,11 @@ impl Parameter {
     /// `m = β1 m + (1 - β1) g`, `v = β2 v + (1 - β2) g²`,
     /// `p = p (1 - lr λ) - lr (m / (1 - β1ᵗ)) / (sqrt(v / (1 - β2ᵗ)) + ε)`.
     pub fn step(&self, gradient: &Tensor, updates: &[Option<Update>]) -> Result<()> {
-        let parts = || self.segments.iter().filter_map(|(e, rows)| Some((rows.start * self.columns..rows.end * self.columns, updates[*e]?)));
+        let parts = || {
+            self.segments
+                .iter()
+                .filter_map(|(e, rows)| Some((rows.start * self.columns..rows.end * self.columns, updates[*e]?)))
+        };
         let parts: Vec<(Range<usize>, Update)> = parts().collect();
         self.moments.inplace_op2(&gradient.contiguous()?, &Moments { parts: &parts })?;
         self.variable.as_tensor().inplace_op2(&self.moments, &Apply { parts: &parts })?;
@@ -115,7 +126,10 @@ impl InplaceOp2 for Moments<'_> {
         for (part, update) in self.parts {
             let clip = update.clip as f32;
             let (b1, b2) = (BETA1 as f32, BETA2 as f32);
-            let slices = m[part.clone()].par_chunks_mut(CHUNK).zip(v[part.clone()].par_chunks_mut(CHUNK)).zip(g[part.clone()].par_chunks(CHUNK));
+            let slices = m[part.clone()]
+                .par_chunks_mut(CHUNK)
+                .zip(v[part.clone()].par_chunks_mut(CHUNK))
+                .zip(g[part.clone()].par_chunks(CHUNK));
             slices.for_each(|((m, v), g)| {
                 for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
                     let g = g * clip;
@@ -146,7 +160,10 @@ impl InplaceOp2 for Apply<'_> {
             let step = (update.rate / (1.0 - BETA1.powi(t))) as f32;
             let root = (1.0 / (1.0 - BETA2.powi(t)).sqrt()) as f32;
             let keep = (1.0 - update.rate * update.weight_decay) as f32;
-            let slices = p[part.clone()].par_chunks_mut(CHUNK).zip(m[part.clone()].par_chunks(CHUNK)).zip(v[part.clone()].par_chunks(CHUNK));
+            let slices = p[part.clone()]
+                .par_chunks_mut(CHUNK)
+                .zip(m[part.clone()].par_chunks(CHUNK))
+                .zip(v[part.clone()].par_chunks(CHUNK));
             slices.for_each(|((p, m), v)| {
                 for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
                     *p = *p * keep - step * m / (v.sqrt() * root + EPSILON as f32);

@@ -7,7 +7,7 @@ use crate::lora::LoraStack;
 use crate::parameter::{Parameter, Update};
 use crate::schedule::Schedule;
 use crate::settings::{LossReduction, Settings};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
 use lorakit_adapter::{Adapter, Patches};
 use lorakit_model::{Base, Packed};
@@ -22,12 +22,36 @@ pub struct Pass<'a> {
     seed: u64,
     /// Tokens that are packed into one forward.
     batch_tokens: usize,
-    stack: LoraStack,
+    trained: Trained,
     parameters: Vec<Parameter>,
     variables: Vec<Var>,
     step: usize,
     progress: Vec<Progress>,
     best: Vec<Option<Vec<Vec<f32>>>>,
+}
+
+/// What a pass trains.
+enum Trained {
+    /// Adapters in the slots of a frozen base.
+    Adapters(LoraStack),
+    /// The base's own weights, by one "expert" (the paper's FullFT).
+    Weights(Vec<Var>),
+}
+
+impl Trained {
+    fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
+        match self {
+            Self::Adapters(stack) => stack.patches(dropout),
+            Self::Weights(_) => Ok(Patches::none()),
+        }
+    }
+
+    fn values(&self, expert: usize) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Adapters(stack) => stack.values(expert),
+            Self::Weights(weights) => weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect(),
+        }
+    }
 }
 
 /// How far one expert is.
@@ -70,24 +94,60 @@ struct Taken<'a> {
 
 impl<'a> Pass<'a> {
     /// Experts that all start at step zero.
-    pub fn new(base: &'a Base, jobs: &'a [Job], settings: &'a Settings, seed: u64, batch_tokens: usize) -> Result<Self> {
+    pub fn new(
+        base: &'a Base,
+        jobs: &'a [Job],
+        settings: &'a Settings,
+        seed: u64,
+        batch_tokens: usize,
+    ) -> Result<Self> {
         let starts: Vec<Option<Adapter>> = jobs.iter().map(|job| job.start.clone()).collect();
         let stack = LoraStack::new(base.sites(), base.device(), &starts, settings, seed)?;
         let parameters = stack.parameters()?;
-        let variables = parameters.iter().map(|p| p.variable().clone()).collect();
-        Ok(Self {
+        Ok(Self::of(base, jobs, settings, seed, batch_tokens, Trained::Adapters(stack), parameters))
+    }
+
+    /// The same fit with all weights of a base that was opened to be trained (the paper's FullFT).
+    pub fn full(base: &'a Base, job: &'a Job, settings: &'a Settings, seed: u64, batch_tokens: usize) -> Result<Self> {
+        ensure!(!base.variables().is_empty(), "the base was not opened to be trained");
+        let mut parameters = Vec::new();
+        for (name, variable) in base.variables() {
+            parameters.push(Parameter::new(name.clone(), variable.clone(), vec![(0, 0..variable.dim(0)?)])?);
+        }
+        let weights = base.variables().iter().map(|(_, v)| v.clone()).collect();
+        Ok(Self::of(
+            base,
+            std::slice::from_ref(job),
+            settings,
+            seed,
+            batch_tokens,
+            Trained::Weights(weights),
+            parameters,
+        ))
+    }
+
+    fn of(
+        base: &'a Base,
+        jobs: &'a [Job],
+        settings: &'a Settings,
+        seed: u64,
+        batch_tokens: usize,
+        trained: Trained,
+        parameters: Vec<Parameter>,
+    ) -> Self {
+        Self {
             base,
             jobs,
             settings,
             seed,
             batch_tokens,
-            stack,
+            trained,
+            variables: parameters.iter().map(|p| p.variable().clone()).collect(),
             parameters,
-            variables,
             step: 0,
             progress: vec![Progress::default(); jobs.len()],
             best: vec![None; jobs.len()],
-        })
+        }
     }
 
     /// Steps done.
@@ -139,7 +199,7 @@ impl<'a> Pass<'a> {
         let mut tokens = 0;
         for batch in self.batches(&taken) {
             let (packed, dropout) = self.pack(&taken[batch.clone()]);
-            let patches = self.stack.patches(dropout.as_ref())?;
+            let patches = self.trained.patches(dropout.as_ref())?;
             let weights: Vec<f32> = packed.targets().iter().map(|t| weights[batch.start + t.row as usize]).collect();
             let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
             let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
@@ -212,7 +272,9 @@ impl<'a> Pass<'a> {
     fn update(&mut self, active: &[usize], gradients: &Gradients, sums: &[f64]) -> Result<()> {
         let mut squares = vec![0.0; self.jobs.len()];
         for parameter in &self.parameters {
-            let gradient = gradients.of(parameter.variable()).with_context(|| format!("no gradient reached {}", parameter.name()))?;
+            let gradient = gradients
+                .of(parameter.variable())
+                .with_context(|| format!("no gradient reached {}", parameter.name()))?;
             parameter.add_squares(gradient, &mut squares)?;
         }
         let mut updates = vec![None; self.jobs.len()];
@@ -220,12 +282,19 @@ impl<'a> Pass<'a> {
             let (loss, norm) = (sums[expert], squares[expert].sqrt());
             let progress = &mut self.progress[expert];
             if !loss.is_finite() || !norm.is_finite() {
-                progress.failure = Some(format!("at update {} its loss was {loss} and its gradient's norm {norm}; try a lower learning_rate", self.step + 1));
+                progress.failure = Some(format!(
+                    "at update {} its loss was {loss} and its gradient's norm {norm}; try a lower learning_rate",
+                    self.step + 1
+                ));
                 continue;
             }
             progress.losses.push(loss as f32);
             progress.norms.push(norm as f32);
-            let schedule = Schedule::new(self.settings.lr_scheduler, self.settings.warmup_ratio, self.jobs[expert].steps(self.settings));
+            let schedule = Schedule::new(
+                self.settings.lr_scheduler,
+                self.settings.warmup_ratio,
+                self.jobs[expert].steps(self.settings),
+            );
             let limit = self.settings.max_grad_norm;
             updates[expert] = Some(Update {
                 rate: self.settings.learning_rate * schedule.share(self.step),
@@ -254,22 +323,26 @@ impl<'a> Pass<'a> {
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        let patches = self.stack.patches(None)?;
+        let patches = self.trained.patches(None)?;
         let rows: Vec<_> = due.iter().flat_map(|&e| self.jobs[e].validation.iter().map(move |row| (e, row))).collect();
         let losses = row_losses(self.base, &patches, &rows, self.batch_tokens)?;
         let mut validated = Vec::new();
         for expert in due {
-            let own: Vec<f64> = rows.iter().zip(&losses).filter(|((e, _), _)| *e == expert).map(|(_, &loss)| loss).collect();
+            let own: Vec<f64> =
+                rows.iter().zip(&losses).filter(|((e, _), _)| *e == expert).map(|(_, &loss)| loss).collect();
             let loss = (own.iter().sum::<f64>() / own.len() as f64) as f32;
             let progress = &mut self.progress[expert];
             if !loss.is_finite() {
-                progress.failure = Some(format!("after update {} its validation loss was {loss}; try a lower learning_rate", self.step));
+                progress.failure = Some(format!(
+                    "after update {} its validation loss was {loss}; try a lower learning_rate",
+                    self.step
+                ));
                 continue;
             }
             progress.validation.push((self.step, loss));
             if progress.best.is_none_or(|(_, best)| loss < best) {
                 progress.best = Some((self.step, loss));
-                self.best[expert] = Some(self.stack.values(expert)?);
+                self.best[expert] = Some(self.trained.values(expert)?);
             }
             validated.push((expert, loss));
         }
@@ -281,10 +354,20 @@ impl<'a> Pass<'a> {
         if let Some(failure) = &self.progress[expert].failure {
             bail!("expert '{}' failed: {failure}", self.jobs[expert].name);
         }
+        let Trained::Adapters(stack) = &self.trained else { bail!("the base's own weights were trained, no adapter") };
         match &self.best[expert] {
-            Some(values) => self.stack.adapter(expert, values),
-            None => self.stack.adapter(expert, &self.stack.values(expert)?),
+            Some(values) => stack.adapter(expert, values),
+            None => stack.adapter(expert, &stack.values(expert)?),
         }
+    }
+
+    /// Sets the base's own weights, where those were trained, to those of the best validation.
+    pub fn keep_best_weights(&self) -> Result<()> {
+        let (Trained::Weights(weights), Some(best)) = (&self.trained, &self.best[0]) else { return Ok(()) };
+        for (weight, values) in weights.iter().zip(best) {
+            weight.set(&candle_core::Tensor::from_slice(values, weight.shape(), weight.device())?)?;
+        }
+        Ok(())
     }
 }
 
@@ -306,7 +389,12 @@ pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<
 }
 
 /// The mean negative log-likelihood per target token of each row, under the expert named with it.
-pub fn row_losses(base: &Base, patches: &Patches, rows: &[(usize, &lorakit_task::Example)], batch_tokens: usize) -> Result<Vec<f64>> {
+pub fn row_losses(
+    base: &Base,
+    patches: &Patches,
+    rows: &[(usize, &lorakit_task::Example)],
+    batch_tokens: usize,
+) -> Result<Vec<f64>> {
     let mut losses = Vec::with_capacity(rows.len());
     for range in ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), batch_tokens) {
         let mut packed = Packed::default();

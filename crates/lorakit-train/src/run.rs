@@ -111,7 +111,8 @@ pub fn train_experts(
     for job in &jobs {
         ensure!(!job.train.is_empty(), "expert '{}': its tasks have no rows to train on", job.name);
     }
-    let identity = jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
+    let identity =
+        jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
     let (kept, jobs) = finished(library, jobs, &identity, options.restart)?;
     let mut summary = Summary { kept, ..Summary::default() };
     if jobs.is_empty() {
@@ -120,7 +121,8 @@ pub fn train_experts(
     }
     let run = Run::open(base, library, jobs, settings, options)?;
     summary.folder = run.folder.clone();
-    let estimate = memory::estimate(base, &run.jobs, run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1), settings)?;
+    let estimate =
+        memory::estimate(base, &run.jobs, run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1), settings)?;
     memory::ensure_fits(&estimate)?;
     watch(Event::Planned { passes: &run.manifest.passes, kept: &summary.kept, estimate });
     for index in 0..run.manifest.passes.len() {
@@ -182,7 +184,10 @@ fn finished(library: &Library, jobs: Vec<Job>, identities: &[Value], restart: bo
             bail!(
                 "expert '{}' is in the library, {}; --restart would train it anew",
                 job.name,
-                record.map_or("without a record of its training".to_string(), |record| differences(&record.settings, identity))
+                record.map_or("without a record of its training".to_string(), |record| differences(
+                    &record.settings,
+                    identity
+                ))
             );
         }
     }
@@ -219,8 +224,15 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Opens the run's folder, or makes it and decides how experts share passes.
-    fn open(base: &'a Base, library: &'a Library, jobs: Vec<Job>, settings: &'a Settings, options: &Options) -> Result<Self> {
-        let identities = jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
+    fn open(
+        base: &'a Base,
+        library: &'a Library,
+        jobs: Vec<Job>,
+        settings: &'a Settings,
+        options: &Options,
+    ) -> Result<Self> {
+        let identities =
+            jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
         let id = &hash(&Value::Array(identities.clone()))[..12];
         let folder = library.root().join("runs").join(id);
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
@@ -253,7 +265,8 @@ impl<'a> Run<'a> {
     /// Trains one pass to its end, or to where it is stopped.
     fn pass(&self, index: usize, options: &Options, watch: &mut dyn FnMut(Event), summary: &mut Summary) -> Result<()> {
         let names = &self.manifest.passes[index];
-        let jobs: Vec<Job> = names.iter().filter_map(|name| self.jobs.iter().find(|job| job.name == *name).cloned()).collect();
+        let jobs: Vec<Job> =
+            names.iter().filter_map(|name| self.jobs.iter().find(|job| job.name == *name).cloned()).collect();
         let mut pass = Pass::new(self.base, &jobs, self.settings, options.seed, self.manifest.batch_tokens)?;
         let path = self.checkpoint(index);
         if path.exists() {
@@ -283,7 +296,15 @@ impl<'a> Run<'a> {
     }
 
     /// Puts experts that are at their end into the library.
-    fn keep_ended(&self, pass: &Pass, jobs: &[Job], ended: Vec<usize>, options: &Options, watch: &mut dyn FnMut(Event), summary: &mut Summary) -> Result<()> {
+    fn keep_ended(
+        &self,
+        pass: &Pass,
+        jobs: &[Job],
+        ended: Vec<usize>,
+        options: &Options,
+        watch: &mut dyn FnMut(Event),
+        summary: &mut Summary,
+    ) -> Result<()> {
         for expert in ended {
             let (job, progress) = (&jobs[expert], &pass.progress()[expert]);
             if let Some(why) = &progress.failure {
@@ -331,7 +352,11 @@ struct Log {
 impl Log {
     fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("log.jsonl");
-        let file = OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("{}: cannot be written", path.display()))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("{}: cannot be written", path.display()))?;
         Ok(Self { file, path })
     }
 
@@ -340,9 +365,12 @@ impl Log {
             .iter()
             .zip(&step.losses)
             .enumerate()
-            .filter_map(|(e, (name, loss))| Some((name.clone(), json!({ "loss": (*loss)?, "grad_norm": state.progress()[e].norms.last() }))))
+            .filter_map(|(e, (name, loss))| {
+                Some((name.clone(), json!({ "loss": (*loss)?, "grad_norm": state.progress()[e].norms.last() })))
+            })
             .collect();
-        let validated: serde_json::Map<String, Value> = step.validated.iter().map(|&(e, loss)| (experts[e].clone(), json!(loss))).collect();
+        let validated: serde_json::Map<String, Value> =
+            step.validated.iter().map(|&(e, loss)| (experts[e].clone(), json!(loss))).collect();
         let mut line = json!({ "pass": pass, "step": step.step, "tokens": step.tokens, "train": losses });
         if !validated.is_empty() {
             line["validation"] = Value::Object(validated);

@@ -101,7 +101,8 @@ const PRACTICAL: [&str; 3] = ["experts_per_pass", "save_steps", "gradient_checkp
 impl Settings {
     /// Reads a TOML file's text over the defaults; `file` is named in errors.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let settings: Self = toml::from_str(text).with_context(|| format!("{file}: settings; known are {}", Self::names()))?;
+        let settings: Self =
+            toml::from_str(text).with_context(|| format!("{file}: settings; known are {}", Self::names()))?;
         settings.validated().with_context(|| file.to_string())
     }
 
@@ -117,7 +118,9 @@ impl Settings {
         let mut all = serde_json::to_value(&*self)?;
         let object = all.as_object_mut().context("settings are an object")?;
         let mut value = serde_json::to_value(&as_written["x"])?;
-        if key == "target_modules" && let Some(list) = value.as_array() {
+        if key == "target_modules"
+            && let Some(list) = value.as_array()
+        {
             value = Value::String(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
         }
         let canonical = canonical_name(key);
@@ -126,7 +129,9 @@ impl Settings {
         }
         // Whole numbers serve where a number with a fraction is expected.
         object.insert(canonical.to_string(), value);
-        *self = serde_json::from_value::<Self>(all).map_err(|error| anyhow::anyhow!("setting '{assignment}': {error}"))?.validated()?;
+        *self = serde_json::from_value::<Self>(all)
+            .map_err(|error| anyhow::anyhow!("setting '{assignment}': {error}"))?
+            .validated()?;
         Ok(())
     }
 
@@ -137,15 +142,28 @@ impl Settings {
     }
 
     fn validated(self) -> Result<Self> {
-        let positive = [("rank", self.rank), ("batch_size", self.batch_size), ("gradient_accumulation_steps", self.gradient_accumulation_steps), ("num_epochs", self.num_epochs)];
+        let positive = [
+            ("rank", self.rank),
+            ("batch_size", self.batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("num_epochs", self.num_epochs),
+        ];
         for (name, value) in positive {
             ensure!(value > 0, "setting {name} is 0; expected a whole number above zero");
         }
         ensure!(self.max_length > 1, "setting max_length is {}; expected at least 2", self.max_length);
         ensure!(self.max_steps != Some(0), "setting max_steps is 0; expected a whole number above zero");
         ensure!(self.experts_per_pass != Some(0), "setting experts_per_pass is 0; expected a whole number above zero");
-        ensure!((0.0..1.0).contains(&self.dropout), "setting dropout is {}; expected 0 or more and less than 1", self.dropout);
-        ensure!((0.0..=1.0).contains(&self.warmup_ratio), "setting warmup_ratio is {}; expected 0 to 1", self.warmup_ratio);
+        ensure!(
+            (0.0..1.0).contains(&self.dropout),
+            "setting dropout is {}; expected 0 or more and less than 1",
+            self.dropout
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.warmup_ratio),
+            "setting warmup_ratio is {}; expected 0 to 1",
+            self.warmup_ratio
+        );
         for (name, value) in [("alpha", self.alpha), ("learning_rate", self.learning_rate)] {
             ensure!(value.is_finite() && value > 0.0, "setting {name} is {value}; expected a number above zero");
         }
@@ -164,7 +182,9 @@ impl Settings {
     pub fn targets(&self) -> Result<Targets> {
         match self.target_modules.as_str() {
             "attention" => Ok(Targets::list(["q_proj", "k_proj", "v_proj", "o_proj", "dense"])),
-            text if text.contains(['*', '(', '[', '\\', '+', '?', '|', '^', '$']) || text == "all-linear" => Targets::string(text),
+            text if text.contains(['*', '(', '[', '\\', '+', '?', '|', '^', '$']) || text == "all-linear" => {
+                Targets::string(text)
+            }
             list => Ok(Targets::list(list.split(',').map(|name| name.trim().to_string()))),
         }
     }

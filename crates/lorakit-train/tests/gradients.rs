@@ -62,7 +62,13 @@ fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64
 }
 
 /// Compares the gradient of each variable with the difference quotient along it.
-fn assert_gradients(base: &Base, variables: &[(String, Var)], patches: &dyn Fn() -> Patches, activations: Activations, label: &str) {
+fn assert_gradients(
+    base: &Base,
+    variables: &[(String, Var)],
+    patches: &dyn Fn() -> Patches,
+    activations: Activations,
+    label: &str,
+) {
     let (packed, weights) = packed();
     let mut gradients = Gradients::default();
     let plain: Vec<Var> = variables.iter().map(|(_, v)| v.clone()).collect();
@@ -100,7 +106,8 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
             };
             let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
             let parameters = stack.parameters().unwrap();
-            let variables: Vec<(String, Var)> = parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
+            let variables: Vec<(String, Var)> =
+                parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
             for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B") && tie) {
                 // B starts at zero, where A has no gradient; the tied form takes no adapters with own A's.
                 let mut stream = Key::new(3, name).stream();
@@ -118,13 +125,16 @@ fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
     for name in BASES {
         let Some(base) = base(name, true) else { return };
         // A key's bias adds the same to all scores of a query: softmax does not see it, and its gradient is zero.
-        let variables: Vec<_> = base.variables().iter().filter(|(name, _)| !name.ends_with("k_proj.bias")).cloned().collect();
+        let variables: Vec<_> =
+            base.variables().iter().filter(|(name, _)| !name.ends_with("k_proj.bias")).cloned().collect();
         assert_gradients(&base, &variables, &Patches::none, Activations::Kept, name);
     }
 }
 
 fn job(name: &str, seed: u64) -> Job {
-    let rows = |from: u64, n: u64| (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect();
+    let rows = |from: u64, n: u64| {
+        (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect()
+    };
     Job { name: name.into(), tasks: Vec::new(), train: rows(0, 40), validation: rows(100, 8), start: None }
 }
 
@@ -139,7 +149,9 @@ fn trained(base: &Base, jobs: &[Job], settings: &Settings, batch_tokens: usize) 
 fn largest_difference(a: &Adapter, b: &Adapter) -> f32 {
     assert_eq!(a.modules().keys().collect::<Vec<_>>(), b.modules().keys().collect::<Vec<_>>());
     let pairs = a.modules().values().zip(b.modules().values());
-    let difference = |x: &Matrix, y: &Matrix| x.values().iter().zip(y.values().iter()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    let difference = |x: &Matrix, y: &Matrix| {
+        x.values().iter().zip(y.values().iter()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    };
     pairs.map(|(x, y)| difference(x.a(), y.a()).max(difference(x.b(), y.b()))).fold(0.0, f32::max)
 }
 
@@ -147,7 +159,9 @@ fn largest_difference(a: &Adapter, b: &Adapter) -> f32 {
 fn an_expert_ends_the_same_alone_and_in_company() {
     for name in ["mistral", "phi"] {
         let Some(base) = base(name, false) else { return };
-        let settings = settings("max_steps = 8\nlearning_rate = 5e-3\ndropout = 0.1\nbatch_size = 4\ngradient_accumulation_steps = 2\nwarmup_ratio = 0.1\neval_steps = 4");
+        let settings = settings(
+            "max_steps = 8\nlearning_rate = 5e-3\ndropout = 0.1\nbatch_size = 4\ngradient_accumulation_steps = 2\nwarmup_ratio = 0.1\neval_steps = 4",
+        );
         let jobs = [job("one", 1), job("two", 2), job("three", 3)];
         let together = trained(&base, &jobs, &settings, 100);
         for (job, together) in jobs.iter().zip(&together) {
@@ -169,6 +183,7 @@ fn recomputed_activations_give_the_same_experts() {
     let kept = settings("max_steps = 4\nlearning_rate = 5e-3\nbatch_size = 4");
     let recomputed = Settings { gradient_checkpointing: true, ..kept.clone() };
     let jobs = [job("one", 1)];
-    let difference = largest_difference(&trained(&base, &jobs, &kept, 500)[0], &trained(&base, &jobs, &recomputed, 500)[0]);
+    let difference =
+        largest_difference(&trained(&base, &jobs, &kept, 500)[0], &trained(&base, &jobs, &recomputed, 500)[0]);
     assert_eq!(difference, 0.0);
 }

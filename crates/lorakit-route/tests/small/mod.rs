@@ -26,12 +26,16 @@ pub fn random(seed: u64, rank: usize, input: usize, output: usize, scale: f64) -
 }
 
 pub fn expert<'a>(name: &str, modules: impl IntoIterator<Item = (&'a str, LowRank)>) -> Expert {
-    Expert::new(name, Adapter::new(modules.into_iter().map(|(module, low_rank)| (module.to_string(), low_rank)).collect()))
+    Expert::new(
+        name,
+        Adapter::new(modules.into_iter().map(|(module, low_rank)| (module.to_string(), low_rank)).collect()),
+    )
 }
 
 /// A site of one layer with projections of the given names and widths.
 pub fn site(input: usize, projections: &[(&str, usize)]) -> Site {
-    let projections = projections.iter().map(|(module, width)| Projection { module: module.to_string(), width: *width }).collect();
+    let projections =
+        projections.iter().map(|(module, width)| Projection { module: module.to_string(), width: *width }).collect();
     Site { layer: 0, name: "qkv", input, projections }
 }
 

@@ -1,0 +1,66 @@
+//! How much of each expert goes into a merge.
+
+use super::error::{MergeError, Result};
+use crate::experts::Expert;
+use std::collections::BTreeMap;
+
+/// A weight per expert, in the experts' order, and where a module has weights of its own, those.
+///
+/// Weights may be negative and need not sum to one. CAT (<https://arxiv.org/abs/2410.13025>) learns one per adapter
+/// and layer, which is what weights per module are for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coefficients {
+    weights: Vec<f64>,
+    modules: BTreeMap<String, Vec<f64>>,
+}
+
+impl Coefficients {
+    /// The same weights in every module.
+    pub fn new(weights: Vec<f64>) -> Self {
+        Self { weights, modules: BTreeMap::new() }
+    }
+
+    /// The mean: `1/n` for each of `experts`.
+    pub fn uniform(experts: usize) -> Self {
+        Self::new(vec![1.0 / experts.max(1) as f64; experts])
+    }
+
+    /// One for each of `experts`.
+    pub fn ones(experts: usize) -> Self {
+        Self::new(vec![1.0; experts])
+    }
+
+    /// Other weights in the module of that path.
+    pub fn with_module(mut self, module: impl Into<String>, weights: Vec<f64>) -> Self {
+        self.modules.insert(module.into(), weights);
+        self
+    }
+
+    /// The weights in a module, in the experts' order.
+    pub fn at(&self, module: &str) -> &[f64] {
+        self.modules.get(module).unwrap_or(&self.weights)
+    }
+
+    /// That there is one finite weight for each expert, and that weights of a module are those of one that there is.
+    pub(super) fn check(&self, experts: &[Expert]) -> Result<()> {
+        check_one("", &self.weights, experts)?;
+        for (module, weights) in &self.modules {
+            if !experts.iter().any(|expert| expert.adapter.modules().contains_key(module)) {
+                return Err(MergeError::UnknownModule(module.clone()));
+            }
+            check_one(&format!(" for {module}"), weights, experts)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_one(module: &str, weights: &[f64], experts: &[Expert]) -> Result<()> {
+    if weights.len() != experts.len() {
+        let module = module.to_owned();
+        return Err(MergeError::Count { weights: weights.len(), experts: experts.len(), module });
+    }
+    match weights.iter().zip(experts).find(|(weight, _)| !weight.is_finite()) {
+        Some((weight, expert)) => Err(MergeError::Weight { expert: expert.name.clone(), weight: *weight }),
+        None => Ok(()),
+    }
+}

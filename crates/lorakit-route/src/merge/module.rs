@@ -1,0 +1,165 @@
+//! One module at a time: what each expert has there, and what becomes of it.
+
+use super::coefficients::Coefficients;
+use super::error::{MergeError, Result};
+use super::merged::{Kept, Merged, ModuleReport};
+use crate::experts::Expert;
+use lorakit_adapter::{Adapter, Facts, LowRank, Matrix};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+
+/// The bytes that dense deltas may take at once. A module that needs more is merged alone.
+const DENSE_BYTES: usize = 1 << 30;
+
+/// A module, with what those experts that change it have for it.
+pub(super) struct Module<'a> {
+    pub path: &'a str,
+    pub input: usize,
+    pub output: usize,
+    /// The experts that have the module, in the order in which they were given. One that lacks it counts as zero.
+    pub parts: Vec<Part<'a>>,
+    /// The sum of all experts' weights, those that lack the module included.
+    pub total_weight: f64,
+}
+
+/// One expert's share in a module.
+pub(super) struct Part<'a> {
+    pub expert: usize,
+    pub name: &'a str,
+    pub weight: f64,
+    pub update: &'a LowRank,
+}
+
+/// The update that a merge made of a module, and how much of what it meant is in it.
+pub(super) struct Made {
+    pub update: LowRank,
+    pub kept: Kept,
+}
+
+/// What a merge holds in memory for a module.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Footprint {
+    /// Matrices of the experts' ranks.
+    LowRank,
+    /// Matrices as large as the module's weight.
+    Dense,
+}
+
+impl<'a> Module<'a> {
+    pub(super) fn of(path: &'a str, experts: &'a [Expert], coefficients: &Coefficients) -> Result<Self> {
+        let weights = coefficients.at(path);
+        let have = |(expert, (of, weight)): (usize, (&'a Expert, &f64))| {
+            let update = of.adapter.modules().get(path)?;
+            Some(Part { expert, name: &of.name, weight: *weight, update })
+        };
+        let parts: Vec<Part> = experts.iter().zip(weights).enumerate().filter_map(have).collect();
+        let shape = |part: &Part| (part.update.input(), part.update.output());
+        let Some((input, output)) = parts.first().map(shape) else { return Err(MergeError::NoModules) };
+        if let Some(other) = parts.iter().find(|part| shape(part) != (input, output)) {
+            return Err(MergeError::Widths {
+                module: path.to_owned(),
+                first: (parts[0].name.to_owned(), (input, output)),
+                second: (other.name.to_owned(), shape(other)),
+            });
+        }
+        Ok(Self { path, input, output, parts, total_weight: weights.iter().sum() })
+    }
+
+    /// The sum of the experts' ranks.
+    pub(super) fn rank_sum(&self) -> usize {
+        self.parts.iter().map(|part| part.update.rank()).sum()
+    }
+
+    /// The largest of the experts' ranks.
+    pub(super) fn largest_rank(&self) -> usize {
+        self.parts.iter().map(|part| part.update.rank()).max().unwrap_or(1)
+    }
+
+    /// The update `B A`, of row-major values.
+    pub(super) fn update(&self, rank: usize, a: Vec<f32>, b: Vec<f32>) -> Result<LowRank> {
+        let make = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);
+        make().map_err(|problem| MergeError::arithmetic(self.path, format!("{problem:#}")))
+    }
+
+    /// A module's error for what the linear algebra refuses.
+    pub(super) fn refuse(&self, problem: impl ToString) -> MergeError {
+        MergeError::arithmetic(self.path, problem)
+    }
+}
+
+/// Merges module by module, in parallel, and puts the results together.
+///
+/// A module is made by one thread, whichever it is, so that the result does not depend on how many there are.
+pub(super) fn each_module(
+    experts: &[Expert],
+    coefficients: &Coefficients,
+    footprint: Footprint,
+    make: impl Fn(&Module) -> Result<Made> + Sync,
+) -> Result<Merged> {
+    let facts = check(experts, coefficients)?;
+    let modules =
+        paths(experts).into_iter().map(|path| Module::of(path, experts, coefficients)).collect::<Result<Vec<_>>>()?;
+    let mut merged = Vec::with_capacity(modules.len());
+    for group in groups(&modules, footprint) {
+        let made: Result<Vec<Made>> = group.par_iter().map(&make).collect();
+        merged.extend(made?);
+    }
+    let report = modules.iter().zip(&merged).map(|(module, made)| ModuleReport {
+        module: module.path.to_owned(),
+        rank: made.update.rank(),
+        retained: made.kept.retained,
+        error: made.kept.error,
+    });
+    let report = report.collect();
+    let updates = modules.iter().zip(merged).map(|(module, made)| (module.path.to_owned(), made.update)).collect();
+    Ok(Merged { adapter: Adapter::new(updates).with_facts(facts), report })
+}
+
+/// All modules that any expert changes, sorted.
+pub(super) fn paths(experts: &[Expert]) -> BTreeSet<&str> {
+    experts.iter().flat_map(|expert| expert.adapter.modules().keys().map(String::as_str)).collect()
+}
+
+/// Runs of modules that are merged at once.
+fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [Module<'a>]> {
+    if footprint == Footprint::LowRank {
+        return vec![modules];
+    }
+    let mut groups = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, module) in modules.iter().enumerate() {
+        let needed = size_of::<f64>() * module.input * module.output;
+        if at > start && bytes + needed > DENSE_BYTES {
+            groups.push(&modules[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += needed;
+    }
+    groups.push(&modules[start..]);
+    groups
+}
+
+/// Refuses what no merge can mix; returns the facts of the result.
+fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<Facts> {
+    let Some(first) = experts.first() else { return Err(MergeError::NoExperts) };
+    let mut names = BTreeSet::new();
+    if let Some(twin) = experts.iter().find(|expert| !names.insert(&expert.name)) {
+        return Err(MergeError::SameName(twin.name.clone()));
+    }
+    coefficients.check(experts)?;
+    if paths(experts).is_empty() {
+        return Err(MergeError::NoModules);
+    }
+    let mut facts = first.adapter.facts().clone();
+    for other in &experts[1..] {
+        let theirs = other.adapter.facts();
+        if theirs.fan_in_fan_out != facts.fan_in_fan_out {
+            return Err(MergeError::Orientation(first.name.clone(), other.name.clone()));
+        }
+        // Advice that the experts do not share would be wrong for some of them.
+        if (&theirs.base_model, &theirs.revision) != (&facts.base_model, &facts.revision) {
+            (facts.base_model, facts.revision) = (None, None);
+        }
+    }
+    Ok(facts)
+}

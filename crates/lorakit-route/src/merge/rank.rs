@@ -1,0 +1,50 @@
+//! The rank of a result, as it is typed.
+
+use super::module::Module;
+use std::fmt;
+use std::str::FromStr;
+
+/// The setting `rank`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rank {
+    /// That of the expert with the largest rank, module by module, as PEFT has it.
+    Largest,
+    /// As many as the exact result needs.
+    Full,
+    /// At most this many.
+    Of(usize),
+}
+
+impl Rank {
+    /// The rank in a module whose result has no more than `most`.
+    pub(super) fn at(self, module: &Module, most: usize) -> usize {
+        match self {
+            Self::Largest => module.largest_rank().min(most),
+            Self::Full => most,
+            Self::Of(rank) => rank.min(most),
+        }
+    }
+}
+
+impl FromStr for Rank {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.parse()) {
+            ("largest", _) => Ok(Self::Largest),
+            ("full", _) => Ok(Self::Full),
+            (_, Ok(rank)) if rank > 0 => Ok(Self::Of(rank)),
+            _ => Err("a number from 1, largest or full"),
+        }
+    }
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Largest => f.write_str("largest"),
+            Self::Full => f.write_str("full"),
+            Self::Of(rank) => rank.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! WUDI (Cheng et al. 2025, <https://arxiv.org/abs/2503.08099>): the delta whose difference from each expert's delta
+//! is least visible to inputs like those that formed it, with the rows of the delta itself standing for those inputs.
+//!
+//! With `D_i = w_i s_i B_i A_i` and `c_i = |D_i|_F^2` it minimises `sum_i |(W - D_i) D_i'|_F^2 / c_i`. The authors take
+//! 300 steps of Adam; the minimum of least norm has a closed form, with `G_i = D_i' D_i`:
+//! `W = (sum_i D_i G_i / c_i) (sum_i G_i / c_i)^+`. All rows lie in the span of the stacked A's, so that in its
+//! orthonormal basis Q the matrices are as small as the sum of ranks, and the result is a LoRA of that rank at most.
+
+use super::error::Result;
+use super::module::{Made, Module};
+use super::rank::Rank;
+use super::svd::{Product, widened_a, widened_b};
+use crate::settings::Settings;
+use faer::{Mat, Side};
+use std::fmt;
+
+/// The merge `wudi`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wudi {
+    /// The rank of the result.
+    pub rank: Rank,
+    /// Input directions that the stacked, normalised deltas stretch by less than this share of their strongest are
+    /// left alone: they are rounding of the factors, and the inverse would blow them up.
+    pub tolerance: f64,
+}
+
+impl Default for Wudi {
+    fn default() -> Self {
+        Self { rank: Rank::Full, tolerance: 1e-6 }
+    }
+}
+
+impl fmt::Display for Wudi {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "rank={},tolerance={}", self.rank, self.tolerance)
+    }
+}
+
+impl Wudi {
+    pub(super) fn read(settings: &mut Settings) -> Self {
+        let default = Self::default();
+        let wudi = Self {
+            rank: settings.take("rank", default.rank),
+            tolerance: settings.take("tolerance", default.tolerance),
+        };
+        if !(0.0..1.0).contains(&wudi.tolerance) {
+            settings.refuse(format!("tolerance={} must lie from 0 to below 1", wudi.tolerance));
+        }
+        wudi
+    }
+
+    pub(super) fn merge(&self, module: &Module) -> Result<Made> {
+        let stacked = Product::sum(module, 1.0);
+        let basis = stacked.a.transpose().qr().compute_thin_Q();
+        let mut gram = Mat::<f64>::zeros(basis.ncols(), basis.ncols());
+        let mut a = Mat::<f64>::zeros(stacked.a.nrows(), basis.ncols());
+        let mut at = 0;
+        for part in &module.parts {
+            let rank = part.update.rank();
+            let b = widened_b(part.update, part.weight * part.update.scale());
+            let inner = widened_a(part.update) * &basis;
+            let own = inner.transpose() * (b.transpose() * &b) * &inner;
+            // The trace of the Gram matrix is the squared norm; a zero delta asks for nothing.
+            let squared_norm: f64 = (0..own.nrows()).map(|at| own[(at, at)]).sum();
+            if squared_norm > 0.0 {
+                let own = own * faer::Scale(1.0 / squared_norm);
+                a.subrows_mut(at, rank).copy_from(&inner * &own);
+                gram += own;
+            }
+            at += rank;
+        }
+        let a = a * self.pseudo_inverse(module, &gram)? * basis.transpose();
+        Product { b: stacked.b, a }.compressed(module, self.rank)
+    }
+
+    fn pseudo_inverse(&self, module: &Module, gram: &Mat<f64>) -> Result<Mat<f64>> {
+        let eigen = gram
+            .self_adjoint_eigen(Side::Lower)
+            .map_err(|_| module.refuse("the eigenvalues of the Gram matrix did not converge"))?;
+        let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
+        let largest = values.iter().fold(0f64, |largest, value| largest.max(*value));
+        // Eigenvalues are squares of singular values.
+        let least = largest * (self.tolerance * self.tolerance).max(f64::EPSILON * gram.nrows() as f64);
+        let inverses = values.iter().map(|value| if *value > least { 1.0 / value } else { 0.0 });
+        let inverses: Vec<f64> = inverses.collect();
+        let u = eigen.U();
+        Ok(Mat::from_fn(u.nrows(), u.ncols(), |row, column| u[(row, column)] * inverses[column]) * u.transpose())
+    }
+}

@@ -1,0 +1,339 @@
+//! What must hold of merges whatever the numbers are.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod small;
+
+use lorakit_adapter::LowRank;
+use lorakit_route::Expert;
+use lorakit_route::merge::{Coefficients, MERGES, Merge, Merged, Orientation, add_to_weight};
+use small::*;
+
+const SUMS: [&str; 5] =
+    ["cat", "svd:rank=full", "task_arithmetic", "knots:inner=task_arithmetic", "core_space:inner=task_arithmetic"];
+
+/// Merges that look at deltas alone, at a rank that cuts nothing off.
+const IN_DELTA_SPACE: [&str; 19] = [
+    "cat",
+    "svd:rank=2",
+    "task_arithmetic:scale=0.3",
+    "linear:convention=mergekit",
+    "ties:convention=mergekit,density=0.5,rank=full",
+    "ties_svd:rank=full",
+    "ties_svd:convention=paper,rank=full",
+    "ties_svd:sign=frequency,rank=full",
+    "dare_linear:convention=paper,density=0.5,rank=full",
+    "dare_linear_svd:rank=full",
+    "dare_ties:convention=mergekit,density=0.5,rank=full",
+    "dare_ties_svd:rank=full",
+    "magnitude_prune_svd:rank=full",
+    "breadcrumbs:density=0.5,gamma=0.1,rank=full",
+    "breadcrumbs_ties:density=0.5,gamma=0.1,rank=full",
+    "core_space",
+    "core_space:inner=dare_linear",
+    "knots",
+    "wudi",
+];
+
+fn merge(text: &str, experts: &[Expert], weights: &[f64]) -> Merged {
+    text.parse::<Merge>().unwrap().apply(experts, &Coefficients::new(weights.to_vec())).unwrap()
+}
+
+/// Experts of different ranks and scales; the second lacks a module, as the third lacks another.
+fn mixed() -> Vec<Expert> {
+    vec![
+        expert("one", [("q", random(1, 3, 9, 7, 2.0)), ("v", random(2, 3, 9, 4, 2.0))]),
+        expert("two", [("q", random(3, 2, 9, 7, 0.5))]),
+        expert("three", [("q", random(5, 1, 9, 7, -1.0)), ("o", random(6, 2, 7, 9, 1.5))]),
+    ]
+}
+
+/// `sum w D`, dense, of a module that the first has.
+fn dense_sum(experts: &[Expert], weights: &[f64], module: &str) -> Vec<f64> {
+    let mut sum = Vec::new();
+    for (expert, weight) in experts.iter().zip(weights) {
+        let Some(update) = expert.adapter.modules().get(module) else { continue };
+        sum.resize(update.input() * update.output(), 0.0);
+        sum.iter_mut().zip(update.delta()).for_each(|(sum, value)| *sum += weight * f64::from(value));
+    }
+    sum
+}
+
+#[track_caller]
+fn assert_delta(found: &LowRank, expected: &[f64], tolerance: f64, what: &str) {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let size = norm(&mut expected.iter().copied());
+    assert!(size > 0.0, "a comparison with zeros proves nothing");
+    let apart = norm(&mut found.delta().iter().zip(expected).map(|(a, b)| f64::from(*a) - b)) / size;
+    assert!(apart < tolerance, "{what}: {apart}");
+}
+
+#[test]
+fn sums_of_deltas_are_exact_whatever_ranks_scales_and_modules() {
+    let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
+    for text in SUMS {
+        let merged = merge(text, &experts, &weights);
+        assert_eq!(merged.adapter.modules().len(), 3);
+        for (module, update) in merged.adapter.modules() {
+            assert_delta(update, &dense_sum(&experts, &weights, module), 1e-6, &format!("{text}, {module}"));
+        }
+        assert!(merged.report.iter().all(|of| of.retained == 1.0 && of.error == 0.0), "{:?}", merged.report);
+    }
+    assert_eq!(merge("cat", &experts, &weights).report.iter().map(|of| of.rank).collect::<Vec<_>>(), [2, 6, 3]);
+}
+
+#[test]
+fn a_module_may_have_weights_of_its_own() {
+    let experts = mixed();
+    let coefficients = Coefficients::new(vec![1.0, 0.0, 0.0]).with_module("q", vec![0.5, 2.0, -1.0]);
+    let merged = Merge::Cat.apply(&experts, &coefficients).unwrap().adapter;
+    assert_delta(&merged.modules()["q"], &dense_sum(&experts, &[0.5, 2.0, -1.0], "q"), 1e-6, "q");
+    assert_delta(&merged.modules()["v"], &dense_sum(&experts, &[1.0, 0.0, 0.0], "v"), 1e-6, "v");
+}
+
+#[test]
+fn one_expert_at_weight_one_is_itself() {
+    let one = &mixed()[..1];
+    for text in IN_DELTA_SPACE.iter().filter(|text| !text.contains("density") && !text.contains("scale")).chain(&[
+        "linear",
+        "linear:convention=paper",
+        "ties:density=1",
+        "dare_ties:density=1",
+        "magnitude_prune:density=1",
+    ]) {
+        let whole = text.replace("rank=2", "rank=full");
+        let whole = match whole.as_str() {
+            text if text.contains("_svd") => format!("{text},density=1"),
+            "core_space" | "knots" => format!("{whole}:density=1"),
+            "core_space:inner=dare_linear" => format!("{whole},density=1"),
+            _ => whole,
+        };
+        let merged = merge(&whole, one, &[1.0]).adapter;
+        for (module, update) in merged.modules() {
+            assert_delta(update, &dense_sum(one, &[1.0], module), 1e-5, &format!("{whole}, {module}"));
+        }
+    }
+}
+
+#[test]
+fn a_weight_of_one_among_zeros_is_that_expert() {
+    let (experts, weights) = (mixed(), [1.0, 0.0, 0.0]);
+    for text in SUMS.iter().chain(&["wudi", "linear:convention=mergekit", "ties:convention=mergekit,rank=full"]) {
+        let merged = merge(text, &experts, &weights).adapter;
+        for module in ["q", "v"] {
+            assert_delta(&merged.modules()[module], &dense_sum(&experts, &weights, module), 1e-5, text);
+        }
+        // The module that only another expert changes is there, and zero.
+        assert_eq!(merged.modules()["o"].norm(), 0.0, "{text}");
+    }
+}
+
+/// The same deltas from other factors: `(B R^-1, R A)` with `R = [[2, 1, 0], [0, 1, 0], [1, 0, -4]]`.
+fn gauged(expert: &Expert) -> Expert {
+    let update = |update: &LowRank| {
+        let rank = update.rank();
+        // Elementary steps, each undone on the other side, are products with R and its inverse.
+        let (mut a, mut b) = (update.a().values().into_owned(), update.b().values().into_owned());
+        let input = update.input();
+        for (from, to, by) in [(0, 1, 0.75f32), (1, 2, -1.5), (2, 0, 0.5)] {
+            if from >= rank || to >= rank {
+                continue;
+            }
+            for column in 0..input {
+                a[to * input + column] += by * a[from * input + column];
+            }
+            for row in b.chunks_exact_mut(rank) {
+                row[from] -= by * row[to];
+            }
+        }
+        a.iter_mut().for_each(|value| *value *= 4.0);
+        b.iter_mut().for_each(|value| *value /= 4.0);
+        low_rank(rank, a, b, update.scale())
+    };
+    let modules = expert.adapter.modules().iter().map(|(module, of)| (module.as_str(), update(of)));
+    small::expert(&expert.name, modules)
+}
+
+#[test]
+fn merges_of_deltas_do_not_depend_on_how_they_are_factored() {
+    let (experts, weights) = (mixed(), [0.7, 0.9, 0.4]);
+    let turned: Vec<Expert> = experts.iter().map(gauged).collect();
+    for text in IN_DELTA_SPACE {
+        let (first, second) = (merge(text, &experts, &weights), merge(text, &turned, &weights));
+        for (module, update) in first.adapter.modules() {
+            let expected: Vec<f64> = update.delta().into_iter().map(f64::from).collect();
+            assert_delta(&second.adapter.modules()[module], &expected, 1e-5, &format!("{text}, {module}"));
+        }
+    }
+    // Those of factors do, which is why they are not the default.
+    let equal = [expert("one", [("q", random(1, 3, 9, 7, 2.0))]), expert("two", [("q", random(3, 3, 9, 7, 0.5))])];
+    let turned = [equal[0].clone(), gauged(&equal[1])];
+    for text in ["linear", "ties", "magnitude_prune"] {
+        let [first, second] = [&equal, &turned].map(|of| merge(text, of, &[1.0, 1.0]).adapter);
+        assert!(first.cosine(&second).unwrap() < 0.999, "{text}");
+    }
+}
+
+#[test]
+fn at_density_one_dare_is_task_arithmetic_and_ties_of_agreeing_signs_is_the_mean() {
+    let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
+    for text in ["dare_linear_svd:density=1,rank=full", "dare_linear:convention=mergekit,rank=full"] {
+        let merged = merge(text, &experts, &weights).adapter;
+        for (module, update) in merged.modules() {
+            assert_delta(update, &dense_sum(&experts, &weights, module), 1e-6, text);
+        }
+    }
+    let positive = |seed| {
+        let positive = |values: Vec<f32>| values.into_iter().map(|value| value.abs() + 0.1).collect();
+        low_rank(2, positive(values(seed, 18)), positive(values(seed + 1, 14)), 0.5)
+    };
+    let agreeing = [expert("one", [("q", positive(1))]), expert("two", [("q", positive(3))])];
+    for text in [
+        "ties_svd:density=1,rank=full",
+        "ties:convention=mergekit,rank=full",
+        "ties_svd:convention=paper,density=1,rank=full",
+    ] {
+        let merged = merge(text, &agreeing, &[1.0, 1.0]).adapter;
+        assert_delta(&merged.modules()["q"], &dense_sum(&agreeing, &[0.5, 0.5], "q"), 1e-6, text);
+    }
+}
+
+#[test]
+fn dare_draws_by_seed_and_name_and_not_by_order() {
+    let experts = mixed();
+    let dare = |seed: u64, experts: &[Expert]| {
+        merge(&format!("dare_linear_svd:density=0.4,rank=full,seed={seed}"), experts, &[1.0; 3]).adapter
+    };
+    let same = |a: &lorakit_adapter::Adapter, b: &lorakit_adapter::Adapter| a.cosine(b).unwrap() > 1.0 - 1e-9;
+    let reversed: Vec<Expert> = experts.iter().rev().cloned().collect();
+    assert!(same(&dare(1, &experts), &dare(1, &reversed)));
+    assert!(!same(&dare(1, &experts), &dare(2, &experts)));
+    assert_eq!(dare(1, &experts).modules(), dare(1, &experts).modules());
+}
+
+#[test]
+fn the_gradient_is_zero_where_wudi_ends() {
+    let experts = vec![
+        expert("one", [("q", random(1, 3, 9, 7, 2.0))]),
+        expert("two", [("q", random(3, 2, 9, 7, 0.5))]),
+        expert("three", [("q", random(5, 3, 9, 7, 1.0))]),
+    ];
+    let (input, output) = (9, 7);
+    let gradient = |w: &[f64]| {
+        let mut gradient = vec![0f64; output * input];
+        for expert in &experts {
+            let d: Vec<f64> = expert.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
+            let norm: f64 = d.iter().map(|value| value * value).sum();
+            for row in 0..output {
+                for column in 0..input {
+                    for k in 0..input {
+                        let gram: f64 = (0..output).map(|at| d[at * input + k] * d[at * input + column]).sum();
+                        gradient[row * input + column] += 2.0 * (w[row * input + k] - d[row * input + k]) * gram / norm;
+                    }
+                }
+            }
+        }
+        gradient.iter().map(|value| value * value).sum::<f64>().sqrt()
+    };
+    let merged = merge("wudi", &experts, &[1.0; 3]).adapter.modules()["q"].delta();
+    let merged: Vec<f64> = merged.into_iter().map(f64::from).collect();
+    let (before, after) = (gradient(&dense_sum(&experts, &[1.0; 3], "q")), gradient(&merged));
+    assert!(before > 0.1 && after < 1e-5 * before, "{before} {after}");
+}
+
+#[test]
+fn wudi_of_experts_whose_inputs_do_not_overlap_is_their_sum() {
+    let apart = |seed, from: usize| {
+        let mut a = vec![0f32; 2 * 9];
+        for (at, value) in values(seed, 8).into_iter().enumerate() {
+            a[(at / 4) * 9 + from + at % 4] = value;
+        }
+        low_rank(2, a, values(seed + 1, 14), 1.5)
+    };
+    let experts = [expert("one", [("q", apart(1, 0))]), expert("two", [("q", apart(7, 5))])];
+    let merged = merge("wudi", &experts, &[1.0, 1.0]).adapter;
+    assert_delta(&merged.modules()["q"], &dense_sum(&experts, &[1.0, 1.0], "q"), 1e-5, "wudi");
+}
+
+#[test]
+fn the_report_says_what_was_cut_off() {
+    let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
+    let expected = dense_sum(&experts, &weights, "q");
+    let squared: f64 = expected.iter().map(|value| value * value).sum();
+    for text in [
+        "svd:rank=2",
+        "task_arithmetic:rank=2",
+        "magnitude_prune_svd:density=1,rank=2",
+        "knots:inner=task_arithmetic,rank=2",
+    ] {
+        let merged = merge(text, &experts, &weights);
+        let report = merged.report.iter().find(|of| of.module == "q").unwrap();
+        let found = merged.adapter.modules()["q"].delta();
+        let apart: f64 = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+        assert_eq!(report.rank, 2);
+        assert!(apart > 0.0 && (report.error - (apart / squared).sqrt()).abs() < 1e-6, "{text}: {report:?}");
+        assert!((report.retained - (1.0 - apart / squared)).abs() < 1e-6, "{text}: {report:?}");
+    }
+}
+
+#[test]
+fn a_large_delta_keeps_as_much_as_the_exact_decomposition() {
+    // Beyond 512 rows and columns only the leading part of a dense delta is computed; a product is always exact.
+    let experts =
+        [expert("one", [("q", random(1, 12, 700, 600, 0.3))]), expert("two", [("q", random(3, 12, 700, 600, 0.2))])];
+    let exact = merge("svd:rank=8", &experts, &[1.0, 0.5]);
+    let dense = merge("magnitude_prune_svd:density=1,rank=8", &experts, &[1.0, 0.5]);
+    assert!(
+        (exact.report[0].retained - dense.report[0].retained).abs() < 1e-8,
+        "{:?} {:?}",
+        exact.report,
+        dense.report
+    );
+    assert!(exact.adapter.cosine(&dense.adapter).unwrap() > 1.0 - 1e-6);
+}
+
+#[test]
+fn zero_deltas_merge_to_zero() {
+    let zero = |name| expert(name, [("q", low_rank(2, values(1, 18), vec![0.0; 14], 1.0))]);
+    for about in MERGES {
+        let merged = merge(about.name, &[zero("one"), zero("two")], &[1.0, -1.0]);
+        assert_eq!(merged.adapter.norm(), 0.0, "{}", about.name);
+        assert_eq!(merged.report[0].error, 0.0, "{}", about.name);
+        // And a zero beside another changes no method's result beyond what counting it does.
+        let beside = merge(about.name, &[zero("one"), expert("two", [("q", random(3, 2, 9, 7, 1.0))])], &[1.0, 1.0]);
+        assert!(beside.adapter.norm().is_finite());
+    }
+    let cancelled = merge("cat", &[mixed()[0].clone(), Expert::new("twin", mixed()[0].adapter.clone())], &[1.0, -1.0]);
+    assert!(cancelled.adapter.norm() < 1e-5);
+}
+
+#[test]
+fn an_adapter_added_to_a_weight_is_its_delta() {
+    let update = random(1, 3, 9, 7, 2.0);
+    let weight = values(77, 63);
+    let sum: Vec<f32> = weight.iter().zip(update.delta()).map(|(w, d)| (f64::from(*w) + f64::from(d)) as f32).collect();
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let mut found = weight.clone();
+    add_to_weight("q", &update, &mut found, Orientation::OutIn).unwrap();
+    assert!(close(&found, &sum));
+    let transposed = |of: &[f32]| -> Vec<f32> { (0..9).flat_map(|i| (0..7).map(move |o| of[o * 9 + i])).collect() };
+    let mut found = transposed(&weight);
+    add_to_weight("q", &update, &mut found, Orientation::of(true)).unwrap();
+    assert!(close(&found, &transposed(&sum)));
+    assert!(add_to_weight("q", &update, &mut found[1..], Orientation::InOut).unwrap_err().to_string().contains("q"));
+}
+
+#[test]
+fn what_is_typed_is_what_is_shown() {
+    for about in MERGES {
+        let merge: Merge = about.name.parse().unwrap();
+        let colon = if about.settings.is_empty() { "" } else { ":" };
+        assert_eq!(merge.to_string(), format!("{}{colon}{}", about.name, about.settings));
+        assert_eq!(merge.to_string().parse::<Merge>().unwrap(), merge);
+        assert!(merge.describe().contains(about.summary));
+    }
+    for text in IN_DELTA_SPACE {
+        let merge: Merge = text.parse().unwrap();
+        assert_eq!(merge.to_string().parse::<Merge>().unwrap(), merge, "{text}");
+    }
+}

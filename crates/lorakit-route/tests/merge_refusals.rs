@@ -1,0 +1,88 @@
+//! Merges that are refused, and whether the message says enough to go on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod small;
+
+use lorakit_adapter::{Adapter, Facts};
+use lorakit_route::Expert;
+use lorakit_route::merge::{Coefficients, Merge, MergeError};
+use small::*;
+
+#[track_caller]
+fn refused<T>(result: Result<T, MergeError>, needles: &[&str]) {
+    let Err(error) = result else { panic!("was not refused") };
+    let message = error.to_string();
+    needles.iter().for_each(|needle| assert!(message.contains(needle), "{message:?} does not say {needle:?}"));
+}
+
+fn two() -> [Expert; 2] {
+    [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])]
+}
+
+fn apply(text: &str, experts: &[Expert], weights: &[f64]) -> Result<lorakit_route::merge::Merged, MergeError> {
+    text.parse::<Merge>().unwrap().apply(experts, &Coefficients::new(weights.to_vec()))
+}
+
+#[test]
+fn unequal_ranks_are_refused_by_name_where_factors_are_merged() {
+    for text in [
+        "linear",
+        "linear:convention=paper",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "magnitude_prune",
+        "ties:convention=paper",
+    ] {
+        let name = text.split(':').next().unwrap();
+        let instead = if name == "linear" { "cat".to_owned() } else { format!("{name}_svd") };
+        refused(apply(text, &two(), &[1.0, 1.0]), &[text, "q", "small has rank 1", "large has rank 3", &instead]);
+    }
+}
+
+#[test]
+fn weights_are_one_finite_number_each() {
+    for text in ["cat", "ties_svd", "wudi"] {
+        refused(apply(text, &two(), &[1.0, f64::NAN]), &["large", "NaN", "finite"]);
+        refused(apply(text, &two(), &[f64::INFINITY, 1.0]), &["small", "inf"]);
+        refused(apply(text, &two(), &[1.0]), &["1 weights", "2 experts"]);
+    }
+    let coefficients = Coefficients::uniform(2).with_module("q", vec![1.0, f64::NAN]);
+    refused(Merge::Cat.apply(&two(), &coefficients), &["large", "NaN"]);
+    refused(Merge::Cat.apply(&two(), &Coefficients::uniform(2).with_module("k", vec![1.0; 2])), &["k", "none"]);
+    // Finite weights whose product is not.
+    refused(apply("cat", &two(), &[1.0, 1e300]), &["q", "inf"]);
+}
+
+#[test]
+fn experts_of_different_bases_are_refused_by_name() {
+    let wide = expert("wide", [("q", random(1, 1, 8, 4, 1.0))]);
+    refused(apply("cat", &[two()[0].clone(), wide], &[1.0; 2]), &["q", "small", "(6, 4)", "wide", "(8, 4)"]);
+    let facts = Facts { fan_in_fan_out: true, ..Facts::default() };
+    let turned = Expert::new("turned", two()[1].adapter.clone().with_facts(facts));
+    refused(apply("cat", &[two()[0].clone(), turned], &[1.0; 2]), &["small", "turned", "fan_in_fan_out"]);
+    refused(apply("cat", &[two()[0].clone(), two()[0].clone()], &[1.0; 2]), &["small", "differ"]);
+    refused(apply("cat", &[], &[]), &["at least one"]);
+    let empty = Expert::new("empty", Adapter::new(Default::default()));
+    refused(apply("svd", &[empty], &[1.0]), &["none", "module"]);
+}
+
+#[test]
+fn settings_are_judged() {
+    let parse = |text: &str| text.parse::<Merge>();
+    refused(parse("slerp"), &["slerp", "cat, svd, linear"]);
+    refused(parse("cat:rank=4"), &["merge cat", "rank"]);
+    refused(parse("svd:rank=0"), &["merge svd", "rank=0", "largest or full"]);
+    refused(parse("ties:density=0"), &["density=0", "above 0"]);
+    refused(parse("ties:density=1.5"), &["density=1.5"]);
+    refused(parse("ties:rank=4"), &["rank", "density=0.5"]);
+    refused(parse("ties:convention=torch"), &["convention=torch", "peft, mergekit or paper"]);
+    refused(parse("ties_svd:convention=mergekit"), &["mergekit has no ties_svd", "peft, paper"]);
+    refused(parse("dare_ties:seed=x"), &["seed=x"]);
+    refused(parse("task_arithmetic:scale=NaN"), &["scale=NaN"]);
+    refused(parse("knots:inner=linear"), &["inner=linear", "task_arithmetic"]);
+    refused(parse("core_space:inner=ties,convention=paper"), &["convention=paper"]);
+    refused(parse("core_space:basis=rows"), &["basis=rows", "deltas or factors"]);
+    refused(parse("wudi:tolerance=2"), &["tolerance=2"]);
+}

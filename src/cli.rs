@@ -1,0 +1,69 @@
+//! The command line as a whole: what stands before or after every subcommand, and the list of subcommands.
+
+use crate::commands::Command;
+use crate::context::{DeviceChoice, Dtype};
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{ArgAction, Args, Parser};
+use std::num::NonZeroUsize;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str = "\
+B, a base: a Hugging Face model folder, or hub:ORG/NAME[@REV].
+[NAME=]T, a task: a task TOML, a JSON, JSONL or gzipped file in a plain form, a folder of any of these, or suite:NAME.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, with everything finished so far kept.";
+
+/// Trains, clusters, routes and evaluates libraries of LoRA adapters.
+#[derive(Debug, Parser)]
+#[command(name = "lorakit", version, styles = STYLES, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What every subcommand takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What is to be done.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that stand before or after the subcommand.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// Where to compute [default: CUDA where built in and present, else the CPU]
+    #[arg(long, global = true, value_name = "cpu|cuda|cuda:N")]
+    pub device: Option<DeviceChoice>,
+    /// The type of the base's weights [default: f32 on the CPU, the file's on CUDA]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub dtype: Option<Dtype>,
+    /// Threads on the CPU [default: one per core]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// The seed of everything random
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print results as one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress; results stay
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

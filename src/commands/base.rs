@@ -1,0 +1,163 @@
+//! `base`: what a base is, and what it needs.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::pico;
+use crate::output::{bytes, table};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use lorakit_model::Base;
+use lorakit_train::{Settings, memory};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Library sizes for which the memory of routing is told.
+const LIBRARIES: [u64; 3] = [10, 100, 256];
+
+/// What can be asked about a base.
+#[derive(Debug, Subcommand)]
+pub enum BaseCommand {
+    /// Architecture, parameters, and the memory that training and routing need
+    Info(InfoArgs),
+    /// Write pico, the base inside the binary, as a Hugging Face model folder for other tools
+    Write(WriteArgs),
+}
+
+/// The arguments of `base write`.
+#[derive(Args, Debug)]
+pub struct WriteArgs {
+    /// The folder to be made
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// The arguments of `base info`.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// A model folder or hub:ORG/NAME[@REV]
+    #[arg(value_name = "B")]
+    base: BaseSource,
+    /// Tell the memory under this setting of training
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs a command about a base.
+pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
+    match command {
+        BaseCommand::Info(args) => info(args, context),
+        BaseCommand::Write(args) => {
+            pico::write(&args.out)?;
+            context.output.result(&json!({ "written": args.out }), || format!("pico is in {}", args.out.display()))
+        }
+    }
+}
+
+fn info(args: InfoArgs, context: &Context) -> Result<()> {
+    let mut settings = Settings::default();
+    args.set.iter().try_for_each(|assignment| settings.set(assignment))?;
+    let base = args.base.open(context)?;
+    let needs = Needs::of(&base, &settings)?;
+    context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
+}
+
+/// Memory in bytes.
+struct Needs {
+    expert_parameters: u64,
+    /// For one expert and for as many as share a pass at most.
+    training: Vec<(usize, memory::Estimate)>,
+    /// By the number of experts.
+    routing: Vec<(u64, u64)>,
+}
+
+impl Needs {
+    fn of(base: &Base, settings: &Settings) -> Result<Self> {
+        let expert_parameters = memory::expert_parameters(base, settings)?;
+        let training = |experts| Ok((experts, memory::estimate(base, &[], experts, settings)?));
+        // A library is stacked in f32 beside the base.
+        let routing = |experts| (experts, base.file_bytes() + 4 * experts * expert_parameters);
+        Ok(Self {
+            expert_parameters,
+            training: [1, 8, 64].into_iter().map(training).collect::<Result<_>>()?,
+            routing: LIBRARIES.map(routing).into(),
+        })
+    }
+}
+
+fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
+    let identity = base.identity();
+    let training = needs.training.iter().map(|(experts, need)| {
+        json!({
+            "experts": experts,
+            "base": need.base,
+            "adapters": need.adapters,
+            "activations": need.activations,
+            "total": need.total(),
+        })
+    });
+    let routing = needs.routing.iter().map(|(experts, total)| json!({ "experts": experts, "total": total }));
+    let available = memory::machine();
+    json!({
+        "name": identity.name,
+        "architecture": identity.architecture,
+        "parameters": base.parameters(),
+        "file_bytes": base.file_bytes(),
+        "dimensions": identity.dimensions,
+        "max_positions": base.config().max_positions,
+        "fingerprint": identity.fingerprint,
+        "sites": base.sites().len(),
+        "modules": module_names(base),
+        "memory": {
+            "machine": available.map(|(total, available)| json!({ "total": total, "available": available })),
+            "rank": settings.rank,
+            "target_modules": settings.target_modules,
+            "expert_parameters": needs.expert_parameters,
+            "training": training.collect::<Vec<_>>(),
+            "routing": routing.collect::<Vec<_>>(),
+        },
+    })
+}
+
+/// The modules that adapters may be made for, by their last segment, with input and output.
+fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
+    base.modules()
+        .into_iter()
+        .map(|module| (module.path.rsplit('.').next().unwrap_or_default().to_owned(), [module.input, module.output]))
+        .collect()
+}
+
+fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
+    let identity = base.identity();
+    let fact = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut facts = vec![
+        fact("name", identity.name.clone()),
+        fact("architecture", identity.architecture.clone()),
+        fact("parameters", base.parameters().to_string()),
+        fact("weight files", bytes(base.file_bytes())),
+        fact("longest sequence", base.config().max_positions.to_string()),
+    ];
+    facts.extend(identity.dimensions.iter().map(|(name, value)| fact(name, value.to_string())));
+    facts.push(fact("fingerprint", identity.fingerprint.clone()));
+    let modules =
+        module_names(base).into_iter().map(|(name, [input, output])| vec![name, input.to_string(), output.to_string()]);
+    let training = needs.training.iter().map(|(experts, need)| {
+        vec![experts.to_string(), bytes(need.base), bytes(need.adapters), bytes(need.activations), bytes(need.total())]
+    });
+    let routing = needs.routing.iter().map(|(experts, total)| vec![experts.to_string(), bytes(*total)]);
+    let machine = memory::machine().map_or(String::new(), |(total, available)| {
+        format!("; this machine has {}, {} available", bytes(total), bytes(available))
+    });
+    format!(
+        "{}\n\nModules:\n{}\n\n\
+         Memory of training, at rank {} on {} ({} parameters an expert){machine}:\n{}\n\n\
+         Memory of routing:\n{}",
+        table(["base", ""], facts),
+        table(["module", "input", "output"], modules),
+        settings.rank,
+        settings.target_modules,
+        needs.expert_parameters,
+        table(["experts in a pass", "base", "adapters", "activations", "total"], training),
+        table(["experts", "total"], routing)
+    )
+}

@@ -1,0 +1,179 @@
+//! `library add`: PEFT folders become experts.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::experts::record_beside;
+use crate::output::table;
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use lorakit_adapter::{Adapter, ExpertRecord, Library};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The arguments of `library add`.
+#[derive(Args, Debug)]
+pub struct AddArgs {
+    /// The library; made where there is none
+    #[arg(long, value_name = "L")]
+    library: PathBuf,
+    /// The base that the experts belong to; it is then recorded, and every adapter checked against it
+    #[arg(long, value_name = "B")]
+    base: Option<BaseSource>,
+    /// Adapter folders; an expert is named after its folder unless NAME is given
+    #[arg(required = true, value_name = "[NAME=]DIR")]
+    adapters: Vec<Named>,
+}
+
+/// `[NAME=]DIR` as typed.
+#[derive(Clone, Debug)]
+struct Named {
+    name: String,
+    folder: PathBuf,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A path may hold an equals sign: what exists as it stands is a path.
+        match text.split_once('=') {
+            Some((name, folder)) if !Path::new(text).exists() && !name.contains(['/', '\\']) => match (name, folder) {
+                ("", _) | (_, "") => Err("expected [NAME=]DIR".to_owned()),
+                _ => Ok(Self { name: name.to_owned(), folder: folder.into() }),
+            },
+            _ => {
+                let folder = PathBuf::from(text);
+                // `.` and `DIR/..` have no name of their own, but the folder that they mean has.
+                let named = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+                let name = named.file_name().ok_or_else(|| format!("`{text}` names no folder; give NAME={text}"))?;
+                Ok(Self { name: name.to_string_lossy().into_owned(), folder })
+            }
+        }
+    }
+}
+
+/// An adapter that is to be added.
+struct Candidate<'a> {
+    named: &'a Named,
+    adapter: Adapter,
+    record: Option<ExpertRecord>,
+}
+
+/// Adds all adapters, or none where one is not fit.
+pub fn run(args: &AddArgs, context: &Context) -> Result<()> {
+    let mut names = BTreeSet::new();
+    if let Some(twice) = args.adapters.iter().find(|named| !names.insert(&named.name)) {
+        bail!("two adapters would be named `{}`; name one of them: NAME={}", twice.name, twice.folder.display());
+    }
+    let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
+    let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
+    for candidate in &candidates {
+        let check = || base.as_ref().map_or(Ok(()), |base| candidate.adapter.check_against(&base.modules()));
+        check().with_context(|| candidate.named.folder.display().to_string())?;
+        candidate
+            .adapter
+            .notices()
+            .iter()
+            .for_each(|notice| context.output.notice(format!("{}: {notice}", candidate.named.folder.display())));
+    }
+    let library = Library::open_or_create(&args.library, base.as_ref().map(|base| base.identity()))?;
+    let _lock = library.lock()?;
+    ensure_fit(&library, &candidates)?;
+    for Candidate { named, adapter, record } in &candidates {
+        let adapter =
+            base.as_ref().map_or_else(|| adapter.clone(), |base| adapter.clone().named_within(&base.modules()));
+        library.add(&named.name, &adapter, record.as_ref())?;
+    }
+    report(args, &candidates, context)
+}
+
+impl<'a> Candidate<'a> {
+    fn read(named: &'a Named) -> Result<Self> {
+        Ok(Self { named, adapter: Adapter::read(&named.folder)?, record: record_beside(&named.folder)? })
+    }
+}
+
+/// Refuses names that are taken, adapters of another base, and adapters that differ from the others in widths.
+fn ensure_fit(library: &Library, candidates: &[Candidate]) -> Result<()> {
+    let mut alike = match library.expert_names()?.first() {
+        Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),
+        None => None,
+    };
+    for Candidate { named, adapter, record } in candidates {
+        let folder = named.folder.display();
+        ensure!(
+            !library.contains(&named.name),
+            "{}: the expert `{}` exists already; give another name (NAME={folder}), or remove it with `library rm`",
+            library.root().display(),
+            named.name
+        );
+        if let (Some(trained), Some(base)) =
+            (record.as_ref().and_then(|record| record.base_fingerprint.as_ref()), library.base())
+        {
+            ensure!(
+                *trained == base.fingerprint,
+                "{folder}: trained on a base with the fingerprint {trained}, and the library's base `{}` has {}",
+                base.name,
+                base.fingerprint
+            );
+        }
+        match &alike {
+            Some((other, like)) => {
+                ensure_same_widths(adapter, like).with_context(|| format!("{folder} and {other}"))?
+            }
+            None => alike = Some((folder.to_string(), adapter.clone())),
+        }
+    }
+    Ok(())
+}
+
+/// Modules that both have must have the same widths, or the adapters are of different bases.
+fn ensure_same_widths(adapter: &Adapter, other: &Adapter) -> Result<()> {
+    for (path, update) in adapter.modules() {
+        let Some(like) = other.modules().get(path) else { continue };
+        let (own, others) = ([update.input(), update.output()], [like.input(), like.output()]);
+        ensure!(
+            own == others,
+            "module `{path}` is {own:?} in one and {others:?} in the other (input, output); a library has one base"
+        );
+    }
+    Ok(())
+}
+
+fn report(args: &AddArgs, candidates: &[Candidate], context: &Context) -> Result<()> {
+    let added = |Candidate { named, adapter, .. }: &Candidate| {
+        let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
+        json!({ "name": named.name, "from": named.folder, "modules": modules, "parameters": parameters })
+    };
+    let document = json!({ "library": args.library, "added": candidates.iter().map(added).collect::<Vec<_>>() });
+    context.output.result(&document, || {
+        let line = |candidate: &Candidate| {
+            let adapter = &candidate.adapter;
+            vec![
+                candidate.named.name.clone(),
+                adapter.modules().len().to_string(),
+                adapter.parameters().to_string(),
+                candidate.named.folder.display().to_string(),
+            ]
+        };
+        table(["added", "modules", "parameters", "from"], candidates.iter().map(line))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_expert_is_named_after_its_folder_unless_a_name_is_given() {
+        let of = |text: &str| text.parse::<Named>().map(|named| (named.name, named.folder));
+        assert_eq!(of("runs/boolq").unwrap(), ("boolq".to_owned(), "runs/boolq".into()));
+        assert_eq!(of("runs/boolq/").unwrap(), ("boolq".to_owned(), "runs/boolq/".into()));
+        assert_eq!(of("b=runs/x").unwrap(), ("b".to_owned(), "runs/x".into()));
+        assert_eq!(of("runs/lr=1/x").unwrap().0, "x");
+        assert!(of("=x").is_err() && of("b=").is_err() && of("/").is_err());
+    }
+}

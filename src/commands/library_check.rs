@@ -1,0 +1,143 @@
+//! `library check`: whether every file of a library is what it should be, and how an adapter_config.json is judged.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::output::{counted, table};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use lorakit_adapter::{Library, Notice, PeftConfig, Refusal};
+use lorakit_model::Base;
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// The arguments of `library check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The library
+    #[arg(long, value_name = "L", required_unless_present = "config")]
+    library: Option<PathBuf>,
+    /// Check every expert against this base too
+    #[arg(long, value_name = "B", requires = "library")]
+    base: Option<BaseSource>,
+    /// Judge one adapter_config.json alone
+    #[arg(long, value_name = "FILE", conflicts_with = "library")]
+    config: Option<PathBuf>,
+    /// Take notices for errors
+    #[arg(long)]
+    strict: bool,
+}
+
+/// What was found about one expert.
+#[derive(Serialize)]
+struct Finding {
+    expert: String,
+    error: Option<String>,
+    notices: Vec<Notice>,
+}
+
+/// Checks, prints what was found, and fails where something is wrong.
+pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
+    match (&args.config, &args.library) {
+        (Some(config), _) => judge(config, args.strict, context),
+        (None, Some(root)) => check(root, args, context),
+        (None, None) => bail!("give --library L or --config FILE"),
+    }
+}
+
+/// Every expert: configuration, tensors, values, recorded hash, base.
+fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
+    let library = Library::open(root)?;
+    let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
+    if let (Some(base), Some(own)) = (&base, library.base()) {
+        own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
+    }
+    let finding = |expert: String| match expert_notices(&library, &expert, base.as_ref()) {
+        Ok(notices) => Finding { expert, error: None, notices },
+        Err(error) => Finding { expert, error: Some(format!("{error:#}")), notices: Vec::new() },
+    };
+    let findings: Vec<Finding> = library.expert_names()?.into_iter().map(finding).collect();
+    let broken = findings
+        .iter()
+        .filter(|finding| finding.error.is_some() || (args.strict && !finding.notices.is_empty()))
+        .count();
+    context.output.result(&json!({ "ok": broken == 0, "experts": findings }), || {
+        let told = |finding: &Finding| match &finding.error {
+            Some(error) => error.clone(),
+            None if finding.notices.is_empty() => "ok".to_owned(),
+            None => finding.notices.iter().map(Notice::to_string).collect::<Vec<_>>().join("\n"),
+        };
+        table(["expert", "found"], findings.iter().map(|finding| vec![finding.expert.clone(), told(finding)]))
+    })?;
+    ensure!(
+        broken == 0,
+        "{}: {} of {} not as they should be",
+        root.display(),
+        counted(broken, "expert"),
+        findings.len()
+    );
+    Ok(())
+}
+
+fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Notice>> {
+    let adapter = library.adapter(name)?;
+    if let Some(base) = base {
+        adapter.check_against(&base.modules())?;
+    }
+    if let Some(record) = library.record(name)? {
+        let sha256 = library.weights_sha256(name)?;
+        ensure!(
+            record.sha256 == sha256,
+            "adapter_model.safetensors has the sha256 {sha256}, and expert.json records {}: the file was changed; \
+             train or add the expert again",
+            record.sha256
+        );
+        if let (Some(trained), Some(own)) = (&record.base_fingerprint, library.base()) {
+            ensure!(
+                *trained == own.fingerprint,
+                "expert.json records a base with the fingerprint {trained}, and the library's base `{}` has {}",
+                own.name,
+                own.fingerprint
+            );
+        }
+    }
+    Ok(adapter.notices().to_vec())
+}
+
+/// One adapter_config.json, key by key.
+fn judge(path: &Path, strict: bool, context: &Context) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let (config, refusals) = match PeftConfig::judge(&text) {
+        Ok(config) => (Some(config), Vec::new()),
+        Err(refused) => (None, refused.refusals),
+    };
+    let notices: &[Notice] = config.as_ref().map_or(&[], |config| &config.notices);
+    let accepted = refusals.is_empty() && (notices.is_empty() || !strict);
+    let facts =
+        config.as_ref().map(|config| json!({ "rank": config.rank, "alpha": config.alpha, "rslora": config.rslora }));
+    let document =
+        json!({ "file": path, "accepted": accepted, "config": facts, "refusals": refusals, "notices": notices });
+    context.output.result(&document, || {
+        let refused =
+            refusals.iter().map(|Refusal { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
+        let noticed =
+            notices.iter().map(|notice| vec!["notice".to_owned(), notice.subject.clone(), notice.text.clone()]);
+        let lines: Vec<Vec<String>> = refused.chain(noticed).collect();
+        match &config {
+            Some(config) => {
+                let verdict = format!(
+                    "accepted: rank {}, alpha {}{}",
+                    config.rank,
+                    config.alpha,
+                    if config.rslora { ", rsLoRA" } else { "" }
+                );
+                if lines.is_empty() { verdict } else { format!("{verdict}\n{}", table(["", "key", ""], lines)) }
+            }
+            None => table(["", "key", "reason"], lines),
+        }
+    })?;
+    let keys: Vec<&str> = refusals.iter().map(|refusal| refusal.key.as_str()).collect();
+    ensure!(refusals.is_empty(), "{}: refused for {}", path.display(), keys.join(", "));
+    ensure!(accepted, "{}: {} under --strict", path.display(), counted(notices.len(), "notice"));
+    Ok(())
+}

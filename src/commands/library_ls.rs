@@ -1,0 +1,119 @@
+//! `library ls`: the experts of a library, by their descriptions and records; no weights are read.
+
+use crate::context::Context;
+use crate::output::{ABSENT, bytes, number, table};
+use anyhow::Result;
+use clap::Args;
+use lorakit_adapter::{CONFIG_FILE, ExpertRecord, Library, PeftConfig, WEIGHTS_FILE};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Tasks of an expert that the table names; the others are counted.
+const TASKS_NAMED: usize = 4;
+
+/// The arguments of `library ls`.
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// The library
+    #[arg(long, value_name = "L")]
+    library: PathBuf,
+}
+
+/// An expert as the list tells of it. One that is damaged does not keep the others from being listed.
+struct Entry {
+    name: String,
+    described: Result<Described>,
+}
+
+struct Described {
+    config: PeftConfig,
+    bytes: u64,
+    record: Option<ExpertRecord>,
+}
+
+/// Lists the experts.
+pub fn run(args: &LsArgs, context: &Context) -> Result<()> {
+    let library = Library::open(&args.library)?;
+    let entry = |name: String| Entry { described: Described::read(&library, &name), name };
+    let entries: Vec<Entry> = library.expert_names()?.into_iter().map(entry).collect();
+    let experts: Vec<Value> = entries.iter().map(Entry::document).collect();
+    let document = json!({ "library": library.name(), "base": library.base(), "experts": experts });
+    context.output.result(&document, || {
+        let base = library.base().map_or_else(
+            || "a base that is not recorded".to_owned(),
+            |base| format!("{} ({})", base.name, base.architecture),
+        );
+        let header = ["expert", "rank", "alpha", "size", "best validation loss", "tasks"];
+        format!("{} for {base}\n{}", library.name(), table(header, entries.iter().map(Entry::line)))
+    })
+}
+
+impl Entry {
+    fn document(&self) -> Value {
+        match &self.described {
+            Err(error) => json!({ "name": self.name, "error": format!("{error:#}") }),
+            Ok(described) => json!({
+                "name": self.name,
+                "rank": described.config.rank,
+                "alpha": described.config.alpha,
+                "bytes": described.bytes,
+                "tasks": described.tasks(),
+                "validation_loss": described.validation_loss(),
+            }),
+        }
+    }
+
+    fn line(&self) -> Vec<String> {
+        let cells = match &self.described {
+            Err(_) => {
+                let absent = ABSENT.to_owned();
+                [absent.clone(), absent.clone(), absent.clone(), absent, "damaged; see `library check`".to_owned()]
+            }
+            Ok(described) => [
+                described.config.rank.to_string(),
+                described.config.alpha.to_string(),
+                bytes(described.bytes),
+                number(described.validation_loss(), 4),
+                shortened(&described.tasks()),
+            ],
+        };
+        std::iter::once(self.name.clone()).chain(cells).collect()
+    }
+}
+
+impl Described {
+    fn read(library: &Library, name: &str) -> Result<Self> {
+        let folder = library.expert_folder(name)?;
+        Ok(Self {
+            config: PeftConfig::read(&folder.join(CONFIG_FILE))?,
+            bytes: std::fs::metadata(folder.join(WEIGHTS_FILE))?.len(),
+            record: library.record(name)?,
+        })
+    }
+
+    fn tasks(&self) -> Vec<&str> {
+        self.record.iter().flat_map(|record| &record.tasks).map(|task| task.name.as_str()).collect()
+    }
+
+    fn validation_loss(&self) -> Option<f64> {
+        self.record.as_ref()?.losses["best"][1].as_f64()
+    }
+}
+
+fn shortened(tasks: &[&str]) -> String {
+    match tasks.len().checked_sub(TASKS_NAMED) {
+        None | Some(0) => tasks.join(", "),
+        Some(more) => format!("{} and {more} more", tasks[..TASKS_NAMED].join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_tasks_are_counted() {
+        assert_eq!(shortened(&["a", "b", "c", "d"]), "a, b, c, d");
+        assert_eq!(shortened(&["a", "b", "c", "d", "e", "f"]), "a, b, c, d and 2 more");
+    }
+}

@@ -1,0 +1,101 @@
+//! `logits`: the logits of given tokens, from one safetensors file into another. No tokenizer is needed.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::slots::SlotArgs;
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::DType;
+use clap::Args;
+use lorakit_adapter::{Patches, Rows};
+use lorakit_model::Base;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Tokens that one forward holds at most, unless a row alone has more.
+const BATCH_TOKENS: usize = 2048;
+
+/// The arguments of `logits`.
+#[derive(Args, Debug)]
+pub struct LogitsArgs {
+    /// The base: a model folder or hub:ORG/NAME[@REV]
+    #[arg(long, value_name = "B")]
+    base: BaseSource,
+    #[command(flatten)]
+    slots: SlotArgs,
+    /// A file with input_ids [batch, seq], i64 or u32
+    #[arg(long, value_name = "FILE.safetensors")]
+    input: PathBuf,
+    /// The file to be written, with logits [batch, seq, vocab], f32
+    #[arg(long, value_name = "FILE.safetensors")]
+    out: PathBuf,
+}
+
+/// Token ids `[batch, seq]`, row by row.
+struct Ids {
+    values: Vec<u32>,
+    rows: usize,
+    columns: usize,
+}
+
+/// Reads tokens and writes logits.
+pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
+    let base = args.base.open(context)?;
+    let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
+    let longest = base.config().max_positions;
+    if ids.columns > longest {
+        context.output.notice(format!("rows of {} tokens, and the base was made for {longest}", ids.columns));
+    }
+    let patches = args.slots.patches(&base)?;
+    let logits = logits(&base, &patches, &ids)?;
+    let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
+    let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
+    lorakit_adapter::persist::write_file(&args.out, &file)?;
+    context
+        .output
+        .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))
+}
+
+/// The logits of all rows, `[batch, seq, vocab]` flattened.
+fn logits(base: &Base, patches: &Patches, ids: &Ids) -> Result<Vec<f32>> {
+    let together = (BATCH_TOKENS / ids.columns).max(1);
+    let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
+    for part in ids.values.chunks(together * ids.columns) {
+        let rows = Rows::packed(std::iter::repeat_n(ids.columns, part.len() / ids.columns));
+        logits.extend(base.logits(part, rows, patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(logits)
+}
+
+/// The tensor `input_ids` of a file, every id within the vocabulary.
+fn read(path: &Path, vocabulary: usize) -> Result<Ids> {
+    let bytes = std::fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
+    let tensor = file
+        .tensor("input_ids")
+        .ok()
+        .with_context(|| format!("no tensor `input_ids`; it has {}", file.names().join(", ")))?;
+    let &[rows, columns] = tensor.shape() else {
+        bail!("`input_ids` has the shape {:?}; expected [batch, seq]", tensor.shape());
+    };
+    ensure!(rows > 0 && columns > 0, "`input_ids` has the shape [{rows}, {columns}]; expected at least one token");
+    let wide: Vec<i64> = match tensor.dtype() {
+        Dtype::I64 => tensor.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        Dtype::U32 => tensor.data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes).into()).collect(),
+        other => bail!("`input_ids` is {other:?}; expected i64 or u32"),
+    };
+    let id = |(at, &id): (usize, &i64)| {
+        let id = u32::try_from(id).ok().filter(|&id| (id as usize) < vocabulary);
+        id.with_context(|| {
+            format!(
+                "`input_ids` at [{}, {}] is {}; expected 0 to {}, the base's vocabulary",
+                at / columns,
+                at % columns,
+                wide[at],
+                vocabulary - 1
+            )
+        })
+    };
+    Ok(Ids { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, rows, columns })
+}

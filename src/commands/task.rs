@@ -1,0 +1,171 @@
+//! `task`: what tasks there are, and what their rows look like to a model.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::output::table;
+use crate::tasks::{self, DataArgs};
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+use lorakit_task::{Answer, Example, Row, Split, Task, Vocabulary};
+use serde_json::{Value, json};
+use std::num::NonZeroUsize;
+
+/// What can be asked about tasks.
+#[derive(Debug, Subcommand)]
+pub enum TaskCommand {
+    /// List tasks with the sizes of their splits
+    Ls(LsArgs),
+    /// Show a row: its prompt and answer, and with --base its tokens, and which of them carry loss
+    Show(ShowArgs),
+}
+
+/// The arguments of `task ls`.
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// Task TOMLs, data files in a plain form, folders of them, or suite:NAME
+    #[arg(required = true, value_name = "[NAME=]T")]
+    tasks: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// The arguments of `task show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// A task
+    #[arg(required = true, value_name = "[NAME=]T")]
+    task: String,
+    #[command(flatten)]
+    data: DataArgs,
+    /// The base whose tokenizer is used
+    #[arg(long, value_name = "B")]
+    base: Option<BaseSource>,
+    /// The part of the rows that is looked at
+    #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Train)]
+    split: Split,
+    /// The row's place in the split, from 1
+    #[arg(long, value_name = "N", default_value = "1")]
+    row: NonZeroUsize,
+    /// The length to which rows are cut, in tokens
+    #[arg(long, value_name = "N", default_value = "2048")]
+    max_length: NonZeroUsize,
+}
+
+/// Runs a command about tasks.
+pub fn run(command: TaskCommand, context: &Context) -> Result<()> {
+    match command {
+        TaskCommand::Ls(args) => ls(&args, context),
+        TaskCommand::Show(args) => show(&args, context),
+    }
+}
+
+fn ls(args: &LsArgs, context: &Context) -> Result<()> {
+    let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+    let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
+    let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
+    let entry = |task: &Task| {
+        let [train, validation, test] = counts(task);
+        let mut entry = tasks::document(task);
+        entry["description"] = json!(task.description);
+        entry["rows"] = json!({ "train": train, "validation": validation, "test": test });
+        entry["choices"] = json!(task.has_choices());
+        entry["metrics"] = json!(metrics(task));
+        entry
+    };
+    let document = json!({ "tasks": tasks.iter().map(entry).collect::<Vec<_>>() });
+    context.output.result(&document, || {
+        let line = |task: &Task| {
+            let [train, validation, test] = counts(task).map(|count| count.to_string());
+            vec![
+                task.name.clone(),
+                train,
+                validation,
+                test,
+                metrics(task).join(", "),
+                task.description.clone().unwrap_or_default(),
+            ]
+        };
+        table(["task", "train", "validation", "test", "metrics", ""], tasks.iter().map(line))
+    })
+}
+
+fn show(args: &ShowArgs, context: &Context) -> Result<()> {
+    let tasks = Task::load(&args.task, args.data.data.as_deref())?;
+    let vocabulary = args.base.as_ref().map(|base| base.locate(context)?.vocabulary()).transpose()?;
+    let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
+    let document = json!({ "tasks": shown.iter().map(Shown::document).collect::<Vec<_>>() });
+    context.output.result(&document, || shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"))
+}
+
+/// A row that is shown.
+struct Shown<'a> {
+    task: &'a Task,
+    row: &'a Row,
+    tokens: Option<(Example, &'a Vocabulary)>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(task: &'a Task, args: &ShowArgs, vocabulary: Option<&'a Vocabulary>) -> Result<Self> {
+        let rows = task.rows(args.split, None)?;
+        let row = rows.get(args.row.get() - 1).copied();
+        let row = row.with_context(|| {
+            format!("--row {}: task `{}` has {} {} rows", args.row, task.name, rows.len(), args.split)
+        })?;
+        let encode =
+            |vocabulary| Ok::<_, anyhow::Error>((Example::encode(row, vocabulary, args.max_length.get())?, vocabulary));
+        Ok(Self { task, row, tokens: vocabulary.map(encode).transpose()? })
+    }
+
+    fn document(&self) -> Value {
+        let piece = |piece: lorakit_task::Piece| json!({ "id": piece.id, "token": piece.token, "loss": piece.loss });
+        let tokens = self
+            .tokens
+            .as_ref()
+            .map(|(example, vocabulary)| example.pieces(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
+        let mut document = tasks::document(self.task);
+        document["row"] = json!(self.row.number);
+        document["fields"] = json!(self.row.fields);
+        document["prompt"] = json!(self.row.prompt);
+        document["delimiter"] = json!(self.row.delimiter);
+        document["target"] = json!(self.row.target());
+        match &self.row.answer {
+            Answer::Text(accepted) => document["accepted"] = json!(accepted),
+            Answer::Choices { texts, gold } => (document["choices"], document["gold"]) = (json!(texts), json!(gold)),
+        }
+        document["tokens"] = json!(tokens);
+        document
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "task {}, row {}\n\nprompt:\n{}\n",
+            self.task.name,
+            self.row.number,
+            self.row.prompt.trim_end_matches('\n')
+        );
+        match &self.row.answer {
+            Answer::Text(accepted) => text.push_str(&format!("\ntarget:\n{}\n", accepted.join("\n"))),
+            Answer::Choices { texts, gold } => {
+                text.push_str("\nchoices:\n");
+                texts.iter().enumerate().for_each(|(i, choice)| {
+                    text.push_str(&format!("{} {choice}\n", if i == *gold { '>' } else { ' ' }))
+                });
+            }
+        }
+        if let Some((example, vocabulary)) = &self.tokens {
+            let line = |(i, piece): (usize, lorakit_task::Piece)| {
+                vec![
+                    i.to_string(),
+                    piece.id.to_string(),
+                    format!("{:?}", piece.token),
+                    if piece.loss { "loss" } else { "" }.to_owned(),
+                ]
+            };
+            text.push_str(&format!(
+                "\n{}",
+                table(["", "id", "token", ""], example.pieces(vocabulary).into_iter().enumerate().map(line))
+            ));
+        }
+        text
+    }
+}

@@ -1,0 +1,94 @@
+//! What every command is given: where to compute, the seed, how to speak to the user, and when to stop.
+
+use crate::cli::Global;
+use crate::interrupt::Interrupt;
+use crate::output::Output;
+use anyhow::{Context as _, Result, bail};
+use candle_core::{DType, Device};
+use std::str::FromStr;
+
+/// What every command is given.
+pub struct Context {
+    /// How results and notices reach the user.
+    pub output: Output,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// Ctrl-C.
+    pub interrupt: Interrupt,
+    device: Option<DeviceChoice>,
+    dtype: Option<Dtype>,
+}
+
+/// `--device` as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The processor.
+    Cpu,
+    /// A CUDA device, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a device"));
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => number(index).map(Self::Cuda),
+            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// `--dtype` as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        }
+    }
+}
+
+impl Context {
+    /// The context that the global options describe.
+    pub fn new(global: &Global) -> Result<Self> {
+        Ok(Self {
+            output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
+            seed: global.seed,
+            interrupt: Interrupt::install()?,
+            device: global.device,
+            dtype: global.dtype,
+        })
+    }
+
+    /// The device asked for; without one, CUDA where it is built in and present.
+    pub fn device(&self) -> Result<Device> {
+        match self.device {
+            Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
+            None if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
+            None => Device::new_cuda(0).or(Ok(Device::Cpu)),
+            Some(DeviceChoice::Cuda(_)) if !candle_core::utils::cuda_is_available() => {
+                bail!("--device cuda: this lorakit was built without CUDA; build it with --features cuda, or use cpu")
+            }
+            Some(DeviceChoice::Cuda(index)) => {
+                Device::new_cuda(index).with_context(|| format!("--device cuda:{index}: the device cannot be used"))
+            }
+        }
+    }
+
+    /// How a base is opened to be used, not trained.
+    pub fn base_options(&self) -> Result<lorakit_model::Options> {
+        Ok(lorakit_model::Options { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
+    }
+}

@@ -1,0 +1,70 @@
+//! The experts of a library over an open base.
+
+use anyhow::{Context as _, Result, ensure};
+use lorakit_adapter::{Adapter, ExpertRecord, Library};
+use lorakit_model::Base;
+use lorakit_route::{Expert, Experts};
+use std::path::Path;
+
+/// A library whose experts are stacked at the sites of a base.
+pub struct Opened {
+    /// The experts.
+    pub experts: Experts,
+    /// What is recorded of each, in the order of their names.
+    pub records: Vec<Option<ExpertRecord>>,
+}
+
+/// Opens a library and stacks all its experts, once for all routers.
+pub fn open(root: &Path, base: &Base) -> Result<Opened> {
+    let library = Library::open(root)?;
+    if let Some(own) = library.base() {
+        own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
+    }
+    let names = library.expert_names()?;
+    ensure!(
+        !names.is_empty(),
+        "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
+        root.display()
+    );
+    let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>>>()?;
+    let expert = |(name, record): (&String, &Option<ExpertRecord>)| -> Result<Expert> {
+        ensure_base(record.as_ref(), base).with_context(|| format!("the expert `{name}` of {}", root.display()))?;
+        let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
+        Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
+    };
+    let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
+    Ok(Opened { experts: Experts::new(experts, base.sites(), base.device())?, records })
+}
+
+/// One adapter folder as the only expert.
+pub fn single(folder: &Path, base: &Base) -> Result<Experts> {
+    let place = || folder.display().to_string();
+    let adapter = Adapter::read(folder)?;
+    ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
+    adapter.check_against(&base.modules()).with_context(place)?;
+    Ok(Experts::new([Expert::new("adapter", adapter)], base.sites(), base.device())?)
+}
+
+/// The record that lorakit keeps in an expert's folder; None for a folder of PEFT's own.
+pub fn record_beside(folder: &Path) -> Result<Option<ExpertRecord>> {
+    let path = folder.join("expert.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+}
+
+/// An adapter that lorakit trained knows its base by more than shapes.
+fn ensure_base(record: Option<&ExpertRecord>, base: &Base) -> Result<()> {
+    let (Some(trained), given) = (record.and_then(|r| r.base_fingerprint.as_ref()), base.identity()) else {
+        return Ok(());
+    };
+    ensure!(
+        *trained == given.fingerprint,
+        "trained on a base with the fingerprint {trained}, and `{}` has {}; give the base that it was trained on",
+        given.name,
+        given.fingerprint
+    );
+    Ok(())
+}

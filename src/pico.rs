@@ -1,0 +1,35 @@
+//! pico: the base inside the binary, of Mistral's form, which `scripts/pretrain_pico.sh` makes.
+
+use anyhow::Result;
+use lorakit_adapter::persist::create_folder;
+use lorakit_model::{Base, Bytes, Options};
+use lorakit_task::Vocabulary;
+use std::path::Path;
+
+const CONFIG: &str = include_str!("pico/config.json");
+const TOKENIZER: &[u8] = include_bytes!("pico/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("pico/tokenizer_config.json");
+const WEIGHTS: &[u8] = include_bytes!("pico/model.safetensors");
+
+/// pico, opened as any base is.
+pub fn base(options: &Options) -> Result<Base> {
+    Base::from_bytes("pico", CONFIG, Bytes::Static(WEIGHTS), options)
+}
+
+/// Its tokenizer, one token a character.
+pub fn vocabulary() -> Result<Vocabulary> {
+    Vocabulary::from_bytes(TOKENIZER, "</s>")
+}
+
+/// Writes it as a Hugging Face model folder, for other tools.
+pub fn write(folder: &Path) -> Result<()> {
+    create_folder(folder, |folder| {
+        let files: [(&str, &[u8]); 4] = [
+            ("config.json", CONFIG.as_bytes()),
+            ("model.safetensors", WEIGHTS),
+            ("tokenizer.json", TOKENIZER),
+            ("tokenizer_config.json", TOKENIZER_CONFIG),
+        ];
+        Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
+    })
+}

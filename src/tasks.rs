@@ -1,0 +1,78 @@
+//! The options that name tasks, and what a record keeps of one.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use lorakit_adapter::{ExpertRecord, TaskRecord};
+use lorakit_task::Task;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Tasks, by `--tasks`.
+#[derive(Args, Debug)]
+pub struct TaskArgs {
+    /// Task TOMLs, data files in a plain form, folders of them, or suite:NAME; NAME= names one
+    #[arg(long, required = true, num_args = 1.., value_name = "[NAME=]T")]
+    pub tasks: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// The folder that task files refer to.
+#[derive(Args, Debug)]
+pub struct DataArgs {
+    /// What {data} stands for in task TOMLs
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+impl TaskArgs {
+    /// Loads the tasks, in the order given.
+    pub fn load(&self) -> Result<Vec<Task>> {
+        Task::load_all(&self.tasks, self.data.data.as_deref())
+    }
+}
+
+/// What a record keeps of a task.
+pub fn record(task: &Task) -> TaskRecord {
+    TaskRecord {
+        name: task.name.clone(),
+        path: task.path.display().to_string(),
+        sha256: task.sha256().to_owned(),
+        split_seed: task.split_seed,
+    }
+}
+
+/// The same as JSON.
+pub fn document(task: &Task) -> Value {
+    json!({ "name": task.name, "path": task.path, "sha256": task.sha256(), "split_seed": task.split_seed })
+}
+
+/// Refuses a task whose rows are not those that an expert was trained on, or are split otherwise: its test rows may be
+/// rows that the expert has seen.
+pub fn ensure_unseen(task: &Task, expert: &str, record: &ExpertRecord) -> Result<()> {
+    for seen in &record.tasks {
+        let (path, hash) = (task.path.display(), task.sha256());
+        if seen.name == task.name && seen.sha256 != hash {
+            bail!(
+                "task `{}` ({path}) is not what the expert `{expert}` was trained on under that name ({}): sha256 \
+                 {hash}, recorded {}. \
+                 Give the same file, another name (NAME={path}), or --split all",
+                task.name,
+                seen.path,
+                seen.sha256,
+            );
+        }
+        if seen.sha256 == hash && seen.split_seed != task.split_seed {
+            bail!(
+                "task `{}` ({path}) is split with split_seed {}, and the expert `{expert}` was trained on the same \
+                 rows split with {}: \
+                 rows to be scored were trained on. Set split_seed = {} in the task's TOML, or take --split all",
+                task.name,
+                task.split_seed,
+                seen.split_seed,
+                seen.split_seed,
+            );
+        }
+    }
+    Ok(())
+}

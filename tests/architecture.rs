@@ -1,0 +1,140 @@
+//! The floors of the workspace: which crate may use which, read from the manifests.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each crate with the crates of the workspace that it may use, and nothing else.
+const EDGES: [(&str, &[&str]); 8] = [
+    ("lorakit-adapter", &[]),
+    ("lorakit-task", &[]),
+    ("lorakit-model", &["lorakit-adapter"]),
+    ("lorakit-cluster", &["lorakit-adapter"]),
+    ("lorakit-route", &["lorakit-adapter"]),
+    // The slot is filled by whoever calls eval, in the types of the ground.
+    ("lorakit-eval", &["lorakit-adapter", "lorakit-model", "lorakit-task"]),
+    ("lorakit-train", &["lorakit-adapter", "lorakit-model", "lorakit-task"]),
+    (
+        "lorakit",
+        &[
+            "lorakit-adapter",
+            "lorakit-cluster",
+            "lorakit-eval",
+            "lorakit-model",
+            "lorakit-route",
+            "lorakit-task",
+            "lorakit-train",
+        ],
+    ),
+];
+
+/// What only the roof may use: the command line and everything that prints.
+const ROOF_ONLY: [&str; 5] = ["clap", "clap_complete", "comfy-table", "indicatif", "hf-hub"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The names of a manifest's dependencies: those that are built in, and those of its tests.
+fn dependencies(manifest: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
+    let table: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+    let names = |key: &str| {
+        table.get(key).and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::keys).cloned().collect()
+    };
+    (names("dependencies"), names("dev-dependencies"))
+}
+
+/// Every crate of the workspace with its manifest.
+fn manifests() -> BTreeMap<String, PathBuf> {
+    let mut manifests = BTreeMap::from([("lorakit".to_owned(), root().join("Cargo.toml"))]);
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let entry = entry.unwrap();
+        manifests.insert(entry.file_name().into_string().unwrap(), entry.path().join("Cargo.toml"));
+    }
+    manifests
+}
+
+fn of_the_workspace(names: &BTreeSet<String>) -> BTreeSet<&str> {
+    names.iter().map(String::as_str).filter(|name| name.starts_with("lorakit")).collect()
+}
+
+/// Every Rust file below a folder, with its text.
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_crate_uses_only_the_crates_below_it() {
+    let manifests = manifests();
+    assert_eq!(
+        manifests.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        EDGES.iter().map(|(name, _)| *name).collect()
+    );
+    for (name, allowed) in EDGES {
+        let (built, _) = dependencies(&manifests[name]);
+        for used in of_the_workspace(&built) {
+            assert!(allowed.contains(&used), "{name} uses {used}; it may use {allowed:?}");
+        }
+    }
+}
+
+#[test]
+fn tasks_have_no_tensors_and_adapters_no_text() {
+    let manifests = manifests();
+    let (task, _) = dependencies(&manifests["lorakit-task"]);
+    let (adapter, _) = dependencies(&manifests["lorakit-adapter"]);
+    for absent in ["candle-core", "candle-nn", "safetensors", "gemm", "faer"] {
+        assert!(!task.contains(absent), "lorakit-task uses {absent}");
+    }
+    for absent in ["tokenizers", "minijinja"] {
+        assert!(!adapter.contains(absent), "lorakit-adapter uses {absent}");
+    }
+    for (name, manifest) in &manifests {
+        let (built, _) = dependencies(manifest);
+        assert!(!built.contains("candle-transformers"), "{name}: models of candle-transformers carry no gradient");
+    }
+}
+
+#[test]
+fn the_command_line_and_printing_are_in_the_roof_alone() {
+    for (name, manifest) in manifests().iter().filter(|(name, _)| *name != "lorakit") {
+        let (built, _) = dependencies(manifest);
+        for absent in ROOF_ONLY {
+            assert!(!built.contains(absent), "{name} uses {absent}");
+        }
+        for (path, text) in sources(&manifest.with_file_name("src")) {
+            // Tests may measure aloud; what is built may not.
+            let built = text.split("#[cfg(test)]").next().unwrap();
+            for macro_call in ["println!(", "eprintln!(", "print!(", "eprint!(", "dbg!("] {
+                let printed =
+                    built.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(macro_call));
+                assert!(!printed, "{}: {macro_call}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn model_files_name_no_router_merge_or_trainer() {
+    for (path, text) in sources(&root().join("crates/lorakit-model/src")) {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let line = line.to_lowercase();
+            for word in line.split(|c: char| !c.is_alphanumeric()) {
+                let stranger = ["arrow", "router", "lorahub", "merge", "optimizer", "cluster"]
+                    .into_iter()
+                    .find(|name| word.starts_with(name));
+                assert!(stranger.is_none(), "{}: {line}", path.display());
+            }
+        }
+    }
+}

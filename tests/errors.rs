@@ -1,0 +1,299 @@
+//! What goes wrong, how the process ends, and what the user is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::{run, shared, words};
+use std::fs;
+use std::path::Path;
+
+/// A safetensors file of one tensor.
+fn write_tensor(path: &Path, name: &str, dtype: safetensors::Dtype, shape: Vec<usize>, bytes: &[u8]) {
+    let view = safetensors::tensor::TensorView::new(dtype, shape, bytes).unwrap();
+    fs::write(path, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+}
+
+/// Asserts that a message says all of these.
+fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for line in [
+        "",
+        "no-such-command",
+        "train-experts --library l --tasks t",
+        "train-experts --base b --library l --tasks t --joint --clusters c.json",
+        "cluster --library l --out c.json",
+        "cluster --library l --out c.json -k 0",
+        "cluster --library l --out c.json -k many",
+        "cluster --library l --out c.json -k 2 --space words",
+        "eval --base b --tasks t",
+        "eval --base b --tasks t --router no_such_router",
+        "eval --base b --tasks t --router arrow:top_k=0",
+        "eval --base b --tasks t --router arrow:topk=1",
+        "eval --base b --tasks t --router base --split testing",
+        "eval --base b --tasks t --router base --limit 0",
+        "eval --base b --tasks t --router base --log-samples",
+        "generate --base b --prompt x --temperature -1",
+        "generate --base b --prompt x --top-p 0",
+        "generate --base b --prompt x --adapter a --library l --router base",
+        "logits --base b --input i --out o --library l",
+        "library check",
+        "library add --library l =x",
+        "base info hub:nobody",
+        "base info b --threads 0",
+        "base info b --device tpu",
+        "base info b --dtype f8",
+        "completions tcl",
+    ] {
+        let ran = words(line);
+        assert_eq!(ran.code, 2, "`{line}`: {}", ran.stderr);
+        assert_eq!(ran.stdout, "", "`{line}`");
+    }
+}
+
+#[test]
+fn an_unknown_router_is_told_which_there_are() {
+    says(&words("eval --base b --tasks t --router arow").failed(2), &["arow", "arrow", "uniform", "oracle"]);
+    says(&words("eval --base b --tasks t --router arrow:topk=1").failed(2), &["topk", "top_k=4", "temperature=1"]);
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    for (line, parts) in [
+        ("base info no/such/folder", &["no/such/folder", "hub:ORG/NAME"][..]),
+        ("library ls --library no/such", &["no/such", "library.json", "train-experts"]),
+        ("cluster --library no/such -k 2 --out c.json", &["no/such"]),
+        ("task ls no/such.json", &["no/such.json"]),
+        ("task ls suite:none", &["none"]),
+        ("train-experts --base b --library l --tasks no/such.json", &["no/such.json"]),
+        ("train-experts --base b --library l --tasks t --config no/such.toml", &["no/such.toml"]),
+        ("library check --config no/such.json", &["no/such.json"]),
+        ("library add --library no/such/library no/such/adapter", &["no/such/adapter"]),
+    ] {
+        let message = words(line).failed(1);
+        assert!(message.starts_with("error: "), "`{line}`: {message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "one readable message: {message}");
+        says(&message, parts);
+    }
+}
+
+#[test]
+fn settings_are_refused_by_name() {
+    let fixed = "train-experts --base b --library l --tasks t --set";
+    for (setting, parts) in [
+        ("rnk=4", &["rnk", "rank"][..]),
+        ("rank", &["rank", "key=value"]),
+        ("rank=0", &["rank", "0"]),
+        ("rank=four", &["rank=four"]),
+        ("dropout=1", &["dropout"]),
+        ("lr_scheduler=sometimes", &["sometimes", "linear"]),
+        ("learning_rate=-1", &["learning_rate"]),
+    ] {
+        says(&words(&format!("{fixed} {setting}")).failed(1), parts);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("settings.toml");
+    fs::write(&config, "rank = 4\nalfa = 2\n").unwrap();
+    says(
+        &words(&format!("train-experts --base b --library l --tasks t --config {}", config.display())).failed(1),
+        &["settings.toml", "alfa", "alpha"],
+    );
+}
+
+#[test]
+fn tasks_are_judged_before_the_base_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("t.jsonl"), "{\"input\": \"a\", \"output\": \"b\"}\n{\"input\": \"c\"}\n").unwrap();
+    fs::write(path("one.json"), "[{\"input\": \"a\", \"output\": \"b\"}]").unwrap();
+    let train = |tasks: &[&str]| {
+        let fixed = ["train-experts", "--base", "b", "--library", "l", "--tasks"];
+        run(fixed.into_iter().chain(tasks.iter().copied())).failed(1)
+    };
+    says(&train(&[&path("t.jsonl")]), &["t.jsonl", "row 2", "output"]);
+    says(&train(&[&path("one.json"), &path("one.json")]), &["one", "NAME="]);
+    let fixed = ["eval", "--base", "b", "--router", "base", "--split", "all", "--limit", "1", "--tasks"];
+    says(
+        &run(fixed.into_iter().chain([path("one.json").as_str(), &format!("one={}", path("t.jsonl"))])).failed(1),
+        &["t.jsonl", "row 2"],
+    );
+    fs::write(path("empty.json"), "[{\"input\": \"a\", \"output\": \"b\"}]").unwrap();
+    let splits = ["train", "validation", "test"].map(|split| {
+        run(["eval", "--base", "b", "--router", "base", "--split", split, "--tasks", &path("empty.json")]).failed(1)
+    });
+    assert_eq!(
+        splits.iter().filter(|message| message.contains("has no")).count(),
+        2,
+        "one row is in one split: {splits:?}"
+    );
+}
+
+#[test]
+fn clusters_are_judged_by_their_file_and_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("a.json"), "[{\"input\": \"a\", \"output\": \"b\"}]").unwrap();
+    let train = |clusters: &str| {
+        fs::write(path("clusters.json"), clusters).unwrap();
+        run([
+            "train-experts",
+            "--base",
+            "b",
+            "--library",
+            &path("l"),
+            "--tasks",
+            &path("a.json"),
+            "--clusters",
+            &path("clusters.json"),
+        ])
+        .failed(1)
+    };
+    says(&train("{}"), &["clusters.json", "method"]);
+    says(
+        &train(r#"{"method": "given", "clusters": {"x": ["e"]}, "tasks": {"x": ["a", "absent"]}}"#),
+        &["clusters.json", "`x`", "`absent`", "--tasks"],
+    );
+    says(&train(r#"{"method": "given", "clusters": {"x": ["e"]}}"#), &["`x`", "`e`"]);
+}
+
+#[test]
+fn tokens_for_logits_are_judged() {
+    let Some(base) = shared("oracles/peft/phi/base") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("in.safetensors");
+    let out = folder.path().join("out.safetensors").display().to_string();
+    let logits = |options: &[&str]| {
+        let fixed = ["logits", "--base", base.to_str().unwrap(), "--input", file.to_str().unwrap(), "--out", &out];
+        run(fixed.into_iter().chain(options.iter().copied()))
+    };
+    says(&logits(&[]).failed(1), &["in.safetensors"]);
+    fs::write(&file, b"no tensors").unwrap();
+    says(&logits(&[]).failed(1), &["in.safetensors", "safetensors"]);
+    use safetensors::Dtype;
+    let bytes = |values: &[i64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    for (name, dtype, shape, values, parts) in [
+        ("ids", Dtype::I64, vec![1, 2], bytes(&[1, 2]), &["input_ids", "ids"][..]),
+        ("input_ids", Dtype::F64, vec![1, 2], bytes(&[0, 0]), &["F64", "i64"]),
+        ("input_ids", Dtype::I64, vec![2], bytes(&[1, 2]), &["[2]", "[batch, seq]"]),
+        ("input_ids", Dtype::I64, vec![1, 0], bytes(&[]), &["[1, 0]"]),
+        ("input_ids", Dtype::I64, vec![1, 2], bytes(&[1, 512]), &["[0, 1]", "512", "511"]),
+        ("input_ids", Dtype::I64, vec![1, 2], bytes(&[-1, 2]), &["[0, 0]", "-1"]),
+    ] {
+        write_tensor(&file, name, dtype, shape, &values);
+        says(&logits(&[]).failed(1), parts);
+    }
+    assert!(!Path::new(&out).exists(), "what fails leaves nothing behind");
+
+    write_tensor(&file, "input_ids", Dtype::U32, vec![2, 1], &[1, 0, 0, 0, 2, 0, 0, 0]);
+    let done = logits(&["--json"]).json();
+    assert_eq!(done["shape"], serde_json::json!([2, 1, 512]));
+    says(&logits(&["--router", "uniform"]).failed(1), &["--library"]);
+    says(&logits(&["--adapter", "no/such"]).failed(1), &["no/such"]);
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let Some(oracles) = shared("oracles/peft") else { return };
+    let (mistral, phi) = (oracles.join("mistral"), oracles.join("phi"));
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("library");
+    let add = |base: &Path, adapter: &str| {
+        run([
+            Path::new("library"),
+            Path::new("add"),
+            Path::new("--library"),
+            &library,
+            Path::new("--base"),
+            base,
+            Path::new(adapter),
+        ])
+    };
+    let (own, foreign) = (mistral.join("adapters/e0"), phi.join("adapters/e0"));
+    says(
+        &add(&mistral.join("base"), &format!("other={}", foreign.display())).failed(1),
+        &["phi", "dense", "another base"],
+    );
+    assert!(!library.exists(), "a library is not made for what is refused");
+    add(&mistral.join("base"), own.to_str().unwrap()).ok();
+    says(&add(&mistral.join("base"), own.to_str().unwrap()).failed(1), &["`e0`", "exists", "NAME="]);
+    says(&add(&phi.join("base"), &format!("other={}", foreign.display())).failed(1), &["library", "mistral", "phi"]);
+    let logits = |router: &str| {
+        let (input, out) = (phi.join("expected.safetensors"), folder.path().join("out"));
+        let fixed = [
+            "logits",
+            "--router",
+            router,
+            "--base",
+            phi.join("base").to_str().unwrap(),
+            "--library",
+            library.to_str().unwrap(),
+        ]
+        .map(str::to_owned);
+        let files = ["--input", input.to_str().unwrap(), "--out", out.to_str().unwrap()].map(str::to_owned);
+        run(fixed.into_iter().chain(files)).failed(1)
+    };
+    says(&logits("uniform"), &["library", "mistral", "phi"]);
+    let show = run(["library", "show", "--library", library.to_str().unwrap(), "e9"]).failed(1);
+    says(&show, &["`e9`", "e0"]);
+    says(&run(["cluster", "--library", library.to_str().unwrap(), "-k", "1", "--out", "c.json"]).failed(1), &["two"]);
+}
+
+#[test]
+fn damage_is_found_by_check() {
+    let Some(oracle) = shared("oracles/peft/mistral") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("library").display().to_string();
+    let adapters = ["e0", "e1"].map(|name| oracle.join("adapters").join(name).display().to_string());
+    run(["library", "add", "--library", &library, &adapters[0], &adapters[1]]).ok();
+    run(["library", "check", "--library", &library]).ok();
+    let weights = Path::new(&library).join("experts/e1/adapter_model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, bytes).unwrap();
+    let ran = run(["library", "check", "--library", &library, "--json"]);
+    assert_eq!(ran.code, 1);
+    says(&ran.stderr, &["1 expert of 2"]);
+    let document: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["ok"], false);
+    assert!(document["experts"][0]["error"].is_null());
+    says(document["experts"][1]["error"].as_str().unwrap(), &["adapter_model.safetensors", "lora_"]);
+    fs::write(weights.with_file_name("adapter_config.json"), "{}").unwrap();
+    let listed = run(["library", "ls", "--library", &library]).ok().stdout;
+    says(&listed, &["e0", "e1", "damaged"]);
+}
+
+#[test]
+fn a_configuration_is_judged_key_by_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("adapter_config.json");
+    let judge = |text: &str, options: &[&str]| {
+        fs::write(&file, text).unwrap();
+        run(["library", "check", "--config", file.to_str().unwrap()].into_iter().chain(options.iter().copied()))
+    };
+    let plain = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]"#;
+    judge(&format!("{plain}}}"), &[]).ok();
+    let ran = judge(&format!("{plain}, \"use_dora\": true}}"), &[]);
+    assert_eq!(ran.code, 1);
+    says(&ran.stdout, &["use_dora", "DoRA"]);
+    says(&ran.stderr, &["adapter_config.json", "use_dora"]);
+    judge(&format!("{plain}, \"unheard_of\": 1}}"), &[]).ok();
+    assert_eq!(judge(&format!("{plain}, \"unheard_of\": 1}}"), &["--strict"]).code, 1);
+    let document = judge(&format!("{plain}, \"unheard_of\": 1}}"), &["--json"]).json();
+    assert_eq!((&document["accepted"], &document["notices"][0]["subject"]), (&true.into(), &"unheard_of".into()));
+}
+
+#[test]
+fn options_stand_before_or_after_the_command() {
+    let Some(base) = shared("oracles/peft/phi/base") else { return };
+    let base = base.to_str().unwrap();
+    let before = run(["--json", "--threads", "1", "base", "info", base]).json();
+    let after = run(["base", "info", base, "--threads", "2", "--json"]).json();
+    assert_eq!(before["fingerprint"], after["fingerprint"]);
+    assert_eq!(before["architecture"], "phi");
+}

@@ -1,0 +1,116 @@
+//! Merged adapters in a model, against PEFT's logits of the same merges, and against a base that the adapter was added
+//! to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use lorakit_adapter::{Adapter, Patches, Rows};
+use lorakit_model::{Base, Options};
+use lorakit_route::merge::{Coefficients, Merge, Orientation, add_to_weight};
+use lorakit_route::{Expert, Experts, expert};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+
+/// The largest difference of logits that f32 and another order of sums may make.
+const TOLERANCE: f32 = 2e-4;
+
+struct Oracle {
+    folder: PathBuf,
+    ids: Vec<Vec<u32>>,
+    logits: HashMap<String, Tensor>,
+    cases: serde_json::Value,
+}
+
+impl Oracle {
+    fn of(base: &str) -> Option<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/oracles/peft").join(base);
+        if !folder.exists() {
+            println!("skipped: no ../shared");
+            return None;
+        }
+        let logits = safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let ids = logits["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
+        let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+        let recorded: serde_json::Value = serde_json::from_str(&text).unwrap();
+        Some(Self { folder, ids, logits, cases: recorded["cases"].clone() })
+    }
+
+    fn base(&self) -> Base {
+        Base::open(&self.folder.join("base"), &Options::default()).unwrap()
+    }
+
+    fn logits_of(&self, base: &Base, patches: &Patches) -> Tensor {
+        base.logits(&self.ids.concat(), Rows::packed(self.ids.iter().map(Vec::len)), patches).unwrap()
+    }
+
+    fn expert(&self, name: &str) -> Expert {
+        Expert::new(name, Adapter::read(&self.folder.join("adapters").join(name)).unwrap())
+    }
+
+    /// PEFT's merge of that name with its experts and weights, done here.
+    fn merged(&self, kind: &str) -> Adapter {
+        let case = &self.cases[format!("merge/{kind}")];
+        let names: Vec<String> = serde_json::from_value(case["adapters"].clone()).unwrap();
+        let experts: Vec<Expert> = names.iter().map(|name| self.expert(name)).collect();
+        let weights = serde_json::from_value(case["weights"].clone()).unwrap();
+        let density = case["density"].as_f64().map_or_else(String::new, |density| format!(":density={density}"));
+        let merge: Merge = format!("{kind}{density}").parse().unwrap();
+        merge.apply(&experts, &Coefficients::new(weights)).unwrap().adapter
+    }
+}
+
+fn patches(base: &Base, adapter: Adapter) -> Patches {
+    let experts = Experts::new([Expert::new("merged", adapter)], base.sites(), &Device::Cpu).unwrap();
+    expert::one(&experts, 0).unwrap()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn merges_give_the_logits_that_peft_gives() {
+    for name in BASES {
+        let Some(oracle) = Oracle::of(name) else { return };
+        let base = oracle.base();
+        let plain = oracle.logits["base"].flatten(0, 1).unwrap();
+        for kind in ["linear", "cat", "svd", "ties", "magnitude_prune"] {
+            let expected = oracle.logits[&format!("merge/{kind}")].flatten(0, 1).unwrap();
+            let found = oracle.logits_of(&base, &patches(&base, oracle.merged(kind)));
+            let (apart, effect) = (largest_difference(&found, &expected), largest_difference(&plain, &expected));
+            println!("{name}, {kind}: {apart:.1e} apart, of a change of {effect:.2}");
+            assert!(apart < TOLERANCE && effect > 100.0 * TOLERANCE, "{name}, {kind}: {apart}, {effect}");
+        }
+    }
+}
+
+#[test]
+fn a_base_that_a_merge_was_added_to_gives_the_logits_of_the_merge() {
+    for name in BASES {
+        let Some(oracle) = Oracle::of(name) else { return };
+        let base = oracle.base();
+        // Ranks, alphas and rsLoRA differ between the two.
+        let experts = [oracle.expert("e0"), oracle.expert("rs")];
+        let merged = Merge::Cat.apply(&experts, &Coefficients::new(vec![0.6, -0.8])).unwrap().adapter;
+        let dynamic = oracle.logits_of(&base, &patches(&base, merged.clone()));
+
+        let file = oracle.folder.join("base/model.safetensors");
+        let mut tensors = safetensors::load(file, &Device::Cpu).unwrap();
+        for (module, update) in merged.modules() {
+            let weight = tensors.get_mut(&format!("{module}.weight")).unwrap();
+            let mut values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+            let orientation = Orientation::of(merged.facts().fan_in_fan_out);
+            add_to_weight(module, update, &mut values, orientation).unwrap();
+            *weight = Tensor::from_vec(values, weight.dims(), &Device::Cpu).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        std::fs::copy(oracle.folder.join("base/config.json"), folder.path().join("config.json")).unwrap();
+        let changed = Base::open(folder.path(), &Options::default()).unwrap();
+        let apart = largest_difference(&oracle.logits_of(&changed, &Patches::none()), &dynamic);
+        println!("{name}: {apart:.1e} apart");
+        assert!(apart < TOLERANCE, "{name}: {apart}");
+    }
+}

@@ -1,0 +1,144 @@
+//! Training against PyTorch: losses, gradient norms and the final adapter of a short run, alone and in company.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::shared;
+use candle_core::{DType, Device, safetensors};
+use lorakit_adapter::Adapter;
+use lorakit_model::{Base, Options};
+use lorakit_task::{Cut, Example};
+use lorakit_train::{Job, Pass, Settings};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+
+/// Tokens at the start of each row that carry no loss.
+const PROMPTS: [usize; 3] = [5, 9, 17];
+
+/// The oracle's run on one base.
+struct Oracle {
+    folder: PathBuf,
+    base: Base,
+    settings: Settings,
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+}
+
+impl Oracle {
+    fn open(name: &str) -> Option<Self> {
+        let folder = shared("oracles/peft")?.join(name);
+        let expected: Value =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+        let numbers = |value: &Value| value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect();
+        let targets: Vec<&str> =
+            expected["targets"].as_array().unwrap().iter().map(|target| target.as_str().unwrap()).collect();
+        let mut settings = Settings::default();
+        for assignment in [
+            "rank=4",
+            "alpha=16",
+            "dropout=0",
+            "learning_rate=1e-2",
+            "lr_scheduler=constant",
+            "warmup_ratio=0",
+            "max_grad_norm=1.0",
+            "batch_size=3",
+            "eval_steps=0",
+            &format!("max_steps={}", expected["steps"]),
+            &format!("target_modules={}", targets.join(",")),
+        ] {
+            settings.set(assignment).unwrap();
+        }
+        let base = Base::open(&folder.join("base"), &Options::default()).unwrap();
+        let train = &expected["train"];
+        Some(Self { base, settings, losses: numbers(&train["losses"]), norms: numbers(&train["grad_norms"]), folder })
+    }
+
+    /// The three rows as one expert's job.
+    fn job(&self, name: &str) -> Job {
+        let tensors = safetensors::load(self.folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let ids: Vec<Vec<u32>> = tensors["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
+        let row = |(ids, prompt): (&Vec<u32>, usize)| Example {
+            prompt: ids[..prompt].to_vec(),
+            target: ids[prompt..].to_vec(),
+            cut: Cut::default(),
+        };
+        let start = Adapter::read(&self.folder.join("train_init")).unwrap();
+        Job {
+            name: name.to_owned(),
+            tasks: Vec::new(),
+            train: ids.iter().zip(PROMPTS).map(row).collect(),
+            validation: Vec::new(),
+            start: Some(start),
+        }
+    }
+
+    /// Another expert with rows of its own: those of the oracle, backwards.
+    fn stranger(&self, name: &str) -> Job {
+        let mut job = self.job(name);
+        job.train.iter_mut().for_each(|row| {
+            row.prompt.reverse();
+            row.target.reverse();
+        });
+        job.start = None;
+        job
+    }
+
+    /// Trains the jobs together and holds the one named `oracle` against PyTorch.
+    fn check(&self, jobs: &[Job], tolerance: f64) {
+        let place = jobs.iter().position(|job| job.name == "oracle").unwrap();
+        let mut pass = Pass::new(&self.base, jobs, &self.settings, 0, 2048).unwrap();
+        while pass.step_number() < pass.steps() {
+            pass.advance().unwrap();
+        }
+        let progress = &pass.progress()[place];
+        let where_ = self.folder.display();
+        for (what, found, expected) in
+            [("losses", &progress.losses, &self.losses), ("norms", &progress.norms, &self.norms)]
+        {
+            assert_eq!(found.len(), expected.len());
+            for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let relative = (f64::from(*found) / expected - 1.0).abs();
+                assert!(
+                    relative < tolerance,
+                    "{where_}, {what}, step {step}: {found}, expected {expected}, {relative:.1e} apart"
+                );
+            }
+        }
+        let difference = largest_difference(&pass.adapter(place).unwrap(), &self.folder.join("train_final"));
+        assert!(difference < 1e-3, "{where_}: the final adapter is {difference} away");
+    }
+}
+
+fn largest_difference(adapter: &Adapter, expected: &Path) -> f32 {
+    let expected = Adapter::read(expected).unwrap();
+    assert_eq!(adapter.modules().keys().collect::<Vec<_>>(), expected.modules().keys().collect::<Vec<_>>());
+    let pairs = adapter.modules().iter().flat_map(|(path, own)| {
+        let other = &expected.modules()[path];
+        [
+            (own.a().values().into_owned(), other.a().values().into_owned()),
+            (own.b().values().into_owned(), other.b().values().into_owned()),
+        ]
+    });
+    pairs
+        .flat_map(|(own, other)| own.into_iter().zip(other))
+        .map(|(own, other)| (own - other).abs())
+        .fold(0.0, f32::max)
+}
+
+#[test]
+fn an_expert_alone_is_trained_as_pytorch_trains_it() {
+    for name in BASES {
+        let Some(oracle) = Oracle::open(name) else { return };
+        oracle.check(&[oracle.job("oracle")], 1e-4);
+    }
+}
+
+#[test]
+fn company_in_the_pass_changes_nothing() {
+    for name in BASES {
+        let Some(oracle) = Oracle::open(name) else { return };
+        oracle.check(&[oracle.stranger("before"), oracle.job("oracle"), oracle.stranger("behind")], 1e-3);
+    }
+}
