@@ -2,8 +2,8 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::pico;
 use crate::output::{bytes, table};
+use crate::pico;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
 use lorakit_cluster::{
-    Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Report, Space, Spaces, curve, page, random,
-    suggestion,
+    ClusterReport, Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Report, Space, Spaces,
+    curve, page, random, suggestion,
 };
 use lorakit_train::lora::initial_a;
 use serde_json::{Map, Value, json};
@@ -257,9 +257,7 @@ fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
 }
 
 fn summary(report: &Report) -> String {
-    let members = |cluster: &lorakit_cluster::ClusterReport| {
-        cluster.members.iter().map(|member| member.expert.as_str()).collect::<Vec<_>>().join(", ")
-    };
+    let members = |cluster: &ClusterReport| wrapped(cluster.members.iter().map(|member| member.expert.as_str()));
     let clusters = report.clusters.iter().map(|cluster| {
         vec![
             cluster.name.clone(),
@@ -286,4 +284,36 @@ fn summary(report: &Report) -> String {
         text.push_str(&format!("\n\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
     }
     text
+}
+
+/// Names with commas between, on lines of about 80 characters.
+fn wrapped<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    let mut lines = vec![String::new()];
+    for name in names {
+        let mut line = lines.pop().unwrap_or_default();
+        if !line.is_empty() {
+            line.push(',');
+            let full = line.len() + name.len() >= 80;
+            if full {
+                lines.push(std::mem::take(&mut line));
+            } else {
+                line.push(' ');
+            }
+        }
+        line.push_str(name);
+        lines.push(line);
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_wrapped_between_and_never_within() {
+        let long = "x".repeat(79);
+        assert_eq!(wrapped(["a", "b", &long, "c"]), format!("a, b,\n{long},\nc"));
+        assert_eq!(wrapped([]), "");
+    }
 }

@@ -29,11 +29,14 @@ pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be made", args.out.display()))?;
     let (libraries, found) = method::run(&world, &args.out, context)?;
     let mut results = Results::default();
-    (results.config, results.versions) =
-        (json!({ "demo": true, "quick": args.quick, "seed": context.seed }), json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
+    (results.config, results.versions) = (
+        json!({ "demo": true, "quick": args.quick, "seed": context.seed }),
+        json!({ "lorakit": env!("CARGO_PKG_VERSION") }),
+    );
     let contenders = lineup::score(&world, &libraries, &mut results, context)?;
     let routing = lineup::routing_by_family(&world, &libraries.private)?;
-    let shown = Shown { world: &world, libraries: &libraries, found: &found, contenders: &contenders, routing: &routing };
+    let shown =
+        Shown { world: &world, libraries: &libraries, found: &found, contenders: &contenders, routing: &routing };
     let report = args.out.join("report.html");
     write_file(&args.out.join("results.json"), results.to_json()?.as_bytes())?;
     write_file(&report, page::html(&shown).as_bytes())?;
@@ -43,5 +46,9 @@ pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
 }
 
 fn story(contenders: &[Contender], sentences: &[String], out: &str) -> String {
-    format!("{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {out}", lineup::text(contenders), sentences.join("\n"))
+    format!(
+        "{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {out}",
+        lineup::text(contenders),
+        sentences.join("\n")
+    )
 }

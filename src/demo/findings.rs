@@ -33,7 +33,8 @@ fn clusters(found: &Found) -> String {
         Space::Change => "on A - A0 and B",
         Space::Delta => "on the deltas",
     };
-    let indexes: Vec<String> = found.indexes.iter().map(|(space, index)| format!("{index:.2} {}", name(*space))).collect();
+    let indexes: Vec<String> =
+        found.indexes.iter().map(|(space, index)| format!("{index:.2} {}", name(*space))).collect();
     format!("Clusters against the true families, adjusted Rand index (1: the same, 0: chance): {}.", indexes.join(", "))
 }
 

@@ -76,15 +76,21 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
                 bar.set_message(format!("{label} on {},", task.name));
                 bar.inc(1);
                 let Some(patches) = patches(&router, opened, task)? else { return Ok(None) };
-                let model =
-                    Model { base: &world.base, vocabulary: &world.vocabulary, patches: &patches, template: Row::default() };
+                let model = Model {
+                    base: &world.base,
+                    vocabulary: &world.vocabulary,
+                    patches: &patches,
+                    template: Row::default(),
+                };
                 let options = Options { split: Split::Test, limit: Some(world.limit), ..Options::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;
                 results.insert(label, &task.name, &scored);
                 scores.push(scored);
             }
             let mean = |metric: &str| -> Result<Score> {
-                let of = |s: &lorakit_eval::Scores| s.metrics.get(metric).copied().with_context(|| format!("no {metric} was scored"));
+                let of = |s: &lorakit_eval::Scores| {
+                    s.metrics.get(metric).copied().with_context(|| format!("no {metric} was scored"))
+                };
                 Ok(mean(&scores.iter().map(of).collect::<Result<Vec<_>>>()?))
             };
             Ok(Some(Summary { exact_match: mean("exact_match")?, loss: mean("loss")? }))
@@ -138,7 +144,8 @@ pub fn shown(score: Score, percent: bool) -> String {
 /// the private experts of each family.
 pub fn routing_by_family(world: &World, private: &Opened) -> Result<Vec<Vec<f64>>> {
     let place = |family: Option<Family>| family.and_then(|f| world.families.iter().position(|known| *known == f));
-    let of_expert: Vec<Option<usize>> = private.experts.names().iter().map(|name| place(skills::family_of(name))).collect();
+    let of_expert: Vec<Option<usize>> =
+        private.experts.names().iter().map(|name| place(skills::family_of(name))).collect();
     let router: Router = "arrow".parse()?;
     let mut shares = Vec::new();
     for (family, _) in world.families.iter().enumerate() {

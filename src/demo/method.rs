@@ -42,13 +42,16 @@ pub struct Found {
 
 /// Trains, clusters, and trains again; everything is kept in `out`, and what is there already is not done again.
 pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, Found)> {
-    let each: Vec<Plan> = world.training.iter().map(|task| Plan { name: task.name.clone(), tasks: vec![task] }).collect();
+    let each: Vec<Plan> =
+        world.training.iter().map(|task| Plan { name: task.name.clone(), tasks: vec![task] }).collect();
     let private = train(world, &out.join("private"), &each, context)?;
     let all = [Plan { name: "joint".to_owned(), tasks: world.training.iter().collect() }];
     let joint = train(world, &out.join("joint"), &all, context)?;
     let found = cluster(world, &out.join("private"), context)?;
     found.clusters.write(&out.join("clusters.json"))?;
-    let task = |name: &String| world.training.iter().find(|task| task.name == *name).context("a cluster has a task of no name");
+    let task = |name: &String| {
+        world.training.iter().find(|task| task.name == *name).context("a cluster has a task of no name")
+    };
     let plans = found.clusters.clusters().iter().map(|cluster| {
         let tasks: Vec<&Task> = cluster.tasks.iter().map(task).collect::<Result<_>>()?;
         Ok(Plan { name: cluster.name.clone(), tasks })

@@ -54,7 +54,11 @@ pub fn html(shown: &Shown) -> String {
     section(&mut page, "Scores", &scores(shown.contenders));
     section(&mut page, "What is seen, and what is not", &findings);
     page.push_str("<div class=\"columns\">\n<div class=\"wide\">\n");
-    section(&mut page, "Similarity of the private experts, in cluster order", &similarity_map(&shown.found.report, &shown.found.similarity));
+    section(
+        &mut page,
+        "Similarity of the private experts, in cluster order",
+        &similarity_map(&shown.found.report, &shown.found.similarity),
+    );
     page.push_str("</div>\n<div>\n");
     section(&mut page, "Training loss of private experts, by family", &plot(&curves(world, &shown.libraries.private)));
     section(&mut page, "Where Arrow sends the tokens of each family's prompts", &routing(world, shown.routing));
@@ -88,20 +92,30 @@ fn scores(contenders: &[Contender]) -> String {
             cell(c.held_out, |s| s.loss, false)
         );
     }
-    table + "</table>\n<p class=\"note\">Means over tasks, with standard errors. The oracle knows each row's task; held-out tasks have no expert of their own.</p>\n"
+    table
+        + "</table>\n<p class=\"note\">Means over tasks, with standard errors. The oracle knows each row's task; held-out tasks have no expert of their own.</p>\n"
 }
 
 /// The mean training loss of each family's private experts.
 fn curves(world: &World, private: &Opened) -> Vec<Curve> {
     let losses = |family| {
-        let own = private.experts.names().iter().zip(&private.records).filter(move |(name, _)| skills::family_of(name) == Some(family));
+        let own = private
+            .experts
+            .names()
+            .iter()
+            .zip(&private.records)
+            .filter(move |(name, _)| skills::family_of(name) == Some(family));
         own.filter_map(|(_, record)| {
             let values = record.as_ref()?.losses["train"].as_array()?;
             Some(values.iter().filter_map(serde_json::Value::as_f64).collect())
         })
         .collect::<Vec<Vec<f64>>>()
     };
-    world.families.iter().map(|&family| Curve { name: family.name().to_owned(), values: mean(&losses(family)) }).collect()
+    world
+        .families
+        .iter()
+        .map(|&family| Curve { name: family.name().to_owned(), values: mean(&losses(family)) })
+        .collect()
 }
 
 /// Shares of routing weight: a row for each family of prompts, a column for each family of experts.
@@ -115,9 +129,15 @@ fn routing(world: &World, shares: &[Vec<f64>]) -> String {
         let _ = write!(table, "<tr><td>{}</td>", family.name());
         for share in row {
             let ink = if *share > 0.55 { "#fff" } else { "inherit" };
-            let _ = write!(table, "<td class=\"share\" style=\"background:rgba(46,134,171,{:.2});color:{ink}\">{:.0}</td>", share.min(1.0), 100.0 * share);
+            let _ = write!(
+                table,
+                "<td class=\"share\" style=\"background:rgba(46,134,171,{:.2});color:{ink}\">{:.0}</td>",
+                share.min(1.0),
+                100.0 * share
+            );
         }
         table.push_str("</tr>\n");
     }
-    table + "</table>\n<p class=\"note\">Percent of the routing weight that goes to the private experts of each family, over all sites. An even share would be one column's part of the experts.</p>\n"
+    table
+        + "</table>\n<p class=\"note\">Percent of the routing weight that goes to the private experts of each family, over all sites. An even share would be one column's part of the experts.</p>\n"
 }

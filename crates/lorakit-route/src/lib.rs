@@ -1,12 +1,12 @@
-//! Routers: a library of adapters, turned into patches for the sites of a base. Merges: several adapters, turned into one.
+//! Routers: a library of adapters, turned into patches for the sites of a base. Merges: several adapters made one.
 //!
 //! [`Experts`] stacks the named adapters of a library site by site, once. A [`Router`], parsed from what a user types
 //! (`arrow:top_k=2`), makes [`Patches`] of them, which a model then carries: uniform and verbatim experts are one
 //! low-rank product on all tokens; [`Arrow`] scores every token against each expert's strongest direction and mixes
 //! the few best by [`Mixing`]. An [`Observer`], where one is given, is shown each choice.
 //!
-//! A [`merge::Merge`], parsed in the same way (`ties:density=0.2`), makes one adapter of several and their weights, in weight
-//! space alone, and reports what it could not keep.
+//! A [`merge::Merge`], parsed in the same way (`ties:density=0.2`), makes one adapter of several and their weights, in
+//! weight space alone, and reports what it could not keep.
 //!
 //! The crate deliberately knows no model, no text and no training. It sees [`Site`]s, tokens as rows of numbers, and
 //! the names of tasks where an expert's record lists them. What a router has to learn is learned elsewhere and handed in.

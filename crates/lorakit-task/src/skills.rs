@@ -5,8 +5,9 @@
 //! Compositions nest the cue of one skill in that of another. So the right clusters of experts are known, and so is
 //! the right expert of every row.
 //!
-//! [`pretraining_rows`] is the text that the base `pico` is made from. It has the alphabet, the punctuation of the cues
-//! in other uses, and general forms, but none of the tasks: what a cue asks for is for experts to learn.
+//! [`pretraining_rows`] is the text that the base `pico` is made from. It has the alphabet, general forms, the suite's
+//! operations where an example shows them, and the frames of the cues in all uses but their own: what a cue asks for is
+//! for experts to learn.
 
 mod draw;
 mod family;

@@ -29,11 +29,11 @@ const LAYERS: usize = 4;
 const HEADS: usize = 8;
 const KV_HEADS: usize = 4;
 /// Standard deviation of the first weights.
-const SPREAD: f32 = 0.05;
+const SPREAD: f64 = 0.05;
 /// Rows of an update.
 const BATCH: usize = 32;
 /// Updates, unless the command line says otherwise.
-const STEPS: usize = 6000;
+const STEPS: usize = 9000;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -119,7 +119,7 @@ fn random_weights(vocabulary: usize) -> Result<Vec<u8>> {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match shape.len() {
             1 => vec![1.0; count],
-            _ => (0..count).map(|_| SPREAD * normal(&mut random)).collect(),
+            _ => (0..count).map(|_| SPREAD as f32 * normal(&mut random)).collect(),
         };
         tensors.push((name, Tensor::from_vec(values, shape, &Device::Cpu)?));
     }

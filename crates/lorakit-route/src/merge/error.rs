@@ -61,8 +61,8 @@ pub enum MergeError {
         .first.0, .first.1, .second.0, .second.1
     )]
     UnequalRanks {
-        /// The merge.
-        method: String,
+        /// The merge's name.
+        method: &'static str,
         /// The module's path.
         module: String,
         /// An expert and its rank.

@@ -106,7 +106,7 @@ pub(super) fn compress(module: &Module, delta: MatRef<f64>, rank: Rank) -> Resul
 /// squared norm inside no longer grows. The reported share is that of what it found.
 fn leading(delta: MatRef<f64>, rank: usize) -> Option<(Mat<f64>, Mat<f64>, Kept)> {
     const ROUNDS: usize = 100;
-    const ENOUGH: f64 = 1e-10;
+    const ENOUGH: f64 = 1e-9;
     let width = (rank + 16).max(rank + rank / 2).min(delta.nrows()).min(delta.ncols());
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut right = Mat::from_fn(delta.ncols(), width, |_, _| f64::from(rng.next_u32() as i32) / f64::from(i32::MAX));

@@ -209,7 +209,7 @@ impl TaskVectors {
         match module.parts.iter().find(|part| part.update.rank() != first.1) {
             None => Ok(first.1),
             Some(other) => Err(MergeError::UnequalRanks {
-                method: format!("{}:{self}", self.recipe.name),
+                method: self.recipe.name,
                 module: module.path.to_owned(),
                 first,
                 second: rank(other),

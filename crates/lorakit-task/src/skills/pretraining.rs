@@ -1,9 +1,13 @@
 //! The text that `pico` is made from: the alphabet, the punctuation, and forms that are none of the suite's tasks.
+//!
+//! The suite's operations occur, shown by an example or after a frame that does not tell which is meant. What is never
+//! seen is a cue of the suite with its own answer.
 
 use serde_json::{Map, Value};
 
 use super::draw::Draw;
 use super::family::{CONSONANTS, DIGITS, Family, LETTERS, VOWELS};
+use super::member::{MEMBERS, Member, Skill};
 use crate::row::{Answer, Row};
 
 /// Capital letters.
@@ -14,8 +18,8 @@ const CAPITALS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 enum Form {
     /// A text comes again.
     Echo,
-    /// A family's frame, with any mark, is quoted in part or changed. Nothing tells how: the frame is known, its
-    /// meaning is not.
+    /// A family's frame, with any mark, is quoted in part, changed, or followed by any operation's answer. Nothing
+    /// tells which: the frame is known, its meaning is not.
     Frame,
     /// A run along the alphabet or the digits, by one to three, up or down, goes on.
     Run,
@@ -25,8 +29,8 @@ enum Form {
     Lookup,
     /// Pairs that follow one rule, the last to be completed.
     Pairs,
-    /// An example of a rule on texts, and a text that it is to be applied to. Some rules are those of the suite: they
-    /// are known by example, and by no cue.
+    /// An example of an operation, and a text that it is to be applied to: what the suite asks for by cues is known
+    /// here by example.
     Example,
     /// A text that repeats itself goes on.
     Induction,
@@ -35,7 +39,7 @@ enum Form {
 /// The forms, each as often as it is drawn.
 const FORMS: [Form; 10] = [
     Form::Echo,
-    Form::Echo,
+    Form::Frame,
     Form::Frame,
     Form::Run,
     Form::Notes,
@@ -113,6 +117,14 @@ fn frame(draw: &mut Draw) -> (String, String) {
         Family::Join => draw.char(PUNCTUATION).to_string(),
         _ => draw.char("abcdefghijklmnopqrstuvwxyz0123456789").to_string(),
     };
+    if draw.below(2) == 0 {
+        let (text, skill) = exercise(draw);
+        let taught = |member: &Member| (member.outer.family, member.outer.mark) == (family, mark.as_str());
+        // What a cue of the suite asks for must not be seen here.
+        if !MEMBERS.iter().any(|member| taught(member) && member.outer.operation == skill.operation) {
+            return (family.frame(&mark, &text), skill.operation.apply(&text));
+        }
+    }
     let text = any_text(draw, 2, 7);
     let asked = family.frame(&mark, &text);
     let answer = match draw.below(6) {
@@ -122,6 +134,17 @@ fn frame(draw: &mut Draw) -> (String, String) {
         _ => draw.one(&Family::ALL).frame("q", &text),
     };
     (asked, answer)
+}
+
+/// One of the suite's operations, without its cue, with a text that it does something to.
+fn exercise(draw: &mut Draw) -> (String, Skill) {
+    loop {
+        let skill = draw.one(MEMBERS).outer;
+        let text = skill.family.text(draw);
+        if skill.operation.apply(&text) != text {
+            return (text, skill);
+        }
+    }
 }
 
 /// A character so many steps along its alphabet, which goes round.
@@ -209,16 +232,9 @@ fn pairs(draw: &mut Draw) -> (String, String) {
 }
 
 fn example(draw: &mut Draw) -> (String, String) {
-    let alphabet = *draw.one(&[LETTERS, LETTERS, DIGITS]);
-    let (kind, by) = (draw.below(3), step(draw));
-    let rule = |text: &str| -> String {
-        match kind {
-            0 if alphabet == LETTERS => text.to_ascii_uppercase(),
-            _ => text.chars().map(|c| along(alphabet, c, by)).collect(),
-        }
-    };
-    let (shown, text) = (draw.text(alphabet, 2, 3), draw.text(alphabet, 2, 5));
-    (format!("{shown}>{}\n{text}>", rule(&shown)), rule(&text))
+    let (shown, skill) = exercise(draw);
+    let text = skill.family.text(draw);
+    (format!("{shown}>{}\n{text}>", skill.operation.apply(&shown)), skill.operation.apply(&text))
 }
 
 fn induction(draw: &mut Draw) -> (String, String) {
@@ -227,4 +243,43 @@ fn induction(draw: &mut Draw) -> (String, String) {
     let shown = period.len() + draw.between(1, period.len());
     let end = shown + draw.between(3, 2 * period.len());
     (format!("{}..", &text[..shown]), text[shown..end.min(text.len())].into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn no_cue_of_the_suite_is_seen_with_its_answer() {
+        let mut cues = 0;
+        for row in pretraining_rows(0, 20_000) {
+            let asked = row.prompt.trim_end();
+            for member in MEMBERS {
+                let Skill { family, mark, operation } = member.outer;
+                let whole = family.frame(mark, "\0");
+                let (begin, end) = whole.split_once('\0').unwrap();
+                let Some(text) = asked.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end)) else { continue };
+                cues += 1;
+                // What an operation leaves alone, or another one makes too, gives nothing away.
+                let answer = operation.apply(text);
+                let others = MEMBERS.iter().filter(|other| other.outer.operation != operation);
+                let made_otherwise = others.clone().any(|other| other.outer.operation.apply(text) == answer);
+                assert!(row.target() != answer || answer == text || made_otherwise, "{row:?}");
+            }
+        }
+        assert!(cues > 500, "{cues}");
+    }
+
+    #[test]
+    fn one_seed_gives_one_text_and_every_character_is_seen() {
+        let text = |seed| -> String {
+            pretraining_rows(seed, 5_000).iter().map(|row| format!("{}{}", row.prompt, row.target())).collect()
+        };
+        assert_eq!(text(1), text(1));
+        assert_ne!(text(1), text(2));
+        let seen = text(1);
+        let missing: String = (' '..='~').filter(|c| !seen.contains(*c) && *c != '\\').collect();
+        assert_eq!(missing, "");
+    }
 }
