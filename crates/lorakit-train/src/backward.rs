@@ -29,6 +29,12 @@ impl Gradients {
         self.0.get(&variable.as_tensor().id())
     }
 
+    /// Adds the gradients of `loss`, a scalar that was made of `variables` without a base.
+    pub fn add_loss(&mut self, loss: &Tensor, variables: &[Var]) -> Result<()> {
+        let mut store = loss.backward()?;
+        variables.iter().try_for_each(|variable| self.add(variable, &mut store))
+    }
+
     fn add(&mut self, variable: &Var, store: &mut GradStore) -> Result<()> {
         let Some(gradient) = store.remove(variable.as_tensor()) else { return Ok(()) };
         let id = variable.as_tensor().id();

@@ -46,10 +46,8 @@ impl Job {
 
     /// The rows of update `step`: each epoch has an order of its own, which depends on the seed and the expert alone.
     pub fn rows(&self, settings: &Settings, seed: u64, step: usize) -> Vec<&Example> {
-        let (epoch, within) = (step / self.steps_per_epoch(settings), step % self.steps_per_epoch(settings));
-        let order = Key::new(seed, "order").text(&self.name).number(epoch as u64).stream().order(self.train.len());
-        let n = Self::rows_per_update(settings);
-        order.into_iter().skip(within * n).take(n).map(|i| &self.train[i]).collect()
+        let rows = rows_of_update(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step);
+        rows.into_iter().map(|i| &self.train[i]).collect()
     }
 
     /// The keys of the dropout masks of update `step`, one for each of its rows.
@@ -57,4 +55,13 @@ impl Job {
         let key = Key::new(seed, "dropout").text(&self.name).number(step as u64);
         (0..rows).map(|row| key.clone().number(row as u64).bits()).collect()
     }
+}
+
+/// The indices, out of `rows`, of those of update `step` where each takes `per_update`: each epoch has an order of its
+/// own, which depends on the seed and the name alone.
+pub fn rows_of_update(seed: u64, name: &str, rows: usize, per_update: usize, step: usize) -> Vec<usize> {
+    let per_epoch = rows.div_ceil(per_update).max(1);
+    let (epoch, within) = (step / per_epoch, step % per_epoch);
+    let order = Key::new(seed, "order").text(name).number(epoch as u64).stream().order(rows);
+    order.into_iter().skip(within * per_update).take(per_update).collect()
 }

@@ -5,11 +5,15 @@
 //! gradients a layer at a time. Together or alone, an expert ends with the same weights: its data order, dropout and
 //! updates depend on the seed and its own name.
 //!
+//! What is no adapter, as coefficients and gates, is fitted by [`fit()`]: the caller makes patches of its variables, and
+//! [`TokenLoss`] takes the gradients of rows under them.
+//!
 //! The crate knows no routers, clusters or scores, and prints nothing: what happens is told to a callback as [`Event`].
 
 pub mod backward;
 pub mod checkpoint;
 pub mod dropout;
+pub mod fit;
 pub mod job;
 pub mod lora;
 pub mod memory;
@@ -19,8 +23,13 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod stream;
+pub mod token_loss;
 
+pub use backward::Gradients;
+pub use fit::{Optimizer, ParameterGroup, fit};
 pub use job::Job;
 pub use pass::{Pass, Progress, Step};
 pub use run::{Event, Options, Summary, train_experts};
+pub use schedule::{Schedule, Scheduler};
 pub use settings::{LossReduction, Settings};
+pub use token_loss::{FitRow, TokenLoss};

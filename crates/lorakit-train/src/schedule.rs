@@ -28,6 +28,11 @@ impl Schedule {
         Self { scheduler, warmup: (warmup_ratio * steps as f64).ceil() as usize, steps }
     }
 
+    /// All steps.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
     /// The share of the learning rate at `step`, from zero: `t / w` while warming up, then linearly `(T - t) / (T - w)`
     /// or by cosine `(1 + cos(π (t - w) / (T - w))) / 2`. The first step of a warm-up has rate zero, as in transformers.
     pub fn share(&self, step: usize) -> f64 {

@@ -1,0 +1,83 @@
+//! The loss of rows under whatever sits in the slots, and its gradients: what gates and coefficients are fitted to.
+
+use crate::backward::{Activations, Batch, Gradients, accumulate};
+use crate::memory;
+use crate::pass::ranges_within;
+use crate::settings::{LossReduction, Settings};
+use anyhow::Result;
+use candle_core::Var;
+use lorakit_adapter::Patches;
+use lorakit_model::{Base, Packed};
+use lorakit_task::Example;
+
+/// A row to be fitted to, with what [`lorakit_adapter::Row::expert`] is to say of it: the number of its expert, or of
+/// its task, where the patches want to know.
+pub type FitRow<'a> = (Option<usize>, &'a Example);
+
+/// How the losses of rows are taken.
+#[derive(Clone, Copy)]
+pub struct TokenLoss<'a> {
+    /// The base.
+    pub base: &'a Base,
+    /// How the losses of target tokens become one number.
+    pub reduction: LossReduction,
+    /// What is done with the activations within a layer.
+    pub activations: Activations,
+    /// Tokens that go through the base together.
+    pub batch_tokens: usize,
+}
+
+impl<'a> TokenLoss<'a> {
+    /// The loss that settings describe, in batches that the machine holds.
+    pub fn new(base: &'a Base, settings: &Settings) -> Self {
+        let activations = if settings.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
+        let batch_tokens = memory::batch_tokens(base, settings);
+        Self { base, reduction: settings.loss_reduction, activations, batch_tokens }
+    }
+
+    /// Adds the gradients of the rows' loss with respect to `variables`, and returns the loss.
+    ///
+    /// `patches` makes what sits in the slots of each batch that the rows are packed into. It is called once for each,
+    /// since the graph from the variables to the patches is freed with the batch.
+    pub fn gradients(
+        &self,
+        rows: &[FitRow],
+        mut patches: impl FnMut(&Packed) -> Result<Patches>,
+        variables: &[Var],
+        gradients: &mut Gradients,
+    ) -> Result<f64> {
+        self.over_batches(rows, |packed, weights| {
+            let patches = patches(packed)?;
+            let batch = Batch { packed, patches: &patches, weights };
+            accumulate(self.base, &batch, self.activations, variables, gradients)
+        })
+    }
+
+    /// The rows' loss alone.
+    pub fn value(&self, rows: &[FitRow], patches: &Patches) -> Result<f64> {
+        self.over_batches(rows, |packed, _| Ok(self.base.nll(packed, patches)?.to_vec1()?))
+    }
+
+    /// The weighted sum of the losses of all target tokens, batch by batch.
+    fn over_batches(
+        &self,
+        rows: &[FitRow],
+        mut losses: impl FnMut(&Packed, &[f32]) -> Result<Vec<f32>>,
+    ) -> Result<f64> {
+        let tokens: usize = rows.iter().map(|(_, row)| row.target.len()).sum();
+        let weight = |row: &Example| match self.reduction {
+            LossReduction::Tokens => 1.0 / tokens as f32,
+            LossReduction::Rows => 1.0 / (rows.len() * row.target.len()) as f32,
+        };
+        let mut sum = 0.0;
+        for range in ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), self.batch_tokens) {
+            let rows = &rows[range];
+            let mut packed = Packed::default();
+            rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, *expert));
+            let weights: Vec<f32> = packed.targets().iter().map(|t| weight(rows[t.row as usize].1)).collect();
+            let nll = losses(&packed, &weights)?;
+            sum += nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>();
+        }
+        Ok(sum)
+    }
+}
