@@ -71,6 +71,7 @@ impl Oracle {
             train: ids.iter().zip(PROMPTS).map(row).collect(),
             validation: Vec::new(),
             start: Some(start),
+            sharers: 1,
         }
     }
 

@@ -193,6 +193,7 @@ pub fn jobs(
             train: of(0),
             validation: of(1),
             start: None,
+            sharers: 1,
         }
     };
     Ok(plans.iter().map(job).collect())

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
+use crate::models::MODELS;
 use crate::peft_folder::WEIGHTS_FILE;
 use crate::persist;
 use crate::sha256::sha256_of_file;
@@ -160,6 +161,10 @@ impl Library {
 
     fn settled(&self, file: File) -> Result<LibraryLock> {
         persist::settle(&self.root.join(EXPERTS))?;
+        let models = self.root.join(MODELS);
+        if models.is_dir() {
+            persist::settle(&models)?;
+        }
         Ok(LibraryLock { _file: file })
     }
 
@@ -272,16 +277,16 @@ fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertRecord>)
     write_json(&folder.join(RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
 }
 
-fn is_hidden(name: &std::ffi::OsStr) -> bool {
+pub(crate) fn is_hidden(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
     persist::write_file(path, text.as_bytes())

@@ -3,8 +3,7 @@
 //!
 //! Each is made under a temporary name beside its place, synced to disk, and renamed.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,12 +21,23 @@ const REPLACED: &str = ".old-";
 /// # Errors
 /// If the folder of `path` does not exist or cannot be written to.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_file_by(path, |temporary| Ok(fs::write(temporary, bytes)?))
+}
+
+/// Writes the file at `path`, in place of what was there, by `write`, which is given the temporary name: for what is
+/// too large to stand in memory twice.
+///
+/// # Errors
+/// If the folder of `path` does not exist or cannot be written to, or `write` fails; then nothing is left.
+pub fn write_file_by(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let write = || -> Result<()> {
         let parent = parent_of(path);
-        let mut file =
+        let file =
             with_usual_permissions(&mut tempfile::Builder::new(), 0o666).prefix(TEMPORARY).tempfile_in(parent)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
+        write(file.path())?;
+        // Who writes by name may have put another file there, with permissions of its own.
+        fs::set_permissions(file.path(), file.as_file().metadata()?.permissions())?;
+        OpenOptions::new().write(true).open(file.path())?.sync_all()?;
         file.persist(path)?;
         sync_folder(parent)
     };

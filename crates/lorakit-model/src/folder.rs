@@ -2,16 +2,22 @@
 
 use crate::base::Base;
 use anyhow::{Result, ensure};
+use lorakit_adapter::persist;
 use std::collections::HashMap;
+use std::path::Path;
 
 impl Base {
-    /// The weights of a base that was opened to be trained, as the bytes of `model.safetensors`.
-    pub fn trained_safetensors(&self) -> Result<Vec<u8>> {
+    /// Writes the weights of a base that was opened to be trained as a `model.safetensors` in f32, tensor by tensor, so
+    /// that no second copy of them stands in memory.
+    ///
+    /// # Errors
+    /// If the base was not opened to be trained, or the file cannot be written.
+    pub fn write_trained(&self, path: &Path) -> Result<()> {
         ensure!(!self.variables().is_empty(), "the base was not opened to be trained");
         let mut tensors: Vec<_> =
             self.variables().iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
         tensors.sort_by_key(|(name, _)| *name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        Ok(safetensors::serialize(tensors, Some(metadata))?)
+        persist::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
     }
 }

@@ -136,7 +136,7 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
 fn train(base: &Base, vocabulary: &Vocabulary, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
     let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<Result<_>>()?;
-    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None };
+    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, sharers: 1 };
     let settings = Settings {
         batch_size: BATCH,
         max_steps: Some(steps),

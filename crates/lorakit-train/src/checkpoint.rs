@@ -3,6 +3,7 @@
 use crate::pass::{Pass, Progress};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
+use lorakit_adapter::persist;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,8 +28,9 @@ pub fn save(pass: &Pass, path: &Path) -> Result<()> {
     }
     let state = State { step: pass.step_number(), progress: pass.progress().to_vec() };
     let metadata = HashMap::from([("state".to_string(), serde_json::to_string(&state)?)]);
-    let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), Some(metadata))?;
-    lorakit_adapter::persist::write_file(path, &bytes)
+    // Tensor by tensor: where all weights of a base train, a second copy might not fit.
+    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    persist::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
 }
 
 /// Sets a fresh pass to a saved state.

@@ -18,6 +18,9 @@ pub struct Job {
     pub validation: Vec<Example>,
     /// An adapter to start from in place of the library's common start.
     pub start: Option<Adapter>,
+    /// How many experts share the rows of the tasks among them, and so the steps that the tasks are worth; 1 where the
+    /// expert has all of its tasks' rows.
+    pub sharers: usize,
 }
 
 impl Job {
@@ -30,10 +33,10 @@ impl Job {
         self.train.len().div_ceil(Self::rows_per_update(settings)).max(1)
     }
 
-    /// All updates of the expert: `max_steps` for each of its tasks, else its epochs.
+    /// All updates of the expert: `max_steps` for each of its tasks, divided among those who share them, else its epochs.
     pub fn steps(&self, settings: &Settings) -> usize {
         match settings.max_steps {
-            Some(steps) => steps * self.tasks.len().max(1),
+            Some(steps) => (steps * self.tasks.len().max(1)).div_ceil(self.sharers.max(1)),
             None => self.steps_per_epoch(settings) * settings.num_epochs,
         }
     }

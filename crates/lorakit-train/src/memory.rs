@@ -12,6 +12,8 @@ pub struct Estimate {
     pub base: u64,
     /// Weights, gradients and moments of the adapters.
     pub adapters: u64,
+    /// The same of the base's own weights, where those train.
+    pub weights: u64,
     /// Activations of one forward, with their gradients.
     pub activations: u64,
 }
@@ -19,7 +21,7 @@ pub struct Estimate {
 impl Estimate {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.base + self.adapters + self.activations
+        self.base + self.adapters + self.weights + self.activations
     }
 }
 
@@ -83,18 +85,35 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Resul
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
+/// Bytes that a parameter takes in training: its value, gradient, two moments and the best value so far, in f32.
+const BYTES_PER_PARAMETER: u64 = 20;
+
 /// What the largest pass needs.
 pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings) -> Result<Estimate> {
+    Ok(Estimate {
+        base: base.file_bytes(),
+        adapters: BYTES_PER_PARAMETER * experts as u64 * expert_parameters(base, settings)?,
+        weights: 0,
+        activations: activations(base, jobs, settings),
+    })
+}
+
+/// What training all weights of a base needs. The base's file is read once, and its pages are given up.
+pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate {
+    Estimate {
+        base: 0,
+        adapters: 0,
+        weights: BYTES_PER_PARAMETER * base.parameters(),
+        activations: activations(base, jobs, settings),
+    }
+}
+
+fn activations(base: &Base, jobs: &[Job], settings: &Settings) -> u64 {
     let longest =
         jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
     let tokens = batch_tokens(base, settings).max(longest) as u64;
     let logits = 2 * (32 << 20);
-    Ok(Estimate {
-        base: base.file_bytes(),
-        // Values, gradients, two moments and the best so far.
-        adapters: 20 * experts as u64 * expert_parameters(base, settings)?,
-        activations: tokens * bytes_per_token(base, settings) + logits,
-    })
+    tokens * bytes_per_token(base, settings) + logits
 }
 
 /// Fails where the machine cannot hold the estimate.
@@ -102,11 +121,16 @@ pub fn ensure_fits(estimate: &Estimate) -> Result<()> {
     let Some((_, available)) = machine() else { return Ok(()) };
     if estimate.total() > available {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let advice = match estimate.weights {
+            0 => "a shorter max_length, or fewer experts_per_pass",
+            _ => "a shorter max_length, or an adapter in place of all weights",
+        };
         bail!(
-            "training needs about {:.1} GiB (base {:.1}, adapters {:.1}, activations {:.1}) and {:.1} GiB are available; try --set gradient_checkpointing=true, a shorter max_length, or fewer experts_per_pass",
+            "training needs about {:.1} GiB (base {:.1}, adapters {:.1}, all weights {:.1}, activations {:.1}) and {:.1} GiB are available; try --set gradient_checkpointing=true, {advice}",
             gib(estimate.total()),
             gib(estimate.base),
             gib(estimate.adapters),
+            gib(estimate.weights),
             gib(estimate.activations),
             gib(available)
         );

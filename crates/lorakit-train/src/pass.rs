@@ -150,6 +150,11 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// What is trained.
+    pub fn jobs(&self) -> &[Job] {
+        self.jobs
+    }
+
     /// Steps done.
     pub fn step_number(&self) -> usize {
         self.step

@@ -7,6 +7,7 @@ use crate::checkpoint;
 use crate::job::Job;
 use crate::memory::{self, Estimate};
 use crate::pass::{Pass, Progress, Step};
+use crate::product::{Model, Product};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
 use lorakit_adapter::{ExpertRecord, Library, persist, sha256::sha256};
@@ -108,23 +109,55 @@ pub fn train_experts(
     watch: &mut dyn FnMut(Event),
 ) -> Result<Summary> {
     ensure!(!jobs.is_empty(), "there is no expert to train");
+    train(base, &Product::Experts, library, jobs, settings, options, watch)
+}
+
+/// Trains all weights of a base on the rows of `job`, and keeps them as the library's model of the job's name; one that
+/// is there with the same settings and rows is left alone. `base` is the base as it is, which is only looked at.
+pub fn train_model(
+    base: &Base,
+    model: &Model,
+    library: &Library,
+    job: Job,
+    settings: &Settings,
+    options: &Options,
+    watch: &mut dyn FnMut(Event),
+) -> Result<Summary> {
+    train(base, &Product::Model(model), library, vec![job], settings, options, watch)
+}
+
+fn train(
+    base: &Base,
+    product: &Product,
+    library: &Library,
+    jobs: Vec<Job>,
+    settings: &Settings,
+    options: &Options,
+    watch: &mut dyn FnMut(Event),
+) -> Result<Summary> {
+    let noun = product.noun();
     for job in &jobs {
-        ensure!(!job.train.is_empty(), "expert '{}': its tasks have no rows to train on", job.name);
+        ensure!(!job.train.is_empty(), "{noun} '{}': its tasks have no rows to train on", job.name);
     }
     let identity =
-        jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
-    let (kept, jobs) = finished(library, jobs, &identity, options.restart)?;
+        jobs.iter().map(|job| job_identity(job, base, product, settings, options.seed)).collect::<Result<Vec<_>>>()?;
+    let (kept, jobs) = finished(library, product, jobs, &identity, options.restart)?;
     let mut summary = Summary { kept, ..Summary::default() };
     if jobs.is_empty() {
         watch(Event::Planned { passes: &[], kept: &summary.kept, estimate: Estimate::default() });
         return Ok(summary);
     }
-    let run = Run::open(base, library, jobs, settings, options)?;
+    let mut run = Run::open(base, product, library, jobs, settings, options)?;
     summary.folder = run.folder.clone();
-    let estimate =
-        memory::estimate(base, &run.jobs, run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1), settings)?;
+    let largest = run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
+    let estimate = product.estimate(base, &run.jobs, largest, settings)?;
     memory::ensure_fits(&estimate)?;
     watch(Event::Planned { passes: &run.manifest.passes, kept: &summary.kept, estimate });
+    let trained = match product {
+        Product::Model(model) => Some((model.open)()?),
+        Product::Experts => None,
+    };
+    run.base = trained.as_ref().unwrap_or(base);
     for index in 0..run.manifest.passes.len() {
         run.pass(index, options, watch, &mut summary)?;
         if summary.stopped {
@@ -135,7 +168,7 @@ pub fn train_experts(
 }
 
 /// What decides an expert's weights, as JSON.
-fn job_identity(job: &Job, base: &Base, settings: &Settings, seed: u64) -> Result<Value> {
+fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, seed: u64) -> Result<Value> {
     let rows = |rows: &[lorakit_task::Example]| {
         let mut bytes = Vec::new();
         for row in rows {
@@ -151,16 +184,20 @@ fn job_identity(job: &Job, base: &Base, settings: &Settings, seed: u64) -> Resul
         start.extend(module.as_bytes());
         [pair.a(), pair.b()].into_iter().for_each(|m| m.values().iter().for_each(|v| start.extend(v.to_le_bytes())));
     }
-    Ok(json!({
+    let mut identity = json!({
         "base": base.identity().fingerprint,
         "expert": job.name,
         "rows": rows(&job.train),
         "seed": seed,
-        "settings": settings.decisive(),
+        "settings": product.decisive(settings),
         "start": if start.is_empty() { Value::Null } else { sha256(&start).into() },
         "tasks": serde_json::to_value(job.tasks.iter().map(|t| &t.name).collect::<Vec<_>>())?,
         "validation": rows(&job.validation),
-    }))
+    });
+    if job.sharers != 1 {
+        identity["sharers"] = job.sharers.into();
+    }
+    Ok(identity)
 }
 
 fn hash(value: &Value) -> String {
@@ -168,21 +205,28 @@ fn hash(value: &Value) -> String {
 }
 
 /// Parts the jobs whose experts exist from those to be trained.
-fn finished(library: &Library, jobs: Vec<Job>, identities: &[Value], restart: bool) -> Result<(Vec<String>, Vec<Job>)> {
+fn finished(
+    library: &Library,
+    product: &Product,
+    jobs: Vec<Job>,
+    identities: &[Value],
+    restart: bool,
+) -> Result<(Vec<String>, Vec<Job>)> {
     let (mut kept, mut open) = (Vec::new(), Vec::new());
     for (job, identity) in jobs.into_iter().zip(identities) {
-        if !library.contains(&job.name) {
+        if !product.is_in(library, &job.name) {
             open.push(job);
             continue;
         }
-        let record = library.record(&job.name)?;
+        let record = product.record(library, &job.name)?;
         if record.as_ref().is_some_and(|record| record.settings_sha256 == hash(identity)) {
             kept.push(job.name);
         } else if restart {
             open.push(job);
         } else {
             bail!(
-                "expert '{}' is in the library, {}; --restart would train it anew",
+                "{} '{}' is in the library, {}; --restart would train it anew",
+                product.noun(),
                 job.name,
                 record.map_or("without a record of its training".to_string(), |record| differences(
                     &record.settings,
@@ -215,6 +259,7 @@ fn differences(recorded: &Value, wanted: &Value) -> String {
 /// A run with its folder.
 struct Run<'a> {
     base: &'a Base,
+    product: &'a Product<'a>,
     library: &'a Library,
     settings: &'a Settings,
     jobs: Vec<Job>,
@@ -226,13 +271,14 @@ impl<'a> Run<'a> {
     /// Opens the run's folder, or makes it and decides how experts share passes.
     fn open(
         base: &'a Base,
+        product: &'a Product<'a>,
         library: &'a Library,
         jobs: Vec<Job>,
         settings: &'a Settings,
         options: &Options,
     ) -> Result<Self> {
-        let identities =
-            jobs.iter().map(|job| job_identity(job, base, settings, options.seed)).collect::<Result<Vec<_>>>()?;
+        let identity = |job| job_identity(job, base, product, settings, options.seed);
+        let identities = jobs.iter().map(identity).collect::<Result<Vec<_>>>()?;
         let id = &hash(&Value::Array(identities.clone()))[..12];
         let folder = library.root().join("runs").join(id);
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
@@ -241,7 +287,7 @@ impl<'a> Run<'a> {
             let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
             serde_json::from_str(&text).with_context(|| format!("{}: not a run of lorakit", path.display()))?
         } else {
-            let experts = memory::experts_per_pass(base, &jobs, settings)?;
+            let experts = product.jobs_per_pass(base, &jobs, settings)?;
             let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
             let manifest = Manifest {
                 version: env!("CARGO_PKG_VERSION").into(),
@@ -255,7 +301,7 @@ impl<'a> Run<'a> {
             persist::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
             manifest
         };
-        Ok(Self { base, library, settings, jobs, folder, manifest })
+        Ok(Self { base, product, library, settings, jobs, folder, manifest })
     }
 
     fn checkpoint(&self, index: usize) -> PathBuf {
@@ -267,7 +313,8 @@ impl<'a> Run<'a> {
         let names = &self.manifest.passes[index];
         let jobs: Vec<Job> =
             names.iter().filter_map(|name| self.jobs.iter().find(|job| job.name == *name).cloned()).collect();
-        let mut pass = Pass::new(self.base, &jobs, self.settings, options.seed, self.manifest.batch_tokens)?;
+        let batch_tokens = self.manifest.batch_tokens;
+        let mut pass = self.product.pass(self.base, &jobs, self.settings, options.seed, batch_tokens)?;
         let path = self.checkpoint(index);
         if path.exists() {
             checkpoint::load(&mut pass, &path)?;
@@ -317,25 +364,20 @@ impl<'a> Run<'a> {
             if pass.step_number() < job.steps(self.settings) || summary.trained.contains(&job.name) {
                 continue;
             }
-            let identity = job_identity(job, self.base, self.settings, options.seed)?;
-            let adapter = pass.adapter(expert)?.named_within(&self.base.modules());
+            let identity = job_identity(job, self.base, self.product, self.settings, options.seed)?;
             let record = ExpertRecord {
                 tasks: job.tasks.clone(),
                 settings_sha256: hash(&identity),
                 settings: identity,
                 seed: options.seed,
-                initial_seed: job.start.is_none().then_some(options.seed),
-                losses: json!({ "train": progress.losses, "grad_norm": progress.norms, "validation": progress.validation, "best": progress.best }),
+                initial_seed: self.product.initial_seed(job, options.seed),
+                losses: Product::losses(pass, expert),
                 tokens: progress.tokens,
                 base_fingerprint: Some(self.base.identity().fingerprint.clone()),
                 sha256: String::new(),
                 version: env!("CARGO_PKG_VERSION").into(),
             };
-            if self.library.contains(&job.name) {
-                self.library.replace(&job.name, &adapter, Some(&record))?;
-            } else {
-                self.library.add(&job.name, &adapter, Some(&record))?;
-            }
+            self.product.keep(self.library, self.base, pass, expert, &record)?;
             summary.trained.push(job.name.clone());
             watch(Event::Finished { expert: &job.name, progress });
         }

@@ -135,7 +135,7 @@ fn job(name: &str, seed: u64) -> Job {
     let rows = |from: u64, n: u64| {
         (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect()
     };
-    Job { name: name.into(), tasks: Vec::new(), train: rows(0, 40), validation: rows(100, 8), start: None }
+    Job { name: name.into(), tasks: Vec::new(), train: rows(0, 40), validation: rows(100, 8), start: None, sharers: 1 }
 }
 
 fn trained(base: &Base, jobs: &[Job], settings: &Settings, batch_tokens: usize) -> Vec<Adapter> {

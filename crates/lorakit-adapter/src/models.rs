@@ -1,0 +1,111 @@
+//! The models of a library: bases that were fine-tuned with all their weights, each a Hugging Face model folder with a
+//! record beside its weights.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::expert::{ExpertRecord, ensure_expert_name};
+use crate::library::{Library, is_hidden, read_json, write_json};
+use crate::persist;
+use crate::sha256::sha256_of_file;
+
+/// The folder of the models within a library.
+pub(crate) const MODELS: &str = "models";
+
+/// The file of a model folder that says how the model came about. Other tools do not look at it.
+pub const MODEL_RECORD_FILE: &str = "lorakit.json";
+
+/// The file that holds a model's weights.
+pub const MODEL_WEIGHTS_FILE: &str = "model.safetensors";
+
+impl Library {
+    /// The names of all models, sorted.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn model_names(&self) -> Result<Vec<String>> {
+        let folder = self.root().join(MODELS);
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether there is a model `name`.
+    pub fn contains_model(&self, name: &str) -> bool {
+        ensure_expert_name(name).is_ok() && self.root().join(MODELS).join(name).is_dir()
+    }
+
+    /// Where the model `name` is or would be: a folder that is a base.
+    ///
+    /// # Errors
+    /// If the name is none for a folder.
+    pub fn model_folder(&self, name: &str) -> Result<PathBuf> {
+        ensure_expert_name(name)?;
+        Ok(self.root().join(MODELS).join(name))
+    }
+
+    /// How the model `name` came about, where that is recorded.
+    ///
+    /// # Errors
+    /// If its record cannot be read.
+    pub fn model_record(&self, name: &str) -> Result<Option<ExpertRecord>> {
+        let file = self.model_folder(name)?.join(MODEL_RECORD_FILE);
+        if file.exists() { read_json(&file).map(Some) } else { Ok(None) }
+    }
+
+    /// Puts a model into the library, in place of the one of that name, if there is one. `fill` writes the model
+    /// folder, its weights as [`MODEL_WEIGHTS_FILE`]; the record's `sha256` is set to that of the weights. The model
+    /// appears whole.
+    ///
+    /// # Errors
+    /// If the name is none for a folder, `fill` fails, or the folder cannot be written.
+    pub fn put_model(&self, name: &str, record: &ExpertRecord, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let place = self.model_folder(name)?;
+        let models = self.root().join(MODELS);
+        fs::create_dir_all(&models).with_context(|| models.display().to_string())?;
+        persist::replace_folder(&place, |folder| {
+            fill(folder)?;
+            let sha256 = sha256_of_file(&folder.join(MODEL_WEIGHTS_FILE))?;
+            write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn a_model_appears_whole_and_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = Library::open_or_create(&folder.path().join("l"), None).unwrap();
+        let put = |text: &'static str| {
+            let fill = move |folder: &Path| Ok(fs::write(folder.join(MODEL_WEIGHTS_FILE), text)?);
+            library.put_model("full", &ExpertRecord { tokens: 7, ..ExpertRecord::default() }, fill)
+        };
+        assert!(library.model_names().unwrap().is_empty() && !library.contains_model("full"));
+        put("one").unwrap();
+        put("two").unwrap();
+        assert_eq!(library.model_names().unwrap(), ["full"]);
+        let weights = library.model_folder("full").unwrap().join(MODEL_WEIGHTS_FILE);
+        assert_eq!(fs::read_to_string(&weights).unwrap(), "two");
+        let record = library.model_record("full").unwrap().unwrap();
+        assert_eq!((record.tokens, record.sha256.clone()), (7, sha256_of_file(&weights).unwrap()));
+        let failed = library.put_model("full", &record, |_| anyhow::bail!("no room"));
+        assert!(failed.is_err());
+        assert_eq!(fs::read_to_string(&weights).unwrap(), "two", "a failed writer leaves what was there");
+        assert!(library.put_model("../full", &record, |_| Ok(())).is_err());
+    }
+}
