@@ -5,7 +5,7 @@ use crate::pico;
 use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use lorakit_model::Base;
+use lorakit_model::{Base, Checkpoint, Config};
 use lorakit_task::Vocabulary;
 use std::fmt;
 use std::path::PathBuf;
@@ -119,6 +119,22 @@ impl Located {
             identity.fingerprint
         ));
         Ok(base)
+    }
+
+    /// Its weights as they lie in their files.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        match self {
+            Self::Folder { folder, .. } => Checkpoint::open(folder),
+            Self::Pico => pico::checkpoint(),
+        }
+    }
+
+    /// Its dimensions and constants.
+    pub fn config(&self) -> Result<Config> {
+        match self {
+            Self::Folder { folder, .. } => Config::read(folder),
+            Self::Pico => pico::config(),
+        }
     }
 
     /// Its tokenizer.

@@ -9,6 +9,8 @@ mod context;
 mod demo;
 mod experts;
 mod interrupt;
+mod merge_record;
+mod merged_base;
 mod output;
 mod pico;
 mod progress;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lorakit_adapter::persist::create_folder;
-use lorakit_model::{Base, Bytes, Options};
+use lorakit_model::{Base, Bytes, Checkpoint, Config, Options};
 use lorakit_task::Vocabulary;
 use std::path::Path;
 
@@ -16,6 +16,16 @@ pub fn base(options: &Options) -> Result<Base> {
     Base::from_bytes("pico", CONFIG, Bytes::Static(WEIGHTS), options)
 }
 
+/// Its weights as they lie in the binary.
+pub fn checkpoint() -> Result<Checkpoint> {
+    Checkpoint::from_bytes("pico", Bytes::Static(WEIGHTS))
+}
+
+/// Its dimensions and constants.
+pub fn config() -> Result<Config> {
+    Config::parse(CONFIG, "pico")
+}
+
 /// Its tokenizer, one token a character.
 pub fn vocabulary() -> Result<Vocabulary> {
     Vocabulary::from_bytes(TOKENIZER, "</s>")
@@ -24,12 +34,17 @@ pub fn vocabulary() -> Result<Vocabulary> {
 /// Writes it as a Hugging Face model folder, for other tools.
 pub fn write(folder: &Path) -> Result<()> {
     create_folder(folder, |folder| {
-        let files: [(&str, &[u8]); 4] = [
-            ("config.json", CONFIG.as_bytes()),
-            ("model.safetensors", WEIGHTS),
-            ("tokenizer.json", TOKENIZER),
-            ("tokenizer_config.json", TOKENIZER_CONFIG),
-        ];
-        Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
+        write_companions(folder)?;
+        Ok(std::fs::write(folder.join("model.safetensors"), WEIGHTS)?)
     })
+}
+
+/// Writes what a model folder holds beside the weights into `folder`, which exists.
+pub fn write_companions(folder: &Path) -> Result<()> {
+    let files: [(&str, &[u8]); 3] = [
+        ("config.json", CONFIG.as_bytes()),
+        ("tokenizer.json", TOKENIZER),
+        ("tokenizer_config.json", TOKENIZER_CONFIG),
+    ];
+    Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
 }

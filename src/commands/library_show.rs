@@ -73,10 +73,11 @@ fn human(entry: &Entry) -> String {
                 .iter()
                 .map(|task| fact("task", format!("{} ({}, split_seed {})", task.name, task.path, task.split_seed))),
         );
-        facts.push(fact(
-            "best validation loss",
-            format!("{} at step {}", number(entry.best(), 4), record.losses["best"][0]),
-        ));
+        // A merged adapter was trained by nobody.
+        if record.losses["best"].is_array() {
+            let (loss, step) = (number(entry.best(), 4), &record.losses["best"][0]);
+            facts.push(fact("best validation loss", format!("{loss} at step {step}")));
+        }
         facts.push(fact("tokens", record.tokens.to_string()));
         facts.push(fact("seed", record.seed.to_string()));
         let settings = record.settings["settings"].as_object().into_iter().flatten();

@@ -12,8 +12,10 @@ mod library_check;
 mod library_ls;
 mod library_show;
 mod logits;
+mod merge;
 mod task;
 pub mod train_experts;
+mod verify;
 
 use crate::context::Context;
 use anyhow::Result;
@@ -30,6 +32,10 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Score routers over a library on tasks
     Eval(eval::EvalArgs),
+    /// Make one adapter of several experts, or add them to the base
+    Merge(merge::MergeArgs),
+    /// Compare what a merge computes with what the experts compute in their slots
+    Verify(verify::VerifyArgs),
     /// Write text after a prompt
     Generate(generate::GenerateArgs),
     /// Write the logits of given tokens
@@ -55,6 +61,8 @@ impl Command {
             Self::TrainExperts(args) => train_experts::run(*args, context),
             Self::Cluster(args) => cluster::run(args, context),
             Self::Eval(args) => eval::run(args, context),
+            Self::Merge(args) => merge::run(args, context),
+            Self::Verify(args) => verify::run(args, context),
             Self::Generate(args) => generate::run(args, context),
             Self::Logits(args) => logits::run(args, context),
             Self::Library(command) => library::run(command, context),

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::Adapter;
 use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
 use crate::models::MODELS;
+use crate::nearest::nearest;
 use crate::peft_folder::WEIGHTS_FILE;
 use crate::persist;
+use crate::several::several;
 use crate::sha256::sha256_of_file;
 
 /// The version of the layout of library.json and of the folders beside it.
@@ -202,7 +204,10 @@ impl Library {
         let folder = self.place(name)?;
         if !folder.is_dir() {
             let names = self.expert_names()?;
-            bail!("{}: no expert `{name}`; it has {}", self.root.display(), crate::several::several(&names));
+            let near = nearest(name, &names);
+            let meant = if near.is_empty() { String::new() } else { format!(" did you mean {}?", several(&near)) };
+            ensure!(!names.is_empty(), "{}: no expert `{name}`; it has no experts yet", self.root.display());
+            bail!("{}: no expert `{name}`;{meant} it has {}", self.root.display(), several(&names));
         }
         Ok(folder)
     }
@@ -270,7 +275,12 @@ impl Library {
     }
 }
 
-fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json where there is a record, whose
+/// `sha256` is set to that of the weights as written.
+///
+/// # Errors
+/// If the adapter has no modules, or a file cannot be written.
+pub fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
     adapter.write_files(folder)?;
     let Some(record) = record else { return Ok(()) };
     let sha256 = sha256_of_file(&folder.join(WEIGHTS_FILE))?;

@@ -64,15 +64,16 @@ impl Base {
         );
         let config = Config::read(folder)?;
         let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
-        Self::load(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
+        Self::of(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
     }
 
     /// A base whose config and safetensors are in memory.
     pub fn from_bytes(name: &str, config: &str, weights: Bytes, options: &Options) -> Result<Self> {
-        Self::load(name, Config::parse(config, name)?, &Checkpoint::from_bytes(name, weights)?, options)
+        Self::of(name, Config::parse(config, name)?, &Checkpoint::from_bytes(name, weights)?, options)
     }
 
-    fn load(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
+    /// A base of these weights, which may have been changed in memory; its fingerprint is that of their files.
+    pub fn of(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
         let heads =
             Heads { queries: config.heads, keys: config.kv_heads, features: config.head_dim, window: config.window };
         let mut weights = Weights::new(checkpoint, options);

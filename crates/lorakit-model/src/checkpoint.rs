@@ -3,20 +3,21 @@
 use crate::weight::{Element, Mapped};
 use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
-use safetensors::tensor::{Metadata, SafeTensors};
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// One mapped file with its header.
-struct Shard {
-    path: PathBuf,
-    bytes: Bytes,
-    metadata: Metadata,
+pub(crate) struct Shard {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Bytes,
+    pub(crate) metadata: Metadata,
     /// Where the tensors' bytes start.
-    data: usize,
+    pub(crate) data: usize,
 }
 
 /// The bytes of a file: mapped, or part of the program.
@@ -44,9 +45,11 @@ impl std::ops::Deref for Bytes {
 
 /// All tensors of a base by name.
 pub struct Checkpoint {
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
     /// Name to index of its shard.
-    names: BTreeMap<String, usize>,
+    pub(crate) names: BTreeMap<String, usize>,
+    /// Matrices that stand in place of those of the files.
+    pub(crate) overlay: BTreeMap<String, Mapped>,
 }
 
 impl Checkpoint {
@@ -91,7 +94,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { shards, names })
+        Ok(Self { shards, names, overlay: BTreeMap::new() })
     }
 
     /// A matrix or vector (one row) by name and shape.
@@ -109,15 +112,14 @@ impl Checkpoint {
             shard.path.display(),
             info.shape
         );
-        let element = match info.dtype {
-            safetensors::Dtype::F32 => Element::F32,
-            safetensors::Dtype::F16 => Element::F16,
-            safetensors::Dtype::BF16 => Element::BF16,
-            other => bail!("{}: tensor '{name}' is {other:?}; lorakit reads F32, F16 and BF16", shard.path.display()),
-        };
+        if let Some(changed) = self.overlay.get(name) {
+            return Ok(changed.clone());
+        }
+        let element = Element::of(info.dtype).with_context(|| {
+            format!("{}: tensor '{name}' is {:?}; lorakit reads F32, F16 and BF16", shard.path.display(), info.dtype)
+        })?;
         let (rows, columns) = if let [rows, columns] = *shape { (rows, columns) } else { (1, shape.iter().product()) };
-        let range = shard.data + info.data_offsets.0..shard.data + info.data_offsets.1;
-        Mapped::new(shard.bytes.clone(), range, element, rows, columns)
+        Mapped::new(shard.bytes.clone(), shard.range(info), element, rows, columns)
     }
 
     /// Whether there is a tensor of that name.
@@ -184,6 +186,11 @@ impl Shard {
             )
         })?;
         Ok(Self { path, bytes, metadata, data: header + 8 })
+    }
+
+    /// Where a tensor's bytes are in the file.
+    pub(crate) fn range(&self, info: &TensorInfo) -> Range<usize> {
+        self.data + info.data_offsets.0..self.data + info.data_offsets.1
     }
 }
 

@@ -22,6 +22,25 @@ pub enum Element {
 }
 
 impl Element {
+    /// That of a safetensors file, where it is one of these.
+    pub fn of(dtype: safetensors::Dtype) -> Option<Self> {
+        match dtype {
+            safetensors::Dtype::F32 => Some(Self::F32),
+            safetensors::Dtype::F16 => Some(Self::F16),
+            safetensors::Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// The largest error of rounding a value to it, relative to the value.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 2f64.powi(-24),
+            Self::F16 => 2f64.powi(-11),
+            Self::BF16 => 2f64.powi(-8),
+        }
+    }
+
     /// Size in bytes.
     pub fn size(self) -> usize {
         match self {

@@ -57,6 +57,8 @@ impl<'a> Weights<'a> {
         }
         if self.options.device.is_cpu() {
             return Ok(Weight::Mapped(match self.options.dtype {
+                // What was changed in memory is kept in the type that was chosen then.
+                _ if self.checkpoint.is_changed(name) => mapped,
                 Some(DType::BF16) => mapped.narrowed(Element::BF16),
                 Some(DType::F16) => mapped.narrowed(Element::F16),
                 _ => mapped,

@@ -1,0 +1,290 @@
+//! `merge`: several experts of a library made one adapter, or added to their base.
+
+use crate::base_source::{BaseSource, Located};
+use crate::context::Context;
+use crate::merge_record::{self, MergeRecord, MergedBase, RECORD_FILE};
+use crate::merged_base;
+use crate::output::{counted, number, table};
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use lorakit_adapter::persist::{create_folder, replace_folder, write_file};
+use lorakit_adapter::{Adapter, Library, write_expert};
+use lorakit_model::{Base, Rounding};
+use lorakit_route::Expert;
+use lorakit_route::merge::{Coefficients, MERGES, Merge, MergeError, Merged, ModuleReport};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The arguments of `merge`.
+#[derive(Args, Debug)]
+#[command(after_help = methods())]
+pub struct MergeArgs {
+    /// The library of experts
+    #[arg(long, value_name = "L")]
+    library: PathBuf,
+    /// How, with settings after a colon, such as cat, svd:rank=8 or ties:density=0.2; all are listed below
+    #[arg(long, value_name = "M")]
+    method: Method,
+    /// Only these experts, in this order [default: all, by name]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    experts: Vec<String>,
+    /// A weight for each expert, such as --weights=-0.5,1 [default: 1/n, or 1 where the method averages by itself]
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
+    weights: Vec<f64>,
+    /// The base of the library; the merged adapter is checked against it
+    #[arg(long, value_name = "B")]
+    base: Option<BaseSource>,
+    /// Write the base with the merged adapter added to its weights, as a Hugging Face model folder
+    #[arg(long, requires = "base")]
+    into_base: bool,
+    /// The folder to be made: a PEFT adapter, or with --into-base a model
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Replace --out, if merge wrote it
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// `--method` as typed. A method whose weights are fitted to rows is one more variant, and one more arm of
+/// [`Method::merge`].
+#[derive(Clone, Debug)]
+enum Method {
+    /// In weight space alone, with weights that are given.
+    Given(Merge),
+}
+
+impl FromStr for Method {
+    type Err = MergeError;
+
+    fn from_str(text: &str) -> Result<Self, MergeError> {
+        text.parse().map(Self::Given)
+    }
+}
+
+/// What a method made of experts.
+struct Made {
+    merged: Merged,
+    /// The method with all its settings.
+    method: String,
+    /// Each expert's weight.
+    weights: Vec<f64>,
+}
+
+impl Method {
+    fn merge(&self, experts: &[Expert], weights: &[f64]) -> Result<Made> {
+        match self {
+            Self::Given(merge) => {
+                let weights = if weights.is_empty() { default_weights(merge, experts.len()) } else { weights.to_vec() };
+                let merged = merge.apply(experts, &Coefficients::new(weights.clone()))?;
+                Ok(Made { merged, method: merge.to_string(), weights })
+            }
+        }
+    }
+}
+
+/// A line for each method, for `--help`.
+fn methods() -> String {
+    let lines = MERGES.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
+    format!(
+        "Methods, with their settings and defaults:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
+         largest (that of the experts' largest), or full (as many as the exact result needs).",
+        lines.join("\n")
+    )
+}
+
+/// The weights of a merge that was given none.
+pub fn default_weights(merge: &Merge, experts: usize) -> Vec<f64> {
+    merge.default_coefficients(experts).at("").to_vec()
+}
+
+/// Merges, writes and reports.
+pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
+    ensure_place(&args.out, args.overwrite)?;
+    let library = Library::open(&args.library)?;
+    let experts = experts(&library, &args.experts)?;
+    let base = args.base.as_ref().map(|base| base.locate(context)).transpose()?;
+    let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
+    if let (Some(base), Some(own)) = (&opened, library.base()) {
+        own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
+    }
+    let Made { mut merged, method, weights } =
+        args.method.merge(&experts, &args.weights).with_context(|| args.library.display().to_string())?;
+    if let Some(base) = &opened {
+        merged.adapter.check_against(&base.modules())?;
+        merged.adapter = merged.adapter.named_within(&base.modules());
+    }
+    let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+    let record = MergeRecord::new(method, &library, &names, &weights)?;
+    let rounding = match (&base, &opened) {
+        (Some(place), Some(base)) if args.into_base => {
+            Some(write_base(&args, place, base, &merged.adapter, &record, context)?)
+        }
+        _ => {
+            let expert = record.expert_record(&library, opened.as_ref().map(Base::identity))?;
+            put(&args, |folder| write_expert(folder, &merged.adapter, Some(&expert)))?;
+            None
+        }
+    };
+    let report = Report { args: &args, record: &record, experts: &experts, merged: &merged, rounding };
+    let document = report.document()?;
+    context.output.result(&document, || human(&document, context.output.verbose))
+}
+
+/// The library's experts, or those that are named.
+pub fn experts(library: &Library, wanted: &[String]) -> Result<Vec<Expert>> {
+    let names = if wanted.is_empty() { library.expert_names()? } else { wanted.to_vec() };
+    ensure!(
+        !names.is_empty(),
+        "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
+        library.root().display()
+    );
+    names.into_iter().map(|name| Ok(Expert::new(name.clone(), library.adapter(&name)?))).collect()
+}
+
+/// Refuses a place that holds anything but what may be replaced, before any work is done.
+fn ensure_place(out: &Path, overwrite: bool) -> Result<()> {
+    let place = out.display();
+    ensure!(!out.is_file(), "{place}: a file; --out is a folder to be made");
+    let filled = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if !filled {
+        return Ok(());
+    }
+    ensure!(overwrite, "{place}: not empty; give another --out, or --overwrite to replace what merge wrote there");
+    let ours = merge_record::read(out).ok().flatten().is_some();
+    ensure!(ours, "{place}: not written by merge, so --overwrite does not replace it; give another --out");
+    Ok(())
+}
+
+/// Makes the folder, whole or not at all.
+fn put(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if args.overwrite { replace_folder(&args.out, fill) } else { create_folder(&args.out, fill) }
+}
+
+fn write_base(
+    args: &MergeArgs,
+    place: &Located,
+    base: &Base,
+    adapter: &Adapter,
+    record: &MergeRecord,
+    context: &Context,
+) -> Result<Rounding> {
+    let merged = MergedBase {
+        merge: record.clone(),
+        base: base.identity().clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut text = serde_json::to_string_pretty(&merged)?;
+    text.push('\n');
+    let mut rounding = Rounding::default();
+    put(args, |folder| {
+        rounding = merged_base::write(place, adapter, folder, context)?;
+        write_file(&folder.join(RECORD_FILE), text.as_bytes())
+    })?;
+    Ok(rounding)
+}
+
+/// What the user is told.
+struct Report<'a> {
+    args: &'a MergeArgs,
+    record: &'a MergeRecord,
+    experts: &'a [Expert],
+    merged: &'a Merged,
+    /// Of a merge into the base.
+    rounding: Option<Rounding>,
+}
+
+/// How much of what the method meant is in the result, over all modules.
+struct Whole {
+    norm: f64,
+    retained: f64,
+    error: f64,
+}
+
+impl Whole {
+    /// A module's share is that of squared norms, so those are what add up.
+    fn of(merged: &Merged) -> Self {
+        let (mut inside, mut outside) = (0.0, 0.0);
+        for (update, ModuleReport { retained, .. }) in merged.adapter.modules().values().zip(&merged.report) {
+            let squared = update.norm().powi(2);
+            inside += squared;
+            if *retained > 0.0 {
+                outside += squared * (1.0 - retained) / retained;
+            }
+        }
+        let all = inside + outside;
+        let (retained, error) = if all > 0.0 { (inside / all, (outside / all).sqrt()) } else { (1.0, 0.0) };
+        Self { norm: inside.sqrt(), retained, error }
+    }
+}
+
+impl Report<'_> {
+    fn document(&self) -> Result<Value> {
+        let Whole { norm, retained, error } = Whole::of(self.merged);
+        let adapter = &self.merged.adapter;
+        let expert = |(expert, of): (&Expert, &merge_record::MergedExpert)| -> Result<Value> {
+            let cosine = adapter.cosine(&expert.adapter)?;
+            Ok(json!({ "name": of.name, "weight": of.weight, "norm": expert.adapter.norm(), "cosine": cosine }))
+        };
+        let experts = self.experts.iter().zip(&self.record.experts).map(expert).collect::<Result<Vec<_>>>()?;
+        let module = |(update, of): (&lorakit_adapter::LowRank, &ModuleReport)| {
+            json!({
+                "module": of.module,
+                "rank": of.rank,
+                "norm": update.norm(),
+                "retained": of.retained,
+                "error": of.error,
+            })
+        };
+        let modules: Vec<Value> = adapter.modules().values().zip(&self.merged.report).map(module).collect();
+        let kind = if self.rounding.is_some() { "model" } else { "adapter" };
+        let ranks = self.merged.report.iter().map(|of| of.rank);
+        Ok(json!({
+            "out": self.args.out,
+            "kind": kind,
+            "method": self.record.method,
+            "experts": experts,
+            "norm": norm,
+            "parameters": adapter.parameters(),
+            "rank": { "least": ranks.clone().min(), "most": ranks.max() },
+            "retained": retained,
+            "error": error,
+            "rounding": self.rounding.map(|rounding| rounding.squared.sqrt() / norm.max(f64::MIN_POSITIVE)),
+            "modules": modules,
+        }))
+    }
+}
+
+/// The report for people; the modules one by one only where they want to know.
+fn human(document: &Value, verbose: bool) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let float = |value: &Value, digits: usize| number(value.as_f64(), digits);
+    let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();
+    let experts = list("experts")
+        .into_iter()
+        .map(|of| vec![text(&of["name"]), float(&of["weight"], 4), float(&of["norm"], 4), float(&of["cosine"], 4)]);
+    let mut tables = table(["expert", "weight", "norm", "cosine with the merge"], experts);
+    if verbose {
+        let modules = list("modules").into_iter().map(|of| {
+            let numbers = [float(&of["norm"], 4), float(&of["retained"], 6), float(&of["error"], 6)];
+            [text(&of["module"]), of["rank"].to_string()].into_iter().chain(numbers).collect()
+        });
+        tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
+    }
+    let (least, most) = (&document["rank"]["least"], &document["rank"]["most"]);
+    let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
+    let (retained, error) = (document["retained"].as_f64(), document["error"].as_f64());
+    let kept = format!(
+        "{:.2} % of the squared norm kept, error {:.4}",
+        100.0 * retained.unwrap_or_default(),
+        error.unwrap_or_default()
+    );
+    let out = text(&document["out"]);
+    let end = match document["rounding"].as_f64() {
+        None => format!("a PEFT adapter is in {out}"),
+        Some(0.0) => format!("a model is in {out}"),
+        Some(lost) => format!("a model is in {out}; rounding to the base's type took {lost:.2e} of the merge's norm"),
+    };
+    let (method, modules) = (text(&document["method"]), counted(list("modules").len(), "module"));
+    format!("{tables}\n\n{method}: {modules}, {ranks}, norm {}, {kept}\n{end}", float(&document["norm"], 4))
+}

@@ -1,0 +1,334 @@
+//! `verify`: what a merge computes against what the adapters compute in their slots, as the largest difference of
+//! logits.
+//!
+//! Adding an adapter to weights of 16 bits rounds them, which moves logits by more than arithmetic does. So the
+//! adapter is added twice, once without rounding: how far *that* lies from the slot judges the merge, and how far
+//! rounding moves the logits is told beside it.
+
+use super::merge;
+use crate::base_source::{BaseSource, Located};
+use crate::context::Context;
+use crate::merge_record::{self, MergeRecord};
+use crate::merged_base::{self, Kept};
+use crate::output::{counted, table};
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use lorakit_adapter::{Adapter, Library, Patches, Rows};
+use lorakit_model::{Base, Element};
+use lorakit_route::merge::{Coefficients, Merge};
+use lorakit_route::{Expert, Experts, Uniform, expert};
+use lorakit_train::stream::Key;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+/// The longest row of tokens.
+const LONGEST_ROW: usize = 64;
+
+/// The arguments of `verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The base: a model folder or hub:ORG/NAME[@REV]
+    #[arg(long, value_name = "B")]
+    base: BaseSource,
+    /// The library of experts
+    #[arg(long, value_name = "L")]
+    library: PathBuf,
+    /// What merge wrote, an adapter or a model; without it, every expert is added to the base in memory
+    #[arg(long, value_name = "DIR")]
+    merged: Option<PathBuf>,
+    /// Only these experts [default: all, or those that --merged says it was made of]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    experts: Vec<String>,
+    /// Take --merged for the sum of --experts with these weights, instead of what it says of itself
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true, requires_all = ["merged", "experts"])]
+    weights: Vec<f64>,
+    /// How many tokens to compare on, drawn at random
+    #[arg(long, value_name = "N", default_value = "128")]
+    tokens: NonZeroUsize,
+    /// The largest difference of logits that arithmetic in another order may make; rounding to 16 bits is not counted
+    #[arg(long, value_name = "X", default_value_t = 2e-4)]
+    tolerance: f64,
+}
+
+/// One merge against the slots, in largest differences of logits.
+#[derive(Serialize)]
+struct Compared {
+    /// An expert, or what was merged.
+    name: String,
+    /// Merged against dynamic.
+    difference: f64,
+    /// What rounding the changed weights to their type makes of that; None where nothing is rounded.
+    rounding: Option<f64>,
+    /// What is left without rounding, which the tolerance is for.
+    beyond_rounding: f64,
+    /// How far the adapter moves the base's logits: what all this is to be seen against.
+    effect: f64,
+    ok: bool,
+}
+
+/// What is compared, and on what.
+struct Bench<'a> {
+    place: &'a Located,
+    base: &'a Base,
+    ids: Vec<u32>,
+    /// Lengths of the rows.
+    rows: Vec<usize>,
+    tolerance: f64,
+    context: &'a Context,
+}
+
+/// Compares, prints, and fails beyond the tolerance.
+pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
+    let library = Library::open(&args.library)?;
+    let place = args.base.locate(context)?;
+    let base = place.base(context)?;
+    if let Some(own) = library.base() {
+        own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
+    }
+    let bench = Bench::new(&place, &base, &args, context);
+    let (compared, kept) = match &args.merged {
+        None => bench.experts(&merge::experts(&library, &args.experts)?)?,
+        Some(folder) => bench.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
+    };
+    let failed: Vec<&str> = compared.iter().filter(|of| !of.ok).map(|of| of.name.as_str()).collect();
+    let dtype = kept.dtype().as_str();
+    let document = json!({
+        "ok": failed.is_empty(),
+        "dtype": dtype,
+        "tolerance": args.tolerance,
+        "tokens": bench.ids.len(),
+        "compared": compared,
+    });
+    context.output.result(&document, || human(&compared, dtype, &args, bench.ids.len()))?;
+    ensure!(
+        failed.is_empty(),
+        "{} beyond the tolerance of {:e} on logits: {}",
+        counted(failed.len(), "merge"),
+        args.tolerance,
+        failed.join(", ")
+    );
+    Ok(())
+}
+
+fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -> String {
+    let number = |value: f64| format!("{value:.1e}");
+    let line = |of: &Compared| {
+        vec![
+            of.name.clone(),
+            number(of.difference),
+            of.rounding.map_or_else(|| crate::output::ABSENT.to_owned(), number),
+            number(of.beyond_rounding),
+            number(of.effect),
+            if of.ok { "ok" } else { "too far" }.to_owned(),
+        ]
+    };
+    let header = ["merged", "from dynamic", "by rounding", "beyond it", "adapter's effect", ""];
+    format!(
+        "{}\n\nlargest differences of logits over {tokens} random tokens; changed weights are kept in {dtype}; \
+         tolerance {:e} beyond rounding",
+        table(header, compared.iter().map(line)),
+        args.tolerance
+    )
+}
+
+impl<'a> Bench<'a> {
+    fn new(place: &'a Located, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Self {
+        let longest = LONGEST_ROW.min(base.config().max_positions);
+        let mut stream = Key::new(context.seed, "verify").stream();
+        let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
+        let rows = ids.chunks(longest).map(<[u32]>::len).collect();
+        Self { place, base, ids, rows, tolerance: args.tolerance, context }
+    }
+
+    fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {
+        let logits = base.logits(&self.ids, Rows::packed(self.rows.iter().copied()), patches)?;
+        Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
+    }
+
+    /// Every expert in its slots, against the base that it was added to.
+    fn experts(&self, experts: &[Expert]) -> Result<(Vec<Compared>, Element)> {
+        let plain = self.logits(self.base, &Patches::none())?;
+        let mut kept = Element::F32;
+        let mut compared = Vec::with_capacity(experts.len());
+        for of in experts {
+            let added = || -> Result<Compared> {
+                of.adapter.check_against(&self.base.modules())?;
+                let dynamic = self.logits(self.base, &self.alone(&of.adapter)?)?;
+                let added = self.added(&of.adapter)?;
+                kept = wider(kept, added.kept);
+                let beyond = largest(&added.exact, &dynamic)?;
+                self.compared(&of.name, &added.rounded, &dynamic, &plain, (added.rounding, beyond))
+            };
+            let mut added = added;
+            compared.push(added().with_context(|| format!("the expert `{}`", of.name))?);
+        }
+        Ok((compared, kept))
+    }
+
+    /// A merged adapter or base, against the experts in their slots.
+    fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Compared>, Element)> {
+        let recipe = Recipe::of(folder, library, args, self)?;
+        let dynamic = self.logits(self.base, &recipe.patches(self)?)?;
+        let plain = self.logits(self.base, &Patches::none())?;
+        if folder.join(lorakit_adapter::CONFIG_FILE).is_file() {
+            let adapter = Adapter::read(folder)?;
+            adapter.check_against(&self.base.modules())?;
+            let merged = self.logits(self.base, &self.alone(&adapter)?)?;
+            let beyond = largest(&merged, &dynamic)?;
+            return Ok((vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?], Element::F32));
+        }
+        ensure!(folder.join("config.json").is_file(), "neither adapter_config.json nor config.json is there");
+        if let Some(record) = merge_record::read_base(folder)? {
+            record.base.ensure_same(self.base.identity()).context("what was merged")?;
+        }
+        let opened = Base::open(folder, &self.context.base_options()?)?;
+        ensure!(
+            opened.modules() == self.base.modules() && opened.config().vocabulary == self.base.config().vocabulary,
+            "a model of other dimensions than the base {}",
+            self.base.identity().name
+        );
+        let merged = self.logits(&opened, &Patches::none())?;
+        // Against what the files should hold no rounding is left, and against the slots none that was not done.
+        let added = self.added(&recipe.merged)?;
+        let beyond = largest(&merged, &added.rounded)?.max(largest(&added.exact, &dynamic)?);
+        let compared = self.compared(&recipe.name, &merged, &dynamic, &plain, (added.rounding, beyond))?;
+        Ok((vec![compared], added.kept))
+    }
+
+    fn compared(
+        &self,
+        name: &str,
+        merged: &Tensor,
+        dynamic: &Tensor,
+        plain: &Tensor,
+        (rounding, beyond_rounding): (Option<f64>, f64),
+    ) -> Result<Compared> {
+        Ok(Compared {
+            name: name.to_owned(),
+            difference: largest(merged, dynamic)?,
+            rounding,
+            beyond_rounding,
+            effect: largest(dynamic, plain)?,
+            // Not "within": a difference that is no number is beyond any tolerance.
+            ok: beyond_rounding <= self.tolerance,
+        })
+    }
+
+    /// The patches of one adapter.
+    fn alone(&self, adapter: &Adapter) -> Result<Patches> {
+        let experts = [Expert::new("merged", adapter.clone())];
+        Ok(expert::one(&Experts::new(experts, self.base.sites(), self.base.device())?, 0)?)
+    }
+
+    /// The logits of the base with an adapter added to its weights.
+    fn added(&self, adapter: &Adapter) -> Result<Added> {
+        let logits = |kept| -> Result<Tensor> {
+            let base = merged_base::in_memory(self.place, adapter, kept, self.context)?;
+            self.logits(&base, &Patches::none())
+        };
+        let kept = merged_base::kept_in(self.place, adapter, self.context)?;
+        let rounded = logits(Kept::Rounded)?;
+        if kept == Element::F32 {
+            return Ok(Added { exact: rounded.clone(), rounded, rounding: None, kept });
+        }
+        let exact = logits(Kept::Exact)?;
+        Ok(Added { rounding: Some(largest(&rounded, &exact)?), exact, rounded, kept })
+    }
+}
+
+/// Logits of a base that an adapter was added to.
+struct Added {
+    /// With the weights in their own type.
+    rounded: Tensor,
+    /// With the changed weights in f32.
+    exact: Tensor,
+    /// How far the two are apart, where they are.
+    rounding: Option<f64>,
+    kept: Element,
+}
+
+/// What a merged folder should hold.
+struct Recipe {
+    name: String,
+    experts: Vec<Expert>,
+    coefficients: Coefficients,
+    merge: Merge,
+    /// The merge, done again.
+    merged: Adapter,
+}
+
+impl Recipe {
+    fn of(folder: &Path, library: &Library, args: &VerifyArgs, bench: &Bench) -> Result<Self> {
+        let (record, experts) = match merge_record::read(folder)? {
+            _ if !args.weights.is_empty() => {
+                let names = merge::experts(library, &args.experts)?;
+                let of: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
+                ensure!(
+                    of.len() == args.weights.len(),
+                    "{} were given for {}: one each is needed",
+                    counted(args.weights.len(), "weight"),
+                    counted(of.len(), "expert")
+                );
+                (MergeRecord::new(Merge::Cat.to_string(), library, &of, &args.weights)?, names)
+            }
+            Some(record) if args.experts.is_empty() => {
+                let experts = merge::experts(library, &record.names())?;
+                (record, experts)
+            }
+            Some(_) => bail!("--experts needs --weights; without both, the folder's own record is used"),
+            None => {
+                bail!("nothing says of what it was made; give --experts and --weights of the sum that it should be")
+            }
+        };
+        for of in &record.experts {
+            if library.weights_sha256(&of.name)? != of.sha256 {
+                bench
+                    .context
+                    .output
+                    .notice(format!("the expert `{}` is another than the one that was merged", of.name));
+            }
+        }
+        let coefficients = record.coefficients();
+        let merge: Merge = record.method.parse()?;
+        let merged = merge.apply(&experts, &coefficients)?.adapter;
+        merged.check_against(&bench.base.modules())?;
+        let name = format!("{} of {}", record.method, record.names().join(", "));
+        Ok(Self { name, experts, coefficients, merge, merged })
+    }
+
+    /// The dynamic side: for the plain sum every expert in its slots by its weight, which takes no merge at all; for
+    /// any other method the adapter that it makes.
+    fn patches(&self, bench: &Bench) -> Result<Patches> {
+        if self.merge != Merge::Cat {
+            return bench.alone(&self.merged);
+        }
+        // Uniform routing weighs each expert by 1/n.
+        let n = self.experts.len() as f64;
+        let weighed = |(at, expert): (usize, &Expert)| {
+            let modules = expert.adapter.modules().iter();
+            let scaled: BTreeMap<_, _> = modules
+                .map(|(path, update)| (path.clone(), update.scaled(n * self.coefficients.at(path)[at])))
+                .collect();
+            Expert::new(expert.name.clone(), Adapter::new(scaled))
+        };
+        let experts = self.experts.iter().enumerate().map(weighed);
+        let experts = Experts::new(experts, bench.base.sites(), bench.base.device())?;
+        Ok(Uniform::default().patches(&experts)?)
+    }
+}
+
+/// The one of two types that rounds more.
+fn wider(one: Element, other: Element) -> Element {
+    if one.unit_roundoff() >= other.unit_roundoff() { one } else { other }
+}
+
+/// The largest difference of two tensors of one shape; not a number where any is not.
+fn largest(one: &Tensor, other: &Tensor) -> Result<f64> {
+    let differences = (one - other)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+    let larger = |most: f32, value: f32| if most.is_nan() || value <= most { most } else { value };
+    Ok(differences.into_iter().fold(0.0, larger).into())
+}

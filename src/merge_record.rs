@@ -1,0 +1,114 @@
+//! How a merged adapter or base came about, kept beside it: exactly enough to merge again and compare.
+
+use anyhow::{Context as _, Result};
+use lorakit_adapter::sha256::sha256;
+use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, TaskRecord};
+use lorakit_route::merge::Coefficients;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The file beside a merged base. A merged adapter has its record in its expert.json.
+pub const RECORD_FILE: &str = "merge.json";
+
+/// What was merged, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeRecord {
+    /// The method with all its settings, as it can be typed.
+    pub method: String,
+    /// The experts in the order in which they were merged.
+    pub experts: Vec<MergedExpert>,
+    /// The experts' weights in modules that have weights of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub module_weights: BTreeMap<String, Vec<f64>>,
+}
+
+/// One expert's part in a merge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergedExpert {
+    /// Its name in the library.
+    pub name: String,
+    /// Its weight.
+    pub weight: f64,
+    /// The SHA-256 of its adapter_model.safetensors.
+    pub sha256: String,
+}
+
+/// merge.json.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MergedBase {
+    /// What was merged.
+    pub merge: MergeRecord,
+    /// The base into which it was merged.
+    pub base: BaseIdentity,
+    /// The version of lorakit that merged it.
+    pub version: String,
+}
+
+impl MergeRecord {
+    /// The record of a merge of a library's experts with these weights.
+    pub fn new(method: String, library: &Library, names: &[String], weights: &[f64]) -> Result<Self> {
+        let expert = |(name, weight): (&String, &f64)| {
+            Ok(MergedExpert { name: name.clone(), weight: *weight, sha256: library.weights_sha256(name)? })
+        };
+        let experts = names.iter().zip(weights).map(expert).collect::<Result<_>>()?;
+        Ok(Self { method, experts, module_weights: BTreeMap::new() })
+    }
+
+    /// The weights, as a merge takes them.
+    pub fn coefficients(&self) -> Coefficients {
+        let shared = Coefficients::new(self.experts.iter().map(|expert| expert.weight).collect());
+        let of_modules = self.module_weights.iter();
+        of_modules.fold(shared, |all, (module, weights)| all.with_module(module.clone(), weights.clone()))
+    }
+
+    /// The names of the experts.
+    pub fn names(&self) -> Vec<String> {
+        self.experts.iter().map(|expert| expert.name.clone()).collect()
+    }
+
+    /// expert.json of the merged adapter: it saw whatever its experts saw.
+    pub fn expert_record(&self, library: &Library, base: Option<&BaseIdentity>) -> Result<ExpertRecord> {
+        let mut tasks: BTreeMap<(String, String), TaskRecord> = BTreeMap::new();
+        let mut tokens = 0;
+        for expert in &self.experts {
+            let Some(record) = library.record(&expert.name)? else { continue };
+            tokens += record.tokens;
+            tasks.extend(record.tasks.into_iter().map(|task| ((task.name.clone(), task.sha256.clone()), task)));
+        }
+        let settings = json!({ "merge": self });
+        Ok(ExpertRecord {
+            tasks: tasks.into_values().collect(),
+            settings_sha256: sha256(settings.to_string().as_bytes()),
+            settings,
+            tokens,
+            base_fingerprint: base.or(library.base()).map(|base| base.fingerprint.clone()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..ExpertRecord::default()
+        })
+    }
+}
+
+/// The record in a merged folder, of an adapter or of a base; None where there is none.
+pub fn read(folder: &Path) -> Result<Option<MergeRecord>> {
+    if let Some(base) = read_base(folder)? {
+        return Ok(Some(base.merge));
+    }
+    let Some(record) = crate::experts::record_beside(folder)? else { return Ok(None) };
+    let Some(merge) = record.settings.get("merge") else { return Ok(None) };
+    let merge = serde_json::from_value(merge.clone());
+    merge
+        .map(Some)
+        .with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join("expert.json").display()))
+}
+
+/// merge.json of a merged base; None where there is none.
+pub fn read_base(folder: &Path) -> Result<Option<MergedBase>> {
+    let path = folder.join(RECORD_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+}

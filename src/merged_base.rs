@@ -1,0 +1,109 @@
+//! An adapter added to a base's weights: as a Hugging Face model folder, or in memory to be compared.
+
+use crate::base_source::Located;
+use crate::context::Context;
+use anyhow::{Context as _, Result, ensure};
+use lorakit_adapter::{Adapter, LowRank};
+use lorakit_model::{Base, Element, Rounding};
+use lorakit_route::merge::{Orientation, add_to_weight};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// What the files of a base are called beside its weights: what a model folder needs, and what must go with it.
+const COMPANIONS: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+];
+
+/// The index of weights that are split over files. Names, shapes and types stay, so it stays true.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// How the values of changed weights are kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// As a file would keep them.
+    Rounded,
+    /// In f32, so that nothing is rounded off.
+    Exact,
+}
+
+/// Writes the base with `adapter` added to its weights into `folder`, which exists: weights in the base's own types,
+/// configuration and tokenizer as they are. What was written is opened once, so that what cannot be is not left.
+pub fn write(place: &Located, adapter: &Adapter, folder: &Path, context: &Context) -> Result<Rounding> {
+    match place {
+        Located::Folder { folder: source, .. } => copy_companions(source, folder)?,
+        Located::Pico => crate::pico::write_companions(folder)?,
+    }
+    let checkpoint = place.checkpoint()?;
+    let rounding = checkpoint.rewrite(folder, &names(adapter), &mut change(adapter))?;
+    Base::open(folder, &context.base_options()?).context("the merged base cannot be opened again")?;
+    Ok(rounding)
+}
+
+/// The base with `adapter` added to its weights, in memory. Weights that the adapter does not change stay in their
+/// files.
+pub fn in_memory(place: &Located, adapter: &Adapter, kept: Kept, context: &Context) -> Result<Base> {
+    let options = context.base_options()?;
+    let keep = options.dtype.and_then(element);
+    let checkpoint = place.checkpoint()?.changed(&names(adapter), keep, kept == Kept::Exact, &mut change(adapter))?;
+    Base::of("merged", place.config()?, &checkpoint, &options)
+}
+
+/// The narrowest type in which [`in_memory`] keeps what `adapter` changes.
+pub fn kept_in(place: &Located, adapter: &Adapter, context: &Context) -> Result<Element> {
+    match context.base_options()?.dtype.and_then(element) {
+        Some(element) => Ok(element),
+        None => place.checkpoint()?.narrowest(&names(adapter)),
+    }
+}
+
+/// The type that weights are narrowed to for `--dtype`.
+fn element(dtype: candle_core::DType) -> Option<Element> {
+    [Element::F16, Element::BF16].into_iter().find(|element| element.dtype() == dtype)
+}
+
+/// The tensors that an adapter changes.
+fn names(adapter: &Adapter) -> BTreeSet<String> {
+    adapter.modules().keys().map(|module| tensor(module)).collect()
+}
+
+fn tensor(module: &str) -> String {
+    format!("{module}.weight")
+}
+
+/// Adds a module's update to its weight, which torch's linear layers keep as `[out, in]`.
+fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<()> + '_ {
+    |name, values| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let update: &LowRank =
+            adapter.modules().get(module).with_context(|| format!("the adapter has no module `{module}`"))?;
+        Ok(add_to_weight(module, update, values, Orientation::OutIn)?)
+    }
+}
+
+fn copy_companions(source: &Path, folder: &Path) -> Result<()> {
+    for name in COMPANIONS.iter().chain(&[INDEX_FILE]) {
+        let from = source.join(name);
+        // One file of weights goes before an index that lies beside it, here as when the base is opened.
+        let unused = *name == INDEX_FILE && source.join("model.safetensors").exists();
+        if from.is_file() && !unused {
+            std::fs::copy(&from, folder.join(name)).with_context(|| format!("{}: cannot be copied", from.display()))?;
+        }
+    }
+    ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
+    Ok(())
+}

@@ -1,0 +1,330 @@
+//! `merge` and `verify` through the binary: every form of base, f32 and 16 bits, adapters and whole models.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::{Ran, run, shared, words};
+use candle_core::{DType, Device, Tensor, safetensors};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+/// Square and other layers; ranks, scales and rsLoRA differ.
+const EXPERTS: [&str; 4] = ["e0", "e1", "e2", "rs"];
+
+/// The largest difference of logits in f32.
+const TOLERANCE: f64 = 2e-4;
+
+/// A base of the reference material with a library of its adapters, in a folder to work in.
+struct Work {
+    base: String,
+    oracle: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Work {
+    fn new(name: &str) -> Option<Self> {
+        let oracle = shared("oracles/peft")?.join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let work = Self { base: oracle.join("base").display().to_string(), oracle, folder };
+        work.add();
+        Some(work)
+    }
+
+    /// The same with the base's weights in 16 bits.
+    fn narrow(name: &str, dtype: DType) -> Option<Self> {
+        let oracle = shared("oracles/peft")?.join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base");
+        fs::create_dir(&base).unwrap();
+        fs::copy(oracle.join("base/config.json"), base.join("config.json")).unwrap();
+        let tensors = safetensors::load(oracle.join("base/model.safetensors"), &Device::Cpu).unwrap();
+        let narrow = |(name, tensor): (String, Tensor)| (name, tensor.to_dtype(dtype).unwrap());
+        let tensors: HashMap<String, Tensor> = tensors.into_iter().map(narrow).collect();
+        split(&base, tensors);
+        let work = Self { base: base.display().to_string(), oracle, folder };
+        work.add();
+        Some(work)
+    }
+
+    fn add(&self) {
+        let library = self.path("library");
+        let folders = EXPERTS.map(|name| self.oracle.join("adapters").join(name).display().to_string());
+        let fixed = ["library", "add", "--library", &library, "--base", &self.base].map(str::to_owned);
+        run(fixed.into_iter().chain(folders)).ok();
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// `merge` with these options; `out` is a name in the folder.
+    fn merge(&self, method: &str, out: &str, options: &[&str]) -> Ran {
+        let (library, out) = (self.path("library"), self.path(out));
+        let fixed = ["merge", "--json", "--library", &library, "--method", method, "--out", &out];
+        run(fixed.into_iter().chain(options.iter().copied()))
+    }
+
+    fn verify(&self, options: &[&str]) -> Ran {
+        let library = self.path("library");
+        let fixed = ["verify", "--json", "--base", &self.base, "--library", &library];
+        run(fixed.into_iter().chain(options.iter().copied()))
+    }
+
+    fn logits(&self, base: &str, options: &[&str]) -> Tensor {
+        let (input, out) = (self.oracle.join("expected.safetensors"), self.path("logits.safetensors"));
+        let fixed = ["logits", "--base", base, "--input", input.to_str().unwrap(), "--out", &out];
+        run(fixed.into_iter().chain(options.iter().copied())).ok();
+        safetensors::load(out, &Device::Cpu).unwrap().remove("logits").unwrap()
+    }
+
+    fn expected(&self) -> HashMap<String, Tensor> {
+        safetensors::load(self.oracle.join("expected.safetensors"), &Device::Cpu).unwrap()
+    }
+}
+
+/// Writes tensors as two files with an index, as larger models have them.
+fn split(folder: &Path, tensors: HashMap<String, Tensor>) {
+    let (mut parts, mut index) = ([HashMap::new(), HashMap::new()], serde_json::Map::new());
+    for (name, tensor) in tensors {
+        let part = usize::from(name.contains("layers.1."));
+        index.insert(name.clone(), format!("model-{:05}-of-00002.safetensors", part + 1).into());
+        parts[part].insert(name, tensor);
+    }
+    for (at, part) in parts.iter().enumerate() {
+        safetensors::save(part, folder.join(format!("model-{:05}-of-00002.safetensors", at + 1))).unwrap();
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": 0 }, "weight_map": index });
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+fn difference(one: &Tensor, other: &Tensor) -> f32 {
+    (one - other).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+fn compared(document: &Value) -> Vec<&Value> {
+    document["compared"].as_array().unwrap().iter().collect()
+}
+
+fn bytes_of(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_merged_adapter_has_the_logits_that_peft_merges_to() {
+    for name in BASES {
+        let Some(work) = Work::new(name) else { return };
+        let recorded = fs::read_to_string(work.oracle.join("expected.json")).unwrap();
+        let recorded: Value = serde_json::from_str(&recorded).unwrap();
+        for kind in ["cat", "svd"] {
+            let case = &recorded["cases"][format!("merge/{kind}")];
+            let experts: Vec<String> = serde_json::from_value(case["adapters"].clone()).unwrap();
+            let weights: Vec<String> = case["weights"].as_array().unwrap().iter().map(ToString::to_string).collect();
+            let (experts, weights) = (experts.join(","), format!("--weights={}", weights.join(",")));
+            let report = work.merge(kind, kind, &["--experts", &experts, &weights, "--base", &work.base]).json();
+            assert_eq!(report["kind"], "adapter");
+            assert!(report["retained"].as_f64().unwrap() <= 1.0);
+            let found = work.logits(&work.base, &["--adapter", &work.path(kind)]);
+            let apart = difference(&found, &work.expected()[&format!("merge/{kind}")]);
+            assert!(f64::from(apart) < TOLERANCE, "{name}, {kind}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn merged_is_dynamic_on_every_base_in_f32() {
+    for name in BASES {
+        let Some(work) = Work::new(name) else { return };
+        let experts = work.verify(&["--tokens", "96"]).json();
+        assert_eq!((experts["ok"].as_bool(), experts["dtype"].as_str()), (Some(true), Some("f32")));
+        assert_eq!(compared(&experts).len(), EXPERTS.len());
+        for of in compared(&experts) {
+            assert!(of["difference"].as_f64().unwrap() <= TOLERANCE, "{name}: {of}");
+            assert!(of["effect"].as_f64().unwrap() > 100.0 * TOLERANCE, "a change of nothing proves nothing: {of}");
+        }
+        let weights = ["--experts", "rs,e0,e2", "--weights=-0.4,0.9,0.3"];
+        work.merge("cat", "adapter", &weights).json();
+        let into = ["--base", &work.base, "--into-base"];
+        work.merge("cat", "model", &[&weights[..], &into].concat()).json();
+        for folder in ["adapter", "model"] {
+            let document = work.verify(&["--merged", &work.path(folder)]).json();
+            let of = compared(&document)[0];
+            assert!(of["difference"].as_f64().unwrap() <= TOLERANCE, "{name}, {folder}: {of}");
+        }
+        // The model alone computes what the base with the adapter does.
+        let (alone, slotted) =
+            (work.logits(&work.path("model"), &[]), work.logits(&work.base, &["--adapter", &work.path("adapter")]));
+        assert!(f64::from(difference(&alone, &slotted)) < TOLERANCE);
+    }
+}
+
+#[test]
+fn merged_is_dynamic_up_to_rounding_in_16_bits() {
+    for (name, dtype, word) in [
+        ("mistral", DType::BF16, "bf16"),
+        ("phi", DType::F16, "f16"),
+        ("window", DType::F16, "f16"),
+        ("llama3", DType::BF16, "bf16"),
+    ] {
+        let Some(work) = Work::narrow(name, dtype) else { return };
+        let (weights, into) = (["--experts", "e0,e1", "--weights=0.7,-0.5"], ["--base", &work.base, "--into-base"]);
+        let report = work.merge("cat", "model", &[&weights[..], &into].concat()).json();
+        assert!(report["rounding"].as_f64().unwrap() > 0.0);
+        let merged: Vec<String> = bytes_of(&work.path("model")).into_iter().map(|(name, _)| name).collect();
+        assert!(merged.contains(&"model-00002-of-00002.safetensors".to_owned()), "{merged:?}");
+        let documents =
+            [work.verify(&["--experts", "e0"]).json(), work.verify(&["--merged", &work.path("model")]).json()];
+        for document in &documents {
+            assert_eq!(document["dtype"], word);
+            let of = compared(document)[0];
+            let number = |key: &str| of[key].as_f64().unwrap();
+            assert!(number("beyond_rounding") <= TOLERANCE, "{name}: {of}");
+            assert!(number("difference") <= number("rounding") + 2.0 * TOLERANCE, "{name}: {of}");
+            assert!(number("rounding") < 0.2 * number("effect"), "{name}: {of}");
+        }
+        // What the adapter does not touch is the base's, byte for byte.
+        let [base, model] = [&work.base, &work.path("model")].map(|folder| {
+            safetensors::load(Path::new(folder).join("model-00001-of-00002.safetensors"), &Device::Cpu).unwrap()
+        });
+        let embedding = "model.embed_tokens.weight";
+        assert_eq!(base[embedding].dtype(), model[embedding].dtype());
+        let values =
+            |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&base[embedding]), values(&model[embedding]));
+    }
+}
+
+#[test]
+fn a_merge_that_is_not_what_it_says_fails() {
+    let Some(work) = Work::new("mistral") else { return };
+    work.merge("cat", "sum", &["--experts", "e0,e1"]).json();
+    for options in [&["--experts", "e0,e2", "--weights=0.5,0.5"][..], &["--experts", "e0,e1", "--weights=0.5,0.6"]] {
+        let ran = work.verify(&[&["--merged", &work.path("sum")], options].concat());
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains("tolerance"), "{}", ran.stderr);
+        assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["ok"], false);
+    }
+    work.verify(&["--merged", &work.path("sum"), "--experts", "e1,e0", "--weights=0.5,0.5"]).json();
+    fs::remove_file(work.folder.path().join("sum/expert.json")).unwrap();
+    let message = work.verify(&["--merged", &work.path("sum")]).failed(1);
+    assert!(message.contains("--experts and --weights"), "{message}");
+}
+
+#[test]
+fn every_method_writes_what_verify_makes_again() {
+    let Some(work) = Work::new("phi") else { return };
+    for method in
+        ["svd:rank=3", "ties_svd:density=0.3", "dare_linear_svd:seed=3", "wudi", "knots", "core_space:inner=dare_ties"]
+    {
+        let name = method.replace([':', '=', ','], "_");
+        let report = work.merge(method, &name, &["--experts", "e0,e1,rs"]).json();
+        let method = report["method"].as_str().unwrap();
+        assert!(report["modules"].as_array().unwrap().iter().all(|of| of["rank"].as_u64().unwrap() > 0));
+        let document = work.verify(&["--merged", &work.path(&name)]).json();
+        assert!(compared(&document)[0]["name"].as_str().unwrap().starts_with(method));
+    }
+}
+
+#[test]
+fn the_same_merge_has_the_same_bytes_and_knows_how_it_came_about() {
+    let Some(work) = Work::new("window") else { return };
+    let options = ["--experts", "e1,e0", "--weights=0.25,1"];
+    for out in ["one", "two"] {
+        work.merge("ties_svd:density=0.4", out, &options).json();
+    }
+    assert_eq!(bytes_of(&work.path("one")), bytes_of(&work.path("two")));
+    let record = fs::read_to_string(work.folder.path().join("one/expert.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let merge = &record["settings"]["merge"];
+    assert!(merge["method"].as_str().unwrap().starts_with("ties_svd:convention=peft,density=0.4"));
+    assert_eq!((&merge["experts"][0]["name"], &merge["experts"][0]["weight"]), (&"e1".into(), &0.25.into()));
+    assert_eq!(merge["experts"][1]["sha256"].as_str().unwrap().len(), 64);
+    // It is an expert like any other.
+    run(["library", "add", "--library", &work.path("library"), &work.path("one")]).ok();
+    run(["library", "check", "--library", &work.path("library"), "--base", &work.base]).ok();
+    run(["library", "show", "--library", &work.path("library"), "one"]).ok();
+}
+
+#[test]
+fn a_folder_is_replaced_only_if_it_was_merged_and_on_demand() {
+    let Some(work) = Work::new("mistral") else { return };
+    let says =
+        |message: String, parts: &[&str]| parts.iter().for_each(|part| assert!(message.contains(part), "{message}"));
+    work.merge("cat", "out", &["--experts", "e0"]).json();
+    let before = bytes_of(&work.path("out"));
+    says(work.merge("cat", "out", &["--experts", "e1"]).failed(1), &["out", "--overwrite"]);
+    assert_eq!(bytes_of(&work.path("out")), before);
+    work.merge("cat", "out", &["--experts", "e1", "--overwrite"]).json();
+    assert_ne!(bytes_of(&work.path("out")), before);
+    fs::create_dir(work.path("mine")).unwrap();
+    fs::write(work.folder.path().join("mine/thesis.txt"), "words").unwrap();
+    says(work.merge("cat", "mine", &["--overwrite"]).failed(1), &["mine", "not written by merge"]);
+    assert_eq!(bytes_of(&work.path("mine")).len(), 1);
+}
+
+#[test]
+fn what_cannot_be_merged_is_named() {
+    let Some(work) = Work::new("mistral") else { return };
+    for (method, options, parts) in [
+        ("cat", &["--experts", "e0,e1", "--weights=1"][..], &["1 weights", "2 experts"][..]),
+        ("cat", &["--experts", "e0,eo"], &["no expert `eo`", "did you mean `e0`"]),
+        ("cat", &["--experts", "e0,e0"], &["e0", "names must differ"]),
+        ("cat", &["--experts", "e0,e1", "--weights=1,inf"], &["e1", "inf"]),
+        ("linear", &[], &["linear", "ranks", "model.layers"]),
+    ] {
+        let message = work.merge(method, "out", options).failed(1);
+        parts.iter().for_each(|part| assert!(message.contains(part), "{message}"));
+        assert!(!Path::new(&work.path("out")).exists(), "what fails leaves nothing behind");
+    }
+    for (method, options, part) in [
+        ("tise", &[][..], "known are: cat"),
+        ("svd:rank=0", &[], "rank=largest"),
+        ("cat", &["--into-base"], "--base"),
+        ("cat", &["--weights=a"], "--weights"),
+    ] {
+        let message = work.merge(method, "out", options).failed(2);
+        assert!(message.contains(part), "{message}");
+    }
+    let other = work.oracle.with_file_name("phi").join("base").display().to_string();
+    let message = work.merge("cat", "out", &["--base", &other]).failed(1);
+    assert!(message.contains("mistral") && message.contains("phi"), "{message}");
+    run(["library", "rm", "--library", &work.path("library"), "e0", "e1", "e2", "rs"]).ok();
+    let message = work.merge("cat", "out", &[]).failed(1);
+    assert!(message.contains("no experts"), "{message}");
+}
+
+#[test]
+fn all_methods_are_in_the_help() {
+    let help = words("merge --help").ok().stdout;
+    for method in ["cat", "svd:rank=largest", "ties_svd", "dare_linear", "breadcrumbs", "core_space", "knots", "wudi"] {
+        assert!(help.contains(&format!("\n  {method}")), "{method}");
+    }
+}
+
+#[test]
+fn experts_of_the_embedded_base_are_merged_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (library, model) = (path("library"), path("model"));
+    let train = format!(
+        "train-experts --base pico --tasks suite:skills --library {library} -q --set max_steps=3 --set batch_size=2 \
+         --set eval_steps=0 --set learning_rate=1e-2 --set rank=2 --set target_modules=all-linear"
+    );
+    words(&train).ok();
+    let verified = words(&format!("verify --base pico --library {library} --json --tokens 64")).json();
+    assert_eq!(verified["ok"], true);
+    words(&format!("merge --library {library} --method cat --base pico --into-base --out {model}")).ok();
+    words(&format!("verify --base pico --library {library} --merged {model}")).ok();
+    let text = words(&format!("generate --base {model} --prompt once --max-new-tokens 4")).ok().stdout;
+    assert!(!text.is_empty());
+    let files: Vec<String> = bytes_of(&model).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(files, ["config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+}
