@@ -8,7 +8,8 @@
 //! accounted for or refused by name. [`Library`] is a folder of adapters with a record of each.
 //!
 //! *The slot.* A [`Site`] is where several projections of a layer read the same input, and a [`Patch`] is what
-//! may be added there; [`grouped`] is the product by which many adapters are applied at once.
+//! may be added there; [`grouped`] is the product by which many adapters are applied at once, and [`gated`] the one
+//! whose weights are learned.
 //!
 //! What is absent on purpose: there is no tokenizer and no model here, no router, merge or trainer. A base
 //! is known only as a list of module paths with their widths ([`BaseModule`]). Nothing is printed: what was
@@ -44,6 +45,7 @@
 //! ```
 
 pub mod cpu;
+pub mod gated;
 pub mod grouped;
 pub mod patch;
 pub mod persist;
@@ -87,6 +89,7 @@ pub use peft_config::{Facts, PeftConfig, TaskType};
 pub use peft_folder::{CONFIG_FILE, WEIGHTS_FILE};
 pub use target::{Names, Targets};
 
+pub use gated::Gated;
 pub use grouped::{Block, Group, Grouped, Layouts, Tokens};
 pub use patch::{Outputs, Patch, Patches};
 pub use rows::{Row, Rows};

@@ -1,0 +1,262 @@
+//! The low-rank product of all experts of a site, each at a weight that is learned while A and B stay as they are:
+//!
+//! `delta[t] = sum_e w_e s_e (x[t] A_eᵀ) B_eᵀ`
+//!
+//! A weight's gradient is `s_e sum_t <x[t] A_eᵀ, dy[t] B_e>`: it is taken among the ranks, and nothing of the size of
+//! A, B or a delta is made on the way.
+
+use crate::cpu;
+use crate::grouped::Layouts;
+use crate::product::{Destination, Threads, View, ViewMut, multiply};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The stacked experts of one site, open for a weight each.
+#[derive(Clone)]
+pub struct Gated {
+    a: Tensor,
+    b: Tensor,
+    slots: usize,
+    spans: Arc<[Span]>,
+}
+
+/// All experts' blocks of one projection: rows of A beside rows of B.
+struct Span {
+    a: Range<usize>,
+    b: Range<usize>,
+    columns: Range<usize>,
+    /// For each rank the slot of its weight, with the scale; none where no expert has the rank.
+    gates: Vec<Option<(usize, f32)>>,
+}
+
+impl Gated {
+    /// Stacked experts: `a` is `[ranks of A, in]`, `b` is `[ranks of B, out]`, both contiguous; entry `i` of `layouts`
+    /// holds the blocks that weight `i` is for.
+    ///
+    /// # Errors
+    /// Where a block does not fit the matrices, or the experts of a projection do not stand in A as they do in B.
+    pub fn new(a: Tensor, b: Tensor, layouts: &Layouts) -> Result<Self> {
+        let mut spans: Vec<Span> = Vec::new();
+        for block in layouts.0.iter().flatten() {
+            match spans.iter_mut().find(|span| span.columns == block.columns) {
+                None => spans.push(Span {
+                    a: block.a.clone(),
+                    b: block.b.clone(),
+                    columns: block.columns.clone(),
+                    gates: Vec::new(),
+                }),
+                Some(span) => {
+                    span.a = span.a.start.min(block.a.start)..span.a.end.max(block.a.end);
+                    span.b = span.b.start.min(block.b.start)..span.b.end.max(block.b.end);
+                }
+            }
+        }
+        let fits = |span: &Span, a: usize, (b, out): (usize, usize)| {
+            span.a.end <= a && span.b.end <= b && span.columns.end <= out && span.a.len() == span.b.len()
+        };
+        for span in &mut spans {
+            if !fits(span, a.dim(0)?, b.dims2()?) {
+                bail!("experts at {:?} of A and {:?} of B do not fit {:?} and {:?}", span.a, span.b, a, b);
+            }
+            span.gates = vec![None; span.b.len()];
+            for (slot, blocks) in layouts.0.iter().enumerate() {
+                for block in blocks.iter().filter(|block| block.columns == span.columns) {
+                    if block.a.start - span.a.start != block.b.start - span.b.start {
+                        bail!("a block {block:?} does not stand in A as it does in B");
+                    }
+                    span.gates[block.b.start - span.b.start..block.b.end - span.b.start]
+                        .fill(Some((slot, block.scale)));
+                }
+            }
+        }
+        Ok(Self { a, b, slots: layouts.0.len(), spans: spans.into() })
+    }
+
+    /// Number of weights.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// The delta over `x`, `[tokens, in]`, with `weights`, `[slots]`, as `[tokens, out]`; differentiable in both.
+    pub fn delta(&self, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            x.contiguous()?.apply_op2(&weights.contiguous()?, GatedOp(self.clone()))
+        } else {
+            self.plain_delta(x, weights)
+        }
+    }
+
+    /// The same by candle's own ops, for devices without a kernel; the reference that tests compare with.
+    pub fn plain_delta(&self, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+        let out = self.b.dim(1)?;
+        let mut y = Tensor::zeros((x.dim(0)?, out), x.dtype(), x.device())?;
+        for span in self.spans.iter() {
+            let slots: Vec<u32> = span.gates.iter().map(|gate| gate.map_or(0, |(slot, _)| slot as u32)).collect();
+            let scales: Vec<f32> = span.gates.iter().map(|gate| gate.map_or(0.0, |(_, scale)| scale)).collect();
+            let gates = weights.index_select(&Tensor::new(slots, x.device())?, 0)?;
+            let gates = (gates * Tensor::new(scales, x.device())?)?;
+            let z = x.matmul(&self.a.narrow(0, span.a.start, span.a.len())?.t()?.contiguous()?)?;
+            let b = self.b.narrow(0, span.b.start, span.b.len())?;
+            let b = b.narrow(1, span.columns.start, span.columns.len())?.contiguous()?;
+            let delta = z.broadcast_mul(&gates.unsqueeze(0)?)?.matmul(&b)?;
+            y = (y + delta.pad_with_zeros(1, span.columns.start, out - span.columns.end)?)?;
+        }
+        Ok(y)
+    }
+}
+
+/// The product as an op with its backward, on a CPU.
+struct GatedOp(Gated);
+
+/// The dimensions and values of one call.
+struct Call<'a> {
+    x: &'a [f32],
+    weights: &'a [f32],
+    a: &'a [f32],
+    b: &'a [f32],
+    input: usize,
+    output: usize,
+    /// Tokens that one task of the pool handles.
+    chunk: usize,
+}
+
+impl Span {
+    /// What each rank is multiplied by.
+    fn factors(&self, weights: &[f32]) -> Vec<f32> {
+        self.gates.iter().map(|gate| gate.map_or(0.0, |(slot, scale)| weights[slot] * scale)).collect()
+    }
+
+    /// `x Aᵀ`, `[tokens, ranks]`.
+    fn shrink(&self, call: &Call, x: &[f32]) -> Vec<f32> {
+        let (tokens, ranks) = (x.len() / call.input, self.a.len());
+        let mut z = vec![0.0; tokens * ranks];
+        let a = View::new(&call.a[self.a.start * call.input..], ranks, call.input, call.input).transposed();
+        let x = View::new(x, tokens, call.input, call.input);
+        multiply(ViewMut::new(&mut z, tokens, ranks, ranks), Destination::Overwrite, x, a, 1.0, Threads::One);
+        z
+    }
+
+    /// The projection's B, `[ranks, width]`.
+    fn b<'a>(&self, call: &Call<'a>) -> View<'a> {
+        let b = &call.b[self.b.start * call.output + self.columns.start..];
+        View::new(b, self.b.len(), self.columns.len(), call.output)
+    }
+}
+
+fn weigh(z: &mut [f32], factors: &[f32]) {
+    for row in z.chunks_exact_mut(factors.len().max(1)) {
+        row.iter_mut().zip(factors).for_each(|(z, factor)| *z *= factor);
+    }
+}
+
+impl GatedOp {
+    fn with_call<T>(
+        &self,
+        x: (&CpuStorage, &Layout),
+        weights: (&CpuStorage, &Layout),
+        run: impl FnOnce(&Call) -> T,
+    ) -> Result<T> {
+        let (tokens, input) = x.1.shape().dims2()?;
+        let output = self.0.b.dim(1)?;
+        if self.0.a.dim(1)? != input || weights.1.shape().dims1()? != self.0.slots {
+            bail!(
+                "{} reads {} features under {} weights, and was given {input} and {:?}",
+                self.name(),
+                self.0.a.dim(1)?,
+                self.0.slots,
+                weights.1.shape()
+            );
+        }
+        let chunk = tokens.div_ceil(rayon::current_num_threads()).clamp(1, 256);
+        let (x, weights) = (cpu::values(x.0, x.1, self.name())?, cpu::values(weights.0, weights.1, self.name())?);
+        cpu::with_values(&self.0.a, self.name(), |a| {
+            cpu::with_values(&self.0.b, self.name(), |b| run(&Call { x, weights, a, b, input, output, chunk }))
+        })?
+    }
+
+    fn forward(&self, call: &Call) -> Vec<f32> {
+        let mut y = vec![0.0; call.x.len() / call.input * call.output];
+        y.par_chunks_mut(call.chunk * call.output).zip(call.x.par_chunks(call.chunk * call.input)).for_each(
+            |(y, x)| {
+                for span in self.0.spans.iter() {
+                    let mut z = span.shrink(call, x);
+                    weigh(&mut z, &span.factors(call.weights));
+                    let (tokens, ranks, width) = (x.len() / call.input, span.a.len(), span.columns.len());
+                    let z = View::new(&z, tokens, ranks, ranks);
+                    let y = ViewMut::new(&mut y[span.columns.start..], tokens, width, call.output);
+                    multiply(y, Destination::Add, z, span.b(call), 1.0, Threads::One);
+                }
+            },
+        );
+        y
+    }
+
+    /// The gradients of `x` and of the weights.
+    fn backward(&self, call: &Call, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut dx = vec![0.0; call.x.len()];
+        let parts: Vec<Vec<f64>> = dx
+            .par_chunks_mut(call.chunk * call.input)
+            .zip(call.x.par_chunks(call.chunk * call.input))
+            .zip(dy.par_chunks(call.chunk * call.output))
+            .map(|((dx, x), dy)| self.backward_chunk(call, x, dy, dx))
+            .collect();
+        // In order, so that equal inputs give equal bytes.
+        let mut dw = vec![0.0f64; self.0.slots];
+        parts.iter().for_each(|part| dw.iter_mut().zip(part).for_each(|(sum, part)| *sum += part));
+        (dx, dw.into_iter().map(|gradient| gradient as f32).collect())
+    }
+
+    /// Backward of one chunk of tokens: fills `dx`, and returns its part of the weights' gradients.
+    fn backward_chunk(&self, call: &Call, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f64> {
+        let mut dw = vec![0.0f64; self.0.slots];
+        let tokens = x.len() / call.input;
+        for span in self.0.spans.iter() {
+            let (ranks, width) = (span.a.len(), span.columns.len());
+            let z = span.shrink(call, x);
+            let mut dz = vec![0.0; tokens * ranks];
+            let dy = View::new(&dy[span.columns.start..], tokens, width, call.output);
+            let b = span.b(call).transposed();
+            multiply(ViewMut::new(&mut dz, tokens, ranks, ranks), Destination::Overwrite, dy, b, 1.0, Threads::One);
+            for (z, dz) in z.chunks_exact(ranks).zip(dz.chunks_exact(ranks)) {
+                for ((z, dz), gate) in z.iter().zip(dz).zip(&span.gates) {
+                    if let Some((slot, scale)) = gate {
+                        dw[*slot] += f64::from(*scale) * f64::from(*z) * f64::from(*dz);
+                    }
+                }
+            }
+            weigh(&mut dz, &span.factors(call.weights));
+            let a = View::new(&call.a[span.a.start * call.input..], ranks, call.input, call.input);
+            let dz = View::new(&dz, tokens, ranks, ranks);
+            multiply(ViewMut::new(dx, tokens, call.input, call.input), Destination::Add, dz, a, 1.0, Threads::One);
+        }
+        dw
+    }
+}
+
+impl CustomOp2 for GatedOp {
+    fn name(&self) -> &'static str {
+        "gated-low-rank"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (y, output) = self.with_call((x, lx), (w, lw), |call| (self.forward(call), call.output))?;
+        let tokens = lx.shape().dims2()?.0;
+        cpu::result(y, (tokens, output))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let ((xs, lx), (ws, lw)) = (x.storage_and_layout(), w.storage_and_layout());
+        let (Storage::Cpu(xs), Storage::Cpu(ws)) = (&*xs, &*ws) else {
+            bail!("{} has its backward on the CPU", self.name());
+        };
+        let (dx, dw) = cpu::with_values(&dy, self.name(), |dy| {
+            self.with_call((xs, lx), (ws, lw), |call| self.backward(call, dy))
+        })??;
+        let dx = if x.track_op() { Some(Tensor::from_vec(dx, x.shape(), x.device())?) } else { None };
+        let dw = if w.track_op() { Some(Tensor::from_vec(dw, w.shape(), w.device())?) } else { None };
+        Ok((dx, dw))
+    }
+}
