@@ -80,6 +80,20 @@ pub enum RouteError {
         /// An expert whose rank is another.
         second: (String, usize),
     },
+    /// LoraHub as published takes experts of one form.
+    #[error(
+        "lorahub:mode=as-published adds the A's and the B's of {module}, and the experts {first} and {second} differ there: {why}; lorahub without a mode takes any"
+    )]
+    AsPublished {
+        /// The module's path.
+        module: String,
+        /// An expert.
+        first: String,
+        /// One that is otherwise.
+        second: String,
+        /// How they differ.
+        why: String,
+    },
     /// One prototype for a whole site needs one A there.
     #[error(
         "tie=site takes one A for the projections of site {site}, and those of the expert {expert} differ: use tie=none, which gives each projection its own prototype"
@@ -107,6 +121,19 @@ pub enum RouteError {
         problem: String,
         /// The settings that the router has.
         known: String,
+    },
+    /// What was learned does not fit the library.
+    #[error(
+        "what the router learned has no matrix {name} of the shape {expected:?} (it has {}): it belongs to another library",
+        .found.map_or("none of that name".to_owned(), |shape| format!("one of {shape:?}"))
+    )]
+    Learned {
+        /// The matrix's name.
+        name: String,
+        /// Rows and columns that it must have.
+        expected: (usize, usize),
+        /// What it has, where there is one.
+        found: Option<(usize, usize)>,
     },
     /// What the adapter algebra refuses.
     #[error("{0}")]

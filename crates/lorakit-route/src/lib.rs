@@ -42,10 +42,15 @@
 
 mod always;
 pub mod arrow;
+pub mod cat;
+mod cobyla;
+mod composition;
 mod error;
 pub mod expert;
 mod experts;
 mod gate;
+mod held_out;
+pub mod lorahub;
 pub mod merge;
 mod mixing;
 mod observer;
@@ -54,16 +59,22 @@ mod router;
 mod settings;
 mod stack;
 mod uniform;
+mod weighed;
 
 pub use arrow::{Arrow, Tie};
+pub use cat::{Cat, Gates};
+pub use composition::{COMPOSITIONS, Composition};
 pub use error::{Result, RouteError};
 pub use expert::Verbatim;
 pub use experts::{Expert, Experts};
+pub use held_out::HeldOut;
+pub use lorahub::{LoraHub, RowLoss, RowLosses};
 pub use mixing::Mixing;
 pub use observer::{Observer, Routing, Share, Usage};
 pub use router::{About, ROUTERS, Router, Setting};
 pub use stack::Stack;
 pub use uniform::Uniform;
+pub use weighed::{by_row_weights, by_weights};
 
 use lorakit_adapter::{Patch, Patches, Site};
 use rayon::prelude::*;

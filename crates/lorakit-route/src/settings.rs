@@ -36,6 +36,15 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// A number of something that there must be one of at least.
+    pub(crate) fn at_least_one(&mut self, key: &str, default: usize) -> usize {
+        let number = self.take(key, default);
+        if number == 0 {
+            self.refuse(format!("{key}=0 must be a number above zero"));
+        }
+        number
+    }
+
     /// Notes a problem; the first one is reported.
     pub(crate) fn refuse(&mut self, problem: String) {
         self.problem.get_or_insert(problem);

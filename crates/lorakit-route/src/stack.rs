@@ -110,21 +110,26 @@ impl Stack {
         Ok(Some(Grouped::new(Tensor::cat(&a, 0)?, b, Arc::new(Layouts(vec![own])))?))
     }
 
-    /// All experts as if they were one, each at `weight`: adjacent experts of equal scale become one block, since
-    /// what lies between them is zero in B.
+    /// All experts as if they were one, each at `weight`.
     pub(crate) fn together(&self, weight: f32) -> Result<Grouped> {
+        self.weighed(|_, _| weight)
+    }
+
+    /// All experts as if they were one, each at the weight that is given for a projection and an expert: adjacent experts
+    /// of equal scale become one block, since what lies between them is zero in B.
+    pub(crate) fn weighed(&self, weight: impl Fn(usize, usize) -> f32) -> Result<Grouped> {
         let mut together: Vec<Block> = Vec::new();
-        for projection in self.projections() {
-            for (_, block) in projection {
-                match together
-                    .last_mut()
-                    .filter(|last| last.columns == block.columns && last.scale == block.scale * weight)
-                {
+        for (projection, experts) in self.projections().enumerate() {
+            for (expert, block) in experts {
+                let scale = block.scale * weight(projection, expert);
+                match together.last_mut().filter(|last| last.columns == block.columns && last.scale == scale) {
                     Some(last) => (last.a.end, last.b.end) = (block.a.end, block.b.end),
-                    None => together.push(Block { scale: block.scale * weight, ..block.clone() }),
+                    None => together.push(Block { scale, ..block.clone() }),
                 }
             }
         }
+        // Only now, so that no block spans an expert that it leaves out.
+        together.retain(|block| block.scale != 0.0);
         self.grouped(Layouts(vec![together]))
     }
 

@@ -1,0 +1,63 @@
+//! Patches that mix experts by weights that do not depend on the token: the same for all rows, or each row's own.
+
+use crate::error::Result;
+use crate::experts::Experts;
+use crate::mixing::{Mixing, Mixture};
+use crate::patches;
+use crate::stack::Choice;
+use candle_core::{Tensor, bail};
+use lorakit_adapter::{Group, Outputs, Patch, Patches, Rows, Tokens};
+use std::sync::Arc;
+
+/// Patches that give each row the experts at the weights of [`lorakit_adapter::Row::weights`], one for each expert in
+/// the order of names; a row without weights gets none. Rows of one batch may try many candidates.
+///
+/// # Errors
+/// Under separate mixing, where ranks differ at a projection.
+pub fn by_row_weights(experts: &Experts, mixing: Mixing) -> Result<Patches> {
+    made(experts, mixing, None)
+}
+
+/// Patches that give every row the same weights, one for each expert in the order of names.
+///
+/// # Errors
+/// As [`by_row_weights`].
+pub fn by_weights(experts: &Experts, mixing: Mixing, weights: &[f32]) -> Result<Patches> {
+    made(experts, mixing, Some(weights.into()))
+}
+
+fn made(experts: &Experts, mixing: Mixing, fixed: Option<Arc<[f32]>>) -> Result<Patches> {
+    patches(experts, |_, site, stack| {
+        let mixture = Mixture::new(mixing, Choice::Projection, experts, site, stack)?;
+        let (experts, projections) = (experts.len(), site.projections.len());
+        Ok(Some(Arc::new(Weighed { mixture, experts, projections, fixed: fixed.clone() }) as Arc<dyn Patch>))
+    })
+}
+
+struct Weighed {
+    mixture: Mixture,
+    experts: usize,
+    projections: usize,
+    /// The weights of all rows, where they do not carry their own.
+    fixed: Option<Arc<[f32]>>,
+}
+
+impl Patch for Weighed {
+    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+        let mut groups = Vec::new();
+        for row in rows.iter() {
+            let Some(weights) = self.fixed.as_ref().or(row.weights.as_ref()) else { continue };
+            if weights.len() != self.experts {
+                bail!("a row carries {} weights for {} experts", weights.len(), self.experts);
+            }
+            for (expert, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+                groups.extend((0..self.projections).map(|projection| Group {
+                    expert: projection * self.experts + expert,
+                    tokens: Tokens::Run(row.tokens()),
+                    weights: Some(vec![weight; row.len]),
+                }));
+            }
+        }
+        self.mixture.add(x, groups.into(), out)
+    }
+}
