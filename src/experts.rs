@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// A library whose experts are stacked at the sites of a base.
 pub struct Opened {
+    /// The library.
+    pub library: Library,
     /// The experts.
     pub experts: Experts,
     /// What is recorded of each, in the order of their names.
@@ -33,7 +35,8 @@ pub fn open(root: &Path, base: &Base) -> Result<Opened> {
         Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
     };
     let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
-    Ok(Opened { experts: Experts::new(experts, base.sites(), base.device())?, records })
+    let experts = Experts::new(experts, base.sites(), base.device())?;
+    Ok(Opened { library, experts, records })
 }
 
 /// One adapter folder as the only expert.

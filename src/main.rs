@@ -14,6 +14,7 @@ mod merged_base;
 mod output;
 mod pico;
 mod progress;
+mod routing;
 mod slots;
 mod tasks;
 

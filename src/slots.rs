@@ -1,11 +1,15 @@
 //! What sits in the base's slots: nothing, one adapter, or a library under a router.
 
+use crate::base_source::Located;
+use crate::context::Context;
 use crate::experts;
+use crate::routing::{Filling, FitArgs, Routing};
+use crate::tasks::DataArgs;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Patches;
 use lorakit_model::Base;
-use lorakit_route::{Router, Setting};
+use lorakit_route::Router;
 use std::path::PathBuf;
 
 /// The options that say what is added to a base.
@@ -20,20 +24,27 @@ pub struct SlotArgs {
     /// One PEFT adapter folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["library", "router"])]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    fit: FitArgs,
+    #[command(flatten)]
+    data: DataArgs,
 }
 
 impl SlotArgs {
-    /// The patches for an open base.
-    pub fn patches(&self, base: &Base) -> Result<Patches> {
+    /// What fills the slots of an open base.
+    pub fn fill(&self, base: &Base, place: &Located, context: &Context) -> Result<Filling> {
         if let Some(folder) = &self.adapter {
-            return Ok(lorakit_route::expert::one(&experts::single(folder, base)?, 0)?);
+            return Ok(Filling::plain(lorakit_route::expert::one(&experts::single(folder, base)?, 0)?));
         }
-        match &self.router {
-            None | Some(Router::Base) => Ok(Patches::none()),
-            Some(router) => {
-                let library = self.library.as_deref().with_context(|| format!("--router {router} needs --library"))?;
-                Ok(router.build(&experts::open(library, base)?.experts, &Setting::default())?)
-            }
-        }
+        let router = match &self.router {
+            None | Some(Router::Base) => return Ok(Filling::plain(Patches::none())),
+            Some(router) => router,
+        };
+        let library = self.library.as_deref().with_context(|| format!("--router {router} needs --library"))?;
+        let opened = experts::open(library, base)?;
+        let data = self.data.data.as_deref();
+        let fit = self.fit.load(data)?;
+        let routing = Routing { base, place, opened: &opened, fit: &fit, data, context };
+        routing.fill(router, None).with_context(|| format!("--router {router}"))
     }
 }

@@ -14,7 +14,7 @@ pub struct TaskArgs {
     #[arg(long, required = true, num_args = 1.., value_name = "[NAME=]T")]
     pub tasks: Vec<String>,
     #[command(flatten)]
-    data: DataArgs,
+    pub data: DataArgs,
 }
 
 /// The folder that task files refer to.

@@ -5,14 +5,15 @@ use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::output::{ABSENT, table};
 use crate::progress;
+use crate::routing::{Filling, FitArgs, Routing};
 use crate::tasks::{self, TaskArgs};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::Patches;
 use lorakit_adapter::persist::write_file;
-use lorakit_eval::{Model, Options, Results, Row, Score, Scores, TaskResult, evaluate, samples_file, samples_jsonl};
+use lorakit_eval::{Model, Options, Results, Score, Scores, TaskResult, evaluate, samples_file, samples_jsonl};
 use lorakit_model::Base;
-use lorakit_route::{RouteError, Router, Setting};
+use lorakit_route::{RouteError, Router};
 use lorakit_task::{Metric, Split, Task};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,9 +35,8 @@ pub struct EvalArgs {
     /// Routers with their settings, such as base uniform arrow:top_k=2 oracle expert:NAME
     #[arg(long, required = true, num_args = 1.., value_name = "R")]
     router: Vec<Typed>,
-    /// Rows for routers that learn from rows; those of today learn nothing
-    #[arg(long, num_args = 1.., value_name = "[NAME=]T", hide = true)]
-    fit: Vec<String>,
+    #[command(flatten)]
+    fit: FitArgs,
     /// A folder for results.json; results of the same routers and tasks are replaced there
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -70,9 +70,8 @@ impl FromStr for Typed {
 pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let tasks = args.tasks.load()?;
     let options = Options { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..Options::default() };
-    if !args.fit.is_empty() {
-        context.output.notice("--fit is not used: none of the routers learns from rows");
-    }
+    let data = args.tasks.data.data.as_deref();
+    let fit = args.fit.load(data)?;
     // What cannot be scored is found before anything slow begins.
     tasks.iter().try_for_each(|task| task.rows(options.split, options.limit).map(|_| ()))?;
     let routers = distinct(&args.router);
@@ -82,14 +81,16 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened, args.split)?;
     }
-    let lineup = lineup(&routers, &tasks, opened.as_ref())?;
-    let config = config(&args, &routers, &tasks, opened.as_ref(), &base, context.seed);
+    let routing =
+        opened.as_ref().map(|opened| Routing { base: &base, place: &place, opened, fit: &fit, data, context });
+    let lineup = lineup(&routers, &tasks, routing.as_ref())?;
+    let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
     let mut store = Store::open(&args, &routers, &tasks, config, context)?;
     let bar = progress::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
-    for (router, patches) in routers.iter().zip(&lineup) {
+    for (router, line) in routers.iter().zip(&lineup) {
         for (index, task) in tasks.iter().enumerate() {
-            let model =
-                Model { base: &base, vocabulary: &vocabulary, patches: patches.of(index), template: Row::default() };
+            let Filling { patches, templates } = line.of(index);
+            let model = Model { base: &base, vocabulary: &vocabulary, patches, templates: templates.as_ref() };
             let scores = evaluate(&model, task, &options, &mut |rows| {
                 bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
             })
@@ -130,36 +131,33 @@ fn ensure_unseen(tasks: &[Task], opened: &Opened, split: Split) -> Result<()> {
     Ok(())
 }
 
-/// What a router puts into the slots.
-enum Filling {
+/// A router, ready to be scored.
+enum Line {
     /// The same for every task.
-    Same(Patches),
+    Same(Filling),
     /// For each task its own.
-    ByTask(Vec<Patches>),
+    ByTask(Vec<Filling>),
 }
 
-impl Filling {
-    fn of(&self, task: usize) -> &Patches {
+impl Line {
+    fn of(&self, task: usize) -> &Filling {
         match self {
-            Self::Same(patches) => patches,
-            Self::ByTask(patches) => &patches[task],
+            Self::Same(filling) => filling,
+            Self::ByTask(fillings) => &fillings[task],
         }
     }
 }
 
 /// All routers, ready; one that cannot be built fails before any is scored.
-fn lineup(routers: &[Typed], tasks: &[Task], opened: Option<&Opened>) -> Result<Vec<Filling>> {
-    let filling = |typed: &Typed| -> Result<Filling> {
-        let Some(opened) = opened else { return Ok(Filling::Same(Patches::none())) };
-        let build = |task: Option<&str>| typed.router.build(&opened.experts, &Setting { task, observer: None });
-        Ok(match typed.router {
-            Router::Oracle => {
-                Filling::ByTask(tasks.iter().map(|task| build(Some(&task.name))).collect::<Result<_, _>>()?)
-            }
-            _ => Filling::Same(build(None)?),
-        })
+fn lineup(routers: &[Typed], tasks: &[Task], routing: Option<&Routing>) -> Result<Vec<Line>> {
+    let line = |Typed { router, .. }: &Typed| -> Result<Line> {
+        let Some(routing) = routing else { return Ok(Line::Same(Filling::plain(Patches::none()))) };
+        if routing.by_task(router) {
+            return tasks.iter().map(|task| routing.fill(router, Some(task))).collect::<Result<_>>().map(Line::ByTask);
+        }
+        routing.fill(router, None).map(Line::Same)
     };
-    routers.iter().map(|typed| filling(typed).with_context(|| format!("--router {}", typed.text))).collect()
+    routers.iter().map(|typed| line(typed).with_context(|| format!("--router {}", typed.text))).collect()
 }
 
 /// What decided the scores.
@@ -167,16 +165,18 @@ fn config(
     args: &EvalArgs,
     routers: &[Typed],
     tasks: &[Task],
-    opened: Option<&Opened>,
+    routing: Option<&Routing>,
     base: &Base,
     seed: u64,
 ) -> Value {
+    let (opened, fit) = (routing.map(|routing| routing.opened), routing.map_or(&[][..], |routing| routing.fit));
     let typed: BTreeMap<&str, String> =
         routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect();
     let experts = opened.map(|opened| opened.experts.names());
     json!({
         "base": { "name": base.identity().name, "fingerprint": base.identity().fingerprint },
         "experts": experts,
+        "fit": fit.iter().map(tasks::document).collect::<Vec<_>>(),
         "library": args.library,
         "limit": args.limit,
         "routers": typed,

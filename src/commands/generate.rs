@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::slots::SlotArgs;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use lorakit_eval::{Event, GenerationConfig, Model, Row, generate};
+use lorakit_eval::{Event, GenerationConfig, Model, generate};
 use lorakit_model::sample::Choice;
 use lorakit_task::Example;
 use serde_json::json;
@@ -53,7 +53,7 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     );
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
-    let patches = args.slots.patches(&base)?;
+    let filling = args.slots.fill(&base, &place, context)?;
     let prompt = prompt(&args.prompt)?;
     // The base was made for so many tokens, those to be written among them; one at least stays for the prompt.
     let room = base.config().max_positions.saturating_sub(args.max_new_tokens.get()).max(1);
@@ -78,7 +78,8 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
         seed: context.seed,
         ..GenerationConfig::default()
     };
-    let model = Model { base: &base, vocabulary: &vocabulary, patches: &patches, template: Row::default() };
+    let (patches, templates) = (&filling.patches, filling.templates.as_ref());
+    let model = Model { base: &base, vocabulary: &vocabulary, patches, templates };
 
     let mut written = Ok(());
     let mut hear = |_: usize, event: Event| {

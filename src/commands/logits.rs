@@ -2,11 +2,12 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
+use crate::routing::Filling;
 use crate::slots::SlotArgs;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
-use lorakit_adapter::{Patches, Rows};
+use lorakit_adapter::{Row, Rows};
 use lorakit_model::Base;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
@@ -40,14 +41,15 @@ struct Ids {
 
 /// Reads tokens and writes logits.
 pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
-    let base = args.base.open(context)?;
+    let place = args.base.locate(context)?;
+    let base = place.base(context)?;
     let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
     let longest = base.config().max_positions;
     if ids.columns > longest {
         context.output.notice(format!("rows of {} tokens, and the base was made for {longest}", ids.columns));
     }
-    let patches = args.slots.patches(&base)?;
-    let logits = logits(&base, &patches, &ids)?;
+    let filling = args.slots.fill(&base, &place, context)?;
+    let logits = logits(&base, &filling, &ids)?;
     let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
@@ -58,12 +60,17 @@ pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.
-fn logits(base: &Base, patches: &Patches, ids: &Ids) -> Result<Vec<f32>> {
+fn logits(base: &Base, filling: &Filling, ids: &Ids) -> Result<Vec<f32>> {
     let together = (BATCH_TOKENS / ids.columns).max(1);
     let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
     for part in ids.values.chunks(together * ids.columns) {
-        let rows = Rows::packed(std::iter::repeat_n(ids.columns, part.len() / ids.columns));
-        logits.extend(base.logits(part, rows, patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        // No answer is known to stand in a row, so that all of it is the prompt by which a router decides.
+        let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
+        let starts = (0..part.len()).step_by(ids.columns);
+        let row = |(start, template): (usize, Row)| Row { start, len: ids.columns, ..template };
+        let rows = Rows::new(starts.zip(filling.templates.of(&prompts)?).map(row));
+        logits
+            .extend(base.logits(part, rows, &filling.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok(logits)
 }

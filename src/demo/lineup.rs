@@ -80,7 +80,7 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
                     base: &world.base,
                     vocabulary: &world.vocabulary,
                     patches: &patches,
-                    template: Row::default(),
+                    templates: &Row::default(),
                 };
                 let options = Options { split: Split::Test, limit: Some(world.limit), ..Options::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;
@@ -106,7 +106,7 @@ fn patches(router: &Router, opened: &Opened, task: &Task) -> Result<Option<Patch
     if matches!(router, Router::Oracle) && lorakit_route::oracle::expert_of(&task.name, &opened.experts).is_err() {
         return Ok(None);
     }
-    Ok(Some(router.build(&opened.experts, &Setting { task: Some(&task.name), observer: None })?))
+    Ok(Some(router.build(&opened.experts, &Setting { task: Some(&task.name), ..Setting::default() })?))
 }
 
 /// The mean of scores whose errors are independent.
@@ -150,7 +150,8 @@ pub fn routing_by_family(world: &World, private: &Opened) -> Result<Vec<Vec<f64>
     let mut shares = Vec::new();
     for (family, _) in world.families.iter().enumerate() {
         let usage = Arc::new(Usage::default());
-        let patches = router.build(&private.experts, &Setting { task: None, observer: Some(usage.clone()) })?;
+        let patches =
+            router.build(&private.experts, &Setting { observer: Some(usage.clone()), ..Setting::default() })?;
         let tasks = world.training.iter().filter(|task| place(skills::family_of(&task.name)) == Some(family));
         for task in tasks {
             let rows = task.rows(Split::Validation, Some(8))?;

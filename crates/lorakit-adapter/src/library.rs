@@ -22,6 +22,7 @@ const INDEX_FILE: &str = "library.json";
 const RECORD_FILE: &str = "expert.json";
 const LOCK_FILE: &str = ".lock";
 const EXPERTS: &str = "experts";
+const ROUTERS: &str = "routers";
 
 /// An opened library. Opening and listing read no weights.
 ///
@@ -121,6 +122,11 @@ impl Library {
         &self.root
     }
 
+    /// The folder of what routers learned; it need not exist.
+    pub fn routers_folder(&self) -> PathBuf {
+        self.root.join(ROUTERS)
+    }
+
     /// The library's name.
     pub fn name(&self) -> &str {
         &self.index.name
@@ -162,10 +168,10 @@ impl Library {
     }
 
     fn settled(&self, file: File) -> Result<LibraryLock> {
-        persist::settle(&self.root.join(EXPERTS))?;
-        let models = self.root.join(MODELS);
-        if models.is_dir() {
-            persist::settle(&models)?;
+        for folder in [self.root.join(EXPERTS), self.root.join(MODELS), self.routers_folder()] {
+            if folder.is_dir() {
+                persist::settle(&folder)?;
+            }
         }
         Ok(LibraryLock { _file: file })
     }

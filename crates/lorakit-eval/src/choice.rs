@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
-use lorakit_task::{ChoiceRequest, Example, Metric, Row, choice_requests};
+use lorakit_task::{ChoiceRequest, Example, Metric, choice_requests};
 use serde::Serialize;
 
+use crate::Row;
 use crate::batch::batches;
 use crate::model::Model;
 use crate::shared_prefix::{Fan, Path, nll};
@@ -48,7 +49,7 @@ pub fn chosen(metric: Metric, choices: &[ChoiceScore]) -> Option<usize> {
 /// Where a row has no choices or cannot be tokenised, or a likelihood is not finite.
 pub fn score_choices(
     model: &Model,
-    rows: &[&Row],
+    rows: &[&lorakit_task::Row],
     batch_tokens: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<ChoiceScore>>> {
@@ -57,7 +58,10 @@ pub fn score_choices(
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
     for group in batches(&lengths, batch_tokens) {
-        let fans: Vec<&Fan> = group.iter().flat_map(|&index| &questions[index].fans).collect();
+        let prompts: Vec<&[u32]> = group.iter().map(|&index| questions[index].prompt.as_slice()).collect();
+        let rows_of = group.iter().zip(model.templates(&prompts)?);
+        let fans: Vec<(&Fan, Row)> =
+            rows_of.flat_map(|(&index, row)| questions[index].fans.iter().map(move |fan| (fan, row.clone()))).collect();
         let mut nll = nll(model, &fans)?.into_iter();
         for &index in &group {
             let paths: Vec<Vec<f64>> = nll.by_ref().take(questions[index].fans.len()).flatten().collect();
@@ -72,6 +76,8 @@ pub fn score_choices(
 
 /// The choices of a row as paths to be read.
 struct Question<'a> {
+    /// What stands before all choices.
+    prompt: Vec<u32>,
     choices: Vec<Choice<'a>>,
     fans: Vec<Fan>,
 }
@@ -105,7 +111,7 @@ impl Span {
 }
 
 impl<'a> Question<'a> {
-    fn new(row: &'a Row, model: &Model) -> Result<Question<'a>> {
+    fn new(row: &'a lorakit_task::Row, model: &Model) -> Result<Question<'a>> {
         let (vocabulary, length) = (model.vocabulary, model.max_length());
         let (texts, _) = row.choices().with_context(|| format!("row {} has no choices", row.number))?;
         let requests = choice_requests(row, vocabulary, length)?;
@@ -125,7 +131,8 @@ impl<'a> Question<'a> {
         // Requests among themselves share their prompt, and so do examples; a request whose prompt was cut shares
         // nothing with an example.
         let fans = paths.chunks(texts.len()).map(|alike| Fan::new(alike.to_vec())).collect();
-        Ok(Question { choices, fans })
+        let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt.clone());
+        Ok(Question { prompt, choices, fans })
     }
 
     fn tokens(&self) -> usize {

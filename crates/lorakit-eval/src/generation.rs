@@ -83,9 +83,10 @@ pub fn generate(
     let mut generated = vec![None; prompts.len()];
     for group in batches(&rooms, config.batch_tokens) {
         let mut decoding = Decoding::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
+        let read: Vec<&[u32]> = group.iter().map(|&index| prompts[index].as_slice()).collect();
         let mut writers = Vec::new();
-        for &index in &group {
-            let row = decoding.open(rooms[index], model.template.clone())?;
+        for (&index, template) in group.iter().zip(model.templates(&read)?) {
+            let row = decoding.open(rooms[index], template)?;
             let limit = rooms[index] - prompts[index].len();
             writers.push(Writer::new(model, config, Place { index, row, limit }, &prompts[index]));
         }

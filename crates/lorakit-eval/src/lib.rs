@@ -1,7 +1,6 @@
 //! Scores of a base, with patches in its slots, on tasks.
 //!
-//! [`evaluate`] takes a [`Model`] (a base, its tokenizer, what sits in its slots, and what every row carries for that to
-//! read) and a task, and returns [`Scores`]: every metric that the task asks for with its standard error, and a
+//! [`evaluate`] takes a [`Model`] (a base, its tokenizer, what sits in its slots, and what rows carry for that to read) and a task, and returns [`Scores`]: every metric that the task asks for with its standard error, and a
 //! [`Sample`] for each row. Its parts may be called alone: [`row_losses`] for the likelihood of answers,
 //! [`score_choices`] and [`chosen`] for multiple choice, [`generate`] for text, token by token.
 //! [`Results`] is the document `results.json`. A choice task has three accuracies of three names: `acc` and `acc_norm`
@@ -23,7 +22,7 @@
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
 //! let vocabulary = Vocabulary::open(folder)?;
-//! let model = Model { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), template: Row::default() };
+//! let model = Model { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), templates: &Row::default() };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {
@@ -57,7 +56,7 @@ pub use exact_match::{exact_match, exact_match_normalized, normalized};
 pub use generation::{Event, Finish, Generated, GenerationConfig, generate};
 pub use likelihood::row_losses;
 pub use lorakit_adapter::{Patches, Row};
-pub use model::Model;
+pub use model::{Model, Templates};
 pub use progress::{Progress, Stage};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};
 pub use rouge_l::rouge_l;

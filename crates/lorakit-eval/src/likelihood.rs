@@ -38,11 +38,14 @@ pub fn row_losses(
 
 /// The losses of the examples of one forward.
 fn packed_losses(model: &Model, examples: &[Example], group: &[usize]) -> Result<Vec<f64>> {
+    let prompts: Vec<&[u32]> = group.iter().map(|&index| examples[index].prompt.as_slice()).collect();
+    let templates = model.templates(&prompts)?;
     let mut packed = Packed::default();
-    for &index in group {
-        packed.push(&examples[index].prompt, &examples[index].target, model.template.expert);
+    for (&index, template) in group.iter().zip(&templates) {
+        packed.push(&examples[index].prompt, &examples[index].target, template.expert);
     }
-    packed.for_each_row(|row| row.weights = model.template.weights.clone());
+    let mut weights = templates.into_iter().map(|template| template.weights);
+    packed.for_each_row(|row| row.weights = weights.next().flatten());
     let nll = model.base.nll(&packed, model.patches)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     Ok(row_means(packed.targets(), &nll, group.len()))
 }

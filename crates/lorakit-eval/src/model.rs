@@ -1,5 +1,6 @@
 //! What is scored: a base, its tokenizer, and what sits in its slots.
 
+use anyhow::{Result, ensure};
 use lorakit_model::Base;
 use lorakit_task::Vocabulary;
 
@@ -14,11 +15,37 @@ pub struct Model<'a> {
     pub vocabulary: &'a Vocabulary,
     /// What sits in the base's slots; [`Patches::none`] for the base as it is.
     pub patches: &'a Patches,
-    /// What every row carries for the patches to read: its one expert, or its weights.
-    pub template: Row,
+    /// What rows carry for the patches to read: `&Row::default()` where they read nothing.
+    pub templates: &'a dyn Templates,
+}
+
+/// What rows carry for the patches to read, such as their weights over a library's experts, by their prompts.
+///
+/// It is asked once for each row and forward, with the prompt alone: what a row carries never depends on its answer, and
+/// the choices of a question share it.
+pub trait Templates: Sync {
+    /// For each of `prompts`, tokens with at least one each, what its row carries.
+    ///
+    /// # Errors
+    /// Where it cannot be decided, as when a pass over the prompts fails.
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>>;
+}
+
+/// Every row carries the same.
+impl Templates for Row {
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+        Ok(vec![self.clone(); prompts.len()])
+    }
 }
 
 impl Model<'_> {
+    /// What the rows of `prompts` carry.
+    pub(crate) fn templates(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+        let rows = self.templates.of(prompts)?;
+        ensure!(rows.len() == prompts.len(), "{} prompts were given {} rows", prompts.len(), rows.len());
+        Ok(rows)
+    }
+
     /// The longest sequence that may be scored.
     pub(crate) fn max_length(&self) -> usize {
         self.base.config().max_positions

@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::{DType, Tensor};
 use lorakit_model::Decoding;
 
+use crate::Row;
 use crate::model::Model;
 
 /// A sequence of which the tokens from `from` on are to be predicted.
@@ -56,14 +57,14 @@ impl Fan {
 }
 
 /// The negative log-likelihoods of the predicted tokens: `[fan][path][token]`. All fans are read in two forwards, one
-/// of what is shared and one of what is not.
-pub(crate) fn nll(model: &Model, fans: &[&Fan]) -> Result<Vec<Vec<Vec<f64>>>> {
-    let slots = fans.iter().map(|fan| fan.tokens()).sum();
+/// of what is shared and one of what is not. Each fan comes with what its rows carry.
+pub(crate) fn nll(model: &Model, fans: &[(&Fan, Row)]) -> Result<Vec<Vec<Vec<f64>>>> {
+    let slots = fans.iter().map(|(fan, _)| fan.tokens()).sum();
     let mut decoding = Decoding::new(model.base, model.patches, slots)?;
-    let trunks = read_trunks(model, fans, &mut decoding)?;
+    let trunks = read_trunks(fans, &mut decoding)?;
     let mut fed = Vec::new();
     let (mut at, mut targets, mut offset) = (Vec::new(), Vec::new(), 0);
-    for (fan, &trunk) in fans.iter().zip(&trunks) {
+    for ((fan, _), &trunk) in fans.iter().zip(&trunks) {
         for path in &fan.paths {
             let own = &path.read()[fan.shared..];
             fed.push((decoding.branch(trunk, own.len())?, own));
@@ -79,10 +80,10 @@ pub(crate) fn nll(model: &Model, fans: &[&Fan]) -> Result<Vec<Vec<Vec<f64>>>> {
 }
 
 /// Opens a row for each fan and feeds it what the fan's paths share.
-fn read_trunks(model: &Model, fans: &[&Fan], decoding: &mut Decoding) -> Result<Vec<usize>> {
-    let open = |fan: &&Fan| decoding.open(fan.shared, model.template.clone());
+fn read_trunks(fans: &[(&Fan, Row)], decoding: &mut Decoding) -> Result<Vec<usize>> {
+    let open = |(fan, row): &(&Fan, Row)| decoding.open(fan.shared, row.clone());
     let trunks = fans.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
-    let shared = trunks.iter().zip(fans).map(|(&row, fan)| (row, fan.trunk()));
+    let shared = trunks.iter().zip(fans).map(|(&row, (fan, _))| (row, fan.trunk()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
     if !fed.is_empty() {
         decoding.feed(&fed)?;
@@ -90,13 +91,13 @@ fn read_trunks(model: &Model, fans: &[&Fan], decoding: &mut Decoding) -> Result<
     Ok(trunks)
 }
 
-fn by_path(fans: &[&Fan], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
+fn by_path(fans: &[(&Fan, Row)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
     let mut take = |path: &Path| {
         let (own, rest) = nll.split_at(path.tokens.len() - path.from);
         nll = rest;
         own.to_vec()
     };
-    fans.iter().map(|fan| fan.paths.iter().map(&mut take).collect()).collect()
+    fans.iter().map(|(fan, _)| fan.paths.iter().map(&mut take).collect()).collect()
 }
 
 #[cfg(test)]

@@ -6,14 +6,15 @@
 
 use crate::error::{Result, RouteError};
 use crate::experts::Experts;
-use crate::gate::Gate;
+use crate::gate::{Counts, Gate};
 use crate::mixing::{Mixing, Mixture};
 use crate::observer::Observer;
 use crate::patches;
+use crate::per_token::{PerToken, Reading, Rule};
 use crate::settings::Settings;
 use crate::stack::Choice;
-use candle_core::{DType, Tensor};
-use lorakit_adapter::{Direction, Group, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site};
+use candle_core::Tensor;
+use lorakit_adapter::{Direction, LowRank, Matrix, Patches, Site};
 use rayon::prelude::*;
 use std::fmt;
 use std::ops::Range;
@@ -82,15 +83,12 @@ impl Arrow {
         let default = Self::default();
         let arrow = Self {
             top_k: settings.take("top_k", default.top_k),
-            temperature: settings.take("temperature", default.temperature),
+            temperature: settings.temperature(default.temperature),
             mixing: settings.take("mixing", default.mixing),
             tie: settings.take("tie", default.tie),
         };
         if arrow.top_k == 0 {
             settings.refuse("top_k must be at least 1".to_owned());
-        }
-        if !(arrow.temperature > 0.0 && arrow.temperature.is_finite()) {
-            settings.refuse(format!("temperature={} must be a number above zero", arrow.temperature));
         }
         settings.finish().map(|()| arrow)
     }
@@ -105,18 +103,15 @@ impl Arrow {
             if gates.is_empty() {
                 return Ok(None);
             }
-            let columns = directions.len() / site.input;
-            let directions = Tensor::from_vec(directions, (columns, site.input), stack.a().device())?;
-            let mixture = Mixture::new(self.mixing, self.choice(), experts, site, stack)?;
-            let (experts, observer) = (experts.len(), observer.clone());
-            Ok(Some(Arc::new(ArrowPatch {
-                arrow: self.clone(),
+            let rows = directions.len() / site.input;
+            Ok(Some(Arc::new(PerToken {
+                rule: Rule { top_k: self.top_k, temperature: self.temperature, reading: Reading::AsIs },
                 site: index,
-                experts,
-                directions,
+                experts: experts.len(),
+                vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
                 gates,
-                mixture,
-                observer,
+                mixture: Mixture::new(self.mixing, self.choice(), experts, site, stack)?,
+                observer: observer.clone(),
             })))
         })
     }
@@ -142,7 +137,8 @@ impl Arrow {
             }
             let columns = start..start + candidates.len();
             if !columns.is_empty() {
-                gates.push(Gate { columns, candidates, first_slot: place * experts.len(), projections });
+                let (first_slot, counts) = (place * experts.len(), Counts::Magnitude);
+                gates.push(Gate { columns, candidates, first_slot, projections, counts });
             }
         }
         Ok((directions, gates))
@@ -189,36 +185,4 @@ fn stacked(modules: &[&LowRank]) -> Result<LowRank> {
     Matrix::new(b.len() / rank, rank, b)
         .and_then(|b| LowRank::new(modules[0].a().clone(), b, 1.0))
         .map_err(|error| RouteError::Adapter(format!("{error:#}")))
-}
-
-/// Arrow at one site.
-struct ArrowPatch {
-    arrow: Arrow,
-    site: usize,
-    experts: usize,
-    /// All prototypes of the site, `[candidates of all gates, in]`: one product makes all its scores.
-    directions: Tensor,
-    gates: Vec<Gate>,
-    mixture: Mixture,
-    observer: Option<Arc<dyn Observer>>,
-}
-
-impl Patch for ArrowPatch {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
-        if x.dim(0)? == 0 {
-            return Ok(());
-        }
-        // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
-        let input = x.detach().to_dtype(DType::F32)?;
-        let scores = input.matmul(&self.directions.t()?)?.flatten_all()?.to_vec1::<f32>()?;
-        let mut groups: Vec<Group> = Vec::new();
-        for gate in &self.gates {
-            let chosen = gate.choose(&scores, self.directions.dim(0)?, self.arrow.top_k, self.arrow.temperature);
-            groups.extend(gate.groups(&chosen, self.experts));
-            if let Some(observer) = &self.observer {
-                gate.show(&chosen, self.site, rows, observer.as_ref());
-            }
-        }
-        self.mixture.add(x, groups.into(), out)
-    }
 }

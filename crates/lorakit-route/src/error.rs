@@ -122,6 +122,9 @@ pub enum RouteError {
         /// The settings that the router has.
         known: String,
     },
+    /// A router that learns was not given what it learned.
+    #[error("the router {0} learns from rows, and was not given what it learned")]
+    NothingLearned(String),
     /// What was learned does not fit the library.
     #[error(
         "what the router learned has no matrix {name} of the shape {expected:?} (it has {}): it belongs to another library",
@@ -135,12 +138,20 @@ pub enum RouteError {
         /// What it has, where there is one.
         found: Option<(usize, usize)>,
     },
+    /// A router learns from the rows of each expert, and one has none.
+    #[error("no row of the expert {0} was seen: the router learns from rows of every expert's own tasks")]
+    NoRows(String),
     /// What the adapter algebra refuses.
     #[error("{0}")]
     Adapter(String),
     /// What candle refuses.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+/// What the adapter algebra refuses, as an error of this crate.
+pub(crate) fn adapter(error: anyhow::Error) -> RouteError {
+    RouteError::Adapter(format!("{error:#}"))
 }
 
 /// Names in a row, for messages.

@@ -1,7 +1,8 @@
 //! From scores to chosen experts with their weights.
 
+use crate::experts::Experts;
 use crate::observer::{Observer, Routing};
-use lorakit_adapter::{Group, Rows, Tokens};
+use lorakit_adapter::{Group, Rows, Site, Tokens};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -19,6 +20,58 @@ pub(crate) struct Gate {
     pub(crate) first_slot: usize,
     /// The projections that the choice holds for.
     pub(crate) projections: Range<usize>,
+    /// What of a score counts.
+    pub(crate) counts: Counts,
+}
+
+/// What of a score counts when experts are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// Its magnitude: a singular vector has no sign of its own.
+    Magnitude,
+    /// The score as it is, for vectors that were learned with their sign.
+    Signed,
+}
+
+impl Counts {
+    fn of(self, score: f32) -> f32 {
+        match self {
+            Self::Magnitude => score.abs(),
+            Self::Signed => score,
+        }
+    }
+}
+
+/// A gate for each projection of a site that compares signed scores, from one vector per expert, `[experts, in]`; with
+/// the vectors of all gates, `[candidates of all gates, in]`. Projections that the same experts change share theirs.
+/// An expert that does not change a projection is no candidate there.
+pub(crate) fn signed_gates(vectors: &[f32], experts: &Experts, site: &Site) -> (Vec<f32>, Vec<Gate>) {
+    let (mut stacked, mut gates) = (Vec::new(), Vec::<Gate>::new());
+    for (place, projection) in site.projections.iter().enumerate() {
+        let changes = |expert: &u32| {
+            experts.module(*expert as usize, &projection.module).is_some_and(|low_rank| low_rank.norm() > 0.0)
+        };
+        let candidates: Vec<u32> = (0..experts.len() as u32).filter(changes).collect();
+        if candidates.is_empty() {
+            continue;
+        }
+        let alike = gates.iter().find(|gate| gate.candidates == candidates).map(|gate| gate.columns.clone());
+        let columns = alike.unwrap_or_else(|| {
+            let start = stacked.len() / site.input;
+            for expert in &candidates {
+                stacked.extend_from_slice(&vectors[*expert as usize * site.input..][..site.input]);
+            }
+            start..start + candidates.len()
+        });
+        gates.push(Gate {
+            columns,
+            candidates,
+            first_slot: place * experts.len(),
+            projections: place..place + 1,
+            counts: Counts::Signed,
+        });
+    }
+    (stacked, gates)
 }
 
 /// The chosen experts of every token.
@@ -32,7 +85,7 @@ pub(crate) struct Chosen {
 
 impl Gate {
     /// Takes for every token the `top_k` candidates of the highest scores, and a softmax over those alone.
-    /// `scores` has `width` columns; a score counts by its magnitude, for a prototype has no sign of its own.
+    /// `scores` has `width` columns.
     pub(crate) fn choose(&self, scores: &[f32], width: usize, top_k: usize, temperature: f32) -> Chosen {
         let per_token = top_k.min(self.candidates.len());
         let tokens = scores.len() / width;
@@ -47,9 +100,9 @@ impl Gate {
                 let scores = &scores[self.columns.clone()];
                 if per_token == scores.len() {
                     experts.copy_from_slice(&self.candidates);
-                    weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = score.abs());
+                    weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = self.counts.of(*score));
                 } else {
-                    highest(scores, &self.candidates, experts, weights);
+                    self.highest(scores, experts, weights);
                 }
                 softmax(weights, temperature);
             });
@@ -87,23 +140,23 @@ impl Gate {
             weights: &chosen.weights,
         });
     }
-}
 
-/// The highest scores with their experts, highest first; of equal ones the first keeps its place.
-fn highest(scores: &[f32], candidates: &[u32], experts: &mut [u32], best: &mut [f32]) {
-    best.fill(f32::NEG_INFINITY);
-    // Scores that are not numbers displace nothing: what remains must still be candidates.
-    experts.copy_from_slice(&candidates[..experts.len()]);
-    for (score, expert) in scores.iter().zip(candidates) {
-        let score = score.abs();
-        let mut place = best.len();
-        while place > 0 && score > best[place - 1] {
-            place -= 1;
-        }
-        if place < best.len() {
-            best.copy_within(place..best.len() - 1, place + 1);
-            experts.copy_within(place..experts.len() - 1, place + 1);
-            (best[place], experts[place]) = (score, *expert);
+    /// The highest scores with their experts, highest first; of equal ones the first keeps its place.
+    fn highest(&self, scores: &[f32], experts: &mut [u32], best: &mut [f32]) {
+        best.fill(f32::NEG_INFINITY);
+        // Scores that are not numbers displace nothing: what remains must still be candidates.
+        experts.copy_from_slice(&self.candidates[..experts.len()]);
+        for (score, expert) in scores.iter().zip(&self.candidates) {
+            let score = self.counts.of(*score);
+            let mut place = best.len();
+            while place > 0 && score > best[place - 1] {
+                place -= 1;
+            }
+            if place < best.len() {
+                best.copy_within(place..best.len() - 1, place + 1);
+                experts.copy_within(place..experts.len() - 1, place + 1);
+                (best[place], experts[place]) = (score, *expert);
+            }
         }
     }
 }
@@ -135,7 +188,13 @@ mod tests {
     use super::*;
 
     fn gate(candidates: usize) -> Gate {
-        Gate { columns: 0..candidates, candidates: (0..candidates as u32).collect(), first_slot: 0, projections: 0..1 }
+        Gate {
+            columns: 0..candidates,
+            candidates: (0..candidates as u32).collect(),
+            first_slot: 0,
+            projections: 0..1,
+            counts: Counts::Magnitude,
+        }
     }
 
     #[test]
@@ -143,6 +202,12 @@ mod tests {
         let chosen = gate(4).choose(&[1.0, -3.0, 3.0, -3.0], 4, 2, 1.0);
         assert_eq!(chosen.experts, [1, 2]);
         assert_eq!(chosen.weights, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn signed_scores_are_compared_with_their_sign() {
+        let chosen = Gate { counts: Counts::Signed, ..gate(3) }.choose(&[1.0, -3.0, 2.0], 3, 2, 1.0);
+        assert_eq!(chosen.experts, [2, 0]);
     }
 
     #[test]

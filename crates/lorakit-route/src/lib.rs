@@ -9,7 +9,8 @@
 //! weight space alone, and reports what it could not keep.
 //!
 //! The crate deliberately knows no model, no text and no training. It sees [`Site`]s, tokens as rows of numbers, and
-//! the names of tasks where an expert's record lists them. What a router has to learn is learned elsewhere and handed in.
+//! the names of tasks where an expert's record lists them. What a router has to learn is learned elsewhere and handed in
+//! as [`Learned`]; [`Router::lesson`] says from what rows. [`Inputs`] is the probe by which inputs are gathered.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -43,6 +44,7 @@
 mod always;
 pub mod arrow;
 pub mod cat;
+pub mod cm;
 mod cobyla;
 mod composition;
 mod error;
@@ -50,11 +52,14 @@ pub mod expert;
 mod experts;
 mod gate;
 mod held_out;
+mod inputs;
+mod learned;
 pub mod lorahub;
 pub mod merge;
 mod mixing;
 mod observer;
 pub mod oracle;
+mod per_token;
 mod router;
 mod settings;
 mod stack;
@@ -63,15 +68,19 @@ mod weighed;
 
 pub use arrow::{Arrow, Tie};
 pub use cat::{Cat, Gates};
+pub use cm::Cm;
 pub use composition::{COMPOSITIONS, Composition};
 pub use error::{Result, RouteError};
 pub use expert::Verbatim;
 pub use experts::{Expert, Experts};
 pub use held_out::HeldOut;
+pub use inputs::{Inputs, Pool};
+pub use learned::{Learned, Lesson};
 pub use lorahub::{LoraHub, RowLoss, RowLosses};
 pub use mixing::Mixing;
 pub use observer::{Observer, Routing, Share, Usage};
 pub use router::{About, ROUTERS, Router, Setting};
+pub use settings::AtMost;
 pub use stack::Stack;
 pub use uniform::Uniform;
 pub use weighed::{by_row_weights, by_weights};

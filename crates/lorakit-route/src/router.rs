@@ -1,9 +1,11 @@
 //! The routers by name, as a user types them.
 
 use crate::arrow::Arrow;
+use crate::cm::Cm;
 use crate::error::{Result, RouteError, listed};
 use crate::expert::{self, Verbatim};
 use crate::experts::Experts;
+use crate::learned::{Learned, Lesson};
 use crate::observer::Observer;
 use crate::oracle;
 use crate::settings::Settings;
@@ -25,6 +27,8 @@ pub enum Router {
     Uniform(Uniform),
     /// Prototypes from the weights, per token and projection.
     Arrow(Arrow),
+    /// Mean inputs of the experts' own rows, per token and site.
+    Cm(Cm),
     /// One expert, verbatim.
     Expert(Verbatim),
 }
@@ -54,6 +58,11 @@ pub const ROUTERS: &[About] = &[
         settings: "top_k=4,temperature=1,mixing=outputs,tie=none",
         summary: "per token, the experts whose strongest direction meets it (https://arxiv.org/abs/2405.11157)",
     },
+    About {
+        name: "cm",
+        settings: "top_k=all,temperature=1,score=dot,pool=last,rows=10,mixing=outputs",
+        summary: "per token, the experts whose training inputs it resembles; learns centroids (https://arxiv.org/abs/2405.11157)",
+    },
     About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
 ];
 
@@ -69,6 +78,8 @@ impl fmt::Display for About {
 pub struct Setting<'a> {
     /// The task at hand, which only the oracle reads.
     pub task: Option<&'a str>,
+    /// What the router learned, for one that [learns](Router::lesson).
+    pub learned: Option<&'a Learned>,
     /// Who is shown every choice that is made per token, if anyone.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -84,7 +95,20 @@ impl Router {
             Self::Oracle => expert::one(experts, oracle::expert_of(setting.task.ok_or(RouteError::NoTask)?, experts)?),
             Self::Uniform(uniform) => uniform.patches(experts),
             Self::Arrow(arrow) => arrow.patches(experts, setting.observer.clone()),
+            Self::Cm(cm) => cm.patches(experts, self.learned(setting)?, setting.observer.clone()),
             Self::Expert(verbatim) => verbatim.patches(experts),
+        }
+    }
+
+    fn learned<'a>(&self, setting: &Setting<'a>) -> Result<&'a Learned> {
+        setting.learned.ok_or_else(|| RouteError::NothingLearned(self.to_string()))
+    }
+
+    /// What the router learns from where nobody gives it rows; none for a router that learns nothing.
+    pub fn lesson(&self) -> Option<Lesson> {
+        match self {
+            Self::Base | Self::Oracle | Self::Uniform(_) | Self::Arrow(_) | Self::Expert(_) => None,
+            Self::Cm(cm) => Some(cm.lesson()),
         }
     }
 
@@ -101,6 +125,7 @@ impl Router {
             Self::Oracle => "oracle",
             Self::Uniform(_) => "uniform",
             Self::Arrow(_) => "arrow",
+            Self::Cm(_) => "cm",
             Self::Expert(_) => "expert",
         }
     }
@@ -120,6 +145,7 @@ impl FromStr for Router {
             "oracle" => settings.finish().map(|()| Self::Oracle),
             "uniform" => Uniform::parse(settings).map(Self::Uniform),
             "arrow" => Arrow::parse(settings).map(Self::Arrow),
+            "cm" => Cm::parse(settings).map(Self::Cm),
             "expert" => Verbatim::parse(rest).map(Self::Expert),
             _ => Err(RouteError::UnknownRouter {
                 name: name.to_owned(),
@@ -136,6 +162,7 @@ impl fmt::Display for Router {
             Self::Base | Self::Oracle => f.write_str(self.name()),
             Self::Uniform(uniform) => write!(f, "uniform:{uniform}"),
             Self::Arrow(arrow) => write!(f, "arrow:{arrow}"),
+            Self::Cm(cm) => write!(f, "cm:{cm}"),
             Self::Expert(verbatim) => write!(f, "expert:{}", verbatim.name),
         }
     }

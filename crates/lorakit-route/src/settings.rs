@@ -1,8 +1,38 @@
 //! A router's settings as they are typed: `key=value`, with commas between.
 
 use crate::error::{Result, RouteError, listed};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
+
+/// How many of something there may be at most: a number above zero, or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtMost(pub usize);
+
+impl AtMost {
+    /// However many there are.
+    pub const ALL: Self = Self(usize::MAX);
+}
+
+impl FromStr for AtMost {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(Self(number)),
+            Err(_) if text == "all" => Ok(Self::ALL),
+            _ => Err("a number above zero, or all"),
+        }
+    }
+}
+
+impl Display for AtMost {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match *self {
+            Self::ALL => f.write_str("all"),
+            Self(number) => number.fmt(f),
+        }
+    }
+}
 
 /// Settings that are taken out one by one, so that what nobody takes is an error.
 pub(crate) struct Settings<'a> {
@@ -43,6 +73,15 @@ impl<'a> Settings<'a> {
             self.refuse(format!("{key}=0 must be a number above zero"));
         }
         number
+    }
+
+    /// The temperature of a softmax: a number above zero.
+    pub(crate) fn temperature(&mut self, default: f32) -> f32 {
+        let temperature = self.take("temperature", default);
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            self.refuse(format!("temperature={temperature} must be a number above zero"));
+        }
+        temperature
     }
 
     /// Notes a problem; the first one is reported.

@@ -5,8 +5,8 @@
 mod small;
 
 use candle_core::{Device, Tensor};
-use lorakit_adapter::Rows;
-use lorakit_route::{Experts, Observer, Router, Routing, Setting, arrow};
+use lorakit_adapter::{Matrix, Rows};
+use lorakit_route::{Experts, Learned, Observer, Router, Routing, Setting, arrow};
 use serde_json::Value;
 use small::*;
 use std::path::Path;
@@ -97,6 +97,26 @@ fn chosen_experts_and_weights_agree() {
             assert_eq!(*experts, chosen.concat(), "{name}");
         }
     }
+}
+
+/// The recorded weights were made with the prototypes in the centroids' place.
+#[test]
+fn weights_by_centroids_agree() {
+    let Some(oracle) = oracle() else { return };
+    let library = library(&oracle, MODULE, 6);
+    let of =
+        |name: &String| serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][MODULE].clone()).unwrap();
+    let vectors: Vec<f32> = library.names().iter().flat_map(|name| -> Vec<f32> { of(name) }).collect();
+    let site = library.sites()[0].key();
+    let learned = Learned::new([(site, Matrix::new(4, 6, vectors).unwrap())]);
+    let seen = Arc::new(Seen::default());
+    let setting = Setting { observer: Some(seen.clone()), learned: Some(&learned), ..Setting::default() };
+    let patches = "cm".parse::<Router>().unwrap().build(&library, &setting).unwrap();
+    added(&patches, &library, &input(&oracle), &Rows::packed([3]));
+    let expected: Vec<f32> = matrix(&oracle["avg_act_all"]["weights"][0]).concat();
+    let (_, weights) = &*seen.0.lock().unwrap();
+    assert_eq!(weights.len(), expected.len());
+    weights.iter().zip(&expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-6));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A small real model, and tasks to score it on.
 
 use lorakit_adapter::{Outputs, Patch, Patches, Rows};
-use lorakit_eval::{Model, Row};
+use lorakit_eval::{Model, Row, Templates};
 use lorakit_model::{Base, Options};
 use lorakit_task::{Task, Vocabulary};
 use std::path::{Path, PathBuf};
@@ -22,13 +22,15 @@ pub struct Stories {
     pub base: Base,
     pub vocabulary: Vocabulary,
     pub patches: Patches,
+    pub template: Row,
 }
 
 impl Stories {
     pub fn open() -> Option<Stories> {
         let folder = shared("data/models/stories260K-hf")?;
         let base = Base::open(&folder, &Options::default()).unwrap();
-        Some(Stories { base, vocabulary: Vocabulary::open(&folder).unwrap(), patches: Patches::none() })
+        let (vocabulary, patches) = (Vocabulary::open(&folder).unwrap(), Patches::none());
+        Some(Stories { base, vocabulary, patches, template: carrying(0.25) })
     }
 
     /// With a patch at every site that is not the same for every row and not linear in the input.
@@ -38,9 +40,18 @@ impl Stories {
     }
 
     pub fn model(&self) -> Model<'_> {
-        let template = Row { expert: Some(3), weights: Some(Arc::from([0.5f32, 0.25])), ..Row::default() };
-        Model { base: &self.base, vocabulary: &self.vocabulary, patches: &self.patches, template }
+        self.with(&self.template)
     }
+
+    /// The same with rows that carry what `templates` says.
+    pub fn with<'a>(&'a self, templates: &'a dyn Templates) -> Model<'a> {
+        Model { base: &self.base, vocabulary: &self.vocabulary, patches: &self.patches, templates }
+    }
+}
+
+/// What a row carries here: an expert, and two weights.
+pub fn carrying(weight: f32) -> Row {
+    Row { expert: Some(3), weights: Some(Arc::from([0.5, weight])), ..Row::default() }
 }
 
 /// Adds to every output a part of itself that depends on what the row carries.
@@ -48,11 +59,15 @@ struct Bend;
 
 impl Patch for Bend {
     fn add(&self, _: &candle_core::Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
-        for row in rows.iter() {
-            assert_eq!((row.expert, row.weights.as_deref()), (Some(3), Some(&[0.5f32, 0.25][..])));
-        }
-        let weight = rows.iter().next().and_then(|row| row.weights.as_ref()).map_or(0.0, |w| f64::from(w[1]));
-        let delta = (out.tensor().sin()? * weight)?;
+        let weights: Vec<f32> = rows
+            .iter()
+            .flat_map(|row| {
+                assert_eq!(row.expert, Some(3));
+                std::iter::repeat_n(row.weights.as_ref().unwrap()[1], row.len)
+            })
+            .collect();
+        let weights = candle_core::Tensor::from_slice(&weights, (weights.len(), 1), out.tensor().device())?;
+        let delta = out.tensor().sin()?.broadcast_mul(&weights)?;
         out.add(&delta)
     }
 }

@@ -1,8 +1,11 @@
 //! A real model's scores against slow ones made a row at a time.
 
-use crate::model::{Stories, shared, task};
+use crate::model::{Stories, carrying, shared, task};
 use candle_core::{DType, Tensor};
-use lorakit_eval::{Model, Options, Progress, Stage, chosen, evaluate, row_losses, samples_jsonl, score_choices};
+use lorakit_eval::{
+    GenerationConfig, Model, Options, Progress, Stage, Templates, chosen, evaluate, generate, row_losses,
+    samples_jsonl, score_choices,
+};
 use lorakit_model::Packed;
 use lorakit_task::{Example, Metric, Row, Split, Task, choice_requests};
 use serde_json::{Value, json};
@@ -12,7 +15,9 @@ fn slow_nll(model: &Model, prompt: &[u32], target: &[u32]) -> Vec<f64> {
     let mut alone = Packed::default();
     let tokens = [prompt, target].concat();
     alone.push(&tokens, &[0], None);
-    alone.for_each_row(|row| *row = lorakit_eval::Row { len: row.len, ..model.template.clone() });
+    alone.for_each_row(|row| {
+        *row = lorakit_eval::Row { len: row.len, ..model.templates.of(&[prompt]).unwrap().remove(0) }
+    });
     let logits = model.base.logits(&tokens, alone.rows(), model.patches).unwrap();
     let logits: Vec<Vec<f64>> = logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap();
     let nll = |(i, &id): (usize, &u32)| {
@@ -172,4 +177,50 @@ fn broken_weights_are_refused_by_row() {
         let named = [task.name.as_str(), "row ", "NaN"];
         assert!(named.iter().all(|part| message.contains(part)), "{message}");
     }
+}
+
+/// Gives a row a weight by the length of its prompt.
+struct ByLength;
+
+impl ByLength {
+    fn row(prompt: &[u32]) -> lorakit_eval::Row {
+        carrying(0.1 + 0.2 * (prompt.len() % 3) as f32)
+    }
+}
+
+impl Templates for ByLength {
+    fn of(&self, prompts: &[&[u32]]) -> anyhow::Result<Vec<lorakit_eval::Row>> {
+        Ok(prompts.iter().map(|prompt| Self::row(prompt)).collect())
+    }
+}
+
+#[test]
+fn each_row_carries_what_its_own_prompt_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(stories) = Stories::open().map(Stories::bend) else { return };
+    let Some(task) = arc_easy(folder.path()) else { return };
+    let together = stories.with(&ByLength);
+    let rows = task.rows(Split::All, Some(7)).unwrap();
+    let length = stories.base.config().max_positions;
+    let encode = |row: &&Row| Example::encode(row, &stories.vocabulary, length).unwrap();
+    let examples: Vec<Example> = rows.iter().map(encode).collect();
+    let losses = row_losses(&together, &examples, 2048, &mut |_| ()).unwrap();
+    let choices = score_choices(&together, &rows, 2048, &mut |_| ()).unwrap();
+    let prompts: Vec<Vec<u32>> = examples.iter().map(|example| example.prompt.clone()).collect();
+    let config = GenerationConfig { max_new_tokens: 8, ..GenerationConfig::default() };
+    let texts = generate(&together, &prompts, &config, &mut |_, _| ()).unwrap();
+    let mut weights = std::collections::BTreeSet::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        let row = ByLength::row(prompt);
+        weights.insert(row.weights.as_ref().unwrap()[1].to_bits());
+        let alone = stories.with(&row);
+        let loss = row_losses(&alone, &examples[i..=i], 2048, &mut |_| ()).unwrap()[0];
+        assert!((loss - losses[i]).abs() < 1e-4, "{loss} {}", losses[i]);
+        let choice = &score_choices(&alone, &rows[i..=i], 2048, &mut |_| ()).unwrap()[0];
+        for (found, expected) in choices[i].iter().zip(choice) {
+            assert!((found.log_likelihood - expected.log_likelihood).abs() < 1e-2);
+        }
+        assert_eq!(generate(&alone, &prompts[i..=i], &config, &mut |_, _| ()).unwrap()[0].text, texts[i].text);
+    }
+    assert!(weights.len() > 1, "the rows must differ in what they carry");
 }

@@ -1,0 +1,118 @@
+//! Routers that learn, through the binary: what they learn from, and what the library keeps of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::{Ran, run};
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+
+const TASKS: [&str; 3] = ["suite:skills/shift_up1", "suite:skills/order_reverse", "suite:skills/pick_first"];
+const FEW_STEPS: [&str; 8] =
+    ["--set", "max_steps=6", "--set", "learning_rate=1e-2", "--set", "batch_size=8", "--set", "eval_steps=0"];
+
+/// A library on the base of the binary.
+struct Work(tempfile::TempDir);
+
+impl Work {
+    fn new(tasks: &[&str]) -> Self {
+        let work = Self(tempfile::tempdir().unwrap());
+        let library = work.library();
+        let fixed = ["train-experts", "--base", "pico", "--library", &library, "--tasks"];
+        run(fixed.iter().copied().chain(tasks.iter().copied()).chain(FEW_STEPS)).ok();
+        work
+    }
+
+    fn library(&self) -> String {
+        self.0.path().join("library").display().to_string()
+    }
+
+    fn eval(&self, routers: &[&str], options: &[&str]) -> Ran {
+        let library = self.library();
+        let fixed = ["eval", "--json", "--base", "pico", "--library", &library, "--limit", "3", "--router"];
+        run(fixed.iter().copied().chain(routers.iter().copied()).chain(options.iter().copied()))
+    }
+
+    /// The folders of what routers learned.
+    fn kept(&self) -> Vec<PathBuf> {
+        let Ok(folder) = fs::read_dir(self.0.path().join("library/routers")) else { return Vec::new() };
+        let mut folders: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        folders
+    }
+}
+
+fn loss(document: &Value, router: &str, task: &str) -> f64 {
+    document["results"][router][task]["metrics"]["loss"]["value"].as_f64().unwrap()
+}
+
+#[test]
+fn what_was_learned_is_kept_and_used_again() {
+    let work = Work::new(&TASKS);
+    let tasks = [&["--tasks"], &TASKS[..]].concat();
+    let first = work.eval(&["cm"], &tasks);
+    assert!(first.stderr.contains("learning"), "{}", first.stderr);
+    let first = first.json();
+    let kept = work.kept();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let record: Value = serde_json::from_str(&fs::read_to_string(kept[0].join("router.json")).unwrap()).unwrap();
+    assert_eq!(record["of"]["rows"]["tasks"].as_array().unwrap().len(), 3);
+    let weights = fs::read(kept[0].join("router.safetensors")).unwrap();
+
+    let again = work.eval(&["cm"], &tasks);
+    assert!(!again.stderr.contains("learning"), "{}", again.stderr);
+    assert_eq!(first["results"], again.json()["results"]);
+
+    // Other settings of what is learned, and other rows, are other folders.
+    work.eval(&["cm:rows=3"], &tasks).ok();
+    assert_eq!(work.kept().len(), 2);
+    work.eval(&["cm"], &[&tasks[..], &["--fit"], &TASKS[..]].concat()).ok();
+    assert_eq!(work.kept().len(), 2, "the experts' own tasks, given by hand, are the same rows");
+
+    // What is damaged is learned anew, to the same bytes.
+    fs::write(kept[0].join("router.safetensors"), b"damaged").unwrap();
+    let mended = work.eval(&["cm"], &tasks);
+    assert!(mended.stderr.contains("learning"), "{}", mended.stderr);
+    mended.ok();
+    assert_eq!(fs::read(kept[0].join("router.safetensors")).unwrap(), weights);
+}
+
+#[test]
+fn a_task_that_moved_or_changed_is_an_error_that_names_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plus.jsonl");
+    let rows: String = (0..60).map(|i| format!("{{\"input\": \"+1:a{i};\", \"output\": \"b{i}\"}}\n")).collect();
+    fs::write(&file, &rows).unwrap();
+    let path = file.display().to_string();
+    let work = Work::new(&[&path, TASKS[1]]);
+
+    let other = ["--tasks", TASKS[1]];
+    fs::write(&file, rows.replacen("b0", "c0", 1)).unwrap();
+    let message = work.eval(&["cm"], &other).failed(1);
+    for part in ["plus", &path, "sha256", "--fit"] {
+        assert!(message.contains(part), "{message}");
+    }
+    fs::remove_file(&file).unwrap();
+    let message = work.eval(&["cm"], &other).failed(1);
+    for part in ["plus", &path, "--fit"] {
+        assert!(message.contains(part), "{message}");
+    }
+    let moved = folder.path().join("moved.jsonl");
+    fs::write(&moved, &rows).unwrap();
+    let message = work.eval(&["cm"], &[&other[..], &["--fit", TASKS[1]]].concat()).failed(1);
+    assert!(message.contains("--fit") && message.contains("plus"), "{message}");
+    let given = format!("plus={}", moved.display());
+    work.eval(&["cm"], &[&other[..], &["--fit", &given, TASKS[1]]].concat()).ok();
+}
+
+#[test]
+fn routers_that_learn_serve_generation_too() {
+    let work = Work::new(&TASKS);
+    let library = work.library();
+    let fixed = ["generate", "--base", "pico", "--library", &library, "--prompt", "+1:dkwm;\n", "--json"];
+    let text = |router: &str| run(fixed.iter().copied().chain(["--router", router])).json();
+    assert!(text("cm")["tokens"].as_u64().unwrap() > 0);
+    let scores = work.eval(&["cm", "oracle", "base"], &["--tasks", TASKS[0]]).json();
+    assert!(loss(&scores, "cm", "shift_up1").is_finite());
+}
