@@ -5,7 +5,7 @@ use crate::pico;
 use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use lorakit_model::{Base, Checkpoint, Config};
+use lorakit_model::{Base, Checkpoint, Config, Options};
 use lorakit_task::Vocabulary;
 use std::fmt;
 use std::path::PathBuf;
@@ -104,12 +104,7 @@ pub enum Located {
 impl Located {
     /// Its weights, mapped.
     pub fn base(&self, context: &Context) -> Result<Base> {
-        let options = context.base_options()?;
-        let base = match self {
-            Self::Folder { folder, name: None } => Base::open(folder, &options)?,
-            Self::Folder { folder, name: Some(name) } => Base::open(folder, &options)?.named(name),
-            Self::Pico => pico::base(&options)?,
-        };
+        let base = self.opened(&context.base_options()?)?;
         let identity = base.identity();
         context.output.detail(format!(
             "base {}: {}, {} parameters, fingerprint {}",
@@ -135,6 +130,19 @@ impl Located {
             Self::Folder { folder, .. } => Config::read(folder),
             Self::Pico => pico::config(),
         }
+    }
+
+    /// Its weights as variables, all of them in memory.
+    pub fn trainable(&self, context: &Context) -> Result<Base> {
+        self.opened(&Options { trainable: true, ..context.base_options()? })
+    }
+
+    fn opened(&self, options: &Options) -> Result<Base> {
+        Ok(match self {
+            Self::Folder { folder, name: None } => Base::open(folder, options)?,
+            Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),
+            Self::Pico => pico::base(options)?,
+        })
     }
 
     /// Its tokenizer.

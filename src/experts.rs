@@ -1,7 +1,8 @@
 //! The experts of a library over an open base.
 
+use crate::base_source::Located;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_adapter::{Adapter, ExpertRecord, Library};
+use lorakit_adapter::{Adapter, ExpertRecord, Library, MODEL_RECORD_FILE};
 use lorakit_model::Base;
 use lorakit_route::{Expert, Experts};
 use std::path::Path;
@@ -50,11 +51,22 @@ pub fn single(folder: &Path, base: &Base) -> Result<Experts> {
 
 /// The record that lorakit keeps in an expert's folder; None for a folder of PEFT's own.
 pub fn record_beside(folder: &Path) -> Result<Option<ExpertRecord>> {
-    let path = folder.join("expert.json");
+    read_record(&folder.join("expert.json"))
+}
+
+/// The record that lorakit keeps in the folder of a model that it trained; None for any other base.
+pub fn record_of_model(place: &Located) -> Result<Option<ExpertRecord>> {
+    match place {
+        Located::Folder { folder, .. } => read_record(&folder.join(MODEL_RECORD_FILE)),
+        Located::Pico => Ok(None),
+    }
+}
+
+fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 

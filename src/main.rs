@@ -5,18 +5,23 @@
 mod base_source;
 mod cli;
 mod commands;
+mod companions;
 mod context;
 mod demo;
+mod embedding;
 mod experts;
 mod interrupt;
+mod mbc;
 mod merge_record;
 mod merged_base;
 mod output;
 mod pico;
+mod plan;
 mod progress;
 mod routing;
 mod slots;
 mod tasks;
+mod training;
 
 use clap::Parser;
 use cli::Cli;

@@ -1,33 +1,14 @@
 //! An adapter added to a base's weights: as a Hugging Face model folder, or in memory to be compared.
 
 use crate::base_source::Located;
+use crate::companions;
 use crate::context::Context;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
 use lorakit_model::{Base, Element, Rounding};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// What the files of a base are called beside its weights: what a model folder needs, and what must go with it.
-const COMPANIONS: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "NOTICE.txt",
-];
 
 /// The index of weights that are split over files. Names, shapes and types stay, so it stays true.
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -44,9 +25,9 @@ pub enum Kept {
 /// Writes the base with `adapter` added to its weights into `folder`, which exists: weights in the base's own types,
 /// configuration and tokenizer as they are. What was written is opened once, so that what cannot be is not left.
 pub fn write(place: &Located, adapter: &Adapter, folder: &Path, context: &Context) -> Result<Rounding> {
-    match place {
-        Located::Folder { folder: source, .. } => copy_companions(source, folder)?,
-        Located::Pico => crate::pico::write_companions(folder)?,
+    companions::write(place, folder)?;
+    if let Located::Folder { folder: source, .. } = place {
+        copy_index(source, folder)?;
     }
     let checkpoint = place.checkpoint()?;
     let rounding = checkpoint.rewrite(folder, &names(adapter), &mut change(adapter))?;
@@ -95,15 +76,13 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<()> + '_ 
     }
 }
 
-fn copy_companions(source: &Path, folder: &Path) -> Result<()> {
-    for name in COMPANIONS.iter().chain(&[INDEX_FILE]) {
-        let from = source.join(name);
-        // One file of weights goes before an index that lies beside it, here as when the base is opened.
-        let unused = *name == INDEX_FILE && source.join("model.safetensors").exists();
-        if from.is_file() && !unused {
-            std::fs::copy(&from, folder.join(name)).with_context(|| format!("{}: cannot be copied", from.display()))?;
-        }
+/// Copies the index of weights that are split over files, where there is one. One file of weights goes before an index
+/// that lies beside it, here as when the base is opened.
+fn copy_index(source: &Path, folder: &Path) -> Result<()> {
+    let from = source.join(INDEX_FILE);
+    if from.is_file() && !source.join("model.safetensors").exists() {
+        std::fs::copy(&from, folder.join(INDEX_FILE))
+            .with_context(|| format!("{}: cannot be copied", from.display()))?;
     }
-    ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
     Ok(())
 }

@@ -67,6 +67,8 @@ struct Needs {
     expert_parameters: u64,
     /// For one expert and for as many as share a pass at most.
     training: Vec<(usize, memory::Estimate)>,
+    /// All weights of the base.
+    full: memory::Estimate,
     /// By the number of experts.
     routing: Vec<(u64, u64)>,
 }
@@ -80,6 +82,7 @@ impl Needs {
         Ok(Self {
             expert_parameters,
             training: [1, 8, 64].into_iter().map(training).collect::<Result<_>>()?,
+            full: memory::full_estimate(base, &[], settings),
             routing: LIBRARIES.map(routing).into(),
         })
     }
@@ -114,6 +117,11 @@ fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
             "target_modules": settings.target_modules,
             "expert_parameters": needs.expert_parameters,
             "training": training.collect::<Vec<_>>(),
+            "full_training": {
+                "weights": needs.full.weights,
+                "activations": needs.full.activations,
+                "total": needs.full.total(),
+            },
             "routing": routing.collect::<Vec<_>>(),
         },
     })
@@ -150,7 +158,8 @@ fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
     });
     format!(
         "{}\n\nModules:\n{}\n\n\
-         Memory of training, at rank {} on {} ({} parameters an expert){machine}:\n{}\n\n\
+         Memory of training, at rank {} on {} ({} parameters an expert){machine}:\n{}\n\
+         All weights in place of adapters: {}\n\n\
          Memory of routing:\n{}",
         table(["base", ""], facts),
         table(["module", "input", "output"], modules),
@@ -158,6 +167,7 @@ fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
         settings.target_modules,
         needs.expert_parameters,
         table(["experts in a pass", "base", "adapters", "activations", "total"], training),
+        bytes(needs.full.total()),
         table(["experts", "total"], routing)
     )
 }

@@ -1,14 +1,18 @@
 //! `cluster`: which experts, and so which tasks, belong together.
 
+use crate::base_source::BaseSource;
 use crate::context::Context;
+use crate::embedding;
 use crate::output::{number, table};
+use crate::tasks::DataArgs;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
 use lorakit_cluster::{
-    ClusterReport, Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Report, Space, Spaces,
-    curve, page, random, suggestion,
+    Cluster, ClusterReport, Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Report, Space,
+    Spaces, curve, embedding as by_embedding, page, random, suggestion,
 };
+use lorakit_task::Task;
 use lorakit_train::lora::initial_a;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -22,9 +26,9 @@ const MOST_CLUSTERS: usize = 24;
 /// The arguments of `cluster`.
 #[derive(Args, Debug)]
 pub struct ClusterArgs {
-    /// The library whose experts are clustered
-    #[arg(long, value_name = "L")]
-    library: PathBuf,
+    /// The library whose experts are clustered; without one, random and embedding cluster the tasks themselves
+    #[arg(long, value_name = "L", required_unless_present = "tasks")]
+    library: Option<PathBuf>,
     /// How
     #[arg(long, value_enum, default_value_t = By::Mbc)]
     method: By,
@@ -47,8 +51,19 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
     /// A report as one HTML page
-    #[arg(long, value_name = "FILE.html")]
+    #[arg(long, value_name = "FILE.html", requires = "library")]
     report: Option<PathBuf>,
+    /// The base that embeds, for embedding: a model folder, hub:ORG/NAME[@REV], or pico
+    #[arg(long, value_name = "B", required_if_eq("method", "embedding"))]
+    base: Option<BaseSource>,
+    /// The tasks to be embedded, those of all experts among them, or to be clustered where there is no library
+    #[arg(long, num_args = 1.., value_name = "[NAME=]T", required_if_eq("method", "embedding"))]
+    tasks: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Training rows of a task that are embedded, at most
+    #[arg(long, value_name = "N", default_value_t = embedding::ROWS)]
+    rows: usize,
 }
 
 /// `--method`.
@@ -58,8 +73,7 @@ enum By {
     Mbc,
     /// By chance: the baseline
     Random,
-    /// By the base's embeddings of the experts' rows
-    #[value(hide = true)]
+    /// By the base's own embeddings of the rows of the experts' tasks; needs --base and --tasks
     Embedding,
 }
 
@@ -86,8 +100,10 @@ impl From<In> for Space {
 
 /// `-k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum K {
+pub enum K {
+    /// The number with the best silhouette.
     Auto,
+    /// This number.
     Is(NonZeroUsize),
 }
 
@@ -104,14 +120,15 @@ impl FromStr for K {
 
 /// Clusters, writes the file and says what the clusters are worth.
 pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
-    let library = Library::open(&args.library)?;
+    let Some(root) = &args.library else { return of_tasks(&args, context) };
+    let library = Library::open(root)?;
     let names = names(&library, &args.experts)?;
-    let records =
-        names.iter().map(|name| Ok((name.clone(), library.record(name)?))).collect::<Result<BTreeMap<_, _>>>()?;
+    let records = records(&library, &names)?;
     let experts = experts(&library, names, &records)?;
-    let (partition, curve) = partition(&args, &experts, context)?;
-    let tasks =
-        |expert: &str| records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
+    let tasks = |expert: &str| -> Vec<String> {
+        records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
+    };
+    let (partition, curve) = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
     let spaces = Spaces::of(&experts)?;
     let report = Report::new(&clusters, &spaces, curve)?;
@@ -121,6 +138,55 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     }
     clusters.write(&args.out)?;
     context.output.result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || summary(&report))
+}
+
+/// Clusters of tasks for which there are no experts yet.
+fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
+    let k = number_of_clusters(args)?;
+    let partition = match args.method {
+        By::Mbc => bail!("--method mbc clusters experts by their parameters; give --library"),
+        By::Random => {
+            let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+            random(tasks.into_iter().map(|task| task.name), k, context.seed)?
+        }
+        By::Embedding => by_embedding(embeddings(args, context)?, k, context.seed)?,
+    };
+    let settings = settings(args, partition.k(), context.seed);
+    let clusters = Clusters::new(method(args.method), &partition, |task| vec![task.to_owned()], settings);
+    clusters.write(&args.out)?;
+    let members: Vec<Value> =
+        clusters.clusters().iter().map(|cluster| json!({ "name": cluster.name, "tasks": cluster.tasks })).collect();
+    context
+        .output
+        .result(&json!({ "out": args.out, "k": partition.k(), "clusters": members }), || of_tasks_table(&clusters))
+}
+
+/// The clusters with their tasks.
+pub fn of_tasks_table(clusters: &Clusters) -> String {
+    let line = |cluster: &Cluster| {
+        let tasks = wrapped(cluster.tasks.iter().map(String::as_str));
+        vec![cluster.name.clone(), cluster.tasks.len().to_string(), tasks]
+    };
+    table(["cluster", "size", "tasks"], clusters.clusters().iter().map(line))
+}
+
+/// MBC in the space of deltas with its other settings as they are by default: these experts of a library, each trained
+/// on the tasks that its record names.
+pub fn by_deltas(library: &Library, names: Vec<String>, k: K, context: &Context) -> Result<Clusters> {
+    let records = records(library, &names)?;
+    let experts = experts(library, names, &records)?;
+    let options = MbcOptions { space: Space::Delta, seed: context.seed, ..MbcOptions::default() };
+    let (partition, _) = by_parameters(&experts, &options, k, context)?;
+    let tasks = |expert: &str| -> Vec<String> {
+        records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
+    };
+    let settings = [("k", json!(partition.k())), ("seed", json!(context.seed)), ("space", json!(options.space))];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value));
+    Ok(Clusters::new(Method::Mbc, &partition, tasks, settings.into_iter().collect()))
+}
+
+fn records(library: &Library, names: &[String]) -> Result<BTreeMap<String, Option<ExpertRecord>>> {
+    names.iter().map(|name| Ok((name.clone(), library.record(name)?))).collect()
 }
 
 /// The experts to be clustered.
@@ -194,22 +260,23 @@ impl Start {
     }
 }
 
-/// The clusters, with the worth of other numbers of them.
-fn partition(args: &ClusterArgs, experts: &Experts, context: &Context) -> Result<(Partition, Vec<CurvePoint>)> {
-    match (args.method, args.k) {
-        (By::Embedding, _) => {
-            bail!("--method embedding: this build of lorakit cannot embed rows yet; use mbc or random")
+/// The clusters, with the worth of other numbers of them. `tasks` gives an expert's.
+fn partition(
+    args: &ClusterArgs,
+    experts: &Experts,
+    tasks: &impl Fn(&str) -> Vec<String>,
+    context: &Context,
+) -> Result<(Partition, Vec<CurvePoint>)> {
+    match args.method {
+        By::Random => Ok((random(experts.names().to_vec(), number_of_clusters(args)?, context.seed)?, Vec::new())),
+        By::Embedding => {
+            let k = number_of_clusters(args)?;
+            let embedded = embeddings(args, context)?;
+            let vectors =
+                experts.names().iter().map(|expert| Ok((expert.clone(), vector(expert, &tasks(expert), &embedded)?)));
+            Ok((by_embedding(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?, Vec::new()))
         }
-        (By::Random, K::Auto) => bail!("-k auto: random clusters have no best number; give -k a number"),
-        (By::Random, K::Is(k)) => Ok((random(experts.names().to_vec(), k.get(), context.seed)?, Vec::new())),
-        (By::Mbc, k) => {
-            if let K::Is(k) = k {
-                ensure!(
-                    k.get() <= experts.len(),
-                    "-k {k}: the library has {} experts; expected k of at most that",
-                    experts.len()
-                );
-            }
+        By::Mbc => {
             let options = MbcOptions {
                 space: args.space.into(),
                 sparsity: args.sparsity,
@@ -217,21 +284,59 @@ fn partition(args: &ClusterArgs, experts: &Experts, context: &Context) -> Result
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            let embedded = Embedded::of(experts, &options)?;
-            let curve = curve(&embedded, MOST_CLUSTERS)?;
-            let k = match k {
-                K::Is(k) => k.get(),
-                K::Auto => {
-                    let best = suggestion(&curve).context(
-                        "-k auto: too few experts that differ to choose a number of clusters; give -k a number",
-                    )?;
-                    context.output.status(format!("k = {}: {}", best.k, best.reason));
-                    best.k
-                }
-            };
-            Ok((embedded.partition(k)?, curve))
+            by_parameters(experts, &options, args.k, context)
         }
     }
+}
+
+/// The number of clusters, where the method does not choose one.
+fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
+    match args.k {
+        K::Is(k) => Ok(k.get()),
+        K::Auto => bail!("-k auto: only mbc chooses a number of clusters; give -k a number"),
+    }
+}
+
+/// MBC.
+fn by_parameters(
+    experts: &Experts,
+    options: &MbcOptions,
+    k: K,
+    context: &Context,
+) -> Result<(Partition, Vec<CurvePoint>)> {
+    if let K::Is(k) = k {
+        let known = experts.len();
+        ensure!(k.get() <= known, "-k {k}: there are {known} experts; expected k of at most that");
+    }
+    let embedded = Embedded::of(experts, options)?;
+    let curve = curve(&embedded, MOST_CLUSTERS)?;
+    let k = match k {
+        K::Is(k) => k.get(),
+        K::Auto => {
+            let best = suggestion(&curve)
+                .context("-k auto: too few experts that differ to choose a number of clusters; give -k a number")?;
+            context.output.status(format!("k = {}: {}", best.k, best.reason));
+            best.k
+        }
+    };
+    Ok((embedded.partition(k)?, curve))
+}
+
+/// The embeddings of the tasks that were given.
+fn embeddings(args: &ClusterArgs, context: &Context) -> Result<BTreeMap<String, Vec<f32>>> {
+    let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+    let place = args.base.as_ref().context("--method embedding needs --base")?.locate(context)?;
+    embedding::of_tasks(&place.base(context)?, &place.vocabulary()?, &tasks, args.rows)
+}
+
+/// The embedding of an expert: the mean over its tasks, or over the task of its name where nothing is recorded.
+fn vector(expert: &str, tasks: &[String], embedded: &BTreeMap<String, Vec<f32>>) -> Result<Vec<f32>> {
+    let own = [expert.to_owned()];
+    let tasks = if tasks.is_empty() { &own[..] } else { tasks };
+    let find = |task: &String| {
+        embedded.get(task).with_context(|| format!("expert `{expert}`: its task `{task}` is not among --tasks; add it"))
+    };
+    Ok(embedding::mean(&tasks.iter().map(find).collect::<Result<Vec<_>>>()?))
 }
 
 fn method(by: By) -> Method {
@@ -252,6 +357,10 @@ fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
         if space != Space::Delta {
             settings.insert("sparsity".to_owned(), json!(args.sparsity));
         }
+    }
+    if let (By::Embedding, Some(base)) = (args.method, &args.base) {
+        settings.insert("base".to_owned(), json!(base.to_string()));
+        settings.insert("rows".to_owned(), json!(args.rows));
     }
     settings
 }

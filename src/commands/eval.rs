@@ -77,6 +77,9 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let routers = distinct(&args.router);
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    if let (Some(record), false) = (experts::record_of_model(&place)?, args.split == Split::All) {
+        tasks.iter().try_for_each(|task| tasks::ensure_unseen(task, &args.base.to_string(), &record))?;
+    }
     let opened = library(&args, &routers, &base)?;
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened, args.split)?;

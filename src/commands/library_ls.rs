@@ -37,14 +37,18 @@ pub fn run(args: &LsArgs, context: &Context) -> Result<()> {
     let entry = |name: String| Entry { described: Described::read(&library, &name), name };
     let entries: Vec<Entry> = library.expert_names()?.into_iter().map(entry).collect();
     let experts: Vec<Value> = entries.iter().map(Entry::document).collect();
-    let document = json!({ "library": library.name(), "base": library.base(), "experts": experts });
+    let models = library.model_names()?;
+    let document = json!({ "library": library.name(), "base": library.base(), "experts": experts, "models": models });
     context.output.result(&document, || {
         let base = library.base().map_or_else(
             || "a base that is not recorded".to_owned(),
             |base| format!("{} ({})", base.name, base.architecture),
         );
         let header = ["expert", "rank", "alpha", "size", "best validation loss", "tasks"];
-        format!("{} for {base}\n{}", library.name(), table(header, entries.iter().map(Entry::line)))
+        let experts = table(header, entries.iter().map(Entry::line));
+        let folder =
+            |name: &String| format!("\nmodel {name}: --base {}", library.root().join("models").join(name).display());
+        format!("{} for {base}\n{experts}{}", library.name(), models.iter().map(folder).collect::<String>())
     })
 }
 

@@ -1,7 +1,7 @@
 //! The subcommands. Each file holds one command's arguments and its action.
 
 mod base;
-mod cluster;
+pub mod cluster;
 mod completions;
 mod demo;
 mod eval;
@@ -26,9 +26,9 @@ use clap::Subcommand;
 pub enum Command {
     /// Show the whole method on the base inside the binary, in two minutes
     Demo(demo::DemoArgs),
-    /// Train experts into a library: one per task, per cluster, or one for all tasks
+    /// Train experts into a library: one per task, per cluster, or one for all tasks; or all weights of the base
     TrainExperts(Box<train_experts::TrainExpertsArgs>),
-    /// Cluster the experts of a library by the similarity of their parameters
+    /// Cluster the experts of a library, or tasks, to train an expert per cluster
     Cluster(cluster::ClusterArgs),
     /// Score routers over a library on tasks
     Eval(eval::EvalArgs),

@@ -1,21 +1,19 @@
 //! `train-experts`: one expert per task, per cluster of tasks, or one for all of them.
 
 use crate::base_source::BaseSource;
+use crate::commands::cluster::K;
 use crate::context::Context;
-use crate::interrupt::Interrupted;
-use crate::output::{counted, number, table};
-use crate::progress;
-use crate::tasks::{self, TaskArgs};
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::mbc;
+use crate::plan::{self, Plan};
+use crate::tasks::TaskArgs;
+use crate::training::{Made, World, locked};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use lorakit_adapter::{ExpertRecord, Library};
-use lorakit_cluster::{Cluster, Clusters};
-use lorakit_model::Base;
-use lorakit_task::{Example, Split, Task, Vocabulary};
-use lorakit_train::{Job, Options, Settings, Summary};
-use serde::Serialize;
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use lorakit_adapter::Library;
+use lorakit_cluster::Clusters;
+use lorakit_task::Task;
+use lorakit_train::Settings;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// The arguments of `train-experts`.
@@ -29,12 +27,8 @@ pub struct TrainExpertsArgs {
     /// The library that experts go to; made where there is none
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// One expert per cluster of clusters.json, on its tasks' rows together
-    #[arg(long, value_name = "FILE", conflicts_with = "joint")]
-    clusters: Option<PathBuf>,
-    /// One expert, `joint`, on the rows of all tasks together
-    #[arg(long)]
-    joint: bool,
+    #[command(flatten)]
+    which: Which,
     /// Only these of the experts
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
@@ -49,25 +43,32 @@ pub struct TrainExpertsArgs {
     set: Vec<String>,
 }
 
-/// An expert to be trained: its name and tasks.
-pub struct Plan<'a> {
-    /// Its name.
-    pub name: String,
-    /// The tasks that it is trained on.
-    pub tasks: Vec<&'a Task>,
+/// What is trained, where it is not one expert per task.
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+struct Which {
+    /// One expert per cluster of clusters.json, on its tasks' rows together
+    #[arg(long, value_name = "FILE")]
+    clusters: Option<PathBuf>,
+    /// One expert, `joint`, on the rows of all tasks together
+    #[arg(long)]
+    joint: bool,
+    /// All weights of the base in place of an adapter, on the rows of all tasks together: LIBRARY/models/full, a model
+    /// folder that --base opens (FullFT of arXiv 2405.11157). Needs 20 bytes of memory a parameter, and a lower
+    /// learning_rate than adapters; goes on where it stopped, as experts do
+    #[arg(long)]
+    full: bool,
+    /// Both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private on 40 % of the steps (or epochs),
+    /// K clusters of their deltas (or auto) in LIBRARY/clusters.json, and an expert per cluster on the other 60 %
+    #[arg(long, value_name = "K", conflicts_with = "experts")]
+    mbc: Option<K>,
+    /// K experts on random parts of the rows of all tasks, a baseline of clusters
+    #[arg(long, value_name = "K")]
+    random_examples: Option<NonZeroUsize>,
 }
 
-/// An expert in the final table.
-#[derive(Serialize)]
-struct Row {
-    expert: String,
-    status: &'static str,
-    tasks: Vec<String>,
-    rows: usize,
-    steps: usize,
-    train_loss: Option<f64>,
-    validation_loss: Option<f64>,
-}
+/// The name of the model that `--full` makes.
+const FULL: &str = "full";
 
 /// Trains the experts that are not there yet.
 pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
@@ -77,25 +78,17 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     let plans = chosen(plans(&args, &tasks)?, &args.experts)?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
-    let jobs = jobs(&plans, &base, &vocabulary, &settings, context)?;
-    let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
-
+    let world = World { place: &place, base: &base, vocabulary: &vocabulary, restart: args.restart, context };
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
-    let _lock = match library.try_lock()? {
-        Some(lock) => lock,
-        None => {
-            context.output.status(format!("waiting for another process that changes {}", args.library.display()));
-            library.lock()?
-        }
-    };
-    let stop = context.interrupt.hold();
-    let options = Options { seed: context.seed, restart: args.restart, stop };
-    let mut progress = progress::Training::new(context.output);
-    let summary =
-        lorakit_train::train_experts(&base, &library, jobs, &settings, &options, &mut |event| progress.watch(event))?;
-    progress.end();
-    report(&library, &plans, &rows, &summary, context)?;
-    outcome(&summary)
+    let _lock = locked(&library, context)?;
+    if let Some(k) = args.which.mbc {
+        return mbc::run(&world, &library, &tasks, k, &settings);
+    }
+    let made = if args.which.full { Made::Model } else { Made::Experts };
+    let trained = world.train(made, &library, &plans, &settings)?;
+    let document = trained.document(&library);
+    context.output.result(&document, || trained.table())?;
+    trained.outcome()
 }
 
 /// The settings: `--set` over the file over the defaults.
@@ -115,50 +108,18 @@ fn settings(args: &TrainExpertsArgs) -> Result<Settings> {
 
 /// Which experts there are to be.
 fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<Plan<'a>>> {
-    if args.joint {
-        return Ok(vec![Plan { name: "joint".to_owned(), tasks: tasks.iter().collect() }]);
+    let which = &args.which;
+    if let Some(path) = &which.clusters {
+        let clusters = Clusters::read(path)?;
+        let library = Library::open(&args.library).ok();
+        return plan::of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref());
     }
-    let Some(path) = &args.clusters else {
-        return Ok(tasks.iter().map(|task| Plan { name: task.name.clone(), tasks: vec![task] }).collect());
-    };
-    let clusters = Clusters::read(path)?;
-    let library = Library::open(&args.library).ok();
-    let plan = |cluster: &Cluster| -> Result<Plan<'a>> {
-        let names = task_names(cluster, library.as_ref())?;
-        let find = |name: &String| {
-            tasks.iter().find(|task| task.name == *name).with_context(|| {
-                format!(
-                    "{}: cluster `{}` has the task `{name}`, which --tasks does not give; add it, or name a task so \
-                     with {name}=FILE",
-                    path.display(),
-                    cluster.name
-                )
-            })
-        };
-        Ok(Plan { name: cluster.name.clone(), tasks: names.iter().map(find).collect::<Result<_>>()? })
-    };
-    clusters.clusters().iter().map(plan).collect()
-}
-
-/// The tasks of a cluster: as the file lists them, else those that its experts were trained on, else, for experts of
-/// which nothing is recorded, those of the same names.
-fn task_names(cluster: &Cluster, library: Option<&Library>) -> Result<Vec<String>> {
-    if !cluster.tasks.is_empty() {
-        return Ok(cluster.tasks.clone());
-    }
-    let mut names = Vec::new();
-    for expert in &cluster.experts {
-        let record = match library.filter(|library| library.contains(expert)) {
-            Some(library) => library.record(expert)?,
-            None => None,
-        };
-        let own = record
-            .map_or_else(|| vec![expert.clone()], |record| record.tasks.into_iter().map(|task| task.name).collect());
-        names.extend(own);
-    }
-    names.sort();
-    names.dedup();
-    Ok(names)
+    Ok(match which {
+        Which { joint: true, .. } => vec![plan::joint(tasks)],
+        Which { full: true, .. } => vec![Plan::new(FULL, tasks.iter().collect())],
+        Which { random_examples: Some(parts), .. } => plan::random_examples(tasks, parts.get()),
+        _ => plan::private(tasks),
+    })
 }
 
 /// The experts that `--experts` names; all where it names none.
@@ -168,126 +129,4 @@ fn chosen<'a>(plans: Vec<Plan<'a>>, names: &[String]) -> Result<Vec<Plan<'a>>> {
         bail!("--experts {unknown}: there is no such expert to be trained here; there are {}", known.join(", "));
     }
     Ok(plans.into_iter().filter(|plan| names.is_empty() || names.contains(&plan.name)).collect())
-}
-
-/// The experts with their rows as tokens. A task that several experts share is tokenised once.
-pub fn jobs(
-    plans: &[Plan],
-    base: &Base,
-    vocabulary: &Vocabulary,
-    settings: &Settings,
-    context: &Context,
-) -> Result<Vec<Job>> {
-    let length = settings.max_length.min(base.config().max_positions);
-    let mut encoded: BTreeMap<&str, [Vec<Example>; 2]> = BTreeMap::new();
-    for task in plans.iter().flat_map(|plan| &plan.tasks) {
-        if !encoded.contains_key(task.name.as_str()) {
-            encoded.insert(&task.name, rows(task, vocabulary, length, context)?);
-        }
-    }
-    let job = |plan: &Plan| {
-        let of = |split: usize| plan.tasks.iter().flat_map(|task| encoded[task.name.as_str()][split].clone()).collect();
-        Job {
-            name: plan.name.clone(),
-            tasks: plan.tasks.iter().map(|task| tasks::record(task)).collect(),
-            train: of(0),
-            validation: of(1),
-            start: None,
-            sharers: 1,
-        }
-    };
-    Ok(plans.iter().map(job).collect())
-}
-
-/// A task's rows for training and validation.
-fn rows(task: &Task, vocabulary: &Vocabulary, length: usize, context: &Context) -> Result<[Vec<Example>; 2]> {
-    let encode = |split: Split| -> Result<Vec<Example>> {
-        if task.count(split) == 0 && split == Split::Validation {
-            context.output.notice(format!("task `{}` has no validation rows to choose the best step by", task.name));
-            return Ok(Vec::new());
-        }
-        let rows = task.rows(split, None)?;
-        rows.into_iter()
-            .map(|row| Example::encode(row, vocabulary, length))
-            .collect::<Result<_>>()
-            .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))
-    };
-    let both = [encode(Split::Train)?, encode(Split::Validation)?];
-    let cut = |part: fn(&Example) -> usize| both.iter().flatten().filter(|example| part(example) > 0).count();
-    let (prompts, targets) = (cut(|example| example.cut.prompt), cut(|example| example.cut.target));
-    if prompts > 0 {
-        context.output.notice(format!(
-            "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
-            task.name,
-            counted(prompts, "row")
-        ));
-    }
-    if targets > 0 {
-        context.output.notice(format!(
-            "task `{}`: {} with a target longer than {length} tokens lost its end",
-            task.name,
-            counted(targets, "row")
-        ));
-    }
-    Ok(both)
-}
-
-/// The final table, from what is recorded of the experts.
-fn report(library: &Library, plans: &[Plan], rows: &[usize], summary: &Summary, context: &Context) -> Result<()> {
-    let mut experts = Vec::new();
-    for (plan, rows) in plans.iter().zip(rows) {
-        let status = match &plan.name {
-            name if summary.trained.contains(name) => "trained",
-            name if summary.kept.contains(name) => "finished before",
-            name if summary.failed.iter().any(|(failed, _)| failed == name) => "failed",
-            _ => "unfinished",
-        };
-        let finished = matches!(status, "trained" | "finished before");
-        let record = if finished { library.record(&plan.name)? } else { None };
-        experts.push(row(plan, status, *rows, record.as_ref()));
-    }
-    // Where nothing had to be trained there is no run.
-    let run = (!summary.folder.as_os_str().is_empty()).then_some(&summary.folder);
-    let stopped = summary.stopped;
-    let document = json!({ "library": library.root(), "run": run, "stopped": stopped, "experts": experts });
-    context.output.result(&document, || {
-        let cells = |row: &Row| {
-            let (train, validation) = (number(row.train_loss, 4), number(row.validation_loss, 4));
-            vec![
-                row.expert.clone(),
-                row.rows.to_string(),
-                row.steps.to_string(),
-                train,
-                validation,
-                row.status.to_owned(),
-            ]
-        };
-        table(["expert", "rows", "steps", "train loss", "best validation loss", ""], experts.iter().map(cells))
-    })
-}
-
-fn row(plan: &Plan, status: &'static str, rows: usize, record: Option<&ExpertRecord>) -> Row {
-    let losses = record.map_or(&Value::Null, |record| &record.losses);
-    Row {
-        expert: plan.name.clone(),
-        status,
-        tasks: plan.tasks.iter().map(|task| task.name.clone()).collect(),
-        rows,
-        steps: losses["train"].as_array().map_or(0, Vec::len),
-        train_loss: losses["train"].as_array().and_then(|losses| losses.last()?.as_f64()),
-        validation_loss: losses["best"][1].as_f64(),
-    }
-}
-
-/// How the command ends.
-fn outcome(summary: &Summary) -> Result<()> {
-    if summary.stopped {
-        return Err(Interrupted(
-            "finished experts are in the library; the same command again goes on from here".to_owned(),
-        )
-        .into());
-    }
-    let failed: Vec<String> = summary.failed.iter().map(|(name, why)| format!("`{name}` {why}")).collect();
-    ensure!(failed.is_empty(), "{} failed: {}", counted(failed.len(), "expert"), failed.join("; "));
-    Ok(())
 }

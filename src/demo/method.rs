@@ -1,10 +1,10 @@
 //! What the demo does: private experts, one for all tasks, clusters of the private ones, and an expert per cluster.
 
 use super::world::World;
-use crate::commands::train_experts::{Plan, jobs};
 use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
+use crate::plan::{self, Plan, jobs};
 use crate::progress;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Library, Matrix};
@@ -42,11 +42,8 @@ pub struct Found {
 
 /// Trains, clusters, and trains again; everything is kept in `out`, and what is there already is not done again.
 pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, Found)> {
-    let each: Vec<Plan> =
-        world.training.iter().map(|task| Plan { name: task.name.clone(), tasks: vec![task] }).collect();
-    let private = train(world, &out.join("private"), &each, context)?;
-    let all = [Plan { name: "joint".to_owned(), tasks: world.training.iter().collect() }];
-    let joint = train(world, &out.join("joint"), &all, context)?;
+    let private = train(world, &out.join("private"), &plan::private(&world.training), context)?;
+    let joint = train(world, &out.join("joint"), &[plan::joint(&world.training)], context)?;
     let found = cluster(world, &out.join("private"), context)?;
     found.clusters.write(&out.join("clusters.json"))?;
     let task = |name: &String| {
@@ -54,7 +51,7 @@ pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, F
     };
     let plans = found.clusters.clusters().iter().map(|cluster| {
         let tasks: Vec<&Task> = cluster.tasks.iter().map(task).collect::<Result<_>>()?;
-        Ok(Plan { name: cluster.name.clone(), tasks })
+        Ok(Plan::new(&cluster.name, tasks))
     });
     let clustered = train(world, &out.join("mbc"), &plans.collect::<Result<Vec<_>>>()?, context)?;
     Ok((Libraries { private, joint, clustered }, found))

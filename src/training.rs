@@ -1,0 +1,155 @@
+//! A run of training as the user sees it: progress, a table of what came of it, and how the command ends.
+
+use crate::base_source::Located;
+use crate::companions;
+use crate::context::Context;
+use crate::interrupt::Interrupted;
+use crate::output::{counted, number, table};
+use crate::plan::{Plan, jobs};
+use crate::progress;
+use anyhow::{Result, ensure};
+use lorakit_adapter::{ExpertRecord, Library, LibraryLock};
+use lorakit_model::Base;
+use lorakit_task::Vocabulary;
+use lorakit_train::{Model, Options, Settings, Summary};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What all training of one command shares.
+pub struct World<'a> {
+    /// Where the base is.
+    pub place: &'a Located,
+    /// The base as it is.
+    pub base: &'a Base,
+    /// Its tokenizer.
+    pub vocabulary: &'a Vocabulary,
+    /// Whether what exists with other settings is trained anew.
+    pub restart: bool,
+    /// What every command is given.
+    pub context: &'a Context,
+}
+
+/// What training makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// Adapters.
+    Experts,
+    /// A model, of one plan.
+    Model,
+}
+
+/// What came of a run.
+pub struct Trained {
+    experts: Vec<Row>,
+    summary: Summary,
+}
+
+/// An expert or model in the final table.
+#[derive(Serialize)]
+struct Row {
+    expert: String,
+    status: &'static str,
+    tasks: Vec<String>,
+    rows: usize,
+    steps: usize,
+    train_loss: Option<f64>,
+    validation_loss: Option<f64>,
+}
+
+/// The right to change a library; tells the user where it has to be waited for.
+pub fn locked(library: &Library, context: &Context) -> Result<LibraryLock> {
+    if let Some(lock) = library.try_lock()? {
+        return Ok(lock);
+    }
+    context.output.status(format!("waiting for another process that changes {}", library.root().display()));
+    library.lock()
+}
+
+impl World<'_> {
+    /// Trains what the library, which is locked, does not have yet.
+    pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &Settings) -> Result<Trained> {
+        let mut jobs = jobs(plans, self.base, self.vocabulary, settings, self.context)?;
+        let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
+        let stop = self.context.interrupt.hold();
+        let options = Options { seed: self.context.seed, restart: self.restart, stop };
+        let mut bars = progress::Training::new(self.context.output);
+        let watch = &mut |event: lorakit_train::Event| bars.watch(event);
+        let summary = match made {
+            Made::Experts => lorakit_train::train_experts(self.base, library, jobs, settings, &options, watch)?,
+            Made::Model => {
+                ensure!(jobs.len() == 1, "a model is trained on the rows of one plan, found {}", jobs.len());
+                let open = || self.place.trainable(self.context);
+                let companions = |folder: &Path| companions::write_for_f32(self.place, folder);
+                let model = Model { open: &open, companions: &companions };
+                lorakit_train::train_model(self.base, &model, library, jobs.remove(0), settings, &options, watch)?
+            }
+        };
+        bars.end();
+        let row = |(plan, rows): (&Plan, &usize)| row(made, library, plan, *rows, &summary);
+        let experts = plans.iter().zip(&rows).map(row).collect::<Result<_>>()?;
+        Ok(Trained { experts, summary })
+    }
+}
+
+/// A line of the table, from what is recorded.
+fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summary) -> Result<Row> {
+    let status = match &plan.name {
+        name if summary.trained.contains(name) => "trained",
+        name if summary.kept.contains(name) => "finished before",
+        name if summary.failed.iter().any(|(failed, _)| failed == name) => "failed",
+        _ => "unfinished",
+    };
+    let record: Option<ExpertRecord> = match (status, made) {
+        ("trained" | "finished before", Made::Experts) => library.record(&plan.name)?,
+        ("trained" | "finished before", Made::Model) => library.model_record(&plan.name)?,
+        _ => None,
+    };
+    let losses = record.map_or(Value::Null, |record| record.losses);
+    Ok(Row {
+        expert: plan.name.clone(),
+        status,
+        tasks: plan.tasks.iter().map(|task| task.name.clone()).collect(),
+        rows,
+        steps: losses["train"].as_array().map_or(0, Vec::len),
+        train_loss: losses["train"].as_array().and_then(|losses| losses.last()?.as_f64()),
+        validation_loss: losses["best"][1].as_f64(),
+    })
+}
+
+impl Trained {
+    /// Whether all there was to be trained is there.
+    pub fn is_whole(&self) -> bool {
+        !self.summary.stopped && self.summary.failed.is_empty()
+    }
+
+    /// The run as JSON.
+    pub fn document(&self, library: &Library) -> Value {
+        // Where nothing had to be trained there is no run.
+        let run = (!self.summary.folder.as_os_str().is_empty()).then_some(&self.summary.folder);
+        json!({ "library": library.root(), "run": run, "stopped": self.summary.stopped, "experts": self.experts })
+    }
+
+    /// The run as a table.
+    pub fn table(&self) -> String {
+        let cells = |row: &Row| {
+            let (train, validation) = (number(row.train_loss, 4), number(row.validation_loss, 4));
+            let (name, status) = (row.expert.clone(), row.status.to_owned());
+            vec![name, row.rows.to_string(), row.steps.to_string(), train, validation, status]
+        };
+        table(["expert", "rows", "steps", "train loss", "best validation loss", ""], self.experts.iter().map(cells))
+    }
+
+    /// How the command ends.
+    pub fn outcome(&self) -> Result<()> {
+        if self.summary.stopped {
+            return Err(Interrupted(
+                "finished experts are in the library; the same command again goes on from here".to_owned(),
+            )
+            .into());
+        }
+        let failed: Vec<String> = self.summary.failed.iter().map(|(name, why)| format!("`{name}` {why}")).collect();
+        ensure!(failed.is_empty(), "{} failed: {}", counted(failed.len(), "expert"), failed.join("; "));
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! Ways of building a library beside one expert per task: all weights, both stages of MBC, random examples, and
+//! clusters by embedding, through the binary, on the base inside it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::{Ran, words};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+const TASKS: &str = "suite:skills/shift_up1 suite:skills/shift_up2 suite:skills/order_reverse suite:skills/order_left";
+const QUICK: &str = "--set batch_size=4 --set dropout=0 --set max_grad_norm=1 --set eval_steps=0";
+
+fn train(library: &Path, options: &str) -> Ran {
+    words(&format!(
+        "train-experts --json --base pico --library {} --tasks {TASKS} {QUICK} {options}",
+        library.display()
+    ))
+}
+
+fn names(document: &Value, list: &str) -> Vec<String> {
+    document[list].as_array().unwrap().iter().map(|entry| entry["expert"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The mean loss of the router over the tasks.
+fn loss(base: &str, options: &str, router: &str) -> f64 {
+    let scores =
+        words(&format!("eval --json --base {base} {options} --tasks {TASKS} --limit 4 --router {router}")).json();
+    let tasks = scores["results"][router].as_object().unwrap();
+    tasks.values().map(|task| task["metrics"]["loss"]["value"].as_f64().unwrap()).sum::<f64>() / tasks.len() as f64
+}
+
+#[test]
+fn a_fully_fine_tuned_base_is_a_base() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    let options = "--full --set max_steps=4 --set learning_rate=1e-3";
+    let trained = train(&library, options).json();
+    assert_eq!(trained["experts"][0]["steps"], 16, "max_steps counts per task");
+    let model = library.join("models/full");
+    let model = model.display();
+    assert!(loss(&model.to_string(), "", "base") < loss("pico", "", "base"), "training must help");
+
+    let listed = words(&format!("library ls --json --library {}", library.display())).json();
+    assert_eq!((&listed["models"][0], listed["experts"].as_array().unwrap().len()), (&Value::from("full"), 0));
+    let weights = fs::read(library.join("models/full/model.safetensors")).unwrap();
+    assert_eq!(train(&library, options).json()["experts"][0]["status"], "finished before");
+    let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
+    assert!(message.contains("model 'full'") && message.contains("learning_rate was"), "{message}");
+    assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);
+
+    // Adapters are trained over it like over any base, and rows that it was trained on are not scored.
+    words(&format!("base info {model}")).ok();
+    let other = "suite:skills@5/shift_up1";
+    let message = words(&format!("eval --base {model} --tasks {other} --router base")).failed(1);
+    assert!(message.contains("--split all"), "{message}");
+}
+
+#[test]
+fn both_stages_of_mbc_are_one_command() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    let options = "--mbc 2 --set max_steps=10 --set learning_rate=1e-2";
+    let trained = train(&library, options).json();
+    assert_eq!(names(&trained["private"], "experts").len(), 4);
+    assert!(trained["private"]["experts"].as_array().unwrap().iter().all(|expert| expert["steps"] == 4));
+    assert_eq!(names(&trained, "experts"), ["c0", "c1"]);
+    for expert in trained["experts"].as_array().unwrap() {
+        assert_eq!(expert["steps"].as_u64().unwrap(), 6 * expert["tasks"].as_array().unwrap().len() as u64);
+    }
+    let again = train(&library, options).json();
+    let before = |document: &Value| {
+        document["experts"].as_array().unwrap().iter().all(|expert| expert["status"] == "finished before")
+    };
+    assert!(before(&again) && before(&again["private"]));
+    // The same by hand: the two settings, and the clusters between them.
+    let (private, file) = (work.path().join("private"), library.join("clusters.json"));
+    train(&private, "--set max_steps=4 --set learning_rate=1e-2").ok();
+    let by_hand = work.path().join("c.json");
+    words(&format!("cluster --library {} -k 2 --out {}", private.display(), by_hand.display())).ok();
+    let clusters =
+        |file: &Path| serde_json::from_str::<Value>(&fs::read_to_string(file).unwrap()).unwrap()["tasks"].clone();
+    assert_eq!(clusters(&by_hand), clusters(&file));
+    let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
+    assert!(message.contains("max_steps is 1"), "{message}");
+}
+
+#[test]
+fn random_examples_share_the_rows_and_the_steps() {
+    let work = tempfile::tempdir().unwrap();
+    let trained = train(&work.path().join("l"), "--random-examples 3 --set max_steps=6").json();
+    assert_eq!(names(&trained, "experts"), ["examples_0", "examples_1", "examples_2"]);
+    let experts = trained["experts"].as_array().unwrap();
+    let rows: u64 = experts.iter().map(|expert| expert["rows"].as_u64().unwrap()).sum();
+    let joint = train(&work.path().join("j"), "--joint --set max_steps=1").json();
+    assert_eq!(joint["experts"][0]["rows"].as_u64(), Some(rows));
+    assert!(experts.iter().all(|expert| expert["steps"] == 8), "24 steps among three");
+}
+
+#[test]
+fn tasks_are_clustered_by_what_the_base_makes_of_their_text() {
+    let work = tempfile::tempdir().unwrap();
+    let (file, library) = (work.path().join("c.json"), work.path().join("l"));
+    let cluster = |options: &str| {
+        words(&format!("cluster --json --method embedding --tasks {TASKS} -k 2 --out {} {options}", file.display()))
+    };
+    let found = cluster("--base pico").json();
+    let sets: Vec<&str> =
+        found["clusters"].as_array().unwrap().iter().map(|c| c["tasks"][0].as_str().unwrap()).collect();
+    assert_eq!(sets, ["order_left", "shift_up1"]);
+    assert_eq!(found["clusters"][1]["tasks"][1], "shift_up2");
+    assert_eq!(cluster("").code, 2, "no base");
+
+    train(&library, "--set max_steps=1").ok();
+    let of_experts = cluster(&format!("--base pico --library {}", library.display())).json();
+    assert_eq!(of_experts["report"]["clusters"].as_array().unwrap().len(), 2);
+    let clusters: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(clusters["method"], "embedding");
+    assert_eq!(clusters["clusters"]["c0"], serde_json::json!(["order_left", "order_reverse"]));
+    train(&work.path().join("k"), &format!("--set max_steps=1 --clusters {}", file.display())).ok();
+    let one = words(&format!(
+        "cluster --method embedding --base pico --tasks suite:skills/shift_up1 -k 1 --out {} --library {}",
+        file.display(),
+        library.display()
+    ));
+    let message = one.failed(1);
+    assert!(message.contains("is not among --tasks"), "{message}");
+}
