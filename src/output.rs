@@ -2,7 +2,7 @@
 
 use crate::interrupt::{self, Interrupted};
 use anyhow::{Error, Result};
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, TableStyle, Width};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -69,7 +69,7 @@ pub fn failure(error: &Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A table with a line under its header; columns of numbers stand to the right.
+/// A table with a line under its header; columns of numbers stand to the right, long texts are wrapped.
 pub fn table<C: Into<String>>(
     header: impl IntoIterator<Item = C>,
     rows: impl IntoIterator<Item = Vec<String>>,
@@ -82,10 +82,15 @@ pub fn table<C: Into<String>>(
     for (index, column) in table.column_iter_mut().enumerate() {
         if rows.iter().filter_map(|row| row.get(index)).all(|cell| is_number(cell)) {
             column.set_cell_alignment(CellAlignment::Right);
+        } else {
+            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(WIDEST_TEXT)));
         }
     }
     table.trim_fmt()
 }
+
+/// Characters in a line of a cell that is no number.
+const WIDEST_TEXT: u16 = 72;
 
 fn is_number(cell: &str) -> bool {
     cell == ABSENT || cell.chars().all(|c| c.is_ascii_digit() || "+-.e %±KMGiB".contains(c))
@@ -122,6 +127,12 @@ mod tests {
         let rows = [vec!["a".to_owned(), "1.50".to_owned()], vec!["bcd".to_owned(), ABSENT.to_owned()]];
         let text = table(["name", "loss"], rows);
         assert!(text.lines().any(|line| line.contains(" bcd      –")), "{text}");
+    }
+
+    #[test]
+    fn long_texts_are_wrapped() {
+        let text = table(["name", "members"], [vec!["a".to_owned(), "member ".repeat(40)]]);
+        assert!(text.lines().all(|line| line.chars().count() < 100), "{text}");
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct EvalArgs {
     /// The rows that are scored
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
     split: Split,
+    /// Only these of the metrics that the tasks ask for; the loss is always there
+    #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
+    metrics: Vec<Metric>,
     /// Write every row with its scores to samples_ROUTER_TASK.jsonl
     #[arg(long, requires = "out")]
     log_samples: bool,
@@ -68,7 +71,10 @@ impl FromStr for Typed {
 
 /// Scores every router on every task.
 pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
-    let tasks = args.tasks.load()?;
+    let mut tasks = args.tasks.load()?;
+    if !args.metrics.is_empty() {
+        tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
+    }
     let options = Options { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..Options::default() };
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(data)?;

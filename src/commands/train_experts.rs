@@ -38,8 +38,8 @@ pub struct TrainExpertsArgs {
     /// Settings of training, as TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One setting, over those of --config
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Settings over those of --config, such as learning_rate=1e-3 max_steps=100
+    #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 

@@ -36,9 +36,9 @@ impl World {
         let tasks = |part| skills::tasks(skills::SEED, part).into_iter().filter(known).collect();
         let (training, held_out) = (tasks(Part::Training), tasks(Part::HeldOut));
         let settings = Settings {
-            learning_rate: 5e-3,
+            learning_rate: 1e-2,
             max_steps: Some(if quick { 24 } else { STEPS }),
-            batch_size: 8,
+            batch_size: 16,
             max_grad_norm: 1.0,
             dropout: 0.0,
             eval_steps: Some(0),
@@ -50,4 +50,4 @@ impl World {
 }
 
 /// Updates of an expert for each of its tasks.
-const STEPS: usize = 100;
+const STEPS: usize = 60;
