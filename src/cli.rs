@@ -13,12 +13,12 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 const AFTER_HELP: &str = "\
-B, a base: a Hugging Face model folder, or hub:ORG/NAME[@REV].
+B, a base: a Hugging Face model folder, hub:ORG/NAME[@REV], or pico, which is inside the binary.
 [NAME=]T, a task: a task TOML, a JSON, JSONL or gzipped file in a plain form, a folder of any of these, or suite:NAME.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, with everything finished so far kept.";
 
-/// Trains, clusters, routes and evaluates libraries of LoRA adapters.
+/// Trains, clusters, routes, merges and evaluates libraries of LoRA adapters.
 #[derive(Debug, Parser)]
 #[command(name = "lorakit", version, styles = STYLES, after_help = AFTER_HELP)]
 pub struct Cli {

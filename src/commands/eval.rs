@@ -24,7 +24,7 @@ use std::str::FromStr;
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// The library of experts; every router but base needs it

@@ -15,7 +15,7 @@ use std::num::NonZeroUsize;
 /// The arguments of `generate`.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]

@@ -19,7 +19,7 @@ const BATCH_TOKENS: usize = 2048;
 /// The arguments of `logits`.
 #[derive(Args, Debug)]
 pub struct LogitsArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]

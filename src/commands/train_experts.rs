@@ -16,10 +16,28 @@ use lorakit_train::Settings;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+/// The settings of training, for --help.
+pub const SETTINGS: &str = "\
+Settings, with their defaults and the names that PEFT and transformers give them:
+  rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
+  target_modules=attention      or all-linear, names with commas between, or one regular expression
+  tie_qkv=false                 one A for q, k and v
+  learning_rate=1e-4            lr_scheduler=linear (lr_scheduler_type)
+  warmup_ratio=0.06             weight_decay=0                max_grad_norm=0.1, of each expert; 0: none
+  batch_size=16 (per_device_train_batch_size), of each expert
+  gradient_accumulation_steps=1
+  max_steps, per task           or num_epochs=5 (num_train_epochs)
+  max_length=2048               loss_reduction=tokens|rows
+  eval_steps                    updates between validations; 0: none; not given: an epoch
+  save_steps=100                updates between checkpoints; 0: none
+  experts_per_pass              not given: as many as the memory allows
+  gradient_checkpointing=false  less memory for more time";
+
 /// The arguments of `train-experts`.
 #[derive(Args, Debug)]
+#[command(after_help = SETTINGS)]
 pub struct TrainExpertsArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
@@ -129,4 +147,16 @@ fn chosen<'a>(plans: Vec<Plan<'a>>, names: &[String]) -> Result<Vec<Plan<'a>>> {
         bail!("--experts {unknown}: there is no such expert to be trained here; there are {}", known.join(", "));
     }
     Ok(plans.into_iter().filter(|plan| names.is_empty() || names.contains(&plan.name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_every_setting() {
+        let names = Settings::names();
+        let missing: Vec<&str> = names.split(", ").filter(|name| !SETTINGS.contains(*name)).collect();
+        assert!(missing.is_empty(), "{missing:?} of {names}");
+    }
 }
