@@ -23,9 +23,9 @@ pub struct GenerateArgs {
     /// The text to go on from; - reads it from stdin
     #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
     prompt: String,
-    /// Where the text ends at the latest, in tokens
-    #[arg(long, value_name = "N", default_value = "256")]
-    max_new_tokens: NonZeroUsize,
+    /// Where the text ends at the latest, in tokens [default: 256, or what the base has room for]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<NonZeroUsize>,
     /// 0 takes the likeliest token; above, tokens are drawn by --seed, the more freely the higher
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
     temperature: f64,
@@ -55,15 +55,15 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let filling = args.slots.fill(&base, &place, context)?;
     let prompt = prompt(&args.prompt)?;
-    // The base was made for so many tokens, those to be written among them; one at least stays for the prompt.
-    let room = base.config().max_positions.saturating_sub(args.max_new_tokens.get()).max(1);
-    let tokens = Example::encode_prompt(&prompt, &vocabulary, room)?;
     let whole = Example::encode_prompt(&prompt, &vocabulary, usize::MAX)?.len();
+    // The base was made for so many tokens, those to be written among them; one at least stays for the prompt.
+    let positions = base.config().max_positions;
+    let max_new_tokens = args.max_new_tokens.map_or_else(|| new_tokens(whole, positions), NonZeroUsize::get);
+    let tokens = Example::encode_prompt(&prompt, &vocabulary, positions.saturating_sub(max_new_tokens).max(1))?;
     if whole > tokens.len() {
         context.output.notice(format!(
-            "the prompt has {whole} tokens; its last {} are read, which leaves room for {} new ones",
-            tokens.len(),
-            args.max_new_tokens
+            "the prompt has {whole} tokens; its last {} are read, which leaves room for {max_new_tokens} new ones",
+            tokens.len()
         ));
     }
     let choice = if args.temperature == 0.0 {
@@ -72,7 +72,7 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
         Choice::Random { temperature: args.temperature, top_p: args.top_p }
     };
     let config = GenerationConfig {
-        max_new_tokens: args.max_new_tokens.get(),
+        max_new_tokens,
         stop: args.stop,
         choice,
         seed: context.seed,
@@ -97,6 +97,12 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     context.output.result(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "finish": finish }), String::new)
 }
 
+/// How many tokens are written where the user does not say: what a prompt of `whole` tokens leaves room for, and a
+/// few at the prompt's expense where it leaves none.
+fn new_tokens(whole: usize, positions: usize) -> usize {
+    positions.saturating_sub(whole).clamp((positions / 2).clamp(1, 16), 256)
+}
+
 /// The prompt as typed, or what stdin has.
 fn prompt(typed: &str) -> Result<String> {
     if typed != "-" {
@@ -105,4 +111,17 @@ fn prompt(typed: &str) -> Result<String> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).context("the prompt cannot be read from stdin")?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_context_keeps_the_prompt() {
+        assert_eq!(new_tokens(8, 256), 248);
+        assert_eq!(new_tokens(8, 4096), 256);
+        assert_eq!(new_tokens(255, 256), 16);
+        assert_eq!(new_tokens(5, 1), 1);
+    }
 }
