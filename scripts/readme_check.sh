@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Runs the commands of README.md, so that it stays true: the blocks marked `sh` in a folder of their own, one after the
-# other, as a reader would. Blocks marked `sh data` need DATA, a folder with the material that they name, and run with
-# QUICK=1, which the scripts take as a wish to be brief; without DATA they are skipped.
+# Runs the commands of README.md, so that it stays true. Blocks marked `sh root` run here, in the project's folder; those
+# marked `sh` in a folder of their own, one after the other, as a reader would. Blocks marked `sh data` need DATA, a
+# folder with the material that they name, and are skipped without it. QUICK=1 tells the scripts to be brief.
 #
 # Usage: scripts/readme_check.sh
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
-cargo build --release --manifest-path "$root/Cargo.toml"
 
 # The commands of the blocks whose fence has exactly this mark.
 blocks() {
@@ -15,6 +14,11 @@ blocks() {
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
+
+blocks "sh root" > "$work/root.sh"
+cd "$root"
+bash -euxo pipefail "$work/root.sh"
+
 ln -s "$root/configs" "$root/scripts" "$work"
 export PATH="$root/target/release:$PATH" LORAKIT="$root/target/release/lorakit" QUICK=1
 cd "$work"

@@ -12,7 +12,7 @@ out="$1"
 shift
 lorakit="${LORAKIT:-$(dirname "$0")/../target/release/lorakit}"
 routers=(base uniform uniform:mixing=separate arrow arrow:top_k=1 arrow:top_k=8 arrow:top_k=32
-    arrow:temperature=0.1 arrow:temperature=10 arrow:mixing=separate arrow:tie=site oracle)
+    arrow:temperature=0.1 arrow:temperature=10 arrow:mixing=separate oracle)
 
 for seed in "${@:-0}"; do
     for steps in 5 10 20 40 80; do
