@@ -24,7 +24,7 @@ for seed in "${@:-0}"; do
             known=("${routers[@]}")
             if [ "$part" = /heldout ]; then unset 'known[-1]'; fi
             "$lorakit" eval -q --base pico --library "$library" --tasks "suite:skills@$seed$part" --limit 16 \
-                --router "${known[@]}" --out "$library.eval" 2>> "$library.log" | grep -E '^ (loss|exact_match|mean) '
+                --router "${known[@]}" --out "$library.eval" 2>> "$library.log" | sed -n '/mean over tasks/,$p'
         done
     done
 done

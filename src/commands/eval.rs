@@ -262,7 +262,7 @@ fn comparable(before: &Value, now: &Value) -> bool {
             || (before["experts"] == now["experts"] && before["library"] == now["library"]))
 }
 
-/// A table for each metric: tasks by routers, and their means.
+/// A table for each metric, tasks by routers, and one of means.
 fn tables(results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
     let found: BTreeSet<&str> = results
         .routers()
@@ -273,8 +273,25 @@ fn tables(results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
         |name: &&str| Metric::ALL.iter().position(|metric| name.starts_with(metric.name())).unwrap_or(usize::MAX);
     let mut metrics: Vec<&str> = found.into_iter().collect();
     metrics.sort_by_key(place);
-    let texts: Vec<String> = metrics.into_iter().map(|metric| metric_table(metric, results, routers, tasks)).collect();
+    let mut texts: Vec<String> = metrics.iter().map(|metric| metric_table(metric, results, routers, tasks)).collect();
+    if tasks.len() > 1 {
+        texts.push(means(&metrics, results, routers, tasks));
+    }
     texts.join("\n\n")
+}
+
+/// What a reader looks for first, and so comes last: every metric's mean over the tasks that have it.
+fn means(metrics: &[&str], results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
+    let score =
+        |metric: &str, router: &Typed, task: &Task| results.get(&router.text, &task.name)?.metrics.get(metric).copied();
+    let line = |metric: &&str| {
+        let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(metric, router, task).is_some()));
+        let cells =
+            routers.iter().map(|router| cell(mean(tasks.iter().filter_map(|task| score(metric, router, task)))));
+        [(*metric).to_owned(), scored.count().to_string()].into_iter().chain(cells).collect()
+    };
+    let header = ["mean over tasks", "tasks"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
+    table(header, metrics.iter().map(line))
 }
 
 fn metric_table(metric: &str, results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
@@ -290,18 +307,8 @@ fn metric_table(metric: &str, results: &Results, routers: &[Typed], tasks: &[Tas
         let start = [task.name.clone(), rows(task).unwrap_or_default()];
         start.into_iter().chain(routers.iter().map(|router| cell(score(router, task)))).collect()
     };
-    let mut lines: Vec<Vec<String>> = scored.map(line).collect();
-    if lines.len() > 1 {
-        let mean = |router: &Typed| mean(tasks.iter().filter_map(|task| score(router, task)));
-        lines.push(
-            ["mean".to_owned(), ABSENT.to_owned()]
-                .into_iter()
-                .chain(routers.iter().map(|router| cell(mean(router))))
-                .collect(),
-        );
-    }
     let header = [metric, "rows"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
-    table(header, lines)
+    table(header, scored.map(line))
 }
 
 fn cell(score: Option<Score>) -> String {

@@ -71,13 +71,8 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     } else {
         Choice::Random { temperature: args.temperature, top_p: args.top_p }
     };
-    let config = GenerationConfig {
-        max_new_tokens,
-        stop: args.stop,
-        choice,
-        seed: context.seed,
-        ..GenerationConfig::default()
-    };
+    let config =
+        GenerationConfig { max_new_tokens, stop: args.stop, choice, seed: context.seed, ..GenerationConfig::default() };
     let (patches, templates) = (&filling.patches, filling.templates.as_ref());
     let model = Model { base: &base, vocabulary: &vocabulary, patches, templates };
 
