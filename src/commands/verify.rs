@@ -31,7 +31,7 @@ const LONGEST_ROW: usize = 64;
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// The library of experts
