@@ -38,6 +38,9 @@ pub struct ClusterArgs {
     /// clusters.json, as train-experts reads it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Whose form of clusters.json is written; both are read
+    #[arg(long, value_enum, default_value_t = Format::Lorakit)]
+    format: Format,
     /// What of the adapters is compared
     #[arg(long, value_enum, default_value_t = In::Delta)]
     space: In,
@@ -75,6 +78,15 @@ enum By {
     Random,
     /// By the base's own embeddings of the rows of the experts' tasks; needs --base and --tasks
     Embedding,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// With method, tasks and settings
+    Lorakit,
+    /// The lists of experts alone, as mttl reads them
+    Mttl,
 }
 
 /// `--space`.
@@ -136,7 +148,10 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
         let similarity = spaces.get(Space::Delta).context("experts can always be compared by their deltas")?;
         lorakit_adapter::persist::write_file(path, page(&report, similarity).as_bytes())?;
     }
-    clusters.write(&args.out)?;
+    match args.format {
+        Format::Lorakit => clusters.write(&args.out)?,
+        Format::Mttl => clusters.write_mttl(&args.out)?,
+    }
     context.output.result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || summary(&report))
 }
 

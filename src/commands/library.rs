@@ -1,6 +1,6 @@
 //! `library`: the experts of a library.
 
-use super::{library_add, library_check, library_ls, library_show};
+use super::{library_add, library_check, library_export, library_import, library_ls, library_show};
 use crate::context::Context;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -16,12 +16,17 @@ pub enum LibraryCommand {
     Ls(library_ls::LsArgs),
     /// Show all that is known of experts
     Show(NamesArgs),
-    /// Remove experts
+    /// Remove experts. What routers learned from them stays under routers/, where nothing finds it any more: it is kept
+    /// under a hash of the experts that it came from
     Rm(NamesArgs),
     /// Check every expert's files, or one adapter_config.json alone
     Check(library_check::CheckArgs),
     /// Add PEFT adapter folders; the library is made where there is none
     Add(library_add::AddArgs),
+    /// Add adapters of other programs: PEFT folders with .bin weights, and libraries of mttl
+    Import(library_import::ImportArgs),
+    /// Write experts as Hugging Face repositories, one folder each, with a model card
+    Export(library_export::ExportArgs),
 }
 
 /// Experts of a library by name.
@@ -43,6 +48,8 @@ pub fn run(command: LibraryCommand, context: &Context) -> Result<()> {
         LibraryCommand::Rm(args) => rm(&args, context),
         LibraryCommand::Check(args) => library_check::run(&args, context),
         LibraryCommand::Add(args) => library_add::run(&args, context),
+        LibraryCommand::Import(args) => library_import::run(&args, context),
+        LibraryCommand::Export(args) => library_export::run(&args, context),
     }
 }
 

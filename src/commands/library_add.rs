@@ -28,9 +28,13 @@ pub struct AddArgs {
 
 /// `[NAME=]DIR` as typed.
 #[derive(Clone, Debug)]
-struct Named {
-    name: String,
-    folder: PathBuf,
+pub struct Named {
+    /// The name, given or the folder's.
+    pub name: String,
+    /// The folder.
+    pub folder: PathBuf,
+    /// Whether the name was given.
+    pub given: bool,
 }
 
 impl FromStr for Named {
@@ -41,57 +45,68 @@ impl FromStr for Named {
         match text.split_once('=') {
             Some((name, folder)) if !Path::new(text).exists() && !name.contains(['/', '\\']) => match (name, folder) {
                 ("", _) | (_, "") => Err("expected [NAME=]DIR".to_owned()),
-                _ => Ok(Self { name: name.to_owned(), folder: folder.into() }),
+                _ => Ok(Self { name: name.to_owned(), folder: folder.into(), given: true }),
             },
             _ => {
                 let folder = PathBuf::from(text);
                 // `.` and `DIR/..` have no name of their own, but the folder that they mean has.
                 let named = folder.canonicalize().unwrap_or_else(|_| folder.clone());
                 let name = named.file_name().ok_or_else(|| format!("`{text}` names no folder; give NAME={text}"))?;
-                Ok(Self { name: name.to_string_lossy().into_owned(), folder })
+                Ok(Self { name: name.to_string_lossy().into_owned(), folder, given: false })
             }
         }
     }
 }
 
 /// An adapter that is to be added.
-struct Candidate<'a> {
-    named: &'a Named,
-    adapter: Adapter,
-    record: Option<ExpertRecord>,
+pub struct Candidate {
+    /// The expert's name to be.
+    pub name: String,
+    /// Where it is from.
+    pub folder: PathBuf,
+    /// What it is.
+    pub adapter: Adapter,
+    /// How it came about, where that is known.
+    pub record: Option<ExpertRecord>,
 }
 
 /// Adds all adapters, or none where one is not fit.
 pub fn run(args: &AddArgs, context: &Context) -> Result<()> {
-    let mut names = BTreeSet::new();
-    if let Some(twice) = args.adapters.iter().find(|named| !names.insert(&named.name)) {
-        bail!("two adapters would be named `{}`; name one of them: NAME={}", twice.name, twice.folder.display());
-    }
     let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
-    let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
-    for candidate in &candidates {
-        let check = || base.as_ref().map_or(Ok(()), |base| candidate.adapter.check_against(&base.modules()));
-        check().with_context(|| candidate.named.folder.display().to_string())?;
-        candidate
-            .adapter
-            .notices()
-            .iter()
-            .for_each(|notice| context.output.notice(format!("{}: {notice}", candidate.named.folder.display())));
-    }
-    let library = Library::open_or_create(&args.library, base.as_ref().map(|base| base.identity()))?;
-    let _lock = library.lock()?;
-    ensure_fit(&library, &candidates)?;
-    for Candidate { named, adapter, record } in &candidates {
-        let adapter =
-            base.as_ref().map_or_else(|| adapter.clone(), |base| adapter.clone().named_within(&base.modules()));
-        library.add(&named.name, &adapter, record.as_ref())?;
-    }
-    report(args, &candidates, context)
+    admit(&args.library, args.base.as_ref(), &candidates, context)
 }
 
-impl<'a> Candidate<'a> {
-    fn read(named: &'a Named) -> Result<Self> {
-        Ok(Self { named, adapter: Adapter::read(&named.folder)?, record: record_beside(&named.folder)? })
+/// Adds candidates to the library at `root`, all or none, and tells which.
+pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], context: &Context) -> Result<()> {
+    let mut names = BTreeSet::new();
+    if let Some(twice) = candidates.iter().find(|candidate| !names.insert(&candidate.name)) {
+        bail!("two adapters would be named `{}`; name one of them: NAME={}", twice.name, twice.folder.display());
+    }
+    let base = base.map(|base| base.open(context)).transpose()?;
+    for Candidate { folder, adapter, .. } in candidates {
+        let check = || base.as_ref().map_or(Ok(()), |base| adapter.check_against(&base.modules()));
+        check().with_context(|| folder.display().to_string())?;
+        adapter.notices().iter().for_each(|notice| context.output.notice(format!("{}: {notice}", folder.display())));
+    }
+    let library = Library::open_or_create(root, base.as_ref().map(|base| base.identity()))?;
+    let _lock = library.lock()?;
+    ensure_fit(&library, candidates)?;
+    for Candidate { name, adapter, record, .. } in candidates {
+        let adapter =
+            base.as_ref().map_or_else(|| adapter.clone(), |base| adapter.clone().named_within(&base.modules()));
+        library.add(name, &adapter, record.as_ref())?;
+    }
+    report(root, candidates, context)
+}
+
+impl Candidate {
+    fn read(named: &Named) -> Result<Self> {
+        Ok(Self {
+            name: named.name.clone(),
+            folder: named.folder.clone(),
+            adapter: Adapter::read(&named.folder)?,
+            record: record_beside(&named.folder)?,
+        })
     }
 }
 
@@ -101,13 +116,12 @@ fn ensure_fit(library: &Library, candidates: &[Candidate]) -> Result<()> {
         Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),
         None => None,
     };
-    for Candidate { named, adapter, record } in candidates {
-        let folder = named.folder.display();
+    for Candidate { name, folder, adapter, record } in candidates {
+        let folder = folder.display();
         ensure!(
-            !library.contains(&named.name),
-            "{}: the expert `{}` exists already; give another name (NAME={folder}), or remove it with `library rm`",
+            !library.contains(name),
+            "{}: the expert `{name}` exists already; give another name (NAME={folder}), or remove it with `library rm`",
             library.root().display(),
-            named.name
         );
         if let (Some(trained), Some(base)) =
             (record.as_ref().and_then(|record| record.base_fingerprint.as_ref()), library.base())
@@ -142,21 +156,16 @@ fn ensure_same_widths(adapter: &Adapter, other: &Adapter) -> Result<()> {
     Ok(())
 }
 
-fn report(args: &AddArgs, candidates: &[Candidate], context: &Context) -> Result<()> {
-    let added = |Candidate { named, adapter, .. }: &Candidate| {
+fn report(root: &Path, candidates: &[Candidate], context: &Context) -> Result<()> {
+    let added = |Candidate { name, folder, adapter, .. }: &Candidate| {
         let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
-        json!({ "name": named.name, "from": named.folder, "modules": modules, "parameters": parameters })
+        json!({ "name": name, "from": folder, "modules": modules, "parameters": parameters })
     };
-    let document = json!({ "library": args.library, "added": candidates.iter().map(added).collect::<Vec<_>>() });
+    let document = json!({ "library": root, "added": candidates.iter().map(added).collect::<Vec<_>>() });
     context.output.result(&document, || {
-        let line = |candidate: &Candidate| {
-            let adapter = &candidate.adapter;
-            vec![
-                candidate.named.name.clone(),
-                adapter.modules().len().to_string(),
-                adapter.parameters().to_string(),
-                candidate.named.folder.display().to_string(),
-            ]
+        let line = |Candidate { name, folder, adapter, .. }: &Candidate| {
+            let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
+            vec![name.clone(), modules.to_string(), parameters.to_string(), folder.display().to_string()]
         };
         table(["added", "modules", "parameters", "from"], candidates.iter().map(line))
     })

@@ -9,6 +9,8 @@ mod generate;
 mod library;
 mod library_add;
 mod library_check;
+mod library_export;
+mod library_import;
 mod library_ls;
 mod library_show;
 mod logits;

@@ -97,13 +97,16 @@ impl Clusters {
         Ok(Self { method, clusters, settings })
     }
 
-    /// Reads clusters.json. Unknown keys, doubled keys and contradictions are errors.
+    /// Reads clusters.json, in our form or in mttl's. Unknown keys, doubled keys and contradictions are errors.
     ///
     /// # Errors
     /// If the file cannot be read or is not a valid clusters file.
     pub fn read(path: &Path) -> Result<Self> {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+        if let Some(clusters) = Self::of_mttl(&text) {
+            return clusters.map_err(|error| refuse(error.to_string()));
+        }
         serde_json::from_str(&text).map_err(|error| {
             refuse(format!("{error}; expected {{\"method\": ..., \"clusters\": {{NAME: [EXPERT, ...]}}, \"tasks\": {{NAME: [TASK, ...]}}}}"))
         })

@@ -48,6 +48,7 @@ mod html;
 mod kmeans;
 mod layout;
 mod mbc;
+mod mttl;
 mod partition;
 #[cfg(test)]
 mod planted;

@@ -8,6 +8,7 @@ mod configs;
 mod folders;
 mod library;
 mod mttl;
+mod mttl_library;
 mod published;
 mod refusals;
 

@@ -1,0 +1,198 @@
+//! Libraries of mttl, written here byte by byte as torch.save writes them, from the numbers of mttl's own experts.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use lorakit_adapter::{Adapter, LowRank, Matrix, MttlExpert, mttl_experts};
+use serde_json::Value;
+use zip::CompressionMethod::Stored;
+use zip::write::{SimpleFileOptions, ZipWriter};
+
+use crate::shared;
+
+/// A pickle of protocol 2 in the making.
+struct Pickler(Vec<u8>);
+
+impl Pickler {
+    fn new() -> Self {
+        Self(b"\x80\x02".to_vec())
+    }
+
+    fn text(&mut self, text: &str) -> &mut Self {
+        self.0.push(b'X');
+        self.0.extend((text.len() as u32).to_le_bytes());
+        self.0.extend(text.as_bytes());
+        self
+    }
+
+    fn whole(&mut self, number: usize) -> &mut Self {
+        self.0.push(b'J');
+        self.0.extend((number as i32).to_le_bytes());
+        self
+    }
+
+    fn float(&mut self, number: f64) -> &mut Self {
+        self.0.push(b'G');
+        self.0.extend(number.to_be_bytes());
+        self
+    }
+
+    fn codes(&mut self, codes: &[u8]) -> &mut Self {
+        self.0.extend(codes);
+        self
+    }
+
+    /// A call of `_rebuild_tensor_v2` over a storage of floats.
+    fn tensor(&mut self, storage: &str, values: usize, shape: [usize; 2], strides: [usize; 2]) -> &mut Self {
+        self.codes(b"ctorch._utils\n_rebuild_tensor_v2\n((").text("storage").codes(b"ctorch\nFloatStorage\n");
+        self.text(storage).text("cpu").whole(values).codes(b"tQ").whole(0);
+        for pair in [shape, strides] {
+            self.whole(pair[0]).whole(pair[1]).codes(b"\x86");
+        }
+        self.codes(b"\x89ccollections\nOrderedDict\n)RtR")
+    }
+}
+
+fn save(path: &Path, pickle: &[u8], storages: &[Vec<f32>]) {
+    let mut zip = ZipWriter::new(File::create(path).unwrap());
+    let options = SimpleFileOptions::default().compression_method(Stored);
+    let mut part = |name: String, bytes: &[u8]| {
+        zip.start_file(name, options).unwrap();
+        zip.write_all(bytes).unwrap();
+    };
+    part("archive/data.pkl".to_owned(), pickle);
+    part("archive/byteorder".to_owned(), b"little");
+    for (at, values) in storages.iter().enumerate() {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        part(format!("archive/data/{at}"), &bytes);
+    }
+    zip.finish().unwrap();
+}
+
+/// What is known of an expert, as mttl keeps it.
+fn save_about(path: &Path, rank: usize, alpha: f64, tied: bool, deleted: bool) {
+    let mut pickle = Pickler::new();
+    pickle.codes(b"}(").text("expert_task_name").text("boolq,piqa").text("expert_model").text("microsoft/phi-2");
+    pickle.text("expert_deleted").codes(if deleted { b"\x88" } else { b"\x89" });
+    pickle.text("expert_config").codes(b"}(").text("lora_rank").whole(rank).text("lora_alpha").float(alpha);
+    pickle.text("tie_params");
+    if tied {
+        pickle.text("q_proj.lora_a|k_proj.lora_a");
+    } else {
+        pickle.codes(b"N");
+    }
+    // What a loader would run stands where nothing is looked for.
+    pickle.codes(b"u").text("training_config").codes(b"cos\nsystem\n").text("false").codes(b"\x85Ru.");
+    save(path, &pickle.0, &[]);
+}
+
+/// Tensors of two dimensions as a state dict; one of a module that `turned` names is stored column by column.
+fn save_weights(path: &Path, tensors: &[(&str, Matrix)], turned: &str) {
+    let (mut pickle, mut storages) = (Pickler::new(), Vec::new());
+    pickle.codes(b"ccollections\nOrderedDict\n)R(");
+    for (at, (key, matrix)) in tensors.iter().enumerate() {
+        let (rows, columns, values) = (matrix.rows(), matrix.cols(), matrix.values());
+        let strides = if key.contains(turned) { [1, rows] } else { [columns, 1] };
+        pickle.text(key).tensor(&at.to_string(), values.len(), [rows, columns], strides);
+        storages.push(match key.contains(turned) {
+            false => values.into_owned(),
+            true => (0..columns).flat_map(|c| values.iter().skip(c).step_by(columns).copied()).collect(),
+        });
+    }
+    pickle.codes(b"u}").text("_metadata").codes(b"}sb.");
+    save(path, &pickle.0, &storages);
+}
+
+fn stored(value: &Value) -> Matrix {
+    let rows: Vec<Vec<f32>> = serde_json::from_value(value.clone()).unwrap();
+    Matrix::new(rows.len(), rows[0].len(), rows.concat()).unwrap()
+}
+
+fn transposed(matrix: &Matrix) -> Matrix {
+    let values = matrix.values();
+    let turned = (0..matrix.cols()).flat_map(|c| values.iter().skip(c).step_by(matrix.cols()).copied()).collect();
+    Matrix::new(matrix.cols(), matrix.rows(), turned).unwrap()
+}
+
+#[test]
+fn experts_of_mttl_are_read_as_they_are_meant() {
+    let Some(path) = shared("oracles/mttl_oracle.json") else { return };
+    let oracle: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    for (name, tensors) in oracle["experts"].as_object().unwrap() {
+        let tensors: Vec<(&str, Matrix)> =
+            tensors.as_object().unwrap().iter().map(|(key, value)| (key.as_str(), stored(value))).collect();
+        save_weights(&place(&format!("{name}.ckpt")), &tensors, "q_proj.lora_b");
+        save_about(&place(&format!("{name}.meta")), 2, 16.0, false, name == "e3");
+    }
+    assert_eq!(mttl_experts(folder.path()).unwrap(), ["e0", "e1", "e2", "e3"]);
+    for name in ["e0", "e3"] {
+        let read = MttlExpert::read(folder.path(), name).unwrap();
+        assert_eq!((read.deleted, read.tasks), (name == "e3", vec!["boolq".to_owned(), "piqa".to_owned()]));
+        assert_eq!(read.adapter.facts().base_model.as_deref(), Some("microsoft/phi-2"));
+        assert_eq!(read.adapter.modules().len(), oracle["experts"][name].as_object().unwrap().len() / 2);
+        for (module, update) in read.adapter.modules() {
+            let half = |half: &str| transposed(&stored(&oracle["experts"][name][format!("{module}.{half}")]));
+            let expected = LowRank::new(half("lora_a"), half("lora_b"), 8.0).unwrap();
+            assert_eq!(update, &expected, "{name}, {module}");
+        }
+        // What was read is an adapter that PEFT reads.
+        let written = place(&format!("peft-{name}"));
+        read.adapter.write(&written).unwrap();
+        assert_eq!(Adapter::read(&written).unwrap().modules(), read.adapter.modules());
+    }
+}
+
+#[test]
+fn tied_matrices_are_given_to_each_of_their_modules() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let matrix = |rows, columns, from: f32| {
+        Matrix::new(rows, columns, (0..rows * columns).map(|at| from + at as f32).collect()).unwrap()
+    };
+    let tensors = [
+        ("m.layers.0.q_proj.lora_a", matrix(3, 2, 1.0)),
+        ("m.layers.0.q_proj.lora_b", matrix(2, 4, 20.0)),
+        ("m.layers.0.k_proj.lora_b", matrix(2, 1, 40.0)),
+    ];
+    save_weights(&place("a.ckpt"), &tensors, "none");
+    save_about(&place("a.meta"), 2, 16.0, true, false);
+    let adapter = MttlExpert::read(folder.path(), "a").unwrap().adapter;
+    let modules = adapter.modules();
+    assert_eq!(modules["m.layers.0.q_proj"].a(), modules["m.layers.0.k_proj"].a());
+    assert_eq!(modules["m.layers.0.k_proj"].b(), &transposed(&tensors[2].1));
+
+    let refused = |parts: &[&str]| {
+        let error = format!("{:#}", MttlExpert::read(folder.path(), "a").unwrap_err());
+        parts.iter().for_each(|part| assert!(error.contains(part), "{error}"));
+    };
+    save_about(&place("a.meta"), 2, 16.0, false, false);
+    refused(&["a.ckpt", "m.layers.0.k_proj.lora_a", "missing"]);
+    save_about(&place("a.meta"), 3, 16.0, true, false);
+    refused(&["a.ckpt", "rank 2", "lora_rank", "3"]);
+    save_about(&place("a.meta"), 2, f64::NAN, true, false);
+    refused(&["a.meta", "lora_alpha", "NaN"]);
+    save_about(&place("a.meta"), 2, 16.0, true, false);
+    save_weights(&place("a.ckpt"), &[("m.layers.0.q_proj.weight", matrix(2, 2, 1.0))], "none");
+    refused(&["a.ckpt", "q_proj.weight", "no LoRA's"]);
+    let bytes = fs::read(place("a.ckpt")).unwrap();
+    fs::write(place("a.ckpt"), &bytes[..bytes.len() / 2]).unwrap();
+    refused(&["a.ckpt", "zip"]);
+}
+
+#[test]
+fn tensors_that_claim_more_than_is_there_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    save_about(&folder.path().join("a.meta"), 2, 16.0, false, false);
+    for (shape, strides) in
+        [([1 << 15, 1 << 15], [0, 0]), ([2, 2], [1 << 30, 1]), ([4, 4], [4, 1]), ([i32::MAX as usize; 2], [1, 1])]
+    {
+        let mut pickle = Pickler::new();
+        pickle.codes(b"}").text("m.q.lora_b").tensor("0", 1 << 30, shape, strides).codes(b"s.");
+        save(&folder.path().join("a.ckpt"), &pickle.0, &[vec![1.0; 8]]);
+        let error = format!("{:#}", MttlExpert::read(folder.path(), "a").unwrap_err());
+        assert!(error.contains("m.q.lora_b") && error.contains("does not fit 8 values"), "{error}");
+    }
+}

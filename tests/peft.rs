@@ -1,0 +1,144 @@
+//! PEFT and transformers load what lorakit writes and give the same logits, and torch's pickles are imported.
+//!
+//! Needs a Python with torch, transformers and peft: `python3`, or the one that `LORAKIT_PYTHON` names. Without it, the
+//! tests are skipped with a notice.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::{run, shared, words};
+use lorakit_adapter::Adapter;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The largest difference of logits between two programs in f32. `rs` has updates so large that roundings of PEFT's
+/// own are 1.5e-4; see tests/parity.rs.
+const TOLERANCE: f64 = 4e-4;
+
+/// A Python with what the script needs.
+fn python() -> Option<String> {
+    let python = std::env::var("LORAKIT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import torch, transformers, peft, safetensors"]).output();
+    if has.is_ok_and(|ran| ran.status.success()) {
+        return Some(python);
+    }
+    eprintln!("skipped: no Python with torch, transformers and peft; LORAKIT_PYTHON can name one");
+    None
+}
+
+/// Runs the script, which must succeed.
+fn script(python: &str, arguments: &[&str]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peft_check.py");
+    let ran = Command::new(python).arg(path).args(arguments).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+/// Cases for the script, in a folder to work in.
+struct Cases {
+    folder: tempfile::TempDir,
+    list: Vec<Value>,
+}
+
+impl Cases {
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Has lorakit compute the logits of a base, alone or with an adapter.
+    fn add(&mut self, base: &str, adapter: Option<&str>, ids: &Path) {
+        let logits = self.path(&format!("logits{}.safetensors", self.list.len()));
+        let ids = ids.to_str().unwrap();
+        let options = adapter.map(|adapter| ["--adapter", adapter]);
+        let fixed = ["logits", "--base", base, "--input", ids, "--out", &logits];
+        run(fixed.into_iter().chain(options.into_iter().flatten())).ok();
+        self.list.push(json!({ "base": base, "adapter": adapter, "ids": ids, "logits": logits }));
+    }
+
+    /// The largest difference of each case.
+    fn differences(&self, python: &str) -> Vec<f64> {
+        let file = self.path("cases.json");
+        fs::write(&file, serde_json::to_string(&self.list).unwrap()).unwrap();
+        serde_json::from_str(script(python, &["compare", &file]).lines().last().unwrap()).unwrap()
+    }
+}
+
+fn write_ids(path: &Path, vocabulary: i64) {
+    let ids: Vec<u8> = (0..2 * 20).flat_map(|at: i64| (at * at * 7 % vocabulary).to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![2, 20], &ids).unwrap();
+    fs::write(path, safetensors::serialize([("input_ids", view)], None).unwrap()).unwrap();
+}
+
+#[test]
+fn peft_computes_what_lorakit_does_with_what_lorakit_wrote() {
+    let Some(python) = python() else { return };
+    let mut cases = Cases { folder: tempfile::tempdir().unwrap(), list: Vec::new() };
+
+    // Trained here, exported and merged; on the embedded base, so that no other material is needed.
+    let (library, pico, ids) = (cases.path("pico-library"), cases.path("pico"), cases.folder.path().join("ids"));
+    words(&format!("base write --out {pico}")).ok();
+    words(&format!(
+        "train-experts --base {pico} --tasks suite:skills --library {library} -q --set max_steps=3 --set batch_size=2 \
+         --set eval_steps=0 --set learning_rate=3e-2 --set rank=2 --set target_modules=all-linear"
+    ))
+    .ok();
+    let document = words(&format!("library export --library {library} --out {} --json", cases.path("hub"))).json();
+    write_ids(&ids, 99);
+    for of in document["exported"].as_array().unwrap().iter().take(2) {
+        cases.add(&pico, of["folder"].as_str(), &ids);
+    }
+    for method in ["cat", "ties_svd:density=0.3"] {
+        let out = cases.path(&format!("pico-{}", &method[..3]));
+        words(&format!("merge --library {library} --method {method} --base {pico} --out {out}")).ok();
+        cases.add(&pico, Some(&out), &ids);
+    }
+    let model = cases.path("pico-model");
+    words(&format!("merge --library {library} --method cat --base {pico} --into-base --out {model}")).ok();
+    cases.add(&model, None, &ids);
+
+    // Every form of base, with experts of several ranks, scales and module sets.
+    for name in ["mistral", "phi", "window", "llama3"] {
+        let Some(oracle) = shared(&format!("oracles/peft/{name}")) else { break };
+        let (base, library) = (oracle.join("base").display().to_string(), cases.path(name));
+        let adapters = ["e0", "e1", "e3", "rs"].map(|name| oracle.join("adapters").join(name).display().to_string());
+        let fixed = ["library", "add", "--library", &library, "--base", &base].map(str::to_owned);
+        run(fixed.into_iter().chain(adapters)).ok();
+        let (adapter, model) = (cases.path(&format!("{name}-adapter")), cases.path(&format!("{name}-model")));
+        let merge = format!("merge --library {library} --method cat --weights=0.5,-0.7,0.4,0.2 --base {base}");
+        words(&format!("{merge} --out {adapter}")).ok();
+        words(&format!("{merge} --out {model} --into-base")).ok();
+        let ids = oracle.join("expected.safetensors");
+        cases.add(&base, Some(&adapter), &ids);
+        cases.add(&model, None, &ids);
+        cases.add(&base, Some(&format!("{library}/experts/rs")), &ids);
+    }
+
+    let differences = cases.differences(&python);
+    for (case, difference) in cases.list.iter().zip(&differences) {
+        eprintln!("{difference:.1e} {} {}", case["base"], case["adapter"]);
+    }
+    assert!(differences.len() >= 5 && differences.iter().all(|difference| *difference < TOLERANCE), "{differences:?}");
+}
+
+#[test]
+fn a_library_of_real_pickles_is_imported() {
+    let Some(python) = python() else { return };
+    let Some(oracle) = shared("oracles/peft/phi") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["e0", "e1"] {
+        let adapter: PathBuf = oracle.join("adapters").join(name);
+        script(&python, &["write-mttl", adapter.to_str().unwrap(), &path("mttl"), name]);
+    }
+    let base = oracle.join("base").display().to_string();
+    run(["library", "import", "--library", &path("library"), "--base", &base, &path("mttl")]).ok();
+    for name in ["e0", "e1"] {
+        let before = Adapter::read(&oracle.join("adapters").join(name)).unwrap();
+        let after = Adapter::read(&folder.path().join("library/experts").join(name)).unwrap();
+        assert_eq!(before.modules(), after.modules());
+    }
+    let shown = run(["library", "show", "--library", &path("library"), "e0", "--json"]).json();
+    assert_eq!(shown["experts"][0]["record"]["settings"]["imported"]["tasks"], json!(["boolq", "piqa"]));
+}
