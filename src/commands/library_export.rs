@@ -69,8 +69,8 @@ impl<'a> Exported<'a> {
     fn of(library: &Library, name: &'a str) -> Result<Self> {
         let adapter = library.adapter(name)?;
         let own = adapter.facts().base_model.clone();
-        let known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
-        let hub_base = known.filter(|base| is_repository(base)).next();
+        let mut known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
+        let hub_base = known.find(|base| is_repository(base));
         let facts = Facts { base_model: hub_base.clone().or(own), ..adapter.facts().clone() };
         // Where the rows lay is of no use elsewhere, and nobody's business.
         let shortened = |task: TaskRecord| {

@@ -127,7 +127,7 @@ impl<'a> Machine<'a> {
                 0x95 => drop(self.take::<8>()?),
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
-                b'1' => drop(self.to_mark()?),
+                b'1' => drop(self.above_mark()?),
                 b'2' => {
                     let top = self.top()?;
                     self.stack.push(top);
@@ -190,11 +190,11 @@ impl<'a> Machine<'a> {
             b']' | 0x8f => self.push(Value::List(Vec::new())),
             b'}' => self.push(Value::Dict(Vec::new())),
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push(Value::Tuple(items));
             }
             0x91 | b'l' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push(Value::List(items));
             }
             0x85..=0x87 => {
@@ -207,7 +207,7 @@ impl<'a> Machine<'a> {
                 self.extend(vec![item])?;
             }
             b'e' | 0x90 => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.extend(items)?;
             }
             b's' => {
@@ -215,11 +215,11 @@ impl<'a> Machine<'a> {
                 self.insert(&[key, value])?;
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.insert(&items)?;
             }
             b'd' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push(Value::Dict(Vec::new()));
                 self.insert(&items)?;
             }
@@ -311,7 +311,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The values above the last mark, which goes with them.
-    fn to_mark(&mut self) -> Result<Vec<Place>> {
+    fn above_mark(&mut self) -> Result<Vec<Place>> {
         let height = self.marks.pop().context("there is no mark")?;
         ensure!(height <= self.stack.len(), "the mark is above the stack");
         Ok(self.stack.split_off(height))

@@ -174,6 +174,57 @@ fn merges_of_deltas_do_not_depend_on_how_they_are_factored() {
     }
 }
 
+/// Those that work on A and B, each for itself, by name and convention. All others look at deltas alone.
+const ON_FACTORS: [(&str, &str); 7] = [
+    ("linear", "peft"),
+    ("linear", "paper"),
+    ("ties", "peft"),
+    ("ties", "paper"),
+    ("dare_linear", "peft"),
+    ("dare_ties", "peft"),
+    ("magnitude_prune", "peft"),
+];
+
+#[test]
+fn every_other_merge_in_every_convention_does_not_depend_on_it_either() {
+    let (experts, weights) = (mixed(), [0.7, 0.9, 0.4]);
+    let turned: Vec<Expert> = experts.iter().map(gauged).collect();
+    let mut checked = 0;
+    for about in MERGES {
+        for convention in ["", "peft", "mergekit", "paper"] {
+            let Some(text) = at_full_rank(about.name, convention) else { continue };
+            let named = text.parse::<Merge>().unwrap().to_string();
+            if ON_FACTORS.iter().any(|(name, of)| about.name == *name && named.contains(&format!("convention={of}"))) {
+                continue;
+            }
+            let (first, second) = (merge(&text, &experts, &weights), merge(&text, &turned, &weights));
+            for (module, update) in first.adapter.modules() {
+                let expected: Vec<f64> = update.delta().into_iter().map(f64::from).collect();
+                assert_delta(&second.adapter.modules()[module], &expected, 1e-5, &format!("{text}, {module}"));
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 2 * MERGES.len() - ON_FACTORS.len(), "{checked}");
+}
+
+/// A merge in a convention, if it has it, with a density that drops something and a rank that cuts nothing off.
+fn at_full_rank(name: &str, convention: &str) -> Option<String> {
+    let settings = [("convention", convention), ("density", "0.6"), ("gamma", "0.1"), ("rank", "full")];
+    let mut text = name.to_owned();
+    for (key, value) in settings.into_iter().filter(|(_, value)| !value.is_empty()) {
+        let separator = if text.contains(':') { ',' } else { ':' };
+        let more = format!("{text}{separator}{key}={value}");
+        match more.parse::<Merge>() {
+            Ok(_) => text = more,
+            Err(_) if key == "convention" => return None,
+            // A setting that this merge does not have.
+            Err(_) => {}
+        }
+    }
+    Some(text)
+}
+
 #[test]
 fn at_density_one_dare_is_task_arithmetic_and_ties_of_agreeing_signs_is_the_mean() {
     let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
