@@ -1,7 +1,7 @@
-//! Ctrl-C: the process ends at once, unless a command has asked to be told first.
+//! Ctrl-C, and what else asks a process to end: it ends at once, unless a command has asked to be told first.
 
 use anyhow::{Context as _, Result};
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +17,14 @@ impl Interrupt {
     /// Takes charge of Ctrl-C. All files are written under temporary names, so ending at once leaves none half done.
     pub fn install() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(true));
-        // In this order: the process ends by what the signals before this one have set.
-        signal_hook::flag::register_conditional_shutdown(SIGINT, EXIT_CODE.into(), stop.clone())
-            .and_then(|_| signal_hook::flag::register(SIGINT, stop.clone()))
-            .context("Ctrl-C cannot be handled")?;
+        // SIGTERM is what a queueing system sends before it kills.
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the process ends by what the signals before this one have set.
+            signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone())
+                .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+                .context("Ctrl-C cannot be handled")?;
+        }
+        survive_full_files()?;
         Ok(Self(stop))
     }
 
@@ -29,6 +33,15 @@ impl Interrupt {
         self.0.store(false, Ordering::Relaxed);
         &self.0
     }
+}
+
+/// A file grown beyond the limit that the shell sets (`ulimit -f`) kills a process without a word; caught, it is a
+/// failed write like any other, whose error names the file.
+fn survive_full_files() -> Result<()> {
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))
+        .context("SIGXFSZ cannot be handled")?;
+    Ok(())
 }
 
 /// The error of a command that stopped because it was asked to; the message says how to go on.

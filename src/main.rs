@@ -11,6 +11,7 @@ mod demo;
 mod embedding;
 mod experts;
 mod interrupt;
+mod lock;
 mod mbc;
 mod merge_record;
 mod merged_base;

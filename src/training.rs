@@ -8,7 +8,7 @@ use crate::output::{counted, number, table};
 use crate::plan::{Plan, jobs};
 use crate::progress;
 use anyhow::{Result, ensure};
-use lorakit_adapter::{ExpertRecord, Library, LibraryLock};
+use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
 use lorakit_task::Vocabulary;
 use lorakit_train::{Model, Options, Settings, Summary};
@@ -55,15 +55,6 @@ struct Row {
     steps: usize,
     train_loss: Option<f64>,
     validation_loss: Option<f64>,
-}
-
-/// The right to change a library; tells the user where it has to be waited for.
-pub fn locked(library: &Library, context: &Context) -> Result<LibraryLock> {
-    if let Some(lock) = library.try_lock()? {
-        return Ok(lock);
-    }
-    context.output.status(format!("waiting for another process that changes {}", library.root().display()));
-    library.lock()
 }
 
 impl World<'_> {
@@ -148,8 +139,13 @@ impl Trained {
             )
             .into());
         }
-        let failed: Vec<String> = self.summary.failed.iter().map(|(name, why)| format!("`{name}` {why}")).collect();
-        ensure!(failed.is_empty(), "{} failed: {}", counted(failed.len(), "expert"), failed.join("; "));
+        let failed: Vec<String> = self.summary.failed.iter().map(|(name, why)| format!("`{name}`: {why}")).collect();
+        ensure!(
+            failed.is_empty(),
+            "{} failed, and what else was finished is in the library: {}; --restart would train what failed anew",
+            counted(failed.len(), "expert"),
+            failed.join("; ")
+        );
         Ok(())
     }
 }

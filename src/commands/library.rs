@@ -2,6 +2,7 @@
 
 use super::{library_add, library_check, library_export, library_import, library_ls, library_show};
 use crate::context::Context;
+use crate::lock::lock;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_adapter::Library;
@@ -55,7 +56,7 @@ pub fn run(command: LibraryCommand, context: &Context) -> Result<()> {
 
 fn rm(args: &NamesArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
-    let _lock = library.lock()?;
+    let _lock = lock(&library, context)?;
     // A name that is not there is found before anything is removed.
     args.names.iter().try_for_each(|name| library.expert_folder(name).map(|_| ()))?;
     args.names.iter().collect::<BTreeSet<_>>().into_iter().try_for_each(|name| library.remove(name))?;

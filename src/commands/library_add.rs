@@ -3,6 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::record_beside;
+use crate::lock::lock;
 use crate::output::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -89,13 +90,18 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
         adapter.notices().iter().for_each(|notice| context.output.notice(format!("{}: {notice}", folder.display())));
     }
     let library = Library::open_or_create(root, base.as_ref().map(|base| base.identity()))?;
-    let _lock = library.lock()?;
+    let _lock = lock(&library, context)?;
     ensure_fit(&library, candidates)?;
-    for Candidate { name, adapter, record, .. } in candidates {
-        let adapter =
-            base.as_ref().map_or_else(|| adapter.clone(), |base| adapter.clone().named_within(&base.modules()));
-        library.add(name, &adapter, record.as_ref())?;
-    }
+    let within = |candidate: &Candidate| match &base {
+        Some(base) => candidate.adapter.clone().named_within(&base.modules()),
+        None => candidate.adapter.clone(),
+    };
+    let adapters: Vec<Adapter> = candidates.iter().map(within).collect();
+    let entry = |(candidate, adapter)| {
+        let Candidate { name, record, .. }: &Candidate = candidate;
+        (name.as_str(), adapter, record.as_ref())
+    };
+    library.add_all(&candidates.iter().zip(&adapters).map(entry).collect::<Vec<_>>())?;
     report(root, candidates, context)
 }
 

@@ -4,6 +4,7 @@ use super::world::World;
 use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
+use crate::lock::lock;
 use crate::plan::{self, Plan, jobs};
 use crate::progress;
 use anyhow::{Context as _, Result, ensure};
@@ -61,7 +62,7 @@ pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, F
 fn train(world: &World, root: &Path, plans: &[Plan], context: &Context) -> Result<Opened> {
     let jobs = jobs(plans, &world.base, &world.vocabulary, &world.settings, context)?;
     let library = Library::open_or_create(root, Some(world.base.identity()))?;
-    let _lock = library.lock()?;
+    let _lock = lock(&library, context)?;
     let options = Options { seed: context.seed, restart: false, stop: context.interrupt.hold() };
     let mut bars = progress::Training::new(context.output);
     let watch = &mut |event: lorakit_train::Event| bars.watch(event);

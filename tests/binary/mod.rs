@@ -16,14 +16,25 @@ pub struct Ran {
     pub stderr: String,
 }
 
+/// `lorakit` with `arguments`, not started yet.
+pub fn command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lorakit"));
+    command.args(arguments);
+    command
+}
+
 /// Runs `lorakit` with `arguments`.
 pub fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Ran {
-    let Output { status, stdout, stderr } =
-        Command::new(env!("CARGO_BIN_EXE_lorakit")).args(arguments).output().unwrap();
-    Ran {
-        code: status.code().unwrap(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
+    command(arguments).output().unwrap().into()
+}
+
+impl From<Output> for Ran {
+    fn from(Output { status, stdout, stderr }: Output) -> Self {
+        Self {
+            code: status.code().unwrap_or_else(|| panic!("ended by {status}")),
+            stdout: String::from_utf8(stdout).unwrap(),
+            stderr: String::from_utf8(stderr).unwrap(),
+        }
     }
 }
 

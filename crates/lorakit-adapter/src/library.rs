@@ -1,6 +1,6 @@
 //! A library: a folder of experts, each a PEFT folder, and what is known of how they came about.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
-use crate::models::MODELS;
 use crate::nearest::nearest;
 use crate::peft_folder::WEIGHTS_FILE;
 use crate::persist;
@@ -20,8 +19,7 @@ const FORMAT: u32 = 1;
 
 const INDEX_FILE: &str = "library.json";
 const RECORD_FILE: &str = "expert.json";
-const LOCK_FILE: &str = ".lock";
-const EXPERTS: &str = "experts";
+pub(crate) const EXPERTS: &str = "experts";
 const ROUTERS: &str = "routers";
 
 /// An opened library. Opening and listing read no weights.
@@ -40,12 +38,6 @@ struct Index {
     format: u32,
     name: String,
     base: Option<BaseIdentity>,
-}
-
-/// The right to change a library, given back when dropped or when the process ends.
-#[derive(Debug)]
-pub struct LibraryLock {
-    _file: File,
 }
 
 impl Library {
@@ -68,6 +60,7 @@ impl Library {
             file.display(),
             index.format
         );
+        ensure_no_link(&root.join(EXPERTS))?;
         Ok(Self { root: root.to_owned(), index })
     }
 
@@ -78,43 +71,40 @@ impl Library {
     /// If the library has another base than `base`, if `root` is a folder of other things, or
     /// cannot be written.
     pub fn open_or_create(root: &Path, base: Option<&BaseIdentity>) -> Result<Self> {
-        let mut library = if root.join(INDEX_FILE).exists() { Self::open(root)? } else { Self::create(root)? };
+        if let Some(library) = Self::opened(root, base)? {
+            return Ok(library);
+        }
+        ensure_empty(root)?;
+        fs::create_dir_all(root.join(EXPERTS)).with_context(|| format!("{}: cannot be made", root.display()))?;
+        // Another process may be making the same library: whoever comes second finds it made.
+        let _alone = crate::lock::alone(root)?;
+        if let Some(library) = Self::opened(root, base)? {
+            return Ok(library);
+        }
+        let name = || Some(fs::canonicalize(root).ok()?.file_name()?.to_string_lossy().into_owned());
+        let index = match root.join(INDEX_FILE).exists() {
+            true => Self::open(root)?.index,
+            false => Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None },
+        };
+        let library = Self { root: root.to_owned(), index: Index { base: base.cloned(), ..index } };
+        write_json(&root.join(INDEX_FILE), &library.index)?;
+        Ok(library)
+    }
+
+    /// The library at `root`, if there is one that needs no writing to serve `base`.
+    fn opened(root: &Path, base: Option<&BaseIdentity>) -> Result<Option<Self>> {
+        if !root.join(INDEX_FILE).exists() {
+            return Ok(None);
+        }
+        let library = Self::open(root)?;
         match (&library.index.base, base) {
             (Some(own), Some(given)) => {
                 own.ensure_same(given).with_context(|| format!("the library {}", root.display()))?;
+                Ok(Some(library))
             }
-            (None, Some(given)) => {
-                library.index.base = Some(given.clone());
-                library.write_index()?;
-            }
-            (_, None) => {}
+            (None, Some(_)) => Ok(None),
+            (_, None) => Ok(Some(library)),
         }
-        Ok(library)
-    }
-
-    fn create(root: &Path) -> Result<Self> {
-        if let Ok(mut entries) = fs::read_dir(root) {
-            // A lock alone is what another process leaves that is just making the same library.
-            let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !is_hidden(&entry.file_name())));
-            if let Some(entry) = foreign.filter(|entry| entry.file_name() != EXPERTS) {
-                bail!(
-                    "{}: a folder that is no library, for it has no {INDEX_FILE} but holds {}; \
-                     name an empty or new folder",
-                    root.display(),
-                    entry.file_name().display()
-                );
-            }
-        }
-        fs::create_dir_all(root.join(EXPERTS)).with_context(|| root.display().to_string())?;
-        let full = fs::canonicalize(root)?;
-        let name = full.file_name().map_or_else(|| "library".into(), |name| name.to_string_lossy().into_owned());
-        let library = Self { root: root.to_owned(), index: Index { format: FORMAT, name, base: None } };
-        library.write_index()?;
-        Ok(library)
-    }
-
-    fn write_index(&self) -> Result<()> {
-        write_json(&self.root.join(INDEX_FILE), &self.index)
     }
 
     /// The library's folder.
@@ -135,45 +125,6 @@ impl Library {
     /// The base that its experts belong to, where one is known.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.index.base.as_ref()
-    }
-
-    /// Waits until no other process changes the library, then keeps others from doing so. The lock
-    /// is the operating system's, which a killed process gives back; what such a process left half
-    /// done is settled here.
-    ///
-    /// # Errors
-    /// If the lock's file cannot be made, or leftovers cannot be removed.
-    pub fn lock(&self) -> Result<LibraryLock> {
-        let file = self.lock_file()?;
-        file.lock().with_context(|| self.root.join(LOCK_FILE).display().to_string())?;
-        self.settled(file)
-    }
-
-    /// The same without waiting: `None` where another process holds the lock.
-    ///
-    /// # Errors
-    /// As [`lock`](Self::lock).
-    pub fn try_lock(&self) -> Result<Option<LibraryLock>> {
-        let file = self.lock_file()?;
-        match file.try_lock() {
-            Ok(()) => self.settled(file).map(Some),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).context(self.root.join(LOCK_FILE).display().to_string()),
-        }
-    }
-
-    fn lock_file(&self) -> Result<File> {
-        let path = self.root.join(LOCK_FILE);
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())
-    }
-
-    fn settled(&self, file: File) -> Result<LibraryLock> {
-        for folder in [self.root.join(EXPERTS), self.root.join(MODELS), self.routers_folder()] {
-            if folder.is_dir() {
-                persist::settle(&folder)?;
-            }
-        }
-        Ok(LibraryLock { _file: file })
     }
 
     /// The names of all experts, sorted.
@@ -205,9 +156,11 @@ impl Library {
     /// The folder of the expert `name`.
     ///
     /// # Errors
-    /// If there is none; the error lists those that there are.
+    /// If there is none; the error lists those that there are. Also if it is a link, which may lead
+    /// anywhere.
     pub fn expert_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.place(name)?;
+        ensure_no_link(&folder)?;
         if !folder.is_dir() {
             let names = self.expert_names()?;
             let near = nearest(name, &names);
@@ -250,6 +203,7 @@ impl Library {
     /// If the name is none for an expert or is taken, or the folder cannot be written.
     pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let place = self.place(name)?;
+        ensure_no_link(&place)?;
         ensure!(
             !place.exists(),
             "{}: the expert `{name}` exists already; give another name, or remove it first",
@@ -263,6 +217,7 @@ impl Library {
     /// # Errors
     /// If the name is none for an expert, or the folder cannot be written.
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        ensure_no_link(&self.place(name)?)?;
         persist::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))
     }
 
@@ -279,6 +234,32 @@ impl Library {
         ensure_expert_name(name)?;
         Ok(self.root.join(EXPERTS).join(name))
     }
+}
+
+/// That the folder of a new library holds nothing else.
+fn ensure_empty(root: &Path) -> Result<()> {
+    if root.join(INDEX_FILE).exists() {
+        return Ok(());
+    }
+    let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
+    // A lock alone is what another process leaves that is just making the same library.
+    let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !is_hidden(&entry.file_name())));
+    if let Some(entry) = foreign.filter(|entry| entry.file_name() != EXPERTS) {
+        bail!(
+            "{}: a folder that is no library, for it has no {INDEX_FILE} but holds {}; \
+             name an empty or new folder",
+            root.display(),
+            entry.file_name().display()
+        );
+    }
+    Ok(())
+}
+
+/// That what is in a library is in its folder: a link would have others' files changed, or read.
+pub(crate) fn ensure_no_link(path: &Path) -> Result<()> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    ensure!(!is_link, "{}: found a link; expected a folder: lorakit follows no links out of a library", path.display());
+    Ok(())
 }
 
 /// Writes an expert's files into `folder`, which exists: the adapter, and expert.json where there is a record, whose

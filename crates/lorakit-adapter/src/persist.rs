@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 /// The prefix of temporary names. It starts with a dot, so that no name of an expert can collide
@@ -61,16 +61,23 @@ pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Res
 /// Makes the folder at `path` anew, in place of what was there.
 ///
 /// The old folder steps aside under a hidden name just before the new one takes its place, and is
-/// then removed. [`settle`] puts back an old folder whose replacer was killed in between.
+/// then removed. [`settle`], or the next replacement, puts back an old folder whose replacer was
+/// killed in between.
 ///
 /// # Errors
 /// As [`create_folder`], except that `path` may exist.
 pub fn replace_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let aside = aside(path)?;
+    if !path.exists() && aside.exists() {
+        // The last replacement was killed halfway: what it replaced counts until this one is done.
+        fs::rename(&aside, path).with_context(|| format!("{} could not be put back", path.display()))?;
+    }
     if !path.exists() {
         return create_folder(path, fill);
     }
     let prepared = prepare(path, fill)?;
-    let aside = aside(path)?;
+    // Left of a replacement that was killed after the new folder had come.
+    remove_tree(&aside)?;
     fs::rename(path, &aside).with_context(|| format!("{} could not be moved", path.display()))?;
     if let Err(error) = fs::rename(prepared.path(), path) {
         fs::rename(&aside, path)?;
@@ -78,7 +85,16 @@ pub fn replace_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Re
     }
     drop(prepared.keep());
     sync_folder(parent_of(path))?;
-    fs::remove_dir_all(&aside).with_context(|| format!("{} could not be removed", aside.display()))
+    remove_tree(&aside)
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} could not be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes the folder at `path`, which disappears at once.
@@ -132,9 +148,7 @@ fn aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
     let mut hidden = std::ffi::OsString::from(REPLACED);
     hidden.push(name);
-    let aside = path.with_file_name(hidden);
-    ensure!(!aside.exists(), "{} is left of an interrupted replacement; move it away", aside.display());
-    Ok(aside)
+    Ok(path.with_file_name(hidden))
 }
 
 /// The folder that `path` is in; the current one for a bare name.

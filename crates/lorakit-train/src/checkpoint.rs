@@ -36,15 +36,7 @@ pub fn save(pass: &Pass, path: &Path) -> Result<()> {
 /// Sets a fresh pass to a saved state.
 pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes)
-        .with_context(|| format!("{}: not a whole checkpoint; remove it to start the pass again", path.display()))?;
-    let state = metadata
-        .metadata()
-        .as_ref()
-        .and_then(|m| m.get("state"))
-        .with_context(|| format!("{}: no checkpoint of lorakit", path.display()))?;
-    let state: State =
-        serde_json::from_str(state).with_context(|| format!("{}: state of the checkpoint", path.display()))?;
+    let state = state(&bytes, path)?;
     ensure!(
         state.progress.len() == pass.progress().len(),
         "{}: a checkpoint of {} experts, not of {}",
@@ -60,8 +52,12 @@ pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
                 .with_context(|| format!("{}: {kind} of {} is missing", path.display(), parameter.name()))
         };
         let (value, moments) = (take("value")?, take("moments")?);
-        parameter.variable().set(&value.to_device(parameter.variable().device())?)?;
-        parameter.set_moments(moments.to_device(parameter.variable().device())?)?;
+        let device = parameter.variable().device().clone();
+        let mut set = || -> Result<()> {
+            parameter.variable().set(&value.to_device(&device)?)?;
+            parameter.set_moments(moments.to_device(&device)?)
+        };
+        set().with_context(|| format!("{}: remove it to start the pass again", path.display()))?;
     }
     let mut best = Vec::new();
     for (expert, progress) in state.progress.iter().enumerate() {
@@ -73,4 +69,21 @@ pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
     }
     pass.resume(state.step, state.progress, best);
     Ok(())
+}
+
+/// Whether the state saved is one in which experts were given up.
+pub fn has_failures(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    Ok(state(&bytes, path)?.progress.iter().any(|progress| progress.failure.is_some()))
+}
+
+fn state(bytes: &[u8], path: &Path) -> Result<State> {
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(bytes)
+        .with_context(|| format!("{}: not a whole checkpoint; remove it to start the pass again", path.display()))?;
+    let state = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get("state"))
+        .with_context(|| format!("{}: no checkpoint of lorakit", path.display()))?;
+    serde_json::from_str(state).with_context(|| format!("{}: state of the checkpoint", path.display()))
 }

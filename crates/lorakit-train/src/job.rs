@@ -47,10 +47,10 @@ impl Job {
         (every > 0 && !self.validation.is_empty()).then_some(every)
     }
 
-    /// The rows of update `step`: each epoch has an order of its own, which depends on the seed and the expert alone.
-    pub fn rows(&self, settings: &Settings, seed: u64, step: usize) -> Vec<&Example> {
-        let rows = rows_of_update(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step);
-        rows.into_iter().map(|i| &self.train[i]).collect()
+    /// The indices of the training rows of update `step`: each epoch has an order of its own, which depends on the seed
+    /// and the expert alone.
+    pub fn rows(&self, settings: &Settings, seed: u64, step: usize) -> Vec<usize> {
+        rows_of_update(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step)
     }
 
     /// The keys of the dropout masks of update `step`, one for each of its rows.

@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod dropout;
 pub mod fit;
 pub mod job;
+mod log;
 pub mod lora;
 pub mod memory;
 pub mod parameter;
@@ -25,6 +26,7 @@ pub mod schedule;
 pub mod settings;
 pub mod stream;
 pub mod token_loss;
+mod watch;
 
 pub use backward::Gradients;
 pub use fit::{Optimizer, ParameterGroup, fit};

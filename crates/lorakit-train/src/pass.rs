@@ -7,6 +7,7 @@ use crate::lora::LoraStack;
 use crate::parameter::{Parameter, Update};
 use crate::schedule::Schedule;
 use crate::settings::{LossReduction, Settings};
+use crate::watch::Trouble;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
 use lorakit_adapter::{Adapter, Patches};
@@ -88,8 +89,16 @@ pub struct Step {
 /// A row's share in its expert's update.
 struct Taken<'a> {
     expert: usize,
+    /// Its index among the expert's training rows.
+    number: usize,
     row: &'a lorakit_task::Example,
     key: [u8; 32],
+}
+
+/// The losses of an update: of each row, its share in its expert's, and of each expert their sum.
+struct Losses {
+    rows: Vec<f64>,
+    experts: Vec<f64>,
 }
 
 impl<'a> Pass<'a> {
@@ -101,6 +110,10 @@ impl<'a> Pass<'a> {
         seed: u64,
         batch_tokens: usize,
     ) -> Result<Self> {
+        ensure!(
+            base.variables().is_empty(),
+            "the base was opened to be trained; adapters are trained over a frozen one"
+        );
         let starts: Vec<Option<Adapter>> = jobs.iter().map(|job| job.start.clone()).collect();
         let stack = LoraStack::new(base.sites(), base.device(), &starts, settings, seed)?;
         let parameters = stack.parameters()?;
@@ -165,6 +178,11 @@ impl<'a> Pass<'a> {
         self.jobs.iter().map(|job| job.steps(self.settings)).max().unwrap_or(0)
     }
 
+    /// Whether an expert is neither at its end nor given up.
+    pub fn is_running(&self) -> bool {
+        (0..self.jobs.len()).any(|expert| self.active(expert))
+    }
+
     /// How far each expert is.
     pub fn progress(&self) -> &[Progress] {
         &self.progress
@@ -200,29 +218,31 @@ impl<'a> Pass<'a> {
         let taken = self.take(&active);
         let weights = self.weights(&taken);
         let mut gradients = Gradients::default();
-        let mut sums = vec![0.0f64; self.jobs.len()];
+        let mut row_sums = vec![0.0f64; taken.len()];
         let mut tokens = 0;
         for batch in self.batches(&taken) {
+            let start = batch.start;
             let (packed, dropout) = self.pack(&taken[batch.clone()]);
             let patches = self.trained.patches(dropout.as_ref())?;
-            let weights: Vec<f32> = packed.targets().iter().map(|t| weights[batch.start + t.row as usize]).collect();
+            let weights: Vec<f32> = packed.targets().iter().map(|t| weights[start + t.row as usize]).collect();
             let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
             let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
-            let rows = packed.rows();
-            let expert_of: Vec<usize> = rows.iter().map(|row| row.expert.unwrap_or(0)).collect();
-            for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(weights) {
-                sums[expert_of[target.row as usize]] += f64::from(loss) * f64::from(weight);
+            for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(&weights) {
+                row_sums[start + target.row as usize] += f64::from(loss) * f64::from(*weight);
             }
             tokens += packed.ids().len();
         }
-        self.update(&active, &gradients, &sums)?;
+        let mut sums = vec![0.0f64; self.jobs.len()];
+        taken.iter().zip(&row_sums).for_each(|(taken, loss)| sums[taken.expert] += loss);
+        let losses = Losses { rows: row_sums, experts: sums };
+        self.update(&active, &gradients, &taken, &losses)?;
         for taken in &taken {
             self.progress[taken.expert].tokens += taken.row.target.len() as u64;
         }
         self.step += 1;
         let validated = self.validate(&active)?;
         let ended = active.iter().copied().filter(|&e| !self.active(e)).collect();
-        let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| sums[e] as f32)).collect();
+        let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
         Ok(Step { step: self.step, losses, validated, ended, tokens })
     }
 
@@ -237,7 +257,8 @@ impl<'a> Pass<'a> {
             let job = &self.jobs[expert];
             let rows = job.rows(self.settings, self.seed, self.step);
             let keys = job.dropout_keys(self.seed, self.step, rows.len());
-            taken.extend(rows.into_iter().zip(keys).map(|(row, key)| Taken { expert, row, key }));
+            let taking = |(number, key): (usize, _)| Taken { expert, number, row: &job.train[number], key };
+            taken.extend(rows.into_iter().zip(keys).map(taking));
         }
         taken
     }
@@ -272,9 +293,10 @@ impl<'a> Pass<'a> {
         (packed, dropout)
     }
 
-    /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number stops here,
-    /// its weights as they were.
-    fn update(&mut self, active: &[usize], gradients: &Gradients, sums: &[f64]) -> Result<()> {
+    /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number, or whose loss
+    /// jumped, stops here, its weights as they were. Before the first update as before every other, all that is trained
+    /// must have a gradient.
+    fn update(&mut self, active: &[usize], gradients: &Gradients, taken: &[Taken], losses: &Losses) -> Result<()> {
         let mut squares = vec![0.0; self.jobs.len()];
         for parameter in &self.parameters {
             let gradient = gradients
@@ -284,13 +306,13 @@ impl<'a> Pass<'a> {
         }
         let mut updates = vec![None; self.jobs.len()];
         for &expert in active {
-            let (loss, norm) = (sums[expert], squares[expert].sqrt());
+            let (loss, norm) = (losses.experts[expert], squares[expert].sqrt());
             let progress = &mut self.progress[expert];
-            if !loss.is_finite() || !norm.is_finite() {
-                progress.failure = Some(format!(
-                    "at update {} its loss was {loss} and its gradient's norm {norm}; try a lower learning_rate",
-                    self.step + 1
-                ));
+            let (factor, vocabulary) = (self.settings.max_loss_jump, self.base.config().vocabulary);
+            if let Some(trouble) = Trouble::of(loss, norm, &progress.losses, factor, vocabulary) {
+                let own = taken.iter().zip(&losses.rows).filter(|(taken, _)| taken.expert == expert);
+                let rows: Vec<(usize, f64)> = own.map(|(taken, loss)| (taken.number, *loss)).collect();
+                progress.failure = Some(trouble.told(self.step + 1, &rows));
                 continue;
             }
             progress.losses.push(loss as f32);
@@ -338,8 +360,10 @@ impl<'a> Pass<'a> {
             let loss = (own.iter().sum::<f64>() / own.len() as f64) as f32;
             let progress = &mut self.progress[expert];
             if !loss.is_finite() {
+                let bad = own.iter().position(|loss| !loss.is_finite()).map_or(0, |row| row + 1);
                 progress.failure = Some(format!(
-                    "after update {} its validation loss was {loss}; try a lower learning_rate",
+                    "after update {} its validation loss was {loss}, row {bad} of its validation rows the first such; \
+                     try a lower learning_rate",
                     self.step
                 ));
                 continue;

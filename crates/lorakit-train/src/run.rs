@@ -1,21 +1,22 @@
 //! A run: experts shared out to passes, trained, and kept in the library as each is finished.
 //!
-//! What a run is, its settings, rows, seed and base, decides its folder `runs/ID`. The same command again finds the
-//! folder, goes on from the checkpoint of the pass that was not finished, and leaves finished experts alone.
+//! What a run is, its experts with their settings, rows, seed and base, decides its folder `runs/ID`. The same command
+//! again finds the folder, goes on from the checkpoint of the pass that was not finished, and leaves finished experts
+//! alone. How experts share passes is decided when the folder is made and kept: the last bits of an expert depend on
+//! its company, and a run that was killed is to end with the bytes of one that was not.
 
 use crate::checkpoint;
 use crate::job::Job;
+use crate::log::Log;
 use crate::memory::{self, Estimate};
 use crate::pass::{Pass, Progress, Step};
 use crate::product::{Model, Product};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
-use lorakit_adapter::{ExpertRecord, Library, persist, sha256::sha256};
+use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, sha256::sha256};
 use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Options<'a> {
     /// Seed of the common start, the data order and dropout.
     pub seed: u64,
-    /// Whether experts that exist with other settings are trained anew.
+    /// Whether experts that exist with other settings, and those that were given up, are trained anew.
     pub restart: bool,
     /// Set from outside to stop at the end of the present step.
     pub stop: &'a AtomicBool,
@@ -42,7 +43,7 @@ pub enum Event<'a> {
     },
     /// A pass starts, or goes on after `done` steps.
     Pass {
-        /// Its number, from zero.
+        /// Its number among those planned, from zero.
         index: usize,
         /// Steps done before.
         done: usize,
@@ -72,6 +73,16 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// The same, a pass's number being that among those planned now.
+    fn numbered(self, number: usize) -> Self {
+        match self {
+            Self::Pass { done, steps, .. } => Self::Pass { index: number, done, steps },
+            other => other,
+        }
+    }
+}
+
 /// What came of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -97,6 +108,27 @@ struct Manifest {
     batch_tokens: usize,
     passes: Vec<Vec<String>>,
     jobs: Value,
+}
+
+impl Manifest {
+    fn new(work: &Work, seed: u64) -> Result<Self> {
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            seed,
+            base: work.base.identity().fingerprint.clone(),
+            settings: serde_json::to_value(work.settings)?,
+            batch_tokens: memory::batch_tokens(work.base, work.settings),
+            passes: Vec::new(),
+            jobs: Value::Array(work.identities.clone()),
+        })
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        serde_json::from_str(&text).with_context(|| {
+            format!("{}: not a run of lorakit; remove its folder to start the run afresh", path.display())
+        })
+    }
 }
 
 /// Trains an expert for each job into `library`; experts that are there with the same settings and rows are left alone.
@@ -137,29 +169,32 @@ fn train(
 ) -> Result<Summary> {
     let noun = product.noun();
     for job in &jobs {
+        // A name that the library would refuse is told before the hours of training, not after them.
+        ensure_expert_name(&job.name)?;
         ensure!(!job.train.is_empty(), "{noun} '{}': its tasks have no rows to train on", job.name);
     }
-    let identity =
-        jobs.iter().map(|job| job_identity(job, base, product, settings, options.seed)).collect::<Result<Vec<_>>>()?;
-    let (kept, jobs) = finished(library, product, jobs, &identity, options.restart)?;
+    let identity = |job| job_identity(job, base, product, settings, options.seed);
+    let identities = jobs.iter().map(identity).collect::<Result<Vec<_>>>()?;
+    let kept = finished(library, product, &jobs, &identities, options.restart)?;
     let mut summary = Summary { kept, ..Summary::default() };
-    if jobs.is_empty() {
+    if summary.kept.len() == jobs.len() {
         watch(Event::Planned { passes: &[], kept: &summary.kept, estimate: Estimate::default() });
         return Ok(summary);
     }
-    let mut run = Run::open(base, product, library, jobs, settings, options)?;
+    let mut run = Run::open(Work { base, product, library, settings, jobs, identities }, options, &summary.kept)?;
     summary.folder = run.folder.clone();
     let largest = run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
-    let estimate = product.estimate(base, &run.jobs, largest, settings)?;
+    let estimate = product.estimate(base, &run.work.jobs, largest, settings)?;
     memory::ensure_fits(&estimate)?;
-    watch(Event::Planned { passes: &run.manifest.passes, kept: &summary.kept, estimate });
+    let open: Vec<Vec<String>> = run.open_passes(&summary.kept).into_iter().map(|(_, names)| names).collect();
+    watch(Event::Planned { passes: &open, kept: &summary.kept, estimate });
     let trained = match product {
         Product::Model(model) => Some((model.open)()?),
         Product::Experts => None,
     };
-    run.base = trained.as_ref().unwrap_or(base);
-    for index in 0..run.manifest.passes.len() {
-        run.pass(index, options, watch, &mut summary)?;
+    run.work.base = trained.as_ref().unwrap_or(base);
+    for (number, (index, _)) in run.open_passes(&summary.kept).into_iter().enumerate() {
+        run.pass(index, options, &mut |event| watch(event.numbered(number)), &mut summary)?;
         if summary.stopped {
             break;
         }
@@ -204,26 +239,23 @@ fn hash(value: &Value) -> String {
     sha256(value.to_string().as_bytes())
 }
 
-/// Parts the jobs whose experts exist from those to be trained.
+/// What is in the library already, as these jobs would make it.
 fn finished(
     library: &Library,
     product: &Product,
-    jobs: Vec<Job>,
+    jobs: &[Job],
     identities: &[Value],
     restart: bool,
-) -> Result<(Vec<String>, Vec<Job>)> {
-    let (mut kept, mut open) = (Vec::new(), Vec::new());
-    for (job, identity) in jobs.into_iter().zip(identities) {
+) -> Result<Vec<String>> {
+    let mut kept = Vec::new();
+    for (job, identity) in jobs.iter().zip(identities) {
         if !product.is_in(library, &job.name) {
-            open.push(job);
             continue;
         }
         let record = product.record(library, &job.name)?;
         if record.as_ref().is_some_and(|record| record.settings_sha256 == hash(identity)) {
-            kept.push(job.name);
-        } else if restart {
-            open.push(job);
-        } else {
+            kept.push(job.name.clone());
+        } else if !restart {
             bail!(
                 "{} '{}' is in the library, {}; --restart would train it anew",
                 product.noun(),
@@ -235,7 +267,7 @@ fn finished(
             );
         }
     }
-    Ok((kept, open))
+    Ok(kept)
 }
 
 /// What differs between the recorded and the wanted settings, for a message.
@@ -256,73 +288,86 @@ fn differences(recorded: &Value, wanted: &Value) -> String {
     format!("trained otherwise: {}", if found.is_empty() { "its record differs".into() } else { found.join(", ") })
 }
 
-/// A run with its folder.
-struct Run<'a> {
+/// What is to be trained, over what, and where it goes.
+struct Work<'a> {
     base: &'a Base,
     product: &'a Product<'a>,
     library: &'a Library,
     settings: &'a Settings,
     jobs: Vec<Job>,
+    /// What decides each job's weights.
+    identities: Vec<Value>,
+}
+
+/// A run with its folder.
+struct Run<'a> {
+    work: Work<'a>,
     folder: PathBuf,
     manifest: Manifest,
 }
 
 impl<'a> Run<'a> {
     /// Opens the run's folder, or makes it and decides how experts share passes.
-    fn open(
-        base: &'a Base,
-        product: &'a Product<'a>,
-        library: &'a Library,
-        jobs: Vec<Job>,
-        settings: &'a Settings,
-        options: &Options,
-    ) -> Result<Self> {
-        let identity = |job| job_identity(job, base, product, settings, options.seed);
-        let identities = jobs.iter().map(identity).collect::<Result<Vec<_>>>()?;
-        let id = &hash(&Value::Array(identities.clone()))[..12];
-        let folder = library.root().join("runs").join(id);
+    fn open(work: Work<'a>, options: &Options, kept: &[String]) -> Result<Self> {
+        // The finished ones count too: what is the same command must not depend on how far it came.
+        let id = &hash(&Value::Array(work.identities.clone()))[..12];
+        let folder = work.library.root().join("runs").join(id);
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
         let path = folder.join("run.json");
-        let manifest = if path.exists() {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{}: not a run of lorakit", path.display()))?
-        } else {
-            let experts = product.jobs_per_pass(base, &jobs, settings)?;
-            let names: Vec<String> = jobs.iter().map(|job| job.name.clone()).collect();
-            let manifest = Manifest {
-                version: env!("CARGO_PKG_VERSION").into(),
-                seed: options.seed,
-                base: base.identity().fingerprint.clone(),
-                settings: serde_json::to_value(settings)?,
-                batch_tokens: memory::batch_tokens(base, settings),
-                passes: names.chunks(experts).map(<[String]>::to_vec).collect(),
-                jobs: Value::Array(identities),
-            };
-            persist::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
-            manifest
+        let mut manifest = match path.exists() {
+            true => Manifest::read(&path)?,
+            false => Manifest::new(&work, options.seed)?,
         };
-        Ok(Self { base, product, library, settings, jobs, folder, manifest })
+        // All of them in a new run; later those that were removed from the library since.
+        let in_a_pass = |name: &String| manifest.passes.iter().flatten().any(|other| other == name);
+        let missing: Vec<Job> =
+            work.jobs.iter().filter(|job| !kept.contains(&job.name) && !in_a_pass(&job.name)).cloned().collect();
+        if !missing.is_empty() {
+            let together = work.product.jobs_per_pass(work.base, &missing, work.settings)?;
+            let names: Vec<String> = missing.into_iter().map(|job| job.name).collect();
+            manifest.passes.extend(names.chunks(together).map(<[String]>::to_vec));
+            persist::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
+        }
+        Ok(Self { work, folder, manifest })
+    }
+
+    /// The passes with experts that are still to be trained, by their numbers, and those experts.
+    fn open_passes(&self, kept: &[String]) -> Vec<(usize, Vec<String>)> {
+        let open = |pass: &Vec<String>| pass.iter().filter(|name| !kept.contains(name)).cloned().collect();
+        let passes = self.manifest.passes.iter().map(open).enumerate();
+        passes.filter(|(_, names): &(usize, Vec<String>)| !names.is_empty()).collect()
     }
 
     fn checkpoint(&self, index: usize) -> PathBuf {
         self.folder.join(format!("pass-{index}.safetensors"))
     }
 
+    /// A pass as its checkpoint has it, or at its start. The experts that are finished are in it too, for company.
+    fn resumed<'j>(&'j self, index: usize, jobs: &'j [Job], options: &Options) -> Result<Pass<'j>> {
+        let Work { base, product, settings, .. } = &self.work;
+        let mut pass = product.pass(base, jobs, settings, options.seed, self.manifest.batch_tokens)?;
+        let path = self.checkpoint(index);
+        if path.exists() && !(options.restart && checkpoint::has_failures(&path)?) {
+            checkpoint::load(&mut pass, &path)?;
+        }
+        Ok(pass)
+    }
+
     /// Trains one pass to its end, or to where it is stopped.
     fn pass(&self, index: usize, options: &Options, watch: &mut dyn FnMut(Event), summary: &mut Summary) -> Result<()> {
         let names = &self.manifest.passes[index];
-        let jobs: Vec<Job> =
-            names.iter().filter_map(|name| self.jobs.iter().find(|job| job.name == *name).cloned()).collect();
-        let batch_tokens = self.manifest.batch_tokens;
-        let mut pass = self.product.pass(self.base, &jobs, self.settings, options.seed, batch_tokens)?;
+        let find = |name: &String| {
+            self.work.jobs.iter().find(|job| job.name == *name).cloned().with_context(|| {
+                format!("{}: run.json names '{name}', which is none of its experts", self.folder.display())
+            })
+        };
+        let jobs: Vec<Job> = names.iter().map(find).collect::<Result<_>>()?;
         let path = self.checkpoint(index);
-        if path.exists() {
-            checkpoint::load(&mut pass, &path)?;
-        }
+        let mut pass = self.resumed(index, &jobs, options)?;
         watch(Event::Pass { index, done: pass.step_number(), steps: pass.steps() });
-        let mut log = Log::open(&self.folder)?;
-        self.keep_ended(&pass, &jobs, (0..jobs.len()).collect(), options, watch, summary)?;
-        while pass.step_number() < pass.steps() {
+        let mut log = Log::open(&self.folder, index, pass.step_number())?;
+        self.keep_ended(&pass, &jobs, (0..jobs.len()).collect(), watch, summary)?;
+        while pass.is_running() {
             if options.stop.load(Ordering::Relaxed) {
                 checkpoint::save(&pass, &path)?;
                 summary.stopped = true;
@@ -331,29 +376,44 @@ impl<'a> Run<'a> {
             let step = pass.advance()?;
             log.write(index, &step, names, &pass)?;
             watch(Event::Step { step: &step, experts: names });
-            if self.settings.save_steps > 0 && step.step.is_multiple_of(self.settings.save_steps) {
+            // An expert that ends while others go on, or others with it: its checkpoint comes first, so that a kill
+            // after it finds the same company again.
+            let shared_end = !step.ended.is_empty() && (pass.is_running() || step.ended.len() > 1);
+            let every = self.work.settings.save_steps;
+            let due = every > 0 && step.step.is_multiple_of(every);
+            if shared_end || (due && pass.is_running()) {
                 checkpoint::save(&pass, &path)?;
             }
-            self.keep_ended(&pass, &jobs, step.ended, options, watch, summary)?;
+            self.keep_ended(&pass, &jobs, step.ended, watch, summary)?;
+        }
+        self.close(&pass, &path)
+    }
+
+    /// Ends a pass: its checkpoint goes, unless it is to tell next time which experts were given up, and why.
+    fn close(&self, pass: &Pass, path: &Path) -> Result<()> {
+        if pass.progress().iter().any(|progress| progress.failure.is_some()) {
+            return checkpoint::save(pass, path);
         }
         if path.exists() {
-            std::fs::remove_file(&path).with_context(|| format!("{}: cannot be removed", path.display()))?;
+            std::fs::remove_file(path).with_context(|| format!("{}: cannot be removed", path.display()))?;
         }
         Ok(())
     }
 
-    /// Puts experts that are at their end into the library.
+    /// Puts experts that are at their end into the library; those that are there already stay as they are.
     fn keep_ended(
         &self,
         pass: &Pass,
         jobs: &[Job],
         ended: Vec<usize>,
-        options: &Options,
         watch: &mut dyn FnMut(Event),
         summary: &mut Summary,
     ) -> Result<()> {
         for expert in ended {
             let (job, progress) = (&jobs[expert], &pass.progress()[expert]);
+            if summary.kept.contains(&job.name) || summary.trained.contains(&job.name) {
+                continue;
+            }
             if let Some(why) = &progress.failure {
                 if !summary.failed.iter().any(|(name, _)| *name == job.name) {
                     summary.failed.push((job.name.clone(), why.clone()));
@@ -361,62 +421,33 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            if pass.step_number() < job.steps(self.settings) || summary.trained.contains(&job.name) {
+            if pass.step_number() < job.steps(self.work.settings) {
                 continue;
             }
-            let identity = job_identity(job, self.base, self.product, self.settings, options.seed)?;
-            let record = ExpertRecord {
-                tasks: job.tasks.clone(),
-                settings_sha256: hash(&identity),
-                settings: identity,
-                seed: options.seed,
-                initial_seed: self.product.initial_seed(job, options.seed),
-                losses: Product::losses(pass, expert),
-                tokens: progress.tokens,
-                base_fingerprint: Some(self.base.identity().fingerprint.clone()),
-                sha256: String::new(),
-                version: env!("CARGO_PKG_VERSION").into(),
-            };
-            self.product.keep(self.library, self.base, pass, expert, &record)?;
+            let record = self.record(pass, expert)?;
+            self.work.product.keep(self.work.library, self.work.base, pass, expert, &record)?;
             summary.trained.push(job.name.clone());
             watch(Event::Finished { expert: &job.name, progress });
         }
         Ok(())
     }
-}
 
-/// log.jsonl: a line per step.
-struct Log {
-    file: std::fs::File,
-    path: PathBuf,
-}
-
-impl Log {
-    fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("log.jsonl");
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("{}: cannot be written", path.display()))?;
-        Ok(Self { file, path })
-    }
-
-    fn write(&mut self, pass: usize, step: &Step, experts: &[String], state: &Pass) -> Result<()> {
-        let losses: serde_json::Map<String, Value> = experts
-            .iter()
-            .zip(&step.losses)
-            .enumerate()
-            .filter_map(|(e, (name, loss))| {
-                Some((name.clone(), json!({ "loss": (*loss)?, "grad_norm": state.progress()[e].norms.last() })))
-            })
-            .collect();
-        let validated: serde_json::Map<String, Value> =
-            step.validated.iter().map(|&(e, loss)| (experts[e].clone(), json!(loss))).collect();
-        let mut line = json!({ "pass": pass, "step": step.step, "tokens": step.tokens, "train": losses });
-        if !validated.is_empty() {
-            line["validation"] = Value::Object(validated);
-        }
-        writeln!(self.file, "{line}").with_context(|| format!("{}: cannot be written", self.path.display()))
+    /// The record of an expert that is at its end.
+    fn record(&self, pass: &Pass, expert: usize) -> Result<ExpertRecord> {
+        let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
+        let place = self.work.jobs.iter().position(|other| other.name == job.name).context("a job of no run")?;
+        let identity = &self.work.identities[place];
+        Ok(ExpertRecord {
+            tasks: job.tasks.clone(),
+            settings_sha256: hash(identity),
+            settings: identity.clone(),
+            seed: self.manifest.seed,
+            initial_seed: self.work.product.initial_seed(job, self.manifest.seed),
+            losses: Product::losses(pass, expert),
+            tokens: progress.tokens,
+            base_fingerprint: Some(self.work.base.identity().fingerprint.clone()),
+            sha256: String::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
     }
 }

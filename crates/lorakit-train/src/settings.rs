@@ -62,6 +62,9 @@ pub struct Settings {
     pub eval_steps: Option<usize>,
     /// Updates between checkpoints of a pass; 0: none.
     pub save_steps: usize,
+    /// How many times the highest of the latest losses the next ones may be, or what guessing costs where that is more;
+    /// an expert with higher ones is given up. 0: never.
+    pub max_loss_jump: f64,
     /// Experts that train together; decided from the machine's memory where not given.
     pub experts_per_pass: Option<usize>,
     /// Whether activations within a layer are made again on the way back, to save memory.
@@ -89,6 +92,7 @@ impl Default for Settings {
             loss_reduction: LossReduction::Tokens,
             eval_steps: None,
             save_steps: 100,
+            max_loss_jump: 2.0,
             experts_per_pass: None,
             gradient_checkpointing: false,
         }
@@ -96,7 +100,7 @@ impl Default for Settings {
 }
 
 /// Settings that change how a run is carried out and not what it makes.
-const PRACTICAL: [&str; 3] = ["experts_per_pass", "save_steps", "gradient_checkpointing"];
+const PRACTICAL: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
 
 impl Settings {
     /// Reads a TOML file's text over the defaults; `file` is named in errors.
@@ -167,7 +171,11 @@ impl Settings {
         for (name, value) in [("alpha", self.alpha), ("learning_rate", self.learning_rate)] {
             ensure!(value.is_finite() && value > 0.0, "setting {name} is {value}; expected a number above zero");
         }
-        for (name, value) in [("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)] {
+        for (name, value) in [
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+            ("max_loss_jump", self.max_loss_jump),
+        ] {
             ensure!(value.is_finite() && value >= 0.0, "setting {name} is {value}; expected a number not below zero");
         }
         Ok(self)

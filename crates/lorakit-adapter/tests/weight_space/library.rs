@@ -147,6 +147,103 @@ fn what_a_killed_writer_left_is_settled_by_the_next_one() {
 }
 
 #[test]
+fn a_replacement_that_was_killed_is_taken_up_by_the_next_one() {
+    let temporary = tempfile::tempdir().unwrap();
+    let place = temporary.path().join("merged");
+    let aside = temporary.path().join(".old-merged");
+    small_adapter(1).write(&aside).unwrap();
+    small_adapter(2).write(&place).unwrap();
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "the older one was put back, then replaced");
+    small_adapter(1).write(&aside).unwrap();
+    small_adapter(3).write(&place).unwrap();
+    assert_eq!(Adapter::read(&place).unwrap().modules(), small_adapter(3).modules());
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn experts_added_together_are_there_together_or_not_at_all() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let (one, two, empty) = (small_adapter(1), small_adapter(2), Adapter::new(BTreeMap::new()));
+    library.add("old", &one, None).unwrap();
+    assert!(library.add_all(&[("a", &one, None), ("b", &empty, None)]).is_err());
+    assert!(library.add_all(&[("a", &one, None), ("old", &two, None)]).is_err());
+    assert_eq!(library.expert_names().unwrap(), ["old"], "neither the half nor what was there is touched");
+    assert_eq!(library.adapter("old").unwrap().modules(), one.modules());
+    // Killed between the two: the list of names is still there.
+    library.add("a", &one, None).unwrap();
+    fs::write(temporary.path().join(".adding.json"), r#"["a", "b", "../old", "experts/old"]"#).unwrap();
+    drop(library.lock().unwrap());
+    assert_eq!(library.expert_names().unwrap(), ["old"]);
+    library.add_all(&[("a", &one, None), ("b", &two, None)]).unwrap();
+    drop(library.lock().unwrap());
+    assert_eq!(library.expert_names().unwrap(), ["a", "b", "old"]);
+}
+
+#[test]
+fn leftovers_beside_the_index_and_in_runs_are_settled_and_others_stay() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let run = temporary.path().join("runs/abc");
+    fs::create_dir_all(&run).unwrap();
+    for path in [temporary.path().join(".new-index"), run.join(".new-checkpoint"), run.join("log.jsonl")] {
+        fs::write(path, "half").unwrap();
+    }
+    drop(library.lock().unwrap());
+    assert!(!temporary.path().join(".new-index").exists() && !run.join(".new-checkpoint").exists());
+    assert!(run.join("log.jsonl").exists() && temporary.path().join("library.json").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_not_followed_out_of_a_library() {
+    let temporary = tempfile::tempdir().unwrap();
+    let outside = temporary.path().join("outside");
+    small_adapter(1).write(&outside).unwrap();
+    let root = temporary.path().join("lib");
+    let library = Library::open_or_create(&root, None).unwrap();
+    library.add("own", &small_adapter(2), None).unwrap();
+    std::os::unix::fs::symlink(&outside, root.join("experts/e")).unwrap();
+    assert_eq!(library.expert_names().unwrap(), ["e", "own"], "it is listed, so that it can be told of");
+    for refused in [
+        library.adapter("e").map(drop),
+        library.record("e").map(drop),
+        library.weights_sha256("e").map(drop),
+        library.remove("e"),
+        library.add("e", &small_adapter(3), None),
+        library.replace("e", &small_adapter(3), None),
+    ] {
+        let message = format!("{:#}", refused.unwrap_err());
+        assert!(message.contains("experts/e") && message.contains("link"), "{message}");
+    }
+    assert_eq!(Adapter::read(&outside).unwrap().modules(), small_adapter(1).modules());
+    fs::rename(root.join("experts"), temporary.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(temporary.path().join("elsewhere"), root.join("experts")).unwrap();
+    assert!(Library::open(&root).unwrap_err().to_string().contains("link"));
+}
+
+#[test]
+fn processes_that_make_one_library_at_once_lose_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    for round in 0..8 {
+        let root = temporary.path().join(round.to_string());
+        std::thread::scope(|scope| {
+            for at in 0..6 {
+                let root = &root;
+                scope.spawn(move || {
+                    let own = base("aa");
+                    let library = Library::open_or_create(root, (at % 2 == 0).then_some(&own)).unwrap();
+                    let _lock = library.lock().unwrap();
+                    library.add(&format!("e{at}"), &small_adapter(at), None).unwrap();
+                });
+            }
+        });
+        let library = Library::open(&root).unwrap();
+        assert_eq!((library.expert_names().unwrap().len(), library.base()), (6, Some(&base("aa"))));
+    }
+}
+
+#[test]
 fn an_adapter_is_written_normalised() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();

@@ -1,0 +1,373 @@
+//! Whatever is killed at whatever moment and started again ends as if nothing had happened.
+//!
+//! A few kills each as a rule; `LORAKIT_KILLS=50 cargo test --release --test kills` makes it fifty of training and as
+//! many of everything else.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![cfg(unix)]
+
+mod binary;
+
+use binary::{Ran, command, run};
+use lorakit_adapter::{Adapter, Library};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// Tasks of as many rows: experts end at different steps, and share two passes.
+const ROWS: [(&str, usize); 4] = [("double", 40), ("reverse", 24), ("upper", 48), ("vowel", 32)];
+
+const SETTINGS: [&str; 9] = [
+    "num_epochs=2",
+    "batch_size=4",
+    "rank=2",
+    "dropout=0.1",
+    "learning_rate=1e-2",
+    "eval_steps=3",
+    "save_steps=1",
+    "experts_per_pass=2",
+    "max_length=48",
+];
+
+fn kills() -> usize {
+    std::env::var("LORAKIT_KILLS").map_or(5, |text| text.parse().expect("LORAKIT_KILLS is a number"))
+}
+
+/// Moments that are the same in every run: splitmix64.
+struct Moments(u64);
+
+impl Moments {
+    fn before(&mut self, end: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        end.mul_f64(((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// Files that appeared, by their place under a folder. Hidden ones do not count as having appeared.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+fn files(folder: &Path) -> Files {
+    let mut found = Files::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(inner) = folders.pop() {
+        for entry in fs::read_dir(&inner).into_iter().flatten().flatten() {
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            if !hidden && entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if !hidden {
+                found.insert(entry.path().strip_prefix(folder).unwrap().to_owned(), fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+    found
+}
+
+struct Work {
+    folder: tempfile::TempDir,
+    tasks: Vec<String>,
+}
+
+impl Work {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let task = |(name, rows): (&str, usize)| {
+            let row = |i: usize| json!({ "input": format!("{name} {i}"), "output": format!("{}", (i * 7) % 31) });
+            let path = folder.path().join(format!("{name}.json"));
+            fs::write(&path, serde_json::to_string(&(0..rows).map(row).collect::<Vec<_>>()).unwrap()).unwrap();
+            path.display().to_string()
+        };
+        Self { tasks: ROWS.map(task).into(), folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `train-experts` of all tasks into a library of the folder. One thread: a kill is then as likely anywhere.
+    fn train(&self, library: &str) -> Vec<String> {
+        let library = self.path(library).display().to_string();
+        let mut words: Vec<String> =
+            ["train-experts", "--threads", "1", "--json", "--base", "pico", "--library"].map(str::to_owned).into();
+        words.extend([library, "--tasks".to_owned()]);
+        words.extend(self.tasks.iter().cloned());
+        words.extend(SETTINGS.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
+        words
+    }
+
+    /// A library trained without disturbance.
+    fn trained(&self, library: &str) -> (Files, Duration) {
+        let since = Instant::now();
+        run(self.train(library)).ok();
+        (files(&self.path(library).join("experts")), since.elapsed())
+    }
+}
+
+fn start(words: &[String]) -> Child {
+    command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Starts the command, and kills it after a while. Whether it was still running.
+fn killed(words: &[String], after: Duration) -> bool {
+    let mut child = start(words);
+    std::thread::sleep(after);
+    let running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    running
+}
+
+/// The steps done according to the checkpoints of all runs, by checkpoint.
+fn checkpoints(library: &Path) -> BTreeMap<PathBuf, u64> {
+    let found = files(&library.join("runs"))
+        .into_iter()
+        .filter(|(path, _)| path.extension().is_some_and(|e| e == "safetensors"));
+    let step = |bytes: &[u8]| -> u64 {
+        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("what is there is whole");
+        let state: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["state"]).unwrap();
+        state["step"].as_u64().unwrap()
+    };
+    found.map(|(path, bytes)| (path, step(&bytes))).collect()
+}
+
+/// Every expert's inode: another one is another file.
+fn inodes(library: &Path) -> BTreeMap<String, u64> {
+    let Ok(library) = Library::open(library) else { return BTreeMap::new() };
+    let names = library.expert_names().unwrap();
+    let inode =
+        |name: &String| fs::metadata(library.root().join("experts").join(name).join("expert.json")).unwrap().ino();
+    names.iter().map(|name| (name.clone(), inode(name))).collect()
+}
+
+#[test]
+fn training_killed_at_any_moment_ends_with_the_same_bytes_and_does_not_start_over() {
+    let work = Work::new();
+    let (expected, length) = work.trained("undisturbed");
+    assert_eq!(expected.len(), 3 * ROWS.len());
+    let log = |library: &str| {
+        let logs = files(&work.path(library).join("runs")).into_iter().filter(|(path, _)| path.ends_with("log.jsonl"));
+        logs.map(|(_, bytes)| String::from_utf8(bytes).unwrap()).collect::<String>()
+    };
+    let (mut moments, mut done, mut round) = (Moments(1), 0, 0);
+    while done < kills() {
+        let (name, mut seen, mut last) = (format!("disturbed-{round}"), BTreeMap::new(), BTreeMap::new());
+        let library = work.path(&name);
+        // A run that comes to its end between two kills is judged, and another one begins.
+        while done < kills() && killed(&work.train(&name), moments.before(length)) {
+            done += 1;
+            for (expert, inode) in inodes(&library) {
+                assert_eq!(
+                    *seen.entry(expert.clone()).or_insert(inode),
+                    inode,
+                    "{expert}: finished, and written again"
+                );
+                Adapter::read(&library.join("experts").join(&expert)).expect("an expert is there whole or not at all");
+            }
+            for (path, step) in checkpoints(&library) {
+                let before = last.insert(path.clone(), step).unwrap_or(0);
+                assert!(step >= before, "{}: at step {step}, and was at {before}", path.display());
+            }
+        }
+        run(work.train(&name)).ok();
+        assert!(files(&library.join("experts")) == expected, "round {round}: other bytes than undisturbed");
+        assert!(inodes(&library).iter().all(|(expert, inode)| seen.get(expert).is_none_or(|before| before == inode)));
+        assert_eq!(checkpoints(&library), BTreeMap::new(), "no checkpoint outlives its pass");
+        assert_eq!(log(&name), log("undisturbed"), "every step is logged once");
+        let hidden = |folder: &str| {
+            fs::read_dir(library.join(folder))
+                .unwrap()
+                .flatten()
+                .filter(|e| e.file_name().to_string_lossy().starts_with(".new"))
+                .count()
+        };
+        assert_eq!((hidden("."), hidden("experts")), (0, 0), "nothing half-written stays");
+        round += 1;
+    }
+    eprintln!("{done} kills of training in {round} rounds");
+}
+
+/// Kills a command again and again, from nothing each time. At every moment `place` holds nothing or all, and the
+/// same command ends with `expected`.
+fn disturb(words: &[String], place: &Path, undo: impl Fn(), expected: &Files, length: Duration, whole: impl Fn()) {
+    let (mut moments, mut done) = (Moments(2), 0);
+    for _ in 0..4 * kills() {
+        undo();
+        done += usize::from(killed(words, moments.before(length)));
+        whole();
+        if files(place) != *expected {
+            run(words).ok();
+        }
+        assert!(files(place) == *expected, "other bytes than undisturbed: {words:?}");
+        if done >= kills() {
+            break;
+        }
+    }
+    eprintln!("{done} kills of {}", words[..2].join(" "));
+}
+
+#[test]
+fn clusters_merges_and_added_experts_are_there_whole_or_not_at_all() {
+    let work = Work::new();
+    work.trained("library");
+    let text = |path: &Path| path.display().to_string();
+
+    let out = work.path("out");
+    fs::create_dir(&out).unwrap();
+    let words: Vec<String> = [
+        "cluster",
+        "-k",
+        "2",
+        "--library",
+        &text(&work.path("library")),
+        "--out",
+        &text(&out.join("clusters.json")),
+        "--report",
+        &text(&out.join("report.html")),
+    ]
+    .map(str::to_owned)
+    .into();
+    let since = Instant::now();
+    run(&words).ok();
+    let (expected, length) = (files(&out), since.elapsed());
+    let undo = || files(&out).keys().for_each(|file| fs::remove_file(out.join(file)).unwrap());
+    let whole = || files(&out).iter().for_each(|(name, bytes)| assert!(expected[name] == *bytes, "{}", name.display()));
+    disturb(&words, &out, undo, &expected, length, whole);
+
+    let out = work.path("merged");
+    let words: Vec<String> =
+        ["merge", "--library", &text(&work.path("library")), "--method", "svd:rank=4", "--out", &text(&out)]
+            .map(str::to_owned)
+            .into();
+    let since = Instant::now();
+    run(&words).ok();
+    let (expected, length) = (files(&out), since.elapsed());
+    let undo = || drop(fs::remove_dir_all(&out));
+    let whole = || assert!(files(&out).is_empty() || files(&out) == expected, "a folder that is half merged");
+    disturb(&words, &out, undo, &expected, length, whole);
+
+    let library = work.path("added");
+    let mut words: Vec<String> = ["library", "add", "--library", &text(&library)].map(str::to_owned).into();
+    words.extend((0..12).map(|i| format!("e{i}={}", text(&work.path("library").join("experts").join(ROWS[i % 4].0)))));
+    let since = Instant::now();
+    run(&words).ok();
+    let (expected, length) = (files(&library), since.elapsed());
+    let undo = || fs::remove_dir_all(&library).unwrap();
+    let whole = || {
+        inodes(&library).keys().for_each(|name| drop(Adapter::read(&library.join("experts").join(name)).unwrap()));
+    };
+    disturb(&words, &library, undo, &expected, length, whole);
+}
+
+/// Waits until the run of a library has logged some steps.
+fn wait_for_steps(library: &Path, steps: usize) {
+    let since = Instant::now();
+    let lines = || files(&library.join("runs")).values().map(|bytes| bytes.split(|b| *b == b'\n').count()).max();
+    while lines().unwrap_or(0) <= steps + 20 {
+        assert!(since.elapsed() < Duration::from_secs(120), "no steps");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_signal_to_stop_ends_at_a_step_with_130_and_says_how_to_go_on() {
+    let work = Work::new();
+    let (expected, _) = work.trained("undisturbed");
+    for signal in ["INT", "TERM"] {
+        let child = start(&work.train(signal));
+        wait_for_steps(&work.path(signal), 2);
+        let sent = std::process::Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        // A slow signal finds the work done.
+        if ran.code != 0 {
+            assert_eq!(ran.code, 130, "{}", ran.stderr);
+            assert!(ran.stderr.contains("interrupted: ") && ran.stderr.contains("same command"), "{}", ran.stderr);
+            let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+            assert_eq!(document["stopped"], true);
+            assert!(!checkpoints(&work.path(signal)).is_empty());
+        }
+        run(work.train(signal)).ok();
+        assert!(files(&work.path(signal).join("experts")) == expected, "SIG{signal}");
+    }
+}
+
+#[test]
+fn a_full_disk_ends_in_an_error_and_leaves_what_is_finished() {
+    let work = Work::new();
+    let mut words = work.train("library");
+    let first = words.iter().position(|word| *word == work.tasks[0]).unwrap();
+    let rest: Vec<String> = words.drain(first + 1..first + ROWS.len()).collect();
+    run(&words).ok();
+    let before = files(&work.path("library").join("experts"));
+    words.splice(first + 1..first + 1, rest);
+    // The shell's limit on a file's size, in blocks: less than an expert's weights have.
+    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!("ulimit -f 16; exec '{}' {}", env!("CARGO_BIN_EXE_lorakit"), quoted.join(" "));
+    let ran = Ran::from(std::process::Command::new("sh").args(["-c", &line]).output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("could not be written") && ran.stderr.contains("File too large"), "{}", ran.stderr);
+    assert!(
+        files(&work.path("library").join("experts")) == before,
+        "what is finished stays, and nothing else is there"
+    );
+    run(&words).ok();
+    assert!(before.iter().all(|(name, bytes)| files(&work.path("library").join("experts"))[name] == *bytes));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named_and_can_still_be_read() {
+    let work = Work::new();
+    work.trained("library");
+    let library = work.path("library");
+    let clusters =
+        |out: &str| run(["cluster", "-k", "2", "--library", library.to_str().unwrap(), "--out", out]).failed(1);
+    // Nobody, not even root, can make a folder there.
+    let message = run(work.train("x").iter().map(|word| if word.ends_with("/x") { "/proc/x" } else { word })).failed(1);
+    assert!(message.contains("/proc/x"), "{message}");
+    assert!(clusters("/proc/x.json").contains("/proc/x.json"));
+    let mut readonly = fs::metadata(&library).unwrap().permissions();
+    readonly.set_readonly(true);
+    fs::set_permissions(library.join("experts"), readonly).unwrap();
+    let ran = run(["library", "check", "--library", library.to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    if fs::write(library.join("experts/probe"), "").is_err() {
+        // Not root: the system keeps to the permissions.
+        let message = run(["library", "rm", "--library", library.to_str().unwrap(), ROWS[0].0]).failed(1);
+        assert!(message.contains("experts"), "{message}");
+    }
+    let mut writable = fs::metadata(library.join("experts")).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut writable, 0o755);
+    fs::set_permissions(library.join("experts"), writable).unwrap();
+}
+
+#[test]
+fn two_processes_on_one_library_take_turns() {
+    let work = Work::new();
+    let (expected, _) = work.trained("undisturbed");
+    let both = [start(&work.train("shared")), start(&work.train("shared"))].map(|child| {
+        let ran = Ran::from(child.wait_with_output().unwrap());
+        (ran.stderr.clone(), ran.json())
+    });
+    assert!(files(&work.path("shared").join("experts")) == expected);
+    let trained = |document: &Value| {
+        document["experts"].as_array().unwrap().iter().filter(|expert| expert["status"] == "trained").count()
+    };
+    assert_eq!(both.iter().map(|(_, document)| trained(document)).sum::<usize>(), ROWS.len(), "each expert once");
+
+    let library = Library::open(&work.path("shared")).unwrap();
+    let held = library.lock().unwrap();
+    let words = ["library", "rm", "--library", library.root().to_str().unwrap(), ROWS[0].0].map(str::to_owned);
+    let mut child = start(&words);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it waits");
+    assert!(library.contains(ROWS[0].0), "and changes nothing");
+    drop(held);
+    let ran = Ran::from(child.wait_with_output().unwrap()).ok();
+    assert!(ran.stderr.contains("another process is changing"), "{}", ran.stderr);
+    assert!(!library.contains(ROWS[0].0));
+}

@@ -1,0 +1,41 @@
+//! Training that goes wrong is noticed, and told at the end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod binary;
+
+use binary::run;
+use serde_json::Value;
+
+#[test]
+fn experts_whose_loss_jumps_are_given_up_by_name_and_listed_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("library").display().to_string();
+    let train = |options: &[&str]| {
+        let fixed = ["train-experts", "--json", "--base", "pico", "--library", &library];
+        let tasks = ["--tasks", "suite:skills/shift_up1", "suite:skills/shift_down1"];
+        // A rate at which the first updates do little and those after them, warmed up, break everything.
+        let wild = ["learning_rate=3", "max_steps=24", "batch_size=4", "max_grad_norm=0", "warmup_ratio=0.5"];
+        let wild = wild.iter().flat_map(|setting| ["--set", *setting]);
+        run(fixed.into_iter().chain(tasks).chain(wild).chain(["--set", "eval_steps=0"]).chain(options.iter().copied()))
+    };
+    let ran = train(&[]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let experts = document["experts"].as_array().unwrap();
+    let (failed, others): (Vec<&Value>, Vec<&Value>) = experts.iter().partition(|expert| expert["status"] == "failed");
+    assert!(!failed.is_empty() && others.iter().all(|expert| expert["status"] == "trained"), "{document}");
+    let told = ran.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
+    for part in ["failed", "update", "jumped", "training rows", "the worst", "max_loss_jump"] {
+        assert!(told.contains(part), "`{part}` is not in: {told}");
+    }
+    for expert in failed {
+        let name = expert["expert"].as_str().unwrap();
+        assert!(told.contains(&format!("`{name}`: at update")), "`{name}` is not in: {told}");
+        assert!(!folder.path().join("library/experts").join(name).exists(), "what failed is not kept");
+    }
+    let again = train(&[]);
+    assert!(again.code == 1 && again.stderr.contains("--restart"), "{}", again.stderr);
+    let document = train(&["--restart", "--set", "max_loss_jump=0"]).json();
+    let kept = |expert: &Value| expert["status"] == "trained" || expert["status"] == "finished before";
+    assert!(document["experts"].as_array().unwrap().iter().all(kept), "{document}");
+}
