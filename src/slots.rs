@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Patches;
 use lorakit_model::Base;
-use lorakit_route::Router;
+use lorakit_route::{ROUTERS, Router};
 use std::path::PathBuf;
 
 /// The options that say what is added to a base.
@@ -18,7 +18,7 @@ pub struct SlotArgs {
     /// A library of experts, for --router
     #[arg(long, value_name = "L", requires = "router")]
     library: Option<PathBuf>,
-    /// How the library's experts serve tokens, such as arrow:top_k=2 or expert:NAME
+    /// How the library's experts serve tokens, such as arrow:top_k=2; all are listed below
     #[arg(long, value_name = "R")]
     router: Option<Router>,
     /// One PEFT adapter folder
@@ -28,6 +28,12 @@ pub struct SlotArgs {
     fit: FitArgs,
     #[command(flatten)]
     data: DataArgs,
+}
+
+/// The routers, for --help.
+pub fn routers() -> String {
+    let lines = ROUTERS.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
+    format!("Routers, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
 impl SlotArgs {

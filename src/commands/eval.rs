@@ -6,6 +6,7 @@ use crate::experts::{self, Opened};
 use crate::output::{ABSENT, table};
 use crate::progress;
 use crate::routing::{Filling, FitArgs, Routing};
+use crate::slots;
 use crate::tasks::{self, TaskArgs};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -23,6 +24,7 @@ use std::str::FromStr;
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
+#[command(after_help = slots::routers())]
 pub struct EvalArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
@@ -32,7 +34,7 @@ pub struct EvalArgs {
     library: Option<PathBuf>,
     #[command(flatten)]
     tasks: TaskArgs,
-    /// Routers with their settings, such as base uniform arrow:top_k=2 oracle expert:NAME
+    /// Routers with their settings, such as base arrow:top_k=2; all are listed below
     #[arg(long, required = true, num_args = 1.., value_name = "R")]
     router: Vec<Typed>,
     #[command(flatten)]

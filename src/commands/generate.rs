@@ -2,7 +2,7 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::slots::SlotArgs;
+use crate::slots::{self, SlotArgs};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_eval::{Event, GenerationConfig, Model, generate};
@@ -14,6 +14,7 @@ use std::num::NonZeroUsize;
 
 /// The arguments of `generate`.
 #[derive(Args, Debug)]
+#[command(after_help = slots::routers())]
 pub struct GenerateArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]

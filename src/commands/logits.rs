@@ -3,7 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::routing::Filling;
-use crate::slots::SlotArgs;
+use crate::slots::{self, SlotArgs};
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
@@ -18,6 +18,7 @@ const BATCH_TOKENS: usize = 2048;
 
 /// The arguments of `logits`.
 #[derive(Args, Debug)]
+#[command(after_help = slots::routers())]
 pub struct LogitsArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
