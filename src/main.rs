@@ -10,6 +10,7 @@ mod context;
 mod demo;
 mod embedding;
 mod experts;
+mod explanation;
 mod interrupt;
 mod lock;
 mod mbc;

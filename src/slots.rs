@@ -38,7 +38,7 @@ pub fn routers() -> String {
 
 impl SlotArgs {
     /// What fills the slots of an open base.
-    pub fn fill(&self, base: &Base, place: &Located, context: &Context) -> Result<Filling> {
+    pub fn fill<'a>(&self, base: &'a Base, place: &Located, context: &Context) -> Result<Filling<'a>> {
         if let Some(folder) = &self.adapter {
             return Ok(Filling::plain(lorakit_route::expert::one(&experts::single(folder, base)?, 0)?));
         }
@@ -51,6 +51,6 @@ impl SlotArgs {
         let data = self.data.data.as_deref();
         let fit = self.fit.load(data)?;
         let routing = Routing { base, place, opened: &opened, fit: &fit, data, context };
-        routing.fill(router, None).with_context(|| format!("--router {router}"))
+        routing.fill(router, None, None).with_context(|| format!("--router {router}"))
     }
 }

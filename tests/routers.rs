@@ -116,3 +116,51 @@ fn routers_that_learn_serve_generation_too() {
     let scores = work.eval(&["cm", "oracle", "base"], &["--tasks", TASKS[0]]).json();
     assert!(loss(&scores, "cm", "shift_up1").is_finite());
 }
+
+#[test]
+fn what_a_prompt_decides_holds_for_its_row() {
+    let work = Work::new(&TASKS);
+    let tasks = [&["--tasks"], &TASKS[..]].concat();
+    let routers = ["tp", "evidence:top_k=1,floor=0,sure=0", "oracle", "base"];
+    let scores = work.eval(&routers, &[&tasks[..], &["--split", "validation"]].concat()).json();
+    // Three tasks of three families are told apart by both, which then are the oracle.
+    for task in ["shift_up1", "order_reverse", "pick_first"] {
+        let of = |router: &str| loss(&scores, router, task);
+        assert_ne!(of("oracle"), of("base"));
+        assert!((of("tp") - of("oracle")).abs() < 1e-4, "{task}: tp {} oracle {}", of("tp"), of("oracle"));
+        assert!(of("evidence:top_k=1,floor=0,sure=0").is_finite());
+    }
+    // Prompts of any kind calibrate: they need not be of the experts' tasks.
+    work.eval(&["evidence"], &["--tasks", TASKS[0], "--fit", "suite:skills/digits_add1"]).ok();
+    let message = work.eval(&["tp"], &["--tasks", TASKS[0], "--fit", "suite:skills/digits_add1"]).failed(1);
+    assert!(message.contains("digits_add1"), "{message}");
+}
+
+#[test]
+fn choices_are_explained_token_by_token() {
+    let work = Work::new(&TASKS);
+    let (library, page) = (work.library(), work.0.path().join("explained.html").display().to_string());
+    let fixed = ["explain", "--base", "pico", "--library", &library, "--prompt", "+1:dk<m;"];
+    let of = |router: &'static str| fixed.iter().copied().chain(["--router", router]);
+    let text = run(of("arrow:top_k=2").chain(["--out", &page])).ok().stdout;
+    assert!(text.contains("leading experts") && text.contains("all tokens"), "{text}");
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!doctype html>") && html.contains("&lt;") && !html.contains("<script"));
+
+    for router in ["arrow:top_k=2", "cm", "tp", "evidence"] {
+        let document = run(of(router).chain(["--json"])).json();
+        let tokens = document["tokens"].as_array().unwrap().len();
+        let choices = document["choices"].as_array().unwrap();
+        assert!(!choices.is_empty());
+        for choice in choices {
+            let of_tokens = choice["tokens"].as_array().unwrap();
+            assert_eq!(of_tokens.len(), tokens, "{router}");
+            for shares in of_tokens {
+                let sum: f64 = shares.as_array().unwrap().iter().map(|share| share["weight"].as_f64().unwrap()).sum();
+                assert!(sum < 1.0 + 1e-5, "{router}: {shares}");
+            }
+        }
+    }
+    let message = run(of("uniform")).failed(1);
+    assert!(message.contains("no choice to explain"), "{message}");
+}

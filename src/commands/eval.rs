@@ -143,15 +143,15 @@ fn ensure_unseen(tasks: &[Task], opened: &Opened, split: Split) -> Result<()> {
 }
 
 /// A router, ready to be scored.
-enum Line {
+enum Line<'a> {
     /// The same for every task.
-    Same(Filling),
+    Same(Filling<'a>),
     /// For each task its own.
-    ByTask(Vec<Filling>),
+    ByTask(Vec<Filling<'a>>),
 }
 
-impl Line {
-    fn of(&self, task: usize) -> &Filling {
+impl<'a> Line<'a> {
+    fn of(&self, task: usize) -> &Filling<'a> {
         match self {
             Self::Same(filling) => filling,
             Self::ByTask(fillings) => &fillings[task],
@@ -160,13 +160,17 @@ impl Line {
 }
 
 /// All routers, ready; one that cannot be built fails before any is scored.
-fn lineup(routers: &[Typed], tasks: &[Task], routing: Option<&Routing>) -> Result<Vec<Line>> {
-    let line = |Typed { router, .. }: &Typed| -> Result<Line> {
+fn lineup<'a>(routers: &[Typed], tasks: &[Task], routing: Option<&Routing<'_, 'a>>) -> Result<Vec<Line<'a>>> {
+    let line = |Typed { router, .. }: &Typed| -> Result<Line<'a>> {
         let Some(routing) = routing else { return Ok(Line::Same(Filling::plain(Patches::none()))) };
         if routing.by_task(router) {
-            return tasks.iter().map(|task| routing.fill(router, Some(task))).collect::<Result<_>>().map(Line::ByTask);
+            return tasks
+                .iter()
+                .map(|task| routing.fill(router, Some(task), None))
+                .collect::<Result<_>>()
+                .map(Line::ByTask);
         }
-        routing.fill(router, None).map(Line::Same)
+        routing.fill(router, None, None).map(Line::Same)
     };
     routers.iter().map(|typed| line(typed).with_context(|| format!("--router {}", typed.text))).collect()
 }

@@ -5,6 +5,7 @@ pub mod cluster;
 mod completions;
 mod demo;
 mod eval;
+mod explain;
 mod generate;
 mod library;
 mod library_add;
@@ -40,6 +41,8 @@ pub enum Command {
     Verify(verify::VerifyArgs),
     /// Write text after a prompt
     Generate(generate::GenerateArgs),
+    /// Show which expert a router gives which token, in which layer
+    Explain(explain::ExplainArgs),
     /// Write the logits of given tokens
     Logits(logits::LogitsArgs),
     /// Look into a library, and add, remove or check experts
@@ -66,6 +69,7 @@ impl Command {
             Self::Merge(args) => merge::run(args, context),
             Self::Verify(args) => verify::run(args, context),
             Self::Generate(args) => generate::run(args, context),
+            Self::Explain(args) => explain::run(args, context),
             Self::Logits(args) => logits::run(args, context),
             Self::Library(command) => library::run(command, context),
             Self::Task(command) => task::run(command, context),

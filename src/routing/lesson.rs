@@ -5,7 +5,7 @@ use crate::tasks;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Library, TaskRecord};
-use lorakit_model::Base;
+use lorakit_model::{Base, Packed};
 use lorakit_route::{Experts, Lesson, oracle};
 use lorakit_task::{Example, Split, Task, Vocabulary};
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ impl FitArgs {
 
 /// Rows to learn from, and all else that what is learned comes from.
 pub struct Rows<'a> {
-    routing: &'a Routing<'a>,
+    routing: &'a Routing<'a, 'a>,
     lesson: Lesson,
     sources: Vec<Source<'a>>,
 }
@@ -45,7 +45,7 @@ struct Source<'a> {
 
 impl<'a> Rows<'a> {
     /// The rows of a lesson. No row is read yet: what was learned from them before may be kept.
-    pub(super) fn find(routing: &'a Routing<'a>, lesson: Lesson, task: Option<&'a Task>) -> Result<Self> {
+    pub(super) fn find(routing: &'a Routing<'a, 'a>, lesson: Lesson, task: Option<&'a Task>) -> Result<Self> {
         let experts = &routing.opened.experts;
         let given = |task: &'a Task, expert| Source { expert, record: tasks::record(task), task: Some(task) };
         let mut sources = match lesson {
@@ -62,6 +62,8 @@ impl<'a> Rows<'a> {
                 }
                 sources
             }
+            Lesson::Prompts { .. } if routing.fit.is_empty() => prompts(routing)?,
+            Lesson::Prompts { .. } => routing.fit.iter().map(|task| given(task, None)).collect(),
             Lesson::Task { .. } => match (routing.fit, task) {
                 ([], Some(task)) => vec![given(task, None)],
                 ([], None) => bail!("no task is at hand to learn from: give rows with --fit"),
@@ -146,7 +148,30 @@ impl<'a> Rows<'a> {
         }
         Ok(examples)
     }
+
+    /// The prompts of the same rows, packed for forwards of a bounded size; each row names its expert.
+    ///
+    /// # Errors
+    /// As [`Rows::examples`].
+    pub fn prompts(&self) -> Result<Vec<Packed>> {
+        let mut batches = vec![Packed::default()];
+        for (expert, example) in self.examples()? {
+            if batches
+                .last()
+                .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt.len() > BATCH_TOKENS)
+            {
+                batches.push(Packed::default());
+            }
+            if let Some(last) = batches.last_mut() {
+                last.push(&example.prompt, &[], expert);
+            }
+        }
+        Ok(batches)
+    }
 }
+
+/// Tokens that one forward over prompts holds at most, unless a row alone has more.
+const BATCH_TOKENS: usize = 2048;
 
 /// The tasks that the records of the experts name.
 fn own_tasks<'a>(routing: &Routing) -> Result<Vec<Source<'a>>> {
@@ -163,6 +188,15 @@ fn own_tasks<'a>(routing: &Routing) -> Result<Vec<Source<'a>>> {
     Ok(sources)
 }
 
+/// The tasks that any expert's record names, each once and nobody's.
+fn prompts<'a>(routing: &Routing) -> Result<Vec<Source<'a>>> {
+    let records = routing.opened.records.iter().flatten().flat_map(|record| &record.tasks);
+    let distinct: BTreeMap<(&str, &str, u64), &TaskRecord> =
+        records.map(|task| ((task.name.as_str(), task.sha256.as_str(), task.split_seed), task)).collect();
+    ensure!(!distinct.is_empty(), "no expert of the library has a record of its tasks: give prompts with --fit");
+    Ok(distinct.into_values().map(|task| Source { expert: None, record: task.clone(), task: None }).collect())
+}
+
 /// What was loaded from each recorded place: many tasks may stand in one file.
 #[derive(Default)]
 struct Loaded(BTreeMap<PathBuf, Vec<Task>>);
@@ -171,12 +205,12 @@ impl Loaded {
     /// The task of a record: at the recorded place, with the recorded rows and split.
     fn find(&mut self, source: &Source, rows: &Rows) -> Result<&Task> {
         let record = &source.record;
-        let expert = source.expert.map_or("", |expert| &rows.experts().names()[expert]);
+        let whose = source.expert.map_or(String::new(), |e| format!(" of the expert `{}`", rows.experts().names()[e]));
         let advice = "give the rows to learn from with --fit, or the folder that task files refer to with --data";
         let place = PathBuf::from(&record.path);
         if !self.0.contains_key(&place) {
             let tasks = Task::load(&record.path, rows.routing.data).with_context(|| {
-                format!("the task `{}` of the expert `{expert}` was read from {}; {advice}", record.name, record.path)
+                format!("the task `{}`{whose} was read from {}; {advice}", record.name, record.path)
             })?;
             self.0.insert(place.clone(), tasks);
         }
@@ -189,7 +223,7 @@ impl Loaded {
                 format!("sha256 {}, split_seed {}", task.sha256(), task.split_seed)
             });
             format!(
-                "{}: the task `{}` of the expert `{expert}` is not what it was trained on: recorded sha256 {}, \
+                "{}: the task `{}`{whose} is not what was trained on: recorded sha256 {}, \
                  split_seed {}; found {now}; {advice}",
                 record.path, record.name, record.sha256, record.split_seed
             )

@@ -9,16 +9,21 @@
 //! 1. `crates/lorakit-route/src/NAME.rs`: its settings with `parse` and `Display`, its formula and source in the doc, and
 //!    `patches(&self, experts, ...) -> Result<Patches>`. In `router.rs`: a variant of `Router` with its arms, and a line
 //!    in `ROUTERS`. A router that learns nothing is then complete.
+//!    One that decides for whole rows by their prompts implements `ByPrompt` too, and has an arm in `Router::by_prompt`;
+//!    [`by_prompt`] runs the base over the prompts for it.
 //! 2. If it learns: `lesson(&self)` beside the settings says from whose rows (`Lesson::Experts`: the tasks of each expert;
-//!    `Lesson::Task`: the task at hand, so that it is learned and built once for each task evaluated); `patches` takes the
+//!    `Lesson::Prompts`: their prompts, whosever; `Lesson::Task`: the task at hand, so that it is learned and built once for each task evaluated); `patches` takes the
 //!    `&Learned`, and the doc names its matrices. Add the arm to `Router::lesson`.
 //! 3. `src/routing/NAME.rs`: `pub fn learn(settings, lesson: &Rows) -> Result<Learned>`, from [`Rows::examples`] and
 //!    the base, and one arm in [`learn`] below. Everything that `learn` reads must come from `Rows`: it is what the
 //!    kept state's hash covers (settings, base, experts, rows, seed, version).
 
+mod by_prompt;
 mod cm;
+mod evidence;
 mod kept;
 mod lesson;
+mod tp;
 
 pub use lesson::{FitArgs, Rows};
 
@@ -29,14 +34,17 @@ use anyhow::{Context as _, Result};
 use lorakit_adapter::{Patches, Row};
 use lorakit_eval::Templates;
 use lorakit_model::Base;
-use lorakit_route::{Learned, Lesson, Router, Setting};
+use lorakit_route::{Learned, Lesson, Observer, Router, Setting};
 use lorakit_task::Task;
 use std::path::Path;
+use std::sync::Arc;
+
+use by_prompt::ByPrompt;
 
 /// A base with a library, and the rows that routers may learn from.
-pub struct Routing<'a> {
+pub struct Routing<'a, 'base> {
     /// The base.
-    pub base: &'a Base,
+    pub base: &'base Base,
     /// Where its tokenizer is; read only where something is learned.
     pub place: &'a Located,
     /// The library.
@@ -50,36 +58,46 @@ pub struct Routing<'a> {
 }
 
 /// What a router puts into the slots, and what rows carry for it to read.
-pub struct Filling {
+pub struct Filling<'a> {
     /// What sits in the slots.
     pub patches: Patches,
     /// What rows carry.
-    pub templates: Box<dyn Templates>,
+    pub templates: Box<dyn Templates + 'a>,
 }
 
-impl Filling {
+impl Filling<'_> {
     /// Patches that read nothing of their rows.
     pub fn plain(patches: Patches) -> Self {
         Self { patches, templates: Box::new(Row::default()) }
     }
 }
 
-impl Routing<'_> {
+impl<'base> Routing<'_, 'base> {
     /// Whether the router is another one for another task.
     pub fn by_task(&self, router: &Router) -> bool {
         let of_task = matches!(router.lesson(), Some(Lesson::Task { .. })) && self.fit.is_empty();
         matches!(router, Router::Oracle) || of_task
     }
 
-    /// What carries the router out, for rows of `task` where one is known.
+    /// What carries the router out, for rows of `task` where one is known; `observer`, if any, is shown every choice.
     ///
     /// # Errors
     /// Where the library does not allow the router, or there are no rows to learn from.
-    pub fn fill(&self, router: &Router, task: Option<&Task>) -> Result<Filling> {
+    pub fn fill(
+        &self,
+        router: &Router,
+        task: Option<&Task>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Filling<'base>> {
         let learned = router.lesson().map(|lesson| self.learned(router, lesson, task)).transpose()?;
         let name = task.map(|task| task.name.as_str());
-        let setting = Setting { task: name, learned: learned.as_ref(), observer: None };
-        Ok(Filling::plain(router.build(&self.opened.experts, &setting)?))
+        let setting = Setting { task: name, learned: learned.as_ref(), observer };
+        let experts = &self.opened.experts;
+        let patches = router.build(experts, &setting)?;
+        Ok(match router.by_prompt(experts, &setting)? {
+            Some(rule) => Filling { patches, templates: Box::new(ByPrompt { base: self.base, rule }) },
+            None => Filling::plain(patches),
+        })
     }
 
     /// What the router learned: as it was kept, or from now.
@@ -103,6 +121,8 @@ impl Routing<'_> {
 fn learn(router: &Router, rows: &Rows) -> Result<Learned> {
     match router {
         Router::Cm(cm) => cm::learn(cm, rows),
+        Router::Tp(tp) => tp::learn(tp, rows),
+        Router::Evidence(evidence) => evidence::learn(evidence, rows),
         other => Err(anyhow::anyhow!("the router {other} learns nothing")),
     }
     .with_context(|| format!("learning {}", router.name()))

@@ -44,7 +44,7 @@ const SILHOUETTE_NOTE: &str = "One bar per expert: how much closer it is to its 
     An expert left of zero is closer to another cluster; one alone in its cluster has zero.";
 
 /// Text as it stands in HTML, in elements and in quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

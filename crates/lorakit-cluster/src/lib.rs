@@ -65,7 +65,7 @@ pub use clusters::{Cluster, Clusters, Method};
 pub use embedding::embedding;
 pub use error::{Cause, Error, Result};
 pub use experts::Experts;
-pub use html::{STYLE, page, similarity_map};
+pub use html::{STYLE, escape, page, similarity_map};
 pub use kmeans::kmeans;
 pub use mbc::{Embedded, MbcOptions, On, mbc};
 pub use partition::Partition;

@@ -141,6 +141,12 @@ pub enum RouteError {
     /// A router learns from the rows of each expert, and one has none.
     #[error("no row of the expert {0} was seen: the router learns from rows of every expert's own tasks")]
     NoRows(String),
+    /// What is usual cannot be said of less than two prompts.
+    #[error("{0} prompts to learn from, and at least two are needed: give more rows, or rows=N with a higher N")]
+    FewPrompts(usize),
+    /// A survey was asked about rows other than those that it saw.
+    #[error("the survey saw a pass over other rows")]
+    OtherRows,
     /// What the adapter algebra refuses.
     #[error("{0}")]
     Adapter(String),

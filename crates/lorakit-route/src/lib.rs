@@ -43,11 +43,13 @@
 
 mod always;
 pub mod arrow;
+mod by_prompt;
 pub mod cat;
 pub mod cm;
 mod cobyla;
 mod composition;
 mod error;
+pub mod evidence;
 pub mod expert;
 mod experts;
 mod gate;
@@ -60,17 +62,21 @@ mod mixing;
 mod observer;
 pub mod oracle;
 mod per_token;
+pub mod response;
 mod router;
 mod settings;
 mod stack;
+pub mod tp;
 mod uniform;
 mod weighed;
 
 pub use arrow::{Arrow, Tie};
+pub use by_prompt::{ByPrompt, Survey};
 pub use cat::{Cat, Gates};
 pub use cm::Cm;
 pub use composition::{COMPOSITIONS, Composition};
 pub use error::{Result, RouteError};
+pub use evidence::Evidence;
 pub use expert::Verbatim;
 pub use experts::{Expert, Experts};
 pub use held_out::HeldOut;
@@ -79,9 +85,11 @@ pub use learned::{Learned, Lesson};
 pub use lorahub::{LoraHub, RowLoss, RowLosses};
 pub use mixing::Mixing;
 pub use observer::{Observer, Routing, Share, Usage};
+pub use response::{Measure, Responses};
 pub use router::{About, ROUTERS, Router, Setting};
 pub use settings::AtMost;
 pub use stack::Stack;
+pub use tp::Tp;
 pub use uniform::Uniform;
 pub use weighed::{by_row_weights, by_weights};
 

@@ -18,7 +18,7 @@ pub struct Routing<'a> {
     pub per_token: usize,
     /// Indices of the chosen experts, `[tokens, per_token]`; of fewer than all, the highest score comes first.
     pub experts: &'a [u32],
-    /// Their weights, of the same shape; each token's sum to one.
+    /// Their weights, of the same shape. Each token's sum to one, or to less where part of it is left to the base.
     pub weights: &'a [f32],
 }
 

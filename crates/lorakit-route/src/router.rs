@@ -1,15 +1,19 @@
 //! The routers by name, as a user types them.
 
 use crate::arrow::Arrow;
+use crate::by_prompt::ByPrompt;
 use crate::cm::Cm;
 use crate::error::{Result, RouteError, listed};
+use crate::evidence::Evidence;
 use crate::expert::{self, Verbatim};
 use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
 use crate::observer::Observer;
 use crate::oracle;
 use crate::settings::Settings;
+use crate::tp::Tp;
 use crate::uniform::Uniform;
+use crate::weighed;
 use lorakit_adapter::Patches;
 use std::fmt;
 use std::str::FromStr;
@@ -29,6 +33,10 @@ pub enum Router {
     Arrow(Arrow),
     /// Mean inputs of the experts' own rows, per token and site.
     Cm(Cm),
+    /// A classifier over the base's reading of the prompt, per row.
+    Tp(Tp),
+    /// Which experts would respond to the prompt more than they usually do, per row.
+    Evidence(Evidence),
     /// One expert, verbatim.
     Expert(Verbatim),
 }
@@ -63,6 +71,16 @@ pub const ROUTERS: &[About] = &[
         settings: "top_k=all,temperature=1,score=dot,pool=last,rows=10,mixing=outputs",
         summary: "per token, the experts whose training inputs it resembles; learns centroids (https://arxiv.org/abs/2405.11157)",
     },
+    About {
+        name: "tp",
+        settings: "top_k=1,temperature=1,rows=100,mixing=outputs",
+        summary: "per row, the expert of the task that the prompt looks like; learns a classifier (https://arxiv.org/abs/2405.11157)",
+    },
+    About {
+        name: "evidence",
+        settings: "top_k=4,temperature=0.3,floor=0,sure=0,measure=energy,rows=16,mixing=outputs",
+        summary: "per row, the experts that would respond to the prompt more than they usually do; lorakit's own, nothing trained",
+    },
     About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
 ];
 
@@ -96,7 +114,23 @@ impl Router {
             Self::Uniform(uniform) => uniform.patches(experts),
             Self::Arrow(arrow) => arrow.patches(experts, setting.observer.clone()),
             Self::Cm(cm) => cm.patches(experts, self.learned(setting)?, setting.observer.clone()),
+            Self::Tp(tp) => weighed::by_row_weights_shown(experts, tp.mixing, setting.observer.clone()),
+            Self::Evidence(evidence) => {
+                weighed::by_row_weights_shown(experts, evidence.mixing, setting.observer.clone())
+            }
             Self::Expert(verbatim) => verbatim.patches(experts),
+        }
+    }
+
+    /// For a router that decides by prompts: what gives rows the weights that its patches read.
+    ///
+    /// # Errors
+    /// Where what was learned is of another library.
+    pub fn by_prompt(&self, experts: &Experts, setting: &Setting) -> Result<Option<Arc<dyn ByPrompt>>> {
+        match self {
+            Self::Tp(tp) => tp.rule(experts, self.learned(setting)?).map(Some),
+            Self::Evidence(evidence) => evidence.rule(experts, self.learned(setting)?).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -109,6 +143,8 @@ impl Router {
         match self {
             Self::Base | Self::Oracle | Self::Uniform(_) | Self::Arrow(_) | Self::Expert(_) => None,
             Self::Cm(cm) => Some(cm.lesson()),
+            Self::Tp(tp) => Some(tp.lesson()),
+            Self::Evidence(evidence) => Some(evidence.lesson()),
         }
     }
 
@@ -126,6 +162,8 @@ impl Router {
             Self::Uniform(_) => "uniform",
             Self::Arrow(_) => "arrow",
             Self::Cm(_) => "cm",
+            Self::Tp(_) => "tp",
+            Self::Evidence(_) => "evidence",
             Self::Expert(_) => "expert",
         }
     }
@@ -146,6 +184,8 @@ impl FromStr for Router {
             "uniform" => Uniform::parse(settings).map(Self::Uniform),
             "arrow" => Arrow::parse(settings).map(Self::Arrow),
             "cm" => Cm::parse(settings).map(Self::Cm),
+            "tp" => Tp::parse(settings).map(Self::Tp),
+            "evidence" => Evidence::parse(settings).map(Self::Evidence),
             "expert" => Verbatim::parse(rest).map(Self::Expert),
             _ => Err(RouteError::UnknownRouter {
                 name: name.to_owned(),
@@ -163,6 +203,8 @@ impl fmt::Display for Router {
             Self::Uniform(uniform) => write!(f, "uniform:{uniform}"),
             Self::Arrow(arrow) => write!(f, "arrow:{arrow}"),
             Self::Cm(cm) => write!(f, "cm:{cm}"),
+            Self::Tp(tp) => write!(f, "tp:{tp}"),
+            Self::Evidence(evidence) => write!(f, "evidence:{evidence}"),
             Self::Expert(verbatim) => write!(f, "expert:{}", verbatim.name),
         }
     }

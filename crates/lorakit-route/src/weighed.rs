@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::experts::Experts;
 use crate::mixing::{Mixing, Mixture};
+use crate::observer::{Observer, Routing};
 use crate::patches;
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
@@ -15,7 +16,16 @@ use std::sync::Arc;
 /// # Errors
 /// Under separate mixing, where ranks differ at a projection.
 pub fn by_row_weights(experts: &Experts, mixing: Mixing) -> Result<Patches> {
-    made(experts, mixing, None)
+    made(experts, mixing, None, None)
+}
+
+/// The same; `observer`, if any, is shown the weights of every token.
+pub(crate) fn by_row_weights_shown(
+    experts: &Experts,
+    mixing: Mixing,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<Patches> {
+    made(experts, mixing, None, observer)
 }
 
 /// Patches that give every row the same weights, one for each expert in the order of names.
@@ -23,14 +33,26 @@ pub fn by_row_weights(experts: &Experts, mixing: Mixing) -> Result<Patches> {
 /// # Errors
 /// As [`by_row_weights`].
 pub fn by_weights(experts: &Experts, mixing: Mixing, weights: &[f32]) -> Result<Patches> {
-    made(experts, mixing, Some(weights.into()))
+    made(experts, mixing, Some(weights.into()), None)
 }
 
-fn made(experts: &Experts, mixing: Mixing, fixed: Option<Arc<[f32]>>) -> Result<Patches> {
-    patches(experts, |_, site, stack| {
+fn made(
+    experts: &Experts,
+    mixing: Mixing,
+    fixed: Option<Arc<[f32]>>,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<Patches> {
+    patches(experts, |index, site, stack| {
         let mixture = Mixture::new(mixing, Choice::Projection, experts, site, stack)?;
         let (experts, projections) = (experts.len(), site.projections.len());
-        Ok(Some(Arc::new(Weighed { mixture, experts, projections, fixed: fixed.clone() }) as Arc<dyn Patch>))
+        Ok(Some(Arc::new(Weighed {
+            mixture,
+            experts,
+            projections,
+            fixed: fixed.clone(),
+            site: index,
+            observer: observer.clone(),
+        }) as Arc<dyn Patch>))
     })
 }
 
@@ -40,10 +62,31 @@ struct Weighed {
     projections: usize,
     /// The weights of all rows, where they do not carry their own.
     fixed: Option<Arc<[f32]>>,
+    site: usize,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Weighed {
+    /// Shows every token all experts at the weights of its row.
+    fn show(&self, rows: &Rows, observer: &dyn Observer) {
+        let (mut experts, mut weights) = (Vec::new(), Vec::new());
+        for row in rows.iter() {
+            let of_row = self.fixed.as_ref().or(row.weights.as_ref());
+            for _ in 0..row.len {
+                experts.extend(0..self.experts as u32);
+                weights.extend((0..self.experts).map(|e| of_row.and_then(|w| w.get(e)).copied().unwrap_or(0.0)));
+            }
+        }
+        let (site, per_token, projections) = (self.site, self.experts, 0..self.projections);
+        observer.saw(&Routing { site, projections, rows, per_token, experts: &experts, weights: &weights });
+    }
 }
 
 impl Patch for Weighed {
     fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+        if let Some(observer) = &self.observer {
+            self.show(rows, observer.as_ref());
+        }
         let mut groups = Vec::new();
         for row in rows.iter() {
             let Some(weights) = self.fixed.as_ref().or(row.weights.as_ref()) else { continue };

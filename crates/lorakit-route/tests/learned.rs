@@ -6,7 +6,7 @@ mod small;
 
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::{Matrix, Outputs, Row, Rows, Site};
-use lorakit_route::{Cm, Experts, Inputs, Learned, Pool, RouteError, Router, Setting};
+use lorakit_route::{Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting};
 use small::*;
 
 const INPUT: usize = 12;
@@ -118,4 +118,122 @@ fn what_was_learned_must_be_there_and_fit() {
     for part in ["0.qkv", "(3, 12)", "(2, 12)", "another library"] {
         assert!(message.contains(part), "{message}");
     }
+}
+
+/// What `evidence` learns from a pass over `x`, whose rows have `lengths` tokens.
+fn usual(evidence: &Evidence, library: &Experts, x: &Tensor, lengths: &[usize]) -> Learned {
+    let watch = Responses::new(library, evidence.measure).unwrap().watch();
+    look(&watch.patches(), x, lengths);
+    evidence.learned(library, &watch.responses()).unwrap()
+}
+
+/// Lets patches of one site see a pass, to which they must add nothing.
+fn look(patches: &lorakit_adapter::Patches, x: &Tensor, lengths: &[usize]) {
+    let mut out = Outputs::new(Tensor::ones((x.dim(0).unwrap(), 19), DType::F32, &Device::Cpu).unwrap());
+    patches.at(0).unwrap().add(x, &Rows::packed(lengths.iter().copied()), &mut out).unwrap();
+    assert!(out.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| *y == 1.0));
+}
+
+#[test]
+fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_one() {
+    let (library, x) = (uneven(), tokens(80, 5, INPUT));
+    let watch = Responses::new(&library, Measure::Energy).unwrap().watch();
+    look(&watch.patches(), &x, &[2, 3]);
+    let responses = watch.responses();
+    assert_eq!((responses.len(), responses[0].0, responses[0].1.len()), (1, 0, 6));
+    let rows = x.to_vec2::<f32>().unwrap();
+    for (row, tokens) in [0..2, 2..5].into_iter().enumerate() {
+        for expert in 0..3 {
+            let added = dense(&library, &x, |_, _, e| f64::from(u8::from(e == expert)));
+            let length = |v: &[f32]| v.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let mean = tokens.clone().map(|t| length(&added[t]) / length(&rows[t])).sum::<f32>() / tokens.len() as f32;
+            let found = responses[0].1[row * 3 + expert];
+            assert!((found - mean).abs() < 1e-5 * mean.max(1.0), "{found} {mean}");
+        }
+    }
+    assert_eq!(responses[0].1[2], 0.0, "a delta of zeros does not respond");
+}
+
+#[test]
+fn evidence_weighs_what_is_unusual() {
+    let library = uneven();
+    let evidence: Evidence = match "evidence:top_k=1,rows=8,floor=0,sure=0".parse().unwrap() {
+        Router::Evidence(evidence) => evidence,
+        other => panic!("{other}"),
+    };
+    let x = tokens(81, 24, INPUT);
+    let learned = usual(&evidence, &library, &x, &[3; 8]);
+    assert_eq!(learned.matrices().keys().collect::<Vec<_>>(), ["0.qkv", "highest", "scores"]);
+
+    // Inputs along the direction that `b` stretches most, at q.
+    let direction = library.module(1, "q").unwrap().top_direction().unwrap().vector;
+    let prompt: Vec<f32> = [1.0f32, -3.0, 0.5, 2.0].iter().flat_map(|c| direction.iter().map(move |d| c * d)).collect();
+    let prompt = Tensor::from_vec(prompt, (4, INPUT), &Device::Cpu).unwrap();
+    let setting = Setting { learned: Some(&learned), ..Setting::default() };
+    let router = Router::Evidence(evidence);
+    let rule = router.by_prompt(&library, &setting).unwrap().unwrap();
+    let survey = rule.survey();
+    look(&survey.patches(), &prompt, &[4]);
+    let weights = survey.weights(&Rows::packed([4]), &prompt).unwrap().remove(0);
+    assert_eq!(&weights[..], [0.0, 1.0, 0.0]);
+
+    // Under its patches the row has that expert alone.
+    let patches = router.build(&library, &setting).unwrap();
+    let rows = Rows::new([Row { len: 4, weights: Some(weights), ..Row::default() }]);
+    let expected = dense(&library, &prompt, |_, _, e| f64::from(u8::from(e == 1)));
+    assert_close(&added(&patches, &library, &prompt, &rows), &expected, 1e-5);
+    let error = survey.weights(&Rows::packed([4, 1]), &prompt).unwrap_err();
+    assert!(matches!(error, RouteError::OtherRows), "{error}");
+}
+
+#[test]
+fn evidence_over_one_expert_is_that_adapter() {
+    let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default() };
+    let x = tokens(82, 12, INPUT);
+    let learned = usual(&evidence, &library, &x, &[4; 3]);
+    let rule = evidence.rule(&library, &learned).unwrap();
+    let survey = rule.survey();
+    look(&survey.patches(), &x, &[12]);
+    assert_eq!(&survey.weights(&Rows::packed([12]), &x).unwrap()[0][..], [1.0]);
+}
+
+#[test]
+fn what_no_expert_responds_to_is_left_to_the_base() {
+    let library = uneven();
+    let evidence = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default() };
+    let x = tokens(83, 24, INPUT);
+    let learned = usual(&evidence, &library, &x, &[3; 8]);
+    let rule = evidence.rule(&library, &learned).unwrap();
+    let survey = rule.survey();
+    look(&survey.patches(), &x, &[3; 8]);
+    let weights = survey.weights(&Rows::packed([3; 8]), &x).unwrap();
+    // Of the usual prompts themselves only the one that is surest reaches the highest quantile.
+    let served = weights.iter().filter(|weights| weights.iter().sum::<f32>() > 0.0).count();
+    assert_eq!(served, 1, "{weights:?}");
+}
+
+#[test]
+fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
+    let library = uneven();
+    let matrix = |rows, values: Vec<f32>| Matrix::new(rows, values.len() / rows, values).unwrap();
+    let learned = Learned::new([
+        ("centre".to_owned(), matrix(1, vec![1.0, 0.0])),
+        ("spread".to_owned(), matrix(1, vec![2.0, 0.5])),
+        ("weights".to_owned(), matrix(3, vec![1.0, 0.0, 0.0, 1.0, -1.0, -1.0])),
+        ("biases".to_owned(), matrix(1, vec![0.0, 0.25, 0.0])),
+    ]);
+    let setting = Setting { learned: Some(&learned), ..Setting::default() };
+    // Rows of two tokens and one: their means are (3, 0.5) and (-3, -1).
+    let hidden = Tensor::new(&[[2f32, 0.], [4., 1.], [-3., -1.]], &Device::Cpu).unwrap();
+    let weights = |router: &str| {
+        let rule = router.parse::<Router>().unwrap().by_prompt(&library, &setting).unwrap().unwrap();
+        rule.survey().weights(&Rows::packed([2, 1]), &hidden).unwrap()
+    };
+    // Logits: (1, 1 + 0.25, -2), and (-2, -2 + 0.25, 4).
+    let of_one = weights("tp");
+    assert_eq!((&of_one[0][..], &of_one[1][..]), (&[0.0, 1.0, 0.0][..], &[0.0, 0.0, 1.0][..]));
+    let of_two = weights("tp:top_k=2,temperature=0.5");
+    let expected = 1.0 / (1.0 + (0.25f32 / 0.5).exp());
+    assert!((of_two[0][0] - expected).abs() < 1e-6 && (of_two[0][1] - 1.0 + expected).abs() < 1e-6, "{of_two:?}");
 }

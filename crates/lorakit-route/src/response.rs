@@ -1,0 +1,218 @@
+//! How strongly each expert would respond to what the base reads, without letting it: a probe in the slot.
+//!
+//! At a site, for a token `x` and an expert whose projections have the deltas `s_p B_p A_p`, the response is
+//! `sqrt(sum_p |s_p B_p A_p x|²) / |x|`: the length of what the expert would add, for an input of length one. With the thin
+//! factorisation `B_p = Q_p R_p` it is `|s_p R_p A_p x|`, so that a token costs one product with all experts' ranks, and
+//! nothing as wide as the output.
+
+use crate::error::{Result, RouteError};
+use crate::experts::Experts;
+use candle_core::{DType, Device, Tensor, bail};
+use faer::Mat;
+use lorakit_adapter::{LowRank, Outputs, Patch, Patches, Rows, Site};
+use rayon::prelude::*;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What of an expert's delta responds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Measure {
+    /// All of it: `|s B A x| / |x|`.
+    #[default]
+    Energy,
+    /// Its strongest direction alone, as Arrow's score: `|<x, v>| / |x|`.
+    Arrow,
+}
+
+impl FromStr for Measure {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "energy" => Ok(Self::Energy),
+            "arrow" => Ok(Self::Arrow),
+            _ => Err("energy or arrow"),
+        }
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Energy => "energy",
+            Self::Arrow => "arrow",
+        })
+    }
+}
+
+/// Measures the responses of a library's experts at every site that they touch.
+#[derive(Debug)]
+pub struct Responses(Vec<Option<Arc<Gauge>>>);
+
+/// The experts of one site.
+#[derive(Debug)]
+struct Gauge {
+    /// What an input is multiplied with, `[rows of all experts, in]`: an expert responds by the length of its part.
+    rows: Tensor,
+    /// Each expert's part; empty where it has nothing here.
+    parts: Vec<Range<usize>>,
+}
+
+/// What the experts responded to the rows of one pass, by site: `[rows, experts]`, averaged over each row's tokens.
+/// Experts with nothing at a site have zero there.
+#[derive(Debug)]
+pub struct Watch(Vec<Option<Arc<Seen>>>);
+
+#[derive(Debug)]
+struct Seen {
+    gauge: Arc<Gauge>,
+    responses: Mutex<Vec<f32>>,
+}
+
+impl Responses {
+    /// Prepares the matrices of every site.
+    ///
+    /// # Errors
+    /// Where a tensor cannot be made.
+    pub fn new(experts: &Experts, measure: Measure) -> Result<Self> {
+        let gauge = |(index, site, stack): (usize, &Site, &crate::Stack)| {
+            Ok((index, Gauge::new(experts, site, measure, stack.a().device())?))
+        };
+        let made: Vec<(usize, Gauge)> =
+            experts.stacks().collect::<Vec<_>>().into_par_iter().map(gauge).collect::<Result<_>>()?;
+        let mut by_site: Vec<Option<Arc<Gauge>>> = vec![None; experts.sites().len()];
+        made.into_iter().for_each(|(index, gauge)| by_site[index] = Some(Arc::new(gauge)));
+        Ok(Self(by_site))
+    }
+
+    /// Looks at one pass.
+    pub fn watch(&self) -> Watch {
+        let seen = |gauge: &Option<Arc<Gauge>>| {
+            gauge.clone().map(|gauge| Arc::new(Seen { gauge, responses: Mutex::default() }))
+        };
+        Watch(self.0.iter().map(seen).collect())
+    }
+}
+
+impl Watch {
+    /// Patches that look and add nothing.
+    pub fn patches(&self) -> Patches {
+        Patches::new(self.0.iter().map(|seen| seen.clone().map(|seen| seen as Arc<dyn Patch>)).collect())
+    }
+
+    /// The responses at each touched site, `[rows, experts]`, with the site's index.
+    pub fn responses(&self) -> Vec<(usize, Vec<f32>)> {
+        let of = |(site, seen): (usize, &Option<Arc<Seen>>)| {
+            let responses = seen.as_ref()?.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Some((site, responses))
+        };
+        self.0.iter().enumerate().filter_map(of).collect()
+    }
+}
+
+impl Gauge {
+    fn new(experts: &Experts, site: &Site, measure: Measure, device: &Device) -> Result<Self> {
+        let (mut rows, mut parts) = (Vec::new(), Vec::new());
+        for expert in 0..experts.len() {
+            let start = rows.len() / site.input;
+            for low_rank in site.projections.iter().filter_map(|p| experts.module(expert, &p.module)) {
+                match measure {
+                    Measure::Energy => rows.extend(compressed(low_rank)),
+                    Measure::Arrow => rows.extend(low_rank.top_direction().into_iter().flat_map(|d| d.vector)),
+                }
+            }
+            parts.push(start..rows.len() / site.input);
+        }
+        let height = rows.len() / site.input;
+        Ok(Self { rows: Tensor::from_vec(rows, (height, site.input), device)?, parts })
+    }
+
+    /// The responses to tokens `x`, `[tokens, in]`, as `[tokens, experts]`.
+    fn responses(&self, x: &Tensor) -> candle_core::Result<Vec<f32>> {
+        let x = x.detach().to_dtype(DType::F32)?;
+        let lengths = x.sqr()?.sum(1)?.sqrt()?.to_vec1::<f32>()?;
+        let width = self.rows.dim(0)?;
+        let products = x.matmul(&self.rows.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut responses = Vec::with_capacity(lengths.len() * self.parts.len());
+        for (products, length) in products.chunks_exact(width).zip(&lengths) {
+            let length = length.max(f32::MIN_POSITIVE);
+            responses.extend(
+                self.parts
+                    .iter()
+                    .map(|part| products[part.clone()].iter().map(|value| value * value).sum::<f32>().sqrt() / length),
+            );
+        }
+        Ok(responses)
+    }
+}
+
+/// `s R A` with `B = Q R`, `[r, in]`, row by row: what it makes of an input has the length that `s B A` gives it.
+fn compressed(low_rank: &LowRank) -> Vec<f32> {
+    let (a, b) = (low_rank.a().values(), low_rank.b().values());
+    let (rank, input) = (low_rank.rank(), low_rank.input());
+    let b = Mat::from_fn(low_rank.output(), rank, |row, column| f64::from(b[row * rank + column]));
+    let qr = b.qr();
+    let r = qr.thin_R();
+    let mut rows = vec![0.0; r.nrows() * input];
+    for (i, row) in rows.chunks_exact_mut(input).enumerate() {
+        for (k, a) in a.chunks_exact(input).enumerate().skip(i) {
+            let factor = low_rank.scale() * r[(i, k)];
+            row.iter_mut().zip(a).for_each(|(sum, value)| *sum += factor * f64::from(*value));
+        }
+    }
+    rows.into_iter().map(|value| value as f32).collect()
+}
+
+impl Patch for Seen {
+    fn add(&self, x: &Tensor, rows: &Rows, _: &mut Outputs) -> candle_core::Result<()> {
+        let experts = self.gauge.parts.len();
+        let of_tokens = self.gauge.responses(x)?;
+        if of_tokens.len() != rows.tokens() * experts {
+            bail!("{} rows of {} tokens, and {} tokens of input", rows.len(), rows.tokens(), x.dim(0)?);
+        }
+        let mut means = vec![0.0; rows.len() * experts];
+        for (mean, row) in means.chunks_exact_mut(experts).zip(rows.iter()) {
+            for token in of_tokens[row.start * experts..(row.start + row.len) * experts].chunks_exact(experts) {
+                mean.iter_mut().zip(token).for_each(|(sum, value)| *sum += value);
+            }
+            mean.iter_mut().for_each(|sum| *sum /= row.len.max(1) as f32);
+        }
+        *self.responses.lock().unwrap_or_else(PoisonError::into_inner) = means;
+        Ok(())
+    }
+}
+
+/// The responses to a row, standardised by what is usual and compared with its peers, `[experts]`: for each expert the mean,
+/// over the sites that it touches, of `z_e - mean of z over the experts` with `z_e = (response - mean) / deviation`.
+/// `usual` has, for each site of `responses`, means and deviations, `[2, experts]`.
+pub(crate) fn standardised(
+    row: usize,
+    experts: usize,
+    responses: &[(usize, Vec<f32>)],
+    usual: &[Vec<f32>],
+) -> Result<Vec<f32>> {
+    let mut scores = vec![(0.0, 0u32); experts];
+    for ((_, responses), usual) in responses.iter().zip(usual) {
+        let responses = responses.get(row * experts..(row + 1) * experts).ok_or(RouteError::OtherRows)?;
+        let (means, deviations) = usual.split_at(experts);
+        let z: Vec<Option<f64>> = responses
+            .iter()
+            .zip(means.iter().zip(deviations))
+            .map(|(response, (mean, deviation))| {
+                (*deviation > 0.0).then(|| f64::from(response - mean) / f64::from(*deviation))
+            })
+            .collect();
+        let here = z.iter().flatten().count().max(1) as f64;
+        let peers = z.iter().flatten().sum::<f64>() / here;
+        for ((sum, sites), z) in scores.iter_mut().zip(&z) {
+            if let Some(z) = z {
+                *sum += z - peers;
+                *sites += 1;
+            }
+        }
+    }
+    let mean = |(sum, sites): (f64, u32)| if sites == 0 { 0.0 } else { (sum / f64::from(sites)) as f32 };
+    Ok(scores.into_iter().map(mean).collect())
+}

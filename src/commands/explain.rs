@@ -1,0 +1,95 @@
+//! `explain`: which expert a router gives which token, in which layer.
+
+use crate::base_source::BaseSource;
+use crate::context::Context;
+use crate::experts;
+use crate::explanation::{Explanation, Share, Trace, page};
+use crate::output::table;
+use crate::routing::{FitArgs, Routing};
+use crate::tasks::DataArgs;
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use lorakit_adapter::{Row, Rows};
+use lorakit_route::Router;
+use lorakit_task::Example;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How many experts of a token the table names.
+const LEADING: usize = 3;
+
+/// The arguments of `explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// The base: a model folder or hub:ORG/NAME[@REV]
+    #[arg(long, value_name = "B")]
+    base: BaseSource,
+    /// The library of experts
+    #[arg(long, value_name = "L")]
+    library: PathBuf,
+    /// A router that chooses by what it reads, such as arrow:top_k=2
+    #[arg(long, value_name = "R")]
+    router: Router,
+    /// The text to be read
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// A page that shows every choice
+    #[arg(long, value_name = "FILE.html")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    fit: FitArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Reads the prompt under the router, and shows what was chosen.
+pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
+    let router = &args.router;
+    let place = args.base.locate(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let opened = experts::open(&args.library, &base)?;
+    let data = args.data.data.as_deref();
+    let fit = args.fit.load(data)?;
+    let routing = Routing { base: &base, place: &place, opened: &opened, fit: &fit, data, context };
+    let trace = Arc::new(Trace::default());
+    let filling = routing.fill(router, None, Some(trace.clone())).with_context(|| format!("--router {router}"))?;
+
+    let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
+    ensure!(!ids.is_empty(), "--prompt: no token to explain");
+    let template = filling.templates.of(&[&ids])?.pop().unwrap_or_default();
+    let rows = Rows::new([Row { len: ids.len(), ..template }]);
+    base.hidden(&ids, &base.plan(rows), &filling.patches)?;
+    let explanation = Explanation {
+        router: router.to_string(),
+        prompt: args.prompt,
+        tokens: ids.iter().map(|&id| (id, vocabulary.token(id).unwrap_or_default())).collect(),
+        experts: &opened.experts,
+        choices: trace.choices(),
+    };
+    ensure!(
+        !explanation.choices.is_empty(),
+        "--router {router}: it gives every token the same experts, so that there is no choice to explain; \
+         routers that choose are arrow, cm, tp, phatgoose, evidence"
+    );
+    if let Some(path) = &args.out {
+        lorakit_adapter::persist::write_file(path, page::html(&explanation).as_bytes())?;
+        context.output.status(format!("{}: every choice", path.display()));
+    }
+    context.output.result(&explanation.document(), || text(&explanation))
+}
+
+/// A line for each token: the experts that lead, averaged over all choices.
+fn text(explanation: &Explanation) -> String {
+    let averaged = explanation.averaged(explanation.choices.iter());
+    let cells = |shares: &[Share]| {
+        let cell = |share: &Share| format!("{} {:.2}", explanation.name(share.expert), share.weight);
+        let named: Vec<String> = shares.iter().take(LEADING).map(cell).collect();
+        if named.is_empty() { "the base alone".to_owned() } else { named.join(", ") }
+    };
+    let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<Share>))| {
+        vec![place.to_string(), token.escape_debug().to_string(), cells(shares)]
+    };
+    let mut lines: Vec<Vec<String>> = explanation.tokens.iter().zip(&averaged).enumerate().map(line).collect();
+    lines.push(vec![String::new(), "all tokens".to_owned(), cells(&explanation.overall())]);
+    table(["", "token", "leading experts, averaged over sites"], lines)
+}
