@@ -3,12 +3,14 @@
 use crate::base_source::Located;
 use crate::companions;
 use crate::context::Context;
-use anyhow::{Context as _, Result};
+use crate::interrupt::Interrupted;
+use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, LowRank};
 use lorakit_model::{Base, Element, Rounding};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 /// The index of weights that are split over files. Names, shapes and types stay, so it stays true.
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -30,7 +32,13 @@ pub fn write(place: &Located, adapter: &Adapter, folder: &Path, context: &Contex
         copy_index(source, folder)?;
     }
     let checkpoint = place.checkpoint()?;
-    let rounding = checkpoint.rewrite(folder, &names(adapter), &mut change(adapter))?;
+    // A model half written is large, so it is not left behind: Ctrl-C is obeyed between two weights.
+    let stop = context.interrupt.hold();
+    let mut change = change(adapter);
+    let rounding = checkpoint.rewrite(folder, &names(adapter), &mut |name, values| {
+        ensure!(!stop.load(Ordering::Relaxed), Interrupted("nothing was written".to_owned()));
+        change(name, values)
+    })?;
     Base::open(folder, &context.base_options()?).context("the merged base cannot be opened again")?;
     Ok(rounding)
 }

@@ -101,6 +101,10 @@ pub fn default_weights(merge: &Merge, experts: usize) -> Vec<f64> {
 /// Merges, writes and reports.
 pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     ensure_place(&args.out, args.overwrite)?;
+    ensure!(
+        !args.into_base || context.base_options()?.dtype.is_none(),
+        "--into-base keeps each weight in the type of the base's file; leave out --dtype"
+    );
     let library = Library::open(&args.library)?;
     let experts = experts(&library, &args.experts)?;
     let base = args.base.as_ref().map(|base| base.locate(context)).transpose()?;

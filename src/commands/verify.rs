@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::merge_record::{self, MergeRecord};
 use crate::merged_base::{self, Kept};
 use crate::output::{counted, table};
+use crate::progress;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
@@ -154,6 +155,7 @@ impl<'a> Bench<'a> {
         let plain = self.logits(self.base, &Patches::none())?;
         let mut kept = Element::F32;
         let mut compared = Vec::with_capacity(experts.len());
+        let bar = progress::bar(&self.context.output, experts.len() as u64, "verify");
         for of in experts {
             let added = || -> Result<Compared> {
                 of.adapter.check_against(&self.base.modules())?;
@@ -165,7 +167,9 @@ impl<'a> Bench<'a> {
             };
             let mut added = added;
             compared.push(added().with_context(|| format!("the expert `{}`", of.name))?);
+            bar.inc(1);
         }
+        bar.finish_and_clear();
         Ok((compared, kept))
     }
 

@@ -74,6 +74,7 @@ mod peft_config;
 mod peft_folder;
 mod peft_json;
 mod pickle;
+mod pickle_machine;
 mod several;
 mod siblings;
 mod target;

@@ -13,9 +13,14 @@ use crate::pickle::{Pickle, Place, Value};
 /// The largest pickle that is read. Tensors lie beside it, so that of a large library has some hundred kilobytes.
 const PICKLE_LIMIT: u64 = 64 << 20;
 
+/// How many values there may be for each byte of the file: a half of one, were nothing shared.
+const SHARED_LIMIT: u64 = 8;
+
 /// An opened file.
 pub(crate) struct TorchFile {
     archive: ZipArchive<BufReader<File>>,
+    /// The size of the file in bytes.
+    length: u64,
     /// What stands before `data.pkl` in the names of its parts.
     prefix: String,
     pickle: Pickle,
@@ -27,8 +32,9 @@ pub(crate) type Dense = (Vec<usize>, Vec<f32>);
 impl TorchFile {
     /// Opens the file at `path` and reads its pickle. No tensor is read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = BufReader::new(File::open(path)?);
-        let mut archive = ZipArchive::new(file).map_err(|error| {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
             anyhow::anyhow!(
                 "no file of torch.save since 1.6, which is a zip ({error}); is it whole? Save older ones again"
             )
@@ -45,7 +51,7 @@ impl TorchFile {
         let mut bytes = Vec::new();
         archive.by_name(name)?.take(PICKLE_LIMIT + 1).read_to_end(&mut bytes)?;
         ensure!(bytes.len() as u64 <= PICKLE_LIMIT, "data.pkl has more than {PICKLE_LIMIT} bytes");
-        Ok(Self { pickle: Pickle::read(&bytes).context("data.pkl")?, archive, prefix })
+        Ok(Self { pickle: Pickle::read(&bytes).context("data.pkl")?, archive, length, prefix })
     }
 
     /// The pickle.
@@ -64,27 +70,46 @@ impl TorchFile {
             let tensor = Stored::of(&self.pickle, *value).with_context(|| format!("`{key}`"))?;
             stored.push((key.to_owned(), tensor));
         }
+        let values = stored.iter().map(|(_, tensor)| tensor.count()).try_fold(0usize, |sum, n| sum.checked_add(n?));
+        // Tensors may share their storage, as tied ones do, but not so that a small file fills the memory.
+        ensure!(
+            values.is_some_and(|values| values as u64 <= SHARED_LIMIT * self.length),
+            "its tensors claim {} values, and the file has {} bytes",
+            values.map_or_else(|| "too many".to_owned(), |values| values.to_string()),
+            self.length
+        );
+        // In the order of their storages, each of which is then read once.
+        stored.sort_by(|(_, one), (_, other)| one.storage.cmp(&other.storage));
         let mut tensors = Vec::with_capacity(stored.len());
+        let mut storage: Option<(String, Vec<f32>)> = None;
         for (key, tensor) in stored {
-            let values = self.values(&tensor).with_context(|| format!("tensor `{key}`"))?;
+            let gathered = match &storage {
+                Some((name, values)) if *name == tensor.place() => tensor.gathered(values),
+                _ => self.storage(&tensor).and_then(|values| {
+                    let gathered = tensor.gathered(&values);
+                    storage = Some((tensor.place(), values));
+                    gathered
+                }),
+            };
+            let values = gathered.with_context(|| format!("tensor `{key}`"))?;
             tensors.push((key, (tensor.shape, values)));
         }
         tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(tensors)
     }
 
-    fn values(&mut self, tensor: &Stored) -> Result<Vec<f32>> {
+    /// The values of the storage that a tensor is part of.
+    fn storage(&mut self, tensor: &Stored) -> Result<Vec<f32>> {
         let name = format!("{}data/{}", self.prefix, tensor.storage);
         let mut bytes = Vec::new();
         // The zip's own size bounds what is read, whatever the pickle claims: nothing is compressed.
         self.archive.by_name(&name).with_context(|| format!("{name} is not in the zip"))?.read_to_end(&mut bytes)?;
-        let values: Vec<f32> = match tensor.kind {
+        Ok(match tensor.kind {
             Kind::Double => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
             Kind::Float => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Kind::Half => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Kind::Brain => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        };
-        tensor.gathered(&values)
+        })
     }
 }
 
@@ -147,11 +172,21 @@ impl Stored {
         })
     }
 
+    /// The number of values, if it is one.
+    fn count(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size))
+    }
+
+    /// Storage and type together: a storage is of one type, or is read again.
+    fn place(&self) -> String {
+        format!("{:?} {}", self.kind, self.storage)
+    }
+
     /// The values row by row, of a storage in which they may stand in any order.
     fn gathered(&self, storage: &[f32]) -> Result<Vec<f32>> {
         let too_large =
             || format!("shape {:?} with strides {:?} does not fit {} values", self.shape, self.strides, storage.len());
-        let count = self.shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size)).with_context(too_large)?;
+        let count = self.count().with_context(too_large)?;
         // Torch can repeat values by strides of zero; nobody saves an adapter so, and a claimed size is not trusted.
         ensure!(count <= storage.len(), "{}", too_large());
         let mut values = Vec::with_capacity(count);

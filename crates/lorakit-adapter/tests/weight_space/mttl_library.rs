@@ -183,16 +183,49 @@ fn tied_matrices_are_given_to_each_of_their_modules() {
 }
 
 #[test]
+fn tensors_may_share_a_storage_but_not_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ckpt");
+    save_about(&folder.path().join("a.meta"), 2, 16.0, false, false);
+    let mut pickle = Pickler::new();
+    pickle.codes(b"}(");
+    for at in 0..3 {
+        // Every B is the transpose of its A.
+        pickle.text(&format!("m.{at}.q.lora_a")).tensor("0", 64, [32, 2], [2, 1]);
+        pickle.text(&format!("m.{at}.q.lora_b")).tensor("0", 64, [2, 32], [1, 2]);
+    }
+    pickle.codes(b"u.");
+    save(&path, &pickle.0, &[(0..64).map(|value| value as f32).collect()]);
+    let adapter = MttlExpert::read(folder.path(), "a").unwrap().adapter;
+    assert_eq!(adapter.modules().len(), 3);
+    for update in adapter.modules().values() {
+        assert_eq!(update.b(), &transposed(update.a()));
+    }
+    let mut pickle = Pickler::new();
+    pickle.codes(b"}(");
+    for at in 0..100 {
+        pickle.text(&format!("m.{at}.q.lora_a")).tensor("0", 1 << 16, [1 << 15, 2], [2, 1]);
+    }
+    pickle.codes(b"u.");
+    save(&path, &pickle.0, &[vec![1.0; 1 << 16]]);
+    let error = format!("{:#}", MttlExpert::read(folder.path(), "a").unwrap_err());
+    assert!(error.contains("claim 6553600 values"), "{error}");
+}
+
+#[test]
 fn tensors_that_claim_more_than_is_there_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     save_about(&folder.path().join("a.meta"), 2, 16.0, false, false);
-    for (shape, strides) in
-        [([1 << 15, 1 << 15], [0, 0]), ([2, 2], [1 << 30, 1]), ([4, 4], [4, 1]), ([i32::MAX as usize; 2], [1, 1])]
-    {
+    for (shape, strides, said) in [
+        ([1 << 15, 1 << 15], [0, 0], "claim 1073741824 values"),
+        ([i32::MAX as usize; 2], [1, 1], "claim"),
+        ([2, 2], [1 << 30, 1], "m.q.lora_b"),
+        ([4, 4], [4, 1], "does not fit 8 values"),
+    ] {
         let mut pickle = Pickler::new();
         pickle.codes(b"}").text("m.q.lora_b").tensor("0", 1 << 30, shape, strides).codes(b"s.");
         save(&folder.path().join("a.ckpt"), &pickle.0, &[vec![1.0; 8]]);
         let error = format!("{:#}", MttlExpert::read(folder.path(), "a").unwrap_err());
-        assert!(error.contains("m.q.lora_b") && error.contains("does not fit 8 values"), "{error}");
+        assert!(error.contains("a.ckpt") && error.contains(said), "{error}");
     }
 }
