@@ -10,8 +10,8 @@ use crate::progress;
 use anyhow::{Result, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
-use lorakit_task::Vocabulary;
-use lorakit_train::{Model, Options, Settings, Summary};
+use lorakit_task::{Split, Vocabulary};
+use lorakit_train::{Model, Options, Settings, Skills, SkillsPlan, Summary, TaskRows, kept_routing};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -37,6 +37,8 @@ pub enum Made {
     Experts,
     /// A model, of one plan.
     Model,
+    /// Skills and their routing, of one plan.
+    Skills(Skills),
 }
 
 /// What came of a run.
@@ -61,6 +63,7 @@ impl World<'_> {
     /// Trains what the library, which is locked, does not have yet.
     pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &Settings) -> Result<Trained> {
         let mut jobs = jobs(plans, self.base, self.vocabulary, settings, self.context)?;
+        ensure!(made == Made::Experts || jobs.len() == 1, "one plan is expected, found {}", jobs.len());
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let stop = self.context.interrupt.hold();
         let options = Options { seed: self.context.seed, restart: self.restart, stop };
@@ -69,11 +72,16 @@ impl World<'_> {
         let summary = match made {
             Made::Experts => lorakit_train::train_experts(self.base, library, jobs, settings, &options, watch)?,
             Made::Model => {
-                ensure!(jobs.len() == 1, "a model is trained on the rows of one plan, found {}", jobs.len());
                 let open = || self.place.trainable(self.context);
                 let companions = |folder: &Path| companions::write_for_f32(self.place, folder);
                 let model = Model { open: &open, companions: &companions };
                 lorakit_train::train_model(self.base, &model, library, jobs.remove(0), settings, &options, watch)?
+            }
+            Made::Skills(form) => {
+                let of = |split| task_of_rows(&plans[0], split);
+                let skills =
+                    SkillsPlan { form, rows: TaskRows { train: of(Split::Train), validation: of(Split::Validation) } };
+                lorakit_train::train_skills(self.base, &skills, library, jobs.remove(0), settings, &options, watch)?
             }
         };
         bars.end();
@@ -81,6 +89,11 @@ impl World<'_> {
         let experts = plans.iter().zip(&rows).map(row).collect::<Result<_>>()?;
         Ok(Trained { experts, summary })
     }
+}
+
+/// The number of the task of each of a plan's rows, which stand task by task.
+fn task_of_rows(plan: &Plan, split: Split) -> Vec<usize> {
+    plan.tasks.iter().enumerate().flat_map(|(number, task)| std::iter::repeat_n(number, task.count(split))).collect()
 }
 
 /// A line of the table, from what is recorded.
@@ -94,6 +107,7 @@ fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summar
     let record: Option<ExpertRecord> = match (status, made) {
         ("trained" | "finished before", Made::Experts) => library.record(&plan.name)?,
         ("trained" | "finished before", Made::Model) => library.model_record(&plan.name)?,
+        ("trained" | "finished before", Made::Skills(_)) => kept_routing::record(library, &plan.name)?,
         _ => None,
     };
     let losses = record.map_or(Value::Null, |record| record.losses);

@@ -1,5 +1,5 @@
-//! Ways of building a library beside one expert per task: all weights, both stages of MBC, random examples, and
-//! clusters by embedding, through the binary, on the base inside it.
+//! Ways of building a library beside one expert per task: all weights, both stages of MBC, random examples, skills with
+//! routing (Poly, MHR), and clusters by embedding, through the binary, on the base inside it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod binary;
@@ -126,4 +126,60 @@ fn tasks_are_clustered_by_what_the_base_makes_of_their_text() {
     ));
     let message = one.failed(1);
     assert!(message.contains("is not among --tasks"), "{message}");
+}
+
+#[test]
+fn skills_are_trained_together_and_mixed_for_a_task() {
+    let work = tempfile::tempdir().unwrap();
+    for (name, splits) in [("poly", 1), ("mhr", 4)] {
+        let library = work.path().join(name);
+        let options = format!("--{name} 3 --set max_steps=6 --set learning_rate=1e-2 --set splits=4");
+        let trained = train(&library, &options).json();
+        assert_eq!((&trained["experts"][0]["expert"], &trained["experts"][0]["steps"]), (&name.into(), &24.into()));
+        assert_eq!(train(&library, &options).json()["experts"][0]["status"], "finished before");
+        let routing = fs::read_to_string(library.join("routers").join(name).join("router.json")).unwrap();
+        let routing: Value = serde_json::from_str(&routing).unwrap();
+        assert_eq!(routing["skills"].as_array().unwrap().len(), 3);
+        assert_eq!((&routing["splits"], &routing["tasks"][3]), (&splits.into(), &"order_left".into()));
+        let listed = words(&format!("library ls --json --library {}", library.display())).json();
+        assert_eq!(listed["experts"].as_array().unwrap().len(), 3);
+        assert_eq!(words(&format!("library check --library {}", library.display())).code, 0);
+
+        let slots = format!("--library {}", library.display());
+        let own = loss("pico", &slots, name);
+        let mean = loss("pico", &slots, &format!("{name}:unseen=mean"));
+        assert!(own < loss("pico", "", "base"), "training must help");
+        assert_eq!(own, mean, "a task trained on has its own routing");
+        // A new task is fitted, and better so than by the mean routing on its own training rows.
+        let fresh = |router: &str| {
+            let fixed =
+                format!("eval --json --base pico {slots} --tasks suite:skills/shift_down1 --limit 8 --split train");
+            let scores = words(&format!("{fixed} --router {router}")).json();
+            scores["results"][router]["shift_down1"]["metrics"]["loss"]["value"].as_f64().unwrap()
+        };
+        let fitted = fresh(&format!("{name}:rows=8,steps=30"));
+        assert!(fitted < fresh(&format!("{name}:unseen=mean")), "{name}: {fitted}");
+        // Without a task at hand there is the mean.
+        let generate = format!("generate --base pico {slots} --prompt x --max-new-tokens 2 --router {name}");
+        assert!(words(&generate).failed(1).contains("--fit"));
+        words(&format!("{generate}:unseen=mean")).ok();
+    }
+}
+
+#[test]
+fn skills_do_not_displace_experts() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    train(&library, "--set max_steps=1").ok();
+    let own = format!("{}/experts/shift_up1", library.display());
+    words(&format!("library add --library {} poly_1={own}", library.display())).ok();
+    let message = train(&library, "--poly 2 --set max_steps=1").failed(1);
+    assert!(message.contains("'poly_1'") && message.contains("--restart"), "{message}");
+    train(&library, "--poly 3 --restart --set max_steps=1").ok();
+    train(&library, "--poly 2 --restart --set max_steps=1").ok();
+    let listed = words(&format!("library ls --json --library {}", library.display())).json();
+    let names: Vec<&str> = listed["experts"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["order_left", "order_reverse", "poly_0", "poly_1", "shift_up1", "shift_up2"]);
+    let message = train(&library, "--mhr 2 --set splits=7").failed(1);
+    assert!(message.contains("cannot be parted in 7"), "{message}");
 }

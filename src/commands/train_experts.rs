@@ -13,7 +13,7 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::Task;
-use lorakit_train::Settings;
+use lorakit_train::{Settings, Skills};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -33,7 +33,9 @@ Settings, with their defaults and the names that PEFT and transformers give them
   save_steps=100                updates between checkpoints; 0: none
   experts_per_pass              not given: as many as the memory allows
   max_loss_jump=2               an expert whose loss jumps by more is given up; 0: none
-  gradient_checkpointing=false  less memory for more time";
+  gradient_checkpointing=false  less memory for more time
+  routing_learning_rate=0.1     of the routing of --poly and --mhr
+  splits=8                      blocks in which --mhr mixes its skills";
 
 /// The arguments of `train-experts`.
 #[derive(Args, Debug)]
@@ -85,6 +87,26 @@ struct Which {
     /// K experts on random parts of the rows of all tasks, a baseline of clusters
     #[arg(long, value_name = "K")]
     random_examples: Option<NonZeroUsize>,
+    /// K skills trained together, with a routing that says how much of each each task takes (Poly, arXiv 2202.13914):
+    /// experts poly_0 to poly_K-1, and routers/poly for --router poly
+    #[arg(long, value_name = "K")]
+    poly: Option<NonZeroUsize>,
+    /// The same with a routing for each of `splits` blocks of A's input and B's output (MHR, arXiv 2211.03831): mhr_0 to
+    /// mhr_K-1, and routers/mhr for --router mhr
+    #[arg(long, value_name = "K")]
+    mhr: Option<NonZeroUsize>,
+}
+
+impl Which {
+    /// What is made.
+    fn made(&self, settings: &Settings) -> Made {
+        match (self.full, self.poly, self.mhr) {
+            (true, ..) => Made::Model,
+            (_, Some(skills), _) => Made::Skills(Skills { count: skills.get(), splits: 1 }),
+            (.., Some(skills)) => Made::Skills(Skills { count: skills.get(), splits: settings.splits }),
+            _ => Made::Experts,
+        }
+    }
 }
 
 /// The name of the model that `--full` makes.
@@ -104,8 +126,7 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     if let Some(k) = args.which.mbc {
         return mbc::run(&world, &library, &tasks, k, &settings);
     }
-    let made = if args.which.full { Made::Model } else { Made::Experts };
-    let trained = world.train(made, &library, &plans, &settings)?;
+    let trained = world.train(args.which.made(&settings), &library, &plans, &settings)?;
     let document = trained.document(&library);
     context.output.result(&document, || trained.table())?;
     trained.outcome()
@@ -137,6 +158,8 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<Plan<'a>>
     Ok(match which {
         Which { joint: true, .. } => vec![plan::joint(tasks)],
         Which { full: true, .. } => vec![Plan::new(FULL, tasks.iter().collect())],
+        Which { poly: Some(_), .. } => vec![Plan::new("poly", tasks.iter().collect())],
+        Which { mhr: Some(_), .. } => vec![Plan::new("mhr", tasks.iter().collect())],
         Which { random_examples: Some(parts), .. } => plan::random_examples(tasks, parts.get()),
         _ => plan::private(tasks),
     })

@@ -95,6 +95,14 @@ impl<'a> Rows<'a> {
         self.routing.context.seed
     }
 
+    /// The task at hand, where the rows are its own and not those of `--fit`.
+    pub fn task_at_hand(&self) -> Option<&str> {
+        match (self.routing.fit, self.sources.as_slice()) {
+            ([], [Source { expert: None, record, .. }]) => Some(&record.name),
+            _ => None,
+        }
+    }
+
     /// The tokenizer.
     pub fn vocabulary(&self) -> Result<Vocabulary> {
         self.routing.place.vocabulary()

@@ -23,6 +23,7 @@ mod cm;
 mod evidence;
 mod kept;
 mod lesson;
+mod poly;
 mod tp;
 
 pub use lesson::{FitArgs, Rows};
@@ -34,6 +35,7 @@ use anyhow::{Context as _, Result};
 use lorakit_adapter::{Patches, Row};
 use lorakit_eval::Templates;
 use lorakit_model::Base;
+use lorakit_route::poly::Unseen;
 use lorakit_route::{Learned, Lesson, Observer, Router, Setting};
 use lorakit_task::Task;
 use std::path::Path;
@@ -89,7 +91,12 @@ impl<'base> Routing<'_, 'base> {
         task: Option<&Task>,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Filling<'base>> {
-        let learned = router.lesson().map(|lesson| self.learned(router, lesson, task)).transpose()?;
+        let learned = match (router, task) {
+            (Router::Poly(settings), None) if settings.unseen == Unseen::Mean && self.fit.is_empty() => {
+                Some(poly::mean(settings, self.base, &self.opened.experts, &self.opened.library)?)
+            }
+            _ => router.lesson().map(|lesson| self.learned(router, lesson, task)).transpose()?,
+        };
         let name = task.map(|task| task.name.as_str());
         let setting = Setting { task: name, learned: learned.as_ref(), observer };
         let experts = &self.opened.experts;
@@ -123,6 +130,7 @@ fn learn(router: &Router, rows: &Rows) -> Result<Learned> {
         Router::Cm(cm) => cm::learn(cm, rows),
         Router::Tp(tp) => tp::learn(tp, rows),
         Router::Evidence(evidence) => evidence::learn(evidence, rows),
+        Router::Poly(settings) => poly::learn(settings, rows),
         other => Err(anyhow::anyhow!("the router {other} learns nothing")),
     }
     .with_context(|| format!("learning {}", router.name()))

@@ -10,6 +10,7 @@ use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
 use crate::observer::Observer;
 use crate::oracle;
+use crate::poly::{Poly, Trained};
 use crate::settings::Settings;
 use crate::tp::Tp;
 use crate::uniform::Uniform;
@@ -37,6 +38,8 @@ pub enum Router {
     Tp(Tp),
     /// Which experts would respond to the prompt more than they usually do, per row.
     Evidence(Evidence),
+    /// Skills trained together, mixed for the task at hand.
+    Poly(Poly),
     /// One expert, verbatim.
     Expert(Verbatim),
 }
@@ -81,6 +84,16 @@ pub const ROUTERS: &[About] = &[
         settings: "top_k=4,temperature=0.3,floor=0,sure=0,measure=energy,rows=16,mixing=outputs",
         summary: "per row, the experts that would respond to the prompt more than they usually do; lorakit's own, nothing trained",
     },
+    About {
+        name: "poly",
+        settings: "unseen=fit,rows=all,steps=100,rate=0.1",
+        summary: "the skills of train-experts --poly, mixed for the task at hand; learns the routing of a new task (https://arxiv.org/abs/2202.13914)",
+    },
+    About {
+        name: "mhr",
+        settings: "unseen=fit,rows=all,steps=100,rate=0.1",
+        summary: "the same of train-experts --mhr, mixed block by block (https://arxiv.org/abs/2211.03831)",
+    },
     About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
 ];
 
@@ -118,6 +131,7 @@ impl Router {
             Self::Evidence(evidence) => {
                 weighed::by_row_weights_shown(experts, evidence.mixing, setting.observer.clone())
             }
+            Self::Poly(poly) => poly.patches(experts, self.learned(setting)?),
             Self::Expert(verbatim) => verbatim.patches(experts),
         }
     }
@@ -145,6 +159,7 @@ impl Router {
             Self::Cm(cm) => Some(cm.lesson()),
             Self::Tp(tp) => Some(tp.lesson()),
             Self::Evidence(evidence) => Some(evidence.lesson()),
+            Self::Poly(poly) => Some(poly.lesson()),
         }
     }
 
@@ -164,6 +179,7 @@ impl Router {
             Self::Cm(_) => "cm",
             Self::Tp(_) => "tp",
             Self::Evidence(_) => "evidence",
+            Self::Poly(poly) => poly.name(),
             Self::Expert(_) => "expert",
         }
     }
@@ -186,6 +202,8 @@ impl FromStr for Router {
             "cm" => Cm::parse(settings).map(Self::Cm),
             "tp" => Tp::parse(settings).map(Self::Tp),
             "evidence" => Evidence::parse(settings).map(Self::Evidence),
+            "poly" => Poly::parse(Trained::Poly, settings).map(Self::Poly),
+            "mhr" => Poly::parse(Trained::Mhr, settings).map(Self::Poly),
             "expert" => Verbatim::parse(rest).map(Self::Expert),
             _ => Err(RouteError::UnknownRouter {
                 name: name.to_owned(),
@@ -205,6 +223,7 @@ impl fmt::Display for Router {
             Self::Cm(cm) => write!(f, "cm:{cm}"),
             Self::Tp(tp) => write!(f, "tp:{tp}"),
             Self::Evidence(evidence) => write!(f, "evidence:{evidence}"),
+            Self::Poly(poly) => write!(f, "{}:{poly}", poly.name()),
             Self::Expert(verbatim) => write!(f, "expert:{}", verbatim.name),
         }
     }

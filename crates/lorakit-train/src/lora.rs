@@ -13,19 +13,20 @@ use std::sync::Arc;
 
 /// The adapters of several experts over one base, stacked site by site.
 pub struct LoraStack {
-    rank: usize,
-    scale: f64,
+    pub(crate) rank: usize,
+    pub(crate) scale: f64,
     /// One entry per site of the base; none where no projection is adapted.
-    sites: Vec<Option<SiteStack>>,
+    pub(crate) sites: Vec<Option<SiteStack>>,
 }
 
-struct SiteStack {
-    key: String,
-    a: Var,
-    b: Var,
-    layouts: Arc<Layouts>,
+/// The adapters at one site: A's by rows, `[ranks of A, in]`, B's, transposed, by rows, `[ranks of B, out]`.
+pub(crate) struct SiteStack {
+    pub(crate) key: String,
+    pub(crate) a: Var,
+    pub(crate) b: Var,
+    pub(crate) layouts: Arc<Layouts>,
     /// The modules of the adapted projections, in the order of their blocks.
-    modules: Vec<String>,
+    pub(crate) modules: Vec<String>,
 }
 
 /// A uniform draw of A as PEFT starts from: U(-1/sqrt(in), 1/sqrt(in)) (Kaiming with a = sqrt 5), `[rank, in]`.
@@ -217,12 +218,12 @@ fn given_pair<'a>(adapter: &'a Adapter, module: &str, settings: &Settings) -> Re
     Ok(pair)
 }
 
-fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
+pub(crate) fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
     Ok(tensor.narrow(0, range.start, range.len())?.flatten_all()?.to_vec1()?)
 }
 
 /// A block's B, `[out, rank]`, from the stacked and transposed `[ranks, out]`.
-fn transposed_columns(stacked: &Tensor, block: &Block) -> Result<Vec<f32>> {
+pub(crate) fn transposed_columns(stacked: &Tensor, block: &Block) -> Result<Vec<f32>> {
     let part = stacked.narrow(0, block.b.start, block.b.len())?.narrow(1, block.columns.start, block.columns.len())?;
     Ok(part.t()?.contiguous()?.flatten_all()?.to_vec1()?)
 }

@@ -15,6 +15,8 @@ pub struct Parameter {
     moments: Tensor,
     segments: Vec<(usize, Range<usize>)>,
     columns: usize,
+    /// What the experts' rates are multiplied by.
+    rate: f64,
 }
 
 /// What one expert's update does to its rows.
@@ -41,7 +43,12 @@ impl Parameter {
         let columns = variable.elem_count() / rows.max(1);
         ensure!(segments.iter().all(|(_, s)| s.end <= rows), "segments beyond the {rows} rows of {name}");
         let moments = Tensor::zeros((2, rows, columns), candle_core::DType::F32, variable.device())?;
-        Ok(Self { name, variable, moments, segments, columns })
+        Ok(Self { name, variable, moments, segments, columns, rate: 1.0 })
+    }
+
+    /// The same at another rate: that of its experts times `factor`.
+    pub fn at_rate(self, factor: f64) -> Self {
+        Self { rate: factor, ..self }
     }
 
     /// Its name, for messages and checkpoints.
@@ -96,6 +103,7 @@ impl Parameter {
             self.segments
                 .iter()
                 .filter_map(|(e, rows)| Some((rows.start * self.columns..rows.end * self.columns, updates[*e]?)))
+                .map(|(part, update)| (part, Update { rate: update.rate * self.rate, ..update }))
         };
         let parts: Vec<(Range<usize>, Update)> = parts().collect();
         self.moments.inplace_op2(&gradient.contiguous()?, &Moments { parts: &parts })?;

@@ -7,6 +7,8 @@ use crate::lora::LoraStack;
 use crate::parameter::{Parameter, Update};
 use crate::schedule::Schedule;
 use crate::settings::{LossReduction, Settings};
+use crate::skills::{SkillStack, TaskRows};
+use crate::trained::Trained;
 use crate::watch::Trouble;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
@@ -29,30 +31,6 @@ pub struct Pass<'a> {
     step: usize,
     progress: Vec<Progress>,
     best: Vec<Option<Vec<Vec<f32>>>>,
-}
-
-/// What a pass trains.
-enum Trained {
-    /// Adapters in the slots of a frozen base.
-    Adapters(LoraStack),
-    /// The base's own weights, by one "expert" (the paper's FullFT).
-    Weights(Vec<Var>),
-}
-
-impl Trained {
-    fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
-        match self {
-            Self::Adapters(stack) => stack.patches(dropout),
-            Self::Weights(_) => Ok(Patches::none()),
-        }
-    }
-
-    fn values(&self, expert: usize) -> Result<Vec<Vec<f32>>> {
-        match self {
-            Self::Adapters(stack) => stack.values(expert),
-            Self::Weights(weights) => weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect(),
-        }
-    }
 }
 
 /// How far one expert is.
@@ -137,6 +115,29 @@ impl<'a> Pass<'a> {
             Trained::Weights(weights),
             parameters,
         ))
+    }
+
+    /// Skills and their routing, trained together by one job whose rows are of several tasks; `of` says of which.
+    pub fn skills(
+        base: &'a Base,
+        job: &'a Job,
+        stack: SkillStack,
+        of: TaskRows,
+        settings: &'a Settings,
+        seed: u64,
+        batch_tokens: usize,
+    ) -> Result<Self> {
+        ensure!(
+            of.train.len() == job.train.len() && of.validation.len() == job.validation.len(),
+            "tasks of {} and {} rows for {} and {} rows",
+            of.train.len(),
+            of.validation.len(),
+            job.train.len(),
+            job.validation.len()
+        );
+        let parameters = stack.parameters(settings)?;
+        let trained = Trained::Skills(stack, of);
+        Ok(Self::of(base, std::slice::from_ref(job), settings, seed, batch_tokens, trained, parameters))
     }
 
     fn of(
@@ -287,7 +288,9 @@ impl<'a> Pass<'a> {
 
     fn pack(&self, taken: &[Taken]) -> (Packed, Option<Dropout>) {
         let mut packed = Packed::default();
-        taken.iter().for_each(|t| packed.push(&t.row.prompt, &t.row.target, Some(t.expert)));
+        for t in taken {
+            packed.push(&t.row.prompt, &t.row.target, Some(self.trained.owner(t.expert, t.number)));
+        }
         let keys: Arc<[[u8; 32]]> = taken.iter().map(|t| t.key).collect();
         let dropout = (self.settings.dropout > 0.0).then(|| Dropout::new(self.settings.dropout, keys));
         (packed, dropout)
@@ -351,12 +354,15 @@ impl<'a> Pass<'a> {
             return Ok(Vec::new());
         }
         let patches = self.trained.patches(None)?;
-        let rows: Vec<_> = due.iter().flat_map(|&e| self.jobs[e].validation.iter().map(move |row| (e, row))).collect();
-        let losses = row_losses(self.base, &patches, &rows, self.batch_tokens)?;
+        let numbered =
+            |&e: &usize| self.jobs[e].validation.iter().enumerate().map(move |(number, row)| (e, number, row));
+        let rows: Vec<_> = due.iter().flat_map(numbered).collect();
+        let owned = rows.iter().map(|&(e, number, row)| (self.trained.validation_owner(e, number), row));
+        let losses = row_losses(self.base, &patches, &owned.collect::<Vec<_>>(), self.batch_tokens)?;
         let mut validated = Vec::new();
         for expert in due {
             let own: Vec<f64> =
-                rows.iter().zip(&losses).filter(|((e, _), _)| *e == expert).map(|(_, &loss)| loss).collect();
+                rows.iter().zip(&losses).filter(|((e, ..), _)| *e == expert).map(|(_, &loss)| loss).collect();
             let loss = (own.iter().sum::<f64>() / own.len() as f64) as f32;
             let progress = &mut self.progress[expert];
             if !loss.is_finite() {
@@ -383,20 +389,24 @@ impl<'a> Pass<'a> {
         if let Some(failure) = &self.progress[expert].failure {
             bail!("expert '{}' failed: {failure}", self.jobs[expert].name);
         }
-        let Trained::Adapters(stack) = &self.trained else { bail!("the base's own weights were trained, no adapter") };
+        let Trained::Adapters(stack) = &self.trained else { bail!("no adapters were trained, one of each job") };
         match &self.best[expert] {
             Some(values) => stack.adapter(expert, values),
             None => stack.adapter(expert, &stack.values(expert)?),
         }
     }
 
-    /// Sets the base's own weights, where those were trained, to those of the best validation.
+    /// Sets what one job has all of, the base's own weights or skills, to the values of the best validation.
     pub fn keep_best_weights(&self) -> Result<()> {
-        let (Trained::Weights(weights), Some(best)) = (&self.trained, &self.best[0]) else { return Ok(()) };
-        for (weight, values) in weights.iter().zip(best) {
-            weight.set(&candle_core::Tensor::from_slice(values, weight.shape(), weight.device())?)?;
+        self.best[0].as_ref().map_or(Ok(()), |best| self.trained.set(best))
+    }
+
+    /// The skills as they stand, where those are trained.
+    pub fn trained_skills(&self) -> Option<&SkillStack> {
+        match &self.trained {
+            Trained::Skills(stack, _) => Some(stack),
+            _ => None,
         }
-        Ok(())
     }
 }
 

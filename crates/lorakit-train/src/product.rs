@@ -1,10 +1,12 @@
 //! What a run makes, and where in a library it is kept.
 
 use crate::job::Job;
+use crate::kept_routing;
 use crate::memory::{self, Estimate};
 use crate::pass::Pass;
 use crate::settings::Settings;
-use anyhow::Result;
+use crate::skills::{SkillStack, Skills, TaskRows, initial_skills};
+use anyhow::{Context, Result, ensure};
 use lorakit_adapter::{ExpertRecord, Library, MODEL_WEIGHTS_FILE};
 use lorakit_model::Base;
 use serde_json::{Value, json};
@@ -18,16 +20,29 @@ pub struct Model<'a> {
     pub companions: &'a dyn Fn(&Path) -> Result<()>,
 }
 
+/// Skills that are to be trained together, with their routing.
+pub struct SkillsPlan {
+    /// How many.
+    pub form: Skills,
+    /// The task of each of the job's rows, by its place among the job's tasks.
+    pub rows: TaskRows,
+}
+
 /// The kinds of products.
 pub(crate) enum Product<'a> {
     /// An adapter for each job.
     Experts,
     /// All weights of the base, by one job.
     Model(&'a Model<'a>),
+    /// Skills and a routing of the job's name.
+    Skills(&'a SkillsPlan),
 }
 
 /// Settings of adapters, which all weights do not have.
 const OF_ADAPTERS: [&str; 5] = ["alpha", "dropout", "rank", "target_modules", "tie_qkv"];
+
+/// Settings of skills, which nothing else has.
+const OF_SKILLS: [&str; 2] = ["routing_learning_rate", "splits"];
 
 impl Product<'_> {
     /// What one of them is called in messages.
@@ -35,6 +50,7 @@ impl Product<'_> {
         match self {
             Self::Experts => "expert",
             Self::Model(_) => "model",
+            Self::Skills(_) => "routing",
         }
     }
 
@@ -43,6 +59,8 @@ impl Product<'_> {
         match self {
             Self::Experts => library.contains(name),
             Self::Model(_) => library.contains_model(name),
+            // It is written last, when all skills are there.
+            Self::Skills(_) => library.routers_folder().join(name).is_dir(),
         }
     }
 
@@ -51,18 +69,45 @@ impl Product<'_> {
         match self {
             Self::Experts => library.record(name),
             Self::Model(_) => library.model_record(name),
+            Self::Skills(_) => kept_routing::record(library, name),
         }
     }
 
     /// What decides it beside its rows, base and seed, as JSON.
     pub(crate) fn decisive(&self, settings: &Settings) -> Value {
         let mut decisive = settings.decisive();
-        if let (Self::Model(_), Some(settings)) = (self, decisive.as_object_mut()) {
-            OF_ADAPTERS.iter().for_each(|name| {
+        let Some(settings) = decisive.as_object_mut() else { return decisive };
+        let mut without = |names: &[&str]| {
+            names.iter().for_each(|name| {
                 settings.shift_remove(*name);
             });
+        };
+        match self {
+            Self::Experts => without(&OF_SKILLS),
+            Self::Model(_) => [&OF_ADAPTERS[..], &OF_SKILLS].into_iter().for_each(without),
+            Self::Skills(plan) => {
+                settings.insert("skills".into(), plan.form.count.into());
+                settings.insert("splits".into(), plan.form.splits.into());
+                settings.sort_keys();
+            }
         }
         decisive
+    }
+
+    /// Refuses to write over experts that this training did not make, unless it is to be done anew.
+    pub(crate) fn ensure_free(&self, library: &Library, name: &str, identity: &str, restart: bool) -> Result<()> {
+        let Self::Skills(plan) = self else { return Ok(()) };
+        for skill in kept_routing::skill_names(name, plan.form.count) {
+            if restart || !library.contains(&skill) {
+                continue;
+            }
+            let own = library.record(&skill)?.is_some_and(|record| record.settings_sha256 == identity);
+            ensure!(
+                own,
+                "expert '{skill}' is in the library, and is no skill of this {name}; --restart would replace it"
+            );
+        }
+        Ok(())
     }
 
     /// What the largest pass needs.
@@ -70,6 +115,7 @@ impl Product<'_> {
         match self {
             Self::Experts => memory::estimate(base, jobs, experts, settings),
             Self::Model(_) => Ok(memory::full_estimate(base, jobs, settings)),
+            Self::Skills(plan) => memory::estimate(base, jobs, plan.form.count, settings),
         }
     }
 
@@ -77,7 +123,7 @@ impl Product<'_> {
     pub(crate) fn jobs_per_pass(&self, base: &Base, jobs: &[Job], settings: &Settings) -> Result<usize> {
         match self {
             Self::Experts => memory::experts_per_pass(base, jobs, settings),
-            Self::Model(_) => Ok(1),
+            Self::Model(_) | Self::Skills(_) => Ok(1),
         }
     }
 
@@ -93,6 +139,12 @@ impl Product<'_> {
         match self {
             Self::Experts => Pass::new(base, jobs, settings, seed, batch_tokens),
             Self::Model(_) => Pass::full(base, &jobs[0], settings, seed, batch_tokens),
+            Self::Skills(SkillsPlan { form, rows }) => {
+                let skills = initial_skills(base.sites(), settings, form.count, seed)?;
+                let tasks = task_names(&jobs[0]);
+                let stack = SkillStack::new(base.sites(), base.device(), skills, form.splits, &tasks, settings, seed)?;
+                Pass::skills(base, &jobs[0], stack, rows.clone(), settings, seed, batch_tokens)
+            }
         }
     }
 
@@ -118,6 +170,22 @@ impl Product<'_> {
                     base.write_trained(&folder.join(MODEL_WEIGHTS_FILE))
                 })
             }
+            Self::Skills(plan) => {
+                pass.keep_best_weights()?;
+                let stack = pass.trained_skills().context("the pass trained no skills")?;
+                let names = kept_routing::skill_names(name, plan.form.count);
+                for (skill, expert) in names.iter().enumerate() {
+                    library.replace(expert, &stack.skill(skill)?.named_within(&base.modules()), Some(record))?;
+                }
+                let before = kept_routing::read(library, name).ok().flatten();
+                kept_routing::write(library, name, stack, &task_names(&pass.jobs()[index]), record)?;
+                // Skills of an earlier training of more of them.
+                let mut left = before.into_iter().flat_map(|routing| routing.skills);
+                left.try_for_each(|skill| match names.contains(&skill) || !library.contains(&skill) {
+                    true => Ok(()),
+                    false => library.remove(&skill),
+                })
+            }
         }
     }
 
@@ -136,4 +204,8 @@ impl Product<'_> {
             "best": progress.best,
         })
     }
+}
+
+fn task_names(job: &Job) -> Vec<String> {
+    job.tasks.iter().map(|task| task.name.clone()).collect()
 }

@@ -10,7 +10,7 @@ use crate::job::Job;
 use crate::log::Log;
 use crate::memory::{self, Estimate};
 use crate::pass::{Pass, Progress, Step};
-use crate::product::{Model, Product};
+use crate::product::{Model, Product, SkillsPlan};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
 use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, sha256::sha256};
@@ -158,6 +158,20 @@ pub fn train_model(
     train(base, &Product::Model(model), library, vec![job], settings, options, watch)
 }
 
+/// Trains skills and their routing together on the rows of `job`, and keeps them as the library's experts `NAME_0` and so
+/// on and its routing NAME, where NAME is the job's; what is there with the same settings and rows is left alone.
+pub fn train_skills(
+    base: &Base,
+    skills: &SkillsPlan,
+    library: &Library,
+    job: Job,
+    settings: &Settings,
+    options: &Options,
+    watch: &mut dyn FnMut(Event),
+) -> Result<Summary> {
+    train(base, &Product::Skills(skills), library, vec![job], settings, options, watch)
+}
+
 fn train(
     base: &Base,
     product: &Product,
@@ -176,6 +190,9 @@ fn train(
     let identity = |job| job_identity(job, base, product, settings, options.seed);
     let identities = jobs.iter().map(identity).collect::<Result<Vec<_>>>()?;
     let kept = finished(library, product, &jobs, &identities, options.restart)?;
+    for (job, identity) in jobs.iter().zip(&identities) {
+        product.ensure_free(library, &job.name, &hash(identity), options.restart)?;
+    }
     let mut summary = Summary { kept, ..Summary::default() };
     if summary.kept.len() == jobs.len() {
         watch(Event::Planned { passes: &[], kept: &summary.kept, estimate: Estimate::default() });
@@ -190,7 +207,7 @@ fn train(
     watch(Event::Planned { passes: &open, kept: &summary.kept, estimate });
     let trained = match product {
         Product::Model(model) => Some((model.open)()?),
-        Product::Experts => None,
+        Product::Experts | Product::Skills(_) => None,
     };
     run.work.base = trained.as_ref().unwrap_or(base);
     for (number, (index, _)) in run.open_passes(&summary.kept).into_iter().enumerate() {

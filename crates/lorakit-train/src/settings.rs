@@ -35,6 +35,10 @@ pub struct Settings {
     pub tie_qkv: bool,
     /// The highest learning rate.
     pub learning_rate: f64,
+    /// The highest learning rate of Poly's and MHR's routing.
+    pub routing_learning_rate: f64,
+    /// Blocks in which MHR mixes its skills.
+    pub splits: usize,
     /// Rows of an expert in one micro-batch.
     #[serde(alias = "per_device_train_batch_size")]
     pub batch_size: usize,
@@ -80,6 +84,8 @@ impl Default for Settings {
             target_modules: "attention".into(),
             tie_qkv: false,
             learning_rate: 1e-4,
+            routing_learning_rate: 0.1,
+            splits: 8,
             batch_size: 16,
             gradient_accumulation_steps: 1,
             max_steps: None,
@@ -151,6 +157,7 @@ impl Settings {
             ("batch_size", self.batch_size),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
             ("num_epochs", self.num_epochs),
+            ("splits", self.splits),
         ];
         for (name, value) in positive {
             ensure!(value > 0, "setting {name} is 0; expected a whole number above zero");
@@ -168,7 +175,8 @@ impl Settings {
             "setting warmup_ratio is {}; expected 0 to 1",
             self.warmup_ratio
         );
-        for (name, value) in [("alpha", self.alpha), ("learning_rate", self.learning_rate)] {
+        let rates = [("learning_rate", self.learning_rate), ("routing_learning_rate", self.routing_learning_rate)];
+        for (name, value) in rates.into_iter().chain([("alpha", self.alpha)]) {
             ensure!(value.is_finite() && value > 0.0, "setting {name} is {value}; expected a number above zero");
         }
         for (name, value) in [

@@ -1,0 +1,309 @@
+//! Skills and their routing: one-hot routing, the mixing rule, gradients.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+use candle_core::Var;
+use lorakit_adapter::{Adapter, Library, LowRank, Matrix, Patches, TaskRecord};
+use lorakit_model::{Base, Options, Packed};
+use lorakit_task::Example;
+use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
+use lorakit_train::lora::LoraStack;
+use lorakit_train::skills::{SkillStack, initial_skills, settings_of};
+use lorakit_train::stream::Key;
+use lorakit_train::{
+    Event, Job, Options as RunOptions, Pass, Settings, Skills, SkillsPlan, TaskRows, kept_routing, train_skills,
+};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn base(name: &str) -> Option<Base> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
+    if !folder.exists() {
+        eprintln!("skipped: no ../shared");
+        return None;
+    }
+    Some(Base::open(&folder, &Options::default()).unwrap())
+}
+
+/// A skill of random A and B on every module.
+fn skill(base: &Base, seed: u64) -> Adapter {
+    let pairs = base.modules().into_iter().map(|m| {
+        let mut stream = Key::new(seed, "adapter").text(&m.path).stream();
+        let mut values = |n: usize| (0..n).map(|_| 0.2 * (stream.uniform() - 0.5)).collect::<Vec<_>>();
+        let a = Matrix::new(3, m.input, values(3 * m.input)).unwrap();
+        let b = Matrix::new(m.output, 3, values(m.output * 3)).unwrap();
+        (m.path, LowRank::new(a, b, 5.0 / 3.0).unwrap())
+    });
+    Adapter::new(pairs.collect::<BTreeMap<_, _>>())
+}
+
+fn tasks(n: usize) -> Vec<String> {
+    (0..n).map(|task| format!("task {task}")).collect()
+}
+
+fn stack(base: &Base, skills: &[Adapter], splits: usize, tasks_: usize) -> SkillStack {
+    let settings = settings_of(skills, &Settings::default()).unwrap();
+    SkillStack::new(base.sites(), base.device(), skills.to_vec(), splits, &tasks(tasks_), &settings, 1).unwrap()
+}
+
+/// Logits by task, split and skill, the same at every site.
+fn set(stack: &SkillStack, at: impl Fn(usize, usize, usize) -> f32) {
+    let Skills { count, splits } = stack.form();
+    let given = stack.logits().unwrap().into_iter().map(|(key, matrix)| {
+        let values = (0..matrix.rows())
+            .flat_map(|task| (0..splits * count).map(move |i| (task, i / count, i % count)))
+            .map(|(task, split, skill)| at(task, split, skill));
+        (key, Matrix::new(matrix.rows(), count * splits, values.collect()).unwrap())
+    });
+    stack.set_logits(&given.collect()).unwrap();
+}
+
+fn example(seed: u64, prompt: usize, target: usize) -> Example {
+    let mut stream = Key::new(seed, "ids").stream();
+    let mut ids = |n| (0..n).map(|_| 3 + stream.below(500) as u32).collect::<Vec<_>>();
+    Example { prompt: ids(prompt), target: ids(target), cut: Default::default() }
+}
+
+/// Rows of the tasks 2, 0 and 2.
+fn packed() -> (Packed, Vec<f32>) {
+    let mut packed = Packed::default();
+    for (task, (prompt, target)) in [(2, (5, 7)), (0, (9, 3)), (2, (2, 12))] {
+        let row = example(prompt as u64, prompt, target);
+        packed.push(&row.prompt, &row.target, Some(task));
+    }
+    let weights = (0..packed.targets().len()).map(|i| 0.02 + 0.01 * (i % 5) as f32).collect();
+    (packed, weights)
+}
+
+fn nll(base: &Base, packed: &Packed, patches: &Patches) -> Vec<f32> {
+    base.nll(packed, patches).unwrap().to_vec1().unwrap()
+}
+
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The largest difference of two adapters' deltas, relative to the largest value.
+fn deltas_apart(a: &Adapter, b: &Adapter) -> f32 {
+    assert_eq!(a.modules().keys().collect::<Vec<_>>(), b.modules().keys().collect::<Vec<_>>());
+    let pairs = a.modules().iter().map(|(module, a)| (a.delta(), b.modules()[module].delta()));
+    let (off, most) = pairs.fold((0f32, 0f32), |(off, most), (a, b)| {
+        (off.max(apart(&a, &b)), b.iter().fold(most, |most, b| most.max(b.abs())))
+    });
+    off / most
+}
+
+#[test]
+fn routing_that_is_one_hot_is_that_skill() {
+    for (name, splits) in [("mistral", 1), ("phi", 1), ("mistral", 2)] {
+        let Some(base) = base(name) else { return };
+        let skills: Vec<Adapter> = (0..4).map(|seed| skill(&base, seed)).collect();
+        let stack = stack(&base, &skills, splits, 3);
+        set(&stack, |task, _, skill| if skill == task + 1 { 20.0 } else { -60.0 });
+        for task in 0..3 {
+            let off = deltas_apart(&stack.adapter_of(task).unwrap(), &skills[task + 1]);
+            assert!(off < 1e-5, "{name}, {splits} splits, task {task}: {off}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_of_a_task_is_what_its_rows_are_given() {
+    for (name, splits) in [("mistral", 1), ("phi", 2), ("mistral", 4)] {
+        let Some(base) = base(name) else { return };
+        let skills: Vec<Adapter> = (0..3).map(|seed| skill(&base, seed)).collect();
+        let stack = stack(&base, &skills, splits, 3);
+        set(&stack, |task, split, skill| ((task * 7 + split * 3 + skill * 5) % 4) as f32 - 1.5);
+        let mixed: Vec<Option<Adapter>> = (0..3).map(|task| Some(stack.adapter_of(task).unwrap())).collect();
+        let settings = settings_of(&skills, &Settings::default()).unwrap();
+        let plain = LoraStack::new(base.sites(), base.device(), &mixed, &settings, 0).unwrap();
+        let (packed, _) = packed();
+        let (found, expected) =
+            (nll(&base, &packed, &stack.patches(None)), nll(&base, &packed, &plain.patches(None).unwrap()));
+        assert!(apart(&found, &expected) < 1e-4, "{name}, {splits} splits: {}", apart(&found, &expected));
+        assert!(apart(&found, &nll(&base, &packed, &Patches::none())) > 1e-2, "the skills must do something");
+    }
+}
+
+#[test]
+fn the_mixing_rule_is_that_of_the_papers() {
+    let Some(base) = base("mistral") else { return };
+    let skills: Vec<Adapter> = (0..2).map(|seed| skill(&base, seed)).collect();
+    let stack = stack(&base, &skills, 2, 1);
+    let logits = |split: usize, skill: usize| [[0.3f64, -1.0], [2.0, 0.5]][split][skill];
+    set(&stack, |_, split, skill| logits(split, skill) as f32);
+    let weight = |split: usize, skill: usize| {
+        let sigmoid = |skill| 1.0 / (1.0 + (-logits(split, skill)).exp());
+        sigmoid(skill) / (sigmoid(0) + sigmoid(1) + 1e-8)
+    };
+    for (module, found) in stack.adapter_of(0).unwrap().modules() {
+        let pairs = [&skills[0].modules()[module], &skills[1].modules()[module]];
+        let (input, output) = (found.input(), found.output());
+        let of = |values: [&[f32]; 2], at: usize, split: usize| -> f32 {
+            (0..2).map(|skill| weight(split, skill) * f64::from(values[skill][at])).sum::<f64>() as f32
+        };
+        let (a, b) = (pairs.map(|pair| pair.a().values()), pairs.map(|pair| pair.b().values()));
+        let a: Vec<f32> = (0..3 * input).map(|at| of([&a[0], &a[1]], at, at % input / (input / 2))).collect();
+        let b: Vec<f32> = (0..3 * output).map(|at| of([&b[0], &b[1]], at, at / 3 / (output / 2))).collect();
+        assert!(apart(&found.a().values(), &a) < 1e-6 && apart(&found.b().values(), &b) < 1e-6, "{module}");
+    }
+}
+
+#[test]
+fn skills_and_routing_have_the_gradients_of_finite_differences() {
+    for (name, splits, activations) in [("mistral", 1, Activations::Kept), ("phi", 2, Activations::Recomputed)] {
+        let Some(base) = base(name) else { return };
+        let skills: Vec<Adapter> = (0..3).map(|seed| skill(&base, seed)).collect();
+        let stack = stack(&base, &skills, splits, 3);
+        set(&stack, |task, split, skill| ((task + 2 * split + skill * 5) % 4) as f32 - 1.5);
+        let (packed, weights) = packed();
+        let named: Vec<(String, Var)> = stack.skill_variables().into_iter().chain(stack.routing_variables()).collect();
+        let variables: Vec<Var> = named.iter().map(|(_, variable)| variable.clone()).collect();
+        let mut gradients = Gradients::default();
+        let patches = stack.patches(None);
+        let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
+        accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
+        let loss = || {
+            let nll = nll(&base, &packed, &stack.patches(None));
+            nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>()
+        };
+        for (name, variable) in &named {
+            let gradient = gradients.of(variable).unwrap_or_else(|| panic!("no gradient for {name}"));
+            let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+            assert!(squared > 1e-14, "the gradient of {name} is zero");
+            if name.ends_with("routing") {
+                let rows: Vec<Vec<f32>> = gradient.to_vec2().unwrap();
+                assert!(rows[1].iter().all(|value| *value == 0.0), "{name}: a task without rows");
+            }
+            let before = variable.as_tensor().copy().unwrap();
+            // Routing moves the loss little: a small step would be lost in rounding.
+            let step = if name.ends_with("routing") { 5e-2 } else { 2e-3 } / squared.sqrt();
+            let moved = |by: f64| {
+                variable.set(&(&before + (gradient * by).unwrap()).unwrap()).unwrap();
+                loss()
+            };
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            variable.set(&before).unwrap();
+            assert!((slope / squared - 1.0).abs() < 2e-2, "{name}: slope {slope}, squared gradient {squared}");
+        }
+    }
+}
+
+/// A job of two tasks whose rows ask for the same in different words, and the task of each row.
+fn job() -> (Job, Vec<usize>) {
+    let row = |i: u64| {
+        let mut row = example(i % 6, 4 + (i % 3) as usize, 3);
+        row.prompt[0] = 3 + (i % 2) as u32;
+        row
+    };
+    let train: Vec<Example> = (0..30).map(row).collect();
+    let of = (0..30).map(|i| i % 2).collect();
+    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, sharers: 1 }, of)
+}
+
+#[test]
+fn skills_learn_and_differ_and_one_seed_gives_one_result() {
+    let Some(base) = base("mistral") else { return };
+    let settings = Settings {
+        learning_rate: 1e-2,
+        max_steps: Some(30),
+        batch_size: 6,
+        max_grad_norm: 1.0,
+        dropout: 0.05,
+        ..Settings::default()
+    };
+    let train = |splits| {
+        let (job, of) = job();
+        let skills = initial_skills(base.sites(), &settings, 3, 7).unwrap();
+        let stack = SkillStack::new(base.sites(), base.device(), skills, splits, &tasks(2), &settings, 7).unwrap();
+        let rows = TaskRows { train: of, validation: Vec::new() };
+        let mut pass = Pass::skills(&base, &job, stack, rows, &settings, 7, 64).unwrap();
+        while pass.step_number() < pass.steps() {
+            pass.advance().unwrap();
+        }
+        let losses = &pass.progress()[0].losses;
+        assert!(losses[29] < 0.8 * losses[0], "{losses:?}");
+        let stack = pass.trained_skills().unwrap();
+        let skills: Vec<Adapter> = (0..3).map(|skill| stack.skill(skill).unwrap()).collect();
+        (skills, stack.logits().unwrap())
+    };
+    for splits in [1, 4] {
+        let (skills, logits) = train(splits);
+        assert!(deltas_apart(&skills[0], &skills[1]) > 0.1, "skills must not learn the same");
+        let site = &logits["0.qkv"].values().into_owned();
+        assert!(site.iter().any(|logit| logit.abs() > 0.1), "routing must learn: {site:?}");
+        let (again, same) = train(splits);
+        assert_eq!(
+            skills.iter().map(Adapter::modules).collect::<Vec<_>>(),
+            again.iter().map(Adapter::modules).collect::<Vec<_>>()
+        );
+        assert_eq!(logits, same);
+    }
+}
+
+#[test]
+fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
+    let Some(base) = base("mistral") else { return };
+    let settings = Settings {
+        learning_rate: 1e-2,
+        max_steps: Some(12),
+        batch_size: 6,
+        eval_steps: Some(4),
+        save_steps: 0,
+        ..Settings::default()
+    };
+    let work = tempfile::tempdir().unwrap();
+    let train = |name: &str, stop_after: Option<usize>| {
+        let library = Library::open_or_create(&work.path().join(name), None).unwrap();
+        let (mut job, of) = job();
+        job.tasks = tasks(2).into_iter().map(|name| TaskRecord { name, ..TaskRecord::default() }).collect();
+        job.validation = job.train[..6].to_vec();
+        let rows = TaskRows { validation: of[..6].to_vec(), train: of };
+        let plan = SkillsPlan { form: Skills { count: 3, splits: 2 }, rows };
+        let stop = AtomicBool::new(false);
+        let options = RunOptions { seed: 3, restart: false, stop: &stop };
+        let mut watch = |event: Event| {
+            if let Event::Step { step, .. } = event
+                && Some(step.step) == stop_after
+            {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let summary = train_skills(&base, &plan, &library, job, &settings, &options, &mut watch).unwrap();
+        (library, summary)
+    };
+    let (straight, summary) = train("straight", None);
+    assert_eq!(summary.trained, ["poly"]);
+    assert!(train("halting", Some(7)).1.stopped);
+    let (halting, summary) = train("halting", None);
+    assert_eq!(summary.trained, ["poly"]);
+    assert_eq!(train("halting", None).1.kept, ["poly"]);
+    for skill in ["poly_0", "poly_1", "poly_2"] {
+        assert_eq!(straight.weights_sha256(skill).unwrap(), halting.weights_sha256(skill).unwrap());
+    }
+    let routing = |library| kept_routing::read(library, "poly").unwrap().unwrap();
+    assert_eq!(routing(&straight).logits, routing(&halting).logits);
+    assert_eq!((routing(&straight).tasks, routing(&straight).splits), (tasks(2), 2));
+}
+
+#[test]
+fn what_cannot_be_mixed_is_named() {
+    let Some(base) = base("mistral") else { return };
+    let skills: Vec<Adapter> = (0..2).map(|seed| skill(&base, seed)).collect();
+    let settings = settings_of(&skills, &Settings::default()).unwrap();
+    let odd = SkillStack::new(base.sites(), base.device(), skills.clone(), 7, &tasks(1), &settings, 1);
+    assert!(odd.err().unwrap().to_string().contains("cannot be parted in 7"));
+    let mut modules = skills[1].modules().clone();
+    modules.pop_first();
+    let lacking = SkillStack::new(
+        base.sites(),
+        base.device(),
+        vec![skills[0].clone(), Adapter::new(modules)],
+        1,
+        &tasks(1),
+        &settings,
+        1,
+    );
+    assert!(lacking.err().unwrap().to_string().contains("has no module"));
+}

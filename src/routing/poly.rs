@@ -1,0 +1,109 @@
+//! What `poly` and `mhr` learn: the adapter that a task's routing makes of a library's skills.
+
+use super::Rows;
+use anyhow::{Context as _, Result, bail};
+use lorakit_adapter::{Adapter, Library};
+use lorakit_model::Base;
+use lorakit_route::poly::{Trained, Unseen};
+use lorakit_route::{Experts, Learned, Poly};
+use lorakit_task::Example;
+use lorakit_train::kept_routing::{self, KeptRouting};
+use lorakit_train::skills::{SkillStack, settings_of};
+use lorakit_train::{Settings, Tuned, tune};
+
+/// The adapter of the task at hand: of its own routing where that was trained with the skills, else of the mean routing,
+/// or of one that is fitted to the task's rows, the skills as they are.
+pub fn learn(poly: &Poly, rows: &Rows) -> Result<Learned> {
+    let skills = Skilled::open(poly, rows.base(), rows.experts(), rows.library())?;
+    let known = rows.task_at_hand().and_then(|task| skills.row_of(task));
+    let mixed = match (known, poly.unseen) {
+        (Some(row), _) => skills.stack_of_tasks()?.adapter_of(row)?,
+        (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
+        (None, Unseen::Fit) => {
+            let examples: Vec<Example> = rows.examples()?.into_iter().map(|(_, example)| example).collect();
+            let settings = Settings {
+                max_steps: Some(poly.steps),
+                routing_learning_rate: poly.rate,
+                max_grad_norm: 1.0,
+                ..skills.settings.clone()
+            };
+            let stack = skills.stack_of_one(&settings, rows.seed())?;
+            tune(rows.base(), &stack, &examples, Tuned::Routing, &settings, rows.seed())?;
+            stack.adapter_of(0)?
+        }
+    };
+    Ok(Poly::learned(&mixed)?)
+}
+
+/// The adapter of the mean routing, where no task is at hand.
+pub fn mean(poly: &Poly, base: &Base, experts: &Experts, library: &Library) -> Result<Learned> {
+    let skills = Skilled::open(poly, base, experts, library)?;
+    Ok(Poly::learned(&skills.stack_of_tasks()?.mean_adapter()?)?)
+}
+
+/// The skills of a library with their routing.
+struct Skilled<'a> {
+    base: &'a Base,
+    skills: Vec<Adapter>,
+    /// That of their training; none for experts that were not trained as skills.
+    routing: Option<KeptRouting>,
+    /// By which the skills would have been made.
+    settings: Settings,
+}
+
+impl<'a> Skilled<'a> {
+    fn open(poly: &Poly, base: &'a Base, experts: &Experts, library: &Library) -> Result<Self> {
+        let routing = kept_routing::read(library, poly.name())?;
+        let skills: Vec<Adapter> = match (&routing, poly.trained) {
+            (Some(routing), _) => {
+                let of = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
+                let skills: Result<_> = routing.skills.iter().map(of).collect();
+                skills
+                    .with_context(|| format!("the skills of {}/{}", library.routers_folder().display(), poly.name()))?
+            }
+            // Any experts of one form are skills to choose from (MBC-PolyZ of the paper).
+            (None, Trained::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
+            (None, Trained::Mhr) => bail!(
+                "{}: no mhr is there; `lorakit train-experts --mhr K` makes one",
+                library.routers_folder().display()
+            ),
+        };
+        let settings = settings_of(&skills, &Settings::default())?;
+        Ok(Self { base, skills, routing, settings })
+    }
+
+    /// The number of a task among those trained on.
+    fn row_of(&self, task: &str) -> Option<usize> {
+        self.routing.as_ref()?.tasks.iter().position(|known| known == task)
+    }
+
+    fn splits(&self) -> usize {
+        self.routing.as_ref().map_or(1, |routing| routing.splits)
+    }
+
+    /// The skills with the routing of the tasks that they were trained on; with an even one where there was none.
+    fn stack_of_tasks(&self) -> Result<SkillStack> {
+        match &self.routing {
+            Some(routing) => {
+                let stack = self.stack(&routing.tasks, &self.settings, 0)?;
+                stack.set_logits(&routing.logits)?;
+                Ok(stack)
+            }
+            None => {
+                let stack = self.stack(&["all".to_owned()], &self.settings, 0)?;
+                stack.set_even()?;
+                Ok(stack)
+            }
+        }
+    }
+
+    /// The skills with the routing of one new task, from which a fit starts.
+    fn stack_of_one(&self, settings: &Settings, seed: u64) -> Result<SkillStack> {
+        self.stack(&["target".to_owned()], settings, seed)
+    }
+
+    fn stack(&self, tasks: &[String], settings: &Settings, seed: u64) -> Result<SkillStack> {
+        let (sites, device) = (self.base.sites(), self.base.device());
+        SkillStack::new(sites, device, self.skills.clone(), self.splits(), tasks, settings, seed)
+    }
+}
