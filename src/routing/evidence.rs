@@ -1,11 +1,37 @@
-//! What is usual, for `evidence`: the experts' responses to a mix of prompts as the base reads them.
+//! What is usual, for `evidence`: the experts' responses to a mix of prompts as the base reads them; and what its `auto`
+//! settings take, by the likelihood of some of the same rows' answers.
 
 use super::Rows;
-use anyhow::Result;
-use lorakit_route::{Evidence, Learned, Responses};
+use super::by_prompt::ByPrompt;
+use anyhow::{Context as _, Result};
+use lorakit_adapter::{Patches, Row};
+use lorakit_eval::{Model, Templates, row_losses};
+use lorakit_route::evidence::{Otherwise, TEMPERATURES, Temperature};
+use lorakit_route::{Evidence, Learned, Mixing, Responses, Router, Setting, Uniform};
+use lorakit_task::Example;
 
-/// Means and deviations of the responses to the prompts.
+/// One row in so many is scored for `auto`; the others say what is usual only.
+const SCORED: usize = 4;
+/// Tokens that one forward holds at most, unless a row alone has more.
+const BATCH_TOKENS: usize = 2048;
+
+/// Means and deviations of the responses to the prompts, and what is chosen by the answers.
 pub fn learn(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
+    let learned = usual(evidence, rows)?;
+    let scored: Vec<Example> = rows.examples()?.into_iter().step_by(SCORED).map(|(_, example)| example).collect();
+    let trial = Trial { rows, scored };
+    let otherwise = match evidence.otherwise {
+        Otherwise::Auto => trial.otherwise(evidence.mixing)?,
+        given => given,
+    };
+    let temperature = match evidence.temperature {
+        Temperature::Auto => trial.temperature(evidence, otherwise, &learned)?,
+        Temperature::Fixed(given) => given,
+    };
+    Ok(Evidence::with_chosen(learned, temperature, otherwise)?)
+}
+
+fn usual(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
     let responses = Responses::new(rows.experts(), evidence.measure)?;
     let mut seen: Vec<(usize, Vec<f32>)> = Vec::new();
     for packed in rows.prompts()? {
@@ -19,4 +45,41 @@ pub fn learn(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
         }
     }
     Ok(evidence.learned(rows.experts(), &seen)?)
+}
+
+/// Rows whose answers judge settings.
+struct Trial<'a> {
+    rows: &'a Rows<'a>,
+    scored: Vec<Example>,
+}
+
+impl Trial<'_> {
+    /// The mean loss of the rows under patches.
+    fn loss(&self, patches: &Patches, templates: &dyn Templates) -> Result<f64> {
+        let vocabulary = self.rows.vocabulary()?;
+        let model = Model { base: self.rows.base(), vocabulary: &vocabulary, patches, templates };
+        let losses = row_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
+        Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+    }
+
+    /// The base, unless the mean of all experts makes the answers likelier.
+    fn otherwise(&self, mixing: Mixing) -> Result<Otherwise> {
+        let base = self.loss(&Patches::none(), &Row::default())?;
+        let mean = self.loss(&Uniform { mixing }.patches(self.rows.experts())?, &Row::default())?;
+        Ok(if mean < base { Otherwise::Uniform } else { Otherwise::Base })
+    }
+
+    /// The temperature under which the answers are likeliest.
+    fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
+        let setting = Setting { learned: Some(learned), ..Setting::default() };
+        let mut tried = Vec::new();
+        for temperature in TEMPERATURES {
+            let router = Router::Evidence(evidence.fixed(temperature, otherwise));
+            let rule = router.by_prompt(self.rows.experts(), &setting)?.context("no rule of this router")?;
+            let patches = router.build(self.rows.experts(), &setting)?;
+            tried.push((self.loss(&patches, &ByPrompt { base: self.rows.base(), rule })?, temperature));
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;
+        Ok(best.1)
+    }
 }

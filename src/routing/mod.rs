@@ -12,8 +12,9 @@
 //!    One that decides for whole rows by their prompts implements `ByPrompt` too, and has an arm in `Router::by_prompt`;
 //!    [`by_prompt`] runs the base over the prompts for it.
 //! 2. If it learns: `lesson(&self)` beside the settings says from whose rows (`Lesson::Experts`: the tasks of each expert;
-//!    `Lesson::Prompts`: their prompts, whosever; `Lesson::Task`: the task at hand, so that it is learned and built once for each task evaluated); `patches` takes the
-//!    `&Learned`, and the doc names its matrices. Add the arm to `Router::lesson`.
+//!    `Lesson::Prompts`: the same, whosever they are; `Lesson::Task`: the task at hand, so that it is learned and built once
+//!    for each task evaluated); `patches` takes the `&Learned`, and the doc names its matrices. Add the arm to
+//!    `Router::lesson`.
 //! 3. `src/routing/NAME.rs`: `pub fn learn(settings, lesson: &Rows) -> Result<Learned>`, from [`Rows::examples`] and
 //!    the base, and one arm in [`learn`] below. Everything that `learn` reads must come from `Rows`: it is what the
 //!    kept state's hash covers (settings, base, experts, rows, seed, version).
@@ -23,6 +24,7 @@ mod cm;
 mod evidence;
 mod kept;
 mod lesson;
+mod phatgoose;
 mod poly;
 mod tp;
 
@@ -128,6 +130,7 @@ impl<'base> Routing<'_, 'base> {
 fn learn(router: &Router, rows: &Rows) -> Result<Learned> {
     match router {
         Router::Cm(cm) => cm::learn(cm, rows),
+        Router::Phatgoose(phatgoose) => phatgoose::learn(phatgoose, rows),
         Router::Tp(tp) => tp::learn(tp, rows),
         Router::Evidence(evidence) => evidence::learn(evidence, rows),
         Router::Poly(settings) => poly::learn(settings, rows),

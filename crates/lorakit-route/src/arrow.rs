@@ -3,10 +3,12 @@
 //!
 //! The prototype of an expert at a projection is the top right singular vector `v` of its delta `s B A`. A token `x`
 //! scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes those by a softmax over their scores.
+//! What general experts know may be taken out of all others first: [`crate::gks`].
 
 use crate::error::{Result, RouteError};
 use crate::experts::Experts;
 use crate::gate::{Counts, Gate};
+use crate::gks::{General, Gks, subtracted};
 use crate::mixing::{Mixing, Mixture};
 use crate::observer::Observer;
 use crate::patches;
@@ -32,11 +34,22 @@ pub struct Arrow {
     pub mixing: Mixing,
     /// Whether the projections of a site share a prototype.
     pub tie: Tie,
+    /// Experts of general knowledge, which is subtracted from the others first; they are not routed to.
+    pub general: General,
+    /// How it is subtracted.
+    pub gks: Gks,
 }
 
 impl Default for Arrow {
     fn default() -> Self {
-        Self { top_k: 4, temperature: 1.0, mixing: Mixing::Outputs, tie: Tie::None }
+        Self {
+            top_k: 4,
+            temperature: 1.0,
+            mixing: Mixing::Outputs,
+            tie: Tie::None,
+            general: General::default(),
+            gks: Gks::Factors,
+        }
     }
 }
 
@@ -74,7 +87,9 @@ impl fmt::Display for Tie {
 
 impl fmt::Display for Arrow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "top_k={},temperature={},mixing={},tie={}", self.top_k, self.temperature, self.mixing, self.tie)
+        write!(f, "top_k={},temperature={},mixing={},tie={}", self.top_k, self.temperature, self.mixing, self.tie)?;
+        // Left out where nothing is subtracted: what was typed is what is printed.
+        if self.general.0.is_empty() { Ok(()) } else { write!(f, ",general={},gks={}", self.general, self.gks) }
     }
 }
 
@@ -86,6 +101,8 @@ impl Arrow {
             temperature: settings.temperature(default.temperature),
             mixing: settings.take("mixing", default.mixing),
             tie: settings.take("tie", default.tie),
+            general: settings.take("general", default.general),
+            gks: settings.take("gks", default.gks),
         };
         if arrow.top_k == 0 {
             settings.refuse("top_k must be at least 1".to_owned());
@@ -96,8 +113,13 @@ impl Arrow {
     /// The patches of a library; `observer`, if any, is shown every choice.
     ///
     /// # Errors
-    /// Under separate mixing, where ranks differ at a projection; with `tie=site`, where an expert's A's do.
+    /// Under separate mixing, where ranks differ at a projection; with `tie=site`, where an expert's A's do; where a
+    /// general expert is none of the library's, or cannot be subtracted.
     pub fn patches(&self, experts: &Experts, observer: Option<Arc<dyn Observer>>) -> Result<Patches> {
+        if !self.general.0.is_empty() {
+            let rest = Self { general: General::default(), ..self.clone() };
+            return rest.patches(&subtracted(experts, &self.general, self.gks)?, observer);
+        }
         patches(experts, |index, site, stack| {
             let (directions, gates) = self.gates(experts, site)?;
             if gates.is_empty() {

@@ -147,6 +147,19 @@ pub enum RouteError {
     /// A survey was asked about rows other than those that it saw.
     #[error("the survey saw a pass over other rows")]
     OtherRows,
+    /// Subtracting general knowledge by factors subtracts A's of different rank.
+    #[error(
+        "gks=factors subtracts the A's of {module}, whose ranks differ: {} has rank {}, {} has rank {}; use gks=deltas, which takes any ranks",
+        .first.0, .first.1, .second.0, .second.1
+    )]
+    GksRanks {
+        /// The module's path.
+        module: String,
+        /// The expert and its rank.
+        first: (String, usize),
+        /// A general expert whose rank is another.
+        second: (String, usize),
+    },
     /// What the adapter algebra refuses.
     #[error("{0}")]
     Adapter(String),

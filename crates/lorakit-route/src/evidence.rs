@@ -9,14 +9,19 @@
 //! responds to this prompt more than it usually does, and scores of different experts compare.
 //!
 //! The row is served by the `top_k` experts of the highest scores at the weights `softmax(z / temperature)`: a clear lead
-//! is a choice, a close race is a mixture. All of it is multiplied by a confidence, from 0 where no score is above
-//! what the highest score of a usual prompt is at its `floor` quantile, to 1 where it is above the same at `sure`: a prompt
-//! to which no expert responds is left to the base.
+//! is a choice, a close race is a mixture. A confidence `c` goes from 0, where no score is above what the highest score of a
+//! usual prompt is at its `floor` quantile, to 1, where it is above the same at `sure`; what it leaves, `1 - c`, goes
+//! to the base, or to all experts alike, as `otherwise` says: no expert fits such a prompt.
+//!
+//! How sharp a choice should be, and whether the base or the mean serves better what nobody fits, differ between libraries:
+//! `auto` takes what makes the answers of the same calibration rows likeliest, the temperature out of [`TEMPERATURES`].
+//! Nothing else sees an answer, and no row of a task that is evaluated is looked at beyond its prompt.
 //!
 //! What it costs: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
-//! Learned, from prompts alone: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `scores`,
-//! `[2, experts]`, those of the averages; `highest`, `[1, prompts]`, the highest score of each prompt, ascending.
+//! Learned: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `scores`, `[2, experts]`, those
+//! of the averages; `highest`, `[1, prompts]`, the highest score of each prompt, ascending; `chosen`, `[1, 2]`, what `auto`
+//! took: the temperature, and 1 where the mean serves what nobody fits.
 
 use crate::by_prompt::{ByPrompt, Survey};
 use crate::error::{Result, RouteError, adapter};
@@ -29,7 +34,75 @@ use crate::tp::highest_softmax;
 use candle_core::Tensor;
 use lorakit_adapter::{Matrix, Patches, Rows};
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+
+/// The temperatures that `auto` chooses from.
+pub const TEMPERATURES: [f32; 4] = [0.1, 0.3, 1.0, 3.0];
+
+/// What scores are divided by before the softmax, in deviations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Temperature {
+    /// The one of [`TEMPERATURES`] under which the calibration rows' answers are likeliest.
+    Auto,
+    /// This one.
+    Fixed(f32),
+}
+
+impl FromStr for Temperature {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(value) if value > 0.0 && f32::is_finite(value) => Ok(Self::Fixed(value)),
+            Err(_) if text == "auto" => Ok(Self::Auto),
+            _ => Err("a number above zero, or auto"),
+        }
+    }
+}
+
+impl fmt::Display for Temperature {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(value) => value.fmt(f),
+        }
+    }
+}
+
+/// What serves a prompt that no expert fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The one of the two under which the calibration rows' answers are likelier.
+    Auto,
+    /// The base alone.
+    Base,
+    /// All experts at equal weight.
+    Uniform,
+}
+
+impl FromStr for Otherwise {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "base" => Ok(Self::Base),
+            "uniform" => Ok(Self::Uniform),
+            _ => Err("auto, base or uniform"),
+        }
+    }
+}
+
+impl fmt::Display for Otherwise {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Base => "base",
+            Self::Uniform => "uniform",
+        })
+    }
+}
 
 /// The router `evidence`.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,11 +110,13 @@ pub struct Evidence {
     /// How many experts a row has at most.
     pub top_k: AtMost,
     /// What scores are divided by before the softmax, in deviations.
-    pub temperature: f32,
-    /// The quantile of the usual prompts' highest scores below which the base is left alone.
+    pub temperature: Temperature,
+    /// The quantile of the usual prompts' highest scores below which no expert fits.
     pub floor: f64,
     /// The quantile above which the experts have their full weight.
     pub sure: f64,
+    /// What serves where no expert fits.
+    pub otherwise: Otherwise,
     /// What of an expert's delta responds.
     pub measure: Measure,
     /// How many prompts of each task are looked at.
@@ -53,10 +128,11 @@ pub struct Evidence {
 impl Default for Evidence {
     fn default() -> Self {
         Self {
-            top_k: AtMost(4),
-            temperature: 0.3,
-            floor: 0.0,
-            sure: 0.0,
+            top_k: AtMost::ALL,
+            temperature: Temperature::Auto,
+            floor: 0.05,
+            sure: 0.3,
+            otherwise: Otherwise::Auto,
             measure: Measure::Energy,
             rows: AtMost(16),
             mixing: Mixing::Outputs,
@@ -66,10 +142,11 @@ impl Default for Evidence {
 
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { top_k, temperature, floor, sure, measure, rows, mixing } = self;
+        let Self { top_k, temperature, floor, sure, otherwise, measure, rows, mixing } = self;
         write!(
             f,
-            "top_k={top_k},temperature={temperature},floor={floor},sure={sure},measure={measure},rows={rows},mixing={mixing}"
+            "top_k={top_k},temperature={temperature},floor={floor},sure={sure},otherwise={otherwise},measure={measure},\
+             rows={rows},mixing={mixing}"
         )
     }
 }
@@ -79,9 +156,10 @@ impl Evidence {
         let default = Self::default();
         let evidence = Self {
             top_k: settings.take("top_k", default.top_k),
-            temperature: settings.temperature(default.temperature),
+            temperature: settings.take("temperature", default.temperature),
             floor: settings.take("floor", default.floor),
             sure: settings.take("sure", default.sure),
+            otherwise: settings.take("otherwise", default.otherwise),
             measure: settings.take("measure", default.measure),
             rows: settings.take("rows", default.rows),
             mixing: settings.take("mixing", default.mixing),
@@ -98,7 +176,8 @@ impl Evidence {
         Lesson::Prompts { rows: self.rows.0 }
     }
 
-    /// What is usual, from the responses to a mix of prompts: for each touched site, `[prompts, experts]`.
+    /// What is usual, from the responses to a mix of prompts: for each touched site, `[prompts, experts]`. What `auto` takes
+    /// is not yet among it: see [`Evidence::with_chosen`].
     ///
     /// # Errors
     /// Where there are fewer than two prompts.
@@ -126,6 +205,22 @@ impl Evidence {
         Ok(Learned::new(sites.chain(rest).map(matrix).collect::<Result<Vec<_>>>()?))
     }
 
+    /// The same settings with nothing left to choose.
+    pub fn fixed(&self, temperature: f32, otherwise: Otherwise) -> Self {
+        Self { temperature: Temperature::Fixed(temperature), otherwise, ..self.clone() }
+    }
+
+    /// What is usual, with what `auto` took.
+    ///
+    /// # Errors
+    /// Where the temperature is no number.
+    pub fn with_chosen(learned: Learned, temperature: f32, otherwise: Otherwise) -> Result<Learned> {
+        let uniform = f32::from(u8::from(otherwise == Otherwise::Uniform));
+        let chosen = Matrix::new(1, 2, vec![temperature, uniform]).map_err(adapter)?;
+        let before = learned.matrices().iter().map(|(name, matrix)| (name.clone(), matrix.clone()));
+        Ok(Learned::new(before.chain([("chosen".to_owned(), chosen)])))
+    }
+
     /// What decides, from what is usual.
     ///
     /// # Errors
@@ -135,11 +230,23 @@ impl Evidence {
         let values = |name: &str| Ok::<_, RouteError>(learned.matrix(name, (2, n))?.values().into_owned());
         let highest =
             learned.matrices().get("highest").map(|highest| highest.values().into_owned()).unwrap_or_default();
+        let chosen = |place: usize| Ok::<_, RouteError>(learned.matrix("chosen", (1, 2))?.values()[place]);
+        let temperature = match self.temperature {
+            Temperature::Auto => chosen(0)?,
+            Temperature::Fixed(temperature) => temperature,
+        };
+        let uniform = match self.otherwise {
+            Otherwise::Auto => chosen(1)? != 0.0,
+            Otherwise::Base => false,
+            Otherwise::Uniform => true,
+        };
         let sites: Vec<Vec<f32>> = experts.stacks().map(|(_, site, _)| values(&site.key())).collect::<Result<_>>()?;
         Ok(Arc::new(Rule {
-            evidence: self.clone(),
             responses: Responses::new(experts, self.measure)?,
             usual: Arc::new(Usual {
+                top_k: self.top_k.0,
+                temperature,
+                uniform,
                 present: present(&sites, n),
                 sites,
                 scores: values("scores")?,
@@ -193,12 +300,15 @@ fn quantile(sorted: &[f32], share: f64) -> f32 {
 }
 
 struct Rule {
-    evidence: Evidence,
     responses: Responses,
     usual: Arc<Usual>,
 }
 
 struct Usual {
+    top_k: usize,
+    temperature: f32,
+    /// Whether the mean serves what no expert fits.
+    uniform: bool,
     present: Vec<bool>,
     sites: Vec<Vec<f32>>,
     scores: Vec<f32>,
@@ -208,13 +318,11 @@ struct Usual {
 
 impl ByPrompt for Rule {
     fn survey(&self) -> Box<dyn Survey> {
-        let (watch, usual) = (self.responses.watch(), self.usual.clone());
-        Box::new(Weighing { evidence: self.evidence.clone(), watch, usual })
+        Box::new(Weighing { watch: self.responses.watch(), usual: self.usual.clone() })
     }
 }
 
 struct Weighing {
-    evidence: Evidence,
     watch: Watch,
     usual: Arc<Usual>,
 }
@@ -238,13 +346,14 @@ impl Survey for Weighing {
 
 impl Weighing {
     fn weigh(&self, scores: &[f32]) -> Arc<[f32]> {
-        let Usual { floor, sure, .. } = *self.usual;
+        let Usual { top_k, temperature, uniform, floor, sure, .. } = *self.usual;
         let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if best == f32::NEG_INFINITY {
             return vec![0.0; scores.len()].into();
         }
         let confidence = if best >= sure { 1.0 } else { ((best - floor) / (sure - floor)).clamp(0.0, 1.0) };
-        let weights = highest_softmax(scores, self.evidence.top_k.0, self.evidence.temperature);
-        weights.iter().map(|weight| confidence * weight).collect()
+        let rest = if uniform { (1.0 - confidence) / scores.len() as f32 } else { 0.0 };
+        let weights = highest_softmax(scores, top_k, temperature);
+        weights.iter().map(|weight| confidence * weight + rest).collect()
     }
 }

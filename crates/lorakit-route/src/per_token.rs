@@ -7,6 +7,9 @@ use candle_core::{D, DType, Tensor};
 use lorakit_adapter::{Group, Outputs, Patch, Rows};
 use std::sync::Arc;
 
+/// What is added to a variance before its root, as in torch's LayerNorm.
+const EPSILON: f64 = 1e-5;
+
 /// How a token's scores become weights.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
@@ -25,6 +28,8 @@ pub(crate) enum Reading {
     AsIs,
     /// Its direction: divided by its length.
     Unit,
+    /// Less its mean and divided by its deviation, as LayerNorm without gain and bias.
+    Standardised,
 }
 
 impl Reading {
@@ -36,6 +41,11 @@ impl Reading {
                 let length = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
                 // A row of zeros has no direction, and stays.
                 rows.broadcast_div(&length.maximum(f32::MIN_POSITIVE)?)
+            }
+            Self::Standardised => {
+                let centred = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
+                let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
+                centred.broadcast_div(&deviation)
             }
         }
     }

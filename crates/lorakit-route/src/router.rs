@@ -10,6 +10,7 @@ use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
 use crate::observer::Observer;
 use crate::oracle;
+use crate::phatgoose::Phatgoose;
 use crate::poly::{Poly, Trained};
 use crate::settings::Settings;
 use crate::tp::Tp;
@@ -34,6 +35,8 @@ pub enum Router {
     Arrow(Arrow),
     /// Mean inputs of the experts' own rows, per token and site.
     Cm(Cm),
+    /// Gates that were trained with each expert, per token and site.
+    Phatgoose(Phatgoose),
     /// A classifier over the base's reading of the prompt, per row.
     Tp(Tp),
     /// Which experts would respond to the prompt more than they usually do, per row.
@@ -66,7 +69,7 @@ pub const ROUTERS: &[About] = &[
     },
     About {
         name: "arrow",
-        settings: "top_k=4,temperature=1,mixing=outputs,tie=none",
+        settings: "top_k=4,temperature=1,mixing=outputs,tie=none,general=none,gks=factors",
         summary: "per token, the experts whose strongest direction meets it (https://arxiv.org/abs/2405.11157)",
     },
     About {
@@ -75,13 +78,18 @@ pub const ROUTERS: &[About] = &[
         summary: "per token, the experts whose training inputs it resembles; learns centroids (https://arxiv.org/abs/2405.11157)",
     },
     About {
+        name: "phatgoose",
+        settings: "top_k=2,temperature=1,steps=100,learning_rate=0.001,batch_size=4,rows=all,mixing=outputs",
+        summary: "per token, the experts whose trained gates open to it; learns gates (https://arxiv.org/abs/2402.05859)",
+    },
+    About {
         name: "tp",
         settings: "top_k=1,temperature=1,rows=100,mixing=outputs",
         summary: "per row, the expert of the task that the prompt looks like; learns a classifier (https://arxiv.org/abs/2405.11157)",
     },
     About {
         name: "evidence",
-        settings: "top_k=4,temperature=0.3,floor=0,sure=0,measure=energy,rows=16,mixing=outputs",
+        settings: "top_k=all,temperature=auto,floor=0.05,sure=0.3,otherwise=auto,measure=energy,rows=16,mixing=outputs",
         summary: "per row, the experts that would respond to the prompt more than they usually do; lorakit's own, nothing trained",
     },
     About {
@@ -127,6 +135,7 @@ impl Router {
             Self::Uniform(uniform) => uniform.patches(experts),
             Self::Arrow(arrow) => arrow.patches(experts, setting.observer.clone()),
             Self::Cm(cm) => cm.patches(experts, self.learned(setting)?, setting.observer.clone()),
+            Self::Phatgoose(phatgoose) => phatgoose.patches(experts, self.learned(setting)?, setting.observer.clone()),
             Self::Tp(tp) => weighed::by_row_weights_shown(experts, tp.mixing, setting.observer.clone()),
             Self::Evidence(evidence) => {
                 weighed::by_row_weights_shown(experts, evidence.mixing, setting.observer.clone())
@@ -157,6 +166,7 @@ impl Router {
         match self {
             Self::Base | Self::Oracle | Self::Uniform(_) | Self::Arrow(_) | Self::Expert(_) => None,
             Self::Cm(cm) => Some(cm.lesson()),
+            Self::Phatgoose(phatgoose) => Some(phatgoose.lesson()),
             Self::Tp(tp) => Some(tp.lesson()),
             Self::Evidence(evidence) => Some(evidence.lesson()),
             Self::Poly(poly) => Some(poly.lesson()),
@@ -177,6 +187,7 @@ impl Router {
             Self::Uniform(_) => "uniform",
             Self::Arrow(_) => "arrow",
             Self::Cm(_) => "cm",
+            Self::Phatgoose(_) => "phatgoose",
             Self::Tp(_) => "tp",
             Self::Evidence(_) => "evidence",
             Self::Poly(poly) => poly.name(),
@@ -200,6 +211,7 @@ impl FromStr for Router {
             "uniform" => Uniform::parse(settings).map(Self::Uniform),
             "arrow" => Arrow::parse(settings).map(Self::Arrow),
             "cm" => Cm::parse(settings).map(Self::Cm),
+            "phatgoose" => Phatgoose::parse(settings).map(Self::Phatgoose),
             "tp" => Tp::parse(settings).map(Self::Tp),
             "evidence" => Evidence::parse(settings).map(Self::Evidence),
             "poly" => Poly::parse(Trained::Poly, settings).map(Self::Poly),
@@ -221,6 +233,7 @@ impl fmt::Display for Router {
             Self::Uniform(uniform) => write!(f, "uniform:{uniform}"),
             Self::Arrow(arrow) => write!(f, "arrow:{arrow}"),
             Self::Cm(cm) => write!(f, "cm:{cm}"),
+            Self::Phatgoose(phatgoose) => write!(f, "phatgoose:{phatgoose}"),
             Self::Tp(tp) => write!(f, "tp:{tp}"),
             Self::Evidence(evidence) => write!(f, "evidence:{evidence}"),
             Self::Poly(poly) => write!(f, "{}:{poly}", poly.name()),

@@ -6,7 +6,10 @@ mod small;
 
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::{Matrix, Outputs, Row, Rows, Site};
-use lorakit_route::{Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting};
+use lorakit_route::evidence::Otherwise;
+use lorakit_route::{
+    Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting, gks, phatgoose,
+};
 use small::*;
 
 const INPUT: usize = 12;
@@ -42,7 +45,7 @@ fn one_expert_routed_is_that_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
     let x = tokens(50, 9, INPUT);
     let expected = dense(&library, &x, |_, _, _| 1.0);
-    for router in ["cm", "cm:top_k=1,score=cosine"] {
+    for router in ["cm", "cm:top_k=1,score=cosine", "phatgoose"] {
         assert_close(&built(router, &library, &random_vectors(&library), &x), &expected, 1e-5);
     }
 }
@@ -157,10 +160,11 @@ fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_o
 #[test]
 fn evidence_weighs_what_is_unusual() {
     let library = uneven();
-    let evidence: Evidence = match "evidence:top_k=1,rows=8,floor=0,sure=0".parse().unwrap() {
-        Router::Evidence(evidence) => evidence,
-        other => panic!("{other}"),
-    };
+    let evidence: Evidence =
+        match "evidence:top_k=1,temperature=0.3,otherwise=base,rows=8,floor=0,sure=0".parse().unwrap() {
+            Router::Evidence(evidence) => evidence,
+            other => panic!("{other}"),
+        };
     let x = tokens(81, 24, INPUT);
     let learned = usual(&evidence, &library, &x, &[3; 8]);
     assert_eq!(learned.matrices().keys().collect::<Vec<_>>(), ["0.qkv", "highest", "scores"]);
@@ -189,7 +193,7 @@ fn evidence_weighs_what_is_unusual() {
 #[test]
 fn evidence_over_one_expert_is_that_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default() };
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
     let x = tokens(82, 12, INPUT);
     let learned = usual(&evidence, &library, &x, &[4; 3]);
     let rule = evidence.rule(&library, &learned).unwrap();
@@ -201,7 +205,7 @@ fn evidence_over_one_expert_is_that_adapter() {
 #[test]
 fn what_no_expert_responds_to_is_left_to_the_base() {
     let library = uneven();
-    let evidence = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default() };
+    let evidence = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
     let x = tokens(83, 24, INPUT);
     let learned = usual(&evidence, &library, &x, &[3; 8]);
     let rule = evidence.rule(&library, &learned).unwrap();
@@ -211,6 +215,16 @@ fn what_no_expert_responds_to_is_left_to_the_base() {
     // Of the usual prompts themselves only the one that is surest reaches the highest quantile.
     let served = weights.iter().filter(|weights| weights.iter().sum::<f32>() > 0.0).count();
     assert_eq!(served, 1, "{weights:?}");
+
+    // What `auto` took is read from what was learned: here the mean, at a temperature so high that all is the mean.
+    let chosen = Evidence::with_chosen(learned.clone(), 1e6, Otherwise::Uniform).unwrap();
+    let auto = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default() };
+    assert!(auto.rule(&library, &learned).is_err(), "nothing was chosen");
+    let survey = auto.rule(&library, &chosen).unwrap().survey();
+    look(&survey.patches(), &x, &[3; 8]);
+    for weights in survey.weights(&Rows::packed([3; 8]), &x).unwrap() {
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{weights:?}");
+    }
 }
 
 #[test]
@@ -236,4 +250,81 @@ fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
     let of_two = weights("tp:top_k=2,temperature=0.5");
     let expected = 1.0 / (1.0 + (0.25f32 / 0.5).exp());
     assert!((of_two[0][0] - expected).abs() < 1e-6 && (of_two[0][1] - 1.0 + expected).abs() < 1e-6, "{of_two:?}");
+}
+
+#[test]
+fn a_gate_scales_what_its_expert_adds_and_takes_its_gradient() {
+    let (library, x) = (uneven(), tokens(90, 5, INPUT));
+    let gates = candle_core::Var::from_vec(values(91, 3 * INPUT), (3, INPUT), &Device::Cpu).unwrap();
+    let patches = phatgoose::gated(&library, &[gates.as_tensor().clone()]).unwrap();
+    let of = [0, 0, 1, 1, 1];
+    let rows = Rows::new([(0, 2, 0), (2, 3, 1)].map(|(start, len, expert)| Row {
+        start,
+        len,
+        expert: Some(expert),
+        ..Row::default()
+    }));
+    let (inputs, vectors) = (x.to_vec2::<f32>().unwrap(), gates.as_tensor().to_vec2::<f32>().unwrap());
+    let gate = |token: usize| {
+        let z: f32 = inputs[token].iter().zip(&vectors[of[token]]).map(|(x, v)| x * v).sum();
+        1.0 / (1.0 + (-z).exp())
+    };
+    let expected =
+        dense(&library, &x, |token, _, expert| if of[token] == expert { f64::from(gate(token)) } else { 0.0 });
+    assert_close(&added(&patches, &library, &x, &rows), &expected, 1e-5);
+
+    // d sum(y) / d v_e = sum over e's tokens of gate (1 - gate) (sum of what e adds) x.
+    let mut out = Outputs::new(Tensor::zeros((5, 19), DType::F32, &Device::Cpu).unwrap());
+    patches.at(0).unwrap().add(&x, &rows, &mut out).unwrap();
+    let store = out.tensor().sum_all().unwrap().backward().unwrap();
+    let gradient = store.get(gates.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+    let whole = dense(&library, &x, |token, _, expert| f64::from(u8::from(of[token] == expert)));
+    for (expert, gradient) in gradient.iter().enumerate() {
+        for (i, found) in gradient.iter().enumerate() {
+            let term = |t: usize| gate(t) * (1.0 - gate(t)) * whole[t].iter().sum::<f32>() * inputs[t][i];
+            let expected: f32 = (0..5).filter(|t| of[*t] == expert).map(term).sum();
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+    }
+}
+
+#[test]
+fn general_knowledge_is_subtracted_from_all_others() {
+    let one = |name: &str, seed: u64, scale: f64| {
+        expert(name, [("q", random(seed, 2, INPUT, 8, scale)), ("v", random(seed + 50, 2, INPUT, 6, scale))])
+    };
+    let library = experts([one("a", 1, 2.0), one("b", 2, 1.0), one("g", 3, 0.5), one("h", 4, 3.0)], &qkv());
+    let x = tokens(95, 6, INPUT);
+    let index = |name: &str| library.index(name).unwrap();
+    let general: gks::General = "g+h".parse().unwrap();
+    let less = gks::subtracted(&library, &general, gks::Gks::Deltas).unwrap();
+    let expected = dense(&library, &x, |_, _, e| match e {
+        e if e == index("a") => 1.0,
+        e if e == index("b") => 0.0,
+        _ => -0.5,
+    });
+    assert_close(&routed("expert:a", &less, &x), &expected, 1e-5);
+    assert!(less.experts()[index("g")].adapter.modules().is_empty());
+
+    // By factors, as PEFT: (B - mean B) (A - mean A), at the expert's own scale.
+    let less = gks::subtracted(&library, &general, gks::Gks::Factors).unwrap();
+    let of = |name: &str| library.module(index(name), "q").unwrap();
+    let mean = |own: &[f32], g: &[f32], h: &[f32]| -> Vec<f32> {
+        own.iter().zip(g.iter().zip(h)).map(|(own, (g, h))| own - 0.5 * (g + h)).collect()
+    };
+    let a = mean(&of("a").a().values(), &of("g").a().values(), &of("h").a().values());
+    let b = mean(&of("a").b().values(), &of("g").b().values(), &of("h").b().values());
+    let by_hand = low_rank(2, a, b, 2.0);
+    let found = less.module(index("a"), "q").unwrap();
+    assert!((found.dot(&by_hand).unwrap() / by_hand.norm().powi(2) - 1.0).abs() < 1e-6);
+
+    // Under Arrow the general experts have no token; one other expert is then that difference.
+    let pair = experts([one("a", 1, 2.0), one("g", 3, 0.5)], &qkv());
+    let expected = dense(&pair, &x, |_, _, e| if e == 0 { 1.0 } else { -1.0 });
+    assert_close(&routed("arrow:general=g,gks=deltas", &pair, &x), &expected, 1e-5);
+    let uneven = uneven();
+    let message = "arrow:general=b".parse::<Router>().unwrap().build(&uneven, &Setting::default()).err().unwrap();
+    for part in ["gks=deltas", "rank 3", "rank 1"] {
+        assert!(message.to_string().contains(part), "{message}");
+    }
 }

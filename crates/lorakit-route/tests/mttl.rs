@@ -99,9 +99,9 @@ fn chosen_experts_and_weights_agree() {
     }
 }
 
-/// The recorded weights were made with the prototypes in the centroids' place.
+/// The recorded weights were made with the prototypes in the place of centroids and of gates.
 #[test]
-fn weights_by_centroids_agree() {
+fn weights_by_learned_vectors_agree() {
     let Some(oracle) = oracle() else { return };
     let library = library(&oracle, MODULE, 6);
     let of =
@@ -109,14 +109,19 @@ fn weights_by_centroids_agree() {
     let vectors: Vec<f32> = library.names().iter().flat_map(|name| -> Vec<f32> { of(name) }).collect();
     let site = library.sites()[0].key();
     let learned = Learned::new([(site, Matrix::new(4, 6, vectors).unwrap())]);
-    let seen = Arc::new(Seen::default());
-    let setting = Setting { observer: Some(seen.clone()), learned: Some(&learned), ..Setting::default() };
-    let patches = "cm".parse::<Router>().unwrap().build(&library, &setting).unwrap();
-    added(&patches, &library, &input(&oracle), &Rows::packed([3]));
-    let expected: Vec<f32> = matrix(&oracle["avg_act_all"]["weights"][0]).concat();
-    let (_, weights) = &*seen.0.lock().unwrap();
-    assert_eq!(weights.len(), expected.len());
-    weights.iter().zip(&expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-6));
+    for (router, name) in [("cm", "avg_act_all"), ("phatgoose", "phatgoose_top2")] {
+        let seen = Arc::new(Seen::default());
+        let setting = Setting { observer: Some(seen.clone()), learned: Some(&learned), ..Setting::default() };
+        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        added(&patches, &library, &input(&oracle), &Rows::packed([3]));
+        let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
+        let (experts, weights) = &*seen.0.lock().unwrap();
+        assert_eq!(weights.len(), expected.len());
+        weights.iter().zip(&expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-6, "{name}"));
+        if let Ok(chosen) = serde_json::from_value::<Vec<Vec<u32>>>(oracle[name]["experts"][0].clone()) {
+            assert_eq!(*experts, chosen.concat(), "{name}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,53 @@
+//! The gates of `phatgoose`: all experts' at once, each row under its own expert, base and adapters frozen.
+
+use super::Rows;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Var};
+use lorakit_adapter::Matrix;
+use lorakit_route::{Learned, Phatgoose, phatgoose};
+use lorakit_task::Example;
+use lorakit_train::job::rows_of_update;
+use lorakit_train::schedule::{Schedule, Scheduler};
+use lorakit_train::{ParameterGroup, Settings, TokenLoss, fit};
+
+/// The share of the steps that warm up.
+const WARMUP: f64 = 0.1;
+
+/// Trains a gate for every expert and site.
+pub fn learn(settings: &Phatgoose, rows: &Rows) -> Result<Learned> {
+    let (base, experts) = (rows.base(), rows.experts());
+    ensure!(base.device().is_cpu(), "gates train on the CPU only; add --device cpu");
+    let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
+    for (expert, example) in rows.examples()? {
+        expert.into_iter().for_each(|expert| own[expert].push(example.clone()));
+    }
+    let gate = |(_, site, _): (usize, &lorakit_adapter::Site, _)| {
+        Ok((site.key(), Var::zeros((experts.len(), site.input), DType::F32, base.device())?))
+    };
+    let gates: Vec<(String, Var)> = experts.stacks().map(gate).collect::<Result<_>>()?;
+    let group = ParameterGroup {
+        variables: gates.clone(),
+        learning_rate: settings.learning_rate,
+        weight_decay: 0.0,
+        max_grad_norm: 0.0,
+    };
+    let loss = TokenLoss::new(base, &Settings::default());
+    let schedule = Schedule::new(Scheduler::Linear, WARMUP, settings.steps);
+    fit(vec![group], schedule, |step, variables, gradients| {
+        let mut batch = Vec::new();
+        for (expert, (name, examples)) in experts.names().iter().zip(&own).enumerate() {
+            let taken = rows_of_update(rows.seed(), name, examples.len(), settings.batch_size, step);
+            batch.extend(taken.into_iter().map(|row| (Some(expert), &examples[row])));
+        }
+        let patches = |_: &_| {
+            let now: Vec<_> = gates.iter().map(|(_, gate)| gate.as_tensor().clone()).collect();
+            Ok(phatgoose::gated(experts, &now)?)
+        };
+        loss.gradients(&batch, patches, variables, gradients)
+    })?;
+    let matrix = |(name, gate): (String, Var)| -> Result<(String, Matrix)> {
+        let (rows, columns) = gate.as_tensor().dims2()?;
+        Ok((name, Matrix::new(rows, columns, gate.as_tensor().flatten_all()?.to_vec1::<f32>()?)?))
+    };
+    Ok(Learned::new(gates.into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
+}
