@@ -37,3 +37,43 @@ pub fn with_values<T>(tensor: &candle_core::Tensor, op: &str, read: impl FnOnce(
         _ => bail!("{op} was given a tensor that is not on the CPU"),
     }
 }
+
+/// Loops over plain slices, to be called through [`with_widest_vectors`].
+pub trait Loops {
+    /// What they make, besides what they write.
+    type Output;
+
+    /// Runs them. To be marked `#[inline(always)]`, as all that it calls: what is not inlined is compiled for no machine
+    /// in particular.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `loops` as they are compiled for the widest vectors that this machine has. No operation is fused or reordered
+/// by that: the values are the same on every machine.
+#[inline]
+pub fn with_widest_vectors<L: Loops>(loops: L) -> L::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            // SAFETY: the machine was just asked for these instructions.
+            return unsafe { with_avx512(loops) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { with_avx2(loops) };
+        }
+    }
+    loops.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512dq")]
+fn with_avx512<L: Loops>(loops: L) -> L::Output {
+    loops.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn with_avx2<L: Loops>(loops: L) -> L::Output {
+    loops.run()
+}

@@ -4,6 +4,8 @@
 //! product can touch is checked once, when the view is made.
 
 use gemm::Parallelism;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A matrix within a slice: `at(i, j) = data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
@@ -17,12 +19,17 @@ pub struct View<'a> {
 
 /// A matrix within a slice that may be written to.
 pub struct ViewMut<'a> {
-    data: &'a mut [f32],
+    /// Where the matrix starts. A pointer, since matrices that take turns within one row would overlap as slices.
+    data: *mut f32,
     rows: usize,
     columns: usize,
     row_stride: usize,
     column_stride: usize,
+    slice: PhantomData<&'a mut [f32]>,
 }
+
+// SAFETY: a view stands for an exclusive borrow of its own values, which may go to another thread as a slice may.
+unsafe impl Send for ViewMut<'_> {}
 
 /// One past the last address of such a matrix.
 fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
@@ -67,7 +74,20 @@ impl<'a> ViewMut<'a> {
             data.len()
         );
         assert!(rows <= 1 || row_stride >= columns, "rows of {columns} overlap by {row_stride}");
-        Self { data, rows, columns, row_stride, column_stride: 1 }
+        Self { data: data.as_mut_ptr(), rows, columns, row_stride, column_stride: 1, slice: PhantomData }
+    }
+
+    /// The matrix in stretches of at most `width` columns, each with the range that it covers: every one is a matrix
+    /// of its own, and threads can fill them side by side.
+    pub fn stretches(self, width: usize) -> Vec<(Range<usize>, ViewMut<'a>)> {
+        let stretch = |start: usize| {
+            let columns = start..self.columns.min(start + width);
+            // SAFETY: `start` is within the row, whose addresses were checked when the view was made; no two
+            // stretches have a column in common, and `self` is given up for them.
+            let data = unsafe { self.data.add(start * self.column_stride) };
+            (columns.clone(), ViewMut { data, columns: columns.len(), ..self })
+        };
+        (0..if self.rows == 0 { 0 } else { self.columns }).step_by(width).map(stretch).collect()
     }
 }
 
@@ -103,14 +123,14 @@ pub fn multiply(c: ViewMut, into: Destination, a: View, b: View, scale: f32, thr
         Threads::All => Parallelism::Rayon(0),
     };
     let add = into == Destination::Add;
-    // SAFETY: the views were checked against their slices when they were made, `c` is borrowed exclusively, and
-    // its rows do not overlap.
+    // SAFETY: the views were checked against their slices when they were made, `c`'s values are its alone, and its
+    // rows do not overlap.
     unsafe {
         gemm::gemm(
             c.rows,
             c.columns,
             a.columns,
-            c.data.as_mut_ptr(),
+            c.data,
             c.column_stride as isize,
             c.row_stride as isize,
             add,

@@ -4,6 +4,7 @@
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
 use crate::rope::Angles;
+use crate::softmax::{Softmax, SoftmaxBackward};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
@@ -92,7 +93,9 @@ struct Strided<'a> {
 impl Strided<'_> {
     /// Copies `features` of each of `rows` one behind the other.
     fn gather(&self, rows: impl Iterator<Item = usize>, features: usize) -> Vec<f32> {
-        rows.flat_map(|r| self.data[r * self.stride + self.start..][..features].iter().copied()).collect()
+        let mut gathered = Vec::with_capacity(rows.size_hint().0 * features);
+        rows.for_each(|r| gathered.extend_from_slice(&self.data[r * self.stride + self.start..][..features]));
+        gathered
     }
 }
 
@@ -123,10 +126,11 @@ impl Heads {
             1.0 / (f as f32).sqrt(),
             Threads::One,
         );
-        for (i, row) in weights.chunks_exact_mut(seen.len()).enumerate() {
+        let visible = |i: usize| {
             let visible = self.visible(block.start + i, task.queries, task.keys);
-            softmax(row, visible.start - seen.start..visible.end - seen.start);
-        }
+            visible.start - seen.start..visible.end - seen.start
+        };
+        cpu::with_widest_vectors(Softmax { scores: &mut weights, width: seen.len(), visible });
         (weights, seen)
     }
 
@@ -183,10 +187,7 @@ impl Heads {
                     1.0,
                     Threads::One,
                 );
-                for (p, dp) in weights.chunks_exact_mut(keys).zip(dp.chunks_exact(keys)) {
-                    let along: f32 = p.iter().zip(dp).map(|(p, dp)| p * dp).sum();
-                    p.iter_mut().zip(dp).for_each(|(p, dp)| *p *= dp - along);
-                }
+                cpu::with_widest_vectors(SoftmaxBackward { weights: &mut weights, dp: &dp, width: keys });
                 let ds = View::new(&weights, rows, keys, keys);
                 let k = View::new(&task.k[seen.start * f..], keys, f, f);
                 let q = View::new(&task.q[at..], rows, f, f);
@@ -228,17 +229,6 @@ impl Heads {
             to[token * stride + column..][..f].copy_from_slice(row);
         }
     }
-}
-
-/// Softmax over `visible`; zero elsewhere.
-fn softmax(row: &mut [f32], visible: Range<usize>) {
-    row[..visible.start].fill(0.0);
-    row[visible.end..].fill(0.0);
-    let row = &mut row[visible];
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|v| *v = (*v - max).exp());
-    let total: f32 = row.iter().sum();
-    row.iter_mut().for_each(|v| *v /= total);
 }
 
 fn blocks(queries: usize) -> impl Iterator<Item = Range<usize>> {
@@ -288,12 +278,11 @@ impl SelfAttention {
     fn gathered_gradient(&self, dy: &[f32], segment: &Segment, key_head: usize) -> Vec<f32> {
         let f = self.heads.features;
         let shared = self.heads.shared();
-        (0..shared)
-            .flat_map(|local| {
-                let rows = Strided { data: dy, stride: self.heads.queries * f, start: (key_head * shared + local) * f };
-                rows.gather(segment.queries.clone(), f)
-            })
-            .collect()
+        let head = |local| {
+            let rows = Strided { data: dy, stride: self.heads.queries * f, start: (key_head * shared + local) * f };
+            rows.gather(segment.queries.clone(), f)
+        };
+        (0..shared).map(head).collect::<Vec<_>>().concat()
     }
 
     fn input_gradient(&self, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
@@ -407,7 +396,7 @@ impl CustomOp3 for CachedAttention {
                 let task = Task {
                     queries: segment.queries.len(),
                     keys: slots().count(),
-                    q: (0..shared).flat_map(q).collect(),
+                    q: (0..shared).map(q).collect::<Vec<_>>().concat(),
                     k: cached(k),
                     v: cached(v),
                 };

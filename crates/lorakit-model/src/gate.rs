@@ -1,7 +1,8 @@
 //! The activations of the MLPs with their backward: Mistral's SwiGLU and Phi's GELU.
 
+use crate::softmax::sigmoid;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu;
+use lorakit_adapter::cpu::{self, Loops};
 use rayon::prelude::*;
 
 /// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
@@ -21,8 +22,40 @@ pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
 /// Values that one task of the pool handles.
 const CHUNK: usize = 1 << 14;
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+/// `y` of one token.
+struct SwiGluToken<'a>(&'a mut [f32], &'a [f32]);
+
+impl Loops for SwiGluToken<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self(y, x) = self;
+        let (gate, up) = x.split_at(y.len());
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = gate * sigmoid(gate) * up;
+        }
+    }
+}
+
+/// `dx` of one token.
+struct SwiGluTokenBackward<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
+
+impl Loops for SwiGluTokenBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self(dx, x, dy) = self;
+        let (gate, up) = x.split_at(dy.len());
+        let (dgate, dup) = dx.split_at_mut(dy.len());
+        let inputs = gate.iter().zip(up).zip(dy);
+        for ((dgate, dup), ((&gate, &up), &dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+            let s = sigmoid(gate);
+            *dup = dy * gate * s;
+            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+        }
+    }
 }
 
 struct SwiGlu;
@@ -39,12 +72,10 @@ impl CustomOp1 for SwiGlu {
         }
         let (x, f) = (cpu::values(x, layout, self.name())?, width / 2);
         let mut y = vec![0.0; tokens * f];
-        y.par_chunks_mut(f).with_min_len(CHUNK.div_ceil(f)).zip(x.par_chunks(width)).for_each(|(y, x)| {
-            let (gate, up) = x.split_at(f);
-            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate * sigmoid(gate) * up;
-            }
-        });
+        y.par_chunks_mut(f)
+            .with_min_len(CHUNK.div_ceil(f))
+            .zip(x.par_chunks(width))
+            .for_each(|(y, x)| cpu::with_widest_vectors(SwiGluToken(y, x)));
         cpu::result(y, (tokens, f))
     }
 
@@ -55,15 +86,8 @@ impl CustomOp1 for SwiGlu {
             cpu::with_values(&dy, self.name(), |dy| {
                 let mut dx = vec![0.0; x.len()];
                 let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
-                rows.zip(x.par_chunks(2 * f).zip(dy.par_chunks(f))).for_each(|(dx, (x, dy))| {
-                    let (gate, up) = x.split_at(f);
-                    let (dgate, dup) = dx.split_at_mut(f);
-                    for i in 0..f {
-                        let s = sigmoid(gate[i]);
-                        dup[i] = dy[i] * gate[i] * s;
-                        dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                    }
-                });
+                rows.zip(x.par_chunks(2 * f).zip(dy.par_chunks(f)))
+                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(SwiGluTokenBackward(dx, x, dy)));
                 dx
             })
         })??;
@@ -77,9 +101,40 @@ const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
 const CUBE: f32 = 0.044_715;
 
 /// `tanh(sqrt(2/π) (x + 0.044715 x³))`.
+#[inline(always)]
 fn inner(x: f32) -> f32 {
     // By way of the sigmoid: tanh(u) = 2 sigmoid(2 u) - 1.
     2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
+}
+
+/// `y` of some values.
+struct GeluChunk<'a>(&'a mut [f32], &'a [f32]);
+
+impl Loops for GeluChunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self(y, x) = self;
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = 0.5 * x * (1.0 + inner(x)));
+    }
+}
+
+/// `dx` of some values.
+struct GeluChunkBackward<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
+
+impl Loops for GeluChunkBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self(dx, x, dy) = self;
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            let t = inner(x);
+            let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
+            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+        }
+    }
 }
 
 impl CustomOp1 for GeluNew {
@@ -90,9 +145,7 @@ impl CustomOp1 for GeluNew {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = cpu::values(x, layout, self.name())?;
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = 0.5 * x * (1.0 + inner(x)));
-        });
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| cpu::with_widest_vectors(GeluChunk(y, x)));
         cpu::result(y, layout.shape().clone())
     }
 
@@ -101,15 +154,9 @@ impl CustomOp1 for GeluNew {
         let dx = cpu::with_values(x, self.name(), |x| {
             cpu::with_values(&dy, self.name(), |dy| {
                 let mut dx = vec![0.0; x.len()];
-                dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK))).for_each(
-                    |(dx, (x, dy))| {
-                        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                            let t = inner(x);
-                            let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
-                            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
-                        }
-                    },
-                );
+                dx.par_chunks_mut(CHUNK)
+                    .zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
+                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(GeluChunkBackward(dx, x, dy)));
                 dx
             })
         })??;

@@ -24,6 +24,7 @@ pub mod plan;
 pub mod rewrite;
 pub mod rope;
 pub mod sample;
+mod softmax;
 pub mod weight;
 mod weights;
 

@@ -1,8 +1,9 @@
 //! The negative log-likelihood of target tokens, with logits only where a token carries loss.
 
+use crate::softmax::{exp, largest, total};
 use crate::weight::{Mapped, Weight};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu;
+use lorakit_adapter::cpu::{self, Loops};
 use lorakit_adapter::product::Destination;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
@@ -102,21 +103,37 @@ impl Nll {
         let vocabulary = self.weight.rows();
         logits.par_chunks_mut(vocabulary).zip(targets.par_iter().zip(losses.par_iter_mut())).for_each(
             |(row, (&target, loss))| {
-                if let Some(bias) = &self.bias {
-                    row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
-                }
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let chosen = row[target as usize];
-                row.iter_mut().for_each(|l| *l = (*l - max).exp());
-                let total: f64 = row.iter().map(|&l| f64::from(l)).sum();
-                *loss = (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
-                if self.wanted {
-                    let inverse = (1.0 / total) as f32;
-                    row.iter_mut().for_each(|l| *l *= inverse);
-                    row[target as usize] -= 1.0;
-                }
+                *loss = cpu::with_widest_vectors(Token { op: self, row, target: target as usize });
             },
         );
+    }
+}
+
+/// The loss of one token; see [`Nll::chunk`].
+struct Token<'a> {
+    op: &'a Nll,
+    row: &'a mut [f32],
+    target: usize,
+}
+
+impl Loops for Token<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self { op, row, target } = self;
+        if let Some(bias) = &op.bias {
+            row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        }
+        let (max, chosen) = (largest(row), row[target]);
+        row.iter_mut().for_each(|l| *l = exp(*l - max));
+        let total = total(row);
+        if op.wanted {
+            let inverse = (1.0 / total) as f32;
+            row.iter_mut().for_each(|l| *l *= inverse);
+            row[target] -= 1.0;
+        }
+        (total.ln() + f64::from(max) - f64::from(chosen)) as f32
     }
 }
 

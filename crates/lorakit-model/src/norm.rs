@@ -1,7 +1,7 @@
 //! RMSNorm and LayerNorm with their backward, over the last dimension of `[tokens, d]`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu;
+use lorakit_adapter::cpu::{self, Loops};
 use rayon::prelude::*;
 
 /// Which norm: the two differ in whether the mean is taken away.
@@ -64,6 +64,7 @@ struct NormOp {
 
 impl NormOp {
     /// Mean and reciprocal spread of a row.
+    #[inline(always)]
     fn moments(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = match self.kind {
@@ -76,6 +77,7 @@ impl NormOp {
 }
 
 /// A sum in eight lanes, which the compiler turns into vector code and whose order never changes.
+#[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];
     let chunks = x.chunks_exact(8);
@@ -86,6 +88,7 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
+#[inline(always)]
 fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 8];
     let whole = a.len() / 8 * 8;
@@ -109,12 +112,10 @@ impl CustomOp2 for NormOp {
             bail!("a norm of {} features was given {d}", w.len());
         }
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(d).with_min_len(16).zip(x.par_chunks(d)).for_each(|(y, x)| {
-            let (mean, inverse) = self.moments(x);
-            for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                *y = (x - mean) * inverse * w;
-            }
-        });
+        y.par_chunks_mut(d)
+            .with_min_len(16)
+            .zip(x.par_chunks(d))
+            .for_each(|(y, x)| cpu::with_widest_vectors(Row { op: self, y, x, w }));
         cpu::result(y, (tokens, d))
     }
 
@@ -129,6 +130,57 @@ impl CustomOp2 for NormOp {
     }
 }
 
+/// `y` of one row.
+struct Row<'a> {
+    op: &'a NormOp,
+    y: &'a mut [f32],
+    x: &'a [f32],
+    w: &'a [f32],
+}
+
+impl Loops for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (mean, inverse) = self.op.moments(self.x);
+        for ((y, &x), &w) in self.y.iter_mut().zip(self.x).zip(self.w) {
+            *y = (x - mean) * inverse * w;
+        }
+    }
+}
+
+/// `dx` of one row; see the backward above.
+struct RowBackward<'a> {
+    op: &'a NormOp,
+    dx: &'a mut [f32],
+    x: &'a [f32],
+    w: &'a [f32],
+    dy: &'a [f32],
+}
+
+impl Loops for RowBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { op, dx, x, w, dy } = self;
+        let (mean, inverse) = op.moments(x);
+        for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
+            *dx = dy * w;
+        }
+        let share = match op.kind {
+            Kind::Rms => 0.0,
+            Kind::Layer => sum(dx, |g| g) / x.len() as f32,
+        };
+        // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
+        let along = inverse * (dot3(dy, w, x) / x.len() as f32 - mean * share);
+        for (dx, &x) in dx.iter_mut().zip(x) {
+            *dx = inverse * (*dx - share - (x - mean) * inverse * along);
+        }
+    }
+}
+
 impl NormOp {
     fn input_gradient(&self, x: &Tensor, w: &Tensor, dy: &Tensor, d: usize) -> Result<Tensor> {
         let name = self.name();
@@ -136,23 +188,10 @@ impl NormOp {
             cpu::with_values(w, name, |w| {
                 cpu::with_values(dy, name, |dy| {
                     let mut dx = vec![0.0; x.len()];
-                    dx.par_chunks_mut(d).with_min_len(16).zip(x.par_chunks(d).zip(dy.par_chunks(d))).for_each(
-                        |(dx, (x, dy))| {
-                            let (mean, inverse) = self.moments(x);
-                            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-                                *dx = dy * w;
-                            }
-                            let share = match self.kind {
-                                Kind::Rms => 0.0,
-                                Kind::Layer => sum(dx, |g| g) / d as f32,
-                            };
-                            // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
-                            let along = inverse * (dot3(dy, w, x) / d as f32 - mean * share);
-                            for (dx, &x) in dx.iter_mut().zip(x) {
-                                *dx = inverse * (*dx - share - (x - mean) * inverse * along);
-                            }
-                        },
-                    );
+                    dx.par_chunks_mut(d)
+                        .with_min_len(16)
+                        .zip(x.par_chunks(d).zip(dy.par_chunks(d)))
+                        .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(RowBackward { op: self, dx, x, w, dy }));
                     dx
                 })
             })

@@ -95,9 +95,22 @@ pub enum Weight {
     Mapped(Mapped),
 }
 
-/// Rows (forward) or columns (backward) of a 16-bit weight that are widened at a time, so that a tile stays in its
+/// Rows (forward) or columns (backward) of a weight that are turned or widened at a time, so that a tile stays in its
 /// core's cache while all tokens pass over it.
 const TILE: usize = 64;
+
+/// Tokens from which it pays to turn a weight's tiles, which costs the same however many tokens pass over them.
+const TURNED_TOKENS: usize = 16;
+
+/// Values from which a weight has tiles enough for all threads.
+const TURNED_VALUES: usize = 1 << 20;
+
+/// Columns that are read at a time: a stretch of each row, long enough for the memory to run ahead of the reader, and
+/// all of them together short enough for the second cache.
+const READ_COLUMNS: usize = 512;
+
+/// Columns of those that are turned at a time: what they become stays in the nearest cache.
+const TURNED_COLUMNS: usize = 16;
 
 /// Reads aligned bytes as values of `T`.
 ///
@@ -197,84 +210,56 @@ impl Mapped {
     }
 
     /// `y[t, columns] = x Wᵀ`, where `x` is `[tokens, W's columns]` and `columns` are those of `y`, `width` wide.
+    ///
+    /// A large weight is taken in tiles of rows, each turned around before it is multiplied: the product reads W by
+    /// columns, and to turn a tile at once costs a fraction of what it costs to gather single values on the way.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
         let input = View::new(x, tokens, self.columns, self.columns);
-        if let Slice::F32(w) = self.slice(0..self.rows) {
+        let y = ViewMut::new(&mut y[columns.start..], tokens, self.rows, width);
+        if let Slice::F32(w) = self.slice(0..self.rows)
+            && (tokens < TURNED_TOKENS || w.len() < TURNED_VALUES)
+        {
             let w = View::new(w, self.rows, self.columns, self.columns);
-            let y = ViewMut::new(&mut y[columns.start..], tokens, self.rows, width);
             return multiply(y, Destination::Overwrite, input, w.transposed(), 1.0, Threads::All);
         }
-        // Each tile writes columns of its own, gathered afterwards: no two threads share a slice.
-        let tiles: Vec<(Range<usize>, Vec<f32>)> = tiles(self.rows)
-            .into_par_iter()
-            .map(|rows| {
-                let mut wide = vec![0.0; rows.len() * self.columns];
-                self.slice(rows.clone()).widen(&mut wide);
-                let mut part = vec![0.0; tokens * rows.len()];
-                let w = View::new(&wide, rows.len(), self.columns, self.columns);
-                let into = ViewMut::new(&mut part, tokens, rows.len(), rows.len());
-                multiply(into, Destination::Overwrite, input, w.transposed(), 1.0, Threads::One);
-                (rows, part)
-            })
-            .collect();
-        for (rows, part) in tiles {
-            for (y, part) in y.chunks_exact_mut(width).zip(part.chunks_exact(rows.len())) {
-                y[columns.start + rows.start..columns.start + rows.end].copy_from_slice(part);
-            }
-        }
+        y.stretches(TILE).into_par_iter().for_each_init(Vec::new, |turned, (rows, y)| {
+            let count = rows.len();
+            self.slice(rows).turn(self.columns, turned);
+            multiply(
+                y,
+                Destination::Overwrite,
+                input,
+                View::new(turned, self.columns, count, count),
+                1.0,
+                Threads::One,
+            );
+        });
     }
 
     /// `dx = dy W`, or added to `dx`, where `dy`'s `columns`, of `width`, are those that [`Mapped::forward`] filled.
     pub fn backward(&self, dy: &[f32], width: usize, columns: Range<usize>, dx: &mut [f32], into: Destination) {
         let tokens = dx.len() / self.columns;
         let dy = View::new(&dy[columns.start..], tokens, self.rows, width);
+        let dx = ViewMut::new(dx, tokens, self.columns, self.columns);
         if let Slice::F32(w) = self.slice(0..self.rows) {
             let w = View::new(w, self.rows, self.columns, self.columns);
-            let dx = ViewMut::new(dx, tokens, self.columns, self.columns);
             return multiply(dx, into, dy, w, 1.0, Threads::All);
         }
-        let tiles: Vec<(Range<usize>, Vec<f32>)> = tiles(self.columns)
-            .into_par_iter()
-            .map(|tile| {
-                let wide = self.widened_columns(&tile);
-                let mut part = vec![0.0; tokens * tile.len()];
-                let w = View::new(&wide, self.rows, tile.len(), tile.len());
-                multiply(
-                    ViewMut::new(&mut part, tokens, tile.len(), tile.len()),
-                    Destination::Overwrite,
-                    dy,
-                    w,
-                    1.0,
-                    Threads::One,
-                );
-                (tile, part)
-            })
-            .collect();
-        for (tile, part) in tiles {
-            for (dx, part) in dx.chunks_exact_mut(self.columns).zip(part.chunks_exact(tile.len())) {
-                let dx = &mut dx[tile.clone()];
-                match into {
-                    Destination::Overwrite => dx.copy_from_slice(part),
-                    Destination::Add => dx.iter_mut().zip(part).for_each(|(dx, p)| *dx += p),
-                }
-            }
-        }
+        dx.stretches(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, dx)| {
+            self.widen_columns(&tile, wide);
+            multiply(dx, into, dy, View::new(wide, self.rows, tile.len(), tile.len()), 1.0, Threads::One);
+        });
     }
 
-    /// Some columns of all rows, widened, `[rows, columns of the tile]`.
-    fn widened_columns(&self, tile: &Range<usize>) -> Vec<f32> {
-        let mut wide = vec![0.0; self.rows * tile.len()];
+    /// Some columns of all rows, widened into `wide`, `[rows, columns of the tile]`.
+    fn widen_columns(&self, tile: &Range<usize>, wide: &mut Vec<f32>) {
+        wide.resize(self.rows * tile.len(), 0.0);
         for (row, wide) in wide.chunks_exact_mut(tile.len()).enumerate() {
             self.slice(row..row + 1).part(tile.clone()).widen(wide);
         }
-        wide
     }
-}
-
-fn tiles(length: usize) -> Vec<Range<usize>> {
-    (0..length).step_by(TILE).map(|start| start..(start + TILE).min(length)).collect()
 }
 
 fn widen_unaligned(bytes: &[u8], element: Element) -> Vec<f32> {
@@ -283,6 +268,26 @@ fn widen_unaligned(bytes: &[u8], element: Element) -> Vec<f32> {
         Element::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         Element::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
         Element::BF16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+    }
+}
+
+/// Rows of `columns` values to `turned`, `[columns, rows]`.
+fn turn<T: Copy>(values: &[T], columns: usize, turned: &mut Vec<f32>, widen: impl Fn(T) -> f32) {
+    let rows = values.len() / columns;
+    turned.resize(values.len(), 0.0);
+    let mut read = vec![0.0; rows * READ_COLUMNS];
+    for (stretch, turned) in turned.chunks_mut(READ_COLUMNS * rows).enumerate() {
+        let start = stretch * READ_COLUMNS;
+        for (read, values) in read.chunks_exact_mut(READ_COLUMNS).zip(values.chunks_exact(columns)) {
+            let values = &values[start..columns.min(start + READ_COLUMNS)];
+            read.iter_mut().zip(values).for_each(|(read, &value)| *read = widen(value));
+        }
+        for (block, turned) in turned.chunks_mut(TURNED_COLUMNS * rows).enumerate() {
+            for (row, read) in read.chunks_exact(READ_COLUMNS).enumerate() {
+                let columns = turned.chunks_exact_mut(rows).zip(&read[block * TURNED_COLUMNS..]);
+                columns.for_each(|(turned, &value)| turned[row] = value);
+            }
+        }
     }
 }
 
@@ -295,6 +300,20 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// Writes the rows of `columns` values each to `turned` as columns, `[columns, rows]`, widened.
+    fn turn(&self, columns: usize, turned: &mut Vec<f32>) {
+        match self {
+            Self::F32(values) => turn(values, columns, turned, |v| v),
+            Self::BF16(values) => turn(values, columns, turned, |v| f32::from_bits(u32::from(v.to_bits()) << 16)),
+            Self::F16(values) => {
+                // Widened by whole slices first: one by one they would not be vector code.
+                let mut wide = vec![0.0; values.len()];
+                values.convert_to_f32_slice(&mut wide);
+                turn(&wide, columns, turned, |v| v);
+            }
+        }
+    }
+
     fn widen(&self, wide: &mut [f32]) {
         match self {
             Self::F32(values) => wide.copy_from_slice(values),
@@ -302,6 +321,64 @@ impl<'a> Slice<'a> {
                 wide.iter_mut().zip(*values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16))
             }
             Self::F16(values) => values.convert_to_f32_slice(wide),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    /// Small whole numbers: their sums are exact in any order.
+    fn numbers(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
+    }
+
+    fn weight(element: Element, rows: usize, columns: usize) -> Mapped {
+        Mapped::from_values(numbers(rows * columns, 7), rows, columns).unwrap().narrowed(element)
+    }
+
+    /// Widths that no tile divides, and weights on both sides of what is turned.
+    const SHAPES: [(usize, usize, usize); 4] = [(3, 70, 33), (19, 70, 33), (5, 1030, 1031), (19, 1030, 1031)];
+
+    #[test]
+    fn tiles_of_any_width_and_precision_give_the_product() {
+        for (tokens, rows, columns) in SHAPES {
+            let (x, width) = (numbers(tokens * columns, 5), rows + 3);
+            for element in [Element::F32, Element::BF16, Element::F16] {
+                let mapped = weight(element, rows, columns);
+                let mut y = vec![9.0; tokens * width];
+                mapped.forward(&x, &mut y, width, 2..2 + rows);
+                let w = mapped.values();
+                for (t, y) in y.chunks_exact(width).enumerate() {
+                    let x = &x[t * columns..][..columns];
+                    let expected = w.chunks_exact(columns).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>());
+                    assert!(y[2..2 + rows].iter().copied().eq(expected), "{element:?} {tokens} {rows} {columns}");
+                    assert_eq!((y[0], y[1], y[width - 1]), (9.0, 9.0, 9.0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn its_backward_is_the_transposed_product_added_or_written() {
+        for (tokens, rows, columns) in SHAPES {
+            let dy = numbers(tokens * rows, 3);
+            for element in [Element::F32, Element::BF16, Element::F16] {
+                let mapped = weight(element, rows, columns);
+                let (mut written, mut added) = (vec![9.0; tokens * columns], vec![1.0; tokens * columns]);
+                mapped.backward(&dy, rows, 0..rows, &mut written, Destination::Overwrite);
+                mapped.backward(&dy, rows, 0..rows, &mut added, Destination::Add);
+                let w = mapped.values();
+                for (t, dx) in written.chunks_exact(columns).enumerate() {
+                    for c in [0, 1, 31, columns / 2, columns - 1] {
+                        let expected: f32 = (0..rows).map(|r| dy[t * rows + r] * w[r * columns + c]).sum();
+                        assert_eq!(dx[c], expected, "{element:?} {tokens} {rows} {columns}");
+                        assert_eq!(added[t * columns + c], expected + 1.0);
+                    }
+                }
+            }
         }
     }
 }
