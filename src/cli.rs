@@ -41,7 +41,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
     /// Threads on the CPU [default: one per core]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
     /// The seed of everything random
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
@@ -52,9 +52,19 @@ pub struct Global {
     /// No progress; results stay
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Take notices about adapters that are read for errors
+    #[arg(long, global = true)]
+    pub strict: bool,
     /// Say more on stderr
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// Threads that a machine could have; far more would only bring it to a standstill.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    const MOST: usize = 1024;
+    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
 #[cfg(test)]

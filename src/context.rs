@@ -15,6 +15,8 @@ pub struct Context {
     pub seed: u64,
     /// Ctrl-C.
     pub interrupt: Interrupt,
+    /// Whether notices about what is read are errors.
+    pub strict: bool,
     device: Option<DeviceChoice>,
     dtype: Option<Dtype>,
 }
@@ -67,9 +69,17 @@ impl Context {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
             seed: global.seed,
             interrupt: Interrupt::install()?,
+            strict: global.strict,
             device: global.device,
             dtype: global.dtype,
         })
+    }
+
+    /// Tells of what was accepted leniently; under --strict that is an error.
+    pub fn lenient(&self, text: impl std::fmt::Display) -> Result<()> {
+        anyhow::ensure!(!self.strict, "{text} (an error under --strict)");
+        self.output.notice(text);
+        Ok(())
     }
 
     /// The device asked for; without one, CUDA where it is built in and present.

@@ -66,8 +66,9 @@ fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+    serde_json::from_str(&lorakit_adapter::read_text(path)?)
+        .map(Some)
+        .with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 
 /// An adapter that lorakit trained knows its base by more than shapes.

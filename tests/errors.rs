@@ -302,3 +302,109 @@ fn options_stand_before_or_after_the_command() {
     assert_eq!(before["fingerprint"], after["fingerprint"]);
     assert_eq!(before["architecture"], "phi");
 }
+
+#[test]
+fn numbers_beyond_reason_are_refused_at_once() {
+    for (line, code, parts) in [
+        ("base info pico --threads 100000", 2, &["--threads", "1024"][..]),
+        ("base info pico --threads 0", 2, &["1 to 1024"]),
+        ("cluster --library l --out c.json -k 99999999999999999999", 2, &["whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 1, &["rank", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=-1", 1, &["rank=-1", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 1, &["learning_rate", "number"]),
+        ("train-experts --base b --library l --tasks t --config /dev/zero", 1, &["/dev/zero", "longer than"]),
+        ("task ls /dev/zero", 1, &["/dev/zero", "device"]),
+    ] {
+        says(&words(line).failed(code), parts);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (library, task) = (folder.path().join("l"), folder.path().join("t.json"));
+    fs::write(&task, r#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#).unwrap();
+    let train = |setting: &str| {
+        let fixed = ["train-experts", "--base", "pico"];
+        let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
+        run(fixed.into_iter().chain(files)).failed(1)
+    };
+    says(&train("rank=1000000000"), &["GiB", "available"]);
+    assert!(!library.join("experts/t").exists());
+}
+
+#[test]
+fn names_that_no_folder_can_have_are_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("t.json"), r#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#).unwrap();
+    let train = |task: &str, more: &[&str]| {
+        let fixed = ["train-experts", "--base", "pico", "--library"].map(str::to_owned);
+        let tasks = [path("l"), "--tasks".to_owned(), task.to_owned()];
+        run(fixed.into_iter().chain(tasks).chain(more.iter().map(|word| (*word).to_owned())))
+    };
+    for name in ["..", ".hidden", "a,b", "a\nb"] {
+        says(&train(&format!("{name}={}", path("t.json")), &[]).failed(1), &["name", &format!("{name:?}")[1..3]]);
+    }
+    let clusters = r#"{"method": "given", "clusters": {"../../out": ["t"]}, "tasks": {"../../out": ["t"]}}"#;
+    fs::write(path("clusters.json"), clusters).unwrap();
+    let refused = train(&path("t.json"), &["--clusters", &path("clusters.json")]).failed(1);
+    says(&refused, &["../../out", "starts with a dot"]);
+    assert!(fs::read_dir(folder.path()).unwrap().all(|entry| entry.unwrap().file_name() != "out"));
+    assert!(fs::read_dir(Path::new(&path("l")).join("experts")).unwrap().next().is_none());
+}
+
+#[test]
+fn marks_and_line_ends_of_other_systems_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |name: &str, bytes: &[u8]| {
+        let file = folder.path().join(name);
+        fs::write(&file, bytes).unwrap();
+        let listed = run(["task", "ls", "--json", file.to_str().unwrap()]).json();
+        let rows = &listed["tasks"][0]["rows"];
+        ["train", "validation", "test"].iter().map(|split| rows[split].as_u64().unwrap()).sum::<u64>()
+    };
+    let (one, two) = (r#"{"input": "a", "output": "b"}"#, r#"{"input": "ünï\u0000", "output": "d"}"#);
+    assert_eq!(rows("bom.json", format!("\u{feff}[{one}, {two}]").as_bytes()), 2);
+    assert_eq!(rows("crlf.jsonl", format!("{one}\r\n{two}\r\n").as_bytes()), 2);
+    assert_eq!(rows("ünï 💾.jsonl", format!("{one}\n\n{two}").as_bytes()), 2);
+}
+
+#[test]
+fn what_is_read_leniently_is_an_error_under_strict() {
+    let Some(oracle) = shared("oracles/peft/mistral") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = folder.path().join("e");
+    fs::create_dir(&adapter).unwrap();
+    let source = oracle.join("adapters/e0");
+    fs::copy(source.join("adapter_model.safetensors"), adapter.join("adapter_model.safetensors")).unwrap();
+    let config = fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["brand_new_key"] = 1.into();
+    config["base_model_name_or_path"] = "someone/another-base".into();
+    fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let library = folder.path().join("l");
+    let add = |options: &[&str]| {
+        let fixed = ["library", "add", "--library", library.to_str().unwrap(), adapter.to_str().unwrap()];
+        run(fixed.into_iter().chain(options.iter().copied()))
+    };
+    says(&add(&["--strict"]).failed(1), &["brand_new_key", "--strict"]);
+    assert!(!library.exists(), "what is refused makes no library");
+    let base = oracle.join("base").display().to_string();
+    let told = add(&["--base", &base]).ok().stderr;
+    says(&told, &["brand_new_key", "someone/another-base"]);
+    let strict = run(["library", "check", "--library", library.to_str().unwrap(), "--strict"]);
+    assert_eq!(strict.code, 0, "an expert is written without what was noticed: {}", strict.stdout);
+}
+
+#[test]
+fn a_configuration_is_shown_over_a_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("adapter_config.json");
+    let text = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
+        "rank_pattern": {"layers.1.self_attn.q_proj": 16}, "exclude_modules": ["layers.0.self_attn.q_proj"]}"#;
+    fs::write(&file, text).unwrap();
+    let judged = run(["library", "check", "--json", "--config", file.to_str().unwrap(), "--base", "pico"]).json();
+    let modules = judged["modules"].as_array().unwrap();
+    assert_eq!(modules.len(), 3, "{judged}");
+    assert_eq!((&modules[0]["rank"], &modules[0]["scale"]), (&16.into(), &0.5.into()));
+    assert_eq!((&modules[1]["rank"], &modules[1]["scale"]), (&4.into(), &2.0.into()));
+    let shown = run(["library", "check", "--config", file.to_str().unwrap(), "--base", "pico"]).ok().stdout;
+    says(&shown, &["accepted: rank 4", "model.layers.1.self_attn.q_proj", "16"]);
+}

@@ -87,7 +87,10 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
     for Candidate { folder, adapter, .. } in candidates {
         let check = || base.as_ref().map_or(Ok(()), |base| adapter.check_against(&base.modules()));
         check().with_context(|| folder.display().to_string())?;
-        adapter.notices().iter().for_each(|notice| context.output.notice(format!("{}: {notice}", folder.display())));
+        adapter.notices().iter().try_for_each(|notice| context.lenient(format!("{}: {notice}", folder.display())))?;
+        if let Some(base) = &base {
+            tell_other_base(folder, adapter, &base.identity().name, context)?;
+        }
     }
     let library = Library::open_or_create(root, base.as_ref().map(|base| base.identity()))?;
     let _lock = lock(&library, context)?;
@@ -113,6 +116,19 @@ impl Candidate {
             adapter: Adapter::read(&named.folder)?,
             record: record_beside(&named.folder)?,
         })
+    }
+}
+
+/// Tells of an adapter that names another base than the one it was checked against. The name is advice: folders are
+/// renamed, and a base is known by its shapes.
+fn tell_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
+    let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
+    match &adapter.facts().base_model {
+        Some(named) if last(named) != last(base) => context.lenient(format!(
+            "{}: base_model_name_or_path is `{named}`, and it is added for `{base}`, whose modules it fits",
+            folder.display()
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::output::{counted, table};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Library, Notice, PeftConfig, Refusal};
+use lorakit_adapter::{Library, Notice, PeftConfig, Refusal, read_text};
 use lorakit_model::Base;
 use serde::Serialize;
 use serde_json::json;
@@ -17,15 +17,12 @@ pub struct CheckArgs {
     /// The library
     #[arg(long, value_name = "L", required_unless_present = "config")]
     library: Option<PathBuf>,
-    /// Check every expert against this base too
-    #[arg(long, value_name = "B", requires = "library")]
+    /// Check every expert against this base too, or list the modules of it that the configuration adapts
+    #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
     /// Judge one adapter_config.json alone
     #[arg(long, value_name = "FILE", conflicts_with = "library")]
     config: Option<PathBuf>,
-    /// Take notices for errors
-    #[arg(long)]
-    strict: bool,
 }
 
 /// What was found about one expert.
@@ -39,7 +36,7 @@ struct Finding {
 /// Checks, prints what was found, and fails where something is wrong.
 pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
     match (&args.config, &args.library) {
-        (Some(config), _) => judge(config, args.strict, context),
+        (Some(config), _) => judge(config, args.base.as_ref(), context),
         (None, Some(root)) => check(root, args, context),
         (None, None) => bail!("give --library L or --config FILE"),
     }
@@ -59,7 +56,7 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
     let findings: Vec<Finding> = library.expert_names()?.into_iter().map(finding).collect();
     let broken = findings
         .iter()
-        .filter(|finding| finding.error.is_some() || (args.strict && !finding.notices.is_empty()))
+        .filter(|finding| finding.error.is_some() || (context.strict && !finding.notices.is_empty()))
         .count();
     context.output.result(&json!({ "ok": broken == 0, "experts": findings }), || {
         let told = |finding: &Finding| match &finding.error {
@@ -101,22 +98,57 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
             );
         }
     }
-    Ok(adapter.notices().to_vec())
+    let mut notices = adapter.notices().to_vec();
+    let idle: Vec<&str> =
+        adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
+    if let Some(first) = idle.first() {
+        let text = format!("its update is zero, as {} of {} are", idle.len(), adapter.modules().len());
+        notices.push(Notice { subject: (*first).to_owned(), text });
+    }
+    Ok(notices)
+}
+
+/// A module of a base that a configuration adapts.
+#[derive(Serialize)]
+struct Adapted {
+    module: String,
+    rank: usize,
+    scale: f64,
+}
+
+/// The modules of a base that a configuration adapts, each with its own rank and scale.
+fn adapted(config: &PeftConfig, base: &Base) -> Result<Vec<Adapted>> {
+    let mut adapted = Vec::new();
+    for module in base.modules() {
+        if config.targets.are_stated() && config.targets.matches(&module.path)? {
+            let (rank, scale) = (config.rank_of(&module.path)?, config.scale_of(&module.path)?);
+            adapted.push(Adapted { module: module.path, rank, scale });
+        }
+    }
+    Ok(adapted)
+}
+
+fn module_table(modules: &[Adapted]) -> String {
+    let line = |adapted: &Adapted| vec![adapted.module.clone(), adapted.rank.to_string(), format!("{}", adapted.scale)];
+    table(["module", "rank", "scale"], modules.iter().map(line))
 }
 
 /// One adapter_config.json, key by key.
-fn judge(path: &Path, strict: bool, context: &Context) -> Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()> {
+    let text = read_text(path)?;
     let (config, refusals) = match PeftConfig::judge(&text) {
         Ok(config) => (Some(config), Vec::new()),
         Err(refused) => (None, refused.refusals),
     };
     let notices: &[Notice] = config.as_ref().map_or(&[], |config| &config.notices);
-    let accepted = refusals.is_empty() && (notices.is_empty() || !strict);
+    let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
+    let modules = match (&config, base) {
+        (Some(config), Some(base)) => Some(adapted(config, &base.open(context)?)?),
+        _ => None,
+    };
     let facts =
         config.as_ref().map(|config| json!({ "rank": config.rank, "alpha": config.alpha, "rslora": config.rslora }));
-    let document =
-        json!({ "file": path, "accepted": accepted, "config": facts, "refusals": refusals, "notices": notices });
+    let document = json!({ "file": path, "accepted": accepted, "config": facts, "modules": modules, "refusals": refusals, "notices": notices });
     context.output.result(&document, || {
         let refused =
             refusals.iter().map(|Refusal { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
@@ -131,7 +163,9 @@ fn judge(path: &Path, strict: bool, context: &Context) -> Result<()> {
                     config.alpha,
                     if config.rslora { ", rsLoRA" } else { "" }
                 );
-                if lines.is_empty() { verdict } else { format!("{verdict}\n{}", table(["", "key", ""], lines)) }
+                let told =
+                    if lines.is_empty() { verdict } else { format!("{verdict}\n{}", table(["", "key", ""], lines)) };
+                modules.as_ref().map_or(told.clone(), |modules| format!("{told}\n\n{}", module_table(modules)))
             }
             None => table(["", "key", "reason"], lines),
         }

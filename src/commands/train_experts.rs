@@ -137,7 +137,7 @@ fn settings(args: &TrainExpertsArgs) -> Result<Settings> {
     let mut settings = match &args.config {
         None => Settings::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+            let text = lorakit_adapter::read_text(path)?;
             Settings::from_toml(&text, &path.display().to_string())?
         }
     };

@@ -79,6 +79,7 @@ mod several;
 mod siblings;
 mod target;
 mod tensor_key;
+mod text_file;
 mod torch_file;
 mod weights_file;
 
@@ -96,6 +97,7 @@ pub use pattern::Pattern;
 pub use peft_config::{Facts, PeftConfig, TaskType};
 pub use peft_folder::{CONFIG_FILE, WEIGHTS_FILE};
 pub use target::{Names, Targets};
+pub use text_file::read_text;
 
 pub use gated::Gated;
 pub use grouped::{Block, Group, Grouped, Layouts, Tokens};

@@ -279,8 +279,8 @@ pub(crate) fn is_hidden(name: &std::ffi::OsStr) -> bool {
 }
 
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    serde_json::from_str(&text).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+    serde_json::from_str(&crate::text_file::read_text(path)?)
+        .with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {

@@ -103,7 +103,7 @@ impl Clusters {
     /// If the file cannot be read or is not a valid clusters file.
     pub fn read(path: &Path) -> Result<Self> {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
-        let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+        let text = lorakit_adapter::read_text(path).map_err(|error| refuse(error.root_cause().to_string()))?;
         if let Some(clusters) = Self::of_mttl(&text) {
             return clusters.map_err(|error| refuse(error.to_string()));
         }

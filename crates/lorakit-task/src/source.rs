@@ -26,7 +26,7 @@ enum Document {
 impl Source {
     /// Reads and parses a file.
     pub fn read(path: &Path) -> Result<Source> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = read_whole(path).with_context(|| format!("cannot read {}", path.display()))?;
         let sha256 = hex(&Sha256::digest(&bytes));
         let text = decompress(bytes).and_then(|bytes| Ok(String::from_utf8(bytes)?));
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -112,6 +112,24 @@ pub(crate) fn keys(fields: &Map<String, Value>) -> String {
     if keys.is_empty() { "no keys".into() } else { keys.join(", ") }
 }
 
+/// The bytes of a file or a pipe. A device may have no end.
+pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = fs::metadata(path)?.file_type();
+        if kind.is_char_device() || kind.is_block_device() {
+            bail!("it is a device; expected a file");
+        }
+    }
+    Ok(fs::read(path)?)
+}
+
+/// How many times its compressed size a file of text may have, and what it may have in any case. Text is a tenth when
+/// compressed, or a fiftieth; a file that was made to fill the memory, a thousandth.
+const EXPANSION: u64 = 200;
+const ALWAYS: u64 = 1 << 26;
+
 /// Gzip is known by its first two bytes, so that a file's name does not matter.
 fn decompress(bytes: Vec<u8>) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
@@ -119,7 +137,11 @@ fn decompress(bytes: Vec<u8>) -> Result<Vec<u8>> {
     }
     let mut plain = Vec::new();
     // Several gzip members in a row are one file, as `cat a.gz b.gz` makes them.
-    flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut plain)?;
+    let limit = (EXPANSION * bytes.len() as u64).max(ALWAYS);
+    flate2::read::MultiGzDecoder::new(&bytes[..]).take(limit + 1).read_to_end(&mut plain)?;
+    if plain.len() as u64 > limit {
+        bail!("more than {limit} bytes when decompressed, {EXPANSION} times what it has; expected rows of text");
+    }
     Ok(plain)
 }
 
@@ -224,6 +246,16 @@ mod tests {
         assert!(message(b"[{\"input\":1}, 7]").contains("row 2: expected an object"));
         assert!(message(b"{\"Instances\":[{}]}").contains("an object with `Instances`"));
         assert!(message(b"\xff\xfe").contains("utf-8"));
+    }
+
+    #[test]
+    fn what_would_fill_the_memory_is_refused() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&vec![b' '; ALWAYS as usize + 2]).unwrap();
+        let error = format!("{:#}", source(&gzip.finish().unwrap()).err().unwrap());
+        assert!(error.contains("when decompressed"), "{error}");
+        #[cfg(unix)]
+        assert!(format!("{:#}", Source::read(Path::new("/dev/zero")).err().unwrap()).contains("device"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::definition::Definition;
 use crate::skills;
+use crate::source::read_whole;
 use crate::task::Task;
 
 /// A set of generated tasks. The set of suites is closed.
@@ -115,7 +116,8 @@ fn read_definitions(path: &Path) -> Result<Vec<Definition>> {
     if !is_toml(path) {
         return Ok(vec![Definition::plain(path)]);
     }
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let unreadable = || format!("cannot read {}", path.display());
+    let text = String::from_utf8(read_whole(path).with_context(unreadable)?).with_context(unreadable)?;
     Definition::parse(&text).with_context(|| format!("{}", path.display()))
 }
 

@@ -38,6 +38,10 @@ impl Templates {
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.add_filter("index", index);
+        // In place of the engine's own, whose results have any size: a task file may come from anyone.
+        environment.remove_filter("indent");
+        environment.add_filter("join", join);
+        environment.add_filter("replace", replace);
         environment.add_filter("regex_replace", regex_replace);
         Templates { environment }
     }
@@ -109,6 +113,31 @@ impl Templates {
     }
 }
 
+/// The longest text, in bytes, that a filter makes.
+const TEXT_LIMIT: usize = 1 << 26;
+
+/// An error for a text of `length` bytes, if it is too long.
+fn bounded(length: Option<usize>) -> Result<(), minijinja::Error> {
+    let message = || format!("the text would be longer than {TEXT_LIMIT} bytes");
+    let fits = length.is_some_and(|length| length <= TEXT_LIMIT);
+    fits.then_some(()).ok_or_else(|| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message()))
+}
+
+/// `list | join(", ")`, as in Jinja.
+fn join(list: Vec<minijinja::Value>, between: Option<String>) -> Result<String, minijinja::Error> {
+    let (between, texts) = (between.unwrap_or_default(), list.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let length = texts.iter().try_fold(0usize, |sum, text| sum.checked_add(text.len()));
+    bounded(between.len().checked_mul(texts.len()).zip(length).and_then(|(all, sum)| all.checked_add(sum)))?;
+    Ok(texts.join(&between))
+}
+
+/// `text | replace("a", "b")`, as in Jinja.
+fn replace(text: String, from: String, to: String) -> Result<String, minijinja::Error> {
+    let times = text.matches(&from).count();
+    bounded(to.len().checked_mul(times).and_then(|added| added.checked_add(text.len())))?;
+    Ok(text.replace(&from, &to))
+}
+
 /// `labels | index("B")`: where in a list a value stands, as Python's `list.index`.
 fn index(list: Vec<minijinja::Value>, value: minijinja::Value) -> Result<usize, minijinja::Error> {
     list.iter().position(|item| *item == value).ok_or_else(|| {
@@ -178,6 +207,19 @@ mod tests {
         let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
         let error = render(loops, json!({})).unwrap_err();
         assert!(format!("{error:#}").contains("fuel"), "{error:#}");
+    }
+
+    #[test]
+    fn a_template_cannot_make_texts_of_any_size() {
+        for source in [
+            "{{ ('a' * 1000000) | replace('a', 'a' * 100000) | length }}",
+            "{{ range(100000) | join('a' * 1000000) | length }}",
+            "{{ 'a' * 3000000000 }}",
+            "{{ 'a' | indent(3000000000) }}",
+        ] {
+            assert!(render(source, json!({})).is_err(), "{source}");
+        }
+        assert_eq!(render("{{ [1, 'b'] | join(', ') | replace('b', 'c') }}", json!({})).unwrap(), "1, c");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::pass::{Pass, Progress, Step};
 use crate::product::{Model, Product, SkillsPlan};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
-use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, sha256::sha256};
+use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, read_text, sha256::sha256};
 use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -124,8 +124,7 @@ impl Manifest {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        serde_json::from_str(&text).with_context(|| {
+        serde_json::from_str(&read_text(path)?).with_context(|| {
             format!("{}: not a run of lorakit; remove its folder to start the run afresh", path.display())
         })
     }

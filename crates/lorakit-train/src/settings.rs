@@ -140,7 +140,7 @@ impl Settings {
         // Whole numbers serve where a number with a fraction is expected.
         object.insert(canonical.to_string(), value);
         *self = serde_json::from_value::<Self>(all)
-            .map_err(|error| anyhow::anyhow!("setting '{assignment}': {error}"))?
+            .map_err(|error| anyhow::anyhow!("setting '{assignment}': {}", readable(&error.to_string())))?
             .validated()?;
         Ok(())
     }
@@ -216,6 +216,12 @@ impl Settings {
         }
         all
     }
+}
+
+/// An error of the parser in words for users of settings.
+fn readable(message: &str) -> String {
+    let words = [("usize", "a whole number that is not negative"), ("f64", "a finite number"), ("type: null", "value")];
+    words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The name that a setting has here, from any that it goes by.

@@ -1,0 +1,79 @@
+//! The licences of everything that the binary is made of.
+//!
+//! Known weaknesses are not looked up here, since their list is on the net: `cargo audit` does that.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+use serde_json::Value;
+use std::process::Command;
+
+/// Licences under which a dependency may come: each lets a binary under Apache-2.0 contain it (MPL-2.0 as long as the
+/// dependency itself is not changed).
+const ALLOWED: [&str; 13] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MPL-2.0",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+/// Whether a choice among the alternatives of an SPDX expression is allowed. Parentheses are only met around
+/// alternatives, of which each must then hold for what stands beside them.
+fn allowed(expression: &str) -> bool {
+    let expression = expression.replace('/', " OR ");
+    if let Some((before, rest)) = expression.split_once('(') {
+        let (inner, after) = rest.split_once(')').unwrap_or((rest, ""));
+        let beside = [before.trim().trim_end_matches("AND").trim(), after.trim().trim_start_matches("AND").trim()];
+        return allowed(inner) && beside.iter().all(|part| part.is_empty() || allowed(part));
+    }
+    expression.split(" OR ").any(|choice| choice.split(" AND ").all(|licence| ALLOWED.contains(&licence.trim())))
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_a_binary_may_contain() {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--offline",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        eprintln!("skipped: cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let refused: Vec<String> = packages
+        .iter()
+        .filter(|package| !allowed(package["license"].as_str().unwrap_or_default()))
+        .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
+        .collect();
+    assert!(packages.len() > 100, "{} packages", packages.len());
+    assert!(refused.is_empty(), "not among the licences that are allowed:\n{}", refused.join("\n"));
+}
+
+#[test]
+fn expressions_are_read_as_choices() {
+    for expression in
+        ["MIT", "MIT OR Apache-2.0", "GPL-2.0 OR MIT", "MIT/Apache-2.0", "(MIT OR GPL-3.0) AND Unicode-3.0"]
+    {
+        assert!(allowed(expression), "{expression}");
+    }
+    for expression in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT OR Apache-2.0) AND OpenSSL"] {
+        assert!(!allowed(expression), "{expression}");
+    }
+}
