@@ -2,7 +2,7 @@
 # When does Arrow choose well? On suite:skills over pico: experts trained for more and more steps, and Arrow with its
 # settings one at a time, on the trained and the held-out tasks. Prints the mean over tasks of each table.
 #
-# Usage: scripts/when_arrow_helps.sh OUT [SEED...]
+# Usage: [STEPS="5 10 20 40 80"] scripts/when_arrow_helps.sh OUT [SEED...]
 set -euo pipefail
 if [ $# -lt 1 ]; then
     sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
@@ -15,7 +15,7 @@ routers=(base uniform uniform:mixing=separate arrow arrow:top_k=1 arrow:top_k=8 
     arrow:temperature=0.1 arrow:temperature=10 arrow:mixing=separate oracle)
 
 for seed in "${@:-0}"; do
-    for steps in 5 10 20 40 80; do
+    for steps in ${STEPS:-5 10 20 40 80}; do
         library="$out/seed$seed-steps$steps"
         "$lorakit" train-experts -q --base pico --tasks "suite:skills@$seed" --library "$library" --seed "$seed" \
             --set max_steps="$steps" learning_rate=1e-2 max_grad_norm=1 dropout=0 eval_steps=0 > "$library.log" 2>&1
