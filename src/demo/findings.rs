@@ -5,10 +5,15 @@ use super::method::Found;
 use lorakit_cluster::Space;
 use lorakit_eval::Score;
 
-/// The claims of the papers that the demo can look at: a line of the table against another, in words.
-const CLAIMS: [(&str, &str, &str); 6] = [
+/// The claims, the papers' and lorakit's own, that the demo can look at: a line of the table against another, in words.
+const CLAIMS: [(&str, &str, &str); 7] = [
     ("private, oracle", "base", "An expert knows its own task better than the base does"),
     ("private, arrow", "private, uniform", "Arrow chooses better among private experts than averaging them does"),
+    (
+        "private, evidence",
+        "private, arrow",
+        "Choosing by the evidence of the whole prompt is better than Arrow's choice per token",
+    ),
     ("MBC, oracle", "joint", "An expert per cluster serves its tasks better than one for all tasks"),
     ("MBC, arrow", "MBC, uniform", "Arrow chooses better among cluster experts than averaging them does"),
     ("MBC, arrow", "private, arrow", "Arrow is better over clusters than over private experts"),

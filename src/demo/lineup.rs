@@ -6,9 +6,10 @@ use crate::context::Context;
 use crate::experts::Opened;
 use crate::output::{ABSENT, table};
 use crate::progress;
+use crate::routing::Routing;
 use anyhow::{Context as _, Result};
-use lorakit_adapter::{Patches, Rows};
-use lorakit_eval::{Model, Options, Results, Row, Score, evaluate};
+use lorakit_adapter::Rows;
+use lorakit_eval::{Model, Options, Results, Score, evaluate};
 use lorakit_route::{Router, Setting, Usage};
 use lorakit_task::skills::{self, Family};
 use lorakit_task::{Example, Split, Task};
@@ -34,14 +35,16 @@ pub struct Summary {
 }
 
 /// The lines of the table: a label, the library, and the router over it.
-const LINES: [(&str, Which, &str); 8] = [
+const LINES: [(&str, Which, &str); 10] = [
     ("base", Which::Private, "base"),
     ("joint", Which::Joint, "expert:joint"),
     ("private, uniform", Which::Private, "uniform"),
     ("private, arrow", Which::Private, "arrow"),
+    ("private, evidence", Which::Private, "evidence"),
     ("private, oracle", Which::Private, "oracle"),
     ("MBC, uniform", Which::Clustered, "uniform"),
     ("MBC, arrow", Which::Clustered, "arrow"),
+    ("MBC, evidence", Which::Clustered, "evidence"),
     ("MBC, oracle", Which::Clustered, "oracle"),
 ];
 
@@ -70,17 +73,23 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
     for (label, which, router) in LINES {
         let router: Router = router.parse()?;
         let opened = which.of(libraries);
+        let routing = Routing { base: &world.base, place: &world.place, opened, fit: &[], data: None, context };
+        let same = if routing.by_task(&router) { None } else { Some(routing.fill(&router, None, None)?) };
         let mut summary = |tasks: &[Task]| -> Result<Option<Summary>> {
             let mut scores = Vec::new();
             for task in tasks {
                 bar.set_message(format!("{label} on {},", task.name));
                 bar.inc(1);
-                let Some(patches) = patches(&router, opened, task)? else { return Ok(None) };
+                if !serves(&router, opened, task) {
+                    return Ok(None);
+                }
+                let own = if same.is_none() { Some(routing.fill(&router, Some(task), None)?) } else { None };
+                let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
                 let model = Model {
                     base: &world.base,
                     vocabulary: &world.vocabulary,
-                    patches: &patches,
-                    templates: &Row::default(),
+                    patches: &filling.patches,
+                    templates: &*filling.templates,
                 };
                 let options = Options { split: Split::Test, limit: Some(world.limit), ..Options::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;
@@ -101,12 +110,9 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
     Ok(contenders)
 }
 
-/// The patches for a task; none where the oracle has no expert for it.
-fn patches(router: &Router, opened: &Opened, task: &Task) -> Result<Option<Patches>> {
-    if matches!(router, Router::Oracle) && lorakit_route::oracle::expert_of(&task.name, &opened.experts).is_err() {
-        return Ok(None);
-    }
-    Ok(Some(router.build(&opened.experts, &Setting { task: Some(&task.name), ..Setting::default() })?))
+/// Whether a router has something for a task: the oracle has not where no expert was trained on it.
+fn serves(router: &Router, opened: &Opened, task: &Task) -> bool {
+    !matches!(router, Router::Oracle) || lorakit_route::oracle::expert_of(&task.name, &opened.experts).is_ok()
 }
 
 /// The mean of scores whose errors are independent.

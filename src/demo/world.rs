@@ -1,6 +1,6 @@
 //! The small world of the demo: pico, the tasks of suite:skills, and how long experts learn.
 
-use crate::base_source::BaseSource;
+use crate::base_source::{BaseSource, Located};
 use crate::context::Context;
 use anyhow::Result;
 use lorakit_model::Base;
@@ -10,6 +10,8 @@ use lorakit_train::{LossReduction, Settings};
 
 /// What there is to learn, and from what base.
 pub struct World {
+    /// Where pico is.
+    pub place: Located,
     /// pico.
     pub base: Base,
     /// Its tokenizer.
@@ -45,7 +47,7 @@ impl World {
             loss_reduction: LossReduction::Tokens,
             ..Settings::default()
         };
-        Ok(Self { base, vocabulary, training, held_out, families, settings, limit: if quick { 8 } else { 24 } })
+        Ok(Self { place, base, vocabulary, training, held_out, families, settings, limit: if quick { 8 } else { 24 } })
     }
 }
 
