@@ -89,7 +89,7 @@ pub const ROUTERS: &[About] = &[
     },
     About {
         name: "evidence",
-        settings: "top_k=all,temperature=auto,floor=0.05,sure=0.3,otherwise=auto,measure=energy,rows=16,mixing=outputs",
+        settings: "top_k=all,temperature=auto,floor=0.1,sure=0.6,otherwise=auto,measure=energy,rows=16,mixing=outputs",
         summary: "per row, the experts that would respond to the prompt more than they usually do; lorakit's own, nothing trained",
     },
     About {
