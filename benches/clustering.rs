@@ -1,0 +1,60 @@
+//! MBC of adapters of Phi-2's size, 1,966,080 parameters each, from files in the page cache.
+//!
+//! `MBC_ADAPTERS` sets how many; each takes 8 MB of disk while the bench runs.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod phi_slice;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use lorakit_adapter::{Adapter, Library, LowRank, Matrix};
+use lorakit_cluster::{Experts, MbcOptions, Space, adjusted_rand, mbc};
+use phi_slice::Noise;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const WIDTH: usize = 2560;
+const RANK: usize = 4;
+const LAYERS: usize = 24;
+const FAMILIES: usize = 10;
+
+/// An adapter near the centre of its family, as far away as the script of scikit-learn puts it.
+fn adapter(index: usize) -> Adapter {
+    let (mut centre, mut own) = (Noise::new((index % FAMILIES) as u64), Noise::new(1000 + index as u64));
+    let mut matrix = |rows: usize, columns: usize| {
+        let values = (0..rows * columns).map(|_| centre.value() + 2.0 * own.value()).collect();
+        Matrix::new(rows, columns, values).unwrap()
+    };
+    let mut pair = || LowRank::new(matrix(RANK, WIDTH), matrix(WIDTH, RANK), 4.0).unwrap();
+    let modules = (0..LAYERS).flat_map(|layer| {
+        ["q_proj", "k_proj", "v_proj", "dense"].map(|name| format!("model.layers.{layer}.self_attn.{name}"))
+    });
+    Adapter::new(modules.map(|module| (module, pair())).collect())
+}
+
+fn clustering(criterion: &mut Criterion) {
+    let count = std::env::var("MBC_ADAPTERS").map_or(32, |count| count.parse().unwrap());
+    let root = phi_slice::empty_folder("library-to-cluster");
+    let library = Library::open_or_create(&root, None).unwrap();
+    for index in 0..count {
+        library.add(&format!("e{index:04}"), &adapter(index), None).unwrap();
+    }
+    let experts = || {
+        let open = |name: &str| library.adapter(name).map_err(anyhow::Error::into_boxed_dyn_error);
+        Experts::new(library.expert_names().unwrap(), open).unwrap()
+    };
+    let mut group = criterion.benchmark_group("mbc");
+    group.sample_size(10);
+    for space in [Space::Parameters, Space::Delta] {
+        let options = MbcOptions { space, ..MbcOptions::default() };
+        let planted: Vec<usize> = (0..count).map(|index| index % FAMILIES).collect();
+        let found = mbc(&experts(), &options).unwrap();
+        println!("{space}: adjusted Rand index {:.3}", adjusted_rand(found.labels(), &planted).unwrap());
+        group.bench_function(format!("{count} adapters by {space}"), |b| b.iter(|| mbc(&experts(), &options).unwrap()));
+    }
+    group.finish();
+    std::fs::remove_dir_all(&root).unwrap();
+}
+
+criterion_group!(benches, clustering);
+criterion_main!(benches);

@@ -1,0 +1,37 @@
+//! A training step of sixteen experts at once over pico, sixteen rows of its own for each.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod phi_slice;
+#[allow(dead_code)]
+#[path = "../src/pico.rs"]
+mod pico;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lorakit_model::Options;
+use lorakit_task::{Example, Split, Task};
+use lorakit_train::{Job, Pass, Settings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn library_step(criterion: &mut Criterion) {
+    phi_slice::one_candle_thread();
+    let (base, vocabulary) = (pico::base(&Options::default()).unwrap(), pico::vocabulary().unwrap());
+    let job = |task: &Task| {
+        let rows = task.rows(Split::Train, None).unwrap();
+        let train = rows.iter().map(|row| Example::encode(row, &vocabulary, 2048).unwrap()).collect();
+        Job { name: task.name.clone(), tasks: Vec::new(), train, validation: Vec::new(), start: None, sharers: 1 }
+    };
+    let jobs: Vec<Job> = Task::load("suite:skills", None).unwrap().iter().take(16).map(job).collect();
+    let settings = "max_steps = 1000000\ndropout = 0.0\neval_steps = 0";
+    let settings = Settings::from_toml(settings, "the bench").unwrap();
+    let mut pass = Pass::new(&base, &jobs, &settings, 0, 2048).unwrap();
+    let tokens = pass.advance().unwrap().tokens;
+    let mut group = criterion.benchmark_group("library");
+    group.sample_size(10).throughput(Throughput::Elements(tokens as u64));
+    group.bench_function("step of 16 experts", |b| b.iter(|| pass.advance().unwrap().tokens));
+    group.finish();
+}
+
+criterion_group!(benches, library_step);
+criterion_main!(benches);

@@ -1,0 +1,152 @@
+//! What the benches run on: a slice of Phi-2 at its full width with random weights, and experts for it.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use lorakit_adapter::{Adapter, LowRank, Matrix, Patches, Rows};
+use lorakit_model::{Base, Options};
+use lorakit_route::{Expert, Experts, Router, Setting};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Phi-2's width, and that of its MLP.
+const HIDDEN: usize = 2560;
+const INNER: usize = 10240;
+
+/// candle's own pool spins while it waits: with one thread it is off, as in the program.
+pub fn one_candle_thread() {
+    // SAFETY: benches call this before anything else that could be reading the environment.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+}
+
+/// Numbers between -1 and 1 that look random and cost little.
+pub struct Noise(u64);
+
+impl Noise {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    pub fn value(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, count: usize, size: f32) -> Vec<f32> {
+        (0..count).map(|_| size * self.value()).collect()
+    }
+
+    /// Tokens of a vocabulary.
+    pub fn tokens(&mut self, count: usize, vocabulary: usize) -> Vec<u32> {
+        (0..count).map(|_| (self.next() % vocabulary as u64) as u32).collect()
+    }
+}
+
+/// The slice with its embedding and head of `vocabulary` rows, opened from a folder below `target/` that the first
+/// bench to ask for it writes.
+pub fn base(layers: usize, vocabulary: usize, options: &Options) -> Base {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("phi-slice-{layers}-{vocabulary}"));
+    if !folder.join("config.json").exists() {
+        write_base(&folder, layers, vocabulary);
+    }
+    Base::open(&folder, options).unwrap()
+}
+
+fn write_base(folder: &Path, layers: usize, vocabulary: usize) {
+    fs::create_dir_all(folder).unwrap();
+    let tensors = tensors(layers, vocabulary);
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in &tensors {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        header
+            .insert(name.clone(), serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut file = BufWriter::new(File::create(folder.join("model.safetensors")).unwrap());
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let mut noise = Noise::new(0);
+    for (name, shape) in &tensors {
+        let around = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        for _ in 0..shape.iter().product::<usize>() {
+            file.write_all(&(around + 0.035 * noise.value()).to_le_bytes()).unwrap();
+        }
+    }
+    file.flush().unwrap();
+    let config = serde_json::json!({
+        "model_type": "phi", "architectures": ["PhiForCausalLM"], "hidden_act": "gelu_new", "hidden_size": HIDDEN,
+        "intermediate_size": INNER, "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.4, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "vocab_size": vocabulary, "tie_word_embeddings": false, "qk_layernorm": false,
+    });
+    // Written last: a folder without it is one that was not finished.
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+fn tensors(layers: usize, vocabulary: usize) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, HIDDEN])];
+    for layer in 0..layers {
+        for (module, rows, columns) in [
+            ("self_attn.q_proj", HIDDEN, HIDDEN),
+            ("self_attn.k_proj", HIDDEN, HIDDEN),
+            ("self_attn.v_proj", HIDDEN, HIDDEN),
+            ("self_attn.dense", HIDDEN, HIDDEN),
+            ("mlp.fc1", INNER, HIDDEN),
+            ("mlp.fc2", HIDDEN, INNER),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{module}.weight"), vec![rows, columns]));
+            tensors.push((format!("model.layers.{layer}.{module}.bias"), vec![rows]));
+        }
+        for part in ["weight", "bias"] {
+            tensors.push((format!("model.layers.{layer}.input_layernorm.{part}"), vec![HIDDEN]));
+        }
+    }
+    for part in ["weight", "bias"] {
+        tensors.push((format!("model.final_layernorm.{part}"), vec![HIDDEN]));
+    }
+    tensors.push(("lm_head.weight".to_owned(), vec![vocabulary, HIDDEN]));
+    tensors.push(("lm_head.bias".to_owned(), vec![vocabulary]));
+    tensors
+}
+
+/// An adapter of rank 4 on q, k, v and dense, as the paper trains them.
+pub fn adapter(base: &Base, noise: &mut Noise) -> Adapter {
+    const RANK: usize = 4;
+    let modules = base.modules().into_iter().filter(|module| module.path.contains("self_attn"));
+    let pair = |input: usize, output: usize, noise: &mut Noise| {
+        let a = Matrix::new(RANK, input, noise.values(RANK * input, 1.0 / (input as f32).sqrt())).unwrap();
+        let b = Matrix::new(output, RANK, noise.values(RANK * output, 0.03)).unwrap();
+        LowRank::new(a, b, 4.0).unwrap()
+    };
+    Adapter::new(modules.map(|module| (module.path, pair(module.input, module.output, noise))).collect())
+}
+
+/// `count` experts, each with values of its own.
+pub fn experts(base: &Base, count: usize) -> Experts {
+    let experts = (0..count).map(|e| Expert::new(format!("e{e:03}"), adapter(base, &mut Noise::new(e as u64 + 1))));
+    Experts::new(experts, base.sites(), base.device()).unwrap()
+}
+
+/// The patches of a router as it is typed.
+pub fn patches(router: &str, experts: &Experts) -> Patches {
+    router.parse::<Router>().unwrap().build(experts, &Setting::default()).unwrap()
+}
+
+/// The hidden states of one row.
+pub fn prefill(base: &Base, ids: &[u32], patches: &Patches) {
+    base.hidden(ids, &base.plan(Rows::packed([ids.len()])), patches).unwrap();
+}
+
+/// A folder of a bench's own, empty.
+pub fn empty_folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).unwrap();
+    }
+    folder
+}
