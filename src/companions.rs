@@ -46,7 +46,7 @@ pub fn write_for_f32(place: &Located, folder: &Path) -> Result<()> {
 
 /// Names f32 as the type of the weights, where config.json names one.
 fn name_f32(path: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let text = lorakit_adapter::read_text(path)?;
     let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let keys = ["torch_dtype", "dtype"];
     let Some(object) = config.as_object_mut().filter(|object| keys.iter().any(|key| object.contains_key(*key))) else {

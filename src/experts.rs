@@ -1,7 +1,7 @@
 //! The experts of a library over an open base.
 
 use crate::base_source::Located;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, MODEL_RECORD_FILE};
 use lorakit_model::Base;
 use lorakit_route::{Expert, Experts};
@@ -19,11 +19,20 @@ pub struct Opened {
 
 /// Opens a library and stacks all its experts, once for all routers.
 pub fn open(root: &Path, base: &Base) -> Result<Opened> {
+    open_some(root, base, &[])
+}
+
+/// The same with the experts of these names alone; all where there are none.
+pub fn open_some(root: &Path, base: &Base, chosen: &[String]) -> Result<Opened> {
     let library = Library::open(root)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
     }
-    let names = library.expert_names()?;
+    let mut names = library.expert_names()?;
+    if let Some(unknown) = chosen.iter().find(|name| !names.contains(name)) {
+        bail!("{}: no expert has the name {unknown}; there are {}", root.display(), names.join(", "));
+    }
+    names.retain(|name| chosen.is_empty() || chosen.contains(name));
     ensure!(
         !names.is_empty(),
         "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",

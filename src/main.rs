@@ -2,10 +2,12 @@
 //!
 //! One file per subcommand, in [`commands`], holds its arguments and its action.
 
+mod adapt;
 mod base_source;
 mod cli;
 mod commands;
 mod companions;
+mod composition;
 mod context;
 mod demo;
 mod embedding;
@@ -21,6 +23,7 @@ mod pico;
 mod plan;
 mod progress;
 mod routing;
+mod settings;
 mod slots;
 mod tasks;
 mod training;

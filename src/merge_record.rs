@@ -3,9 +3,10 @@
 use anyhow::{Context as _, Result};
 use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, TaskRecord};
-use lorakit_route::merge::Coefficients;
+use lorakit_route::Experts;
+use lorakit_route::merge::{Coefficients, Merge};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -22,6 +23,22 @@ pub struct MergeRecord {
     /// The experts' weights in modules that have weights of their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub module_weights: BTreeMap<String, Vec<f64>>,
+    /// Where the weights were fitted to rows: how, and to which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+}
+
+/// How weights were fitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fit {
+    /// The way with all its settings, as it can be typed.
+    pub composition: String,
+    /// The tasks whose train rows they were fitted to.
+    pub tasks: Vec<TaskRecord>,
+    /// The seed of the order of rows.
+    pub seed: u64,
+    /// What was found: the weights, and what left-out rows say of them.
+    pub found: Value,
 }
 
 /// One expert's part in a merge.
@@ -53,7 +70,27 @@ impl MergeRecord {
             Ok(MergedExpert { name: name.clone(), weight: *weight, sha256: library.weights_sha256(name)? })
         };
         let experts = names.iter().zip(weights).map(expert).collect::<Result<_>>()?;
-        Ok(Self { method, experts, module_weights: BTreeMap::new() })
+        Ok(Self { method, experts, module_weights: BTreeMap::new(), fit: None })
+    }
+
+    /// The record of a merge with fitted weights. Where modules have weights of their own, an expert's weight is their
+    /// mean.
+    pub fn fitted(
+        merge: &Merge,
+        library: &Library,
+        experts: &Experts,
+        coefficients: &Coefficients,
+        fit: Fit,
+    ) -> Result<Self> {
+        let of_modules = coefficients.modules();
+        let n = of_modules.len() as f64;
+        let mean = |expert: usize| of_modules.values().map(|weights| weights[expert]).sum::<f64>() / n;
+        let weights: Vec<f64> = match of_modules.is_empty() {
+            true => coefficients.at("").to_vec(),
+            false => (0..experts.len()).map(mean).collect(),
+        };
+        let record = Self::new(merge.to_string(), library, experts.names(), &weights)?;
+        Ok(Self { module_weights: of_modules.clone(), fit: Some(fit), ..record })
     }
 
     /// The weights, as a merge takes them.
@@ -68,9 +105,11 @@ impl MergeRecord {
         self.experts.iter().map(|expert| expert.name.clone()).collect()
     }
 
-    /// expert.json of the merged adapter: it saw whatever its experts saw.
+    /// expert.json of the merged adapter: it saw whatever its experts saw, and the rows of its fit.
     pub fn expert_record(&self, library: &Library, base: Option<&BaseIdentity>) -> Result<ExpertRecord> {
         let mut tasks: BTreeMap<(String, String), TaskRecord> = BTreeMap::new();
+        let fitted = self.fit.iter().flat_map(|fit| &fit.tasks).cloned();
+        tasks.extend(fitted.map(|task| ((task.name.clone(), task.sha256.clone()), task)));
         let mut tokens = 0;
         for expert in &self.experts {
             let Some(record) = library.record(&expert.name)? else { continue };
@@ -109,6 +148,6 @@ pub fn read_base(folder: &Path) -> Result<Option<MergedBase>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = lorakit_adapter::read_text(&path)?;
     serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }

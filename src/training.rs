@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
 use lorakit_task::{Split, Vocabulary};
-use lorakit_train::{Model, Options, Settings, Skills, SkillsPlan, Summary, TaskRows, kept_routing};
+use lorakit_train::{Job, Model, Options, Settings, Skills, SkillsPlan, Summary, TaskRows, kept_routing};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -62,7 +62,19 @@ struct Row {
 impl World<'_> {
     /// Trains what the library, which is locked, does not have yet.
     pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &Settings) -> Result<Trained> {
-        let mut jobs = jobs(plans, self.base, self.vocabulary, settings, self.context)?;
+        let jobs = jobs(plans, self.base, self.vocabulary, settings, self.context)?;
+        self.train_jobs(made, library, plans, jobs, settings)
+    }
+
+    /// The same with the plans' rows at hand.
+    pub fn train_jobs(
+        &self,
+        made: Made,
+        library: &Library,
+        plans: &[Plan],
+        mut jobs: Vec<Job>,
+        settings: &Settings,
+    ) -> Result<Trained> {
         ensure!(made == Made::Experts || jobs.len() == 1, "one plan is expected, found {}", jobs.len());
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let stop = self.context.interrupt.hold();
@@ -123,6 +135,12 @@ fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summar
 }
 
 impl Trained {
+    /// The names of what is finished.
+    pub fn finished(&self) -> impl Iterator<Item = &str> {
+        let finished = |row: &&Row| matches!(row.status, "trained" | "finished before");
+        self.experts.iter().filter(finished).map(|row| row.expert.as_str())
+    }
+
     /// Whether all there was to be trained is there.
     pub fn is_whole(&self) -> bool {
         !self.summary.stopped && self.summary.failed.is_empty()

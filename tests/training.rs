@@ -8,7 +8,7 @@ use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, Options};
 use lorakit_task::{Cut, Example};
-use lorakit_train::{Job, Pass, Settings};
+use lorakit_train::{Job, Pass, Settings, Start};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,7 @@ impl Oracle {
             tasks: Vec::new(),
             train: ids.iter().zip(PROMPTS).map(row).collect(),
             validation: Vec::new(),
-            start: Some(start),
+            start: Some(Start { adapter: start, origin: serde_json::Value::Null }),
             sharers: 1,
         }
     }

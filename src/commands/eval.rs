@@ -317,7 +317,8 @@ fn metric_table(metric: &str, results: &Results, routers: &[Typed], tasks: &[Tas
     table(header, scored.map(line))
 }
 
-fn cell(score: Option<Score>) -> String {
+/// A score with its standard error, for tables.
+pub fn cell(score: Option<Score>) -> String {
     match score {
         None => ABSENT.to_owned(),
         Some(Score { value, stderr: None }) => format!("{value:.4}"),

@@ -1,17 +1,20 @@
 //! `merge`: several experts of a library made one adapter, or added to their base.
 
 use crate::base_source::{BaseSource, Located};
+use crate::composition::{self, Ground, fit_weights};
 use crate::context::Context;
-use crate::merge_record::{self, MergeRecord, MergedBase, RECORD_FILE};
+use crate::merge_record::{self, Fit, MergeRecord, MergedBase, RECORD_FILE};
 use crate::merged_base;
 use crate::output::{counted, number, table};
+use crate::tasks::{self, DataArgs};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::persist::{create_folder, replace_folder, write_file};
 use lorakit_adapter::{Adapter, Library, write_expert};
 use lorakit_model::{Base, Rounding};
-use lorakit_route::Expert;
 use lorakit_route::merge::{Coefficients, MERGES, Merge, MergeError, Merged, ModuleReport};
+use lorakit_route::{COMPOSITIONS, Composition, Expert, Experts, RouteError};
+use lorakit_task::Task;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -32,6 +35,11 @@ pub struct MergeArgs {
     /// A weight for each expert, such as --weights=-0.5,1 [default: 1/n, or 1 where the method averages by itself]
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
+    /// Tasks to whose train rows the weights are fitted, by lorahub and cat_learned
+    #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
+    fit: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
     /// The base of the library; the merged adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
@@ -46,50 +54,106 @@ pub struct MergeArgs {
     overwrite: bool,
 }
 
-/// `--method` as typed. A method whose weights are fitted to rows is one more variant, and one more arm of
-/// [`Method::merge`].
+/// `--method` as typed.
 #[derive(Clone, Debug)]
 enum Method {
     /// In weight space alone, with weights that are given.
     Given(Merge),
+    /// With weights that are fitted to rows.
+    Fitted(Composition),
 }
 
 impl FromStr for Method {
-    type Err = MergeError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, MergeError> {
-        text.parse().map(Self::Given)
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.split(':').next().unwrap_or_default();
+        if COMPOSITIONS.iter().any(|about| about.name == name) {
+            return text.parse().map(Self::Fitted).map_err(|error: RouteError| error.to_string());
+        }
+        let fitted: Vec<&str> = COMPOSITIONS.iter().map(|about| about.name).collect();
+        text.parse().map(Self::Given).map_err(|error| match error {
+            MergeError::UnknownMerge { .. } => format!("{error}, {}", fitted.join(", ")),
+            other => other.to_string(),
+        })
     }
 }
 
 /// What a method made of experts.
 struct Made {
     merged: Merged,
-    /// The method with all its settings.
-    method: String,
-    /// Each expert's weight.
-    weights: Vec<f64>,
+    record: MergeRecord,
 }
 
-impl Method {
-    fn merge(&self, experts: &[Expert], weights: &[f64]) -> Result<Made> {
-        match self {
-            Self::Given(merge) => {
-                let weights = if weights.is_empty() { default_weights(merge, experts.len()) } else { weights.to_vec() };
-                let merged = merge.apply(experts, &Coefficients::new(weights.clone()))?;
-                Ok(Made { merged, method: merge.to_string(), weights })
+impl MergeArgs {
+    fn merge(
+        &self,
+        library: &Library,
+        base: Option<(&Located, &Base)>,
+        context: &Context,
+    ) -> Result<(Vec<Expert>, Made)> {
+        let experts = experts(library, &self.experts)?;
+        let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+        match &self.method {
+            Method::Given(merge) => {
+                ensure!(self.fit.is_empty(), "--fit gives rows to fit weights to, which {} does not", merge.name());
+                let given = !self.weights.is_empty();
+                let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
+                let merged = merge.apply(&experts, &Coefficients::new(weights.clone()))?;
+                let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?;
+                Ok((experts, Made { merged, record }))
             }
+            Method::Fitted(composition) => self.fitted(composition, experts, library, base, context),
         }
+    }
+
+    /// Fits weights to rows under the base, and merges with them.
+    fn fitted(
+        &self,
+        composition: &Composition,
+        experts: Vec<Expert>,
+        library: &Library,
+        base: Option<(&Located, &Base)>,
+        context: &Context,
+    ) -> Result<(Vec<Expert>, Made)> {
+        let name = composition.name();
+        ensure!(self.weights.is_empty(), "--weights: {name} fits the weights to rows");
+        ensure!(!self.fit.is_empty(), "--method {name} fits weights to rows: give tasks with --fit");
+        let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
+        let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
+        let stacked = Experts::new(experts, base.sites(), base.device())?;
+        let rows = composition::rows(composition, &tasks, base, &place.vocabulary()?)?;
+        let ground = Ground { base, experts: &stacked, seed: context.seed };
+        let fitted = fit_weights(composition, ground, &rows)?;
+        context.output.status(format!("{name}: {}", fitted.told(&stacked)));
+        let (merge, coefficients) = composition.merge(&stacked, &fitted.weights)?;
+        let merged = merge.apply(stacked.experts(), &coefficients)?;
+        let record = MergeRecord::fitted(
+            &merge,
+            library,
+            &stacked,
+            &coefficients,
+            Fit {
+                composition: composition.to_string(),
+                tasks: tasks.iter().map(tasks::record).collect(),
+                seed: context.seed,
+                found: fitted.document(&stacked),
+            },
+        )?;
+        Ok((stacked.experts().to_vec(), Made { merged, record }))
     }
 }
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
     let lines = MERGES.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
+    let fitted = COMPOSITIONS.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
     format!(
-        "Methods, with their settings and defaults:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
+        "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to rows of --fit, and need \
+         --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
          largest (that of the experts' largest), or full (as many as the exact result needs).",
-        lines.join("\n")
+        lines.join("\n"),
+        fitted.join("\n")
     )
 }
 
@@ -106,20 +170,18 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
         "--into-base keeps each weight in the type of the base's file; leave out --dtype"
     );
     let library = Library::open(&args.library)?;
-    let experts = experts(&library, &args.experts)?;
     let base = args.base.as_ref().map(|base| base.locate(context)).transpose()?;
     let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let Made { mut merged, method, weights } =
-        args.method.merge(&experts, &args.weights).with_context(|| args.library.display().to_string())?;
+    let (experts, Made { mut merged, record }) = args
+        .merge(&library, base.as_ref().zip(opened.as_ref()), context)
+        .with_context(|| args.library.display().to_string())?;
     if let Some(base) = &opened {
         merged.adapter.check_against(&base.modules())?;
         merged.adapter = merged.adapter.named_within(&base.modules());
     }
-    let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
-    let record = MergeRecord::new(method, &library, &names, &weights)?;
     let rounding = match (&base, &opened) {
         (Some(place), Some(base)) if args.into_base => {
             Some(write_base(&args, place, base, &merged.adapter, &record, context)?)
@@ -247,6 +309,7 @@ impl Report<'_> {
             "out": self.args.out,
             "kind": kind,
             "method": self.record.method,
+            "fit": self.record.fit,
             "experts": experts,
             "norm": norm,
             "parameters": adapter.parameters(),
@@ -290,5 +353,9 @@ fn human(document: &Value, verbose: bool) -> String {
         Some(lost) => format!("a model is in {out}; rounding to the base's type took {lost:.2e} of the merge's norm"),
     };
     let (method, modules) = (text(&document["method"]), counted(list("modules").len(), "module"));
+    let method = match document["fit"]["composition"].as_str() {
+        Some(fitted) => format!("{fitted}, as {method}"),
+        None => method,
+    };
     format!("{tables}\n\n{method}: {modules}, {ranks}, norm {}, {kept}\n{end}", float(&document["norm"], 4))
 }

@@ -1,10 +1,11 @@
 //! The subcommands. Each file holds one command's arguments and its action.
 
+mod adapt;
 mod base;
 pub mod cluster;
 mod completions;
 mod demo;
-mod eval;
+pub mod eval;
 mod explain;
 mod generate;
 mod library;
@@ -35,6 +36,8 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Score routers over a library on tasks
     Eval(eval::EvalArgs),
+    /// From a library to target tasks: fine-tune from its mean, or weigh its experts by a few rows
+    Adapt(Box<adapt::AdaptArgs>),
     /// Make one adapter of several experts, or add them to the base
     Merge(merge::MergeArgs),
     /// Compare what a merge computes with what the experts compute in their slots
@@ -65,6 +68,7 @@ impl Command {
             Self::Demo(args) => demo::run(args, context),
             Self::TrainExperts(args) => train_experts::run(*args, context),
             Self::Cluster(args) => cluster::run(args, context),
+            Self::Adapt(args) => adapt::run(*args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Merge(args) => merge::run(args, context),
             Self::Verify(args) => verify::run(args, context),

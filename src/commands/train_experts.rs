@@ -6,9 +6,10 @@ use crate::context::Context;
 use crate::lock::lock;
 use crate::mbc;
 use crate::plan::{self, Plan};
+use crate::settings::SettingArgs;
 use crate::tasks::TaskArgs;
 use crate::training::{Made, World};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
@@ -57,12 +58,8 @@ pub struct TrainExpertsArgs {
     /// Train experts anew that exist with other settings
     #[arg(long)]
     restart: bool,
-    /// Settings of training, as TOML
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Settings over those of --config, such as learning_rate=1e-3 max_steps=100
-    #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 /// What is trained, where it is not one expert per task.
@@ -114,7 +111,7 @@ const FULL: &str = "full";
 
 /// Trains the experts that are not there yet.
 pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
-    let settings = settings(&args)?;
+    let settings = args.settings.over(Settings::default())?;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
     let plans = chosen(plans(&args, &tasks)?, &args.experts)?;
@@ -130,21 +127,6 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     let document = trained.document(&library);
     context.output.result(&document, || trained.table())?;
     trained.outcome()
-}
-
-/// The settings: `--set` over the file over the defaults.
-fn settings(args: &TrainExpertsArgs) -> Result<Settings> {
-    let mut settings = match &args.config {
-        None => Settings::default(),
-        Some(path) => {
-            let text = lorakit_adapter::read_text(path)?;
-            Settings::from_toml(&text, &path.display().to_string())?
-        }
-    };
-    for assignment in &args.set {
-        settings.set(assignment).with_context(|| format!("--set {assignment}"))?;
-    }
-    Ok(settings)
 }
 
 /// Which experts there are to be.

@@ -103,6 +103,11 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// Tells the user how learning went.
+    pub fn tell(&self, text: String) {
+        self.routing.context.output.status(text);
+    }
+
     /// The tokenizer.
     pub fn vocabulary(&self) -> Result<Vocabulary> {
         self.routing.place.vocabulary()

@@ -21,6 +21,7 @@
 
 mod by_prompt;
 mod cm;
+mod composition;
 mod evidence;
 mod kept;
 mod lesson;
@@ -38,7 +39,7 @@ use lorakit_adapter::{Patches, Row};
 use lorakit_eval::Templates;
 use lorakit_model::Base;
 use lorakit_route::poly::Unseen;
-use lorakit_route::{Learned, Lesson, Observer, Router, Setting};
+use lorakit_route::{Composition, Learned, Lesson, Observer, Router, Setting};
 use lorakit_task::Task;
 use std::path::Path;
 use std::sync::Arc;
@@ -134,6 +135,8 @@ fn learn(router: &Router, rows: &Rows) -> Result<Learned> {
         Router::Tp(tp) => tp::learn(tp, rows),
         Router::Evidence(evidence) => evidence::learn(evidence, rows),
         Router::Poly(settings) => poly::learn(settings, rows),
+        Router::LoraHub(hub) => composition::learn(Composition::LoraHub(hub.clone()), rows),
+        Router::Cat(cat) => composition::learn(Composition::Cat(cat.clone()), rows),
         other => Err(anyhow::anyhow!("the router {other} learns nothing")),
     }
     .with_context(|| format!("learning {}", router.name()))

@@ -52,6 +52,17 @@ impl Composition {
         }
     }
 
+    /// Refuses experts that cannot be weighed so.
+    ///
+    /// # Errors
+    /// As published, LoraHub takes experts of the same modules, ranks and scales.
+    pub fn check(&self, experts: &Experts) -> Result<()> {
+        match self {
+            Self::LoraHub(hub) => hub.check(experts),
+            Self::Cat(_) => Ok(()),
+        }
+    }
+
     /// The merge that makes one adapter of what was learned, `[groups, experts]`. Its experts are to be given in the
     /// order of `experts`.
     ///

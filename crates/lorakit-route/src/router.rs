@@ -2,12 +2,14 @@
 
 use crate::arrow::Arrow;
 use crate::by_prompt::ByPrompt;
+use crate::cat::Cat;
 use crate::cm::Cm;
 use crate::error::{Result, RouteError, listed};
 use crate::evidence::Evidence;
 use crate::expert::{self, Verbatim};
 use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
+use crate::lorahub::LoraHub;
 use crate::observer::Observer;
 use crate::oracle;
 use crate::phatgoose::Phatgoose;
@@ -43,6 +45,10 @@ pub enum Router {
     Evidence(Evidence),
     /// Skills trained together, mixed for the task at hand.
     Poly(Poly),
+    /// A weight for each expert, found without gradients.
+    LoraHub(LoraHub),
+    /// A weight for each expert and layer, fitted by gradient.
+    Cat(Cat),
     /// One expert, verbatim.
     Expert(Verbatim),
 }
@@ -102,6 +108,16 @@ pub const ROUTERS: &[About] = &[
         settings: "unseen=fit,rows=all,steps=100,rate=0.1",
         summary: "the same of train-experts --mhr, mixed block by block (https://arxiv.org/abs/2211.03831)",
     },
+    About {
+        name: "lorahub",
+        settings: "mode=greedy,rows=5,experts=3",
+        summary: "few experts, weighed by a few rows of the task; mode=as-published,budget=40: the authors' search (https://arxiv.org/abs/2307.13269)",
+    },
+    About {
+        name: "cat",
+        settings: "per=layer,simplex=false,rows=100,steps=100,learning_rate=0.05",
+        summary: "every expert, at a weight per layer fitted to rows of the task (https://arxiv.org/abs/2410.13025)",
+    },
     About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
 ];
 
@@ -141,6 +157,11 @@ impl Router {
                 weighed::by_row_weights_shown(experts, evidence.mixing, setting.observer.clone())
             }
             Self::Poly(poly) => poly.patches(experts, self.learned(setting)?),
+            Self::LoraHub(hub) => hub.patches(experts, self.learned(setting)?.matrix("weights", (1, experts.len()))?),
+            Self::Cat(cat) => {
+                let shape = (cat.groups(experts).len(), experts.len());
+                cat.patches(experts, self.learned(setting)?.matrix("weights", shape)?)
+            }
             Self::Expert(verbatim) => verbatim.patches(experts),
         }
     }
@@ -170,6 +191,7 @@ impl Router {
             Self::Tp(tp) => Some(tp.lesson()),
             Self::Evidence(evidence) => Some(evidence.lesson()),
             Self::Poly(poly) => Some(poly.lesson()),
+            Self::LoraHub(LoraHub { rows, .. }) | Self::Cat(Cat { rows, .. }) => Some(Lesson::Task { rows: *rows }),
         }
     }
 
@@ -191,6 +213,8 @@ impl Router {
             Self::Tp(_) => "tp",
             Self::Evidence(_) => "evidence",
             Self::Poly(poly) => poly.name(),
+            Self::LoraHub(_) => "lorahub",
+            Self::Cat(_) => "cat",
             Self::Expert(_) => "expert",
         }
     }
@@ -216,6 +240,8 @@ impl FromStr for Router {
             "evidence" => Evidence::parse(settings).map(Self::Evidence),
             "poly" => Poly::parse(Trained::Poly, settings).map(Self::Poly),
             "mhr" => Poly::parse(Trained::Mhr, settings).map(Self::Poly),
+            "lorahub" => LoraHub::parse(settings).map(Self::LoraHub),
+            "cat" => Cat::parse(settings).map(Self::Cat),
             "expert" => Verbatim::parse(rest).map(Self::Expert),
             _ => Err(RouteError::UnknownRouter {
                 name: name.to_owned(),
@@ -237,6 +263,8 @@ impl fmt::Display for Router {
             Self::Tp(tp) => write!(f, "tp:{tp}"),
             Self::Evidence(evidence) => write!(f, "evidence:{evidence}"),
             Self::Poly(poly) => write!(f, "{}:{poly}", poly.name()),
+            Self::LoraHub(hub) => write!(f, "lorahub:{hub}"),
+            Self::Cat(cat) => write!(f, "cat:{cat}"),
             Self::Expert(verbatim) => write!(f, "expert:{}", verbatim.name),
         }
     }

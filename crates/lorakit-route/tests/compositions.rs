@@ -201,8 +201,8 @@ impl RowLosses for Toward {
         Ok(candidates.iter().map(|w| vec![RowLoss { sum: 2.0 * loss(w), tokens: 2 }; 4]).collect())
     }
 
-    fn slopes(&mut self) -> anyhow::Result<Vec<Vec<f64>>> {
-        Ok(vec![vec![-self.0[0], -self.0[1], 0.0]; 4])
+    fn slopes(&mut self, at: &[f64]) -> anyhow::Result<Vec<Vec<f64>>> {
+        Ok(vec![vec![at[0] - self.0[0], at[1] - self.0[1], 0.0]; 4])
     }
 }
 

@@ -4,6 +4,7 @@ use crate::settings::Settings;
 use crate::stream::Key;
 use lorakit_adapter::{Adapter, TaskRecord};
 use lorakit_task::Example;
+use serde_json::Value;
 
 /// One expert to be trained.
 #[derive(Clone)]
@@ -16,11 +17,20 @@ pub struct Job {
     pub train: Vec<Example>,
     /// The rows that its best weights are chosen by; may be empty, and then the last weights are kept.
     pub validation: Vec<Example>,
-    /// An adapter to start from in place of the library's common start.
-    pub start: Option<Adapter>,
+    /// What it starts from in place of the library's common start.
+    pub start: Option<Start>,
     /// How many experts share the rows of the tasks among them, and so the steps that the tasks are worth; 1 where the
     /// expert has all of its tasks' rows.
     pub sharers: usize,
+}
+
+/// An adapter that training starts from.
+#[derive(Clone)]
+pub struct Start {
+    /// The adapter, of the rank and scale that the settings have.
+    pub adapter: Adapter,
+    /// Where it is from, as the expert's record will say.
+    pub origin: Value,
 }
 
 impl Job {

@@ -92,7 +92,8 @@ impl<'a> Pass<'a> {
             base.variables().is_empty(),
             "the base was opened to be trained; adapters are trained over a frozen one"
         );
-        let starts: Vec<Option<Adapter>> = jobs.iter().map(|job| job.start.clone()).collect();
+        let starts: Vec<Option<Adapter>> =
+            jobs.iter().map(|job| job.start.as_ref().map(|start| start.adapter.clone())).collect();
         let stack = LoraStack::new(base.sites(), base.device(), &starts, settings, seed)?;
         let parameters = stack.parameters()?;
         Ok(Self::of(base, jobs, settings, seed, batch_tokens, Trained::Adapters(stack), parameters))

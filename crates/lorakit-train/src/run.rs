@@ -6,7 +6,7 @@
 //! its company, and a run that was killed is to end with the bytes of one that was not.
 
 use crate::checkpoint;
-use crate::job::Job;
+use crate::job::{Job, Start};
 use crate::log::Log;
 use crate::memory::{self, Estimate};
 use crate::pass::{Pass, Progress, Step};
@@ -230,18 +230,22 @@ fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, 
         }
         sha256(&bytes)
     };
-    let mut start = Vec::new();
-    for (module, pair) in job.start.iter().flat_map(|a| a.modules()) {
-        start.extend(module.as_bytes());
-        [pair.a(), pair.b()].into_iter().for_each(|m| m.values().iter().for_each(|v| start.extend(v.to_le_bytes())));
-    }
+    let start = |start: &Start| {
+        let mut bytes = Vec::new();
+        for (module, pair) in start.adapter.modules() {
+            bytes.extend(module.as_bytes());
+            let values = [pair.a(), pair.b()].map(|matrix| matrix.values());
+            values.iter().flat_map(|values| values.iter()).for_each(|v| bytes.extend(v.to_le_bytes()));
+        }
+        json!({ "origin": start.origin, "sha256": sha256(&bytes) })
+    };
     let mut identity = json!({
         "base": base.identity().fingerprint,
         "expert": job.name,
         "rows": rows(&job.train),
         "seed": seed,
         "settings": product.decisive(settings),
-        "start": if start.is_empty() { Value::Null } else { sha256(&start).into() },
+        "start": job.start.as_ref().map(start),
         "tasks": serde_json::to_value(job.tasks.iter().map(|t| &t.name).collect::<Vec<_>>())?,
         "validation": rows(&job.validation),
     });

@@ -116,6 +116,18 @@ impl Settings {
         settings.validated().with_context(|| file.to_string())
     }
 
+    /// Reads a TOML file's text over these settings in place of the defaults.
+    pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
+        // The whole file on its own first: what is wrong in it is then named with its line.
+        Self::from_toml(text, file)?;
+        let given: toml::Table = toml::from_str(text).with_context(|| file.to_string())?;
+        let mut all = serde_json::to_value(self)?;
+        for (key, value) in given {
+            all[canonical_name(&key)] = serde_json::to_value(value)?;
+        }
+        serde_json::from_value::<Self>(all)?.validated().with_context(|| file.to_string())
+    }
+
     /// Sets one setting from text, as `--set key=value` gives it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let (key, value) = assignment.split_once('=').with_context(|| format!("'{assignment}': expected key=value"))?;

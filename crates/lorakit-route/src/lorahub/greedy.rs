@@ -1,13 +1,14 @@
 //! Weights of deltas, found by adding one expert after the other, as many as rows that were left out bear.
 //!
-//! Each expert alone at full strength; then, round by round, one of the next best beside those that are there: at full
-//! strength, at half, or as one more member of a mean. How many rounds are worth it is decided by rows that the rounds did
+//! Each expert alone, at full strength and at half; then, round by round, one more beside those that are there: at full strength, at
+//! half, or as one more member of a mean. Those that are tried are the ones along whose weights the loss falls most
+//! steeply where the mixture stands, which one backward tells of all experts; mixing A and B separately has no such slopes
+//! at zero. How many rounds are worth it is decided by rows that the rounds did
 //! not see (leave one out, or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. Where no round
 //! beats the base on them, the weights are zero.
 //!
 //! Beside COBYLA with its 40 evaluations this needs about as many, most of which go through the model together. In a
-//! large library experts are first screened by the slopes of the loss at zero, one backward for all of them, which mixing
-//! A and B separately does not have.
+//! large library those that are tried alone, too, are chosen by the slopes.
 
 use super::{Found, RowLoss, RowLosses};
 use crate::held_out::HeldOut;
@@ -17,18 +18,15 @@ use std::collections::BTreeMap;
 const FOLDS: usize = 10;
 /// Experts beyond which the slopes choose those that are tried alone.
 const SCREENED: usize = 32;
-/// Of the experts tried alone, how many of the best are tried beside others.
-const BESIDE: usize = 4;
+/// How many experts are tried beside those that are there.
+const BESIDE: usize = 6;
 
 pub(super) fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> anyhow::Result<Found> {
     let zero = vec![0.0; experts];
-    let mut rows = Rows { experts, most, asked: BTreeMap::new(), slopes: None, losses };
+    let mut rows = Rows { experts, most, asked: BTreeMap::new(), slopes: BTreeMap::new(), losses };
     rows.ask(std::slice::from_ref(&zero))?;
     let count = rows.of(&zero).len();
     anyhow::ensure!(count > 0, "there are no rows to find weights by");
-    if experts > SCREENED {
-        rows.slopes = Some(rows.losses.slopes()?);
-    }
     let path = rows.path(&vec![true; count])?;
     let folds = count.min(FOLDS);
     let mut left_out = vec![vec![0.0; count]; most + 1];
@@ -70,7 +68,8 @@ struct Rows<'a> {
     most: usize,
     /// Losses of the rows by the bits of the weights.
     asked: BTreeMap<Vec<u64>, Vec<RowLoss>>,
-    slopes: Option<Vec<Vec<f64>>>,
+    /// Their slopes, likewise.
+    slopes: BTreeMap<Vec<u64>, Vec<Vec<f64>>>,
     losses: &'a mut dyn RowLosses,
 }
 
@@ -108,45 +107,49 @@ impl Rows<'_> {
 
     /// The weights after each round that lowered the loss of the included rows; before the first they are zero.
     fn path(&mut self, included: &[bool]) -> anyhow::Result<Vec<Vec<f64>>> {
-        let alone = |expert: usize| (0..self.experts).map(|e| if e == expert { 1.0 } else { 0.0 }).collect();
-        let singles: Vec<Vec<f64>> = self.screened(included).into_iter().map(alone).collect();
-        self.ask(&singles)?;
-        let mut ranked: Vec<(f64, &Vec<f64>)> = singles.iter().map(|w| (self.mean(w, included), w)).collect();
-        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let beside: Vec<Vec<f64>> = ranked.iter().take(BESIDE).map(|(_, w)| (*w).clone()).collect();
         let mut path = vec![vec![0.0; self.experts]];
-        let mut options: Vec<Vec<f64>> = beside.iter().take(1).cloned().collect();
-        for round in 1..=self.most {
-            let now = &path[round - 1];
+        while path.len() <= self.most {
+            let members = path.len() - 1;
+            let now = path[members].clone();
+            let tried = if members == 0 { SCREENED } else { BESIDE };
+            let steepest = self.steepest(&now, tried, included)?;
+            let options: Vec<Vec<f64>> = match members {
+                0 => steepest.into_iter().flat_map(|e| [1.0, 0.5].map(|strength| self.alone(e, strength))).collect(),
+                _ => steepest.into_iter().flat_map(|e| additions(&now, &self.alone(e, 1.0), members)).collect(),
+            };
             self.ask(&options)?;
             let best = least(options.iter().map(|option| self.mean(option, included)));
-            let Some(option) = options.get(best).filter(|o| self.mean(o, included) < self.mean(now, included)) else {
-                break;
-            };
-            let next = option.clone();
-            options = beside.iter().filter(|e| apart(e, &next)).flat_map(|e| additions(&next, e, round)).collect();
-            path.push(next);
+            let lower = |option: &&Vec<f64>| self.mean(option, included) < self.mean(&now, included);
+            let Some(next) = options.get(best).filter(lower) else { break };
+            path.push(next.clone());
         }
         Ok(path)
     }
 
-    /// The experts that are tried alone, best first where the slopes tell them apart.
-    fn screened(&self, included: &[bool]) -> Vec<usize> {
-        let mut experts: Vec<usize> = (0..self.experts).collect();
-        let Some(slopes) = &self.slopes else { return experts };
+    /// The weights of one expert at some strength.
+    fn alone(&self, expert: usize, strength: f64) -> Vec<f64> {
+        (0..self.experts).map(|e| if e == expert { strength } else { 0.0 }).collect()
+    }
+
+    /// At most `count` of the experts that have no weight yet: those along which the loss of the included rows falls most.
+    fn steepest(&mut self, at: &[f64], count: usize, included: &[bool]) -> anyhow::Result<Vec<usize>> {
+        let mut left: Vec<usize> = (0..self.experts).filter(|expert| at[*expert] == 0.0).collect();
+        if left.len() <= count {
+            return Ok(left);
+        }
+        if !self.slopes.contains_key(&key(at)) {
+            let slopes = self.losses.slopes(at)?;
+            self.slopes.insert(key(at), slopes);
+        }
+        let slopes = self.slopes.get(&key(at)).map_or(&[][..], Vec::as_slice);
         let sum = |expert: usize| -> f64 {
             slopes.iter().zip(included).filter(|(_, included)| **included).map(|(row, _)| row[expert]).sum()
         };
-        let sums: Vec<f64> = experts.iter().map(|expert| sum(*expert)).collect();
-        experts.sort_by(|a, b| sums[*a].total_cmp(&sums[*b]));
-        experts.truncate(SCREENED);
-        experts
+        let sums: Vec<f64> = (0..self.experts).map(sum).collect();
+        left.sort_by(|a, b| sums[*a].total_cmp(&sums[*b]));
+        left.truncate(count);
+        Ok(left)
     }
-}
-
-/// Whether an expert, alone at full strength, has no weight among `weights`.
-fn apart(expert: &[f64], weights: &[f64]) -> bool {
-    expert.iter().zip(weights).all(|(e, w)| e * w == 0.0)
 }
 
 /// The ways to put one expert more beside `members`.
@@ -175,8 +178,9 @@ mod tests {
             Ok(candidates.iter().map(row).collect())
         }
 
-        fn slopes(&mut self) -> anyhow::Result<Vec<Vec<f64>>> {
-            Ok(self.targets.iter().map(|t| t.iter().map(|t| -2.0 * t).collect()).collect())
+        fn slopes(&mut self, at: &[f64]) -> anyhow::Result<Vec<Vec<f64>>> {
+            let row = |t: &Vec<f64>| t.iter().zip(at).map(|(t, w)| 2.0 * (w - t)).collect();
+            Ok(self.targets.iter().map(row).collect())
         }
     }
 
@@ -208,7 +212,7 @@ mod tests {
             assert_eq!(found.weights, expected);
             let held_out = found.held_out.unwrap();
             assert!(held_out.fitted < 0.1 && held_out.base > 1.0, "{held_out:?}");
-            assert!(found.evaluations <= experts.min(SCREENED) + 1 + 3 * 12, "{}", found.evaluations);
+            assert!(found.evaluations <= 2 * experts.min(SCREENED) + 1 + 2 * 3 * BESIDE, "{}", found.evaluations);
             assert!(calls <= 8, "candidates are asked for together: {calls}");
         }
     }

@@ -125,11 +125,12 @@ pub trait RowLosses {
     /// Where the model cannot say.
     fn losses(&mut self, candidates: &[Vec<f64>]) -> anyhow::Result<Vec<Vec<RowLoss>>>;
 
-    /// For every row, the slopes of its mean loss along each expert's weight, where all weights are zero.
+    /// For every row, the slopes of its mean loss along each expert's weight, at the weights `at`; asked for only where
+    /// outputs are mixed.
     ///
     /// # Errors
     /// Where the model cannot say.
-    fn slopes(&mut self) -> anyhow::Result<Vec<Vec<f64>>>;
+    fn slopes(&mut self, at: &[f64]) -> anyhow::Result<Vec<Vec<f64>>>;
 }
 
 /// Weights with what is known of them.
@@ -175,9 +176,20 @@ impl LoraHub {
         match self.mode {
             Mode::Greedy { experts: most } => greedy::find(experts.len(), most, losses),
             Mode::AsPublished { budget } => {
-                published::check(experts)?;
+                self.check(experts)?;
                 published::find(experts.len(), budget, losses)
             }
+        }
+    }
+
+    /// Refuses experts that cannot be weighed so.
+    ///
+    /// # Errors
+    /// As published, where modules, ranks or scales differ.
+    pub fn check(&self, experts: &Experts) -> Result<()> {
+        match self.mode {
+            Mode::Greedy { .. } => Ok(()),
+            Mode::AsPublished { .. } => published::check(experts),
         }
     }
 

@@ -41,6 +41,11 @@ impl Coefficients {
         self.modules.get(module).unwrap_or(&self.weights)
     }
 
+    /// The modules that have weights of their own, with those.
+    pub fn modules(&self) -> &BTreeMap<String, Vec<f64>> {
+        &self.modules
+    }
+
     /// That there is one finite weight for each expert, and that weights of a module are those of one that there is.
     pub(super) fn check(&self, experts: &[Expert]) -> Result<()> {
         check_one("", &self.weights, experts)?;

@@ -1,0 +1,112 @@
+//! Adapters of a library that training on a target task starts from.
+
+use crate::experts::Opened;
+use anyhow::{Context as _, Result, ensure};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_route::Expert;
+use lorakit_route::merge::{Coefficients, Merge};
+use lorakit_train::{Settings, Start};
+use serde_json::json;
+use std::collections::BTreeSet;
+
+/// The expert that `shared` starts from where no other is named: `train-experts --joint` gives it this name.
+const JOINT: &str = "joint";
+
+/// The mean of the library (µ of <https://arxiv.org/abs/2405.11157>): the A's averaged, and the scaled B's. Where experts
+/// differ in form, the mean of their deltas, brought to the rank of the settings.
+pub fn mean(opened: &Opened) -> Result<Start> {
+    let experts = opened.experts.experts();
+    let method = if of_one_form(experts) { "linear:convention=paper".to_owned() } else { rank_of_defaults() };
+    let merge: Merge = method.parse()?;
+    let mean = merge.apply(experts, &Coefficients::uniform(experts.len()))?.adapter;
+    let scale = form_of(&experts[0].adapter).map_or(Settings::default().scale(), |(_, scale)| scale);
+    let origin = json!({
+        "method": "mean",
+        "merge": merge.to_string(),
+        "experts": experts.iter().map(|expert| weights(opened, &expert.name)).collect::<Result<Vec<_>>>()?,
+    });
+    Ok(Start { adapter: at_scale(&mean, scale)?, origin })
+}
+
+/// One expert of the library: the one named, else `joint`, else the only one.
+pub fn shared(opened: &Opened, name: Option<&str>) -> Result<Start> {
+    let experts = &opened.experts;
+    let index = match name {
+        Some(name) => experts.index(name)?,
+        None if experts.len() == 1 => 0,
+        None => experts.index(JOINT).with_context(|| {
+            format!(
+                "shared starts from an expert of all tasks: `lorakit train-experts --joint` makes `{JOINT}`; or name \
+                 one, as in shared:NAME"
+            )
+        })?,
+    };
+    let expert = &experts.experts()[index];
+    let origin = json!({
+        "method": "shared",
+        "experts": [weights(opened, &expert.name)?],
+    });
+    Ok(Start { adapter: expert.adapter.clone(), origin })
+}
+
+fn weights(opened: &Opened, name: &str) -> Result<serde_json::Value> {
+    Ok(json!({ "name": name, "sha256": opened.library.weights_sha256(name)? }))
+}
+
+/// The defaults of training that agree with the adapter that it starts from.
+pub fn settings(start: Option<&Start>) -> Result<Settings> {
+    let defaults = Settings::default();
+    let Some(Start { adapter, .. }) = start else { return Ok(defaults) };
+    let names: BTreeSet<&str> = adapter.modules().keys().filter_map(|path| path.rsplit('.').next()).collect();
+    let target_modules = Vec::from_iter(names).join(",");
+    let (rank, scale) = form_of(adapter).context(
+        "the expert to start from has modules of several ranks or scales, which are trained as one: merge it with \
+         svd first",
+    )?;
+    Ok(Settings { rank, alpha: scale * rank as f64, target_modules, ..defaults })
+}
+
+/// Refuses settings of another form than the adapter that training starts from.
+pub fn ensure_form(start: &Start, settings: &Settings) -> Result<()> {
+    let Some((rank, scale)) = form_of(&start.adapter) else { return Ok(()) };
+    ensure!(
+        rank == settings.rank && (scale - settings.scale()).abs() < 1e-9,
+        "the adapter to start from has rank {rank} and alpha {}, and the settings have rank {} and alpha {}; leave both \
+         out to take the adapter's",
+        scale * rank as f64,
+        settings.rank,
+        settings.alpha
+    );
+    Ok(())
+}
+
+/// The rank and scale of all modules, where they are the same.
+fn form_of(adapter: &Adapter) -> Option<(usize, f64)> {
+    let mut pairs = adapter.modules().values().map(|pair| (pair.rank(), pair.scale()));
+    let first = pairs.next()?;
+    pairs.all(|(rank, scale)| rank == first.0 && (scale - first.1).abs() < 1e-9).then_some(first)
+}
+
+/// Whether A's and B's may be averaged each for itself.
+fn of_one_form(experts: &[Expert]) -> bool {
+    let of = |expert: &Expert| form_of(&expert.adapter);
+    let modules = |expert: &Expert| expert.adapter.modules().keys().cloned().collect::<Vec<_>>();
+    of(&experts[0]).is_some()
+        && experts.iter().all(|expert| of(expert) == of(&experts[0]) && modules(expert) == modules(&experts[0]))
+}
+
+fn rank_of_defaults() -> String {
+    format!("svd:rank={}", Settings::default().rank)
+}
+
+/// The same deltas with another scale, which B makes up for.
+fn at_scale(adapter: &Adapter, scale: f64) -> Result<Adapter> {
+    ensure!(scale != 0.0, "the experts have the scale 0, from which nothing can be trained");
+    let pair = |pair: &LowRank| -> Result<LowRank> {
+        let factor = pair.scale() / scale;
+        let b = pair.b().values().iter().map(|value| (f64::from(*value) * factor) as f32).collect();
+        LowRank::new(pair.a().clone(), Matrix::new(pair.output(), pair.rank(), b)?, scale)
+    };
+    let pairs = adapter.modules().iter().map(|(module, of)| Ok((module.clone(), pair(of)?)));
+    Ok(Adapter::new(pairs.collect::<Result<_>>()?).with_facts(adapter.facts().clone()))
+}

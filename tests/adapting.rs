@@ -1,0 +1,180 @@
+//! From a library to a target task, through the binary: `adapt`, the routers and the merges of fitted weights.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::{Ran, run};
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+
+const TASKS: [&str; 3] = ["suite:skills/order_reverse", "suite:skills/pick_second", "suite:skills/shift_up1"];
+const TARGET: &str = "suite:skills/second_of_reverse";
+const NAME: &str = "second_of_reverse";
+const SETTINGS: [&str; 8] =
+    ["--set", "max_steps=30", "--set", "learning_rate=1e-2", "--set", "batch_size=8", "--set", "max_grad_norm=1"];
+
+/// A folder with a library on the base of the binary.
+struct Work(tempfile::TempDir);
+
+impl Work {
+    fn new() -> Self {
+        let work = Self(tempfile::tempdir().unwrap());
+        work.train("library", &TASKS, &["--set", "rank=4"]);
+        work
+    }
+
+    fn train(&self, library: &str, tasks: &[&str], options: &[&str]) {
+        let library = self.path(library);
+        let fixed = ["train-experts", "--base", "pico", "--library", &library, "--tasks"];
+        let all = fixed.iter().chain(tasks).chain(&SETTINGS).chain(options);
+        run(all.chain(&["--set", "eval_steps=0"]).copied()).ok();
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    fn adapt(&self, method: &str, out: &str, options: &[&str]) -> Ran {
+        let (library, out) = (self.path("library"), self.path(out));
+        let fixed =
+            ["adapt", "--json", "-q", "--base", "pico", "--tasks", TARGET, "--limit", "6", "--library", &library];
+        let method = ["--method", method, "--out", &out];
+        run(fixed.into_iter().chain(method).chain(options.iter().copied()))
+    }
+
+    fn eval(&self, library: &str, router: &str) -> f64 {
+        let library = self.path(library);
+        let fixed = ["eval", "--json", "--base", "pico", "--tasks", TARGET, "--limit", "6", "--library", &library];
+        let results = run(fixed.into_iter().chain(["--router", router])).json();
+        results["results"][router][NAME]["metrics"]["loss"]["value"].as_f64().unwrap()
+    }
+
+    fn record(&self, out: &str) -> Value {
+        let path = self.0.path().join(out).join("experts").join(NAME).join("expert.json");
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    fn weights(&self, out: &str) -> Vec<u8> {
+        let folder: PathBuf = self.0.path().join(out).join("experts").join(NAME);
+        assert!(folder.join("adapter_config.json").is_file(), "PEFT loads the folder");
+        fs::read(folder.join("adapter_model.safetensors")).unwrap()
+    }
+}
+
+fn loss(document: &Value, of: &str) -> f64 {
+    document["check"]["results"][of][NAME]["metrics"]["loss"]["value"].as_f64().unwrap()
+}
+
+#[test]
+fn training_starts_from_nothing_from_the_mean_or_from_one_expert() {
+    let work = Work::new();
+    let steps = ["--set", "max_steps=6", "--set", "learning_rate=1e-3", "--fraction", "0.1"];
+    for (method, starts) in [("no_library", false), ("mean", true), ("shared:pick_second", true)] {
+        let out = method.split(':').next().unwrap();
+        let document = work.adapt(method, out, &steps).json();
+        assert_eq!(document["method"], method);
+        assert_eq!(document["adapted"][0]["rows"], 32, "a tenth of 320 rows");
+        assert!(loss(&document, "adapted") < loss(&document, "base"), "{method}: {document}");
+        let record = work.record(out);
+        assert_eq!(record["tasks"][0]["name"], NAME);
+        assert_eq!(record["settings"]["start"].is_object(), starts, "{record}");
+        // The out folder is a library: what eval says of it is what the check said.
+        assert!((work.eval(out, "oracle") - loss(&document, "adapted")).abs() < 1e-4);
+    }
+    assert_eq!(work.record("mean")["settings"]["start"]["origin"]["merge"], "linear:convention=paper,scale=1");
+    assert_eq!(work.record("shared")["settings"]["start"]["origin"]["experts"][0]["name"], "pick_second");
+    // The same command again leaves all as it is; another one is refused.
+    let before = work.weights("mean");
+    assert_eq!(work.adapt("mean", "mean", &steps).json()["adapted"][0]["status"], "finished before");
+    assert!(work.adapt("no_library", "mean", &steps).failed(1).contains("--restart"));
+    assert_eq!(work.weights("mean"), before);
+}
+
+#[test]
+fn fitted_weights_are_the_same_by_adapt_by_eval_and_by_merge() {
+    let work = Work::new();
+    let cat = "cat:steps=20,rows=40";
+    for (method, router, merge) in [
+        ("lorahub", "lorahub", "lorahub"),
+        (
+            "lorahub:mode=as-published,budget=12",
+            "lorahub:mode=as-published,budget=12",
+            "lorahub:mode=as-published,budget=12",
+        ),
+        (cat, cat, "cat_learned:steps=20,rows=40"),
+    ] {
+        let document = work.adapt(method, "adapted", &["--restart"]).json();
+        let own = loss(&document, "adapted");
+        assert!(own <= loss(&document, "base"), "{method}: {document}");
+        assert!((work.eval("library", router) - own).abs() < 1e-3 * own, "{method}");
+        let (library, out) = (work.path("library"), work.path("merged"));
+        let fixed = ["merge", "--json", "-q", "--base", "pico", "--library", &library, "--out", &out, "--overwrite"];
+        let merged = run(fixed.iter().copied().chain(["--method", merge, "--fit", TARGET])).json();
+        assert_eq!(merged["fit"]["found"]["weights"], document["adapted"][0]["fit"]["weights"], "{method}");
+        let verified = run(["verify", "--base", "pico", "--library", &library, "--merged", &out]);
+        verified.ok();
+        assert_eq!(fs::read(work.0.path().join("merged/adapter_model.safetensors")).unwrap(), work.weights("adapted"));
+    }
+}
+
+#[test]
+fn the_same_rows_give_the_same_bytes_and_left_out_rows_are_told() {
+    let work = Work::new();
+    for method in ["lorahub:rows=4", "cat:per=module,simplex=true,steps=10,rows=20"] {
+        let (one, two) = (work.adapt(method, "one", &["--restart"]), work.adapt(method, "two", &["--restart"]));
+        let held_out = &one.json()["adapted"][0]["fit"]["held_out_loss"];
+        assert!(held_out["base"].as_f64().unwrap() > 0.0 && held_out["fitted"].as_f64().unwrap() > 0.0, "{held_out}");
+        two.ok();
+        assert_eq!(work.weights("one"), work.weights("two"), "{method}");
+    }
+    // Found already, so that nothing is fitted again.
+    let again = work.adapt("cat:per=module,simplex=true,steps=10,rows=20", "one", &[]).json();
+    assert!(again["adapted"][0]["fit"]["weights"].is_object(), "{again}");
+    // Chosen experts alone.
+    let document =
+        work.adapt("cat:per=expert,steps=5,rows=10", "few", &["--experts", "order_reverse,shift_up1"]).json();
+    let weights = document["adapted"][0]["fit"]["weights"]["all layers"].as_object().unwrap();
+    assert_eq!(weights.keys().collect::<Vec<_>>(), ["order_reverse", "shift_up1"]);
+}
+
+#[test]
+fn as_published_refuses_unequal_ranks_which_the_default_takes() {
+    let work = Work::new();
+    work.train("library", &["suite:skills/join_dash"], &["--set", "rank=2"]);
+    let error = work.adapt("lorahub:mode=as-published", "published", &[]).failed(1);
+    assert!(error.contains("join_dash and order_reverse") && error.contains("their ranks are 2 and 4"), "{error}");
+    work.adapt("lorahub:rows=2", "greedy", &[]).ok();
+    work.adapt("mean", "mean", &["--set", "max_steps=2"]).ok();
+    assert_eq!(work.record("mean")["settings"]["start"]["origin"]["merge"], "svd:rank=4");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anything_is_written() {
+    let work = Work::new();
+    for (method, options, code, named) in [
+        ("soup", &[][..], 2, "no_library, mean, shared"),
+        ("mean:rank=3", &[], 2, "mean has no settings"),
+        ("lorahub:rows=0", &[], 2, "rows=0"),
+        ("mean", &["--fraction", "0"], 2, "above 0"),
+        ("shared", &[], 1, "--joint"),
+        ("shared:nobody", &[], 1, "nobody"),
+        ("mean", &["--experts", "nobody"], 1, "no expert has the name nobody"),
+        ("mean", &["--set", "rank=3"], 1, "has rank 4 and alpha 16"),
+    ] {
+        let error = work.adapt(method, "wrong", options).failed(code);
+        assert!(error.contains(named), "{method} {options:?}: {error}");
+    }
+    assert!(!work.0.path().join("wrong").exists(), "nothing is left behind");
+    assert!(work.adapt("mean", "library", &[]).failed(1).contains("the library itself"));
+    let none = run(["adapt", "--base", "pico", "--tasks", TARGET, "--method", "cat", "--out", &work.path("wrong")]);
+    assert!(none.failed(1).contains("--method cat needs --library"));
+    let merge = |options: &[&str]| {
+        let (library, out) = (work.path("library"), work.path("wrong"));
+        run(["merge", "--library", &library, "--out", &out].into_iter().chain(options.iter().copied()))
+    };
+    assert!(merge(&["--method", "cat_learned"]).failed(1).contains("give tasks with --fit"));
+    assert!(merge(&["--method", "lorahub", "--fit", TARGET]).failed(1).contains("give --base"));
+    assert!(merge(&["--method", "cat", "--fit", TARGET]).failed(1).contains("--fit gives rows"));
+    assert!(merge(&["--method", "soup"]).failed(2).contains("lorahub, cat_learned"));
+}
