@@ -150,6 +150,31 @@ fn as_published_refuses_unequal_ranks_which_the_default_takes() {
 }
 
 #[test]
+fn skills_are_routed_to_the_target_and_tuned_with_the_routing() {
+    let work = Work::new();
+    let bytes = |expert: &str| {
+        let folder = work.0.path().join("library/experts").join(expert);
+        fs::read(folder.join("adapter_model.safetensors")).unwrap()
+    };
+    let before = bytes("order_reverse");
+    for method in ["poly_z", "poly"] {
+        let adapted = work.adapt(method, method, &SETTINGS).json();
+        let losses = adapted["adapted"][0]["fit"]["train"].as_array().unwrap();
+        let loss = |at: usize| losses[at].as_f64().unwrap();
+        assert_eq!(losses.len(), 30);
+        assert!(loss(29) < loss(0), "{method}: {losses:?}");
+        let weights = work.weights(method);
+        let again = work.adapt(method, method, &SETTINGS).json();
+        assert_eq!((&again["adapted"], work.weights(method)), (&adapted["adapted"], weights));
+        assert_eq!(work.record(method)["settings"]["method"], method);
+    }
+    assert!(work.eval("poly", &format!("expert:{NAME}")) < work.eval("poly_z", &format!("expert:{NAME}")));
+    assert_eq!(bytes("order_reverse"), before, "the library stays as it is");
+    work.train("library", &["suite:skills/join_dash"], &["--set", "rank=2"]);
+    assert!(work.adapt("poly", "uneven", &[]).failed(1).contains("rank 2"));
+}
+
+#[test]
 fn what_cannot_be_done_is_said_before_anything_is_written() {
     let work = Work::new();
     for (method, options, code, named) in [

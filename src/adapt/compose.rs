@@ -27,7 +27,7 @@ pub fn compose(
         let name = &plan.name;
         let mut rows = job.train;
         rows.truncate(composition.rows());
-        let identity = identity(world, composition, opened, &rows)?;
+        let identity = identity(world, &composition.to_string(), opened, &rows)?;
         let hash = sha256(identity.to_string().as_bytes());
         if let Some(record) = kept(world, library, name, &hash)? {
             world.context.output.status(format!("{name}: finished before"));
@@ -59,7 +59,7 @@ pub fn compose(
 }
 
 /// What decides the adapter.
-fn identity(world: &World, composition: &Composition, opened: &Opened, rows: &[Example]) -> Result<Value> {
+pub(super) fn identity(world: &World, method: &str, opened: &Opened, rows: &[Example]) -> Result<Value> {
     let mut bytes = Vec::new();
     for part in rows.iter().flat_map(|row| [&row.prompt, &row.target]) {
         bytes.extend((part.len() as u64).to_le_bytes());
@@ -67,7 +67,7 @@ fn identity(world: &World, composition: &Composition, opened: &Opened, rows: &[E
     }
     let expert = |name: &String| Ok(json!({ "name": name, "sha256": opened.library.weights_sha256(name)? }));
     Ok(json!({
-        "method": composition.to_string(),
+        "method": method,
         "base": world.base.identity().fingerprint,
         "experts": opened.experts.names().iter().map(expert).collect::<Result<Vec<_>>>()?,
         "rows": { "count": rows.len(), "sha256": sha256(&bytes) },
@@ -76,7 +76,7 @@ fn identity(world: &World, composition: &Composition, opened: &Opened, rows: &[E
 }
 
 /// The record of an adapter that is there already and came about in the same way.
-fn kept(world: &World, library: &Library, name: &str, hash: &str) -> Result<Option<ExpertRecord>> {
+pub(super) fn kept(world: &World, library: &Library, name: &str, hash: &str) -> Result<Option<ExpertRecord>> {
     if world.restart || !library.contains(name) {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! The ways from a library to a target task, by name, as a user types them.
 
 use lorakit_route::{Composition, RouteError};
+use lorakit_train::Tuned;
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,6 +15,8 @@ pub enum Method {
     Mean,
     /// Training from one expert of all tasks.
     Shared(Option<String>),
+    /// Skills, mixed by a routing that is fitted, alone or with them.
+    Skills(Tuned),
     /// Weights of the library's experts.
     Composition(Composition),
 }
@@ -23,6 +26,11 @@ pub const METHODS: &[(&str, &str)] = &[
     ("no_library", "train an adapter from scratch, which needs no --library"),
     ("mean", "train from the mean of the library's experts (µ of https://arxiv.org/abs/2405.11157)"),
     ("shared[:NAME]", "train from an expert of all tasks, `joint` or the one named (https://arxiv.org/abs/2405.11157)"),
+    (
+        "poly",
+        "tune all experts of the library and their routing together; the skills of --poly, where there are such (https://arxiv.org/abs/2202.13914)",
+    ),
+    ("poly_z", "fit the routing alone, at routing_learning_rate (PolyZ of https://arxiv.org/abs/2405.11157)"),
     (
         "lorahub[:mode=greedy,rows=5,experts=3]",
         "weigh few experts by a few rows; mode=as-published,budget=40: the authors' search (https://arxiv.org/abs/2307.13269)",
@@ -40,6 +48,8 @@ impl Method {
             Self::NoLibrary => "no_library",
             Self::Mean => "mean",
             Self::Shared(_) => "shared",
+            Self::Skills(Tuned::All) => "poly",
+            Self::Skills(Tuned::Routing) => "poly_z",
             Self::Composition(Composition::LoraHub(_)) => "lorahub",
             Self::Composition(Composition::Cat(_)) => "cat",
         }
@@ -75,8 +85,12 @@ impl FromStr for Method {
             ("mean", None) => Ok(Self::Mean),
             ("shared", None) => Ok(Self::Shared(None)),
             ("shared", Some(expert)) if !expert.is_empty() => Ok(Self::Shared(Some(expert.to_owned()))),
+            ("poly", None) => Ok(Self::Skills(Tuned::All)),
+            ("poly_z", None) => Ok(Self::Skills(Tuned::Routing)),
             ("lorahub" | "cat", _) => text.parse().map(Self::Composition).map_err(|e: RouteError| e.to_string()),
-            ("no_library" | "mean" | "shared", _) => Err(format!("{name} has no settings; found {text:?}")),
+            ("no_library" | "mean" | "shared" | "poly" | "poly_z", _) => {
+                Err(format!("{name} has no settings; found {text:?}"))
+            }
             _ => {
                 let known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
                 Err(format!("unknown method {name:?}; known are: {}", known.join(", ")))

@@ -4,4 +4,5 @@
 pub mod check;
 pub mod compose;
 pub mod method;
+pub mod skills;
 pub mod start;

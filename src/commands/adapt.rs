@@ -3,6 +3,7 @@
 use crate::adapt::check;
 use crate::adapt::compose::compose;
 use crate::adapt::method::{METHODS, Method};
+use crate::adapt::skills::Skills;
 use crate::adapt::start;
 use crate::base_source::BaseSource;
 use crate::context::Context;
@@ -18,7 +19,7 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_route::Composition;
 use lorakit_task::Task;
-use lorakit_train::{Job, Settings, Start};
+use lorakit_train::{Job, Settings, Start, Tuned};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -150,6 +151,8 @@ fn same_folder(out: &std::path::Path, opened: &Opened) -> bool {
 enum Way<'a> {
     /// Trains adapters, from a start where there is one.
     Train(Box<Settings>, Option<Start>),
+    /// Fits the routing of skills, and the skills or not.
+    Route(Box<Settings>, Tuned, Skills, &'a Opened),
     /// Weighs experts.
     Compose(&'a Composition, &'a Opened),
 }
@@ -161,6 +164,11 @@ impl AdaptArgs {
             Method::NoLibrary => None,
             Method::Mean => Some(start::mean(opened()?)?),
             Method::Shared(name) => Some(start::shared(opened()?, name.as_deref())?),
+            Method::Skills(tuned) => {
+                let skills = Skills::of(opened()?)?;
+                let settings = self.settings.over(skills.settings()?)?;
+                return Ok(Way::Route(Box::new(settings), *tuned, skills, opened()?));
+            }
             Method::Composition(composition) => {
                 composition.check(&opened()?.experts)?;
                 return Ok(Way::Compose(composition, opened()?));
@@ -178,13 +186,17 @@ impl AdaptArgs {
         let plans = plan::private(tasks);
         let defaults = Settings::default();
         let settings = match &way {
-            Way::Train(settings, _) => settings,
+            Way::Train(settings, _) | Way::Route(settings, ..) => settings,
             Way::Compose(..) => &defaults,
         };
         let jobs = self.part(jobs(&plans, world.base, world.vocabulary, settings, world.context)?);
         match &way {
             Way::Compose(composition, opened) => {
                 Ok(composed(tasks, compose(world, composition, opened, out, &plans, jobs)?))
+            }
+            Way::Route(settings, tuned, skills, opened) => {
+                let found = skills.adapt(world, *tuned, opened, out, (&plans, jobs), settings)?;
+                Ok(routed(tasks, found))
             }
             Way::Train(settings, start) => {
                 let jobs = jobs.into_iter().map(|job| Job { start: start.clone(), ..job }).collect();
@@ -207,6 +219,23 @@ impl AdaptArgs {
             job
         };
         jobs.into_iter().map(part).collect()
+    }
+}
+
+/// What is told of a routing that was fitted.
+fn routed(tasks: &[Task], found: Vec<Value>) -> Adapted {
+    let line = |(task, found): (&Task, &Value)| {
+        let losses = found["train"].as_array().map_or(&[][..], Vec::as_slice);
+        let loss = |loss: Option<&Value>| number(loss.and_then(Value::as_f64), 4);
+        vec![task.name.clone(), losses.len().to_string(), loss(losses.first()), loss(losses.last())]
+    };
+    let text = table(["task", "steps", "first train loss", "last"], tasks.iter().zip(&found).map(line));
+    let named = |(task, found): (&Task, Value)| json!({ "task": task.name, "fit": found });
+    Adapted {
+        finished: tasks.iter().map(|task| task.name.clone()).collect(),
+        text,
+        document: tasks.iter().zip(found).map(named).collect(),
+        outcome: Ok(()),
     }
 }
 
