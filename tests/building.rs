@@ -1,6 +1,6 @@
 //! Ways of building a library beside one expert per task: all weights, both stages of MBC, random examples, skills with
 //! routing (Poly, MHR), and clusters by embedding, through the binary, on the base inside it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

@@ -1,5 +1,5 @@
 //! The method from tasks to scores, through the binary, on a small real base.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

@@ -1,5 +1,5 @@
 //! What goes wrong, how the process ends, and what the user is told.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

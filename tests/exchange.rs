@@ -1,5 +1,5 @@
 //! `library import` and `library export`: adapters of other programs in, Hugging Face repositories out.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

@@ -1,5 +1,5 @@
 //! `merge` and `verify` through the binary: every form of base, f32 and 16 bits, adapters and whole models.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

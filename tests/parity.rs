@@ -1,5 +1,5 @@
 //! The binary against PEFT and transformers: logits of small random bases under adapters and routers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

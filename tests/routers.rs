@@ -1,5 +1,5 @@
 //! Routers that learn, through the binary: what they learn from, and what the library keeps of it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

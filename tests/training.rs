@@ -1,5 +1,5 @@
 //! Training against PyTorch: losses, gradient norms and the final adapter of a short run, alone and in company.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

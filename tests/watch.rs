@@ -1,5 +1,5 @@
 //! Training that goes wrong is noticed, and told at the end.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 

@@ -65,6 +65,7 @@ impl Ran {
 }
 
 /// A path of the shared material; None, with a notice, where it is absent.
+#[allow(clippy::print_stderr)]
 pub fn shared(path: &str) -> Option<PathBuf> {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
     if !found.exists() {

@@ -60,7 +60,7 @@ fn the_oracle_must_be_told_the_task() {
 #[test]
 fn settings_that_are_not_known_are_refused_with_those_that_are() {
     let parse = |text: &str| text.parse::<Router>();
-    refused(parse("arow"), &["arow", "base, oracle, uniform, arrow, expert"]);
+    refused(parse("arow"), &["arow", "known are: base, oracle, uniform, arrow, ", ", expert"]);
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
     refused(parse("arrow:top_k=0"), &["at least 1"]);
     refused(parse("arrow:temperature=0"), &["above zero"]);
@@ -82,7 +82,8 @@ fn what_is_listed_is_what_is_parsed() {
         };
         let router: Router = text.parse().unwrap();
         assert_eq!(router.name(), about.name);
-        assert_eq!(router.to_string(), text);
+        // What is written out may leave out a setting that is not in use, and is the same router.
+        assert_eq!(router.to_string().parse::<Router>().unwrap(), router);
         assert_eq!(router.describe(), about.to_string());
         if about.name != "expert" {
             assert_eq!(about.name.parse::<Router>().unwrap(), router, "the defaults of {}", about.name);
