@@ -150,7 +150,7 @@ fn same_folder(out: &std::path::Path, opened: &Opened) -> bool {
 /// What a method does.
 enum Way<'a> {
     /// Trains adapters, from a start where there is one.
-    Train(Box<Settings>, Option<Start>),
+    Train(Box<Settings>, Option<Box<Start>>),
     /// Fits the routing of skills, and the skills or not.
     Route(Box<Settings>, Tuned, Skills, &'a Opened),
     /// Weighs experts.
@@ -178,7 +178,7 @@ impl AdaptArgs {
         if let Some(start) = &start {
             start::ensure_form(start, &settings)?;
         }
-        Ok(Way::Train(Box::new(settings), start))
+        Ok(Way::Train(Box::new(settings), start.map(Box::new)))
     }
 
     /// Makes an adapter for each task.
@@ -199,7 +199,7 @@ impl AdaptArgs {
                 Ok(routed(tasks, found))
             }
             Way::Train(settings, start) => {
-                let jobs = jobs.into_iter().map(|job| Job { start: start.clone(), ..job }).collect();
+                let jobs = jobs.into_iter().map(|job| Job { start: start.as_deref().cloned(), ..job }).collect();
                 let trained = world.train_jobs(Made::Experts, out, &plans, jobs, settings)?;
                 Ok(Adapted {
                     finished: trained.finished().map(str::to_owned).collect(),
