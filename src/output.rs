@@ -99,6 +99,11 @@ fn is_number(cell: &str) -> bool {
 /// What stands where there is no value.
 pub const ABSENT: &str = "–";
 
+/// A line of `--help` that is as long as it needs to be: what is typed, and below it what that does.
+pub fn entry(typed: &str, what: &str) -> String {
+    format!("  {typed}\n      {what}")
+}
+
 /// A value with `digits` behind the point, or the sign of none.
 pub fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| ABSENT.to_owned(), |value| format!("{value:.digits$}"))

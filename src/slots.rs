@@ -3,6 +3,7 @@
 use crate::base_source::Located;
 use crate::context::Context;
 use crate::experts;
+use crate::output::entry;
 use crate::routing::{Filling, FitArgs, Routing};
 use crate::tasks::DataArgs;
 use anyhow::{Context as _, Result};
@@ -32,7 +33,7 @@ pub struct SlotArgs {
 
 /// The routers, for --help.
 pub fn routers() -> String {
-    let lines = ROUTERS.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
+    let lines = ROUTERS.iter().map(|about| entry(&about.typed(), about.summary)).collect::<Vec<_>>();
     format!("Routers, with their settings and defaults:\n{}", lines.join("\n"))
 }
 

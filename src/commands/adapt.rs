@@ -9,7 +9,7 @@ use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::lock::lock;
-use crate::output::{counted, number, table};
+use crate::output::{counted, entry, number, table};
 use crate::plan::{self, jobs};
 use crate::settings::SettingArgs;
 use crate::tasks::{self, TaskArgs};
@@ -29,7 +29,7 @@ use std::str::FromStr;
 #[derive(Args, Debug)]
 #[command(after_help = methods())]
 pub struct AdaptArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
@@ -81,7 +81,7 @@ impl Fraction {
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
-    let lines: Vec<String> = METHODS.iter().map(|(name, what)| format!("  {name}  {what}")).collect();
+    let lines: Vec<String> = METHODS.iter().map(|(name, what)| entry(name, what)).collect();
     format!("Methods, with their settings and defaults:\n{}", lines.join("\n"))
 }
 

@@ -35,7 +35,7 @@ pub struct WriteArgs {
 /// The arguments of `base info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// A model folder or hub:ORG/NAME[@REV]
+    /// A model folder, hub:ORG/NAME[@REV], or pico
     #[arg(value_name = "B")]
     base: BaseSource,
     /// Tell the memory under this setting of training

@@ -21,7 +21,7 @@ const LEADING: usize = 3;
 /// The arguments of `explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// The base: a model folder or hub:ORG/NAME[@REV]
+    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// The library of experts

@@ -5,7 +5,7 @@ use crate::composition::{self, Ground, fit_weights};
 use crate::context::Context;
 use crate::merge_record::{self, Fit, MergeRecord, MergedBase, RECORD_FILE};
 use crate::merged_base;
-use crate::output::{counted, number, table};
+use crate::output::{counted, entry, number, table};
 use crate::tasks::{self, DataArgs};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -146,8 +146,8 @@ impl MergeArgs {
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
-    let lines = MERGES.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
-    let fitted = COMPOSITIONS.iter().map(|about| format!("  {about}")).collect::<Vec<_>>();
+    let lines = MERGES.iter().map(|about| entry(&about.typed(), about.summary)).collect::<Vec<_>>();
+    let fitted = COMPOSITIONS.iter().map(|about| entry(&about.typed(), about.summary)).collect::<Vec<_>>();
     format!(
         "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to rows of --fit, and need \
          --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \

@@ -121,10 +121,17 @@ pub const ROUTERS: &[About] = &[
     About { name: "expert", settings: "NAME", summary: "one expert, verbatim" },
 ];
 
+impl About {
+    /// The name with all settings at their defaults, as it can be typed.
+    pub fn typed(&self) -> String {
+        let colon = if self.settings.is_empty() { "" } else { ":" };
+        format!("{}{colon}{}", self.name, self.settings)
+    }
+}
+
 impl fmt::Display for About {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let colon = if self.settings.is_empty() { "" } else { ":" };
-        write!(f, "{}{colon}{}  {}", self.name, self.settings, self.summary)
+        write!(f, "{}  {}", self.typed(), self.summary)
     }
 }
 

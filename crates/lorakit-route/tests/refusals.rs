@@ -75,12 +75,7 @@ fn settings_that_are_not_known_are_refused_with_those_that_are() {
 #[test]
 fn what_is_listed_is_what_is_parsed() {
     for about in ROUTERS {
-        let text = if about.settings.is_empty() {
-            about.name.to_owned()
-        } else {
-            format!("{}:{}", about.name, about.settings)
-        };
-        let router: Router = text.parse().unwrap();
+        let router: Router = about.typed().parse().unwrap();
         assert_eq!(router.name(), about.name);
         // What is written out may leave out a setting that is not in use, and is the same router.
         assert_eq!(router.to_string().parse::<Router>().unwrap(), router);

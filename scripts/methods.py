@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Every way of building, routing and reusing a library, side by side on suite:skills over pico.
+
+Three tables: libraries and routers on the tasks that were trained and on the held-out ones; clusters against the known
+families; and adaptation to each held-out task from a tenth of its rows and from all. Cells are means over tasks, and over
+seeds with the standard error of the mean over them; a seed decides the suite, the training and the clusters.
+
+    scripts/methods.py --lorakit target/release/lorakit --out /tmp/methods --seeds 0 1 2
+
+What is in --out already is not done again. Two skills at once are the matter of compositions.py.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+from collections import Counter
+from math import comb
+
+FAMILIES = 8
+STEPS = 40
+TRAINING = ["learning_rate=1e-2", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
+# Library: how it is built, and the routers that it is scored under.
+ALONE = ["uniform", "arrow", "oracle"]
+LIBRARIES = {
+    "private": (
+        [],
+        ["base", "uniform", "uniform:mixing=separate", "arrow", "arrow:top_k=1", "arrow:top_k=32", "arrow:mixing=separate"]
+        + ["cm", "phatgoose", "tp", "evidence", "oracle"],
+    ),
+    "joint": (["--joint"], ["expert:joint"]),
+    "all weights": (["--full"], ["base"]),
+    "MBC, both stages": (["--mbc", FAMILIES], ALONE),
+    "MBC on deltas": (["--clusters", "delta"], ALONE),
+    "clusters by embedding": (["--clusters", "embedding"], ALONE),
+    "random tasks": (["--clusters", "random"], ALONE),
+    "random examples": (["--random-examples", FAMILIES], ["uniform", "arrow"]),
+    "Poly": (["--poly", FAMILIES], ["poly:unseen=mean", "poly"]),
+    "MHR": (["--mhr", FAMILIES], ["mhr:unseen=mean", "mhr"]),
+    "private, 5 steps": (["--set", "max_steps=5"], ["uniform", "arrow", "arrow:top_k=1", "tp", "evidence", "oracle"]),
+}
+CLUSTERS = {
+    "MBC, parameters (as published)": ["--space", "parameters"],
+    "MBC, change": ["--space", "change"],
+    "MBC, delta": ["--space", "delta"],
+    "embedding": ["--method", "embedding"],
+    "random": ["--method", "random"],
+}
+# Adaptation: the method and the library that it starts from.
+ADAPTATIONS = {
+    "no library": ("no_library", None),
+    "mean of private": ("mean", "private"),
+    "mean of MBC": ("mean", "MBC on deltas"),
+    "shared (joint)": ("shared", "joint"),
+    "Poly": ("poly", "Poly"),
+    "Poly-z": ("poly_z", "Poly"),
+    "LoraHub": ("lorahub", "private"),
+    "LoraHub as published": ("lorahub:mode=as-published", "private"),
+    "CAT": ("cat", "private"),
+}
+
+
+class Seed:
+    """The commands of one seed, in one folder."""
+
+    def __init__(self, binary, out, seed, limit):
+        self.binary, self.seed, self.limit = binary, str(seed), str(limit)
+        self.suite, self.out = f"suite:skills@{seed}", out / f"seed-{seed}"
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def lorakit(self, *arguments):
+        command = [self.binary, *map(str, arguments), "--seed", self.seed, "--json", "-q"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+        return json.loads(done.stdout)
+
+    def once(self, name, make):
+        """What `make` returns, from the file `name` where it was made before."""
+        file = self.out / f"{safe(name)}.json"
+        if not file.exists():
+            file.write_text(json.dumps(make()))
+        return json.loads(file.read_text())
+
+    def clusters(self, name):
+        file = self.out / f"{safe(name)}.clusters.json"
+        if not file.exists():
+            tasks = ["--base", "pico", "--tasks", self.suite] if name == "embedding" else []
+            how = ["--library", self.library("private"), "-k", FAMILIES, "--out", file]
+            self.lorakit("cluster", *how, *CLUSTERS[name], *tasks)
+        return file
+
+    def library(self, name):
+        how, _ = LIBRARIES[name]
+        if how and how[0] == "--clusters":
+            method = {"delta": "MBC, delta"}.get(how[1], how[1])
+            how = ["--clusters", self.clusters(method)]
+        library = self.out / safe(name)
+        steps = [] if "--set" in how else ["--set", f"max_steps={STEPS}"]
+        self.lorakit("train-experts", "--base", "pico", "--tasks", self.suite, "--library", library, *how, *steps,
+                     "--set", *TRAINING)  # fmt: skip
+        return library
+
+    def scores(self, name, router, part):
+        """Mean exact match in percent and loss over the tasks of a part of the suite."""
+
+        def make():
+            library = self.library(name)
+            base = library / "models/full" if name == "all weights" else "pico"
+            experts = [] if router == "base" else ["--library", library]
+            return self.lorakit("eval", "--base", base, *experts, "--tasks", self.suite + part, "--router", router,
+                                "--limit", self.limit)["results"][router]  # fmt: skip
+
+        return mean(self.once(f"eval {name} {router} {part}", make))
+
+    def index(self, name):
+        """The adjusted Rand index with the families, which tasks are named after."""
+        members = json.loads(self.clusters(name).read_text())["clusters"]
+        found = {task: cluster for cluster, tasks in members.items() for task in tasks}
+        return adjusted_rand_index([(cluster, task.split("_")[0]) for task, cluster in found.items()])
+
+    def adaptation(self, name, fraction):
+        method, library = ADAPTATIONS[name]
+
+        def make():
+            start = ["--library", self.library(library)] if library else []
+            trained = method in ("no_library", "mean", "shared", "poly", "poly_z")
+            training = ["--set", f"max_steps={STEPS}", *TRAINING] if trained else []
+            out = self.out / safe(f"adapted {name} {fraction}")
+            return self.lorakit("adapt", "--base", "pico", *start, "--tasks", self.suite + "/heldout", "--method", method,
+                                "--fraction", fraction, "--limit", self.limit, "--out", out, *training)["check"]["adapted"]  # fmt: skip
+
+        return mean(self.once(f"adapt {name} {fraction}", make))
+
+
+def adjusted_rand_index(pairs):
+    """Of two groupings, given as a pair of groups for each item (Hubert and Arabie, 1985)."""
+    both, ours, theirs = (sum(comb(n, 2) for n in Counter(of).values()) for of in (pairs, *zip(*pairs)))
+    expected = ours * theirs / comb(len(pairs), 2)
+    return (both - expected) / ((ours + theirs) / 2 - expected)
+
+
+def mean(tasks):
+    of = [task["metrics"] for task in tasks.values()]
+    return [statistics.mean(scale * m[key]["value"] for m in of) for key, scale in (("exact_match", 100), ("loss", 1))]
+
+
+def safe(name):
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def cell(values, digits):
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ±{statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
+
+
+def cells(seeds, score):
+    """Exact match and loss over the seeds."""
+    match, loss = zip(*map(score, seeds))
+    return f"{cell(match, 1)} | {cell(loss, 2)}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lorakit", default="target/release/lorakit")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--limit", type=int, default=24, help="test rows of a task")
+    arguments = parser.parse_args()
+    seeds = [Seed(arguments.lorakit, arguments.out, seed, arguments.limit) for seed in arguments.seeds]
+
+    print("| library | router | trained: exact match, % | loss | held out: exact match, % | loss |\n|---|---|---|---|---|---|")
+    for name, (_, routers) in LIBRARIES.items():
+        for router in routers:
+            trained = cells(seeds, lambda seed: seed.scores(name, router, ""))
+            known = router != "oracle"
+            held_out = cells(seeds, lambda seed: seed.scores(name, router, "/heldout")) if known else "- | -"
+            print(f"| {name} | `{router}` | {trained} | {held_out} |", flush=True)
+
+    print("\n| clusters | adjusted Rand index |\n|---|---|")
+    for name in CLUSTERS:
+        print(f"| {name} | {cell([seed.index(name) for seed in seeds], 2)} |", flush=True)
+
+    print("\n| adapted to held-out tasks | a tenth of the rows: exact match, % | loss | all rows | loss |\n|---|---|---|---|---|")
+    for name in ADAPTATIONS:
+        found = [cells(seeds, lambda seed: seed.adaptation(name, fraction)) for fraction in (0.1, 1)]
+        print(f"| {name} | {' | '.join(found)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
