@@ -105,15 +105,20 @@ pub fn clusters(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// A library's own files: the first byte says which one the others are.
+/// A library's own files: the first byte says which one the others are, or which part of it is a link that leads out.
 pub fn library(folder: &Path, bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     let (root, outside) = (folder.join("library"), folder.join("outside"));
-    put(&outside.join("kept"), b"kept");
+    // A lock removes what has the second name, but not outside.
+    let kept = ["kept", ".new-kept"].map(|name| outside.join(name));
+    kept.iter().for_each(|file| put(file, b"kept"));
     put(&root.join("library.json"), br#"{"format": 1, "name": "l", "base": null}"#);
     put(&root.join("experts/e/expert.json"), b"{}");
     let file = ["library.json", "experts/e/expert.json", ".adding.json", "experts/e/adapter_config.json"];
     put(&root.join(file[usize::from(*which) % file.len()]), bytes);
+    let parts = ["experts", "models", "routers", "runs", ".lock"];
+    let link = parts.get(usize::from(which.wrapping_sub(b'a'))).map(|part| root.join(part));
+    link.iter().for_each(|link| lead(link, &outside));
     if let Ok(library) = Library::open(&root) {
         for name in library.expert_names().unwrap_or_default() {
             let _ = (library.record(&name), library.adapter(&name).is_ok());
@@ -122,7 +127,9 @@ pub fn library(folder: &Path, bytes: &[u8]) {
         let name = String::from_utf8_lossy(bytes);
         let _ = (library.contains(&name), library.adapter(&name).is_ok(), library.remove(&name).is_ok());
     }
-    assert!(outside.join("kept").exists() && folder.exists(), "something outside the library was touched");
+    let entries = fs::read_dir(&outside).map_or(0, Iterator::count);
+    assert!(entries == kept.len() && folder.exists(), "something outside the library was touched");
+    link.iter().for_each(|link| drop(fs::remove_file(link)));
 }
 
 fn load(file: &Path) {
@@ -130,6 +137,15 @@ fn load(file: &Path) {
     for task in Task::load(name, None).unwrap_or_default() {
         let _ = (task.rows(Split::All, None).is_ok(), task.sha256().len());
     }
+}
+
+/// Puts a link to `outside` in a place, where the system has links.
+fn lead(place: &Path, outside: &Path) {
+    let _ = (fs::remove_dir_all(place), fs::remove_file(place));
+    #[cfg(unix)]
+    let _ = std::os::unix::fs::symlink(outside, place);
+    #[cfg(not(unix))]
+    let _ = outside;
 }
 
 /// Writes a file, with the folders that it is in; a stranger's bytes may have taken them away before.

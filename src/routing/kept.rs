@@ -39,14 +39,14 @@ impl Origin {
         Ok(Self { name: router.name(), hash: sha256(document.to_string().as_bytes()), document })
     }
 
-    fn folder(&self, library: &Library) -> PathBuf {
-        library.routers_folder().join(format!("{}-{}", self.name, &self.hash[..16]))
+    fn folder(&self, library: &Library) -> Result<PathBuf> {
+        library.router_folder(&format!("{}-{}", self.name, &self.hash[..16]))
     }
 }
 
 /// What was kept of this origin; none where there is nothing, or nothing whole.
 pub fn read(library: &Library, origin: &Origin) -> Result<Option<Learned>> {
-    let folder = origin.folder(library);
+    let folder = origin.folder(library)?;
     let Ok(text) = fs::read_to_string(folder.join(RECORD)) else { return Ok(None) };
     let Ok(bytes) = fs::read(folder.join(WEIGHTS)) else { return Ok(None) };
     let record: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -67,7 +67,7 @@ pub fn write(library: &Library, origin: &Origin, learned: &Learned) -> Result<()
     let _lock = library.lock()?;
     let routers = library.routers_folder();
     fs::create_dir_all(&routers).with_context(|| routers.display().to_string())?;
-    persist::replace_folder(&origin.folder(library), |folder: &Path| {
+    persist::replace_folder(&origin.folder(library)?, |folder: &Path| {
         persist::write_file(&folder.join(WEIGHTS), &bytes)?;
         persist::write_file(&folder.join(RECORD), format!("{}\n", serde_json::to_string_pretty(&record)?).as_bytes())
     })

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
+use crate::lock::LOCK_FILE;
+use crate::models::MODELS;
 use crate::nearest::nearest;
 use crate::peft_folder::WEIGHTS_FILE;
 use crate::persist;
@@ -21,6 +23,10 @@ const INDEX_FILE: &str = "library.json";
 const RECORD_FILE: &str = "expert.json";
 pub(crate) const EXPERTS: &str = "experts";
 const ROUTERS: &str = "routers";
+pub(crate) const RUNS: &str = "runs";
+
+/// All that is written in a library's folder, the index aside: that is renamed into its place, over a link too.
+const PLACES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
 
 /// An opened library. Opening and listing read no weights.
 ///
@@ -44,7 +50,8 @@ impl Library {
     /// Opens the library at `root`.
     ///
     /// # Errors
-    /// If there is none, or it was written by a newer version of the format.
+    /// If there is none, it was written by a newer version of the format, or a part of it is a link, which may lead
+    /// anywhere.
     pub fn open(root: &Path) -> Result<Self> {
         let file = root.join(INDEX_FILE);
         ensure!(
@@ -60,7 +67,7 @@ impl Library {
             file.display(),
             index.format
         );
-        ensure_no_link(&root.join(EXPERTS))?;
+        ensure_no_links(root)?;
         Ok(Self { root: root.to_owned(), index })
     }
 
@@ -75,6 +82,7 @@ impl Library {
             return Ok(library);
         }
         ensure_empty(root)?;
+        ensure_no_links(root)?;
         fs::create_dir_all(root.join(EXPERTS)).with_context(|| format!("{}: cannot be made", root.display()))?;
         // Another process may be making the same library: whoever comes second finds it made.
         let _alone = crate::lock::alone(root)?;
@@ -115,6 +123,32 @@ impl Library {
     /// The folder of what routers learned; it need not exist.
     pub fn routers_folder(&self) -> PathBuf {
         self.root.join(ROUTERS)
+    }
+
+    /// Where what the router `name` learned is or would be.
+    ///
+    /// # Errors
+    /// If the name is none for a folder, or the folder is a link.
+    pub fn router_folder(&self, name: &str) -> Result<PathBuf> {
+        self.own_folder(ROUTERS, name)
+    }
+
+    /// Where the run `id` is or would be.
+    ///
+    /// # Errors
+    /// If `id` is no name for a folder, or the folder is a link.
+    pub fn run_folder(&self, id: &str) -> Result<PathBuf> {
+        self.own_folder(RUNS, id)
+    }
+
+    /// The folder `name` in a folder of the library, neither of them a link.
+    pub(crate) fn own_folder(&self, within: &str, name: &str) -> Result<PathBuf> {
+        ensure_expert_name(name)?;
+        let within = self.root.join(within);
+        ensure_no_link(&within)?;
+        let folder = within.join(name);
+        ensure_no_link(&folder)?;
+        Ok(folder)
     }
 
     /// The library's name.
@@ -255,10 +289,18 @@ fn ensure_empty(root: &Path) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn ensure_no_links(root: &Path) -> Result<()> {
+    PLACES.iter().try_for_each(|place| ensure_no_link(&root.join(place)))
+}
+
 /// That what is in a library is in its folder: a link would have others' files changed, or read.
 pub(crate) fn ensure_no_link(path: &Path) -> Result<()> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
-    ensure!(!is_link, "{}: found a link; expected a folder: lorakit follows no links out of a library", path.display());
+    ensure!(
+        !is_link,
+        "{}: found a link; lorakit follows no links out of a library: put there what it leads to",
+        path.display()
+    );
     Ok(())
 }
 

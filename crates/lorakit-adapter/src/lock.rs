@@ -5,12 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::library::{EXPERTS, Library};
+use crate::library::{EXPERTS, Library, RUNS, ensure_no_link, ensure_no_links};
 use crate::models::MODELS;
 use crate::persist;
 
-const LOCK_FILE: &str = ".lock";
-const RUNS: &str = "runs";
+pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// The right to change a library, given back when dropped or when the process ends.
 #[derive(Debug)]
@@ -45,6 +44,8 @@ impl Library {
     }
 
     fn settled(&self, file: File) -> Result<LibraryLock> {
+        // Again: what a link that came since leads to is not ours to tidy.
+        ensure_no_links(self.root())?;
         let folders = [self.root().join(EXPERTS), self.root().join(MODELS), self.routers_folder()];
         for folder in std::iter::once(self.root().to_owned()).chain(folders) {
             if folder.is_dir() {
@@ -64,6 +65,7 @@ impl Library {
 /// The file whose lock is the library's; nothing is ever written to it.
 fn lock_file(root: &Path) -> Result<File> {
     let path = root.join(LOCK_FILE);
+    ensure_no_link(&path)?;
     let open = OpenOptions::new().create(true).append(true).open(&path);
     open.with_context(|| format!("{}: the library cannot be changed", path.display()))
 }

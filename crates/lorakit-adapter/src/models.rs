@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::expert::{ExpertRecord, ensure_expert_name};
-use crate::library::{Library, ensure_no_link, is_hidden, read_json, write_json};
+use crate::library::{Library, is_hidden, read_json, write_json};
 use crate::persist;
 use crate::sha256::sha256_of_file;
 
@@ -51,11 +51,7 @@ impl Library {
     /// # Errors
     /// If the name is none for a folder, or the folder is a link.
     pub fn model_folder(&self, name: &str) -> Result<PathBuf> {
-        ensure_expert_name(name)?;
-        ensure_no_link(&self.root().join(MODELS))?;
-        let folder = self.root().join(MODELS).join(name);
-        ensure_no_link(&folder)?;
-        Ok(folder)
+        self.own_folder(MODELS, name)
     }
 
     /// How the model `name` came about, where that is recorded.

@@ -8,7 +8,6 @@ use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{ExpertRecord, Library, Matrix, persist};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 const RECORD: &str = "router.json";
 const WEIGHTS: &str = "router.safetensors";
@@ -43,17 +42,13 @@ pub fn skill_names(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|skill| format!("{name}_{skill}")).collect()
 }
 
-fn folder(library: &Library, name: &str) -> PathBuf {
-    library.routers_folder().join(name)
-}
-
 /// The routing of that name; None where the library has none.
 ///
 /// # Errors
 /// Where its files cannot be read or contradict each other.
 pub fn read(library: &Library, name: &str) -> Result<Option<KeptRouting>> {
     let Some(description) = describe(library, name)? else { return Ok(None) };
-    let path = folder(library, name).join(WEIGHTS);
+    let path = library.router_folder(name)?.join(WEIGHTS);
     let place = || path.display().to_string();
     let bytes = std::fs::read(&path).with_context(place)?;
     ensure!(
@@ -80,7 +75,7 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
 }
 
 fn describe(library: &Library, name: &str) -> Result<Option<Description>> {
-    let path = folder(library, name).join(RECORD);
+    let path = library.router_folder(name)?.join(RECORD);
     if !path.is_file() {
         return Ok(None);
     }
@@ -106,7 +101,7 @@ pub fn write(library: &Library, name: &str, stack: &SkillStack, tasks: &[String]
     };
     let routers = library.routers_folder();
     std::fs::create_dir_all(&routers).with_context(|| routers.display().to_string())?;
-    persist::replace_folder(&folder(library, name), |folder| {
+    persist::replace_folder(&library.router_folder(name)?, |folder| {
         persist::write_file(&folder.join(WEIGHTS), &bytes)?;
         let text = serde_json::to_string_pretty(&description)?;
         persist::write_file(&folder.join(RECORD), format!("{text}\n").as_bytes())

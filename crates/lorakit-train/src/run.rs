@@ -331,7 +331,7 @@ impl<'a> Run<'a> {
     fn open(work: Work<'a>, options: &Options, kept: &[String]) -> Result<Self> {
         // The finished ones count too: what is the same command must not depend on how far it came.
         let id = &hash(&Value::Array(work.identities.clone()))[..12];
-        let folder = work.library.root().join("runs").join(id);
+        let folder = work.library.run_folder(id)?;
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
         let path = folder.join("run.json");
         let mut manifest = match path.exists() {

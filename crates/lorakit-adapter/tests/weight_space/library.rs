@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use lorakit_adapter::sha256::sha256_of_file;
 use lorakit_adapter::{Adapter, BaseIdentity, ExpertRecord, Library, TaskRecord, WEIGHTS_FILE};
@@ -220,6 +221,50 @@ fn links_are_not_followed_out_of_a_library() {
     fs::rename(root.join("experts"), temporary.path().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(temporary.path().join("elsewhere"), root.join("experts")).unwrap();
     assert!(Library::open(&root).unwrap_err().to_string().contains("link"));
+}
+
+#[cfg(unix)]
+#[test]
+fn no_part_of_a_library_leads_out_of_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let outside = temporary.path().join("outside");
+    fs::create_dir_all(&outside).unwrap();
+    // What a lock would tidy away, were it the library's.
+    fs::write(outside.join(".new-mine"), "mine").unwrap();
+    let link = |root: &Path, part: &str| std::os::unix::fs::symlink(&outside, root.join(part)).unwrap();
+    let told = |part: &str, message: String| assert!(message.contains(part) && message.contains("a link"), "{message}");
+    for part in ["experts", "models", "routers", "runs", ".lock"] {
+        let root = temporary.path().join(format!("opened-{part}"));
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("library.json"), r#"{"format": 1, "name": "l", "base": null}"#).unwrap();
+        link(&root, part);
+        told(part, format!("{:#}", Library::open(&root).unwrap_err()));
+        told(part, format!("{:#}", Library::open_or_create(&root, Some(&base("aa"))).unwrap_err()));
+
+        let root = temporary.path().join(format!("later-{part}"));
+        let library = Library::open_or_create(&root, None).unwrap();
+        let _ = (fs::remove_file(root.join(part)), fs::remove_dir_all(root.join(part)));
+        link(&root, part);
+        told(part, format!("{:#}", library.lock().unwrap_err()));
+    }
+    for hidden in ["experts", ".lock"] {
+        let root = temporary.path().join(format!("new-{hidden}"));
+        fs::create_dir(&root).unwrap();
+        std::os::unix::fs::symlink(outside.join("made"), root.join(hidden)).unwrap();
+        told(hidden, format!("{:#}", Library::open_or_create(&root, None).unwrap_err()));
+    }
+    let library = Library::open_or_create(&temporary.path().join("inner"), None).unwrap();
+    for part in ["routers", "runs", "models"] {
+        fs::create_dir(library.root().join(part)).unwrap();
+        link(library.root(), &format!("{part}/x"));
+    }
+    for refused in [library.router_folder("x"), library.run_folder("x"), library.model_folder("x")] {
+        told("/x", format!("{:#}", refused.unwrap_err()));
+    }
+    assert!(library.router_folder("../x").is_err() && library.run_folder("../x").is_err());
+    drop(library.lock().unwrap());
+    let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [".new-mine"], "what is outside stays as it was");
 }
 
 #[test]
