@@ -172,6 +172,8 @@ fn tied<'a>(path: &str, a: &'a BTreeMap<String, Matrix>, about: &About) -> Resul
 /// A stored matrix, turned as PEFT has it.
 fn transposed((shape, values): Dense) -> Result<Matrix> {
     let &[rows, columns] = shape.as_slice() else { bail!("found shape {shape:?}; expected two dimensions") };
-    let turned = (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns.max(1)).copied()).collect();
+    // No values fill [0, 2^62] too, and its columns would be gone through one by one.
+    ensure!(rows > 0 && columns > 0, "found shape {shape:?}; expected two dimensions above zero");
+    let turned = (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect();
     Matrix::new(columns, rows, turned)
 }

@@ -27,9 +27,10 @@ impl Pickler {
     }
 
     fn whole(&mut self, number: usize) -> &mut Self {
-        self.0.push(b'J');
-        self.0.extend((number as i32).to_le_bytes());
-        self
+        match i32::try_from(number) {
+            Ok(number) => self.codes(b"J").codes(&number.to_le_bytes()),
+            Err(_) => self.codes(b"\x8a\x08").codes(&number.to_le_bytes()),
+        }
     }
 
     fn float(&mut self, number: f64) -> &mut Self {
@@ -220,6 +221,8 @@ fn tensors_that_claim_more_than_is_there_are_refused() {
         ([1 << 15, 1 << 15], [0, 0], "claim 1073741824 values"),
         ([i32::MAX as usize; 2], [1, 1], "claim"),
         ([2, 2], [1 << 30, 1], "m.q.lora_b"),
+        ([0, 1 << 62], [1, 1], "`m.q.lora_b`: found shape [0, 4611686018427387904]"),
+        ([1 << 62, 0], [1, 1], "above zero"),
         ([4, 4], [4, 1], "does not fit 8 values"),
     ] {
         let mut pickle = Pickler::new();
