@@ -92,7 +92,7 @@ impl About {
             let found =
                 within(key).with_context(|| format!("no `{key}` in expert_config; expected the expert of a LoRA"))?;
             let number = pickle.number(found).filter(|number| number.is_finite() && *number > 0.0);
-            number.with_context(|| format!("`{key}` is {:?}; expected a number above zero", pickle.value(found)))
+            number.with_context(|| format!("`{key}` is {}; expected a number above zero", pickle.value(found)))
         };
         let text = |place: Option<Place>| place.and_then(|place| pickle.text(place)).filter(|text| !text.is_empty());
         let tasks = text(pickle.get(root, "expert_task_name")).into_iter().flat_map(|tasks| tasks.split(','));

@@ -2,8 +2,10 @@
 //!
 //! A pickle is a program for a stack machine (<https://docs.python.org/3/library/pickletools.html>). This one runs it
 //! over an arena: what would be an import becomes a name, what would be a call becomes a note of who was to be called
-//! with what. Values refer to each other by their places, so that shared, nested or circular ones cost no more than
-//! the bytes that made them.
+//! with what. Values refer to each other by their places, so that shared, nested or circular ones are there once. Each
+//! takes some dozen bytes for the one that made it, so that how many there may be has a bound.
+
+use std::fmt;
 
 use anyhow::Result;
 
@@ -34,6 +36,25 @@ pub(crate) enum Value {
     },
     /// What is kept outside of the pickle, as a tensor's storage.
     Persistent(Place),
+}
+
+/// What it is, for a message: never what it holds, which may be a million values or as many bytes.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Bool(truth) => write!(f, "{truth}"),
+            Self::Int(number) => write!(f, "{number}"),
+            Self::Float(number) => write!(f, "{number}"),
+            Self::Text(text) => write!(f, "a text of {} bytes", text.len()),
+            Self::List(items) => write!(f, "a list of {}", items.len()),
+            Self::Tuple(items) => write!(f, "a tuple of {}", items.len()),
+            Self::Dict(entries) => write!(f, "a dict of {}", entries.len()),
+            Self::Name(_) => f.write_str("a name"),
+            Self::Call { .. } => f.write_str("a call"),
+            Self::Persistent(_) => f.write_str("a storage"),
+        }
+    }
 }
 
 /// A pickle that was read.
@@ -162,8 +183,35 @@ mod tests {
         assert_eq!(Pickle::read(&doubling).unwrap().values.len(), 101);
         // So deeply nested that a recursive reader would end the process.
         let mut deep = vec![b']'; 1];
-        deep.extend(std::iter::repeat_n(0x85, 1 << 20));
+        deep.extend(std::iter::repeat_n(0x85, 1 << 19));
         deep.push(b'.');
         assert!(Pickle::read(&deep).is_ok());
+    }
+
+    #[test]
+    fn a_byte_that_makes_much_more_than_a_byte_has_a_bound() {
+        // Values, copies on the stack, marks and what is kept: each of one byte.
+        for code in [b'N', b'2', b'(', 0x94] {
+            let mut many = b"\x80\x02N".to_vec();
+            many.extend(std::iter::repeat_n(code, 2 << 20));
+            let error = format!("{:#}", Pickle::read(&many).unwrap_err());
+            assert!(error.contains("more than 1048576"), "{error}");
+        }
+        // A name is a new text of two that may be shared by many.
+        let mut long = b"\x80\x02X\0\x01\0\0".to_vec();
+        long.extend([b'm'; 256]);
+        long.extend(b"q\0h\0\x93.");
+        let error = format!("{:#}", Pickle::read(&long).unwrap_err());
+        assert!(error.contains("a text of 256 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_message_does_not_repeat_what_a_value_holds() {
+        let mut list = b"\x80\x02](".to_vec();
+        list.extend([b'N'; 1000]);
+        // A list as a dict.
+        list.extend(b"eNNs.");
+        let error = format!("{:#}", Pickle::read(&list).unwrap_err());
+        assert!(error.contains("a list of 1000") && error.len() < 200, "{error}");
     }
 }

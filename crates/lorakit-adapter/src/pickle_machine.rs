@@ -6,6 +6,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::pickle::{Place, Value};
 
+/// How many values there may be, and how many places on the stack, marks and kept places: a byte can make one. The state
+/// dict of a large model makes some thousand.
+const VALUE_LIMIT: usize = 1 << 20;
+
+/// The longest name of a module, or of what is in it, that is put together: each time from texts that may be shared.
+const NAME_LIMIT: usize = 128;
+
 /// The values that a pickle makes, and the place of the one that it is of.
 pub(crate) fn run(bytes: &[u8]) -> Result<(Vec<Value>, Place)> {
     let (values, stack, marks) = (Vec::new(), Vec::new(), Vec::new());
@@ -29,6 +36,7 @@ impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Place> {
         loop {
             let [code] = self.take()?;
+            self.ensure_bounded()?;
             match code {
                 b'.' => return self.pop(),
                 0x80 => drop(self.take::<1>()?),
@@ -172,8 +180,8 @@ impl<'a> Machine<'a> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let text = |place: Place| match &self.values[place] {
-                    Value::Text(text) => Ok(text.clone()),
-                    other => bail!("{other:?} was to name something; expected a text"),
+                    Value::Text(text) if text.len() <= NAME_LIMIT => Ok(text.clone()),
+                    other => bail!("{other} was to name something; expected a text of at most {NAME_LIMIT} bytes"),
                 };
                 let name = format!("{}.{}", text(module)?, text(name)?);
                 self.push(Value::Name(name));
@@ -205,6 +213,16 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Looked at before each code, which makes one more at most.
+    fn ensure_bounded(&self) -> Result<()> {
+        let counts = [self.values.len(), self.stack.len(), self.marks.len(), self.memo.len()];
+        ensure!(
+            counts.iter().all(|count| *count < VALUE_LIMIT),
+            "more than {VALUE_LIMIT} values; expected those of a state dict"
+        );
+        Ok(())
+    }
+
     fn push(&mut self, value: Value) {
         self.stack.push(self.values.len());
         self.values.push(value);
@@ -231,7 +249,7 @@ impl<'a> Machine<'a> {
             Value::List(list) => list.extend(items),
             // A list of another kind, which only an import could know.
             Value::Call { .. } => {}
-            other => bail!("items were to be added to {other:?}"),
+            other => bail!("items were to be added to {other}"),
         }
         Ok(())
     }
@@ -243,7 +261,7 @@ impl<'a> Machine<'a> {
         match &mut self.values[top] {
             Value::Dict(entries) => entries.extend(pairs.iter().map(|[key, value]| (*key, *value))),
             Value::Call { .. } => {}
-            other => bail!("entries were to be added to {other:?}"),
+            other => bail!("entries were to be added to {other}"),
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A file of torch.save: a zip of one pickle and the bytes of its tensors, read as data.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
@@ -11,7 +12,11 @@ use zip::ZipArchive;
 use crate::pickle::{Pickle, Place, Value};
 
 /// The largest pickle that is read. Tensors lie beside it, so that of a large library has some hundred kilobytes.
-const PICKLE_LIMIT: u64 = 64 << 20;
+const PICKLE_LIMIT: u64 = 16 << 20;
+
+/// The most dimensions of a tensor, and the longest name of a storage: both are copied for each tensor, and may be shared.
+const DIMENSION_LIMIT: usize = 8;
+const STORAGE_NAME_LIMIT: usize = 128;
 
 /// How many values there may be for each byte of the file: a half of one, were nothing shared.
 const SHARED_LIMIT: u64 = 8;
@@ -61,15 +66,18 @@ impl TorchFile {
 
     /// The tensors of the dict at `place`, which holds nothing else, sorted by key.
     pub(crate) fn tensors(&mut self, place: Place) -> Result<Vec<(String, Dense)>> {
-        let mut stored = Vec::new();
+        // The last of a key counts, as in Python. Only then are keys copied: a long one may be shared by many.
+        let mut entries = BTreeMap::new();
         for (key, value) in self.pickle.entries(place) {
-            let key = self
-                .pickle
-                .text(*key)
-                .with_context(|| format!("a key is {:?}; expected a text", self.pickle.value(*key)))?;
-            let tensor = Stored::of(&self.pickle, *value).with_context(|| format!("`{key}`"))?;
-            stored.push((key.to_owned(), tensor));
+            let text = self.pickle.text(*key);
+            let text = text.with_context(|| format!("a key is {}; expected a text", self.pickle.value(*key)))?;
+            entries.insert(text, *value);
         }
+        let tensor = |(key, value): (&str, Place)| -> Result<(String, Stored)> {
+            let tensor = Stored::of(&self.pickle, value).with_context(|| format!("`{key}`"))?;
+            Ok((key.to_owned(), tensor))
+        };
+        let mut stored = entries.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
         let values = stored.iter().map(|(_, tensor)| tensor.count()).try_fold(0usize, |sum, n| sum.checked_add(n?));
         // Tensors may share their storage, as tied ones do, but not so that a small file fills the memory.
         ensure!(
@@ -152,24 +160,26 @@ impl Stored {
                 "torch.BFloat16Storage" => Kind::Brain,
                 other => bail!("values of `{other}`; expected floats"),
             },
-            other => bail!("values of {other:?}; expected floats"),
+            other => bail!("values of {other}; expected floats"),
         };
         let count = |place: Place| match pickle.value(place) {
             Value::Int(count) => usize::try_from(*count).ok().context("a negative size"),
-            other => bail!("a size is {other:?}"),
+            other => bail!("a size is {other}; expected a whole number"),
         };
         let counts = |place: Place| -> Result<Vec<usize>> {
-            pickle.tuple(place).context("sizes that are no tuple")?.iter().map(|place| count(*place)).collect()
+            let sizes = pickle.tuple(place).context("sizes that are no tuple")?;
+            ensure!(sizes.len() <= DIMENSION_LIMIT, "{} dimensions; expected at most {DIMENSION_LIMIT}", sizes.len());
+            sizes.iter().map(|place| count(*place)).collect()
         };
         let (shape, strides) = (counts(*shape)?, counts(*strides)?);
         ensure!(shape.len() == strides.len(), "{} sizes and {} strides", shape.len(), strides.len());
-        Ok(Self {
-            storage: pickle.text(*key).context("a storage without a name")?.to_owned(),
-            kind,
-            offset: count(*offset)?,
-            shape,
-            strides,
-        })
+        let storage = pickle.text(*key).context("a storage without a name")?;
+        ensure!(
+            storage.len() <= STORAGE_NAME_LIMIT,
+            "a storage's name has {} bytes; expected at most {STORAGE_NAME_LIMIT}",
+            storage.len()
+        );
+        Ok(Self { storage: storage.to_owned(), kind, offset: count(*offset)?, shape, strides })
     }
 
     /// The number of values, if it is one.
@@ -216,6 +226,6 @@ fn call(pickle: &Pickle, place: Place) -> Result<(&str, &[Place])> {
             let Value::Name(name) = pickle.value(*callee) else { bail!("expected a tensor") };
             Ok((name, pickle.tuple(*arguments).unwrap_or_default()))
         }
-        other => bail!("found {other:?}; expected a tensor"),
+        other => bail!("found {other}; expected a tensor"),
     }
 }
