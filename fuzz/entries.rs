@@ -3,11 +3,13 @@
 //!
 //! The fuzz targets and the ordinary test `tests/hostile.rs` both include this file.
 
-use lorakit_adapter::{Adapter, Library, Pattern, PeftConfig};
+use lorakit_adapter::{Adapter, Library, MttlExpert, Pattern, PeftConfig};
 use lorakit_cluster::Clusters;
 use lorakit_task::{Split, Task};
 use std::fs;
+use std::io::{Cursor, Write};
 use std::path::Path;
+use zip::write::{SimpleFileOptions, ZipWriter};
 
 /// Paths as bases have them, and some that invite a pattern to backtrack.
 const PATHS: [&str; 4] = [
@@ -21,10 +23,12 @@ const PATHS: [&str; 4] = [
 pub type Entry = (&'static str, fn(&Path, &[u8]));
 
 /// All entries.
-pub const ENTRIES: [Entry; 8] = [
+pub const ENTRIES: [Entry; 10] = [
     ("adapter_config", adapter_config),
     ("adapter_folder", adapter_folder),
     ("torch_file", torch_file),
+    ("pickle", pickle),
+    ("mttl_expert", mttl_expert),
     ("target_pattern", target_pattern),
     ("task_file", task_file),
     ("template", template),
@@ -62,6 +66,36 @@ pub fn torch_file(folder: &Path, bytes: &[u8]) {
     if let Ok(adapter) = Adapter::import(&folder) {
         assert!(adapter.norm().is_finite() || adapter.parameters() > 0);
     }
+}
+
+/// The pickle of an adapter_model.bin in a zip that is whole: a zip has checksums, which one changed byte breaks.
+pub fn pickle(folder: &Path, bytes: &[u8]) {
+    torch_file(folder, &torch_saved(bytes));
+}
+
+/// The pickle of either file of an expert of mttl.
+pub fn mttl_expert(folder: &Path, bytes: &[u8]) {
+    const ABOUT: &[u8] = b"\x80\x02}X\x0d\0\0\0expert_config}(X\x09\0\0\0lora_rankK\x02X\x0a\0\0\0lora_alphaK\x04us.";
+    let file = torch_saved(bytes);
+    put(&folder.join("weights.meta"), &torch_saved(ABOUT));
+    put(&folder.join("weights.ckpt"), &file);
+    put(&folder.join("about.meta"), &file);
+    for name in ["weights", "about"] {
+        if let Ok(expert) = MttlExpert::read(folder, name) {
+            assert!(expert.adapter.norm().is_finite() || expert.adapter.parameters() > 0);
+        }
+    }
+}
+
+/// A file of torch.save with this pickle, and two storages.
+fn torch_saved(pickle: &[u8]) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let storage: Vec<u8> = (0..8).flat_map(|value| f32::from(value as u8).to_le_bytes()).collect();
+    let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("data.pkl", pickle), ("byteorder", b"little"), ("data/0", &storage), ("data/1", &storage)] {
+        let _ = zip.start_file(format!("a/{name}"), stored).map(|()| zip.write_all(bytes));
+    }
+    zip.finish().map(Cursor::into_inner).unwrap_or_default()
 }
 
 /// A regular expression over module paths.
