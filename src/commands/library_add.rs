@@ -50,8 +50,11 @@ impl FromStr for Named {
             },
             _ => {
                 let folder = PathBuf::from(text);
-                // `.` and `DIR/..` have no name of their own, but the folder that they mean has.
-                let named = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+                // A link's own name is what was typed. `.` and `DIR/..` have none, but the folder that they mean has.
+                let named = match folder.file_name() {
+                    Some(_) => folder.clone(),
+                    None => folder.canonicalize().unwrap_or_else(|_| folder.clone()),
+                };
                 let name = named.file_name().ok_or_else(|| format!("`{text}` names no folder; give NAME={text}"))?;
                 Ok(Self { name: name.to_string_lossy().into_owned(), folder, given: false })
             }
@@ -206,5 +209,17 @@ mod tests {
         assert_eq!(of("b=runs/x").unwrap(), ("b".to_owned(), "runs/x".into()));
         assert_eq!(of("runs/lr=1/x").unwrap().0, "x");
         assert!(of("=x").is_err() && of("b=").is_err() && of("/").is_err());
+        assert_ne!(of(".").unwrap().0, ".", "the folder that it means");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_expert_of_a_link_is_named_after_the_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("checkpoint-900"), folder.path().join("boolq"));
+        std::fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let named: Named = link.display().to_string().parse().unwrap();
+        assert_eq!((named.name.as_str(), named.folder), ("boolq", link));
     }
 }
