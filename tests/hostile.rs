@@ -8,10 +8,11 @@
 #[path = "../fuzz/entries.rs"]
 mod entries;
 
+use lorakit_adapter::{Adapter, MttlExpert};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -134,11 +135,29 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], draws: &mut Draws) {
     bytes.truncate(LENGTH);
 }
 
+fn corpus_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name)
+}
+
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(corpus_folder(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.iter().map(|file| fs::read(file).unwrap()).collect()
+}
+
+#[test]
+fn what_is_wrapped_for_an_entry_is_read_where_it_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["plain.pkl", "half.pkl"] {
+        entries::pickle(folder.path(), &fs::read(corpus_folder("pickle").join(name)).unwrap());
+        Adapter::import(&folder.path().join("pickled")).unwrap();
+    }
+    entries::mttl_expert(folder.path(), &fs::read(corpus_folder("mttl_expert").join("weights.pkl")).unwrap());
+    MttlExpert::read(folder.path(), "weights").unwrap();
+    // Its weights have another place: the record is read, and then they are missed.
+    entries::mttl_expert(folder.path(), &fs::read(corpus_folder("mttl_expert").join("about.pkl")).unwrap());
+    let error = format!("{:#}", MttlExpert::read(folder.path(), "about").unwrap_err());
+    assert!(error.contains("about.ckpt"), "{error}");
 }
 
 #[test]
