@@ -139,8 +139,8 @@ fn skills_are_trained_together_and_mixed_for_a_task() {
         assert_eq!(train(&library, &options).json()["experts"][0]["status"], "finished before");
         let routing = fs::read_to_string(library.join("routers").join(name).join("router.json")).unwrap();
         let routing: Value = serde_json::from_str(&routing).unwrap();
-        assert_eq!(routing["skills"].as_array().unwrap().len(), 3);
-        assert_eq!((&routing["splits"], &routing["tasks"][3]), (&splits.into(), &"order_left".into()));
+        assert_eq!(routing["experts"].as_array().unwrap().len(), 3);
+        assert_eq!((&routing["of"]["splits"], &routing["of"]["tasks"][3]), (&splits.into(), &"order_left".into()));
         let listed = words(&format!("library ls --json --library {}", library.display())).json();
         assert_eq!(listed["experts"].as_array().unwrap().len(), 3);
         assert_eq!(words(&format!("library check --library {}", library.display())).code, 0);

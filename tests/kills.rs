@@ -9,6 +9,7 @@ mod binary;
 
 use binary::{Ran, command, run};
 use lorakit_adapter::{Adapter, Library};
+use lorakit_train::kept_routing;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -261,6 +262,67 @@ fn clusters_merges_and_added_experts_are_there_whole_or_not_at_all() {
         inodes(&library).keys().for_each(|name| drop(Adapter::read(&library.join("experts").join(name)).unwrap()));
     };
     disturb(&words, &library, undo, &expected, length, whole);
+}
+
+/// What is in a library beside its runs.
+fn products(library: &Path) -> Files {
+    files(library).into_iter().filter(|(path, _)| !path.starts_with("runs")).collect()
+}
+
+/// Starts a training of skills that are there, and kills it as soon as the first of them is another.
+fn killed_among_skills(words: &[String], library: &Path) {
+    let first = || fs::metadata(library.join("experts/poly_0/expert.json")).ok().map(|file| file.ino());
+    let (before, mut child) = (first(), start(words));
+    // It is away for a moment before the other comes.
+    while first().is_none_or(|now| Some(now) == before) && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn skills_that_are_trained_anew_are_those_of_the_routing_or_refused() {
+    let work = Work::new();
+    let train = |library: &str, skills: &str| -> Vec<String> {
+        work.train(library).into_iter().chain(["--restart", "--poly", skills].map(str::to_owned)).collect()
+    };
+    run(train("old", "3")).ok();
+    let library = work.path("l");
+    let undo = || {
+        let _ = fs::remove_dir_all(&library);
+        let copied = std::process::Command::new("cp").arg("-r").args([work.path("old"), library.clone()]).status();
+        assert!(copied.unwrap().success());
+    };
+    let words = train("l", "2");
+    undo();
+    let since = Instant::now();
+    run(&words).ok();
+    let (old, new, length) = (products(&work.path("old")), products(&library), since.elapsed());
+    assert!(old.len() > new.len(), "a skill fewer");
+    let (mut moments, mut refused) = (Moments(3), 0);
+    for round in 0..2 * kills() {
+        undo();
+        if round % 2 == 0 {
+            killed(&words, moments.before(length));
+        } else {
+            killed_among_skills(&words, &library);
+        }
+        let opened = Library::open(&library).unwrap();
+        // What the killed one left is settled by whoever locks next.
+        drop(opened.lock().unwrap());
+        match kept_routing::read(&opened, "poly") {
+            Ok(Some(_)) => assert!(products(&library) == old || products(&library) == new, "neither old nor new"),
+            Ok(None) => panic!("a routing was taken away"),
+            Err(error) => {
+                refused += 1;
+                assert!(format!("{error:#}").contains("--restart"), "{error:#}");
+            }
+        }
+        run(&words).ok();
+        assert!(products(&library) == new, "other bytes than undisturbed");
+    }
+    eprintln!("{} kills of skills, {refused} of them among the skills", 2 * kills());
 }
 
 /// Waits until the run of a library has logged some steps.

@@ -17,7 +17,7 @@
 //!    `Router::lesson`.
 //! 3. `src/routing/NAME.rs`: `pub fn learn(settings, lesson: &Rows) -> Result<Learned>`, from [`Rows::examples`] and
 //!    the base, and one arm in [`learn`] below. Everything that `learn` reads must come from `Rows`: it is what the
-//!    kept state's hash covers (settings, base, experts, rows, seed, version).
+//!    kept state's hash covers (settings, base, experts, rows, seed, version, and what was trained as `routers/NAME`).
 
 mod by_prompt;
 mod cm;

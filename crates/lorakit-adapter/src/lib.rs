@@ -75,6 +75,7 @@ mod peft_folder;
 mod peft_json;
 mod pickle;
 mod pickle_machine;
+mod routers;
 mod several;
 mod siblings;
 mod target;
@@ -96,6 +97,7 @@ pub use notice::Notice;
 pub use pattern::Pattern;
 pub use peft_config::{Facts, PeftConfig, TaskType};
 pub use peft_folder::{CONFIG_FILE, WEIGHTS_FILE};
+pub use routers::{ExpertWeights, RouterRecord};
 pub use target::{Names, Targets};
 pub use text_file::read_text;
 

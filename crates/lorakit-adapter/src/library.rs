@@ -13,6 +13,7 @@ use crate::models::MODELS;
 use crate::nearest::nearest;
 use crate::peft_folder::WEIGHTS_FILE;
 use crate::persist;
+use crate::routers::ROUTERS;
 use crate::several::several;
 use crate::sha256::sha256_of_file;
 
@@ -22,7 +23,6 @@ const FORMAT: u32 = 1;
 const INDEX_FILE: &str = "library.json";
 const RECORD_FILE: &str = "expert.json";
 pub(crate) const EXPERTS: &str = "experts";
-const ROUTERS: &str = "routers";
 pub(crate) const RUNS: &str = "runs";
 
 /// All that is written in a library's folder, the index aside: that is renamed into its place, over a link too.
@@ -120,19 +120,6 @@ impl Library {
         &self.root
     }
 
-    /// The folder of what routers learned; it need not exist.
-    pub fn routers_folder(&self) -> PathBuf {
-        self.root.join(ROUTERS)
-    }
-
-    /// Where what the router `name` learned is or would be.
-    ///
-    /// # Errors
-    /// If the name is none for a folder, or the folder is a link.
-    pub fn router_folder(&self, name: &str) -> Result<PathBuf> {
-        self.own_folder(ROUTERS, name)
-    }
-
     /// Where the run `id` is or would be.
     ///
     /// # Errors
@@ -149,6 +136,23 @@ impl Library {
         let folder = within.join(name);
         ensure_no_link(&folder)?;
         Ok(folder)
+    }
+
+    /// The names of the folders in a folder of the library, sorted; none where that is not there.
+    pub(crate) fn own_folders(&self, within: &str) -> Result<Vec<String>> {
+        let folder = self.root.join(within);
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// The library's name.
@@ -316,7 +320,7 @@ pub fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertReco
     write_json(&folder.join(RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
 }
 
-pub(crate) fn is_hidden(name: &std::ffi::OsStr) -> bool {
+fn is_hidden(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::expert::{ExpertRecord, ensure_expert_name};
-use crate::library::{Library, is_hidden, read_json, write_json};
+use crate::library::{Library, read_json, write_json};
 use crate::persist;
 use crate::sha256::sha256_of_file;
 
@@ -26,19 +26,7 @@ impl Library {
     /// # Errors
     /// If the folder cannot be read.
     pub fn model_names(&self) -> Result<Vec<String>> {
-        let folder = self.root().join(MODELS);
-        if !folder.is_dir() {
-            return Ok(Vec::new());
-        }
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry?;
-            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        self.own_folders(MODELS)
     }
 
     /// Whether there is a model `name`.

@@ -1,16 +1,13 @@
-//! The routing of skills as a library keeps it: `routers/NAME/` has router.json, which says which experts are the
-//! skills and which tasks were routed, and router.safetensors, the logits of each site.
+//! The routing of skills as a library keeps it in `routers/NAME/`: its record says which experts are the skills, with the
+//! weights that belong to the routing, and which tasks were routed; its state is the logits of each site.
 
 use crate::skills::{SkillStack, Skills};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use lorakit_adapter::sha256::sha256;
-use lorakit_adapter::{ExpertRecord, Library, Matrix, persist};
+use lorakit_adapter::{ExpertRecord, Library, Matrix, RouterRecord};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-const RECORD: &str = "router.json";
-const WEIGHTS: &str = "router.safetensors";
 
 /// A kept routing.
 #[derive(Clone, Debug)]
@@ -27,11 +24,9 @@ pub struct KeptRouting {
     pub logits: BTreeMap<String, Matrix>,
 }
 
-/// router.json.
+/// What the record of a routing says of it.
 #[derive(Serialize, Deserialize)]
 struct Description {
-    router: String,
-    skills: Vec<String>,
     tasks: Vec<String>,
     splits: usize,
     record: ExpertRecord,
@@ -45,65 +40,95 @@ pub fn skill_names(name: &str, count: usize) -> Vec<String> {
 /// The routing of that name; None where the library has none.
 ///
 /// # Errors
-/// Where its files cannot be read or contradict each other.
+/// Where its files cannot be read or contradict each other, or its skills are no longer those that it was trained with: a
+/// training that was cut short while it replaced them leaves new skills with an old routing.
 pub fn read(library: &Library, name: &str) -> Result<Option<KeptRouting>> {
-    let Some(description) = describe(library, name)? else { return Ok(None) };
-    let path = library.router_folder(name)?.join(WEIGHTS);
-    let place = || path.display().to_string();
-    let bytes = std::fs::read(&path).with_context(place)?;
-    ensure!(
-        sha256(&bytes) == description.record.sha256,
-        "{}: not the weights that router.json was written with; train the skills anew with --restart",
-        path.display()
-    );
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).with_context(place)?;
-    let columns = description.splits * description.skills.len();
-    let matrix = |(site, tensor): (String, candle_core::Tensor)| {
-        let found = tensor.dims2()?;
-        let expected = (description.tasks.len(), columns);
-        ensure!(found == expected, "{}: `{site}` is {found:?}; expected {expected:?}", path.display());
-        Ok((site, Matrix::new(found.0, found.1, tensor.flatten_all()?.to_vec1()?)?))
-    };
-    let logits = tensors.into_iter().map(matrix).collect::<Result<_>>()?;
-    let Description { skills, tasks, splits, record, .. } = description;
+    let Some(record) = describe(library, name)? else { return Ok(None) };
+    let place = || format!("{}/{name}", library.routers_folder().display());
+    if let Some(change) = library.changed_expert(&record.experts).with_context(place)? {
+        bail!(
+            "{}: not the routing of the library's skills: {change}; train skills and routing anew: the same \
+             `train-experts --{name}` with --restart",
+            place()
+        );
+    }
+    let state = library.router_state(name, &record)?;
+    let RouterRecord { experts, of: Description { tasks, splits, record }, .. } = record;
+    let skills: Vec<String> = experts.into_iter().map(|skill| skill.name).collect();
+    let logits = logits(&state, &tasks, splits, &skills).with_context(place)?;
     Ok(Some(KeptRouting { skills, tasks, splits, record, logits }))
 }
 
+/// The logits of a state, each of the expected shape.
+fn logits(state: &[u8], tasks: &[String], splits: usize, skills: &[String]) -> Result<BTreeMap<String, Matrix>> {
+    let columns = splits.checked_mul(skills.len());
+    let columns = columns.with_context(|| format!("{splits} splits of {} skills are too many", skills.len()))?;
+    let matrix = |(site, tensor): (String, candle_core::Tensor)| {
+        let found = tensor.dims2()?;
+        let expected = (tasks.len(), columns);
+        ensure!(found == expected, "`{site}` is {found:?}; expected {expected:?}");
+        Ok((site, Matrix::new(found.0, found.1, tensor.flatten_all()?.to_vec1()?)?))
+    };
+    candle_core::safetensors::load_buffer(state, &Device::Cpu)?.into_iter().map(matrix).collect()
+}
+
+/// Whether the library has a routing of that name with the skills that belong to it.
+pub fn is_whole(library: &Library, name: &str) -> bool {
+    matches!(read(library, name), Ok(Some(_)))
+}
+
 /// How the routing of that name was trained; None where the library has none.
-pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
-    Ok(describe(library, name)?.map(|description| description.record))
-}
-
-fn describe(library: &Library, name: &str) -> Result<Option<Description>> {
-    let path = library.router_folder(name)?.join(RECORD);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
-}
-
-/// Keeps the routing of a stack under a name, in place of the one of that name.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// Where its record cannot be read.
+pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
+    Ok(describe(library, name)?.map(|record| record.of.record))
+}
+
+/// The experts that the routing of that name has for skills, whether they are still those or not.
+pub(crate) fn skills(library: &Library, name: &str) -> Vec<String> {
+    let own = |skill: &String| {
+        let number = skill.strip_prefix(name).and_then(|rest| rest.strip_prefix('_'));
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    };
+    let record = describe(library, name).ok().flatten();
+    record.into_iter().flat_map(|record| record.experts).map(|skill| skill.name).filter(own).collect()
+}
+
+fn describe(library: &Library, name: &str) -> Result<Option<RouterRecord<Description>>> {
+    library.router_record(name)
+}
+
+/// Keeps the routing of a stack under a name, in place of the one of that name. Its skills are in the library.
+///
+/// # Errors
+/// Where a skill is not there, or the routing cannot be written.
 pub fn write(library: &Library, name: &str, stack: &SkillStack, tasks: &[String], record: &ExpertRecord) -> Result<()> {
     let Skills { count, splits } = stack.form();
     let tensors = stack.routing_variables();
     let tensors = tensors.iter().map(|(site, logits)| (site.trim_end_matches(".routing"), logits.as_tensor()));
-    let bytes = safetensors::serialize(tensors, None)?;
-    let description = Description {
-        router: name.to_string(),
-        skills: skill_names(name, count),
-        tasks: tasks.to_vec(),
-        splits,
-        record: ExpertRecord { sha256: sha256(&bytes), ..record.clone() },
-    };
-    let routers = library.routers_folder();
-    std::fs::create_dir_all(&routers).with_context(|| routers.display().to_string())?;
-    persist::replace_folder(&library.router_folder(name)?, |folder| {
-        persist::write_file(&folder.join(WEIGHTS), &bytes)?;
-        let text = serde_json::to_string_pretty(&description)?;
-        persist::write_file(&folder.join(RECORD), format!("{text}\n").as_bytes())
-    })
+    let state = safetensors::serialize(tensors, None)?;
+    let experts = library.expert_weights(&skill_names(name, count))?;
+    let record = ExpertRecord { sha256: sha256(&state), ..record.clone() };
+    library.put_router(name, &experts, &Description { tasks: tasks.to_vec(), splits, record }, &state)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_record_that_claims_any_number_of_splits_is_refused() {
+        let skills = ["poly_0", "poly_1"].map(str::to_owned);
+        let logits = Matrix::new(1, 2, vec![0.0; 2]).unwrap();
+        let tensor = candle_core::Tensor::from_slice(&logits.values(), (1, 2), &Device::Cpu).unwrap();
+        let state = safetensors::serialize([("0.qkv", &tensor)], None).unwrap();
+        let read = |splits| super::logits(&state, &["t".to_owned()], splits, &skills);
+        assert_eq!(read(1).unwrap()["0.qkv"], logits);
+        for (splits, said) in [(3, "expected (1, 6)"), (usize::MAX, "too many")] {
+            let error = format!("{:#}", read(splits).unwrap_err());
+            assert!(error.contains(said), "{error}");
+        }
+    }
 }

@@ -59,8 +59,8 @@ impl Product<'_> {
         match self {
             Self::Experts => library.contains(name),
             Self::Model(_) => library.contains_model(name),
-            // It is written last, when all skills are there.
-            Self::Skills(_) => library.routers_folder().join(name).is_dir(),
+            // It is written last, when all skills are there, and until then an old one does not fit them.
+            Self::Skills(_) => kept_routing::is_whole(library, name),
         }
     }
 
@@ -177,14 +177,13 @@ impl Product<'_> {
                 for (skill, expert) in names.iter().enumerate() {
                     library.replace(expert, &stack.skill(skill)?.named_within(&base.modules()), Some(record))?;
                 }
-                let before = kept_routing::read(library, name).ok().flatten();
-                kept_routing::write(library, name, stack, &task_names(&pass.jobs()[index]), record)?;
-                // Skills of an earlier training of more of them.
-                let mut left = before.into_iter().flat_map(|routing| routing.skills);
-                left.try_for_each(|skill| match names.contains(&skill) || !library.contains(&skill) {
-                    true => Ok(()),
-                    false => library.remove(&skill),
-                })
+                // An old routing stays until now: a kill leaves one that refuses the skills, where none at all would
+                // have any experts be taken for skills. It also knows those of an earlier training of more of them.
+                let left = kept_routing::skills(library, name);
+                for skill in left.iter().filter(|skill| !names.contains(skill) && library.contains(skill)) {
+                    library.remove(skill)?;
+                }
+                kept_routing::write(library, name, stack, &task_names(&pass.jobs()[index]), record)
             }
         }
     }
