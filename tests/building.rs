@@ -49,6 +49,19 @@ fn a_fully_fine_tuned_base_is_a_base() {
     let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
     assert!(message.contains("model 'full'") && message.contains("learning_rate was"), "{message}");
     assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);
+    let check = || words(&format!("library check --json --library {}", library.display()));
+    assert_eq!(check().json()["models"][0]["model"], "full");
+    let mut changed = weights.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(library.join("models/full/model.safetensors"), changed).unwrap();
+    let found = check();
+    assert_eq!(found.code, 1);
+    assert!(
+        found.stderr.contains("1 model of 1") && found.stdout.contains("train the model again"),
+        "{}",
+        found.stdout
+    );
+    fs::write(library.join("models/full/model.safetensors"), weights).unwrap();
 
     // Adapters are trained over it like over any base, and rows that it was trained on are not scored.
     words(&format!("base info {model}")).ok();
@@ -182,4 +195,66 @@ fn skills_do_not_displace_experts() {
     assert_eq!(names, ["order_left", "order_reverse", "poly_0", "poly_1", "shift_up1", "shift_up2"]);
     let message = train(&library, "--mhr 2 --set splits=7").failed(1);
     assert!(message.contains("cannot be parted in 7"), "{message}");
+}
+
+#[test]
+fn a_routing_refuses_skills_that_are_not_its_own() {
+    let work = tempfile::tempdir().unwrap();
+    let (library, other) = (work.path().join("l"), work.path().join("other"));
+    let options = "--poly 2 --set max_steps=2";
+    train(&library, options).ok();
+    train(&other, &format!("{options} --set learning_rate=1e-2")).ok();
+    let slots = format!("--library {}", library.display());
+    let eval = || {
+        words(&format!(
+            "eval --json --base pico {slots} --limit 2 --tasks suite:skills/shift_down1 --router poly:rows=4,steps=2"
+        ))
+    };
+    let check = || words(&format!("library check --json {slots}"));
+    assert!(eval().ok().stderr.contains("learning"));
+    assert!(!eval().ok().stderr.contains("learning"), "what was fitted is kept");
+    assert_eq!(check().json()["routers"].as_array().unwrap().len(), 2);
+
+    // Another routing of the same skills: what was fitted from the first is not served.
+    let file = library.join("routers/poly/router.json");
+    let record = fs::read_to_string(&file).unwrap();
+    fs::write(&file, record.replace("order_left", "order_gone")).unwrap();
+    assert!(eval().ok().stderr.contains("learning"), "another routing is another origin");
+    fs::write(&file, &record).unwrap();
+
+    // What a kill leaves that came after the first skill of a training anew.
+    let skill = |library: &Path| library.join("experts/poly_0");
+    fs::remove_dir_all(skill(&library)).unwrap();
+    fs::create_dir(skill(&library)).unwrap();
+    for entry in fs::read_dir(skill(&other)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), skill(&library).join(entry.file_name())).unwrap();
+    }
+    let message = eval().failed(1);
+    assert!(
+        message.contains("routers/poly") && message.contains("poly_0") && message.contains("--restart"),
+        "{message}"
+    );
+    let checked = check();
+    assert_eq!(checked.code, 1);
+    assert!(checked.stderr.contains("1 router of "), "{}", checked.stderr);
+    let document: Value = serde_json::from_str(&checked.stdout).unwrap();
+    let found = document["routers"].as_array().unwrap();
+    let error = |router: &Value| router["error"].as_str().unwrap_or_default().contains("--restart");
+    assert_eq!(
+        found.iter().filter(|router| error(router)).map(|router| &router["router"]).collect::<Vec<_>>(),
+        ["poly"]
+    );
+    let stale = |router: &&Value| router["notices"][0]["text"].as_str().is_some_and(|text| text.contains("not used"));
+    assert_eq!(found.iter().filter(stale).count(), found.len() - 1, "{document}");
+    train(&library, &format!("{options} --restart")).ok();
+    eval().ok();
+    assert_eq!(check().code, 0);
+
+    let learned = fs::read_dir(library.join("routers")).unwrap().map(|entry| entry.unwrap().path());
+    let learned = learned.into_iter().find(|path| !path.ends_with("poly")).unwrap();
+    fs::write(learned.join("router.safetensors"), "damaged").unwrap();
+    let damaged = check();
+    assert_eq!(damaged.code, 1);
+    assert!(damaged.stdout.contains("router.safetensors: has the sha256"), "{}", damaged.stdout);
 }

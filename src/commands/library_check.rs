@@ -5,10 +5,12 @@ use crate::context::Context;
 use crate::output::{counted, table};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Library, Notice, PeftConfig, Refusal, read_text};
+use lorakit_adapter::sha256::sha256_of_file;
+use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, Notice, PeftConfig, Refusal, read_text};
 use lorakit_model::Base;
+use lorakit_train::kept_routing;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The arguments of `library check`.
@@ -25,12 +27,52 @@ pub struct CheckArgs {
     config: Option<PathBuf>,
 }
 
-/// What was found about one expert.
-#[derive(Serialize)]
+/// What was found about the experts, the routers or the models.
+struct Findings {
+    /// What one of them is called.
+    noun: &'static str,
+    found: Vec<Finding>,
+}
+
+/// What was found about one of them.
 struct Finding {
-    expert: String,
+    name: String,
     error: Option<String>,
     notices: Vec<Notice>,
+}
+
+impl Findings {
+    fn of(noun: &'static str, names: Vec<String>, check: impl Fn(&str) -> Result<Vec<Notice>>) -> Self {
+        let finding = |name: String| match check(&name) {
+            Ok(notices) => Finding { name, error: None, notices },
+            Err(error) => Finding { name, error: Some(format!("{error:#}")), notices: Vec::new() },
+        };
+        Self { noun, found: names.into_iter().map(finding).collect() }
+    }
+
+    /// How many are not as they should be.
+    fn broken(&self, strict: bool) -> usize {
+        let broken = |finding: &&Finding| finding.error.is_some() || (strict && !finding.notices.is_empty());
+        self.found.iter().filter(broken).count()
+    }
+
+    fn document(&self) -> Value {
+        let one = |Finding { name, error, notices }: &Finding| {
+            let mut one = json!({ "error": error, "notices": notices });
+            one[self.noun] = name.as_str().into();
+            one
+        };
+        self.found.iter().map(one).collect()
+    }
+
+    fn table(&self) -> String {
+        let told = |finding: &Finding| match &finding.error {
+            Some(error) => error.clone(),
+            None if finding.notices.is_empty() => "ok".to_owned(),
+            None => finding.notices.iter().map(Notice::to_string).collect::<Vec<_>>().join("\n"),
+        };
+        table([self.noun, "found"], self.found.iter().map(|finding| vec![finding.name.clone(), told(finding)]))
+    }
 }
 
 /// Checks, prints what was found, and fails where something is wrong.
@@ -42,38 +84,64 @@ pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
     }
 }
 
-/// Every expert: configuration, tensors, values, recorded hash, base.
+/// Every expert: configuration, tensors, values, recorded hash, base. Every router and model: recorded hashes.
 fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
     let library = Library::open(root)?;
     let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
     if let (Some(base), Some(own)) = (&base, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
     }
-    let finding = |expert: String| match expert_notices(&library, &expert, base.as_ref()) {
-        Ok(notices) => Finding { expert, error: None, notices },
-        Err(error) => Finding { expert, error: Some(format!("{error:#}")), notices: Vec::new() },
-    };
-    let findings: Vec<Finding> = library.expert_names()?.into_iter().map(finding).collect();
-    let broken = findings
-        .iter()
-        .filter(|finding| finding.error.is_some() || (context.strict && !finding.notices.is_empty()))
-        .count();
-    context.output.result(&json!({ "ok": broken == 0, "experts": findings }), || {
-        let told = |finding: &Finding| match &finding.error {
-            Some(error) => error.clone(),
-            None if finding.notices.is_empty() => "ok".to_owned(),
-            None => finding.notices.iter().map(Notice::to_string).collect::<Vec<_>>().join("\n"),
-        };
-        table(["expert", "found"], findings.iter().map(|finding| vec![finding.expert.clone(), told(finding)]))
+    let all = [
+        Findings::of("expert", library.expert_names()?, |name| expert_notices(&library, name, base.as_ref())),
+        Findings::of("router", library.router_names()?, |name| router_notices(&library, name)),
+        Findings::of("model", library.model_names()?, |name| model_notices(&library, name)),
+    ];
+    let broken = |findings: &&Findings| findings.broken(context.strict) > 0;
+    let [experts, routers, models] = &all;
+    let document = json!({
+        "ok": !all.iter().any(|findings| broken(&findings)),
+        "experts": experts.document(),
+        "routers": routers.document(),
+        "models": models.document(),
+    });
+    context.output.result(&document, || {
+        // Experts are what a library is of; the others are told of where there are any.
+        let told = all.iter().filter(|findings| findings.noun == "expert" || !findings.found.is_empty());
+        told.map(Findings::table).collect::<Vec<_>>().join("\n\n")
     })?;
-    ensure!(
-        broken == 0,
-        "{}: {} of {} not as they should be",
-        root.display(),
-        counted(broken, "expert"),
-        findings.len()
-    );
+    let count = |findings: &Findings| {
+        format!("{} of {}", counted(findings.broken(context.strict), findings.noun), findings.found.len())
+    };
+    let counts: Vec<String> = all.iter().filter(broken).map(count).collect();
+    ensure!(counts.is_empty(), "{}: {} not as they should be", root.display(), counts.join(", "));
     Ok(())
+}
+
+/// A routing of skills must be of the skills that are there. What another router learned is found by the hash of what it
+/// came from: that of earlier experts is never served, and only takes room.
+fn router_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
+    if matches!(name, "poly" | "mhr") {
+        return kept_routing::read(library, name).map(|_| Vec::new());
+    }
+    let Some(record) = library.router_record::<Value>(name)? else { bail!("no router.json is there") };
+    library.router_state(name, &record)?;
+    let stale = |change| Notice {
+        subject: "stale".to_owned(),
+        text: format!("{change}; it is not used any more, and its folder may be removed"),
+    };
+    Ok(library.changed_expert(&record.experts)?.map(stale).into_iter().collect())
+}
+
+fn model_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
+    let found = sha256_of_file(&library.model_folder(name)?.join(MODEL_WEIGHTS_FILE))?;
+    let recorded = library.model_record(name)?.map(|record| record.sha256);
+    if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
+        bail!(
+            "{MODEL_WEIGHTS_FILE} has the sha256 {found}, and its record has {recorded}: the file was changed; train the \
+             model again"
+        );
+    }
+    Ok(Vec::new())
 }
 
 fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Notice>> {
