@@ -129,7 +129,7 @@ class Seed:
             training = ["--set", f"max_steps={STEPS}", *TRAINING] if trained else []
             out = self.out / safe(f"adapted {name} {fraction}")
             return self.lorakit("adapt", "--base", "pico", *start, "--tasks", self.suite + "/heldout", "--method", method,
-                                "--fraction", fraction, "--limit", self.limit, "--out", out, *training)["check"]["adapted"]  # fmt: skip
+                                "--fraction", fraction, "--limit", self.limit, "--out", out, *training)["check"]["results"]["adapted"]  # fmt: skip
 
         return mean(self.once(f"adapt {name} {fraction}", make))
 
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--lorakit", default="target/release/lorakit")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--limit", type=int, default=24, help="test rows of a task")
+    parser.add_argument("--limit", type=int, default=16, help="test rows of a task")
     arguments = parser.parse_args()
     seeds = [Seed(arguments.lorakit, arguments.out, seed, arguments.limit) for seed in arguments.seeds]
 

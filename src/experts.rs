@@ -2,7 +2,7 @@
 
 use crate::base_source::Located;
 use anyhow::{Context as _, Result, bail, ensure};
-use lorakit_adapter::{Adapter, ExpertRecord, Library, MODEL_RECORD_FILE};
+use lorakit_adapter::{Adapter, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, Experts};
 use std::path::Path;
@@ -15,6 +15,21 @@ pub struct Opened {
     pub experts: Experts,
     /// What is recorded of each, in the order of their names.
     pub records: Vec<Option<ExpertRecord>>,
+}
+
+impl Opened {
+    /// The tasks that these experts have seen, directly or through what they were made of.
+    pub fn seen(&self, experts: impl IntoIterator<Item = usize>) -> Vec<TaskRecord> {
+        let mut seen = Vec::new();
+        for record in experts.into_iter().flat_map(|expert| &self.records[expert]) {
+            for task in record.tasks.iter().chain(&record.seen) {
+                if !seen.contains(task) {
+                    seen.push(task.clone());
+                }
+            }
+        }
+        seen
+    }
 }
 
 /// Opens a library and stacks all its experts, once for all routers.

@@ -3,15 +3,24 @@
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exit code of an interrupted process.
 pub const EXIT_CODE: u8 = 130;
 
-/// Whether the next Ctrl-C ends the process. Every Ctrl-C sets it, so the second always does; a command that can stop
-/// by itself clears it, and reads it as the wish to stop.
-pub struct Interrupt(Arc<AtomicBool>);
+/// Who hears of Ctrl-C.
+pub struct Interrupt {
+    /// Whether the next Ctrl-C ends the process. Every Ctrl-C sets it, so the second always does; a command that can
+    /// stop by itself clears it, and reads it as the wish to stop.
+    ends: Arc<AtomicBool>,
+    /// Whether there was a Ctrl-C that nobody has heeded yet: what comes next stops at once.
+    asked: AtomicBool,
+}
+
+/// For as long as this lives, the first Ctrl-C only sets the flag; the second ends the process.
+pub struct Held<'a>(&'a Interrupt);
 
 impl Interrupt {
     /// Takes charge of Ctrl-C. All files are written under temporary names, so ending at once leaves none half done.
@@ -25,13 +34,30 @@ impl Interrupt {
                 .context("Ctrl-C cannot be handled")?;
         }
         survive_full_files()?;
-        Ok(Self(stop))
+        Ok(Self { ends: stop, asked: AtomicBool::new(false) })
     }
 
-    /// From here on the first Ctrl-C only sets the flag, which the caller looks at; the second ends the process.
-    pub fn hold(&self) -> &AtomicBool {
-        self.0.store(false, Ordering::Relaxed);
-        &self.0
+    /// From here on the first Ctrl-C only sets the flag, which the caller looks at. It is set already where one came too
+    /// late for whoever held it before.
+    pub fn hold(&self) -> Held<'_> {
+        self.ends.store(self.asked.load(Ordering::Relaxed), Ordering::Relaxed);
+        Held(self)
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = AtomicBool;
+
+    fn deref(&self) -> &AtomicBool {
+        &self.0.ends
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.0.ends.swap(true, Ordering::Relaxed) {
+            self.0.asked.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -55,3 +81,22 @@ impl fmt::Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_too_late_for_one_stage_stops_the_next() {
+        let interrupt = Interrupt { ends: Arc::new(AtomicBool::new(true)), asked: AtomicBool::new(false) };
+        let first = interrupt.hold();
+        assert!(!first.load(Ordering::Relaxed));
+        drop(first);
+        assert!(interrupt.ends.load(Ordering::Relaxed), "between stages Ctrl-C ends the process");
+        let second = interrupt.hold();
+        assert!(!second.load(Ordering::Relaxed));
+        second.store(true, Ordering::Relaxed);
+        drop(second);
+        assert!(interrupt.hold().load(Ordering::Relaxed));
+    }
+}

@@ -17,6 +17,11 @@ pub struct SettingArgs {
 }
 
 impl SettingArgs {
+    /// Whether any was given.
+    pub fn are_given(&self) -> bool {
+        self.config.is_some() || !self.set.is_empty()
+    }
+
     /// `--set` over the file over `defaults`.
     pub fn over(&self, defaults: Settings) -> Result<Settings> {
         let mut settings = match &self.config {

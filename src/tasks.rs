@@ -1,6 +1,6 @@
 //! The options that name tasks, and what a record keeps of one.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{ExpertRecord, TaskRecord};
 use lorakit_task::Task;
@@ -50,7 +50,7 @@ pub fn document(task: &Task) -> Value {
 /// Refuses a task whose rows are not those that an expert was trained on, or are split otherwise: its test rows may be
 /// rows that the expert has seen.
 pub fn ensure_unseen(task: &Task, expert: &str, record: &ExpertRecord) -> Result<()> {
-    for seen in &record.tasks {
+    for seen in record.tasks.iter().chain(&record.seen) {
         let (path, hash) = (task.path.display(), task.sha256());
         if seen.name == task.name && seen.sha256 != hash {
             bail!(
@@ -74,5 +74,20 @@ pub fn ensure_unseen(task: &Task, expert: &str, record: &ExpertRecord) -> Result
             );
         }
     }
+    Ok(())
+}
+
+/// Refuses rows to learn from that are rows of a task which is scored, split otherwise.
+pub fn ensure_apart(task: &Task, fit: &Task) -> Result<()> {
+    ensure!(
+        task.sha256() != fit.sha256() || task.split_seed == fit.split_seed,
+        "--fit {} ({}) has the rows of the task `{}`, split with split_seed {}, and it is scored on a split with {}: rows \
+         to be scored would be learned from. Give both the same split_seed, or take --split all",
+        fit.name,
+        fit.path.display(),
+        task.name,
+        fit.split_seed,
+        task.split_seed
+    );
     Ok(())
 }

@@ -78,7 +78,7 @@ impl World<'_> {
         ensure!(made == Made::Experts || jobs.len() == 1, "one plan is expected, found {}", jobs.len());
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let stop = self.context.interrupt.hold();
-        let options = Options { seed: self.context.seed, restart: self.restart, stop };
+        let options = Options { seed: self.context.seed, restart: self.restart, stop: &stop };
         let mut bars = progress::Training::new(self.context.output);
         let watch = &mut |event: lorakit_train::Event| bars.watch(event);
         let summary = match made {

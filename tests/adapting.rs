@@ -203,3 +203,34 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
     assert!(merge(&["--method", "cat", "--fit", TARGET]).failed(1).contains("--fit gives rows"));
     assert!(merge(&["--method", "soup"]).failed(2).contains("lorahub, cat_learned"));
 }
+
+#[test]
+fn settings_that_a_method_does_not_read_are_not_swallowed() {
+    let work = Work::new();
+    let refused = work.adapt("cat", "out", &["--set", "learning_rate=0.5"]).failed(1);
+    assert!(refused.contains("cat") && refused.contains("colon"), "{refused}");
+    assert!(work.adapt("lorahub", "out", &["--config", "nowhere.toml"]).failed(1).contains("--config"));
+    assert!(!work.0.path().join("out").exists(), "nothing is made");
+    let few = ["--set", "target_modules=q_proj", "--set", "max_steps=2"];
+    let lost = work.adapt("mean", "out", &few).failed(1);
+    assert!(lost.contains("k_proj") && lost.contains("target_modules"), "{lost}");
+}
+
+#[test]
+fn an_adapter_remembers_what_its_experts_saw() {
+    let work = Work::new();
+    let few = ["--set", "max_steps=2", "--fraction", "0.1"];
+    for (method, options) in [("mean", &few[..]), ("poly", &few), ("lorahub", &few[2..])] {
+        work.adapt(method, method, options).ok();
+        let seen = work.record(method)["seen"].clone();
+        let names: Vec<&str> = seen.as_array().unwrap().iter().map(|task| task["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["order_reverse", "pick_second", "shift_up1"], "{method}");
+    }
+}
+
+#[test]
+fn a_share_of_rows_is_what_it_says() {
+    let work = Work::new();
+    let document = work.adapt("no_library", "out", &["--set", "max_steps=1", "--fraction", "0.05"]).json();
+    assert_eq!(document["adapted"][0]["rows"], 16, "a twentieth of 320");
+}

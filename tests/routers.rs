@@ -107,6 +107,24 @@ fn a_task_that_moved_or_changed_is_an_error_that_names_fit() {
 }
 
 #[test]
+fn rows_to_be_scored_are_never_learned_from() {
+    let work = Work::new(&TASKS);
+    let path = |name: &str| work.0.path().join(name).display().to_string();
+    let rows: String = (0..40).map(|i| format!("{{\"input\": \"x{i}\", \"output\": \"y\"}}\n")).collect();
+    fs::write(path("rows.jsonl"), rows).unwrap();
+    for (name, seed) in [("scored", 0), ("other", 1)] {
+        let text = format!("name = \"{name}\"\nrows = \"rows.jsonl\"\nsplit_seed = {seed}\n");
+        fs::write(path(&format!("{name}.toml")), text).unwrap();
+    }
+    let (scored, other) = (path("scored.toml"), path("other.toml"));
+    let refused = work.eval(&["cat:steps=1"], &["--tasks", &scored, "--fit", &other]).failed(1);
+    for part in ["--fit other", "split_seed 1", "`scored`"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    work.eval(&["cat:steps=1"], &["--tasks", &scored, "--fit", &scored]).ok();
+}
+
+#[test]
 fn routers_that_learn_serve_generation_too() {
     let work = Work::new(&TASKS);
     let library = work.library();

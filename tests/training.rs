@@ -70,7 +70,7 @@ impl Oracle {
             tasks: Vec::new(),
             train: ids.iter().zip(PROMPTS).map(row).collect(),
             validation: Vec::new(),
-            start: Some(Start { adapter: start, origin: serde_json::Value::Null }),
+            start: Some(Start { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
             sharers: 1,
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod compose;
+pub mod fits;
 pub mod method;
 pub mod skills;
 pub mod start;

@@ -1,16 +1,40 @@
 //! Adapters of target tasks from a library's experts as skills: their routing is fitted, and the skills with it or not
 //! (Poly and PolyZ of <https://arxiv.org/abs/2405.11157>, Tables 3 and 6).
 
-use super::compose::{identity, kept};
+use super::compose::{identity, kept, record};
+use super::fits::Fits;
 use crate::experts::Opened;
-use crate::plan::Plan;
 use crate::training::World;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{Adapter, ExpertRecord, Library};
 use lorakit_train::skills::{SkillStack, settings_of};
 use lorakit_train::{Job, Settings, Tuned, kept_routing, tune};
 use serde_json::{Value, json};
+
+/// The settings, of those that were changed, that fitting skills does not use.
+pub fn unused(settings: &Settings, defaults: &Settings) -> Vec<&'static str> {
+    let changed = [
+        ("dropout", settings.dropout > 0.0 && settings.dropout != defaults.dropout),
+        ("eval_steps", settings.eval_steps.is_some_and(|steps| steps > 0)),
+        ("save_steps", settings.save_steps != defaults.save_steps),
+        ("max_loss_jump", settings.max_loss_jump != defaults.max_loss_jump),
+        ("tie_qkv", settings.tie_qkv),
+    ];
+    changed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()
+}
+
+/// How skills are fitted.
+pub struct Fitting<'a> {
+    /// The base, and all else that training is given.
+    pub world: &'a World<'a>,
+    /// The library that the skills are from.
+    pub opened: &'a Opened,
+    /// The routing alone, or all.
+    pub tuned: Tuned,
+    /// The settings of training, of the skills' form.
+    pub settings: &'a Settings,
+}
 
 /// The skills of a library: those of its routing poly, where it has one, else all its experts.
 pub struct Skills(Vec<Adapter>);
@@ -36,50 +60,33 @@ impl Skills {
         settings_of(&self.0, &Settings::default())
     }
 
-    /// Fits them to the rows of each plan, and puts the mixed adapters into `library`; those that are there by the same
-    /// rows, experts and settings are left alone. Returns what is known of each.
-    pub fn adapt(
-        &self,
-        world: &World,
-        tuned: Tuned,
-        opened: &Opened,
-        library: &Library,
-        work: (&[Plan], Vec<Job>),
-        settings: &Settings,
-    ) -> Result<Vec<Value>> {
-        let seed = world.context.seed;
-        let method = if tuned == Tuned::All { "poly" } else { "poly_z" };
-        let mut found = Vec::new();
-        for (plan, job) in work.0.iter().zip(work.1) {
-            let name = &plan.name;
-            let mut identity = identity(world, method, opened, &job.train)?;
-            identity["settings"] = settings.decisive();
-            let hash = sha256(identity.to_string().as_bytes());
-            if let Some(record) = kept(world, library, name, &hash)? {
-                world.context.output.status(format!("{name}: finished before"));
-                found.push(record.losses);
-                continue;
-            }
-            let (sites, device) = (world.base.sites(), world.base.device());
-            let stack = SkillStack::new(sites, device, self.0.clone(), 1, std::slice::from_ref(name), settings, seed)?;
-            world.context.output.status(format!("{name}: fitting to {} rows", job.train.len()));
-            let losses = tune(world.base, &stack, &job.train, tuned, settings, seed)
-                .with_context(|| format!("task `{name}`"))?;
-            let losses = json!({ "train": losses });
-            let record = ExpertRecord {
-                settings: identity,
-                settings_sha256: hash,
-                seed,
-                losses: losses.clone(),
-                tokens: job.train.iter().map(|row| row.target.len() as u64).sum(),
-                tasks: job.tasks,
-                base_fingerprint: Some(world.base.identity().fingerprint.clone()),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                ..ExpertRecord::default()
-            };
-            library.replace(name, &stack.adapter_of(0)?.named_within(&world.base.modules()), Some(&record))?;
-            found.push(losses);
+    /// Fits them to the rows of each job, and puts the mixed adapters into `library`; those that are there by the same
+    /// rows, experts and settings are left alone.
+    pub fn adapt(&self, how: &Fitting, library: &Library, jobs: Vec<Job>) -> Fits {
+        let mut fits = Fits::default();
+        for job in jobs {
+            fits.keep(&job.name, self.adapt_one(how, library, &job));
         }
-        Ok(found)
+        fits
+    }
+
+    fn adapt_one(&self, how: &Fitting, library: &Library, job: &Job) -> Result<Value> {
+        let Fitting { world, opened, tuned, settings } = *how;
+        let (name, seed) = (&job.name, world.context.seed);
+        let method = if tuned == Tuned::All { "poly" } else { "poly_z" };
+        let mut identity = identity(world, method, opened, &job.train)?;
+        identity["settings"] = settings.decisive();
+        let hash = sha256(identity.to_string().as_bytes());
+        if let Some(record) = kept(world, library, name, &hash)? {
+            world.context.output.status(format!("{name}: finished before"));
+            return Ok(record.losses);
+        }
+        let (sites, device) = (world.base.sites(), world.base.device());
+        let stack = SkillStack::new(sites, device, self.0.clone(), 1, std::slice::from_ref(name), settings, seed)?;
+        world.context.output.status(format!("{name}: fitting to {} rows", job.train.len()));
+        let losses = json!({ "train": tune(world.base, &stack, &job.train, tuned, settings, seed)? });
+        let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(world, opened, job, &losses) };
+        library.replace(name, &stack.adapter_of(0)?.named_within(&world.base.modules()), Some(&record))?;
+        Ok(losses)
     }
 }

@@ -5,18 +5,18 @@ use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_route::Expert;
 use lorakit_route::merge::{Coefficients, Merge};
+use lorakit_train::skills::settings_of;
 use lorakit_train::{Settings, Start};
 use serde_json::json;
-use std::collections::BTreeSet;
 
 /// The expert that `shared` starts from where no other is named: `train-experts --joint` gives it this name.
 const JOINT: &str = "joint";
 
 /// The mean of the library (µ of <https://arxiv.org/abs/2405.11157>): the A's averaged, and the scaled B's. Where experts
-/// differ in form, the mean of their deltas, brought to the rank of the settings.
-pub fn mean(opened: &Opened) -> Result<Start> {
+/// differ in form, the mean of their deltas, brought to `rank`.
+pub fn mean(opened: &Opened, rank: usize) -> Result<Start> {
     let experts = opened.experts.experts();
-    let method = if of_one_form(experts) { "linear:convention=paper".to_owned() } else { rank_of_defaults() };
+    let method = if of_one_form(experts) { "linear:convention=paper".to_owned() } else { format!("svd:rank={rank}") };
     let merge: Merge = method.parse()?;
     let mean = merge.apply(experts, &Coefficients::uniform(experts.len()))?.adapter;
     let scale = form_of(&experts[0].adapter).map_or(Settings::default().scale(), |(_, scale)| scale);
@@ -25,7 +25,7 @@ pub fn mean(opened: &Opened) -> Result<Start> {
         "merge": merge.to_string(),
         "experts": experts.iter().map(|expert| weights(opened, &expert.name)).collect::<Result<Vec<_>>>()?,
     });
-    Ok(Start { adapter: at_scale(&mean, scale)?, origin })
+    Ok(Start { adapter: at_scale(&mean, scale)?, origin, seen: opened.seen(0..experts.len()) })
 }
 
 /// One expert of the library: the one named, else `joint`, else the only one.
@@ -46,7 +46,7 @@ pub fn shared(opened: &Opened, name: Option<&str>) -> Result<Start> {
         "method": "shared",
         "experts": [weights(opened, &expert.name)?],
     });
-    Ok(Start { adapter: expert.adapter.clone(), origin })
+    Ok(Start { adapter: expert.adapter.clone(), origin, seen: opened.seen([index]) })
 }
 
 fn weights(opened: &Opened, name: &str) -> Result<serde_json::Value> {
@@ -56,14 +56,12 @@ fn weights(opened: &Opened, name: &str) -> Result<serde_json::Value> {
 /// The defaults of training that agree with the adapter that it starts from.
 pub fn settings(start: Option<&Start>) -> Result<Settings> {
     let defaults = Settings::default();
-    let Some(Start { adapter, .. }) = start else { return Ok(defaults) };
-    let names: BTreeSet<&str> = adapter.modules().keys().filter_map(|path| path.rsplit('.').next()).collect();
-    let target_modules = Vec::from_iter(names).join(",");
-    let (rank, scale) = form_of(adapter).context(
-        "the expert to start from has modules of several ranks or scales, which are trained as one: merge it with \
-         svd first",
-    )?;
-    Ok(Settings { rank, alpha: scale * rank as f64, target_modules, ..defaults })
+    match start {
+        None => Ok(defaults),
+        Some(start) => {
+            settings_of(std::slice::from_ref(&start.adapter), &defaults).context("the adapter to start from")
+        }
+    }
 }
 
 /// Refuses settings of another form than the adapter that training starts from.
@@ -93,10 +91,6 @@ fn of_one_form(experts: &[Expert]) -> bool {
     let modules = |expert: &Expert| expert.adapter.modules().keys().cloned().collect::<Vec<_>>();
     of(&experts[0]).is_some()
         && experts.iter().all(|expert| of(expert) == of(&experts[0]) && modules(expert) == modules(&experts[0]))
-}
-
-fn rank_of_defaults() -> String {
-    format!("svd:rank={}", Settings::default().rank)
 }
 
 /// The same deltas with another scale, which B makes up for.

@@ -2,12 +2,14 @@
 
 use crate::adapt::check;
 use crate::adapt::compose::compose;
+use crate::adapt::fits::Fits;
 use crate::adapt::method::{METHODS, Method};
-use crate::adapt::skills::Skills;
+use crate::adapt::skills::{self, Fitting, Skills};
 use crate::adapt::start;
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::{self, Opened};
+use crate::interrupt::Interrupted;
 use crate::lock::lock;
 use crate::output::{counted, entry, number, table};
 use crate::plan::{self, jobs};
@@ -17,6 +19,7 @@ use crate::training::{Made, World};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
+use lorakit_eval::Results;
 use lorakit_route::Composition;
 use lorakit_task::Task;
 use lorakit_train::{Job, Settings, Start, Tuned};
@@ -75,7 +78,8 @@ impl FromStr for Fraction {
 impl Fraction {
     /// So many of `count` rows: at least one, where there are any.
     fn of(self, count: usize) -> usize {
-        (self.0 * count as f64).ceil() as usize
+        // A little less, since 0.07 of 100 is 7.000000000000001.
+        (self.0 * count as f64 - 1e-9).ceil() as usize
     }
 }
 
@@ -103,7 +107,12 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
     let opened = match (&args.library, args.method.needs_library()) {
         (Some(root), true) => Some(experts::open_some(root, &base, &args.experts)?),
         (None, true) => anyhow::bail!("--method {} needs --library", args.method.name()),
-        (_, false) => None,
+        (given, false) => {
+            if given.is_some() {
+                context.output.notice(format!("--method {} starts from no library", args.method.name()));
+            }
+            None
+        }
     };
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened)?;
@@ -117,8 +126,8 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
     let adapted = args.adapt(way, &world, &tasks, &library)?;
     let finished: Vec<&Task> = tasks.iter().filter(|task| adapted.finished.contains(&task.name)).collect();
     let results = match &adapted.outcome {
-        Ok(()) => check::check(&world, &library, &finished, args.limit.map(NonZeroUsize::get))?,
-        Err(_) => Default::default(),
+        Err(error) if error.is::<Interrupted>() => Results::default(),
+        _ => check::check(&world, &library, &finished, args.limit.map(NonZeroUsize::get))?,
     };
     let document = json!({
         "method": args.method.to_string(),
@@ -162,7 +171,7 @@ impl AdaptArgs {
         let opened = || opened.context("the method needs --library");
         let start = match &self.method {
             Method::NoLibrary => None,
-            Method::Mean => Some(start::mean(opened()?)?),
+            Method::Mean => Some(start::mean(opened()?, self.settings.over(Settings::default())?.rank)?),
             Method::Shared(name) => Some(start::shared(opened()?, name.as_deref())?),
             Method::Skills(tuned) => {
                 let skills = Skills::of(opened()?)?;
@@ -170,6 +179,12 @@ impl AdaptArgs {
                 return Ok(Way::Route(Box::new(settings), *tuned, skills, opened()?));
             }
             Method::Composition(composition) => {
+                anyhow::ensure!(
+                    !self.settings.are_given(),
+                    "--set and --config are settings of training; those of {} follow a colon, as in --method {}",
+                    self.method.name(),
+                    self.method
+                );
                 composition.check(&opened()?.experts)?;
                 return Ok(Way::Compose(composition, opened()?));
             }
@@ -191,12 +206,15 @@ impl AdaptArgs {
         };
         let jobs = self.part(jobs(&plans, world.base, world.vocabulary, settings, world.context)?);
         match &way {
-            Way::Compose(composition, opened) => {
-                Ok(composed(tasks, compose(world, composition, opened, out, &plans, jobs)?))
-            }
+            Way::Compose(composition, opened) => Ok(composed(&compose(world, composition, opened, out, jobs))),
             Way::Route(settings, tuned, skills, opened) => {
-                let found = skills.adapt(world, *tuned, opened, out, (&plans, jobs), settings)?;
-                Ok(routed(tasks, found))
+                let unused = skills::unused(settings, &skills.settings()?).join(", ");
+                if !unused.is_empty() {
+                    let method = self.method.name();
+                    world.context.output.notice(format!("--method {method} does not use the settings {unused}"));
+                }
+                let how = Fitting { world, opened, tuned: *tuned, settings };
+                Ok(routed(&skills.adapt(&how, out, jobs)))
             }
             Way::Train(settings, start) => {
                 let jobs = jobs.into_iter().map(|job| Job { start: start.as_deref().cloned(), ..job }).collect();
@@ -223,37 +241,31 @@ impl AdaptArgs {
 }
 
 /// What is told of a routing that was fitted.
-fn routed(tasks: &[Task], found: Vec<Value>) -> Adapted {
-    let line = |(task, found): (&Task, &Value)| {
-        let losses = found["train"].as_array().map_or(&[][..], Vec::as_slice);
+fn routed(fits: &Fits) -> Adapted {
+    let line = |(task, fit): &(String, Value)| {
+        let losses = fit["train"].as_array().map_or(&[][..], Vec::as_slice);
         let loss = |loss: Option<&Value>| number(loss.and_then(Value::as_f64), 4);
-        vec![task.name.clone(), losses.len().to_string(), loss(losses.first()), loss(losses.last())]
+        vec![task.clone(), losses.len().to_string(), loss(losses.first()), loss(losses.last())]
     };
-    let text = table(["task", "steps", "first train loss", "last"], tasks.iter().zip(&found).map(line));
-    let named = |(task, found): (&Task, Value)| json!({ "task": task.name, "fit": found });
-    Adapted {
-        finished: tasks.iter().map(|task| task.name.clone()).collect(),
-        text,
-        document: tasks.iter().zip(found).map(named).collect(),
-        outcome: Ok(()),
-    }
+    fitted(fits, table(["task", "steps", "first train loss", "last"], fits.finished.iter().map(line)))
 }
 
 /// What is told of weights.
-fn composed(tasks: &[Task], found: Vec<Value>) -> Adapted {
-    let line = |(task, found): (&Task, &Value)| {
-        let held_out = &found["held_out_loss"];
-        let losses = ["base", "fitted", "stderr"].map(|key| number(held_out[key].as_f64(), 4));
-        [vec![task.name.clone(), strongest(&found["weights"])], losses.to_vec()].concat()
+fn composed(fits: &Fits) -> Adapted {
+    let line = |(task, fit): &(String, Value)| {
+        let losses = ["base", "fitted", "stderr"].map(|key| number(fit["held_out_loss"][key].as_f64(), 4));
+        [vec![task.clone(), strongest(&fit["weights"])], losses.to_vec()].concat()
     };
     let header = ["task", "largest weights", "left-out loss of the base", "with the experts", "± of the difference"];
-    let text = table(header, tasks.iter().zip(&found).map(line));
-    let named = |(task, found): (&Task, Value)| json!({ "task": task.name, "fit": found });
+    fitted(fits, table(header, fits.finished.iter().map(line)))
+}
+
+fn fitted(fits: &Fits, text: String) -> Adapted {
     Adapted {
-        finished: tasks.iter().map(|task| task.name.clone()).collect(),
+        finished: fits.finished.iter().map(|(task, _)| task.clone()).collect(),
         text,
-        document: tasks.iter().zip(found).map(named).collect(),
-        outcome: Ok(()),
+        document: fits.document(),
+        outcome: fits.outcome(),
     }
 }
 

@@ -80,6 +80,10 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let options = Options { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..Options::default() };
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(data)?;
+    if args.split != Split::All {
+        let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
+        pairs.into_iter().try_for_each(|(task, fit)| tasks::ensure_apart(task, fit))?;
+    }
     // What cannot be scored is found before anything slow begins.
     tasks.iter().try_for_each(|task| task.rows(options.split, options.limit).map(|_| ()))?;
     let routers = distinct(&args.router);

@@ -77,9 +77,10 @@ impl<'a> Exported<'a> {
             let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
             TaskRecord { path: file.unwrap_or_default(), ..task }
         };
-        let record = library
-            .record(name)?
-            .map(|record| ExpertRecord { tasks: record.tasks.clone().into_iter().map(shortened).collect(), ..record });
+        let record = library.record(name)?.map(|record| {
+            let all = |tasks: &[TaskRecord]| tasks.iter().cloned().map(shortened).collect();
+            ExpertRecord { tasks: all(&record.tasks), seen: all(&record.seen), ..record }
+        });
         Ok(Self { name, adapter: adapter.with_facts(facts), record, hub_base })
     }
 

@@ -63,7 +63,8 @@ fn train(world: &World, root: &Path, plans: &[Plan], context: &Context) -> Resul
     let jobs = jobs(plans, &world.base, &world.vocabulary, &world.settings, context)?;
     let library = Library::open_or_create(root, Some(world.base.identity()))?;
     let _lock = lock(&library, context)?;
-    let options = Options { seed: context.seed, restart: false, stop: context.interrupt.hold() };
+    let stop = context.interrupt.hold();
+    let options = Options { seed: context.seed, restart: false, stop: &stop };
     let mut bars = progress::Training::new(context.output);
     let watch = &mut |event: lorakit_train::Event| bars.watch(event);
     let summary = lorakit_train::train_experts(&world.base, &library, jobs, &world.settings, &options, watch)

@@ -29,6 +29,9 @@ pub struct BaseIdentity {
 pub struct ExpertRecord {
     /// The tasks that it was trained on.
     pub tasks: Vec<TaskRecord>,
+    /// The tasks that adapters had seen from which it started, or of which it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seen: Vec<TaskRecord>,
     /// The settings of its training.
     pub settings: Value,
     /// The SHA-256 of the settings; another one means other training.

@@ -233,8 +233,10 @@ impl<'a> Gates<'a> {
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if cat.simplex { 0.0 } else { 1.0 / n as f32 };
+        // A group that no expert has anything in is used nowhere; its weights only have to be numbers.
         let masked = |group: &BTreeSet<usize>| {
-            (0..n).map(|e| if group.contains(&e) { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<f32>>()
+            let counts = |e| group.is_empty() || group.contains(&e);
+            (0..n).map(|e| if counts(e) { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<f32>>()
         };
         let mask: Vec<f32> = present.iter().flat_map(masked).collect();
         let shape = (groups.names.len(), n);

@@ -33,7 +33,7 @@ pub enum Unseen {
     /// A routing learned from rows of the task.
     #[default]
     Fit,
-    /// The mean of the weights of all tasks trained on, which every task gets.
+    /// The mean of the weights of all tasks that were trained on; those keep their own.
     Mean,
 }
 

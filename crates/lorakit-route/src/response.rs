@@ -134,6 +134,9 @@ impl Gauge {
         let x = x.detach().to_dtype(DType::F32)?;
         let lengths = x.sqr()?.sum(1)?.sqrt()?.to_vec1::<f32>()?;
         let width = self.rows.dim(0)?;
+        if width == 0 {
+            return Ok(vec![0.0; lengths.len() * self.parts.len()]);
+        }
         let products = x.matmul(&self.rows.t()?)?.flatten_all()?.to_vec1::<f32>()?;
         let mut responses = Vec::with_capacity(lengths.len() * self.parts.len());
         for (products, length) in products.chunks_exact(width).zip(&lengths) {

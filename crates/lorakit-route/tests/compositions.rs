@@ -99,6 +99,17 @@ fn uniform_gates_are_uniform_mixing_and_a_simplex_leaves_out_who_is_absent() {
 }
 
 #[test]
+fn a_projection_that_no_expert_changes_takes_nothing_from_the_others() {
+    let projections = [("q", 4), ("k", 3), ("v", 2)];
+    let of = |seed| [("q", random(seed, 2, 6, 4, 1.5)), ("v", random(seed + 1, 2, 6, 2, 0.5))];
+    let library = experts([make("one", of(1)), make("two", of(3))], &site(6, &projections));
+    let gates = Cat { per: Per::Module, simplex: true, ..Cat::default() }.gates(&library).unwrap();
+    assert_eq!(gates.values().unwrap().values()[..], [0.5; 6]);
+    let x = tokens(9, 7, 6);
+    assert_close(&added(&gates.patches().unwrap(), &library, &x, &rows(7)), &dense(&library, &x, |_, _, _| 0.5), 1e-5);
+}
+
+#[test]
 fn gates_have_the_gradient_of_finite_differences() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     let seed = Tensor::from_vec(values(11, 7 * 9), (7, 9), &Device::Cpu).unwrap();

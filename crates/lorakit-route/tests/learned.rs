@@ -203,6 +203,17 @@ fn evidence_over_one_expert_is_that_adapter() {
 }
 
 #[test]
+fn experts_that_change_nothing_have_no_evidence() {
+    let fresh = low_rank(2, values(3, 12), vec![0.0; 8], 1.0);
+    let library = experts([expert("fresh", [("q", fresh)])], &site(6, &[("q", 4)]));
+    for measure in [Measure::Energy, Measure::Arrow] {
+        let watch = Responses::new(&library, measure).unwrap().watch();
+        look(&watch.patches(), &tokens(2, 6, 6), &[4, 2]);
+        assert!(watch.responses().iter().all(|(_, responses)| responses.iter().all(|response| *response == 0.0)));
+    }
+}
+
+#[test]
 fn what_no_expert_responds_to_is_left_to_the_base() {
     let library = uneven();
     let evidence = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };

@@ -2,6 +2,7 @@
 
 use crate::settings::Settings;
 use crate::stream::Key;
+use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{Adapter, TaskRecord};
 use lorakit_task::Example;
 use serde_json::Value;
@@ -31,6 +32,8 @@ pub struct Start {
     pub adapter: Adapter,
     /// Where it is from, as the expert's record will say.
     pub origin: Value,
+    /// The tasks that it has seen.
+    pub seen: Vec<TaskRecord>,
 }
 
 impl Job {
@@ -68,6 +71,16 @@ impl Job {
         let key = Key::new(seed, "dropout").text(&self.name).number(step as u64);
         (0..rows).map(|row| key.clone().number(row as u64).bits()).collect()
     }
+}
+
+/// The SHA-256 of rows: of their prompts and targets, each after its length.
+pub fn rows_sha256(rows: &[Example]) -> String {
+    let mut bytes = Vec::new();
+    for part in rows.iter().flat_map(|row| [&row.prompt, &row.target]) {
+        bytes.extend((part.len() as u64).to_le_bytes());
+        part.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
+    }
+    sha256(&bytes)
 }
 
 /// The indices, out of `rows`, of those of update `step` where each takes `per_update`: each epoch has an order of its

@@ -34,7 +34,7 @@ mod watch;
 
 pub use backward::Gradients;
 pub use fit::{Optimizer, ParameterGroup, fit};
-pub use job::{Job, Start};
+pub use job::{Job, Start, rows_sha256};
 pub use pass::{Pass, Progress, Step};
 pub use product::{Model, SkillsPlan};
 pub use run::{Event, Options, Summary, train_experts, train_model, train_skills};

@@ -4,10 +4,10 @@ use crate::dropout::Dropout;
 use crate::parameter::Parameter;
 use crate::settings::Settings;
 use crate::stream::Key;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Adapter, Block, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -69,12 +69,13 @@ impl LoraStack {
             };
             stacks.push(stack);
         }
+        ensure_all_targeted(&stacks, starts, settings)?;
         let modules = || sites.iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
         ensure!(
             stacks.iter().any(Option::is_some),
             "setting target_modules = '{}' matches no module of the base; it has {}",
             settings.target_modules,
-            std::collections::BTreeSet::from_iter(modules()).into_iter().collect::<Vec<_>>().join(", ")
+            BTreeSet::from_iter(modules()).into_iter().collect::<Vec<_>>().join(", ")
         );
         Ok(Self { rank: settings.rank, scale: settings.scale(), sites: stacks })
     }
@@ -196,6 +197,20 @@ impl SiteStack {
             modules: adapted.into_iter().map(|(module, _)| module).collect(),
         })
     }
+}
+
+/// Refuses a start of which a part would be left out, and what that part does would be lost.
+fn ensure_all_targeted(stacks: &[Option<SiteStack>], starts: &[Option<Adapter>], settings: &Settings) -> Result<()> {
+    let targeted: BTreeSet<&String> = stacks.iter().flatten().flat_map(|stack| &stack.modules).collect();
+    let mut modules = starts.iter().flatten().flat_map(|start| start.modules().keys());
+    if let Some(module) = modules.find(|module| !targeted.contains(module)) {
+        bail!(
+            "an adapter to start from has the module '{module}', which target_modules = '{}' leaves out: what it does \
+             there would be lost",
+            settings.target_modules
+        );
+    }
+    Ok(())
 }
 
 /// The pair of a module that training starts from, whose form the settings must agree with.

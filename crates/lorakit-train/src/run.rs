@@ -6,7 +6,7 @@
 //! its company, and a run that was killed is to end with the bytes of one that was not.
 
 use crate::checkpoint;
-use crate::job::{Job, Start};
+use crate::job::{Job, Start, rows_sha256};
 use crate::log::Log;
 use crate::memory::{self, Estimate};
 use crate::pass::{Pass, Progress, Step};
@@ -220,16 +220,6 @@ fn train(
 
 /// What decides an expert's weights, as JSON.
 fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, seed: u64) -> Result<Value> {
-    let rows = |rows: &[lorakit_task::Example]| {
-        let mut bytes = Vec::new();
-        for row in rows {
-            for part in [&row.prompt, &row.target] {
-                bytes.extend((part.len() as u64).to_le_bytes());
-                part.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
-            }
-        }
-        sha256(&bytes)
-    };
     let start = |start: &Start| {
         let mut bytes = Vec::new();
         for (module, pair) in start.adapter.modules() {
@@ -242,12 +232,12 @@ fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, 
     let mut identity = json!({
         "base": base.identity().fingerprint,
         "expert": job.name,
-        "rows": rows(&job.train),
+        "rows": rows_sha256(&job.train),
         "seed": seed,
         "settings": product.decisive(settings),
         "start": job.start.as_ref().map(start),
         "tasks": serde_json::to_value(job.tasks.iter().map(|t| &t.name).collect::<Vec<_>>())?,
-        "validation": rows(&job.validation),
+        "validation": rows_sha256(&job.validation),
     });
     if job.sharers != 1 {
         identity["sharers"] = job.sharers.into();
@@ -459,6 +449,7 @@ impl<'a> Run<'a> {
         let identity = &self.work.identities[place];
         Ok(ExpertRecord {
             tasks: job.tasks.clone(),
+            seen: job.start.as_ref().map_or_else(Vec::new, |start| start.seen.clone()),
             settings_sha256: hash(identity),
             settings: identity.clone(),
             seed: self.manifest.seed,

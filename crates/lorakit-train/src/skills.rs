@@ -84,16 +84,17 @@ pub fn initial_skills(sites: &[Site], settings: &Settings, count: usize, seed: u
 /// The settings by which these adapters would have been made: rank, alpha and modules.
 ///
 /// # Errors
-/// Where there is none, or the first has modules of different ranks or scales.
-pub fn settings_of(skills: &[Adapter], settings: &Settings) -> Result<Settings> {
-    let first = skills.first().context("there are no skills")?;
-    let (_, pair) = first.modules().first_key_value().context("the first skill has no modules")?;
+/// Where there is none, or they have modules of different ranks or scales: they are trained, or mixed as A's and B's,
+/// which takes one of each.
+pub fn settings_of(adapters: &[Adapter], settings: &Settings) -> Result<Settings> {
+    let first = adapters.first().context("there are no adapters")?;
+    let (_, pair) = first.modules().first_key_value().context("the first adapter has no modules")?;
     let (rank, scale) = (pair.rank(), pair.scale());
-    for (module, other) in first.modules() {
+    for (module, other) in adapters.iter().flat_map(Adapter::modules) {
         ensure!(
-            other.rank() == rank && other.scale() == scale,
-            "module '{module}' has rank {} and scale {}, others have rank {rank} and scale {scale}: skills are mixed \
-             as A's and B's, which takes one rank and scale",
+            other.rank() == rank && (other.scale() - scale).abs() < 1e-9,
+            "module '{module}' has rank {} and scale {}, others have rank {rank} and scale {scale}, and one of each is \
+             needed: `lorakit merge --method svd:rank=N` brings an adapter to a rank",
             other.rank(),
             other.scale()
         );

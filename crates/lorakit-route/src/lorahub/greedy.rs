@@ -1,11 +1,12 @@
 //! Weights of deltas, found by adding one expert after the other, as many as rows that were left out bear.
 //!
-//! Each expert alone, at full strength and at half; then, round by round, one more beside those that are there: at full strength, at
-//! half, or as one more member of a mean. Those that are tried are the ones along whose weights the loss falls most
-//! steeply where the mixture stands, which one backward tells of all experts; mixing A and B separately has no such slopes
-//! at zero. How many rounds are worth it is decided by rows that the rounds did
-//! not see (leave one out, or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. Where no round
-//! beats the base on them, the weights are zero.
+//! Each expert alone, at full strength and at half; then, round by round, one more beside those that are there: at full
+//! strength, at half, or as one more member of a mean. Those that are tried are the ones along whose weights the loss
+//! falls most steeply where the mixture stands, which one backward tells of all experts; mixing A and B separately has
+//! no such slopes at zero. How many rounds are worth it is decided by rows that the rounds did not see (leave one out,
+//! or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. Where no round beats the base on
+//! them, the weights are zero. The loss of left-out rows that is told is that of the number of rounds so chosen, and so
+//! a little too good, as a minimum over few is.
 //!
 //! Beside COBYLA with its 40 evaluations this needs about as many, most of which go through the model together. In a
 //! large library those that are tried alone, too, are chosen by the slopes.
