@@ -4,14 +4,15 @@
 For each composition of suite:skills, two experts of its skills are combined in every way, and scored on the
 composition's test rows, which nothing was fitted to:
 
-    scripts/compositions.py --lorakit target/release/lorakit --out /tmp/compositions --seeds 0 1 2
+    scripts/compositions.py --out /tmp/compositions --seeds 0 1 2
 
 Prints a table of means over compositions and seeds, with the standard error of the mean over them. What is in --out
-already is not done again.
+already is not done again. With QUICK=1 in the environment it only shows that all of it runs.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -28,7 +29,8 @@ SKILLS = {
     "first_upper_of_up1": ("capitals_first", "shift_up1"),
     "reverse_of_no_vowels": ("order_reverse", "filter_to_consonants"),
 }
-TRAINING = ["learning_rate=1e-2", "max_steps=40", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
+QUICK = bool(os.environ.get("QUICK"))
+TRAINING = ["learning_rate=1e-2", f"max_steps={2 if QUICK else 40}", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
 # Without rows: weights 1/n, or 1 where noted.
 MERGES = {
     "static CAT (1/2 each)": ["cat"],
@@ -110,6 +112,7 @@ class Run:
         for name, (method, fit) in merges.items():
             folder = pair / "merged" / safe(name)
             if not folder.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
                 common = ["--library", library, "--base", "pico", "--experts", ",".join(sorted(skills))]
                 self.lorakit("merge", "--method", *method, *common, *fit, "--out", folder)
             named[name] = folder
@@ -136,11 +139,14 @@ def cell(values, digits):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lorakit", default="target/release/lorakit")
+    binary = pathlib.Path(__file__).parent.parent / "target/release/lorakit"
+    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=SKILLS, default=list(SKILLS))
     arguments = parser.parse_args()
+    if QUICK:
+        arguments.seeds, arguments.only = arguments.seeds[:1], arguments.only[:1]
     found = {}
     for seed in arguments.seeds:
         run = Run(arguments.lorakit, arguments.out, seed)

@@ -6,16 +6,21 @@
 
 BASE is a Hugging Face model folder, DATA the folder `dataset` of https://github.com/AGI-Edgerunners/LLM-Adapters.
 Takes the first rows of three of its tasks as multiple choice, scores them in float32 on the CPU, and prints acc and
-acc_norm; with --out it writes them and the log-likelihood of every choice as JSON.
+acc_norm; with --out it writes them and the log-likelihood of every choice as JSON. With --time LORAKIT it also scores
+the same rows by that binary, and prints the seconds of both: of lm-evaluation-harness without its start and the loading
+of the model, at the best of several batch sizes; of lorakit as a whole.
 """
 
 import argparse
 import json
 import re
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import lm_eval
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 # One task with a few tokens per choice, one with many, and one whose prompts end in a newline, which moves to the
@@ -56,7 +61,7 @@ TASKS = {"boolq": (boolq, QUESTION), "piqa": (piqa, QUESTION), "ARC-Easy": (arc_
 
 
 def write_task(name, data, folder, limit):
-    """Writes a task's rows, and the YAML that says how lm-evaluation-harness is to ask them."""
+    """Writes a task's rows, and what says how lm-evaluation-harness and lorakit are to ask them."""
     read, (prompt, delimiter) = TASKS[name]
     rows = json.loads((data / name / "test.json").read_text())[:limit]
     with open(folder / f"{name}.jsonl", "w") as file:
@@ -64,16 +69,20 @@ def write_task(name, data, folder, limit):
             file.write(json.dumps({"question": question, "choices": choices, "gold": gold}) + "\n")
     yaml = YAML.format(name=name, rows=folder / f"{name}.jsonl", prompt=prompt.format(), delimiter=delimiter)
     (folder / f"{name}.yaml").write_text(yaml)
+    with open(folder / f"{name}.plain.jsonl", "w") as file:
+        for question, choices, gold in map(read, rows):
+            prompt = f"Question: {question}\nAnswer:" if delimiter else question
+            file.write(json.dumps({"input": prompt, "choices": choices, "answer": gold}) + "\n")
 
 
-def evaluate(base, folder):
+def evaluate(base, folder, batch_size=8, model=None):
     return lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(base), "dtype": "float32"},
+        model=model or "hf",
+        model_args=None if model else {"pretrained": str(base), "dtype": "float32"},
         tasks=list(TASKS),
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         device="cpu",
-        batch_size=8,
+        batch_size=batch_size,
         bootstrap_iters=0,
     )
 
@@ -90,17 +99,34 @@ def summary(found, name):
     }
 
 
+def compare_times(lorakit, base, folder):
+    """Seconds of the same rows by both."""
+    for batch_size in (1, 8, 32, 128):
+        model = HFLM(pretrained=str(base), dtype="float32", device="cpu", batch_size=batch_size)
+        started = time.perf_counter()
+        evaluate(base, folder, batch_size, model)
+        print(f"lm-evaluation-harness, batches of {batch_size}: {time.perf_counter() - started:.2f} s")
+    rows = [f"{name}={folder / name}.plain.jsonl" for name in TASKS]
+    command = [lorakit, "eval", "-q", "--base", base, "--split", "all", "--router", "base", "--metrics", "acc", "--tasks"]
+    started = time.perf_counter()
+    subprocess.run([*command, *rows], check=True, stdout=subprocess.DEVNULL)
+    print(f"lorakit: {time.perf_counter() - started:.2f} s")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--time", metavar="LORAKIT")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in TASKS:
             write_task(name, arguments.data, Path(folder), arguments.limit)
         found = evaluate(arguments.base, Path(folder))
+        if arguments.time:
+            compare_times(arguments.time, arguments.base, Path(folder))
     numbers = {name: summary(found, name) for name in TASKS}
     for name, task in numbers.items():
         print(f"{name:10} acc {task['acc']:.4f}  acc_norm {task['acc_norm']:.4f}")

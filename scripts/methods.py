@@ -5,21 +5,24 @@ Three tables: libraries and routers on the tasks that were trained and on the he
 families; and adaptation to each held-out task from a tenth of its rows and from all. Cells are means over tasks, and over
 seeds with the standard error of the mean over them; a seed decides the suite, the training and the clusters.
 
-    scripts/methods.py --lorakit target/release/lorakit --out /tmp/methods --seeds 0 1 2
+    scripts/methods.py --out /tmp/methods --seeds 0 1 2
 
-What is in --out already is not done again. Two skills at once are the matter of compositions.py.
+What is in --out already is not done again. Two skills at once are the matter of compositions.py. With QUICK=1 in the
+environment it only shows that all of it runs.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 from collections import Counter
 from math import comb
 
+QUICK = bool(os.environ.get("QUICK"))
 FAMILIES = 8
-STEPS = 40
+STEPS = 5 if QUICK else 40
 TRAINING = ["learning_rate=1e-2", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
 # Library: how it is built, and the routers that it is scored under.
 ALONE = ["uniform", "arrow", "oracle"]
@@ -164,11 +167,14 @@ def cells(seeds, score):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lorakit", default="target/release/lorakit")
+    binary = pathlib.Path(__file__).parent.parent / "target/release/lorakit"
+    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit", type=int, default=16, help="test rows of a task")
     arguments = parser.parse_args()
+    if QUICK:
+        arguments.seeds, arguments.limit = arguments.seeds[:1], 1
     seeds = [Seed(arguments.lorakit, arguments.out, seed, arguments.limit) for seed in arguments.seeds]
 
     print("| library | router | trained: exact match, % | loss | held out: exact match, % | loss |\n|---|---|---|---|---|---|")

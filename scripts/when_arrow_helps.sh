@@ -2,7 +2,7 @@
 # When does Arrow choose well? On suite:skills over pico: experts trained for more and more steps, and Arrow with its
 # settings one at a time, on the trained and the held-out tasks. Prints the mean over tasks of each table.
 #
-# Usage: [STEPS="5 10 20 40 80"] scripts/when_arrow_helps.sh OUT [SEED...]
+# Usage: [QUICK=1] [STEPS="5 10 20 40 80"] scripts/when_arrow_helps.sh OUT [SEED...]
 set -euo pipefail
 if [ $# -lt 1 ]; then
     sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
@@ -14,6 +14,9 @@ lorakit="${LORAKIT:-$(dirname "$0")/../target/release/lorakit}"
 routers=(base uniform uniform:mixing=separate arrow arrow:top_k=1 arrow:top_k=8 arrow:top_k=32
     arrow:temperature=0.1 arrow:temperature=10 arrow:mixing=separate oracle)
 
+limit=16
+if [ -n "${QUICK:-}" ]; then STEPS=5 limit=1; fi
+
 for seed in "${@:-0}"; do
     for steps in ${STEPS:-5 10 20 40 80}; do
         library="$out/seed$seed-steps$steps"
@@ -23,7 +26,7 @@ for seed in "${@:-0}"; do
             echo "== seed $seed, $steps steps, suite:skills@$seed$part"
             known=("${routers[@]}")
             if [ "$part" = /heldout ]; then unset 'known[-1]'; fi
-            "$lorakit" eval -q --base pico --library "$library" --tasks "suite:skills@$seed$part" --limit 16 \
+            "$lorakit" eval -q --base pico --library "$library" --tasks "suite:skills@$seed$part" --limit "$limit" \
                 --router "${known[@]}" --out "$library.eval" 2>> "$library.log" | sed -n '/mean over tasks/,$p'
         done
     done
