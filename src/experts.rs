@@ -95,6 +95,30 @@ fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
         .with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 
+/// Verifies, before a library takes `base` for its own, that all that is in it already is of that base. A library that
+/// records its base has had this done.
+pub fn ensure_all_of(library: &Library, base: &Base) -> Result<()> {
+    let place = library.root().display();
+    if let Some(own) = library.recorded_base()? {
+        return own.ensure_same(base.identity()).with_context(|| format!("the library {place}"));
+    }
+    let modules = base.modules();
+    for name in library.expert_names()? {
+        let fits = || {
+            ensure_base(library.record(&name)?.as_ref(), base)?;
+            library.adapter(&name)?.check_against(&modules)
+        };
+        fits().with_context(|| {
+            format!("{place}: its expert `{name}` is not of the base `{}`, and a library has one", base.identity().name)
+        })?;
+    }
+    for name in library.model_names()? {
+        ensure_base(library.model_record(&name)?.as_ref(), base)
+            .with_context(|| format!("{place}: its model `{name}`"))?;
+    }
+    Ok(())
+}
+
 /// An adapter that lorakit trained knows its base by more than shapes.
 fn ensure_base(record: Option<&ExpertRecord>, base: &Base) -> Result<()> {
     let (Some(trained), given) = (record.and_then(|r| r.base_fingerprint.as_ref()), base.identity()) else {

@@ -5,7 +5,7 @@
 //! which starts anew from the common start. (The authors' five epochs were two and three.)
 
 use crate::commands::cluster::{self, K};
-use crate::lock::lock;
+use crate::lock::lock_for;
 use crate::plan;
 use crate::training::{Made, World};
 use anyhow::{Result, ensure};
@@ -24,7 +24,7 @@ const PRIVATE_FOLDER: &str = "private";
 pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Settings) -> Result<()> {
     let (first, second) = budget(settings)?;
     let private = Library::open_or_create(&library.root().join(PRIVATE_FOLDER), Some(world.base.identity()))?;
-    let _lock = lock(&private, world.context)?;
+    let _lock = lock_for(&private, world.base, world.context)?;
     world.context.output.status("experts per task:");
     let alone = world.train(Made::Experts, &private, &plan::private(tasks), &first)?;
     if !alone.is_whole() {

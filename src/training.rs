@@ -97,6 +97,10 @@ impl World<'_> {
             }
         };
         bars.end();
+        if !summary.kept.is_empty() {
+            // A process that was killed may have put them in and not come to this.
+            library.record_base()?;
+        }
         let row = |(plan, rows): (&Plan, &usize)| row(made, library, plan, *rows, &summary);
         let experts = plans.iter().zip(&rows).map(row).collect::<Result<_>>()?;
         Ok(Trained { experts, summary })

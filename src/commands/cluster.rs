@@ -23,6 +23,9 @@ use std::str::FromStr;
 /// The largest number of clusters that is tried for `-k auto` and for the report's curve.
 const MOST_CLUSTERS: usize = 24;
 
+/// Numbers of clusters that the table names, the best.
+const NUMBERS_TOLD: usize = 5;
+
 /// The arguments of `cluster`.
 #[derive(Args, Debug)]
 pub struct ClusterArgs {
@@ -67,6 +70,13 @@ pub struct ClusterArgs {
     /// Training rows of a task that are embedded, at most
     #[arg(long, value_name = "N", default_value_t = embedding::ROWS)]
     rows: usize,
+}
+
+impl ClusterArgs {
+    /// The space whose silhouettes are told: the one that is clustered, and that which always exists where none is.
+    fn judged_in(&self) -> Space {
+        if self.method == By::Mbc { self.space.into() } else { Space::Delta }
+    }
 }
 
 /// `--method`.
@@ -143,9 +153,9 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     let (partition, curve) = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
     let spaces = Spaces::of(&experts)?;
-    let report = Report::new(&clusters, &spaces, curve)?;
+    let report = Report::new(&clusters, &spaces, args.judged_in(), curve)?;
     if let Some(path) = &args.report {
-        let similarity = spaces.get(Space::Delta).context("experts can always be compared by their deltas")?;
+        let similarity = spaces.get(report.space).context("the report was made in a space of these")?;
         lorakit_adapter::persist::write_file(path, page(&report, similarity).as_bytes())?;
     }
     match args.format {
@@ -399,15 +409,32 @@ fn summary(report: &Report) -> String {
         ]
     });
     let mut text = table(["cluster", "size", "silhouette", "experts"], clusters);
+    text.push_str(&format!("\nSilhouettes are those of the space {}.", report.space));
     text.push_str("\n\nMean cosine of two experts of one cluster, and of two clusters:\n");
     text.push_str(&table(["space", "within", "between", "silhouette"], spaces));
     for missing in &report.unavailable {
         text.push_str(&format!("\n{}: {}", missing.space, missing.reason));
     }
     if let Some(suggestion) = &report.suggestion {
-        text.push_str(&format!("\n\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
+        text.push_str("\n\nMean silhouette of the embedding that is clustered, by the number of clusters:\n");
+        text.push_str(&numbers_of_clusters(&report.curve, report.clusters.len()));
+        text.push_str(&format!("\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
     }
     text
+}
+
+/// The numbers of clusters that do best, and the one at hand.
+fn numbers_of_clusters(curve: &[CurvePoint], used: usize) -> String {
+    let mut best: Vec<&CurvePoint> = curve.iter().collect();
+    best.sort_by(|a, b| b.silhouette.total_cmp(&a.silhouette).then(a.k.cmp(&b.k)));
+    let (told, others) = best.split_at(best.len().min(NUMBERS_TOLD));
+    let mut told: Vec<&CurvePoint> = told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
+    told.sort_by_key(|point| point.k);
+    let line = |point: &CurvePoint| {
+        let here = if point.k == used { "here" } else { "" };
+        vec![point.k.to_string(), number(Some(point.silhouette), 3), here.to_owned()]
+    };
+    table(["k", "silhouette", ""], told.into_iter().map(line))
 }
 
 /// Names with commas between, on lines of about 80 characters.
@@ -433,6 +460,14 @@ fn wrapped<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_numbers_of_clusters_are_told_and_the_one_at_hand() {
+        let curve: Vec<CurvePoint> = (2..12).map(|k| CurvePoint { k, silhouette: 1.0 / k as f64 }).collect();
+        let told = numbers_of_clusters(&curve, 11);
+        assert_eq!(told.lines().filter(|line| line.contains("0.")).count(), NUMBERS_TOLD + 1, "{told}");
+        assert!(told.contains("0.500") && told.contains("0.091"), "{told}");
+    }
 
     #[test]
     fn names_are_wrapped_between_and_never_within() {

@@ -24,17 +24,17 @@ pub struct GenerateArgs {
     /// The text to go on from; - reads it from stdin
     #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
     prompt: String,
-    /// Where the text ends at the latest, in tokens [default: 256, or what the base has room for]
+    /// Where the text ends at the latest, in tokens; sooner where the base has no more room [default: 256]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<NonZeroUsize>,
     /// 0 takes the likeliest token; above, tokens are drawn by --seed, the more freely the higher
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p, allow_negative_numbers = true)]
     top_p: f64,
-    /// Texts before which to end
-    #[arg(long, num_args = 1.., value_name = "TEXT", allow_hyphen_values = true)]
+    /// A text before which to end; for several, give it several times. One that starts with a hyphen: --stop=-x
+    #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 }
 
@@ -57,15 +57,10 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     let filling = args.slots.fill(&base, &place, context)?;
     let prompt = prompt(&args.prompt)?;
     let whole = Example::encode_prompt(&prompt, &vocabulary, usize::MAX)?.len();
-    // The base was made for so many tokens, those to be written among them; one at least stays for the prompt.
-    let positions = base.config().max_positions;
-    let max_new_tokens = args.max_new_tokens.map_or_else(|| new_tokens(whole, positions), NonZeroUsize::get);
-    let tokens = Example::encode_prompt(&prompt, &vocabulary, positions.saturating_sub(max_new_tokens).max(1))?;
-    if whole > tokens.len() {
-        context.output.notice(format!(
-            "the prompt has {whole} tokens; its last {} are read, which leaves room for {max_new_tokens} new ones",
-            tokens.len()
-        ));
+    let room = Room::of(whole, args.max_new_tokens.map(NonZeroUsize::get), base.config().max_positions);
+    let tokens = Example::encode_prompt(&prompt, &vocabulary, room.prompt)?;
+    if let Some(notice) = room.notice(whole, args.max_new_tokens, base.config().max_positions) {
+        context.output.notice(notice);
     }
     let choice = if args.temperature == 0.0 {
         Choice::Greedy
@@ -73,7 +68,13 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
         Choice::Random { temperature: args.temperature, top_p: args.top_p }
     };
     let config =
-        GenerationConfig { max_new_tokens, stop: args.stop, choice, seed: context.seed, ..GenerationConfig::default() };
+        GenerationConfig {
+        max_new_tokens: room.new,
+        stop: args.stop,
+        choice,
+        seed: context.seed,
+        ..GenerationConfig::default()
+    };
     let (patches, templates) = (&filling.patches, filling.templates.as_ref());
     let model = Model { base: &base, vocabulary: &vocabulary, patches, templates };
 
@@ -93,10 +94,48 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     context.output.result(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "finish": finish }), String::new)
 }
 
-/// How many tokens are written where the user does not say: what a prompt of `whole` tokens leaves room for, and a
-/// few at the prompt's expense where it leaves none.
-fn new_tokens(whole: usize, positions: usize) -> usize {
-    positions.saturating_sub(whole).clamp((positions / 2).clamp(1, 16), 256)
+/// New tokens where the user does not say how many.
+const NEW_TOKENS: usize = 256;
+
+/// New tokens that are written, at most, where the prompt alone fills the base.
+const AT_THE_PROMPTS_EXPENSE: usize = 16;
+
+/// How the positions that the base was made for are shared, in tokens.
+#[derive(Debug, PartialEq, Eq)]
+struct Room {
+    /// The end of the prompt that is read.
+    prompt: usize,
+    /// What is written, at most.
+    new: usize,
+}
+
+impl Room {
+    /// A prompt of `whole` tokens stays whole where it leaves room for a token, and what is written has the rest. One
+    /// that alone does not fit is cut from the left, by no more than a few tokens need.
+    fn of(whole: usize, wanted: Option<usize>, positions: usize) -> Self {
+        let wanted = wanted.unwrap_or(NEW_TOKENS);
+        if whole < positions {
+            return Self { prompt: whole, new: wanted.min(positions - whole) };
+        }
+        let new = wanted.min((positions / 2).clamp(1, AT_THE_PROMPTS_EXPENSE));
+        Self { prompt: positions.saturating_sub(new).max(1), new }
+    }
+
+    /// What the user should know, where it is not as it was asked for.
+    fn notice(&self, whole: usize, wanted: Option<NonZeroUsize>, positions: usize) -> Option<String> {
+        let Self { prompt, new } = self;
+        if *prompt < whole {
+            return Some(format!(
+                "the prompt has {whole} tokens, and the base was made for {positions}: the last {prompt} are read, \
+                 which leaves room for {new} new ones"
+            ));
+        }
+        let wanted = wanted.map(NonZeroUsize::get).filter(|wanted| new < wanted)?;
+        Some(format!(
+            "--max-new-tokens {wanted}: the base was made for {positions} tokens, and beside the prompt's {whole} there \
+             is room for {new}"
+        ))
+    }
 }
 
 /// The prompt as typed, or what stdin has.
@@ -114,10 +153,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_context_keeps_the_prompt() {
-        assert_eq!(new_tokens(8, 256), 248);
-        assert_eq!(new_tokens(8, 4096), 256);
-        assert_eq!(new_tokens(255, 256), 16);
-        assert_eq!(new_tokens(5, 1), 1);
+    fn a_prompt_that_fits_stays_whole_and_the_new_tokens_have_the_rest() {
+        let of = |whole, wanted, positions| {
+            let room = Room::of(whole, wanted, positions);
+            (room.prompt, room.new)
+        };
+        assert_eq!(of(8, None, 4096), (8, 256));
+        assert_eq!(of(8, None, 256), (8, 248));
+        assert_eq!(of(8, Some(255), 256), (8, 248));
+        assert_eq!(of(255, Some(300), 256), (255, 1));
+        assert_eq!(of(300, None, 256), (240, 16), "one that does not fit is cut by a few tokens");
+        assert_eq!(of(256, Some(200), 256), (240, 16));
+        assert_eq!(of(300, Some(2), 256), (254, 2));
+        assert_eq!(of(5, None, 1), (1, 1));
     }
 }

@@ -3,7 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::record_beside;
-use crate::lock::lock;
+use crate::lock::{lock, lock_for};
 use crate::output::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -96,7 +96,10 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
         }
     }
     let library = Library::open_or_create(root, base.as_ref().map(|base| base.identity()))?;
-    let _lock = lock(&library, context)?;
+    let _lock = match &base {
+        Some(base) => lock_for(&library, base, context)?,
+        None => lock(&library, context)?,
+    };
     ensure_fit(&library, candidates)?;
     let within = |candidate: &Candidate| match &base {
         Some(base) => candidate.adapter.clone().named_within(&base.modules()),

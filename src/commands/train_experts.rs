@@ -3,7 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::commands::cluster::K;
 use crate::context::Context;
-use crate::lock::lock;
+use crate::lock::lock_for;
 use crate::mbc;
 use crate::plan::{self, Plan};
 use crate::settings::SettingArgs;
@@ -33,7 +33,7 @@ Settings, with their defaults and the names that PEFT and transformers give them
   eval_steps                    updates between validations; 0: none; not given: an epoch
   save_steps=100                updates between checkpoints; 0: none
   experts_per_pass              not given: as many as the memory allows
-  max_loss_jump=2               an expert whose loss jumps by more is given up; 0: none
+  max_loss_jump=2               an expert whose loss jumps, or ends, higher is given up; 0: none
   gradient_checkpointing=false  less memory for more time
   routing_learning_rate=0.1     of the routing of --poly and --mhr
   splits=8                      blocks in which --mhr mixes its skills";
@@ -119,7 +119,7 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let world = World { place: &place, base: &base, vocabulary: &vocabulary, restart: args.restart, context };
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
-    let _lock = lock(&library, context)?;
+    let _lock = lock_for(&library, &base, context)?;
     if let Some(k) = args.which.mbc {
         return mbc::run(&world, &library, &tasks, k, &settings);
     }

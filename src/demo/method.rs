@@ -4,7 +4,7 @@ use super::world::World;
 use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
-use crate::lock::lock;
+use crate::lock::lock_for;
 use crate::plan::{self, Plan, jobs};
 use crate::progress;
 use anyhow::{Context as _, Result, ensure};
@@ -62,7 +62,7 @@ pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, F
 fn train(world: &World, root: &Path, plans: &[Plan], context: &Context) -> Result<Opened> {
     let jobs = jobs(plans, &world.base, &world.vocabulary, &world.settings, context)?;
     let library = Library::open_or_create(root, Some(world.base.identity()))?;
-    let _lock = lock(&library, context)?;
+    let _lock = lock_for(&library, &world.base, context)?;
     let stop = context.interrupt.hold();
     let options = Options { seed: context.seed, restart: false, stop: &stop };
     let mut bars = progress::Training::new(context.output);
@@ -97,6 +97,6 @@ fn cluster(world: &World, root: &Path, context: &Context) -> Result<Found> {
     let partition = embedded.partition(world.families.len())?;
     let clusters = Clusters::new(Method::Mbc, &partition, |expert| vec![expert.to_owned()], Map::new());
     let points = curve(&embedded, (experts.names().len() - 1).min(16))?;
-    let report = Report::new(&clusters, &Spaces::of(&experts)?, points)?;
+    let report = Report::new(&clusters, &Spaces::of(&experts)?, Space::Delta, points)?;
     Ok(Found { clusters, report, similarity: Similarity::of(&experts, Space::Delta)?, indexes })
 }

@@ -24,9 +24,12 @@ impl Library {
             ensure!(!self.contains(name), "{}: the expert `{name}` exists already", self.root().display());
         }
         write_json(&self.root().join(ADDING_FILE), &names)?;
-        let added = experts.iter().try_for_each(|(name, adapter, record)| self.add(name, adapter, *record));
+        let added = experts.iter().try_for_each(|(name, adapter, record)| self.put_in(name, adapter, *record));
         match added {
-            Ok(()) => Ok(fs::remove_file(self.root().join(ADDING_FILE))?),
+            Ok(()) => {
+                fs::remove_file(self.root().join(ADDING_FILE))?;
+                self.record_base()
+            }
             Err(error) => {
                 // The first error is the one to be told; what cannot be taken out now will be by the next lock.
                 let _ = self.take_out_half_added();

@@ -72,46 +72,61 @@ impl Library {
     }
 
     /// Opens the library at `root`, or makes an empty one, named after the folder. A library
-    /// without a base takes `base` for its own.
+    /// without a base is opened for `base`, which becomes its own with the first expert or model
+    /// that is put in: what fails before that leaves the library as it was.
     ///
     /// # Errors
     /// If the library has another base than `base`, if `root` is a folder of other things, or
     /// cannot be written.
     pub fn open_or_create(root: &Path, base: Option<&BaseIdentity>) -> Result<Self> {
-        if let Some(library) = Self::opened(root, base)? {
-            return Ok(library);
+        if !root.join(INDEX_FILE).exists() {
+            Self::make(root)?;
         }
+        let mut library = Self::open(root)?;
+        match (&library.index.base, base) {
+            (Some(own), Some(given)) => {
+                own.ensure_same(given).with_context(|| format!("the library {}", root.display()))?;
+            }
+            (None, Some(given)) => library.index.base = Some(given.clone()),
+            (_, None) => {}
+        }
+        Ok(library)
+    }
+
+    /// Makes an empty library without a base.
+    fn make(root: &Path) -> Result<()> {
         ensure_empty(root)?;
         ensure_no_links(root)?;
         fs::create_dir_all(root.join(EXPERTS)).with_context(|| format!("{}: cannot be made", root.display()))?;
         // Another process may be making the same library: whoever comes second finds it made.
         let _alone = crate::lock::alone(root)?;
-        if let Some(library) = Self::opened(root, base)? {
-            return Ok(library);
+        if root.join(INDEX_FILE).exists() {
+            return Ok(());
         }
         let name = || Some(fs::canonicalize(root).ok()?.file_name()?.to_string_lossy().into_owned());
-        let index = match root.join(INDEX_FILE).exists() {
-            true => Self::open(root)?.index,
-            false => Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None },
-        };
-        let library = Self { root: root.to_owned(), index: Index { base: base.cloned(), ..index } };
-        write_json(&root.join(INDEX_FILE), &library.index)?;
-        Ok(library)
+        let index = Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None };
+        write_json(&root.join(INDEX_FILE), &index)
     }
 
-    /// The library at `root`, if there is one that needs no writing to serve `base`.
-    fn opened(root: &Path, base: Option<&BaseIdentity>) -> Result<Option<Self>> {
-        if !root.join(INDEX_FILE).exists() {
-            return Ok(None);
-        }
-        let library = Self::open(root)?;
-        match (&library.index.base, base) {
-            (Some(own), Some(given)) => {
-                own.ensure_same(given).with_context(|| format!("the library {}", root.display()))?;
-                Ok(Some(library))
-            }
-            (None, Some(_)) => Ok(None),
-            (_, None) => Ok(Some(library)),
+    /// The base that library.json records by now; another process may have recorded one since the
+    /// library was opened.
+    ///
+    /// # Errors
+    /// If library.json cannot be read.
+    pub fn recorded_base(&self) -> Result<Option<BaseIdentity>> {
+        Ok(read_json::<Index>(&self.root.join(INDEX_FILE))?.base)
+    }
+
+    /// Records the base that the library was opened for, where none is recorded yet. Whatever puts
+    /// an expert or a model in does so by itself.
+    ///
+    /// # Errors
+    /// If another base was recorded in the meantime, or library.json cannot be written.
+    pub fn record_base(&self) -> Result<()> {
+        let Some(given) = &self.index.base else { return Ok(()) };
+        match self.recorded_base()? {
+            Some(own) => own.ensure_same(given).with_context(|| format!("the library {}", self.root.display())),
+            None => write_json(&self.root.join(INDEX_FILE), &self.index),
         }
     }
 
@@ -160,7 +175,8 @@ impl Library {
         &self.index.name
     }
 
-    /// The base that its experts belong to, where one is known.
+    /// The base that its experts belong to, where one is known: recorded, or the one that the
+    /// library was opened for.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.index.base.as_ref()
     }
@@ -240,6 +256,12 @@ impl Library {
     /// # Errors
     /// If the name is none for an expert or is taken, or the folder cannot be written.
     pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        self.put_in(name, adapter, record)?;
+        self.record_base()
+    }
+
+    /// Adds an expert and records nothing of its base.
+    pub(crate) fn put_in(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let place = self.place(name)?;
         ensure_no_link(&place)?;
         ensure!(
@@ -256,7 +278,8 @@ impl Library {
     /// If the name is none for an expert, or the folder cannot be written.
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         ensure_no_link(&self.place(name)?)?;
-        persist::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))
+        persist::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))?;
+        self.record_base()
     }
 
     /// Removes an expert.

@@ -65,7 +65,8 @@ impl Library {
             fill(folder)?;
             let sha256 = sha256_of_file(&folder.join(MODEL_WEIGHTS_FILE))?;
             write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
-        })
+        })?;
+        self.record_base()
     }
 }
 

@@ -173,7 +173,7 @@ mod tests {
         let clusters =
             Clusters::new(Method::Mbc, &partition, |expert| vec![format!("<{expert}")], serde_json::Map::new());
         let spaces = Spaces::of(&experts).unwrap();
-        let report = Report::new(&clusters, &spaces, curve(&embedded, 8).unwrap()).unwrap();
+        let report = Report::new(&clusters, &spaces, Space::Delta, curve(&embedded, 8).unwrap()).unwrap();
         let page = page(&report, spaces.get(Space::Delta).unwrap());
         assert!(
             !page.contains("<script") && page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;")

@@ -128,15 +128,18 @@ pub struct Suggestion {
 }
 
 impl Report {
-    /// Judges clusters by the similarities of their experts, and by `curve`, which may be empty.
+    /// Judges clusters by the similarities of their experts in `space`, that in which they were found, and by `curve`,
+    /// which may be empty.
     ///
     /// # Errors
-    /// If the clusters and the similarities are not of the same experts.
-    pub fn new(clusters: &Clusters, spaces: &Spaces, curve: Vec<CurvePoint>) -> Result<Self> {
+    /// If the experts cannot be compared in `space`, or the clusters and the similarities are not of the same experts.
+    pub fn new(clusters: &Clusters, spaces: &Spaces, space: Space, curve: Vec<CurvePoint>) -> Result<Self> {
         let partition = clusters.partition();
-        let Some((space, similarity)) = spaces.available.first() else {
-            return Err(Error::Inconsistent("there is no space to judge the clusters in".to_owned()));
-        };
+        let similarity = spaces.get(space).ok_or_else(|| {
+            let why = spaces.unavailable.iter().find(|unavailable| unavailable.space == space);
+            let why = why.map_or_else(|| "it is not among those compared".to_owned(), |why| why.reason.clone());
+            Error::Inconsistent(format!("clusters cannot be judged in the space `{space}`: {why}"))
+        })?;
         ensure_same(similarity.names(), partition.names())?;
         let silhouettes = silhouettes(similarity, &partition);
         let of_cluster = |cluster: &crate::Cluster| {
@@ -151,7 +154,7 @@ impl Report {
         Ok(Self {
             method: clusters.method(),
             experts: partition.names().len(),
-            space: *space,
+            space,
             clusters: clusters.clusters().iter().map(of_cluster).collect(),
             spaces: spaces
                 .available
@@ -241,7 +244,8 @@ mod tests {
         let embedded = Embedded::of(&experts, &MbcOptions::default()).unwrap();
         let partition = embedded.partition(planted.families).unwrap();
         let clusters = Clusters::new(Method::Mbc, &partition, |expert| vec![expert.to_owned()], Map::new());
-        Report::new(&clusters, &Spaces::of(&experts).unwrap(), curve(&embedded, 10).unwrap()).unwrap()
+        let curve = curve(&embedded, 10).unwrap();
+        Report::new(&clusters, &Spaces::of(&experts).unwrap(), Space::Delta, curve).unwrap()
     }
 
     #[test]
@@ -264,6 +268,23 @@ mod tests {
         let spaces = Spaces::of(&Experts::in_memory(adapters).unwrap()).unwrap();
         assert!(spaces.get(Space::Delta).is_some() && spaces.get(Space::Parameters).is_none());
         assert!(spaces.unavailable.iter().all(|space| space.reason.contains("--space delta")), "{spaces:?}");
+    }
+
+    #[test]
+    fn silhouettes_are_those_of_the_space_that_is_asked_for() {
+        let experts = Planted { step: 2.0, ..Planted::default() }.experts();
+        let partition = Embedded::of(&experts, &MbcOptions::default()).unwrap().partition(3).unwrap();
+        let clusters = Clusters::new(Method::Mbc, &partition, |_| Vec::new(), Map::new());
+        let spaces = Spaces::of(&experts).unwrap();
+        let means = Space::ALL.map(|space| {
+            let report = Report::new(&clusters, &spaces, space, Vec::new()).unwrap();
+            let members = report.clusters.iter().flat_map(|cluster| &cluster.members);
+            let mean = members.map(|member| member.silhouette).sum::<f64>() / report.experts as f64;
+            let own = report.spaces.iter().find(|own| own.space == space).unwrap().silhouette;
+            assert!(report.space == space && (mean - own).abs() < 1e-12, "{space}: {mean}, {own}");
+            mean
+        });
+        assert!(means[0] != means[2], "{means:?}");
     }
 
     #[test]

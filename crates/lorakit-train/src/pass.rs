@@ -9,7 +9,7 @@ use crate::schedule::Schedule;
 use crate::settings::{LossReduction, Settings};
 use crate::skills::{SkillStack, TaskRows};
 use crate::trained::Trained;
-use crate::watch::Trouble;
+use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
 use lorakit_adapter::{Adapter, Patches};
@@ -243,6 +243,7 @@ impl<'a> Pass<'a> {
         }
         self.step += 1;
         let validated = self.validate(&active)?;
+        self.judge_ends(&active);
         let ended = active.iter().copied().filter(|&e| !self.active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
         Ok(Step { step: self.step, losses, validated, ended, tokens })
@@ -297,8 +298,24 @@ impl<'a> Pass<'a> {
         (packed, dropout)
     }
 
-    /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number, or whose loss
-    /// jumped, stops here, its weights as they were. Before the first update as before every other, all that is trained
+    fn watch(&self) -> Watch {
+        Watch { factor: self.settings.max_loss_jump, vocabulary: self.base.config().vocabulary }
+    }
+
+    /// Gives up the experts that are at their end and worse than at their start.
+    fn judge_ends(&mut self, active: &[usize]) {
+        let watch = self.watch();
+        for &expert in active {
+            let progress = &mut self.progress[expert];
+            if self.step == self.jobs[expert].steps(self.settings) && progress.failure.is_none() {
+                let validation = progress.validation.last().filter(|(step, _)| *step == self.step);
+                progress.failure = watch.at_end(validation.map(|(_, loss)| *loss), &progress.losses);
+            }
+        }
+    }
+
+    /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number, whose loss
+    /// jumped, or that has no gradient any more, stops here, its weights as they were. Before the first update as before every other, all that is trained
     /// must have a gradient.
     fn update(&mut self, active: &[usize], gradients: &Gradients, taken: &[Taken], losses: &Losses) -> Result<()> {
         let mut squares = vec![0.0; self.jobs.len()];
@@ -309,11 +326,11 @@ impl<'a> Pass<'a> {
             parameter.add_squares(gradient, &mut squares)?;
         }
         let mut updates = vec![None; self.jobs.len()];
+        let watch = self.watch();
         for &expert in active {
             let (loss, norm) = (losses.experts[expert], squares[expert].sqrt());
             let progress = &mut self.progress[expert];
-            let (factor, vocabulary) = (self.settings.max_loss_jump, self.base.config().vocabulary);
-            if let Some(trouble) = Trouble::of(loss, norm, &progress.losses, factor, vocabulary) {
+            if let Some(trouble) = watch.trouble(loss, norm, &progress.losses, &progress.norms) {
                 let own = taken.iter().zip(&losses.rows).filter(|(taken, _)| taken.expert == expert);
                 let rows: Vec<(usize, f64)> = own.map(|(taken, loss)| (taken.number, *loss)).collect();
                 progress.failure = Some(trouble.told(self.step + 1, &rows));

@@ -66,8 +66,8 @@ pub struct Settings {
     pub eval_steps: Option<usize>,
     /// Updates between checkpoints of a pass; 0: none.
     pub save_steps: usize,
-    /// How many times the highest of the latest losses the next ones may be, or what guessing costs where that is more;
-    /// an expert with higher ones is given up. 0: never.
+    /// How many times the highest of the latest losses, or of the first ones, the next ones may be, or what guessing
+    /// costs where that is more; an expert with higher ones, on the way or at its end, is given up. 0: never.
     pub max_loss_jump: f64,
     /// Experts that train together; decided from the machine's memory where not given.
     pub experts_per_pass: Option<usize>,

@@ -95,8 +95,14 @@ fn a_library_keeps_to_its_base() {
     let temporary = tempfile::tempdir().unwrap();
     let root = temporary.path().join("lib");
     Library::open_or_create(&root, None).unwrap();
-    assert_eq!(Library::open_or_create(&root, Some(&base("aa"))).unwrap().base(), Some(&base("aa")));
+    let library = Library::open_or_create(&root, Some(&base("aa"))).unwrap();
+    let late = Library::open_or_create(&root, Some(&base("bb"))).unwrap();
+    assert_eq!((library.base(), library.recorded_base().unwrap()), (Some(&base("aa")), None), "nothing is in it yet");
+    assert!(library.add_all(&[("a", &small_adapter(1), None), ("../b", &small_adapter(2), None)]).is_err());
+    assert_eq!(library.recorded_base().unwrap(), None, "what failed records nothing");
+    library.add("a", &small_adapter(1), None).unwrap();
     assert_eq!(Library::open(&root).unwrap().base(), Some(&base("aa")));
+    assert!(late.record_base().is_err(), "whoever comes second is refused");
     let renamed = BaseIdentity { name: "/elsewhere".into(), ..base("aa") };
     assert!(Library::open_or_create(&root, Some(&renamed)).is_ok());
     let error = format!("{:#}", Library::open_or_create(&root, Some(&base("bb"))).unwrap_err());
