@@ -3,7 +3,7 @@
 use crate::commands::Command;
 use crate::context::{DeviceChoice, Dtype};
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Command as Line, CommandFactory, FromArgMatches, Parser};
 use std::num::NonZeroUsize;
 
 const STYLES: Styles = Styles::styled()
@@ -28,6 +28,25 @@ pub struct Cli {
     /// What is to be done.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The command line that the process was given; where it is wrong, the process ends with what clap says of it.
+    pub fn read() -> Self {
+        let mut line = with_negative_numbers(Self::command());
+        let matches = line.get_matches_mut();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut line).exit())
+    }
+}
+
+/// The same command line in which -1 is a value wherever one is expected: the option it is for then says what it
+/// expects, where clap would have taken it for an option that there is not.
+fn with_negative_numbers(line: Line) -> Line {
+    let line = line.mut_args(|arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    });
+    line.mut_subcommands(with_negative_numbers)
 }
 
 /// Options that stand before or after the subcommand.
@@ -70,10 +89,9 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        with_negative_numbers(Cli::command()).debug_assert();
     }
 }

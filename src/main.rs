@@ -27,8 +27,9 @@ mod settings;
 mod slots;
 mod tasks;
 mod training;
+mod typed;
+mod usage;
 
-use clap::Parser;
 use cli::Cli;
 use context::Context;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     set_threads(cli.global.threads);
     let context = match Context::new(&cli.global) {
         Ok(context) => context,

@@ -6,6 +6,7 @@
 
 use crate::commands::cluster::{self, K};
 use crate::lock::lock_for;
+use crate::output::counted;
 use crate::plan;
 use crate::training::{Made, World};
 use anyhow::{Result, ensure};
@@ -46,6 +47,19 @@ pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Se
         .output
         .result(&document, || format!("{}\n\n{}", cluster::of_tasks_table(&clusters), clustered.table()))?;
     clustered.outcome()
+}
+
+/// Refuses a number of clusters that so many tasks cannot have, before the first stage is trained.
+pub fn ensure_possible(k: K, tasks: usize) -> Result<()> {
+    match k {
+        // The best of several numbers is chosen, from two to one fewer than there are experts.
+        K::Auto => ensure!(tasks > 2, "--mbc auto: {} to cluster; expected at least 3", counted(tasks, "task")),
+        K::Is(k) => {
+            ensure!(tasks > 1, "--mbc {k}: {} to cluster; expected at least 2", counted(tasks, "task"));
+            ensure!(k.get() <= tasks, "--mbc {k}: there are {tasks} tasks; expected at most that many clusters");
+        }
+    }
+    Ok(())
 }
 
 /// The settings of the two stages.

@@ -1,11 +1,13 @@
 //! What the user sees: results on stdout, as tables or as one JSON document; notices and errors on stderr.
 
 use crate::interrupt::{self, Interrupted};
-use anyhow::{Error, Result};
+use crate::usage::{self, Usage};
+use anyhow::{Context as _, Error, Result};
 use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, TableStyle, Width};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// How results and notices reach the user.
@@ -54,6 +56,16 @@ impl Output {
     }
 }
 
+/// Makes the folder that a file or folder is to be written in, where there is none.
+pub fn make_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) => {
+            std::fs::create_dir_all(parent).with_context(|| format!("{}: cannot be made", parent.display()))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Reports why a command ended early, with all its causes, and how the process is to end.
 pub fn failure(error: &Error) -> ExitCode {
     if error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == ErrorKind::BrokenPipe) {
@@ -66,7 +78,7 @@ pub fn failure(error: &Error) -> ExitCode {
         return ExitCode::from(interrupt::EXIT_CODE);
     }
     let _ = writeln!(stderr, "error: {error:#}");
-    ExitCode::FAILURE
+    if error.is::<Usage>() { ExitCode::from(usage::EXIT_CODE) } else { ExitCode::FAILURE }
 }
 
 /// A table with a line under its header; columns of numbers stand to the right, long texts are wrapped.

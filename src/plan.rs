@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::output::counted;
 use crate::tasks;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_model::Base;
@@ -13,6 +13,7 @@ use lorakit_train::{Job, Settings};
 use std::collections::BTreeMap;
 
 /// An expert to be trained.
+#[derive(Clone)]
 pub struct Plan<'a> {
     /// Its name.
     pub name: String,
@@ -92,7 +93,7 @@ fn task_names(cluster: &Cluster, library: Option<&Library>) -> Result<Vec<String
     Ok(names)
 }
 
-/// The experts with their rows as tokens. A task that several experts share is tokenised once.
+/// The experts with their rows as tokens; an error where any has none.
 pub fn jobs(
     plans: &[Plan],
     base: &Base,
@@ -100,16 +101,30 @@ pub fn jobs(
     settings: &Settings,
     context: &Context,
 ) -> Result<Vec<Job>> {
+    each_job(plans, base, vocabulary, settings, context).into_iter().collect()
+}
+
+/// The same, each expert's on its own. A task that several experts share is tokenised once.
+pub fn each_job(
+    plans: &[Plan],
+    base: &Base,
+    vocabulary: &Vocabulary,
+    settings: &Settings,
+    context: &Context,
+) -> Vec<Result<Job>> {
     let length = settings.max_length.min(base.config().max_positions);
-    let mut encoded: BTreeMap<&str, [Vec<Example>; 2]> = BTreeMap::new();
+    let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();
     for task in plans.iter().flat_map(|plan| &plan.tasks) {
         if !encoded.contains_key(task.name.as_str()) {
-            encoded.insert(&task.name, rows_of(task, vocabulary, length, context)?);
+            let rows = rows_of(task, vocabulary, length, context).map_err(|error| format!("{error:#}"));
+            encoded.insert(&task.name, rows);
         }
     }
     let job = |plan: &Plan| {
+        let own = |task: &&Task| encoded[task.name.as_str()].as_ref().map_err(|why| anyhow!("{why}"));
+        let own = plan.tasks.iter().map(own).collect::<Result<Vec<_>>>()?;
         let of = |split: usize| {
-            let rows = plan.tasks.iter().flat_map(|task| encoded[task.name.as_str()][split].clone()).collect();
+            let rows = own.iter().flat_map(|rows| rows[split].clone()).collect();
             part_of(rows, plan.part, context.seed)
         };
         let (train, validation) = (of(0), of(1));

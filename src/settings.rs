@@ -1,8 +1,11 @@
 //! The options that give settings of training.
 
-use anyhow::{Context as _, Result};
+use crate::usage;
+use anyhow::{Result, ensure};
 use clap::Args;
+use lorakit_model::Base;
 use lorakit_train::Settings;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Settings, by `--config` and `--set`.
@@ -31,9 +34,47 @@ impl SettingArgs {
                 defaults.over_toml(&text, &path.display().to_string())?
             }
         };
-        for assignment in &self.set {
-            settings.set(assignment).with_context(|| format!("--set {assignment}"))?;
-        }
+        assign(&mut settings, &self.set)?;
         Ok(settings)
     }
 }
+
+/// What `--set` gives, over these settings.
+pub fn assign(settings: &mut Settings, assignments: &[String]) -> Result<()> {
+    assignments.iter().try_for_each(|assignment| {
+        settings.set(assignment).map_err(|error| usage::wrong(format!("--set {assignment}: {error:#}")))
+    })
+}
+
+/// Refuses target modules that the base does not have, by their names: an expert would be trained without them.
+pub fn ensure_targets(settings: &Settings, base: &Base) -> Result<()> {
+    let modules = base.modules();
+    let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+    let targets = settings.targets()?;
+    // The default names the projections of every architecture.
+    let idle = if settings.target_modules == ATTENTION { Vec::new() } else { targets.idle(&paths)? };
+    let kinds: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
+    let kinds = || kinds.into_iter().collect::<Vec<_>>().join(", ");
+    ensure!(
+        idle.is_empty(),
+        "{}: the base `{}` has no such module; it has {}",
+        idle.join(", "),
+        base.identity().name,
+        kinds()
+    );
+    let mut matched = false;
+    for path in &paths {
+        matched |= targets.matches(path)?;
+    }
+    ensure!(
+        matched,
+        "target_modules `{}` selects no module of the base `{}`; its modules are named {}",
+        settings.target_modules,
+        base.identity().name,
+        kinds()
+    );
+    Ok(())
+}
+
+/// The default of target_modules.
+const ATTENTION: &str = "attention";

@@ -6,9 +6,11 @@ use crate::experts;
 use crate::output::entry;
 use crate::routing::{Filling, FitArgs, Routing};
 use crate::tasks::DataArgs;
+use crate::typed::Typed;
+use crate::usage;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_adapter::Patches;
+use lorakit_adapter::{Library, Patches};
 use lorakit_model::Base;
 use lorakit_route::{ROUTERS, Router};
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ pub struct SlotArgs {
     library: Option<PathBuf>,
     /// How the library's experts serve tokens, such as arrow:top_k=2; all are listed below
     #[arg(long, value_name = "R")]
-    router: Option<Router>,
+    router: Option<Typed>,
     /// One PEFT adapter folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["library", "router"])]
     adapter: Option<PathBuf>,
@@ -38,20 +40,33 @@ pub fn routers() -> String {
 }
 
 impl SlotArgs {
+    /// Refuses what cannot be meant, before anything is opened.
+    pub fn ensure_usage(&self) -> Result<()> {
+        match &self.router {
+            Some(typed) if typed.router != Router::Base => {
+                usage::ensure(self.library.is_some(), || format!("--router {typed} needs --library"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What fills the slots of an open base.
     pub fn fill<'a>(&self, base: &'a Base, place: &Located, context: &Context) -> Result<Filling<'a>> {
         if let Some(folder) = &self.adapter {
             return Ok(Filling::plain(lorakit_route::expert::one(&experts::single(folder, base)?, 0)?));
         }
-        let router = match &self.router {
-            None | Some(Router::Base) => return Ok(Filling::plain(Patches::none())),
-            Some(router) => router,
+        self.ensure_usage()?;
+        let (Some(typed), Some(library)) = (&self.router, self.library.as_deref()) else {
+            return Ok(Filling::plain(Patches::none()));
         };
-        let library = self.library.as_deref().with_context(|| format!("--router {router} needs --library"))?;
+        if typed.router == Router::Base {
+            // It serves no expert, but a library that is not there is a slip.
+            return Library::open(library).map(|_| Filling::plain(Patches::none()));
+        }
         let opened = experts::open(library, base)?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(data)?;
         let routing = Routing { base, place, opened: &opened, fit: &fit, data, context };
-        routing.fill(router, None, None).with_context(|| format!("--router {router}"))
+        routing.fill(&typed.router, None, None).with_context(|| format!("--router {typed}"))
     }
 }

@@ -5,9 +5,9 @@ use crate::companions;
 use crate::context::Context;
 use crate::interrupt::Interrupted;
 use crate::output::{counted, number, table};
-use crate::plan::{Plan, jobs};
+use crate::plan::{Plan, each_job};
 use crate::progress;
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
 use lorakit_task::{Split, Vocabulary};
@@ -45,6 +45,8 @@ pub enum Made {
 pub struct Trained {
     experts: Vec<Row>,
     summary: Summary,
+    /// Plans whose rows cannot be trained on, with the reason.
+    refused: Vec<(String, String)>,
 }
 
 /// An expert or model in the final table.
@@ -60,10 +62,31 @@ struct Row {
 }
 
 impl World<'_> {
-    /// Trains what the library, which is locked, does not have yet.
+    /// Trains what the library, which is locked, does not have yet. A plan whose rows cannot be trained on does not keep
+    /// the others from being carried out.
     pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &Settings) -> Result<Trained> {
-        let jobs = jobs(plans, self.base, self.vocabulary, settings, self.context)?;
-        self.train_jobs(made, library, plans, jobs, settings)
+        let (mut ready, mut all, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let each = each_job(plans, self.base, self.vocabulary, settings, self.context);
+        for (plan, job) in plans.iter().zip(each) {
+            match job {
+                Ok(job) => {
+                    ready.push(plan.clone());
+                    all.push(job);
+                }
+                // Where nothing can be trained, the first reason is the command's.
+                Err(error) if plans.len() == 1 => return Err(error),
+                Err(error) => refused.push((plan.name.clone(), error)),
+            }
+        }
+        if ready.is_empty() {
+            return refused.into_iter().next().map_or_else(|| Err(anyhow!("no expert to train")), |(_, why)| Err(why));
+        }
+        let refused: Vec<(String, String)> =
+            refused.into_iter().map(|(name, why)| (name, format!("{why:#}"))).collect();
+        refused.iter().for_each(|(name, why)| self.context.output.notice(format!("{name} is not trained: {why}")));
+        let mut trained = self.train_jobs(made, library, &ready, all, settings)?;
+        trained.refuse(plans, refused);
+        Ok(trained)
     }
 
     /// The same with the plans' rows at hand.
@@ -103,7 +126,7 @@ impl World<'_> {
         }
         let row = |(plan, rows): (&Plan, &usize)| row(made, library, plan, *rows, &summary);
         let experts = plans.iter().zip(&rows).map(row).collect::<Result<_>>()?;
-        Ok(Trained { experts, summary })
+        Ok(Trained { experts, summary, refused: Vec::new() })
     }
 }
 
@@ -139,6 +162,23 @@ fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summar
 }
 
 impl Trained {
+    /// Tells of plans that could not be carried out, in the order in which all were given.
+    fn refuse(&mut self, plans: &[Plan], refused: Vec<(String, String)>) {
+        let failed = |plan: &Plan| Row {
+            expert: plan.name.clone(),
+            status: "failed",
+            tasks: plan.tasks.iter().map(|task| task.name.clone()).collect(),
+            rows: plan.tasks.iter().map(|task| task.count(Split::Train)).sum(),
+            steps: 0,
+            train_loss: None,
+            validation_loss: None,
+        };
+        let is_refused = |plan: &&Plan| refused.iter().any(|(name, _)| *name == plan.name);
+        self.experts.extend(plans.iter().filter(is_refused).map(failed));
+        self.experts.sort_by_key(|row| plans.iter().position(|plan| plan.name == row.expert));
+        self.refused = refused;
+    }
+
     /// The names of what is finished.
     pub fn finished(&self) -> impl Iterator<Item = &str> {
         let finished = |row: &&Row| matches!(row.status, "trained" | "finished before");
@@ -147,7 +187,7 @@ impl Trained {
 
     /// Whether all there was to be trained is there.
     pub fn is_whole(&self) -> bool {
-        !self.summary.stopped && self.summary.failed.is_empty()
+        !self.summary.stopped && self.summary.failed.is_empty() && self.refused.is_empty()
     }
 
     /// The run as JSON.
@@ -175,10 +215,13 @@ impl Trained {
             )
             .into());
         }
-        let failed: Vec<String> = self.summary.failed.iter().map(|(name, why)| format!("`{name}`: {why}")).collect();
+        let failed = self.refused.iter().chain(&self.summary.failed);
+        let failed: Vec<String> = failed.map(|(name, why)| format!("`{name}`: {why}")).collect();
+        // Rows that are not there stay away.
+        let again = if self.summary.failed.is_empty() { "" } else { "; --restart would train what failed anew" };
         ensure!(
             failed.is_empty(),
-            "{} failed, and what else was finished is in the library: {}; --restart would train what failed anew",
+            "{} failed, and what else was finished is in the library: {}{again}",
             counted(failed.len(), "expert"),
             failed.join("; ")
         );

@@ -5,6 +5,7 @@
 mod binary;
 
 use binary::{Ran, words};
+use lorakit_task::{Split, Task};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -95,6 +96,9 @@ fn both_stages_of_mbc_are_one_command() {
     let clusters =
         |file: &Path| serde_json::from_str::<Value>(&fs::read_to_string(file).unwrap()).unwrap()["tasks"].clone();
     assert_eq!(clusters(&by_hand), clusters(&file));
+    let none = work.path().join("none");
+    assert!(train(&none, "--mbc 9").failed(1).contains("--mbc 9: there are 4 tasks"));
+    assert!(!none.exists(), "told before the first stage");
     let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
     assert!(message.contains("max_steps is 1"), "{message}");
 }
@@ -257,4 +261,107 @@ fn a_routing_refuses_skills_that_are_not_its_own() {
     let damaged = check();
     assert_eq!(damaged.code, 1);
     assert!(damaged.stdout.contains("router.safetensors: has the sha256"), "{}", damaged.stdout);
+}
+
+#[test]
+fn a_library_takes_a_base_only_with_its_first_expert_and_only_where_all_in_it_are_of_it() {
+    let work = tempfile::tempdir().unwrap();
+    let (made, plain) = (work.path().join("made"), work.path().join("plain"));
+    train(&made, "--set max_steps=1").ok();
+    // The shapes of pico with other weights.
+    train(&made, "--full --set max_steps=1").ok();
+    let other = made.join("models/full");
+    let add = |options: &str| words(&format!("library add --library {} {options}", plain.display()));
+    let [one, two] = ["shift_up1", "shift_up2"].map(|name| made.join("experts").join(name).display().to_string());
+    add(&one).ok();
+    let index = || fs::read_to_string(plain.join("library.json")).unwrap();
+    let before = index();
+    assert!(before.contains("\"base\": null"), "{before}");
+    let message = add(&format!("--base {} y={two}", other.display())).failed(1);
+    assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
+    let line = format!("train-experts --base {} --library {} --tasks {TASKS}", other.display(), plain.display());
+    let message = words(&line).failed(1);
+    assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
+    assert_eq!(index(), before, "what fails changes nothing");
+    add(&format!("--base pico y={two}")).ok();
+    assert!(index().contains("fingerprint"));
+
+    let fresh = work.path().join("fresh");
+    let message = train(&fresh, "--set target_modules=q_proj,foo").failed(1);
+    assert!(message.contains("`foo`") && !fresh.exists(), "{message}");
+}
+
+#[test]
+fn one_task_that_fails_does_not_stop_the_others() {
+    let work = tempfile::tempdir().unwrap();
+    let (library, file, out) = (work.path().join("l"), work.path().join("bad.json"), work.path().join("scores"));
+    // A task whose one row is not for training.
+    let has_none = |row: &usize| {
+        fs::write(&file, format!("[{{\"input\": \"+1:a{row};\", \"output\": \"b\"}}]")).unwrap();
+        let task = Task::load(&file.display().to_string(), None).unwrap().remove(0);
+        task.count(Split::Train) == 0 && task.count(Split::Validation) == 0
+    };
+    assert!((0..1000).any(|row| has_none(&row)));
+    let (base, tasks) = ("--base pico --library", "suite:skills/shift_up1 suite:skills/order_left");
+    let line = format!(
+        "train-experts --json {base} {} --set max_steps=1 --tasks {} suite:skills/shift_up1",
+        library.display(),
+        file.display()
+    );
+    let ran = words(&line);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let statuses = [0, 1].map(|at| document["experts"][at]["status"].as_str().unwrap().to_owned());
+    assert_eq!(statuses, ["failed", "trained"]);
+    assert!(ran.stderr.contains("error: 1 expert failed") && ran.stderr.contains("no train rows"), "{}", ran.stderr);
+
+    let eval =
+        |options: &str| words(&format!("eval --json {base} {} --out {} {options}", library.display(), out.display()));
+    let ran = eval(&format!("--tasks {tasks} --limit 2 --router base oracle"));
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        (&document["errors"][0]["router"], &document["errors"][0]["task"]),
+        (&"oracle".into(), &"order_left".into())
+    );
+    let written = || serde_json::from_str::<Value>(&fs::read_to_string(out.join("results.json")).unwrap()).unwrap();
+    assert_eq!(written()["results"], document["results"]);
+    let scored = |router: &str| document["results"][router].as_object().unwrap().len();
+    assert_eq!((scored("base"), scored("oracle")), (2, 1));
+    assert!(ran.stderr.contains("error: 1 score could not be had"), "{}", ran.stderr);
+
+    // Results that stay keep what decided them.
+    eval("--tasks suite:skills/shift_up1 --limit 3 --router base").ok();
+    let config = &written()["config"];
+    assert_eq!((&config["limit"], &config["earlier"][0]["config"]["limit"]), (&3.into(), &2.into()));
+    let kept = serde_json::json!({ "base": ["order_left"], "oracle": ["shift_up1"] });
+    assert_eq!(config["earlier"][0]["results"], kept);
+    eval(&format!("--tasks {tasks} --limit 3 --router base")).ok();
+    eval("--tasks suite:skills/shift_up1 --limit 3 --router oracle").ok();
+    let config = &written()["config"];
+    assert_eq!(config["earlier"].as_array().unwrap().len(), 1, "what nothing is left of is gone: {config}");
+    assert!(eval("--tasks suite:skills/order_left --router oracle").failed(1).contains("oracle"));
+    let nowhere = "eval --base pico --library nolib --router base --tasks suite:skills/order_left";
+    assert!(words(nowhere).failed(1).contains("nolib: no library"));
+}
+
+#[test]
+fn clusters_are_judged_in_the_space_that_was_clustered() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    train(&library, "--set max_steps=2 --set learning_rate=1e-2").ok();
+    let line = format!("cluster -k 2 --library {} --out {}", library.display(), work.path().join("c.json").display());
+    for space in ["parameters", "change", "delta"] {
+        let report = words(&format!("{line} --json --space {space}")).json()["report"].clone();
+        assert_eq!(report["space"], space);
+        let own = report["spaces"].as_array().unwrap().iter().find(|own| own["space"] == space).unwrap();
+        let clusters = report["clusters"].as_array().unwrap().iter();
+        let members = clusters.flat_map(|cluster| cluster["members"].as_array().unwrap());
+        let sum: f64 = members.map(|member| member["silhouette"].as_f64().unwrap()).sum();
+        assert!((sum / 4.0 - own["silhouette"].as_f64().unwrap()).abs() < 1e-9, "{report}");
+        let text = words(&format!("{line} --space {space}")).ok().stdout;
+        let told = text.split("mean silhouette, ").nth(1).unwrap().split(',').next().unwrap();
+        assert!(text.matches(told).count() > 1, "{told} is in the table and in the sentence: {text}");
+    }
+    assert_eq!(words(&format!("{line} --json --method random")).json()["report"]["space"], "delta");
 }

@@ -54,10 +54,38 @@ fn wrong_usage_ends_with_2() {
         "base info b --device tpu",
         "base info b --dtype f8",
         "completions tcl",
+        "eval --base b --tasks t --router base arrow",
+        "generate --base b --prompt x --router arrow",
+        "generate --base b --prompt x --stop=",
+        "logits --base b --input i --out o --router uniform",
+        "logits --base b --input i --out i",
+        "cluster --out c.json -k 2 --tasks t",
+        "cluster --library l --out c.json -k auto --method random",
+        "merge --library l --out o --method lorahub",
+        "merge --library l --out o --method cat --fit t",
+        "train-experts --base b --library l --tasks t --set rnk=4",
     ] {
         let ran = words(line);
         assert_eq!(ran.code, 2, "`{line}`: {}", ran.stderr);
         assert_eq!(ran.stdout, "", "`{line}`");
+    }
+}
+
+#[test]
+fn an_option_says_itself_what_it_expects() {
+    let eval = "eval --base b --tasks t --router base";
+    for (line, expected) in [
+        ("generate --base b --prompt x --temperature -0.5", "at least 0"),
+        ("generate --base b --prompt x --top-p -1", "above 0"),
+        ("generate --base b --prompt x --max-new-tokens 0", "at least 1"),
+        (&format!("{eval} --limit 0"), "at least 1"),
+        (&format!("{eval} --limit -3"), "at least 1"),
+        ("cluster --library l --out c.json -k -1", "at least 1"),
+        ("cluster --library l --out c.json -k 2 --sparsity -1", "from 0 to 1"),
+        ("cluster --library l --out c.json -k 2 --components 0", "at least 1"),
+        ("train-experts --base b --library l --tasks t --poly 0", "at least 1"),
+    ] {
+        says(&words(line).failed(2), &[expected]);
     }
 }
 
@@ -99,7 +127,7 @@ fn settings_are_refused_by_name() {
         ("lr_scheduler=sometimes", &["sometimes", "linear"]),
         ("learning_rate=-1", &["learning_rate"]),
     ] {
-        says(&words(&format!("{fixed} {setting}")).failed(1), parts);
+        says(&words(&format!("{fixed} {setting}")).failed(2), parts);
     }
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("settings.toml");
@@ -122,6 +150,7 @@ fn tasks_are_judged_before_the_base_is_opened() {
     };
     says(&train(&[&path("t.jsonl")]), &["t.jsonl", "row 2", "output"]);
     says(&train(&[&path("one.json"), &path("one.json")]), &["one", "NAME="]);
+    says(&train(&[&format!("../x={}", path("one.json"))]), &["`../x` cannot name a task", "without `/`"]);
     let fixed = ["eval", "--base", "b", "--router", "base", "--split", "all", "--limit", "1", "--tasks"];
     says(
         &run(fixed.into_iter().chain([path("one.json").as_str(), &format!("one={}", path("t.jsonl"))])).failed(1),
@@ -164,6 +193,9 @@ fn clusters_are_judged_by_their_file_and_tasks() {
         &["clusters.json", "`x`", "`absent`", "--tasks"],
     );
     says(&train(r#"{"method": "given", "clusters": {"x": ["e"]}}"#), &["`x`", "`e`"]);
+    let message = train("[]");
+    says(&message, &["clusters.json", "expected an object"]);
+    assert!(!message.contains("struct"), "{message}");
 }
 
 #[test]
@@ -197,7 +229,7 @@ fn tokens_for_logits_are_judged() {
     write_tensor(&file, "input_ids", Dtype::U32, vec![2, 1], &[1, 0, 0, 0, 2, 0, 0, 0]);
     let done = logits(&["--json"]).json();
     assert_eq!(done["shape"], serde_json::json!([2, 1, 512]));
-    says(&logits(&["--router", "uniform"]).failed(1), &["--library"]);
+    says(&logits(&["--router", "uniform"]).failed(2), &["--library"]);
     says(&logits(&["--adapter", "no/such"]).failed(1), &["no/such"]);
 }
 
@@ -246,6 +278,72 @@ fn an_adapter_of_another_base_is_refused() {
     let show = run(["library", "show", "--library", library.to_str().unwrap(), "e9"]).failed(1);
     says(&show, &["`e9`", "e0"]);
     says(&run(["cluster", "--library", library.to_str().unwrap(), "-k", "1", "--out", "c.json"]).failed(1), &["two"]);
+}
+
+#[test]
+fn what_would_be_lost_or_is_not_there_is_told() {
+    let Some(oracle) = shared("oracles/peft/mistral") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (base, library) = (oracle.join("base").display().to_string(), path("library"));
+    let [e0, e1] = ["e0", "e1"].map(|name| oracle.join("adapters").join(name).display().to_string());
+    run(["library", "add", "--library", &library, &e0]).ok();
+    let alone = run(["cluster", "--library", &library, "-k", "1", "--out", &path("c.json")]).failed(1);
+    says(&alone, &["library: 1 expert to cluster", "at least two"]);
+    run(["library", "add", "--library", &library, &e1]).ok();
+
+    says(&run(["library", "export", "--library", &library, "--out", &library]).failed(2), &["--out is in the library"]);
+    let within = run(["library", "export", "--library", &library, "--out", &path("library/hub/new")]);
+    says(&within.failed(2), &["--out is in the library"]);
+    let verify = ["verify", "--base", &base, "--library", &library, "--merged", &path("nothing")];
+    says(&run(verify).failed(1), &["nothing: no such folder"]);
+    let generate = ["generate", "--base", &base, "--prompt", "x", "--library", &path("nolib"), "--router", "base"];
+    says(&run(generate).failed(1), &["nolib: no library"]);
+    let merge = |out: &str, options: &[&str]| {
+        let fixed = ["merge", "--library", &library, "--method", "cat", "--out", &path(out)].map(str::to_owned);
+        run(fixed.into_iter().chain(options.iter().map(|word| (*word).to_owned())))
+    };
+    let message = merge("m", &["--experts", "e9"]).failed(1);
+    assert_eq!(message.matches(&library).count(), 1, "{message}");
+    let nothing = ["--weights=0,0"];
+    says(&merge("m", &["--weights=0,0", "--strict"]).failed(1), &["zero", "--strict"]);
+    assert!(!Path::new(&path("m")).exists());
+    says(&merge("m", &nothing).ok().stderr, &["every value of the merge is zero"]);
+
+    merge("a/b/c", &[]).ok();
+    let clusters =
+        ["cluster", "--library", &library, "-k", "1", "--out", &path("d/c.json"), "--report", &path("e/r.html")];
+    run(clusters).ok();
+    assert!(["a/b/c/adapter_config.json", "d/c.json", "e/r.html"].iter().all(|file| Path::new(&path(file)).exists()));
+    let message = run(["merge", "--library", &library, "--method", "cat", "--out", "/proc/x"]).failed(1);
+    assert!(message.contains("/proc/x could not be made") && !message.contains(".new-"), "{message}");
+    let message = run(["cluster", "--library", &library, "-k", "1", "--out", "/proc/x.json"]).failed(1);
+    assert!(message.matches("/proc/x.json").count() == 1 && !message.contains(".new-"), "{message}");
+}
+
+#[test]
+fn texts_to_stop_at_are_one_each_and_a_prompt_that_fits_is_kept() {
+    let generate = |options: &[&str]| {
+        let fixed = ["generate", "--base", "pico", "--json", "--prompt", "+1:abcd;", "--stop", "q"];
+        run(fixed.into_iter().chain(options.iter().copied()))
+    };
+    let plain = generate(&["--stop=-", "--max-new-tokens", "2", "-q"]).json();
+    assert_eq!(plain["prompt"], "+1:abcd;");
+    let long = generate(&["--max-new-tokens", "100000"]).ok();
+    says(&long.stderr, &["--max-new-tokens 100000", "there is room for"]);
+    assert!(!long.stderr.contains("are read"), "the prompt stays whole: {}", long.stderr);
+    let fewer: serde_json::Value = serde_json::from_str(&long.stdout).unwrap();
+    assert!(fewer["text"].as_str().unwrap().starts_with(plain["text"].as_str().unwrap()), "{fewer}, {plain}");
+}
+
+#[test]
+fn a_script_and_settings_are_given_as_elsewhere() {
+    let script = words("completions bash --json").json();
+    assert_eq!(script["shell"], "bash");
+    assert_eq!(script["script"].as_str().unwrap(), words("completions bash").ok().stdout);
+    let told = words("base info pico --json --set rank=8 target_modules=q_proj").json();
+    assert_eq!((&told["memory"]["rank"], &told["memory"]["target_modules"]), (&8.into(), &"q_proj".into()));
+    says(&words("base info pico --set target_modules=q_proj,foo").failed(1), &["`foo`", "pico", "q_proj"]);
 }
 
 #[test]
@@ -309,9 +407,9 @@ fn numbers_beyond_reason_are_refused_at_once() {
         ("base info pico --threads 100000", 2, &["--threads", "1024"][..]),
         ("base info pico --threads 0", 2, &["1 to 1024"]),
         ("cluster --library l --out c.json -k 99999999999999999999", 2, &["whole number"]),
-        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 1, &["rank", "whole number"]),
-        ("train-experts --base b --library l --tasks t --set rank=-1", 1, &["rank=-1", "whole number"]),
-        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 1, &["learning_rate", "number"]),
+        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 2, &["rank", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=-1", 2, &["rank=-1", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 2, &["learning_rate", "number"]),
         ("train-experts --base b --library l --tasks t --config /dev/zero", 1, &["/dev/zero", "longer than"]),
         ("task ls /dev/zero", 1, &["/dev/zero", "device"]),
     ] {

@@ -293,7 +293,7 @@ fn what_cannot_be_merged_is_named() {
         let message = work.merge(method, "out", options).failed(2);
         assert!(message.contains(part), "{message}");
     }
-    let message = work.merge("cat", "out", &["--base", &work.base, "--into-base", "--dtype", "bf16"]).failed(1);
+    let message = work.merge("cat", "out", &["--base", &work.base, "--into-base", "--dtype", "bf16"]).failed(2);
     assert!(message.contains("--dtype"), "{message}");
     let other = work.oracle.with_file_name("phi").join("base").display().to_string();
     let message = work.merge("cat", "out", &["--base", &other]).failed(1);

@@ -16,6 +16,7 @@ use crate::plan::{self, jobs};
 use crate::settings::SettingArgs;
 use crate::tasks::{self, TaskArgs};
 use crate::training::{Made, World};
+use crate::usage::count;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -52,7 +53,7 @@ pub struct AdaptArgs {
     #[command(flatten)]
     settings: SettingArgs,
     /// Only the first test rows in the check of what came of it
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
     /// Make adapters anew that are there and came about otherwise
     #[arg(long)]

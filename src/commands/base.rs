@@ -4,6 +4,7 @@ use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::output::{bytes, table};
 use crate::pico;
+use crate::settings;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;
@@ -38,8 +39,8 @@ pub struct InfoArgs {
     /// A model folder, hub:ORG/NAME[@REV], or pico
     #[arg(value_name = "B")]
     base: BaseSource,
-    /// Tell the memory under this setting of training
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Tell the memory under these settings of training
+    #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
@@ -56,8 +57,9 @@ pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
 
 fn info(args: InfoArgs, context: &Context) -> Result<()> {
     let mut settings = Settings::default();
-    args.set.iter().try_for_each(|assignment| settings.set(assignment))?;
+    settings::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;
+    settings::ensure_targets(&settings, &base)?;
     let needs = Needs::of(&base, &settings)?;
     context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
 }

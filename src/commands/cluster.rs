@@ -3,8 +3,9 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::embedding;
-use crate::output::{number, table};
+use crate::output::{counted, make_parent, number, table};
 use crate::tasks::DataArgs;
+use crate::usage::{self, share, size};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
@@ -48,10 +49,10 @@ pub struct ClusterArgs {
     #[arg(long, value_enum, default_value_t = In::Delta)]
     space: In,
     /// The share of an expert's values, the smallest, that count as zero; not used in the space delta
-    #[arg(long, value_name = "S", default_value_t = MbcOptions::default().sparsity)]
+    #[arg(long, value_name = "S", default_value_t = MbcOptions::default().sparsity, value_parser = share)]
     sparsity: f64,
     /// The number of singular directions that are kept
-    #[arg(long, value_name = "N", default_value_t = MbcOptions::default().components)]
+    #[arg(long, value_name = "N", default_value_t = MbcOptions::default().components, value_parser = size)]
     components: usize,
     /// Only these experts
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
@@ -68,11 +69,22 @@ pub struct ClusterArgs {
     #[command(flatten)]
     data: DataArgs,
     /// Training rows of a task that are embedded, at most
-    #[arg(long, value_name = "N", default_value_t = embedding::ROWS)]
+    #[arg(long, value_name = "N", default_value_t = embedding::ROWS, value_parser = size)]
     rows: usize,
 }
 
 impl ClusterArgs {
+    /// Refuses what cannot be meant, before anything is opened.
+    fn ensure_usage(&self) -> Result<()> {
+        let by_itself = self.method == By::Mbc;
+        usage::ensure(by_itself || self.k != K::Auto, || {
+            "-k auto: only mbc chooses a number of clusters; give -k a number".to_owned()
+        })?;
+        usage::ensure(!by_itself || self.library.is_some(), || {
+            "--method mbc clusters experts by their parameters; give --library".to_owned()
+        })
+    }
+
     /// The space whose silhouettes are told: the one that is clustered, and that which always exists where none is.
     fn judged_in(&self) -> Space {
         if self.method == By::Mbc { self.space.into() } else { Space::Delta }
@@ -142,9 +154,16 @@ impl FromStr for K {
 
 /// Clusters, writes the file and says what the clusters are worth.
 pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
+    args.ensure_usage()?;
     let Some(root) = &args.library else { return of_tasks(&args, context) };
     let library = Library::open(root)?;
     let names = names(&library, &args.experts)?;
+    ensure!(
+        names.len() > 1,
+        "{}: {} to cluster; expected at least two. `lorakit train-experts` and `lorakit library add` make more",
+        root.display(),
+        counted(names.len(), "expert")
+    );
     let records = records(&library, &names)?;
     let experts = experts(&library, names, &records)?;
     let tasks = |expert: &str| -> Vec<String> {
@@ -156,8 +175,10 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     let report = Report::new(&clusters, &spaces, args.judged_in(), curve)?;
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the report was made in a space of these")?;
+        make_parent(path)?;
         lorakit_adapter::persist::write_file(path, page(&report, similarity).as_bytes())?;
     }
+    make_parent(&args.out)?;
     match args.format {
         Format::Lorakit => clusters.write(&args.out)?,
         Format::Mttl => clusters.write_mttl(&args.out)?,
@@ -178,6 +199,7 @@ fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
     };
     let settings = settings(args, partition.k(), context.seed);
     let clusters = Clusters::new(method(args.method), &partition, |task| vec![task.to_owned()], settings);
+    make_parent(&args.out)?;
     clusters.write(&args.out)?;
     let members: Vec<Value> =
         clusters.clusters().iter().map(|cluster| json!({ "name": cluster.name, "tasks": cluster.tasks })).collect();
@@ -201,7 +223,7 @@ pub fn by_deltas(library: &Library, names: Vec<String>, k: K, context: &Context)
     let records = records(library, &names)?;
     let experts = experts(library, names, &records)?;
     let options = MbcOptions { space: Space::Delta, seed: context.seed, ..MbcOptions::default() };
-    let (partition, _) = by_parameters(&experts, &options, k, context)?;
+    let (partition, _) = by_parameters(&experts, &options, (k, "--mbc"), context)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
@@ -309,7 +331,7 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            by_parameters(experts, &options, args.k, context)
+            by_parameters(experts, &options, (args.k, "-k"), context)
         }
     }
 }
@@ -322,24 +344,27 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
     }
 }
 
-/// MBC.
+/// MBC. The number of clusters comes with the option that gave it.
 fn by_parameters(
     experts: &Experts,
     options: &MbcOptions,
-    k: K,
+    (k, option): (K, &str),
     context: &Context,
 ) -> Result<(Partition, Vec<CurvePoint>)> {
     if let K::Is(k) = k {
         let known = experts.len();
-        ensure!(k.get() <= known, "-k {k}: there are {known} experts; expected k of at most that");
+        ensure!(k.get() <= known, "{option} {k}: there are {known} experts; expected at most that");
     }
     let embedded = Embedded::of(experts, options)?;
     let curve = curve(&embedded, MOST_CLUSTERS)?;
     let k = match k {
         K::Is(k) => k.get(),
         K::Auto => {
-            let best = suggestion(&curve)
-                .context("-k auto: too few experts that differ to choose a number of clusters; give -k a number")?;
+            let best = suggestion(&curve).with_context(|| {
+                format!(
+                    "{option} auto: too few experts that differ to choose a number of clusters; give {option} a number"
+                )
+            })?;
             context.output.status(format!("k = {}: {}", best.k, best.reason));
             best.k
         }
@@ -428,7 +453,8 @@ fn numbers_of_clusters(curve: &[CurvePoint], used: usize) -> String {
     let mut best: Vec<&CurvePoint> = curve.iter().collect();
     best.sort_by(|a, b| b.silhouette.total_cmp(&a.silhouette).then(a.k.cmp(&b.k)));
     let (told, others) = best.split_at(best.len().min(NUMBERS_TOLD));
-    let mut told: Vec<&CurvePoint> = told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
+    let mut told: Vec<&CurvePoint> =
+        told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
     told.sort_by_key(|point| point.k);
     let line = |point: &CurvePoint| {
         let here = if point.k == used { "here" } else { "" };

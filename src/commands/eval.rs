@@ -3,24 +3,27 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::{self, Opened};
-use crate::output::{ABSENT, table};
+use crate::interrupt::Interrupted;
+use crate::output::{ABSENT, counted, table};
 use crate::progress;
 use crate::routing::{Filling, FitArgs, Routing};
 use crate::slots;
 use crate::tasks::{self, TaskArgs};
-use anyhow::{Context as _, Result, ensure};
+use crate::typed::Typed;
+use crate::usage::{self, count};
+use anyhow::{Context as _, Error, Result, ensure};
 use clap::Args;
-use lorakit_adapter::Patches;
 use lorakit_adapter::persist::write_file;
+use lorakit_adapter::{Library, Patches};
 use lorakit_eval::{Model, Options, Results, Score, Scores, TaskResult, evaluate, samples_file, samples_jsonl};
 use lorakit_model::Base;
-use lorakit_route::{RouteError, Router};
+use lorakit_route::Router;
 use lorakit_task::{Metric, Split, Task};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
@@ -43,7 +46,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Only the first rows of the split
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
     /// The rows that are scored
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
@@ -56,27 +59,10 @@ pub struct EvalArgs {
     log_samples: bool,
 }
 
-/// A router with the text that it was typed as, which keys its results.
-#[derive(Clone, Debug)]
-struct Typed {
-    text: String,
-    router: Router,
-}
-
-impl FromStr for Typed {
-    type Err = RouteError;
-
-    fn from_str(text: &str) -> Result<Self, RouteError> {
-        Ok(Self { text: text.to_owned(), router: text.parse()? })
-    }
-}
-
 /// Scores every router on every task.
 pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
-    let mut tasks = args.tasks.load()?;
-    if !args.metrics.is_empty() {
-        tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
-    }
+    args.ensure_usage()?;
+    let tasks = args.tasks.load()?;
     let options = Options { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..Options::default() };
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(data)?;
@@ -84,8 +70,12 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
         pairs.into_iter().try_for_each(|(task, fit)| tasks::ensure_apart(task, fit))?;
     }
+    let mut failures = Failures::default();
     // What cannot be scored is found before anything slow begins.
-    tasks.iter().try_for_each(|task| task.rows(options.split, options.limit).map(|_| ()))?;
+    let mut tasks = failures.with_rows(tasks, &options, context)?;
+    if !args.metrics.is_empty() {
+        tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
+    }
     let routers = distinct(&args.router);
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
@@ -98,24 +88,94 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     }
     let routing =
         opened.as_ref().map(|opened| Routing { base: &base, place: &place, opened, fit: &fit, data, context });
-    let lineup = lineup(&routers, &tasks, routing.as_ref())?;
+    let lineup = lineup(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
     let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
     let mut store = Store::open(&args, &routers, &tasks, config, context)?;
     let bar = progress::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
     for (router, line) in routers.iter().zip(&lineup) {
         for (index, task) in tasks.iter().enumerate() {
-            let Filling { patches, templates } = line.of(index);
+            let Some(Filling { patches, templates }) = line.of(index) else {
+                bar.inc(1);
+                continue;
+            };
             let model = Model { base: &base, vocabulary: &vocabulary, patches, templates: templates.as_ref() };
             let scores = evaluate(&model, task, &options, &mut |rows| {
                 bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
-            })
-            .with_context(|| format!("router {}", router.text))?;
-            store.keep(&router.text, &task.name, &scores)?;
+            });
+            match scores {
+                Ok(scores) => store.keep(&router.text, &task.name, &scores)?,
+                Err(error) => bar.suspend(|| failures.add(Some(&router.text), &task.name, error, context))?,
+            }
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
-    context.output.result(&store.now, || tables(&store.now, &routers, &tasks))
+    if store.now.routers().next().is_none() {
+        return failures.outcome();
+    }
+    let mut document = serde_json::to_value(&store.now)?;
+    if !failures.0.is_empty() {
+        document["errors"] = json!(failures.0);
+    }
+    context.output.result(&document, || tables(&store.now, &routers, &tasks))?;
+    failures.outcome()
+}
+
+/// What could not be scored. It does not keep the rest from being scored.
+#[derive(Default)]
+struct Failures(Vec<Failure>);
+
+/// One task that could not be scored.
+#[derive(Serialize)]
+struct Failure {
+    /// Under this router; none: under any.
+    router: Option<String>,
+    task: String,
+    error: String,
+}
+
+impl Failures {
+    /// Takes an error of a task down, unless it is the user's wish to stop.
+    fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &Context) -> Result<()> {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        let failure = Failure { router: router.map(str::to_owned), task: task.to_owned(), error: format!("{error:#}") };
+        context.output.notice(failure.told());
+        self.0.push(failure);
+        Ok(())
+    }
+
+    /// The tasks that have rows to be scored. Where none has, the first reason is the command's.
+    fn with_rows(&mut self, tasks: Vec<Task>, options: &Options, context: &Context) -> Result<Vec<Task>> {
+        let (mut fit, mut errors) = (Vec::new(), Vec::new());
+        for task in tasks {
+            match task.rows(options.split, options.limit).map(|_| ()) {
+                Ok(()) => fit.push(task),
+                Err(error) => errors.push((task.name, error)),
+            }
+        }
+        if fit.is_empty() && !errors.is_empty() {
+            return Err(errors.swap_remove(0).1);
+        }
+        errors.into_iter().try_for_each(|(task, error)| self.add(None, &task, error, context))?;
+        Ok(fit)
+    }
+
+    /// How the command ends.
+    fn outcome(&self) -> Result<()> {
+        let told: Vec<String> = self.0.iter().map(Failure::told).collect();
+        let many = counted(told.len(), "score");
+        ensure!(told.is_empty(), "{many} could not be had, and the rest is there: {}", told.join("; "));
+        Ok(())
+    }
+}
+
+impl Failure {
+    fn told(&self) -> String {
+        let router = self.router.as_ref().map_or_else(String::new, |router| format!("--router {router}, "));
+        format!("{router}task `{}`: {}", self.task, self.error)
+    }
 }
 
 /// The routers in the order typed, each once.
@@ -124,13 +184,21 @@ fn distinct(typed: &[Typed]) -> Vec<Typed> {
     typed.iter().filter(|router| seen.insert(router.text.clone())).cloned().collect()
 }
 
-/// The library, where there is one or a router needs one.
-fn library(args: &EvalArgs, routers: &[Typed], base: &Base) -> Result<Option<Opened>> {
-    match (&args.library, routers.iter().find(|typed| typed.router != Router::Base)) {
-        (Some(root), Some(_)) => experts::open(root, base).map(Some),
-        (_, None) => Ok(None),
-        (None, Some(typed)) => Err(anyhow::anyhow!("--router {} needs --library", typed.text)),
+impl EvalArgs {
+    /// Refuses what cannot be meant, before anything is opened.
+    fn ensure_usage(&self) -> Result<()> {
+        let needy = self.router.iter().find(|typed| typed.router != Router::Base && self.library.is_none());
+        needy.map_or(Ok(()), |typed| Err(usage::wrong(format!("--router {typed} needs --library"))))
     }
+}
+
+/// The library, where a router needs one. One that none needs must be there all the same, or its name is a slip.
+fn library(args: &EvalArgs, routers: &[Typed], base: &Base) -> Result<Option<Opened>> {
+    let Some(root) = &args.library else { return Ok(None) };
+    if routers.iter().all(|typed| typed.router == Router::Base) {
+        return Library::open(root).map(|_| None);
+    }
+    experts::open(root, base).map(Some)
 }
 
 /// Refuses tasks of which an expert may have been trained on the rows to be scored.
@@ -150,33 +218,51 @@ fn ensure_unseen(tasks: &[Task], opened: &Opened, split: Split) -> Result<()> {
 enum Line<'a> {
     /// The same for every task.
     Same(Filling<'a>),
-    /// For each task its own.
-    ByTask(Vec<Filling<'a>>),
+    /// For each task its own; none where it could not be had.
+    ByTask(Vec<Option<Filling<'a>>>),
 }
 
 impl<'a> Line<'a> {
-    fn of(&self, task: usize) -> &Filling<'a> {
+    fn of(&self, task: usize) -> Option<&Filling<'a>> {
         match self {
-            Self::Same(filling) => filling,
-            Self::ByTask(fillings) => &fillings[task],
+            Self::Same(filling) => Some(filling),
+            Self::ByTask(fillings) => fillings[task].as_ref(),
         }
     }
 }
 
-/// All routers, ready; one that cannot be built fails before any is scored.
-fn lineup<'a>(routers: &[Typed], tasks: &[Task], routing: Option<&Routing<'_, 'a>>) -> Result<Vec<Line<'a>>> {
-    let line = |Typed { router, .. }: &Typed| -> Result<Line<'a>> {
+/// All routers, ready. One that cannot be built, for any task where it is another for each, fails before any is scored;
+/// one that cannot for some is scored on the others.
+fn lineup<'a>(
+    routers: &[Typed],
+    tasks: &[Task],
+    routing: Option<&Routing<'_, 'a>>,
+    failures: &mut Failures,
+    context: &Context,
+) -> Result<Vec<Line<'a>>> {
+    let mut line = |Typed { router, text }: &Typed| -> Result<Line<'a>> {
         let Some(routing) = routing else { return Ok(Line::Same(Filling::plain(Patches::none()))) };
-        if routing.by_task(router) {
-            return tasks
-                .iter()
-                .map(|task| routing.fill(router, Some(task), None))
-                .collect::<Result<_>>()
-                .map(Line::ByTask);
+        if !routing.by_task(router) {
+            return routing.fill(router, None, None).map(Line::Same);
         }
-        routing.fill(router, None, None).map(Line::Same)
+        let (mut fillings, mut errors) = (Vec::new(), Vec::new());
+        for task in tasks {
+            match routing.fill(router, Some(task), None) {
+                Ok(filling) => fillings.push(Some(filling)),
+                Err(error) if error.is::<Interrupted>() => return Err(error),
+                Err(error) => {
+                    fillings.push(None);
+                    errors.push((&task.name, error));
+                }
+            }
+        }
+        if errors.len() == tasks.len() {
+            return Err(errors.swap_remove(0).1);
+        }
+        errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error, context))?;
+        Ok(Line::ByTask(fillings))
     };
-    routers.iter().map(|typed| line(typed).with_context(|| format!("--router {}", typed.text))).collect()
+    routers.iter().map(|typed| line(typed).with_context(|| format!("--router {typed}"))).collect()
 }
 
 /// What decided the scores.
@@ -211,14 +297,58 @@ struct Store {
     now: Results,
     /// Those of results.json, where there is one.
     file: Option<(PathBuf, Results)>,
+    /// What decided the others of results.json.
+    earlier: Vec<Earlier>,
     log_samples: bool,
 }
+
+/// Results of an earlier run that stay, with what decided them: an entry of `earlier` in the configuration.
+#[derive(Deserialize, Serialize)]
+struct Earlier {
+    config: Value,
+    versions: Value,
+    /// The tasks by their routers.
+    results: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Earlier {
+    /// All that a file of results says of where they came from.
+    fn of(file: &mut Results) -> Vec<Self> {
+        let earlier = file.config.as_object_mut().and_then(|config| config.remove(EARLIER));
+        let mut all: Vec<Self> = earlier.and_then(|earlier| serde_json::from_value(earlier).ok()).unwrap_or_default();
+        let known = |router: &str, task: &String| all.iter().any(|of| of.has(router, task));
+        let mut results = BTreeMap::new();
+        for (router, tasks) in file.routers() {
+            let own: BTreeSet<String> = tasks.keys().filter(|task| !known(router, task)).cloned().collect();
+            results.insert(router.to_owned(), own);
+        }
+        all.push(Self { config: file.config.take(), versions: file.versions.take(), results });
+        all
+    }
+
+    fn has(&self, router: &str, task: &String) -> bool {
+        self.results.get(router).is_some_and(|tasks| tasks.contains(task))
+    }
+
+    /// Forgets a result, which another has replaced.
+    fn forget(&mut self, router: &str, task: &str) {
+        if let Some(tasks) = self.results.get_mut(router) {
+            tasks.remove(task);
+        }
+        self.results.retain(|_, tasks| !tasks.is_empty());
+    }
+}
+
+/// The key of the configuration under which results of earlier runs have theirs.
+const EARLIER: &str = "earlier";
 
 impl Store {
     fn open(args: &EvalArgs, routers: &[Typed], tasks: &[Task], config: Value, context: &Context) -> Result<Self> {
         let mut now = Results::default();
         (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
-        let Some(folder) = &args.out else { return Ok(Self { now, file: None, log_samples: false }) };
+        let Some(folder) = &args.out else {
+            return Ok(Self { now, file: None, earlier: Vec::new(), log_samples: false });
+        };
         if args.log_samples {
             let pairs =
                 routers.iter().flat_map(|router| tasks.iter().map(move |task| samples_file(&router.text, &task.name)));
@@ -234,12 +364,13 @@ impl Store {
         let mut file = read_before(&folder.join("results.json"))?;
         if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
             context.output.notice(format!(
-                "{}: results of other routers and tasks stay there, and came of other settings",
+                "{}: results of other routers and tasks stay there, and came of other settings, which stay beside them",
                 folder.display()
             ));
         }
+        let earlier = Earlier::of(&mut file);
         file.merge(now.clone());
-        Ok(Self { now, file: Some((folder.clone(), file)), log_samples: args.log_samples })
+        Ok(Self { now, file: Some((folder.clone(), file)), earlier, log_samples: args.log_samples })
     }
 
     fn keep(&mut self, router: &str, task: &str, scores: &Scores) -> Result<()> {
@@ -249,6 +380,12 @@ impl Store {
             write_file(&folder.join(samples_file(router, task)), samples_jsonl(&scores.samples)?.as_bytes())?;
         }
         results.insert(router, task, scores);
+        self.earlier.iter_mut().for_each(|earlier| earlier.forget(router, task));
+        self.earlier.retain(|earlier| !earlier.results.is_empty());
+        results.config = self.now.config.clone();
+        if !self.earlier.is_empty() {
+            results.config[EARLIER] = serde_json::to_value(&self.earlier)?;
+        }
         write_file(&folder.join("results.json"), results.to_json()?.as_bytes())
     }
 }

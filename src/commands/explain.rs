@@ -4,13 +4,13 @@ use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts;
 use crate::explanation::{Explanation, Share, Trace, page};
-use crate::output::table;
+use crate::output::{make_parent, table};
 use crate::routing::{FitArgs, Routing};
 use crate::tasks::DataArgs;
+use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Row, Rows};
-use lorakit_route::Router;
 use lorakit_task::Example;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct ExplainArgs {
     library: PathBuf,
     /// A router that chooses by what it reads, such as arrow:top_k=2
     #[arg(long, value_name = "R")]
-    router: Router,
+    router: Typed,
     /// The text to be read
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -44,7 +44,7 @@ pub struct ExplainArgs {
 
 /// Reads the prompt under the router, and shows what was chosen.
 pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
-    let router = &args.router;
+    let typed = &args.router;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let opened = experts::open(&args.library, &base)?;
@@ -52,7 +52,8 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let fit = args.fit.load(data)?;
     let routing = Routing { base: &base, place: &place, opened: &opened, fit: &fit, data, context };
     let trace = Arc::new(Trace::default());
-    let filling = routing.fill(router, None, Some(trace.clone())).with_context(|| format!("--router {router}"))?;
+    let filling =
+        routing.fill(&typed.router, None, Some(trace.clone())).with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
     ensure!(!ids.is_empty(), "--prompt: no token to explain");
@@ -60,7 +61,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let rows = Rows::new([Row { len: ids.len(), ..template }]);
     base.hidden(&ids, &base.plan(rows), &filling.patches)?;
     let explanation = Explanation {
-        router: router.to_string(),
+        router: typed.text.clone(),
         prompt: args.prompt,
         tokens: ids.iter().map(|&id| (id, vocabulary.token(id).unwrap_or_default())).collect(),
         experts: &opened.experts,
@@ -68,10 +69,11 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     };
     ensure!(
         !explanation.choices.is_empty(),
-        "--router {router}: it gives every token the same experts, so that there is no choice to explain; \
+        "--router {typed}: it gives every token the same experts, so that there is no choice to explain; \
          routers that choose are arrow, cm, tp, phatgoose, evidence"
     );
     if let Some(path) = &args.out {
+        make_parent(path)?;
         lorakit_adapter::persist::write_file(path, page::html(&explanation).as_bytes())?;
         context.output.status(format!("{}: every choice", path.display()));
     }

@@ -3,7 +3,8 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::slots::{self, SlotArgs};
-use anyhow::{Context as _, Result, ensure};
+use crate::usage::count;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{Event, GenerationConfig, Model, generate};
 use lorakit_model::sample::Choice;
@@ -25,17 +26,21 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
     prompt: String,
     /// Where the text ends at the latest, in tokens; sooner where the base has no more room [default: 256]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count)]
     max_new_tokens: Option<NonZeroUsize>,
     /// 0 takes the likeliest token; above, tokens are drawn by --seed, the more freely the higher
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
     temperature: f64,
     /// Draw among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p)]
     top_p: f64,
     /// A text before which to end; for several, give it several times. One that starts with a hyphen: --stop=-x
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop)]
     stop: Vec<String>,
+}
+
+fn stop(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() { Err("an empty text would end every text before it begins") } else { Ok(text.to_owned()) }
 }
 
 fn temperature(text: &str) -> Result<f64, &'static str> {
@@ -48,10 +53,7 @@ fn top_p(text: &str) -> Result<f64, &'static str> {
 
 /// Writes text after the prompt.
 pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
-    ensure!(
-        args.stop.iter().all(|stop| !stop.is_empty()),
-        "--stop: an empty text would end every text before it begins"
-    );
+    args.slots.ensure_usage()?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let filling = args.slots.fill(&base, &place, context)?;
@@ -67,8 +69,7 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     } else {
         Choice::Random { temperature: args.temperature, top_p: args.top_p }
     };
-    let config =
-        GenerationConfig {
+    let config = GenerationConfig {
         max_new_tokens: room.new,
         stop: args.stop,
         choice,

@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::output::table;
+use crate::usage;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::persist::create_folder;
@@ -31,6 +32,9 @@ pub struct ExportArgs {
 /// Writes all repositories, each whole or not at all.
 pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
+    usage::ensure(!is_within(&args.out, library.root()), || {
+        format!("{}: --out is in the library {}; give another", args.out.display(), args.library.display())
+    })?;
     let names = if args.names.is_empty() { library.expert_names()? } else { args.names.clone() };
     ensure!(!names.is_empty(), "{}: the library has no experts", args.library.display());
     // What is not there, or in the way, is found before anything is written.
@@ -54,6 +58,15 @@ pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
         let lines = exported.iter().map(|(name, folder)| vec![name.clone(), folder.display().to_string()]);
         table(["exported", "to"], lines)
     })
+}
+
+/// Whether a place, which need not be there yet, is a folder or within it.
+fn is_within(place: &Path, folder: &Path) -> bool {
+    let known = place.ancestors().find_map(|above| match above.as_os_str().is_empty() {
+        true => Path::new(".").canonicalize().ok(),
+        false => above.canonicalize().ok(),
+    });
+    matches!((known, folder.canonicalize()), (Some(known), Ok(folder)) if known.starts_with(&folder))
 }
 
 /// An expert on its way out.

@@ -2,8 +2,10 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
+use crate::output::make_parent;
 use crate::routing::Filling;
 use crate::slots::{self, SlotArgs};
+use crate::usage;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
@@ -42,6 +44,10 @@ struct Ids {
 
 /// Reads tokens and writes logits.
 pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
+    args.slots.ensure_usage()?;
+    usage::ensure(!is_same(&args.input, &args.out), || {
+        format!("{}: --out is --input itself, which would be lost; give another --out", args.out.display())
+    })?;
     let place = args.base.locate(context)?;
     let base = place.base(context)?;
     let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
@@ -54,10 +60,16 @@ pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
     let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
+    make_parent(&args.out)?;
     lorakit_adapter::persist::write_file(&args.out, &file)?;
     context
         .output
         .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.

@@ -5,8 +5,9 @@ use crate::composition::{self, Ground, fit_weights};
 use crate::context::Context;
 use crate::merge_record::{self, Fit, MergeRecord, MergedBase, RECORD_FILE};
 use crate::merged_base;
-use crate::output::{counted, entry, number, table};
+use crate::output::{counted, entry, make_parent, number, table};
 use crate::tasks::{self, DataArgs};
+use crate::usage;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::persist::{create_folder, replace_folder, write_file};
@@ -86,6 +87,27 @@ struct Made {
 }
 
 impl MergeArgs {
+    /// Refuses what cannot be meant, before anything is opened.
+    fn ensure_usage(&self, context: &Context) -> Result<()> {
+        usage::ensure(!self.into_base || context.base_options()?.dtype.is_none(), || {
+            "--into-base keeps each weight in the type of the base's file; leave out --dtype".to_owned()
+        })?;
+        match &self.method {
+            Method::Given(merge) => usage::ensure(self.fit.is_empty(), || {
+                format!("--fit gives rows to fit weights to, which {} does not", merge.name())
+            }),
+            Method::Fitted(composition) => {
+                let name = composition.name();
+                let weights = || format!("--weights: {name} fits the weights to rows");
+                usage::ensure(self.weights.is_empty(), weights)?;
+                let fit = || format!("--method {name} fits weights to rows: give tasks with --fit");
+                usage::ensure(!self.fit.is_empty(), fit)?;
+                let base = || format!("--method {name} fits weights under a base: give --base");
+                usage::ensure(self.base.is_some(), base)
+            }
+        }
+    }
+
     fn merge(
         &self,
         library: &Library,
@@ -94,13 +116,26 @@ impl MergeArgs {
     ) -> Result<(Vec<Expert>, Made)> {
         let experts = experts(library, &self.experts)?;
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+        // What the method makes of them names experts alone; the library tells which they are.
+        let place = || self.library.display().to_string();
+        let made = || self.made(library, base, experts, &names, context);
+        made().with_context(place)
+    }
+
+    fn made(
+        &self,
+        library: &Library,
+        base: Option<(&Located, &Base)>,
+        experts: Vec<Expert>,
+        names: &[String],
+        context: &Context,
+    ) -> Result<(Vec<Expert>, Made)> {
         match &self.method {
             Method::Given(merge) => {
-                ensure!(self.fit.is_empty(), "--fit gives rows to fit weights to, which {} does not", merge.name());
                 let given = !self.weights.is_empty();
                 let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
                 let merged = merge.apply(&experts, &Coefficients::new(weights.clone()))?;
-                let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?;
+                let record = MergeRecord::new(merge.to_string(), library, names, &weights)?;
                 Ok((experts, Made { merged, record }))
             }
             Method::Fitted(composition) => self.fitted(composition, experts, library, base, context),
@@ -117,8 +152,6 @@ impl MergeArgs {
         context: &Context,
     ) -> Result<(Vec<Expert>, Made)> {
         let name = composition.name();
-        ensure!(self.weights.is_empty(), "--weights: {name} fits the weights to rows");
-        ensure!(!self.fit.is_empty(), "--method {name} fits weights to rows: give tasks with --fit");
         let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
         let stacked = Experts::new(experts, base.sites(), base.device())?;
@@ -164,20 +197,21 @@ pub fn default_weights(merge: &Merge, experts: usize) -> Vec<f64> {
 
 /// Merges, writes and reports.
 pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
+    args.ensure_usage(context)?;
     ensure_place(&args.out, args.overwrite)?;
-    ensure!(
-        !args.into_base || context.base_options()?.dtype.is_none(),
-        "--into-base keeps each weight in the type of the base's file; leave out --dtype"
-    );
     let library = Library::open(&args.library)?;
     let base = args.base.as_ref().map(|base| base.locate(context)).transpose()?;
     let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let (experts, Made { mut merged, record }) = args
-        .merge(&library, base.as_ref().zip(opened.as_ref()), context)
-        .with_context(|| args.library.display().to_string())?;
+    let (experts, Made { mut merged, record }) = args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;
+    if merged.adapter.norm() == 0.0 {
+        context.lenient(format!(
+            "{}: every value of the merge is zero, so that it adds nothing to its base",
+            args.out.display()
+        ))?;
+    }
     if let Some(base) = &opened {
         merged.adapter.check_against(&base.modules())?;
         merged.adapter = merged.adapter.named_within(&base.modules());
@@ -224,6 +258,7 @@ fn ensure_place(out: &Path, overwrite: bool) -> Result<()> {
 
 /// Makes the folder, whole or not at all.
 fn put(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    make_parent(&args.out)?;
     if args.overwrite { replace_folder(&args.out, fill) } else { create_folder(&args.out, fill) }
 }
 

@@ -4,6 +4,7 @@ use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::output::table;
 use crate::tasks::{self, DataArgs};
+use crate::usage::count;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lorakit_task::{Answer, Example, Row, Split, Task, Vocabulary};
@@ -44,10 +45,10 @@ pub struct ShowArgs {
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Train)]
     split: Split,
     /// The row's place in the split, from 1
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     row: NonZeroUsize,
     /// The length to which rows are cut, in tokens
-    #[arg(long, value_name = "N", default_value = "2048")]
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = count)]
     max_length: NonZeroUsize,
 }
 

@@ -6,14 +6,15 @@ use crate::context::Context;
 use crate::lock::lock_for;
 use crate::mbc;
 use crate::plan::{self, Plan};
-use crate::settings::SettingArgs;
+use crate::settings::{SettingArgs, ensure_targets};
 use crate::tasks::TaskArgs;
 use crate::training::{Made, World};
+use crate::usage::count;
 use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
-use lorakit_task::Task;
+use lorakit_task::{Split, Task};
 use lorakit_train::{Settings, Skills};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -82,15 +83,15 @@ struct Which {
     #[arg(long, value_name = "K", conflicts_with = "experts")]
     mbc: Option<K>,
     /// K experts on random parts of the rows of all tasks, a baseline of clusters
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = count)]
     random_examples: Option<NonZeroUsize>,
     /// K skills trained together, with a routing that says how much of each each task takes (Poly, arXiv 2202.13914):
     /// experts poly_0 to poly_K-1, and routers/poly for --router poly
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = count)]
     poly: Option<NonZeroUsize>,
     /// The same with a routing for each of `splits` blocks of A's input and B's output (MHR, arXiv 2211.03831): mhr_0 to
     /// mhr_K-1, and routers/mhr for --router mhr
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = count)]
     mhr: Option<NonZeroUsize>,
 }
 
@@ -114,9 +115,13 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     let settings = args.settings.over(Settings::default())?;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
+    if let Some(k) = args.which.mbc {
+        mbc::ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
+    }
     let plans = chosen(plans(&args, &tasks)?, &args.experts)?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    ensure_targets(&settings, &base)?;
     let world = World { place: &place, base: &base, vocabulary: &vocabulary, restart: args.restart, context };
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
     let _lock = lock_for(&library, &base, context)?;

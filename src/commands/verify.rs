@@ -12,6 +12,7 @@ use crate::merge_record::{self, MergeRecord};
 use crate::merged_base::{self, Kept};
 use crate::output::{counted, table};
 use crate::progress;
+use crate::usage::count;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
@@ -48,7 +49,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true, requires_all = ["merged", "experts"])]
     weights: Vec<f64>,
     /// How many tokens to compare on, drawn at random
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     tokens: NonZeroUsize,
     /// The largest difference of logits that arithmetic in another order may make; rounding to 16 bits is not counted
     #[arg(long, value_name = "X", default_value_t = 2e-4)]
@@ -85,6 +86,9 @@ struct Bench<'a> {
 /// Compares, prints, and fails beyond the tolerance.
 pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
+    if let Some(folder) = &args.merged {
+        ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
+    }
     let place = args.base.locate(context)?;
     let base = place.base(context)?;
     if let Some(own) = library.base() {

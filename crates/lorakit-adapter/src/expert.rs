@@ -83,11 +83,14 @@ impl BaseIdentity {
         );
         for key in self.dimensions.keys().chain(other.dimensions.keys()) {
             let (own, given) = (self.dimensions.get(key), other.dimensions.get(key));
+            let told = |value: Option<&u64>| value.map_or_else(|| "none".to_owned(), u64::to_string);
             ensure!(
                 own == given,
-                "belongs to the base `{}` with {key} {own:?}, but `{}` has {given:?}",
+                "belongs to the base `{}` with {key} {}, but `{}` has {}",
                 self.name,
-                other.name
+                told(own),
+                other.name,
+                told(given)
             );
         }
         ensure!(

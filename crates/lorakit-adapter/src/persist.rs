@@ -32,13 +32,13 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_file_by(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let write = || -> Result<()> {
         let parent = parent_of(path);
-        let file =
-            with_usual_permissions(&mut tempfile::Builder::new(), 0o666).prefix(TEMPORARY).tempfile_in(parent)?;
+        let file = with_usual_permissions(&mut tempfile::Builder::new(), 0o666).prefix(TEMPORARY).tempfile_in(parent);
+        let file = file.map_err(nameless)?;
         write(file.path())?;
         // Who writes by name may have put another file there, with permissions of its own.
         fs::set_permissions(file.path(), file.as_file().metadata()?.permissions())?;
         OpenOptions::new().write(true).open(file.path())?.sync_all()?;
-        file.persist(path)?;
+        file.persist(path).map_err(|error| error.error)?;
         sync_folder(parent)
     };
     write().with_context(|| format!("{} could not be written", path.display()))
@@ -137,10 +137,16 @@ fn prepare(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<TempDi
     let folder = with_usual_permissions(&mut tempfile::Builder::new(), 0o777)
         .prefix(TEMPORARY)
         .tempdir_in(parent)
-        .with_context(|| format!("no folder can be made in {}", parent.display()))?;
+        .map_err(nameless)
+        .with_context(|| format!("{} could not be made", path.display()))?;
     fill(folder.path())?;
     sync_folder(folder.path())?;
     Ok(folder)
+}
+
+/// The error without the temporary name, which means nothing to whoever asked for another.
+fn nameless(error: std::io::Error) -> std::io::Error {
+    error.kind().into()
 }
 
 /// Where the folder at `path` waits while it is replaced.

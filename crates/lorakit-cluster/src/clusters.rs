@@ -120,7 +120,8 @@ impl Clusters {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
         let mut text = serde_json::to_string_pretty(self).map_err(|error| refuse(error.to_string()))?;
         text.push('\n');
-        write_file(path, text.as_bytes()).map_err(|error| refuse(format!("{error:#}")))
+        write_file(path, text.as_bytes())
+            .map_err(|error| refuse(format!("could not be written: {}", error.root_cause())))
     }
 
     /// How the clusters were found.
@@ -152,7 +153,7 @@ impl Clusters {
 
 /// The file as it is written.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Wire {
     method: Method,
     clusters: Table,

@@ -73,6 +73,10 @@ fn parse(spec: &str) -> Result<(Option<&str>, &str)> {
             }
             Ok((Some(name), place))
         }
+        Some((name, place)) if !Path::new(spec).exists() && Path::new(place).exists() => bail!(
+            "`{spec}`: `{name}` cannot name a task; expected a name without `/` and `\\`, since experts and files of \
+             results are named after it"
+        ),
         _ if spec.is_empty() => bail!("an empty text names no task"),
         _ => Ok((None, spec)),
     }

@@ -292,7 +292,11 @@ fn differences(recorded: &Value, wanted: &Value) -> String {
                 }
             }
         } else if recorded[key] != *value {
-            found.push(format!("its {key} differ"));
+            let differ = match key.as_str() {
+                "rows" | "tasks" => "differ",
+                _ => "differs",
+            };
+            found.push(format!("its {key} {differ}"));
         }
     }
     format!("trained otherwise: {}", if found.is_empty() { "its record differs".into() } else { found.join(", ") })
