@@ -349,7 +349,7 @@ fn one_task_that_fails_does_not_stop_the_others() {
 fn clusters_are_judged_in_the_space_that_was_clustered() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
-    train(&library, "--set max_steps=2 --set learning_rate=1e-2").ok();
+    train(&library, "--set max_steps=12 --set learning_rate=2e-2 --set warmup_ratio=0.5").ok();
     let line = format!("cluster -k 2 --library {} --out {}", library.display(), work.path().join("c.json").display());
     for space in ["parameters", "change", "delta"] {
         let report = words(&format!("{line} --json --space {space}")).json()["report"].clone();

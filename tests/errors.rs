@@ -297,7 +297,7 @@ fn what_would_be_lost_or_is_not_there_is_told() {
     says(&within.failed(2), &["--out is in the library"]);
     let verify = ["verify", "--base", &base, "--library", &library, "--merged", &path("nothing")];
     says(&run(verify).failed(1), &["nothing: no such folder"]);
-    let generate = ["generate", "--base", &base, "--prompt", "x", "--library", &path("nolib"), "--router", "base"];
+    let generate = ["generate", "--base", "pico", "--prompt", "x", "--library", &path("nolib"), "--router", "base"];
     says(&run(generate).failed(1), &["nolib: no library"]);
     let merge = |out: &str, options: &[&str]| {
         let fixed = ["merge", "--library", &library, "--method", "cat", "--out", &path(out)].map(str::to_owned);

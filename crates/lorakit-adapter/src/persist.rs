@@ -4,6 +4,7 @@
 //! Each is made under a temporary name beside its place, synced to disk, and renamed.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -90,7 +91,7 @@ pub fn replace_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Re
 
 fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("{} could not be removed", path.display()))
         }
         _ => Ok(()),
@@ -146,7 +147,10 @@ fn prepare(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<TempDi
 
 /// The error without the temporary name, which means nothing to whoever asked for another.
 fn nameless(error: std::io::Error) -> std::io::Error {
-    error.kind().into()
+    match error.kind() {
+        ErrorKind::NotFound => std::io::Error::new(ErrorKind::NotFound, "nothing can be made there"),
+        kind => kind.into(),
+    }
 }
 
 /// Where the folder at `path` waits while it is replaced.

@@ -192,6 +192,7 @@ fn train(
     for (job, identity) in jobs.iter().zip(&identities) {
         product.ensure_free(library, &job.name, &hash(identity), options.restart)?;
     }
+    sweep(&folder_of(library, &identities)?, &kept)?;
     let mut summary = Summary { kept, ..Summary::default() };
     if summary.kept.len() == jobs.len() {
         watch(Event::Planned { passes: &[], kept: &summary.kept, estimate: Estimate::default() });
@@ -247,6 +248,32 @@ fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, 
 
 fn hash(value: &Value) -> String {
     sha256(value.to_string().as_bytes())
+}
+
+/// The folder of the run that these jobs are.
+fn folder_of(library: &Library, identities: &[Value]) -> Result<PathBuf> {
+    let id = &hash(&Value::Array(identities.to_vec()))[..12];
+    library.run_folder(id)
+}
+
+/// The checkpoint of a pass in the folder of its run.
+fn checkpoint_of(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("pass-{index}.safetensors"))
+}
+
+/// Removes the checkpoints of passes whose experts are all in the library: left by a process that was killed when it had
+/// put in the last of them.
+fn sweep(folder: &Path, kept: &[String]) -> Result<()> {
+    let path = folder.join("run.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let passes = Manifest::read(&path)?.passes;
+    let ended = (0..passes.len()).filter(|&index| passes[index].iter().all(|name| kept.contains(name)));
+    for path in ended.map(|index| checkpoint_of(folder, index)).filter(|path| path.exists()) {
+        std::fs::remove_file(&path).with_context(|| format!("{}: cannot be removed", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What is in the library already, as these jobs would make it.
@@ -324,8 +351,7 @@ impl<'a> Run<'a> {
     /// Opens the run's folder, or makes it and decides how experts share passes.
     fn open(work: Work<'a>, options: &Options, kept: &[String]) -> Result<Self> {
         // The finished ones count too: what is the same command must not depend on how far it came.
-        let id = &hash(&Value::Array(work.identities.clone()))[..12];
-        let folder = work.library.run_folder(id)?;
+        let folder = folder_of(work.library, &work.identities)?;
         std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
         let path = folder.join("run.json");
         let mut manifest = match path.exists() {
@@ -353,7 +379,7 @@ impl<'a> Run<'a> {
     }
 
     fn checkpoint(&self, index: usize) -> PathBuf {
-        self.folder.join(format!("pass-{index}.safetensors"))
+        checkpoint_of(&self.folder, index)
     }
 
     /// A pass as its checkpoint has it, or at its start. The experts that are finished are in it too, for company.
