@@ -1,7 +1,6 @@
 //! The options that give settings of training.
 
-use crate::usage;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_model::Base;
 use lorakit_train::Settings;
@@ -39,10 +38,10 @@ impl SettingArgs {
     }
 }
 
-/// What `--set` gives, over these settings.
+/// What `--set` gives, over these settings. A wrong one fails as it does in a file.
 pub fn assign(settings: &mut Settings, assignments: &[String]) -> Result<()> {
     assignments.iter().try_for_each(|assignment| {
-        settings.set(assignment).map_err(|error| usage::wrong(format!("--set {assignment}: {error:#}")))
+        settings.set(assignment).with_context(|| format!("--set {assignment}"))
     })
 }
 
