@@ -139,7 +139,7 @@ def cell(values, digits):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    binary = pathlib.Path(__file__).parent.parent / "target/release/lorakit"
+    binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
     parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -40,9 +40,9 @@ impl SettingArgs {
 
 /// What `--set` gives, over these settings. A wrong one fails as it does in a file.
 pub fn assign(settings: &mut Settings, assignments: &[String]) -> Result<()> {
-    assignments.iter().try_for_each(|assignment| {
-        settings.set(assignment).with_context(|| format!("--set {assignment}"))
-    })
+    assignments
+        .iter()
+        .try_for_each(|assignment| settings.set(assignment).with_context(|| format!("--set {assignment}")))
 }
 
 /// Refuses target modules that the base does not have, by their names: an expert would be trained without them.
