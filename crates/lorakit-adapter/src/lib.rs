@@ -53,6 +53,7 @@ pub mod product;
 pub mod rows;
 pub mod sha256;
 pub mod site;
+pub mod vjp;
 
 mod adapter;
 mod additions;
