@@ -3,6 +3,7 @@
 //! A segment says where a row's queries and keys stand, so that packing, cached decoding, a sliding window and a
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
+use crate::masked_attention::{plain_cached_attention, plain_rotated, plain_self_attention};
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -46,12 +47,12 @@ impl Heads {
     }
 
     /// Query heads that share one key head.
-    fn shared(&self) -> usize {
+    pub(crate) fn shared(&self) -> usize {
         self.queries / self.keys
     }
 
     /// The keys that query `i` of `queries`, with `keys` keys in all, sees.
-    fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
+    pub(crate) fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
         let end = keys - queries + i + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end
     }
@@ -60,11 +61,17 @@ impl Heads {
 /// Attention of packed rows to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated by `angles`
 /// and attended within each segment: `[tokens, queries * features]`. Differentiable.
 pub fn self_attention(qkv: &Tensor, heads: Heads, angles: &Angles, segments: &Arc<[Segment]>) -> Result<Tensor> {
+    if !qkv.device().is_cpu() {
+        return plain_self_attention(qkv, heads, angles, segments);
+    }
     qkv.contiguous()?.apply_op1(SelfAttention { heads, angles: angles.clone(), segments: segments.clone() })
 }
 
 /// Rotates the queries and keys within `qkv`, as [`self_attention`] does for itself.
 pub fn rotated(qkv: &Tensor, heads: Heads, angles: &Angles) -> Result<Tensor> {
+    if !qkv.device().is_cpu() {
+        return plain_rotated(qkv, heads, angles);
+    }
     qkv.contiguous()?.apply_op1_no_bwd(&Rotate { heads, angles: angles.clone() })
 }
 
@@ -76,6 +83,9 @@ pub fn cached_attention(
     heads: Heads,
     segments: &Arc<[Segment]>,
 ) -> Result<Tensor> {
+    if !qkv.device().is_cpu() {
+        return plain_cached_attention(qkv, keys, values, heads, segments);
+    }
     qkv.contiguous()?.apply_op3_no_bwd(keys, values, &CachedAttention { heads, segments: segments.clone() })
 }
 

@@ -29,7 +29,6 @@ pub struct Base {
     sites: Vec<Site>,
     frequencies: Frequencies,
     device: Device,
-    dtype: DType,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
@@ -107,8 +106,6 @@ impl Base {
             Form::Phi => Some(weights.vector("lm_head.bias", config.vocabulary)?),
             Form::Mistral => None,
         };
-        let dtype =
-            if options.device.is_cpu() || options.trainable { DType::F32 } else { options.dtype.unwrap_or(DType::F32) };
         Ok(Self {
             variables: weights.finish(config.tied)?,
             identity: identity(name, &config, checkpoint),
@@ -122,7 +119,6 @@ impl Base {
             layers,
             norm,
             sites,
-            dtype,
         })
     }
 
@@ -194,18 +190,20 @@ impl Base {
         Cache::new(self.layers.len(), slots, heads, &self.device)
     }
 
-    /// The embeddings of `ids`: `[tokens, hidden]`.
+    /// The embeddings of `ids`: `[tokens, hidden]`, in f32 as all that follows from them.
     pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             bail!("token {id} is outside the base's vocabulary of {}", self.config.vocabulary);
         }
         match &self.embedding {
-            Weight::Tensor(weight) => weight.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0),
+            Weight::Tensor(weight) => {
+                weight.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0)?.to_dtype(DType::F32)
+            }
             Weight::Mapped(weight) => {
                 let d = self.config.hidden;
                 let mut h = vec![0.0; ids.len() * d];
                 ids.iter().zip(h.chunks_exact_mut(d)).for_each(|(&id, row)| weight.copy_row(id as usize, row));
-                Tensor::from_vec(h, (ids.len(), d), &self.device)?.to_dtype(self.dtype)
+                Tensor::from_vec(h, (ids.len(), d), &self.device)
             }
         }
     }

@@ -7,16 +7,25 @@ use rayon::prelude::*;
 
 /// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        return x.contiguous()?.apply_op1(SwiGlu);
-    }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { plain_swiglu(x) }
+}
+
+/// The same as [`swiglu`] by candle's own ops, for devices without a kernel.
+pub fn plain_swiglu(x: &Tensor) -> Result<Tensor> {
     let f = x.dim(1)? / 2;
     x.narrow(1, 0, f)?.silu()? * x.narrow(1, f, f)?
 }
 
 /// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
 pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { x.gelu() }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { plain_gelu_new(x) }
+}
+
+/// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Candle's GELU itself has a backward whose
+/// constants are of six digits.
+pub fn plain_gelu_new(x: &Tensor) -> Result<Tensor> {
+    let inner = ((x * (x.sqr()? * f64::from(CUBE))?)? + x)?;
+    x * (((inner * f64::from(ROOT))?.tanh()? + 1.0)? * 0.5)?
 }
 
 /// Values that one task of the pool handles.

@@ -16,6 +16,7 @@ mod folder;
 pub mod gate;
 pub mod linear;
 pub mod loss;
+pub mod masked_attention;
 mod mistral;
 pub mod norm;
 pub mod packed;

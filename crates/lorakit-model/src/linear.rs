@@ -1,9 +1,10 @@
 //! The frozen linears of a site: one op whose backward returns the input's gradient only.
 
 use crate::weight::{Mapped, Weight};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::Destination;
+use lorakit_adapter::vjp::with_vjp;
 use std::sync::Arc;
 
 /// One projection `x Wᵀ + b`, with `W` `[out, in]`.
@@ -55,22 +56,48 @@ impl Linear {
         }
     }
 
-    /// By candle's own products, where weights are tensors: they may be trained.
+    /// By candle's own products, where weights are tensors: they live on a device, or train.
     fn plain(&self, x: &Tensor) -> Result<Tensor> {
-        let outputs = self.projections.iter().map(|projection| {
-            let weight = match &projection.weight {
-                Weight::Tensor(weight) => weight.clone(),
-                Weight::Mapped(weight) => weight.to_tensor(x.dtype(), x.device())?,
-            };
-            let y = x.matmul(&weight.t()?)?;
-            match &projection.bias {
-                Some(bias) => y.broadcast_add(bias),
-                None => Ok(y),
-            }
-        });
-        let outputs: Vec<Tensor> = outputs.collect::<Result<_>>()?;
-        if let [one] = outputs.as_slice() { Ok(one.clone()) } else { Tensor::cat(&outputs, 1) }
+        let trains = |p: &Projection| {
+            matches!(&p.weight, Weight::Tensor(weight) if weight.track_op())
+                || p.bias.as_ref().is_some_and(Tensor::track_op)
+        };
+        if self.projections.iter().any(trains) {
+            return outputs(&self.projections, x);
+        }
+        // Left to itself, candle would make and hold the gradient of every frozen weight.
+        let (y, projections) = (outputs(&self.projections, &x.detach())?, self.projections.clone());
+        with_vjp(x, y, move |dy| {
+            let mut start = 0;
+            let parts = projections.iter().map(|projection| {
+                let part = dy.narrow(1, start, projection.width)?.contiguous()?;
+                start += projection.width;
+                product(&part, &projection.weight.tensor(dy)?)
+            });
+            let parts: Vec<Tensor> = parts.collect::<Result<_>>()?;
+            parts[1..].iter().try_fold(parts[0].clone(), |sum, part| sum + part)
+        })
     }
+}
+
+/// `x Wᵀ + b` of every projection, side by side.
+fn outputs(projections: &[Projection], x: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let outputs = projections.iter().map(|projection| {
+        let y = product(&x, &projection.weight.tensor(&x)?.t()?)?;
+        match &projection.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    });
+    let outputs: Vec<Tensor> = outputs.collect::<Result<_>>()?;
+    if let [one] = outputs.as_slice() { Ok(one.clone()) } else { Tensor::cat(&outputs, 1) }
+}
+
+/// `x w` in the weight's own type, as f32: a weight of 16 bits is not widened, so `x` is rounded to its type, and so is
+/// the product, whose sums are f32 within.
+pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
 }
 
 /// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.

@@ -1,10 +1,12 @@
 //! The negative log-likelihood of target tokens, with logits only where a token carries loss.
 
+use crate::linear::product;
 use crate::softmax::{exp, largest, total};
 use crate::weight::{Mapped, Weight};
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu::{self, Loops};
 use lorakit_adapter::product::Destination;
+use lorakit_adapter::vjp::with_vjp;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +30,7 @@ impl Head {
     /// The logits of hidden states `h`, `[tokens, d]`: `[tokens, vocabulary]`.
     pub fn logits(&self, h: &Tensor) -> Result<Tensor> {
         let logits = match &self.weight {
-            Weight::Tensor(weight) => h.matmul(&weight.t()?)?,
+            Weight::Tensor(weight) => product(&h.contiguous()?, &weight.t()?)?,
             Weight::Mapped(weight) => h.contiguous()?.apply_op1_no_bwd(&Logits(weight.clone()))?,
         };
         match &self.bias {
@@ -54,19 +56,50 @@ impl Head {
                 };
                 h.contiguous()?.apply_op1(op)
             }
-            Weight::Tensor(_) => self.plain_nll(h, targets),
+            Weight::Tensor(weight) => self.plain_nll(h, targets, weight),
         }
     }
 
     /// The same by candle's own ops, for weights that train or live on a device.
-    fn plain_nll(&self, h: &Tensor, targets: &[u32]) -> Result<Tensor> {
-        let logits = self.logits(h)?.to_dtype(candle_core::DType::F32)?;
+    fn plain_nll(&self, h: &Tensor, targets: &[u32], weight: &Tensor) -> Result<Tensor> {
         let index = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
-        let max = logits.max_keepdim(D::Minus1)?.detach();
-        let total = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        let chosen = logits.gather(&index, D::Minus1)?;
-        ((total + max)? - chosen)?.squeeze(1)
+        if weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op) {
+            return log_losses(&self.logits(h)?, &index)?.squeeze(1);
+        }
+        let (wanted, at) = (h.track_op(), h.detach());
+        let tokens = (CHUNK / self.vocabulary).max(1);
+        let (mut losses, mut slopes) = (Vec::new(), Vec::new());
+        for start in (0..targets.len()).step_by(tokens) {
+            let count = tokens.min(targets.len() - start);
+            let logits = self.logits(&at.narrow(0, start, count)?)?;
+            let index = index.narrow(0, start, count)?.contiguous()?;
+            let loss = log_losses(&logits, &index)?;
+            if wanted {
+                // exp(logits - logsumexp), where logsumexp = loss + the target's logit.
+                let total = (&loss + logits.gather(&index, 1)?)?;
+                let softmax = logits.broadcast_sub(&total)?.exp()?;
+                let slope = softmax.scatter_add(&index, &loss.ones_like()?.neg()?, 1)?;
+                slopes.push(product(&slope, weight)?);
+            }
+            losses.push(loss);
+        }
+        if losses.is_empty() {
+            return Tensor::zeros(0, DType::F32, h.device());
+        }
+        let losses = Tensor::cat(&losses, 0)?.squeeze(1)?;
+        if !wanted {
+            return Ok(losses);
+        }
+        let slopes = Tensor::cat(&slopes, 0)?;
+        with_vjp(h, losses, move |dy| slopes.broadcast_mul(&dy.unsqueeze(1)?))
     }
+}
+
+/// `-log softmax(logits)[index]` of each row, `[n, 1]`.
+fn log_losses(logits: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let max = logits.max_keepdim(1)?.detach();
+    let total = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?;
+    (total + max)? - logits.gather(index, 1)?
 }
 
 struct Logits(Mapped);

@@ -46,7 +46,7 @@ impl Norm {
         }
     }
 
-    /// The same, without the bias, by candle's own ops.
+    /// The same, without the bias, by candle's own ops, for devices without a kernel.
     pub fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let centred = match self.kind {
             Kind::Rms => x.clone(),

@@ -1,6 +1,7 @@
 //! Rotary position embedding, in the half-split form of Hugging Face's models.
 
 use crate::config::{Rope, RopeScaling};
+use candle_core::{Device, Result, Tensor};
 use std::f64::consts::PI;
 use std::sync::Arc;
 
@@ -67,6 +68,12 @@ impl Angles {
     /// Turns a rotation back, which is also how a gradient passes through it.
     pub fn rotate_back(&self, token: usize, head: &mut [f32]) {
         self.turn(token, head, -1.0);
+    }
+
+    /// The cosines and sines as tensors, `[tokens, 1, pairs]` each.
+    pub(crate) fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let shape = (self.cosines.len() / self.pairs.max(1), 1, self.pairs);
+        Ok((Tensor::from_slice(&self.cosines, shape, device)?, Tensor::from_slice(&self.sines, shape, device)?))
     }
 
     fn turn(&self, token: usize, head: &mut [f32], direction: f32) {

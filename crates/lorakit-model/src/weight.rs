@@ -95,6 +95,16 @@ pub enum Weight {
     Mapped(Mapped),
 }
 
+impl Weight {
+    /// The matrix as a tensor, beside `x` where it is no tensor yet.
+    pub(crate) fn tensor(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Tensor(weight) => Ok(weight.clone()),
+            Self::Mapped(weight) => weight.to_tensor(x.dtype(), x.device()),
+        }
+    }
+}
+
 /// Rows (forward) or columns (backward) of a weight that are turned or widened at a time, so that a tile stays in its
 /// core's cache while all tokens pass over it.
 const TILE: usize = 64;
@@ -175,6 +185,15 @@ impl Mapped {
                 slice.widen(&mut wide);
                 wide.into()
             }
+        }
+    }
+
+    /// What kind its values are of.
+    pub fn element(&self) -> Element {
+        match self.slice(0..0) {
+            Slice::F32(_) => Element::F32,
+            Slice::BF16(_) => Element::BF16,
+            Slice::F16(_) => Element::F16,
         }
     }
 

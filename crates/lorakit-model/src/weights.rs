@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 pub struct Options {
     /// The device that it computes on.
     pub device: Device,
-    /// The dtype of its weights; the file's where none is given. On the CPU arithmetic is f32 whatever the weights.
+    /// The dtype of its matrices; the file's where none is given. All else is f32, and so is all arithmetic on the CPU;
+    /// on a device a frozen matrix is multiplied in its own dtype.
     pub dtype: Option<DType>,
     /// Whether its own weights are trained.
     pub trainable: bool,
@@ -64,7 +65,7 @@ impl<'a> Weights<'a> {
                 _ => mapped,
             }));
         }
-        let dtype = self.options.dtype.unwrap_or(DType::F32);
+        let dtype = self.options.dtype.unwrap_or(mapped.element().dtype());
         Ok(Weight::Tensor(mapped.to_tensor(dtype, &self.options.device)?))
     }
 
