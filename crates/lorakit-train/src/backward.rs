@@ -5,8 +5,9 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, TensorId, Var};
+use candle_core::{DType, Tensor, TensorId, Var};
 use lorakit_adapter::Patches;
+use lorakit_adapter::vjp::with_vjp;
 use lorakit_model::{Base, Packed};
 use std::collections::HashMap;
 
@@ -47,25 +48,10 @@ impl Gradients {
     }
 }
 
-/// A scalar whose gradient with respect to its argument is a given tensor: it seeds the backward of one layer.
-struct Seed(Tensor);
-
-impl CustomOp1 for Seed {
-    fn name(&self) -> &'static str {
-        "seed"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        lorakit_adapter::cpu::result(vec![0.0], ())
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
-}
-
+/// The backward of one layer, seeded with the gradient of its output: that of a scalar which has this gradient.
 fn backward_from(output: &Tensor, gradient: Tensor) -> Result<GradStore> {
-    Ok(output.apply_op1(Seed(gradient))?.backward()?)
+    let scalar = Tensor::zeros((), DType::F32, output.device())?;
+    Ok(with_vjp(output, scalar, move |_| Ok(gradient.clone()))?.backward()?)
 }
 
 /// What one batch is differentiated with.

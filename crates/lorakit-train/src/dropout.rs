@@ -3,6 +3,7 @@
 
 use crate::stream::Stream;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use lorakit_adapter::vjp::with_vjp;
 use lorakit_adapter::{Rows, cpu};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -27,7 +28,19 @@ impl Dropout {
         if self.threshold == 0 {
             return Ok(x.clone());
         }
-        x.contiguous()?.apply_op1(Mask { dropout: self.clone(), rows: rows.clone(), site })
+        if x.device().is_cpu() {
+            return x.contiguous()?.apply_op1(Mask { dropout: self.clone(), rows: rows.clone(), site });
+        }
+        self.plain(x, rows, site)
+    }
+
+    /// The same as [`Dropout::apply`] by candle's own ops: the masks, which are the same on every device, are drawn here
+    /// and taken to that of `x`, where they stay until the way back.
+    pub fn plain(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
+        let (tokens, d) = x.dims2()?;
+        let mask = Mask { dropout: self.clone(), rows: rows.clone(), site }.masked(&vec![1.0; tokens * d], d)?;
+        let mask = Tensor::from_vec(mask, (tokens, d), x.device())?;
+        with_vjp(x, (x.detach() * &mask)?, move |dy| dy * &mask)
     }
 }
 
@@ -75,5 +88,29 @@ impl CustomOp1 for Mask {
         let dy = dy.contiguous()?;
         let dx = cpu::with_values(&dy, self.name(), |dy| self.masked(dy, d))??;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn plain_masks_are_those_of_the_kernel() {
+        let rows = Rows::packed([4, 1, 6]);
+        let keys: Arc<[[u8; 32]]> = (0..3).map(|row| [row; 32]).collect();
+        let dropout = Dropout::new(0.3, keys);
+        let x = Var::from_tensor(&Tensor::arange(1f32, 78.0, &Device::Cpu).unwrap().reshape((11, 7)).unwrap()).unwrap();
+        let (kernel, plain) = (dropout.apply(&x, &rows, 5).unwrap(), dropout.plain(&x, &rows, 5).unwrap());
+        let values = kernel.to_vec2::<f32>().unwrap();
+        assert_eq!(values, plain.to_vec2::<f32>().unwrap());
+        assert!(values.iter().flatten().any(|v| *v == 0.0) && values.iter().flatten().any(|v| *v > 0.0));
+        let gradient = |y: &Tensor| {
+            let store = (y * x.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+            store.get(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap()
+        };
+        assert_eq!(gradient(&kernel), gradient(&plain));
     }
 }

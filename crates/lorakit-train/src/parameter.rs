@@ -82,6 +82,9 @@ impl Parameter {
     /// Adds the squared norm of each expert's part of `gradient` to `squares`.
     pub fn add_squares(&self, gradient: &Tensor, squares: &mut [f64]) -> Result<()> {
         let gradient = gradient.contiguous()?;
+        if !gradient.device().is_cpu() {
+            return self.plain_add_squares(&gradient, squares);
+        }
         cpu::with_values(&gradient, "gradient norm", |values| {
             for (expert, rows) in &self.segments {
                 let part = &values[rows.start * self.columns..rows.end * self.columns];
@@ -106,9 +109,58 @@ impl Parameter {
                 .map(|(part, update)| (part, Update { rate: update.rate * self.rate, ..update }))
         };
         let parts: Vec<(Range<usize>, Update)> = parts().collect();
+        if !gradient.device().is_cpu() {
+            return self.plain_step(gradient, &parts);
+        }
         self.moments.inplace_op2(&gradient.contiguous()?, &Moments { parts: &parts })?;
         self.variable.as_tensor().inplace_op2(&self.moments, &Apply { parts: &parts })?;
         Ok(())
+    }
+
+    /// The same as [`Parameter::add_squares`] by candle's own ops: one number for each row comes back from the device.
+    fn plain_add_squares(&self, gradient: &Tensor, squares: &mut [f64]) -> Result<()> {
+        let rows = gradient.reshape((gradient.elem_count() / self.columns.max(1), self.columns))?.sqr()?.sum(1)?;
+        let rows: Vec<f32> = rows.to_vec1()?;
+        for (expert, own) in &self.segments {
+            squares[*expert] += rows[own.clone()].iter().map(|&square| f64::from(square)).sum::<f64>();
+        }
+        Ok(())
+    }
+
+    /// The same as [`Parameter::step`] by candle's own ops over the whole variable, with what each row's update does to
+    /// it as columns. Rows without an update keep their values and moments, whatever their gradient is.
+    fn plain_step(&self, gradient: &Tensor, parts: &[(Range<usize>, Update)]) -> Result<()> {
+        let device = gradient.device();
+        let (_, rows, columns) = self.moments.dims3()?;
+        let column = |without: f64, of: &dyn Fn(&Update) -> f64| -> CandleResult<Tensor> {
+            let mut values = vec![without as f32; rows];
+            for (part, update) in parts {
+                values[part.start / columns..part.end / columns].fill(of(update) as f32);
+            }
+            Tensor::from_vec(values, (rows, 1), device)
+        };
+        let mut g = gradient.reshape((rows, columns))?;
+        if parts.iter().map(|(part, _)| part.len()).sum::<usize>() < rows * columns {
+            // A gradient that is no number would stay one times zero.
+            let moves = column(0.0, &|_| 1.0)?.gt(0f32)?.broadcast_as((rows, columns))?;
+            g = moves.where_cond(&g, &g.zeros_like()?)?;
+        }
+        let g = g.broadcast_mul(&column(0.0, &|update| update.clip)?)?;
+        let toward = |moment: usize, beta: f64, target: Tensor| -> CandleResult<Tensor> {
+            let kept = self.moments.get(moment)?.broadcast_mul(&column(1.0, &|_| beta)?)?;
+            let moved = (kept + target.broadcast_mul(&column(0.0, &|_| f64::from(1.0 - beta as f32))?)?)?;
+            self.moments.slice_set(&moved.unsqueeze(0)?, 0, moment)?;
+            Ok(moved)
+        };
+        let m = toward(0, BETA1, g.clone())?;
+        let v = toward(1, BETA2, g.sqr()?)?;
+        let root = column(0.0, &|update| 1.0 / (1.0 - BETA2.powi(update.number as i32)).sqrt())?;
+        let step = column(0.0, &|update| update.rate / (1.0 - BETA1.powi(update.number as i32)))?;
+        let keep = column(1.0, &|update| 1.0 - update.rate * update.weight_decay)?;
+        let along = m.broadcast_mul(&step)?.div(&(v.sqrt()?.broadcast_mul(&root)? + f64::from(EPSILON as f32))?)?;
+        let p = self.variable.as_tensor().detach().reshape((rows, columns))?;
+        let moved = (p.broadcast_mul(&keep)? - along)?;
+        Ok(self.variable.set(&moved.reshape(self.variable.shape())?)?)
     }
 }
 
@@ -179,5 +231,75 @@ impl InplaceOp2 for Apply<'_> {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::stream::Key;
+    use candle_core::{D, Device};
+
+    const ROWS: usize = 7;
+    const COLUMNS: usize = 5;
+
+    fn values(seed: u64) -> Tensor {
+        let mut stream = Key::new(seed, "test").stream();
+        let values: Vec<f32> = (0..ROWS * COLUMNS).map(|_| 2.0 * stream.uniform() - 1.0).collect();
+        Tensor::from_vec(values, (ROWS, COLUMNS), &Device::Cpu).unwrap()
+    }
+
+    /// Three experts of unequal rank, with a row between them that is nobody's; the second is not updated.
+    fn parameter() -> Parameter {
+        let segments = vec![(0, 0..2), (1, 2..3), (2, 4..7)];
+        Parameter::new("p".into(), Var::from_tensor(&values(1)).unwrap(), segments).unwrap().at_rate(0.5)
+    }
+
+    fn updates(number: usize) -> [Option<Update>; 3] {
+        let update = |rate, clip| Some(Update { rate, clip, number, weight_decay: 0.1 });
+        [update(0.1, 1.0), None, update(0.02, 0.3)]
+    }
+
+    fn difference(one: &Tensor, other: &Tensor) -> f32 {
+        (one - other).unwrap().abs().unwrap().flatten_all().unwrap().max(D::Minus1).unwrap().to_scalar().unwrap()
+    }
+
+    /// A gradient in which the expert that is not updated has what is no number.
+    fn gradient(number: usize) -> Tensor {
+        let gradient = values(10 + number as u64);
+        gradient.slice_set(&Tensor::full(f32::NAN, (1, COLUMNS), &Device::Cpu).unwrap(), 0, 2).unwrap();
+        gradient
+    }
+
+    #[test]
+    fn plain_steps_are_those_of_the_kernel() {
+        let (kernel, plain) = (parameter(), parameter());
+        for number in 1..=4 {
+            kernel.step(&gradient(number), &updates(number)).unwrap();
+            let parts: Vec<(Range<usize>, Update)> = plain
+                .segments
+                .iter()
+                .filter_map(|(e, rows)| Some((rows.start * COLUMNS..rows.end * COLUMNS, updates(number)[*e]?)))
+                .map(|(part, update)| (part, Update { rate: update.rate * 0.5, ..update }))
+                .collect();
+            plain.plain_step(&gradient(number), &parts).unwrap();
+            assert!(difference(kernel.variable(), plain.variable()) < 1e-6);
+            assert!(difference(kernel.moments(), plain.moments()) < 1e-6);
+        }
+        let moved = (kernel.variable().as_tensor() - values(1)).unwrap().abs().unwrap().sum(1).unwrap();
+        let moved: Vec<bool> = moved.to_vec1::<f32>().unwrap().iter().map(|&by| by > 0.01).collect();
+        assert_eq!(moved, [true, true, false, false, true, true, true]);
+    }
+
+    #[test]
+    fn plain_norms_are_those_of_the_kernel() {
+        let (mut kernel, mut plain) = ([1.0; 3], [1.0; 3]);
+        parameter().add_squares(&values(3), &mut kernel).unwrap();
+        parameter().plain_add_squares(&values(3), &mut plain).unwrap();
+        assert!(
+            kernel.iter().zip(plain).all(|(k, p)| k - 1.0 > 0.1 && (k - p).abs() < 1e-5 * k),
+            "{kernel:?} {plain:?}"
+        );
     }
 }
