@@ -71,7 +71,8 @@ impl Patch for PerToken {
             return Ok(());
         }
         // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
-        let input = self.rule.reading.of(&x.detach().to_dtype(DType::F32)?)?;
+        // From a device the scores come to the CPU, `[tokens, candidates]`: which tokens an expert has is a list.
+        let input = self.rule.reading.of(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
         let scores = input.matmul(&self.vectors.t()?)?.flatten_all()?.to_vec1::<f32>()?;
         let mut groups: Vec<Group> = Vec::new();
         for gate in &self.gates {
