@@ -1,5 +1,6 @@
 //! A library: a folder of experts, each a PEFT folder, and what is known of how they came about.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -303,9 +304,10 @@ fn ensure_empty(root: &Path) -> Result<()> {
         return Ok(());
     }
     let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
-    // A lock alone is what another process leaves that is just making the same library.
-    let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !is_hidden(&entry.file_name())));
-    if let Some(entry) = foreign.filter(|entry| entry.file_name() != EXPERTS) {
+    // Another process may be making the same library: its lock, the experts' folder and, since the line above, the index.
+    let expected = |name: &OsStr| is_hidden(name) || name == EXPERTS || name == INDEX_FILE;
+    let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !expected(&entry.file_name())));
+    if let Some(entry) = foreign {
         bail!(
             "{}: a folder that is no library, for it has no {INDEX_FILE} but holds {}; \
              name an empty or new folder",
