@@ -4,7 +4,7 @@
 #
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
 #        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with them;
-#        function_vectors_instructed and instruction_induction_bare are the other way round
+#        function_vectors_instructed and instruction_induction_bare (22 of its tasks) are the other way round
 # BASE   a model folder or hub:ORG/NAME
 # DATA   the folder that configs/tasks/SET.toml calls {data}
 # OUT    where libraries, clusters and results go; run again, it goes on where it stopped
@@ -25,7 +25,11 @@ case "$set" in
     function_vectors) tasks=("$data/function_vectors/abstractive" "$data/function_vectors/extractive") ;;
     function_vectors_instructed) tasks=("$here/../configs/tasks/function_vectors.toml" --data "$data") ;;
     instruction_induction) tasks=("$here/../configs/tasks/instruction_induction.toml" --data "$data") ;;
-    instruction_induction_bare) tasks=("$data/instruction_induction/raw/induce") ;;
+    instruction_induction_bare)
+        # The rows of two tasks are no plain pairs of input and output.
+        mapfile -t tasks < <(find "$data/instruction_induction/raw/induce" -name '*.json' \
+            ! -name cause_and_effect.json ! -name common_concept.json | LC_ALL=C sort)
+        ;;
     *) usage ;;
 esac
 settings=(max_steps=150 learning_rate=2e-3 max_grad_norm=1)
