@@ -10,12 +10,9 @@ Prints a table of means over compositions and seeds, with the standard error of 
 already is not done again. With QUICK=1 in the environment it only shows that all of it runs.
 """
 
-import argparse
 import json
-import os
-import pathlib
-import statistics
-import subprocess
+
+from laboratory import QUICK, Seed, cell, options, parsed, safe
 
 SKILLS = {
     "reverse_of_up1": ("order_reverse", "shift_up1"),
@@ -29,7 +26,6 @@ SKILLS = {
     "first_upper_of_up1": ("capitals_first", "shift_up1"),
     "reverse_of_no_vowels": ("order_reverse", "filter_to_consonants"),
 }
-QUICK = bool(os.environ.get("QUICK"))
 TRAINING = ["learning_rate=1e-2", f"max_steps={2 if QUICK else 40}", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
 # Without rows: weights 1/n, or 1 where noted.
 MERGES = {
@@ -65,19 +61,8 @@ ROUTERS = {
 }
 
 
-class Run:
-    """The commands of one seed, in one folder."""
-
-    def __init__(self, binary, out, seed):
-        self.binary, self.seed, self.out = binary, str(seed), out / f"seed-{seed}"
-        self.out.mkdir(parents=True, exist_ok=True)
-
-    def lorakit(self, *arguments):
-        command = [self.binary, *map(str, arguments), "--seed", self.seed, "--json", "-q"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-        return json.loads(done.stdout)
+class Compositions(Seed):
+    """Every way to compose, at one seed."""
 
     def train(self, library, tasks, *more):
         settings = [part for setting in TRAINING for part in ("--set", setting)]
@@ -128,28 +113,15 @@ class Run:
         return result | {name: routed[router] for name, router in ROUTERS.items()}
 
 
-def safe(name):
-    return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def cell(values, digits):
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
-    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = options(__doc__)
     parser.add_argument("--only", nargs="+", choices=SKILLS, default=list(SKILLS))
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if QUICK:
-        arguments.seeds, arguments.only = arguments.seeds[:1], arguments.only[:1]
+        arguments.only = arguments.only[:1]
     found = {}
     for seed in arguments.seeds:
-        run = Run(arguments.lorakit, arguments.out, seed)
+        run = Compositions(arguments.lorakit, arguments.out, seed)
         run.train(run.out / "library", ["suite:skills"])
         for task in arguments.only:
             for name, scores in run.composition(task, SKILLS[task]).items():

@@ -11,16 +11,13 @@ What is in --out already is not done again. Two skills at once are the matter of
 environment it only shows that all of it runs.
 """
 
-import argparse
 import json
-import os
-import pathlib
 import statistics
-import subprocess
 from collections import Counter
 from math import comb
 
-QUICK = bool(os.environ.get("QUICK"))
+from laboratory import QUICK, Seed, cell, options, parsed, safe
+
 FAMILIES = 2 if QUICK else 8
 STEPS = 5 if QUICK else 40
 TRAINING = ["learning_rate=1e-2", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
@@ -66,25 +63,17 @@ ADAPTATIONS = {
 }
 
 
-class Seed:
-    """The commands of one seed, in one folder."""
+class Methods(Seed):
+    """Every library, router and adaptation, at one seed."""
 
     def __init__(self, binary, out, seed, limit):
-        self.binary, self.seed, self.limit = binary, str(seed), str(limit)
-        self.out = out / f"seed-{seed}"
-        self.out.mkdir(parents=True, exist_ok=True)
+        super().__init__(binary, out, seed)
+        self.limit = str(limit)
 
     def tasks(self, part=""):
         """The tasks of a part of the suite, as --tasks takes them."""
         suite = f"suite:skills@{self.seed}"
         return [f"{suite}/{task}" for task in FEW[part]] if QUICK else [suite + part]
-
-    def lorakit(self, *arguments):
-        command = [self.binary, *map(str, arguments), "--seed", self.seed, "--json", "-q"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-        return json.loads(done.stdout)
 
     def once(self, name, make):
         """What `make` returns, from the file `name` where it was made before."""
@@ -156,16 +145,6 @@ def mean(tasks):
     return [statistics.mean(scale * m[key]["value"] for m in of) for key, scale in (("exact_match", 100), ("loss", 1))]
 
 
-def safe(name):
-    return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def cell(values, digits):
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ±{statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
-
-
 def cells(seeds, score):
     """Exact match and loss over the seeds."""
     match, loss = zip(*map(score, seeds))
@@ -173,16 +152,11 @@ def cells(seeds, score):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
-    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = options(__doc__)
     parser.add_argument("--limit", type=int, default=16, help="test rows of a task")
-    arguments = parser.parse_args()
-    if QUICK:
-        arguments.seeds, arguments.limit = arguments.seeds[:1], 1
-    seeds = [Seed(arguments.lorakit, arguments.out, seed, arguments.limit) for seed in arguments.seeds]
+    arguments = parsed(parser)
+    limit = 1 if QUICK else arguments.limit
+    seeds = [Methods(arguments.lorakit, arguments.out, seed, limit) for seed in arguments.seeds]
 
     print("| library | router | trained: exact match, % | loss | held out: exact match, % | loss |\n|---|---|---|---|---|---|")
     for name, (_, routers) in LIBRARIES.items():
