@@ -76,6 +76,8 @@ impl Skills {
         let method = if tuned == Tuned::All { "poly" } else { "poly_z" };
         let mut identity = identity(world, method, opened, &job.train)?;
         identity["settings"] = settings.decisive();
+        // Which experts are skills, and in which order.
+        identity["routing"] = json!(opened.library.router_sha256("poly")?);
         let hash = sha256(identity.to_string().as_bytes());
         if let Some(record) = kept(world, library, name, &hash)? {
             world.context.output.status(format!("{name}: finished before"));

@@ -76,6 +76,7 @@ mod peft_folder;
 mod peft_json;
 mod pickle;
 mod pickle_machine;
+mod plain_grouped;
 mod routers;
 mod several;
 mod siblings;

@@ -1,0 +1,93 @@
+//! The grouped product by candle's own ops, for devices without a kernel.
+
+use crate::grouped::{Block, Group, Grouped, Tokens};
+use candle_core::{Device, Result, Tensor, bail};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+impl Grouped {
+    /// What [`Grouped::delta`] is, by candle's own ops, for devices without a kernel; the reference that tests compare with.
+    ///
+    /// For each projection, with `A` and `B` the rows of all experts that any token of the batch has, and `g` what each
+    /// token gives each of these ranks, `w s` or zero: `delta = (g * (x Aᵀ)) B`. Few and large products, and nothing
+    /// wider than the ranks of those experts; but a token pays for the experts of its batch, and not for its own alone.
+    pub fn plain_delta(&self, x: &Tensor, groups: &[Group]) -> Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let mut delta: Vec<Tensor> = Vec::new();
+        let mut end = 0;
+        let zeros = |width| Tensor::zeros((tokens, width), x.dtype(), x.device());
+        for (columns, filling) in self.by_projection(groups) {
+            if columns.start < end {
+                bail!("experts fill the columns {columns:?} of which others fill a part");
+            }
+            if columns.start > end {
+                delta.push(zeros(columns.start - end)?);
+            }
+            end = columns.end;
+            let z = x.contiguous()?.matmul(&filling.rows(&self.a, |block| &block.a)?.t()?)?;
+            let b = filling.rows(&self.b, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()?;
+            delta.push((z * filling.gate(tokens, groups, x.device())?)?.matmul(&b)?);
+        }
+        let width = self.b.dim(1)?;
+        if end < width {
+            delta.push(zeros(width - end)?);
+        }
+        if let [one] = delta.as_slice() { Ok(one.clone()) } else { Tensor::cat(&delta, 1) }
+    }
+
+    /// The blocks of all experts that any group names, by the columns that they fill, from left to right.
+    fn by_projection(&self, groups: &[Group]) -> Vec<(Range<usize>, Filling<'_>)> {
+        let named: BTreeSet<usize> = groups.iter().map(|group| group.expert).collect();
+        let mut projections: BTreeMap<(usize, usize), Filling> = BTreeMap::new();
+        for expert in named {
+            for block in self.layouts.0.get(expert).into_iter().flatten() {
+                let projection = projections.entry((block.columns.start, block.columns.end)).or_default();
+                projection.0.push((expert, block));
+            }
+        }
+        projections.into_iter().map(|((start, end), filling)| (start..end, filling)).collect()
+    }
+}
+
+/// Blocks that fill the same columns, each with its expert, in the order of their ranks between A and B.
+#[derive(Default)]
+struct Filling<'a>(Vec<(usize, &'a Block)>);
+
+impl Filling<'_> {
+    /// The blocks' rows of a stacked matrix: a part of it where they stand side by side, else gathered.
+    fn rows(&self, stacked: &Tensor, range: fn(&Block) -> &Range<usize>) -> Result<Tensor> {
+        let mut ranges = self.0.iter().map(|(_, block)| range(block).clone());
+        let first = ranges.next().unwrap_or_default();
+        match ranges.try_fold(first, |all, next| (all.end == next.start).then_some(all.start..next.end)) {
+            Some(all) => stacked.narrow(0, all.start, all.len()),
+            None => {
+                let rows: Vec<u32> =
+                    self.0.iter().flat_map(|(_, block)| range(block).clone()).map(|r| r as u32).collect();
+                stacked.index_select(&Tensor::new(rows, stacked.device())?, 0)
+            }
+        }
+    }
+
+    /// What each token gives each rank, `[tokens, ranks of the blocks]`. One number for each token and block goes to the
+    /// device, and is spread over the block's ranks there.
+    fn gate(&self, tokens: usize, groups: &[Group], device: &Device) -> Result<Tensor> {
+        let blocks = self.0.len();
+        let mut of_expert: HashMap<usize, Vec<usize>> = HashMap::new();
+        self.0.iter().enumerate().for_each(|(i, (expert, _))| of_expert.entry(*expert).or_default().push(i));
+        let mut gate = vec![0f32; tokens * blocks];
+        for group in groups {
+            let Some(own) = of_expert.get(&group.expert) else { continue };
+            let mut give = |i: usize, token: usize| {
+                let weight = group.weights.as_ref().map_or(1.0, |weights| weights[i]);
+                own.iter().for_each(|&block| gate[token * blocks + block] += weight * self.0[block].1.scale);
+            };
+            match &group.tokens {
+                Tokens::Run(run) => run.clone().enumerate().for_each(|(i, token)| give(i, token)),
+                Tokens::Picked(tokens) => tokens.iter().enumerate().for_each(|(i, &token)| give(i, token as usize)),
+            }
+        }
+        let ranks = self.0.iter().enumerate().flat_map(|(i, (_, block))| std::iter::repeat_n(i as u32, block.b.len()));
+        let ranks = Tensor::new(ranks.collect::<Vec<_>>(), device)?;
+        Tensor::from_vec(gate, (tokens, blocks), device)?.index_select(&ranks, 1)
+    }
+}
