@@ -1,40 +1,19 @@
 //! Matrix products over plain slices, for the ops that run on a CPU.
 //!
-//! [`multiply`] is the safe door to the `gemm` crate: views carry their strides, and every address that a
-//! product can touch is checked once, when the view is made.
+//! [`multiply`] is faer's product, whose kernels are the fastest that we know of where one side is transposed or small;
+//! it is given one thread, and what is to run on all of them is cut into stretches here.
 
-use gemm::Parallelism;
-use std::marker::PhantomData;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
 use std::ops::Range;
 
-/// A matrix within a slice: `at(i, j) = data[i * row_stride + j * column_stride]`.
+/// A matrix within a slice.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
+pub struct View<'a>(MatRef<'a, f32>);
 
 /// A matrix within a slice that may be written to.
-pub struct ViewMut<'a> {
-    /// Where the matrix starts. A pointer, since matrices that take turns within one row would overlap as slices.
-    data: *mut f32,
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-    slice: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: a view stands for an exclusive borrow of its own values, which may go to another thread as a slice may.
-unsafe impl Send for ViewMut<'_> {}
-
-/// One past the last address of such a matrix.
-fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
-    if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 }
-}
+pub struct ViewMut<'a>(MatMut<'a, f32>);
 
 impl<'a> View<'a> {
     /// A row-major matrix whose rows start `row_stride` apart.
@@ -42,23 +21,12 @@ impl<'a> View<'a> {
     /// # Panics
     /// Where the slice is too short, which is a mistake of the caller and never of an input.
     pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(
-            extent(rows, columns, row_stride, 1) <= data.len(),
-            "view of {rows} x {columns} by {row_stride} over {}",
-            data.len()
-        );
-        Self { data, rows, columns, row_stride, column_stride: 1 }
+        Self(MatRef::from_column_major_slice_with_stride(data, columns, rows, row_stride).transpose())
     }
 
     /// The same values, read as the transpose.
     pub fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
+        Self(self.0.transpose())
     }
 }
 
@@ -68,26 +36,26 @@ impl<'a> ViewMut<'a> {
     /// # Panics
     /// Where the slice is too short or rows would overlap.
     pub fn new(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(
-            extent(rows, columns, row_stride, 1) <= data.len(),
-            "view of {rows} x {columns} by {row_stride} over {}",
-            data.len()
-        );
-        assert!(rows <= 1 || row_stride >= columns, "rows of {columns} overlap by {row_stride}");
-        Self { data: data.as_mut_ptr(), rows, columns, row_stride, column_stride: 1, slice: PhantomData }
+        Self(MatMut::from_column_major_slice_with_stride_mut(data, columns, rows, row_stride).transpose_mut())
     }
 
     /// The matrix in stretches of at most `width` columns, each with the range that it covers: every one is a matrix
     /// of its own, and threads can fill them side by side.
     pub fn stretches(self, width: usize) -> Vec<(Range<usize>, ViewMut<'a>)> {
-        let stretch = |start: usize| {
-            let columns = start..self.columns.min(start + width);
-            // SAFETY: `start` is within the row, whose addresses were checked when the view was made; no two
-            // stretches have a column in common, and `self` is given up for them.
-            let data = unsafe { self.data.add(start * self.column_stride) };
-            (columns.clone(), ViewMut { data, columns: columns.len(), ..self })
-        };
-        (0..if self.rows == 0 { 0 } else { self.columns }).step_by(width).map(stretch).collect()
+        let (mut rest, mut start, mut stretches) = (self.0, 0, Vec::new());
+        while rest.nrows() > 0 && rest.ncols() > 0 {
+            let count = width.min(rest.ncols());
+            let (stretch, others) = rest.split_at_col_mut(count);
+            let end = start + count;
+            stretches.push((start..end, Self(stretch)));
+            (rest, start) = (others, end);
+        }
+        stretches
+    }
+
+    /// The same matrix, read as the transpose.
+    fn transposed(self) -> Self {
+        Self(self.0.transpose_mut())
     }
 }
 
@@ -109,43 +77,29 @@ pub enum Threads {
     All,
 }
 
+/// Columns that one task of the pool makes of a product on all threads: enough for the kernels, and few enough that
+/// threads end together.
+const STRETCH: usize = 128;
+
+/// Multiplications below which a product is done before other threads have heard of it.
+const SHARED_WORK: usize = 1 << 18;
+
 /// `c = scale * a b`, or `c += scale * a b`.
 ///
 /// # Panics
 /// Where the dimensions do not agree.
 pub fn multiply(c: ViewMut, into: Destination, a: View, b: View, scale: f32, threads: Threads) {
-    assert_eq!((c.rows, c.columns, a.columns), (a.rows, b.columns, b.rows), "dimensions of a product");
-    if c.rows == 0 || c.columns == 0 {
-        return;
-    }
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
+    let (rows, columns, depth) = (c.0.nrows(), c.0.ncols(), a.0.ncols());
+    let accumulate = match into {
+        Destination::Overwrite => Accum::Replace,
+        Destination::Add => Accum::Add,
     };
-    let add = into == Destination::Add;
-    // SAFETY: the views were checked against their slices when they were made, `c`'s values are its alone, and its
-    // rows do not overlap.
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.columns,
-            a.columns,
-            c.data,
-            c.column_stride as isize,
-            c.row_stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    if threads == Threads::One || rows * columns * depth < SHARED_WORK {
+        return matmul(c.0, accumulate, a.0, b.0, scale, Par::Seq);
     }
+    // The longer side is cut.
+    let (c, a, b) = if rows > columns { (c.transposed(), b.0.transpose(), a.0.transpose()) } else { (c, a.0, b.0) };
+    c.stretches(STRETCH).into_par_iter().for_each(|(part, c)| {
+        matmul(c.0, accumulate, a, b.subcols(part.start, part.len()), scale, Par::Seq);
+    });
 }

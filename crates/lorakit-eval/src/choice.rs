@@ -57,21 +57,35 @@ pub fn score_choices(
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
-    for group in batches(&lengths, batch_tokens) {
-        let prompts: Vec<&[u32]> = group.iter().map(|&index| questions[index].prompt.as_slice()).collect();
-        let rows_of = group.iter().zip(model.templates(&prompts)?);
-        let fans: Vec<(&Fan, Row)> =
-            rows_of.flat_map(|(&index, row)| questions[index].fans.iter().map(move |fan| (fan, row.clone()))).collect();
-        let mut nll = nll(model, &fans)?.into_iter();
-        for &index in &group {
-            let paths: Vec<Vec<f64>> = nll.by_ref().take(questions[index].fans.len()).flatten().collect();
-            let choices = questions[index].choices.iter().map(|choice| choice.score(&paths));
-            scores[index] = choices.collect::<Result<_>>().with_context(|| format!("row {}", rows[index].number))?;
-        }
+    let lanes = model.base.lanes(batch_tokens);
+    let of_group = |group: &Vec<usize>| Ok((group.clone(), group_scores(model, rows, &questions, group)?));
+    lanes.run(&batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
         finished += group.len();
+        group.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
         done(finished);
-    }
+        Ok(())
+    })?;
     Ok(scores)
+}
+
+/// The scores of the questions that are read together.
+fn group_scores(
+    model: &Model,
+    rows: &[&lorakit_task::Row],
+    questions: &[Question],
+    group: &[usize],
+) -> Result<Vec<Vec<ChoiceScore>>> {
+    let prompts: Vec<&[u32]> = group.iter().map(|&index| questions[index].prompt.as_slice()).collect();
+    let rows_of = group.iter().zip(model.templates(&prompts)?);
+    let fans: Vec<(&Fan, Row)> =
+        rows_of.flat_map(|(&index, row)| questions[index].fans.iter().map(move |fan| (fan, row.clone()))).collect();
+    let mut nll = nll(model, &fans)?.into_iter();
+    let of_question = |&index: &usize| {
+        let paths: Vec<Vec<f64>> = nll.by_ref().take(questions[index].fans.len()).flatten().collect();
+        let choices = questions[index].choices.iter().map(|choice| choice.score(&paths));
+        choices.collect::<Result<_>>().with_context(|| format!("row {}", rows[index].number))
+    };
+    group.iter().map(of_question).collect()
 }
 
 /// The choices of a row as paths to be read.

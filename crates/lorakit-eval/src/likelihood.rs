@@ -26,13 +26,14 @@ pub fn row_losses(
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let mut losses = vec![0.0; examples.len()];
     let mut finished = 0;
-    for group in batches(&lengths, batch_tokens) {
-        for (&index, loss) in group.iter().zip(packed_losses(model, examples, &group)?) {
-            losses[index] = loss;
-        }
+    let lanes = model.base.lanes(batch_tokens);
+    let of_group = |group: &Vec<usize>| Ok((group.clone(), packed_losses(model, examples, group)?));
+    lanes.run(&batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
+        group.iter().zip(found).for_each(|(&index, loss)| losses[index] = loss);
         finished += group.len();
         done(finished);
-    }
+        Ok(())
+    })?;
     Ok(losses)
 }
 

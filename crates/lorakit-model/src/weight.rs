@@ -105,22 +105,9 @@ impl Weight {
     }
 }
 
-/// Rows (forward) or columns (backward) of a weight that are turned or widened at a time, so that a tile stays in its
+/// Rows (forward) or columns (backward) of a weight of 16 bits that are widened at a time, so that a tile stays in its
 /// core's cache while all tokens pass over it.
 const TILE: usize = 64;
-
-/// Tokens from which it pays to turn a weight's tiles, which costs the same however many tokens pass over them.
-const TURNED_TOKENS: usize = 16;
-
-/// Values from which a weight has tiles enough for all threads.
-const TURNED_VALUES: usize = 1 << 20;
-
-/// Columns that are read at a time: a stretch of each row, long enough for the memory to run ahead of the reader, and
-/// all of them together short enough for the second cache.
-const READ_COLUMNS: usize = 512;
-
-/// Columns of those that are turned at a time: what they become stays in the nearest cache.
-const TURNED_COLUMNS: usize = 16;
 
 /// Reads aligned bytes as values of `T`.
 ///
@@ -229,31 +216,21 @@ impl Mapped {
     }
 
     /// `y[t, columns] = x Wᵀ`, where `x` is `[tokens, W's columns]` and `columns` are those of `y`, `width` wide.
-    ///
-    /// A large weight is taken in tiles of rows, each turned around before it is multiplied: the product reads W by
-    /// columns, and to turn a tile at once costs a fraction of what it costs to gather single values on the way.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let input = View::new(x, tokens, self.columns, self.columns);
+        let x = View::new(x, tokens, self.columns, self.columns);
         let y = ViewMut::new(&mut y[columns.start..], tokens, self.rows, width);
-        if let Slice::F32(w) = self.slice(0..self.rows)
-            && (tokens < TURNED_TOKENS || w.len() < TURNED_VALUES)
-        {
+        if let Slice::F32(w) = self.slice(0..self.rows) {
             let w = View::new(w, self.rows, self.columns, self.columns);
-            return multiply(y, Destination::Overwrite, input, w.transposed(), 1.0, Threads::All);
+            return multiply(y, Destination::Overwrite, x, w.transposed(), 1.0, Threads::All);
         }
-        y.stretches(TILE).into_par_iter().for_each_init(Vec::new, |turned, (rows, y)| {
+        y.stretches(TILE).into_par_iter().for_each_init(Vec::new, |wide, (rows, y)| {
             let count = rows.len();
-            self.slice(rows).turn(self.columns, turned);
-            multiply(
-                y,
-                Destination::Overwrite,
-                input,
-                View::new(turned, self.columns, count, count),
-                1.0,
-                Threads::One,
-            );
+            wide.resize(count * self.columns, 0.0);
+            self.slice(rows).widen(wide);
+            let w = View::new(wide, count, self.columns, self.columns);
+            multiply(y, Destination::Overwrite, x, w.transposed(), 1.0, Threads::One);
         });
     }
 
@@ -290,46 +267,12 @@ fn widen_unaligned(bytes: &[u8], element: Element) -> Vec<f32> {
     }
 }
 
-/// Rows of `columns` values to `turned`, `[columns, rows]`.
-fn turn<T: Copy>(values: &[T], columns: usize, turned: &mut Vec<f32>, widen: impl Fn(T) -> f32) {
-    let rows = values.len() / columns;
-    turned.resize(values.len(), 0.0);
-    let mut read = vec![0.0; rows * READ_COLUMNS];
-    for (stretch, turned) in turned.chunks_mut(READ_COLUMNS * rows).enumerate() {
-        let start = stretch * READ_COLUMNS;
-        for (read, values) in read.chunks_exact_mut(READ_COLUMNS).zip(values.chunks_exact(columns)) {
-            let values = &values[start..columns.min(start + READ_COLUMNS)];
-            read.iter_mut().zip(values).for_each(|(read, &value)| *read = widen(value));
-        }
-        for (block, turned) in turned.chunks_mut(TURNED_COLUMNS * rows).enumerate() {
-            for (row, read) in read.chunks_exact(READ_COLUMNS).enumerate() {
-                let columns = turned.chunks_exact_mut(rows).zip(&read[block * TURNED_COLUMNS..]);
-                columns.for_each(|(turned, &value)| turned[row] = value);
-            }
-        }
-    }
-}
-
 impl<'a> Slice<'a> {
     fn part(self, range: Range<usize>) -> Slice<'a> {
         match self {
             Self::F32(v) => Self::F32(&v[range]),
             Self::BF16(v) => Self::BF16(&v[range]),
             Self::F16(v) => Self::F16(&v[range]),
-        }
-    }
-
-    /// Writes the rows of `columns` values each to `turned` as columns, `[columns, rows]`, widened.
-    fn turn(&self, columns: usize, turned: &mut Vec<f32>) {
-        match self {
-            Self::F32(values) => turn(values, columns, turned, |v| v),
-            Self::BF16(values) => turn(values, columns, turned, |v| f32::from_bits(u32::from(v.to_bits()) << 16)),
-            Self::F16(values) => {
-                // Widened by whole slices first: one by one they would not be vector code.
-                let mut wide = vec![0.0; values.len()];
-                values.convert_to_f32_slice(&mut wide);
-                turn(&wide, columns, turned, |v| v);
-            }
         }
     }
 
@@ -358,7 +301,7 @@ mod tests {
         Mapped::from_values(numbers(rows * columns, 7), rows, columns).unwrap().narrowed(element)
     }
 
-    /// Widths that no tile divides, and weights on both sides of what is turned.
+    /// Widths that no tile divides, few and many tokens, and products that one thread makes and that all make.
     const SHAPES: [(usize, usize, usize); 4] = [(3, 70, 33), (19, 70, 33), (5, 1030, 1031), (19, 1030, 1031)];
 
     #[test]

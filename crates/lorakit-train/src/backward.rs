@@ -36,6 +36,18 @@ impl Gradients {
         variables.iter().try_for_each(|variable| self.add(variable, &mut store))
     }
 
+    /// Adds those of another batch.
+    pub fn add_all(&mut self, others: Self) -> Result<()> {
+        for (id, gradient) in others.0 {
+            let sum = match self.0.remove(&id) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            };
+            self.0.insert(id, sum);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, variable: &Var, store: &mut GradStore) -> Result<()> {
         let Some(gradient) = store.remove(variable.as_tensor()) else { return Ok(()) };
         let id = variable.as_tensor().id();

@@ -15,6 +15,7 @@ use candle_core::Var;
 use lorakit_adapter::{Adapter, Patches};
 use lorakit_model::{Base, Packed};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The experts of a pass in the midst of their training.
@@ -23,7 +24,7 @@ pub struct Pass<'a> {
     jobs: &'a [Job],
     settings: &'a Settings,
     seed: u64,
-    /// Tokens that are packed into one forward.
+    /// Tokens that are packed into one forward at most.
     batch_tokens: usize,
     trained: Trained,
     parameters: Vec<Parameter>,
@@ -71,6 +72,15 @@ struct Taken<'a> {
     number: usize,
     row: &'a lorakit_task::Example,
     key: [u8; 32],
+}
+
+/// What came of one batch of an update's rows.
+struct Part {
+    gradients: Gradients,
+    /// The share of each row in its expert's loss.
+    row_sums: Vec<f64>,
+    /// Tokens that were read.
+    tokens: usize,
 }
 
 /// The losses of an update: of each row, its share in its expert's, and of each expert their sum.
@@ -219,21 +229,14 @@ impl<'a> Pass<'a> {
         let active: Vec<usize> = (0..self.jobs.len()).filter(|&e| self.active(e)).collect();
         let taken = self.take(&active);
         let weights = self.weights(&taken);
-        let mut gradients = Gradients::default();
-        let mut row_sums = vec![0.0f64; taken.len()];
-        let mut tokens = 0;
-        for batch in self.batches(&taken) {
-            let start = batch.start;
-            let (packed, dropout) = self.pack(&taken[batch.clone()]);
-            let patches = self.trained.patches(dropout.as_ref())?;
-            let weights: Vec<f32> = packed.targets().iter().map(|t| weights[start + t.row as usize]).collect();
-            let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
-            let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
-            for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(&weights) {
-                row_sums[start + target.row as usize] += f64::from(loss) * f64::from(*weight);
-            }
-            tokens += packed.ids().len();
-        }
+        let lanes = self.base.lanes(self.batch_tokens);
+        let (mut gradients, mut row_sums, mut tokens) = (Gradients::default(), Vec::with_capacity(taken.len()), 0);
+        let backward = |batch: &Range<usize>| self.backward(&taken[batch.clone()], &weights[batch.clone()]);
+        lanes.run(&batches(&taken, lanes.tokens()), backward, |part| {
+            row_sums.extend(part.row_sums);
+            tokens += part.tokens;
+            gradients.add_all(part.gradients)
+        })?;
         let mut sums = vec![0.0f64; self.jobs.len()];
         taken.iter().zip(&row_sums).for_each(|(taken, loss)| sums[taken.expert] += loss);
         let losses = Losses { rows: row_sums, experts: sums };
@@ -282,10 +285,19 @@ impl<'a> Pass<'a> {
         taken.iter().map(weight).collect()
     }
 
-    /// The rows that go through the base together: as many as fit, in order.
-    fn batches(&self, taken: &[Taken]) -> Vec<std::ops::Range<usize>> {
-        let lengths = taken.iter().map(|t| t.row.prompt.len() + t.row.target.len());
-        ranges_within(lengths, self.batch_tokens)
+    /// The gradients of some rows, each of whose target tokens has the row's weight.
+    fn backward(&self, taken: &[Taken], weights: &[f32]) -> Result<Part> {
+        let (packed, dropout) = self.pack(taken);
+        let patches = self.trained.patches(dropout.as_ref())?;
+        let weights: Vec<f32> = packed.targets().iter().map(|t| weights[t.row as usize]).collect();
+        let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
+        let mut gradients = Gradients::default();
+        let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
+        let mut row_sums = vec![0.0; taken.len()];
+        for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(&weights) {
+            row_sums[target.row as usize] += f64::from(loss) * f64::from(*weight);
+        }
+        Ok(Part { gradients, row_sums, tokens: packed.ids().len() })
     }
 
     fn pack(&self, taken: &[Taken]) -> (Packed, Option<Dropout>) {
@@ -428,8 +440,13 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// The rows that go through the base together: as many as fit into `tokens`, in order.
+fn batches(taken: &[Taken], tokens: usize) -> Vec<Range<usize>> {
+    ranges_within(taken.iter().map(|t| t.row.prompt.len() + t.row.target.len()), tokens)
+}
+
 /// Splits rows of the given lengths, in order, into ranges of at most `limit` tokens; a longer row stands alone.
-pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<std::ops::Range<usize>> {
+pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<Range<usize>> {
     let (mut ranges, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
     for length in lengths {
         if end > start && tokens + length > limit {
@@ -452,18 +469,27 @@ pub fn row_losses(
     rows: &[(usize, &lorakit_task::Example)],
     batch_tokens: usize,
 ) -> Result<Vec<f64>> {
+    let lanes = base.lanes(batch_tokens);
+    let batches = ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
     let mut losses = Vec::with_capacity(rows.len());
-    for range in ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), batch_tokens) {
-        let mut packed = Packed::default();
-        rows[range.clone()].iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
-        let nll: Vec<f32> = base.nll(&packed, patches)?.to_vec1()?;
-        let mut sums = vec![(0.0f64, 0usize); range.len()];
-        for (target, loss) in packed.targets().iter().zip(nll) {
-            let (sum, count) = &mut sums[target.row as usize];
-            *sum += f64::from(loss);
-            *count += 1;
-        }
-        losses.extend(sums.into_iter().map(|(sum, count)| sum / count.max(1) as f64));
-    }
+    let of_batch = |batch: &Range<usize>| batch_losses(base, patches, &rows[batch.clone()]);
+    lanes.run(&batches, of_batch, |batch| {
+        losses.extend(batch);
+        Ok(())
+    })?;
     Ok(losses)
+}
+
+/// The same of rows that go through the base together.
+fn batch_losses(base: &Base, patches: &Patches, rows: &[(usize, &lorakit_task::Example)]) -> Result<Vec<f64>> {
+    let mut packed = Packed::default();
+    rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
+    let nll: Vec<f32> = base.nll(&packed, patches)?.to_vec1()?;
+    let mut sums = vec![(0.0f64, 0usize); rows.len()];
+    for (target, loss) in packed.targets().iter().zip(nll) {
+        let (sum, count) = &mut sums[target.row as usize];
+        *sum += f64::from(loss);
+        *count += 1;
+    }
+    Ok(sums.into_iter().map(|(sum, count)| sum / count.max(1) as f64).collect())
 }

@@ -9,6 +9,7 @@ use candle_core::Var;
 use lorakit_adapter::Patches;
 use lorakit_model::{Base, Packed};
 use lorakit_task::Example;
+use std::ops::Range;
 
 /// A row to be fitted to, with what [`lorakit_adapter::Row::expert`] is to say of it: the number of its expert, or of
 /// its task, where the patches want to know.
@@ -23,7 +24,7 @@ pub struct TokenLoss<'a> {
     pub reduction: LossReduction,
     /// What is done with the activations within a layer.
     pub activations: Activations,
-    /// Tokens that go through the base together.
+    /// Tokens that go through the base together at most.
     pub batch_tokens: usize,
 }
 
@@ -42,42 +43,54 @@ impl<'a> TokenLoss<'a> {
     pub fn gradients(
         &self,
         rows: &[FitRow],
-        mut patches: impl FnMut(&Packed) -> Result<Patches>,
+        patches: impl Fn(&Packed) -> Result<Patches> + Sync,
         variables: &[Var],
         gradients: &mut Gradients,
     ) -> Result<f64> {
-        self.over_batches(rows, |packed, weights| {
+        let backward = |packed: &Packed, weights: &[f32]| {
             let patches = patches(packed)?;
             let batch = Batch { packed, patches: &patches, weights };
-            accumulate(self.base, &batch, self.activations, variables, gradients)
-        })
+            let mut gradients = Gradients::default();
+            let nll = accumulate(self.base, &batch, self.activations, variables, &mut gradients)?;
+            Ok((nll, gradients))
+        };
+        self.over_batches(rows, backward, |part| gradients.add_all(part))
     }
 
     /// The rows' loss alone.
     pub fn value(&self, rows: &[FitRow], patches: &Patches) -> Result<f64> {
-        self.over_batches(rows, |packed, _| Ok(self.base.nll(packed, patches)?.to_vec1()?))
+        self.over_batches(rows, |packed, _| Ok((self.base.nll(packed, patches)?.to_vec1()?, ())), |()| Ok(()))
     }
 
-    /// The weighted sum of the losses of all target tokens, batch by batch.
-    fn over_batches(
+    /// The weighted sum of the losses of all target tokens, which `of_batch` gives batch by batch with something else
+    /// for `take`.
+    fn over_batches<T: Send>(
         &self,
         rows: &[FitRow],
-        mut losses: impl FnMut(&Packed, &[f32]) -> Result<Vec<f32>>,
+        of_batch: impl Fn(&Packed, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
+        mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<f64> {
         let tokens: usize = rows.iter().map(|(_, row)| row.target.len()).sum();
         let weight = |row: &Example| match self.reduction {
             LossReduction::Tokens => 1.0 / tokens as f32,
             LossReduction::Rows => 1.0 / (rows.len() * row.target.len()) as f32,
         };
-        let mut sum = 0.0;
-        for range in ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), self.batch_tokens) {
-            let rows = &rows[range];
+        let lanes = self.base.lanes(self.batch_tokens);
+        let batches = ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
+        let work = |range: &Range<usize>| {
+            let rows = &rows[range.clone()];
             let mut packed = Packed::default();
             rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, *expert));
             let weights: Vec<f32> = packed.targets().iter().map(|t| weight(rows[t.row as usize].1)).collect();
-            let nll = losses(&packed, &weights)?;
-            sum += nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>();
-        }
+            let (nll, other) = of_batch(&packed, &weights)?;
+            let sum: f64 = nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
+            Ok((sum, other))
+        };
+        let mut sum = 0.0;
+        lanes.run(&batches, work, |(batch, other)| {
+            sum += batch;
+            take(other)
+        })?;
         Ok(sum)
     }
 }
