@@ -14,9 +14,11 @@ use crate::layout::{Layout, Tie};
 use crate::sparsify::threshold;
 use crate::{Error, Experts, Result, Space};
 
-/// How many bytes of the experts' values are in memory at once, as f32. More would save opening every expert once
-/// more, and cost its size.
-const GROUP_BYTES: usize = 704 << 20;
+/// How many bytes of the values of `experts` are in memory at once, as f32: a MiB of each, within bounds. For every
+/// group of so many, each expert is opened, and so read and checked, anew.
+fn group_bytes(experts: usize) -> usize {
+    (experts << 20).clamp(704 << 20, 2 << 30)
+}
 
 /// How many coordinates an f32 product sums before it is added up in f64. Fixed, so that results are.
 const RUN: usize = 4096;
@@ -27,7 +29,7 @@ pub(crate) fn gram(experts: &Experts, space: Space, sparsity: f64) -> Result<Vec
     let n = experts.len();
     let mut thresholds = vec![None::<f32>; n];
     let mut sum = vec![0f64; n * n];
-    let columns = (GROUP_BYTES / size_of::<f32>() / n).next_multiple_of(RUN).min(line.len);
+    let columns = (group_bytes(n) / size_of::<f32>() / n).next_multiple_of(RUN).min(line.len);
     let mut rows = vec![0f32; n * columns];
     for start in (0..line.len).step_by(columns.max(1)) {
         let range = start..(start + columns).min(line.len);
