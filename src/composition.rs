@@ -8,8 +8,7 @@ use lorakit_route::cat::Per;
 use lorakit_route::{Cat, Composition, Experts, Gates, HeldOut, LoraHub, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::{Example, Split, Task, Vocabulary};
 use lorakit_train::job::rows_of_update;
-use lorakit_train::pass::{ranges_within, row_losses};
-use lorakit_train::{FitRow, Gradients, ParameterGroup, Schedule, Settings, TokenLoss, fit};
+use lorakit_train::{FitRow, Gradients, ParameterGroup, Schedule, Settings, TokenLoss, fit, ranges_within, row_losses};
 use serde_json::{Value, json};
 use std::sync::Arc;
 

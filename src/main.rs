@@ -5,6 +5,7 @@
 mod adapt;
 mod base_source;
 mod cli;
+mod clustering;
 mod commands;
 mod companions;
 mod composition;
@@ -23,6 +24,7 @@ mod pico;
 mod plan;
 mod progress;
 mod routing;
+mod scoring;
 mod settings;
 mod slots;
 mod tasks;

@@ -4,7 +4,8 @@
 //! The budget is the paper's: 40 % of the steps of each task go to its own expert, the other 60 % to its cluster's,
 //! which starts anew from the common start. (The authors' five epochs were two and three.)
 
-use crate::commands::cluster::{self, K};
+use crate::clustering::mbc::{K, by_deltas};
+use crate::clustering::tables;
 use crate::lock::lock_for;
 use crate::output::counted;
 use crate::plan;
@@ -33,7 +34,7 @@ pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Se
         return alone.outcome();
     }
     let names = tasks.iter().map(|task| task.name.clone()).collect();
-    let clusters = cluster::by_deltas(&private, names, k, world.context)?;
+    let clusters = by_deltas(&private, names, k, world.context)?;
     let file = library.root().join("clusters.json");
     clusters.write(&file)?;
     world.context.output.status("experts per cluster:");
@@ -42,10 +43,7 @@ pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Se
     let mut document = clustered.document(library);
     document["clusters"] = json!(file);
     document["private"] = alone.document(&private);
-    world
-        .context
-        .output
-        .result(&document, || format!("{}\n\n{}", cluster::of_tasks_table(&clusters), clustered.table()))?;
+    world.context.output.result(&document, || format!("{}\n\n{}", tables::of_tasks(&clusters), clustered.table()))?;
     clustered.outcome()
 }
 

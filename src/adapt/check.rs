@@ -1,8 +1,8 @@
 //! The check of adapted tasks: their test rows, under the base and under the base with the adapter.
 
-use crate::commands::eval::cell;
 use crate::output::table;
 use crate::progress;
+use crate::scoring::tables::cell;
 use crate::training::World;
 use anyhow::Result;
 use lorakit_adapter::{Library, Patches};

@@ -1,31 +1,25 @@
 //! `cluster`: which experts, and so which tasks, belong together.
 
 use crate::base_source::BaseSource;
+use crate::clustering::mbc::{K, by_parameters};
+use crate::clustering::start::{experts, records};
+use crate::clustering::tables;
 use crate::context::Context;
 use crate::embedding;
-use crate::output::{counted, make_parent, number, table};
+use crate::output::{counted, make_parent};
 use crate::tasks::DataArgs;
 use crate::usage::{self, share, size};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
+use lorakit_adapter::Library;
 use lorakit_cluster::{
-    Cluster, ClusterReport, Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Report, Space,
-    Spaces, curve, embedding as by_embedding, page, random, suggestion,
+    Clusters, CurvePoint, Experts, MbcOptions, Method, Partition, Report, Space, Spaces, embedding as by_embedding,
+    page, random,
 };
 use lorakit_task::Task;
-use lorakit_train::lora::initial_a;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
-
-/// The largest number of clusters that is tried for `-k auto` and for the report's curve.
-const MOST_CLUSTERS: usize = 24;
-
-/// Numbers of clusters that the table names, the best.
-const NUMBERS_TOLD: usize = 5;
 
 /// The arguments of `cluster`.
 #[derive(Args, Debug)]
@@ -132,26 +126,6 @@ impl From<In> for Space {
     }
 }
 
-/// `-k`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum K {
-    /// The number with the best silhouette.
-    Auto,
-    /// This number.
-    Is(NonZeroUsize),
-}
-
-impl FromStr for K {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            number => number.parse().map(Self::Is).map_err(|_| "expected a whole number of at least 1, or auto"),
-        }
-    }
-}
-
 /// Clusters, writes the file and says what the clusters are worth.
 pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     args.ensure_usage()?;
@@ -183,7 +157,9 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
         Format::Lorakit => clusters.write(&args.out)?,
         Format::Mttl => clusters.write_mttl(&args.out)?,
     }
-    context.output.result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || summary(&report))
+    context
+        .output
+        .result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || tables::summary(&report))
 }
 
 /// Clusters of tasks for which there are no experts yet.
@@ -205,35 +181,7 @@ fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
         clusters.clusters().iter().map(|cluster| json!({ "name": cluster.name, "tasks": cluster.tasks })).collect();
     context
         .output
-        .result(&json!({ "out": args.out, "k": partition.k(), "clusters": members }), || of_tasks_table(&clusters))
-}
-
-/// The clusters with their tasks.
-pub fn of_tasks_table(clusters: &Clusters) -> String {
-    let line = |cluster: &Cluster| {
-        let tasks = wrapped(cluster.tasks.iter().map(String::as_str));
-        vec![cluster.name.clone(), cluster.tasks.len().to_string(), tasks]
-    };
-    table(["cluster", "size", "tasks"], clusters.clusters().iter().map(line))
-}
-
-/// MBC in the space of deltas with its other settings as they are by default: these experts of a library, each trained
-/// on the tasks that its record names.
-pub fn by_deltas(library: &Library, names: Vec<String>, k: K, context: &Context) -> Result<Clusters> {
-    let records = records(library, &names)?;
-    let experts = experts(library, names, &records)?;
-    let options = MbcOptions { space: Space::Delta, seed: context.seed, ..MbcOptions::default() };
-    let (partition, _) = by_parameters(&experts, &options, (k, "--mbc"), context)?;
-    let tasks = |expert: &str| -> Vec<String> {
-        records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
-    };
-    let settings = [("k", json!(partition.k())), ("seed", json!(context.seed)), ("space", json!(options.space))];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value));
-    Ok(Clusters::new(Method::Mbc, &partition, tasks, settings.into_iter().collect()))
-}
-
-fn records(library: &Library, names: &[String]) -> Result<BTreeMap<String, Option<ExpertRecord>>> {
-    names.iter().map(|name| Ok((name.clone(), library.record(name)?))).collect()
+        .result(&json!({ "out": args.out, "k": partition.k(), "clusters": members }), || tables::of_tasks(&clusters))
 }
 
 /// The experts to be clustered.
@@ -244,67 +192,6 @@ fn names(library: &Library, wanted: &[String]) -> Result<Vec<String>> {
     // Asking for the folder of an expert that is not there says which there are.
     wanted.iter().try_for_each(|name| library.expert_folder(name).map(|_| ()))?;
     Ok(wanted.to_vec())
-}
-
-/// The experts, opened as they are needed, with the A that they all started from where it is known.
-fn experts<'a>(
-    library: &'a Library,
-    names: Vec<String>,
-    records: &BTreeMap<String, Option<ExpertRecord>>,
-) -> Result<Experts<'a>> {
-    let start = Start::of(library, records)?;
-    let experts = Experts::new(names, |name| library.adapter(name).map_err(anyhow::Error::into_boxed_dyn_error))?;
-    Ok(match start {
-        Some(start) => experts.with_start(move |module| start.a(module).map_err(anyhow::Error::into_boxed_dyn_error)),
-        None => experts,
-    })
-}
-
-/// What the common starting A is drawn from.
-struct Start {
-    seed: u64,
-    tied: bool,
-    /// Any of the experts; the space `change` refuses those of other ranks.
-    like: Adapter,
-}
-
-impl Start {
-    /// The start of experts that all record the same; None where one records another or none.
-    fn of(library: &Library, records: &BTreeMap<String, Option<ExpertRecord>>) -> Result<Option<Self>> {
-        let drawn_from = |record: &Option<ExpertRecord>| {
-            let record = record.as_ref()?;
-            Some((record.initial_seed?, record.settings["settings"]["tie_qkv"].as_bool().unwrap_or(false)))
-        };
-        let Some((first, record)) = records.first_key_value() else { return Ok(None) };
-        match drawn_from(record) {
-            Some((seed, tied)) if records.values().all(|other| drawn_from(other) == Some((seed, tied))) => {
-                Ok(Some(Self { seed, tied, like: library.adapter(first)? }))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// The A of a module.
-    fn a(&self, module: &str) -> Result<Matrix> {
-        let update = self.like.modules().get(module).with_context(|| format!("no expert has the module `{module}`"))?;
-        let drawn = self.drawn_as(module);
-        Matrix::new(update.rank(), update.input(), initial_a(self.seed, &drawn, update.rank(), update.input()))
-    }
-
-    /// The module that a module's A was drawn for: where A is tied, the first adapted of q, k and v.
-    fn drawn_as(&self, module: &str) -> String {
-        let tied = ["q_proj", "k_proj", "v_proj"];
-        match module.rsplit_once('.') {
-            Some((parent, name)) if self.tied && tied.contains(&name) => {
-                let siblings = tied.iter().map(|sibling| format!("{parent}.{sibling}"));
-                siblings
-                    .into_iter()
-                    .find(|sibling| self.like.modules().contains_key(sibling))
-                    .unwrap_or_else(|| module.to_owned())
-            }
-            _ => module.to_owned(),
-        }
-    }
 }
 
 /// The clusters, with the worth of other numbers of them. `tasks` gives an expert's.
@@ -342,34 +229,6 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
         K::Is(k) => Ok(k.get()),
         K::Auto => bail!("-k auto: only mbc chooses a number of clusters; give -k a number"),
     }
-}
-
-/// MBC. The number of clusters comes with the option that gave it.
-fn by_parameters(
-    experts: &Experts,
-    options: &MbcOptions,
-    (k, option): (K, &str),
-    context: &Context,
-) -> Result<(Partition, Vec<CurvePoint>)> {
-    if let K::Is(k) = k {
-        let known = experts.len();
-        ensure!(k.get() <= known, "{option} {k}: there are {known} experts; expected at most that");
-    }
-    let embedded = Embedded::of(experts, options)?;
-    let curve = curve(&embedded, MOST_CLUSTERS)?;
-    let k = match k {
-        K::Is(k) => k.get(),
-        K::Auto => {
-            let best = suggestion(&curve).with_context(|| {
-                format!(
-                    "{option} auto: too few experts that differ to choose a number of clusters; give {option} a number"
-                )
-            })?;
-            context.output.status(format!("k = {}: {}", best.k, best.reason));
-            best.k
-        }
-    };
-    Ok((embedded.partition(k)?, curve))
 }
 
 /// The embeddings of the tasks that were given.
@@ -413,92 +272,4 @@ fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
         settings.insert("rows".to_owned(), json!(args.rows));
     }
     settings
-}
-
-fn summary(report: &Report) -> String {
-    let members = |cluster: &ClusterReport| wrapped(cluster.members.iter().map(|member| member.expert.as_str()));
-    let clusters = report.clusters.iter().map(|cluster| {
-        vec![
-            cluster.name.clone(),
-            cluster.members.len().to_string(),
-            number(Some(cluster.silhouette), 3),
-            members(cluster),
-        ]
-    });
-    let spaces = report.spaces.iter().map(|space| {
-        vec![
-            space.space.to_string(),
-            number(space.within, 3),
-            number(space.between, 3),
-            number(Some(space.silhouette), 3),
-        ]
-    });
-    let mut text = table(["cluster", "size", "silhouette", "experts"], clusters);
-    text.push_str(&format!("\nSilhouettes are those of the space {}.", report.space));
-    text.push_str("\n\nMean cosine of two experts of one cluster, and of two clusters:\n");
-    text.push_str(&table(["space", "within", "between", "silhouette"], spaces));
-    for missing in &report.unavailable {
-        text.push_str(&format!("\n{}: {}", missing.space, missing.reason));
-    }
-    if let Some(suggestion) = &report.suggestion {
-        text.push_str("\n\nMean silhouette of the embedding that is clustered, by the number of clusters:\n");
-        text.push_str(&numbers_of_clusters(&report.curve, report.clusters.len()));
-        text.push_str(&format!("\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
-    }
-    text
-}
-
-/// The numbers of clusters that do best, and the one at hand.
-fn numbers_of_clusters(curve: &[CurvePoint], used: usize) -> String {
-    let mut best: Vec<&CurvePoint> = curve.iter().collect();
-    best.sort_by(|a, b| b.silhouette.total_cmp(&a.silhouette).then(a.k.cmp(&b.k)));
-    let (told, others) = best.split_at(best.len().min(NUMBERS_TOLD));
-    let mut told: Vec<&CurvePoint> =
-        told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
-    told.sort_by_key(|point| point.k);
-    let line = |point: &CurvePoint| {
-        let here = if point.k == used { "here" } else { "" };
-        vec![point.k.to_string(), number(Some(point.silhouette), 3), here.to_owned()]
-    };
-    table(["k", "silhouette", ""], told.into_iter().map(line))
-}
-
-/// Names with commas between, on lines of about 80 characters.
-fn wrapped<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
-    let mut lines = vec![String::new()];
-    for name in names {
-        let mut line = lines.pop().unwrap_or_default();
-        if !line.is_empty() {
-            line.push(',');
-            let full = line.len() + name.len() >= 80;
-            if full {
-                lines.push(std::mem::take(&mut line));
-            } else {
-                line.push(' ');
-            }
-        }
-        line.push_str(name);
-        lines.push(line);
-    }
-    lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_best_numbers_of_clusters_are_told_and_the_one_at_hand() {
-        let curve: Vec<CurvePoint> = (2..12).map(|k| CurvePoint { k, silhouette: 1.0 / k as f64 }).collect();
-        let told = numbers_of_clusters(&curve, 11);
-        assert_eq!(told.lines().filter(|line| line.contains("0.")).count(), NUMBERS_TOLD + 1, "{told}");
-        assert!(told.contains("0.500") && told.contains("0.091"), "{told}");
-    }
-
-    #[test]
-    fn names_are_wrapped_between_and_never_within() {
-        let long = "x".repeat(79);
-        assert_eq!(wrapped(["a", "b", &long, "c"]), format!("a, b,\n{long},\nc"));
-        assert_eq!(wrapped([]), "");
-    }
 }

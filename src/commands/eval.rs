@@ -4,26 +4,26 @@ use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
-use crate::output::{ABSENT, counted, table};
 use crate::progress;
 use crate::routing::{Filling, FitArgs, Routing};
+use crate::scoring::failures::Failures;
+use crate::scoring::store::{Place, Store};
+use crate::scoring::tables::tables;
 use crate::slots;
 use crate::tasks::{self, TaskArgs};
 use crate::typed::Typed;
 use crate::usage::{self, count};
-use anyhow::{Context as _, Error, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_adapter::persist::write_file;
 use lorakit_adapter::{Library, Patches};
-use lorakit_eval::{Model, Options, Results, Score, Scores, TaskResult, evaluate, samples_file, samples_jsonl};
+use lorakit_eval::{Model, Options, evaluate};
 use lorakit_model::Base;
 use lorakit_route::Router;
 use lorakit_task::{Metric, Split, Task};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
@@ -90,7 +90,8 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         opened.as_ref().map(|opened| Routing { base: &base, place: &place, opened, fit: &fit, data, context });
     let lineup = lineup(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
     let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
-    let mut store = Store::open(&args, &routers, &tasks, config, context)?;
+    let kept = Place { folder: args.out.as_deref(), log_samples: args.log_samples };
+    let mut store = Store::open(kept, &routers, &tasks, config, context)?;
     let bar = progress::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
     for (router, line) in routers.iter().zip(&lineup) {
         for (index, task) in tasks.iter().enumerate() {
@@ -114,68 +115,11 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         return failures.outcome();
     }
     let mut document = serde_json::to_value(&store.now)?;
-    if !failures.0.is_empty() {
-        document["errors"] = json!(failures.0);
+    if !failures.all().is_empty() {
+        document["errors"] = json!(failures.all());
     }
     context.output.result(&document, || tables(&store.now, &routers, &tasks))?;
     failures.outcome()
-}
-
-/// What could not be scored. It does not keep the rest from being scored.
-#[derive(Default)]
-struct Failures(Vec<Failure>);
-
-/// One task that could not be scored.
-#[derive(Serialize)]
-struct Failure {
-    /// Under this router; none: under any.
-    router: Option<String>,
-    task: String,
-    error: String,
-}
-
-impl Failures {
-    /// Takes an error of a task down, unless it is the user's wish to stop.
-    fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &Context) -> Result<()> {
-        if error.is::<Interrupted>() {
-            return Err(error);
-        }
-        let failure = Failure { router: router.map(str::to_owned), task: task.to_owned(), error: format!("{error:#}") };
-        context.output.notice(failure.told());
-        self.0.push(failure);
-        Ok(())
-    }
-
-    /// The tasks that have rows to be scored. Where none has, the first reason is the command's.
-    fn with_rows(&mut self, tasks: Vec<Task>, options: &Options, context: &Context) -> Result<Vec<Task>> {
-        let (mut fit, mut errors) = (Vec::new(), Vec::new());
-        for task in tasks {
-            match task.rows(options.split, options.limit).map(|_| ()) {
-                Ok(()) => fit.push(task),
-                Err(error) => errors.push((task.name, error)),
-            }
-        }
-        if fit.is_empty() && !errors.is_empty() {
-            return Err(errors.swap_remove(0).1);
-        }
-        errors.into_iter().try_for_each(|(task, error)| self.add(None, &task, error, context))?;
-        Ok(fit)
-    }
-
-    /// How the command ends.
-    fn outcome(&self) -> Result<()> {
-        let told: Vec<String> = self.0.iter().map(Failure::told).collect();
-        let many = counted(told.len(), "score");
-        ensure!(told.is_empty(), "{many} could not be had, and the rest is there: {}", told.join("; "));
-        Ok(())
-    }
-}
-
-impl Failure {
-    fn told(&self) -> String {
-        let router = self.router.as_ref().map_or_else(String::new, |router| format!("--router {router}, "));
-        format!("{router}task `{}`: {}", self.task, self.error)
-    }
 }
 
 /// The routers in the order typed, each once.
@@ -289,202 +233,4 @@ fn config(
         "split": args.split,
         "tasks": tasks.iter().map(tasks::document).collect::<Vec<_>>(),
     })
-}
-
-/// The scores so far, on disk after every task: an interruption loses only the one at hand.
-struct Store {
-    /// Those of this run.
-    now: Results,
-    /// Those of results.json, where there is one.
-    file: Option<(PathBuf, Results)>,
-    /// What decided the others of results.json.
-    earlier: Vec<Earlier>,
-    log_samples: bool,
-}
-
-/// Results of an earlier run that stay, with what decided them: an entry of `earlier` in the configuration.
-#[derive(Deserialize, Serialize)]
-struct Earlier {
-    config: Value,
-    versions: Value,
-    /// The tasks by their routers.
-    results: BTreeMap<String, BTreeSet<String>>,
-}
-
-impl Earlier {
-    /// All that a file of results says of where they came from.
-    fn of(file: &mut Results) -> Vec<Self> {
-        let earlier = file.config.as_object_mut().and_then(|config| config.remove(EARLIER));
-        let mut all: Vec<Self> = earlier.and_then(|earlier| serde_json::from_value(earlier).ok()).unwrap_or_default();
-        let known = |router: &str, task: &String| all.iter().any(|of| of.has(router, task));
-        let mut results = BTreeMap::new();
-        for (router, tasks) in file.routers() {
-            let own: BTreeSet<String> = tasks.keys().filter(|task| !known(router, task)).cloned().collect();
-            results.insert(router.to_owned(), own);
-        }
-        all.push(Self { config: file.config.take(), versions: file.versions.take(), results });
-        all
-    }
-
-    fn has(&self, router: &str, task: &String) -> bool {
-        self.results.get(router).is_some_and(|tasks| tasks.contains(task))
-    }
-
-    /// Forgets a result, which another has replaced.
-    fn forget(&mut self, router: &str, task: &str) {
-        if let Some(tasks) = self.results.get_mut(router) {
-            tasks.remove(task);
-        }
-        self.results.retain(|_, tasks| !tasks.is_empty());
-    }
-}
-
-/// The key of the configuration under which results of earlier runs have theirs.
-const EARLIER: &str = "earlier";
-
-impl Store {
-    fn open(args: &EvalArgs, routers: &[Typed], tasks: &[Task], config: Value, context: &Context) -> Result<Self> {
-        let mut now = Results::default();
-        (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
-        let Some(folder) = &args.out else {
-            return Ok(Self { now, file: None, earlier: Vec::new(), log_samples: false });
-        };
-        if args.log_samples {
-            let pairs =
-                routers.iter().flat_map(|router| tasks.iter().map(move |task| samples_file(&router.text, &task.name)));
-            let mut names = BTreeSet::new();
-            let twice = pairs.into_iter().find(|name| !names.insert(name.clone()));
-            ensure!(
-                twice.is_none(),
-                "two sets of samples would be written to {}; give a task another name: NAME=FILE",
-                twice.unwrap_or_default()
-            );
-        }
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-        let mut file = read_before(&folder.join("results.json"))?;
-        if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
-            context.output.notice(format!(
-                "{}: results of other routers and tasks stay there, and came of other settings, which stay beside them",
-                folder.display()
-            ));
-        }
-        let earlier = Earlier::of(&mut file);
-        file.merge(now.clone());
-        Ok(Self { now, file: Some((folder.clone(), file)), earlier, log_samples: args.log_samples })
-    }
-
-    fn keep(&mut self, router: &str, task: &str, scores: &Scores) -> Result<()> {
-        self.now.insert(router, task, scores);
-        let Some((folder, results)) = &mut self.file else { return Ok(()) };
-        if self.log_samples {
-            write_file(&folder.join(samples_file(router, task)), samples_jsonl(&scores.samples)?.as_bytes())?;
-        }
-        results.insert(router, task, scores);
-        self.earlier.iter_mut().for_each(|earlier| earlier.forget(router, task));
-        self.earlier.retain(|earlier| !earlier.results.is_empty());
-        results.config = self.now.config.clone();
-        if !self.earlier.is_empty() {
-            results.config[EARLIER] = serde_json::to_value(&self.earlier)?;
-        }
-        write_file(&folder.join("results.json"), results.to_json()?.as_bytes())
-    }
-}
-
-/// The results of an earlier run; none where there is no file.
-fn read_before(path: &Path) -> Result<Results> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Results::parse(&text)
-            .with_context(|| format!("{}: in the way; move it, or give another --out", path.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Results::default()),
-        Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
-    }
-}
-
-/// Whether two runs scored the same base and experts on the same kind of rows.
-fn comparable(before: &Value, now: &Value) -> bool {
-    let base_alone = |config: &Value| config["experts"].is_null();
-    ["base", "limit", "split"].iter().all(|key| before[key] == now[key])
-        && (base_alone(before)
-            || base_alone(now)
-            || (before["experts"] == now["experts"] && before["library"] == now["library"]))
-}
-
-/// A table for each metric, tasks by routers, and one of means.
-fn tables(results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
-    let found: BTreeSet<&str> = results
-        .routers()
-        .flat_map(|(_, tasks)| tasks.values())
-        .flat_map(|result| result.metrics.keys().map(String::as_str))
-        .collect();
-    let place =
-        |name: &&str| Metric::ALL.iter().position(|metric| name.starts_with(metric.name())).unwrap_or(usize::MAX);
-    let mut metrics: Vec<&str> = found.into_iter().collect();
-    metrics.sort_by_key(place);
-    let mut texts: Vec<String> = metrics.iter().map(|metric| metric_table(metric, results, routers, tasks)).collect();
-    if tasks.len() > 1 {
-        texts.push(means(&metrics, results, routers, tasks));
-    }
-    texts.join("\n\n")
-}
-
-/// What a reader looks for first, and so comes last: every metric's mean over the tasks that have it.
-fn means(metrics: &[&str], results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
-    let score =
-        |metric: &str, router: &Typed, task: &Task| results.get(&router.text, &task.name)?.metrics.get(metric).copied();
-    let line = |metric: &&str| {
-        let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(metric, router, task).is_some()));
-        let cells =
-            routers.iter().map(|router| cell(mean(tasks.iter().filter_map(|task| score(metric, router, task)))));
-        [(*metric).to_owned(), scored.count().to_string()].into_iter().chain(cells).collect()
-    };
-    let header = ["mean over tasks", "tasks"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
-    table(header, metrics.iter().map(line))
-}
-
-fn metric_table(metric: &str, results: &Results, routers: &[Typed], tasks: &[Task]) -> String {
-    let score = |router: &Typed, task: &Task| results.get(&router.text, &task.name)?.metrics.get(metric).copied();
-    let rows = |task: &Task| {
-        routers
-            .iter()
-            .find_map(|router| results.get(&router.text, &task.name))
-            .map(|result: &TaskResult| result.n.to_string())
-    };
-    let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(router, task).is_some()));
-    let line = |task: &Task| {
-        let start = [task.name.clone(), rows(task).unwrap_or_default()];
-        start.into_iter().chain(routers.iter().map(|router| cell(score(router, task)))).collect()
-    };
-    let header = [metric, "rows"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
-    table(header, scored.map(line))
-}
-
-/// A score with its standard error, for tables.
-pub fn cell(score: Option<Score>) -> String {
-    match score {
-        None => ABSENT.to_owned(),
-        Some(Score { value, stderr: None }) => format!("{value:.4}"),
-        Some(Score { value, stderr: Some(error) }) => format!("{value:.4} ±{error:.4}"),
-    }
-}
-
-/// The mean over tasks, whose errors are independent: its standard error is the root of the sum of squares over n.
-fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
-    let scores: Vec<Score> = scores.collect();
-    let n = scores.len() as f64;
-    let squares: Option<f64> = scores.iter().map(|score| score.stderr.map(|error| error * error)).sum();
-    let value = scores.iter().map(|score| score.value).sum::<f64>() / n;
-    (!scores.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mean_over_tasks_has_the_error_of_independent_tasks() {
-        let scores = [(1.0, Some(0.3)), (2.0, Some(0.4))].map(|(value, stderr)| Score { value, stderr });
-        assert_eq!(mean(scores.into_iter()), Some(Score { value: 1.5, stderr: Some(0.25) }));
-        assert_eq!(mean([Score { value: 1.0, stderr: None }].into_iter()), Some(Score { value: 1.0, stderr: None }));
-        assert_eq!(mean([].into_iter()), None);
-    }
 }

@@ -1,7 +1,7 @@
 //! `train-experts`: one expert per task, per cluster of tasks, or one for all of them.
 
 use crate::base_source::BaseSource;
-use crate::commands::cluster::K;
+use crate::clustering::mbc::K;
 use crate::context::Context;
 use crate::lock::lock_for;
 use crate::mbc;

@@ -71,13 +71,17 @@ mod tests {
             let lanes = Lanes { tokens: 1, side_by_side };
             let batches: Vec<usize> = (0..3 * ROUND + 1).collect();
             let mut taken = Vec::new();
-            lanes.run(&batches, |&batch| Ok(batch * batch), |square| Ok(taken.push(square))).unwrap();
-            assert!(taken.iter().copied().eq(batches.iter().map(|batch| batch * batch)));
-
+            let mut take = |result| {
+                taken.push(result);
+                Ok(())
+            };
+            lanes.run(&batches, |&batch| Ok(batch * batch), &mut take).unwrap();
             let work = |&batch: &usize| if batch == ROUND + 2 { bail!("batch {batch}") } else { Ok(batch) };
-            taken.clear();
-            let error = lanes.run(&batches, work, |batch| Ok(taken.push(batch))).unwrap_err();
-            assert_eq!((error.to_string(), taken.len()), (format!("batch {}", ROUND + 2), ROUND + 2));
+            let error = lanes.run(&batches, work, &mut take).unwrap_err();
+            let (squares, until_the_error) = taken.split_at(batches.len());
+            assert!(squares.iter().copied().eq(batches.iter().map(|batch| batch * batch)));
+            assert_eq!(until_the_error, &batches[..ROUND + 2]);
+            assert_eq!(error.to_string(), format!("batch {}", ROUND + 2));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A pass on disk: weights, moments, best weights and progress in one safetensors file, whole or not there.
 
-use crate::pass::{Pass, Progress};
+use crate::pass::Pass;
+use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use lorakit_adapter::persist;

@@ -5,6 +5,8 @@ use crate::dropout::Dropout;
 use crate::job::Job;
 use crate::lora::LoraStack;
 use crate::parameter::{Parameter, Update};
+use crate::progress::Progress;
+use crate::row_losses::{ranges_within, row_losses};
 use crate::schedule::Schedule;
 use crate::settings::{LossReduction, Settings};
 use crate::skills::{SkillStack, TaskRows};
@@ -12,9 +14,8 @@ use crate::trained::Trained;
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
-use lorakit_adapter::{Adapter, Patches};
+use lorakit_adapter::Adapter;
 use lorakit_model::{Base, Packed};
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,23 +33,6 @@ pub struct Pass<'a> {
     step: usize,
     progress: Vec<Progress>,
     best: Vec<Option<Vec<Vec<f32>>>>,
-}
-
-/// How far one expert is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The training loss of every update.
-    pub losses: Vec<f32>,
-    /// The gradient's norm, before clipping, of every update.
-    pub norms: Vec<f32>,
-    /// Updates done and the validation loss after them.
-    pub validation: Vec<(usize, f32)>,
-    /// The validation that the best weights are of.
-    pub best: Option<(usize, f32)>,
-    /// Target tokens that carried loss.
-    pub tokens: u64,
-    /// Why it was stopped before its end.
-    pub failure: Option<String>,
 }
 
 /// What one step of a pass did.
@@ -443,53 +427,4 @@ impl<'a> Pass<'a> {
 /// The rows that go through the base together: as many as fit into `tokens`, in order.
 fn batches(taken: &[Taken], tokens: usize) -> Vec<Range<usize>> {
     ranges_within(taken.iter().map(|t| t.row.prompt.len() + t.row.target.len()), tokens)
-}
-
-/// Splits rows of the given lengths, in order, into ranges of at most `limit` tokens; a longer row stands alone.
-pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<Range<usize>> {
-    let (mut ranges, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
-    for length in lengths {
-        if end > start && tokens + length > limit {
-            ranges.push(start..end);
-            (start, tokens) = (end, 0);
-        }
-        tokens += length;
-        end += 1;
-    }
-    if end > start {
-        ranges.push(start..end);
-    }
-    ranges
-}
-
-/// The mean negative log-likelihood per target token of each row, under the expert named with it.
-pub fn row_losses(
-    base: &Base,
-    patches: &Patches,
-    rows: &[(usize, &lorakit_task::Example)],
-    batch_tokens: usize,
-) -> Result<Vec<f64>> {
-    let lanes = base.lanes(batch_tokens);
-    let batches = ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
-    let mut losses = Vec::with_capacity(rows.len());
-    let of_batch = |batch: &Range<usize>| batch_losses(base, patches, &rows[batch.clone()]);
-    lanes.run(&batches, of_batch, |batch| {
-        losses.extend(batch);
-        Ok(())
-    })?;
-    Ok(losses)
-}
-
-/// The same of rows that go through the base together.
-fn batch_losses(base: &Base, patches: &Patches, rows: &[(usize, &lorakit_task::Example)]) -> Result<Vec<f64>> {
-    let mut packed = Packed::default();
-    rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
-    let nll: Vec<f32> = base.nll(&packed, patches)?.to_vec1()?;
-    let mut sums = vec![(0.0f64, 0usize); rows.len()];
-    for (target, loss) in packed.targets().iter().zip(nll) {
-        let (sum, count) = &mut sums[target.row as usize];
-        *sum += f64::from(loss);
-        *count += 1;
-    }
-    Ok(sums.into_iter().map(|(sum, count)| sum / count.max(1) as f64).collect())
 }

@@ -6,17 +6,19 @@
 //! its company, and a run that was killed is to end with the bytes of one that was not.
 
 use crate::checkpoint;
-use crate::job::{Job, Start, rows_sha256};
+use crate::event::Event;
+use crate::identity::{differences, hash, job_identity};
+use crate::job::Job;
 use crate::log::Log;
 use crate::memory::{self, Estimate};
-use crate::pass::{Pass, Progress, Step};
+use crate::pass::Pass;
 use crate::product::{Model, Product, SkillsPlan};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
-use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, read_text, sha256::sha256};
+use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, read_text};
 use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,59 +30,6 @@ pub struct Options<'a> {
     pub restart: bool,
     /// Set from outside to stop at the end of the present step.
     pub stop: &'a AtomicBool,
-}
-
-/// What happens in a run, for whoever watches.
-pub enum Event<'a> {
-    /// The work is known.
-    Planned {
-        /// Experts to be trained, pass by pass.
-        passes: &'a [Vec<String>],
-        /// Experts that were there already.
-        kept: &'a [String],
-        /// What the largest pass needs.
-        estimate: Estimate,
-    },
-    /// A pass starts, or goes on after `done` steps.
-    Pass {
-        /// Its number among those planned, from zero.
-        index: usize,
-        /// Steps done before.
-        done: usize,
-        /// All its steps.
-        steps: usize,
-    },
-    /// A step was taken.
-    Step {
-        /// What it did.
-        step: &'a Step,
-        /// The experts of the pass.
-        experts: &'a [String],
-    },
-    /// An expert is in the library.
-    Finished {
-        /// Its name.
-        expert: &'a str,
-        /// Its losses.
-        progress: &'a Progress,
-    },
-    /// An expert was given up.
-    Failed {
-        /// Its name.
-        expert: &'a str,
-        /// Why.
-        why: &'a str,
-    },
-}
-
-impl Event<'_> {
-    /// The same, a pass's number being that among those planned now.
-    fn numbered(self, number: usize) -> Self {
-        match self {
-            Self::Pass { done, steps, .. } => Self::Pass { index: number, done, steps },
-            other => other,
-        }
-    }
 }
 
 /// What came of a run.
@@ -219,37 +168,6 @@ fn train(
     Ok(summary)
 }
 
-/// What decides an expert's weights, as JSON.
-fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, seed: u64) -> Result<Value> {
-    let start = |start: &Start| {
-        let mut bytes = Vec::new();
-        for (module, pair) in start.adapter.modules() {
-            bytes.extend(module.as_bytes());
-            let values = [pair.a(), pair.b()].map(|matrix| matrix.values());
-            values.iter().flat_map(|values| values.iter()).for_each(|v| bytes.extend(v.to_le_bytes()));
-        }
-        json!({ "origin": start.origin, "sha256": sha256(&bytes) })
-    };
-    let mut identity = json!({
-        "base": base.identity().fingerprint,
-        "expert": job.name,
-        "rows": rows_sha256(&job.train),
-        "seed": seed,
-        "settings": product.decisive(settings),
-        "start": job.start.as_ref().map(start),
-        "tasks": serde_json::to_value(job.tasks.iter().map(|t| &t.name).collect::<Vec<_>>())?,
-        "validation": rows_sha256(&job.validation),
-    });
-    if job.sharers != 1 {
-        identity["sharers"] = job.sharers.into();
-    }
-    Ok(identity)
-}
-
-fn hash(value: &Value) -> String {
-    sha256(value.to_string().as_bytes())
-}
-
 /// The folder of the run that these jobs are.
 fn folder_of(library: &Library, identities: &[Value]) -> Result<PathBuf> {
     let id = &hash(&Value::Array(identities.to_vec()))[..12];
@@ -305,28 +223,6 @@ fn finished(
         }
     }
     Ok(kept)
-}
-
-/// What differs between the recorded and the wanted settings, for a message.
-fn differences(recorded: &Value, wanted: &Value) -> String {
-    let mut found = Vec::new();
-    for (key, value) in wanted.as_object().into_iter().flatten() {
-        if key == "settings" {
-            for (key, value) in value.as_object().into_iter().flatten() {
-                let before = &recorded["settings"][key];
-                if before != value {
-                    found.push(format!("{key} was {before} and is now {value}"));
-                }
-            }
-        } else if recorded[key] != *value {
-            let differ = match key.as_str() {
-                "rows" | "tasks" => "differ",
-                _ => "differs",
-            };
-            found.push(format!("its {key} {differ}"));
-        }
-    }
-    format!("trained otherwise: {}", if found.is_empty() { "its record differs".into() } else { found.join(", ") })
 }
 
 /// What is to be trained, over what, and where it goes.

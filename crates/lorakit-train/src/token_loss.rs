@@ -2,7 +2,7 @@
 
 use crate::backward::{Activations, Batch, Gradients, accumulate};
 use crate::memory;
-use crate::pass::ranges_within;
+use crate::row_losses::ranges_within;
 use crate::settings::{LossReduction, Settings};
 use anyhow::Result;
 use candle_core::Var;

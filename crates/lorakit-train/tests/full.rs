@@ -95,7 +95,7 @@ fn a_model_learns_is_kept_as_a_base_and_is_not_trained_again() {
     let loss = |base: &Base| {
         let rows = rows(1, 8);
         let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
-        let losses = lorakit_train::pass::row_losses(base, &Default::default(), &rows, 512).unwrap();
+        let losses = lorakit_train::row_losses(base, &Default::default(), &rows, 512).unwrap();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
     let best = record.losses["best"][1].as_f64().unwrap();
