@@ -197,11 +197,11 @@ impl TokenSlice<'_> {
     fn rows<'d>(&self, data: &'d [f32], width: usize) -> std::borrow::Cow<'d, [f32]> {
         match self {
             Self::Run(run) => data[run.start * width..run.end * width].into(),
-            Self::Picked(tokens) => tokens
-                .iter()
-                .flat_map(|&t| data[t as usize * width..][..width].iter().copied())
-                .collect::<Vec<_>>()
-                .into(),
+            Self::Picked(tokens) => {
+                let mut rows = Vec::with_capacity(tokens.len() * width);
+                tokens.iter().for_each(|&t| rows.extend_from_slice(&data[t as usize * width..][..width]));
+                rows.into()
+            }
         }
     }
 }

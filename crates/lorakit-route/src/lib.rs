@@ -55,6 +55,7 @@ mod experts;
 mod gate;
 pub mod gks;
 mod held_out;
+mod inner_products;
 mod inputs;
 mod learned;
 pub mod lorahub;

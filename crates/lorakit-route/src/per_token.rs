@@ -1,6 +1,7 @@
 //! Routing per token by one vector for each expert: what Arrow, centroid matching and PHATGOOSE have in common.
 
 use crate::gate::Gate;
+use crate::inner_products::inner_products;
 use crate::mixing::Mixture;
 use crate::observer::Observer;
 use candle_core::{D, DType, Tensor};
@@ -73,7 +74,7 @@ impl Patch for PerToken {
         // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
         // From a device the scores come to the CPU, `[tokens, candidates]`: which tokens an expert has is a list.
         let input = self.rule.reading.of(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
-        let scores = input.matmul(&self.vectors.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let scores = inner_products(&input, &self.vectors)?;
         let mut groups: Vec<Group> = Vec::new();
         for gate in &self.gates {
             let chosen = gate.choose(&scores, self.vectors.dim(0)?, self.rule.top_k, self.rule.temperature);

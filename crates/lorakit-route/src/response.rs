@@ -7,6 +7,7 @@
 
 use crate::error::{Result, RouteError};
 use crate::experts::Experts;
+use crate::inner_products::inner_products;
 use candle_core::{DType, Device, Tensor, bail};
 use faer::Mat;
 use lorakit_adapter::{LowRank, Outputs, Patch, Patches, Rows, Site};
@@ -131,13 +132,13 @@ impl Gauge {
 
     /// The responses to tokens `x`, `[tokens, in]`, as `[tokens, experts]`.
     fn responses(&self, x: &Tensor) -> candle_core::Result<Vec<f32>> {
-        let x = x.detach().to_dtype(DType::F32)?;
+        let x = x.detach().to_dtype(DType::F32)?.contiguous()?;
         let lengths = x.sqr()?.sum(1)?.sqrt()?.to_vec1::<f32>()?;
         let width = self.rows.dim(0)?;
         if width == 0 {
             return Ok(vec![0.0; lengths.len() * self.parts.len()]);
         }
-        let products = x.matmul(&self.rows.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let products = inner_products(&x, &self.rows)?;
         let mut responses = Vec::with_capacity(lengths.len() * self.parts.len());
         for (products, length) in products.chunks_exact(width).zip(&lengths) {
             let length = length.max(f32::MIN_POSITIVE);
