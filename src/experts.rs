@@ -1,6 +1,7 @@
 //! The experts of a library over an open base.
 
 use crate::base_source::Located;
+use crate::merge_record;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
 use lorakit_model::Base;
@@ -78,10 +79,13 @@ pub fn record_beside(folder: &Path) -> Result<Option<ExpertRecord>> {
     read_record(&folder.join("expert.json"))
 }
 
-/// The record that lorakit keeps in the folder of a model that it trained; None for any other base.
+/// What lorakit recorded in the folder of a model that it trained or merged; None for any other base.
 pub fn record_of_model(place: &Located) -> Result<Option<ExpertRecord>> {
     match place {
-        Located::Folder { folder, .. } => read_record(&folder.join(MODEL_RECORD_FILE)),
+        Located::Folder { folder, .. } => match merge_record::read_base(folder)? {
+            Some(merged) => Ok(Some(ExpertRecord { seen: merged.seen, ..ExpertRecord::default() })),
+            None => read_record(&folder.join(MODEL_RECORD_FILE)),
+        },
         Located::Pico => Ok(None),
     }
 }

@@ -12,6 +12,7 @@ use crate::plan;
 use crate::training::{Made, World};
 use anyhow::{Result, ensure};
 use lorakit_adapter::Library;
+use lorakit_cluster::Clusters;
 use lorakit_task::Task;
 use lorakit_train::Settings;
 use serde_json::json;
@@ -36,6 +37,15 @@ pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Se
     let names = tasks.iter().map(|task| task.name.clone()).collect();
     let clusters = by_deltas(&private, names, k, world.context)?;
     let file = library.root().join("clusters.json");
+    if file.exists() && !world.restart {
+        let before = Clusters::read(&file)?;
+        ensure!(
+            before == clusters,
+            "{}: the clusters of another run, with another K or other settings; --restart replaces them, or give another \
+             --library",
+            file.display()
+        );
+    }
     clusters.write(&file)?;
     world.context.output.status("experts per cluster:");
     let plans = plan::of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private))?;

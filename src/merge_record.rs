@@ -59,8 +59,29 @@ pub struct MergedBase {
     pub merge: MergeRecord,
     /// The base into which it was merged.
     pub base: BaseIdentity,
+    /// The tasks on whose rows its experts were trained, and what else these or the base had seen before.
+    #[serde(default)]
+    pub seen: Vec<TaskRecord>,
     /// The version of lorakit that merged it.
     pub version: String,
+}
+
+impl MergedBase {
+    /// The record of a merge into `base`, of which `before` says how it came about where that is known.
+    pub fn new(
+        merge: &MergeRecord,
+        library: &Library,
+        base: &BaseIdentity,
+        before: Option<ExpertRecord>,
+    ) -> Result<Self> {
+        let merged = merge.expert_record(library, Some(base))?;
+        let mut seen = Vec::new();
+        for record in [Some(merged), before].into_iter().flatten() {
+            add(&mut seen, record.tasks);
+            add(&mut seen, record.seen);
+        }
+        Ok(Self { merge: merge.clone(), base: base.clone(), seen, version: env!("CARGO_PKG_VERSION").to_owned() })
+    }
 }
 
 impl MergeRecord {
@@ -107,18 +128,18 @@ impl MergeRecord {
 
     /// expert.json of the merged adapter: it saw whatever its experts saw, and the rows of its fit.
     pub fn expert_record(&self, library: &Library, base: Option<&BaseIdentity>) -> Result<ExpertRecord> {
-        let mut tasks: BTreeMap<(String, String), TaskRecord> = BTreeMap::new();
-        let fitted = self.fit.iter().flat_map(|fit| &fit.tasks).cloned();
-        tasks.extend(fitted.map(|task| ((task.name.clone(), task.sha256.clone()), task)));
-        let mut tokens = 0;
+        let (mut tasks, mut seen, mut tokens) = (Vec::new(), Vec::new(), 0);
+        add(&mut tasks, self.fit.iter().flat_map(|fit| fit.tasks.clone()));
         for expert in &self.experts {
             let Some(record) = library.record(&expert.name)? else { continue };
             tokens += record.tokens;
-            tasks.extend(record.tasks.into_iter().map(|task| ((task.name.clone(), task.sha256.clone()), task)));
+            add(&mut tasks, record.tasks);
+            add(&mut seen, record.seen);
         }
         let settings = json!({ "merge": self });
         Ok(ExpertRecord {
-            tasks: tasks.into_values().collect(),
+            tasks,
+            seen,
             settings_sha256: sha256(settings.to_string().as_bytes()),
             settings,
             tokens,
@@ -126,6 +147,15 @@ impl MergeRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ExpertRecord::default()
         })
+    }
+}
+
+/// Adds those that are not there yet: of one task there may be several, split by different seeds.
+fn add(all: &mut Vec<TaskRecord>, more: impl IntoIterator<Item = TaskRecord>) {
+    for task in more {
+        if !all.contains(&task) {
+            all.push(task);
+        }
     }
 }
 

@@ -193,7 +193,7 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
     assert!(!work.0.path().join("wrong").exists(), "nothing is left behind");
     assert!(work.adapt("mean", "library", &[]).failed(1).contains("the library itself"));
     let none = run(["adapt", "--base", "pico", "--tasks", TARGET, "--method", "cat", "--out", &work.path("wrong")]);
-    assert!(none.failed(1).contains("--method cat needs --library"));
+    assert!(none.failed(2).contains("--method cat needs --library"));
     let merge = |options: &[&str]| {
         let (library, out) = (work.path("library"), work.path("wrong"));
         run(["merge", "--library", &library, "--out", &out].into_iter().chain(options.iter().copied()))
@@ -207,9 +207,9 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
 #[test]
 fn settings_that_a_method_does_not_read_are_not_swallowed() {
     let work = Work::new();
-    let refused = work.adapt("cat", "out", &["--set", "learning_rate=0.5"]).failed(1);
-    assert!(refused.contains("cat") && refused.contains("colon"), "{refused}");
-    assert!(work.adapt("lorahub", "out", &["--config", "nowhere.toml"]).failed(1).contains("--config"));
+    let refused = work.adapt("cat", "out", &["--set", "learning_rate=0.5"]).failed(2);
+    assert!(refused.contains("colon, as in --method cat:per=layer"), "{refused}");
+    assert!(work.adapt("lorahub", "out", &["--config", "nowhere.toml"]).failed(2).contains("--config"));
     assert!(!work.0.path().join("out").exists(), "nothing is made");
     let few = ["--set", "target_modules=q_proj", "--set", "max_steps=2"];
     let lost = work.adapt("mean", "out", &few).failed(1);
@@ -226,6 +226,23 @@ fn an_adapter_remembers_what_its_experts_saw() {
         let names: Vec<&str> = seen.as_array().unwrap().iter().map(|task| task["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["order_reverse", "pick_second", "shift_up1"], "{method}");
     }
+}
+
+#[test]
+fn a_task_without_test_rows_is_adapted_and_the_others_are_checked() {
+    let work = Work::new();
+    let rows: String = (0..6).map(|i| format!("{{\"input\": \"x{i}\", \"output\": \"y\"}}\n")).collect();
+    let few = work.path("few.toml");
+    fs::write(work.path("few.jsonl"), rows).unwrap();
+    fs::write(&few, "name = \"few\"\ntrain = \"few.jsonl\"\n").unwrap();
+    let tasks = ["adapt", "--json", "--base", "pico", "--limit", "6", "--tasks", TARGET, &few];
+    let rest = ["--method", "no_library", "--set", "max_steps=1", "--out", &work.path("out")];
+    let ran = run(tasks.into_iter().chain(rest)).ok();
+    assert!(ran.stderr.contains("`few` is not checked"), "{}", ran.stderr);
+    let document = ran.json();
+    assert_eq!(document["adapted"].as_array().unwrap().len(), 2);
+    let checked = document["check"]["results"]["adapted"].as_object().unwrap();
+    assert!(checked.contains_key(NAME) && !checked.contains_key("few"), "{checked:?}");
 }
 
 #[test]

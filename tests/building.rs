@@ -101,6 +101,11 @@ fn both_stages_of_mbc_are_one_command() {
     assert!(!none.exists(), "told before the first stage");
     let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
     assert!(message.contains("max_steps is 1"), "{message}");
+    // Other clusters do not take the place of those that the experts were trained on.
+    let before = fs::read(&file).unwrap();
+    let message = train(&library, &options.replace("--mbc 2", "--mbc 3")).failed(1);
+    assert!(message.contains("clusters.json") && message.contains("--restart"), "{message}");
+    assert_eq!(fs::read(&file).unwrap(), before);
 }
 
 #[test]

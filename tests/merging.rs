@@ -325,6 +325,15 @@ fn experts_of_the_embedded_base_are_merged_into_it() {
     assert_eq!(verified["ok"], true);
     words(&format!("merge --library {library} --method cat --base pico --into-base --out {model}")).ok();
     words(&format!("verify --base pico --library {library} --merged {model}")).ok();
+    // What the experts were trained on, the merged base and the merged adapter have seen too.
+    let other = "--tasks suite:skills@5/shift_up1 --limit 2";
+    let message = words(&format!("eval --base {model} {other} --router base")).failed(1);
+    assert!(message.contains("--split all"), "{message}");
+    let (adapter, merged) = (path("adapter"), path("merged"));
+    words(&format!("merge --library {library} --method cat --out {adapter}")).ok();
+    words(&format!("library add --library {merged} --base pico all={adapter}")).ok();
+    let message = words(&format!("eval --base pico --library {merged} {other} --router expert:all")).failed(1);
+    assert!(message.contains("--split all"), "{message}");
     let text = words(&format!("generate --base {model} --prompt once --max-new-tokens 4")).ok().stdout;
     assert!(!text.is_empty());
     let files: Vec<String> = bytes_of(&model).into_iter().map(|(name, _)| name).collect();

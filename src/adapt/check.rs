@@ -14,11 +14,17 @@ use lorakit_task::{Split, Task};
 const COLUMNS: [&str; 2] = ["base", "adapted"];
 
 /// Scores `tasks` on their test rows, or the first `limit` of them: the base, and the library's expert of the task's name.
+/// A task without test rows is left out, with a notice.
 pub fn check(world: &World, library: &Library, tasks: &[&Task], limit: Option<usize>) -> Result<Results> {
     let options = Options { split: Split::Test, limit, ..Options::default() };
     let bar = progress::bar(&world.context.output, 2 * tasks.len() as u64, "check");
     let mut results = Results::default();
     for task in tasks {
+        if let Err(error) = task.rows(options.split, options.limit) {
+            bar.suspend(|| world.context.output.notice(format!("task `{}` is not checked: {error:#}", task.name)));
+            bar.inc(2);
+            continue;
+        }
         let adapter = Expert::new(&task.name, library.adapter(&task.name)?);
         let adapted = Experts::new([adapter], world.base.sites(), world.base.device())?;
         for (name, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {

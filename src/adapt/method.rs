@@ -62,11 +62,14 @@ impl Method {
 }
 
 impl fmt::Display for Method {
-    /// With all settings.
+    /// With all settings, as it can be typed.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Shared(Some(expert)) => write!(f, "shared:{expert}"),
-            Self::Composition(composition) => composition.fmt(f),
+            Self::Composition(composition) => match composition.to_string().split_once(':') {
+                Some((_, settings)) => write!(f, "{}:{settings}", self.name()),
+                None => f.write_str(self.name()),
+            },
             _ => f.write_str(self.name()),
         }
     }

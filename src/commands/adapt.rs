@@ -16,7 +16,7 @@ use crate::plan::{self, jobs};
 use crate::settings::SettingArgs;
 use crate::tasks::{self, TaskArgs};
 use crate::training::{Made, World};
-use crate::usage::count;
+use crate::usage::{self, count};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -102,12 +102,13 @@ struct Adapted {
 
 /// Adapts, checks and reports.
 pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
+    args.ensure_usage()?;
     let tasks = args.tasks.load()?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let opened = match (&args.library, args.method.needs_library()) {
         (Some(root), true) => Some(experts::open_some(root, &base, &args.experts)?),
-        (None, true) => anyhow::bail!("--method {} needs --library", args.method.name()),
+        (None, true) => None,
         (given, false) => {
             if given.is_some() {
                 context.output.notice(format!("--method {} starts from no library", args.method.name()));
@@ -168,6 +169,21 @@ enum Way<'a> {
 }
 
 impl AdaptArgs {
+    /// Refuses what cannot be meant, before anything is opened.
+    fn ensure_usage(&self) -> Result<()> {
+        let name = self.method.name();
+        usage::ensure(self.library.is_some() || !self.method.needs_library(), || {
+            format!("--method {name} needs --library")
+        })?;
+        let trains = !matches!(self.method, Method::Composition(_));
+        usage::ensure(trains || !self.settings.are_given(), || {
+            format!(
+                "--set and --config are settings of training; those of {name} follow a colon, as in --method {}",
+                self.method
+            )
+        })
+    }
+
     fn way<'a>(&'a self, opened: Option<&'a Opened>) -> Result<Way<'a>> {
         let opened = || opened.context("the method needs --library");
         let start = match &self.method {
@@ -180,12 +196,6 @@ impl AdaptArgs {
                 return Ok(Way::Route(Box::new(settings), *tuned, skills, opened()?));
             }
             Method::Composition(composition) => {
-                anyhow::ensure!(
-                    !self.settings.are_given(),
-                    "--set and --config are settings of training; those of {} follow a colon, as in --method {}",
-                    self.method.name(),
-                    self.method
-                );
                 composition.check(&opened()?.experts)?;
                 return Ok(Way::Compose(composition, opened()?));
             }

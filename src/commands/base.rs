@@ -2,7 +2,7 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::{bytes, table};
+use crate::output::{bytes, make_parent, table};
 use crate::pico;
 use crate::settings;
 use anyhow::Result;
@@ -49,6 +49,7 @@ pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
     match command {
         BaseCommand::Info(args) => info(args, context),
         BaseCommand::Write(args) => {
+            make_parent(&args.out)?;
             pico::write(&args.out)?;
             context.output.result(&json!({ "written": args.out }), || format!("pico is in {}", args.out.display()))
         }

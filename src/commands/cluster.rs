@@ -49,7 +49,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "N", default_value_t = MbcOptions::default().components, value_parser = size)]
     components: usize,
     /// Only these experts
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "library")]
     experts: Vec<String>,
     /// A report as one HTML page
     #[arg(long, value_name = "FILE.html", requires = "library")]
@@ -74,9 +74,25 @@ impl ClusterArgs {
         usage::ensure(by_itself || self.k != K::Auto, || {
             "-k auto: only mbc chooses a number of clusters; give -k a number".to_owned()
         })?;
+        usage::ensure(self.report.as_ref() != Some(&self.out), || {
+            format!("--report and --out are both {}; give each a file of its own", self.out.display())
+        })?;
+        let rows = !self.tasks.is_empty() || self.base.is_some();
+        usage::ensure(!by_itself || !rows, || {
+            "--method mbc clusters experts by their parameters, and reads neither --tasks nor --base".to_owned()
+        })?;
         usage::ensure(!by_itself || self.library.is_some(), || {
             "--method mbc clusters experts by their parameters; give --library".to_owned()
         })
+    }
+
+    /// Writes the clusters in the form that is asked for.
+    fn write(&self, clusters: &Clusters) -> Result<()> {
+        make_parent(&self.out)?;
+        match self.format {
+            Format::Lorakit => Ok(clusters.write(&self.out)?),
+            Format::Mttl => Ok(clusters.write_mttl(&self.out)?),
+        }
     }
 
     /// The space whose silhouettes are told: the one that is clustered, and that which always exists where none is.
@@ -152,11 +168,7 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
         make_parent(path)?;
         lorakit_adapter::persist::write_file(path, page(&report, similarity).as_bytes())?;
     }
-    make_parent(&args.out)?;
-    match args.format {
-        Format::Lorakit => clusters.write(&args.out)?,
-        Format::Mttl => clusters.write_mttl(&args.out)?,
-    }
+    args.write(&clusters)?;
     context
         .output
         .result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || tables::summary(&report))
@@ -175,8 +187,7 @@ fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
     };
     let settings = settings(args, partition.k(), context.seed);
     let clusters = Clusters::new(method(args.method), &partition, |task| vec![task.to_owned()], settings);
-    make_parent(&args.out)?;
-    clusters.write(&args.out)?;
+    args.write(&clusters)?;
     let members: Vec<Value> =
         clusters.clusters().iter().map(|cluster| json!({ "name": cluster.name, "tasks": cluster.tasks })).collect();
     context

@@ -57,6 +57,13 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
     ensure!(!ids.is_empty(), "--prompt: no token to explain");
+    let whole = Example::encode_prompt(&args.prompt, &vocabulary, usize::MAX)?.len();
+    if ids.len() < whole {
+        context.output.notice(format!(
+            "--prompt has {whole} tokens, and the base takes {}: its beginning is left out",
+            base.config().max_positions
+        ));
+    }
     let template = filling.templates.of(&[&ids])?.pop().unwrap_or_default();
     let rows = Rows::new([Row { len: ids.len(), ..template }]);
     base.hidden(&ids, &base.plan(rows), &filling.patches)?;

@@ -3,7 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::slots::{self, SlotArgs};
-use crate::usage::count;
+use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{Event, GenerationConfig, Model, generate};
@@ -54,6 +54,9 @@ fn top_p(text: &str) -> Result<f64, &'static str> {
 /// Writes text after the prompt.
 pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     args.slots.ensure_usage()?;
+    usage::ensure(args.top_p == 1.0 || args.temperature > 0.0, || {
+        "--top-p chooses at random; give a --temperature above 0".to_owned()
+    })?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let filling = args.slots.fill(&base, &place, context)?;

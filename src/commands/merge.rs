@@ -3,6 +3,7 @@
 use crate::base_source::{BaseSource, Located};
 use crate::composition::{self, Ground, fit_weights};
 use crate::context::Context;
+use crate::experts::record_of_model;
 use crate::merge_record::{self, Fit, MergeRecord, MergedBase, RECORD_FILE};
 use crate::merged_base;
 use crate::output::{counted, entry, make_parent, number, table};
@@ -218,7 +219,7 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     }
     let rounding = match (&base, &opened) {
         (Some(place), Some(base)) if args.into_base => {
-            Some(write_base(&args, place, base, &merged.adapter, &record, context)?)
+            Some(write_base(&args, &library, (place, base), (&merged.adapter, &record), context)?)
         }
         _ => {
             let expert = record.expert_record(&library, opened.as_ref().map(Base::identity))?;
@@ -264,17 +265,12 @@ fn put(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 
 fn write_base(
     args: &MergeArgs,
-    place: &Located,
-    base: &Base,
-    adapter: &Adapter,
-    record: &MergeRecord,
+    library: &Library,
+    (place, base): (&Located, &Base),
+    (adapter, record): (&Adapter, &MergeRecord),
     context: &Context,
 ) -> Result<Rounding> {
-    let merged = MergedBase {
-        merge: record.clone(),
-        base: base.identity().clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let merged = MergedBase::new(record, library, base.identity(), record_of_model(place)?)?;
     let mut text = serde_json::to_string_pretty(&merged)?;
     text.push('\n');
     let mut rounding = Rounding::default();

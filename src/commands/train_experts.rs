@@ -15,6 +15,7 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::{Split, Task};
+use lorakit_train::product::{OF_ADAPTERS, OF_SKILLS};
 use lorakit_train::{Settings, Skills};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -128,10 +129,26 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     if let Some(k) = args.which.mbc {
         return mbc::run(&world, &library, &tasks, k, &settings);
     }
-    let trained = world.train(args.which.made(&settings), &library, &plans, &settings)?;
+    let made = args.which.made(&settings);
+    let unused = unused(&made, &settings)?.join(", ");
+    if !unused.is_empty() {
+        context.output.notice(format!("what is trained here does not use the settings {unused}"));
+    }
+    let trained = world.train(made, &library, &plans, &settings)?;
     let document = trained.document(&library);
     context.output.result(&document, || trained.table())?;
     trained.outcome()
+}
+
+/// The settings that were changed and that what is made does not use.
+fn unused(made: &Made, settings: &Settings) -> Result<Vec<&'static str>> {
+    let unused: Vec<&str> = match made {
+        Made::Experts => OF_SKILLS.to_vec(),
+        Made::Model => [&OF_ADAPTERS[..], &OF_SKILLS].concat(),
+        Made::Skills(_) => Vec::new(),
+    };
+    let (given, default) = (serde_json::to_value(settings)?, serde_json::to_value(Settings::default())?);
+    Ok(unused.into_iter().filter(|name| given[*name] != default[*name]).collect())
 }
 
 /// Which experts there are to be.

@@ -23,7 +23,7 @@ impl Origin {
     /// The origin of what `router` learns from `rows`. Hashes the weights of every expert.
     pub fn of(router: &Router, rows: &Rows) -> Result<Self> {
         let experts = rows.library().expert_weights(rows.experts().names())?;
-        let document = json!({
+        let mut document = json!({
             "router": router.to_string(),
             "base": rows.base().identity().fingerprint,
             // What was trained under the router's own name, as the routing of skills is: it is learned from too.
@@ -32,6 +32,9 @@ impl Origin {
             "seed": rows.seed(),
             "lorakit": env!("CARGO_PKG_VERSION"),
         });
+        if let Some(dtype) = rows.base().narrowed() {
+            document["dtype"] = json!(dtype.as_str());
+        }
         let hash = sha256(json!([experts, document]).to_string().as_bytes());
         Ok(Self { name: format!("{}-{}", router.name(), &hash[..16]), experts, document })
     }

@@ -29,6 +29,7 @@ pub struct Base {
     sites: Vec<Site>,
     frequencies: Frequencies,
     device: Device,
+    narrowed: Option<DType>,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
@@ -112,6 +113,7 @@ impl Base {
             head: Head::new(head, bias, config.vocabulary),
             frequencies: Frequencies::new(&config.rope),
             device: options.device.clone(),
+            narrowed: options.dtype,
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
             config,
@@ -146,6 +148,11 @@ impl Base {
     /// The device that it computes on.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The type that its weights were given when it was opened; none where they are as in their file.
+    pub fn narrowed(&self) -> Option<DType> {
+        self.narrowed
     }
 
     /// Number of layers.

@@ -39,10 +39,10 @@ pub(crate) enum Product<'a> {
 }
 
 /// Settings of adapters, which all weights do not have.
-const OF_ADAPTERS: [&str; 5] = ["alpha", "dropout", "rank", "target_modules", "tie_qkv"];
+pub const OF_ADAPTERS: [&str; 5] = ["alpha", "dropout", "rank", "target_modules", "tie_qkv"];
 
 /// Settings of skills, which nothing else has.
-const OF_SKILLS: [&str; 2] = ["routing_learning_rate", "splits"];
+pub const OF_SKILLS: [&str; 2] = ["routing_learning_rate", "splits"];
 
 impl Product<'_> {
     /// What one of them is called in messages.
