@@ -9,7 +9,7 @@
 # DATA   the folder that configs/tasks/SET.toml calls {data}
 # OUT    where libraries, clusters and results go; run again, it goes on where it stopped
 #
-# Each set is about a quarter of an hour on two cores over stories260K. SEED is 0 where nothing else is said.
+# Each set is three to ten minutes on two cores over stories260K. SEED is 0 where nothing else is said.
 #
 # Usage: [QUICK=1] [SEED=N] scripts/real_tasks.sh SET BASE DATA OUT
 set -euo pipefail

@@ -67,13 +67,17 @@ pub(super) fn record(world: &World, opened: &Opened, job: &Job, losses: &Value) 
 /// What decides the adapter.
 pub(super) fn identity(world: &World, method: &str, opened: &Opened, rows: &[Example]) -> Result<Value> {
     let expert = |name: &String| Ok(json!({ "name": name, "sha256": opened.library.weights_sha256(name)? }));
-    Ok(json!({
+    let mut identity = json!({
         "method": method,
         "base": world.base.identity().fingerprint,
         "experts": opened.experts.names().iter().map(expert).collect::<Result<Vec<_>>>()?,
         "rows": { "count": rows.len(), "sha256": rows_sha256(rows) },
         "seed": world.context.seed,
-    }))
+    });
+    if let Some(dtype) = world.base.narrowed() {
+        identity["dtype"] = dtype.as_str().into();
+    }
+    Ok(identity)
 }
 
 /// The record of an adapter that is there already and came about in the same way.

@@ -35,7 +35,7 @@ impl FromStr for K {
 }
 
 /// MBC. The number of clusters comes with the option that gave it.
-pub fn by_parameters(
+pub fn clustered(
     experts: &Experts,
     options: &MbcOptions,
     (k, option): (K, &str),
@@ -68,7 +68,7 @@ pub fn by_deltas(library: &Library, names: Vec<String>, k: K, context: &Context)
     let records = records(library, &names)?;
     let experts = experts(library, names, &records)?;
     let options = MbcOptions { space: Space::Delta, seed: context.seed, ..MbcOptions::default() };
-    let (partition, _) = by_parameters(&experts, &options, (k, "--mbc"), context)?;
+    let (partition, _) = clustered(&experts, &options, (k, "--mbc"), context)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };

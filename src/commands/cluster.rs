@@ -1,7 +1,7 @@
 //! `cluster`: which experts, and so which tasks, belong together.
 
 use crate::base_source::BaseSource;
-use crate::clustering::mbc::{K, by_parameters};
+use crate::clustering::mbc::{K, clustered};
 use crate::clustering::start::{experts, records};
 use crate::clustering::tables;
 use crate::context::Context;
@@ -229,7 +229,7 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            by_parameters(experts, &options, (args.k, "-k"), context)
+            clustered(experts, &options, (args.k, "-k"), context)
         }
     }
 }

@@ -224,6 +224,7 @@ fn config(
     let experts = opened.map(|opened| opened.experts.names());
     json!({
         "base": { "name": base.identity().name, "fingerprint": base.identity().fingerprint },
+        "dtype": base.narrowed().map(|dtype| dtype.as_str()),
         "experts": experts,
         "fit": fit.iter().map(tasks::document).collect::<Vec<_>>(),
         "library": args.library,

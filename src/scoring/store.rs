@@ -133,7 +133,7 @@ fn read_before(path: &Path) -> Result<Results> {
 /// Whether two runs scored the same base and experts on the same kind of rows.
 fn comparable(before: &Value, now: &Value) -> bool {
     let base_alone = |config: &Value| config["experts"].is_null();
-    ["base", "limit", "split"].iter().all(|key| before[key] == now[key])
+    ["base", "dtype", "limit", "split"].iter().all(|key| before[key] == now[key])
         && (base_alone(before)
             || base_alone(now)
             || (before["experts"] == now["experts"] && before["library"] == now["library"]))

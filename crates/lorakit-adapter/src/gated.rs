@@ -110,6 +110,10 @@ impl Gated {
 /// The product as an op with its backward, on a CPU.
 struct GatedOp(Gated);
 
+/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any number
+/// of threads.
+const CHUNK: usize = 64;
+
 /// The dimensions and values of one call.
 struct Call<'a> {
     x: &'a [f32],
@@ -118,8 +122,6 @@ struct Call<'a> {
     b: &'a [f32],
     input: usize,
     output: usize,
-    /// Tokens that one task of the pool handles.
-    chunk: usize,
 }
 
 impl Span {
@@ -158,7 +160,7 @@ impl GatedOp {
         weights: (&CpuStorage, &Layout),
         run: impl FnOnce(&Call) -> T,
     ) -> Result<T> {
-        let (tokens, input) = x.1.shape().dims2()?;
+        let (_, input) = x.1.shape().dims2()?;
         let output = self.0.b.dim(1)?;
         if self.0.a.dim(1)? != input || weights.1.shape().dims1()? != self.0.slots {
             bail!(
@@ -169,27 +171,24 @@ impl GatedOp {
                 weights.1.shape()
             );
         }
-        let chunk = tokens.div_ceil(rayon::current_num_threads()).clamp(1, 256);
         let (x, weights) = (cpu::values(x.0, x.1, self.name())?, cpu::values(weights.0, weights.1, self.name())?);
         cpu::with_values(&self.0.a, self.name(), |a| {
-            cpu::with_values(&self.0.b, self.name(), |b| run(&Call { x, weights, a, b, input, output, chunk }))
+            cpu::with_values(&self.0.b, self.name(), |b| run(&Call { x, weights, a, b, input, output }))
         })?
     }
 
     fn forward(&self, call: &Call) -> Vec<f32> {
         let mut y = vec![0.0; call.x.len() / call.input * call.output];
-        y.par_chunks_mut(call.chunk * call.output).zip(call.x.par_chunks(call.chunk * call.input)).for_each(
-            |(y, x)| {
-                for span in self.0.spans.iter() {
-                    let mut z = span.shrink(call, x);
-                    weigh(&mut z, &span.factors(call.weights));
-                    let (tokens, ranks, width) = (x.len() / call.input, span.a.len(), span.columns.len());
-                    let z = View::new(&z, tokens, ranks, ranks);
-                    let y = ViewMut::new(&mut y[span.columns.start..], tokens, width, call.output);
-                    multiply(y, Destination::Add, z, span.b(call), 1.0, Threads::One);
-                }
-            },
-        );
+        y.par_chunks_mut(CHUNK * call.output).zip(call.x.par_chunks(CHUNK * call.input)).for_each(|(y, x)| {
+            for span in self.0.spans.iter() {
+                let mut z = span.shrink(call, x);
+                weigh(&mut z, &span.factors(call.weights));
+                let (tokens, ranks, width) = (x.len() / call.input, span.a.len(), span.columns.len());
+                let z = View::new(&z, tokens, ranks, ranks);
+                let y = ViewMut::new(&mut y[span.columns.start..], tokens, width, call.output);
+                multiply(y, Destination::Add, z, span.b(call), 1.0, Threads::One);
+            }
+        });
         y
     }
 
@@ -197,9 +196,9 @@ impl GatedOp {
     fn backward(&self, call: &Call, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut dx = vec![0.0; call.x.len()];
         let parts: Vec<Vec<f64>> = dx
-            .par_chunks_mut(call.chunk * call.input)
-            .zip(call.x.par_chunks(call.chunk * call.input))
-            .zip(dy.par_chunks(call.chunk * call.output))
+            .par_chunks_mut(CHUNK * call.input)
+            .zip(call.x.par_chunks(CHUNK * call.input))
+            .zip(dy.par_chunks(CHUNK * call.output))
             .map(|((dx, x), dy)| self.backward_chunk(call, x, dy, dx))
             .collect();
         // In order, so that equal inputs give equal bytes.

@@ -159,6 +159,10 @@ struct GroupedOp {
     groups: Arc<[Group]>,
 }
 
+/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any number
+/// of threads.
+const CHUNK: usize = 64;
+
 /// The dimensions and values of one call.
 struct Call<'a> {
     x: &'a [f32],
@@ -166,8 +170,6 @@ struct Call<'a> {
     b: &'a [f32],
     input: usize,
     output: usize,
-    /// Tokens that one task of the pool handles.
-    chunk: usize,
 }
 
 /// The part of a group that lies within one chunk of tokens.
@@ -259,20 +261,18 @@ impl GroupedOp {
         a: (&'a CpuStorage, &Layout),
         b: (&'a CpuStorage, &Layout),
     ) -> Result<Call<'a>> {
-        let (tokens, input) = x.1.shape().dims2()?;
+        let (_, input) = x.1.shape().dims2()?;
         let (_, output) = b.1.shape().dims2()?;
         if a.1.shape().dims2()?.1 != input {
             bail!("{} reads {} features and was given {input}", self.name(), a.1.shape().dims2()?.1);
         }
         let name = self.name();
-        let chunk = tokens.div_ceil(rayon::current_num_threads()).clamp(1, 256);
         Ok(Call {
             x: cpu::values(x.0, x.1, name)?,
             a: cpu::values(a.0, a.1, name)?,
             b: cpu::values(b.0, b.1, name)?,
             input,
             output,
-            chunk,
         })
     }
 
@@ -295,8 +295,8 @@ impl GroupedOp {
 
     /// Adds the deltas of all groups to `y`, `[tokens, out]`.
     fn accumulate(&self, call: &Call, y: &mut [f32]) {
-        y.par_chunks_mut(call.chunk * call.output).enumerate().for_each(|(i, y)| {
-            let start = i * call.chunk;
+        y.par_chunks_mut(CHUNK * call.output).enumerate().for_each(|(i, y)| {
+            let start = i * CHUNK;
             let chunk = start..start + y.len() / call.output;
             for part in self.groups.iter().filter_map(|group| Part::of(group, &chunk)) {
                 self.expand(call, &part, y, start);
@@ -520,9 +520,9 @@ impl CustomOp3 for GroupedOp {
         let dy = cpu::values(ds, ld, self.name())?;
         let mut dx = vec![0.0; call.x.len()];
         let parts: Vec<Vec<PartGradients>> = dx
-            .par_chunks_mut(call.chunk * call.input)
+            .par_chunks_mut(CHUNK * call.input)
             .enumerate()
-            .map(|(i, dx)| self.backward_chunk(&call, dy, dx, i * call.chunk))
+            .map(|(i, dx)| self.backward_chunk(&call, dy, dx, i * CHUNK))
             .collect();
         let parts: Vec<PartGradients> = parts.into_iter().flatten().collect();
         let (mut da, mut db) = (None, None);

@@ -11,7 +11,7 @@ use crate::model::Model;
 /// The mean negative log-likelihood per target token, EOS included, of each example, in their order.
 ///
 /// Rows are packed into forwards of at most `batch_tokens` tokens; which rows share a forward changes a result by
-/// rounding only. `done` hears, after each forward, how many rows are finished.
+/// rounding only. `done` hears, as forwards end, how many rows are finished.
 ///
 /// A loss is not finite where weights are broken; that is for the caller to judge.
 ///

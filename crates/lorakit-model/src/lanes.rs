@@ -13,9 +13,6 @@ const SMALL_LAYER: usize = 1 << 18;
 /// Tokens of a batch that one thread takes through a small base.
 const LANE_TOKENS: usize = 256;
 
-/// Batches of which the results are held at a time.
-const ROUND: usize = 16;
-
 /// How the batches of a base are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lanes {
@@ -38,10 +35,15 @@ impl Lanes {
         self.tokens
     }
 
+    /// Batches that are worked on, or whose results are held, at a time.
+    pub fn in_flight(&self) -> usize {
+        if self.side_by_side { 2 * rayon::current_num_threads() } else { 1 }
+    }
+
     /// Gives what `work` makes of each batch to `take`, in the order of the batches whatever the number of threads.
     ///
     /// # Errors
-    /// The first of `work` or `take`, after which no further batch is begun.
+    /// The first of `work` or `take`, after which no further round of batches is begun.
     pub fn run<B: Sync, T: Send>(
         &self,
         batches: &[B],
@@ -51,7 +53,7 @@ impl Lanes {
         if !self.side_by_side {
             return batches.iter().try_for_each(|batch| take(work(batch)?));
         }
-        for round in batches.chunks(ROUND) {
+        for round in batches.chunks(self.in_flight()) {
             let made: Vec<Result<T>> = round.par_iter().with_max_len(1).map(&work).collect();
             made.into_iter().try_for_each(|made| take(made?))?;
         }
@@ -69,19 +71,20 @@ mod tests {
     fn results_come_in_the_order_of_the_batches_up_to_the_first_error() {
         for side_by_side in [false, true] {
             let lanes = Lanes { tokens: 1, side_by_side };
-            let batches: Vec<usize> = (0..3 * ROUND + 1).collect();
+            let bad = lanes.in_flight() + 1;
+            let batches: Vec<usize> = (0..3 * bad).collect();
             let mut taken = Vec::new();
             let mut take = |result| {
                 taken.push(result);
                 Ok(())
             };
             lanes.run(&batches, |&batch| Ok(batch * batch), &mut take).unwrap();
-            let work = |&batch: &usize| if batch == ROUND + 2 { bail!("batch {batch}") } else { Ok(batch) };
+            let work = |&batch: &usize| if batch == bad { bail!("batch {batch}") } else { Ok(batch) };
             let error = lanes.run(&batches, work, &mut take).unwrap_err();
             let (squares, until_the_error) = taken.split_at(batches.len());
             assert!(squares.iter().copied().eq(batches.iter().map(|batch| batch * batch)));
-            assert_eq!(until_the_error, &batches[..ROUND + 2]);
-            assert_eq!(error.to_string(), format!("batch {}", ROUND + 2));
+            assert_eq!(until_the_error, &batches[..bad]);
+            assert_eq!(error.to_string(), format!("batch {bad}"));
         }
     }
 }

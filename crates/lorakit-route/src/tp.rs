@@ -104,6 +104,12 @@ impl Survey for Classifier {
 
     fn weights(&self, rows: &Rows, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>> {
         let width = self.centre.len();
+        if width == 0 || hidden.dim(1)? != width {
+            return Err(RouteError::Adapter(format!(
+                "the classifier reads {width} features, and the base has {}",
+                hidden.dim(1)?
+            )));
+        }
         let features = pooled(rows, hidden)?;
         let decide = |features: &[f32]| {
             let standard = features.iter().zip(&self.centre).zip(&self.spread).map(|((h, c), s)| (h - c) / s);

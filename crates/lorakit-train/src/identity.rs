@@ -29,6 +29,9 @@ pub(crate) fn job_identity(job: &Job, base: &Base, product: &Product, settings: 
         "tasks": serde_json::to_value(job.tasks.iter().map(|t| &t.name).collect::<Vec<_>>())?,
         "validation": rows_sha256(&job.validation),
     });
+    if let Some(dtype) = base.narrowed() {
+        identity["dtype"] = dtype.as_str().into();
+    }
     if job.sharers != 1 {
         identity["sharers"] = job.sharers.into();
     }

@@ -85,14 +85,17 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Resul
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
-/// Bytes that a parameter takes in training: its value, gradient, two moments and the best value so far, in f32.
-const BYTES_PER_PARAMETER: u64 = 20;
+/// Bytes that a parameter takes in training: its value, two moments, the best value so far and the sum of its gradients,
+/// in f32, and of every batch in flight the gradient.
+fn bytes_per_parameter(base: &Base, settings: &Settings) -> u64 {
+    20 + 4 * base.lanes(batch_tokens(base, settings)).in_flight() as u64
+}
 
 /// What the largest pass needs.
 pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings) -> Result<Estimate> {
     Ok(Estimate {
         base: base.file_bytes(),
-        adapters: BYTES_PER_PARAMETER * experts as u64 * expert_parameters(base, settings)?,
+        adapters: bytes_per_parameter(base, settings) * experts as u64 * expert_parameters(base, settings)?,
         weights: 0,
         activations: activations(base, jobs, settings),
     })
@@ -103,7 +106,7 @@ pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate
     Estimate {
         base: 0,
         adapters: 0,
-        weights: BYTES_PER_PARAMETER * base.parameters(),
+        weights: bytes_per_parameter(base, settings) * base.parameters(),
         activations: activations(base, jobs, settings),
     }
 }
@@ -111,9 +114,9 @@ pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate
 fn activations(base: &Base, jobs: &[Job], settings: &Settings) -> u64 {
     let longest =
         jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
-    let tokens = batch_tokens(base, settings).max(longest) as u64;
+    let lanes = base.lanes(batch_tokens(base, settings));
     let logits = 2 * (32 << 20);
-    tokens * bytes_per_token(base, settings) + logits
+    lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, settings)) + logits
 }
 
 /// Fails where the machine cannot hold the estimate.

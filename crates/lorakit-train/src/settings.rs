@@ -108,6 +108,9 @@ impl Default for Settings {
 /// Settings that change how a run is carried out and not what it makes.
 const PRACTICAL: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
 
+/// More of anything that is counted than makes sense: products of two such numbers are numbers still.
+const MOST: usize = 1 << 20;
+
 impl Settings {
     /// Reads a TOML file's text over the defaults; `file` is named in errors.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
@@ -173,6 +176,7 @@ impl Settings {
         ];
         for (name, value) in positive {
             ensure!(value > 0, "setting {name} is 0; expected a whole number above zero");
+            ensure!(value <= MOST, "setting {name} is {value}; expected at most {MOST}");
         }
         ensure!(self.max_length > 1, "setting max_length is {}; expected at least 2", self.max_length);
         ensure!(self.max_steps != Some(0), "setting max_steps is 0; expected a whole number above zero");

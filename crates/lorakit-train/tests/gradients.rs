@@ -170,9 +170,16 @@ fn an_expert_ends_the_same_alone_and_in_company() {
             assert!(difference < 1e-3, "{name}, {}: {difference}", job.name);
             assert!(alone[0].norm() > 1e-3, "{name}: nothing was learned");
         }
-        let again = trained(&base, &jobs, &settings, 100);
-        for (first, second) in together.iter().zip(&again) {
-            assert_eq!(largest_difference(first, second), 0.0, "the same seed gives the same bytes");
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let again = pool.install(|| trained(&base, &jobs, &settings, 100));
+            for (first, second) in together.iter().zip(&again) {
+                assert_eq!(
+                    largest_difference(first, second),
+                    0.0,
+                    "the same seed gives the same bytes, on any threads"
+                );
+            }
         }
     }
 }
