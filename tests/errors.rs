@@ -427,7 +427,9 @@ fn numbers_beyond_reason_are_refused_at_once() {
         let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
         run(fixed.into_iter().chain(files)).failed(1)
     };
-    says(&train("rank=1000000000"), &["GiB", "available"]);
+    says(&train("rank=1000000"), &["GiB", "available"]);
+    says(&train("rank=1000000000"), &["rank", "at most"]);
+    says(&train("batch_size=4294967296"), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());
 }
 
