@@ -47,6 +47,8 @@ fn a_fully_fine_tuned_base_is_a_base() {
     assert_eq!((&listed["models"][0], listed["experts"].as_array().unwrap().len()), (&Value::from("full"), 0));
     let weights = fs::read(library.join("models/full/model.safetensors")).unwrap();
     assert_eq!(train(&library, options).json()["experts"][0]["status"], "finished before");
+    let told = train(&library, &format!("{options} --set rank=9 --set splits=3")).ok().stderr;
+    assert!(told.contains("does not use the settings dropout, rank, splits"), "{told}");
     let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
     assert!(message.contains("model 'full'") && message.contains("learning_rate was"), "{message}");
     assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);
@@ -369,4 +371,41 @@ fn clusters_are_judged_in_the_space_that_was_clustered() {
         assert!(text.matches(told).count() > 1, "{told} is in the table and in the sentence: {text}");
     }
     assert_eq!(words(&format!("{line} --json --method random")).json()["report"]["space"], "delta");
+}
+
+#[test]
+fn an_expert_over_a_base_of_another_type_is_another() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    train(&library, "--set max_steps=2").ok();
+    // The arithmetic is that of f32 either way.
+    let again = train(&library, "--set max_steps=2 --dtype f32").json();
+    assert!(again["experts"].as_array().unwrap().iter().all(|expert| expert["status"] == "finished before"));
+    let message = train(&library, "--set max_steps=2 --dtype f16").failed(1);
+    assert!(message.contains("its dtype differs"), "{message}");
+    train(&library, "--set max_steps=2 --dtype f16 --restart").ok();
+    let message = train(&library, "--set max_steps=2").failed(1);
+    assert!(message.contains("its dtype differs"), "{message}");
+}
+
+#[test]
+fn tasks_without_experts_are_clustered_in_either_form() {
+    let work = tempfile::tempdir().unwrap();
+    let file = |form: &str| {
+        let out = work.path().join("made").join(form);
+        let options = format!("--method random -k 2 --format {form} --out {}", out.display());
+        words(&format!("cluster --tasks {TASKS} {options}")).ok();
+        serde_json::from_str::<Value>(&fs::read_to_string(out).unwrap()).unwrap()
+    };
+    assert!(file("lorakit").get("method").is_some());
+    let mttl = file("mttl");
+    assert!(mttl.get("method").is_none() && mttl.to_string().contains("order_left"), "{mttl}");
+}
+
+#[test]
+fn the_base_is_written_into_folders_that_are_not_there_yet() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = work.path().join("x/y/pico");
+    words(&format!("base write --out {}", folder.display())).ok();
+    words(&format!("base info {}", folder.display())).ok();
 }

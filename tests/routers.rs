@@ -181,4 +181,7 @@ fn choices_are_explained_token_by_token() {
     }
     let message = run(of("uniform")).failed(1);
     assert!(message.contains("no choice to explain"), "{message}");
+    let long = "abc ".repeat(400);
+    let cut = run(["explain", "--base", "pico", "--library", &library, "--router", "arrow", "--prompt", &long]).ok();
+    assert!(cut.stderr.contains("its beginning is left out"), "{}", cut.stderr);
 }

@@ -6,7 +6,7 @@
 //! A, B or a delta is made on the way.
 
 use crate::cpu;
-use crate::grouped::Layouts;
+use crate::layouts::Layouts;
 use crate::product::{Destination, Threads, View, ViewMut, multiply};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -110,8 +110,8 @@ impl Gated {
 /// The product as an op with its backward, on a CPU.
 struct GatedOp(Gated);
 
-/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any number
-/// of threads.
+/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any
+/// number of threads.
 const CHUNK: usize = 64;
 
 /// The dimensions and values of one call.

@@ -9,87 +9,14 @@
 //! which costs a token its chosen experts and not the library, and never forms a matrix per token.
 
 use crate::cpu;
+use crate::groups::{Group, Part, TokenSlice};
+use crate::layouts::Layouts;
 use crate::patch::Outputs;
 use crate::product::{Destination, Threads, View, ViewMut, multiply};
-use crate::rows::Rows;
 use candle_core::{CpuStorage, CustomOp3, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// The low-rank product of one expert for one projection, as its place in the stacked matrices.
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// Rows of the stacked A. Projections whose A is tied name the same rows.
-    pub a: Range<usize>,
-    /// Rows of the stacked, transposed B.
-    pub b: Range<usize>,
-    /// Columns of the site's output that the projection fills.
-    pub columns: Range<usize>,
-    /// The scale `s`, as in alpha / r.
-    pub scale: f32,
-}
-
-/// Each expert's blocks at one site; none where the expert does not touch the site.
-#[derive(Clone, Debug, Default)]
-pub struct Layouts(pub Vec<Vec<Block>>);
-
-impl Layouts {
-    /// The rows of the stacked A that an expert's blocks span.
-    fn ranks(&self, expert: usize) -> Range<usize> {
-        self.span(expert, |block| &block.a)
-    }
-
-    /// The rows of the stacked B that an expert's blocks span.
-    fn ranks_b(&self, expert: usize) -> Range<usize> {
-        self.span(expert, |block| &block.b)
-    }
-
-    fn span(&self, expert: usize, rows: fn(&Block) -> &Range<usize>) -> Range<usize> {
-        let rows = || self.0.get(expert).into_iter().flatten().map(rows);
-        let start = rows().map(|r| r.start).min().unwrap_or(0);
-        start..rows().map(|r| r.end).max().unwrap_or(start)
-    }
-}
-
-/// Which tokens of a batch a group has; ascending.
-#[derive(Clone, Debug)]
-pub enum Tokens {
-    /// Tokens that stand side by side.
-    Run(Range<usize>),
-    /// Tokens picked one by one.
-    Picked(Vec<u32>),
-}
-
-/// An expert with its tokens.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// Index of the expert.
-    pub expert: usize,
-    /// Its tokens.
-    pub tokens: Tokens,
-    /// A weight for each of them; one where there is none.
-    pub weights: Option<Vec<f32>>,
-}
-
-impl Group {
-    /// The groups of a batch in which each row names its expert, or none: neighbours of one expert become one group.
-    pub fn of_rows(rows: &Rows) -> Arc<[Group]> {
-        let mut groups: Vec<Group> = Vec::new();
-        for row in rows.iter() {
-            let Some(expert) = row.expert else { continue };
-            match groups.last_mut() {
-                Some(Group { expert: last, tokens: Tokens::Run(run), .. })
-                    if *last == expert && run.end == row.start =>
-                {
-                    run.end = row.start + row.len;
-                }
-                _ => groups.push(Group { expert, tokens: Tokens::Run(row.tokens()), weights: None }),
-            }
-        }
-        groups.into()
-    }
-}
 
 /// The stacked experts of one site.
 #[derive(Clone)]
@@ -159,8 +86,8 @@ struct GroupedOp {
     groups: Arc<[Group]>,
 }
 
-/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any number
-/// of threads.
+/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any
+/// number of threads.
 const CHUNK: usize = 64;
 
 /// The dimensions and values of one call.
@@ -170,78 +97,6 @@ struct Call<'a> {
     b: &'a [f32],
     input: usize,
     output: usize,
-}
-
-/// The part of a group that lies within one chunk of tokens.
-struct Part<'a> {
-    expert: usize,
-    /// Index of the first of its tokens within the whole batch, and of those that follow it.
-    tokens: TokenSlice<'a>,
-    weights: Option<&'a [f32]>,
-}
-
-/// Tokens of a part.
-#[derive(Clone)]
-enum TokenSlice<'a> {
-    Run(Range<usize>),
-    Picked(&'a [u32]),
-}
-
-impl TokenSlice<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Run(run) => run.len(),
-            Self::Picked(tokens) => tokens.len(),
-        }
-    }
-
-    /// Rows of `data`, `[.., width]`, in order: borrowed where they stand side by side, else gathered.
-    fn rows<'d>(&self, data: &'d [f32], width: usize) -> std::borrow::Cow<'d, [f32]> {
-        match self {
-            Self::Run(run) => data[run.start * width..run.end * width].into(),
-            Self::Picked(tokens) => {
-                let mut rows = Vec::with_capacity(tokens.len() * width);
-                tokens.iter().for_each(|&t| rows.extend_from_slice(&data[t as usize * width..][..width]));
-                rows.into()
-            }
-        }
-    }
-}
-
-impl<'a> Part<'a> {
-    /// The part of `group` within the tokens of `chunk`.
-    fn of(group: &'a Group, chunk: &Range<usize>) -> Option<Self> {
-        let (tokens, from) = match &group.tokens {
-            Tokens::Run(run) => {
-                let start = run.start.max(chunk.start);
-                let end = run.end.min(chunk.end);
-                if start >= end {
-                    return None;
-                }
-                (TokenSlice::Run(start..end), start - run.start)
-            }
-            Tokens::Picked(tokens) => {
-                let from = tokens.partition_point(|&t| (t as usize) < chunk.start);
-                let to = tokens.partition_point(|&t| (t as usize) < chunk.end);
-                if from == to {
-                    return None;
-                }
-                (TokenSlice::Picked(&tokens[from..to]), from)
-            }
-        };
-        let weights = group.weights.as_ref().map(|w| &w[from..from + tokens.len()]);
-        Some(Self { expert: group.expert, tokens, weights })
-    }
-
-    /// Multiplies the rows of `z`, `[tokens of the part, width]`, by the part's weights.
-    fn weigh(&self, z: &mut [f32], width: usize) {
-        if let Some(weights) = self.weights {
-            // An expert without a block at the site has no ranks, and chunks of no length panic.
-            for (row, w) in z.chunks_exact_mut(width.max(1)).zip(weights) {
-                row.iter_mut().for_each(|v| *v *= w);
-            }
-        }
-    }
 }
 
 /// What the backward of one part leaves for the gradients of A and B.

@@ -47,6 +47,7 @@
 pub mod cpu;
 pub mod gated;
 pub mod grouped;
+mod groups;
 pub mod patch;
 pub mod persist;
 pub mod product;
@@ -61,6 +62,7 @@ mod assembly;
 mod expert;
 mod import;
 mod judge;
+mod layouts;
 mod library;
 mod lock;
 mod low_rank;
@@ -104,7 +106,9 @@ pub use target::{Names, Targets};
 pub use text_file::read_text;
 
 pub use gated::Gated;
-pub use grouped::{Block, Group, Grouped, Layouts, Tokens};
+pub use grouped::Grouped;
+pub use groups::{Group, Tokens};
+pub use layouts::{Block, Layouts};
 pub use patch::{Outputs, Patch, Patches};
 pub use rows::{Row, Rows};
 pub use site::{Projection, Site};

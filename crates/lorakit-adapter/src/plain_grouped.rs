@@ -1,12 +1,15 @@
 //! The grouped product by candle's own ops, for devices without a kernel.
 
-use crate::grouped::{Block, Group, Grouped, Tokens};
+use crate::grouped::Grouped;
+use crate::groups::{Group, Tokens};
+use crate::layouts::Block;
 use candle_core::{Device, Result, Tensor, bail};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 impl Grouped {
-    /// What [`Grouped::delta`] is, by candle's own ops, for devices without a kernel; the reference that tests compare with.
+    /// What [`Grouped::delta`] is, by candle's own ops, for devices without a kernel; the reference that tests compare
+    /// with.
     ///
     /// For each projection, with `A` and `B` the rows of all experts that any token of the batch has, and `g` what each
     /// token gives each of these ranks, `w s` or zero: `delta = (g * (x Aᵀ)) B`. Few and large products, and nothing

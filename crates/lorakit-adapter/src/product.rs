@@ -103,3 +103,47 @@ pub fn multiply(c: ViewMut, into: Destination, a: View, b: View, scale: f32, thr
         matmul(c.0, accumulate, a, b.subcols(part.start, part.len()), scale, Par::Seq);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers: their sums are exact in any order.
+    fn numbers(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
+    }
+
+    /// Wide and tall, of one task and of many, with sides turned and rows that lie apart.
+    #[test]
+    fn products_cut_among_threads_are_products() {
+        for (rows, columns, depth) in [(5, 3, 4), (1, 700, 513), (70, 900, 33), (900, 70, 33), (700, 1, 513)] {
+            let (a, b) = (numbers(rows * (depth + 2), 5), numbers(columns * depth, 7));
+            let a_view = View::new(&a, rows, depth, depth + 2);
+            let b_view = View::new(&b, columns, depth, depth).transposed();
+            let expected =
+                |i: usize, j: usize| (0..depth).map(|k| a[i * (depth + 2) + k] * b[j * depth + k]).sum::<f32>() * 0.5;
+            for threads in [Threads::One, Threads::All] {
+                let width = columns + 3;
+                let mut c = vec![1.0; rows * width];
+                let view = ViewMut::new(&mut c, rows, columns, width);
+                multiply(view, Destination::Add, a_view, b_view, 0.5, threads);
+                let at = |c: &[f32], i: usize, j: usize| c[i * width + j];
+                let all = || (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j)));
+                assert!(all().all(|(i, j)| at(&c, i, j) == expected(i, j) + 1.0), "{rows} {columns} {depth}, added");
+                let view = ViewMut::new(&mut c, rows, columns, width);
+                multiply(view, Destination::Overwrite, a_view, b_view, 0.5, threads);
+                assert!(all().all(|(i, j)| at(&c, i, j) == expected(i, j)), "{rows} {columns} {depth}, written");
+                assert!((0..rows).all(|i| (columns..width).all(|j| at(&c, i, j) == 1.0)), "beside the matrix");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_times_nothing_is_zero() {
+        let mut c = vec![3.0; 4];
+        let nothing = View::new(&[], 2, 0, 0);
+        let c_view = ViewMut::new(&mut c, 2, 2, 2);
+        multiply(c_view, Destination::Overwrite, nothing, nothing.transposed(), 1.0, Threads::One);
+        assert_eq!(c, [0.0; 4]);
+    }
+}

@@ -5,7 +5,8 @@
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Block, Gated, Layouts};
 
-const TOKENS: usize = 11;
+/// More than one task of the pool handles.
+const TOKENS: usize = 150;
 const INPUT: usize = 7;
 const OUTPUT: usize = 9;
 

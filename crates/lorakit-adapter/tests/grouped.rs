@@ -197,6 +197,17 @@ fn many_tokens_in_chunks_agree_with_plain_ops() {
     ]);
     let ours = grouped.delta(&x, groups.clone()).unwrap();
     assert!(largest_difference(&ours, &grouped.plain_delta(&x, &groups).unwrap()) < 1e-5);
+    // Backward too: what each chunk leaves adds up to the gradient of the whole.
+    let vars = [x, grouped.a().clone(), grouped.b().clone()].map(|t| Var::from_tensor(&t).unwrap());
+    let grouped = Grouped::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();
+    let of = |y: Tensor| (y.sqr().unwrap() * tensor(9, tokens, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
+    let ours = of(grouped.delta(&vars[0], groups.clone()).unwrap());
+    let plain = of(grouped.plain_delta(&vars[0], &groups).unwrap());
+    for var in &vars {
+        let plain = plain.get(var).unwrap();
+        let size = largest_difference(plain, &plain.zeros_like().unwrap());
+        assert!(largest_difference(ours.get(var).unwrap(), plain) < 1e-5 * size.max(1.0));
+    }
 }
 
 #[test]

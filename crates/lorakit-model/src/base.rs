@@ -113,7 +113,7 @@ impl Base {
             head: Head::new(head, bias, config.vocabulary),
             frequencies: Frequencies::new(&config.rope),
             device: options.device.clone(),
-            narrowed: options.dtype,
+            narrowed: options.dtype.filter(|&dtype| dtype != DType::F32 || !options.device.is_cpu()),
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
             config,
@@ -150,7 +150,7 @@ impl Base {
         &self.device
     }
 
-    /// The type that its weights were given when it was opened; none where they are as in their file.
+    /// The type that its weights were given when it was opened; none where their values are those of their file.
     pub fn narrowed(&self) -> Option<DType> {
         self.narrowed
     }

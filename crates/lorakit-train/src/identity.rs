@@ -7,6 +7,7 @@ use anyhow::Result;
 use lorakit_adapter::sha256::sha256;
 use lorakit_model::Base;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// What decides an expert's weights, as JSON.
 pub(crate) fn job_identity(job: &Job, base: &Base, product: &Product, settings: &Settings, seed: u64) -> Result<Value> {
@@ -46,7 +47,10 @@ pub(crate) fn hash(value: &Value) -> String {
 /// What differs between the recorded and the wanted settings, for a message.
 pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
     let mut found = Vec::new();
-    for (key, value) in wanted.as_object().into_iter().flatten() {
+    // A key may stand in one of them alone, as the type of a base whose values are not those of its file.
+    let keys = [recorded, wanted].into_iter().flat_map(|value| value.as_object()).flat_map(|object| object.keys());
+    for key in keys.collect::<BTreeSet<_>>() {
+        let value = &wanted[key];
         if key == "settings" {
             for (key, value) in value.as_object().into_iter().flatten() {
                 let before = &recorded["settings"][key];

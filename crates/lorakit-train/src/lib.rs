@@ -2,8 +2,8 @@
 //!
 //! A [`Job`] says what one expert is trained on; [`Settings`] how. [`train_experts`] shares jobs out to passes, trains
 //! them and keeps each finished expert in a library; a [`pass::Pass`] is the same without files. [`backward`] takes
-//! gradients a layer at a time. Together or alone, an expert ends with the same weights up to rounding: its data order, dropout and
-//! updates depend on the seed and its own name.
+//! gradients a layer at a time. Together or alone, an expert ends with the same weights up to rounding: its
+//! data order, dropout and updates depend on the seed and its own name.
 //!
 //! What is no adapter, as coefficients and gates, is fitted by [`fit()`]: the caller makes patches of its variables, and
 //! [`TokenLoss`] takes the gradients of rows under them.
