@@ -5,7 +5,7 @@ mod phi_slice;
 
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_model::attention::{Heads, Segment, self_attention};
+use lorakit_model::attention::{Heads, Packing, Segment, self_attention};
 use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::rope::Frequencies;
 use phi_slice::Noise;
@@ -29,7 +29,8 @@ fn attention(criterion: &mut Criterion) {
         let (tokens, width) = (rows * length, heads.fused_width());
         let values = Noise::new(3).values(tokens * width, 1.0);
         let qkv = Var::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
-        let attend = |qkv: &Tensor| self_attention(qkv, heads, &angles, &segments).unwrap();
+        let packing = Packing { angles, segments };
+        let attend = |qkv: &Tensor| self_attention(qkv, heads, &packing).unwrap();
         group.bench_function(format!("{name}, forward"), |b| b.iter(|| attend(&qkv.as_detached_tensor())));
         group.bench_function(format!("{name}, with backward"), |b| {
             b.iter(|| attend(qkv.as_tensor()).sum_all().unwrap().backward().unwrap());

@@ -160,7 +160,7 @@ impl RowLosses for Losses<'_> {
             let mut gradients = Gradients::default();
             let variables = std::slice::from_ref(&weights);
             self.loss.gradients(&[(None, row)], |_| Ok(gates.patches()?), variables, &mut gradients)?;
-            let gradient = gradients.of(&weights).context("no gradient reached the weights")?;
+            let gradient = gradients.of(&weights)?.context("no gradient reached the weights")?;
             Ok(gradient.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
         };
         self.rows.iter().map(slopes).collect()

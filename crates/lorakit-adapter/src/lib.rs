@@ -44,13 +44,16 @@
 //! # }
 //! ```
 
+mod adapted_site;
 pub mod cpu;
 pub mod gated;
 pub mod grouped;
+mod grouped_backward;
 mod groups;
 pub mod patch;
 pub mod persist;
 pub mod product;
+mod row_gradients;
 pub mod rows;
 pub mod sha256;
 pub mod site;
@@ -105,10 +108,12 @@ pub use routers::{ExpertWeights, RouterRecord};
 pub use target::{Names, Targets};
 pub use text_file::read_text;
 
+pub use adapted_site::{AdaptedSite, Frozen, Mask};
 pub use gated::Gated;
 pub use grouped::Grouped;
 pub use groups::{Group, Tokens};
 pub use layouts::{Block, Layouts};
 pub use patch::{Outputs, Patch, Patches};
+pub use row_gradients::{Collector, RowGradients};
 pub use rows::{Row, Rows};
 pub use site::{Projection, Site};

@@ -1,5 +1,6 @@
 //! The one slot: what may be put into a site, and what it may do there.
 
+use crate::adapted_site::{AdaptedSite, Frozen};
 use crate::rows::Rows;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
@@ -41,6 +42,12 @@ impl Outputs {
 pub trait Patch: Send + Sync {
     /// Sees the site's input `x`, `[tokens, d]`, and whose tokens they are, and adds to the site's outputs.
     fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> Result<()>;
+
+    /// The site of a CPU's `frozen` weights with what [`Patch::add`] adds for `rows`, where the patch trains it; none for
+    /// all others.
+    fn adapted(&self, _frozen: Arc<dyn Frozen>, _rows: &Rows) -> Result<Option<AdaptedSite>> {
+        Ok(None)
+    }
 }
 
 /// At most one patch for each site of a base, in the order of the base's sites.

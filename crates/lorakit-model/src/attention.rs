@@ -4,11 +4,13 @@
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
 use crate::masked_attention::{plain_cached_attention, plain_rotated, plain_self_attention};
+use crate::narrow_attention::{Attend, AttendBackward, is_narrow};
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
+use pulp::Arch;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,13 +60,27 @@ impl Heads {
     }
 }
 
-/// Attention of packed rows to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated by `angles`
+/// Where packed rows stand that attend to themselves.
+#[derive(Clone, Debug)]
+pub struct Packing {
+    /// The angles of every token.
+    pub angles: Angles,
+    /// The rows.
+    pub segments: Arc<[Segment]>,
+}
+
+/// Attention of packed rows to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated by its angles
 /// and attended within each segment: `[tokens, queries * features]`. Differentiable.
-pub fn self_attention(qkv: &Tensor, heads: Heads, angles: &Angles, segments: &Arc<[Segment]>) -> Result<Tensor> {
+pub fn self_attention(qkv: &Tensor, heads: Heads, packing: &Packing) -> Result<Tensor> {
     if !qkv.device().is_cpu() {
-        return plain_self_attention(qkv, heads, angles, segments);
+        return plain_self_attention(qkv, heads, packing);
     }
-    qkv.contiguous()?.apply_op1(SelfAttention { heads, angles: angles.clone(), segments: segments.clone() })
+    qkv.contiguous()?.apply_op1(SelfAttention { heads, packing: packing.clone() })
+}
+
+/// The gradient of `qkv` from that of what [`self_attention`] made of it on a CPU.
+pub(crate) fn self_attention_backward(qkv: &Tensor, heads: Heads, packing: &Packing, dy: &Tensor) -> Result<Tensor> {
+    SelfAttention { heads, packing: packing.clone() }.backward(&qkv.contiguous()?, dy)
 }
 
 /// Rotates the queries and keys within `qkv`, as [`self_attention`] does for itself.
@@ -110,14 +126,14 @@ impl Strided<'_> {
 }
 
 /// One key head of one segment: rotated queries of the heads that share it, keys and values, one behind the other.
-struct Task {
-    queries: usize,
-    keys: usize,
+pub(crate) struct Task {
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
     /// `[shared heads][queries, features]`.
-    q: Vec<f32>,
+    pub(crate) q: Vec<f32>,
     /// `[keys, features]`.
-    k: Vec<f32>,
-    v: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
 impl Heads {
@@ -147,6 +163,9 @@ impl Heads {
     /// The outputs of a task, `[shared heads][queries, features]`.
     fn attend(&self, task: &Task) -> Vec<f32> {
         let f = self.features;
+        if is_narrow(f) {
+            return Arch::new().dispatch(Attend { heads: self, task });
+        }
         let mut out = vec![0.0; task.q.len()];
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
@@ -170,6 +189,9 @@ impl Heads {
     /// `dQ = dS K`, `dK = dSᵀ Q`.
     fn attend_backward(&self, task: &Task, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let f = self.features;
+        if is_narrow(f) {
+            return Arch::new().dispatch(AttendBackward { heads: self, task, dout });
+        }
         let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);
         let scale = 1.0 / (f as f32).sqrt();
         for head in 0..self.shared() {
@@ -247,11 +269,18 @@ fn blocks(queries: usize) -> impl Iterator<Item = Range<usize>> {
 
 struct SelfAttention {
     heads: Heads,
-    angles: Angles,
-    segments: Arc<[Segment]>,
+    packing: Packing,
 }
 
 impl SelfAttention {
+    fn backward(&self, qkv: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let dy = dy.contiguous()?;
+        let dqkv = cpu::with_values(qkv, self.name(), |qkv| {
+            cpu::with_values(&dy, self.name(), |dy| self.input_gradient(qkv, dy))
+        })??;
+        Tensor::from_vec(dqkv, qkv.shape(), qkv.device())
+    }
+
     /// Gathers and rotates one key head of a segment.
     fn task(&self, qkv: &[f32], segment: &Segment, key_head: usize) -> Task {
         let Heads { queries, keys, features: f, .. } = self.heads;
@@ -262,7 +291,7 @@ impl SelfAttention {
         };
         let turn = |values: &mut [f32]| {
             for (token, head) in segment.queries.clone().zip(values.chunks_exact_mut(f)) {
-                self.angles.rotate(token, head);
+                self.packing.angles.rotate(token, head);
             }
         };
         let mut q = Vec::with_capacity(self.heads.shared() * segment.queries.len() * f);
@@ -279,7 +308,7 @@ impl SelfAttention {
     fn turn_back(&self, segment: &Segment, values: &mut [f32]) {
         for head in values.chunks_exact_mut(segment.queries.len() * self.heads.features) {
             for (token, head) in segment.queries.clone().zip(head.chunks_exact_mut(self.heads.features)) {
-                self.angles.rotate_back(token, head);
+                self.packing.angles.rotate_back(token, head);
             }
         }
     }
@@ -297,7 +326,7 @@ impl SelfAttention {
 
     fn input_gradient(&self, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
         let heads = &self.heads;
-        let tasks = heads.tasks(&self.segments);
+        let tasks = heads.tasks(&self.packing.segments);
         let gradients: Vec<_> = tasks
             .par_iter()
             .map(|(segment, key_head)| {
@@ -333,18 +362,14 @@ impl CustomOp1 for SelfAttention {
             bail!("attention of {:?} was given {width} features", self.heads);
         }
         let qkv = cpu::values(qkv, layout, self.name())?;
-        let tasks = self.heads.tasks(&self.segments);
+        let tasks = self.heads.tasks(&self.packing.segments);
         let outs: Vec<Vec<f32>> =
             tasks.par_iter().map(|(segment, head)| self.heads.attend(&self.task(qkv, segment, *head))).collect();
         cpu::result(self.heads.assemble(tokens, &tasks, &outs), (tokens, self.heads.queries * self.heads.features))
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        let dqkv = cpu::with_values(qkv, self.name(), |qkv| {
-            cpu::with_values(&dy, self.name(), |dy| self.input_gradient(qkv, dy))
-        })??;
-        Tensor::from_vec(dqkv, qkv.shape(), qkv.device()).map(Some)
+        self.backward(qkv, dy).map(Some)
     }
 }
 

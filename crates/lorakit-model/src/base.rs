@@ -3,17 +3,19 @@
 use crate::attention::Heads;
 use crate::checkpoint::{Bytes, Checkpoint, hex};
 use crate::config::{Config, Form};
-use crate::linear::Linear;
+use crate::flow::Flow;
 use crate::loss::Head;
 use crate::norm::Norm;
+use crate::packed::Packed;
 use crate::plan::{Cache, Plan};
 use crate::rope::Frequencies;
+use crate::tape::Tape;
 use crate::weight::Weight;
 use crate::weights::{Options, Weights};
 use crate::{mistral, phi};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, bail};
-use lorakit_adapter::{BaseIdentity, BaseModule, Outputs, Patch, Patches, Rows, Site};
+use lorakit_adapter::{BaseIdentity, BaseModule, Patches, Rows, Site};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
@@ -40,18 +42,20 @@ enum Layer {
     Phi(phi::Layer),
 }
 
-/// A site's frozen weights with the patch that sits in it.
-pub(crate) fn through(
-    linear: &Linear,
-    x: &Tensor,
-    patch: Option<&dyn Patch>,
-    plan: &Plan,
-) -> candle_core::Result<Tensor> {
-    let mut out = Outputs::new(linear.forward(x)?);
-    if let Some(patch) = patch {
-        patch.add(x, plan.rows(), &mut out)?;
+impl Layer {
+    fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Mistral(layer) => layer.forward(h, flow),
+            Self::Phi(layer) => layer.forward(h, flow),
+        }
     }
-    Ok(out.into_tensor())
+
+    fn sites(&self) -> usize {
+        match self {
+            Self::Mistral(_) => mistral::SITES,
+            Self::Phi(_) => phi::SITES,
+        }
+    }
 }
 
 impl Base {
@@ -185,6 +189,14 @@ impl Base {
         Plan::packed(rows, &self.frequencies)
     }
 
+    /// The same for a batch of which the last layer's output is wanted where it predicts a target, and nowhere else:
+    /// after that layer stand `[targets, hidden]`. For patches that look at one token at a time.
+    pub fn plan_of_targets(&self, batch: &Packed) -> candle_core::Result<Plan> {
+        let plan = Plan::packed(batch.rows(), &self.frequencies);
+        let Some(last) = self.layers.len().checked_sub(1) else { return Ok(plan) };
+        Ok(plan.wanting(last, batch.predicting_places(&self.device)?, batch.predicting_rows()))
+    }
+
     /// The same for rows whose keys stand in a cache; see [`crate::decode`].
     pub(crate) fn cached_plan(&self, rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
         Plan::cached(rows, keys, cache, &self.frequencies)
@@ -217,10 +229,26 @@ impl Base {
 
     /// `h`, `[tokens, hidden]`, after layer `index`.
     pub fn layer(&self, index: usize, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
-        match &self.layers[index] {
-            Layer::Mistral(layer) => layer.forward(h, plan, patches),
-            Layer::Phi(layer) => layer.forward(h, plan, patches),
-        }
+        self.layers[index].forward(h, &mut self.flow(index, plan, patches))
+    }
+
+    /// The same outside candle's graph, with the way back, which asks for the gradient of `h` where that is `wanted`.
+    /// For a frozen base on a CPU, and patches that are [adapted](lorakit_adapter::Patch::adapted).
+    pub fn taped_layer(
+        &self,
+        index: usize,
+        h: &Tensor,
+        wanted: bool,
+        plan: &Plan,
+        patches: &Patches,
+    ) -> candle_core::Result<(Tensor, Tape)> {
+        let mut tape = Tape::new(h, wanted);
+        let y = self.layers[index].forward(h, &mut self.flow(index, plan, patches).on(&mut tape))?;
+        Ok((y, tape))
+    }
+
+    fn flow<'a>(&self, index: usize, plan: &'a Plan, patches: &'a Patches) -> Flow<'a> {
+        Flow::new(index, index * self.layers[index].sites(), plan, patches)
     }
 
     /// The last norm, after which [`Base::head`] makes logits.

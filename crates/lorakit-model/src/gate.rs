@@ -10,6 +10,11 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { plain_swiglu(x) }
 }
 
+/// The gradient of `x` from that of what [`swiglu`] made of it on a CPU.
+pub(crate) fn swiglu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    SwiGlu.backward(&x.contiguous()?, dy)
+}
+
 /// The same as [`swiglu`] by candle's own ops, for devices without a kernel.
 pub fn plain_swiglu(x: &Tensor) -> Result<Tensor> {
     let f = x.dim(1)? / 2;
@@ -19,6 +24,11 @@ pub fn plain_swiglu(x: &Tensor) -> Result<Tensor> {
 /// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
 pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { plain_gelu_new(x) }
+}
+
+/// The gradient of `x` from that of what [`gelu_new`] made of it on a CPU.
+pub(crate) fn gelu_new_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    GeluNew.backward(&x.contiguous()?, dy)
 }
 
 /// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Candle's GELU itself has a backward whose
@@ -69,6 +79,23 @@ impl Loops for SwiGluTokenBackward<'_> {
 
 struct SwiGlu;
 
+impl SwiGlu {
+    fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let dy = dy.contiguous()?;
+        let f = dy.dim(1)?;
+        let dx = cpu::with_values(x, self.name(), |x| {
+            cpu::with_values(&dy, self.name(), |dy| {
+                let mut dx = vec![0.0; x.len()];
+                let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
+                rows.zip(x.par_chunks(2 * f).zip(dy.par_chunks(f)))
+                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(SwiGluTokenBackward(dx, x, dy)));
+                dx
+            })
+        })??;
+        Tensor::from_vec(dx, x.shape(), x.device())
+    }
+}
+
 impl CustomOp1 for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -89,18 +116,7 @@ impl CustomOp1 for SwiGlu {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        let f = dy.dim(1)?;
-        let dx = cpu::with_values(x, self.name(), |x| {
-            cpu::with_values(&dy, self.name(), |dy| {
-                let mut dx = vec![0.0; x.len()];
-                let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
-                rows.zip(x.par_chunks(2 * f).zip(dy.par_chunks(f)))
-                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(SwiGluTokenBackward(dx, x, dy)));
-                dx
-            })
-        })??;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        self.backward(x, dy).map(Some)
     }
 }
 
@@ -146,6 +162,22 @@ impl Loops for GeluChunkBackward<'_> {
     }
 }
 
+impl GeluNew {
+    fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let dy = dy.contiguous()?;
+        let dx = cpu::with_values(x, self.name(), |x| {
+            cpu::with_values(&dy, self.name(), |dy| {
+                let mut dx = vec![0.0; x.len()];
+                dx.par_chunks_mut(CHUNK)
+                    .zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
+                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(GeluChunkBackward(dx, x, dy)));
+                dx
+            })
+        })??;
+        Tensor::from_vec(dx, x.shape(), x.device())
+    }
+}
+
 impl CustomOp1 for GeluNew {
     fn name(&self) -> &'static str {
         "gelu-new"
@@ -159,16 +191,6 @@ impl CustomOp1 for GeluNew {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        let dx = cpu::with_values(x, self.name(), |x| {
-            cpu::with_values(&dy, self.name(), |dy| {
-                let mut dx = vec![0.0; x.len()];
-                dx.par_chunks_mut(CHUNK)
-                    .zip(x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
-                    .for_each(|(dx, (x, dy))| cpu::with_widest_vectors(GeluChunkBackward(dx, x, dy)));
-                dx
-            })
-        })??;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        self.backward(x, dy).map(Some)
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::weight::{Mapped, Weight};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu;
 use lorakit_adapter::product::Destination;
 use lorakit_adapter::vjp::with_vjp;
+use lorakit_adapter::{Frozen, cpu};
 use std::sync::Arc;
 
 /// One projection `x Wᵀ + b`, with `W` `[out, in]`.
@@ -23,7 +23,14 @@ pub struct Projection {
 pub struct Linear {
     projections: Vec<Projection>,
     /// The same in the form that the CPU's op takes, where all are frozen and mapped.
-    frozen: Option<Arc<[FrozenProjection]>>,
+    frozen: Option<Arc<FrozenProjections>>,
+}
+
+/// The projections of one site, frozen and mapped.
+struct FrozenProjections {
+    projections: Vec<FrozenProjection>,
+    input: usize,
+    output: usize,
 }
 
 /// A projection whose weight is mapped.
@@ -45,15 +52,20 @@ impl Linear {
                 _ => frozen = None,
             }
         }
-        Ok(Self { projections, frozen: frozen.map(Arc::from) })
+        Ok(Self { frozen: frozen.map(|list| Arc::new(FrozenProjections::new(list))), projections })
     }
 
     /// `x`, `[tokens, in]`, through every projection: `[tokens, sum of widths]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.frozen {
-            Some(projections) => x.contiguous()?.apply_op1(Frozen { projections: projections.clone() }),
+            Some(projections) => x.contiguous()?.apply_op1(FrozenOp(projections.clone())),
             None => self.plain(x),
         }
+    }
+
+    /// The projections as plain functions, where all are frozen and on a CPU.
+    pub fn frozen(&self) -> Option<Arc<dyn Frozen>> {
+        self.frozen.clone().map(|projections| projections as Arc<dyn Frozen>)
     }
 
     /// By candle's own products, where weights are tensors: they live on a device, or train.
@@ -100,31 +112,29 @@ pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
 }
 
+impl FrozenProjections {
+    fn new(projections: Vec<FrozenProjection>) -> Self {
+        let input = projections.first().map_or(0, |p| p.weight.columns());
+        let output = projections.iter().map(|p| p.weight.rows()).sum();
+        Self { projections, input, output }
+    }
+}
+
 /// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.
-struct Frozen {
-    projections: Arc<[FrozenProjection]>,
-}
-
-impl Frozen {
-    fn width(&self) -> usize {
-        self.projections.iter().map(|p| p.weight.rows()).sum()
-    }
-}
-
-impl CustomOp1 for Frozen {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
+impl Frozen for FrozenProjections {
+    fn input(&self) -> usize {
+        self.input
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (tokens, input) = layout.shape().dims2()?;
-        if self.projections.iter().any(|p| p.weight.columns() != input) {
-            bail!("a linear was given {input} features");
-        }
-        let (x, width) = (cpu::values(x, layout, self.name())?, self.width());
-        let mut y = vec![0.0; tokens * width];
+    fn output(&self) -> usize {
+        self.output
+    }
+
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let width = self.output;
+        let mut y = vec![0.0; x.len() / self.input * width];
         let mut start = 0;
-        for FrozenProjection { weight, bias } in self.projections.iter() {
+        for FrozenProjection { weight, bias } in &self.projections {
             let columns = start..start + weight.rows();
             weight.forward(x, &mut y, width, columns.clone());
             if let Some(bias) = bias {
@@ -134,22 +144,40 @@ impl CustomOp1 for Frozen {
             }
             start = columns.end;
         }
-        cpu::result(y, (tokens, width))
+        y
+    }
+
+    fn backward(&self, dy: &[f32]) -> Vec<f32> {
+        let mut dx = vec![0.0; dy.len() / self.output * self.input];
+        let mut start = 0;
+        for FrozenProjection { weight, .. } in &self.projections {
+            let columns = start..start + weight.rows();
+            let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
+            start = columns.end;
+            weight.backward(dy, self.output, columns, &mut dx, into);
+        }
+        dx
+    }
+}
+
+/// The same in candle's graph.
+struct FrozenOp(Arc<FrozenProjections>);
+
+impl CustomOp1 for FrozenOp {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, input) = layout.shape().dims2()?;
+        if self.0.projections.iter().any(|p| p.weight.columns() != input) {
+            bail!("a linear was given {input} features");
+        }
+        cpu::result(self.0.forward(cpu::values(x, layout, self.name())?), (tokens, self.0.output))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (dy, width) = (dy.contiguous()?, self.width());
-        let dx = cpu::with_values(&dy, self.name(), |dy| {
-            let mut dx = vec![0.0; x.elem_count()];
-            let mut start = 0;
-            for FrozenProjection { weight, .. } in self.projections.iter() {
-                let columns = start..start + weight.rows();
-                let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
-                start = columns.end;
-                weight.backward(dy, width, columns, &mut dx, into);
-            }
-            dx
-        })?;
+        let dx = cpu::with_values(&dy.contiguous()?, self.name(), |dy| self.0.backward(dy))?;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }

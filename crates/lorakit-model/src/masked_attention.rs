@@ -4,7 +4,7 @@
 //! others are masked: `softmax(q kᵀ / sqrt(features) + mask) v`. `[n, heads, Q, K]` is held while a block is attended;
 //! nothing of that size is kept for the backward, which makes the scores again.
 
-use crate::attention::{Heads, Segment};
+use crate::attention::{Heads, Packing, Segment};
 use crate::rope::Angles;
 use candle_core::{D, DType, Device, Result, Tensor};
 use lorakit_adapter::vjp::{recomputed, with_vjp};
@@ -21,9 +21,9 @@ const SCORES: usize = 1 << 28;
 const MASKED: f64 = 1e30;
 
 /// The same as [`crate::attention::self_attention`].
-pub fn plain_self_attention(qkv: &Tensor, heads: Heads, angles: &Angles, segments: &Arc<[Segment]>) -> Result<Tensor> {
-    let qkv = plain_rotated(qkv, heads, angles)?;
-    let visible: Vec<Range<usize>> = segments.iter().flat_map(|segment| visible_of(heads, segment)).collect();
+pub fn plain_self_attention(qkv: &Tensor, heads: Heads, packing: &Packing) -> Result<Tensor> {
+    let qkv = plain_rotated(qkv, heads, &packing.angles)?;
+    let visible: Vec<Range<usize>> = packing.segments.iter().flat_map(|segment| visible_of(heads, segment)).collect();
     recomputed(&qkv, move |qkv| within_blocks(qkv, heads, &visible))
 }
 

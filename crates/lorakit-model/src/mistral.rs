@@ -3,23 +3,20 @@
 //! Sites: `qkv` | `o` | `gate_up` | `down`.
 
 use crate::attention::Heads;
-use crate::base::through;
 use crate::config::Config;
-use crate::gate::swiglu;
+use crate::flow::Flow;
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::plan::Plan;
 use crate::weights::Weights;
 use anyhow::Result;
 use candle_core::Tensor;
-use lorakit_adapter::{Patches, Projection, Site};
+use lorakit_adapter::{Projection, Site};
 
 /// Sites of one layer.
 pub(crate) const SITES: usize = 4;
 
 /// One layer.
 pub(crate) struct Layer {
-    index: usize,
     heads: Heads,
     attention_norm: Norm,
     qkv: Linear,
@@ -67,18 +64,21 @@ impl Layer {
             ))
         };
         let (attention_norm, mlp_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-        Ok(Self { index, heads, attention_norm, qkv, o, mlp_norm, gate_up, down })
+        Ok(Self { heads, attention_norm, qkv, o, mlp_norm, gate_up, down })
     }
 
     /// `h`, `[tokens, hidden]`, after this layer.
-    pub(crate) fn forward(&self, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
-        let patch = |site| patches.at(self.index * SITES + site);
-        let x = self.attention_norm.forward(h)?;
-        let qkv = through(&self.qkv, &x, patch(0), plan)?;
-        let attended = plan.attend(self.index, self.heads, &qkv)?;
-        let h = (h + through(&self.o, &attended, patch(1), plan)?)?;
-        let x = self.mlp_norm.forward(&h)?;
-        let inner = swiglu(&through(&self.gate_up, &x, patch(2), plan)?)?;
-        h + through(&self.down, &inner, patch(3), plan)?
+    pub(crate) fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+        let x = flow.norm(&self.attention_norm, h)?;
+        let qkv = flow.site(&self.qkv, &x)?;
+        let attended = flow.attend(self.heads, &qkv)?;
+        let attended = flow.site(&self.o, &attended)?;
+        let h = flow.wanted(h)?;
+        let h = flow.sum(&h, &attended)?;
+        let x = flow.norm(&self.mlp_norm, &h)?;
+        let gate_up = flow.site(&self.gate_up, &x)?;
+        let inner = flow.swiglu(&gate_up)?;
+        let down = flow.site(&self.down, &inner)?;
+        flow.sum(&h, &down)
     }
 }

@@ -46,6 +46,12 @@ impl Norm {
         }
     }
 
+    /// The gradient of `x` from that of what [`Norm::forward`] made of it on a CPU.
+    pub(crate) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (x, dy) = (x.contiguous()?, dy.contiguous()?);
+        NormOp { kind: self.kind, epsilon: self.epsilon as f32 }.input_gradient(&x, &self.weight, &dy, x.dim(1)?)
+    }
+
     /// The same, without the bias, by candle's own ops, for devices without a kernel.
     pub fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let centred = match self.kind {

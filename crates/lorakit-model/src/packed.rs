@@ -1,7 +1,7 @@
 //! Tokenised rows, packed one behind the other, with the tokens that carry loss.
 
 use crate::base::Base;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use lorakit_adapter::{Patches, Row, Rows};
 
 /// A token to be predicted.
@@ -72,8 +72,25 @@ impl Packed {
 
     /// The hidden states, `[targets, d]`, that predict the targets, out of all, `[tokens, d]`.
     pub fn predicting(&self, h: &Tensor) -> Result<Tensor> {
+        h.index_select(&self.predicting_places(h.device())?, 0)
+    }
+
+    /// The places of those among the packed tokens.
+    pub(crate) fn predicting_places(&self, device: &Device) -> Result<Tensor> {
         let at: Vec<u32> = self.targets.iter().map(|t| t.at).collect();
-        h.index_select(&Tensor::from_vec(at, self.targets.len(), h.device())?, 0)
+        Tensor::from_vec(at, self.targets.len(), device)
+    }
+
+    /// Whose targets are whose, where nothing but what predicts them stands packed.
+    pub(crate) fn predicting_rows(&self) -> Rows {
+        let mut counts = vec![0; self.rows.len()];
+        self.targets.iter().for_each(|target| counts[target.row as usize] += 1);
+        let mut start = 0;
+        Rows::new(self.rows.iter().zip(counts).map(|(row, len)| {
+            let row = Row { start, len, ..row.clone() };
+            start += len;
+            row
+        }))
     }
 
     /// The targets' tokens.

@@ -4,23 +4,20 @@
 //! each consume one of them, and side by side in one tensor each would have to pad its gradient to the other's width.
 
 use crate::attention::Heads;
-use crate::base::through;
 use crate::config::Config;
-use crate::gate::gelu_new;
+use crate::flow::Flow;
 use crate::linear::Linear;
 use crate::norm::Norm;
-use crate::plan::Plan;
 use crate::weights::Weights;
 use anyhow::Result;
 use candle_core::Tensor;
-use lorakit_adapter::{Patches, Projection, Site};
+use lorakit_adapter::{Projection, Site};
 
 /// Sites of one layer.
 pub(crate) const SITES: usize = 4;
 
 /// One layer.
 pub(crate) struct Layer {
-    index: usize,
     heads: Heads,
     norm: Norm,
     qkv: Linear,
@@ -60,16 +57,20 @@ impl Layer {
         let (qkv, dense, fc1, fc2) = (linear(&qkv)?, linear(&dense)?, linear(&fc1)?, linear(&fc2)?);
         let mut vector = |part| weights.vector(&format!("model.layers.{index}.input_layernorm.{part}"), config.hidden);
         let norm = Norm::layer(vector("weight")?, vector("bias")?, config.epsilon);
-        Ok(Self { index, heads, norm, qkv, dense, fc1, fc2 })
+        Ok(Self { heads, norm, qkv, dense, fc1, fc2 })
     }
 
     /// `h`, `[tokens, hidden]`, after this layer.
-    pub(crate) fn forward(&self, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
-        let patch = |site| patches.at(self.index * SITES + site);
-        let x = self.norm.forward(h)?;
-        let qkv = through(&self.qkv, &x, patch(0), plan)?;
-        let attended = through(&self.dense, &plan.attend(self.index, self.heads, &qkv)?, patch(1), plan)?;
-        let inner = gelu_new(&through(&self.fc1, &x, patch(2), plan)?)?;
-        (h + attended)? + through(&self.fc2, &inner, patch(3), plan)?
+    pub(crate) fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+        let x = flow.norm(&self.norm, h)?;
+        let qkv = flow.site(&self.qkv, &x)?;
+        let attended = flow.attend(self.heads, &qkv)?;
+        let attended = flow.site(&self.dense, &attended)?;
+        let (h, x) = (flow.wanted(h)?, flow.wanted(&x)?);
+        let fc1 = flow.site(&self.fc1, &x)?;
+        let inner = flow.gelu_new(&fc1)?;
+        let h = flow.sum(&h, &attended)?;
+        let fc2 = flow.site(&self.fc2, &inner)?;
+        flow.sum(&h, &fc2)
     }
 }

@@ -1,6 +1,6 @@
 //! What all layers of one forward share: whose tokens are whose, their angles, and where their keys stand.
 
-use crate::attention::{Heads, Segment, cached_attention, rotated, self_attention};
+use crate::attention::{Heads, Packing, Segment, cached_attention, rotated, self_attention};
 use crate::rope::{Angles, Frequencies};
 use candle_core::{DType, Device, Result, Tensor};
 use lorakit_adapter::Rows;
@@ -33,19 +33,54 @@ pub struct Plan {
     angles: Angles,
     segments: Arc<[Segment]>,
     cache: Option<Cache>,
+    wanted: Option<Wanted>,
+}
+
+/// The tokens that the output of a layer is wanted of.
+#[derive(Clone)]
+struct Wanted {
+    layer: usize,
+    /// Their places among all tokens.
+    at: Tensor,
+    rows: Rows,
 }
 
 impl Plan {
     /// Rows that attend to themselves only.
     pub(crate) fn packed(rows: Rows, frequencies: &Frequencies) -> Self {
         let segments = rows.iter().map(|row| Segment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
-        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: None }
+        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: None, wanted: None }
     }
 
     /// Rows whose keys stand in a cache: `keys[i]` are the slots of row `i`, those of its tokens here last.
     pub(crate) fn cached(rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache, frequencies: &Frequencies) -> Self {
         let segments = rows.iter().zip(keys).map(|(row, keys)| Segment { queries: row.tokens(), keys }).collect();
-        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: Some(cache) }
+        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: Some(cache), wanted: None }
+    }
+
+    /// The same, where the output of `layer` is wanted of some tokens alone: those `at` these places, ascending, whose
+    /// `rows` they are. What comes after the layer's attention is made of them alone.
+    pub(crate) fn wanting(self, layer: usize, at: Tensor, rows: Rows) -> Self {
+        Self { wanted: Some(Wanted { layer, at, rows }), ..self }
+    }
+
+    fn wanted_of(&self, layer: usize) -> Option<&Wanted> {
+        self.wanted.as_ref().filter(|wanted| wanted.layer == layer)
+    }
+
+    /// The places of the tokens that the output of `layer` is wanted of, where it is not wanted of all.
+    pub(crate) fn wanted_places(&self, layer: usize) -> Option<&Tensor> {
+        self.wanted_of(layer).map(|wanted| &wanted.at)
+    }
+
+    /// Whose those tokens are.
+    pub(crate) fn wanted_rows(&self, layer: usize) -> &Rows {
+        self.wanted_of(layer).map_or(&self.rows, |wanted| &wanted.rows)
+    }
+
+    /// Where the tokens of packed rows stand.
+    pub(crate) fn packing(&self) -> Packing {
+        Packing { angles: self.angles.clone(), segments: self.segments.clone() }
     }
 
     /// Whose tokens are whose.
@@ -56,7 +91,7 @@ impl Plan {
     /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
     pub(crate) fn attend(&self, layer: usize, heads: Heads, qkv: &Tensor) -> Result<Tensor> {
         let Some(cache) = &self.cache else {
-            return self_attention(qkv, heads, &self.angles, &self.segments);
+            return self_attention(qkv, heads, &self.packing());
         };
         let qkv = rotated(qkv, heads, &self.angles)?;
         let (first_key, width) = (heads.queries * heads.features, heads.key_width());

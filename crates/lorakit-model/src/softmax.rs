@@ -4,6 +4,7 @@
 //! called within [`lorakit_adapter::cpu::with_widest_vectors`].
 
 use lorakit_adapter::cpu::Loops;
+use pulp::Simd;
 use std::ops::Range;
 
 /// Where a result would leave the range of f32: beyond these, `exp` gives what it gives at them.
@@ -30,6 +31,26 @@ pub(crate) fn exp(x: f32) -> f32 {
     let polynomial = POLYNOMIAL.iter().fold(0.0, |sum, c| sum * r + c);
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     (polynomial * r * r + r + 1.0) * power
+}
+
+/// The same for every lane of a vector.
+#[inline(always)]
+pub(crate) fn exp_of_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let number = |value: f32| simd.splat_f32s(value);
+    // Of two operands these give the second where one is no number.
+    let x = simd.max_f32s(number(LOWEST), simd.min_f32s(number(HIGHEST), x));
+    let rounded = simd.mul_add_e_f32s(x, number(std::f32::consts::LOG2_E), number(ROUND));
+    let n = simd.sub_f32s(rounded, number(ROUND));
+    let r = simd.negate_mul_add_e_f32s(n, number(LN2[0]), x);
+    let r = simd.negate_mul_add_e_f32s(n, number(LN2[1]), r);
+    let mut polynomial = number(POLYNOMIAL[0]);
+    for &coefficient in &POLYNOMIAL[1..] {
+        polynomial = simd.mul_add_e_f32s(polynomial, r, number(coefficient));
+    }
+    let shifted = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(rounded), simd.splat_u32s(23));
+    let power = simd.transmute_f32s_u32s(simd.add_u32s(shifted, simd.splat_u32s(127 << 23)));
+    let rest = simd.mul_add_e_f32s(simd.mul_f32s(r, r), polynomial, simd.add_f32s(r, number(1.0)));
+    simd.mul_f32s(rest, power)
 }
 
 /// `1 / (1 + e^-x)`.

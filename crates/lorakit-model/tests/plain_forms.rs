@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lorakit_adapter::Rows;
-use lorakit_model::attention::{Heads, Segment, cached_attention, rotated, self_attention};
+use lorakit_model::attention::{Heads, Packing, Segment, cached_attention, rotated, self_attention};
 use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::gate::{gelu_new, plain_gelu_new, plain_swiglu, swiglu};
 use lorakit_model::linear::{Linear, Projection};
@@ -119,10 +119,19 @@ fn angles(features: usize, positions: &[u32]) -> Angles {
     Frequencies::new(&Rope { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
 }
 
-/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than rows, and of one token.
+/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than rows, and of one token; with heads
+/// that are attended to by matrix products, and by lanes.
 fn all_heads() -> Vec<(Heads, usize)> {
-    let heads = |queries, keys, window| Heads { queries, keys, features: 10, window };
-    vec![(heads(6, 2, None), 10), (heads(3, 3, Some(4)), 4), (heads(4, 1, Some(1)), 6), (heads(2, 2, Some(40)), 10)]
+    let of = |features: usize| {
+        let heads = move |queries, keys, window| Heads { queries, keys, features, window };
+        vec![
+            (heads(6, 2, None), features),
+            (heads(3, 3, Some(4)), 4),
+            (heads(4, 1, Some(1)), 6),
+            (heads(2, 2, Some(40)), features),
+        ]
+    };
+    [10, 8, 16].into_iter().flat_map(of).collect()
 }
 
 #[test]
@@ -135,8 +144,9 @@ fn attention_of_packed_rows() {
         for (heads, rotated) in all_heads() {
             let angles = angles(rotated, &rows.positions());
             let qkv = var(1, &[rows.tokens(), heads.fused_width()]);
-            let kernel = self_attention(&qkv, heads, &angles, &segments).unwrap();
-            let plain = plain_self_attention(&qkv, heads, &angles, &segments).unwrap();
+            let packing = Packing { angles, segments: segments.clone() };
+            let kernel = self_attention(&qkv, heads, &packing).unwrap();
+            let plain = plain_self_attention(&qkv, heads, &packing).unwrap();
             assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, 1e-5);
         }
     }

@@ -3,11 +3,13 @@
 //! Hidden states enter each layer as a fresh variable, so that each layer's graph ends at its input and is freed as
 //! soon as its gradients are made. Keeping the graphs or making them again on the way back is one choice.
 
+use crate::lora::Collected;
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
-use lorakit_adapter::Patches;
 use lorakit_adapter::vjp::with_vjp;
+use lorakit_adapter::{Patches, RowGradients};
+use lorakit_model::tape::Tape;
 use lorakit_model::{Base, Packed};
 use std::collections::HashMap;
 
@@ -22,12 +24,24 @@ pub enum Activations {
 
 /// Gradients by variable, summed over several batches.
 #[derive(Default)]
-pub struct Gradients(HashMap<TensorId, Tensor>);
+pub struct Gradients {
+    whole: HashMap<TensorId, Tensor>,
+    /// Those of variables of which a batch reaches some rows alone.
+    rows: HashMap<TensorId, RowGradients>,
+}
 
 impl Gradients {
     /// The gradient of a variable, if anything reached it.
-    pub fn of(&self, variable: &Var) -> Option<&Tensor> {
-        self.0.get(&variable.as_tensor().id())
+    pub fn of(&self, variable: &Var) -> Result<Option<Tensor>> {
+        let id = variable.as_tensor().id();
+        let rows = self
+            .rows
+            .get(&id)
+            .map(|rows| Tensor::from_vec(rows.dense(variable.elem_count()), variable.shape(), variable.device()));
+        Ok(match (self.whole.get(&id), rows.transpose()?) {
+            (Some(whole), Some(rows)) => Some((whole + rows)?),
+            (whole, rows) => rows.or_else(|| whole.cloned()),
+        })
     }
 
     /// Adds the gradients of `loss`, a scalar that was made of `variables` without a base.
@@ -36,26 +50,37 @@ impl Gradients {
         variables.iter().try_for_each(|variable| self.add(variable, &mut store))
     }
 
+    /// Adds what was collected beside the graph.
+    pub fn add_collected(&mut self, collected: &Collected) {
+        for (id, gradients) in collected.take().filter(|(_, gradients)| !gradients.is_empty()) {
+            self.rows.entry(id).or_default().add_all(gradients);
+        }
+    }
+
     /// Adds those of another batch.
     pub fn add_all(&mut self, others: Self) -> Result<()> {
-        for (id, gradient) in others.0 {
-            let sum = match self.0.remove(&id) {
-                Some(sum) => (sum + gradient)?,
-                None => gradient,
-            };
-            self.0.insert(id, sum);
+        for (id, gradient) in others.whole {
+            self.add_whole(id, gradient)?;
+        }
+        for (id, gradients) in others.rows {
+            self.rows.entry(id).or_default().add_all(gradients);
         }
         Ok(())
     }
 
     fn add(&mut self, variable: &Var, store: &mut GradStore) -> Result<()> {
-        let Some(gradient) = store.remove(variable.as_tensor()) else { return Ok(()) };
-        let id = variable.as_tensor().id();
-        let sum = match self.0.remove(&id) {
-            Some(sum) => (sum + gradient.detach())?,
-            None => gradient.detach(),
+        match store.remove(variable.as_tensor()) {
+            Some(gradient) => self.add_whole(variable.as_tensor().id(), gradient.detach()),
+            None => Ok(()),
+        }
+    }
+
+    fn add_whole(&mut self, id: TensorId, gradient: Tensor) -> Result<()> {
+        let sum = match self.whole.remove(&id) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
         };
-        self.0.insert(id, sum);
+        self.whole.insert(id, sum);
         Ok(())
     }
 }
@@ -70,10 +95,13 @@ fn backward_from(output: &Tensor, gradient: Tensor) -> Result<GradStore> {
 pub struct Batch<'a> {
     /// The rows with their targets.
     pub packed: &'a Packed,
-    /// What sits in the base's slots.
+    /// What sits in the base's slots. Patches look at one token at a time: after the attention of the last layer there
+    /// are none but those that predict targets.
     pub patches: &'a Patches,
     /// The weight of each target's loss in the sum.
     pub weights: &'a [f32],
+    /// Where the patches leave all gradients that are asked for; none where candle's graph leads to the variables.
+    pub collected: Option<&'a Collected>,
 }
 
 /// Adds the gradients of `sum of weights * nll` with respect to `variables` to `gradients`, and returns every
@@ -85,7 +113,73 @@ pub fn accumulate(
     variables: &[Var],
     gradients: &mut Gradients,
 ) -> Result<Vec<f32>> {
-    let plan = base.plan(batch.packed.rows());
+    match batch.collected {
+        Some(collected) => on_tapes(base, batch, activations, collected, gradients),
+        None => in_graphs(base, batch, activations, variables, gradients),
+    }
+}
+
+/// The losses of the targets that `h`, `[targets, hidden]`, predicts, and the gradients of their weighted sum.
+fn head_gradients(base: &Base, batch: &Batch, h: &Var) -> Result<(Vec<f32>, GradStore)> {
+    let normed = base.last_norm(h.as_tensor())?;
+    let nll = base.head().nll(&normed, &batch.packed.target_ids())?;
+    let weights = Tensor::from_slice(batch.weights, batch.weights.len(), h.device())?;
+    let store = (&nll * weights)?.sum_all()?.backward()?;
+    Ok((nll.detach().to_vec1()?, store))
+}
+
+/// What is kept of a layer until its backward.
+enum Taped {
+    /// Its output, with the way back.
+    Whole(Tensor, Tape),
+    /// Its input, of which it is made again.
+    Input(Tensor),
+}
+
+/// By tapes, of a frozen base on a CPU.
+fn on_tapes(
+    base: &Base,
+    batch: &Batch,
+    activations: Activations,
+    collected: &Collected,
+    gradients: &mut Gradients,
+) -> Result<Vec<f32>> {
+    let plan = base.plan_of_targets(batch.packed)?;
+    let layer = |i: usize, h: &Tensor| base.taped_layer(i, h, i > 0, &plan, batch.patches);
+    let mut h = base.embed(batch.packed.ids())?;
+    let mut layers = Vec::with_capacity(base.layers());
+    for i in 0..base.layers() {
+        let (next, tape) = layer(i, &h)?;
+        layers.push(match activations {
+            Activations::Kept => Taped::Whole(next.clone(), tape),
+            Activations::Recomputed => Taped::Input(h),
+        });
+        h = next;
+    }
+    let last = Var::from_tensor(&h)?;
+    let (losses, mut store) = head_gradients(base, batch, &last)?;
+    let mut gradient = store.remove(last.as_tensor());
+    for (i, taped) in layers.into_iter().enumerate().rev() {
+        let Some(g) = gradient.take() else { break };
+        let (output, tape) = match taped {
+            Taped::Whole(output, tape) => (output, tape),
+            Taped::Input(h) => layer(i, &h)?,
+        };
+        gradient = tape.backward(&output, g)?;
+    }
+    gradients.add_collected(collected);
+    Ok(losses)
+}
+
+/// By candle's graph, a layer's at a time.
+fn in_graphs(
+    base: &Base,
+    batch: &Batch,
+    activations: Activations,
+    variables: &[Var],
+    gradients: &mut Gradients,
+) -> Result<Vec<f32>> {
+    let plan = base.plan_of_targets(batch.packed)?;
     let embedded = base.embed(batch.packed.ids())?;
     // The embedding's output needs a gradient only where the embedding trains.
     let trains_embedding = embedded.track_op();
@@ -101,11 +195,7 @@ pub fn accumulate(
         h = next;
     }
     let last = Var::from_tensor(&h)?;
-    let normed = base.last_norm(&batch.packed.predicting(last.as_tensor())?)?;
-    let nll = base.head().nll(&normed, &batch.packed.target_ids())?;
-    let weights = Tensor::from_slice(batch.weights, batch.weights.len(), h.device())?;
-    let mut store = (&nll * weights)?.sum_all()?.backward()?;
-    let losses = nll.detach().to_vec1()?;
+    let (losses, mut store) = head_gradients(base, batch, &last)?;
     let collect =
         |store: &mut GradStore, gradients: &mut Gradients| variables.iter().try_for_each(|v| gradients.add(v, store));
     collect(&mut store, gradients)?;

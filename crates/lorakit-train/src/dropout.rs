@@ -4,7 +4,7 @@
 use crate::stream::Stream;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::vjp::with_vjp;
-use lorakit_adapter::{Rows, cpu};
+use lorakit_adapter::{Mask as _, Rows, cpu};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -34,6 +34,11 @@ impl Dropout {
         self.plain(x, rows, site)
     }
 
+    /// The masks of `site` for a batch of `rows`.
+    pub(crate) fn mask(&self, rows: &Rows, site: usize) -> Arc<dyn lorakit_adapter::Mask> {
+        Arc::new(Mask { dropout: self.clone(), rows: rows.clone(), site })
+    }
+
     /// The same as [`Dropout::apply`] by candle's own ops: the masks, which are the same on every device, are drawn here
     /// and taken to that of `x`, where they stay until the way back.
     pub fn plain(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
@@ -50,7 +55,7 @@ struct Mask {
     site: usize,
 }
 
-impl Mask {
+impl lorakit_adapter::Mask for Mask {
     /// Values of `[tokens, d]` times their mask. The mask is drawn again on the way back, which is cheaper than keeping it.
     fn masked(&self, x: &[f32], d: usize) -> Result<Vec<f32>> {
         if self.rows.len() != self.dropout.keys.len() {

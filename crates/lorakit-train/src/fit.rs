@@ -79,9 +79,9 @@ impl Optimizer {
         let mut found = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
             let gradient = gradients
-                .of(parameter.variable())
+                .of(parameter.variable())?
                 .with_context(|| format!("no gradient reached {}", parameter.name()))?;
-            parameter.add_squares(gradient, &mut squares)?;
+            parameter.add_squares(&gradient, &mut squares)?;
             found.push(gradient);
         }
         let norms: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
@@ -101,7 +101,7 @@ impl Optimizer {
             })
         };
         let updates: Vec<Option<Update>> = self.groups.iter().zip(&norms).map(update).collect();
-        for (parameter, gradient) in self.parameters.iter().zip(found) {
+        for (parameter, gradient) in self.parameters.iter().zip(&found) {
             parameter.step(gradient, &updates)?;
         }
         self.done += 1;

@@ -5,8 +5,11 @@ use crate::parameter::Parameter;
 use crate::settings::Settings;
 use crate::stream::Key;
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{Adapter, Block, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site};
+use candle_core::{Device, Tensor, TensorId, Var};
+use lorakit_adapter::{
+    AdaptedSite, Adapter, Block, Collector, Frozen, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches,
+    RowGradients, Rows, Site,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -103,11 +106,22 @@ impl LoraStack {
     pub fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
         let patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
             let Some(stack) = stack else { return Ok(None) };
-            let grouped =
-                Grouped::new(stack.a.as_tensor().clone(), stack.b.as_tensor().clone(), stack.layouts.clone())?;
-            Ok(Some(Arc::new(Trained { grouped, site, dropout: dropout.cloned() })))
+            Ok(Some(Arc::new(stack.trained(site, dropout, None)?)))
         };
         Ok(Patches::new(self.sites.iter().enumerate().map(patch).collect::<Result<_>>()?))
+    }
+
+    /// The same for a batch that is differentiated on a CPU, with what collects the gradients of its experts' rows.
+    pub fn collected(&self, dropout: Option<&Dropout>) -> Result<(Patches, Collected)> {
+        let mut collected = Vec::new();
+        let mut patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
+            let Some(stack) = stack else { return Ok(None) };
+            let collector = Collector::default();
+            collected.push(([&stack.a, &stack.b].map(|v| v.as_tensor().id()), collector.clone()));
+            Ok(Some(Arc::new(stack.trained(site, dropout, Some(collector))?)))
+        };
+        let patches = self.sites.iter().enumerate().map(&mut patch).collect::<Result<_>>()?;
+        Ok((Patches::new(patches), Collected(collected)))
     }
 
     /// One expert's A's and B's, site by site, as they stand.
@@ -143,7 +157,23 @@ impl LoraStack {
     }
 }
 
+/// What a batch's backward leaves for the variables of a stack.
+#[derive(Default)]
+pub struct Collected(Vec<([TensorId; 2], Collector)>);
+
+impl Collected {
+    /// The gradients that are here now, each with its variable.
+    pub fn take(&self) -> impl Iterator<Item = (TensorId, RowGradients)> {
+        self.0.iter().flat_map(|(variables, collector)| variables.iter().copied().zip(collector.take()))
+    }
+}
+
 impl SiteStack {
+    fn trained(&self, site: usize, dropout: Option<&Dropout>, collector: Option<Collector>) -> Result<Trained> {
+        let grouped = Grouped::new(self.a.as_tensor().clone(), self.b.as_tensor().clone(), self.layouts.clone())?;
+        Ok(Trained { grouped, site, dropout: dropout.cloned(), collector })
+    }
+
     fn new(
         site: &Site,
         adapted: Vec<(String, Range<usize>)>,
@@ -257,6 +287,8 @@ struct Trained {
     grouped: Grouped,
     site: usize,
     dropout: Option<Dropout>,
+    /// Where gradients are left, of what is differentiated beside candle's graph.
+    collector: Option<Collector>,
 }
 
 impl Patch for Trained {
@@ -266,5 +298,14 @@ impl Patch for Trained {
             Some(dropout) => self.grouped.add(&dropout.apply(x, rows, self.site)?, groups, out),
             None => self.grouped.add(x, groups, out),
         }
+    }
+
+    fn adapted(&self, frozen: Arc<dyn Frozen>, rows: &Rows) -> candle_core::Result<Option<AdaptedSite>> {
+        let Some(collector) = &self.collector else { return Ok(None) };
+        let site = AdaptedSite::new(frozen, self.grouped.clone(), Group::of_rows(rows), collector.clone())?;
+        Ok(Some(match &self.dropout {
+            Some(dropout) => site.masked(dropout.mask(rows, self.site)),
+            None => site,
+        }))
     }
 }

@@ -272,9 +272,9 @@ impl<'a> Pass<'a> {
     /// The gradients of some rows, each of whose target tokens has the row's weight.
     fn backward(&self, taken: &[Taken], weights: &[f32]) -> Result<Part> {
         let (packed, dropout) = self.pack(taken);
-        let patches = self.trained.patches(dropout.as_ref())?;
+        let (patches, collected) = self.trained.differentiated(self.base, dropout.as_ref())?;
         let weights: Vec<f32> = packed.targets().iter().map(|t| weights[t.row as usize]).collect();
-        let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
+        let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
         let mut gradients = Gradients::default();
         let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
         let mut row_sums = vec![0.0; taken.len()];
@@ -311,15 +311,17 @@ impl<'a> Pass<'a> {
     }
 
     /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number, whose loss
-    /// jumped, or that has no gradient any more, stops here, its weights as they were. Before the first update as before every other, all that is trained
-    /// must have a gradient.
+    /// jumped, or that has no gradient any more, stops here, its weights as they were. Before the first update as before
+    /// every other, all that is trained must have a gradient.
     fn update(&mut self, active: &[usize], gradients: &Gradients, taken: &[Taken], losses: &Losses) -> Result<()> {
         let mut squares = vec![0.0; self.jobs.len()];
+        let mut found = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
             let gradient = gradients
-                .of(parameter.variable())
+                .of(parameter.variable())?
                 .with_context(|| format!("no gradient reached {}", parameter.name()))?;
-            parameter.add_squares(gradient, &mut squares)?;
+            parameter.add_squares(&gradient, &mut squares)?;
+            found.push(gradient);
         }
         let mut updates = vec![None; self.jobs.len()];
         let watch = self.watch();
@@ -347,12 +349,7 @@ impl<'a> Pass<'a> {
                 weight_decay: self.settings.weight_decay,
             });
         }
-        for parameter in &self.parameters {
-            if let Some(gradient) = gradients.of(parameter.variable()) {
-                parameter.step(gradient, &updates)?;
-            }
-        }
-        Ok(())
+        self.parameters.iter().zip(&found).try_for_each(|(parameter, gradient)| parameter.step(gradient, &updates))
     }
 
     /// Validates the experts whose turn it is, and remembers the weights of those that were never better.

@@ -49,7 +49,7 @@ impl<'a> TokenLoss<'a> {
     ) -> Result<f64> {
         let backward = |packed: &Packed, weights: &[f32]| {
             let patches = patches(packed)?;
-            let batch = Batch { packed, patches: &patches, weights };
+            let batch = Batch { packed, patches: &patches, weights, collected: None };
             let mut gradients = Gradients::default();
             let nll = accumulate(self.base, &batch, self.activations, variables, &mut gradients)?;
             Ok((nll, gradients))

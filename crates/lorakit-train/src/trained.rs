@@ -1,11 +1,12 @@
 //! What a pass trains: adapters, all weights of the base, or skills with their routing.
 
 use crate::dropout::Dropout;
-use crate::lora::LoraStack;
+use crate::lora::{Collected, LoraStack};
 use crate::skills::{SkillStack, TaskRows};
 use anyhow::Result;
 use candle_core::{Tensor, Var};
 use lorakit_adapter::Patches;
+use lorakit_model::Base;
 
 /// What is trained, as variables.
 pub(crate) enum Trained {
@@ -24,6 +25,22 @@ impl Trained {
             Self::Adapters(stack) => stack.patches(dropout),
             Self::Weights(_) => Ok(Patches::none()),
             Self::Skills(stack, _) => Ok(stack.patches(dropout)),
+        }
+    }
+
+    /// The same for a batch that is differentiated, and what is collected of the gradients where that is not done by
+    /// candle's graph: of adapters on a CPU.
+    pub(crate) fn differentiated(
+        &self,
+        base: &Base,
+        dropout: Option<&Dropout>,
+    ) -> Result<(Patches, Option<Collected>)> {
+        match self {
+            Self::Adapters(stack) if base.device().is_cpu() => {
+                let (patches, collected) = stack.collected(dropout)?;
+                Ok((patches, Some(collected)))
+            }
+            _ => Ok((self.patches(dropout)?, None)),
         }
     }
 

@@ -69,7 +69,7 @@ fn a_variable_shared_by_all_sites_has_the_gradient_of_finite_differences() {
             let value = loss.gradients(&rows, make, std::slice::from_ref(&scales), &mut gradients).unwrap();
             let again = loss.value(&rows, &patches(&base, scales.as_tensor()).unwrap()).unwrap();
             assert!((value - again).abs() < 1e-5, "{value} {again}");
-            let gradient: Vec<f32> = gradients.of(&scales).unwrap().to_vec1().unwrap();
+            let gradient: Vec<f32> = gradients.of(&scales).unwrap().unwrap().to_vec1().unwrap();
             let step = 1e-2;
             for (i, &gradient) in gradient.iter().enumerate() {
                 let moved = |by: f32| {

@@ -6,11 +6,13 @@ use lorakit_adapter::{Adapter, LowRank, Matrix, Patches};
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
 use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
-use lorakit_train::lora::LoraStack;
+use lorakit_train::dropout::Dropout;
+use lorakit_train::lora::{Collected, LoraStack};
 use lorakit_train::stream::Key;
 use lorakit_train::{Job, Pass, Settings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
 
@@ -65,18 +67,18 @@ fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64
 fn assert_gradients(
     base: &Base,
     variables: &[(String, Var)],
-    patches: &dyn Fn() -> Patches,
+    patches: &dyn Fn() -> (Patches, Option<Collected>),
     activations: Activations,
     label: &str,
 ) {
     let (packed, weights) = packed();
     let mut gradients = Gradients::default();
     let plain: Vec<Var> = variables.iter().map(|(_, v)| v.clone()).collect();
-    let now = patches();
-    let batch = Batch { packed: &packed, patches: &now, weights: &weights };
+    let (now, collected) = patches();
+    let batch = Batch { packed: &packed, patches: &now, weights: &weights, collected: collected.as_ref() };
     accumulate(base, &batch, activations, &plain, &mut gradients).unwrap();
     for (name, variable) in variables {
-        let gradient = gradients.of(variable).unwrap_or_else(|| panic!("{label}: no gradient for {name}"));
+        let gradient = gradients.of(variable).unwrap().unwrap_or_else(|| panic!("{label}: no gradient for {name}"));
         let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
         if squared < 1e-14 {
             panic!("{label}: the gradient of {name} is zero");
@@ -84,8 +86,8 @@ fn assert_gradients(
         let before = variable.as_tensor().copy().unwrap();
         let step = 2e-3 / squared.sqrt();
         let moved = |by: f64| {
-            variable.set(&(&before + (gradient * by).unwrap()).unwrap()).unwrap();
-            loss(base, &packed, &patches(), &weights)
+            variable.set(&(&before + (&gradient * by).unwrap()).unwrap()).unwrap();
+            loss(base, &packed, &patches().0, &weights)
         };
         let slope = (moved(step) - moved(-step)) / (2.0 * step);
         variable.set(&before).unwrap();
@@ -114,8 +116,13 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
                 let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
                 variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
             }
-            let patches = || stack.patches(None).unwrap();
-            assert_gradients(&base, &variables, &patches, activations, &format!("{name}, tied {tie}"));
+            let graphs = || (stack.patches(None).unwrap(), None);
+            let tapes = || {
+                let (patches, collected) = stack.collected(None).unwrap();
+                (patches, Some(collected))
+            };
+            assert_gradients(&base, &variables, &graphs, activations, &format!("{name}, tied {tie}, in graphs"));
+            assert_gradients(&base, &variables, &tapes, activations, &format!("{name}, tied {tie}, on tapes"));
         }
     }
 }
@@ -127,7 +134,44 @@ fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
         // A key's bias adds the same to all scores of a query: softmax does not see it, and its gradient is zero.
         let variables: Vec<_> =
             base.variables().iter().filter(|(name, _)| !name.ends_with("k_proj.bias")).cloned().collect();
-        assert_gradients(&base, &variables, &Patches::none, Activations::Kept, name);
+        assert_gradients(&base, &variables, &|| (Patches::none(), None), Activations::Kept, name);
+    }
+}
+
+/// With masks, and an expert that no row belongs to.
+#[test]
+fn tapes_and_graphs_give_the_same_gradients() {
+    for name in BASES {
+        let Some(base) = base(name, false) else { return };
+        let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
+        let starts: Vec<Option<Adapter>> =
+            (0..3).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect();
+        let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+        let (packed, weights) = packed();
+        let keys: Arc<[[u8; 32]]> = (0..packed.len()).map(|row| [row as u8; 32]).collect();
+        let dropout = Dropout::new(0.3, keys);
+        let variables: Vec<Var> = stack.parameters().unwrap().iter().map(|p| p.variable().clone()).collect();
+        let found = |patches: Patches, collected: Option<Collected>, activations| {
+            let mut gradients = Gradients::default();
+            let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
+            let losses = accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
+            let gradients: Vec<Vec<f32>> = variables
+                .iter()
+                .map(|v| gradients.of(v).unwrap().unwrap().flatten_all().unwrap().to_vec1().unwrap())
+                .collect();
+            (losses, gradients)
+        };
+        let (losses, gradients) = found(stack.patches(Some(&dropout)).unwrap(), None, Activations::Kept);
+        for activations in [Activations::Kept, Activations::Recomputed] {
+            let (patches, collected) = stack.collected(Some(&dropout)).unwrap();
+            let (own_losses, own) = found(patches, Some(collected), activations);
+            let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference(&losses, &own_losses) < 1e-5);
+            for (of_graph, of_tape) in gradients.iter().zip(&own) {
+                let size = of_graph.iter().fold(0.0f32, |size, g| size.max(g.abs()));
+                assert!(size > 1e-4 && difference(of_graph, of_tape) < 1e-4 * size, "{name}, {activations:?}");
+            }
+        }
     }
 }
 

@@ -162,14 +162,14 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
         let variables: Vec<Var> = named.iter().map(|(_, variable)| variable.clone()).collect();
         let mut gradients = Gradients::default();
         let patches = stack.patches(None);
-        let batch = Batch { packed: &packed, patches: &patches, weights: &weights };
+        let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: None };
         accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
         let loss = || {
             let nll = nll(&base, &packed, &stack.patches(None));
             nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>()
         };
         for (name, variable) in &named {
-            let gradient = gradients.of(variable).unwrap_or_else(|| panic!("no gradient for {name}"));
+            let gradient = gradients.of(variable).unwrap().unwrap_or_else(|| panic!("no gradient for {name}"));
             let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
             assert!(squared > 1e-14, "the gradient of {name} is zero");
             if name.ends_with("routing") {
@@ -180,7 +180,7 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
             // Routing moves the loss little: a small step would be lost in rounding.
             let step = if name.ends_with("routing") { 5e-2 } else { 2e-3 } / squared.sqrt();
             let moved = |by: f64| {
-                variable.set(&(&before + (gradient * by).unwrap()).unwrap()).unwrap();
+                variable.set(&(&before + (&gradient * by).unwrap()).unwrap()).unwrap();
                 loss()
             };
             let slope = (moved(step) - moved(-step)) / (2.0 * step);

@@ -1,0 +1,111 @@
+//! A site with the experts of a batch's rows as one function and its backward: of all that is between its frozen outputs
+//! and their deltas, neither a value nor a gradient is held.
+//!
+//! `y[t] = W x[t] + b + s (m(x)[t] A_eᵀ) B_eᵀ`, with `e` the expert of the token's row and `m` a mask, as dropout's.
+
+use crate::cpu;
+use crate::grouped::{Call, Grouped, GroupedOp};
+use crate::groups::Group;
+use crate::row_gradients::Collector;
+use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
+
+/// The frozen linears of a site on a CPU, their outputs side by side.
+pub trait Frozen: Send + Sync {
+    /// Number of inputs.
+    fn input(&self) -> usize;
+
+    /// Number of outputs.
+    fn output(&self) -> usize;
+
+    /// `x`, `[tokens, in]`, through the linears: `[tokens, out]`.
+    fn forward(&self, x: &[f32]) -> Vec<f32>;
+
+    /// The gradient of `x`, `[tokens, in]`, from that of the outputs, `[tokens, out]`.
+    fn backward(&self, dy: &[f32]) -> Vec<f32>;
+}
+
+/// What the input of low-rank products is multiplied by, value for value.
+pub trait Mask: Send + Sync {
+    /// The product with `values`, `[tokens, d]`. The gradient passes through it as the values do.
+    fn masked(&self, values: &[f32], d: usize) -> Result<Vec<f32>>;
+}
+
+/// A site's frozen weights with the experts of a batch's rows.
+pub struct AdaptedSite {
+    grouped: Grouped,
+    op: GroupedOp,
+    frozen: Arc<dyn Frozen>,
+    mask: Option<Arc<dyn Mask>>,
+    collector: Collector,
+}
+
+impl AdaptedSite {
+    /// The site of `frozen` with the experts that `groups` give its tokens; the gradients of A and B are left in
+    /// `collector`.
+    pub fn new(frozen: Arc<dyn Frozen>, grouped: Grouped, groups: Arc<[Group]>, collector: Collector) -> Result<Self> {
+        let (of_a, of_b) = (grouped.a().dim(1)?, grouped.b().dim(1)?);
+        if (frozen.input(), frozen.output()) != (of_a, of_b) {
+            bail!("experts of {of_a} x {of_b} over a site of {} x {}", frozen.input(), frozen.output());
+        }
+        let op = grouped.op(groups);
+        Ok(Self { grouped, op, frozen, mask: None, collector })
+    }
+
+    /// The same, where the experts read the input through a mask.
+    pub fn masked(self, mask: Arc<dyn Mask>) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
+
+    /// The outputs over `x`, `[tokens, in]`: `[tokens, out]`, outside candle's graph.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let y = self.with_call(&x, |x, call| {
+            let mut y = self.frozen.forward(x);
+            self.op.accumulate(call, &mut y);
+            Ok(y)
+        })?;
+        Tensor::from_vec(y, (x.dim(0)?, self.frozen.output()), x.device())
+    }
+
+    /// Leaves the gradients of A and B in the collector, and returns that of `x` where it is asked for, from that of the
+    /// outputs, `[tokens, out]`.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, of_x: bool) -> Result<Option<Tensor>> {
+        let (x, dy) = (x.contiguous()?, dy.contiguous()?);
+        let dx = self.with_call(&x, |_, call| {
+            cpu::with_values(&dy, NAME, |dy| {
+                let mut dx = of_x.then(|| self.frozen.backward(dy));
+                let parts = match (&self.mask, &mut dx) {
+                    (Some(mask), Some(dx)) => {
+                        let mut through_mask = vec![0.0; dx.len()];
+                        let parts = self.op.input_gradient(call, dy, Some(&mut through_mask));
+                        let through_mask = mask.masked(&through_mask, call.input)?;
+                        dx.iter_mut().zip(through_mask).for_each(|(dx, d)| *dx += d);
+                        parts
+                    }
+                    (_, dx) => self.op.input_gradient(call, dy, dx.as_deref_mut()),
+                };
+                self.collector.add(self.op.row_gradients(call, dy, &parts));
+                Ok(dx)
+            })?
+        })?;
+        dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()
+    }
+
+    /// Calls `work` with the values of `x` and with what the experts read of them.
+    fn with_call<T>(&self, x: &Tensor, work: impl FnOnce(&[f32], &Call) -> Result<T>) -> Result<T> {
+        let (input, output) = (self.frozen.input(), self.frozen.output());
+        if x.dim(1)? != input {
+            bail!("{NAME} reads {input} features and was given {}", x.dim(1)?);
+        }
+        let (a, b) = (self.grouped.a(), self.grouped.b());
+        cpu::with_values(x, NAME, |x| {
+            let masked = self.mask.as_ref().map(|mask| mask.masked(x, input)).transpose()?;
+            cpu::with_values(a, NAME, |a| {
+                cpu::with_values(b, NAME, |b| work(x, &Call { x: masked.as_deref().unwrap_or(x), a, b, input, output }))
+            })??
+        })?
+    }
+}
+
+const NAME: &str = "adapted-site";

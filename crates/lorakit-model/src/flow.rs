@@ -1,0 +1,139 @@
+//! What a layer is made with: its ops go through here, into candle's graph or onto a tape.
+
+use crate::attention::{Heads, self_attention_backward};
+use crate::gate::{gelu_new, gelu_new_backward, swiglu, swiglu_backward};
+use crate::linear::Linear;
+use crate::norm::Norm;
+use crate::plan::Plan;
+use crate::tape::Tape;
+use candle_core::{Result, Tensor, bail};
+use lorakit_adapter::{Outputs, Patch, Patches, Rows, cpu};
+
+/// One layer on its way.
+pub(crate) struct Flow<'a> {
+    layer: usize,
+    plan: &'a Plan,
+    patches: &'a Patches,
+    /// The site that comes next, by its number within the base.
+    site: usize,
+    attended: bool,
+    tape: Option<&'a mut Tape>,
+}
+
+impl<'a> Flow<'a> {
+    /// Layer `layer`, whose first site is `site`, in candle's graph where there is one.
+    pub(crate) fn new(layer: usize, site: usize, plan: &'a Plan, patches: &'a Patches) -> Self {
+        Self { layer, plan, patches, site, attended: false, tape: None }
+    }
+
+    /// The same, written down on `tape`.
+    pub(crate) fn on(self, tape: &'a mut Tape) -> Self {
+        Self { tape: Some(tape), ..self }
+    }
+
+    /// The norm of `x`, `[tokens, d]`.
+    pub(crate) fn norm(&mut self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let y = norm.forward(x)?;
+        if let Some(tape) = &mut self.tape {
+            let (norm, at) = (norm.clone(), x.clone());
+            tape.step(x, &y, move |dy| norm.backward(&at, dy));
+        }
+        Ok(y)
+    }
+
+    /// The next site: its frozen weights with the patch that sits in it.
+    pub(crate) fn site(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let patch = self.patches.at(self.site);
+        self.site += 1;
+        if self.tape.is_some() {
+            return self.taped_site(linear, patch, x);
+        }
+        let mut out = Outputs::new(linear.forward(x)?);
+        if let Some(patch) = patch {
+            patch.add(x, self.rows(), &mut out)?;
+        }
+        Ok(out.into_tensor())
+    }
+
+    fn taped_site(&mut self, linear: &Linear, patch: Option<&dyn Patch>, x: &Tensor) -> Result<Tensor> {
+        let Some(frozen) = linear.frozen() else {
+            bail!("weights that train, or are not on a CPU, do not go onto a tape")
+        };
+        let Some(patch) = patch else {
+            let y = linear.forward(x)?;
+            if let Some(tape) = &mut self.tape {
+                let shape = x.shape().clone();
+                tape.step(x, &y, move |dy| {
+                    let dx = cpu::with_values(dy, "frozen-linear", |dy| frozen.backward(dy))?;
+                    Tensor::from_vec(dx, shape, dy.device())
+                });
+            }
+            return Ok(y);
+        };
+        let Some(site) = patch.adapted(frozen, self.rows())? else {
+            bail!("a patch whose gradients are in candle's graph does not go onto a tape");
+        };
+        let y = site.forward(x)?;
+        if let Some(tape) = &mut self.tape {
+            tape.site(x, &y, site);
+        }
+        Ok(y)
+    }
+
+    /// The attention of `qkv`, `[tokens, fused width]`, as `[tokens, queries * features]`. From here on there are no
+    /// more tokens than the output is wanted of.
+    pub(crate) fn attend(&mut self, heads: Heads, qkv: &Tensor) -> Result<Tensor> {
+        let y = self.plan.attend(self.layer, heads, qkv)?;
+        if let Some(tape) = &mut self.tape {
+            let (packing, at) = (self.plan.packing(), qkv.clone());
+            tape.step(qkv, &y, move |dy| self_attention_backward(&at, heads, &packing, dy));
+        }
+        self.attended = true;
+        self.wanted(&y)
+    }
+
+    /// What of `x`, `[tokens, d]`, goes on after the attention.
+    pub(crate) fn wanted(&mut self, x: &Tensor) -> Result<Tensor> {
+        let Some(places) = self.plan.wanted_places(self.layer) else { return Ok(x.clone()) };
+        let y = x.index_select(places, 0)?;
+        if let Some(tape) = &mut self.tape {
+            let (places, shape) = (places.clone(), x.shape().clone());
+            tape.step(x, &y, move |dy| Tensor::zeros(shape, dy.dtype(), dy.device())?.index_add(&places, dy, 0));
+        }
+        Ok(y)
+    }
+
+    /// Mistral's activation; see [`swiglu`].
+    pub(crate) fn swiglu(&mut self, x: &Tensor) -> Result<Tensor> {
+        let y = swiglu(x)?;
+        if let Some(tape) = &mut self.tape {
+            let at = x.clone();
+            tape.step(x, &y, move |dy| swiglu_backward(&at, dy));
+        }
+        Ok(y)
+    }
+
+    /// Phi's activation; see [`gelu_new`].
+    pub(crate) fn gelu_new(&mut self, x: &Tensor) -> Result<Tensor> {
+        let y = gelu_new(x)?;
+        if let Some(tape) = &mut self.tape {
+            let at = x.clone();
+            tape.step(x, &y, move |dy| gelu_new_backward(&at, dy));
+        }
+        Ok(y)
+    }
+
+    /// `a + b`.
+    pub(crate) fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let y = (a + b)?;
+        if let Some(tape) = &mut self.tape {
+            tape.sum([a, b], &y);
+        }
+        Ok(y)
+    }
+
+    /// Whose tokens are whose, of those that the next site sees.
+    fn rows(&self) -> &Rows {
+        if self.attended { self.plan.wanted_rows(self.layer) } else { self.plan.rows() }
+    }
+}
