@@ -25,10 +25,26 @@ pub trait Frozen: Send + Sync {
     fn backward(&self, dy: &[f32]) -> Vec<f32>;
 }
 
-/// What the input of low-rank products is multiplied by, value for value.
-pub trait Mask: Send + Sync {
-    /// The product with `values`, `[tokens, d]`. The gradient passes through it as the values do.
-    fn masked(&self, values: &[f32], d: usize) -> Result<Vec<f32>>;
+/// What the input of low-rank products is multiplied by, value for value: the same scale where a value is kept, else
+/// zero.
+pub struct Mask {
+    /// One where a value of `[tokens, in]` is kept, else zero.
+    pub kept: Vec<u8>,
+    /// The scale of those.
+    pub scale: f32,
+}
+
+impl Mask {
+    /// The product with `values`, `[tokens, in]`. A gradient passes through it as the values do.
+    ///
+    /// # Errors
+    /// Where there are more values than the mask has, or fewer.
+    pub fn applied(&self, values: &[f32]) -> Result<Vec<f32>> {
+        if values.len() != self.kept.len() {
+            bail!("a mask of {} values was given {}", self.kept.len(), values.len());
+        }
+        Ok(values.iter().zip(&self.kept).map(|(value, &kept)| value * (f32::from(kept) * self.scale)).collect())
+    }
 }
 
 /// A site's frozen weights with the experts of a batch's rows.
@@ -36,7 +52,7 @@ pub struct AdaptedSite {
     grouped: Grouped,
     op: GroupedOp,
     frozen: Arc<dyn Frozen>,
-    mask: Option<Arc<dyn Mask>>,
+    mask: Option<Mask>,
     collector: Collector,
 }
 
@@ -53,7 +69,7 @@ impl AdaptedSite {
     }
 
     /// The same, where the experts read the input through a mask.
-    pub fn masked(self, mask: Arc<dyn Mask>) -> Self {
+    pub fn masked(self, mask: Mask) -> Self {
         Self { mask: Some(mask), ..self }
     }
 
@@ -79,7 +95,7 @@ impl AdaptedSite {
                     (Some(mask), Some(dx)) => {
                         let mut through_mask = vec![0.0; dx.len()];
                         let parts = self.op.input_gradient(call, dy, Some(&mut through_mask));
-                        let through_mask = mask.masked(&through_mask, call.input)?;
+                        let through_mask = mask.applied(&through_mask)?;
                         dx.iter_mut().zip(through_mask).for_each(|(dx, d)| *dx += d);
                         parts
                     }
@@ -100,7 +116,7 @@ impl AdaptedSite {
         }
         let (a, b) = (self.grouped.a(), self.grouped.b());
         cpu::with_values(x, NAME, |x| {
-            let masked = self.mask.as_ref().map(|mask| mask.masked(x, input)).transpose()?;
+            let masked = self.mask.as_ref().map(|mask| mask.applied(x)).transpose()?;
             cpu::with_values(a, NAME, |a| {
                 cpu::with_values(b, NAME, |b| work(x, &Call { x: masked.as_deref().unwrap_or(x), a, b, input, output }))
             })??

@@ -75,31 +75,34 @@ fn turn_back<S: Simd>(turned: &[S::f32s], scale: f32, to: &mut [f32]) {
 /// The inner products of each of `rows`, `[rows, features]`, with every lane of `turned`, `[features]`.
 #[inline(always)]
 fn inner_products<S: Simd>(simd: S, rows: &[f32], turned: &[S::f32s], products: &mut [S::f32s]) {
-    let rows = rows.as_chunks::<FEATURES>().0.chunks_exact(turned.len() / FEATURES);
-    let (first, others) = turned.split_at(FEATURES);
-    for (product, row) in products.iter_mut().zip(rows) {
-        // Two sums, so that no addition waits for the one before.
-        let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
-        for (lanes, values) in std::iter::once(first).chain(others.chunks_exact(FEATURES)).zip(row) {
+    let blocks = turned.as_chunks::<FEATURES>().0;
+    for (number, &lanes) in blocks.iter().enumerate() {
+        let rows = rows.as_chunks::<FEATURES>().0.chunks_exact(blocks.len());
+        for (product, row) in products.iter_mut().zip(rows) {
+            // Two sums, so that no addition waits for the one before.
+            let mut even = if number == 0 { simd.splat_f32s(0.0) } else { *product };
+            let mut odd = simd.splat_f32s(0.0);
+            let values = &row[number];
             for feature in 0..FEATURES / 2 {
                 even = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature]), lanes[2 * feature], even);
                 odd = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature + 1]), lanes[2 * feature + 1], odd);
             }
+            *product = simd.add_f32s(even, odd);
         }
-        *product = simd.add_f32s(even, odd);
     }
 }
 
 /// Adds to `sums`, `[features]`, the `rows`, `[rows, features]`, each at its weight in every lane.
 #[inline(always)]
 fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: &[f32], sums: &mut [S::f32s]) {
-    let features = sums.len();
-    for (number, block) in sums.as_chunks_mut::<FEATURES>().0.iter_mut().enumerate() {
+    let blocks = sums.as_chunks_mut::<FEATURES>().0;
+    let count = blocks.len();
+    for (number, block) in blocks.iter_mut().enumerate() {
         let mut sum = *block;
-        let rows = rows.as_chunks::<FEATURES>().0.iter().skip(number).step_by(features / FEATURES);
-        for (&weight, row) in weights.iter().zip(rows) {
+        for (&weight, row) in weights.iter().zip(rows.as_chunks::<FEATURES>().0.chunks_exact(count)) {
+            let values = &row[number];
             for feature in 0..FEATURES {
-                sum[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(row[feature]), sum[feature]);
+                sum[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(values[feature]), sum[feature]);
             }
         }
         *block = sum;
@@ -180,11 +183,12 @@ impl<S: Simd> Block<S> {
         let start = self.seen.start;
         // What all see lies between the start of the last and the end of the first.
         for keys in [start..last.start, first.end.max(last.start)..last.end] {
-            for (key, weights) in keys.clone().zip(&mut self.weights[keys.start - start..]) {
-                // Query after query sees one key more, and within a window loses one.
-                let from = key as f32 + 1.0 - first.end as f32;
-                let to = sight.heads.window.map_or(f32::INFINITY, |window| from + window as f32);
-                *weights = within(simd, numbers, [from, to], *weights, hidden);
+            // Query after query sees one key more, and within a window loses one.
+            let mut from = keys.start as f32 + 1.0 - first.end as f32;
+            let window = sight.heads.window.map_or(f32::INFINITY, |window| window as f32);
+            for weights in &mut self.weights[keys.start - start..][..keys.len()] {
+                *weights = within(simd, numbers, [from, from + window], *weights, hidden);
+                from += 1.0;
             }
         }
     }

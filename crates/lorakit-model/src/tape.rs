@@ -16,9 +16,11 @@ pub struct Tape {
     steps: Vec<Step>,
 }
 
+type Backward = Box<dyn FnOnce(&Tensor) -> Result<Tensor> + Send>;
+
 enum Step {
     /// `y` of `x`.
-    Of { y: TensorId, x: TensorId, backward: Box<dyn FnOnce(&Tensor) -> Result<Tensor> + Send> },
+    Of { y: TensorId, x: TensorId, backward: Backward },
     /// A site whose experts are trained, whether the gradient of `x` is asked for or not.
     Site { y: TensorId, x: Tensor, of_x: bool, site: Box<AdaptedSite> },
     /// A sum, and those of its parts from which a gradient leads on.

@@ -4,7 +4,7 @@
 use crate::stream::Stream;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::vjp::with_vjp;
-use lorakit_adapter::{Mask as _, Rows, cpu};
+use lorakit_adapter::{Mask, Rows, cpu};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -23,75 +23,60 @@ impl Dropout {
         Self { threshold: (rate * 65536.0).round() as u16, keys }
     }
 
-    /// `x`, `[tokens, d]`, with features of each token dropped and the others scaled up, by the masks of `site`.
+    /// `x`, `[tokens, d]`, with features of each token dropped and the others scaled up, by the mask of `site`.
     pub fn apply(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
         if self.threshold == 0 {
             return Ok(x.clone());
         }
         if x.device().is_cpu() {
-            return x.contiguous()?.apply_op1(Mask { dropout: self.clone(), rows: rows.clone(), site });
+            return x.contiguous()?.apply_op1(Masked(self.mask(rows, x.dim(1)?, site)?));
         }
         self.plain(x, rows, site)
     }
 
-    /// The masks of `site` for a batch of `rows`.
-    pub(crate) fn mask(&self, rows: &Rows, site: usize) -> Arc<dyn lorakit_adapter::Mask> {
-        Arc::new(Mask { dropout: self.clone(), rows: rows.clone(), site })
-    }
-
-    /// The same as [`Dropout::apply`] by candle's own ops: the masks, which are the same on every device, are drawn here
-    /// and taken to that of `x`, where they stay until the way back.
+    /// The same as [`Dropout::apply`] by candle's own ops: the mask, which is the same on every device, is drawn here
+    /// and taken to that of `x`, where it stays until the way back.
     pub fn plain(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
         let (tokens, d) = x.dims2()?;
-        let mask = Mask { dropout: self.clone(), rows: rows.clone(), site }.masked(&vec![1.0; tokens * d], d)?;
+        let mask = self.mask(rows, d, site)?.applied(&vec![1.0; tokens * d])?;
         let mask = Tensor::from_vec(mask, (tokens, d), x.device())?;
         with_vjp(x, (x.detach() * &mask)?, move |dy| dy * &mask)
     }
-}
 
-struct Mask {
-    dropout: Dropout,
-    rows: Rows,
-    site: usize,
-}
-
-impl lorakit_adapter::Mask for Mask {
-    /// Values of `[tokens, d]` times their mask. The mask is drawn again on the way back, which is cheaper than keeping it.
-    fn masked(&self, x: &[f32], d: usize) -> Result<Vec<f32>> {
-        if self.rows.len() != self.dropout.keys.len() {
-            bail!("dropout has keys for {} rows and was given {}", self.dropout.keys.len(), self.rows.len());
+    /// The mask of `site` for a batch of `rows`, `[tokens, d]`.
+    pub fn mask(&self, rows: &Rows, d: usize, site: usize) -> Result<Mask> {
+        if rows.len() != self.keys.len() {
+            bail!("dropout has keys for {} rows and was given {}", self.keys.len(), rows.len());
         }
-        let threshold = self.dropout.threshold;
-        let scale = 65536.0 / (65536.0 - f32::from(threshold));
-        let rows: Vec<_> = self.rows.iter().zip(self.dropout.keys.iter()).collect();
-        let parts: Vec<Vec<f32>> = rows
+        let threshold = self.threshold;
+        let rows: Vec<_> = rows.iter().zip(self.keys.iter()).collect();
+        let parts: Vec<Vec<u8>> = rows
             .par_iter()
             .map(|(row, key)| {
-                let x = &x[row.start * d..(row.start + row.len) * d];
-                let mut bytes = vec![0; x.len() * 2];
-                Stream::part(**key, self.site as u64).fill(&mut bytes);
-                let kept = |b: &[u8]| if u16::from_le_bytes([b[0], b[1]]) < threshold { 0.0 } else { scale };
-                x.iter().zip(bytes.chunks_exact(2)).map(|(x, b)| x * kept(b)).collect()
+                let mut bytes = vec![0; row.len * d * 2];
+                Stream::part(**key, site as u64).fill(&mut bytes);
+                let (draws, _) = bytes.as_chunks::<2>();
+                draws.iter().map(|&draw| u8::from(u16::from_le_bytes(draw) >= threshold)).collect()
             })
             .collect();
-        Ok(parts.concat())
+        Ok(Mask { kept: parts.concat(), scale: 65536.0 / (65536.0 - f32::from(threshold)) })
     }
 }
 
-impl CustomOp1 for Mask {
+/// The values of a tensor times a mask.
+struct Masked(Mask);
+
+impl CustomOp1 for Masked {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, d) = layout.shape().dims2()?;
-        cpu::result(self.masked(cpu::values(x, layout, self.name())?, d)?, layout.shape().clone())
+        cpu::result(self.0.applied(cpu::values(x, layout, self.name())?)?, layout.shape().clone())
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (_, d) = x.dims2()?;
-        let dy = dy.contiguous()?;
-        let dx = cpu::with_values(&dy, self.name(), |dy| self.masked(dy, d))??;
+        let dx = cpu::with_values(&dy.contiguous()?, self.name(), |dy| self.0.applied(dy))??;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }

@@ -302,9 +302,10 @@ impl Patch for Trained {
 
     fn adapted(&self, frozen: Arc<dyn Frozen>, rows: &Rows) -> candle_core::Result<Option<AdaptedSite>> {
         let Some(collector) = &self.collector else { return Ok(None) };
+        let input = frozen.input();
         let site = AdaptedSite::new(frozen, self.grouped.clone(), Group::of_rows(rows), collector.clone())?;
         Ok(Some(match &self.dropout {
-            Some(dropout) => site.masked(dropout.mask(rows, self.site)),
+            Some(dropout) => site.masked(dropout.mask(rows, input, self.site)?),
             None => site,
         }))
     }
