@@ -79,7 +79,8 @@ struct Needs {
 impl Needs {
     fn of(base: &Base, settings: &Settings) -> Result<Self> {
         let expert_parameters = memory::expert_parameters(base, settings)?;
-        let training = |experts| Ok((experts, memory::estimate(base, &[], experts, settings)?));
+        let training =
+            |experts| Ok((experts, memory::estimate(base, &[], experts, settings, memory::Way::of_adapters(base))?));
         // A library is stacked in f32 beside the base.
         let routing = |experts| (experts, base.file_bytes() + 4 * experts * expert_parameters);
         Ok(Self {

@@ -35,8 +35,24 @@ pub fn machine() -> Option<(u64, u64)> {
     Some((value("MemTotal:")?, value("MemAvailable:")?))
 }
 
+/// How a layer is taken back, which decides what is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// On a tape: what each step reads.
+    Tape,
+    /// In candle's graph: what each op reads and makes, and all sums between.
+    Graph,
+}
+
+impl Way {
+    /// How adapters are trained over a base.
+    pub fn of_adapters(base: &Base) -> Self {
+        if base.device().is_cpu() { Self::Tape } else { Self::Graph }
+    }
+}
+
 /// What training keeps of one token, in bytes.
-pub fn bytes_per_token(base: &Base, settings: &Settings) -> u64 {
+pub fn bytes_per_token(base: &Base, settings: &Settings, way: Way) -> u64 {
     let c = base.config();
     let (hidden, inner) = (c.hidden as u64, c.intermediate as u64);
     let queries = (c.heads * c.head_dim) as u64;
@@ -45,17 +61,25 @@ pub fn bytes_per_token(base: &Base, settings: &Settings) -> u64 {
         Form::Mistral => 3 * inner,
         Form::Phi => 2 * inner,
     };
-    // Residuals, norms and their gradients; a LoRA adds an output-sized delta at its sites and its dropped input.
-    let layer = 10 * hidden + 3 * qkv + 2 * queries + 2 * mlp;
+    let layer = match way {
+        // Residuals and norms; a dropped input has a mask of a byte a value.
+        Way::Tape => {
+            let values = 5 * hidden + qkv + queries + mlp;
+            values + if settings.dropout > 0.0 { values / 4 } else { 0 }
+        }
+        // The same with their gradients; a LoRA adds an output-sized delta at its sites and its dropped input.
+        Way::Graph => 10 * hidden + 3 * qkv + 2 * queries + 2 * mlp,
+    };
     let kept = if settings.gradient_checkpointing { hidden } else { layer };
-    4 * (kept * base.layers() as u64 + layer)
+    // On its way back, one layer has the gradients of what it kept beside it.
+    4 * (kept * base.layers() as u64 + 2 * layer)
 }
 
 /// Tokens that go through the base together: what a quarter of the machine's memory holds, and not more than keeps
 /// every core busy. Beyond that a batch only leaves the caches: on the CPU 2,048 tokens were never slower than 8,192.
-pub fn batch_tokens(base: &Base, settings: &Settings) -> usize {
+pub fn batch_tokens(base: &Base, settings: &Settings, way: Way) -> usize {
     let total = machine().map_or(8 << 30, |(total, _)| total);
-    ((total / 4 / bytes_per_token(base, settings)) as usize).clamp(256, 2048)
+    ((total / 4 / bytes_per_token(base, settings, way)) as usize).clamp(256, 2048)
 }
 
 /// Parameters of one expert.
@@ -81,42 +105,52 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Resul
     let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
     let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).sum();
     let tokens_per_update = (tokens / rows.max(1)).max(1) * settings.batch_size * settings.gradient_accumulation_steps;
-    let by_tokens = batch_tokens(base, settings).div_ceil(tokens_per_update);
+    let by_tokens = batch_tokens(base, settings, Way::of_adapters(base)).div_ceil(tokens_per_update);
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
 /// Bytes that a parameter takes in training: its value, two moments, the best value so far and the sum of its gradients,
-/// in f32, and of every batch in flight the gradient.
-fn bytes_per_parameter(base: &Base, settings: &Settings) -> u64 {
-    20 + 4 * base.lanes(batch_tokens(base, settings)).in_flight() as u64
-}
+/// in f32.
+const BYTES_PER_PARAMETER: u64 = 20;
 
 /// What the largest pass needs.
-pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings) -> Result<Estimate> {
+pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings, way: Way) -> Result<Estimate> {
+    let own = expert_parameters(base, settings)?;
     Ok(Estimate {
         base: base.file_bytes(),
-        adapters: bytes_per_parameter(base, settings) * experts as u64 * expert_parameters(base, settings)?,
+        adapters: experts as u64 * own * BYTES_PER_PARAMETER + gradients_in_flight(base, experts, own, settings, way),
         weights: 0,
-        activations: activations(base, jobs, settings),
+        activations: activations(base, jobs, settings, way),
     })
+}
+
+/// Of every batch in flight the gradients: on tapes those of its own experts, which are few, and in a graph those of all.
+fn gradients_in_flight(base: &Base, experts: usize, own: u64, settings: &Settings, way: Way) -> u64 {
+    let lanes = base.lanes(batch_tokens(base, settings, way));
+    let reached = match way {
+        Way::Tape => experts.min(2),
+        Way::Graph => experts,
+    };
+    4 * lanes.in_flight() as u64 * reached as u64 * own
 }
 
 /// What training all weights of a base needs. The base's file is read once, and its pages are given up.
 pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate {
+    let gradients = 4 * base.lanes(batch_tokens(base, settings, Way::Graph)).in_flight() as u64;
     Estimate {
         base: 0,
         adapters: 0,
-        weights: bytes_per_parameter(base, settings) * base.parameters(),
-        activations: activations(base, jobs, settings),
+        weights: (BYTES_PER_PARAMETER + gradients) * base.parameters(),
+        activations: activations(base, jobs, settings, Way::Graph),
     }
 }
 
-fn activations(base: &Base, jobs: &[Job], settings: &Settings) -> u64 {
+fn activations(base: &Base, jobs: &[Job], settings: &Settings, way: Way) -> u64 {
     let longest =
         jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
-    let lanes = base.lanes(batch_tokens(base, settings));
+    let lanes = base.lanes(batch_tokens(base, settings, way));
     let logits = 2 * (32 << 20);
-    lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, settings)) + logits
+    lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, settings, way)) + logits
 }
 
 /// Fails where the machine cannot hold the estimate.

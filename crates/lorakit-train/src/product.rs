@@ -2,7 +2,7 @@
 
 use crate::job::Job;
 use crate::kept_routing;
-use crate::memory::{self, Estimate};
+use crate::memory::{self, Estimate, Way};
 use crate::pass::Pass;
 use crate::settings::Settings;
 use crate::skills::{SkillStack, Skills, TaskRows, initial_skills};
@@ -110,12 +110,20 @@ impl Product<'_> {
         Ok(())
     }
 
+    /// How its layers are taken back.
+    pub(crate) fn way(&self, base: &Base) -> Way {
+        match self {
+            Self::Experts => Way::of_adapters(base),
+            Self::Model(_) | Self::Skills(_) => Way::Graph,
+        }
+    }
+
     /// What the largest pass needs.
     pub(crate) fn estimate(&self, base: &Base, jobs: &[Job], experts: usize, settings: &Settings) -> Result<Estimate> {
         match self {
-            Self::Experts => memory::estimate(base, jobs, experts, settings),
+            Self::Experts => memory::estimate(base, jobs, experts, settings, self.way(base)),
             Self::Model(_) => Ok(memory::full_estimate(base, jobs, settings)),
-            Self::Skills(plan) => memory::estimate(base, jobs, plan.form.count, settings),
+            Self::Skills(plan) => memory::estimate(base, jobs, plan.form.count, settings, self.way(base)),
         }
     }
 

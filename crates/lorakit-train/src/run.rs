@@ -66,7 +66,10 @@ impl Manifest {
             seed,
             base: work.base.identity().fingerprint.clone(),
             settings: serde_json::to_value(work.settings)?,
-            batch_tokens: work.base.lanes(memory::batch_tokens(work.base, work.settings)).tokens(),
+            batch_tokens: work
+                .base
+                .lanes(memory::batch_tokens(work.base, work.settings, work.product.way(work.base)))
+                .tokens(),
             passes: Vec::new(),
             jobs: Value::Array(work.identities.clone()),
         })

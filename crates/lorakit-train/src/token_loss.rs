@@ -1,7 +1,7 @@
 //! The loss of rows under whatever sits in the slots, and its gradients: what gates and coefficients are fitted to.
 
 use crate::backward::{Activations, Batch, Gradients, accumulate};
-use crate::memory;
+use crate::memory::{self, Way};
 use crate::row_losses::ranges_within;
 use crate::settings::{LossReduction, Settings};
 use anyhow::Result;
@@ -32,7 +32,7 @@ impl<'a> TokenLoss<'a> {
     /// The loss that settings describe, in batches that the machine holds.
     pub fn new(base: &'a Base, settings: &Settings) -> Self {
         let activations = if settings.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
-        let batch_tokens = memory::batch_tokens(base, settings);
+        let batch_tokens = memory::batch_tokens(base, settings, Way::Graph);
         Self { base, reduction: settings.loss_reduction, activations, batch_tokens }
     }
 
