@@ -4,13 +4,12 @@
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
 use crate::masked_attention::{plain_cached_attention, plain_rotated, plain_self_attention};
-use crate::narrow_attention::{Attend, AttendBackward, is_narrow};
+use crate::narrow_attention::{self, is_narrow};
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
-use pulp::Arch;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -126,14 +125,14 @@ impl Strided<'_> {
 }
 
 /// One key head of one segment: rotated queries of the heads that share it, keys and values, one behind the other.
-pub(crate) struct Task {
-    pub(crate) queries: usize,
-    pub(crate) keys: usize,
+struct Task {
+    queries: usize,
+    keys: usize,
     /// `[shared heads][queries, features]`.
-    pub(crate) q: Vec<f32>,
+    q: Vec<f32>,
     /// `[keys, features]`.
-    pub(crate) k: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
 }
 
 impl Heads {
@@ -163,9 +162,6 @@ impl Heads {
     /// The outputs of a task, `[shared heads][queries, features]`.
     fn attend(&self, task: &Task) -> Vec<f32> {
         let f = self.features;
-        if is_narrow(f) {
-            return Arch::new().dispatch(Attend { heads: self, task });
-        }
         let mut out = vec![0.0; task.q.len()];
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
@@ -189,9 +185,6 @@ impl Heads {
     /// `dQ = dS K`, `dK = dSᵀ Q`.
     fn attend_backward(&self, task: &Task, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let f = self.features;
-        if is_narrow(f) {
-            return Arch::new().dispatch(AttendBackward { heads: self, task, dout });
-        }
         let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);
         let scale = 1.0 / (f as f32).sqrt();
         for head in 0..self.shared() {
@@ -326,6 +319,9 @@ impl SelfAttention {
 
     fn input_gradient(&self, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
         let heads = &self.heads;
+        if is_narrow(heads.features) {
+            return narrow_attention::attend_backward(heads, &self.packing, qkv, dy);
+        }
         let tasks = heads.tasks(&self.packing.segments);
         let gradients: Vec<_> = tasks
             .par_iter()
@@ -361,11 +357,14 @@ impl CustomOp1 for SelfAttention {
         if width != self.heads.fused_width() {
             bail!("attention of {:?} was given {width} features", self.heads);
         }
-        let qkv = cpu::values(qkv, layout, self.name())?;
+        let (qkv, shape) = (cpu::values(qkv, layout, self.name())?, (tokens, self.heads.queries * self.heads.features));
+        if is_narrow(self.heads.features) {
+            return cpu::result(narrow_attention::attend(&self.heads, &self.packing, qkv), shape);
+        }
         let tasks = self.heads.tasks(&self.packing.segments);
         let outs: Vec<Vec<f32>> =
             tasks.par_iter().map(|(segment, head)| self.heads.attend(&self.task(qkv, segment, *head))).collect();
-        cpu::result(self.heads.assemble(tokens, &tasks, &outs), (tokens, self.heads.queries * self.heads.features))
+        cpu::result(self.heads.assemble(tokens, &tasks, &outs), shape)
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

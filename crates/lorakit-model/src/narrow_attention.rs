@@ -4,11 +4,15 @@
 //! the keys is done for all of them at once, without a sum across lanes. On the way back the keys take their turn as
 //! lanes: the weights are made again there, which is cheaper than turning them.
 
-use crate::attention::{Heads, Task};
+use crate::attention::{Heads, Packing};
+use crate::rope::Angles;
 use crate::softmax::exp_of_lanes;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
-use pulp::{Simd, WithSimd};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::iter::Take;
 use std::ops::Range;
+use std::slice::Chunks;
 
 /// Features that are worked on at a time; heads have a multiple of them.
 const FEATURES: usize = 8;
@@ -21,68 +25,202 @@ pub(crate) fn is_narrow(features: usize) -> bool {
     features <= WIDEST && features.is_multiple_of(FEATURES)
 }
 
-/// The outputs of a task, `[shared heads][queries, features]`.
-pub(crate) struct Attend<'a> {
-    pub(crate) heads: &'a Heads,
-    pub(crate) task: &'a Task,
+/// What [`crate::attention::self_attention`] makes of `qkv`, `[tokens, fused width]`: `[tokens, queries * features]`.
+pub(crate) fn attend(heads: &Heads, packing: &Packing, qkv: &[f32]) -> Vec<f32> {
+    let width = heads.queries * heads.features;
+    by_segment(heads, packing, qkv, width, |segment| Arch::new().dispatch(Attend(segment)))
 }
 
-/// The gradients of a task's q, k and v from that of its outputs, all in the task's own form.
-pub(crate) struct AttendBackward<'a> {
-    pub(crate) heads: &'a Heads,
-    pub(crate) task: &'a Task,
-    pub(crate) dout: &'a [f32],
+/// The gradient of `qkv` from that of the outputs.
+pub(crate) fn attend_backward(heads: &Heads, packing: &Packing, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
+    let width = heads.queries * heads.features;
+    by_segment(heads, packing, qkv, heads.fused_width(), |segment| {
+        let dy = &dy[segment.tokens.start * width..segment.tokens.end * width];
+        Arch::new().dispatch(AttendBackward(segment, dy))
+    })
 }
 
-/// Rows `[rows, features]`, of which some are turned to stand side by side.
+/// `[tokens, width]` of what `of` makes of each segment.
+fn by_segment<'a>(
+    heads: &'a Heads,
+    packing: &'a Packing,
+    qkv: &'a [f32],
+    width: usize,
+    of: impl Fn(Segment<'a>) -> Vec<f32> + Sync,
+) -> Vec<f32> {
+    let fused = heads.fused_width();
+    let parts: Vec<Vec<f32>> = packing
+        .segments
+        .par_iter()
+        .map(|segment| {
+            let tokens = segment.queries.clone();
+            let qkv = &qkv[tokens.start * fused..tokens.end * fused];
+            of(Segment { heads, angles: &packing.angles, tokens, qkv })
+        })
+        .collect();
+    let mut all = vec![0.0; qkv.len() / fused * width];
+    for (segment, part) in packing.segments.iter().zip(parts) {
+        all[segment.queries.start * width..segment.queries.end * width].copy_from_slice(&part);
+    }
+    all
+}
+
+/// One row of a batch, which attends to itself.
+struct Segment<'a> {
+    heads: &'a Heads,
+    angles: &'a Angles,
+    tokens: Range<usize>,
+    /// `[tokens, fused width]`.
+    qkv: &'a [f32],
+}
+
+/// The outputs of a segment, `[tokens, queries * features]`.
+struct Attend<'a>(Segment<'a>);
+
+/// The gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
+struct AttendBackward<'a>(Segment<'a>, &'a [f32]);
+
+/// Rows of some features, which start `stride` apart.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     values: &'a [f32],
-    features: usize,
+    stride: usize,
 }
 
 impl<'a> Rows<'a> {
+    /// The rows of one head within wider ones, whose features start at `column`.
     #[inline(always)]
-    fn at(&self, rows: Range<usize>) -> &'a [f32] {
-        &self.values[rows.start * self.features..rows.end * self.features]
+    fn head(values: &'a [f32], stride: usize, column: usize) -> Self {
+        Self { values: values.get(column..).unwrap_or_default(), stride }
     }
 
-    /// Sets `turned`, `[features]`, to the rows of `block`, at most as many as there are lanes; lanes that are left are
-    /// zero.
+    /// Some of them.
     #[inline(always)]
-    fn turn<S: Simd>(&self, simd: S, block: Range<usize>, turned: &mut [S::f32s]) {
-        if block.len() < S::F32_LANES {
-            turned.fill(simd.splat_f32s(0.0));
-        }
-        let (rows, values): (&[f32], &mut [f32]) = (self.at(block), cast_slice_mut(turned));
-        for (feature, lanes) in values.chunks_exact_mut(S::F32_LANES).enumerate() {
-            let column = rows.iter().skip(feature).step_by(self.features);
-            lanes.iter_mut().zip(column).for_each(|(lane, &value)| *lane = value);
-        }
+    fn at(&self, rows: Range<usize>) -> Take<Chunks<'a, f32>> {
+        self.values[rows.start * self.stride..].chunks(self.stride).take(rows.len())
     }
 }
 
-/// Writes the first lanes of `turned`, `[features]`, times `scale` to the rows of `to`, `[rows, features]`.
-#[inline(always)]
-fn turn_back<S: Simd>(turned: &[S::f32s], scale: f32, to: &mut [f32]) {
-    let values: &[f32] = cast_slice(turned);
-    for (feature, lanes) in values.chunks_exact(S::F32_LANES).enumerate() {
-        let column = to.iter_mut().skip(feature).step_by(turned.len());
-        column.zip(lanes).for_each(|(value, &lane)| *value = scale * lane);
+/// Heads whose rows stand side by side as lanes: `[blocks of lanes, features]`; lanes beyond the last row are zero.
+struct Turned<S: Simd> {
+    lanes: Vec<S::f32s>,
+    features: usize,
+}
+
+impl<S: Simd> Turned<S> {
+    #[inline(always)]
+    fn zeros(simd: S, rows: usize, features: usize) -> Self {
+        Self { lanes: vec![simd.splat_f32s(0.0); rows.div_ceil(S::F32_LANES) * features], features }
+    }
+
+    #[inline(always)]
+    fn of(simd: S, rows: Rows, count: usize, features: usize) -> Self {
+        let mut turned = Self::zeros(simd, count, features);
+        if features == 0 {
+            return turned;
+        }
+        let values: &mut [f32] = cast_slice_mut(&mut turned.lanes);
+        for (block, rows_of) in values.chunks_exact_mut(features * S::F32_LANES).zip(blocks::<S>(count)) {
+            for (lane, row) in rows.at(rows_of).enumerate() {
+                // Eight at a time, or the compiler makes scattered stores of it, which are slower.
+                let (whole, rest) = row[..features].as_chunks::<FEATURES>();
+                for (number, values) in whole.iter().enumerate() {
+                    let block = &mut block[number * FEATURES * S::F32_LANES + lane..];
+                    for feature in 0..FEATURES {
+                        block[feature * S::F32_LANES] = values[feature];
+                    }
+                }
+                for (feature, &value) in rest.iter().enumerate() {
+                    block[(whole.len() * FEATURES + feature) * S::F32_LANES + lane] = value;
+                }
+            }
+        }
+        turned
+    }
+
+    #[inline(always)]
+    fn block(&self, number: usize) -> &[S::f32s] {
+        &self.lanes[number * self.features..(number + 1) * self.features]
+    }
+
+    #[inline(always)]
+    fn block_mut(&mut self, number: usize) -> &mut [S::f32s] {
+        &mut self.lanes[number * self.features..(number + 1) * self.features]
+    }
+
+    /// Every value times `factor`.
+    #[inline(always)]
+    fn scale(&mut self, simd: S, factor: f32) {
+        let factor = simd.splat_f32s(factor);
+        for lanes in &mut self.lanes {
+            *lanes = simd.mul_f32s(*lanes, factor);
+        }
+    }
+
+    /// Rotates every row by its angles, or back.
+    #[inline(always)]
+    fn rotate(&mut self, simd: S, turn: &Turn<S>, back: bool) {
+        let pairs = turn.cosines.features;
+        for number in 0..self.lanes.len() / self.features {
+            let (cosines, sines) = (turn.cosines.block(number), turn.sines.block(number));
+            let (first, rest) = self.block_mut(number).split_at_mut(pairs);
+            for (((x, y), &c), &s) in first.iter_mut().zip(rest).zip(cosines).zip(sines) {
+                let s = if back { simd.neg_f32s(s) } else { s };
+                let turned = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
+                *y = simd.add_f32s(simd.mul_f32s(*y, c), simd.mul_f32s(*x, s));
+                *x = turned;
+            }
+        }
+    }
+
+    /// Writes the rows to `to`, whose rows are `stride` apart, from `column` on.
+    #[inline(always)]
+    fn write(&self, to: &mut [f32], stride: usize, column: usize) {
+        let values: &[f32] = cast_slice(&self.lanes);
+        let blocks = values.chunks_exact(self.features * S::F32_LANES);
+        for (rows, block) in to.chunks_mut(stride * S::F32_LANES).zip(blocks) {
+            for (lane, row) in rows.chunks_exact_mut(stride).enumerate() {
+                let whole = row[column..column + self.features].as_chunks_mut::<FEATURES>().0;
+                for (number, values) in whole.iter_mut().enumerate() {
+                    let block = &block[number * FEATURES * S::F32_LANES + lane..];
+                    for feature in 0..FEATURES {
+                        values[feature] = block[feature * S::F32_LANES];
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same as rows of their own, one behind the other.
+    #[inline(always)]
+    fn rows(&self, count: usize) -> Vec<f32> {
+        let mut rows = vec![0.0; count * self.features];
+        self.write(&mut rows, self.features, 0);
+        rows
     }
 }
 
-/// The inner products of each of `rows`, `[rows, features]`, with every lane of `turned`, `[features]`.
+/// The angles of a segment's tokens, turned as its heads are.
+struct Turn<S: Simd> {
+    cosines: Turned<S>,
+    sines: Turned<S>,
+}
+
+/// The ranges of rows that stand side by side.
 #[inline(always)]
-fn inner_products<S: Simd>(simd: S, rows: &[f32], turned: &[S::f32s], products: &mut [S::f32s]) {
-    let blocks = turned.as_chunks::<FEATURES>().0;
-    for (number, &lanes) in blocks.iter().enumerate() {
-        let rows = rows.as_chunks::<FEATURES>().0.chunks_exact(blocks.len());
-        for (product, row) in products.iter_mut().zip(rows) {
+fn blocks<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(S::F32_LANES).map(move |start| start..(start + S::F32_LANES).min(count))
+}
+
+/// The inner products of each of `rows` with every lane of `turned`, `[features]`.
+#[inline(always)]
+fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, turned: &[S::f32s], products: &mut [S::f32s]) {
+    for (number, &lanes) in turned.as_chunks::<FEATURES>().0.iter().enumerate() {
+        for (product, row) in products.iter_mut().zip(rows.clone()) {
             // Two sums, so that no addition waits for the one before.
             let mut even = if number == 0 { simd.splat_f32s(0.0) } else { *product };
             let mut odd = simd.splat_f32s(0.0);
-            let values = &row[number];
+            let values = &row.as_chunks::<FEATURES>().0[number];
             for feature in 0..FEATURES / 2 {
                 even = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature]), lanes[2 * feature], even);
                 odd = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature + 1]), lanes[2 * feature + 1], odd);
@@ -92,118 +230,18 @@ fn inner_products<S: Simd>(simd: S, rows: &[f32], turned: &[S::f32s], products: 
     }
 }
 
-/// Adds to `sums`, `[features]`, the `rows`, `[rows, features]`, each at its weight in every lane.
+/// Adds to `sums`, `[features]`, the `rows`, each at its weight in every lane.
 #[inline(always)]
-fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: &[f32], sums: &mut [S::f32s]) {
-    let blocks = sums.as_chunks_mut::<FEATURES>().0;
-    let count = blocks.len();
-    for (number, block) in blocks.iter_mut().enumerate() {
+fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, sums: &mut [S::f32s]) {
+    for (number, block) in sums.as_chunks_mut::<FEATURES>().0.iter_mut().enumerate() {
         let mut sum = *block;
-        for (&weight, row) in weights.iter().zip(rows.as_chunks::<FEATURES>().0.chunks_exact(count)) {
-            let values = &row[number];
+        for (&weight, row) in weights.iter().zip(rows.clone()) {
+            let values = &row.as_chunks::<FEATURES>().0[number];
             for feature in 0..FEATURES {
                 sum[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(values[feature]), sum[feature]);
             }
         }
         *block = sum;
-    }
-}
-
-/// The softmax of a block of queries: the weights of all in every key that any of them sees.
-struct Block<S: Simd> {
-    seen: Range<usize>,
-    /// `[seen]`.
-    weights: Vec<S::f32s>,
-    /// Each query's largest score, and the inverse of its sum.
-    largest: S::f32s,
-    inverse: S::f32s,
-}
-
-/// What is reused from block to block of one task.
-struct Scratch<S: Simd> {
-    /// `[features]`.
-    turned: Vec<S::f32s>,
-    /// `[features]`.
-    sums: Vec<S::f32s>,
-    products: Vec<S::f32s>,
-}
-
-impl<S: Simd> Scratch<S> {
-    #[inline(always)]
-    fn new(simd: S, features: usize) -> Self {
-        let zero = simd.splat_f32s(0.0);
-        Self { turned: vec![zero; features], sums: vec![zero; features], products: Vec::new() }
-    }
-}
-
-impl<S: Simd> Block<S> {
-    #[inline(always)]
-    fn new(simd: S) -> Self {
-        let zero = simd.splat_f32s(0.0);
-        Self { seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
-    }
-
-    /// Makes the weights of `queries`, whose rows `q` are scaled already.
-    #[inline(always)]
-    fn make(&mut self, simd: S, sight: &Sight, q: Rows, queries: Range<usize>, turned: &mut [S::f32s]) {
-        let (first, last) = (sight.of(queries.start), sight.of(queries.end - 1));
-        self.seen = first.start..last.end;
-        q.turn(simd, queries.clone(), turned);
-        let zero = simd.splat_f32s(0.0);
-        self.weights.resize(self.seen.len(), zero);
-        let keys = Rows { values: &sight.task.k, features: q.features };
-        inner_products(simd, keys.at(self.seen.clone()), turned, &mut self.weights);
-        self.hide(simd, sight, &first, &last, f32::NEG_INFINITY);
-        let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
-        for &scores in &self.weights {
-            largest = simd.max_f32s(largest, scores);
-        }
-        let mut sum = zero;
-        for weights in &mut self.weights {
-            *weights = exp_of_lanes(simd, simd.sub_f32s(*weights, largest));
-        }
-        self.hide(simd, sight, &first, &last, 0.0);
-        for &weights in &self.weights {
-            sum = simd.add_f32s(sum, weights);
-        }
-        self.largest = largest;
-        self.inverse = simd.div_f32s(simd.splat_f32s(1.0), sum);
-        for weights in &mut self.weights {
-            *weights = simd.mul_f32s(*weights, self.inverse);
-        }
-    }
-}
-
-impl<S: Simd> Block<S> {
-    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are what the first query sees,
-    /// and the last.
-    #[inline(always)]
-    fn hide(&mut self, simd: S, sight: &Sight, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
-        let (hidden, numbers) = (simd.splat_f32s(hidden), numbers(simd));
-        let start = self.seen.start;
-        // What all see lies between the start of the last and the end of the first.
-        for keys in [start..last.start, first.end.max(last.start)..last.end] {
-            // Query after query sees one key more, and within a window loses one.
-            let mut from = keys.start as f32 + 1.0 - first.end as f32;
-            let window = sight.heads.window.map_or(f32::INFINITY, |window| window as f32);
-            for weights in &mut self.weights[keys.start - start..][..keys.len()] {
-                *weights = within(simd, numbers, [from, from + window], *weights, hidden);
-                from += 1.0;
-            }
-        }
-    }
-}
-
-/// Which keys the queries of a task see.
-struct Sight<'a> {
-    heads: &'a Heads,
-    task: &'a Task,
-}
-
-impl Sight<'_> {
-    #[inline(always)]
-    fn of(&self, query: usize) -> Range<usize> {
-        self.heads.visible(query, self.task.queries, self.task.keys)
     }
 }
 
@@ -223,15 +261,107 @@ fn numbers<S: Simd>(simd: S) -> S::f32s {
     numbers
 }
 
-fn blocks<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(S::F32_LANES).map(move |start| start..(start + S::F32_LANES).min(count))
+/// The softmax of a block of queries: the weights of all in every key that any of them sees.
+struct Block<S: Simd> {
+    seen: Range<usize>,
+    /// `[seen]`.
+    weights: Vec<S::f32s>,
+    /// Each query's largest score, and the inverse of its sum.
+    largest: S::f32s,
+    inverse: S::f32s,
 }
 
-/// The rows of a task's heads, times the scale of the scores.
+impl<S: Simd> Block<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        let zero = simd.splat_f32s(0.0);
+        Self { seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
+    }
+
+    /// Makes the weights of `queries`, whose features are turned and scaled.
+    #[inline(always)]
+    fn make(&mut self, simd: S, heads: &Heads, queries: &Range<usize>, turned: &[S::f32s], keys: Rows) {
+        let (first, last) = (sight(heads, queries.start), sight(heads, queries.end - 1));
+        self.seen = first.start..last.end;
+        let zero = simd.splat_f32s(0.0);
+        self.weights.resize(self.seen.len(), zero);
+        inner_products(simd, keys.at(self.seen.clone()), turned, &mut self.weights);
+        self.hide(simd, heads, &first, &last, f32::NEG_INFINITY);
+        let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
+        for &scores in &self.weights {
+            largest = simd.max_f32s(largest, scores);
+        }
+        for weights in &mut self.weights {
+            *weights = exp_of_lanes(simd, simd.sub_f32s(*weights, largest));
+        }
+        self.hide(simd, heads, &first, &last, 0.0);
+        let mut sum = zero;
+        for &weights in &self.weights {
+            sum = simd.add_f32s(sum, weights);
+        }
+        self.largest = largest;
+        self.inverse = simd.div_f32s(simd.splat_f32s(1.0), sum);
+        for weights in &mut self.weights {
+            *weights = simd.mul_f32s(*weights, self.inverse);
+        }
+    }
+
+    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are what the first query sees,
+    /// and the last.
+    #[inline(always)]
+    fn hide(&mut self, simd: S, heads: &Heads, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
+        let (hidden, numbers) = (simd.splat_f32s(hidden), numbers(simd));
+        let window = heads.window.map_or(f32::INFINITY, |window| window as f32);
+        let start = self.seen.start;
+        // What all see lies between the start of the last and the end of the first.
+        for keys in [start..last.start, first.end.max(last.start)..last.end] {
+            // Query after query sees one key more, and within a window loses one.
+            let mut from = keys.start as f32 + 1.0 - first.end as f32;
+            for weights in &mut self.weights[keys.start - start..][..keys.len()] {
+                *weights = within(simd, numbers, [from, from + window], *weights, hidden);
+                from += 1.0;
+            }
+        }
+    }
+}
+
+/// The keys that a query of a segment sees.
 #[inline(always)]
-fn scaled(q: &[f32], features: usize) -> Vec<f32> {
-    let scale = 1.0 / (features as f32).sqrt();
-    q.iter().map(|q| q * scale).collect()
+fn sight(heads: &Heads, query: usize) -> Range<usize> {
+    heads.visible(query, 0, 0)
+}
+
+impl Segment<'_> {
+    fn count(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// What the scores of queries and keys are multiplied by.
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.features as f32).sqrt()
+    }
+
+    /// Head `number` of all, queries before keys before values.
+    #[inline(always)]
+    fn head(&self, number: usize) -> Rows<'_> {
+        Rows::head(self.qkv, self.heads.fused_width(), number * self.heads.features)
+    }
+
+    #[inline(always)]
+    fn turn<S: Simd>(&self, simd: S) -> Turn<S> {
+        let (cosines, sines, pairs) = self.angles.of(self.tokens.clone());
+        let turned = |values| Turned::of(simd, Rows { values, stride: pairs.max(1) }, self.count(), pairs);
+        Turn { cosines: turned(cosines), sines: turned(sines) }
+    }
+
+    /// The same, turned, rotated and scaled.
+    #[inline(always)]
+    fn rotated<S: Simd>(&self, simd: S, number: usize, turn: &Turn<S>, scale: f32) -> Turned<S> {
+        let mut head = Turned::of(simd, self.head(number), self.count(), self.heads.features);
+        head.rotate(simd, turn, false);
+        head.scale(simd, scale);
+        head
+    }
 }
 
 impl WithSimd for Attend<'_> {
@@ -239,149 +369,139 @@ impl WithSimd for Attend<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { heads, task } = self;
-        let (features, sight) = (heads.features, Sight { heads, task });
-        let (q, mut out) = (scaled(&task.q, features), vec![0.0; task.q.len()]);
-        let (mut block, mut scratch) = (Block::new(simd), Scratch::new(simd, features));
-        let values = Rows { values: &task.v, features };
-        // Chunks of nothing panic, and a row may have no query.
-        let head = (task.queries * features).max(1);
-        for (q, out) in q.chunks_exact(head).zip(out.chunks_exact_mut(head)) {
-            for queries in blocks::<S>(task.queries) {
-                let rows = queries.start * features..queries.end * features;
-                block.make(simd, &sight, Rows { values: q, features }, queries, &mut scratch.turned);
-                scratch.sums.fill(simd.splat_f32s(0.0));
-                add_weighted(simd, &block.weights, values.at(block.seen.clone()), &mut scratch.sums);
-                turn_back::<S>(&scratch.sums, 1.0, &mut out[rows]);
+        let Self(segment) = self;
+        let (heads, count) = (segment.heads, segment.count());
+        let (features, width) = (heads.features, heads.queries * heads.features);
+        let mut out = vec![0.0; count * width];
+        let (turn, mut block) = (segment.turn(simd), Block::new(simd));
+        for key_head in 0..heads.keys {
+            let keys = segment.rotated(simd, heads.queries + key_head, &turn, 1.0).rows(count);
+            let keys = Rows { values: &keys, stride: features };
+            let values = segment.head(heads.queries + heads.keys + key_head);
+            for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
+                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let mut sums = Turned::zeros(simd, count, features);
+                for (number, queries) in blocks::<S>(count).enumerate() {
+                    block.make(simd, heads, &queries, q.block(number), keys);
+                    add_weighted(simd, &block.weights, values.at(block.seen.clone()), sums.block_mut(number));
+                }
+                sums.write(&mut out, width, head * features);
             }
         }
         out
     }
 }
 
-/// What one head's queries leave for the keys' turn.
-#[derive(Default)]
-struct Left {
-    largest: Vec<f32>,
-    inverse: Vec<f32>,
-    /// `rowsum(P dP)`.
-    along: Vec<f32>,
+/// One query head on its way back, with what its queries leave for the keys' turn.
+struct Head<'a, S: Simd> {
+    heads: &'a Heads,
+    count: usize,
+    q: Turned<S>,
+    dout: Turned<S>,
+    dout_rows: Rows<'a>,
+    /// Of each query the largest score, the inverse of its sum, and `rowsum(P dP)`.
+    left: [Vec<f32>; 3],
 }
 
-/// One head's queries, scaled, and the gradients of its outputs.
-#[derive(Clone, Copy)]
-struct Head<'a> {
-    q: Rows<'a>,
-    dout: Rows<'a>,
+/// The keys and values of a key head, as rows and turned.
+struct Keys<'a, S: Simd> {
+    k: Turned<S>,
+    k_rows: Rows<'a>,
+    v: Turned<S>,
+    v_rows: Rows<'a>,
 }
 
-impl AttendBackward<'_> {
-    fn sight(&self) -> Sight<'_> {
-        Sight { heads: self.heads, task: self.task }
-    }
-
-    /// `dQ` of one head, by blocks of queries.
+impl<S: Simd> Head<'_, S> {
+    /// `dQ` of this head, by blocks of queries, still rotated and not yet scaled.
     #[inline(always)]
-    fn by_queries<S: Simd>(&self, simd: S, head: Head, dq: &mut [f32], scratch: &mut Scratch<S>) -> Left {
-        let features = head.q.features;
-        let (keys, values) = (Rows { values: &self.task.k, features }, Rows { values: &self.task.v, features });
-        let (zero, scale) = (simd.splat_f32s(0.0), 1.0 / (features as f32).sqrt());
-        let (mut block, mut left) = (Block::new(simd), Left::default());
-        for queries in blocks::<S>(self.task.queries) {
-            block.make(simd, &self.sight(), head.q, queries.clone(), &mut scratch.turned);
-            head.dout.turn(simd, queries.clone(), &mut scratch.turned);
-            scratch.products.resize(block.seen.len(), zero);
-            inner_products(simd, values.at(block.seen.clone()), &scratch.turned, &mut scratch.products);
+    fn by_queries(&mut self, simd: S, keys: &Keys<S>) -> Turned<S> {
+        let mut dq = Turned::zeros(simd, self.count, self.q.features);
+        let (zero, mut block, mut products) = (simd.splat_f32s(0.0), Block::new(simd), Vec::new());
+        for (number, queries) in blocks::<S>(self.count).enumerate() {
+            block.make(simd, self.heads, &queries, self.q.block(number), keys.k_rows);
+            products.resize(block.seen.len(), zero);
+            inner_products(simd, keys.v_rows.at(block.seen.clone()), self.dout.block(number), &mut products);
             let mut along = zero;
-            for (&p, &dp) in block.weights.iter().zip(&scratch.products) {
+            for (&p, &dp) in block.weights.iter().zip(&products) {
                 along = simd.mul_add_e_f32s(p, dp, along);
             }
-            for (p, &dp) in block.weights.iter_mut().zip(&scratch.products) {
+            for (p, &dp) in block.weights.iter_mut().zip(&products) {
                 *p = simd.mul_f32s(*p, simd.sub_f32s(dp, along));
             }
-            scratch.sums.fill(zero);
-            add_weighted(simd, &block.weights, keys.at(block.seen.clone()), &mut scratch.sums);
-            turn_back::<S>(&scratch.sums, scale, &mut dq[queries.start * features..queries.end * features]);
-            for (all, lanes) in
-                [(&mut left.largest, &block.largest), (&mut left.inverse, &block.inverse), (&mut left.along, &along)]
-            {
+            add_weighted(simd, &block.weights, keys.k_rows.at(block.seen.clone()), dq.block_mut(number));
+            for (all, lanes) in self.left.iter_mut().zip([&block.largest, &block.inverse, &along]) {
                 all.extend_from_slice(&cast_slice(std::slice::from_ref(lanes))[..queries.len()]);
             }
         }
-        left
+        dq
     }
 
-    /// Adds one head's part of `dK` and `dV`, by blocks of keys.
+    /// Adds this head's part of `dK` and `dV`, by blocks of keys, `dK` still rotated.
     #[inline(always)]
-    fn by_keys<S: Simd>(
-        &self,
-        simd: S,
-        head: Head,
-        left: &Left,
-        [dk, dv]: [&mut [S::f32s]; 2],
-        scratch: &mut Scratch<S>,
-    ) {
-        let Task { queries, keys, k, v, .. } = self.task;
-        let (features, sight) = (head.q.features, self.sight());
+    fn by_keys(&self, simd: S, keys: &Keys<S>, dk: &mut Turned<S>, dv: &mut Turned<S>) {
+        let q_rows = self.q.rows(self.count);
+        let q_rows = Rows { values: &q_rows, stride: self.q.features };
+        let [largest, inverse, along] = &self.left;
         let (zero, numbers) = (simd.splat_f32s(0.0), numbers(simd));
-        let mut weights: Vec<S::f32s> = Vec::new();
-        for (number, block) in blocks::<S>(*keys).enumerate() {
-            let first = (0..*queries).take_while(|&query| sight.of(query).end <= block.start).count();
-            let end = first + (first..*queries).take_while(|&query| sight.of(query).start < block.end).count();
-            let seeing = first..end;
+        let (mut weights, mut products): (Vec<S::f32s>, Vec<S::f32s>) = (Vec::new(), Vec::new());
+        for (number, block) in blocks::<S>(self.count).enumerate() {
+            // A key is seen from its own place on, and within a window from no further than that.
+            let end = self.heads.window.map_or(self.count, |window| (block.end - 1 + window).min(self.count));
+            let seeing = block.start..end;
             weights.resize(seeing.len(), zero);
-            Rows { values: k, features }.turn(simd, block.clone(), &mut scratch.turned);
-            inner_products(simd, head.q.at(seeing.clone()), &scratch.turned, &mut weights);
+            inner_products(simd, q_rows.at(seeing.clone()), keys.k.block(number), &mut weights);
             for (query, weights) in seeing.clone().zip(&mut weights) {
-                let largest = simd.splat_f32s(left.largest[query]);
-                let inverse = simd.splat_f32s(left.inverse[query]);
-                *weights = simd.mul_f32s(exp_of_lanes(simd, simd.sub_f32s(*weights, largest)), inverse);
-                let visible = sight.of(query);
+                let scores = simd.sub_f32s(*weights, simd.splat_f32s(largest[query]));
+                *weights = simd.mul_f32s(exp_of_lanes(simd, scores), simd.splat_f32s(inverse[query]));
+                let visible = sight(self.heads, query);
                 if visible.start > block.start || visible.end < block.end {
                     let lanes = [visible.start, visible.end].map(|key| key as f32 - block.start as f32);
                     *weights = within(simd, numbers, lanes, *weights, zero);
                 }
             }
-            let of_block = number * features..(number + 1) * features;
-            add_weighted(simd, &weights, head.dout.at(seeing.clone()), &mut dv[of_block.clone()]);
-            Rows { values: v, features }.turn(simd, block, &mut scratch.turned);
-            scratch.products.resize(seeing.len(), zero);
-            inner_products(simd, head.dout.at(seeing.clone()), &scratch.turned, &mut scratch.products);
-            for ((query, weights), &dp) in seeing.clone().zip(&mut weights).zip(&scratch.products) {
-                let along = simd.splat_f32s(left.along[query]);
-                *weights = simd.mul_f32s(*weights, simd.sub_f32s(dp, along));
+            add_weighted(simd, &weights, self.dout_rows.at(seeing.clone()), dv.block_mut(number));
+            products.resize(seeing.len(), zero);
+            inner_products(simd, self.dout_rows.at(seeing.clone()), keys.v.block(number), &mut products);
+            for ((query, weights), &dp) in seeing.clone().zip(&mut weights).zip(&products) {
+                *weights = simd.mul_f32s(*weights, simd.sub_f32s(dp, simd.splat_f32s(along[query])));
             }
-            add_weighted(simd, &weights, head.q.at(seeing), &mut dk[of_block]);
+            add_weighted(simd, &weights, q_rows.at(seeing), dk.block_mut(number));
         }
     }
 }
 
 impl WithSimd for AttendBackward<'_> {
-    type Output = (Vec<f32>, Vec<f32>, Vec<f32>);
+    type Output = Vec<f32>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-        let Self { heads, task, dout } = self;
-        let features = heads.features;
-        let q = scaled(&task.q, features);
-        let mut dq = vec![0.0; q.len()];
-        let turned = vec![simd.splat_f32s(0.0); task.keys.div_ceil(S::F32_LANES) * features];
-        let (mut dk, mut dv) = (turned.clone(), turned);
-        let mut scratch = Scratch::new(simd, features);
-        // Chunks of nothing panic, and a row may have no query.
-        let head = (task.queries * features).max(1);
-        for ((q, dout), dq) in q.chunks_exact(head).zip(dout.chunks_exact(head)).zip(dq.chunks_exact_mut(head)) {
-            let head = Head { q: Rows { values: q, features }, dout: Rows { values: dout, features } };
-            let left = self.by_queries(simd, head, dq, &mut scratch);
-            self.by_keys(simd, head, &left, [&mut dk, &mut dv], &mut scratch);
-        }
-        let rows = |turned: Vec<S::f32s>| {
-            let mut rows = vec![0.0; task.keys * features];
-            for (rows, turned) in rows.chunks_mut(S::F32_LANES * features).zip(turned.chunks_exact(features)) {
-                turn_back::<S>(turned, 1.0, rows);
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self(segment, dout) = self;
+        let (heads, count, fused) = (segment.heads, segment.count(), segment.heads.fused_width());
+        let (features, width) = (heads.features, heads.queries * heads.features);
+        let mut dqkv = vec![0.0; count * fused];
+        let turn = segment.turn(simd);
+        for key_head in 0..heads.keys {
+            let k = segment.rotated(simd, heads.queries + key_head, &turn, 1.0);
+            let (k_rows, v_rows) = (k.rows(count), segment.head(heads.queries + heads.keys + key_head));
+            let v = Turned::of(simd, v_rows, count, features);
+            let keys = Keys { k, k_rows: Rows { values: &k_rows, stride: features }, v, v_rows };
+            let mut dk = Turned::zeros(simd, count, features);
+            let mut dv = Turned::zeros(simd, count, features);
+            for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
+                let dout_rows = Rows::head(dout, width, head * features);
+                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let dout = Turned::of(simd, dout_rows, count, features);
+                let mut own = Head { heads, count, q, dout, dout_rows, left: Default::default() };
+                let mut dq = own.by_queries(simd, &keys);
+                own.by_keys(simd, &keys, &mut dk, &mut dv);
+                dq.rotate(simd, &turn, true);
+                dq.scale(simd, segment.scale());
+                dq.write(&mut dqkv, fused, head * features);
             }
-            rows
-        };
-        (dq, rows(dk), rows(dv))
+            dk.rotate(simd, &turn, true);
+            dk.write(&mut dqkv, fused, (heads.queries + key_head) * features);
+            dv.write(&mut dqkv, fused, (heads.queries + heads.keys + key_head) * features);
+        }
+        dqkv
     }
 }

@@ -3,6 +3,7 @@
 use crate::config::{Rope, RopeScaling};
 use candle_core::{Device, Result, Tensor};
 use std::f64::consts::PI;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The frequencies of a base's rotary embedding.
@@ -74,6 +75,12 @@ impl Angles {
     pub(crate) fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         let shape = (self.cosines.len() / self.pairs.max(1), 1, self.pairs);
         Ok((Tensor::from_slice(&self.cosines, shape, device)?, Tensor::from_slice(&self.sines, shape, device)?))
+    }
+
+    /// The cosines and sines of some tokens, `[tokens, pairs]` each, and the number of pairs.
+    pub(crate) fn of(&self, tokens: Range<usize>) -> (&[f32], &[f32], usize) {
+        let at = tokens.start * self.pairs..tokens.end * self.pairs;
+        (&self.cosines[at.clone()], &self.sines[at], self.pairs)
     }
 
     fn turn(&self, token: usize, head: &mut [f32], direction: f32) {
