@@ -260,6 +260,11 @@ fn a_routing_refuses_skills_that_are_not_its_own() {
     assert_eq!(found.iter().filter(stale).count(), found.len() - 1, "{document}");
     train(&library, &format!("{options} --restart")).ok();
     eval().ok();
+
+    // What a kill leaves of a first training: skills, and no routing yet.
+    fs::remove_dir_all(library.join("routers/poly")).unwrap();
+    let message = eval().failed(1);
+    assert!(message.contains("did not end") && message.contains("--poly"), "{message}");
     assert_eq!(check().code, 0);
 
     let learned = fs::read_dir(library.join("routers")).unwrap().map(|entry| entry.unwrap().path());

@@ -69,6 +69,8 @@ fn what_was_learned_is_kept_and_used_again() {
     assert_eq!(work.kept().len(), 2);
     work.eval(&["cm"], &[&tasks[..], &["--fit"], &TASKS[..]].concat()).ok();
     assert_eq!(work.kept().len(), 2, "the experts' own tasks, given by hand, are the same rows");
+    let unused = work.eval(&["uniform"], &[&tasks[..], &["--fit"], &TASKS[..]].concat()).ok().stderr;
+    assert!(unused.contains("--fit is not used"), "{unused}");
 
     // What is damaged is learned anew, to the same bytes.
     fs::write(kept[0].join("router.safetensors"), b"damaged").unwrap();

@@ -77,6 +77,9 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
     }
     let routers = distinct(&args.router);
+    if !fit.is_empty() && routers.iter().all(|typed| typed.router.lesson().is_none()) {
+        context.output.notice("none of these routers learns anything, and --fit is not used");
+    }
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     if let (Some(record), false) = (experts::record_of_model(&place)?, args.split == Split::All) {

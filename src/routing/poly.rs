@@ -61,6 +61,11 @@ impl<'a> Skilled<'a> {
                 skills
                     .with_context(|| format!("the skills of {}/{}", library.routers_folder().display(), poly.name()))?
             }
+            (None, Trained::Poly) if kept_routing::has_skills(library, poly.name())? => bail!(
+                "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run \
+                 `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
+                library.routers_folder().display()
+            ),
             // Any experts of one form are skills to choose from (MBC-PolyZ of the paper).
             (None, Trained::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
             (None, Trained::Mhr) => bail!(

@@ -85,12 +85,19 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
     Ok(describe(library, name)?.map(|record| record.of.record))
 }
 
+/// Whether the library has experts of the names that the skills of such a routing are given.
+pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
+    Ok(library.expert_names()?.iter().any(|expert| is_skill_of(name, expert)))
+}
+
+fn is_skill_of(name: &str, expert: &str) -> bool {
+    let number = expert.strip_prefix(name).and_then(|rest| rest.strip_prefix('_'));
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
 /// The experts that the routing of that name has for skills, whether they are still those or not.
 pub(crate) fn skills(library: &Library, name: &str) -> Vec<String> {
-    let own = |skill: &String| {
-        let number = skill.strip_prefix(name).and_then(|rest| rest.strip_prefix('_'));
-        number.is_some_and(|number| number.parse::<usize>().is_ok())
-    };
+    let own = |skill: &String| is_skill_of(name, skill);
     let record = describe(library, name).ok().flatten();
     record.into_iter().flat_map(|record| record.experts).map(|skill| skill.name).filter(own).collect()
 }
