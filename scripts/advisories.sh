@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Whether a crate that lorakit is made of is known to be dangerous, or was withdrawn by its authors.
+#
+# By cargo-deny or cargo-audit and the advisories of https://rustsec.org, where one of them is installed and its database
+# can be fetched; else by the index of crates.io, which says what was yanked, as dangerous versions mostly are. Where
+# neither can be reached, nothing is checked, and that is said.
+#
+# Usage: scripts/advisories.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+for tool in "deny check advisories" audit; do
+    name=${tool%% *}
+    command -v "cargo-$name" >/dev/null || continue
+    if timeout 120 git ls-remote -q https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
+        # shellcheck disable=SC2086
+        exec cargo $tool
+    fi
+    echo "advisories: cargo-$name is here, and its database cannot be reached" >&2
+done
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# Name and version of everything from crates.io.
+awk -F'"' '/^name = /{name=$2} /^version = /{version=$2} /^source = "registry/{print name, version}' Cargo.lock >"$work/crates"
+cut -d' ' -f1 "$work/crates" | sort -u | awk -v work="$work" '{
+    name = tolower($1); n = length(name)
+    path = n < 3 ? n "/" name : n == 3 ? "3/" substr(name, 1, 1) "/" name : substr(name, 1, 2) "/" substr(name, 3, 2) "/" name
+    printf "url = \"https://index.crates.io/%s\"\noutput = \"%s/of-%s\"\n", path, work, $1
+}' >"$work/urls"
+if ! curl -sS --no-progress-meter --fail --parallel --retry 2 --max-time 120 --config "$work/urls" 2>"$work/error"; then
+    echo "advisories: NOT CHECKED, the index of crates.io cannot be reached: $(grep -m1 curl "$work/error")" >&2
+    exit 0
+fi
+yanked=$(while read -r name version; do
+    # Index servers differ in their spaces.
+    tr -d ' ' <"$work/of-$name" | grep -F "\"vers\":\"$version\"" | grep -q '"yanked":true' && echo "$name $version"
+done <"$work/crates" || true)
+if [ -n "$yanked" ]; then
+    printf 'advisories: these were yanked; `cargo update -p NAME` takes others:\n%s\n' "$yanked" >&2
+    exit 1
+fi
+echo "advisories: none of $(wc -l <"$work/crates") crates was yanked; for advisories install cargo-deny or cargo-audit"
