@@ -8,8 +8,8 @@
 //! accounted for or refused by name. [`Library`] is a folder of adapters with a record of each.
 //!
 //! *The slot.* A [`Site`] is where several projections of a layer read the same input, and a [`Patch`] is what
-//! may be added there; [`grouped`] is the product by which many adapters are applied at once, and [`gated`] the one
-//! whose weights are learned.
+//! may be added there; [`grouped`] is the product by which many adapters are applied at once, [`gated`] the one
+//! whose weights are learned, and [`AdaptedSite`] a site whose adapters train, with its way back.
 //!
 //! What is absent on purpose: there is no tokenizer and no model here, no router, merge or trainer. A base
 //! is known only as a list of module paths with their widths ([`BaseModule`]). Nothing is printed: what was

@@ -2,8 +2,9 @@
 //!
 //! A [`Base`] is opened from a Hugging Face folder; its weights stay in the mapped file. It offers
 //! [`Base::embed`], [`Base::layer`] and [`Base::head`] rather than one closed forward, so that a trainer can go
-//! backward a layer at a time. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does not exist.
-//! What sits in the slots is given with each call as [`lorakit_adapter::Patches`].
+//! backward a layer at a time: in candle's graph, or, where a frozen base's adapters train on a CPU, by a
+//! [`Tape`](tape::Tape) of [`Base::taped_layer`]. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does
+//! not exist. What sits in the slots is given with each call as [`lorakit_adapter::Patches`].
 //!
 //! The crate knows no router, no merge, no trainer, no task and no tokenizer.
 
@@ -30,6 +31,7 @@ pub mod rope;
 pub mod sample;
 mod softmax;
 pub mod tape;
+mod turned;
 pub mod weight;
 mod weights;
 

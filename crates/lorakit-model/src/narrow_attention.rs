@@ -7,15 +7,13 @@
 use crate::attention::{Heads, Packing};
 use crate::rope::Angles;
 use crate::softmax::exp_of_lanes;
-use pulp::bytemuck::{cast_slice, cast_slice_mut};
+use crate::turned::{FEATURES, Rows, Turn, Turned, blocks, numbers};
+use pulp::bytemuck::cast_slice;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::iter::Take;
 use std::ops::Range;
 use std::slice::Chunks;
-
-/// Features that are worked on at a time; heads have a multiple of them.
-const FEATURES: usize = 8;
 
 /// The widest heads that are faster without matrix products.
 const WIDEST: usize = 16;
@@ -80,138 +78,6 @@ struct Attend<'a>(Segment<'a>);
 /// The gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
 struct AttendBackward<'a>(Segment<'a>, &'a [f32]);
 
-/// Rows of some features, which start `stride` apart.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    values: &'a [f32],
-    stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// The rows of one head within wider ones, whose features start at `column`.
-    #[inline(always)]
-    fn head(values: &'a [f32], stride: usize, column: usize) -> Self {
-        Self { values: values.get(column..).unwrap_or_default(), stride }
-    }
-
-    /// Some of them.
-    #[inline(always)]
-    fn at(&self, rows: Range<usize>) -> Take<Chunks<'a, f32>> {
-        self.values[rows.start * self.stride..].chunks(self.stride).take(rows.len())
-    }
-}
-
-/// Heads whose rows stand side by side as lanes: `[blocks of lanes, features]`; lanes beyond the last row are zero.
-struct Turned<S: Simd> {
-    lanes: Vec<S::f32s>,
-    features: usize,
-}
-
-impl<S: Simd> Turned<S> {
-    #[inline(always)]
-    fn zeros(simd: S, rows: usize, features: usize) -> Self {
-        Self { lanes: vec![simd.splat_f32s(0.0); rows.div_ceil(S::F32_LANES) * features], features }
-    }
-
-    #[inline(always)]
-    fn of(simd: S, rows: Rows, count: usize, features: usize) -> Self {
-        let mut turned = Self::zeros(simd, count, features);
-        if features == 0 {
-            return turned;
-        }
-        let values: &mut [f32] = cast_slice_mut(&mut turned.lanes);
-        for (block, rows_of) in values.chunks_exact_mut(features * S::F32_LANES).zip(blocks::<S>(count)) {
-            for (lane, row) in rows.at(rows_of).enumerate() {
-                // Eight at a time, or the compiler makes scattered stores of it, which are slower.
-                let (whole, rest) = row[..features].as_chunks::<FEATURES>();
-                for (number, values) in whole.iter().enumerate() {
-                    let block = &mut block[number * FEATURES * S::F32_LANES + lane..];
-                    for feature in 0..FEATURES {
-                        block[feature * S::F32_LANES] = values[feature];
-                    }
-                }
-                for (feature, &value) in rest.iter().enumerate() {
-                    block[(whole.len() * FEATURES + feature) * S::F32_LANES + lane] = value;
-                }
-            }
-        }
-        turned
-    }
-
-    #[inline(always)]
-    fn block(&self, number: usize) -> &[S::f32s] {
-        &self.lanes[number * self.features..(number + 1) * self.features]
-    }
-
-    #[inline(always)]
-    fn block_mut(&mut self, number: usize) -> &mut [S::f32s] {
-        &mut self.lanes[number * self.features..(number + 1) * self.features]
-    }
-
-    /// Every value times `factor`.
-    #[inline(always)]
-    fn scale(&mut self, simd: S, factor: f32) {
-        let factor = simd.splat_f32s(factor);
-        for lanes in &mut self.lanes {
-            *lanes = simd.mul_f32s(*lanes, factor);
-        }
-    }
-
-    /// Rotates every row by its angles, or back.
-    #[inline(always)]
-    fn rotate(&mut self, simd: S, turn: &Turn<S>, back: bool) {
-        let pairs = turn.cosines.features;
-        for number in 0..self.lanes.len() / self.features {
-            let (cosines, sines) = (turn.cosines.block(number), turn.sines.block(number));
-            let (first, rest) = self.block_mut(number).split_at_mut(pairs);
-            for (((x, y), &c), &s) in first.iter_mut().zip(rest).zip(cosines).zip(sines) {
-                let s = if back { simd.neg_f32s(s) } else { s };
-                let turned = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
-                *y = simd.add_f32s(simd.mul_f32s(*y, c), simd.mul_f32s(*x, s));
-                *x = turned;
-            }
-        }
-    }
-
-    /// Writes the rows to `to`, whose rows are `stride` apart, from `column` on.
-    #[inline(always)]
-    fn write(&self, to: &mut [f32], stride: usize, column: usize) {
-        let values: &[f32] = cast_slice(&self.lanes);
-        let blocks = values.chunks_exact(self.features * S::F32_LANES);
-        for (rows, block) in to.chunks_mut(stride * S::F32_LANES).zip(blocks) {
-            for (lane, row) in rows.chunks_exact_mut(stride).enumerate() {
-                let whole = row[column..column + self.features].as_chunks_mut::<FEATURES>().0;
-                for (number, values) in whole.iter_mut().enumerate() {
-                    let block = &block[number * FEATURES * S::F32_LANES + lane..];
-                    for feature in 0..FEATURES {
-                        values[feature] = block[feature * S::F32_LANES];
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same as rows of their own, one behind the other.
-    #[inline(always)]
-    fn rows(&self, count: usize) -> Vec<f32> {
-        let mut rows = vec![0.0; count * self.features];
-        self.write(&mut rows, self.features, 0);
-        rows
-    }
-}
-
-/// The angles of a segment's tokens, turned as its heads are.
-struct Turn<S: Simd> {
-    cosines: Turned<S>,
-    sines: Turned<S>,
-}
-
-/// The ranges of rows that stand side by side.
-#[inline(always)]
-fn blocks<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(S::F32_LANES).map(move |start| start..(start + S::F32_LANES).min(count))
-}
-
 /// The inner products of each of `rows` with every lane of `turned`, `[features]`.
 #[inline(always)]
 fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, turned: &[S::f32s], products: &mut [S::f32s]) {
@@ -250,15 +116,6 @@ fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, 
 fn within<S: Simd>(simd: S, numbers: S::f32s, [from, to]: [f32; 2], values: S::f32s, hidden: S::f32s) -> S::f32s {
     let values = simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(from)), hidden, values);
     simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(to)), values, hidden)
-}
-
-/// The number of each lane.
-#[inline(always)]
-fn numbers<S: Simd>(simd: S) -> S::f32s {
-    let mut numbers = simd.splat_f32s(0.0);
-    let lanes: &mut [f32] = cast_slice_mut(std::slice::from_mut(&mut numbers));
-    lanes.iter_mut().enumerate().for_each(|(number, lane)| *lane = number as f32);
-    numbers
 }
 
 /// The softmax of a block of queries: the weights of all in every key that any of them sees.

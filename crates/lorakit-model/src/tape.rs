@@ -105,3 +105,40 @@ impl Gradients {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::Device;
+
+    fn of(value: f32) -> Tensor {
+        Tensor::new(&[value], &Device::Cpu).unwrap()
+    }
+
+    /// `y = h + 3 h + c`, with a constant that is written down too.
+    fn taped(is_wanted: bool) -> Option<f32> {
+        let (h, constant) = (of(2.0), of(5.0));
+        let mut tape = Tape::new(&h, is_wanted);
+        let tripled = (&h * 3.0).unwrap();
+        tape.step(&h, &tripled, |dy| dy * 3.0);
+        let doubled = (&constant * 2.0).unwrap();
+        tape.step(&constant, &doubled, |_| unreachable!("nothing asks for the gradient of a constant"));
+        let sum = (&h + &tripled).unwrap();
+        tape.sum([&h, &tripled], &sum);
+        let y = (&sum + &doubled).unwrap();
+        tape.sum([&sum, &doubled], &y);
+        let dh = tape.backward(&y, of(0.5)).unwrap();
+        dh.map(|dh| dh.to_vec1::<f32>().unwrap()[0])
+    }
+
+    #[test]
+    fn gradients_add_up_where_a_value_was_used_twice() {
+        assert_eq!(taped(true), Some(0.5 + 1.5));
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_not_made() {
+        assert_eq!(taped(false), None);
+    }
+}
