@@ -362,3 +362,41 @@ impl WithSimd for AttendBackward<'_> {
         dqkv
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Rope, RopeScaling};
+    use crate::rope::Frequencies;
+
+    const TOKENS: usize = 21;
+
+    fn values(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * step) % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    /// Forward and backward of one segment by vectors of some width.
+    fn of<S: Simd>(simd: S, heads: &Heads) -> [Vec<f32>; 2] {
+        let rope = Rope { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
+        let positions: Vec<u32> = (0..TOKENS as u32).collect();
+        let angles = Frequencies::new(&rope).angles(&positions);
+        let (qkv, dout) =
+            (values(TOKENS * heads.fused_width(), 37), values(TOKENS * heads.queries * heads.features, 53));
+        let segment = || Segment { heads, angles: &angles, tokens: 0..TOKENS, qkv: &qkv };
+        [simd.vectorize(Attend(segment())), simd.vectorize(AttendBackward(segment(), &dout))]
+    }
+
+    #[test]
+    fn vectors_of_every_width_give_the_same() {
+        for window in [None, Some(5), Some(1)] {
+            let heads = Heads { queries: 4, keys: 2, features: 16, window };
+            let one = of(pulp::Scalar, &heads);
+            for wide in [of(pulp::Scalar128b, &heads), of(pulp::Scalar256b, &heads), of(pulp::Scalar512b, &heads)] {
+                for (one, wide) in one.iter().zip(&wide) {
+                    assert!(one.iter().any(|value| value.abs() > 0.1));
+                    assert!(one.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-5), "window {window:?}");
+                }
+            }
+        }
+    }
+}
