@@ -141,7 +141,7 @@ impl RowLosses for Losses<'_> {
             pairs[range.clone()].iter().for_each(|(_, row)| packed.push(&row.prompt, &row.target, None));
             let mut of = pairs[range.clone()].iter().map(|(weights, _)| (*weights).clone());
             packed.for_each_row(|row: &mut Row| row.weights = of.next());
-            let nll: Vec<f32> = self.ground.base.nll(&packed, &self.patches)?.to_vec1()?;
+            let nll: Vec<f32> = self.ground.base.nll_by_token(&packed, &self.patches)?.to_vec1()?;
             for (target, loss) in packed.targets().iter().zip(nll) {
                 let row = &mut losses[range.start + target.row as usize];
                 row.sum += f64::from(loss);

@@ -106,4 +106,11 @@ impl Base {
         let h = self.last_norm(&batch.predicting(&h)?)?;
         self.head().nll(&h, &batch.target_ids())
     }
+
+    /// The same for patches that look at one token at a time, with nothing made of the last layer that predicts no
+    /// target.
+    pub fn nll_by_token(&self, batch: &Packed, patches: &Patches) -> Result<Tensor> {
+        let h = self.hidden(batch.ids(), &self.plan_of_targets(batch)?, patches)?;
+        self.head().nll(&self.last_norm(&h)?, &batch.target_ids())
+    }
 }

@@ -1,7 +1,9 @@
 //! Gradients of a weighted sum of token losses, taken a layer at a time.
 //!
-//! Hidden states enter each layer as a fresh variable, so that each layer's graph ends at its input and is freed as
-//! soon as its gradients are made. Keeping the graphs or making them again on the way back is one choice.
+//! Adapters on a CPU are differentiated on tapes, which hand gradients on and leave those of the adapters beside them. All
+//! else goes through candle's graph: hidden states enter each layer as a fresh variable, so that each layer's graph ends
+//! at its input. Either way a layer's values are freed as soon as its gradients are made, and keeping them until then or
+//! making them again on the way back is one choice.
 
 use crate::lora::Collected;
 use anyhow::Result;

@@ -23,7 +23,8 @@ pub fn ranges_within(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<
     ranges
 }
 
-/// The mean negative log-likelihood per target token of each row, under the expert named with it.
+/// The mean negative log-likelihood per target token of each row, under the expert named with it, for patches that look
+/// at one token at a time.
 pub fn row_losses(base: &Base, patches: &Patches, rows: &[(usize, &Example)], batch_tokens: usize) -> Result<Vec<f64>> {
     let lanes = base.lanes(batch_tokens);
     let batches = ranges_within(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
@@ -40,7 +41,7 @@ pub fn row_losses(base: &Base, patches: &Patches, rows: &[(usize, &Example)], ba
 fn batch_losses(base: &Base, patches: &Patches, rows: &[(usize, &Example)]) -> Result<Vec<f64>> {
     let mut packed = Packed::default();
     rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
-    let nll: Vec<f32> = base.nll(&packed, patches)?.to_vec1()?;
+    let nll: Vec<f32> = base.nll_by_token(&packed, patches)?.to_vec1()?;
     let mut sums = vec![(0.0f64, 0usize); rows.len()];
     for (target, loss) in packed.targets().iter().zip(nll) {
         let (sum, count) = &mut sums[target.row as usize];

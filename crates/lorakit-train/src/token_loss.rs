@@ -59,7 +59,7 @@ impl<'a> TokenLoss<'a> {
 
     /// The rows' loss alone.
     pub fn value(&self, rows: &[FitRow], patches: &Patches) -> Result<f64> {
-        self.over_batches(rows, |packed, _| Ok((self.base.nll(packed, patches)?.to_vec1()?, ())), |()| Ok(()))
+        self.over_batches(rows, |packed, _| Ok((self.base.nll_by_token(packed, patches)?.to_vec1()?, ())), |()| Ok(()))
     }
 
     /// The weighted sum of the losses of all target tokens, which `of_batch` gives batch by batch with something else
