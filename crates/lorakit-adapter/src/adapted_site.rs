@@ -8,6 +8,7 @@ use crate::grouped::{Call, Grouped, GroupedOp};
 use crate::groups::Group;
 use crate::row_gradients::Collector;
 use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The frozen linears of a site on a CPU, their outputs side by side.
@@ -43,7 +44,8 @@ impl Mask {
         if values.len() != self.kept.len() {
             bail!("a mask of {} values was given {}", self.kept.len(), values.len());
         }
-        Ok(values.iter().zip(&self.kept).map(|(value, &kept)| value * (f32::from(kept) * self.scale)).collect())
+        let pairs = values.par_iter().zip(&self.kept).with_min_len(SHARE);
+        Ok(pairs.map(|(value, &kept)| value * (f32::from(kept) * self.scale)).collect())
     }
 }
 
@@ -96,7 +98,8 @@ impl AdaptedSite {
                         let mut through_mask = vec![0.0; dx.len()];
                         let parts = self.op.input_gradient(call, dy, Some(&mut through_mask));
                         let through_mask = mask.applied(&through_mask)?;
-                        dx.iter_mut().zip(through_mask).for_each(|(dx, d)| *dx += d);
+                        let pairs = dx.par_iter_mut().zip(&through_mask).with_min_len(SHARE);
+                        pairs.for_each(|(dx, d)| *dx += d);
                         parts
                     }
                     (_, dx) => self.op.input_gradient(call, dy, dx.as_deref_mut()),
@@ -125,3 +128,6 @@ impl AdaptedSite {
 }
 
 const NAME: &str = "adapted-site";
+
+/// Values that are worth a thread of their own.
+const SHARE: usize = 1 << 15;

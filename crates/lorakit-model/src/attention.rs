@@ -299,7 +299,8 @@ impl SelfAttention {
     }
 
     fn turn_back(&self, segment: &Segment, values: &mut [f32]) {
-        for head in values.chunks_exact_mut(segment.queries.len() * self.heads.features) {
+        // Chunks of nothing panic, and a row may have no token.
+        for head in values.chunks_exact_mut((segment.queries.len() * self.heads.features).max(1)) {
             for (token, head) in segment.queries.clone().zip(head.chunks_exact_mut(self.heads.features)) {
                 self.packing.angles.rotate_back(token, head);
             }

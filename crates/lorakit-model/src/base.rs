@@ -197,7 +197,7 @@ impl Base {
         Ok(plan.wanting(last, batch.predicting_places(&self.device)?, batch.predicting_rows()))
     }
 
-    /// The same for rows whose keys stand in a cache; see [`crate::decode`].
+    /// What [`Base::plan`] is for rows whose keys stand in a cache; see [`crate::decode`].
     pub(crate) fn cached_plan(&self, rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
         Plan::cached(rows, keys, cache, &self.frequencies)
     }

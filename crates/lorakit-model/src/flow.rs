@@ -45,39 +45,15 @@ impl<'a> Flow<'a> {
     pub(crate) fn site(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         let patch = self.patches.at(self.site);
         self.site += 1;
-        if self.tape.is_some() {
-            return self.taped_site(linear, patch, x);
+        let rows = if self.attended { self.plan.wanted_rows(self.layer) } else { self.plan.rows() };
+        if let Some(tape) = &mut self.tape {
+            return taped_site(tape, linear, patch, x, rows);
         }
         let mut out = Outputs::new(linear.forward(x)?);
         if let Some(patch) = patch {
-            patch.add(x, self.rows(), &mut out)?;
+            patch.add(x, rows, &mut out)?;
         }
         Ok(out.into_tensor())
-    }
-
-    fn taped_site(&mut self, linear: &Linear, patch: Option<&dyn Patch>, x: &Tensor) -> Result<Tensor> {
-        let Some(frozen) = linear.frozen() else {
-            bail!("weights that train, or are not on a CPU, do not go onto a tape")
-        };
-        let Some(patch) = patch else {
-            let y = linear.forward(x)?;
-            if let Some(tape) = &mut self.tape {
-                let shape = x.shape().clone();
-                tape.step(x, &y, move |dy| {
-                    let dx = cpu::with_values(dy, "frozen-linear", |dy| frozen.backward(dy))?;
-                    Tensor::from_vec(dx, shape, dy.device())
-                });
-            }
-            return Ok(y);
-        };
-        let Some(site) = patch.adapted(frozen, self.rows())? else {
-            bail!("a patch whose gradients are in candle's graph does not go onto a tape");
-        };
-        let y = site.forward(x)?;
-        if let Some(tape) = &mut self.tape {
-            tape.site(x, &y, site);
-        }
-        Ok(y)
     }
 
     /// The attention of `qkv`, `[tokens, fused width]`, as `[tokens, queries * features]`. From here on there are no
@@ -131,9 +107,23 @@ impl<'a> Flow<'a> {
         }
         Ok(y)
     }
+}
 
-    /// Whose tokens are whose, of those that the next site sees.
-    fn rows(&self) -> &Rows {
-        if self.attended { self.plan.wanted_rows(self.layer) } else { self.plan.rows() }
-    }
+/// A site written down on a tape.
+fn taped_site(tape: &mut Tape, linear: &Linear, patch: Option<&dyn Patch>, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+    let Some(frozen) = linear.frozen() else { bail!("weights that train, or are not on a CPU, do not go onto a tape") };
+    let Some(patch) = patch else {
+        let (y, shape) = (linear.forward(x)?, x.shape().clone());
+        tape.step(x, &y, move |dy| {
+            let dx = cpu::with_values(dy, "frozen-linear", |dy| frozen.backward(dy))?;
+            Tensor::from_vec(dx, shape, dy.device())
+        });
+        return Ok(y);
+    };
+    let Some(site) = patch.adapted(frozen, rows)? else {
+        bail!("a patch whose gradients are in candle's graph does not go onto a tape");
+    };
+    let y = site.forward(x)?;
+    tape.site(x, &y, site);
+    Ok(y)
 }

@@ -133,6 +133,10 @@ impl Frozen for FrozenProjections {
     fn forward(&self, x: &[f32]) -> Vec<f32> {
         let width = self.output;
         let mut y = vec![0.0; x.len() / self.input * width];
+        // Without tokens there is no place for the second projection to start at.
+        if y.is_empty() {
+            return y;
+        }
         let mut start = 0;
         for FrozenProjection { weight, bias } in &self.projections {
             let columns = start..start + weight.rows();
@@ -149,6 +153,9 @@ impl Frozen for FrozenProjections {
 
     fn backward(&self, dy: &[f32]) -> Vec<f32> {
         let mut dx = vec![0.0; dy.len() / self.output * self.input];
+        if dx.is_empty() {
+            return dx;
+        }
         let mut start = 0;
         for FrozenProjection { weight, .. } in &self.projections {
             let columns = start..start + weight.rows();

@@ -2,7 +2,8 @@
 //!
 //! As many queries as a vector has lanes stand side by side, each feature a vector, and so all that softmax does along
 //! the keys is done for all of them at once, without a sum across lanes. On the way back the keys take their turn as
-//! lanes: the weights are made again there, which is cheaper than turning them.
+//! lanes: the weights are made again there, which is cheaper than turning them. Rows are shared out among the threads,
+//! each whole: bases with such heads are small.
 
 use crate::attention::{Heads, Packing};
 use crate::rope::Angles;
@@ -204,6 +205,7 @@ impl Segment<'_> {
         Rows::head(self.qkv, self.heads.fused_width(), number * self.heads.features)
     }
 
+    /// The angles of its tokens.
     #[inline(always)]
     fn turn<S: Simd>(&self, simd: S) -> Turn<S> {
         let (cosines, sines, pairs) = self.angles.of(self.tokens.clone());
@@ -211,7 +213,7 @@ impl Segment<'_> {
         Turn { cosines: turned(cosines), sines: turned(sines) }
     }
 
-    /// The same, turned, rotated and scaled.
+    /// Head `number` turned, rotated and scaled.
     #[inline(always)]
     fn rotated<S: Simd>(&self, simd: S, number: usize, turn: &Turn<S>, scale: f32) -> Turned<S> {
         let mut head = Turned::of(simd, self.head(number), self.count(), self.heads.features);
@@ -375,13 +377,14 @@ mod tests {
         (0..count).map(|i| ((i * step) % 101) as f32 / 50.0 - 1.0).collect()
     }
 
-    /// Forward and backward of one segment by vectors of some width.
-    fn of<S: Simd>(simd: S, heads: &Heads) -> [Vec<f32>; 2] {
+    /// Forward and backward of one segment by vectors of some width; its last query's first feature is `last`.
+    fn of<S: Simd>(simd: S, heads: &Heads, last: f32) -> [Vec<f32>; 2] {
         let rope = Rope { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
         let positions: Vec<u32> = (0..TOKENS as u32).collect();
         let angles = Frequencies::new(&rope).angles(&positions);
-        let (qkv, dout) =
+        let (mut qkv, dout) =
             (values(TOKENS * heads.fused_width(), 37), values(TOKENS * heads.queries * heads.features, 53));
+        qkv[(TOKENS - 1) * heads.fused_width()] = last;
         let segment = || Segment { heads, angles: &angles, tokens: 0..TOKENS, qkv: &qkv };
         [simd.vectorize(Attend(segment())), simd.vectorize(AttendBackward(segment(), &dout))]
     }
@@ -390,13 +393,41 @@ mod tests {
     fn vectors_of_every_width_give_the_same() {
         for window in [None, Some(5), Some(1)] {
             let heads = Heads { queries: 4, keys: 2, features: 16, window };
-            let one = of(pulp::Scalar, &heads);
-            for wide in [of(pulp::Scalar128b, &heads), of(pulp::Scalar256b, &heads), of(pulp::Scalar512b, &heads)] {
+            let one = of(pulp::Scalar, &heads, 0.5);
+            let wider = [of(pulp::Scalar128b, &heads, 0.5), of(pulp::Scalar256b, &heads, 0.5)];
+            for wide in wider.into_iter().chain([of(pulp::Scalar512b, &heads, 0.5)]) {
                 for (one, wide) in one.iter().zip(&wide) {
                     assert!(one.iter().any(|value| value.abs() > 0.1));
                     assert!(one.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-5), "window {window:?}");
                 }
             }
+        }
+    }
+
+    /// A loss that is no number stops an expert: it must not be lost on the way.
+    #[test]
+    fn what_is_no_number_stays_none_by_vectors_of_every_width() {
+        let heads = Heads { queries: 4, keys: 2, features: 8, window: None };
+        for last in [f32::NAN, f32::INFINITY] {
+            for [out, _] in [of(pulp::Scalar, &heads, last), of(pulp::Scalar256b, &heads, last)] {
+                let of_last = &out[(TOKENS - 1) * heads.queries * heads.features..];
+                assert!(of_last[..heads.features].iter().all(|value| value.is_nan()), "{last}: {of_last:?}");
+                assert!(out[..out.len() - of_last.len()].iter().all(|value| value.is_finite()));
+            }
+            let out = Arch::new().dispatch(Forward(&heads, last));
+            assert!(out[(TOKENS - 1) * heads.queries * heads.features].is_nan());
+        }
+    }
+
+    /// By the vectors of this machine.
+    struct Forward<'a>(&'a Heads, f32);
+
+    impl WithSimd for Forward<'_> {
+        type Output = Vec<f32>;
+
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let [out, _] = of(simd, self.0, self.1);
+            out
         }
     }
 }

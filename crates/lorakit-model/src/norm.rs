@@ -52,7 +52,7 @@ impl Norm {
         NormOp { kind: self.kind, epsilon: self.epsilon as f32 }.input_gradient(&x, &self.weight, &dy, x.dim(1)?)
     }
 
-    /// The same, without the bias, by candle's own ops, for devices without a kernel.
+    /// What [`Norm::forward`] is without the bias, by candle's own ops, for devices without a kernel.
     pub fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let centred = match self.kind {
             Kind::Rms => x.clone(),

@@ -81,7 +81,8 @@ impl Packed {
         Tensor::from_vec(at, self.targets.len(), device)
     }
 
-    /// Whose targets are whose, where nothing but what predicts them stands packed.
+    /// Whose targets are whose, where nothing but what predicts them stands packed. Their tokens are no longer neighbours
+    /// in their sequence, and a row's position says nothing of them.
     pub(crate) fn predicting_rows(&self) -> Rows {
         let mut counts = vec![0; self.rows.len()];
         self.targets.iter().for_each(|target| counts[target.row as usize] += 1);

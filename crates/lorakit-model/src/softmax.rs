@@ -1,7 +1,7 @@
 //! Softmax of many rows with its backward, and the exponential that it and the gates are made of.
 //!
 //! All in operations that the compiler turns into vector code, which a call of the system's exponential is not; to be
-//! called within [`lorakit_adapter::cpu::with_widest_vectors`].
+//! called within [`lorakit_adapter::cpu::with_widest_vectors`], or lane by lane where pulp dispatches.
 
 use lorakit_adapter::cpu::Loops;
 use pulp::Simd;
@@ -37,8 +37,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn exp_of_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let number = |value: f32| simd.splat_f32s(value);
-    // Of two operands these give the second where one is no number.
-    let x = simd.max_f32s(number(LOWEST), simd.min_f32s(number(HIGHEST), x));
+    // By comparing, which leaves alone what is no number; a minimum or maximum drops it on some machines.
+    let x = simd.select_f32s(simd.less_than_f32s(x, number(LOWEST)), number(LOWEST), x);
+    let x = simd.select_f32s(simd.less_than_f32s(number(HIGHEST), x), number(HIGHEST), x);
     let rounded = simd.mul_add_e_f32s(x, number(std::f32::consts::LOG2_E), number(ROUND));
     let n = simd.sub_f32s(rounded, number(ROUND));
     let r = simd.negate_mul_add_e_f32s(n, number(LN2[0]), x);

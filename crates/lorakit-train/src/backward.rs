@@ -12,7 +12,7 @@ use candle_core::{DType, Tensor, TensorId, Var};
 use lorakit_adapter::vjp::with_vjp;
 use lorakit_adapter::{Patches, RowGradients};
 use lorakit_model::tape::Tape;
-use lorakit_model::{Base, Packed};
+use lorakit_model::{Base, Packed, Plan};
 use std::collections::HashMap;
 
 /// What is done with the activations within a layer.
@@ -106,8 +106,8 @@ pub struct Batch<'a> {
     pub collected: Option<&'a Collected>,
 }
 
-/// Adds the gradients of `sum of weights * nll` with respect to `variables` to `gradients`, and returns every
-/// target's negative log-likelihood.
+/// Adds the gradients of `sum of weights * nll` to `gradients`, and returns every target's negative log-likelihood: those
+/// with respect to `variables`, or, where gradients are collected, all of what the patches train.
 pub fn accumulate(
     base: &Base,
     batch: &Batch,
@@ -115,10 +115,13 @@ pub fn accumulate(
     variables: &[Var],
     gradients: &mut Gradients,
 ) -> Result<Vec<f32>> {
-    match batch.collected {
-        Some(collected) => on_tapes(base, batch, activations, collected, gradients),
-        None => in_graphs(base, batch, activations, variables, gradients),
-    }
+    let plan = base.plan_of_targets(batch.packed)?;
+    let Some(collected) = batch.collected else {
+        return in_graphs(base, batch, &plan, activations, variables, gradients);
+    };
+    let losses = on_tapes(base, batch, &plan, activations)?;
+    gradients.add_collected(collected);
+    Ok(losses)
 }
 
 /// The losses of the targets that `h`, `[targets, hidden]`, predicts, and the gradients of their weighted sum.
@@ -138,16 +141,12 @@ enum Taped {
     Input(Tensor),
 }
 
-/// By tapes, of a frozen base on a CPU.
-fn on_tapes(
-    base: &Base,
-    batch: &Batch,
-    activations: Activations,
-    collected: &Collected,
-    gradients: &mut Gradients,
-) -> Result<Vec<f32>> {
-    let plan = base.plan_of_targets(batch.packed)?;
-    let layer = |i: usize, h: &Tensor| base.taped_layer(i, h, i > 0, &plan, batch.patches);
+/// By tapes, of a frozen base on a CPU; the gradients are where the patches leave them.
+fn on_tapes(base: &Base, batch: &Batch, plan: &Plan, activations: Activations) -> Result<Vec<f32>> {
+    // Below the first layer with a patch there is nothing to take a gradient to.
+    let patched = base.sites().iter().enumerate().filter(|(site, _)| batch.patches.at(*site).is_some());
+    let first = patched.map(|(_, site)| site.layer).min().unwrap_or(base.layers());
+    let layer = |i: usize, h: &Tensor| base.taped_layer(i, h, i > first, plan, batch.patches);
     let mut h = base.embed(batch.packed.ids())?;
     let mut layers = Vec::with_capacity(base.layers());
     for i in 0..base.layers() {
@@ -169,7 +168,6 @@ fn on_tapes(
         };
         gradient = tape.backward(&output, g)?;
     }
-    gradients.add_collected(collected);
     Ok(losses)
 }
 
@@ -177,11 +175,11 @@ fn on_tapes(
 fn in_graphs(
     base: &Base,
     batch: &Batch,
+    plan: &Plan,
     activations: Activations,
     variables: &[Var],
     gradients: &mut Gradients,
 ) -> Result<Vec<f32>> {
-    let plan = base.plan_of_targets(batch.packed)?;
     let embedded = base.embed(batch.packed.ids())?;
     // The embedding's output needs a gradient only where the embedding trains.
     let trains_embedding = embedded.track_op();
@@ -190,7 +188,7 @@ fn in_graphs(
     let mut outputs = Vec::with_capacity(base.layers());
     for i in 0..base.layers() {
         let input = if i > 0 || trains_embedding { Some(Var::from_tensor(&h)?) } else { None };
-        let output = base.layer(i, input.as_ref().map_or(&h, |v| v.as_tensor()), &plan, batch.patches)?;
+        let output = base.layer(i, input.as_ref().map_or(&h, |v| v.as_tensor()), plan, batch.patches)?;
         let next = output.detach();
         inputs.push(input);
         outputs.push((activations == Activations::Kept).then_some(output));
@@ -207,8 +205,8 @@ fn in_graphs(
         let output = match outputs.pop().flatten() {
             Some(output) => output,
             None => match &inputs[i] {
-                Some(input) => base.layer(i, input.as_tensor(), &plan, batch.patches)?,
-                None => base.layer(i, &embedded, &plan, batch.patches)?,
+                Some(input) => base.layer(i, input.as_tensor(), plan, batch.patches)?,
+                None => base.layer(i, &embedded, plan, batch.patches)?,
             },
         };
         if !output.track_op() {

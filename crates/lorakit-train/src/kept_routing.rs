@@ -85,9 +85,15 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
     Ok(describe(library, name)?.map(|record| record.of.record))
 }
 
-/// Whether the library has experts of the names that the skills of such a routing are given.
+/// Whether the library has experts that were trained as skills of such a routing.
 pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
-    Ok(library.expert_names()?.iter().any(|expert| is_skill_of(name, expert)))
+    let names = library.expert_names()?;
+    for expert in names.iter().filter(|expert| is_skill_of(name, expert)) {
+        if library.record(expert)?.is_some_and(|record| record.settings.get("skills").is_some()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_skill_of(name: &str, expert: &str) -> bool {

@@ -158,7 +158,6 @@ impl LoraStack {
 }
 
 /// What a batch's backward leaves for the variables of a stack.
-#[derive(Default)]
 pub struct Collected(Vec<([TensorId; 2], Collector)>);
 
 impl Collected {

@@ -109,38 +109,32 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Resul
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
-/// Bytes that a parameter takes in training: its value, two moments, the best value so far and the sum of its gradients,
-/// in f32.
-const BYTES_PER_PARAMETER: u64 = 20;
+/// Bytes that a parameter takes in training, in f32: its value, two moments, the best value so far and the sum of its
+/// gradients, which is made a second time of what tapes leave; and of every batch in flight the gradient.
+fn bytes_per_parameter(base: &Base, settings: &Settings, way: Way) -> u64 {
+    let sums = match way {
+        Way::Tape => 2,
+        Way::Graph => 1,
+    };
+    4 * (4 + sums + base.lanes(batch_tokens(base, settings, way)).in_flight() as u64)
+}
 
 /// What the largest pass needs.
 pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings, way: Way) -> Result<Estimate> {
-    let own = expert_parameters(base, settings)?;
     Ok(Estimate {
         base: base.file_bytes(),
-        adapters: experts as u64 * own * BYTES_PER_PARAMETER + gradients_in_flight(base, experts, own, settings, way),
+        adapters: bytes_per_parameter(base, settings, way) * experts as u64 * expert_parameters(base, settings)?,
         weights: 0,
         activations: activations(base, jobs, settings, way),
     })
 }
 
-/// Of every batch in flight the gradients: on tapes those of its own experts, which are few, and in a graph those of all.
-fn gradients_in_flight(base: &Base, experts: usize, own: u64, settings: &Settings, way: Way) -> u64 {
-    let lanes = base.lanes(batch_tokens(base, settings, way));
-    let reached = match way {
-        Way::Tape => experts.min(2),
-        Way::Graph => experts,
-    };
-    4 * lanes.in_flight() as u64 * reached as u64 * own
-}
-
 /// What training all weights of a base needs. The base's file is read once, and its pages are given up.
 pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate {
-    let gradients = 4 * base.lanes(batch_tokens(base, settings, Way::Graph)).in_flight() as u64;
     Estimate {
         base: 0,
         adapters: 0,
-        weights: (BYTES_PER_PARAMETER + gradients) * base.parameters(),
+        weights: bytes_per_parameter(base, settings, Way::Graph) * base.parameters(),
         activations: activations(base, jobs, settings, Way::Graph),
     }
 }

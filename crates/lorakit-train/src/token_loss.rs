@@ -15,7 +15,8 @@ use std::ops::Range;
 /// its task, where the patches want to know.
 pub type FitRow<'a> = (Option<usize>, &'a Example);
 
-/// How the losses of rows are taken.
+/// How the losses of rows are taken. The patches that it is given look at one token at a time: after the attention of the
+/// last layer there are none but those that predict targets.
 #[derive(Clone, Copy)]
 pub struct TokenLoss<'a> {
     /// The base.

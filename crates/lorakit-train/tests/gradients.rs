@@ -175,6 +175,15 @@ fn tapes_and_graphs_give_the_same_gradients() {
     }
 }
 
+#[test]
+fn rows_without_a_target_have_no_loss() {
+    for name in BASES {
+        let Some(base) = base(name, false) else { return };
+        let row = Example { target: Vec::new(), ..example(1, 5, 2) };
+        assert_eq!(lorakit_train::row_losses(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
+    }
+}
+
 fn job(name: &str, seed: u64) -> Job {
     let rows = |from: u64, n: u64| {
         (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect()
