@@ -89,7 +89,7 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
 pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
     let names = library.expert_names()?;
     for expert in names.iter().filter(|expert| is_skill_of(name, expert)) {
-        if library.record(expert)?.is_some_and(|record| record.settings.get("skills").is_some()) {
+        if library.record(expert)?.is_some_and(|record| record.settings.pointer("/settings/skills").is_some()) {
             return Ok(true);
         }
     }
