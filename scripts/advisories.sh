@@ -30,12 +30,17 @@ if ! curl -sS --no-progress-meter --fail --parallel --retry 2 --max-time 120 --c
     echo "yanked versions: NOT CHECKED, the index of crates.io cannot be reached: $(grep -m1 curl "$work/error")" >&2
     exit 0
 fi
-yanked=$(while read -r name version; do
+while read -r name version; do
     # Index servers differ in their spaces.
-    tr -d ' ' <"$work/of-$name" | grep -F "\"vers\":\"$version\"" | grep -q '"yanked":true' && echo "$name $version"
-done <"$work/crates" || true)
-if [ -n "$yanked" ]; then
-    printf 'yanked versions: these; `cargo update -p NAME` takes others:\n%s\n' "$yanked" >&2
+    entry=$(tr -d ' ' <"$work/of-$name" | grep -F "\"vers\":\"$version\"" || true)
+    case $entry in
+        *'"yanked":true'*) echo "$name $version was yanked" ;;
+        '') echo "$name $version is not in the index" ;;
+    esac
+done <"$work/crates" >"$work/found"
+if [ -s "$work/found" ]; then
+    echo "yanked versions: \`cargo update -p NAME\` takes others in their place:" >&2
+    cat "$work/found" >&2
     exit 1
 fi
 echo "yanked versions: none among $(wc -l <"$work/crates") crates"

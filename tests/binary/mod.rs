@@ -74,3 +74,10 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     }
     Some(found)
 }
+
+/// Asserts that a message says all of these.
+pub fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}

@@ -49,7 +49,7 @@ pub struct Collector(Arc<Mutex<[RowGradients; 2]>>);
 impl Collector {
     /// Adds those of one backward.
     pub(crate) fn add(&self, [a, b]: [RowGradients; 2]) {
-        // What another thread left when it panicked is a whole sum all the same.
+        // A thread that panicked with the lock ends the run, whatever it left here.
         let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sums[0].add_all(a);
         sums[1].add_all(b);

@@ -1,7 +1,7 @@
 //! What a layer is made with: its ops go through here, into candle's graph or onto a tape.
 
 use crate::attention::{Heads, self_attention_backward};
-use crate::gate::{gelu_new, gelu_new_backward, swiglu, swiglu_backward};
+use crate::gate::Gate;
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::plan::Plan;
@@ -79,22 +79,12 @@ impl<'a> Flow<'a> {
         Ok(y)
     }
 
-    /// Mistral's activation; see [`swiglu`].
-    pub(crate) fn swiglu(&mut self, x: &Tensor) -> Result<Tensor> {
-        let y = swiglu(x)?;
+    /// The activation of `x`.
+    pub(crate) fn gate(&mut self, gate: Gate, x: &Tensor) -> Result<Tensor> {
+        let y = gate.forward(x)?;
         if let Some(tape) = &mut self.tape {
             let at = x.clone();
-            tape.step(x, &y, move |dy| swiglu_backward(&at, dy));
-        }
-        Ok(y)
-    }
-
-    /// Phi's activation; see [`gelu_new`].
-    pub(crate) fn gelu_new(&mut self, x: &Tensor) -> Result<Tensor> {
-        let y = gelu_new(x)?;
-        if let Some(tape) = &mut self.tape {
-            let at = x.clone();
-            tape.step(x, &y, move |dy| gelu_new_backward(&at, dy));
+            tape.step(x, &y, move |dy| gate.backward(&at, dy));
         }
         Ok(y)
     }

@@ -5,14 +5,37 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu::{self, Loops};
 use rayon::prelude::*;
 
+/// The activation of a form's MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Mistral's; see [`swiglu`].
+    SwiGlu,
+    /// Phi's; see [`gelu_new`].
+    GeluNew,
+}
+
+impl Gate {
+    /// The activation of `x`.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::SwiGlu => swiglu(x),
+            Self::GeluNew => gelu_new(x),
+        }
+    }
+
+    /// The gradient of `x` from that of what [`Gate::forward`] made of it on a CPU.
+    pub(crate) fn backward(self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        match self {
+            Self::SwiGlu => SwiGlu.backward(&x, dy),
+            Self::GeluNew => GeluNew.backward(&x, dy),
+        }
+    }
+}
+
 /// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { plain_swiglu(x) }
-}
-
-/// The gradient of `x` from that of what [`swiglu`] made of it on a CPU.
-pub(crate) fn swiglu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    SwiGlu.backward(&x.contiguous()?, dy)
 }
 
 /// The same as [`swiglu`] by candle's own ops, for devices without a kernel.
@@ -24,11 +47,6 @@ pub fn plain_swiglu(x: &Tensor) -> Result<Tensor> {
 /// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
 pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { plain_gelu_new(x) }
-}
-
-/// The gradient of `x` from that of what [`gelu_new`] made of it on a CPU.
-pub(crate) fn gelu_new_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    GeluNew.backward(&x.contiguous()?, dy)
 }
 
 /// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Candle's GELU itself has a backward whose

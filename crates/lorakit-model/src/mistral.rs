@@ -5,6 +5,7 @@
 use crate::attention::Heads;
 use crate::config::Config;
 use crate::flow::Flow;
+use crate::gate::Gate;
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::weights::Weights;
@@ -77,7 +78,7 @@ impl Layer {
         let h = flow.sum(&h, &attended)?;
         let x = flow.norm(&self.mlp_norm, &h)?;
         let gate_up = flow.site(&self.gate_up, &x)?;
-        let inner = flow.swiglu(&gate_up)?;
+        let inner = flow.gate(Gate::SwiGlu, &gate_up)?;
         let down = flow.site(&self.down, &inner)?;
         flow.sum(&h, &down)
     }

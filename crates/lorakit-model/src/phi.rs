@@ -6,6 +6,7 @@
 use crate::attention::Heads;
 use crate::config::Config;
 use crate::flow::Flow;
+use crate::gate::Gate;
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::weights::Weights;
@@ -68,7 +69,7 @@ impl Layer {
         let attended = flow.site(&self.dense, &attended)?;
         let (h, x) = (flow.wanted(h)?, flow.wanted(&x)?);
         let fc1 = flow.site(&self.fc1, &x)?;
-        let inner = flow.gelu_new(&fc1)?;
+        let inner = flow.gate(Gate::GeluNew, &fc1)?;
         let h = flow.sum(&h, &attended)?;
         let fc2 = flow.site(&self.fc2, &inner)?;
         flow.sum(&h, &fc2)

@@ -136,8 +136,8 @@ fn all_heads() -> Vec<(Heads, usize)> {
 
 #[test]
 fn attention_of_packed_rows() {
-    // Rows of one token, rows that share a block of queries, and rows that span two of them.
-    for lengths in [&[5usize, 1, 17, 8][..], &[3, 600, 40, 530]] {
+    // Rows of one token and of none, rows that share a block of queries, and rows that span two of them.
+    for lengths in [&[5usize, 1, 17, 0, 8][..], &[3, 600, 40, 530]] {
         let rows = Rows::packed(lengths.iter().copied());
         let segments: Arc<[Segment]> =
             rows.iter().map(|row| Segment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();

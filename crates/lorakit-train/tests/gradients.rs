@@ -175,6 +175,65 @@ fn tapes_and_graphs_give_the_same_gradients() {
     }
 }
 
+/// Adapters of the last layer alone: no gradient is asked for below it, and none is missing at it.
+#[test]
+fn adapters_of_the_last_layer_alone_have_their_gradients() {
+    for name in BASES {
+        let Some(base) = base(name, false) else { return };
+        let last = base.layers() - 1;
+        assert!(last > 0);
+        let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '.*layers.{last}[.].*'"));
+        let stack = LoraStack::new(base.sites(), base.device(), &[None, None], &settings, 1).unwrap();
+        let variables: Vec<(String, Var)> =
+            stack.parameters().unwrap().iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
+        // B starts at zero, where A has no gradient.
+        for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B")) {
+            let mut stream = Key::new(3, name).stream();
+            let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
+            variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
+        }
+        let tapes = || {
+            let (patches, collected) = stack.collected(None).unwrap();
+            (patches, Some(collected))
+        };
+        for activations in [Activations::Kept, Activations::Recomputed] {
+            assert_gradients(&base, &variables, &tapes, activations, name);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_onto_a_tape_is_told() {
+    for (trainable, part) in [(true, "weights that train"), (false, "in candle's graph")] {
+        let Some(base) = base("mistral", trainable) else { return };
+        let settings = settings("rank = 3\nalpha = 5");
+        let stack = LoraStack::new(base.sites(), base.device(), &[None, None], &settings, 1).unwrap();
+        let (packed, _) = packed();
+        let (plan, h) = (base.plan(packed.rows()), base.embed(packed.ids()).unwrap());
+        let taped = base.taped_layer(0, &h, true, &plan, &stack.patches(None).unwrap());
+        let message = taped.err().unwrap().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn losses_by_token_are_those_of_the_whole_last_layer() {
+    for name in BASES {
+        let Some(base) = base(name, false) else { return };
+        let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
+        let starts: Vec<Option<Adapter>> =
+            (0..2).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect();
+        let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+        let ((packed, _), patches) = (packed(), stack.patches(None).unwrap());
+        let values = |nll: candle_core::Result<Tensor>| nll.unwrap().detach().to_vec1::<f32>().unwrap();
+        let (whole, by_token) = (values(base.nll(&packed, &patches)), values(base.nll_by_token(&packed, &patches)));
+        assert_eq!(whole.len(), packed.targets().len());
+        assert!(whole.iter().zip(&by_token).all(|(a, b)| (a - b).abs() < 1e-4), "{name}: {whole:?} {by_token:?}");
+        let bare = values(base.nll(&packed, &Patches::none()));
+        assert!(whole.iter().zip(&bare).any(|(a, b)| (a - b).abs() > 1e-2), "{name}: the adapters do nothing");
+    }
+}
+
 #[test]
 fn rows_without_a_target_have_no_loss() {
     for name in BASES {

@@ -1,0 +1,147 @@
+//! What is typed: options, routers, settings and numbers, and what is said of those that are wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::{run, says, shared, words};
+use std::fs;
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for line in [
+        "",
+        "no-such-command",
+        "train-experts --library l --tasks t",
+        "train-experts --base b --library l --tasks t --joint --clusters c.json",
+        "train-experts --base b --library l --tasks t --full --joint",
+        "train-experts --base b --library l --tasks t --mbc 2 --experts c0",
+        "train-experts --base b --library l --tasks t --random-examples 0",
+        "cluster --library l --out c.json",
+        "cluster --out c.json -k 2",
+        "cluster --library l --out c.json -k 2 --method embedding --tasks t",
+        "cluster --library l --out c.json -k 0",
+        "cluster --library l --out c.json -k many",
+        "cluster --library l --out c.json -k 2 --space words",
+        "eval --base b --tasks t",
+        "eval --base b --tasks t --router no_such_router",
+        "eval --base b --tasks t --router arrow:top_k=0",
+        "eval --base b --tasks t --router arrow:topk=1",
+        "eval --base b --tasks t --router base --split testing",
+        "eval --base b --tasks t --router base --limit 0",
+        "eval --base b --tasks t --router base --log-samples",
+        "generate --base b --prompt x --temperature -1",
+        "generate --base b --prompt x --top-p 0",
+        "generate --base b --prompt x --adapter a --library l --router base",
+        "logits --base b --input i --out o --library l",
+        "library check",
+        "library add --library l =x",
+        "base info hub:nobody",
+        "base info b --threads 0",
+        "base info b --device tpu",
+        "base info b --dtype f8",
+        "completions tcl",
+        "eval --base b --tasks t --router base arrow",
+        "generate --base b --prompt x --router arrow",
+        "generate --base b --prompt x --stop=",
+        "logits --base b --input i --out o --router uniform",
+        "logits --base b --input i --out i",
+        "cluster --out c.json -k 2 --tasks t",
+        "cluster --library l --out c.json -k 2 --tasks t",
+        "cluster --library l --out c.json -k 2 --report c.json",
+        "cluster --out c.json -k 2 --tasks t --method random --experts a",
+        "generate --base b --prompt p --top-p 0.5",
+        "adapt --base b --tasks t --method mean --out o",
+        "cluster --library l --out c.json -k auto --method random",
+        "merge --library l --out o --method lorahub",
+        "merge --library l --out o --method cat --fit t",
+    ] {
+        let ran = words(line);
+        assert_eq!(ran.code, 2, "`{line}`: {}", ran.stderr);
+        assert_eq!(ran.stdout, "", "`{line}`");
+    }
+}
+
+#[test]
+fn an_option_says_itself_what_it_expects() {
+    let eval = "eval --base b --tasks t --router base";
+    for (line, expected) in [
+        ("generate --base b --prompt x --temperature -0.5", "at least 0"),
+        ("generate --base b --prompt x --top-p -1", "above 0"),
+        ("generate --base b --prompt x --max-new-tokens 0", "at least 1"),
+        (&format!("{eval} --limit 0"), "at least 1"),
+        (&format!("{eval} --limit -3"), "at least 1"),
+        ("cluster --library l --out c.json -k -1", "at least 1"),
+        ("cluster --library l --out c.json -k 2 --sparsity -1", "from 0 to 1"),
+        ("cluster --library l --out c.json -k 2 --components 0", "at least 1"),
+        ("train-experts --base b --library l --tasks t --poly 0", "at least 1"),
+    ] {
+        says(&words(line).failed(2), &[expected]);
+    }
+}
+
+#[test]
+fn an_unknown_router_is_told_which_there_are() {
+    says(&words("eval --base b --tasks t --router arow").failed(2), &["arow", "arrow", "uniform", "oracle"]);
+    says(&words("eval --base b --tasks t --router arrow:topk=1").failed(2), &["topk", "top_k=4", "temperature=1"]);
+}
+
+#[test]
+fn settings_are_refused_by_name() {
+    let fixed = "train-experts --base b --library l --tasks t --set";
+    for (setting, parts) in [
+        ("rnk=4", &["rnk", "rank"][..]),
+        ("rank", &["rank", "key=value"]),
+        ("rank=0", &["rank", "0"]),
+        ("rank=four", &["rank=four"]),
+        ("dropout=1", &["dropout"]),
+        ("lr_scheduler=sometimes", &["sometimes", "linear"]),
+        ("learning_rate=-1", &["learning_rate"]),
+    ] {
+        says(&words(&format!("{fixed} {setting}")).failed(1), parts);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("settings.toml");
+    fs::write(&config, "rank = 4\nalfa = 2\n").unwrap();
+    says(
+        &words(&format!("train-experts --base b --library l --tasks t --config {}", config.display())).failed(1),
+        &["settings.toml", "alfa", "alpha"],
+    );
+}
+
+#[test]
+fn options_stand_before_or_after_the_command() {
+    let Some(base) = shared("oracles/peft/phi/base") else { return };
+    let base = base.to_str().unwrap();
+    let before = run(["--json", "--threads", "1", "base", "info", base]).json();
+    let after = run(["base", "info", base, "--threads", "2", "--json"]).json();
+    assert_eq!(before["fingerprint"], after["fingerprint"]);
+    assert_eq!(before["architecture"], "phi");
+}
+
+#[test]
+fn numbers_beyond_reason_are_refused_at_once() {
+    for (line, code, parts) in [
+        ("base info pico --threads 100000", 2, &["--threads", "1024"][..]),
+        ("base info pico --threads 0", 2, &["1 to 1024"]),
+        ("cluster --library l --out c.json -k 99999999999999999999", 2, &["whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 1, &["rank", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=-1", 1, &["rank=-1", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 1, &["learning_rate", "number"]),
+        ("train-experts --base b --library l --tasks t --config /dev/zero", 1, &["/dev/zero", "longer than"]),
+        ("task ls /dev/zero", 1, &["/dev/zero", "device"]),
+    ] {
+        says(&words(line).failed(code), parts);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (library, task) = (folder.path().join("l"), folder.path().join("t.json"));
+    fs::write(&task, r#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#).unwrap();
+    let train = |setting: &str| {
+        let fixed = ["train-experts", "--base", "pico"];
+        let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
+        run(fixed.into_iter().chain(files)).failed(1)
+    };
+    says(&train("rank=1000000"), &["GiB", "available"]);
+    says(&train("rank=1000000000"), &["rank", "at most"]);
+    says(&train("batch_size=4294967296"), &["batch_size", "at most"]);
+    assert!(!library.join("experts/t").exists());
+}
