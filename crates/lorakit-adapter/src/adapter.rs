@@ -1,10 +1,12 @@
 //! An adapter: one low-rank update per module, and the geometry of the whole.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::low_rank::{LowRank, cosine};
+use crate::mapped_file::MappedFile;
 use crate::naming::Naming;
 use crate::notice::Notice;
 use crate::peft_config::{Facts, PeftConfig};
@@ -79,6 +81,19 @@ impl Adapter {
 
     pub(crate) fn naming(&self) -> &Naming {
         &self.naming
+    }
+
+    /// Lets the memory go that weights take which lie in a mapped file and have been looked at; they are read again
+    /// when they are looked at again.
+    pub fn let_go(&self) {
+        let mut files: Vec<&Arc<MappedFile>> = Vec::new();
+        for file in self.modules.values().flat_map(|update| [update.a().file(), update.b().file()]).flatten() {
+            // Nearly always there is one.
+            if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+                files.push(file);
+            }
+        }
+        files.into_iter().for_each(|file| file.let_go());
     }
 
     /// The number of values in all its matrices.

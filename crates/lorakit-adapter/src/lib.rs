@@ -69,6 +69,7 @@ mod layouts;
 mod library;
 mod lock;
 mod low_rank;
+mod mapped_file;
 mod matrix;
 mod models;
 mod mttl;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
-use memmap2::Mmap;
+
+use crate::mapped_file::MappedFile;
 
 /// A matrix `[rows, cols]`, row-major, every value finite.
 ///
@@ -30,7 +31,7 @@ enum Storage {
 /// Bytes of a mapped file that hold little-endian floats.
 #[derive(Clone)]
 struct Mapped {
-    file: Arc<Mmap>,
+    file: Arc<MappedFile>,
     bytes: Range<usize>,
     precision: Precision,
 }
@@ -71,7 +72,7 @@ impl Matrix {
     /// A matrix whose values stay in `file`, at the byte range `bytes`.
     pub(crate) fn mapped(
         shape: [usize; 2],
-        file: Arc<Mmap>,
+        file: Arc<MappedFile>,
         bytes: Range<usize>,
         precision: Precision,
     ) -> Result<Self> {
@@ -103,6 +104,14 @@ impl Matrix {
         match &self.storage {
             Storage::Owned(values) => Cow::Borrowed(values),
             Storage::Mapped(mapped) => mapped.values(),
+        }
+    }
+
+    /// The file that the values lie in, if they do.
+    pub(crate) fn file(&self) -> Option<&Arc<MappedFile>> {
+        match &self.storage {
+            Storage::Owned(_) => None,
+            Storage::Mapped(mapped) => Some(&mapped.file),
         }
     }
 
@@ -161,9 +170,9 @@ mod tests {
     use super::*;
 
     fn mapped(bytes: &[u8], precision: Precision, range: Range<usize>, shape: [usize; 2]) -> Result<Matrix> {
-        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
-        map.copy_from_slice(bytes);
-        Matrix::mapped(shape, Arc::new(map.make_read_only().unwrap()), range, precision)
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        Matrix::mapped(shape, Arc::new(MappedFile::open(file.path()).unwrap()), range, precision)
     }
 
     #[test]

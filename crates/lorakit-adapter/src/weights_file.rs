@@ -1,16 +1,15 @@
 //! A safetensors file, memory-mapped: its tensors by name, their values left where they are.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::Matrix;
+use crate::mapped_file::MappedFile;
 use crate::matrix::Precision;
 
 /// A tensor that a file holds, not read yet.
@@ -24,17 +23,14 @@ pub(crate) struct StoredTensor {
 
 #[derive(Clone, Debug)]
 enum Values {
-    Mapped { file: Arc<Mmap>, bytes: Range<usize>, dtype: Dtype },
+    Mapped { file: Arc<MappedFile>, bytes: Range<usize>, dtype: Dtype },
     Owned(Vec<f32>),
 }
 
 /// The tensors of the safetensors file at `path`, sorted by key.
 pub(crate) fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
-    let file = File::open(path)?;
-    ensure!(file.metadata()?.len() >= 8, "shorter than a safetensors header; the file is empty or cut off");
-    // SAFETY: a map is sound while nobody truncates the file under it. Files of a library are only
-    // ever replaced by renaming, which leaves the mapped one as it is.
-    let map = Arc::new(unsafe { Mmap::map(&file)? });
+    let map = Arc::new(MappedFile::open(path)?);
+    ensure!(map.len() >= 8, "shorter than a safetensors header; the file is empty or cut off");
     let (header, metadata) = SafeTensors::read_metadata(&map)
         .map_err(|error| anyhow::anyhow!("no whole safetensors file: {error}; is the download or copy complete?"))?;
     let mut tensors: Vec<_> =
@@ -44,7 +40,7 @@ pub(crate) fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
 }
 
 impl StoredTensor {
-    fn mapped(key: String, info: &TensorInfo, map: &Arc<Mmap>, data: usize) -> Self {
+    fn mapped(key: String, info: &TensorInfo, map: &Arc<MappedFile>, data: usize) -> Self {
         let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
         let values = Values::Mapped { file: Arc::clone(map), bytes, dtype: info.dtype };
         Self { key, shape: info.shape.clone(), values }

@@ -95,7 +95,7 @@ struct Slot<'a> {
     b: &'a mut [f32],
 }
 
-/// Opens every expert once and copies its factors of these ties.
+/// Looks at every expert once and copies its factors of these ties.
 fn stacks(experts: &Experts, ties: &[Tie]) -> Result<Vec<Stack>> {
     let mut stacks: Vec<Stack> = ties.iter().map(Stack::of).collect();
     let mut slots: Vec<Vec<Slot>> = (0..experts.len()).map(|_| Vec::with_capacity(ties.len())).collect();
@@ -109,9 +109,7 @@ fn stacks(experts: &Experts, ties: &[Tie]) -> Result<Vec<Stack>> {
         }
     }
     slots.into_par_iter().enumerate().try_for_each(|(index, slots)| {
-        let adapter = experts.open(index)?;
-        slots.into_iter().for_each(|slot| slot.fill(&adapter));
-        Ok(())
+        experts.look(index, |adapter| slots.into_iter().for_each(|slot| slot.fill(adapter)))
     })?;
     Ok(stacks)
 }

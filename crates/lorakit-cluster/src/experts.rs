@@ -1,6 +1,7 @@
 //! The experts to be clustered: their names, and how to open one of them.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use lorakit_adapter::{Adapter, Matrix};
 
@@ -10,19 +11,20 @@ use crate::{Error, Result};
 type Open<'a> = Box<dyn Fn(&str) -> Result<Adapter, Cause> + Send + Sync + 'a>;
 type Start<'a> = Box<dyn Fn(&str) -> Result<Matrix, Cause> + Send + Sync + 'a>;
 
-/// Named adapters that are opened when they are looked at and dropped after.
+/// Named adapters, each opened, and so read and checked, when it is first looked at.
 ///
-/// A library of a few hundred experts is larger than the memory that comparing them needs, so every pass over the
-/// experts opens them anew, a few at a time. Opening must therefore be cheap (a memory map) and give the same
-/// adapter each time.
+/// A library of thousands of experts is larger than the memory that comparing them needs, so every pass looks at a few
+/// at a time, and their weights are let go after: those of a mapped file take no memory between the passes.
 pub struct Experts<'a> {
     names: Vec<String>,
     open: Open<'a>,
+    opened: Vec<OnceLock<Adapter>>,
     start: Option<Start<'a>>,
 }
 
 impl<'a> Experts<'a> {
-    /// The experts `names`, opened by `open`. They are kept sorted: no result depends on the order given.
+    /// The experts `names`, opened by `open`, which should map their files. They are kept sorted: no result depends on
+    /// the order given.
     ///
     /// # Errors
     /// If a name is given twice, or there are fewer than two.
@@ -31,7 +33,8 @@ impl<'a> Experts<'a> {
         open: impl Fn(&str) -> Result<Adapter, E> + Send + Sync + 'a,
     ) -> Result<Self> {
         let names = sorted(names)?;
-        Ok(Self { names, open: Box::new(move |name| open(name).map_err(Into::into)), start: None })
+        let opened = names.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { names, open: Box::new(move |name| open(name).map_err(Into::into)), opened, start: None })
     }
 
     /// Experts that are in memory, or mapped, already.
@@ -69,9 +72,19 @@ impl<'a> Experts<'a> {
         self.start.is_some()
     }
 
-    pub(crate) fn open(&self, index: usize) -> Result<Adapter> {
-        let name = &self.names[index];
-        (self.open)(name).map_err(|source| Error::Expert { expert: name.clone(), source })
+    /// What `look` makes of an expert.
+    pub(crate) fn look<T>(&self, index: usize, look: impl FnOnce(&Adapter) -> T) -> Result<T> {
+        let (name, opened) = (&self.names[index], &self.opened[index]);
+        let adapter = match opened.get() {
+            Some(adapter) => adapter,
+            None => {
+                let adapter = (self.open)(name).map_err(|source| Error::Expert { expert: name.clone(), source })?;
+                opened.get_or_init(|| adapter)
+            }
+        };
+        let seen = look(adapter);
+        adapter.let_go();
+        Ok(seen)
     }
 
     pub(crate) fn start(&self, module: &str) -> Result<Matrix> {
@@ -115,7 +128,7 @@ mod tests {
     #[test]
     fn a_source_that_fails_is_blamed_on_its_expert() {
         let experts = Experts::new(["a".to_owned(), "b".to_owned()], |_| Err::<Adapter, _>("gone")).unwrap();
-        let error = experts.open(1).unwrap_err();
+        let error = experts.look(1, |_| ()).unwrap_err();
         assert!(error.to_string().contains("`b`"));
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "gone");
     }

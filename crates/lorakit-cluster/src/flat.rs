@@ -14,8 +14,7 @@ use crate::layout::{Layout, Tie};
 use crate::sparsify::threshold;
 use crate::{Error, Experts, Result, Space};
 
-/// How many bytes of the values of `experts` are in memory at once, as f32: a MiB of each, within bounds. For every
-/// group of so many, each expert is opened, and so read and checked, anew.
+/// How many bytes of the values of `experts` are in memory at once, as f32: a MiB of each, within bounds.
 fn group_bytes(experts: usize) -> usize {
     (experts << 20).clamp(704 << 20, 2 << 30)
 }
@@ -26,43 +25,53 @@ const RUN: usize = 4096;
 /// The inner products `[n, n]` of the experts' flattened values.
 pub(crate) fn gram(experts: &Experts, space: Space, sparsity: f64) -> Result<Vec<f64>> {
     let line = Line::of(experts, space)?;
+    let columns = group_bytes(experts.len()) / size_of::<f32>() / experts.len();
+    gram_by_columns(experts, &line, sparsity, columns.next_multiple_of(RUN))
+}
+
+/// The same, with `columns` of the line in memory at once, a multiple of [`RUN`].
+fn gram_by_columns(experts: &Experts, line: &Line, sparsity: f64, columns: usize) -> Result<Vec<f64>> {
     let n = experts.len();
     let mut thresholds = vec![None::<f32>; n];
     let mut sum = vec![0f64; n * n];
-    let columns = (group_bytes(n) / size_of::<f32>() / n).next_multiple_of(RUN).min(line.len);
+    let columns = columns.min(line.len);
     let mut rows = vec![0f32; n * columns];
+    // A wave bounds how many products wait to be added.
+    let mut products: Vec<Mat<f32>> = (0..4 * rayon::current_num_threads()).map(|_| Mat::zeros(n, n)).collect();
     for start in (0..line.len).step_by(columns.max(1)) {
         let range = start..(start + columns).min(line.len);
         let rows = &mut rows[..n * range.len()];
         let slots = rows.par_chunks_exact_mut(range.len()).zip(&mut thresholds).enumerate();
         slots.try_for_each(|(index, (row, dropped))| {
-            let adapter = experts.open(index)?;
-            // The whole expert is at hand once per group; its threshold is found in the first.
-            if start == 0 {
-                *dropped = threshold(|| line.values(&adapter), sparsity);
-            }
-            line.copy(&adapter, range.clone(), row);
-            if let Some(dropped) = *dropped {
-                row.iter_mut().for_each(|value| *value = if value.abs() > dropped { *value } else { 0.0 });
-            }
-            Ok(())
+            experts.look(index, |adapter| {
+                // Found once, in the first group, where it needs all of the expert.
+                if start == 0 {
+                    *dropped = threshold(|| line.values(adapter), sparsity);
+                }
+                line.copy(adapter, range.clone(), row);
+                if let Some(dropped) = *dropped {
+                    row.iter_mut().for_each(|value| *value = if value.abs() > dropped { *value } else { 0.0 });
+                }
+            })
         })?;
-        add_products(&mut sum, MatRef::from_row_major_slice(rows, n, range.len()));
+        add_products(&mut sum, MatRef::from_row_major_slice(rows, n, range.len()), &mut products);
     }
     mirror(&mut sum, n);
     Ok(sum)
 }
 
-/// Adds the lower triangle of `rows rows'` to `sum`, run by run: in parallel, and in order.
-fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>) {
+/// Adds the lower triangle of `rows rows'` to `sum`, run by run: in parallel, and in the order of the runs however
+/// many `products` there is room for.
+fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>, products: &mut [Mat<f32>]) {
     let n = rows.nrows();
     let runs: Vec<usize> = (0..rows.ncols()).step_by(RUN).collect();
-    // A wave bounds how many products wait to be added; the order of adding is that of the runs in any case.
-    for wave in runs.chunks(4 * rayon::current_num_threads()) {
-        let products: Vec<Mat<f32>> =
-            wave.par_iter().map(|&start| lower_products(rows.subcols(start, RUN.min(rows.ncols() - start)))).collect();
+    for wave in runs.chunks(products.len()) {
+        let products = &mut products[..wave.len()];
+        products.par_iter_mut().zip(wave).for_each(|(product, &start)| {
+            lower_products(rows.subcols(start, RUN.min(rows.ncols() - start)), product);
+        });
         sum.par_chunks_exact_mut(n).enumerate().for_each(|(i, sum)| {
-            for product in &products {
+            for product in &*products {
                 sum[..=i].iter_mut().enumerate().for_each(|(j, sum)| *sum += f64::from(product[(i, j)]));
             }
         });
@@ -70,11 +79,9 @@ fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>) {
 }
 
 /// The lower triangle of `x x'`; what is above it is not defined.
-fn lower_products(x: MatRef<'_, f32>) -> Mat<f32> {
-    let mut product = Mat::zeros(x.nrows(), x.nrows());
+fn lower_products(x: MatRef<'_, f32>, product: &mut Mat<f32>) {
     let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-    matmul(&mut product, lower, Accum::Replace, x, full, x.transpose(), full, 1.0, Par::Seq);
-    product
+    matmul(product, lower, Accum::Replace, x, full, x.transpose(), full, 1.0, Par::Seq);
 }
 
 /// Copies the lower triangle of `[n, n]` to the upper one.
@@ -171,4 +178,24 @@ fn start(experts: &Experts, tie: &Tie) -> Result<(String, Matrix)> {
         return Err(Error::Start { module: module.to_owned(), source: Cause::from(found) });
     }
     Ok((module.to_owned(), start))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::planted::adapter;
+
+    #[test]
+    fn the_groups_that_fit_into_memory_do_not_change_a_bit() {
+        let adapters = (0..5).map(|seed| (format!("e{seed}"), adapter(seed, 100, 1.0, true)));
+        let experts = Experts::in_memory(adapters).unwrap();
+        let line = Line::of(&experts, Space::Parameters).unwrap();
+        assert!(line.len > 2 * RUN && !line.len.is_multiple_of(RUN), "{}", line.len);
+        let whole = gram_by_columns(&experts, &line, 0.5, line.len.next_multiple_of(RUN)).unwrap();
+        for columns in [RUN, 2 * RUN] {
+            assert_eq!(gram_by_columns(&experts, &line, 0.5, columns).unwrap(), whole);
+        }
+        assert_eq!(gram(&experts, Space::Parameters, 0.5).unwrap(), whole);
+    }
 }

@@ -60,10 +60,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Opens every expert once and compares their shapes.
+    /// Looks at every expert once and compares their shapes.
     pub fn of(experts: &Experts) -> Result<Self> {
         let shapes: Vec<BTreeMap<String, Shape>> =
-            (0..experts.len()).into_par_iter().map(|index| Ok(shapes(&experts.open(index)?))).collect::<Result<_>>()?;
+            (0..experts.len()).into_par_iter().map(|index| experts.look(index, shapes)).collect::<Result<_>>()?;
         let widths = common_widths(experts.names(), &shapes)?;
         let mut groups: BTreeMap<String, Tie> = BTreeMap::new();
         let mut leaders: BTreeMap<Vec<Option<&str>>, String> = BTreeMap::new();

@@ -1,0 +1,56 @@
+//! A file of weights, memory-mapped.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use anyhow::Result;
+use memmap2::Mmap;
+
+/// The bytes of a file, which take memory from when they are looked at until they are let go.
+#[derive(Debug)]
+pub(crate) struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// The file at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: a map is sound while nobody truncates the file under it. Files of a library are only
+        // ever replaced by renaming, which leaves the mapped one as it is.
+        Ok(Self(unsafe { Mmap::map(&file)? }))
+    }
+
+    /// Lets the memory go that the file takes here. Where it cannot be let go, nothing is lost but memory.
+    pub(crate) fn let_go(&self) {
+        // SAFETY: the map is of a file and is only read, so that what is let go is read again, the same, when it is
+        // looked at again; slices of it stay what they are.
+        #[cfg(unix)]
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_let_go_is_read_again() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        let mapped = MappedFile::open(file.path()).unwrap();
+        let (before, after) = mapped.split_at(50_000);
+        assert_eq!(before, &bytes[..50_000]);
+        mapped.let_go();
+        assert_eq!((before, after), bytes.split_at(50_000));
+    }
+}
