@@ -8,7 +8,7 @@ use lorakit_task::Example;
 
 /// The weights, from the rows of all tasks together.
 pub fn learn(composition: Composition, rows: &Rows) -> Result<Learned> {
-    let examples: Vec<Example> = rows.examples()?.into_iter().map(|(_, example)| example).collect();
+    let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
     let ground = Ground { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
     let fitted = fit_weights(&composition, ground, &examples)?;
     rows.tell(format!("{}: {}", composition.name(), fitted.told(rows.experts())));

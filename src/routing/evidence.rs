@@ -1,4 +1,4 @@
-//! What is usual, for `evidence`: the experts' responses to a mix of prompts as the base reads them; and what its `auto`
+//! What is usual, for `evidence`: the experts' responses to prompts of their tasks, as the base reads them; and what its `auto`
 //! settings take, by the likelihood of some of the same rows' answers.
 
 use super::Rows;
@@ -7,44 +7,53 @@ use anyhow::{Context as _, Result};
 use lorakit_adapter::{Patches, Row};
 use lorakit_eval::{Model, Templates, row_losses};
 use lorakit_route::evidence::{Otherwise, TEMPERATURES, Temperature};
-use lorakit_route::{Evidence, Learned, Mixing, Responses, Router, Setting, Uniform};
+use lorakit_route::{Evidence, Learned, Mixing, Responses, Router, Setting, TaskResponses, Uniform};
 use lorakit_task::Example;
 
-/// One row in so many is scored for `auto`; the others say what is usual only.
-const SCORED: usize = 4;
 /// Tokens that one forward holds at most, unless a row alone has more.
 const BATCH_TOKENS: usize = 2048;
 
-/// Means and deviations of the responses to the prompts, and what is chosen by the answers.
+/// What the prompts say is usual, and what is chosen by the answers.
 pub fn learn(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
-    let learned = usual(evidence, rows)?;
-    let scored: Vec<Example> = rows.examples()?.into_iter().step_by(SCORED).map(|(_, example)| example).collect();
+    let prompts = responses(evidence, rows)?;
+    // What is chosen must serve prompts that were not seen: one part is judged by what the others say.
+    let judged = 0;
+    let examples = rows.examples()?.into_iter().zip(prompts.folds());
+    let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == judged).map(|(row, _)| row.example).collect();
     let trial = Trial { rows, scored };
     let otherwise = match evidence.otherwise {
         Otherwise::Auto => trial.otherwise(evidence.mixing)?,
         given => given,
     };
     let temperature = match evidence.temperature {
-        Temperature::Auto => trial.temperature(evidence, otherwise, &learned)?,
+        Temperature::Auto => {
+            trial.temperature(evidence, otherwise, &evidence.learned(rows.experts(), &prompts.without(judged))?)?
+        }
         Temperature::Fixed(given) => given,
     };
+    let learned = evidence.learned(rows.experts(), &prompts)?;
     Ok(Evidence::with_chosen(learned, temperature, otherwise)?)
 }
 
-fn usual(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
+/// What every expert responds to the prompts.
+fn responses(evidence: &Evidence, rows: &Rows) -> Result<TaskResponses> {
     let responses = Responses::new(rows.experts(), evidence.measure)?;
-    let mut seen: Vec<(usize, Vec<f32>)> = Vec::new();
+    let mut prompts = TaskResponses::default();
+    for row in rows.examples()? {
+        prompts.experts.resize(row.task + 1, row.expert.context("a row has no expert")?);
+        prompts.tasks.push(row.task);
+    }
     for packed in rows.prompts()? {
         let (watch, base) = (responses.watch(), rows.base());
         base.hidden(packed.ids(), &base.plan(packed.rows()), &watch.patches())?;
         for (at, (site, responses)) in watch.responses().into_iter().enumerate() {
-            match seen.get_mut(at) {
+            match prompts.responses.get_mut(at) {
                 Some((_, before)) => before.extend(responses),
-                None => seen.push((site, responses)),
+                None => prompts.responses.push((site, responses)),
             }
         }
     }
-    Ok(evidence.learned(rows.experts(), &seen)?)
+    Ok(prompts)
 }
 
 /// Rows whose answers judge settings.

@@ -26,6 +26,16 @@ impl FitArgs {
     }
 }
 
+/// A row to learn from.
+pub struct LessonRow {
+    /// The task that it is of, counted from the first.
+    pub task: usize,
+    /// The expert that it belongs to, where the lesson is of experts.
+    pub expert: Option<usize>,
+    /// Its tokens.
+    pub example: Example,
+}
+
 /// Rows to learn from, and all else that what is learned comes from.
 pub struct Rows<'a> {
     routing: &'a Routing<'a, 'a>,
@@ -138,17 +148,16 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The rows as tokens, task by task in a fixed order: the first of each task's train split. Each comes with the expert
-    /// that it belongs to, where the lesson is of experts.
+    /// The rows as tokens, task by task in a fixed order: the first of each task's train split.
     ///
     /// # Errors
     /// Where a task that an expert records is no longer where it was, or is another.
-    pub fn examples(&self) -> Result<Vec<(Option<usize>, Example)>> {
+    pub fn examples(&self) -> Result<Vec<LessonRow>> {
         let vocabulary = self.vocabulary()?;
         let length = self.base().config().max_positions;
         let mut loaded = Loaded::default();
         let mut examples = Vec::new();
-        for source in &self.sources {
+        for (number, source) in self.sources.iter().enumerate() {
             let task = match source.task {
                 Some(task) => task,
                 None => loaded.find(source, self)?,
@@ -156,7 +165,7 @@ impl<'a> Rows<'a> {
             for row in task.rows(Split::Train, Some(self.lesson.rows()))? {
                 let example = Example::encode(row, &vocabulary, length)
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
-                examples.push((source.expert, example));
+                examples.push(LessonRow { task: number, expert: source.expert, example });
             }
         }
         Ok(examples)
@@ -168,7 +177,7 @@ impl<'a> Rows<'a> {
     /// As [`Rows::examples`].
     pub fn prompts(&self) -> Result<Vec<Packed>> {
         let mut batches = vec![Packed::default()];
-        for (expert, example) in self.examples()? {
+        for LessonRow { expert, example, .. } in self.examples()? {
             if batches
                 .last()
                 .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt.len() > BATCH_TOKENS)

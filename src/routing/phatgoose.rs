@@ -18,8 +18,8 @@ pub fn learn(settings: &Phatgoose, rows: &Rows) -> Result<Learned> {
     let (base, experts) = (rows.base(), rows.experts());
     ensure!(base.device().is_cpu(), "gates train on the CPU only; add --device cpu");
     let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
-    for (expert, example) in rows.examples()? {
-        expert.into_iter().for_each(|expert| own[expert].push(example.clone()));
+    for row in rows.examples()? {
+        row.expert.into_iter().for_each(|expert| own[expert].push(row.example.clone()));
     }
     let gate = |(_, site, _): (usize, &lorakit_adapter::Site, _)| {
         Ok((site.key(), Var::zeros((experts.len(), site.input), DType::F32, base.device())?))

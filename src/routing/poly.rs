@@ -20,7 +20,7 @@ pub fn learn(poly: &Poly, rows: &Rows) -> Result<Learned> {
         (Some(row), _) => skills.stack_of_tasks()?.adapter_of(row)?,
         (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
         (None, Unseen::Fit) => {
-            let examples: Vec<Example> = rows.examples()?.into_iter().map(|(_, example)| example).collect();
+            let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
             let settings = Settings {
                 max_steps: Some(poly.steps),
                 routing_learning_rate: poly.rate,

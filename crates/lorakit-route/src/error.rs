@@ -144,6 +144,11 @@ pub enum RouteError {
     /// What is usual cannot be said of less than two prompts.
     #[error("{0} prompts to learn from, and at least two are needed: give more rows, or rows=N with a higher N")]
     FewPrompts(usize),
+    /// A response was no number.
+    #[error(
+        "the experts' responses to the prompts are not all finite numbers; check the library with `lorakit library check`"
+    )]
+    NoPattern,
     /// A survey was asked about rows other than those that it saw.
     #[error("the survey saw a pass over other rows")]
     OtherRows,

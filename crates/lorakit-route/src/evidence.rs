@@ -1,50 +1,52 @@
-//! Weighing the evidence, a router of lorakit's own with nothing trained: how strongly would each expert respond to the
-//! prompt, compared with how strongly it responds to prompts at large?
+//! Weighing the evidence, a router of lorakit's own with nothing trained: under which of the tasks that the experts learned
+//! would the library respond to a prompt as it does?
 //!
 //! The response of an expert `e` at a site to a token `x` is `|s B A x| / |x|` ([`crate::response`]), averaged over the
-//! prompt's tokens as the base reads them. Alone it says little: experts differ in size, and sites in how far their inputs
-//! spread. So it is standardised by its mean and deviation over a mix of unlabelled prompts, for each site and expert; less
-//! the mean over the experts, since a prompt that moves all of them says nothing of one; and averaged over the sites. That
-//! average is standardised once more over the same prompts. The score `z_e` then says by how many deviations the expert
-//! responds to this prompt more than it usually does, and scores of different experts compare.
+//! prompt's tokens as the base reads them. Alone it says little: experts differ in size, and one may answer loudest to
+//! prompts that are none of its own. What says much is the pattern in which all of them respond, at every site: a few prompts
+//! of each task tell what is usual, and `d_t²` is how far a new prompt is from a task `t` ([`crate::pattern`]). A row is
+//! then served by the experts at the weights
 //!
-//! The row is served by the `top_k` experts of the highest scores at the weights `softmax(z / temperature)`: a clear lead
-//! is a choice, a close race is a mixture. A confidence `c` goes from 0, where no score is above what the highest score of a
-//! usual prompt is at its `floor` quantile, to 1, where it is above the same at `sure`; what it leaves, `1 - c`, goes
-//! to the base, or to all experts alike, as `otherwise` says: no expert fits such a prompt.
+//! `p(e | prompt) = sum of p(t | prompt) over the tasks t of e`, `p(t | prompt) = softmax(-d_t² / (2 temperature))`
+//!
+//! the `top_k` highest of them: where prompts tell tasks apart that is a choice, and where tasks share their inputs it is a
+//! mixture. A confidence `c` goes from 1, where the nearest task is no further than that of usual prompts mostly is
+//! (the share `sure` is further), to 0, where only the share `floor` of usual prompts is as far from all; usual prompts are
+//! judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, or to all experts alike, as
+//! `otherwise` says: no expert fits such a prompt.
 //!
 //! How sharp a choice should be, and whether the base or the mean serves better what nobody fits, differ between libraries:
-//! `auto` takes what makes the answers of the same calibration rows likeliest, the temperature out of [`TEMPERATURES`].
-//! Nothing else sees an answer, and no row of a task that is evaluated is looked at beyond its prompt.
-//!
-//! The defaults of `floor` and `sure` were chosen on validation rows of `suite:skills`, with one expert of every family taken
-//! out of the library: of those tried, the pair that leaves most to the base where the expert is missing and still goes
-//! half of the way from Arrow to the oracle where it is there.
+//! `auto` takes what makes the answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from
+//! what the other three quarters say. Nothing else sees an answer, and no row of a task that is evaluated is looked at
+//! beyond its prompt.
 //!
 //! What it costs: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
-//! Learned: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `scores`, `[2, experts]`, those
-//! of the averages; `highest`, `[1, prompts]`, the highest score of each prompt, ascending; `chosen`, `[1, 2]`, what `auto`
-//! took: the temperature, and 1 where the mean serves what nobody fits.
+//! Learned: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `whitening`, `[D, D]`, and `means`,
+//! `[tasks, D]`, of patterns of D values; `experts`, `[1, tasks]`, whose each task is; `distances`, `[1, prompts]`, from each
+//! prompt to its nearest task, ascending; `chosen`, `[1, 2]`, what `auto` took: the temperature, and 1 where the mean serves
+//! what nobody fits.
 
 use crate::by_prompt::{ByPrompt, Survey};
 use crate::error::{Result, RouteError, adapter};
 use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
 use crate::mixing::Mixing;
-use crate::response::{Measure, Responses, Watch, standardised};
+use crate::pattern::{Discriminant, TaskResponses, distances_of_new, pattern, spread, width};
+use crate::response::{Measure, Responses, Watch};
 use crate::settings::{AtMost, Settings};
 use crate::tp::highest_softmax;
 use candle_core::Tensor;
 use lorakit_adapter::{Matrix, Patches, Rows};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 /// The temperatures that `auto` chooses from.
-pub const TEMPERATURES: [f32; 4] = [0.1, 0.3, 1.0, 3.0];
+pub const TEMPERATURES: [f32; 5] = [1.0, 3.0, 10.0, 30.0, 100.0];
 
-/// What scores are divided by before the softmax, in deviations.
+/// What halved squared distances are divided by before the softmax.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temperature {
     /// The one of [`TEMPERATURES`] under which the calibration rows' answers are likeliest.
@@ -113,11 +115,11 @@ impl fmt::Display for Otherwise {
 pub struct Evidence {
     /// How many experts a row has at most.
     pub top_k: AtMost,
-    /// What scores are divided by before the softmax, in deviations.
+    /// What halved squared distances are divided by before the softmax.
     pub temperature: Temperature,
-    /// The quantile of the usual prompts' highest scores below which no expert fits.
+    /// The share of usual prompts that are so far from every task that no expert fits.
     pub floor: f64,
-    /// The quantile above which the experts have their full weight.
+    /// The share of usual prompts that are too far from every task for the experts to have their full weight.
     pub sure: f64,
     /// What serves where no expert fits.
     pub otherwise: Otherwise,
@@ -134,8 +136,8 @@ impl Default for Evidence {
         Self {
             top_k: AtMost::ALL,
             temperature: Temperature::Auto,
-            floor: 0.1,
-            sure: 0.6,
+            floor: 0.02,
+            sure: 0.2,
             otherwise: Otherwise::Auto,
             measure: Measure::Energy,
             rows: AtMost(16),
@@ -170,41 +172,43 @@ impl Evidence {
         };
         let (floor, sure) = (evidence.floor, evidence.sure);
         if !(0.0 <= floor && floor <= sure && sure <= 1.0) {
-            settings.refuse(format!("floor={floor},sure={sure} must be quantiles, 0 <= floor <= sure <= 1"));
+            settings.refuse(format!("floor={floor},sure={sure} must be shares, 0 <= floor <= sure <= 1"));
         }
         settings.finish().map(|()| evidence)
     }
 
     /// Prompts of the experts' own tasks.
     pub fn lesson(&self) -> Lesson {
-        Lesson::Prompts { rows: self.rows.0 }
+        Lesson::Experts { rows: self.rows.0 }
     }
 
-    /// What is usual, from the responses to a mix of prompts: for each touched site, `[prompts, experts]`. What `auto` takes
-    /// is not yet among it: see [`Evidence::with_chosen`].
+    /// What is usual. What `auto` takes is not yet among it: see [`Evidence::with_chosen`].
     ///
     /// # Errors
-    /// Where there are fewer than two prompts.
-    pub fn learned(&self, experts: &Experts, responses: &[(usize, Vec<f32>)]) -> Result<Learned> {
+    /// Where there are fewer than two prompts, or a response is no number.
+    pub fn learned(&self, experts: &Experts, prompts: &TaskResponses) -> Result<Learned> {
         let n = experts.len();
-        let prompts = responses.first().map_or(0, |(_, responses)| responses.len() / n);
-        if prompts < 2 {
-            return Err(RouteError::FewPrompts(prompts));
+        if prompts.tasks.len() < 2 {
+            return Err(RouteError::FewPrompts(prompts.tasks.len()));
         }
-        let usual: Vec<Vec<f32>> = responses.iter().map(|(_, values)| spread(values, n)).collect();
-        let mut averages = Vec::with_capacity(prompts * n);
-        for row in 0..prompts {
-            averages.extend(standardised(row, n, responses, &usual)?);
+        let usual: Vec<Vec<f32>> = prompts.responses.iter().map(|(_, values)| spread(values, n)).collect();
+        let mut patterns = Vec::new();
+        for row in 0..prompts.tasks.len() {
+            patterns.extend(pattern(row, n, &prompts.responses, &usual)?);
         }
-        let scores = spread(&averages, n);
-        let present = present(&usual, n);
-        let best = |row: &[f32]| rescaled(row, &scores, &present).into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let mut highest: Vec<f32> = averages.chunks_exact(n).map(best).collect();
-        highest.sort_by(f32::total_cmp);
+        let Discriminant { whitening, means, width } = Discriminant::of(&patterns, &prompts.tasks)?;
+        let whose = |task: usize| prompts.experts[task] as f32;
+        let known: BTreeSet<usize> = prompts.tasks.iter().copied().collect();
         let sites = experts.stacks().map(|(_, site, _)| site.key()).zip(usual.into_iter().map(|usual| (2, usual)));
-        let rest = [("scores".to_owned(), (2, scores)), ("highest".to_owned(), (1, highest))];
+        let rest = [
+            ("whitening", (width, whitening)),
+            ("means", (known.len(), means)),
+            ("experts", (1, known.into_iter().map(whose).collect())),
+            ("distances", (1, distances_of_new(&patterns, prompts)?)),
+        ];
+        let rest = rest.map(|(name, matrix)| (name.to_owned(), matrix));
         let matrix = |(name, (rows, values)): (String, (usize, Vec<f32>))| {
-            Ok((name, Matrix::new(rows, values.len() / rows, values).map_err(adapter)?))
+            Ok((name, Matrix::new(rows, values.len() / rows.max(1), values).map_err(adapter)?))
         };
         Ok(Learned::new(sites.chain(rest).map(matrix).collect::<Result<Vec<_>>>()?))
     }
@@ -231,9 +235,10 @@ impl Evidence {
     /// Where it was learned for another library.
     pub fn rule(&self, experts: &Experts, learned: &Learned) -> Result<Arc<dyn ByPrompt>> {
         let n = experts.len();
-        let values = |name: &str| Ok::<_, RouteError>(learned.matrix(name, (2, n))?.values().into_owned());
-        let highest =
-            learned.matrices().get("highest").map(|highest| highest.values().into_owned()).unwrap_or_default();
+        let columns = |name: &str| learned.matrices().get(name).map_or(0, Matrix::cols);
+        let values = |name: &str, rows, columns| {
+            Ok::<_, RouteError>(learned.matrix(name, (rows, columns))?.values().into_owned())
+        };
         let chosen = |place: usize| Ok::<_, RouteError>(learned.matrix("chosen", (1, 2))?.values()[place]);
         let temperature = match self.temperature {
             Temperature::Auto => chosen(0)?,
@@ -244,53 +249,33 @@ impl Evidence {
             Otherwise::Base => false,
             Otherwise::Uniform => true,
         };
-        let sites: Vec<Vec<f32>> = experts.stacks().map(|(_, site, _)| values(&site.key())).collect::<Result<_>>()?;
+        let sites: Vec<Vec<f32>> =
+            experts.stacks().map(|(_, site, _)| values(&site.key(), 2, n)).collect::<Result<_>>()?;
+        let (width, tasks) = (width(sites.len(), n), columns("experts"));
+        let distances = values("distances", 1, columns("distances"))?;
+        let experts_of_tasks: Vec<usize> = values("experts", 1, tasks)?.into_iter().map(|e| e as usize).collect();
+        if experts_of_tasks.iter().any(|expert| *expert >= n) {
+            return Err(RouteError::Adapter(format!("`experts` names more than the {n} of this library")));
+        }
         Ok(Arc::new(Rule {
             responses: Responses::new(experts, self.measure)?,
             usual: Arc::new(Usual {
                 top_k: self.top_k.0,
                 temperature,
                 uniform,
-                present: present(&sites, n),
+                experts: n,
                 sites,
-                scores: values("scores")?,
-                floor: quantile(&highest, self.floor),
-                sure: quantile(&highest, self.sure),
+                discriminant: Discriminant {
+                    whitening: values("whitening", width, width)?,
+                    means: values("means", tasks, width)?,
+                    width,
+                },
+                experts_of_tasks,
+                far: quantile(&distances, 1.0 - self.floor),
+                near: quantile(&distances, 1.0 - self.sure),
             }),
         }))
     }
-}
-
-/// Means and deviations of every expert's column of `[rows, experts]`, as `[2, experts]`.
-fn spread(values: &[f32], experts: usize) -> Vec<f32> {
-    let rows = (values.len() / experts) as f64;
-    let mut means = vec![0f64; experts];
-    let mut squares = vec![0f64; experts];
-    for row in values.chunks_exact(experts) {
-        means.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value) / rows);
-    }
-    for row in values.chunks_exact(experts) {
-        for ((sum, value), mean) in squares.iter_mut().zip(row).zip(&means) {
-            *sum += (f64::from(*value) - mean).powi(2) / rows;
-        }
-    }
-    means.into_iter().chain(squares.into_iter().map(f64::sqrt)).map(|value| value as f32).collect()
-}
-
-/// Which experts respond at all; one whose delta is zero everywhere is no candidate.
-fn present(sites: &[Vec<f32>], experts: usize) -> Vec<bool> {
-    (0..experts).map(|expert| sites.iter().any(|usual| usual[experts + expert] > 0.0)).collect()
-}
-
-/// Averages as scores: zero where an average never changes, and none for experts that do not respond.
-fn rescaled(averages: &[f32], usual: &[f32], present: &[bool]) -> Vec<f32> {
-    let (means, deviations) = usual.split_at(averages.len());
-    let score = |(expert, average): (usize, &f32)| match (present[expert], deviations[expert] > 0.0) {
-        (false, _) => f32::NEG_INFINITY,
-        (true, false) => 0.0,
-        (true, true) => (average - means[expert]) / deviations[expert],
-    };
-    averages.iter().enumerate().map(score).collect()
 }
 
 /// The quantile of ascending values, between neighbours by proportion.
@@ -299,7 +284,7 @@ fn quantile(sorted: &[f32], share: f64) -> f32 {
     let (low, high) = (at.floor() as usize, at.ceil() as usize);
     match (sorted.get(low), sorted.get(high)) {
         (Some(low), Some(high)) => low + (high - low) * at.fract() as f32,
-        _ => f32::NEG_INFINITY,
+        _ => f32::INFINITY,
     }
 }
 
@@ -313,11 +298,14 @@ struct Usual {
     temperature: f32,
     /// Whether the mean serves what no expert fits.
     uniform: bool,
-    present: Vec<bool>,
+    experts: usize,
+    /// Means and deviations of the responses at each touched site, `[2, experts]`.
     sites: Vec<Vec<f32>>,
-    scores: Vec<f32>,
-    floor: f32,
-    sure: f32,
+    discriminant: Discriminant,
+    experts_of_tasks: Vec<usize>,
+    /// The squared distance from which on no expert fits, and up to which they have their full weight.
+    far: f32,
+    near: f32,
 }
 
 impl ByPrompt for Rule {
@@ -337,27 +325,30 @@ impl Survey for Weighing {
     }
 
     fn weights(&self, rows: &Rows, _: &Tensor) -> Result<Vec<Arc<[f32]>>> {
-        let responses = self.watch.responses();
-        let experts = self.usual.scores.len() / 2;
-        (0..rows.len())
-            .map(|row| {
-                let averages = standardised(row, experts, &responses, &self.usual.sites)?;
-                Ok(self.weigh(&rescaled(&averages, &self.usual.scores, &self.usual.present)))
-            })
-            .collect()
+        let (responses, usual) = (self.watch.responses(), &self.usual);
+        let weigh = |row| {
+            let pattern = pattern(row, usual.experts, &responses, &usual.sites)?;
+            Ok(usual.weigh(&usual.discriminant.distances(&pattern)))
+        };
+        (0..rows.len()).map(weigh).collect()
     }
 }
 
-impl Weighing {
-    fn weigh(&self, scores: &[f32]) -> Arc<[f32]> {
-        let Usual { top_k, temperature, uniform, floor, sure, .. } = *self.usual;
-        let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if best == f32::NEG_INFINITY {
-            return vec![0.0; scores.len()].into();
+impl Usual {
+    /// The experts' weights at these squared distances from the tasks.
+    fn weigh(&self, distances: &[f32]) -> Arc<[f32]> {
+        let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min);
+        let confidence = match nearest <= self.near {
+            true => 1.0,
+            false => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
+        };
+        let mut shares = vec![0.0; self.experts];
+        for (&expert, distance) in self.experts_of_tasks.iter().zip(distances) {
+            shares[expert] += ((nearest - distance) / (2.0 * self.temperature)).exp();
         }
-        let confidence = if best >= sure { 1.0 } else { ((best - floor) / (sure - floor)).clamp(0.0, 1.0) };
-        let rest = if uniform { (1.0 - confidence) / scores.len() as f32 } else { 0.0 };
-        let weights = highest_softmax(scores, top_k, temperature);
+        let scores: Vec<f32> = shares.iter().map(|share: &f32| share.ln()).collect();
+        let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
+        let weights = highest_softmax(&scores, self.top_k, 1.0);
         weights.iter().map(|weight| confidence * weight + rest).collect()
     }
 }

@@ -5,7 +5,7 @@
 //! factorisation `B_p = Q_p R_p` it is `|s_p R_p A_p x|`, so that a token costs one product with all experts' ranks, and
 //! nothing as wide as the output.
 
-use crate::error::{Result, RouteError};
+use crate::error::Result;
 use crate::experts::Experts;
 use crate::inner_products::inner_products;
 use candle_core::{DType, Device, Tensor, bail};
@@ -186,37 +186,4 @@ impl Patch for Seen {
         *self.responses.lock().unwrap_or_else(PoisonError::into_inner) = means;
         Ok(())
     }
-}
-
-/// The responses to a row, standardised by what is usual and compared with its peers, `[experts]`: for each expert the mean,
-/// over the sites that it touches, of `z_e - mean of z over the experts` with `z_e = (response - mean) / deviation`.
-/// `usual` has, for each site of `responses`, means and deviations, `[2, experts]`.
-pub(crate) fn standardised(
-    row: usize,
-    experts: usize,
-    responses: &[(usize, Vec<f32>)],
-    usual: &[Vec<f32>],
-) -> Result<Vec<f32>> {
-    let mut scores = vec![(0.0, 0u32); experts];
-    for ((_, responses), usual) in responses.iter().zip(usual) {
-        let responses = responses.get(row * experts..(row + 1) * experts).ok_or(RouteError::OtherRows)?;
-        let (means, deviations) = usual.split_at(experts);
-        let z: Vec<Option<f64>> = responses
-            .iter()
-            .zip(means.iter().zip(deviations))
-            .map(|(response, (mean, deviation))| {
-                (*deviation > 0.0).then(|| f64::from(response - mean) / f64::from(*deviation))
-            })
-            .collect();
-        let here = z.iter().flatten().count().max(1) as f64;
-        let peers = z.iter().flatten().sum::<f64>() / here;
-        for ((sum, sites), z) in scores.iter_mut().zip(&z) {
-            if let Some(z) = z {
-                *sum += z - peers;
-                *sites += 1;
-            }
-        }
-    }
-    let mean = |(sum, sites): (f64, u32)| if sites == 0 { 0.0 } else { (sum / f64::from(sites)) as f32 };
-    Ok(scores.into_iter().map(mean).collect())
 }

@@ -95,8 +95,8 @@ pub const ROUTERS: &[About] = &[
     },
     About {
         name: "evidence",
-        settings: "top_k=all,temperature=auto,floor=0.1,sure=0.6,otherwise=auto,measure=energy,rows=16,mixing=outputs",
-        summary: "per row, the experts that would respond to the prompt more than they usually do; lorakit's own, nothing trained",
+        settings: "top_k=all,temperature=auto,floor=0.02,sure=0.2,otherwise=auto,measure=energy,rows=16,mixing=outputs",
+        summary: "per row, the experts of the tasks to whose prompts the library responds alike; lorakit's own, nothing trained",
     },
     About {
         name: "poly",

@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::{Matrix, Outputs, Row, Rows, Site};
 use lorakit_route::evidence::Otherwise;
 use lorakit_route::{
-    Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting, gks, phatgoose,
+    AtMost, Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting,
+    TaskResponses, gks, phatgoose,
 };
 use small::*;
 
@@ -123,11 +124,34 @@ fn what_was_learned_must_be_there_and_fit() {
     }
 }
 
-/// What `evidence` learns from a pass over `x`, whose rows have `lengths` tokens.
-fn usual(evidence: &Evidence, library: &Experts, x: &Tensor, lengths: &[usize]) -> Learned {
+/// What `evidence` learns from a pass over `x`, whose rows have three tokens each, of these tasks of these experts.
+fn usual(evidence: &Evidence, library: &Experts, x: &Tensor, tasks: &[usize], experts: &[usize]) -> Learned {
     let watch = Responses::new(library, evidence.measure).unwrap().watch();
-    look(&watch.patches(), x, lengths);
-    evidence.learned(library, &watch.responses()).unwrap()
+    look(&watch.patches(), x, &vec![3; tasks.len()]);
+    let prompts = TaskResponses { responses: watch.responses(), tasks: tasks.to_vec(), experts: experts.to_vec() };
+    evidence.learned(library, &prompts).unwrap()
+}
+
+/// The weights that `evidence` gives a row of `x`.
+fn weighed(evidence: &Evidence, library: &Experts, learned: &Learned, x: &Tensor) -> Vec<f32> {
+    let survey = evidence.rule(library, learned).unwrap().survey();
+    look(&survey.patches(), x, &[x.dim(0).unwrap()]);
+    survey.weights(&Rows::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
+}
+
+/// Prompts of three tokens each, eight of every task: those of a task lie about a direction of its own, `kinds[task]`.
+fn prompts_of(kinds: &[u64]) -> Tensor {
+    let prompt = |kind: u64, number: u64| {
+        let noise = values(500 + 100 * kind + number, 3 * INPUT);
+        let centre = values(900 + kind, INPUT);
+        noise.into_iter().enumerate().map(move |(i, noise)| 0.3 * noise + centre[i % INPUT]).collect::<Vec<f32>>()
+    };
+    let all: Vec<f32> = kinds.iter().flat_map(|&kind| (0..8).flat_map(move |number| prompt(kind, number))).collect();
+    Tensor::from_vec(all, (kinds.len() * 8 * 3, INPUT), &Device::Cpu).unwrap()
+}
+
+fn eight_of_each(tasks: usize) -> Vec<usize> {
+    (0..tasks * 8).map(|prompt| prompt / 8).collect()
 }
 
 /// Lets patches of one site see a pass, to which they must add nothing.
@@ -158,48 +182,54 @@ fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_o
 }
 
 #[test]
-fn evidence_weighs_what_is_unusual() {
+fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
     let library = uneven();
-    let evidence: Evidence =
-        match "evidence:top_k=1,temperature=0.3,otherwise=base,rows=8,floor=0,sure=0".parse().unwrap() {
-            Router::Evidence(evidence) => evidence,
-            other => panic!("{other}"),
-        };
-    let x = tokens(81, 24, INPUT);
-    let learned = usual(&evidence, &library, &x, &[3; 8]);
-    assert_eq!(learned.matrices().keys().collect::<Vec<_>>(), ["0.qkv", "highest", "scores"]);
-
-    // Inputs along the direction that `b` stretches most, at q.
-    let direction = library.module(1, "q").unwrap().top_direction().unwrap().vector;
-    let prompt: Vec<f32> = [1.0f32, -3.0, 0.5, 2.0].iter().flat_map(|c| direction.iter().map(move |d| c * d)).collect();
-    let prompt = Tensor::from_vec(prompt, (4, INPUT), &Device::Cpu).unwrap();
-    let setting = Setting { learned: Some(&learned), ..Setting::default() };
-    let router = Router::Evidence(evidence);
-    let rule = router.by_prompt(&library, &setting).unwrap().unwrap();
-    let survey = rule.survey();
-    look(&survey.patches(), &prompt, &[4]);
-    let weights = survey.weights(&Rows::packed([4]), &prompt).unwrap().remove(0);
-    assert_eq!(&weights[..], [0.0, 1.0, 0.0]);
-
-    // Under its patches the row has that expert alone.
-    let patches = router.build(&library, &setting).unwrap();
-    let rows = Rows::new([Row { len: 4, weights: Some(weights), ..Row::default() }]);
-    let expected = dense(&library, &prompt, |_, _, e| f64::from(u8::from(e == 1)));
-    assert_close(&added(&patches, &library, &prompt, &rows), &expected, 1e-5);
-    let error = survey.weights(&Rows::packed([4, 1]), &prompt).unwrap_err();
+    let router: Router = "evidence:temperature=1,otherwise=base,floor=0,sure=0".parse().unwrap();
+    let Router::Evidence(evidence) = &router else { panic!("{router}") };
+    // Four tasks: one of `a`, two of `b`, and one of `z`, which changes nothing.
+    let learned = usual(evidence, &library, &prompts_of(&[1, 2, 3, 4]), &eight_of_each(4), &[0, 1, 1, 2]);
+    let names = ["0.qkv", "distances", "experts", "means", "whitening"];
+    assert_eq!(learned.matrices().keys().collect::<Vec<_>>(), names);
+    for (kind, expert) in [(1, 0), (2, 1), (3, 1), (4, 2)] {
+        let prompt = prompts_of(&[kind]).narrow(0, 6, 3).unwrap();
+        let weights = weighed(evidence, &library, &learned, &prompt);
+        assert!(weights[expert] > 0.99, "{kind}: {weights:?}");
+        // Under its patches the row has that mixture, and nothing else.
+        let setting = Setting { learned: Some(&learned), ..Setting::default() };
+        let patches = router.build(&library, &setting).unwrap();
+        let expected = dense(&library, &prompt, |_, _, e| f64::from(weights[e]));
+        let rows = Rows::new([Row { len: 3, weights: Some(weights.into()), ..Row::default() }]);
+        assert_close(&added(&patches, &library, &prompt, &rows), &expected, 1e-5);
+    }
+    let survey = evidence.rule(&library, &learned).unwrap().survey();
+    look(&survey.patches(), &prompts_of(&[1]).narrow(0, 0, 3).unwrap(), &[3]);
+    let error = survey.weights(&Rows::packed([3, 1]), &prompts_of(&[1])).unwrap_err();
     assert!(matches!(error, RouteError::OtherRows), "{error}");
+}
+
+#[test]
+fn tasks_of_the_same_prompts_share_a_prompt() {
+    let library = uneven();
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
+    // The prompts of the first task again, as another expert's.
+    let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
+    let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
+    let weights = weighed(&evidence, &library, &learned, &prompt);
+    assert!((weights[0] - 0.5).abs() < 1e-3 && (weights[1] - 0.5).abs() < 1e-3, "{weights:?}");
+    // Hot enough, and all tasks count alike.
+    let hot = weighed(&evidence.fixed(1e9, Otherwise::Base), &library, &learned, &prompt);
+    assert!(hot.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-4), "{hot:?}");
+    let one = weighed(&Evidence { top_k: AtMost(1), ..evidence }, &library, &learned, &prompt);
+    assert_eq!(one.iter().filter(|weight| **weight == 1.0).count(), 1, "{one:?}");
 }
 
 #[test]
 fn evidence_over_one_expert_is_that_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
     let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
-    let x = tokens(82, 12, INPUT);
-    let learned = usual(&evidence, &library, &x, &[4; 3]);
-    let rule = evidence.rule(&library, &learned).unwrap();
-    let survey = rule.survey();
-    look(&survey.patches(), &x, &[12]);
-    assert_eq!(&survey.weights(&Rows::packed([12]), &x).unwrap()[0][..], [1.0]);
+    let x = prompts_of(&[1]);
+    let learned = usual(&evidence, &library, &x, &eight_of_each(1), &[0]);
+    assert_eq!(weighed(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);
 }
 
 #[test]
@@ -214,28 +244,39 @@ fn experts_that_change_nothing_have_no_evidence() {
 }
 
 #[test]
-fn what_no_expert_responds_to_is_left_to_the_base() {
+fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     let library = uneven();
-    let evidence = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
-    let x = tokens(83, 24, INPUT);
-    let learned = usual(&evidence, &library, &x, &[3; 8]);
-    let rule = evidence.rule(&library, &learned).unwrap();
-    let survey = rule.survey();
-    look(&survey.patches(), &x, &[3; 8]);
-    let weights = survey.weights(&Rows::packed([3; 8]), &x).unwrap();
-    // Of the usual prompts themselves only the one that is surest reaches the highest quantile.
-    let served = weights.iter().filter(|weights| weights.iter().sum::<f32>() > 0.0).count();
-    assert_eq!(served, 1, "{weights:?}");
+    let evidence = Evidence::default().fixed(1.0, Otherwise::Base);
+    let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
+    let known = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
+    // Nothing has a higher response of `b` than what it stretches most.
+    let direction = library.module(1, "v").unwrap().top_direction().unwrap().vector;
+    let strange = Tensor::from_vec(direction.repeat(3), (3, INPUT), &Device::Cpu).unwrap();
+    assert!(weighed(&evidence, &library, &learned, &known)[0] > 0.99);
+    assert_eq!(weighed(&evidence, &library, &learned, &strange), [0.0; 3]);
 
-    // What `auto` took is read from what was learned: here the mean, at a temperature so high that all is the mean.
-    let chosen = Evidence::with_chosen(learned.clone(), 1e6, Otherwise::Uniform).unwrap();
-    let auto = Evidence { floor: 1.0, sure: 1.0, ..Evidence::default() };
+    // What `auto` took is read from what was learned: here the mean.
+    let auto = Evidence::default();
     assert!(auto.rule(&library, &learned).is_err(), "nothing was chosen");
-    let survey = auto.rule(&library, &chosen).unwrap().survey();
-    look(&survey.patches(), &x, &[3; 8]);
-    for weights in survey.weights(&Rows::packed([3; 8]), &x).unwrap() {
-        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{weights:?}");
-    }
+    let chosen = Evidence::with_chosen(learned, 1.0, Otherwise::Uniform).unwrap();
+    let weights = weighed(&auto, &library, &chosen, &strange);
+    assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-6), "{weights:?}");
+}
+
+#[test]
+fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
+    let prompts = TaskResponses {
+        responses: vec![(3, (0..12).map(|i| i as f32).collect())],
+        tasks: vec![0, 0, 0, 0, 0, 1],
+        experts: vec![1, 0],
+    };
+    assert_eq!(prompts.folds(), [0, 1, 2, 3, 0, 0]);
+    let rest = prompts.without(0);
+    assert_eq!((rest.tasks, rest.experts), (vec![0, 0, 0], vec![1, 0]));
+    assert_eq!(rest.responses, [(3, vec![2.0, 3.0, 4.0, 5.0, 6.0, 7.0])]);
+    let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
+    let error = Evidence::default().learned(&library, &TaskResponses::default()).unwrap_err();
+    assert!(matches!(error, RouteError::FewPrompts(0)), "{error}");
 }
 
 #[test]
