@@ -6,8 +6,8 @@ use super::by_prompt::ByPrompt;
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Patches, Row};
 use lorakit_eval::{Model, Templates, row_losses};
-use lorakit_route::evidence::{Otherwise, TEMPERATURES, Temperature};
-use lorakit_route::{Evidence, Learned, Mixing, Responses, Router, Setting, TaskResponses, Uniform};
+use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
+use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
 use lorakit_task::Example;
 
 /// Tokens that one forward holds at most, unless a row alone has more.
@@ -22,7 +22,7 @@ pub fn learn(evidence: &Evidence, rows: &Rows) -> Result<Learned> {
     let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == judged).map(|(row, _)| row.example).collect();
     let trial = Trial { rows, scored };
     let otherwise = match evidence.otherwise {
-        Otherwise::Auto => trial.otherwise(evidence.mixing)?,
+        Otherwise::Auto => trial.otherwise(evidence)?,
         given => given,
     };
     let temperature = match evidence.temperature {
@@ -71,22 +71,32 @@ impl Trial<'_> {
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }
 
-    /// The base, unless the mean of all experts makes the answers likelier.
-    fn otherwise(&self, mixing: Mixing) -> Result<Otherwise> {
-        let base = self.loss(&Patches::none(), &Row::default())?;
-        let mean = self.loss(&Uniform { mixing }.patches(self.rows.experts())?, &Row::default())?;
-        Ok(if mean < base { Otherwise::Uniform } else { Otherwise::Base })
+    /// What of [`OTHERWISE`] makes the answers likeliest, alone.
+    fn otherwise(&self, evidence: &Evidence) -> Result<Otherwise> {
+        let experts = self.rows.experts();
+        let mut tried = Vec::new();
+        for otherwise in OTHERWISE {
+            let patches = match otherwise {
+                Otherwise::Auto | Otherwise::Base => Patches::none(),
+                Otherwise::Uniform => Uniform { mixing: evidence.mixing }.patches(experts)?,
+                Otherwise::Arrow => evidence.arrow().patches(experts, None)?,
+            };
+            tried.push((self.loss(&patches, &Row::default())?, otherwise));
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("nothing to try")?;
+        Ok(best.1)
     }
 
-    /// The temperature under which the answers are likeliest.
+    /// The temperature under which the answers are likeliest, of rows as they are and as strangers alike.
     fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
-        let setting = Setting { learned: Some(learned), ..Setting::default() };
+        let (experts, base) = (self.rows.experts(), self.rows.base());
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
-            let router = Router::Evidence(evidence.fixed(temperature, otherwise));
-            let rule = router.by_prompt(self.rows.experts(), &setting)?.context("no rule of this router")?;
-            let patches = router.build(self.rows.experts(), &setting)?;
-            tried.push((self.loss(&patches, &ByPrompt { base: self.rows.base(), rule })?, temperature));
+            let fixed = evidence.fixed(temperature, otherwise);
+            let patches = fixed.patches(experts, None, None)?;
+            let [known, strange] = [fixed.rule(experts, learned)?, fixed.rule_for_strangers(experts, learned)?]
+                .map(|rule| self.loss(&patches, &ByPrompt { base, rule }));
+            tried.push((known? + strange?, temperature));
         }
         let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;
         Ok(best.1)

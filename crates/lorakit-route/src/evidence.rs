@@ -7,35 +7,40 @@
 //! of each task tell what is usual, and `d_t²` is how far a new prompt is from a task `t` ([`crate::pattern`]). A row is
 //! then served by the experts at the weights
 //!
-//! `p(e | prompt) = sum of p(t | prompt) over the tasks t of e`, `p(t | prompt) = softmax(-d_t² / (2 temperature))`
+//! `p(e | prompt) = sum of p(t | prompt) over the tasks t of e`, `p(t | prompt) = softmax(-ln(d_t²) / temperature)`
 //!
 //! the `top_k` highest of them: where prompts tell tasks apart that is a choice, and where tasks share their inputs it is a
-//! mixture. A confidence `c` goes from 1, where the nearest task is no further than that of usual prompts mostly is
+//! mixture. What counts is how many times further one task is than another, as under densities with heavy tails: a prompt
+//! that is far from all is not sure of the least far. A confidence `c` goes from 1, where the nearest task is no further than that of usual prompts mostly is
 //! (the share `sure` is further), to 0, where only the share `floor` of usual prompts is as far from all; usual prompts are
-//! judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, or to all experts alike, as
-//! `otherwise` says: no expert fits such a prompt.
+//! judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, to all experts alike, or to all
+//! experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt.
 //!
-//! How sharp a choice should be, and whether the base or the mean serves better what nobody fits, differ between libraries:
+//! How sharp a choice should be, and what serves best what nobody fits, differ between libraries:
 //! `auto` takes what makes the answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from
-//! what the other three quarters say. Nothing else sees an answer, and no row of a task that is evaluated is looked at
+//! what the other three quarters say; each row counts once as it is, and once as a stranger, its likeliest expert missing. Nothing else sees an answer, and no row of a task that is evaluated is looked at
 //! beyond its prompt.
 //!
 //! What it costs: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
 //! Learned: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `whitening`, `[D, D]`, and `means`,
 //! `[tasks, D]`, of patterns of D values; `experts`, `[1, tasks]`, whose each task is; `distances`, `[1, prompts]`, from each
-//! prompt to its nearest task, ascending; `chosen`, `[1, 2]`, what `auto` took: the temperature, and 1 where the mean serves
-//! what nobody fits.
+//! prompt to its nearest task, ascending; `chosen`, `[1, 2]`, what `auto` took: the temperature, and the place of what serves
+//! otherwise among [`OTHERWISE`].
 
+use crate::arrow::Arrow;
 use crate::by_prompt::{ByPrompt, Survey};
 use crate::error::{Result, RouteError, adapter};
 use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
+use crate::leftover::leftover;
 use crate::mixing::Mixing;
+use crate::observer::Observer;
 use crate::pattern::{Discriminant, TaskResponses, distances_of_new, pattern, spread, width};
 use crate::response::{Measure, Responses, Watch};
 use crate::settings::{AtMost, Settings};
 use crate::tp::highest_softmax;
+use crate::weighed::by_row_weights_shown;
 use candle_core::Tensor;
 use lorakit_adapter::{Matrix, Patches, Rows};
 use std::collections::BTreeSet;
@@ -44,9 +49,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// The temperatures that `auto` chooses from.
-pub const TEMPERATURES: [f32; 5] = [1.0, 3.0, 10.0, 30.0, 100.0];
+pub const TEMPERATURES: [f32; 5] = [0.025, 0.05, 0.1, 0.2, 0.4];
 
-/// What halved squared distances are divided by before the softmax.
+/// What `auto` chooses from for prompts that no expert fits.
+pub const OTHERWISE: [Otherwise; 3] = [Otherwise::Base, Otherwise::Uniform, Otherwise::Arrow];
+
+/// What the logarithms of squared distances are divided by before the softmax.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temperature {
     /// The one of [`TEMPERATURES`] under which the calibration rows' answers are likeliest.
@@ -79,12 +87,14 @@ impl fmt::Display for Temperature {
 /// What serves a prompt that no expert fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Otherwise {
-    /// The one of the two under which the calibration rows' answers are likelier.
+    /// The one of [`OTHERWISE`] under which the calibration rows' answers are likeliest.
     Auto,
     /// The base alone.
     Base,
     /// All experts at equal weight.
     Uniform,
+    /// All experts as Arrow weighs them, token by token.
+    Arrow,
 }
 
 impl FromStr for Otherwise {
@@ -95,7 +105,8 @@ impl FromStr for Otherwise {
             "auto" => Ok(Self::Auto),
             "base" => Ok(Self::Base),
             "uniform" => Ok(Self::Uniform),
-            _ => Err("auto, base or uniform"),
+            "arrow" => Ok(Self::Arrow),
+            _ => Err("auto, base, uniform or arrow"),
         }
     }
 }
@@ -106,6 +117,7 @@ impl fmt::Display for Otherwise {
             Self::Auto => "auto",
             Self::Base => "base",
             Self::Uniform => "uniform",
+            Self::Arrow => "arrow",
         })
     }
 }
@@ -115,7 +127,7 @@ impl fmt::Display for Otherwise {
 pub struct Evidence {
     /// How many experts a row has at most.
     pub top_k: AtMost,
-    /// What halved squared distances are divided by before the softmax.
+    /// What the logarithms of squared distances are divided by before the softmax.
     pub temperature: Temperature,
     /// The share of usual prompts that are so far from every task that no expert fits.
     pub floor: f64,
@@ -223,10 +235,41 @@ impl Evidence {
     /// # Errors
     /// Where the temperature is no number.
     pub fn with_chosen(learned: Learned, temperature: f32, otherwise: Otherwise) -> Result<Learned> {
-        let uniform = f32::from(u8::from(otherwise == Otherwise::Uniform));
-        let chosen = Matrix::new(1, 2, vec![temperature, uniform]).map_err(adapter)?;
+        let place = OTHERWISE.iter().position(|other| *other == otherwise).unwrap_or(0);
+        let chosen = Matrix::new(1, 2, vec![temperature, place as f32]).map_err(adapter)?;
         let before = learned.matrices().iter().map(|(name, matrix)| (name.clone(), matrix.clone()));
         Ok(Learned::new(before.chain([("chosen".to_owned(), chosen)])))
+    }
+
+    /// What serves what no expert fits.
+    fn otherwise(&self, learned: Option<&Learned>) -> Result<Otherwise> {
+        match (self.otherwise, learned) {
+            (Otherwise::Auto, Some(learned)) => Ok(chosen(learned)?.1),
+            (Otherwise::Auto, None) => Err(RouteError::NothingLearned(format!("evidence:{self}"))),
+            (given, _) => Ok(given),
+        }
+    }
+
+    /// The patches of a library: rows carry their weights, and what these leave goes where it should.
+    ///
+    /// # Errors
+    /// Under separate mixing, where ranks differ at a projection; where `auto` was to choose, and did not.
+    pub fn patches(
+        &self,
+        experts: &Experts,
+        learned: Option<&Learned>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Patches> {
+        let weighed = by_row_weights_shown(experts, self.mixing, observer)?;
+        Ok(match self.otherwise(learned)? {
+            Otherwise::Arrow => weighed.with(leftover(&self.arrow().patches(experts, None)?, experts.sites().len())),
+            Otherwise::Auto | Otherwise::Base | Otherwise::Uniform => weighed,
+        })
+    }
+
+    /// Arrow over all experts, which serves what no expert fits under [`Otherwise::Arrow`].
+    pub fn arrow(&self) -> Arrow {
+        Arrow { top_k: usize::MAX, mixing: self.mixing, ..Arrow::default() }
     }
 
     /// What decides, from what is usual.
@@ -234,20 +277,27 @@ impl Evidence {
     /// # Errors
     /// Where it was learned for another library.
     pub fn rule(&self, experts: &Experts, learned: &Learned) -> Result<Arc<dyn ByPrompt>> {
+        self.rule_for(experts, learned, false)
+    }
+
+    /// The same, as if each row's likeliest expert were none of the library's: how a prompt is served whose task nobody
+    /// learned.
+    ///
+    /// # Errors
+    /// As [`Evidence::rule`].
+    pub fn rule_for_strangers(&self, experts: &Experts, learned: &Learned) -> Result<Arc<dyn ByPrompt>> {
+        self.rule_for(experts, learned, true)
+    }
+
+    fn rule_for(&self, experts: &Experts, learned: &Learned, strangers: bool) -> Result<Arc<dyn ByPrompt>> {
         let n = experts.len();
         let columns = |name: &str| learned.matrices().get(name).map_or(0, Matrix::cols);
         let values = |name: &str, rows, columns| {
             Ok::<_, RouteError>(learned.matrix(name, (rows, columns))?.values().into_owned())
         };
-        let chosen = |place: usize| Ok::<_, RouteError>(learned.matrix("chosen", (1, 2))?.values()[place]);
         let temperature = match self.temperature {
-            Temperature::Auto => chosen(0)?,
+            Temperature::Auto => chosen(learned)?.0,
             Temperature::Fixed(temperature) => temperature,
-        };
-        let uniform = match self.otherwise {
-            Otherwise::Auto => chosen(1)? != 0.0,
-            Otherwise::Base => false,
-            Otherwise::Uniform => true,
         };
         let sites: Vec<Vec<f32>> =
             experts.stacks().map(|(_, site, _)| values(&site.key(), 2, n)).collect::<Result<_>>()?;
@@ -262,7 +312,8 @@ impl Evidence {
             usual: Arc::new(Usual {
                 top_k: self.top_k.0,
                 temperature,
-                uniform,
+                strangers,
+                uniform: self.otherwise(Some(learned))? == Otherwise::Uniform,
                 experts: n,
                 sites,
                 discriminant: Discriminant {
@@ -276,6 +327,12 @@ impl Evidence {
             }),
         }))
     }
+}
+
+/// What `auto` took.
+fn chosen(learned: &Learned) -> Result<(f32, Otherwise)> {
+    let values = learned.matrix("chosen", (1, 2))?.values();
+    Ok((values[0], OTHERWISE.get(values[1] as usize).copied().unwrap_or(Otherwise::Base)))
 }
 
 /// The quantile of ascending values, between neighbours by proportion.
@@ -296,6 +353,8 @@ struct Rule {
 struct Usual {
     top_k: usize,
     temperature: f32,
+    /// Whether each row's likeliest expert is taken for missing.
+    strangers: bool,
     /// Whether the mean serves what no expert fits.
     uniform: bool,
     experts: usize,
@@ -337,18 +396,28 @@ impl Survey for Weighing {
 impl Usual {
     /// The experts' weights at these squared distances from the tasks.
     fn weigh(&self, distances: &[f32]) -> Arc<[f32]> {
-        let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min);
+        let mut distances: Vec<f32> = distances.iter().map(|distance| distance.max(f32::MIN_POSITIVE)).collect();
+        let nearest = |distances: &[f32]| distances.iter().copied().fold(f32::INFINITY, f32::min);
+        if self.strangers {
+            let least = nearest(&distances);
+            let missing = distances.iter().position(|d| *d == least).map(|task| self.experts_of_tasks[task]);
+            let tasks = distances.iter_mut().zip(&self.experts_of_tasks);
+            tasks.filter(|(_, e)| Some(**e) == missing).for_each(|(distance, _)| *distance = f32::INFINITY);
+        }
+        let nearest = nearest(&distances);
         let confidence = match nearest <= self.near {
             true => 1.0,
             false => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
         };
-        let mut shares = vec![0.0; self.experts];
-        for (&expert, distance) in self.experts_of_tasks.iter().zip(distances) {
-            shares[expert] += ((nearest - distance) / (2.0 * self.temperature)).exp();
+        let mut shares = vec![0f32; self.experts];
+        for (&expert, distance) in self.experts_of_tasks.iter().zip(&distances) {
+            shares[expert] += (nearest / distance).powf(1.0 / self.temperature);
         }
-        let scores: Vec<f32> = shares.iter().map(|share: &f32| share.ln()).collect();
+        let scores: Vec<f32> = shares.iter().map(|share| share.ln()).collect();
         let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
         let weights = highest_softmax(&scores, self.top_k, 1.0);
-        weights.iter().map(|weight| confidence * weight + rest).collect()
+        // Nobody is left where one expert was all there was.
+        let of = |weight: f32| if nearest == f32::INFINITY { 0.0 } else { confidence * weight };
+        weights.iter().map(|weight| of(*weight) + rest).collect()
     }
 }

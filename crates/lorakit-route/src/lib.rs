@@ -58,6 +58,7 @@ mod held_out;
 mod inner_products;
 mod inputs;
 mod learned;
+mod leftover;
 pub mod lorahub;
 pub mod merge;
 mod mixing;

@@ -160,9 +160,7 @@ impl Router {
             Self::Cm(cm) => cm.patches(experts, self.learned(setting)?, setting.observer.clone()),
             Self::Phatgoose(phatgoose) => phatgoose.patches(experts, self.learned(setting)?, setting.observer.clone()),
             Self::Tp(tp) => weighed::by_row_weights_shown(experts, tp.mixing, setting.observer.clone()),
-            Self::Evidence(evidence) => {
-                weighed::by_row_weights_shown(experts, evidence.mixing, setting.observer.clone())
-            }
+            Self::Evidence(evidence) => evidence.patches(experts, setting.learned, setting.observer.clone()),
             Self::Poly(poly) => poly.patches(experts, self.learned(setting)?),
             Self::LoraHub(hub) => hub.patches(experts, self.learned(setting)?.matrix("weights", (1, experts.len()))?),
             Self::Cat(cat) => {

@@ -12,6 +12,7 @@ use lorakit_route::{
     TaskResponses, gks, phatgoose,
 };
 use small::*;
+use std::sync::Arc;
 
 const INPUT: usize = 12;
 
@@ -184,7 +185,7 @@ fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_o
 #[test]
 fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
     let library = uneven();
-    let router: Router = "evidence:temperature=1,otherwise=base,floor=0,sure=0".parse().unwrap();
+    let router: Router = "evidence:temperature=0.1,otherwise=base,floor=0,sure=0".parse().unwrap();
     let Router::Evidence(evidence) = &router else { panic!("{router}") };
     // Four tasks: one of `a`, two of `b`, and one of `z`, which changes nothing.
     let learned = usual(evidence, &library, &prompts_of(&[1, 2, 3, 4]), &eight_of_each(4), &[0, 1, 1, 2]);
@@ -210,7 +211,7 @@ fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
 #[test]
 fn tasks_of_the_same_prompts_share_a_prompt() {
     let library = uneven();
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
     // The prompts of the first task again, as another expert's.
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
     let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
@@ -226,7 +227,7 @@ fn tasks_of_the_same_prompts_share_a_prompt() {
 #[test]
 fn evidence_over_one_expert_is_that_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(1.0, Otherwise::Base) };
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
     let x = prompts_of(&[1]);
     let learned = usual(&evidence, &library, &x, &eight_of_each(1), &[0]);
     assert_eq!(weighed(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);
@@ -246,7 +247,7 @@ fn experts_that_change_nothing_have_no_evidence() {
 #[test]
 fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     let library = uneven();
-    let evidence = Evidence::default().fixed(1.0, Otherwise::Base);
+    let evidence = Evidence::default().fixed(0.1, Otherwise::Base);
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
     let known = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
     // Nothing has a higher response of `b` than what it stretches most.
@@ -258,9 +259,39 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     // What `auto` took is read from what was learned: here the mean.
     let auto = Evidence::default();
     assert!(auto.rule(&library, &learned).is_err(), "nothing was chosen");
-    let chosen = Evidence::with_chosen(learned, 1.0, Otherwise::Uniform).unwrap();
+    let chosen = Evidence::with_chosen(learned.clone(), 0.1, Otherwise::Uniform).unwrap();
     let weights = weighed(&auto, &library, &chosen, &strange);
     assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-6), "{weights:?}");
+
+    // And here Arrow over all experts, wholly where nothing fits, by half where weights leave half, and not at all else.
+    let chosen = Evidence::with_chosen(learned, 0.1, Otherwise::Arrow).unwrap();
+    assert_eq!(weighed(&auto, &library, &chosen, &strange), [0.0; 3]);
+    let patches = auto.patches(&library, Some(&chosen), None).unwrap();
+    let arrow = added(&auto.arrow().patches(&library, None).unwrap(), &library, &strange, &Rows::packed([3]));
+    for left in [1.0f32, 0.5, 0.0] {
+        let weights: Arc<[f32]> = [1.0 - left, 0.0, 0.0].into();
+        let own = dense(&library, &strange, |_, _, e| if e == 0 { f64::from(1.0 - left) } else { 0.0 });
+        let expected: Vec<Vec<f32>> = own
+            .iter()
+            .zip(&arrow)
+            .map(|(own, arrow)| own.iter().zip(arrow).map(|(o, a)| o + left * a).collect())
+            .collect();
+        let rows = Rows::new([Row { len: 3, weights: Some(weights), ..Row::default() }]);
+        assert_close(&added(&patches, &library, &strange, &rows), &expected, 1e-5);
+    }
+}
+
+#[test]
+fn a_stranger_is_served_without_its_own_expert() {
+    let library = uneven();
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
+    let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
+    let prompt = prompts_of(&[2]).narrow(0, 6, 3).unwrap();
+    assert!(weighed(&evidence, &library, &learned, &prompt)[2] > 0.99);
+    let survey = evidence.rule_for_strangers(&library, &learned).unwrap().survey();
+    look(&survey.patches(), &prompt, &[3]);
+    let weights = survey.weights(&Rows::packed([3]), &prompt).unwrap().remove(0);
+    assert!(weights[2] == 0.0 && (weights[0] - weights[1]).abs() < 1e-4, "{weights:?}");
 }
 
 #[test]

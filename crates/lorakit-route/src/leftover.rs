@@ -1,0 +1,35 @@
+//! What other patches would add, at the weight that each row's own weights leave of one.
+
+use candle_core::{Result, Tensor};
+use lorakit_adapter::{Outputs, Patch, Patches, Rows};
+use std::sync::Arc;
+
+/// Weights that leave less than this leave nothing.
+const NOTHING: f32 = 1e-6;
+
+/// The patches of `sites` sites, each at the weight `1 - sum of a row's weights`; a row without weights gets none.
+pub(crate) fn leftover(of: &Patches, sites: usize) -> Patches {
+    let patch = |site| of.at(site).map(|_| Arc::new(Leftover { of: of.clone(), site }) as Arc<dyn Patch>);
+    Patches::new((0..sites).map(patch).collect())
+}
+
+struct Leftover {
+    of: Patches,
+    site: usize,
+}
+
+impl Patch for Leftover {
+    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> Result<()> {
+        let left = |weights: &Arc<[f32]>| Some(1.0 - weights.iter().sum::<f32>()).filter(|left| *left > NOTHING);
+        let of_row = rows.iter().map(|row| row.weights.as_ref().and_then(left).unwrap_or(0.0));
+        let of_token: Vec<f32> = of_row.zip(rows.iter()).flat_map(|(left, row)| vec![left; row.len]).collect();
+        let Some(patch) = self.of.at(self.site).filter(|_| of_token.iter().any(|left| *left > 0.0)) else {
+            return Ok(());
+        };
+        let mut whole = Outputs::new(out.tensor().zeros_like()?);
+        patch.add(x, rows, &mut whole)?;
+        let whole = whole.into_tensor();
+        let of_token = Tensor::from_vec(of_token, (rows.tokens(), 1), whole.device())?.to_dtype(whole.dtype())?;
+        out.add(&whole.broadcast_mul(&of_token)?)
+    }
+}
