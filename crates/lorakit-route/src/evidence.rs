@@ -11,15 +11,15 @@
 //!
 //! the `top_k` highest of them: where prompts tell tasks apart that is a choice, and where tasks share their inputs it is a
 //! mixture. What counts is how many times further one task is than another, as under densities with heavy tails: a prompt
-//! that is far from all is not sure of the least far. A confidence `c` goes from 1, where the nearest task is no further than that of usual prompts mostly is
-//! (the share `sure` is further), to 0, where only the share `floor` of usual prompts is as far from all; usual prompts are
-//! judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, to all experts alike, or to all
-//! experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt.
+//! that is far from all is not sure of the least far. A confidence `c` goes from 1, where the nearest task is no further than
+//! that of usual prompts mostly is (only the share `sure` is further), to 0, where only the share `floor` is as far from all;
+//! usual prompts are judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, to all experts
+//! alike, or to all experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt.
 //!
-//! How sharp a choice should be, and what serves best what nobody fits, differ between libraries:
-//! `auto` takes what makes the answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from
-//! what the other three quarters say; each row counts once as it is, and once as a stranger, its likeliest expert missing. Nothing else sees an answer, and no row of a task that is evaluated is looked at
-//! beyond its prompt.
+//! How sharp a choice should be, and what serves best what nobody fits, differ between libraries: `auto` takes what makes the
+//! answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from what the other three
+//! quarters say; each row counts once as it is, and once as a stranger, its likeliest expert missing. Nothing else sees an
+//! answer, and no row of a task that is evaluated is looked at beyond its prompt.
 //!
 //! What it costs: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
@@ -29,7 +29,7 @@
 //! otherwise among [`OTHERWISE`].
 
 use crate::arrow::Arrow;
-use crate::by_prompt::{ByPrompt, Survey};
+use crate::by_prompt::ByPrompt;
 use crate::error::{Result, RouteError, adapter};
 use crate::experts::Experts;
 use crate::learned::{Learned, Lesson};
@@ -37,12 +37,11 @@ use crate::leftover::leftover;
 use crate::mixing::Mixing;
 use crate::observer::Observer;
 use crate::pattern::{Discriminant, TaskResponses, distances_of_new, pattern, spread, width};
-use crate::response::{Measure, Responses, Watch};
+use crate::posterior::{Posterior, Usual, quantile};
+use crate::response::{Measure, Responses};
 use crate::settings::{AtMost, Settings};
-use crate::tp::highest_softmax;
 use crate::weighed::by_row_weights_shown;
-use candle_core::Tensor;
-use lorakit_adapter::{Matrix, Patches, Rows};
+use lorakit_adapter::{Matrix, Patches};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -307,7 +306,7 @@ impl Evidence {
         if experts_of_tasks.iter().any(|expert| *expert >= n) {
             return Err(RouteError::Adapter(format!("`experts` names more than the {n} of this library")));
         }
-        Ok(Arc::new(Rule {
+        Ok(Arc::new(Posterior {
             responses: Responses::new(experts, self.measure)?,
             usual: Arc::new(Usual {
                 top_k: self.top_k.0,
@@ -333,91 +332,4 @@ impl Evidence {
 fn chosen(learned: &Learned) -> Result<(f32, Otherwise)> {
     let values = learned.matrix("chosen", (1, 2))?.values();
     Ok((values[0], OTHERWISE.get(values[1] as usize).copied().unwrap_or(Otherwise::Base)))
-}
-
-/// The quantile of ascending values, between neighbours by proportion.
-fn quantile(sorted: &[f32], share: f64) -> f32 {
-    let at = share * sorted.len().saturating_sub(1) as f64;
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    match (sorted.get(low), sorted.get(high)) {
-        (Some(low), Some(high)) => low + (high - low) * at.fract() as f32,
-        _ => f32::INFINITY,
-    }
-}
-
-struct Rule {
-    responses: Responses,
-    usual: Arc<Usual>,
-}
-
-struct Usual {
-    top_k: usize,
-    temperature: f32,
-    /// Whether each row's likeliest expert is taken for missing.
-    strangers: bool,
-    /// Whether the mean serves what no expert fits.
-    uniform: bool,
-    experts: usize,
-    /// Means and deviations of the responses at each touched site, `[2, experts]`.
-    sites: Vec<Vec<f32>>,
-    discriminant: Discriminant,
-    experts_of_tasks: Vec<usize>,
-    /// The squared distance from which on no expert fits, and up to which they have their full weight.
-    far: f32,
-    near: f32,
-}
-
-impl ByPrompt for Rule {
-    fn survey(&self) -> Box<dyn Survey> {
-        Box::new(Weighing { watch: self.responses.watch(), usual: self.usual.clone() })
-    }
-}
-
-struct Weighing {
-    watch: Watch,
-    usual: Arc<Usual>,
-}
-
-impl Survey for Weighing {
-    fn patches(&self) -> Patches {
-        self.watch.patches()
-    }
-
-    fn weights(&self, rows: &Rows, _: &Tensor) -> Result<Vec<Arc<[f32]>>> {
-        let (responses, usual) = (self.watch.responses(), &self.usual);
-        let weigh = |row| {
-            let pattern = pattern(row, usual.experts, &responses, &usual.sites)?;
-            Ok(usual.weigh(&usual.discriminant.distances(&pattern)))
-        };
-        (0..rows.len()).map(weigh).collect()
-    }
-}
-
-impl Usual {
-    /// The experts' weights at these squared distances from the tasks.
-    fn weigh(&self, distances: &[f32]) -> Arc<[f32]> {
-        let mut distances: Vec<f32> = distances.iter().map(|distance| distance.max(f32::MIN_POSITIVE)).collect();
-        let nearest = |distances: &[f32]| distances.iter().copied().fold(f32::INFINITY, f32::min);
-        if self.strangers {
-            let least = nearest(&distances);
-            let missing = distances.iter().position(|d| *d == least).map(|task| self.experts_of_tasks[task]);
-            let tasks = distances.iter_mut().zip(&self.experts_of_tasks);
-            tasks.filter(|(_, e)| Some(**e) == missing).for_each(|(distance, _)| *distance = f32::INFINITY);
-        }
-        let nearest = nearest(&distances);
-        let confidence = match nearest <= self.near {
-            true => 1.0,
-            false => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
-        };
-        let mut shares = vec![0f32; self.experts];
-        for (&expert, distance) in self.experts_of_tasks.iter().zip(&distances) {
-            shares[expert] += (nearest / distance).powf(1.0 / self.temperature);
-        }
-        let scores: Vec<f32> = shares.iter().map(|share| share.ln()).collect();
-        let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
-        let weights = highest_softmax(&scores, self.top_k, 1.0);
-        // Nobody is left where one expert was all there was.
-        let of = |weight: f32| if nearest == f32::INFINITY { 0.0 } else { confidence * weight };
-        weights.iter().map(|weight| of(*weight) + rest).collect()
-    }
 }

@@ -68,6 +68,7 @@ mod pattern;
 mod per_token;
 pub mod phatgoose;
 pub mod poly;
+mod posterior;
 pub mod response;
 mod router;
 mod settings;
