@@ -24,11 +24,11 @@ TRAINING = ["learning_rate=1e-2", "max_grad_norm=1", "dropout=0", "eval_steps=0"
 # The few tasks that QUICK leaves, by part of the suite.
 FEW = {"": ["shift_up1", "shift_down1", "join_dash", "join_dot"], "/heldout": ["shift_up3", "join_at"]}
 # Library: how it is built, and the routers that it is scored under.
-ALONE = ["uniform", "arrow", "oracle"]
+ALONE = ["uniform", "arrow", "evidence", "oracle"]
 LIBRARIES = {
     "private": (
         [],
-        ["base", "uniform", "uniform:mixing=separate", "arrow", "arrow:top_k=1", "arrow:top_k=32", "arrow:mixing=separate"]
+        ["base", "uniform", "uniform:mixing=separate", "arrow", "arrow:top_k=1", "arrow:top_k=all", "arrow:mixing=separate"]
         + ["cm", "phatgoose", "tp", "evidence", "oracle"],
     ),
     "joint": (["--joint"], ["expert:joint"]),

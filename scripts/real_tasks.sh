@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method on real tasks and a real base: private experts, MBC clusters and an expert for each, an expert for all
-# tasks, and the routers side by side.
+# tasks, and the routers side by side, over tasks that nobody learned too.
 #
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
 #        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with them;
@@ -54,5 +54,7 @@ train private
 train mbc --clusters "$out/clusters.json"
 train joint --joint
 evaluate joint base expert:joint
-evaluate private uniform arrow arrow:top_k=56 cm tp evidence oracle
-evaluate mbc uniform arrow arrow:top_k=10 evidence oracle
+evaluate private uniform arrow arrow:top_k=all cm tp evidence oracle
+evaluate mbc uniform arrow arrow:top_k=all evidence oracle
+LORAKIT="$lorakit" "$here/held_out.py" --base "$base" --library "$out/private" --out "$out/held_out" --seed "${SEED:-0}" \
+    --tasks "${tasks[@]}" "${limit[@]}"

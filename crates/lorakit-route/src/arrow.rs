@@ -13,7 +13,7 @@ use crate::mixing::{Mixing, Mixture};
 use crate::observer::Observer;
 use crate::patches;
 use crate::per_token::{PerToken, Reading, Rule};
-use crate::settings::Settings;
+use crate::settings::{AtMost, Settings};
 use crate::stack::Choice;
 use candle_core::Tensor;
 use lorakit_adapter::{Direction, LowRank, Matrix, Patches, Site};
@@ -27,7 +27,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arrow {
     /// How many experts each token has; where a site has fewer candidates, all of them.
-    pub top_k: usize,
+    pub top_k: AtMost,
     /// What the scores are divided by before the softmax.
     pub temperature: f32,
     /// How the chosen experts' deltas become one.
@@ -43,7 +43,7 @@ pub struct Arrow {
 impl Default for Arrow {
     fn default() -> Self {
         Self {
-            top_k: 4,
+            top_k: AtMost(4),
             temperature: 1.0,
             mixing: Mixing::Outputs,
             tie: Tie::None,
@@ -104,9 +104,6 @@ impl Arrow {
             general: settings.take("general", default.general),
             gks: settings.take("gks", default.gks),
         };
-        if arrow.top_k == 0 {
-            settings.refuse("top_k must be at least 1".to_owned());
-        }
         settings.finish().map(|()| arrow)
     }
 
@@ -127,7 +124,7 @@ impl Arrow {
             }
             let rows = directions.len() / site.input;
             Ok(Some(Arc::new(PerToken {
-                rule: Rule { top_k: self.top_k, temperature: self.temperature, reading: Reading::AsIs },
+                rule: Rule { top_k: self.top_k.0, temperature: self.temperature, reading: Reading::AsIs },
                 site: index,
                 experts: experts.len(),
                 vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,

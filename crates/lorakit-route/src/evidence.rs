@@ -268,7 +268,7 @@ impl Evidence {
 
     /// Arrow over all experts, which serves what no expert fits under [`Otherwise::Arrow`].
     pub fn arrow(&self) -> Arrow {
-        Arrow { top_k: usize::MAX, mixing: self.mixing, ..Arrow::default() }
+        Arrow { top_k: AtMost::ALL, mixing: self.mixing, ..Arrow::default() }
     }
 
     /// What decides, from what is usual.

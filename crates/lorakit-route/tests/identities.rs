@@ -6,7 +6,7 @@ mod small;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_adapter::{Outputs, Row, Rows, Site};
-use lorakit_route::{Arrow, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
+use lorakit_route::{Arrow, AtMost, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
 use small::*;
 use std::sync::{Arc, Mutex};
 
@@ -249,7 +249,7 @@ impl lorakit_route::Observer for Recorder {
 fn an_observer_sees_every_choice() {
     let (library, x) = (uneven(), tokens(60, 6, INPUT));
     let recorder = Arc::new(Recorder::default());
-    let arrow = Arrow { top_k: 2, ..Arrow::default() };
+    let arrow = Arrow { top_k: AtMost(2), ..Arrow::default() };
     let patches = arrow.patches(&library, Some(recorder.clone())).unwrap();
     added(&patches, &library, &x, &Rows::packed([6]));
     let weights = arrow_weights(&library, &x, 2, Tie::None);

@@ -62,7 +62,7 @@ fn settings_that_are_not_known_are_refused_with_those_that_are() {
     let parse = |text: &str| text.parse::<Router>();
     refused(parse("arow"), &["arow", "known are: base, oracle, uniform, arrow, ", ", expert"]);
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
-    refused(parse("arrow:top_k=0"), &["at least 1"]);
+    refused(parse("arrow:top_k=0"), &["a number above zero, or all"]);
     refused(parse("arrow:temperature=0"), &["above zero"]);
     refused(parse("arrow:temperature=NaN"), &["above zero"]);
     refused(parse("arrow:mixing=both"), &["mixing=both", "outputs or separate"]);

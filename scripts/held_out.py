@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""How routers serve tasks that no expert of a library learned: every fourth expert is taken out of a copy of it.
+
+Prints for each router the mean test loss over the tasks of the experts that were taken out, and over those of the others,
+with standard errors over rows. The copy and the results stay in OUT.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+
+EVERY = 4
+ROUTERS = ["base", "uniform", "arrow", "arrow:top_k=all", "tp", "evidence"]
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
+    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
+    parser.add_argument("--library", type=pathlib.Path, required=True, help="a library of one expert for each task")
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--data", help="what {data} stands for in task TOMLs")
+    parser.add_argument("--limit", type=int, help="test rows of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    return parser.parse_args()
+
+
+def run(binary, *arguments):
+    """What a command prints under --json."""
+    done = subprocess.run([binary, "--json", "-q", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def cell(scores):
+    """The mean over tasks, with the standard error of independent tasks."""
+    if not scores:
+        return "-"
+    error = sum(score["stderr"] ** 2 for score in scores) ** 0.5 / len(scores)
+    return f"{statistics.mean(score['value'] for score in scores):.2f} ±{error:.2f}"
+
+
+def main():
+    given = options()
+    known = given.out / "known"
+    shutil.rmtree(known, ignore_errors=True)
+    shutil.copytree(given.library, known, ignore=shutil.ignore_patterns("routers", "runs"))
+    removed = sorted(folder.name for folder in (known / "experts").iterdir())[::EVERY]
+    run(given.lorakit, "library", "rm", "--library", known, *removed)
+    more = [word for name in ("data", "limit") if (value := getattr(given, name)) for word in (f"--{name}", value)]
+    results = run(given.lorakit, "eval", "--base", given.base, "--library", known, "--tasks", *given.tasks, *more,
+                  "--metrics", "loss", "--seed", given.seed, "--out", given.out, "--router", *ROUTERS)["results"]  # fmt: skip
+    print(f"Mean test loss, {len(removed)} of the experts taken out:\n\n| router | their tasks | the others' |\n|---|---|---|")
+    for router in ROUTERS:
+        scores = {task: score["metrics"]["loss"] for task, score in results[router].items()}
+        of = [cell([score for task, score in scores.items() if (task in removed) == out]) for out in (True, False)]
+        print(f"| {router} | {of[0]} | {of[1]} |")
+
+
+if __name__ == "__main__":
+    main()
