@@ -87,16 +87,15 @@ impl Trial<'_> {
         Ok(best.1)
     }
 
-    /// The temperature under which the answers are likeliest, of rows as they are and as strangers alike.
+    /// The temperature under which the answers are likeliest.
     fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
         let (experts, base) = (self.rows.experts(), self.rows.base());
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
             let fixed = evidence.fixed(temperature, otherwise);
             let patches = fixed.patches(experts, None, None)?;
-            let [known, strange] = [fixed.rule(experts, learned)?, fixed.rule_for_strangers(experts, learned)?]
-                .map(|rule| self.loss(&patches, &ByPrompt { base, rule }));
-            tried.push((known? + strange?, temperature));
+            let rule = fixed.rule(experts, learned)?;
+            tried.push((self.loss(&patches, &ByPrompt { base, rule })?, temperature));
         }
         let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;
         Ok(best.1)

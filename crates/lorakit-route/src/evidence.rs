@@ -18,8 +18,7 @@
 //!
 //! How sharp a choice should be, and what serves best what nobody fits, differ between libraries: `auto` takes what makes the
 //! answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from what the other three
-//! quarters say; each row counts once as it is, and once as a stranger, its likeliest expert missing. Nothing else sees an
-//! answer, and no row of a task that is evaluated is looked at beyond its prompt.
+//! quarters say. Nothing else sees an answer, and no row of a task that is evaluated is looked at beyond its prompt.
 //!
 //! What it costs: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
@@ -276,19 +275,6 @@ impl Evidence {
     /// # Errors
     /// Where it was learned for another library.
     pub fn rule(&self, experts: &Experts, learned: &Learned) -> Result<Arc<dyn ByPrompt>> {
-        self.rule_for(experts, learned, false)
-    }
-
-    /// The same, as if each row's likeliest expert were none of the library's: how a prompt is served whose task nobody
-    /// learned.
-    ///
-    /// # Errors
-    /// As [`Evidence::rule`].
-    pub fn rule_for_strangers(&self, experts: &Experts, learned: &Learned) -> Result<Arc<dyn ByPrompt>> {
-        self.rule_for(experts, learned, true)
-    }
-
-    fn rule_for(&self, experts: &Experts, learned: &Learned, strangers: bool) -> Result<Arc<dyn ByPrompt>> {
         let n = experts.len();
         let columns = |name: &str| learned.matrices().get(name).map_or(0, Matrix::cols);
         let values = |name: &str, rows, columns| {
@@ -311,7 +297,6 @@ impl Evidence {
             usual: Arc::new(Usual {
                 top_k: self.top_k.0,
                 temperature,
-                strangers,
                 uniform: self.otherwise(Some(learned))? == Otherwise::Uniform,
                 experts: n,
                 sites,

@@ -30,8 +30,6 @@ pub(crate) struct Posterior {
 pub(crate) struct Usual {
     pub(crate) top_k: usize,
     pub(crate) temperature: f32,
-    /// Whether each row's likeliest expert is taken for missing.
-    pub(crate) strangers: bool,
     /// Whether the mean serves what no expert fits.
     pub(crate) uniform: bool,
     pub(crate) experts: usize,
@@ -73,10 +71,7 @@ impl Survey for Weighing {
 impl Usual {
     /// The experts' weights at these squared distances from the tasks.
     fn weigh(&self, distances: &[f32]) -> Arc<[f32]> {
-        let mut distances: Vec<f32> = distances.iter().map(|distance| distance.max(f32::MIN_POSITIVE)).collect();
-        if self.strangers {
-            self.take_away_the_likeliest(&mut distances);
-        }
+        let distances: Vec<f32> = distances.iter().map(|distance| distance.max(f32::MIN_POSITIVE)).collect();
         let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min);
         let confidence = self.confidence(nearest);
         let mut shares = vec![0f32; self.experts];
@@ -86,25 +81,14 @@ impl Usual {
         let scores: Vec<f32> = shares.iter().map(|share| share.ln()).collect();
         let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
         let weights = highest_softmax(&scores, self.top_k, 1.0);
-        // Without confidence a weight may be that of nobody, as where the only expert is taken away.
-        let own = |weight: f32| if confidence > 0.0 { confidence * weight } else { 0.0 };
-        weights.iter().map(|weight| own(*weight) + rest).collect()
+        weights.iter().map(|weight| confidence * weight + rest).collect()
     }
 
     /// How much of a row the experts are given whose nearest task is so far.
     fn confidence(&self, nearest: f32) -> f32 {
-        match nearest {
-            nearest if !nearest.is_finite() => 0.0,
-            nearest if nearest <= self.near => 1.0,
-            nearest => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
+        match nearest <= self.near {
+            true => 1.0,
+            false => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
         }
-    }
-
-    /// Puts all tasks of the expert of the nearest out of reach.
-    fn take_away_the_likeliest(&self, distances: &mut [f32]) {
-        let nearest = (0..distances.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
-        let expert = nearest.map(|task| self.experts_of_tasks[task]);
-        let of_expert = distances.iter_mut().zip(&self.experts_of_tasks).filter(|(_, of)| Some(**of) == expert);
-        of_expert.for_each(|(distance, _)| *distance = f32::INFINITY);
     }
 }

@@ -282,19 +282,6 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
 }
 
 #[test]
-fn a_stranger_is_served_without_its_own_expert() {
-    let library = uneven();
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
-    let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
-    let prompt = prompts_of(&[2]).narrow(0, 6, 3).unwrap();
-    assert!(weighed(&evidence, &library, &learned, &prompt)[2] > 0.99);
-    let survey = evidence.rule_for_strangers(&library, &learned).unwrap().survey();
-    look(&survey.patches(), &prompt, &[3]);
-    let weights = survey.weights(&Rows::packed([3]), &prompt).unwrap().remove(0);
-    assert!(weights[2] == 0.0 && (weights[0] - weights[1]).abs() < 1e-4, "{weights:?}");
-}
-
-#[test]
 fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
     let prompts = TaskResponses {
         responses: vec![(3, (0..12).map(|i| i as f32).collect())],
