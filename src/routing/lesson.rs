@@ -72,8 +72,6 @@ impl<'a> Rows<'a> {
                 }
                 sources
             }
-            Lesson::Prompts { .. } if routing.fit.is_empty() => prompts(routing)?,
-            Lesson::Prompts { .. } => routing.fit.iter().map(|task| given(task, None)).collect(),
             Lesson::Task { .. } => match (routing.fit, task) {
                 ([], Some(task)) => vec![given(task, None)],
                 ([], None) => bail!("no task is at hand to learn from: give rows with --fit"),
@@ -208,15 +206,6 @@ fn own_tasks<'a>(routing: &Routing) -> Result<Vec<Source<'a>>> {
         sources.extend(tasks.iter().map(|task| Source { expert: Some(expert), record: task.clone(), task: None }));
     }
     Ok(sources)
-}
-
-/// The tasks that any expert's record names, each once and nobody's.
-fn prompts<'a>(routing: &Routing) -> Result<Vec<Source<'a>>> {
-    let records = routing.opened.records.iter().flatten().flat_map(|record| &record.tasks);
-    let distinct: BTreeMap<(&str, &str, u64), &TaskRecord> =
-        records.map(|task| ((task.name.as_str(), task.sha256.as_str(), task.split_seed), task)).collect();
-    ensure!(!distinct.is_empty(), "no expert of the library has a record of its tasks: give prompts with --fit");
-    Ok(distinct.into_values().map(|task| Source { expert: None, record: task.clone(), task: None }).collect())
 }
 
 /// What was loaded from each recorded place: many tasks may stand in one file.

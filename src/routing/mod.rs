@@ -12,8 +12,7 @@
 //!    One that decides for whole rows by their prompts implements `ByPrompt` too, and has an arm in `Router::by_prompt`;
 //!    [`by_prompt`] runs the base over the prompts for it.
 //! 2. If it learns: `lesson(&self)` beside the settings says from whose rows (`Lesson::Experts`: the tasks of each expert;
-//!    `Lesson::Prompts`: the same, whosever they are; `Lesson::Task`: the task at hand, so that it is learned and built once
-//!    for each task evaluated); `patches` takes the `&Learned`, and the doc names its matrices. Add the arm to
+//!    `Lesson::Task`: the task at hand, so that it is learned and built once for each task evaluated); `patches` takes the `&Learned`, and the doc names its matrices. Add the arm to
 //!    `Router::lesson`.
 //! 3. `src/routing/NAME.rs`: `pub fn learn(settings, lesson: &Rows) -> Result<Learned>`, from [`Rows::examples`] and
 //!    the base, and one arm in [`learn`] below. Everything that `learn` reads must come from `Rows`: it is what the

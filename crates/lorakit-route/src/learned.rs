@@ -44,11 +44,6 @@ pub enum Lesson {
         /// Rows of each task.
         rows: usize,
     },
-    /// Prompts alone, whosever they are: those of all experts' tasks.
-    Prompts {
-        /// Prompts of each task.
-        rows: usize,
-    },
     /// The task at hand: what is learned serves that task alone.
     Task {
         /// Rows of the task.
@@ -60,7 +55,7 @@ impl Lesson {
     /// Rows of each task at most.
     pub fn rows(self) -> usize {
         match self {
-            Self::Experts { rows } | Self::Prompts { rows } | Self::Task { rows } => rows,
+            Self::Experts { rows } | Self::Task { rows } => rows,
         }
     }
 }
