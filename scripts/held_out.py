@@ -43,7 +43,7 @@ def cell(scores):
     """The mean over tasks, with the standard error of independent tasks."""
     if not scores:
         return "-"
-    error = sum(score["stderr"] ** 2 for score in scores) ** 0.5 / len(scores)
+    error = sum((score["stderr"] or 0) ** 2 for score in scores) ** 0.5 / len(scores)
     return f"{statistics.mean(score['value'] for score in scores):.2f} ±{error:.2f}"
 
 
@@ -52,11 +52,14 @@ def main():
     known = given.out / "known"
     shutil.rmtree(known, ignore_errors=True)
     shutil.copytree(given.library, known, ignore=shutil.ignore_patterns("routers", "runs"))
-    removed = sorted(folder.name for folder in (known / "experts").iterdir())[::EVERY]
+    removed = sorted(folder.name for folder in (known / "experts").iterdir() if not folder.name.startswith("."))[::EVERY]
     run(given.lorakit, "library", "rm", "--library", known, *removed)
     more = [word for name in ("data", "limit") if (value := getattr(given, name)) for word in (f"--{name}", value)]
     results = run(given.lorakit, "eval", "--base", given.base, "--library", known, "--tasks", *given.tasks, *more,
                   "--metrics", "loss", "--seed", given.seed, "--out", given.out, "--router", *ROUTERS)["results"]  # fmt: skip
+    missing = [name for name in removed if name not in results[ROUTERS[0]]]
+    if missing:
+        raise SystemExit(f"no task has the name of the experts {', '.join(missing)}: expected an expert for each task, named after it")
     print(f"Mean test loss, {len(removed)} of the experts taken out:\n\n| router | their tasks | the others' |\n|---|---|---|")
     for router in ROUTERS:
         scores = {task: score["metrics"]["loss"] for task, score in results[router].items()}

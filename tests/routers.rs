@@ -143,7 +143,7 @@ fn what_a_prompt_decides_holds_for_its_row() {
     let tasks = [&["--tasks"], &TASKS[..]].concat();
     let routers = ["tp", "evidence", "oracle", "base"];
     let scores = work.eval(&routers, &[&tasks[..], &["--split", "validation"]].concat()).json();
-    // Three tasks of three families are told apart by both, which then are the oracle.
+    // Three tasks of three families are told apart by both; tp then is the oracle, and evidence near it.
     for task in ["shift_up1", "order_reverse", "pick_first"] {
         let of = |router: &str| loss(&scores, router, task);
         assert_ne!(of("oracle"), of("base"));

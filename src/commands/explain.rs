@@ -3,7 +3,7 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::experts;
-use crate::explanation::{Explanation, Share, Trace, page};
+use crate::explanation::{Explanation, LEFT_OVER, Share, Trace, page};
 use crate::output::{make_parent, table};
 use crate::routing::{FitArgs, Routing};
 use crate::tasks::DataArgs;
@@ -93,7 +93,7 @@ fn text(explanation: &Explanation) -> String {
     let cells = |shares: &[Share]| {
         let cell = |share: &Share| format!("{} {:.2}", explanation.name(share.expert), share.weight);
         let named: Vec<String> = shares.iter().take(LEADING).map(cell).collect();
-        if named.is_empty() { "the base alone".to_owned() } else { named.join(", ") }
+        if named.is_empty() { LEFT_OVER.to_owned() } else { named.join(", ") }
     };
     let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<Share>))| {
         vec![place.to_string(), token.escape_debug().to_string(), cells(shares)]

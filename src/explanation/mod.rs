@@ -7,6 +7,9 @@ use lorakit_route::{Experts, Observer, Routing};
 use serde_json::{Value, json};
 use std::sync::{Mutex, PoisonError};
 
+/// Whose the weight is that no expert was given.
+pub const LEFT_OVER: &str = "no expert's own: the base, or what evidence's otherwise says";
+
 /// Takes down every choice that a router makes over one prompt.
 #[derive(Default)]
 pub struct Trace(Mutex<Vec<Choice>>);

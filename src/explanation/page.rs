@@ -1,6 +1,6 @@
 //! An explanation as one HTML page that needs nothing else: each token in the colour of the expert that leads there.
 
-use super::{Choice, Explanation, Share};
+use super::{Choice, Explanation, LEFT_OVER, Share};
 use lorakit_cluster::{STYLE, escape};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -108,7 +108,7 @@ impl Painter<'_> {
         }
         let left = 1.0 - overall.iter().map(|share| share.weight).sum::<f64>();
         if left > 5e-4 {
-            line("var(--line)", "the base alone", left);
+            line("var(--line)", LEFT_OVER, left);
         }
         table + "</table>\n"
     }

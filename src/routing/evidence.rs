@@ -90,11 +90,12 @@ impl Trial<'_> {
     /// The temperature under which the answers are likeliest.
     fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
         let (experts, base) = (self.rows.experts(), self.rows.base());
+        let fixed = |temperature| evidence.fixed(temperature, otherwise);
+        // Patches read the weights that a temperature makes, and are themselves the same for all.
+        let patches = fixed(TEMPERATURES[0]).patches(experts, None, None)?;
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
-            let fixed = evidence.fixed(temperature, otherwise);
-            let patches = fixed.patches(experts, None, None)?;
-            let rule = fixed.rule(experts, learned)?;
+            let rule = fixed(temperature).rule(experts, learned)?;
             tried.push((self.loss(&patches, &ByPrompt { base, rule })?, temperature));
         }
         let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;

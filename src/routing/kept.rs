@@ -11,6 +11,9 @@ use lorakit_route::{Learned, Router};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
+/// Raised where any router learns something else from the same, so that what was kept before is learned anew.
+const FORMULAS: u32 = 2;
+
 /// Everything that a router's state comes from.
 pub struct Origin {
     /// The router's name with the hash of the rest.
@@ -31,6 +34,7 @@ impl Origin {
             "rows": rows.identity(),
             "seed": rows.seed(),
             "lorakit": env!("CARGO_PKG_VERSION"),
+            "formulas": FORMULAS,
         });
         if let Some(dtype) = rows.base().narrowed() {
             document["dtype"] = json!(dtype.as_str());

@@ -22,8 +22,9 @@ impl MappedFile {
 
     /// Lets the memory go that the file takes here. Where it cannot be let go, nothing is lost but memory.
     pub(crate) fn let_go(&self) {
-        // SAFETY: the map is of a file and is only read, so that what is let go is read again, the same, when it is
-        // looked at again; slices of it stay what they are.
+        // SAFETY: the advice is unchecked since a private map would lose what was written to it. This one is shared with
+        // the file and is only read (`Mmap::map`: MAP_SHARED, PROT_READ), so that a slice, in whatever thread, reads the
+        // same bytes before and after, as long as nobody truncates the file, which `open` relies on already.
         #[cfg(unix)]
         let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }

@@ -126,6 +126,20 @@ mod tests {
     }
 
     #[test]
+    fn an_expert_is_opened_once_however_often_it_is_looked_at() {
+        let opened = std::sync::atomic::AtomicUsize::new(0);
+        let open = |_: &str| {
+            opened.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok::<_, Cause>(Adapter::new(BTreeMap::new()))
+        };
+        let experts = Experts::new(["a".to_owned(), "b".to_owned()], open).unwrap();
+        for index in [0, 1, 0, 1, 0] {
+            assert_eq!(experts.look(index, |adapter| adapter.modules().len()).unwrap(), 0);
+        }
+        assert_eq!(opened.load(std::sync::atomic::Ordering::Relaxed), 2);
+    }
+
+    #[test]
     fn a_source_that_fails_is_blamed_on_its_expert() {
         let experts = Experts::new(["a".to_owned(), "b".to_owned()], |_| Err::<Adapter, _>("gone")).unwrap();
         let error = experts.look(1, |_| ()).unwrap_err();

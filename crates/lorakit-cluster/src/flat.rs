@@ -37,7 +37,8 @@ fn gram_by_columns(experts: &Experts, line: &Line, sparsity: f64, columns: usize
     let columns = columns.min(line.len);
     let mut rows = vec![0f32; n * columns];
     // A wave bounds how many products wait to be added.
-    let mut products: Vec<Mat<f32>> = (0..4 * rayon::current_num_threads()).map(|_| Mat::zeros(n, n)).collect();
+    let wave = (4 * rayon::current_num_threads()).min(columns.div_ceil(RUN)).max(1);
+    let mut products: Vec<Mat<f32>> = (0..wave).map(|_| Mat::zeros(n, n)).collect();
     for start in (0..line.len).step_by(columns.max(1)) {
         let range = start..(start + columns).min(line.len);
         let rows = &mut rows[..n * range.len()];

@@ -141,12 +141,12 @@ pub enum RouteError {
     /// A router learns from the rows of each expert, and one has none.
     #[error("no row of the expert {0} was seen: the router learns from rows of every expert's own tasks")]
     NoRows(String),
-    /// What is usual cannot be said of less than two prompts.
-    #[error("{0} prompts to learn from, and at least two are needed: give more rows, or rows=N with a higher N")]
+    /// How prompts of a task differ cannot be said of one.
+    #[error("{0} prompts to learn from, and no two of one task: give more rows, or rows=N with a higher N")]
     FewPrompts(usize),
     /// A response was no number.
     #[error(
-        "the experts' responses to the prompts are not all finite numbers; check the library with `lorakit library check`"
+        "the experts' responses to the prompts are not all finite numbers: check the library with `lorakit library check`, or take a wider --dtype"
     )]
     NoPattern,
     /// A survey was asked about rows other than those that it saw.

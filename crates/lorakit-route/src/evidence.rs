@@ -13,7 +13,7 @@
 //! mixture. What counts is how many times further one task is than another, as under densities with heavy tails: a prompt
 //! that is far from all is not sure of the least far. A confidence `c` goes from 1, where the nearest task is no further than
 //! that of usual prompts mostly is (only the share `sure` is further), to 0, where only the share `floor` is as far from all;
-//! usual prompts are judged by others than themselves. What confidence leaves, `1 - c`, goes to the base, to all experts
+//! what tasks look like is then said by others than the prompt that is judged, all but the scale of responses. What confidence leaves, `1 - c`, goes to the base, to all experts
 //! alike, or to all experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt.
 //!
 //! How sharp a choice should be, and what serves best what nobody fits, differ between libraries: `auto` takes what makes the
@@ -195,11 +195,14 @@ impl Evidence {
     /// What is usual. What `auto` takes is not yet among it: see [`Evidence::with_chosen`].
     ///
     /// # Errors
-    /// Where there are fewer than two prompts, or a response is no number.
+    /// Where no task has two prompts, or a response is no number.
     pub fn learned(&self, experts: &Experts, prompts: &TaskResponses) -> Result<Learned> {
         let n = experts.len();
-        if prompts.tasks.len() < 2 {
+        if !prompts.folds().contains(&1) {
             return Err(RouteError::FewPrompts(prompts.tasks.len()));
+        }
+        if prompts.responses.iter().any(|(_, values)| values.iter().any(|value| !value.is_finite())) {
+            return Err(RouteError::NoPattern);
         }
         let usual: Vec<Vec<f32>> = prompts.responses.iter().map(|(_, values)| spread(values, n)).collect();
         let mut patterns = Vec::new();

@@ -18,7 +18,8 @@ pub struct Routing<'a> {
     pub per_token: usize,
     /// Indices of the chosen experts, `[tokens, per_token]`; of fewer than all, the highest score comes first.
     pub experts: &'a [u32],
-    /// Their weights, of the same shape. Each token's sum to one, or to less where part of it is left to the base.
+    /// Their weights, of the same shape. Each token's sum to one, or to less where part of it is left to
+    /// the base, or to what [`crate::evidence::Otherwise`] says.
     pub weights: &'a [f32],
 }
 

@@ -14,11 +14,14 @@ use crate::error::{Result, RouteError};
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Accum, Mat, MatRef, Par, Side};
+use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// How many values a pattern has at most, unless the experts alone are more: the covariance is as large as its square.
 const WIDEST: usize = 2048;
+/// A deviation that is less than so much of the mean is rounding.
+const STILL: f32 = 1e-6;
 /// λ: how much of the covariance is taken to be the same in all directions. A few prompts of each task say little of it.
 const SHRINKAGE: f64 = 0.1;
 /// One prompt of a task in so many is kept from what is said of usual prompts, to see how far new ones are.
@@ -103,7 +106,7 @@ pub(crate) fn pattern(
             let here = responses.get(row * experts..(row + 1) * experts).ok_or(RouteError::OtherRows)?;
             let (means, deviations) = usual.split_at(experts);
             for (sum, ((response, mean), deviation)) in sums.iter_mut().zip(here.iter().zip(means).zip(deviations)) {
-                if *deviation > 0.0 {
+                if *deviation > STILL * mean.abs() {
                     *sum += (response - mean) / deviation;
                 }
             }
@@ -150,12 +153,23 @@ impl Discriminant {
     pub(crate) fn distances(&self, pattern: &[f32]) -> Vec<f32> {
         let width = self.width.max(1);
         // What is above the diagonal is zero.
-        let inner = |row: &[f32], to: usize| row[..to].iter().zip(pattern).map(|(w, f)| w * f).sum::<f32>();
-        let whitened: Vec<f32> =
-            self.whitening.chunks_exact(width).enumerate().map(|(i, row)| inner(row, i + 1)).collect();
+        let rows = self.whitening.chunks_exact(width).enumerate();
+        let whitened: Vec<f32> = rows.map(|(i, row)| inner_product(&row[..=i], &pattern[..=i])).collect();
         let distance = |mean: &[f32]| mean.iter().zip(&whitened).map(|(m, f)| (m - f) * (m - f)).sum();
         self.means.chunks_exact(width).map(distance).collect()
     }
+}
+
+/// In lanes, which one sum after the other could not be.
+fn inner_product(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        (0..LANES).for_each(|lane| sums[lane] += a[lane] * b[lane]);
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.into_iter().sum::<f32>() + rest
 }
 
 /// `Σ` of what patterns are beside their means, `[prompts, width]`, with so many `degrees` of freedom.
@@ -180,23 +194,25 @@ fn inverse_root(covariance: &Mat<f64>) -> Result<Mat<f64>> {
     Ok(inverse)
 }
 
-/// The squared distance of each of `patterns`, `[prompts, width]`, from the nearest task, as it is to who has not seen the
-/// prompts of its part; those of all parts together, ascending.
+/// The squared distance of each of `patterns`, `[prompts, width]`, from the nearest task, as it is where the prompts of its
+/// part say nothing of the tasks; those of all parts together, ascending. A prompt that is all there is of its task is
+/// passed over: without itself it would be a stranger.
 pub(crate) fn distances_of_new(patterns: &[f32], prompts: &TaskResponses) -> Result<Vec<f32>> {
     let width = patterns.len() / prompts.tasks.len().max(1);
-    let folds = prompts.folds();
-    let mut nearest = Vec::with_capacity(folds.len());
-    for fold in 0..FOLDS {
+    let (folds, of) = (prompts.folds(), |row: usize| &patterns[row * width..(row + 1) * width]);
+    let of_fold = |fold: usize| -> Result<Vec<f32>> {
         let (new, seen): (Vec<usize>, Vec<usize>) = (0..folds.len()).partition(|row| folds[*row] == fold);
-        if new.is_empty() || seen.is_empty() {
-            continue;
-        }
-        let of = |row: &usize| &patterns[row * width..(row + 1) * width];
         let tasks: Vec<usize> = seen.iter().map(|row| prompts.tasks[*row]).collect();
-        let discriminant = Discriminant::of(&seen.iter().flat_map(of).copied().collect::<Vec<f32>>(), &tasks)?;
-        let distance = |row: &usize| discriminant.distances(of(row)).into_iter().fold(f32::INFINITY, f32::min);
-        nearest.extend(new.iter().map(distance));
-    }
+        let new: Vec<usize> = new.into_iter().filter(|row| tasks.contains(&prompts.tasks[*row])).collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let patterns: Vec<f32> = seen.iter().flat_map(|row| of(*row)).copied().collect();
+        let discriminant = Discriminant::of(&patterns, &tasks)?;
+        let nearest = |row: &usize| discriminant.distances(of(*row)).into_iter().fold(f32::INFINITY, f32::min);
+        Ok(new.par_iter().map(nearest).collect())
+    };
+    let mut nearest = (0..FOLDS).into_par_iter().map(of_fold).collect::<Result<Vec<_>>>()?.concat();
     nearest.sort_by(f32::total_cmp);
     Ok(nearest)
 }

@@ -71,24 +71,82 @@ impl Survey for Weighing {
 impl Usual {
     /// The experts' weights at these squared distances from the tasks.
     fn weigh(&self, distances: &[f32]) -> Arc<[f32]> {
-        let distances: Vec<f32> = distances.iter().map(|distance| distance.max(f32::MIN_POSITIVE)).collect();
-        let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min);
+        let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min).max(f32::MIN_POSITIVE);
         let confidence = self.confidence(nearest);
+        let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
+        // Distances that are no numbers, or beyond all, give no confidence and no weights.
+        if confidence == 0.0 {
+            return vec![rest; self.experts].into();
+        }
         let mut shares = vec![0f32; self.experts];
-        for (&expert, distance) in self.experts_of_tasks.iter().zip(&distances) {
-            shares[expert] += (nearest / distance).powf(1.0 / self.temperature);
+        for (&expert, distance) in self.experts_of_tasks.iter().zip(distances).filter(|(_, d)| d.is_finite()) {
+            shares[expert] += (nearest / distance.max(nearest)).powf(1.0 / self.temperature);
         }
         let scores: Vec<f32> = shares.iter().map(|share| share.ln()).collect();
-        let rest = if self.uniform { (1.0 - confidence) / self.experts as f32 } else { 0.0 };
         let weights = highest_softmax(&scores, self.top_k, 1.0);
         weights.iter().map(|weight| confidence * weight + rest).collect()
     }
 
     /// How much of a row the experts are given whose nearest task is so far.
     fn confidence(&self, nearest: f32) -> f32 {
-        match nearest <= self.near {
-            true => 1.0,
-            false => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
+        match nearest {
+            nearest if !nearest.is_finite() => 0.0,
+            nearest if nearest <= self.near => 1.0,
+            nearest => ((self.far - nearest) / (self.far - self.near)).clamp(0.0, 1.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three experts; the second has two tasks.
+    fn usual(uniform: bool, top_k: usize) -> Usual {
+        Usual {
+            top_k,
+            temperature: 0.5,
+            uniform,
+            experts: 3,
+            sites: Vec::new(),
+            discriminant: Discriminant { whitening: Vec::new(), means: Vec::new(), width: 0 },
+            experts_of_tasks: vec![0, 1, 1, 2],
+            near: 1.0,
+            far: 3.0,
+        }
+    }
+
+    fn assert_close(found: &[f32], expected: [f32; 3]) {
+        let close =
+            found.len() == 3 && found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6);
+        assert!(close, "{found:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn weights_are_those_of_the_formula() {
+        // At this temperature a task counts by the inverse of its distance to the fourth power.
+        let sum = 1.0 + (0.25 + 1.0 / 16.0) + 1.0 / 4.0;
+        let whole = [1.0 / sum, (0.25 + 1.0 / 16.0) / sum, 0.25 / sum];
+        assert_close(&usual(false, 3).weigh(&[0.5, 1.0, 2.0, 1.0]), whole);
+        // Midway between near and far there is half the confidence, and the mean may have the other half.
+        assert_close(&usual(false, 3).weigh(&[2.0, 4.0, 8.0, 4.0]), whole.map(|weight| 0.5 * weight));
+        assert_close(&usual(true, 3).weigh(&[2.0, 4.0, 8.0, 4.0]), whole.map(|weight| 0.5 * weight + 1.0 / 6.0));
+        assert_close(&usual(false, 1).weigh(&[1.0, 0.5, 1.0, 2.0]), [0.0, 1.0, 0.0]);
+        assert_close(&usual(false, 3).weigh(&[0.0, 0.0, 1.0, 1.0]), [0.5, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn what_is_beyond_all_tasks_or_no_number_is_nobodys() {
+        for distances in [[3.0, 4.0, 5.0, 6.0], [f32::INFINITY; 4], [f32::NAN; 4]] {
+            assert_close(&usual(false, 3).weigh(&distances), [0.0; 3]);
+            assert_close(&usual(true, 3).weigh(&distances), [1.0 / 3.0; 3]);
+        }
+    }
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        let sorted = [1.0, 2.0, 4.0];
+        let found = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| quantile(&sorted, share));
+        assert_eq!(found, [1.0, 1.5, 2.0, 3.0, 4.0]);
     }
 }

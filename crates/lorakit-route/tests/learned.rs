@@ -234,7 +234,7 @@ fn evidence_over_one_expert_is_that_adapter() {
 }
 
 #[test]
-fn experts_that_change_nothing_have_no_evidence() {
+fn experts_that_change_nothing_do_not_respond() {
     let fresh = low_rank(2, values(3, 12), vec![0.0; 8], 1.0);
     let library = experts([expert("fresh", [("q", fresh)])], &site(6, &[("q", 4)]));
     for measure in [Measure::Energy, Measure::Arrow] {
