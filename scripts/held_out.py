@@ -6,12 +6,12 @@ with standard errors over rows. The copy and the results stay in OUT.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import shutil
 import statistics
-import subprocess
+
+from laboratory import Seed
 
 EVERY = 4
 ROUTERS = ["base", "uniform", "arrow", "arrow:top_k=all", "tp", "evidence"]
@@ -31,14 +31,6 @@ def options():
     return parser.parse_args()
 
 
-def run(binary, *arguments):
-    """What a command prints under --json."""
-    done = subprocess.run([binary, "--json", "-q", *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
-
-
 def cell(scores):
     """The mean over tasks, with the standard error of independent tasks."""
     if not scores:
@@ -49,14 +41,15 @@ def cell(scores):
 
 def main():
     given = options()
-    known = given.out / "known"
+    seed = Seed(given.lorakit, given.out, given.seed)
+    known = seed.out / "known"
     shutil.rmtree(known, ignore_errors=True)
     shutil.copytree(given.library, known, ignore=shutil.ignore_patterns("routers", "runs"))
     removed = sorted(folder.name for folder in (known / "experts").iterdir() if not folder.name.startswith("."))[::EVERY]
-    run(given.lorakit, "library", "rm", "--library", known, *removed)
+    seed.lorakit("library", "rm", "--library", known, *removed)
     more = [word for name in ("data", "limit") if (value := getattr(given, name)) for word in (f"--{name}", value)]
-    results = run(given.lorakit, "eval", "--base", given.base, "--library", known, "--tasks", *given.tasks, *more,
-                  "--metrics", "loss", "--seed", given.seed, "--out", given.out, "--router", *ROUTERS)["results"]  # fmt: skip
+    results = seed.lorakit("eval", "--base", given.base, "--library", known, "--tasks", *given.tasks, *more,
+                           "--metrics", "loss", "--out", seed.out, "--router", *ROUTERS)["results"]  # fmt: skip
     missing = [name for name in removed if name not in results[ROUTERS[0]]]
     if missing:
         raise SystemExit(f"no task has the name of the experts {', '.join(missing)}: expected an expert for each task, named after it")

@@ -51,7 +51,22 @@ mod tests {
         let mapped = MappedFile::open(file.path()).unwrap();
         let (before, after) = mapped.split_at(50_000);
         assert_eq!(before, &bytes[..50_000]);
+        if cfg!(target_os = "linux") {
+            assert!(resident(&mapped) > 0);
+        }
         mapped.let_go();
+        if cfg!(target_os = "linux") {
+            assert_eq!(resident(&mapped), 0);
+        }
         assert_eq!((before, after), bytes.split_at(50_000));
+    }
+
+    /// How many KB of a map are in memory, by what Linux says of it.
+    fn resident(mapped: &MappedFile) -> usize {
+        let start = format!("{:x}-", mapped.as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }

@@ -142,7 +142,9 @@ pub enum RouteError {
     #[error("no row of the expert {0} was seen: the router learns from rows of every expert's own tasks")]
     NoRows(String),
     /// How prompts of a task differ cannot be said of one.
-    #[error("{0} prompts to learn from, and no two of one task: give more rows, or rows=N with a higher N")]
+    #[error(
+        "{0} prompts to learn from, and no two of one task (temperature=auto sets a quarter of each task's aside, and at least one): give tasks of more rows, or rows=N with N at least 3"
+    )]
     FewPrompts(usize),
     /// A response was no number.
     #[error(

@@ -14,7 +14,8 @@
 //! that is far from all is not sure of the least far. A confidence `c` goes from 1, where the nearest task is no further than
 //! that of usual prompts mostly is (only the share `sure` is further), to 0, where only the share `floor` is as far from all;
 //! what tasks look like is then said by others than the prompt that is judged, all but the scale of responses. What confidence leaves, `1 - c`, goes to the base, to all experts
-//! alike, or to all experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt.
+//! alike, or to all experts as Arrow weighs them, as `otherwise` says: no expert fits such a prompt. (Under `mixing=separate`
+//! every weight, and so the confidence, multiplies A and B each.)
 //!
 //! How sharp a choice should be, and what serves best what nobody fits, differ between libraries: `auto` takes what makes the
 //! answers likeliest of a quarter of the same rows, the temperature out of [`TEMPERATURES`], from what the other three

@@ -151,25 +151,11 @@ impl Discriminant {
 
     /// The squared distances of a pattern from every task.
     pub(crate) fn distances(&self, pattern: &[f32]) -> Vec<f32> {
-        let width = self.width.max(1);
-        // What is above the diagonal is zero.
-        let rows = self.whitening.chunks_exact(width).enumerate();
-        let whitened: Vec<f32> = rows.map(|(i, row)| inner_product(&row[..=i], &pattern[..=i])).collect();
-        let distance = |mean: &[f32]| mean.iter().zip(&whitened).map(|(m, f)| (m - f) * (m - f)).sum();
-        self.means.chunks_exact(width).map(distance).collect()
+        let whitening = MatRef::from_row_major_slice(&self.whitening, self.width, self.width);
+        let whitened = whitening * MatRef::from_column_major_slice(pattern, self.width, 1);
+        let distance = |mean: &[f32]| mean.iter().zip(whitened.col(0).iter()).map(|(m, f)| (m - f) * (m - f)).sum();
+        self.means.chunks_exact(self.width.max(1)).map(distance).collect()
     }
-}
-
-/// In lanes, which one sum after the other could not be.
-fn inner_product(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.iter().zip(b) {
-        (0..LANES).for_each(|lane| sums[lane] += a[lane] * b[lane]);
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.into_iter().sum::<f32>() + rest
 }
 
 /// `Σ` of what patterns are beside their means, `[prompts, width]`, with so many `degrees` of freedom.

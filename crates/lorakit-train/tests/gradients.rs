@@ -138,15 +138,20 @@ fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
     }
 }
 
+/// Some experts with values everywhere, in all linear modules.
+fn stack_of(base: &Base, experts: u64) -> LoraStack {
+    let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
+    let starts: Vec<Option<Adapter>> =
+        (0..experts).map(|e| Some(random_adapter(base, e, 3, settings.scale()))).collect();
+    LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap()
+}
+
 /// With masks, and an expert that no row belongs to.
 #[test]
 fn tapes_and_graphs_give_the_same_gradients() {
     for name in BASES {
         let Some(base) = base(name, false) else { return };
-        let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
-        let starts: Vec<Option<Adapter>> =
-            (0..3).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect();
-        let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+        let stack = stack_of(&base, 3);
         let (packed, weights) = packed();
         let keys: Arc<[[u8; 32]]> = (0..packed.len()).map(|row| [row as u8; 32]).collect();
         let dropout = Dropout::new(0.3, keys);
@@ -220,10 +225,7 @@ fn what_does_not_go_onto_a_tape_is_told() {
 fn losses_by_token_are_those_of_the_whole_last_layer() {
     for name in BASES {
         let Some(base) = base(name, false) else { return };
-        let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
-        let starts: Vec<Option<Adapter>> =
-            (0..2).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect();
-        let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+        let stack = stack_of(&base, 2);
         let ((packed, _), patches) = (packed(), stack.patches(None).unwrap());
         let values = |nll: candle_core::Result<Tensor>| nll.unwrap().detach().to_vec1::<f32>().unwrap();
         let (whole, by_token) = (values(base.nll(&packed, &patches)), values(base.nll_by_token(&packed, &patches)));
