@@ -1,25 +1,30 @@
-//! What Arrow costs over its base: prefill of 256 tokens and decoding, by the size of the library.
+//! What Arrow costs over its base: prefill of 256 tokens, and decoding one row or 32, by the size of the library. What
+//! else it can run on, `phi_slice` says.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;
 
+use candle_core::DType;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_adapter::{Patches, Row};
-use lorakit_model::{Base, Decoding, Options};
+use lorakit_model::{Base, Decoding};
 use phi_slice::Noise;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const PREFILL: usize = 256;
-
 /// Tokens that a decoded row holds before it is begun anew.
 const DECODED: usize = 96;
 
+/// f32 on a CPU, and on a card what it multiplies fastest.
+fn subject() -> Base {
+    phi_slice::subject(512, if phi_slice::device().is_cpu() { DType::F32 } else { DType::BF16 })
+}
+
 fn prefill(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let base = phi_slice::base(2, 512, &Options::default());
-    let ids = Noise::new(7).tokens(PREFILL, 512);
+    let base = subject();
+    let ids = Noise::new(7).tokens(phi_slice::set("BENCH_TOKENS", 256), 512);
     let mut group = criterion.benchmark_group("prefill");
     group.sample_size(10);
     for (name, patches) in variants(&base, &[10, 64, 256]) {
@@ -29,27 +34,44 @@ fn prefill(criterion: &mut Criterion) {
 }
 
 fn decoding(criterion: &mut Criterion) {
-    let base = phi_slice::base(2, 512, &Options::default());
-    let ids = Noise::new(7).tokens(PREFILL, 512);
+    let base = subject();
     let mut group = criterion.benchmark_group("decoding");
     for (name, patches) in variants(&base, &[256]) {
-        let begun = || {
-            let mut decoding = Decoding::new(&base, &patches, DECODED).unwrap();
-            let row = decoding.open(DECODED, Row::default()).unwrap();
-            decoding.feed(&[(row, &ids[..DECODED / 2])]).unwrap();
-            (decoding, row)
-        };
-        let (mut decoding, mut row) = begun();
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                if decoding.len(row) == DECODED {
-                    (decoding, row) = begun();
-                }
-                decoding.feed(&[(row, &ids[..1])]).unwrap()
-            });
-        });
+        for rows in [1, 32] {
+            let name = if rows == 1 { name.clone() } else { format!("{name}, {rows} rows") };
+            let mut decoded = Decoded::begun(&base, &patches, rows);
+            group.bench_function(name, |b| b.iter(|| decoded.step(&base, &patches)));
+        }
     }
     group.finish();
+}
+
+/// Rows in the midst of being decoded together.
+struct Decoded<'a> {
+    decoding: Decoding<'a>,
+    rows: Vec<usize>,
+}
+
+impl<'a> Decoded<'a> {
+    /// `rows` rows, each half full.
+    fn begun(base: &'a Base, patches: &'a Patches, rows: usize) -> Self {
+        let ids = Noise::new(7).tokens(DECODED / 2, 512);
+        let mut decoding = Decoding::new(base, patches, rows * DECODED).unwrap();
+        let rows: Vec<usize> = (0..rows).map(|_| decoding.open(DECODED, Row::default()).unwrap()).collect();
+        let fed: Vec<(usize, &[u32])> = rows.iter().map(|&row| (row, &ids[..])).collect();
+        decoding.feed(&fed).unwrap();
+        Self { decoding, rows }
+    }
+
+    /// A token of every row; done when the device has made them.
+    fn step(&mut self, base: &'a Base, patches: &'a Patches) {
+        if self.decoding.len(self.rows[0]) == DECODED {
+            *self = Self::begun(base, patches, self.rows.len());
+        }
+        let fed: Vec<(usize, &[u32])> = self.rows.iter().map(|&row| (row, &[7][..])).collect();
+        self.decoding.feed(&fed).unwrap();
+        base.device().synchronize().unwrap();
+    }
 }
 
 /// The base alone, one of its experts, and Arrow over libraries of several sizes.

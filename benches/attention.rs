@@ -3,7 +3,7 @@
 
 mod phi_slice;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_model::attention::{Heads, Packing, Segment, self_attention};
 use lorakit_model::config::{Rope, RopeScaling};
@@ -16,8 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn attention(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let phi = Heads { queries: 32, keys: 32, features: 80, window: None };
-    let small = Heads { queries: 8, keys: 4, features: 8, window: None };
+    let phi = Heads { queries: 32, keys: 32, features: 80, window: None, products: DType::F32 };
+    let small = Heads { queries: 8, keys: 4, features: 8, window: None, products: DType::F32 };
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
     for (name, heads, rows, length) in [("phi, 1 x 1024", phi, 1, 1024), ("small, 64 x 32", small, 64, 32)] {

@@ -1,6 +1,11 @@
 //! What the benches run on: a slice of Phi-2 at its full width with random weights, and experts for it.
+//!
+//! Two of its layers on the CPU, unless the environment says otherwise: `BENCH_DEVICE=cuda` has what reads `subject` run
+//! on a card, `BENCH_LAYERS` of Phi-2's 32 or the model folder `BENCH_BASE` in place of the slice, and `BENCH_ROWS` of
+//! `BENCH_TOKENS` tokens each.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+use candle_core::{DType, Device};
 use lorakit_adapter::{Adapter, LowRank, Matrix, Patches, Rows};
 use lorakit_model::{Base, Options};
 use lorakit_route::{Expert, Experts, Router, Setting};
@@ -42,6 +47,29 @@ impl Noise {
     /// Tokens of a vocabulary.
     pub fn tokens(&mut self, count: usize, vocabulary: usize) -> Vec<u32> {
         (0..count).map(|_| (self.next() % vocabulary as u64) as u32).collect()
+    }
+}
+
+/// A number that the environment may set.
+pub fn set(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |value| value.parse().expect(variable))
+}
+
+/// The device of `BENCH_DEVICE`.
+pub fn device() -> Device {
+    match std::env::var("BENCH_DEVICE").as_deref() {
+        Ok("cuda") => Device::new_cuda(0).unwrap(),
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok(other) => panic!("BENCH_DEVICE={other}: expected cpu or cuda"),
+    }
+}
+
+/// What the environment has a bench run on, with weights of `dtype`.
+pub fn subject(vocabulary: usize, dtype: DType) -> Base {
+    let options = Options { device: device(), dtype: Some(dtype), trainable: false };
+    match std::env::var("BENCH_BASE") {
+        Ok(folder) => Base::open(Path::new(&folder), &options).unwrap(),
+        Err(_) => base(set("BENCH_LAYERS", 2), vocabulary, &options),
     }
 }
 
@@ -137,9 +165,10 @@ pub fn patches(router: &str, experts: &Experts) -> Patches {
     router.parse::<Router>().unwrap().build(experts, &Setting::default()).unwrap()
 }
 
-/// The hidden states of one row.
+/// The hidden states of one row; done when the device has made them.
 pub fn prefill(base: &Base, ids: &[u32], patches: &Patches) {
     base.hidden(ids, &base.plan(Rows::packed([ids.len()])), patches).unwrap();
+    base.device().synchronize().unwrap();
 }
 
 /// A folder of a bench's own, empty.

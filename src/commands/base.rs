@@ -8,7 +8,8 @@ use crate::settings;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;
-use lorakit_train::{Settings, memory};
+use lorakit_train::Settings;
+use lorakit_train::memory::{self, Memory};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,7 +83,7 @@ impl Needs {
         let training =
             |experts| Ok((experts, memory::estimate(base, &[], experts, settings, memory::Way::of_adapters(base))?));
         // A library is stacked in f32 beside the base.
-        let routing = |experts| (experts, base.file_bytes() + 4 * experts * expert_parameters);
+        let routing = |experts| (experts, base.weight_bytes() + 4 * experts * expert_parameters);
         Ok(Self {
             expert_parameters,
             training: [1, 8, 64].into_iter().map(training).collect::<Result<_>>()?,
@@ -104,7 +105,7 @@ fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
         })
     });
     let routing = needs.routing.iter().map(|(experts, total)| json!({ "experts": experts, "total": total }));
-    let available = memory::machine();
+    let memory = Memory::around(base);
     json!({
         "name": identity.name,
         "architecture": identity.architecture,
@@ -116,7 +117,7 @@ fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
         "sites": base.sites().len(),
         "modules": module_names(base),
         "memory": {
-            "machine": available.map(|(total, available)| json!({ "total": total, "available": available })),
+            "machine": memory.map(|memory| json!({ "total": memory.total, "available": memory.available })),
             "rank": settings.rank,
             "target_modules": settings.target_modules,
             "expert_parameters": needs.expert_parameters,
@@ -157,8 +158,9 @@ fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
         vec![experts.to_string(), bytes(need.base), bytes(need.adapters), bytes(need.activations), bytes(need.total())]
     });
     let routing = needs.routing.iter().map(|(experts, total)| vec![experts.to_string(), bytes(*total)]);
-    let machine = memory::machine().map_or(String::new(), |(total, available)| {
-        format!("; this machine has {}, {} available", bytes(total), bytes(available))
+    let place = if base.device().is_cpu() { "this machine" } else { "the card" };
+    let machine = Memory::around(base).map_or(String::new(), |memory| {
+        format!("; {place} has {}, {} available", bytes(memory.total), bytes(memory.available))
     });
     format!(
         "{}\n\nModules:\n{}\n\n\

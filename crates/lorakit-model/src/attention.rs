@@ -7,7 +7,7 @@ use crate::masked_attention::{plain_cached_attention, plain_rotated, plain_self_
 use crate::narrow_attention::{self, is_narrow};
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
 use rayon::prelude::*;
@@ -25,6 +25,8 @@ pub struct Heads {
     pub features: usize,
     /// How many positions back a query sees, itself included.
     pub window: Option<usize>,
+    /// What queries, keys and weights are multiplied in where there is no kernel of ours; a kernel's are f32.
+    pub products: DType,
 }
 
 /// Where one row's queries and keys stand.
@@ -45,6 +47,11 @@ impl Heads {
     /// Width of the keys (and of the values) of a token.
     pub fn key_width(&self) -> usize {
         self.keys * self.features
+    }
+
+    /// What scores are multiplied by: `1 / sqrt(features)`.
+    pub(crate) fn scale(&self) -> f64 {
+        1.0 / (self.features as f64).sqrt()
     }
 
     /// Query heads that share one key head.

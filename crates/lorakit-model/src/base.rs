@@ -28,6 +28,7 @@ pub struct Base {
     layers: Vec<Layer>,
     norm: Norm,
     head: Head,
+    heads: Heads,
     sites: Vec<Site>,
     frequencies: Frequencies,
     device: Device,
@@ -78,10 +79,15 @@ impl Base {
 
     /// A base of these weights, which may have been changed in memory; its fingerprint is that of their files.
     pub fn of(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
-        let heads =
-            Heads { queries: config.heads, keys: config.kv_heads, features: config.head_dim, window: config.window };
         let mut weights = Weights::new(checkpoint, options);
         let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+        let heads = Heads {
+            queries: config.heads,
+            keys: config.kv_heads,
+            features: config.head_dim,
+            window: config.window,
+            products: embedding.products(),
+        };
         let (mut layers, mut sites) = (Vec::new(), Vec::new());
         for index in 0..config.layers {
             match config.form {
@@ -120,6 +126,7 @@ impl Base {
             narrowed: options.dtype.filter(|&dtype| dtype != DType::F32 || !options.device.is_cpu()),
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
+            heads,
             config,
             embedding,
             layers,
@@ -174,6 +181,11 @@ impl Base {
         self.file_bytes
     }
 
+    /// What its weights take where it computes, in bytes: the size of its files, unless they were given another type.
+    pub fn weight_bytes(&self) -> u64 {
+        self.narrowed.map_or(self.file_bytes, |dtype| self.parameters * dtype.size_in_bytes() as u64)
+    }
+
     /// Its own weights as variables, by name; none unless it was opened to be trained.
     pub fn variables(&self) -> &[(String, Var)] {
         &self.variables
@@ -204,9 +216,7 @@ impl Base {
 
     /// Room for `slots` tokens that were seen before.
     pub(crate) fn cache(&self, slots: usize) -> candle_core::Result<Cache> {
-        let Config { heads, kv_heads, head_dim, window, .. } = self.config;
-        let heads = Heads { queries: heads, keys: kv_heads, features: head_dim, window };
-        Cache::new(self.layers.len(), slots, heads, &self.device)
+        Cache::new(self.layers.len(), slots, self.heads, &self.device)
     }
 
     /// The embeddings of `ids`: `[tokens, hidden]`, in f32 as all that follows from them.

@@ -3,6 +3,7 @@
 use crate::softmax::sigmoid;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu::{self, Loops};
+use lorakit_adapter::vjp::with_vjp;
 use rayon::prelude::*;
 
 /// The activation of a form's MLP.
@@ -38,10 +39,18 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(SwiGlu) } else { plain_swiglu(x) }
 }
 
-/// The same as [`swiglu`] by candle's own ops, for devices without a kernel.
+/// The same as [`swiglu`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
+/// the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
 pub fn plain_swiglu(x: &Tensor) -> Result<Tensor> {
     let f = x.dim(1)? / 2;
-    x.narrow(1, 0, f)?.silu()? * x.narrow(1, f, f)?
+    let at = x.detach();
+    let (gate, up) = (at.narrow(1, 0, f)?, at.narrow(1, f, f)?);
+    with_vjp(x, (gate.silu()? * &up)?, move |dy| {
+        let s = candle_nn::ops::sigmoid(&gate.contiguous()?)?;
+        let silu = (&gate * &s)?;
+        let slope = ((&s + &silu)? - (&silu * &s)?)?;
+        Tensor::cat(&[((dy * &up)? * slope)?, (dy * silu)?], 1)
+    })
 }
 
 /// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
@@ -49,11 +58,18 @@ pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(GeluNew) } else { plain_gelu_new(x) }
 }
 
-/// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Candle's GELU itself has a backward whose
-/// constants are of six digits.
+/// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
+/// the backward, which is our own: that of candle's GELU has constants of six digits. With `t = tanh(r (x + c x³))`,
+/// `dx = dy (1 + t + x (1 - t²) r (1 + 3 c x²)) / 2`.
 pub fn plain_gelu_new(x: &Tensor) -> Result<Tensor> {
-    let inner = ((x * (x.sqr()? * f64::from(CUBE))?)? + x)?;
-    x * (((inner * f64::from(ROOT))?.tanh()? + 1.0)? * 0.5)?
+    let at = x.detach();
+    with_vjp(x, at.gelu()?, move |dy| {
+        let (r, c) = (f64::from(ROOT), f64::from(CUBE));
+        let squared = at.sqr()?;
+        let t = (&at * squared.affine(r * c, r)?)?.tanh()?;
+        let turn = ((&at * squared.affine(3.0 * r * c, r)?)? * t.sqr()?.affine(-1.0, 1.0)?)?;
+        dy * ((turn + t)? + 1.0)?.affine(0.5, 0.0)?
+    })
 }
 
 /// Values that one task of the pool handles.

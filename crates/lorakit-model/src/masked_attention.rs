@@ -2,12 +2,15 @@
 //!
 //! With `n` rows of `Q` queries and `K` keys each, a query sees one stretch of its row's keys, and the scores of all
 //! others are masked: `softmax(q kᵀ / sqrt(features) + mask) v`. `[n, heads, Q, K]` is held while a block is attended;
-//! nothing of that size is kept for the backward, which makes the scores again.
+//! nothing of that size is kept for the backward, which makes the scores again. Queries, keys and weights are multiplied
+//! in [`Heads::products`]: over a 16-bit base, whose queries and keys have no more digits, a block takes half the memory
+//! that it would in f32, and the fast units of a card take its products.
 
 use crate::attention::{Heads, Packing, Segment};
 use crate::rope::Angles;
 use candle_core::{D, DType, Device, Result, Tensor};
-use lorakit_adapter::vjp::{recomputed, with_vjp};
+use candle_nn::ops::softmax_last_dim;
+use lorakit_adapter::vjp::with_vjp;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,8 +26,35 @@ const MASKED: f64 = 1e30;
 /// The same as [`crate::attention::self_attention`].
 pub fn plain_self_attention(qkv: &Tensor, heads: Heads, packing: &Packing) -> Result<Tensor> {
     let qkv = plain_rotated(qkv, heads, &packing.angles)?;
-    let visible: Vec<Range<usize>> = packing.segments.iter().flat_map(|segment| visible_of(heads, segment)).collect();
-    recomputed(&qkv, move |qkv| within_blocks(qkv, heads, &visible))
+    let blocks = blocks(heads, &packing.segments);
+    let at = qkv.detach();
+    let parts: Vec<Tensor> =
+        blocks.iter().map(|block| block.meeting(heads, &at)?.output()?.squeeze(0)).collect::<Result<_>>()?;
+    let y = match parts.as_slice() {
+        [] => return qkv.narrow(1, 0, heads.queries * heads.features),
+        [one] => one.clone(),
+        _ => Tensor::cat(&parts, 0)?,
+    };
+    let made = y.clone();
+    with_vjp(&qkv, y, move |dy| input_gradient(heads, &blocks, &at, &made, dy))
+}
+
+/// The gradient of rotated `qkv`, block by block, from that of `y`, which was made of it.
+fn input_gradient(heads: Heads, blocks: &[Block], qkv: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (tokens, width) = (qkv.dim(0)?, heads.key_width());
+    let mut dq = Vec::with_capacity(blocks.len());
+    let sum = || Tensor::zeros((tokens, width), DType::F32, qkv.device());
+    let (dk, dv) = (sum()?, sum()?);
+    for block in blocks {
+        let own = |t: &Tensor| t.narrow(0, block.queries.start, block.queries.len())?.unsqueeze(0);
+        let gradients = block.meeting(heads, qkv)?.gradients(&own(y)?, &own(dy)?)?;
+        dq.push(gradients.q.squeeze(0)?);
+        for (sum, part) in [(&dk, gradients.k), (&dv, gradients.v)] {
+            let so_far = sum.narrow(0, block.keys.start, block.keys.len())?;
+            sum.slice_set(&(so_far + part.squeeze(0)?)?, 0, block.keys.start)?;
+        }
+    }
+    Tensor::cat(&[Tensor::cat(&dq, 0)?, dk, dv], 1)
 }
 
 /// The same as [`crate::attention::rotated`], and differentiable: a rotation's gradient is turned back.
@@ -65,13 +95,9 @@ pub fn plain_cached_attention(
             visible.extend(own.chain(std::iter::repeat_n(0..k, q - row.queries.len())));
         }
         let n = rows.len();
-        let out = attend(
-            heads,
-            &queries.index_select(&asked, 0)?.reshape((n, q, heads.queries, heads.features))?,
-            &keys.index_select(&seen, 0)?.reshape((n, k, heads.keys, heads.features))?,
-            &values.index_select(&seen, 0)?.reshape((n, k, heads.keys, heads.features))?,
-            &visible,
-        )?;
+        let of = |t: &Tensor, index: &Tensor, length: usize| t.index_select(index, 0)?.reshape((n, length, t.dim(1)?));
+        let (own, k_of, v_of) = (of(&queries, &asked, q)?, of(keys, &seen, k)?, of(values, &seen, k)?);
+        let out = Meeting::new(heads, &own, &k_of, &v_of, &visible)?.output()?;
         for (place, row) in rows.iter().enumerate() {
             row.queries.clone().enumerate().for_each(|(i, token)| order[token] = (made + place * q + i) as u32);
         }
@@ -118,6 +144,29 @@ fn within_scores(rows: &[CachedRow], heads: usize) -> Vec<&[CachedRow]> {
     parts
 }
 
+/// A stretch of a batch's queries, and the keys that any of them sees.
+struct Block {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    /// What each query sees, counted from the first of the keys.
+    visible: Vec<Range<usize>>,
+}
+
+/// The queries of packed rows in blocks.
+fn blocks(heads: Heads, segments: &[Segment]) -> Vec<Block> {
+    let visible: Vec<Range<usize>> = segments.iter().flat_map(|segment| visible_of(heads, segment)).collect();
+    let block = |(index, own): (usize, &[Range<usize>])| {
+        let start = index * BLOCK;
+        let first = own.iter().map(|seen| seen.start).min().unwrap_or(start);
+        Block {
+            queries: start..start + own.len(),
+            keys: first..start + own.len(),
+            visible: own.iter().map(|seen| seen.start - first..seen.end - first).collect(),
+        }
+    };
+    visible.chunks(BLOCK).enumerate().map(block).collect()
+}
+
 /// The tokens that each query of a packed row sees.
 fn visible_of(heads: Heads, segment: &Segment) -> impl Iterator<Item = Range<usize>> {
     let (first, n) = (segment.queries.start, segment.queries.len());
@@ -127,50 +176,99 @@ fn visible_of(heads: Heads, segment: &Segment) -> impl Iterator<Item = Range<usi
     })
 }
 
-/// Attention of packed, rotated rows, of whose tokens each sees those that `visible` says.
-fn within_blocks(qkv: &Tensor, heads: Heads, visible: &[Range<usize>]) -> Result<Tensor> {
-    let (tokens, f) = (qkv.dim(0)?, heads.features);
-    let head = |first: usize, count: usize| qkv.narrow(1, first * f, count * f)?.reshape((1, tokens, count, f));
-    let (q, k) = (head(0, heads.queries)?, head(heads.queries, heads.keys)?);
-    let v = head(heads.queries + heads.keys, heads.keys)?;
-    let mut outputs = Vec::new();
-    for start in (0..tokens).step_by(BLOCK) {
-        let own = &visible[start..visible.len().min(start + BLOCK)];
-        let first = own.iter().map(|seen| seen.start).min().unwrap_or(start);
-        let count = start + own.len() - first;
-        let own_keys: Vec<Range<usize>> = own.iter().map(|seen| seen.start - first..seen.end - first).collect();
-        let out = attend(
-            heads,
-            &q.narrow(1, start, own.len())?,
-            &k.narrow(1, first, count)?,
-            &v.narrow(1, first, count)?,
-            &own_keys,
-        )?;
-        outputs.push(out.squeeze(0)?);
-    }
-    match outputs.as_slice() {
-        [] => qkv.narrow(1, 0, heads.queries * f),
-        [one] => Ok(one.clone()),
-        _ => Tensor::cat(&outputs, 0),
+impl Block {
+    /// Its part of packed, rotated rows.
+    fn meeting(&self, heads: Heads, qkv: &Tensor) -> Result<Meeting> {
+        let part = |tokens: &Range<usize>, first: usize, count: usize| {
+            let rows = qkv.narrow(0, tokens.start, tokens.len())?;
+            rows.narrow(1, first * heads.features, count * heads.features)?.unsqueeze(0)
+        };
+        let q = part(&self.queries, 0, heads.queries)?;
+        let k = part(&self.keys, heads.queries, heads.keys)?;
+        Meeting::new(heads, &q, &k, &part(&self.keys, heads.queries + heads.keys, heads.keys)?, &self.visible)
     }
 }
 
-/// `q`, `[n, Q, queries, features]`, attends to `k` and `v`, `[n, K, keys, features]`; `visible` holds what each of the
-/// `n Q` queries sees of its row's keys. `[n, Q, queries * features]`.
-fn attend(heads: Heads, q: &Tensor, k: &Tensor, v: &Tensor, visible: &[Range<usize>]) -> Result<Tensor> {
-    let (n, queries, _, f) = q.dims4()?;
-    let (keys, shared) = (k.dim(1)?, heads.shared());
-    // The heads that share keys stand below one another, so that no key is repeated.
-    let q = q.reshape((n, queries, heads.keys, shared, f))?.permute((0, 2, 3, 1, 4))?;
-    let q = q.contiguous()?.reshape((n * heads.keys, shared * queries, f))?;
-    let by_head = |t: &Tensor| t.transpose(1, 2)?.contiguous()?.reshape((n * heads.keys, keys, f));
-    let (k, v) = (by_head(k)?, by_head(v)?);
-    let scores = (q.matmul(&k.t()?)? * (1.0 / (f as f64).sqrt()))?;
-    let mask = mask(visible, (n, queries, keys), q.device())?;
-    let weights = softmax(&scores.reshape((n, heads.queries, queries, keys))?, &mask)?;
-    let out = weights.reshape((n * heads.keys, shared * queries, keys))?.matmul(&v)?;
-    let out = out.reshape((n, heads.keys, shared, queries, f))?.permute((0, 3, 1, 2, 4))?;
-    out.contiguous()?.reshape((n, queries, heads.queries * f))
+/// Queries of `n` rows with the keys and values that they attend to: one matrix for each row and key head, in
+/// [`Heads::products`]. The heads that share keys stand below one another, so that no key is repeated.
+struct Meeting {
+    heads: Heads,
+    /// Divided by `sqrt(features)`, as there are fewer queries than scores: `[n keys, shared Q, features]`.
+    q: Tensor,
+    /// `[n keys, K, features]`.
+    k: Tensor,
+    v: Tensor,
+    /// `[n, 1, Q, K]`.
+    mask: Tensor,
+}
+
+/// The gradients of a meeting, as its queries, keys and values were given.
+struct Gradients {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Meeting {
+    /// `q`, `[n, Q, queries * features]`, and `k` and `v`, `[n, K, keys * features]`; `visible` holds what each of the
+    /// `n Q` queries sees of its row's keys.
+    fn new(heads: Heads, q: &Tensor, k: &Tensor, v: &Tensor, visible: &[Range<usize>]) -> Result<Self> {
+        let shape = (q.dim(0)?, q.dim(1)?, k.dim(1)?);
+        Ok(Self {
+            heads,
+            q: by_key_head(&(q * heads.scale())?, heads)?,
+            k: by_key_head(k, heads)?,
+            v: by_key_head(v, heads)?,
+            mask: mask(visible, shape, q.device())?.to_dtype(heads.products)?,
+        })
+    }
+
+    /// What every query takes of every value: `P = softmax(q kᵀ + mask)`, `[n keys, shared Q, K]`.
+    fn weights(&self) -> Result<Tensor> {
+        let (n, _, queries, keys) = self.mask.dims4()?;
+        let scores = self.q.matmul(&self.k.t()?)?;
+        let scores = scores.reshape((n, self.heads.queries, queries, keys))?.broadcast_add(&self.mask)?;
+        softmax_last_dim(&scores)?.reshape((n * self.heads.keys, self.heads.shared() * queries, keys))
+    }
+
+    /// `P v`, `[n, Q, queries * features]`, in f32.
+    fn output(&self) -> Result<Tensor> {
+        by_token(&self.weights()?.matmul(&self.v)?, self.mask.dim(2)?, self.heads)
+    }
+
+    /// From the output and its gradient, `[n, Q, queries * features]` each:
+    ///
+    /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, `dq = dS k / sqrt(features)` and `dk = dSᵀ q / sqrt(features)`;
+    /// `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>).
+    fn gradients(&self, y: &Tensor, dy: &Tensor) -> Result<Gradients> {
+        let (n, queries, _) = y.dims3()?;
+        let along = (y * dy)?.reshape((n, queries, self.heads.queries, self.heads.features))?.sum(D::Minus1)?;
+        let along = by_key_head(&along, Heads { features: 1, ..self.heads })?;
+        let (p, dy) = (self.weights()?, by_key_head(dy, self.heads)?);
+        let ds = (dy.matmul(&self.v.t()?)?.broadcast_sub(&along)? * &p)?;
+        let keys = self.k.dim(1)?;
+        Ok(Gradients {
+            q: (by_token(&ds.matmul(&self.k)?, queries, self.heads)? * self.heads.scale())?,
+            k: by_token(&ds.t()?.matmul(&self.q)?, keys, self.heads)?,
+            v: by_token(&p.t()?.matmul(&dy)?, keys, self.heads)?,
+        })
+    }
+}
+
+/// `[n, T, keys * shared * features]` as `[n keys, shared T, features]`, in [`Heads::products`]; `shared` is 1 for what
+/// each key head has one of.
+fn by_key_head(t: &Tensor, heads: Heads) -> Result<Tensor> {
+    let (n, tokens, width) = t.dims3()?;
+    let shared = width / heads.key_width();
+    let t = t.reshape((n, tokens, heads.keys, shared, heads.features))?.permute((0, 2, 3, 1, 4))?;
+    t.to_dtype(heads.products)?.contiguous()?.reshape((n * heads.keys, shared * tokens, heads.features))
+}
+
+/// The way back from [`by_key_head`], to f32: `[n, tokens, keys * shared * features]`.
+fn by_token(t: &Tensor, tokens: usize, heads: Heads) -> Result<Tensor> {
+    let (n, shared) = (t.dim(0)? / heads.keys, t.dim(1)? / tokens);
+    let t = t.reshape((n, heads.keys, shared, tokens, heads.features))?.permute((0, 3, 1, 2, 4))?;
+    t.to_dtype(DType::F32)?.contiguous()?.reshape((n, tokens, heads.keys * shared * heads.features))
 }
 
 /// Zero where a query sees a key, and far below any score where it does not: `[n, 1, Q, K]`. Two numbers for each query
@@ -185,18 +283,6 @@ fn mask(visible: &[Range<usize>], (n, queries, keys): (usize, usize, usize), dev
     let begun = of(|seen| seen.start)?.broadcast_le(&places)?.to_dtype(DType::F32)?;
     let ended = of(|seen| seen.end)?.broadcast_le(&places)?.to_dtype(DType::F32)?;
     (begun - ended)?.affine(MASKED, -MASKED)
-}
-
-/// Softmax over the last dimension of `scores + mask`: `dS = P (dP - rowsum(P dP))`.
-fn softmax(scores: &Tensor, mask: &Tensor) -> Result<Tensor> {
-    let masked = scores.detach().broadcast_add(mask)?;
-    let weights = masked.broadcast_sub(&masked.max_keepdim(D::Minus1)?)?.exp()?;
-    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-    let p = weights.clone();
-    with_vjp(scores, weights, move |dp| {
-        let along = (&p * dp)?.sum_keepdim(D::Minus1)?;
-        &p * dp.broadcast_sub(&along)?
-    })
 }
 
 /// `qkv` with the queries and keys of each token rotated by its angle: of each head the first features are turned

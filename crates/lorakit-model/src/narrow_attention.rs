@@ -370,6 +370,7 @@ mod tests {
     use super::*;
     use crate::config::{Rope, RopeScaling};
     use crate::rope::Frequencies;
+    use candle_core::DType;
 
     const TOKENS: usize = 21;
 
@@ -392,7 +393,7 @@ mod tests {
     #[test]
     fn vectors_of_every_width_give_the_same() {
         for window in [None, Some(5), Some(1)] {
-            let heads = Heads { queries: 4, keys: 2, features: 16, window };
+            let heads = Heads { queries: 4, keys: 2, features: 16, window, products: DType::F32 };
             let one = of(pulp::Scalar, &heads, 0.5);
             let wider = [of(pulp::Scalar128b, &heads, 0.5), of(pulp::Scalar256b, &heads, 0.5)];
             for wide in wider.into_iter().chain([of(pulp::Scalar512b, &heads, 0.5)]) {
@@ -407,7 +408,7 @@ mod tests {
     /// A loss that is no number stops an expert: it must not be lost on the way.
     #[test]
     fn what_is_no_number_stays_none_by_vectors_of_every_width() {
-        let heads = Heads { queries: 4, keys: 2, features: 8, window: None };
+        let heads = Heads { queries: 4, keys: 2, features: 8, window: None, products: DType::F32 };
         for last in [f32::NAN, f32::INFINITY] {
             for [out, _] in [of(pulp::Scalar, &heads, last), of(pulp::Scalar256b, &heads, last)] {
                 let of_last = &out[(TOKENS - 1) * heads.queries * heads.features..];

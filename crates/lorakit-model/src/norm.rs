@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu::{self, Loops};
+use lorakit_adapter::vjp::with_vjp;
 use rayon::prelude::*;
 
 /// Which norm: the two differ in whether the mean is taken away.
@@ -53,13 +54,35 @@ impl Norm {
     }
 
     /// What [`Norm::forward`] is without the bias, by candle's own ops, for devices without a kernel.
+    ///
+    /// Where the weight is frozen, `x` alone is kept for the backward: with `n = (x - mean) / spread` and `g = dy w`,
+    /// `dx = (g - n mean(g n) - mean(g)) / spread`, of which the last mean and that of `x` are LayerNorm's alone.
     pub fn plain(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = match self.kind {
-            Kind::Rms => x.clone(),
-            Kind::Layer => x.broadcast_sub(&x.mean_keepdim(1)?)?,
-        };
+        if self.weight.track_op() {
+            return self.normed(x)?.0.broadcast_mul(&self.weight);
+        }
+        let (at, norm) = (x.detach(), self.clone());
+        with_vjp(x, self.normed(&at)?.0.broadcast_mul(&self.weight)?, move |dy| {
+            let (normed, spread) = norm.normed(&at)?;
+            let g = dy.broadcast_mul(&norm.weight)?;
+            let along = normed.broadcast_mul(&(&g * &normed)?.mean_keepdim(1)?)?;
+            norm.centred(&g)?.sub(&along)?.broadcast_div(&spread)
+        })
+    }
+
+    /// `x` without the mean that this kind of norm takes away.
+    fn centred(&self, x: &Tensor) -> Result<Tensor> {
+        match self.kind {
+            Kind::Rms => Ok(x.clone()),
+            Kind::Layer => x.broadcast_sub(&x.mean_keepdim(1)?),
+        }
+    }
+
+    /// Every row of `x` centred and divided by its spread, and the spreads, `[tokens, 1]`.
+    fn normed(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let centred = self.centred(x)?;
         let spread = (centred.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
-        centred.broadcast_div(&spread)?.broadcast_mul(&self.weight)
+        Ok((centred.broadcast_div(&spread)?, spread))
     }
 }
 

@@ -96,11 +96,18 @@ fn linears_that_train() {
 #[test]
 fn norms() {
     let (x, w) = (var(1, &[11, 13]), var(2, &[13]));
+    let zeros = || Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap();
+    for (name, norm) in [
+        ("frozen RMS norm", Norm::rms(w.as_detached_tensor(), 1e-5)),
+        ("frozen layer norm", Norm::layer(w.as_detached_tensor(), zeros(), 1e-5)),
+    ] {
+        let (kernel, plain) = (norm.forward(&x).unwrap(), norm.plain(&x).unwrap());
+        assert_same(name, &[("x", &x)], &kernel, &plain, 1e-5);
+    }
     for (name, norm) in [
         ("RMS norm", Norm::rms(w.as_tensor().clone(), 1e-5)),
-        ("layer norm", Norm::layer(w.as_tensor().clone(), Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap(), 1e-5)),
+        ("layer norm", Norm::layer(w.as_tensor().clone(), zeros(), 1e-5)),
     ] {
-        // A row that is all but constant has a gradient of its own size.
         let (kernel, plain) = (norm.forward(&x).unwrap(), norm.plain(&x).unwrap());
         assert_same(name, &[("x", &x), ("w", &w)], &kernel, &plain, 1e-5);
     }
@@ -123,7 +130,7 @@ fn angles(features: usize, positions: &[u32]) -> Angles {
 /// that are attended to by matrix products, and by lanes.
 fn all_heads() -> Vec<(Heads, usize)> {
     let of = |features: usize| {
-        let heads = move |queries, keys, window| Heads { queries, keys, features, window };
+        let heads = move |queries, keys, window| Heads { queries, keys, features, window, products: DType::F32 };
         vec![
             (heads(6, 2, None), features),
             (heads(3, 3, Some(4)), 4),
@@ -132,6 +139,12 @@ fn all_heads() -> Vec<(Heads, usize)> {
         ]
     };
     [10, 8, 16].into_iter().flat_map(of).collect()
+}
+
+/// Heads whose products are made in f32 and in 16 bits, with how far those may be from the kernel's.
+fn in_all_types(heads: Heads) -> [(Heads, f32); 3] {
+    [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 8e-2)]
+        .map(|(products, far)| (Heads { products, ..heads }, far))
 }
 
 #[test]
@@ -146,8 +159,10 @@ fn attention_of_packed_rows() {
             let qkv = var(1, &[rows.tokens(), heads.fused_width()]);
             let packing = Packing { angles, segments: segments.clone() };
             let kernel = self_attention(&qkv, heads, &packing).unwrap();
-            let plain = plain_self_attention(&qkv, heads, &packing).unwrap();
-            assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, 1e-5);
+            for (heads, tolerance) in in_all_types(heads) {
+                let plain = plain_self_attention(&qkv, heads, &packing).unwrap();
+                assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, tolerance);
+            }
         }
     }
 }
@@ -177,8 +192,10 @@ fn attention_to_cached_keys() {
         let qkv = tensor(1, &[12, heads.fused_width()]);
         let (k, v) = (tensor(2, &[32, heads.key_width()]), tensor(3, &[32, heads.key_width()]));
         let kernel = cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
-        let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
-        assert_equal(&format!("{heads:?}"), &kernel, &plain, 1e-5);
+        for (heads, tolerance) in in_all_types(heads) {
+            let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+            assert_equal(&format!("{heads:?}"), &kernel, &plain, tolerance);
+        }
     }
 }
 

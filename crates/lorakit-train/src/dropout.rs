@@ -2,7 +2,7 @@
 //! alone, never on which rows or experts share the batch.
 
 use crate::stream::Stream;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::vjp::with_vjp;
 use lorakit_adapter::{Mask, Rows, cpu};
 use rayon::prelude::*;
@@ -35,12 +35,12 @@ impl Dropout {
     }
 
     /// The same as [`Dropout::apply`] by candle's own ops: the mask, which is the same on every device, is drawn here
-    /// and taken to that of `x`, where it stays until the way back.
+    /// and taken to that of `x`, a byte a value, where it stays until the way back.
     pub fn plain(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
-        let (tokens, d) = x.dims2()?;
-        let mask = self.mask(rows, d, site)?.applied(&vec![1.0; tokens * d])?;
-        let mask = Tensor::from_vec(mask, (tokens, d), x.device())?;
-        with_vjp(x, (x.detach() * &mask)?, move |dy| dy * &mask)
+        let Mask { kept, scale } = self.mask(rows, x.dim(1)?, site)?;
+        let kept = Tensor::from_vec(kept, x.shape(), x.device())?;
+        let masked = move |values: &Tensor| values * (kept.to_dtype(DType::F32)? * f64::from(scale))?;
+        with_vjp(x, masked(&x.detach())?, masked)
     }
 
     /// The mask of `site` for a batch of `rows`, `[tokens, d]`.

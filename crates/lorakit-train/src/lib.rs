@@ -23,6 +23,7 @@ pub mod lora;
 pub mod memory;
 pub mod parameter;
 pub mod pass;
+mod plain_adamw;
 pub mod product;
 pub mod progress;
 pub mod row_losses;

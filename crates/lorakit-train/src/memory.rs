@@ -1,14 +1,15 @@
-//! How much memory a run needs and how much there is, before any work starts.
+//! How much memory a run needs, and how much there is where its base computes, before any work starts.
 
 use crate::job::Job;
 use crate::settings::Settings;
 use anyhow::{Result, bail};
+use candle_core::Device;
 use lorakit_model::{Base, Form};
 
 /// What a pass needs, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// The base's weights, which are mapped: the system can give their pages up.
+    /// The base's weights. On a CPU they are mapped, and the system can give their pages up.
     pub base: u64,
     /// Weights, gradients and moments of the adapters.
     pub adapters: u64,
@@ -25,14 +26,55 @@ impl Estimate {
     }
 }
 
-/// The machine's memory in bytes: in all, and available now. None where the system does not tell.
-pub fn machine() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Some((value("MemTotal:")?, value("MemAvailable:")?))
+/// The memory that a base computes in, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// In all.
+    pub total: u64,
+    /// Not taken by others. What holds the base's own weights counts as available.
+    pub available: u64,
+}
+
+impl Memory {
+    /// That of the base's device. None where the system does not tell.
+    pub fn around(base: &Base) -> Option<Self> {
+        match base.device() {
+            Device::Cpu => Self::of_machine(),
+            card => of_card(card).map(|free| Self { available: free.available + base.weight_bytes(), ..free }),
+        }
+    }
+
+    fn of_machine() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let value = |key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        Some(Self { total: value("MemTotal:")?, available: value("MemAvailable:")? })
+    }
+}
+
+/// What CUDA tells of a card's memory.
+#[cfg(feature = "cuda")]
+fn of_card(card: &Device) -> Option<Memory> {
+    let (free, total) = card.as_cuda_device().ok()?.cuda_stream().context().mem_get_info().ok()?;
+    Some(Memory { total: total as u64, available: free as u64 })
+}
+
+/// Nothing is known of cards where none can be used.
+#[cfg(not(feature = "cuda"))]
+fn of_card(_: &Device) -> Option<Memory> {
+    None
+}
+
+/// The part of the memory that a run plans with, in bytes: all of a machine's, and what a card has beside the base's
+/// weights. From the total and not from what is available, so that the same command plans the same again.
+fn planned(base: &Base) -> u64 {
+    let total = Memory::around(base).map_or(8 << 30, |memory| memory.total);
+    match base.device() {
+        Device::Cpu => total,
+        _ => total.saturating_sub(base.weight_bytes()),
+    }
 }
 
 /// How a layer is taken back, which decides what is kept of it.
@@ -75,11 +117,12 @@ pub fn bytes_per_token(base: &Base, settings: &Settings, way: Way) -> u64 {
     4 * (kept * base.layers() as u64 + 2 * layer)
 }
 
-/// Tokens that go through the base together: what a quarter of the machine's memory holds, and not more than keeps
-/// every core busy. Beyond that a batch only leaves the caches: on the CPU 2,048 tokens were never slower than 8,192.
+/// Tokens that go through the base together. On a CPU what a quarter of the machine's memory holds, and not more than
+/// keeps every core busy: beyond that a batch only leaves the caches, and 2,048 tokens were never slower than 8,192. On a
+/// card what half of the memory beside the weights holds, since larger products fill it better.
 pub fn batch_tokens(base: &Base, settings: &Settings, way: Way) -> usize {
-    let total = machine().map_or(8 << 30, |(total, _)| total);
-    ((total / 4 / bytes_per_token(base, settings, way)) as usize).clamp(256, 2048)
+    let (share, most) = if base.device().is_cpu() { (4, 2048) } else { (2, 8192) };
+    ((planned(base) / share / bytes_per_token(base, settings, way)) as usize).clamp(256, most)
 }
 
 /// Parameters of one expert.
@@ -95,13 +138,12 @@ pub fn expert_parameters(base: &Base, settings: &Settings) -> Result<u64> {
 }
 
 /// How many experts train together: as many as keep the batch full, and whose weights, gradients and moments take no
-/// more than an eighth of the machine's memory.
+/// more than an eighth of the memory.
 pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Result<usize> {
     if let Some(experts) = settings.experts_per_pass {
         return Ok(experts);
     }
-    let total = machine().map_or(8 << 30, |(total, _)| total);
-    let by_memory = total / 8 / (20 * expert_parameters(base, settings)?).max(1);
+    let by_memory = planned(base) / 8 / (20 * expert_parameters(base, settings)?).max(1);
     let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
     let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).sum();
     let tokens_per_update = (tokens / rows.max(1)).max(1) * settings.batch_size * settings.gradient_accumulation_steps;
@@ -122,17 +164,18 @@ fn bytes_per_parameter(base: &Base, settings: &Settings, way: Way) -> u64 {
 /// What the largest pass needs.
 pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings, way: Way) -> Result<Estimate> {
     Ok(Estimate {
-        base: base.file_bytes(),
+        base: base.weight_bytes(),
         adapters: bytes_per_parameter(base, settings, way) * experts as u64 * expert_parameters(base, settings)?,
         weights: 0,
         activations: activations(base, jobs, settings, way),
     })
 }
 
-/// What training all weights of a base needs. The base's file is read once, and its pages are given up.
+/// What training all weights of a base needs. The base's file is read once, and its pages are given up; on a card the
+/// base as it was stays beside the one that trains.
 pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate {
     Estimate {
-        base: 0,
+        base: if base.device().is_cpu() { 0 } else { base.weight_bytes() },
         adapters: 0,
         weights: bytes_per_parameter(base, settings, Way::Graph) * base.parameters(),
         activations: activations(base, jobs, settings, Way::Graph),
@@ -147,9 +190,9 @@ fn activations(base: &Base, jobs: &[Job], settings: &Settings, way: Way) -> u64 
     lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, settings, way)) + logits
 }
 
-/// Fails where the machine cannot hold the estimate.
-pub fn ensure_fits(estimate: &Estimate) -> Result<()> {
-    let Some((_, available)) = machine() else { return Ok(()) };
+/// Fails where the memory that the base computes in cannot hold the estimate.
+pub fn ensure_fits(base: &Base, estimate: &Estimate) -> Result<()> {
+    let Some(Memory { available, .. }) = Memory::around(base) else { return Ok(()) };
     if estimate.total() > available {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let advice = match estimate.weights {

@@ -32,9 +32,9 @@ pub struct Update {
     pub weight_decay: f64,
 }
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPSILON: f64 = 1e-8;
+pub(crate) const BETA1: f64 = 0.9;
+pub(crate) const BETA2: f64 = 0.999;
+pub(crate) const EPSILON: f64 = 1e-8;
 
 impl Parameter {
     /// A variable whose `segments` of rows belong to experts.
@@ -125,42 +125,6 @@ impl Parameter {
             squares[*expert] += rows[own.clone()].iter().map(|&square| f64::from(square)).sum::<f64>();
         }
         Ok(())
-    }
-
-    /// The same as [`Parameter::step`] by candle's own ops over the whole variable, with what each row's update does to
-    /// it as columns. Rows without an update keep their values and moments, whatever their gradient is.
-    fn plain_step(&self, gradient: &Tensor, parts: &[(Range<usize>, Update)]) -> Result<()> {
-        let device = gradient.device();
-        let (_, rows, columns) = self.moments.dims3()?;
-        let column = |without: f64, of: &dyn Fn(&Update) -> f64| -> CandleResult<Tensor> {
-            let mut values = vec![without as f32; rows];
-            for (part, update) in parts {
-                values[part.start / columns..part.end / columns].fill(of(update) as f32);
-            }
-            Tensor::from_vec(values, (rows, 1), device)
-        };
-        let mut g = gradient.reshape((rows, columns))?;
-        if parts.iter().map(|(part, _)| part.len()).sum::<usize>() < rows * columns {
-            // A gradient that is no number would stay one times zero.
-            let moves = column(0.0, &|_| 1.0)?.gt(0f32)?.broadcast_as((rows, columns))?;
-            g = moves.where_cond(&g, &g.zeros_like()?)?;
-        }
-        let g = g.broadcast_mul(&column(0.0, &|update| update.clip)?)?;
-        let toward = |moment: usize, beta: f64, target: Tensor| -> CandleResult<Tensor> {
-            let kept = self.moments.get(moment)?.broadcast_mul(&column(1.0, &|_| beta)?)?;
-            let moved = (kept + target.broadcast_mul(&column(0.0, &|_| f64::from(1.0 - beta as f32))?)?)?;
-            self.moments.slice_set(&moved.unsqueeze(0)?, 0, moment)?;
-            Ok(moved)
-        };
-        let m = toward(0, BETA1, g.clone())?;
-        let v = toward(1, BETA2, g.sqr()?)?;
-        let root = column(0.0, &|update| 1.0 / (1.0 - BETA2.powi(update.number as i32)).sqrt())?;
-        let step = column(0.0, &|update| update.rate / (1.0 - BETA1.powi(update.number as i32)))?;
-        let keep = column(1.0, &|update| 1.0 - update.rate * update.weight_decay)?;
-        let along = m.broadcast_mul(&step)?.div(&(v.sqrt()?.broadcast_mul(&root)? + f64::from(EPSILON as f32))?)?;
-        let p = self.variable.as_tensor().detach().reshape((rows, columns))?;
-        let moved = (p.broadcast_mul(&keep)? - along)?;
-        Ok(self.variable.set(&moved.reshape(self.variable.shape())?)?)
     }
 }
 

@@ -154,7 +154,7 @@ fn train(
     summary.folder = run.folder.clone();
     let largest = run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
     let estimate = product.estimate(base, &run.work.jobs, largest, settings)?;
-    memory::ensure_fits(&estimate)?;
+    memory::ensure_fits(base, &estimate)?;
     let open: Vec<Vec<String>> = run.open_passes(&summary.kept).into_iter().map(|(_, names)| names).collect();
     watch(Event::Planned { passes: &open, kept: &summary.kept, estimate });
     let trained = match product {

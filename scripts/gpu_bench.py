@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""How fast lorakit is on a card, beside PEFT and PyTorch on the same card in the same run: a table to stdout.
+
+    cargo bench --no-run --features cuda         # prints the executables; copy two as DIR/training_step and DIR/arrow
+    scripts/gpu_bench.py --benches DIR --peers PEERS --python PYTHON --out OUT
+
+Without --benches they are built and run by cargo, with --device cpu too, where a few layers and tokens try the script.
+PEERS has peft_step.py, peft_library.py and peft_arrow.py, which do the same work; PYTHON has torch, peft and
+transformers. Without PEERS lorakit is measured alone. With --base and --tasks, a model folder with its tokenizer and a
+folder of task files, a library of 32 experts is trained by both. Each row of training is each one's best of --rows.
+About 40 GB of disk below OUT and target/ are used at Phi-2's and Mistral's full depth.
+
+Memory is the card's, as nvidia-smi sees it every fifth of a second, and the process's with --device cpu.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A forward and a backward of a frozen base, in multiples of its parameters, for each token.
+FLOPS = 4
+RATE = """
+import torch
+x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+for timed in (False, True):
+    events[0].record()
+    for _ in range(20):
+        x @ x
+    events[1].record()
+    torch.cuda.synchronize()
+print(20 * 2 * 8192**3 / (events[0].elapsed_time(events[1]) / 1e3) / 1e12)
+"""
+# The peer of the library computes where torch's tensors are made, and in the type that its base is opened with.
+ON_CARD = """
+import runpy, sys, torch, transformers
+torch.set_default_device("cuda")
+opened = transformers.AutoModelForCausalLM.from_pretrained
+transformers.AutoModelForCausalLM.from_pretrained = lambda *a, **k: opened(*a, **{**k, "dtype": torch.bfloat16})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", ROOT / "target/release/lorakit"))
+    parser.add_argument("--benches", type=pathlib.Path, help="a folder with the executables training_step and arrow")
+    parser.add_argument("--peers", type=pathlib.Path)
+    parser.add_argument("--python", default="python3")
+    parser.add_argument("--bases", nargs="+", choices=["phi", "mistral"], default=["phi", "mistral"])
+    parser.add_argument("--layers", type=int, default=32, help="of the bases that are trained")
+    parser.add_argument("--arrow-layers", type=int, default=8, help="of the slice that is routed over")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a row")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="of a training step, to choose from")
+    parser.add_argument("--experts", type=int, nargs="+", default=[10, 64, 256])
+    parser.add_argument("--base")
+    parser.add_argument("--tasks", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    return parser.parse_args()
+
+
+class Watched:
+    """A finished process: its output, seconds, and the most memory that it had, in GB."""
+
+    def __init__(self, command, device, **more):
+        self.most, self.running = 0.0, True
+        watch = threading.Thread(target=self.watch)
+        if device == "cuda":
+            watch.start()
+        begun = time.monotonic()
+        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+        # Read by threads, so that wait4 can tell this process's memory from that of others.
+        told = [[], []]
+        readers = [threading.Thread(target=lambda s=s, t=t: t.append(s.read())) for s, t in zip((process.stdout, process.stderr), told)]
+        [reader.start() for reader in readers]
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        [reader.join() for reader in readers]
+        self.seconds = time.monotonic() - begun
+        self.running = False
+        if device == "cuda":
+            watch.join()
+        else:
+            self.most = usage.ru_maxrss / 1e6
+        self.ok, self.stdout, self.stderr = process.returncode == 0, "".join(told[0]), "".join(told[1])
+
+    def watch(self):
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        while self.running:
+            used = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+            self.most = max(self.most, float(used) * 1.048576e-3) if used.isdigit() else self.most
+            time.sleep(0.2)
+
+    def found(self, pattern):
+        """The last number that the pattern finds in what it printed; none where it failed or did not say."""
+        numbers = re.findall(pattern, self.stdout)
+        return float(numbers[-1]) if self.ok and numbers else None
+
+
+class Bench:
+    """The two programs, on one device."""
+
+    def __init__(self, given):
+        self.given, self.out = given, given.out.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def peer(self, script, *arguments, wrapper=None):
+        """What a peer's script does, or none where there are no peers; what it says of a failure is kept."""
+        if not self.given.peers:
+            return None
+        command = [self.given.python, *(["-c", wrapper] if wrapper else []), self.given.peers / script, *arguments]
+        return self.kept(script, Watched(command, self.given.device))
+
+    def own(self, name, filter, **settings):
+        """One of our benches, filtered, under BENCH_* settings."""
+        features = ["--features", "cuda"] if self.given.device == "cuda" else []
+        built = [self.given.benches.resolve() / name, "--bench"] if self.given.benches else None
+        command = built or ["cargo", "bench", *features, "--bench", name, "--"]
+        environment = {f"BENCH_{key.upper()}": str(value) for key, value in settings.items()}
+        environment |= {"BENCH_DEVICE": self.given.device, "CRITERION_HOME": str(self.out / "criterion")}
+        shutil.rmtree(self.out / "criterion", ignore_errors=True)
+        watched = Watched([*command, filter], self.given.device, env=os.environ | environment, cwd=None if built else ROOT)
+        return self.kept(name, watched)
+
+    def kept(self, name, watched):
+        if not watched.ok:
+            with open(self.out / "failed.log", "a") as log:
+                log.write(f"== {name}\n{watched.stdout}\n{watched.stderr}\n")
+        return watched
+
+    def median(self, group, name):
+        """The seconds of a bench that ran last."""
+        path = self.out / "criterion" / group / name / "new/estimates.json"
+        return json.loads(path.read_text())["median"]["point_estimate"] / 1e9 if path.exists() else None
+
+
+def quotient(ours, theirs, form="{:.2f}x"):
+    return form.format(ours / theirs) if ours and theirs else "-"
+
+
+def number(value, form="{:,.0f}"):
+    return form.format(value) if value else "-"
+
+
+def row(work, theirs, ours, ratio):
+    print(f"| {work} | {theirs} | {ours} | {ratio} |", flush=True)
+
+
+def training(bench, base, rate):
+    """Each one's best rows of a step, over the same weights where the peer is there to write them."""
+    given, folder = bench.given, bench.out / base
+    theirs, ours, layers = [], [], {"layers": given.layers}
+    for rows in given.rows:
+        save = [] if (folder / "config.json").exists() else ["--save", folder]
+        dtype = "bf16" if given.device == "cuda" else "f32"
+        step = bench.peer("peft_step.py", "--base", base, "--layers", given.layers, "--batch", rows, "--length", given.tokens,
+                          "--dtype", dtype, "--device", given.device, *save)  # fmt: skip
+        speed = step and step.found(r"train ([0-9.]+) tok")
+        theirs += [(speed, step.most, rows)] if speed else []
+    written = (folder / "config.json").exists()
+    if base == "mistral" and not written:
+        return row("LoRA training of Mistral-7B: only over weights that the peer writes", "-", "-", "-")
+    for rows in given.rows:
+        dtype = "bf16" if given.device == "cuda" else "f32"
+        source = {"base": folder} if written else layers
+        step = bench.own("training_step", f"{dtype}, loss on every token", rows=rows, tokens=given.tokens, **source)
+        seconds = bench.median("training step", f"{dtype}, loss on every token")
+        ours += [(rows * given.tokens / seconds, step.most, rows)] if step.ok and seconds else []
+    (their_speed, their_memory, their_rows), (speed, memory, rows) = (max(found, default=(None, None, None)) for found in (theirs, ours))
+    name = f"LoRA training, {base}, {given.layers} layers, rows of {given.tokens}"
+    row(f"{name}, tokens/s (best of {their_rows} and {rows} rows)", number(their_speed), number(speed), quotient(speed, their_speed))
+    row("its memory, GB", number(their_memory, "{:.1f}"), number(memory, "{:.1f}"), quotient(memory, their_memory))
+    if rate and written and speed:
+        told = json.loads(subprocess.run([given.lorakit, "base", "info", folder, "--json", "-q", "--device", "cpu"], capture_output=True, check=True).stdout)
+        flops = FLOPS * (told["parameters"] - told["dimensions"]["vocabulary"] * told["dimensions"]["hidden"])
+        share = [number(speed and speed * flops / rate / 1e10, "{:.0f} %") for speed in (their_speed, speed)]
+        row(f"its share of the card's {rate:.0f} TFLOP/s in bf16", *share, "")
+
+
+def library(bench):
+    """32 experts of real tasks."""
+    given = bench.given
+    if not (given.base and given.tasks):
+        return
+    files = sorted(given.tasks.glob("*.json"))[:32]
+    wrapper = ON_CARD if given.device == "cuda" else None
+    peer = bench.peer("peft_library.py", given.base, given.tasks, "--experts", len(files), wrapper=wrapper)
+    theirs = peer and peer.found(r"seconds ([0-9.]+)")
+    target = bench.out / "library"
+    shutil.rmtree(target, ignore_errors=True)
+    settings = ["max_steps=100", "batch_size=16", "learning_rate=1e-3", "dropout=0", "eval_steps=0", "lr_scheduler=constant",
+                "warmup_ratio=0", "max_grad_norm=1"]  # fmt: skip
+    ours = bench.kept("train-experts", Watched([given.lorakit, "-q", "--device", given.device, "train-experts", "--base", given.base,
+                      "--tasks", *files, "--library", target, "--set", *settings], given.device))  # fmt: skip
+    per_hour = [seconds and 3600 * len(files) / seconds for seconds in (theirs, ours.seconds if ours.ok else None)]
+    row(f"a library of {len(files)} experts, experts an hour", *map(number, per_hour), quotient(*reversed(per_hour)))
+
+
+def arrow(bench):
+    """Prefill and decoding over the base's own time."""
+    given = bench.given
+    sizes = ",".join(map(str, given.experts))
+    dtype = "bf16" if given.device == "cuda" else "f32"
+    peer = bench.peer("peft_arrow.py", "--experts", sizes, "--layers", given.arrow_layers, "--length", given.tokens,
+                      "--device", given.device, "--dtype", dtype)  # fmt: skip
+    bench.own("arrow", "prefill", layers=given.arrow_layers, tokens=given.tokens)
+    for size in given.experts:
+        theirs = peer and peer.found(rf"experts {size}:.*arrow [0-9]+ ms \(([0-9.]+)x\)")
+        ours = quotient(bench.median("prefill", f"arrow over {size}"), bench.median("prefill", "base"))
+        row(f"Arrow over {size} experts, prefill of {given.tokens}, over the base's time", number(theirs, "{:.2f}x"), ours, "")
+    bench.own("arrow", "decoding", layers=given.arrow_layers)
+    for rows in ("", ", 32 rows"):
+        ours = quotient(bench.median("decoding", f"arrow over 256{rows}"), bench.median("decoding", f"base{rows}"))
+        row(f"Arrow over 256 experts, a decoded token{rows}, over the base's time", "-", ours, "")
+
+
+def main():
+    given = options()
+    bench, rate = Bench(given), None
+    if given.device == "cuda":
+        print(subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout)
+        measured = given.peers and bench.kept("matrix rate", Watched([given.python, "-c", RATE], given.device))
+        rate = measured and measured.found(r"([0-9.]+)")
+    print("| work | PEFT | lorakit | lorakit / PEFT |\n|---|---|---|---|", flush=True)
+    for base in given.bases:
+        training(bench, base, rate)
+    library(bench)
+    arrow(bench)
+    if (bench.out / "failed.log").exists():
+        print(f"\nWhat failed, a batch that did not fit among it: {bench.out / 'failed.log'}")
+
+
+main()
