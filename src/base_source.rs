@@ -137,7 +137,8 @@ impl Located {
         self.opened(&Options { trainable: true, ..context.base_options()? })
     }
 
-    fn opened(&self, options: &Options) -> Result<Base> {
+    /// Its weights as the options say.
+    pub fn opened(&self, options: &Options) -> Result<Base> {
         Ok(match self {
             Self::Folder { folder, name: None } => Base::open(folder, options)?,
             Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),

@@ -3,9 +3,10 @@
 use crate::cli::Global;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// What every command is given.
 pub struct Context {
@@ -17,7 +18,9 @@ pub struct Context {
     pub interrupt: Interrupt,
     /// Whether notices about what is read are errors.
     pub strict: bool,
-    device: Option<DeviceChoice>,
+    choice: Option<DeviceChoice>,
+    /// The device of the choice, once it was asked for: a card is set up but once.
+    device: OnceLock<Device>,
     dtype: Option<Dtype>,
 }
 
@@ -70,7 +73,8 @@ impl Context {
             seed: global.seed,
             interrupt: Interrupt::install()?,
             strict: global.strict,
-            device: global.device,
+            choice: global.device,
+            device: OnceLock::new(),
             dtype: global.dtype,
         })
     }
@@ -84,10 +88,21 @@ impl Context {
 
     /// The device asked for; without one, CUDA where it is built in and present.
     pub fn device(&self) -> Result<Device> {
-        match self.device {
+        if let Some(device) = self.device.get() {
+            return Ok(device.clone());
+        }
+        let device = self.chosen_device()?;
+        Ok(self.device.get_or_init(|| device).clone())
+    }
+
+    fn chosen_device(&self) -> Result<Device> {
+        match self.choice {
             Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
             None if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
-            None => Device::new_cuda(0).or(Ok(Device::Cpu)),
+            None => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+                self.output.notice(format!("no card can be used, so that the CPU computes: {error}"));
+                Device::Cpu
+            })),
             Some(DeviceChoice::Cuda(_)) if !candle_core::utils::cuda_is_available() => {
                 bail!("--device cuda: this lorakit was built without CUDA; build it with --features cuda, or use cpu")
             }
@@ -95,6 +110,21 @@ impl Context {
                 Device::new_cuda(index).with_context(|| format!("--device cuda:{index}: the device cannot be used"))
             }
         }
+    }
+
+    /// How a base is opened whose weights are to be compared to the last digit: as [`Context::base_options`] says, but
+    /// in f32 on a card, where 16 bits would be multiplied as such.
+    pub fn exact_options(&self) -> Result<lorakit_model::Options> {
+        let options = self.base_options()?;
+        if options.device.is_cpu() {
+            return Ok(options);
+        }
+        ensure!(
+            options.dtype.is_none_or(|dtype| dtype == DType::F32),
+            "--dtype: on a card this compares in f32, since products in 16 bits differ by more than what is looked for; \
+             leave it out, or use --device cpu"
+        );
+        Ok(lorakit_model::Options { dtype: Some(DType::F32), ..options })
     }
 
     /// How a base is opened to be used, not trained.

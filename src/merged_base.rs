@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, LowRank};
-use lorakit_model::{Base, Element, Rounding};
+use lorakit_model::{Base, Element, Options, Rounding};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,22 +39,21 @@ pub fn write(place: &Located, adapter: &Adapter, folder: &Path, context: &Contex
         ensure!(!stop.load(Ordering::Relaxed), Interrupted("nothing was written".to_owned()));
         change(name, values)
     })?;
-    Base::open(folder, &context.base_options()?).context("the merged base cannot be opened again")?;
+    Base::open(folder, &Options::default()).context("the merged base cannot be opened again")?;
     Ok(rounding)
 }
 
 /// The base with `adapter` added to its weights, in memory. Weights that the adapter does not change stay in their
 /// files.
-pub fn in_memory(place: &Located, adapter: &Adapter, kept: Kept, context: &Context) -> Result<Base> {
-    let options = context.base_options()?;
+pub fn in_memory(place: &Located, adapter: &Adapter, kept: Kept, options: &Options) -> Result<Base> {
     let keep = options.dtype.and_then(element);
     let checkpoint = place.checkpoint()?.changed(&names(adapter), keep, kept == Kept::Exact, &mut change(adapter))?;
-    Base::of("merged", place.config()?, &checkpoint, &options)
+    Base::of("merged", place.config()?, &checkpoint, options)
 }
 
 /// The narrowest type in which [`in_memory`] keeps what `adapter` changes.
-pub fn kept_in(place: &Located, adapter: &Adapter, context: &Context) -> Result<Element> {
-    match context.base_options()?.dtype.and_then(element) {
+pub fn kept_in(place: &Located, adapter: &Adapter, options: &Options) -> Result<Element> {
+    match options.dtype.and_then(element) {
         Some(element) => Ok(element),
         None => place.checkpoint()?.narrowest(&names(adapter)),
     }

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, Patches, Rows};
-use lorakit_model::{Base, Element};
+use lorakit_model::{Base, Element, Options};
 use lorakit_route::merge::{Coefficients, Merge};
 use lorakit_route::{Expert, Experts, Uniform, expert};
 use lorakit_train::stream::Key;
@@ -76,6 +76,8 @@ struct Compared {
 struct Bench<'a> {
     place: &'a Located,
     base: &'a Base,
+    /// How it was opened, and what is held against it is.
+    options: Options,
     ids: Vec<u32>,
     /// Lengths of the rows.
     rows: Vec<usize>,
@@ -90,11 +92,12 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
     }
     let place = args.base.locate(context)?;
-    let base = place.base(context)?;
+    let options = context.exact_options()?;
+    let base = place.opened(&options)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let bench = Bench::new(&place, &base, &args, context);
+    let bench = Bench::new((&place, &base, options), &args, context);
     let (compared, kept) = match &args.merged {
         None => bench.experts(&merge::experts(&library, &args.experts)?)?,
         Some(folder) => bench.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
@@ -141,12 +144,12 @@ fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -
 }
 
 impl<'a> Bench<'a> {
-    fn new(place: &'a Located, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Self {
+    fn new((place, base, options): (&'a Located, &'a Base, Options), args: &VerifyArgs, context: &'a Context) -> Self {
         let longest = LONGEST_ROW.min(base.config().max_positions);
         let mut stream = Key::new(context.seed, "verify").stream();
         let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
         let rows = ids.chunks(longest).map(<[u32]>::len).collect();
-        Self { place, base, ids, rows, tolerance: args.tolerance, context }
+        Self { place, base, options, ids, rows, tolerance: args.tolerance, context }
     }
 
     fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {
@@ -193,7 +196,7 @@ impl<'a> Bench<'a> {
         if let Some(record) = merge_record::read_base(folder)? {
             record.base.ensure_same(self.base.identity()).context("what was merged")?;
         }
-        let opened = Base::open(folder, &self.context.base_options()?)?;
+        let opened = Base::open(folder, &self.options)?;
         ensure!(
             opened.modules() == self.base.modules() && opened.config().vocabulary == self.base.config().vocabulary,
             "a model of other dimensions than the base {}",
@@ -235,10 +238,10 @@ impl<'a> Bench<'a> {
     /// The logits of the base with an adapter added to its weights.
     fn added(&self, adapter: &Adapter) -> Result<Added> {
         let logits = |kept| -> Result<Tensor> {
-            let base = merged_base::in_memory(self.place, adapter, kept, self.context)?;
+            let base = merged_base::in_memory(self.place, adapter, kept, &self.options)?;
             self.logits(&base, &Patches::none())
         };
-        let kept = merged_base::kept_in(self.place, adapter, self.context)?;
+        let kept = merged_base::kept_in(self.place, adapter, &self.options)?;
         let rounded = logits(Kept::Rounded)?;
         if kept == Element::F32 {
             return Ok(Added { exact: rounded.clone(), rounded, rounding: None, kept });

@@ -5,6 +5,7 @@
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
+use std::sync::{Mutex, PoisonError};
 
 /// `y` as a function of `x`: the value is the one given, and where `dy` comes back, `x` gets `vjp(dy)`, which has the
 /// shape of `x`. What `y` was made of must be detached: no other way back leads out of it.
@@ -15,12 +16,22 @@ pub fn with_vjp(
     y: Tensor,
     vjp: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    if x.track_op() { x.apply_op1(WithVjp { y, vjp }) } else { Ok(y) }
+    if x.track_op() { x.apply_op1(WithVjp { y: Mutex::new(Some(y)), vjp }) } else { Ok(y) }
 }
 
 struct WithVjp<F> {
-    y: Tensor,
+    /// Until it is handed on: the graph keeps the op as long as it lives.
+    y: Mutex<Option<Tensor>>,
     vjp: F,
+}
+
+impl<F> WithVjp<F> {
+    fn value(&self) -> Result<Tensor> {
+        match self.y.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(y) => Ok(y),
+            None => bail!("vjp: the value was handed on before"),
+        }
+    }
 }
 
 impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
@@ -29,7 +40,8 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.y.storage_and_layout();
+        let y = self.value()?;
+        let (storage, layout) = y.storage_and_layout();
         match &*storage {
             Storage::Cpu(storage) => copied(storage, layout),
             _ => bail!("{}: argument and value are on different devices", self.name()),
@@ -37,7 +49,8 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.y.storage_and_layout();
+        let y = self.value()?;
+        let (storage, layout) = y.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => copied(storage, layout),
             _ => bail!("{}: argument and value are on different devices", self.name()),

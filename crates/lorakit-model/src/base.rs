@@ -33,6 +33,8 @@ pub struct Base {
     frequencies: Frequencies,
     device: Device,
     narrowed: Option<DType>,
+    /// What its matrices are multiplied in.
+    products: DType,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
@@ -81,12 +83,14 @@ impl Base {
     pub fn of(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
         let mut weights = Weights::new(checkpoint, options);
         let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
+        let products = embedding.products();
         let heads = Heads {
             queries: config.heads,
             keys: config.kv_heads,
             features: config.head_dim,
             window: config.window,
-            products: embedding.products(),
+            // Scores are larger than f16 reaches in some bases, and their gradients smaller.
+            products: if products == DType::F16 { DType::F32 } else { products },
         };
         let (mut layers, mut sites) = (Vec::new(), Vec::new());
         for index in 0..config.layers {
@@ -123,7 +127,9 @@ impl Base {
             head: Head::new(head, bias, config.vocabulary),
             frequencies: Frequencies::new(&config.rope),
             device: options.device.clone(),
-            narrowed: options.dtype.filter(|&dtype| dtype != DType::F32 || !options.device.is_cpu()),
+            narrowed: if options.device.is_cpu() { options.dtype } else { Some(products) }
+                .filter(|&dtype| dtype != DType::F32),
+            products,
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
             heads,
@@ -161,7 +167,8 @@ impl Base {
         &self.device
     }
 
-    /// The type that its weights were given when it was opened; none where their values are those of their file.
+    /// What tells its results from those of its file's values in f32: the type that its weights were given when it was
+    /// opened, or that a device multiplies them in; none where it is neither.
     pub fn narrowed(&self) -> Option<DType> {
         self.narrowed
     }
@@ -181,9 +188,11 @@ impl Base {
         self.file_bytes
     }
 
-    /// What its weights take where it computes, in bytes: the size of its files, unless they were given another type.
+    /// What its weights take where it computes, in bytes: on a CPU the size of its files, unless they were given another
+    /// type.
     pub fn weight_bytes(&self) -> u64 {
-        self.narrowed.map_or(self.file_bytes, |dtype| self.parameters * dtype.size_in_bytes() as u64)
+        let dtype = if self.device.is_cpu() { self.narrowed } else { Some(self.products) };
+        dtype.map_or(self.file_bytes, |dtype| self.parameters * dtype.size_in_bytes() as u64)
     }
 
     /// Its own weights as variables, by name; none unless it was opened to be trained.
@@ -266,9 +275,11 @@ impl Base {
         self.norm.forward(h)
     }
 
-    /// `ids` through all layers, before the last norm: `[tokens, hidden]`.
+    /// `ids` through all layers, before the last norm: `[tokens, hidden]`. To be read and not differentiated: of a layer
+    /// whose patches are variables no graph is kept when the next one begins.
     pub fn hidden(&self, ids: &[u32], plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
-        (0..self.layers.len()).try_fold(self.embed(ids)?, |h, i| self.layer(i, &h, plan, patches))
+        let layer = |h: Tensor, index| Ok(self.layer(index, &h, plan, patches)?.detach());
+        (0..self.layers.len()).try_fold(self.embed(ids)?.detach(), layer)
     }
 
     /// The logits of every token: `[tokens, vocabulary]`.

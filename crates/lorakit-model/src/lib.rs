@@ -10,6 +10,7 @@
 
 pub mod attention;
 pub mod base;
+mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decode;

@@ -84,7 +84,7 @@ impl Linear {
             let parts = projections.iter().map(|projection| {
                 let part = dy.narrow(1, start, projection.width)?.contiguous()?;
                 start += projection.width;
-                product(&part, &projection.weight.tensor(dy)?)
+                gradient_product(&part, &projection.weight.tensor(dy)?)
             });
             let parts: Vec<Tensor> = parts.collect::<Result<_>>()?;
             parts[1..].iter().try_fold(parts[0].clone(), |sum, part| sum + part)
@@ -110,6 +110,16 @@ fn outputs(projections: &[Projection], x: &Tensor) -> Result<Tensor> {
 /// the product, whose sums are f32 within.
 pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
+}
+
+/// The same of gradients, which may be smaller than f16 reaches: those are multiplied at the size of one.
+fn gradient_product(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if w.dtype() != DType::F16 {
+        return product(dy, w);
+    }
+    // Where all are zero they stay so.
+    let size = (dy.abs()?.max_all()? + f64::from(f32::MIN_POSITIVE))?;
+    product(&dy.broadcast_div(&size)?, w)?.broadcast_mul(&size)
 }
 
 impl FrozenProjections {

@@ -74,7 +74,7 @@ pub fn plain_cached_attention(
 ) -> Result<Tensor> {
     let (tokens, device) = (qkv.dim(0)?, qkv.device());
     let queries = qkv.narrow(1, 0, heads.queries * heads.features)?.contiguous()?;
-    let rows: Vec<CachedRow> = segments.iter().filter(|s| !s.queries.is_empty()).map(CachedRow::of).collect();
+    let rows: Vec<CachedRow> = segments.iter().flat_map(CachedRow::of).collect();
     let (mut outputs, mut order, mut made) = (Vec::new(), vec![0u32; tokens], 0);
     for rows in within_scores(&rows, heads.queries) {
         let (q, k) = longest(rows);
@@ -110,16 +110,22 @@ pub fn plain_cached_attention(
     Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(order, device)?, 0)
 }
 
-/// One row's queries among the tokens, and the slots of its keys.
+/// A row's queries among the tokens, no more than a block of them, and the slots of its keys, the last of which belongs to
+/// the last of the queries.
 struct CachedRow {
     queries: Range<usize>,
     slots: Vec<u32>,
 }
 
 impl CachedRow {
-    fn of(segment: &Segment) -> Self {
-        let slots = segment.keys.iter().cloned().flatten().map(|slot| slot as u32).collect();
-        Self { queries: segment.queries.clone(), slots }
+    /// All queries of a row, block by block: those of a long prompt see fewer keys the earlier they stand.
+    fn of(segment: &Segment) -> impl Iterator<Item = Self> + use<> {
+        let slots: Vec<u32> = segment.keys.iter().cloned().flatten().map(|slot| slot as u32).collect();
+        let (queries, before) = (segment.queries.clone(), slots.len() - segment.queries.len());
+        queries.clone().step_by(BLOCK).map(move |start| {
+            let end = queries.end.min(start + BLOCK);
+            Self { queries: start..end, slots: slots[..before + end - queries.start].to_vec() }
+        })
     }
 }
 

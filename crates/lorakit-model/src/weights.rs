@@ -1,9 +1,10 @@
 //! The named tensors of a checkpoint as the weights of a model, frozen or trainable.
 
+use crate::card;
 use crate::checkpoint::Checkpoint;
 use crate::linear::Projection;
 use crate::weight::{Element, Mapped, Weight};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeSet;
 
@@ -65,7 +66,9 @@ impl<'a> Weights<'a> {
                 _ => mapped,
             }));
         }
-        let dtype = self.options.dtype.unwrap_or(mapped.element().dtype());
+        let chosen = self.options.dtype.filter(|_| !self.checkpoint.is_changed(name));
+        let dtype = chosen.unwrap_or(mapped.element().dtype());
+        card::ensure_multiplies(&self.options.device, dtype).with_context(|| self.checkpoint.place())?;
         Ok(Weight::Tensor(mapped.to_tensor(dtype, &self.options.device)?))
     }
 

@@ -76,11 +76,25 @@ fn linears(dtype: DType) -> (Linear, Linear) {
 #[test]
 fn frozen_linears() {
     let x = var(1, &[11, 7]);
-    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
         let (kernel, plain) = linears(dtype);
         let (kernel, plain) = (kernel.forward(&x).unwrap(), plain.forward(&x).unwrap());
         assert_same(&format!("linear in {dtype:?}"), &[("x", &x)], &kernel, &plain, tolerance);
     }
+}
+
+#[test]
+fn gradients_smaller_than_f16_reaches() {
+    let x = var(1, &[11, 7]);
+    let (kernel, plain) = linears(DType::F16);
+    // The smallest number of f16 is 6e-8.
+    let tiny = (tensor(99, &[11, 12]) * 1e-9).unwrap();
+    let gradient = |y: Tensor, size: f64| {
+        let store = (y * &tiny).unwrap().sum_all().unwrap().backward().unwrap();
+        (store.get(x.as_tensor()).unwrap() * size).unwrap()
+    };
+    let [kernel, plain] = [kernel, plain].map(|linear| gradient(linear.forward(&x).unwrap(), 1e9));
+    assert_equal("gradient of x", &kernel, &plain, 2e-3);
 }
 
 #[test]
@@ -196,6 +210,22 @@ fn attention_to_cached_keys() {
             let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
             assert_equal(&format!("{heads:?}"), &kernel, &plain, tolerance);
         }
+    }
+}
+
+#[test]
+fn attention_of_a_long_prompt_to_cached_keys() {
+    // More queries than are attended to at a time, after keys that were there before, beside a short row.
+    let segments: Arc<[Segment]> = Arc::new([
+        Segment { queries: 0..1100, keys: vec![40..70, 100..1200] },
+        Segment { queries: 1100..1103, keys: vec![0..9] },
+    ]);
+    for (heads, _) in all_heads() {
+        let qkv = tensor(1, &[1103, heads.fused_width()]);
+        let (k, v) = (tensor(2, &[1200, heads.key_width()]), tensor(3, &[1200, heads.key_width()]));
+        let kernel = cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+        let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+        assert_equal(&format!("{heads:?}"), &kernel, &plain, 1e-5);
     }
 }
 

@@ -49,7 +49,11 @@ impl Experts {
             return Err(RouteError::SameName(pair[0].name.clone()));
         }
         check_modules(&experts, sites)?;
-        let stack = |site| Stack::of(site, &modules(&experts, site), device);
+        let stack = |site| {
+            let stack = Stack::of(site, &modules(&experts, site), device)?;
+            crate::settled(device)?;
+            Ok(stack)
+        };
         let stacks = sites.par_iter().map(stack).collect::<Result<_>>()?;
         let names = experts.iter().map(|expert| expert.name.clone()).collect();
         Ok(Self { names, experts, sites: sites.to_vec(), stacks })

@@ -103,9 +103,16 @@ pub use tp::Tp;
 pub use uniform::Uniform;
 pub use weighed::{by_row_weights, by_weights};
 
+use candle_core::Device;
 use lorakit_adapter::{Patch, Patches, Site};
 use rayon::prelude::*;
 use std::sync::Arc;
+
+/// Waits until a card has done what this thread asked of it: each thread has a queue of its own there, and what another
+/// one asks next is to find it done.
+fn settled(device: &Device) -> candle_core::Result<()> {
+    device.synchronize()
+}
 
 /// Makes the patch of every site that any expert touches, in parallel; sites that `make` gives none stay as they are.
 fn patches(
@@ -115,7 +122,11 @@ fn patches(
     let touched: Vec<(usize, &Site, &Stack)> = experts.stacks().collect();
     let made: Vec<_> = touched
         .into_par_iter()
-        .map(|(index, site, stack)| Ok((index, make(index, site, stack)?)))
+        .map(|(index, site, stack)| {
+            let made = (index, make(index, site, stack)?);
+            settled(stack.a().device())?;
+            Ok(made)
+        })
         .collect::<Result<_>>()?;
     let mut by_site = vec![None; experts.sites().len()];
     made.into_iter().for_each(|(index, patch)| by_site[index] = patch);

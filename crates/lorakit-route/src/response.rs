@@ -79,7 +79,9 @@ impl Responses {
     /// Where a tensor cannot be made.
     pub fn new(experts: &Experts, measure: Measure) -> Result<Self> {
         let gauge = |(index, site, stack): (usize, &Site, &crate::Stack)| {
-            Ok((index, Gauge::new(experts, site, measure, stack.a().device())?))
+            let gauge = Gauge::new(experts, site, measure, stack.a().device())?;
+            crate::settled(stack.a().device())?;
+            Ok((index, gauge))
         };
         let made: Vec<(usize, Gauge)> =
             experts.stacks().collect::<Vec<_>>().into_par_iter().map(gauge).collect::<Result<_>>()?;

@@ -101,12 +101,12 @@ impl Stack {
             let b = block.b.start - start..block.b.end - start;
             own.push(Block { a: before..before + block.a.len(), b, ..block.clone() });
         }
+        // Copies, so that a patch of one expert does not keep the whole library in memory.
         let a = spans
             .iter()
-            .map(|span| self.a.narrow(0, span.start, span.len()))
+            .map(|span| self.a.narrow(0, span.start, span.len())?.force_contiguous())
             .collect::<candle_core::Result<Vec<_>>>()?;
-        // A copy, so that a patch of one expert does not keep the whole library in memory.
-        let b = self.b.narrow(0, start, end - start)?.copy()?;
+        let b = self.b.narrow(0, start, end - start)?.force_contiguous()?;
         Ok(Some(Grouped::new(Tensor::cat(&a, 0)?, b, Arc::new(Layouts(vec![own])))?))
     }
 

@@ -263,7 +263,8 @@ fn given_pair<'a>(adapter: &'a Adapter, module: &str, settings: &Settings) -> Re
 }
 
 pub(crate) fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
-    Ok(tensor.narrow(0, range.start, range.len())?.flatten_all()?.to_vec1()?)
+    // A part of its own, since from a card a view comes with all that it is a part of.
+    Ok(tensor.narrow(0, range.start, range.len())?.force_contiguous()?.flatten_all()?.to_vec1()?)
 }
 
 /// A block's B, `[out, rank]`, from the stacked and transposed `[ranks, out]`.

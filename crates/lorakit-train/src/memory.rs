@@ -4,6 +4,7 @@ use crate::job::Job;
 use crate::settings::Settings;
 use anyhow::{Result, bail};
 use candle_core::Device;
+use lorakit_adapter::{Projection, Site};
 use lorakit_model::{Base, Form};
 
 /// What a pass needs, in bytes.
@@ -95,26 +96,53 @@ impl Way {
 
 /// What training keeps of one token, in bytes.
 pub fn bytes_per_token(base: &Base, settings: &Settings, way: Way) -> u64 {
+    let layer = match way {
+        Way::Tape => on_a_tape(base, settings),
+        Way::Graph => in_the_graph(base, settings),
+    };
+    let kept = if settings.gradient_checkpointing { base.config().hidden as u64 } else { layer };
+    // On its way back, one layer has the gradients of what it kept beside it.
+    4 * (kept * base.layers() as u64 + 2 * layer)
+}
+
+/// Values that a tape keeps of one token in a layer: residuals and norms, and what each site made.
+fn on_a_tape(base: &Base, settings: &Settings) -> u64 {
     let c = base.config();
-    let (hidden, inner) = (c.hidden as u64, c.intermediate as u64);
-    let queries = (c.heads * c.head_dim) as u64;
-    let qkv = queries + 2 * (c.kv_heads * c.head_dim) as u64;
+    let (hidden, inner, queries) = (c.hidden as u64, c.intermediate as u64, (c.heads * c.head_dim) as u64);
     let mlp = match c.form {
         Form::Mistral => 3 * inner,
         Form::Phi => 2 * inner,
     };
-    let layer = match way {
-        // Residuals and norms; a dropped input has a mask of a byte a value.
-        Way::Tape => {
-            let values = 5 * hidden + qkv + queries + mlp;
-            values + if settings.dropout > 0.0 { values / 4 } else { 0 }
-        }
-        // The same with their gradients; a LoRA adds an output-sized delta at its sites and its dropped input.
-        Way::Graph => 10 * hidden + 3 * qkv + 2 * queries + 2 * mlp,
+    let values = 5 * hidden + qkv_width(base) + queries + mlp;
+    // A dropped input has a mask of a byte a value.
+    values + if settings.dropout > 0.0 { values / 4 } else { 0 }
+}
+
+/// Values that candle's graph keeps of one token in a layer. Each op holds what it reads: of a site with an adapter its
+/// output, the delta and their sum, and its dropped input with the mask; of the layer its norms and residuals, the rotated
+/// queries and keys, what was attended twice over, and what the gate made.
+fn in_the_graph(base: &Base, settings: &Settings) -> u64 {
+    let c = base.config();
+    let targets = settings.targets();
+    // A pattern that cannot be read is told where modules are chosen by it.
+    let is_target = |projection: &Projection| match &targets {
+        Ok(targets) => targets.matches(&projection.module).unwrap_or(true),
+        Err(_) => true,
     };
-    let kept = if settings.gradient_checkpointing { hidden } else { layer };
-    // On its way back, one layer has the gradients of what it kept beside it.
-    4 * (kept * base.layers() as u64 + 2 * layer)
+    let of_site = |site: &Site| {
+        let (input, output) = (site.input as u64, site.output() as u64);
+        let dropped = if settings.dropout > 0.0 { input + input / 4 } else { 0 };
+        if site.projections.iter().any(is_target) { 3 * output + dropped } else { output }
+    };
+    let sites: u64 = base.sites().iter().filter(|site| site.layer == 0).map(of_site).sum();
+    let (queries, norms_and_residuals) = ((c.heads * c.head_dim) as u64, 5 * c.hidden as u64);
+    sites + norms_and_residuals + qkv_width(base) + 2 * queries + c.intermediate as u64
+}
+
+/// Queries, keys and values of a token.
+fn qkv_width(base: &Base) -> u64 {
+    let c = base.config();
+    ((c.heads + 2 * c.kv_heads) * c.head_dim) as u64
 }
 
 /// Tokens that go through the base together. On a CPU what a quarter of the machine's memory holds, and not more than
@@ -178,8 +206,14 @@ pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate
         base: if base.device().is_cpu() { 0 } else { base.weight_bytes() },
         adapters: 0,
         weights: bytes_per_parameter(base, settings, Way::Graph) * base.parameters(),
-        activations: activations(base, jobs, settings, Way::Graph),
+        activations: activations(base, jobs, settings, Way::Graph) + logits_in_the_graph(base, settings),
     }
+}
+
+/// What the graph keeps of the logits where the head trains, in bytes: them, how far they are below the largest, their
+/// exponentials, and a gradient.
+fn logits_in_the_graph(base: &Base, settings: &Settings) -> u64 {
+    4 * 4 * (batch_tokens(base, settings, Way::Graph) * base.config().vocabulary) as u64
 }
 
 fn activations(base: &Base, jobs: &[Job], settings: &Settings, way: Way) -> u64 {
