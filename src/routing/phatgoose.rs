@@ -1,7 +1,7 @@
 //! The gates of `phatgoose`: all experts' at once, each row under its own expert, base and adapters frozen.
 
 use super::Rows;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::{Learned, Phatgoose, phatgoose};
@@ -16,7 +16,6 @@ const WARMUP: f64 = 0.1;
 /// Trains a gate for every expert and site.
 pub fn learn(settings: &Phatgoose, rows: &Rows) -> Result<Learned> {
     let (base, experts) = (rows.base(), rows.experts());
-    ensure!(base.device().is_cpu(), "gates train on the CPU only; add --device cpu");
     let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
     for row in rows.examples()? {
         row.expert.into_iter().for_each(|expert| own[expert].push(row.example.clone()));
