@@ -29,7 +29,7 @@ fn attention(criterion: &mut Criterion) {
         let (tokens, width) = (rows * length, heads.fused_width());
         let values = Noise::new(3).values(tokens * width, 1.0);
         let qkv = Var::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
-        let packing = Packing { angles, segments };
+        let packing = Packing::new(angles, segments);
         let attend = |qkv: &Tensor| self_attention(qkv, heads, &packing).unwrap();
         group.bench_function(format!("{name}, forward"), |b| b.iter(|| attend(&qkv.as_detached_tensor())));
         group.bench_function(format!("{name}, with backward"), |b| {

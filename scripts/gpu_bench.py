@@ -14,18 +14,22 @@ Memory is the card's, as nvidia-smi sees it every fifth of a second, and the pro
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A forward and a backward of a frozen base, in multiples of its parameters, for each token.
 FLOPS = 4
+# The libraries that benches/arrow.rs routes over.
+EXPERTS = [10, 64, 256]
 RATE = """
 import torch
 x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -61,44 +65,48 @@ def options():
     parser.add_argument("--arrow-layers", type=int, default=8, help="of the slice that is routed over")
     parser.add_argument("--tokens", type=int, default=2048, help="of a row")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="of a training step, to choose from")
-    parser.add_argument("--experts", type=int, nargs="+", default=[10, 64, 256])
     parser.add_argument("--base")
     parser.add_argument("--tasks", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     return parser.parse_args()
 
 
-class Watched:
-    """A finished process: its output, seconds, and the most memory that it had, in GB."""
+class CardMemory:
+    """The most that was taken of the card's memory while this was open, in GB."""
 
-    def __init__(self, command, device, **more):
-        self.most, self.running = 0.0, True
-        watch = threading.Thread(target=self.watch)
-        if device == "cuda":
-            watch.start()
-        begun = time.monotonic()
-        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
-        # Read by threads, so that wait4 can tell this process's memory from that of others.
-        told = [[], []]
-        readers = [threading.Thread(target=lambda s=s, t=t: t.append(s.read())) for s, t in zip((process.stdout, process.stderr), told)]
-        [reader.start() for reader in readers]
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        [reader.join() for reader in readers]
-        self.seconds = time.monotonic() - begun
-        self.running = False
-        if device == "cuda":
-            watch.join()
-        else:
-            self.most = usage.ru_maxrss / 1e6
-        self.ok, self.stdout, self.stderr = process.returncode == 0, "".join(told[0]), "".join(told[1])
+    def __enter__(self):
+        self.most, self.open = 0.0, True
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.open = False
+        self.thread.join()
 
     def watch(self):
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-        while self.running:
+        while self.open:
             used = subprocess.run(query, capture_output=True, text=True).stdout.strip()
             self.most = max(self.most, float(used) * 1.048576e-3) if used.isdigit() else self.most
             time.sleep(0.2)
+
+
+class Finished:
+    """A process that has ended: its output, seconds, and the most memory that it had, in GB."""
+
+    def __init__(self, command, device, **more):
+        begun = time.monotonic()
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            with CardMemory() if device == "cuda" else contextlib.nullcontext() as card:
+                process = subprocess.Popen([str(word) for word in command], stdout=stdout, stderr=stderr, **more)
+                # Where wait() would not tell this process's memory.
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            self.stdout, self.stderr = (file.seek(0) or file.read() for file in (stdout, stderr))
+        self.seconds = time.monotonic() - begun
+        self.most = card.most if card else usage.ru_maxrss / 1e6
+        self.ok = process.returncode == 0
 
     def found(self, pattern):
         """The last number that the pattern finds in what it printed; none where it failed or did not say."""
@@ -112,30 +120,35 @@ class Bench:
     def __init__(self, given):
         self.given, self.out = given, given.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "failed.log").unlink(missing_ok=True)
+        self.dtype = "bf16" if given.device == "cuda" else "f32"
+        self.features = ["--features", "cuda"] if given.device == "cuda" else []
+        if not given.benches:
+            # Or the first measurement would be of the compiler.
+            subprocess.run(["cargo", "bench", *self.features, "--no-run"], cwd=ROOT, check=True)
 
     def peer(self, script, *arguments, wrapper=None):
         """What a peer's script does, or none where there are no peers; what it says of a failure is kept."""
         if not self.given.peers:
             return None
         command = [self.given.python, *(["-c", wrapper] if wrapper else []), self.given.peers / script, *arguments]
-        return self.kept(script, Watched(command, self.given.device))
+        return self.kept(script, Finished(command, self.given.device))
 
     def own(self, name, filter, **settings):
         """One of our benches, filtered, under BENCH_* settings."""
-        features = ["--features", "cuda"] if self.given.device == "cuda" else []
         built = [self.given.benches.resolve() / name, "--bench"] if self.given.benches else None
-        command = built or ["cargo", "bench", *features, "--bench", name, "--"]
+        command = built or ["cargo", "bench", *self.features, "--bench", name, "--"]
         environment = {f"BENCH_{key.upper()}": str(value) for key, value in settings.items()}
         environment |= {"BENCH_DEVICE": self.given.device, "CRITERION_HOME": str(self.out / "criterion")}
         shutil.rmtree(self.out / "criterion", ignore_errors=True)
-        watched = Watched([*command, filter], self.given.device, env=os.environ | environment, cwd=None if built else ROOT)
-        return self.kept(name, watched)
+        done = Finished([*command, filter], self.given.device, env=os.environ | environment, cwd=None if built else ROOT)
+        return self.kept(name, done)
 
-    def kept(self, name, watched):
-        if not watched.ok:
+    def kept(self, name, done):
+        if not done.ok:
             with open(self.out / "failed.log", "a") as log:
-                log.write(f"== {name}\n{watched.stdout}\n{watched.stderr}\n")
-        return watched
+                log.write(f"== {name}\n{done.stdout}\n{done.stderr}\n")
+        return done
 
     def median(self, group, name):
         """The seconds of a bench that ran last."""
@@ -157,30 +170,35 @@ def row(work, theirs, ours, ratio):
 
 def training(bench, base, rate):
     """Each one's best rows of a step, over the same weights where the peer is there to write them."""
-    given, folder = bench.given, bench.out / base
+    given, folder = bench.given, bench.out / f"{base}-{bench.given.layers}-{bench.dtype}"
     theirs, ours, layers = [], [], {"layers": given.layers}
+    shutil.rmtree(folder, ignore_errors=True)
     for rows in given.rows:
-        save = [] if (folder / "config.json").exists() else ["--save", folder]
-        dtype = "bf16" if given.device == "cuda" else "f32"
+        save = [] if folder.exists() else ["--save", folder]
         step = bench.peer("peft_step.py", "--base", base, "--layers", given.layers, "--batch", rows, "--length", given.tokens,
-                          "--dtype", dtype, "--device", given.device, *save)  # fmt: skip
+                          "--dtype", bench.dtype, "--device", given.device, *save)  # fmt: skip
         speed = step and step.found(r"train ([0-9.]+) tok")
         theirs += [(speed, step.most, rows)] if speed else []
     written = (folder / "config.json").exists()
     if base == "mistral" and not written:
         return row("LoRA training of Mistral-7B: only over weights that the peer writes", "-", "-", "-")
+    name = f"{bench.dtype}, loss on every token"
     for rows in given.rows:
-        dtype = "bf16" if given.device == "cuda" else "f32"
         source = {"base": folder} if written else layers
-        step = bench.own("training_step", f"{dtype}, loss on every token", rows=rows, tokens=given.tokens, **source)
-        seconds = bench.median("training step", f"{dtype}, loss on every token")
+        step = bench.own("training_step", name, rows=rows, tokens=given.tokens, **source)
+        seconds = bench.median("training step", name)
         ours += [(rows * given.tokens / seconds, step.most, rows)] if step.ok and seconds else []
-    (their_speed, their_memory, their_rows), (speed, memory, rows) = (max(found, default=(None, None, None)) for found in (theirs, ours))
+    nothing = (None, None, None)
+    (their_speed, their_memory, their_rows), (speed, memory, rows) = max(theirs, default=nothing), max(ours, default=nothing)
     name = f"LoRA training, {base}, {given.layers} layers, rows of {given.tokens}"
-    row(f"{name}, tokens/s (best of {their_rows} and {rows} rows)", number(their_speed), number(speed), quotient(speed, their_speed))
+    best = " and ".join(str(rows) for rows in (their_rows, rows) if rows)
+    row(f"{name}, tokens/s (best of {best or 'no'} rows)", number(their_speed), number(speed), quotient(speed, their_speed))
     row("its memory, GB", number(their_memory, "{:.1f}"), number(memory, "{:.1f}"), quotient(memory, their_memory))
-    if rate and written and speed:
-        told = json.loads(subprocess.run([given.lorakit, "base", "info", folder, "--json", "-q", "--device", "cpu"], capture_output=True, check=True).stdout)
+    if not (rate and written):
+        return
+    told = bench.kept("base info", Finished([given.lorakit, "base", "info", folder, "--json", "-q", "--device", "cpu"], "cpu"))
+    if told.ok:
+        told = json.loads(told.stdout)
         flops = FLOPS * (told["parameters"] - told["dimensions"]["vocabulary"] * told["dimensions"]["hidden"])
         share = [number(speed and speed * flops / rate / 1e10, "{:.0f} %") for speed in (their_speed, speed)]
         row(f"its share of the card's {rate:.0f} TFLOP/s in bf16", *share, "")
@@ -199,8 +217,9 @@ def library(bench):
     shutil.rmtree(target, ignore_errors=True)
     settings = ["max_steps=100", "batch_size=16", "learning_rate=1e-3", "dropout=0", "eval_steps=0", "lr_scheduler=constant",
                 "warmup_ratio=0", "max_grad_norm=1"]  # fmt: skip
-    ours = bench.kept("train-experts", Watched([given.lorakit, "-q", "--device", given.device, "train-experts", "--base", given.base,
-                      "--tasks", *files, "--library", target, "--set", *settings], given.device))  # fmt: skip
+    command = [given.lorakit, "-q", "--device", given.device, "--dtype", bench.dtype, "train-experts", "--base", given.base,
+               "--tasks", *files, "--library", target, "--set", *settings]  # fmt: skip
+    ours = bench.kept("train-experts", Finished(command, given.device))
     per_hour = [seconds and 3600 * len(files) / seconds for seconds in (theirs, ours.seconds if ours.ok else None)]
     row(f"a library of {len(files)} experts, experts an hour", *map(number, per_hour), quotient(*reversed(per_hour)))
 
@@ -208,12 +227,11 @@ def library(bench):
 def arrow(bench):
     """Prefill and decoding over the base's own time."""
     given = bench.given
-    sizes = ",".join(map(str, given.experts))
-    dtype = "bf16" if given.device == "cuda" else "f32"
+    sizes = ",".join(map(str, EXPERTS))
     peer = bench.peer("peft_arrow.py", "--experts", sizes, "--layers", given.arrow_layers, "--length", given.tokens,
-                      "--device", given.device, "--dtype", dtype)  # fmt: skip
+                      "--device", given.device, "--dtype", bench.dtype)  # fmt: skip
     bench.own("arrow", "prefill", layers=given.arrow_layers, tokens=given.tokens)
-    for size in given.experts:
+    for size in EXPERTS:
         theirs = peer and peer.found(rf"experts {size}:.*arrow [0-9]+ ms \(([0-9.]+)x\)")
         ours = quotient(bench.median("prefill", f"arrow over {size}"), bench.median("prefill", "base"))
         row(f"Arrow over {size} experts, prefill of {given.tokens}, over the base's time", number(theirs, "{:.2f}x"), ours, "")
@@ -225,10 +243,15 @@ def arrow(bench):
 
 def main():
     given = options()
+    if given.device == "cuda" and not shutil.which("nvidia-smi"):
+        raise SystemExit("no nvidia-smi, which tells the card's name and memory; --device cpu tries the script without a card")
+    if not pathlib.Path(given.lorakit).exists():
+        raise SystemExit(f"{given.lorakit}: no such file; --lorakit names the binary")
     bench, rate = Bench(given), None
     if given.device == "cuda":
-        print(subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout)
-        measured = given.peers and bench.kept("matrix rate", Watched([given.python, "-c", RATE], given.device))
+        card = Finished(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], "cpu")
+        print(bench.kept("nvidia-smi", card).stdout)
+        measured = given.peers and bench.kept("matrix rate", Finished([given.python, "-c", RATE], given.device))
         rate = measured and measured.found(r"([0-9.]+)")
     print("| work | PEFT | lorakit | lorakit / PEFT |\n|---|---|---|---|", flush=True)
     for base in given.bases:

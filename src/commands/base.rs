@@ -123,6 +123,7 @@ fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
             "expert_parameters": needs.expert_parameters,
             "training": training.collect::<Vec<_>>(),
             "full_training": {
+                "base": needs.full.base,
                 "weights": needs.full.weights,
                 "activations": needs.full.activations,
                 "total": needs.full.total(),

@@ -92,12 +92,11 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
     }
     let place = args.base.locate(context)?;
-    let options = context.exact_options()?;
-    let base = place.opened(&options)?;
+    let base = place.opened(&context.exact_options()?)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let bench = Bench::new((&place, &base, options), &args, context);
+    let bench = Bench::new(&place, &base, &args, context)?;
     let (compared, kept) = match &args.merged {
         None => bench.experts(&merge::experts(&library, &args.experts)?)?,
         Some(folder) => bench.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
@@ -144,12 +143,13 @@ fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -
 }
 
 impl<'a> Bench<'a> {
-    fn new((place, base, options): (&'a Located, &'a Base, Options), args: &VerifyArgs, context: &'a Context) -> Self {
+    fn new(place: &'a Located, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Result<Self> {
         let longest = LONGEST_ROW.min(base.config().max_positions);
         let mut stream = Key::new(context.seed, "verify").stream();
         let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
         let rows = ids.chunks(longest).map(<[u32]>::len).collect();
-        Self { place, base, options, ids, rows, tolerance: args.tolerance, context }
+        let options = context.exact_options()?;
+        Ok(Self { place, base, options, ids, rows, tolerance: args.tolerance, context })
     }
 
     fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {

@@ -67,7 +67,7 @@ fn copied<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)>
 where
     S::Device: BackendDevice<Storage = S>,
 {
-    // What was just made stands alone in its storage; a view may be a part of it, in any order.
+    // What was just made stands alone in its storage, and is copied as it is; a view may be a part of it, in any order.
     if layout.is_contiguous() && layout.start_offset() == 0 {
         return Ok((storage.try_clone(layout)?, layout.shape().clone()));
     }

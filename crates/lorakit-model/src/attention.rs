@@ -3,8 +3,9 @@
 //! A segment says where a row's queries and keys stand, so that packing, cached decoding, a sliding window and a
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
-use crate::masked_attention::{plain_cached_attention, plain_rotated, plain_self_attention};
+use crate::masked_attention::{Prepared, plain_rotated, plain_self_attention};
 use crate::narrow_attention::{self, is_narrow};
+use crate::padded_attention::plain_cached_attention;
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -66,13 +67,22 @@ impl Heads {
     }
 }
 
-/// Where packed rows stand that attend to themselves.
+/// What all layers' attention to one batch shares.
 #[derive(Clone, Debug)]
 pub struct Packing {
     /// The angles of every token.
     pub angles: Angles,
     /// The rows.
     pub segments: Arc<[Segment]>,
+    /// What there is of them on a device.
+    pub(crate) prepared: Prepared,
+}
+
+impl Packing {
+    /// Rows with the angles of their tokens.
+    pub fn new(angles: Angles, segments: Arc<[Segment]>) -> Self {
+        Self { angles, segments, prepared: Prepared::default() }
+    }
 }
 
 /// Attention of packed rows to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated by its angles
@@ -103,12 +113,13 @@ pub fn cached_attention(
     keys: &Tensor,
     values: &Tensor,
     heads: Heads,
-    segments: &Arc<[Segment]>,
+    packing: &Packing,
 ) -> Result<Tensor> {
     if !qkv.device().is_cpu() {
-        return plain_cached_attention(qkv, keys, values, heads, segments);
+        return plain_cached_attention(qkv, keys, values, heads, packing);
     }
-    qkv.contiguous()?.apply_op3_no_bwd(keys, values, &CachedAttention { heads, segments: segments.clone() })
+    let segments = packing.segments.clone();
+    qkv.contiguous()?.apply_op3_no_bwd(keys, values, &CachedAttention { heads, segments })
 }
 
 /// Queries that are handled at a time.

@@ -33,11 +33,10 @@ pub struct Base {
     frequencies: Frequencies,
     device: Device,
     narrowed: Option<DType>,
-    /// What its matrices are multiplied in.
-    products: DType,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
+    weight_bytes: u64,
 }
 
 enum Layer {
@@ -83,7 +82,7 @@ impl Base {
     pub fn of(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
         let mut weights = Weights::new(checkpoint, options);
         let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
-        let products = embedding.products();
+        let products = products(checkpoint, options)?;
         let heads = Heads {
             queries: config.heads,
             keys: config.kv_heads,
@@ -129,9 +128,9 @@ impl Base {
             device: options.device.clone(),
             narrowed: if options.device.is_cpu() { options.dtype } else { Some(products) }
                 .filter(|&dtype| dtype != DType::F32),
-            products,
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
+            weight_bytes: weight_bytes(checkpoint, options),
             heads,
             config,
             embedding,
@@ -188,11 +187,9 @@ impl Base {
         self.file_bytes
     }
 
-    /// What its weights take where it computes, in bytes: on a CPU the size of its files, unless they were given another
-    /// type.
+    /// What its weights take where it computes, in bytes: the size of its files, unless they were given another type.
     pub fn weight_bytes(&self) -> u64 {
-        let dtype = if self.device.is_cpu() { self.narrowed } else { Some(self.products) };
-        dtype.map_or(self.file_bytes, |dtype| self.parameters * dtype.size_in_bytes() as u64)
+        self.weight_bytes
     }
 
     /// Its own weights as variables, by name; none unless it was opened to be trained.
@@ -282,7 +279,7 @@ impl Base {
         (0..self.layers.len()).try_fold(self.embed(ids)?.detach(), layer)
     }
 
-    /// The logits of every token: `[tokens, vocabulary]`.
+    /// The logits of every token, `[tokens, vocabulary]`, to be read and not differentiated.
     pub fn logits(&self, ids: &[u32], rows: Rows, patches: &Patches) -> candle_core::Result<Tensor> {
         let h = self.hidden(ids, &self.plan(rows), patches)?;
         self.head.logits(&self.last_norm(&h)?)
@@ -297,6 +294,27 @@ impl Base {
                 .collect::<Vec<_>>()
         };
         self.sites.iter().flat_map(of).collect()
+    }
+}
+
+/// What matrices are multiplied in: f32 on a CPU and where they train, else their own type, the narrowest of the first
+/// layer's and the embedding's.
+fn products(checkpoint: &Checkpoint, options: &Options) -> Result<DType> {
+    if options.device.is_cpu() || options.trainable {
+        return Ok(DType::F32);
+    }
+    let own = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"].map(str::to_owned);
+    options.dtype.map_or_else(|| Ok(checkpoint.narrowest(&own.into())?.dtype()), Ok)
+}
+
+/// What weights take that are opened so, in bytes.
+fn weight_bytes(checkpoint: &Checkpoint, options: &Options) -> u64 {
+    let of = |dtype: DType| checkpoint.parameters() * dtype.size_in_bytes() as u64;
+    match options.dtype {
+        _ if options.trainable => of(DType::F32),
+        // On a CPU f32 is what matrices are read as, and not what they are kept in.
+        Some(dtype) if !options.device.is_cpu() || dtype != DType::F32 => of(dtype),
+        _ => checkpoint.bytes(),
     }
 }
 

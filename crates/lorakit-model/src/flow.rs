@@ -61,7 +61,7 @@ impl<'a> Flow<'a> {
     pub(crate) fn attend(&mut self, heads: Heads, qkv: &Tensor) -> Result<Tensor> {
         let y = self.plan.attend(self.layer, heads, qkv)?;
         if let Some(tape) = &mut self.tape {
-            let (packing, at) = (self.plan.packing(), qkv.clone());
+            let (packing, at) = (self.plan.packing().clone(), qkv.clone());
             tape.step(qkv, &y, move |dy| self_attention_backward(&at, heads, &packing, dy));
         }
         self.attended = true;

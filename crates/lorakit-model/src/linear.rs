@@ -112,13 +112,13 @@ pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
 }
 
-/// The same of gradients, which may be smaller than f16 reaches: those are multiplied at the size of one.
-fn gradient_product(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+/// The same of gradients, which may be smaller than f16 reaches: there each token's are multiplied at the size of one.
+pub(crate) fn gradient_product(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     if w.dtype() != DType::F16 {
         return product(dy, w);
     }
     // Where all are zero they stay so.
-    let size = (dy.abs()?.max_all()? + f64::from(f32::MIN_POSITIVE))?;
+    let size = (dy.abs()?.max_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
     product(&dy.broadcast_div(&size)?, w)?.broadcast_mul(&size)
 }
 

@@ -1,6 +1,6 @@
 //! The negative log-likelihood of target tokens, with logits only where a token carries loss.
 
-use crate::linear::product;
+use crate::linear::{gradient_product, product};
 use crate::softmax::{exp, largest, total};
 use crate::weight::{Mapped, Weight};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
@@ -79,7 +79,7 @@ impl Head {
                 let total = (&loss + logits.gather(&index, 1)?)?;
                 let softmax = logits.broadcast_sub(&total)?.exp()?;
                 let slope = softmax.scatter_add(&index, &loss.ones_like()?.neg()?, 1)?;
-                slopes.push(product(&slope, weight)?);
+                slopes.push(gradient_product(&slope, weight)?);
             }
             losses.push(loss);
         }

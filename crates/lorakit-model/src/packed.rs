@@ -101,7 +101,7 @@ impl Packed {
 }
 
 impl Base {
-    /// The negative log-likelihood of every target: `[targets]`.
+    /// The negative log-likelihood of every target: `[targets]`. To be read and not differentiated.
     pub fn nll(&self, batch: &Packed, patches: &Patches) -> Result<Tensor> {
         let h = self.hidden(batch.ids(), &self.plan(batch.rows()), patches)?;
         let h = self.last_norm(&batch.predicting(&h)?)?;

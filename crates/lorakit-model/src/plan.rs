@@ -1,11 +1,10 @@
 //! What all layers of one forward share: whose tokens are whose, their angles, and where their keys stand.
 
 use crate::attention::{Heads, Packing, Segment, cached_attention, rotated, self_attention};
-use crate::rope::{Angles, Frequencies};
+use crate::rope::Frequencies;
 use candle_core::{DType, Device, Result, Tensor};
 use lorakit_adapter::Rows;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Keys and values of tokens that were seen before, for every layer: `[slots, keys * features]` each.
 #[derive(Clone)]
@@ -30,8 +29,7 @@ impl Cache {
 #[derive(Clone)]
 pub struct Plan {
     rows: Rows,
-    angles: Angles,
-    segments: Arc<[Segment]>,
+    packing: Packing,
     cache: Option<Cache>,
     wanted: Option<Wanted>,
 }
@@ -49,13 +47,15 @@ impl Plan {
     /// Rows that attend to themselves only.
     pub(crate) fn packed(rows: Rows, frequencies: &Frequencies) -> Self {
         let segments = rows.iter().map(|row| Segment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
-        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: None, wanted: None }
+        let packing = Packing::new(frequencies.angles(&rows.positions()), segments);
+        Self { rows, packing, cache: None, wanted: None }
     }
 
     /// Rows whose keys stand in a cache: `keys[i]` are the slots of row `i`, those of its tokens here last.
     pub(crate) fn cached(rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache, frequencies: &Frequencies) -> Self {
         let segments = rows.iter().zip(keys).map(|(row, keys)| Segment { queries: row.tokens(), keys }).collect();
-        Self { angles: frequencies.angles(&rows.positions()), rows, segments, cache: Some(cache), wanted: None }
+        let packing = Packing::new(frequencies.angles(&rows.positions()), segments);
+        Self { rows, packing, cache: Some(cache), wanted: None }
     }
 
     /// The same, where the output of `layer` is wanted of some tokens alone: those `at` these places, ascending, whose
@@ -79,8 +79,8 @@ impl Plan {
     }
 
     /// Where the tokens of packed rows stand.
-    pub(crate) fn packing(&self) -> Packing {
-        Packing { angles: self.angles.clone(), segments: self.segments.clone() }
+    pub(crate) fn packing(&self) -> &Packing {
+        &self.packing
     }
 
     /// Whose tokens are whose.
@@ -91,18 +91,18 @@ impl Plan {
     /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
     pub(crate) fn attend(&self, layer: usize, heads: Heads, qkv: &Tensor) -> Result<Tensor> {
         let Some(cache) = &self.cache else {
-            return self_attention(qkv, heads, &self.packing());
+            return self_attention(qkv, heads, &self.packing);
         };
-        let qkv = rotated(qkv, heads, &self.angles)?;
+        let qkv = rotated(qkv, heads, &self.packing.angles)?;
         let (first_key, width) = (heads.queries * heads.features, heads.key_width());
         let (keys, values) = (qkv.narrow(1, first_key, width)?, qkv.narrow(1, first_key + width, width)?);
-        for segment in self.segments.iter() {
+        for segment in self.packing.segments.iter() {
             let n = segment.queries.len();
             let Some(last) = segment.keys.last() else { continue };
             let own = |of: &Tensor| of.narrow(0, segment.queries.start, n)?.contiguous();
             cache.keys[layer].slice_set(&own(&keys)?, 0, last.end - n)?;
             cache.values[layer].slice_set(&own(&values)?, 0, last.end - n)?;
         }
-        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, &self.segments)
+        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, &self.packing)
     }
 }

@@ -1,10 +1,11 @@
 //! Rotary position embedding, in the half-split form of Hugging Face's models.
 
 use crate::config::{Rope, RopeScaling};
+use crate::once::once;
 use candle_core::{Device, Result, Tensor};
 use std::f64::consts::PI;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The frequencies of a base's rotary embedding.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Angles {
     sines: Arc<[f32]>,
     /// Pairs of features that are rotated in each head.
     pairs: usize,
+    /// The same on a device, once a layer has asked for them there.
+    tensors: Arc<OnceLock<(Tensor, Tensor)>>,
 }
 
 impl Frequencies {
@@ -37,6 +40,7 @@ impl Frequencies {
             cosines: positions.iter().flat_map(angle).map(|a| a.cos() as f32).collect(),
             sines: positions.iter().flat_map(angle).map(|a| a.sin() as f32).collect(),
             pairs: self.inverse.len(),
+            tensors: Arc::default(),
         }
     }
 }
@@ -71,10 +75,11 @@ impl Angles {
         self.turn(token, head, -1.0);
     }
 
-    /// The cosines and sines as tensors, `[tokens, 1, pairs]` each.
-    pub(crate) fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
-        let shape = (self.cosines.len() / self.pairs.max(1), 1, self.pairs);
-        Ok((Tensor::from_slice(&self.cosines, shape, device)?, Tensor::from_slice(&self.sines, shape, device)?))
+    /// The cosines and sines as tensors, `[tokens, 1, pairs]` each: on the device that is asked for first.
+    pub(crate) fn tensors(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
+        let tensor =
+            |values: &[f32]| Tensor::from_slice(values, (values.len() / self.pairs.max(1), 1, self.pairs), device);
+        once(&self.tensors, || Ok((tensor(&self.cosines)?, tensor(&self.sines)?)))
     }
 
     /// The cosines and sines of some tokens, `[tokens, pairs]` each, and the number of pairs.

@@ -103,14 +103,6 @@ impl Weight {
             Self::Mapped(weight) => weight.to_tensor(x.dtype(), x.device()),
         }
     }
-
-    /// The type that its products are made in.
-    pub(crate) fn products(&self) -> DType {
-        match self {
-            Self::Tensor(weight) => weight.dtype(),
-            Self::Mapped(_) => DType::F32,
-        }
-    }
 }
 
 /// Rows (forward) or columns (backward) of a weight of 16 bits that are widened at a time, so that a tile stays in its

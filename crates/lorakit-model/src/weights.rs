@@ -66,8 +66,7 @@ impl<'a> Weights<'a> {
                 _ => mapped,
             }));
         }
-        let chosen = self.options.dtype.filter(|_| !self.checkpoint.is_changed(name));
-        let dtype = chosen.unwrap_or(mapped.element().dtype());
+        let dtype = self.options.dtype.unwrap_or(mapped.element().dtype());
         card::ensure_multiplies(&self.options.device, dtype).with_context(|| self.checkpoint.place())?;
         Ok(Weight::Tensor(mapped.to_tensor(dtype, &self.options.device)?))
     }

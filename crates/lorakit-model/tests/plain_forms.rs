@@ -10,8 +10,9 @@ use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::gate::{gelu_new, plain_gelu_new, plain_swiglu, swiglu};
 use lorakit_model::linear::{Linear, Projection};
 use lorakit_model::loss::Head;
-use lorakit_model::masked_attention::{plain_cached_attention, plain_rotated, plain_self_attention};
+use lorakit_model::masked_attention::{plain_rotated, plain_self_attention};
 use lorakit_model::norm::Norm;
+use lorakit_model::padded_attention::plain_cached_attention;
 use lorakit_model::rope::{Angles, Frequencies};
 use lorakit_model::weight::{Mapped, Weight};
 use std::sync::Arc;
@@ -171,13 +172,41 @@ fn attention_of_packed_rows() {
         for (heads, rotated) in all_heads() {
             let angles = angles(rotated, &rows.positions());
             let qkv = var(1, &[rows.tokens(), heads.fused_width()]);
-            let packing = Packing { angles, segments: segments.clone() };
+            let packing = Packing::new(angles, segments.clone());
             let kernel = self_attention(&qkv, heads, &packing).unwrap();
             for (heads, tolerance) in in_all_types(heads) {
+                let packing = Packing::new(packing.angles.clone(), segments.clone());
                 let plain = plain_self_attention(&qkv, heads, &packing).unwrap();
                 assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, tolerance);
             }
         }
+    }
+}
+
+/// What all keys and values have in common leaves the gradient of the queries as it is, which in 16 bits is a small
+/// difference of large numbers.
+#[test]
+fn attention_to_keys_and_values_that_are_alike() {
+    let heads = Heads { queries: 4, keys: 4, features: 16, window: None, products: DType::F32 };
+    let rows = Rows::packed([300, 40]);
+    let segments: Arc<[Segment]> =
+        rows.iter().map(|row| Segment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
+    let random = (tensor(1, &[rows.tokens(), heads.fused_width()]) * 0.5).unwrap();
+    let width = heads.key_width();
+    let offset = |at| if at < width { 0f32 } else { 3.0 };
+    let offset = Tensor::from_iter((0..heads.fused_width()).map(offset), &Device::Cpu).unwrap();
+    let qkv = Var::from_tensor(&random.broadcast_add(&offset).unwrap()).unwrap();
+    let packing = || Packing::new(angles(16, &vec![0; rows.tokens()]), segments.clone());
+    let kernel = self_attention(&qkv, heads, &packing()).unwrap();
+    let c = tensor(99, kernel.dims());
+    let of_queries = |y: &Tensor| {
+        let gradients = (y * &c).unwrap().sum_all().unwrap().backward().unwrap();
+        gradients.get(qkv.as_tensor()).unwrap().narrow(1, 0, width).unwrap()
+    };
+    let expected = of_queries(&kernel);
+    for (products, tolerance) in [(DType::F32, 1e-4), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        let plain = plain_self_attention(&qkv, Heads { products, ..heads }, &packing()).unwrap();
+        assert_equal(&format!("gradient of queries in {products:?}"), &expected, &of_queries(&plain), tolerance);
     }
 }
 
@@ -202,12 +231,14 @@ fn attention_to_cached_keys() {
         segment(4..11, std::slice::from_ref(&(13..20))),
         segment(11..12, &[10..14, 30..31, 26..29]),
     ]);
+    // Nothing here is rotated.
+    let packing = || Packing::new(angles(2, &[]), segments.clone());
     for (heads, _) in all_heads() {
         let qkv = tensor(1, &[12, heads.fused_width()]);
         let (k, v) = (tensor(2, &[32, heads.key_width()]), tensor(3, &[32, heads.key_width()]));
-        let kernel = cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+        let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
         for (heads, tolerance) in in_all_types(heads) {
-            let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+            let plain = plain_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
             assert_equal(&format!("{heads:?}"), &kernel, &plain, tolerance);
         }
     }
@@ -218,13 +249,14 @@ fn attention_of_a_long_prompt_to_cached_keys() {
     // More queries than are attended to at a time, after keys that were there before, beside a short row.
     let segments: Arc<[Segment]> = Arc::new([
         Segment { queries: 0..1100, keys: vec![40..70, 100..1200] },
-        Segment { queries: 1100..1103, keys: vec![0..9] },
+        Segment { queries: 1100..1103, keys: vec![0..5, 90..94] },
     ]);
+    let packing = || Packing::new(angles(2, &[]), segments.clone());
     for (heads, _) in all_heads() {
         let qkv = tensor(1, &[1103, heads.fused_width()]);
         let (k, v) = (tensor(2, &[1200, heads.key_width()]), tensor(3, &[1200, heads.key_width()]));
-        let kernel = cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
-        let plain = plain_cached_attention(&qkv, &k, &v, heads, &segments).unwrap();
+        let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+        let plain = plain_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
         assert_equal(&format!("{heads:?}"), &kernel, &plain, 1e-5);
     }
 }

@@ -32,27 +32,27 @@ impl Estimate {
 pub struct Memory {
     /// In all.
     pub total: u64,
-    /// Not taken by others. What holds the base's own weights counts as available.
+    /// Not taken by others. What the base's own weights take counts as available.
     pub available: u64,
 }
 
 impl Memory {
     /// That of the base's device. None where the system does not tell.
     pub fn around(base: &Base) -> Option<Self> {
-        match base.device() {
-            Device::Cpu => Self::of_machine(),
-            card => of_card(card).map(|free| Self { available: free.available + base.weight_bytes(), ..free }),
-        }
+        let memory = if base.device().is_cpu() { of_machine() } else { of_card(base.device()) }?;
+        // A mapped file takes nothing that the system cannot take back.
+        let taken = if base.device().is_cpu() && base.narrowed().is_none() { 0 } else { base.weight_bytes() };
+        Some(Self { available: memory.available + taken, ..memory })
     }
+}
 
-    fn of_machine() -> Option<Self> {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let value = |key: &str| {
-            let line = text.lines().find(|line| line.starts_with(key))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-        };
-        Some(Self { total: value("MemTotal:")?, available: value("MemAvailable:")? })
-    }
+fn of_machine() -> Option<Memory> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some(Memory { total: value("MemTotal:")?, available: value("MemAvailable:")? })
 }
 
 /// What CUDA tells of a card's memory.
@@ -69,13 +69,15 @@ fn of_card(_: &Device) -> Option<Memory> {
 }
 
 /// The part of the memory that a run plans with, in bytes: all of a machine's, and what a card has beside the base's
-/// weights. From the total and not from what is available, so that the same command plans the same again.
-fn planned(base: &Base) -> u64 {
+/// weights and what is trained of them. From the total and not from what is available, so that the same command plans the
+/// same again.
+fn planned(base: &Base, way: Way) -> u64 {
     let total = Memory::around(base).map_or(8 << 30, |memory| memory.total);
-    match base.device() {
-        Device::Cpu => total,
-        _ => total.saturating_sub(base.weight_bytes()),
+    if base.device().is_cpu() {
+        return total;
     }
+    let trained = if way == Way::Weights { bytes_per_parameter(base, way, 1) * base.parameters() } else { 0 };
+    total.saturating_sub(base.weight_bytes() + trained)
 }
 
 /// How a layer is taken back, which decides what is kept of it.
@@ -85,6 +87,8 @@ pub enum Way {
     Tape,
     /// In candle's graph: what each op reads and makes, and all sums between.
     Graph,
+    /// In candle's graph, and so are the base's own weights.
+    Weights,
 }
 
 impl Way {
@@ -98,11 +102,16 @@ impl Way {
 pub fn bytes_per_token(base: &Base, settings: &Settings, way: Way) -> u64 {
     let layer = match way {
         Way::Tape => on_a_tape(base, settings),
-        Way::Graph => in_the_graph(base, settings),
+        Way::Graph | Way::Weights => in_the_graph(base, settings, way),
     };
     let kept = if settings.gradient_checkpointing { base.config().hidden as u64 } else { layer };
+    let logits = match way {
+        Way::Tape | Way::Graph => 0,
+        // The logits, how far they are below the largest, their exponentials, and a gradient.
+        Way::Weights => 4 * base.config().vocabulary as u64,
+    };
     // On its way back, one layer has the gradients of what it kept beside it.
-    4 * (kept * base.layers() as u64 + 2 * layer)
+    4 * (kept * base.layers() as u64 + 2 * layer + logits)
 }
 
 /// Values that a tape keeps of one token in a layer: residuals and norms, and what each site made.
@@ -118,10 +127,11 @@ fn on_a_tape(base: &Base, settings: &Settings) -> u64 {
     values + if settings.dropout > 0.0 { values / 4 } else { 0 }
 }
 
-/// Values that candle's graph keeps of one token in a layer. Each op holds what it reads: of a site with an adapter its
-/// output, the delta and their sum, and its dropped input with the mask; of the layer its norms and residuals, the rotated
-/// queries and keys, what was attended twice over, and what the gate made.
-fn in_the_graph(base: &Base, settings: &Settings) -> u64 {
+/// Values that candle's graph keeps of one token in a layer, the mean of all. Each op holds what it reads: of a site with an
+/// adapter its output, the delta and their sum, and its dropped input with the mask; of one that trains its output and that
+/// of its projections; of the layer its norms and residuals, the rotated queries and keys, what was attended twice over,
+/// and what the gate made.
+fn in_the_graph(base: &Base, settings: &Settings, way: Way) -> u64 {
     let c = base.config();
     let targets = settings.targets();
     // A pattern that cannot be read is told where modules are chosen by it.
@@ -132,11 +142,16 @@ fn in_the_graph(base: &Base, settings: &Settings) -> u64 {
     let of_site = |site: &Site| {
         let (input, output) = (site.input as u64, site.output() as u64);
         let dropped = if settings.dropout > 0.0 { input + input / 4 } else { 0 };
-        if site.projections.iter().any(is_target) { 3 * output + dropped } else { output }
+        match way {
+            Way::Weights => 2 * output,
+            _ if site.projections.iter().any(is_target) => 3 * output + dropped,
+            _ => output,
+        }
     };
-    let sites: u64 = base.sites().iter().filter(|site| site.layer == 0).map(of_site).sum();
-    let (queries, norms_and_residuals) = ((c.heads * c.head_dim) as u64, 5 * c.hidden as u64);
-    sites + norms_and_residuals + qkv_width(base) + 2 * queries + c.intermediate as u64
+    let sites = base.sites().iter().map(of_site).sum::<u64>() / base.layers().max(1) as u64;
+    // A norm that trains leaves all that it is made of.
+    let norms_and_residuals = if way == Way::Weights { 15 } else { 5 } * c.hidden as u64;
+    sites + norms_and_residuals + qkv_width(base) + 2 * (c.heads * c.head_dim) as u64 + c.intermediate as u64
 }
 
 /// Queries, keys and values of a token.
@@ -150,7 +165,7 @@ fn qkv_width(base: &Base) -> u64 {
 /// card what half of the memory beside the weights holds, since larger products fill it better.
 pub fn batch_tokens(base: &Base, settings: &Settings, way: Way) -> usize {
     let (share, most) = if base.device().is_cpu() { (4, 2048) } else { (2, 8192) };
-    ((planned(base) / share / bytes_per_token(base, settings, way)) as usize).clamp(256, most)
+    ((planned(base, way) / share / bytes_per_token(base, settings, way)) as usize).clamp(256, most)
 }
 
 /// Parameters of one expert.
@@ -171,29 +186,34 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], settings: &Settings) -> Resul
     if let Some(experts) = settings.experts_per_pass {
         return Ok(experts);
     }
-    let by_memory = planned(base) / 8 / (20 * expert_parameters(base, settings)?).max(1);
+    let way = Way::of_adapters(base);
+    let by_memory = planned(base, way) / 8 / (20 * expert_parameters(base, settings)?).max(1);
     let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
     let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).sum();
     let tokens_per_update = (tokens / rows.max(1)).max(1) * settings.batch_size * settings.gradient_accumulation_steps;
-    let by_tokens = batch_tokens(base, settings, Way::of_adapters(base)).div_ceil(tokens_per_update);
+    let by_tokens = batch_tokens(base, settings, way).div_ceil(tokens_per_update);
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
-/// Bytes that a parameter takes in training, in f32: its value, two moments, the best value so far and the sum of its
-/// gradients, which is made a second time of what tapes leave; and of every batch in flight the gradient.
-fn bytes_per_parameter(base: &Base, settings: &Settings, way: Way) -> u64 {
-    let sums = match way {
-        Way::Tape => 2,
-        Way::Graph => 1,
-    };
-    4 * (4 + sums + base.lanes(batch_tokens(base, settings, way)).in_flight() as u64)
+/// Bytes that a parameter takes in training, in f32: its value, two moments and the sum of its gradients, which is made a
+/// second time of what tapes leave; of every batch in flight the gradient; and the best value so far, which is kept by the
+/// machine.
+fn bytes_per_parameter(base: &Base, way: Way, in_flight: usize) -> u64 {
+    let sums = if way == Way::Tape { 2 } else { 1 };
+    let best = u64::from(base.device().is_cpu());
+    4 * (3 + sums + in_flight as u64 + best)
+}
+
+fn in_flight(base: &Base, settings: &Settings, way: Way) -> usize {
+    base.lanes(batch_tokens(base, settings, way)).in_flight()
 }
 
 /// What the largest pass needs.
 pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings, way: Way) -> Result<Estimate> {
+    let of_parameter = bytes_per_parameter(base, way, in_flight(base, settings, way));
     Ok(Estimate {
         base: base.weight_bytes(),
-        adapters: bytes_per_parameter(base, settings, way) * experts as u64 * expert_parameters(base, settings)?,
+        adapters: of_parameter * experts as u64 * expert_parameters(base, settings)?,
         weights: 0,
         activations: activations(base, jobs, settings, way),
     })
@@ -202,18 +222,13 @@ pub fn estimate(base: &Base, jobs: &[Job], experts: usize, settings: &Settings, 
 /// What training all weights of a base needs. The base's file is read once, and its pages are given up; on a card the
 /// base as it was stays beside the one that trains.
 pub fn full_estimate(base: &Base, jobs: &[Job], settings: &Settings) -> Estimate {
+    let of_parameter = bytes_per_parameter(base, Way::Weights, in_flight(base, settings, Way::Weights));
     Estimate {
         base: if base.device().is_cpu() { 0 } else { base.weight_bytes() },
         adapters: 0,
-        weights: bytes_per_parameter(base, settings, Way::Graph) * base.parameters(),
-        activations: activations(base, jobs, settings, Way::Graph) + logits_in_the_graph(base, settings),
+        weights: of_parameter * base.parameters(),
+        activations: activations(base, jobs, settings, Way::Weights),
     }
-}
-
-/// What the graph keeps of the logits where the head trains, in bytes: them, how far they are below the largest, their
-/// exponentials, and a gradient.
-fn logits_in_the_graph(base: &Base, settings: &Settings) -> u64 {
-    4 * 4 * (batch_tokens(base, settings, Way::Graph) * base.config().vocabulary) as u64
 }
 
 fn activations(base: &Base, jobs: &[Job], settings: &Settings, way: Way) -> u64 {

@@ -114,7 +114,8 @@ impl Product<'_> {
     pub(crate) fn way(&self, base: &Base) -> Way {
         match self {
             Self::Experts => Way::of_adapters(base),
-            Self::Model(_) | Self::Skills(_) => Way::Graph,
+            Self::Model(_) => Way::Weights,
+            Self::Skills(_) => Way::Graph,
         }
     }
 

@@ -30,7 +30,7 @@ pub struct TokenLoss<'a> {
 }
 
 impl<'a> TokenLoss<'a> {
-    /// The loss that settings describe, in batches that the machine holds.
+    /// The loss that settings describe, in batches that the memory holds where the base computes.
     pub fn new(base: &'a Base, settings: &Settings) -> Self {
         let activations = if settings.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
         let batch_tokens = memory::batch_tokens(base, settings, Way::Graph);
