@@ -104,7 +104,12 @@ pub enum Located {
 impl Located {
     /// Its weights, mapped.
     pub fn base(&self, context: &Context) -> Result<Base> {
-        let base = self.opened(&context.base_options()?)?;
+        self.base_as(&context.base_options()?, context)
+    }
+
+    /// The same, opened as the options say.
+    pub fn base_as(&self, options: &Options, context: &Context) -> Result<Base> {
+        let base = self.opened(options)?;
         let identity = base.identity();
         context.output.detail(format!(
             "base {}: {}, {} parameters, fingerprint {}",
@@ -137,8 +142,7 @@ impl Located {
         self.opened(&Options { trainable: true, ..context.base_options()? })
     }
 
-    /// Its weights as the options say.
-    pub fn opened(&self, options: &Options) -> Result<Base> {
+    fn opened(&self, options: &Options) -> Result<Base> {
         Ok(match self {
             Self::Folder { folder, name: None } => Base::open(folder, options)?,
             Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),

@@ -92,7 +92,7 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
     }
     let place = args.base.locate(context)?;
-    let base = place.opened(&context.exact_options()?)?;
+    let base = place.base_as(&context.exact_options()?, context)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
