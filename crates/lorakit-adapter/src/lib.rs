@@ -57,6 +57,7 @@ mod row_gradients;
 pub mod rows;
 pub mod sha256;
 pub mod site;
+mod token_gated;
 pub mod vjp;
 
 mod adapter;
@@ -118,3 +119,4 @@ pub use patch::{Outputs, Patch, Patches};
 pub use row_gradients::{Collector, RowGradients};
 pub use rows::{Row, Rows};
 pub use site::{Projection, Site};
+pub use token_gated::TokenGated;

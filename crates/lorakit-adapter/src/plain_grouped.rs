@@ -15,34 +15,22 @@ impl Grouped {
     /// token gives each of these ranks, `w s` or zero: `delta = (g * (x Aᵀ)) B`. Few and large products, and nothing
     /// wider than the ranks of those experts; but a token pays for the experts of its batch, and not for its own alone.
     pub fn plain_delta(&self, x: &Tensor, groups: &[Group]) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let mut delta: Vec<Tensor> = Vec::new();
-        let mut end = 0;
-        let zeros = |width| Tensor::zeros((tokens, width), x.dtype(), x.device());
-        for (columns, filling) in self.by_projection(groups) {
-            if columns.start < end {
-                bail!("experts fill the columns {columns:?} of which others fill a part");
-            }
-            if columns.start > end {
-                delta.push(zeros(columns.start - end)?);
-            }
-            end = columns.end;
-            let z = x.contiguous()?.matmul(&filling.rows(&self.a, |block| &block.a)?.t()?)?;
-            let b = filling.rows(&self.b, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()?;
-            delta.push((z * filling.gate(tokens, groups, x.device())?)?.matmul(&b)?);
-        }
-        let width = self.b.dim(1)?;
-        if end < width {
-            delta.push(zeros(width - end)?);
-        }
-        if let [one] = delta.as_slice() { Ok(one.clone()) } else { Tensor::cat(&delta, 1) }
+        let x = x.contiguous()?;
+        let part = |(columns, filling): (Range<usize>, Filling)| {
+            let z = x.matmul(&filling.a(self)?.t()?)?;
+            let gate = filling.gate(x.dim(0)?, groups, x.device())?;
+            let delta = (z * gate)?.matmul(&filling.b(self, &columns)?)?;
+            Ok((columns, delta))
+        };
+        let named: BTreeSet<usize> = groups.iter().map(|group| group.expert).collect();
+        let parts = self.by_projection(named).into_iter().map(part).collect::<Result<Vec<_>>>()?;
+        side_by_side(parts, self.b.dim(1)?, &x)
     }
 
-    /// The blocks of all experts that any group names, by the columns that they fill, from left to right.
-    fn by_projection(&self, groups: &[Group]) -> Vec<(Range<usize>, Filling<'_>)> {
-        let named: BTreeSet<usize> = groups.iter().map(|group| group.expert).collect();
+    /// The blocks of some experts, by the columns that they fill, from left to right.
+    pub(crate) fn by_projection(&self, experts: BTreeSet<usize>) -> Vec<(Range<usize>, Filling<'_>)> {
         let mut projections: BTreeMap<(usize, usize), Filling> = BTreeMap::new();
-        for expert in named {
+        for expert in experts {
             for block in self.layouts.0.get(expert).into_iter().flatten() {
                 let projection = projections.entry((block.columns.start, block.columns.end)).or_default();
                 projection.0.push((expert, block));
@@ -52,11 +40,41 @@ impl Grouped {
     }
 }
 
+/// Deltas that fill some columns each, from left to right, with zeros where there is none: `[tokens of x, width]`.
+pub(crate) fn side_by_side(parts: Vec<(Range<usize>, Tensor)>, width: usize, x: &Tensor) -> Result<Tensor> {
+    let zeros = |width| Tensor::zeros((x.dim(0)?, width), x.dtype(), x.device());
+    let (mut delta, mut end) = (Vec::new(), 0);
+    for (columns, part) in parts {
+        if columns.start < end {
+            bail!("experts fill the columns {columns:?} of which others fill a part");
+        }
+        if columns.start > end {
+            delta.push(zeros(columns.start - end)?);
+        }
+        end = columns.end;
+        delta.push(part);
+    }
+    if end < width {
+        delta.push(zeros(width - end)?);
+    }
+    if let [one] = delta.as_slice() { Ok(one.clone()) } else { Tensor::cat(&delta, 1) }
+}
+
 /// Blocks that fill the same columns, each with its expert, in the order of their ranks between A and B.
 #[derive(Default)]
-struct Filling<'a>(Vec<(usize, &'a Block)>);
+pub(crate) struct Filling<'a>(pub(crate) Vec<(usize, &'a Block)>);
 
 impl Filling<'_> {
+    /// The blocks' A's, `[ranks, in]`.
+    pub(crate) fn a(&self, grouped: &Grouped) -> Result<Tensor> {
+        self.rows(&grouped.a, |block| &block.a)
+    }
+
+    /// The blocks' B's, transposed, `[ranks, columns]`.
+    pub(crate) fn b(&self, grouped: &Grouped, columns: &Range<usize>) -> Result<Tensor> {
+        self.rows(&grouped.b, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()
+    }
+
     /// The blocks' rows of a stacked matrix: a part of it where they stand side by side, else gathered.
     fn rows(&self, stacked: &Tensor, range: fn(&Block) -> &Range<usize>) -> Result<Tensor> {
         let mut ranges = self.0.iter().map(|(_, block)| range(block).clone());

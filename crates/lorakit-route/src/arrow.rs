@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The router `arrow`. With the defaults of `mixing` and `tie` it is PEFT's, with exact prototypes.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,6 +130,7 @@ impl Arrow {
                 vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
                 gates,
                 mixture: Mixture::new(self.mixing, self.choice(), experts, site, stack)?,
+                weighed: OnceLock::new(),
                 observer: observer.clone(),
             })))
         })

@@ -24,7 +24,7 @@ use candle_core::Tensor;
 use lorakit_adapter::{Matrix, Patches};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The router `cm`. The defaults are those of the papers' code, except that outputs are mixed.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +158,7 @@ impl Cm {
                 vectors: Tensor::from_vec(vectors, (rows, site.input), stack.a().device())?,
                 gates,
                 mixture: Mixture::new(self.mixing, Choice::Projection, experts, site, stack)?,
+                weighed: OnceLock::new(),
                 observer: observer.clone(),
             })))
         })

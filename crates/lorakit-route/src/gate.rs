@@ -2,12 +2,20 @@
 
 use crate::experts::Experts;
 use crate::observer::{Observer, Routing};
+use candle_core::Tensor;
+use candle_nn::ops::softmax_last_dim;
 use lorakit_adapter::{Group, Rows, Site, Tokens};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Tokens below which sharing out the selection costs more than it saves.
 const TOKENS_PER_TASK: usize = 32;
+
+/// Candidates that cost a device less than a choice that the CPU makes.
+const FEW: usize = 64;
+
+/// Scores of a token that candle sorts on a card.
+const SORTED: usize = 1024;
 
 /// The choice among the candidates of one projection, or of a whole site.
 #[derive(Clone, Debug)]
@@ -107,6 +115,35 @@ impl Gate {
                 softmax(weights, temperature);
             });
         Chosen { per_token, experts, weights }
+    }
+
+    /// Whether a device should weigh all candidates for `tokens` tokens: they are few, or so many are chosen that all are
+    /// paid for anyway; and it can sort them.
+    pub(crate) fn weighs_all(&self, tokens: usize, top_k: usize) -> bool {
+        let candidates = self.candidates.len();
+        candidates <= FEW || (tokens * top_k >= candidates && candidates <= SORTED)
+    }
+
+    /// The same choice as [`Gate::choose`] made where the scores are, `[tokens, width]`: what each token gives each
+    /// candidate, `[tokens, candidates]`, and zero to those that it did not choose.
+    pub(crate) fn weigh(&self, scores: &Tensor, top_k: usize, temperature: f32) -> candle_core::Result<Tensor> {
+        let own = scores.narrow(1, self.columns.start, self.columns.len())?;
+        let own = match self.counts {
+            Counts::Magnitude => own.abs()?,
+            Counts::Signed => own,
+        };
+        let own = own.contiguous()?;
+        let softmax = |scores: &Tensor| softmax_last_dim(&(scores / f64::from(temperature))?);
+        if top_k >= self.candidates.len() {
+            return softmax(&own);
+        }
+        let chosen = own.arg_sort_last_dim(false)?.narrow(1, 0, top_k)?.contiguous()?;
+        own.zeros_like()?.scatter_add(&chosen, &softmax(&own.gather(&chosen, 1)?)?, 1)
+    }
+
+    /// The slots of the candidates.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = usize> {
+        self.candidates.iter().map(|&expert| self.first_slot + expert as usize)
     }
 
     /// The groups that carry out a choice: for each expert that any token chose, its tokens and their weights.

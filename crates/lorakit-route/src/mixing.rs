@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::experts::Experts;
 use crate::stack::{Choice, Stack};
 use candle_core::{DType, Tensor};
-use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Site};
+use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Site, TokenGated};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -101,6 +101,35 @@ impl Mixture {
                 let z = shrink.delta(&x.to_dtype(DType::F32)?, groups.clone())?;
                 add(expand, &z, groups, out)
             }
+        }
+    }
+}
+
+/// The same experts, weighed by every token.
+pub(crate) enum TokenMixture {
+    Outputs(TokenGated),
+    Separate { shrink: TokenGated, expand: TokenGated },
+}
+
+impl Mixture {
+    /// Prepares the experts `slots` for weights in that order.
+    pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
+        Ok(match self {
+            Self::Outputs(grouped) => TokenMixture::Outputs(TokenGated::new(grouped, slots)?),
+            Self::Separate { shrink, expand } => TokenMixture::Separate {
+                shrink: TokenGated::new(shrink, slots)?,
+                expand: TokenGated::new(expand, slots)?,
+            },
+        })
+    }
+}
+
+impl TokenMixture {
+    /// The mixed delta over `x`, `[tokens, in]`, with `weights`, `[tokens, slots]`.
+    pub(crate) fn delta(&self, x: &Tensor, weights: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Outputs(experts) => experts.delta(x, weights),
+            Self::Separate { shrink, expand } => expand.delta(&shrink.delta(x, weights)?, weights),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::stack::Choice;
 use candle_core::{Tensor, bail};
 use lorakit_adapter::{Group, Grouped, Outputs, Patch, Patches, Rows, Tokens};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The router `phatgoose`. The defaults are those of the code of <https://arxiv.org/abs/2405.11157>.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +118,7 @@ impl Phatgoose {
                 vectors: Tensor::from_vec(vectors, (rows, width), device)?,
                 gates,
                 mixture: Mixture::new(self.mixing, Choice::Projection, experts, site, stack)?,
+                weighed: OnceLock::new(),
                 observer: observer.clone(),
             })))
         })
