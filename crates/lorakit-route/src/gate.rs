@@ -121,7 +121,7 @@ impl Gate {
     /// paid for anyway; and it can sort them.
     pub(crate) fn weighs_all(&self, tokens: usize, top_k: usize) -> bool {
         let candidates = self.candidates.len();
-        candidates <= FEW || (tokens * top_k >= candidates && candidates <= SORTED)
+        candidates <= FEW || (tokens.saturating_mul(top_k) >= candidates && candidates <= SORTED)
     }
 
     /// The same choice as [`Gate::choose`] made where the scores are, `[tokens, width]`: what each token gives each
@@ -280,5 +280,12 @@ mod tests {
         assert_eq!(groups.iter().map(|g| g.expert).collect::<Vec<_>>(), [10, 12]);
         assert!(matches!(&groups[0].tokens, Tokens::Picked(tokens) if tokens == &[0, 2]));
         assert!(matches!(&groups[1].tokens, Tokens::Run(run) if *run == (1..2)));
+    }
+
+    #[test]
+    fn a_device_weighs_all_that_are_few_or_paid_for_anyway() {
+        let weighs = |candidates, tokens, top_k| gate(candidates).weighs_all(tokens, top_k);
+        assert!(weighs(64, 1, 1) && weighs(256, 64, 4) && weighs(1000, 1, usize::MAX));
+        assert!(!weighs(65, 1, 4) && !weighs(256, 63, 4) && !weighs(2000, 1000, 4));
     }
 }
