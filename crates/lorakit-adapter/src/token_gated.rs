@@ -7,6 +7,7 @@
 use crate::grouped::Grouped;
 use crate::plain_grouped::{Filling, side_by_side};
 use candle_core::{Result, Tensor, bail};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// The stacked experts of a site, prepared for weights of every token.
@@ -33,13 +34,11 @@ struct Part {
 impl TokenGated {
     /// The experts `slots` of stacked ones, each of which stands once; a token's weights come in that order.
     pub fn new(grouped: &Grouped, slots: &[usize]) -> Result<Self> {
+        let places: HashMap<usize, u32> = slots.iter().enumerate().map(|(place, &slot)| (slot, place as u32)).collect();
         let part = |(columns, filling): (Range<usize>, Filling)| {
             let (mut weights, mut scales) = (Vec::new(), Vec::new());
             for (expert, block) in &filling.0 {
-                let Some(weight) = slots.iter().position(|slot| slot == expert) else {
-                    bail!("the expert {expert} has no weight");
-                };
-                weights.extend(std::iter::repeat_n(weight as u32, block.b.len()));
+                weights.extend(std::iter::repeat_n(places[expert], block.b.len()));
                 scales.extend(std::iter::repeat_n(block.scale, block.b.len()));
             }
             let (ranks, device) = (scales.len(), grouped.a.device());

@@ -3,87 +3,20 @@
 //! A segment says where a row's queries and keys stand, so that packing, cached decoding, a sliding window and a
 //! prefix shared among choices are one op. Queries are taken in blocks: nothing of size `[heads, seq, seq]` is held.
 
-use crate::masked_attention::{Prepared, plain_rotated, plain_self_attention};
+use crate::masked_attention::{plain_rotated, plain_self_attention};
 use crate::narrow_attention::{self, is_narrow};
 use crate::padded_attention::plain_cached_attention;
 use crate::rope::Angles;
 use crate::softmax::{Softmax, SoftmaxBackward};
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lorakit_adapter::cpu;
 use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The heads of a base's attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Number of query heads.
-    pub queries: usize,
-    /// Number of key and value heads; each serves `queries / keys` query heads.
-    pub keys: usize,
-    /// Features of a head.
-    pub features: usize,
-    /// How many positions back a query sees, itself included.
-    pub window: Option<usize>,
-    /// What queries, keys and weights are multiplied in where there is no kernel of ours; a kernel's are f32.
-    pub products: DType,
-}
-
-/// Where one row's queries and keys stand.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// The row's tokens among those of the batch.
-    pub queries: Range<usize>,
-    /// Where its keys stand, in order of position; the last key belongs to the last query.
-    pub keys: Vec<Range<usize>>,
-}
-
-impl Heads {
-    /// Width of q, k and v side by side.
-    pub fn fused_width(&self) -> usize {
-        (self.queries + 2 * self.keys) * self.features
-    }
-
-    /// Width of the keys (and of the values) of a token.
-    pub fn key_width(&self) -> usize {
-        self.keys * self.features
-    }
-
-    /// What scores are multiplied by: `1 / sqrt(features)`.
-    pub(crate) fn scale(&self) -> f64 {
-        1.0 / (self.features as f64).sqrt()
-    }
-
-    /// Query heads that share one key head.
-    pub(crate) fn shared(&self) -> usize {
-        self.queries / self.keys
-    }
-
-    /// The keys that query `i` of `queries`, with `keys` keys in all, sees.
-    pub(crate) fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
-        let end = keys - queries + i + 1;
-        self.window.map_or(0, |w| end.saturating_sub(w))..end
-    }
-}
-
-/// What all layers' attention to one batch shares.
-#[derive(Clone, Debug)]
-pub struct Packing {
-    /// The angles of every token.
-    pub angles: Angles,
-    /// The rows.
-    pub segments: Arc<[Segment]>,
-    /// What there is of them on a device.
-    pub(crate) prepared: Prepared,
-}
-
-impl Packing {
-    /// Rows with the angles of their tokens.
-    pub fn new(angles: Angles, segments: Arc<[Segment]>) -> Self {
-        Self { angles, segments, prepared: Prepared::default() }
-    }
-}
+pub use crate::heads::Heads;
+pub use crate::packing::{Packing, Segment};
 
 /// Attention of packed rows to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated by its angles
 /// and attended within each segment: `[tokens, queries * features]`. Differentiable.

@@ -2,22 +2,18 @@
 //! a problem whose answer is known.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod oracle_base;
+
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
 use lorakit_train::stream::Key;
 use lorakit_train::{FitRow, Gradients, LossReduction, ParameterGroup, Schedule, Scheduler, Settings, TokenLoss, fit};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 fn base(name: &str) -> Option<Base> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
-    if !folder.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(Base::open(&folder, &Options::default()).unwrap())
+    oracle_base::base(name, &Options::default())
 }
 
 fn example(seed: u64, prompt: usize, target: usize) -> Example {

@@ -1,6 +1,8 @@
 //! Gradients against finite differences, passes against experts alone, runs against themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod oracle_base;
+
 use candle_core::{Tensor, Var};
 use lorakit_adapter::{Adapter, LowRank, Matrix, Patches};
 use lorakit_model::{Base, Options, Packed};
@@ -11,18 +13,12 @@ use lorakit_train::lora::{Collected, LoraStack};
 use lorakit_train::stream::Key;
 use lorakit_train::{Job, Pass, Settings};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
 
 fn base(name: &str, trainable: bool) -> Option<Base> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
-    if !folder.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(Base::open(&folder, &Options { trainable, ..Options::default() }).unwrap())
+    oracle_base::base(name, &Options { trainable, ..Options::default() })
 }
 
 fn settings(text: &str) -> Settings {

@@ -1,18 +1,14 @@
 //! What training is estimated to keep of a token follows what is trained, and how.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod oracle_base;
+
 use lorakit_model::{Base, Options};
 use lorakit_train::Settings;
 use lorakit_train::memory::{Memory, Way, bytes_per_token, estimate, full_estimate};
-use std::path::PathBuf;
 
 fn base(name: &str) -> Option<Base> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
-    if !folder.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(Base::open(&folder, &Options::default()).unwrap())
+    oracle_base::base(name, &Options::default())
 }
 
 fn settings(toml: &str) -> Settings {

@@ -1,6 +1,8 @@
 //! Skills and their routing: one-hot routing, the mixing rule, gradients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod oracle_base;
+
 use candle_core::Var;
 use lorakit_adapter::{Adapter, Library, LowRank, Matrix, Patches, TaskRecord};
 use lorakit_model::{Base, Options, Packed};
@@ -13,16 +15,10 @@ use lorakit_train::{
     Event, Job, Options as RunOptions, Pass, Settings, Skills, SkillsPlan, TaskRows, kept_routing, train_skills,
 };
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn base(name: &str) -> Option<Base> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft").join(name).join("base");
-    if !folder.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(Base::open(&folder, &Options::default()).unwrap())
+    oracle_base::base(name, &Options::default())
 }
 
 /// A skill of random A and B on every module.
