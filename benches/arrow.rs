@@ -6,7 +6,7 @@ mod phi_slice;
 
 use candle_core::DType;
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_adapter::{Patches, Row};
+use lorakit_lora::{Patches, Row};
 use lorakit_model::{Base, Decoding};
 use phi_slice::Noise;
 

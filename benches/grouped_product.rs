@@ -5,7 +5,7 @@ mod phi_slice;
 
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_adapter::{Block, Group, Grouped, Layouts, Tokens};
+use lorakit_lora::{Block, Group, Grouped, Layouts, Tokens};
 use lorakit_model::weight::Mapped;
 use phi_slice::Noise;
 use std::sync::Arc;

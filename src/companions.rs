@@ -3,7 +3,7 @@
 use crate::base_source::Located;
 use crate::pico;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_adapter::persist::write_file;
+use lorakit_format::atomic::write_file;
 use serde_json::Value;
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub fn write_for_f32(place: &Located, folder: &Path) -> Result<()> {
 
 /// Names f32 as the type of the weights, where config.json names one.
 fn name_f32(path: &Path) -> Result<()> {
-    let text = lorakit_adapter::read_text(path)?;
+    let text = lorakit_format::read_text(path)?;
     let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let keys = ["torch_dtype", "dtype"];
     let Some(object) = config.as_object_mut().filter(|object| keys.iter().any(|key| object.contains_key(*key))) else {

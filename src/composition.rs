@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
-use lorakit_adapter::{Matrix, Patches, Row};
+use lorakit_adapter::Matrix;
+use lorakit_lora::{Patches, Row};
 use lorakit_model::{Base, Packed};
 use lorakit_route::cat::Per;
 use lorakit_route::{Cat, Composition, Experts, Gates, HeldOut, LoraHub, RowLoss, RowLosses, by_row_weights};

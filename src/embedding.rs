@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use candle_core::DType;
-use lorakit_adapter::Patches;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Packed};
 use lorakit_task::{Example, Split, Task, Vocabulary};
 use std::collections::BTreeMap;

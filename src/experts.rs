@@ -94,7 +94,7 @@ fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
     if !path.is_file() {
         return Ok(None);
     }
-    serde_json::from_str(&lorakit_adapter::read_text(path)?)
+    serde_json::from_str(&lorakit_format::read_text(path)?)
         .map(Some)
         .with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }

@@ -1,8 +1,8 @@
 //! How a merged adapter or base came about, kept beside it: exactly enough to merge again and compare.
 
 use anyhow::{Context as _, Result};
-use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, TaskRecord};
+use lorakit_format::hash::sha256;
 use lorakit_route::Experts;
 use lorakit_route::merge::{Coefficients, Merge};
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,6 @@ pub fn read_base(folder: &Path) -> Result<Option<MergedBase>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = lorakit_adapter::read_text(&path)?;
+    let text = lorakit_format::read_text(&path)?;
     serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }

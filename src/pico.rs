@@ -1,7 +1,7 @@
 //! pico: the base inside the binary, of Mistral's form, which `scripts/pretrain_pico.sh` makes.
 
 use anyhow::Result;
-use lorakit_adapter::persist::create_folder;
+use lorakit_format::atomic::create_folder;
 use lorakit_model::{Base, Bytes, Checkpoint, Config, Options};
 use lorakit_task::Vocabulary;
 use std::path::Path;

@@ -6,9 +6,9 @@ use crate::tasks;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
+use lorakit_format::rng::Key;
 use lorakit_model::Base;
 use lorakit_task::{Example, Split, Task, Vocabulary};
-use lorakit_train::stream::Key;
 use lorakit_train::{Job, Settings};
 use std::collections::BTreeMap;
 

@@ -29,7 +29,7 @@ impl SettingArgs {
         let mut settings = match &self.config {
             None => defaults,
             Some(path) => {
-                let text = lorakit_adapter::read_text(path)?;
+                let text = lorakit_format::read_text(path)?;
                 defaults.over_toml(&text, &path.display().to_string())?
             }
         };

@@ -6,21 +6,39 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate with the crates of the workspace that it may use, and nothing else.
-const EDGES: [(&str, &[&str]); 8] = [
-    ("lorakit-adapter", &[]),
-    ("lorakit-task", &[]),
-    ("lorakit-model", &["lorakit-adapter"]),
-    ("lorakit-cluster", &["lorakit-adapter"]),
-    ("lorakit-route", &["lorakit-adapter"]),
-    // The slot is filled by whoever calls eval, in the types of the ground.
-    ("lorakit-eval", &["lorakit-adapter", "lorakit-model", "lorakit-task"]),
-    ("lorakit-train", &["lorakit-adapter", "lorakit-model", "lorakit-task"]),
+const EDGES: [(&str, &[&str]); 11] = [
+    ("lorakit-format", &[]),
+    ("lorakit-task", &["lorakit-format"]),
+    ("lorakit-adapter", &["lorakit-format"]),
+    ("lorakit-lora", &["lorakit-format", "lorakit-adapter"]),
+    ("lorakit-cluster", &["lorakit-format", "lorakit-adapter"]),
+    ("lorakit-model", &["lorakit-format", "lorakit-adapter", "lorakit-lora"]),
+    ("lorakit-route", &["lorakit-format", "lorakit-adapter", "lorakit-lora"]),
+    ("lorakit-eval", &["lorakit-format", "lorakit-lora", "lorakit-model", "lorakit-task"]),
+    ("lorakit-train", &["lorakit-format", "lorakit-adapter", "lorakit-lora", "lorakit-model", "lorakit-task"]),
+    (
+        "lorakit-fit",
+        &[
+            "lorakit-adapter",
+            "lorakit-cluster",
+            "lorakit-eval",
+            "lorakit-format",
+            "lorakit-lora",
+            "lorakit-model",
+            "lorakit-route",
+            "lorakit-task",
+            "lorakit-train",
+        ],
+    ),
     (
         "lorakit",
         &[
             "lorakit-adapter",
             "lorakit-cluster",
             "lorakit-eval",
+            "lorakit-fit",
+            "lorakit-format",
+            "lorakit-lora",
             "lorakit-model",
             "lorakit-route",
             "lorakit-task",

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use lorakit_adapter::{Adapter, Patches, Rows};
+use lorakit_adapter::Adapter;
+use lorakit_lora::{Patches, Rows};
 use lorakit_model::{Base, Options};
 use lorakit_route::merge::{Coefficients, Merge, Orientation, add_to_weight};
 use lorakit_route::{Expert, Experts, expert};

@@ -6,7 +6,8 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{DType, Device};
-use lorakit_adapter::{Adapter, LowRank, Matrix, Patches, Rows};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_lora::{Patches, Rows};
 use lorakit_model::{Base, Options};
 use lorakit_route::{Expert, Experts, Router, Setting};
 use std::fs::{self, File};

@@ -5,8 +5,9 @@ use crate::progress;
 use crate::scoring::tables::cell;
 use crate::training::World;
 use anyhow::Result;
-use lorakit_adapter::{Library, Patches};
+use lorakit_adapter::Library;
 use lorakit_eval::{Model, Options, Results, Row, evaluate};
+use lorakit_lora::Patches;
 use lorakit_route::{Expert, Experts, expert};
 use lorakit_task::{Split, Task};
 

@@ -166,7 +166,7 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the report was made in a space of these")?;
         make_parent(path)?;
-        lorakit_adapter::persist::write_file(path, page(&report, similarity).as_bytes())?;
+        lorakit_format::atomic::write_file(path, page(&report, similarity).as_bytes())?;
     }
     args.write(&clusters)?;
     context

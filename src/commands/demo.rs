@@ -7,8 +7,8 @@ use crate::demo::world::World;
 use crate::demo::{findings, method};
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_adapter::persist::write_file;
 use lorakit_eval::Results;
+use lorakit_format::atomic::write_file;
 use serde_json::json;
 use std::path::PathBuf;
 

@@ -10,7 +10,7 @@ use crate::tasks::DataArgs;
 use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use lorakit_adapter::{Row, Rows};
+use lorakit_lora::{Row, Rows};
 use lorakit_task::Example;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     );
     if let Some(path) = &args.out {
         make_parent(path)?;
-        lorakit_adapter::persist::write_file(path, page::html(&explanation).as_bytes())?;
+        lorakit_format::atomic::write_file(path, page::html(&explanation).as_bytes())?;
         context.output.status(format!("{}: every choice", path.display()));
     }
     context.output.result(&explanation.document(), || text(&explanation))

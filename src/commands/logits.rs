@@ -9,7 +9,7 @@ use crate::usage;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
-use lorakit_adapter::{Row, Rows};
+use lorakit_lora::{Row, Rows};
 use lorakit_model::Base;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
@@ -61,7 +61,7 @@ pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
     make_parent(&args.out)?;
-    lorakit_adapter::persist::write_file(&args.out, &file)?;
+    lorakit_format::atomic::write_file(&args.out, &file)?;
     context
         .output
         .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))

@@ -2,7 +2,7 @@
 
 pub mod page;
 
-use lorakit_adapter::Site;
+use lorakit_lora::Site;
 use lorakit_route::{Experts, Observer, Routing};
 use serde_json::{Value, json};
 use std::sync::{Mutex, PoisonError};

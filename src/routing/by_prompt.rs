@@ -1,8 +1,8 @@
 //! Routers that decide by prompts, at work: the base reads each prompt once before anything is predicted.
 
 use anyhow::Result;
-use lorakit_adapter::{Row, Rows};
 use lorakit_eval::Templates;
+use lorakit_lora::{Row, Rows};
 use lorakit_model::Base;
 use std::sync::Arc;
 

@@ -4,8 +4,8 @@
 use super::Rows;
 use super::by_prompt::ByPrompt;
 use anyhow::{Context as _, Result};
-use lorakit_adapter::{Patches, Row};
 use lorakit_eval::{Model, Templates, row_losses};
+use lorakit_lora::{Patches, Row};
 use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
 use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
 use lorakit_task::Example;

@@ -5,8 +5,8 @@
 
 use super::Rows;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{ExpertWeights, Library, Matrix};
+use lorakit_format::hash::sha256;
 use lorakit_route::{Learned, Router};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};

@@ -20,7 +20,7 @@ pub fn learn(settings: &Phatgoose, rows: &Rows) -> Result<Learned> {
     for row in rows.examples()? {
         row.expert.into_iter().for_each(|expert| own[expert].push(row.example.clone()));
     }
-    let gate = |(_, site, _): (usize, &lorakit_adapter::Site, _)| {
+    let gate = |(_, site, _): (usize, &lorakit_lora::Site, _)| {
         Ok((site.key(), Var::zeros((experts.len(), site.input), DType::F32, base.device())?))
     };
     let gates: Vec<(String, Var)> = experts.stacks().map(gate).collect::<Result<_>>()?;

@@ -3,8 +3,8 @@
 use crate::context::Context;
 use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_adapter::persist::write_file;
 use lorakit_eval::{Results, Scores, samples_file, samples_jsonl};
+use lorakit_format::atomic::write_file;
 use lorakit_task::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::low_rank::{LowRank, cosine};
-use crate::mapped_file::MappedFile;
 use crate::naming::Naming;
 use crate::notice::Notice;
 use crate::peft_config::{Facts, PeftConfig};
 use crate::several::several;
 use crate::target::Targets;
+use lorakit_format::mmap::MappedFile;
 
 /// A LoRA adapter: the updates of some modules of a base, by the modules' Hugging Face paths, such
 /// as `model.layers.0.self_attn.q_proj`.

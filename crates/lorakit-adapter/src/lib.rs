@@ -1,15 +1,9 @@
-//! Low-rank adapters: PEFT folders, libraries, exact low-rank algebra, and the slot they fill.
+//! Low-rank adapters: PEFT folders, libraries, exact low-rank algebra, without tensors.
 //!
-//! A LoRA adds `s B A` to some linear modules of a base model. This crate has two halves.
-//!
-//! *Weight space.* [`LowRank`] is the update of one module, with its products, norms and top direction
+//! A LoRA adds `s B A` to some linear modules of a base model. [`LowRank`] is the update of one module, with its products, norms and top direction
 //! computed exactly from r x r problems; [`Adapter`] holds one per module, and is read from and written to
 //! the folders of Hugging Face PEFT, each key of the configuration ([`PeftConfig`]) and each tensor
 //! accounted for or refused by name. [`Library`] is a folder of adapters with a record of each.
-//!
-//! *The slot.* A [`Site`] is where several projections of a layer read the same input, and a [`Patch`] is what
-//! may be added there; [`grouped`] is the product by which many adapters are applied at once, [`gated`] the one
-//! whose weights are learned, and [`AdaptedSite`] a site whose adapters train, with its way back.
 //!
 //! What is absent on purpose: there is no tokenizer and no model here, no router, merge or trainer. A base
 //! is known only as a list of module paths with their widths ([`BaseModule`]). Nothing is printed: what was
@@ -44,33 +38,15 @@
 //! # }
 //! ```
 
-mod adapted_site;
-pub mod cpu;
-pub mod gated;
-pub mod grouped;
-mod grouped_backward;
-mod groups;
-pub mod patch;
-pub mod persist;
-pub mod product;
-mod row_gradients;
-pub mod rows;
-pub mod sha256;
-pub mod site;
-mod token_gated;
-pub mod vjp;
-
 mod adapter;
 mod additions;
 mod assembly;
 mod expert;
 mod import;
 mod judge;
-mod layouts;
 mod library;
 mod lock;
 mod low_rank;
-mod mapped_file;
 mod matrix;
 mod models;
 mod mttl;
@@ -83,13 +59,11 @@ mod peft_folder;
 mod peft_json;
 mod pickle;
 mod pickle_machine;
-mod plain_grouped;
 mod routers;
 mod several;
 mod siblings;
 mod target;
 mod tensor_key;
-mod text_file;
 mod torch_file;
 mod weights_file;
 
@@ -108,15 +82,3 @@ pub use peft_config::{Facts, PeftConfig, TaskType};
 pub use peft_folder::{CONFIG_FILE, WEIGHTS_FILE};
 pub use routers::{ExpertWeights, RouterRecord};
 pub use target::{Names, Targets};
-pub use text_file::read_text;
-
-pub use adapted_site::{AdaptedSite, Frozen, Mask};
-pub use gated::Gated;
-pub use grouped::Grouped;
-pub use groups::{Group, Tokens};
-pub use layouts::{Block, Layouts};
-pub use patch::{Outputs, Patch, Patches};
-pub use row_gradients::{Collector, RowGradients};
-pub use rows::{Row, Rows};
-pub use site::{Projection, Site};
-pub use token_gated::TokenGated;

@@ -13,10 +13,10 @@ use crate::lock::LOCK_FILE;
 use crate::models::MODELS;
 use crate::nearest::nearest;
 use crate::peft_folder::WEIGHTS_FILE;
-use crate::persist;
 use crate::routers::ROUTERS;
 use crate::several::several;
-use crate::sha256::sha256_of_file;
+use lorakit_format::atomic;
+use lorakit_format::hash::sha256_of_file;
 
 /// The version of the layout of library.json and of the folders beside it.
 const FORMAT: u32 = 1;
@@ -270,7 +270,7 @@ impl Library {
             "{}: the expert `{name}` exists already; give another name, or remove it first",
             self.root.display()
         );
-        persist::create_folder(&place, |folder| write_expert(folder, adapter, record))
+        atomic::create_folder(&place, |folder| write_expert(folder, adapter, record))
     }
 
     /// Adds an expert in place of the one of that name, if there is one.
@@ -279,7 +279,7 @@ impl Library {
     /// If the name is none for an expert, or the folder cannot be written.
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         ensure_no_link(&self.place(name)?)?;
-        persist::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))?;
+        atomic::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))?;
         self.record_base()
     }
 
@@ -288,7 +288,7 @@ impl Library {
     /// # Errors
     /// If there is none of that name, or it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        persist::remove_folder(&self.expert_folder(name)?)
+        atomic::remove_folder(&self.expert_folder(name)?)
     }
 
     /// Where the expert `name` is or would be.
@@ -350,12 +350,12 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 }
 
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    serde_json::from_str(&crate::text_file::read_text(path)?)
+    serde_json::from_str(&lorakit_format::read_text(path)?)
         .with_context(|| format!("{}: not as lorakit writes it", path.display()))
 }
 
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    persist::write_file(path, text.as_bytes())
+    atomic::write_file(path, text.as_bytes())
 }

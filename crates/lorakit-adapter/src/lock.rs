@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::library::{EXPERTS, Library, RUNS, ensure_no_link, ensure_no_links};
 use crate::models::MODELS;
-use crate::persist;
+use lorakit_format::atomic;
 
 pub(crate) const LOCK_FILE: &str = ".lock";
 
@@ -49,12 +49,12 @@ impl Library {
         let folders = [self.root().join(EXPERTS), self.root().join(MODELS), self.routers_folder()];
         for folder in std::iter::once(self.root().to_owned()).chain(folders) {
             if folder.is_dir() {
-                persist::settle(&folder)?;
+                atomic::settle(&folder)?;
             }
         }
         if let Ok(runs) = fs::read_dir(self.root().join(RUNS)) {
             for run in runs.flatten().filter(|run| run.file_type().is_ok_and(|kind| kind.is_dir())) {
-                persist::settle(&run.path())?;
+                atomic::settle(&run.path())?;
             }
         }
         self.take_out_half_added()?;

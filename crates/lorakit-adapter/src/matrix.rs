@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
 
-use crate::mapped_file::MappedFile;
+use lorakit_format::mmap::MappedFile;
 
 /// A matrix `[rows, cols]`, row-major, every value finite.
 ///

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 use crate::expert::{ExpertRecord, ensure_expert_name};
 use crate::library::{Library, read_json, write_json};
-use crate::persist;
-use crate::sha256::sha256_of_file;
+use lorakit_format::atomic;
+use lorakit_format::hash::sha256_of_file;
 
 /// The folder of the models within a library.
 pub(crate) const MODELS: &str = "models";
@@ -61,7 +61,7 @@ impl Library {
         let place = self.model_folder(name)?;
         let models = self.root().join(MODELS);
         fs::create_dir_all(&models).with_context(|| models.display().to_string())?;
-        persist::replace_folder(&place, |folder| {
+        atomic::replace_folder(&place, |folder| {
             fill(folder)?;
             let sha256 = sha256_of_file(&folder.join(MODEL_WEIGHTS_FILE))?;
             write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })

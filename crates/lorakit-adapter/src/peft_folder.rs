@@ -13,9 +13,9 @@ use crate::assembly::assemble;
 use crate::matrix::Matrix;
 use crate::peft_config::PeftConfig;
 use crate::peft_json::config_json;
-use crate::persist;
 use crate::tensor_key::Half;
 use crate::weights_file::{StoredTensor, read_tensors};
+use lorakit_format::atomic;
 
 /// The description of an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -66,14 +66,14 @@ impl Adapter {
     pub fn write(&self, dir: &Path) -> Result<()> {
         refuse_foreign_files(dir)?;
         self.ensure_writable()?;
-        persist::replace_folder(dir, |temporary| self.write_files(temporary))
+        atomic::replace_folder(dir, |temporary| self.write_files(temporary))
     }
 
     /// Writes the two files into `dir`, which exists.
     pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
         self.ensure_writable()?;
-        persist::write_file(&dir.join(WEIGHTS_FILE), &self.weights_bytes()?)?;
-        persist::write_file(&dir.join(CONFIG_FILE), config_json(self)?.as_bytes())
+        atomic::write_file(&dir.join(WEIGHTS_FILE), &self.weights_bytes()?)?;
+        atomic::write_file(&dir.join(CONFIG_FILE), config_json(self)?.as_bytes())
     }
 
     fn ensure_writable(&self) -> Result<()> {

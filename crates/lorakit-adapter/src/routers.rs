@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::library::{Library, read_json, write_json};
-use crate::persist;
-use crate::sha256::{sha256, sha256_of_file};
+use lorakit_format::atomic;
+use lorakit_format::hash::{sha256, sha256_of_file};
 
 /// The folder of the routers within a library.
 pub(crate) const ROUTERS: &str = "routers";
@@ -136,8 +136,8 @@ impl Library {
         let place = self.router_folder(name)?;
         let routers = self.routers_folder();
         fs::create_dir_all(&routers).with_context(|| routers.display().to_string())?;
-        persist::replace_folder(&place, |folder| {
-            persist::write_file(&folder.join(STATE_FILE), state)?;
+        atomic::replace_folder(&place, |folder| {
+            atomic::write_file(&folder.join(STATE_FILE), state)?;
             let record = RouterRecord { state_sha256: sha256(state), experts: experts.to_vec(), of };
             write_json(&folder.join(RECORD_FILE), &record)
         })

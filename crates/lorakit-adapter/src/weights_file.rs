@@ -9,8 +9,8 @@ use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::Matrix;
-use crate::mapped_file::MappedFile;
 use crate::matrix::Precision;
+use lorakit_format::mmap::MappedFile;
 
 /// A tensor that a file holds, not read yet.
 #[derive(Clone, Debug)]

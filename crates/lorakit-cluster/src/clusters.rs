@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use lorakit_adapter::persist::write_file;
+use lorakit_format::atomic::write_file;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -103,7 +103,7 @@ impl Clusters {
     /// If the file cannot be read or is not a valid clusters file.
     pub fn read(path: &Path) -> Result<Self> {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
-        let text = lorakit_adapter::read_text(path).map_err(|error| refuse(error.root_cause().to_string()))?;
+        let text = lorakit_format::read_text(path).map_err(|error| refuse(error.root_cause().to_string()))?;
         if let Some(clusters) = Self::of_mttl(&text) {
             return clusters.map_err(|error| refuse(error.to_string()));
         }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use lorakit_adapter::persist::write_file;
+use lorakit_format::atomic::write_file;
 use serde_json::Map;
 
 use crate::clusters::Table;

@@ -55,7 +55,7 @@ pub use evaluate::{EXACT_MATCH_NORMALIZED, Options, evaluate};
 pub use exact_match::{exact_match, exact_match_normalized, normalized};
 pub use generation::{Event, Finish, Generated, GenerationConfig, generate};
 pub use likelihood::row_losses;
-pub use lorakit_adapter::{Patches, Row};
+pub use lorakit_lora::{Patches, Row};
 pub use model::{Model, Templates};
 pub use progress::{Progress, Stage};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};

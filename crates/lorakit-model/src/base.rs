@@ -15,7 +15,8 @@ use crate::weights::{Options, Weights};
 use crate::{mistral, phi};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, bail};
-use lorakit_adapter::{BaseIdentity, BaseModule, Patches, Rows, Site};
+use lorakit_adapter::{BaseIdentity, BaseModule};
+use lorakit_lora::{Patches, Rows, Site};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
@@ -249,7 +250,7 @@ impl Base {
     }
 
     /// The same outside candle's graph, with the way back, which asks for the gradient of `h` where that is `wanted`.
-    /// For a frozen base on a CPU, and patches that are [adapted](lorakit_adapter::Patch::adapted).
+    /// For a frozen base on a CPU, and patches that are [adapted](lorakit_lora::Patch::adapted).
     pub fn taped_layer(
         &self,
         index: usize,

@@ -3,7 +3,7 @@
 use crate::base::Base;
 use crate::plan::Cache;
 use candle_core::{Result, Tensor, bail};
-use lorakit_adapter::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Row, Rows};
 use std::ops::Range;
 
 /// Rows whose keys and values are kept, so that every new token costs itself only.

@@ -7,7 +7,7 @@ use crate::norm::Norm;
 use crate::plan::Plan;
 use crate::tape::Tape;
 use candle_core::{Result, Tensor, bail};
-use lorakit_adapter::{Outputs, Patch, Patches, Rows, cpu};
+use lorakit_lora::{Outputs, Patch, Patches, Rows, cpu};
 
 /// One layer on its way.
 pub(crate) struct Flow<'a> {

@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use anyhow::{Result, ensure};
-use lorakit_adapter::persist;
+use lorakit_format::atomic;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -18,6 +18,6 @@ impl Base {
             self.variables().iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
         tensors.sort_by_key(|(name, _)| *name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        persist::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
+        atomic::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::softmax::sigmoid;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu::{self, Loops};
-use lorakit_adapter::vjp::with_vjp;
+use lorakit_lora::cpu::{self, Loops};
+use lorakit_lora::vjp::with_vjp;
 use rayon::prelude::*;
 
 /// The activation of a form's MLP.

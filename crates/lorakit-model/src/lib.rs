@@ -4,7 +4,7 @@
 //! [`Base::embed`], [`Base::layer`] and [`Base::head`] rather than one closed forward, so that a trainer can go
 //! backward a layer at a time: in candle's graph, or, where a frozen base's adapters train on a CPU, by a
 //! [`Tape`](tape::Tape) of [`Base::taped_layer`]. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does
-//! not exist. What sits in the slots is given with each call as [`lorakit_adapter::Patches`].
+//! not exist. What sits in the slots is given with each call as [`lorakit_lora::Patches`].
 //!
 //! The crate knows no router, no merge, no trainer, no task and no tokenizer.
 

@@ -2,9 +2,9 @@
 
 use crate::weight::{Mapped, Weight};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::product::Destination;
-use lorakit_adapter::vjp::with_vjp;
-use lorakit_adapter::{Frozen, cpu};
+use lorakit_lora::product::Destination;
+use lorakit_lora::vjp::with_vjp;
+use lorakit_lora::{Frozen, cpu};
 use std::sync::Arc;
 
 /// One projection `x Wᵀ + b`, with `W` `[out, in]`.

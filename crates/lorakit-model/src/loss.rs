@@ -4,9 +4,9 @@ use crate::linear::{gradient_product, product};
 use crate::softmax::{exp, largest, total};
 use crate::weight::{Mapped, Weight};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu::{self, Loops};
-use lorakit_adapter::product::Destination;
-use lorakit_adapter::vjp::with_vjp;
+use lorakit_lora::cpu::{self, Loops};
+use lorakit_lora::product::Destination;
+use lorakit_lora::vjp::with_vjp;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
 

@@ -12,7 +12,7 @@ use crate::once::once;
 use crate::padded_attention::Cached;
 use crate::rope::Angles;
 use candle_core::{DType, Device, Result, Tensor};
-use lorakit_adapter::vjp::with_vjp;
+use lorakit_lora::vjp::with_vjp;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 

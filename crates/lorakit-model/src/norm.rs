@@ -1,8 +1,8 @@
 //! RMSNorm and LayerNorm with their backward, over the last dimension of `[tokens, d]`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::cpu::{self, Loops};
-use lorakit_adapter::vjp::with_vjp;
+use lorakit_lora::cpu::{self, Loops};
+use lorakit_lora::vjp::with_vjp;
 use rayon::prelude::*;
 
 /// Which norm: the two differ in whether the mean is taken away.

@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use candle_core::{Device, Result, Tensor};
-use lorakit_adapter::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Row, Rows};
 
 /// A token to be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

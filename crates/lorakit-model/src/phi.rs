@@ -12,7 +12,7 @@ use crate::norm::Norm;
 use crate::weights::Weights;
 use anyhow::Result;
 use candle_core::Tensor;
-use lorakit_adapter::{Projection, Site};
+use lorakit_lora::{Projection, Site};
 
 /// Sites of one layer.
 pub(crate) const SITES: usize = 4;

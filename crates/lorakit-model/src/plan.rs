@@ -3,7 +3,7 @@
 use crate::attention::{Heads, Packing, Segment, cached_attention, rotated, self_attention};
 use crate::rope::Frequencies;
 use candle_core::{DType, Device, Result, Tensor};
-use lorakit_adapter::Rows;
+use lorakit_lora::Rows;
 use std::ops::Range;
 
 /// Keys and values of tokens that were seen before, for every layer: `[slots, keys * features]` each.

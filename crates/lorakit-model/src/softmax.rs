@@ -1,9 +1,9 @@
 //! Softmax of many rows with its backward, and the exponential that it and the gates are made of.
 //!
 //! All in operations that the compiler turns into vector code, which a call of the system's exponential is not; to be
-//! called within [`lorakit_adapter::cpu::with_widest_vectors`], or lane by lane where pulp dispatches.
+//! called within [`lorakit_lora::cpu::with_widest_vectors`], or lane by lane where pulp dispatches.
 
-use lorakit_adapter::cpu::Loops;
+use lorakit_lora::cpu::Loops;
 use pulp::Simd;
 use std::ops::Range;
 

@@ -5,7 +5,7 @@
 //! up where a value was used twice, and what a step holds is let go when the step has been taken back.
 
 use candle_core::{Result, Tensor, TensorId};
-use lorakit_adapter::AdaptedSite;
+use lorakit_lora::AdaptedSite;
 use std::collections::{HashMap, HashSet};
 
 /// The steps of one layer.

@@ -4,7 +4,7 @@ use crate::checkpoint::Bytes;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
+use lorakit_lora::product::{Destination, Threads, View, ViewMut, multiply};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;

@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::{mistral, phi};
-use lorakit_adapter::{Patches, Rows};
+use lorakit_lora::{Patches, Rows};
 use lorakit_model::{Base, Options};
 use serde_json::{Value, json};
 use std::path::Path;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use lorakit_adapter::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Row, Rows};
 use lorakit_model::sample::greedy;
 use lorakit_model::{Base, Decoding, Options};
 use std::path::PathBuf;

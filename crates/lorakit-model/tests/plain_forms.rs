@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use lorakit_adapter::Rows;
+use lorakit_lora::Rows;
 use lorakit_model::attention::{Heads, Packing, Segment, cached_attention, rotated, self_attention};
 use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::gate::{gelu_new, plain_gelu_new, plain_swiglu, swiglu};

@@ -2,7 +2,7 @@
 
 use crate::mixing;
 use candle_core::Tensor;
-use lorakit_adapter::{Group, Grouped, Outputs, Patch, Rows, Tokens};
+use lorakit_lora::{Group, Grouped, Outputs, Patch, Rows, Tokens};
 use std::sync::Arc;
 
 /// All that the first layout of a grouped product holds, on every token.

@@ -2,12 +2,12 @@
 
 use crate::error::Result;
 use candle_core::Tensor;
-use lorakit_adapter::{Patches, Rows};
+use lorakit_lora::{Patches, Rows};
 use std::sync::Arc;
 
 /// A router that gives each row its weights by its prompt. Whoever has the base runs it over the prompts with
 /// [`Survey::patches`] in its slots, asks [`Survey::weights`], and lets the rows carry what it is told
-/// ([`lorakit_adapter::Row::weights`]) under the patches of [`crate::Router::build`].
+/// ([`lorakit_lora::Row::weights`]) under the patches of [`crate::Router::build`].
 pub trait ByPrompt: Send + Sync {
     /// Looks at one pass.
     fn survey(&self) -> Box<dyn Survey>;

@@ -7,7 +7,7 @@ use crate::mixing::{Mixing, Mixture};
 use crate::patches;
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_adapter::{Group, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{Group, Outputs, Patch, Patches, Rows, Tokens};
 use std::sync::Arc;
 
 /// The router `expert:NAME`: one expert's adapter on every token, as it was trained.
@@ -43,7 +43,7 @@ pub fn one(experts: &Experts, expert: usize) -> Result<Patches> {
     patches(experts, |_, _, stack| Ok(stack.only(expert)?.map(|grouped| Arc::new(Always(grouped)) as Arc<dyn Patch>)))
 }
 
-/// Patches that give each row the expert that [`lorakit_adapter::Row::expert`] names, and none where it names none.
+/// Patches that give each row the expert that [`lorakit_lora::Row::expert`] names, and none where it names none.
 pub fn by_row(experts: &Experts) -> Result<Patches> {
     patches(experts, |_, site, stack| {
         // Chosen for each projection alone, since those of one expert stand apart in the stack unless A is tied.

@@ -3,7 +3,8 @@
 use crate::error::{Result, RouteError, listed};
 use crate::stack::{Modules, Stack};
 use candle_core::Device;
-use lorakit_adapter::{Adapter, LowRank, Site};
+use lorakit_adapter::{Adapter, LowRank};
+use lorakit_lora::Site;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -27,7 +28,7 @@ impl Expert {
 
 /// The experts of a library in the order of their names, and for each site of a base their stacked matrices.
 ///
-/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_adapter::Row`] and
+/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Row`] and
 /// everywhere else, is its place in the order of names.
 #[derive(Debug)]
 pub struct Experts {

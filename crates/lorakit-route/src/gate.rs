@@ -4,7 +4,7 @@ use crate::experts::Experts;
 use crate::observer::{Observer, Routing};
 use candle_core::Tensor;
 use candle_nn::ops::softmax_last_dim;
-use lorakit_adapter::{Group, Rows, Site, Tokens};
+use lorakit_lora::{Group, Rows, Site, Tokens};
 use rayon::prelude::*;
 use std::ops::Range;
 

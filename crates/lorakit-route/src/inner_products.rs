@@ -1,8 +1,8 @@
 //! The inner products of tokens with the experts' vectors, which most routers choose by.
 
 use candle_core::{Result, Tensor};
-use lorakit_adapter::cpu;
-use lorakit_adapter::product::{Destination, Threads, View, ViewMut, multiply};
+use lorakit_lora::cpu;
+use lorakit_lora::product::{Destination, Threads, View, ViewMut, multiply};
 
 /// What the product is called in errors.
 const NAME: &str = "inner products";

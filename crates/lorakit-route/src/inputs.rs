@@ -3,7 +3,7 @@
 use crate::error::{Result, RouteError};
 use crate::experts::Experts;
 use candle_core::{DType, Tensor, bail};
-use lorakit_adapter::{Outputs, Patch, Patches, Rows};
+use lorakit_lora::{Outputs, Patch, Patches, Rows};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,7 @@
 //! What other patches would add, at the weight that each row's own weights leave of one.
 
 use candle_core::{Result, Tensor};
-use lorakit_adapter::{Outputs, Patch, Patches, Rows};
+use lorakit_lora::{Outputs, Patch, Patches, Rows};
 use std::sync::Arc;
 
 /// Weights that leave less than this leave nothing.

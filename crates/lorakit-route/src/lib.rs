@@ -14,7 +14,8 @@
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
-//! use lorakit_adapter::{Adapter, LowRank, Matrix, Outputs, Projection, Rows, Site};
+//! use lorakit_adapter::{Adapter, LowRank, Matrix};
+//! use lorakit_lora::{Outputs, Projection, Rows, Site};
 //! use lorakit_route::{Expert, Experts, Router, Setting};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -104,7 +105,7 @@ pub use uniform::Uniform;
 pub use weighed::{by_row_weights, by_weights};
 
 use candle_core::Device;
-use lorakit_adapter::{Patch, Patches, Site};
+use lorakit_lora::{Patch, Patches, Site};
 use rayon::prelude::*;
 use std::sync::Arc;
 

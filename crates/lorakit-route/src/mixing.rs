@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::experts::Experts;
 use crate::stack::{Choice, Stack};
 use candle_core::{DType, Tensor};
-use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Site, TokenGated};
+use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Site, TokenGated};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;

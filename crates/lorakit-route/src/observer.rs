@@ -1,6 +1,6 @@
 //! Who was chosen, where, and at what weight: for explanations and reports.
 
-use lorakit_adapter::Rows;
+use lorakit_lora::Rows;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};

@@ -5,7 +5,7 @@ use crate::inner_products::inner_products;
 use crate::mixing::{Mixture, TokenMixture};
 use crate::observer::Observer;
 use candle_core::{D, DType, Tensor};
-use lorakit_adapter::{Group, Outputs, Patch, Rows};
+use lorakit_lora::{Group, Outputs, Patch, Rows};
 use std::sync::{Arc, OnceLock};
 
 /// What is added to a variance before its root, as in torch's LayerNorm.
@@ -126,7 +126,8 @@ mod tests {
     use crate::mixing::Mixing;
     use crate::stack::Choice;
     use candle_core::Device;
-    use lorakit_adapter::{Adapter, LowRank, Matrix, Projection, Site};
+    use lorakit_adapter::{Adapter, LowRank, Matrix};
+    use lorakit_lora::{Projection, Site};
 
     const INPUT: usize = 12;
     const EXPERTS: usize = 6;

@@ -20,7 +20,7 @@ use crate::per_token::{PerToken, Reading, Rule};
 use crate::settings::{AtMost, Settings};
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_adapter::{Group, Grouped, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{Group, Grouped, Outputs, Patch, Patches, Rows, Tokens};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 

@@ -7,7 +7,7 @@ use crate::pattern::{Discriminant, pattern};
 use crate::response::{Responses, Watch};
 use crate::tp::highest_softmax;
 use candle_core::Tensor;
-use lorakit_adapter::{Patches, Rows};
+use lorakit_lora::{Patches, Rows};
 use std::sync::Arc;
 
 /// The quantile of ascending values, between neighbours by proportion.

@@ -18,7 +18,7 @@ use crate::settings::Settings;
 use crate::tp::Tp;
 use crate::uniform::Uniform;
 use crate::weighed;
-use lorakit_adapter::Patches;
+use lorakit_lora::Patches;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;

@@ -7,7 +7,8 @@
 
 use crate::error::{Result, RouteError};
 use candle_core::{Device, Tensor};
-use lorakit_adapter::{Block, Grouped, Layouts, LowRank, Site};
+use lorakit_adapter::LowRank;
+use lorakit_lora::{Block, Grouped, Layouts, Site};
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ use crate::learned::{Learned, Lesson};
 use crate::mixing::Mixing;
 use crate::settings::{AtMost, Settings};
 use candle_core::{DType, Tensor};
-use lorakit_adapter::{Patches, Rows};
+use lorakit_lora::{Patches, Rows};
 use std::fmt;
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use crate::patches;
 use crate::settings::Settings;
 use crate::stack::Stack;
 use candle_core::Tensor;
-use lorakit_adapter::{Block, Grouped, Layouts, Patch, Patches, Site};
+use lorakit_lora::{Block, Grouped, Layouts, Patch, Patches, Site};
 use std::fmt;
 use std::sync::Arc;
 

@@ -7,10 +7,10 @@ use crate::observer::{Observer, Routing};
 use crate::patches;
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_adapter::{Group, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{Group, Outputs, Patch, Patches, Rows, Tokens};
 use std::sync::Arc;
 
-/// Patches that give each row the experts at the weights of [`lorakit_adapter::Row::weights`], one for each expert in
+/// Patches that give each row the experts at the weights of [`lorakit_lora::Row::weights`], one for each expert in
 /// the order of names; a row without weights gets none. Rows of one batch may try many candidates.
 ///
 /// # Errors

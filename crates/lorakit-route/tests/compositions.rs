@@ -5,7 +5,8 @@
 mod small;
 
 use candle_core::{Device, Tensor};
-use lorakit_adapter::{Matrix, Outputs, Patches, Row, Rows, Site};
+use lorakit_adapter::Matrix;
+use lorakit_lora::{Outputs, Patches, Row, Rows, Site};
 use lorakit_route::lorahub::Mode;
 use lorakit_route::{
     Cat, Composition, Expert, Experts, LoraHub, Mixing, RowLoss, RowLosses, by_row_weights, by_weights, cat::Per,

@@ -5,7 +5,7 @@
 mod small;
 
 use candle_core::{DType, Device, Tensor, Var};
-use lorakit_adapter::{Outputs, Row, Rows, Site};
+use lorakit_lora::{Outputs, Row, Rows, Site};
 use lorakit_route::{Arrow, AtMost, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
 use small::*;
 use std::sync::{Arc, Mutex};
@@ -145,7 +145,7 @@ fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
         let rows = x.to_vec2::<f32>().unwrap();
         let mixed = |t: usize| -> Vec<f32> {
             let site = &library.sites()[0];
-            let of = |(p, projection): (usize, &lorakit_adapter::Projection)| {
+            let of = |(p, projection): (usize, &lorakit_lora::Projection)| {
                 let modules: Vec<_> = (0..library.len())
                     .filter_map(|e| Some((weights[p][t][e], library.module(e, &projection.module)?)))
                     .collect();

@@ -5,7 +5,8 @@
 mod small;
 
 use candle_core::{DType, Device, Tensor};
-use lorakit_adapter::{Matrix, Outputs, Row, Rows, Site};
+use lorakit_adapter::Matrix;
+use lorakit_lora::{Outputs, Row, Rows, Site};
 use lorakit_route::evidence::Otherwise;
 use lorakit_route::{
     AtMost, Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting,
@@ -156,7 +157,7 @@ fn eight_of_each(tasks: usize) -> Vec<usize> {
 }
 
 /// Lets patches of one site see a pass, to which they must add nothing.
-fn look(patches: &lorakit_adapter::Patches, x: &Tensor, lengths: &[usize]) {
+fn look(patches: &lorakit_lora::Patches, x: &Tensor, lengths: &[usize]) {
     let mut out = Outputs::new(Tensor::ones((x.dim(0).unwrap(), 19), DType::F32, &Device::Cpu).unwrap());
     patches.at(0).unwrap().add(x, &Rows::packed(lengths.iter().copied()), &mut out).unwrap();
     assert!(out.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| *y == 1.0));

@@ -5,7 +5,8 @@
 mod small;
 
 use candle_core::{Device, Tensor};
-use lorakit_adapter::{Matrix, Rows};
+use lorakit_adapter::Matrix;
+use lorakit_lora::Rows;
 use lorakit_route::{Experts, Learned, Observer, Router, Routing, Setting, arrow};
 use serde_json::Value;
 use small::*;

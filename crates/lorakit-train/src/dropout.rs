@@ -1,10 +1,10 @@
 //! Dropout on the input of a LoRA, from counter-based streams: a mask depends on its seed, expert, step, row and site
 //! alone, never on which rows or experts share the batch.
 
-use crate::stream::Stream;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
-use lorakit_adapter::vjp::with_vjp;
-use lorakit_adapter::{Mask, Rows, cpu};
+use lorakit_format::rng::CounterRng;
+use lorakit_lora::vjp::with_vjp;
+use lorakit_lora::{Mask, Rows, cpu};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ impl Dropout {
             .par_iter()
             .map(|(row, key)| {
                 let mut bytes = vec![0; row.len * d * 2];
-                Stream::part(**key, site as u64).fill(&mut bytes);
+                CounterRng::part(**key, site as u64).fill(&mut bytes);
                 let (draws, _) = bytes.as_chunks::<2>();
                 draws.iter().map(|&draw| u8::from(u16::from_le_bytes(draw) >= threshold)).collect()
             })

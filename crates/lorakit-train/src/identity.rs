@@ -4,7 +4,7 @@ use crate::job::{Job, Start, rows_sha256};
 use crate::product::Product;
 use crate::settings::Settings;
 use anyhow::Result;
-use lorakit_adapter::sha256::sha256;
+use lorakit_format::hash::sha256;
 use lorakit_model::Base;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

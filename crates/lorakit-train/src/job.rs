@@ -1,9 +1,9 @@
 //! What one expert is trained on, and in which order its rows come.
 
 use crate::settings::Settings;
-use crate::stream::Key;
-use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{Adapter, TaskRecord};
+use lorakit_format::hash::sha256;
+use lorakit_format::rng::Key;
 use lorakit_task::Example;
 use serde_json::Value;
 

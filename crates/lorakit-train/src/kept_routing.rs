@@ -4,8 +4,8 @@
 use crate::skills::{SkillStack, Skills};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
-use lorakit_adapter::sha256::sha256;
 use lorakit_adapter::{ExpertRecord, Library, Matrix, RouterRecord};
+use lorakit_format::hash::sha256;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

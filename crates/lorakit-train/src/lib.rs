@@ -31,7 +31,6 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod skills;
-pub mod stream;
 pub mod token_loss;
 mod trained;
 pub mod tune;

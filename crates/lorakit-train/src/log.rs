@@ -2,7 +2,7 @@
 
 use crate::pass::{Pass, Step};
 use anyhow::{Context, Result};
-use lorakit_adapter::persist;
+use lorakit_format::atomic;
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -32,7 +32,7 @@ impl Log {
         let kept: Vec<&[u8]> =
             before.split(|byte| *byte == b'\n').filter(stays).flat_map(|line| [line, b"\n"]).collect();
         // Written anew even where nothing goes: a link in the log's place is replaced, never written through.
-        persist::write_file(&path, &kept.concat())?;
+        atomic::write_file(&path, &kept.concat())?;
         let file = OpenOptions::new()
             .append(true)
             .open(&path)

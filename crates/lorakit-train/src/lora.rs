@@ -3,12 +3,12 @@
 use crate::dropout::Dropout;
 use crate::parameter::Parameter;
 use crate::settings::Settings;
-use crate::stream::Key;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, TensorId, Var};
-use lorakit_adapter::{
-    AdaptedSite, Adapter, Block, Collector, Frozen, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches,
-    RowGradients, Rows, Site,
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_format::rng::Key;
+use lorakit_lora::{
+    AdaptedSite, Block, Collector, Frozen, Group, Grouped, Layouts, Outputs, Patch, Patches, RowGradients, Rows, Site,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -4,7 +4,7 @@ use crate::job::Job;
 use crate::settings::Settings;
 use anyhow::{Result, bail};
 use candle_core::Device;
-use lorakit_adapter::{Projection, Site};
+use lorakit_lora::{Projection, Site};
 use lorakit_model::{Base, Form};
 
 /// What a pass needs, in bytes.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result as CandleResult, Tensor, Var, bail};
-use lorakit_adapter::cpu;
+use lorakit_lora::cpu;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -202,8 +202,8 @@ impl InplaceOp2 for Apply<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::stream::Key;
     use candle_core::{D, Device};
+    use lorakit_format::rng::Key;
 
     const ROWS: usize = 7;
     const COLUMNS: usize = 5;

@@ -1,7 +1,7 @@
 //! The losses of rows without their gradients, packed into as few forwards as fit.
 
 use anyhow::Result;
-use lorakit_adapter::Patches;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Packed};
 use lorakit_task::Example;
 use std::ops::Range;

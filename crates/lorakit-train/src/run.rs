@@ -15,7 +15,8 @@ use crate::pass::Pass;
 use crate::product::{Model, Product, SkillsPlan};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail, ensure};
-use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name, persist, read_text};
+use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name};
+use lorakit_format::{atomic, read_text};
 use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -265,7 +266,7 @@ impl<'a> Run<'a> {
             let together = work.product.jobs_per_pass(work.base, &missing, work.settings)?;
             let names: Vec<String> = missing.into_iter().map(|job| job.name).collect();
             manifest.passes.extend(names.chunks(together).map(<[String]>::to_vec));
-            persist::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
+            atomic::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
         }
         Ok(Self { work, folder, manifest })
     }

@@ -14,12 +14,11 @@ use crate::dropout::Dropout;
 use crate::lora::{LoraStack, SiteStack, initial_a, rows, transposed_columns};
 use crate::parameter::Parameter;
 use crate::settings::Settings;
-use crate::stream::Key;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{
-    Adapter, Block, Group, Grouped, Layouts, LowRank, Matrix, Outputs, Patch, Patches, Rows, Site, Tokens,
-};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_format::rng::Key;
+use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;

@@ -6,12 +6,12 @@ use crate::row_losses::ranges_within;
 use crate::settings::{LossReduction, Settings};
 use anyhow::Result;
 use candle_core::Var;
-use lorakit_adapter::Patches;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Packed};
 use lorakit_task::Example;
 use std::ops::Range;
 
-/// A row to be fitted to, with what [`lorakit_adapter::Row::expert`] is to say of it: the number of its expert, or of
+/// A row to be fitted to, with what [`lorakit_lora::Row::expert`] is to say of it: the number of its expert, or of
 /// its task, where the patches want to know.
 pub type FitRow<'a> = (Option<usize>, &'a Example);
 

@@ -5,7 +5,7 @@ use crate::lora::{Collected, LoraStack};
 use crate::skills::{SkillStack, TaskRows};
 use anyhow::Result;
 use candle_core::{Tensor, Var};
-use lorakit_adapter::Patches;
+use lorakit_lora::Patches;
 use lorakit_model::Base;
 
 /// What is trained, as variables.

@@ -5,10 +5,10 @@
 mod oracle_base;
 
 use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
+use lorakit_format::rng::Key;
+use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::stream::Key;
 use lorakit_train::{FitRow, Gradients, LossReduction, ParameterGroup, Schedule, Scheduler, Settings, TokenLoss, fit};
 use std::sync::Arc;
 

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use lorakit_adapter::Library;
+use lorakit_format::rng::Key;
 use lorakit_model::{Base, Options as Opening};
 use lorakit_task::Example;
-use lorakit_train::stream::Key;
 use lorakit_train::{Event, Job, Model, Options, Settings, Summary, train_model};
 use std::cell::Cell;
 use std::fs;

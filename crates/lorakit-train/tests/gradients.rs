@@ -4,13 +4,14 @@
 mod oracle_base;
 
 use candle_core::{Tensor, Var};
-use lorakit_adapter::{Adapter, LowRank, Matrix, Patches};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_format::rng::Key;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
 use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
 use lorakit_train::dropout::Dropout;
 use lorakit_train::lora::{Collected, LoraStack};
-use lorakit_train::stream::Key;
 use lorakit_train::{Job, Pass, Settings};
 use std::collections::BTreeMap;
 use std::sync::Arc;

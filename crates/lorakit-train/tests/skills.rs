@@ -4,13 +4,14 @@
 mod oracle_base;
 
 use candle_core::Var;
-use lorakit_adapter::{Adapter, Library, LowRank, Matrix, Patches, TaskRecord};
+use lorakit_adapter::{Adapter, Library, LowRank, Matrix, TaskRecord};
+use lorakit_format::rng::Key;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
 use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
 use lorakit_train::lora::LoraStack;
 use lorakit_train::skills::{SkillStack, initial_skills, settings_of};
-use lorakit_train::stream::Key;
 use lorakit_train::{
     Event, Job, Options as RunOptions, Pass, Settings, Skills, SkillsPlan, TaskRows, kept_routing, train_skills,
 };

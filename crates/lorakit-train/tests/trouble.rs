@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use candle_core::{Device, Tensor, safetensors};
-use lorakit_adapter::{Library, Patches};
+use lorakit_adapter::Library;
+use lorakit_format::rng::Key;
+use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::stream::Key;
 use lorakit_train::{Job, Pass, Settings, run};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lorakit_adapter::sha256::sha256_of_file;
 use lorakit_adapter::{Adapter, BaseIdentity, ExpertRecord, Library, TaskRecord, WEIGHTS_FILE};
+use lorakit_format::hash::sha256_of_file;
 
 use crate::small_adapter;
 

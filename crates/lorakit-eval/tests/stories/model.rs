@@ -1,7 +1,7 @@
 //! A small real model, and tasks to score it on.
 
-use lorakit_adapter::{Outputs, Patch, Patches, Rows};
 use lorakit_eval::{Model, Row, Templates};
+use lorakit_lora::{Outputs, Patch, Patches, Rows};
 use lorakit_model::{Base, Options};
 use lorakit_task::{Task, Vocabulary};
 use std::path::{Path, PathBuf};

@@ -158,13 +158,8 @@ fn broken_weights_are_refused_by_row() {
     let folder = tempfile::tempdir().unwrap();
     let Some(mut stories) = Stories::open() else { return };
     struct Broken;
-    impl lorakit_adapter::Patch for Broken {
-        fn add(
-            &self,
-            _: &Tensor,
-            _: &lorakit_adapter::Rows,
-            out: &mut lorakit_adapter::Outputs,
-        ) -> candle_core::Result<()> {
+    impl lorakit_lora::Patch for Broken {
+        fn add(&self, _: &Tensor, _: &lorakit_lora::Rows, out: &mut lorakit_lora::Outputs) -> candle_core::Result<()> {
             let delta = (out.tensor() * f64::NAN)?;
             out.add(&delta)
         }

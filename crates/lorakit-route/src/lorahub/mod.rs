@@ -19,7 +19,8 @@ use crate::merge::{Coefficients, Merge};
 use crate::mixing::Mixing;
 use crate::settings::Settings;
 use crate::weighed::by_weights;
-use lorakit_adapter::{Matrix, Patches};
+use lorakit_adapter::Matrix;
+use lorakit_lora::Patches;
 use std::fmt;
 use std::str::FromStr;
 

@@ -7,7 +7,7 @@
 
 use super::recipe::{Recipe, Rescale, Scope, Sparsify};
 use super::values::Values;
-use lorakit_adapter::sha256::sha256;
+use lorakit_format::hash::sha256;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 

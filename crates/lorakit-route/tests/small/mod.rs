@@ -3,7 +3,8 @@
 #![allow(dead_code)]
 
 use candle_core::{Device, Tensor};
-use lorakit_adapter::{Adapter, LowRank, Matrix, Outputs, Patches, Projection, Rows, Site};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_lora::{Outputs, Patches, Projection, Rows, Site};
 use lorakit_route::{Expert, Experts, Router, Setting};
 
 /// Values in (-1, 1) that look random and are the same everywhere.

@@ -9,11 +9,11 @@ use memmap2::Mmap;
 
 /// The bytes of a file, which take memory from when they are looked at until they are let go.
 #[derive(Debug)]
-pub(crate) struct MappedFile(Mmap);
+pub struct MappedFile(Mmap);
 
 impl MappedFile {
     /// The file at `path`.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
         // SAFETY: a map is sound while nobody truncates the file under it. Files of a library are only
         // ever replaced by renaming, which leaves the mapped one as it is.
@@ -21,7 +21,7 @@ impl MappedFile {
     }
 
     /// Lets the memory go that the file takes here. Where it cannot be let go, nothing is lost but memory.
-    pub(crate) fn let_go(&self) {
+    pub fn let_go(&self) {
         // SAFETY: the advice is unchecked since a private map would lose what was written to it. This one is shared with
         // the file and is only read (`Mmap::map`: MAP_SHARED, PROT_READ), so that a slice, in whatever thread, reads the
         // same bytes before and after, as long as nobody truncates the file, which `open` relies on already.

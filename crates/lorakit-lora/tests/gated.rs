@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{Block, Gated, Layouts};
+use lorakit_lora::{Block, Gated, Layouts};
 
 /// More than one task of the pool handles.
 const TOKENS: usize = 150;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{Block, Group, Grouped, Layouts, Outputs, Tokens};
+use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Tokens};
 use std::sync::Arc;
 
 const TOKENS: usize = 11;

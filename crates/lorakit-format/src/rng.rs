@@ -5,7 +5,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
 /// A stream of random numbers that belongs to one key.
-pub struct Stream(ChaCha8Rng);
+pub struct CounterRng(ChaCha8Rng);
 
 /// Names a stream: the seed, what the numbers are for, and of which expert, step, row or module.
 #[derive(Clone)]
@@ -38,12 +38,12 @@ impl Key {
     }
 
     /// The stream.
-    pub fn stream(self) -> Stream {
-        Stream(ChaCha8Rng::from_seed(self.bits()))
+    pub fn stream(self) -> CounterRng {
+        CounterRng(ChaCha8Rng::from_seed(self.bits()))
     }
 }
 
-impl Stream {
+impl CounterRng {
     /// The stream `part` of the key whose bits these are, which costs no hash.
     pub fn part(bits: [u8; 32], part: u64) -> Self {
         let mut random = ChaCha8Rng::from_seed(bits);

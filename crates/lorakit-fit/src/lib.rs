@@ -1,0 +1,1 @@
+//! What needs a router and a trainer: learned routers, LoraHub, CAT, adaptation, and MBC in two stages.
