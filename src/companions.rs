@@ -57,7 +57,7 @@ fn name_f32(path: &Path) -> Result<()> {
             *dtype = "float32".into();
         }
     }
-    write_file(path, format!("{config:#}\n").as_bytes())
+    Ok(write_file(path, format!("{config:#}\n").as_bytes())?)
 }
 
 #[cfg(test)]

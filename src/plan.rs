@@ -177,7 +177,7 @@ fn rows_of(task: &Task, vocabulary: &Vocabulary, length: usize, context: &Contex
 /// Every `parts`th row of a random order, from the `part`th; the order depends on the seed and the number of rows alone.
 fn part_of(rows: Vec<Example>, part: Option<(usize, usize)>, seed: u64) -> Vec<Example> {
     let Some((part, parts)) = part else { return rows };
-    let order = Key::new(seed, "random examples").stream().order(rows.len());
+    let order = Key::new(seed, "random examples").stream().permutation(rows.len());
     order.into_iter().skip(part).step_by(parts).map(|at| rows[at].clone()).collect()
 }
 

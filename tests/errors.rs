@@ -211,7 +211,7 @@ fn what_would_be_lost_or_is_not_there_is_told() {
     run(clusters).ok();
     assert!(["a/b/c/adapter_config.json", "d/c.json", "e/r.html"].iter().all(|file| Path::new(&path(file)).exists()));
     let message = run(["merge", "--library", &library, "--method", "cat", "--out", "/proc/x"]).failed(1);
-    assert!(message.contains("/proc/x could not be made") && !message.contains(".new-"), "{message}");
+    assert!(message.contains("/proc/x: cannot be created") && !message.contains(".new-"), "{message}");
     let message = run(["cluster", "--library", &library, "-k", "1", "--out", "/proc/x.json"]).failed(1);
     assert!(message.matches("/proc/x.json").count() == 1 && !message.contains(".new-"), "{message}");
 }

@@ -377,7 +377,7 @@ fn a_full_disk_ends_in_an_error_and_leaves_what_is_finished() {
     let line = format!("ulimit -f 16; exec '{}' {}", env!("CARGO_BIN_EXE_lorakit"), quoted.join(" "));
     let ran = Ran::from(std::process::Command::new("sh").args(["-c", &line]).output().unwrap());
     assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("could not be written") && ran.stderr.contains("File too large"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("cannot be written") && ran.stderr.contains("File too large"), "{}", ran.stderr);
     assert!(
         files(&work.path("library").join("experts")) == before,
         "what is finished stays, and nothing else is there"

@@ -276,7 +276,7 @@ fn write_base(
     let mut rounding = Rounding::default();
     put(args, |folder| {
         rounding = merged_base::write(place, adapter, folder, context)?;
-        write_file(&folder.join(RECORD_FILE), text.as_bytes())
+        Ok(write_file(&folder.join(RECORD_FILE), text.as_bytes())?)
     })?;
     Ok(rounding)
 }

@@ -116,7 +116,7 @@ impl Store {
         if !self.earlier.is_empty() {
             results.config[EARLIER] = serde_json::to_value(&self.earlier)?;
         }
-        write_file(&folder.join("results.json"), results.to_json()?.as_bytes())
+        Ok(write_file(&folder.join("results.json"), results.to_json()?.as_bytes())?)
     }
 }
 

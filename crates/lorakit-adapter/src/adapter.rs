@@ -85,7 +85,7 @@ impl Adapter {
 
     /// Lets the memory go that weights take which lie in a mapped file and have been looked at; they are read again
     /// when they are looked at again.
-    pub fn let_go(&self) {
+    pub fn release_pages(&self) {
         let mut files: Vec<&Arc<MappedFile>> = Vec::new();
         for file in self.modules.values().flat_map(|update| [update.a().file(), update.b().file()]).flatten() {
             // Nearly always there is one.
@@ -93,7 +93,7 @@ impl Adapter {
                 files.push(file);
             }
         }
-        files.into_iter().for_each(|file| file.let_go());
+        files.into_iter().for_each(|file| file.release_pages());
     }
 
     /// The number of values in all its matrices.

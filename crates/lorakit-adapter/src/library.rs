@@ -248,7 +248,7 @@ impl Library {
     /// # Errors
     /// If there is no such expert, or its weights cannot be read.
     pub fn weights_sha256(&self, name: &str) -> Result<String> {
-        sha256_of_file(&self.expert_folder(name)?.join(WEIGHTS_FILE))
+        Ok(sha256_of_file(&self.expert_folder(name)?.join(WEIGHTS_FILE))?)
     }
 
     /// Adds an expert, which appears whole. The record's `sha256` is set to that of the weights as
@@ -288,7 +288,7 @@ impl Library {
     /// # Errors
     /// If there is none of that name, or it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        atomic::remove_folder(&self.expert_folder(name)?)
+        Ok(atomic::remove_folder(&self.expert_folder(name)?)?)
     }
 
     /// Where the expert `name` is or would be.
@@ -357,5 +357,5 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> 
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    atomic::write_file(path, text.as_bytes())
+    Ok(atomic::write_file(path, text.as_bytes())?)
 }

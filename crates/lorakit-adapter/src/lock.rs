@@ -49,12 +49,12 @@ impl Library {
         let folders = [self.root().join(EXPERTS), self.root().join(MODELS), self.routers_folder()];
         for folder in std::iter::once(self.root().to_owned()).chain(folders) {
             if folder.is_dir() {
-                atomic::settle(&folder)?;
+                atomic::recover(&folder)?;
             }
         }
         if let Ok(runs) = fs::read_dir(self.root().join(RUNS)) {
             for run in runs.flatten().filter(|run| run.file_type().is_ok_and(|kind| kind.is_dir())) {
-                atomic::settle(&run.path())?;
+                atomic::recover(&run.path())?;
             }
         }
         self.take_out_half_added()?;

@@ -73,7 +73,7 @@ impl Adapter {
     pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
         self.ensure_writable()?;
         atomic::write_file(&dir.join(WEIGHTS_FILE), &self.weights_bytes()?)?;
-        atomic::write_file(&dir.join(CONFIG_FILE), config_json(self)?.as_bytes())
+        Ok(atomic::write_file(&dir.join(CONFIG_FILE), config_json(self)?.as_bytes())?)
     }
 
     fn ensure_writable(&self) -> Result<()> {

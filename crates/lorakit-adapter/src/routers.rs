@@ -76,7 +76,7 @@ impl Library {
     /// If the record cannot be read.
     pub fn router_sha256(&self, name: &str) -> Result<Option<String>> {
         let file = self.router_folder(name)?.join(RECORD_FILE);
-        if file.exists() { sha256_of_file(&file).map(Some) } else { Ok(None) }
+        if file.exists() { Ok(Some(sha256_of_file(&file)?)) } else { Ok(None) }
     }
 
     /// The state of the router `name`, whose record was read: a safetensors file.

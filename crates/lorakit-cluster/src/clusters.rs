@@ -103,7 +103,7 @@ impl Clusters {
     /// If the file cannot be read or is not a valid clusters file.
     pub fn read(path: &Path) -> Result<Self> {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
-        let text = lorakit_format::read_text(path).map_err(|error| refuse(error.root_cause().to_string()))?;
+        let text = lorakit_format::read_text(path)?;
         if let Some(clusters) = Self::of_mttl(&text) {
             return clusters.map_err(|error| refuse(error.to_string()));
         }
@@ -120,8 +120,7 @@ impl Clusters {
         let refuse = |message: String| Error::File { path: path.to_owned(), message };
         let mut text = serde_json::to_string_pretty(self).map_err(|error| refuse(error.to_string()))?;
         text.push('\n');
-        write_file(path, text.as_bytes())
-            .map_err(|error| refuse(format!("could not be written: {}", error.root_cause())))
+        Ok(write_file(path, text.as_bytes())?)
     }
 
     /// How the clusters were found.

@@ -14,6 +14,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Format(#[from] lorakit_format::FormatError),
     /// Two experts carry one name, so that a cluster's member list would not say which is meant.
     #[error("expert `{0}` is given twice; give each expert a name of its own")]
     DuplicateExpert(String),

@@ -83,7 +83,7 @@ impl<'a> Experts<'a> {
             }
         };
         let seen = look(adapter);
-        adapter.let_go();
+        adapter.release_pages();
         Ok(seen)
     }
 

@@ -29,8 +29,7 @@ impl Clusters {
         let lists = self.clusters().iter().map(|cluster| (cluster.name.clone(), cluster.experts.clone())).collect();
         let mut text = serde_json::to_string_pretty(&Table(lists)).map_err(|error| refuse(error.to_string()))?;
         text.push('\n');
-        write_file(path, text.as_bytes())
-            .map_err(|error| refuse(format!("could not be written: {}", error.root_cause())))
+        Ok(write_file(path, text.as_bytes())?)
     }
 }
 

@@ -1,99 +1,110 @@
-//! Files and folders that appear whole or not at all, even where a process is killed or the power
-//! fails.
+//! Files and folders that appear whole or not at all, even where the process is killed or the power fails.
 //!
-//! Each is made under a temporary name beside its place, synced to disk, and renamed.
+//! Each is written under a temporary name in the same folder, synced to disk, and renamed.
 
+use std::error::Error;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-/// The prefix of temporary names. It starts with a dot, so that no name of an expert can collide
-/// with it.
+use crate::error::FormatError;
+
+/// The prefix of temporary names. It starts with a dot, so that no expert's name can collide with it.
 const TEMPORARY: &str = ".new-";
 
-/// The prefix of the name under which a folder waits while its successor takes its place.
+/// The prefix of the name of a folder that is being replaced, until its successor is in place.
 const REPLACED: &str = ".old-";
 
-/// Writes `bytes` to the file at `path`, in place of what was there.
+/// Writes `bytes` to the file at `path`, replacing what was there.
 ///
 /// # Errors
 /// If the folder of `path` does not exist or cannot be written to.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_file_by(path, |temporary| Ok(fs::write(temporary, bytes)?))
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
+    write_file_by(path, |temporary| fs::write(temporary, bytes))
 }
 
-/// Writes the file at `path`, in place of what was there, by `write`, which is given the temporary name: for what is
-/// too large to stand in memory twice.
+/// Writes the file at `path`, replacing what was there, with `write`, which is given the temporary name: for what is too
+/// large to be in memory twice.
 ///
 /// # Errors
-/// If the folder of `path` does not exist or cannot be written to, or `write` fails; then nothing is left.
-pub fn write_file_by(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let write = || -> Result<()> {
-        let parent = parent_of(path);
-        let file = with_usual_permissions(&mut tempfile::Builder::new(), 0o666).prefix(TEMPORARY).tempfile_in(parent);
-        let file = file.map_err(nameless)?;
-        write(file.path())?;
-        // Who writes by name may have put another file there, with permissions of its own.
+/// If the folder of `path` does not exist or cannot be written to, or `write` fails; then nothing is left behind.
+pub fn write_file_by<E>(path: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), FormatError>
+where
+    E: Into<Box<dyn Error + Send + Sync>>,
+{
+    let failed = FormatError::io(path, "written");
+    let parent = parent_of(path);
+    let create = || {
+        let mut builder = tempfile::Builder::new();
+        with_default_permissions(&mut builder, 0o666).prefix(TEMPORARY).tempfile_in(parent).map_err(without_path)
+    };
+    let file = match create() {
+        Ok(file) => file,
+        Err(error) => return Err(failed(error)),
+    };
+    write(file.path()).map_err(|error| FormatError::Write { path: path.to_owned(), source: error.into() })?;
+    let keep = || -> io::Result<()> {
+        // `write` may have put another file under that name, with permissions of its own.
         fs::set_permissions(file.path(), file.as_file().metadata()?.permissions())?;
         OpenOptions::new().write(true).open(file.path())?.sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         sync_folder(parent)
     };
-    write().with_context(|| format!("{} could not be written", path.display()))
+    keep().map_err(failed)
 }
 
-/// Makes the folder at `path`, which must not exist, with the content that `fill` puts into it.
+/// Creates the folder at `path`, which must not exist, with the content that `fill` puts into it.
 ///
 /// # Errors
-/// If `path` exists and is not an empty folder, if it cannot be written, or if `fill` fails; then
-/// nothing is left.
-pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// If `path` exists and is not an empty folder, if it cannot be written, or if `fill` fails; then nothing is left behind.
+pub fn create_folder<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E>
+where
+    E: From<FormatError>,
+{
     let prepared = prepare(path, fill)?;
-    fs::rename(prepared.path(), path)
-        .with_context(|| format!("{} could not be made; does it exist already?", path.display()))?;
-    // Renamed away: nothing is left for the guard to remove.
+    fs::rename(prepared.path(), path).map_err(FormatError::io(path, "created (does it exist already?)"))?;
+    // Renamed: nothing is left for the guard to remove.
     drop(prepared.keep());
-    sync_folder(parent_of(path))
+    Ok(sync_folder(parent_of(path)).map_err(FormatError::io(path, "synced"))?)
 }
 
-/// Makes the folder at `path` anew, in place of what was there.
+/// Creates the folder at `path`, replacing what was there.
 ///
-/// The old folder steps aside under a hidden name just before the new one takes its place, and is
-/// then removed. [`settle`], or the next replacement, puts back an old folder whose replacer was
-/// killed in between.
+/// The old folder is moved to a hidden name just before the new one takes its place, and is then removed. [`recover`],
+/// or the next replacement, restores an old folder whose replacement was killed in between.
 ///
 /// # Errors
 /// As [`create_folder`], except that `path` may exist.
-pub fn replace_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let aside = aside(path)?;
-    if !path.exists() && aside.exists() {
+pub fn replace_folder<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E>
+where
+    E: From<FormatError>,
+{
+    let hidden = hidden_path(path)?;
+    if !path.exists() && hidden.exists() {
         // The last replacement was killed halfway: what it replaced counts until this one is done.
-        fs::rename(&aside, path).with_context(|| format!("{} could not be put back", path.display()))?;
+        fs::rename(&hidden, path).map_err(FormatError::io(path, "restored"))?;
     }
     if !path.exists() {
         return create_folder(path, fill);
     }
     let prepared = prepare(path, fill)?;
-    // Left of a replacement that was killed after the new folder had come.
-    remove_tree(&aside)?;
-    fs::rename(path, &aside).with_context(|| format!("{} could not be moved", path.display()))?;
+    // Left by a replacement that was killed after the new folder was in place.
+    remove_tree(&hidden)?;
+    fs::rename(path, &hidden).map_err(FormatError::io(path, "moved"))?;
     if let Err(error) = fs::rename(prepared.path(), path) {
-        fs::rename(&aside, path)?;
-        bail!("{} could not be replaced: {error}", path.display());
+        fs::rename(&hidden, path).map_err(FormatError::io(path, "restored"))?;
+        return Err(FormatError::io(path, "replaced")(error).into());
     }
     drop(prepared.keep());
-    sync_folder(parent_of(path))?;
-    remove_tree(&aside)
+    sync_folder(parent_of(path)).map_err(FormatError::io(path, "synced"))?;
+    Ok(remove_tree(&hidden)?)
 }
 
-fn remove_tree(path: &Path) -> Result<()> {
+fn remove_tree(path: &Path) -> Result<(), FormatError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{} could not be removed", path.display()))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(FormatError::io(path, "removed")(error)),
         _ => Ok(()),
     }
 }
@@ -102,60 +113,65 @@ fn remove_tree(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If it does not exist or cannot be removed.
-pub fn remove_folder(path: &Path) -> Result<()> {
-    let hidden = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(parent_of(path))?;
-    fs::rename(path, hidden.path()).with_context(|| format!("{} could not be removed", path.display()))?;
-    sync_folder(parent_of(path))?;
-    Ok(hidden.close()?)
+pub fn remove_folder(path: &Path) -> Result<(), FormatError> {
+    let remove = || -> io::Result<()> {
+        let hidden = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(parent_of(path)).map_err(without_path)?;
+        fs::rename(path, hidden.path())?;
+        sync_folder(parent_of(path))?;
+        hidden.close()
+    };
+    remove().map_err(FormatError::io(path, "removed"))
 }
 
-/// Clears what killed writers left in `folder`: a folder that had stepped aside goes back if its
-/// successor never came, and temporary ones are removed. Only for a caller whom no other writer can
-/// be beside, that is, who holds the folder's lock.
+/// Cleans up what killed writers left in `folder`: a folder whose replacement never appeared is restored, and temporary
+/// ones are removed. The caller must hold the folder's lock, so that no other writer is at work.
 ///
 /// # Errors
 /// If the folder cannot be read or changed.
-pub fn settle(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if let Some(original) = name.strip_prefix(REPLACED)
-            && !folder.join(original).exists()
-        {
-            fs::rename(entry.path(), folder.join(original))?;
-        } else if name.starts_with(TEMPORARY) || name.starts_with(REPLACED) {
-            let is_folder = entry.file_type()?.is_dir();
-            if is_folder { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+pub fn recover(folder: &Path) -> Result<(), FormatError> {
+    let recover = || -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if let Some(original) = name.strip_prefix(REPLACED)
+                && !folder.join(original).exists()
+            {
+                fs::rename(entry.path(), folder.join(original))?;
+            } else if name.starts_with(TEMPORARY) || name.starts_with(REPLACED) {
+                let is_folder = entry.file_type()?.is_dir();
+                if is_folder { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    recover().map_err(FormatError::io(folder, "cleaned up"))
 }
 
 /// A filled temporary folder beside `path`, its files synced.
-fn prepare(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<TempDir> {
-    let parent = parent_of(path);
-    let folder = with_usual_permissions(&mut tempfile::Builder::new(), 0o777)
-        .prefix(TEMPORARY)
-        .tempdir_in(parent)
-        .map_err(nameless)
-        .with_context(|| format!("{} could not be made", path.display()))?;
+fn prepare<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<TempDir, E>
+where
+    E: From<FormatError>,
+{
+    let mut builder = tempfile::Builder::new();
+    let folder = with_default_permissions(&mut builder, 0o777).prefix(TEMPORARY).tempdir_in(parent_of(path));
+    let folder = folder.map_err(without_path).map_err(FormatError::io(path, "created"))?;
     fill(folder.path())?;
-    sync_folder(folder.path())?;
+    sync_folder(folder.path()).map_err(FormatError::io(path, "synced"))?;
     Ok(folder)
 }
 
-/// The error without the temporary name, which means nothing to whoever asked for another.
-fn nameless(error: std::io::Error) -> std::io::Error {
+/// The error without the temporary path, which means nothing to the caller.
+fn without_path(error: io::Error) -> io::Error {
     match error.kind() {
-        ErrorKind::NotFound => std::io::Error::new(ErrorKind::NotFound, "nothing can be made there"),
+        ErrorKind::NotFound => io::Error::new(ErrorKind::NotFound, "the parent folder does not exist"),
         kind => kind.into(),
     }
 }
 
-/// Where the folder at `path` waits while it is replaced.
-fn aside(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
+/// Where the folder at `path` is kept while it is replaced.
+fn hidden_path(path: &Path) -> Result<PathBuf, FormatError> {
+    let name = path.file_name().ok_or_else(|| FormatError::NoName { path: path.to_owned() })?;
     let mut hidden = std::ffi::OsString::from(REPLACED);
     hidden.push(name);
     Ok(path.with_file_name(hidden))
@@ -166,18 +182,16 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes a rename inside `folder` last. Elsewhere than on Unix folders cannot be opened, nor need
-/// they be.
-fn sync_folder(folder: &Path) -> Result<()> {
+/// Makes renames inside `folder` durable. Only Unix can open a folder, and only Unix needs it.
+fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(folder)?.sync_all()?;
     }
     Ok(())
 }
 
-/// Temporary files are private by default; these are to be what the user's umask makes of any other
-/// file.
-fn with_usual_permissions<'a, 'p, 's>(
+/// Gives a temporary file the permissions that any other file gets from the umask: by default it would be private.
+fn with_default_permissions<'a, 'p, 's>(
     builder: &'a mut tempfile::Builder<'p, 's>,
     mode: u32,
 ) -> &'a mut tempfile::Builder<'p, 's> {

@@ -1,31 +1,30 @@
-//! SHA-256 fingerprints, in lower-case hexadecimal.
+//! SHA-256 hashes in lower-case hexadecimal.
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+
+use crate::error::FormatError;
 
 /// The SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(bytes))
+    hex(&Sha256::digest(bytes))
 }
 
-/// The SHA-256 of a file's content, read in pieces.
+/// The SHA-256 of a file's content, which is read in blocks.
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn sha256_of_file(path: &Path) -> Result<String> {
-    let read = || -> io::Result<String> {
-        let mut hash = Sha256::new();
-        io::copy(&mut File::open(path)?, &mut hash)?;
-        Ok(hexadecimal(&hash.finalize()))
-    };
-    read().with_context(|| path.display().to_string())
+pub fn sha256_of_file(path: &Path) -> Result<String, FormatError> {
+    let mut hash = Sha256::new();
+    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(FormatError::io(path, "read"))?;
+    Ok(hex(&hash.finalize()))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// The bytes in lower-case hexadecimal, two digits each.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

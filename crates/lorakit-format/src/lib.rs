@@ -1,9 +1,39 @@
-//! Files without tensors: what every other crate needs to read and write them safely.
+//! Files and random numbers, without tensors: what every other crate of lorakit needs to read and write safely.
+//!
+//! - [`atomic`] writes files and folders that appear whole or not at all;
+//! - [`mmap::MappedFile`] maps a file of weights into memory, and [`safetensors::SafetensorsFile`] reads the header of one;
+//! - [`read_text`] reads a text file of bounded size;
+//! - [`hash`] computes SHA-256 hashes;
+//! - [`rng::CounterRng`] is a random stream that depends on its key alone.
+//!
+//! Deliberately absent: tensors and arithmetic, and any knowledge of adapters, models, tasks or libraries. Every error is
+//! a [`FormatError`].
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use lorakit_format::rng::Key;
+//! use lorakit_format::{atomic, hash, read_text};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("record.json");
+//! atomic::write_file(&path, b"{}\n")?;
+//! assert_eq!(read_text(&path)?, "{}\n");
+//! assert_eq!(hash::sha256_of_file(&path)?, hash::sha256(b"{}\n"));
+//!
+//! // The order of ten rows in an expert's second epoch, whatever was drawn before.
+//! let order = || Key::new(7, "order").text("boolq").number(1).stream().permutation(10);
+//! assert_eq!(order(), order());
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod atomic;
+mod error;
 pub mod hash;
 mod limited_read;
 pub mod mmap;
 pub mod rng;
+pub mod safetensors;
 
-pub use limited_read::read_text;
+pub use error::FormatError;
+pub use limited_read::{read_text, read_text_up_to};

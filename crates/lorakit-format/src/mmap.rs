@@ -1,30 +1,37 @@
-//! A file of weights, memory-mapped.
+//! Memory-mapped files, and bytes that may be mapped, owned or static.
 
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::Result;
 use memmap2::Mmap;
 
-/// The bytes of a file, which take memory from when they are looked at until they are let go.
+use crate::error::FormatError;
+
+/// A read-only memory map of a file. Pages take memory from when they are read until they are released.
 #[derive(Debug)]
 pub struct MappedFile(Mmap);
 
 impl MappedFile {
-    /// The file at `path`.
-    pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path)?;
-        // SAFETY: a map is sound while nobody truncates the file under it. Files of a library are only
-        // ever replaced by renaming, which leaves the mapped one as it is.
-        Ok(Self(unsafe { Mmap::map(&file)? }))
+    /// Maps the file at `path`, which nobody may truncate while it is mapped.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or mapped.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        let file = File::open(path).map_err(FormatError::io(path, "opened"))?;
+        // SAFETY: a map is sound as long as nobody truncates the file. A library's files are only ever replaced by
+        // renaming, which leaves the mapped one as it is; a base's files are the user's to leave alone.
+        let map = unsafe { Mmap::map(&file) }.map_err(FormatError::io(path, "mapped"))?;
+        Ok(Self(map))
     }
 
-    /// Lets the memory go that the file takes here. Where it cannot be let go, nothing is lost but memory.
-    pub fn let_go(&self) {
-        // SAFETY: the advice is unchecked since a private map would lose what was written to it. This one is shared with
-        // the file and is only read (`Mmap::map`: MAP_SHARED, PROT_READ), so that a slice, in whatever thread, reads the
-        // same bytes before and after, as long as nobody truncates the file, which `open` relies on already.
+    /// Releases the memory that the file's pages take in this process; they are read again when next needed. Where the
+    /// system cannot do so, nothing is lost but memory.
+    pub fn release_pages(&self) {
+        // SAFETY: the advice is unchecked because a private map would lose what was written to it. This one is shared
+        // with the file and only read (`Mmap::map`: MAP_SHARED, PROT_READ), so that a slice, in whatever thread, reads
+        // the same bytes before and after, as long as nobody truncates the file, which `open` relies on already.
         #[cfg(unix)]
         let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
@@ -38,13 +45,53 @@ impl Deref for MappedFile {
     }
 }
 
+/// The bytes of a file: mapped, in memory, or part of the program. Cloning shares them.
+#[derive(Clone, Debug)]
+pub enum FileBytes {
+    /// A memory-mapped file.
+    Mapped(Arc<MappedFile>),
+    /// Bytes in memory.
+    Owned(Arc<[u8]>),
+    /// Bytes inside the binary.
+    Static(&'static [u8]),
+}
+
+impl FileBytes {
+    /// Maps the file at `path`; see [`MappedFile::open`].
+    ///
+    /// # Errors
+    /// As [`MappedFile::open`].
+    pub fn map(path: &Path) -> Result<Self, FormatError> {
+        Ok(Self::Mapped(Arc::new(MappedFile::open(path)?)))
+    }
+
+    /// Releases a mapped file's pages ([`MappedFile::release_pages`]); other bytes stay in memory.
+    pub fn release_pages(&self) {
+        if let Self::Mapped(file) = self {
+            file.release_pages();
+        }
+    }
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file,
+            Self::Owned(bytes) => bytes,
+            Self::Static(bytes) => bytes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn what_was_let_go_is_read_again() {
+    fn released_pages_are_read_again() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
         std::io::Write::write_all(&mut file, &bytes).unwrap();
@@ -54,14 +101,14 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(resident(&mapped) > 0);
         }
-        mapped.let_go();
+        mapped.release_pages();
         if cfg!(target_os = "linux") {
             assert_eq!(resident(&mapped), 0);
         }
         assert_eq!((before, after), bytes.split_at(50_000));
     }
 
-    /// How many KB of a map are in memory, by what Linux says of it.
+    /// The resident size of a map in KB, from Linux's /proc/self/smaps.
     fn resident(mapped: &MappedFile) -> usize {
         let start = format!("{:x}-", mapped.as_ptr() as usize);
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -1,32 +1,49 @@
-//! Random numbers from counter-based streams: what is drawn depends on its key alone, never on what was drawn before.
+//! Counter-based random streams: what is drawn depends on the stream's key alone, never on what was drawn before.
+//!
+//! Every stream is ChaCha with eight rounds, keyed by 256 bits. Data orders, initial weights, dropout masks and merges on
+//! disk were drawn from these streams: neither a key's derivation nor a draw's width may ever change.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+pub use rand_chacha::rand_core::RngCore;
+use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 
-/// A stream of random numbers that belongs to one key.
+/// A random stream that belongs to one key.
+#[derive(Clone, Debug)]
 pub struct CounterRng(ChaCha8Rng);
 
-/// Names a stream: the seed, what the numbers are for, and of which expert, step, row or module.
+/// The name of a stream: the seed, what the numbers are for, and which expert, step, row or module they belong to.
+///
+/// The stream's key is the SHA-256 of what was added.
 #[derive(Clone)]
 pub struct Key(Sha256);
 
 impl Key {
-    /// The key of a purpose under a seed.
+    /// The key of a purpose under a seed: the seed's eight bytes, then the purpose as by [`text`](Self::text).
     pub fn new(seed: u64, purpose: &str) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(seed.to_le_bytes());
-        Self(hash).text(purpose)
+        Self(Sha256::new()).number(seed).text(purpose)
     }
 
-    /// Adds a text, as an expert's name.
+    /// A key of `bytes` alone, as their plain SHA-256.
+    pub fn of_bytes(bytes: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::new_with_prefix(bytes))
+    }
+
+    /// The key of a purpose under a seed, without the purpose's length: the seed's eight bytes, then the purpose.
+    pub fn unframed(seed: u64, purpose: &str) -> Self {
+        let mut hash = Sha256::new_with_prefix(seed.to_le_bytes());
+        hash.update(purpose);
+        Self(hash)
+    }
+
+    /// Adds a text, such as an expert's name: its length in eight bytes, then its UTF-8.
     pub fn text(mut self, text: &str) -> Self {
         self.0.update((text.len() as u64).to_le_bytes());
         self.0.update(text);
         self
     }
 
-    /// Adds a number, as a step.
+    /// Adds a number, such as a step, in eight bytes.
     pub fn number(mut self, number: u64) -> Self {
         self.0.update(number.to_le_bytes());
         self
@@ -37,41 +54,133 @@ impl Key {
         self.0.finalize().into()
     }
 
-    /// The stream.
+    /// The stream of this key.
     pub fn stream(self) -> CounterRng {
         CounterRng(ChaCha8Rng::from_seed(self.bits()))
     }
 }
 
 impl CounterRng {
-    /// The stream `part` of the key whose bits these are, which costs no hash.
-    pub fn part(bits: [u8; 32], part: u64) -> Self {
+    /// The stream `index` of the key with these `bits`: many streams at the cost of one hash.
+    pub fn substream(bits: [u8; 32], index: u64) -> Self {
         let mut random = ChaCha8Rng::from_seed(bits);
-        random.set_stream(part);
+        random.set_stream(index);
         Self(random)
     }
 
-    /// Uniform in [0, 1), from 24 bits.
+    /// The stream `index` of a seed without a purpose, expanded to a key as by rand's `seed_from_u64`.
+    pub fn seeded(seed: u64, index: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(index);
+        Self(random)
+    }
+
+    /// Moves to the stream's 32-bit word at `position`, the first being 0.
+    pub fn seek(&mut self, position: u64) {
+        self.0.set_word_pos(position.into());
+    }
+
+    /// Uniform in [0, 1), from 24 bits of one 32-bit word.
     pub fn uniform(&mut self) -> f32 {
         (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
     }
 
-    /// Uniform in 0..n; its bias, below n / 2^64, is nothing that a data order shows.
+    /// Uniform in [0, 1), from 53 bits of two 32-bit words.
+    pub fn uniform_f64(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in 0..n, from two 32-bit words, up to a bias below n / 2^64.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.0.next_u64()) * n as u128) >> 64) as usize
     }
 
-    /// Fills with random bytes.
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        self.0.fill_bytes(bytes);
+    /// Uniform in 0..n, from one 32-bit word, up to a bias below n / 2^32.
+    pub fn below_u32(&mut self, n: u32) -> u32 {
+        ((u64::from(self.0.next_u32()) * u64::from(n)) >> 32) as u32
     }
 
-    /// A random order of 0..n (Fisher and Yates).
-    pub fn order(&mut self, n: usize) -> Vec<usize> {
+    /// A random permutation of 0..n (Fisher and Yates).
+    pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
         for i in (1..n).rev() {
             order.swap(i, self.below(i + 1));
         }
         order
+    }
+}
+
+/// The raw words, and rand's distributions over them.
+impl RngCore for CounterRng {
+    fn next_u32(&mut self) -> u32 {
+        self.0.next_u32()
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
+}
+
+/// The literals come from an independent implementation of SHA-256 and ChaCha8 (Python's hashlib and RFC 8439's rounds).
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(mut stream: CounterRng) -> [u32; 4] {
+        [(); 4].map(|()| stream.next_u32())
+    }
+
+    #[test]
+    fn a_jobs_data_order() {
+        let key = || Key::new(7, "order").text("boolq").number(1);
+        assert_eq!(words(key().stream()), [0xc742_1528, 0xfdab_de2c, 0xf4cf_1c49, 0x7fbc_0f2a]);
+        assert_eq!(key().stream().permutation(10), [3, 1, 7, 8, 0, 5, 2, 6, 4, 9]);
+        let mut stream = key().stream();
+        assert_eq!([(); 4].map(|()| stream.below(1000)), [990, 498, 768, 380]);
+    }
+
+    #[test]
+    fn a_modules_initial_a_and_a_sites_skill_routing() {
+        let mut a = Key::new(0, "initial A").text("model.layers.0.self_attn.q_proj").number(8).stream();
+        assert_eq!([(); 4].map(|()| a.uniform()), [0.547_139_7, 0.519_893_3, 0.710_761_8, 0.228_652_9]);
+        let routing = Key::new(0, "routing").text("0.qkv").text("boolq").stream();
+        assert_eq!(words(routing), [0x6fe7_9743, 0x1c68_9710, 0x7326_3b13, 0xa9e2_44fd]);
+    }
+
+    #[test]
+    fn a_rows_dropout_mask_at_a_site() {
+        let bits = Key::new(3, "dropout").text("boolq").number(5).number(2).bits();
+        assert_eq!(bits[..8], [0x32, 0xab, 0xb3, 0xa7, 0xbf, 0x86, 0x73, 0xca]);
+        let mut bytes = [0; 8];
+        CounterRng::substream(bits, 4).fill_bytes(&mut bytes);
+        assert_eq!(bytes, [0x0b, 0xbc, 0x5f, 0xc0, 0xab, 0x00, 0x89, 0x71]);
+    }
+
+    #[test]
+    fn a_skills_rows() {
+        let mut stream = Key::unframed(5, "copy").stream();
+        assert_eq!([(); 6].map(|()| stream.below_u32(1000)), [246, 128, 100, 87, 976, 238]);
+    }
+
+    #[test]
+    fn a_merges_random_sparsification() {
+        let key = || Key::of_bytes("3\nmodule\nexpert\ndelta").stream();
+        let mut stream = key();
+        assert_eq!([stream.next_u64(), stream.next_u64()], [0xa291_04ba_fbe9_f5df, 0x2d79_4aba_526a_b0a6]);
+        stream.seek(2);
+        assert_eq!(stream.next_u64(), 0x2d79_4aba_526a_b0a6);
+    }
+
+    #[test]
+    fn seeds_without_a_purpose_are_those_of_rand() {
+        let mut expected = ChaCha8Rng::seed_from_u64(9);
+        expected.set_stream(2);
+        let mut stream = CounterRng::seeded(9, 2);
+        assert_eq!(stream.next_u64(), expected.next_u64());
+        assert_eq!(stream.uniform_f64(), (expected.next_u64() >> 11) as f64 / (1u64 << 53) as f64);
     }
 }

@@ -1,7 +1,7 @@
 //! A base: one of our two forms, opened from a Hugging Face folder, with one slot per site.
 
 use crate::attention::Heads;
-use crate::checkpoint::{Bytes, Checkpoint, hex};
+use crate::checkpoint::{Bytes, Checkpoint};
 use crate::config::{Config, Form};
 use crate::flow::Flow;
 use crate::loss::Head;
@@ -16,6 +16,7 @@ use crate::{mistral, phi};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, bail};
 use lorakit_adapter::{BaseIdentity, BaseModule};
+use lorakit_format::hash::hex;
 use lorakit_lora::{Patches, Rows, Site};
 use sha2::{Digest, Sha256};
 use std::ops::Range;

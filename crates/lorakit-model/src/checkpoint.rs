@@ -2,6 +2,7 @@
 
 use crate::weight::{Element, Mapped};
 use anyhow::{Context, Result, bail, ensure};
+use lorakit_format::hash::hex;
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
@@ -171,10 +172,6 @@ impl Checkpoint {
         self.shards.iter().for_each(|shard| hash.update(&shard.bytes[..]));
         hex(&hash.finalize())
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Shard {

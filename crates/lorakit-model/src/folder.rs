@@ -2,7 +2,6 @@
 
 use crate::base::Base;
 use anyhow::{Result, ensure};
-use lorakit_format::atomic;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -18,6 +17,6 @@ impl Base {
             self.variables().iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
         tensors.sort_by_key(|(name, _)| *name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        atomic::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
+        Ok(lorakit_format::safetensors::write_file(path, tensors, metadata)?)
     }
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use lorakit_format::hash::hex;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -189,11 +190,6 @@ fn parse_lines(text: &str) -> Result<Document> {
         rows.push(row);
     }
     Ok(Document::Lines(rows))
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use crate::extract::Extract;
 use crate::form::Form;
 use crate::metric::Metric;
 use crate::row::{Answer, Row};
-use crate::source::{Source, hex};
+use crate::source::Source;
 use crate::spec;
 use crate::split::{Split, canonical};
+use lorakit_format::hash::hex;
 
 /// A task: rows of text with answers, split into train, validation and test.
 #[derive(Clone, Debug)]

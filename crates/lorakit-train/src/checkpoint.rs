@@ -4,7 +4,6 @@ use crate::pass::Pass;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use lorakit_format::atomic;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,7 +30,7 @@ pub fn save(pass: &Pass, path: &Path) -> Result<()> {
     let metadata = HashMap::from([("state".to_string(), serde_json::to_string(&state)?)]);
     // Tensor by tensor: where all weights of a base train, a second copy might not fit.
     let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    atomic::write_file_by(path, |path| Ok(safetensors::serialize_to_file(tensors, Some(metadata), path)?))
+    Ok(lorakit_format::safetensors::write_file(path, tensors, metadata)?)
 }
 
 /// Sets a fresh pass to a saved state.

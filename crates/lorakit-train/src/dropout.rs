@@ -2,7 +2,7 @@
 //! alone, never on which rows or experts share the batch.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
-use lorakit_format::rng::CounterRng;
+use lorakit_format::rng::{CounterRng, RngCore};
 use lorakit_lora::vjp::with_vjp;
 use lorakit_lora::{Mask, Rows, cpu};
 use rayon::prelude::*;
@@ -54,7 +54,7 @@ impl Dropout {
             .par_iter()
             .map(|(row, key)| {
                 let mut bytes = vec![0; row.len * d * 2];
-                CounterRng::part(**key, site as u64).fill(&mut bytes);
+                CounterRng::substream(**key, site as u64).fill_bytes(&mut bytes);
                 let (draws, _) = bytes.as_chunks::<2>();
                 draws.iter().map(|&draw| u8::from(u16::from_le_bytes(draw) >= threshold)).collect()
             })

@@ -88,6 +88,6 @@ pub fn rows_sha256(rows: &[Example]) -> String {
 pub fn rows_of_update(seed: u64, name: &str, rows: usize, per_update: usize, step: usize) -> Vec<usize> {
     let per_epoch = rows.div_ceil(per_update).max(1);
     let (epoch, within) = (step / per_epoch, step % per_epoch);
-    let order = Key::new(seed, "order").text(name).number(epoch as u64).stream().order(rows);
+    let order = Key::new(seed, "order").text(name).number(epoch as u64).stream().permutation(rows);
     order.into_iter().skip(within * per_update).take(per_update).collect()
 }

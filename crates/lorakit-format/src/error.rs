@@ -1,0 +1,66 @@
+//! The errors of this crate.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What went wrong with a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// An operation of the file system failed.
+    #[error("{}: cannot be {action}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was to happen to it, as a participle: `read`, `written`, `created`.
+        action: &'static str,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// A writer failed to produce a file's content.
+    #[error("{}: cannot be written", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The writer's error.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A text file is longer than it may be.
+    #[error("{}: cannot be read: it is longer than {limit} bytes", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A path ends in no file name, as `/` and `..` do.
+    #[error("{}: the path does not end in a name", path.display())]
+    NoName {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A safetensors file is damaged or is something else.
+    #[error("{}: not a complete safetensors file; if it was downloaded or copied, do that again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The parser's error.
+        source: safetensors::SafeTensorError,
+    },
+    /// A safetensors file lacks a tensor.
+    #[error("{}: tensor `{name}` is missing", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
+}
+
+impl FormatError {
+    /// Wraps an I/O error of `path`; `action` is a participle, such as `read`.
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), action, source }
+    }
+}

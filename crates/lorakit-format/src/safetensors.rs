@@ -1,0 +1,148 @@
+//! Safetensors files (<https://github.com/huggingface/safetensors>): the header read once, the tensors as byte ranges.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ::safetensors::SafeTensors;
+pub use ::safetensors::{Dtype, View};
+
+use crate::atomic::write_file_by;
+use crate::error::FormatError;
+use crate::mmap::FileBytes;
+
+/// The length of the header's length, which a file starts with.
+const LENGTH_PREFIX: usize = 8;
+
+/// A safetensors file whose header was read and checked; no tensor's bytes were touched.
+#[derive(Clone, Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    bytes: FileBytes,
+    data_start: usize,
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, TensorEntry>,
+}
+
+/// A tensor's entry in the header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// The type of its values, little-endian in the file.
+    pub dtype: Dtype,
+    /// Its dimensions, the last one contiguous.
+    pub shape: Vec<usize>,
+    /// Where its values are within the file.
+    pub bytes: Range<usize>,
+}
+
+impl SafetensorsFile {
+    /// Maps the file at `path` and reads its header.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped, or its header does not account for every byte.
+    pub fn open(path: &Path) -> Result<Self, FormatError> {
+        Self::from_bytes(path, FileBytes::map(path)?)
+    }
+
+    /// Reads the header of a file whose bytes are at hand; `path` stands for it in errors.
+    ///
+    /// # Errors
+    /// If the header does not account for every byte.
+    pub fn from_bytes(path: impl Into<PathBuf>, bytes: FileBytes) -> Result<Self, FormatError> {
+        let path = path.into();
+        let (header, parsed) = match SafeTensors::read_metadata(&bytes) {
+            Ok(parsed) => parsed,
+            Err(source) => return Err(FormatError::Safetensors { path, source }),
+        };
+        let data_start = LENGTH_PREFIX + header;
+        let entry = |info: &::safetensors::tensor::TensorInfo| TensorEntry {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
+        };
+        let tensors = parsed.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
+        let metadata = parsed.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Self { path, bytes, data_start, metadata, tensors })
+    }
+
+    /// The path that the file was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All bytes of the file, which the entries' ranges are of.
+    pub fn bytes(&self) -> &FileBytes {
+        &self.bytes
+    }
+
+    /// The header with its length prefix.
+    pub fn header(&self) -> &[u8] {
+        &self.bytes[..self.data_start]
+    }
+
+    /// The values of all tensors, side by side.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes[self.data_start..]
+    }
+
+    /// The texts under `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The entries of all tensors, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorEntry> {
+        &self.tensors
+    }
+
+    /// The entry of the tensor `name`.
+    ///
+    /// # Errors
+    /// If there is none; the error names file and tensor.
+    pub fn tensor(&self, name: &str) -> Result<&TensorEntry, FormatError> {
+        let missing = || FormatError::MissingTensor { path: self.path.clone(), name: name.to_owned() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+}
+
+/// Writes a safetensors file tensor by tensor, so that no second copy of them is in memory. The file appears whole.
+///
+/// # Errors
+/// If a tensor cannot be serialised, or the file cannot be written.
+pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), FormatError> {
+    write_file_by(path, |temporary| ::safetensors::serialize_to_file(tensors, Some(metadata), temporary))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use ::safetensors::tensor::TensorView;
+
+    #[test]
+    fn tensors_are_byte_ranges_and_errors_name_file_and_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let bytes: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vec![2, 2], &bytes).unwrap();
+        write_file(&path, [("a", view)], HashMap::from([("format".to_owned(), "pt".to_owned())])).unwrap();
+        let file = SafetensorsFile::open(&path).unwrap();
+        let entry = file.tensor("a").unwrap();
+        assert_eq!(
+            (entry.dtype, &entry.shape[..], &file.bytes()[entry.bytes.clone()]),
+            (Dtype::F32, &[2, 2][..], &bytes[..])
+        );
+        assert_eq!((file.metadata()["format"].as_str(), file.data()), ("pt", &bytes[..]));
+        let error = file.tensor("b").unwrap_err().to_string();
+        assert!(error.contains("w.safetensors") && error.contains("`b`"), "{error}");
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [0, 4, 20, whole.len() - 1] {
+            let error = SafetensorsFile::from_bytes("cut", FileBytes::Owned(whole[..cut].into())).unwrap_err();
+            assert!(error.to_string().starts_with("cut: not a complete safetensors file"), "{error}");
+        }
+    }
+}
