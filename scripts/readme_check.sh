@@ -1,36 +1,40 @@
 #!/usr/bin/env bash
-# Runs the commands of README.md, so that it stays true. Blocks marked `sh root` run here, in the project's folder; those
-# marked `sh` in a folder of their own, one after the other, as a reader would. Blocks marked `sh data` need DATA, a
-# folder with the material that they name, and are skipped without it. QUICK=1 tells the scripts to be brief.
+# Runs the commands of README.md, scripts/README.md and benches/README.md, so that they stay true.
+#
+# Blocks marked `sh root` run in the checkout. Those marked `sh` run in a folder of their own, one page after the other, as a
+# reader would run them. Blocks marked `sh data` need DATA, a folder with the material that they name, and are skipped
+# without it. QUICK=1 tells the scripts to use little data.
 #
 # Usage: scripts/readme_check.sh
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
+pages=(README.md scripts/README.md benches/README.md)
 
-# The commands of the blocks whose fence has exactly this mark.
+# blocks PAGE MARK: the commands of the blocks whose fence has exactly this mark.
 blocks() {
-    awk -v mark='```'"$1" '$0 == mark { inside = 1; next } /^```/ { inside = 0 } inside' "$root/README.md"
+    awk -v mark='```'"$2" '$0 == mark { inside = 1; next } /^```/ { inside = 0 } inside' "$root/$1"
 }
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-blocks "sh root" > "$work/root.sh"
 cd "$root"
+blocks README.md "sh root" > "$work/root.sh"
 bash -euxo pipefail "$work/root.sh"
 
 ln -s "$root/configs" "$root/scripts" "$work"
 export PATH="$root/target/release:$PATH" LORAKIT="$root/target/release/lorakit" QUICK=1
 cd "$work"
-
-blocks sh > commands.sh
-[ -s commands.sh ] || { echo "README.md has no sh blocks" >&2; exit 1; }
-bash -euxo pipefail commands.sh
-
-DATA="${DATA:-$root/../shared/data}"
-if [ -d "$DATA" ]; then
-    blocks "sh data" > data.sh
-    DATA="$(cd "$DATA" && pwd)" bash -euxo pipefail data.sh
-else
-    echo "skipped: the blocks marked \`sh data\`, since there is no $DATA"
-fi
+DATA="$(realpath "${DATA:-$root/../shared/data}")"
+export DATA
+for page in "${pages[@]}"; do
+    blocks "$page" sh > commands.sh
+    [ -s commands.sh ] || { echo "$page has no sh blocks" >&2; exit 1; }
+    bash -euxo pipefail commands.sh
+    blocks "$page" "sh data" > data.sh
+    if [ -s data.sh ] && [ -d "$DATA" ]; then
+        bash -euxo pipefail data.sh
+    elif [ -s data.sh ]; then
+        echo "skipped: the blocks of $page marked \`sh data\`; there is no $DATA"
+    fi
+done

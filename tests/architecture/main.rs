@@ -1,5 +1,12 @@
-//! The floors of the workspace: which crate may use which, read from the manifests.
+//! The architecture as crates/README.md describes it: which crate may use which, no circles of imports inside a crate,
+//! and no name that stands for two things.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod imports;
+mod names;
+mod source;
+
+use imports::Crate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -155,4 +162,24 @@ fn model_files_name_no_router_merge_or_trainer() {
             }
         }
     }
+}
+
+#[test]
+fn no_files_of_a_crate_import_each_other_in_a_circle() {
+    for (name, manifest) in manifests() {
+        let folder = manifest.with_file_name("src");
+        let roots = ["lib.rs", "main.rs"].map(|root| folder.join(root));
+        for root in roots.iter().filter(|root| root.exists()) {
+            let circles = Crate::read(root).circles();
+            assert!(circles.is_empty(), "{name} ({}): {circles:?}", root.display());
+        }
+    }
+}
+
+#[test]
+fn no_name_stands_for_two_things() {
+    let folders: Vec<PathBuf> = manifests().into_values().map(|manifest| manifest.with_file_name("src")).collect();
+    let files: Vec<(PathBuf, String)> = folders.iter().flat_map(|folder| sources(folder)).collect();
+    let repeated = names::repeated(&files);
+    assert!(repeated.is_empty(), "these stand more than once: {repeated:#?}");
 }

@@ -1,0 +1,109 @@
+//! A library that an earlier version wrote (tests/fixtures/library_0.1) opens, trains nothing again, keeps what its
+//! routers learned, and its unfinished run goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::run;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The settings of all experts of the library.
+const SETTINGS: [&str; 3] = ["rank=1", "target_modules=q_proj", "learning_rate=1e-2"];
+
+/// A copy of the library to work on.
+struct OldLibrary(tempfile::TempDir);
+
+impl OldLibrary {
+    fn copy() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/library_0.1");
+        copy_folder(&fixture, &folder.path().join("library"));
+        Self(folder)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("library")
+    }
+
+    fn lorakit(&self, arguments: &[&str]) -> Value {
+        let library = self.path();
+        let common = ["--library", library.to_str().unwrap(), "--base", "pico", "--json"];
+        run(arguments.iter().copied().chain(common)).json()
+    }
+
+    fn train(&self, experts: &str, own: &[&str]) -> Value {
+        let arguments = ["train-experts", "--tasks", "suite:skills", "--experts", experts, "--set"];
+        self.lorakit(&[&arguments, &SETTINGS[..], own].concat())
+    }
+
+    /// Every file with its content.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        read_files(&self.path(), &mut files);
+        files
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::write(target, fs::read(entry.path()).unwrap()).unwrap();
+        }
+    }
+}
+
+fn read_files(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_files(&path, files);
+        } else if path.file_name().unwrap() != ".lock" {
+            files.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn finished_experts_are_not_trained_again() {
+    let library = OldLibrary::copy();
+    let before = library.files();
+    let trained = library.train("shift_up1,join_dash", &["max_steps=4"]);
+    let statuses: Vec<&str> =
+        trained["experts"].as_array().unwrap().iter().map(|expert| expert["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["finished before", "finished before"]);
+    assert_eq!(library.files(), before);
+}
+
+#[test]
+fn a_router_is_not_fitted_again() {
+    let library = OldLibrary::copy();
+    let before = library.files();
+    let eval = ["eval", "--tasks", "suite:skills/shift_up1", "--router", "cm:rows=2", "--limit", "2"];
+    let scores = library.lorakit(&eval);
+    assert!(scores["results"]["cm:rows=2"]["shift_up1"]["metrics"]["loss"]["value"].is_number(), "{scores}");
+    assert_eq!(library.files(), before);
+}
+
+#[test]
+fn an_unfinished_run_goes_on() {
+    let library = OldLibrary::copy();
+    let trained = library.train("shift_down1,join_dot", &["max_steps=60", "save_steps=5"]);
+    assert!(trained["run"].as_str().unwrap().ends_with("runs/1d7e0517afbc"), "{trained}");
+    // What the earlier version ended with; rounding differs between machines.
+    for (index, loss) in [1.752208590507507, 0.005837217904627323].into_iter().enumerate() {
+        let found = trained["experts"][index]["validation_loss"].as_f64().unwrap();
+        assert!((found - loss).abs() < 1e-3, "{trained}");
+    }
+    let log = fs::read_to_string(library.path().join("runs/1d7e0517afbc/log.jsonl")).unwrap();
+    let steps: Vec<Value> = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].clone()).collect();
+    let expected: Vec<Value> = (1..=60).map(Value::from).collect();
+    assert_eq!(steps, expected, "each step once");
+}
