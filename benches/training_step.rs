@@ -7,7 +7,7 @@ mod phi_slice;
 use candle_core::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lorakit_task::{Cut, Example};
-use lorakit_train::{Job, Pass, Settings};
+use lorakit_train::{Job, Pass, TrainConfig};
 use phi_slice::Noise;
 use std::cell::LazyCell;
 
@@ -30,7 +30,7 @@ fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
         train: train.collect(),
         validation: Vec::new(),
         start: None,
-        sharers: 1,
+        row_shards: 1,
     }
 }
 
@@ -38,7 +38,7 @@ fn training_step(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
     let (rows, length) = (phi_slice::set("BENCH_ROWS", 2), phi_slice::set("BENCH_TOKENS", 256));
     let settings = format!("max_steps = 1000000\nbatch_size = {rows}\ndropout = 0.0\neval_steps = 0");
-    let settings = Settings::from_toml(&settings, "the bench").unwrap();
+    let settings = TrainConfig::from_toml(&settings, "the bench").unwrap();
     let mut group = criterion.benchmark_group("training step");
     group.sample_size(10).throughput(Throughput::Elements((rows * length) as u64));
     for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
@@ -48,7 +48,7 @@ fn training_step(criterion: &mut Criterion) {
             group.bench_function(format!("{name}, loss on {share}"), |b| {
                 let jobs = [job(rows, length, base.config().vocabulary, prompt)];
                 let mut pass = Pass::new(&base, &jobs, &settings, 0, rows * length).unwrap();
-                b.iter(|| pass.advance().unwrap().tokens);
+                b.iter(|| pass.step().unwrap().tokens);
             });
         }
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What lm-evaluation-harness says about a base, for crates/lorakit-eval/tests/stories/lm_eval.rs to agree with.
+"""What lm-evaluation-harness says about a base, for crates/lorakit-eval/tests/integration/lm_eval_parity.rs to agree with.
 
     pip install torch transformers accelerate lm-eval
-    python scripts/lm_eval_check.py BASE DATA --out crates/lorakit-eval/tests/stories/lm_eval.json
+    python scripts/lm_eval_check.py BASE DATA --out crates/lorakit-eval/tests/integration/lm_eval.json
 
 BASE is a Hugging Face model folder, DATA the folder `dataset` of https://github.com/AGI-Edgerunners/LLM-Adapters.
 Takes the first rows of three of its tasks as multiple choice, scores them in float32 on the CPU, and prints acc and

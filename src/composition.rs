@@ -8,8 +8,10 @@ use lorakit_model::{Base, Packed};
 use lorakit_route::cat::Per;
 use lorakit_route::{Cat, Composition, Experts, Gates, HeldOut, LoraHub, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::{Example, Split, Task, Vocabulary};
-use lorakit_train::job::rows_of_update;
-use lorakit_train::{FitRow, Gradients, ParameterGroup, Schedule, Settings, TokenLoss, fit, ranges_within, row_losses};
+use lorakit_train::batch_indices;
+use lorakit_train::{
+    FitRow, Gradients, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses, minimize, split_by_tokens,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -108,7 +110,7 @@ impl Fitted {
 
 fn lorahub(hub: &LoraHub, ground: Ground, rows: &[Example]) -> Result<Fitted> {
     let patches = by_row_weights(ground.experts, hub.mixing())?;
-    let loss = TokenLoss::new(ground.base, &Settings::default());
+    let loss = TokenLoss::new(ground.base, &TrainConfig::default());
     let found = hub.find(ground.experts, &mut Losses { ground, rows, patches, loss })?;
     let weights: Vec<f32> = found.weights.iter().map(|weight| *weight as f32).collect();
     Ok(Fitted {
@@ -137,7 +139,7 @@ impl RowLosses for Losses<'_> {
             weights.iter().flat_map(|weights| self.rows.iter().map(move |row| (weights, row))).collect();
         let mut losses = vec![RowLoss { sum: 0.0, tokens: 0 }; pairs.len()];
         let lengths = pairs.iter().map(|(_, row)| row.prompt.len() + row.target.len());
-        for range in ranges_within(lengths, self.loss.batch_tokens) {
+        for range in split_by_tokens(lengths, self.loss.batch_tokens) {
             let mut packed = Packed::default();
             pairs[range.clone()].iter().for_each(|(_, row)| packed.push(&row.prompt, &row.target, None));
             let mut of = pairs[range.clone()].iter().map(|(weights, _)| (*weights).clone());
@@ -188,15 +190,15 @@ fn cat(cat: &Cat, ground: Ground, rows: &[Example]) -> Result<Fitted> {
 }
 
 fn steps(cat: &Cat, ground: Ground, gates: &Gates, rows: &[&Example], check: &mut Check) -> Result<()> {
-    let settings = Settings { learning_rate: cat.learning_rate, max_grad_norm: 0.0, ..Settings::default() };
-    let schedule = Schedule::new(settings.lr_scheduler, settings.warmup_ratio, cat.steps);
+    let settings = TrainConfig { learning_rate: cat.learning_rate, max_grad_norm: 0.0, ..TrainConfig::default() };
+    let schedule = LrSchedule::new(settings.lr_scheduler, settings.warmup_ratio, cat.steps);
     let loss = TokenLoss::new(ground.base, &settings);
     let every = cat.steps.div_ceil(CHECKS);
-    fit(vec![ParameterGroup::new(gates.variables(), &settings)], schedule, |step, variables, gradients| {
+    minimize(vec![ParameterGroup::new(gates.variables(), &settings)], schedule, |step, variables, gradients| {
         if step > 0 && step.is_multiple_of(every) {
             check.look(step, gates)?;
         }
-        let own = rows_of_update(ground.seed, "cat", rows.len(), BATCH, step);
+        let own = batch_indices(ground.seed, "cat", rows.len(), BATCH, step);
         let own: Vec<FitRow> = own.into_iter().map(|row| (None, rows[row])).collect();
         loss.gradients(&own, |_| Ok(gates.patches()?), variables, gradients)
     })?;
@@ -225,8 +227,8 @@ impl<'a> Check<'a> {
 
     fn losses(&self, patches: &Patches) -> Result<Vec<f64>> {
         let rows: Vec<(usize, &Example)> = self.rows.iter().map(|row| (0, *row)).collect();
-        let batch_tokens = TokenLoss::new(self.ground.base, &Settings::default()).batch_tokens;
-        row_losses(self.ground.base, patches, &rows, batch_tokens)
+        let batch_tokens = TokenLoss::new(self.ground.base, &TrainConfig::default()).batch_tokens;
+        example_losses(self.ground.base, patches, &rows, batch_tokens)
     }
 
     /// Remembers the variables where they are better than before, or where no rows can tell.

@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::Task;
-use lorakit_train::Settings;
+use lorakit_train::TrainConfig;
 use serde_json::json;
 
 /// The share of the steps that private experts have.
@@ -24,7 +24,7 @@ const PRIVATE: f64 = 0.4;
 const PRIVATE_FOLDER: &str = "private";
 
 /// Trains, clusters and trains again; what is there already is not done again. `library` is locked.
-pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &Settings) -> Result<()> {
+pub fn run(world: &World, library: &Library, tasks: &[Task], k: K, settings: &TrainConfig) -> Result<()> {
     let (first, second) = budget(settings)?;
     let private = Library::open_or_create(&library.root().join(PRIVATE_FOLDER), Some(world.base.identity()))?;
     let _lock = lock_for(&private, world.base, world.context)?;
@@ -71,7 +71,7 @@ pub fn ensure_possible(k: K, tasks: usize) -> Result<()> {
 }
 
 /// The settings of the two stages.
-fn budget(settings: &Settings) -> Result<(Settings, Settings)> {
+fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
     let (name, all) = match settings.max_steps {
         Some(steps) => ("max_steps", steps),
         None => ("num_epochs", settings.num_epochs),
@@ -79,8 +79,8 @@ fn budget(settings: &Settings) -> Result<(Settings, Settings)> {
     ensure!(all >= 2, "--mbc: setting {name} is {all}; expected at least 2, since both stages need some");
     let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
     let with = |share: usize| match settings.max_steps {
-        Some(_) => Settings { max_steps: Some(share), ..settings.clone() },
-        None => Settings { num_epochs: share, ..settings.clone() },
+        Some(_) => TrainConfig { max_steps: Some(share), ..settings.clone() },
+        None => TrainConfig { num_epochs: share, ..settings.clone() },
     };
     Ok((with(private), with(all - private)))
 }
@@ -92,12 +92,13 @@ mod tests {
 
     #[test]
     fn the_budget_is_parted_two_to_three() {
-        let epochs =
-            |n| budget(&Settings { num_epochs: n, ..Settings::default() }).map(|(a, b)| (a.num_epochs, b.num_epochs));
+        let epochs = |n| {
+            budget(&TrainConfig { num_epochs: n, ..TrainConfig::default() }).map(|(a, b)| (a.num_epochs, b.num_epochs))
+        };
         assert_eq!(epochs(5).unwrap(), (2, 3));
         assert_eq!(epochs(2).unwrap(), (1, 1));
         assert!(epochs(1).unwrap_err().to_string().contains("num_epochs is 1"));
-        let (first, second) = budget(&Settings { max_steps: Some(40), ..Settings::default() }).unwrap();
+        let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
         assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
     }
 }

@@ -48,3 +48,15 @@ pub fn write_companions(folder: &Path) -> Result<()> {
     ];
     Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    /// Libraries made for pico hold this fingerprint.
+    #[test]
+    fn its_fingerprint_never_changes() {
+        let base = super::base(&lorakit_model::Options::default()).unwrap();
+        assert_eq!(base.identity().fingerprint, "f28d6c2814da94ccd1374d3983a2bb524d2d8a4de0658406bfc5ecfb0ad7166d");
+    }
+}

@@ -9,7 +9,7 @@ use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
 use lorakit_model::Base;
 use lorakit_task::{Example, Split, Task, Vocabulary};
-use lorakit_train::{Job, Settings};
+use lorakit_train::{Job, TrainConfig};
 use std::collections::BTreeMap;
 
 /// An expert to be trained.
@@ -98,7 +98,7 @@ pub fn jobs(
     plans: &[Plan],
     base: &Base,
     vocabulary: &Vocabulary,
-    settings: &Settings,
+    settings: &TrainConfig,
     context: &Context,
 ) -> Result<Vec<Job>> {
     each_job(plans, base, vocabulary, settings, context).into_iter().collect()
@@ -109,7 +109,7 @@ pub fn each_job(
     plans: &[Plan],
     base: &Base,
     vocabulary: &Vocabulary,
-    settings: &Settings,
+    settings: &TrainConfig,
     context: &Context,
 ) -> Vec<Result<Job>> {
     let length = settings.max_length.min(base.config().max_positions);
@@ -135,7 +135,7 @@ pub fn each_job(
             train,
             validation,
             start: None,
-            sharers: plan.part.map_or(1, |(_, parts)| parts),
+            row_shards: plan.part.map_or(1, |(_, parts)| parts),
         })
     };
     plans.iter().map(job).collect()

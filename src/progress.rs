@@ -2,7 +2,7 @@
 
 use crate::output::Output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use lorakit_train::{Event, Step};
+use lorakit_train::{StepOutput, TrainEvent};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -46,9 +46,9 @@ impl Training {
     }
 
     /// Sees what happens.
-    pub fn watch(&mut self, event: Event) {
+    pub fn watch(&mut self, event: TrainEvent) {
         match event {
-            Event::Planned { passes, kept, estimate } => {
+            TrainEvent::Planned { passes, kept, estimate } => {
                 self.passes = passes.len();
                 let experts: usize = passes.iter().map(Vec::len).sum();
                 if !kept.is_empty() {
@@ -62,7 +62,7 @@ impl Training {
                     ));
                 }
             }
-            Event::Pass { index, done, steps } => {
+            TrainEvent::Pass { index, done, steps } => {
                 self.bar = bar(&self.output, steps as u64, format!("pass {}/{}", index + 1, self.passes))
                     .with_position(done as u64);
                 self.bar.reset_eta();
@@ -71,20 +71,20 @@ impl Training {
                     self.output.status(format!("pass {} goes on after step {done}", index + 1));
                 }
             }
-            Event::Step { step, experts } => self.step(step, experts),
-            Event::Finished { expert, progress } => {
+            TrainEvent::Step { step, experts } => self.step(step, experts),
+            TrainEvent::Finished { expert, progress } => {
                 let best = progress
                     .best
                     .map_or(String::new(), |(step, loss)| format!(", best validation loss {loss:.4} at step {step}"));
                 self.detail(format!("{expert}: finished{best}"));
             }
-            Event::Failed { expert, why } => {
+            TrainEvent::Failed { expert, why } => {
                 self.bar.suspend(|| self.output.notice(format!("{expert} is given up: {why}")))
             }
         }
     }
 
-    fn step(&mut self, step: &Step, experts: &[String]) {
+    fn step(&mut self, step: &StepOutput, experts: &[String]) {
         self.tokens += step.tokens;
         let losses: Vec<f32> = step.losses.iter().flatten().copied().collect();
         let loss = losses.iter().sum::<f32>() / losses.len().max(1) as f32;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_model::Base;
-use lorakit_train::Settings;
+use lorakit_train::TrainConfig;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ impl SettingArgs {
     }
 
     /// `--set` over the file over `defaults`.
-    pub fn over(&self, defaults: Settings) -> Result<Settings> {
+    pub fn over(&self, defaults: TrainConfig) -> Result<TrainConfig> {
         let mut settings = match &self.config {
             None => defaults,
             Some(path) => {
@@ -39,14 +39,14 @@ impl SettingArgs {
 }
 
 /// What `--set` gives, over these settings. A wrong one fails as it does in a file.
-pub fn assign(settings: &mut Settings, assignments: &[String]) -> Result<()> {
+pub fn assign(settings: &mut TrainConfig, assignments: &[String]) -> Result<()> {
     assignments
         .iter()
         .try_for_each(|assignment| settings.set(assignment).with_context(|| format!("--set {assignment}")))
 }
 
 /// Refuses target modules that the base does not have, by their names: an expert would be trained without them.
-pub fn ensure_targets(settings: &Settings, base: &Base) -> Result<()> {
+pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     let modules = base.modules();
     let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let targets = settings.targets()?;

@@ -11,7 +11,9 @@ use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
 use lorakit_task::{Split, Vocabulary};
-use lorakit_train::{Job, Model, Options, Settings, Skills, SkillsPlan, Summary, TaskRows, kept_routing};
+use lorakit_train::{
+    FullFineTuning, Job, RowTasks, RunOptions, RunSummary, SkillDims, SkillTraining, TrainConfig, routing_store,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -38,13 +40,13 @@ pub enum Made {
     /// A model, of one plan.
     Model,
     /// Skills and their routing, of one plan.
-    Skills(Skills),
+    Skills(SkillDims),
 }
 
 /// What came of a run.
 pub struct Trained {
     experts: Vec<Row>,
-    summary: Summary,
+    summary: RunSummary,
     /// Plans whose rows cannot be trained on, with the reason.
     refused: Vec<(String, String)>,
 }
@@ -64,7 +66,7 @@ struct Row {
 impl World<'_> {
     /// Trains what the library, which is locked, does not have yet. A plan whose rows cannot be trained on does not keep
     /// the others from being carried out.
-    pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &Settings) -> Result<Trained> {
+    pub fn train(&self, made: Made, library: &Library, plans: &[Plan], settings: &TrainConfig) -> Result<Trained> {
         let (mut ready, mut all, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let each = each_job(plans, self.base, self.vocabulary, settings, self.context);
         for (plan, job) in plans.iter().zip(each) {
@@ -96,26 +98,28 @@ impl World<'_> {
         library: &Library,
         plans: &[Plan],
         mut jobs: Vec<Job>,
-        settings: &Settings,
+        settings: &TrainConfig,
     ) -> Result<Trained> {
         ensure!(made == Made::Experts || jobs.len() == 1, "one plan is expected, found {}", jobs.len());
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let stop = self.context.interrupt.hold();
-        let options = Options { seed: self.context.seed, restart: self.restart, stop: &stop };
+        let options = RunOptions { seed: self.context.seed, restart: self.restart, stop: &stop };
         let mut bars = progress::Training::new(self.context.output);
-        let watch = &mut |event: lorakit_train::Event| bars.watch(event);
+        let watch = &mut |event: lorakit_train::TrainEvent| bars.watch(event);
         let summary = match made {
             Made::Experts => lorakit_train::train_experts(self.base, library, jobs, settings, &options, watch)?,
             Made::Model => {
                 let open = || self.place.trainable(self.context);
                 let companions = |folder: &Path| companions::write_for_f32(self.place, folder);
-                let model = Model { open: &open, companions: &companions };
+                let model = FullFineTuning { open: &open, companions: &companions };
                 lorakit_train::train_model(self.base, &model, library, jobs.remove(0), settings, &options, watch)?
             }
             Made::Skills(form) => {
                 let of = |split| task_of_rows(&plans[0], split);
-                let skills =
-                    SkillsPlan { form, rows: TaskRows { train: of(Split::Train), validation: of(Split::Validation) } };
+                let skills = SkillTraining {
+                    form,
+                    rows: RowTasks { train: of(Split::Train), validation: of(Split::Validation) },
+                };
                 lorakit_train::train_skills(self.base, &skills, library, jobs.remove(0), settings, &options, watch)?
             }
         };
@@ -136,7 +140,7 @@ fn task_of_rows(plan: &Plan, split: Split) -> Vec<usize> {
 }
 
 /// A line of the table, from what is recorded.
-fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summary) -> Result<Row> {
+fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &RunSummary) -> Result<Row> {
     let status = match &plan.name {
         name if summary.trained.contains(name) => "trained",
         name if summary.kept.contains(name) => "finished before",
@@ -146,7 +150,7 @@ fn row(made: Made, library: &Library, plan: &Plan, rows: usize, summary: &Summar
     let record: Option<ExpertRecord> = match (status, made) {
         ("trained" | "finished before", Made::Experts) => library.record(&plan.name)?,
         ("trained" | "finished before", Made::Model) => library.model_record(&plan.name)?,
-        ("trained" | "finished before", Made::Skills(_)) => kept_routing::record(library, &plan.name)?,
+        ("trained" | "finished before", Made::Skills(_)) => routing_store::record(library, &plan.name)?,
         _ => None,
     };
     let losses = record.map_or(Value::Null, |record| record.losses);

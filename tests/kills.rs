@@ -9,7 +9,7 @@ mod binary;
 
 use binary::{Ran, command, run};
 use lorakit_adapter::{Adapter, Library};
-use lorakit_train::kept_routing;
+use lorakit_train::routing_store;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -316,7 +316,7 @@ fn skills_that_are_trained_anew_are_those_of_the_routing_or_refused() {
         let opened = Library::open(&library).unwrap();
         // What the killed one left is settled by whoever locks next.
         drop(opened.lock().unwrap());
-        match kept_routing::read(&opened, "poly") {
+        match routing_store::read(&opened, "poly") {
             Ok(Some(_)) => assert!(products(&library) == old || products(&library) == new, "neither old nor new"),
             Ok(None) => panic!("a routing was taken away"),
             Err(error) => {

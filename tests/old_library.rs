@@ -103,7 +103,8 @@ fn an_unfinished_run_goes_on() {
         assert!((found - loss).abs() < 1e-3, "{trained}");
     }
     let log = fs::read_to_string(library.path().join("runs/1d7e0517afbc/log.jsonl")).unwrap();
-    let steps: Vec<Value> = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].clone()).collect();
+    let steps: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].clone()).collect();
     let expected: Vec<Value> = (1..=60).map(Value::from).collect();
     assert_eq!(steps, expected, "each step once");
 }

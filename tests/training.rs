@@ -8,7 +8,7 @@ use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, Options};
 use lorakit_task::{Cut, Example};
-use lorakit_train::{Job, Pass, Settings, Start};
+use lorakit_train::{Init, Job, Pass, TrainConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const PROMPTS: [usize; 3] = [5, 9, 17];
 struct Oracle {
     folder: PathBuf,
     base: Base,
-    settings: Settings,
+    settings: TrainConfig,
     losses: Vec<f64>,
     norms: Vec<f64>,
 }
@@ -34,7 +34,7 @@ impl Oracle {
         let numbers = |value: &Value| value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect();
         let targets: Vec<&str> =
             expected["targets"].as_array().unwrap().iter().map(|target| target.as_str().unwrap()).collect();
-        let mut settings = Settings::default();
+        let mut settings = TrainConfig::default();
         for assignment in [
             "rank=4",
             "alpha=16",
@@ -70,8 +70,8 @@ impl Oracle {
             tasks: Vec::new(),
             train: ids.iter().zip(PROMPTS).map(row).collect(),
             validation: Vec::new(),
-            start: Some(Start { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
-            sharers: 1,
+            start: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
+            row_shards: 1,
         }
     }
 
@@ -91,7 +91,7 @@ impl Oracle {
         let place = jobs.iter().position(|job| job.name == "oracle").unwrap();
         let mut pass = Pass::new(&self.base, jobs, &self.settings, 0, 2048).unwrap();
         while pass.step_number() < pass.steps() {
-            pass.advance().unwrap();
+            pass.step().unwrap();
         }
         let progress = &pass.progress()[place];
         let where_ = self.folder.display();

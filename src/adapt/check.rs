@@ -6,7 +6,7 @@ use crate::scoring::tables::cell;
 use crate::training::World;
 use anyhow::Result;
 use lorakit_adapter::Library;
-use lorakit_eval::{Model, Options, Results, Row, evaluate};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, Row, evaluate};
 use lorakit_lora::Patches;
 use lorakit_route::{Expert, Experts, expert};
 use lorakit_task::{Split, Task};
@@ -17,7 +17,7 @@ const COLUMNS: [&str; 2] = ["base", "adapted"];
 /// Scores `tasks` on their test rows, or the first `limit` of them: the base, and the library's expert of the task's name.
 /// A task without test rows is left out, with a notice.
 pub fn check(world: &World, library: &Library, tasks: &[&Task], limit: Option<usize>) -> Result<Results> {
-    let options = Options { split: Split::Test, limit, ..Options::default() };
+    let options = EvalOptions { split: Split::Test, limit, ..EvalOptions::default() };
     let bar = progress::bar(&world.context.output, 2 * tasks.len() as u64, "check");
     let mut results = Results::default();
     for task in tasks {
@@ -30,8 +30,8 @@ pub fn check(world: &World, library: &Library, tasks: &[&Task], limit: Option<us
         let adapted = Experts::new([adapter], world.base.sites(), world.base.device())?;
         for (name, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {
             bar.set_message(format!("{name} on {},", task.name));
-            let templates = &Row::default();
-            let model = Model { base: world.base, vocabulary: world.vocabulary, patches: &patches, templates };
+            let routing = &Row::default();
+            let model = PatchedModel { base: world.base, vocabulary: world.vocabulary, patches: &patches, routing };
             results.insert(name, &task.name, &evaluate(&model, task, &options, &mut |_| ())?);
             bar.inc(1);
         }

@@ -1,7 +1,7 @@
 //! The ways from a library to a target task, by name, as a user types them.
 
 use lorakit_route::{Composition, RouteError};
-use lorakit_train::Tuned;
+use lorakit_train::FitScope;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,7 +16,7 @@ pub enum Method {
     /// Training from one expert of all tasks.
     Shared(Option<String>),
     /// Skills, mixed by a routing that is fitted, alone or with them.
-    Skills(Tuned),
+    Skills(FitScope),
     /// Weights of the library's experts.
     Composition(Composition),
 }
@@ -48,8 +48,8 @@ impl Method {
             Self::NoLibrary => "no_library",
             Self::Mean => "mean",
             Self::Shared(_) => "shared",
-            Self::Skills(Tuned::All) => "poly",
-            Self::Skills(Tuned::Routing) => "poly_z",
+            Self::Skills(FitScope::All) => "poly",
+            Self::Skills(FitScope::Routing) => "poly_z",
             Self::Composition(Composition::LoraHub(_)) => "lorahub",
             Self::Composition(Composition::Cat(_)) => "cat",
         }
@@ -88,8 +88,8 @@ impl FromStr for Method {
             ("mean", None) => Ok(Self::Mean),
             ("shared", None) => Ok(Self::Shared(None)),
             ("shared", Some(expert)) if !expert.is_empty() => Ok(Self::Shared(Some(expert.to_owned()))),
-            ("poly", None) => Ok(Self::Skills(Tuned::All)),
-            ("poly_z", None) => Ok(Self::Skills(Tuned::Routing)),
+            ("poly", None) => Ok(Self::Skills(FitScope::All)),
+            ("poly_z", None) => Ok(Self::Skills(FitScope::Routing)),
             ("lorahub" | "cat", _) => text.parse().map(Self::Composition).map_err(|e: RouteError| e.to_string()),
             ("no_library" | "mean" | "shared" | "poly" | "poly_z", _) => {
                 Err(format!("{name} has no settings; found {text:?}"))

@@ -8,12 +8,12 @@ use crate::training::World;
 use anyhow::Result;
 use lorakit_adapter::{Adapter, ExpertRecord, Library};
 use lorakit_format::hash::sha256;
-use lorakit_train::skills::{SkillStack, settings_of};
-use lorakit_train::{Job, Settings, Tuned, kept_routing, tune};
+use lorakit_train::{FitScope, Job, TrainConfig, fit_routing, routing_store};
+use lorakit_train::{SkillStack, config_for_adapters};
 use serde_json::{Value, json};
 
 /// The settings, of those that were changed, that fitting skills does not use.
-pub fn unused(settings: &Settings, defaults: &Settings) -> Vec<&'static str> {
+pub fn unused(settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'static str> {
     let changed = [
         ("dropout", settings.dropout > 0.0 && settings.dropout != defaults.dropout),
         ("eval_steps", settings.eval_steps.is_some_and(|steps| steps > 0)),
@@ -31,9 +31,9 @@ pub struct Fitting<'a> {
     /// The library that the skills are from.
     pub opened: &'a Opened,
     /// The routing alone, or all.
-    pub tuned: Tuned,
+    pub tuned: FitScope,
     /// The settings of training, of the skills' form.
-    pub settings: &'a Settings,
+    pub settings: &'a TrainConfig,
 }
 
 /// The skills of a library: those of its routing poly, where it has one, else all its experts.
@@ -47,7 +47,7 @@ impl Skills {
     pub fn of(opened: &Opened) -> Result<Self> {
         let experts = &opened.experts;
         let adapter = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
-        let names = kept_routing::read(&opened.library, "poly")?.map(|routing| routing.skills);
+        let names = routing_store::read(&opened.library, "poly")?.map(|routing| routing.skills);
         let skills: Result<_> = names.as_deref().unwrap_or(experts.names()).iter().map(adapter).collect();
         skills.map(Self)
     }
@@ -56,8 +56,8 @@ impl Skills {
     ///
     /// # Errors
     /// Where they cannot be mixed as A's and B's.
-    pub fn settings(&self) -> Result<Settings> {
-        settings_of(&self.0, &Settings::default())
+    pub fn settings(&self) -> Result<TrainConfig> {
+        config_for_adapters(&self.0, &TrainConfig::default())
     }
 
     /// Fits them to the rows of each job, and puts the mixed adapters into `library`; those that are there by the same
@@ -73,9 +73,9 @@ impl Skills {
     fn adapt_one(&self, how: &Fitting, library: &Library, job: &Job) -> Result<Value> {
         let Fitting { world, opened, tuned, settings } = *how;
         let (name, seed) = (&job.name, world.context.seed);
-        let method = if tuned == Tuned::All { "poly" } else { "poly_z" };
+        let method = if tuned == FitScope::All { "poly" } else { "poly_z" };
         let mut identity = identity(world, method, opened, &job.train)?;
-        identity["settings"] = settings.decisive();
+        identity["settings"] = settings.fingerprint_fields();
         // Which experts are skills, and in which order.
         identity["routing"] = json!(opened.library.router_sha256("poly")?);
         let hash = sha256(identity.to_string().as_bytes());
@@ -86,7 +86,7 @@ impl Skills {
         let (sites, device) = (world.base.sites(), world.base.device());
         let stack = SkillStack::new(sites, device, self.0.clone(), 1, std::slice::from_ref(name), settings, seed)?;
         world.context.output.status(format!("{name}: fitting to {} rows", job.train.len()));
-        let losses = json!({ "train": tune(world.base, &stack, &job.train, tuned, settings, seed)? });
+        let losses = json!({ "train": fit_routing(world.base, &stack, &job.train, tuned, settings, seed)? });
         let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(world, opened, job, &losses) };
         library.replace(name, &stack.adapter_of(0)?.named_within(&world.base.modules()), Some(&record))?;
         Ok(losses)

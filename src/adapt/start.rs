@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_route::Expert;
 use lorakit_route::merge::{Coefficients, Merge};
-use lorakit_train::skills::settings_of;
-use lorakit_train::{Settings, Start};
+use lorakit_train::config_for_adapters;
+use lorakit_train::{Init, TrainConfig};
 use serde_json::json;
 
 /// The expert that `shared` starts from where no other is named: `train-experts --joint` gives it this name.
@@ -14,22 +14,22 @@ const JOINT: &str = "joint";
 
 /// The mean of the library (µ of <https://arxiv.org/abs/2405.11157>): the A's averaged, and the scaled B's. Where experts
 /// differ in form, the mean of their deltas, brought to `rank`.
-pub fn mean(opened: &Opened, rank: usize) -> Result<Start> {
+pub fn mean(opened: &Opened, rank: usize) -> Result<Init> {
     let experts = opened.experts.experts();
     let method = if of_one_form(experts) { "linear:convention=paper".to_owned() } else { format!("svd:rank={rank}") };
     let merge: Merge = method.parse()?;
     let mean = merge.apply(experts, &Coefficients::uniform(experts.len()))?.adapter;
-    let scale = form_of(&experts[0].adapter).map_or(Settings::default().scale(), |(_, scale)| scale);
+    let scale = form_of(&experts[0].adapter).map_or(TrainConfig::default().scale(), |(_, scale)| scale);
     let origin = json!({
         "method": "mean",
         "merge": merge.to_string(),
         "experts": experts.iter().map(|expert| weights(opened, &expert.name)).collect::<Result<Vec<_>>>()?,
     });
-    Ok(Start { adapter: at_scale(&mean, scale)?, origin, seen: opened.seen(0..experts.len()) })
+    Ok(Init { adapter: at_scale(&mean, scale)?, origin, seen: opened.seen(0..experts.len()) })
 }
 
 /// One expert of the library: the one named, else `joint`, else the only one.
-pub fn shared(opened: &Opened, name: Option<&str>) -> Result<Start> {
+pub fn shared(opened: &Opened, name: Option<&str>) -> Result<Init> {
     let experts = &opened.experts;
     let index = match name {
         Some(name) => experts.index(name)?,
@@ -46,7 +46,7 @@ pub fn shared(opened: &Opened, name: Option<&str>) -> Result<Start> {
         "method": "shared",
         "experts": [weights(opened, &expert.name)?],
     });
-    Ok(Start { adapter: expert.adapter.clone(), origin, seen: opened.seen([index]) })
+    Ok(Init { adapter: expert.adapter.clone(), origin, seen: opened.seen([index]) })
 }
 
 fn weights(opened: &Opened, name: &str) -> Result<serde_json::Value> {
@@ -54,18 +54,18 @@ fn weights(opened: &Opened, name: &str) -> Result<serde_json::Value> {
 }
 
 /// The defaults of training that agree with the adapter that it starts from.
-pub fn settings(start: Option<&Start>) -> Result<Settings> {
-    let defaults = Settings::default();
+pub fn settings(start: Option<&Init>) -> Result<TrainConfig> {
+    let defaults = TrainConfig::default();
     match start {
         None => Ok(defaults),
         Some(start) => {
-            settings_of(std::slice::from_ref(&start.adapter), &defaults).context("the adapter to start from")
+            config_for_adapters(std::slice::from_ref(&start.adapter), &defaults).context("the adapter to start from")
         }
     }
 }
 
 /// Refuses settings of another form than the adapter that training starts from.
-pub fn ensure_form(start: &Start, settings: &Settings) -> Result<()> {
+pub fn ensure_form(start: &Init, settings: &TrainConfig) -> Result<()> {
     let Some((rank, scale)) = form_of(&start.adapter) else { return Ok(()) };
     ensure!(
         rank == settings.rank && (scale - settings.scale()).abs() < 1e-9,

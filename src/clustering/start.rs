@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
 use lorakit_cluster::Experts;
-use lorakit_train::lora::initial_a;
+use lorakit_train::initial_a;
 use std::collections::BTreeMap;
 
 /// How each of some experts came about, where that is recorded.

@@ -23,7 +23,7 @@ use lorakit_adapter::Library;
 use lorakit_eval::Results;
 use lorakit_route::Composition;
 use lorakit_task::Task;
-use lorakit_train::{Job, Settings, Start, Tuned};
+use lorakit_train::{FitScope, Init, Job, TrainConfig};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -161,9 +161,9 @@ fn same_folder(out: &std::path::Path, opened: &Opened) -> bool {
 /// What a method does.
 enum Way<'a> {
     /// Trains adapters, from a start where there is one.
-    Train(Box<Settings>, Option<Box<Start>>),
+    Train(Box<TrainConfig>, Option<Box<Init>>),
     /// Fits the routing of skills, and the skills or not.
-    Route(Box<Settings>, Tuned, Skills, &'a Opened),
+    Route(Box<TrainConfig>, FitScope, Skills, &'a Opened),
     /// Weighs experts.
     Compose(&'a Composition, &'a Opened),
 }
@@ -188,7 +188,7 @@ impl AdaptArgs {
         let opened = || opened.context("the method needs --library");
         let start = match &self.method {
             Method::NoLibrary => None,
-            Method::Mean => Some(start::mean(opened()?, self.settings.over(Settings::default())?.rank)?),
+            Method::Mean => Some(start::mean(opened()?, self.settings.over(TrainConfig::default())?.rank)?),
             Method::Shared(name) => Some(start::shared(opened()?, name.as_deref())?),
             Method::Skills(tuned) => {
                 let skills = Skills::of(opened()?)?;
@@ -210,7 +210,7 @@ impl AdaptArgs {
     /// Makes an adapter for each task.
     fn adapt(&self, way: Way, world: &World, tasks: &[Task], out: &Library) -> Result<Adapted> {
         let plans = plan::private(tasks);
-        let defaults = Settings::default();
+        let defaults = TrainConfig::default();
         let settings = match &way {
             Way::Train(settings, _) | Way::Route(settings, ..) => settings,
             Way::Compose(..) => &defaults,

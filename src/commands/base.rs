@@ -8,8 +8,8 @@ use crate::settings;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;
-use lorakit_train::Settings;
-use lorakit_train::memory::{self, Memory};
+use lorakit_train::TrainConfig;
+use lorakit_train::memory_estimate::{self, DeviceMemory};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
 }
 
 fn info(args: InfoArgs, context: &Context) -> Result<()> {
-    let mut settings = Settings::default();
+    let mut settings = TrainConfig::default();
     settings::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;
     settings::ensure_targets(&settings, &base)?;
@@ -70,30 +70,40 @@ fn info(args: InfoArgs, context: &Context) -> Result<()> {
 struct Needs {
     expert_parameters: u64,
     /// For one expert and for as many as share a pass at most.
-    training: Vec<(usize, memory::Estimate)>,
+    training: Vec<(usize, memory_estimate::MemoryEstimate)>,
     /// All weights of the base.
-    full: memory::Estimate,
+    full: memory_estimate::MemoryEstimate,
     /// By the number of experts.
     routing: Vec<(u64, u64)>,
 }
 
 impl Needs {
-    fn of(base: &Base, settings: &Settings) -> Result<Self> {
-        let expert_parameters = memory::expert_parameters(base, settings)?;
-        let training =
-            |experts| Ok((experts, memory::estimate(base, &[], experts, settings, memory::Way::of_adapters(base))?));
+    fn of(base: &Base, settings: &TrainConfig) -> Result<Self> {
+        let expert_parameters = memory_estimate::expert_parameters(base, settings)?;
+        let training = |experts| {
+            Ok((
+                experts,
+                memory_estimate::estimate(
+                    base,
+                    &[],
+                    experts,
+                    settings,
+                    memory_estimate::BackwardMode::of_adapters(base),
+                )?,
+            ))
+        };
         // A library is stacked in f32 beside the base.
         let routing = |experts| (experts, base.weight_bytes() + 4 * experts * expert_parameters);
         Ok(Self {
             expert_parameters,
             training: [1, 8, 64].into_iter().map(training).collect::<Result<_>>()?,
-            full: memory::full_estimate(base, &[], settings),
+            full: memory_estimate::full_estimate(base, &[], settings),
             routing: LIBRARIES.map(routing).into(),
         })
     }
 }
 
-fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
+fn document(base: &Base, settings: &TrainConfig, needs: &Needs) -> Value {
     let identity = base.identity();
     let training = needs.training.iter().map(|(experts, need)| {
         json!({
@@ -105,7 +115,7 @@ fn document(base: &Base, settings: &Settings, needs: &Needs) -> Value {
         })
     });
     let routing = needs.routing.iter().map(|(experts, total)| json!({ "experts": experts, "total": total }));
-    let memory = Memory::around(base);
+    let memory = DeviceMemory::of_device(base);
     json!({
         "name": identity.name,
         "architecture": identity.architecture,
@@ -141,7 +151,7 @@ fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
         .collect()
 }
 
-fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
+fn human(base: &Base, settings: &TrainConfig, needs: &Needs) -> String {
     let identity = base.identity();
     let fact = |name: &str, value: String| vec![name.to_owned(), value];
     let mut facts = vec![
@@ -160,7 +170,7 @@ fn human(base: &Base, settings: &Settings, needs: &Needs) -> String {
     });
     let routing = needs.routing.iter().map(|(experts, total)| vec![experts.to_string(), bytes(*total)]);
     let place = if base.device().is_cpu() { "this machine" } else { "the card" };
-    let machine = Memory::around(base).map_or(String::new(), |memory| {
+    let machine = DeviceMemory::of_device(base).map_or(String::new(), |memory| {
         format!("; {place} has {}, {} available", bytes(memory.total), bytes(memory.available))
     });
     format!(

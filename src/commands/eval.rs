@@ -16,7 +16,7 @@ use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::{Model, Options, evaluate};
+use lorakit_eval::{EvalOptions, PatchedModel, evaluate};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_route::Router;
@@ -64,7 +64,7 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
-    let options = Options { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..Options::default() };
+    let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(data)?;
     if args.split != Split::All {
@@ -103,7 +103,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
                 bar.inc(1);
                 continue;
             };
-            let model = Model { base: &base, vocabulary: &vocabulary, patches, templates: templates.as_ref() };
+            let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches, routing: templates.as_ref() };
             let scores = evaluate(&model, task, &options, &mut |rows| {
                 bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
             });

@@ -6,7 +6,7 @@ use crate::slots::{self, SlotArgs};
 use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_eval::{Event, GenerationConfig, Model, generate};
+use lorakit_eval::{GenerationConfig, GenerationEvent, PatchedModel, generate};
 use lorakit_model::sample::Choice;
 use lorakit_task::Example;
 use serde_json::json;
@@ -79,12 +79,12 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
         seed: context.seed,
         ..GenerationConfig::default()
     };
-    let (patches, templates) = (&filling.patches, filling.templates.as_ref());
-    let model = Model { base: &base, vocabulary: &vocabulary, patches, templates };
+    let (patches, routing) = (&filling.patches, filling.templates.as_ref());
+    let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches, routing };
 
     let mut written = Ok(());
-    let mut hear = |_: usize, event: Event| {
-        if let (false, Event::Text(piece), Ok(())) = (context.output.json, event, &written) {
+    let mut hear = |_: usize, event: GenerationEvent| {
+        if let (false, GenerationEvent::Text(piece), Ok(())) = (context.output.json, event, &written) {
             written = context.output.raw(piece);
         }
     };

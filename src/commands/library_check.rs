@@ -9,7 +9,7 @@ use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, Notice, PeftConfig, Refusal};
 use lorakit_format::hash::sha256_of_file;
 use lorakit_format::read_text;
 use lorakit_model::Base;
-use lorakit_train::kept_routing;
+use lorakit_train::routing_store;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
 /// came from: that of earlier experts is never served, and only takes room.
 fn router_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
     if matches!(name, "poly" | "mhr") {
-        return kept_routing::read(library, name).map(|_| Vec::new());
+        return routing_store::read(library, name).map(|_| Vec::new());
     }
     let Some(record) = library.router_record::<Value>(name)? else { bail!("no router.json is there") };
     library.router_state(name, &record)?;

@@ -15,8 +15,8 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::{Split, Task};
-use lorakit_train::product::{OF_ADAPTERS, OF_SKILLS};
-use lorakit_train::{Settings, Skills};
+use lorakit_train::{LORA_SETTINGS, SKILL_SETTINGS};
+use lorakit_train::{SkillDims, TrainConfig};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -98,11 +98,11 @@ struct Which {
 
 impl Which {
     /// What is made.
-    fn made(&self, settings: &Settings) -> Made {
+    fn made(&self, settings: &TrainConfig) -> Made {
         match (self.full, self.poly, self.mhr) {
             (true, ..) => Made::Model,
-            (_, Some(skills), _) => Made::Skills(Skills { count: skills.get(), splits: 1 }),
-            (.., Some(skills)) => Made::Skills(Skills { count: skills.get(), splits: settings.splits }),
+            (_, Some(skills), _) => Made::Skills(SkillDims { count: skills.get(), splits: 1 }),
+            (.., Some(skills)) => Made::Skills(SkillDims { count: skills.get(), splits: settings.splits }),
             _ => Made::Experts,
         }
     }
@@ -113,7 +113,7 @@ const FULL: &str = "full";
 
 /// Trains the experts that are not there yet.
 pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
-    let settings = args.settings.over(Settings::default())?;
+    let settings = args.settings.over(TrainConfig::default())?;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
     if let Some(k) = args.which.mbc {
@@ -141,13 +141,13 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
 }
 
 /// The settings that were changed and that what is made does not use.
-fn unused(made: &Made, settings: &Settings) -> Result<Vec<&'static str>> {
+fn unused(made: &Made, settings: &TrainConfig) -> Result<Vec<&'static str>> {
     let unused: Vec<&str> = match made {
-        Made::Experts => OF_SKILLS.to_vec(),
-        Made::Model => [&OF_ADAPTERS[..], &OF_SKILLS].concat(),
+        Made::Experts => SKILL_SETTINGS.to_vec(),
+        Made::Model => [&LORA_SETTINGS[..], &SKILL_SETTINGS].concat(),
         Made::Skills(_) => Vec::new(),
     };
-    let (given, default) = (serde_json::to_value(settings)?, serde_json::to_value(Settings::default())?);
+    let (given, default) = (serde_json::to_value(settings)?, serde_json::to_value(TrainConfig::default())?);
     Ok(unused.into_iter().filter(|name| given[*name] != default[*name]).collect())
 }
 
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn help_names_every_setting() {
-        let names = Settings::names();
+        let names = TrainConfig::names();
         let missing: Vec<&str> = names.split(", ").filter(|name| !SETTINGS.contains(*name)).collect();
         assert!(missing.is_empty(), "{missing:?} of {names}");
     }

@@ -8,7 +8,7 @@ use crate::output::{ABSENT, table};
 use crate::progress;
 use crate::routing::Routing;
 use anyhow::{Context as _, Result};
-use lorakit_eval::{Model, Options, Results, Score, evaluate};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
 use lorakit_lora::Rows;
 use lorakit_route::{Router, Setting, Usage};
 use lorakit_task::skills::{self, Family};
@@ -85,19 +85,19 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
                 }
                 let own = if same.is_none() { Some(routing.fill(&router, Some(task), None)?) } else { None };
                 let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
-                let model = Model {
+                let model = PatchedModel {
                     base: &world.base,
                     vocabulary: &world.vocabulary,
                     patches: &filling.patches,
-                    templates: &*filling.templates,
+                    routing: &*filling.templates,
                 };
-                let options = Options { split: Split::Test, limit: Some(world.limit), ..Options::default() };
+                let options = EvalOptions { split: Split::Test, limit: Some(world.limit), ..EvalOptions::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;
                 results.insert(label, &task.name, &scored);
                 scores.push(scored);
             }
             let mean = |metric: &str| -> Result<Score> {
-                let of = |s: &lorakit_eval::Scores| {
+                let of = |s: &lorakit_eval::TaskScores| {
                     s.metrics.get(metric).copied().with_context(|| format!("no {metric} was scored"))
                 };
                 Ok(mean(&scores.iter().map(of).collect::<Result<Vec<_>>>()?))

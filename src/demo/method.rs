@@ -13,8 +13,8 @@ use lorakit_cluster::{
     Clusters, Embedded, Experts, MbcOptions, Method, Report, Similarity, Space, Spaces, adjusted_rand, curve, mbc,
 };
 use lorakit_task::{Task, skills};
-use lorakit_train::Options;
-use lorakit_train::lora::initial_a;
+use lorakit_train::RunOptions;
+use lorakit_train::initial_a;
 use serde_json::Map;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,9 +64,9 @@ fn train(world: &World, root: &Path, plans: &[Plan], context: &Context) -> Resul
     let library = Library::open_or_create(root, Some(world.base.identity()))?;
     let _lock = lock_for(&library, &world.base, context)?;
     let stop = context.interrupt.hold();
-    let options = Options { seed: context.seed, restart: false, stop: &stop };
+    let options = RunOptions { seed: context.seed, restart: false, stop: &stop };
     let mut bars = progress::Training::new(context.output);
-    let watch = &mut |event: lorakit_train::Event| bars.watch(event);
+    let watch = &mut |event: lorakit_train::TrainEvent| bars.watch(event);
     let summary = lorakit_train::train_experts(&world.base, &library, jobs, &world.settings, &options, watch)
         .with_context(|| format!("{}; another --out starts afresh", root.display()))?;
     bars.end();

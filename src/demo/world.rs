@@ -6,7 +6,7 @@ use anyhow::Result;
 use lorakit_model::Base;
 use lorakit_task::skills::{self, Family, Part};
 use lorakit_task::{Task, Vocabulary};
-use lorakit_train::{LossReduction, Settings};
+use lorakit_train::{LossReduction, TrainConfig};
 
 /// What there is to learn, and from what base.
 pub struct World {
@@ -23,7 +23,7 @@ pub struct World {
     /// The families that the tasks are of.
     pub families: Vec<Family>,
     /// How experts are trained.
-    pub settings: Settings,
+    pub settings: TrainConfig,
     /// Test rows of a task that are scored.
     pub limit: usize,
 }
@@ -37,7 +37,7 @@ impl World {
         let known = |task: &Task| skills::family_of(&task.name).is_some_and(|family| families.contains(&family));
         let tasks = |part| skills::tasks(skills::SEED, part).into_iter().filter(known).collect();
         let (training, held_out) = (tasks(Part::Training), tasks(Part::HeldOut));
-        let settings = Settings {
+        let settings = TrainConfig {
             learning_rate: 1e-2,
             max_steps: Some(if quick { 24 } else { STEPS }),
             batch_size: 16,
@@ -45,7 +45,7 @@ impl World {
             dropout: 0.0,
             eval_steps: Some(0),
             loss_reduction: LossReduction::Tokens,
-            ..Settings::default()
+            ..TrainConfig::default()
         };
         Ok(Self { place, base, vocabulary, training, held_out, families, settings, limit: if quick { 8 } else { 24 } })
     }

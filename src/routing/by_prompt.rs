@@ -1,7 +1,7 @@
 //! Routers that decide by prompts, at work: the base reads each prompt once before anything is predicted.
 
 use anyhow::Result;
-use lorakit_eval::Templates;
+use lorakit_eval::PromptRouting;
 use lorakit_lora::{Row, Rows};
 use lorakit_model::Base;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub struct ByPrompt<'a> {
     pub rule: Arc<dyn lorakit_route::ByPrompt>,
 }
 
-impl Templates for ByPrompt<'_> {
+impl PromptRouting for ByPrompt<'_> {
     fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
         let survey = self.rule.survey();
         let rows = Rows::packed(prompts.iter().map(|prompt| prompt.len()));

@@ -4,7 +4,7 @@
 use super::Rows;
 use super::by_prompt::ByPrompt;
 use anyhow::{Context as _, Result};
-use lorakit_eval::{Model, Templates, row_losses};
+use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Row};
 use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
 use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
@@ -64,10 +64,10 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     /// The mean loss of the rows under patches.
-    fn loss(&self, patches: &Patches, templates: &dyn Templates) -> Result<f64> {
+    fn loss(&self, patches: &Patches, routing: &dyn PromptRouting) -> Result<f64> {
         let vocabulary = self.rows.vocabulary()?;
-        let model = Model { base: self.rows.base(), vocabulary: &vocabulary, patches, templates };
-        let losses = row_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
+        let model = PatchedModel { base: self.rows.base(), vocabulary: &vocabulary, patches, routing };
+        let losses = example_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }
 

@@ -34,7 +34,7 @@ use crate::base_source::Located;
 use crate::context::Context;
 use crate::experts::Opened;
 use anyhow::{Context as _, Result};
-use lorakit_eval::Templates;
+use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Row};
 use lorakit_model::Base;
 use lorakit_route::poly::Unseen;
@@ -66,7 +66,7 @@ pub struct Filling<'a> {
     /// What sits in the slots.
     pub patches: Patches,
     /// What rows carry.
-    pub templates: Box<dyn Templates + 'a>,
+    pub templates: Box<dyn PromptRouting + 'a>,
 }
 
 impl Filling<'_> {

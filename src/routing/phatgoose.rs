@@ -6,9 +6,9 @@ use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::{Learned, Phatgoose, phatgoose};
 use lorakit_task::Example;
-use lorakit_train::job::rows_of_update;
-use lorakit_train::schedule::{Schedule, Scheduler};
-use lorakit_train::{ParameterGroup, Settings, TokenLoss, fit};
+use lorakit_train::batch_indices;
+use lorakit_train::optim::lr_schedule::{LrSchedule, LrSchedulerType};
+use lorakit_train::{ParameterGroup, TokenLoss, TrainConfig, minimize};
 
 /// The share of the steps that warm up.
 const WARMUP: f64 = 0.1;
@@ -30,12 +30,12 @@ pub fn learn(settings: &Phatgoose, rows: &Rows) -> Result<Learned> {
         weight_decay: 0.0,
         max_grad_norm: 0.0,
     };
-    let loss = TokenLoss::new(base, &Settings::default());
-    let schedule = Schedule::new(Scheduler::Linear, WARMUP, settings.steps);
-    fit(vec![group], schedule, |step, variables, gradients| {
+    let loss = TokenLoss::new(base, &TrainConfig::default());
+    let schedule = LrSchedule::new(LrSchedulerType::Linear, WARMUP, settings.steps);
+    minimize(vec![group], schedule, |step, variables, gradients| {
         let mut batch = Vec::new();
         for (expert, (name, examples)) in experts.names().iter().zip(&own).enumerate() {
-            let taken = rows_of_update(rows.seed(), name, examples.len(), settings.batch_size, step);
+            let taken = batch_indices(rows.seed(), name, examples.len(), settings.batch_size, step);
             batch.extend(taken.into_iter().map(|row| (Some(expert), &examples[row])));
         }
         let patches = |_: &_| {

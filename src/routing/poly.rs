@@ -7,9 +7,9 @@ use lorakit_model::Base;
 use lorakit_route::poly::{Trained, Unseen};
 use lorakit_route::{Experts, Learned, Poly};
 use lorakit_task::Example;
-use lorakit_train::kept_routing::{self, KeptRouting};
-use lorakit_train::skills::{SkillStack, settings_of};
-use lorakit_train::{Settings, Tuned, tune};
+use lorakit_train::routing_store::{self, StoredRouting};
+use lorakit_train::{FitScope, TrainConfig, fit_routing};
+use lorakit_train::{SkillStack, config_for_adapters};
 
 /// The adapter of the task at hand: of its own routing where that was trained with the skills, else of the mean routing,
 /// or of one that is fitted to the task's rows, the skills as they are.
@@ -21,14 +21,14 @@ pub fn learn(poly: &Poly, rows: &Rows) -> Result<Learned> {
         (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
         (None, Unseen::Fit) => {
             let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
-            let settings = Settings {
+            let settings = TrainConfig {
                 max_steps: Some(poly.steps),
                 routing_learning_rate: poly.rate,
                 max_grad_norm: 1.0,
                 ..skills.settings.clone()
             };
             let stack = skills.stack_of_one(&settings, rows.seed())?;
-            tune(rows.base(), &stack, &examples, Tuned::Routing, &settings, rows.seed())?;
+            fit_routing(rows.base(), &stack, &examples, FitScope::Routing, &settings, rows.seed())?;
             stack.adapter_of(0)?
         }
     };
@@ -46,14 +46,14 @@ struct Skilled<'a> {
     base: &'a Base,
     skills: Vec<Adapter>,
     /// That of their training; none for experts that were not trained as skills.
-    routing: Option<KeptRouting>,
+    routing: Option<StoredRouting>,
     /// By which the skills would have been made.
-    settings: Settings,
+    settings: TrainConfig,
 }
 
 impl<'a> Skilled<'a> {
     fn open(poly: &Poly, base: &'a Base, experts: &Experts, library: &Library) -> Result<Self> {
-        let routing = kept_routing::read(library, poly.name())?;
+        let routing = routing_store::read(library, poly.name())?;
         let skills: Vec<Adapter> = match (&routing, poly.trained) {
             (Some(routing), _) => {
                 let of = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
@@ -61,7 +61,7 @@ impl<'a> Skilled<'a> {
                 skills
                     .with_context(|| format!("the skills of {}/{}", library.routers_folder().display(), poly.name()))?
             }
-            (None, Trained::Poly) if kept_routing::has_skills(library, poly.name())? => bail!(
+            (None, Trained::Poly) if routing_store::has_skills(library, poly.name())? => bail!(
                 "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run \
                  `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
                 library.routers_folder().display()
@@ -73,7 +73,7 @@ impl<'a> Skilled<'a> {
                 library.routers_folder().display()
             ),
         };
-        let settings = settings_of(&skills, &Settings::default())?;
+        let settings = config_for_adapters(&skills, &TrainConfig::default())?;
         Ok(Self { base, skills, routing, settings })
     }
 
@@ -103,11 +103,11 @@ impl<'a> Skilled<'a> {
     }
 
     /// The skills with the routing of one new task, from which a fit starts.
-    fn stack_of_one(&self, settings: &Settings, seed: u64) -> Result<SkillStack> {
+    fn stack_of_one(&self, settings: &TrainConfig, seed: u64) -> Result<SkillStack> {
         self.stack(&["target".to_owned()], settings, seed)
     }
 
-    fn stack(&self, tasks: &[String], settings: &Settings, seed: u64) -> Result<SkillStack> {
+    fn stack(&self, tasks: &[String], settings: &TrainConfig, seed: u64) -> Result<SkillStack> {
         let (sites, device) = (self.base.sites(), self.base.device());
         SkillStack::new(sites, device, self.skills.clone(), self.splits(), tasks, settings, seed)
     }

@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result};
 use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::{Learned, Tp, tp};
-use lorakit_train::schedule::{Schedule, Scheduler};
-use lorakit_train::{ParameterGroup, fit};
+use lorakit_train::optim::lr_schedule::{LrSchedule, LrSchedulerType};
+use lorakit_train::{ParameterGroup, minimize};
 
 /// Steps over all rows at once. The loss is convex, and starts from zero: nothing here is drawn.
 const STEPS: usize = 300;
@@ -73,7 +73,7 @@ fn regression(features: Vec<f32>, classes: &[u32], width: usize, count: usize) -
         weight_decay: WEIGHT_DECAY,
         max_grad_norm: 0.0,
     };
-    fit(vec![group], Schedule::new(Scheduler::Cosine, 0.0, STEPS), |_, variables, gradients| {
+    minimize(vec![group], LrSchedule::new(LrSchedulerType::Cosine, 0.0, STEPS), |_, variables, gradients| {
         let logits = features.matmul(&weights.as_tensor().t()?)?.broadcast_add(biases.as_tensor())?;
         let highest = logits.max_keepdim(D::Minus1)?.detach();
         let total = (logits.broadcast_sub(&highest)?.exp()?.sum_keepdim(D::Minus1)?.log()? + highest)?;

@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::interrupt::Interrupted;
 use crate::output::counted;
 use anyhow::{Error, Result, ensure};
-use lorakit_eval::Options;
+use lorakit_eval::EvalOptions;
 use lorakit_task::Task;
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ impl Failures {
     }
 
     /// The tasks that have rows to be scored. Where none has, the first reason is the command's.
-    pub fn with_rows(&mut self, tasks: Vec<Task>, options: &Options, context: &Context) -> Result<Vec<Task>> {
+    pub fn with_rows(&mut self, tasks: Vec<Task>, options: &EvalOptions, context: &Context) -> Result<Vec<Task>> {
         let (mut fit, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
             match task.rows(options.split, options.limit).map(|_| ()) {

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_eval::{Results, Scores, samples_file, samples_jsonl};
+use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::atomic::write_file;
 use lorakit_task::Task;
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Takes the scores of a router on a task, and writes what there is.
-    pub fn keep(&mut self, router: &str, task: &str, scores: &Scores) -> Result<()> {
+    pub fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
         self.now.insert(router, task, scores);
         let Some((folder, results)) = &mut self.file else { return Ok(()) };
         if self.log_samples {

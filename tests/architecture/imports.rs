@@ -115,7 +115,8 @@ fn read_module(file: &Path, module: Module, modules: &mut BTreeMap<Module, Sourc
     let is_folder = ["lib", "main", "mod"].contains(&file.file_stem().unwrap().to_str().unwrap());
     let folder = if is_folder { file.parent().unwrap().to_owned() } else { file.with_extension("") };
     let declared: Vec<String> = statements(&text, "mod").filter(|name| is_name(name)).map(str::to_owned).collect();
-    let imports = statements(&text, "use").flat_map(|tree| expand(&tree.split_whitespace().collect::<Vec<_>>().join(" "), &[]));
+    let imports =
+        statements(&text, "use").flat_map(|tree| expand(&tree.split_whitespace().collect::<Vec<_>>().join(" "), &[]));
     let imports = imports.collect();
     let mut body = text.clone();
     for tree in statements(&text, "use") {

@@ -67,7 +67,8 @@ fn is_raw_string(text: &[char]) -> bool {
 fn raw_string(text: &[char]) -> usize {
     let hashes = hashes(text);
     let start = hashes + 2;
-    let closes = |rest: &[char]| rest[0] == '"' && rest[1..].iter().take(hashes).filter(|c| **c == '#').count() == hashes;
+    let closes =
+        |rest: &[char]| rest[0] == '"' && rest[1..].iter().take(hashes).filter(|c| **c == '#').count() == hashes;
     start + length_until(&text[start..], closes) + 1 + hashes
 }
 
@@ -107,6 +108,7 @@ fn item_length(text: &str) -> usize {
 
 #[test]
 fn code_is_what_is_left_of_a_file() {
-    let text = "a; // b\n/* c /* d */ */ e(\"f\\\"\", r#\"g\"h\"#, 'i', '\\'', &'j ());\n#[cfg(test)]\nmod tests { k {} }\nl";
+    let text =
+        "a; // b\n/* c /* d */ */ e(\"f\\\"\", r#\"g\"h\"#, 'i', '\\'', &'j ());\n#[cfg(test)]\nmod tests { k {} }\nl";
     assert_eq!(code(text), "a; \n e(\"\", \"\", ' ', ' ', &'j ());\n\nl");
 }

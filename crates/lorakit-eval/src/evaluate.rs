@@ -4,15 +4,15 @@ use anyhow::{Context, Result, ensure};
 use lorakit_task::{Example, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{chosen, score_choices};
-use crate::exact_match::{exact_match, exact_match_normalized};
-use crate::generation::{Event, GenerationConfig, generate};
-use crate::likelihood::row_losses;
-use crate::model::Model;
-use crate::progress::{Progress, Stage};
-use crate::rouge_l::rouge_l;
+use crate::eval_progress::{EvalProgress, EvalStage};
+use crate::generation::{GenerationConfig, GenerationEvent, generate};
+use crate::likelihood::example_losses;
+use crate::metrics::exact_match::{exact_match, exact_match_normalized};
+use crate::metrics::rouge_l::rouge_l;
+use crate::metrics::score::TaskScores;
+use crate::multiple_choice::{chosen, score_choices};
+use crate::patched_model::PatchedModel;
 use crate::sample::Sample;
-use crate::score::Scores;
 
 /// The name under which the exact match after normalisation stands beside [`Metric::ExactMatch`].
 pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
@@ -20,7 +20,7 @@ pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
 /// Which rows are scored, and how many at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct EvalOptions {
     /// The part of a task's rows.
     pub split: Split,
     /// Only the first rows of the split.
@@ -29,7 +29,7 @@ pub struct Options {
     pub batch_tokens: usize,
 }
 
-impl Default for Options {
+impl Default for EvalOptions {
     fn default() -> Self {
         Self { split: Split::Test, limit: None, batch_tokens: 2048 }
     }
@@ -42,23 +42,28 @@ impl Default for Options {
 ///
 /// # Errors
 /// Where the split has no rows, a row cannot be tokenised, or a likelihood is not finite.
-pub fn evaluate(model: &Model, task: &Task, options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Scores> {
+pub fn evaluate(
+    model: &PatchedModel,
+    task: &Task,
+    options: &EvalOptions,
+    progress: &mut dyn FnMut(EvalProgress),
+) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
     ensure!(!rows.is_empty(), "task `{}`: a limit of 0 leaves no row to score", task.name);
     let samples = rows.iter().map(|row| Sample::new(row)).collect();
     let mut evaluation = Evaluation { model, task, options, rows, samples, progress };
     evaluation.run().with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
-    Ok(Scores::of(evaluation.samples))
+    Ok(TaskScores::of(evaluation.samples))
 }
 
 /// A task's rows, with what is known of each so far.
 struct Evaluation<'a> {
-    model: &'a Model<'a>,
+    model: &'a PatchedModel<'a>,
     task: &'a Task,
-    options: &'a Options,
+    options: &'a EvalOptions,
     rows: Vec<&'a Row>,
     samples: Vec<Sample>,
-    progress: &'a mut dyn FnMut(Progress),
+    progress: &'a mut dyn FnMut(EvalProgress),
 }
 
 impl Evaluation<'_> {
@@ -80,8 +85,8 @@ impl Evaluation<'_> {
     fn losses(&mut self) -> Result<()> {
         let encode = |row: &&Row| Example::encode(row, self.model.vocabulary, self.model.max_length());
         let examples: Vec<Example> = self.rows.iter().map(encode).collect::<Result<_>>()?;
-        let mut done = report(Stage::Likelihood, self.rows.len(), self.progress);
-        let losses = row_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
+        let mut done = report(EvalStage::Likelihood, self.rows.len(), self.progress);
+        let losses = example_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {
             ensure!(loss.is_finite(), "row {}: the loss is {loss}; are all weights finite?", sample.row);
             sample.metrics.insert(Metric::Loss.name().into(), loss);
@@ -90,7 +95,7 @@ impl Evaluation<'_> {
     }
 
     fn choices(&mut self) -> Result<()> {
-        let mut done = report(Stage::Choices, self.rows.len(), self.progress);
+        let mut done = report(EvalStage::Choices, self.rows.len(), self.progress);
         let scores = score_choices(self.model, &self.rows, self.options.batch_tokens, &mut done)?;
         for (sample, choices) in self.samples.iter_mut().zip(scores) {
             let Some(gold) = sample.gold else { continue };
@@ -116,10 +121,10 @@ impl Evaluation<'_> {
         let room = self.model.max_length().saturating_sub(config.max_new_tokens).max(1);
         let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.vocabulary, room);
         let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<Result<_>>()?;
-        let mut done = report(Stage::Generation, self.rows.len(), self.progress);
+        let mut done = report(EvalStage::Generation, self.rows.len(), self.progress);
         let mut finished = 0;
         let generated = generate(self.model, &prompts, &config, &mut |_, event| {
-            if let Event::End(_) = event {
+            if let GenerationEvent::End(_) = event {
                 finished += 1;
                 done(finished);
             }
@@ -133,8 +138,8 @@ impl Evaluation<'_> {
 }
 
 /// Tells `progress` how many rows of a stage are done.
-fn report(stage: Stage, total: usize, progress: &mut dyn FnMut(Progress)) -> impl FnMut(usize) {
-    move |done| progress(Progress { stage, done, total })
+fn report(stage: EvalStage, total: usize, progress: &mut dyn FnMut(EvalProgress)) -> impl FnMut(usize) {
+    move |done| progress(EvalProgress { stage, done, total })
 }
 
 /// The metrics of a generated text. A text in which the task's `extract` finds nothing has no answer, and is wrong.

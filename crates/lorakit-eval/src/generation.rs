@@ -6,9 +6,9 @@ use lorakit_model::Decoding;
 use lorakit_model::sample::{Choice, Sampler};
 use serde::Serialize;
 
-use crate::batch::batches;
-use crate::model::Model;
-use crate::text::Text;
+use crate::patched_model::PatchedModel;
+use crate::stop_text::StopText;
+use crate::token_batches::token_batches;
 
 /// How text is generated.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ impl Default for GenerationConfig {
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Finish {
+pub enum FinishReason {
     /// The model wrote EOS.
     Eos,
     /// The model wrote a stop text, which is cut off.
@@ -45,22 +45,22 @@ pub enum Finish {
 
 /// Something that happened to a row while it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'t> {
+pub enum GenerationEvent<'t> {
     /// A piece of text became certain. The pieces of a row, one behind the other, are its text.
     Text(&'t str),
     /// The row is finished.
-    End(Finish),
+    End(FinishReason),
 }
 
 /// What a model wrote after a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Generated {
+pub struct GeneratedText {
     /// The text, without EOS and without the stop text that ended it.
     pub text: String,
     /// Number of tokens written, EOS and those of a stop text among them.
     pub tokens: usize,
     /// Why it ended.
-    pub finish: Finish,
+    pub finish: FinishReason,
 }
 
 /// Goes on after each of `prompts`, tokens with at least one each. Results are in their order.
@@ -72,20 +72,20 @@ pub struct Generated {
 /// # Errors
 /// Where a prompt is empty or fills the longest sequence that the base was made for.
 pub fn generate(
-    model: &Model,
+    model: &PatchedModel,
     prompts: &[Vec<u32>],
     config: &GenerationConfig,
-    hear: &mut dyn FnMut(usize, Event),
-) -> Result<Vec<Generated>> {
+    hear: &mut dyn FnMut(usize, GenerationEvent),
+) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
     let room = |prompt: &Vec<u32>| (prompt.len() + config.max_new_tokens).min(model.max_length());
     let rooms: Vec<usize> = prompts.iter().map(room).collect();
     let mut generated = vec![None; prompts.len()];
-    for group in batches(&rooms, config.batch_tokens) {
+    for group in token_batches(&rooms, config.batch_tokens) {
         let mut decoding = Decoding::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
         let read: Vec<&[u32]> = group.iter().map(|&index| prompts[index].as_slice()).collect();
         let mut writers = Vec::new();
-        for (&index, template) in group.iter().zip(model.templates(&read)?) {
+        for (&index, template) in group.iter().zip(model.routing(&read)?) {
             let row = decoding.open(rooms[index], template)?;
             let limit = rooms[index] - prompts[index].len();
             writers.push(Writer::new(model, config, Place { index, row, limit }, &prompts[index]));
@@ -116,17 +116,17 @@ fn check(prompts: &[Vec<u32>], config: &GenerationConfig, longest: usize) -> Res
 }
 
 /// Feeds what each writer has not yet read, lets it choose a token, and gives out what became certain.
-fn step(decoding: &mut Decoding, writers: &mut [Writer], hear: &mut dyn FnMut(usize, Event)) -> Result<()> {
+fn step(decoding: &mut Decoding, writers: &mut [Writer], hear: &mut dyn FnMut(usize, GenerationEvent)) -> Result<()> {
     let fed: Vec<(usize, &[u32])> = writers.iter().map(|writer| (writer.place.row, writer.unread.as_slice())).collect();
     let logits = decoding.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for (writer, logits) in writers.iter_mut().zip(&logits) {
         writer.choose(logits)?;
         let fresh = writer.text.fresh();
         if !fresh.is_empty() {
-            hear(writer.place.index, Event::Text(fresh));
+            hear(writer.place.index, GenerationEvent::Text(fresh));
         }
         if let Some(finish) = writer.finish {
-            hear(writer.place.index, Event::End(finish));
+            hear(writer.place.index, GenerationEvent::End(finish));
         }
     }
     Ok(())
@@ -148,18 +148,18 @@ struct Writer<'a> {
     unread: Vec<u32>,
     stop_tokens: &'a [u32],
     sampler: Sampler,
-    text: Text<'a>,
+    text: StopText<'a>,
     written: usize,
-    finish: Option<Finish>,
+    finish: Option<FinishReason>,
 }
 
 impl<'a> Writer<'a> {
-    fn new(model: &Model<'a>, config: &'a GenerationConfig, place: Place, prompt: &[u32]) -> Self {
+    fn new(model: &PatchedModel<'a>, config: &'a GenerationConfig, place: Place, prompt: &[u32]) -> Self {
         Writer {
             unread: prompt.to_vec(),
             stop_tokens: model.vocabulary.stop_tokens(),
             sampler: Sampler::new(config.choice, stream_of(config.seed, place.index)),
-            text: Text::new(model.vocabulary, prompt, &config.stop),
+            text: StopText::new(model.vocabulary, prompt, &config.stop),
             written: 0,
             finish: None,
             place,
@@ -172,11 +172,11 @@ impl<'a> Writer<'a> {
         self.unread = vec![token];
         self.written += 1;
         self.finish = if self.stop_tokens.contains(&token) {
-            Some(Finish::Eos)
+            Some(FinishReason::Eos)
         } else if self.text.push(token)? {
-            Some(Finish::Stop)
+            Some(FinishReason::Stop)
         } else {
-            (self.written == self.place.limit).then_some(Finish::Length)
+            (self.written == self.place.limit).then_some(FinishReason::Length)
         };
         match self.finish {
             Some(_) => self.text.finish(),
@@ -184,8 +184,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn into_generated(self) -> Option<Generated> {
-        Some(Generated { text: self.text.into_text(), tokens: self.written, finish: self.finish? })
+    fn into_generated(self) -> Option<GeneratedText> {
+        Some(GeneratedText { text: self.text.into_text(), tokens: self.written, finish: self.finish? })
     }
 }
 

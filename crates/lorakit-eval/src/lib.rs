@@ -1,7 +1,7 @@
 //! Scores of a base, with patches in its slots, on tasks.
 //!
-//! [`evaluate`] takes a [`Model`] (a base, its tokenizer, what sits in its slots, and what rows carry for that to read) and a task, and returns [`Scores`]: every metric that the task asks for with its standard error, and a
-//! [`Sample`] for each row. Its parts may be called alone: [`row_losses`] for the likelihood of answers,
+//! [`evaluate`] takes a [`PatchedModel`] (a base, its tokenizer, what sits in its slots, and what rows carry for that to read) and a task, and returns [`TaskScores`]: every metric that the task asks for with its standard error, and a
+//! [`Sample`] for each row. Its parts may be called alone: [`example_losses`] for the likelihood of answers,
 //! [`score_choices`] and [`chosen`] for multiple choice, [`generate`] for text, token by token.
 //! [`Results`] is the document `results.json`. A choice task has three accuracies of three names: `acc` and `acc_norm`
 //! equal those of lm-evaluation-harness, `acc_tok` is the one of arXiv:2405.11157.
@@ -15,18 +15,18 @@
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
 //! use std::path::Path;
-//! use lorakit_eval::{Model, Options, Patches, Results, Row, evaluate};
+//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Row, evaluate};
 //! use lorakit_model::Base;
 //! use lorakit_task::{Task, Vocabulary};
 //!
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
 //! let vocabulary = Vocabulary::open(folder)?;
-//! let model = Model { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), templates: &Row::default() };
+//! let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), routing: &Row::default() };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {
-//!     let scores = evaluate(&model, &task, &Options::default(), &mut |progress| drop(progress))?;
+//!     let scores = evaluate(&model, &task, &EvalOptions::default(), &mut |progress| drop(progress))?;
 //!     results.insert("base", &task.name, &scores);
 //! }
 //! let text = results.to_json()?;
@@ -35,30 +35,28 @@
 //! # }
 //! ```
 
-mod batch;
-mod choice;
+mod eval_progress;
 mod evaluate;
-mod exact_match;
 mod generation;
 mod likelihood;
-mod model;
-mod progress;
+mod metrics;
+mod multiple_choice;
+mod patched_model;
 mod results;
-mod rouge_l;
 mod sample;
-mod score;
 mod shared_prefix;
-mod text;
+mod stop_text;
+mod token_batches;
 
-pub use choice::{ChoiceScore, chosen, score_choices};
-pub use evaluate::{EXACT_MATCH_NORMALIZED, Options, evaluate};
-pub use exact_match::{exact_match, exact_match_normalized, normalized};
-pub use generation::{Event, Finish, Generated, GenerationConfig, generate};
-pub use likelihood::row_losses;
+pub use eval_progress::{EvalProgress, EvalStage};
+pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
+pub use generation::{FinishReason, GeneratedText, GenerationConfig, GenerationEvent, generate};
+pub use likelihood::example_losses;
 pub use lorakit_lora::{Patches, Row};
-pub use model::{Model, Templates};
-pub use progress::{Progress, Stage};
+pub use metrics::exact_match::{exact_match, exact_match_normalized, normalized};
+pub use metrics::rouge_l::rouge_l;
+pub use metrics::score::{Score, TaskScores};
+pub use multiple_choice::{ChoiceScore, chosen, score_choices};
+pub use patched_model::{PatchedModel, PromptRouting};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};
-pub use rouge_l::rouge_l;
 pub use sample::Sample;
-pub use score::{Score, Scores};

@@ -5,8 +5,8 @@ use candle_core::DType;
 use lorakit_model::{Packed, Target};
 use lorakit_task::Example;
 
-use crate::batch::batches;
-use crate::model::Model;
+use crate::patched_model::PatchedModel;
+use crate::token_batches::token_batches;
 
 /// The mean negative log-likelihood per target token, EOS included, of each example, in their order.
 ///
@@ -17,8 +17,8 @@ use crate::model::Model;
 ///
 /// # Errors
 /// Where a token is not of the base's vocabulary, or the forward fails.
-pub fn row_losses(
-    model: &Model,
+pub fn example_losses(
+    model: &PatchedModel,
     examples: &[Example],
     batch_tokens: usize,
     done: &mut dyn FnMut(usize),
@@ -27,8 +27,8 @@ pub fn row_losses(
     let mut losses = vec![0.0; examples.len()];
     let mut finished = 0;
     let lanes = model.base.lanes(batch_tokens);
-    let of_group = |group: &Vec<usize>| Ok((group.clone(), packed_losses(model, examples, group)?));
-    lanes.run(&batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
+    let of_group = |group: &Vec<usize>| -> Result<_> { Ok((group.clone(), packed_losses(model, examples, group)?)) };
+    lanes.run(&token_batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
         group.iter().zip(found).for_each(|(&index, loss)| losses[index] = loss);
         finished += group.len();
         done(finished);
@@ -38,14 +38,14 @@ pub fn row_losses(
 }
 
 /// The losses of the examples of one forward.
-fn packed_losses(model: &Model, examples: &[Example], group: &[usize]) -> Result<Vec<f64>> {
+fn packed_losses(model: &PatchedModel, examples: &[Example], group: &[usize]) -> Result<Vec<f64>> {
     let prompts: Vec<&[u32]> = group.iter().map(|&index| examples[index].prompt.as_slice()).collect();
-    let templates = model.templates(&prompts)?;
+    let routing = model.routing(&prompts)?;
     let mut packed = Packed::default();
-    for (&index, template) in group.iter().zip(&templates) {
+    for (&index, template) in group.iter().zip(&routing) {
         packed.push(&examples[index].prompt, &examples[index].target, template.expert);
     }
-    let mut weights = templates.into_iter().map(|template| template.weights);
+    let mut weights = routing.into_iter().map(|template| template.weights);
     packed.for_each_row(|row| row.weights = weights.next().flatten());
     let nll = model.base.nll(&packed, model.patches)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     Ok(row_means(packed.targets(), &nll, group.len()))

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::metrics::score::{Score, TaskScores};
 use crate::sample::Sample;
-use crate::score::{Score, Scores};
 
 /// The document `results.json`: `{"results": {ROUTER: {TASK: {"n", "metrics": {NAME: {"value", "stderr"}}}}},
 /// "config", "versions"}`. Keys are sorted, and nothing in it tells the time: the same scores give the same bytes.
@@ -63,7 +63,7 @@ impl Results {
     }
 
     /// Puts the scores of a router, as typed, on a task, in place of what stood there.
-    pub fn insert(&mut self, router: &str, task: &str, scores: &Scores) {
+    pub fn insert(&mut self, router: &str, task: &str, scores: &TaskScores) {
         let result = TaskResult { n: scores.n, metrics: scores.metrics.clone(), other: BTreeMap::new() };
         self.results.entry(router.to_string()).or_default().insert(task.to_string(), result);
     }
@@ -117,9 +117,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn scores(value: f64) -> Scores {
+    fn scores(value: f64) -> TaskScores {
         let score = Score { value, stderr: None };
-        Scores { n: 1, metrics: BTreeMap::from([("loss".to_string(), score)]), samples: Vec::new() }
+        TaskScores { n: 1, metrics: BTreeMap::from([("loss".to_string(), score)]), samples: Vec::new() }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use lorakit_task::Row;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::choice::ChoiceScore;
-use crate::generation::Generated;
+use crate::generation::GeneratedText;
+use crate::multiple_choice::ChoiceScore;
 
 /// A row of a task with all that was found about it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -28,7 +28,7 @@ pub struct Sample {
     pub choices: Vec<ChoiceScore>,
     /// What the model wrote, where it was asked to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub generated: Option<Generated>,
+    pub generated: Option<GeneratedText>,
     /// Every metric's value for this row, by name; the task's score is their mean over rows.
     pub metrics: BTreeMap<String, f64>,
 }

@@ -4,22 +4,22 @@ use anyhow::Result;
 use candle_core::{DType, Tensor};
 use lorakit_model::Decoding;
 
-use crate::Row;
-use crate::model::Model;
+use crate::patched_model::PatchedModel;
+use lorakit_lora::Row;
 
 /// A sequence of which the tokens from `from` on are to be predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Path {
+pub(crate) struct Branch {
     /// What is read and predicted; the last token is predicted only.
     pub tokens: Vec<u32>,
     /// The first predicted token; at least 1, since nothing predicts the first of all.
     pub from: usize,
 }
 
-impl Path {
+impl Branch {
     /// A context and what should follow it.
-    pub fn new(context: &[u32], continuation: &[u32]) -> Path {
-        Path { tokens: [context, continuation].concat(), from: context.len() }
+    pub fn new(context: &[u32], continuation: &[u32]) -> Branch {
+        Branch { tokens: [context, continuation].concat(), from: context.len() }
     }
 
     /// The tokens that the model reads.
@@ -30,20 +30,20 @@ impl Path {
 
 /// Paths that begin alike, as the choices of a question do.
 #[derive(Clone, Debug)]
-pub(crate) struct Fan {
-    paths: Vec<Path>,
+pub(crate) struct PrefixTree {
+    paths: Vec<Branch>,
     /// How many tokens all paths share.
     shared: usize,
 }
 
-impl Fan {
+impl PrefixTree {
     /// Shares the longest common beginning, but always leaves each path the token from which its first prediction is
     /// made: so every prediction of a path comes from the path's own tokens.
-    pub fn new(paths: Vec<Path>) -> Fan {
+    pub fn new(paths: Vec<Branch>) -> PrefixTree {
         let bound = paths.iter().map(|path| path.from - 1).min().unwrap_or(0);
-        let common = |path: &Path| paths[0].tokens.iter().zip(&path.tokens).take_while(|(a, b)| a == b).count();
+        let common = |path: &Branch| paths[0].tokens.iter().zip(&path.tokens).take_while(|(a, b)| a == b).count();
         let shared = paths.iter().map(common).fold(bound, usize::min);
-        Fan { paths, shared }
+        PrefixTree { paths, shared }
     }
 
     /// How many tokens are read, the shared ones once.
@@ -58,7 +58,7 @@ impl Fan {
 
 /// The negative log-likelihoods of the predicted tokens: `[fan][path][token]`. All fans are read in two forwards, one
 /// of what is shared and one of what is not. Each fan comes with what its rows carry.
-pub(crate) fn nll(model: &Model, fans: &[(&Fan, Row)]) -> Result<Vec<Vec<Vec<f64>>>> {
+pub(crate) fn nll(model: &PatchedModel, fans: &[(&PrefixTree, Row)]) -> Result<Vec<Vec<Vec<f64>>>> {
     let slots = fans.iter().map(|(fan, _)| fan.tokens()).sum();
     let mut decoding = Decoding::new(model.base, model.patches, slots)?;
     let trunks = read_trunks(fans, &mut decoding)?;
@@ -80,8 +80,8 @@ pub(crate) fn nll(model: &Model, fans: &[(&Fan, Row)]) -> Result<Vec<Vec<Vec<f64
 }
 
 /// Opens a row for each fan and feeds it what the fan's paths share.
-fn read_trunks(fans: &[(&Fan, Row)], decoding: &mut Decoding) -> Result<Vec<usize>> {
-    let open = |(fan, row): &(&Fan, Row)| decoding.open(fan.shared, row.clone());
+fn read_trunks(fans: &[(&PrefixTree, Row)], decoding: &mut Decoding) -> Result<Vec<usize>> {
+    let open = |(fan, row): &(&PrefixTree, Row)| decoding.open(fan.shared, row.clone());
     let trunks = fans.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = trunks.iter().zip(fans).map(|(&row, (fan, _))| (row, fan.trunk()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
@@ -91,8 +91,8 @@ fn read_trunks(fans: &[(&Fan, Row)], decoding: &mut Decoding) -> Result<Vec<usiz
     Ok(trunks)
 }
 
-fn by_path(fans: &[(&Fan, Row)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
-    let mut take = |path: &Path| {
+fn by_path(fans: &[(&PrefixTree, Row)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
+    let mut take = |path: &Branch| {
         let (own, rest) = nll.split_at(path.tokens.len() - path.from);
         nll = rest;
         own.to_vec()
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_token_before_the_first_prediction_is_never_shared() {
-        let fan = |paths: &[(&[u32], &[u32])]| Fan::new(paths.iter().map(|(c, t)| Path::new(c, t)).collect());
+        let fan = |paths: &[(&[u32], &[u32])]| PrefixTree::new(paths.iter().map(|(c, t)| Branch::new(c, t)).collect());
         // Two tokens are shared; 3 is read by both, with 4 and 5, and with 4.
         let same = fan(&[(&[1, 2, 3], &[4, 5, 6]), (&[1, 2, 3], &[4, 7])]);
         assert_eq!((same.shared, same.tokens()), (2, 2 + 3 + 2));

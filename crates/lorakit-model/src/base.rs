@@ -3,6 +3,7 @@
 use crate::attention::Heads;
 use crate::checkpoint::{Bytes, Checkpoint};
 use crate::config::{Config, Form};
+use crate::fingerprint::canonical_text;
 use crate::flow::Flow;
 use crate::loss::Head;
 use crate::norm::Norm;
@@ -331,7 +332,7 @@ fn identity(name: &str, config: &Config, checkpoint: &Checkpoint) -> BaseIdentit
         ("head_dim", config.head_dim),
     ];
     let mut hash = Sha256::new();
-    hash.update(format!("{config:?}"));
+    hash.update(canonical_text(config));
     hash.update(checkpoint.sampled_hash());
     BaseIdentity {
         name: name.to_string(),

@@ -4,7 +4,6 @@
 //! takes batches of its own through all layers, so small that what a layer makes of one stays in its core's cache.
 
 use crate::base::Base;
-use anyhow::Result;
 use rayon::prelude::*;
 
 /// Values of a layer's weights up to which a base is small: they fit the second cache of a core.
@@ -44,17 +43,17 @@ impl Lanes {
     ///
     /// # Errors
     /// The first of `work` or `take`, after which no further round of batches is begun.
-    pub fn run<B: Sync, T: Send>(
+    pub fn run<B: Sync, T: Send, E: Send>(
         &self,
         batches: &[B],
-        work: impl Fn(&B) -> Result<T> + Sync,
-        mut take: impl FnMut(T) -> Result<()>,
-    ) -> Result<()> {
+        work: impl Fn(&B) -> Result<T, E> + Sync,
+        mut take: impl FnMut(T) -> Result<(), E>,
+    ) -> Result<(), E> {
         if !self.side_by_side {
             return batches.iter().try_for_each(|batch| take(work(batch)?));
         }
         for round in batches.chunks(self.in_flight()) {
-            let made: Vec<Result<T>> = round.par_iter().with_max_len(1).map(&work).collect();
+            let made: Vec<Result<T, E>> = round.par_iter().with_max_len(1).map(&work).collect();
             made.into_iter().try_for_each(|made| take(made?))?;
         }
         Ok(())

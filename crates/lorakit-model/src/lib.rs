@@ -14,6 +14,7 @@ mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decode;
+mod fingerprint;
 mod flow;
 mod folder;
 pub mod gate;

@@ -119,3 +119,20 @@ fn a_real_model_continues_as_it_is_known_to() {
         [403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426, 338, 401, 396, 267, 337]
     );
 }
+
+/// Libraries made for these bases hold these fingerprints.
+#[test]
+#[ignore = "needs ../shared"]
+fn fingerprints_never_change() {
+    let known = [
+        "e543449fb207f7a9d388e8cf5c16df0539f4d5c701c508a33c6d3dc17835bc4e",
+        "99ba8951ffe6752d5b62d5460765accb250ff0d0f88a83e0a33d12beeab930af",
+        "99176e1e8ce037a48d1022a03f47374988a82fcb20de231079853d4181af7614",
+        "2b68113be97374e39850056099ab5c76cad81b5b411ce2c43fbc0d5e7c17438c",
+    ];
+    for (name, known) in BASES.into_iter().zip(known) {
+        let folder = shared(&format!("oracles/peft/{name}/base")).expect("../shared is there");
+        let base = Base::open(&folder, &Options::default()).unwrap();
+        assert_eq!(base.identity().fingerprint, known, "{name}");
+    }
+}

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use lorakit_model::{Base, Bytes, Options};
 use lorakit_task::{Example, Vocabulary, pico_tokenizer, pico_tokenizer_config, skills};
-use lorakit_train::schedule::Scheduler;
-use lorakit_train::{Job, Pass, Settings};
+use lorakit_train::optim::lr_schedule::LrSchedulerType;
+use lorakit_train::{Job, Pass, TrainConfig};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
@@ -136,22 +136,22 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
 fn train(base: &Base, vocabulary: &Vocabulary, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
     let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<Result<_>>()?;
-    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, sharers: 1 };
-    let settings = Settings {
+    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 };
+    let settings = TrainConfig {
         batch_size: BATCH,
         max_steps: Some(steps),
         learning_rate: 3e-3,
-        lr_scheduler: Scheduler::Cosine,
+        lr_scheduler: LrSchedulerType::Cosine,
         warmup_ratio: 0.02,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         dropout: 0.0,
-        ..Settings::default()
+        ..TrainConfig::default()
     };
     let mut pass = Pass::full(base, &job, &settings, SEED, 4096)?;
     let start = Instant::now();
     while pass.step_number() < steps {
-        let step = pass.advance()?.step;
+        let step = pass.step()?.step;
         if step.is_multiple_of(100) || step == steps {
             let losses = &pass.progress()[0].losses;
             let last = &losses[losses.len().saturating_sub(100)..];

@@ -1,6 +1,6 @@
 //! What one expert is trained on, and in which order its rows come.
 
-use crate::settings::Settings;
+use crate::train_config::TrainConfig;
 use lorakit_adapter::{Adapter, TaskRecord};
 use lorakit_format::hash::sha256;
 use lorakit_format::rng::Key;
@@ -19,15 +19,15 @@ pub struct Job {
     /// The rows that its best weights are chosen by; may be empty, and then the last weights are kept.
     pub validation: Vec<Example>,
     /// What it starts from in place of the library's common start.
-    pub start: Option<Start>,
+    pub start: Option<Init>,
     /// How many experts share the rows of the tasks among them, and so the steps that the tasks are worth; 1 where the
     /// expert has all of its tasks' rows.
-    pub sharers: usize,
+    pub row_shards: usize,
 }
 
 /// An adapter that training starts from.
 #[derive(Clone)]
-pub struct Start {
+pub struct Init {
     /// The adapter, of the rank and scale that the settings have.
     pub adapter: Adapter,
     /// Where it is from, as the expert's record will say.
@@ -37,33 +37,33 @@ pub struct Start {
 }
 
 impl Job {
-    fn rows_per_update(settings: &Settings) -> usize {
+    fn rows_per_update(settings: &TrainConfig) -> usize {
         settings.batch_size * settings.gradient_accumulation_steps
     }
 
     /// Updates that pass over all rows once.
-    pub fn steps_per_epoch(&self, settings: &Settings) -> usize {
+    pub fn steps_per_epoch(&self, settings: &TrainConfig) -> usize {
         self.train.len().div_ceil(Self::rows_per_update(settings)).max(1)
     }
 
     /// All updates of the expert: `max_steps` for each of its tasks, divided among those who share them, else its epochs.
-    pub fn steps(&self, settings: &Settings) -> usize {
+    pub fn steps(&self, settings: &TrainConfig) -> usize {
         match settings.max_steps {
-            Some(steps) => (steps * self.tasks.len().max(1)).div_ceil(self.sharers.max(1)),
+            Some(steps) => (steps * self.tasks.len().max(1)).div_ceil(self.row_shards.max(1)),
             None => self.steps_per_epoch(settings) * settings.num_epochs,
         }
     }
 
     /// Updates between validations; none where there are to be none.
-    pub fn validates_every(&self, settings: &Settings) -> Option<usize> {
+    pub fn eval_interval(&self, settings: &TrainConfig) -> Option<usize> {
         let every = settings.eval_steps.unwrap_or_else(|| self.steps_per_epoch(settings));
         (every > 0 && !self.validation.is_empty()).then_some(every)
     }
 
     /// The indices of the training rows of update `step`: each epoch has an order of its own, which depends on the seed
     /// and the expert alone.
-    pub fn rows(&self, settings: &Settings, seed: u64, step: usize) -> Vec<usize> {
-        rows_of_update(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step)
+    pub fn rows(&self, settings: &TrainConfig, seed: u64, step: usize) -> Vec<usize> {
+        batch_indices(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step)
     }
 
     /// The keys of the dropout masks of update `step`, one for each of its rows.
@@ -85,7 +85,7 @@ pub fn rows_sha256(rows: &[Example]) -> String {
 
 /// The indices, out of `rows`, of those of update `step` where each takes `per_update`: each epoch has an order of its
 /// own, which depends on the seed and the name alone.
-pub fn rows_of_update(seed: u64, name: &str, rows: usize, per_update: usize, step: usize) -> Vec<usize> {
+pub fn batch_indices(seed: u64, name: &str, rows: usize, per_update: usize, step: usize) -> Vec<usize> {
     let per_epoch = rows.div_ceil(per_update).max(1);
     let (epoch, within) = (step / per_epoch, step % per_epoch);
     let order = Key::new(seed, "order").text(name).number(epoch as u64).stream().permutation(rows);

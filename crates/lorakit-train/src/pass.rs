@@ -1,17 +1,17 @@
 //! A pass: several experts trained together over one base, each with its own rows, schedule, clipping and moments.
 
-use crate::backward::{Activations, Batch, Gradients, accumulate};
-use crate::dropout::Dropout;
+use crate::backward::example_losses::{example_losses, split_by_tokens};
+use crate::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
+use crate::divergence::DivergenceMonitor;
 use crate::job::Job;
-use crate::lora::LoraStack;
-use crate::parameter::{Parameter, Update};
-use crate::progress::Progress;
-use crate::row_losses::{ranges_within, row_losses};
-use crate::schedule::Schedule;
-use crate::settings::{LossReduction, Settings};
-use crate::skills::{SkillStack, TaskRows};
-use crate::trained::Trained;
-use crate::watch::Watch;
+use crate::optim::lr_schedule::LrSchedule;
+use crate::optim::parameter::{AdamWUpdate, Parameter};
+use crate::run::expert_progress::ExpertProgress;
+use crate::train_config::{LossReduction, TrainConfig};
+use crate::trainable::dropout::Dropout;
+use crate::trainable::lora_stack::LoraStack;
+use crate::trainable::skill_stack::{RowTasks, SkillStack};
+use crate::trainable::trainable_set::TrainableSet;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Var;
 use lorakit_adapter::Adapter;
@@ -23,20 +23,20 @@ use std::sync::Arc;
 pub struct Pass<'a> {
     base: &'a Base,
     jobs: &'a [Job],
-    settings: &'a Settings,
+    settings: &'a TrainConfig,
     seed: u64,
     /// Tokens that are packed into one forward at most.
     batch_tokens: usize,
-    trained: Trained,
+    trained: TrainableSet,
     parameters: Vec<Parameter>,
     variables: Vec<Var>,
     step: usize,
-    progress: Vec<Progress>,
+    progress: Vec<ExpertProgress>,
     best: Vec<Option<Vec<Vec<f32>>>>,
 }
 
 /// What one step of a pass did.
-pub struct Step {
+pub struct StepOutput {
     /// Number of steps done.
     pub step: usize,
     /// Each expert's training loss, where it was trained in this step.
@@ -50,7 +50,7 @@ pub struct Step {
 }
 
 /// A row's share in its expert's update.
-struct Taken<'a> {
+struct BatchRow<'a> {
     expert: usize,
     /// Its index among the expert's training rows.
     number: usize,
@@ -59,7 +59,7 @@ struct Taken<'a> {
 }
 
 /// What came of one batch of an update's rows.
-struct Part {
+struct BatchOutput {
     gradients: Gradients,
     /// The share of each row in its expert's loss.
     row_sums: Vec<f64>,
@@ -68,7 +68,7 @@ struct Part {
 }
 
 /// The losses of an update: of each row, its share in its expert's, and of each expert their sum.
-struct Losses {
+struct UpdateLosses {
     rows: Vec<f64>,
     experts: Vec<f64>,
 }
@@ -78,7 +78,7 @@ impl<'a> Pass<'a> {
     pub fn new(
         base: &'a Base,
         jobs: &'a [Job],
-        settings: &'a Settings,
+        settings: &'a TrainConfig,
         seed: u64,
         batch_tokens: usize,
     ) -> Result<Self> {
@@ -90,11 +90,17 @@ impl<'a> Pass<'a> {
             jobs.iter().map(|job| job.start.as_ref().map(|start| start.adapter.clone())).collect();
         let stack = LoraStack::new(base.sites(), base.device(), &starts, settings, seed)?;
         let parameters = stack.parameters()?;
-        Ok(Self::of(base, jobs, settings, seed, batch_tokens, Trained::Adapters(stack), parameters))
+        Ok(Self::of(base, jobs, settings, seed, batch_tokens, TrainableSet::Adapters(stack), parameters))
     }
 
     /// The same fit with all weights of a base that was opened to be trained (the paper's FullFT).
-    pub fn full(base: &'a Base, job: &'a Job, settings: &'a Settings, seed: u64, batch_tokens: usize) -> Result<Self> {
+    pub fn full(
+        base: &'a Base,
+        job: &'a Job,
+        settings: &'a TrainConfig,
+        seed: u64,
+        batch_tokens: usize,
+    ) -> Result<Self> {
         ensure!(!base.variables().is_empty(), "the base was not opened to be trained");
         let mut parameters = Vec::new();
         for (name, variable) in base.variables() {
@@ -107,7 +113,7 @@ impl<'a> Pass<'a> {
             settings,
             seed,
             batch_tokens,
-            Trained::Weights(weights),
+            TrainableSet::Weights(weights),
             parameters,
         ))
     }
@@ -117,8 +123,8 @@ impl<'a> Pass<'a> {
         base: &'a Base,
         job: &'a Job,
         stack: SkillStack,
-        of: TaskRows,
-        settings: &'a Settings,
+        of: RowTasks,
+        settings: &'a TrainConfig,
         seed: u64,
         batch_tokens: usize,
     ) -> Result<Self> {
@@ -131,17 +137,17 @@ impl<'a> Pass<'a> {
             job.validation.len()
         );
         let parameters = stack.parameters(settings)?;
-        let trained = Trained::Skills(stack, of);
+        let trained = TrainableSet::Skills(stack, of);
         Ok(Self::of(base, std::slice::from_ref(job), settings, seed, batch_tokens, trained, parameters))
     }
 
     fn of(
         base: &'a Base,
         jobs: &'a [Job],
-        settings: &'a Settings,
+        settings: &'a TrainConfig,
         seed: u64,
         batch_tokens: usize,
-        trained: Trained,
+        trained: TrainableSet,
         parameters: Vec<Parameter>,
     ) -> Self {
         Self {
@@ -154,7 +160,7 @@ impl<'a> Pass<'a> {
             variables: parameters.iter().map(|p| p.variable().clone()).collect(),
             parameters,
             step: 0,
-            progress: vec![Progress::default(); jobs.len()],
+            progress: vec![ExpertProgress::default(); jobs.len()],
             best: vec![None; jobs.len()],
         }
     }
@@ -180,7 +186,7 @@ impl<'a> Pass<'a> {
     }
 
     /// How far each expert is.
-    pub fn progress(&self) -> &[Progress] {
+    pub fn progress(&self) -> &[ExpertProgress] {
         &self.progress
     }
 
@@ -200,7 +206,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Goes on from a saved state.
-    pub(crate) fn resume(&mut self, step: usize, progress: Vec<Progress>, best: Vec<Option<Vec<Vec<f32>>>>) {
+    pub(crate) fn resume(&mut self, step: usize, progress: Vec<ExpertProgress>, best: Vec<Option<Vec<Vec<f32>>>>) {
         (self.step, self.progress, self.best) = (step, progress, best);
     }
 
@@ -209,7 +215,7 @@ impl<'a> Pass<'a> {
     }
 
     /// One update of every expert that is not at its end.
-    pub fn advance(&mut self) -> Result<Step> {
+    pub fn step(&mut self) -> Result<StepOutput> {
         let active: Vec<usize> = (0..self.jobs.len()).filter(|&e| self.active(e)).collect();
         let taken = self.take(&active);
         let weights = self.weights(&taken);
@@ -223,17 +229,17 @@ impl<'a> Pass<'a> {
         })?;
         let mut sums = vec![0.0f64; self.jobs.len()];
         taken.iter().zip(&row_sums).for_each(|(taken, loss)| sums[taken.expert] += loss);
-        let losses = Losses { rows: row_sums, experts: sums };
+        let losses = UpdateLosses { rows: row_sums, experts: sums };
         self.update(&active, &gradients, &taken, &losses)?;
         for taken in &taken {
             self.progress[taken.expert].tokens += taken.row.target.len() as u64;
         }
         self.step += 1;
         let validated = self.validate(&active)?;
-        self.judge_ends(&active);
+        self.check_final_losses(&active);
         let ended = active.iter().copied().filter(|&e| !self.active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
-        Ok(Step { step: self.step, losses, validated, ended, tokens })
+        Ok(StepOutput { step: self.step, losses, validated, ended, tokens })
     }
 
     fn activations(&self) -> Activations {
@@ -241,20 +247,20 @@ impl<'a> Pass<'a> {
     }
 
     /// The rows of this step, expert by expert.
-    fn take(&self, active: &[usize]) -> Vec<Taken<'a>> {
+    fn take(&self, active: &[usize]) -> Vec<BatchRow<'a>> {
         let mut taken = Vec::new();
         for &expert in active {
             let job = &self.jobs[expert];
             let rows = job.rows(self.settings, self.seed, self.step);
             let keys = job.dropout_keys(self.seed, self.step, rows.len());
-            let taking = |(number, key): (usize, _)| Taken { expert, number, row: &job.train[number], key };
+            let taking = |(number, key): (usize, _)| BatchRow { expert, number, row: &job.train[number], key };
             taken.extend(rows.into_iter().zip(keys).map(taking));
         }
         taken
     }
 
     /// The weight of each row's target tokens in its expert's loss: over an update they add up to one.
-    fn weights(&self, taken: &[Taken]) -> Vec<f32> {
+    fn weights(&self, taken: &[BatchRow]) -> Vec<f32> {
         let mut totals = vec![0usize; self.jobs.len()];
         for taken in taken {
             totals[taken.expert] += match self.settings.loss_reduction {
@@ -262,7 +268,7 @@ impl<'a> Pass<'a> {
                 LossReduction::Rows => 1,
             };
         }
-        let weight = |taken: &Taken| match self.settings.loss_reduction {
+        let weight = |taken: &BatchRow| match self.settings.loss_reduction {
             LossReduction::Tokens => 1.0 / totals[taken.expert] as f32,
             LossReduction::Rows => 1.0 / (totals[taken.expert] * taken.row.target.len()) as f32,
         };
@@ -270,21 +276,21 @@ impl<'a> Pass<'a> {
     }
 
     /// The gradients of some rows, each of whose target tokens has the row's weight.
-    fn backward(&self, taken: &[Taken], weights: &[f32]) -> Result<Part> {
+    fn backward(&self, taken: &[BatchRow], weights: &[f32]) -> Result<BatchOutput> {
         let (packed, dropout) = self.pack(taken);
         let (patches, collected) = self.trained.differentiated(self.base, dropout.as_ref())?;
         let weights: Vec<f32> = packed.targets().iter().map(|t| weights[t.row as usize]).collect();
-        let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
+        let batch = LossBatch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
         let mut gradients = Gradients::default();
         let losses = accumulate(self.base, &batch, self.activations(), &self.variables, &mut gradients)?;
         let mut row_sums = vec![0.0; taken.len()];
         for ((target, loss), weight) in packed.targets().iter().zip(losses).zip(&weights) {
             row_sums[target.row as usize] += f64::from(loss) * f64::from(*weight);
         }
-        Ok(Part { gradients, row_sums, tokens: packed.ids().len() })
+        Ok(BatchOutput { gradients, row_sums, tokens: packed.ids().len() })
     }
 
-    fn pack(&self, taken: &[Taken]) -> (Packed, Option<Dropout>) {
+    fn pack(&self, taken: &[BatchRow]) -> (Packed, Option<Dropout>) {
         let mut packed = Packed::default();
         for t in taken {
             packed.push(&t.row.prompt, &t.row.target, Some(self.trained.owner(t.expert, t.number)));
@@ -294,12 +300,12 @@ impl<'a> Pass<'a> {
         (packed, dropout)
     }
 
-    fn watch(&self) -> Watch {
-        Watch { factor: self.settings.max_loss_jump, vocabulary: self.base.config().vocabulary }
+    fn watch(&self) -> DivergenceMonitor {
+        DivergenceMonitor { factor: self.settings.max_loss_jump, vocabulary: self.base.config().vocabulary }
     }
 
     /// Gives up the experts that are at their end and worse than at their start.
-    fn judge_ends(&mut self, active: &[usize]) {
+    fn check_final_losses(&mut self, active: &[usize]) {
         let watch = self.watch();
         for &expert in active {
             let progress = &mut self.progress[expert];
@@ -313,7 +319,13 @@ impl<'a> Pass<'a> {
     /// Clips each expert's gradient and moves its weights; an expert whose loss or gradient is no number, whose loss
     /// jumped, or that has no gradient any more, stops here, its weights as they were. Before the first update as before
     /// every other, all that is trained must have a gradient.
-    fn update(&mut self, active: &[usize], gradients: &Gradients, taken: &[Taken], losses: &Losses) -> Result<()> {
+    fn update(
+        &mut self,
+        active: &[usize],
+        gradients: &Gradients,
+        taken: &[BatchRow],
+        losses: &UpdateLosses,
+    ) -> Result<()> {
         let mut squares = vec![0.0; self.jobs.len()];
         let mut found = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
@@ -336,14 +348,14 @@ impl<'a> Pass<'a> {
             }
             progress.losses.push(loss as f32);
             progress.norms.push(norm as f32);
-            let schedule = Schedule::new(
+            let schedule = LrSchedule::new(
                 self.settings.lr_scheduler,
                 self.settings.warmup_ratio,
                 self.jobs[expert].steps(self.settings),
             );
             let limit = self.settings.max_grad_norm;
-            updates[expert] = Some(Update {
-                rate: self.settings.learning_rate * schedule.share(self.step),
+            updates[expert] = Some(AdamWUpdate {
+                rate: self.settings.learning_rate * schedule.factor(self.step),
                 clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
                 number: self.step + 1,
                 weight_decay: self.settings.weight_decay,
@@ -356,7 +368,7 @@ impl<'a> Pass<'a> {
     fn validate(&mut self, active: &[usize]) -> Result<Vec<(usize, f32)>> {
         let due = |&expert: &usize| {
             let job = &self.jobs[expert];
-            let every = job.validates_every(self.settings)?;
+            let every = job.eval_interval(self.settings)?;
             let turn = self.step.is_multiple_of(every) || self.step == job.steps(self.settings);
             (turn && self.progress[expert].failure.is_none()).then_some(expert)
         };
@@ -369,7 +381,7 @@ impl<'a> Pass<'a> {
             |&e: &usize| self.jobs[e].validation.iter().enumerate().map(move |(number, row)| (e, number, row));
         let rows: Vec<_> = due.iter().flat_map(numbered).collect();
         let owned = rows.iter().map(|&(e, number, row)| (self.trained.validation_owner(e, number), row));
-        let losses = row_losses(self.base, &patches, &owned.collect::<Vec<_>>(), self.batch_tokens)?;
+        let losses = example_losses(self.base, &patches, &owned.collect::<Vec<_>>(), self.batch_tokens)?;
         let mut validated = Vec::new();
         for expert in due {
             let own: Vec<f64> =
@@ -400,7 +412,7 @@ impl<'a> Pass<'a> {
         if let Some(failure) = &self.progress[expert].failure {
             bail!("expert '{}' failed: {failure}", self.jobs[expert].name);
         }
-        let Trained::Adapters(stack) = &self.trained else { bail!("no adapters were trained, one of each job") };
+        let TrainableSet::Adapters(stack) = &self.trained else { bail!("no adapters were trained, one of each job") };
         match &self.best[expert] {
             Some(values) => stack.adapter(expert, values),
             None => stack.adapter(expert, &stack.values(expert)?),
@@ -415,13 +427,13 @@ impl<'a> Pass<'a> {
     /// The skills as they stand, where those are trained.
     pub fn trained_skills(&self) -> Option<&SkillStack> {
         match &self.trained {
-            Trained::Skills(stack, _) => Some(stack),
+            TrainableSet::Skills(stack, _) => Some(stack),
             _ => None,
         }
     }
 }
 
 /// The rows that go through the base together: as many as fit into `tokens`, in order.
-fn batches(taken: &[Taken], tokens: usize) -> Vec<Range<usize>> {
-    ranges_within(taken.iter().map(|t| t.row.prompt.len() + t.row.target.len()), tokens)
+fn batches(taken: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
+    split_by_tokens(taken.iter().map(|t| t.row.prompt.len() + t.row.target.len()), tokens)
 }

@@ -9,10 +9,10 @@ use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
-use lorakit_train::dropout::Dropout;
-use lorakit_train::lora::{Collected, LoraStack};
-use lorakit_train::{Job, Pass, Settings};
+use lorakit_train::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
+use lorakit_train::trainable::dropout::Dropout;
+use lorakit_train::trainable::lora_stack::{LoraGradients, LoraStack};
+use lorakit_train::{Job, Pass, TrainConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ fn base(name: &str, trainable: bool) -> Option<Base> {
     oracle_base::base(name, &Options { trainable, ..Options::default() })
 }
 
-fn settings(text: &str) -> Settings {
-    Settings::from_toml(text, "test").unwrap()
+fn settings(text: &str) -> TrainConfig {
+    TrainConfig::from_toml(text, "test").unwrap()
 }
 
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
@@ -64,7 +64,7 @@ fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64
 fn assert_gradients(
     base: &Base,
     variables: &[(String, Var)],
-    patches: &dyn Fn() -> (Patches, Option<Collected>),
+    patches: &dyn Fn() -> (Patches, Option<LoraGradients>),
     activations: Activations,
     label: &str,
 ) {
@@ -72,7 +72,7 @@ fn assert_gradients(
     let mut gradients = Gradients::default();
     let plain: Vec<Var> = variables.iter().map(|(_, v)| v.clone()).collect();
     let (now, collected) = patches();
-    let batch = Batch { packed: &packed, patches: &now, weights: &weights, collected: collected.as_ref() };
+    let batch = LossBatch { packed: &packed, patches: &now, weights: &weights, collected: collected.as_ref() };
     accumulate(base, &batch, activations, &plain, &mut gradients).unwrap();
     for (name, variable) in variables {
         let gradient = gradients.of(variable).unwrap().unwrap_or_else(|| panic!("{label}: no gradient for {name}"));
@@ -153,9 +153,10 @@ fn tapes_and_graphs_give_the_same_gradients() {
         let keys: Arc<[[u8; 32]]> = (0..packed.len()).map(|row| [row as u8; 32]).collect();
         let dropout = Dropout::new(0.3, keys);
         let variables: Vec<Var> = stack.parameters().unwrap().iter().map(|p| p.variable().clone()).collect();
-        let found = |patches: Patches, collected: Option<Collected>, activations| {
+        let found = |patches: Patches, collected: Option<LoraGradients>, activations| {
             let mut gradients = Gradients::default();
-            let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
+            let batch =
+                LossBatch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
             let losses = accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
             let gradients: Vec<Vec<f32>> = variables
                 .iter()
@@ -238,7 +239,7 @@ fn rows_without_a_target_have_no_loss() {
     for name in BASES {
         let Some(base) = base(name, false) else { return };
         let row = Example { target: Vec::new(), ..example(1, 5, 2) };
-        assert_eq!(lorakit_train::row_losses(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
+        assert_eq!(lorakit_train::example_losses(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
     }
 }
 
@@ -246,13 +247,20 @@ fn job(name: &str, seed: u64) -> Job {
     let rows = |from: u64, n: u64| {
         (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect()
     };
-    Job { name: name.into(), tasks: Vec::new(), train: rows(0, 40), validation: rows(100, 8), start: None, sharers: 1 }
+    Job {
+        name: name.into(),
+        tasks: Vec::new(),
+        train: rows(0, 40),
+        validation: rows(100, 8),
+        start: None,
+        row_shards: 1,
+    }
 }
 
-fn trained(base: &Base, jobs: &[Job], settings: &Settings, batch_tokens: usize) -> Vec<Adapter> {
+fn trained(base: &Base, jobs: &[Job], settings: &TrainConfig, batch_tokens: usize) -> Vec<Adapter> {
     let mut pass = Pass::new(base, jobs, settings, 7, batch_tokens).unwrap();
     while pass.step_number() < pass.steps() {
-        pass.advance().unwrap();
+        pass.step().unwrap();
     }
     (0..jobs.len()).map(|e| pass.adapter(e).unwrap()).collect()
 }
@@ -299,7 +307,7 @@ fn an_expert_ends_the_same_alone_and_in_company() {
 fn recomputed_activations_give_the_same_experts() {
     let Some(base) = base("window", false) else { return };
     let kept = settings("max_steps = 4\nlearning_rate = 5e-3\nbatch_size = 4");
-    let recomputed = Settings { gradient_checkpointing: true, ..kept.clone() };
+    let recomputed = TrainConfig { gradient_checkpointing: true, ..kept.clone() };
     let jobs = [job("one", 1)];
     let difference =
         largest_difference(&trained(&base, &jobs, &kept, 500)[0], &trained(&base, &jobs, &recomputed, 500)[0]);

@@ -9,12 +9,12 @@ use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::backward::{Activations, Batch, Gradients, accumulate};
-use lorakit_train::lora::LoraStack;
-use lorakit_train::skills::{SkillStack, initial_skills, settings_of};
+use lorakit_train::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
+use lorakit_train::trainable::lora_stack::LoraStack;
 use lorakit_train::{
-    Event, Job, Options as RunOptions, Pass, Settings, Skills, SkillsPlan, TaskRows, kept_routing, train_skills,
+    Job, Pass, RowTasks, RunOptions, SkillDims, SkillTraining, TrainConfig, TrainEvent, routing_store, train_skills,
 };
+use lorakit_train::{SkillStack, config_for_adapters, init_skills};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,13 +39,13 @@ fn tasks(n: usize) -> Vec<String> {
 }
 
 fn stack(base: &Base, skills: &[Adapter], splits: usize, tasks_: usize) -> SkillStack {
-    let settings = settings_of(skills, &Settings::default()).unwrap();
+    let settings = config_for_adapters(skills, &TrainConfig::default()).unwrap();
     SkillStack::new(base.sites(), base.device(), skills.to_vec(), splits, &tasks(tasks_), &settings, 1).unwrap()
 }
 
 /// Logits by task, split and skill, the same at every site.
 fn set(stack: &SkillStack, at: impl Fn(usize, usize, usize) -> f32) {
-    let Skills { count, splits } = stack.form();
+    let SkillDims { count, splits } = stack.form();
     let given = stack.logits().unwrap().into_iter().map(|(key, matrix)| {
         let values = (0..matrix.rows())
             .flat_map(|task| (0..splits * count).map(move |i| (task, i / count, i % count)))
@@ -113,7 +113,7 @@ fn an_adapter_of_a_task_is_what_its_rows_are_given() {
         let stack = stack(&base, &skills, splits, 3);
         set(&stack, |task, split, skill| ((task * 7 + split * 3 + skill * 5) % 4) as f32 - 1.5);
         let mixed: Vec<Option<Adapter>> = (0..3).map(|task| Some(stack.adapter_of(task).unwrap())).collect();
-        let settings = settings_of(&skills, &Settings::default()).unwrap();
+        let settings = config_for_adapters(&skills, &TrainConfig::default()).unwrap();
         let plain = LoraStack::new(base.sites(), base.device(), &mixed, &settings, 0).unwrap();
         let (packed, _) = packed();
         let (found, expected) =
@@ -159,7 +159,7 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
         let variables: Vec<Var> = named.iter().map(|(_, variable)| variable.clone()).collect();
         let mut gradients = Gradients::default();
         let patches = stack.patches(None);
-        let batch = Batch { packed: &packed, patches: &patches, weights: &weights, collected: None };
+        let batch = LossBatch { packed: &packed, patches: &patches, weights: &weights, collected: None };
         accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
         let loss = || {
             let nll = nll(&base, &packed, &stack.patches(None));
@@ -196,28 +196,28 @@ fn job() -> (Job, Vec<usize>) {
     };
     let train: Vec<Example> = (0..30).map(row).collect();
     let of = (0..30).map(|i| i % 2).collect();
-    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, sharers: 1 }, of)
+    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 }, of)
 }
 
 #[test]
 fn skills_learn_and_differ_and_one_seed_gives_one_result() {
     let Some(base) = base("mistral") else { return };
-    let settings = Settings {
+    let settings = TrainConfig {
         learning_rate: 1e-2,
         max_steps: Some(30),
         batch_size: 6,
         max_grad_norm: 1.0,
         dropout: 0.05,
-        ..Settings::default()
+        ..TrainConfig::default()
     };
     let train = |splits| {
         let (job, of) = job();
-        let skills = initial_skills(base.sites(), &settings, 3, 7).unwrap();
+        let skills = init_skills(base.sites(), &settings, 3, 7).unwrap();
         let stack = SkillStack::new(base.sites(), base.device(), skills, splits, &tasks(2), &settings, 7).unwrap();
-        let rows = TaskRows { train: of, validation: Vec::new() };
+        let rows = RowTasks { train: of, validation: Vec::new() };
         let mut pass = Pass::skills(&base, &job, stack, rows, &settings, 7, 64).unwrap();
         while pass.step_number() < pass.steps() {
-            pass.advance().unwrap();
+            pass.step().unwrap();
         }
         let losses = &pass.progress()[0].losses;
         assert!(losses[29] < 0.8 * losses[0], "{losses:?}");
@@ -242,13 +242,13 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
 #[test]
 fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
     let Some(base) = base("mistral") else { return };
-    let settings = Settings {
+    let settings = TrainConfig {
         learning_rate: 1e-2,
         max_steps: Some(12),
         batch_size: 6,
         eval_steps: Some(4),
         save_steps: 0,
-        ..Settings::default()
+        ..TrainConfig::default()
     };
     let work = tempfile::tempdir().unwrap();
     let train = |name: &str, stop_after: Option<usize>| {
@@ -256,12 +256,12 @@ fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
         let (mut job, of) = job();
         job.tasks = tasks(2).into_iter().map(|name| TaskRecord { name, ..TaskRecord::default() }).collect();
         job.validation = job.train[..6].to_vec();
-        let rows = TaskRows { validation: of[..6].to_vec(), train: of };
-        let plan = SkillsPlan { form: Skills { count: 3, splits: 2 }, rows };
+        let rows = RowTasks { validation: of[..6].to_vec(), train: of };
+        let plan = SkillTraining { form: SkillDims { count: 3, splits: 2 }, rows };
         let stop = AtomicBool::new(false);
         let options = RunOptions { seed: 3, restart: false, stop: &stop };
-        let mut watch = |event: Event| {
-            if let Event::Step { step, .. } = event
+        let mut watch = |event: TrainEvent| {
+            if let TrainEvent::Step { step, .. } = event
                 && Some(step.step) == stop_after
             {
                 stop.store(true, Ordering::Relaxed);
@@ -279,7 +279,7 @@ fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
     for skill in ["poly_0", "poly_1", "poly_2"] {
         assert_eq!(straight.weights_sha256(skill).unwrap(), halting.weights_sha256(skill).unwrap());
     }
-    let routing = |library| kept_routing::read(library, "poly").unwrap().unwrap();
+    let routing = |library| routing_store::read(library, "poly").unwrap().unwrap();
     assert_eq!(routing(&straight).logits, routing(&halting).logits);
     assert_eq!((routing(&straight).tasks, routing(&straight).splits), (tasks(2), 2));
 }
@@ -288,7 +288,7 @@ fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
 fn what_cannot_be_mixed_is_named() {
     let Some(base) = base("mistral") else { return };
     let skills: Vec<Adapter> = (0..2).map(|seed| skill(&base, seed)).collect();
-    let settings = settings_of(&skills, &Settings::default()).unwrap();
+    let settings = config_for_adapters(&skills, &TrainConfig::default()).unwrap();
     let odd = SkillStack::new(base.sites(), base.device(), skills.clone(), 7, &tasks(1), &settings, 1);
     assert!(odd.err().unwrap().to_string().contains("cannot be parted in 7"));
     let mut modules = skills[1].modules().clone();

@@ -1,0 +1,84 @@
+//! A mean with its standard error, and the scores of a task.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sample::Sample;
+
+/// The mean of a metric over rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// The mean.
+    pub value: f64,
+    /// The standard error of the mean, `std / sqrt(n)` with the sample's standard deviation (`n - 1` below the
+    /// root), as lm-evaluation-harness has it; None for a single row, of which no deviation is known.
+    pub stderr: Option<f64>,
+}
+
+impl Score {
+    /// The score of rows from the value of each; None where there is no row.
+    ///
+    /// ```
+    /// use lorakit_eval::Score;
+    ///
+    /// let score = Score::mean(&[1.0, 0.0, 1.0, 1.0]).unwrap();
+    /// assert_eq!(score, Score { value: 0.75, stderr: Some(0.25) });
+    /// ```
+    pub fn mean(values: &[f64]) -> Option<Score> {
+        if values.is_empty() {
+            return None;
+        }
+        let n = values.len() as f64;
+        let value = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| (v - value).powi(2)).sum();
+        let stderr = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
+        Some(Score { value, stderr })
+    }
+}
+
+/// The scores of one task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskScores {
+    /// Number of rows.
+    pub n: usize,
+    /// Every metric, by the name that `results.json` has for it.
+    pub metrics: BTreeMap<String, Score>,
+    /// Every row, in file order.
+    pub samples: Vec<Sample>,
+}
+
+impl TaskScores {
+    /// Averages what the samples say. All carry the same metrics.
+    pub(crate) fn of(samples: Vec<Sample>) -> TaskScores {
+        let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for sample in &samples {
+            for (name, value) in &sample.metrics {
+                values.entry(name).or_default().push(*value);
+            }
+        }
+        let score = |(name, values): (&str, Vec<f64>)| Some((name.to_string(), Score::mean(&values)?));
+        let metrics = values.into_iter().filter_map(score).collect();
+        TaskScores { n: samples.len(), metrics, samples }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_standard_error_is_that_of_the_mean() {
+        // python3 -c "import statistics as s; v = [1.5, -2, 0.25, 8]; print(s.mean(v), s.stdev(v) / 2)"
+        let score = Score::mean(&[1.5, -2.0, 0.25, 8.0]).unwrap();
+        assert!((score.value - 1.9375).abs() < 1e-12);
+        assert!((score.stderr.unwrap() - 2.146_642_242_355_876_6).abs() < 1e-12, "{score:?}");
+    }
+
+    #[test]
+    fn one_row_has_no_standard_error() {
+        assert_eq!(Score::mean(&[2.0]), Some(Score { value: 2.0, stderr: None }));
+        assert_eq!(Score::mean(&[]), None);
+    }
+}

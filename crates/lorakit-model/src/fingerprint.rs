@@ -1,0 +1,132 @@
+//! The canonical text of a config, which a base's fingerprint hashes.
+//!
+//! Libraries on disk hold fingerprints, so the text of a config that was ever released must never change. It is written
+//! out here field by field and does not follow the names in [`Config`]. A field that only newer architectures have is
+//! appended, and only where it is set.
+
+use crate::config::{Config, Form, Rope, RopeScaling};
+
+/// The text of `config`: every value that the results depend on.
+pub(crate) fn canonical_text(config: &Config) -> String {
+    let family = match config.form {
+        Form::Mistral => "Mistral",
+        Form::Phi => "Phi",
+    };
+    let fields = [
+        ("form", family.to_string()),
+        ("model_type", format!("{:?}", config.model_type)),
+        ("vocabulary", config.vocabulary.to_string()),
+        ("hidden", config.hidden.to_string()),
+        ("intermediate", config.intermediate.to_string()),
+        ("layers", config.layers.to_string()),
+        ("heads", config.heads.to_string()),
+        ("kv_heads", config.kv_heads.to_string()),
+        ("head_dim", config.head_dim.to_string()),
+        ("epsilon", number(config.epsilon)),
+        ("rope", rope(&config.rope)),
+        ("window", config.window.map_or_else(|| "None".to_string(), |window| format!("Some({window})"))),
+        ("tied", config.tied.to_string()),
+        ("attention_bias", config.attention_bias.to_string()),
+        ("mlp_bias", config.mlp_bias.to_string()),
+        ("max_positions", config.max_positions.to_string()),
+    ];
+    record("Config", &fields)
+}
+
+fn rope(rope: &Rope) -> String {
+    let scaling = match rope.scaling {
+        RopeScaling::None => "None".to_string(),
+        RopeScaling::Linear { factor } => record("Linear", &[("factor", number(factor))]),
+        RopeScaling::Llama3 { factor, low, high, original } => record(
+            "Llama3",
+            &[("factor", number(factor)), ("low", number(low)), ("high", number(high)), ("original", number(original))],
+        ),
+    };
+    record("Rope", &[("theta", number(rope.theta)), ("features", rope.features.to_string()), ("scaling", scaling)])
+}
+
+/// The shortest decimal form that reads back as the same number, always with a point or an exponent: `1.0`, `1e-5`.
+fn number(value: f64) -> String {
+    format!("{value:?}")
+}
+
+fn record(name: &str, fields: &[(&str, String)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+    format!("{name} {{ {} }}", fields.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn assert_text(config: Value, expected: &str) {
+        let config = Config::parse(&config.to_string(), "config.json").unwrap();
+        assert_eq!(canonical_text(&config), expected);
+    }
+
+    #[test]
+    fn a_mistral_with_a_sliding_window() {
+        assert_text(
+            json!({
+                "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_act": "silu",
+                "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
+            }),
+            "Config { form: Mistral, model_type: \"mistral\", vocabulary: 32000, hidden: 4096, intermediate: 14336, \
+             layers: 32, heads: 32, kv_heads: 8, head_dim: 128, epsilon: 1e-5, rope: Rope { theta: 10000.0, \
+             features: 128, scaling: None }, window: Some(4096), tied: false, attention_bias: false, mlp_bias: \
+             false, max_positions: 32768 }",
+        );
+    }
+
+    #[test]
+    fn a_tied_llama_with_scaled_rope() {
+        assert_text(
+            json!({
+                "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+                "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+                "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": true,
+                "rope_scaling": {
+                    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            }),
+            "Config { form: Mistral, model_type: \"llama\", vocabulary: 128256, hidden: 2048, intermediate: 8192, \
+             layers: 16, heads: 32, kv_heads: 8, head_dim: 64, epsilon: 1e-5, rope: Rope { theta: 500000.0, \
+             features: 64, scaling: Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 } }, window: \
+             None, tied: true, attention_bias: false, mlp_bias: false, max_positions: 131072 }",
+        );
+    }
+
+    #[test]
+    fn a_llama_with_biases_and_linear_rope() {
+        assert_text(
+            json!({
+                "model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+                "num_attention_heads": 6, "attention_bias": true, "mlp_bias": true, "rms_norm_eps": 1e-6,
+                "rope_scaling": { "type": "linear", "factor": 2.5 },
+            }),
+            "Config { form: Mistral, model_type: \"llama\", vocabulary: 61, hidden: 24, intermediate: 40, layers: \
+             3, heads: 6, kv_heads: 6, head_dim: 4, epsilon: 1e-6, rope: Rope { theta: 10000.0, features: 4, \
+             scaling: Linear { factor: 2.5 } }, window: None, tied: false, attention_bias: true, mlp_bias: true, \
+             max_positions: 2048 }",
+        );
+    }
+
+    #[test]
+    fn a_phi() {
+        assert_text(
+            json!({
+                "model_type": "phi", "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5,
+                "max_position_embeddings": 2048, "partial_rotary_factor": 0.4, "rope_theta": 1e20,
+            }),
+            "Config { form: Phi, model_type: \"phi\", vocabulary: 51200, hidden: 2560, intermediate: 10240, layers: \
+             32, heads: 32, kv_heads: 32, head_dim: 80, epsilon: 1e-5, rope: Rope { theta: 1e20, features: 32, \
+             scaling: None }, window: None, tied: false, attention_bias: true, mlp_bias: true, max_positions: \
+             2048 }",
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! What goes wrong in one expert stops that expert, and no other.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+use candle_core::{Device, Tensor, safetensors};
+use lorakit_adapter::Library;
+use lorakit_format::rng::Key;
+use lorakit_lora::Patches;
+use lorakit_model::{Base, Options, Packed};
+use lorakit_task::Example;
+use lorakit_train::{Job, Pass, RunOptions, TrainConfig, train_experts};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// A token that no row uses unless it is put there.
+const POISON: u32 = 509;
+
+fn source() -> Option<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft/mistral/base");
+    if !folder.exists() {
+        eprintln!("skipped: no ../shared");
+        return None;
+    }
+    Some(folder)
+}
+
+fn settings(text: &str) -> TrainConfig {
+    TrainConfig::from_toml(text, "test").unwrap()
+}
+
+/// A copy of the base, in which one token has no embedding that could be computed with.
+fn poisoned(place: &Path) -> Option<Base> {
+    let source = source()?;
+    for entry in std::fs::read_dir(&source).unwrap().flatten() {
+        std::fs::copy(entry.path(), place.join(entry.file_name())).unwrap();
+    }
+    let file = place.join("model.safetensors");
+    let mut tensors = safetensors::load(&file, &Device::Cpu).unwrap();
+    let embedding = &tensors["model.embed_tokens.weight"];
+    let (rows, columns) = embedding.dims2().unwrap();
+    let mut values: Vec<f32> = embedding.flatten_all().unwrap().to_vec1().unwrap();
+    values[POISON as usize * columns] = f32::NAN;
+    tensors
+        .insert("model.embed_tokens.weight".into(), Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap());
+    safetensors::save(&tensors, &file).unwrap();
+    Some(Base::open(place, &Options::default()).unwrap())
+}
+
+fn job(name: &str, rows: usize) -> Job {
+    let row = |i: usize| {
+        let mut stream = Key::new(i as u64, name).stream();
+        let mut ids = |n| (0..n).map(|_| 3 + stream.below(400) as u32).collect::<Vec<_>>();
+        Example { prompt: ids(3 + i % 5), target: ids(2 + i % 3), cut: Default::default() }
+    };
+    Job {
+        name: name.into(),
+        tasks: Vec::new(),
+        train: (0..rows).map(row).collect(),
+        validation: (rows..rows + 4).map(row).collect(),
+        start: None,
+        row_shards: 1,
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_that_expert_alone_and_names_update_and_row() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(base) = poisoned(place.path()) else { return };
+    let settings = settings("num_epochs = 2\nbatch_size = 4\nexperts_per_pass = 3\nlearning_rate = 1e-3");
+    let mut jobs = vec![job("one", 16), job("ill", 32), job("two", 24)];
+    jobs[1].train[20].prompt[1] = POISON;
+    let library = Library::open_or_create(&place.path().join("library"), Some(base.identity())).unwrap();
+    let stop = AtomicBool::new(false);
+    let train = |jobs: &[Job], restart| {
+        let options = RunOptions { seed: 0, restart, stop: &stop };
+        train_experts(&base, &library, jobs.to_vec(), &settings, &options, &mut |_| {}).unwrap()
+    };
+    let summary = train(&jobs, false);
+    assert_eq!(
+        (summary.trained.as_slice(), library.expert_names().unwrap()),
+        (&["one".to_owned(), "two".to_owned()][..], vec!["one".to_owned(), "two".to_owned()])
+    );
+    let (name, why) = &summary.failed[0];
+    assert_eq!(name, "ill");
+    assert!(why.contains("NaN") && why.contains("row 21 the worst") && why.contains("update"), "{why}");
+
+    let again = train(&jobs, false);
+    assert_eq!((again.trained.len(), again.kept.len(), &again.failed), (0, 2, &summary.failed), "told again, not done");
+    let restarted = train(&jobs, true);
+    assert_eq!((restarted.trained.len(), restarted.kept.len(), &restarted.failed), (0, 2, &summary.failed));
+    jobs[1].train.remove(20);
+    let cured = train(&jobs, false);
+    assert_eq!((cured.trained.as_slice(), cured.kept.len()), (&["ill".to_owned()][..], 2));
+}
+
+#[test]
+fn an_expert_given_up_leaves_the_others_as_they_are_without_it() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(base) = poisoned(place.path()) else { return };
+    let settings = settings("max_steps = 6\nbatch_size = 4\ndropout = 0.1\nlearning_rate = 1e-2");
+    let mut jobs = [job("one", 16), job("ill", 16)];
+    let bytes = |jobs: &[Job]| {
+        let mut pass = Pass::new(&base, jobs, &settings, 0, 1000).unwrap();
+        while pass.is_running() {
+            pass.step().unwrap();
+        }
+        let adapter = pass.adapter(0).unwrap();
+        let matrices = adapter.modules().values().flat_map(|pair| [pair.a().clone(), pair.b().clone()]);
+        (matrices.flat_map(|m| m.values().into_owned()).collect::<Vec<f32>>(), pass.progress()[1].clone())
+    };
+    let (beside_a_sound_one, sound) = bytes(&jobs);
+    jobs[1].train.iter_mut().for_each(|row| row.prompt[0] = POISON);
+    let (beside_an_ill_one, ill) = bytes(&jobs);
+    assert!(sound.failure.is_none() && ill.failure.is_some());
+    let largest = beside_a_sound_one.iter().zip(&beside_an_ill_one).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    assert!(largest < 1e-3, "{largest}");
+    assert!(beside_an_ill_one.iter().all(|value| value.is_finite()));
+}
+
+#[test]
+fn a_validation_loss_that_is_no_number_stops_the_expert_too() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(base) = poisoned(place.path()) else { return };
+    let settings = settings("max_steps = 6\nbatch_size = 4\neval_steps = 2");
+    let mut jobs = [job("one", 16), job("ill", 16)];
+    jobs[1].validation[2].prompt[0] = POISON;
+    let mut pass = Pass::new(&base, &jobs, &settings, 0, 1000).unwrap();
+    while pass.is_running() {
+        pass.step().unwrap();
+    }
+    let why = pass.progress()[1].failure.clone().unwrap();
+    assert!(why.contains("after update 2") && why.contains("row 3 of its validation rows"), "{why}");
+    assert_eq!((pass.progress()[0].losses.len(), pass.progress()[0].validation.len()), (6, 3));
+}
+
+#[test]
+fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
+    let Some(source) = source() else { return };
+    let base = Base::open(&source, &Options::default()).unwrap();
+    let mut packed = Packed::default();
+    let row = &job("one", 16).train[0];
+    packed.push(&row.prompt, &row.target, None);
+    let losses = || base.nll(&packed, &Patches::none()).unwrap().to_vec1::<f32>().unwrap();
+    let before = losses();
+    let settings = settings("max_steps = 3\nbatch_size = 4\nlearning_rate = 1e-1\ntarget_modules = 'all-linear'");
+    let jobs = [job("one", 16), job("two", 16)];
+    let mut pass = Pass::new(&base, &jobs, &settings, 0, 1000).unwrap();
+    while pass.is_running() {
+        // An update fails where a variable has no gradient, the first one before anything has moved.
+        pass.step().unwrap();
+    }
+    for expert in 0..2 {
+        let adapter = pass.adapter(expert).unwrap();
+        assert_eq!(adapter.modules().len(), base.modules().len());
+        assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module has learnt something");
+    }
+    assert_eq!(losses(), before);
+    let trainable = Base::open(&source, &Options { trainable: true, ..Options::default() }).unwrap();
+    let refused = Pass::new(&trainable, &jobs, &settings, 0, 1000).err().unwrap().to_string();
+    assert!(refused.contains("frozen"), "{refused}");
+}

@@ -1,0 +1,129 @@
+//! All weights of a base: what is trained, what stays on disk, and what the same command does again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+use lorakit_adapter::Library;
+use lorakit_format::rng::Key;
+use lorakit_model::{Base, Options as Opening};
+use lorakit_task::Example;
+use lorakit_train::{FullFineTuning, Job, RunOptions, RunSummary, TrainConfig, TrainEvent, train_model};
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn folder() -> Option<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft/mistral/base");
+    if !folder.exists() {
+        eprintln!("skipped: no ../shared");
+        return None;
+    }
+    Some(folder)
+}
+
+fn rows(seed: u64, n: u64) -> Vec<Example> {
+    let row = |i: u64| {
+        let mut stream = Key::new(seed, "rows").number(i).stream();
+        // The answer repeats the question, so that there is something to learn.
+        let prompt: Vec<u32> = (0..6).map(|_| 3 + stream.below(40) as u32).collect();
+        Example { target: prompt[..4].to_vec(), prompt, cut: Default::default() }
+    };
+    (0..n).map(row).collect()
+}
+
+fn job() -> Job {
+    Job {
+        name: "full".into(),
+        tasks: Vec::new(),
+        train: rows(0, 48),
+        validation: rows(1, 8),
+        start: None,
+        row_shards: 1,
+    }
+}
+
+fn settings() -> TrainConfig {
+    TrainConfig {
+        learning_rate: 3e-3,
+        max_steps: Some(24),
+        batch_size: 8,
+        max_grad_norm: 1.0,
+        eval_steps: Some(8),
+        save_steps: 0,
+        ..TrainConfig::default()
+    }
+}
+
+/// Trains into `library`; `stop_after` steps, where it is given, as Ctrl-C would. Counts how often the base was opened.
+fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: Option<usize>) -> (RunSummary, usize) {
+    let frozen = Base::open(source, &Opening::default()).unwrap();
+    let opened = Cell::new(0);
+    let open = || {
+        opened.set(opened.get() + 1);
+        Base::open(source, &Opening { trainable: true, ..Opening::default() })
+    };
+    let companions = |folder: &Path| Ok(fs::copy(source.join("config.json"), folder.join("config.json")).map(|_| ())?);
+    let model = FullFineTuning { open: &open, companions: &companions };
+    let stop = AtomicBool::new(false);
+    let options = RunOptions { seed: 3, restart: false, stop: &stop };
+    let mut watch = |event: TrainEvent| {
+        if let TrainEvent::Step { step, .. } = event
+            && Some(step.step) == stop_after
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    let summary = train_model(&frozen, &model, library, job(), settings, &options, &mut watch).unwrap();
+    (summary, opened.get())
+}
+
+fn weights(library: &Library) -> Vec<u8> {
+    fs::read(library.model_folder("full").unwrap().join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_model_learns_is_kept_as_a_base_and_is_not_trained_again() {
+    let Some(source) = folder() else { return };
+    let before = fs::read(source.join("model.safetensors")).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(&work.path().join("l"), None).unwrap();
+    let (summary, opened) = train(&source, &library, &settings(), None);
+    assert_eq!((summary.trained, opened), (vec!["full".to_string()], 1));
+    assert_eq!(fs::read(source.join("model.safetensors")).unwrap(), before, "the base on disk stays");
+
+    let record = library.model_record("full").unwrap().unwrap();
+    let losses: Vec<f64> = serde_json::from_value(record.losses["train"].clone()).unwrap();
+    assert!(losses[23] < 0.8 * losses[0], "{losses:?}");
+    assert_eq!((record.tokens, record.initial_seed), (24 * 8 * 4, None));
+    let base = Base::open(&source, &Opening::default()).unwrap();
+    let trained = Base::open(&library.model_folder("full").unwrap(), &Opening::default()).unwrap();
+    assert_ne!(trained.identity().fingerprint, base.identity().fingerprint);
+    assert_eq!(trained.parameters(), base.parameters());
+    // What is in the file is the best validation's weights, not the last ones.
+    let loss = |base: &Base| {
+        let rows = rows(1, 8);
+        let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
+        let losses = lorakit_train::example_losses(base, &Default::default(), &rows, 512).unwrap();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    let best = record.losses["best"][1].as_f64().unwrap();
+    assert!((loss(&trained) - best).abs() < 1e-5 && best < loss(&base), "{} {best} {}", loss(&trained), loss(&base));
+
+    let (again, opened) = train(&source, &library, &settings(), None);
+    assert_eq!((again.trained.len(), again.kept, opened), (0, vec!["full".to_string()], 0));
+    // An adapter's settings are none of all weights.
+    let (other, _) = train(&source, &library, &TrainConfig { rank: 9, ..settings() }, None);
+    assert_eq!(other.kept, ["full"]);
+}
+
+#[test]
+fn a_model_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
+    let Some(source) = folder() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let library = |name: &str| Library::open_or_create(&work.path().join(name), None).unwrap();
+    let (straight, halting) = (library("straight"), library("halting"));
+    train(&source, &straight, &settings(), None);
+    assert!(train(&source, &halting, &settings(), Some(11)).0.stopped);
+    assert!(!halting.contains_model("full"), "nothing unfinished is kept as a model");
+    assert_eq!(train(&source, &halting, &settings(), None).0.trained, ["full"]);
+    assert!(weights(&straight) == weights(&halting));
+}

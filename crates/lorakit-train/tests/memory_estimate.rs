@@ -1,0 +1,61 @@
+//! What training is estimated to keep of a token follows what is trained, and how.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod oracle_base;
+
+use lorakit_model::{Base, Options};
+use lorakit_train::TrainConfig;
+use lorakit_train::memory_estimate::{BackwardMode, DeviceMemory, bytes_per_token, estimate, full_estimate};
+
+fn base(name: &str) -> Option<Base> {
+    oracle_base::base(name, &Options::default())
+}
+
+fn settings(toml: &str) -> TrainConfig {
+    TrainConfig::from_toml(toml, "the test").unwrap()
+}
+
+#[test]
+fn more_is_kept_of_what_trains() {
+    for name in ["mistral", "phi"] {
+        let Some(base) = base(name) else { return };
+        let of = |toml: &str, way| bytes_per_token(&base, &settings(toml), way);
+        let attention = "target_modules = \"q_proj,k_proj,v_proj\"\ndropout = 0.0";
+        let first_layer = "target_modules = '.*layers.0.self_attn.[qkv]_proj'\ndropout = 0.0";
+        let (linear, dropped) = ("target_modules = \"all-linear\"\ndropout = 0.0", "target_modules = \"all-linear\"");
+        for way in [BackwardMode::Tape, BackwardMode::Graph, BackwardMode::Weights] {
+            assert!(of(linear, way) <= of(dropped, way), "{name} {way:?}: dropout frees memory");
+            let recomputed = format!("{attention}\ngradient_checkpointing = true");
+            assert!(of(&recomputed, way) < of(attention, way), "{name} {way:?}: checkpoints take memory");
+        }
+        // Each adapted site keeps two more of its outputs: those of q, k and v in one layer, in all, and those of all.
+        let (one, all) = (of(first_layer, BackwardMode::Graph), of(attention, BackwardMode::Graph));
+        assert!(
+            one < all
+                && all < of(linear, BackwardMode::Graph)
+                && of(linear, BackwardMode::Graph) < of(dropped, BackwardMode::Graph),
+            "{name}"
+        );
+        assert!(of(linear, BackwardMode::Tape) < of(linear, BackwardMode::Graph), "{name}: a tape keeps less");
+        let (weights, vocabulary) = (of(attention, BackwardMode::Weights), base.config().vocabulary as u64);
+        assert_eq!(
+            weights,
+            of(linear, BackwardMode::Weights),
+            "{name}: all weights train whatever the adapters' targets"
+        );
+        assert!(weights > 16 * vocabulary, "{name}: the graph of the logits");
+    }
+}
+
+#[test]
+fn an_estimate_has_its_parts() {
+    let Some(base) = base("mistral") else { return };
+    let settings = TrainConfig::default();
+    let [one, eight] = [1, 8].map(|experts| estimate(&base, &[], experts, &settings, BackwardMode::Tape).unwrap());
+    assert_eq!((one.base, one.weights, 8 * one.adapters), (base.file_bytes(), 0, eight.adapters));
+    assert_eq!(one.activations, eight.activations);
+    let full = full_estimate(&base, &[], &settings);
+    assert!(full.weights >= 24 * base.parameters() && full.adapters == 0);
+    let Some(memory) = DeviceMemory::of_device(&base) else { return };
+    assert!(memory.available <= memory.total && eight.total() < memory.total, "{memory:?}");
+}
