@@ -3,7 +3,7 @@
 //!
 //! The fuzz targets and the ordinary test `tests/hostile.rs` both include this file.
 
-use lorakit_adapter::{Adapter, Library, MttlExpert, Pattern, PeftConfig};
+use lorakit_adapter::{Adapter, Library, MttlExpert, PathPattern, PeftConfig};
 use lorakit_cluster::Clusters;
 use lorakit_task::{Split, Task};
 use std::fs;
@@ -39,11 +39,11 @@ pub const ENTRIES: [Entry; 10] = [
 /// An adapter_config.json, and what it says of modules.
 pub fn adapter_config(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(config) = PeftConfig::judge(text) else { return };
+    let Ok(config) = PeftConfig::parse(text) else { return };
     for path in PATHS {
         let _ = (config.rank_of(path), config.scale_of(path), config.targets.matches(path));
     }
-    let _ = config.targets.idle(&PATHS);
+    let _ = config.targets.unmatched(&PATHS);
 }
 
 /// An adapter_model.safetensors beside a plain configuration.
@@ -101,7 +101,9 @@ fn torch_saved(pickle: &[u8]) -> Vec<u8> {
 /// A regular expression over module paths.
 pub fn target_pattern(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    for pattern in [Pattern::whole(text), Pattern::suffix(text), Pattern::layer_list(text)].into_iter().flatten() {
+    for pattern in
+        [PathPattern::whole(text), PathPattern::suffix(text), PathPattern::layer_list(text)].into_iter().flatten()
+    {
         for path in PATHS {
             let _ = (pattern.matches(path), pattern.layer(path));
         }

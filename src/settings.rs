@@ -51,7 +51,7 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let targets = settings.targets()?;
     // The default names the projections of every architecture.
-    let idle = if settings.target_modules == ATTENTION { Vec::new() } else { targets.idle(&paths)? };
+    let idle = if settings.target_modules == ATTENTION { Vec::new() } else { targets.unmatched(&paths)? };
     let kinds: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
     let kinds = || kinds.into_iter().collect::<Vec<_>>().join(", ");
     ensure!(

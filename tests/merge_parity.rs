@@ -102,7 +102,7 @@ fn a_base_that_a_merge_was_added_to_gives_the_logits_of_the_merge() {
         for (module, update) in merged.modules() {
             let weight = tensors.get_mut(&format!("{module}.weight")).unwrap();
             let mut values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
-            let orientation = Orientation::of(merged.facts().fan_in_fan_out);
+            let orientation = Orientation::of(merged.metadata().fan_in_fan_out);
             add_to_weight(module, update, &mut values, orientation).unwrap();
             *weight = Tensor::from_vec(values, weight.dims(), &Device::Cpu).unwrap();
         }

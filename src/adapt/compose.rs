@@ -43,7 +43,7 @@ fn compose_one(
     world.context.output.status(format!("{name}: {}", fitted.told(&opened.experts)));
     let (merge, coefficients) = composition.merge(&opened.experts, &fitted.weights)?;
     let merged = merge.apply(opened.experts.experts(), &coefficients)?;
-    let adapter = merged.adapter.named_within(&world.base.modules());
+    let adapter = merged.adapter.with_target_names(&world.base.modules());
     let losses = fitted.document(&opened.experts);
     let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(world, opened, job, &losses) };
     library.replace(name, &adapter, Some(&record))?;

@@ -88,7 +88,7 @@ impl Skills {
         world.context.output.status(format!("{name}: fitting to {} rows", job.train.len()));
         let losses = json!({ "train": fit_routing(world.base, &stack, &job.train, tuned, settings, seed)? });
         let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(world, opened, job, &losses) };
-        library.replace(name, &stack.adapter_of(0)?.named_within(&world.base.modules()), Some(&record))?;
+        library.replace(name, &stack.adapter_of(0)?.with_target_names(&world.base.modules()), Some(&record))?;
         Ok(losses)
     }
 }

@@ -102,5 +102,5 @@ fn at_scale(adapter: &Adapter, scale: f64) -> Result<Adapter> {
         LowRank::new(pair.a().clone(), Matrix::new(pair.output(), pair.rank(), b)?, scale)
     };
     let pairs = adapter.modules().iter().map(|(module, of)| Ok((module.clone(), pair(of)?)));
-    Ok(Adapter::new(pairs.collect::<Result<_>>()?).with_facts(adapter.facts().clone()))
+    Ok(Adapter::new(pairs.collect::<Result<_>>()?).with_metadata(adapter.metadata().clone()))
 }

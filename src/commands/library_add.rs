@@ -90,7 +90,7 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
     for Candidate { folder, adapter, .. } in candidates {
         let check = || base.as_ref().map_or(Ok(()), |base| adapter.check_against(&base.modules()));
         check().with_context(|| folder.display().to_string())?;
-        adapter.notices().iter().try_for_each(|notice| context.lenient(format!("{}: {notice}", folder.display())))?;
+        adapter.warnings().iter().try_for_each(|notice| context.lenient(format!("{}: {notice}", folder.display())))?;
         if let Some(base) = &base {
             tell_other_base(folder, adapter, &base.identity().name, context)?;
         }
@@ -102,7 +102,7 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
     };
     ensure_fit(&library, candidates)?;
     let within = |candidate: &Candidate| match &base {
-        Some(base) => candidate.adapter.clone().named_within(&base.modules()),
+        Some(base) => candidate.adapter.clone().with_target_names(&base.modules()),
         None => candidate.adapter.clone(),
     };
     let adapters: Vec<Adapter> = candidates.iter().map(within).collect();
@@ -129,7 +129,7 @@ impl Candidate {
 /// renamed, and a base is known by its shapes.
 fn tell_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
-    match &adapter.facts().base_model {
+    match &adapter.metadata().base_model {
         Some(named) if last(named) != last(base) => context.lenient(format!(
             "{}: base_model_name_or_path is `{named}`, and it is added for `{base}`, whose modules it fits",
             folder.display()

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::output::{counted, table};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, Notice, PeftConfig, Refusal};
+use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning};
 use lorakit_format::hash::sha256_of_file;
 use lorakit_format::read_text;
 use lorakit_model::Base;
@@ -39,11 +39,11 @@ struct Findings {
 struct Finding {
     name: String,
     error: Option<String>,
-    notices: Vec<Notice>,
+    notices: Vec<Warning>,
 }
 
 impl Findings {
-    fn of(noun: &'static str, names: Vec<String>, check: impl Fn(&str) -> Result<Vec<Notice>>) -> Self {
+    fn of(noun: &'static str, names: Vec<String>, check: impl Fn(&str) -> Result<Vec<Warning>>) -> Self {
         let finding = |name: String| match check(&name) {
             Ok(notices) => Finding { name, error: None, notices },
             Err(error) => Finding { name, error: Some(format!("{error:#}")), notices: Vec::new() },
@@ -70,7 +70,7 @@ impl Findings {
         let told = |finding: &Finding| match &finding.error {
             Some(error) => error.clone(),
             None if finding.notices.is_empty() => "ok".to_owned(),
-            None => finding.notices.iter().map(Notice::to_string).collect::<Vec<_>>().join("\n"),
+            None => finding.notices.iter().map(Warning::to_string).collect::<Vec<_>>().join("\n"),
         };
         table([self.noun, "found"], self.found.iter().map(|finding| vec![finding.name.clone(), told(finding)]))
     }
@@ -120,20 +120,20 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
 
 /// A routing of skills must be of the skills that are there. What another router learned is found by the hash of what it
 /// came from: that of earlier experts is never served, and only takes room.
-fn router_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
+fn router_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     if matches!(name, "poly" | "mhr") {
         return routing_store::read(library, name).map(|_| Vec::new());
     }
     let Some(record) = library.router_record::<Value>(name)? else { bail!("no router.json is there") };
     library.router_state(name, &record)?;
-    let stale = |change| Notice {
+    let stale = |change| Warning {
         subject: "stale".to_owned(),
         text: format!("{change}; it is not used any more, and its folder may be removed"),
     };
     Ok(library.changed_expert(&record.experts)?.map(stale).into_iter().collect())
 }
 
-fn model_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
+fn model_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     let found = sha256_of_file(&library.model_folder(name)?.join(MODEL_WEIGHTS_FILE))?;
     let recorded = library.model_record(name)?.map(|record| record.sha256);
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
@@ -145,7 +145,7 @@ fn model_notices(library: &Library, name: &str) -> Result<Vec<Notice>> {
     Ok(Vec::new())
 }
 
-fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Notice>> {
+fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Warning>> {
     let adapter = library.adapter(name)?;
     if let Some(base) = base {
         adapter.check_against(&base.modules())?;
@@ -167,12 +167,12 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
             );
         }
     }
-    let mut notices = adapter.notices().to_vec();
+    let mut notices = adapter.warnings().to_vec();
     let idle: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
     if let Some(first) = idle.first() {
         let text = format!("its update is zero, as {} of {} are", idle.len(), adapter.modules().len());
-        notices.push(Notice { subject: (*first).to_owned(), text });
+        notices.push(Warning { subject: (*first).to_owned(), text });
     }
     Ok(notices)
 }
@@ -189,7 +189,7 @@ struct Adapted {
 fn adapted(config: &PeftConfig, base: &Base) -> Result<Vec<Adapted>> {
     let mut adapted = Vec::new();
     for module in base.modules() {
-        if config.targets.are_stated() && config.targets.matches(&module.path)? {
+        if config.targets.is_specified() && config.targets.matches(&module.path)? {
             let (rank, scale) = (config.rank_of(&module.path)?, config.scale_of(&module.path)?);
             adapted.push(Adapted { module: module.path, rank, scale });
         }
@@ -205,11 +205,11 @@ fn module_table(modules: &[Adapted]) -> String {
 /// One adapter_config.json, key by key.
 fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()> {
     let text = read_text(path)?;
-    let (config, refusals) = match PeftConfig::judge(&text) {
+    let (config, refusals) = match PeftConfig::parse(&text) {
         Ok(config) => (Some(config), Vec::new()),
         Err(refused) => (None, refused.refusals),
     };
-    let notices: &[Notice] = config.as_ref().map_or(&[], |config| &config.notices);
+    let notices: &[Warning] = config.as_ref().map_or(&[], |config| &config.warnings);
     let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
     let modules = match (&config, base) {
         (Some(config), Some(base)) => Some(adapted(config, &base.open(context)?)?),
@@ -219,8 +219,9 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
         config.as_ref().map(|config| json!({ "rank": config.rank, "alpha": config.alpha, "rslora": config.rslora }));
     let document = json!({ "file": path, "accepted": accepted, "config": facts, "modules": modules, "refusals": refusals, "notices": notices });
     context.output.result(&document, || {
-        let refused =
-            refusals.iter().map(|Refusal { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
+        let refused = refusals
+            .iter()
+            .map(|UnsupportedKey { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
         let noticed =
             notices.iter().map(|notice| vec!["notice".to_owned(), notice.subject.clone(), notice.text.clone()]);
         let lines: Vec<Vec<String>> = refused.chain(noticed).collect();

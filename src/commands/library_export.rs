@@ -5,7 +5,7 @@ use crate::output::table;
 use crate::usage;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use lorakit_adapter::{Adapter, ExpertRecord, Facts, Library, LowRank, TaskRecord, write_expert};
+use lorakit_adapter::{Adapter, AdapterMetadata, ExpertRecord, Library, LowRank, TaskRecord, write_expert};
 use lorakit_format::atomic::create_folder;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -81,10 +81,10 @@ struct Exported<'a> {
 impl<'a> Exported<'a> {
     fn of(library: &Library, name: &'a str) -> Result<Self> {
         let adapter = library.adapter(name)?;
-        let own = adapter.facts().base_model.clone();
+        let own = adapter.metadata().base_model.clone();
         let mut known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
         let hub_base = known.find(|base| is_repository(base));
-        let facts = Facts { base_model: hub_base.clone().or(own), ..adapter.facts().clone() };
+        let facts = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
         // Where the rows lay is of no use elsewhere, and nobody's business.
         let shortened = |task: TaskRecord| {
             let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
@@ -94,7 +94,7 @@ impl<'a> Exported<'a> {
             let all = |tasks: &[TaskRecord]| tasks.iter().cloned().map(shortened).collect();
             ExpertRecord { tasks: all(&record.tasks), seen: all(&record.seen), ..record }
         });
-        Ok(Self { name, adapter: adapter.with_facts(facts), record, hub_base })
+        Ok(Self { name, adapter: adapter.with_metadata(facts), record, hub_base })
     }
 
     fn write(&self, folder: &Path, license: Option<&str>) -> Result<()> {

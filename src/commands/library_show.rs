@@ -64,7 +64,7 @@ fn human(entry: &Entry) -> String {
             format!("{} ({})", entry.adapter.parameters(), bytes(4 * entry.adapter.parameters() as u64)),
         ),
         fact("norm", format!("{:.4}", entry.adapter.norm())),
-        fact("made for", entry.adapter.facts().base_model.clone().unwrap_or_else(|| ABSENT.to_owned())),
+        fact("made for", entry.adapter.metadata().base_model.clone().unwrap_or_else(|| ABSENT.to_owned())),
     ];
     if let Some(record) = &entry.record {
         facts.extend(

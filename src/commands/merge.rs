@@ -215,7 +215,7 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     }
     if let Some(base) = &opened {
         merged.adapter.check_against(&base.modules())?;
-        merged.adapter = merged.adapter.named_within(&base.modules());
+        merged.adapter = merged.adapter.with_target_names(&base.modules());
     }
     let rounding = match (&base, &opened) {
         (Some(place), Some(base)) if args.into_base => {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::low_rank::{LowRank, cosine};
-use crate::naming::Naming;
-use crate::notice::Notice;
-use crate::peft_config::{Facts, PeftConfig};
-use crate::several::several;
-use crate::target::Targets;
+use crate::name_list::quote_names;
+use crate::peft::peft_config::{AdapterMetadata, PeftConfig};
+use crate::peft::target_modules::Targets;
+use crate::peft::target_names::TargetNames;
+use crate::warning::Warning;
 use lorakit_format::mmap::MappedFile;
 
 /// A LoRA adapter: the updates of some modules of a base, by the modules' Hugging Face paths, such
@@ -21,10 +21,10 @@ use lorakit_format::mmap::MappedFile;
 #[derive(Clone, Debug)]
 pub struct Adapter {
     modules: BTreeMap<String, LowRank>,
-    facts: Facts,
+    metadata: AdapterMetadata,
     targets: Targets,
-    naming: Naming,
-    notices: Vec<Notice>,
+    target_names: TargetNames,
+    warnings: Vec<Warning>,
 }
 
 /// A linear module of a base, which an update may be added to.
@@ -41,27 +41,33 @@ pub struct BaseModule {
 impl Adapter {
     /// An adapter of `modules`, as a trainer or a merge makes it.
     pub fn new(modules: BTreeMap<String, LowRank>) -> Self {
-        let naming = Naming::guessed(modules.keys());
-        Self { modules, facts: Facts::default(), targets: Targets::unstated(), naming, notices: Vec::new() }
+        let target_names = TargetNames::guessed(modules.keys());
+        Self {
+            modules,
+            metadata: AdapterMetadata::default(),
+            targets: Targets::unstated(),
+            target_names,
+            warnings: Vec::new(),
+        }
     }
 
     /// The adapter that `config` describes, whose tensors were found to fit it.
-    pub(crate) fn described(modules: BTreeMap<String, LowRank>, config: PeftConfig, notices: Vec<Notice>) -> Self {
-        let naming = Naming::stated(&config.targets);
-        Self { modules, facts: config.facts, targets: config.targets, naming, notices }
+    pub(crate) fn described(modules: BTreeMap<String, LowRank>, config: PeftConfig, warnings: Vec<Warning>) -> Self {
+        let target_names = TargetNames::stated(&config.targets);
+        Self { modules, metadata: config.metadata, targets: config.targets, target_names, warnings }
     }
 
     /// The same adapter with other facts for its configuration.
-    pub fn with_facts(self, facts: Facts) -> Self {
-        Self { facts, ..self }
+    pub fn with_metadata(self, metadata: AdapterMetadata) -> Self {
+        Self { metadata, ..self }
     }
 
     /// The same adapter, written with short `target_modules` where they select exactly its modules
     /// in a base that has `base`. Without this, what is not known of the base is guessed from the
     /// adapter's own paths.
-    pub fn named_within(self, base: &[BaseModule]) -> Self {
-        let naming = Naming::within(self.modules.keys(), base.iter().map(|module| module.path.as_str()));
-        Self { naming, ..self }
+    pub fn with_target_names(self, base: &[BaseModule]) -> Self {
+        let target_names = TargetNames::for_base(self.modules.keys(), base.iter().map(|module| module.path.as_str()));
+        Self { target_names, ..self }
     }
 
     /// The updates, by module path.
@@ -70,17 +76,17 @@ impl Adapter {
     }
 
     /// What its configuration says beside the modules.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn metadata(&self) -> &AdapterMetadata {
+        &self.metadata
     }
 
     /// What was accepted leniently when it was read.
-    pub fn notices(&self) -> &[Notice] {
-        &self.notices
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
-    pub(crate) fn naming(&self) -> &Naming {
-        &self.naming
+    pub(crate) fn target_names(&self) -> &TargetNames {
+        &self.target_names
     }
 
     /// Lets the memory go that weights take which lie in a mapped file and have been looked at; they are read again
@@ -142,7 +148,7 @@ impl Adapter {
             unknown.is_empty(),
             "the adapter has modules that the base does not have: {}; was it made for another \
              base?",
-            several(&unknown)
+            quote_names(&unknown)
         );
         for (path, update) in &self.modules {
             let module = widths[path.as_str()];
@@ -161,7 +167,7 @@ impl Adapter {
     }
 
     fn check_targets_of(&self, base: &[BaseModule]) -> Result<()> {
-        if !self.targets.are_stated() {
+        if !self.targets.is_specified() {
             return Ok(());
         }
         let mut missing = Vec::new();
@@ -174,7 +180,7 @@ impl Adapter {
             missing.is_empty(),
             "target_modules selects modules of the base for which the adapter has no tensors: {}; \
              correct target_modules in its adapter_config.json",
-            several(&missing)
+            quote_names(&missing)
         );
         Ok(())
     }

@@ -7,7 +7,7 @@
 //!
 //! What is absent on purpose: there is no tokenizer and no model here, no router, merge or trainer. A base
 //! is known only as a list of module paths with their widths ([`BaseModule`]). Nothing is printed: what was
-//! read leniently is returned as [`Notice`]s.
+//! read leniently is returned as [`Warning`]s.
 //!
 //! ```
 //! # fn main() -> anyhow::Result<()> {
@@ -25,7 +25,7 @@
 //!
 //! // The input direction that the update stretches most, and by how much.
 //! let update = &one.modules()["model.layers.0.self_attn.q_proj"];
-//! let top = update.top_direction().expect("the update is not zero");
+//! let top = update.top_singular_vector().expect("the update is not zero");
 //! assert!((top.singular_value - 10.0).abs() < 1e-12);
 //! assert_eq!(top.vector, [0.6, 0.8]);
 //!
@@ -39,46 +39,28 @@
 //! ```
 
 mod adapter;
-mod additions;
-mod assembly;
-mod expert;
 mod import;
-mod judge;
 mod library;
-mod lock;
 mod low_rank;
 mod matrix;
-mod models;
-mod mttl;
-mod naming;
-mod nearest;
-mod notice;
-mod pattern;
-mod peft_config;
-mod peft_folder;
-mod peft_json;
-mod pickle;
-mod pickle_machine;
-mod routers;
-mod several;
-mod siblings;
-mod target;
-mod tensor_key;
-mod torch_file;
-mod weights_file;
+mod name_list;
+mod peft;
+mod warning;
 
 pub use adapter::{Adapter, BaseModule};
-pub use expert::{BaseIdentity, ExpertRecord, TaskRecord, ensure_expert_name};
-pub use judge::{Refusal, Refused};
-pub use library::{Library, write_expert};
-pub use lock::LibraryLock;
-pub use low_rank::{Direction, LowRank};
+pub use import::mttl_library::{MttlExpert, mttl_experts};
+pub use library::base_identity::BaseIdentity;
+pub use library::expert_name::ensure_expert_name;
+pub use library::expert_record::{ExpertRecord, TaskRecord};
+pub use library::library_lock::LibraryLock;
+pub use library::library_models::{MODEL_RECORD_FILE, MODEL_WEIGHTS_FILE};
+pub use library::library_routers::{ExpertWeights, RouterRecord};
+pub use library::library_store::{Library, write_expert};
+pub use low_rank::{LowRank, SingularVector};
 pub use matrix::Matrix;
-pub use models::{MODEL_RECORD_FILE, MODEL_WEIGHTS_FILE};
-pub use mttl::{MttlExpert, mttl_experts};
-pub use notice::Notice;
-pub use pattern::Pattern;
-pub use peft_config::{Facts, PeftConfig, TaskType};
-pub use peft_folder::{CONFIG_FILE, WEIGHTS_FILE};
-pub use routers::{ExpertWeights, RouterRecord};
-pub use target::{Names, Targets};
+pub use peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
+pub use peft::path_pattern::PathPattern;
+pub use peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
+pub use peft::target_modules::{ModuleSelector, Targets};
+pub use peft::validate::{UnsupportedConfig, UnsupportedKey};
+pub use warning::Warning;

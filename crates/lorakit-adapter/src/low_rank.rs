@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use faer::{Mat, MatRef};
 
-use crate::Matrix;
+use crate::matrix::Matrix;
 
 /// One module's update `s B A`, with `A` of shape `[r, in]` and `B` of shape `[out, r]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub struct LowRank {
 
 /// A unit vector of a module's input space and the stretch that the update gives it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Direction {
+pub struct SingularVector {
     /// The unit vector `v`, of shape `[in]`. Its entry of largest magnitude is positive, for a
     /// singular vector has no sign of its own.
     pub vector: Vec<f32>,
@@ -132,7 +132,7 @@ impl LowRank {
     /// right singular vector of the r x r core `Rb Ra'`. This is the prototype of Arrow
     /// (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero, up to the rounding of
     /// its factors: it has no direction, and noise must not be taken for one.
-    pub fn top_direction(&self) -> Option<Direction> {
+    pub fn top_singular_vector(&self) -> Option<SingularVector> {
         let (a, b) = (widened(&self.a), widened(&self.b));
         let (qr_a, qr_b) = (a.transpose().qr(), b.qr());
         let core = qr_b.thin_R() * qr_a.thin_R().transpose();
@@ -144,7 +144,7 @@ impl LowRank {
             return None;
         }
         let vector = qr_a.compute_thin_Q() * svd.V().col(0);
-        Some(Direction { vector: oriented(vector.iter().copied().collect()), singular_value })
+        Some(SingularVector { vector: oriented(vector.iter().copied().collect()), singular_value })
     }
 
     /// The update itself, dense: `s B A` of shape `[out, in]`, row by row. For tests and small

@@ -16,7 +16,7 @@ use crate::per_token::{PerToken, Reading, Rule};
 use crate::settings::{AtMost, Settings};
 use crate::stack::Choice;
 use candle_core::Tensor;
-use lorakit_adapter::{Direction, LowRank, Matrix};
+use lorakit_adapter::{LowRank, Matrix, SingularVector};
 use lorakit_lora::{Patches, Site};
 use rayon::prelude::*;
 use std::fmt;
@@ -181,15 +181,15 @@ impl Tie {
 ///
 /// # Errors
 /// Where an expert's A's differ between the projections.
-pub fn prototypes(experts: &Experts, site: &Site, projections: Range<usize>) -> Result<Vec<Option<Direction>>> {
+pub fn prototypes(experts: &Experts, site: &Site, projections: Range<usize>) -> Result<Vec<Option<SingularVector>>> {
     let prototype = |expert: usize| {
         let modules = site.projections[projections.clone()].iter().filter_map(|p| experts.module(expert, &p.module));
         let modules: Vec<&LowRank> = modules.collect();
         match modules.as_slice() {
             [] => Ok(None),
-            [only] => Ok(only.top_direction()),
+            [only] => Ok(only.top_singular_vector()),
             [first, rest @ ..] if rest.iter().all(|module| module.a() == first.a()) => {
-                Ok(stacked(&modules)?.top_direction())
+                Ok(stacked(&modules)?.top_singular_vector())
             }
             _ => Err(RouteError::UntiedA { site: site.key(), expert: experts.names()[expert].clone() }),
         }

@@ -124,7 +124,7 @@ impl Gauge {
             for low_rank in site.projections.iter().filter_map(|p| experts.module(expert, &p.module)) {
                 match measure {
                     Measure::Energy => rows.extend(compressed(low_rank)),
-                    Measure::Arrow => rows.extend(low_rank.top_direction().into_iter().flat_map(|d| d.vector)),
+                    Measure::Arrow => rows.extend(low_rank.top_singular_vector().into_iter().flat_map(|d| d.vector)),
                 }
             }
             parts.push(start..rows.len() / site.input);

@@ -106,9 +106,10 @@ fn more_experts_than_there_are_is_all_of_them() {
 fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<Vec<Vec<f64>>> {
     let site = &library.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();
-    let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::Direction>]| {
-        let score =
-            |d: &lorakit_adapter::Direction| d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs();
+    let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::SingularVector>]| {
+        let score = |d: &lorakit_adapter::SingularVector| {
+            d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs()
+        };
         let scores: Vec<Option<f64>> = prototypes.iter().map(|p| p.as_ref().map(score)).collect();
         let mut order: Vec<usize> = (0..scores.len()).filter(|e| scores[*e].is_some()).collect();
         order.sort_by(|a, b| scores[*b].unwrap().total_cmp(&scores[*a].unwrap()));

@@ -252,7 +252,7 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
     let known = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
     // Nothing has a higher response of `b` than what it stretches most.
-    let direction = library.module(1, "v").unwrap().top_direction().unwrap().vector;
+    let direction = library.module(1, "v").unwrap().top_singular_vector().unwrap().vector;
     let strange = Tensor::from_vec(direction.repeat(3), (3, INPUT), &Device::Cpu).unwrap();
     assert!(weighed(&evidence, &library, &learned, &known)[0] > 0.99);
     assert_eq!(weighed(&evidence, &library, &learned, &strange), [0.0; 3]);

@@ -4,7 +4,7 @@
 
 mod small;
 
-use lorakit_adapter::{Adapter, Facts};
+use lorakit_adapter::{Adapter, AdapterMetadata};
 use lorakit_route::Expert;
 use lorakit_route::merge::{Coefficients, Merge, MergeError};
 use small::*;
@@ -59,8 +59,8 @@ fn weights_are_one_finite_number_each() {
 fn experts_of_different_bases_are_refused_by_name() {
     let wide = expert("wide", [("q", random(1, 1, 8, 4, 1.0))]);
     refused(apply("cat", &[two()[0].clone(), wide], &[1.0; 2]), &["q", "small", "(6, 4)", "wide", "(8, 4)"]);
-    let facts = Facts { fan_in_fan_out: true, ..Facts::default() };
-    let turned = Expert::new("turned", two()[1].adapter.clone().with_facts(facts));
+    let facts = AdapterMetadata { fan_in_fan_out: true, ..AdapterMetadata::default() };
+    let turned = Expert::new("turned", two()[1].adapter.clone().with_metadata(facts));
     refused(apply("cat", &[two()[0].clone(), turned], &[1.0; 2]), &["small", "turned", "fan_in_fan_out"]);
     refused(apply("cat", &[two()[0].clone(), two()[0].clone()], &[1.0; 2]), &["small", "differ"]);
     refused(apply("cat", &[], &[]), &["at least one"]);

@@ -51,7 +51,7 @@ fn products_and_norms_are_those_of_the_dense_updates() {
 fn the_top_direction_is_the_one_that_the_dense_update_stretches_most() {
     for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
         let update = random_update(seed as u64, rank, input, output, -3.0);
-        let direction = update.top_direction().unwrap();
+        let direction = update.top_singular_vector().unwrap();
         let stretched: Vec<f64> = update.delta().chunks(input).map(|row| dense_dot(row, &direction.vector)).collect();
         let length = |vector: &[f64]| vector.iter().map(|value| value * value).sum::<f64>().sqrt();
         assert_close(dense_dot(&direction.vector, &direction.vector), 1.0, 1e-6);
@@ -79,7 +79,7 @@ fn nothing_depends_on_which_pair_represents_the_update() {
         let other = in_another_gauge(&update);
         assert_close(update.cosine(&other).unwrap(), 1.0, 1e-6);
         assert_close(update.norm(), other.norm(), 1e-6);
-        let (one, two) = (update.top_direction().unwrap(), other.top_direction().unwrap());
+        let (one, two) = (update.top_singular_vector().unwrap(), other.top_singular_vector().unwrap());
         assert_close(one.singular_value, two.singular_value, 1e-6);
         for (x, y) in one.vector.iter().zip(&two.vector) {
             assert_close(f64::from(*x), f64::from(*y), 1e-5);
@@ -92,8 +92,8 @@ fn a_zero_update_has_no_direction_and_is_like_nothing() {
     let update = random_update(1, 3, 8, 5, 2.0);
     let zero_b = Matrix::new(5, 3, vec![0.0; 15]).unwrap();
     let zero = LowRank::new(update.a().clone(), zero_b, 2.0).unwrap();
-    assert!(zero.top_direction().is_none());
-    assert!(update.scaled(0.0).top_direction().is_none());
+    assert!(zero.top_singular_vector().is_none());
+    assert!(update.scaled(0.0).top_singular_vector().is_none());
     assert_eq!(zero.cosine(&update).unwrap(), 0.0);
     assert_eq!(zero.norm(), 0.0);
 }
@@ -103,15 +103,15 @@ fn an_update_that_cancels_up_to_rounding_has_no_direction() {
     let row = random_matrix(7, 1, 50);
     let twice = Matrix::new(2, 50, [row.values(), row.values()].concat()).unwrap();
     let opposed = Matrix::new(3, 2, vec![0.3, -0.3, 0.7, -0.7, 1.1, -1.1]).unwrap();
-    assert!(LowRank::new(twice, opposed, 1.0).unwrap().top_direction().is_none());
+    assert!(LowRank::new(twice, opposed, 1.0).unwrap().top_singular_vector().is_none());
 }
 
 #[test]
 fn a_tiny_update_has_a_direction_all_the_same() {
     let update = random_update(3, 2, 9, 4, 1.0);
     let tiny = Matrix::new(4, 2, update.b().values().iter().map(|value| value * 1e-20).collect()).unwrap();
-    let tiny = LowRank::new(update.a().clone(), tiny, 1.0).unwrap().top_direction().unwrap();
-    let usual = update.top_direction().unwrap();
+    let tiny = LowRank::new(update.a().clone(), tiny, 1.0).unwrap().top_singular_vector().unwrap();
+    let usual = update.top_singular_vector().unwrap();
     assert_close(tiny.singular_value / usual.singular_value, 1e-20, 1e-6);
     assert_close(dense_dot(&tiny.vector, &usual.vector), 1.0, 1e-6);
 }

@@ -41,7 +41,7 @@ fn every_published_configuration_is_accepted_or_refused_by_the_name_of_its_key()
             Err(error) => {
                 let message = format!("{error:#}");
                 assert!(message.contains(file.file_name().unwrap().to_str().unwrap()), "{message}");
-                let refused = PeftConfig::judge(&text).unwrap_err();
+                let refused = PeftConfig::parse(&text).unwrap_err();
                 for refusal in &refused.refusals {
                     assert!(message.contains(&refusal.key) && !refusal.reason.is_empty(), "{message}");
                     assert_eq!(refusal.key == "peft_type", !lora, "{message}");
@@ -57,9 +57,9 @@ fn every_published_configuration_is_accepted_or_refused_by_the_name_of_its_key()
 }
 
 /// A configuration with `keys` beside those that every one needs.
-fn judged(keys: &str) -> Result<PeftConfig, lorakit_adapter::Refused> {
+fn judged(keys: &str) -> Result<PeftConfig, lorakit_adapter::UnsupportedConfig> {
     let base = r#""peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]"#;
-    PeftConfig::judge(&format!("{{{base}, {keys}}}"))
+    PeftConfig::parse(&format!("{{{base}, {keys}}}"))
 }
 
 #[test]
@@ -130,11 +130,11 @@ fn keys_without_effect_pass_and_unknown_ones_leave_a_notice() {
     let quiet = r#""use_dora": false, "bias": "none", "modules_to_save": null, "init_lora_weights": "gaussian",
         "loftq_config": {}, "qalora_group_size": 16, "megatron_core": "megatron.core", "task_type": null, "layers_pattern": null,
         "exclude_modules": null, "peft_version": "0.20.1.dev0@UNKNOWN", "auto_mapping": {"a": "b"}, "trainable_token_indices": []"#;
-    assert_eq!(judged(quiet).unwrap().notices, []);
-    let loud = judged(r#""brand_new_key": 1, "eva_config": {"rho": 2}"#).unwrap().notices;
+    assert_eq!(judged(quiet).unwrap().warnings, []);
+    let loud = judged(r#""brand_new_key": 1, "eva_config": {"rho": 2}"#).unwrap().warnings;
     assert_eq!(loud.iter().map(|notice| notice.subject.as_str()).collect::<Vec<_>>(), ["brand_new_key", "eva_config"]);
-    let minimal = PeftConfig::judge(r#"{"peft_type": "LORA", "target_modules": ["q"]}"#).unwrap();
-    assert_eq!((minimal.rank, minimal.alpha, minimal.notices.len()), (8, 8.0, 2));
+    let minimal = PeftConfig::parse(r#"{"peft_type": "LORA", "target_modules": ["q"]}"#).unwrap();
+    assert_eq!((minimal.rank, minimal.alpha, minimal.warnings.len()), (8, 8.0, 2));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn ranks_and_scales_follow_the_first_pattern_that_matches_the_end_of_the_path() 
 #[test]
 fn what_is_no_configuration_is_refused() {
     for text in ["", "[]", "{", "null", "\"LORA\"", "{}", r#"{"peft_type": null}"#, &"[".repeat(100_000)] {
-        assert!(PeftConfig::judge(text).is_err());
+        assert!(PeftConfig::parse(text).is_err());
     }
     let error = PeftConfig::read(Path::new("no/such/adapter_config.json")).unwrap_err();
     assert!(format!("{error:#}").contains("no/such/adapter_config.json"));

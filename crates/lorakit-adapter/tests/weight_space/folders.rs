@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use lorakit_adapter::{Adapter, BaseModule, CONFIG_FILE, Facts, LowRank, PeftConfig, TaskType, WEIGHTS_FILE};
+use lorakit_adapter::{Adapter, AdapterMetadata, BaseModule, CONFIG_FILE, LowRank, PeftConfig, TaskType, WEIGHTS_FILE};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -23,18 +23,18 @@ fn updates(list: &[(&str, usize, f64)]) -> BTreeMap<String, LowRank> {
 #[test]
 fn an_adapter_comes_back_as_it_was_written() {
     let temporary = tempfile::tempdir().unwrap();
-    let facts = Facts {
+    let facts = AdapterMetadata {
         base_model: Some("org/base".into()),
         revision: Some("main".into()),
         task_type: TaskType::SeqCls,
         dropout: 0.05,
         fan_in_fan_out: true,
     };
-    let adapter = small_adapter(1).with_facts(facts);
+    let adapter = small_adapter(1).with_metadata(facts);
     adapter.write(&temporary.path().join("a")).unwrap();
     let again = Adapter::read(&temporary.path().join("a")).unwrap();
     assert_eq!(again.modules(), adapter.modules());
-    assert_eq!(again.facts(), adapter.facts());
+    assert_eq!(again.metadata(), adapter.metadata());
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn the_configuration_has_pefts_keys_sorted_and_short_targets() {
     assert!(keys.is_sorted());
     assert_eq!(written["target_modules"], json!(["q_proj", "v_proj"]));
     assert_eq!((&written["r"], &written["lora_alpha"]), (&json!(2), &json!(4)));
-    assert_eq!(PeftConfig::judge(&text).unwrap().notices, []);
+    assert_eq!(PeftConfig::parse(&text).unwrap().warnings, []);
     if let Some(peft) = shared("oracles/peft/mistral/adapters/e0") {
         let expected: Vec<_> = config(&peft).as_object().unwrap().keys().cloned().collect();
         assert_eq!(keys, expected);
@@ -125,7 +125,7 @@ fn whoever_knows_the_base_gets_short_names_exactly_where_they_are_right() {
     let shallow: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.0.o"].map(module).into();
     let deep: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.1.q", "m.layers.1.v"].map(module).into();
     for (base, names) in [(&shallow, ["q", "v"]), (&deep, ["m.layers.0.q", "m.layers.0.v"])] {
-        adapter.clone().named_within(base).write(&place).unwrap();
+        adapter.clone().with_target_names(base).write(&place).unwrap();
         assert_eq!(config(&place)["target_modules"], json!(names));
         Adapter::read(&place).unwrap().check_against(base).unwrap();
     }
@@ -158,7 +158,7 @@ fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
         for entry in fs::read_dir(base.unwrap().path().join("adapters")).unwrap() {
             let source = entry.unwrap().path();
             let adapter = Adapter::read(&source).unwrap();
-            assert_eq!(adapter.notices(), [], "{}", source.display());
+            assert_eq!(adapter.warnings(), [], "{}", source.display());
             let place = temporary.path().join(format!("a{read}"));
             adapter.write(&place).unwrap();
             let again = Adapter::read(&place).unwrap();

@@ -27,7 +27,7 @@ fn top_directions_are_the_prototypes_of_mttl() {
             let pair = &oracle["experts"][expert];
             let a = transposed(&pair[format!("{module}.lora_a")]);
             let b = transposed(&pair[format!("{module}.lora_b")]);
-            let direction = LowRank::new(a, b, 1.0).unwrap().top_direction().unwrap();
+            let direction = LowRank::new(a, b, 1.0).unwrap().top_singular_vector().unwrap();
             let prototype: Vec<f64> = serde_json::from_value(prototype.clone()).unwrap();
             let cosine: f64 = direction.vector.iter().zip(&prototype).map(|(x, y)| f64::from(*x) * y).sum();
             assert_close(cosine.abs(), 1.0, 1e-5);

@@ -132,7 +132,7 @@ fn experts_of_mttl_are_read_as_they_are_meant() {
     for name in ["e0", "e3"] {
         let read = MttlExpert::read(folder.path(), name).unwrap();
         assert_eq!((read.deleted, read.tasks), (name == "e3", vec!["boolq".to_owned(), "piqa".to_owned()]));
-        assert_eq!(read.adapter.facts().base_model.as_deref(), Some("microsoft/phi-2"));
+        assert_eq!(read.adapter.metadata().base_model.as_deref(), Some("microsoft/phi-2"));
         assert_eq!(read.adapter.modules().len(), oracle["experts"][name].as_object().unwrap().len() / 2);
         for (module, update) in read.adapter.modules() {
             let half = |half: &str| transposed(&stored(&oracle["experts"][name][format!("{module}.{half}")]));

@@ -15,12 +15,12 @@ fn adapters_of_gpt2_keep_the_structure_that_their_training_data_gave_them() {
     else {
         return;
     };
-    assert!(medical.facts().fan_in_fan_out);
+    assert!(medical.metadata().fan_in_fan_out);
     assert_eq!(medical.modules().len(), 36);
     assert_close(medical.cosine(&sports).unwrap(), 0.714, 1e-3);
     assert_close(medical.cosine(&legal).unwrap(), 0.20, 1e-2);
     assert_close(sports.cosine(&legal).unwrap(), 0.20, 1e-2);
-    assert!(medical.modules().values().all(|update| update.top_direction().is_some()));
+    assert!(medical.modules().values().all(|update| update.top_singular_vector().is_some()));
 }
 
 /// The linear modules of GPT-2, the small one.

@@ -203,7 +203,7 @@ fn keys_without_prefix_or_with_the_adapters_name_are_read_with_a_notice() {
         });
         let adapter = Adapter::read(&folder).unwrap();
         assert_eq!(adapter.modules(), small_adapter(1).modules());
-        assert_eq!(adapter.notices().len(), 1);
+        assert_eq!(adapter.warnings().len(), 1);
     }
 }
 

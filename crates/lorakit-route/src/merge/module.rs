@@ -4,7 +4,7 @@ use super::coefficients::Coefficients;
 use super::error::{MergeError, Result};
 use super::merged::{Kept, Merged, ModuleReport};
 use crate::experts::Expert;
-use lorakit_adapter::{Adapter, Facts, LowRank, Matrix};
+use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
@@ -112,7 +112,7 @@ pub(super) fn each_module(
     });
     let report = report.collect();
     let updates = modules.iter().zip(merged).map(|(module, made)| (module.path.to_owned(), made.update)).collect();
-    Ok(Merged { adapter: Adapter::new(updates).with_facts(facts), report })
+    Ok(Merged { adapter: Adapter::new(updates).with_metadata(facts), report })
 }
 
 /// All modules that any expert changes, sorted.
@@ -140,7 +140,7 @@ fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [M
 }
 
 /// Refuses what no merge can mix; returns the facts of the result.
-fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<Facts> {
+fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetadata> {
     let Some(first) = experts.first() else { return Err(MergeError::NoExperts) };
     let mut names = BTreeSet::new();
     if let Some(twin) = experts.iter().find(|expert| !names.insert(&expert.name)) {
@@ -150,9 +150,9 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<Facts> {
     if paths(experts).is_empty() {
         return Err(MergeError::NoModules);
     }
-    let mut facts = first.adapter.facts().clone();
+    let mut facts = first.adapter.metadata().clone();
     for other in &experts[1..] {
-        let theirs = other.adapter.facts();
+        let theirs = other.adapter.metadata();
         if theirs.fan_in_fan_out != facts.fan_in_fan_out {
             return Err(MergeError::Orientation(first.name.clone(), other.name.clone()));
         }

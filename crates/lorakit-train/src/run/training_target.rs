@@ -175,7 +175,7 @@ impl TrainingTarget<'_> {
         let name = &pass.jobs()[index].name;
         match self {
             Self::Experts => {
-                let adapter = pass.adapter(index)?.named_within(&base.modules());
+                let adapter = pass.adapter(index)?.with_target_names(&base.modules());
                 library.replace(name, &adapter, Some(record))
             }
             Self::Model(model) => {
@@ -190,7 +190,7 @@ impl TrainingTarget<'_> {
                 let stack = pass.trained_skills().context("the pass trained no skills")?;
                 let names = routing_store::skill_names(name, plan.form.count);
                 for (skill, expert) in names.iter().enumerate() {
-                    library.replace(expert, &stack.skill(skill)?.named_within(&base.modules()), Some(record))?;
+                    library.replace(expert, &stack.skill(skill)?.with_target_names(&base.modules()), Some(record))?;
                 }
                 // An old routing stays until now: a kill leaves one that refuses the skills, where none at all would
                 // have any experts be taken for skills. It also knows those of an earlier training of more of them.

@@ -1,10 +1,10 @@
 //! Which modules an adapter targets: PEFT's rules for `target_modules` and the keys that narrow it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
-use crate::pattern::Pattern;
+use crate::peft::path_pattern::PathPattern;
 
 /// The modules that a configuration selects, judged by their paths.
 ///
@@ -14,7 +14,7 @@ use crate::pattern::Pattern;
 #[derive(Clone, Debug)]
 pub struct Targets {
     selection: Selection,
-    excluded: Option<Names>,
+    excluded: Option<ModuleSelector>,
     layers: Option<Layers>,
 }
 
@@ -27,23 +27,23 @@ enum Selection {
     /// `"all-linear"`: every linear module but the head.
     AllLinear,
     /// A list or a regular expression.
-    Named(Names),
+    Named(ModuleSelector),
 }
 
 /// A set of modules, named one by one or by a regular expression.
 #[derive(Clone, Debug)]
-pub enum Names {
+pub enum ModuleSelector {
     /// Paths, or their last segments.
     List(BTreeSet<String>),
     /// An expression that matches whole paths.
-    Matching(Pattern),
+    Matching(PathPattern),
 }
 
 /// `layers_to_transform`, with `layers_pattern`.
 #[derive(Clone, Debug)]
 struct Layers {
     indexes: BTreeSet<usize>,
-    lists: Vec<Pattern>,
+    lists: Vec<PathPattern>,
 }
 
 impl Targets {
@@ -54,7 +54,7 @@ impl Targets {
 
     /// The modules that are one of `names`, or whose path ends with a dot and one of `names`.
     pub fn list<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self::of(Selection::Named(Names::List(names.into_iter().map(Into::into).collect())))
+        Self::of(Selection::Named(ModuleSelector::List(names.into_iter().map(Into::into).collect())))
     }
 
     /// The modules that a string `target_modules` selects: `all-linear`, or a regular expression
@@ -66,7 +66,7 @@ impl Targets {
         Ok(Self::of(if text.eq_ignore_ascii_case("all-linear") {
             Selection::AllLinear
         } else {
-            Selection::Named(Names::Matching(Pattern::whole(text)?))
+            Selection::Named(ModuleSelector::Matching(PathPattern::whole(text)?))
         }))
     }
 
@@ -75,7 +75,7 @@ impl Targets {
     }
 
     /// The same targets without the modules that `names` select (`exclude_modules`).
-    pub fn excluding(self, names: Names) -> Self {
+    pub fn excluding(self, names: ModuleSelector) -> Self {
         Self { excluded: Some(names), ..self }
     }
 
@@ -86,17 +86,17 @@ impl Targets {
     /// If the targets are no list, which PEFT refuses as well, or a name is no regular expression.
     pub fn in_layers(self, indexes: BTreeSet<usize>, lists: &[String]) -> Result<Self> {
         ensure!(
-            matches!(self.selection, Selection::Named(Names::List(_))),
+            matches!(self.selection, Selection::Named(ModuleSelector::List(_))),
             "layers_to_transform needs target_modules to be a list; name the layers in its \
              expression instead"
         );
-        let lists = lists.iter().map(|name| Pattern::layer_list(name)).collect::<Result<_>>()?;
+        let lists = lists.iter().map(|name| PathPattern::layer_list(name)).collect::<Result<_>>()?;
         Ok(Self { layers: Some(Layers { indexes, lists }), ..self })
     }
 
     /// Whether the configuration says what it targets; where it does not, nothing can be found
     /// missing or extra.
-    pub fn are_stated(&self) -> bool {
+    pub fn is_specified(&self) -> bool {
         !matches!(self.selection, Selection::Unstated)
     }
 
@@ -112,7 +112,7 @@ impl Targets {
         }
         match &self.selection {
             Selection::Unstated | Selection::AllLinear => Ok(true),
-            Selection::Named(Names::List(names)) if names.contains(path) => Ok(true),
+            Selection::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
             Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
         }
     }
@@ -129,30 +129,30 @@ impl Targets {
     ///
     /// # Errors
     /// If a regular expression takes too many steps.
-    pub fn idle(&self, paths: &[&str]) -> Result<Vec<String>> {
-        let mut idle = Vec::new();
-        if let Selection::Named(Names::List(names)) = &self.selection {
+    pub fn unmatched(&self, paths: &[&str]) -> Result<Vec<String>> {
+        let mut unmatched = Vec::new();
+        if let Selection::Named(ModuleSelector::List(names)) = &self.selection {
             let unused = names.iter().filter(|name| !paths.iter().any(|path| ends_with_name(path, name)));
-            idle.extend(unused.map(|name| format!("target_modules `{name}`")));
+            unmatched.extend(unused.map(|name| format!("target_modules `{name}`")));
         }
         if let Some(layers) = &self.layers {
             let found: BTreeSet<_> = paths.iter().map(|path| layers.index_of(path)).collect::<Result<_>>()?;
             let unused = layers.indexes.iter().filter(|index| !found.contains(&Some(**index)));
-            idle.extend(unused.map(|index| format!("layers_to_transform {index}")));
+            unmatched.extend(unused.map(|index| format!("layers_to_transform {index}")));
         }
-        Ok(idle)
+        Ok(unmatched)
     }
 
     /// The names of the list, where the targets are a list and nothing narrows it.
     pub(crate) fn plain_list(&self) -> Option<&BTreeSet<String>> {
         match (&self.selection, &self.excluded, &self.layers) {
-            (Selection::Named(Names::List(names)), None, None) => Some(names),
+            (Selection::Named(ModuleSelector::List(names)), None, None) => Some(names),
             _ => None,
         }
     }
 }
 
-impl Names {
+impl ModuleSelector {
     fn contain(&self, path: &str) -> Result<bool> {
         match self {
             Self::List(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
@@ -184,6 +184,38 @@ pub(crate) fn ends_with_name(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
+/// Modules that must be in the base and are targets, but have no tensors. A parent module
+/// (`model.layers.7.mlp`) has the children that its like in other layers (`model.layers.*.mlp`)
+/// have.
+pub(crate) fn missing_targets(targets: &Targets, paths: &[&str]) -> Result<Vec<String>> {
+    let mut children: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    let mut parents = BTreeSet::new();
+    for path in paths {
+        let Some((parent, child)) = path.rsplit_once('.') else {
+            continue;
+        };
+        children.entry(kind(parent)).or_default().insert(child);
+        parents.insert(parent);
+    }
+    let known: BTreeSet<&str> = paths.iter().copied().collect();
+    let mut missing = Vec::new();
+    for parent in parents {
+        for child in &children[&kind(parent)] {
+            let path = format!("{parent}.{child}");
+            if !known.contains(path.as_str()) && targets.matches(&path)? {
+                missing.push(path);
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// The path with its numbers left open: `model.layers.*.mlp`.
+fn kind(path: &str) -> String {
+    let open = |segment: &'_ str| segment.bytes().all(|byte| byte.is_ascii_digit());
+    path.split('.').map(|segment| if open(segment) { "*" } else { segment }).collect::<Vec<_>>().join(".")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -203,10 +235,10 @@ mod tests {
 
     #[test]
     fn excluded_modules_are_no_targets_whatever_selects_them() {
-        let list = Names::List(["layers.0.self_attn.q_proj".to_owned()].into());
+        let list = ModuleSelector::List(["layers.0.self_attn.q_proj".to_owned()].into());
         assert!(!Targets::list([Q0]).excluding(list.clone()).matches(Q0).unwrap());
         assert!(!Targets::string("all-linear").unwrap().excluding(list).matches(Q0).unwrap());
-        let pattern = Names::Matching(Pattern::whole(r".*\.0\..*").unwrap());
+        let pattern = ModuleSelector::Matching(PathPattern::whole(r".*\.0\..*").unwrap());
         let targets = Targets::list(["q_proj"]).excluding(pattern);
         assert!(!targets.matches(Q0).unwrap());
         assert!(targets.matches(Q1).unwrap());
@@ -244,6 +276,14 @@ mod tests {
     #[test]
     fn entries_and_layers_that_no_module_bears_out_are_named() {
         let targets = Targets::list(["q_proj", "o_proj"]).in_layers([0, 7].into(), &[]).unwrap();
-        assert_eq!(targets.idle(&[Q0]).unwrap(), ["target_modules `o_proj`", "layers_to_transform 7"]);
+        assert_eq!(targets.unmatched(&[Q0]).unwrap(), ["target_modules `o_proj`", "layers_to_transform 7"]);
+    }
+
+    #[test]
+    fn a_parent_is_expected_to_have_the_children_of_its_like_in_other_layers() {
+        let paths = ["m.layers.0.attn.q", "m.layers.0.attn.v", "m.layers.1.attn.q", "m.layers.1.mlp.up"];
+        let missing = missing_targets(&Targets::list(["q", "v", "up"]), &paths).unwrap();
+        assert_eq!(missing, ["m.layers.1.attn.v"]);
+        assert!(missing_targets(&Targets::list(paths), &paths).unwrap().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::Matrix;
+use crate::matrix::Matrix;
 use crate::matrix::Precision;
 use lorakit_format::mmap::MappedFile;
 

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::judge::{Judge, Refused};
-use crate::notice::Notice;
-use crate::pattern::Pattern;
-use crate::target::{Names, Targets};
+use crate::peft::path_pattern::PathPattern;
+use crate::peft::target_modules::{ModuleSelector, Targets};
+use crate::peft::validate::{UnsupportedConfig, Validator};
+use crate::warning::Warning;
 
 /// The value that PEFT gives `r` and `lora_alpha` where a file has none.
 const PEFT_DEFAULT: usize = 8;
@@ -41,16 +41,16 @@ pub struct PeftConfig {
     /// `layers_pattern`).
     pub targets: Targets,
     /// What else has to be kept to write the adapter again.
-    pub facts: Facts,
+    pub metadata: AdapterMetadata,
     /// What was accepted leniently.
-    pub notices: Vec<Notice>,
-    rank_pattern: Vec<(Pattern, usize)>,
-    alpha_pattern: Vec<(Pattern, f64)>,
+    pub warnings: Vec<Warning>,
+    rank_pattern: Vec<(PathPattern, usize)>,
+    alpha_pattern: Vec<(PathPattern, f64)>,
 }
 
 /// What an adapter_config.json says beside the modules: kept, and written again.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Facts {
+pub struct AdapterMetadata {
     /// The base that the adapter was made for; advice only (`base_model_name_or_path`).
     pub base_model: Option<String>,
     /// The revision of that base.
@@ -95,7 +95,7 @@ impl PeftConfig {
             let mut text = String::new();
             File::open(path)?.take(LENGTH_LIMIT + 1).read_to_string(&mut text)?;
             ensure!(text.len() as u64 <= LENGTH_LIMIT, "longer than {LENGTH_LIMIT} bytes; expected a configuration");
-            Ok(Self::judge(&text)?)
+            Ok(Self::parse(&text)?)
         };
         read().with_context(|| path.display().to_string())
     }
@@ -105,27 +105,27 @@ impl PeftConfig {
     /// # Errors
     /// If the text is no JSON object, or describes anything but a plain LoRA (rsLoRA and patterns
     /// included); the error lists every refused key with the reason and what to do.
-    pub fn judge(json: &str) -> Result<Self, Refused> {
+    pub fn parse(json: &str) -> Result<Self, UnsupportedConfig> {
         const FILE: &str = "adapter_config.json";
         let keys = match serde_json::from_str(json) {
             Ok(Value::Object(keys)) => keys,
-            Ok(_) => return Err(Refused::of(FILE, "expected a JSON object")),
-            Err(error) => return Err(Refused::of(FILE, format!("no valid JSON: {error}"))),
+            Ok(_) => return Err(UnsupportedConfig::of(FILE, "expected a JSON object")),
+            Err(error) => return Err(UnsupportedConfig::of(FILE, format!("no valid JSON: {error}"))),
         };
-        let mut judge = Judge::new(keys);
-        ensure_lora(&mut judge)?;
-        let rank = judge_rank(&mut judge);
-        let alpha = judge_alpha(&mut judge);
-        let rslora = judge.take_as("use_rslora", "true or false", Value::as_bool).unwrap_or(false);
-        let targets = judge_targets(&mut judge);
-        let rank_pattern = judge_patterns(&mut judge, "rank_pattern", "a rank of at least 1", positive);
-        let alpha_pattern = judge_patterns(&mut judge, "alpha_pattern", "a finite number", finite);
-        let facts = judge_facts(&mut judge);
-        judge_bias(&mut judge);
-        judge_start(&mut judge);
-        judge.judge_the_rest();
-        let notices = judge.finish()?;
-        Ok(Self { rank, alpha, rslora, targets, facts, notices, rank_pattern, alpha_pattern })
+        let mut validator = Validator::new(keys);
+        ensure_lora(&mut validator)?;
+        let rank = read_rank(&mut validator);
+        let alpha = read_alpha(&mut validator);
+        let rslora = validator.take_as("use_rslora", "true or false", Value::as_bool).unwrap_or(false);
+        let targets = read_targets(&mut validator);
+        let rank_pattern = read_patterns(&mut validator, "rank_pattern", "a rank of at least 1", positive);
+        let alpha_pattern = read_patterns(&mut validator, "alpha_pattern", "a finite number", finite);
+        let metadata = read_metadata(&mut validator);
+        check_bias(&mut validator);
+        check_initialization(&mut validator);
+        validator.validate_rest();
+        let warnings = validator.finish()?;
+        Ok(Self { rank, alpha, rslora, targets, metadata, warnings, rank_pattern, alpha_pattern })
     }
 
     /// The rank of the module at `path`: the first key of `rank_pattern` that matches it, else `r`.
@@ -148,7 +148,7 @@ impl PeftConfig {
     }
 }
 
-fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Result<Option<T>> {
+fn first_match<T: Copy>(patterns: &[(PathPattern, T)], path: &str) -> Result<Option<T>> {
     for (pattern, value) in patterns {
         if pattern.matches(path)? {
             return Ok(Some(*value));
@@ -158,8 +158,8 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Result<Option<
 }
 
 /// That `peft_type` says LORA. If not, the other keys mean something else and are not judged.
-fn ensure_lora(judge: &mut Judge) -> Result<(), Refused> {
-    let reason = match judge.take("peft_type") {
+fn ensure_lora(validator: &mut Validator) -> Result<(), UnsupportedConfig> {
+    let reason = match validator.take("peft_type") {
         Some(Value::String(kind)) if kind == "LORA" => return Ok(()),
         Some(Value::String(kind)) if kind.eq_ignore_ascii_case("lora") => {
             format!("found \"{kind}\"; expected \"LORA\", the only spelling that PEFT loads")
@@ -169,50 +169,50 @@ fn ensure_lora(judge: &mut Judge) -> Result<(), Refused> {
         }
         None => "missing; expected \"LORA\"".to_owned(),
     };
-    Err(Refused::of("peft_type", reason))
+    Err(UnsupportedConfig::of("peft_type", reason))
 }
 
-fn judge_rank(judge: &mut Judge) -> usize {
-    let rank = judge.take("r");
+fn read_rank(validator: &mut Validator) -> usize {
+    let rank = validator.take("r");
     if rank.is_none() {
-        judge.notice("r", format!("missing: PEFT's default {PEFT_DEFAULT} is taken"));
+        validator.warn("r", format!("missing: PEFT's default {PEFT_DEFAULT} is taken"));
     }
     rank.map_or(PEFT_DEFAULT, |value| {
         positive(&value).unwrap_or_else(|| {
-            judge.refuse("r", format!("found {value}; expected a whole number of at least 1"));
+            validator.refuse("r", format!("found {value}; expected a whole number of at least 1"));
             PEFT_DEFAULT
         })
     })
 }
 
-fn judge_alpha(judge: &mut Judge) -> f64 {
-    let alpha = judge.take("lora_alpha");
+fn read_alpha(validator: &mut Validator) -> f64 {
+    let alpha = validator.take("lora_alpha");
     if alpha.is_none() {
-        judge.notice("lora_alpha", format!("missing: PEFT's default {PEFT_DEFAULT} is taken"));
+        validator.warn("lora_alpha", format!("missing: PEFT's default {PEFT_DEFAULT} is taken"));
     }
     alpha.map_or(PEFT_DEFAULT as f64, |value| {
         finite(&value).unwrap_or_else(|| {
-            judge.refuse("lora_alpha", format!("found {value}; expected a finite number"));
+            validator.refuse("lora_alpha", format!("found {value}; expected a finite number"));
             PEFT_DEFAULT as f64
         })
     })
 }
 
-fn judge_targets(judge: &mut Judge) -> Targets {
-    let mut targets = judge_target_modules(judge);
-    if let Some(excluded) = judge_excluded(judge) {
+fn read_targets(validator: &mut Validator) -> Targets {
+    let mut targets = read_target_modules(validator);
+    if let Some(excluded) = read_excluded(validator) {
         targets = targets.excluding(excluded);
     }
-    let lists = judge.take_as("layers_pattern", "a string or a list of strings", strings).unwrap_or_default();
-    let indexes = judge.take_as("layers_to_transform", "a layer's number or a list of them", layer_indexes);
+    let lists = validator.take_as("layers_pattern", "a string or a list of strings", strings).unwrap_or_default();
+    let indexes = validator.take_as("layers_to_transform", "a layer's number or a list of them", layer_indexes);
     match indexes.filter(|indexes| !indexes.is_empty()) {
         Some(indexes) => {
             let narrowed = targets.clone().in_layers(indexes, &lists);
-            judge.accept("layers_to_transform", narrowed).unwrap_or(targets)
+            validator.accept("layers_to_transform", narrowed).unwrap_or(targets)
         }
         None => {
             if lists.iter().any(|list| !list.is_empty()) {
-                judge.refuse(
+                validator.refuse(
                     "layers_pattern",
                     "found without layers_to_transform, where PEFT refuses it too; remove it",
                 );
@@ -222,33 +222,33 @@ fn judge_targets(judge: &mut Judge) -> Targets {
     }
 }
 
-fn judge_target_modules(judge: &mut Judge) -> Targets {
+fn read_target_modules(validator: &mut Validator) -> Targets {
     const KEY: &str = "target_modules";
-    match judge.take(KEY) {
+    match validator.take(KEY) {
         None => {
-            judge.notice(KEY, "null: PEFT would pick modules by the base's architecture; here the tensors decide");
+            validator.warn(KEY, "null: PEFT would pick modules by the base's architecture; here the tensors decide");
             Targets::unstated()
         }
-        Some(Value::String(text)) => judge.accept(KEY, Targets::string(&text)).unwrap_or_else(Targets::unstated),
+        Some(Value::String(text)) => validator.accept(KEY, Targets::string(&text)).unwrap_or_else(Targets::unstated),
         Some(value) => match strings(&value) {
             Some(names) if !names.is_empty() => Targets::list(names),
             _ => {
-                judge.refuse(KEY, format!("found {value}; expected names, an expression, or \"all-linear\""));
+                validator.refuse(KEY, format!("found {value}; expected names, an expression, or \"all-linear\""));
                 Targets::unstated()
             }
         },
     }
 }
 
-fn judge_excluded(judge: &mut Judge) -> Option<Names> {
+fn read_excluded(validator: &mut Validator) -> Option<ModuleSelector> {
     const KEY: &str = "exclude_modules";
-    match judge.take(KEY)? {
+    match validator.take(KEY)? {
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => judge.accept(KEY, Pattern::whole(&text)).map(Names::Matching),
+        Value::String(text) => validator.accept(KEY, PathPattern::whole(&text)).map(ModuleSelector::Matching),
         value => match strings(&value) {
-            Some(names) => Some(Names::List(names.into_iter().collect())),
+            Some(names) => Some(ModuleSelector::List(names.into_iter().collect())),
             None => {
-                judge.refuse(KEY, format!("found {value}; expected a list of names or an expression"));
+                validator.refuse(KEY, format!("found {value}; expected a list of names or an expression"));
                 None
             }
         },
@@ -256,49 +256,49 @@ fn judge_excluded(judge: &mut Judge) -> Option<Names> {
 }
 
 /// The pairs of a pattern key, in the order of the file, for the first match wins.
-fn judge_patterns<T>(
-    judge: &mut Judge,
+fn read_patterns<T>(
+    validator: &mut Validator,
     key: &str,
     expected: &str,
     read: impl Fn(&Value) -> Option<T>,
-) -> Vec<(Pattern, T)> {
-    let Some(pairs) = judge.take_as(key, "an object", |value| value.as_object().cloned()) else {
+) -> Vec<(PathPattern, T)> {
+    let Some(pairs) = validator.take_as(key, "an object", |value| value.as_object().cloned()) else {
         return Vec::new();
     };
     let mut patterns = Vec::with_capacity(pairs.len());
     for (source, value) in pairs {
-        let pattern = judge.accept(key, Pattern::suffix(&source));
+        let pattern = validator.accept(key, PathPattern::suffix(&source));
         match (pattern, read(&value)) {
             (Some(pattern), Some(value)) => patterns.push((pattern, value)),
-            (_, None) => judge.refuse(key, format!("found {value} for `{source}`; expected {expected}")),
+            (_, None) => validator.refuse(key, format!("found {value} for `{source}`; expected {expected}")),
             (None, _) => {}
         }
     }
     patterns
 }
 
-fn judge_facts(judge: &mut Judge) -> Facts {
+fn read_metadata(validator: &mut Validator) -> AdapterMetadata {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let expected = "CAUSAL_LM, SEQ_CLS, SEQ_2_SEQ_LM, TOKEN_CLS, QUESTION_ANS or FEATURE_EXTRACTION";
-    let task = judge.take_as("task_type", expected, |value| serde_json::from_value(value.clone()).ok());
+    let task = validator.take_as("task_type", expected, |value| serde_json::from_value(value.clone()).ok());
     let task_type = task.unwrap_or_default();
     if task_type != TaskType::CausalLm {
-        judge.notice("task_type", format!("{task_type:?}: only the language model's own layers are adapted here"));
+        validator.warn("task_type", format!("{task_type:?}: only the language model's own layers are adapted here"));
     }
-    Facts {
-        base_model: judge.take_as("base_model_name_or_path", "a string", text),
-        revision: judge.take_as("revision", "a string", text),
+    AdapterMetadata {
+        base_model: validator.take_as("base_model_name_or_path", "a string", text),
+        revision: validator.take_as("revision", "a string", text),
         task_type,
-        dropout: judge.take_as("lora_dropout", "a finite number", finite).unwrap_or(0.0),
-        fan_in_fan_out: judge.take_as("fan_in_fan_out", "true or false", Value::as_bool).unwrap_or(false),
+        dropout: validator.take_as("lora_dropout", "a finite number", finite).unwrap_or(0.0),
+        fan_in_fan_out: validator.take_as("fan_in_fan_out", "true or false", Value::as_bool).unwrap_or(false),
     }
 }
 
-fn judge_bias(judge: &mut Judge) {
-    if let Some(bias) = judge.take("bias")
+fn check_bias(validator: &mut Validator) {
+    if let Some(bias) = validator.take("bias")
         && bias != "none"
     {
-        judge.refuse(
+        validator.refuse(
             "bias",
             format!("found {bias}; expected \"none\": trained biases of the base are no low-rank update"),
         );
@@ -307,9 +307,9 @@ fn judge_bias(judge: &mut Judge) {
 
 /// `init_lora_weights`: where training started from a changed base, A and B mean nothing on the
 /// published one.
-fn judge_start(judge: &mut Judge) {
+fn check_initialization(validator: &mut Validator) {
     const KEY: &str = "init_lora_weights";
-    let Some(start) = judge.take(KEY) else { return };
+    let Some(start) = validator.take(KEY) else { return };
     let known = match &start {
         Value::Bool(_) => true,
         Value::String(name) => {
@@ -317,14 +317,15 @@ fn judge_start(judge: &mut Judge) {
             if CHANGES_THE_BASE.contains(&name) {
                 let advice = "save it with PEFT's path_initial_model_for_weight_conversion, \
                     which makes it a plain LoRA";
-                return judge.refuse(KEY, format!("found {start}, which also changes the base's weights; {advice}"));
+                return validator
+                    .refuse(KEY, format!("found {start}, which also changes the base's weights; {advice}"));
             }
             LEAVES_THE_BASE.contains(&name)
         }
         _ => false,
     };
     if !known {
-        judge.refuse(KEY, format!("found {start}; expected true, false or one of {LEAVES_THE_BASE:?}"));
+        validator.refuse(KEY, format!("found {start}; expected true, false or one of {LEAVES_THE_BASE:?}"));
     }
 }
 

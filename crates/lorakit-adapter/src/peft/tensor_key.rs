@@ -27,7 +27,7 @@ const FOREIGN: &[(&str, &str)] = &[
 
 /// Which of a module's two matrices a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Half {
+pub(crate) enum Factor {
     /// `[r, in]`.
     A,
     /// `[out, r]`.
@@ -38,14 +38,14 @@ pub(crate) enum Half {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorKey<'a> {
     pub(crate) module: &'a str,
-    pub(crate) half: Half,
+    pub(crate) factor: Factor,
     /// Whether PEFT's prefix was there.
     pub(crate) prefixed: bool,
     /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
     pub(crate) adapter: Option<&'a str>,
 }
 
-impl Half {
+impl Factor {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::A => "lora_A",
@@ -64,9 +64,9 @@ impl<'a> TensorKey<'a> {
     pub(crate) fn parse(key: &'a str) -> Result<Self, &'static str> {
         let path = key.strip_prefix(PREFIX);
         let (prefixed, path) = (path.is_some(), path.unwrap_or(key));
-        for half in [Half::A, Half::B] {
-            if let Some((module, adapter)) = split(path, half) {
-                return Ok(Self { module, half, prefixed, adapter });
+        for factor in [Factor::A, Factor::B] {
+            if let Some((module, adapter)) = split(path, factor) {
+                return Ok(Self { module, factor, prefixed, adapter });
             }
         }
         Err(foreign(path))
@@ -74,9 +74,9 @@ impl<'a> TensorKey<'a> {
 }
 
 /// The module and the adapter's name in `MODULE.lora_A[.ADAPTER].weight`.
-fn split(path: &str, half: Half) -> Option<(&str, Option<&str>)> {
+fn split(path: &str, factor: Factor) -> Option<(&str, Option<&str>)> {
     let path = path.strip_suffix(".weight")?;
-    let (module, rest) = path.rsplit_once(half.name())?;
+    let (module, rest) = path.rsplit_once(factor.name())?;
     let module = module.strip_suffix('.').filter(|module| !module.is_empty())?;
     match rest.strip_prefix('.') {
         None if rest.is_empty() => Some((module, None)),
@@ -104,9 +104,15 @@ mod tests {
     #[test]
     fn names_are_taken_apart_with_and_without_prefix_and_adapter() {
         let key = TensorKey::parse("base_model.model.model.layers.0.q_proj.lora_A.weight").unwrap();
-        assert_eq!((key.module, key.half, key.prefixed, key.adapter), ("model.layers.0.q_proj", Half::A, true, None));
+        assert_eq!(
+            (key.module, key.factor, key.prefixed, key.adapter),
+            ("model.layers.0.q_proj", Factor::A, true, None)
+        );
         let key = TensorKey::parse("h.0.c_attn.lora_B.default.weight").unwrap();
-        assert_eq!((key.module, key.half, key.prefixed, key.adapter), ("h.0.c_attn", Half::B, false, Some("default")));
+        assert_eq!(
+            (key.module, key.factor, key.prefixed, key.adapter),
+            ("h.0.c_attn", Factor::B, false, Some("default"))
+        );
     }
 
     #[test]

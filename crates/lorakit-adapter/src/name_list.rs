@@ -6,7 +6,7 @@ use std::fmt::Display;
 const SPELLED_OUT: usize = 6;
 
 /// The names, quoted and separated by commas; of many, the first ones and how many more there are.
-pub(crate) fn several<T: Display>(names: &[T]) -> String {
+pub(crate) fn quote_names<T: Display>(names: &[T]) -> String {
     let shown: Vec<_> = names.iter().take(SPELLED_OUT).map(|name| format!("`{name}`")).collect();
     let more = names.len() - shown.len();
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }

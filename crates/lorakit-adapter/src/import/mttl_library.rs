@@ -11,11 +11,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::adapter::Adapter;
+use crate::import::pickle::Pickle;
+use crate::import::pickle_value::{Value, ValueId};
+use crate::import::torch_file::{Dense, TorchFile};
 use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
-use crate::peft_config::Facts;
-use crate::pickle::{Pickle, Place, Value};
-use crate::torch_file::{Dense, TorchFile};
+use crate::peft::peft_config::AdapterMetadata;
 
 const WEIGHTS: &str = "ckpt";
 const ABOUT: &str = "meta";
@@ -94,7 +95,7 @@ impl About {
             let number = pickle.number(found).filter(|number| number.is_finite() && *number > 0.0);
             number.with_context(|| format!("`{key}` is {}; expected a number above zero", pickle.value(found)))
         };
-        let text = |place: Option<Place>| place.and_then(|place| pickle.text(place)).filter(|text| !text.is_empty());
+        let text = |place: Option<ValueId>| place.and_then(|place| pickle.text(place)).filter(|text| !text.is_empty());
         let tasks = text(pickle.get(root, "expert_task_name")).into_iter().flat_map(|tasks| tasks.split(','));
         Ok(Self {
             rank: number("lora_rank")?,
@@ -152,7 +153,8 @@ fn adapter(mut tensors: BTreeMap<String, Dense>, about: &About) -> Result<Adapte
             LowRank::new(a.clone(), b, about.alpha / about.rank).with_context(|| format!("module `{path}`"))?;
         modules.insert(path, update);
     }
-    Ok(Adapter::new(modules).with_facts(Facts { base_model: about.base.clone(), ..Facts::default() }))
+    Ok(Adapter::new(modules)
+        .with_metadata(AdapterMetadata { base_model: about.base.clone(), ..AdapterMetadata::default() }))
 }
 
 /// The A of a sibling, where A's are tied within their parent module.

@@ -5,63 +5,16 @@
 //! with what. Values refer to each other by their places, so that shared, nested or circular ones are there once. Each
 //! takes some dozen bytes for the one that made it, so that how many there may be has a bound.
 
-use std::fmt;
-
 use anyhow::Result;
 
-use crate::pickle_machine;
-
-/// The place of a value in its [`Pickle`].
-pub(crate) type Place = usize;
-
-/// A value.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Text(String),
-    /// A list or a set.
-    List(Vec<Place>),
-    Tuple(Vec<Place>),
-    Dict(Vec<(Place, Place)>),
-    /// `module.name`, which a loader would import.
-    Name(String),
-    /// What a loader would call, with what, and the state that it would set on the result.
-    Call {
-        callee: Place,
-        arguments: Place,
-        state: Option<Place>,
-    },
-    /// What is kept outside of the pickle, as a tensor's storage.
-    Persistent(Place),
-}
-
-/// What it is, for a message: never what it holds, which may be a million values or as many bytes.
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("None"),
-            Self::Bool(truth) => write!(f, "{truth}"),
-            Self::Int(number) => write!(f, "{number}"),
-            Self::Float(number) => write!(f, "{number}"),
-            Self::Text(text) => write!(f, "a text of {} bytes", text.len()),
-            Self::List(items) => write!(f, "a list of {}", items.len()),
-            Self::Tuple(items) => write!(f, "a tuple of {}", items.len()),
-            Self::Dict(entries) => write!(f, "a dict of {}", entries.len()),
-            Self::Name(_) => f.write_str("a name"),
-            Self::Call { .. } => f.write_str("a call"),
-            Self::Persistent(_) => f.write_str("a storage"),
-        }
-    }
-}
+use crate::import::pickle_machine;
+use crate::import::pickle_value::{Value, ValueId};
 
 /// A pickle that was read.
 #[derive(Debug)]
 pub(crate) struct Pickle {
     values: Vec<Value>,
-    root: Place,
+    root: ValueId,
 }
 
 impl Pickle {
@@ -72,17 +25,17 @@ impl Pickle {
     }
 
     /// The value that the pickle is of.
-    pub(crate) fn root(&self) -> Place {
+    pub(crate) fn root(&self) -> ValueId {
         self.root
     }
 
     /// The value at a place.
-    pub(crate) fn value(&self, place: Place) -> &Value {
+    pub(crate) fn value(&self, place: ValueId) -> &Value {
         &self.values[place]
     }
 
     /// The text at a place, if it is one.
-    pub(crate) fn text(&self, place: Place) -> Option<&str> {
+    pub(crate) fn text(&self, place: ValueId) -> Option<&str> {
         match self.value(place) {
             Value::Text(text) => Some(text),
             _ => None,
@@ -90,7 +43,7 @@ impl Pickle {
     }
 
     /// The number at a place, if it is one.
-    pub(crate) fn number(&self, place: Place) -> Option<f64> {
+    pub(crate) fn number(&self, place: ValueId) -> Option<f64> {
         match self.value(place) {
             Value::Int(number) => Some(*number as f64),
             Value::Float(number) => Some(*number),
@@ -99,7 +52,7 @@ impl Pickle {
     }
 
     /// The entries of a dict, or of the state of an object.
-    pub(crate) fn entries(&self, place: Place) -> &[(Place, Place)] {
+    pub(crate) fn entries(&self, place: ValueId) -> &[(ValueId, ValueId)] {
         match self.value(place) {
             Value::Dict(entries) => entries,
             // A state is a value like any other and may be circular: one step is enough for objects.
@@ -112,13 +65,13 @@ impl Pickle {
     }
 
     /// What a dict, or an object's state, has for a key; the last where there are several, as in Python.
-    pub(crate) fn get(&self, place: Place, key: &str) -> Option<Place> {
+    pub(crate) fn get(&self, place: ValueId, key: &str) -> Option<ValueId> {
         let mut entries = self.entries(place).iter().rev();
         entries.find(|(name, _)| self.text(*name) == Some(key)).map(|(_, value)| *value)
     }
 
     /// The items of a tuple.
-    pub(crate) fn tuple(&self, place: Place) -> Option<&[Place]> {
+    pub(crate) fn tuple(&self, place: ValueId) -> Option<&[ValueId]> {
         match self.value(place) {
             Value::Tuple(items) => Some(items),
             _ => None,

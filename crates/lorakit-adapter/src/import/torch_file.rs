@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use zip::ZipArchive;
 
-use crate::pickle::{Pickle, Place, Value};
+use crate::import::pickle::Pickle;
+use crate::import::pickle_value::{Value, ValueId};
 
 /// The largest pickle that is read. Tensors lie beside it, so that of a large library has some hundred kilobytes.
 const PICKLE_LIMIT: u64 = 16 << 20;
@@ -65,7 +66,7 @@ impl TorchFile {
     }
 
     /// The tensors of the dict at `place`, which holds nothing else, sorted by key.
-    pub(crate) fn tensors(&mut self, place: Place) -> Result<Vec<(String, Dense)>> {
+    pub(crate) fn tensors(&mut self, place: ValueId) -> Result<Vec<(String, Dense)>> {
         // The last of a key counts, as in Python. Only then are keys copied: a long one may be shared by many.
         let mut entries = BTreeMap::new();
         for (key, value) in self.pickle.entries(place) {
@@ -73,7 +74,7 @@ impl TorchFile {
             let text = text.with_context(|| format!("a key is {}; expected a text", self.pickle.value(*key)))?;
             entries.insert(text, *value);
         }
-        let tensor = |(key, value): (&str, Place)| -> Result<(String, Stored)> {
+        let tensor = |(key, value): (&str, ValueId)| -> Result<(String, Stored)> {
             let tensor = Stored::of(&self.pickle, value).with_context(|| format!("`{key}`"))?;
             Ok((key.to_owned(), tensor))
         };
@@ -142,7 +143,7 @@ struct Stored {
 
 impl Stored {
     /// The tensor that a call of torch's `_rebuild_tensor_v2` describes, bare or as a parameter.
-    fn of(pickle: &Pickle, place: Place) -> Result<Self> {
+    fn of(pickle: &Pickle, place: ValueId) -> Result<Self> {
         let (name, arguments) = call(pickle, place)?;
         let (name, arguments) = match (name, arguments) {
             ("torch._utils._rebuild_parameter", [data, ..]) => call(pickle, *data)?,
@@ -162,11 +163,11 @@ impl Stored {
             },
             other => bail!("values of {other}; expected floats"),
         };
-        let count = |place: Place| match pickle.value(place) {
+        let count = |place: ValueId| match pickle.value(place) {
             Value::Int(count) => usize::try_from(*count).ok().context("a negative size"),
             other => bail!("a size is {other}; expected a whole number"),
         };
-        let counts = |place: Place| -> Result<Vec<usize>> {
+        let counts = |place: ValueId| -> Result<Vec<usize>> {
             let sizes = pickle.tuple(place).context("sizes that are no tuple")?;
             ensure!(sizes.len() <= DIMENSION_LIMIT, "{} dimensions; expected at most {DIMENSION_LIMIT}", sizes.len());
             sizes.iter().map(|place| count(*place)).collect()
@@ -220,7 +221,7 @@ impl Stored {
 }
 
 /// The name of what was to be called, and with what.
-fn call(pickle: &Pickle, place: Place) -> Result<(&str, &[Place])> {
+fn call(pickle: &Pickle, place: ValueId) -> Result<(&str, &[ValueId])> {
     match pickle.value(place) {
         Value::Call { callee, arguments, .. } => {
             let Value::Name(name) = pickle.value(*callee) else { bail!("expected a tensor") };

@@ -8,26 +8,22 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
-use crate::expert::{BaseIdentity, ExpertRecord, ensure_expert_name};
-use crate::lock::LOCK_FILE;
-use crate::models::MODELS;
-use crate::nearest::nearest;
-use crate::peft_folder::WEIGHTS_FILE;
-use crate::routers::ROUTERS;
-use crate::several::several;
+use crate::library::base_identity::BaseIdentity;
+use crate::library::expert_name::ensure_expert_name;
+use crate::library::expert_record::ExpertRecord;
+use crate::library::json_file::{read_json, write_json};
+use crate::library::library_layout::{
+    EXPERTS, INDEX_FILE, RECORD_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
+};
+use crate::library::library_lock::LibraryLock;
+use crate::library::similar_names::similar_names;
+use crate::name_list::quote_names;
+use crate::peft::adapter_files::WEIGHTS_FILE;
 use lorakit_format::atomic;
 use lorakit_format::hash::sha256_of_file;
 
 /// The version of the layout of library.json and of the folders beside it.
 const FORMAT: u32 = 1;
-
-const INDEX_FILE: &str = "library.json";
-const RECORD_FILE: &str = "expert.json";
-pub(crate) const EXPERTS: &str = "experts";
-pub(crate) const RUNS: &str = "runs";
-
-/// All that is written in a library's folder, the index aside: that is renamed into its place, over a link too.
-const PLACES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
 
 /// An opened library. Opening and listing read no weights.
 ///
@@ -68,7 +64,7 @@ impl Library {
             file.display(),
             index.format
         );
-        ensure_no_links(root)?;
+        refuse_links(root)?;
         Ok(Self { root: root.to_owned(), index })
     }
 
@@ -97,10 +93,10 @@ impl Library {
     /// Makes an empty library without a base.
     fn make(root: &Path) -> Result<()> {
         ensure_empty(root)?;
-        ensure_no_links(root)?;
+        refuse_links(root)?;
         fs::create_dir_all(root.join(EXPERTS)).with_context(|| format!("{}: cannot be made", root.display()))?;
         // Another process may be making the same library: whoever comes second finds it made.
-        let _alone = crate::lock::alone(root)?;
+        let _lock = LibraryLock::acquire(root)?;
         if root.join(INDEX_FILE).exists() {
             return Ok(());
         }
@@ -141,34 +137,7 @@ impl Library {
     /// # Errors
     /// If `id` is no name for a folder, or the folder is a link.
     pub fn run_folder(&self, id: &str) -> Result<PathBuf> {
-        self.own_folder(RUNS, id)
-    }
-
-    /// The folder `name` in a folder of the library, neither of them a link.
-    pub(crate) fn own_folder(&self, within: &str, name: &str) -> Result<PathBuf> {
-        ensure_expert_name(name)?;
-        let within = self.root.join(within);
-        ensure_no_link(&within)?;
-        let folder = within.join(name);
-        ensure_no_link(&folder)?;
-        Ok(folder)
-    }
-
-    /// The names of the folders in a folder of the library, sorted; none where that is not there.
-    pub(crate) fn own_folders(&self, within: &str) -> Result<Vec<String>> {
-        let folder = self.root.join(within);
-        if !folder.is_dir() {
-            return Ok(Vec::new());
-        }
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let entry = entry?;
-            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        subfolder(&self.root, RUNS, id)
     }
 
     /// The library's name.
@@ -215,13 +184,13 @@ impl Library {
     /// anywhere.
     pub fn expert_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.place(name)?;
-        ensure_no_link(&folder)?;
+        refuse_link(&folder)?;
         if !folder.is_dir() {
             let names = self.expert_names()?;
-            let near = nearest(name, &names);
-            let meant = if near.is_empty() { String::new() } else { format!(" did you mean {}?", several(&near)) };
+            let near = similar_names(name, &names);
+            let meant = if near.is_empty() { String::new() } else { format!(" did you mean {}?", quote_names(&near)) };
             ensure!(!names.is_empty(), "{}: no expert `{name}`; it has no experts yet", self.root.display());
-            bail!("{}: no expert `{name}`;{meant} it has {}", self.root.display(), several(&names));
+            bail!("{}: no expert `{name}`;{meant} it has {}", self.root.display(), quote_names(&names));
         }
         Ok(folder)
     }
@@ -257,14 +226,14 @@ impl Library {
     /// # Errors
     /// If the name is none for an expert or is taken, or the folder cannot be written.
     pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
-        self.put_in(name, adapter, record)?;
+        self.insert(name, adapter, record)?;
         self.record_base()
     }
 
     /// Adds an expert and records nothing of its base.
-    pub(crate) fn put_in(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+    pub(crate) fn insert(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let place = self.place(name)?;
-        ensure_no_link(&place)?;
+        refuse_link(&place)?;
         ensure!(
             !place.exists(),
             "{}: the expert `{name}` exists already; give another name, or remove it first",
@@ -278,7 +247,7 @@ impl Library {
     /// # Errors
     /// If the name is none for an expert, or the folder cannot be written.
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
-        ensure_no_link(&self.place(name)?)?;
+        refuse_link(&self.place(name)?)?;
         atomic::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))?;
         self.record_base()
     }
@@ -318,21 +287,6 @@ fn ensure_empty(root: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn ensure_no_links(root: &Path) -> Result<()> {
-    PLACES.iter().try_for_each(|place| ensure_no_link(&root.join(place)))
-}
-
-/// That what is in a library is in its folder: a link would have others' files changed, or read.
-pub(crate) fn ensure_no_link(path: &Path) -> Result<()> {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
-    ensure!(
-        !is_link,
-        "{}: found a link; lorakit follows no links out of a library: put there what it leads to",
-        path.display()
-    );
-    Ok(())
-}
-
 /// Writes an expert's files into `folder`, which exists: the adapter, and expert.json where there is a record, whose
 /// `sha256` is set to that of the weights as written.
 ///
@@ -343,19 +297,4 @@ pub fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertReco
     let Some(record) = record else { return Ok(()) };
     let sha256 = sha256_of_file(&folder.join(WEIGHTS_FILE))?;
     write_json(&folder.join(RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
-}
-
-fn is_hidden(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
-}
-
-pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    serde_json::from_str(&lorakit_format::read_text(path)?)
-        .with_context(|| format!("{}: not as lorakit writes it", path.display()))
-}
-
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    Ok(atomic::write_file(path, text.as_bytes())?)
 }

@@ -6,19 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::siblings::missing_siblings;
-use crate::target::{Targets, ends_with_name};
+use crate::peft::target_modules::{Targets, ends_with_name, missing_targets};
 
 /// The form of `target_modules`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Naming {
+pub(crate) enum TargetNames {
     /// Names that are known, or safe to assume, to select exactly the modules.
     Short(BTreeSet<String>),
     /// Every module by its whole path.
     WholePaths,
 }
 
-impl Naming {
+impl TargetNames {
     /// The form for an adapter whose configuration stated `targets`: a plain list is kept, for it
     /// selected exactly the modules; anything cleverer is spelled out, so that any reader
     /// understands it.
@@ -30,14 +29,14 @@ impl Naming {
     }
 
     /// The form for `modules` of a base whose linear modules are `base`: exact.
-    pub(crate) fn within<'a>(modules: impl Iterator<Item = &'a String>, base: impl Iterator<Item = &'a str>) -> Self {
+    pub(crate) fn for_base<'a>(modules: impl Iterator<Item = &'a String>, base: impl Iterator<Item = &'a str>) -> Self {
         let modules: BTreeSet<&str> = modules.map(String::as_str).collect();
         let names = last_segments(modules.iter().copied());
         let selected: BTreeSet<&str> =
             base.filter(|path| names.iter().any(|name| ends_with_name(path, name))).collect();
         let readable = || {
             let paths: Vec<&str> = modules.iter().copied().collect();
-            missing_siblings(&Targets::list(names.clone()), &paths).is_ok_and(|missing| missing.is_empty())
+            missing_targets(&Targets::list(names.clone()), &paths).is_ok_and(|missing| missing.is_empty())
         };
         // A reader without the base takes an uneven one for a damaged file, unless whole paths are
         // named.
@@ -96,16 +95,16 @@ mod tests {
         paths.iter().map(|path| (*path).to_owned()).collect()
     }
 
-    fn short(names: &[&str]) -> Naming {
-        Naming::Short(names.iter().map(|name| (*name).to_owned()).collect())
+    fn short(names: &[&str]) -> TargetNames {
+        TargetNames::Short(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
     #[test]
     fn the_same_modules_in_all_layers_from_zero_are_named_shortly() {
         let paths = owned(&["m.layers.0.a.q", "m.layers.0.a.v", "m.layers.1.a.q", "m.layers.1.a.v"]);
-        assert_eq!(Naming::guessed(paths.iter()), short(&["q", "v"]));
+        assert_eq!(TargetNames::guessed(paths.iter()), short(&["q", "v"]));
         for odd in [&paths[..3], &paths[..2], &paths[2..], &owned(&["m.head"])[..], &[]] {
-            assert_eq!(Naming::guessed(odd.iter()), Naming::WholePaths, "{odd:?}");
+            assert_eq!(TargetNames::guessed(odd.iter()), TargetNames::WholePaths, "{odd:?}");
         }
     }
 
@@ -113,8 +112,8 @@ mod tests {
     fn within_a_base_short_names_are_used_exactly_where_they_select_no_other_module() {
         let base = ["m.layers.0.q", "m.layers.0.v", "m.layers.1.q", "m.layers.1.v"];
         let one_name = owned(&["m.layers.0.q", "m.layers.1.q"]);
-        assert_eq!(Naming::within(one_name.iter(), base.into_iter()), short(&["q"]));
-        assert_eq!(Naming::within(one_name[..1].iter(), base.into_iter()), Naming::WholePaths);
-        assert_eq!(Naming::within(one_name[..1].iter(), base[..2].iter().copied()), short(&["q"]));
+        assert_eq!(TargetNames::for_base(one_name.iter(), base.into_iter()), short(&["q"]));
+        assert_eq!(TargetNames::for_base(one_name[..1].iter(), base.into_iter()), TargetNames::WholePaths);
+        assert_eq!(TargetNames::for_base(one_name[..1].iter(), base[..2].iter().copied()), short(&["q"]));
     }
 }

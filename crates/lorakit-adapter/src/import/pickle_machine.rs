@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::pickle::{Place, Value};
+use crate::import::pickle_value::{Value, ValueId};
 
 /// How many values there may be, and how many places on the stack, marks and kept places: a byte can make one. The state
 /// dict of a large model makes some thousand.
@@ -14,7 +14,7 @@ const VALUE_LIMIT: usize = 1 << 20;
 const NAME_LIMIT: usize = 128;
 
 /// The values that a pickle makes, and the place of the one that it is of.
-pub(crate) fn run(bytes: &[u8]) -> Result<(Vec<Value>, Place)> {
+pub(crate) fn run(bytes: &[u8]) -> Result<(Vec<Value>, ValueId)> {
     let (values, stack, marks) = (Vec::new(), Vec::new(), Vec::new());
     let mut machine = Machine { bytes, at: 0, values, stack, marks, memo: HashMap::new() };
     let root = machine.run().with_context(|| format!("byte {} of the pickle", machine.at))?;
@@ -25,15 +25,15 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     values: Vec<Value>,
-    stack: Vec<Place>,
+    stack: Vec<ValueId>,
     /// Heights of the stack at the marks.
     marks: Vec<usize>,
-    memo: HashMap<u64, Place>,
+    memo: HashMap<u64, ValueId>,
 }
 
 impl<'a> Machine<'a> {
     /// Runs to the end of the program.
-    fn run(&mut self) -> Result<Place> {
+    fn run(&mut self) -> Result<ValueId> {
         loop {
             let [code] = self.take()?;
             self.ensure_bounded()?;
@@ -179,7 +179,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let text = |place: Place| match &self.values[place] {
+                let text = |place: ValueId| match &self.values[place] {
                     Value::Text(text) if text.len() <= NAME_LIMIT => Ok(text.clone()),
                     other => bail!("{other} was to name something; expected a text of at most {NAME_LIMIT} bytes"),
                 };
@@ -228,22 +228,22 @@ impl<'a> Machine<'a> {
         self.values.push(value);
     }
 
-    fn pop(&mut self) -> Result<Place> {
+    fn pop(&mut self) -> Result<ValueId> {
         self.stack.pop().context("the stack is empty")
     }
 
-    fn top(&self) -> Result<Place> {
+    fn top(&self) -> Result<ValueId> {
         self.stack.last().copied().context("the stack is empty")
     }
 
     /// The values above the last mark, which goes with them.
-    fn above_mark(&mut self) -> Result<Vec<Place>> {
+    fn above_mark(&mut self) -> Result<Vec<ValueId>> {
         let height = self.marks.pop().context("there is no mark")?;
         ensure!(height <= self.stack.len(), "the mark is above the stack");
         Ok(self.stack.split_off(height))
     }
 
-    fn extend(&mut self, items: Vec<Place>) -> Result<()> {
+    fn extend(&mut self, items: Vec<ValueId>) -> Result<()> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(list) => list.extend(items),
@@ -254,7 +254,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn insert(&mut self, items: &[Place]) -> Result<()> {
+    fn insert(&mut self, items: &[ValueId]) -> Result<()> {
         let top = self.top()?;
         let (pairs, rest) = items.as_chunks::<2>();
         ensure!(rest.is_empty(), "a key has no value");

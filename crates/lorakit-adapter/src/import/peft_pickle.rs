@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::adapter::Adapter;
-use crate::peft_config::PeftConfig;
-use crate::peft_folder::{CONFIG_FILE, PICKLE_FILE};
-use crate::torch_file::TorchFile;
+use crate::import::torch_file::TorchFile;
+use crate::peft::adapter_files::{CONFIG_FILE, PICKLE_FILE};
+use crate::peft::peft_config::PeftConfig;
 
 impl Adapter {
     /// Reads a PEFT folder whose weights are an `adapter_model.bin`, so that they can be written as

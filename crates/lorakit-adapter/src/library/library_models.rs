@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::expert::{ExpertRecord, ensure_expert_name};
-use crate::library::{Library, read_json, write_json};
+use crate::library::expert_name::ensure_expert_name;
+use crate::library::expert_record::ExpertRecord;
+use crate::library::json_file::{read_json, write_json};
+use crate::library::library_layout::{MODELS, subfolder, subfolder_names};
+use crate::library::library_store::Library;
 use lorakit_format::atomic;
 use lorakit_format::hash::sha256_of_file;
-
-/// The folder of the models within a library.
-pub(crate) const MODELS: &str = "models";
 
 /// The file of a model folder that says how the model came about. Other tools do not look at it.
 pub const MODEL_RECORD_FILE: &str = "lorakit.json";
@@ -26,7 +26,7 @@ impl Library {
     /// # Errors
     /// If the folder cannot be read.
     pub fn model_names(&self) -> Result<Vec<String>> {
-        self.own_folders(MODELS)
+        subfolder_names(self.root(), MODELS)
     }
 
     /// Whether there is a model `name`.
@@ -39,7 +39,7 @@ impl Library {
     /// # Errors
     /// If the name is none for a folder, or the folder is a link.
     pub fn model_folder(&self, name: &str) -> Result<PathBuf> {
-        self.own_folder(MODELS, name)
+        subfolder(self.root(), MODELS, name)
     }
 
     /// How the model `name` came about, where that is recorded.

@@ -14,12 +14,12 @@ const LENGTH_LIMIT: usize = 1 << 16;
 
 /// A regular expression over module paths. Look-around is allowed, since published adapters use it.
 #[derive(Clone)]
-pub struct Pattern {
+pub struct PathPattern {
     source: String,
     regex: Regex,
 }
 
-impl Pattern {
+impl PathPattern {
     /// A pattern that must match the whole path, as `re.fullmatch` does: the form of a string
     /// `target_modules`.
     ///
@@ -92,7 +92,7 @@ impl Pattern {
     }
 }
 
-impl fmt::Debug for Pattern {
+impl fmt::Debug for PathPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pattern(`{}`)", self.source)
     }
@@ -105,10 +105,10 @@ mod tests {
 
     #[test]
     fn a_whole_pattern_matches_the_whole_path() {
-        let pattern = Pattern::whole(r".*dense|.*q_proj").unwrap();
+        let pattern = PathPattern::whole(r".*dense|.*q_proj").unwrap();
         assert!(pattern.matches("model.layers.0.self_attn.q_proj").unwrap());
         assert!(!pattern.matches("model.layers.0.self_attn.q_proj.extra").unwrap());
-        assert!(!Pattern::whole("q_proj").unwrap().matches("model.q_proj").unwrap());
+        assert!(!PathPattern::whole("q_proj").unwrap().matches("model.q_proj").unwrap());
     }
 
     #[test]
@@ -117,30 +117,32 @@ mod tests {
             r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|up_proj))(?=$)",
             r"|(?:\bmodel\.layers\.\d+\.(?=mlp)mlp\.up_proj)"
         );
-        let pattern = Pattern::whole(source).unwrap();
+        let pattern = PathPattern::whole(source).unwrap();
         assert!(pattern.matches("model.language_model.layers.3.self_attn.q_proj").unwrap());
         assert!(pattern.matches("model.layers.3.mlp.up_proj").unwrap());
         assert!(!pattern.matches("model.layers.3.self_attn.q_proj").unwrap());
-        assert!(Pattern::whole(r"model\.layers\.(?!0\.).*q_proj").unwrap().matches("model.layers.1.q_proj").unwrap());
+        assert!(
+            PathPattern::whole(r"model\.layers\.(?!0\.).*q_proj").unwrap().matches("model.layers.1.q_proj").unwrap()
+        );
     }
 
     #[test]
     fn a_suffix_pattern_matches_whole_segments_at_the_end() {
-        let pattern = Pattern::suffix("q_proj").unwrap();
+        let pattern = PathPattern::suffix("q_proj").unwrap();
         assert!(pattern.matches("q_proj").unwrap());
         assert!(pattern.matches("model.layers.0.q_proj").unwrap());
         assert!(!pattern.matches("model.layers.0.big_q_proj").unwrap());
-        let anchored = Pattern::suffix(r"^model\.layers\.0\.q_proj").unwrap();
+        let anchored = PathPattern::suffix(r"^model\.layers\.0\.q_proj").unwrap();
         assert!(anchored.matches("model.layers.0.q_proj").unwrap());
         assert!(!anchored.matches("twin.model.layers.0.q_proj").unwrap());
-        assert!(Pattern::suffix("k|v").unwrap().matches("layer.v").unwrap());
+        assert!(PathPattern::suffix("k|v").unwrap().matches("layer.v").unwrap());
     }
 
     #[test]
     fn an_exponential_pattern_ends_quickly_in_an_error() {
         let started = std::time::Instant::now();
         let path = format!("model.{}", "a".repeat(60));
-        let error = Pattern::whole(r"model\.(?=a)(?:(a+)+)\1b").unwrap().matches(&path).unwrap_err();
+        let error = PathPattern::whole(r"model\.(?=a)(?:(a+)+)\1b").unwrap().matches(&path).unwrap_err();
         assert!(format!("{error:#}").contains("without nested repetition"), "{error:#}");
         assert!(started.elapsed().as_secs_f64() < 2.0);
     }
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn what_is_no_expression_is_refused() {
         for source in ["a)|(b", "(", "*x", &"a".repeat(LENGTH_LIMIT + 1), "(?:(?:a{1000}){1000}){1000}"] {
-            assert!(Pattern::whole(source).is_err(), "{}", &source[..source.len().min(40)]);
+            assert!(PathPattern::whole(source).is_err(), "{}", &source[..source.len().min(40)]);
         }
     }
 }

@@ -7,20 +7,20 @@ use serde::Serialize;
 /// Something that was accepted although a strict caller may want to refuse it: an unknown key, a
 /// missing prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Notice {
+pub struct Warning {
     /// The key or tensor that it is about.
     pub subject: String,
     /// What was found, and what was made of it.
     pub text: String,
 }
 
-impl Notice {
+impl Warning {
     pub(crate) fn new(subject: impl Into<String>, text: impl Into<String>) -> Self {
         Self { subject: subject.into(), text: text.into() }
     }
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.subject, self.text)
     }

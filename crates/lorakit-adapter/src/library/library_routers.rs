@@ -8,12 +8,11 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::library::{Library, read_json, write_json};
+use crate::library::json_file::{read_json, write_json};
+use crate::library::library_layout::{ROUTERS, subfolder, subfolder_names};
+use crate::library::library_store::Library;
 use lorakit_format::atomic;
 use lorakit_format::hash::{sha256, sha256_of_file};
-
-/// The folder of the routers within a library.
-pub(crate) const ROUTERS: &str = "routers";
 
 const RECORD_FILE: &str = "router.json";
 const STATE_FILE: &str = "router.safetensors";
@@ -49,7 +48,7 @@ impl Library {
     /// # Errors
     /// If the folder cannot be read.
     pub fn router_names(&self) -> Result<Vec<String>> {
-        self.own_folders(ROUTERS)
+        subfolder_names(self.root(), ROUTERS)
     }
 
     /// Where the state of the router `name` is or would be.
@@ -57,7 +56,7 @@ impl Library {
     /// # Errors
     /// If the name is none for a folder, or the folder is a link.
     pub fn router_folder(&self, name: &str) -> Result<PathBuf> {
-        self.own_folder(ROUTERS, name)
+        subfolder(self.root(), ROUTERS, name)
     }
 
     /// What the state of the router `name` came from; `None` where there is none.

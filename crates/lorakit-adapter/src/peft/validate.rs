@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::notice::Notice;
+use crate::warning::Warning;
 
 /// Keys that describe training or bookkeeping only: an adapter means the same whatever they say.
 const WITHOUT_EFFECT: &[&str] =
@@ -50,7 +50,7 @@ const BEYOND_LORA: &[(&str, &str)] = &[
 
 /// One key's refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Refusal {
+pub struct UnsupportedKey {
     /// The key, or `adapter_config.json` where the file as a whole is meant.
     pub key: String,
     /// What was found, what was expected, and what to do.
@@ -60,33 +60,33 @@ pub struct Refusal {
 /// A configuration that is not accepted: every reason at once, so that one reading suffices to mend
 /// it.
 #[derive(Clone, Debug, Error)]
-#[error("not a plain LoRA configuration: {}", listed(.refusals))]
-pub struct Refused {
+#[error("not a plain LoRA configuration: {}", join_reasons(.refusals))]
+pub struct UnsupportedConfig {
     /// The reasons, at least one.
-    pub refusals: Vec<Refusal>,
+    pub refusals: Vec<UnsupportedKey>,
 }
 
-fn listed(refusals: &[Refusal]) -> String {
+fn join_reasons(refusals: &[UnsupportedKey]) -> String {
     let lines: Vec<_> = refusals.iter().map(|refusal| format!("{}: {}", refusal.key, refusal.reason)).collect();
     lines.join("; ")
 }
 
-impl Refused {
+impl UnsupportedConfig {
     pub(crate) fn of(key: &str, reason: impl Into<String>) -> Self {
-        Self { refusals: vec![Refusal { key: key.to_owned(), reason: reason.into() }] }
+        Self { refusals: vec![UnsupportedKey { key: key.to_owned(), reason: reason.into() }] }
     }
 }
 
 /// The keys still to be judged, and what was found about the others.
-pub(crate) struct Judge {
+pub(crate) struct Validator {
     keys: Map<String, Value>,
-    refusals: Vec<Refusal>,
-    notices: Vec<Notice>,
+    refusals: Vec<UnsupportedKey>,
+    warnings: Vec<Warning>,
 }
 
-impl Judge {
+impl Validator {
     pub(crate) fn new(keys: Map<String, Value>) -> Self {
-        Self { keys, refusals: Vec::new(), notices: Vec::new() }
+        Self { keys, refusals: Vec::new(), warnings: Vec::new() }
     }
 
     /// Takes the value of `key`, unless it is absent or null, which PEFT treats alike.
@@ -106,11 +106,11 @@ impl Judge {
     }
 
     pub(crate) fn refuse(&mut self, key: &str, reason: impl Into<String>) {
-        self.refusals.push(Refusal { key: key.to_owned(), reason: reason.into() });
+        self.refusals.push(UnsupportedKey { key: key.to_owned(), reason: reason.into() });
     }
 
-    pub(crate) fn notice(&mut self, key: &str, text: impl Into<String>) {
-        self.notices.push(Notice::new(key, text));
+    pub(crate) fn warn(&mut self, key: &str, text: impl Into<String>) {
+        self.warnings.push(Warning::new(key, text));
     }
 
     /// Records the error as a refusal of `key`.
@@ -120,7 +120,7 @@ impl Judge {
 
     /// Judges the keys that nobody took, by the tables above; what they do not know is ignored, as
     /// PEFT does.
-    pub(crate) fn judge_the_rest(&mut self) {
+    pub(crate) fn validate_rest(&mut self) {
         for (key, value) in std::mem::take(&mut self.keys) {
             if let Some((_, reason)) = BEYOND_LORA.iter().find(|(name, _)| *name == key) {
                 if is_set(&value) {
@@ -128,17 +128,17 @@ impl Judge {
                 }
             } else if let Some((_, reason)) = TRAINING_ONLY.iter().find(|(name, _)| *name == key) {
                 if is_set(&value) {
-                    self.notice(&key, format!("ignored: {reason}"));
+                    self.warn(&key, format!("ignored: {reason}"));
                 }
             } else if !WITHOUT_EFFECT.contains(&key.as_str()) {
-                self.notice(&key, "ignored: PEFT 0.21 knows no such key and ignores it as well");
+                self.warn(&key, "ignored: PEFT 0.21 knows no such key and ignores it as well");
             }
         }
     }
 
     /// The notices, or the refusals if there is any.
-    pub(crate) fn finish(self) -> Result<Vec<Notice>, Refused> {
-        if self.refusals.is_empty() { Ok(self.notices) } else { Err(Refused { refusals: self.refusals }) }
+    pub(crate) fn finish(self) -> Result<Vec<Warning>, UnsupportedConfig> {
+        if self.refusals.is_empty() { Ok(self.warnings) } else { Err(UnsupportedConfig { refusals: self.refusals }) }
     }
 }
 

@@ -20,18 +20,18 @@ pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
     let ranks = modules(adapter, |update| Number::whole(update.rank()));
     let alphas = modules(adapter, |update| Number::of(update.scale() * update.rank() as f64));
     let (rank, alpha) = (most_common(&ranks), most_common(&alphas));
-    let facts = adapter.facts();
+    let metadata = adapter.metadata();
     let stated = json!({
         "alpha_pattern": pattern(&alphas, alpha),
-        "base_model_name_or_path": facts.base_model,
-        "fan_in_fan_out": facts.fan_in_fan_out,
+        "base_model_name_or_path": metadata.base_model,
+        "fan_in_fan_out": metadata.fan_in_fan_out,
         "lora_alpha": alpha.to_json(),
-        "lora_dropout": facts.dropout,
+        "lora_dropout": metadata.dropout,
         "r": rank.to_json(),
         "rank_pattern": pattern(&ranks, rank),
-        "revision": facts.revision,
-        "target_modules": adapter.naming().target_modules(adapter.modules().keys()),
-        "task_type": facts.task_type,
+        "revision": metadata.revision,
+        "target_modules": adapter.target_names().target_modules(adapter.modules().keys()),
+        "task_type": metadata.task_type,
     });
     let mut keys: BTreeMap<String, Value> = plain_lora();
     if let Value::Object(stated) = stated {

@@ -1,0 +1,8 @@
+//! Adapters in other formats than PEFT's safetensors. Their files are read as data: nothing in them is executed.
+
+pub(crate) mod mttl_library;
+mod peft_pickle;
+mod pickle;
+mod pickle_machine;
+mod pickle_value;
+mod torch_file;

@@ -1,0 +1,75 @@
+//! Where a library keeps what, and that all of it stays inside the library's folder.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::library::expert_name::ensure_expert_name;
+
+/// The library's index: format, name and base.
+pub(crate) const INDEX_FILE: &str = "library.json";
+/// An expert's record, in its folder.
+pub(crate) const RECORD_FILE: &str = "expert.json";
+/// The folder of the experts, a PEFT folder each.
+pub(crate) const EXPERTS: &str = "experts";
+/// The folder of the fine-tuned bases.
+pub(crate) const MODELS: &str = "models";
+/// The folder of what routers learned.
+pub(crate) const ROUTERS: &str = "routers";
+/// The folder of training runs.
+pub(crate) const RUNS: &str = "runs";
+/// The file whose lock is the library's.
+pub(crate) const LOCK_FILE: &str = ".lock";
+
+/// All that is written in a library's folder but the index, which a rename puts in place, over a link too.
+const ENTRIES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
+
+/// Refuses a library of which an entry is a link.
+pub(crate) fn refuse_links(root: &Path) -> Result<()> {
+    ENTRIES.iter().try_for_each(|entry| refuse_link(&root.join(entry)))
+}
+
+/// Refuses a link, through which files outside of the library would be read or changed.
+pub(crate) fn refuse_link(path: &Path) -> Result<()> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    ensure!(
+        !is_link,
+        "{}: found a link; lorakit follows no links out of a library: put there what it leads to",
+        path.display()
+    );
+    Ok(())
+}
+
+/// The folder `name` in the folder `parent` of the library at `root`, neither of them a link. It need not exist.
+pub(crate) fn subfolder(root: &Path, parent: &str, name: &str) -> Result<PathBuf> {
+    ensure_expert_name(name)?;
+    let parent = root.join(parent);
+    refuse_link(&parent)?;
+    let folder = parent.join(name);
+    refuse_link(&folder)?;
+    Ok(folder)
+}
+
+/// The names of the folders in the folder `parent` of the library at `root`, sorted; none where that does not exist.
+pub(crate) fn subfolder_names(root: &Path, parent: &str) -> Result<Vec<String>> {
+    let folder = root.join(parent);
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Whether a file name starts with a dot, as those of temporary files do.
+pub(crate) fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}

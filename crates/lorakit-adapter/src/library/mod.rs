@@ -1,0 +1,13 @@
+//! A library on disk: experts, what routers learned, fine-tuned models, and the runs that made them.
+
+pub(crate) mod base_identity;
+pub(crate) mod expert_name;
+pub(crate) mod expert_record;
+mod json_file;
+mod library_layout;
+pub(crate) mod library_lock;
+pub(crate) mod library_models;
+pub(crate) mod library_routers;
+pub(crate) mod library_store;
+mod similar_names;
+mod transaction;

@@ -1,0 +1,28 @@
+//! Names like one that is not there: most unknown names are misspelt.
+
+/// How many names are proposed.
+const PROPOSED: usize = 3;
+
+/// Those of `names` that a few typing errors make of `name`, the nearest first.
+pub(crate) fn similar_names<'a>(name: &str, names: &'a [String]) -> Vec<&'a String> {
+    let most = (name.chars().count() / 3).max(2);
+    let name = name.to_lowercase();
+    let distance = |known: &'a String| (strsim::levenshtein(&name, &known.to_lowercase()), known);
+    let mut near: Vec<_> = names.iter().map(distance).filter(|(distance, _)| *distance <= most).collect();
+    near.sort();
+    near.into_iter().take(PROPOSED).map(|(_, known)| known).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspelt_names_are_found_and_others_are_not() {
+        let names = ["boolq", "wiki_hop", "antonym", "Synonym"].map(str::to_owned);
+        assert_eq!(similar_names("bolq", &names), ["boolq"]);
+        assert_eq!(similar_names("synonim", &names), ["Synonym"]);
+        assert_eq!(similar_names("wikihop", &names), ["wiki_hop"]);
+        assert!(similar_names("translation", &names).is_empty());
+    }
+}
