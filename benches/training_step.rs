@@ -6,7 +6,7 @@ mod phi_slice;
 
 use candle_core::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lorakit_task::{Cut, Example};
+use lorakit_task::{Example, Truncation};
 use lorakit_train::{Job, Pass, TrainConfig};
 use phi_slice::Noise;
 use std::cell::LazyCell;
@@ -22,7 +22,7 @@ fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
     let train = (0..rows).map(|_| {
         let mut tokens = noise.tokens(length + 1, vocabulary);
         let target = tokens.split_off(prompt);
-        Example { prompt: tokens, target, cut: Cut::default() }
+        Example { prompt: tokens, target, truncation: Truncation::default() }
     });
     Job {
         name: "expert".into(),

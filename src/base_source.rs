@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use lorakit_model::{Base, Checkpoint, Config, Options};
-use lorakit_task::Vocabulary;
+use lorakit_task::Tokenizer;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -151,9 +151,9 @@ impl Located {
     }
 
     /// Its tokenizer.
-    pub fn vocabulary(&self) -> Result<Vocabulary> {
+    pub fn vocabulary(&self) -> Result<Tokenizer> {
         match self {
-            Self::Folder { folder, .. } => Vocabulary::open(folder),
+            Self::Folder { folder, .. } => Ok(Tokenizer::open(folder)?),
             Self::Pico => pico::vocabulary(),
         }
     }

@@ -7,7 +7,7 @@ use lorakit_lora::{Patches, Row};
 use lorakit_model::{Base, Packed};
 use lorakit_route::cat::Per;
 use lorakit_route::{Cat, Composition, Experts, Gates, HeldOut, LoraHub, RowLoss, RowLosses, by_row_weights};
-use lorakit_task::{Example, Split, Task, Vocabulary};
+use lorakit_task::{Example, Split, Task, Tokenizer};
 use lorakit_train::batch_indices;
 use lorakit_train::{
     FitRow, Gradients, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses, minimize, split_by_tokens,
@@ -49,7 +49,7 @@ const CHECKS: usize = 10;
 ///
 /// # Errors
 /// Where a task has no such rows, or one cannot be tokenised.
-pub fn rows(composition: &Composition, tasks: &[Task], base: &Base, vocabulary: &Vocabulary) -> Result<Vec<Example>> {
+pub fn rows(composition: &Composition, tasks: &[Task], base: &Base, vocabulary: &Tokenizer) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for task in tasks {
         for row in task.rows(Split::Train, Some(composition.rows()))? {

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use candle_core::DType;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Packed};
-use lorakit_task::{Example, Split, Task, Vocabulary};
+use lorakit_task::{Example, Split, Task, Tokenizer};
 use std::collections::BTreeMap;
 
 /// Rows of a task that are embedded, unless the user says otherwise.
@@ -19,7 +19,7 @@ const BATCH_TOKENS: usize = 2048;
 /// tasks, and scaled to length 1.
 pub fn of_tasks(
     base: &Base,
-    vocabulary: &Vocabulary,
+    vocabulary: &Tokenizer,
     tasks: &[Task],
     rows: usize,
 ) -> Result<BTreeMap<String, Vec<f32>>> {
@@ -28,7 +28,7 @@ pub fn of_tasks(
         let of = || format!("task `{}` ({})", task.name, task.path.display());
         let rows = task.rows(Split::Train, Some(rows)).with_context(of)?;
         let encode = |row| Example::encode(row, vocabulary, base.config().max_positions);
-        let rows = rows.into_iter().map(encode).collect::<Result<Vec<_>>>().with_context(of)?;
+        let rows = rows.into_iter().map(encode).collect::<lorakit_task::Result<Vec<_>>>().with_context(of)?;
         embeddings.insert(task.name.clone(), mean(&row_states(base, &rows)?));
     }
     centre(&mut embeddings);
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn tasks_of_one_family_are_near_each_other() {
         let base = crate::pico::base(&Options::default()).unwrap();
-        let tasks = skills::tasks(skills::SEED, skills::Part::Training);
+        let tasks = skills::tasks(skills::SEED, skills::SuitePart::Training);
         let vectors = of_tasks(&base, &crate::pico::vocabulary().unwrap(), &tasks, ROWS).unwrap();
         let families = skills::labels(vectors.keys().map(String::as_str)).unwrap();
         let k = 1 + families.iter().max().unwrap();

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lorakit_format::atomic::create_folder;
 use lorakit_model::{Base, Bytes, Checkpoint, Config, Options};
-use lorakit_task::Vocabulary;
+use lorakit_task::Tokenizer;
 use std::path::Path;
 
 const CONFIG: &str = include_str!("pico/config.json");
@@ -27,8 +27,8 @@ pub fn config() -> Result<Config> {
 }
 
 /// Its tokenizer, one token a character.
-pub fn vocabulary() -> Result<Vocabulary> {
-    Vocabulary::from_bytes(TOKENIZER, "</s>")
+pub fn vocabulary() -> Result<Tokenizer> {
+    Ok(Tokenizer::from_bytes(TOKENIZER, "</s>")?)
 }
 
 /// Writes it as a Hugging Face model folder, for other tools.

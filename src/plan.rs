@@ -8,7 +8,7 @@ use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
 use lorakit_model::Base;
-use lorakit_task::{Example, Split, Task, Vocabulary};
+use lorakit_task::{Example, Split, Task, Tokenizer};
 use lorakit_train::{Job, TrainConfig};
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ fn task_names(cluster: &Cluster, library: Option<&Library>) -> Result<Vec<String
 pub fn jobs(
     plans: &[Plan],
     base: &Base,
-    vocabulary: &Vocabulary,
+    vocabulary: &Tokenizer,
     settings: &TrainConfig,
     context: &Context,
 ) -> Result<Vec<Job>> {
@@ -108,7 +108,7 @@ pub fn jobs(
 pub fn each_job(
     plans: &[Plan],
     base: &Base,
-    vocabulary: &Vocabulary,
+    vocabulary: &Tokenizer,
     settings: &TrainConfig,
     context: &Context,
 ) -> Vec<Result<Job>> {
@@ -142,7 +142,7 @@ pub fn each_job(
 }
 
 /// A task's rows for training and validation.
-fn rows_of(task: &Task, vocabulary: &Vocabulary, length: usize, context: &Context) -> Result<[Vec<Example>; 2]> {
+fn rows_of(task: &Task, vocabulary: &Tokenizer, length: usize, context: &Context) -> Result<[Vec<Example>; 2]> {
     let encode = |split: Split| -> Result<Vec<Example>> {
         if task.count(split) == 0 && split == Split::Validation {
             context.output.notice(format!("task `{}` has no validation rows to choose the best step by", task.name));
@@ -151,12 +151,12 @@ fn rows_of(task: &Task, vocabulary: &Vocabulary, length: usize, context: &Contex
         let rows = task.rows(split, None)?;
         rows.into_iter()
             .map(|row| Example::encode(row, vocabulary, length))
-            .collect::<Result<_>>()
+            .collect::<lorakit_task::Result<_>>()
             .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))
     };
     let both = [encode(Split::Train)?, encode(Split::Validation)?];
     let cut = |part: fn(&Example) -> usize| both.iter().flatten().filter(|example| part(example) > 0).count();
-    let (prompts, targets) = (cut(|example| example.cut.prompt), cut(|example| example.cut.target));
+    let (prompts, targets) = (cut(|example| example.truncation.prompt), cut(|example| example.truncation.target));
     if prompts > 0 {
         context.output.notice(format!(
             "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
@@ -199,6 +199,6 @@ mod tests {
     }
 
     fn rows() -> Vec<Example> {
-        (0..11).map(|id| Example { prompt: vec![id], target: vec![2], cut: Default::default() }).collect()
+        (0..11).map(|id| Example { prompt: vec![id], target: vec![2], truncation: Default::default() }).collect()
     }
 }

@@ -28,7 +28,7 @@ pub struct DataArgs {
 impl TaskArgs {
     /// Loads the tasks, in the order given.
     pub fn load(&self) -> Result<Vec<Task>> {
-        Task::load_all(&self.tasks, self.data.data.as_deref())
+        Ok(Task::load_all(&self.tasks, self.data.data.as_deref())?)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::progress;
 use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_model::Base;
-use lorakit_task::{Split, Vocabulary};
+use lorakit_task::{Split, Tokenizer};
 use lorakit_train::{
     FullFineTuning, Job, RowTasks, RunOptions, RunSummary, SkillDims, SkillTraining, TrainConfig, routing_store,
 };
@@ -25,7 +25,7 @@ pub struct World<'a> {
     /// The base as it is.
     pub base: &'a Base,
     /// Its tokenizer.
-    pub vocabulary: &'a Vocabulary,
+    pub vocabulary: &'a Tokenizer,
     /// Whether what exists with other settings is trained anew.
     pub restart: bool,
     /// What every command is given.

@@ -7,7 +7,7 @@ use binary::shared;
 use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, Options};
-use lorakit_task::{Cut, Example};
+use lorakit_task::{Example, Truncation};
 use lorakit_train::{Init, Job, Pass, TrainConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Oracle {
         let row = |(ids, prompt): (&Vec<u32>, usize)| Example {
             prompt: ids[..prompt].to_vec(),
             target: ids[prompt..].to_vec(),
-            cut: Cut::default(),
+            truncation: Truncation::default(),
         };
         let start = Adapter::read(&self.folder.join("train_init")).unwrap();
         Job {

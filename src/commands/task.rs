@@ -7,7 +7,7 @@ use crate::tasks::{self, DataArgs};
 use crate::usage::count;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use lorakit_task::{Answer, Example, Row, Split, Task, Vocabulary};
+use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 
@@ -102,11 +102,11 @@ fn show(args: &ShowArgs, context: &Context) -> Result<()> {
 struct Shown<'a> {
     task: &'a Task,
     row: &'a Row,
-    tokens: Option<(Example, &'a Vocabulary)>,
+    tokens: Option<(Example, &'a Tokenizer)>,
 }
 
 impl<'a> Shown<'a> {
-    fn of(task: &'a Task, args: &ShowArgs, vocabulary: Option<&'a Vocabulary>) -> Result<Self> {
+    fn of(task: &'a Task, args: &ShowArgs, vocabulary: Option<&'a Tokenizer>) -> Result<Self> {
         let rows = task.rows(args.split, None)?;
         let row = rows.get(args.row.get() - 1).copied();
         let row = row.with_context(|| {
@@ -118,11 +118,12 @@ impl<'a> Shown<'a> {
     }
 
     fn document(&self) -> Value {
-        let piece = |piece: lorakit_task::Piece| json!({ "id": piece.id, "token": piece.token, "loss": piece.loss });
+        let piece =
+            |piece: lorakit_task::TokenView| json!({ "id": piece.id, "token": piece.token, "loss": piece.loss });
         let tokens = self
             .tokens
             .as_ref()
-            .map(|(example, vocabulary)| example.pieces(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
+            .map(|(example, vocabulary)| example.token_views(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
         let mut document = tasks::document(self.task);
         document["row"] = json!(self.row.number);
         document["fields"] = json!(self.row.fields);
@@ -154,7 +155,7 @@ impl<'a> Shown<'a> {
             }
         }
         if let Some((example, vocabulary)) = &self.tokens {
-            let line = |(i, piece): (usize, lorakit_task::Piece)| {
+            let line = |(i, piece): (usize, lorakit_task::TokenView)| {
                 vec![
                     i.to_string(),
                     piece.id.to_string(),
@@ -164,7 +165,7 @@ impl<'a> Shown<'a> {
             };
             text.push_str(&format!(
                 "\n{}",
-                table(["", "id", "token", ""], example.pieces(vocabulary).into_iter().enumerate().map(line))
+                table(["", "id", "token", ""], example.token_views(vocabulary).into_iter().enumerate().map(line))
             ));
         }
         text

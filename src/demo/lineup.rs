@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
 use lorakit_lora::Rows;
 use lorakit_route::{Router, Setting, Usage};
-use lorakit_task::skills::{self, Family};
+use lorakit_task::skills::{self, SkillFamily};
 use lorakit_task::{Example, Split, Task};
 use std::sync::Arc;
 
@@ -149,7 +149,7 @@ pub fn shown(score: Score, percent: bool) -> String {
 /// Where Arrow sends the prompts of each family: for each family of prompts, the share of routing weight that goes to
 /// the private experts of each family.
 pub fn routing_by_family(world: &World, private: &Opened) -> Result<Vec<Vec<f64>>> {
-    let place = |family: Option<Family>| family.and_then(|f| world.families.iter().position(|known| *known == f));
+    let place = |family: Option<SkillFamily>| family.and_then(|f| world.families.iter().position(|known| *known == f));
     let of_expert: Vec<Option<usize>> =
         private.experts.names().iter().map(|name| place(skills::family_of(name))).collect();
     let router: Router = "arrow".parse()?;

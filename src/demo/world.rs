@@ -4,8 +4,8 @@ use crate::base_source::{BaseSource, Located};
 use crate::context::Context;
 use anyhow::Result;
 use lorakit_model::Base;
-use lorakit_task::skills::{self, Family, Part};
-use lorakit_task::{Task, Vocabulary};
+use lorakit_task::skills::{self, SkillFamily, SuitePart};
+use lorakit_task::{Task, Tokenizer};
 use lorakit_train::{LossReduction, TrainConfig};
 
 /// What there is to learn, and from what base.
@@ -15,13 +15,13 @@ pub struct World {
     /// pico.
     pub base: Base,
     /// Its tokenizer.
-    pub vocabulary: Vocabulary,
+    pub vocabulary: Tokenizer,
     /// Tasks that experts are trained on.
     pub training: Vec<Task>,
     /// New members of the same families, which no expert has seen.
     pub held_out: Vec<Task>,
     /// The families that the tasks are of.
-    pub families: Vec<Family>,
+    pub families: Vec<SkillFamily>,
     /// How experts are trained.
     pub settings: TrainConfig,
     /// Test rows of a task that are scored.
@@ -33,10 +33,11 @@ impl World {
     pub fn open(quick: bool, context: &Context) -> Result<Self> {
         let place = BaseSource::Pico.locate(context)?;
         let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
-        let families: Vec<Family> = Family::ALL.into_iter().take(if quick { 4 } else { Family::ALL.len() }).collect();
+        let families: Vec<SkillFamily> =
+            SkillFamily::ALL.into_iter().take(if quick { 4 } else { SkillFamily::ALL.len() }).collect();
         let known = |task: &Task| skills::family_of(&task.name).is_some_and(|family| families.contains(&family));
         let tasks = |part| skills::tasks(skills::SEED, part).into_iter().filter(known).collect();
-        let (training, held_out) = (tasks(Part::Training), tasks(Part::HeldOut));
+        let (training, held_out) = (tasks(SuitePart::Training), tasks(SuitePart::HeldOut));
         let settings = TrainConfig {
             learning_rate: 1e-2,
             max_steps: Some(if quick { 24 } else { STEPS }),

@@ -7,7 +7,7 @@ use clap::Args;
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, Packed};
 use lorakit_route::{Experts, Lesson, oracle};
-use lorakit_task::{Example, Split, Task, Vocabulary};
+use lorakit_task::{Example, Split, Task, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The tokenizer.
-    pub fn vocabulary(&self) -> Result<Vocabulary> {
+    pub fn vocabulary(&self) -> Result<Tokenizer> {
         self.routing.place.vocabulary()
     }
 

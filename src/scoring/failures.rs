@@ -43,9 +43,9 @@ impl Failures {
             }
         }
         if fit.is_empty() && !errors.is_empty() {
-            return Err(errors.swap_remove(0).1);
+            return Err(errors.swap_remove(0).1.into());
         }
-        errors.into_iter().try_for_each(|(task, error)| self.add(None, &task, error, context))?;
+        errors.into_iter().try_for_each(|(task, error)| self.add(None, &task, error.into(), context))?;
         Ok(fit)
     }
 

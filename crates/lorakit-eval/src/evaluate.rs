@@ -84,7 +84,7 @@ impl Evaluation<'_> {
 
     fn losses(&mut self) -> Result<()> {
         let encode = |row: &&Row| Example::encode(row, self.model.vocabulary, self.model.max_length());
-        let examples: Vec<Example> = self.rows.iter().map(encode).collect::<Result<_>>()?;
+        let examples: Vec<Example> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
         let mut done = report(EvalStage::Likelihood, self.rows.len(), self.progress);
         let losses = example_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {
@@ -120,7 +120,7 @@ impl Evaluation<'_> {
         };
         let room = self.model.max_length().saturating_sub(config.max_new_tokens).max(1);
         let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.vocabulary, room);
-        let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<Result<_>>()?;
+        let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
         let mut done = report(EvalStage::Generation, self.rows.len(), self.progress);
         let mut finished = 0;
         let generated = generate(self.model, &prompts, &config, &mut |_, event| {

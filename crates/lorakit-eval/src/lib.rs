@@ -17,11 +17,11 @@
 //! use std::path::Path;
 //! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Row, evaluate};
 //! use lorakit_model::Base;
-//! use lorakit_task::{Task, Vocabulary};
+//! use lorakit_task::{Task, Tokenizer};
 //!
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
-//! let vocabulary = Vocabulary::open(folder)?;
+//! let vocabulary = Tokenizer::open(folder)?;
 //! let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), routing: &Row::default() };
 //!
 //! let mut results = Results::default();

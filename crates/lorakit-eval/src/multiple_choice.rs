@@ -226,7 +226,7 @@ mod tests {
             characters: 1,
             bytes: 1,
         };
-        let example = Example { prompt: vec![1, 5, 6], target: vec![7, 8, 2], cut: Default::default() };
+        let example = Example { prompt: vec![1, 5, 6], target: vec![7, 8, 2], truncation: Default::default() };
         let together = paths(&[request(&[1, 5], &[6, 7, 8])], std::slice::from_ref(&example));
         assert_eq!(together, [Branch { tokens: vec![1, 5, 6, 7, 8, 2], from: 2 }]);
         let apart = paths(&[request(&[5], &[6, 7, 8])], &[example]);

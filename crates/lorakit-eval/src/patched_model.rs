@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lorakit_model::Base;
-use lorakit_task::Vocabulary;
+use lorakit_task::Tokenizer;
 
 use lorakit_lora::{Patches, Row};
 
@@ -12,7 +12,7 @@ pub struct PatchedModel<'a> {
     /// The base.
     pub base: &'a Base,
     /// The base's tokenizer.
-    pub vocabulary: &'a Vocabulary,
+    pub vocabulary: &'a Tokenizer,
     /// What sits in the base's slots; [`Patches::none`] for the base as it is.
     pub patches: &'a Patches,
     /// What rows carry for the patches to read: `&Row::default()` where they read nothing.

@@ -1,11 +1,11 @@
 //! Text that is being generated, cut at the first stop text.
 
 use anyhow::Result;
-use lorakit_task::{Stream, Vocabulary};
+use lorakit_task::{IncrementalDecoder, Tokenizer};
 
 /// The text of one row as it grows. What might be the beginning of a stop text is held back until it is clear.
 pub(crate) struct StopText<'a> {
-    stream: Option<Stream<'a>>,
+    stream: Option<IncrementalDecoder<'a>>,
     stops: &'a [String],
     text: String,
     /// How much of `text` was given out.
@@ -14,8 +14,8 @@ pub(crate) struct StopText<'a> {
 
 impl<'a> StopText<'a> {
     /// No text yet, after the tokens of a prompt.
-    pub fn new(vocabulary: &'a Vocabulary, prompt: &[u32], stops: &'a [String]) -> Self {
-        StopText { stream: Some(Stream::new(vocabulary, prompt)), stops, text: String::new(), given: 0 }
+    pub fn new(vocabulary: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
+        StopText { stream: Some(IncrementalDecoder::new(vocabulary, prompt)), stops, text: String::new(), given: 0 }
     }
 
     /// Takes a token; true where the text has ended.
@@ -99,11 +99,11 @@ mod tests {
     }
 
     /// The smallest tokenizer: every letter of `letters` is a token.
-    fn vocabulary() -> Vocabulary {
+    fn vocabulary() -> Tokenizer {
         let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
             "pre_tokenizer":null,"post_processor":null,"decoder":null,
             "model":{"type":"BPE","vocab":{"a":0,"e":1},"merges":[]}}"#;
-        Vocabulary::from_bytes(json.as_bytes(), "e").unwrap()
+        Tokenizer::from_bytes(json.as_bytes(), "e").unwrap()
     }
 
     #[test]

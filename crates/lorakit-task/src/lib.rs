@@ -1,21 +1,21 @@
-//! Text with answers: tasks, templates, splits and tokenised examples.
+//! Tasks as text: rows with answers, splits and tokenised examples.
 //!
-//! A [`Task`] is loaded from what a user types after `--tasks`: a file of rows in a plain form, a
-//! task TOML that says how to read any other, or a folder of both. Its [`Row`]s are text, a prompt
-//! and an [`Answer`], and each lies in one [`Split`], decided by a hash of the row. A
-//! [`Vocabulary`] is a model's tokenizer with its BOS and EOS; it turns a row into an [`Example`],
-//! of which the target carries loss, or into [`ChoiceRequest`]s, one per choice, as
-//! lm-evaluation-harness makes them. A [`Stream`] turns generated tokens back into text.
+//! A [`Task`] is loaded from what a user types after `--tasks`: a data file whose rows are of a known format, a task TOML
+//! that describes any other, a folder of both, or a generated [`Suite`]. Its [`Row`]s are text, a prompt and an [`Answer`],
+//! and each belongs to one [`Split`], decided by a hash of the row. A [`Tokenizer`] is a model's tokenizer with its BOS and
+//! EOS. It turns a row into an [`Example`], whose target contributes to the loss, or into [`ChoiceRequest`]s, one for each
+//! choice, as in lm-evaluation-harness. An [`IncrementalDecoder`] turns generated tokens back into text.
 //!
-//! What this crate does not know: tensors, models, adapters and devices. It computes no score
-//! ([`Metric`] only names them), and prints nothing. Random is only what the tasks of [`skills`] are drawn
-//! by, from a seed. A new task costs one
-//! TOML file and no code; `configs/tasks` has some.
+//! Deliberately absent: tensors, models, adapters and devices. No score is computed here ([`Metric`] only names them), and
+//! nothing is printed. Every error is an [`Error`].
+//!
+//! A new task costs one TOML file and no code; `configs/tasks` has some. A new row format is one file in `row_format`, a new
+//! file format one in `source`, and each one line in the list there.
 //!
 //! ```
-//! use lorakit_task::{Example, Split, Task, Vocabulary};
+//! use lorakit_task::{Example, Split, Task, Tokenizer};
 //!
-//! # fn main() -> anyhow::Result<()> {
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = tempfile::tempdir()?;
 //! let file = folder.path().join("antonym.jsonl");
 //! std::fs::write(&file, r#"{"instruction": "Invert.", "input": "hot", "output": "cold"}"#)?;
@@ -25,45 +25,40 @@
 //! assert_eq!(tasks[0].name, "antonym");
 //! assert_eq!((row.prompt.as_str(), row.target()), ("Invert.\nhot\n", "cold"));
 //!
-//! // A vocabulary of words; a model folder is opened by `Vocabulary::open`.
+//! // A tokenizer of whole words; that of a model folder is opened by `Tokenizer::open`.
 //! let words = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
 //!     "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
 //!     "decoder": null, "model": {"type": "WordLevel", "unk_token": "?",
 //!     "vocab": {"?": 0, "hot": 1, "cold": 2, "Invert": 3, ".": 4, "END": 5}}}"#;
-//! let vocabulary = Vocabulary::from_bytes(words.as_bytes(), "END")?;
-//! let example = Example::encode(row, &vocabulary, 2048)?;
+//! let tokenizer = Tokenizer::from_bytes(words.as_bytes(), "END")?;
+//! let example = Example::encode(row, &tokenizer, 2048)?;
 //! assert_eq!((example.prompt, example.target), (vec![3, 4, 1], vec![2, 5]));
 //! # Ok(())
 //! # }
 //! ```
 
-mod choice;
-mod definition;
-mod example;
-mod extract;
-mod field;
-mod form;
+mod answer_pattern;
+mod error;
+mod json_value;
+mod loading;
 mod metric;
-mod pico_tokenizer;
 mod row;
+mod row_format;
 pub mod skills;
 mod source;
-mod spec;
-mod special;
 mod split;
-mod stream;
 mod task;
-mod template;
-mod vocabulary;
+mod tokenization;
 
-pub use choice::{ChoiceRequest, choice_requests};
-pub use example::{Cut, Example, Piece};
-pub use extract::Extract;
+pub use answer_pattern::AnswerPattern;
+pub use error::{Error, Result};
+pub use loading::suite::Suite;
 pub use metric::Metric;
-pub use pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
 pub use row::{Answer, Row};
-pub use spec::Suite;
 pub use split::Split;
-pub use stream::Stream;
-pub use task::{Generation, Task};
-pub use vocabulary::Vocabulary;
+pub use task::{GenerationConfig, Task};
+pub use tokenization::choice_request::{ChoiceRequest, choice_requests};
+pub use tokenization::example::{Example, TokenView, Truncation};
+pub use tokenization::incremental_decoder::IncrementalDecoder;
+pub use tokenization::pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
+pub use tokenization::tokenizer::Tokenizer;

@@ -1,32 +1,33 @@
-//! The scores a task may ask for.
+//! The metrics of tasks.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A score of a task. The set is closed; `lorakit-eval` computes each.
+use crate::error::{Error, Result};
+
+/// A metric of a task. The set is closed; `lorakit-eval` computes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// The mean over rows of the mean negative log-likelihood per target token, EOS included.
-    /// Every task has it.
+    /// The mean over rows of the mean negative log-likelihood per target token, EOS included. Every task has it.
     Loss,
-    /// Choice tasks: the choice with the highest summed log-likelihood is the right one.
+    /// Choice tasks: the share of rows whose right choice has the highest summed log-likelihood.
     Acc,
-    /// Choice tasks: as [`Metric::Acc`], each sum divided by the choice's Unicode code points.
+    /// Choice tasks: as [`Metric::Acc`], with each sum divided by the choice's length in Unicode code points.
     AccNorm,
-    /// Choice tasks: as [`Metric::Acc`], with EOS appended and each sum divided by its tokens
+    /// Choice tasks: as [`Metric::Acc`], with EOS appended and each sum divided by its number of tokens
     /// (arXiv:2405.11157).
     AccTok,
-    /// Text tasks: what is generated equals one of the accepted answers.
+    /// Text tasks: the share of rows whose generated text equals an accepted answer.
     ExactMatch,
-    /// Text tasks: Rouge-L F1 of what is generated, the best over the accepted answers.
+    /// Text tasks: Rouge-L F1 of the generated text, the best over the accepted answers.
     RougeL,
 }
 
 impl Metric {
-    /// Every metric, in the order in which reports list them.
+    /// Every metric, in the order of reports.
     pub const ALL: [Metric; 6] =
         [Metric::Loss, Metric::Acc, Metric::AccNorm, Metric::AccTok, Metric::ExactMatch, Metric::RougeL];
 
@@ -42,12 +43,12 @@ impl Metric {
         }
     }
 
-    /// True for the metrics that compare the choices of a row, and so need choices.
+    /// Whether the metric compares the choices of a row.
     pub fn needs_choices(self) -> bool {
         matches!(self, Metric::Acc | Metric::AccNorm | Metric::AccTok)
     }
 
-    /// True for the metrics that read generated text.
+    /// Whether the metric reads generated text.
     pub fn needs_generation(self) -> bool {
         matches!(self, Metric::ExactMatch | Metric::RougeL)
     }
@@ -60,13 +61,14 @@ impl fmt::Display for Metric {
 }
 
 impl FromStr for Metric {
-    type Err = anyhow::Error;
+    type Err = Error;
 
-    fn from_str(name: &str) -> anyhow::Result<Self> {
+    fn from_str(name: &str) -> Result<Self> {
         let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
-        found.ok_or_else(|| {
-            let known = Metric::ALL.map(Metric::name).join(", ");
-            anyhow::anyhow!("unknown metric `{name}`; the metrics are {known}")
+        found.ok_or_else(|| Error::UnknownName {
+            what: "metric",
+            name: name.to_string(),
+            known: Metric::ALL.map(Metric::name).join(", "),
         })
     }
 }
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_is_spelled_alike_in_files_and_in_code() {
+    fn names_are_the_same_in_files_and_on_the_command_line() {
         for metric in Metric::ALL {
             assert_eq!(metric.name().parse::<Metric>().unwrap(), metric);
             let json = serde_json::to_string(&metric).unwrap();

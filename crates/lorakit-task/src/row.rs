@@ -1,31 +1,31 @@
-//! One question of a task, with its answer, as text.
+//! One row of a task, as text.
 
 use serde_json::{Map, Value};
 
-/// One row of a task: what is asked and what answers it, as text.
+/// One row of a task: a prompt and its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The row's place in its file, from 1.
+    /// The position in its file, from 1.
     pub number: usize,
-    /// The row as its file has it.
+    /// The columns of the data file.
     pub fields: Map<String, Value>,
-    /// What the model reads.
+    /// The text that the model reads.
     pub prompt: String,
-    /// What stands between the prompt and every answer: one space, or nothing where the prompt is
-    /// empty or ends in white space, unless the task says otherwise.
+    /// The text between prompt and answer: one space, or nothing if the prompt is empty or ends in white space, unless
+    /// the task says otherwise.
     pub delimiter: String,
-    /// What the model is to write.
+    /// The text that the model should write.
     pub answer: Answer,
 }
 
-/// What answers a row.
+/// The answer of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Accepted answers, at least one. Training uses the first.
+    /// The accepted answers, at least one. Training uses the first.
     Text(Vec<String>),
-    /// Choices, at least one, of which one is right. Training uses that one.
+    /// Choices of which one is right. Training uses that one.
     Choices {
-        /// The choices' texts, none of them empty.
+        /// The choices, at least one, none of them empty.
         texts: Vec<String>,
         /// The index of the right one.
         gold: usize,
@@ -38,7 +38,7 @@ impl Row {
         self.accepted().first().map_or("", String::as_str)
     }
 
-    /// The answers that count as right: all accepted ones, or the right choice alone.
+    /// The answers that count as right: all accepted ones, or the right choice.
     pub fn accepted(&self) -> &[String] {
         match &self.answer {
             Answer::Text(accepted) => accepted,
@@ -46,7 +46,7 @@ impl Row {
         }
     }
 
-    /// The choices and the index of the right one, where the row has choices.
+    /// The choices and the index of the right one, if the row has choices.
     pub fn choices(&self) -> Option<(&[String], usize)> {
         match &self.answer {
             Answer::Text(_) => None,

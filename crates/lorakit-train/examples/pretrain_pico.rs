@@ -8,7 +8,7 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use lorakit_model::{Base, Bytes, Options};
-use lorakit_task::{Example, Vocabulary, pico_tokenizer, pico_tokenizer_config, skills};
+use lorakit_task::{Example, Tokenizer, pico_tokenizer, pico_tokenizer_config, skills};
 use lorakit_train::optim::lr_schedule::LrSchedulerType;
 use lorakit_train::{Job, Pass, TrainConfig};
 use rand_chacha::ChaCha8Rng;
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     let folder = arguments.next().context("usage: pretrain_pico FOLDER [STEPS]")?;
     let steps = arguments.next().map_or(Ok(STEPS), |steps| steps.parse())?;
     let tokenizer = pico_tokenizer();
-    let vocabulary = Vocabulary::from_bytes(tokenizer.to_string().as_bytes(), "</s>")?;
+    let vocabulary = Tokenizer::from_bytes(tokenizer.to_string().as_bytes(), "</s>")?;
     let config = config(vocabulary.size());
 
     let weights = Bytes::Owned(random_weights(vocabulary.size())?.into());
@@ -133,9 +133,9 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
     (radius * angle.cos()) as f32
 }
 
-fn train(base: &Base, vocabulary: &Vocabulary, steps: usize) -> Result<()> {
+fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
-    let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<Result<_>>()?;
+    let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<lorakit_task::Result<_>>()?;
     let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 };
     let settings = TrainConfig {
         batch_size: BATCH,

@@ -49,7 +49,7 @@ fn job(name: &str, rows: usize) -> Job {
     let row = |i: usize| {
         let mut stream = Key::new(i as u64, name).stream();
         let mut ids = |n| (0..n).map(|_| 3 + stream.below(400) as u32).collect::<Vec<_>>();
-        Example { prompt: ids(3 + i % 5), target: ids(2 + i % 3), cut: Default::default() }
+        Example { prompt: ids(3 + i % 5), target: ids(2 + i % 3), truncation: Default::default() }
     };
     Job {
         name: name.into(),

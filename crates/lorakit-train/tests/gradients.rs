@@ -29,7 +29,7 @@ fn settings(text: &str) -> TrainConfig {
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
     let mut stream = Key::new(seed, "ids").stream();
     let mut ids = |n| (0..n).map(|_| 3 + stream.below(500) as u32).collect::<Vec<_>>();
-    Example { prompt: ids(prompt), target: ids(target), cut: Default::default() }
+    Example { prompt: ids(prompt), target: ids(target), truncation: Default::default() }
 }
 
 /// An adapter of random, non-zero A and B on every module of the base.

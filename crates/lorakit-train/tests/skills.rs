@@ -58,7 +58,7 @@ fn set(stack: &SkillStack, at: impl Fn(usize, usize, usize) -> f32) {
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
     let mut stream = Key::new(seed, "ids").stream();
     let mut ids = |n| (0..n).map(|_| 3 + stream.below(500) as u32).collect::<Vec<_>>();
-    Example { prompt: ids(prompt), target: ids(target), cut: Default::default() }
+    Example { prompt: ids(prompt), target: ids(target), truncation: Default::default() }
 }
 
 /// Rows of the tasks 2, 0 and 2.

@@ -3,7 +3,7 @@
 use lorakit_eval::{PatchedModel, PromptRouting, Row};
 use lorakit_lora::{Outputs, Patch, Patches, Rows};
 use lorakit_model::{Base, Options};
-use lorakit_task::{Task, Vocabulary};
+use lorakit_task::{Task, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 /// A. Karpathy's model of 260 thousand parameters, which was trained on stories.
 pub struct Stories {
     pub base: Base,
-    pub vocabulary: Vocabulary,
+    pub vocabulary: Tokenizer,
     pub patches: Patches,
     pub template: Row,
 }
@@ -29,7 +29,7 @@ impl Stories {
     pub fn open() -> Option<Stories> {
         let folder = shared("data/models/stories260K-hf")?;
         let base = Base::open(&folder, &Options::default()).unwrap();
-        let (vocabulary, patches) = (Vocabulary::open(&folder).unwrap(), Patches::none());
+        let (vocabulary, patches) = (Tokenizer::open(&folder).unwrap(), Patches::none());
         Some(Stories { base, vocabulary, patches, template: carrying(0.25) })
     }
 

@@ -85,7 +85,7 @@ fn check_choices(model: &PatchedModel, rows: &[&Row]) {
         let length = model.base.config().max_positions;
         let requests = choice_requests(row, model.vocabulary, length).unwrap();
         let examples = Example::encode_choices(row, model.vocabulary, length).unwrap();
-        cut += usize::from(examples[0].cut.prompt > 0);
+        cut += usize::from(examples[0].truncation.prompt > 0);
         for (i, (request, example)) in requests.iter().zip(&examples).enumerate() {
             let sum = -slow_nll(model, &request.context, &request.continuation).iter().sum::<f64>();
             let nll = slow_nll(model, &example.prompt, &example.target);

@@ -1,59 +1,59 @@
-//! What the skills do to a text.
+//! What skills do to a text.
 
-/// One skill. Texts are ASCII and not empty.
+/// An operation on texts, which are ASCII and not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Every letter moves along the alphabet, `z` being followed by `a`.
+    /// Shifts every letter along the alphabet, cyclically.
     Shift(i8),
-    /// The characters change places.
-    Order(Order),
-    /// The letters at some places become capitals.
-    Capitals(Places),
-    /// One character is the answer: counted from 0, or from the end for negative numbers.
+    /// Reorders the characters.
+    Order(Reordering),
+    /// Capitalises the letters at some positions.
+    Capitals(Positions),
+    /// Picks one character by its position from 0, or from the end if negative.
     Pick(i8),
-    /// The characters at some places stand `times` times; the whole text does where `whole`.
+    /// Repeats the characters at some positions, or the whole text.
     Repeat {
-        /// Which.
-        places: Places,
-        /// How often.
+        /// What is repeated.
+        positions: Positions,
+        /// How many times it occurs in the answer.
         times: usize,
     },
-    /// A mark comes between characters.
+    /// Puts a separator between characters.
     Join(char),
-    /// Every digit grows by a number, modulo 10.
+    /// Adds a number to every digit, modulo 10.
     Add(u8),
-    /// Only characters of some classes stay.
+    /// Keeps only some classes of characters.
     Keep {
-        /// Whether vowels do.
+        /// Keep vowels.
         vowels: bool,
-        /// Whether consonants do.
+        /// Keep consonants.
         consonants: bool,
-        /// Whether digits do.
+        /// Keep digits.
         digits: bool,
     },
 }
 
-/// A change of places.
+/// A permutation of characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// The last comes first.
+pub enum Reordering {
+    /// Last to first.
     Reverse,
-    /// The first goes to the end.
+    /// Rotated by one to the left.
     Left,
-    /// The last goes to the front.
+    /// Rotated by one to the right.
     Right,
-    /// The first and the last change places.
+    /// First and last swapped.
     SwapEnds,
-    /// The first two change places.
+    /// First two swapped.
     SwapFirst,
-    /// The last two change places.
+    /// Last two swapped.
     SwapLast,
 }
 
-/// Places in a text.
+/// Some of the positions in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Places {
-    /// Every one.
+pub enum Positions {
+    /// All.
     All,
     /// The first.
     First,
@@ -67,43 +67,43 @@ pub enum Places {
     Ends,
     /// All but the first.
     Tail,
-    /// The text as a whole, once more after its end.
+    /// The text as a whole.
     Whole,
 }
 
-impl Places {
+impl Positions {
     fn has(self, at: usize, length: usize) -> bool {
         match self {
-            Places::All => true,
-            Places::First => at == 0,
-            Places::Last => at + 1 == length,
-            Places::Odd => at.is_multiple_of(2),
-            Places::Even => !at.is_multiple_of(2),
-            Places::Ends => at == 0 || at + 1 == length,
-            Places::Tail => at > 0,
-            Places::Whole => false,
+            Positions::All => true,
+            Positions::First => at == 0,
+            Positions::Last => at + 1 == length,
+            Positions::Odd => at.is_multiple_of(2),
+            Positions::Even => !at.is_multiple_of(2),
+            Positions::Ends => at == 0 || at + 1 == length,
+            Positions::Tail => at > 0,
+            Positions::Whole => false,
         }
     }
 }
 
 impl Operation {
-    /// The answer to a text.
+    /// The result for a text.
     pub fn apply(self, text: &str) -> String {
         let length = text.len();
         let chars = || text.chars().enumerate();
         match self {
             Operation::Shift(by) => text.chars().map(|c| shifted(c, by)).collect(),
             Operation::Order(order) => order.apply(text),
-            Operation::Capitals(places) => {
-                chars().map(|(at, c)| if places.has(at, length) { c.to_ascii_uppercase() } else { c }).collect()
+            Operation::Capitals(positions) => {
+                chars().map(|(at, c)| if positions.has(at, length) { c.to_ascii_uppercase() } else { c }).collect()
             }
             Operation::Pick(at) => {
                 let at = if at < 0 { length.saturating_sub(usize::from(at.unsigned_abs())) } else { at as usize };
                 text.chars().nth(at).into_iter().collect()
             }
-            Operation::Repeat { places: Places::Whole, times } => text.repeat(times),
-            Operation::Repeat { places, times } => {
-                let copies = |at| if places.has(at, length) { times } else { 1 };
+            Operation::Repeat { positions: Positions::Whole, times } => text.repeat(times),
+            Operation::Repeat { positions, times } => {
+                let copies = |at| if positions.has(at, length) { times } else { 1 };
                 chars().flat_map(|(at, c)| std::iter::repeat_n(c, copies(at))).collect()
             }
             Operation::Join(mark) => {
@@ -122,17 +122,17 @@ impl Operation {
     }
 }
 
-impl Order {
+impl Reordering {
     fn apply(self, text: &str) -> String {
         let mut chars: Vec<char> = text.chars().collect();
         let last = chars.len().saturating_sub(1);
         match self {
-            Order::Reverse => chars.reverse(),
-            Order::Left => chars.rotate_left(1),
-            Order::Right => chars.rotate_right(1),
-            Order::SwapEnds => chars.swap(0, last),
-            Order::SwapFirst => chars.swap(0, 1),
-            Order::SwapLast => chars.swap(last - 1, last),
+            Reordering::Reverse => chars.reverse(),
+            Reordering::Left => chars.rotate_left(1),
+            Reordering::Right => chars.rotate_right(1),
+            Reordering::SwapEnds => chars.swap(0, last),
+            Reordering::SwapFirst => chars.swap(0, 1),
+            Reordering::SwapLast => chars.swap(last - 1, last),
         }
         chars.into_iter().collect()
     }
@@ -157,24 +157,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_operation_does_what_it_says() {
+    fn operations_give_the_expected_answers() {
         let keep = |vowels, consonants, digits| Operation::Keep { vowels, consonants, digits };
         for (operation, text, answer) in [
             (Operation::Shift(2), "axyz", "czab"),
             (Operation::Shift(-1), "abz", "zay"),
-            (Operation::Order(Order::Reverse), "abcd", "dcba"),
-            (Operation::Order(Order::Left), "abcd", "bcda"),
-            (Operation::Order(Order::Right), "abcd", "dabc"),
-            (Operation::Order(Order::SwapEnds), "abcd", "dbca"),
-            (Operation::Order(Order::SwapFirst), "abcd", "bacd"),
-            (Operation::Order(Order::SwapLast), "abcd", "abdc"),
-            (Operation::Capitals(Places::Odd), "abcd", "AbCd"),
-            (Operation::Capitals(Places::Tail), "abcd", "aBCD"),
+            (Operation::Order(Reordering::Reverse), "abcd", "dcba"),
+            (Operation::Order(Reordering::Left), "abcd", "bcda"),
+            (Operation::Order(Reordering::Right), "abcd", "dabc"),
+            (Operation::Order(Reordering::SwapEnds), "abcd", "dbca"),
+            (Operation::Order(Reordering::SwapFirst), "abcd", "bacd"),
+            (Operation::Order(Reordering::SwapLast), "abcd", "abdc"),
+            (Operation::Capitals(Positions::Odd), "abcd", "AbCd"),
+            (Operation::Capitals(Positions::Tail), "abcd", "aBCD"),
             (Operation::Pick(1), "abcd", "b"),
             (Operation::Pick(-2), "abcd", "c"),
-            (Operation::Repeat { places: Places::All, times: 2 }, "abc", "aabbcc"),
-            (Operation::Repeat { places: Places::Ends, times: 2 }, "abc", "aabcc"),
-            (Operation::Repeat { places: Places::Whole, times: 2 }, "abc", "abcabc"),
+            (Operation::Repeat { positions: Positions::All, times: 2 }, "abc", "aabbcc"),
+            (Operation::Repeat { positions: Positions::Ends, times: 2 }, "abc", "aabcc"),
+            (Operation::Repeat { positions: Positions::Whole, times: 2 }, "abc", "abcabc"),
             (Operation::Join('-'), "abc", "a-b-c"),
             (Operation::Add(7), "038", "705"),
             (keep(true, false, true), "a3kd9e", "a39e"),

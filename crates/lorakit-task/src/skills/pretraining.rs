@@ -1,71 +1,70 @@
-//! The text that `pico` is made from: the alphabet, the punctuation, and forms that are none of the suite's tasks.
+//! The text that `pico` is trained on: the alphabet, punctuation, and general patterns other than the suite's tasks.
 //!
-//! The suite's operations occur, shown by an example or after a frame that does not tell which is meant. What is never
-//! seen is a cue of the suite with its own answer.
+//! The suite's operations occur, shown by an example or after a prompt that does not determine them. A prompt of the suite
+//! never occurs with its own answer.
 
 use serde_json::{Map, Value};
 
-use super::draw::Draw;
-use super::family::{CONSONANTS, DIGITS, Family, LETTERS, VOWELS};
-use super::member::{MEMBERS, Member, Skill};
 use crate::row::{Answer, Row};
+use crate::skills::skill_family::{CONSONANTS, DIGITS, LETTERS, SkillFamily, VOWELS};
+use crate::skills::skill_task::{SKILL_TASKS, Skill, SkillTask};
+use crate::skills::text_rng::TextRng;
 
 /// Capital letters.
 const CAPITALS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-/// A general form. The set is closed.
+/// A general pattern. The set is closed.
 #[derive(Clone, Copy)]
-enum Form {
-    /// A text comes again.
+enum Pattern {
+    /// A text is repeated.
     Echo,
-    /// A family's frame, with any mark, is quoted in part, changed, or followed by any operation's answer. Nothing
-    /// tells which: the frame is known, its meaning is not.
-    Frame,
-    /// A run along the alphabet or the digits, by one to three, up or down, goes on.
+    /// A family's prompt with any mark is quoted in part, changed, or followed by the answer of any operation, at random:
+    /// the prompt becomes familiar, its meaning does not.
+    SuitePrompt,
+    /// A sequence of letters or digits in steps of one to three, up or down, is continued.
     Run,
-    /// Each character with what is said of it: place, class, capital, neighbour.
+    /// Each character with a property: position, class, capital, neighbour.
     Notes,
-    /// What stands beside a character, and where it stands.
+    /// The neighbour or position of a character in a text.
     Lookup,
-    /// Pairs that follow one rule, the last to be completed.
+    /// Pairs that follow one rule, the last to complete.
     Pairs,
-    /// An example of an operation, and a text that it is to be applied to: what the suite asks for by cues is known
-    /// here by example.
+    /// An example of an operation, and a text to apply it to: the suite's operations are learnt here by example.
     Example,
-    /// A text that repeats itself goes on.
+    /// A periodic text is continued.
     Induction,
 }
 
-/// The forms, each as often as it is drawn.
-const FORMS: [Form; 10] = [
-    Form::Echo,
-    Form::Frame,
-    Form::Frame,
-    Form::Run,
-    Form::Notes,
-    Form::Lookup,
-    Form::Pairs,
-    Form::Example,
-    Form::Example,
-    Form::Induction,
+/// The patterns, each as many times as its weight.
+const PATTERNS: [Pattern; 10] = [
+    Pattern::Echo,
+    Pattern::SuitePrompt,
+    Pattern::SuitePrompt,
+    Pattern::Run,
+    Pattern::Notes,
+    Pattern::Lookup,
+    Pattern::Pairs,
+    Pattern::Example,
+    Pattern::Example,
+    Pattern::Induction,
 ];
 
-/// `n` rows of pretraining text. The target of each carries loss.
+/// `n` rows of pretraining text. The targets contribute to the loss.
 pub fn pretraining_rows(seed: u64, n: usize) -> Vec<Row> {
-    let mut draw = Draw::new(seed, "pretraining");
-    (1..=n).map(|number| row(number, &mut draw)).collect()
+    let mut rng = TextRng::new(seed, "pretraining");
+    (1..=n).map(|number| row(number, &mut rng)).collect()
 }
 
-fn row(number: usize, draw: &mut Draw) -> Row {
-    let (question, answer) = match draw.one(&FORMS) {
-        Form::Echo => echo(draw),
-        Form::Frame => frame(draw),
-        Form::Run => run(draw),
-        Form::Notes => notes(draw),
-        Form::Lookup => lookup(draw),
-        Form::Pairs => pairs(draw),
-        Form::Example => example(draw),
-        Form::Induction => induction(draw),
+fn row(number: usize, rng: &mut TextRng) -> Row {
+    let (question, answer) = match rng.one(&PATTERNS) {
+        Pattern::Echo => echo(rng),
+        Pattern::SuitePrompt => suite_prompt(rng),
+        Pattern::Run => run(rng),
+        Pattern::Notes => notes(rng),
+        Pattern::Lookup => lookup(rng),
+        Pattern::Pairs => pairs(rng),
+        Pattern::Example => example(rng),
+        Pattern::Induction => induction(rng),
     };
     let text = |text: &str| Value::String(text.into());
     let fields = Map::from_iter([("input".into(), text(&question)), ("output".into(), text(&answer))]);
@@ -79,89 +78,89 @@ fn row(number: usize, draw: &mut Draw) -> Row {
 }
 
 /// A text over any of the alphabets, or over several.
-fn any_text(draw: &mut Draw, from: usize, to: usize) -> String {
-    match draw.below(8) {
-        0..=3 => draw.text(LETTERS, from, to),
-        4 => draw.text(DIGITS, from, to),
-        5 => draw.text(CAPITALS, from, to),
+fn any_text(rng: &mut TextRng, from: usize, to: usize) -> String {
+    match rng.below(8) {
+        0..=3 => rng.text(LETTERS, from, to),
+        4 => rng.text(DIGITS, from, to),
+        5 => rng.text(CAPITALS, from, to),
         _ => {
-            let length = draw.between(from, to);
-            let class = |draw: &mut Draw| *draw.one(&[VOWELS, CONSONANTS, DIGITS, CAPITALS]);
+            let length = rng.between(from, to);
+            let class = |rng: &mut TextRng| *rng.one(&[VOWELS, CONSONANTS, DIGITS, CAPITALS]);
             (0..length)
                 .map(|_| {
-                    let class = class(draw);
-                    draw.char(class)
+                    let class = class(rng);
+                    rng.char(class)
                 })
                 .collect()
         }
     }
 }
 
-/// Punctuation that is part of no letter or digit.
+/// Everything printable but letters, digits and the backslash.
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[]^_`{|}~ ";
 
-fn echo(draw: &mut Draw) -> (String, String) {
-    let mut text = any_text(draw, 1, 8);
-    if draw.below(4) == 0 {
-        for _ in 0..draw.between(1, 3) {
-            text.insert(draw.below(text.len() + 1), draw.char(PUNCTUATION));
+fn echo(rng: &mut TextRng) -> (String, String) {
+    let mut text = any_text(rng, 1, 8);
+    if rng.below(4) == 0 {
+        for _ in 0..rng.between(1, 3) {
+            text.insert(rng.below(text.len() + 1), rng.char(PUNCTUATION));
         }
     }
     (format!("'{text}"), text)
 }
 
-fn frame(draw: &mut Draw) -> (String, String) {
-    let family = *draw.one(&Family::ALL);
+fn suite_prompt(rng: &mut TextRng) -> (String, String) {
+    let family = *rng.one(&SkillFamily::ALL);
     let mark = match family {
-        Family::Shift => format!("{}{}", draw.char("+-"), draw.char(DIGITS)),
-        Family::Join => draw.char(PUNCTUATION).to_string(),
-        _ => draw.char("abcdefghijklmnopqrstuvwxyz0123456789").to_string(),
+        SkillFamily::Shift => format!("{}{}", rng.char("+-"), rng.char(DIGITS)),
+        SkillFamily::Join => rng.char(PUNCTUATION).to_string(),
+        _ => rng.char("abcdefghijklmnopqrstuvwxyz0123456789").to_string(),
     };
-    if draw.below(2) == 0 {
-        let (text, skill) = exercise(draw);
-        let taught = |member: &Member| (member.outer.family, member.outer.mark) == (family, mark.as_str());
-        // What a cue of the suite asks for must not be seen here.
-        if !MEMBERS.iter().any(|member| taught(member) && member.outer.operation == skill.operation) {
-            return (family.frame(&mark, &text), skill.operation.apply(&text));
+    if rng.below(2) == 0 {
+        let (text, skill) = exercise(rng);
+        let taught = |member: &SkillTask| (member.outer.family, member.outer.mark) == (family, mark.as_str());
+        // The pretraining text must not contain a prompt of the suite with its answer.
+        if !SKILL_TASKS.iter().any(|member| taught(member) && member.outer.operation == skill.operation) {
+            return (family.prompt(&mark, &text), skill.operation.apply(&text));
         }
     }
-    let text = any_text(draw, 2, 7);
-    let asked = family.frame(&mark, &text);
-    let answer = match draw.below(6) {
+    let text = any_text(rng, 2, 7);
+    let asked = family.prompt(&mark, &text);
+    let answer = match rng.below(6) {
         0..=2 => text,
         3 => asked.clone(),
         4 => format!("{mark} {text}"),
-        _ => draw.one(&Family::ALL).frame("q", &text),
+        _ => rng.one(&SkillFamily::ALL).prompt("q", &text),
     };
     (asked, answer)
 }
 
-/// One of the suite's operations, without its cue, with a text that it does something to.
-fn exercise(draw: &mut Draw) -> (String, Skill) {
+/// One of the suite's skills, and a text that its operation changes.
+fn exercise(rng: &mut TextRng) -> (String, Skill) {
     loop {
-        let skill = draw.one(MEMBERS).outer;
-        let text = skill.family.text(draw);
+        let skill = rng.one(SKILL_TASKS).outer;
+        let text = skill.family.text(rng);
         if skill.operation.apply(&text) != text {
             return (text, skill);
         }
     }
 }
 
-/// A character so many steps along its alphabet, which goes round.
+/// The character `by` steps along a cyclic alphabet.
 fn along(alphabet: &str, c: char, by: isize) -> char {
     let at = alphabet.find(c).unwrap_or(0) as isize;
     alphabet.as_bytes()[(at + by).rem_euclid(alphabet.len() as isize) as usize] as char
 }
 
-fn step(draw: &mut Draw) -> isize {
-    *draw.one(&[1, 2, 3, -1, -2, -3])
+fn step(rng: &mut TextRng) -> isize {
+    *rng.one(&[1, 2, 3, -1, -2, -3])
 }
 
-fn run(draw: &mut Draw) -> (String, String) {
-    let alphabet = *draw.one(&[LETTERS, LETTERS, DIGITS, CAPITALS]);
-    let (by, mut c) = (step(draw), draw.char(alphabet));
-    let length = draw.between(6, 10);
-    let shown = draw.between(2, 4);
+fn run(rng: &mut TextRng) -> (String, String) {
+    let alphabet = *rng.one(&[LETTERS, LETTERS, DIGITS, CAPITALS]);
+    let (by, mut c) = (step(rng), rng.char(alphabet));
+    let length = rng.between(6, 10);
+    let shown = rng.between(2, 4);
     let mut text = String::new();
     for _ in 0..length {
         text.push(c);
@@ -179,12 +178,12 @@ fn class(c: char) -> char {
     }
 }
 
-fn notes(draw: &mut Draw) -> (String, String) {
-    let kind = *draw.one(&['P', 'E', 'B', 'C', 'U', 'N', 'D']);
+fn notes(rng: &mut TextRng) -> (String, String) {
+    let kind = *rng.one(&['P', 'E', 'B', 'C', 'U', 'N', 'D']);
     let text = match kind {
-        'C' => any_text(draw, 3, 6),
-        'N' | 'D' if draw.below(3) == 0 => draw.text(DIGITS, 3, 6),
-        _ => draw.text(LETTERS, 3, 6),
+        'C' => any_text(rng, 3, 6),
+        'N' | 'D' if rng.below(3) == 0 => rng.text(DIGITS, 3, 6),
+        _ => rng.text(LETTERS, 3, 6),
     };
     let length = text.len();
     let alphabet = if text.starts_with(|c: char| c.is_ascii_digit()) { DIGITS } else { LETTERS };
@@ -203,45 +202,45 @@ fn notes(draw: &mut Draw) -> (String, String) {
     (format!("{kind} {text}"), notes.concat())
 }
 
-fn lookup(draw: &mut Draw) -> (String, String) {
-    let text = draw.distinct(LETTERS, 4, 8);
-    let at = draw.below(text.len() - 1);
+fn lookup(rng: &mut TextRng) -> (String, String) {
+    let text = rng.distinct(LETTERS, 4, 8);
+    let at = rng.below(text.len() - 1);
     let (c, next) = (&text[at..=at], &text[at + 1..at + 2]);
-    match draw.below(3) {
+    match rng.below(3) {
         0 => (format!("{text}?{c}."), next.into()),
         1 => (format!("{text}?.{next}"), c.into()),
         _ => (format!("{text}?{c}"), (at + 1).to_string()),
     }
 }
 
-fn pairs(draw: &mut Draw) -> (String, String) {
-    let alphabet = *draw.one(&[LETTERS, LETTERS, DIGITS]);
-    let (kind, by) = (draw.below(4), step(draw));
-    let mark = draw.char(PUNCTUATION);
+fn pairs(rng: &mut TextRng) -> (String, String) {
+    let alphabet = *rng.one(&[LETTERS, LETTERS, DIGITS]);
+    let (kind, by) = (rng.below(4), step(rng));
+    let mark = rng.char(PUNCTUATION);
     let rule = |c: char| match kind {
         0 | 1 => along(alphabet, c, by).to_string(),
         2 => c.to_ascii_uppercase().to_string(),
         _ => format!("{c}{mark}"),
     };
-    let text = draw.distinct(alphabet, 3, 5);
+    let text = rng.distinct(alphabet, 3, 5);
     let mut asked: String = text.chars().map(|c| format!("{c}>{}\n", rule(c))).collect();
-    let c = draw.char(alphabet);
+    let c = rng.char(alphabet);
     asked.push(c);
     asked.push('>');
     (asked, rule(c))
 }
 
-fn example(draw: &mut Draw) -> (String, String) {
-    let (shown, skill) = exercise(draw);
-    let text = skill.family.text(draw);
+fn example(rng: &mut TextRng) -> (String, String) {
+    let (shown, skill) = exercise(rng);
+    let text = skill.family.text(rng);
     (format!("{shown}>{}\n{text}>", skill.operation.apply(&shown)), skill.operation.apply(&text))
 }
 
-fn induction(draw: &mut Draw) -> (String, String) {
-    let period = any_text(draw, 2, 5);
+fn induction(rng: &mut TextRng) -> (String, String) {
+    let period = any_text(rng, 2, 5);
     let text = period.repeat(4);
-    let shown = period.len() + draw.between(1, period.len());
-    let end = shown + draw.between(3, 2 * period.len());
+    let shown = period.len() + rng.between(1, period.len());
+    let end = shown + rng.between(3, 2 * period.len());
     (format!("{}..", &text[..shown]), text[shown..end.min(text.len())].into())
 }
 
@@ -251,28 +250,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_cue_of_the_suite_is_seen_with_its_answer() {
-        let mut cues = 0;
+    fn no_prompt_of_the_suite_occurs_with_its_answer() {
+        let mut prompts = 0;
         for row in pretraining_rows(0, 20_000) {
             let asked = row.prompt.trim_end();
-            for member in MEMBERS {
+            for member in SKILL_TASKS {
                 let Skill { family, mark, operation } = member.outer;
-                let whole = family.frame(mark, "\0");
+                let whole = family.prompt(mark, "\0");
                 let (begin, end) = whole.split_once('\0').unwrap();
                 let Some(text) = asked.strip_prefix(begin).and_then(|rest| rest.strip_suffix(end)) else { continue };
-                cues += 1;
-                // What an operation leaves alone, or another one makes too, gives nothing away.
+                prompts += 1;
+                // An answer that is the text itself, or that another operation gives too, reveals nothing.
                 let answer = operation.apply(text);
-                let others = MEMBERS.iter().filter(|other| other.outer.operation != operation);
+                let others = SKILL_TASKS.iter().filter(|other| other.outer.operation != operation);
                 let made_otherwise = others.clone().any(|other| other.outer.operation.apply(text) == answer);
                 assert!(row.target() != answer || answer == text || made_otherwise, "{row:?}");
             }
         }
-        assert!(cues > 500, "{cues}");
+        assert!(prompts > 500, "{prompts}");
     }
 
     #[test]
-    fn one_seed_gives_one_text_and_every_character_is_seen() {
+    fn the_text_depends_on_the_seed_and_has_every_character() {
         let text = |seed| -> String {
             pretraining_rows(seed, 5_000).iter().map(|row| format!("{}{}", row.prompt, row.target())).collect()
         };

@@ -2,35 +2,35 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Value};
 
-use crate::source::keys;
+use crate::error::{At, Error, Result};
+use crate::json_value::keys;
 
-/// Steps one template may take over one row. A task file comes from a stranger as often as not;
-/// the longest honest prompt takes some thousands.
+/// How many steps a template may take over one row. Task files are untrusted input; the longest ordinary prompt takes a
+/// few thousand steps.
 const FUEL: u64 = 1_000_000;
 
 /// The templates of one task.
-pub(crate) struct Templates {
+pub(crate) struct TemplateSet {
     environment: Environment<'static>,
 }
 
-/// One compiled template, named after the key of the task file it stands under.
+/// One compiled template, named after its key in the task file.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
     key: String,
-    /// None for a template with braces, which gives text; else an expression, which gives a value.
+    /// An expression, which gives a value; None for a template with braces, which gives text.
     expression: Option<String>,
 }
 
-impl Templates {
-    /// Strict: a column that a row lacks is an error, and trailing newlines stay, both as in
+impl TemplateSet {
+    /// An empty set. A column that a row lacks is an error, and trailing newlines are kept, both as in
     /// lm-evaluation-harness.
-    pub fn new() -> Templates {
+    pub fn new() -> TemplateSet {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
         environment.set_syntax(syntax.unwrap_or_default());
@@ -38,29 +38,30 @@ impl Templates {
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.add_filter("index", index);
-        // In place of the engine's own, whose results have any size: a task file may come from anyone.
+        // These replace minijinja's own filters, whose results have no size limit: task files are untrusted input.
         environment.remove_filter("indent");
         environment.add_filter("join", join);
         environment.add_filter("replace", replace);
         environment.add_filter("regex_replace", regex_replace);
-        Templates { environment }
+        TemplateSet { environment }
     }
 
-    /// Compiles a text with `{{ column }}` in it.
+    /// Compiles a text that contains `{{ column }}`.
     pub fn text(&mut self, key: &str, source: &str) -> Result<Template> {
         let added = self.environment.add_template_owned(key.to_string(), source.to_string());
-        added.with_context(|| format!("`{key}` is not a Jinja template"))?;
+        added.map_err(|error| not_compiled(key, "a Jinja template", error))?;
         Ok(Template { key: key.into(), expression: None })
     }
 
-    /// Compiles a text with braces, or, without them, a Jinja expression: most often the name of a
-    /// column, which keeps its kind (a list of answers stays a list).
+    /// Compiles a text with braces, or else a Jinja expression: usually the name of a column, whose value keeps its kind
+    /// (a list of answers stays a list).
     pub fn value(&mut self, key: &str, source: &str) -> Result<Template> {
         if source.contains("{{") || source.contains("{%") {
             return self.text(key, source);
         }
         let compiled = self.environment.compile_expression(source);
-        compiled.with_context(|| format!("`{key}` is neither a column nor a Jinja expression: {source}"))?;
+        let expected = || format!("a column or a Jinja expression: {source}");
+        compiled.map_err(|error| not_compiled(key, expected(), error))?;
         Ok(Template { key: key.into(), expression: Some(source.into()) })
     }
 
@@ -70,17 +71,18 @@ impl Templates {
             None => self.render_text(template, columns),
             Some(source) => self.evaluate(source, columns),
         };
-        result.with_context(|| format!("`{}`", template.key))
+        result.at(|| format!("`{}`", template.key))
     }
 
     fn render_text(&self, template: &Template, columns: &Map<String, Value>) -> Result<Value> {
-        let compiled = self.environment.get_template(&template.key)?;
+        let compiled =
+            self.environment.get_template(&template.key).map_err(|error| Error::Render(error.to_string()))?;
         let rendered = compiled.render(minijinja::Value::from(Serde(columns)));
         rendered.map(Value::String).map_err(|error| self.explain(error, compiled.undeclared_variables(false), columns))
     }
 
     fn evaluate(&self, source: &str, columns: &Map<String, Value>) -> Result<Value> {
-        let compiled = self.environment.compile_expression(source)?;
+        let compiled = self.environment.compile_expression(source).map_err(|error| Error::Render(error.to_string()))?;
         let names = || compiled.undeclared_variables(false);
         let value = compiled
             .eval(minijinja::Value::from(Serde(columns)))
@@ -89,31 +91,35 @@ impl Templates {
             let error = minijinja::Error::from(minijinja::ErrorKind::UndefinedError);
             return Err(self.explain(error, names(), columns));
         }
-        Ok(serde_json::to_value(&value)?)
+        serde_json::to_value(&value).map_err(|error| Error::Render(error.to_string()))
     }
 
-    /// Says which column is missing, which the engine's own message does not.
+    /// Adds which column is missing, which minijinja's message does not say.
     fn explain(
         &self,
         error: minijinja::Error,
         names: impl IntoIterator<Item = String>,
         columns: &Map<String, Value>,
-    ) -> anyhow::Error {
+    ) -> Error {
         let globals: BTreeSet<&str> = self.environment.globals().map(|(name, _)| name).collect();
         let absent = |name: &String| !columns.contains_key(name) && !globals.contains(name.as_str());
         let missing: BTreeSet<String> = names.into_iter().filter(absent).collect();
         if error.kind() != minijinja::ErrorKind::UndefinedError {
-            return anyhow!("{error}");
+            return Error::Render(error.to_string());
         }
         if missing.is_empty() {
-            return anyhow!("{error}; the row has the columns {}", keys(columns));
+            return Error::Render(format!("{error}; the row has the columns {}", keys(columns)));
         }
         let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-        anyhow!("no column {}; the row has the columns {}", missing.join(", "), keys(columns))
+        Error::Render(format!("no column {}; the row has the columns {}", missing.join(", "), keys(columns)))
     }
 }
 
-/// The longest text, in bytes, that a filter makes.
+fn not_compiled(key: &str, expected: impl Into<String>, error: minijinja::Error) -> Error {
+    Error::Template { key: key.to_string(), expected: expected.into(), source: Box::new(error) }
+}
+
+/// The longest text that a filter returns, in bytes.
 const TEXT_LIMIT: usize = 1 << 26;
 
 /// An error for a text of `length` bytes, if it is too long.
@@ -138,7 +144,7 @@ fn replace(text: String, from: String, to: String) -> Result<String, minijinja::
     Ok(text.replace(&from, &to))
 }
 
-/// `labels | index("B")`: where in a list a value stands, as Python's `list.index`.
+/// `labels | index("B")`: the position of a value in a list, as Python's `list.index`.
 fn index(list: Vec<minijinja::Value>, value: minijinja::Value) -> Result<usize, minijinja::Error> {
     list.iter().position(|item| *item == value).ok_or_else(|| {
         let message = format!("{value} is not in the list");
@@ -153,12 +159,14 @@ fn regex_replace(text: String, pattern: String, replacement: String) -> Result<S
     replaced.map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error.to_string()))
 }
 
-/// Refuses a text that no column enters: every row would ask the same.
+/// Refuses a text that uses no column: every row would have the same prompt.
 pub(crate) fn require_braces(key: &str, source: &str) -> Result<()> {
     if source.contains("{{") || source.contains("{%") {
         return Ok(());
     }
-    bail!("`{key}` names no column; write for instance \"{{{{ input }}}}\" where the column belongs")
+    Err(Error::Config(format!(
+        "`{key}` names no column; write for instance \"{{{{ input }}}}\" where the column belongs"
+    )))
 }
 
 #[cfg(test)]
@@ -168,19 +176,23 @@ mod tests {
     use serde_json::json;
 
     fn render(source: &str, columns: Value) -> Result<Value> {
-        let mut templates = Templates::new();
+        let mut templates = TemplateSet::new();
         let template = templates.value("prompt", source)?;
         templates.render(&template, columns.as_object().unwrap())
     }
 
+    fn chain(error: Error) -> String {
+        format!("{:#}", anyhow::Error::from(error))
+    }
+
     #[test]
-    fn newlines_stay_and_nothing_is_escaped() {
+    fn trailing_newlines_are_kept_and_nothing_is_escaped() {
         let text = render("{{ q }}?\n", json!({"q": "<a & b>"})).unwrap();
         assert_eq!(text, "<a & b>?\n");
     }
 
     #[test]
-    fn without_braces_a_column_keeps_its_kind() {
+    fn an_expression_keeps_the_kind_of_its_value() {
         let row = json!({"a": ["x", "y"], "key": "y", "n": {"deep": 3}});
         assert_eq!(render("a", row.clone()).unwrap(), json!(["x", "y"]));
         assert_eq!(render("n.deep", row.clone()).unwrap(), json!(3));
@@ -191,26 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_column_is_named_with_those_there_are() {
+    fn errors_name_the_missing_column_and_the_columns_of_the_row() {
         for source in ["{{ qustion }}", "qustion", "{% if qustion %}x{% endif %}"] {
             let error = render(source, json!({"question": 1, "answer": 2})).unwrap_err();
-            let message = format!("{error:#}");
+            let message = chain(error);
             let expected = "`prompt`: no column `qustion`; the row has the columns `question`, `answer`";
             assert_eq!(message, expected, "{source}");
         }
         let nested = render("a.b", json!({"a": {}})).unwrap_err();
-        assert!(format!("{nested:#}").contains("the columns `a`"));
+        assert!(chain(nested).contains("the columns `a`"));
     }
 
     #[test]
-    fn a_template_cannot_run_for_ever() {
+    fn the_steps_of_a_template_are_limited() {
         let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
         let error = render(loops, json!({})).unwrap_err();
-        assert!(format!("{error:#}").contains("fuel"), "{error:#}");
+        let message = chain(error);
+        assert!(message.contains("fuel"), "{message}");
     }
 
     #[test]
-    fn a_template_cannot_make_texts_of_any_size() {
+    fn the_size_of_a_rendered_text_is_limited() {
         for source in [
             "{{ ('a' * 1000000) | replace('a', 'a' * 100000) | length }}",
             "{{ range(100000) | join('a' * 1000000) | length }}",
@@ -223,8 +236,8 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_template_is_refused_at_once() {
-        let error = Templates::new().value("target", "{{ a").unwrap_err();
-        assert!(format!("{error:#}").starts_with("`target` is not a Jinja template"));
+    fn a_template_that_does_not_parse_is_refused() {
+        let error = TemplateSet::new().value("target", "{{ a").unwrap_err();
+        assert!(chain(error).starts_with("`target` is not a Jinja template"));
     }
 }

@@ -1,19 +1,19 @@
-//! What a task TOML says.
+//! The keys of a task TOML.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::metric::Metric;
 use crate::split::Split;
 
-/// The keys of a task TOML. All are optional but one of `rows`, `train`, `validation` and `test`;
-/// what is left out is as in the plain forms.
+/// The keys of a task TOML. All are optional but one of `rows`, `train`, `validation` and `test`. Without `prompt`,
+/// `target` and `choices`, the row formats apply.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Definition {
-    /// The task's name; without it the file's stem.
+pub(crate) struct TaskConfig {
+    /// The task's name; by default the file's stem.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// One sentence for listings.
@@ -32,51 +32,51 @@ pub(crate) struct Definition {
     /// A file of test rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<String>,
-    /// A dotted path of keys to the rows within each file.
+    /// A dotted path of keys to the rows in each file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows_at: Option<String>,
-    /// Decides, with the row, which split it falls into; 0 without it.
+    /// The seed of the split by hash; by default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_seed: Option<u64>,
 
-    /// A text placed before each row's input.
+    /// A text before each row's input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
-    /// A dotted path of keys to the instruction within each file.
+    /// A dotted path of keys to the instruction in each file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instruction_at: Option<String>,
-    /// A template.
+    /// A template for what the model reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// A template or expression, or several: the accepted answers.
+    /// One or several templates or expressions for the accepted answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<OneOrMany>,
-    /// An expression that gives a list, or a list of templates.
+    /// An expression for the list of choices, or a list of templates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choices: Option<OneOrMany>,
-    /// A template or expression that gives the right choice's index or text.
+    /// A template or expression for the index or text of the right choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// What stands between prompt and answer.
+    /// The text between prompt and answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_delimiter: Option<String>,
 
-    /// The scores; loss is always among them.
+    /// The metrics; loss is always one of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Vec<Metric>>,
-    /// A regular expression that finds the answer in a generated text.
+    /// A regular expression that finds the answer in generated text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extract: Option<String>,
-    /// Texts at which generation ends.
+    /// Texts at which generation stops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
-    /// Where generation ends at the latest.
+    /// The largest number of generated tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
 
-    /// Several tasks in one file, for which the keys above are defaults.
+    /// Several tasks in one file, with the keys above as defaults.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub task: Vec<Definition>,
+    pub task: Vec<TaskConfig>,
 }
 
 /// A text, or a list of texts.
@@ -87,40 +87,42 @@ pub(crate) enum OneOrMany {
     Many(Vec<String>),
 }
 
-impl Definition {
-    /// What a plain data file amounts to: rows, and everything else as in the plain forms.
-    pub fn plain(path: &Path) -> Definition {
-        // Relative to the file's own folder, as in a task TOML beside it.
+impl TaskConfig {
+    /// The config of a data file that is a task by itself.
+    pub fn of_data_file(path: &Path) -> TaskConfig {
+        // Relative to the file's own folder, as the paths of a task TOML are.
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Definition { rows: Some(file), ..Definition::default() }
+        TaskConfig { rows: Some(file), ..TaskConfig::default() }
     }
 
-    /// The tasks that a TOML file defines, its defaults filled in.
-    pub fn parse(text: &str) -> Result<Vec<Definition>> {
-        let mut defaults: Definition = toml::from_str(text).context("not a task file")?;
+    /// The tasks of a TOML file, with its defaults filled in.
+    pub fn parse(text: &str) -> Result<Vec<TaskConfig>> {
+        let mut defaults: TaskConfig = toml::from_str(text).map_err(|error| Error::Toml(Box::new(error)))?;
         let entries = std::mem::take(&mut defaults.task);
         if entries.is_empty() {
             return Ok(vec![defaults]);
         }
         if let Some(name) = &defaults.name {
-            bail!("`name = \"{name}\"` stands above several tasks; give each [[task]] its own");
+            return Err(refused(format!(
+                "`name = \"{name}\"` is given above several tasks; give each [[task]] its own"
+            )));
         }
-        let filled = |(i, entry): (usize, Definition)| {
+        let filled = |(i, entry): (usize, TaskConfig)| {
             if entry.name.is_none() {
-                bail!("[[task]] number {} has no `name`", i + 1);
+                return Err(refused(format!("[[task]] number {} has no `name`", i + 1)));
             }
             if !entry.task.is_empty() {
-                bail!("[[task]] number {} holds another [[task]]", i + 1);
+                return Err(refused(format!("[[task]] number {} contains another [[task]]", i + 1)));
             }
             Ok(entry.or(&defaults))
         };
         entries.into_iter().enumerate().map(filled).collect()
     }
 
-    /// Its own keys, and the defaults' where it has none.
-    fn or(self, defaults: &Definition) -> Definition {
+    /// Its own keys, and the defaults' for those it lacks.
+    fn or(self, defaults: &TaskConfig) -> TaskConfig {
         let other = defaults.clone();
-        Definition {
+        TaskConfig {
             name: self.name,
             description: self.description.or(other.description),
             rows: self.rows.or(other.rows),
@@ -148,24 +150,26 @@ impl Definition {
     pub fn validate(&self) -> Result<()> {
         let files = [&self.rows, &self.train, &self.validation, &self.test];
         if files.iter().all(|file| file.is_none()) {
-            bail!("no data: give `rows`, or files of its own for a split (`train`, `validation`, `test`)");
+            return Err(refused("no data: give `rows`, or a file for each split (`train`, `validation`, `test`)"));
         }
         if self.rows.is_some() && self.train.is_some() {
-            bail!("`rows` and `train` both give train rows; keep one");
+            return Err(refused("`rows` and `train` both give train rows; keep one"));
         }
         if self.instruction.is_some() && self.instruction_at.is_some() {
-            bail!("`instruction` and `instruction_at` both give the instruction; keep one");
+            return Err(refused("`instruction` and `instruction_at` both give the instruction; keep one"));
         }
         if self.target.is_some() && (self.choices.is_some() || self.answer.is_some()) {
-            bail!("`target` is for tasks with text answers, `choices` and `answer` for choice tasks; keep one form");
+            return Err(refused(
+                "`target` is for tasks with text answers, `choices` and `answer` for choice tasks; keep one form",
+            ));
         }
         if self.max_new_tokens == Some(0) {
-            bail!("`max_new_tokens` must be at least 1");
+            return Err(refused("`max_new_tokens` is 0; expected at least 1"));
         }
         Ok(())
     }
 
-    /// The data files, each with the split it is for; None: split by hash.
+    /// The paths of the data files, each with the split it is for; None: split by hash.
     pub fn files(&self, name: &str, path: &Path, data: Option<&Path>) -> Result<Vec<(Option<Split>, PathBuf)>> {
         let own = path.parent().unwrap_or(Path::new(""));
         let folders = Folders { own, data };
@@ -179,11 +183,11 @@ impl Definition {
         given.map(|(split, file)| Ok((split, folders.resolve(file, name)?))).collect()
     }
 
-    /// The keys that decide what a row asks and what answers it: the part that a task's hash
-    /// covers. Names, paths, metrics and limits of generation may change and the task stays the
-    /// one an expert was trained on; the data files are hashed by content.
-    pub fn identity(&self) -> Definition {
-        Definition {
+    /// The keys that decide what prompts and answers are: the part that a task's hash covers. Names, paths, metrics and
+    /// generation limits may change while the task stays the one that an expert was trained on; data files are hashed
+    /// by content.
+    pub fn identity(&self) -> TaskConfig {
+        TaskConfig {
             rows_at: self.rows_at.clone(),
             instruction: self.instruction.clone(),
             instruction_at: self.instruction_at.clone(),
@@ -192,29 +196,33 @@ impl Definition {
             choices: self.choices.clone(),
             answer: self.answer.clone(),
             target_delimiter: self.target_delimiter.clone(),
-            ..Definition::default()
+            ..TaskConfig::default()
         }
     }
 }
 
-/// Where the paths of a task file lead.
+fn refused(message: impl Into<String>) -> Error {
+    Error::Config(message.into())
+}
+
+/// What the paths of a task file are relative to.
 struct Folders<'a> {
-    /// The task file's own folder, which relative paths start from.
+    /// The task file's own folder, the root of relative paths.
     own: &'a Path,
     /// What `{data}` stands for.
     data: Option<&'a Path>,
 }
 
 impl Folders<'_> {
-    /// A data file's path, `{data}` and `{name}` filled in.
+    /// A data file's path with `{data}` and `{name}` filled in.
     fn resolve(&self, path: &str, name: &str) -> Result<PathBuf> {
         let mut filled = path.replace("{name}", name);
         if filled.contains("{data}") {
             let Some(data) = self.data else {
-                bail!("`{path}` lies in the data folder, and none was given: add --data DIR");
+                return Err(refused(format!("`{path}` is in the data folder, and none was given: add --data DIR")));
             };
             filled = filled.replace("{data}", &data.display().to_string());
-            // Relative to where the user stands, as every path typed on the command line.
+            // Relative to the working directory, as every path on the command line.
             if filled.starts_with(&data.display().to_string()) {
                 return Ok(PathBuf::from(filled));
             }
@@ -229,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_take_what_they_lack_from_above() {
+    fn entries_inherit_the_keys_above_them() {
         let text = r#"
             rows = "{data}/{name}.json"
             split_seed = 3
@@ -240,14 +248,14 @@ mod tests {
             name = "b"
             rows = "b.jsonl"
         "#;
-        let tasks = Definition::parse(text).unwrap();
+        let tasks = TaskConfig::parse(text).unwrap();
         assert_eq!(tasks[0].rows.as_deref(), Some("{data}/{name}.json"));
         assert_eq!((tasks[1].rows.as_deref(), tasks[1].split_seed), (Some("b.jsonl"), Some(3)));
         assert_eq!(tasks[1].instruction, None);
     }
 
     #[test]
-    fn paths_start_from_the_task_file_or_from_the_data_folder() {
+    fn paths_are_relative_to_the_task_file_or_to_the_data_folder() {
         let own = Path::new("configs");
         let folders = Folders { own, data: Some(Path::new("d")) };
         assert_eq!(folders.resolve("x.json", "n").unwrap(), Path::new("configs/x.json"));
@@ -257,10 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn slips_are_refused_by_key() {
+    fn errors_name_the_wrong_key() {
         let message = |text: &str| {
-            let checked = Definition::parse(text).and_then(|tasks| tasks[0].validate());
-            format!("{:#}", checked.unwrap_err())
+            let checked = TaskConfig::parse(text).and_then(|tasks| tasks[0].validate());
+            format!("{:#}", anyhow::Error::from(checked.unwrap_err()))
         };
         assert!(message("rows = \"a\"\npromt = \"x\"").contains("promt"));
         assert!(message("rows = \"a\"\nmetrics = [\"bleu\"]").contains("bleu"));

@@ -2,17 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
-/// What stands for a character that is not printable ASCII or a newline.
+/// The token of a character that is neither printable ASCII nor a newline.
 const UNKNOWN: &str = "<unk>";
-/// What begins every text.
-const BEGIN: &str = "<s>";
-/// What ends every text.
-const END: &str = "</s>";
+/// BOS.
+const BOS: &str = "<s>";
+/// EOS.
+const EOS: &str = "</s>";
 
-/// `tokenizer.json` of pico: the three special tokens, newline, and printable ASCII, as BPE without merges, which both
-/// the tokenizers crate and transformers read. Texts begin with `<s>`.
+/// The `tokenizer.json` of pico: three special tokens, newline and printable ASCII, as BPE without merges, which both the
+/// tokenizers crate and transformers read. Texts begin with `<s>`.
 pub fn pico_tokenizer() -> Value {
-    let special = [UNKNOWN, BEGIN, END].map(String::from);
+    let special = [UNKNOWN, BOS, EOS].map(String::from);
     let characters = ['\n'].into_iter().chain(' '..='~').map(String::from);
     let vocabulary: Map<String, Value> =
         special.iter().cloned().chain(characters).enumerate().map(|(id, token)| (token, json!(id))).collect();
@@ -29,10 +29,10 @@ pub fn pico_tokenizer() -> Value {
         "pre_tokenizer": null,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": BEGIN, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"SpecialToken": {"id": BEGIN, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                 {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {BEGIN: {"id": BEGIN, "ids": [1], "tokens": [BEGIN]}}
+            "special_tokens": {BOS: {"id": BOS, "ids": [1], "tokens": [BOS]}}
         },
         "decoder": {"type": "Fuse"},
         "model": {
@@ -43,14 +43,14 @@ pub fn pico_tokenizer() -> Value {
     })
 }
 
-/// `tokenizer_config.json` of pico.
+/// The `tokenizer_config.json` of pico.
 pub fn pico_tokenizer_config() -> Value {
     json!({
         "add_bos_token": true,
         "add_eos_token": false,
-        "bos_token": BEGIN,
+        "bos_token": BOS,
         "clean_up_tokenization_spaces": false,
-        "eos_token": END,
+        "eos_token": EOS,
         "model_max_length": 256,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": UNKNOWN
@@ -61,16 +61,16 @@ pub fn pico_tokenizer_config() -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::Vocabulary;
+    use crate::tokenization::tokenizer::Tokenizer;
 
     #[test]
-    fn every_printable_character_is_one_token_and_comes_back() {
-        let vocabulary = Vocabulary::from_bytes(pico_tokenizer().to_string().as_bytes(), END).unwrap();
+    fn every_printable_character_is_one_token_and_decodes_to_itself() {
+        let tokenizer = Tokenizer::from_bytes(pico_tokenizer().to_string().as_bytes(), EOS).unwrap();
         let text: String = ['\n'].into_iter().chain(' '..='~').collect();
-        let tokens = vocabulary.encode(&text).unwrap();
+        let tokens = tokenizer.encode(&text).unwrap();
         assert_eq!(tokens, [1].into_iter().chain(3..99).collect::<Vec<u32>>());
-        assert_eq!(vocabulary.decode(&tokens).unwrap(), text);
-        assert_eq!((vocabulary.size(), vocabulary.eos(), vocabulary.bos()), (99, 2, Some(1)));
-        assert_eq!(vocabulary.encode("é").unwrap(), [1, 0]);
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+        assert_eq!((tokenizer.size(), tokenizer.eos(), tokenizer.bos()), (99, 2, Some(1)));
+        assert_eq!(tokenizer.encode("é").unwrap(), [1, 0]);
     }
 }

@@ -1,72 +1,74 @@
-//! Choices as lm-evaluation-harness asks a model about them.
+//! The requests that lm-evaluation-harness makes of a row with choices.
 
-use anyhow::{Context, Result, bail};
-
-use crate::example::begin;
+use crate::error::{At, Error, Result};
 use crate::row::Row;
-use crate::vocabulary::Vocabulary;
+use crate::tokenization::example::not_empty;
+use crate::tokenization::tokenizer::Tokenizer;
 
-/// What is asked about one choice: how likely `continuation` is after `context`.
+/// One choice: how likely is `continuation` after `context`?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChoiceRequest {
-    /// What the model reads first, at least one token.
+    /// The tokens before the choice, at least one.
     pub context: Vec<u32>,
     /// The tokens whose log-likelihoods are summed; no EOS.
     pub continuation: Vec<u32>,
-    /// Unicode code points of the choice, without the delimiter: what `acc_norm` divides by.
+    /// The length of the choice in Unicode code points, without the delimiter; `acc_norm` divides by it.
     pub characters: usize,
-    /// UTF-8 bytes of the choice, without the delimiter.
+    /// The length of the choice in UTF-8 bytes, without the delimiter.
     pub bytes: usize,
 }
 
-/// One request per choice of a row, as lm-evaluation-harness makes them; none where the row has no
-/// choices.
+/// One request for each choice of a row, as lm-evaluation-harness makes them; none if the row has no choices.
 ///
-/// White space at the end of the prompt moves to the continuation. Context and continuation are
-/// encoded together, and what comes after as many tokens as the context has alone is the
-/// continuation. BOS stands first where the tokenizer puts it; an empty context becomes BOS or,
-/// for want of it, EOS. Of context and continuation the last `max_length + 1` tokens are kept (the
-/// very last is predicted but not read), so that, unlike in [`crate::Example`], a long prompt
-/// loses its BOS.
+/// White space at the end of the prompt moves to the continuation. Context and continuation are encoded together; the
+/// tokens after the first n are the continuation, where n is the length of the context encoded alone. BOS comes first if
+/// the tokenizer adds it; an empty context becomes BOS, or EOS if there is no BOS. Context and continuation are cut to
+/// their last `max_length + 1` tokens (the last is predicted but not read): unlike in [`Example`], a long prompt loses
+/// its BOS.
 ///
 /// # Errors
-/// Where the tokenizer fails, or a continuation alone has more than `max_length` tokens.
-pub fn choice_requests(row: &Row, vocabulary: &Vocabulary, max_length: usize) -> Result<Vec<ChoiceRequest>> {
+/// If the tokenizer fails, or a continuation alone has more than `max_length` tokens.
+///
+/// [`Example`]: crate::tokenization::example::Example
+pub fn choice_requests(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<ChoiceRequest>> {
     let texts = row.choices().map_or(&[][..], |(texts, _)| texts);
-    let request = |text: &String| request(row, text, vocabulary, max_length);
+    let request = |text: &String| request(row, text, tokenizer, max_length);
     let requests = texts.iter().map(request).collect::<Result<_>>();
-    requests.with_context(|| format!("row {}", row.number))
+    requests.at(|| format!("row {}", row.number))
 }
 
-fn request(row: &Row, text: &str, vocabulary: &Vocabulary, max_length: usize) -> Result<ChoiceRequest> {
+fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<ChoiceRequest> {
     let kept = row.prompt.trim_end_matches(is_python_space);
     let moved = &row.prompt[kept.len()..];
     let continuation = format!("{moved}{}{text}", row.delimiter);
-    let (mut context, continuation) = encode_pair(kept, &continuation, vocabulary)?;
+    let (mut context, continuation) = encode_pair(kept, &continuation, tokenizer)?;
     if continuation.is_empty() {
-        bail!("the choice `{text}` has no token of its own after the prompt");
+        return Err(Error::Length(format!("the choice `{text}` has no token of its own after the prompt")));
     }
     if continuation.len() > max_length {
-        bail!("the choice `{text}` has {} tokens, and the model reads {max_length}", continuation.len());
+        return Err(Error::Length(format!(
+            "the choice `{text}` has {} tokens, and the model reads {max_length}",
+            continuation.len()
+        )));
     }
     let over = (context.len() + continuation.len()).saturating_sub(max_length + 1);
     context.drain(..over);
     Ok(ChoiceRequest { context, continuation, characters: text.chars().count(), bytes: text.len() })
 }
 
-/// Whole minus context. An empty context is a token of its own, before a continuation that is
-/// encoded as it stands.
-fn encode_pair(context: &str, continuation: &str, vocabulary: &Vocabulary) -> Result<(Vec<u32>, Vec<u32>)> {
+/// The tokens of the context, and those of the whole text after them. An empty context is one token, before a continuation
+/// that is encoded by itself.
+fn encode_pair(context: &str, continuation: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     if context.is_empty() {
-        return Ok((begin(Vec::new(), vocabulary), vocabulary.encode_bare(continuation)?));
+        return Ok((not_empty(Vec::new(), tokenizer), tokenizer.encode_without_special(continuation)?));
     }
-    let whole = vocabulary.encode(&format!("{context}{continuation}"))?;
-    let context = vocabulary.encode(context)?;
+    let whole = tokenizer.encode(&format!("{context}{continuation}"))?;
+    let context = tokenizer.encode(context)?;
     let rest = whole.get(context.len()..).unwrap_or_default().to_vec();
     Ok((context, rest))
 }
 
-/// What Python's `str.rstrip` takes away: Unicode white space, and four separators besides.
+/// What Python's `str.rstrip` strips: Unicode white space and four more separators.
 fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -76,7 +78,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::row::Answer;
-    use crate::vocabulary::tests::{spell, tiny};
+    use crate::tokenization::tokenizer::tests::{spell, tiny};
 
     fn requests(prompt: &str, delimiter: &str, max_length: usize) -> Result<Vec<ChoiceRequest>> {
         let texts = vec!["cat".to_string(), "é".to_string()];
@@ -113,14 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tokens_are_kept_and_one_more_than_the_model_reads() {
+    fn the_last_max_length_plus_one_tokens_are_kept() {
         assert_eq!(first("a:", " ", 3), pair("▁ a :", "▁cat"));
         let error = requests("a:", " ", 2).unwrap_err();
         assert!(format!("{error:#}").contains("the choice `é` has 3 tokens"));
     }
 
     #[test]
-    fn lengths_are_those_of_the_choice_alone() {
+    fn lengths_do_not_include_the_delimiter() {
         let requests = requests("a\n", "", 99).unwrap();
         assert_eq!((requests[1].characters, requests[1].bytes), (1, 2));
     }

@@ -1,18 +1,16 @@
-//! The task files in `configs/tasks` over the data they are for, which lies outside the repository.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+//! The task files in `configs/tasks` on the data sets they describe, which are outside the repository.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use lorakit_task::{Example, Split, Task, Vocabulary, choice_requests};
+use lorakit_task::{Example, Split, Task, Tokenizer, choice_requests};
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    if !shared.is_dir() {
-        println!("skipped: no ../shared");
-        return None;
-    }
-    Some(shared.join(path))
+/// A path in `../shared`.
+fn shared(path: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    assert!(path.exists(), "{} does not exist", path.display());
+    path
 }
 
 fn config(name: &str) -> String {
@@ -24,8 +22,9 @@ fn load(name: &str, data: &Path) -> Vec<Task> {
 }
 
 #[test]
-fn every_task_file_loads_and_they_all_load_together() {
-    let Some(data) = shared("data/tasks") else { return };
+#[ignore = "needs ../shared"]
+fn every_task_file_loads() {
+    let data = shared("data/tasks");
     for (file, count) in [
         ("function_vectors.toml", 56),
         ("instruction_induction.toml", 24),
@@ -46,8 +45,9 @@ fn every_task_file_loads_and_they_all_load_together() {
 }
 
 #[test]
-fn the_files_that_are_plain_load_as_they_are() {
-    let Some(data) = shared("data/tasks") else { return };
+#[ignore = "needs ../shared"]
+fn data_files_of_known_formats_load_without_a_task_file() {
+    let data = shared("data/tasks");
     let folder = data.join("function_vectors").display().to_string();
     let tasks = Task::load(&folder, None).unwrap();
     assert_eq!(tasks.len(), 56);
@@ -75,8 +75,9 @@ fn the_files_that_are_plain_load_as_they_are() {
 }
 
 #[test]
-fn rows_read_as_their_task_files_promise() {
-    let Some(data) = shared("data/tasks") else { return };
+#[ignore = "needs ../shared"]
+fn rows_are_as_their_task_files_describe() {
+    let data = shared("data/tasks");
     let first = |spec: &str, split| {
         let task = load(spec, &data).remove(0);
         task.rows(split, Some(1)).unwrap()[0].clone()
@@ -106,53 +107,56 @@ fn rows_read_as_their_task_files_promise() {
 }
 
 #[test]
-fn llama_style_tokens_spell_the_text_as_written() {
-    let Some(folder) = shared("data/models/stories260K-hf") else { return };
-    let vocabulary = Vocabulary::open(&folder).unwrap();
-    assert_eq!((vocabulary.bos(), vocabulary.eos(), vocabulary.size()), (Some(1), 2, 512));
-    let data = shared("data/tasks").unwrap();
+#[ignore = "needs ../shared"]
+fn a_llama_tokenizer_reproduces_the_text() {
+    let folder = shared("data/models/stories260K-hf");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.size()), (Some(1), 2, 512));
+    let data = shared("data/tasks");
     for task in load("function_vectors.toml:antonym,english-french,conll2003_person", &data) {
         for row in task.rows(Split::Train, Some(50)).unwrap() {
-            let example = Example::encode(row, &vocabulary, 512).unwrap();
+            let example = Example::encode(row, &tokenizer, 512).unwrap();
             assert_eq!(example.prompt[0], 1);
             assert_eq!(example.prompt.iter().filter(|&&id| id == 1).count(), 1);
             assert_eq!(example.target.last(), Some(&2));
             let whole = [example.prompt.as_slice(), &example.target].concat();
             let text = format!("{}{}", row.prompt, row.target());
-            assert_eq!(vocabulary.decode(&whole).unwrap(), text);
+            assert_eq!(tokenizer.decode(&whole).unwrap(), text);
         }
     }
 }
 
 #[test]
-fn byte_level_tokens_spell_the_text_and_get_no_bos() {
-    let Some(folder) = shared("data/models/tokenizers/gpt2") else { return };
-    let vocabulary = Vocabulary::open(&folder).unwrap();
-    assert_eq!((vocabulary.eos(), vocabulary.adds_bos()), (50256, false));
-    let data = shared("data/tasks").unwrap();
+#[ignore = "needs ../shared"]
+fn a_byte_level_tokenizer_reproduces_the_text_and_adds_no_bos() {
+    let folder = shared("data/models/tokenizers/gpt2");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    assert_eq!((tokenizer.eos(), tokenizer.adds_bos()), (50256, false));
+    let data = shared("data/tasks");
     for task in load("gsm8k.toml", &data) {
         for row in task.rows(Split::Test, Some(50)).unwrap() {
-            let example = Example::encode(row, &vocabulary, 4096).unwrap();
-            assert_eq!(vocabulary.encode(&row.prompt).unwrap(), example.prompt);
+            let example = Example::encode(row, &tokenizer, 4096).unwrap();
+            assert_eq!(tokenizer.encode(&row.prompt).unwrap(), example.prompt);
             let target = format!(" {}", row.target());
-            assert_eq!(vocabulary.decode(&example.target).unwrap(), target);
+            assert_eq!(tokenizer.decode(&example.target).unwrap(), target);
         }
     }
 }
 
 #[test]
-fn choices_after_a_plain_prompt_begin_with_its_newline() {
-    let Some(folder) = shared("data/models/tokenizers/gpt2") else { return };
-    let vocabulary = Vocabulary::open(&folder).unwrap();
+#[ignore = "needs ../shared"]
+fn continuations_begin_with_the_newline_of_the_prompt() {
+    let folder = shared("data/models/tokenizers/gpt2");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
     let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
     let row = r#"[{"input": "Question: is it?\nAnswer:", "choices": ["no", "yes"], "answer": 1}]"#;
     std::fs::write(file.path(), row).unwrap();
     let task = Task::load(&file.path().display().to_string(), None).unwrap().remove(0);
     let row = task.rows(Split::All, None).unwrap()[0];
-    let requests = choice_requests(row, &vocabulary, 1024).unwrap();
+    let requests = choice_requests(row, &tokenizer, 1024).unwrap();
     // The newline at the end of the plain prompt belongs to the continuation, as in lm-eval.
     let spelled: BTreeSet<String> =
-        requests.iter().map(|request| vocabulary.decode(&request.continuation).unwrap()).collect();
+        requests.iter().map(|request| tokenizer.decode(&request.continuation).unwrap()).collect();
     assert_eq!(spelled, BTreeSet::from(["\nno".to_string(), "\nyes".to_string()]));
     assert_eq!(requests[0].continuation.len(), 2);
 }

@@ -1,23 +1,24 @@
-//! Which tokens begin and end a text, from the files beside a `tokenizer.json`.
+//! BOS, EOS and stop tokens, from the files beside a `tokenizer.json`.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::Tokenizer as HubTokenizer;
 
-/// What the files say.
-pub(crate) struct Special {
+use crate::error::{At, Error, Result};
+
+/// The special tokens of a model.
+pub(crate) struct SpecialTokens {
     pub bos: Option<u32>,
     pub eos: u32,
-    /// Where generation ends; holds `eos`.
+    /// The tokens at which generation stops, `eos` among them.
     pub stops: BTreeSet<u32>,
 }
 
-/// The files that may name special tokens, and whether they do by text or by id. The first that
-/// names EOS decides what ends a target: transformers, too, appends the tokenizer's.
+/// The files that may name special tokens, with the keys of BOS and EOS. The first that names EOS decides what ends a
+/// target; transformers appends the tokenizer's too.
 const FILES: [(&str, &str, &str); 4] = [
     ("tokenizer_config.json", "bos_token", "eos_token"),
     ("special_tokens_map.json", "bos_token", "eos_token"),
@@ -26,48 +27,44 @@ const FILES: [(&str, &str, &str); 4] = [
 ];
 
 /// Reads the special tokens of a model folder.
-pub(crate) fn read(folder: &Path, tokenizer: &Tokenizer) -> Result<Special> {
+pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTokens> {
     let (mut bos, mut eos, mut stops) = (None, None, BTreeSet::new());
     for (file, bos_key, eos_key) in FILES {
         let Some(config) = read_json(&folder.join(file))? else { continue };
-        let ids = |key: &str| {
-            ids(&config[key], tokenizer).with_context(|| format!("`{key}` in {}", folder.join(file).display()))
-        };
+        let ids = |key: &str| ids(&config[key], tokenizer).at(|| format!("`{key}` in {}", folder.join(file).display()));
         bos = bos.or(ids(bos_key)?.first().copied());
         let ends = ids(eos_key)?;
         eos = eos.or(ends.first().copied());
         stops.extend(ends);
     }
     let Some(eos) = eos else {
-        bail!(
-            "no EOS token is known for {}: give `eos_token` in tokenizer_config.json or \
-             `eos_token_id` in config.json. Targets end with it, and so does generation",
+        return Err(Error::SpecialTokens(format!(
+            "no EOS token is known for {}: give `eos_token` in tokenizer_config.json or `eos_token_id` in config.json. \
+             Targets end with it, and generation stops at it",
             folder.display()
-        )
+        )));
     };
-    Ok(Special { bos, eos, stops })
+    Ok(SpecialTokens { bos, eos, stops })
 }
 
-/// A file that need not be there.
+/// A file that may be absent.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", path.display()));
-        }
+        Err(error) => return Err(Error::read(path.display())(error)),
     };
     let value = serde_json::from_slice(&bytes);
-    value.map(Some).with_context(|| format!("{} is not JSON", path.display()))
+    value.map(Some).map_err(Error::from).at(|| path.display().to_string())
 }
 
 /// The ids that a value names: a token's text, `{"content": text}`, an id, or a list of ids.
-fn ids(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+fn ids(value: &Value, tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
     match value {
         Value::Null => Ok(Vec::new()),
         Value::String(text) => {
             let id = tokenizer.token_to_id(text);
-            Ok(vec![id.ok_or_else(|| anyhow!("the tokenizer has no token `{text}`"))?])
+            Ok(vec![id.ok_or_else(|| Error::SpecialTokens(format!("the tokenizer has no token `{text}`")))?])
         }
         Value::Object(token) => ids(token.get("content").unwrap_or(&Value::Null), tokenizer),
         Value::Array(values) => {
@@ -77,7 +74,7 @@ fn ids(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         number => {
             let id = number.as_u64().and_then(|id| u32::try_from(id).ok());
             let id = id.filter(|&id| tokenizer.id_to_token(id).is_some());
-            Ok(vec![id.ok_or_else(|| anyhow!("{number} is not the id of a token"))?])
+            Ok(vec![id.ok_or_else(|| Error::SpecialTokens(format!("{number} is not the id of a token")))?])
         }
     }
 }
@@ -85,20 +82,21 @@ fn ids(value: &Value, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use crate::vocabulary::Vocabulary;
-    use crate::vocabulary::tests::tiny_json;
+    use crate::error::Result;
+    use crate::tokenization::tokenizer::Tokenizer;
+    use crate::tokenization::tokenizer::tests::tiny_json;
 
-    fn open(files: &[(&str, &str)]) -> anyhow::Result<Vocabulary> {
+    fn open(files: &[(&str, &str)]) -> Result<Tokenizer> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tokenizer.json"), tiny_json().to_string()).unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        Vocabulary::open(folder.path())
+        Tokenizer::open(folder.path())
     }
 
     #[test]
-    fn eos_comes_from_any_of_the_files_and_the_tokenizers_own_comes_first() {
+    fn eos_is_read_from_any_of_the_files_the_tokenizers_own_first() {
         for (file, text) in [
             ("tokenizer_config.json", r#"{"eos_token": "</s>"}"#),
             ("tokenizer_config.json", r#"{"eos_token": {"content": "</s>", "lstrip": false}}"#),
@@ -117,12 +115,12 @@ mod tests {
     }
 
     #[test]
-    fn without_an_eos_a_folder_is_refused() {
-        let message = |files: &[_]| format!("{:#}", open(files).unwrap_err());
+    fn a_folder_without_eos_is_refused() {
+        let message = |files: &[_]| format!("{:#}", anyhow::Error::from(open(files).unwrap_err()));
         assert!(message(&[]).contains("no EOS token is known"));
         assert!(message(&[("config.json", r#"{"eos_token_id": null}"#)]).contains("no EOS"));
         let unknown = message(&[("config.json", r#"{"eos_token_id": 99999}"#)]);
         assert!(unknown.contains("config.json: 99999 is not the id"), "{unknown}");
-        assert!(message(&[("config.json", "{")]).contains("is not JSON"));
+        assert!(message(&[("config.json", "{")]).contains("not JSON"));
     }
 }

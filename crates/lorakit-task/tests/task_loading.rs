@@ -1,4 +1,4 @@
-//! From what a user types to tasks: specs, folders, names, splits, hashes, messages.
+//! Loading tasks: specs, folders, names, splits, hashes and messages.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lorakit_task::{Metric, Split, Task};
 use tempfile::TempDir;
 
-/// A folder with files, and the path of one of them.
+/// A folder with files.
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -26,8 +26,8 @@ fn names(tasks: &[Task]) -> Vec<&str> {
     tasks.iter().map(|task| task.name.as_str()).collect()
 }
 
-fn message(result: anyhow::Result<Vec<Task>>) -> String {
-    format!("{:#}", result.unwrap_err())
+fn message(result: lorakit_task::Result<Vec<Task>>) -> String {
+    format!("{:#}", anyhow::Error::from(result.unwrap_err()))
 }
 
 /// Twenty rows whose splits are fixed in `split.rs` for seed 0.
@@ -50,7 +50,7 @@ fn a_task_is_named_after_its_file_unless_a_name_is_given() {
 }
 
 #[test]
-fn a_folder_gives_its_files_sorted_and_nothing_else() {
+fn a_folder_gives_its_task_files_sorted() {
     let toml = "rows = \"data.jsonl\"\ninstruction = \"Do.\"";
     let folder = folder(&[
         ("b.json", ROW),
@@ -63,7 +63,7 @@ fn a_folder_gives_its_files_sorted_and_nothing_else() {
         (".hidden.json", "x"),
     ]);
     let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
-    // `sub/data.jsonl` is the data of `told`, not a task beside it.
+    // `sub/data.jsonl` is the data of `told`, not a task of its own.
     assert_eq!(names(&tasks), ["a", "b", "c", "told"]);
     assert_eq!(tasks[3].rows(Split::All, Some(1)).unwrap()[0].prompt, "Do.\nrow 0\n");
 
@@ -75,7 +75,7 @@ fn a_folder_gives_its_files_sorted_and_nothing_else() {
 }
 
 #[test]
-fn two_tasks_of_one_name_are_refused_with_both_files() {
+fn two_tasks_of_one_name_are_an_error_that_names_both_files() {
     let folder = folder(&[("one/x.json", ROW), ("two/x.json", ROW)]);
     let specs = ["one/x.json", "two/x.json"].map(|name| at(&folder, name));
     let error = message(Task::load_all(&specs, None));
@@ -87,7 +87,7 @@ fn two_tasks_of_one_name_are_refused_with_both_files() {
 }
 
 #[test]
-fn some_tasks_of_a_file_are_chosen_after_a_colon() {
+fn tasks_of_a_file_can_be_chosen_after_a_colon() {
     let toml = "rows = \"x.json\"\n[[task]]\nname = \"p\"\n[[task]]\nname = \"q\"";
     let folder = folder(&[("many.toml", toml), ("x.json", ROW)]);
     let load = |tail: &str| Task::load(&at(&folder, &format!("many.toml{tail}")), None);
@@ -98,7 +98,7 @@ fn some_tasks_of_a_file_are_chosen_after_a_colon() {
 }
 
 #[test]
-fn what_is_not_there_is_said() {
+fn errors_name_what_does_not_exist() {
     assert!(message(Task::load("no/such.json", None)).contains("no/such.json"));
     assert!(message(Task::load("suite:nothing", None)).contains("unknown suite `nothing`"));
     assert!(message(Task::load("", None)).contains("names no task"));
@@ -106,7 +106,7 @@ fn what_is_not_there_is_said() {
 }
 
 #[test]
-fn messages_name_the_file_the_row_and_the_key() {
+fn errors_name_the_file_the_row_and_the_key() {
     let rows = "{\"input\": \"a\", \"output\": \"b\"}\n{\"input\": \"a\", \"output\": [true]}\n";
     let toml = "rows = \"x.jsonl\"\nprompt = \"{{ inptu }}\"";
     let folder = folder(&[("x.jsonl", rows), ("bad.jsonl", "{}\n{"), ("t.toml", toml)]);
@@ -123,7 +123,7 @@ fn messages_name_the_file_the_row_and_the_key() {
 }
 
 #[test]
-fn a_task_is_all_of_one_kind() {
+fn rows_with_and_without_choices_cannot_be_mixed() {
     let rows = r#"[{"input": "a", "output": "b"}, {"input": "a", "choices": ["b"], "answer": 0}]"#;
     let folder = folder(&[("x.json", rows)]);
     let error = message(Task::load(&at(&folder, "x.json"), None));
@@ -142,7 +142,7 @@ fn rows_fall_into_splits_by_hash_and_stay_in_file_order() {
 }
 
 #[test]
-fn an_empty_split_is_an_error_where_it_is_used() {
+fn an_empty_split_is_an_error_when_it_is_used() {
     let folder = folder(&[("x.json", ROW)]);
     let task = Task::load(&at(&folder, "x.json"), None).unwrap().remove(0);
     let empty =
@@ -153,7 +153,7 @@ fn an_empty_split_is_an_error_where_it_is_used() {
 }
 
 #[test]
-fn a_file_for_a_split_takes_precedence_and_no_row_is_lost() {
+fn a_file_for_a_split_replaces_its_hashed_rows_and_no_row_is_lost() {
     let toml = "rows = \"x.jsonl\"\ntest = \"test.json\"";
     let folder = folder(&[("t.toml", toml), ("x.jsonl", &twenty()), ("test.json", ROW)]);
     let task = Task::load(&at(&folder, "t.toml"), None).unwrap().remove(0);
@@ -163,7 +163,7 @@ fn a_file_for_a_split_takes_precedence_and_no_row_is_lost() {
 }
 
 #[test]
-fn the_hash_of_a_plain_file_is_that_of_its_bytes() {
+fn the_hash_of_a_data_file_is_that_of_its_bytes() {
     let folder = folder(&[("x.json", ROW), ("y/x.json", ROW)]);
     let hash = |name: &str| Task::load(&at(&folder, name), None).unwrap()[0].sha256().to_string();
     // printf '[{"input": "a", "output": "b"}]' | sha256sum
@@ -173,7 +173,7 @@ fn the_hash_of_a_plain_file_is_that_of_its_bytes() {
 }
 
 #[test]
-fn the_hash_follows_templates_and_data_but_not_names_and_metrics() {
+fn the_hash_depends_on_templates_and_data_but_not_on_names_and_metrics() {
     let hash = |toml: &str, data: &str| {
         let folder = folder(&[("t.toml", toml), ("x.json", data)]);
         Task::load(&at(&folder, "t.toml"), None).unwrap()[0].sha256().to_string()
@@ -186,7 +186,7 @@ fn the_hash_follows_templates_and_data_but_not_names_and_metrics() {
 }
 
 #[test]
-fn metrics_follow_from_the_kind_of_answer_unless_they_are_given() {
+fn default_metrics_depend_on_the_kind_of_answer() {
     let choice = r#"[{"input": "a", "choices": ["b", "c"], "answer": "c"}]"#;
     let wrong = "rows = \"x.json\"\nmetrics = [\"acc\"]";
     let folder = folder(&[("x.json", ROW), ("c.json", choice), ("t.toml", wrong)]);
@@ -198,7 +198,7 @@ fn metrics_follow_from_the_kind_of_answer_unless_they_are_given() {
 }
 
 #[test]
-fn the_data_folder_stands_where_the_task_file_says() {
+fn the_data_folder_replaces_its_placeholder() {
     let toml = "rows = \"{data}/{name}.json\"\n[[task]]\nname = \"x\"";
     let folder = folder(&[("configs/t.toml", toml), ("data/x.json", ROW)]);
     let (spec, data): (_, PathBuf) = (at(&folder, "configs/t.toml"), folder.path().join("data"));

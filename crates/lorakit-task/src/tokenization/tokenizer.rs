@@ -1,115 +1,110 @@
-//! A tokenizer as one model uses it: text to tokens and back, BOS and EOS.
+//! The tokenizer of a model: text to tokens and back, with BOS and EOS.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use tokenizers::Tokenizer;
+use tokenizers::Tokenizer as HubTokenizer;
 
-use crate::special::{self, Special};
+use crate::error::{At, Error, Result};
+use crate::tokenization::special_tokens::{self, SpecialTokens};
 
 /// A model's tokenizer, with its BOS and EOS.
 ///
-/// Truncation and padding that a `tokenizer.json` may carry are switched off: lengths are decided
-/// by the caller, and padding does not exist.
+/// Truncation and padding in `tokenizer.json` are switched off: the caller decides lengths, and rows are never padded.
 #[derive(Clone, Debug)]
-pub struct Vocabulary {
-    tokenizer: Tokenizer,
-    /// What the post-processor puts before a text: most often BOS, or nothing.
+pub struct Tokenizer {
+    tokenizer: HubTokenizer,
+    /// What the post-processor puts before a text: BOS or nothing.
     prefix: Vec<u32>,
     bos: Option<u32>,
     eos: u32,
     stops: Vec<u32>,
 }
 
-impl Vocabulary {
+impl Tokenizer {
     /// Opens a Hugging Face model folder: `tokenizer.json`, and EOS from `tokenizer_config.json`,
     /// `special_tokens_map.json`, `config.json` or `generation_config.json`.
     ///
     /// # Errors
-    /// Where `tokenizer.json` cannot be read, or none of the files names an EOS token that the
-    /// tokenizer has.
-    pub fn open(folder: &Path) -> Result<Vocabulary> {
+    /// If `tokenizer.json` cannot be read, or none of the files names an EOS token that the tokenizer has.
+    pub fn open(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path)
-            .with_context(|| format!("cannot read {}; a model folder needs a tokenizer", path.display()))?;
-        let tokenizer = parse(&bytes).with_context(|| format!("{}", path.display()))?;
-        let special = special::read(folder, &tokenizer)?;
-        Vocabulary::new(tokenizer, special).with_context(|| format!("{}", folder.display()))
+            .map_err(Error::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
+        let tokenizer = parse(&bytes).at(|| path.display().to_string())?;
+        let special = special_tokens::read(folder, &tokenizer)?;
+        Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())
     }
 
-    /// A tokenizer that lies in memory: the bytes of a `tokenizer.json`, and the text of its EOS
-    /// token.
+    /// A tokenizer in memory: the bytes of a `tokenizer.json`, and the text of its EOS token.
     ///
     /// # Errors
-    /// Where the bytes are no tokenizer, or it has no such token.
-    pub fn from_bytes(json: &[u8], eos: &str) -> Result<Vocabulary> {
+    /// If the bytes are not a tokenizer, or it has no such token.
+    pub fn from_bytes(json: &[u8], eos: &str) -> Result<Tokenizer> {
         let tokenizer = parse(json)?;
-        let id = tokenizer
-            .token_to_id(eos)
-            .ok_or_else(|| anyhow!("the tokenizer has no token `{eos}` to end a text with"))?;
-        Vocabulary::new(tokenizer, Special { bos: None, eos: id, stops: BTreeSet::from([id]) })
+        let id = tokenizer.token_to_id(eos).ok_or_else(|| {
+            Error::SpecialTokens(format!("the tokenizer has no token `{eos}`, which should be its EOS"))
+        })?;
+        Tokenizer::new(tokenizer, SpecialTokens { bos: None, eos: id, stops: BTreeSet::from([id]) })
     }
 
-    fn new(mut tokenizer: Tokenizer, special: Special) -> Result<Vocabulary> {
-        tokenizer.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
+    fn new(mut tokenizer: HubTokenizer, special: SpecialTokens) -> Result<Tokenizer> {
+        tokenizer.with_truncation(None).map_err(failed("cannot switch truncation off"))?;
         tokenizer.with_padding(None);
         let prefix = prefix(&tokenizer)?;
         let bos = prefix.first().copied().or(special.bos);
         let stops = special.stops.into_iter().collect();
-        Ok(Vocabulary { tokenizer, prefix, bos, eos: special.eos, stops })
+        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops })
     }
 
-    /// The tokens of a text as the model is to read it: BOS first where the tokenizer's
-    /// post-processor puts it, once (a text that spells BOS itself gets no second one). What a
-    /// post-processor puts after a text is left out, since the text goes on.
+    /// The tokens of a text, with BOS first if the tokenizer's post-processor adds it, once (a text that spells BOS gets
+    /// no second one). What the post-processor adds after a text is left out, since the text continues.
     ///
     /// # Errors
-    /// Where the tokenizer fails, for instance on a character without an unknown token.
+    /// If the tokenizer fails, for example on an unknown character where it has no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let bare = self.encode_bare(text)?;
-        if self.prefix.is_empty() || bare.starts_with(&self.prefix) {
-            return Ok(bare);
+        let tokens = self.encode_without_special(text)?;
+        if self.prefix.is_empty() || tokens.starts_with(&self.prefix) {
+            return Ok(tokens);
         }
-        Ok([self.prefix.as_slice(), &bare].concat())
+        Ok([self.prefix.as_slice(), &tokens].concat())
     }
 
-    /// The tokens of a text, nothing added.
+    /// The tokens of a text, without BOS or EOS.
     ///
     /// # Errors
-    /// As [`Vocabulary::encode`].
-    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
+    /// As [`Tokenizer::encode`].
+    pub fn encode_without_special(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(|error| anyhow!("cannot tokenise: {error}"))?;
+        let encoding = encoding.map_err(failed("cannot tokenise"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokens that follow `prompt` in the encoding of `prompt` and `continuation` together,
-    /// where `tokens` encode `prompt`. So the text between the two is exactly what was written: a
-    /// tokenizer that puts a space before every text it is given puts none in the middle.
+    /// The tokens that follow `prompt` in the encoding of `prompt` and `continuation` together; `tokens` encode `prompt`.
+    /// So a tokenizer that puts a space before every text puts none between the two.
     ///
-    /// Where a token would cross the border there is no such encoding; the continuation is then
-    /// encoded by itself, because at generation the prompt comes first and cannot be changed.
+    /// If a token would span the boundary there is no such encoding. The continuation is then encoded by itself, because
+    /// in generation the prompt comes first and cannot be changed.
     ///
     /// # Errors
-    /// As [`Vocabulary::encode`].
+    /// As [`Tokenizer::encode`].
     pub(crate) fn encode_after(&self, prompt: &str, tokens: &[u32], continuation: &str) -> Result<Vec<u32>> {
         let whole = self.encode(&format!("{prompt}{continuation}"))?;
         match whole.strip_prefix(tokens) {
             Some(rest) => Ok(rest.to_vec()),
-            None => self.encode_bare(continuation),
+            None => self.encode_without_special(continuation),
         }
     }
 
-    /// The text of tokens, special tokens left out.
+    /// The text of tokens, without special tokens.
     ///
     /// # Errors
-    /// Where the tokenizer's decoder fails.
+    /// If the tokenizer's decoder fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.tokenizer.decode(tokens, true).map_err(|error| anyhow!("cannot decode: {error}"))
+        self.tokenizer.decode(tokens, true).map_err(failed("cannot decode"))
     }
 
-    /// A token as the vocabulary spells it, such as `Ġthe` or `▁the`; None for an id it lacks.
+    /// A token as the vocabulary spells it, such as `Ġthe` or `▁the`; None for an unknown id.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
     }
@@ -119,57 +114,64 @@ impl Vocabulary {
         self.tokenizer.token_to_id(token)
     }
 
-    /// How many tokens there are, added ones included.
+    /// The number of tokens, including added ones.
     pub fn size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The token that ends a text.
+    /// The token at the end of a text.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// The token that begins a text, where the tokenizer has one. Whether [`Vocabulary::encode`]
-    /// puts it is another question: see [`Vocabulary::adds_bos`].
+    /// The token at the beginning of a text, if the tokenizer has one. [`Tokenizer::encode`] adds it only if
+    /// [`Tokenizer::adds_bos`].
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// True where the post-processor puts something before every text.
+    /// Whether the post-processor puts BOS before every text.
     pub fn adds_bos(&self) -> bool {
         !self.prefix.is_empty()
     }
 
-    /// How many tokens the post-processor puts before every text.
+    /// The tokens that the post-processor puts before every text.
     pub(crate) fn prefix(&self) -> &[u32] {
         &self.prefix
     }
 
-    /// Every token at which generation ends: EOS, and those that the model's configuration adds.
+    /// Every token at which generation stops: EOS, and those that the model's configuration adds.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stops
     }
 }
 
-fn parse(json: &[u8]) -> Result<Tokenizer> {
-    Tokenizer::from_bytes(json).map_err(|error| anyhow!("not a tokenizer.json: {error}"))
+/// An error of the tokenizers crate, while doing `what`.
+fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> Error {
+    move |error| Error::Tokenizer { what, message: error.to_string() }
 }
 
-/// What the post-processor puts before a text. It shows from a text encoded with and without.
-fn prefix(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+fn parse(json: &[u8]) -> Result<HubTokenizer> {
+    HubTokenizer::from_bytes(json).map_err(failed("not a tokenizer.json"))
+}
+
+/// What the post-processor puts before a text, found by encoding a text with it and without.
+fn prefix(tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
     let encode = |special| {
         let encoding = tokenizer.encode_fast("a", special);
-        let encoding = encoding.map_err(|error| anyhow!("cannot tokenise: {error}"))?;
-        Ok::<_, anyhow::Error>(encoding.get_ids().to_vec())
+        let encoding = encoding.map_err(failed("cannot tokenise"))?;
+        Ok::<_, Error>(encoding.get_ids().to_vec())
     };
     let (with, without) = (encode(true)?, encode(false)?);
     if without.is_empty() {
-        bail!("the tokenizer gives no token for the text `a`");
+        return Err(Error::SpecialTokens("the tokenizer gives no token for the text `a`".to_string()));
     }
     let start = with.windows(without.len()).position(|window| window == without);
     match start {
         Some(start) => Ok(with[..start].to_vec()),
-        None => bail!("the tokenizer's post-processor changes the text's own tokens"),
+        None => Err(Error::SpecialTokens(
+            "the tokenizer's post-processor changes the tokens of the text itself".to_string(),
+        )),
     }
 }
 
@@ -179,8 +181,8 @@ pub(crate) mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A tokenizer in the manner of Llama's: a space before every text, bytes for unknown
-    /// characters, BOS by the post-processor; and the one merged word `cat`.
+    /// A tokenizer like Llama's: a space before every text, bytes for unknown characters, BOS by the post-processor, and
+    /// one merged word, `cat`.
     pub(crate) fn tiny_json() -> serde_json::Value {
         let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
         let specials = ["<unk>", "<s>", "</s>"].map(String::from);
@@ -223,26 +225,26 @@ pub(crate) mod tests {
         })
     }
 
-    pub(crate) fn tiny() -> Vocabulary {
-        Vocabulary::from_bytes(tiny_json().to_string().as_bytes(), "</s>").unwrap()
+    pub(crate) fn tiny() -> Tokenizer {
+        Tokenizer::from_bytes(tiny_json().to_string().as_bytes(), "</s>").unwrap()
     }
 
-    pub(crate) fn spell(vocabulary: &Vocabulary, tokens: &[u32]) -> String {
-        let tokens: Vec<_> = tokens.iter().map(|&id| vocabulary.token(id).unwrap()).collect();
+    pub(crate) fn spell(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+        let tokens: Vec<_> = tokens.iter().map(|&id| tokenizer.token(id).unwrap()).collect();
         tokens.join(" ")
     }
 
     #[test]
-    fn bos_stands_first_and_once_and_eos_does_not_follow() {
+    fn encode_adds_bos_once_and_no_eos() {
         let tiny = tiny();
         assert_eq!(spell(&tiny, &tiny.encode("cat a").unwrap()), "<s> ▁cat ▁ a");
         assert_eq!(spell(&tiny, &tiny.encode("<s>cat").unwrap()), "<s> ▁cat");
-        assert_eq!(spell(&tiny, &tiny.encode_bare("cat").unwrap()), "▁cat");
+        assert_eq!(spell(&tiny, &tiny.encode_without_special("cat").unwrap()), "▁cat");
         assert_eq!((tiny.bos(), tiny.eos(), tiny.adds_bos()), (Some(1), 2, true));
     }
 
     #[test]
-    fn a_continuation_gets_no_space_that_was_not_written() {
+    fn encode_after_adds_no_space() {
         let tiny = tiny();
         let after = |prompt: &str, continuation: &str| {
             let tokens = tiny.encode(prompt).unwrap();
@@ -250,14 +252,14 @@ pub(crate) mod tests {
         };
         assert_eq!(after("a\n", "cat"), "cat");
         assert_eq!(after("a", " cat"), "▁cat");
-        // The one token of `▁cat` crosses the border; the prompt stays, the rest stands alone.
+        // The token `▁cat` would span the boundary: the continuation is encoded by itself.
         assert_eq!(after("ca", "t"), "▁ t");
     }
 
     #[test]
-    fn an_eos_that_is_no_token_is_refused() {
-        let error = Vocabulary::from_bytes(tiny_json().to_string().as_bytes(), "<end>");
+    fn an_unknown_eos_is_refused() {
+        let error = Tokenizer::from_bytes(tiny_json().to_string().as_bytes(), "<end>");
         assert!(error.unwrap_err().to_string().contains("`<end>`"));
-        assert!(Vocabulary::from_bytes(b"{}", "</s>").is_err());
+        assert!(Tokenizer::from_bytes(b"{}", "</s>").is_err());
     }
 }

@@ -1,0 +1,7 @@
+//! From what a user types after `--tasks` to tasks: specs, folders, task TOMLs.
+
+pub(crate) mod suite;
+pub(crate) mod task_builder;
+pub(crate) mod task_config;
+pub(crate) mod task_files;
+pub(crate) mod task_spec;

@@ -1,0 +1,141 @@
+//! From a task's config to the task: reads its data files, renders its rows and splits them.
+
+use std::path::Path;
+
+use lorakit_format::hash::sha256;
+
+use crate::answer_pattern::AnswerPattern;
+use crate::error::{At, Error, Result};
+use crate::json_value::canonical;
+use crate::loading::task_config::TaskConfig;
+use crate::loading::task_files::{is_toml, stem};
+use crate::metric::Metric;
+use crate::row::Row;
+use crate::row_format::reader::RowReader;
+use crate::source::data_file::DataFile;
+use crate::split::Split;
+use crate::task::{GenerationConfig, Task};
+
+/// Builds a task. `path` is the task TOML or data file; `data` replaces `{data}` in the TOML.
+pub(crate) fn build(config: &TaskConfig, path: &Path, data: Option<&Path>) -> Result<Task> {
+    let name = config.name.clone().unwrap_or_else(|| stem(path));
+    let task = assemble(config, &name, path, data);
+    if is_toml(path) {
+        return task.at(|| format!("task `{name}` of {}", path.display()));
+    }
+    // Without a TOML the file is the data file, which the message names already.
+    task
+}
+
+fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -> Result<Task> {
+    config.validate()?;
+    let reader = RowReader::new(config)?;
+    let files = read_files(config, name, path, data)?;
+    let split_seed = config.split_seed.unwrap_or(0);
+    let mut rows = Vec::new();
+    for (own, file) in &files {
+        let place = || file.path.display().to_string();
+        for row in read_rows(config, &reader, file).at(place)? {
+            refuse_mixture(&row, rows.first()).at(place)?;
+            let split = own.unwrap_or_else(|| split_of(config, &row, split_seed));
+            rows.push((split, row));
+        }
+    }
+    let choices = rows.first().is_some_and(|(_, row)| row.choices().is_some());
+    Ok(Task {
+        name: name.into(),
+        description: config.description.clone(),
+        path: path.into(),
+        split_seed,
+        metrics: metrics(config, choices)?,
+        generation: generation(config)?,
+        sha256: hash(config, &files),
+        rows,
+    })
+}
+
+/// The data files, each with the split it is for; None: split by hash.
+fn read_files(
+    config: &TaskConfig,
+    name: &str,
+    path: &Path,
+    data: Option<&Path>,
+) -> Result<Vec<(Option<Split>, DataFile)>> {
+    let files = config.files(name, path, data)?;
+    files.into_iter().map(|(split, file)| Ok((split, DataFile::read(&file)?))).collect()
+}
+
+fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result<Vec<Row>> {
+    let instruction = match &config.instruction_at {
+        Some(at) => Some(file.document.text_at(at).at(|| "`instruction_at`")?),
+        None => config.instruction.clone(),
+    };
+    let rows = file.document.rows(config.rows_at.as_deref())?;
+    let row = |(i, fields)| reader.read(i + 1, fields, instruction.as_deref()).at(|| format!("row {}", i + 1));
+    rows.into_iter().enumerate().map(row).collect()
+}
+
+/// A row's split by hash. If that split has a file of its own, the row is for training: no row is dropped, and none is added
+/// to a published test set.
+fn split_of(config: &TaskConfig, row: &Row, split_seed: u64) -> Split {
+    match Split::of(&row.fields, split_seed) {
+        Split::Validation if config.validation.is_some() => Split::Train,
+        Split::Test if config.test.is_some() => Split::Train,
+        split => split,
+    }
+}
+
+fn metrics(config: &TaskConfig, choices: bool) -> Result<Vec<Metric>> {
+    let asked = match &config.metrics {
+        Some(asked) => asked.as_slice(),
+        None if choices => &[Metric::Acc, Metric::AccNorm, Metric::AccTok],
+        None => &[Metric::ExactMatch, Metric::RougeL],
+    };
+    let mut metrics = vec![Metric::Loss];
+    for &metric in asked {
+        if metric.needs_choices() && !choices {
+            return Err(Error::Config(format!("`metrics`: {metric} compares choices, and the rows have none")));
+        }
+        if !metrics.contains(&metric) {
+            metrics.push(metric);
+        }
+    }
+    Ok(metrics)
+}
+
+fn generation(config: &TaskConfig) -> Result<GenerationConfig> {
+    let stop = config.stop.clone().unwrap_or_default();
+    if stop.iter().any(String::is_empty) {
+        return Err(Error::Config("`stop` has an empty text, which would stop every generation at once".to_string()));
+    }
+    Ok(GenerationConfig {
+        stop,
+        max_new_tokens: config.max_new_tokens.unwrap_or(64),
+        extract: config.extract.as_deref().map(AnswerPattern::new).transpose()?,
+    })
+}
+
+/// The task's hash, see [`Task::sha256`].
+fn hash(config: &TaskConfig, files: &[(Option<Split>, DataFile)]) -> String {
+    let mut text = canonical(&serde_json::to_value(config.identity()).unwrap_or_default());
+    if let ([(None, file)], "{}") = (files, text.as_str()) {
+        return file.sha256.clone();
+    }
+    for (split, file) in files {
+        let key = split.map_or("rows", Split::name);
+        text.push_str(&format!("\n{key} {}", file.sha256));
+    }
+    sha256(text.as_bytes())
+}
+
+/// Metrics apply to a whole task, so either all rows have choices or none.
+fn refuse_mixture(row: &Row, first: Option<&(Split, Row)>) -> Result<()> {
+    match first {
+        Some((_, first)) if first.choices().is_some() != row.choices().is_some() => Err(Error::Row(format!(
+            "row {} {} choices, unlike the task's first; expected rows of one kind",
+            row.number,
+            if row.choices().is_some() { "has" } else { "has no" },
+        ))),
+        _ => Ok(()),
+    }
+}

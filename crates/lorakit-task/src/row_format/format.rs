@@ -1,0 +1,20 @@
+//! What a row format is.
+
+use crate::error::Result;
+use crate::row::Answer;
+use crate::row_format::columns::Columns;
+
+/// A known set of columns, and what they mean. A task TOML can replace either half by templates.
+pub(crate) trait RowFormat: Sync {
+    /// The columns of such a row, for messages: "`input` and `output`".
+    fn columns(&self) -> &'static str;
+
+    /// Whether a row is of this format.
+    fn matches(&self, columns: &Columns) -> bool;
+
+    /// The text that the model reads.
+    fn prompt(&self, columns: &Columns) -> Result<String>;
+
+    /// What the model is to write.
+    fn answer(&self, columns: &Columns) -> Result<Answer>;
+}

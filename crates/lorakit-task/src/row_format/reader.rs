@@ -1,0 +1,240 @@
+//! How a task reads its rows: by a known row format, or by the templates of a task TOML.
+
+use serde_json::{Map, Value};
+
+use crate::error::{At, Error, Result};
+use crate::json_value;
+use crate::loading::task_config::{OneOrMany, TaskConfig};
+use crate::row::{Answer, Row};
+use crate::row_format::columns::Columns;
+use crate::row_format::list::{expected_columns, format_of};
+use crate::row_format::multiple_choice::{choice_texts, choices_answer};
+use crate::row_format::template::{Template, TemplateSet, require_braces};
+
+/// Reads the rows of one task.
+pub(crate) struct RowReader {
+    templates: TemplateSet,
+    /// None: the prompt of the row's format.
+    prompt: Option<Template>,
+    answer: AnswerSource,
+    delimiter: Option<String>,
+}
+
+/// Where the answer comes from.
+enum AnswerSource {
+    /// The row's format.
+    Format,
+    /// Templates that each give accepted answers.
+    Text(Vec<Template>),
+    /// Templates for the choices and the right one; None: the columns `choices` and `answer`.
+    Choices { texts: Option<ChoiceTemplates>, gold: Option<Template> },
+}
+
+/// The templates of choices.
+enum ChoiceTemplates {
+    /// One that gives a list.
+    List(Template),
+    /// One for each choice.
+    Each(Vec<Template>),
+}
+
+impl RowReader {
+    /// Compiles a task's templates.
+    pub fn new(config: &TaskConfig) -> Result<RowReader> {
+        let mut templates = TemplateSet::new();
+        let prompt = match &config.prompt {
+            None => None,
+            Some(source) => {
+                require_braces("prompt", source)?;
+                Some(templates.text("prompt", source)?)
+            }
+        };
+        let answer = AnswerSource::new(config, &mut templates)?;
+        Ok(RowReader { templates, prompt, answer, delimiter: config.target_delimiter.clone() })
+    }
+
+    /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
+    pub fn read(&self, number: usize, fields: &Map<String, Value>, instruction: Option<&str>) -> Result<Row> {
+        let columns = Columns::new(fields, instruction)?;
+        let (prompt, answer) = self.prompt_and_answer(&columns).map_err(|error| match error {
+            Error::MissingColumn { column, present, .. } => {
+                Error::MissingColumn { column, present, formats: expected_columns() }
+            }
+            other => other,
+        })?;
+        let delimiter = self.delimiter.clone().unwrap_or_else(|| default_delimiter(&prompt));
+        Ok(Row { number, fields: fields.clone(), prompt, delimiter, answer })
+    }
+
+    fn prompt_and_answer(&self, columns: &Columns) -> Result<(String, Answer)> {
+        let format = format_of(columns);
+        let prompt = match &self.prompt {
+            None => format.prompt(columns)?,
+            Some(template) => self.text(template, columns)?,
+        };
+        let answer = match &self.answer {
+            AnswerSource::Format => format.answer(columns)?,
+            AnswerSource::Text(templates) => self.accepted(templates, columns)?,
+            AnswerSource::Choices { texts, gold } => self.choices(texts.as_ref(), gold.as_ref(), columns)?,
+        };
+        Ok((prompt, answer))
+    }
+
+    fn accepted(&self, templates: &[Template], columns: &Columns) -> Result<Answer> {
+        let mut accepted: Vec<String> = Vec::new();
+        for template in templates {
+            let value = self.templates.render(template, columns.as_map())?;
+            for text in json_value::texts(&value).at(|| "`target`")? {
+                if !accepted.contains(&text) {
+                    accepted.push(text);
+                }
+            }
+        }
+        Ok(Answer::Text(accepted))
+    }
+
+    fn choices(&self, texts: Option<&ChoiceTemplates>, gold: Option<&Template>, columns: &Columns) -> Result<Answer> {
+        let texts = match texts {
+            None => choice_texts(columns.require("choices")?)?,
+            Some(ChoiceTemplates::List(template)) => choice_texts(&self.templates.render(template, columns.as_map())?)?,
+            Some(ChoiceTemplates::Each(templates)) => {
+                templates.iter().map(|template| self.text(template, columns)).collect::<Result<_>>()?
+            }
+        };
+        match gold {
+            None => choices_answer(texts, columns.require("answer")?),
+            Some(template) => choices_answer(texts, &self.templates.render(template, columns.as_map())?),
+        }
+    }
+
+    fn text(&self, template: &Template, columns: &Columns) -> Result<String> {
+        json_value::text(&self.templates.render(template, columns.as_map())?)
+    }
+}
+
+impl AnswerSource {
+    fn new(config: &TaskConfig, templates: &mut TemplateSet) -> Result<AnswerSource> {
+        if let Some(target) = &config.target {
+            let compiled = match target {
+                OneOrMany::One(source) => vec![templates.value("target", source)?],
+                OneOrMany::Many(sources) => {
+                    compile_each(sources, |(i, source)| templates.value(&format!("target[{i}]"), source))?
+                }
+            };
+            if compiled.is_empty() {
+                return Err(Error::Config("`target` is an empty list; expected at least one answer".to_string()));
+            }
+            return Ok(AnswerSource::Text(compiled));
+        }
+        if config.choices.is_none() && config.answer.is_none() {
+            return Ok(AnswerSource::Format);
+        }
+        let texts = match &config.choices {
+            None => None,
+            Some(OneOrMany::One(source)) => Some(ChoiceTemplates::List(templates.value("choices", source)?)),
+            // Fixed choices such as ["no", "yes"] are texts, not the names of columns.
+            Some(OneOrMany::Many(sources)) => Some(ChoiceTemplates::Each(compile_each(sources, |(i, source)| {
+                templates.text(&format!("choices[{i}]"), source)
+            })?)),
+        };
+        let gold = match &config.answer {
+            None => None,
+            Some(source) => Some(templates.value("answer", source)?),
+        };
+        Ok(AnswerSource::Choices { texts, gold })
+    }
+}
+
+fn compile_each(
+    sources: &[String],
+    compile: impl FnMut((usize, &String)) -> Result<Template>,
+) -> Result<Vec<Template>> {
+    sources.iter().enumerate().map(compile).collect()
+}
+
+/// One space, unless the prompt is empty or ends in white space already.
+fn default_delimiter(prompt: &str) -> String {
+    match prompt.chars().next_back() {
+        Some(last) if !last.is_whitespace() => " ".into(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
+        let config = TaskConfig::parse(toml).unwrap().remove(0);
+        RowReader::new(&config)?.read(1, fields.as_object().unwrap(), instruction)
+    }
+
+    fn without_config(fields: Value) -> Row {
+        row("", fields, None).unwrap()
+    }
+
+    #[test]
+    fn rows_of_known_formats_need_no_templates() {
+        let text = without_config(json!({"input": "hot", "output": ["cold", "cool"]}));
+        assert_eq!((text.prompt.as_str(), text.delimiter.as_str(), text.target()), ("hot\n", "", "cold"));
+        assert_eq!(text.accepted(), ["cold", "cool"]);
+        let choices = without_config(json!({"input": "?", "choices": ["yes", "no"], "answer": "no"}));
+        assert_eq!((choices.choices().unwrap().1, choices.target(), choices.accepted().len()), (1, "no", 1));
+    }
+
+    #[test]
+    fn templates_make_prompt_and_choices_as_lm_eval_does() {
+        let toml = r#"
+            prompt = "Question: {{ question }}\nAnswer:"
+            choices = "choices.text"
+            answer = "choices.label | index(answerKey)"
+        "#;
+        let arc = json!({"question": "Why?", "answerKey": "B",
+            "choices": {"text": ["x", "y"], "label": ["A", "B"]}});
+        let row = row(toml, arc, None).unwrap();
+        assert_eq!(row.prompt, "Question: Why?\nAnswer:");
+        assert_eq!((row.delimiter.as_str(), row.target()), (" ", "y"));
+    }
+
+    #[test]
+    fn fixed_choices_are_texts() {
+        let toml = "prompt = \"{{ q }}\\n\"\nchoices = [\"no\", \"yes\"]\nanswer = \"label\"";
+        let row = row(toml, json!({"q": "?", "label": 1}), None).unwrap();
+        assert_eq!((row.delimiter.as_str(), row.target()), ("", "yes"));
+    }
+
+    #[test]
+    fn repeated_targets_are_accepted_once() {
+        let toml = "target = [\"output\", \"others\"]";
+        let row = row(toml, json!({"input": 1, "output": "b", "others": ["a", "b"]}), None);
+        assert_eq!(row.unwrap().accepted(), ["b", "a"]);
+    }
+
+    #[test]
+    fn the_instruction_precedes_the_input_and_is_given_once() {
+        let fields = json!({"input": "hot", "output": "cold"});
+        assert_eq!(row("", fields, Some("Invert.")).unwrap().prompt, "Invert.\nhot\n");
+        let own = json!({"instruction": "i", "input": "hot", "output": "cold"});
+        assert!(row("", own, Some("Invert.")).unwrap_err().to_string().contains("its own `instruction`"));
+    }
+
+    #[test]
+    fn errors_name_the_column() {
+        let message = |fields| format!("{:#}", anyhow::Error::from(row("", fields, None).unwrap_err()));
+        assert!(
+            message(json!({"input": "a", "target": "b"})).starts_with("no `output`; the row has `input`, `target`.")
+        );
+        assert!(message(json!({"output": "b"})).starts_with("no `input`; the row has `output`."));
+        let null = message(json!({"input": "a", "output": null}));
+        assert_eq!(null, "`output`: expected a text or a number, found null");
+        let choice = json!({"input": "a", "choices": ["x", ""], "answer": 0});
+        assert!(message(choice).contains("choice 1 is empty"));
+        let choice = json!({"input": "a", "choices": ["x", "y"], "answer": "z"});
+        assert!(message(choice).starts_with("`answer`: \"z\" is neither"));
+        let error = row("prompt = \"fixed\"", json!({}), None).unwrap_err();
+        assert!(error.to_string().contains("names no column"));
+        assert!(row("target = []", json!({}), None).unwrap_err().to_string().contains("empty list"));
+    }
+}

@@ -1,0 +1,114 @@
+//! A file of rows: read whole, hashed, decompressed and parsed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lorakit_format::hash::sha256;
+
+use crate::error::{Error, Result};
+use crate::source::document::Document;
+use crate::source::{gzip, list};
+
+/// A file of rows.
+pub(crate) struct DataFile {
+    pub path: PathBuf,
+    /// The hash of the file's bytes as they are on disk, in hexadecimal: what `sha256sum` prints.
+    pub sha256: String,
+    pub document: Document,
+}
+
+impl DataFile {
+    /// Reads and parses a file.
+    pub fn read(path: &Path) -> Result<DataFile> {
+        let what = path.display().to_string();
+        let bytes = read_whole(path).map_err(Error::read(&what))?;
+        let sha256 = sha256(&bytes);
+        let content = gzip::decompress(bytes, &what)?;
+        Ok(DataFile { path: path.into(), sha256, document: list::parse(path, &content)? })
+    }
+}
+
+/// The bytes of a file or a pipe. Devices are refused: they may be endless.
+pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = fs::metadata(path)?.file_type();
+        if kind.is_char_device() || kind.is_block_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a device; expected a file"));
+        }
+    }
+    fs::read(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::Write;
+
+    fn read(bytes: &[u8]) -> Result<DataFile> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        DataFile::read(file.path())
+    }
+
+    fn inputs(bytes: &[u8], at: Option<&str>) -> Vec<String> {
+        let file = read(bytes).unwrap();
+        let rows = file.document.rows(at).unwrap();
+        rows.iter().map(|row| row["input"].to_string()).collect()
+    }
+
+    #[test]
+    fn every_file_format_gives_its_rows_in_file_order() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"{\"input\":2}\n\n{\"input\":1}\n").unwrap();
+        let gzip = gzip.finish().unwrap();
+        let containers: [&[u8]; 5] = [
+            b"{\"input\":2}\n{\"input\":1}",
+            b"[{\"input\":2},{\"input\":1}]",
+            b"\xef\xbb\xbf{\"examples\":[{\"input\":2},{\"input\":1}]}",
+            b"{\"metadata\":{},\"examples\":{\"2\":{\"input\":2},\"10\":{\"input\":1}}}",
+            &gzip,
+        ];
+        for bytes in containers {
+            assert_eq!(inputs(bytes, None), ["2", "1"]);
+        }
+        assert_eq!(inputs(b"{\"input\":2}", None), ["2"]);
+        assert_eq!(inputs(b"{\"a\":{\"b\":[{\"input\":3}]}}", Some("a.b")), ["3"]);
+    }
+
+    #[test]
+    fn errors_name_the_line_and_what_was_found() {
+        let message = |bytes: &[u8]| {
+            let rows = read(bytes).and_then(|file| file.document.rows(None).map(|rows| rows.len()));
+            format!("{:#}", anyhow::Error::from(rows.unwrap_err()))
+        };
+        assert!(message(b"{\"input\":1}\n{\"input\":}\n").contains("line 2 column 10"));
+        assert!(message(b"[{\"input\":1},\n{\"input\" 1}]").contains("line 2 column 10"));
+        assert!(message(b"[]").contains("no rows"));
+        assert!(message(b" \n").contains("empty"));
+        assert!(message(b"[{\"input\":1}, 7]").contains("row 2: expected an object"));
+        assert!(message(b"{\"Instances\":[{}]}").contains("an object with `Instances`"));
+        assert!(message(b"\xff\xfe").contains("utf-8"));
+    }
+
+    #[test]
+    fn endless_and_exploding_files_are_refused() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(&vec![b' '; gzip::ALWAYS_ALLOWED as usize + 2]).unwrap();
+        let message = |result: Result<DataFile>| format!("{:#}", anyhow::Error::from(result.err().unwrap()));
+        let error = message(read(&encoder.finish().unwrap()));
+        assert!(error.contains("when decompressed"), "{error}");
+        #[cfg(unix)]
+        assert!(message(DataFile::read(Path::new("/dev/zero"))).contains("device"));
+    }
+
+    #[test]
+    fn text_beside_the_rows_can_be_read() {
+        let file = read(b"{\"Definition\":[\"One.\",\"Two.\"],\"Instances\":[{}]}").unwrap();
+        assert_eq!(file.document.text_at("Definition").unwrap(), "One.\nTwo.");
+        assert!(file.document.text_at("Definitions").unwrap_err().to_string().contains("`Instances`"));
+    }
+}

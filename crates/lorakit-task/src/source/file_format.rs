@@ -1,0 +1,15 @@
+//! What a file format is.
+
+use std::path::Path;
+
+use crate::error::Result;
+use crate::source::document::Document;
+
+/// One format of data files. A file's content decides its format; its ending only makes a folder listing find it.
+pub(crate) trait FileFormat: Sync {
+    /// The ending of its files in folders, with its dot; `.gz` may follow.
+    fn ending(&self) -> &'static str;
+
+    /// The rows of a file, its content already decompressed; None if the file is of another format.
+    fn parse(&self, path: &Path, content: &[u8]) -> Result<Option<Document>>;
+}

@@ -1,0 +1,46 @@
+//! One JSON document: a list of rows, an object that contains them, or a single row.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::source::document::Document;
+use crate::source::file_format::FileFormat;
+
+/// A file of one JSON document.
+pub(crate) struct Json;
+
+impl FileFormat for Json {
+    fn ending(&self) -> &'static str {
+        ".json"
+    }
+
+    /// None if a line break follows a first value of one line: these are JSON lines.
+    fn parse(&self, _: &Path, content: &[u8]) -> Result<Option<Document>> {
+        parse(text(content)?)
+    }
+}
+
+/// The text of a file, without its byte order mark.
+pub(crate) fn text(content: &[u8]) -> Result<&str> {
+    let text = std::str::from_utf8(content)?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+fn parse(text: &str) -> Result<Option<Document>> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let first = match values.next() {
+        None => return Err(Error::Data("the file is empty; expected at least one row".to_string())),
+        Some(first) => first.map_err(|error| Error::Data(format!("not JSON: {error}")))?,
+    };
+    let (read, rest) = text.split_at(values.byte_offset());
+    if rest.trim().is_empty() {
+        return Ok(Some(Document::Tree(first)));
+    }
+    let line = read.lines().count();
+    if read.trim().lines().count() > 1 || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n') {
+        return Err(Error::Data(format!("not JSON: there is text after the document, on line {line} or later")));
+    }
+    Ok(None)
+}

@@ -1,0 +1,28 @@
+//! The file formats.
+
+use std::path::Path;
+
+use crate::error::{At, Error, Result};
+use crate::source::document::Document;
+use crate::source::file_format::FileFormat;
+use crate::source::json::Json;
+use crate::source::json_lines::JsonLines;
+
+/// Every file format; a file is of the first that can parse it.
+static FILE_FORMATS: &[&dyn FileFormat] = &[&Json, &JsonLines];
+
+/// Parses a decompressed file by the format of its content.
+pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Document> {
+    for format in FILE_FORMATS {
+        if let Some(document) = format.parse(path, content).at(|| path.display().to_string())? {
+            return Ok(document);
+        }
+    }
+    Err(Error::Data(format!("{}: unknown file format; expected {}", path.display(), endings().join(", "))))
+}
+
+/// The endings of data files, compressed and plain.
+pub(crate) fn endings() -> Vec<String> {
+    let both = |format: &&dyn FileFormat| [format!("{}.gz", format.ending()), format.ending().to_string()];
+    FILE_FORMATS.iter().flat_map(both).collect()
+}

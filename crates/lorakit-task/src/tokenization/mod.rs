@@ -1,0 +1,8 @@
+//! From text to tokens and back.
+
+pub(crate) mod choice_request;
+pub(crate) mod example;
+pub(crate) mod incremental_decoder;
+pub(crate) mod pico_tokenizer;
+pub(crate) mod special_tokens;
+pub(crate) mod tokenizer;
