@@ -5,6 +5,7 @@ use crate::pico;
 use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use lorakit_adapter::ExpertRecord;
 use lorakit_model::{Base, Checkpoint, Config, Options};
 use lorakit_task::Tokenizer;
 use std::fmt;
@@ -148,6 +149,14 @@ impl Located {
             Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),
             Self::Pico => pico::base(options)?,
         })
+    }
+
+    /// The record in its folder, where lorakit trained or merged it.
+    pub fn record(&self) -> Result<Option<ExpertRecord>> {
+        match self {
+            Self::Folder { folder, .. } => lorakit_fit::record_of_model(folder),
+            Self::Pico => Ok(None),
+        }
     }
 
     /// Its tokenizer.

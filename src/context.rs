@@ -3,8 +3,10 @@
 use crate::cli::Global;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
+use crate::progress;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
+use lorakit_fit::{Reporter, TrainingHooks};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -130,5 +132,21 @@ impl Context {
     /// How a base is opened to be used, not trained.
     pub fn base_options(&self) -> Result<lorakit_model::Options> {
         Ok(lorakit_model::Options { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
+    }
+}
+
+impl Reporter for Context {
+    fn status(&self, text: &str) {
+        self.output.status(text);
+    }
+
+    fn warn(&self, text: &str) {
+        self.output.notice(text);
+    }
+
+    /// From here on the first Ctrl-C stops the run at the end of its step.
+    fn training(&self) -> TrainingHooks<'_> {
+        let mut bars = progress::Training::new(self.output);
+        TrainingHooks { stop: Box::new(self.interrupt.hold()), on_event: Box::new(move |event| bars.watch(event)) }
     }
 }

@@ -2,28 +2,19 @@
 //!
 //! One file per subcommand, in [`commands`], holds its arguments and its action.
 
-mod adapt;
 mod base_source;
 mod cli;
 mod clustering;
 mod commands;
 mod companions;
-mod composition;
 mod context;
 mod demo;
-mod embedding;
-mod experts;
 mod explanation;
 mod interrupt;
-mod lock;
-mod mbc;
-mod merge_record;
 mod merged_base;
 mod output;
 mod pico;
-mod plan;
 mod progress;
-mod routing;
 mod scoring;
 mod settings;
 mod slots;

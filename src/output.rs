@@ -10,6 +10,8 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+pub use lorakit_fit::pluralize as counted;
+
 /// How results and notices reach the user.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
@@ -128,11 +130,6 @@ pub fn bytes(count: u64) -> String {
         Some((unit, shift)) => format!("{:.1} {unit}", count as f64 / f64::from(1u32 << shift)),
         None => format!("{count} B"),
     }
-}
-
-/// `1 row`, `2 rows`.
-pub fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

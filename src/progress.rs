@@ -99,9 +99,10 @@ impl Training {
     fn detail(&self, text: String) {
         self.bar.suspend(|| self.output.detail(text));
     }
+}
 
-    /// Takes the bar away.
-    pub fn end(self) {
+impl Drop for Training {
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }

@@ -2,15 +2,15 @@
 
 use crate::base_source::Located;
 use crate::context::Context;
-use crate::experts;
 use crate::output::entry;
-use crate::routing::{Filling, FitArgs, Routing};
-use crate::tasks::DataArgs;
+use crate::tasks::{DataArgs, FitArgs};
 use crate::typed::Typed;
 use crate::usage;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
+use lorakit_fit::router::{RoutedPatches, build_router};
+use lorakit_fit::{FitContext, OpenLibrary, open_adapter};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_route::{ROUTERS, Router};
@@ -52,22 +52,25 @@ impl SlotArgs {
     }
 
     /// What fills the slots of an open base.
-    pub fn fill<'a>(&self, base: &'a Base, place: &Located, context: &Context) -> Result<Filling<'a>> {
+    pub fn fill<'a>(&self, base: &'a Base, place: &Located, context: &Context) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
-            return Ok(Filling::plain(lorakit_route::expert::one(&experts::single(folder, base)?, 0)?));
+            return Ok(RoutedPatches::plain(lorakit_route::expert::one(&open_adapter(folder, base)?, 0)?));
         }
         self.ensure_usage()?;
         let (Some(typed), Some(library)) = (&self.router, self.library.as_deref()) else {
-            return Ok(Filling::plain(Patches::none()));
+            return Ok(RoutedPatches::plain(Patches::none()));
         };
         if typed.router == Router::Base {
             // It serves no expert, but a library that is not there is a slip.
-            return Library::open(library).map(|_| Filling::plain(Patches::none()));
+            return Library::open(library).map(|_| RoutedPatches::plain(Patches::none()));
         }
-        let opened = experts::open(library, base)?;
+        let opened = OpenLibrary::open(library, base, &[])?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(data)?;
-        let routing = Routing { base, place, opened: &opened, fit: &fit, data, context };
-        routing.fill(&typed.router, None, None).with_context(|| format!("--router {typed}"))
+        let tokenizer = || place.vocabulary();
+        let seed = context.seed;
+        let over =
+            FitContext { base, library: &opened, tokenizer: &tokenizer, tasks: &fit, data, seed, reporter: context };
+        build_router(&over, &typed.router, None, None).with_context(|| format!("--router {typed}"))
     }
 }

@@ -1,11 +1,11 @@
-//! The options that name tasks, and what a record keeps of one.
+//! The options that name tasks.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{ExpertRecord, TaskRecord};
+use lorakit_adapter::ExpertRecord;
 use lorakit_task::Task;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Tasks, by `--tasks`.
 #[derive(Args, Debug)]
@@ -32,17 +32,22 @@ impl TaskArgs {
     }
 }
 
-/// What a record keeps of a task.
-pub fn record(task: &Task) -> TaskRecord {
-    TaskRecord {
-        name: task.name.clone(),
-        path: task.path.display().to_string(),
-        sha256: task.sha256().to_owned(),
-        split_seed: task.split_seed,
+/// The options that say what routers are fitted to.
+#[derive(Args, Debug)]
+pub struct FitArgs {
+    /// Tasks whose train rows routers learn from [default: each expert's own tasks, or the task that is evaluated]
+    #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
+    pub fit: Vec<String>,
+}
+
+impl FitArgs {
+    /// Loads the tasks; `data` is what {data} stands for in task TOMLs.
+    pub fn load(&self, data: Option<&Path>) -> Result<Vec<Task>> {
+        Task::load_all(&self.fit, data).context("--fit")
     }
 }
 
-/// The same as JSON.
+/// What a record keeps of a task, as JSON.
 pub fn document(task: &Task) -> Value {
     json!({ "name": task.name, "path": task.path, "sha256": task.sha256(), "split_seed": task.split_seed })
 }

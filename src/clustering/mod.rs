@@ -1,5 +1,3 @@
-//! Around the clustering of a library's experts: how they are opened, how many clusters there are, and how it is told.
+//! Clusters on the terminal.
 
-pub mod mbc;
-pub mod start;
 pub mod tables;

@@ -1,33 +1,28 @@
 //! `adapt`: from a library to target tasks.
 
-use crate::adapt::check;
-use crate::adapt::compose::compose;
-use crate::adapt::fits::Fits;
-use crate::adapt::method::{METHODS, Method};
-use crate::adapt::skills::{self, Fitting, Skills};
-use crate::adapt::start;
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
-use crate::lock::lock;
 use crate::output::{counted, entry, number, table};
-use crate::plan::{self, jobs};
+use crate::progress;
+use crate::scoring::tables::cell;
 use crate::settings::SettingArgs;
 use crate::tasks::{self, TaskArgs};
-use crate::training::{Made, World};
+use crate::training;
 use crate::usage::{self, count};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::Results;
-use lorakit_route::Composition;
+use lorakit_fit::adapt::{
+    AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, METHODS, Method, Outcomes, evaluate_adapted,
+};
+use lorakit_fit::training::TrainContext;
+use lorakit_fit::{OpenLibrary, lock};
 use lorakit_task::Task;
-use lorakit_train::{FitScope, Init, Job, TrainConfig};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// The arguments of `adapt`.
 #[derive(Args, Debug)]
@@ -63,51 +58,29 @@ pub struct AdaptArgs {
     out: PathBuf,
 }
 
-/// A share above zero, of one at most.
-#[derive(Clone, Copy, Debug)]
-struct Fraction(f64);
-
-impl FromStr for Fraction {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
-        share.map(Self).ok_or("expected a number above 0, and 1 at most")
-    }
-}
-
-impl Fraction {
-    /// So many of `count` rows: at least one, where there are any.
-    fn of(self, count: usize) -> usize {
-        // A little less, since 0.07 of 100 is 7.000000000000001.
-        (self.0 * count as f64 - 1e-9).ceil() as usize
-    }
-}
-
 /// A line for each method, for `--help`.
 fn methods() -> String {
     let lines: Vec<String> = METHODS.iter().map(|(name, what)| entry(name, what)).collect();
     format!("Methods, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
-/// What came of adapting.
-struct Adapted {
+/// What is reported of the adapted tasks before their evaluation.
+struct Report {
     /// The tasks that are finished.
     finished: Vec<String>,
-    /// What is told of them before the check.
     text: String,
     document: Value,
     outcome: Result<()>,
 }
 
-/// Adapts, checks and reports.
+/// Adapts, evaluates and reports.
 pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     let opened = match (&args.library, args.method.needs_library()) {
-        (Some(root), true) => Some(experts::open_some(root, &base, &args.experts)?),
+        (Some(root), true) => Some(OpenLibrary::open(root, &base, &args.experts)?),
         (None, true) => None,
         (given, false) => {
             if given.is_some() {
@@ -120,32 +93,38 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
         ensure_unseen(&tasks, opened)?;
         ensure!(!same_folder(&args.out, opened), "{}: --out is the library itself", args.out.display());
     }
-    // Whatever can be wrong with the method is found before anything is made.
-    let way = args.way(opened.as_ref())?;
-    let world = World { place: &place, base: &base, vocabulary: &vocabulary, restart: args.restart, context };
+    let settings = |defaults| args.settings.over(defaults);
+    let plan = AdaptPlan::new(&args.method, opened.as_ref(), &settings)?;
+    let train = TrainContext {
+        base: &base,
+        tokenizer: &vocabulary,
+        seed: context.seed,
+        restart: args.restart,
+        reporter: context,
+    };
     let library = Library::open_or_create(&args.out, Some(base.identity()))?;
     let _lock = lock(&library, context)?;
-    let adapted = args.adapt(way, &world, &tasks, &library)?;
-    let finished: Vec<&Task> = tasks.iter().filter(|task| adapted.finished.contains(&task.name)).collect();
-    let results = match &adapted.outcome {
+    let report = report(&plan.adapt(&train, &tasks, args.fraction, &library)?);
+    let finished: Vec<&Task> = tasks.iter().filter(|task| report.finished.contains(&task.name)).collect();
+    let results = match &report.outcome {
         Err(error) if error.is::<Interrupted>() => Results::default(),
-        _ => check::check(&world, &library, &finished, args.limit.map(NonZeroUsize::get))?,
+        _ => evaluate(&train, &library, &finished, args.limit.map(NonZeroUsize::get), context)?,
     };
     let document = json!({
         "method": args.method.to_string(),
         "out": args.out,
-        "adapted": adapted.document,
+        "adapted": report.document,
         "check": results,
     });
     context.output.result(&document, || {
         let end = format!("adapters are in {}", args.out.join("experts").display());
-        format!("{}\n\n{}\n\n{end}", adapted.text, check::text(&results, &finished))
+        format!("{}\n\n{}\n\n{end}", report.text, scores(&results, &finished))
     })?;
-    adapted.outcome
+    report.outcome
 }
 
 /// Refuses tasks of whose test rows an expert of the library may have seen some.
-fn ensure_unseen(tasks: &[Task], opened: &Opened) -> Result<()> {
+fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary) -> Result<()> {
     for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
         for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
             tasks::ensure_unseen(task, expert, record)?;
@@ -154,18 +133,8 @@ fn ensure_unseen(tasks: &[Task], opened: &Opened) -> Result<()> {
     Ok(())
 }
 
-fn same_folder(out: &std::path::Path, opened: &Opened) -> bool {
+fn same_folder(out: &std::path::Path, opened: &OpenLibrary) -> bool {
     matches!((out.canonicalize(), opened.library.root().canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// What a method does.
-enum Way<'a> {
-    /// Trains adapters, from a start where there is one.
-    Train(Box<TrainConfig>, Option<Box<Init>>),
-    /// Fits the routing of skills, and the skills or not.
-    Route(Box<TrainConfig>, FitScope, Skills, &'a Opened),
-    /// Weighs experts.
-    Compose(&'a Composition, &'a Opened),
 }
 
 impl AdaptArgs {
@@ -183,76 +152,59 @@ impl AdaptArgs {
             )
         })
     }
+}
 
-    fn way<'a>(&'a self, opened: Option<&'a Opened>) -> Result<Way<'a>> {
-        let opened = || opened.context("the method needs --library");
-        let start = match &self.method {
-            Method::NoLibrary => None,
-            Method::Mean => Some(start::mean(opened()?, self.settings.over(TrainConfig::default())?.rank)?),
-            Method::Shared(name) => Some(start::shared(opened()?, name.as_deref())?),
-            Method::Skills(tuned) => {
-                let skills = Skills::of(opened()?)?;
-                let settings = self.settings.over(skills.settings()?)?;
-                return Ok(Way::Route(Box::new(settings), *tuned, skills, opened()?));
-            }
-            Method::Composition(composition) => {
-                composition.check(&opened()?.experts)?;
-                return Ok(Way::Compose(composition, opened()?));
-            }
-        };
-        let settings = self.settings.over(start::settings(start.as_ref())?)?;
-        if let Some(start) = &start {
-            start::ensure_form(start, &settings)?;
+/// Evaluates the adapted tasks under a progress bar.
+fn evaluate(
+    train: &TrainContext,
+    library: &Library,
+    tasks: &[&Task],
+    limit: Option<usize>,
+    context: &Context,
+) -> Result<Results> {
+    let bar = progress::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "check");
+    let results = evaluate_adapted(train, library, tasks, limit, &mut |event| match event {
+        EvaluationEvent::Started { column, task } => bar.set_message(format!("{column} on {task},")),
+        EvaluationEvent::Finished => bar.inc(1),
+        EvaluationEvent::Skipped { task, error } => {
+            bar.suspend(|| context.output.notice(format!("task `{task}` is not checked: {error:#}")));
+            bar.inc(COLUMNS.len() as u64);
         }
-        Ok(Way::Train(Box::new(settings), start.map(Box::new)))
-    }
+    })?;
+    bar.finish_and_clear();
+    Ok(results)
+}
 
-    /// Makes an adapter for each task.
-    fn adapt(&self, way: Way, world: &World, tasks: &[Task], out: &Library) -> Result<Adapted> {
-        let plans = plan::private(tasks);
-        let defaults = TrainConfig::default();
-        let settings = match &way {
-            Way::Train(settings, _) | Way::Route(settings, ..) => settings,
-            Way::Compose(..) => &defaults,
-        };
-        let jobs = self.part(jobs(&plans, world.base, world.vocabulary, settings, world.context)?);
-        match &way {
-            Way::Compose(composition, opened) => Ok(composed(&compose(world, composition, opened, out, jobs))),
-            Way::Route(settings, tuned, skills, opened) => {
-                let unused = skills::unused(settings, &skills.settings()?).join(", ");
-                if !unused.is_empty() {
-                    let method = self.method.name();
-                    world.context.output.notice(format!("--method {method} does not use the settings {unused}"));
-                }
-                let how = Fitting { world, opened, tuned: *tuned, settings };
-                Ok(routed(&skills.adapt(&how, out, jobs)))
-            }
-            Way::Train(settings, start) => {
-                let jobs = jobs.into_iter().map(|job| Job { start: start.as_deref().cloned(), ..job }).collect();
-                let trained = world.train_jobs(Made::Experts, out, &plans, jobs, settings)?;
-                Ok(Adapted {
-                    finished: trained.finished().map(str::to_owned).collect(),
-                    text: trained.table(),
-                    document: trained.document(out)["experts"].clone(),
-                    outcome: trained.outcome(),
-                })
-            }
+/// A line for each task and metric.
+fn scores(results: &Results, tasks: &[&Task]) -> String {
+    let mut lines = Vec::new();
+    for task in tasks {
+        let Some(adapted) = results.get(COLUMNS[1], &task.name) else { continue };
+        for metric in adapted.metrics.keys() {
+            let score = |column: &str| results.get(column, &task.name)?.metrics.get(metric).copied();
+            let scores = COLUMNS.map(|column| cell(score(column)));
+            lines.push([task.name.clone(), metric.clone(), adapted.n.to_string()].into_iter().chain(scores).collect());
         }
     }
+    table(["task", "metric", "test rows", COLUMNS[0], COLUMNS[1]], lines)
+}
 
-    /// The share of the rows that is asked for.
-    fn part(&self, jobs: Vec<Job>) -> Vec<Job> {
-        let part = |mut job: Job| {
-            job.train.truncate(self.fraction.of(job.train.len()));
-            job.validation.truncate(self.fraction.of(job.validation.len()));
-            job
-        };
-        jobs.into_iter().map(part).collect()
+/// What came of adapting.
+fn report(adapted: &Adapted) -> Report {
+    match adapted {
+        Adapted::Trained(report) => Report {
+            finished: report.finished().map(str::to_owned).collect(),
+            text: training::text(report),
+            document: training::document(report)["experts"].clone(),
+            outcome: training::outcome(report),
+        },
+        Adapted::Routed(outcomes) => routed(outcomes),
+        Adapted::Composed(outcomes) => composed(outcomes),
     }
 }
 
-/// What is told of a routing that was fitted.
-fn routed(fits: &Fits) -> Adapted {
+/// Fitted routings.
+fn routed(fits: &Outcomes) -> Report {
     let line = |(task, fit): &(String, Value)| {
         let losses = fit["train"].as_array().map_or(&[][..], Vec::as_slice);
         let loss = |loss: Option<&Value>| number(loss.and_then(Value::as_f64), 4);
@@ -261,8 +213,8 @@ fn routed(fits: &Fits) -> Adapted {
     fitted(fits, table(["task", "steps", "first train loss", "last"], fits.finished.iter().map(line)))
 }
 
-/// What is told of weights.
-fn composed(fits: &Fits) -> Adapted {
+/// Fitted weights.
+fn composed(fits: &Outcomes) -> Report {
     let line = |(task, fit): &(String, Value)| {
         let losses = ["base", "fitted", "stderr"].map(|key| number(fit["held_out_loss"][key].as_f64(), 4));
         [vec![task.clone(), strongest(&fit["weights"])], losses.to_vec()].concat()
@@ -271,13 +223,22 @@ fn composed(fits: &Fits) -> Adapted {
     fitted(fits, table(header, fits.finished.iter().map(line)))
 }
 
-fn fitted(fits: &Fits, text: String) -> Adapted {
-    Adapted {
+fn fitted(fits: &Outcomes, text: String) -> Report {
+    Report {
         finished: fits.finished.iter().map(|(task, _)| task.clone()).collect(),
         text,
         document: fits.document(),
-        outcome: fits.outcome(),
+        outcome: outcome(fits),
     }
+}
+
+/// How the command ends.
+fn outcome(fits: &Outcomes) -> Result<()> {
+    if fits.failed.is_empty() {
+        return Ok(());
+    }
+    let each: Vec<String> = fits.failed.iter().map(|(task, error)| format!("`{task}`: {error:#}")).collect();
+    bail!("{} failed, and what else was finished is there: {}", counted(each.len(), "task"), each.join("; "))
 }
 
 /// The experts of the largest weights, each with its mean over the groups.

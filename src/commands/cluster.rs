@@ -1,11 +1,8 @@
 //! `cluster`: which experts, and so which tasks, belong together.
 
 use crate::base_source::BaseSource;
-use crate::clustering::mbc::{K, clustered};
-use crate::clustering::start::{experts, records};
 use crate::clustering::tables;
 use crate::context::Context;
-use crate::embedding;
 use crate::output::{counted, make_parent};
 use crate::tasks::DataArgs;
 use crate::usage::{self, share, size};
@@ -16,6 +13,7 @@ use lorakit_cluster::{
     Clusters, CurvePoint, Experts, MbcOptions, Method, Partition, Report, Space, Spaces, embedding as by_embedding,
     page, random,
 };
+use lorakit_fit::cluster::{ClusterCount, ROWS, cluster_experts, embed_tasks, mean, open_experts, records};
 use lorakit_task::Task;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -32,7 +30,7 @@ pub struct ClusterArgs {
     method: By,
     /// The number of clusters, or auto: the one with the best silhouette
     #[arg(short, value_name = "K")]
-    k: K,
+    k: ClusterCount,
     /// clusters.json, as train-experts reads it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -63,7 +61,7 @@ pub struct ClusterArgs {
     #[command(flatten)]
     data: DataArgs,
     /// Training rows of a task that are embedded, at most
-    #[arg(long, value_name = "N", default_value_t = embedding::ROWS, value_parser = size)]
+    #[arg(long, value_name = "N", default_value_t = ROWS, value_parser = size)]
     rows: usize,
 }
 
@@ -71,7 +69,7 @@ impl ClusterArgs {
     /// Refuses what cannot be meant, before anything is opened.
     fn ensure_usage(&self) -> Result<()> {
         let by_itself = self.method == By::Mbc;
-        usage::ensure(by_itself || self.k != K::Auto, || {
+        usage::ensure(by_itself || self.k != ClusterCount::Auto, || {
             "-k auto: only mbc chooses a number of clusters; give -k a number".to_owned()
         })?;
         usage::ensure(self.report.as_ref() != Some(&self.out), || {
@@ -155,7 +153,7 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
         counted(names.len(), "expert")
     );
     let records = records(&library, &names)?;
-    let experts = experts(&library, names, &records)?;
+    let experts = open_experts(&library, names, &records)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
@@ -229,7 +227,7 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            clustered(experts, &options, (args.k, "-k"), context)
+            cluster_experts(experts, &options, (args.k, "-k"), context)
         }
     }
 }
@@ -237,8 +235,8 @@ fn partition(
 /// The number of clusters, where the method does not choose one.
 fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
     match args.k {
-        K::Is(k) => Ok(k.get()),
-        K::Auto => bail!("-k auto: only mbc chooses a number of clusters; give -k a number"),
+        ClusterCount::Fixed(k) => Ok(k.get()),
+        ClusterCount::Auto => bail!("-k auto: only mbc chooses a number of clusters; give -k a number"),
     }
 }
 
@@ -246,7 +244,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 fn embeddings(args: &ClusterArgs, context: &Context) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.locate(context)?;
-    embedding::of_tasks(&place.base(context)?, &place.vocabulary()?, &tasks, args.rows)
+    embed_tasks(&place.base(context)?, &place.vocabulary()?, &tasks, args.rows)
 }
 
 /// The embedding of an expert: the mean over its tasks, or over the task of its name where nothing is recorded.
@@ -256,7 +254,7 @@ fn vector(expert: &str, tasks: &[String], embedded: &BTreeMap<String, Vec<f32>>)
     let find = |task: &String| {
         embedded.get(task).with_context(|| format!("expert `{expert}`: its task `{task}` is not among --tasks; add it"))
     };
-    Ok(embedding::mean(&tasks.iter().map(find).collect::<Result<Vec<_>>>()?))
+    Ok(mean(&tasks.iter().map(find).collect::<Result<Vec<_>>>()?))
 }
 
 fn method(by: By) -> Method {

@@ -2,21 +2,21 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
 use crate::progress;
-use crate::routing::{Filling, FitArgs, Routing};
 use crate::scoring::failures::Failures;
 use crate::scoring::store::{Place, Store};
 use crate::scoring::tables::tables;
 use crate::slots;
-use crate::tasks::{self, TaskArgs};
+use crate::tasks::{self, FitArgs, TaskArgs};
 use crate::typed::Typed;
 use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, evaluate};
+use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
+use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_route::Router;
@@ -83,15 +83,23 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     }
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
-    if let (Some(record), false) = (experts::record_of_model(&place)?, args.split == Split::All) {
+    if let (Some(record), false) = (place.record()?, args.split == Split::All) {
         tasks.iter().try_for_each(|task| tasks::ensure_unseen(task, &args.base.to_string(), &record))?;
     }
     let opened = library(&args, &routers, &base)?;
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened, args.split)?;
     }
-    let routing =
-        opened.as_ref().map(|opened| Routing { base: &base, place: &place, opened, fit: &fit, data, context });
+    let tokenizer = || place.vocabulary();
+    let routing = opened.as_ref().map(|library| FitContext {
+        base: &base,
+        library,
+        tokenizer: &tokenizer,
+        tasks: &fit,
+        data,
+        seed: context.seed,
+        reporter: context,
+    });
     let lineup = lineup(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
     let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
     let kept = Place { folder: args.out.as_deref(), log_samples: args.log_samples };
@@ -99,7 +107,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let bar = progress::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
     for (router, line) in routers.iter().zip(&lineup) {
         for (index, task) in tasks.iter().enumerate() {
-            let Some(Filling { patches, templates }) = line.of(index) else {
+            let Some(RoutedPatches { patches, templates }) = line.of(index) else {
                 bar.inc(1);
                 continue;
             };
@@ -141,16 +149,16 @@ impl EvalArgs {
 }
 
 /// The library, where a router needs one. One that none needs must be there all the same, or its name is a slip.
-fn library(args: &EvalArgs, routers: &[Typed], base: &Base) -> Result<Option<Opened>> {
+fn library(args: &EvalArgs, routers: &[Typed], base: &Base) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
     if routers.iter().all(|typed| typed.router == Router::Base) {
         return Library::open(root).map(|_| None);
     }
-    experts::open(root, base).map(Some)
+    OpenLibrary::open(root, base, &[]).map(Some)
 }
 
 /// Refuses tasks of which an expert may have been trained on the rows to be scored.
-fn ensure_unseen(tasks: &[Task], opened: &Opened, split: Split) -> Result<()> {
+fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary, split: Split) -> Result<()> {
     if split == Split::All {
         return Ok(());
     }
@@ -165,13 +173,13 @@ fn ensure_unseen(tasks: &[Task], opened: &Opened, split: Split) -> Result<()> {
 /// A router, ready to be scored.
 enum Line<'a> {
     /// The same for every task.
-    Same(Filling<'a>),
+    Same(RoutedPatches<'a>),
     /// For each task its own; none where it could not be had.
-    ByTask(Vec<Option<Filling<'a>>>),
+    ByTask(Vec<Option<RoutedPatches<'a>>>),
 }
 
 impl<'a> Line<'a> {
-    fn of(&self, task: usize) -> Option<&Filling<'a>> {
+    fn of(&self, task: usize) -> Option<&RoutedPatches<'a>> {
         match self {
             Self::Same(filling) => Some(filling),
             Self::ByTask(fillings) => fillings[task].as_ref(),
@@ -184,18 +192,18 @@ impl<'a> Line<'a> {
 fn lineup<'a>(
     routers: &[Typed],
     tasks: &[Task],
-    routing: Option<&Routing<'_, 'a>>,
+    routing: Option<&FitContext<'_, 'a>>,
     failures: &mut Failures,
     context: &Context,
 ) -> Result<Vec<Line<'a>>> {
     let mut line = |Typed { router, text }: &Typed| -> Result<Line<'a>> {
-        let Some(routing) = routing else { return Ok(Line::Same(Filling::plain(Patches::none()))) };
-        if !routing.by_task(router) {
-            return routing.fill(router, None, None).map(Line::Same);
+        let Some(routing) = routing else { return Ok(Line::Same(RoutedPatches::plain(Patches::none()))) };
+        if !depends_on_task(routing, router) {
+            return build_router(routing, router, None, None).map(Line::Same);
         }
         let (mut fillings, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
-            match routing.fill(router, Some(task), None) {
+            match build_router(routing, router, Some(task), None) {
                 Ok(filling) => fillings.push(Some(filling)),
                 Err(error) if error.is::<Interrupted>() => return Err(error),
                 Err(error) => {
@@ -218,11 +226,11 @@ fn config(
     args: &EvalArgs,
     routers: &[Typed],
     tasks: &[Task],
-    routing: Option<&Routing>,
+    routing: Option<&FitContext>,
     base: &Base,
     seed: u64,
 ) -> Value {
-    let (opened, fit) = (routing.map(|routing| routing.opened), routing.map_or(&[][..], |routing| routing.fit));
+    let (opened, fit) = (routing.map(|routing| routing.library), routing.map_or(&[][..], |routing| routing.tasks));
     let typed: BTreeMap<&str, String> =
         routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect();
     let experts = opened.map(|opened| opened.experts.names());

@@ -2,14 +2,14 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::experts;
 use crate::explanation::{Explanation, LEFT_OVER, Share, Trace, page};
 use crate::output::{make_parent, table};
-use crate::routing::{FitArgs, Routing};
-use crate::tasks::DataArgs;
+use crate::tasks::{DataArgs, FitArgs};
 use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use lorakit_fit::router::build_router;
+use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::{Row, Rows};
 use lorakit_task::Example;
 use std::path::PathBuf;
@@ -47,13 +47,22 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let typed = &args.router;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
-    let opened = experts::open(&args.library, &base)?;
+    let opened = OpenLibrary::open(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(data)?;
-    let routing = Routing { base: &base, place: &place, opened: &opened, fit: &fit, data, context };
+    let tokenizer = || place.vocabulary();
+    let over = FitContext {
+        base: &base,
+        library: &opened,
+        tokenizer: &tokenizer,
+        tasks: &fit,
+        data,
+        seed: context.seed,
+        reporter: context,
+    };
     let trace = Arc::new(Trace::default());
     let filling =
-        routing.fill(&typed.router, None, Some(trace.clone())).with_context(|| format!("--router {typed}"))?;
+        build_router(&over, &typed.router, None, Some(trace.clone())).with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
     ensure!(!ids.is_empty(), "--prompt: no token to explain");

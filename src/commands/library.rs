@@ -2,10 +2,10 @@
 
 use super::{library_add, library_check, library_export, library_import, library_ls, library_show};
 use crate::context::Context;
-use crate::lock::lock;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_adapter::Library;
+use lorakit_fit::lock;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;

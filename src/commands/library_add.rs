@@ -2,12 +2,11 @@
 
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::experts::record_beside;
-use crate::lock::{lock, lock_for};
 use crate::output::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, ExpertRecord, Library};
+use lorakit_fit::{lock, lock_for, record_beside};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

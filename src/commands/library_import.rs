@@ -3,10 +3,10 @@
 use super::library_add::{Candidate, Named, admit};
 use crate::base_source::BaseSource;
 use crate::context::Context;
-use crate::experts::record_beside;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, WEIGHTS_FILE, mttl_experts};
+use lorakit_fit::record_beside;
 use lorakit_format::hash::sha256;
 use serde_json::json;
 use std::path::{Path, PathBuf};

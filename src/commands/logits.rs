@@ -3,12 +3,12 @@
 use crate::base_source::BaseSource;
 use crate::context::Context;
 use crate::output::make_parent;
-use crate::routing::Filling;
 use crate::slots::{self, SlotArgs};
 use crate::usage;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
+use lorakit_fit::router::RoutedPatches;
 use lorakit_lora::{Row, Rows};
 use lorakit_model::Base;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -73,7 +73,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.
-fn logits(base: &Base, filling: &Filling, ids: &Ids) -> Result<Vec<f32>> {
+fn logits(base: &Base, filling: &RoutedPatches, ids: &Ids) -> Result<Vec<f32>> {
     let together = (BATCH_TOKENS / ids.columns).max(1);
     let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
     for part in ids.values.chunks(together * ids.columns) {

@@ -1,17 +1,18 @@
 //! `merge`: several experts of a library made one adapter, or added to their base.
 
 use crate::base_source::{BaseSource, Located};
-use crate::composition::{self, Ground, fit_weights};
 use crate::context::Context;
-use crate::experts::record_of_model;
-use crate::merge_record::{self, Fit, MergeRecord, MergedBase, RECORD_FILE};
 use crate::merged_base;
 use crate::output::{counted, entry, make_parent, number, table};
-use crate::tasks::{self, DataArgs};
+use crate::tasks::DataArgs;
 use crate::usage;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
+use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
+use lorakit_fit::{
+    FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record, task_record,
+};
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
 use lorakit_route::merge::{Coefficients, MERGES, Merge, MergeError, Merged, ModuleReport};
@@ -156,10 +157,10 @@ impl MergeArgs {
         let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
         let stacked = Experts::new(experts, base.sites(), base.device())?;
-        let rows = composition::rows(composition, &tasks, base, &place.vocabulary()?)?;
-        let ground = Ground { base, experts: &stacked, seed: context.seed };
-        let fitted = fit_weights(composition, ground, &rows)?;
-        context.output.status(format!("{name}: {}", fitted.told(&stacked)));
+        let rows = fitted_merge::rows(composition, &tasks, base, &place.vocabulary()?)?;
+        let over = WeightFit { base, experts: &stacked, seed: context.seed };
+        let fitted = fit_weights(composition, over, &rows)?;
+        context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
         let (merge, coefficients) = composition.merge(&stacked, &fitted.weights)?;
         let merged = merge.apply(stacked.experts(), &coefficients)?;
         let record = MergeRecord::fitted(
@@ -167,9 +168,9 @@ impl MergeArgs {
             library,
             &stacked,
             &coefficients,
-            Fit {
+            FitRecord {
                 composition: composition.to_string(),
-                tasks: tasks.iter().map(tasks::record).collect(),
+                tasks: tasks.iter().map(task_record).collect(),
                 seed: context.seed,
                 found: fitted.document(&stacked),
             },
@@ -252,7 +253,7 @@ fn ensure_place(out: &Path, overwrite: bool) -> Result<()> {
         return Ok(());
     }
     ensure!(overwrite, "{place}: not empty; give another --out, or --overwrite to replace what merge wrote there");
-    let ours = merge_record::read(out).ok().flatten().is_some();
+    let ours = read_merge_record(out).ok().flatten().is_some();
     ensure!(ours, "{place}: not written by merge, so --overwrite does not replace it; give another --out");
     Ok(())
 }
@@ -270,13 +271,13 @@ fn write_base(
     (adapter, record): (&Adapter, &MergeRecord),
     context: &Context,
 ) -> Result<Rounding> {
-    let merged = MergedBase::new(record, library, base.identity(), record_of_model(place)?)?;
+    let merged = MergedBaseRecord::new(record, library, base.identity(), place.record()?)?;
     let mut text = serde_json::to_string_pretty(&merged)?;
     text.push('\n');
     let mut rounding = Rounding::default();
     put(args, |folder| {
         rounding = merged_base::write(place, adapter, folder, context)?;
-        Ok(write_file(&folder.join(RECORD_FILE), text.as_bytes())?)
+        Ok(write_file(&folder.join(MERGE_RECORD_FILE), text.as_bytes())?)
     })?;
     Ok(rounding)
 }
@@ -319,7 +320,7 @@ impl Report<'_> {
     fn document(&self) -> Result<Value> {
         let Whole { norm, retained, error } = Whole::of(self.merged);
         let adapter = &self.merged.adapter;
-        let expert = |(expert, of): (&Expert, &merge_record::MergedExpert)| -> Result<Value> {
+        let expert = |(expert, of): (&Expert, &MergedExpert)| -> Result<Value> {
             let cosine = adapter.cosine(&expert.adapter)?;
             Ok(json!({ "name": of.name, "weight": of.weight, "norm": expert.adapter.norm(), "cosine": cosine }))
         };

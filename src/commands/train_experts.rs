@@ -1,28 +1,30 @@
 //! `train-experts`: one expert per task, per cluster of tasks, or one for all of them.
 
 use crate::base_source::BaseSource;
-use crate::clustering::mbc::K;
+use crate::clustering::tables;
+use crate::companions;
 use crate::context::Context;
-use crate::lock::lock_for;
-use crate::mbc;
-use crate::plan::{self, Plan};
 use crate::settings::{SettingArgs, ensure_targets};
 use crate::tasks::TaskArgs;
-use crate::training::{Made, World};
+use crate::training;
 use crate::usage::count;
 use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
+use lorakit_fit::cluster::{ClusterCount, ClusteredStage, TwoStageMbc, ensure_possible, two_stage_mbc};
+use lorakit_fit::lock_for;
+use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
 use lorakit_task::{Split, Task};
+use lorakit_train::{FullFineTuning, SkillDims, TrainConfig};
 use lorakit_train::{LORA_SETTINGS, SKILL_SETTINGS};
-use lorakit_train::{SkillDims, TrainConfig};
+use serde_json::json;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The settings of training, for --help.
 pub const SETTINGS: &str = "\
-Settings, with their defaults and the names that PEFT and transformers give them:
+TrainConfig, with their defaults and the names that PEFT and transformers give them:
   rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
   target_modules=attention      or all-linear, names with commas between, or one regular expression
   tie_qkv=false                 one A for q, k and v
@@ -82,7 +84,7 @@ struct Which {
     /// Both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private on 40 % of the steps (or epochs),
     /// K clusters of their deltas (or auto) in LIBRARY/clusters.json, and an expert per cluster on the other 60 %
     #[arg(long, value_name = "K", conflicts_with = "experts")]
-    mbc: Option<K>,
+    mbc: Option<ClusterCount>,
     /// K experts on random parts of the rows of all tasks, a baseline of clusters
     #[arg(long, value_name = "K", value_parser = count)]
     random_examples: Option<NonZeroUsize>,
@@ -97,13 +99,13 @@ struct Which {
 }
 
 impl Which {
-    /// What is made.
-    fn made(&self, settings: &TrainConfig) -> Made {
+    /// What is trained; `model` is how the whole base is.
+    fn kind<'a>(&self, settings: &TrainConfig, model: &'a FullFineTuning<'a>) -> TrainedKind<'a> {
         match (self.full, self.poly, self.mhr) {
-            (true, ..) => Made::Model,
-            (_, Some(skills), _) => Made::Skills(SkillDims { count: skills.get(), splits: 1 }),
-            (.., Some(skills)) => Made::Skills(SkillDims { count: skills.get(), splits: settings.splits }),
-            _ => Made::Experts,
+            (true, ..) => TrainedKind::Model(model),
+            (_, Some(skills), _) => TrainedKind::Skills(SkillDims { count: skills.get(), splits: 1 }),
+            (.., Some(skills)) => TrainedKind::Skills(SkillDims { count: skills.get(), splits: settings.splits }),
+            _ => TrainedKind::Experts,
         }
     }
 }
@@ -117,60 +119,82 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
     if let Some(k) = args.which.mbc {
-        mbc::ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
+        ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
     let plans = chosen(plans(&args, &tasks)?, &args.experts)?;
     let place = args.base.locate(context)?;
     let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
     ensure_targets(&settings, &base)?;
-    let world = World { place: &place, base: &base, vocabulary: &vocabulary, restart: args.restart, context };
+    let train = TrainContext {
+        base: &base,
+        tokenizer: &vocabulary,
+        seed: context.seed,
+        restart: args.restart,
+        reporter: context,
+    };
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
     let _lock = lock_for(&library, &base, context)?;
     if let Some(k) = args.which.mbc {
-        return mbc::run(&world, &library, &tasks, k, &settings);
+        return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
     }
-    let made = args.which.made(&settings);
-    let unused = unused(&made, &settings)?.join(", ");
+    let open = || place.trainable(context);
+    let companions = |folder: &Path| companions::write_for_f32(&place, folder);
+    let model = FullFineTuning { open: &open, companions: &companions };
+    let kind = args.which.kind(&settings, &model);
+    let unused = unused(kind, &settings)?.join(", ");
     if !unused.is_empty() {
         context.output.notice(format!("what is trained here does not use the settings {unused}"));
     }
-    let trained = world.train(made, &library, &plans, &settings)?;
-    let document = trained.document(&library);
-    context.output.result(&document, || trained.table())?;
-    trained.outcome()
+    let report = train.train(kind, &library, &plans, &settings)?;
+    context.output.result(&training::document(&report), || training::text(&report))?;
+    training::outcome(&report)
+}
+
+/// Reports both stages of MBC, or the first where that was not completed.
+fn report_both_stages(stages: &TwoStageMbc, context: &Context) -> Result<()> {
+    let TwoStageMbc { private, clustered } = stages;
+    let Some(ClusteredStage { clusters, file, experts }) = clustered else {
+        context.output.result(&training::document(private), || training::text(private))?;
+        return training::outcome(private);
+    };
+    let mut document = training::document(experts);
+    document["clusters"] = json!(file);
+    document["private"] = training::document(private);
+    context.output.result(&document, || format!("{}\n\n{}", tables::of_tasks(clusters), training::text(experts)))?;
+    training::outcome(experts)
 }
 
 /// The settings that were changed and that what is made does not use.
-fn unused(made: &Made, settings: &TrainConfig) -> Result<Vec<&'static str>> {
-    let unused: Vec<&str> = match made {
-        Made::Experts => SKILL_SETTINGS.to_vec(),
-        Made::Model => [&LORA_SETTINGS[..], &SKILL_SETTINGS].concat(),
-        Made::Skills(_) => Vec::new(),
+fn unused(kind: TrainedKind, settings: &TrainConfig) -> Result<Vec<&'static str>> {
+    let unused: Vec<&str> = match kind {
+        TrainedKind::Experts => SKILL_SETTINGS.to_vec(),
+        TrainedKind::Model(_) => [&LORA_SETTINGS[..], &SKILL_SETTINGS].concat(),
+        TrainedKind::Skills(_) => Vec::new(),
     };
     let (given, default) = (serde_json::to_value(settings)?, serde_json::to_value(TrainConfig::default())?);
     Ok(unused.into_iter().filter(|name| given[*name] != default[*name]).collect())
 }
 
 /// Which experts there are to be.
-fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<Plan<'a>>> {
+fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingPlan<'a>>> {
     let which = &args.which;
     if let Some(path) = &which.clusters {
         let clusters = Clusters::read(path)?;
         let library = Library::open(&args.library).ok();
-        return plan::of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref());
+        return of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref());
     }
     Ok(match which {
-        Which { joint: true, .. } => vec![plan::joint(tasks)],
-        Which { full: true, .. } => vec![Plan::new(FULL, tasks.iter().collect())],
-        Which { poly: Some(_), .. } => vec![Plan::new("poly", tasks.iter().collect())],
-        Which { mhr: Some(_), .. } => vec![Plan::new("mhr", tasks.iter().collect())],
-        Which { random_examples: Some(parts), .. } => plan::random_examples(tasks, parts.get()),
-        _ => plan::private(tasks),
+        Which { joint: true, .. } => vec![joint(tasks)],
+        Which { full: true, .. } => vec![TrainingPlan::new(FULL, tasks.iter().collect())],
+        Which { poly: Some(_), .. } => vec![TrainingPlan::new("poly", tasks.iter().collect())],
+        Which { mhr: Some(_), .. } => vec![TrainingPlan::new("mhr", tasks.iter().collect())],
+        Which { random_examples: Some(parts), .. } => random_examples(tasks, parts.get()),
+        _ => private(tasks),
     })
 }
 
 /// The experts that `--experts` names; all where it names none.
-fn chosen<'a>(plans: Vec<Plan<'a>>, names: &[String]) -> Result<Vec<Plan<'a>>> {
+fn chosen<'a>(plans: Vec<TrainingPlan<'a>>, names: &[String]) -> Result<Vec<TrainingPlan<'a>>> {
     if let Some(unknown) = names.iter().find(|name| plans.iter().all(|plan| plan.name != **name)) {
         let known: Vec<&str> = plans.iter().map(|plan| plan.name.as_str()).collect();
         bail!("--experts {unknown}: there is no such expert to be trained here; there are {}", known.join(", "));

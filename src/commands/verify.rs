@@ -8,7 +8,6 @@
 use super::merge;
 use crate::base_source::{BaseSource, Located};
 use crate::context::Context;
-use crate::merge_record::{self, MergeRecord};
 use crate::merged_base::{self, Kept};
 use crate::output::{counted, table};
 use crate::progress;
@@ -17,6 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library};
+use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, Rows};
 use lorakit_model::{Base, Element, Options};
@@ -194,7 +194,7 @@ impl<'a> Bench<'a> {
             return Ok((vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?], Element::F32));
         }
         ensure!(folder.join("config.json").is_file(), "neither adapter_config.json nor config.json is there");
-        if let Some(record) = merge_record::read_base(folder)? {
+        if let Some(record) = read_merged_base_record(folder)? {
             record.base.ensure_same(self.base.identity()).context("what was merged")?;
         }
         let opened = Base::open(folder, &self.options)?;
@@ -275,7 +275,7 @@ struct Recipe {
 
 impl Recipe {
     fn of(folder: &Path, library: &Library, args: &VerifyArgs, bench: &Bench) -> Result<Self> {
-        let (record, experts) = match merge_record::read(folder)? {
+        let (record, experts) = match read_merge_record(folder)? {
             _ if !args.weights.is_empty() => {
                 let names = merge::experts(library, &args.experts)?;
                 let of: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();

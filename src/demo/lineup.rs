@@ -3,12 +3,12 @@
 use super::method::Libraries;
 use super::world::World;
 use crate::context::Context;
-use crate::experts::Opened;
 use crate::output::{ABSENT, table};
 use crate::progress;
-use crate::routing::Routing;
 use anyhow::{Context as _, Result};
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
+use lorakit_fit::router::{build_router, depends_on_task};
+use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::Rows;
 use lorakit_route::{Router, Setting, Usage};
 use lorakit_task::skills::{self, SkillFamily};
@@ -56,7 +56,7 @@ enum Which {
 }
 
 impl Which {
-    fn of(self, libraries: &Libraries) -> &Opened {
+    fn of(self, libraries: &Libraries) -> &OpenLibrary {
         match self {
             Self::Private => &libraries.private,
             Self::Joint => &libraries.joint,
@@ -73,8 +73,18 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
     for (label, which, router) in LINES {
         let router: Router = router.parse()?;
         let opened = which.of(libraries);
-        let routing = Routing { base: &world.base, place: &world.place, opened, fit: &[], data: None, context };
-        let same = if routing.by_task(&router) { None } else { Some(routing.fill(&router, None, None)?) };
+        let tokenizer = || world.place.vocabulary();
+        let routing = FitContext {
+            base: &world.base,
+            library: opened,
+            tokenizer: &tokenizer,
+            tasks: &[],
+            data: None,
+            seed: context.seed,
+            reporter: context,
+        };
+        let same =
+            if depends_on_task(&routing, &router) { None } else { Some(build_router(&routing, &router, None, None)?) };
         let mut summary = |tasks: &[Task]| -> Result<Option<Summary>> {
             let mut scores = Vec::new();
             for task in tasks {
@@ -83,7 +93,7 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
                 if !serves(&router, opened, task) {
                     return Ok(None);
                 }
-                let own = if same.is_none() { Some(routing.fill(&router, Some(task), None)?) } else { None };
+                let own = if same.is_none() { Some(build_router(&routing, &router, Some(task), None)?) } else { None };
                 let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
                 let model = PatchedModel {
                     base: &world.base,
@@ -111,7 +121,7 @@ pub fn score(world: &World, libraries: &Libraries, results: &mut Results, contex
 }
 
 /// Whether a router has something for a task: the oracle has not where no expert was trained on it.
-fn serves(router: &Router, opened: &Opened, task: &Task) -> bool {
+fn serves(router: &Router, opened: &OpenLibrary, task: &Task) -> bool {
     !matches!(router, Router::Oracle) || lorakit_route::oracle::expert_of(&task.name, &opened.experts).is_ok()
 }
 
@@ -148,7 +158,7 @@ pub fn shown(score: Score, percent: bool) -> String {
 
 /// Where Arrow sends the prompts of each family: for each family of prompts, the share of routing weight that goes to
 /// the private experts of each family.
-pub fn routing_by_family(world: &World, private: &Opened) -> Result<Vec<Vec<f64>>> {
+pub fn routing_by_family(world: &World, private: &OpenLibrary) -> Result<Vec<Vec<f64>>> {
     let place = |family: Option<SkillFamily>| family.and_then(|f| world.families.iter().position(|known| *known == f));
     let of_expert: Vec<Option<usize>> =
         private.experts.names().iter().map(|name| place(skills::family_of(name))).collect();

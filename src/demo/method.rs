@@ -2,16 +2,14 @@
 
 use super::world::World;
 use crate::context::Context;
-use crate::experts::{self, Opened};
 use crate::interrupt::Interrupted;
-use crate::lock::lock_for;
-use crate::plan::{self, Plan, jobs};
-use crate::progress;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Library, Matrix};
 use lorakit_cluster::{
     Clusters, Embedded, Experts, MbcOptions, Method, Report, Similarity, Space, Spaces, adjusted_rand, curve, mbc,
 };
+use lorakit_fit::training::{TrainContext, TrainingPlan, jobs, joint, private};
+use lorakit_fit::{OpenLibrary, Reporter as _, TrainingHooks, lock_for};
 use lorakit_task::{Task, skills};
 use lorakit_train::RunOptions;
 use lorakit_train::initial_a;
@@ -22,11 +20,11 @@ use std::path::Path;
 /// The libraries that were trained.
 pub struct Libraries {
     /// One expert per task.
-    pub private: Opened,
+    pub private: OpenLibrary,
     /// One expert on all tasks.
-    pub joint: Opened,
+    pub joint: OpenLibrary,
     /// One expert per cluster.
-    pub clustered: Opened,
+    pub clustered: OpenLibrary,
 }
 
 /// The clusters of the private experts, and how well they are the families.
@@ -43,8 +41,8 @@ pub struct Found {
 
 /// Trains, clusters, and trains again; everything is kept in `out`, and what is there already is not done again.
 pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, Found)> {
-    let private = train(world, &out.join("private"), &plan::private(&world.training), context)?;
-    let joint = train(world, &out.join("joint"), &[plan::joint(&world.training)], context)?;
+    let private_library = train(world, &out.join("private"), &private(&world.training), context)?;
+    let joint_library = train(world, &out.join("joint"), &[joint(&world.training)], context)?;
     let found = cluster(world, &out.join("private"), context)?;
     found.clusters.write(&out.join("clusters.json"))?;
     let task = |name: &String| {
@@ -52,29 +50,34 @@ pub fn run(world: &World, out: &Path, context: &Context) -> Result<(Libraries, F
     };
     let plans = found.clusters.clusters().iter().map(|cluster| {
         let tasks: Vec<&Task> = cluster.tasks.iter().map(task).collect::<Result<_>>()?;
-        Ok(Plan::new(&cluster.name, tasks))
+        Ok(TrainingPlan::new(&cluster.name, tasks))
     });
     let clustered = train(world, &out.join("mbc"), &plans.collect::<Result<Vec<_>>>()?, context)?;
-    Ok((Libraries { private, joint, clustered }, found))
+    Ok((Libraries { private: private_library, joint: joint_library, clustered }, found))
 }
 
 /// Trains the experts that `root` does not have yet.
-fn train(world: &World, root: &Path, plans: &[Plan], context: &Context) -> Result<Opened> {
-    let jobs = jobs(plans, &world.base, &world.vocabulary, &world.settings, context)?;
+fn train(world: &World, root: &Path, plans: &[TrainingPlan], context: &Context) -> Result<OpenLibrary> {
+    let train = TrainContext {
+        base: &world.base,
+        tokenizer: &world.vocabulary,
+        seed: context.seed,
+        restart: false,
+        reporter: context,
+    };
+    let jobs = jobs(plans, &world.settings, &train)?;
     let library = Library::open_or_create(root, Some(world.base.identity()))?;
     let _lock = lock_for(&library, &world.base, context)?;
-    let stop = context.interrupt.hold();
-    let options = RunOptions { seed: context.seed, restart: false, stop: &stop };
-    let mut bars = progress::Training::new(context.output);
-    let watch = &mut |event: lorakit_train::TrainEvent| bars.watch(event);
-    let summary = lorakit_train::train_experts(&world.base, &library, jobs, &world.settings, &options, watch)
+    let TrainingHooks { stop, mut on_event } = context.training();
+    let options = RunOptions { seed: context.seed, restart: false, stop: &**stop };
+    let summary = lorakit_train::train_experts(&world.base, &library, jobs, &world.settings, &options, &mut *on_event)
         .with_context(|| format!("{}; another --out starts afresh", root.display()))?;
-    bars.end();
+    drop((stop, on_event));
     if summary.stopped {
         return Err(Interrupted("the same command again goes on from here".to_owned()).into());
     }
     ensure!(summary.failed.is_empty(), "experts failed: {:?}", summary.failed);
-    experts::open(root, &world.base)
+    OpenLibrary::open(root, &world.base, &[])
 }
 
 /// MBC over the private experts, in the space of deltas, with as many clusters as there are families; beside it the

@@ -5,9 +5,9 @@ use super::findings;
 use super::lineup::{Contender, Summary, shown};
 use super::method::{Found, Libraries};
 use super::world::World;
-use crate::experts::Opened;
 use lorakit_cluster::{STYLE, similarity_map};
 use lorakit_eval::Score;
+use lorakit_fit::OpenLibrary;
 use lorakit_task::skills;
 use std::fmt::Write;
 
@@ -97,7 +97,7 @@ fn scores(contenders: &[Contender]) -> String {
 }
 
 /// The mean training loss of each family's private experts.
-fn curves(world: &World, private: &Opened) -> Vec<Curve> {
+fn curves(world: &World, private: &OpenLibrary) -> Vec<Curve> {
     let losses = |family| {
         let own = private
             .experts

@@ -1,0 +1,64 @@
+//! The evaluation of adapted tasks: their test rows, under the base and under the base with the adapter.
+
+use crate::training::context::TrainContext;
+use anyhow::{Error, Result};
+use lorakit_adapter::Library;
+use lorakit_eval::{EvalOptions, PatchedModel, Results, Row, evaluate};
+use lorakit_lora::Patches;
+use lorakit_route::{Expert, Experts, expert};
+use lorakit_task::{Split, Task};
+
+/// The two columns of the results: the base alone, and the base with the adapter.
+pub const COLUMNS: [&str; 2] = ["base", "adapted"];
+
+/// What happens in an evaluation.
+pub enum EvaluationEvent<'a> {
+    /// A column is evaluated on a task.
+    Started {
+        /// The column.
+        column: &'a str,
+        /// The task's name.
+        task: &'a str,
+    },
+    /// That is done.
+    Finished,
+    /// A task has no test rows, and is left out of both columns.
+    Skipped {
+        /// The task's name.
+        task: &'a str,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// Evaluates `tasks` on their test rows, or on the first `limit` of them, under the base and under the library's expert of
+/// the task's name.
+///
+/// # Errors
+/// Where an adapter cannot be read, or the evaluation fails.
+pub fn evaluate_adapted(
+    context: &TrainContext,
+    library: &Library,
+    tasks: &[&Task],
+    limit: Option<usize>,
+    on_event: &mut dyn FnMut(EvaluationEvent),
+) -> Result<Results> {
+    let options = EvalOptions { split: Split::Test, limit, ..EvalOptions::default() };
+    let mut results = Results::default();
+    for task in tasks {
+        if let Err(error) = task.rows(options.split, options.limit) {
+            on_event(EvaluationEvent::Skipped { task: &task.name, error: error.into() });
+            continue;
+        }
+        let adapter = Expert::new(&task.name, library.adapter(&task.name)?);
+        let adapted = Experts::new([adapter], context.base.sites(), context.base.device())?;
+        for (column, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {
+            on_event(EvaluationEvent::Started { column, task: &task.name });
+            let routing = &Row::default();
+            let model = PatchedModel { base: context.base, vocabulary: context.tokenizer, patches: &patches, routing };
+            results.insert(column, &task.name, &evaluate(&model, task, &options, &mut |_| ())?);
+            on_event(EvaluationEvent::Finished);
+        }
+    }
+    Ok(results)
+}

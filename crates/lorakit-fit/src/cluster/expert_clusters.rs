@@ -1,0 +1,91 @@
+//! MBC of a library's experts, with the number of clusters given or chosen.
+
+use super::library_experts::{open_experts, records};
+use crate::reporter::Reporter;
+use anyhow::{Context as _, Result, ensure};
+use lorakit_adapter::Library;
+use lorakit_cluster::{
+    Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Space, curve, suggestion,
+};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+/// The largest number of clusters that is tried.
+const MAX_CLUSTERS: usize = 24;
+
+/// The number of clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterCount {
+    /// The one with the highest silhouette.
+    Auto,
+    /// This one.
+    Fixed(NonZeroUsize),
+}
+
+impl FromStr for ClusterCount {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Fixed).map_err(|_| "expected a whole number of at least 1, or auto"),
+        }
+    }
+}
+
+/// Clusters experts by MBC. `option` is what the user calls `count`, for messages. Returns the clusters, and the
+/// silhouette of every number of clusters that was tried.
+///
+/// # Errors
+/// Where there are fewer experts than clusters, or no number of clusters can be chosen.
+pub fn cluster_experts(
+    experts: &Experts,
+    options: &MbcOptions,
+    (count, option): (ClusterCount, &str),
+    reporter: &dyn Reporter,
+) -> Result<(Partition, Vec<CurvePoint>)> {
+    if let ClusterCount::Fixed(k) = count {
+        let known = experts.len();
+        ensure!(k.get() <= known, "{option} {k}: there are {known} experts; expected at most that");
+    }
+    let embedded = Embedded::of(experts, options)?;
+    let curve = curve(&embedded, MAX_CLUSTERS)?;
+    let k = match count {
+        ClusterCount::Fixed(k) => k.get(),
+        ClusterCount::Auto => {
+            let best = suggestion(&curve).with_context(|| {
+                format!(
+                    "{option} auto: too few experts that differ to choose a number of clusters; give {option} a number"
+                )
+            })?;
+            reporter.status(&format!("k = {}: {}", best.k, best.reason));
+            best.k
+        }
+    };
+    Ok((embedded.partition(k)?, curve))
+}
+
+/// Clusters experts of a library by MBC on their deltas, with the default settings otherwise. Each expert stands for the
+/// tasks that its record names.
+///
+/// # Errors
+/// As [`cluster_experts`], and where an expert cannot be read.
+pub fn cluster_deltas(
+    library: &Library,
+    names: Vec<String>,
+    count: ClusterCount,
+    seed: u64,
+    reporter: &dyn Reporter,
+) -> Result<Clusters> {
+    let records = records(library, &names)?;
+    let experts = open_experts(library, names, &records)?;
+    let options = MbcOptions { space: Space::Delta, seed, ..MbcOptions::default() };
+    let (partition, _) = cluster_experts(&experts, &options, (count, "--mbc"), reporter)?;
+    let tasks = |expert: &str| -> Vec<String> {
+        records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
+    };
+    let settings = [("k", json!(partition.k())), ("seed", json!(seed)), ("space", json!(options.space))];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value));
+    Ok(Clusters::new(Method::Mbc, &partition, tasks, settings.into_iter().collect()))
+}

@@ -1,0 +1,135 @@
+//! MBC from tasks to cluster experts (Algorithm 1 of <https://arxiv.org/abs/2405.11157>): an expert per task, clusters of
+//! these, an expert per cluster.
+//!
+//! The budget is the paper's: 40 % of the steps of each task go to its own expert, and 60 % to the expert of its cluster,
+//! which starts from the common start again. (The authors' five epochs were two and three.)
+
+use super::expert_clusters::{ClusterCount, cluster_deltas};
+use crate::lock::lock_for;
+use crate::pluralize::pluralize;
+use crate::training::context::TrainContext;
+use crate::training::plan;
+use crate::training::run::{TrainedKind, TrainingReport};
+use anyhow::{Result, ensure};
+use lorakit_adapter::Library;
+use lorakit_cluster::Clusters;
+use lorakit_task::Task;
+use lorakit_train::TrainConfig;
+use std::path::PathBuf;
+
+/// The share of the steps that go to the experts per task.
+const PRIVATE: f64 = 0.4;
+
+/// The subfolder of the library that holds the experts per task.
+const PRIVATE_FOLDER: &str = "private";
+
+/// What came of both stages.
+#[derive(Debug)]
+pub struct TwoStageMbc {
+    /// The experts per task.
+    pub private: TrainingReport,
+    /// The second stage; `None` where the first was not completed.
+    pub clustered: Option<ClusteredStage>,
+}
+
+/// What came of the second stage.
+#[derive(Debug)]
+pub struct ClusteredStage {
+    /// The clusters of the experts per task.
+    pub clusters: Clusters,
+    /// Where these are written.
+    pub file: PathBuf,
+    /// The experts per cluster.
+    pub experts: TrainingReport,
+}
+
+/// Trains an expert per task, clusters them, and trains an expert per cluster into `library`, which is locked. Work that
+/// is in the library already is not repeated.
+///
+/// # Errors
+/// Where a stage fails, or the library holds clusters of another run and `context` does not ask for a restart.
+pub fn two_stage_mbc(
+    context: &TrainContext,
+    library: &Library,
+    tasks: &[Task],
+    count: ClusterCount,
+    settings: &TrainConfig,
+) -> Result<TwoStageMbc> {
+    let (first, second) = budget(settings)?;
+    let root = library.root().join(PRIVATE_FOLDER);
+    let private_library = Library::open_or_create(&root, Some(context.base.identity()))?;
+    let _lock = lock_for(&private_library, context.base, context.reporter)?;
+    context.reporter.status("experts per task:");
+    let private = context.train(TrainedKind::Experts, &private_library, &plan::private(tasks), &first)?;
+    if !private.is_complete() {
+        return Ok(TwoStageMbc { private, clustered: None });
+    }
+    let names = tasks.iter().map(|task| task.name.clone()).collect();
+    let clusters = cluster_deltas(&private_library, names, count, context.seed, context.reporter)?;
+    let file = library.root().join("clusters.json");
+    if file.exists() && !context.restart {
+        let before = Clusters::read(&file)?;
+        ensure!(
+            before == clusters,
+            "{}: the clusters of another run, with another K or other settings; --restart replaces them, or give another \
+             --library",
+            file.display()
+        );
+    }
+    clusters.write(&file)?;
+    context.reporter.status("experts per cluster:");
+    let plans = plan::of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
+    let experts = context.train(TrainedKind::Experts, library, &plans, &second)?;
+    Ok(TwoStageMbc { private, clustered: Some(ClusteredStage { clusters, file, experts }) })
+}
+
+/// Refuses a number of clusters that cannot be made of so many tasks, before the first stage is trained.
+///
+/// # Errors
+/// Where there are too few tasks.
+pub fn ensure_possible(count: ClusterCount, tasks: usize) -> Result<()> {
+    match count {
+        // The number is chosen between two and one fewer than there are experts.
+        ClusterCount::Auto => {
+            ensure!(tasks > 2, "--mbc auto: {} to cluster; expected at least 3", pluralize(tasks, "task"))
+        }
+        ClusterCount::Fixed(k) => {
+            ensure!(tasks > 1, "--mbc {k}: {} to cluster; expected at least 2", pluralize(tasks, "task"));
+            ensure!(k.get() <= tasks, "--mbc {k}: there are {tasks} tasks; expected at most that many clusters");
+        }
+    }
+    Ok(())
+}
+
+/// The settings of the two stages.
+fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
+    let (name, all) = match settings.max_steps {
+        Some(steps) => ("max_steps", steps),
+        None => ("num_epochs", settings.num_epochs),
+    };
+    ensure!(all >= 2, "--mbc: setting {name} is {all}; expected at least 2, since both stages need some");
+    let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
+    let with = |share: usize| match settings.max_steps {
+        Some(_) => TrainConfig { max_steps: Some(share), ..settings.clone() },
+        None => TrainConfig { num_epochs: share, ..settings.clone() },
+    };
+    Ok((with(private), with(all - private)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_budget_is_parted_two_to_three() {
+        let epochs = |n| {
+            budget(&TrainConfig { num_epochs: n, ..TrainConfig::default() }).map(|(a, b)| (a.num_epochs, b.num_epochs))
+        };
+        assert_eq!(epochs(5).unwrap(), (2, 3));
+        assert_eq!(epochs(2).unwrap(), (1, 1));
+        assert!(epochs(1).unwrap_err().to_string().contains("num_epochs is 1"));
+        let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
+        assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
+    }
+}

@@ -1,0 +1,26 @@
+//! What fitting a router over an open library has at hand.
+
+use crate::open_library::OpenLibrary;
+use crate::reporter::Reporter;
+use anyhow::Result;
+use lorakit_model::Base;
+use lorakit_task::{Task, Tokenizer};
+use std::path::Path;
+
+/// A base with a library open over it, and the rows that routers may be fitted to.
+pub struct FitContext<'a, 'base> {
+    /// The base.
+    pub base: &'base Base,
+    /// The library.
+    pub library: &'a OpenLibrary,
+    /// Opens the base's tokenizer. It is called only where something is fitted.
+    pub tokenizer: &'a dyn Fn() -> Result<Tokenizer>,
+    /// The tasks to fit to; empty: what each router takes by default, see [`lorakit_route::Lesson`].
+    pub tasks: &'a [Task],
+    /// The folder that task files refer to, for tasks that are found again by an expert's record.
+    pub data: Option<&'a Path>,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// Who is told how it goes.
+    pub reporter: &'a dyn Reporter,
+}

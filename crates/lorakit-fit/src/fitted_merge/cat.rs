@@ -1,0 +1,108 @@
+//! The fit of CAT (<https://arxiv.org/abs/2410.13025>): gradient steps on the weights of the experts, base and adapters
+//! frozen. Some rows are held out, and the weights with the lowest loss on these are kept.
+
+use super::fit::WeightFit;
+use super::weights::FittedWeights;
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use lorakit_lora::Patches;
+use lorakit_route::{Cat, Gates, HeldOut};
+use lorakit_task::Example;
+use lorakit_train::batch_indices;
+use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses};
+
+/// One of so many rows is held out of the fit.
+const HELD_OUT: usize = 5;
+/// Rows of a step.
+const BATCH: usize = 16;
+/// How often the held-out rows are evaluated.
+const EVALUATIONS: usize = 10;
+
+/// Fits the weights.
+pub(super) fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+    let gates = cat.gates(context.experts)?;
+    let (mut held_out, mut fitted) = (Vec::new(), Vec::new());
+    for (index, row) in rows.iter().enumerate() {
+        if index % HELD_OUT == HELD_OUT - 1 { held_out.push(row) } else { fitted.push(row) }
+    }
+    let mut selection = Selection::new(context, &gates, held_out)?;
+    if cat.steps > 0 {
+        steps(cat, context, &gates, &fitted, &mut selection)?;
+    }
+    selection.set_best(&gates)?;
+    Ok(FittedWeights {
+        weights: gates.values()?,
+        groups: cat.groups(context.experts),
+        held_out: selection.held_out(),
+        effort: selection.best_step,
+    })
+}
+
+fn steps(cat: &Cat, context: WeightFit, gates: &Gates, rows: &[&Example], selection: &mut Selection) -> Result<()> {
+    let settings = TrainConfig { learning_rate: cat.learning_rate, max_grad_norm: 0.0, ..TrainConfig::default() };
+    let schedule = LrSchedule::new(settings.lr_scheduler, settings.warmup_ratio, cat.steps);
+    let loss = TokenLoss::new(context.base, &settings);
+    let every = cat.steps.div_ceil(EVALUATIONS);
+    lorakit_train::minimize(
+        vec![ParameterGroup::new(gates.variables(), &settings)],
+        schedule,
+        |step, variables, gradients| {
+            if step > 0 && step.is_multiple_of(every) {
+                selection.evaluate(step, gates)?;
+            }
+            let own = batch_indices(context.seed, "cat", rows.len(), BATCH, step);
+            let own: Vec<FitRow> = own.into_iter().map(|row| (None, rows[row])).collect();
+            loss.gradients(&own, |_| Ok(gates.patches()?), variables, gradients)
+        },
+    )?;
+    selection.evaluate(cat.steps, gates)
+}
+
+/// The held-out rows, and the variables that did best on them. The best of a few evaluations is a slightly optimistic
+/// estimate.
+struct Selection<'a> {
+    context: WeightFit<'a>,
+    rows: Vec<&'a Example>,
+    /// Losses with no expert.
+    base: Vec<f64>,
+    /// Losses at the best step.
+    best: Vec<f64>,
+    best_step: usize,
+    values: Vec<Tensor>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(context: WeightFit<'a>, gates: &Gates, rows: Vec<&'a Example>) -> Result<Self> {
+        let mut selection =
+            Self { context, rows, base: Vec::new(), best: Vec::new(), best_step: 0, values: Vec::new() };
+        selection.base = selection.losses(&Patches::none())?;
+        selection.evaluate(0, gates)?;
+        Ok(selection)
+    }
+
+    fn losses(&self, patches: &Patches) -> Result<Vec<f64>> {
+        let rows: Vec<(usize, &Example)> = self.rows.iter().map(|row| (0, *row)).collect();
+        let batch_tokens = TokenLoss::new(self.context.base, &TrainConfig::default()).batch_tokens;
+        example_losses(self.context.base, patches, &rows, batch_tokens)
+    }
+
+    /// Keeps the variables if they are better than before, or if no rows are held out.
+    fn evaluate(&mut self, step: usize, gates: &Gates) -> Result<()> {
+        let losses = self.losses(&gates.patches()?)?;
+        let sum = |losses: &[f64]| losses.iter().sum::<f64>();
+        ensure!(sum(&losses).is_finite(), "after step {step} the loss of left-out rows was no number");
+        if self.values.is_empty() || self.rows.is_empty() || sum(&losses) < sum(&self.best) {
+            let copies = gates.variables().iter().map(|(_, variable)| variable.copy()).collect::<Result<_, _>>()?;
+            (self.best, self.best_step, self.values) = (losses, step, copies);
+        }
+        Ok(())
+    }
+
+    fn set_best(&self, gates: &Gates) -> Result<()> {
+        gates.variables().iter().zip(&self.values).try_for_each(|((_, variable), value)| Ok(variable.set(value)?))
+    }
+
+    fn held_out(&self) -> Option<HeldOut> {
+        (!self.rows.is_empty()).then(|| HeldOut::of(&self.base, &self.best))
+    }
+}

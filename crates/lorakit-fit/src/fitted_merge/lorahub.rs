@@ -1,0 +1,77 @@
+//! The fit of LoraHub: losses of rows under candidate weights, for the search that lorakit-route runs.
+
+use super::fit::WeightFit;
+use super::weights::FittedWeights;
+use anyhow::{Context as _, Result};
+use candle_core::Tensor;
+use lorakit_adapter::Matrix;
+use lorakit_lora::{Patches, Row};
+use lorakit_model::Packed;
+use lorakit_route::cat::Per;
+use lorakit_route::{Cat, LoraHub, RowLoss, RowLosses, by_row_weights};
+use lorakit_task::Example;
+use lorakit_train::{Gradients, TokenLoss, TrainConfig, split_by_tokens};
+use std::sync::Arc;
+
+/// Searches for the weights under which the rows have the lowest loss.
+pub(super) fn fit(hub: &LoraHub, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+    let patches = by_row_weights(context.experts, hub.mixing())?;
+    let loss = TokenLoss::new(context.base, &TrainConfig::default());
+    let found = hub.find(context.experts, &mut Losses { context, rows, patches, loss })?;
+    let weights: Vec<f32> = found.weights.iter().map(|weight| *weight as f32).collect();
+    Ok(FittedWeights {
+        weights: Matrix::new(1, weights.len(), weights)?,
+        groups: vec!["all layers".to_owned()],
+        held_out: found.held_out,
+        effort: found.evaluations,
+    })
+}
+
+/// The losses of the rows under the base with a weight for each expert.
+struct Losses<'a> {
+    context: WeightFit<'a>,
+    rows: &'a [Example],
+    patches: Patches,
+    loss: TokenLoss<'a>,
+}
+
+impl RowLosses for Losses<'_> {
+    /// Every candidate with every row, in batches of a bounded number of tokens.
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>> {
+        let weights: Vec<Arc<[f32]>> =
+            candidates.iter().map(|candidate| candidate.iter().map(|weight| *weight as f32).collect()).collect();
+        let n = self.rows.len();
+        let pairs: Vec<(&Arc<[f32]>, &Example)> =
+            weights.iter().flat_map(|weights| self.rows.iter().map(move |row| (weights, row))).collect();
+        let mut losses = vec![RowLoss { sum: 0.0, tokens: 0 }; pairs.len()];
+        let lengths = pairs.iter().map(|(_, row)| row.prompt.len() + row.target.len());
+        for range in split_by_tokens(lengths, self.loss.batch_tokens) {
+            let mut packed = Packed::default();
+            pairs[range.clone()].iter().for_each(|(_, row)| packed.push(&row.prompt, &row.target, None));
+            let mut of = pairs[range.clone()].iter().map(|(weights, _)| (*weights).clone());
+            packed.for_each_row(|row: &mut Row| row.weights = of.next());
+            let nll: Vec<f32> = self.context.base.nll_by_token(&packed, &self.patches)?.to_vec1()?;
+            for (target, loss) in packed.targets().iter().zip(nll) {
+                let row = &mut losses[range.start + target.row as usize];
+                row.sum += f64::from(loss);
+                row.tokens += 1;
+            }
+        }
+        Ok(losses.chunks(n).map(<[RowLoss]>::to_vec).collect())
+    }
+
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>> {
+        let gates = Cat { per: Per::Expert, ..Cat::default() }.gates(self.context.experts)?;
+        let (_, weights) = gates.variables().into_iter().next().context("gates have variables")?;
+        let at: Vec<f32> = at.iter().map(|weight| *weight as f32).collect();
+        weights.set(&Tensor::from_vec(at, weights.shape(), weights.device())?)?;
+        let slopes = |row: &Example| {
+            let mut gradients = Gradients::default();
+            let variables = std::slice::from_ref(&weights);
+            self.loss.gradients(&[(None, row)], |_| Ok(gates.patches()?), variables, &mut gradients)?;
+            let gradient = gradients.of(&weights)?.context("no gradient reached the weights")?;
+            Ok(gradient.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+        };
+        self.rows.iter().map(slopes).collect()
+    }
+}

@@ -1,0 +1,31 @@
+//! The lock of a library, waited for where another process holds it.
+
+use crate::open_library::ensure_same_base;
+use crate::reporter::Reporter;
+use anyhow::Result;
+use lorakit_adapter::{Library, LibraryLock};
+use lorakit_model::Base;
+
+/// Locks the library. A caller that has to wait is told why nothing happens.
+///
+/// # Errors
+/// Where the lock file cannot be created.
+pub fn lock(library: &Library, reporter: &dyn Reporter) -> Result<LibraryLock> {
+    if let Some(lock) = library.try_lock()? {
+        return Ok(lock);
+    }
+    let root = library.root().display();
+    reporter.warn(&format!("another process is changing {root}; waiting until it ends (Ctrl-C gives up)"));
+    library.lock()
+}
+
+/// Locks a library that is to serve `base`. Its contents are checked under the lock, since another process may have
+/// added experts while this one waited.
+///
+/// # Errors
+/// Where anything in the library belongs to another base.
+pub fn lock_for(library: &Library, base: &Base, reporter: &dyn Reporter) -> Result<LibraryLock> {
+    let lock = lock(library, reporter)?;
+    ensure_same_base(library, base)?;
+    Ok(lock)
+}

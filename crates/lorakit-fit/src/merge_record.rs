@@ -1,0 +1,213 @@
+//! The record beside a merged adapter or base: enough to repeat the merge and compare.
+
+use crate::record_file::{read_record, record_beside};
+use anyhow::{Context as _, Result};
+use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
+use lorakit_format::hash::sha256;
+use lorakit_route::Experts;
+use lorakit_route::merge::{Coefficients, Merge};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The file beside a merged base. A merged adapter has its record in its `expert.json`.
+pub const MERGE_RECORD_FILE: &str = "merge.json";
+
+/// What was merged, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeRecord {
+    /// The method with all its settings, as it is typed.
+    pub method: String,
+    /// The experts in the order in which they were merged.
+    pub experts: Vec<MergedExpert>,
+    /// The experts' weights in modules that have weights of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub module_weights: BTreeMap<String, Vec<f64>>,
+    /// Where the weights were fitted to rows: how, and to which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<FitRecord>,
+}
+
+/// How weights were fitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FitRecord {
+    /// The method of the fit with all its settings, as it is typed.
+    pub composition: String,
+    /// The tasks whose train rows they were fitted to.
+    pub tasks: Vec<TaskRecord>,
+    /// The seed of the order of rows.
+    pub seed: u64,
+    /// The weights, and their loss on held-out rows.
+    pub found: Value,
+}
+
+/// One expert of a merge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergedExpert {
+    /// Its name in the library.
+    pub name: String,
+    /// Its weight.
+    pub weight: f64,
+    /// The SHA-256 of its adapter_model.safetensors.
+    pub sha256: String,
+}
+
+/// `merge.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MergedBaseRecord {
+    /// What was merged.
+    pub merge: MergeRecord,
+    /// The base that it was merged into.
+    pub base: BaseIdentity,
+    /// The tasks that its experts were trained on, and those that these or the base had seen before.
+    #[serde(default)]
+    pub seen: Vec<TaskRecord>,
+    /// The version of lorakit that merged it.
+    pub version: String,
+}
+
+impl MergedBaseRecord {
+    /// The record of a merge into `base`; `before` is the record of the base itself, where there is one.
+    ///
+    /// # Errors
+    /// Where an expert's record cannot be read.
+    pub fn new(
+        merge: &MergeRecord,
+        library: &Library,
+        base: &BaseIdentity,
+        before: Option<ExpertRecord>,
+    ) -> Result<Self> {
+        let merged = merge.expert_record(library, Some(base))?;
+        let mut seen = Vec::new();
+        for record in [Some(merged), before].into_iter().flatten() {
+            add(&mut seen, record.tasks);
+            add(&mut seen, record.seen);
+        }
+        Ok(Self { merge: merge.clone(), base: base.clone(), seen, version: env!("CARGO_PKG_VERSION").to_owned() })
+    }
+}
+
+impl MergeRecord {
+    /// The record of a merge of a library's experts with these weights.
+    ///
+    /// # Errors
+    /// Where an expert's weights cannot be read.
+    pub fn new(method: String, library: &Library, names: &[String], weights: &[f64]) -> Result<Self> {
+        let expert = |(name, weight): (&String, &f64)| {
+            Ok(MergedExpert { name: name.clone(), weight: *weight, sha256: library.weights_sha256(name)? })
+        };
+        let experts = names.iter().zip(weights).map(expert).collect::<Result<_>>()?;
+        Ok(Self { method, experts, module_weights: BTreeMap::new(), fit: None })
+    }
+
+    /// The record of a merge with fitted weights. Where modules have weights of their own, an expert's weight is their
+    /// mean.
+    ///
+    /// # Errors
+    /// Where an expert's weights cannot be read.
+    pub fn fitted(
+        merge: &Merge,
+        library: &Library,
+        experts: &Experts,
+        coefficients: &Coefficients,
+        fit: FitRecord,
+    ) -> Result<Self> {
+        let of_modules = coefficients.modules();
+        let n = of_modules.len() as f64;
+        let mean = |expert: usize| of_modules.values().map(|weights| weights[expert]).sum::<f64>() / n;
+        let weights: Vec<f64> = match of_modules.is_empty() {
+            true => coefficients.at("").to_vec(),
+            false => (0..experts.len()).map(mean).collect(),
+        };
+        let record = Self::new(merge.to_string(), library, experts.names(), &weights)?;
+        Ok(Self { module_weights: of_modules.clone(), fit: Some(fit), ..record })
+    }
+
+    /// The weights, as a merge takes them.
+    pub fn coefficients(&self) -> Coefficients {
+        let shared = Coefficients::new(self.experts.iter().map(|expert| expert.weight).collect());
+        let of_modules = self.module_weights.iter();
+        of_modules.fold(shared, |all, (module, weights)| all.with_module(module.clone(), weights.clone()))
+    }
+
+    /// The names of the experts.
+    pub fn names(&self) -> Vec<String> {
+        self.experts.iter().map(|expert| expert.name.clone()).collect()
+    }
+
+    /// `expert.json` of the merged adapter: it has seen what its experts have seen, and the rows of its fit.
+    ///
+    /// # Errors
+    /// Where an expert's record cannot be read.
+    pub fn expert_record(&self, library: &Library, base: Option<&BaseIdentity>) -> Result<ExpertRecord> {
+        let (mut tasks, mut seen, mut tokens) = (Vec::new(), Vec::new(), 0);
+        add(&mut tasks, self.fit.iter().flat_map(|fit| fit.tasks.clone()));
+        for expert in &self.experts {
+            let Some(record) = library.record(&expert.name)? else { continue };
+            tokens += record.tokens;
+            add(&mut tasks, record.tasks);
+            add(&mut seen, record.seen);
+        }
+        let settings = json!({ "merge": self });
+        Ok(ExpertRecord {
+            tasks,
+            seen,
+            settings_sha256: sha256(settings.to_string().as_bytes()),
+            settings,
+            tokens,
+            base_fingerprint: base.or(library.base()).map(|base| base.fingerprint.clone()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..ExpertRecord::default()
+        })
+    }
+}
+
+/// Adds those that are not in `all` yet. One task may be there several times, split by different seeds.
+fn add(all: &mut Vec<TaskRecord>, more: impl IntoIterator<Item = TaskRecord>) {
+    for task in more {
+        if !all.contains(&task) {
+            all.push(task);
+        }
+    }
+}
+
+/// The record in a merged folder, of an adapter or of a base; `None` where there is none.
+///
+/// # Errors
+/// Where the file is there and cannot be read.
+pub fn read_merge_record(folder: &Path) -> Result<Option<MergeRecord>> {
+    if let Some(base) = read_merged_base_record(folder)? {
+        return Ok(Some(base.merge));
+    }
+    let Some(record) = record_beside(folder)? else { return Ok(None) };
+    let Some(merge) = record.settings.get("merge") else { return Ok(None) };
+    let merge = serde_json::from_value(merge.clone());
+    merge
+        .map(Some)
+        .with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join("expert.json").display()))
+}
+
+/// `merge.json` of a merged base; `None` where there is none.
+///
+/// # Errors
+/// Where the file is there and cannot be read.
+pub fn read_merged_base_record(folder: &Path) -> Result<Option<MergedBaseRecord>> {
+    let path = folder.join(MERGE_RECORD_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = lorakit_format::read_text(&path)?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+}
+
+/// The record in the folder of a model that lorakit trained or merged; `None` for any other base.
+///
+/// # Errors
+/// Where the file is there and cannot be read.
+pub fn record_of_model(folder: &Path) -> Result<Option<ExpertRecord>> {
+    match read_merged_base_record(folder)? {
+        Some(merged) => Ok(Some(ExpertRecord { seen: merged.seen, ..ExpertRecord::default() })),
+        None => read_record(&folder.join(MODEL_RECORD_FILE)),
+    }
+}

@@ -1,0 +1,118 @@
+//! A library opened over a base: its experts stacked at the base's sites.
+
+use crate::record_file::record_beside;
+use anyhow::{Context as _, Result, bail, ensure};
+use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
+use lorakit_model::Base;
+use lorakit_route::{Expert, Experts};
+use std::path::Path;
+
+/// A library whose experts are stacked at the sites of a base.
+#[derive(Debug)]
+pub struct OpenLibrary {
+    /// The library.
+    pub library: Library,
+    /// The experts.
+    pub experts: Experts,
+    /// What is recorded of each, in the order of their names.
+    pub records: Vec<Option<ExpertRecord>>,
+}
+
+impl OpenLibrary {
+    /// Opens a library and stacks its experts, once for all routers: those of the names in `chosen`, or all where it is
+    /// empty.
+    ///
+    /// # Errors
+    /// Where the library or an expert belongs to another base, a chosen expert does not exist, or there is no expert.
+    pub fn open(root: &Path, base: &Base, chosen: &[String]) -> Result<Self> {
+        let library = Library::open(root)?;
+        if let Some(own) = library.base() {
+            own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
+        }
+        let mut names = library.expert_names()?;
+        if let Some(unknown) = chosen.iter().find(|name| !names.contains(name)) {
+            bail!("{}: no expert has the name {unknown}; there are {}", root.display(), names.join(", "));
+        }
+        names.retain(|name| chosen.is_empty() || chosen.contains(name));
+        ensure!(
+            !names.is_empty(),
+            "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
+            root.display()
+        );
+        let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>>>()?;
+        let expert = |(name, record): (&String, &Option<ExpertRecord>)| -> Result<Expert> {
+            ensure_base(record.as_ref(), base).with_context(|| format!("the expert `{name}` of {}", root.display()))?;
+            let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
+            Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
+        };
+        let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
+        let experts = Experts::new(experts, base.sites(), base.device())?;
+        Ok(Self { library, experts, records })
+    }
+
+    /// The tasks that these experts were trained on, directly or through the experts that they were made from.
+    pub fn seen(&self, experts: impl IntoIterator<Item = usize>) -> Vec<TaskRecord> {
+        let mut seen = Vec::new();
+        for record in experts.into_iter().flat_map(|expert| &self.records[expert]) {
+            for task in record.tasks.iter().chain(&record.seen) {
+                if !seen.contains(task) {
+                    seen.push(task.clone());
+                }
+            }
+        }
+        seen
+    }
+}
+
+/// Opens one adapter folder as the only expert.
+///
+/// # Errors
+/// Where the adapter cannot be read, or belongs to another base.
+pub fn open_adapter(folder: &Path, base: &Base) -> Result<Experts> {
+    let place = || folder.display().to_string();
+    let adapter = Adapter::read(folder)?;
+    ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
+    adapter.check_against(&base.modules()).with_context(place)?;
+    Ok(Experts::new([Expert::new("adapter", adapter)], base.sites(), base.device())?)
+}
+
+/// Checks, before a library is recorded as one of `base`, that everything in it belongs to that base. For a library that
+/// records its base, comparing the record is enough.
+///
+/// # Errors
+/// Where the library, an expert or a model belongs to another base.
+pub fn ensure_same_base(library: &Library, base: &Base) -> Result<()> {
+    let place = library.root().display();
+    if let Some(own) = library.recorded_base()? {
+        return own.ensure_same(base.identity()).with_context(|| format!("the library {place}"));
+    }
+    let modules = base.modules();
+    for name in library.expert_names()? {
+        let fits = || {
+            ensure_base(library.record(&name)?.as_ref(), base)?;
+            library.adapter(&name)?.check_against(&modules)
+        };
+        fits().with_context(|| {
+            format!("{place}: its expert `{name}` is not of the base `{}`, and a library has one", base.identity().name)
+        })?;
+    }
+    for name in library.model_names()? {
+        ensure_base(library.model_record(&name)?.as_ref(), base)
+            .with_context(|| format!("{place}: its model `{name}`"))?;
+    }
+    Ok(())
+}
+
+/// Compares fingerprints, where the record has one: shapes alone do not tell bases apart.
+fn ensure_base(record: Option<&ExpertRecord>, base: &Base) -> Result<()> {
+    let (Some(trained), given) = (record.and_then(|r| r.base_fingerprint.as_ref()), base.identity()) else {
+        return Ok(());
+    };
+    ensure!(
+        *trained == given.fingerprint,
+        "trained on a base with the fingerprint {trained}, and `{}` has {}; give the base that it was trained on",
+        given.name,
+        given.fingerprint
+    );
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The fit of `cm`: a forward pass over rows of each expert's tasks, with that expert applied.
+
+use super::training_rows::TrainingRows;
+use anyhow::Result;
+use lorakit_route::{Cm, Inputs, Learned, expert};
+
+/// Averages the inputs of each site over the prompts of each expert's rows.
+pub(super) fn fit(cm: &Cm, rows: &TrainingRows) -> Result<Learned> {
+    let (base, experts) = (rows.base(), rows.experts());
+    let inputs = Inputs::new(experts, cm.pool);
+    let patches = expert::by_row(experts)?.with(inputs.patches());
+    for packed in rows.prompts()? {
+        base.hidden(packed.ids(), &base.plan(packed.rows()), &patches)?;
+    }
+    Ok(cm.learned(experts, &inputs)?)
+}

@@ -1,0 +1,104 @@
+//! The fit of `evidence`: the experts' responses to prompts of their tasks, and the values of its `auto` settings, which are
+//! chosen by the likelihood of the answers of some of these rows.
+
+use super::prompt_routing::BasePromptRouting;
+use super::training_rows::TrainingRows;
+use anyhow::{Context as _, Result};
+use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
+use lorakit_lora::{Patches, Row};
+use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
+use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
+use lorakit_task::Example;
+
+/// Tokens of a forward pass at most, unless a single row has more.
+const BATCH_TOKENS: usize = 2048;
+
+/// Fits the distribution of responses, and chooses the `auto` settings.
+pub(super) fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<Learned> {
+    let prompts = responses(evidence, rows)?;
+    // The settings must suit unseen prompts: one fold is scored by what is fitted to the others.
+    let held_out = 0;
+    let examples = rows.examples()?.into_iter().zip(prompts.folds());
+    let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == held_out).map(|(row, _)| row.example).collect();
+    let trial = Trial { rows, scored };
+    let otherwise = match evidence.otherwise {
+        Otherwise::Auto => trial.otherwise(evidence)?,
+        given => given,
+    };
+    let temperature = match evidence.temperature {
+        Temperature::Auto => {
+            trial.temperature(evidence, otherwise, &evidence.learned(rows.experts(), &prompts.without(held_out))?)?
+        }
+        Temperature::Fixed(given) => given,
+    };
+    let learned = evidence.learned(rows.experts(), &prompts)?;
+    Ok(Evidence::with_chosen(learned, temperature, otherwise)?)
+}
+
+/// The responses of every expert to the prompts.
+fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> {
+    let responses = Responses::new(rows.experts(), evidence.measure)?;
+    let mut prompts = TaskResponses::default();
+    for row in rows.examples()? {
+        prompts.experts.resize(row.task + 1, row.expert.context("a row has no expert")?);
+        prompts.tasks.push(row.task);
+    }
+    for packed in rows.prompts()? {
+        let (watch, base) = (responses.watch(), rows.base());
+        base.hidden(packed.ids(), &base.plan(packed.rows()), &watch.patches())?;
+        for (at, (site, responses)) in watch.responses().into_iter().enumerate() {
+            match prompts.responses.get_mut(at) {
+                Some((_, before)) => before.extend(responses),
+                None => prompts.responses.push((site, responses)),
+            }
+        }
+    }
+    Ok(prompts)
+}
+
+/// Rows whose answers decide between settings.
+struct Trial<'a> {
+    rows: &'a TrainingRows<'a>,
+    scored: Vec<Example>,
+}
+
+impl Trial<'_> {
+    /// The mean loss of the rows under these patches.
+    fn loss(&self, patches: &Patches, routing: &dyn PromptRouting) -> Result<f64> {
+        let tokenizer = self.rows.tokenizer()?;
+        let model = PatchedModel { base: self.rows.base(), vocabulary: &tokenizer, patches, routing };
+        let losses = example_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
+        Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+    }
+
+    /// The fallback of [`OTHERWISE`] under which, alone, the answers are likeliest.
+    fn otherwise(&self, evidence: &Evidence) -> Result<Otherwise> {
+        let experts = self.rows.experts();
+        let mut tried = Vec::new();
+        for otherwise in OTHERWISE {
+            let patches = match otherwise {
+                Otherwise::Auto | Otherwise::Base => Patches::none(),
+                Otherwise::Uniform => Uniform { mixing: evidence.mixing }.patches(experts)?,
+                Otherwise::Arrow => evidence.arrow().patches(experts, None)?,
+            };
+            tried.push((self.loss(&patches, &Row::default())?, otherwise));
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("nothing to try")?;
+        Ok(best.1)
+    }
+
+    /// The temperature under which the answers are likeliest.
+    fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
+        let (experts, base) = (self.rows.experts(), self.rows.base());
+        let fixed = |temperature| evidence.fixed(temperature, otherwise);
+        // The patches read the weights of their rows, and are the same for all temperatures.
+        let patches = fixed(TEMPERATURES[0]).patches(experts, None, None)?;
+        let mut tried = Vec::new();
+        for temperature in TEMPERATURES {
+            let router = fixed(temperature).rule(experts, learned)?;
+            tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;
+        Ok(best.1)
+    }
+}

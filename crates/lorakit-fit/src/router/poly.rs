@@ -1,0 +1,114 @@
+//! The fit of `poly` and `mhr`: the adapter that a task's routing makes of a library's skills.
+
+use super::training_rows::TrainingRows;
+use anyhow::{Context as _, Result, bail};
+use lorakit_adapter::{Adapter, Library};
+use lorakit_model::Base;
+use lorakit_route::poly::{Trained, Unseen};
+use lorakit_route::{Experts, Learned, Poly};
+use lorakit_task::Example;
+use lorakit_train::routing_store::{self, StoredRouting};
+use lorakit_train::{FitScope, TrainConfig, fit_routing};
+use lorakit_train::{SkillStack, config_for_adapters};
+
+/// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean routing,
+/// or by one that is fitted to the task's rows with the skills frozen.
+pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<Learned> {
+    let skills = RoutedSkills::open(poly, rows.base(), rows.experts(), rows.library())?;
+    let known = rows.current_task().and_then(|task| skills.row_of(task));
+    let mixed = match (known, poly.unseen) {
+        (Some(row), _) => skills.stack_of_tasks()?.adapter_of(row)?,
+        (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
+        (None, Unseen::Fit) => {
+            let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
+            let settings = TrainConfig {
+                max_steps: Some(poly.steps),
+                routing_learning_rate: poly.rate,
+                max_grad_norm: 1.0,
+                ..skills.settings.clone()
+            };
+            let stack = skills.stack_of_one(&settings, rows.seed())?;
+            fit_routing(rows.base(), &stack, &examples, FitScope::Routing, &settings, rows.seed())?;
+            stack.adapter_of(0)?
+        }
+    };
+    Ok(Poly::learned(&mixed)?)
+}
+
+/// The adapter of the mean routing, where there is no current task.
+pub(super) fn mean(poly: &Poly, base: &Base, experts: &Experts, library: &Library) -> Result<Learned> {
+    let skills = RoutedSkills::open(poly, base, experts, library)?;
+    Ok(Poly::learned(&skills.stack_of_tasks()?.mean_adapter()?)?)
+}
+
+/// The skills of a library with their routing.
+struct RoutedSkills<'a> {
+    base: &'a Base,
+    skills: Vec<Adapter>,
+    /// The routing of their training; `None` for experts that were not trained as skills.
+    routing: Option<StoredRouting>,
+    /// The settings by which the skills could have been trained.
+    settings: TrainConfig,
+}
+
+impl<'a> RoutedSkills<'a> {
+    fn open(poly: &Poly, base: &'a Base, experts: &Experts, library: &Library) -> Result<Self> {
+        let routing = routing_store::read(library, poly.name())?;
+        let skills: Vec<Adapter> = match (&routing, poly.trained) {
+            (Some(routing), _) => {
+                let of = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
+                let skills: Result<_> = routing.skills.iter().map(of).collect();
+                skills
+                    .with_context(|| format!("the skills of {}/{}", library.routers_folder().display(), poly.name()))?
+            }
+            (None, Trained::Poly) if routing_store::has_skills(library, poly.name())? => bail!(
+                "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run \
+                 `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
+                library.routers_folder().display()
+            ),
+            // Experts of equal shapes can be mixed as skills (MBC-PolyZ of the paper).
+            (None, Trained::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
+            (None, Trained::Mhr) => bail!(
+                "{}: no mhr is there; `lorakit train-experts --mhr K` makes one",
+                library.routers_folder().display()
+            ),
+        };
+        let settings = config_for_adapters(&skills, &TrainConfig::default())?;
+        Ok(Self { base, skills, routing, settings })
+    }
+
+    /// The index of a task among those trained on.
+    fn row_of(&self, task: &str) -> Option<usize> {
+        self.routing.as_ref()?.tasks.iter().position(|known| known == task)
+    }
+
+    fn splits(&self) -> usize {
+        self.routing.as_ref().map_or(1, |routing| routing.splits)
+    }
+
+    /// The skills with the routing of the tasks that they were trained on, or with a uniform one where there is none.
+    fn stack_of_tasks(&self) -> Result<SkillStack> {
+        match &self.routing {
+            Some(routing) => {
+                let stack = self.stack(&routing.tasks, &self.settings, 0)?;
+                stack.set_logits(&routing.logits)?;
+                Ok(stack)
+            }
+            None => {
+                let stack = self.stack(&["all".to_owned()], &self.settings, 0)?;
+                stack.set_even()?;
+                Ok(stack)
+            }
+        }
+    }
+
+    /// The skills with the initial routing of one new task.
+    fn stack_of_one(&self, settings: &TrainConfig, seed: u64) -> Result<SkillStack> {
+        self.stack(&["target".to_owned()], settings, seed)
+    }
+
+    fn stack(&self, tasks: &[String], settings: &TrainConfig, seed: u64) -> Result<SkillStack> {
+        let (sites, device) = (self.base.sites(), self.base.device());
+        SkillStack::new(sites, device, self.skills.clone(), self.splits(), tasks, settings, seed)
+    }
+}

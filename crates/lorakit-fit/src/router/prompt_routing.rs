@@ -1,0 +1,24 @@
+//! Runs the base over prompts for a router that decides by them.
+
+use anyhow::Result;
+use lorakit_eval::PromptRouting;
+use lorakit_lora::{Row, Rows};
+use lorakit_model::Base;
+use lorakit_route::ByPrompt;
+use std::sync::Arc;
+
+/// Gives each row the weights that a router reads from its prompt, by a forward pass of the base over the prompts.
+pub(super) struct BasePromptRouting<'a> {
+    pub base: &'a Base,
+    pub router: Arc<dyn ByPrompt>,
+}
+
+impl PromptRouting for BasePromptRouting<'_> {
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+        let pass = self.router.survey();
+        let rows = Rows::packed(prompts.iter().map(|prompt| prompt.len()));
+        let hidden = self.base.hidden(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;
+        let weights = pass.weights(&rows, &hidden)?;
+        Ok(weights.into_iter().map(|weights| Row { weights: Some(weights), ..Row::default() }).collect())
+    }
+}

@@ -1,0 +1,236 @@
+//! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
+
+use crate::fit_context::FitContext;
+use crate::task_record::task_record;
+use anyhow::{Context as _, Result, bail, ensure};
+use lorakit_adapter::{Library, TaskRecord};
+use lorakit_model::{Base, Packed};
+use lorakit_route::{Experts, Lesson, oracle};
+use lorakit_task::{Example, Split, Task, Tokenizer};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A row that a router is fitted to.
+#[derive(Clone, Debug)]
+pub struct TrainingRow {
+    /// The index of its task.
+    pub task: usize,
+    /// The index of its expert, where the router is fitted to the tasks of experts.
+    pub expert: Option<usize>,
+    /// Its tokens.
+    pub example: Example,
+}
+
+/// The rows, with everything else that decides what is fitted: a fit reads nothing that is not here, since the key of
+/// the cache covers nothing else.
+pub struct TrainingRows<'a> {
+    context: &'a FitContext<'a, 'a>,
+    lesson: Lesson,
+    sources: Vec<TaskSource<'a>>,
+}
+
+/// A task whose rows are used.
+struct TaskSource<'a> {
+    /// The index of the expert that its rows belong to, if any.
+    expert: Option<usize>,
+    /// What identifies the task.
+    record: TaskRecord,
+    /// The task, where it is loaded already; else it is found by its record when its rows are needed.
+    task: Option<&'a Task>,
+}
+
+impl<'a> TrainingRows<'a> {
+    /// The rows that a router asks for. None is read yet, since the fitted state may be in the cache.
+    ///
+    /// # Errors
+    /// Where there are no rows for an expert, or no current task.
+    pub(super) fn find(context: &'a FitContext<'a, 'a>, lesson: Lesson, task: Option<&'a Task>) -> Result<Self> {
+        let experts = &context.library.experts;
+        let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
+        let mut sources = match lesson {
+            Lesson::Experts { .. } if context.tasks.is_empty() => own_tasks(context)?,
+            Lesson::Experts { .. } => {
+                let source = |task: &'a Task| Ok(given(task, Some(oracle::expert_of(&task.name, experts)?)));
+                let sources: Vec<TaskSource> =
+                    context.tasks.iter().map(source).collect::<Result<_>>().context("--fit")?;
+                let without = (0..experts.len()).find(|e| sources.iter().all(|source| source.expert != Some(*e)));
+                if let Some(expert) = without {
+                    bail!(
+                        "--fit gives no task of the expert `{}`, and rows of every expert are needed",
+                        experts.names()[expert]
+                    );
+                }
+                sources
+            }
+            Lesson::Task { .. } => match (context.tasks, task) {
+                ([], Some(task)) => vec![given(task, None)],
+                ([], None) => bail!("no task is at hand to learn from: give rows with --fit"),
+                (fit, _) => fit.iter().map(|task| given(task, None)).collect(),
+            },
+        };
+        // The order in which the user gave the tasks does not matter.
+        sources.sort_by(|a, b| (a.expert, &a.record.name).cmp(&(b.expert, &b.record.name)));
+        Ok(Self { context, lesson, sources })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &'a Base {
+        self.context.base
+    }
+
+    /// The experts of the library.
+    pub fn experts(&self) -> &'a Experts {
+        &self.context.library.experts
+    }
+
+    /// The library.
+    pub fn library(&self) -> &'a Library {
+        &self.context.library.library
+    }
+
+    /// The seed of everything random.
+    pub fn seed(&self) -> u64 {
+        self.context.seed
+    }
+
+    /// The current task, where the rows are its own and not those that the user gave.
+    pub fn current_task(&self) -> Option<&str> {
+        match (self.context.tasks, self.sources.as_slice()) {
+            ([], [TaskSource { expert: None, record, .. }]) => Some(&record.name),
+            _ => None,
+        }
+    }
+
+    /// Reports how the fit went.
+    pub fn status(&self, text: &str) {
+        self.context.reporter.status(text);
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        (self.context.tokenizer)()
+    }
+
+    /// What identifies the rows: each task's record with its expert, and the number of rows of each.
+    pub fn identity(&self) -> serde_json::Value {
+        let source = |source: &TaskSource| {
+            serde_json::json!({
+                "expert": source.expert.map(|expert| &self.experts().names()[expert]),
+                "task": source.record.name,
+                "sha256": source.record.sha256,
+                "split_seed": source.record.split_seed,
+            })
+        };
+        serde_json::json!({
+            "split": Split::Train,
+            "rows": self.lesson.rows(),
+            "tasks": self.sources.iter().map(source).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For a status line.
+    pub(super) fn description(&self) -> String {
+        match self.sources.as_slice() {
+            [only] => format!("`{}`", only.record.name),
+            several => format!("{} tasks", several.len()),
+        }
+    }
+
+    /// The rows as tokens, task by task in a fixed order: the first rows of each task's train split.
+    ///
+    /// # Errors
+    /// Where a task that an expert's record names is no longer there, or has changed.
+    pub fn examples(&self) -> Result<Vec<TrainingRow>> {
+        let tokenizer = self.tokenizer()?;
+        let length = self.base().config().max_positions;
+        let mut loaded = Loaded::default();
+        let mut examples = Vec::new();
+        for (number, source) in self.sources.iter().enumerate() {
+            let task = match source.task {
+                Some(task) => task,
+                None => loaded.find(source, self)?,
+            };
+            for row in task.rows(Split::Train, Some(self.lesson.rows()))? {
+                let example = Example::encode(row, &tokenizer, length)
+                    .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
+                examples.push(TrainingRow { task: number, expert: source.expert, example });
+            }
+        }
+        Ok(examples)
+    }
+
+    /// The prompts of the same rows, packed for forward passes of bounded size. Each row names its expert.
+    ///
+    /// # Errors
+    /// As [`TrainingRows::examples`].
+    pub fn prompts(&self) -> Result<Vec<Packed>> {
+        let mut batches = vec![Packed::default()];
+        for TrainingRow { expert, example, .. } in self.examples()? {
+            if batches
+                .last()
+                .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt.len() > BATCH_TOKENS)
+            {
+                batches.push(Packed::default());
+            }
+            if let Some(last) = batches.last_mut() {
+                last.push(&example.prompt, &[], expert);
+            }
+        }
+        Ok(batches)
+    }
+}
+
+/// Tokens of a forward pass at most, unless a single row has more.
+const BATCH_TOKENS: usize = 2048;
+
+/// The tasks that the records of the experts name.
+fn own_tasks<'a>(context: &FitContext) -> Result<Vec<TaskSource<'a>>> {
+    let mut sources = Vec::new();
+    for (expert, record) in context.library.records.iter().enumerate() {
+        let tasks = record.as_ref().map_or(&[][..], |record| &record.tasks);
+        ensure!(
+            !tasks.is_empty(),
+            "no tasks are recorded for the expert `{}`: give rows of every expert's tasks with --fit",
+            context.library.experts.names()[expert]
+        );
+        sources.extend(tasks.iter().map(|task| TaskSource { expert: Some(expert), record: task.clone(), task: None }));
+    }
+    Ok(sources)
+}
+
+/// The tasks of each file that was loaded: one file may hold many tasks.
+#[derive(Default)]
+struct Loaded(BTreeMap<PathBuf, Vec<Task>>);
+
+impl Loaded {
+    /// The task of a record: from the recorded file, with the recorded rows and split.
+    fn find(&mut self, source: &TaskSource, rows: &TrainingRows) -> Result<&Task> {
+        let record = &source.record;
+        let whose = source.expert.map_or(String::new(), |e| format!(" of the expert `{}`", rows.experts().names()[e]));
+        let advice = "give the rows to learn from with --fit, or the folder that task files refer to with --data";
+        let place = PathBuf::from(&record.path);
+        if !self.0.contains_key(&place) {
+            let tasks = Task::load(&record.path, rows.context.data).with_context(|| {
+                format!("the task `{}`{whose} was read from {}; {advice}", record.name, record.path)
+            })?;
+            self.0.insert(place.clone(), tasks);
+        }
+        let tasks = self.0.get(&place).map_or(&[][..], Vec::as_slice);
+        let same = |task: &&Task| task.sha256() == record.sha256 && task.split_seed == record.split_seed;
+        let found = tasks.iter().find(|task| same(task) && task.name == record.name);
+        found.or_else(|| tasks.iter().find(same)).with_context(|| {
+            let named = tasks.iter().find(|task| task.name == record.name);
+            let now = named.map_or("no such task".to_owned(), |task| {
+                format!("sha256 {}, split_seed {}", task.sha256(), task.split_seed)
+            });
+            format!(
+                "{}: the task `{}`{whose} is not what was trained on: recorded sha256 {}, \
+                 split_seed {}; found {now}; {advice}",
+                record.path, record.name, record.sha256, record.split_seed
+            )
+        })
+    }
+}

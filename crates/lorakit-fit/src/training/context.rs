@@ -1,0 +1,20 @@
+//! What all training of one command shares.
+
+use crate::reporter::Reporter;
+use lorakit_model::Base;
+use lorakit_task::Tokenizer;
+
+/// What all training of one command shares.
+#[derive(Clone, Copy)]
+pub struct TrainContext<'a> {
+    /// The base, as it is.
+    pub base: &'a Base,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The seed of the common start, the data order and dropout.
+    pub seed: u64,
+    /// Whether what exists with other settings is trained again.
+    pub restart: bool,
+    /// Who is told how it goes.
+    pub reporter: &'a dyn Reporter,
+}

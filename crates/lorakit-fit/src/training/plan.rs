@@ -1,0 +1,199 @@
+//! Which experts are trained on which rows of which tasks.
+
+use super::context::TrainContext;
+use crate::pluralize::pluralize;
+use crate::task_record::task_record;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lorakit_adapter::Library;
+use lorakit_cluster::{Cluster, Clusters};
+use lorakit_format::rng::Key;
+use lorakit_task::{Example, Split, Task};
+use lorakit_train::{Job, TrainConfig};
+use std::collections::BTreeMap;
+
+/// An expert to be trained.
+#[derive(Clone, Debug)]
+pub struct TrainingPlan<'a> {
+    /// Its name.
+    pub name: String,
+    /// The tasks that it is trained on.
+    pub tasks: Vec<&'a Task>,
+    /// Its part of their rows, as (index, number of parts); `None` where it has all rows.
+    pub part: Option<(usize, usize)>,
+}
+
+impl<'a> TrainingPlan<'a> {
+    /// An expert on all rows of its tasks.
+    pub fn new(name: impl Into<String>, tasks: Vec<&'a Task>) -> Self {
+        Self { name: name.into(), tasks, part: None }
+    }
+}
+
+/// An expert for each task.
+pub fn private(tasks: &[Task]) -> Vec<TrainingPlan<'_>> {
+    tasks.iter().map(|task| TrainingPlan::new(&task.name, vec![task])).collect()
+}
+
+/// One expert, `joint`, for all tasks.
+pub fn joint(tasks: &[Task]) -> TrainingPlan<'_> {
+    TrainingPlan::new("joint", tasks.iter().collect())
+}
+
+/// `parts` experts, `examples_0` and so on, each on a random part of the rows of all tasks (RandExamples of
+/// <https://arxiv.org/abs/2405.11157>, Table 2).
+pub fn random_examples(tasks: &[Task], parts: usize) -> Vec<TrainingPlan<'_>> {
+    let plan = |part| TrainingPlan {
+        part: Some((part, parts)),
+        ..TrainingPlan::new(format!("examples_{part}"), tasks.iter().collect())
+    };
+    (0..parts).map(plan).collect()
+}
+
+/// An expert for each cluster. `place` names the source of the clusters in messages; `library` holds the experts that
+/// were clustered, where it exists.
+///
+/// # Errors
+/// Where a cluster has a task that is not among `tasks`.
+pub fn of_clusters<'a>(
+    clusters: &Clusters,
+    place: &str,
+    tasks: &'a [Task],
+    library: Option<&Library>,
+) -> Result<Vec<TrainingPlan<'a>>> {
+    let plan = |cluster: &Cluster| -> Result<TrainingPlan<'a>> {
+        let names = task_names(cluster, library)?;
+        let find = |name: &String| {
+            tasks.iter().find(|task| task.name == *name).with_context(|| {
+                format!(
+                    "{place}: cluster `{}` has the task `{name}`, which --tasks does not give; add it, or name a task so \
+                     with {name}=FILE",
+                    cluster.name
+                )
+            })
+        };
+        Ok(TrainingPlan::new(&cluster.name, names.iter().map(find).collect::<Result<_>>()?))
+    };
+    clusters.clusters().iter().map(plan).collect()
+}
+
+/// The tasks of a cluster: as the file lists them, else those that its experts were trained on, else, for experts
+/// without a record, those of the same names.
+fn task_names(cluster: &Cluster, library: Option<&Library>) -> Result<Vec<String>> {
+    if !cluster.tasks.is_empty() {
+        return Ok(cluster.tasks.clone());
+    }
+    let mut names = Vec::new();
+    for expert in &cluster.experts {
+        let record = match library.filter(|library| library.contains(expert)) {
+            Some(library) => library.record(expert)?,
+            None => None,
+        };
+        let own = record
+            .map_or_else(|| vec![expert.clone()], |record| record.tasks.into_iter().map(|task| task.name).collect());
+        names.extend(own);
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The experts with their rows as tokens.
+///
+/// # Errors
+/// Where any expert has no rows to train on, or a row cannot be read.
+pub fn jobs(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainContext) -> Result<Vec<Job>> {
+    each_job(plans, settings, context).into_iter().collect()
+}
+
+/// As [`jobs`], with a result for each expert. A task that several experts share is tokenised once.
+pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainContext) -> Vec<Result<Job>> {
+    let length = settings.max_length.min(context.base.config().max_positions);
+    let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();
+    for task in plans.iter().flat_map(|plan| &plan.tasks) {
+        if !encoded.contains_key(task.name.as_str()) {
+            let rows = rows_of(task, length, context).map_err(|error| format!("{error:#}"));
+            encoded.insert(&task.name, rows);
+        }
+    }
+    let job = |plan: &TrainingPlan| {
+        let own = |task: &&Task| encoded[task.name.as_str()].as_ref().map_err(|why| anyhow!("{why}"));
+        let own = plan.tasks.iter().map(own).collect::<Result<Vec<_>>>()?;
+        let of = |split: usize| {
+            let rows = own.iter().flat_map(|rows| rows[split].clone()).collect();
+            part_of(rows, plan.part, context.seed)
+        };
+        let (train, validation) = (of(0), of(1));
+        ensure!(!train.is_empty(), "expert `{}` has no rows to train on; give fewer experts", plan.name);
+        Ok(Job {
+            name: plan.name.clone(),
+            tasks: plan.tasks.iter().map(|task| task_record(task)).collect(),
+            train,
+            validation,
+            start: None,
+            row_shards: plan.part.map_or(1, |(_, parts)| parts),
+        })
+    };
+    plans.iter().map(job).collect()
+}
+
+/// A task's rows for training and validation.
+fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Example>; 2]> {
+    let encode = |split: Split| -> Result<Vec<Example>> {
+        if task.count(split) == 0 && split == Split::Validation {
+            context.reporter.warn(&format!("task `{}` has no validation rows to choose the best step by", task.name));
+            return Ok(Vec::new());
+        }
+        let rows = task.rows(split, None)?;
+        rows.into_iter()
+            .map(|row| Example::encode(row, context.tokenizer, length))
+            .collect::<lorakit_task::Result<_>>()
+            .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))
+    };
+    let both = [encode(Split::Train)?, encode(Split::Validation)?];
+    let cut = |part: fn(&Example) -> usize| both.iter().flatten().filter(|example| part(example) > 0).count();
+    let (prompts, targets) = (cut(|example| example.truncation.prompt), cut(|example| example.truncation.target));
+    if prompts > 0 {
+        context.reporter.warn(&format!(
+            "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
+            task.name,
+            pluralize(prompts, "row")
+        ));
+    }
+    if targets > 0 {
+        context.reporter.warn(&format!(
+            "task `{}`: {} with a target longer than {length} tokens lost its end",
+            task.name,
+            pluralize(targets, "row")
+        ));
+    }
+    Ok(both)
+}
+
+/// Every `parts`th row of a random order, from the `part`th. The order depends on the seed and the number of rows only.
+fn part_of(rows: Vec<Example>, part: Option<(usize, usize)>, seed: u64) -> Vec<Example> {
+    let Some((part, parts)) = part else { return rows };
+    let order = Key::new(seed, "random examples").stream().permutation(rows.len());
+    order.into_iter().skip(part).step_by(parts).map(|at| rows[at].clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_parts_hold_every_row_once() {
+        let ids_of = |rows: Vec<Example>| rows.iter().map(|row| row.prompt[0]).collect::<Vec<u32>>();
+        let ids = |seed| [0, 1, 2].map(|part| ids_of(part_of(rows(), Some((part, 3)), seed)));
+        let mut all = ids(5).concat();
+        assert_eq!(ids(5).map(|part| part.len()), [4, 4, 3]);
+        all.sort_unstable();
+        assert_eq!(all, (0..11).collect::<Vec<_>>());
+        assert_eq!(ids(5), ids(5));
+        assert_ne!(ids(5), ids(6));
+        assert_eq!(part_of(rows(), None, 5).len(), 11);
+    }
+
+    fn rows() -> Vec<Example> {
+        (0..11).map(|id| Example { prompt: vec![id], target: vec![2], truncation: Default::default() }).collect()
+    }
+}
