@@ -6,7 +6,7 @@ mod phi_slice;
 
 use candle_core::DType;
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_lora::{Patches, Row};
+use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{Base, Decoding};
 use phi_slice::Noise;
 
@@ -57,7 +57,7 @@ impl<'a> Decoded<'a> {
     fn begun(base: &'a Base, patches: &'a Patches, rows: usize) -> Self {
         let ids = Noise::new(7).tokens(DECODED / 2, 512);
         let mut decoding = Decoding::new(base, patches, rows * DECODED).unwrap();
-        let rows: Vec<usize> = (0..rows).map(|_| decoding.open(DECODED, Row::default()).unwrap()).collect();
+        let rows: Vec<usize> = (0..rows).map(|_| decoding.open(DECODED, Sequence::default()).unwrap()).collect();
         let fed: Vec<(usize, &[u32])> = rows.iter().map(|&row| (row, &ids[..])).collect();
         decoding.feed(&fed).unwrap();
         Self { decoding, rows }

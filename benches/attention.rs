@@ -5,9 +5,9 @@ mod phi_slice;
 
 use candle_core::{DType, Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_model::attention::{Heads, Packing, Segment, self_attention};
+use lorakit_model::attention::{AttentionHeads, AttentionLayout, AttentionSegment, self_attention};
 use lorakit_model::config::{Rope, RopeScaling};
-use lorakit_model::rope::Frequencies;
+use lorakit_model::layer::rope::RopeFrequencies;
 use phi_slice::Noise;
 use std::sync::Arc;
 
@@ -16,20 +16,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn attention(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let phi = Heads { queries: 32, keys: 32, features: 80, window: None, products: DType::F32 };
-    let small = Heads { queries: 8, keys: 4, features: 8, window: None, products: DType::F32 };
+    let phi = AttentionHeads { queries: 32, keys: 32, features: 80, window: None, products: DType::F32 };
+    let small = AttentionHeads { queries: 8, keys: 4, features: 8, window: None, products: DType::F32 };
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
     for (name, heads, rows, length) in [("phi, 1 x 1024", phi, 1, 1024), ("small, 64 x 32", small, 64, 32)] {
         let rope = Rope { theta: 10000.0, features: heads.features, scaling: RopeScaling::None };
         let positions: Vec<u32> = (0..rows).flat_map(|_| 0..length as u32).collect();
-        let angles = Frequencies::new(&rope).angles(&positions);
+        let angles = RopeFrequencies::new(&rope).angles(&positions);
         let row = |start: usize| start * length..(start + 1) * length;
-        let segments: Arc<[Segment]> = (0..rows).map(|r| Segment { queries: row(r), keys: vec![row(r)] }).collect();
+        let segments: Arc<[AttentionSegment]> =
+            (0..rows).map(|r| AttentionSegment { queries: row(r), keys: vec![row(r)] }).collect();
         let (tokens, width) = (rows * length, heads.fused_width());
         let values = Noise::new(3).values(tokens * width, 1.0);
         let qkv = Var::from_vec(values, (tokens, width), &Device::Cpu).unwrap();
-        let packing = Packing::new(angles, segments);
+        let packing = AttentionLayout::new(angles, segments);
         let attend = |qkv: &Tensor| self_attention(qkv, heads, &packing).unwrap();
         group.bench_function(format!("{name}, forward"), |b| b.iter(|| attend(&qkv.as_detached_tensor())));
         group.bench_function(format!("{name}, with backward"), |b| {

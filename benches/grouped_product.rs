@@ -5,7 +5,7 @@ mod phi_slice;
 
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lorakit_lora::{Block, Group, Grouped, Layouts, Tokens};
+use lorakit_lora::{GroupedLora, StackBlock, StackLayout, TokenGroup, TokenSelection};
 use lorakit_model::weight::Mapped;
 use phi_slice::Noise;
 use std::sync::Arc;
@@ -25,16 +25,20 @@ fn matrix(rows: usize, columns: usize, seed: u64) -> Tensor {
 fn grouped_product(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
     let ranks = |expert: usize| expert * RANK..(expert + 1) * RANK;
-    let block = |expert| vec![Block { a: ranks(expert), b: ranks(expert), columns: 0..WIDTH, scale: 4.0 }];
-    let layouts = Arc::new(Layouts((0..EXPERTS).map(block).collect()));
+    let block = |expert| vec![StackBlock { a: ranks(expert), b: ranks(expert), columns: 0..WIDTH, scale: 4.0 }];
+    let layouts = Arc::new(StackLayout((0..EXPERTS).map(block).collect()));
     let (a, b) = (matrix(EXPERTS * RANK, WIDTH, 1), matrix(EXPERTS * RANK, WIDTH, 2));
     let x = matrix(TOKENS, WIDTH, 3);
     // Each expert in turn takes every sixteenth token, as four experts a token of 64 would.
     let picked = |expert: usize| (0..TOKENS as u32).filter(|t| t % 16 == expert as u32 % 16).collect::<Vec<_>>();
-    let group =
-        |expert| Group { expert, weights: Some(vec![0.25; TOKENS / 16]), tokens: Tokens::Picked(picked(expert)) };
-    let mixed: Arc<[Group]> = (0..EXPERTS).map(group).collect();
-    let one: Arc<[Group]> = [Group { expert: 0, tokens: Tokens::Run(0..TOKENS), weights: None }].into();
+    let group = |expert| TokenGroup {
+        expert,
+        weights: Some(vec![0.25; TOKENS / 16]),
+        tokens: TokenSelection::Indices(picked(expert)),
+    };
+    let mixed: Arc<[TokenGroup]> = (0..EXPERTS).map(group).collect();
+    let one: Arc<[TokenGroup]> =
+        [TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..TOKENS), weights: None }].into();
 
     let frozen = Mapped::from_values(Noise::new(4).values(WIDTH * WIDTH, 1.0), WIDTH, WIDTH).unwrap();
     let values = Noise::new(3).values(TOKENS * WIDTH, 1.0);
@@ -44,11 +48,11 @@ fn grouped_product(criterion: &mut Criterion) {
         let mut y = vec![0.0; TOKENS * WIDTH];
         bench.iter(|| frozen.forward(&values, &mut y, WIDTH, 0..WIDTH));
     });
-    let plain = Grouped::new(a.clone(), b.clone(), layouts.clone()).unwrap();
+    let plain = GroupedLora::new(a.clone(), b.clone(), layouts.clone()).unwrap();
     bench.bench_function("one expert", |bench| bench.iter(|| plain.delta(&x, one.clone()).unwrap()));
     bench.bench_function("four a token", |bench| bench.iter(|| plain.delta(&x, mixed.clone()).unwrap()));
     let (a, b) = (Var::from_tensor(&a).unwrap(), Var::from_tensor(&b).unwrap());
-    let trained = Grouped::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts).unwrap();
+    let trained = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts).unwrap();
     bench.bench_function("four a token, with backward", |bench| {
         bench.iter(|| trained.delta(&x, mixed.clone()).unwrap().sum_all().unwrap().backward().unwrap());
     });

@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::Adapter;
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Options};
 use lorakit_route::merge::{Coefficients, Merge, Orientation, add_to_weight};
 use lorakit_route::{Expert, Experts, expert};
@@ -43,7 +43,7 @@ impl Oracle {
     }
 
     fn logits_of(&self, base: &Base, patches: &Patches) -> Tensor {
-        base.logits(&self.ids.concat(), Rows::packed(self.ids.iter().map(Vec::len)), patches).unwrap()
+        base.logits(&self.ids.concat(), SequenceBatch::packed(self.ids.iter().map(Vec::len)), patches).unwrap()
     }
 
     fn expert(&self, name: &str) -> Expert {

@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Device};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Options};
 use lorakit_route::{Expert, Experts, Router, Setting};
 use std::fs::{self, File};
@@ -168,7 +168,7 @@ pub fn patches(router: &str, experts: &Experts) -> Patches {
 
 /// The hidden states of one row; done when the device has made them.
 pub fn prefill(base: &Base, ids: &[u32], patches: &Patches) {
-    base.hidden(ids, &base.plan(Rows::packed([ids.len()])), patches).unwrap();
+    base.hidden(ids, &base.plan(SequenceBatch::packed([ids.len()])), patches).unwrap();
     base.device().synchronize().unwrap();
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::router::build_router;
 use lorakit_fit::{FitContext, OpenLibrary};
-use lorakit_lora::{Row, Rows};
+use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_task::Example;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
         ));
     }
     let template = filling.templates.of(&[&ids])?.pop().unwrap_or_default();
-    let rows = Rows::new([Row { len: ids.len(), ..template }]);
+    let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
     base.hidden(&ids, &base.plan(rows), &filling.patches)?;
     let explanation = Explanation {
         router: typed.text.clone(),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
 use lorakit_fit::router::RoutedPatches;
-use lorakit_lora::{Row, Rows};
+use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_model::Base;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
@@ -80,8 +80,8 @@ fn logits(base: &Base, filling: &RoutedPatches, ids: &Ids) -> Result<Vec<f32>> {
         // No answer is known to stand in a row, so that all of it is the prompt by which a router decides.
         let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
         let starts = (0..part.len()).step_by(ids.columns);
-        let row = |(start, template): (usize, Row)| Row { start, len: ids.columns, ..template };
-        let rows = Rows::new(starts.zip(filling.templates.of(&prompts)?).map(row));
+        let row = |(start, template): (usize, Sequence)| Sequence { start, len: ids.columns, ..template };
+        let rows = SequenceBatch::new(starts.zip(filling.templates.of(&prompts)?).map(row));
         logits
             .extend(base.logits(part, rows, &filling.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
     }

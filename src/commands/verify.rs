@@ -18,7 +18,7 @@ use clap::Args;
 use lorakit_adapter::{Adapter, Library};
 use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Element, Options};
 use lorakit_route::merge::{Coefficients, Merge};
 use lorakit_route::{Expert, Experts, Uniform, expert};
@@ -154,7 +154,7 @@ impl<'a> Bench<'a> {
     }
 
     fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {
-        let logits = base.logits(&self.ids, Rows::packed(self.rows.iter().copied()), patches)?;
+        let logits = base.logits(&self.ids, SequenceBatch::packed(self.rows.iter().copied()), patches)?;
         Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
 use lorakit_fit::router::{build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
-use lorakit_lora::Rows;
+use lorakit_lora::SequenceBatch;
 use lorakit_route::{Router, Setting, Usage};
 use lorakit_task::skills::{self, SkillFamily};
 use lorakit_task::{Example, Split, Task};
@@ -175,7 +175,7 @@ pub fn routing_by_family(world: &World, private: &OpenLibrary) -> Result<Vec<Vec
                 .into_iter()
                 .map(|row| Ok(Example::encode(row, &world.vocabulary, world.base.config().max_positions)?.prompt))
                 .collect::<Result<Vec<_>>>()?;
-            let plan = world.base.plan(Rows::packed(prompts.iter().map(Vec::len)));
+            let plan = world.base.plan(SequenceBatch::packed(prompts.iter().map(Vec::len)));
             world.base.hidden(&prompts.concat(), &plan, &patches)?;
         }
         let mut weights = vec![0.0; world.families.len()];

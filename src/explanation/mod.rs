@@ -88,8 +88,8 @@ impl Explanation<'_> {
         if names.len() == site.projections.len() { site.key() } else { format!("{} {}", site.key(), names.join(",")) }
     }
 
-    /// The layer of a choice.
-    pub fn layer(&self, choice: &Choice) -> usize {
+    /// The layer of a choice; none at a site outside the layers.
+    pub fn layer(&self, choice: &Choice) -> Option<usize> {
         self.experts.sites()[choice.site].layer
     }
 

@@ -114,9 +114,10 @@ impl Painter<'_> {
     }
 
     fn layers(&self) -> String {
-        let layers: BTreeSet<usize> = self.explanation.choices.iter().map(|c| self.explanation.layer(c)).collect();
+        let layers: BTreeSet<usize> =
+            self.explanation.choices.iter().filter_map(|c| self.explanation.layer(c)).collect();
         let of = |layer: usize| {
-            let choices = self.explanation.choices.iter().filter(move |c| self.explanation.layer(c) == layer);
+            let choices = self.explanation.choices.iter().filter(move |c| self.explanation.layer(c) == Some(layer));
             (format!("layer {layer}"), self.explanation.averaged(choices))
         };
         self.table(layers.into_iter().map(of))

@@ -15,14 +15,14 @@
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
 //! use std::path::Path;
-//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Row, evaluate};
+//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Sequence, evaluate};
 //! use lorakit_model::Base;
 //! use lorakit_task::{Task, Tokenizer};
 //!
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
 //! let vocabulary = Tokenizer::open(folder)?;
-//! let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), routing: &Row::default() };
+//! let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), routing: &Sequence::default() };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {
@@ -52,7 +52,7 @@ pub use eval_progress::{EvalProgress, EvalStage};
 pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
 pub use generation::{FinishReason, GeneratedText, GenerationConfig, GenerationEvent, generate};
 pub use likelihood::example_losses;
-pub use lorakit_lora::{Patches, Row};
+pub use lorakit_lora::{Patches, Sequence};
 pub use metrics::exact_match::{exact_match, exact_match_normalized, normalized};
 pub use metrics::rouge_l::rouge_l;
 pub use metrics::score::{Score, TaskScores};

@@ -26,7 +26,7 @@ pub fn example_losses(
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let mut losses = vec![0.0; examples.len()];
     let mut finished = 0;
-    let lanes = model.base.lanes(batch_tokens);
+    let lanes = model.base.batch_parallel(batch_tokens);
     let of_group = |group: &Vec<usize>| -> Result<_> { Ok((group.clone(), packed_losses(model, examples, group)?)) };
     lanes.run(&token_batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
         group.iter().zip(found).for_each(|(&index, loss)| losses[index] = loss);
@@ -67,7 +67,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::print_stderr)]
     use super::*;
     use candle_core::{Device, Tensor};
-    use lorakit_model::loss::Head;
+    use lorakit_model::layer::lm_head::LmHead;
     use lorakit_model::weight::Weight;
     use std::path::Path;
 
@@ -95,7 +95,7 @@ mod tests {
         // A head that is the identity makes hidden states of 7 features the logits of 7 tokens.
         let identity = Tensor::eye(7, candle_core::DType::F32, &Device::Cpu).unwrap();
         let h = packed.predicting(&Tensor::new(h, &Device::Cpu).unwrap()).unwrap();
-        let nll = Head::new(Weight::Tensor(identity), None, 7).nll(&h, &packed.target_ids()).unwrap();
+        let nll = LmHead::new(Weight::Tensor(identity), None, 7).nll(&h, &packed.target_ids(), None).unwrap();
         let nll: Vec<f64> = nll.to_dtype(DType::F64).unwrap().to_vec1().unwrap();
         for (found, expected) in row_means(packed.targets(), &nll, 2).iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");

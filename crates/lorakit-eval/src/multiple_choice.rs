@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::patched_model::PatchedModel;
 use crate::shared_prefix::{Branch, PrefixTree, nll};
 use crate::token_batches::token_batches;
-use lorakit_lora::Row;
+use lorakit_lora::Sequence;
 
 /// How likely one choice is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,7 +57,7 @@ pub fn score_choices(
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
-    let lanes = model.base.lanes(batch_tokens);
+    let lanes = model.base.batch_parallel(batch_tokens);
     let of_group =
         |group: &Vec<usize>| -> Result<_> { Ok((group.clone(), group_scores(model, rows, &questions, group)?)) };
     lanes.run(&token_batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
@@ -78,7 +78,7 @@ fn group_scores(
 ) -> Result<Vec<Vec<ChoiceScore>>> {
     let prompts: Vec<&[u32]> = group.iter().map(|&index| questions[index].prompt.as_slice()).collect();
     let rows_of = group.iter().zip(model.routing(&prompts)?);
-    let fans: Vec<(&PrefixTree, Row)> =
+    let fans: Vec<(&PrefixTree, Sequence)> =
         rows_of.flat_map(|(&index, row)| questions[index].fans.iter().map(move |fan| (fan, row.clone()))).collect();
     let mut nll = nll(model, &fans)?.into_iter();
     let of_question = |&index: &usize| {

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lorakit_model::Base;
 use lorakit_task::Tokenizer;
 
-use lorakit_lora::{Patches, Row};
+use lorakit_lora::{Patches, Sequence};
 
 /// A base with patches in its slots. How the patches choose their experts is theirs to know.
 #[derive(Clone)]
@@ -15,7 +15,7 @@ pub struct PatchedModel<'a> {
     pub vocabulary: &'a Tokenizer,
     /// What sits in the base's slots; [`Patches::none`] for the base as it is.
     pub patches: &'a Patches,
-    /// What rows carry for the patches to read: `&Row::default()` where they read nothing.
+    /// What rows carry for the patches to read: `&Sequence::default()` where they read nothing.
     pub routing: &'a dyn PromptRouting,
 }
 
@@ -28,19 +28,19 @@ pub trait PromptRouting: Sync {
     ///
     /// # Errors
     /// Where it cannot be decided, as when a pass over the prompts fails.
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>>;
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>>;
 }
 
 /// Every row carries the same.
-impl PromptRouting for Row {
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+impl PromptRouting for Sequence {
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
         Ok(vec![self.clone(); prompts.len()])
     }
 }
 
 impl PatchedModel<'_> {
     /// What the rows of `prompts` carry.
-    pub(crate) fn routing(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+    pub(crate) fn routing(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
         let rows = self.routing.of(prompts)?;
         ensure!(rows.len() == prompts.len(), "{} prompts were given {} rows", prompts.len(), rows.len());
         Ok(rows)

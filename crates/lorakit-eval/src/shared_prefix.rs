@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
+use lorakit_lora::SequenceBatch;
 use lorakit_model::Decoding;
+use lorakit_model::layer::lm_head::HeadPatch;
 
 use crate::patched_model::PatchedModel;
-use lorakit_lora::Row;
+use lorakit_lora::Sequence;
 
 /// A sequence of which the tokens from `from` on are to be predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,30 +60,37 @@ impl PrefixTree {
 
 /// The negative log-likelihoods of the predicted tokens: `[fan][path][token]`. All fans are read in two forwards, one
 /// of what is shared and one of what is not. Each fan comes with what its rows carry.
-pub(crate) fn nll(model: &PatchedModel, fans: &[(&PrefixTree, Row)]) -> Result<Vec<Vec<Vec<f64>>>> {
+pub(crate) fn nll(model: &PatchedModel, fans: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
     let slots = fans.iter().map(|(fan, _)| fan.tokens()).sum();
     let mut decoding = Decoding::new(model.base, model.patches, slots)?;
     let trunks = read_trunks(fans, &mut decoding)?;
     let mut fed = Vec::new();
-    let (mut at, mut targets, mut offset) = (Vec::new(), Vec::new(), 0);
-    for ((fan, _), &trunk) in fans.iter().zip(&trunks) {
+    let (mut at, mut targets, mut offset, mut rows) = (Vec::new(), Vec::new(), 0, Vec::new());
+    for ((fan, row), &trunk) in fans.iter().zip(&trunks) {
         for path in &fan.paths {
             let own = &path.read()[fan.shared..];
             fed.push((decoding.branch(trunk, own.len())?, own));
             at.extend((path.from..path.tokens.len()).map(|t| (offset + t - 1 - fan.shared) as u32));
+            rows.push(Sequence { start: targets.len(), len: path.tokens.len() - path.from, ..row.clone() });
             targets.extend_from_slice(&path.tokens[path.from..]);
             offset += own.len();
         }
     }
     let h = decoding.feed(&fed)?;
     let h = h.index_select(&Tensor::from_slice(&at, at.len(), h.device())?, 0)?;
-    let nll = model.base.head().nll(&h, &targets)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let rows = SequenceBatch::new(rows);
+    let nll = model
+        .base
+        .head()
+        .nll(&h, &targets, HeadPatch::of(model.patches, &rows))?
+        .to_dtype(DType::F64)?
+        .to_vec1::<f64>()?;
     Ok(by_path(fans, &nll))
 }
 
 /// Opens a row for each fan and feeds it what the fan's paths share.
-fn read_trunks(fans: &[(&PrefixTree, Row)], decoding: &mut Decoding) -> Result<Vec<usize>> {
-    let open = |(fan, row): &(&PrefixTree, Row)| decoding.open(fan.shared, row.clone());
+fn read_trunks(fans: &[(&PrefixTree, Sequence)], decoding: &mut Decoding) -> Result<Vec<usize>> {
+    let open = |(fan, row): &(&PrefixTree, Sequence)| decoding.open(fan.shared, row.clone());
     let trunks = fans.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = trunks.iter().zip(fans).map(|(&row, (fan, _))| (row, fan.trunk()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
@@ -91,7 +100,7 @@ fn read_trunks(fans: &[(&PrefixTree, Row)], decoding: &mut Decoding) -> Result<V
     Ok(trunks)
 }
 
-fn by_path(fans: &[(&PrefixTree, Row)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
+fn by_path(fans: &[(&PrefixTree, Sequence)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
     let mut take = |path: &Branch| {
         let (own, rest) = nll.split_at(path.tokens.len() - path.from);
         nll = rest;

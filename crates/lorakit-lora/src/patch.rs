@@ -1,22 +1,23 @@
-//! The one slot: what may be put into a site, and what it may do there.
+//! What may be put into a site, and what it may do there.
 
-use crate::adapted_site::{AdaptedSite, Frozen};
-use crate::rows::Rows;
+use crate::frozen_linear::FrozenLinear;
+use crate::kernels::op::Op;
+use crate::sequence_batch::SequenceBatch;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
-/// What a site's frozen weights made of its input, open for a patch to add to.
+/// The outputs of a site's frozen weights, open for a patch to add to.
 pub struct Outputs {
     y: Tensor,
 }
 
 impl Outputs {
-    /// Wraps what the frozen weights made, `[tokens, sum of widths]`.
+    /// Wraps the outputs of the frozen weights, `[tokens, sum of widths]`.
     pub fn new(y: Tensor) -> Self {
         Self { y }
     }
 
-    /// What stands there now, `[tokens, sum of widths]`.
+    /// The current values, `[tokens, sum of widths]`.
     pub fn tensor(&self) -> &Tensor {
         &self.y
     }
@@ -27,7 +28,7 @@ impl Outputs {
         Ok(())
     }
 
-    /// Lets `op` add to the values where they stand, which is allowed only where nothing is differentiated.
+    /// Lets `op` add to the values in place, which is correct only where nothing is differentiated.
     pub(crate) fn add_in_place(&mut self, op: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
         op(&self.y)
     }
@@ -38,21 +39,26 @@ impl Outputs {
     }
 }
 
-/// A tenant of a site: a LoRA, a mixture of many, a batch in which each row has its own, a probe that only looks.
+/// A forward hook of a site: a LoRA, a mixture of many, a batch in which each sequence has its own, a probe that only
+/// records.
 pub trait Patch: Send + Sync {
-    /// Sees the site's input `x`, `[tokens, d]`, and whose tokens they are, and adds to the site's outputs.
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> Result<()>;
+    /// Reads the site's input `x`, `[tokens, in]`, whose tokens are those of `batch`, and adds to the site's outputs.
+    fn add(&self, x: &Tensor, batch: &SequenceBatch, out: &mut Outputs) -> Result<()>;
 
-    /// The site of a CPU's `frozen` weights with what [`Patch::add`] adds for `rows`, where the patch trains it; none for
-    /// all others.
-    fn adapted(&self, _frozen: Arc<dyn Frozen>, _rows: &Rows) -> Result<Option<AdaptedSite>> {
+    /// The site of a CPU's `frozen` weights with what [`Patch::add`] adds for `batch`, as one op outside candle's graph
+    /// whose backward leaves the gradients of the patch's own parameters with the patch. None for patches that do not
+    /// train so.
+    fn site_op(&self, _frozen: Arc<dyn FrozenLinear>, _batch: &SequenceBatch) -> Result<Option<Box<dyn Op<1>>>> {
         Ok(None)
     }
 }
 
-/// At most one patch for each site of a base, in the order of the base's sites.
+/// At most one patch per site of a base, in the order of the base's sites, and one of its head.
 #[derive(Clone, Default)]
-pub struct Patches(Vec<Option<Arc<dyn Patch>>>);
+pub struct Patches {
+    sites: Vec<Option<Arc<dyn Patch>>>,
+    head: Option<Arc<dyn Patch>>,
+}
 
 impl Patches {
     /// No patch at any site: the base as it is.
@@ -61,32 +67,44 @@ impl Patches {
     }
 
     /// The patches of all sites, in their order.
-    pub fn new(by_site: Vec<Option<Arc<dyn Patch>>>) -> Self {
-        Self(by_site)
+    pub fn new(sites: Vec<Option<Arc<dyn Patch>>>) -> Self {
+        Self { sites, head: None }
+    }
+
+    /// The same with a patch of the head, which reads hidden states after the final norm and adds to logits. It is called
+    /// per chunk of the tokens whose logits are wanted, with their sequences.
+    pub fn with_head(self, patch: Arc<dyn Patch>) -> Self {
+        Self { head: Some(patch), ..self }
     }
 
     /// The patch at a site.
     pub fn at(&self, site: usize) -> Option<&dyn Patch> {
-        self.0.get(site).and_then(Option::as_deref)
+        self.sites.get(site).and_then(Option::as_deref)
     }
 
-    /// Both this and `other` at every site, this first.
+    /// The patch of the head.
+    pub fn head(&self) -> Option<&dyn Patch> {
+        self.head.as_deref()
+    }
+
+    /// At every site this patch, then that of `other`.
     pub fn with(self, other: Patches) -> Patches {
-        let sites = self.0.len().max(other.0.len());
-        let both = |site: usize| match (self.0.get(site).cloned().flatten(), other.0.get(site).cloned().flatten()) {
-            (Some(a), Some(b)) => Some(Arc::new(Both(a, b)) as Arc<dyn Patch>),
+        let chain = |a: Option<Arc<dyn Patch>>, b: Option<Arc<dyn Patch>>| match (a, b) {
+            (Some(a), Some(b)) => Some(Arc::new(Chain(a, b)) as Arc<dyn Patch>),
             (a, b) => a.or(b),
         };
-        Patches((0..sites).map(both).collect())
+        let at = |patches: &Patches, site: usize| patches.sites.get(site).cloned().flatten();
+        let sites = (0..self.sites.len().max(other.sites.len())).map(|site| chain(at(&self, site), at(&other, site)));
+        Patches { sites: sites.collect(), head: chain(self.head.clone(), other.head.clone()) }
     }
 }
 
 /// Two patches at one site, one after the other.
-struct Both(Arc<dyn Patch>, Arc<dyn Patch>);
+struct Chain(Arc<dyn Patch>, Arc<dyn Patch>);
 
-impl Patch for Both {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> Result<()> {
-        self.0.add(x, rows, out)?;
-        self.1.add(x, rows, out)
+impl Patch for Chain {
+    fn add(&self, x: &Tensor, batch: &SequenceBatch, out: &mut Outputs) -> Result<()> {
+        self.0.add(x, batch, out)?;
+        self.1.add(x, batch, out)
     }
 }

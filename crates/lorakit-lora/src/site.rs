@@ -1,41 +1,41 @@
-//! A site: a place in a layer where several projections read the same input.
+//! A site: a place in a base model where several projections read the same input.
 
-/// One projection of a site, by the path that Hugging Face gives its module.
+/// One projection of a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Projection {
-    /// Module path, as in `model.layers.0.self_attn.q_proj`.
+    /// Module path in the Hugging Face model, as in `model.layers.0.self_attn.q_proj`.
     pub module: String,
-    /// Number of features that the projection writes.
+    /// Number of output features.
     pub width: usize,
 }
 
 impl Projection {
-    /// The last segment of the module's path, as in `q_proj`.
+    /// The last segment of the module path, as in `q_proj`.
     pub fn name(&self) -> &str {
         self.module.rsplit('.').next().unwrap_or(&self.module)
     }
 }
 
-/// A place in a layer where several projections read the same input, so that one product serves all their A's.
+/// A place where several projections read the same input, so that one product serves all their A's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
-    /// Index of the layer, from zero.
-    pub layer: usize,
-    /// The site's name within its layer, as in `qkv`.
+    /// Index of the layer, from zero; none for a site outside the layers, such as the head or the embedding.
+    pub layer: Option<usize>,
+    /// The site's name within its layer, as in `qkv`, or within the base, as in `head`.
     pub name: &'static str,
-    /// Number of features that the projections read.
+    /// Number of input features.
     pub input: usize,
-    /// The projections, in the order in which their outputs stand side by side.
+    /// The projections, in the order of their columns in the site's output.
     pub projections: Vec<Projection>,
 }
 
 impl Site {
-    /// Number of features of all projections together.
+    /// Number of output features of all projections together.
     pub fn output(&self) -> usize {
         self.projections.iter().map(|p| p.width).sum()
     }
 
-    /// Each projection with the columns that it fills in the site's output.
+    /// Each projection with its columns in the site's output.
     pub fn columns(&self) -> impl Iterator<Item = (&Projection, std::ops::Range<usize>)> {
         self.projections.iter().scan(0, |start, projection| {
             let columns = *start..*start + projection.width;
@@ -44,8 +44,23 @@ impl Site {
         })
     }
 
-    /// A key that tells the site from all others of its base, as in `3.qkv`.
+    /// A key unique among the sites of a base: `3.qkv`, or `head` outside the layers.
     pub fn key(&self) -> String {
-        format!("{}.{}", self.layer, self.name)
+        match self.layer {
+            Some(layer) => format!("{layer}.{}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_the_layer_where_there_is_one() {
+        let site = |layer, name| Site { layer, name, input: 1, projections: Vec::new() };
+        assert_eq!(site(Some(3), "qkv").key(), "3.qkv");
+        assert_eq!(site(None, "head").key(), "head");
     }
 }

@@ -1,16 +1,16 @@
 //! A base: one of our two forms, opened from a Hugging Face folder, with one slot per site.
 
-use crate::attention::Heads;
+use crate::attention::heads::AttentionHeads;
 use crate::checkpoint::{Bytes, Checkpoint};
 use crate::config::{Config, Form};
 use crate::fingerprint::canonical_text;
-use crate::flow::Flow;
-use crate::loss::Head;
-use crate::norm::Norm;
+use crate::layer::context::LayerContext;
+use crate::layer::lm_head::{HeadPatch, LmHead};
+use crate::layer::norm::Norm;
+use crate::layer::rope::RopeFrequencies;
+use crate::layer::tape::Tape;
 use crate::packed::Packed;
 use crate::plan::{Cache, Plan};
-use crate::rope::Frequencies;
-use crate::tape::Tape;
 use crate::weight::Weight;
 use crate::weights::{Options, Weights};
 use crate::{mistral, phi};
@@ -18,7 +18,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, bail};
 use lorakit_adapter::{BaseIdentity, BaseModule};
 use lorakit_format::hash::hex;
-use lorakit_lora::{Patches, Rows, Site};
+use lorakit_lora::{Patches, SequenceBatch, Site};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
@@ -30,10 +30,10 @@ pub struct Base {
     embedding: Weight,
     layers: Vec<Layer>,
     norm: Norm,
-    head: Head,
-    heads: Heads,
+    head: LmHead,
+    heads: AttentionHeads,
     sites: Vec<Site>,
-    frequencies: Frequencies,
+    frequencies: RopeFrequencies,
     device: Device,
     narrowed: Option<DType>,
     variables: Vec<(String, Var)>,
@@ -48,7 +48,7 @@ enum Layer {
 }
 
 impl Layer {
-    fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+    fn forward(&self, h: &Tensor, flow: &mut LayerContext) -> candle_core::Result<Tensor> {
         match self {
             Self::Mistral(layer) => layer.forward(h, flow),
             Self::Phi(layer) => layer.forward(h, flow),
@@ -86,7 +86,7 @@ impl Base {
         let mut weights = Weights::new(checkpoint, options);
         let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
         let products = products(checkpoint, options)?;
-        let heads = Heads {
+        let heads = AttentionHeads {
             queries: config.heads,
             keys: config.kv_heads,
             features: config.head_dim,
@@ -126,8 +126,8 @@ impl Base {
         Ok(Self {
             variables: weights.finish(config.tied)?,
             identity: identity(name, &config, checkpoint),
-            head: Head::new(head, bias, config.vocabulary),
-            frequencies: Frequencies::new(&config.rope),
+            head: LmHead::new(head, bias, config.vocabulary),
+            frequencies: RopeFrequencies::new(&config.rope),
             device: options.device.clone(),
             narrowed: if options.device.is_cpu() { options.dtype } else { Some(products) }
                 .filter(|&dtype| dtype != DType::F32),
@@ -201,12 +201,12 @@ impl Base {
     }
 
     /// The matrix that makes logits.
-    pub fn head(&self) -> &Head {
+    pub fn head(&self) -> &LmHead {
         &self.head
     }
 
     /// What all layers share for packed `rows`.
-    pub fn plan(&self, rows: Rows) -> Plan {
+    pub fn plan(&self, rows: SequenceBatch) -> Plan {
         Plan::packed(rows, &self.frequencies)
     }
 
@@ -215,11 +215,11 @@ impl Base {
     pub fn plan_of_targets(&self, batch: &Packed) -> candle_core::Result<Plan> {
         let plan = Plan::packed(batch.rows(), &self.frequencies);
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(plan) };
-        Ok(plan.wanting(last, batch.predicting_places(&self.device)?, batch.predicting_rows()))
+        Ok(plan.wanting(last, batch.predicting_places(&self.device)?, batch.target_batch()))
     }
 
     /// What [`Base::plan`] is for rows whose keys stand in a cache; see [`crate::decode`].
-    pub(crate) fn cached_plan(&self, rows: Rows, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
+    pub(crate) fn cached_plan(&self, rows: SequenceBatch, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
         Plan::cached(rows, keys, cache, &self.frequencies)
     }
 
@@ -252,7 +252,7 @@ impl Base {
     }
 
     /// The same outside candle's graph, with the way back, which asks for the gradient of `h` where that is `wanted`.
-    /// For a frozen base on a CPU, and patches that are [adapted](lorakit_lora::Patch::adapted).
+    /// For a frozen base on a CPU, and patches with a [site op](lorakit_lora::Patch::site_op).
     pub fn taped_layer(
         &self,
         index: usize,
@@ -266,8 +266,8 @@ impl Base {
         Ok((y, tape))
     }
 
-    fn flow<'a>(&self, index: usize, plan: &'a Plan, patches: &'a Patches) -> Flow<'a> {
-        Flow::new(index, index * self.layers[index].sites(), plan, patches)
+    fn flow<'a>(&self, index: usize, plan: &'a Plan, patches: &'a Patches) -> LayerContext<'a> {
+        LayerContext::new(index, index * self.layers[index].sites(), plan, patches)
     }
 
     /// The last norm, after which [`Base::head`] makes logits.
@@ -283,9 +283,9 @@ impl Base {
     }
 
     /// The logits of every token, `[tokens, vocabulary]`, to be read and not differentiated.
-    pub fn logits(&self, ids: &[u32], rows: Rows, patches: &Patches) -> candle_core::Result<Tensor> {
-        let h = self.hidden(ids, &self.plan(rows), patches)?;
-        self.head.logits(&self.last_norm(&h)?)
+    pub fn logits(&self, ids: &[u32], rows: SequenceBatch, patches: &Patches) -> candle_core::Result<Tensor> {
+        let h = self.hidden(ids, &self.plan(rows.clone()), patches)?;
+        self.head.logits(&self.last_norm(&h)?, HeadPatch::of(patches, &rows))
     }
 
     /// Every module that an adapter may be made for.

@@ -1,9 +1,10 @@
 //! Cached decoding: rows that grow token by token, and rows that share what came before them.
 
 use crate::base::Base;
+use crate::layer::lm_head::HeadPatch;
 use crate::plan::Cache;
 use candle_core::{Result, Tensor, bail};
-use lorakit_lora::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use std::ops::Range;
 
 /// Rows whose keys and values are kept, so that every new token costs itself only.
@@ -25,7 +26,7 @@ struct CachedRow {
     /// How many of its own slots are filled.
     filled: usize,
     /// What a router reads: the row's expert or its weights.
-    template: Row,
+    template: Sequence,
 }
 
 impl CachedRow {
@@ -47,7 +48,7 @@ impl<'a> Decoding<'a> {
 
     /// A new, empty row with room for `capacity` tokens. `template` carries what routers read: the row's expert or
     /// its weights.
-    pub fn open(&mut self, capacity: usize, template: Row) -> Result<usize> {
+    pub fn open(&mut self, capacity: usize, template: Sequence) -> Result<usize> {
         self.open_after(Vec::new(), capacity, template)
     }
 
@@ -57,7 +58,7 @@ impl<'a> Decoding<'a> {
         self.open_after(parent.keys(), capacity, parent.template)
     }
 
-    fn open_after(&mut self, before: Vec<Range<usize>>, capacity: usize, template: Row) -> Result<usize> {
+    fn open_after(&mut self, before: Vec<Range<usize>>, capacity: usize, template: Sequence) -> Result<usize> {
         if self.taken + capacity > self.slots {
             bail!(
                 "a row of {capacity} tokens was asked for where {} of {} slots are left",
@@ -87,11 +88,11 @@ impl<'a> Decoding<'a> {
             }
             let (start, position) = (ids.len(), row.len());
             row.filled += tokens.len();
-            rows.push(Row { start, len: tokens.len(), position, ..row.template.clone() });
+            rows.push(Sequence { start, len: tokens.len(), position, ..row.template.clone() });
             keys.push(row.keys());
             ids.extend_from_slice(tokens);
         }
-        let plan = self.base.cached_plan(Rows::new(rows), keys, self.cache.clone());
+        let plan = self.base.cached_plan(SequenceBatch::new(rows), keys, self.cache.clone());
         let h = self.base.hidden(&ids, &plan, self.patches)?;
         self.base.last_norm(&h)
     }
@@ -107,7 +108,14 @@ impl<'a> Decoding<'a> {
             })
             .collect();
         let last = h.index_select(&Tensor::from_slice(&ends, ends.len(), h.device())?, 0)?;
-        self.base.head().logits(&last)
+        let one = |(start, &(row, _)): (usize, &(usize, &[u32]))| Sequence {
+            start,
+            len: 1,
+            position: self.rows[row].len().saturating_sub(1),
+            ..self.rows[row].template.clone()
+        };
+        let batch = SequenceBatch::new(fed.iter().enumerate().map(one));
+        self.base.head().logits(&last, HeadPatch::of(self.patches, &batch))
     }
 
     /// Number of tokens that a row has seen.

@@ -3,50 +3,36 @@
 //! A [`Base`] is opened from a Hugging Face folder; its weights stay in the mapped file. It offers
 //! [`Base::embed`], [`Base::layer`] and [`Base::head`] rather than one closed forward, so that a trainer can go
 //! backward a layer at a time: in candle's graph, or, where a frozen base's adapters train on a CPU, by a
-//! [`Tape`](tape::Tape) of [`Base::taped_layer`]. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does
+//! [`Tape`](layer::tape::Tape) of [`Base::taped_layer`]. Inside, everything is `[tokens, d]`: rows are [`Packed`], padding does
 //! not exist. What sits in the slots is given with each call as [`lorakit_lora::Patches`].
 //!
 //! The crate knows no router, no merge, no trainer, no task and no tokenizer.
 
 pub mod attention;
 pub mod base;
+pub mod batch_parallel;
 mod card;
 pub mod checkpoint;
 pub mod config;
 pub mod decode;
 mod fingerprint;
-mod flow;
 mod folder;
-pub mod gate;
-mod heads;
-pub mod lanes;
-pub mod linear;
-pub mod loss;
-pub mod masked_attention;
-mod masked_scores;
+pub mod layer;
+mod lazy;
 mod mistral;
-mod narrow_attention;
-pub mod norm;
-mod once;
 pub mod packed;
-mod packing;
-pub mod padded_attention;
 mod phi;
 pub mod plan;
 pub mod rewrite;
-pub mod rope;
 pub mod sample;
-mod softmax;
-pub mod tape;
-mod turned;
 pub mod weight;
 mod weights;
 
 pub use base::Base;
+pub use batch_parallel::BatchParallel;
 pub use checkpoint::{Bytes, Checkpoint};
 pub use config::{Config, Form};
 pub use decode::Decoding;
-pub use lanes::Lanes;
 pub use packed::{Packed, Target};
 pub use plan::Plan;
 pub use rewrite::Rounding;

@@ -2,12 +2,12 @@
 //!
 //! Sites: `qkv` | `o` | `gate_up` | `down`.
 
-use crate::attention::Heads;
+use crate::attention::heads::AttentionHeads;
 use crate::config::Config;
-use crate::flow::Flow;
-use crate::gate::Gate;
-use crate::linear::Linear;
-use crate::norm::Norm;
+use crate::layer::activation::Activation;
+use crate::layer::context::LayerContext;
+use crate::layer::linear::FusedLinear;
+use crate::layer::norm::Norm;
 use crate::weights::Weights;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -18,13 +18,13 @@ pub(crate) const SITES: usize = 4;
 
 /// One layer.
 pub(crate) struct Layer {
-    heads: Heads,
+    heads: AttentionHeads,
     attention_norm: Norm,
-    qkv: Linear,
-    o: Linear,
+    qkv: FusedLinear,
+    o: FusedLinear,
     mlp_norm: Norm,
-    gate_up: Linear,
-    down: Linear,
+    gate_up: FusedLinear,
+    down: FusedLinear,
 }
 
 /// The sites of layer `index`, in the order in which [`Layer::forward`] visits them.
@@ -32,7 +32,7 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
     let (hidden, inner) = (config.hidden, config.intermediate);
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let site = |name, input, projections: &[(&str, usize)]| Site {
-        layer: index,
+        layer: Some(index),
         name,
         input,
         projections: projections
@@ -49,11 +49,11 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
 }
 
 impl Layer {
-    pub(crate) fn load(config: &Config, index: usize, heads: Heads, weights: &mut Weights) -> Result<Self> {
+    pub(crate) fn load(config: &Config, index: usize, heads: AttentionHeads, weights: &mut Weights) -> Result<Self> {
         let [qkv, o, gate_up, down] = sites(config, index);
-        let mut linear = |site: &Site, bias| -> Result<Linear> {
+        let mut linear = |site: &Site, bias| -> Result<FusedLinear> {
             let projections = site.projections.iter().map(|p| weights.projection(&p.module, p.width, site.input, bias));
-            Ok(Linear::new(projections.collect::<Result<_>>()?)?)
+            Ok(FusedLinear::new(projections.collect::<Result<_>>()?)?)
         };
         let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
         let (qkv, o) = (linear(&qkv, attention_bias)?, linear(&o, attention_bias)?);
@@ -69,7 +69,7 @@ impl Layer {
     }
 
     /// `h`, `[tokens, hidden]`, after this layer.
-    pub(crate) fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+    pub(crate) fn forward(&self, h: &Tensor, flow: &mut LayerContext) -> candle_core::Result<Tensor> {
         let x = flow.norm(&self.attention_norm, h)?;
         let qkv = flow.site(&self.qkv, &x)?;
         let attended = flow.attend(self.heads, &qkv)?;
@@ -78,7 +78,7 @@ impl Layer {
         let h = flow.sum(&h, &attended)?;
         let x = flow.norm(&self.mlp_norm, &h)?;
         let gate_up = flow.site(&self.gate_up, &x)?;
-        let inner = flow.gate(Gate::SwiGlu, &gate_up)?;
+        let inner = flow.activation(Activation::SwiGlu, &gate_up)?;
         let down = flow.site(&self.down, &inner)?;
         flow.sum(&h, &down)
     }

@@ -1,8 +1,9 @@
 //! Tokenised rows, packed one behind the other, with the tokens that carry loss.
 
 use crate::base::Base;
+use crate::layer::lm_head::HeadPatch;
 use candle_core::{Device, Result, Tensor};
-use lorakit_lora::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Sequence, SequenceBatch};
 
 /// A token to be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Target {
 #[derive(Clone, Debug, Default)]
 pub struct Packed {
     ids: Vec<u32>,
-    rows: Vec<Row>,
+    rows: Vec<Sequence>,
     targets: Vec<Target>,
 }
 
@@ -37,7 +38,7 @@ impl Packed {
                 self.targets.push(Target { at: at as u32, id, row });
             }
         }
-        self.rows.push(Row { start, len: self.ids.len() - start, expert, ..Row::default() });
+        self.rows.push(Sequence { start, len: self.ids.len() - start, expert, ..Sequence::default() });
     }
 
     /// The packed tokens.
@@ -46,8 +47,8 @@ impl Packed {
     }
 
     /// Whose tokens they are.
-    pub fn rows(&self) -> Rows {
-        Rows::new(self.rows.iter().cloned())
+    pub fn rows(&self) -> SequenceBatch {
+        SequenceBatch::new(self.rows.iter().cloned())
     }
 
     /// Number of rows.
@@ -66,7 +67,7 @@ impl Packed {
     }
 
     /// Lets `change` set what a row carries besides its tokens, as its weights.
-    pub fn for_each_row(&mut self, change: impl FnMut(&mut Row)) {
+    pub fn for_each_row(&mut self, change: impl FnMut(&mut Sequence)) {
         self.rows.iter_mut().for_each(change);
     }
 
@@ -83,12 +84,12 @@ impl Packed {
 
     /// Whose targets are whose, where nothing but what predicts them stands packed. Their tokens are no longer neighbours
     /// in their sequence, and a row's position says nothing of them.
-    pub(crate) fn predicting_rows(&self) -> Rows {
+    pub fn target_batch(&self) -> SequenceBatch {
         let mut counts = vec![0; self.rows.len()];
         self.targets.iter().for_each(|target| counts[target.row as usize] += 1);
         let mut start = 0;
-        Rows::new(self.rows.iter().zip(counts).map(|(row, len)| {
-            let row = Row { start, len, ..row.clone() };
+        SequenceBatch::new(self.rows.iter().zip(counts).map(|(row, len)| {
+            let row = Sequence { start, len, ..row.clone() };
             start += len;
             row
         }))
@@ -105,13 +106,14 @@ impl Base {
     pub fn nll(&self, batch: &Packed, patches: &Patches) -> Result<Tensor> {
         let h = self.hidden(batch.ids(), &self.plan(batch.rows()), patches)?;
         let h = self.last_norm(&batch.predicting(&h)?)?;
-        self.head().nll(&h, &batch.target_ids())
+        self.head().nll(&h, &batch.target_ids(), HeadPatch::of(patches, &batch.target_batch()))
     }
 
     /// The same for patches that look at one token at a time, with nothing made of the last layer that predicts no
     /// target.
     pub fn nll_by_token(&self, batch: &Packed, patches: &Patches) -> Result<Tensor> {
         let h = self.hidden(batch.ids(), &self.plan_of_targets(batch)?, patches)?;
-        self.head().nll(&self.last_norm(&h)?, &batch.target_ids())
+        let h = self.last_norm(&h)?;
+        self.head().nll(&h, &batch.target_ids(), HeadPatch::of(patches, &batch.target_batch()))
     }
 }

@@ -3,12 +3,12 @@
 //! Sites: `qkv` | `dense` | `fc1` | `fc2`. `qkv` and `fc1` read the same input, yet are two sites: attention and MLP
 //! each consume one of them, and side by side in one tensor each would have to pad its gradient to the other's width.
 
-use crate::attention::Heads;
+use crate::attention::heads::AttentionHeads;
 use crate::config::Config;
-use crate::flow::Flow;
-use crate::gate::Gate;
-use crate::linear::Linear;
-use crate::norm::Norm;
+use crate::layer::activation::Activation;
+use crate::layer::context::LayerContext;
+use crate::layer::linear::FusedLinear;
+use crate::layer::norm::Norm;
 use crate::weights::Weights;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -19,12 +19,12 @@ pub(crate) const SITES: usize = 4;
 
 /// One layer.
 pub(crate) struct Layer {
-    heads: Heads,
+    heads: AttentionHeads,
     norm: Norm,
-    qkv: Linear,
-    dense: Linear,
-    fc1: Linear,
-    fc2: Linear,
+    qkv: FusedLinear,
+    dense: FusedLinear,
+    fc1: FusedLinear,
+    fc2: FusedLinear,
 }
 
 /// The sites of layer `index`, in the order in which [`Layer::forward`] visits them.
@@ -32,7 +32,7 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
     let (hidden, inner) = (config.hidden, config.intermediate);
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let site = |name, input, projections: &[(&str, usize)]| Site {
-        layer: index,
+        layer: Some(index),
         name,
         input,
         projections: projections
@@ -49,11 +49,11 @@ pub(crate) fn sites(config: &Config, index: usize) -> [Site; SITES] {
 }
 
 impl Layer {
-    pub(crate) fn load(config: &Config, index: usize, heads: Heads, weights: &mut Weights) -> Result<Self> {
+    pub(crate) fn load(config: &Config, index: usize, heads: AttentionHeads, weights: &mut Weights) -> Result<Self> {
         let [qkv, dense, fc1, fc2] = sites(config, index);
-        let mut linear = |site: &Site| -> Result<Linear> {
+        let mut linear = |site: &Site| -> Result<FusedLinear> {
             let projections = site.projections.iter().map(|p| weights.projection(&p.module, p.width, site.input, true));
-            Ok(Linear::new(projections.collect::<Result<_>>()?)?)
+            Ok(FusedLinear::new(projections.collect::<Result<_>>()?)?)
         };
         let (qkv, dense, fc1, fc2) = (linear(&qkv)?, linear(&dense)?, linear(&fc1)?, linear(&fc2)?);
         let mut vector = |part| weights.vector(&format!("model.layers.{index}.input_layernorm.{part}"), config.hidden);
@@ -62,14 +62,14 @@ impl Layer {
     }
 
     /// `h`, `[tokens, hidden]`, after this layer.
-    pub(crate) fn forward(&self, h: &Tensor, flow: &mut Flow) -> candle_core::Result<Tensor> {
+    pub(crate) fn forward(&self, h: &Tensor, flow: &mut LayerContext) -> candle_core::Result<Tensor> {
         let x = flow.norm(&self.norm, h)?;
         let qkv = flow.site(&self.qkv, &x)?;
         let attended = flow.attend(self.heads, &qkv)?;
         let attended = flow.site(&self.dense, &attended)?;
         let (h, x) = (flow.wanted(h)?, flow.wanted(&x)?);
         let fc1 = flow.site(&self.fc1, &x)?;
-        let inner = flow.gate(Gate::GeluNew, &fc1)?;
+        let inner = flow.activation(Activation::GeluNew, &fc1)?;
         let h = flow.sum(&h, &attended)?;
         let fc2 = flow.site(&self.fc2, &inner)?;
         flow.sum(&h, &fc2)

@@ -4,7 +4,7 @@ use crate::checkpoint::Bytes;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
-use lorakit_lora::product::{Destination, Threads, View, ViewMut, multiply};
+use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm, par_gemm};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -219,33 +219,33 @@ impl Mapped {
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let x = View::new(x, tokens, self.columns, self.columns);
-        let y = ViewMut::new(&mut y[columns.start..], tokens, self.rows, width);
+        let x = MatrixRef::new(x, tokens, self.columns, self.columns);
+        let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
         if let Slice::F32(w) = self.slice(0..self.rows) {
-            let w = View::new(w, self.rows, self.columns, self.columns);
-            return multiply(y, Destination::Overwrite, x, w.transposed(), 1.0, Threads::All);
+            let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
+            return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
         }
-        y.stretches(TILE).into_par_iter().for_each_init(Vec::new, |wide, (rows, y)| {
+        y.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (rows, y)| {
             let count = rows.len();
             wide.resize(count * self.columns, 0.0);
             self.slice(rows).widen(wide);
-            let w = View::new(wide, count, self.columns, self.columns);
-            multiply(y, Destination::Overwrite, x, w.transposed(), 1.0, Threads::One);
+            let w = MatrixRef::new(wide, count, self.columns, self.columns);
+            gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
         });
     }
 
     /// `dx = dy W`, or added to `dx`, where `dy`'s `columns`, of `width`, are those that [`Mapped::forward`] filled.
     pub fn backward(&self, dy: &[f32], width: usize, columns: Range<usize>, dx: &mut [f32], into: Destination) {
         let tokens = dx.len() / self.columns;
-        let dy = View::new(&dy[columns.start..], tokens, self.rows, width);
-        let dx = ViewMut::new(dx, tokens, self.columns, self.columns);
+        let dy = MatrixRef::new(&dy[columns.start..], tokens, self.rows, width);
+        let dx = MatrixMut::new(dx, tokens, self.columns, self.columns);
         if let Slice::F32(w) = self.slice(0..self.rows) {
-            let w = View::new(w, self.rows, self.columns, self.columns);
-            return multiply(dx, into, dy, w, 1.0, Threads::All);
+            let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
+            return par_gemm(dx, into, dy, w, 1.0);
         }
-        dx.stretches(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, dx)| {
+        dx.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, dx)| {
             self.widen_columns(&tile, wide);
-            multiply(dx, into, dy, View::new(wide, self.rows, tile.len(), tile.len()), 1.0, Threads::One);
+            gemm(dx, into, dy, MatrixRef::new(wide, self.rows, tile.len(), tile.len()), 1.0);
         });
     }
 

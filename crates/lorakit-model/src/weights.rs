@@ -2,7 +2,7 @@
 
 use crate::card;
 use crate::checkpoint::Checkpoint;
-use crate::linear::Projection;
+use crate::layer::linear::LinearWeights;
 use crate::weight::{Element, Mapped, Weight};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
@@ -78,8 +78,8 @@ impl<'a> Weights<'a> {
     }
 
     /// `name.weight`, and `name.bias` where there is one to be.
-    pub(crate) fn projection(&mut self, name: &str, width: usize, input: usize, bias: bool) -> Result<Projection> {
-        Ok(Projection {
+    pub(crate) fn projection(&mut self, name: &str, width: usize, input: usize, bias: bool) -> Result<LinearWeights> {
+        Ok(LinearWeights {
             weight: self.matrix(&format!("{name}.weight"), width, input)?,
             bias: if bias { Some(self.vector(&format!("{name}.bias"), width)?) } else { None },
             width,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use lorakit_lora::{Patches, Row, Rows};
+use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sample::greedy;
 use lorakit_model::{Base, Decoding, Options};
 use std::path::PathBuf;
@@ -44,12 +44,14 @@ fn logits_of_every_form_equal_those_of_transformers() {
         let Some(Oracle { base: folder, ids, logits: expected }) = oracle(name) else { return };
         let base = Base::open(&folder, &Options::default()).unwrap();
         let expected = expected.flatten(0, 1).unwrap();
-        let logits = base.logits(&ids.concat(), Rows::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
+        let logits =
+            base.logits(&ids.concat(), SequenceBatch::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
         let difference = largest_difference(&logits, &expected);
         assert!(difference < 1e-4, "{name}: {difference}");
 
         let trained = Base::open(&folder, &Options { trainable: true, ..Options::default() }).unwrap();
-        let logits = trained.logits(&ids.concat(), Rows::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
+        let logits =
+            trained.logits(&ids.concat(), SequenceBatch::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap();
         let difference = largest_difference(&logits, &expected);
         assert!(difference < 1e-4, "{name}, trainable: {difference}");
     }
@@ -62,9 +64,11 @@ fn packed_rows_equal_rows_alone() {
         let base = Base::open(&folder, &Options::default()).unwrap();
         let lengths = [24, 7, 15];
         let rows: Vec<&[u32]> = ids.iter().zip(lengths).map(|(row, n)| &row[..n]).collect();
-        let together = base.logits(&rows.concat(), Rows::packed(lengths), &Patches::none()).unwrap();
-        let alone: Vec<Tensor> =
-            rows.iter().map(|row| base.logits(row, Rows::packed([row.len()]), &Patches::none()).unwrap()).collect();
+        let together = base.logits(&rows.concat(), SequenceBatch::packed(lengths), &Patches::none()).unwrap();
+        let alone: Vec<Tensor> = rows
+            .iter()
+            .map(|row| base.logits(row, SequenceBatch::packed([row.len()]), &Patches::none()).unwrap())
+            .collect();
         let difference = largest_difference(&together, &Tensor::cat(&alone, 0).unwrap());
         assert!(difference < 1e-4, "{name}: {difference}");
     }
@@ -76,9 +80,10 @@ fn cached_decoding_equals_uncached_and_branches_share_their_prefix() {
         let Some(Oracle { base: folder, ids, .. }) = oracle(name) else { return };
         let base = Base::open(&folder, &Options::default()).unwrap();
         let none = Patches::none();
-        let whole = base.logits(&ids[0], Rows::packed([24]), &none).unwrap();
+        let whole = base.logits(&ids[0], SequenceBatch::packed([24]), &none).unwrap();
         let mut decoding = Decoding::new(&base, &none, 24 + 24 + 10).unwrap();
-        let (row, other) = (decoding.open(24, Row::default()).unwrap(), decoding.open(24, Row::default()).unwrap());
+        let (row, other) =
+            (decoding.open(24, Sequence::default()).unwrap(), decoding.open(24, Sequence::default()).unwrap());
         let mut seen = vec![
             decoding.next_logits(&[(other, &ids[1][..9]), (row, &ids[0][..11])]).unwrap().narrow(0, 1, 1).unwrap(),
         ];
@@ -99,7 +104,7 @@ fn a_real_model_continues_as_it_is_known_to() {
     let base = Base::open(&folder, &Options::default()).unwrap();
     let none = Patches::none();
     let mut decoding = Decoding::new(&base, &none, 64).unwrap();
-    let row = decoding.open(64, Row::default()).unwrap();
+    let row = decoding.open(64, Sequence::default()).unwrap();
     let mut token = 1;
     let mut text = Vec::new();
     for step in 0..20 {

@@ -2,15 +2,15 @@
 
 use crate::mixing;
 use candle_core::Tensor;
-use lorakit_lora::{Group, Grouped, Outputs, Patch, Rows, Tokens};
+use lorakit_lora::{GroupedLora, Outputs, Patch, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
 /// All that the first layout of a grouped product holds, on every token.
-pub(crate) struct Always(pub(crate) Grouped);
+pub(crate) struct Always(pub(crate) GroupedLora);
 
 impl Patch for Always {
-    fn add(&self, x: &Tensor, _: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
-        let all = Group { expert: 0, tokens: Tokens::Run(0..x.dim(0)?), weights: None };
+    fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        let all = TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..x.dim(0)?), weights: None };
         mixing::add(&self.0, x, Arc::new([all]), out)
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::error::Result;
 use candle_core::Tensor;
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use std::sync::Arc;
 
 /// A router that gives each row its weights by its prompt. Whoever has the base runs it over the prompts with
 /// [`Survey::patches`] in its slots, asks [`Survey::weights`], and lets the rows carry what it is told
-/// ([`lorakit_lora::Row::weights`]) under the patches of [`crate::Router::build`].
+/// ([`lorakit_lora::Sequence::weights`]) under the patches of [`crate::Router::build`].
 pub trait ByPrompt: Send + Sync {
     /// Looks at one pass.
     fn survey(&self) -> Box<dyn Survey>;
@@ -23,5 +23,5 @@ pub trait Survey {
     ///
     /// # Errors
     /// Where the pass was not over these rows.
-    fn weights(&self, rows: &Rows, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>>;
+    fn weights(&self, rows: &SequenceBatch, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>>;
 }

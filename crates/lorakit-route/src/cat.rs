@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::stack::{Choice, Stack};
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
-use lorakit_lora::{Gated, Outputs, Patch, Patches, Rows, Site};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, Site, WeightedLora};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -170,7 +170,7 @@ impl Groups {
         for (index, site, _) in experts.stacks() {
             let own: Vec<String> = match per {
                 Per::Expert => vec!["all layers".to_owned()],
-                Per::Layer => vec![format!("layer {}", site.layer)],
+                Per::Layer => vec![site.layer.map_or_else(|| site.key(), |layer| format!("layer {layer}"))],
                 Per::Site => vec![site.key()],
                 Per::Module => site.projections.iter().map(|projection| projection.module.clone()).collect(),
             };
@@ -220,7 +220,7 @@ pub struct Gates<'a> {
     mask: Tensor,
     /// `g`, `[1]`.
     scale: Var,
-    sites: Vec<(usize, Gated)>,
+    sites: Vec<(usize, WeightedLora)>,
 }
 
 impl<'a> Gates<'a> {
@@ -228,9 +228,9 @@ impl<'a> Gates<'a> {
         let groups = Groups::of(cat.per, experts);
         let choice = if cat.per == Per::Module { Choice::Projection } else { Choice::Site };
         let gated = |(index, _, stack): (usize, &Site, &Stack)| {
-            Ok((index, Gated::new(stack.a().clone(), stack.b().clone(), &stack.layouts(choice))?))
+            Ok((index, WeightedLora::new(stack.a().clone(), stack.b().clone(), &stack.layouts(choice))?))
         };
-        let sites: Vec<(usize, Gated)> = experts.stacks().map(gated).collect::<Result<_>>()?;
+        let sites: Vec<(usize, WeightedLora)> = experts.stacks().map(gated).collect::<Result<_>>()?;
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if cat.simplex { 0.0 } else { 1.0 / n as f32 };
@@ -299,12 +299,12 @@ impl<'a> Gates<'a> {
 
 /// All experts of a site at learned weights.
 struct GatedPatch {
-    gated: Gated,
+    gated: WeightedLora,
     weights: Tensor,
 }
 
 impl Patch for GatedPatch {
-    fn add(&self, x: &Tensor, _: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let delta = self.gated.delta(&x.to_dtype(DType::F32)?, &self.weights)?;
         out.add(&delta.to_dtype(out.tensor().dtype())?)
     }

@@ -7,7 +7,7 @@ use crate::mixing::{Mixing, Mixture};
 use crate::patches;
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_lora::{Group, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
 /// The router `expert:NAME`: one expert's adapter on every token, as it was trained.
@@ -43,7 +43,7 @@ pub fn one(experts: &Experts, expert: usize) -> Result<Patches> {
     patches(experts, |_, _, stack| Ok(stack.only(expert)?.map(|grouped| Arc::new(Always(grouped)) as Arc<dyn Patch>)))
 }
 
-/// Patches that give each row the expert that [`lorakit_lora::Row::expert`] names, and none where it names none.
+/// Patches that give each row the expert that [`lorakit_lora::Sequence::expert`] names, and none where it names none.
 pub fn by_row(experts: &Experts) -> Result<Patches> {
     patches(experts, |_, site, stack| {
         // Chosen for each projection alone, since those of one expert stand apart in the stack unless A is tied.
@@ -59,16 +59,16 @@ struct ByRow {
 }
 
 impl Patch for ByRow {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let mut groups = Vec::new();
         for row in rows.iter() {
             let Some(expert) = row.expert else { continue };
             if expert >= self.experts {
                 bail!("a row belongs to expert {expert} of {}", self.experts);
             }
-            groups.extend((0..self.projections).map(|projection| Group {
+            groups.extend((0..self.projections).map(|projection| TokenGroup {
                 expert: projection * self.experts + expert,
-                tokens: Tokens::Run(row.tokens()),
+                tokens: TokenSelection::Contiguous(row.tokens()),
                 weights: None,
             }));
         }

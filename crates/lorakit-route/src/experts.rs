@@ -28,7 +28,7 @@ impl Expert {
 
 /// The experts of a library in the order of their names, and for each site of a base their stacked matrices.
 ///
-/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Row`] and
+/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Sequence`] and
 /// everywhere else, is its place in the order of names.
 #[derive(Debug)]
 pub struct Experts {

@@ -4,7 +4,7 @@ use crate::experts::Experts;
 use crate::observer::{Observer, Routing};
 use candle_core::Tensor;
 use candle_nn::ops::softmax_last_dim;
-use lorakit_lora::{Group, Rows, Site, Tokens};
+use lorakit_lora::{SequenceBatch, Site, TokenGroup, TokenSelection};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -147,7 +147,7 @@ impl Gate {
     }
 
     /// The groups that carry out a choice: for each expert that any token chose, its tokens and their weights.
-    pub(crate) fn groups<'a>(&'a self, chosen: &Chosen, experts: usize) -> impl Iterator<Item = Group> + use<'a> {
+    pub(crate) fn groups<'a>(&'a self, chosen: &Chosen, experts: usize) -> impl Iterator<Item = TokenGroup> + use<'a> {
         let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); experts];
         let mut weights: Vec<Vec<f32>> = vec![Vec::new(); experts];
         let by_token = chosen.experts.chunks_exact(chosen.per_token).zip(chosen.weights.chunks_exact(chosen.per_token));
@@ -158,7 +158,7 @@ impl Gate {
             }
         }
         tokens.into_iter().zip(weights).enumerate().filter(|(_, (tokens, _))| !tokens.is_empty()).map(
-            |(expert, (tokens, weights))| Group {
+            |(expert, (tokens, weights))| TokenGroup {
                 expert: self.first_slot + expert,
                 tokens: run_or_picked(tokens),
                 weights: Some(weights),
@@ -167,7 +167,7 @@ impl Gate {
     }
 
     /// Shows a choice to whoever looks on.
-    pub(crate) fn show(&self, chosen: &Chosen, site: usize, rows: &Rows, observer: &dyn Observer) {
+    pub(crate) fn show(&self, chosen: &Chosen, site: usize, rows: &SequenceBatch, observer: &dyn Observer) {
         observer.saw(&Routing {
             site,
             projections: self.projections.clone(),
@@ -210,12 +210,12 @@ fn softmax(scores: &mut [f32], temperature: f32) {
 }
 
 /// Ascending tokens, as a run where they stand side by side: a run is read where it lies, and not gathered.
-fn run_or_picked(tokens: Vec<u32>) -> Tokens {
+fn run_or_picked(tokens: Vec<u32>) -> TokenSelection {
     match (tokens.first(), tokens.last()) {
         (Some(&first), Some(&last)) if (last - first) as usize + 1 == tokens.len() => {
-            Tokens::Run(first as usize..last as usize + 1)
+            TokenSelection::Contiguous(first as usize..last as usize + 1)
         }
-        _ => Tokens::Picked(tokens),
+        _ => TokenSelection::Indices(tokens),
     }
 }
 
@@ -276,10 +276,10 @@ mod tests {
     #[test]
     fn groups_gather_the_tokens_of_each_expert() {
         let chosen = gate(3).choose(&[5.0, 1.0, 0.0, 0.0, 1.0, 5.0, 5.0, 0.0, 1.0], 3, 1, 1.0);
-        let groups: Vec<Group> = Gate { first_slot: 10, ..gate(3) }.groups(&chosen, 3).collect();
+        let groups: Vec<TokenGroup> = Gate { first_slot: 10, ..gate(3) }.groups(&chosen, 3).collect();
         assert_eq!(groups.iter().map(|g| g.expert).collect::<Vec<_>>(), [10, 12]);
-        assert!(matches!(&groups[0].tokens, Tokens::Picked(tokens) if tokens == &[0, 2]));
-        assert!(matches!(&groups[1].tokens, Tokens::Run(run) if *run == (1..2)));
+        assert!(matches!(&groups[0].tokens, TokenSelection::Indices(tokens) if tokens == &[0, 2]));
+        assert!(matches!(&groups[1].tokens, TokenSelection::Contiguous(run) if *run == (1..2)));
     }
 
     #[test]

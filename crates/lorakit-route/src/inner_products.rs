@@ -1,8 +1,8 @@
 //! The inner products of tokens with the experts' vectors, which most routers choose by.
 
 use candle_core::{Result, Tensor};
-use lorakit_lora::cpu;
-use lorakit_lora::product::{Destination, Threads, View, ViewMut, multiply};
+use lorakit_lora::kernels::cpu_tensor;
+use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, par_gemm};
 
 /// What the product is called in errors.
 const NAME: &str = "inner products";
@@ -15,11 +15,11 @@ pub(crate) fn inner_products(x: &Tensor, vectors: &Tensor) -> Result<Vec<f32>> {
     }
     let ((tokens, d), count) = (x.dims2()?, vectors.dim(0)?);
     let mut products = vec![0.0; tokens * count];
-    cpu::with_values(x, NAME, |x| {
-        cpu::with_values(vectors, NAME, |vectors| {
-            let (x, vectors) = (View::new(x, tokens, d, d), View::new(vectors, count, d, d));
-            let products = ViewMut::new(&mut products, tokens, count, count);
-            multiply(products, Destination::Overwrite, x, vectors.transposed(), 1.0, Threads::All);
+    cpu_tensor::with_values(x, NAME, |x| {
+        cpu_tensor::with_values(vectors, NAME, |vectors| {
+            let (x, vectors) = (MatrixRef::new(x, tokens, d, d), MatrixRef::new(vectors, count, d, d));
+            let products = MatrixMut::new(&mut products, tokens, count, count);
+            par_gemm(products, Destination::Overwrite, x, vectors.transposed(), 1.0);
         })
     })??;
     Ok(products)

@@ -3,7 +3,7 @@
 use crate::error::{Result, RouteError};
 use crate::experts::Experts;
 use candle_core::{DType, Tensor, bail};
-use lorakit_lora::{Outputs, Patch, Patches, Rows};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,7 +96,7 @@ impl Inputs {
 }
 
 impl Patch for SiteInputs {
-    fn add(&self, x: &Tensor, rows: &Rows, _: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, _: &mut Outputs) -> candle_core::Result<()> {
         let x = x.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         // One pass after the other and row by row: the sums do not depend on who ran beside whom.
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! What other patches would add, at the weight that each row's own weights leave of one.
 
 use candle_core::{Result, Tensor};
-use lorakit_lora::{Outputs, Patch, Patches, Rows};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use std::sync::Arc;
 
 /// Weights that leave less than this leave nothing.
@@ -19,7 +19,7 @@ struct Leftover {
 }
 
 impl Patch for Leftover {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> Result<()> {
         let left = |weights: &Arc<[f32]>| Some(1.0 - weights.iter().sum::<f32>()).filter(|left| *left > NOTHING);
         let of_row = rows.iter().map(|row| row.weights.as_ref().and_then(left).unwrap_or(0.0));
         let of_token: Vec<f32> = of_row.zip(rows.iter()).flat_map(|(left, row)| vec![left; row.len]).collect();

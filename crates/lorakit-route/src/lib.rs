@@ -20,7 +20,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let module = "model.layers.0.self_attn.q_proj";
-//! let site = Site { layer: 0, name: "q", input: 2, projections: vec![Projection { module: module.into(), width: 2 }] };
+//! let site = Site { layer: Some(0), name: "q", input: 2, projections: vec![Projection { module: module.into(), width: 2 }] };
 //! // One expert reads the first feature, the other the second.
 //! let expert = |name: &str, a: [f32; 2], b: [f32; 2]| -> Result<Expert, Box<dyn std::error::Error>> {
 //!     let low_rank = LowRank::new(Matrix::new(1, 2, a.to_vec())?, Matrix::new(2, 1, b.to_vec())?, 1.0)?;

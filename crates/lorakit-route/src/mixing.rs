@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::experts::Experts;
 use crate::stack::{Choice, Stack};
 use candle_core::{DType, Tensor};
-use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Site, TokenGated};
+use lorakit_lora::{GroupedLora, Outputs, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -46,12 +46,12 @@ impl fmt::Display for Mixing {
 
 /// The stacked experts of a site, ready to be mixed by groups of slots.
 pub(crate) enum Mixture {
-    Outputs(Grouped),
+    Outputs(GroupedLora),
     /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first
     /// has the identity for its B, the second for its A.
     Separate {
-        shrink: Grouped,
-        expand: Grouped,
+        shrink: GroupedLora,
+        expand: GroupedLora,
     },
 }
 
@@ -68,30 +68,30 @@ impl Mixture {
         }
     }
 
-    fn separate(ranks: &[usize], layouts: Layouts, site: &Site, stack: &Stack) -> Result<Self> {
+    fn separate(ranks: &[usize], layouts: StackLayout, site: &Site, stack: &Stack) -> Result<Self> {
         let mut total = 0;
         let mut spans: BTreeMap<usize, Range<usize>> = BTreeMap::new();
         for ((_, columns), rank) in site.columns().zip(ranks) {
             spans.insert(columns.start, total..total + rank);
             total += rank;
         }
-        let through = |replace: &dyn Fn(&Block, Range<usize>) -> Block| {
+        let through = |replace: &dyn Fn(&StackBlock, Range<usize>) -> StackBlock| {
             let blocks =
-                |blocks: &Vec<Block>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
-            Arc::new(Layouts(layouts.0.iter().map(blocks).collect()))
+                |blocks: &Vec<StackBlock>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
+            Arc::new(StackLayout(layouts.0.iter().map(blocks).collect()))
         };
-        let shrink = through(&|block, z| Block { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
-        let expand = through(&|block, z| Block { a: z, ..block.clone() });
+        let shrink = through(&|block, z| StackBlock { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
+        let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
         let identity = Tensor::eye(total, DType::F32, stack.a().device())?;
         Ok(Self::Separate {
-            shrink: Grouped::new(stack.a().clone(), identity.clone(), shrink)?,
-            expand: Grouped::new(identity, stack.b().clone(), expand)?,
+            shrink: GroupedLora::new(stack.a().clone(), identity.clone(), shrink)?,
+            expand: GroupedLora::new(identity, stack.b().clone(), expand)?,
         })
     }
 
     /// Adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; where the model is not, the
     /// delta is rounded to its type once, at the end.
-    pub(crate) fn add(&self, x: &Tensor, groups: Arc<[Group]>, out: &mut Outputs) -> candle_core::Result<()> {
+    pub(crate) fn add(&self, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
         if groups.is_empty() {
             return Ok(());
         }
@@ -107,18 +107,18 @@ impl Mixture {
 
 /// The same experts, weighed by every token.
 pub(crate) enum TokenMixture {
-    Outputs(TokenGated),
-    Separate { shrink: TokenGated, expand: TokenGated },
+    Outputs(PerTokenLora),
+    Separate { shrink: PerTokenLora, expand: PerTokenLora },
 }
 
 impl Mixture {
     /// Prepares the experts `slots` for weights in that order.
     pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
         Ok(match self {
-            Self::Outputs(grouped) => TokenMixture::Outputs(TokenGated::new(grouped, slots)?),
+            Self::Outputs(grouped) => TokenMixture::Outputs(PerTokenLora::new(grouped, slots)?),
             Self::Separate { shrink, expand } => TokenMixture::Separate {
-                shrink: TokenGated::new(shrink, slots)?,
-                expand: TokenGated::new(expand, slots)?,
+                shrink: PerTokenLora::new(shrink, slots)?,
+                expand: PerTokenLora::new(expand, slots)?,
             },
         })
     }
@@ -135,7 +135,12 @@ impl TokenMixture {
 }
 
 /// Adds one grouped product to outputs of any float type.
-pub(crate) fn add(grouped: &Grouped, x: &Tensor, groups: Arc<[Group]>, out: &mut Outputs) -> candle_core::Result<()> {
+pub(crate) fn add(
+    grouped: &GroupedLora,
+    x: &Tensor,
+    groups: Arc<[TokenGroup]>,
+    out: &mut Outputs,
+) -> candle_core::Result<()> {
     let dtype = out.tensor().dtype();
     if dtype == DType::F32 {
         return grouped.add(&x.to_dtype(DType::F32)?, groups, out);

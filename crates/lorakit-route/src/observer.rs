@@ -1,6 +1,6 @@
 //! Who was chosen, where, and at what weight: for explanations and reports.
 
-use lorakit_lora::Rows;
+use lorakit_lora::SequenceBatch;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ pub struct Routing<'a> {
     /// The projections of the site that the decision holds for.
     pub projections: Range<usize>,
     /// Whose tokens they are.
-    pub rows: &'a Rows,
+    pub rows: &'a SequenceBatch,
     /// How many experts each token has.
     pub per_token: usize,
     /// Indices of the chosen experts, `[tokens, per_token]`; of fewer than all, the highest score comes first.

@@ -5,7 +5,7 @@ use crate::inner_products::inner_products;
 use crate::mixing::{Mixture, TokenMixture};
 use crate::observer::Observer;
 use candle_core::{D, DType, Tensor};
-use lorakit_lora::{Group, Outputs, Patch, Rows};
+use lorakit_lora::{Outputs, Patch, SequenceBatch, TokenGroup};
 use std::sync::{Arc, OnceLock};
 
 /// What is added to a variance before its root, as in torch's LayerNorm.
@@ -94,7 +94,7 @@ impl PerToken {
 }
 
 impl Patch for PerToken {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         if x.dim(0)? == 0 {
             return Ok(());
         }
@@ -105,7 +105,7 @@ impl Patch for PerToken {
         }
         // From a device the scores come to the CPU, `[tokens, candidates]`: which tokens an expert has is a list.
         let scores = inner_products(&input, &self.vectors)?;
-        let mut groups: Vec<Group> = Vec::new();
+        let mut groups: Vec<TokenGroup> = Vec::new();
         for gate in &self.gates {
             let chosen = gate.choose(&scores, self.vectors.dim(0)?, self.rule.top_k, self.rule.temperature);
             groups.extend(gate.groups(&chosen, self.experts));
@@ -161,7 +161,7 @@ mod tests {
     fn per_token(top_k: usize, counts: Counts, mixing: Mixing) -> PerToken {
         let projection = |(name, width): (&str, usize)| Projection { module: name.to_owned(), width };
         let projections = [("q", 8), ("k", 5), ("v", 6)].map(projection).into();
-        let site = Site { layer: 0, name: "qkv", input: INPUT, projections };
+        let site = Site { layer: Some(0), name: "qkv", input: INPUT, projections };
         let experts = library(&site);
         let (_, _, stack) = experts.stacks().next().unwrap();
         let (vectors, mut gates) = crate::gate::signed_gates(&values(7, EXPERTS * INPUT), &experts, &site);
@@ -189,7 +189,7 @@ mod tests {
                 for top_k in [1, 2, 5, usize::MAX] {
                     let patch = per_token(top_k, counts, mixing);
                     let (mut listed, mut weighed) = (zeros(), zeros());
-                    patch.add(&x, &Rows::packed([9]), &mut listed).unwrap();
+                    patch.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
                     patch.add_weighed(&x, &patch.rule.reading.of(&x).unwrap(), &mut weighed).unwrap();
                     let of = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>();
                     let added = of((listed.tensor() - &before).unwrap()).unwrap();

@@ -20,7 +20,7 @@ use crate::per_token::{PerToken, Reading, Rule};
 use crate::settings::{AtMost, Settings};
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_lora::{Group, Grouped, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{GroupedLora, Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -147,21 +147,21 @@ pub fn gated(experts: &Experts, gates: &[Tensor]) -> Result<Patches> {
 
 struct Gated {
     gates: Tensor,
-    grouped: Grouped,
+    grouped: GroupedLora,
     experts: usize,
     projections: usize,
 }
 
 impl Patch for Gated {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let (mut groups, mut of_tokens) = (Vec::new(), Vec::new());
         for row in rows.iter() {
             let Some(expert) = row.expert.filter(|expert| *expert < self.experts) else {
                 bail!("a row names the expert {:?} of {}", row.expert, self.experts);
             };
-            groups.extend((0..self.projections).map(|projection| Group {
+            groups.extend((0..self.projections).map(|projection| TokenGroup {
                 expert: projection * self.experts + expert,
-                tokens: Tokens::Run(row.tokens()),
+                tokens: TokenSelection::Contiguous(row.tokens()),
                 weights: None,
             }));
             of_tokens.extend(std::iter::repeat_n(expert as u32, row.len));

@@ -7,7 +7,7 @@ use crate::pattern::{Discriminant, pattern};
 use crate::response::{Responses, Watch};
 use crate::tp::highest_softmax;
 use candle_core::Tensor;
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use std::sync::Arc;
 
 /// The quantile of ascending values, between neighbours by proportion.
@@ -58,7 +58,7 @@ impl Survey for Weighing {
         self.watch.patches()
     }
 
-    fn weights(&self, rows: &Rows, _: &Tensor) -> Result<Vec<Arc<[f32]>>> {
+    fn weights(&self, rows: &SequenceBatch, _: &Tensor) -> Result<Vec<Arc<[f32]>>> {
         let (responses, usual) = (self.watch.responses(), &self.usual);
         let weigh = |row| {
             let pattern = pattern(row, usual.experts, &responses, &usual.sites)?;

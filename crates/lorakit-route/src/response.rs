@@ -11,7 +11,7 @@ use crate::inner_products::inner_products;
 use candle_core::{DType, Device, Tensor, bail};
 use faer::Mat;
 use lorakit_adapter::LowRank;
-use lorakit_lora::{Outputs, Patch, Patches, Rows, Site};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, Site};
 use rayon::prelude::*;
 use std::fmt;
 use std::ops::Range;
@@ -173,7 +173,7 @@ fn compressed(low_rank: &LowRank) -> Vec<f32> {
 }
 
 impl Patch for Seen {
-    fn add(&self, x: &Tensor, rows: &Rows, _: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, _: &mut Outputs) -> candle_core::Result<()> {
         let experts = self.gauge.parts.len();
         let of_tokens = self.gauge.responses(x)?;
         if of_tokens.len() != rows.tokens() * experts {

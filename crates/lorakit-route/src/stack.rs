@@ -8,7 +8,7 @@
 use crate::error::{Result, RouteError};
 use candle_core::{Device, Tensor};
 use lorakit_adapter::LowRank;
-use lorakit_lora::{Block, Grouped, Layouts, Site};
+use lorakit_lora::{GroupedLora, Site, StackBlock, StackLayout};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(crate) type Modules<'a> = Vec<Vec<Option<&'a LowRank>>>;
 pub struct Stack {
     a: Tensor,
     b: Tensor,
-    blocks: Vec<Vec<Option<Block>>>,
+    blocks: Vec<Vec<Option<StackBlock>>>,
 }
 
 impl Stack {
@@ -57,37 +57,37 @@ impl Stack {
     }
 
     /// Where an expert stands for a projection; none where it has nothing there.
-    pub fn block(&self, projection: usize, expert: usize) -> Option<&Block> {
+    pub fn block(&self, projection: usize, expert: usize) -> Option<&StackBlock> {
         self.blocks[projection][expert].as_ref()
     }
 
     /// For each projection, the experts that change it with their blocks.
-    pub(crate) fn projections(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, &Block)>> {
+    pub(crate) fn projections(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, &StackBlock)>> {
         self.blocks.iter().map(|blocks| blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?))))
     }
 
     /// The experts of a site as they are chosen: whole, or for each projection on its own.
-    pub(crate) fn layouts(&self, choice: Choice) -> Layouts {
+    pub(crate) fn layouts(&self, choice: Choice) -> StackLayout {
         match choice {
             Choice::Site => {
                 let experts = self.blocks.first().map_or(0, Vec::len);
                 let of = |expert: usize| self.blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
-                Layouts((0..experts).map(of).collect())
+                StackLayout((0..experts).map(of).collect())
             }
             Choice::Projection => {
-                Layouts(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
+                StackLayout(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
             }
         }
     }
 
     /// The stack as a grouped product under other layouts.
-    pub(crate) fn grouped(&self, layouts: Layouts) -> Result<Grouped> {
-        Ok(Grouped::new(self.a.clone(), self.b.clone(), Arc::new(layouts))?)
+    pub(crate) fn grouped(&self, layouts: StackLayout) -> Result<GroupedLora> {
+        Ok(GroupedLora::new(self.a.clone(), self.b.clone(), Arc::new(layouts))?)
     }
 
     /// One expert alone, in matrices of its own; none where it has nothing at the site.
-    pub(crate) fn only(&self, expert: usize) -> Result<Option<Grouped>> {
-        let blocks: Vec<&Block> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
+    pub(crate) fn only(&self, expert: usize) -> Result<Option<GroupedLora>> {
+        let blocks: Vec<&StackBlock> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
         let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max())
         else {
             return Ok(None);
@@ -100,7 +100,7 @@ impl Stack {
             }
             let before: usize = spans.iter().take_while(|span| **span != block.a).map(Range::len).sum();
             let b = block.b.start - start..block.b.end - start;
-            own.push(Block { a: before..before + block.a.len(), b, ..block.clone() });
+            own.push(StackBlock { a: before..before + block.a.len(), b, ..block.clone() });
         }
         // Copies, so that a patch of one expert does not keep the whole library in memory.
         let a = spans
@@ -108,35 +108,35 @@ impl Stack {
             .map(|span| self.a.narrow(0, span.start, span.len())?.force_contiguous())
             .collect::<candle_core::Result<Vec<_>>>()?;
         let b = self.b.narrow(0, start, end - start)?.force_contiguous()?;
-        Ok(Some(Grouped::new(Tensor::cat(&a, 0)?, b, Arc::new(Layouts(vec![own])))?))
+        Ok(Some(GroupedLora::new(Tensor::cat(&a, 0)?, b, Arc::new(StackLayout(vec![own])))?))
     }
 
     /// All experts as if they were one, each at `weight`.
-    pub(crate) fn together(&self, weight: f32) -> Result<Grouped> {
+    pub(crate) fn together(&self, weight: f32) -> Result<GroupedLora> {
         self.weighed(|_, _| weight)
     }
 
     /// All experts as if they were one, each at the weight that is given for a projection and an expert: adjacent experts
     /// of equal scale become one block, since what lies between them is zero in B.
-    pub(crate) fn weighed(&self, weight: impl Fn(usize, usize) -> f32) -> Result<Grouped> {
-        let mut together: Vec<Block> = Vec::new();
+    pub(crate) fn weighed(&self, weight: impl Fn(usize, usize) -> f32) -> Result<GroupedLora> {
+        let mut together: Vec<StackBlock> = Vec::new();
         for (projection, experts) in self.projections().enumerate() {
             for (expert, block) in experts {
                 let scale = block.scale * weight(projection, expert);
                 match together.last_mut().filter(|last| last.columns == block.columns && last.scale == scale) {
                     Some(last) => (last.a.end, last.b.end) = (block.a.end, block.b.end),
-                    None => together.push(Block { scale, ..block.clone() }),
+                    None => together.push(StackBlock { scale, ..block.clone() }),
                 }
             }
         }
         // Only now, so that no block spans an expert that it leaves out.
         together.retain(|block| block.scale != 0.0);
-        self.grouped(Layouts(vec![together]))
+        self.grouped(StackLayout(vec![together]))
     }
 
     /// Refuses experts whose ranks differ at a projection, by name; else each projection's rank.
     pub(crate) fn equal_ranks(&self, site: &Site, names: &[String]) -> Result<Vec<usize>> {
-        let rank = |(projection, blocks): (usize, &Vec<Option<Block>>)| {
+        let rank = |(projection, blocks): (usize, &Vec<Option<StackBlock>>)| {
             let mut ranks = blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?.a.len())));
             let Some((first, rank)) = ranks.next() else { return Ok(0) };
             match ranks.find(|(_, other)| *other != rank) {
@@ -167,7 +167,7 @@ struct Plan {
     ranks: usize,
     /// The segment of the stacked A that each projection has.
     segments: Vec<usize>,
-    blocks: Vec<Vec<Option<Block>>>,
+    blocks: Vec<Vec<Option<StackBlock>>>,
 }
 
 impl Plan {
@@ -187,7 +187,7 @@ impl Plan {
             let module = modules[projection][expert]?;
             let b = starts[expert]..starts[expert] + module.rank();
             let before = segments[projection] * ranks;
-            Some(Block {
+            Some(StackBlock {
                 a: before + b.start..before + b.end,
                 b,
                 columns: columns.clone(),
@@ -225,7 +225,7 @@ fn tied(one: &[Option<&LowRank>], other: &[Option<&LowRank>]) -> bool {
 }
 
 /// Writes B, `[width, rank]`, transposed into its place among rows of `output` columns.
-fn transpose_into(stacked: &mut [f32], output: usize, block: &Block, b: &[f32]) {
+fn transpose_into(stacked: &mut [f32], output: usize, block: &StackBlock, b: &[f32]) {
     let rank = block.b.len();
     for (k, row) in block.b.clone().enumerate() {
         let row = &mut stacked[row * output..][block.columns.clone()];

@@ -15,7 +15,7 @@ use crate::learned::{Learned, Lesson};
 use crate::mixing::Mixing;
 use crate::settings::{AtMost, Settings};
 use candle_core::{DType, Tensor};
-use lorakit_lora::{Patches, Rows};
+use lorakit_lora::{Patches, SequenceBatch};
 use std::fmt;
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ impl Survey for Classifier {
         Patches::none()
     }
 
-    fn weights(&self, rows: &Rows, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>> {
+    fn weights(&self, rows: &SequenceBatch, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>> {
         let width = self.centre.len();
         if width == 0 || hidden.dim(1)? != width {
             return Err(RouteError::Adapter(format!(
@@ -127,7 +127,7 @@ impl Survey for Classifier {
 ///
 /// # Errors
 /// Where the rows have other tokens.
-pub fn pooled(rows: &Rows, hidden: &Tensor) -> Result<Vec<f32>> {
+pub fn pooled(rows: &SequenceBatch, hidden: &Tensor) -> Result<Vec<f32>> {
     let (tokens, width) = hidden.dims2()?;
     if tokens != rows.tokens() {
         return Err(RouteError::OtherRows);

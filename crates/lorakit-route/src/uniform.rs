@@ -8,7 +8,7 @@ use crate::patches;
 use crate::settings::Settings;
 use crate::stack::Stack;
 use candle_core::Tensor;
-use lorakit_lora::{Block, Grouped, Layouts, Patch, Patches, Site};
+use lorakit_lora::{GroupedLora, Patch, Patches, Site, StackBlock, StackLayout};
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,23 +48,23 @@ impl fmt::Display for Uniform {
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is the mean of the scaled B's.
-fn averaged(experts: &Experts, site: &Site, stack: &Stack) -> Result<Grouped> {
+fn averaged(experts: &Experts, site: &Site, stack: &Stack) -> Result<GroupedLora> {
     let ranks = stack.equal_ranks(site, experts.names())?;
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
-        let blocks: Vec<Block> = projection.map(|(_, block)| block.clone()).collect();
+        let blocks: Vec<StackBlock> = projection.map(|(_, block)| block.clone()).collect();
         let b = stack.b().narrow(1, columns.start, columns.len())?.contiguous()?;
         if rank > 0 {
             a_means.push(mean(stack.a(), experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
-            own.push(Block { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
+            own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
             before += rank;
         }
         let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, block.scale)))?;
         b_means.push(b.pad_with_zeros(0, 0, most - rank)?);
     }
     let (a, b) = (Tensor::cat(&a_means, 0)?, Tensor::cat(&b_means, 1)?);
-    Ok(Grouped::new(a, b, Arc::new(Layouts(vec![own])))?)
+    Ok(GroupedLora::new(a, b, Arc::new(StackLayout(vec![own])))?)
 }
 
 /// `1/n` of the weighted sum of stretches of `rank` rows, each given by its first row and weight: one product with

@@ -7,10 +7,10 @@ use crate::observer::{Observer, Routing};
 use crate::patches;
 use crate::stack::Choice;
 use candle_core::{Tensor, bail};
-use lorakit_lora::{Group, Outputs, Patch, Patches, Rows, Tokens};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
-/// Patches that give each row the experts at the weights of [`lorakit_lora::Row::weights`], one for each expert in
+/// Patches that give each row the experts at the weights of [`lorakit_lora::Sequence::weights`], one for each expert in
 /// the order of names; a row without weights gets none. Rows of one batch may try many candidates.
 ///
 /// # Errors
@@ -68,7 +68,7 @@ struct Weighed {
 
 impl Weighed {
     /// Shows every token all experts at the weights of its row.
-    fn show(&self, rows: &Rows, observer: &dyn Observer) {
+    fn show(&self, rows: &SequenceBatch, observer: &dyn Observer) {
         let (mut experts, mut weights) = (Vec::new(), Vec::new());
         for row in rows.iter() {
             let of_row = self.fixed.as_ref().or(row.weights.as_ref());
@@ -83,7 +83,7 @@ impl Weighed {
 }
 
 impl Patch for Weighed {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         if let Some(observer) = &self.observer {
             self.show(rows, observer.as_ref());
         }
@@ -94,9 +94,9 @@ impl Patch for Weighed {
                 bail!("a row carries {} weights for {} experts", weights.len(), self.experts);
             }
             for (expert, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-                groups.extend((0..self.projections).map(|projection| Group {
+                groups.extend((0..self.projections).map(|projection| TokenGroup {
                     expert: projection * self.experts + expert,
-                    tokens: Tokens::Run(row.tokens()),
+                    tokens: TokenSelection::Contiguous(row.tokens()),
                     weights: Some(vec![weight; row.len]),
                 }));
             }

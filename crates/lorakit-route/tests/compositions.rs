@@ -6,7 +6,7 @@ mod small;
 
 use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
-use lorakit_lora::{Outputs, Patches, Row, Rows, Site};
+use lorakit_lora::{Outputs, Patches, Sequence, SequenceBatch, Site};
 use lorakit_route::lorahub::Mode;
 use lorakit_route::{
     Cat, Composition, Expert, Experts, LoraHub, Mixing, RowLoss, RowLosses, by_row_weights, by_weights, cat::Per,
@@ -37,8 +37,8 @@ fn equal() -> Experts {
     experts([make("a", one(1)), make("b", one(2)), make("c", one(3))], &qk())
 }
 
-fn rows(count: usize) -> Rows {
-    Rows::packed([count])
+fn rows(count: usize) -> SequenceBatch {
+    SequenceBatch::packed([count])
 }
 
 fn matrix(rows: usize, weights: &[f32]) -> Matrix {
@@ -151,8 +151,8 @@ fn a_batch_tries_many_candidates_each_in_its_row() {
     let candidates = [Some([0.5f32, 0.0, -1.0]), None, Some([0.0, 2.0, 0.25])];
     let lengths = [3, 1, 3];
     let mut start = 0;
-    let batch = Rows::new(candidates.iter().zip(lengths).map(|(weights, len)| {
-        let row = Row { start, len, weights: weights.map(|w| w.into()), ..Row::default() };
+    let batch = SequenceBatch::new(candidates.iter().zip(lengths).map(|(weights, len)| {
+        let row = Sequence { start, len, weights: weights.map(|w| w.into()), ..Sequence::default() };
         start += len;
         row
     }));

@@ -5,7 +5,7 @@
 mod small;
 
 use candle_core::{DType, Device, Tensor, Var};
-use lorakit_lora::{Outputs, Row, Rows, Site};
+use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
 use lorakit_route::{Arrow, AtMost, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
 use small::*;
 use std::sync::{Arc, Mutex};
@@ -221,14 +221,14 @@ fn the_two_mixings_differ_as_worked_by_hand() {
 #[test]
 fn each_row_can_have_its_own_expert() {
     let (library, x) = (uneven(), tokens(59, 10, INPUT));
-    let row = |start, len, expert| Row { start, len, expert, ..Row::default() };
-    let rows = Rows::new([row(0, 3, Some(3)), row(3, 2, None), row(5, 5, Some(0))]);
+    let row = |start, len, expert| Sequence { start, len, expert, ..Sequence::default() };
+    let rows = SequenceBatch::new([row(0, 3, Some(3)), row(3, 2, None), row(5, 5, Some(0))]);
     let of = |token: usize| [Some(3), Some(3), Some(3), None, None, Some(0), Some(0), Some(0), Some(0), Some(0)][token];
     let expected = dense(&library, &x, |t, _, e| f64::from(u8::from(of(t) == Some(e))));
     let patches = expert::by_row(&library).unwrap();
     assert_close(&added(&patches, &library, &x, &rows), &expected, 1e-5);
     let mut out = Outputs::new(Tensor::zeros((10, 19), DType::F32, &Device::Cpu).unwrap());
-    assert!(patches.at(0).unwrap().add(&x, &Rows::new([row(0, 10, Some(4))]), &mut out).is_err());
+    assert!(patches.at(0).unwrap().add(&x, &SequenceBatch::new([row(0, 10, Some(4))]), &mut out).is_err());
 }
 
 /// Site, projections, experts and weights of one decision.
@@ -252,7 +252,7 @@ fn an_observer_sees_every_choice() {
     let recorder = Arc::new(Recorder::default());
     let arrow = Arrow { top_k: AtMost(2), ..Arrow::default() };
     let patches = arrow.patches(&library, Some(recorder.clone())).unwrap();
-    added(&patches, &library, &x, &Rows::packed([6]));
+    added(&patches, &library, &x, &SequenceBatch::packed([6]));
     let weights = arrow_weights(&library, &x, 2, Tie::None);
     let seen = recorder.0.lock().unwrap();
     assert_eq!(seen.iter().map(|s| (s.0, s.1.clone())).collect::<Vec<_>>(), [(0, 0..1), (0, 1..2), (0, 2..3)]);
@@ -264,7 +264,7 @@ fn an_observer_sees_every_choice() {
     }
     let usage = Arc::new(Usage::default());
     let patches = arrow.patches(&library, Some(usage.clone())).unwrap();
-    added(&patches, &library, &x, &Rows::packed([6]));
+    added(&patches, &library, &x, &SequenceBatch::packed([6]));
     let total: f64 = usage.shares().values().map(|share| share.weight).sum();
     assert!((total - 18.0).abs() < 1e-4, "6 tokens at 3 projections");
 }
@@ -276,7 +276,7 @@ fn gradients_reach_the_input_through_the_chosen_experts() {
         let router: lorakit_route::Router = format!("arrow:top_k=2,mixing={mixing}").parse().unwrap();
         let patches = router.build(&library, &Setting::default()).unwrap();
         let mut out = Outputs::new(Tensor::zeros((5, 19), DType::F32, &Device::Cpu).unwrap());
-        patches.at(0).unwrap().add(&x, &Rows::packed([5]), &mut out).unwrap();
+        patches.at(0).unwrap().add(&x, &SequenceBatch::packed([5]), &mut out).unwrap();
         let y = out.into_tensor();
         let gradient = y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap().clone();
         // The delta is linear in x while the choice stands: <x, d|y|²/dx> = 2 |y|².
@@ -292,7 +292,7 @@ fn a_16_bit_model_gets_the_same_delta_rounded() {
     let router: lorakit_route::Router = "arrow:top_k=2".parse().unwrap();
     let patches = router.build(&library, &Setting::default()).unwrap();
     let mut out = Outputs::new(Tensor::zeros((5, 19), DType::BF16, &Device::Cpu).unwrap());
-    patches.at(0).unwrap().add(&x, &Rows::packed([5]), &mut out).unwrap();
+    patches.at(0).unwrap().add(&x, &SequenceBatch::packed([5]), &mut out).unwrap();
     let found = out.into_tensor().to_dtype(DType::F32).unwrap().to_vec2().unwrap();
     assert_close(&found, &routed("arrow:top_k=2", &library, &x.to_dtype(DType::F32).unwrap()), 0.01);
 }

@@ -6,7 +6,7 @@ mod small;
 
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::Matrix;
-use lorakit_lora::{Outputs, Row, Rows, Site};
+use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
 use lorakit_route::evidence::Otherwise;
 use lorakit_route::{
     AtMost, Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting,
@@ -34,7 +34,7 @@ fn uneven() -> Experts {
 fn built(router: &str, library: &Experts, learned: &Learned, x: &Tensor) -> Vec<Vec<f32>> {
     let setting = Setting { learned: Some(learned), ..Setting::default() };
     let patches = router.parse::<Router>().unwrap().build(library, &setting).unwrap();
-    added(&patches, library, x, &Rows::packed([x.dim(0).unwrap()]))
+    added(&patches, library, x, &SequenceBatch::packed([x.dim(0).unwrap()]))
 }
 
 /// One matrix, as it might have been learned, for the one site.
@@ -78,8 +78,8 @@ fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
     let library = uneven();
     let x = tokens(60, 9, INPUT);
     // Rows of 2, 3, 1 and 3 tokens; the third belongs to nobody.
-    let row = |(start, len, expert)| Row { start, len, expert, ..Row::default() };
-    let rows = Rows::new([(0, 2, Some(1)), (2, 3, Some(0)), (5, 1, None), (6, 3, Some(1))].map(row));
+    let row = |(start, len, expert)| Sequence { start, len, expert, ..Sequence::default() };
+    let rows = SequenceBatch::new([(0, 2, Some(1)), (2, 3, Some(0)), (5, 1, None), (6, 3, Some(1))].map(row));
     let values = x.to_vec2::<f32>().unwrap();
     let mean = |pooled: &[Vec<f32>]| -> Vec<f32> {
         let mean: Vec<f32> =
@@ -102,7 +102,7 @@ fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
         let error = Cm::default().learned(&library, &inputs).unwrap_err();
         assert!(matches!(&error, RouteError::NoRows(expert) if expert == "z"), "{error}");
 
-        let third = Rows::new([Row { len: 1, expert: Some(2), ..Row::default() }]);
+        let third = SequenceBatch::new([Sequence { len: 1, expert: Some(2), ..Sequence::default() }]);
         inputs.patches().at(0).unwrap().add(&x.narrow(0, 4, 1).unwrap(), &third, &mut out).unwrap();
         let learned = Cm::default().learned(&library, &inputs).unwrap();
         let centroids = learned.matrices()["0.qkv"].values().into_owned();
@@ -138,7 +138,7 @@ fn usual(evidence: &Evidence, library: &Experts, x: &Tensor, tasks: &[usize], ex
 fn weighed(evidence: &Evidence, library: &Experts, learned: &Learned, x: &Tensor) -> Vec<f32> {
     let survey = evidence.rule(library, learned).unwrap().survey();
     look(&survey.patches(), x, &[x.dim(0).unwrap()]);
-    survey.weights(&Rows::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
+    survey.weights(&SequenceBatch::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
 }
 
 /// Prompts of three tokens each, eight of every task: those of a task lie about a direction of its own, `kinds[task]`.
@@ -159,7 +159,7 @@ fn eight_of_each(tasks: usize) -> Vec<usize> {
 /// Lets patches of one site see a pass, to which they must add nothing.
 fn look(patches: &lorakit_lora::Patches, x: &Tensor, lengths: &[usize]) {
     let mut out = Outputs::new(Tensor::ones((x.dim(0).unwrap(), 19), DType::F32, &Device::Cpu).unwrap());
-    patches.at(0).unwrap().add(x, &Rows::packed(lengths.iter().copied()), &mut out).unwrap();
+    patches.at(0).unwrap().add(x, &SequenceBatch::packed(lengths.iter().copied()), &mut out).unwrap();
     assert!(out.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| *y == 1.0));
 }
 
@@ -200,12 +200,12 @@ fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
         let setting = Setting { learned: Some(&learned), ..Setting::default() };
         let patches = router.build(&library, &setting).unwrap();
         let expected = dense(&library, &prompt, |_, _, e| f64::from(weights[e]));
-        let rows = Rows::new([Row { len: 3, weights: Some(weights.into()), ..Row::default() }]);
+        let rows = SequenceBatch::new([Sequence { len: 3, weights: Some(weights.into()), ..Sequence::default() }]);
         assert_close(&added(&patches, &library, &prompt, &rows), &expected, 1e-5);
     }
     let survey = evidence.rule(&library, &learned).unwrap().survey();
     look(&survey.patches(), &prompts_of(&[1]).narrow(0, 0, 3).unwrap(), &[3]);
-    let error = survey.weights(&Rows::packed([3, 1]), &prompts_of(&[1])).unwrap_err();
+    let error = survey.weights(&SequenceBatch::packed([3, 1]), &prompts_of(&[1])).unwrap_err();
     assert!(matches!(error, RouteError::OtherRows), "{error}");
 }
 
@@ -268,7 +268,7 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     let chosen = Evidence::with_chosen(learned, 0.1, Otherwise::Arrow).unwrap();
     assert_eq!(weighed(&auto, &library, &chosen, &strange), [0.0; 3]);
     let patches = auto.patches(&library, Some(&chosen), None).unwrap();
-    let arrow = added(&auto.arrow().patches(&library, None).unwrap(), &library, &strange, &Rows::packed([3]));
+    let arrow = added(&auto.arrow().patches(&library, None).unwrap(), &library, &strange, &SequenceBatch::packed([3]));
     for left in [1.0f32, 0.5, 0.0] {
         let weights: Arc<[f32]> = [1.0 - left, 0.0, 0.0].into();
         let own = dense(&library, &strange, |_, _, e| if e == 0 { f64::from(1.0 - left) } else { 0.0 });
@@ -277,7 +277,7 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
             .zip(&arrow)
             .map(|(own, arrow)| own.iter().zip(arrow).map(|(o, a)| o + left * a).collect())
             .collect();
-        let rows = Rows::new([Row { len: 3, weights: Some(weights), ..Row::default() }]);
+        let rows = SequenceBatch::new([Sequence { len: 3, weights: Some(weights), ..Sequence::default() }]);
         assert_close(&added(&patches, &library, &strange, &rows), &expected, 1e-5);
     }
 }
@@ -313,7 +313,7 @@ fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
     let hidden = Tensor::new(&[[2f32, 0.], [4., 1.], [-3., -1.]], &Device::Cpu).unwrap();
     let weights = |router: &str| {
         let rule = router.parse::<Router>().unwrap().by_prompt(&library, &setting).unwrap().unwrap();
-        rule.survey().weights(&Rows::packed([2, 1]), &hidden).unwrap()
+        rule.survey().weights(&SequenceBatch::packed([2, 1]), &hidden).unwrap()
     };
     // Logits: (1, 1 + 0.25, -2), and (-2, -2 + 0.25, 4).
     let of_one = weights("tp");
@@ -329,11 +329,11 @@ fn a_gate_scales_what_its_expert_adds_and_takes_its_gradient() {
     let gates = candle_core::Var::from_vec(values(91, 3 * INPUT), (3, INPUT), &Device::Cpu).unwrap();
     let patches = phatgoose::gated(&library, &[gates.as_tensor().clone()]).unwrap();
     let of = [0, 0, 1, 1, 1];
-    let rows = Rows::new([(0, 2, 0), (2, 3, 1)].map(|(start, len, expert)| Row {
+    let rows = SequenceBatch::new([(0, 2, 0), (2, 3, 1)].map(|(start, len, expert)| Sequence {
         start,
         len,
         expert: Some(expert),
-        ..Row::default()
+        ..Sequence::default()
     }));
     let (inputs, vectors) = (x.to_vec2::<f32>().unwrap(), gates.as_tensor().to_vec2::<f32>().unwrap());
     let gate = |token: usize| {

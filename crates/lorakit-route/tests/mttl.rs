@@ -6,7 +6,7 @@ mod small;
 
 use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
-use lorakit_lora::Rows;
+use lorakit_lora::SequenceBatch;
 use lorakit_route::{Experts, Learned, Observer, Router, Routing, Setting, arrow};
 use serde_json::Value;
 use small::*;
@@ -90,7 +90,7 @@ fn chosen_experts_and_weights_agree() {
         let seen = Arc::new(Seen::default());
         let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
         let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
-        added(&patches, &library, &input(&oracle), &Rows::packed([3]));
+        added(&patches, &library, &input(&oracle), &SequenceBatch::packed([3]));
         let (experts, weights) = &*seen.0.lock().unwrap();
         let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
         weights.iter().zip(&expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-4, "{name}"));
@@ -114,7 +114,7 @@ fn weights_by_learned_vectors_agree() {
         let seen = Arc::new(Seen::default());
         let setting = Setting { observer: Some(seen.clone()), learned: Some(&learned), ..Setting::default() };
         let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
-        added(&patches, &library, &input(&oracle), &Rows::packed([3]));
+        added(&patches, &library, &input(&oracle), &SequenceBatch::packed([3]));
         let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
         let (experts, weights) = &*seen.0.lock().unwrap();
         assert_eq!(weights.len(), expected.len());
@@ -160,7 +160,7 @@ fn the_small_case_agrees() {
         let seen = Arc::new(Seen::default());
         let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
         let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
-        added(&patches, &library, &x, &Rows::packed([2]));
+        added(&patches, &library, &x, &SequenceBatch::packed([2]));
         seen.0.lock().unwrap().clone()
     };
     let close = |found: &[f32], expected: &[f32]| {

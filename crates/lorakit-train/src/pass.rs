@@ -219,7 +219,7 @@ impl<'a> Pass<'a> {
         let active: Vec<usize> = (0..self.jobs.len()).filter(|&e| self.active(e)).collect();
         let taken = self.take(&active);
         let weights = self.weights(&taken);
-        let lanes = self.base.lanes(self.batch_tokens);
+        let lanes = self.base.batch_parallel(self.batch_tokens);
         let (mut gradients, mut row_sums, mut tokens) = (Gradients::default(), Vec::with_capacity(taken.len()), 0);
         let backward = |batch: &Range<usize>| self.backward(&taken[batch.clone()], &weights[batch.clone()]);
         lanes.run(&batches(&taken, lanes.tokens()), backward, |part| {

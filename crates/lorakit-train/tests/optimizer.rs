@@ -6,7 +6,9 @@ mod oracle_base;
 
 use candle_core::{Device, Tensor, Var};
 use lorakit_format::rng::Key;
-use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
+use lorakit_lora::{
+    GroupedLora, Outputs, Patch, Patches, SequenceBatch, Site, StackBlock, StackLayout, TokenGroup, TokenSelection,
+};
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
 use lorakit_train::{
@@ -31,11 +33,11 @@ fn values(seed: u64, what: &str, n: usize) -> Vec<f32> {
 
 /// A low-rank product whose B is scaled, rank by rank, by `exp` of a variable that all sites share: the variable
 /// reaches the loss through every layer and an op besides.
-struct Scaled(Grouped);
+struct Scaled(GroupedLora);
 
 impl Patch for Scaled {
-    fn add(&self, x: &Tensor, _: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
-        let all = Group { expert: 0, tokens: Tokens::Run(0..x.dim(0)?), weights: None };
+    fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        let all = TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..x.dim(0)?), weights: None };
         self.0.add(x, Arc::new([all]), out)
     }
 }
@@ -46,8 +48,8 @@ fn patches(base: &Base, scales: &Tensor) -> anyhow::Result<Patches> {
         let a = Tensor::from_vec(values(1, &site.key(), ranks * site.input), (ranks, site.input), &Device::Cpu)?;
         let b = Tensor::from_vec(values(2, &site.key(), ranks * site.output()), (ranks, site.output()), &Device::Cpu)?;
         let b = b.broadcast_mul(&scales.exp()?.unsqueeze(1)?)?;
-        let block = Block { a: 0..ranks, b: 0..ranks, columns: 0..site.output(), scale: 0.7 };
-        Ok(Some(Arc::new(Scaled(Grouped::new(a, b, Arc::new(Layouts(vec![vec![block]])))?))))
+        let block = StackBlock { a: 0..ranks, b: 0..ranks, columns: 0..site.output(), scale: 0.7 };
+        Ok(Some(Arc::new(Scaled(GroupedLora::new(a, b, Arc::new(StackLayout(vec![vec![block]])))?))))
     };
     Ok(Patches::new(base.sites().iter().map(patch).collect::<anyhow::Result<_>>()?))
 }

@@ -1,7 +1,7 @@
 //! A small real model, and tasks to score it on.
 
-use lorakit_eval::{PatchedModel, PromptRouting, Row};
-use lorakit_lora::{Outputs, Patch, Patches, Rows};
+use lorakit_eval::{PatchedModel, PromptRouting, Sequence};
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use lorakit_model::{Base, Options};
 use lorakit_task::{Task, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub struct Stories {
     pub base: Base,
     pub vocabulary: Tokenizer,
     pub patches: Patches,
-    pub template: Row,
+    pub template: Sequence,
 }
 
 impl Stories {
@@ -50,15 +50,15 @@ impl Stories {
 }
 
 /// What a row carries here: an expert, and two weights.
-pub fn carrying(weight: f32) -> Row {
-    Row { expert: Some(3), weights: Some(Arc::from([0.5, weight])), ..Row::default() }
+pub fn carrying(weight: f32) -> Sequence {
+    Sequence { expert: Some(3), weights: Some(Arc::from([0.5, weight])), ..Sequence::default() }
 }
 
 /// Adds to every output a part of itself that depends on what the row carries.
 struct Bend;
 
 impl Patch for Bend {
-    fn add(&self, _: &candle_core::Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, _: &candle_core::Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let weights: Vec<f32> = rows
             .iter()
             .flat_map(|row| {

@@ -16,7 +16,7 @@ fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
     let tokens = [prompt, target].concat();
     alone.push(&tokens, &[0], None);
     alone.for_each_row(|row| {
-        *row = lorakit_eval::Row { len: row.len, ..model.routing.of(&[prompt]).unwrap().remove(0) }
+        *row = lorakit_eval::Sequence { len: row.len, ..model.routing.of(&[prompt]).unwrap().remove(0) }
     });
     let logits = model.base.logits(&tokens, alone.rows(), model.patches).unwrap();
     let logits: Vec<Vec<f64>> = logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap();
@@ -159,7 +159,12 @@ fn broken_weights_are_refused_by_row() {
     let Some(mut stories) = Stories::open() else { return };
     struct Broken;
     impl lorakit_lora::Patch for Broken {
-        fn add(&self, _: &Tensor, _: &lorakit_lora::Rows, out: &mut lorakit_lora::Outputs) -> candle_core::Result<()> {
+        fn add(
+            &self,
+            _: &Tensor,
+            _: &lorakit_lora::SequenceBatch,
+            out: &mut lorakit_lora::Outputs,
+        ) -> candle_core::Result<()> {
             let delta = (out.tensor() * f64::NAN)?;
             out.add(&delta)
         }
@@ -180,13 +185,13 @@ fn broken_weights_are_refused_by_row() {
 struct ByLength;
 
 impl ByLength {
-    fn row(prompt: &[u32]) -> lorakit_eval::Row {
+    fn row(prompt: &[u32]) -> lorakit_eval::Sequence {
         carrying(0.1 + 0.2 * (prompt.len() % 3) as f32)
     }
 }
 
 impl PromptRouting for ByLength {
-    fn of(&self, prompts: &[&[u32]]) -> anyhow::Result<Vec<lorakit_eval::Row>> {
+    fn of(&self, prompts: &[&[u32]]) -> anyhow::Result<Vec<lorakit_eval::Sequence>> {
         Ok(prompts.iter().map(|prompt| Self::row(prompt)).collect())
     }
 }

@@ -3,7 +3,7 @@
 use crate::training::context::TrainContext;
 use anyhow::{Error, Result};
 use lorakit_adapter::Library;
-use lorakit_eval::{EvalOptions, PatchedModel, Results, Row, evaluate};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, Sequence, evaluate};
 use lorakit_lora::Patches;
 use lorakit_route::{Expert, Experts, expert};
 use lorakit_task::{Split, Task};
@@ -54,7 +54,7 @@ pub fn evaluate_adapted(
         let adapted = Experts::new([adapter], context.base.sites(), context.base.device())?;
         for (column, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {
             on_event(EvaluationEvent::Started { column, task: &task.name });
-            let routing = &Row::default();
+            let routing = &Sequence::default();
             let model = PatchedModel { base: context.base, vocabulary: context.tokenizer, patches: &patches, routing };
             results.insert(column, &task.name, &evaluate(&model, task, &options, &mut |_| ())?);
             on_event(EvaluationEvent::Finished);

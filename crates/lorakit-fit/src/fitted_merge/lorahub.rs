@@ -5,7 +5,7 @@ use super::weights::FittedWeights;
 use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 use lorakit_adapter::Matrix;
-use lorakit_lora::{Patches, Row};
+use lorakit_lora::{Patches, Sequence};
 use lorakit_model::Packed;
 use lorakit_route::cat::Per;
 use lorakit_route::{Cat, LoraHub, RowLoss, RowLosses, by_row_weights};
@@ -49,7 +49,7 @@ impl RowLosses for Losses<'_> {
             let mut packed = Packed::default();
             pairs[range.clone()].iter().for_each(|(_, row)| packed.push(&row.prompt, &row.target, None));
             let mut of = pairs[range.clone()].iter().map(|(weights, _)| (*weights).clone());
-            packed.for_each_row(|row: &mut Row| row.weights = of.next());
+            packed.for_each_row(|row: &mut Sequence| row.weights = of.next());
             let nll: Vec<f32> = self.context.base.nll_by_token(&packed, &self.patches)?.to_vec1()?;
             for (target, loss) in packed.targets().iter().zip(nll) {
                 let row = &mut losses[range.start + target.row as usize];

@@ -10,7 +10,7 @@ use super::{cache, centroid, evidence, fitted_merge, phatgoose, poly, task_predi
 use crate::fit_context::FitContext;
 use anyhow::{Context as _, Result};
 use lorakit_eval::PromptRouting;
-use lorakit_lora::{Patches, Row};
+use lorakit_lora::{Patches, Sequence};
 use lorakit_route::poly::Unseen;
 use lorakit_route::{Composition, Learned, Lesson, Observer, Router, Setting};
 use lorakit_task::Task;
@@ -27,7 +27,7 @@ pub struct RoutedPatches<'a> {
 impl RoutedPatches<'_> {
     /// Patches that read nothing of their rows.
     pub fn plain(patches: Patches) -> Self {
-        Self { patches, templates: Box::new(Row::default()) }
+        Self { patches, templates: Box::new(Sequence::default()) }
     }
 }
 

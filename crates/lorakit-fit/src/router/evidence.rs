@@ -5,7 +5,7 @@ use super::prompt_routing::BasePromptRouting;
 use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
-use lorakit_lora::{Patches, Row};
+use lorakit_lora::{Patches, Sequence};
 use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
 use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
 use lorakit_task::Example;
@@ -81,7 +81,7 @@ impl Trial<'_> {
                 Otherwise::Uniform => Uniform { mixing: evidence.mixing }.patches(experts)?,
                 Otherwise::Arrow => evidence.arrow().patches(experts, None)?,
             };
-            tried.push((self.loss(&patches, &Row::default())?, otherwise));
+            tried.push((self.loss(&patches, &Sequence::default())?, otherwise));
         }
         let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("nothing to try")?;
         Ok(best.1)

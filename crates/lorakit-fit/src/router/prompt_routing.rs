@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lorakit_eval::PromptRouting;
-use lorakit_lora::{Row, Rows};
+use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_model::Base;
 use lorakit_route::ByPrompt;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ pub(super) struct BasePromptRouting<'a> {
 }
 
 impl PromptRouting for BasePromptRouting<'_> {
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Row>> {
+    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
         let pass = self.router.survey();
-        let rows = Rows::packed(prompts.iter().map(|prompt| prompt.len()));
+        let rows = SequenceBatch::packed(prompts.iter().map(|prompt| prompt.len()));
         let hidden = self.base.hidden(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;
         let weights = pass.weights(&rows, &hidden)?;
-        Ok(weights.into_iter().map(|weights| Row { weights: Some(weights), ..Row::default() }).collect())
+        Ok(weights.into_iter().map(|weights| Sequence { weights: Some(weights), ..Sequence::default() }).collect())
     }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
-use lorakit_lora::{Outputs, Patches, Projection, Rows, Site};
+use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site};
 use lorakit_route::{Expert, Experts, Router, Setting};
 
 /// Values in (-1, 1) that look random and are the same everywhere.
@@ -37,7 +37,7 @@ pub fn expert<'a>(name: &str, modules: impl IntoIterator<Item = (&'a str, LowRan
 pub fn site(input: usize, projections: &[(&str, usize)]) -> Site {
     let projections =
         projections.iter().map(|(module, width)| Projection { module: module.to_string(), width: *width }).collect();
-    Site { layer: 0, name: "qkv", input, projections }
+    Site { layer: Some(0), name: "qkv", input, projections }
 }
 
 pub fn experts(library: impl IntoIterator<Item = Expert>, site: &Site) -> Experts {
@@ -52,11 +52,11 @@ pub fn tokens(seed: u64, count: usize, input: usize) -> Tensor {
 /// What a router adds at the first site, `[tokens, out]`.
 pub fn routed(router: &str, experts: &Experts, x: &Tensor) -> Vec<Vec<f32>> {
     let router: Router = router.parse().unwrap();
-    added(&router.build(experts, &Setting::default()).unwrap(), experts, x, &Rows::packed([x.dim(0).unwrap()]))
+    added(&router.build(experts, &Setting::default()).unwrap(), experts, x, &SequenceBatch::packed([x.dim(0).unwrap()]))
 }
 
 /// What patches add at the first site; the outputs start from ones, so that overwriting them would show.
-pub fn added(patches: &Patches, experts: &Experts, x: &Tensor, rows: &Rows) -> Vec<Vec<f32>> {
+pub fn added(patches: &Patches, experts: &Experts, x: &Tensor, rows: &SequenceBatch) -> Vec<Vec<f32>> {
     let ones = Tensor::ones((x.dim(0).unwrap(), experts.sites()[0].output()), x.dtype(), &Device::Cpu).unwrap();
     let mut out = Outputs::new(ones.copy().unwrap());
     if let Some(patch) = patches.at(0) {

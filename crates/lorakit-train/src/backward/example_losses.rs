@@ -31,7 +31,7 @@ pub fn example_losses(
     rows: &[(usize, &Example)],
     batch_tokens: usize,
 ) -> Result<Vec<f64>> {
-    let lanes = base.lanes(batch_tokens);
+    let lanes = base.batch_parallel(batch_tokens);
     let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
     let mut losses = Vec::with_capacity(rows.len());
     let of_batch = |batch: &Range<usize>| batch_losses(base, patches, &rows[batch.clone()]);

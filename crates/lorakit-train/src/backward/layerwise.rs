@@ -9,9 +9,10 @@ use crate::trainable::lora_stack::LoraGradients;
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
-use lorakit_lora::vjp::with_vjp;
-use lorakit_lora::{Patches, RowGradients};
-use lorakit_model::tape::Tape;
+use lorakit_lora::kernels::vjp::with_vjp;
+use lorakit_lora::{Patches, SparseGradients};
+use lorakit_model::layer::lm_head::HeadPatch;
+use lorakit_model::layer::tape::Tape;
 use lorakit_model::{Base, Packed, Plan};
 use std::collections::HashMap;
 
@@ -29,7 +30,7 @@ pub enum Activations {
 pub struct Gradients {
     whole: HashMap<TensorId, Tensor>,
     /// Those of variables of which a batch reaches some rows alone.
-    rows: HashMap<TensorId, RowGradients>,
+    rows: HashMap<TensorId, SparseGradients>,
 }
 
 impl Gradients {
@@ -127,7 +128,8 @@ pub fn accumulate(
 /// The losses of the targets that `h`, `[targets, hidden]`, predicts, and the gradients of their weighted sum.
 fn head_gradients(base: &Base, batch: &LossBatch, h: &Var) -> Result<(Vec<f32>, GradStore)> {
     let normed = base.last_norm(h.as_tensor())?;
-    let nll = base.head().nll(&normed, &batch.packed.target_ids())?;
+    let targets = batch.packed.target_batch();
+    let nll = base.head().nll(&normed, &batch.packed.target_ids(), HeadPatch::of(batch.patches, &targets))?;
     let weights = Tensor::from_slice(batch.weights, batch.weights.len(), h.device())?;
     let store = (&nll * weights)?.sum_all()?.backward()?;
     Ok((nll.detach().to_vec1()?, store))
@@ -145,7 +147,7 @@ enum Taped {
 fn on_tapes(base: &Base, batch: &LossBatch, plan: &Plan, activations: Activations) -> Result<Vec<f32>> {
     // Below the first layer with a patch there is nothing to take a gradient to.
     let patched = base.sites().iter().enumerate().filter(|(site, _)| batch.patches.at(*site).is_some());
-    let first = patched.map(|(_, site)| site.layer).min().unwrap_or(base.layers());
+    let first = patched.filter_map(|(_, site)| site.layer).min().unwrap_or(base.layers());
     let layer = |i: usize, h: &Tensor| base.taped_layer(i, h, i > first, plan, batch.patches);
     let mut h = base.embed(batch.packed.ids())?;
     let mut layers = Vec::with_capacity(base.layers());

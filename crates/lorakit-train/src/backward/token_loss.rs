@@ -11,7 +11,7 @@ use lorakit_model::{Base, Packed};
 use lorakit_task::Example;
 use std::ops::Range;
 
-/// A row to be fitted to, with what [`lorakit_lora::Row::expert`] is to say of it: the number of its expert, or of
+/// A row to be fitted to, with what [`lorakit_lora::Sequence::expert`] is to say of it: the number of its expert, or of
 /// its task, where the patches want to know.
 pub type FitRow<'a> = (Option<usize>, &'a Example);
 
@@ -76,7 +76,7 @@ impl<'a> TokenLoss<'a> {
             LossReduction::Tokens => 1.0 / tokens as f32,
             LossReduction::Rows => 1.0 / (rows.len() * row.target.len()) as f32,
         };
-        let lanes = self.base.lanes(self.batch_tokens);
+        let lanes = self.base.batch_parallel(self.batch_tokens);
         let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
         let work = |range: &Range<usize>| {
             let rows = &rows[range.clone()];

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result as CandleResult, Tensor, Var, bail};
-use lorakit_lora::cpu;
+use lorakit_lora::kernels::cpu_tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -85,7 +85,7 @@ impl Parameter {
         if !gradient.device().is_cpu() {
             return self.plain_add_squares(&gradient, squares);
         }
-        cpu::with_values(&gradient, "gradient norm", |values| {
+        cpu_tensor::with_values(&gradient, "gradient norm", |values| {
             for (expert, rows) in &self.segments {
                 let part = &values[rows.start * self.columns..rows.end * self.columns];
                 // Fixed chunks, folded in order: the sum does not depend on the number of threads.
@@ -141,8 +141,8 @@ impl InplaceOp2 for Moments<'_> {
     }
 
     fn cpu_fwd(&self, moments: &mut CpuStorage, lm: &Layout, gradient: &CpuStorage, lg: &Layout) -> CandleResult<()> {
-        let g = cpu::values(gradient, lg, self.name())?;
-        let moments = cpu::values_mut(moments, lm, self.name())?;
+        let g = cpu_tensor::values(gradient, lg, self.name())?;
+        let moments = cpu_tensor::values_mut(moments, lm, self.name())?;
         if moments.len() != 2 * g.len() {
             bail!("{} moments for {} gradients", moments.len(), g.len());
         }
@@ -177,8 +177,8 @@ impl InplaceOp2 for Apply<'_> {
     }
 
     fn cpu_fwd(&self, p: &mut CpuStorage, lp: &Layout, moments: &CpuStorage, lm: &Layout) -> CandleResult<()> {
-        let p = cpu::values_mut(p, lp, self.name())?;
-        let (m, v) = cpu::values(moments, lm, self.name())?.split_at(p.len());
+        let p = cpu_tensor::values_mut(p, lp, self.name())?;
+        let (m, v) = cpu_tensor::values(moments, lm, self.name())?.split_at(p.len());
         for (part, update) in self.parts {
             let t = update.number as i32;
             let step = (update.rate / (1.0 - BETA1.powi(t))) as f32;

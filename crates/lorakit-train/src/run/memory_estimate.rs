@@ -205,7 +205,7 @@ fn bytes_per_parameter(base: &Base, way: BackwardMode, in_flight: usize) -> u64 
 }
 
 fn in_flight(base: &Base, settings: &TrainConfig, way: BackwardMode) -> usize {
-    base.lanes(batch_tokens(base, settings, way)).in_flight()
+    base.batch_parallel(batch_tokens(base, settings, way)).in_flight()
 }
 
 /// What the largest pass needs.
@@ -241,7 +241,7 @@ pub fn full_estimate(base: &Base, jobs: &[Job], settings: &TrainConfig) -> Memor
 fn activations(base: &Base, jobs: &[Job], settings: &TrainConfig, way: BackwardMode) -> u64 {
     let longest =
         jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
-    let lanes = base.lanes(batch_tokens(base, settings, way));
+    let lanes = base.batch_parallel(batch_tokens(base, settings, way));
     let logits = 2 * (32 << 20);
     lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, settings, way)) + logits
 }

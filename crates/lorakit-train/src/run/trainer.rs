@@ -69,7 +69,7 @@ impl Manifest {
             settings: serde_json::to_value(work.settings)?,
             batch_tokens: work
                 .base
-                .lanes(memory_estimate::batch_tokens(work.base, work.settings, work.target.way(work.base)))
+                .batch_parallel(memory_estimate::batch_tokens(work.base, work.settings, work.target.way(work.base)))
                 .tokens(),
             passes: Vec::new(),
             jobs: Value::Array(work.identities.clone()),

@@ -1,10 +1,11 @@
 //! Dropout on the input of a LoRA, from counter-based streams: a mask depends on its seed, expert, step, row and site
 //! alone, never on which rows or experts share the batch.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use lorakit_format::rng::{CounterRng, RngCore};
-use lorakit_lora::vjp::with_vjp;
-use lorakit_lora::{Mask, Rows, cpu};
+use lorakit_lora::kernels::op;
+use lorakit_lora::kernels::vjp::with_vjp;
+use lorakit_lora::{DropoutMask, SequenceBatch};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -24,27 +25,27 @@ impl Dropout {
     }
 
     /// `x`, `[tokens, d]`, with features of each token dropped and the others scaled up, by the mask of `site`.
-    pub fn apply(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
+    pub fn apply(&self, x: &Tensor, rows: &SequenceBatch, site: usize) -> Result<Tensor> {
         if self.threshold == 0 {
             return Ok(x.clone());
         }
         if x.device().is_cpu() {
-            return x.contiguous()?.apply_op1(ApplyMask(self.mask(rows, x.dim(1)?, site)?));
+            return op::unary(self.mask(rows, x.dim(1)?, site)?, x);
         }
         self.plain(x, rows, site)
     }
 
     /// The same as [`Dropout::apply`] by candle's own ops: the mask, which is the same on every device, is drawn here
     /// and taken to that of `x`, a byte a value, where it stays until the way back.
-    pub fn plain(&self, x: &Tensor, rows: &Rows, site: usize) -> Result<Tensor> {
-        let Mask { kept, scale } = self.mask(rows, x.dim(1)?, site)?;
+    pub fn plain(&self, x: &Tensor, rows: &SequenceBatch, site: usize) -> Result<Tensor> {
+        let DropoutMask { kept, scale } = self.mask(rows, x.dim(1)?, site)?;
         let kept = Tensor::from_vec(kept, x.shape(), x.device())?;
         let masked = move |values: &Tensor| values * (kept.to_dtype(DType::F32)? * f64::from(scale))?;
         with_vjp(x, masked(&x.detach())?, masked)
     }
 
     /// The mask of `site` for a batch of `rows`, `[tokens, d]`.
-    pub fn mask(&self, rows: &Rows, d: usize, site: usize) -> Result<Mask> {
+    pub fn mask(&self, rows: &SequenceBatch, d: usize, site: usize) -> Result<DropoutMask> {
         if rows.len() != self.keys.len() {
             bail!("dropout has keys for {} rows and was given {}", self.keys.len(), rows.len());
         }
@@ -59,25 +60,7 @@ impl Dropout {
                 draws.iter().map(|&draw| u8::from(u16::from_le_bytes(draw) >= threshold)).collect()
             })
             .collect();
-        Ok(Mask { kept: parts.concat(), scale: 65536.0 / (65536.0 - f32::from(threshold)) })
-    }
-}
-
-/// The values of a tensor times a mask.
-struct ApplyMask(Mask);
-
-impl CustomOp1 for ApplyMask {
-    fn name(&self) -> &'static str {
-        "dropout"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        cpu::result(self.0.applied(cpu::values(x, layout, self.name())?)?, layout.shape().clone())
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = cpu::with_values(&dy.contiguous()?, self.name(), |dy| self.0.applied(dy))??;
-        Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        Ok(DropoutMask { kept: parts.concat(), scale: 65536.0 / (65536.0 - f32::from(threshold)) })
     }
 }
 
@@ -89,7 +72,7 @@ mod tests {
 
     #[test]
     fn plain_masks_are_those_of_the_kernel() {
-        let rows = Rows::packed([4, 1, 6]);
+        let rows = SequenceBatch::packed([4, 1, 6]);
         let keys: Arc<[[u8; 32]]> = (0..3).map(|row| [row; 32]).collect();
         let dropout = Dropout::new(0.3, keys);
         let x = Var::from_tensor(&Tensor::arange(1f32, 78.0, &Device::Cpu).unwrap().reshape((11, 7)).unwrap()).unwrap();

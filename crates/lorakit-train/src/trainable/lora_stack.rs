@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, TensorId, Var};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
+use lorakit_lora::kernels::op::Op;
 use lorakit_lora::{
-    AdaptedSite, Block, Collector, Frozen, Group, Grouped, Layouts, Outputs, Patch, Patches, RowGradients, Rows, Site,
+    FrozenLinear, GradientSink, GroupedLora, LoraLinear, Outputs, Patch, Patches, SequenceBatch, Site, SparseGradients,
+    StackBlock, StackLayout, TokenGroup,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -27,7 +29,7 @@ pub(crate) struct SiteStack {
     pub(crate) key: String,
     pub(crate) a: Var,
     pub(crate) b: Var,
-    pub(crate) layouts: Arc<Layouts>,
+    pub(crate) layouts: Arc<StackLayout>,
     /// The modules of the adapted projections, in the order of their blocks.
     pub(crate) modules: Vec<String>,
 }
@@ -89,7 +91,7 @@ impl LoraStack {
         for stack in self.sites.iter().flatten() {
             let (mut a, mut b) = (Vec::new(), Vec::new());
             for (expert, blocks) in stack.layouts.0.iter().enumerate() {
-                let span = |range: fn(&Block) -> Range<usize>| {
+                let span = |range: fn(&StackBlock) -> Range<usize>| {
                     let ranges = || blocks.iter().map(range);
                     ranges().map(|r| r.start).min().unwrap_or(0)..ranges().map(|r| r.end).max().unwrap_or(0)
                 };
@@ -116,7 +118,7 @@ impl LoraStack {
         let mut collected = Vec::new();
         let mut patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
             let Some(stack) = stack else { return Ok(None) };
-            let collector = Collector::default();
+            let collector = GradientSink::default();
             collected.push(([&stack.a, &stack.b].map(|v| v.as_tensor().id()), collector.clone()));
             Ok(Some(Arc::new(stack.trained(site, dropout, Some(collector))?)))
         };
@@ -158,18 +160,18 @@ impl LoraStack {
 }
 
 /// What a batch's backward leaves for the variables of a stack.
-pub struct LoraGradients(Vec<([TensorId; 2], Collector)>);
+pub struct LoraGradients(Vec<([TensorId; 2], GradientSink)>);
 
 impl LoraGradients {
     /// The gradients that are here now, each with its variable.
-    pub fn take(&self) -> impl Iterator<Item = (TensorId, RowGradients)> {
+    pub fn take(&self) -> impl Iterator<Item = (TensorId, SparseGradients)> {
         self.0.iter().flat_map(|(variables, collector)| variables.iter().copied().zip(collector.take()))
     }
 }
 
 impl SiteStack {
-    fn trained(&self, site: usize, dropout: Option<&Dropout>, collector: Option<Collector>) -> Result<LoraPatch> {
-        let grouped = Grouped::new(self.a.as_tensor().clone(), self.b.as_tensor().clone(), self.layouts.clone())?;
+    fn trained(&self, site: usize, dropout: Option<&Dropout>, collector: Option<GradientSink>) -> Result<LoraPatch> {
+        let grouped = GroupedLora::new(self.a.as_tensor().clone(), self.b.as_tensor().clone(), self.layouts.clone())?;
         Ok(LoraPatch { grouped, site, dropout: dropout.cloned(), collector })
     }
 
@@ -186,12 +188,12 @@ impl SiteStack {
         let shared = if tied { 1 } else { adapted.len() };
         let mut a = Vec::with_capacity(starts.len() * shared * rank * site.input);
         let mut b = vec![0.0; starts.len() * rank * output];
-        let mut layouts = Layouts::default();
+        let mut layouts = StackLayout::default();
         for (expert, start) in starts.iter().enumerate() {
             let first_a = a.len() / site.input;
             let mut blocks = Vec::new();
             for (i, (module, columns)) in adapted.iter().enumerate() {
-                let block = Block {
+                let block = StackBlock {
                     a: first_a + if tied { 0 } else { i * rank }..first_a + if tied { rank } else { (i + 1) * rank },
                     b: expert * rank..(expert + 1) * rank,
                     columns: columns.clone(),
@@ -268,12 +270,12 @@ pub(crate) fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
 }
 
 /// A block's B, `[out, rank]`, from the stacked and transposed `[ranks, out]`.
-pub(crate) fn transposed_columns(stacked: &Tensor, block: &Block) -> Result<Vec<f32>> {
+pub(crate) fn transposed_columns(stacked: &Tensor, block: &StackBlock) -> Result<Vec<f32>> {
     let part = stacked.narrow(0, block.b.start, block.b.len())?.narrow(1, block.columns.start, block.columns.len())?;
     Ok(part.t()?.contiguous()?.flatten_all()?.to_vec1()?)
 }
 
-fn write_transposed(b: &[f32], stacked: &mut [f32], output: usize, block: &Block) {
+fn write_transposed(b: &[f32], stacked: &mut [f32], output: usize, block: &StackBlock) {
     let rank = block.b.len();
     for (column, row) in block.columns.clone().zip(b.chunks_exact(rank)) {
         for (r, value) in row.iter().enumerate() {
@@ -284,29 +286,33 @@ fn write_transposed(b: &[f32], stacked: &mut [f32], output: usize, block: &Block
 
 /// The tenant of a site in training: dropout, then each row's own expert.
 struct LoraPatch {
-    grouped: Grouped,
+    grouped: GroupedLora,
     site: usize,
     dropout: Option<Dropout>,
     /// Where gradients are left, of what is differentiated beside candle's graph.
-    collector: Option<Collector>,
+    collector: Option<GradientSink>,
 }
 
 impl Patch for LoraPatch {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
-        let groups = Group::of_rows(rows);
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        let groups = TokenGroup::of_sequences(rows);
         match &self.dropout {
             Some(dropout) => self.grouped.add(&dropout.apply(x, rows, self.site)?, groups, out),
             None => self.grouped.add(x, groups, out),
         }
     }
 
-    fn adapted(&self, frozen: Arc<dyn Frozen>, rows: &Rows) -> candle_core::Result<Option<AdaptedSite>> {
+    fn site_op(
+        &self,
+        frozen: Arc<dyn FrozenLinear>,
+        rows: &SequenceBatch,
+    ) -> candle_core::Result<Option<Box<dyn Op<1>>>> {
         let Some(collector) = &self.collector else { return Ok(None) };
         let input = frozen.input();
-        let site = AdaptedSite::new(frozen, self.grouped.clone(), Group::of_rows(rows), collector.clone())?;
-        Ok(Some(match &self.dropout {
+        let site = LoraLinear::new(frozen, self.grouped.clone(), TokenGroup::of_sequences(rows), collector.clone())?;
+        Ok(Some(Box::new(match &self.dropout {
             Some(dropout) => site.masked(dropout.mask(rows, input, self.site)?),
             None => site,
-        }))
+        })))
     }
 }

@@ -18,7 +18,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
-use lorakit_lora::{Block, Group, Grouped, Layouts, Outputs, Patch, Patches, Rows, Site, Tokens};
+use lorakit_lora::{
+    GroupedLora, Outputs, Patch, Patches, SequenceBatch, Site, StackBlock, StackLayout, TokenGroup, TokenSelection,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -275,7 +277,7 @@ fn weights(logits: &Tensor, form: SkillDims) -> candle_core::Result<Tensor> {
 
 /// The A's, `[n * ranks of A, in]`, and B's, `[n * rank, out]`, that weights `[n, splits, skills]` make of stacked skills,
 /// of which `blocks` are the first's.
-fn mixed(weights: &Tensor, a: &Tensor, b: &Tensor, blocks: &[Block]) -> candle_core::Result<(Tensor, Tensor)> {
+fn mixed(weights: &Tensor, a: &Tensor, b: &Tensor, blocks: &[StackBlock]) -> candle_core::Result<(Tensor, Tensor)> {
     let a = mix(weights, a)?;
     if weights.dim(1)? == 1 {
         return Ok((a, mix(weights, b)?));
@@ -317,21 +319,21 @@ struct SkillPatch {
     b: Tensor,
     logits: Tensor,
     /// Those of the first skill.
-    blocks: Vec<Block>,
+    blocks: Vec<StackBlock>,
     dropout: Option<Dropout>,
 }
 
 impl Patch for SkillPatch {
-    fn add(&self, x: &Tensor, rows: &Rows, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let mut tasks: Vec<u32> = Vec::new();
-        let mut groups: Vec<Group> = Vec::new();
+        let mut groups: Vec<TokenGroup> = Vec::new();
         for row in rows.iter() {
             let Some(task) = row.expert.map(|task| task as u32) else { continue };
             let expert = tasks.iter().position(|known| *known == task).unwrap_or(tasks.len());
             if expert == tasks.len() {
                 tasks.push(task);
             }
-            groups.push(Group { expert, tokens: Tokens::Run(row.tokens()), weights: None });
+            groups.push(TokenGroup { expert, tokens: TokenSelection::Contiguous(row.tokens()), weights: None });
         }
         if tasks.is_empty() {
             return Ok(());
@@ -342,14 +344,14 @@ impl Patch for SkillPatch {
         let (ranks_a, ranks_b) = (a.dim(0)? / count, b.dim(0)? / count);
         let of_task = |task: usize| {
             let moved = |range: &Range<usize>, by: usize| range.start + by..range.end + by;
-            let block = |block: &Block| Block {
+            let block = |block: &StackBlock| StackBlock {
                 a: moved(&block.a, task * ranks_a),
                 b: moved(&block.b, task * ranks_b),
                 ..block.clone()
             };
             self.blocks.iter().map(block).collect()
         };
-        let grouped = Grouped::new(a, b, Arc::new(Layouts((0..count).map(of_task).collect())))?;
+        let grouped = GroupedLora::new(a, b, Arc::new(StackLayout((0..count).map(of_task).collect())))?;
         match &self.dropout {
             Some(dropout) => grouped.add(&dropout.apply(x, rows, self.site)?, groups.into(), out),
             None => grouped.add(x, groups.into(), out),

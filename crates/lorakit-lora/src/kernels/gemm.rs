@@ -1,0 +1,152 @@
+//! Matrix products over f32 slices on the CPU.
+//!
+//! [`gemm`] is faer's product on one thread: its kernels are the fastest we know of where one side is transposed or
+//! small. [`par_gemm`] cuts the longer side into tiles of columns and shares them among the threads of the pool.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A matrix over a slice.
+#[derive(Clone, Copy)]
+pub struct MatrixRef<'a>(MatRef<'a, f32>);
+
+/// A mutable matrix over a slice.
+pub struct MatrixMut<'a>(MatMut<'a, f32>);
+
+impl<'a> MatrixRef<'a> {
+    /// A row-major matrix whose rows start `row_stride` values apart.
+    ///
+    /// # Panics
+    /// If the slice is too short: a bug of the caller, never a property of its input.
+    pub fn new(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self(MatRef::from_column_major_slice_with_stride(data, columns, rows, row_stride).transpose())
+    }
+
+    /// The transpose, over the same values.
+    pub fn transposed(self) -> Self {
+        Self(self.0.transpose())
+    }
+}
+
+impl<'a> MatrixMut<'a> {
+    /// A row-major matrix whose rows start `row_stride` values apart.
+    ///
+    /// # Panics
+    /// If the slice is too short, or rows would overlap.
+    pub fn new(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self(MatMut::from_column_major_slice_with_stride_mut(data, columns, rows, row_stride).transpose_mut())
+    }
+
+    /// The matrix cut into tiles of at most `width` columns, each with its range of columns. The tiles do not overlap, so
+    /// threads can fill them in parallel.
+    pub fn column_tiles(self, width: usize) -> Vec<(Range<usize>, MatrixMut<'a>)> {
+        let (mut rest, mut start, mut tiles) = (self.0, 0, Vec::new());
+        while rest.nrows() > 0 && rest.ncols() > 0 {
+            let count = width.min(rest.ncols());
+            let (tile, others) = rest.split_at_col_mut(count);
+            let end = start + count;
+            tiles.push((start..end, Self(tile)));
+            (rest, start) = (others, end);
+        }
+        tiles
+    }
+
+    /// The transpose, over the same values.
+    fn transposed(self) -> Self {
+        Self(self.0.transpose_mut())
+    }
+}
+
+/// What a product does to the values of its destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// Overwrites them.
+    Overwrite,
+    /// Adds to them.
+    Add,
+}
+
+impl Destination {
+    fn accum(self) -> Accum {
+        match self {
+            Self::Overwrite => Accum::Replace,
+            Self::Add => Accum::Add,
+        }
+    }
+}
+
+/// Columns of a tile: enough for faer's kernels, and few enough that threads end together.
+const TILE: usize = 128;
+
+/// Multiplications below which a product is finished before other threads have woken up.
+const PARALLEL_WORK: usize = 1 << 18;
+
+/// `c = scale * a b`, or `c += scale * a b`, on the calling thread.
+///
+/// # Panics
+/// If the dimensions do not agree.
+pub fn gemm(c: MatrixMut, into: Destination, a: MatrixRef, b: MatrixRef, scale: f32) {
+    matmul(c.0, into.accum(), a.0, b.0, scale, Par::Seq);
+}
+
+/// The same as [`gemm`] on all threads of the current pool.
+///
+/// # Panics
+/// If the dimensions do not agree.
+pub fn par_gemm(c: MatrixMut, into: Destination, a: MatrixRef, b: MatrixRef, scale: f32) {
+    let (rows, columns, depth) = (c.0.nrows(), c.0.ncols(), a.0.ncols());
+    if rows * columns * depth < PARALLEL_WORK {
+        return gemm(c, into, a, b, scale);
+    }
+    // The longer side is cut.
+    let (c, a, b) = if rows > columns { (c.transposed(), b.0.transpose(), a.0.transpose()) } else { (c, a.0, b.0) };
+    c.column_tiles(TILE).into_par_iter().for_each(|(columns, c)| {
+        matmul(c.0, into.accum(), a, b.subcols(columns.start, columns.len()), scale, Par::Seq);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small integers: their sums are exact in any order.
+    fn integers(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
+    }
+
+    /// Wide and tall, one tile and many, with a transposed side and strided rows.
+    #[test]
+    fn gemm_and_par_gemm_match_the_definition() {
+        for (rows, columns, depth) in [(5, 3, 4), (1, 700, 513), (70, 900, 33), (900, 70, 33), (700, 1, 513)] {
+            let (a, b) = (integers(rows * (depth + 2), 5), integers(columns * depth, 7));
+            let a_view = MatrixRef::new(&a, rows, depth, depth + 2);
+            let b_view = MatrixRef::new(&b, columns, depth, depth).transposed();
+            let expected =
+                |i: usize, j: usize| (0..depth).map(|k| a[i * (depth + 2) + k] * b[j * depth + k]).sum::<f32>() * 0.5;
+            for product in [gemm, par_gemm] {
+                let width = columns + 3;
+                let mut c = vec![1.0; rows * width];
+                let view = MatrixMut::new(&mut c, rows, columns, width);
+                product(view, Destination::Add, a_view, b_view, 0.5);
+                let at = |c: &[f32], i: usize, j: usize| c[i * width + j];
+                let all = || (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j)));
+                assert!(all().all(|(i, j)| at(&c, i, j) == expected(i, j) + 1.0), "{rows} {columns} {depth}, added");
+                let view = MatrixMut::new(&mut c, rows, columns, width);
+                product(view, Destination::Overwrite, a_view, b_view, 0.5);
+                assert!(all().all(|(i, j)| at(&c, i, j) == expected(i, j)), "{rows} {columns} {depth}, written");
+                assert!((0..rows).all(|i| (columns..width).all(|j| at(&c, i, j) == 1.0)), "beside the matrix");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros() {
+        let mut c = vec![3.0; 4];
+        let empty = MatrixRef::new(&[], 2, 0, 0);
+        let c_view = MatrixMut::new(&mut c, 2, 2, 2);
+        gemm(c_view, Destination::Overwrite, empty, empty.transposed(), 1.0);
+        assert_eq!(c, [0.0; 4]);
+    }
+}

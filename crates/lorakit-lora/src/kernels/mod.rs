@@ -1,0 +1,7 @@
+//! CPU kernels: matrix products, vector dispatch, and how ops enter candle's graph.
+
+pub mod cpu_tensor;
+pub mod gemm;
+pub mod op;
+pub mod simd;
+pub mod vjp;

@@ -1,0 +1,243 @@
+//! The grouped low-rank product: the deltas of many experts over one packed batch.
+//!
+//! Experts of one site stand stacked: their A's by rows in one `[ranks of A, in]`, their B's, transposed, by rows
+//! in one `[ranks of B, out]`, where `out` holds the columns of all the site's projections. With the groups of a
+//! batch, each naming an expert, its tokens `t` and their weights `w`, the product is
+//!
+//! `delta[t] += w[t] * s * (x[t] A_eᵀ) B_eᵀ`
+//!
+//! which costs a token its chosen experts and not the library, and never forms a matrix per token.
+
+use crate::kernels::cpu_tensor;
+use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
+use crate::kernels::op::{self, Input, Op};
+use crate::ops::sparse_gradients::SparseGradients;
+use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
+use crate::patch::Outputs;
+use crate::stack_layout::StackLayout;
+use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The stacked experts of one site.
+#[derive(Clone)]
+pub struct GroupedLora {
+    pub(crate) a: Tensor,
+    pub(crate) b: Tensor,
+    pub(crate) layout: Arc<StackLayout>,
+}
+
+impl GroupedLora {
+    /// Stacked experts: `a` is `[ranks of A, in]`, `b` is `[ranks of B, out]`, both contiguous.
+    pub fn new(a: Tensor, b: Tensor, layout: Arc<StackLayout>) -> Result<Self> {
+        let (ranks_a, _) = a.dims2()?;
+        let (ranks_b, out) = b.dims2()?;
+        for block in layout.0.iter().flatten() {
+            if block.a.end > ranks_a
+                || block.b.end > ranks_b
+                || block.columns.end > out
+                || block.a.len() != block.b.len()
+            {
+                bail!("a block {block:?} does not fit stacked matrices of {ranks_a} and {ranks_b} x {out}");
+            }
+        }
+        Ok(Self { a, b, layout })
+    }
+
+    /// The stacked A's, `[ranks of A, in]`.
+    pub fn a(&self) -> &Tensor {
+        &self.a
+    }
+
+    /// The stacked, transposed B's, `[ranks of B, out]`.
+    pub fn b(&self) -> &Tensor {
+        &self.b
+    }
+
+    /// Each expert's place in the stacked matrices.
+    pub fn layout(&self) -> &Arc<StackLayout> {
+        &self.layout
+    }
+
+    /// The deltas of `groups` over `x`, `[tokens, in]`, as `[tokens, out]`; differentiable in `x`, A and B.
+    pub fn delta(&self, x: &Tensor, groups: Arc<[TokenGroup]>) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            op::ternary(self.op(groups), x, &self.a, &self.b)
+        } else {
+            self.composed_delta(x, &groups)
+        }
+    }
+
+    /// Adds the deltas of `groups` to a site's outputs; in place where nothing is differentiated.
+    pub fn add(&self, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> Result<()> {
+        let tracked = [x, &self.a, &self.b, out.tensor()].iter().any(|t| t.track_op());
+        if tracked || !x.device().is_cpu() {
+            return out.add(&self.delta(x, groups)?);
+        }
+        let op = GroupedInPlace { op: self.op(groups), b: self.b.clone() };
+        let x = x.contiguous()?;
+        out.add_in_place(|y| y.inplace_op3(&x, &self.a, &op))
+    }
+
+    pub(crate) fn op(&self, groups: Arc<[TokenGroup]>) -> GroupedOp {
+        GroupedOp { layout: self.layout.clone(), groups }
+    }
+}
+
+/// The product as an op with its backward, on a CPU.
+pub(crate) struct GroupedOp {
+    pub(crate) layout: Arc<StackLayout>,
+    pub(crate) groups: Arc<[TokenGroup]>,
+}
+
+/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any
+/// number of threads.
+pub(crate) const CHUNK: usize = 64;
+
+/// The dimensions and values of one operands.
+pub(crate) struct Operands<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) a: &'a [f32],
+    pub(crate) b: &'a [f32],
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+}
+
+impl Operands<'_> {
+    pub(crate) fn tokens(&self) -> usize {
+        self.x.len() / self.input
+    }
+}
+
+impl GroupedOp {
+    fn operands<'a>(&self, [x, a, b]: [Input<'a>; 3]) -> Result<Operands<'a>> {
+        let (input, output) = (x.matrix()?.1, b.matrix()?.1);
+        if a.matrix()?.1 != input {
+            bail!("{} reads {} features and was given {input}", self.name(), a.matrix()?.1);
+        }
+        Ok(Operands { x: x.values, a: a.values, b: b.values, input, output })
+    }
+
+    /// `w (x A_eᵀ)` of a part, `[tokens, ranks of the expert]`; each block's scale is still to come.
+    pub(crate) fn shrink(&self, operands: &Operands, part: &GroupPart) -> (Vec<f32>, Range<usize>) {
+        let ranks = self.layout.a_rows(part.expert);
+        let x = part.tokens.rows(operands.x, operands.input);
+        let mut z = vec![0.0; part.tokens.len() * ranks.len()];
+        gemm(
+            MatrixMut::new(&mut z, part.tokens.len(), ranks.len(), ranks.len()),
+            Destination::Overwrite,
+            MatrixRef::new(&x, part.tokens.len(), operands.input, operands.input),
+            MatrixRef::new(&operands.a[ranks.start * operands.input..], ranks.len(), operands.input, operands.input)
+                .transposed(),
+            1.0,
+        );
+        part.weigh(&mut z, ranks.len());
+        (z, ranks)
+    }
+
+    /// Adds the deltas of all groups to `y`, `[tokens, out]`.
+    pub(crate) fn accumulate(&self, operands: &Operands, y: &mut [f32]) {
+        y.par_chunks_mut(CHUNK * operands.output).enumerate().for_each(|(i, y)| {
+            let start = i * CHUNK;
+            let chunk = start..start + y.len() / operands.output;
+            for part in self.groups.iter().filter_map(|group| GroupPart::of(group, &chunk)) {
+                self.expand(operands, &part, y, start);
+            }
+        });
+    }
+
+    /// Adds the delta of one part to `y`, the outputs of the tokens from `start`.
+    fn expand(&self, operands: &Operands, part: &GroupPart, y: &mut [f32], start: usize) {
+        let (z, ranks) = self.shrink(operands, part);
+        let count = part.tokens.len();
+        for block in &self.layout.0[part.expert] {
+            let z = MatrixRef::new(&z[block.a.start - ranks.start..], count, block.a.len(), ranks.len());
+            let b = MatrixRef::new(
+                &operands.b[block.b.start * operands.output + block.columns.start..],
+                block.b.len(),
+                block.columns.len(),
+                operands.output,
+            );
+            match &part.tokens {
+                TokenSlice::Contiguous(run) => {
+                    let y = &mut y[(run.start - start) * operands.output + block.columns.start..];
+                    gemm(
+                        MatrixMut::new(y, count, block.columns.len(), operands.output),
+                        Destination::Add,
+                        z,
+                        b,
+                        block.scale,
+                    );
+                }
+                TokenSlice::Indices(tokens) => {
+                    let width = block.columns.len();
+                    let mut delta = vec![0.0; count * width];
+                    gemm(MatrixMut::new(&mut delta, count, width, width), Destination::Overwrite, z, b, block.scale);
+                    for (&token, delta) in tokens.iter().zip(delta.chunks_exact(width)) {
+                        let y = &mut y[(token as usize - start) * operands.output + block.columns.start..][..width];
+                        y.iter_mut().zip(delta).for_each(|(y, d)| *y += d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Op<3> for GroupedOp {
+    fn name(&self) -> &'static str {
+        "grouped-lora"
+    }
+
+    fn forward(&self, inputs: [Input; 3]) -> Result<(Vec<f32>, Shape)> {
+        let operands = self.operands(inputs)?;
+        let tokens = operands.tokens();
+        let mut y = vec![0.0; tokens * operands.output];
+        self.accumulate(&operands, &mut y);
+        Ok((y, (tokens, operands.output).into()))
+    }
+
+    fn backward(&self, inputs: [Input; 3], dy: &[f32], [of_x, of_a, of_b]: [bool; 3]) -> Result<[Option<Vec<f32>>; 3]> {
+        let operands = self.operands(inputs)?;
+        let mut dx = of_x.then(|| vec![0.0; operands.x.len()]);
+        let parts = self.input_gradient(&operands, dy, dx.as_deref_mut());
+        if !of_a && !of_b {
+            return Ok([dx, None, None]);
+        }
+        let [da, db] = self.stack_gradients(&operands, dy, &parts);
+        let dense = |gradients: SparseGradients, of: &[f32]| gradients.dense(of.len());
+        Ok([dx, of_a.then(|| dense(da, operands.a)), of_b.then(|| dense(db, operands.b))])
+    }
+}
+
+/// The product added in place to a site's outputs, where nothing is differentiated.
+struct GroupedInPlace {
+    op: GroupedOp,
+    b: Tensor,
+}
+
+impl InplaceOp3 for GroupedInPlace {
+    fn name(&self) -> &'static str {
+        "grouped-lora-in-place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        ly: &Layout,
+        x: &CpuStorage,
+        lx: &Layout,
+        a: &CpuStorage,
+        la: &Layout,
+    ) -> Result<()> {
+        let input = |storage, layout: &'_ Layout| cpu_tensor::values(storage, layout, self.name());
+        let (x, a) =
+            (Input { values: input(x, lx)?, dims: lx.dims() }, Input { values: input(a, la)?, dims: la.dims() });
+        let y = cpu_tensor::values_mut(y, ly, self.name())?;
+        cpu_tensor::with_values(&self.b, self.name(), |b| {
+            let operands = self.op.operands([x, a, Input { values: b, dims: self.b.dims() }])?;
+            self.op.accumulate(&operands, y);
+            Ok(())
+        })?
+    }
+}

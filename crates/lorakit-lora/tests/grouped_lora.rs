@@ -1,0 +1,232 @@
+//! The grouped low-rank product against candle's own ops, and its backward against finite differences.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use candle_core::{Device, Tensor, Var};
+use lorakit_lora::{GroupedLora, Outputs, StackBlock, StackLayout, TokenGroup, TokenSelection};
+use std::sync::Arc;
+
+const TOKENS: usize = 11;
+const INPUT: usize = 7;
+const OUTPUT: usize = 9;
+
+/// Values in (-1, 1) that look random and are the same everywhere.
+fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
+    Tensor::from_vec(values(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
+}
+
+/// Three experts of unequal rank over two projections (columns 0..4 and 4..9): the first with a tied A and two
+/// scales, the second with an A of its own for each, the third with the second projection alone. A fourth has nothing here.
+fn layouts() -> Arc<StackLayout> {
+    let block = |a: [usize; 2], b: [usize; 2], columns: [usize; 2], scale| StackBlock {
+        a: a[0]..a[1],
+        b: b[0]..b[1],
+        columns: columns[0]..columns[1],
+        scale,
+    };
+    Arc::new(StackLayout(vec![
+        vec![block([0, 2], [0, 2], [0, 4], 2.0), block([0, 2], [2, 4], [4, 9], -0.5)],
+        vec![block([2, 5], [4, 7], [0, 4], 0.75), block([5, 6], [7, 8], [4, 9], 3.0)],
+        vec![block([6, 8], [8, 10], [4, 9], 1.25)],
+        vec![],
+    ]))
+}
+
+/// Runs and picked tokens, with weights and without, that overlap.
+fn groups() -> Arc<[TokenGroup]> {
+    let weights = |seed, count| Some(values(seed, count));
+    Arc::new([
+        TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..7), weights: None },
+        TokenGroup { expert: 0, tokens: TokenSelection::Indices(vec![8, 10]), weights: weights(21, 2) },
+        TokenGroup { expert: 1, tokens: TokenSelection::Indices(vec![0, 3, 5, 6, 9]), weights: weights(22, 5) },
+        TokenGroup { expert: 1, tokens: TokenSelection::Contiguous(2..10), weights: weights(23, 8) },
+        TokenGroup { expert: 2, tokens: TokenSelection::Indices(vec![1, 4, 10]), weights: None },
+        TokenGroup { expert: 2, tokens: TokenSelection::Contiguous(5..5), weights: None },
+        TokenGroup { expert: 3, tokens: TokenSelection::Indices(vec![2, 7]), weights: weights(24, 2) },
+    ])
+}
+
+fn parts() -> (Tensor, Tensor, Tensor) {
+    (tensor(1, TOKENS, INPUT), tensor(2, 8, INPUT), tensor(3, 10, OUTPUT))
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn the_product_is_that_of_plain_ops() {
+    let (x, a, b) = parts();
+    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let plain = grouped.composed_delta(&x, &groups()).unwrap();
+    assert!(plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+    assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &plain) < 1e-5);
+}
+
+#[test]
+fn adding_in_place_is_adding_the_delta() {
+    let (x, a, b) = parts();
+    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let base = tensor(4, TOKENS, OUTPUT);
+    let expected = (&base + grouped.delta(&x, groups()).unwrap()).unwrap();
+    let mut out = Outputs::new(base.copy().unwrap());
+    grouped.add(&x, groups(), &mut out).unwrap();
+    assert!(largest_difference(&out.into_tensor(), &expected) < 1e-5);
+}
+
+#[test]
+fn a_tracked_input_is_not_added_to_in_place() {
+    let (x, a, b) = parts();
+    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let x = Var::from_tensor(&x).unwrap();
+    let base = tensor(4, TOKENS, OUTPUT);
+    let mut out = Outputs::new(base.clone());
+    grouped.add(x.as_tensor(), groups(), &mut out).unwrap();
+    let expected = (&base + grouped.composed_delta(&x, &groups()).unwrap()).unwrap();
+    assert!(largest_difference(out.tensor(), &expected) < 1e-5);
+    assert!(largest_difference(&base, &tensor(4, TOKENS, OUTPUT)) == 0.0);
+    let gradients = out.tensor().sum_all().unwrap().backward().unwrap();
+    assert!(gradients.get(&x).is_some());
+}
+
+/// Gradients of `sum(y * y * c)` for a fixed c, by the op and by candle's own ops.
+#[test]
+fn gradients_are_those_of_plain_ops() {
+    let (x, a, b) = parts();
+    let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
+    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts()).unwrap();
+    let loss = |y: Tensor| (y.sqr().unwrap() * tensor(5, TOKENS, OUTPUT)).unwrap().sum_all().unwrap();
+    let ours = loss(grouped.delta(&x, groups()).unwrap()).backward().unwrap();
+    let plain = loss(grouped.composed_delta(&x, &groups()).unwrap()).backward().unwrap();
+    for (name, var) in [("x", &x), ("A", &a), ("B", &b)] {
+        let (ours, plain) = (ours.get(var).unwrap(), plain.get(var).unwrap());
+        let size: f32 = plain.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+        assert!(size > 0.1, "{name}: gradient of {size}");
+        assert!(largest_difference(ours, plain) < 1e-5 * size, "{name}");
+    }
+}
+
+/// The plain form leaves out experts that no token has, and the columns that are theirs alone.
+#[test]
+fn experts_of_some_columns_or_none_are_those_of_plain_ops() {
+    let (x, a, b) = parts();
+    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let own = |experts: &[usize]| -> Arc<[TokenGroup]> {
+        groups().iter().filter(|group| experts.contains(&group.expert)).cloned().collect()
+    };
+    for experts in [&[2][..], &[3], &[], &[0, 2]] {
+        let (ours, plain) =
+            (grouped.delta(&x, own(experts)).unwrap(), grouped.composed_delta(&x, &own(experts)).unwrap());
+        assert_eq!(plain.dims(), [TOKENS, OUTPUT]);
+        assert!(largest_difference(&ours, &plain) < 1e-5, "{experts:?}");
+    }
+}
+
+/// The delta in f64, straight from its definition, for differences that f32 would drown.
+fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
+    let mut y = vec![0.0; TOKENS * OUTPUT];
+    for group in groups().iter() {
+        let tokens: Vec<usize> = match &group.tokens {
+            TokenSelection::Contiguous(run) => run.clone().collect(),
+            TokenSelection::Indices(tokens) => tokens.iter().map(|t| *t as usize).collect(),
+        };
+        for (i, t) in tokens.into_iter().enumerate() {
+            let weight = group.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
+            for block in &layouts().0[group.expert] {
+                for (ra, rb) in block.a.clone().zip(block.b.clone()) {
+                    let z: f64 = (0..INPUT).map(|k| x[t * INPUT + k] * a[ra * INPUT + k]).sum();
+                    for column in block.columns.clone() {
+                        y[t * OUTPUT + column] += weight * f64::from(block.scale) * z * b[rb * OUTPUT + column];
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+/// `sum(c * y * y)`, one directional derivative per tensor, central differences in f64.
+#[test]
+fn gradients_are_finite_differences() {
+    let (x, a, b) = parts();
+    let c: Vec<f64> = values(5, TOKENS * OUTPUT).into_iter().map(f64::from).collect();
+    let wide = |t: &Tensor| {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect::<Vec<f64>>()
+    };
+    let point = [wide(&x), wide(&a), wide(&b)];
+    let loss =
+        |p: &[Vec<f64>; 3]| delta_in_f64(&p[0], &p[1], &p[2]).iter().zip(&c).map(|(y, c)| y * y * c).sum::<f64>();
+
+    let vars = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
+    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();
+    let y = grouped.delta(&vars[0], groups()).unwrap();
+    let gradients = (y.sqr().unwrap() * tensor(5, TOKENS, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
+
+    for (which, var) in vars.iter().enumerate() {
+        let direction: Vec<f64> = values(31 + which as u64, point[which].len()).into_iter().map(f64::from).collect();
+        let moved = |step: f64| {
+            let mut point = point.clone();
+            point[which].iter_mut().zip(&direction).for_each(|(p, d)| *p += step * d);
+            loss(&point)
+        };
+        let numeric = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+        let ours: f64 = wide(gradients.get(var).unwrap()).iter().zip(&direction).map(|(g, d)| g * d).sum();
+        assert!((ours - numeric).abs() < 1e-4 * numeric.abs().max(1.0), "tensor {which}: {ours} and {numeric}");
+    }
+}
+
+/// Enough tokens that the batch is shared out in several chunks, with groups that straddle them.
+#[test]
+fn many_tokens_in_chunks_agree_with_plain_ops() {
+    let tokens = 700;
+    let x = tensor(6, tokens, INPUT);
+    let (_, a, b) = parts();
+    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let picked: Vec<u32> = (0..tokens as u32).filter(|t| t * 7 % 3 == 1).collect();
+    let groups: Arc<[TokenGroup]> = Arc::new([
+        TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(10..690), weights: Some(values(7, 680)) },
+        TokenGroup { expert: 1, weights: Some(values(8, picked.len())), tokens: TokenSelection::Indices(picked) },
+    ]);
+    let ours = grouped.delta(&x, groups.clone()).unwrap();
+    assert!(largest_difference(&ours, &grouped.composed_delta(&x, &groups).unwrap()) < 1e-5);
+    // Backward too: what each chunk leaves adds up to the gradient of the whole.
+    let vars = [x, grouped.a().clone(), grouped.b().clone()].map(|t| Var::from_tensor(&t).unwrap());
+    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();
+    let of = |y: Tensor| (y.sqr().unwrap() * tensor(9, tokens, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
+    let ours = of(grouped.delta(&vars[0], groups.clone()).unwrap());
+    let plain = of(grouped.composed_delta(&vars[0], &groups).unwrap());
+    for var in &vars {
+        let plain = plain.get(var).unwrap();
+        let size = largest_difference(plain, &plain.zeros_like().unwrap());
+        assert!(largest_difference(ours.get(var).unwrap(), plain) < 1e-5 * size.max(1.0));
+    }
+}
+
+#[test]
+fn equal_inputs_give_equal_bytes() {
+    let (x, a, b) = parts();
+    let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
+    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts()).unwrap();
+    let once = || {
+        let y = grouped.delta(&x, groups()).unwrap();
+        let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        [&x, &a, &b].map(|v| gradients.get(v).unwrap().to_vec2::<f32>().unwrap())
+    };
+    assert_eq!(once(), once());
+}
+
+#[test]
+fn a_block_outside_the_stack_is_refused() {
+    let (_, a, b) = parts();
+    let outside = StackLayout(vec![vec![StackBlock { a: 0..2, b: 9..11, columns: 0..4, scale: 1.0 }]]);
+    assert!(GroupedLora::new(a, b, Arc::new(outside)).is_err());
+}

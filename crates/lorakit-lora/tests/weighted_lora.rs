@@ -1,0 +1,109 @@
+//! The gated low-rank product against candle's own ops, and its gradients against finite differences.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use candle_core::{Device, Tensor, Var};
+use lorakit_lora::{StackBlock, StackLayout, WeightedLora};
+
+/// More than one task of the pool handles.
+const TOKENS: usize = 150;
+const INPUT: usize = 7;
+const OUTPUT: usize = 9;
+
+/// Values in (-1, 1) that look random and are the same everywhere.
+fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
+    Tensor::from_vec(values(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
+}
+
+/// Three experts over two projections (columns 0..4 and 4..9) whose A's stand in two segments of six ranks: the first
+/// of rank 2 and two scales, the second of ranks 3 and 1, the third with the second projection alone; a fourth has
+/// nothing. The weights are each expert's own, or those of each projection and expert.
+fn gated(by_projection: bool) -> WeightedLora {
+    let block = |segment: usize, b: std::ops::Range<usize>, scale| StackBlock {
+        a: segment * 6 + b.start..segment * 6 + b.end,
+        b,
+        columns: [0..4, 4..9][segment].clone(),
+        scale,
+    };
+    let first = vec![block(0, 0..2, 2.0), block(1, 0..2, -0.5)];
+    let second = vec![block(0, 2..5, 0.75), block(1, 2..3, 3.0)];
+    let third = vec![block(1, 5..6, 1.25)];
+    let layouts = match by_projection {
+        false => vec![first, second, third, vec![]],
+        true => [first, second, third].concat().into_iter().map(|block| vec![block]).collect(),
+    };
+    WeightedLora::new(tensor(2, 12, INPUT), tensor(3, 6, OUTPUT), &StackLayout(layouts)).unwrap()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn the_product_and_its_gradients_are_those_of_plain_ops() {
+    for by_projection in [false, true] {
+        let gated = gated(by_projection);
+        let weights = Var::from_vec(values(4, gated.slots()), gated.slots(), &Device::Cpu).unwrap();
+        let x = Var::from_tensor(&tensor(1, TOKENS, INPUT)).unwrap();
+        let (own, plain) =
+            (gated.delta(&x, weights.as_tensor()).unwrap(), gated.composed_delta(&x, weights.as_tensor()).unwrap());
+        assert!(plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+        assert!(largest_difference(&own, &plain) < 1e-5);
+        let seed = tensor(5, TOKENS, OUTPUT);
+        let gradients = |y: &Tensor| (y * &seed).unwrap().sum_all().unwrap().backward().unwrap();
+        let (own, plain) = (gradients(&own), gradients(&plain));
+        for variable in [&x, &weights] {
+            let (own, plain) = (own.get(variable.as_tensor()).unwrap(), plain.get(variable.as_tensor()).unwrap());
+            let size: f32 = plain.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            assert!(size > 0.1 && largest_difference(own, plain) < 1e-5 * size, "{own} {plain}");
+        }
+    }
+}
+
+#[test]
+fn a_weights_gradient_is_that_of_finite_differences() {
+    let gated = gated(true);
+    let at = values(4, gated.slots());
+    let (x, seed) = (tensor(1, TOKENS, INPUT), tensor(5, TOKENS, OUTPUT));
+    let loss = |weights: &[f32]| -> f64 {
+        let weights = Tensor::new(weights, &Device::Cpu).unwrap();
+        let y: Vec<f32> =
+            (gated.delta(&x, &weights).unwrap() * &seed).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        y.iter().map(|y| f64::from(*y)).sum()
+    };
+    let weights = Var::new(at.as_slice(), &Device::Cpu).unwrap();
+    let y = (gated.delta(&x, weights.as_tensor()).unwrap() * &seed).unwrap().sum_all().unwrap();
+    let gradient: Vec<f32> = y.backward().unwrap().get(weights.as_tensor()).unwrap().to_vec1().unwrap();
+    for (slot, gradient) in gradient.iter().enumerate() {
+        let moved = |by: f32| {
+            loss(&at.iter().enumerate().map(|(i, w)| if i == slot { w + by } else { *w }).collect::<Vec<_>>())
+        };
+        let slope = (moved(0.5) - moved(-0.5)) as f32;
+        assert!((slope - gradient).abs() < 1e-4 * slope.abs().max(1.0), "{slot}: {slope} {gradient}");
+    }
+    assert!(gradient.iter().all(|gradient| gradient.abs() > 1e-3), "zeros prove nothing: {gradient:?}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let block =
+        |a: std::ops::Range<usize>, b: std::ops::Range<usize>| StackBlock { a, b, columns: 0..OUTPUT, scale: 1.0 };
+    let refused = |layouts: Vec<Vec<StackBlock>>| {
+        WeightedLora::new(tensor(2, 4, INPUT), tensor(3, 4, OUTPUT), &StackLayout(layouts)).err().map(|e| e.to_string())
+    };
+    assert!(refused(vec![vec![block(0..5, 0..5)]]).unwrap().contains("do not fit"));
+    assert!(refused(vec![vec![block(0..2, 2..4)], vec![block(2..4, 0..2)]]).unwrap().contains("stand in A as it does"));
+    let gated = gated(false);
+    let error =
+        gated.delta(&tensor(1, TOKENS, INPUT), &Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap());
+    assert!(error.unwrap_err().to_string().contains("under 4 weights"));
+}

@@ -1,0 +1,281 @@
+//! Attention on a CPU by matrix products over blocks of queries: nothing of size `[heads, seq, seq]` is held. One task of
+//! the thread pool takes one key head of one segment.
+
+use crate::attention::attention_layout::AttentionLayout;
+use crate::attention::heads::AttentionHeads;
+use crate::attention::segment::AttentionSegment;
+use crate::attention::softmax::{Softmax, SoftmaxBackward};
+use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
+use lorakit_lora::kernels::simd;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.
+pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32]) -> Vec<f32> {
+    let tasks = heads.tasks(&layout.segments);
+    let outs: Vec<Vec<f32>> = tasks
+        .par_iter()
+        .map(|(segment, head)| heads.attend(&self_task(heads, layout, qkv, (segment, *head))))
+        .collect();
+    heads.assemble(qkv.len() / heads.fused_width(), &tasks, &outs)
+}
+
+/// The gradient of `qkv` from that of the outputs.
+pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
+    let tasks = heads.tasks(&layout.segments);
+    let gradients: Vec<_> = tasks
+        .par_iter()
+        .map(|(segment, key_head)| {
+            let task = self_task(heads, layout, qkv, (segment, *key_head));
+            let (mut dq, mut dk, dv) = heads.attend_backward(&task, &gathered_gradient(heads, dy, segment, *key_head));
+            rotate_back(heads, layout, segment, &mut dq);
+            rotate_back(heads, layout, segment, &mut dk);
+            (dq, dk, dv)
+        })
+        .collect();
+    let (f, stride) = (heads.features, heads.fused_width());
+    let mut dqkv = vec![0.0; qkv.len()];
+    for ((segment, key_head), (dq, dk, dv)) in tasks.iter().zip(&gradients) {
+        let mut write = |from: &[f32], local, column| {
+            heads.scatter(from, local, segment, &mut StridedMut { data: &mut dqkv, stride, start: column * f });
+        };
+        (0..heads.shared()).for_each(|local| write(dq, local, key_head * heads.shared() + local));
+        write(dk, 0, heads.queries + key_head);
+        write(dv, 0, heads.queries + heads.keys + key_head);
+    }
+    dqkv
+}
+
+/// The outputs, `[tokens, queries * features]`, of the rotated queries within `qkv`, `[tokens, fused width]`, over cached
+/// keys and values, `[slots, keys * features]` each.
+pub(super) fn attend_cached(
+    heads: &AttentionHeads,
+    segments: &[AttentionSegment],
+    qkv: &[f32],
+    [keys, values]: [&[f32]; 2],
+) -> Vec<f32> {
+    let (f, shared, width, stride) = (heads.features, heads.shared(), heads.fused_width(), heads.key_width());
+    let tasks = heads.tasks(segments);
+    let outs: Vec<Vec<f32>> = tasks
+        .par_iter()
+        .map(|(segment, key_head)| {
+            let q = |local| {
+                Strided { data: qkv, stride: width, start: (key_head * shared + local) * f }
+                    .gather(segment.queries.clone(), f)
+            };
+            let slots = || segment.keys.iter().cloned().flatten();
+            let cached = |data| Strided { data, stride, start: key_head * f }.gather(slots(), f);
+            let task = HeadTask {
+                queries: segment.queries.len(),
+                keys: slots().count(),
+                q: (0..shared).map(q).collect::<Vec<_>>().concat(),
+                k: cached(keys),
+                v: cached(values),
+            };
+            heads.attend(&task)
+        })
+        .collect();
+    heads.assemble(qkv.len() / width, &tasks, &outs)
+}
+
+/// Queries of a block.
+const BLOCK: usize = 64;
+
+/// The rows of one head within wider rows.
+#[derive(Clone, Copy)]
+struct Strided<'a> {
+    data: &'a [f32],
+    stride: usize,
+    start: usize,
+}
+
+/// The same, to be written.
+struct StridedMut<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    start: usize,
+}
+
+impl Strided<'_> {
+    /// Copies `features` values of each of `rows` into one contiguous matrix.
+    fn gather(&self, rows: impl Iterator<Item = usize>, features: usize) -> Vec<f32> {
+        let mut gathered = Vec::with_capacity(rows.size_hint().0 * features);
+        rows.for_each(|r| gathered.extend_from_slice(&self.data[r * self.stride + self.start..][..features]));
+        gathered
+    }
+}
+
+/// One key head of one segment: rotated queries of the heads that share it, keys and values, each contiguous.
+struct HeadTask {
+    queries: usize,
+    keys: usize,
+    /// `[shared heads][queries, features]`.
+    q: Vec<f32>,
+    /// `[keys, features]`.
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl AttentionHeads {
+    /// `softmax(q kᵀ / sqrt(features))` of a block of queries of one head: `[block, seen]`, with the range of keys that any
+    /// of them sees.
+    fn weights(&self, task: &HeadTask, head: usize, block: &Range<usize>) -> (Vec<f32>, Range<usize>) {
+        let f = self.features;
+        let first = self.visible(block.start, task.queries, task.keys).start;
+        let seen = first..self.visible(block.end - 1, task.queries, task.keys).end;
+        let mut weights = vec![0.0; block.len() * seen.len()];
+        gemm(
+            MatrixMut::new(&mut weights, block.len(), seen.len(), seen.len()),
+            Destination::Overwrite,
+            MatrixRef::new(&task.q[(head * task.queries + block.start) * f..], block.len(), f, f),
+            MatrixRef::new(&task.k[seen.start * f..], seen.len(), f, f).transposed(),
+            1.0 / (f as f32).sqrt(),
+        );
+        let visible = |i: usize| {
+            let visible = self.visible(block.start + i, task.queries, task.keys);
+            visible.start - seen.start..visible.end - seen.start
+        };
+        simd::dispatch(Softmax { scores: &mut weights, width: seen.len(), visible });
+        (weights, seen)
+    }
+
+    /// The outputs of a task, `[shared heads][queries, features]`.
+    fn attend(&self, task: &HeadTask) -> Vec<f32> {
+        let f = self.features;
+        let mut out = vec![0.0; task.q.len()];
+        for head in 0..self.shared() {
+            for block in blocks(task.queries) {
+                let (weights, seen) = self.weights(task, head, &block);
+                gemm(
+                    MatrixMut::new(&mut out[(head * task.queries + block.start) * f..], block.len(), f, f),
+                    Destination::Overwrite,
+                    MatrixRef::new(&weights, block.len(), seen.len(), seen.len()),
+                    MatrixRef::new(&task.v[seen.start * f..], seen.len(), f, f),
+                    1.0,
+                );
+            }
+        }
+        out
+    }
+
+    /// The gradients of a task's q, k and v from that of its outputs, all in the task's own layout.
+    ///
+    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - rowsum(P dP)) / sqrt(features)`,
+    /// `dQ = dS K`, `dK = dSᵀ Q`.
+    fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let f = self.features;
+        let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);
+        let scale = 1.0 / (f as f32).sqrt();
+        for head in 0..self.shared() {
+            for block in blocks(task.queries) {
+                let (mut weights, seen) = self.weights(task, head, &block);
+                let (rows, keys) = (block.len(), seen.len());
+                let at = (head * task.queries + block.start) * f;
+                let dout = MatrixRef::new(&dout[at..], rows, f, f);
+                let p = MatrixRef::new(&weights, rows, keys, keys);
+                gemm(
+                    MatrixMut::new(&mut dv[seen.start * f..], keys, f, f),
+                    Destination::Add,
+                    p.transposed(),
+                    dout,
+                    1.0,
+                );
+                let mut dp = vec![0.0; rows * keys];
+                let v = MatrixRef::new(&task.v[seen.start * f..], keys, f, f);
+                gemm(MatrixMut::new(&mut dp, rows, keys, keys), Destination::Overwrite, dout, v.transposed(), 1.0);
+                simd::dispatch(SoftmaxBackward { weights: &mut weights, dp: &dp, width: keys });
+                let ds = MatrixRef::new(&weights, rows, keys, keys);
+                let k = MatrixRef::new(&task.k[seen.start * f..], keys, f, f);
+                let q = MatrixRef::new(&task.q[at..], rows, f, f);
+                gemm(MatrixMut::new(&mut dq[at..], rows, f, f), Destination::Overwrite, ds, k, scale);
+                gemm(
+                    MatrixMut::new(&mut dk[seen.start * f..], keys, f, f),
+                    Destination::Add,
+                    ds.transposed(),
+                    q,
+                    scale,
+                );
+            }
+        }
+        (dq, dk, dv)
+    }
+
+    /// Every key head of every segment.
+    fn tasks<'s>(&self, segments: &'s [AttentionSegment]) -> Vec<(&'s AttentionSegment, usize)> {
+        segments.iter().flat_map(|segment| (0..self.keys).map(move |head| (segment, head))).collect()
+    }
+
+    /// Writes the outputs of all tasks, `[tokens, queries * features]`.
+    fn assemble(&self, tokens: usize, tasks: &[(&AttentionSegment, usize)], outs: &[Vec<f32>]) -> Vec<f32> {
+        let mut y = vec![0.0; tokens * self.queries * self.features];
+        for ((segment, key_head), out) in tasks.iter().zip(outs) {
+            for local in 0..self.shared() {
+                let start = (key_head * self.shared() + local) * self.features;
+                let mut rows = StridedMut { data: &mut y, stride: self.queries * self.features, start };
+                self.scatter(out, local, segment, &mut rows);
+            }
+        }
+        y
+    }
+
+    /// Writes head `local` of a task's `[heads][queries, features]` into the segment's rows.
+    fn scatter(&self, from: &[f32], local: usize, segment: &AttentionSegment, to: &mut StridedMut) {
+        let (f, n) = (self.features, segment.queries.len());
+        for (token, row) in segment.queries.clone().zip(from[local * n * f..].chunks_exact(f)) {
+            to.data[token * to.stride + to.start..][..f].copy_from_slice(row);
+        }
+    }
+}
+
+fn blocks(queries: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..queries).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(queries))
+}
+
+/// Gathers and rotates one key head of a segment that attends to itself.
+fn self_task(
+    heads: &AttentionHeads,
+    layout: &AttentionLayout,
+    qkv: &[f32],
+    (segment, key_head): (&AttentionSegment, usize),
+) -> HeadTask {
+    let AttentionHeads { queries, keys, features: f, .. } = *heads;
+    let stride = heads.fused_width();
+    let head = |index: usize| {
+        let rows = Strided { data: qkv, stride, start: index * f };
+        rows.gather(segment.queries.clone(), f)
+    };
+    let rotate = |values: &mut [f32]| {
+        for (token, head) in segment.queries.clone().zip(values.chunks_exact_mut(f)) {
+            layout.rope.rotate(token, head);
+        }
+    };
+    let mut q = Vec::with_capacity(heads.shared() * segment.queries.len() * f);
+    for local in 0..heads.shared() {
+        let mut one = head(key_head * heads.shared() + local);
+        rotate(&mut one);
+        q.extend(one);
+    }
+    let (mut k, v) = (head(queries + key_head), head(queries + keys + key_head));
+    rotate(&mut k);
+    HeadTask { queries: segment.queries.len(), keys: segment.queries.len(), q, k, v }
+}
+
+/// Rotates gradients of a segment's heads back.
+fn rotate_back(heads: &AttentionHeads, layout: &AttentionLayout, segment: &AttentionSegment, values: &mut [f32]) {
+    // `chunks_exact_mut` panics on a size of zero, and a sequence may have no token.
+    for head in values.chunks_exact_mut((segment.queries.len() * heads.features).max(1)) {
+        for (token, head) in segment.queries.clone().zip(head.chunks_exact_mut(heads.features)) {
+            layout.rope.rotate_back(token, head);
+        }
+    }
+}
+
+/// A task's part of the output's gradient, `[shared heads][queries, features]`.
+fn gathered_gradient(heads: &AttentionHeads, dy: &[f32], segment: &AttentionSegment, key_head: usize) -> Vec<f32> {
+    let (f, shared) = (heads.features, heads.shared());
+    let head = |local| {
+        let rows = Strided { data: dy, stride: heads.queries * f, start: (key_head * shared + local) * f };
+        rows.gather(segment.queries.clone(), f)
+    };
+    (0..shared).map(head).collect::<Vec<_>>().concat()
+}

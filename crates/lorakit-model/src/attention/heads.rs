@@ -1,0 +1,47 @@
+//! The heads of a base's attention: how many, how wide, and what each query sees.
+
+use candle_core::DType;
+use std::ops::Range;
+
+/// The heads of a base's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionHeads {
+    /// Number of query heads.
+    pub queries: usize,
+    /// Number of key and value heads; each serves `queries / keys` query heads.
+    pub keys: usize,
+    /// Features of a head.
+    pub features: usize,
+    /// How many positions back a query sees, itself included.
+    pub window: Option<usize>,
+    /// What queries, keys and weights are multiplied in where there is no kernel of ours; a kernel's are f32.
+    pub products: DType,
+}
+
+impl AttentionHeads {
+    /// Width of q, k and v side by side.
+    pub fn fused_width(&self) -> usize {
+        (self.queries + 2 * self.keys) * self.features
+    }
+
+    /// Width of the keys (and of the values) of a token.
+    pub fn key_width(&self) -> usize {
+        self.keys * self.features
+    }
+
+    /// What scores are multiplied by: `1 / sqrt(features)`.
+    pub(crate) fn scale(&self) -> f64 {
+        1.0 / (self.features as f64).sqrt()
+    }
+
+    /// Query heads that share one key head.
+    pub(crate) fn shared(&self) -> usize {
+        self.queries / self.keys
+    }
+
+    /// The keys that query `i` of `queries`, with `keys` keys in all, sees.
+    pub(crate) fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
+        let end = keys - queries + i + 1;
+        self.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+}

@@ -1,0 +1,435 @@
+//! Attention of heads so narrow that a matrix product would spend its time on getting ready.
+//!
+//! As many queries as a vector has lanes stand side by side, each feature a vector, and so all that softmax does along
+//! the keys is done for all of them at once, without a sum across lanes. On the way back the keys take their turn as
+//! lanes: the weights are made again there, which is cheaper than turning them. HeadRows are shared out among the threads,
+//! each whole: bases with such heads are small.
+
+use crate::attention::attention_layout::AttentionLayout;
+use crate::attention::heads::AttentionHeads;
+use crate::attention::lane_major::{FEATURES, HeadRows, LaneMajor, RopeLanes, blocks, lane_indices};
+use crate::attention::softmax::exp_of_lanes;
+use crate::layer::rope::RopeTable;
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use pulp::bytemuck::cast_slice;
+use rayon::prelude::*;
+use std::iter::Take;
+use std::ops::Range;
+use std::slice::Chunks;
+
+/// The widest heads that are faster without matrix products.
+const WIDEST: usize = 16;
+
+/// Whether heads of so many features are to be attended to here.
+pub(super) fn supports(features: usize) -> bool {
+    features <= WIDEST && features.is_multiple_of(FEATURES)
+}
+
+/// What [`crate::attention::self_attention`] makes of `qkv`, `[tokens, fused width]`: `[tokens, queries * features]`.
+pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32]) -> Vec<f32> {
+    let width = heads.queries * heads.features;
+    by_segment(heads, layout, qkv, width, |segment| simd::dispatch(Attend(segment)))
+}
+
+/// The gradient of `qkv` from that of the outputs.
+pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
+    let width = heads.queries * heads.features;
+    by_segment(heads, layout, qkv, heads.fused_width(), |segment| {
+        let dy = &dy[segment.tokens.start * width..segment.tokens.end * width];
+        simd::dispatch(AttendBackward(segment, dy))
+    })
+}
+
+/// `[tokens, width]` of what `of` makes of each segment.
+fn by_segment<'a>(
+    heads: &'a AttentionHeads,
+    layout: &'a AttentionLayout,
+    qkv: &'a [f32],
+    width: usize,
+    of: impl Fn(SegmentRows<'a>) -> Vec<f32> + Sync,
+) -> Vec<f32> {
+    let fused = heads.fused_width();
+    let parts: Vec<Vec<f32>> = layout
+        .segments
+        .par_iter()
+        .map(|segment| {
+            let tokens = segment.queries.clone();
+            let qkv = &qkv[tokens.start * fused..tokens.end * fused];
+            of(SegmentRows { heads, rope: &layout.rope, tokens, qkv })
+        })
+        .collect();
+    let mut all = vec![0.0; qkv.len() / fused * width];
+    for (segment, part) in layout.segments.iter().zip(parts) {
+        all[segment.queries.start * width..segment.queries.end * width].copy_from_slice(&part);
+    }
+    all
+}
+
+/// One row of a batch, which attends to itself.
+struct SegmentRows<'a> {
+    heads: &'a AttentionHeads,
+    rope: &'a RopeTable,
+    tokens: Range<usize>,
+    /// `[tokens, fused width]`.
+    qkv: &'a [f32],
+}
+
+/// The outputs of a segment, `[tokens, queries * features]`.
+struct Attend<'a>(SegmentRows<'a>);
+
+/// The gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
+struct AttendBackward<'a>(SegmentRows<'a>, &'a [f32]);
+
+/// The inner products of each of `rows` with every lane of `turned`, `[features]`.
+#[inline(always)]
+fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, turned: &[S::f32s], products: &mut [S::f32s]) {
+    for (number, &lanes) in turned.as_chunks::<FEATURES>().0.iter().enumerate() {
+        for (product, row) in products.iter_mut().zip(rows.clone()) {
+            // Two sums, so that no addition waits for the one before.
+            let mut even = if number == 0 { simd.splat_f32s(0.0) } else { *product };
+            let mut odd = simd.splat_f32s(0.0);
+            let values = &row.as_chunks::<FEATURES>().0[number];
+            for feature in 0..FEATURES / 2 {
+                even = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature]), lanes[2 * feature], even);
+                odd = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature + 1]), lanes[2 * feature + 1], odd);
+            }
+            *product = simd.add_f32s(even, odd);
+        }
+    }
+}
+
+/// Adds to `sums`, `[features]`, the `rows`, each at its weight in every lane.
+#[inline(always)]
+fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, sums: &mut [S::f32s]) {
+    for (number, block) in sums.as_chunks_mut::<FEATURES>().0.iter_mut().enumerate() {
+        let mut sum = *block;
+        for (&weight, row) in weights.iter().zip(rows.clone()) {
+            let values = &row.as_chunks::<FEATURES>().0[number];
+            for feature in 0..FEATURES {
+                sum[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(values[feature]), sum[feature]);
+            }
+        }
+        *block = sum;
+    }
+}
+
+/// `values` where a lane's number is at least `from` and less than `to`, and `hidden` in the others.
+#[inline(always)]
+fn within<S: Simd>(simd: S, numbers: S::f32s, [from, to]: [f32; 2], values: S::f32s, hidden: S::f32s) -> S::f32s {
+    let values = simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(from)), hidden, values);
+    simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(to)), values, hidden)
+}
+
+/// The softmax of a block of queries: the weights of all in every key that any of them sees.
+struct WeightBlock<S: Simd> {
+    seen: Range<usize>,
+    /// `[seen]`.
+    weights: Vec<S::f32s>,
+    /// Each query's largest score, and the inverse of its sum.
+    largest: S::f32s,
+    inverse: S::f32s,
+}
+
+impl<S: Simd> WeightBlock<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        let zero = simd.splat_f32s(0.0);
+        Self { seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
+    }
+
+    /// Makes the weights of `queries`, whose features are turned and scaled.
+    #[inline(always)]
+    fn make(&mut self, simd: S, heads: &AttentionHeads, queries: &Range<usize>, turned: &[S::f32s], keys: HeadRows) {
+        let (first, last) = (visible_keys(heads, queries.start), visible_keys(heads, queries.end - 1));
+        self.seen = first.start..last.end;
+        let zero = simd.splat_f32s(0.0);
+        self.weights.resize(self.seen.len(), zero);
+        inner_products(simd, keys.at(self.seen.clone()), turned, &mut self.weights);
+        self.hide(simd, heads, &first, &last, f32::NEG_INFINITY);
+        let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
+        for &scores in &self.weights {
+            largest = simd.max_f32s(largest, scores);
+        }
+        for weights in &mut self.weights {
+            *weights = exp_of_lanes(simd, simd.sub_f32s(*weights, largest));
+        }
+        self.hide(simd, heads, &first, &last, 0.0);
+        let mut sum = zero;
+        for &weights in &self.weights {
+            sum = simd.add_f32s(sum, weights);
+        }
+        self.largest = largest;
+        self.inverse = simd.div_f32s(simd.splat_f32s(1.0), sum);
+        for weights in &mut self.weights {
+            *weights = simd.mul_f32s(*weights, self.inverse);
+        }
+    }
+
+    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are what the first query sees,
+    /// and the last.
+    #[inline(always)]
+    fn hide(&mut self, simd: S, heads: &AttentionHeads, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
+        let (hidden, numbers) = (simd.splat_f32s(hidden), lane_indices(simd));
+        let window = heads.window.map_or(f32::INFINITY, |window| window as f32);
+        let start = self.seen.start;
+        // What all see lies between the start of the last and the end of the first.
+        for keys in [start..last.start, first.end.max(last.start)..last.end] {
+            // Query after query sees one key more, and within a window loses one.
+            let mut from = keys.start as f32 + 1.0 - first.end as f32;
+            for weights in &mut self.weights[keys.start - start..][..keys.len()] {
+                *weights = within(simd, numbers, [from, from + window], *weights, hidden);
+                from += 1.0;
+            }
+        }
+    }
+}
+
+/// The keys that a query of a segment sees.
+#[inline(always)]
+fn visible_keys(heads: &AttentionHeads, query: usize) -> Range<usize> {
+    heads.visible(query, 0, 0)
+}
+
+impl SegmentRows<'_> {
+    fn count(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// What the scores of queries and keys are multiplied by.
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.features as f32).sqrt()
+    }
+
+    /// QueryHead `number` of all, queries before keys before values.
+    #[inline(always)]
+    fn head(&self, number: usize) -> HeadRows<'_> {
+        HeadRows::head(self.qkv, self.heads.fused_width(), number * self.heads.features)
+    }
+
+    /// The angles of its tokens.
+    #[inline(always)]
+    fn turn<S: Simd>(&self, simd: S) -> RopeLanes<S> {
+        let (cosines, sines, pairs) = self.rope.of(self.tokens.clone());
+        let turned = |values| LaneMajor::of(simd, HeadRows { values, stride: pairs.max(1) }, self.count(), pairs);
+        RopeLanes { cosines: turned(cosines), sines: turned(sines) }
+    }
+
+    /// QueryHead `number` turned, rotated and scaled.
+    #[inline(always)]
+    fn rotated<S: Simd>(&self, simd: S, number: usize, turn: &RopeLanes<S>, scale: f32) -> LaneMajor<S> {
+        let mut head = LaneMajor::of(simd, self.head(number), self.count(), self.heads.features);
+        head.rotate(simd, turn, false);
+        head.scale(simd, scale);
+        head
+    }
+}
+
+impl WithSimd for Attend<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self(segment) = self;
+        let (heads, count) = (segment.heads, segment.count());
+        let (features, width) = (heads.features, heads.queries * heads.features);
+        let mut out = vec![0.0; count * width];
+        let (turn, mut block) = (segment.turn(simd), WeightBlock::new(simd));
+        for key_head in 0..heads.keys {
+            let keys = segment.rotated(simd, heads.queries + key_head, &turn, 1.0).rows(count);
+            let keys = HeadRows { values: &keys, stride: features };
+            let values = segment.head(heads.queries + heads.keys + key_head);
+            for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
+                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let mut sums = LaneMajor::zeros(simd, count, features);
+                for (number, queries) in blocks::<S>(count).enumerate() {
+                    block.make(simd, heads, &queries, q.block(number), keys);
+                    add_weighted(simd, &block.weights, values.at(block.seen.clone()), sums.block_mut(number));
+                }
+                sums.write(&mut out, width, head * features);
+            }
+        }
+        out
+    }
+}
+
+/// One query head on its way back, with what its queries leave for the keys' turn.
+struct QueryHead<'a, S: Simd> {
+    heads: &'a AttentionHeads,
+    count: usize,
+    q: LaneMajor<S>,
+    dout: LaneMajor<S>,
+    dout_rows: HeadRows<'a>,
+    /// Of each query the largest score, the inverse of its sum, and `rowsum(P dP)`.
+    left: [Vec<f32>; 3],
+}
+
+/// The keys and values of a key head, as rows and turned.
+struct Keys<'a, S: Simd> {
+    k: LaneMajor<S>,
+    k_rows: HeadRows<'a>,
+    v: LaneMajor<S>,
+    v_rows: HeadRows<'a>,
+}
+
+impl<S: Simd> QueryHead<'_, S> {
+    /// `dQ` of this head, by blocks of queries, still rotated and not yet scaled.
+    #[inline(always)]
+    fn by_queries(&mut self, simd: S, keys: &Keys<S>) -> LaneMajor<S> {
+        let mut dq = LaneMajor::zeros(simd, self.count, self.q.features);
+        let (zero, mut block, mut products) = (simd.splat_f32s(0.0), WeightBlock::new(simd), Vec::new());
+        for (number, queries) in blocks::<S>(self.count).enumerate() {
+            block.make(simd, self.heads, &queries, self.q.block(number), keys.k_rows);
+            products.resize(block.seen.len(), zero);
+            inner_products(simd, keys.v_rows.at(block.seen.clone()), self.dout.block(number), &mut products);
+            let mut along = zero;
+            for (&p, &dp) in block.weights.iter().zip(&products) {
+                along = simd.mul_add_e_f32s(p, dp, along);
+            }
+            for (p, &dp) in block.weights.iter_mut().zip(&products) {
+                *p = simd.mul_f32s(*p, simd.sub_f32s(dp, along));
+            }
+            add_weighted(simd, &block.weights, keys.k_rows.at(block.seen.clone()), dq.block_mut(number));
+            for (all, lanes) in self.left.iter_mut().zip([&block.largest, &block.inverse, &along]) {
+                all.extend_from_slice(&cast_slice(std::slice::from_ref(lanes))[..queries.len()]);
+            }
+        }
+        dq
+    }
+
+    /// Adds this head's part of `dK` and `dV`, by blocks of keys, `dK` still rotated.
+    #[inline(always)]
+    fn by_keys(&self, simd: S, keys: &Keys<S>, dk: &mut LaneMajor<S>, dv: &mut LaneMajor<S>) {
+        let q_rows = self.q.rows(self.count);
+        let q_rows = HeadRows { values: &q_rows, stride: self.q.features };
+        let [largest, inverse, along] = &self.left;
+        let (zero, numbers) = (simd.splat_f32s(0.0), lane_indices(simd));
+        let (mut weights, mut products): (Vec<S::f32s>, Vec<S::f32s>) = (Vec::new(), Vec::new());
+        for (number, block) in blocks::<S>(self.count).enumerate() {
+            // A key is seen from its own place on, and within a window from no further than that.
+            let end = self.heads.window.map_or(self.count, |window| (block.end - 1 + window).min(self.count));
+            let seeing = block.start..end;
+            weights.resize(seeing.len(), zero);
+            inner_products(simd, q_rows.at(seeing.clone()), keys.k.block(number), &mut weights);
+            for (query, weights) in seeing.clone().zip(&mut weights) {
+                let scores = simd.sub_f32s(*weights, simd.splat_f32s(largest[query]));
+                *weights = simd.mul_f32s(exp_of_lanes(simd, scores), simd.splat_f32s(inverse[query]));
+                let visible = visible_keys(self.heads, query);
+                if visible.start > block.start || visible.end < block.end {
+                    let lanes = [visible.start, visible.end].map(|key| key as f32 - block.start as f32);
+                    *weights = within(simd, numbers, lanes, *weights, zero);
+                }
+            }
+            add_weighted(simd, &weights, self.dout_rows.at(seeing.clone()), dv.block_mut(number));
+            products.resize(seeing.len(), zero);
+            inner_products(simd, self.dout_rows.at(seeing.clone()), keys.v.block(number), &mut products);
+            for ((query, weights), &dp) in seeing.clone().zip(&mut weights).zip(&products) {
+                *weights = simd.mul_f32s(*weights, simd.sub_f32s(dp, simd.splat_f32s(along[query])));
+            }
+            add_weighted(simd, &weights, q_rows.at(seeing), dk.block_mut(number));
+        }
+    }
+}
+
+impl WithSimd for AttendBackward<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self(segment, dout) = self;
+        let (heads, count, fused) = (segment.heads, segment.count(), segment.heads.fused_width());
+        let (features, width) = (heads.features, heads.queries * heads.features);
+        let mut dqkv = vec![0.0; count * fused];
+        let turn = segment.turn(simd);
+        for key_head in 0..heads.keys {
+            let k = segment.rotated(simd, heads.queries + key_head, &turn, 1.0);
+            let (k_rows, v_rows) = (k.rows(count), segment.head(heads.queries + heads.keys + key_head));
+            let v = LaneMajor::of(simd, v_rows, count, features);
+            let keys = Keys { k, k_rows: HeadRows { values: &k_rows, stride: features }, v, v_rows };
+            let mut dk = LaneMajor::zeros(simd, count, features);
+            let mut dv = LaneMajor::zeros(simd, count, features);
+            for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
+                let dout_rows = HeadRows::head(dout, width, head * features);
+                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let dout = LaneMajor::of(simd, dout_rows, count, features);
+                let mut own = QueryHead { heads, count, q, dout, dout_rows, left: Default::default() };
+                let mut dq = own.by_queries(simd, &keys);
+                own.by_keys(simd, &keys, &mut dk, &mut dv);
+                dq.rotate(simd, &turn, true);
+                dq.scale(simd, segment.scale());
+                dq.write(&mut dqkv, fused, head * features);
+            }
+            dk.rotate(simd, &turn, true);
+            dk.write(&mut dqkv, fused, (heads.queries + key_head) * features);
+            dv.write(&mut dqkv, fused, (heads.queries + heads.keys + key_head) * features);
+        }
+        dqkv
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Rope, RopeScaling};
+    use crate::layer::rope::RopeFrequencies;
+    use candle_core::DType;
+
+    const TOKENS: usize = 21;
+
+    fn values(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * step) % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    /// Forward and backward of one segment by vectors of some width; its last query's first feature is `last`.
+    fn of<S: Simd>(simd: S, heads: &AttentionHeads, last: f32) -> [Vec<f32>; 2] {
+        let rope = Rope { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
+        let positions: Vec<u32> = (0..TOKENS as u32).collect();
+        let rope_table = RopeFrequencies::new(&rope).angles(&positions);
+        let (mut qkv, dout) =
+            (values(TOKENS * heads.fused_width(), 37), values(TOKENS * heads.queries * heads.features, 53));
+        qkv[(TOKENS - 1) * heads.fused_width()] = last;
+        let segment = || SegmentRows { heads, rope: &rope_table, tokens: 0..TOKENS, qkv: &qkv };
+        [simd.vectorize(Attend(segment())), simd.vectorize(AttendBackward(segment(), &dout))]
+    }
+
+    #[test]
+    fn vectors_of_every_width_give_the_same() {
+        for window in [None, Some(5), Some(1)] {
+            let heads = AttentionHeads { queries: 4, keys: 2, features: 16, window, products: DType::F32 };
+            let one = of(pulp::Scalar, &heads, 0.5);
+            let wider = [of(pulp::Scalar128b, &heads, 0.5), of(pulp::Scalar256b, &heads, 0.5)];
+            for wide in wider.into_iter().chain([of(pulp::Scalar512b, &heads, 0.5)]) {
+                for (one, wide) in one.iter().zip(&wide) {
+                    assert!(one.iter().any(|value| value.abs() > 0.1));
+                    assert!(one.iter().zip(wide).all(|(a, b)| (a - b).abs() < 1e-5), "window {window:?}");
+                }
+            }
+        }
+    }
+
+    /// A loss that is no number stops an expert: it must not be lost on the way.
+    #[test]
+    fn what_is_no_number_stays_none_by_vectors_of_every_width() {
+        let heads = AttentionHeads { queries: 4, keys: 2, features: 8, window: None, products: DType::F32 };
+        for last in [f32::NAN, f32::INFINITY] {
+            for [out, _] in [of(pulp::Scalar, &heads, last), of(pulp::Scalar256b, &heads, last)] {
+                let of_last = &out[(TOKENS - 1) * heads.queries * heads.features..];
+                assert!(of_last[..heads.features].iter().all(|value| value.is_nan()), "{last}: {of_last:?}");
+                assert!(out[..out.len() - of_last.len()].iter().all(|value| value.is_finite()));
+            }
+            let out = simd::dispatch(Forward(&heads, last));
+            assert!(out[(TOKENS - 1) * heads.queries * heads.features].is_nan());
+        }
+    }
+
+    /// By the vectors of this machine.
+    struct Forward<'a>(&'a AttentionHeads, f32);
+
+    impl WithSimd for Forward<'_> {
+        type Output = Vec<f32>;
+
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let [out, _] = of(simd, self.0, self.1);
+            out
+        }
+    }
+}

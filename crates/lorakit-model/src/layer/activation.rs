@@ -1,0 +1,205 @@
+//! The activations of the MLPs with their backward: Mistral's SwiGLU and Phi's GELU.
+
+use crate::attention::softmax::sigmoid;
+use candle_core::{Result, Shape, Tensor, bail};
+use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::vjp::with_vjp;
+use rayon::prelude::*;
+
+/// The activation of a form's MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Mistral's; see [`swiglu`].
+    SwiGlu,
+    /// Phi's; see [`gelu_new`].
+    GeluNew,
+}
+
+impl Activation {
+    /// The activation of `x`.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::SwiGlu => swiglu(x),
+            Self::GeluNew => gelu_new(x),
+        }
+    }
+
+    /// Its op on a CPU.
+    pub(crate) fn op(self) -> Box<dyn Op<1>> {
+        match self {
+            Self::SwiGlu => Box::new(SwiGlu),
+            Self::GeluNew => Box::new(GeluNew),
+        }
+    }
+}
+
+/// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { op::unary(SwiGlu, x) } else { composed_swiglu(x) }
+}
+
+/// The same as [`swiglu`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
+/// the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
+pub fn composed_swiglu(x: &Tensor) -> Result<Tensor> {
+    let f = x.dim(1)? / 2;
+    let at = x.detach();
+    let (gate, up) = (at.narrow(1, 0, f)?, at.narrow(1, f, f)?);
+    with_vjp(x, (gate.silu()? * &up)?, move |dy| {
+        let s = candle_nn::ops::sigmoid(&gate.contiguous()?)?;
+        let silu = (&gate * &s)?;
+        let slope = ((&s + &silu)? - (&silu * &s)?)?;
+        Tensor::cat(&[((dy * &up)? * slope)?, (dy * silu)?], 1)
+    })
+}
+
+/// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
+pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { op::unary(GeluNew, x) } else { composed_gelu_new(x) }
+}
+
+/// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
+/// the backward, which is our own: that of candle's GELU has constants of six digits. With `t = tanh(r (x + c x³))`,
+/// `dx = dy (1 + t + x (1 - t²) r (1 + 3 c x²)) / 2`.
+pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
+    let at = x.detach();
+    with_vjp(x, at.gelu()?, move |dy| {
+        let (r, c) = (f64::from(ROOT), f64::from(CUBE));
+        let squared = at.sqr()?;
+        let t = (&at * squared.affine(r * c, r)?)?.tanh()?;
+        let turn = ((&at * squared.affine(3.0 * r * c, r)?)? * t.sqr()?.affine(-1.0, 1.0)?)?;
+        dy * ((turn + t)? + 1.0)?.affine(0.5, 0.0)?
+    })
+}
+
+/// Values that one task of the pool handles.
+const CHUNK: usize = 1 << 14;
+
+/// `y` of one token.
+struct SwiGluToken<'a>(&'a mut [f32], &'a [f32]);
+
+impl WithSimd for SwiGluToken<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(y, x) = self;
+        let (gate, up) = x.split_at(y.len());
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = gate * sigmoid(gate) * up;
+        }
+    }
+}
+
+/// `dx` of one token.
+struct SwiGluTokenBackward<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
+
+impl WithSimd for SwiGluTokenBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(dx, x, dy) = self;
+        let (gate, up) = x.split_at(dy.len());
+        let (dgate, dup) = dx.split_at_mut(dy.len());
+        let inputs = gate.iter().zip(up).zip(dy);
+        for ((dgate, dup), ((&gate, &up), &dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+            let s = sigmoid(gate);
+            *dup = dy * gate * s;
+            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+        }
+    }
+}
+
+struct SwiGlu;
+
+impl Op<1> for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (tokens, width) = x.matrix()?;
+        if !width.is_multiple_of(2) {
+            bail!("swiglu takes gate and up side by side and was given {width} columns");
+        }
+        let f = width / 2;
+        let mut y = vec![0.0; tokens * f];
+        y.par_chunks_mut(f)
+            .with_min_len(CHUNK.div_ceil(f))
+            .zip(x.values.par_chunks(width))
+            .for_each(|(y, x)| simd::dispatch(SwiGluToken(y, x)));
+        Ok((y, (tokens, f).into()))
+    }
+
+    fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
+        let f = x.matrix()?.1 / 2;
+        let mut dx = vec![0.0; x.values.len()];
+        let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
+        rows.zip(x.values.par_chunks(2 * f).zip(dy.par_chunks(f)))
+            .for_each(|(dx, (x, dy))| simd::dispatch(SwiGluTokenBackward(dx, x, dy)));
+        Ok([Some(dx)])
+    }
+}
+
+struct GeluNew;
+
+const ROOT: f32 = 0.797_884_6; // sqrt(2 / π)
+const CUBE: f32 = 0.044_715;
+
+/// `tanh(sqrt(2/π) (x + 0.044715 x³))`.
+#[inline(always)]
+fn inner(x: f32) -> f32 {
+    // By way of the sigmoid: tanh(u) = 2 sigmoid(2 u) - 1.
+    2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
+}
+
+/// `y` of some values.
+struct GeluChunk<'a>(&'a mut [f32], &'a [f32]);
+
+impl WithSimd for GeluChunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(y, x) = self;
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = 0.5 * x * (1.0 + inner(x)));
+    }
+}
+
+/// `dx` of some values.
+struct GeluChunkBackward<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
+
+impl WithSimd for GeluChunkBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(dx, x, dy) = self;
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            let t = inner(x);
+            let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
+            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
+        }
+    }
+}
+
+impl Op<1> for GeluNew {
+    fn name(&self) -> &'static str {
+        "gelu-new"
+    }
+
+    fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
+        let mut y = vec![0.0; x.values.len()];
+        y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| simd::dispatch(GeluChunk(y, x)));
+        Ok((y, x.dims.into()))
+    }
+
+    fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
+        let mut dx = vec![0.0; x.values.len()];
+        dx.par_chunks_mut(CHUNK)
+            .zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
+            .for_each(|(dx, (x, dy))| simd::dispatch(GeluChunkBackward(dx, x, dy)));
+        Ok([Some(dx)])
+    }
+}

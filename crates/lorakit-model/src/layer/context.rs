@@ -1,0 +1,123 @@
+//! The ops of one layer's forward, in candle's graph or recorded on a tape.
+
+use crate::attention::dispatch::SelfAttention;
+use crate::attention::heads::AttentionHeads;
+use crate::layer::activation::Activation;
+use crate::layer::linear::FusedLinear;
+use crate::layer::norm::Norm;
+use crate::layer::tape::Tape;
+use crate::plan::Plan;
+use candle_core::{Result, Tensor, bail};
+use lorakit_lora::kernels::cpu_tensor;
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
+
+/// One layer's forward: an architecture calls its methods in order, and each enters the graph or the tape.
+pub(crate) struct LayerContext<'a> {
+    layer: usize,
+    plan: &'a Plan,
+    patches: &'a Patches,
+    /// The next site, by its index within the base.
+    site: usize,
+    attended: bool,
+    tape: Option<&'a mut Tape>,
+}
+
+impl<'a> LayerContext<'a> {
+    /// Layer `layer`, whose first site is `site`, in candle's graph if there is one.
+    pub(crate) fn new(layer: usize, site: usize, plan: &'a Plan, patches: &'a Patches) -> Self {
+        Self { layer, plan, patches, site, attended: false, tape: None }
+    }
+
+    /// The same, recorded on `tape`.
+    pub(crate) fn on(self, tape: &'a mut Tape) -> Self {
+        Self { tape: Some(tape), ..self }
+    }
+
+    /// The norm of `x`, `[tokens, d]`.
+    pub(crate) fn norm(&mut self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
+        let y = norm.forward(x)?;
+        if let Some(tape) = &mut self.tape {
+            let (norm, at) = (norm.clone(), x.clone());
+            tape.record(x, &y, move |dy| norm.input_gradient(&at, dy));
+        }
+        Ok(y)
+    }
+
+    /// The next site: its frozen weights with the patch in it.
+    pub(crate) fn site(&mut self, linear: &FusedLinear, x: &Tensor) -> Result<Tensor> {
+        let patch = self.patches.at(self.site);
+        self.site += 1;
+        let batch = if self.attended { self.plan.wanted_rows(self.layer) } else { self.plan.rows() };
+        if let Some(tape) = &mut self.tape {
+            return taped_site(tape, linear, patch, x, batch);
+        }
+        let mut out = Outputs::new(linear.forward(x)?);
+        if let Some(patch) = patch {
+            patch.add(x, batch, &mut out)?;
+        }
+        Ok(out.into_tensor())
+    }
+
+    /// The attention of `qkv`, `[tokens, fused width]`, as `[tokens, queries * features]`. From here on there are only the
+    /// tokens whose output is wanted.
+    pub(crate) fn attend(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        let y = match &mut self.tape {
+            Some(tape) => tape.apply(Box::new(SelfAttention { heads, layout: self.plan.layout().clone() }), qkv)?,
+            None => self.plan.attend(self.layer, heads, qkv)?,
+        };
+        self.attended = true;
+        self.wanted(&y)
+    }
+
+    /// The rows of `x`, `[tokens, d]`, that go on after the attention.
+    pub(crate) fn wanted(&mut self, x: &Tensor) -> Result<Tensor> {
+        let Some(indices) = self.plan.wanted_places(self.layer) else { return Ok(x.clone()) };
+        let y = x.index_select(indices, 0)?;
+        if let Some(tape) = &mut self.tape {
+            let (indices, shape) = (indices.clone(), x.shape().clone());
+            tape.record(x, &y, move |dy| Tensor::zeros(shape, dy.dtype(), dy.device())?.index_add(&indices, dy, 0));
+        }
+        Ok(y)
+    }
+
+    /// The activation of `x`.
+    pub(crate) fn activation(&mut self, activation: Activation, x: &Tensor) -> Result<Tensor> {
+        match &mut self.tape {
+            Some(tape) => tape.apply(activation.op(), x),
+            None => activation.forward(x),
+        }
+    }
+
+    /// `a + b`.
+    pub(crate) fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let y = (a + b)?;
+        if let Some(tape) = &mut self.tape {
+            tape.record_sum([a, b], &y);
+        }
+        Ok(y)
+    }
+}
+
+/// A site recorded on a tape.
+fn taped_site(
+    tape: &mut Tape,
+    linear: &FusedLinear,
+    patch: Option<&dyn Patch>,
+    x: &Tensor,
+    batch: &SequenceBatch,
+) -> Result<Tensor> {
+    let Some(frozen) = linear.frozen() else { bail!("a tape needs frozen weights on the CPU") };
+    let Some(patch) = patch else {
+        // Not by `Tape::apply`, which would hold `x`.
+        let (y, shape) = (linear.forward(x)?, x.shape().clone());
+        tape.record(x, &y, move |dy| {
+            let dx = cpu_tensor::with_values(dy, "frozen-linear", |dy| frozen.backward(dy))?;
+            Tensor::from_vec(dx, shape, dy.device())
+        });
+        return Ok(y);
+    };
+    let Some(op) = patch.site_op(frozen, batch)? else {
+        bail!("a patch whose gradients are in candle's graph cannot be recorded on a tape");
+    };
+    tape.apply_trained(op, x)
+}

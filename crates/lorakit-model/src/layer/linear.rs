@@ -1,0 +1,200 @@
+//! The frozen linears of a site: one op whose backward returns the input's gradient only.
+
+use crate::weight::{Mapped, Weight};
+use candle_core::{DType, Result, Shape, Tensor, bail};
+use lorakit_lora::FrozenLinear;
+use lorakit_lora::kernels::gemm::Destination;
+use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::vjp::with_vjp;
+use std::sync::Arc;
+
+/// One projection `x Wᵀ + b`, with `W` `[out, in]`.
+#[derive(Clone)]
+pub struct LinearWeights {
+    /// The weight, `[out, in]`.
+    pub weight: Weight,
+    /// The bias, `[out]`.
+    pub bias: Option<Tensor>,
+    /// Number of outputs.
+    pub width: usize,
+}
+
+/// The projections of one site, whose outputs stand side by side.
+#[derive(Clone)]
+pub struct FusedLinear {
+    projections: Vec<LinearWeights>,
+    /// The same in the form that the CPU's op takes, where all are frozen and mapped.
+    frozen: Option<Arc<FrozenProjections>>,
+}
+
+/// The projections of one site, frozen and mapped.
+struct FrozenProjections {
+    projections: Vec<FrozenProjection>,
+    input: usize,
+    output: usize,
+}
+
+/// A projection whose weight is mapped.
+struct FrozenProjection {
+    weight: Mapped,
+    bias: Option<Vec<f32>>,
+}
+
+impl FusedLinear {
+    /// Projections that read the same input.
+    pub fn new(projections: Vec<LinearWeights>) -> Result<Self> {
+        let mut frozen = Some(Vec::new());
+        for projection in &projections {
+            match (&projection.weight, frozen.as_mut()) {
+                (Weight::Mapped(weight), Some(list)) => {
+                    let bias = projection.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+                    list.push(FrozenProjection { weight: weight.clone(), bias });
+                }
+                _ => frozen = None,
+            }
+        }
+        Ok(Self { frozen: frozen.map(|list| Arc::new(FrozenProjections::new(list))), projections })
+    }
+
+    /// `x`, `[tokens, in]`, through every projection: `[tokens, sum of widths]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.frozen {
+            Some(projections) => op::unary(FrozenOp(projections.clone()), x),
+            None => self.composed(x),
+        }
+    }
+
+    /// The projections as plain functions, where all are frozen and on a CPU.
+    pub fn frozen(&self) -> Option<Arc<dyn FrozenLinear>> {
+        self.frozen.clone().map(|projections| projections as Arc<dyn FrozenLinear>)
+    }
+
+    /// By candle's own products, where weights are tensors: they live on a device, or train.
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let trains = |p: &LinearWeights| {
+            matches!(&p.weight, Weight::Tensor(weight) if weight.track_op())
+                || p.bias.as_ref().is_some_and(Tensor::track_op)
+        };
+        if self.projections.iter().any(trains) {
+            return outputs(&self.projections, x);
+        }
+        // Left to itself, candle would make and hold the gradient of every frozen weight.
+        let (y, projections) = (outputs(&self.projections, &x.detach())?, self.projections.clone());
+        with_vjp(x, y, move |dy| {
+            let mut start = 0;
+            let parts = projections.iter().map(|projection| {
+                let part = dy.narrow(1, start, projection.width)?.contiguous()?;
+                start += projection.width;
+                gradient_product(&part, &projection.weight.tensor(dy)?)
+            });
+            let parts: Vec<Tensor> = parts.collect::<Result<_>>()?;
+            parts[1..].iter().try_fold(parts[0].clone(), |sum, part| sum + part)
+        })
+    }
+}
+
+/// `x Wᵀ + b` of every projection, side by side.
+fn outputs(projections: &[LinearWeights], x: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let outputs = projections.iter().map(|projection| {
+        let y = product(&x, &projection.weight.tensor(&x)?.t()?)?;
+        match &projection.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    });
+    let outputs: Vec<Tensor> = outputs.collect::<Result<_>>()?;
+    if let [one] = outputs.as_slice() { Ok(one.clone()) } else { Tensor::cat(&outputs, 1) }
+}
+
+/// `x w` in the weight's own type, as f32: a weight of 16 bits is not widened, so `x` is rounded to its type, and so is
+/// the product, whose sums are f32 within.
+pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
+}
+
+/// The same of gradients, which may be smaller than f16 reaches: there each token's are multiplied at the size of one.
+pub(crate) fn gradient_product(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if w.dtype() != DType::F16 {
+        return product(dy, w);
+    }
+    // Where all are zero they stay so.
+    let size = (dy.abs()?.max_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
+    product(&dy.broadcast_div(&size)?, w)?.broadcast_mul(&size)
+}
+
+impl FrozenProjections {
+    fn new(projections: Vec<FrozenProjection>) -> Self {
+        let input = projections.first().map_or(0, |p| p.weight.columns());
+        let output = projections.iter().map(|p| p.weight.rows()).sum();
+        Self { projections, input, output }
+    }
+}
+
+/// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.
+impl FrozenLinear for FrozenProjections {
+    fn input(&self) -> usize {
+        self.input
+    }
+
+    fn output(&self) -> usize {
+        self.output
+    }
+
+    fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let width = self.output;
+        let mut y = vec![0.0; x.len() / self.input * width];
+        // Without tokens there is no place for the second projection to start at.
+        if y.is_empty() {
+            return y;
+        }
+        let mut start = 0;
+        for FrozenProjection { weight, bias } in &self.projections {
+            let columns = start..start + weight.rows();
+            weight.forward(x, &mut y, width, columns.clone());
+            if let Some(bias) = bias {
+                for row in y.chunks_exact_mut(width) {
+                    row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+            }
+            start = columns.end;
+        }
+        y
+    }
+
+    fn backward(&self, dy: &[f32]) -> Vec<f32> {
+        let mut dx = vec![0.0; dy.len() / self.output * self.input];
+        if dx.is_empty() {
+            return dx;
+        }
+        let mut start = 0;
+        for FrozenProjection { weight, .. } in &self.projections {
+            let columns = start..start + weight.rows();
+            let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
+            start = columns.end;
+            weight.backward(dy, self.output, columns, &mut dx, into);
+        }
+        dx
+    }
+}
+
+/// The same as an op of `x`.
+struct FrozenOp(Arc<FrozenProjections>);
+
+impl Op<1> for FrozenOp {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (tokens, input) = x.matrix()?;
+        if self.0.projections.iter().any(|p| p.weight.columns() != input) {
+            bail!("a linear layer was given {input} features");
+        }
+        Ok((self.0.forward(x.values), (tokens, self.0.output).into()))
+    }
+
+    fn backward(&self, _: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
+        Ok([Some(self.0.backward(dy))])
+    }
+}

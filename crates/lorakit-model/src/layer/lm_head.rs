@@ -1,0 +1,237 @@
+//! The matrix that makes logits, and the negative log-likelihood of target tokens, with logits only where a token carries
+//! loss.
+
+use crate::attention::softmax::{exp, largest, total};
+use crate::layer::linear::{gradient_product, product};
+use crate::weight::{Mapped, Weight};
+use candle_core::{DType, Result, Tensor, bail};
+use lorakit_lora::kernels::cpu_tensor;
+use lorakit_lora::kernels::gemm::Destination;
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::vjp::with_vjp;
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
+use rayon::prelude::*;
+
+/// The matrix that turns hidden states into logits, with its bias.
+#[derive(Clone)]
+pub struct LmHead {
+    weight: Weight,
+    bias: Option<Tensor>,
+    vocabulary: usize,
+}
+
+/// A patch of the head, with the sequences whose tokens' hidden states are given.
+#[derive(Clone, Copy)]
+pub struct HeadPatch<'a> {
+    /// Adds to the logits.
+    pub patch: &'a dyn Patch,
+    /// Whose tokens the hidden states are, in their order.
+    pub batch: &'a SequenceBatch,
+}
+
+impl<'a> HeadPatch<'a> {
+    /// The head's patch among `patches`, if there is one.
+    pub fn of(patches: &'a Patches, batch: &'a SequenceBatch) -> Option<Self> {
+        patches.head().map(|patch| Self { patch, batch })
+    }
+}
+
+/// Logits held at a time, in values: 32 MiB.
+const CHUNK: usize = 8 << 20;
+
+/// What the loss is called in errors.
+const NAME: &str = "target-nll";
+
+impl LmHead {
+    /// A head of `vocabulary` rows.
+    pub fn new(weight: Weight, bias: Option<Tensor>, vocabulary: usize) -> Self {
+        Self { weight, bias, vocabulary }
+    }
+
+    /// The logits, `[tokens, vocabulary]`, of hidden states `h`, `[tokens, d]`. Differentiable only where the weight is a
+    /// tensor.
+    pub fn logits(&self, h: &Tensor, patch: Option<HeadPatch>) -> Result<Tensor> {
+        let h = h.contiguous()?;
+        let logits = match &self.weight {
+            Weight::Tensor(weight) => product(&h, &weight.t()?)?,
+            Weight::Mapped(weight) => {
+                let (tokens, rows) = (h.dim(0)?, weight.rows());
+                let mut y = vec![0.0; tokens * rows];
+                cpu_tensor::with_values(&h, "logits", |h| weight.forward(h, &mut y, rows, 0..rows))?;
+                Tensor::from_vec(y, (tokens, rows), h.device())?
+            }
+        };
+        let logits = match &self.bias {
+            Some(bias) => logits.broadcast_add(bias)?,
+            None => logits,
+        };
+        let Some(HeadPatch { patch, batch }) = patch else { return Ok(logits) };
+        let mut out = Outputs::new(logits);
+        patch.add(&h, batch, &mut out)?;
+        Ok(out.into_tensor())
+    }
+
+    /// `-log softmax(logits of h[i])[targets[i]]`, `[n]`, of hidden states `h`, `[n, d]`. Differentiable in `h` and in a
+    /// weight that trains. A patch is called once per chunk of tokens, with the sequences of that chunk.
+    ///
+    /// # Errors
+    /// If a target is outside the vocabulary, or a head with a patch is to be differentiated.
+    pub fn nll(&self, h: &Tensor, targets: &[u32], patch: Option<HeadPatch>) -> Result<Tensor> {
+        if let Some(id) = targets.iter().find(|&&id| id as usize >= self.vocabulary) {
+            bail!("target token {id} is outside the vocabulary of {}", self.vocabulary);
+        }
+        match (&self.weight, patch) {
+            (_, Some(patch)) => self.patched_nll(h, targets, patch),
+            (Weight::Mapped(weight), None) => self.mapped_nll(h, targets, weight),
+            (Weight::Tensor(weight), None) => self.composed_nll(h, targets, weight),
+        }
+    }
+
+    /// The loss of a head with a patch, to be read and not differentiated.
+    fn patched_nll(&self, h: &Tensor, targets: &[u32], HeadPatch { patch, batch }: HeadPatch) -> Result<Tensor> {
+        if h.track_op() {
+            bail!("the loss of a patched head is not differentiable");
+        }
+        let index = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
+        let tokens = (CHUNK / self.vocabulary).max(1);
+        let mut losses = vec![Tensor::zeros((0, 1), DType::F32, h.device())?];
+        for start in (0..targets.len()).step_by(tokens) {
+            let count = tokens.min(targets.len() - start);
+            let chunk = batch.narrow(start..start + count);
+            let logits = self.logits(&h.narrow(0, start, count)?, Some(HeadPatch { patch, batch: &chunk }))?;
+            losses.push(log_losses(&logits, &index.narrow(0, start, count)?.contiguous()?)?.detach());
+        }
+        Tensor::cat(&losses, 0)?.squeeze(1)
+    }
+
+    /// The loss over a mapped weight. The forward already makes each token's gradient `(softmax - onehot) W`, so that
+    /// logits are made once and never kept: `[chunk, vocabulary]` is all that is ever held.
+    fn mapped_nll(&self, h: &Tensor, targets: &[u32], weight: &Mapped) -> Result<Tensor> {
+        let (n, d) = h.dims2()?;
+        if n != targets.len() || d != weight.columns() {
+            bail!("{n} x {d} hidden states for {} targets of a head of {} features", targets.len(), weight.columns());
+        }
+        let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+        let nll = Nll { weight, bias, targets, wanted: h.track_op() };
+        let (losses, slopes) = cpu_tensor::with_values(&h.detach().contiguous()?, NAME, |h| nll.forward(h))?;
+        let losses = Tensor::from_vec(losses, n, h.device())?;
+        if !nll.wanted {
+            return Ok(losses);
+        }
+        scaled_slopes(h, losses, Tensor::from_vec(slopes, (n, d), h.device())?)
+    }
+
+    /// The same made of candle's own ops, for weights that train or live on a device.
+    fn composed_nll(&self, h: &Tensor, targets: &[u32], weight: &Tensor) -> Result<Tensor> {
+        let index = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
+        if weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op) {
+            return log_losses(&self.logits(h, None)?, &index)?.squeeze(1);
+        }
+        let (wanted, at) = (h.track_op(), h.detach());
+        let tokens = (CHUNK / self.vocabulary).max(1);
+        let (mut losses, mut slopes) = (Vec::new(), Vec::new());
+        for start in (0..targets.len()).step_by(tokens) {
+            let count = tokens.min(targets.len() - start);
+            let logits = self.logits(&at.narrow(0, start, count)?, None)?;
+            let index = index.narrow(0, start, count)?.contiguous()?;
+            let loss = log_losses(&logits, &index)?;
+            if wanted {
+                // exp(logits - logsumexp), where logsumexp = loss + the target's logit.
+                let total = (&loss + logits.gather(&index, 1)?)?;
+                let softmax = logits.broadcast_sub(&total)?.exp()?;
+                let slope = softmax.scatter_add(&index, &loss.ones_like()?.neg()?, 1)?;
+                slopes.push(gradient_product(&slope, weight)?);
+            }
+            losses.push(loss);
+        }
+        if losses.is_empty() {
+            return Tensor::zeros(0, DType::F32, h.device());
+        }
+        let losses = Tensor::cat(&losses, 0)?.squeeze(1)?;
+        if !wanted {
+            return Ok(losses);
+        }
+        scaled_slopes(h, losses, Tensor::cat(&slopes, 0)?)
+    }
+}
+
+/// `losses`, `[n]`, as a function of `h`, `[n, d]`, from `slopes[i] = d losses[i] / d h[i]`.
+fn scaled_slopes(h: &Tensor, losses: Tensor, slopes: Tensor) -> Result<Tensor> {
+    with_vjp(h, losses, move |dy| slopes.broadcast_mul(&dy.unsqueeze(1)?))
+}
+
+/// `-log softmax(logits)[index]` of each row, `[n, 1]`.
+fn log_losses(logits: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let max = logits.max_keepdim(1)?.detach();
+    let total = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?;
+    (total + max)? - logits.gather(index, 1)?
+}
+
+/// The loss over a mapped weight on a CPU.
+struct Nll<'a> {
+    weight: &'a Mapped,
+    bias: Option<Vec<f32>>,
+    targets: &'a [u32],
+    /// Whether the gradient of the hidden states is wanted.
+    wanted: bool,
+}
+
+impl Nll<'_> {
+    /// The losses, `[n]`, of hidden states `h`, `[n, d]`, and, if wanted, `d loss[i] / d h[i]`, `[n, d]`.
+    fn forward(&self, h: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (n, d, vocabulary) = (self.targets.len(), self.weight.columns(), self.weight.rows());
+        let tokens = (CHUNK / vocabulary).clamp(1, n.max(1));
+        let mut losses = vec![0.0; n];
+        let mut slopes = vec![0.0; if self.wanted { n * d } else { 0 }];
+        let mut logits = vec![0.0; tokens * vocabulary];
+        for start in (0..n).step_by(tokens) {
+            let end = (start + tokens).min(n);
+            let logits = &mut logits[..(end - start) * vocabulary];
+            self.weight.forward(&h[start * d..end * d], logits, vocabulary, 0..vocabulary);
+            self.chunk(logits, &self.targets[start..end], &mut losses[start..end]);
+            if self.wanted {
+                let slopes = &mut slopes[start * d..end * d];
+                self.weight.backward(logits, vocabulary, 0..vocabulary, slopes, Destination::Overwrite);
+            }
+        }
+        (losses, slopes)
+    }
+
+    /// Losses of some tokens; their logits become `softmax - onehot` if the gradient is wanted.
+    fn chunk(&self, logits: &mut [f32], targets: &[u32], losses: &mut [f32]) {
+        let vocabulary = self.weight.rows();
+        logits.par_chunks_mut(vocabulary).zip(targets.par_iter().zip(losses.par_iter_mut())).for_each(
+            |(row, (&target, loss))| {
+                *loss = simd::dispatch(TokenLoss { op: self, row, target: target as usize });
+            },
+        );
+    }
+}
+
+/// The loss of one token; see [`Nll::chunk`].
+struct TokenLoss<'a> {
+    op: &'a Nll<'a>,
+    row: &'a mut [f32],
+    target: usize,
+}
+
+impl WithSimd for TokenLoss<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let Self { op, row, target } = self;
+        if let Some(bias) = &op.bias {
+            row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        }
+        let (max, chosen) = (largest(row), row[target]);
+        row.iter_mut().for_each(|l| *l = exp(*l - max));
+        let total = total(row);
+        if op.wanted {
+            let inverse = (1.0 / total) as f32;
+            row.iter_mut().for_each(|l| *l *= inverse);
+            row[target] -= 1.0;
+        }
+        (total.ln() + f64::from(max) - f64::from(chosen)) as f32
+    }
+}

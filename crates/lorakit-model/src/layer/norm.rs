@@ -1,0 +1,233 @@
+//! RMSNorm and LayerNorm with their backward, over the last dimension of `[tokens, d]`.
+
+use candle_core::{Result, Shape, Tensor, bail};
+use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::vjp::with_vjp;
+use rayon::prelude::*;
+
+/// Which norm: the two differ in whether the mean is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * w`, as in Mistral.
+    Rms,
+    /// `(x - mean) / std(x) * w + b`, as in Phi.
+    Layer,
+}
+
+/// A norm with its weight and, for LayerNorm, its bias.
+#[derive(Clone)]
+pub struct Norm {
+    kind: NormKind,
+    epsilon: f64,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Norm {
+    /// `x / sqrt(mean(x²) + epsilon) * weight`.
+    pub fn rms(weight: Tensor, epsilon: f64) -> Self {
+        Self { kind: NormKind::Rms, epsilon, weight, bias: None }
+    }
+
+    /// `(x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias`.
+    pub fn layer(weight: Tensor, bias: Tensor, epsilon: f64) -> Self {
+        Self { kind: NormKind::Layer, epsilon, weight, bias: Some(bias) }
+    }
+
+    /// The norm of every row of `x`, `[tokens, d]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = if x.device().is_cpu() { op::binary(self.op(), x, &self.weight)? } else { self.composed(x)? };
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
+    /// The gradient of `x` from that of [`Norm::forward`]'s output on a CPU.
+    pub(crate) fn input_gradient(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        op::input_gradient(&self.op(), [&x.contiguous()?, &self.weight], dy)
+    }
+
+    fn op(&self) -> NormOp {
+        NormOp { kind: self.kind, epsilon: self.epsilon as f32 }
+    }
+
+    /// What [`Norm::forward`] is without the bias, by candle's own ops, for devices without a kernel.
+    ///
+    /// Where the weight is frozen, `x` alone is kept for the backward: with `n = (x - mean) / spread` and `g = dy w`,
+    /// `dx = (g - n mean(g n) - mean(g)) / spread`, of which the last mean and that of `x` are LayerNorm's alone.
+    pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        if self.weight.track_op() {
+            return self.normed(x)?.0.broadcast_mul(&self.weight);
+        }
+        let (at, norm) = (x.detach(), self.clone());
+        with_vjp(x, self.normed(&at)?.0.broadcast_mul(&self.weight)?, move |dy| {
+            let (normed, spread) = norm.normed(&at)?;
+            let g = dy.broadcast_mul(&norm.weight)?;
+            let along = normed.broadcast_mul(&(&g * &normed)?.mean_keepdim(1)?)?;
+            norm.centred(&g)?.sub(&along)?.broadcast_div(&spread)
+        })
+    }
+
+    /// `x` without the mean that this kind of norm takes away.
+    fn centred(&self, x: &Tensor) -> Result<Tensor> {
+        match self.kind {
+            NormKind::Rms => Ok(x.clone()),
+            NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(1)?),
+        }
+    }
+
+    /// Every row of `x` centred and divided by its spread, and the spreads, `[tokens, 1]`.
+    fn normed(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let centred = self.centred(x)?;
+        let spread = (centred.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
+        Ok((centred.broadcast_div(&spread)?, spread))
+    }
+}
+
+struct NormOp {
+    kind: NormKind,
+    epsilon: f32,
+}
+
+impl NormOp {
+    /// Mean and reciprocal spread of a row.
+    #[inline(always)]
+    fn moments(&self, x: &[f32]) -> (f32, f32) {
+        let n = x.len() as f32;
+        let mean = match self.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum(x, |v| v) / n,
+        };
+        let variance = sum(x, |v| (v - mean) * (v - mean)) / n;
+        (mean, 1.0 / (variance + self.epsilon).sqrt())
+    }
+}
+
+/// A sum in eight lanes, which the compiler turns into vector code and whose order never changes.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    let chunks = x.chunks_exact(8);
+    let rest: f32 = chunks.remainder().iter().map(|&v| f(v)).sum();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(l, &v)| *l += f(v));
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[inline(always)]
+fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    let whole = a.len() / 8 * 8;
+    for ((a, b), c) in a[..whole].chunks_exact(8).zip(b[..whole].chunks_exact(8)).zip(c[..whole].chunks_exact(8)) {
+        for i in 0..8 {
+            lanes[i] += a[i] * b[i] * c[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + (whole..a.len()).map(|i| a[i] * b[i] * c[i]).sum::<f32>()
+}
+
+impl Op<2> for NormOp {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    /// `x`, `[tokens, d]`, and the weight, `[d]`.
+    fn forward(&self, [x, w]: [Input; 2]) -> Result<(Vec<f32>, Shape)> {
+        let (tokens, d) = x.matrix()?;
+        let (x, w) = (x.values, w.values);
+        if w.len() != d {
+            bail!("a norm of {} features was given {d}", w.len());
+        }
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(d)
+            .with_min_len(16)
+            .zip(x.par_chunks(d))
+            .for_each(|(y, x)| simd::dispatch(NormRow { op: self, y, x, w }));
+        Ok((y, (tokens, d).into()))
+    }
+
+    /// With `n = (x - mean) / spread` and `g = dy w`: `dx = (g - [mean(g)] - n mean(g n)) / spread`, where the bracket is
+    /// LayerNorm's only; `dw = sum over tokens of dy n`.
+    fn backward(&self, [x, w]: [Input; 2], dy: &[f32], [of_x, of_w]: [bool; 2]) -> Result<[Option<Vec<f32>>; 2]> {
+        let d = x.matrix()?.1;
+        let (x, w) = (x.values, w.values);
+        Ok([of_x.then(|| self.input_gradient(x, w, dy)), of_w.then(|| self.weight_gradient(x, dy, d))])
+    }
+}
+
+/// `y` of one row.
+struct NormRow<'a> {
+    op: &'a NormOp,
+    y: &'a mut [f32],
+    x: &'a [f32],
+    w: &'a [f32],
+}
+
+impl WithSimd for NormRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (mean, inverse) = self.op.moments(self.x);
+        for ((y, &x), &w) in self.y.iter_mut().zip(self.x).zip(self.w) {
+            *y = (x - mean) * inverse * w;
+        }
+    }
+}
+
+/// `dx` of one row; see the backward above.
+struct NormRowBackward<'a> {
+    op: &'a NormOp,
+    dx: &'a mut [f32],
+    x: &'a [f32],
+    w: &'a [f32],
+    dy: &'a [f32],
+}
+
+impl WithSimd for NormRowBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { op, dx, x, w, dy } = self;
+        let (mean, inverse) = op.moments(x);
+        for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
+            *dx = dy * w;
+        }
+        let share = match op.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum(dx, |g| g) / x.len() as f32,
+        };
+        // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
+        let along = inverse * (dot3(dy, w, x) / x.len() as f32 - mean * share);
+        for (dx, &x) in dx.iter_mut().zip(x) {
+            *dx = inverse * (*dx - share - (x - mean) * inverse * along);
+        }
+    }
+}
+
+impl NormOp {
+    fn input_gradient(&self, x: &[f32], w: &[f32], dy: &[f32]) -> Vec<f32> {
+        let d = w.len();
+        let mut dx = vec![0.0; x.len()];
+        dx.par_chunks_mut(d)
+            .with_min_len(16)
+            .zip(x.par_chunks(d).zip(dy.par_chunks(d)))
+            .for_each(|(dx, (x, dy))| simd::dispatch(NormRowBackward { op: self, dx, x, w, dy }));
+        dx
+    }
+
+    fn weight_gradient(&self, x: &[f32], dy: &[f32], d: usize) -> Vec<f32> {
+        let mut dw = vec![0.0; d];
+        for (x, dy) in x.chunks_exact(d).zip(dy.chunks_exact(d)) {
+            let (mean, inverse) = self.moments(x);
+            for ((dw, &x), &dy) in dw.iter_mut().zip(x).zip(dy) {
+                *dw += dy * (x - mean) * inverse;
+            }
+        }
+        dw
+    }
+}

@@ -1,0 +1,155 @@
+//! Records a layer's backward steps during its forward.
+//!
+//! candle's graph starts the gradient of every value as zeros, adds to it, and keeps what every addition was made of. Over
+//! a frozen base, with adapters that leave their gradients beside the graph, a gradient need only be passed on: it is
+//! summed where a value was used twice, and what a step holds is freed when its backward has run.
+
+use candle_core::{Result, Tensor, TensorId};
+use lorakit_lora::kernels::op::{self, Op};
+use std::collections::{HashMap, HashSet};
+
+/// The recorded steps of one layer.
+pub struct Tape {
+    input: TensorId,
+    /// Values whose gradient is needed for one that was asked for.
+    wanted: HashSet<TensorId>,
+    steps: Vec<Step>,
+}
+
+type Backward = Box<dyn FnOnce(&Tensor) -> Result<Tensor> + Send>;
+
+enum Step {
+    /// `y` as a function of `x`.
+    Function { y: TensorId, x: TensorId, backward: Backward },
+    /// An op with parameters of its own, whose backward runs whether the gradient of `x` is wanted or not.
+    Trained { y: TensorId, x: Tensor, of_x: bool, op: Box<dyn Op<1>> },
+    /// A sum, with those of its terms whose gradient is wanted.
+    Sum { y: TensorId, terms: Vec<TensorId> },
+}
+
+impl Tape {
+    /// An empty tape of a layer that starts at `input`, whose gradient is asked for if `wanted`.
+    pub(crate) fn new(input: &Tensor, wanted: bool) -> Self {
+        let values = wanted.then_some(input.id()).into_iter().collect();
+        Self { input: input.id(), wanted: values, steps: Vec::new() }
+    }
+
+    /// Records how the gradient of `y` becomes that of `x`.
+    pub(crate) fn record(
+        &mut self,
+        x: &Tensor,
+        y: &Tensor,
+        backward: impl FnOnce(&Tensor) -> Result<Tensor> + Send + 'static,
+    ) {
+        if self.wanted.contains(&x.id()) {
+            self.wanted.insert(y.id());
+            self.steps.push(Step::Function { y: y.id(), x: x.id(), backward: Box::new(backward) });
+        }
+    }
+
+    /// The output of `op` over `x`, recorded.
+    pub(crate) fn apply(&mut self, op: Box<dyn Op<1>>, x: &Tensor) -> Result<Tensor> {
+        let at = x.contiguous()?;
+        let y = op::forward(&*op, [&at])?;
+        self.record(x, &y, move |dy| op::input_gradient(&*op, [&at], dy));
+        Ok(y)
+    }
+
+    /// The output over `x` of an `op` whose backward leaves gradients of parameters elsewhere, recorded.
+    pub(crate) fn apply_trained(&mut self, op: Box<dyn Op<1>>, x: &Tensor) -> Result<Tensor> {
+        let at = x.contiguous()?;
+        let y = op::forward(&*op, [&at])?;
+        let of_x = self.wanted.contains(&x.id());
+        self.wanted.insert(y.id());
+        self.steps.push(Step::Trained { y: y.id(), x: x.clone(), of_x, op });
+        Ok(y)
+    }
+
+    /// Records a sum.
+    pub(crate) fn record_sum(&mut self, terms: [&Tensor; 2], y: &Tensor) {
+        let terms: Vec<TensorId> = terms.map(Tensor::id).into_iter().filter(|id| self.wanted.contains(id)).collect();
+        if !terms.is_empty() {
+            self.wanted.insert(y.id());
+            self.steps.push(Step::Sum { y: y.id(), terms });
+        }
+    }
+
+    /// Runs all steps backward from the gradient of the layer's `output`, and returns that of its input if it was asked
+    /// for. The gradients of trained ops are where their backward leaves them.
+    pub fn backward(self, output: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
+        let mut gradients = PendingGradients(HashMap::from([(output.id(), gradient)]));
+        for step in self.steps.into_iter().rev() {
+            match step {
+                Step::Function { y, x, backward } => {
+                    if let Some(dy) = gradients.0.remove(&y) {
+                        gradients.add(x, backward(&dy.contiguous()?)?)?;
+                    }
+                }
+                Step::Trained { y, x, of_x, op } => {
+                    if let Some(dy) = gradients.0.remove(&y)
+                        && let [Some(dx)] = op::backward(&*op, [&x.contiguous()?], &dy, [of_x])?
+                    {
+                        gradients.add(x.id(), dx)?;
+                    }
+                }
+                Step::Sum { y, terms } => {
+                    if let Some(dy) = gradients.0.remove(&y) {
+                        terms.into_iter().try_for_each(|term| gradients.add(term, dy.clone()))?;
+                    }
+                }
+            }
+        }
+        Ok(gradients.0.remove(&self.input))
+    }
+}
+
+/// Gradients that have not been passed on yet.
+struct PendingGradients(HashMap<TensorId, Tensor>);
+
+impl PendingGradients {
+    fn add(&mut self, of: TensorId, gradient: Tensor) -> Result<()> {
+        let sum = match self.0.remove(&of) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        };
+        self.0.insert(of, sum);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::Device;
+
+    fn of(value: f32) -> Tensor {
+        Tensor::new(&[value], &Device::Cpu).unwrap()
+    }
+
+    /// `y = h + 3 h + c`, with a constant that is recorded too.
+    fn taped(wanted: bool) -> Option<f32> {
+        let (h, constant) = (of(2.0), of(5.0));
+        let mut tape = Tape::new(&h, wanted);
+        let tripled = (&h * 3.0).unwrap();
+        tape.record(&h, &tripled, |dy| dy * 3.0);
+        let doubled = (&constant * 2.0).unwrap();
+        tape.record(&constant, &doubled, |_| unreachable!("nothing asks for the gradient of a constant"));
+        let sum = (&h + &tripled).unwrap();
+        tape.record_sum([&h, &tripled], &sum);
+        let y = (&sum + &doubled).unwrap();
+        tape.record_sum([&sum, &doubled], &y);
+        let dh = tape.backward(&y, of(0.5)).unwrap();
+        dh.map(|dh| dh.to_vec1::<f32>().unwrap()[0])
+    }
+
+    #[test]
+    fn gradients_are_summed_where_a_value_was_used_twice() {
+        assert_eq!(taped(true), Some(0.5 + 1.5));
+    }
+
+    #[test]
+    fn gradients_not_asked_for_are_not_computed() {
+        assert_eq!(taped(false), None);
+    }
+}

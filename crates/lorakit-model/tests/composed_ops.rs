@@ -1,0 +1,297 @@
+//! The forms that run where we have no kernels of our own, on a CPU: each must be its kernel's equal, in value and in
+//! the gradient of every input.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use lorakit_lora::SequenceBatch;
+use lorakit_model::attention::{
+    AttentionHeads, AttentionLayout, AttentionSegment, cached_attention, composed_cached_attention, composed_rotate,
+    composed_self_attention, rotate, self_attention,
+};
+use lorakit_model::config::{Rope, RopeScaling};
+use lorakit_model::layer::activation::{composed_gelu_new, composed_swiglu, gelu_new, swiglu};
+use lorakit_model::layer::linear::{FusedLinear, LinearWeights};
+use lorakit_model::layer::lm_head::LmHead;
+use lorakit_model::layer::norm::Norm;
+use lorakit_model::layer::rope::{RopeFrequencies, RopeTable};
+use lorakit_model::weight::{Mapped, Weight};
+use std::sync::Arc;
+
+/// Values in (-2, 2) that look random and are the same everywhere.
+fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1 << 22) as f32) - 2.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+fn largest(t: &Tensor) -> f32 {
+    t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// Fails where the two differ by more than `tolerance` times the largest value.
+fn assert_equal(what: &str, kernel: &Tensor, plain: &Tensor, tolerance: f32) {
+    assert_eq!((kernel.dims(), kernel.dtype()), (plain.dims(), plain.dtype()), "{what}");
+    let (size, difference) = (largest(kernel), largest(&(kernel - plain).unwrap()));
+    assert!(size > 0.01, "{what}: nothing above {size}");
+    assert!(difference <= tolerance * size, "{what}: {difference} apart, of {size}");
+}
+
+/// Compares values, and the gradients of `sum(y c)` with respect to every variable.
+fn assert_same(what: &str, variables: &[(&str, &Var)], kernel: &Tensor, plain: &Tensor, tolerance: f32) {
+    assert_equal(what, kernel, plain, tolerance);
+    let c = tensor(99, kernel.dims());
+    let gradients = |y: &Tensor| (y * &c).unwrap().sum_all().unwrap().backward().unwrap();
+    let (kernel, plain) = (gradients(kernel), gradients(plain));
+    for (name, variable) in variables {
+        let of = |store: &candle_core::backprop::GradStore| store.get(variable.as_tensor()).unwrap().clone();
+        assert_equal(&format!("{what}, gradient of {name}"), &of(&kernel), &of(&plain), tolerance);
+    }
+}
+
+fn var(seed: u64, shape: &[usize]) -> Var {
+    Var::from_tensor(&tensor(seed, shape)).unwrap()
+}
+
+/// Three projections of unequal width, the second without a bias, as mapped bytes and as tensors of a dtype.
+fn linears(dtype: DType) -> (FusedLinear, FusedLinear) {
+    let projections = |tensors: bool| {
+        let projection = |(i, width): (usize, usize)| {
+            let w = tensor(10 + i as u64, &[width, 7]).to_dtype(dtype).unwrap();
+            let wide = w.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let mapped = Mapped::from_values(wide, width, 7).unwrap();
+            let weight = if tensors { Weight::Tensor(w) } else { Weight::Mapped(mapped) };
+            LinearWeights { weight, bias: (i != 1).then(|| tensor(20 + i as u64, &[width])), width }
+        };
+        FusedLinear::new([5, 3, 4].into_iter().enumerate().map(projection).collect()).unwrap()
+    };
+    (projections(false), projections(true))
+}
+
+#[test]
+fn frozen_linears() {
+    let x = var(1, &[11, 7]);
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        let (kernel, plain) = linears(dtype);
+        let (kernel, plain) = (kernel.forward(&x).unwrap(), plain.forward(&x).unwrap());
+        assert_same(&format!("linear in {dtype:?}"), &[("x", &x)], &kernel, &plain, tolerance);
+    }
+}
+
+#[test]
+fn gradients_smaller_than_f16_reaches() {
+    let x = var(1, &[11, 7]);
+    let (kernel, plain) = linears(DType::F16);
+    // The smallest number of f16 is 6e-8.
+    let tiny = (tensor(99, &[11, 12]) * 1e-9).unwrap();
+    let gradient = |y: Tensor, size: f64| {
+        let store = (y * &tiny).unwrap().sum_all().unwrap().backward().unwrap();
+        (store.get(x.as_tensor()).unwrap() * size).unwrap()
+    };
+    let [kernel, plain] = [kernel, plain].map(|linear| gradient(linear.forward(&x).unwrap(), 1e9));
+    assert_equal("gradient of x", &kernel, &plain, 2e-3);
+}
+
+#[test]
+fn linears_that_train() {
+    let (x, w, b) = (var(1, &[11, 7]), var(2, &[5, 7]), var(3, &[5]));
+    let projection =
+        LinearWeights { weight: Weight::Tensor(w.as_tensor().clone()), bias: Some(b.as_tensor().clone()), width: 5 };
+    let own = FusedLinear::new(vec![projection]).unwrap().forward(&x).unwrap();
+    let plain = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+    assert_same("linear", &[("x", &x), ("W", &w), ("b", &b)], &own, &plain, 1e-5);
+}
+
+#[test]
+fn norms() {
+    let (x, w) = (var(1, &[11, 13]), var(2, &[13]));
+    let zeros = || Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap();
+    for (name, norm) in [
+        ("frozen RMS norm", Norm::rms(w.as_detached_tensor(), 1e-5)),
+        ("frozen layer norm", Norm::layer(w.as_detached_tensor(), zeros(), 1e-5)),
+    ] {
+        let (kernel, plain) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
+        assert_same(name, &[("x", &x)], &kernel, &plain, 1e-5);
+    }
+    for (name, norm) in [
+        ("RMS norm", Norm::rms(w.as_tensor().clone(), 1e-5)),
+        ("layer norm", Norm::layer(w.as_tensor().clone(), zeros(), 1e-5)),
+    ] {
+        let (kernel, plain) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
+        assert_same(name, &[("x", &x), ("w", &w)], &kernel, &plain, 1e-5);
+    }
+}
+
+#[test]
+fn gates() {
+    let x = var(1, &[11, 14]);
+    assert_same("SwiGLU", &[("x", &x)], &swiglu(&x).unwrap(), &composed_swiglu(&x).unwrap(), 1e-5);
+    // Wide enough for the tails of tanh.
+    let wide = Var::from_tensor(&(tensor(2, &[11, 13]) * 4.0).unwrap()).unwrap();
+    assert_same("GELU", &[("x", &wide)], &gelu_new(&wide).unwrap(), &composed_gelu_new(&wide).unwrap(), 1e-5);
+}
+
+fn angles(features: usize, positions: &[u32]) -> RopeTable {
+    RopeFrequencies::new(&Rope { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
+}
+
+/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than rows, and of one token; with heads
+/// that are attended to by matrix products, and by lanes.
+fn all_heads() -> Vec<(AttentionHeads, usize)> {
+    let of = |features: usize| {
+        let heads =
+            move |queries, keys, window| AttentionHeads { queries, keys, features, window, products: DType::F32 };
+        vec![
+            (heads(6, 2, None), features),
+            (heads(3, 3, Some(4)), 4),
+            (heads(4, 1, Some(1)), 6),
+            (heads(2, 2, Some(40)), features),
+        ]
+    };
+    [10, 8, 16].into_iter().flat_map(of).collect()
+}
+
+/// Heads whose products are made in f32 and in 16 bits, with how far those may be from the kernel's.
+fn in_all_types(heads: AttentionHeads) -> [(AttentionHeads, f32); 3] {
+    [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 8e-2)]
+        .map(|(products, far)| (AttentionHeads { products, ..heads }, far))
+}
+
+#[test]
+fn attention_of_packed_rows() {
+    // Rows of one token and of none, rows that share a block of queries, and rows that span two of them.
+    for lengths in [&[5usize, 1, 17, 0, 8][..], &[3, 600, 40, 530]] {
+        let rows = SequenceBatch::packed(lengths.iter().copied());
+        let segments: Arc<[AttentionSegment]> =
+            rows.iter().map(|row| AttentionSegment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
+        for (heads, rotated) in all_heads() {
+            let angles = angles(rotated, &rows.positions());
+            let qkv = var(1, &[rows.tokens(), heads.fused_width()]);
+            let packing = AttentionLayout::new(angles, segments.clone());
+            let kernel = self_attention(&qkv, heads, &packing).unwrap();
+            for (heads, tolerance) in in_all_types(heads) {
+                let packing = AttentionLayout::new(packing.rope.clone(), segments.clone());
+                let plain = composed_self_attention(&qkv, heads, &packing).unwrap();
+                assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, tolerance);
+            }
+        }
+    }
+}
+
+/// What all keys and values have in common leaves the gradient of the queries as it is, which in 16 bits is a small
+/// difference of large numbers.
+#[test]
+fn attention_to_keys_and_values_that_are_alike() {
+    let heads = AttentionHeads { queries: 4, keys: 4, features: 16, window: None, products: DType::F32 };
+    let rows = SequenceBatch::packed([300, 40]);
+    let segments: Arc<[AttentionSegment]> =
+        rows.iter().map(|row| AttentionSegment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
+    let random = (tensor(1, &[rows.tokens(), heads.fused_width()]) * 0.5).unwrap();
+    let width = heads.key_width();
+    let offset = |at| if at < width { 0f32 } else { 3.0 };
+    let offset = Tensor::from_iter((0..heads.fused_width()).map(offset), &Device::Cpu).unwrap();
+    let qkv = Var::from_tensor(&random.broadcast_add(&offset).unwrap()).unwrap();
+    let packing = || AttentionLayout::new(angles(16, &vec![0; rows.tokens()]), segments.clone());
+    let kernel = self_attention(&qkv, heads, &packing()).unwrap();
+    let c = tensor(99, kernel.dims());
+    let of_queries = |y: &Tensor| {
+        let gradients = (y * &c).unwrap().sum_all().unwrap().backward().unwrap();
+        gradients.get(qkv.as_tensor()).unwrap().narrow(1, 0, width).unwrap()
+    };
+    let expected = of_queries(&kernel);
+    for (products, tolerance) in [(DType::F32, 1e-4), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+        let plain = composed_self_attention(&qkv, AttentionHeads { products, ..heads }, &packing()).unwrap();
+        assert_equal(&format!("gradient of queries in {products:?}"), &expected, &of_queries(&plain), tolerance);
+    }
+}
+
+#[test]
+fn rotations() {
+    for (heads, features) in all_heads() {
+        let angles = angles(features, &[0, 1, 2, 7, 8, 1000, 3]);
+        let qkv = tensor(1, &[7, heads.fused_width()]);
+        let kernel = rotate(&qkv, heads, &angles).unwrap();
+        assert_equal("rotation", &kernel, &composed_rotate(&qkv, heads, &angles).unwrap(), 1e-5);
+    }
+}
+
+#[test]
+fn attention_to_cached_keys() {
+    // A row with a prefix of another's, one token after many, and as many queries as keys; not in order of their slots.
+    let segment = |queries, keys: &[std::ops::Range<usize>]| AttentionSegment { queries, keys: keys.to_vec() };
+    let segments: Arc<[AttentionSegment]> = Arc::new([
+        segment(0..3, &[10..14, 20..25]),
+        segment(3..4, std::slice::from_ref(&(0..9))),
+        segment(4..4, &[]),
+        segment(4..11, std::slice::from_ref(&(13..20))),
+        segment(11..12, &[10..14, 30..31, 26..29]),
+    ]);
+    // Nothing here is rotated.
+    let packing = || AttentionLayout::new(angles(2, &[]), segments.clone());
+    for (heads, _) in all_heads() {
+        let qkv = tensor(1, &[12, heads.fused_width()]);
+        let (k, v) = (tensor(2, &[32, heads.key_width()]), tensor(3, &[32, heads.key_width()]));
+        let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+        for (heads, tolerance) in in_all_types(heads) {
+            let plain = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+            assert_equal(&format!("{heads:?}"), &kernel, &plain, tolerance);
+        }
+    }
+}
+
+#[test]
+fn attention_of_a_long_prompt_to_cached_keys() {
+    // More queries than are attended to at a time, after keys that were there before, beside a short row.
+    let segments: Arc<[AttentionSegment]> = Arc::new([
+        AttentionSegment { queries: 0..1100, keys: vec![40..70, 100..1200] },
+        AttentionSegment { queries: 1100..1103, keys: vec![0..5, 90..94] },
+    ]);
+    let packing = || AttentionLayout::new(angles(2, &[]), segments.clone());
+    for (heads, _) in all_heads() {
+        let qkv = tensor(1, &[1103, heads.fused_width()]);
+        let (k, v) = (tensor(2, &[1200, heads.key_width()]), tensor(3, &[1200, heads.key_width()]));
+        let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+        let plain = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+        assert_equal(&format!("{heads:?}"), &kernel, &plain, 1e-5);
+    }
+}
+
+/// The loss of a head whose weight is mapped, and of one whose weight is a tensor; with a bias.
+fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
+    let (w, b) = (tensor(2, &[vocabulary, d]), tensor(3, &[vocabulary]));
+    let mapped = Mapped::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
+    let heads = [Weight::Mapped(mapped), Weight::Tensor(w)].map(|w| LmHead::new(w, Some(b.clone()), vocabulary));
+    let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + 5) % vocabulary) as u32).collect();
+    let h = var(1, &[n, d]);
+    let losses = heads.each_ref().map(|head| head.nll(&h, &targets, None));
+    let logits = heads.each_ref().map(|head| head.logits(&h.as_detached_tensor(), None));
+    (h, losses, logits)
+}
+
+#[test]
+fn logits_and_losses() {
+    // The second vocabulary is so large that the tokens are taken in several parts.
+    for (vocabulary, n, d) in [(37, 11, 5), (1 << 18, 70, 3)] {
+        let (h, [kernel, plain], [logits, plain_logits]) = losses(vocabulary, n, d);
+        assert_same("loss", &[("h", &h)], &kernel.unwrap(), &plain.unwrap(), 1e-5);
+        assert_equal("logits", &logits.unwrap(), &plain_logits.unwrap(), 1e-5);
+    }
+}
+
+#[test]
+fn losses_of_a_head_that_trains() {
+    let (h, w) = (var(1, &[11, 5]), var(2, &[37, 5]));
+    let targets: Vec<u32> = (0..11).map(|i| (i * 3) % 37).collect();
+    let own = LmHead::new(Weight::Tensor(w.as_tensor().clone()), None, 37).nll(&h, &targets, None).unwrap();
+    let log = candle_nn::ops::log_softmax(&h.matmul(&w.t().unwrap()).unwrap(), 1).unwrap();
+    let index = Tensor::new(targets, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let plain = log.gather(&index, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
+    assert_same("loss", &[("h", &h), ("W", &w)], &own, &plain, 1e-5);
+}
