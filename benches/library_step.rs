@@ -3,7 +3,7 @@
 
 mod phi_slice;
 #[allow(dead_code)]
-#[path = "../src/pico.rs"]
+#[path = "../src/base/pico.rs"]
 mod pico;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -16,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn library_step(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let (base, vocabulary) = (pico::base(&Options::default()).unwrap(), pico::vocabulary().unwrap());
+    let (base, vocabulary) = (pico::base(&Options::default()).unwrap(), pico::tokenizer().unwrap());
     let job = |task: &Task| {
         let rows = task.rows(Split::Train, None).unwrap();
         let train = rows.iter().map(|row| Example::encode(row, &vocabulary, 2048).unwrap()).collect();

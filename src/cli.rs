@@ -1,10 +1,14 @@
 //! The command line as a whole: what stands before or after every subcommand, and the list of subcommands.
 
-use crate::commands::Command;
-use crate::context::{DeviceChoice, Dtype};
+use crate::args::global_args::GlobalArgs;
+use crate::commands::{
+    adapt, base, cluster, completions, demo, eval, explain, generate, library, logits, merge, task, train_experts,
+    verify,
+};
+use crate::context::Context;
+use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ArgAction, Args, Command as Line, CommandFactory, FromArgMatches, Parser};
-use std::num::NonZeroUsize;
+use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -24,7 +28,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, with everything fi
 pub struct Cli {
     /// What every subcommand takes.
     #[command(flatten)]
-    pub global: Global,
+    pub global: GlobalArgs,
     /// What is to be done.
     #[command(subcommand)]
     pub command: Command,
@@ -41,7 +45,7 @@ impl Cli {
 
 /// The same command line in which -1 is a value wherever one is expected: the option it is for then says what it
 /// expects, where clap would have taken it for an option that there is not.
-fn with_negative_numbers(line: Line) -> Line {
+fn with_negative_numbers(line: ClapCommand) -> ClapCommand {
     let line = line.mut_args(|arg| match arg.get_action().takes_values() {
         true => arg.allow_negative_numbers(true),
         false => arg,
@@ -49,41 +53,62 @@ fn with_negative_numbers(line: Line) -> Line {
     line.mut_subcommands(with_negative_numbers)
 }
 
-/// Options that stand before or after the subcommand.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Everywhere")]
-pub struct Global {
-    /// Where to compute [default: CUDA where built in and present, else the CPU]
-    #[arg(long, global = true, value_name = "cpu|cuda|cuda:N")]
-    pub device: Option<DeviceChoice>,
-    /// The type of the base's weights [default: f32 on the CPU, the file's on CUDA]
-    #[arg(long, global = true, value_name = "TYPE")]
-    pub dtype: Option<Dtype>,
-    /// Threads on the CPU [default: one per core]
-    #[arg(long, global = true, value_name = "N", value_parser = threads)]
-    pub threads: Option<NonZeroUsize>,
-    /// The seed of everything random
-    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// Print results as one JSON document
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// No progress; results stay
-    #[arg(short, long, global = true)]
-    pub quiet: bool,
-    /// Take notices about adapters that are read for errors
-    #[arg(long, global = true)]
-    pub strict: bool,
-    /// Say more on stderr
-    #[arg(short, long, global = true, action = ArgAction::Count)]
-    pub verbose: u8,
+/// What lorakit does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the whole method on the base inside the binary, in two minutes
+    Demo(demo::DemoArgs),
+    /// Train experts into a library: one per task, per cluster, or one for all tasks; or all weights of the base
+    TrainExperts(Box<train_experts::TrainExpertsArgs>),
+    /// Cluster the experts of a library, or tasks, to train an expert per cluster
+    Cluster(cluster::ClusterArgs),
+    /// Score routers over a library on tasks
+    Eval(eval::EvalArgs),
+    /// From a library to target tasks: fine-tune from its mean, or weigh its experts by a few rows
+    Adapt(Box<adapt::AdaptArgs>),
+    /// Make one adapter of several experts, or add them to the base
+    Merge(merge::MergeArgs),
+    /// Compare what a merge computes with what the experts compute in their slots
+    Verify(verify::VerifyArgs),
+    /// Write text after a prompt
+    Generate(generate::GenerateArgs),
+    /// Show which expert a router gives which token, in which layer
+    Explain(explain::ExplainArgs),
+    /// Write the logits of given tokens
+    Logits(logits::LogitsArgs),
+    /// Look into a library, and add, remove or check experts
+    #[command(subcommand)]
+    Library(library::LibraryCommand),
+    /// Look at tasks and their rows
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Look at a base
+    #[command(subcommand)]
+    Base(base::BaseCommand),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
 }
 
-/// Threads that a machine could have; far more would only bring it to a standstill.
-fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    const MOST: usize = 1024;
-    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST);
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+impl Command {
+    /// Runs the command.
+    pub fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Self::Demo(args) => demo::run(args, context),
+            Self::TrainExperts(args) => train_experts::run(*args, context),
+            Self::Cluster(args) => cluster::run(args, context),
+            Self::Adapt(args) => adapt::run(*args, context),
+            Self::Eval(args) => eval::run(args, context),
+            Self::Merge(args) => merge::run(args, context),
+            Self::Verify(args) => verify::run(args, context),
+            Self::Generate(args) => generate::run(args, context),
+            Self::Explain(args) => explain::run(args, context),
+            Self::Logits(args) => logits::run(args, context),
+            Self::Library(command) => library::run(command, context),
+            Self::Task(command) => task::run(command, context),
+            Self::Base(command) => base::run(command, context),
+            Self::Completions(args) => completions::run(args, context),
+        }
+    }
 }
 
 #[cfg(test)]

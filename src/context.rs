@@ -1,13 +1,12 @@
 //! What every command is given: where to compute, the seed, how to speak to the user, and when to stop.
 
-use crate::cli::Global;
+use crate::args::global_args::{DeviceChoice, Dtype, GlobalArgs};
 use crate::interrupt::Interrupt;
-use crate::output::Output;
-use crate::progress;
+use crate::output::console::Output;
+use crate::output::progress_bar::TrainingBars;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use lorakit_fit::{Reporter, TrainingHooks};
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 /// What every command is given.
@@ -26,50 +25,9 @@ pub struct Context {
     dtype: Option<Dtype>,
 }
 
-/// `--device` as typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The processor.
-    Cpu,
-    /// A CUDA device, by its number.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a device"));
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", index)) => number(index).map(Self::Cuda),
-            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
-/// `--dtype` as typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Dtype {
-    F32,
-    Bf16,
-    F16,
-}
-
-impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-        }
-    }
-}
-
 impl Context {
     /// The context that the global options describe.
-    pub fn new(global: &Global) -> Result<Self> {
+    pub fn new(global: &GlobalArgs) -> Result<Self> {
         Ok(Self {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
             seed: global.seed,
@@ -82,9 +40,9 @@ impl Context {
     }
 
     /// Tells of what was accepted leniently; under --strict that is an error.
-    pub fn lenient(&self, text: impl std::fmt::Display) -> Result<()> {
+    pub fn warn(&self, text: impl std::fmt::Display) -> Result<()> {
         anyhow::ensure!(!self.strict, "{text} (an error under --strict)");
-        self.output.notice(text);
+        self.output.warn(text);
         Ok(())
     }
 
@@ -102,7 +60,7 @@ impl Context {
             Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
             None if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
             None => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
-                self.output.notice(format!("no card can be used, so that the CPU computes: {error}"));
+                self.output.warn(format!("no card can be used, so that the CPU computes: {error}"));
                 Device::Cpu
             })),
             Some(DeviceChoice::Cuda(_)) if !candle_core::utils::cuda_is_available() => {
@@ -141,12 +99,12 @@ impl Reporter for Context {
     }
 
     fn warn(&self, text: &str) {
-        self.output.notice(text);
+        self.output.warn(text);
     }
 
-    /// From here on the first Ctrl-C stops the run at the end of its step.
+    /// Until the hooks are dropped, the first Ctrl-C stops training at the end of its step.
     fn training(&self) -> TrainingHooks<'_> {
-        let mut bars = progress::Training::new(self.output);
-        TrainingHooks { stop: Box::new(self.interrupt.hold()), on_event: Box::new(move |event| bars.watch(event)) }
+        let mut bars = TrainingBars::new(self.output);
+        TrainingHooks { stop: Box::new(self.interrupt.hold()), on_event: Box::new(move |event| bars.on_event(event)) }
     }
 }

@@ -20,7 +20,7 @@ pub struct Interrupt {
 }
 
 /// For as long as this lives, the first Ctrl-C only sets the flag; the second ends the process.
-pub struct Held<'a>(&'a Interrupt);
+pub struct HeldInterrupt<'a>(&'a Interrupt);
 
 impl Interrupt {
     /// Takes charge of Ctrl-C. All files are written under temporary names, so ending at once leaves none half done.
@@ -39,13 +39,13 @@ impl Interrupt {
 
     /// From here on the first Ctrl-C only sets the flag, which the caller looks at. It is set already where one came too
     /// late for whoever held it before.
-    pub fn hold(&self) -> Held<'_> {
+    pub fn hold(&self) -> HeldInterrupt<'_> {
         self.ends.store(self.asked.load(Ordering::Relaxed), Ordering::Relaxed);
-        Held(self)
+        HeldInterrupt(self)
     }
 }
 
-impl Deref for Held<'_> {
+impl Deref for HeldInterrupt<'_> {
     type Target = AtomicBool;
 
     fn deref(&self) -> &AtomicBool {
@@ -53,7 +53,7 @@ impl Deref for Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldInterrupt<'_> {
     fn drop(&mut self) {
         if self.0.ends.swap(true, Ordering::Relaxed) {
             self.0.asked.store(true, Ordering::Relaxed);

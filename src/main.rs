@@ -2,26 +2,18 @@
 //!
 //! One file per subcommand, in [`commands`], holds its arguments and its action.
 
-mod base_source;
+mod args;
+mod base;
 mod cli;
-mod clustering;
 mod commands;
-mod companions;
 mod context;
 mod demo;
-mod explanation;
 mod interrupt;
-mod merged_base;
 mod output;
-mod pico;
-mod progress;
+mod pages;
+mod routing_trace;
 mod scoring;
-mod settings;
-mod slots;
-mod tasks;
 mod training;
-mod typed;
-mod usage;
 
 use cli::Cli;
 use context::Context;
@@ -36,11 +28,11 @@ fn main() -> ExitCode {
     set_threads(cli.global.threads);
     let context = match Context::new(&cli.global) {
         Ok(context) => context,
-        Err(error) => return output::failure(&error),
+        Err(error) => return output::console::failure(&error),
     };
     match cli.command.run(&context) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output::failure(&error),
+        Err(error) => output::console::failure(&error),
     }
 }
 

@@ -1,8 +1,9 @@
 //! The report of a training run: as JSON, as a table, and as the command's exit.
 
 use crate::interrupt::Interrupted;
-use crate::output::{counted, number, table};
+use crate::output::text_table::{number, table};
 use anyhow::{Result, ensure};
+use lorakit_fit::pluralize;
 use lorakit_fit::training::{TrainedExpert, TrainingReport};
 use serde_json::{Value, json};
 
@@ -41,7 +42,7 @@ pub fn outcome(report: &TrainingReport) -> Result<()> {
     ensure!(
         failed.is_empty(),
         "{} failed, and what else was finished is in the library: {}{again}",
-        counted(failed.len(), "expert"),
+        pluralize(failed.len(), "expert"),
         failed.join("; ")
     );
     Ok(())

@@ -1,15 +1,15 @@
 //! `adapt`: from a library to target tasks.
 
-use crate::base_source::BaseSource;
+use crate::args::task_args::{self, TaskArgs};
+use crate::args::train_config_args::TrainConfigArgs;
+use crate::args::usage::{self, count};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
 use crate::interrupt::Interrupted;
-use crate::output::{counted, entry, number, table};
-use crate::progress;
-use crate::scoring::tables::cell;
-use crate::settings::SettingArgs;
-use crate::tasks::{self, TaskArgs};
+use crate::output::progress_bar;
+use crate::output::score_tables::cell;
+use crate::output::text_table::{help_entry, number, table};
 use crate::training;
-use crate::usage::{self, count};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -17,6 +17,7 @@ use lorakit_eval::Results;
 use lorakit_fit::adapt::{
     AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, METHODS, Method, Outcomes, evaluate_adapted,
 };
+use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
 use lorakit_fit::{OpenLibrary, lock};
 use lorakit_task::Task;
@@ -46,7 +47,7 @@ pub struct AdaptArgs {
     #[arg(long, value_name = "F", default_value = "1")]
     fraction: Fraction,
     #[command(flatten)]
-    settings: SettingArgs,
+    settings: TrainConfigArgs,
     /// Only the first test rows in the check of what came of it
     #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
@@ -60,7 +61,7 @@ pub struct AdaptArgs {
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
-    let lines: Vec<String> = METHODS.iter().map(|(name, what)| entry(name, what)).collect();
+    let lines: Vec<String> = METHODS.iter().map(|(name, what)| help_entry(name, what)).collect();
     format!("Methods, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
@@ -77,14 +78,14 @@ struct Report {
 pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
-    let place = args.base.locate(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let place = args.base.resolve(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     let opened = match (&args.library, args.method.needs_library()) {
         (Some(root), true) => Some(OpenLibrary::open(root, &base, &args.experts)?),
         (None, true) => None,
         (given, false) => {
             if given.is_some() {
-                context.output.notice(format!("--method {} starts from no library", args.method.name()));
+                context.output.warn(format!("--method {} starts from no library", args.method.name()));
             }
             None
         }
@@ -127,7 +128,7 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
 fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary) -> Result<()> {
     for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
         for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
-            tasks::ensure_unseen(task, expert, record)?;
+            task_args::ensure_unseen(task, expert, record)?;
         }
     }
     Ok(())
@@ -162,12 +163,12 @@ fn evaluate(
     limit: Option<usize>,
     context: &Context,
 ) -> Result<Results> {
-    let bar = progress::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "check");
+    let bar = progress_bar::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "check");
     let results = evaluate_adapted(train, library, tasks, limit, &mut |event| match event {
         EvaluationEvent::Started { column, task } => bar.set_message(format!("{column} on {task},")),
         EvaluationEvent::Finished => bar.inc(1),
         EvaluationEvent::Skipped { task, error } => {
-            bar.suspend(|| context.output.notice(format!("task `{task}` is not checked: {error:#}")));
+            bar.suspend(|| context.output.warn(format!("task `{task}` is not checked: {error:#}")));
             bar.inc(COLUMNS.len() as u64);
         }
     })?;
@@ -238,7 +239,7 @@ fn outcome(fits: &Outcomes) -> Result<()> {
         return Ok(());
     }
     let each: Vec<String> = fits.failed.iter().map(|(task, error)| format!("`{task}`: {error:#}")).collect();
-    bail!("{} failed, and what else was finished is there: {}", counted(each.len(), "task"), each.join("; "))
+    bail!("{} failed, and what else was finished is there: {}", pluralize(each.len(), "task"), each.join("; "))
 }
 
 /// The experts of the largest weights, each with its mean over the groups.
@@ -254,6 +255,6 @@ fn strongest(weights: &Value) -> String {
     match all.len().saturating_sub(shown.len()) {
         0 if shown.is_empty() => "none".to_owned(),
         0 => shown.join(", "),
-        more => format!("{}, {}", shown.join(", "), counted(more, "other")),
+        more => format!("{}, {}", shown.join(", "), pluralize(more, "other")),
     }
 }

@@ -1,15 +1,16 @@
 //! `base`: what a base is, and what it needs.
 
-use crate::base_source::BaseSource;
+use crate::args::train_config_args;
+use crate::base::base_source::BaseSource;
+use crate::base::pico;
 use crate::context::Context;
-use crate::output::{bytes, make_parent, table};
-use crate::pico;
-use crate::settings;
+use crate::output::console::make_parent;
+use crate::output::text_table::{bytes, table};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;
 use lorakit_train::TrainConfig;
-use lorakit_train::memory_estimate::{self, DeviceMemory};
+use lorakit_train::memory_estimate::{self, BackwardMode, DeviceMemory, MemoryEstimate};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -59,9 +60,9 @@ pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
 
 fn info(args: InfoArgs, context: &Context) -> Result<()> {
     let mut settings = TrainConfig::default();
-    settings::assign(&mut settings, &args.set)?;
+    train_config_args::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;
-    settings::ensure_targets(&settings, &base)?;
+    train_config_args::ensure_targets(&settings, &base)?;
     let needs = Needs::of(&base, &settings)?;
     context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
 }
@@ -70,9 +71,9 @@ fn info(args: InfoArgs, context: &Context) -> Result<()> {
 struct Needs {
     expert_parameters: u64,
     /// For one expert and for as many as share a pass at most.
-    training: Vec<(usize, memory_estimate::MemoryEstimate)>,
+    training: Vec<(usize, MemoryEstimate)>,
     /// All weights of the base.
-    full: memory_estimate::MemoryEstimate,
+    full: MemoryEstimate,
     /// By the number of experts.
     routing: Vec<(u64, u64)>,
 }
@@ -81,16 +82,7 @@ impl Needs {
     fn of(base: &Base, settings: &TrainConfig) -> Result<Self> {
         let expert_parameters = memory_estimate::expert_parameters(base, settings)?;
         let training = |experts| {
-            Ok((
-                experts,
-                memory_estimate::estimate(
-                    base,
-                    &[],
-                    experts,
-                    settings,
-                    memory_estimate::BackwardMode::of_adapters(base),
-                )?,
-            ))
+            Ok((experts, memory_estimate::estimate(base, &[], experts, settings, BackwardMode::of_adapters(base))?))
         };
         // A library is stacked in f32 beside the base.
         let routing = |experts| (experts, base.weight_bytes() + 4 * experts * expert_parameters);

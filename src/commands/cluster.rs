@@ -1,19 +1,21 @@
 //! `cluster`: which experts, and so which tasks, belong together.
 
-use crate::base_source::BaseSource;
-use crate::clustering::tables;
+use crate::args::task_args::DataArgs;
+use crate::args::usage::{self, share, size};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::{counted, make_parent};
-use crate::tasks::DataArgs;
-use crate::usage::{self, share, size};
+use crate::output::cluster_tables;
+use crate::output::console::make_parent;
+use crate::pages::cluster_page;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::Library;
 use lorakit_cluster::{
     Clusters, CurvePoint, Experts, MbcOptions, Method, Partition, Report, Space, Spaces, embedding as by_embedding,
-    page, random,
+    random,
 };
 use lorakit_fit::cluster::{ClusterCount, ROWS, cluster_experts, embed_tasks, mean, open_experts, records};
+use lorakit_fit::pluralize;
 use lorakit_task::Task;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -150,7 +152,7 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
         names.len() > 1,
         "{}: {} to cluster; expected at least two. `lorakit train-experts` and `lorakit library add` make more",
         root.display(),
-        counted(names.len(), "expert")
+        pluralize(names.len(), "expert")
     );
     let records = records(&library, &names)?;
     let experts = open_experts(&library, names, &records)?;
@@ -164,12 +166,12 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the report was made in a space of these")?;
         make_parent(path)?;
-        lorakit_format::atomic::write_file(path, page(&report, similarity).as_bytes())?;
+        lorakit_format::atomic::write_file(path, cluster_page::html(&report, similarity)?.as_bytes())?;
     }
     args.write(&clusters)?;
     context
         .output
-        .result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || tables::summary(&report))
+        .result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || cluster_tables::summary(&report))
 }
 
 /// Clusters of tasks for which there are no experts yet.
@@ -188,9 +190,9 @@ fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
     args.write(&clusters)?;
     let members: Vec<Value> =
         clusters.clusters().iter().map(|cluster| json!({ "name": cluster.name, "tasks": cluster.tasks })).collect();
-    context
-        .output
-        .result(&json!({ "out": args.out, "k": partition.k(), "clusters": members }), || tables::of_tasks(&clusters))
+    context.output.result(&json!({ "out": args.out, "k": partition.k(), "clusters": members }), || {
+        cluster_tables::of_tasks(&clusters)
+    })
 }
 
 /// The experts to be clustered.
@@ -243,8 +245,8 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 /// The embeddings of the tasks that were given.
 fn embeddings(args: &ClusterArgs, context: &Context) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
-    let place = args.base.as_ref().context("--method embedding needs --base")?.locate(context)?;
-    embed_tasks(&place.base(context)?, &place.vocabulary()?, &tasks, args.rows)
+    let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
+    embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)
 }
 
 /// The embedding of an expert: the mean over its tasks, or over the task of its name where nothing is recorded.

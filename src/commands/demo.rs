@@ -1,54 +1,63 @@
-//! `demo`: the whole method on the base inside the binary, with tables and a report.
+//! `demo`: runs the full pipeline on the bundled model.
 
 use crate::context::Context;
-use crate::demo::lineup::{self, Contender};
-use crate::demo::page::{self, Shown};
-use crate::demo::world::World;
-use crate::demo::{findings, method};
+use crate::demo::evaluation::{self, ScoreRow};
+use crate::demo::setup::Setup;
+use crate::demo::{findings, pipeline};
+use crate::pages::demo_page::{self, DemoResults};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::Results;
 use lorakit_format::atomic::write_file;
+use serde::Serialize;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The arguments of `demo`.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
-    /// Where libraries, results.json and report.html go
+    /// Folder for the libraries, results.json and report.html
     #[arg(long, value_name = "DIR", default_value = "lorakit-demo")]
     out: PathBuf,
-    /// A tenth of the work
+    /// Do about a tenth of the work
     #[arg(long)]
     quick: bool,
 }
 
-/// Trains, clusters, trains again, scores, and reports.
+#[derive(Serialize)]
+struct DemoDocument<'a> {
+    results: &'a Results,
+    findings: &'a [String],
+    report: &'a Path,
+}
+
+/// Trains, clusters, trains again, scores, and writes the report.
 pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
-    let world = World::open(args.quick, context)?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be made", args.out.display()))?;
-    let (libraries, found) = method::run(&world, &args.out, context)?;
+    let setup = Setup::open(args.quick, context)?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
+    let (libraries, clusters) = pipeline::run(&setup, &args.out, context)?;
     let mut results = Results::default();
     (results.config, results.versions) = (
         json!({ "demo": true, "quick": args.quick, "seed": context.seed }),
         json!({ "lorakit": env!("CARGO_PKG_VERSION") }),
     );
-    let contenders = lineup::score(&world, &libraries, &mut results, context)?;
-    let routing = lineup::routing_by_family(&world, &libraries.private)?;
+    let scores = evaluation::score(&setup, &libraries, &mut results, context)?;
+    let routing = evaluation::routing_by_family(&setup, &libraries.private)?;
     let shown =
-        Shown { world: &world, libraries: &libraries, found: &found, contenders: &contenders, routing: &routing };
+        DemoResults { setup: &setup, libraries: &libraries, clusters: &clusters, scores: &scores, routing: &routing };
     let report = args.out.join("report.html");
     write_file(&args.out.join("results.json"), results.to_json()?.as_bytes())?;
-    write_file(&report, page::html(&shown).as_bytes())?;
-    let sentences = findings::sentences(&contenders, &found);
-    let document = json!({ "results": results, "findings": sentences, "report": report });
-    context.output.result(&document, || story(&contenders, &sentences, &args.out.display().to_string()))
+    write_file(&report, demo_page::html(&shown)?.as_bytes())?;
+    let findings = findings::sentences(&scores, &clusters);
+    let document = DemoDocument { results: &results, findings: &findings, report: &report };
+    context.output.result(&document, || text(&scores, &findings, &args.out))
 }
 
-fn story(contenders: &[Contender], sentences: &[String], out: &str) -> String {
+fn text(scores: &[ScoreRow], findings: &[String], out: &Path) -> String {
     format!(
-        "{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {out}",
-        lineup::text(contenders),
-        sentences.join("\n")
+        "{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {}",
+        evaluation::text(scores),
+        findings.join("\n"),
+        out.display()
     )
 }

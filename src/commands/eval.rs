@@ -1,16 +1,16 @@
 //! `eval`: scores routers over one library on tasks.
 
-use crate::base_source::BaseSource;
+use crate::args::adapter_args;
+use crate::args::router_arg::RouterArg;
+use crate::args::task_args::{self, FitArgs, TaskArgs};
+use crate::args::usage::{self, count};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
 use crate::interrupt::Interrupted;
-use crate::progress;
+use crate::output::progress_bar;
+use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
 use crate::scoring::store::{Place, Store};
-use crate::scoring::tables::tables;
-use crate::slots;
-use crate::tasks::{self, FitArgs, TaskArgs};
-use crate::typed::Typed;
-use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
-#[command(after_help = slots::routers())]
+#[command(after_help = adapter_args::routers())]
 pub struct EvalArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
@@ -40,7 +40,7 @@ pub struct EvalArgs {
     tasks: TaskArgs,
     /// Routers with their settings, such as base arrow:top_k=2; all are listed below
     #[arg(long, required = true, num_args = 1.., value_name = "R")]
-    router: Vec<Typed>,
+    router: Vec<RouterArg>,
     #[command(flatten)]
     fit: FitArgs,
     /// A folder for results.json; results of the same routers and tasks are replaced there
@@ -69,7 +69,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let fit = args.fit.load(data)?;
     if args.split != Split::All {
         let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
-        pairs.into_iter().try_for_each(|(task, fit)| tasks::ensure_apart(task, fit))?;
+        pairs.into_iter().try_for_each(|(task, fit)| task_args::ensure_apart(task, fit))?;
     }
     let mut failures = Failures::default();
     // What cannot be scored is found before anything slow begins.
@@ -79,18 +79,18 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     }
     let routers = distinct(&args.router);
     if !fit.is_empty() && routers.iter().all(|typed| typed.router.lesson().is_none()) {
-        context.output.notice("none of these routers learns anything, and --fit is not used");
+        context.output.warn("none of these routers learns anything, and --fit is not used");
     }
-    let place = args.base.locate(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let place = args.base.resolve(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     if let (Some(record), false) = (place.record()?, args.split == Split::All) {
-        tasks.iter().try_for_each(|task| tasks::ensure_unseen(task, &args.base.to_string(), &record))?;
+        tasks.iter().try_for_each(|task| task_args::ensure_unseen(task, &args.base.to_string(), &record))?;
     }
     let opened = library(&args, &routers, &base)?;
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened, args.split)?;
     }
-    let tokenizer = || place.vocabulary();
+    let tokenizer = || place.tokenizer();
     let routing = opened.as_ref().map(|library| FitContext {
         base: &base,
         library,
@@ -104,7 +104,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
     let kept = Place { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = Store::open(kept, &routers, &tasks, config, context)?;
-    let bar = progress::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
+    let bar = progress_bar::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
     for (router, line) in routers.iter().zip(&lineup) {
         for (index, task) in tasks.iter().enumerate() {
             let Some(RoutedPatches { patches, templates }) = line.of(index) else {
@@ -135,7 +135,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
 }
 
 /// The routers in the order typed, each once.
-fn distinct(typed: &[Typed]) -> Vec<Typed> {
+fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
     let mut seen = BTreeSet::new();
     typed.iter().filter(|router| seen.insert(router.text.clone())).cloned().collect()
 }
@@ -149,7 +149,7 @@ impl EvalArgs {
 }
 
 /// The library, where a router needs one. One that none needs must be there all the same, or its name is a slip.
-fn library(args: &EvalArgs, routers: &[Typed], base: &Base) -> Result<Option<OpenLibrary>> {
+fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
     if routers.iter().all(|typed| typed.router == Router::Base) {
         return Library::open(root).map(|_| None);
@@ -164,7 +164,7 @@ fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary, split: Split) -> Result<(
     }
     for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
         for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
-            tasks::ensure_unseen(task, expert, record)?;
+            task_args::ensure_unseen(task, expert, record)?;
         }
     }
     Ok(())
@@ -190,13 +190,13 @@ impl<'a> Line<'a> {
 /// All routers, ready. One that cannot be built, for any task where it is another for each, fails before any is scored;
 /// one that cannot for some is scored on the others.
 fn lineup<'a>(
-    routers: &[Typed],
+    routers: &[RouterArg],
     tasks: &[Task],
     routing: Option<&FitContext<'_, 'a>>,
     failures: &mut Failures,
     context: &Context,
 ) -> Result<Vec<Line<'a>>> {
-    let mut line = |Typed { router, text }: &Typed| -> Result<Line<'a>> {
+    let mut line = |RouterArg { router, text }: &RouterArg| -> Result<Line<'a>> {
         let Some(routing) = routing else { return Ok(Line::Same(RoutedPatches::plain(Patches::none()))) };
         if !depends_on_task(routing, router) {
             return build_router(routing, router, None, None).map(Line::Same);
@@ -224,7 +224,7 @@ fn lineup<'a>(
 /// What decided the scores.
 fn config(
     args: &EvalArgs,
-    routers: &[Typed],
+    routers: &[RouterArg],
     tasks: &[Task],
     routing: Option<&FitContext>,
     base: &Base,
@@ -238,12 +238,12 @@ fn config(
         "base": { "name": base.identity().name, "fingerprint": base.identity().fingerprint },
         "dtype": base.narrowed().map(|dtype| dtype.as_str()),
         "experts": experts,
-        "fit": fit.iter().map(tasks::document).collect::<Vec<_>>(),
+        "fit": fit.iter().map(task_args::document).collect::<Vec<_>>(),
         "library": args.library,
         "limit": args.limit,
         "routers": typed,
         "seed": seed,
         "split": args.split,
-        "tasks": tasks.iter().map(tasks::document).collect::<Vec<_>>(),
+        "tasks": tasks.iter().map(task_args::document).collect::<Vec<_>>(),
     })
 }

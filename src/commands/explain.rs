@@ -1,11 +1,13 @@
 //! `explain`: which expert a router gives which token, in which layer.
 
-use crate::base_source::BaseSource;
+use crate::args::router_arg::RouterArg;
+use crate::args::task_args::{DataArgs, FitArgs};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::explanation::{Explanation, LEFT_OVER, Share, Trace, page};
-use crate::output::{make_parent, table};
-use crate::tasks::{DataArgs, FitArgs};
-use crate::typed::Typed;
+use crate::output::console::make_parent;
+use crate::output::text_table::table;
+use crate::pages::routing_trace_page;
+use crate::routing_trace::{RoutingTrace, Share, TraceObserver, UNASSIGNED};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::router::build_router;
@@ -29,7 +31,7 @@ pub struct ExplainArgs {
     library: PathBuf,
     /// A router that chooses by what it reads, such as arrow:top_k=2
     #[arg(long, value_name = "R")]
-    router: Typed,
+    router: RouterArg,
     /// The text to be read
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -45,12 +47,12 @@ pub struct ExplainArgs {
 /// Reads the prompt under the router, and shows what was chosen.
 pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let typed = &args.router;
-    let place = args.base.locate(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let place = args.base.resolve(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     let opened = OpenLibrary::open(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(data)?;
-    let tokenizer = || place.vocabulary();
+    let tokenizer = || place.tokenizer();
     let over = FitContext {
         base: &base,
         library: &opened,
@@ -60,15 +62,15 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
         seed: context.seed,
         reporter: context,
     };
-    let trace = Arc::new(Trace::default());
-    let filling =
-        build_router(&over, &typed.router, None, Some(trace.clone())).with_context(|| format!("--router {typed}"))?;
+    let observer = Arc::new(TraceObserver::default());
+    let filling = build_router(&over, &typed.router, None, Some(observer.clone()))
+        .with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
     ensure!(!ids.is_empty(), "--prompt: no token to explain");
     let whole = Example::encode_prompt(&args.prompt, &vocabulary, usize::MAX)?.len();
     if ids.len() < whole {
-        context.output.notice(format!(
+        context.output.warn(format!(
             "--prompt has {whole} tokens, and the base takes {}: its beginning is left out",
             base.config().max_positions
         ));
@@ -76,38 +78,38 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let template = filling.templates.of(&[&ids])?.pop().unwrap_or_default();
     let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
     base.hidden(&ids, &base.plan(rows), &filling.patches)?;
-    let explanation = Explanation {
+    let trace = RoutingTrace {
         router: typed.text.clone(),
         prompt: args.prompt,
         tokens: ids.iter().map(|&id| (id, vocabulary.token(id).unwrap_or_default())).collect(),
         experts: &opened.experts,
-        choices: trace.choices(),
+        choices: observer.take(),
     };
     ensure!(
-        !explanation.choices.is_empty(),
+        !trace.choices.is_empty(),
         "--router {typed}: it gives every token the same experts, so that there is no choice to explain; \
          routers that choose are arrow, cm, tp, phatgoose, evidence"
     );
     if let Some(path) = &args.out {
         make_parent(path)?;
-        lorakit_format::atomic::write_file(path, page::html(&explanation).as_bytes())?;
+        lorakit_format::atomic::write_file(path, routing_trace_page::html(&trace)?.as_bytes())?;
         context.output.status(format!("{}: every choice", path.display()));
     }
-    context.output.result(&explanation.document(), || text(&explanation))
+    context.output.result(&trace.document(), || text(&trace))
 }
 
 /// A line for each token: the experts that lead, averaged over all choices.
-fn text(explanation: &Explanation) -> String {
-    let averaged = explanation.averaged(explanation.choices.iter());
+fn text(trace: &RoutingTrace) -> String {
+    let averaged = trace.averaged(trace.choices.iter());
     let cells = |shares: &[Share]| {
-        let cell = |share: &Share| format!("{} {:.2}", explanation.name(share.expert), share.weight);
+        let cell = |share: &Share| format!("{} {:.2}", trace.name(share.expert), share.weight);
         let named: Vec<String> = shares.iter().take(LEADING).map(cell).collect();
-        if named.is_empty() { LEFT_OVER.to_owned() } else { named.join(", ") }
+        if named.is_empty() { UNASSIGNED.to_owned() } else { named.join(", ") }
     };
     let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<Share>))| {
         vec![place.to_string(), token.escape_debug().to_string(), cells(shares)]
     };
-    let mut lines: Vec<Vec<String>> = explanation.tokens.iter().zip(&averaged).enumerate().map(line).collect();
-    lines.push(vec![String::new(), "all tokens".to_owned(), cells(&explanation.overall())]);
+    let mut lines: Vec<Vec<String>> = trace.tokens.iter().zip(&averaged).enumerate().map(line).collect();
+    lines.push(vec![String::new(), "all tokens".to_owned(), cells(&trace.overall())]);
     table(["", "token", "leading experts, averaged over sites"], lines)
 }

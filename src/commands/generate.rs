@@ -1,9 +1,9 @@
 //! `generate`: text after a prompt, as it is written.
 
-use crate::base_source::BaseSource;
+use crate::args::adapter_args::{self, AdapterArgs};
+use crate::args::usage::{self, count};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::slots::{self, SlotArgs};
-use crate::usage::{self, count};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{GenerationConfig, GenerationEvent, PatchedModel, generate};
@@ -15,13 +15,13 @@ use std::num::NonZeroUsize;
 
 /// The arguments of `generate`.
 #[derive(Args, Debug)]
-#[command(after_help = slots::routers())]
+#[command(after_help = adapter_args::routers())]
 pub struct GenerateArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
-    slots: SlotArgs,
+    slots: AdapterArgs,
     /// The text to go on from; - reads it from stdin
     #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
     prompt: String,
@@ -57,15 +57,15 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     usage::ensure(args.top_p == 1.0 || args.temperature > 0.0, || {
         "--top-p chooses at random; give a --temperature above 0".to_owned()
     })?;
-    let place = args.base.locate(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let place = args.base.resolve(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     let filling = args.slots.fill(&base, &place, context)?;
     let prompt = prompt(&args.prompt)?;
     let whole = Example::encode_prompt(&prompt, &vocabulary, usize::MAX)?.len();
     let room = Room::of(whole, args.max_new_tokens.map(NonZeroUsize::get), base.config().max_positions);
     let tokens = Example::encode_prompt(&prompt, &vocabulary, room.prompt)?;
-    if let Some(notice) = room.notice(whole, args.max_new_tokens, base.config().max_positions) {
-        context.output.notice(notice);
+    if let Some(notice) = room.warning(whole, args.max_new_tokens, base.config().max_positions) {
+        context.output.warn(notice);
     }
     let choice = if args.temperature == 0.0 {
         Choice::Greedy
@@ -126,7 +126,7 @@ impl Room {
     }
 
     /// What the user should know, where it is not as it was asked for.
-    fn notice(&self, whole: usize, wanted: Option<NonZeroUsize>, positions: usize) -> Option<String> {
+    fn warning(&self, whole: usize, wanted: Option<NonZeroUsize>, positions: usize) -> Option<String> {
         let Self { prompt, new } = self;
         if *prompt < whole {
             return Some(format!(

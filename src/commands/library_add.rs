@@ -1,8 +1,8 @@
 //! `library add`: PEFT folders become experts.
 
-use crate::base_source::BaseSource;
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::table;
+use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, ExpertRecord, Library};
@@ -76,11 +76,11 @@ pub struct Candidate {
 /// Adds all adapters, or none where one is not fit.
 pub fn run(args: &AddArgs, context: &Context) -> Result<()> {
     let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
-    admit(&args.library, args.base.as_ref(), &candidates, context)
+    add_all(&args.library, args.base.as_ref(), &candidates, context)
 }
 
 /// Adds candidates to the library at `root`, all or none, and tells which.
-pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], context: &Context) -> Result<()> {
+pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], context: &Context) -> Result<()> {
     let mut names = BTreeSet::new();
     if let Some(twice) = candidates.iter().find(|candidate| !names.insert(&candidate.name)) {
         bail!("two adapters would be named `{}`; name one of them: NAME={}", twice.name, twice.folder.display());
@@ -89,7 +89,7 @@ pub fn admit(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], c
     for Candidate { folder, adapter, .. } in candidates {
         let check = || base.as_ref().map_or(Ok(()), |base| adapter.check_against(&base.modules()));
         check().with_context(|| folder.display().to_string())?;
-        adapter.warnings().iter().try_for_each(|notice| context.lenient(format!("{}: {notice}", folder.display())))?;
+        adapter.warnings().iter().try_for_each(|notice| context.warn(format!("{}: {notice}", folder.display())))?;
         if let Some(base) = &base {
             tell_other_base(folder, adapter, &base.identity().name, context)?;
         }
@@ -129,7 +129,7 @@ impl Candidate {
 fn tell_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
     match &adapter.metadata().base_model {
-        Some(named) if last(named) != last(base) => context.lenient(format!(
+        Some(named) if last(named) != last(base) => context.warn(format!(
             "{}: base_model_name_or_path is `{named}`, and it is added for `{base}`, whose modules it fits",
             folder.display()
         )),

@@ -1,11 +1,12 @@
 //! `library check`: whether every file of a library is what it should be, and how an adapter_config.json is judged.
 
-use crate::base_source::BaseSource;
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::{counted, table};
+use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning};
+use lorakit_fit::pluralize;
 use lorakit_format::hash::sha256_of_file;
 use lorakit_format::read_text;
 use lorakit_model::Base;
@@ -111,7 +112,7 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
         told.map(Findings::table).collect::<Vec<_>>().join("\n\n")
     })?;
     let count = |findings: &Findings| {
-        format!("{} of {}", counted(findings.broken(context.strict), findings.noun), findings.found.len())
+        format!("{} of {}", pluralize(findings.broken(context.strict), findings.noun), findings.found.len())
     };
     let counts: Vec<String> = all.iter().filter(broken).map(count).collect();
     ensure!(counts.is_empty(), "{}: {} not as they should be", root.display(), counts.join(", "));
@@ -242,6 +243,6 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
     })?;
     let keys: Vec<&str> = refusals.iter().map(|refusal| refusal.key.as_str()).collect();
     ensure!(refusals.is_empty(), "{}: refused for {}", path.display(), keys.join(", "));
-    ensure!(accepted, "{}: {} under --strict", path.display(), counted(notices.len(), "notice"));
+    ensure!(accepted, "{}: {} under --strict", path.display(), pluralize(notices.len(), "notice"));
     Ok(())
 }

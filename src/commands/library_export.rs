@@ -1,8 +1,8 @@
 //! `library export`: each expert as the folder of a Hugging Face repository, with a model card.
 
+use crate::args::usage;
 use crate::context::Context;
-use crate::output::table;
-use crate::usage;
+use crate::output::text_table::table;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, AdapterMetadata, ExpertRecord, Library, LowRank, TaskRecord, write_expert};

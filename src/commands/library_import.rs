@@ -1,7 +1,7 @@
 //! `library import`: adapters that other programs wrote, read as data and nothing else.
 
-use super::library_add::{Candidate, Named, admit};
-use crate::base_source::BaseSource;
+use super::library_add::{Candidate, Named, add_all};
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -32,7 +32,7 @@ pub fn run(args: &ImportArgs, context: &Context) -> Result<()> {
         candidates.extend(read(named, context)?);
     }
     ensure!(!candidates.is_empty(), "every expert of these libraries is marked as deleted; nothing was imported");
-    admit(&args.library, args.base.as_ref(), &candidates, context)
+    add_all(&args.library, args.base.as_ref(), &candidates, context)
 }
 
 /// The experts of one folder.
@@ -59,7 +59,7 @@ fn read(named: &Named, context: &Context) -> Result<Vec<Candidate>> {
     for name in names {
         let MttlExpert { adapter, tasks, deleted } = MttlExpert::read(folder, &name)?;
         if deleted {
-            context.output.notice(format!("{place}: `{name}` is marked as deleted there, and left out"));
+            context.output.warn(format!("{place}: `{name}` is marked as deleted there, and left out"));
             continue;
         }
         let record = record(&name, &tasks, folder).with_context(|| format!("{place}: `{name}`"))?;

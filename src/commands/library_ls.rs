@@ -1,7 +1,7 @@
 //! `library ls`: the experts of a library, by their descriptions and records; no weights are read.
 
 use crate::context::Context;
-use crate::output::{ABSENT, bytes, number, table};
+use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::{CONFIG_FILE, ExpertRecord, Library, PeftConfig, WEIGHTS_FILE};

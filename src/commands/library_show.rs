@@ -2,7 +2,7 @@
 
 use super::library::NamesArgs;
 use crate::context::Context;
-use crate::output::{ABSENT, bytes, number, table};
+use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, LowRank};
 use serde_json::{Value, json};

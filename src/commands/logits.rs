@@ -1,10 +1,10 @@
 //! `logits`: the logits of given tokens, from one safetensors file into another. No tokenizer is needed.
 
-use crate::base_source::BaseSource;
+use crate::args::adapter_args::{self, AdapterArgs};
+use crate::args::usage;
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::make_parent;
-use crate::slots::{self, SlotArgs};
-use crate::usage;
+use crate::output::console::make_parent;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Args;
@@ -20,13 +20,13 @@ const BATCH_TOKENS: usize = 2048;
 
 /// The arguments of `logits`.
 #[derive(Args, Debug)]
-#[command(after_help = slots::routers())]
+#[command(after_help = adapter_args::routers())]
 pub struct LogitsArgs {
     /// The base: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
-    slots: SlotArgs,
+    slots: AdapterArgs,
     /// A file with input_ids [batch, seq], i64 or u32
     #[arg(long, value_name = "FILE.safetensors")]
     input: PathBuf,
@@ -48,12 +48,12 @@ pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
     usage::ensure(!is_same(&args.input, &args.out), || {
         format!("{}: --out is --input itself, which would be lost; give another --out", args.out.display())
     })?;
-    let place = args.base.locate(context)?;
+    let place = args.base.resolve(context)?;
     let base = place.base(context)?;
     let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
     let longest = base.config().max_positions;
     if ids.columns > longest {
-        context.output.notice(format!("rows of {} tokens, and the base was made for {longest}", ids.columns));
+        context.output.warn(format!("rows of {} tokens, and the base was made for {longest}", ids.columns));
     }
     let filling = args.slots.fill(&base, &place, context)?;
     let logits = logits(&base, &filling, &ids)?;

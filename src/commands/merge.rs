@@ -1,15 +1,18 @@
 //! `merge`: several experts of a library made one adapter, or added to their base.
 
-use crate::base_source::{BaseSource, Located};
+use crate::args::task_args::DataArgs;
+use crate::args::usage;
+use crate::base::base_source::BaseSource;
+use crate::base::merged_base;
+use crate::base::resolved_base::ResolvedBase;
 use crate::context::Context;
-use crate::merged_base;
-use crate::output::{counted, entry, make_parent, number, table};
-use crate::tasks::DataArgs;
-use crate::usage;
+use crate::output::console::make_parent;
+use crate::output::text_table::{help_entry, number, table};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
 use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
+use lorakit_fit::pluralize;
 use lorakit_fit::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record, task_record,
 };
@@ -113,7 +116,7 @@ impl MergeArgs {
     fn merge(
         &self,
         library: &Library,
-        base: Option<(&Located, &Base)>,
+        base: Option<(&ResolvedBase, &Base)>,
         context: &Context,
     ) -> Result<(Vec<Expert>, Made)> {
         let experts = experts(library, &self.experts)?;
@@ -127,7 +130,7 @@ impl MergeArgs {
     fn made(
         &self,
         library: &Library,
-        base: Option<(&Located, &Base)>,
+        base: Option<(&ResolvedBase, &Base)>,
         experts: Vec<Expert>,
         names: &[String],
         context: &Context,
@@ -150,14 +153,14 @@ impl MergeArgs {
         composition: &Composition,
         experts: Vec<Expert>,
         library: &Library,
-        base: Option<(&Located, &Base)>,
+        base: Option<(&ResolvedBase, &Base)>,
         context: &Context,
     ) -> Result<(Vec<Expert>, Made)> {
         let name = composition.name();
         let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
         let stacked = Experts::new(experts, base.sites(), base.device())?;
-        let rows = fitted_merge::rows(composition, &tasks, base, &place.vocabulary()?)?;
+        let rows = fitted_merge::rows(composition, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(composition, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
@@ -181,8 +184,8 @@ impl MergeArgs {
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
-    let lines = MERGES.iter().map(|about| entry(&about.typed(), about.summary)).collect::<Vec<_>>();
-    let fitted = COMPOSITIONS.iter().map(|about| entry(&about.typed(), about.summary)).collect::<Vec<_>>();
+    let lines = MERGES.iter().map(|about| help_entry(&about.typed(), about.summary)).collect::<Vec<_>>();
+    let fitted = COMPOSITIONS.iter().map(|about| help_entry(&about.typed(), about.summary)).collect::<Vec<_>>();
     format!(
         "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to rows of --fit, and need \
          --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
@@ -202,14 +205,14 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     args.ensure_usage(context)?;
     ensure_place(&args.out, args.overwrite)?;
     let library = Library::open(&args.library)?;
-    let base = args.base.as_ref().map(|base| base.locate(context)).transpose()?;
+    let base = args.base.as_ref().map(|base| base.resolve(context)).transpose()?;
     let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
     let (experts, Made { mut merged, record }) = args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;
     if merged.adapter.norm() == 0.0 {
-        context.lenient(format!(
+        context.warn(format!(
             "{}: every value of the merge is zero, so that it adds nothing to its base",
             args.out.display()
         ))?;
@@ -267,7 +270,7 @@ fn put(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 fn write_base(
     args: &MergeArgs,
     library: &Library,
-    (place, base): (&Located, &Base),
+    (place, base): (&ResolvedBase, &Base),
     (adapter, record): (&Adapter, &MergeRecord),
     context: &Context,
 ) -> Result<Rounding> {
@@ -384,7 +387,7 @@ fn human(document: &Value, verbose: bool) -> String {
         Some(0.0) => format!("a model is in {out}"),
         Some(lost) => format!("a model is in {out}; rounding to the base's type took {lost:.2e} of the merge's norm"),
     };
-    let (method, modules) = (text(&document["method"]), counted(list("modules").len(), "module"));
+    let (method, modules) = (text(&document["method"]), pluralize(list("modules").len(), "module"));
     let method = match document["fit"]["composition"].as_str() {
         Some(fitted) => format!("{fitted}, as {method}"),
         None => method,

@@ -1,10 +1,10 @@
 //! `task`: what tasks there are, and what their rows look like to a model.
 
-use crate::base_source::BaseSource;
+use crate::args::task_args::{self, DataArgs};
+use crate::args::usage::count;
+use crate::base::base_source::BaseSource;
 use crate::context::Context;
-use crate::output::table;
-use crate::tasks::{self, DataArgs};
-use crate::usage::count;
+use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer};
@@ -66,7 +66,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<()> {
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
     let entry = |task: &Task| {
         let [train, validation, test] = counts(task);
-        let mut entry = tasks::document(task);
+        let mut entry = task_args::document(task);
         entry["description"] = json!(task.description);
         entry["rows"] = json!({ "train": train, "validation": validation, "test": test });
         entry["choices"] = json!(task.has_choices());
@@ -92,7 +92,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<()> {
 
 fn show(args: &ShowArgs, context: &Context) -> Result<()> {
     let tasks = Task::load(&args.task, args.data.data.as_deref())?;
-    let vocabulary = args.base.as_ref().map(|base| base.locate(context)?.vocabulary()).transpose()?;
+    let vocabulary = args.base.as_ref().map(|base| base.resolve(context)?.tokenizer()).transpose()?;
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
     let document = json!({ "tasks": shown.iter().map(Shown::document).collect::<Vec<_>>() });
     context.output.result(&document, || shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"))
@@ -124,7 +124,7 @@ impl<'a> Shown<'a> {
             .tokens
             .as_ref()
             .map(|(example, vocabulary)| example.token_views(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
-        let mut document = tasks::document(self.task);
+        let mut document = task_args::document(self.task);
         document["row"] = json!(self.row.number);
         document["fields"] = json!(self.row.fields);
         document["prompt"] = json!(self.row.prompt);

@@ -1,13 +1,13 @@
 //! `train-experts`: one expert per task, per cluster of tasks, or one for all of them.
 
-use crate::base_source::BaseSource;
-use crate::clustering::tables;
-use crate::companions;
+use crate::args::task_args::TaskArgs;
+use crate::args::train_config_args::{TrainConfigArgs, ensure_targets};
+use crate::args::usage::count;
+use crate::base::base_source::BaseSource;
+use crate::base::model_files;
 use crate::context::Context;
-use crate::settings::{SettingArgs, ensure_targets};
-use crate::tasks::TaskArgs;
+use crate::output::cluster_tables;
 use crate::training;
-use crate::usage::count;
 use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -63,7 +63,7 @@ pub struct TrainExpertsArgs {
     #[arg(long)]
     restart: bool,
     #[command(flatten)]
-    settings: SettingArgs,
+    settings: TrainConfigArgs,
 }
 
 /// What is trained, where it is not one expert per task.
@@ -122,8 +122,8 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
         ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
     let plans = chosen(plans(&args, &tasks)?, &args.experts)?;
-    let place = args.base.locate(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.vocabulary()?);
+    let place = args.base.resolve(context)?;
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     ensure_targets(&settings, &base)?;
     let train = TrainContext {
         base: &base,
@@ -138,12 +138,12 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
         return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
     }
     let open = || place.trainable(context);
-    let companions = |folder: &Path| companions::write_for_f32(&place, folder);
+    let companions = |folder: &Path| model_files::write_for_f32(&place, folder);
     let model = FullFineTuning { open: &open, companions: &companions };
     let kind = args.which.kind(&settings, &model);
     let unused = unused(kind, &settings)?.join(", ");
     if !unused.is_empty() {
-        context.output.notice(format!("what is trained here does not use the settings {unused}"));
+        context.output.warn(format!("what is trained here does not use the settings {unused}"));
     }
     let report = train.train(kind, &library, &plans, &settings)?;
     context.output.result(&training::document(&report), || training::text(&report))?;
@@ -160,7 +160,9 @@ fn report_both_stages(stages: &TwoStageMbc, context: &Context) -> Result<()> {
     let mut document = training::document(experts);
     document["clusters"] = json!(file);
     document["private"] = training::document(private);
-    context.output.result(&document, || format!("{}\n\n{}", tables::of_tasks(clusters), training::text(experts)))?;
+    context
+        .output
+        .result(&document, || format!("{}\n\n{}", cluster_tables::of_tasks(clusters), training::text(experts)))?;
     training::outcome(experts)
 }
 

@@ -6,16 +6,18 @@
 //! rounding moves the logits is told beside it.
 
 use super::merge;
-use crate::base_source::{BaseSource, Located};
+use crate::args::usage::count;
+use crate::base::base_source::BaseSource;
+use crate::base::merged_base::{self, Kept};
+use crate::base::resolved_base::ResolvedBase;
 use crate::context::Context;
-use crate::merged_base::{self, Kept};
-use crate::output::{counted, table};
-use crate::progress;
-use crate::usage::count;
+use crate::output::progress_bar;
+use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library};
+use lorakit_fit::pluralize;
 use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
@@ -74,8 +76,8 @@ struct Compared {
 }
 
 /// What is compared, and on what.
-struct Bench<'a> {
-    place: &'a Located,
+struct Verifier<'a> {
+    place: &'a ResolvedBase,
     base: &'a Base,
     /// How it was opened, and what is held against it is.
     options: Options,
@@ -92,15 +94,15 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
     if let Some(folder) = &args.merged {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
     }
-    let place = args.base.locate(context)?;
+    let place = args.base.resolve(context)?;
     let base = place.base_as(&context.exact_options()?, context)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let bench = Bench::new(&place, &base, &args, context)?;
+    let verifier = Verifier::new(&place, &base, &args, context)?;
     let (compared, kept) = match &args.merged {
-        None => bench.experts(&merge::experts(&library, &args.experts)?)?,
-        Some(folder) => bench.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
+        None => verifier.experts(&merge::experts(&library, &args.experts)?)?,
+        Some(folder) => verifier.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
     };
     let failed: Vec<&str> = compared.iter().filter(|of| !of.ok).map(|of| of.name.as_str()).collect();
     let dtype = kept.dtype().as_str();
@@ -108,14 +110,14 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
         "ok": failed.is_empty(),
         "dtype": dtype,
         "tolerance": args.tolerance,
-        "tokens": bench.ids.len(),
+        "tokens": verifier.ids.len(),
         "compared": compared,
     });
-    context.output.result(&document, || human(&compared, dtype, &args, bench.ids.len()))?;
+    context.output.result(&document, || human(&compared, dtype, &args, verifier.ids.len()))?;
     ensure!(
         failed.is_empty(),
         "{} beyond the tolerance of {:e} on logits: {}",
-        counted(failed.len(), "merge"),
+        pluralize(failed.len(), "merge"),
         args.tolerance,
         failed.join(", ")
     );
@@ -128,7 +130,7 @@ fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -
         vec![
             of.name.clone(),
             number(of.difference),
-            of.rounding.map_or_else(|| crate::output::ABSENT.to_owned(), number),
+            of.rounding.map_or_else(|| crate::output::text_table::ABSENT.to_owned(), number),
             number(of.beyond_rounding),
             number(of.effect),
             if of.ok { "ok" } else { "too far" }.to_owned(),
@@ -143,8 +145,8 @@ fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -
     )
 }
 
-impl<'a> Bench<'a> {
-    fn new(place: &'a Located, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Result<Self> {
+impl<'a> Verifier<'a> {
+    fn new(place: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Result<Self> {
         let longest = LONGEST_ROW.min(base.config().max_positions);
         let mut stream = Key::new(context.seed, "verify").stream();
         let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
@@ -163,7 +165,7 @@ impl<'a> Bench<'a> {
         let plain = self.logits(self.base, &Patches::none())?;
         let mut kept = Element::F32;
         let mut compared = Vec::with_capacity(experts.len());
-        let bar = progress::bar(&self.context.output, experts.len() as u64, "verify");
+        let bar = progress_bar::bar(&self.context.output, experts.len() as u64, "verify");
         for of in experts {
             let added = || -> Result<Compared> {
                 of.adapter.check_against(&self.base.modules())?;
@@ -274,7 +276,7 @@ struct Recipe {
 }
 
 impl Recipe {
-    fn of(folder: &Path, library: &Library, args: &VerifyArgs, bench: &Bench) -> Result<Self> {
+    fn of(folder: &Path, library: &Library, args: &VerifyArgs, verifier: &Verifier) -> Result<Self> {
         let (record, experts) = match read_merge_record(folder)? {
             _ if !args.weights.is_empty() => {
                 let names = merge::experts(library, &args.experts)?;
@@ -282,8 +284,8 @@ impl Recipe {
                 ensure!(
                     of.len() == args.weights.len(),
                     "{} were given for {}: one each is needed",
-                    counted(args.weights.len(), "weight"),
-                    counted(of.len(), "expert")
+                    pluralize(args.weights.len(), "weight"),
+                    pluralize(of.len(), "expert")
                 );
                 (MergeRecord::new(Merge::Cat.to_string(), library, &of, &args.weights)?, names)
             }
@@ -298,25 +300,25 @@ impl Recipe {
         };
         for of in &record.experts {
             if library.weights_sha256(&of.name)? != of.sha256 {
-                bench
+                verifier
                     .context
                     .output
-                    .notice(format!("the expert `{}` is another than the one that was merged", of.name));
+                    .warn(format!("the expert `{}` is another than the one that was merged", of.name));
             }
         }
         let coefficients = record.coefficients();
         let merge: Merge = record.method.parse()?;
         let merged = merge.apply(&experts, &coefficients)?.adapter;
-        merged.check_against(&bench.base.modules())?;
+        merged.check_against(&verifier.base.modules())?;
         let name = format!("{} of {}", record.method, record.names().join(", "));
         Ok(Self { name, experts, coefficients, merge, merged })
     }
 
     /// The dynamic side: for the plain sum every expert in its slots by its weight, which takes no merge at all; for
     /// any other method the adapter that it makes.
-    fn patches(&self, bench: &Bench) -> Result<Patches> {
+    fn patches(&self, verifier: &Verifier) -> Result<Patches> {
         if self.merge != Merge::Cat {
-            return bench.alone(&self.merged);
+            return verifier.alone(&self.merged);
         }
         // Uniform routing weighs each expert by 1/n.
         let n = self.experts.len() as f64;
@@ -328,7 +330,7 @@ impl Recipe {
             Expert::new(expert.name.clone(), Adapter::new(scaled))
         };
         let experts = self.experts.iter().enumerate().map(weighed);
-        let experts = Experts::new(experts, bench.base.sites(), bench.base.device())?;
+        let experts = Experts::new(experts, verifier.base.sites(), verifier.base.device())?;
         Ok(Uniform::default().patches(&experts)?)
     }
 }

@@ -1,11 +1,9 @@
-//! The demo: the whole method on the base inside the binary, in a small world whose structure is known.
+//! The demo: the full pipeline on the bundled model, with tasks whose families are known.
 //!
-//! [`world`] is what there is to learn, [`method`] what is done with it, [`lineup`] how it is scored, [`findings`] what
-//! can be said of the scores, and [`page`] the report.
+//! [`setup`] opens base and tasks, [`pipeline`] trains and clusters, [`evaluation`] scores, and [`findings`] compares the
+//! scores with the papers' claims. The report is [`crate::pages::demo_page`].
 
-pub mod curves;
+pub mod evaluation;
 pub mod findings;
-pub mod lineup;
-pub mod method;
-pub mod page;
-pub mod world;
+pub mod pipeline;
+pub mod setup;

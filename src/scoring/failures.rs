@@ -2,9 +2,9 @@
 
 use crate::context::Context;
 use crate::interrupt::Interrupted;
-use crate::output::counted;
 use anyhow::{Error, Result, ensure};
 use lorakit_eval::EvalOptions;
+use lorakit_fit::pluralize;
 use lorakit_task::Task;
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ impl Failures {
             return Err(error);
         }
         let failure = Failure { router: router.map(str::to_owned), task: task.to_owned(), error: format!("{error:#}") };
-        context.output.notice(failure.told());
+        context.output.warn(failure.summary());
         self.0.push(failure);
         Ok(())
     }
@@ -56,15 +56,15 @@ impl Failures {
 
     /// How the command ends.
     pub fn outcome(&self) -> Result<()> {
-        let told: Vec<String> = self.0.iter().map(Failure::told).collect();
-        let many = counted(told.len(), "score");
-        ensure!(told.is_empty(), "{many} could not be had, and the rest is there: {}", told.join("; "));
+        let summary: Vec<String> = self.0.iter().map(Failure::summary).collect();
+        let many = pluralize(summary.len(), "score");
+        ensure!(summary.is_empty(), "{many} could not be had, and the rest is there: {}", summary.join("; "));
         Ok(())
     }
 }
 
 impl Failure {
-    fn told(&self) -> String {
+    fn summary(&self) -> String {
         let router = self.router.as_ref().map_or_else(String::new, |router| format!("--router {router}, "));
         format!("{router}task `{}`: {}", self.task, self.error)
     }

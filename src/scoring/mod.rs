@@ -2,4 +2,3 @@
 
 pub mod failures;
 pub mod store;
-pub mod tables;

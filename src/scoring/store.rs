@@ -1,7 +1,7 @@
 //! The scores of a run on disk, beside those of earlier runs.
 
+use crate::args::router_arg::RouterArg;
 use crate::context::Context;
-use crate::typed::Typed;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::atomic::write_file;
@@ -72,7 +72,7 @@ const EARLIER: &str = "earlier";
 
 impl Store {
     /// A place for the scores of `routers` on `tasks`, which `config` decides.
-    pub fn open(place: Place, routers: &[Typed], tasks: &[Task], config: Value, context: &Context) -> Result<Self> {
+    pub fn open(place: Place, routers: &[RouterArg], tasks: &[Task], config: Value, context: &Context) -> Result<Self> {
         let mut now = Results::default();
         (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
         let Some(folder) = place.folder else {
@@ -92,7 +92,7 @@ impl Store {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
         let mut file = read_before(&folder.join("results.json"))?;
         if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
-            context.output.notice(format!(
+            context.output.warn(format!(
                 "{}: results of other routers and tasks stay there, and came of other settings, which stay beside them",
                 folder.display()
             ));

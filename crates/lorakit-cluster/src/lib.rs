@@ -13,7 +13,7 @@
 //! - [`mbc()`], [`random()`], [`embedding()`]: three ways to a [`Partition`]; [`Embedded`] is MBC before the choice
 //!   of k.
 //! - [`Clusters`]: clusters.json; [`read_published`]: what others published.
-//! - [`Report`], from [`Spaces`] and [`curve`]; [`page`] is the same as HTML.
+//! - [`Report`], from [`Spaces`] and [`curve`].
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -36,15 +36,12 @@
 //! ```
 
 mod adjusted_rand;
-mod charts;
 mod clusters;
 mod delta;
 mod embedding;
 mod error;
 mod experts;
 mod flat;
-mod heat_map;
-mod html;
 mod kmeans;
 mod layout;
 mod mbc;
@@ -65,7 +62,6 @@ pub use clusters::{Cluster, Clusters, Method};
 pub use embedding::embedding;
 pub use error::{Cause, Error, Result};
 pub use experts::Experts;
-pub use html::{STYLE, escape, page, similarity_map};
 pub use kmeans::kmeans;
 pub use mbc::{Embedded, MbcOptions, On, mbc};
 pub use partition::Partition;

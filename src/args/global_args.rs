@@ -1,0 +1,84 @@
+//! Options that every subcommand takes.
+
+use candle_core::DType;
+use clap::{ArgAction, Args};
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+/// Options that stand before or after the subcommand.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct GlobalArgs {
+    /// Where to compute [default: CUDA where built in and present, else the CPU]
+    #[arg(long, global = true, value_name = "cpu|cuda|cuda:N")]
+    pub device: Option<DeviceChoice>,
+    /// The type of the base's weights [default: f32 on the CPU, the file's on CUDA]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub dtype: Option<Dtype>,
+    /// Threads on the CPU [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
+    pub threads: Option<NonZeroUsize>,
+    /// The seed of everything random
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print results as one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress; results stay
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Take notices about adapters that are read for errors
+    #[arg(long, global = true)]
+    pub strict: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Threads that a machine could have; far more would only bring it to a standstill.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    const MOST: usize = 1024;
+    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+}
+
+/// `--device` as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The processor.
+    Cpu,
+    /// A CUDA device, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a device"));
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => number(index).map(Self::Cuda),
+            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// `--dtype` as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        }
+    }
+}

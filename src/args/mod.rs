@@ -1,0 +1,8 @@
+//! Options that several subcommands share, and errors of wrong usage.
+
+pub mod adapter_args;
+pub mod global_args;
+pub mod router_arg;
+pub mod task_args;
+pub mod train_config_args;
+pub mod usage;

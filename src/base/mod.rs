@@ -1,0 +1,8 @@
+//! Bases: from `--base` to an open model, the bundled one, and bases with an adapter merged in.
+
+pub mod base_source;
+pub mod hub_download;
+pub mod merged_base;
+pub mod model_files;
+pub mod pico;
+pub mod resolved_base;

@@ -1,0 +1,62 @@
+//! pico: the base inside the binary, of Mistral's form, which `scripts/pretrain_pico.sh` makes.
+
+use anyhow::Result;
+use lorakit_format::atomic::create_folder;
+use lorakit_model::{Base, Bytes, Checkpoint, Config, Options};
+use lorakit_task::Tokenizer;
+use std::path::Path;
+
+const CONFIG: &str = include_str!("../pico/config.json");
+const TOKENIZER: &[u8] = include_bytes!("../pico/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("../pico/tokenizer_config.json");
+const WEIGHTS: &[u8] = include_bytes!("../pico/model.safetensors");
+
+/// pico, opened as any base is.
+pub fn base(options: &Options) -> Result<Base> {
+    Base::from_bytes("pico", CONFIG, Bytes::Static(WEIGHTS), options)
+}
+
+/// Its weights as they lie in the binary.
+pub fn checkpoint() -> Result<Checkpoint> {
+    Checkpoint::from_bytes("pico", Bytes::Static(WEIGHTS))
+}
+
+/// Its dimensions and constants.
+pub fn config() -> Result<Config> {
+    Config::parse(CONFIG, "pico")
+}
+
+/// Its tokenizer, one token a character.
+pub fn tokenizer() -> Result<Tokenizer> {
+    Ok(Tokenizer::from_bytes(TOKENIZER, "</s>")?)
+}
+
+/// Writes it as a Hugging Face model folder, for other tools.
+pub fn write(folder: &Path) -> Result<()> {
+    create_folder(folder, |folder| {
+        write_companions(folder)?;
+        Ok(std::fs::write(folder.join("model.safetensors"), WEIGHTS)?)
+    })
+}
+
+/// Writes what a model folder holds beside the weights into `folder`, which exists.
+pub fn write_companions(folder: &Path) -> Result<()> {
+    let files: [(&str, &[u8]); 3] = [
+        ("config.json", CONFIG.as_bytes()),
+        ("tokenizer.json", TOKENIZER),
+        ("tokenizer_config.json", TOKENIZER_CONFIG),
+    ];
+    Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    /// Libraries made for pico hold this fingerprint.
+    #[test]
+    fn its_fingerprint_never_changes() {
+        let base = super::base(&lorakit_model::Options::default()).unwrap();
+        assert_eq!(base.identity().fingerprint, "f28d6c2814da94ccd1374d3983a2bb524d2d8a4de0658406bfc5ecfb0ad7166d");
+    }
+}

@@ -1,0 +1,88 @@
+//! A base on this machine: opens its weights, configuration and tokenizer.
+
+use super::pico;
+use crate::context::Context;
+use anyhow::Result;
+use lorakit_adapter::ExpertRecord;
+use lorakit_model::{Base, Checkpoint, Config, Options};
+use lorakit_task::Tokenizer;
+use std::path::PathBuf;
+
+/// A base on this machine.
+pub enum ResolvedBase {
+    /// In a folder.
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Its name, where the folder does not have it.
+        name: Option<String>,
+    },
+    /// Bundled with the binary.
+    Pico,
+}
+
+impl ResolvedBase {
+    /// Opens its weights, memory-mapped, for inference.
+    pub fn base(&self, context: &Context) -> Result<Base> {
+        self.base_as(&context.base_options()?, context)
+    }
+
+    /// Opens its weights with the given options.
+    pub fn base_as(&self, options: &Options, context: &Context) -> Result<Base> {
+        let base = self.open(options)?;
+        let identity = base.identity();
+        context.output.detail(format!(
+            "base {}: {}, {} parameters, fingerprint {}",
+            identity.name,
+            identity.architecture,
+            base.parameters(),
+            identity.fingerprint
+        ));
+        Ok(base)
+    }
+
+    /// Its weights as stored.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        match self {
+            Self::Folder { folder, .. } => Checkpoint::open(folder),
+            Self::Pico => pico::checkpoint(),
+        }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> Result<Config> {
+        match self {
+            Self::Folder { folder, .. } => Config::read(folder),
+            Self::Pico => pico::config(),
+        }
+    }
+
+    /// Opens its weights as trainable variables, all in memory.
+    pub fn trainable(&self, context: &Context) -> Result<Base> {
+        self.open(&Options { trainable: true, ..context.base_options()? })
+    }
+
+    fn open(&self, options: &Options) -> Result<Base> {
+        Ok(match self {
+            Self::Folder { folder, name: None } => Base::open(folder, options)?,
+            Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),
+            Self::Pico => pico::base(options)?,
+        })
+    }
+
+    /// The record in its folder, where lorakit trained or merged it.
+    pub fn record(&self) -> Result<Option<ExpertRecord>> {
+        match self {
+            Self::Folder { folder, .. } => lorakit_fit::record_of_model(folder),
+            Self::Pico => Ok(None),
+        }
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match self {
+            Self::Folder { folder, .. } => Ok(Tokenizer::open(folder)?),
+            Self::Pico => pico::tokenizer(),
+        }
+    }
+}

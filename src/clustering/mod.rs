@@ -1,3 +1,0 @@
-//! Clusters on the terminal.
-
-pub mod tables;

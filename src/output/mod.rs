@@ -1,0 +1,7 @@
+//! What the user sees: results on stdout, progress and messages on stderr.
+
+pub mod cluster_tables;
+pub mod console;
+pub mod progress_bar;
+pub mod score_tables;
+pub mod text_table;

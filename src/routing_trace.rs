@@ -1,0 +1,178 @@
+//! Records which experts a router chose for each token at each site.
+
+use lorakit_lora::Site;
+use lorakit_route::{Experts, Observer, Routing};
+use serde::Serialize;
+use std::sync::{Mutex, PoisonError};
+
+/// The name of weight that no expert has.
+pub const UNASSIGNED: &str = "unassigned: the base, or the fallback of `evidence`";
+
+/// Collects every choice that a router makes over one prompt.
+#[derive(Default)]
+pub struct TraceObserver(Mutex<Vec<Choice>>);
+
+/// The choice at a site, or at some of its projections.
+pub struct Choice {
+    /// Index of the site.
+    pub site: usize,
+    /// The projections of the site that the choice is for.
+    pub projections: std::ops::Range<usize>,
+    /// For each token its experts, highest weight first.
+    pub tokens: Vec<Vec<Share>>,
+}
+
+/// An expert with its routing weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// Its index.
+    pub expert: usize,
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl Observer for TraceObserver {
+    fn saw(&self, routing: &Routing) {
+        let chosen =
+            routing.experts.chunks_exact(routing.per_token).zip(routing.weights.chunks_exact(routing.per_token));
+        let tokens = chosen.map(|(experts, weights)| {
+            let share = |(expert, weight): (&u32, &f32)| Share { expert: *expert as usize, weight: f64::from(*weight) };
+            sorted(experts.iter().zip(weights).filter(|(_, weight)| **weight != 0.0).map(share).collect())
+        });
+        let choice = Choice { site: routing.site, projections: routing.projections.clone(), tokens: tokens.collect() };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(choice);
+    }
+}
+
+/// Highest weight first; among equal ones, by name.
+fn sorted(mut shares: Vec<Share>) -> Vec<Share> {
+    shares.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
+    shares
+}
+
+impl TraceObserver {
+    /// Takes the recorded choices, in the order of sites and projections.
+    pub fn take(&self) -> Vec<Choice> {
+        let mut choices = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        choices.sort_by_key(|choice| (choice.site, choice.projections.start));
+        choices
+    }
+}
+
+/// All choices over one prompt.
+pub struct RoutingTrace<'a> {
+    /// The router as typed.
+    pub router: String,
+    /// The prompt.
+    pub prompt: String,
+    /// Each token: its id and its spelling in the vocabulary.
+    pub tokens: Vec<(u32, String)>,
+    /// The experts of the library.
+    pub experts: &'a Experts,
+    /// Every choice, site by site.
+    pub choices: Vec<Choice>,
+}
+
+/// The JSON document of a [`RoutingTrace`].
+#[derive(Serialize)]
+pub struct TraceDocument<'a> {
+    router: &'a str,
+    prompt: &'a str,
+    experts: Vec<NamedShare<'a>>,
+    tokens: Vec<TokenDocument<'a>>,
+    choices: Vec<ChoiceDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct NamedShare<'a> {
+    expert: &'a str,
+    weight: f64,
+}
+
+#[derive(Serialize)]
+struct TokenDocument<'a> {
+    id: u32,
+    token: &'a str,
+    experts: Vec<NamedShare<'a>>,
+}
+
+#[derive(Serialize)]
+struct ChoiceDocument<'a> {
+    site: String,
+    layer: Option<usize>,
+    modules: Vec<&'a str>,
+    tokens: Vec<Vec<NamedShare<'a>>>,
+}
+
+impl RoutingTrace<'_> {
+    /// The name of an expert.
+    pub fn name(&self, expert: usize) -> &str {
+        &self.experts.names()[expert]
+    }
+
+    /// Where a choice was made: `3.qkv`, or `3.qkv q_proj` for some projections of the site.
+    pub fn place(&self, choice: &Choice) -> String {
+        let site: &Site = &self.experts.sites()[choice.site];
+        let names: Vec<&str> = site.projections[choice.projections.clone()].iter().map(|p| p.name()).collect();
+        if names.len() == site.projections.len() { site.key() } else { format!("{} {}", site.key(), names.join(",")) }
+    }
+
+    /// The layer of a choice; none at a site outside the layers.
+    pub fn layer(&self, choice: &Choice) -> Option<usize> {
+        self.experts.sites()[choice.site].layer
+    }
+
+    /// For each token every expert's weight averaged over `choices`, without experts of weight zero.
+    pub fn averaged<'c>(&self, choices: impl Iterator<Item = &'c Choice>) -> Vec<Vec<Share>> {
+        let mut sums = vec![vec![0.0; self.experts.len()]; self.tokens.len()];
+        let mut count = 0.0;
+        for choice in choices {
+            count += 1.0;
+            for (sums, shares) in sums.iter_mut().zip(&choice.tokens) {
+                shares.iter().for_each(|share| sums[share.expert] += share.weight);
+            }
+        }
+        let shares = |sums: Vec<f64>| {
+            let of = |(expert, sum): (usize, f64)| Share { expert, weight: sum / count };
+            sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
+        };
+        sums.into_iter().map(shares).collect()
+    }
+
+    /// Every expert's weight averaged over all choices and tokens.
+    pub fn overall(&self) -> Vec<Share> {
+        let mut sums = vec![0.0; self.experts.len()];
+        for share in self.averaged(self.choices.iter()).into_iter().flatten() {
+            sums[share.expert] += share.weight / self.tokens.len() as f64;
+        }
+        let of = |(expert, weight)| Share { expert, weight };
+        sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
+    }
+
+    /// Everything, for `--json`.
+    pub fn document(&self) -> TraceDocument<'_> {
+        let named = |shares: &[Share]| -> Vec<NamedShare> {
+            shares.iter().map(|share| NamedShare { expert: self.name(share.expert), weight: share.weight }).collect()
+        };
+        let tokens = self.tokens.iter().zip(self.averaged(self.choices.iter()));
+        let choice = |choice: &Choice| {
+            let site = &self.experts.sites()[choice.site];
+            let projections = &site.projections[choice.projections.clone()];
+            ChoiceDocument {
+                site: site.key(),
+                layer: site.layer,
+                modules: projections.iter().map(|projection| projection.module.as_str()).collect(),
+                tokens: choice.tokens.iter().map(|shares| named(shares)).collect(),
+            }
+        };
+        TraceDocument {
+            router: &self.router,
+            prompt: &self.prompt,
+            experts: named(&self.overall()),
+            tokens: tokens
+                .map(|((id, token), shares)| TokenDocument { id: *id, token, experts: named(&shares) })
+                .collect(),
+            choices: self.choices.iter().map(choice).collect(),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What strangers' bytes are given to: each takes any bytes, and may refuse them, but not panic, hang, fill the memory,
+//! or touch what is outside its folder.
+//!
+//! The fuzz targets and the ordinary test `tests/malformed_input.rs` both include this file.
+
+use lorakit_adapter::{Adapter, Library, MttlExpert, PathPattern, PeftConfig};
+use lorakit_cluster::Clusters;
+use lorakit_task::{Split, Task};
+use std::fs;
+use std::io::{Cursor, Write};
+use std::path::Path;
+use zip::write::{SimpleFileOptions, ZipWriter};
+
+/// Paths as bases have them, and some that invite a pattern to backtrack.
+const PATHS: [&str; 4] = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.31.mlp.experts.7.down_proj",
+    "transformer.h.11.attn.c_attn",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!",
+];
+
+/// An entry: what it is called, and what it does with bytes. The folder is its own, and may hold what it left before.
+pub type Entry = (&'static str, fn(&Path, &[u8]));
+
+/// All entries.
+pub const ENTRIES: [Entry; 10] = [
+    ("adapter_config", adapter_config),
+    ("adapter_folder", adapter_folder),
+    ("torch_file", torch_file),
+    ("pickle", pickle),
+    ("mttl_expert", mttl_expert),
+    ("target_pattern", target_pattern),
+    ("task_file", task_file),
+    ("template", template),
+    ("clusters", clusters),
+    ("library", library),
+];
+
+/// An adapter_config.json, and what it says of modules.
+pub fn adapter_config(_: &Path, bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(config) = PeftConfig::parse(text) else { return };
+    for path in PATHS {
+        let _ = (config.rank_of(path), config.scale_of(path), config.targets.matches(path));
+    }
+    let _ = config.targets.unmatched(&PATHS);
+}
+
+/// An adapter_model.safetensors beside a plain configuration.
+pub fn adapter_folder(folder: &Path, bytes: &[u8]) {
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
+    put(&folder.join("adapter_config.json"), config.as_bytes());
+    put(&folder.join("adapter_model.safetensors"), bytes);
+    if let Ok(adapter) = Adapter::read(folder) {
+        assert!(adapter.norm().is_finite() || adapter.parameters() > 0);
+        let _ = adapter.cosine(&adapter);
+    }
+}
+
+/// An adapter_model.bin, a pickle in a zip file, beside a plain configuration: read as data or not at all.
+pub fn torch_file(folder: &Path, bytes: &[u8]) {
+    let folder = folder.join("pickled");
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
+    put(&folder.join("adapter_config.json"), config.as_bytes());
+    put(&folder.join("adapter_model.bin"), bytes);
+    if let Ok(adapter) = Adapter::import(&folder) {
+        assert!(adapter.norm().is_finite() || adapter.parameters() > 0);
+    }
+}
+
+/// The pickle of an adapter_model.bin in a zip that is whole: a zip has checksums, which one changed byte breaks.
+pub fn pickle(folder: &Path, bytes: &[u8]) {
+    torch_file(folder, &torch_saved(bytes));
+}
+
+/// The pickle of either file of an expert of mttl.
+pub fn mttl_expert(folder: &Path, bytes: &[u8]) {
+    const ABOUT: &[u8] = b"\x80\x02}X\x0d\0\0\0expert_config}(X\x09\0\0\0lora_rankK\x02X\x0a\0\0\0lora_alphaK\x04us.";
+    let file = torch_saved(bytes);
+    put(&folder.join("weights.meta"), &torch_saved(ABOUT));
+    put(&folder.join("weights.ckpt"), &file);
+    put(&folder.join("about.meta"), &file);
+    for name in ["weights", "about"] {
+        if let Ok(expert) = MttlExpert::read(folder, name) {
+            assert!(expert.adapter.norm().is_finite() || expert.adapter.parameters() > 0);
+        }
+    }
+}
+
+/// A file of torch.save with this pickle, and two storages.
+fn torch_saved(pickle: &[u8]) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let storage: Vec<u8> = (0..8).flat_map(|value| f32::from(value as u8).to_le_bytes()).collect();
+    let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("data.pkl", pickle), ("byteorder", b"little"), ("data/0", &storage), ("data/1", &storage)] {
+        let _ = zip.start_file(format!("a/{name}"), stored).map(|()| zip.write_all(bytes));
+    }
+    zip.finish().map(Cursor::into_inner).unwrap_or_default()
+}
+
+/// A regular expression over module paths.
+pub fn target_pattern(_: &Path, bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    for pattern in
+        [PathPattern::whole(text), PathPattern::suffix(text), PathPattern::layer_list(text)].into_iter().flatten()
+    {
+        for path in PATHS {
+            let _ = (pattern.matches(path), pattern.layer(path));
+        }
+    }
+}
+
+/// A task TOML, or a data file in a plain form: a TOML where the bytes start with a name or a bracket.
+pub fn task_file(folder: &Path, bytes: &[u8]) {
+    put(&folder.join("data.json"), br#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#);
+    let named = bytes.first().is_some_and(|byte| byte.is_ascii_lowercase() || *byte == b'#');
+    let file = folder.join(if named { "task.toml" } else { "task.json" });
+    put(&file, bytes);
+    load(&file);
+}
+
+/// A template over the columns of a row.
+pub fn template(folder: &Path, bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    put(&folder.join("data.json"), br#"[{"input": "a b", "output": "b", "list": ["x", "y"], "n": 3}]"#);
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    let file = folder.join("template.toml");
+    put(&file, format!("rows = \"data.json\"\nprompt = {quoted}\ntarget = \"output\"\n").as_bytes());
+    load(&file);
+}
+
+/// A clusters.json.
+pub fn clusters(folder: &Path, bytes: &[u8]) {
+    let file = folder.join("clusters.json");
+    put(&file, bytes);
+    if let Ok(clusters) = Clusters::read(&file) {
+        let again = folder.join("again.json");
+        if clusters.write(&again).is_ok() {
+            assert_eq!(Clusters::read(&again).ok(), Some(clusters), "what is written is read");
+        }
+    }
+}
+
+/// A library's own files: the first byte says which one the others are, or which part of it is a link that leads out.
+pub fn library(folder: &Path, bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    let (root, outside) = (folder.join("library"), folder.join("outside"));
+    // A lock removes what has the second name, but not outside.
+    let kept = ["kept", ".new-kept"].map(|name| outside.join(name));
+    kept.iter().for_each(|file| put(file, b"kept"));
+    put(&root.join("library.json"), br#"{"format": 1, "name": "l", "base": null}"#);
+    put(&root.join("experts/e/expert.json"), b"{}");
+    let file = ["library.json", "experts/e/expert.json", ".adding.json", "experts/e/adapter_config.json"];
+    put(&root.join(file[usize::from(*which) % file.len()]), bytes);
+    let parts = ["experts", "models", "routers", "runs", ".lock"];
+    let link = parts.get(usize::from(which.wrapping_sub(b'a'))).map(|part| root.join(part));
+    link.iter().for_each(|link| lead(link, &outside));
+    if let Ok(library) = Library::open(&root) {
+        for name in library.expert_names().unwrap_or_default() {
+            let _ = (library.record(&name), library.adapter(&name).is_ok());
+        }
+        let _ = library.lock().is_ok();
+        let name = String::from_utf8_lossy(bytes);
+        let _ = (library.contains(&name), library.adapter(&name).is_ok(), library.remove(&name).is_ok());
+    }
+    let entries = fs::read_dir(&outside).map_or(0, Iterator::count);
+    assert!(entries == kept.len() && folder.exists(), "something outside the library was touched");
+    link.iter().for_each(|link| drop(fs::remove_file(link)));
+}
+
+fn load(file: &Path) {
+    let Some(name) = file.to_str() else { return };
+    for task in Task::load(name, None).unwrap_or_default() {
+        let _ = (task.rows(Split::All, None).is_ok(), task.sha256().len());
+    }
+}
+
+/// Puts a link to `outside` in a place, where the system has links.
+fn lead(place: &Path, outside: &Path) {
+    let _ = (fs::remove_dir_all(place), fs::remove_file(place));
+    #[cfg(unix)]
+    let _ = std::os::unix::fs::symlink(outside, place);
+    #[cfg(not(unix))]
+    let _ = outside;
+}
+
+/// Writes a file, with the folders that it is in; a stranger's bytes may have taken them away before.
+fn put(file: &Path, bytes: &[u8]) {
+    if let Some(folder) = file.parent() {
+        let _ = fs::create_dir_all(folder);
+    }
+    let _ = fs::write(file, bytes);
+}
+
+/// Gives bytes to an entry in a folder that this thread keeps for it.
+pub fn in_own_folder(entry: fn(&Path, &[u8]), bytes: &[u8]) {
+    thread_local!(static FOLDER: Option<tempfile::TempDir> = tempfile::tempdir().ok());
+    FOLDER.with(|folder| folder.iter().for_each(|folder| entry(folder.path(), bytes)));
+}
