@@ -9,7 +9,7 @@ mod pico;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lorakit_model::Options;
 use lorakit_task::{Example, Split, Task};
-use lorakit_train::{Job, Pass, TrainConfig};
+use lorakit_train::{Job, Pass, PassContext, TrainConfig};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,12 +20,13 @@ fn library_step(criterion: &mut Criterion) {
     let job = |task: &Task| {
         let rows = task.rows(Split::Train, None).unwrap();
         let train = rows.iter().map(|row| Example::encode(row, &vocabulary, 2048).unwrap()).collect();
-        Job { name: task.name.clone(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 }
+        Job { name: task.name.clone(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 }
     };
     let jobs: Vec<Job> = Task::load("suite:skills", None).unwrap().iter().take(16).map(job).collect();
     let settings = "max_steps = 1000000\ndropout = 0.0\neval_steps = 0";
     let settings = TrainConfig::from_toml(settings, "the bench").unwrap();
-    let mut pass = Pass::new(&base, &jobs, &settings, 0, 2048).unwrap();
+    let mut pass =
+        Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 2048 }, &jobs).unwrap();
     let tokens = pass.step().unwrap().tokens;
     let mut group = criterion.benchmark_group("library");
     group.sample_size(10).throughput(Throughput::Elements(tokens as u64));

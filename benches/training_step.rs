@@ -7,7 +7,7 @@ mod phi_slice;
 use candle_core::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lorakit_task::{Example, Truncation};
-use lorakit_train::{Job, Pass, TrainConfig};
+use lorakit_train::{Job, Pass, PassContext, TrainConfig};
 use phi_slice::Noise;
 use std::cell::LazyCell;
 
@@ -29,7 +29,7 @@ fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
         tasks: Vec::new(),
         train: train.collect(),
         validation: Vec::new(),
-        start: None,
+        init: None,
         row_shards: 1,
     }
 }
@@ -47,7 +47,11 @@ fn training_step(criterion: &mut Criterion) {
         for (prompt, share) in [(1, "every token"), (1 + length * 4 / 5, "a fifth of the tokens")] {
             group.bench_function(format!("{name}, loss on {share}"), |b| {
                 let jobs = [job(rows, length, base.config().vocabulary, prompt)];
-                let mut pass = Pass::new(&base, &jobs, &settings, 0, rows * length).unwrap();
+                let mut pass = Pass::new(
+                    PassContext { base: &base, config: &settings, seed: 0, batch_tokens: rows * length },
+                    &jobs,
+                )
+                .unwrap();
                 b.iter(|| pass.step().unwrap().tokens);
             });
         }

@@ -30,7 +30,7 @@ fn experts_whose_loss_jumps_are_given_up_by_name_and_listed_at_the_end() {
     }
     for expert in failed {
         let name = expert["expert"].as_str().unwrap();
-        assert!(told.contains(&format!("`{name}`: at update")), "`{name}` is not in: {told}");
+        assert!(told.contains(&format!("`{name}`: at step")), "`{name}` is not in: {told}");
         assert!(!folder.path().join("library/experts").join(name).exists(), "what failed is not kept");
     }
     let again = train(&[]);

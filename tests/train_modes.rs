@@ -205,7 +205,7 @@ fn skills_do_not_displace_experts() {
     let names: Vec<&str> = listed["experts"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["order_left", "order_reverse", "poly_0", "poly_1", "shift_up1", "shift_up2"]);
     let message = train(&library, "--mhr 2 --set splits=7").failed(1);
-    assert!(message.contains("cannot be parted in 7"), "{message}");
+    assert!(message.contains("cannot be split in 7"), "{message}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, Options};
 use lorakit_task::{Example, Truncation};
-use lorakit_train::{Init, Job, Pass, TrainConfig};
+use lorakit_train::{Init, Job, Pass, PassContext, TrainConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,7 @@ impl Oracle {
             tasks: Vec::new(),
             train: ids.iter().zip(PROMPTS).map(row).collect(),
             validation: Vec::new(),
-            start: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
+            init: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
             row_shards: 1,
         }
     }
@@ -82,15 +82,17 @@ impl Oracle {
             row.prompt.reverse();
             row.target.reverse();
         });
-        job.start = None;
+        job.init = None;
         job
     }
 
     /// Trains the jobs together and holds the one named `oracle` against PyTorch.
     fn check(&self, jobs: &[Job], tolerance: f64) {
         let place = jobs.iter().position(|job| job.name == "oracle").unwrap();
-        let mut pass = Pass::new(&self.base, jobs, &self.settings, 0, 2048).unwrap();
-        while pass.step_number() < pass.steps() {
+        let mut pass =
+            Pass::new(PassContext { base: &self.base, config: &self.settings, seed: 0, batch_tokens: 2048 }, jobs)
+                .unwrap();
+        while pass.steps_done() < pass.steps() {
             pass.step().unwrap();
         }
         let progress = &pass.progress()[place];

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_model::Base;
 use lorakit_train::TrainConfig;
-use lorakit_train::memory_estimate::{self, BackwardMode, DeviceMemory, MemoryEstimate};
+use lorakit_train::{BackwardMode, DeviceMemory, MemoryEstimate, memory_estimate};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

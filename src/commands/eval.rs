@@ -111,13 +111,13 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
                 bar.inc(1);
                 continue;
             };
-            let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches, routing: templates.as_ref() };
+            let model = PatchedModel { base: &base, tokenizer: &vocabulary, patches, routing: templates.as_ref() };
             let scores = evaluate(&model, task, &options, &mut |rows| {
                 bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
             });
             match scores {
                 Ok(scores) => store.keep(&router.text, &task.name, &scores)?,
-                Err(error) => bar.suspend(|| failures.add(Some(&router.text), &task.name, error, context))?,
+                Err(error) => bar.suspend(|| failures.add(Some(&router.text), &task.name, error.into(), context))?,
             }
             bar.inc(1);
         }

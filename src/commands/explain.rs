@@ -75,7 +75,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
             base.config().max_positions
         ));
     }
-    let template = filling.templates.of(&[&ids])?.pop().unwrap_or_default();
+    let template = filling.templates.route(&[&ids]).map_err(anyhow::Error::from_boxed)?.pop().unwrap_or_default();
     let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
     base.hidden(&ids, &base.plan(rows), &filling.patches)?;
     let trace = RoutingTrace {

@@ -6,7 +6,7 @@ use crate::base::base_source::BaseSource;
 use crate::context::Context;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_eval::{GenerationConfig, GenerationEvent, PatchedModel, generate};
+use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, generate};
 use lorakit_model::sample::Choice;
 use lorakit_task::Example;
 use serde_json::json;
@@ -72,15 +72,15 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     } else {
         Choice::Random { temperature: args.temperature, top_p: args.top_p }
     };
-    let config = GenerationConfig {
+    let config = GenerateOptions {
         max_new_tokens: room.new,
         stop: args.stop,
         choice,
         seed: context.seed,
-        ..GenerationConfig::default()
+        ..GenerateOptions::default()
     };
     let (patches, routing) = (&filling.patches, filling.templates.as_ref());
-    let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches, routing };
+    let model = PatchedModel { base: &base, tokenizer: &vocabulary, patches, routing };
 
     let mut written = Ok(());
     let mut hear = |_: usize, event: GenerationEvent| {

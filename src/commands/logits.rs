@@ -81,7 +81,9 @@ fn logits(base: &Base, filling: &RoutedPatches, ids: &Ids) -> Result<Vec<f32>> {
         let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
         let starts = (0..part.len()).step_by(ids.columns);
         let row = |(start, template): (usize, Sequence)| Sequence { start, len: ids.columns, ..template };
-        let rows = SequenceBatch::new(starts.zip(filling.templates.of(&prompts)?).map(row));
+        let rows = SequenceBatch::new(
+            starts.zip(filling.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?).map(row),
+        );
         logits
             .extend(base.logits(part, rows, &filling.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
     }

@@ -15,9 +15,9 @@ use lorakit_cluster::Clusters;
 use lorakit_fit::cluster::{ClusterCount, ClusteredStage, TwoStageMbc, ensure_possible, two_stage_mbc};
 use lorakit_fit::lock_for;
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
+use lorakit_model::Base;
 use lorakit_task::{Split, Task};
-use lorakit_train::{FullFineTuning, SkillDims, TrainConfig};
-use lorakit_train::{LORA_SETTINGS, SKILL_SETTINGS};
+use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillDims, TrainConfig};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -137,9 +137,9 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
     if let Some(k) = args.which.mbc {
         return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
     }
-    let open = || place.trainable(context);
-    let companions = |folder: &Path| model_files::write_for_f32(&place, folder);
-    let model = FullFineTuning { open: &open, companions: &companions };
+    let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
+    let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
+    let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
     let kind = args.which.kind(&settings, &model);
     let unused = unused(kind, &settings)?.join(", ");
     if !unused.is_empty() {

@@ -101,7 +101,7 @@ pub fn score(
                 let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
                 let model = PatchedModel {
                     base: &setup.base,
-                    vocabulary: &setup.tokenizer,
+                    tokenizer: &setup.tokenizer,
                     patches: &filling.patches,
                     routing: &*filling.templates,
                 };

@@ -11,8 +11,7 @@ use lorakit_cluster::{
 use lorakit_fit::training::{TrainContext, TrainingPlan, jobs, joint, private};
 use lorakit_fit::{OpenLibrary, Reporter as _, TrainingHooks, lock_for};
 use lorakit_task::{Task, skills};
-use lorakit_train::RunOptions;
-use lorakit_train::initial_a;
+use lorakit_train::{Trainer, initial_a};
 use serde_json::Map;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -69,8 +68,10 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &Context) 
     let library = Library::open_or_create(root, Some(setup.base.identity()))?;
     let _lock = lock_for(&library, &setup.base, context)?;
     let TrainingHooks { stop, mut on_event } = context.training();
-    let options = RunOptions { seed: context.seed, restart: false, stop: &**stop };
-    let summary = lorakit_train::train_experts(&setup.base, &library, jobs, &setup.config, &options, &mut *on_event)
+    let (base, library, config) = (&setup.base, &library, &setup.config);
+    let trainer = Trainer { base, library, config, seed: context.seed, restart: false, stop: &**stop };
+    let summary = trainer
+        .train_experts(jobs, &mut *on_event)
         .with_context(|| format!("{}; another --out starts over", root.display()))?;
     drop((stop, on_event));
     if summary.stopped {

@@ -79,7 +79,7 @@ impl TrainingBars {
                 self.detail(format!("{expert}: finished{best}"));
             }
             TrainEvent::Failed { expert, why } => {
-                self.bar.suspend(|| self.output.warn(format!("{expert} is given up: {why}")))
+                self.bar.suspend(|| self.output.warn(format!("{expert} stopped: {why}")))
             }
         }
     }

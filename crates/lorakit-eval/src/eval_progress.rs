@@ -1,4 +1,4 @@
-//! How far an evaluation has come, told to whoever draws it.
+//! Progress of an evaluation, for a callback.
 
 /// What is being computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,17 +7,17 @@ pub enum EvalStage {
     Likelihood,
     /// The likelihood of every choice.
     Choices,
-    /// Text.
+    /// Generated text.
     Generation,
 }
 
-/// How many of a stage's rows are done.
+/// The number of finished rows of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvalProgress {
-    /// What is being computed.
+    /// The stage.
     pub stage: EvalStage,
-    /// Rows that are done.
+    /// Finished rows.
     pub done: usize,
-    /// Rows that there are.
+    /// All rows.
     pub total: usize,
 }

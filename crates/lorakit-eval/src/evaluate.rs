@@ -1,11 +1,11 @@
-//! What a task asks for, computed.
+//! Scores a model on a task.
 
-use anyhow::{Context, Result, ensure};
+use crate::error::{EvalError, Result};
 use lorakit_task::{Example, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::eval_progress::{EvalProgress, EvalStage};
-use crate::generation::{GenerationConfig, GenerationEvent, generate};
+use crate::generation::{GenerateOptions, GenerationEvent, generate};
 use crate::likelihood::example_losses;
 use crate::metrics::exact_match::{exact_match, exact_match_normalized};
 use crate::metrics::rouge_l::rouge_l;
@@ -14,18 +14,18 @@ use crate::multiple_choice::{chosen, score_choices};
 use crate::patched_model::PatchedModel;
 use crate::sample::Sample;
 
-/// The name under which the exact match after normalisation stands beside [`Metric::ExactMatch`].
+/// The name of the exact match after normalization, reported beside [`Metric::ExactMatch`].
 pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
 
-/// Which rows are scored, and how many at a time.
+/// Which rows are scored, and in batches of which size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalOptions {
-    /// The part of a task's rows.
+    /// The split of the task's rows.
     pub split: Split,
-    /// Only the first rows of the split.
+    /// Maximum number of rows, from the start of the split.
     pub limit: Option<usize>,
-    /// Tokens that one forward holds at most. Another number changes scores by rounding only.
+    /// Maximum tokens per forward. Changes scores only by rounding.
     pub batch_tokens: usize,
 }
 
@@ -35,13 +35,13 @@ impl Default for EvalOptions {
     }
 }
 
-/// Scores a model on a task: everything in [`Task::metrics`], and always the loss.
+/// Scores a model on a task: all of [`Task::metrics`], and always the loss.
 ///
-/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Rows longer than the base was made for lose their beginning.
+/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Rows longer than the base's context are truncated at their start.
 /// Text is generated greedily.
 ///
 /// # Errors
-/// Where the split has no rows, a row cannot be tokenised, or a likelihood is not finite.
+/// If the split has no rows, a row cannot be tokenized, or a likelihood is not finite.
 pub fn evaluate(
     model: &PatchedModel,
     task: &Task,
@@ -49,14 +49,20 @@ pub fn evaluate(
     progress: &mut dyn FnMut(EvalProgress),
 ) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
-    ensure!(!rows.is_empty(), "task `{}`: a limit of 0 leaves no row to score", task.name);
+    if rows.is_empty() {
+        return Err(EvalError::NoRows { name: task.name.clone() });
+    }
     let samples = rows.iter().map(|row| Sample::new(row)).collect();
     let mut evaluation = Evaluation { model, task, options, rows, samples, progress };
-    evaluation.run().with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
+    evaluation.run().map_err(|source| EvalError::Task {
+        name: task.name.clone(),
+        path: task.path.clone(),
+        source: Box::new(source),
+    })?;
     Ok(TaskScores::of(evaluation.samples))
 }
 
-/// A task's rows, with what is known of each so far.
+/// An evaluation in progress.
 struct Evaluation<'a> {
     model: &'a PatchedModel<'a>,
     task: &'a Task,
@@ -70,7 +76,7 @@ impl Evaluation<'_> {
     fn run(&mut self) -> Result<()> {
         let asked = |kind: fn(Metric) -> bool| self.task.metrics.iter().any(|&metric| kind(metric));
         let (choices, generation) = (asked(Metric::needs_choices), asked(Metric::needs_generation));
-        // The right choice is the row's answer, so that scored choices hold the loss already.
+        // The correct choice is the row's answer, so scored choices include the loss.
         if choices {
             self.choices()?;
         } else {
@@ -83,12 +89,14 @@ impl Evaluation<'_> {
     }
 
     fn losses(&mut self) -> Result<()> {
-        let encode = |row: &&Row| Example::encode(row, self.model.vocabulary, self.model.max_length());
+        let encode = |row: &&Row| Example::encode(row, self.model.tokenizer, self.model.max_length());
         let examples: Vec<Example> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
         let mut done = report(EvalStage::Likelihood, self.rows.len(), self.progress);
         let losses = example_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {
-            ensure!(loss.is_finite(), "row {}: the loss is {loss}; are all weights finite?", sample.row);
+            if !loss.is_finite() {
+                return Err(EvalError::NonFiniteLoss { row: sample.row, loss });
+            }
             sample.metrics.insert(Metric::Loss.name().into(), loss);
         }
         Ok(())
@@ -112,14 +120,14 @@ impl Evaluation<'_> {
 
     fn generation(&mut self) -> Result<()> {
         let settings = &self.task.generation;
-        let config = GenerationConfig {
+        let config = GenerateOptions {
             max_new_tokens: settings.max_new_tokens,
             stop: settings.stop.clone(),
             batch_tokens: self.options.batch_tokens,
-            ..GenerationConfig::default()
+            ..GenerateOptions::default()
         };
         let room = self.model.max_length().saturating_sub(config.max_new_tokens).max(1);
-        let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.vocabulary, room);
+        let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.tokenizer, room);
         let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
         let mut done = report(EvalStage::Generation, self.rows.len(), self.progress);
         let mut finished = 0;
@@ -130,20 +138,20 @@ impl Evaluation<'_> {
             }
         })?;
         for (sample, generated) in self.samples.iter_mut().zip(generated) {
-            judge(&generated.text, self.task, sample)?;
+            score_text(&generated.text, self.task, sample)?;
             sample.generated = Some(generated);
         }
         Ok(())
     }
 }
 
-/// Tells `progress` how many rows of a stage are done.
+/// Reports finished rows of a stage to `progress`.
 fn report(stage: EvalStage, total: usize, progress: &mut dyn FnMut(EvalProgress)) -> impl FnMut(usize) {
     move |done| progress(EvalProgress { stage, done, total })
 }
 
-/// The metrics of a generated text. A text in which the task's `extract` finds nothing has no answer, and is wrong.
-fn judge(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
+/// The metrics of a generated text. A text without a match of the task's `extract` has no answer and is wrong.
+fn score_text(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
     let extract = task.generation.extract.as_ref();
     let answer = extract.map_or(Some(text), |extract| extract.apply(text));
     let gold = |accepted: &String| extract.and_then(|extract| extract.apply(accepted)).unwrap_or(accepted).to_string();

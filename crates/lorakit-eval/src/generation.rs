@@ -1,31 +1,31 @@
-//! Text after prompts: greedy or drawn, token by token, until EOS, a stop text or a length.
+//! Text generation, greedy or sampled, until EOS, a stop string or a maximum length.
 
-use anyhow::{Result, ensure};
 use candle_core::DType;
 use lorakit_model::Decoding;
 use lorakit_model::sample::{Choice, Sampler};
 use serde::Serialize;
 
+use crate::error::{EvalError, Result};
 use crate::patched_model::PatchedModel;
 use crate::stop_text::StopText;
 use crate::token_batches::token_batches;
 
 /// How text is generated.
 #[derive(Clone, Debug)]
-pub struct GenerationConfig {
-    /// Where a text ends at the latest, in tokens.
+pub struct GenerateOptions {
+    /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Texts before which it ends.
+    /// Strings before which the text ends.
     pub stop: Vec<String>,
-    /// How each token is chosen.
+    /// How each token is selected.
     pub choice: Choice,
-    /// Where drawn tokens come from. Each prompt has a stream of its own, keyed by seed and place.
+    /// The seed of sampling. Each prompt has its own stream, keyed by the seed and its index.
     pub seed: u64,
-    /// How many tokens are held at a time, prompts and texts together.
+    /// Maximum tokens in the cache, prompts and texts together.
     pub batch_tokens: usize,
 }
 
-impl Default for GenerationConfig {
+impl Default for GenerateOptions {
     fn default() -> Self {
         Self { max_new_tokens: 256, stop: Vec::new(), choice: Choice::Greedy, seed: 0, batch_tokens: 8192 }
     }
@@ -35,47 +35,46 @@ impl Default for GenerationConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model wrote EOS.
+    /// The model generated EOS.
     Eos,
-    /// The model wrote a stop text, which is cut off.
+    /// The model generated a stop string, which is cut off.
     Stop,
-    /// The text, or the longest sequence that the base was made for, is full.
+    /// The maximum number of new tokens, or the base's context, is exhausted.
     Length,
 }
 
-/// Something that happened to a row while it was written.
+/// An event of a row during generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GenerationEvent<'t> {
-    /// A piece of text became certain. The pieces of a row, one behind the other, are its text.
+    /// A piece of text is certain. The pieces of a row in order are its text.
     Text(&'t str),
     /// The row is finished.
     End(FinishReason),
 }
 
-/// What a model wrote after a prompt.
+/// The text that a model generated after a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GeneratedText {
-    /// The text, without EOS and without the stop text that ended it.
+    /// The text, without EOS and the stop string.
     pub text: String,
-    /// Number of tokens written, EOS and those of a stop text among them.
+    /// The number of generated tokens, including EOS and a stop string.
     pub tokens: usize,
     /// Why it ended.
     pub finish: FinishReason,
 }
 
-/// Goes on after each of `prompts`, tokens with at least one each. Results are in their order.
+/// Generates text after each of `prompts`, in order.
 ///
-/// `hear` is told of every event, with the index of its prompt, as soon as it happens. Rows are decoded together and
-/// leave when they are finished; which rows are decoded together changes a text only where two tokens are equally
-/// likely up to rounding.
+/// `on_event` receives every event with the index of its prompt. Rows are decoded together and leave the batch when they
+/// are finished; which rows share a batch changes a text only if two tokens are equally likely up to rounding.
 ///
 /// # Errors
-/// Where a prompt is empty or fills the longest sequence that the base was made for.
+/// If a prompt is empty or fills the base's context.
 pub fn generate(
     model: &PatchedModel,
     prompts: &[Vec<u32>],
-    config: &GenerationConfig,
-    hear: &mut dyn FnMut(usize, GenerationEvent),
+    config: &GenerateOptions,
+    on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
     let room = |prompt: &Vec<u32>| (prompt.len() + config.max_new_tokens).min(model.max_length());
@@ -84,67 +83,74 @@ pub fn generate(
     for group in token_batches(&rooms, config.batch_tokens) {
         let mut decoding = Decoding::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
         let read: Vec<&[u32]> = group.iter().map(|&index| prompts[index].as_slice()).collect();
-        let mut writers = Vec::new();
-        for (&index, template) in group.iter().zip(model.routing(&read)?) {
+        let mut rows = Vec::new();
+        for (&index, template) in group.iter().zip(model.route(&read)?) {
             let row = decoding.open(rooms[index], template)?;
             let limit = rooms[index] - prompts[index].len();
-            writers.push(Writer::new(model, config, Place { index, row, limit }, &prompts[index]));
+            rows.push(GeneratedRow::new(model, config, RowPlace { index, row, limit }, &prompts[index]));
         }
-        while !writers.is_empty() {
-            step(&mut decoding, &mut writers, hear)?;
-            for writer in writers.extract_if(.., |writer| writer.finish.is_some()) {
-                let index = writer.place.index;
-                generated[index] = writer.into_generated();
+        while !rows.is_empty() {
+            step(&mut decoding, &mut rows, on_event)?;
+            for row in rows.extract_if(.., |row| row.finish.is_some()) {
+                let index = row.place.index;
+                generated[index] = row.into_generated();
             }
         }
     }
     Ok(generated.into_iter().flatten().collect())
 }
 
-/// Refuses what cannot be gone on from.
-fn check(prompts: &[Vec<u32>], config: &GenerationConfig, longest: usize) -> Result<()> {
-    ensure!(config.max_new_tokens > 0, "max_new_tokens is 0, expected at least 1");
+/// Refuses prompts that cannot be continued.
+fn check(prompts: &[Vec<u32>], config: &GenerateOptions, max_length: usize) -> Result<()> {
+    if config.max_new_tokens == 0 {
+        return Err(EvalError::NoNewTokens);
+    }
     for (i, prompt) in prompts.iter().enumerate() {
-        let (number, tokens) = (i + 1, prompt.len());
-        ensure!(tokens > 0, "prompt {number} has no token to go on from; begin it with the tokenizer's BOS or EOS");
-        ensure!(
-            tokens < longest,
-            "prompt {number} has {tokens} tokens, and the base was made for {longest} with what it writes; shorten it"
-        );
+        let (prompt, tokens) = (i + 1, prompt.len());
+        if tokens == 0 {
+            return Err(EvalError::EmptyPrompt { prompt });
+        }
+        if tokens >= max_length {
+            return Err(EvalError::LongPrompt { prompt, tokens, max_length });
+        }
     }
     Ok(())
 }
 
-/// Feeds what each writer has not yet read, lets it choose a token, and gives out what became certain.
-fn step(decoding: &mut Decoding, writers: &mut [Writer], hear: &mut dyn FnMut(usize, GenerationEvent)) -> Result<()> {
-    let fed: Vec<(usize, &[u32])> = writers.iter().map(|writer| (writer.place.row, writer.unread.as_slice())).collect();
+/// Feeds the unread tokens of each row, selects the next token, and emits the text that is certain.
+fn step(
+    decoding: &mut Decoding,
+    rows: &mut [GeneratedRow],
+    on_event: &mut dyn FnMut(usize, GenerationEvent),
+) -> Result<()> {
+    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.row, row.unread.as_slice())).collect();
     let logits = decoding.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    for (writer, logits) in writers.iter_mut().zip(&logits) {
-        writer.choose(logits)?;
-        let fresh = writer.text.fresh();
+    for (row, logits) in rows.iter_mut().zip(&logits) {
+        row.choose(logits)?;
+        let fresh = row.text.fresh();
         if !fresh.is_empty() {
-            hear(writer.place.index, GenerationEvent::Text(fresh));
+            on_event(row.place.index, GenerationEvent::Text(fresh));
         }
-        if let Some(finish) = writer.finish {
-            hear(writer.place.index, GenerationEvent::End(finish));
+        if let Some(finish) = row.finish {
+            on_event(row.place.index, GenerationEvent::End(finish));
         }
     }
     Ok(())
 }
 
-/// Where a row stands, and how far it may go.
-struct Place {
-    /// Its prompt's, among those given.
+/// A row's indices and limit.
+struct RowPlace {
+    /// The index of its prompt.
     index: usize,
-    /// Its row, among those decoded together.
+    /// Its row in the decoder.
     row: usize,
-    /// How many tokens it may write; at least 1.
+    /// Maximum number of new tokens; at least 1.
     limit: usize,
 }
 
-/// A row that is being written.
-struct Writer<'a> {
-    place: Place,
+/// A row in generation.
+struct GeneratedRow<'a> {
+    place: RowPlace,
     unread: Vec<u32>,
     stop_tokens: &'a [u32],
     sampler: Sampler,
@@ -153,20 +159,20 @@ struct Writer<'a> {
     finish: Option<FinishReason>,
 }
 
-impl<'a> Writer<'a> {
-    fn new(model: &PatchedModel<'a>, config: &'a GenerationConfig, place: Place, prompt: &[u32]) -> Self {
-        Writer {
+impl<'a> GeneratedRow<'a> {
+    fn new(model: &PatchedModel<'a>, config: &'a GenerateOptions, place: RowPlace, prompt: &[u32]) -> Self {
+        GeneratedRow {
             unread: prompt.to_vec(),
-            stop_tokens: model.vocabulary.stop_tokens(),
+            stop_tokens: model.tokenizer.stop_tokens(),
             sampler: Sampler::new(config.choice, stream_of(config.seed, place.index)),
-            text: StopText::new(model.vocabulary, prompt, &config.stop),
+            text: StopText::new(model.tokenizer, prompt, &config.stop),
             written: 0,
             finish: None,
             place,
         }
     }
 
-    /// Takes the token that follows, and sees whether the text has ended.
+    /// Selects the next token, and checks whether the text has ended.
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
         let token = self.sampler.next(logits);
         self.unread = vec![token];
@@ -189,8 +195,8 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The seed of one prompt's stream: seed and place through the finaliser of SplitMix64, so that neighbours among
-/// seeds and places share nothing.
+/// The seed of a prompt's stream: seed and index through the finalizer of SplitMix64, so that neighboring seeds and indices
+/// are independent.
 fn stream_of(seed: u64, index: usize) -> u64 {
     let mut z = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,40 +1,59 @@
-//! Scores of a base, with patches in its slots, on tasks.
+//! Scores a base, with patches at its sites, on tasks.
 //!
-//! [`evaluate`] takes a [`PatchedModel`] (a base, its tokenizer, what sits in its slots, and what rows carry for that to read) and a task, and returns [`TaskScores`]: every metric that the task asks for with its standard error, and a
-//! [`Sample`] for each row. Its parts may be called alone: [`example_losses`] for the likelihood of answers,
-//! [`score_choices`] and [`chosen`] for multiple choice, [`generate`] for text, token by token.
-//! [`Results`] is the document `results.json`. A choice task has three accuracies of three names: `acc` and `acc_norm`
-//! equal those of lm-evaluation-harness, `acc_tok` is the one of arXiv:2405.11157.
+//! [`evaluate`] scores a [`PatchedModel`] (a base, its tokenizer, patches, and what rows carry for them) on a task, and
+//! returns [`TaskScores`]: every metric of the task with its standard error, and a [`Sample`] for each row. Its parts can be
+//! called alone: [`example_losses`] for the likelihood of answers, [`score_choices`] and [`chosen`] for multiple choice,
+//! [`generate`] for text. [`Results`] is the document `results.json`. A choice task has three accuracies with three names:
+//! `acc` and `acc_norm` equal those of lm-evaluation-harness, `acc_tok` is the one of arXiv:2405.11157.
 //!
-//! The choices of a question share their prompt, which the model reads once; nothing is padded. Work is grouped by a
-//! number of tokens, and how it is grouped changes no score by more than rounding.
+//! The choices of a question share its prompt, which is processed once; nothing is padded. Batches are limited by tokens,
+//! and their composition changes no score by more than rounding.
 //!
-//! The crate knows no router and no library: whoever calls it fills the slots. It writes no file and prints nothing;
-//! progress is told to a callback.
+//! Deliberately absent: routers and libraries; the caller supplies the patches. No file is written and nothing is printed;
+//! progress goes to a callback.
+//!
+//! ```
+//! use lorakit_eval::{Results, Score, exact_match, rouge_l};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! assert!(exact_match(" Paris\n", &["Paris"]));
+//! assert_eq!(rouge_l("the cat sat", &["the cat sat"])?, 1.0);
+//! let acc = Score::mean(&[1.0, 0.0, 1.0, 1.0]).ok_or("no rows")?;
+//! assert_eq!((acc.value, acc.stderr), (0.75, Some(0.25)));
+//!
+//! let text = r#"{"results": {"base": {"boolq": {"n": 4, "metrics": {"acc": {"value": 0.75, "stderr": 0.25}}}}}}"#;
+//! let results = Results::parse(text)?;
+//! assert_eq!(results.get("base", "boolq").map(|task| task.metrics["acc"]), Some(acc));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A model on a task:
 //!
 //! ```no_run
-//! # fn main() -> anyhow::Result<()> {
-//! use std::path::Path;
-//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Sequence, evaluate};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Row, evaluate};
 //! use lorakit_model::Base;
 //! use lorakit_task::{Task, Tokenizer};
+//! use std::path::Path;
 //!
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
-//! let vocabulary = Tokenizer::open(folder)?;
-//! let model = PatchedModel { base: &base, vocabulary: &vocabulary, patches: &Patches::none(), routing: &Sequence::default() };
+//! let tokenizer = Tokenizer::open(folder)?;
+//! let model =
+//!     PatchedModel { base: &base, tokenizer: &tokenizer, patches: &Patches::none(), routing: &Row::default() };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {
 //!     let scores = evaluate(&model, &task, &EvalOptions::default(), &mut |progress| drop(progress))?;
 //!     results.insert("base", &task.name, &scores);
 //! }
-//! let text = results.to_json()?;
-//! # drop(text);
+//! print!("{}", results.to_json()?);
 //! # Ok(())
 //! # }
 //! ```
 
+mod error;
 mod eval_progress;
 mod evaluate;
 mod generation;
@@ -48,9 +67,10 @@ mod shared_prefix;
 mod stop_text;
 mod token_batches;
 
+pub use error::{BoxError, EvalError, Result};
 pub use eval_progress::{EvalProgress, EvalStage};
 pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
-pub use generation::{FinishReason, GeneratedText, GenerationConfig, GenerationEvent, generate};
+pub use generation::{FinishReason, GenerateOptions, GeneratedText, GenerationEvent, generate};
 pub use likelihood::example_losses;
 pub use lorakit_lora::{Patches, Sequence};
 pub use metrics::exact_match::{exact_match, exact_match_normalized, normalized};

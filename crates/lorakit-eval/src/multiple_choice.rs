@@ -1,52 +1,49 @@
-//! Multiple choice: how likely each choice of a question is, and which one three published rules would take.
+//! Multiple choice: the likelihood of each choice of a question, and which one each of three published metrics selects.
 
-use std::ops::Range;
-
-use anyhow::{Context, Result, bail, ensure};
-use lorakit_task::{ChoiceRequest, Example, Metric, choice_requests};
-use serde::Serialize;
-
+use crate::error::{EvalError, Result};
 use crate::patched_model::PatchedModel;
 use crate::shared_prefix::{Branch, PrefixTree, nll};
 use crate::token_batches::token_batches;
 use lorakit_lora::Sequence;
+use lorakit_task::{ChoiceRequest, Example, Metric, choice_requests};
+use serde::Serialize;
+use std::ops::Range;
 
-/// How likely one choice is.
+/// The likelihood of one choice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChoiceScore {
     /// The choice.
     pub text: String,
-    /// `sum log p` of its tokens as the choice stands after the prompt, without EOS, as lm-evaluation-harness asks.
+    /// `sum log p` of its tokens after the prompt, without EOS, as in lm-evaluation-harness.
     pub log_likelihood: f64,
-    /// Unicode code points of the choice, without what stands between it and the prompt.
+    /// Unicode code points of the choice, without the separator between prompt and choice.
     pub characters: usize,
-    /// The mean negative log-likelihood per token, EOS included, of the choice as a trained answer.
+    /// The mean negative log-likelihood per token of the choice as an answer in training, EOS included.
     pub loss: f64,
 }
 
-/// The choice that `metric` takes; of equals the first. None for a metric that does not compare choices.
+/// The choice that `metric` selects; the first one on ties. None for a metric that does not compare choices.
 ///
-/// `acc` takes the highest log-likelihood and `acc_norm` the highest per character (lm-evaluation-harness);
-/// `acc_tok` takes the lowest loss per token (arXiv:2405.11157).
+/// `acc` selects the highest log-likelihood and `acc_norm` the highest per character (lm-evaluation-harness);
+/// `acc_tok` selects the lowest loss per token (arXiv:2405.11157).
 pub fn chosen(metric: Metric, choices: &[ChoiceScore]) -> Option<usize> {
-    let merit = |choice: &ChoiceScore| match metric {
+    let score_of = |choice: &ChoiceScore| match metric {
         Metric::Acc => Some(choice.log_likelihood),
         Metric::AccNorm => Some(choice.log_likelihood / choice.characters as f64),
         Metric::AccTok => Some(-choice.loss),
         Metric::Loss | Metric::ExactMatch | Metric::RougeL => None,
     };
-    let merits: Vec<f64> = choices.iter().map(merit).collect::<Option<_>>()?;
-    merits.iter().enumerate().reduce(|best, other| if other.1 > best.1 { other } else { best }).map(|(i, _)| i)
+    let scores: Vec<f64> = choices.iter().map(score_of).collect::<Option<_>>()?;
+    scores.iter().enumerate().reduce(|best, other| if other.1 > best.1 { other } else { best }).map(|(i, _)| i)
 }
 
-/// Scores every choice of every row, in their order.
+/// Scores every choice of every row, in order.
 ///
-/// The choices of a question share its prompt, which is read once. Questions are read together in forwards of at most
-/// `batch_tokens` tokens; neither the sharing nor the company changes a score by more than rounding. `done` hears
-/// how many rows are finished.
+/// The choices of a question share its prompt, which is processed once. Questions share forwards of at most `batch_tokens`
+/// tokens. Neither changes a score by more than rounding. `done` receives the number of finished rows.
 ///
 /// # Errors
-/// Where a row has no choices or cannot be tokenised, or a likelihood is not finite.
+/// If a row has no choices or cannot be tokenized, or a likelihood is not finite.
 pub fn score_choices(
     model: &PatchedModel,
     rows: &[&lorakit_task::Row],
@@ -58,43 +55,45 @@ pub fn score_choices(
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
     let lanes = model.base.batch_parallel(batch_tokens);
-    let of_group =
-        |group: &Vec<usize>| -> Result<_> { Ok((group.clone(), group_scores(model, rows, &questions, group)?)) };
-    lanes.run(&token_batches(&lengths, lanes.tokens()), of_group, |(group, found)| {
-        finished += group.len();
-        group.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
+    let score =
+        |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_scores(model, rows, &questions, batch)?)) };
+    lanes.run(&token_batches(&lengths, lanes.tokens()), score, |(batch, found)| {
+        finished += batch.len();
+        batch.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
         done(finished);
         Ok(())
     })?;
     Ok(scores)
 }
 
-/// The scores of the questions that are read together.
-fn group_scores(
+/// The scores of the questions of one batch.
+fn batch_scores(
     model: &PatchedModel,
     rows: &[&lorakit_task::Row],
     questions: &[Question],
-    group: &[usize],
+    batch: &[usize],
 ) -> Result<Vec<Vec<ChoiceScore>>> {
-    let prompts: Vec<&[u32]> = group.iter().map(|&index| questions[index].prompt.as_slice()).collect();
-    let rows_of = group.iter().zip(model.routing(&prompts)?);
-    let fans: Vec<(&PrefixTree, Sequence)> =
-        rows_of.flat_map(|(&index, row)| questions[index].fans.iter().map(move |fan| (fan, row.clone()))).collect();
-    let mut nll = nll(model, &fans)?.into_iter();
+    let prompts: Vec<&[u32]> = batch.iter().map(|&index| questions[index].prompt.as_slice()).collect();
+    let routed = batch.iter().zip(model.route(&prompts)?);
+    let trees: Vec<(&PrefixTree, Sequence)> =
+        routed.flat_map(|(&index, row)| questions[index].trees.iter().map(move |tree| (tree, row.clone()))).collect();
+    let mut nll = nll(model, &trees)?.into_iter();
     let of_question = |&index: &usize| {
-        let paths: Vec<Vec<f64>> = nll.by_ref().take(questions[index].fans.len()).flatten().collect();
-        let choices = questions[index].choices.iter().map(|choice| choice.score(&paths));
-        choices.collect::<Result<_>>().with_context(|| format!("row {}", rows[index].number))
+        let branches: Vec<Vec<f64>> = nll.by_ref().take(questions[index].trees.len()).flatten().collect();
+        let choices = questions[index].choices.iter().map(|choice| choice.score(&branches));
+        choices
+            .collect::<Result<_>>()
+            .map_err(|source| EvalError::Row { row: rows[index].number, source: Box::new(source) })
     };
-    group.iter().map(of_question).collect()
+    batch.iter().map(of_question).collect()
 }
 
-/// The choices of a row as paths to be read.
+/// The choices of a row as branches.
 struct Question<'a> {
-    /// What stands before all choices.
+    /// The common prompt.
     prompt: Vec<u32>,
     choices: Vec<Choice<'a>>,
-    fans: Vec<PrefixTree>,
+    trees: Vec<PrefixTree>,
 }
 
 /// Where a choice's scores come from.
@@ -102,95 +101,93 @@ struct Choice<'a> {
     text: &'a str,
     characters: usize,
     /// The tokens whose log-likelihoods are summed.
-    asked: Span,
+    request: Span,
     /// The tokens whose loss is averaged, EOS last.
     target: Span,
 }
 
-/// Predicted tokens of one of a question's paths.
+/// Predicted tokens of one of a question's branches.
 struct Span {
-    path: usize,
+    branch: usize,
     tokens: Range<usize>,
 }
 
 impl Span {
-    /// The `len` tokens from `start` on of a path.
-    fn new(paths: &[Branch], path: usize, start: usize, len: usize) -> Span {
-        let start = start - paths[path].from;
-        Span { path, tokens: start..start + len }
+    /// The `len` tokens from `start` on of a branch.
+    fn new(branches: &[Branch], branch: usize, start: usize, len: usize) -> Span {
+        let start = start - branches[branch].from;
+        Span { branch, tokens: start..start + len }
     }
 
     fn of<'n>(&self, nll: &'n [Vec<f64>]) -> &'n [f64] {
-        &nll[self.path][self.tokens.clone()]
+        &nll[self.branch][self.tokens.clone()]
     }
 }
 
 impl<'a> Question<'a> {
     fn new(row: &'a lorakit_task::Row, model: &PatchedModel) -> Result<Question<'a>> {
-        let (vocabulary, length) = (model.vocabulary, model.max_length());
-        let (texts, _) = row.choices().with_context(|| format!("row {} has no choices", row.number))?;
-        let requests = choice_requests(row, vocabulary, length)?;
-        let examples = Example::encode_choices(row, vocabulary, length)?;
+        let (tokenizer, length) = (model.tokenizer, model.max_length());
+        let (texts, _) = row.choices().ok_or(EvalError::NoChoices { row: row.number })?;
+        let requests = choice_requests(row, tokenizer, length)?;
+        let examples = Example::encode_choices(row, tokenizer, length)?;
         if let Some(empty) = requests.iter().position(|request| request.continuation.is_empty()) {
-            bail!("row {}: the choice `{}` has no token of its own", row.number, texts[empty]);
+            return Err(EvalError::EmptyChoice { row: row.number, choice: texts[empty].clone() });
         }
-        let paths = paths(&requests, &examples);
-        let first_example = paths.len() - examples.len();
+        let branches = branches(&requests, &examples);
+        let first_example = branches.len() - examples.len();
         let choice = |i: usize| Choice {
             text: &texts[i],
             characters: requests[i].characters,
-            asked: Span::new(&paths, i, requests[i].context.len(), requests[i].continuation.len()),
-            target: Span::new(&paths, first_example + i, examples[i].prompt.len(), examples[i].target.len()),
+            request: Span::new(&branches, i, requests[i].context.len(), requests[i].continuation.len()),
+            target: Span::new(&branches, first_example + i, examples[i].prompt.len(), examples[i].target.len()),
         };
         let choices = (0..texts.len()).map(choice).collect();
-        // Requests among themselves share their prompt, and so do examples; a request whose prompt was cut shares
-        // nothing with an example.
-        let fans = paths.chunks(texts.len()).map(|alike| PrefixTree::new(alike.to_vec())).collect();
+        // Requests share a prompt, and examples share one; a request whose prompt was truncated shares nothing with an
+        // example.
+        let trees = branches.chunks(texts.len()).map(|alike| PrefixTree::new(alike.to_vec())).collect();
         let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt.clone());
-        Ok(Question { prompt, choices, fans })
+        Ok(Question { prompt, choices, trees })
     }
 
     fn tokens(&self) -> usize {
-        self.fans.iter().map(PrefixTree::tokens).sum()
+        self.trees.iter().map(PrefixTree::tokens).sum()
     }
 }
 
 impl Choice<'_> {
-    /// The scores from the negative log-likelihoods of the question's paths.
+    /// The scores from the negative log-likelihoods of the question's branches.
     fn score(&self, nll: &[Vec<f64>]) -> Result<ChoiceScore> {
-        let log_likelihood = -self.asked.of(nll).iter().sum::<f64>();
+        let log_likelihood = -self.request.of(nll).iter().sum::<f64>();
         let target = self.target.of(nll);
         let loss = target.iter().sum::<f64>() / target.len() as f64;
-        ensure!(
-            log_likelihood.is_finite() && loss.is_finite(),
-            "the log-likelihood of the choice `{}` is {log_likelihood}, its loss {loss}; are all weights finite?",
-            self.text
-        );
+        if !(log_likelihood.is_finite() && loss.is_finite()) {
+            return Err(EvalError::NonFiniteChoice { choice: self.text.to_owned(), log_likelihood, loss });
+        }
         Ok(ChoiceScore { text: self.text.to_string(), log_likelihood, characters: self.characters, loss })
     }
 }
 
-/// One path per choice where every example goes on as its request does, which is the rule; else a path per request,
-/// then one per example: a prompt that is too long, or a token across the border, is cut differently in the two.
-fn paths(requests: &[ChoiceRequest], examples: &[Example]) -> Vec<Branch> {
+/// One branch per choice if every example continues as its request does, which is usual; else one per request and then one
+/// per example: a prompt that is too long, or a token across the border, is truncated differently in the two.
+fn branches(requests: &[ChoiceRequest], examples: &[Example]) -> Vec<Branch> {
     let both = || requests.iter().zip(examples);
     if let Some(joint) = both().map(|(request, example)| joint(request, example)).collect() {
         return joint;
     }
-    let asked = requests.iter().map(|request| Branch::new(&request.context, &request.continuation));
+    let requested = requests.iter().map(|request| Branch::new(&request.context, &request.continuation));
     let trained = examples.iter().map(|example| Branch::new(&example.prompt, &example.target));
-    asked.chain(trained).collect()
+    requested.chain(trained).collect()
 }
 
-/// The example as a path that serves its request too.
+/// The example as a branch that also covers its request.
 fn joint(request: &ChoiceRequest, example: &Example) -> Option<Branch> {
-    let mut path = Branch::new(&example.prompt, &example.target);
-    let rest = path.tokens.strip_prefix(request.context.as_slice())?;
+    let mut branch = Branch::new(&example.prompt, &example.target);
+    let rest = branch.tokens.strip_prefix(request.context.as_slice())?;
     if !rest.starts_with(&request.continuation) {
         return None;
     }
-    path.from = path.from.min(request.context.len());
-    Some(path)
+    branch.from = branch.from.min(request.context.len());
+    Some(branch)
 }
 
 #[cfg(test)]
@@ -202,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn three_rules_take_three_choices() {
+    fn three_metrics_select_three_choices() {
         let choices = [choice(-4.0, 2, 1.5), choice(-6.0, 12, 1.2), choice(-9.0, 10, 1.0)];
         assert_eq!(chosen(Metric::Acc, &choices), Some(0));
         assert_eq!(chosen(Metric::AccNorm, &choices), Some(1));
@@ -211,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_choices_the_first_is_taken() {
+    fn the_first_of_equal_choices_is_selected() {
         let choices = [choice(-5.0, 5, 1.0), choice(-4.0, 4, 0.5), choice(-4.0, 4, 0.5)];
         assert_eq!(chosen(Metric::Acc, &choices), Some(1));
         assert_eq!(chosen(Metric::AccNorm, &choices), Some(0));
@@ -219,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_serves_request_and_example_where_they_read_alike() {
+    fn one_branch_covers_request_and_example_if_their_tokens_agree() {
         let request = |context: &[u32], continuation: &[u32]| ChoiceRequest {
             context: context.to_vec(),
             continuation: continuation.to_vec(),
@@ -227,9 +224,9 @@ mod tests {
             bytes: 1,
         };
         let example = Example { prompt: vec![1, 5, 6], target: vec![7, 8, 2], truncation: Default::default() };
-        let together = paths(&[request(&[1, 5], &[6, 7, 8])], std::slice::from_ref(&example));
+        let together = branches(&[request(&[1, 5], &[6, 7, 8])], std::slice::from_ref(&example));
         assert_eq!(together, [Branch { tokens: vec![1, 5, 6, 7, 8, 2], from: 2 }]);
-        let apart = paths(&[request(&[5], &[6, 7, 8])], &[example]);
+        let apart = branches(&[request(&[5], &[6, 7, 8])], &[example]);
         assert_eq!(apart, [Branch::new(&[5], &[6, 7, 8]), Branch::new(&[1, 5, 6], &[7, 8, 2])]);
     }
 }

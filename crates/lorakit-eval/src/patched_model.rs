@@ -1,52 +1,53 @@
-//! What is scored: a base, its tokenizer, and what sits in its slots.
+//! What is evaluated: a base with its tokenizer, its patches, and what rows carry for the patches to read.
 
-use anyhow::{Result, ensure};
+use crate::error::{BoxError, EvalError, Result};
+use lorakit_lora::{Patches, Sequence};
 use lorakit_model::Base;
 use lorakit_task::Tokenizer;
 
-use lorakit_lora::{Patches, Sequence};
-
-/// A base with patches in its slots. How the patches choose their experts is theirs to know.
+/// A base with patches at its sites.
 #[derive(Clone)]
 pub struct PatchedModel<'a> {
     /// The base.
     pub base: &'a Base,
     /// The base's tokenizer.
-    pub vocabulary: &'a Tokenizer,
-    /// What sits in the base's slots; [`Patches::none`] for the base as it is.
+    pub tokenizer: &'a Tokenizer,
+    /// The patches; [`Patches::none`] for the base itself.
     pub patches: &'a Patches,
-    /// What rows carry for the patches to read: `&Sequence::default()` where they read nothing.
+    /// What rows carry for the patches to read; `&Sequence::default()` if they read nothing.
     pub routing: &'a dyn PromptRouting,
 }
 
-/// What rows carry for the patches to read, such as their weights over a library's experts, by their prompts.
+/// Decides what a row carries by its prompt, such as its weights over a library's experts.
 ///
-/// It is asked once for each row and forward, with the prompt alone: what a row carries never depends on its answer, and
-/// the choices of a question share it.
+/// It is called once per row and forward, and sees only prompts: what a row carries never depends on its answer, and all
+/// choices of a question share it.
 pub trait PromptRouting: Sync {
-    /// For each of `prompts`, tokens with at least one each, what its row carries.
+    /// What the row of each prompt carries. Every prompt has at least one token.
     ///
     /// # Errors
-    /// Where it cannot be decided, as when a pass over the prompts fails.
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>>;
+    /// If it cannot be decided, for instance because a forward over the prompts fails.
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError>;
 }
 
-/// Every row carries the same.
+/// All rows carry the same.
 impl PromptRouting for Sequence {
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError> {
         Ok(vec![self.clone(); prompts.len()])
     }
 }
 
 impl PatchedModel<'_> {
     /// What the rows of `prompts` carry.
-    pub(crate) fn routing(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
-        let rows = self.routing.of(prompts)?;
-        ensure!(rows.len() == prompts.len(), "{} prompts were given {} rows", prompts.len(), rows.len());
-        Ok(rows)
+    pub(crate) fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
+        let rows = self.routing.route(prompts).map_err(EvalError::Routing)?;
+        match rows.len() == prompts.len() {
+            true => Ok(rows),
+            false => Err(EvalError::RoutedRows { found: rows.len(), expected: prompts.len() }),
+        }
     }
 
-    /// The longest sequence that may be scored.
+    /// The longest sequence that the base can process.
     pub(crate) fn max_length(&self) -> usize {
         self.base.config().max_positions
     }

@@ -1,8 +1,8 @@
-//! `results.json` and the files of samples, as text for others to write.
+//! `results.json` and the sample files, as text.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use crate::error::{EvalError, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -10,10 +10,10 @@ use crate::metrics::score::{Score, TaskScores};
 use crate::sample::Sample;
 
 /// The document `results.json`: `{"results": {ROUTER: {TASK: {"n", "metrics": {NAME: {"value", "stderr"}}}}},
-/// "config", "versions"}`. Keys are sorted, and nothing in it tells the time: the same scores give the same bytes.
+/// "config", "versions"}`. Keys are sorted and there are no timestamps: equal scores give equal bytes.
 ///
 /// ```
-/// # fn main() -> anyhow::Result<()> {
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use lorakit_eval::Results;
 ///
 /// let text = r#"{"results": {"base": {"boolq": {"n": 9, "metrics": {"acc": {"value": 0.5, "stderr": 0.1}}}}}}"#;
@@ -25,10 +25,10 @@ use crate::sample::Sample;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     results: BTreeMap<String, BTreeMap<String, TaskResult>>,
-    /// The settings of the evaluation that wrote last.
+    /// The options of the last evaluation.
     #[serde(default)]
     pub config: Value,
-    /// The versions of the programs that wrote last.
+    /// The versions of the programs of the last evaluation.
     #[serde(default)]
     pub versions: Value,
 }
@@ -40,35 +40,35 @@ pub struct TaskResult {
     pub n: usize,
     /// Every metric by name.
     pub metrics: BTreeMap<String, Score>,
-    /// What else stands there: kept as it is, so that another version's results survive this one's.
+    /// Unknown fields, kept so that results of other versions are not lost.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
 }
 
 impl Results {
-    /// Reads a document that was written before.
+    /// Parses a document.
     ///
     /// # Errors
-    /// Where the text is not such a document.
+    /// If the text is not such a document.
     pub fn parse(text: &str) -> Result<Results> {
-        serde_json::from_str(text).context("not a results.json: expected {\"results\": {ROUTER: {TASK: ...}}, ...}")
+        serde_json::from_str(text).map_err(EvalError::ResultsFile)
     }
 
-    /// The document's text, with a newline at its end.
+    /// The document's text, with a final newline.
     ///
     /// # Errors
-    /// None for values that came from scores; serialisation may refuse others.
+    /// If `config` or `versions` cannot be serialized; never for scores.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Puts the scores of a router, as typed, on a task, in place of what stood there.
+    /// Sets the scores of a router, as typed by the user, on a task.
     pub fn insert(&mut self, router: &str, task: &str, scores: &TaskScores) {
         let result = TaskResult { n: scores.n, metrics: scores.metrics.clone(), other: BTreeMap::new() };
         self.results.entry(router.to_string()).or_default().insert(task.to_string(), result);
     }
 
-    /// Takes everything from `newer`: its results replace those of the same router and task, others stay.
+    /// Merges `newer` in: its results replace those of the same router and task.
     pub fn merge(&mut self, newer: Results) {
         for (router, tasks) in newer.results {
             self.results.entry(router).or_default().extend(tasks);
@@ -88,8 +88,8 @@ impl Results {
     }
 }
 
-/// The name of the file for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. What some file system
-/// refuses in a name, and what a shell would read as a pattern, becomes `_`, as lm-evaluation-harness has it.
+/// The file name for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. Characters that file systems refuse or
+/// shells expand become `_`, as in lm-evaluation-harness.
 ///
 /// ```
 /// use lorakit_eval::samples_file;
@@ -102,10 +102,10 @@ pub fn samples_file(router: &str, task: &str) -> String {
     format!("samples_{names}.jsonl")
 }
 
-/// The text of that file: a row a line, in file order.
+/// The text of a sample file: one line per row, in file order.
 ///
 /// # Errors
-/// None for samples of an evaluation; serialisation may refuse other values.
+/// If a sample cannot be serialized; never for samples of an evaluation.
 pub fn samples_jsonl(samples: &[Sample]) -> Result<String> {
     let line = |sample: &Sample| Ok(serde_json::to_string(sample)? + "\n");
     samples.iter().map(line).collect()
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_is_as_agreed() {
+    fn the_document_has_the_documented_form() {
         let mut results =
             Results { config: json!({"seed": 0}), versions: json!({"lorakit": "1"}), ..Results::default() };
         results.insert("arrow:top_k=2", "piqa", &scores(0.5));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn results_of_the_same_names_are_replaced_and_others_stay() {
+    fn results_of_the_same_names_are_replaced_and_others_kept() {
         let mut old = Results::default();
         old.insert("base", "piqa", &scores(1.0));
         old.insert("base", "boolq", &scores(2.0));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_version_wrote_survives() {
+    fn unknown_fields_are_kept() {
         let text = r#"{"results": {"r": {"t": {"n": 2, "metrics": {}, "seconds": 7}}}, "config": 1, "versions": 2}"#;
         let json = Results::parse(text).unwrap().to_json().unwrap();
         assert!(json.contains("\"seconds\": 7"), "{json}");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_files_are_safe() {
+    fn file_names_are_safe() {
         assert_eq!(samples_file("expert:a/../b", "x y?"), "samples_expert_a_.._b_x_y_.jsonl");
     }
 }

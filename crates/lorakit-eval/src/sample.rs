@@ -1,4 +1,4 @@
-//! One scored row, as the sample files hold it.
+//! A scored row, as the sample files store it.
 
 use std::collections::BTreeMap;
 
@@ -9,32 +9,32 @@ use serde_json::{Map, Value};
 use crate::generation::GeneratedText;
 use crate::multiple_choice::ChoiceScore;
 
-/// A row of a task with all that was found about it.
+/// A row of a task with its scores.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sample {
-    /// The row's place in its file, from 1.
+    /// The row's number in its file, from one.
     pub row: usize,
-    /// The row as its file has it.
+    /// The row's fields in its file.
     pub fields: Map<String, Value>,
-    /// What the model read.
+    /// The prompt.
     pub prompt: String,
-    /// The answers that count as right.
+    /// The accepted answers.
     pub accepted: Vec<String>,
-    /// The index of the right choice, where there are choices.
+    /// The index of the correct choice, if there are choices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gold: Option<usize>,
-    /// The choices, where they were scored.
+    /// The choices with their scores, if they were scored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<ChoiceScore>,
-    /// What the model wrote, where it was asked to.
+    /// The generated text, if the task asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generated: Option<GeneratedText>,
-    /// Every metric's value for this row, by name; the task's score is their mean over rows.
+    /// The value of every metric for this row, by name; the task's score is the mean over rows.
     pub metrics: BTreeMap<String, f64>,
 }
 
 impl Sample {
-    /// A row about which nothing is known yet.
+    /// A row without scores.
     pub(crate) fn new(row: &Row) -> Sample {
         Sample {
             row: row.number,

@@ -1,112 +1,108 @@
-//! Several continuations of one prompt, which is read once.
+//! Several continuations of one prompt, which is processed once.
 
-use anyhow::Result;
 use candle_core::{DType, Tensor};
-use lorakit_lora::SequenceBatch;
 use lorakit_model::Decoding;
 use lorakit_model::layer::lm_head::HeadPatch;
 
+use crate::error::Result;
 use crate::patched_model::PatchedModel;
-use lorakit_lora::Sequence;
+use lorakit_lora::{Sequence, SequenceBatch};
 
-/// A sequence of which the tokens from `from` on are to be predicted.
+/// A sequence whose tokens from `from` on are predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Branch {
-    /// What is read and predicted; the last token is predicted only.
+    /// All tokens; the last one is predicted only.
     pub tokens: Vec<u32>,
-    /// The first predicted token; at least 1, since nothing predicts the first of all.
+    /// The first predicted token; at least 1, since nothing predicts the first token.
     pub from: usize,
 }
 
 impl Branch {
-    /// A context and what should follow it.
+    /// A context and its continuation.
     pub fn new(context: &[u32], continuation: &[u32]) -> Branch {
         Branch { tokens: [context, continuation].concat(), from: context.len() }
     }
 
-    /// The tokens that the model reads.
+    /// The tokens that the model processes.
     fn read(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
 }
 
-/// Paths that begin alike, as the choices of a question do.
+/// Branches with a common prefix, such as the choices of a question.
 #[derive(Clone, Debug)]
 pub(crate) struct PrefixTree {
-    paths: Vec<Branch>,
-    /// How many tokens all paths share.
+    branches: Vec<Branch>,
+    /// The length of the shared prefix.
     shared: usize,
 }
 
 impl PrefixTree {
-    /// Shares the longest common beginning, but always leaves each path the token from which its first prediction is
-    /// made: so every prediction of a path comes from the path's own tokens.
-    pub fn new(paths: Vec<Branch>) -> PrefixTree {
-        let bound = paths.iter().map(|path| path.from - 1).min().unwrap_or(0);
-        let common = |path: &Branch| paths[0].tokens.iter().zip(&path.tokens).take_while(|(a, b)| a == b).count();
-        let shared = paths.iter().map(common).fold(bound, usize::min);
-        PrefixTree { paths, shared }
+    /// Shares the longest common prefix, except the token that makes a branch's first prediction: every prediction of a
+    /// branch comes from its own tokens.
+    pub fn new(branches: Vec<Branch>) -> PrefixTree {
+        let bound = branches.iter().map(|branch| branch.from - 1).min().unwrap_or(0);
+        let common =
+            |branch: &Branch| branches[0].tokens.iter().zip(&branch.tokens).take_while(|(a, b)| a == b).count();
+        let shared = branches.iter().map(common).fold(bound, usize::min);
+        PrefixTree { branches, shared }
     }
 
-    /// How many tokens are read, the shared ones once.
+    /// The number of tokens that are processed, the shared ones once.
     pub fn tokens(&self) -> usize {
-        self.shared + self.paths.iter().map(|path| path.read().len() - self.shared).sum::<usize>()
+        self.shared + self.branches.iter().map(|branch| branch.read().len() - self.shared).sum::<usize>()
     }
 
-    fn trunk(&self) -> &[u32] {
-        self.paths.first().map_or(&[], |path| &path.tokens[..self.shared])
+    fn prefix(&self) -> &[u32] {
+        self.branches.first().map_or(&[], |branch| &branch.tokens[..self.shared])
     }
 }
 
-/// The negative log-likelihoods of the predicted tokens: `[fan][path][token]`. All fans are read in two forwards, one
-/// of what is shared and one of what is not. Each fan comes with what its rows carry.
-pub(crate) fn nll(model: &PatchedModel, fans: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
-    let slots = fans.iter().map(|(fan, _)| fan.tokens()).sum();
-    let mut decoding = Decoding::new(model.base, model.patches, slots)?;
-    let trunks = read_trunks(fans, &mut decoding)?;
+/// The negative log-likelihoods of the predicted tokens: `[tree][branch][token]`. All trees take two forwards, one over
+/// the shared prefixes and one over the branches. Each tree comes with what its rows carry.
+pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
+    let capacity = trees.iter().map(|(tree, _)| tree.tokens()).sum();
+    let mut decoding = Decoding::new(model.base, model.patches, capacity)?;
+    let prefixes = feed_prefixes(trees, &mut decoding)?;
     let mut fed = Vec::new();
     let (mut at, mut targets, mut offset, mut rows) = (Vec::new(), Vec::new(), 0, Vec::new());
-    for ((fan, row), &trunk) in fans.iter().zip(&trunks) {
-        for path in &fan.paths {
-            let own = &path.read()[fan.shared..];
-            fed.push((decoding.branch(trunk, own.len())?, own));
-            at.extend((path.from..path.tokens.len()).map(|t| (offset + t - 1 - fan.shared) as u32));
-            rows.push(Sequence { start: targets.len(), len: path.tokens.len() - path.from, ..row.clone() });
-            targets.extend_from_slice(&path.tokens[path.from..]);
+    for ((tree, row), &prefix) in trees.iter().zip(&prefixes) {
+        for branch in &tree.branches {
+            let own = &branch.read()[tree.shared..];
+            fed.push((decoding.branch(prefix, own.len())?, own));
+            at.extend((branch.from..branch.tokens.len()).map(|t| (offset + t - 1 - tree.shared) as u32));
+            rows.push(Sequence { start: targets.len(), len: branch.tokens.len() - branch.from, ..row.clone() });
+            targets.extend_from_slice(&branch.tokens[branch.from..]);
             offset += own.len();
         }
     }
     let h = decoding.feed(&fed)?;
     let h = h.index_select(&Tensor::from_slice(&at, at.len(), h.device())?, 0)?;
     let rows = SequenceBatch::new(rows);
-    let nll = model
-        .base
-        .head()
-        .nll(&h, &targets, HeadPatch::of(model.patches, &rows))?
-        .to_dtype(DType::F64)?
-        .to_vec1::<f64>()?;
-    Ok(by_path(fans, &nll))
+    let nll = model.base.head().nll(&h, &targets, HeadPatch::of(model.patches, &rows))?;
+    let nll = nll.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(by_branch(trees, &nll))
 }
 
-/// Opens a row for each fan and feeds it what the fan's paths share.
-fn read_trunks(fans: &[(&PrefixTree, Sequence)], decoding: &mut Decoding) -> Result<Vec<usize>> {
-    let open = |(fan, row): &(&PrefixTree, Sequence)| decoding.open(fan.shared, row.clone());
-    let trunks = fans.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
-    let shared = trunks.iter().zip(fans).map(|(&row, (fan, _))| (row, fan.trunk()));
+/// Opens a row for each tree and feeds it the shared prefix.
+fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut Decoding) -> Result<Vec<usize>> {
+    let open = |(tree, row): &(&PrefixTree, Sequence)| decoding.open(tree.shared, row.clone());
+    let prefixes = trees.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
+    let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
     if !fed.is_empty() {
         decoding.feed(&fed)?;
     }
-    Ok(trunks)
+    Ok(prefixes)
 }
 
-fn by_path(fans: &[(&PrefixTree, Sequence)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
-    let mut take = |path: &Branch| {
-        let (own, rest) = nll.split_at(path.tokens.len() - path.from);
+fn by_branch(trees: &[(&PrefixTree, Sequence)], mut nll: &[f64]) -> Vec<Vec<Vec<f64>>> {
+    let mut take = |branch: &Branch| {
+        let (own, rest) = nll.split_at(branch.tokens.len() - branch.from);
         nll = rest;
         own.to_vec()
     };
-    fans.iter().map(|(fan, _)| fan.paths.iter().map(&mut take).collect()).collect()
+    trees.iter().map(|(tree, _)| tree.branches.iter().map(&mut take).collect()).collect()
 }
 
 #[cfg(test)]
@@ -115,13 +111,14 @@ mod tests {
 
     #[test]
     fn the_token_before_the_first_prediction_is_never_shared() {
-        let fan = |paths: &[(&[u32], &[u32])]| PrefixTree::new(paths.iter().map(|(c, t)| Branch::new(c, t)).collect());
-        // Two tokens are shared; 3 is read by both, with 4 and 5, and with 4.
-        let same = fan(&[(&[1, 2, 3], &[4, 5, 6]), (&[1, 2, 3], &[4, 7])]);
+        let tree =
+            |branches: &[(&[u32], &[u32])]| PrefixTree::new(branches.iter().map(|(c, t)| Branch::new(c, t)).collect());
+        // Two tokens are shared; both branches process 3, with 4 and 5, and with 4.
+        let same = tree(&[(&[1, 2, 3], &[4, 5, 6]), (&[1, 2, 3], &[4, 7])]);
         assert_eq!((same.shared, same.tokens()), (2, 2 + 3 + 2));
-        let earlier = fan(&[(&[1, 2, 3], &[4]), (&[1, 9, 3], &[4])]);
+        let earlier = tree(&[(&[1, 2, 3], &[4]), (&[1, 9, 3], &[4])]);
         assert_eq!((earlier.shared, earlier.tokens()), (1, 1 + 2 + 2));
-        let apart = fan(&[(&[1, 2], &[3]), (&[8, 2], &[3])]);
+        let apart = tree(&[(&[1, 2], &[3]), (&[8, 2], &[3])]);
         assert_eq!((apart.shared, apart.tokens()), (0, 4));
     }
 }

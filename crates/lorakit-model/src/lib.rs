@@ -25,6 +25,7 @@ mod phi;
 pub mod plan;
 pub mod rewrite;
 pub mod sample;
+mod sequence_loss;
 pub mod weight;
 mod weights;
 
@@ -36,5 +37,6 @@ pub use decode::Decoding;
 pub use packed::{Packed, Target};
 pub use plan::Plan;
 pub use rewrite::Rounding;
+pub use sequence_loss::{NllSum, ScoredRow, split_by_tokens, sums_by_row};
 pub use weight::Element;
 pub use weights::Options;

@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use lorakit_model::{Base, Bytes, Options};
 use lorakit_task::{Example, Tokenizer, pico_tokenizer, pico_tokenizer_config, skills};
-use lorakit_train::optim::lr_schedule::LrSchedulerType;
-use lorakit_train::{Job, Pass, TrainConfig};
+use lorakit_train::{Job, LrSchedulerType, Pass, PassContext, TrainConfig};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
@@ -136,7 +135,7 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
 fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
     let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<lorakit_task::Result<_>>()?;
-    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 };
+    let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 };
     let settings = TrainConfig {
         batch_size: BATCH,
         max_steps: Some(steps),
@@ -148,9 +147,9 @@ fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
         dropout: 0.0,
         ..TrainConfig::default()
     };
-    let mut pass = Pass::full(base, &job, &settings, SEED, 4096)?;
+    let mut pass = Pass::full(PassContext { base, config: &settings, seed: SEED, batch_tokens: 4096 }, &job)?;
     let start = Instant::now();
-    while pass.step_number() < steps {
+    while pass.steps_done() < steps {
         let step = pass.step()?.step;
         if step.is_multiple_of(100) || step == steps {
             let losses = &pass.progress()[0].losses;

@@ -1,4 +1,4 @@
-//! What one expert is trained on, and in which order its rows come.
+//! What an expert is trained on, and the order of its rows.
 
 use crate::train_config::TrainConfig;
 use lorakit_adapter::{Adapter, TaskRecord};
@@ -7,73 +7,72 @@ use lorakit_format::rng::Key;
 use lorakit_task::Example;
 use serde_json::Value;
 
-/// One expert to be trained.
+/// An expert to train.
 #[derive(Clone)]
 pub struct Job {
     /// The expert's name.
     pub name: String,
     /// Its tasks, as its record will name them.
     pub tasks: Vec<TaskRecord>,
-    /// The rows that it is trained on.
+    /// The training rows.
     pub train: Vec<Example>,
-    /// The rows that its best weights are chosen by; may be empty, and then the last weights are kept.
+    /// The rows that select the best weights; without any, the last weights are kept.
     pub validation: Vec<Example>,
-    /// What it starts from in place of the library's common start.
-    pub start: Option<Init>,
-    /// How many experts share the rows of the tasks among them, and so the steps that the tasks are worth; 1 where the
-    /// expert has all of its tasks' rows.
+    /// The adapter to start from; None for the initialization that all experts of the library share.
+    pub init: Option<Init>,
+    /// The number of experts that divide the rows of these tasks, and so their steps; 1 for an expert that has all rows
+    /// of its tasks.
     pub row_shards: usize,
 }
 
 /// An adapter that training starts from.
 #[derive(Clone)]
 pub struct Init {
-    /// The adapter, of the rank and scale that the settings have.
+    /// The adapter, of the config's rank and scale.
     pub adapter: Adapter,
-    /// Where it is from, as the expert's record will say.
+    /// Where it comes from, as the expert's record will say.
     pub origin: Value,
-    /// The tasks that it has seen.
+    /// The tasks that it was trained on.
     pub seen: Vec<TaskRecord>,
 }
 
 impl Job {
-    fn rows_per_update(settings: &TrainConfig) -> usize {
-        settings.batch_size * settings.gradient_accumulation_steps
+    fn rows_per_step(config: &TrainConfig) -> usize {
+        config.batch_size * config.gradient_accumulation_steps
     }
 
-    /// Updates that pass over all rows once.
-    pub fn steps_per_epoch(&self, settings: &TrainConfig) -> usize {
-        self.train.len().div_ceil(Self::rows_per_update(settings)).max(1)
+    /// Steps per epoch.
+    pub fn steps_per_epoch(&self, config: &TrainConfig) -> usize {
+        self.train.len().div_ceil(Self::rows_per_step(config)).max(1)
     }
 
-    /// All updates of the expert: `max_steps` for each of its tasks, divided among those who share them, else its epochs.
-    pub fn steps(&self, settings: &TrainConfig) -> usize {
-        match settings.max_steps {
+    /// Total steps: `max_steps` for each of its tasks, divided among the experts that share them, else its epochs.
+    pub fn steps(&self, config: &TrainConfig) -> usize {
+        match config.max_steps {
             Some(steps) => (steps * self.tasks.len().max(1)).div_ceil(self.row_shards.max(1)),
-            None => self.steps_per_epoch(settings) * settings.num_epochs,
+            None => self.steps_per_epoch(config) * config.num_epochs,
         }
     }
 
-    /// Updates between validations; none where there are to be none.
-    pub fn eval_interval(&self, settings: &TrainConfig) -> Option<usize> {
-        let every = settings.eval_steps.unwrap_or_else(|| self.steps_per_epoch(settings));
+    /// Steps between validations; None without validation.
+    pub fn eval_interval(&self, config: &TrainConfig) -> Option<usize> {
+        let every = config.eval_steps.unwrap_or_else(|| self.steps_per_epoch(config));
         (every > 0 && !self.validation.is_empty()).then_some(every)
     }
 
-    /// The indices of the training rows of update `step`: each epoch has an order of its own, which depends on the seed
-    /// and the expert alone.
-    pub fn rows(&self, settings: &TrainConfig, seed: u64, step: usize) -> Vec<usize> {
-        batch_indices(seed, &self.name, self.train.len(), Self::rows_per_update(settings), step)
+    /// The indices of the training rows of a step.
+    pub fn batch(&self, config: &TrainConfig, seed: u64, step: usize) -> Vec<usize> {
+        batch_indices(seed, &self.name, self.train.len(), Self::rows_per_step(config), step)
     }
 
-    /// The keys of the dropout masks of update `step`, one for each of its rows.
+    /// The keys of the dropout masks of a step's `rows` rows.
     pub fn dropout_keys(&self, seed: u64, step: usize, rows: usize) -> Vec<[u8; 32]> {
         let key = Key::new(seed, "dropout").text(&self.name).number(step as u64);
         (0..rows).map(|row| key.clone().number(row as u64).bits()).collect()
     }
 }
 
-/// The SHA-256 of rows: of their prompts and targets, each after its length.
+/// The SHA-256 of rows: of their prompts and targets, each preceded by its length.
 pub fn rows_sha256(rows: &[Example]) -> String {
     let mut bytes = Vec::new();
     for part in rows.iter().flat_map(|row| [&row.prompt, &row.target]) {
@@ -83,11 +82,11 @@ pub fn rows_sha256(rows: &[Example]) -> String {
     sha256(&bytes)
 }
 
-/// The indices, out of `rows`, of those of update `step` where each takes `per_update`: each epoch has an order of its
-/// own, which depends on the seed and the name alone.
-pub fn batch_indices(seed: u64, name: &str, rows: usize, per_update: usize, step: usize) -> Vec<usize> {
-    let per_epoch = rows.div_ceil(per_update).max(1);
-    let (epoch, within) = (step / per_epoch, step % per_epoch);
+/// The indices, among `rows` rows, of the batch of a step, of up to `per_step` rows. Each epoch has its own random order,
+/// which depends only on the seed and the name.
+pub fn batch_indices(seed: u64, name: &str, rows: usize, per_step: usize, step: usize) -> Vec<usize> {
+    let steps_per_epoch = rows.div_ceil(per_step).max(1);
+    let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
     let order = Key::new(seed, "order").text(name).number(epoch as u64).stream().permutation(rows);
-    order.into_iter().skip(within * per_update).take(per_update).collect()
+    order.into_iter().skip(within * per_step).take(per_step).collect()
 }

@@ -1,37 +1,62 @@
-//! Fits adapters to tasks: several experts in one pass over one base, each with its own rows, schedule and optimizer.
+//! Trains LoRA adapters, whole bases, and skills with their routing.
 //!
-//! A [`Job`] says what one expert is trained on; [`TrainConfig`] how. [`train_experts`] shares jobs out to passes, trains
-//! them and keeps each finished expert in a library; a [`pass::Pass`] is the same without files. [`backward`] takes
-//! gradients a layer at a time. Together or alone, an expert ends with the same weights up to rounding: its
-//! data order, dropout and updates depend on the seed and its own name.
+//! A [`Job`] is what one expert is trained on, a [`TrainConfig`] how. A [`Pass`] trains several experts together over one
+//! base, in memory; a [`Trainer`] divides jobs into passes, writes checkpoints and logs, and stores each finished expert in
+//! a library. Gradients are computed one layer at a time ([`backward`]). Alone or together with others, an expert ends with
+//! the same weights up to rounding: its row order, dropout and steps depend only on the seed and its own name.
 //!
-//! What is no adapter, as coefficients and gates, is fitted by [`fit()`]: the caller makes patches of its variables, and
-//! [`TokenLoss`] takes the gradients of rows under them.
+//! Other variables, such as mixing coefficients and router weights, are fitted by [`minimize`]: the caller builds patches
+//! from them, and [`TokenLoss`] computes their gradients.
 //!
-//! The crate knows no routers, clusters or scores, and prints nothing: what happens is told to a callback as [`TrainEvent`].
+//! Deliberately absent: routers, clusters and metrics. Nothing is printed: a callback receives each [`TrainEvent`].
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use lorakit_train::{LrSchedule, LrSchedulerType, ParameterGroup, TrainConfig, minimize};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = TrainConfig::from_toml("learning_rate = 0.1\nmax_grad_norm = 0.0", "train.toml")?;
+//! let x = Var::new(&[3.0f32, -2.0], &Device::Cpu)?;
+//! let minimum = Tensor::new(&[1.0f32, 0.5], &Device::Cpu)?;
+//! let group = ParameterGroup::new(vec![("x".to_owned(), x.clone())], &config);
+//! let schedule = LrSchedule::new(LrSchedulerType::Linear, 0.0, 200);
+//! let losses = minimize(vec![group], schedule, |_, variables, gradients| {
+//!     let loss = (variables[0].as_tensor() - &minimum)?.sqr()?.sum_all()?;
+//!     gradients.add_loss(&loss, variables)?;
+//!     Ok(f64::from(loss.to_scalar::<f32>()?))
+//! })?;
+//! assert!(losses[199] < 1e-6 && (x.to_vec1::<f32>()?[0] - 1.0).abs() < 1e-3);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod backward;
 mod divergence;
-pub mod job;
+mod error;
+mod job;
 pub mod optim;
-pub mod pass;
-pub mod run;
-pub mod train_config;
+mod pass;
+mod run;
+mod train_config;
 pub mod trainable;
 
-pub use backward::example_losses::{example_losses, split_by_tokens};
-pub use backward::layerwise::Gradients;
+pub use backward::backward_mode::{Activations, BackwardMode};
+pub use backward::example_losses::example_losses;
+pub use backward::gradients::Gradients;
 pub use backward::token_loss::{FitRow, TokenLoss};
+pub use error::{BoxError, Result, TrainError};
 pub use job::{Init, Job, batch_indices, rows_sha256};
 pub use optim::lr_schedule::{LrSchedule, LrSchedulerType};
 pub use optim::optimizer::{Optimizer, ParameterGroup, minimize};
-pub use pass::{Pass, StepOutput};
-pub use run::event::TrainEvent;
+pub use pass::{Pass, PassContext, StepOutput};
+pub use run::device_memory::{DeviceMemory, MemoryEstimate};
 pub use run::expert_progress::ExpertProgress;
-pub use run::trainer::{RunOptions, RunSummary, train_experts, train_model, train_skills};
+pub use run::train_event::TrainEvent;
+pub use run::trainer::{RunSummary, Trainer};
 pub use run::training_target::{FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillTraining};
 pub use run::{memory_estimate, routing_store};
 pub use train_config::{LossReduction, TrainConfig};
-pub use trainable::fit_routing::{FitScope, fit_routing};
-pub use trainable::lora_stack::initial_a;
-pub use trainable::skill_stack::{RowTasks, SkillDims, SkillStack, config_for_adapters, init_skills};
+pub use trainable::lora_init::{config_for_adapters, init_skills, initial_a};
+pub use trainable::routing_fit::{FitScope, RoutingFit};
+pub use trainable::skill_mixing::SkillDims;
+pub use trainable::skill_stack::{RoutingSpec, RowTasks, SkillStack};

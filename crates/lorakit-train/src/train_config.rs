@@ -1,77 +1,77 @@
-//! The settings of a training run, by the names that users of PEFT and transformers know.
+//! The settings of training, under the names that PEFT and transformers give them.
 
+use crate::error::{Result, TrainError};
 use crate::optim::lr_schedule::LrSchedulerType;
-use anyhow::{Context, Result, bail, ensure};
 use lorakit_adapter::Targets;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
-/// How the losses of target tokens become one number.
+/// How the losses of target tokens are averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossReduction {
-    /// The mean over the target tokens of an update.
+    /// The mean over the target tokens of a step.
     Tokens,
     /// The mean over rows of each row's mean, as in the paper's code.
     Rows,
 }
 
-/// Everything that decides what a trained expert becomes, but its data and the seed.
+/// Everything that determines a trained expert except its data and the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Rank of A and B.
+    /// The LoRA rank.
     #[serde(alias = "r")]
     pub rank: usize,
-    /// The scale is alpha / rank.
+    /// LoRA's alpha; the scale is alpha / rank.
     #[serde(alias = "lora_alpha")]
     pub alpha: f64,
-    /// Share of the LoRA's input features that are dropped in training.
+    /// Dropout probability on the LoRA's input.
     #[serde(alias = "lora_dropout")]
     pub dropout: f64,
-    /// `attention`, `all-linear`, names separated by commas, or one regular expression.
+    /// `attention`, `all-linear`, comma-separated names, or one regular expression.
     pub target_modules: String,
     /// Whether q, k and v share one A.
     pub tie_qkv: bool,
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// The highest learning rate of Poly's and MHR's routing.
+    /// The peak learning rate of Poly's and MHR's routing.
     pub routing_learning_rate: f64,
     /// Blocks in which MHR mixes its skills.
     pub splits: usize,
-    /// Rows of an expert in one micro-batch.
+    /// Rows of an expert per micro-batch.
     #[serde(alias = "per_device_train_batch_size")]
     pub batch_size: usize,
-    /// Micro-batches of an update.
+    /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
-    /// Updates of an expert, per task; in place of epochs.
+    /// Steps of an expert per task; replaces epochs.
     pub max_steps: Option<usize>,
-    /// Passes over an expert's rows, where max_steps is not given.
+    /// Epochs over an expert's rows, if max_steps is not given.
     #[serde(alias = "num_train_epochs")]
     pub num_epochs: usize,
-    /// Share of the steps in which the rate rises.
+    /// Fraction of the steps in which the learning rate warms up.
     pub warmup_ratio: f64,
-    /// How it falls.
+    /// How the learning rate decays.
     #[serde(alias = "lr_scheduler_type")]
     pub lr_scheduler: LrSchedulerType,
-    /// AdamW's decay.
+    /// AdamW's weight decay.
     pub weight_decay: f64,
-    /// The norm above which an expert's gradient is scaled down; 0: never.
+    /// The norm above which an expert's gradient is clipped; 0 disables clipping.
     pub max_grad_norm: f64,
-    /// The longest row in tokens, prompt and target together.
+    /// Maximum length of a row in tokens, prompt and target together.
     pub max_length: usize,
-    /// How token losses become one number.
+    /// How token losses are averaged.
     pub loss_reduction: LossReduction,
-    /// Updates between validations; once an epoch where not given; 0: never, and the last weights are kept.
+    /// Steps between validations; once per epoch if not given; 0 disables validation, and the last weights are kept.
     pub eval_steps: Option<usize>,
-    /// Updates between checkpoints of a pass; 0: none.
+    /// Steps between checkpoints of a pass; 0 disables them.
     pub save_steps: usize,
-    /// How many times the highest of the latest losses, or of the first ones, the next ones may be, or what guessing
-    /// costs where that is more; an expert with higher ones, on the way or at its end, is given up. 0: never.
+    /// An expert is stopped when its loss exceeds this multiple of its highest recent or first losses, and the loss of
+    /// guessing. 0 disables the check.
     pub max_loss_jump: f64,
-    /// Experts that train together; decided from the machine's memory where not given.
+    /// Experts that train together; chosen by the machine's memory if not given.
     pub experts_per_pass: Option<usize>,
-    /// Whether activations within a layer are made again on the way back, to save memory.
+    /// Whether activations inside a layer are recomputed in the backward, to save memory.
     pub gradient_checkpointing: bool,
 }
 
@@ -105,142 +105,166 @@ impl Default for TrainConfig {
     }
 }
 
-/// Settings that change how a run is carried out and not what it makes.
+/// Settings that affect how training runs, not its result.
 const RUNTIME_SETTINGS: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
 
-/// More of anything that is counted than makes sense: products of two such numbers are numbers still.
-const MOST: usize = 1 << 20;
+/// Upper limit of counts, so that products of two of them do not overflow.
+const MAX_COUNT: usize = 1 << 20;
 
 impl TrainConfig {
-    /// Reads a TOML file's text over the defaults; `file` is named in errors.
+    /// Reads TOML text over the defaults; errors name `file`.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let settings: Self =
-            toml::from_str(text).with_context(|| format!("{file}: settings; known are {}", Self::names()))?;
-        settings.validated().with_context(|| file.to_string())
+        let config: Self = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
+            file: file.to_owned(),
+            known: Self::names(),
+            source: Box::new(source),
+        })?;
+        config.validated().map_err(|source| in_file(file, source))
     }
 
-    /// Reads a TOML file's text over these settings in place of the defaults.
+    /// Reads TOML text over this config.
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
-        // The whole file on its own first: what is wrong in it is then named with its line.
+        // Parsed on its own first, so that errors name the line.
         Self::from_toml(text, file)?;
-        let given: toml::Table = toml::from_str(text).with_context(|| file.to_string())?;
-        let mut all = serde_json::to_value(self)?;
+        let given: toml::Table = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
+            file: file.to_owned(),
+            known: Self::names(),
+            source: Box::new(source),
+        })?;
+        let mut all = self.to_map()?;
         for (key, value) in given {
-            all[canonical_name(&key)] = serde_json::to_value(value)?;
+            all.insert(canonical_name(&key).to_owned(), serde_json::to_value(value)?);
         }
-        serde_json::from_value::<Self>(all)?.validated().with_context(|| file.to_string())
+        let config: Self = serde_json::from_value(Value::Object(all))?;
+        config.validated().map_err(|source| in_file(file, source))
     }
 
     /// Sets one setting from text, as `--set key=value` gives it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
-        let (key, value) = assignment.split_once('=').with_context(|| format!("'{assignment}': expected key=value"))?;
+        let (key, value) =
+            assignment.split_once('=').ok_or_else(|| TrainError::Assignment { assignment: assignment.to_owned() })?;
         let (key, value) = (key.trim(), value.trim());
-        let as_written: toml::Table = match toml::from_str(&format!("x = {value}")) {
-            Ok(table) => table,
-            // What is no TOML value is a text without its quotes.
-            Err(_) => toml::Table::from_iter([("x".to_string(), toml::Value::String(value.to_string()))]),
-        };
-        let mut all = serde_json::to_value(&*self)?;
-        let object = all.as_object_mut().context("settings are an object")?;
-        let mut value = serde_json::to_value(&as_written["x"])?;
-        if key == "target_modules"
-            && let Some(list) = value.as_array()
-        {
-            value = Value::String(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","));
+        let mut all = self.to_map()?;
+        let name = canonical_name(key);
+        if !all.contains_key(name) {
+            return Err(TrainError::UnknownSetting { name: key.to_owned(), known: Self::names() });
         }
-        let canonical = canonical_name(key);
-        if !object.contains_key(canonical) {
-            bail!("unknown setting '{key}'; known are {}", Self::names());
-        }
-        // Whole numbers serve where a number with a fraction is expected.
-        object.insert(canonical.to_string(), value);
-        *self = serde_json::from_value::<Self>(all)
-            .map_err(|error| anyhow::anyhow!("setting '{assignment}': {}", readable(&error.to_string())))?
-            .validated()?;
+        // JSON accepts an integer for a float.
+        all.insert(name.to_owned(), parse_value(name, value)?);
+        let config: Self = serde_json::from_value(Value::Object(all)).map_err(|error| TrainError::SettingValue {
+            assignment: assignment.to_owned(),
+            reason: readable(&error.to_string()),
+        })?;
+        *self = config.validated()?;
         Ok(())
     }
 
-    /// The names of all settings, for messages.
+    /// The names of all settings, separated by commas.
     pub fn names() -> String {
-        let all = serde_json::to_value(Self::default()).unwrap_or_default();
-        all.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>().join(", ")).unwrap_or_default()
+        let all = Self::default().to_map().unwrap_or_default();
+        all.keys().cloned().collect::<Vec<_>>().join(", ")
+    }
+
+    /// The settings by name, in the order of the struct.
+    fn to_map(&self) -> Result<Map<String, Value>> {
+        match serde_json::to_value(self)? {
+            Value::Object(map) => Ok(map),
+            _ => Ok(Map::new()),
+        }
     }
 
     fn validated(self) -> Result<Self> {
-        let positive = [
+        let counts = [
             ("rank", self.rank),
             ("batch_size", self.batch_size),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
             ("num_epochs", self.num_epochs),
             ("splits", self.splits),
         ];
-        for (name, value) in positive {
-            ensure!(value > 0, "setting {name} is 0; expected a whole number above zero");
-            ensure!(value <= MOST, "setting {name} is {value}; expected at most {MOST}");
+        for (name, value) in counts {
+            check(value > 0, name, value, "a whole number above zero")?;
+            check(value <= MAX_COUNT, name, value, &format!("at most {MAX_COUNT}"))?;
         }
-        ensure!(self.max_length > 1, "setting max_length is {}; expected at least 2", self.max_length);
-        ensure!(self.max_steps != Some(0), "setting max_steps is 0; expected a whole number above zero");
-        ensure!(self.experts_per_pass != Some(0), "setting experts_per_pass is 0; expected a whole number above zero");
-        ensure!(
-            (0.0..1.0).contains(&self.dropout),
-            "setting dropout is {}; expected 0 or more and less than 1",
-            self.dropout
-        );
-        ensure!(
-            (0.0..=1.0).contains(&self.warmup_ratio),
-            "setting warmup_ratio is {}; expected 0 to 1",
-            self.warmup_ratio
-        );
+        check(self.max_length > 1, "max_length", self.max_length, "at least 2")?;
+        check(self.max_steps != Some(0), "max_steps", 0, "a whole number above zero")?;
+        check(self.experts_per_pass != Some(0), "experts_per_pass", 0, "a whole number above zero")?;
+        check((0.0..1.0).contains(&self.dropout), "dropout", self.dropout, "0 or more and less than 1")?;
+        check((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", self.warmup_ratio, "0 to 1")?;
         let rates = [("learning_rate", self.learning_rate), ("routing_learning_rate", self.routing_learning_rate)];
         for (name, value) in rates.into_iter().chain([("alpha", self.alpha)]) {
-            ensure!(value.is_finite() && value > 0.0, "setting {name} is {value}; expected a number above zero");
+            check(value.is_finite() && value > 0.0, name, value, "a number above zero")?;
         }
         for (name, value) in [
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
             ("max_loss_jump", self.max_loss_jump),
         ] {
-            ensure!(value.is_finite() && value >= 0.0, "setting {name} is {value}; expected a number not below zero");
+            check(value.is_finite() && value >= 0.0, name, value, "a number not below zero")?;
         }
         Ok(self)
     }
 
-    /// The scale of every delta, alpha / rank.
+    /// LoRA's scale, alpha / rank.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }
 
-    /// Which modules of a base are adapted.
+    /// The modules of a base that are adapted.
     pub fn targets(&self) -> Result<Targets> {
-        match self.target_modules.as_str() {
-            "attention" => Ok(Targets::list(["q_proj", "k_proj", "v_proj", "o_proj", "dense"])),
+        Ok(match self.target_modules.as_str() {
+            "attention" => Targets::list(["q_proj", "k_proj", "v_proj", "o_proj", "dense"]),
             text if text.contains(['*', '(', '[', '\\', '+', '?', '|', '^', '$']) || text == "all-linear" => {
-                Targets::string(text)
+                Targets::string(text)?
             }
-            list => Ok(Targets::list(list.split(',').map(|name| name.trim().to_string()))),
-        }
+            list => Targets::list(list.split(',').map(|name| name.trim().to_string())),
+        })
     }
 
-    /// What decides the weights, as JSON with its keys in order: what an expert records and is compared by.
-    pub fn fingerprint_fields(&self) -> Value {
-        let mut all = serde_json::to_value(self).unwrap_or_else(|_| json!({}));
-        if let Some(object) = all.as_object_mut() {
-            RUNTIME_SETTINGS.iter().for_each(|name| {
-                object.shift_remove(*name);
-            });
-            object.sort_keys();
-        }
-        all
+    /// The settings that determine the weights, sorted by name: an expert's record holds them, and training compares them.
+    pub fn fingerprint_fields(&self) -> Map<String, Value> {
+        let mut fields = self.to_map().unwrap_or_default();
+        RUNTIME_SETTINGS.iter().for_each(|name| {
+            fields.shift_remove(*name);
+        });
+        fields.sort_keys();
+        fields
     }
 }
 
-/// An error of the parser in words for users of settings.
+/// Fails unless a setting is `valid`.
+fn check(valid: bool, name: &'static str, found: impl ToString, expected: &str) -> Result<()> {
+    match valid {
+        true => Ok(()),
+        false => Err(TrainError::Setting { name, found: found.to_string(), expected: expected.to_owned() }),
+    }
+}
+
+/// The value of `--set`: a TOML value, or else a string without quotes.
+fn parse_value(name: &str, text: &str) -> Result<Value> {
+    let value = match toml::from_str::<toml::Table>(&format!("x = {text}")) {
+        Ok(mut table) => table.remove("x").unwrap_or_else(|| toml::Value::String(text.to_owned())),
+        Err(_) => toml::Value::String(text.to_owned()),
+    };
+    let value = serde_json::to_value(value)?;
+    Ok(match value.as_array() {
+        Some(list) if name == "target_modules" => {
+            Value::String(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+        }
+        _ => value,
+    })
+}
+
+fn in_file(file: &str, source: TrainError) -> TrainError {
+    TrainError::At { place: file.to_owned(), source: Box::new(source) }
+}
+
+/// A parser's message in words for users.
 fn readable(message: &str) -> String {
     let words = [("usize", "a whole number that is not negative"), ("f64", "a finite number"), ("type: null", "value")];
     words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// The name that a setting has here, from any that it goes by.
+/// A setting's name here, from any of its aliases.
 fn canonical_name(name: &str) -> &str {
     match name {
         "r" => "rank",
@@ -250,5 +274,33 @@ fn canonical_name(name: &str) -> &str {
         "num_train_epochs" => "num_epochs",
         "lr_scheduler_type" => "lr_scheduler",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn settings_are_set_from_text_by_any_of_their_names() {
+        let mut config = TrainConfig::default();
+        for assignment in ["r=8", "lora_alpha = 32", "lr_scheduler_type=cosine", "target_modules=['q_proj', 'dense']"] {
+            config.set(assignment).unwrap();
+        }
+        let found = (config.rank, config.alpha, config.lr_scheduler, config.target_modules.as_str());
+        assert_eq!(found, (8, 32.0, LrSchedulerType::Cosine, "q_proj,dense"));
+        let error = |assignment| TrainConfig::default().set(assignment).unwrap_err().to_string();
+        assert!(error("rnak=8").contains("unknown setting 'rnak'; known are rank, alpha"));
+        assert_eq!(error("rank=0"), "setting rank is 0; expected a whole number above zero");
+        assert!(error("rank=-1").contains("a whole number that is not negative"));
+        assert_eq!(error("rank"), "'rank': expected key=value");
+    }
+
+    #[test]
+    fn the_fingerprint_leaves_out_how_training_runs() {
+        let config = TrainConfig { save_steps: 7, gradient_checkpointing: true, ..TrainConfig::default() };
+        let expected = r#"{"alpha":16.0,"batch_size":16,"dropout":0.05,"eval_steps":null,"gradient_accumulation_steps":1,"learning_rate":0.0001,"loss_reduction":"tokens","lr_scheduler":"linear","max_grad_norm":0.1,"max_length":2048,"max_steps":null,"num_epochs":5,"rank":4,"routing_learning_rate":0.1,"splits":8,"target_modules":"attention","tie_qkv":false,"warmup_ratio":0.06,"weight_decay":0.0}"#;
+        assert_eq!(serde_json::to_string(&config.fingerprint_fields()).unwrap(), expected);
     }
 }

@@ -7,7 +7,7 @@ use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::{Job, Pass, RunOptions, TrainConfig, train_experts};
+use lorakit_train::{Job, Pass, PassContext, TrainConfig, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -56,7 +56,7 @@ fn job(name: &str, rows: usize) -> Job {
         tasks: Vec::new(),
         train: (0..rows).map(row).collect(),
         validation: (rows..rows + 4).map(row).collect(),
-        start: None,
+        init: None,
         row_shards: 1,
     }
 }
@@ -71,8 +71,9 @@ fn a_loss_that_is_no_number_stops_that_expert_alone_and_names_update_and_row() {
     let library = Library::open_or_create(&place.path().join("library"), Some(base.identity())).unwrap();
     let stop = AtomicBool::new(false);
     let train = |jobs: &[Job], restart| {
-        let options = RunOptions { seed: 0, restart, stop: &stop };
-        train_experts(&base, &library, jobs.to_vec(), &settings, &options, &mut |_| {}).unwrap()
+        let (base, library, config) = (&base, &library, &settings);
+        let trainer = Trainer { base, library, config, seed: 0, restart, stop: &stop };
+        trainer.train_experts(jobs.to_vec(), &mut |_| {}).unwrap()
     };
     let summary = train(&jobs, false);
     assert_eq!(
@@ -81,7 +82,7 @@ fn a_loss_that_is_no_number_stops_that_expert_alone_and_names_update_and_row() {
     );
     let (name, why) = &summary.failed[0];
     assert_eq!(name, "ill");
-    assert!(why.contains("NaN") && why.contains("row 21 the worst") && why.contains("update"), "{why}");
+    assert!(why.contains("NaN") && why.contains("row 21 the worst") && why.contains("step"), "{why}");
 
     let again = train(&jobs, false);
     assert_eq!((again.trained.len(), again.kept.len(), &again.failed), (0, 2, &summary.failed), "told again, not done");
@@ -99,7 +100,8 @@ fn an_expert_given_up_leaves_the_others_as_they_are_without_it() {
     let settings = settings("max_steps = 6\nbatch_size = 4\ndropout = 0.1\nlearning_rate = 1e-2");
     let mut jobs = [job("one", 16), job("ill", 16)];
     let bytes = |jobs: &[Job]| {
-        let mut pass = Pass::new(&base, jobs, &settings, 0, 1000).unwrap();
+        let mut pass =
+            Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, jobs).unwrap();
         while pass.is_running() {
             pass.step().unwrap();
         }
@@ -123,12 +125,13 @@ fn a_validation_loss_that_is_no_number_stops_the_expert_too() {
     let settings = settings("max_steps = 6\nbatch_size = 4\neval_steps = 2");
     let mut jobs = [job("one", 16), job("ill", 16)];
     jobs[1].validation[2].prompt[0] = POISON;
-    let mut pass = Pass::new(&base, &jobs, &settings, 0, 1000).unwrap();
+    let mut pass =
+        Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs).unwrap();
     while pass.is_running() {
         pass.step().unwrap();
     }
     let why = pass.progress()[1].failure.clone().unwrap();
-    assert!(why.contains("after update 2") && why.contains("row 3 of its validation rows"), "{why}");
+    assert!(why.contains("after step 2") && why.contains("row 3 of its validation rows"), "{why}");
     assert_eq!((pass.progress()[0].losses.len(), pass.progress()[0].validation.len()), (6, 3));
 }
 
@@ -143,7 +146,8 @@ fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
     let before = losses();
     let settings = settings("max_steps = 3\nbatch_size = 4\nlearning_rate = 1e-1\ntarget_modules = 'all-linear'");
     let jobs = [job("one", 16), job("two", 16)];
-    let mut pass = Pass::new(&base, &jobs, &settings, 0, 1000).unwrap();
+    let mut pass =
+        Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs).unwrap();
     while pass.is_running() {
         // An update fails where a variable has no gradient, the first one before anything has moved.
         pass.step().unwrap();
@@ -155,6 +159,9 @@ fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
     }
     assert_eq!(losses(), before);
     let trainable = Base::open(&source, &Options { trainable: true, ..Options::default() }).unwrap();
-    let refused = Pass::new(&trainable, &jobs, &settings, 0, 1000).err().unwrap().to_string();
+    let refused = Pass::new(PassContext { base: &trainable, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(refused.contains("frozen"), "{refused}");
 }

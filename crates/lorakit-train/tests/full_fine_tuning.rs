@@ -5,7 +5,7 @@ use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
 use lorakit_model::{Base, Options as Opening};
 use lorakit_task::Example;
-use lorakit_train::{FullFineTuning, Job, RunOptions, RunSummary, TrainConfig, TrainEvent, train_model};
+use lorakit_train::{BoxError, FullFineTuning, Job, RunSummary, TrainConfig, TrainEvent, Trainer};
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn job() -> Job {
         tasks: Vec::new(),
         train: rows(0, 48),
         validation: rows(1, 8),
-        start: None,
+        init: None,
         row_shards: 1,
     }
 }
@@ -57,14 +57,17 @@ fn settings() -> TrainConfig {
 fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: Option<usize>) -> (RunSummary, usize) {
     let frozen = Base::open(source, &Opening::default()).unwrap();
     let opened = Cell::new(0);
-    let open = || {
+    let open = || -> Result<Base, BoxError> {
         opened.set(opened.get() + 1);
-        Base::open(source, &Opening { trainable: true, ..Opening::default() })
+        Ok(Base::open(source, &Opening { trainable: true, ..Opening::default() })?)
     };
-    let companions = |folder: &Path| Ok(fs::copy(source.join("config.json"), folder.join("config.json")).map(|_| ())?);
-    let model = FullFineTuning { open: &open, companions: &companions };
+    let write_model_files = |folder: &Path| -> Result<(), BoxError> {
+        fs::copy(source.join("config.json"), folder.join("config.json"))?;
+        Ok(())
+    };
+    let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
     let stop = AtomicBool::new(false);
-    let options = RunOptions { seed: 3, restart: false, stop: &stop };
+    let trainer = Trainer { base: &frozen, library, config: settings, seed: 3, restart: false, stop: &stop };
     let mut watch = |event: TrainEvent| {
         if let TrainEvent::Step { step, .. } = event
             && Some(step.step) == stop_after
@@ -72,7 +75,7 @@ fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: O
             stop.store(true, Ordering::Relaxed);
         }
     };
-    let summary = train_model(&frozen, &model, library, job(), settings, &options, &mut watch).unwrap();
+    let summary = trainer.train_model(&model, job(), &mut watch).unwrap();
     (summary, opened.get())
 }
 

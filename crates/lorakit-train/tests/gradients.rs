@@ -9,10 +9,11 @@ use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
+use lorakit_train::backward::gradient_sinks::GradientSinks;
+use lorakit_train::backward::layerwise::{LayerwiseBackward, LossBatch};
 use lorakit_train::trainable::dropout::Dropout;
-use lorakit_train::trainable::lora_stack::{LoraGradients, LoraStack};
-use lorakit_train::{Job, Pass, TrainConfig};
+use lorakit_train::trainable::lora_stack::LoraStack;
+use lorakit_train::{Activations, Gradients, Job, Pass, PassContext, TrainConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -64,16 +65,16 @@ fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64
 fn assert_gradients(
     base: &Base,
     variables: &[(String, Var)],
-    patches: &dyn Fn() -> (Patches, Option<LoraGradients>),
+    patches: &dyn Fn() -> (Patches, Option<GradientSinks>),
     activations: Activations,
     label: &str,
 ) {
     let (packed, weights) = packed();
     let mut gradients = Gradients::default();
     let plain: Vec<Var> = variables.iter().map(|(_, v)| v.clone()).collect();
-    let (now, collected) = patches();
-    let batch = LossBatch { packed: &packed, patches: &now, weights: &weights, collected: collected.as_ref() };
-    accumulate(base, &batch, activations, &plain, &mut gradients).unwrap();
+    let (now, sinks) = patches();
+    let batch = LossBatch { packed: &packed, patches: &now, weights: &weights, sinks: sinks.as_ref() };
+    LayerwiseBackward { base, activations, variables: &plain }.accumulate(&batch, &mut gradients).unwrap();
     for (name, variable) in variables {
         let gradient = gradients.of(variable).unwrap().unwrap_or_else(|| panic!("{label}: no gradient for {name}"));
         let squared = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
@@ -103,7 +104,7 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
                 false => (0..2).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect(),
                 true => vec![None, None],
             };
-            let stack = LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap();
+            let stack = LoraStack::new(&base, &starts, &settings, 1).unwrap();
             let parameters = stack.parameters().unwrap();
             let variables: Vec<(String, Var)> =
                 parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
@@ -113,10 +114,10 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
                 let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
                 variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
             }
-            let graphs = || (stack.patches(None).unwrap(), None);
+            let graphs = || (stack.graph_patches(None).unwrap(), None);
             let tapes = || {
-                let (patches, collected) = stack.collected(None).unwrap();
-                (patches, Some(collected))
+                let (patches, sinks) = stack.tape_patches(None).unwrap();
+                (patches, Some(sinks))
             };
             assert_gradients(&base, &variables, &graphs, activations, &format!("{name}, tied {tie}, in graphs"));
             assert_gradients(&base, &variables, &tapes, activations, &format!("{name}, tied {tie}, on tapes"));
@@ -140,7 +141,7 @@ fn stack_of(base: &Base, experts: u64) -> LoraStack {
     let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
     let starts: Vec<Option<Adapter>> =
         (0..experts).map(|e| Some(random_adapter(base, e, 3, settings.scale()))).collect();
-    LoraStack::new(base.sites(), base.device(), &starts, &settings, 1).unwrap()
+    LoraStack::new(&base, &starts, &settings, 1).unwrap()
 }
 
 /// With masks, and an expert that no row belongs to.
@@ -153,21 +154,21 @@ fn tapes_and_graphs_give_the_same_gradients() {
         let keys: Arc<[[u8; 32]]> = (0..packed.len()).map(|row| [row as u8; 32]).collect();
         let dropout = Dropout::new(0.3, keys);
         let variables: Vec<Var> = stack.parameters().unwrap().iter().map(|p| p.variable().clone()).collect();
-        let found = |patches: Patches, collected: Option<LoraGradients>, activations| {
+        let found = |patches: Patches, sinks: Option<GradientSinks>, activations| {
             let mut gradients = Gradients::default();
-            let batch =
-                LossBatch { packed: &packed, patches: &patches, weights: &weights, collected: collected.as_ref() };
-            let losses = accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
+            let batch = LossBatch { packed: &packed, patches: &patches, weights: &weights, sinks: sinks.as_ref() };
+            let backward = LayerwiseBackward { base: &base, activations, variables: &variables };
+            let losses = backward.accumulate(&batch, &mut gradients).unwrap();
             let gradients: Vec<Vec<f32>> = variables
                 .iter()
                 .map(|v| gradients.of(v).unwrap().unwrap().flatten_all().unwrap().to_vec1().unwrap())
                 .collect();
             (losses, gradients)
         };
-        let (losses, gradients) = found(stack.patches(Some(&dropout)).unwrap(), None, Activations::Kept);
+        let (losses, gradients) = found(stack.graph_patches(Some(&dropout)).unwrap(), None, Activations::Kept);
         for activations in [Activations::Kept, Activations::Recomputed] {
-            let (patches, collected) = stack.collected(Some(&dropout)).unwrap();
-            let (own_losses, own) = found(patches, Some(collected), activations);
+            let (patches, sinks) = stack.tape_patches(Some(&dropout)).unwrap();
+            let (own_losses, own) = found(patches, Some(sinks), activations);
             let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(difference(&losses, &own_losses) < 1e-5);
             for (of_graph, of_tape) in gradients.iter().zip(&own) {
@@ -186,7 +187,7 @@ fn adapters_of_the_last_layer_alone_have_their_gradients() {
         let last = base.layers() - 1;
         assert!(last > 0);
         let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '.*layers.{last}[.].*'"));
-        let stack = LoraStack::new(base.sites(), base.device(), &[None, None], &settings, 1).unwrap();
+        let stack = LoraStack::new(&base, &[None, None], &settings, 1).unwrap();
         let variables: Vec<(String, Var)> =
             stack.parameters().unwrap().iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
         // B starts at zero, where A has no gradient.
@@ -196,8 +197,8 @@ fn adapters_of_the_last_layer_alone_have_their_gradients() {
             variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
         }
         let tapes = || {
-            let (patches, collected) = stack.collected(None).unwrap();
-            (patches, Some(collected))
+            let (patches, sinks) = stack.tape_patches(None).unwrap();
+            (patches, Some(sinks))
         };
         for activations in [Activations::Kept, Activations::Recomputed] {
             assert_gradients(&base, &variables, &tapes, activations, name);
@@ -210,10 +211,10 @@ fn what_does_not_go_onto_a_tape_is_told() {
     for (trainable, part) in [(true, "weights that train"), (false, "in candle's graph")] {
         let Some(base) = base("mistral", trainable) else { return };
         let settings = settings("rank = 3\nalpha = 5");
-        let stack = LoraStack::new(base.sites(), base.device(), &[None, None], &settings, 1).unwrap();
+        let stack = LoraStack::new(&base, &[None, None], &settings, 1).unwrap();
         let (packed, _) = packed();
         let (plan, h) = (base.plan(packed.rows()), base.embed(packed.ids()).unwrap());
-        let taped = base.taped_layer(0, &h, true, &plan, &stack.patches(None).unwrap());
+        let taped = base.taped_layer(0, &h, true, &plan, &stack.graph_patches(None).unwrap());
         let message = taped.err().unwrap().to_string();
         assert!(message.contains(part), "{message}");
     }
@@ -224,7 +225,7 @@ fn losses_by_token_are_those_of_the_whole_last_layer() {
     for name in BASES {
         let Some(base) = base(name, false) else { return };
         let stack = stack_of(&base, 2);
-        let ((packed, _), patches) = (packed(), stack.patches(None).unwrap());
+        let ((packed, _), patches) = (packed(), stack.graph_patches(None).unwrap());
         let values = |nll: candle_core::Result<Tensor>| nll.unwrap().detach().to_vec1::<f32>().unwrap();
         let (whole, by_token) = (values(base.nll(&packed, &patches)), values(base.nll_by_token(&packed, &patches)));
         assert_eq!(whole.len(), packed.targets().len());
@@ -252,14 +253,14 @@ fn job(name: &str, seed: u64) -> Job {
         tasks: Vec::new(),
         train: rows(0, 40),
         validation: rows(100, 8),
-        start: None,
+        init: None,
         row_shards: 1,
     }
 }
 
 fn trained(base: &Base, jobs: &[Job], settings: &TrainConfig, batch_tokens: usize) -> Vec<Adapter> {
-    let mut pass = Pass::new(base, jobs, settings, 7, batch_tokens).unwrap();
-    while pass.step_number() < pass.steps() {
+    let mut pass = Pass::new(PassContext { base, config: settings, seed: 7, batch_tokens }, jobs).unwrap();
+    while pass.steps_done() < pass.steps() {
         pass.step().unwrap();
     }
     (0..jobs.len()).map(|e| pass.adapter(e).unwrap()).collect()

@@ -4,8 +4,8 @@
 mod oracle_base;
 
 use lorakit_model::{Base, Options};
-use lorakit_train::TrainConfig;
-use lorakit_train::memory_estimate::{BackwardMode, DeviceMemory, bytes_per_token, estimate, full_estimate};
+use lorakit_train::memory_estimate::{bytes_per_token, estimate, full_estimate};
+use lorakit_train::{BackwardMode, DeviceMemory, TrainConfig};
 
 fn base(name: &str) -> Option<Base> {
     oracle_base::base(name, &Options::default())

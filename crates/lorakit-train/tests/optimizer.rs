@@ -65,7 +65,7 @@ fn a_variable_shared_by_all_sites_has_the_gradient_of_finite_differences() {
             // Few tokens in a batch, so that there are several.
             let loss = TokenLoss { reduction, batch_tokens: 16, ..TokenLoss::new(&base, &TrainConfig::default()) };
             let mut gradients = Gradients::default();
-            let make = |_: &Packed| patches(&base, scales.as_tensor());
+            let make = |_: &Packed| Ok(patches(&base, scales.as_tensor())?);
             let value = loss.gradients(&rows, make, std::slice::from_ref(&scales), &mut gradients).unwrap();
             let again = loss.value(&rows, &patches(&base, scales.as_tensor()).unwrap()).unwrap();
             assert!((value - again).abs() < 1e-5, "{value} {again}");

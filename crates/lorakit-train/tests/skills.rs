@@ -9,12 +9,12 @@ use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, Options, Packed};
 use lorakit_task::Example;
-use lorakit_train::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
+use lorakit_train::backward::layerwise::{LayerwiseBackward, LossBatch};
 use lorakit_train::trainable::lora_stack::LoraStack;
 use lorakit_train::{
-    Job, Pass, RowTasks, RunOptions, SkillDims, SkillTraining, TrainConfig, TrainEvent, routing_store, train_skills,
+    Activations, Gradients, Job, Pass, PassContext, RoutingSpec, RowTasks, SkillDims, SkillStack, SkillTraining,
+    TrainConfig, TrainEvent, Trainer, config_for_adapters, init_skills, routing_store,
 };
-use lorakit_train::{SkillStack, config_for_adapters, init_skills};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,12 +40,12 @@ fn tasks(n: usize) -> Vec<String> {
 
 fn stack(base: &Base, skills: &[Adapter], splits: usize, tasks_: usize) -> SkillStack {
     let settings = config_for_adapters(skills, &TrainConfig::default()).unwrap();
-    SkillStack::new(base.sites(), base.device(), skills.to_vec(), splits, &tasks(tasks_), &settings, 1).unwrap()
+    SkillStack::new(base, skills.to_vec(), RoutingSpec { tasks: &tasks(tasks_), splits }, &settings, 1).unwrap()
 }
 
 /// Logits by task, split and skill, the same at every site.
 fn set(stack: &SkillStack, at: impl Fn(usize, usize, usize) -> f32) {
-    let SkillDims { count, splits } = stack.form();
+    let SkillDims { count, splits } = stack.dims();
     let given = stack.logits().unwrap().into_iter().map(|(key, matrix)| {
         let values = (0..matrix.rows())
             .flat_map(|task| (0..splits * count).map(move |i| (task, i / count, i % count)))
@@ -99,7 +99,7 @@ fn routing_that_is_one_hot_is_that_skill() {
         let stack = stack(&base, &skills, splits, 3);
         set(&stack, |task, _, skill| if skill == task + 1 { 20.0 } else { -60.0 });
         for task in 0..3 {
-            let off = deltas_apart(&stack.adapter_of(task).unwrap(), &skills[task + 1]);
+            let off = deltas_apart(&stack.task_adapter(task).unwrap(), &skills[task + 1]);
             assert!(off < 1e-5, "{name}, {splits} splits, task {task}: {off}");
         }
     }
@@ -112,12 +112,12 @@ fn an_adapter_of_a_task_is_what_its_rows_are_given() {
         let skills: Vec<Adapter> = (0..3).map(|seed| skill(&base, seed)).collect();
         let stack = stack(&base, &skills, splits, 3);
         set(&stack, |task, split, skill| ((task * 7 + split * 3 + skill * 5) % 4) as f32 - 1.5);
-        let mixed: Vec<Option<Adapter>> = (0..3).map(|task| Some(stack.adapter_of(task).unwrap())).collect();
+        let mixed: Vec<Option<Adapter>> = (0..3).map(|task| Some(stack.task_adapter(task).unwrap())).collect();
         let settings = config_for_adapters(&skills, &TrainConfig::default()).unwrap();
-        let plain = LoraStack::new(base.sites(), base.device(), &mixed, &settings, 0).unwrap();
+        let plain = LoraStack::new(&base, &mixed, &settings, 0).unwrap();
         let (packed, _) = packed();
         let (found, expected) =
-            (nll(&base, &packed, &stack.patches(None)), nll(&base, &packed, &plain.patches(None).unwrap()));
+            (nll(&base, &packed, &stack.patches(None)), nll(&base, &packed, &plain.graph_patches(None).unwrap()));
         assert!(apart(&found, &expected) < 1e-4, "{name}, {splits} splits: {}", apart(&found, &expected));
         assert!(apart(&found, &nll(&base, &packed, &Patches::none())) > 1e-2, "the skills must do something");
     }
@@ -134,7 +134,7 @@ fn the_mixing_rule_is_that_of_the_papers() {
         let sigmoid = |skill| 1.0 / (1.0 + (-logits(split, skill)).exp());
         sigmoid(skill) / (sigmoid(0) + sigmoid(1) + 1e-8)
     };
-    for (module, found) in stack.adapter_of(0).unwrap().modules() {
+    for (module, found) in stack.task_adapter(0).unwrap().modules() {
         let pairs = [&skills[0].modules()[module], &skills[1].modules()[module]];
         let (input, output) = (found.input(), found.output());
         let of = |values: [&[f32]; 2], at: usize, split: usize| -> f32 {
@@ -159,8 +159,9 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
         let variables: Vec<Var> = named.iter().map(|(_, variable)| variable.clone()).collect();
         let mut gradients = Gradients::default();
         let patches = stack.patches(None);
-        let batch = LossBatch { packed: &packed, patches: &patches, weights: &weights, collected: None };
-        accumulate(&base, &batch, activations, &variables, &mut gradients).unwrap();
+        let batch = LossBatch { packed: &packed, patches: &patches, weights: &weights, sinks: None };
+        let backward = LayerwiseBackward { base: &base, activations, variables: &variables };
+        backward.accumulate(&batch, &mut gradients).unwrap();
         let loss = || {
             let nll = nll(&base, &packed, &stack.patches(None));
             nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum::<f64>()
@@ -196,7 +197,7 @@ fn job() -> (Job, Vec<usize>) {
     };
     let train: Vec<Example> = (0..30).map(row).collect();
     let of = (0..30).map(|i| i % 2).collect();
-    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), start: None, row_shards: 1 }, of)
+    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 }, of)
 }
 
 #[test]
@@ -213,15 +214,17 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
     let train = |splits| {
         let (job, of) = job();
         let skills = init_skills(base.sites(), &settings, 3, 7).unwrap();
-        let stack = SkillStack::new(base.sites(), base.device(), skills, splits, &tasks(2), &settings, 7).unwrap();
+        let stack = SkillStack::new(&base, skills, RoutingSpec { tasks: &tasks(2), splits }, &settings, 7).unwrap();
         let rows = RowTasks { train: of, validation: Vec::new() };
-        let mut pass = Pass::skills(&base, &job, stack, rows, &settings, 7, 64).unwrap();
-        while pass.step_number() < pass.steps() {
+        let mut pass =
+            Pass::skills(PassContext { base: &base, config: &settings, seed: 7, batch_tokens: 64 }, &job, stack, rows)
+                .unwrap();
+        while pass.steps_done() < pass.steps() {
             pass.step().unwrap();
         }
         let losses = &pass.progress()[0].losses;
         assert!(losses[29] < 0.8 * losses[0], "{losses:?}");
-        let stack = pass.trained_skills().unwrap();
+        let stack = pass.skill_stack().unwrap();
         let skills: Vec<Adapter> = (0..3).map(|skill| stack.skill(skill).unwrap()).collect();
         (skills, stack.logits().unwrap())
     };
@@ -257,9 +260,10 @@ fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
         job.tasks = tasks(2).into_iter().map(|name| TaskRecord { name, ..TaskRecord::default() }).collect();
         job.validation = job.train[..6].to_vec();
         let rows = RowTasks { validation: of[..6].to_vec(), train: of };
-        let plan = SkillTraining { form: SkillDims { count: 3, splits: 2 }, rows };
+        let plan = SkillTraining { dims: SkillDims { count: 3, splits: 2 }, tasks: rows };
         let stop = AtomicBool::new(false);
-        let options = RunOptions { seed: 3, restart: false, stop: &stop };
+        let (base, config) = (&base, &settings);
+        let trainer = Trainer { base, library: &library, config, seed: 3, restart: false, stop: &stop };
         let mut watch = |event: TrainEvent| {
             if let TrainEvent::Step { step, .. } = event
                 && Some(step.step) == stop_after
@@ -267,7 +271,7 @@ fn a_training_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
                 stop.store(true, Ordering::Relaxed);
             }
         };
-        let summary = train_skills(&base, &plan, &library, job, &settings, &options, &mut watch).unwrap();
+        let summary = trainer.train_skills(&plan, job, &mut watch).unwrap();
         (library, summary)
     };
     let (straight, summary) = train("straight", None);
@@ -289,16 +293,14 @@ fn what_cannot_be_mixed_is_named() {
     let Some(base) = base("mistral") else { return };
     let skills: Vec<Adapter> = (0..2).map(|seed| skill(&base, seed)).collect();
     let settings = config_for_adapters(&skills, &TrainConfig::default()).unwrap();
-    let odd = SkillStack::new(base.sites(), base.device(), skills.clone(), 7, &tasks(1), &settings, 1);
-    assert!(odd.err().unwrap().to_string().contains("cannot be parted in 7"));
+    let odd = SkillStack::new(&base, skills.clone(), RoutingSpec { tasks: &tasks(1), splits: 7 }, &settings, 1);
+    assert!(odd.err().unwrap().to_string().contains("cannot be split in 7"));
     let mut modules = skills[1].modules().clone();
     modules.pop_first();
     let lacking = SkillStack::new(
-        base.sites(),
-        base.device(),
+        &base,
         vec![skills[0].clone(), Adapter::new(modules)],
-        1,
-        &tasks(1),
+        RoutingSpec { tasks: &tasks(1), splits: 1 },
         &settings,
         1,
     );

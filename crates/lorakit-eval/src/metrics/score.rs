@@ -1,4 +1,4 @@
-//! A mean with its standard error, and the scores of a task.
+//! Means with their standard errors, and the scores of a task.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::sample::Sample;
 pub struct Score {
     /// The mean.
     pub value: f64,
-    /// The standard error of the mean, `std / sqrt(n)` with the sample's standard deviation (`n - 1` below the
-    /// root), as lm-evaluation-harness has it; None for a single row, of which no deviation is known.
+    /// The standard error of the mean, `std / sqrt(n)` with the sample standard deviation (`n - 1`), as in
+    /// lm-evaluation-harness; None for a single row.
     pub stderr: Option<f64>,
 }
 
 impl Score {
-    /// The score of rows from the value of each; None where there is no row.
+    /// The score of the values of rows; None without rows.
     ///
     /// ```
     /// use lorakit_eval::Score;
@@ -42,14 +42,14 @@ impl Score {
 pub struct TaskScores {
     /// Number of rows.
     pub n: usize,
-    /// Every metric, by the name that `results.json` has for it.
+    /// Every metric, by its name in `results.json`.
     pub metrics: BTreeMap<String, Score>,
     /// Every row, in file order.
     pub samples: Vec<Sample>,
 }
 
 impl TaskScores {
-    /// Averages what the samples say. All carry the same metrics.
+    /// The means over samples, which all have the same metrics.
     pub(crate) fn of(samples: Vec<Sample>) -> TaskScores {
         let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for sample in &samples {

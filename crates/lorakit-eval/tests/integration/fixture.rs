@@ -20,7 +20,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 /// A. Karpathy's model of 260 thousand parameters, which was trained on stories.
 pub struct Stories {
     pub base: Base,
-    pub vocabulary: Tokenizer,
+    pub tokenizer: Tokenizer,
     pub patches: Patches,
     pub template: Sequence,
 }
@@ -29,8 +29,8 @@ impl Stories {
     pub fn open() -> Option<Stories> {
         let folder = shared("data/models/stories260K-hf")?;
         let base = Base::open(&folder, &Options::default()).unwrap();
-        let (vocabulary, patches) = (Tokenizer::open(&folder).unwrap(), Patches::none());
-        Some(Stories { base, vocabulary, patches, template: carrying(0.25) })
+        let (tokenizer, patches) = (Tokenizer::open(&folder).unwrap(), Patches::none());
+        Some(Stories { base, tokenizer, patches, template: carrying(0.25) })
     }
 
     /// With a patch at every site that is not the same for every row and not linear in the input.
@@ -45,7 +45,7 @@ impl Stories {
 
     /// The same with rows that carry what `routing` says.
     pub fn with<'a>(&'a self, routing: &'a dyn PromptRouting) -> PatchedModel<'a> {
-        PatchedModel { base: &self.base, vocabulary: &self.vocabulary, patches: &self.patches, routing }
+        PatchedModel { base: &self.base, tokenizer: &self.tokenizer, patches: &self.patches, routing }
     }
 }
 

@@ -1,12 +1,12 @@
 //! What a real model writes.
 
 use crate::fixture::{Stories, shared};
-use lorakit_eval::{FinishReason, GenerationConfig, GenerationEvent, generate};
+use lorakit_eval::{FinishReason, GenerateOptions, GenerationEvent, generate};
 use lorakit_model::sample::Choice;
 use lorakit_task::Example;
 
 fn prompts(stories: &Stories, texts: &[&str]) -> Vec<Vec<u32>> {
-    texts.iter().map(|text| Example::encode_prompt(text, &stories.vocabulary, 400).unwrap()).collect()
+    texts.iter().map(|text| Example::encode_prompt(text, &stories.tokenizer, 400).unwrap()).collect()
 }
 
 #[test]
@@ -16,7 +16,7 @@ fn greedy_text_is_the_published_one() {
     let page = std::fs::read_to_string(page).unwrap();
     let golden = page.split("-t 0.0\n").nth(1).unwrap().split("\n```").next().unwrap();
     let mut pieces = String::new();
-    let config = GenerationConfig { max_new_tokens: 256, ..GenerationConfig::default() };
+    let config = GenerateOptions { max_new_tokens: 256, ..GenerateOptions::default() };
     let written = generate(&stories.model(), &prompts(&stories, &[""]), &config, &mut |_, event| {
         if let GenerationEvent::Text(text) = event {
             pieces.push_str(text);
@@ -34,15 +34,15 @@ fn rows_write_together_what_they_write_alone() {
         ["Once upon a time", "Lily wanted to play with the ball, but", "Tom", "The sun was", "Ten big dogs ran to"];
     let prompts = prompts(&stories, &texts);
     for choice in [Choice::Greedy, Choice::Random { temperature: 0.8, top_p: 0.9 }] {
-        let config = GenerationConfig {
+        let config = GenerateOptions {
             max_new_tokens: 40,
             stop: vec!["said".into(), ".".into()],
             choice,
             seed: 7,
-            ..GenerationConfig::default()
+            ..GenerateOptions::default()
         };
         let together = generate(&stories.model(), &prompts, &config, &mut |_, _| ()).unwrap();
-        let few = GenerationConfig { batch_tokens: 1, ..config.clone() };
+        let few = GenerateOptions { batch_tokens: 1, ..config.clone() };
         let alone = generate(&stories.model(), &prompts, &few, &mut |_, _| ()).unwrap();
         assert_eq!(together, alone);
         let lengths: std::collections::BTreeSet<usize> = together.iter().map(|written| written.tokens).collect();
@@ -53,13 +53,13 @@ fn rows_write_together_what_they_write_alone() {
 #[test]
 fn prompts_draw_from_streams_of_their_own() {
     let Some(stories) = Stories::open() else { return };
-    let config = GenerationConfig {
+    let config = GenerateOptions {
         max_new_tokens: 20,
         choice: Choice::Random { temperature: 1.0, top_p: 1.0 },
-        ..GenerationConfig::default()
+        ..GenerateOptions::default()
     };
     let write = |seed| {
-        let config = GenerationConfig { seed, ..config.clone() };
+        let config = GenerateOptions { seed, ..config.clone() };
         generate(&stories.model(), &prompts(&stories, &["Once", "Once"]), &config, &mut |_, _| ()).unwrap()
     };
     let (first, again, other) = (write(1), write(1), write(2));
@@ -73,7 +73,7 @@ fn texts_end_before_a_stop_text_and_at_their_length() {
     let prompts = prompts(&stories, &["Once upon a time, there was a little girl named"]);
     let write = |stop: &[&str], max_new_tokens| {
         let stop = stop.iter().map(|text| text.to_string()).collect();
-        let config = GenerationConfig { stop, max_new_tokens, ..GenerationConfig::default() };
+        let config = GenerateOptions { stop, max_new_tokens, ..GenerateOptions::default() };
         let mut events = Vec::new();
         let written = generate(&stories.model(), &prompts, &config, &mut |_, event| match event {
             GenerationEvent::Text(text) => events.push(text.to_string()),
@@ -96,7 +96,7 @@ fn texts_end_before_a_stop_text_and_at_their_length() {
 fn what_cannot_be_gone_on_from_is_refused() {
     let Some(stories) = Stories::open() else { return };
     let refusal = |prompt: Vec<u32>| {
-        let config = GenerationConfig::default();
+        let config = GenerateOptions::default();
         generate(&stories.model(), &[vec![1], prompt], &config, &mut |_, _| ()).unwrap_err().to_string()
     };
     assert!(refusal(Vec::new()).contains("prompt 2 has no token"));

@@ -3,7 +3,7 @@
 use crate::fixture::{Stories, carrying, shared, task};
 use candle_core::{DType, Tensor};
 use lorakit_eval::{
-    EvalOptions, EvalProgress, EvalStage, GenerationConfig, PatchedModel, PromptRouting, chosen, evaluate,
+    EvalOptions, EvalProgress, EvalStage, GenerateOptions, PatchedModel, PromptRouting, chosen, evaluate,
     example_losses, generate, samples_jsonl, score_choices,
 };
 use lorakit_model::Packed;
@@ -16,7 +16,7 @@ fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
     let tokens = [prompt, target].concat();
     alone.push(&tokens, &[0], None);
     alone.for_each_row(|row| {
-        *row = lorakit_eval::Sequence { len: row.len, ..model.routing.of(&[prompt]).unwrap().remove(0) }
+        *row = lorakit_eval::Sequence { len: row.len, ..model.routing.route(&[prompt]).unwrap().remove(0) }
     });
     let logits = model.base.logits(&tokens, alone.rows(), model.patches).unwrap();
     let logits: Vec<Vec<f64>> = logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap();
@@ -51,7 +51,7 @@ fn losses_equal_slow_ones_and_do_not_depend_on_the_batches() {
     let Some(task) = arc_easy(folder.path()) else { return };
     let model = stories.model();
     let rows = task.rows(Split::All, None).unwrap();
-    let examples: Vec<Example> = rows.iter().map(|row| Example::encode(row, model.vocabulary, 300).unwrap()).collect();
+    let examples: Vec<Example> = rows.iter().map(|row| Example::encode(row, model.tokenizer, 300).unwrap()).collect();
     let slow = examples.iter().map(|example| {
         let nll = slow_nll(&model, &example.prompt, &example.target);
         nll.iter().sum::<f64>() / nll.len() as f64
@@ -83,8 +83,8 @@ fn check_choices(model: &PatchedModel, rows: &[&Row]) {
     let mut cut = 0;
     for ((row, together), alone) in rows.iter().zip(together).zip(alone) {
         let length = model.base.config().max_positions;
-        let requests = choice_requests(row, model.vocabulary, length).unwrap();
-        let examples = Example::encode_choices(row, model.vocabulary, length).unwrap();
+        let requests = choice_requests(row, model.tokenizer, length).unwrap();
+        let examples = Example::encode_choices(row, model.tokenizer, length).unwrap();
         cut += usize::from(examples[0].truncation.prompt > 0);
         for (i, (request, example)) in requests.iter().zip(&examples).enumerate() {
             let sum = -slow_nll(model, &request.context, &request.continuation).iter().sum::<f64>();
@@ -114,7 +114,7 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
     assert_eq!(scores.metrics.keys().collect::<Vec<_>>(), ["acc", "acc_norm", "acc_tok", "loss"]);
     assert_eq!(heard.last(), Some(&EvalProgress { stage: EvalStage::Choices, done: 20, total: 20 }));
     let examples = task.rows(Split::All, Some(20)).unwrap().into_iter();
-    let examples: Vec<Example> = examples.map(|row| Example::encode(row, model.vocabulary, 512).unwrap()).collect();
+    let examples: Vec<Example> = examples.map(|row| Example::encode(row, model.tokenizer, 512).unwrap()).collect();
     let losses = example_losses(&model, &examples, 2048, &mut |_| ()).unwrap();
     assert!((scores.metrics["loss"].value - losses.iter().sum::<f64>() / 20.0).abs() < 1e-4);
     let right = |metric| {
@@ -191,7 +191,7 @@ impl ByLength {
 }
 
 impl PromptRouting for ByLength {
-    fn of(&self, prompts: &[&[u32]]) -> anyhow::Result<Vec<lorakit_eval::Sequence>> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<lorakit_eval::Sequence>, lorakit_eval::BoxError> {
         Ok(prompts.iter().map(|prompt| Self::row(prompt)).collect())
     }
 }
@@ -204,12 +204,12 @@ fn each_row_carries_what_its_own_prompt_decides() {
     let together = stories.with(&ByLength);
     let rows = task.rows(Split::All, Some(7)).unwrap();
     let length = stories.base.config().max_positions;
-    let encode = |row: &&Row| Example::encode(row, &stories.vocabulary, length).unwrap();
+    let encode = |row: &&Row| Example::encode(row, &stories.tokenizer, length).unwrap();
     let examples: Vec<Example> = rows.iter().map(encode).collect();
     let losses = example_losses(&together, &examples, 2048, &mut |_| ()).unwrap();
     let choices = score_choices(&together, &rows, 2048, &mut |_| ()).unwrap();
     let prompts: Vec<Vec<u32>> = examples.iter().map(|example| example.prompt.clone()).collect();
-    let config = GenerationConfig { max_new_tokens: 8, ..GenerationConfig::default() };
+    let config = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
     let texts = generate(&together, &prompts, &config, &mut |_, _| ()).unwrap();
     let mut weights = std::collections::BTreeSet::new();
     for (i, prompt) in prompts.iter().enumerate() {

@@ -55,7 +55,7 @@ pub fn evaluate_adapted(
         for (column, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {
             on_event(EvaluationEvent::Started { column, task: &task.name });
             let routing = &Sequence::default();
-            let model = PatchedModel { base: context.base, vocabulary: context.tokenizer, patches: &patches, routing };
+            let model = PatchedModel { base: context.base, tokenizer: context.tokenizer, patches: &patches, routing };
             results.insert(column, &task.name, &evaluate(&model, task, &options, &mut |_| ())?);
             on_event(EvaluationEvent::Finished);
         }

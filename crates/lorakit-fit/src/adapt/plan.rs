@@ -79,7 +79,7 @@ impl<'a> AdaptPlan<'a> {
                 Ok(Adapted::Routed(skills.adapt(&fit, out, jobs)))
             }
             Action::Train(settings, start) => {
-                let jobs = jobs.into_iter().map(|job| Job { start: start.as_deref().cloned(), ..job });
+                let jobs = jobs.into_iter().map(|job| Job { init: start.as_deref().cloned(), ..job });
                 let planned = plans.into_iter().zip(jobs).collect();
                 context.train_jobs(TrainedKind::Experts, out, planned, settings).map(Adapted::Trained)
             }

@@ -8,8 +8,9 @@ use crate::training::context::TrainContext;
 use anyhow::Result;
 use lorakit_adapter::{Adapter, ExpertRecord, Library};
 use lorakit_format::hash::sha256;
-use lorakit_train::{FitScope, Job, TrainConfig, fit_routing, routing_store};
-use lorakit_train::{SkillStack, config_for_adapters};
+use lorakit_train::{
+    FitScope, Job, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters, routing_store,
+};
 use serde_json::{Value, json};
 
 /// The settings that differ from the defaults and that fitting skills does not use.
@@ -57,7 +58,7 @@ impl LibrarySkills {
     /// # Errors
     /// Where their shapes differ.
     pub(super) fn settings(&self) -> Result<TrainConfig> {
-        config_for_adapters(&self.0, &TrainConfig::default())
+        Ok(config_for_adapters(&self.0, &TrainConfig::default())?)
     }
 
     /// Fits them to the rows of each job, and writes the mixed adapters into `library`. Those that are there from the same
@@ -75,7 +76,7 @@ impl LibrarySkills {
         let (name, seed) = (&job.name, context.seed);
         let method = if tuned == FitScope::All { "poly" } else { "poly_z" };
         let mut identity = identity(context, method, opened, &job.train)?;
-        identity["settings"] = settings.fingerprint_fields();
+        identity["settings"] = settings.fingerprint_fields().into();
         // Which experts are skills, and in which order.
         identity["routing"] = json!(opened.library.router_sha256("poly")?);
         let hash = sha256(identity.to_string().as_bytes());
@@ -83,13 +84,14 @@ impl LibrarySkills {
             context.reporter.status(&format!("{name}: finished before"));
             return Ok(record.losses);
         }
-        let (sites, device) = (context.base.sites(), context.base.device());
-        let stack = SkillStack::new(sites, device, self.0.clone(), 1, std::slice::from_ref(name), settings, seed)?;
+        let (base, routing) = (context.base, RoutingSpec { tasks: std::slice::from_ref(name), splits: 1 });
+        let stack = SkillStack::new(base, self.0.clone(), routing, settings, seed)?;
         context.reporter.status(&format!("{name}: fitting to {} rows", job.train.len()));
-        let losses = json!({ "train": fit_routing(context.base, &stack, &job.train, tuned, settings, seed)? });
+        let losses =
+            json!({ "train": RoutingFit { base, config: settings, scope: tuned, seed }.fit(&stack, &job.train)? });
         let record =
             ExpertRecord { settings: identity, settings_sha256: hash, ..record(context, opened, job, &losses) };
-        library.replace(name, &stack.adapter_of(0)?.with_target_names(&context.base.modules()), Some(&record))?;
+        library.replace(name, &stack.task_adapter(0)?.with_target_names(&base.modules()), Some(&record))?;
         Ok(losses)
     }
 }

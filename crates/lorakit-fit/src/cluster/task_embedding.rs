@@ -38,7 +38,7 @@ pub fn embed_tasks(
 /// A mean hidden state for each row, `[hidden]`.
 fn row_states(base: &Base, rows: &[Example]) -> Result<Vec<Vec<f32>>> {
     let mut states = Vec::with_capacity(rows.len());
-    for batch in lorakit_train::split_by_tokens(rows.iter().map(Example::len), BATCH_TOKENS) {
+    for batch in lorakit_model::split_by_tokens(rows.iter().map(Example::len), BATCH_TOKENS) {
         let mut packed = Packed::default();
         rows[batch].iter().for_each(|row| packed.push(&row.prompt, &row.target, None));
         let plan = base.plan(packed.rows());

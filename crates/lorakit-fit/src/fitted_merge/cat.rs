@@ -52,7 +52,7 @@ fn steps(cat: &Cat, context: WeightFit, gates: &Gates, rows: &[&Example], select
             }
             let own = batch_indices(context.seed, "cat", rows.len(), BATCH, step);
             let own: Vec<FitRow> = own.into_iter().map(|row| (None, rows[row])).collect();
-            loss.gradients(&own, |_| Ok(gates.patches()?), variables, gradients)
+            Ok(loss.gradients(&own, |_| Ok(gates.patches()?), variables, gradients)?)
         },
     )?;
     selection.evaluate(cat.steps, gates)
@@ -83,7 +83,7 @@ impl<'a> Selection<'a> {
     fn losses(&self, patches: &Patches) -> Result<Vec<f64>> {
         let rows: Vec<(usize, &Example)> = self.rows.iter().map(|row| (0, *row)).collect();
         let batch_tokens = TokenLoss::new(self.context.base, &TrainConfig::default()).batch_tokens;
-        example_losses(self.context.base, patches, &rows, batch_tokens)
+        Ok(example_losses(self.context.base, patches, &rows, batch_tokens)?)
     }
 
     /// Keeps the variables if they are better than before, or if no rows are held out.

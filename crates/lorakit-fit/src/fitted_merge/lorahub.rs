@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Patches, Sequence};
-use lorakit_model::Packed;
+use lorakit_model::{NllSum, ScoredRow, split_by_tokens};
 use lorakit_route::cat::Per;
 use lorakit_route::{Cat, LoraHub, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::Example;
-use lorakit_train::{Gradients, TokenLoss, TrainConfig, split_by_tokens};
+use lorakit_train::{Gradients, TokenLoss, TrainConfig};
 use std::sync::Arc;
 
 /// Searches for the weights under which the rows have the lowest loss.
@@ -43,19 +43,16 @@ impl RowLosses for Losses<'_> {
         let n = self.rows.len();
         let pairs: Vec<(&Arc<[f32]>, &Example)> =
             weights.iter().flat_map(|weights| self.rows.iter().map(move |row| (weights, row))).collect();
-        let mut losses = vec![RowLoss { sum: 0.0, tokens: 0 }; pairs.len()];
+        let mut losses = Vec::with_capacity(pairs.len());
         let lengths = pairs.iter().map(|(_, row)| row.prompt.len() + row.target.len());
         for range in split_by_tokens(lengths, self.loss.batch_tokens) {
-            let mut packed = Packed::default();
-            pairs[range.clone()].iter().for_each(|(_, row)| packed.push(&row.prompt, &row.target, None));
-            let mut of = pairs[range.clone()].iter().map(|(weights, _)| (*weights).clone());
-            packed.for_each_row(|row: &mut Sequence| row.weights = of.next());
-            let nll: Vec<f32> = self.context.base.nll_by_token(&packed, &self.patches)?.to_vec1()?;
-            for (target, loss) in packed.targets().iter().zip(nll) {
-                let row = &mut losses[range.start + target.row as usize];
-                row.sum += f64::from(loss);
-                row.tokens += 1;
-            }
+            let scored = pairs[range].iter().map(|(weights, row)| ScoredRow {
+                prompt: &row.prompt,
+                target: &row.target,
+                row: Sequence { weights: Some((*weights).clone()), ..Sequence::default() },
+            });
+            let sums = self.context.base.nll_sums_by_token(scored, &self.patches)?;
+            losses.extend(sums.into_iter().map(|NllSum { sum, tokens }| RowLoss { sum, tokens }));
         }
         Ok(losses.chunks(n).map(<[RowLoss]>::to_vec).collect())
     }

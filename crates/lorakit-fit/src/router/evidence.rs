@@ -66,7 +66,7 @@ impl Trial<'_> {
     /// The mean loss of the rows under these patches.
     fn loss(&self, patches: &Patches, routing: &dyn PromptRouting) -> Result<f64> {
         let tokenizer = self.rows.tokenizer()?;
-        let model = PatchedModel { base: self.rows.base(), vocabulary: &tokenizer, patches, routing };
+        let model = PatchedModel { base: self.rows.base(), tokenizer: &tokenizer, patches, routing };
         let losses = example_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }

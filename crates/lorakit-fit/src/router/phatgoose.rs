@@ -43,7 +43,7 @@ pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<Learned> 
             let now: Vec<_> = gates.iter().map(|(_, gate)| gate.as_tensor().clone()).collect();
             Ok(phatgoose::gated(experts, &now)?)
         };
-        loss.gradients(&batch, patches, variables, gradients)
+        Ok(loss.gradients(&batch, patches, variables, gradients)?)
     })?;
     let matrix = |(name, gate): (String, Var)| -> Result<(String, Matrix)> {
         let (rows, columns) = gate.as_tensor().dims2()?;

@@ -8,8 +8,7 @@ use lorakit_route::poly::{Trained, Unseen};
 use lorakit_route::{Experts, Learned, Poly};
 use lorakit_task::Example;
 use lorakit_train::routing_store::{self, StoredRouting};
-use lorakit_train::{FitScope, TrainConfig, fit_routing};
-use lorakit_train::{SkillStack, config_for_adapters};
+use lorakit_train::{FitScope, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters};
 
 /// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean routing,
 /// or by one that is fitted to the task's rows with the skills frozen.
@@ -17,7 +16,7 @@ pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<Learned> {
     let skills = RoutedSkills::open(poly, rows.base(), rows.experts(), rows.library())?;
     let known = rows.current_task().and_then(|task| skills.row_of(task));
     let mixed = match (known, poly.unseen) {
-        (Some(row), _) => skills.stack_of_tasks()?.adapter_of(row)?,
+        (Some(row), _) => skills.stack_of_tasks()?.task_adapter(row)?,
         (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
         (None, Unseen::Fit) => {
             let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
@@ -28,8 +27,9 @@ pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<Learned> {
                 ..skills.settings.clone()
             };
             let stack = skills.stack_of_one(&settings, rows.seed())?;
-            fit_routing(rows.base(), &stack, &examples, FitScope::Routing, &settings, rows.seed())?;
-            stack.adapter_of(0)?
+            let (base, scope, seed) = (rows.base(), FitScope::Routing, rows.seed());
+            RoutingFit { base, config: &settings, scope, seed }.fit(&stack, &examples)?;
+            stack.task_adapter(0)?
         }
     };
     Ok(Poly::learned(&mixed)?)
@@ -96,7 +96,7 @@ impl<'a> RoutedSkills<'a> {
             }
             None => {
                 let stack = self.stack(&["all".to_owned()], &self.settings, 0)?;
-                stack.set_even()?;
+                stack.set_uniform()?;
                 Ok(stack)
             }
         }
@@ -108,7 +108,7 @@ impl<'a> RoutedSkills<'a> {
     }
 
     fn stack(&self, tasks: &[String], settings: &TrainConfig, seed: u64) -> Result<SkillStack> {
-        let (sites, device) = (self.base.sites(), self.base.device());
-        SkillStack::new(sites, device, self.skills.clone(), self.splits(), tasks, settings, seed)
+        let routing = RoutingSpec { tasks, splits: self.splits() };
+        Ok(SkillStack::new(self.base, self.skills.clone(), routing, settings, seed)?)
     }
 }

@@ -1,7 +1,6 @@
 //! Runs the base over prompts for a router that decides by them.
 
-use anyhow::Result;
-use lorakit_eval::PromptRouting;
+use lorakit_eval::{BoxError, PromptRouting};
 use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_model::Base;
 use lorakit_route::ByPrompt;
@@ -14,7 +13,7 @@ pub(super) struct BasePromptRouting<'a> {
 }
 
 impl PromptRouting for BasePromptRouting<'_> {
-    fn of(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError> {
         let pass = self.router.survey();
         let rows = SequenceBatch::packed(prompts.iter().map(|prompt| prompt.len()));
         let hidden = self.base.hidden(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;

@@ -129,7 +129,7 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
             tasks: plan.tasks.iter().map(|task| task_record(task)).collect(),
             train,
             validation,
-            start: None,
+            init: None,
             row_shards: plan.part.map_or(1, |(_, parts)| parts),
         })
     };

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_task::Split;
 use lorakit_train::{
-    FullFineTuning, Job, RowTasks, RunOptions, RunSummary, SkillDims, SkillTraining, TrainConfig, routing_store,
+    FullFineTuning, Job, RowTasks, RunSummary, SkillDims, SkillTraining, TrainConfig, Trainer, routing_store,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -105,19 +105,18 @@ impl TrainContext<'_> {
         ensure!(single, "one plan is expected, found {}", jobs.len());
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let TrainingHooks { stop, mut on_event } = self.reporter.training();
-        let (options, watch) = (RunOptions { seed: self.seed, restart: self.restart, stop: &**stop }, &mut *on_event);
+        let (base, seed, restart) = (self.base, self.seed, self.restart);
+        let trainer = Trainer { base, library, config: settings, seed, restart, stop: &**stop };
         let summary = match kind {
-            TrainedKind::Experts => lorakit_train::train_experts(self.base, library, jobs, settings, &options, watch)?,
-            TrainedKind::Model(model) => {
-                lorakit_train::train_model(self.base, model, library, jobs.remove(0), settings, &options, watch)?
-            }
-            TrainedKind::Skills(form) => {
+            TrainedKind::Experts => trainer.train_experts(jobs, &mut *on_event)?,
+            TrainedKind::Model(model) => trainer.train_model(model, jobs.remove(0), &mut *on_event)?,
+            TrainedKind::Skills(dims) => {
                 let of = |split| task_of_rows(&plans[0], split);
                 let skills = SkillTraining {
-                    form,
-                    rows: RowTasks { train: of(Split::Train), validation: of(Split::Validation) },
+                    dims,
+                    tasks: RowTasks { train: of(Split::Train), validation: of(Split::Validation) },
                 };
-                lorakit_train::train_skills(self.base, &skills, library, jobs.remove(0), settings, &options, watch)?
+                trainer.train_skills(&skills, jobs.remove(0), &mut *on_event)?
             }
         };
         drop((stop, on_event));

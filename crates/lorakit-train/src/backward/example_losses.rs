@@ -1,30 +1,13 @@
-//! The losses of rows without their gradients, packed into as few forwards as fit.
+//! The losses of examples without gradients, packed into as few forwards as possible.
 
-use anyhow::Result;
-use lorakit_lora::Patches;
-use lorakit_model::{Base, Packed};
+use crate::error::Result;
+use lorakit_lora::{Patches, Sequence};
+use lorakit_model::{Base, ScoredRow, split_by_tokens};
 use lorakit_task::Example;
 use std::ops::Range;
 
-/// Splits rows of the given lengths, in order, into ranges of at most `limit` tokens; a longer row stands alone.
-pub fn split_by_tokens(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<Range<usize>> {
-    let (mut ranges, mut start, mut tokens, mut end) = (Vec::new(), 0, 0, 0);
-    for length in lengths {
-        if end > start && tokens + length > limit {
-            ranges.push(start..end);
-            (start, tokens) = (end, 0);
-        }
-        tokens += length;
-        end += 1;
-    }
-    if end > start {
-        ranges.push(start..end);
-    }
-    ranges
-}
-
-/// The mean negative log-likelihood per target token of each row, under the expert named with it, for patches that look
-/// at one token at a time.
+/// The mean negative log-likelihood per target token of each example, under the expert whose index is given with it.
+/// Patches must act on each token alone.
 pub fn example_losses(
     base: &Base,
     patches: &Patches,
@@ -33,25 +16,18 @@ pub fn example_losses(
 ) -> Result<Vec<f64>> {
     let lanes = base.batch_parallel(batch_tokens);
     let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
+    let batch_losses = |batch: &Range<usize>| -> Result<_> {
+        let scored = rows[batch.clone()].iter().map(|(expert, row)| ScoredRow {
+            prompt: &row.prompt,
+            target: &row.target,
+            row: Sequence { expert: Some(*expert), ..Sequence::default() },
+        });
+        Ok(base.nll_sums_by_token(scored, patches)?)
+    };
     let mut losses = Vec::with_capacity(rows.len());
-    let of_batch = |batch: &Range<usize>| batch_losses(base, patches, &rows[batch.clone()]);
-    lanes.run(&batches, of_batch, |batch| {
-        losses.extend(batch);
+    lanes.run(&batches, batch_losses, |batch| {
+        losses.extend(batch.iter().map(|sum| sum.mean()));
         Ok(())
     })?;
     Ok(losses)
-}
-
-/// The same of rows that go through the base together.
-fn batch_losses(base: &Base, patches: &Patches, rows: &[(usize, &Example)]) -> Result<Vec<f64>> {
-    let mut packed = Packed::default();
-    rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, Some(*expert)));
-    let nll: Vec<f32> = base.nll_by_token(&packed, patches)?.to_vec1()?;
-    let mut sums = vec![(0.0f64, 0usize); rows.len()];
-    for (target, loss) in packed.targets().iter().zip(nll) {
-        let (sum, count) = &mut sums[target.row as usize];
-        *sum += f64::from(loss);
-        *count += 1;
-    }
-    Ok(sums.into_iter().map(|(sum, count)| sum / count.max(1) as f64).collect())
 }

@@ -1,5 +1,8 @@
-//! Losses of packed examples and their gradients, one layer at a time.
+//! Losses of packed sequences and their gradients, one layer at a time.
 
+pub mod backward_mode;
 pub mod example_losses;
+pub mod gradient_sinks;
+pub mod gradients;
 pub mod layerwise;
 pub mod token_loss;

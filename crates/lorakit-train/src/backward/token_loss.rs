@@ -1,74 +1,82 @@
-//! The loss of rows under whatever sits in the slots, and its gradients: what gates and coefficients are fitted to.
+//! The loss of examples under given patches, and its gradients: what router weights and mixing coefficients minimize.
 
-use crate::backward::example_losses::split_by_tokens;
-use crate::backward::layerwise::{Activations, Gradients, LossBatch, accumulate};
-use crate::run::memory_estimate::{self, BackwardMode};
+use crate::backward::backward_mode::{Activations, BackwardMode};
+use crate::backward::gradients::Gradients;
+use crate::backward::layerwise::{LayerwiseBackward, LossBatch};
+use crate::error::{BoxError, Result};
+use crate::run::memory_estimate;
 use crate::train_config::{LossReduction, TrainConfig};
-use anyhow::Result;
 use candle_core::Var;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Packed};
+use lorakit_model::{Base, Packed, split_by_tokens};
 use lorakit_task::Example;
 use std::ops::Range;
 
-/// A row to be fitted to, with what [`lorakit_lora::Sequence::expert`] is to say of it: the number of its expert, or of
-/// its task, where the patches want to know.
+/// An example with the value of [`lorakit_lora::Sequence::expert`] for its tokens: the index of its expert or task, if the
+/// patches read one.
 pub type FitRow<'a> = (Option<usize>, &'a Example);
 
-/// How the losses of rows are taken. The patches that it is given look at one token at a time: after the attention of the
-/// last layer there are none but those that predict targets.
+/// The loss of a set of examples. Patches must act on each token alone: of the last layer, only the tokens that predict
+/// targets pass through the projections after the attention.
 #[derive(Clone, Copy)]
 pub struct TokenLoss<'a> {
     /// The base.
     pub base: &'a Base,
-    /// How the losses of target tokens become one number.
+    /// How the losses of target tokens are averaged.
     pub reduction: LossReduction,
-    /// What is done with the activations within a layer.
+    /// What happens to the activations inside a layer.
     pub activations: Activations,
-    /// Tokens that go through the base together at most.
+    /// Maximum tokens per forward.
     pub batch_tokens: usize,
 }
 
 impl<'a> TokenLoss<'a> {
-    /// The loss that settings describe, in batches that the memory holds where the base computes.
-    pub fn new(base: &'a Base, settings: &TrainConfig) -> Self {
-        let activations = if settings.gradient_checkpointing { Activations::Recomputed } else { Activations::Kept };
-        let batch_tokens = memory_estimate::batch_tokens(base, settings, BackwardMode::Graph);
-        Self { base, reduction: settings.loss_reduction, activations, batch_tokens }
+    /// The loss that `config` describes, in batches that fit the device's memory.
+    pub fn new(base: &'a Base, config: &TrainConfig) -> Self {
+        Self {
+            base,
+            reduction: config.loss_reduction,
+            activations: Activations::of_checkpointing(config.gradient_checkpointing),
+            batch_tokens: memory_estimate::batch_tokens(base, config, BackwardMode::Graph),
+        }
     }
 
-    /// Adds the gradients of the rows' loss with respect to `variables`, and returns the loss.
+    /// Adds the gradients of the loss with respect to `variables`, and returns the loss.
     ///
-    /// `patches` makes what sits in the slots of each batch that the rows are packed into. It is called once for each,
-    /// since the graph from the variables to the patches is freed with the batch.
+    /// `patches` is called once per batch, since the graph from the variables to the patches is freed with the batch.
+    ///
+    /// # Errors
+    /// If `patches` or the forward fails.
     pub fn gradients(
         &self,
         rows: &[FitRow],
-        patches: impl Fn(&Packed) -> Result<Patches> + Sync,
+        patches: impl Fn(&Packed) -> Result<Patches, BoxError> + Sync,
         variables: &[Var],
         gradients: &mut Gradients,
     ) -> Result<f64> {
+        let differentiation = LayerwiseBackward { base: self.base, activations: self.activations, variables };
         let backward = |packed: &Packed, weights: &[f32]| {
             let patches = patches(packed)?;
-            let batch = LossBatch { packed, patches: &patches, weights, collected: None };
+            let batch = LossBatch { packed, patches: &patches, weights, sinks: None };
             let mut gradients = Gradients::default();
-            let nll = accumulate(self.base, &batch, self.activations, variables, &mut gradients)?;
+            let nll = differentiation.accumulate(&batch, &mut gradients)?;
             Ok((nll, gradients))
         };
-        self.over_batches(rows, backward, |part| gradients.add_all(part))
+        self.sum_over_batches(rows, backward, |part| gradients.add_all(part))
     }
 
-    /// The rows' loss alone.
+    /// The loss without gradients.
     pub fn value(&self, rows: &[FitRow], patches: &Patches) -> Result<f64> {
-        self.over_batches(rows, |packed, _| Ok((self.base.nll_by_token(packed, patches)?.to_vec1()?, ())), |()| Ok(()))
+        let forward = |packed: &Packed, _: &[f32]| Ok((self.base.nll_by_token(packed, patches)?.to_vec1()?, ()));
+        self.sum_over_batches(rows, forward, |()| Ok(()))
     }
 
-    /// The weighted sum of the losses of all target tokens, which `of_batch` gives batch by batch with something else
-    /// for `take`.
-    fn over_batches<T: Send>(
+    /// The weighted sum of the losses of all target tokens. `batch_nll` computes them batch by batch, given the weight of
+    /// each target, with a second result for `take`.
+    fn sum_over_batches<T: Send>(
         &self,
         rows: &[FitRow],
-        of_batch: impl Fn(&Packed, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
+        batch_nll: impl Fn(&Packed, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
         mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<f64> {
         let tokens: usize = rows.iter().map(|(_, row)| row.target.len()).sum();
@@ -83,7 +91,7 @@ impl<'a> TokenLoss<'a> {
             let mut packed = Packed::default();
             rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, *expert));
             let weights: Vec<f32> = packed.targets().iter().map(|t| weight(rows[t.row as usize].1)).collect();
-            let (nll, other) = of_batch(&packed, &weights)?;
+            let (nll, other) = batch_nll(&packed, &weights)?;
             let sum: f64 = nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
             Ok((sum, other))
         };

@@ -1,50 +1,68 @@
-//! How the learning rate goes up and down, as in transformers.
+//! Learning-rate schedules with a linear warm-up, as in transformers.
 
 use serde::{Deserialize, Serialize};
 
-/// The form of the schedule after its warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrSchedulerType {
-    /// Linearly to zero.
+    /// Linear decay to zero.
     Linear,
-    /// Half a cosine to zero.
+    /// Half a cosine down to zero.
     Cosine,
-    /// Not at all.
+    /// No decay.
     Constant,
 }
 
-/// A schedule over a known number of steps.
+/// A learning-rate schedule over a fixed number of steps.
 #[derive(Clone, Copy, Debug)]
 pub struct LrSchedule {
-    scheduler: LrSchedulerType,
+    kind: LrSchedulerType,
     warmup: usize,
     steps: usize,
 }
 
 impl LrSchedule {
-    /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `scheduler`.
-    pub fn new(scheduler: LrSchedulerType, warmup_ratio: f64, steps: usize) -> Self {
-        Self { scheduler, warmup: (warmup_ratio * steps as f64).ceil() as usize, steps }
+    /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `kind`.
+    pub fn new(kind: LrSchedulerType, warmup_ratio: f64, steps: usize) -> Self {
+        Self { kind, warmup: (warmup_ratio * steps as f64).ceil() as usize, steps }
     }
 
-    /// All steps.
+    /// Total number of steps.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// The share of the learning rate at `step`, from zero: `t / w` while warming up, then linearly `(T - t) / (T - w)`
-    /// or by cosine `(1 + cos(π (t - w) / (T - w))) / 2`. The first step of a warm-up has rate zero, as in transformers.
+    /// The factor on the peak learning rate at `step`, counted from zero.
+    ///
+    /// With warm-up `w` and total `T`: `t / w` during the warm-up, then `(T - t) / (T - w)` (linear) or
+    /// `(1 + cos(π (t - w) / (T - w))) / 2` (cosine). The first warm-up step has rate zero, as in transformers.
     pub fn factor(&self, step: usize) -> f64 {
         if step < self.warmup {
             return step as f64 / self.warmup as f64;
         }
-        let left = (self.steps - self.warmup).max(1) as f64;
-        let done = (step - self.warmup) as f64 / left;
-        match self.scheduler {
-            LrSchedulerType::Linear => (1.0 - done).max(0.0),
-            LrSchedulerType::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+        let decay_steps = (self.steps - self.warmup).max(1) as f64;
+        let progress = (step - self.warmup) as f64 / decay_steps;
+        match self.kind {
+            LrSchedulerType::Linear => (1.0 - progress).max(0.0),
+            LrSchedulerType::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos()),
             LrSchedulerType::Constant => 1.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_warm_up_and_decay_as_in_transformers() {
+        let factors = |kind| {
+            let schedule = LrSchedule::new(kind, 0.25, 8);
+            [0, 1, 2, 5, 8].map(|step| (schedule.factor(step) * 1e6).round() / 1e6)
+        };
+        assert_eq!(factors(LrSchedulerType::Linear), [0.0, 0.5, 1.0, 0.5, 0.0]);
+        assert_eq!(factors(LrSchedulerType::Cosine), [0.0, 0.5, 1.0, 0.5, 0.0]);
+        assert_eq!(factors(LrSchedulerType::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]);
     }
 }

@@ -1,121 +1,111 @@
-//! Fits variables of any kind: gates, coefficients, routing logits. What the variables are, and how a loss comes of
-//! them, is the caller's; here are the optimizer, its schedule and the clipping.
+//! Minimizes a loss over arbitrary variables: router weights, mixing coefficients, routing logits. The caller defines the
+//! variables and the loss; this file adds AdamW, the schedule and clipping.
 //!
-//! Adapters have a fit of their own, [`crate::pass`], in which each expert's rows have a schedule of their own.
+//! LoRA adapters train in a [`Pass`](crate::pass::Pass) instead, where each expert has a schedule of its own.
 
-use crate::backward::layerwise::Gradients;
+use crate::backward::gradients::Gradients;
+use crate::error::{BoxError, Result, TrainError};
+use crate::optim::adamw::AdamW;
+use crate::optim::adamw_update::AdamWUpdate;
+use crate::optim::clip::clip_factor;
 use crate::optim::lr_schedule::LrSchedule;
-use crate::optim::parameter::{AdamWUpdate, Parameter};
+use crate::optim::parameter::Parameter;
 use crate::train_config::TrainConfig;
-use anyhow::{Context, Result, ensure};
 use candle_core::Var;
 
-/// Variables that share a learning rate, and whose gradients are clipped as one.
+/// Variables that share a learning rate and are clipped by their common gradient norm.
 #[derive(Clone, Debug)]
 pub struct ParameterGroup {
-    /// The variables, of one dimension or more, contiguous and in f32, with the names that messages give them.
+    /// The variables with their names in messages; each contiguous, in f32 and with at least one dimension.
     pub variables: Vec<(String, Var)>,
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// AdamW's decay.
+    /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// The norm above which the gradient is scaled down; 0: never.
+    /// The gradient norm above which gradients are clipped; 0 disables clipping.
     pub max_grad_norm: f64,
 }
 
 impl ParameterGroup {
-    /// Variables with the rate, decay and clipping of the settings.
-    pub fn new(variables: Vec<(String, Var)>, settings: &TrainConfig) -> Self {
+    /// Variables with the learning rate, weight decay and clipping of `config`.
+    pub fn new(variables: Vec<(String, Var)>, config: &TrainConfig) -> Self {
         Self {
             variables,
-            learning_rate: settings.learning_rate,
-            weight_decay: settings.weight_decay,
-            max_grad_norm: settings.max_grad_norm,
+            learning_rate: config.learning_rate,
+            weight_decay: config.weight_decay,
+            max_grad_norm: config.max_grad_norm,
         }
     }
 }
 
-/// AdamW over groups of variables, in the midst of its steps.
+/// AdamW with a schedule over groups of variables.
 pub struct Optimizer {
-    parameters: Vec<Parameter>,
+    adamw: AdamW,
     groups: Vec<ParameterGroup>,
     schedule: LrSchedule,
-    done: usize,
+    steps_done: usize,
 }
 
 impl Optimizer {
     /// An optimizer before its first step.
     ///
     /// # Errors
-    /// Where a variable has no dimension.
+    /// If a variable is a scalar.
     pub fn new(groups: Vec<ParameterGroup>, schedule: LrSchedule) -> Result<Self> {
         let mut parameters = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             for (name, variable) in &group.variables {
-                ensure!(variable.rank() > 0, "variable {name} has no dimension; give it one of length 1");
-                let all = vec![(index, 0..variable.dim(0)?)];
-                parameters.push(Parameter::new(name.clone(), variable.clone(), all)?);
+                if variable.rank() == 0 {
+                    return Err(TrainError::ScalarVariable { name: name.clone() });
+                }
+                parameters.push(Parameter::whole(name.clone(), variable.clone(), index)?);
             }
         }
-        Ok(Self { parameters, groups, schedule, done: 0 })
+        Ok(Self { adamw: AdamW::new(parameters, groups.len()), groups, schedule, steps_done: 0 })
     }
 
     /// All variables, group by group.
     pub fn variables(&self) -> Vec<Var> {
-        self.parameters.iter().map(|parameter| parameter.variable().clone()).collect()
+        self.adamw.variables()
     }
 
-    /// Number of steps taken.
-    pub fn done(&self) -> usize {
-        self.done
-    }
-
-    /// Moves the variables along the gradients; returns each group's norm before clipping.
+    /// One step along `gradients`. Returns each group's gradient norm before clipping.
     ///
     /// # Errors
-    /// Where no gradient reached a variable, or one is no number; the variables are then as they were.
+    /// If a variable has no gradient, or a norm is not finite; the variables are unchanged then.
     pub fn step(&mut self, gradients: &Gradients) -> Result<Vec<f64>> {
-        let mut squares = vec![0.0; self.groups.len()];
-        let mut found = Vec::with_capacity(self.parameters.len());
-        for parameter in &self.parameters {
-            let gradient = gradients
-                .of(parameter.variable())?
-                .with_context(|| format!("no gradient reached {}", parameter.name()))?;
-            parameter.add_squares(&gradient, &mut squares)?;
-            found.push(gradient);
+        let collected = self.adamw.collect(gradients)?;
+        if !collected.norms.iter().all(|norm| norm.is_finite()) {
+            return Err(TrainError::NonFiniteNorm { step: self.steps_done + 1, norms: collected.norms });
         }
-        let norms: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
-        ensure!(
-            norms.iter().all(|norm| norm.is_finite()),
-            "at step {} the gradient's norm was {norms:?}; try a lower learning_rate",
-            self.done + 1
-        );
-        let share = self.schedule.factor(self.done);
+        let factor = self.schedule.factor(self.steps_done);
         let update = |(group, norm): (&ParameterGroup, &f64)| {
-            let limit = group.max_grad_norm;
             Some(AdamWUpdate {
-                rate: group.learning_rate * share,
-                clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
-                number: self.done + 1,
+                lr: group.learning_rate * factor,
+                clip: clip_factor(*norm, group.max_grad_norm),
+                step: self.steps_done + 1,
                 weight_decay: group.weight_decay,
             })
         };
-        let updates: Vec<Option<AdamWUpdate>> = self.groups.iter().zip(&norms).map(update).collect();
-        for (parameter, gradient) in self.parameters.iter().zip(&found) {
-            parameter.step(gradient, &updates)?;
-        }
-        self.done += 1;
-        Ok(norms)
+        let updates: Vec<Option<AdamWUpdate>> = self.groups.iter().zip(&collected.norms).map(update).collect();
+        self.adamw.step(&collected, &updates)?;
+        self.steps_done += 1;
+        Ok(collected.norms)
     }
 }
 
-/// Takes all steps of a schedule. At each, `loss` is given the step's number, from zero, and the variables; it adds
-/// their gradients, as [`crate::TokenLoss::gradients`] or [`Gradients::add_loss`] do, and returns the loss. What it
-/// fails with ends the fit. Returns the loss of every step.
+/// Minimizes a loss for all steps of a schedule, and returns the loss of every step.
+///
+/// At each step, `loss` receives the step's number, from zero, and the variables; it adds their gradients, as
+/// [`TokenLoss::gradients`](crate::backward::token_loss::TokenLoss::gradients) or [`Gradients::add_loss`] do, and returns
+/// the loss.
+///
+/// # Errors
+/// If `loss` fails or is not finite, or a gradient is missing or not finite.
 pub fn minimize(
     groups: Vec<ParameterGroup>,
     schedule: LrSchedule,
-    mut loss: impl FnMut(usize, &[Var], &mut Gradients) -> Result<f64>,
+    mut loss: impl FnMut(usize, &[Var], &mut Gradients) -> Result<f64, BoxError>,
 ) -> Result<Vec<f64>> {
     let mut optimizer = Optimizer::new(groups, schedule)?;
     let variables = optimizer.variables();
@@ -123,7 +113,9 @@ pub fn minimize(
     for step in 0..schedule.steps() {
         let mut gradients = Gradients::default();
         let value = loss(step, &variables, &mut gradients)?;
-        ensure!(value.is_finite(), "at step {} the loss was {value}; try a lower learning_rate", step + 1);
+        if !value.is_finite() {
+            return Err(TrainError::NonFiniteLoss { step: step + 1, loss: value });
+        }
         optimizer.step(&gradients)?;
         losses.push(value);
     }

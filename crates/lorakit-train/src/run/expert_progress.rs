@@ -1,20 +1,20 @@
-//! How far the experts of a pass are.
+//! The progress of an expert in training.
 
 use serde::{Deserialize, Serialize};
 
-/// How far one expert is.
+/// The progress of one expert, as checkpoints store it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExpertProgress {
-    /// The training loss of every update.
+    /// The training loss of every step.
     pub losses: Vec<f32>,
-    /// The gradient's norm, before clipping, of every update.
+    /// The gradient norm of every step, before clipping.
     pub norms: Vec<f32>,
-    /// Updates done and the validation loss after them.
+    /// Every validation loss, with the steps done before it.
     pub validation: Vec<(usize, f32)>,
-    /// The validation that the best weights are of.
+    /// The validation of the best weights.
     pub best: Option<(usize, f32)>,
-    /// Target tokens that carried loss.
+    /// Target tokens trained on.
     pub tokens: u64,
-    /// Why it was stopped before its end.
+    /// Why the expert was stopped before its end.
     pub failure: Option<String>,
 }

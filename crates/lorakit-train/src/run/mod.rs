@@ -1,11 +1,14 @@
-//! Training runs with files: passes, checkpoints, logs, and results kept in a library.
+//! Training runs on disk: passes, checkpoints, logs, and results stored in a library.
 
-pub mod event;
+pub mod device_memory;
 pub mod expert_progress;
-pub(crate) mod fingerprint;
-pub(crate) mod log;
+pub(crate) mod job_fingerprint;
+pub(crate) mod loss_history;
 pub mod memory_estimate;
 pub(crate) mod pass_checkpoint;
 pub mod routing_store;
+pub(crate) mod run_log;
+pub(crate) mod run_manifest;
+pub mod train_event;
 pub mod trainer;
 pub mod training_target;

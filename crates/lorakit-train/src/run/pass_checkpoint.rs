@@ -1,21 +1,21 @@
-//! A pass on disk: weights, moments, best weights and progress in one safetensors file, whole or not there.
+//! The checkpoint of a pass: weights, moments, best weights and progress in one safetensors file, written atomically.
 
+use crate::error::{Result, TrainError};
 use crate::pass::Pass;
 use crate::run::expert_progress::ExpertProgress;
-use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
 #[derive(Serialize, Deserialize)]
-struct State {
+struct PassState {
     step: usize,
     progress: Vec<ExpertProgress>,
 }
 
 /// Writes the state of a pass.
-pub fn save(pass: &Pass, path: &Path) -> Result<()> {
+pub(crate) fn save(pass: &Pass, path: &Path) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for parameter in pass.parameters() {
         tensors.push((format!("value.{}", parameter.name()), parameter.variable().as_tensor().clone()));
@@ -26,38 +26,35 @@ pub fn save(pass: &Pass, path: &Path) -> Result<()> {
             tensors.push((format!("best.{expert}.{i}"), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
         }
     }
-    let state = State { step: pass.step_number(), progress: pass.progress().to_vec() };
+    let state = PassState { step: pass.steps_done(), progress: pass.progress().to_vec() };
     let metadata = HashMap::from([("state".to_string(), serde_json::to_string(&state)?)]);
-    // Tensor by tensor: where all weights of a base train, a second copy might not fit.
+    // Tensor by tensor: a second copy of all weights of a base might not fit into memory.
     let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     Ok(lorakit_format::safetensors::write_file(path, tensors, metadata)?)
 }
 
-/// Sets a fresh pass to a saved state.
-pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
-    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let state = state(&bytes, path)?;
-    ensure!(
-        state.progress.len() == pass.progress().len(),
-        "{}: a checkpoint of {} experts, not of {}",
-        path.display(),
-        state.progress.len(),
-        pass.progress().len()
-    );
+/// Restores a saved state into a new pass.
+pub(crate) fn load(pass: &mut Pass, path: &Path) -> Result<()> {
+    let bytes = read(path)?;
+    let state = parse_state(&bytes, path)?;
+    let (found, expected) = (state.progress.len(), pass.progress().len());
+    if found != expected {
+        return Err(TrainError::CheckpointExperts { path: path.to_owned(), found, expected });
+    }
     let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
     for parameter in pass.parameters_mut() {
         let mut take = |kind: &str| {
-            tensors
-                .remove(&format!("{kind}.{}", parameter.name()))
-                .with_context(|| format!("{}: {kind} of {} is missing", path.display(), parameter.name()))
+            let name = format!("{kind}.{}", parameter.name());
+            tensors.remove(&name).ok_or_else(|| TrainError::CheckpointTensor { path: path.to_owned(), name })
         };
         let (value, moments) = (take("value")?, take("moments")?);
         let device = parameter.variable().device().clone();
-        let mut set = || -> Result<()> {
+        let mut restore = || -> Result<()> {
             parameter.variable().set(&value.to_device(&device)?)?;
             parameter.set_moments(moments.to_device(&device)?)
         };
-        set().with_context(|| format!("{}: remove it to start the pass again", path.display()))?;
+        restore()
+            .map_err(|source| TrainError::CheckpointMismatch { path: path.to_owned(), source: Box::new(source) })?;
     }
     let mut best = Vec::new();
     for (expert, progress) in state.progress.iter().enumerate() {
@@ -71,19 +68,22 @@ pub fn load(pass: &mut Pass, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the state saved is one in which experts were given up.
-pub fn has_failures(path: &Path) -> Result<bool> {
-    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    Ok(state(&bytes, path)?.progress.iter().any(|progress| progress.failure.is_some()))
+/// Whether a saved state contains failed experts.
+pub(crate) fn has_failures(path: &Path) -> Result<bool> {
+    Ok(parse_state(&read(path)?, path)?.progress.iter().any(|progress| progress.failure.is_some()))
 }
 
-fn state(bytes: &[u8], path: &Path) -> Result<State> {
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| TrainError::Io { path: path.to_owned(), action: "read", source })
+}
+
+fn parse_state(bytes: &[u8], path: &Path) -> Result<PassState> {
     let (_, metadata) = safetensors::SafeTensors::read_metadata(bytes)
-        .with_context(|| format!("{}: not a whole checkpoint; remove it to start the pass again", path.display()))?;
+        .map_err(|source| TrainError::CheckpointFile { path: path.to_owned(), source })?;
     let state = metadata
         .metadata()
         .as_ref()
-        .and_then(|m| m.get("state"))
-        .with_context(|| format!("{}: no checkpoint of lorakit", path.display()))?;
-    serde_json::from_str(state).with_context(|| format!("{}: state of the checkpoint", path.display()))
+        .and_then(|metadata| metadata.get("state"))
+        .ok_or_else(|| TrainError::NotACheckpoint { path: path.to_owned() })?;
+    serde_json::from_str(state).map_err(|source| TrainError::CheckpointState { path: path.to_owned(), source })
 }

@@ -1,91 +1,89 @@
-//! The routing of skills as a library keeps it in `routers/NAME/`: its record says which experts are the skills, with the
-//! weights that belong to the routing, and which tasks were routed; its state is the logits of each site.
+//! The routing of skills in a library, `routers/NAME/`: a record with the skills' experts, their weights' hashes and the
+//! routed tasks, and the logits of each site.
 
-use crate::trainable::skill_stack::{SkillDims, SkillStack};
-use anyhow::{Context, Result, bail, ensure};
+use crate::error::{Result, TrainError};
+use crate::trainable::skill_mixing::SkillDims;
+use crate::trainable::skill_stack::SkillStack;
 use candle_core::Device;
 use lorakit_adapter::{ExpertRecord, Library, Matrix, RouterRecord};
 use lorakit_format::hash::sha256;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A kept routing.
+/// A stored routing.
 #[derive(Clone, Debug)]
 pub struct StoredRouting {
-    /// The experts that are the skills, in the order of their numbers.
+    /// The experts that are the skills, in order.
     pub skills: Vec<String>,
-    /// The tasks that were routed, in the order of the logits' rows.
+    /// The routed tasks, in the order of the logits' rows.
     pub tasks: Vec<String>,
-    /// In how many blocks the skills are mixed.
+    /// The blocks in which skills are mixed.
     pub splits: usize,
-    /// How skills and routing were trained; the `sha256` is that of router.safetensors.
+    /// How skills and routing were trained; its `sha256` is that of router.safetensors.
     pub record: ExpertRecord,
     /// By site, `[tasks, splits * skills]`.
     pub logits: BTreeMap<String, Matrix>,
 }
 
-/// What the record of a routing says of it.
+/// The routing's part of a router's record.
 #[derive(Serialize, Deserialize)]
-struct Description {
+struct RoutingRecord {
     tasks: Vec<String>,
     splits: usize,
     record: ExpertRecord,
 }
 
-/// The names of the experts that are the skills of a routing: `poly_0` and so on.
+/// The experts' names of a routing's skills: `poly_0` and so on.
 pub fn skill_names(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|skill| format!("{name}_{skill}")).collect()
 }
 
-/// The routing of that name; None where the library has none.
+/// Reads a routing; None if the library has none of that name.
 ///
 /// # Errors
-/// Where its files cannot be read or contradict each other, or its skills are no longer those that it was trained with: a
-/// training that was cut short while it replaced them leaves new skills with an old routing.
+/// If its files cannot be read or contradict each other, or its skills are not those that it was trained with: an
+/// interrupted training that replaces skills leaves new skills with an old routing.
 pub fn read(library: &Library, name: &str) -> Result<Option<StoredRouting>> {
-    let Some(record) = describe(library, name)? else { return Ok(None) };
-    let place = || format!("{}/{name}", library.routers_folder().display());
-    if let Some(change) = library.changed_expert(&record.experts).with_context(place)? {
-        bail!(
-            "{}: not the routing of the library's skills: {change}; train skills and routing anew: the same \
-             `train-experts --{name}` with --restart",
-            place()
-        );
+    let Some(record) = read_record(library, name)? else { return Ok(None) };
+    let place = format!("{}/{name}", library.routers_folder().display());
+    let at = |source: TrainError| TrainError::At { place: place.clone(), source: Box::new(source) };
+    if let Some(change) = library.changed_expert(&record.experts).map_err(|error| at(error.into()))? {
+        return Err(TrainError::ChangedSkills { place, change, name: name.to_owned() });
     }
     let state = library.router_state(name, &record)?;
-    let RouterRecord { experts, of: Description { tasks, splits, record }, .. } = record;
+    let RouterRecord { experts, of: RoutingRecord { tasks, splits, record }, .. } = record;
     let skills: Vec<String> = experts.into_iter().map(|skill| skill.name).collect();
-    let logits = logits(&state, &tasks, splits, &skills).with_context(place)?;
+    let logits = logits(&state, &tasks, splits, &skills).map_err(at)?;
     Ok(Some(StoredRouting { skills, tasks, splits, record, logits }))
 }
 
-/// The logits of a state, each of the expected shape.
+/// The logits of a state, checked to have the expected shapes.
 fn logits(state: &[u8], tasks: &[String], splits: usize, skills: &[String]) -> Result<BTreeMap<String, Matrix>> {
-    let columns = splits.checked_mul(skills.len());
-    let columns = columns.with_context(|| format!("{splits} splits of {} skills are too many", skills.len()))?;
+    let columns = splits.checked_mul(skills.len()).ok_or(TrainError::TooManySplits { splits, skills: skills.len() })?;
     let matrix = |(site, tensor): (String, candle_core::Tensor)| {
-        let found = tensor.dims2()?;
-        let expected = (tasks.len(), columns);
-        ensure!(found == expected, "`{site}` is {found:?}; expected {expected:?}");
+        let (found, expected) = (tensor.dims2()?, (tasks.len(), columns));
+        if found != expected {
+            return Err(TrainError::LogitsShape { site, found, expected });
+        }
         Ok((site, Matrix::new(found.0, found.1, tensor.flatten_all()?.to_vec1()?)?))
     };
     candle_core::safetensors::load_buffer(state, &Device::Cpu)?.into_iter().map(matrix).collect()
 }
 
-/// Whether the library has a routing of that name with the skills that belong to it.
-pub fn is_whole(library: &Library, name: &str) -> bool {
+/// Whether the library has a routing of that name, with the skills that belong to it.
+pub fn is_complete(library: &Library, name: &str) -> bool {
     matches!(read(library, name), Ok(Some(_)))
 }
 
-/// How the routing of that name was trained; None where the library has none.
+/// How a routing was trained; None if the library has none of that name.
 ///
 /// # Errors
-/// Where its record cannot be read.
+/// If its record cannot be read.
 pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
-    Ok(describe(library, name)?.map(|record| record.of.record))
+    Ok(read_record(library, name)?.map(|record| record.of.record))
 }
 
-/// Whether the library has experts that were trained as skills of such a routing.
+/// Whether the library has experts that were trained as skills of a routing of that name.
 pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
     let names = library.expert_names()?;
     for expert in names.iter().filter(|expert| is_skill_of(name, expert)) {
@@ -101,29 +99,30 @@ fn is_skill_of(name: &str, expert: &str) -> bool {
     number.is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
-/// The experts that the routing of that name has for skills, whether they are still those or not.
-pub(crate) fn skills(library: &Library, name: &str) -> Vec<String> {
+/// The experts that a stored routing names as its skills, whether or not they have changed since.
+pub(crate) fn recorded_skills(library: &Library, name: &str) -> Vec<String> {
     let own = |skill: &String| is_skill_of(name, skill);
-    let record = describe(library, name).ok().flatten();
+    let record = read_record(library, name).ok().flatten();
     record.into_iter().flat_map(|record| record.experts).map(|skill| skill.name).filter(own).collect()
 }
 
-fn describe(library: &Library, name: &str) -> Result<Option<RouterRecord<Description>>> {
-    library.router_record(name)
+fn read_record(library: &Library, name: &str) -> Result<Option<RouterRecord<RoutingRecord>>> {
+    Ok(library.router_record(name)?)
 }
 
-/// Keeps the routing of a stack under a name, in place of the one of that name. Its skills are in the library.
+/// Stores the routing of a stack, replacing one of the same name. Its skills must be in the library.
 ///
 /// # Errors
-/// Where a skill is not there, or the routing cannot be written.
+/// If a skill is missing, or the routing cannot be written.
 pub fn write(library: &Library, name: &str, stack: &SkillStack, tasks: &[String], record: &ExpertRecord) -> Result<()> {
-    let SkillDims { count, splits } = stack.form();
+    let SkillDims { count, splits } = stack.dims();
     let tensors = stack.routing_variables();
     let tensors = tensors.iter().map(|(site, logits)| (site.trim_end_matches(".routing"), logits.as_tensor()));
     let state = safetensors::serialize(tensors, None)?;
     let experts = library.expert_weights(&skill_names(name, count))?;
     let record = ExpertRecord { sha256: sha256(&state), ..record.clone() };
-    library.put_router(name, &experts, &Description { tasks: tasks.to_vec(), splits, record }, &state)
+    let own = RoutingRecord { tasks: tasks.to_vec(), splits, record };
+    Ok(library.put_router(name, &experts, &own, &state)?)
 }
 
 #[cfg(test)]
@@ -132,16 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_claims_any_number_of_splits_is_refused() {
+    fn a_record_with_a_wrong_number_of_splits_is_refused() {
         let skills = ["poly_0", "poly_1"].map(str::to_owned);
         let logits = Matrix::new(1, 2, vec![0.0; 2]).unwrap();
         let tensor = candle_core::Tensor::from_slice(&logits.values(), (1, 2), &Device::Cpu).unwrap();
         let state = safetensors::serialize([("0.qkv", &tensor)], None).unwrap();
         let read = |splits| super::logits(&state, &["t".to_owned()], splits, &skills);
         assert_eq!(read(1).unwrap()["0.qkv"], logits);
-        for (splits, said) in [(3, "expected (1, 6)"), (usize::MAX, "too many")] {
-            let error = format!("{:#}", read(splits).unwrap_err());
-            assert!(error.contains(said), "{error}");
+        for (splits, message) in [(3, "expected (1, 6)"), (usize::MAX, "too many")] {
+            let error = read(splits).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
         }
     }
 }

@@ -1,400 +1,373 @@
-//! A run: experts shared out to passes, trained, and kept in the library as each is finished.
+//! Trains jobs into a library: divides experts into passes, and stores each when it is finished.
 //!
-//! What a run is, its experts with their settings, rows, seed and base, decides its folder `runs/ID`. The same command
-//! again finds the folder, goes on from the checkpoint of the pass that was not finished, and leaves finished experts
-//! alone. How experts share passes is decided when the folder is made and kept: the last bits of an expert depend on
-//! its company, and a run that was killed is to end with the bytes of one that was not.
+//! The jobs of a run (experts with their settings, rows, seed and base) determine its folder `runs/ID`. The same command
+//! finds the folder again, continues from the checkpoint of an unfinished pass, and leaves finished experts alone. How
+//! experts are divided into passes is decided when the folder is created, and kept: the last bits of an expert depend on
+//! the experts that share its pass, and an interrupted run must end with the same bytes as one that was not.
 
+use crate::error::{Result, TrainError};
 use crate::job::Job;
-use crate::pass::Pass;
-use crate::run::event::TrainEvent;
-use crate::run::fingerprint::{differences, hash, job_fingerprint};
-use crate::run::log::Log;
-use crate::run::memory_estimate::{self, MemoryEstimate};
+use crate::pass::{Pass, PassContext};
+use crate::run::device_memory::MemoryEstimate;
+use crate::run::job_fingerprint::{JobFingerprint, differences};
+use crate::run::loss_history::LossHistory;
+use crate::run::memory_estimate;
 use crate::run::pass_checkpoint;
+use crate::run::run_log::RunLog;
+use crate::run::run_manifest::RunManifest;
+use crate::run::train_event::TrainEvent;
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use crate::train_config::TrainConfig;
-use anyhow::{Context, Result, bail, ensure};
 use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name};
-use lorakit_format::{atomic, read_text};
 use lorakit_model::Base;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How a run is carried out.
-pub struct RunOptions<'a> {
-    /// Seed of the common start, the data order and dropout.
+/// Trains over a base into a library.
+#[derive(Clone, Copy)]
+pub struct Trainer<'a> {
+    /// The frozen base.
+    pub base: &'a Base,
+    /// Where results are stored.
+    pub library: &'a Library,
+    /// How jobs are trained.
+    pub config: &'a TrainConfig,
+    /// The seed of initial values, row orders and dropout.
     pub seed: u64,
-    /// Whether experts that exist with other settings, and those that were given up, are trained anew.
+    /// Whether results with other settings are replaced, and failed experts are trained again.
     pub restart: bool,
-    /// Set from outside to stop at the end of the present step.
+    /// Set by the caller to stop after the current step.
     pub stop: &'a AtomicBool,
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, Default)]
 pub struct RunSummary {
     /// Experts trained now.
     pub trained: Vec<String>,
     /// Experts that were finished before.
     pub kept: Vec<String>,
-    /// Experts given up, with the reason.
+    /// Experts that failed, with the reason.
     pub failed: Vec<(String, String)>,
     /// Whether the run was stopped before its end.
     pub stopped: bool,
-    /// The run's folder.
+    /// The run's folder; empty if there was nothing to train.
     pub folder: PathBuf,
 }
 
-/// run.json.
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    version: String,
-    seed: u64,
-    base: String,
-    settings: Value,
-    batch_tokens: usize,
-    passes: Vec<Vec<String>>,
-    jobs: Value,
-}
+/// A progress callback.
+type OnEvent<'e> = dyn FnMut(TrainEvent) + 'e;
 
-impl Manifest {
-    fn new(work: &Work, seed: u64) -> Result<Self> {
-        Ok(Self {
-            version: env!("CARGO_PKG_VERSION").into(),
-            seed,
-            base: work.base.identity().fingerprint.clone(),
-            settings: serde_json::to_value(work.settings)?,
-            batch_tokens: work
-                .base
-                .batch_parallel(memory_estimate::batch_tokens(work.base, work.settings, work.target.way(work.base)))
-                .tokens(),
-            passes: Vec::new(),
-            jobs: Value::Array(work.identities.clone()),
-        })
-    }
-
-    fn read(path: &Path) -> Result<Self> {
-        serde_json::from_str(&read_text(path)?).with_context(|| {
-            format!("{}: not a run of lorakit; remove its folder to start the run afresh", path.display())
-        })
-    }
-}
-
-/// Trains an expert for each job into `library`; experts that are there with the same settings and rows are left alone.
-pub fn train_experts(
-    base: &Base,
-    library: &Library,
-    jobs: Vec<Job>,
-    settings: &TrainConfig,
-    options: &RunOptions,
-    watch: &mut dyn FnMut(TrainEvent),
-) -> Result<RunSummary> {
-    ensure!(!jobs.is_empty(), "there is no expert to train");
-    train(base, &TrainingTarget::Experts, library, jobs, settings, options, watch)
-}
-
-/// Trains all weights of a base on the rows of `job`, and keeps them as the library's model of the job's name; one that
-/// is there with the same settings and rows is left alone. `base` is the base as it is, which is only looked at.
-pub fn train_model(
-    base: &Base,
-    model: &FullFineTuning,
-    library: &Library,
-    job: Job,
-    settings: &TrainConfig,
-    options: &RunOptions,
-    watch: &mut dyn FnMut(TrainEvent),
-) -> Result<RunSummary> {
-    train(base, &TrainingTarget::Model(model), library, vec![job], settings, options, watch)
-}
-
-/// Trains skills and their routing together on the rows of `job`, and keeps them as the library's experts `NAME_0` and so
-/// on and its routing NAME, where NAME is the job's; what is there with the same settings and rows is left alone.
-pub fn train_skills(
-    base: &Base,
-    skills: &SkillTraining,
-    library: &Library,
-    job: Job,
-    settings: &TrainConfig,
-    options: &RunOptions,
-    watch: &mut dyn FnMut(TrainEvent),
-) -> Result<RunSummary> {
-    train(base, &TrainingTarget::Skills(skills), library, vec![job], settings, options, watch)
-}
-
-fn train(
-    base: &Base,
-    target: &TrainingTarget,
-    library: &Library,
-    jobs: Vec<Job>,
-    settings: &TrainConfig,
-    options: &RunOptions,
-    watch: &mut dyn FnMut(TrainEvent),
-) -> Result<RunSummary> {
-    let noun = target.noun();
-    for job in &jobs {
-        // A name that the library would refuse is told before the hours of training, not after them.
-        ensure_expert_name(&job.name)?;
-        ensure!(!job.train.is_empty(), "{noun} '{}': its tasks have no rows to train on", job.name);
-    }
-    let identity = |job| job_fingerprint(job, base, target, settings, options.seed);
-    let identities = jobs.iter().map(identity).collect::<Result<Vec<_>>>()?;
-    let kept = finished(library, target, &jobs, &identities, options.restart)?;
-    for (job, identity) in jobs.iter().zip(&identities) {
-        target.ensure_free(library, &job.name, &hash(identity), options.restart)?;
-    }
-    remove_stale(&folder_of(library, &identities)?, &kept)?;
-    let mut summary = RunSummary { kept, ..RunSummary::default() };
-    if summary.kept.len() == jobs.len() {
-        watch(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate: MemoryEstimate::default() });
-        return Ok(summary);
-    }
-    let mut run = Run::open(Work { base, target, library, settings, jobs, identities }, options, &summary.kept)?;
-    summary.folder = run.folder.clone();
-    let largest = run.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
-    let estimate = target.estimate(base, &run.work.jobs, largest, settings)?;
-    memory_estimate::ensure_fits(base, &estimate)?;
-    let open: Vec<Vec<String>> = run.open_passes(&summary.kept).into_iter().map(|(_, names)| names).collect();
-    watch(TrainEvent::Planned { passes: &open, kept: &summary.kept, estimate });
-    let trained = match target {
-        TrainingTarget::Model(model) => Some((model.open)()?),
-        TrainingTarget::Experts | TrainingTarget::Skills(_) => None,
-    };
-    run.work.base = trained.as_ref().unwrap_or(base);
-    for (number, (index, _)) in run.open_passes(&summary.kept).into_iter().enumerate() {
-        run.pass(index, options, &mut |event| watch(event.numbered(number)), &mut summary)?;
-        if summary.stopped {
-            break;
+impl Trainer<'_> {
+    /// Trains an expert for each job. Experts that the library has with the same settings and rows are kept.
+    ///
+    /// # Errors
+    /// If an expert exists with other settings, memory is insufficient, or training fails. A diverged expert is no error:
+    /// [`RunSummary::failed`] names it.
+    pub fn train_experts(&self, jobs: Vec<Job>, on_event: &mut OnEvent) -> Result<RunSummary> {
+        if jobs.is_empty() {
+            return Err(TrainError::NoJobs);
         }
+        self.train(&TrainingTarget::Experts, jobs, on_event)
     }
-    Ok(summary)
+
+    /// Trains all weights of the base on the rows of `job`, and stores them as the library's model of the job's name. A
+    /// model that is there with the same settings and rows is kept. [`Trainer::base`] itself does not change.
+    pub fn train_model(&self, model: &FullFineTuning, job: Job, on_event: &mut OnEvent) -> Result<RunSummary> {
+        self.train(&TrainingTarget::Model(model), vec![job], on_event)
+    }
+
+    /// Trains skills and their routing on the rows of `job`, and stores them as the experts `NAME_0`, `NAME_1`, ... and
+    /// the routing NAME, where NAME is the job's. What is there with the same settings and rows is kept.
+    pub fn train_skills(&self, skills: &SkillTraining, job: Job, on_event: &mut OnEvent) -> Result<RunSummary> {
+        self.train(&TrainingTarget::Skills(skills), vec![job], on_event)
+    }
+
+    fn train(&self, target: &TrainingTarget, jobs: Vec<Job>, on_event: &mut OnEvent) -> Result<RunSummary> {
+        for job in &jobs {
+            // Before hours of training, not after them.
+            ensure_expert_name(&job.name)?;
+            if job.train.is_empty() {
+                return Err(TrainError::NoRows { noun: target.noun(), name: job.name.clone() });
+            }
+        }
+        let fields = target.fingerprint_fields(self.config);
+        let fingerprint = |job: &Job| JobFingerprint::new(job, self.base, fields.clone(), self.seed);
+        let fingerprints: Vec<JobFingerprint> = jobs.iter().map(fingerprint).collect();
+        let mut summary = RunSummary { kept: self.finished(target, &jobs, &fingerprints)?, ..RunSummary::default() };
+        if !self.restart {
+            for (job, fingerprint) in jobs.iter().zip(&fingerprints) {
+                target.check_free(self.library, &job.name, &fingerprint.sha256())?;
+            }
+        }
+        remove_stale(&run_folder(self.library, &fingerprints)?, &summary.kept)?;
+        if summary.kept.len() == jobs.len() {
+            let estimate = MemoryEstimate::default();
+            on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
+            return Ok(summary);
+        }
+        let run = Run::open(*self, target, Jobs { jobs, fingerprints }, &summary.kept)?;
+        summary.folder = run.folder.clone();
+        run.train(on_event, &mut summary)?;
+        Ok(summary)
+    }
+
+    /// The names of the jobs whose results the library has with the same fingerprint.
+    fn finished(&self, target: &TrainingTarget, jobs: &[Job], fingerprints: &[JobFingerprint]) -> Result<Vec<String>> {
+        let mut kept = Vec::new();
+        for (job, fingerprint) in jobs.iter().zip(fingerprints) {
+            if !target.is_in(self.library, &job.name) {
+                continue;
+            }
+            let record = target.record(self.library, &job.name)?;
+            if record.as_ref().is_some_and(|record| record.settings_sha256 == fingerprint.sha256()) {
+                kept.push(job.name.clone());
+            } else if !self.restart {
+                let difference = record.map_or_else(
+                    || "without a record of its training".to_owned(),
+                    |record| differences(&record.settings, &fingerprint.to_value()),
+                );
+                return Err(TrainError::OtherSettings { noun: target.noun(), name: job.name.clone(), difference });
+            }
+        }
+        Ok(kept)
+    }
 }
 
-/// The folder of the run that these jobs are.
-fn folder_of(library: &Library, identities: &[Value]) -> Result<PathBuf> {
-    let id = &hash(&Value::Array(identities.to_vec()))[..12];
-    library.run_folder(id)
+/// The folder of the run that trains these jobs.
+fn run_folder(library: &Library, fingerprints: &[JobFingerprint]) -> Result<PathBuf> {
+    Ok(library.run_folder(&JobFingerprint::sha256_of_all(fingerprints)[..12])?)
 }
 
-/// The checkpoint of a pass in the folder of its run.
-fn checkpoint_of(folder: &Path, index: usize) -> PathBuf {
+/// The path of a pass's checkpoint in the folder of its run.
+fn checkpoint_path(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("pass-{index}.safetensors"))
 }
 
-/// Removes the checkpoints of passes whose experts are all in the library: left by a process that was killed when it had
-/// put in the last of them.
+/// Removes checkpoints of passes whose experts are all in the library, which a process leaves that is killed between the
+/// two.
 fn remove_stale(folder: &Path, kept: &[String]) -> Result<()> {
     let path = folder.join("run.json");
     if !path.exists() {
         return Ok(());
     }
-    let passes = Manifest::read(&path)?.passes;
+    let passes = RunManifest::read(&path)?.passes;
     let ended = (0..passes.len()).filter(|&index| passes[index].iter().all(|name| kept.contains(name)));
-    for path in ended.map(|index| checkpoint_of(folder, index)).filter(|path| path.exists()) {
-        std::fs::remove_file(&path).with_context(|| format!("{}: cannot be removed", path.display()))?;
-    }
-    Ok(())
+    ended.map(|index| checkpoint_path(folder, index)).filter(|path| path.exists()).try_for_each(|path| remove(&path))
 }
 
-/// What is in the library already, as these jobs would make it.
-fn finished(
-    library: &Library,
-    target: &TrainingTarget,
-    jobs: &[Job],
-    identities: &[Value],
-    restart: bool,
-) -> Result<Vec<String>> {
-    let mut kept = Vec::new();
-    for (job, identity) in jobs.iter().zip(identities) {
-        if !target.is_in(library, &job.name) {
-            continue;
-        }
-        let record = target.record(library, &job.name)?;
-        if record.as_ref().is_some_and(|record| record.settings_sha256 == hash(identity)) {
-            kept.push(job.name.clone());
-        } else if !restart {
-            bail!(
-                "{} '{}' is in the library, {}; --restart would train it anew",
-                target.noun(),
-                job.name,
-                record.map_or("without a record of its training".to_string(), |record| differences(
-                    &record.settings,
-                    identity
-                ))
-            );
-        }
-    }
-    Ok(kept)
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|source| TrainError::Io { path: path.to_owned(), action: "removed", source })
 }
 
-/// What is to be trained, over what, and where it goes.
-struct Work<'a> {
-    base: &'a Base,
-    target: &'a TrainingTarget<'a>,
-    library: &'a Library,
-    settings: &'a TrainConfig,
+/// Jobs, each with what determines its weights.
+struct Jobs {
     jobs: Vec<Job>,
-    /// What decides each job's weights.
-    identities: Vec<Value>,
+    fingerprints: Vec<JobFingerprint>,
 }
 
 /// A run with its folder.
 struct Run<'a> {
-    work: Work<'a>,
+    trainer: Trainer<'a>,
+    target: &'a TrainingTarget<'a>,
+    jobs: Jobs,
     folder: PathBuf,
-    manifest: Manifest,
+    manifest: RunManifest,
 }
 
 impl<'a> Run<'a> {
-    /// Opens the run's folder, or makes it and decides how experts share passes.
-    fn open(work: Work<'a>, options: &RunOptions, kept: &[String]) -> Result<Self> {
-        // The finished ones count too: what is the same command must not depend on how far it came.
-        let folder = folder_of(work.library, &work.identities)?;
-        std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    /// Opens the run's folder, or creates it and divides the experts into passes.
+    fn open(trainer: Trainer<'a>, target: &'a TrainingTarget, jobs: Jobs, kept: &[String]) -> Result<Self> {
+        // Finished experts are part of the folder's name: the same command must find it at any time.
+        let folder = run_folder(trainer.library, &jobs.fingerprints)?;
+        std::fs::create_dir_all(&folder).map_err(|source| TrainError::Io {
+            path: folder.clone(),
+            action: "created",
+            source,
+        })?;
         let path = folder.join("run.json");
         let mut manifest = match path.exists() {
-            true => Manifest::read(&path)?,
-            false => Manifest::new(&work, options.seed)?,
+            true => RunManifest::read(&path)?,
+            false => new_manifest(&trainer, target, &jobs),
         };
-        // All of them in a new run; later those that were removed from the library since.
-        let in_a_pass = |name: &String| manifest.passes.iter().flatten().any(|other| other == name);
+        // All experts of a new run; later those that were removed from the library since.
+        let is_planned = |name: &String| manifest.passes.iter().flatten().any(|other| other == name);
         let missing: Vec<Job> =
-            work.jobs.iter().filter(|job| !kept.contains(&job.name) && !in_a_pass(&job.name)).cloned().collect();
+            jobs.jobs.iter().filter(|job| !kept.contains(&job.name) && !is_planned(&job.name)).cloned().collect();
         if !missing.is_empty() {
-            let together = work.target.jobs_per_pass(work.base, &missing, work.settings)?;
+            let per_pass = target.jobs_per_pass(trainer.base, &missing, trainer.config)?;
             let names: Vec<String> = missing.into_iter().map(|job| job.name).collect();
-            manifest.passes.extend(names.chunks(together).map(<[String]>::to_vec));
-            atomic::write_file(&path, &serde_json::to_vec_pretty(&manifest)?)?;
+            manifest.passes.extend(names.chunks(per_pass).map(<[String]>::to_vec));
+            manifest.write(&path)?;
         }
-        Ok(Self { work, folder, manifest })
+        Ok(Self { trainer, target, jobs, folder, manifest })
     }
 
-    /// The passes with experts that are still to be trained, by their numbers, and those experts.
-    fn open_passes(&self, kept: &[String]) -> Vec<(usize, Vec<String>)> {
-        let open = |pass: &Vec<String>| pass.iter().filter(|name| !kept.contains(name)).cloned().collect();
-        let passes = self.manifest.passes.iter().map(open).enumerate();
+    /// Trains all unfinished passes, until the run is stopped.
+    fn train(&self, on_event: &mut OnEvent, summary: &mut RunSummary) -> Result<()> {
+        let Trainer { base, config, .. } = self.trainer;
+        let largest = self.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
+        let estimate = self.target.memory(base, &self.jobs.jobs, largest, config)?;
+        memory_estimate::check_fits(base, &estimate)?;
+        let unfinished = self.unfinished_passes(&summary.kept);
+        let passes: Vec<Vec<String>> = unfinished.iter().map(|(_, names)| names.clone()).collect();
+        on_event(TrainEvent::Planned { passes: &passes, kept: &summary.kept, estimate });
+        let trainable = match self.target {
+            TrainingTarget::Model(model) => Some((model.open)()?),
+            TrainingTarget::Experts | TrainingTarget::Skills(_) => None,
+        };
+        let base = trainable.as_ref().unwrap_or(base);
+        for (number, (index, _)) in unfinished.into_iter().enumerate() {
+            let mut on_event = |event: TrainEvent| on_event(event.with_pass_index(number));
+            PassRun { run: self, base, index, on_event: &mut on_event, summary }.train()?;
+            if summary.stopped {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The passes with unfinished experts, by index, and those experts.
+    fn unfinished_passes(&self, kept: &[String]) -> Vec<(usize, Vec<String>)> {
+        let unfinished = |pass: &Vec<String>| pass.iter().filter(|name| !kept.contains(name)).cloned().collect();
+        let passes = self.manifest.passes.iter().map(unfinished).enumerate();
         passes.filter(|(_, names): &(usize, Vec<String>)| !names.is_empty()).collect()
     }
 
-    fn checkpoint(&self, index: usize) -> PathBuf {
-        checkpoint_of(&self.folder, index)
-    }
-
-    /// A pass as its checkpoint has it, or at its start. The experts that are finished are in it too, for company.
-    fn resumed<'j>(&'j self, index: usize, jobs: &'j [Job], options: &RunOptions) -> Result<Pass<'j>> {
-        let Work { base, target, settings, .. } = &self.work;
-        let mut pass = target.pass(base, jobs, settings, options.seed, self.manifest.batch_tokens)?;
-        let path = self.checkpoint(index);
-        if path.exists() && !(options.restart && pass_checkpoint::has_failures(&path)?) {
-            pass_checkpoint::load(&mut pass, &path)?;
-        }
-        Ok(pass)
-    }
-
-    /// Trains one pass to its end, or to where it is stopped.
-    fn pass(
-        &self,
-        index: usize,
-        options: &RunOptions,
-        watch: &mut dyn FnMut(TrainEvent),
-        summary: &mut RunSummary,
-    ) -> Result<()> {
-        let names = &self.manifest.passes[index];
+    /// The jobs of a pass.
+    fn pass_jobs(&self, index: usize) -> Result<Vec<Job>> {
         let find = |name: &String| {
-            self.work.jobs.iter().find(|job| job.name == *name).cloned().with_context(|| {
-                format!("{}: run.json names '{name}', which is none of its experts", self.folder.display())
-            })
+            let job = self.jobs.jobs.iter().find(|job| job.name == *name).cloned();
+            job.ok_or_else(|| TrainError::UnknownExpert { folder: self.folder.clone(), name: name.clone() })
         };
-        let jobs: Vec<Job> = names.iter().map(find).collect::<Result<_>>()?;
-        let path = self.checkpoint(index);
-        let mut pass = self.resumed(index, &jobs, options)?;
-        watch(TrainEvent::Pass { index, done: pass.step_number(), steps: pass.steps() });
-        let mut log = Log::open(&self.folder, index, pass.step_number())?;
-        self.save_finished(&pass, &jobs, (0..jobs.len()).collect(), watch, summary)?;
+        self.manifest.passes[index].iter().map(find).collect()
+    }
+}
+
+fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> RunManifest {
+    let Trainer { base, config, seed, .. } = *trainer;
+    let batch_tokens = memory_estimate::batch_tokens(base, config, target.backward_mode(base));
+    RunManifest {
+        version: env!("CARGO_PKG_VERSION").into(),
+        seed,
+        base: base.identity().fingerprint.clone(),
+        settings: config.clone(),
+        batch_tokens: base.batch_parallel(batch_tokens).tokens(),
+        passes: Vec::new(),
+        jobs: jobs.fingerprints.clone(),
+    }
+}
+
+/// One pass of a run in training.
+struct PassRun<'r, 's> {
+    run: &'r Run<'r>,
+    /// The base of the pass: for full fine-tuning the one that trains.
+    base: &'r Base,
+    index: usize,
+    on_event: &'s mut OnEvent<'s>,
+    summary: &'s mut RunSummary,
+}
+
+impl PassRun<'_, '_> {
+    /// Trains the pass to its end, or until it is stopped.
+    fn train(mut self) -> Result<()> {
+        let run = self.run;
+        let jobs = run.pass_jobs(self.index)?;
+        let path = checkpoint_path(&run.folder, self.index);
+        let mut pass = self.resume(&jobs, &path)?;
+        (self.on_event)(TrainEvent::Pass { index: self.index, done: pass.steps_done(), steps: pass.steps() });
+        let mut log = RunLog::open(&run.folder, self.index, pass.steps_done())?;
+        self.save_finished(&pass, (0..jobs.len()).collect())?;
         while pass.is_running() {
-            if options.stop.load(Ordering::Relaxed) {
+            if run.trainer.stop.load(Ordering::Relaxed) {
                 pass_checkpoint::save(&pass, &path)?;
-                summary.stopped = true;
+                self.summary.stopped = true;
                 return Ok(());
             }
             let step = pass.step()?;
-            log.write(index, &step, names, &pass)?;
-            watch(TrainEvent::Step { step: &step, experts: names });
-            // An expert that ends while others go on, or others with it: its checkpoint comes first, so that a kill
-            // after it finds the same company again.
+            log.write(self.index, &step, &pass)?;
+            (self.on_event)(TrainEvent::Step { step: &step, experts: &run.manifest.passes[self.index] });
+            // If an expert ends while others continue or end too, the checkpoint comes first: if the process is killed
+            // after it, the others find the same pass again.
             let shared_end = !step.ended.is_empty() && (pass.is_running() || step.ended.len() > 1);
-            let every = self.work.settings.save_steps;
+            let every = run.trainer.config.save_steps;
             let due = every > 0 && step.step.is_multiple_of(every);
             if shared_end || (due && pass.is_running()) {
                 pass_checkpoint::save(&pass, &path)?;
             }
-            self.save_finished(&pass, &jobs, step.ended, watch, summary)?;
+            self.save_finished(&pass, step.ended)?;
         }
-        self.close(&pass, &path)
+        close(&pass, &path)
     }
 
-    /// Ends a pass: its checkpoint goes, unless it is to tell next time which experts were given up, and why.
-    fn close(&self, pass: &Pass, path: &Path) -> Result<()> {
-        if pass.progress().iter().any(|progress| progress.failure.is_some()) {
-            return pass_checkpoint::save(pass, path);
+    /// The pass at its checkpoint, or at its start. Finished experts take part again, since the bits of the others depend
+    /// on them.
+    fn resume<'j>(&self, jobs: &'j [Job], path: &Path) -> Result<Pass<'j>>
+    where
+        Self: 'j,
+    {
+        let Trainer { config, seed, restart, .. } = self.run.trainer;
+        let context = PassContext { base: self.base, config, seed, batch_tokens: self.run.manifest.batch_tokens };
+        let mut pass = self.run.target.pass(context, jobs)?;
+        if path.exists() && !(restart && pass_checkpoint::has_failures(path)?) {
+            pass_checkpoint::load(&mut pass, path)?;
         }
-        if path.exists() {
-            std::fs::remove_file(path).with_context(|| format!("{}: cannot be removed", path.display()))?;
-        }
-        Ok(())
+        Ok(pass)
     }
 
-    /// Puts experts that are at their end into the library; those that are there already stay as they are.
-    fn save_finished(
-        &self,
-        pass: &Pass,
-        jobs: &[Job],
-        ended: Vec<usize>,
-        watch: &mut dyn FnMut(TrainEvent),
-        summary: &mut RunSummary,
-    ) -> Result<()> {
+    /// Stores experts that have reached their end in the library; those that are there stay unchanged.
+    fn save_finished(&mut self, pass: &Pass, ended: Vec<usize>) -> Result<()> {
+        let trainer = self.run.trainer;
         for expert in ended {
-            let (job, progress) = (&jobs[expert], &pass.progress()[expert]);
-            if summary.kept.contains(&job.name) || summary.trained.contains(&job.name) {
+            let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
+            if self.summary.kept.contains(&job.name) || self.summary.trained.contains(&job.name) {
                 continue;
             }
             if let Some(why) = &progress.failure {
-                if !summary.failed.iter().any(|(name, _)| *name == job.name) {
-                    summary.failed.push((job.name.clone(), why.clone()));
-                    watch(TrainEvent::Failed { expert: &job.name, why });
+                if !self.summary.failed.iter().any(|(name, _)| *name == job.name) {
+                    self.summary.failed.push((job.name.clone(), why.clone()));
+                    (self.on_event)(TrainEvent::Failed { expert: &job.name, why });
                 }
                 continue;
             }
-            if pass.step_number() < job.steps(self.work.settings) {
+            if pass.steps_done() < job.steps(trainer.config) {
                 continue;
             }
-            let record = self.record(pass, expert)?;
-            self.work.target.keep(self.work.library, self.work.base, pass, expert, &record)?;
-            summary.trained.push(job.name.clone());
-            watch(TrainEvent::Finished { expert: &job.name, progress });
+            self.run.target.save(trainer.library, pass, expert, &self.record(pass, expert)?)?;
+            self.summary.trained.push(job.name.clone());
+            (self.on_event)(TrainEvent::Finished { expert: &job.name, progress });
         }
         Ok(())
     }
 
-    /// The record of an expert that is at its end.
+    /// The record of a finished expert.
     fn record(&self, pass: &Pass, expert: usize) -> Result<ExpertRecord> {
         let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
-        let place = self.work.jobs.iter().position(|other| other.name == job.name).context("a job of no run")?;
-        let identity = &self.work.identities[place];
+        let Jobs { jobs, fingerprints } = &self.run.jobs;
+        let fingerprint = jobs.iter().zip(fingerprints).find(|(other, _)| other.name == job.name).map(|(_, own)| own);
+        let fingerprint = fingerprint
+            .ok_or_else(|| TrainError::UnknownExpert { folder: self.run.folder.clone(), name: job.name.clone() })?;
+        let seed = self.run.manifest.seed;
         Ok(ExpertRecord {
             tasks: job.tasks.clone(),
-            seen: job.start.as_ref().map_or_else(Vec::new, |start| start.seen.clone()),
-            settings_sha256: hash(identity),
-            settings: identity.clone(),
-            seed: self.manifest.seed,
-            initial_seed: self.work.target.initial_seed(job, self.manifest.seed),
-            losses: TrainingTarget::losses(pass, expert),
+            seen: job.init.as_ref().map_or_else(Vec::new, |init| init.seen.clone()),
+            settings_sha256: fingerprint.sha256(),
+            settings: fingerprint.to_value(),
+            seed,
+            initial_seed: self.run.target.initial_seed(job, seed),
+            losses: serde_json::to_value(LossHistory::from(progress))?,
             tokens: progress.tokens,
-            base_fingerprint: Some(self.work.base.identity().fingerprint.clone()),
+            base_fingerprint: Some(self.base.identity().fingerprint.clone()),
             sha256: String::new(),
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }
+}
+
+/// Removes the checkpoint of a finished pass, unless experts failed: then it keeps the reasons for the next run.
+fn close(pass: &Pass, path: &Path) -> Result<()> {
+    if pass.progress().iter().any(|progress| progress.failure.is_some()) {
+        return pass_checkpoint::save(pass, path);
+    }
+    if path.exists() { remove(path) } else { Ok(()) }
 }

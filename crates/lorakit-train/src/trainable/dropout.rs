@@ -1,5 +1,5 @@
-//! Dropout on the input of a LoRA, from counter-based streams: a mask depends on its seed, expert, step, row and site
-//! alone, never on which rows or experts share the batch.
+//! Dropout on the input of a LoRA from counter-based random streams: a mask depends only on its seed, expert, step, row
+//! and site, never on which rows or experts share the batch.
 
 use candle_core::{DType, Result, Tensor, bail};
 use lorakit_format::rng::{CounterRng, RngCore};
@@ -9,22 +9,22 @@ use lorakit_lora::{DropoutMask, SequenceBatch};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// The dropout of one micro-batch.
+/// The dropout of one batch.
 #[derive(Clone)]
 pub struct Dropout {
-    /// Dropped where a random number of 16 bits is below this.
+    /// Values are dropped where a random 16-bit number is below this.
     threshold: u16,
-    /// One key for each row.
+    /// The key of each row's masks.
     keys: Arc<[[u8; 32]]>,
 }
 
 impl Dropout {
-    /// Drops a share of `rate`; `keys` holds one key for each row of the batch.
+    /// Dropout with probability `rate`, and one key for each row of the batch.
     pub fn new(rate: f64, keys: Arc<[[u8; 32]]>) -> Self {
         Self { threshold: (rate * 65536.0).round() as u16, keys }
     }
 
-    /// `x`, `[tokens, d]`, with features of each token dropped and the others scaled up, by the mask of `site`.
+    /// Applies the mask of `site` to `x`, `[tokens, d]`; kept values are scaled up.
     pub fn apply(&self, x: &Tensor, rows: &SequenceBatch, site: usize) -> Result<Tensor> {
         if self.threshold == 0 {
             return Ok(x.clone());
@@ -32,12 +32,12 @@ impl Dropout {
         if x.device().is_cpu() {
             return op::unary(self.mask(rows, x.dim(1)?, site)?, x);
         }
-        self.plain(x, rows, site)
+        self.apply_composed(x, rows, site)
     }
 
-    /// The same as [`Dropout::apply`] by candle's own ops: the mask, which is the same on every device, is drawn here
-    /// and taken to that of `x`, a byte a value, where it stays until the way back.
-    pub fn plain(&self, x: &Tensor, rows: &SequenceBatch, site: usize) -> Result<Tensor> {
+    /// [`Dropout::apply`] composed of candle ops. The mask, which is the same on every device, is drawn on the CPU and
+    /// copied to the device of `x`, one byte per value, where it stays until the backward.
+    fn apply_composed(&self, x: &Tensor, rows: &SequenceBatch, site: usize) -> Result<Tensor> {
         let DropoutMask { kept, scale } = self.mask(rows, x.dim(1)?, site)?;
         let kept = Tensor::from_vec(kept, x.shape(), x.device())?;
         let masked = move |values: &Tensor| values * (kept.to_dtype(DType::F32)? * f64::from(scale))?;
@@ -47,7 +47,7 @@ impl Dropout {
     /// The mask of `site` for a batch of `rows`, `[tokens, d]`.
     pub fn mask(&self, rows: &SequenceBatch, d: usize, site: usize) -> Result<DropoutMask> {
         if rows.len() != self.keys.len() {
-            bail!("dropout has keys for {} rows and was given {}", self.keys.len(), rows.len());
+            bail!("dropout has keys for {} rows, found {} rows", self.keys.len(), rows.len());
         }
         let threshold = self.threshold;
         let rows: Vec<_> = rows.iter().zip(self.keys.iter()).collect();
@@ -71,19 +71,19 @@ mod tests {
     use candle_core::{Device, Var};
 
     #[test]
-    fn plain_masks_are_those_of_the_kernel() {
+    fn composed_masks_equal_those_of_the_kernel() {
         let rows = SequenceBatch::packed([4, 1, 6]);
         let keys: Arc<[[u8; 32]]> = (0..3).map(|row| [row; 32]).collect();
         let dropout = Dropout::new(0.3, keys);
         let x = Var::from_tensor(&Tensor::arange(1f32, 78.0, &Device::Cpu).unwrap().reshape((11, 7)).unwrap()).unwrap();
-        let (kernel, plain) = (dropout.apply(&x, &rows, 5).unwrap(), dropout.plain(&x, &rows, 5).unwrap());
+        let (kernel, composed) = (dropout.apply(&x, &rows, 5).unwrap(), dropout.apply_composed(&x, &rows, 5).unwrap());
         let values = kernel.to_vec2::<f32>().unwrap();
-        assert_eq!(values, plain.to_vec2::<f32>().unwrap());
+        assert_eq!(values, composed.to_vec2::<f32>().unwrap());
         assert!(values.iter().flatten().any(|v| *v == 0.0) && values.iter().flatten().any(|v| *v > 0.0));
         let gradient = |y: &Tensor| {
             let store = (y * x.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
             store.get(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap()
         };
-        assert_eq!(gradient(&kernel), gradient(&plain));
+        assert_eq!(gradient(&kernel), gradient(&composed));
     }
 }

@@ -1,17 +1,13 @@
-//! The adapters that a pass trains: one A and one B variable per site, with a segment per expert.
+//! The LoRA adapters of several experts as variables: one A and one B per site, with a segment per expert.
 
+use crate::error::{Result, TrainError};
 use crate::optim::parameter::Parameter;
 use crate::train_config::TrainConfig;
-use crate::trainable::dropout::Dropout;
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor, TensorId, Var};
+use crate::trainable::lora_init::{initial_a, starting_pair, ties_a};
+use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
-use lorakit_format::rng::Key;
-use lorakit_lora::kernels::op::Op;
-use lorakit_lora::{
-    FrozenLinear, GradientSink, GroupedLora, LoraLinear, Outputs, Patch, Patches, SequenceBatch, Site, SparseGradients,
-    StackBlock, StackLayout, TokenGroup,
-};
+use lorakit_lora::{Site, StackBlock, StackLayout};
+use lorakit_model::Base;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,11 +16,12 @@ use std::sync::Arc;
 pub struct LoraStack {
     pub(crate) rank: usize,
     pub(crate) scale: f64,
-    /// One entry per site of the base; none where no projection is adapted.
+    /// One entry per site of the base; None if no projection of it is adapted.
     pub(crate) sites: Vec<Option<SiteStack>>,
 }
 
-/// The adapters at one site: A's by rows, `[ranks of A, in]`, B's, transposed, by rows, `[ranks of B, out]`.
+/// The adapters of one site: A stacked by rows, `[ranks of A, in]`, and B transposed and stacked by rows,
+/// `[ranks of B, out]`.
 pub(crate) struct SiteStack {
     pub(crate) key: String,
     pub(crate) a: Var,
@@ -34,58 +31,52 @@ pub(crate) struct SiteStack {
     pub(crate) modules: Vec<String>,
 }
 
-/// A uniform draw of A as PEFT starts from: U(-1/sqrt(in), 1/sqrt(in)) (Kaiming with a = sqrt 5), `[rank, in]`.
-///
-/// It depends on the seed and the module alone, never on the expert, so that all experts of a library start from the
-/// same A: clustering by parameters, averaging and separate mixing depend on it. Each rank is a stream of its own, so
-/// that a smaller rank's A is the beginning of a larger one's.
-pub fn initial_a(seed: u64, module: &str, rank: usize, input: usize) -> Vec<f32> {
-    let bound = 1.0 / (input as f32).sqrt();
-    let row = |r| {
-        let mut stream = Key::new(seed, "initial A").text(module).number(r as u64).stream();
-        (0..input).map(move |_| (2.0 * stream.uniform() - 1.0) * bound).collect::<Vec<f32>>()
-    };
-    (0..rank).flat_map(row).collect()
+/// How the adapters of a site are initialized.
+struct SiteInit<'a> {
+    site: &'a Site,
+    /// The modules of the adapted projections with their output columns.
+    adapted: Vec<(String, Range<usize>)>,
+    starts: &'a [Option<Adapter>],
+    config: &'a TrainConfig,
+    seed: u64,
+}
+
+/// The values of a site's stack while it is filled.
+struct SiteValues {
+    a: Vec<f32>,
+    b: Vec<f32>,
 }
 
 impl LoraStack {
-    /// Adapters for as many experts as there are `starts`: from the given adapter where there is one, else from the
-    /// library's common A with B zero.
-    pub fn new(
-        sites: &[Site],
-        device: &Device,
-        starts: &[Option<Adapter>],
-        settings: &TrainConfig,
-        seed: u64,
-    ) -> Result<Self> {
-        let targets = settings.targets()?;
+    /// One adapter for each of `starts`: the given one, or the A that all experts of a library share with B zero.
+    ///
+    /// # Errors
+    /// If `target_modules` matches no module, or a given adapter has other modules, ranks or scales than the config.
+    pub fn new(base: &Base, starts: &[Option<Adapter>], config: &TrainConfig, seed: u64) -> Result<Self> {
+        let targets = config.targets()?;
         let mut stacks = Vec::new();
-        for site in sites {
+        for site in base.sites() {
             let mut adapted = Vec::new();
             for (projection, columns) in site.columns() {
                 if targets.matches(&projection.module)? {
                     adapted.push((projection.module.clone(), columns));
                 }
             }
-            let stack = if adapted.is_empty() {
-                None
-            } else {
-                Some(SiteStack::new(site, adapted, device, starts, settings, seed)?)
-            };
-            stacks.push(stack);
+            let init = SiteInit { site, adapted, starts, config, seed };
+            stacks.push(if init.adapted.is_empty() { None } else { Some(SiteStack::new(init, base.device())?) });
         }
-        ensure_all_targeted(&stacks, starts, settings)?;
-        let modules = || sites.iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
-        ensure!(
-            stacks.iter().any(Option::is_some),
-            "setting target_modules = '{}' matches no module of the base; it has {}",
-            settings.target_modules,
-            BTreeSet::from_iter(modules()).into_iter().collect::<Vec<_>>().join(", ")
-        );
-        Ok(Self { rank: settings.rank, scale: settings.scale(), sites: stacks })
+        check_all_targeted(&stacks, starts, config)?;
+        if stacks.iter().all(Option::is_none) {
+            let modules = base.sites().iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
+            return Err(TrainError::NoTargetModule {
+                target_modules: config.target_modules.clone(),
+                modules: BTreeSet::from_iter(modules).into_iter().collect(),
+            });
+        }
+        Ok(Self { rank: config.rank, scale: config.scale(), sites: stacks })
     }
 
-    /// The variables with the experts that their rows belong to.
+    /// The variables, each with the rows that belong to each expert.
     pub fn parameters(&self) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         for stack in self.sites.iter().flatten() {
@@ -104,29 +95,7 @@ impl LoraStack {
         Ok(parameters)
     }
 
-    /// The patches of a batch whose rows name their experts.
-    pub fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
-        let patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
-            let Some(stack) = stack else { return Ok(None) };
-            Ok(Some(Arc::new(stack.trained(site, dropout, None)?)))
-        };
-        Ok(Patches::new(self.sites.iter().enumerate().map(patch).collect::<Result<_>>()?))
-    }
-
-    /// The same for a batch that is differentiated on a CPU, with what collects the gradients of its experts' rows.
-    pub fn collected(&self, dropout: Option<&Dropout>) -> Result<(Patches, LoraGradients)> {
-        let mut collected = Vec::new();
-        let mut patch = |(site, stack): (usize, &Option<SiteStack>)| -> Result<Option<Arc<dyn Patch>>> {
-            let Some(stack) = stack else { return Ok(None) };
-            let collector = GradientSink::default();
-            collected.push(([&stack.a, &stack.b].map(|v| v.as_tensor().id()), collector.clone()));
-            Ok(Some(Arc::new(stack.trained(site, dropout, Some(collector))?)))
-        };
-        let patches = self.sites.iter().enumerate().map(&mut patch).collect::<Result<_>>()?;
-        Ok((Patches::new(patches), LoraGradients(collected)))
-    }
-
-    /// One expert's A's and B's, site by site, as they stand.
+    /// The current values of one expert: A and B of each module, site by site.
     pub fn values(&self, expert: usize) -> Result<Vec<Vec<f32>>> {
         let mut values = Vec::new();
         for stack in self.sites.iter().flatten() {
@@ -138,13 +107,13 @@ impl LoraStack {
         Ok(values)
     }
 
-    /// An expert's adapter from what [`LoraStack::values`] gave.
+    /// An expert's adapter with the values that [`LoraStack::values`] returned.
     pub fn adapter(&self, expert: usize, values: &[Vec<f32>]) -> Result<Adapter> {
         let mut values = values.iter();
         let mut modules = BTreeMap::new();
         for stack in self.sites.iter().flatten() {
             for (module, block) in stack.modules.iter().zip(&stack.layouts.0[expert]) {
-                let mut next = || values.next().cloned().context("an expert's values end early");
+                let mut next = || values.next().cloned().ok_or(TrainError::MissingValues { expert });
                 let (a, b) = (next()?, next()?);
                 let input = stack.a.dim(1)?;
                 let pair = LowRank::new(
@@ -159,113 +128,77 @@ impl LoraStack {
     }
 }
 
-/// What a batch's backward leaves for the variables of a stack.
-pub struct LoraGradients(Vec<([TensorId; 2], GradientSink)>);
-
-impl LoraGradients {
-    /// The gradients that are here now, each with its variable.
-    pub fn take(&self) -> impl Iterator<Item = (TensorId, SparseGradients)> {
-        self.0.iter().flat_map(|(variables, collector)| variables.iter().copied().zip(collector.take()))
-    }
-}
-
 impl SiteStack {
-    fn trained(&self, site: usize, dropout: Option<&Dropout>, collector: Option<GradientSink>) -> Result<LoraPatch> {
-        let grouped = GroupedLora::new(self.a.as_tensor().clone(), self.b.as_tensor().clone(), self.layouts.clone())?;
-        Ok(LoraPatch { grouped, site, dropout: dropout.cloned(), collector })
-    }
-
-    fn new(
-        site: &Site,
-        adapted: Vec<(String, Range<usize>)>,
-        device: &Device,
-        starts: &[Option<Adapter>],
-        settings: &TrainConfig,
-        seed: u64,
-    ) -> Result<Self> {
-        let tied = settings.tie_qkv && site.name == "qkv";
-        let (rank, output) = (settings.rank, site.output());
-        let shared = if tied { 1 } else { adapted.len() };
-        let mut a = Vec::with_capacity(starts.len() * shared * rank * site.input);
-        let mut b = vec![0.0; starts.len() * rank * output];
+    fn new(init: SiteInit, device: &Device) -> Result<Self> {
+        let (rank, input, output) = (init.config.rank, init.site.input, init.site.output());
+        let experts = init.starts.len();
+        let mut values = SiteValues { a: Vec::new(), b: vec![0.0; experts * rank * output] };
         let mut layouts = StackLayout::default();
-        for (expert, start) in starts.iter().enumerate() {
-            let first_a = a.len() / site.input;
-            let mut blocks = Vec::new();
-            for (i, (module, columns)) in adapted.iter().enumerate() {
-                let block = StackBlock {
-                    a: first_a + if tied { 0 } else { i * rank }..first_a + if tied { rank } else { (i + 1) * rank },
-                    b: expert * rank..(expert + 1) * rank,
-                    columns: columns.clone(),
-                    scale: settings.scale() as f32,
-                };
-                let given = start.as_ref().map(|adapter| given_pair(adapter, module, settings)).transpose()?;
-                if i == 0 || !tied {
-                    match given {
-                        Some(pair) => a.extend_from_slice(&pair.a().values()),
-                        None => a.extend(initial_a(seed, if tied { &adapted[0].0 } else { module }, rank, site.input)),
-                    }
-                } else if let Some(pair) = given {
-                    ensure!(
-                        pair.a().values()[..] == a[first_a * site.input..],
-                        "module '{module}': tie_qkv is set, and its A differs from that of '{}'",
-                        adapted[0].0
-                    );
-                }
-                if let Some(pair) = given {
-                    write_transposed(&pair.b().values(), &mut b, output, &block);
-                }
-                blocks.push(block);
-            }
-            layouts.0.push(blocks);
+        for expert in 0..experts {
+            layouts.0.push(init.expert_blocks(expert, &mut values)?);
         }
-        let ranks_a = a.len() / site.input;
+        let ranks_a = values.a.len() / input;
         Ok(Self {
-            key: site.key(),
-            a: Var::from_tensor(&Tensor::from_vec(a, (ranks_a, site.input), device)?)?,
-            b: Var::from_tensor(&Tensor::from_vec(b, (starts.len() * rank, output), device)?)?,
+            key: init.site.key(),
+            a: Var::from_tensor(&Tensor::from_vec(values.a, (ranks_a, input), device)?)?,
+            b: Var::from_tensor(&Tensor::from_vec(values.b, (experts * rank, output), device)?)?,
             layouts: Arc::new(layouts),
-            modules: adapted.into_iter().map(|(module, _)| module).collect(),
+            modules: init.adapted.into_iter().map(|(module, _)| module).collect(),
         })
     }
 }
 
-/// Refuses a start of which a part would be left out, and what that part does would be lost.
-fn ensure_all_targeted(stacks: &[Option<SiteStack>], starts: &[Option<Adapter>], settings: &TrainConfig) -> Result<()> {
+impl SiteInit<'_> {
+    /// Appends the values of one expert, and returns where they are, module by module.
+    fn expert_blocks(&self, expert: usize, values: &mut SiteValues) -> Result<Vec<StackBlock>> {
+        let (rank, input, tied) = (self.config.rank, self.site.input, ties_a(self.config, self.site));
+        let first_a = values.a.len() / input;
+        let mut blocks = Vec::new();
+        for (i, (module, columns)) in self.adapted.iter().enumerate() {
+            let start_a = first_a + if tied { 0 } else { i * rank };
+            let block = StackBlock {
+                a: start_a..start_a + rank,
+                b: expert * rank..(expert + 1) * rank,
+                columns: columns.clone(),
+                scale: self.config.scale() as f32,
+            };
+            let start = self.starts[expert].as_ref();
+            let given = start.map(|adapter| starting_pair(adapter, module, self.config)).transpose()?;
+            let drawn_as = &self.adapted[0].0;
+            if i == 0 || !tied {
+                match given {
+                    Some(pair) => values.a.extend_from_slice(&pair.a().values()),
+                    None => values.a.extend(initial_a(self.seed, if tied { drawn_as } else { module }, rank, input)),
+                }
+            } else if let Some(pair) = given
+                && pair.a().values()[..] != values.a[first_a * input..]
+            {
+                return Err(TrainError::UntiedInit { module: module.clone(), first: drawn_as.clone() });
+            }
+            if let Some(pair) = given {
+                write_transposed(&pair.b().values(), &mut values.b, self.site.output(), &block);
+            }
+            blocks.push(block);
+        }
+        Ok(blocks)
+    }
+}
+
+/// Refuses a starting adapter of which some modules would be dropped.
+fn check_all_targeted(stacks: &[Option<SiteStack>], starts: &[Option<Adapter>], config: &TrainConfig) -> Result<()> {
     let targeted: BTreeSet<&String> = stacks.iter().flatten().flat_map(|stack| &stack.modules).collect();
     let mut modules = starts.iter().flatten().flat_map(|start| start.modules().keys());
-    if let Some(module) = modules.find(|module| !targeted.contains(module)) {
-        bail!(
-            "an adapter to start from has the module '{module}', which target_modules = '{}' leaves out: what it does \
-             there would be lost",
-            settings.target_modules
-        );
+    match modules.find(|module| !targeted.contains(module)) {
+        Some(module) => {
+            Err(TrainError::InitModuleDropped { module: module.clone(), target_modules: config.target_modules.clone() })
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// The pair of a module that training starts from, whose form the settings must agree with.
-fn given_pair<'a>(adapter: &'a Adapter, module: &str, settings: &TrainConfig) -> Result<&'a LowRank> {
-    let pair = adapter.modules().get(module).with_context(|| {
-        format!(
-            "the adapter to start from has no module '{module}', which target_modules = '{}' asks for",
-            settings.target_modules
-        )
-    })?;
-    ensure!(
-        pair.rank() == settings.rank && (pair.scale() - settings.scale()).abs() < 1e-9,
-        "module '{module}' of the adapter to start from has rank {} and scale {}; the settings have rank {} and alpha {}, which is scale {}",
-        pair.rank(),
-        pair.scale(),
-        settings.rank,
-        settings.alpha,
-        settings.scale()
-    );
-    Ok(pair)
-}
-
+/// The values of some rows.
 pub(crate) fn rows(tensor: &Tensor, range: &Range<usize>) -> Result<Vec<f32>> {
-    // A part of its own, since from a card a view comes with all that it is a part of.
+    // Made contiguous first, since a view is copied from a GPU with all of its storage.
     Ok(tensor.narrow(0, range.start, range.len())?.force_contiguous()?.flatten_all()?.to_vec1()?)
 }
 
@@ -281,38 +214,5 @@ fn write_transposed(b: &[f32], stacked: &mut [f32], output: usize, block: &Stack
         for (r, value) in row.iter().enumerate() {
             stacked[(block.b.start + r) * output + column] = *value;
         }
-    }
-}
-
-/// The tenant of a site in training: dropout, then each row's own expert.
-struct LoraPatch {
-    grouped: GroupedLora,
-    site: usize,
-    dropout: Option<Dropout>,
-    /// Where gradients are left, of what is differentiated beside candle's graph.
-    collector: Option<GradientSink>,
-}
-
-impl Patch for LoraPatch {
-    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
-        let groups = TokenGroup::of_sequences(rows);
-        match &self.dropout {
-            Some(dropout) => self.grouped.add(&dropout.apply(x, rows, self.site)?, groups, out),
-            None => self.grouped.add(x, groups, out),
-        }
-    }
-
-    fn site_op(
-        &self,
-        frozen: Arc<dyn FrozenLinear>,
-        rows: &SequenceBatch,
-    ) -> candle_core::Result<Option<Box<dyn Op<1>>>> {
-        let Some(collector) = &self.collector else { return Ok(None) };
-        let input = frozen.input();
-        let site = LoraLinear::new(frozen, self.grouped.clone(), TokenGroup::of_sequences(rows), collector.clone())?;
-        Ok(Some(Box::new(match &self.dropout {
-            Some(dropout) => site.masked(dropout.mask(rows, input, self.site)?),
-            None => site,
-        })))
     }
 }

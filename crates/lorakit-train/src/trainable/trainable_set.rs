@@ -1,77 +1,78 @@
-//! What a pass trains: adapters, all weights of the base, or skills with their routing.
+//! The variables that a pass trains: adapters, all weights of the base, or skills with their routing.
 
+use crate::backward::gradient_sinks::GradientSinks;
+use crate::error::Result;
 use crate::trainable::dropout::Dropout;
-use crate::trainable::lora_stack::{LoraGradients, LoraStack};
+use crate::trainable::lora_stack::LoraStack;
 use crate::trainable::skill_stack::{RowTasks, SkillStack};
-use anyhow::Result;
 use candle_core::{Tensor, Var};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 
-/// What is trained, as variables.
+/// The trained variables.
 pub(crate) enum TrainableSet {
-    /// Adapters in the slots of a frozen base, one of each job.
+    /// One adapter per job, over a frozen base.
     Adapters(LoraStack),
-    /// The base's own weights, by one job (the paper's FullFT).
+    /// The base's own weights, by one job.
     Weights(Vec<Var>),
     /// Skills and routing, by one job of several tasks.
     Skills(SkillStack, RowTasks),
 }
 
 impl TrainableSet {
-    /// What sits in the slots.
+    /// The patches of a forward.
     pub(crate) fn patches(&self, dropout: Option<&Dropout>) -> Result<Patches> {
         match self {
-            Self::Adapters(stack) => stack.patches(dropout),
+            Self::Adapters(stack) => stack.graph_patches(dropout),
             Self::Weights(_) => Ok(Patches::none()),
             Self::Skills(stack, _) => Ok(stack.patches(dropout)),
         }
     }
 
-    /// The same for a batch that is differentiated, and what is collected of the gradients where that is not done by
-    /// candle's graph: of adapters on a CPU.
-    pub(crate) fn differentiated(
+    /// The patches of a batch that is differentiated, with the sinks of its gradients if tapes do that: for adapters on a
+    /// CPU.
+    pub(crate) fn backward_patches(
         &self,
         base: &Base,
         dropout: Option<&Dropout>,
-    ) -> Result<(Patches, Option<LoraGradients>)> {
+    ) -> Result<(Patches, Option<GradientSinks>)> {
         match self {
             Self::Adapters(stack) if base.device().is_cpu() => {
-                let (patches, collected) = stack.collected(dropout)?;
-                Ok((patches, Some(collected)))
+                let (patches, sinks) = stack.tape_patches(dropout)?;
+                Ok((patches, Some(sinks)))
             }
             _ => Ok((self.patches(dropout)?, None)),
         }
     }
 
-    /// Whose row a job's training row is to the patches: the job's, or the task's.
-    pub(crate) fn owner(&self, job: usize, row: usize) -> usize {
+    /// The expert that the patches read for a training row of a job: the job's index, or the row's task.
+    pub(crate) fn train_owner(&self, job: usize, row: usize) -> usize {
         match self {
-            Self::Skills(_, of) => of.train[row],
+            Self::Skills(_, tasks) => tasks.train[row],
             _ => job,
         }
     }
 
-    /// The same of a row for validation.
+    /// The same of a validation row.
     pub(crate) fn validation_owner(&self, job: usize, row: usize) -> usize {
         match self {
-            Self::Skills(_, of) => of.validation[row],
+            Self::Skills(_, tasks) => tasks.validation[row],
             _ => job,
         }
     }
 
-    /// A job's values, to be kept as its best.
+    /// The current values of a job's variables, to be kept as its best.
     pub(crate) fn values(&self, job: usize) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Adapters(stack) => stack.values(job),
             Self::Weights(_) | Self::Skills(..) => {
-                self.shared().iter().map(|variable| Ok(variable.flatten_all()?.to_vec1()?)).collect()
+                self.single_job_variables().iter().map(|variable| Ok(variable.flatten_all()?.to_vec1()?)).collect()
             }
         }
     }
 
-    /// The variables, where one job has them all.
-    fn shared(&self) -> Vec<Var> {
+    /// All variables, if they belong to a single job.
+    fn single_job_variables(&self) -> Vec<Var> {
         match self {
             Self::Adapters(_) => Vec::new(),
             Self::Weights(weights) => weights.clone(),
@@ -82,9 +83,9 @@ impl TrainableSet {
         }
     }
 
-    /// Puts kept values back into the variables, where one job has them all.
-    pub(crate) fn set(&self, values: &[Vec<f32>]) -> Result<()> {
-        for (variable, values) in self.shared().iter().zip(values) {
+    /// Sets the variables of a single job to kept values.
+    pub(crate) fn restore(&self, values: &[Vec<f32>]) -> Result<()> {
+        for (variable, values) in self.single_job_variables().iter().zip(values) {
             variable.set(&Tensor::from_slice(values, variable.shape(), variable.device())?)?;
         }
         Ok(())

@@ -1,32 +1,32 @@
-//! What happens in a run, as whoever watches is told.
+//! The events of a training run, for a progress callback.
 
 use crate::pass::StepOutput;
+use crate::run::device_memory::MemoryEstimate;
 use crate::run::expert_progress::ExpertProgress;
-use crate::run::memory_estimate::MemoryEstimate;
 
-/// What happens in a run, for whoever watches.
+/// An event of a training run.
 pub enum TrainEvent<'a> {
-    /// The work is known.
+    /// The run is planned.
     Planned {
-        /// Experts to be trained, pass by pass.
+        /// The experts to train, pass by pass.
         passes: &'a [Vec<String>],
-        /// Experts that were there already.
+        /// The experts that were finished before.
         kept: &'a [String],
-        /// What the largest pass needs.
+        /// Memory that the largest pass needs.
         estimate: MemoryEstimate,
     },
-    /// A pass starts, or goes on after `done` steps.
+    /// A pass starts, or continues after `done` steps.
     Pass {
-        /// Its number among those planned, from zero.
+        /// Its index among the planned passes.
         index: usize,
         /// Steps done before.
         done: usize,
-        /// All its steps.
+        /// Its total steps.
         steps: usize,
     },
-    /// A step was taken.
+    /// A step is done.
     Step {
-        /// What it did.
+        /// Its outcome.
         step: &'a StepOutput,
         /// The experts of the pass.
         experts: &'a [String],
@@ -38,20 +38,20 @@ pub enum TrainEvent<'a> {
         /// Its losses.
         progress: &'a ExpertProgress,
     },
-    /// An expert was given up.
+    /// An expert's training failed.
     Failed {
         /// Its name.
         expert: &'a str,
-        /// Why.
+        /// The reason.
         why: &'a str,
     },
 }
 
 impl TrainEvent<'_> {
-    /// The same, a pass's number being that among those planned now.
-    pub(crate) fn numbered(self, number: usize) -> Self {
+    /// The same event with a pass's index replaced.
+    pub(crate) fn with_pass_index(self, index: usize) -> Self {
         match self {
-            Self::Pass { done, steps, .. } => Self::Pass { index: number, done, steps },
+            Self::Pass { done, steps, .. } => Self::Pass { index, done, steps },
             other => other,
         }
     }

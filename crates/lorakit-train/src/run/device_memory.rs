@@ -1,0 +1,65 @@
+//! The memory of the device that a base computes on, and the memory that training needs.
+
+use candle_core::Device;
+use lorakit_model::Base;
+
+/// The memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Total.
+    pub total: u64,
+    /// Available: not used by others. The base's own weights count as available.
+    pub available: u64,
+}
+
+impl DeviceMemory {
+    /// The memory of the base's device; None if the system does not report it.
+    pub fn of_device(base: &Base) -> Option<Self> {
+        let memory = if base.device().is_cpu() { of_machine() } else { of_gpu(base.device()) }?;
+        // The system can reclaim the pages of a mapped file.
+        let used = if base.device().is_cpu() && base.narrowed().is_none() { 0 } else { base.weight_bytes() };
+        Some(Self { available: memory.available + used, ..memory })
+    }
+}
+
+/// Memory that a pass needs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The base's weights. On a CPU they are mapped, and the system can reclaim their pages.
+    pub base: u64,
+    /// Values, gradients and moments of the adapters.
+    pub adapters: u64,
+    /// The same of the base's own weights, if those train.
+    pub weights: u64,
+    /// Activations of one forward and their gradients.
+    pub activations: u64,
+}
+
+impl MemoryEstimate {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.base + self.adapters + self.weights + self.activations
+    }
+}
+
+fn of_machine() -> Option<DeviceMemory> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some(DeviceMemory { total: value("MemTotal:")?, available: value("MemAvailable:")? })
+}
+
+/// What CUDA reports.
+#[cfg(feature = "cuda")]
+fn of_gpu(gpu: &Device) -> Option<DeviceMemory> {
+    let (free, total) = gpu.as_cuda_device().ok()?.cuda_stream().context().mem_get_info().ok()?;
+    Some(DeviceMemory { total: total as u64, available: free as u64 })
+}
+
+/// Nothing is known without CUDA.
+#[cfg(not(feature = "cuda"))]
+fn of_gpu(_: &Device) -> Option<DeviceMemory> {
+    None
+}

@@ -1,0 +1,115 @@
+//! What determines the weights of a job: a job with the same fingerprint is not trained again.
+
+use crate::job::{Init, Job, rows_sha256};
+use lorakit_format::hash::sha256;
+use lorakit_model::Base;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+
+/// Everything that determines the weights of a job. An expert's record stores it as its `settings`; the order of the
+/// fields is part of its hash.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct JobFingerprint {
+    /// The base's fingerprint.
+    base: String,
+    /// The job's name.
+    expert: String,
+    /// The SHA-256 of the training rows.
+    rows: String,
+    seed: u64,
+    /// The settings that determine the weights.
+    settings: Map<String, Value>,
+    start: Option<InitFingerprint>,
+    /// The tasks' names.
+    tasks: Vec<String>,
+    /// The SHA-256 of the validation rows.
+    validation: String,
+    /// The type that the base's weights were converted to, if not that of its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
+    /// The number of experts that divide the rows, if several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sharers: Option<usize>,
+}
+
+/// The adapter that training starts from.
+#[derive(Clone, Serialize, Deserialize)]
+struct InitFingerprint {
+    origin: Value,
+    /// The SHA-256 of its modules' names and values.
+    sha256: String,
+}
+
+impl JobFingerprint {
+    /// The fingerprint of a job over a base with some `settings`.
+    pub(crate) fn new(job: &Job, base: &Base, settings: Map<String, Value>, seed: u64) -> Self {
+        Self {
+            base: base.identity().fingerprint.clone(),
+            expert: job.name.clone(),
+            rows: rows_sha256(&job.train),
+            seed,
+            settings,
+            start: job.init.as_ref().map(InitFingerprint::new),
+            tasks: job.tasks.iter().map(|task| task.name.clone()).collect(),
+            validation: rows_sha256(&job.validation),
+            dtype: base.narrowed().map(|dtype| dtype.as_str().to_owned()),
+            sharers: (job.row_shards != 1).then_some(job.row_shards),
+        }
+    }
+
+    /// The fingerprint as JSON.
+    pub(crate) fn to_value(&self) -> Value {
+        // A struct of strings, numbers and maps is always representable.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// The SHA-256 of the JSON text.
+    pub(crate) fn sha256(&self) -> String {
+        sha256(self.to_value().to_string().as_bytes())
+    }
+
+    /// The SHA-256 of the JSON text of several fingerprints.
+    pub(crate) fn sha256_of_all(fingerprints: &[Self]) -> String {
+        let all = Value::Array(fingerprints.iter().map(Self::to_value).collect());
+        sha256(all.to_string().as_bytes())
+    }
+}
+
+impl InitFingerprint {
+    fn new(init: &Init) -> Self {
+        let mut bytes = Vec::new();
+        for (module, pair) in init.adapter.modules() {
+            bytes.extend(module.as_bytes());
+            let values = [pair.a(), pair.b()].map(|matrix| matrix.values());
+            values.iter().flat_map(|values| values.iter()).for_each(|v| bytes.extend(v.to_le_bytes()));
+        }
+        Self { origin: init.origin.clone(), sha256: sha256(&bytes) }
+    }
+}
+
+/// Describes how a recorded fingerprint differs from the wanted one.
+pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
+    let mut found = Vec::new();
+    // Some keys occur in one of them only, such as the dtype.
+    let keys = [recorded, wanted].into_iter().flat_map(|value| value.as_object()).flat_map(|object| object.keys());
+    for key in keys.collect::<BTreeSet<_>>() {
+        let value = &wanted[key];
+        if key == "settings" {
+            for (key, value) in value.as_object().into_iter().flatten() {
+                let before = &recorded["settings"][key];
+                if before != value {
+                    found.push(format!("{key} was {before} and is now {value}"));
+                }
+            }
+        } else if recorded[key] != *value {
+            let differ = match key.as_str() {
+                "rows" | "tasks" => "differ",
+                _ => "differs",
+            };
+            found.push(format!("its {key} {differ}"));
+        }
+    }
+    let found = if found.is_empty() { "its record differs".into() } else { found.join(", ") };
+    format!("trained with other settings: {found}")
+}

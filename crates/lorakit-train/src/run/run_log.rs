@@ -1,0 +1,121 @@
+//! log.jsonl: one line per step of a run.
+
+use crate::error::{Result, TrainError};
+use crate::pass::{Pass, StepOutput};
+use lorakit_format::atomic;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The log of a run, open for appending.
+pub(crate) struct RunLog {
+    file: std::fs::File,
+    path: PathBuf,
+}
+
+/// A line of the log. Values are in f64, since JSON of f32 values has other digits.
+#[derive(Serialize)]
+struct LogLine {
+    pass: usize,
+    step: usize,
+    tokens: usize,
+    /// By expert, in the order of the pass: a [`StepRecord`].
+    train: Map<String, Value>,
+    /// By expert: the validation loss.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    validation: Map<String, Value>,
+}
+
+/// An expert's step.
+#[derive(Serialize)]
+struct StepRecord {
+    loss: f64,
+    grad_norm: Option<f64>,
+}
+
+impl RunLog {
+    /// Opens the log of the run in `folder` for a pass that continues after `done` steps. Later lines of the pass, which
+    /// a killed process wrote, are removed, as is an incomplete last line.
+    pub(crate) fn open(folder: &Path, pass: usize, done: usize) -> Result<Self> {
+        let path = folder.join("log.jsonl");
+        // Bytes: an incomplete line may end within a character, which must not affect the lines before it.
+        let before = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(TrainError::Io { path, action: "read", source }),
+        };
+        let stays = |line: &&[u8]| {
+            let Ok(line) = serde_json::from_slice::<Value>(line) else { return false };
+            line["pass"] != Value::from(pass) || line["step"].as_u64().is_some_and(|step| step <= done as u64)
+        };
+        let kept: Vec<&[u8]> =
+            before.split(|byte| *byte == b'\n').filter(stays).flat_map(|line| [line, b"\n"]).collect();
+        // Rewritten even if nothing changes: a symbolic link in its place is replaced, never followed.
+        atomic::write_file(&path, &kept.concat())?;
+        match OpenOptions::new().append(true).open(&path) {
+            Ok(file) => Ok(Self { file, path }),
+            Err(source) => Err(TrainError::Io { path, action: "written", source }),
+        }
+    }
+
+    /// Appends the line of a step.
+    pub(crate) fn write(&mut self, index: usize, step: &StepOutput, pass: &Pass) -> Result<()> {
+        let (mut train, mut validation) = (Map::new(), Map::new());
+        for (expert, job) in pass.jobs().iter().enumerate() {
+            let Some(loss) = step.losses[expert] else { continue };
+            let grad_norm = pass.progress()[expert].norms.last().map(|&norm| f64::from(norm));
+            let record = StepRecord { loss: f64::from(loss), grad_norm };
+            train.insert(job.name.clone(), serde_json::to_value(record)?);
+        }
+        for &(expert, loss) in &step.validated {
+            validation.insert(pass.jobs()[expert].name.clone(), f64::from(loss).into());
+        }
+        let line = LogLine { pass: index, step: step.step, tokens: step.tokens, train, validation };
+        let text = serde_json::to_string(&line)? + "\n";
+        // A single write: other processes do not tear the line, and a kill rarely does.
+        self.file.write_all(text.as_bytes()).map_err(|source| TrainError::Io {
+            path: self.path.clone(),
+            action: "written",
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_incomplete_line_is_removed_wherever_it_was_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let line =
+            |pass: usize, step: u64| format!("{}\n", json!({ "pass": pass, "step": step, "train": { "ärger": 1 } }));
+        let whole = [line(0, 9), line(1, 1), line(1, 2)].concat();
+        let torn = line(1, 2);
+        for cut in 0..torn.len() {
+            std::fs::write(&path, [whole.as_bytes(), &torn.as_bytes()[..cut]].concat()).unwrap();
+            RunLog::open(folder.path(), 1, 1).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), line(0, 9) + &line(1, 1), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_line_is_fixed() {
+        let record = |loss: f32, norm: Option<f32>| {
+            let record = StepRecord { loss: f64::from(loss), grad_norm: norm.map(f64::from) };
+            serde_json::to_value(record).unwrap()
+        };
+        let train = Map::from_iter([("b".to_owned(), record(0.1, Some(2.5))), ("a".to_owned(), record(3.0, None))]);
+        let mut line = LogLine { pass: 0, step: 3, tokens: 70, train, validation: Map::new() };
+        let expected = r#"{"pass":0,"step":3,"tokens":70,"train":{"b":{"loss":0.10000000149011612,"grad_norm":2.5},"a":{"loss":3.0,"grad_norm":null}}"#;
+        assert_eq!(serde_json::to_string(&line).unwrap(), format!("{expected}}}"));
+        line.validation.insert("a".to_owned(), f64::from(0.2f32).into());
+        let validation = r#","validation":{"a":0.20000000298023224}}"#;
+        assert_eq!(serde_json::to_string(&line).unwrap(), format!("{expected}{validation}"));
+    }
+}
