@@ -44,7 +44,7 @@ fn clustering(criterion: &mut Criterion) {
         library.add(&format!("e{index:04}"), &adapter(index), None).unwrap();
     }
     let experts = || {
-        let open = |name: &str| library.adapter(name).map_err(anyhow::Error::into_boxed_dyn_error);
+        let open = |name: &str| library.adapter(name);
         Experts::new(library.expert_names().unwrap(), open).unwrap()
     };
     let mut group = criterion.benchmark_group("mbc");

@@ -62,7 +62,8 @@ impl AdapterArgs {
         };
         if typed.router == Router::Base {
             // It serves no expert, but a library that is not there is a slip.
-            return Library::open(library).map(|_| RoutedPatches::plain(Patches::none()));
+            Library::open(library)?;
+            return Ok(RoutedPatches::plain(Patches::none()));
         }
         let opened = OpenLibrary::open(library, base, &[])?;
         let data = self.data.data.as_deref();

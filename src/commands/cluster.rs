@@ -198,7 +198,7 @@ fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
 /// The experts to be clustered.
 fn names(library: &Library, wanted: &[String]) -> Result<Vec<String>> {
     if wanted.is_empty() {
-        return library.expert_names();
+        return Ok(library.expert_names()?);
     }
     // Asking for the folder of an expert that is not there says which there are.
     wanted.iter().try_for_each(|name| library.expert_folder(name).map(|_| ()))?;

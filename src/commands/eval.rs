@@ -152,7 +152,8 @@ impl EvalArgs {
 fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
     if routers.iter().all(|typed| typed.router == Router::Base) {
-        return Library::open(root).map(|_| None);
+        Library::open(root)?;
+        return Ok(None);
     }
     OpenLibrary::open(root, base, &[]).map(Some)
 }

@@ -209,7 +209,7 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
     let text = read_text(path)?;
     let (config, refusals) = match PeftConfig::parse(&text) {
         Ok(config) => (Some(config), Vec::new()),
-        Err(refused) => (None, refused.refusals),
+        Err(unsupported) => (None, unsupported.keys),
     };
     let notices: &[Warning] = config.as_ref().map_or(&[], |config| &config.warnings);
     let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);

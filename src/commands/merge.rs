@@ -227,7 +227,7 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
         }
         _ => {
             let expert = record.expert_record(&library, opened.as_ref().map(Base::identity))?;
-            put(&args, |folder| write_expert(folder, &merged.adapter, Some(&expert)))?;
+            put(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
             None
         }
     };

@@ -87,7 +87,7 @@ fn cluster(setup: &Setup, root: &Path, context: &Context) -> Result<FamilyCluste
     let widths: BTreeMap<String, usize> = setup.base.modules().into_iter().map(|m| (m.path, m.input)).collect();
     let start = |module: &str| -> Result<Matrix> {
         let input = *widths.get(module).with_context(|| format!("the base has no module {module}"))?;
-        Matrix::new(setup.config.rank, input, initial_a(context.seed, module, setup.config.rank, input))
+        Ok(Matrix::new(setup.config.rank, input, initial_a(context.seed, module, setup.config.rank, input))?)
     };
     let experts = Experts::new(library.expert_names()?, |name| library.adapter(name))?.with_start(start);
     let families = skills::labels(experts.names().iter().map(String::as_str))?;

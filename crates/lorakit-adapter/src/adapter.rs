@@ -1,23 +1,21 @@
-//! An adapter: one low-rank update per module, and the geometry of the whole.
+//! An adapter: one low-rank update per module, and the inner product of whole adapters.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use lorakit_format::mmap::FileBytes;
 
+use crate::error::{AdapterError, Result, Within};
 use crate::low_rank::{LowRank, cosine};
 use crate::name_list::quote_names;
 use crate::peft::peft_config::{AdapterMetadata, PeftConfig};
 use crate::peft::target_modules::Targets;
 use crate::peft::target_names::TargetNames;
 use crate::warning::Warning;
-use lorakit_format::mmap::MappedFile;
 
-/// A LoRA adapter: the updates of some modules of a base, by the modules' Hugging Face paths, such
-/// as `model.layers.0.self_attn.q_proj`.
+/// A LoRA adapter: low-rank updates of some modules of a base, by the modules' Hugging Face paths, such as
+/// `model.layers.0.self_attn.q_proj`.
 ///
-/// As a vector it is all its updates side by side; a module that it lacks counts as zero. Cloning
-/// is cheap where the weights lie in a mapped file or are shared.
+/// As a vector it is all its updates side by side; a module that it lacks counts as zero. Cloning shares the weights.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     modules: BTreeMap<String, LowRank>,
@@ -27,44 +25,43 @@ pub struct Adapter {
     warnings: Vec<Warning>,
 }
 
-/// A linear module of a base, which an update may be added to.
+/// A linear module of a base.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BaseModule {
     /// The module's Hugging Face path.
     pub path: String,
-    /// The width of its input.
+    /// The number of its input features.
     pub input: usize,
-    /// The width of its output.
+    /// The number of its output features.
     pub output: usize,
 }
 
 impl Adapter {
-    /// An adapter of `modules`, as a trainer or a merge makes it.
+    /// An adapter with updates of `modules`, as a trainer or a merge makes it.
     pub fn new(modules: BTreeMap<String, LowRank>) -> Self {
-        let target_names = TargetNames::guessed(modules.keys());
+        let target_names = TargetNames::guess(modules.keys());
         Self {
             modules,
             metadata: AdapterMetadata::default(),
-            targets: Targets::unstated(),
+            targets: Targets::unspecified(),
             target_names,
             warnings: Vec::new(),
         }
     }
 
-    /// The adapter that `config` describes, whose tensors were found to fit it.
-    pub(crate) fn described(modules: BTreeMap<String, LowRank>, config: PeftConfig, warnings: Vec<Warning>) -> Self {
-        let target_names = TargetNames::stated(&config.targets);
+    /// The adapter that `config` describes, with `modules` that were found to fit it.
+    pub(crate) fn from_config(modules: BTreeMap<String, LowRank>, config: PeftConfig, warnings: Vec<Warning>) -> Self {
+        let target_names = TargetNames::of_targets(&config.targets);
         Self { modules, metadata: config.metadata, targets: config.targets, target_names, warnings }
     }
 
-    /// The same adapter with other facts for its configuration.
+    /// The same adapter with other metadata for its configuration.
     pub fn with_metadata(self, metadata: AdapterMetadata) -> Self {
         Self { metadata, ..self }
     }
 
-    /// The same adapter, written with short `target_modules` where they select exactly its modules
-    /// in a base that has `base`. Without this, what is not known of the base is guessed from the
-    /// adapter's own paths.
+    /// The same adapter, written with short `target_modules` if they select exactly its modules among those of `base`.
+    /// Without this, the base's modules are guessed from the adapter's own paths.
     pub fn with_target_names(self, base: &[BaseModule]) -> Self {
         let target_names = TargetNames::for_base(self.modules.keys(), base.iter().map(|module| module.path.as_str()));
         Self { target_names, ..self }
@@ -75,12 +72,12 @@ impl Adapter {
         &self.modules
     }
 
-    /// What its configuration says beside the modules.
+    /// What its configuration says besides the modules.
     pub fn metadata(&self) -> &AdapterMetadata {
         &self.metadata
     }
 
-    /// What was accepted leniently when it was read.
+    /// What reading it warned about.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
@@ -89,13 +86,12 @@ impl Adapter {
         &self.target_names
     }
 
-    /// Lets the memory go that weights take which lie in a mapped file and have been looked at; they are read again
-    /// when they are looked at again.
+    /// Releases the memory that weights in mapped files take; they are read from the file again when next needed.
     pub fn release_pages(&self) {
-        let mut files: Vec<&Arc<MappedFile>> = Vec::new();
+        let mut files: Vec<&FileBytes> = Vec::new();
         for file in self.modules.values().flat_map(|update| [update.a().file(), update.b().file()]).flatten() {
-            // Nearly always there is one.
-            if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+            // There is nearly always one.
+            if !files.iter().any(|known| std::ptr::eq(known.as_ptr(), file.as_ptr())) {
                 files.push(file);
             }
         }
@@ -107,16 +103,16 @@ impl Adapter {
         self.modules.values().map(LowRank::parameters).sum()
     }
 
-    /// The Frobenius product of two adapters: the sum of their modules' [`LowRank::dot`], where a
-    /// module that one of them lacks counts 0.
+    /// The Frobenius inner product of two adapters: the sum of their modules' [`LowRank::dot`], where a module that one
+    /// of them lacks counts as 0.
     ///
     /// # Errors
-    /// If a module that both have differs in its widths; the error names it.
+    /// If a module that both have differs in its dimensions; the error names it.
     pub fn dot(&self, other: &Self) -> Result<f64> {
         let mut sum = 0.0;
         for (path, mine) in &self.modules {
             if let Some(theirs) = other.modules.get(path) {
-                sum += mine.dot(theirs).with_context(|| format!("module `{path}`"))?;
+                sum += mine.dot(theirs).within(|| format!("module `{path}`"))?;
             }
         }
         Ok(sum)
@@ -135,38 +131,36 @@ impl Adapter {
         Ok(cosine(self.dot(other)?, self.norm(), other.norm()))
     }
 
-    /// Verifies that the adapter fits a base with the modules `base`: each of its modules is there
-    /// with the same widths, and each module of the base that its configuration targets has an
-    /// update.
+    /// Checks that the adapter fits a base with the modules `base`: the base has each of its modules with the same
+    /// dimensions, and each module of the base that its configuration targets has an update.
     ///
     /// # Errors
-    /// If it does not fit; the error lists the modules, with the widths found and expected.
+    /// If it does not fit; the error lists the modules, with the dimensions found and expected.
     pub fn check_against(&self, base: &[BaseModule]) -> Result<()> {
-        let widths: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
-        let unknown: Vec<_> = self.modules.keys().filter(|path| !widths.contains_key(path.as_str())).collect();
-        ensure!(
-            unknown.is_empty(),
-            "the adapter has modules that the base does not have: {}; was it made for another \
-             base?",
-            quote_names(&unknown)
-        );
+        let known: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
+        let unknown: Vec<_> = self.modules.keys().filter(|path| !known.contains_key(path.as_str())).collect();
+        if !unknown.is_empty() {
+            return Err(AdapterError::AdapterBase(format!(
+                "the adapter has modules that the base does not have: {}; was it made for another base?",
+                quote_names(&unknown)
+            )));
+        }
         for (path, update) in &self.modules {
-            let module = widths[path.as_str()];
-            if (update.input(), update.output()) != (module.input, module.output) {
-                bail!(
-                    "module `{path}`: the base has input {} and output {}, the adapter input {} \
-                     and output {}; was it made for another base?",
-                    module.input,
-                    module.output,
+            let BaseModule { input, output, .. } = known[path.as_str()];
+            if (update.input(), update.output()) != (*input, *output) {
+                return Err(AdapterError::AdapterBase(format!(
+                    "module `{path}`: the base has input {input} and output {output}, the adapter input {} and output \
+                     {}; was it made for another base?",
                     update.input(),
                     update.output()
-                );
+                )));
             }
         }
-        self.check_targets_of(base)
+        self.check_targets(base)
     }
 
-    fn check_targets_of(&self, base: &[BaseModule]) -> Result<()> {
+    /// Checks that each module of the base that the configuration targets has an update.
+    fn check_targets(&self, base: &[BaseModule]) -> Result<()> {
         if !self.targets.is_specified() {
             return Ok(());
         }
@@ -176,12 +170,13 @@ impl Adapter {
                 missing.push(&module.path);
             }
         }
-        ensure!(
-            missing.is_empty(),
-            "target_modules selects modules of the base for which the adapter has no tensors: {}; \
-             correct target_modules in its adapter_config.json",
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(AdapterError::AdapterBase(format!(
+            "target_modules selects modules of the base for which the adapter has no tensors: {}; correct target_modules \
+             in its adapter_config.json",
             quote_names(&missing)
-        );
-        Ok(())
+        )))
     }
 }

@@ -39,6 +39,7 @@
 //! ```
 
 mod adapter;
+mod error;
 mod import;
 mod library;
 mod low_rank;
@@ -48,6 +49,7 @@ mod peft;
 mod warning;
 
 pub use adapter::{Adapter, BaseModule};
+pub use error::AdapterError;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
 pub use library::expert_name::ensure_expert_name;
@@ -62,5 +64,5 @@ pub use peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
 pub use peft::path_pattern::PathPattern;
 pub use peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
 pub use peft::target_modules::{ModuleSelector, Targets};
-pub use peft::validate::{UnsupportedConfig, UnsupportedKey};
+pub use peft::unsupported::{UnsupportedConfig, UnsupportedKey};
 pub use warning::Warning;

@@ -1,13 +1,12 @@
-//! The low-rank update of one module, `delta = s B A`, and its algebra without ever forming it.
+//! The low-rank update of one module, `delta = s B A`, and its algebra without ever forming delta.
 //!
-//! `A` is `[r, in]`, `B` is `[out, r]` and `s` is the scale (LoRA,
-//! <https://arxiv.org/abs/2106.09685>). Products, norms and singular directions come from r x r
-//! problems in f64. They depend on the product `s B A` alone: the pair `(B R^-1, R A)` of any
-//! invertible `R` gives the same answers.
+//! `A` is `[r, in]`, `B` is `[out, r]` and `s` is the scale (LoRA, <https://arxiv.org/abs/2106.09685>). Inner products,
+//! norms and singular vectors come from r x r problems in f64. They depend on the product `s B A` alone: the pair
+//! `(B R^-1, R A)` of any invertible `R` gives the same results.
 
-use anyhow::{Result, ensure};
 use faer::{Mat, MatRef};
 
+use crate::error::{AdapterError, Result};
 use crate::matrix::Matrix;
 
 /// One module's update `s B A`, with `A` of shape `[r, in]` and `B` of shape `[out, r]`.
@@ -18,13 +17,13 @@ pub struct LowRank {
     scale: f64,
 }
 
-/// A unit vector of a module's input space and the stretch that the update gives it.
+/// A right singular vector of an update: a unit vector of the module's input space.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SingularVector {
-    /// The unit vector `v`, of shape `[in]`. Its entry of largest magnitude is positive, for a
-    /// singular vector has no sign of its own.
+    /// The unit vector `v`, of shape `[in]`. A singular vector's sign is arbitrary; here the entry of largest magnitude is
+    /// positive.
     pub vector: Vec<f32>,
-    /// `|s B A v|`, the largest singular value of the update.
+    /// Its singular value, `|s B A v|`.
     pub singular_value: f64,
 }
 
@@ -34,23 +33,21 @@ impl LowRank {
     /// # Errors
     /// If the ranks differ, a dimension is zero, or the scale is not finite.
     pub fn new(a: Matrix, b: Matrix, scale: f64) -> Result<Self> {
-        ensure!(
-            a.rows() == b.cols(),
-            "A is [{}, {}] and B is [{}, {}]: expected as many rows in A as columns in B, their \
-             rank",
-            a.rows(),
-            a.cols(),
-            b.rows(),
-            b.cols()
-        );
-        ensure!(
-            a.rows() > 0 && a.cols() > 0 && b.rows() > 0,
-            "rank, input and output must be positive; found rank {}, input {}, output {}",
-            a.rows(),
-            a.cols(),
-            b.rows()
-        );
-        ensure!(scale.is_finite(), "the scale is {scale}; expected a finite number");
+        let ([a_rows, a_cols], [b_rows, b_cols]) = ([a.rows(), a.cols()], [b.rows(), b.cols()]);
+        if a_rows != b_cols {
+            return Err(AdapterError::Shape(format!(
+                "A is [{a_rows}, {a_cols}] and B is [{b_rows}, {b_cols}]: expected as many rows in A as columns in B, the \
+                 rank"
+            )));
+        }
+        if a_rows == 0 || a_cols == 0 || b_rows == 0 {
+            return Err(AdapterError::Shape(format!(
+                "rank, input and output must be positive; found rank {a_rows}, input {a_cols}, output {b_rows}"
+            )));
+        }
+        if !scale.is_finite() {
+            return Err(AdapterError::Scale(scale));
+        }
         Ok(Self { a, b, scale })
     }
 
@@ -94,46 +91,44 @@ impl LowRank {
         Self { scale: self.scale * factor, ..self.clone() }
     }
 
-    /// The Frobenius product of two updates of one module, whatever their ranks:
+    /// The Frobenius inner product of two updates of one module, of any ranks:
     /// `<s1 B1 A1, s2 B2 A2> = s1 s2 sum((B1' B2) * (A1 A2'))`, elementwise over r1 x r2.
     ///
     /// # Errors
-    /// If the two are not of one shape `[out, in]`.
+    /// If their shapes `[out, in]` differ.
     pub fn dot(&self, other: &Self) -> Result<f64> {
-        ensure!(
-            (self.input(), self.output()) == (other.input(), other.output()),
-            "updates of different modules: input {} and output {}, against input {} and output {}",
-            self.input(),
-            self.output(),
-            other.input(),
-            other.output()
-        );
-        Ok(self.product(other))
+        let [shape, other_shape] = [self, other].map(|update| (update.input(), update.output()));
+        if shape != other_shape {
+            let ((input, output), (other_input, other_output)) = (shape, other_shape);
+            return Err(AdapterError::Shape(format!(
+                "updates of different modules: input {input} and output {output}, but input {other_input} and output \
+                 {other_output}"
+            )));
+        }
+        Ok(self.inner_product(other))
     }
 
     /// The Frobenius norm of the update.
     pub fn norm(&self) -> f64 {
-        // Rounding can leave a tiny negative sum where the product B A cancels.
-        self.product(self).max(0.0).sqrt()
+        // Rounding can leave a tiny negative sum where B A cancels.
+        self.inner_product(self).max(0.0).sqrt()
     }
 
     /// The cosine of two updates of one module; 0 where either is zero.
     ///
     /// # Errors
-    /// If the two are not of one shape `[out, in]`.
+    /// If their shapes `[out, in]` differ.
     pub fn cosine(&self, other: &Self) -> Result<f64> {
         Ok(cosine(self.dot(other)?, self.norm(), other.norm()))
     }
 
-    /// The input direction that the update stretches most: the top right singular vector of `s B
-    /// A`, exactly.
+    /// The top right singular vector of `s B A`, exactly: the input direction that the update amplifies most.
     ///
-    /// With the thin factorisations `A' = Qa Ra` and `B = Qb Rb` it is `Qa w`, where `w` is the top
-    /// right singular vector of the r x r core `Rb Ra'`. This is the prototype of Arrow
-    /// (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero, up to the rounding of
-    /// its factors: it has no direction, and noise must not be taken for one.
+    /// With the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb` it is `Qa w`, where `w` is the top right singular
+    /// vector of the r x r core `Rb Ra'`. This is Arrow's prototype (<https://arxiv.org/abs/2405.11157>). `None` where the
+    /// update is zero up to the rounding of its factors: what is left then is noise.
     pub fn top_singular_vector(&self) -> Option<SingularVector> {
-        let (a, b) = (widened(&self.a), widened(&self.b));
+        let (a, b) = (to_f64(&self.a), to_f64(&self.b));
         let (qr_a, qr_b) = (a.transpose().qr(), b.qr());
         let core = qr_b.thin_R() * qr_a.thin_R().transpose();
         let svd = core.thin_svd().ok()?;
@@ -147,8 +142,7 @@ impl LowRank {
         Some(SingularVector { vector: oriented(vector.iter().copied().collect()), singular_value })
     }
 
-    /// The update itself, dense: `s B A` of shape `[out, in]`, row by row. For tests and small
-    /// modules.
+    /// The dense update `s B A` of shape `[out, in]`, row by row. For tests and small modules.
     pub fn delta(&self) -> Vec<f32> {
         let (a, b) = (self.a.values(), self.b.values());
         let mut delta = Vec::with_capacity(self.output() * self.input());
@@ -163,8 +157,8 @@ impl LowRank {
         delta
     }
 
-    /// `dot` of two updates whose shapes are known to agree.
-    fn product(&self, other: &Self) -> f64 {
+    /// `dot` of two updates whose shapes agree.
+    fn inner_product(&self, other: &Self) -> f64 {
         let a = self.row_products(other);
         let b = self.column_products(other);
         let sum: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
@@ -174,7 +168,7 @@ impl LowRank {
     /// `A1 A2'`, of shape `[r1, r2]`.
     fn row_products(&self, other: &Self) -> Vec<f64> {
         let (mine, theirs) = (self.a.values(), other.a.values());
-        mine.chunks_exact(self.input()).flat_map(|x| theirs.chunks_exact(self.input()).map(|y| inner(x, y))).collect()
+        mine.chunks_exact(self.input()).flat_map(|x| theirs.chunks_exact(self.input()).map(|y| dot_f64(x, y))).collect()
     }
 
     /// `B1' B2`, of shape `[r1, r2]`.
@@ -190,14 +184,13 @@ impl LowRank {
     }
 }
 
-/// `dot / (norm1 norm2)`, and 0 where a norm is 0: a zero update is like nothing else.
+/// `dot / (norm1 norm2)`, and 0 where a norm is 0: a zero update is similar to nothing.
 pub(crate) fn cosine(dot: f64, norm: f64, other_norm: f64) -> f64 {
     if norm == 0.0 || other_norm == 0.0 { 0.0 } else { dot / norm / other_norm }
 }
 
-/// The inner product of two f32 rows in f64, in eight interleaved sums so that the compiler can use
-/// the vector unit; their order is fixed.
-fn inner(x: &[f32], y: &[f32]) -> f64 {
+/// The inner product of two f32 rows in f64, in eight interleaved sums, which the compiler vectorises, in a fixed order.
+fn dot_f64(x: &[f32], y: &[f32]) -> f64 {
     const LANES: usize = 8;
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
@@ -211,14 +204,13 @@ fn inner(x: &[f32], y: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-fn widened(matrix: &Matrix) -> Mat<f64> {
+fn to_f64(matrix: &Matrix) -> Mat<f64> {
     let values = matrix.values();
     let view = MatRef::from_row_major_slice(&values, matrix.rows(), matrix.cols());
     Mat::from_fn(matrix.rows(), matrix.cols(), |row, col| f64::from(view[(row, col)]))
 }
 
-/// The vector or its negative, whichever has its entry of largest magnitude (the first of equals)
-/// positive.
+/// The vector or its negative, whichever makes its entry of largest magnitude (the first of equals) positive.
 fn oriented(vector: Vec<f64>) -> Vec<f32> {
     let largest = vector.iter().fold(0f64, |best, value| if value.abs() > best.abs() { *value } else { best });
     vector.into_iter().map(|value| (value * largest.signum()) as f32).collect()

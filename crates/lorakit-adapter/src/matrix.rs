@@ -5,16 +5,15 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
+use lorakit_format::mmap::FileBytes;
 
-use lorakit_format::mmap::MappedFile;
+use crate::error::{AdapterError, Result};
 
 /// A matrix `[rows, cols]`, row-major, every value finite.
 ///
-/// The values are either owned or lie in a memory-mapped safetensors file, which costs no memory
-/// until they are read. Cloning shares them. That they are finite is checked once, here, so that no
-/// algorithm above has to ask.
+/// The values are either owned or stay in a memory-mapped safetensors file, which costs no memory until they are read.
+/// Cloning shares them. That they are finite is checked once, on construction, so that no algorithm has to.
 #[derive(Clone)]
 pub struct Matrix {
     rows: usize,
@@ -25,13 +24,13 @@ pub struct Matrix {
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<[f32]>),
-    Mapped(Mapped),
+    InFile(FileValues),
 }
 
-/// Bytes of a mapped file that hold little-endian floats.
+/// Little-endian floats within a file.
 #[derive(Clone)]
-struct Mapped {
-    file: Arc<MappedFile>,
+struct FileValues {
+    file: FileBytes,
     bytes: Range<usize>,
     precision: Precision,
 }
@@ -59,31 +58,31 @@ impl Matrix {
     /// # Errors
     /// If there are not `rows * cols` values, or one of them is NaN or infinite.
     pub fn new(rows: usize, cols: usize, values: Vec<f32>) -> Result<Self> {
-        ensure!(
-            rows.checked_mul(cols) == Some(values.len()),
-            "a matrix [{rows}, {cols}] was given {} values",
-            values.len()
-        );
+        if rows.checked_mul(cols) != Some(values.len()) {
+            let found = values.len();
+            return Err(AdapterError::Shape(format!("a matrix [{rows}, {cols}] was given {found} values")));
+        }
         let matrix = Self { rows, cols, storage: Storage::Owned(values.into()) };
         matrix.ensure_finite()?;
         Ok(matrix)
     }
 
     /// A matrix whose values stay in `file`, at the byte range `bytes`.
-    pub(crate) fn mapped(
+    pub(crate) fn in_file(
         shape: [usize; 2],
-        file: Arc<MappedFile>,
+        file: FileBytes,
         bytes: Range<usize>,
         precision: Precision,
     ) -> Result<Self> {
         let [rows, cols] = shape;
         let expected = rows.checked_mul(cols).and_then(|count| count.checked_mul(precision.width()));
-        ensure!(
-            expected == Some(bytes.len()) && bytes.end <= file.len(),
-            "a matrix [{rows}, {cols}] of {precision:?} does not fill {} bytes",
-            bytes.len()
-        );
-        let matrix = Self { rows, cols, storage: Storage::Mapped(Mapped { file, bytes, precision }) };
+        if expected != Some(bytes.len()) || bytes.end > file.len() {
+            let found = bytes.len();
+            return Err(AdapterError::Shape(format!(
+                "a matrix [{rows}, {cols}] of {precision:?} does not fill {found} bytes"
+            )));
+        }
+        let matrix = Self { rows, cols, storage: Storage::InFile(FileValues { file, bytes, precision }) };
         matrix.ensure_finite()?;
         Ok(matrix)
     }
@@ -98,43 +97,43 @@ impl Matrix {
         self.cols
     }
 
-    /// The values, row by row; borrowed where they are f32 in memory or in the file, widened from
-    /// 16 bits otherwise.
+    /// The values, row by row: borrowed where they are f32, in memory or in the file, converted from 16 bits otherwise.
     pub fn values(&self) -> Cow<'_, [f32]> {
         match &self.storage {
             Storage::Owned(values) => Cow::Borrowed(values),
-            Storage::Mapped(mapped) => mapped.values(),
+            Storage::InFile(stored) => stored.values(),
         }
     }
 
-    /// The file that the values lie in, if they do.
-    pub(crate) fn file(&self) -> Option<&Arc<MappedFile>> {
+    /// The file that the values are in, if they are not owned.
+    pub(crate) fn file(&self) -> Option<&FileBytes> {
         match &self.storage {
             Storage::Owned(_) => None,
-            Storage::Mapped(mapped) => Some(&mapped.file),
+            Storage::InFile(stored) => Some(&stored.file),
         }
     }
 
     fn ensure_finite(&self) -> Result<()> {
         let values = self.values();
-        // A fold without an early exit is vector code: whole libraries are read through here.
+        // A fold without an early exit is vectorised: whole libraries pass through here.
         if values.iter().fold(true, |all, value| all & value.is_finite()) {
             return Ok(());
         }
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            bail!("row {}, column {} is {}; expected finite values", at / self.cols, at % self.cols, values[at]);
+            let (row, column) = (at / self.cols, at % self.cols);
+            return Err(AdapterError::NotFinite { row, column, value: values[at] });
         }
         Ok(())
     }
 }
 
-impl Mapped {
+impl FileValues {
     fn values(&self) -> Cow<'_, [f32]> {
         let bytes = &self.file[self.bytes.clone()];
         match self.precision {
-            Precision::F32 => in_place(bytes).map_or_else(|| widened(bytes, f32::from_le_bytes), Cow::Borrowed),
-            Precision::F16 => widened(bytes, |pair| f16::from_le_bytes(pair).to_f32()),
-            Precision::Bf16 => widened(bytes, |pair| bf16::from_le_bytes(pair).to_f32()),
+            Precision::F32 => in_place(bytes).map_or_else(|| to_f32(bytes, f32::from_le_bytes), Cow::Borrowed),
+            Precision::F16 => to_f32(bytes, |pair| f16::from_le_bytes(pair).to_f32()),
+            Precision::Bf16 => to_f32(bytes, |pair| bf16::from_le_bytes(pair).to_f32()),
         }
     }
 }
@@ -146,7 +145,7 @@ fn in_place(bytes: &[u8]) -> Option<&[f32]> {
     (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(values)
 }
 
-fn widened<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Cow<'_, [f32]> {
+fn to_f32<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Cow<'_, [f32]> {
     let (values, _) = bytes.as_chunks::<N>();
     Cow::Owned(values.iter().map(|value| read(*value)).collect())
 }
@@ -158,7 +157,7 @@ impl fmt::Debug for Matrix {
 }
 
 impl PartialEq for Matrix {
-    /// Equal shapes and equal values, wherever they are kept.
+    /// Equal shapes and equal values, wherever they are stored.
     fn eq(&self, other: &Self) -> bool {
         (self.rows, self.cols) == (other.rows, other.cols) && self.values() == other.values()
     }
@@ -172,7 +171,7 @@ mod tests {
     fn mapped(bytes: &[u8], precision: Precision, range: Range<usize>, shape: [usize; 2]) -> Result<Matrix> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        Matrix::mapped(shape, Arc::new(MappedFile::open(file.path()).unwrap()), range, precision)
+        Matrix::in_file(shape, FileBytes::map(file.path()).unwrap(), range, precision)
     }
 
     #[test]
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_finite_is_refused_with_its_place() {
+    fn a_value_that_is_not_finite_is_refused_with_its_position() {
         let error = Matrix::new(2, 2, vec![0.0, 1.0, f32::NAN, 2.0]).unwrap_err().to_string();
         assert!(error.contains("row 1, column 0 is NaN"), "{error}");
         assert!(Matrix::new(1, 1, vec![f32::INFINITY]).is_err());

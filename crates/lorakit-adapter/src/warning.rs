@@ -1,16 +1,16 @@
-//! What was read leniently: told to the caller as a value, never printed here.
+//! Warnings: returned to the caller as values, never printed here.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Something that was accepted although a strict caller may want to refuse it: an unknown key, a
-/// missing prefix.
+/// Something that was accepted although a strict caller may want to refuse it, such as an unknown key or a missing
+/// prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Warning {
     /// The key or tensor that it is about.
     pub subject: String,
-    /// What was found, and what was made of it.
+    /// What was found, and how it was taken.
     pub text: String,
 }
 

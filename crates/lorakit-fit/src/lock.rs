@@ -16,7 +16,7 @@ pub fn lock(library: &Library, reporter: &dyn Reporter) -> Result<LibraryLock> {
     }
     let root = library.root().display();
     reporter.warn(&format!("another process is changing {root}; waiting until it ends (Ctrl-C gives up)"));
-    library.lock()
+    Ok(library.lock()?)
 }
 
 /// Locks a library that is to serve `base`. Its contents are checked under the lock, since another process may have

@@ -39,7 +39,7 @@ impl OpenLibrary {
             "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
             root.display()
         );
-        let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>>>()?;
+        let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>, _>>()?;
         let expert = |(name, record): (&String, &Option<ExpertRecord>)| -> Result<Expert> {
             ensure_base(record.as_ref(), base).with_context(|| format!("the expert `{name}` of {}", root.display()))?;
             let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
@@ -88,9 +88,9 @@ pub fn ensure_same_base(library: &Library, base: &Base) -> Result<()> {
     }
     let modules = base.modules();
     for name in library.expert_names()? {
-        let fits = || {
+        let fits = || -> Result<()> {
             ensure_base(library.record(&name)?.as_ref(), base)?;
-            library.adapter(&name)?.check_against(&modules)
+            Ok(library.adapter(&name)?.check_against(&modules)?)
         };
         fits().with_context(|| {
             format!("{place}: its expert `{name}` is not of the base `{}`, and a library has one", base.identity().name)

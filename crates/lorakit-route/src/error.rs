@@ -176,8 +176,8 @@ pub enum RouteError {
 }
 
 /// What the adapter algebra refuses, as an error of this crate.
-pub(crate) fn adapter(error: anyhow::Error) -> RouteError {
-    RouteError::Adapter(format!("{error:#}"))
+pub(crate) fn adapter(error: impl Into<anyhow::Error>) -> RouteError {
+    RouteError::Adapter(format!("{:#}", error.into()))
 }
 
 /// Names in a row, for messages.

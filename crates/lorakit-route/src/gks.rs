@@ -111,7 +111,7 @@ fn by_factors(own: &LowRank, general: &[(usize, &LowRank)], share: f64) -> anyho
         }
         Matrix::new(matrix(own).rows(), matrix(own).cols(), values)
     };
-    LowRank::new(less(LowRank::a)?, less(LowRank::b)?, own.scale())
+    Ok(LowRank::new(less(LowRank::a)?, less(LowRank::b)?, own.scale())?)
 }
 
 /// `s B A - share * sum s_g B_g A_g`, with the A's by rows and the B's by columns.
@@ -128,5 +128,5 @@ fn by_deltas(own: &LowRank, general: &[(usize, &LowRank)], share: f64) -> anyhow
             b.extend(values[row * rank..(row + 1) * rank].iter().map(|value| scale * value));
         }
     }
-    LowRank::new(Matrix::new(rank, own.input(), a)?, Matrix::new(own.output(), rank, b)?, 1.0)
+    Ok(LowRank::new(Matrix::new(rank, own.input(), a)?, Matrix::new(own.output(), rank, b)?, 1.0)?)
 }

@@ -395,6 +395,9 @@ pub enum TrainError {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// An adapter or the library cannot be read or written.
+    #[error(transparent)]
+    Adapter(#[from] lorakit_adapter::AdapterError),
     /// A file of lorakit could not be written or read.
     #[error(transparent)]
     Format(#[from] lorakit_format::FormatError),

@@ -1,16 +1,15 @@
 //! Pickles read as data: nothing in them is looked up, called or built.
 //!
 //! A pickle is a program for a stack machine (<https://docs.python.org/3/library/pickletools.html>). This one runs it
-//! over an arena: what would be an import becomes a name, what would be a call becomes a note of who was to be called
-//! with what. Values refer to each other by their places, so that shared, nested or circular ones are there once. Each
-//! takes some dozen bytes for the one that made it, so that how many there may be has a bound.
+//! over an arena: an import becomes a name, and a call becomes a record of the callee and its arguments. Values refer to
+//! each other by id, so that shared, nested or circular ones exist once. A byte of input can make a value of several dozen
+//! bytes, so their number has a limit.
 
-use anyhow::Result;
-
+use crate::error::Result;
 use crate::import::pickle_machine;
 use crate::import::pickle_value::{Value, ValueId};
 
-/// A pickle that was read.
+/// The values of a pickle.
 #[derive(Debug)]
 pub(crate) struct Pickle {
     values: Vec<Value>,
@@ -24,27 +23,27 @@ impl Pickle {
         Ok(Self { values, root })
     }
 
-    /// The value that the pickle is of.
+    /// The pickled value.
     pub(crate) fn root(&self) -> ValueId {
         self.root
     }
 
-    /// The value at a place.
-    pub(crate) fn value(&self, place: ValueId) -> &Value {
-        &self.values[place]
+    /// The value with this id.
+    pub(crate) fn value(&self, id: ValueId) -> &Value {
+        &self.values[id]
     }
 
-    /// The text at a place, if it is one.
-    pub(crate) fn text(&self, place: ValueId) -> Option<&str> {
-        match self.value(place) {
+    /// The text with this id, if it is one.
+    pub(crate) fn text(&self, id: ValueId) -> Option<&str> {
+        match self.value(id) {
             Value::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    /// The number at a place, if it is one.
-    pub(crate) fn number(&self, place: ValueId) -> Option<f64> {
-        match self.value(place) {
+    /// The number with this id, if it is one.
+    pub(crate) fn number(&self, id: ValueId) -> Option<f64> {
+        match self.value(id) {
             Value::Int(number) => Some(*number as f64),
             Value::Float(number) => Some(*number),
             _ => None,
@@ -52,10 +51,10 @@ impl Pickle {
     }
 
     /// The entries of a dict, or of the state of an object.
-    pub(crate) fn entries(&self, place: ValueId) -> &[(ValueId, ValueId)] {
-        match self.value(place) {
+    pub(crate) fn entries(&self, id: ValueId) -> &[(ValueId, ValueId)] {
+        match self.value(id) {
             Value::Dict(entries) => entries,
-            // A state is a value like any other and may be circular: one step is enough for objects.
+            // A state may be circular like any value: one step is enough for objects.
             Value::Call { state: Some(state), .. } => match self.value(*state) {
                 Value::Dict(entries) => entries,
                 _ => &[],
@@ -64,15 +63,15 @@ impl Pickle {
         }
     }
 
-    /// What a dict, or an object's state, has for a key; the last where there are several, as in Python.
-    pub(crate) fn get(&self, place: ValueId, key: &str) -> Option<ValueId> {
-        let mut entries = self.entries(place).iter().rev();
+    /// The value of a key in a dict or an object's state; the last of several, as in Python.
+    pub(crate) fn get(&self, id: ValueId, key: &str) -> Option<ValueId> {
+        let mut entries = self.entries(id).iter().rev();
         entries.find(|(name, _)| self.text(*name) == Some(key)).map(|(_, value)| *value)
     }
 
     /// The items of a tuple.
-    pub(crate) fn tuple(&self, place: ValueId) -> Option<&[ValueId]> {
-        match self.value(place) {
+    pub(crate) fn tuple(&self, id: ValueId) -> Option<&[ValueId]> {
+        match self.value(id) {
             Value::Tuple(items) => Some(items),
             _ => None,
         }
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_python_writes_is_read() {
+    fn pickles_written_by_python_are_read() {
         // pickle.dumps({"a": [1, -2, 2.5, None], "b": (True, "x")}, 2), without its memo.
         let pickle = Pickle::read(
             b"\x80\x02}(X\x01\0\0\0a](K\x01J\xfe\xff\xff\xffG@\x04\0\0\0\0\0\0NeX\x01\0\0\0b\x88X\x01\0\0\0x\x86u.",
@@ -102,8 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn what_would_run_is_only_noted() {
-        // os.system("echo"), as a hostile pickle has it.
+    fn calls_are_recorded_and_not_run() {
+        // os.system("echo"), as in a malicious pickle.
         let pickle = Pickle::read(b"\x80\x02cos\nsystem\nX\x04\0\0\0echo\x85R.").unwrap();
         let Value::Call { callee, arguments, .. } = pickle.value(pickle.root()) else { panic!() };
         assert_eq!(pickle.value(*callee), &Value::Name("os.system".to_owned()));
@@ -143,18 +142,18 @@ mod tests {
 
     #[test]
     fn a_byte_that_makes_much_more_than_a_byte_has_a_bound() {
-        // Values, copies on the stack, marks and what is kept: each of one byte.
+        // Values, copies on the stack, marks and memo entries: each made by one byte.
         for code in [b'N', b'2', b'(', 0x94] {
             let mut many = b"\x80\x02N".to_vec();
             many.extend(std::iter::repeat_n(code, 2 << 20));
-            let error = format!("{:#}", Pickle::read(&many).unwrap_err());
+            let error = Pickle::read(&many).unwrap_err().chain();
             assert!(error.contains("more than 1048576"), "{error}");
         }
         // A name is a new text of two that may be shared by many.
         let mut long = b"\x80\x02X\0\x01\0\0".to_vec();
         long.extend([b'm'; 256]);
         long.extend(b"q\0h\0\x93.");
-        let error = format!("{:#}", Pickle::read(&long).unwrap_err());
+        let error = Pickle::read(&long).unwrap_err().chain();
         assert!(error.contains("a text of 256 bytes"), "{error}");
     }
 
@@ -164,7 +163,7 @@ mod tests {
         list.extend([b'N'; 1000]);
         // A list as a dict.
         list.extend(b"eNNs.");
-        let error = format!("{:#}", Pickle::read(&list).unwrap_err());
+        let error = Pickle::read(&list).unwrap_err().chain();
         assert!(error.contains("a list of 1000") && error.len() < 200, "{error}");
     }
 }

@@ -1,23 +1,23 @@
-//! The stack machine that pickles are programs for, run over an arena of values.
+//! The stack machine that runs pickles, over an arena of values.
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, bail, ensure};
-
+use crate::error::{AdapterError, Result, Within};
 use crate::import::pickle_value::{Value, ValueId};
 
-/// How many values there may be, and how many places on the stack, marks and kept places: a byte can make one. The state
-/// dict of a large model makes some thousand.
+/// The limit of values, and of entries on the stack, marks and memo entries: one byte can make one. The state dict of a
+/// large model makes some thousands.
 const VALUE_LIMIT: usize = 1 << 20;
 
-/// The longest name of a module, or of what is in it, that is put together: each time from texts that may be shared.
+/// The longest name of a module, or of an item in it, in bytes: a name is copied from texts that may be shared.
 const NAME_LIMIT: usize = 128;
 
-/// The values that a pickle makes, and the place of the one that it is of.
+/// The values that a pickle makes, and the id of the pickled one.
 pub(crate) fn run(bytes: &[u8]) -> Result<(Vec<Value>, ValueId)> {
     let (values, stack, marks) = (Vec::new(), Vec::new(), Vec::new());
     let mut machine = Machine { bytes, at: 0, values, stack, marks, memo: HashMap::new() };
-    let root = machine.run().with_context(|| format!("byte {} of the pickle", machine.at))?;
+    let result = machine.run();
+    let root = result.within(|| format!("byte {} of the pickle", machine.at))?;
     Ok((machine.values, root))
 }
 
@@ -36,7 +36,7 @@ impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<ValueId> {
         loop {
             let [code] = self.take()?;
-            self.ensure_bounded()?;
+            self.check_limits()?;
             match code {
                 b'.' => return self.pop(),
                 0x80 => drop(self.take::<1>()?),
@@ -80,7 +80,7 @@ impl<'a> Machine<'a> {
                 let length = u64::from_le_bytes(self.take()?);
                 self.utf8(length)?
             }
-            // Bytes, and texts of Python 2. Nothing that is looked for here is kept as such.
+            // Bytes, and strings of Python 2. Nothing that is needed here is stored as these.
             b'U' | b'C' => {
                 let [length] = self.take()?;
                 self.raw(length.into())?
@@ -114,7 +114,8 @@ impl<'a> Machine<'a> {
                 self.push(Value::List(items));
             }
             0x85..=0x87 => {
-                let from = self.stack.len().checked_sub(usize::from(code - 0x84)).context("too few values")?;
+                let from =
+                    self.stack.len().checked_sub(usize::from(code - 0x84)).ok_or_else(|| error("too few values"))?;
                 let items = self.stack.split_off(from);
                 self.push(Value::Tuple(items));
             }
@@ -144,7 +145,7 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// What is kept to be used again.
+    /// The memo: values kept to be used again.
     fn memory(&mut self, code: u8) -> Result<bool> {
         match code {
             b'q' | b'r' | 0x94 => {
@@ -162,8 +163,8 @@ impl<'a> Machine<'a> {
                 } else {
                     u32::from_le_bytes(self.take()?).into()
                 };
-                let kept = *self.memo.get(&key).with_context(|| format!("nothing was kept under {key}"))?;
-                self.stack.push(kept);
+                let kept = self.memo.get(&key).ok_or_else(|| error(format!("the memo has no entry {key}")))?;
+                self.stack.push(*kept);
             }
             _ => return Ok(false),
         }
@@ -179,16 +180,18 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let text = |place: ValueId| match &self.values[place] {
+                let text = |id: ValueId| match &self.values[id] {
                     Value::Text(text) if text.len() <= NAME_LIMIT => Ok(text.clone()),
-                    other => bail!("{other} was to name something; expected a text of at most {NAME_LIMIT} bytes"),
+                    other => {
+                        Err(error(format!("found {other} as a name; expected a text of at most {NAME_LIMIT} bytes")))
+                    }
                 };
                 let name = format!("{}.{}", text(module)?, text(name)?);
                 self.push(Value::Name(name));
             }
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
-                // A dict under another name, filled by what follows.
+                // A dict under another name, filled by the opcodes that follow.
                 let is_dict = matches!(&self.values[callee], Value::Name(name) if name == "collections.OrderedDict" || name == "collections.defaultdict");
                 self.push(if is_dict {
                     Value::Dict(Vec::new())
@@ -199,7 +202,7 @@ impl<'a> Machine<'a> {
             b'b' => {
                 let given = self.pop()?;
                 let object = self.top()?;
-                // What is set on a dict beside its entries, as torch does with a version, tells nothing here.
+                // Attributes of a dict, such as torch's version, are not needed.
                 if let Value::Call { state, .. } = &mut self.values[object] {
                     *state = Some(given);
                 }
@@ -208,19 +211,18 @@ impl<'a> Machine<'a> {
                 let key = self.pop()?;
                 self.push(Value::Persistent(key));
             }
-            other => bail!("the code {other:#04x} is none that torch writes"),
+            other => return Err(error(format!("opcode {other:#04x}, which torch does not write"))),
         }
         Ok(())
     }
 
-    /// Looked at before each code, which makes one more at most.
-    fn ensure_bounded(&self) -> Result<()> {
+    /// Checks the limits before each opcode, which adds one entry at most.
+    fn check_limits(&self) -> Result<()> {
         let counts = [self.values.len(), self.stack.len(), self.marks.len(), self.memo.len()];
-        ensure!(
-            counts.iter().all(|count| *count < VALUE_LIMIT),
-            "more than {VALUE_LIMIT} values; expected those of a state dict"
-        );
-        Ok(())
+        if counts.iter().all(|count| *count < VALUE_LIMIT) {
+            return Ok(());
+        }
+        Err(error(format!("more than {VALUE_LIMIT} values; expected those of a state dict")))
     }
 
     fn push(&mut self, value: Value) {
@@ -229,17 +231,19 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<ValueId> {
-        self.stack.pop().context("the stack is empty")
+        self.stack.pop().ok_or_else(|| error("the stack is empty"))
     }
 
     fn top(&self) -> Result<ValueId> {
-        self.stack.last().copied().context("the stack is empty")
+        self.stack.last().copied().ok_or_else(|| error("the stack is empty"))
     }
 
     /// The values above the last mark, which goes with them.
     fn above_mark(&mut self) -> Result<Vec<ValueId>> {
-        let height = self.marks.pop().context("there is no mark")?;
-        ensure!(height <= self.stack.len(), "the mark is above the stack");
+        let height = self.marks.pop().ok_or_else(|| error("there is no mark"))?;
+        if height > self.stack.len() {
+            return Err(error("the mark is above the stack"));
+        }
         Ok(self.stack.split_off(height))
     }
 
@@ -247,9 +251,9 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(list) => list.extend(items),
-            // A list of another kind, which only an import could know.
+            // A list of another type, which only an import could tell.
             Value::Call { .. } => {}
-            other => bail!("items were to be added to {other}"),
+            other => return Err(error(format!("items are added to {other}"))),
         }
         Ok(())
     }
@@ -257,31 +261,35 @@ impl<'a> Machine<'a> {
     fn insert(&mut self, items: &[ValueId]) -> Result<()> {
         let top = self.top()?;
         let (pairs, rest) = items.as_chunks::<2>();
-        ensure!(rest.is_empty(), "a key has no value");
+        if !rest.is_empty() {
+            return Err(error("a key has no value"));
+        }
         match &mut self.values[top] {
             Value::Dict(entries) => entries.extend(pairs.iter().map(|[key, value]| (*key, *value))),
             Value::Call { .. } => {}
-            other => bail!("entries were to be added to {other}"),
+            other => return Err(error(format!("entries are added to {other}"))),
         }
         Ok(())
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let taken = rest.first_chunk::<N>().context("the pickle ends too early")?;
+        let taken = rest.first_chunk::<N>().ok_or_else(|| error("the pickle ends too early"))?;
         self.at += N;
         Ok(*taken)
     }
 
     fn bytes(&mut self, length: u64) -> Result<&'a [u8]> {
         let end = usize::try_from(length).ok().and_then(|length| self.at.checked_add(length));
-        let taken = end.and_then(|end| self.bytes.get(self.at..end)).context("the pickle ends too early")?;
+        let taken =
+            end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| error("the pickle ends too early"))?;
         self.at += taken.len();
         Ok(taken)
     }
 
     fn utf8(&mut self, length: u64) -> Result<Value> {
-        Ok(Value::Text(std::str::from_utf8(self.bytes(length)?).context("a text is not UTF-8")?.to_owned()))
+        let text = std::str::from_utf8(self.bytes(length)?).map_err(|_| error("a text is not UTF-8"))?;
+        Ok(Value::Text(text.to_owned()))
     }
 
     fn raw(&mut self, length: u64) -> Result<Value> {
@@ -290,15 +298,21 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<&'a str> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let length = rest.iter().position(|byte| *byte == b'\n').context("a name does not end")?;
+        let length = rest.iter().position(|byte| *byte == b'\n').ok_or_else(|| error("a name does not end"))?;
         self.at += length + 1;
-        std::str::from_utf8(&rest[..length]).context("a name is not UTF-8")
+        std::str::from_utf8(&rest[..length]).map_err(|_| error("a name is not UTF-8"))
     }
 }
 
-/// A whole number of some bytes, the least first, in two's complement.
+fn error(reason: impl Into<String>) -> AdapterError {
+    AdapterError::Pickle(reason.into())
+}
+
+/// A little-endian two's complement integer of any number of bytes.
 fn long(bytes: &[u8]) -> Result<i64> {
-    ensure!(bytes.len() <= 8, "a whole number of {} bytes; expected at most 8", bytes.len());
+    if bytes.len() > 8 {
+        return Err(error(format!("an integer of {} bytes; expected at most 8", bytes.len())));
+    }
     let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
     let mut whole = [if negative { 0xff } else { 0 }; 8];
     whole[..bytes.len()].copy_from_slice(bytes);
@@ -311,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_numbers_are_of_any_length_and_sign() {
+    fn integers_have_any_length_and_sign() {
         for (bytes, number) in [(&[0xfe][..], -2), (&[0xfe, 0], 254), (&[], 0), (&[0, 0, 0, 0, 0, 1], 1 << 40)] {
             assert_eq!(long(bytes).unwrap(), number);
         }

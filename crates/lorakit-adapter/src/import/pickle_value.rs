@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The place of a value in its pickle.
+/// The index of a value in its pickle.
 pub(crate) type ValueId = usize;
 
 /// A value.
@@ -19,17 +19,17 @@ pub(crate) enum Value {
     Dict(Vec<(ValueId, ValueId)>),
     /// `module.name`, which a loader would import.
     Name(String),
-    /// What a loader would call, with what, and the state that it would set on the result.
+    /// What a loader would call, its arguments, and the state that it would set on the result.
     Call {
         callee: ValueId,
         arguments: ValueId,
         state: Option<ValueId>,
     },
-    /// What is kept outside of the pickle, as a tensor's storage.
+    /// A value outside of the pickle, such as a tensor's storage.
     Persistent(ValueId),
 }
 
-/// What it is, for a message: never what it holds, which may be a million values or as many bytes.
+/// What kind of value it is, for a message: never its content, which may be a million values or as many bytes.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

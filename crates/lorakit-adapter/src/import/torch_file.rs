@@ -5,29 +5,30 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use zip::ZipArchive;
 
+use crate::error::{AdapterError, Result, Within};
 use crate::import::pickle::Pickle;
 use crate::import::pickle_value::{Value, ValueId};
 
-/// The largest pickle that is read. Tensors lie beside it, so that of a large library has some hundred kilobytes.
+/// The largest pickle that is read, in bytes. Tensors are stored outside of it, so that of a large library has some
+/// hundred kilobytes.
 const PICKLE_LIMIT: u64 = 16 << 20;
 
-/// The most dimensions of a tensor, and the longest name of a storage: both are copied for each tensor, and may be shared.
+/// The most dimensions of a tensor, and the longest name of a storage: both are copied for each tensor and may be shared.
 const DIMENSION_LIMIT: usize = 8;
 const STORAGE_NAME_LIMIT: usize = 128;
 
-/// How many values there may be for each byte of the file: a half of one, were nothing shared.
+/// The limit of values per byte of the file. Half a value is the most without sharing.
 const SHARED_LIMIT: u64 = 8;
 
-/// An opened file.
+/// An open file of torch.save.
 pub(crate) struct TorchFile {
     archive: ZipArchive<BufReader<File>>,
     /// The size of the file in bytes.
     length: u64,
-    /// What stands before `data.pkl` in the names of its parts.
+    /// What precedes `data.pkl` in the names of the zip's entries.
     prefix: String,
     pickle: Pickle,
 }
@@ -36,28 +37,30 @@ pub(crate) struct TorchFile {
 pub(crate) type Dense = (Vec<usize>, Vec<f32>);
 
 impl TorchFile {
-    /// Opens the file at `path` and reads its pickle. No tensor is read.
+    /// Opens the file at `path` and reads its pickle, but no tensor.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
-            anyhow::anyhow!(
-                "no file of torch.save since 1.6, which is a zip ({error}); is it whole? Save older ones again"
-            )
+        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|cause| {
+            error(format!(
+                "not a file of torch.save since 1.6, which is a zip ({cause}); is it complete? Save older ones again"
+            ))
         })?;
-        let names = archive.file_names().map(|name| Ok(name?.into_owned())).collect::<Result<Vec<String>>>()?;
-        let name = names.iter().find(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
-        let name = name.context("no data.pkl is in the zip; expected a file of torch.save")?;
+        let name = data_pickle(&archive)?;
         let prefix = name.trim_end_matches("data.pkl").to_owned();
         if let Ok(mut order) = archive.by_name(&format!("{prefix}byteorder")) {
             let mut text = String::new();
             order.by_ref().take(16).read_to_string(&mut text)?;
-            ensure!(text == "little", "the byte order is {text:?}; expected little");
+            if text != "little" {
+                return Err(error(format!("the byte order is {text:?}; expected little")));
+            }
         }
         let mut bytes = Vec::new();
-        archive.by_name(name)?.take(PICKLE_LIMIT + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 <= PICKLE_LIMIT, "data.pkl has more than {PICKLE_LIMIT} bytes");
-        Ok(Self { pickle: Pickle::read(&bytes).context("data.pkl")?, archive, length, prefix })
+        archive.by_name(&name).map_err(zip_error)?.take(PICKLE_LIMIT + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > PICKLE_LIMIT {
+            return Err(error(format!("data.pkl has more than {PICKLE_LIMIT} bytes")));
+        }
+        Ok(Self { pickle: Pickle::read(&bytes).within(|| "data.pkl".to_owned())?, archive, length, prefix })
     }
 
     /// The pickle.
@@ -65,46 +68,53 @@ impl TorchFile {
         &self.pickle
     }
 
-    /// The tensors of the dict at `place`, which holds nothing else, sorted by key.
-    pub(crate) fn tensors(&mut self, place: ValueId) -> Result<Vec<(String, Dense)>> {
-        // The last of a key counts, as in Python. Only then are keys copied: a long one may be shared by many.
-        let mut entries = BTreeMap::new();
-        for (key, value) in self.pickle.entries(place) {
-            let text = self.pickle.text(*key);
-            let text = text.with_context(|| format!("a key is {}; expected a text", self.pickle.value(*key)))?;
-            entries.insert(text, *value);
-        }
-        let tensor = |(key, value): (&str, ValueId)| -> Result<(String, Stored)> {
-            let tensor = Stored::of(&self.pickle, value).with_context(|| format!("`{key}`"))?;
-            Ok((key.to_owned(), tensor))
-        };
-        let mut stored = entries.into_iter().map(tensor).collect::<Result<Vec<_>>>()?;
-        let values = stored.iter().map(|(_, tensor)| tensor.count()).try_fold(0usize, |sum, n| sum.checked_add(n?));
+    /// The tensors of the dict `id`, which holds nothing else, sorted by key.
+    pub(crate) fn tensors(&mut self, id: ValueId) -> Result<Vec<(String, Dense)>> {
+        let mut stored = self.stored_tensors(id)?;
+        let counts = stored.iter().map(|(_, tensor)| tensor.count());
+        let total = counts.into_iter().try_fold(0usize, |sum, count| sum.checked_add(count?));
         // Tensors may share their storage, as tied ones do, but not so that a small file fills the memory.
-        ensure!(
-            values.is_some_and(|values| values as u64 <= SHARED_LIMIT * self.length),
-            "its tensors claim {} values, and the file has {} bytes",
-            values.map_or_else(|| "too many".to_owned(), |values| values.to_string()),
-            self.length
-        );
+        if total.is_none_or(|total| total as u64 > SHARED_LIMIT * self.length) {
+            let total = total.map_or_else(|| "too many".to_owned(), |total| total.to_string());
+            return Err(error(format!("its tensors claim {total} values, and the file has {} bytes", self.length)));
+        }
         // In the order of their storages, each of which is then read once.
         stored.sort_by(|(_, one), (_, other)| one.storage.cmp(&other.storage));
         let mut tensors = Vec::with_capacity(stored.len());
-        let mut storage: Option<(String, Vec<f32>)> = None;
+        let mut current: Option<(String, Vec<f32>)> = None;
         for (key, tensor) in stored {
-            let gathered = match &storage {
-                Some((name, values)) if *name == tensor.place() => tensor.gathered(values),
-                _ => self.storage(&tensor).and_then(|values| {
-                    let gathered = tensor.gathered(&values);
-                    storage = Some((tensor.place(), values));
-                    gathered
-                }),
-            };
-            let values = gathered.with_context(|| format!("tensor `{key}`"))?;
+            let values = self.gather(&tensor, &mut current).within(|| format!("tensor `{key}`"))?;
             tensors.push((key, (tensor.shape, values)));
         }
         tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(tensors)
+    }
+
+    /// Where the tensors of the dict `id` are stored.
+    fn stored_tensors(&self, id: ValueId) -> Result<Vec<(String, Stored)>> {
+        // The last of equal keys counts, as in Python. Keys are copied only then: a long one may be shared by many.
+        let mut entries = BTreeMap::new();
+        for (key, value) in self.pickle.entries(id) {
+            let text = self.pickle.text(*key);
+            let text = text.ok_or_else(|| error(format!("a key is {}; expected a text", self.pickle.value(*key))))?;
+            entries.insert(text, *value);
+        }
+        let tensor = |(key, value): (&str, ValueId)| {
+            Ok((key.to_owned(), Stored::of(&self.pickle, value).within(|| format!("`{key}`"))?))
+        };
+        entries.into_iter().map(tensor).collect()
+    }
+
+    /// The values of a tensor, where `current` is the storage that was read last.
+    fn gather(&mut self, tensor: &Stored, current: &mut Option<(String, Vec<f32>)>) -> Result<Vec<f32>> {
+        let name = tensor.storage_and_type();
+        let values = match current.take().filter(|(known, _)| *known == name) {
+            Some((_, values)) => values,
+            None => self.storage(tensor)?,
+        };
+        let gathered = tensor.gather(&values);
+        *current = Some((name, values));
+        gathered
     }
 
     /// The values of the storage that a tensor is part of.
@@ -112,7 +122,8 @@ impl TorchFile {
         let name = format!("{}data/{}", self.prefix, tensor.storage);
         let mut bytes = Vec::new();
         // The zip's own size bounds what is read, whatever the pickle claims: nothing is compressed.
-        self.archive.by_name(&name).with_context(|| format!("{name} is not in the zip"))?.read_to_end(&mut bytes)?;
+        let entry = self.archive.by_name(&name).map_err(zip_error);
+        entry.within(|| format!("{name} is not in the zip"))?.read_to_end(&mut bytes)?;
         Ok(match tensor.kind {
             Kind::Double => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
             Kind::Float => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -122,7 +133,7 @@ impl TorchFile {
     }
 }
 
-/// The types of floats that torch stores.
+/// The floating-point types that torch stores.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Double,
@@ -131,7 +142,7 @@ enum Kind {
     Brain,
 }
 
-/// Where a tensor's values lie.
+/// Where a tensor's values are.
 #[derive(Debug)]
 struct Stored {
     storage: String,
@@ -142,72 +153,58 @@ struct Stored {
 }
 
 impl Stored {
-    /// The tensor that a call of torch's `_rebuild_tensor_v2` describes, bare or as a parameter.
-    fn of(pickle: &Pickle, place: ValueId) -> Result<Self> {
-        let (name, arguments) = call(pickle, place)?;
+    /// The tensor that a call of torch's `_rebuild_tensor_v2` describes, plain or as a parameter.
+    fn of(pickle: &Pickle, id: ValueId) -> Result<Self> {
+        let (name, arguments) = call(pickle, id)?;
         let (name, arguments) = match (name, arguments) {
             ("torch._utils._rebuild_parameter", [data, ..]) => call(pickle, *data)?,
             other => other,
         };
-        ensure!(name == "torch._utils._rebuild_tensor_v2", "found a `{name}`; expected a tensor");
-        let [storage, offset, shape, strides, ..] = arguments else { bail!("a tensor that is not whole") };
-        let Value::Persistent(key) = pickle.value(*storage) else { bail!("a tensor without a storage") };
-        let Some([_, kind, key, ..]) = pickle.tuple(*key) else { bail!("a storage that is not whole") };
-        let kind = match pickle.value(*kind) {
-            Value::Name(name) => match name.as_str() {
-                "torch.DoubleStorage" => Kind::Double,
-                "torch.FloatStorage" => Kind::Float,
-                "torch.HalfStorage" => Kind::Half,
-                "torch.BFloat16Storage" => Kind::Brain,
-                other => bail!("values of `{other}`; expected floats"),
-            },
-            other => bail!("values of {other}; expected floats"),
-        };
-        let count = |place: ValueId| match pickle.value(place) {
-            Value::Int(count) => usize::try_from(*count).ok().context("a negative size"),
-            other => bail!("a size is {other}; expected a whole number"),
-        };
-        let counts = |place: ValueId| -> Result<Vec<usize>> {
-            let sizes = pickle.tuple(place).context("sizes that are no tuple")?;
-            ensure!(sizes.len() <= DIMENSION_LIMIT, "{} dimensions; expected at most {DIMENSION_LIMIT}", sizes.len());
-            sizes.iter().map(|place| count(*place)).collect()
-        };
-        let (shape, strides) = (counts(*shape)?, counts(*strides)?);
-        ensure!(shape.len() == strides.len(), "{} sizes and {} strides", shape.len(), strides.len());
-        let storage = pickle.text(*key).context("a storage without a name")?;
-        ensure!(
-            storage.len() <= STORAGE_NAME_LIMIT,
-            "a storage's name has {} bytes; expected at most {STORAGE_NAME_LIMIT}",
-            storage.len()
-        );
-        Ok(Self { storage: storage.to_owned(), kind, offset: count(*offset)?, shape, strides })
+        if name != "torch._utils._rebuild_tensor_v2" {
+            return Err(error(format!("found a `{name}`; expected a tensor")));
+        }
+        let [storage, offset, shape, strides, ..] = arguments else { return Err(error("an incomplete tensor")) };
+        let Value::Persistent(key) = pickle.value(*storage) else { return Err(error("a tensor without a storage")) };
+        let Some([_, kind, key, ..]) = pickle.tuple(*key) else { return Err(error("an incomplete storage")) };
+        let kind = Kind::of(pickle.value(*kind))?;
+        let (shape, strides) = (sizes(pickle, *shape)?, sizes(pickle, *strides)?);
+        if shape.len() != strides.len() {
+            return Err(error(format!("{} sizes and {} strides", shape.len(), strides.len())));
+        }
+        let storage = pickle.text(*key).ok_or_else(|| error("a storage without a name"))?;
+        if storage.len() > STORAGE_NAME_LIMIT {
+            let length = storage.len();
+            return Err(error(format!("a storage's name has {length} bytes; expected at most {STORAGE_NAME_LIMIT}")));
+        }
+        Ok(Self { storage: storage.to_owned(), kind, offset: size(pickle, *offset)?, shape, strides })
     }
 
-    /// The number of values, if it is one.
+    /// The number of values, unless it overflows.
     fn count(&self) -> Option<usize> {
         self.shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size))
     }
 
-    /// Storage and type together: a storage is of one type, or is read again.
-    fn place(&self) -> String {
+    /// The storage together with its type: it is read once for each type.
+    fn storage_and_type(&self) -> String {
         format!("{:?} {}", self.kind, self.storage)
     }
 
-    /// The values row by row, of a storage in which they may stand in any order.
-    fn gathered(&self, storage: &[f32]) -> Result<Vec<f32>> {
-        let too_large =
-            || format!("shape {:?} with strides {:?} does not fit {} values", self.shape, self.strides, storage.len());
-        let count = self.count().with_context(too_large)?;
+    /// The values row by row, of a storage that may have them in any order.
+    fn gather(&self, storage: &[f32]) -> Result<Vec<f32>> {
+        let too_large = || {
+            let (shape, strides, values) = (&self.shape, &self.strides, storage.len());
+            error(format!("shape {shape:?} with strides {strides:?} does not fit {values} values"))
+        };
         // Torch can repeat values by strides of zero; nobody saves an adapter so, and a claimed size is not trusted.
-        ensure!(count <= storage.len(), "{}", too_large());
+        let count = self.count().filter(|count| *count <= storage.len()).ok_or_else(too_large)?;
         let mut values = Vec::with_capacity(count);
         let mut index = vec![0usize; self.shape.len()];
         for _ in 0..count {
-            let place = index
+            let position = index
                 .iter()
                 .zip(&self.strides)
                 .try_fold(self.offset, |sum, (at, stride)| sum.checked_add(at.checked_mul(*stride)?));
-            values.push(*place.and_then(|place| storage.get(place)).with_context(too_large)?);
+            values.push(*position.and_then(|position| storage.get(position)).ok_or_else(too_large)?);
             for (at, size) in index.iter_mut().zip(&self.shape).rev() {
                 *at += 1;
                 if *at < *size {
@@ -220,13 +217,63 @@ impl Stored {
     }
 }
 
-/// The name of what was to be called, and with what.
-fn call(pickle: &Pickle, place: ValueId) -> Result<(&str, &[ValueId])> {
-    match pickle.value(place) {
+impl Kind {
+    fn of(value: &Value) -> Result<Self> {
+        match value {
+            Value::Name(name) => match name.as_str() {
+                "torch.DoubleStorage" => Ok(Self::Double),
+                "torch.FloatStorage" => Ok(Self::Float),
+                "torch.HalfStorage" => Ok(Self::Half),
+                "torch.BFloat16Storage" => Ok(Self::Brain),
+                other => Err(error(format!("values of `{other}`; expected floats"))),
+            },
+            other => Err(error(format!("values of {other}; expected floats"))),
+        }
+    }
+}
+
+/// The name of a zip's pickle.
+fn data_pickle(archive: &ZipArchive<BufReader<File>>) -> Result<String> {
+    for name in archive.file_names() {
+        let name = name.map_err(zip_error)?;
+        if name == "data.pkl" || name.ends_with("/data.pkl") {
+            return Ok(name.into_owned());
+        }
+    }
+    Err(error("no data.pkl is in the zip; expected a file of torch.save"))
+}
+
+/// The sizes or strides in a tuple.
+fn sizes(pickle: &Pickle, id: ValueId) -> Result<Vec<usize>> {
+    let items = pickle.tuple(id).ok_or_else(|| error("sizes that are not a tuple"))?;
+    if items.len() > DIMENSION_LIMIT {
+        return Err(error(format!("{} dimensions; expected at most {DIMENSION_LIMIT}", items.len())));
+    }
+    items.iter().map(|item| size(pickle, *item)).collect()
+}
+
+fn size(pickle: &Pickle, id: ValueId) -> Result<usize> {
+    match pickle.value(id) {
+        Value::Int(count) => usize::try_from(*count).map_err(|_| error("a negative size")),
+        other => Err(error(format!("a size is {other}; expected an integer"))),
+    }
+}
+
+/// The callee and the arguments of a call.
+fn call(pickle: &Pickle, id: ValueId) -> Result<(&str, &[ValueId])> {
+    match pickle.value(id) {
         Value::Call { callee, arguments, .. } => {
-            let Value::Name(name) = pickle.value(*callee) else { bail!("expected a tensor") };
+            let Value::Name(name) = pickle.value(*callee) else { return Err(error("expected a tensor")) };
             Ok((name, pickle.tuple(*arguments).unwrap_or_default()))
         }
-        other => bail!("found {other}; expected a tensor"),
+        other => Err(error(format!("found {other}; expected a tensor"))),
     }
+}
+
+fn error(reason: impl Into<String>) -> AdapterError {
+    AdapterError::Pickle(reason.into())
+}
+
+fn zip_error(cause: zip::result::ZipError) -> AdapterError {
+    error(cause.to_string())
 }

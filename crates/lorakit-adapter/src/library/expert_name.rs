@@ -1,35 +1,30 @@
 //! The names that experts, models and routers may have.
 
-use anyhow::{Result, bail, ensure};
+use crate::error::{AdapterError, Result};
 
-/// The longest name of an expert, in bytes: file systems allow 255, and temporary names add a
-/// prefix.
+/// The longest name of an expert, in bytes: file systems allow 255, and temporary names add a prefix.
 const NAME_LIMIT: usize = 200;
 
-/// Verifies that `name` can name an expert: it is one folder's name on any system, and no hidden
-/// one.
+/// Checks that `name` can name an expert: it is a folder name on any system, and not a hidden one.
 ///
 /// # Errors
-/// If it is empty, too long, starts with a dot, or holds a separator, a comma (which separates
-/// names on the command line) or a control character.
+/// If it is empty, too long, starts with a dot, or holds a separator, a comma (which separates names on the command line)
+/// or a control character.
 pub fn ensure_expert_name(name: &str) -> Result<()> {
     let quoted: String = name.chars().take(60).collect();
-    ensure!(!name.is_empty(), "an expert's name is empty; expected a folder's name");
-    ensure!(
-        name.len() <= NAME_LIMIT,
-        "the expert's name {quoted:?}... has {} bytes; expected at most {NAME_LIMIT}",
-        name.len()
-    );
-    if name.starts_with('.') {
-        bail!("the expert's name {quoted:?} starts with a dot; expected a name that is not hidden");
-    }
-    if let Some(found) = name.chars().find(|found| matches!(found, '/' | '\\' | ',') || found.is_control()) {
-        bail!(
-            "the expert's name {quoted:?} holds {found:?}; expected a folder's name without \
-             separators"
-        );
-    }
-    Ok(())
+    let forbidden = name.chars().find(|found| matches!(found, '/' | '\\' | ',') || found.is_control());
+    let problem = if name.is_empty() {
+        "an expert's name is empty; expected a folder name".to_owned()
+    } else if name.len() > NAME_LIMIT {
+        format!("the expert's name {quoted:?}... has {} bytes; expected at most {NAME_LIMIT}", name.len())
+    } else if name.starts_with('.') {
+        format!("the expert's name {quoted:?} starts with a dot; expected a name that is not hidden")
+    } else if let Some(found) = forbidden {
+        format!("the expert's name {quoted:?} contains {found:?}; expected a folder name without separators")
+    } else {
+        return Ok(());
+    };
+    Err(AdapterError::ExpertName(problem))
 }
 
 #[cfg(test)]

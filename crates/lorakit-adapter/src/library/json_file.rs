@@ -1,19 +1,26 @@
-//! JSON files of a library.
+//! The JSON files of a library.
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use lorakit_format::{atomic, read_text};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{AdapterError, Result};
+
 /// Reads a file that lorakit wrote.
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(path)?).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+    let parsed = serde_json::from_str(&read_text(path)?);
+    parsed.map_err(|source| AdapterError::Json { path: path.to_owned(), source })
 }
 
-/// Writes a file that appears whole, indented, with a line break at its end.
+/// Reads a file that lorakit wrote, if it exists.
+pub(crate) fn read_json_if_exists<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+/// Writes a file that appears whole, indented and with a final line break.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
+    let mut text = serde_json::to_string_pretty(value).map_err(AdapterError::Serialize)?;
     text.push('\n');
     Ok(atomic::write_file(path, text.as_bytes())?)
 }

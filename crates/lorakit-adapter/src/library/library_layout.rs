@@ -4,8 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-
+use crate::error::{AdapterError, Result, Within};
 use crate::library::expert_name::ensure_expert_name;
 
 /// The library's index: format, name and base.
@@ -34,12 +33,7 @@ pub(crate) fn refuse_links(root: &Path) -> Result<()> {
 /// Refuses a link, through which files outside of the library would be read or changed.
 pub(crate) fn refuse_link(path: &Path) -> Result<()> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
-    ensure!(
-        !is_link,
-        "{}: found a link; lorakit follows no links out of a library: put there what it leads to",
-        path.display()
-    );
-    Ok(())
+    if is_link { Err(AdapterError::Link(path.to_owned())) } else { Ok(()) }
 }
 
 /// The folder `name` in the folder `parent` of the library at `root`, neither of them a link. It need not exist.
@@ -59,7 +53,7 @@ pub(crate) fn subfolder_names(root: &Path, parent: &str) -> Result<Vec<String>> 
         return Ok(Vec::new());
     }
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+    for entry in fs::read_dir(&folder).within_file(&folder)? {
         let entry = entry?;
         if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
             names.push(entry.file_name().to_string_lossy().into_owned());

@@ -3,8 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 
-use anyhow::{Context, Result};
-
+use crate::error::{Result, Within};
 use crate::library::library_layout::{LOCK_FILE, refuse_link};
 
 /// The right to change a library, given up when dropped or when the process ends.
@@ -17,7 +16,7 @@ impl LibraryLock {
     /// Waits for the lock of the library at `root`, of which only the folder need exist.
     pub(crate) fn acquire(root: &Path) -> Result<Self> {
         let file = open(root)?;
-        file.lock().with_context(|| root.join(LOCK_FILE).display().to_string())?;
+        file.lock().within_file(&root.join(LOCK_FILE))?;
         Ok(Self { _file: file })
     }
 
@@ -27,7 +26,7 @@ impl LibraryLock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).context(root.join(LOCK_FILE).display().to_string()),
+            Err(TryLockError::Error(error)) => Err(error).within_file(&root.join(LOCK_FILE)),
         }
     }
 }
@@ -37,5 +36,5 @@ fn open(root: &Path) -> Result<File> {
     let path = root.join(LOCK_FILE);
     refuse_link(&path)?;
     let open = OpenOptions::new().create(true).append(true).open(&path);
-    open.with_context(|| format!("{}: the library cannot be changed", path.display()))
+    open.within(|| format!("{}: the library cannot be changed", path.display()))
 }

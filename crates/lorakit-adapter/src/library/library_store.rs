@@ -1,17 +1,19 @@
-//! A library: a folder of experts, each a PEFT folder, and what is known of how they came about.
+//! A library: a folder of experts, each a PEFT folder with a record of how it was made.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use lorakit_format::atomic;
+use lorakit_format::hash::sha256_of_file;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result, Within};
 use crate::library::base_identity::BaseIdentity;
 use crate::library::expert_name::ensure_expert_name;
 use crate::library::expert_record::ExpertRecord;
-use crate::library::json_file::{read_json, write_json};
+use crate::library::json_file::{read_json, read_json_if_exists, write_json};
 use crate::library::library_layout::{
     EXPERTS, INDEX_FILE, RECORD_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
@@ -19,16 +21,14 @@ use crate::library::library_lock::LibraryLock;
 use crate::library::similar_names::similar_names;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::WEIGHTS_FILE;
-use lorakit_format::atomic;
-use lorakit_format::hash::sha256_of_file;
 
-/// The version of the layout of library.json and of the folders beside it.
+/// The version of the format of library.json and of the folders next to it.
 const FORMAT: u32 = 1;
 
-/// An opened library. Opening and listing read no weights.
+/// An open library. Opening and listing it reads no weights.
 ///
-/// Reading needs no lock: experts appear and disappear whole. Whoever changes a library holds
-/// [`lock`](Self::lock) while doing so.
+/// Reading needs no lock, since experts appear and disappear whole. Whoever changes a library holds its
+/// [`lock`](Self::lock) meanwhile.
 #[derive(Clone, Debug)]
 pub struct Library {
     root: PathBuf,
@@ -47,42 +47,42 @@ impl Library {
     /// Opens the library at `root`.
     ///
     /// # Errors
-    /// If there is none, it was written by a newer version of the format, or a part of it is a link, which may lead
-    /// anywhere.
+    /// If there is none, its format is not the one that this version reads, or a part of it is a link, which may lead out
+    /// of it.
     pub fn open(root: &Path) -> Result<Self> {
         let file = root.join(INDEX_FILE);
-        ensure!(
-            file.is_file(),
-            "{}: no library, for it has no {INDEX_FILE}; `lorakit train-experts` and `lorakit \
-             library add` make one",
-            root.display()
-        );
+        if !file.is_file() {
+            return Err(AdapterError::LibraryFolder(format!(
+                "{}: not a library, since it has no {INDEX_FILE}; `lorakit train-experts` and `lorakit library add` create \
+                 one",
+                root.display()
+            )));
+        }
         let index: Index = read_json(&file)?;
-        ensure!(
-            index.format == FORMAT,
-            "{}: found format {}; this version of lorakit reads format {FORMAT}",
-            file.display(),
-            index.format
-        );
+        if index.format != FORMAT {
+            let (place, format) = (file.display(), index.format);
+            return Err(AdapterError::LibraryFolder(format!(
+                "{place}: found format {format}; this version of lorakit reads format {FORMAT}"
+            )));
+        }
         refuse_links(root)?;
         Ok(Self { root: root.to_owned(), index })
     }
 
-    /// Opens the library at `root`, or makes an empty one, named after the folder. A library
-    /// without a base is opened for `base`, which becomes its own with the first expert or model
-    /// that is put in: what fails before that leaves the library as it was.
+    /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened for
+    /// `base`, which is recorded with the first expert or model that is added: a failure before that leaves the library as
+    /// it was.
     ///
     /// # Errors
-    /// If the library has another base than `base`, if `root` is a folder of other things, or
-    /// cannot be written.
+    /// If the library has another base than `base`, if `root` is a folder of other things, or it cannot be written.
     pub fn open_or_create(root: &Path, base: Option<&BaseIdentity>) -> Result<Self> {
         if !root.join(INDEX_FILE).exists() {
-            Self::make(root)?;
+            Self::create(root)?;
         }
         let mut library = Self::open(root)?;
         match (&library.index.base, base) {
             (Some(own), Some(given)) => {
-                own.ensure_same(given).with_context(|| format!("the library {}", root.display()))?;
+                own.ensure_same(given).within(|| format!("the library {}", root.display()))?;
             }
             (None, Some(given)) => library.index.base = Some(given.clone()),
             (_, None) => {}
@@ -90,12 +90,12 @@ impl Library {
         Ok(library)
     }
 
-    /// Makes an empty library without a base.
-    fn make(root: &Path) -> Result<()> {
-        ensure_empty(root)?;
+    /// Creates an empty library without a base.
+    fn create(root: &Path) -> Result<()> {
+        refuse_foreign_files(root)?;
         refuse_links(root)?;
-        fs::create_dir_all(root.join(EXPERTS)).with_context(|| format!("{}: cannot be made", root.display()))?;
-        // Another process may be making the same library: whoever comes second finds it made.
+        fs::create_dir_all(root.join(EXPERTS)).within(|| format!("{}: cannot be created", root.display()))?;
+        // Another process may be creating the same library: the second one finds it complete.
         let _lock = LibraryLock::acquire(root)?;
         if root.join(INDEX_FILE).exists() {
             return Ok(());
@@ -105,8 +105,7 @@ impl Library {
         write_json(&root.join(INDEX_FILE), &index)
     }
 
-    /// The base that library.json records by now; another process may have recorded one since the
-    /// library was opened.
+    /// The base that library.json records now; another process may have recorded one since the library was opened.
     ///
     /// # Errors
     /// If library.json cannot be read.
@@ -114,15 +113,14 @@ impl Library {
         Ok(read_json::<Index>(&self.root.join(INDEX_FILE))?.base)
     }
 
-    /// Records the base that the library was opened for, where none is recorded yet. Whatever puts
-    /// an expert or a model in does so by itself.
+    /// Records the base that the library was opened for, if none is recorded yet. Adding an expert or a model does so.
     ///
     /// # Errors
     /// If another base was recorded in the meantime, or library.json cannot be written.
     pub fn record_base(&self) -> Result<()> {
         let Some(given) = &self.index.base else { return Ok(()) };
         match self.recorded_base()? {
-            Some(own) => own.ensure_same(given).with_context(|| format!("the library {}", self.root.display())),
+            Some(own) => own.ensure_same(given).within(|| format!("the library {}", self.root.display())),
             None => write_json(&self.root.join(INDEX_FILE), &self.index),
         }
     }
@@ -135,7 +133,7 @@ impl Library {
     /// Where the run `id` is or would be.
     ///
     /// # Errors
-    /// If `id` is no name for a folder, or the folder is a link.
+    /// If `id` is not a valid name ([`ensure_expert_name`]), or the folder is a link.
     pub fn run_folder(&self, id: &str) -> Result<PathBuf> {
         subfolder(&self.root, RUNS, id)
     }
@@ -145,8 +143,7 @@ impl Library {
         &self.index.name
     }
 
-    /// The base that its experts belong to, where one is known: recorded, or the one that the
-    /// library was opened for.
+    /// The base that its experts belong to, if it is known: the recorded one, or the one that the library was opened for.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.index.base.as_ref()
     }
@@ -158,14 +155,16 @@ impl Library {
     pub fn expert_names(&self) -> Result<Vec<String>> {
         let folder = self.root.join(EXPERTS);
         let mut names = Vec::new();
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        for entry in fs::read_dir(&folder).within_file(&folder)? {
             let entry = entry?;
             if is_hidden(&entry.file_name()) || !entry.path().is_dir() {
                 continue;
             }
-            let name = entry.file_name().into_string();
-            let name = name.map_err(|name| anyhow::anyhow!("{}: {} is no UTF-8", folder.display(), name.display()))?;
-            ensure_expert_name(&name).with_context(|| folder.display().to_string())?;
+            let not_utf8 = |name: std::ffi::OsString| {
+                AdapterError::ExpertName(format!("{}: {} is not UTF-8", folder.display(), name.display()))
+            };
+            let name = entry.file_name().into_string().map_err(not_utf8)?;
+            ensure_expert_name(&name).within_file(&folder)?;
             names.push(name);
         }
         names.sort();
@@ -180,19 +179,20 @@ impl Library {
     /// The folder of the expert `name`.
     ///
     /// # Errors
-    /// If there is none; the error lists those that there are. Also if it is a link, which may lead
-    /// anywhere.
+    /// If there is none (the error lists those that exist), or it is a link, which may lead out of the library.
     pub fn expert_folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.place(name)?;
+        let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
-        if !folder.is_dir() {
-            let names = self.expert_names()?;
-            let near = similar_names(name, &names);
-            let meant = if near.is_empty() { String::new() } else { format!(" did you mean {}?", quote_names(&near)) };
-            ensure!(!names.is_empty(), "{}: no expert `{name}`; it has no experts yet", self.root.display());
-            bail!("{}: no expert `{name}`;{meant} it has {}", self.root.display(), quote_names(&names));
+        if folder.is_dir() {
+            return Ok(folder);
         }
-        Ok(folder)
+        let (root, names) = (self.root.display(), self.expert_names()?);
+        let similar = similar_names(name, &names);
+        let hint = if similar.is_empty() { String::new() } else { format!(" did you mean {}?", quote_names(&similar)) };
+        Err(AdapterError::UnknownExpert(match names.is_empty() {
+            true => format!("{root}: no expert `{name}`; it has no experts yet"),
+            false => format!("{root}: no expert `{name}`;{hint} it has {}", quote_names(&names)),
+        }))
     }
 
     /// The adapter of the expert `name`.
@@ -200,16 +200,15 @@ impl Library {
     /// # Errors
     /// If there is none, or it cannot be read; see [`Adapter::read`].
     pub fn adapter(&self, name: &str) -> Result<Adapter> {
-        Adapter::read(&self.expert_folder(name)?).with_context(|| format!("the expert `{name}`"))
+        Adapter::read(&self.expert_folder(name)?).within(|| format!("the expert `{name}`"))
     }
 
-    /// How the expert `name` came about, where that is recorded.
+    /// How the expert `name` was made, if that is recorded.
     ///
     /// # Errors
     /// If there is no such expert, or its record cannot be read.
     pub fn record(&self, name: &str) -> Result<Option<ExpertRecord>> {
-        let file = self.expert_folder(name)?.join(RECORD_FILE);
-        if file.exists() { read_json(&file).map(Some) } else { Ok(None) }
+        read_json_if_exists(&self.expert_folder(name)?.join(RECORD_FILE))
     }
 
     /// The SHA-256 of the weights file of the expert `name`.
@@ -220,35 +219,33 @@ impl Library {
         Ok(sha256_of_file(&self.expert_folder(name)?.join(WEIGHTS_FILE))?)
     }
 
-    /// Adds an expert, which appears whole. The record's `sha256` is set to that of the weights as
-    /// written.
+    /// Adds an expert, which appears whole. The record's `sha256` is set to that of the weights.
     ///
     /// # Errors
-    /// If the name is none for an expert or is taken, or the folder cannot be written.
+    /// If the name is not a valid one or is taken, or the folder cannot be written.
     pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         self.insert(name, adapter, record)?;
         self.record_base()
     }
 
-    /// Adds an expert and records nothing of its base.
+    /// Adds an expert, but does not record its base.
     pub(crate) fn insert(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
-        let place = self.place(name)?;
-        refuse_link(&place)?;
-        ensure!(
-            !place.exists(),
-            "{}: the expert `{name}` exists already; give another name, or remove it first",
-            self.root.display()
-        );
-        atomic::create_folder(&place, |folder| write_expert(folder, adapter, record))
+        let folder = self.expert_path(name)?;
+        refuse_link(&folder)?;
+        if folder.exists() {
+            return Err(AdapterError::ExpertExists { root: self.root.clone(), name: name.to_owned() });
+        }
+        atomic::create_folder(&folder, |folder| write_expert(folder, adapter, record))
     }
 
-    /// Adds an expert in place of the one of that name, if there is one.
+    /// Adds an expert, replacing one of that name.
     ///
     /// # Errors
-    /// If the name is none for an expert, or the folder cannot be written.
+    /// If the name is not a valid one, or the folder cannot be written.
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
-        refuse_link(&self.place(name)?)?;
-        atomic::replace_folder(&self.place(name)?, |folder| write_expert(folder, adapter, record))?;
+        let folder = self.expert_path(name)?;
+        refuse_link(&folder)?;
+        atomic::replace_folder(&folder, |folder| write_expert(folder, adapter, record))?;
         self.record_base()
     }
 
@@ -261,34 +258,32 @@ impl Library {
     }
 
     /// Where the expert `name` is or would be.
-    fn place(&self, name: &str) -> Result<PathBuf> {
+    fn expert_path(&self, name: &str) -> Result<PathBuf> {
         ensure_expert_name(name)?;
         Ok(self.root.join(EXPERTS).join(name))
     }
 }
 
-/// That the folder of a new library holds nothing else.
-fn ensure_empty(root: &Path) -> Result<()> {
+/// Refuses to create a library in a folder that holds other things.
+fn refuse_foreign_files(root: &Path) -> Result<()> {
     if root.join(INDEX_FILE).exists() {
         return Ok(());
     }
     let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
-    // Another process may be making the same library: its lock, the experts' folder and, since the line above, the index.
+    // Another process may be creating the same library: its lock, the experts' folder and, since the line above, the index.
     let expected = |name: &OsStr| is_hidden(name) || name == EXPERTS || name == INDEX_FILE;
-    let foreign = entries.find_map(|entry| entry.ok().filter(|entry| !expected(&entry.file_name())));
-    if let Some(entry) = foreign {
-        bail!(
-            "{}: a folder that is no library, for it has no {INDEX_FILE} but holds {}; \
-             name an empty or new folder",
+    match entries.find_map(|entry| entry.ok().filter(|entry| !expected(&entry.file_name()))) {
+        None => Ok(()),
+        Some(entry) => Err(AdapterError::LibraryFolder(format!(
+            "{}: a folder that is not a library, since it has no {INDEX_FILE} but holds {}; name an empty or new folder",
             root.display(),
             entry.file_name().display()
-        );
+        ))),
     }
-    Ok(())
 }
 
-/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json where there is a record, whose
-/// `sha256` is set to that of the weights as written.
+/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json if there is a record, whose `sha256`
+/// is set to that of the weights.
 ///
 /// # Errors
 /// If the adapter has no modules, or a file cannot be written.

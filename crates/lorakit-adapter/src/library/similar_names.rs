@@ -1,16 +1,16 @@
-//! Names like one that is not there: most unknown names are misspelt.
+//! Suggestions for an unknown name, which is most often a misspelled one.
 
-/// How many names are proposed.
-const PROPOSED: usize = 3;
+/// The most names that are suggested.
+const SUGGESTED: usize = 3;
 
-/// Those of `names` that a few typing errors make of `name`, the nearest first.
+/// Those of `names` within a few typing errors of `name` in any case (Levenshtein distance), the nearest first.
 pub(crate) fn similar_names<'a>(name: &str, names: &'a [String]) -> Vec<&'a String> {
     let most = (name.chars().count() / 3).max(2);
     let name = name.to_lowercase();
     let distance = |known: &'a String| (strsim::levenshtein(&name, &known.to_lowercase()), known);
     let mut near: Vec<_> = names.iter().map(distance).filter(|(distance, _)| *distance <= most).collect();
     near.sort();
-    near.into_iter().take(PROPOSED).map(|(_, known)| known).collect()
+    near.into_iter().take(SUGGESTED).map(|(_, known)| known).collect()
 }
 
 #[cfg(test)]
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misspelt_names_are_found_and_others_are_not() {
+    fn misspelled_names_are_found_and_others_are_not() {
         let names = ["boolq", "wiki_hop", "antonym", "Synonym"].map(str::to_owned);
         assert_eq!(similar_names("bolq", &names), ["boolq"]);
         assert_eq!(similar_names("synonim", &names), ["Synonym"]);

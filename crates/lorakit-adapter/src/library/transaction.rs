@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
 use lorakit_format::atomic;
 
 use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result};
 use crate::library::expert_record::ExpertRecord;
 use crate::library::json_file::{read_json, write_json};
 use crate::library::library_layout::{EXPERTS, MODELS, RUNS, refuse_links};
@@ -55,16 +55,18 @@ impl Library {
         self.rollback()
     }
 
-    /// Adds several experts, all or none: what a failure or a kill leaves of them is taken out again,
-    /// now or by whoever takes the [`lock`](Self::lock) next.
+    /// Adds several experts, all or none: what a failure or a kill leaves of them is removed, now or by whoever takes the
+    /// [`lock`](Self::lock) next.
     ///
     /// # Errors
     /// As [`add`](Self::add).
     pub fn add_all(&self, experts: &[(&str, &Adapter, Option<&ExpertRecord>)]) -> Result<()> {
         let names: Vec<&str> = experts.iter().map(|(name, ..)| *name).collect();
         for name in &names {
-            // Before the names are put down: what is taken out again must not have been there before.
-            ensure!(!self.contains(name), "{}: the expert `{name}` exists already", self.root().display());
+            // Before the names are recorded: a rollback must not remove what existed before.
+            if self.contains(name) {
+                return Err(AdapterError::ExpertExists { root: self.root().to_owned(), name: (*name).to_owned() });
+            }
         }
         write_json(&self.root().join(ADDING_FILE), &names)?;
         let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
@@ -74,14 +76,14 @@ impl Library {
                 self.record_base()
             }
             Err(error) => {
-                // The first error is the one to be told; what cannot be taken out now will be by the next lock.
+                // The first error is the one to report; what cannot be removed now will be at the next lock.
                 let _ = self.rollback();
                 Err(error)
             }
         }
     }
 
-    /// Takes out the experts of an addition that came to no end.
+    /// Removes the experts of an addition that was not completed.
     fn rollback(&self) -> Result<()> {
         let file = self.root().join(ADDING_FILE);
         if !file.exists() {

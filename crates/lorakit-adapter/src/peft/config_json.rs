@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result};
 use crate::low_rank::LowRank;
 
 /// The version of PEFT whose keys are written.
@@ -13,15 +13,14 @@ const PEFT_VERSION: &str = "0.21.2";
 
 /// The text of adapter_config.json: keys sorted, two spaces of indent, as PEFT writes it.
 ///
-/// `r` and `lora_alpha` are those of most modules. The others are named in `rank_pattern` and
-/// `alpha_pattern` by their whole, anchored paths, so that PEFT's rule (a key matches at the end of
-/// a path, the first one wins) gives each module exactly its own.
+/// `r` and `lora_alpha` are those of most modules. `rank_pattern` and `alpha_pattern` name the others by their whole,
+/// anchored paths, so that PEFT's rule (the first key that matches the end of a path wins) gives each module its own.
 pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
     let ranks = modules(adapter, |update| Number::whole(update.rank()));
     let alphas = modules(adapter, |update| Number::of(update.scale() * update.rank() as f64));
     let (rank, alpha) = (most_common(&ranks), most_common(&alphas));
     let metadata = adapter.metadata();
-    let stated = json!({
+    let specific = json!({
         "alpha_pattern": pattern(&alphas, alpha),
         "base_model_name_or_path": metadata.base_model,
         "fan_in_fan_out": metadata.fan_in_fan_out,
@@ -34,13 +33,13 @@ pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
         "task_type": metadata.task_type,
     });
     let mut keys: BTreeMap<String, Value> = plain_lora();
-    if let Value::Object(stated) = stated {
-        keys.extend(stated);
+    if let Value::Object(specific) = specific {
+        keys.extend(specific);
     }
-    Ok(serde_json::to_string_pretty(&keys)?)
+    serde_json::to_string_pretty(&keys).map_err(AdapterError::Serialize)
 }
 
-/// The keys whose values are the same for every plain LoRA.
+/// The keys that have the same value for every plain LoRA.
 fn plain_lora() -> BTreeMap<String, Value> {
     let fixed = json!({
         "bias": "none",
@@ -84,12 +83,12 @@ fn plain_lora() -> BTreeMap<String, Value> {
     keys
 }
 
-/// A rank or an alpha, comparable and countable: whole where it can be, as PEFT's types are.
+/// A rank or an alpha that can be compared and counted: an integer where possible, as in PEFT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Number {
     Whole(i64),
     /// The bits of a finite f64.
-    Broken(u64),
+    Fraction(u64),
 }
 
 impl Number {
@@ -102,14 +101,14 @@ impl Number {
         if number.fract() == 0.0 && number.abs() < EXACT {
             Self::Whole(number as i64)
         } else {
-            Self::Broken(number.to_bits())
+            Self::Fraction(number.to_bits())
         }
     }
 
     fn to_json(self) -> Value {
         match self {
             Self::Whole(number) => number.into(),
-            Self::Broken(bits) => f64::from_bits(bits).into(),
+            Self::Fraction(bits) => f64::from_bits(bits).into(),
         }
     }
 }
@@ -118,7 +117,7 @@ fn modules(adapter: &Adapter, number: impl Fn(&LowRank) -> Number) -> BTreeMap<&
     adapter.modules().iter().map(|(path, update)| (path.as_str(), number(update))).collect()
 }
 
-/// The number of most modules; of equally many, the smallest.
+/// The most common number; of equally common ones the smallest.
 fn most_common(numbers: &BTreeMap<&str, Number>) -> Number {
     let mut counts: BTreeMap<Number, usize> = BTreeMap::new();
     for number in numbers.values() {
@@ -128,7 +127,7 @@ fn most_common(numbers: &BTreeMap<&str, Number>) -> Number {
     most.map_or(Number::Whole(0), |(number, _)| number)
 }
 
-/// The modules whose number is another than `usual`, as anchored expressions.
+/// The modules whose number differs from `usual`, as anchored expressions.
 fn pattern(numbers: &BTreeMap<&str, Number>, usual: Number) -> BTreeMap<String, Value> {
     numbers
         .iter()

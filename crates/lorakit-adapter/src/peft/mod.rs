@@ -9,5 +9,6 @@ mod stored_tensor;
 pub(crate) mod target_modules;
 pub(crate) mod target_names;
 mod tensor_key;
-pub(crate) mod validate;
+pub(crate) mod unsupported;
+mod validate;
 mod write_peft;

@@ -1,18 +1,18 @@
-//! Regular expressions over module paths, matched as PEFT has Python match them, in bounded time.
+//! Regular expressions over module paths, matched as PEFT matches them in Python, in bounded time.
 
 use std::fmt;
 
-use anyhow::{Context, Result, ensure};
 use fancy_regex::{Regex, RegexBuilder};
 
-/// Backtracking steps allowed for one path. Paths are short: honest patterns need a few hundred.
+use crate::error::{AdapterError, Result};
+
+/// The limit of backtracking steps on one path. Honest patterns need a few hundred.
 const BACKTRACK_LIMIT: usize = 100_000;
 
-/// The longest pattern accepted, in bytes. The longest seen in published adapters has a few
-/// hundred.
+/// The longest pattern accepted, in bytes. The longest in published adapters has a few hundred.
 const LENGTH_LIMIT: usize = 1 << 16;
 
-/// A regular expression over module paths. Look-around is allowed, since published adapters use it.
+/// A regular expression over module paths, with look-around, which published adapters use.
 #[derive(Clone)]
 pub struct PathPattern {
     source: String,
@@ -20,42 +20,41 @@ pub struct PathPattern {
 }
 
 impl PathPattern {
-    /// A pattern that must match the whole path, as `re.fullmatch` does: the form of a string
-    /// `target_modules`.
+    /// A pattern that must match the whole path, as `re.fullmatch` does: a `target_modules` that is a string.
     ///
     /// # Errors
-    /// If the pattern is too long or no regular expression.
+    /// If the pattern is too long or not a regular expression.
     pub fn whole(source: &str) -> Result<Self> {
         Self::wrapped("^(?:", source, ")$")
     }
 
-    /// A pattern that must match the path or its last segments: the form of the keys of
-    /// `rank_pattern`, `(.*\.)?(KEY)$` matched from the start.
+    /// A pattern that must match the path or its last segments: a key of `rank_pattern`, which PEFT matches as
+    /// `(.*\.)?(KEY)$`.
     ///
     /// # Errors
-    /// If the pattern is too long or no regular expression.
+    /// If the pattern is too long or not a regular expression.
     pub fn suffix(source: &str) -> Result<Self> {
         Self::wrapped(r"^(?:.*\.)?(?:", source, ")$")
     }
 
-    /// A pattern for the name of a list of layers, whose [`layer`](Self::layer) is the number that
-    /// follows it: the form of `layers_pattern`.
+    /// A pattern for the name of a list of layers, whose [`layer`](Self::layer) is the number after it: a name in
+    /// `layers_pattern`.
     ///
     /// # Errors
-    /// If the pattern is too long or no regular expression.
+    /// If the pattern is too long or not a regular expression.
     pub fn layer_list(source: &str) -> Result<Self> {
         Self::wrapped(r"^.*?\.(?:", source, r")\.(?<layer>\d+)\.")
     }
 
     fn wrapped(before: &str, source: &str, after: &str) -> Result<Self> {
-        ensure!(source.len() <= LENGTH_LIMIT, "a pattern of {} bytes; expected at most {LENGTH_LIMIT}", source.len());
-        // Alone first: `a)|(b` is an error that the wrapping would turn into another pattern.
+        if source.len() > LENGTH_LIMIT {
+            return Err(AdapterError::PatternLength { length: source.len(), limit: LENGTH_LIMIT });
+        }
         let compile = |text: &str| {
-            RegexBuilder::new(text)
-                .backtrack_limit(BACKTRACK_LIMIT)
-                .build()
-                .with_context(|| format!("`{source}` is not a regular expression"))
+            let built = RegexBuilder::new(text).backtrack_limit(BACKTRACK_LIMIT).build();
+            built.map_err(|error| AdapterError::Regex { pattern: source.to_owned(), source: Box::new(error) })
         };
+        // On its own first: `a)|(b` is an error, which the wrapping would turn into another pattern.
         compile(source)?;
         let regex = compile(&format!("{before}{source}{after}"))?;
         Ok(Self { source: source.to_owned(), regex })
@@ -71,24 +70,25 @@ impl PathPattern {
     /// # Errors
     /// If matching takes too many steps, which only a pattern that backtracks exponentially does.
     pub fn matches(&self, path: &str) -> Result<bool> {
-        self.regex.is_match(path).with_context(|| self.gave_up(path))
+        self.regex.is_match(path).map_err(|error| self.stopped(path, error))
     }
 
-    /// The number of the layer that `path` lies in, for a [`layer_list`](Self::layer_list).
+    /// The number of the layer that `path` is in, for a [`layer_list`](Self::layer_list).
     ///
     /// # Errors
     /// As [`matches`](Self::matches).
     pub fn layer(&self, path: &str) -> Result<Option<usize>> {
-        let captures = self.regex.captures(path).with_context(|| self.gave_up(path))?;
+        let captures = self.regex.captures(path).map_err(|error| self.stopped(path, error))?;
         Ok(captures.and_then(|found| found.name("layer")?.as_str().parse().ok()))
     }
 
-    fn gave_up(&self, path: &str) -> String {
-        format!(
-            "the pattern `{}` was given up on `{path}` after {BACKTRACK_LIMIT} steps; write it \
-             without nested repetition",
-            self.source
-        )
+    fn stopped(&self, path: &str, error: fancy_regex::Error) -> AdapterError {
+        AdapterError::Backtracking {
+            pattern: self.source.clone(),
+            path: path.to_owned(),
+            limit: BACKTRACK_LIMIT,
+            source: Box::new(error),
+        }
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn look_ahead_is_understood() {
+    fn look_ahead_is_supported() {
         let source = concat!(
             r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|up_proj))(?=$)",
             r"|(?:\bmodel\.layers\.\d+\.(?=mlp)mlp\.up_proj)"
@@ -143,12 +143,12 @@ mod tests {
         let started = std::time::Instant::now();
         let path = format!("model.{}", "a".repeat(60));
         let error = PathPattern::whole(r"model\.(?=a)(?:(a+)+)\1b").unwrap().matches(&path).unwrap_err();
-        assert!(format!("{error:#}").contains("without nested repetition"), "{error:#}");
+        assert!(error.to_string().contains("without nested repetition"), "{error}");
         assert!(started.elapsed().as_secs_f64() < 2.0);
     }
 
     #[test]
-    fn what_is_no_expression_is_refused() {
+    fn invalid_expressions_are_refused() {
         for source in ["a)|(b", "(", "*x", &"a".repeat(LENGTH_LIMIT + 1), "(?:(?:a{1000}){1000}){1000}"] {
             assert!(PathPattern::whole(source).is_err(), "{}", &source[..source.len().min(40)]);
         }

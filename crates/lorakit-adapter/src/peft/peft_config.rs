@@ -1,66 +1,63 @@
-//! adapter_config.json, the description of an adapter that PEFT writes (keys as of PEFT 0.21).
+//! adapter_config.json, PEFT's configuration of an adapter (keys as of PEFT 0.21).
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use lorakit_format::read_text_up_to;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::{Result, Within};
 use crate::peft::path_pattern::PathPattern;
 use crate::peft::target_modules::{ModuleSelector, Targets};
-use crate::peft::validate::{UnsupportedConfig, Validator};
+use crate::peft::unsupported::UnsupportedConfig;
+use crate::peft::validate::Validator;
 use crate::warning::Warning;
 
-/// The value that PEFT gives `r` and `lora_alpha` where a file has none.
+/// PEFT's default of `r` and `lora_alpha`.
 const PEFT_DEFAULT: usize = 8;
 
-/// The longest adapter_config.json that is read, in bytes; one that names every module of a large
-/// base has 1e5.
-const LENGTH_LIMIT: u64 = 1 << 24;
+/// The largest adapter_config.json that is read, in bytes; one that names every module of a large base has 1e5.
+const SIZE_LIMIT: u64 = 1 << 24;
 
-/// Initialisations that change the base's own weights, so that A and B are no update of the base as
-/// published.
+/// Initializations that change the base's own weights, so that A and B are not an update of the published base.
 const CHANGES_THE_BASE: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// Initialisations that leave the base as it is.
+/// Initializations that leave the base as it is.
 const LEAVES_THE_BASE: &[&str] = &["gaussian", "eva", "orthogonal", "mica"];
 
-/// What an accepted adapter_config.json says.
+/// A valid adapter_config.json of a plain LoRA.
 #[derive(Clone, Debug)]
 pub struct PeftConfig {
-    /// The rank of modules that no pattern names (`r`).
+    /// The rank of modules that no pattern matches (`r`).
     pub rank: usize,
-    /// The alpha of modules that no pattern names (`lora_alpha`).
+    /// The alpha of modules that no pattern matches (`lora_alpha`).
     pub alpha: f64,
     /// Whether the scale is `alpha / sqrt(r)` instead of `alpha / r` (`use_rslora`).
     pub rslora: bool,
     /// Which modules are adapted (`target_modules`, `exclude_modules`, `layers_to_transform`,
     /// `layers_pattern`).
     pub targets: Targets,
-    /// What else has to be kept to write the adapter again.
+    /// What else is needed to write the adapter again.
     pub metadata: AdapterMetadata,
-    /// What was accepted leniently.
+    /// What was accepted with a warning.
     pub warnings: Vec<Warning>,
     rank_pattern: Vec<(PathPattern, usize)>,
     alpha_pattern: Vec<(PathPattern, f64)>,
 }
 
-/// What an adapter_config.json says beside the modules: kept, and written again.
+/// What an adapter_config.json says besides the modules: kept, and written again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterMetadata {
-    /// The base that the adapter was made for; advice only (`base_model_name_or_path`).
+    /// The base that the adapter was made for, for information only (`base_model_name_or_path`).
     pub base_model: Option<String>,
     /// The revision of that base.
     pub revision: Option<String>,
-    /// The kind of model that PEFT wraps the base in.
+    /// The task for which PEFT wraps the base (`task_type`).
     pub task_type: TaskType,
     /// The dropout of training (`lora_dropout`).
     pub dropout: f64,
-    /// Whether the base keeps these weights as `[in, out]`, as GPT-2 does. `s B A` is `[out, in]`
-    /// all the same.
+    /// Whether the base stores these weights as `[in, out]`, as GPT-2 does. `s B A` is `[out, in]` nevertheless.
     pub fan_in_fan_out: bool,
 }
 
@@ -73,7 +70,7 @@ pub enum TaskType {
     /// Sequence to sequence.
     #[serde(rename = "SEQ_2_SEQ_LM")]
     Seq2SeqLm,
-    /// Causal language modelling.
+    /// Causal language modeling.
     #[default]
     CausalLm,
     /// Token classification.
@@ -85,35 +82,30 @@ pub enum TaskType {
 }
 
 impl PeftConfig {
-    /// Reads and judges the file at `path`.
+    /// Reads the file at `path`.
     ///
     /// # Errors
-    /// If the file cannot be read or is refused; the error names it, and each refused key with its
-    /// reason.
+    /// If the file cannot be read or describes anything but a plain LoRA; the error names the file, and each unsupported
+    /// key with the reason.
     pub fn read(path: &Path) -> Result<Self> {
-        let read = || -> Result<Self> {
-            let mut text = String::new();
-            File::open(path)?.take(LENGTH_LIMIT + 1).read_to_string(&mut text)?;
-            ensure!(text.len() as u64 <= LENGTH_LIMIT, "longer than {LENGTH_LIMIT} bytes; expected a configuration");
-            Ok(Self::parse(&text)?)
-        };
-        read().with_context(|| path.display().to_string())
+        let text = read_text_up_to(path, SIZE_LIMIT)?;
+        Self::parse(&text).within_file(path)
     }
 
-    /// Judges the text of an adapter_config.json, key by key.
+    /// Parses the text of an adapter_config.json and accounts for every key.
     ///
     /// # Errors
-    /// If the text is no JSON object, or describes anything but a plain LoRA (rsLoRA and patterns
-    /// included); the error lists every refused key with the reason and what to do.
+    /// If the text is not a JSON object, or describes anything but a plain LoRA (rsLoRA and patterns included); the error
+    /// lists every unsupported key with the reason and what to do.
     pub fn parse(json: &str) -> Result<Self, UnsupportedConfig> {
         const FILE: &str = "adapter_config.json";
         let keys = match serde_json::from_str(json) {
             Ok(Value::Object(keys)) => keys,
             Ok(_) => return Err(UnsupportedConfig::of(FILE, "expected a JSON object")),
-            Err(error) => return Err(UnsupportedConfig::of(FILE, format!("no valid JSON: {error}"))),
+            Err(error) => return Err(UnsupportedConfig::of(FILE, format!("not valid JSON: {error}"))),
         };
         let mut validator = Validator::new(keys);
-        ensure_lora(&mut validator)?;
+        check_peft_type(&mut validator)?;
         let rank = read_rank(&mut validator);
         let alpha = read_alpha(&mut validator);
         let rslora = validator.take_as("use_rslora", "true or false", Value::as_bool).unwrap_or(false);
@@ -133,7 +125,7 @@ impl PeftConfig {
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn rank_of(&self, path: &str) -> Result<usize> {
-        Ok(first_match(&self.rank_pattern, path).context("rank_pattern")?.unwrap_or(self.rank))
+        Ok(first_match(&self.rank_pattern, path).within(|| "rank_pattern".to_owned())?.unwrap_or(self.rank))
     }
 
     /// The scale of the module at `path`: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA, after the
@@ -142,7 +134,7 @@ impl PeftConfig {
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn scale_of(&self, path: &str) -> Result<f64> {
-        let alpha = first_match(&self.alpha_pattern, path).context("alpha_pattern")?.unwrap_or(self.alpha);
+        let alpha = first_match(&self.alpha_pattern, path).within(|| "alpha_pattern".to_owned())?.unwrap_or(self.alpha);
         let rank = self.rank_of(path)? as f64;
         Ok(alpha / if self.rslora { rank.sqrt() } else { rank })
     }
@@ -157,8 +149,8 @@ fn first_match<T: Copy>(patterns: &[(PathPattern, T)], path: &str) -> Result<Opt
     Ok(None)
 }
 
-/// That `peft_type` says LORA. If not, the other keys mean something else and are not judged.
-fn ensure_lora(validator: &mut Validator) -> Result<(), UnsupportedConfig> {
+/// Checks that `peft_type` is LORA. Otherwise the other keys mean something else and are not read.
+fn check_peft_type(validator: &mut Validator) -> Result<(), UnsupportedConfig> {
     let reason = match validator.take("peft_type") {
         Some(Value::String(kind)) if kind == "LORA" => return Ok(()),
         Some(Value::String(kind)) if kind.eq_ignore_ascii_case("lora") => {
@@ -227,14 +219,14 @@ fn read_target_modules(validator: &mut Validator) -> Targets {
     match validator.take(KEY) {
         None => {
             validator.warn(KEY, "null: PEFT would pick modules by the base's architecture; here the tensors decide");
-            Targets::unstated()
+            Targets::unspecified()
         }
-        Some(Value::String(text)) => validator.accept(KEY, Targets::string(&text)).unwrap_or_else(Targets::unstated),
+        Some(Value::String(text)) => validator.accept(KEY, Targets::string(&text)).unwrap_or_else(Targets::unspecified),
         Some(value) => match strings(&value) {
             Some(names) if !names.is_empty() => Targets::list(names),
             _ => {
                 validator.refuse(KEY, format!("found {value}; expected names, an expression, or \"all-linear\""));
-                Targets::unstated()
+                Targets::unspecified()
             }
         },
     }
@@ -255,7 +247,7 @@ fn read_excluded(validator: &mut Validator) -> Option<ModuleSelector> {
     }
 }
 
-/// The pairs of a pattern key, in the order of the file, for the first match wins.
+/// The entries of a pattern key in the order of the file, of which the first match wins.
 fn read_patterns<T>(
     validator: &mut Validator,
     key: &str,
@@ -300,13 +292,12 @@ fn check_bias(validator: &mut Validator) {
     {
         validator.refuse(
             "bias",
-            format!("found {bias}; expected \"none\": trained biases of the base are no low-rank update"),
+            format!("found {bias}; expected \"none\": trained biases of the base are not a low-rank update"),
         );
     }
 }
 
-/// `init_lora_weights`: where training started from a changed base, A and B mean nothing on the
-/// published one.
+/// `init_lora_weights`: where training changed the base first, A and B do not fit the published one.
 fn check_initialization(validator: &mut Validator) {
     const KEY: &str = "init_lora_weights";
     let Some(start) = validator.take(KEY) else { return };

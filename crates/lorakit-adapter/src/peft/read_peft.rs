@@ -1,42 +1,38 @@
-//! Puts an adapter together from its configuration and its tensors, and accounts for every one of
-//! them.
+//! Reads an adapter folder, and accounts for every one of its tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-
 use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result, Within};
 use crate::low_rank::LowRank;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
 use crate::peft::peft_config::PeftConfig;
-use crate::peft::stored_tensor::{StoredTensor, read_tensors};
+use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 use crate::peft::target_modules::{Targets, missing_targets};
 use crate::peft::tensor_key::{Factor, PREFIX, TensorKey};
 use crate::warning::Warning;
 
 impl Adapter {
-    /// Reads a PEFT folder. The weights stay in their file, which is mapped; all of it is judged:
-    /// every key of the configuration, and every tensor's name, shape and values.
+    /// Reads a PEFT folder. The weights stay in their file, which is mapped, but everything is checked: every key of the
+    /// configuration, and every tensor's name, shape and values.
     ///
     /// # Errors
-    /// If the folder holds anything but one whole, plain LoRA adapter. The error names the file and
-    /// the key or tensor, what was expected and found, and what to do.
+    /// If the folder holds anything but one complete, plain LoRA adapter. The error names the file and the key or tensor,
+    /// what was expected and found, and what to do.
     pub fn read(dir: &Path) -> Result<Self> {
-        ensure_config(dir)?;
+        check_config_exists(dir)?;
         let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
+        check_weights_exist(dir)?;
         let weights = dir.join(WEIGHTS_FILE);
-        ensure_weights(dir)?;
-        read_tensors(&weights)
-            .and_then(|tensors| from_parts(config, tensors))
-            .with_context(|| weights.display().to_string())
+        let tensors = map_tensors(&weights)?;
+        from_parts(config, tensors).within_file(&weights)
     }
 
-    /// An adapter from a configuration and tensors that come from elsewhere than a safetensors
-    /// file, judged as strictly: key, shape and row-major values of each.
+    /// An adapter from a configuration and tensors from elsewhere than a safetensors file, checked as strictly: key,
+    /// shape and row-major values of each.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -49,91 +45,93 @@ impl Adapter {
     }
 }
 
-/// That `dir` has an adapter_config.json; else whether it is where PEFT keeps several adapters, a
-/// folder each.
-fn ensure_config(dir: &Path) -> Result<()> {
+/// Checks that `dir` has an adapter_config.json, or says whether it is where PEFT keeps several adapters, a folder each.
+fn check_config_exists(dir: &Path) -> Result<()> {
     if dir.join(CONFIG_FILE).is_file() {
         return Ok(());
     }
-    let entries = fs::read_dir(dir).with_context(|| format!("{}: no folder of an adapter", dir.display()))?;
+    let place = dir.display();
+    let entries = fs::read_dir(dir).within(|| format!("{place}: not an adapter folder"))?;
     let inner = entries.flatten().map(|entry| entry.path()).find(|path| path.join(CONFIG_FILE).is_file());
-    match inner {
-        Some(inner) => {
-            bail!("{}: no {CONFIG_FILE}; did you mean {}?", dir.display(), inner.display())
-        }
-        None => bail!("{}: no {CONFIG_FILE}; expected the folder that PEFT's save_pretrained wrote", dir.display()),
-    }
+    Err(AdapterError::AdapterFolder(match inner {
+        Some(inner) => format!("{place}: no {CONFIG_FILE}; did you mean {}?", inner.display()),
+        None => format!("{place}: no {CONFIG_FILE}; expected the folder that PEFT's save_pretrained wrote"),
+    }))
 }
 
-/// That `dir` has an adapter_model.safetensors; else what to do with what it has instead.
-fn ensure_weights(dir: &Path) -> Result<()> {
-    let folder = dir.display();
+/// Checks that `dir` has an adapter_model.safetensors, or says what to do with what it has instead.
+fn check_weights_exist(dir: &Path) -> Result<()> {
+    let place = dir.display();
     if dir.join(WEIGHTS_FILE).is_file() {
         return Ok(());
     }
     if dir.join(PICKLE_FILE).is_file() {
-        bail!(
-            "{folder}: found {PICKLE_FILE}, a pickle; expected {WEIGHTS_FILE}. Convert it with \
-             `lorakit library import`, or save it again with PEFT's save_pretrained \
-             (safe_serialization=True)"
-        );
+        return Err(AdapterError::AdapterFolder(format!(
+            "{place}: found {PICKLE_FILE}, a pickle; expected {WEIGHTS_FILE}. Convert it with `lorakit library import`, or \
+             save it again with PEFT's save_pretrained (safe_serialization=True)"
+        )));
     }
     let shard = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name()).find(|name| {
         let name = name.to_string_lossy();
         name.starts_with("adapter_model-") || name.ends_with(".safetensors.index.json")
     });
-    if let Some(shard) = shard {
-        bail!("{folder}: found {}; expected one {WEIGHTS_FILE}: join its parts, as PEFT needs it too", shard.display());
-    }
-    bail!("{folder}: no {WEIGHTS_FILE}; expected the folder that PEFT's save_pretrained wrote");
+    Err(AdapterError::AdapterFolder(match shard {
+        Some(shard) => {
+            let shard = shard.display();
+            format!("{place}: found {shard}; expected a single {WEIGHTS_FILE}: join the shards, as PEFT needs it too")
+        }
+        None => format!("{place}: no {WEIGHTS_FILE}; expected the folder that PEFT's save_pretrained wrote"),
+    }))
 }
 
-/// A module's tensors, as far as they were found.
+/// A module's tensors found so far.
 #[derive(Default)]
 struct Pair {
     a: Option<StoredTensor>,
     b: Option<StoredTensor>,
 }
 
-/// The adapter that `config` describes and `tensors` hold.
-pub(crate) fn from_parts(config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
-    ensure!(!tensors.is_empty(), "the file holds no tensors");
+/// The adapter with the configuration `config` and the weights `tensors`.
+fn from_parts(config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
+    if tensors.is_empty() {
+        return Err(AdapterError::Tensors("the file holds no tensors".to_owned()));
+    }
     let mut warnings = config.warnings.clone();
-    let pairs = paired(tensors, &mut warnings)?;
+    let pairs = pair_by_module(tensors, &mut warnings)?;
     let paths: Vec<&str> = pairs.keys().map(String::as_str).collect();
-    ensure_targets(&config.targets, &paths)?;
+    check_targets(&config.targets, &paths)?;
     let mut modules = BTreeMap::new();
     for (path, pair) in pairs {
         let update = low_rank(&config, &path, pair)?;
         modules.insert(path, update);
     }
-    Ok(Adapter::described(modules, config, warnings))
+    Ok(Adapter::from_config(modules, config, warnings))
 }
 
-/// The tensors by module, all of them understood.
-fn paired(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
+/// The tensors by module, each one recognised.
+fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
     let keys: Vec<String> = tensors.iter().map(|tensor| tensor.key.clone()).collect();
-    let parsed = understood(&keys)?;
-    note_leniency(&parsed, warnings)?;
+    let parsed = parse_keys(&keys)?;
+    warn_of_leniency(&parsed, warnings)?;
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     for (key, tensor) in parsed.iter().zip(tensors) {
         let pair = pairs.entry(key.module.to_owned()).or_default();
-        let place = match key.factor {
+        let slot = match key.factor {
             Factor::A => &mut pair.a,
             Factor::B => &mut pair.b,
         };
-        if let Some(first) = place.replace(tensor) {
-            return Err(anyhow!(
+        if let Some(first) = slot.replace(tensor) {
+            return Err(AdapterError::Tensors(format!(
                 "two tensors for `{}`: `{}` and another; remove one",
                 key.factor.key(key.module),
                 first.key
-            ));
+            )));
         }
     }
     Ok(pairs)
 }
 
-fn understood(keys: &[String]) -> Result<Vec<TensorKey<'_>>> {
+fn parse_keys(keys: &[String]) -> Result<Vec<TensorKey<'_>>> {
     let mut parsed = Vec::with_capacity(keys.len());
     let mut foreign = Vec::new();
     for key in keys {
@@ -146,38 +144,36 @@ fn understood(keys: &[String]) -> Result<Vec<TensorKey<'_>>> {
         return Ok(parsed);
     };
     let same: Vec<_> = foreign.iter().filter(|(_, other)| other == meaning).map(|(key, _)| key).collect();
-    Err(anyhow!(
-        "tensors that are no LoRA's: {} ({meaning}); expected lora_A.weight and lora_B.weight of \
-         each module alone. Train without it, or remove it where the adapter means the same \
-         without",
+    Err(AdapterError::Tensors(format!(
+        "tensors that do not belong to a plain LoRA: {} ({meaning}); expected only lora_A.weight and lora_B.weight of each \
+         module. Train without it, or remove it if the adapter means the same without",
         quote_names(&same)
-    ))
+    )))
 }
 
-/// Notes names that PEFT would not have written, and refuses a dump of several adapters at once.
-fn note_leniency(keys: &[TensorKey<'_>], warnings: &mut Vec<Warning>) -> Result<()> {
+/// Warns of names that PEFT would not have written, and refuses a dump of several adapters at once.
+fn warn_of_leniency(keys: &[TensorKey<'_>], warnings: &mut Vec<Warning>) -> Result<()> {
     let adapters: BTreeSet<_> = keys.iter().map(|key| key.adapter).collect();
     let names: Vec<_> = adapters.iter().flatten().collect();
-    ensure!(
-        adapters.len() <= 1,
-        "tensors of several adapters in one file: {}; save each on its own",
-        quote_names(&names)
-    );
+    if adapters.len() > 1 {
+        let names = quote_names(&names);
+        return Err(AdapterError::Tensors(format!(
+            "tensors of several adapters in one file: {names}; save each on its own"
+        )));
+    }
     if let Some(name) = names.first() {
         warnings.push(Warning::new(format!("lora_A.{name}.weight"), "the adapter's name within the keys was left out"));
     }
     if let Some(key) = keys.iter().find(|key| !key.prefixed) {
-        let text = format!(
-            "keys without the prefix `{PREFIX}`, which PEFT would silently not load, were taken \
-             to have it"
-        );
+        let text =
+            format!("keys without the prefix `{PREFIX}`, which PEFT would silently not load, were taken to have it");
         warnings.push(Warning::new(key.module, text));
     }
     Ok(())
 }
 
-/// That configuration and tensors agree on which modules are adapted.
-fn ensure_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
+/// Checks that configuration and tensors agree on which modules are adapted.
+fn check_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
     if !targets.is_specified() {
         return Ok(());
     }
@@ -187,48 +183,52 @@ fn ensure_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
             strangers.push(*path);
         }
     }
-    ensure!(
-        strangers.is_empty(),
-        "tensors for modules that target_modules of adapter_config.json does not select: {}; PEFT \
-         would drop them silently. Add them to target_modules, or remove the tensors",
-        quote_names(&strangers)
-    );
     let unmatched = targets.unmatched(paths)?;
-    ensure!(
-        unmatched.is_empty(),
-        "adapter_config.json names what no tensor is for: {}; PEFT would put random weights \
-         there. Remove it from the configuration",
-        unmatched.join(", ")
-    );
     let missing = missing_targets(targets, paths)?;
-    ensure!(
-        missing.is_empty(),
-        "no tensors for {}, though target_modules selects them like their siblings; the file is \
-         not whole. If the base has no such modules, name those that it has by whole paths in \
-         target_modules",
-        quote_names(&missing)
-    );
-    Ok(())
+    let problem = if !strangers.is_empty() {
+        format!(
+            "tensors for modules that target_modules of adapter_config.json does not select: {}; PEFT would drop them \
+             silently. Add them to target_modules, or remove the tensors",
+            quote_names(&strangers)
+        )
+    } else if !unmatched.is_empty() {
+        format!(
+            "adapter_config.json names what no tensor is for: {}; PEFT would put random weights there. Remove it from the \
+             configuration",
+            unmatched.join(", ")
+        )
+    } else if !missing.is_empty() {
+        format!(
+            "no tensors for {}, though target_modules selects them like their counterparts in other layers; the file is \
+             incomplete. If the base has no such modules, list the modules that it has by whole paths in target_modules",
+            quote_names(&missing)
+        )
+    } else {
+        return Ok(());
+    };
+    Err(AdapterError::Tensors(problem))
 }
 
-/// The update of one module, its tensors as large as the configuration says.
+/// The update of one module, its tensors of the rank that the configuration says.
 fn low_rank(config: &PeftConfig, path: &str, pair: Pair) -> Result<LowRank> {
-    let missing = |factor: Factor| anyhow!("the tensor `{}` is missing; the file is not whole", factor.key(path));
+    let missing = |factor: Factor| {
+        AdapterError::Tensors(format!("the tensor `{}` is missing; the file is incomplete", factor.key(path)))
+    };
     let a = pair.a.ok_or_else(|| missing(Factor::A))?;
     let b = pair.b.ok_or_else(|| missing(Factor::B))?;
     let rank = config.rank_of(path)?;
     let ([a_rows, a_cols], [b_rows, b_cols]) = (a.dimensions()?, b.dimensions()?);
-    let advice = "the rank is that of r and rank_pattern in adapter_config.json; \
-                  correct it there, or use the tensors that belong to it";
-    ensure!(
-        a_rows == rank,
-        "tensor `{}`: found shape [{a_rows}, {a_cols}]; expected [{rank}, {a_cols}]: {advice}",
-        a.key
-    );
-    ensure!(
-        b_cols == rank,
-        "tensor `{}`: found shape [{b_rows}, {b_cols}]; expected [{b_rows}, {rank}]: {advice}",
-        b.key
-    );
-    LowRank::new(a.matrix()?, b.matrix()?, config.scale_of(path)?).with_context(|| format!("module `{path}`"))
+    let wrong_rank = |key: &str, found: [usize; 2], expected: [usize; 2]| {
+        AdapterError::Tensors(format!(
+            "tensor `{key}`: found shape {found:?}; expected {expected:?}: the rank is set by r and rank_pattern in \
+             adapter_config.json; correct it there, or use the tensors that belong to it"
+        ))
+    };
+    if a_rows != rank {
+        return Err(wrong_rank(&a.key, [a_rows, a_cols], [rank, a_cols]));
+    }
+    if b_cols != rank {
+        return Err(wrong_rank(&b.key, [b_rows, b_cols], [b_rows, rank]));
+    }
+    LowRank::new(a.matrix()?, b.matrix()?, config.scale_of(path)?).within(|| format!("module `{path}`"))
 }

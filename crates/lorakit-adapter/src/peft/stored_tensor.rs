@@ -1,18 +1,15 @@
-//! A safetensors file, memory-mapped: its tensors by name, their values left where they are.
+//! The tensors of an adapter, their values in memory or still in a mapped safetensors file.
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::TensorInfo;
-use safetensors::{Dtype, SafeTensors};
+use lorakit_format::mmap::FileBytes;
+use lorakit_format::safetensors::{Dtype, SafetensorsFile};
 
-use crate::matrix::Matrix;
-use crate::matrix::Precision;
-use lorakit_format::mmap::MappedFile;
+use crate::error::{AdapterError, Result, Within};
+use crate::matrix::{Matrix, Precision};
 
-/// A tensor that a file holds, not read yet.
+/// A tensor of an adapter; values in a file were not read yet.
 #[derive(Clone, Debug)]
 pub(crate) struct StoredTensor {
     /// Its key.
@@ -23,46 +20,36 @@ pub(crate) struct StoredTensor {
 
 #[derive(Clone, Debug)]
 enum Values {
-    Mapped { file: Arc<MappedFile>, bytes: Range<usize>, dtype: Dtype },
+    InFile { file: FileBytes, bytes: Range<usize>, dtype: Dtype },
     Owned(Vec<f32>),
 }
 
 /// The tensors of the safetensors file at `path`, sorted by key.
-pub(crate) fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
-    let map = Arc::new(MappedFile::open(path)?);
-    ensure!(map.len() >= 8, "shorter than a safetensors header; the file is empty or cut off");
-    let (header, metadata) = SafeTensors::read_metadata(&map)
-        .map_err(|error| anyhow::anyhow!("no whole safetensors file: {error}; is the download or copy complete?"))?;
-    let mut tensors: Vec<_> =
-        metadata.tensors().into_iter().map(|(key, info)| StoredTensor::mapped(key, info, &map, 8 + header)).collect();
-    tensors.sort_by(|a, b| a.key.cmp(&b.key));
-    Ok(tensors)
+pub(crate) fn map_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
+    let file = SafetensorsFile::open(path)?;
+    let tensors = file.tensors().iter().map(|(key, entry)| StoredTensor {
+        key: key.clone(),
+        shape: entry.shape.clone(),
+        values: Values::InFile { file: file.bytes().clone(), bytes: entry.bytes.clone(), dtype: entry.dtype },
+    });
+    Ok(tensors.collect())
 }
 
 impl StoredTensor {
-    fn mapped(key: String, info: &TensorInfo, map: &Arc<MappedFile>, data: usize) -> Self {
-        let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-        let values = Values::Mapped { file: Arc::clone(map), bytes, dtype: info.dtype };
-        Self { key, shape: info.shape.clone(), values }
-    }
-
-    /// A tensor from elsewhere than a safetensors file.
+    /// A tensor from elsewhere than a safetensors file, with its values row by row.
     pub(crate) fn owned(key: String, shape: Vec<usize>, values: Vec<f32>) -> Self {
         Self { key, shape, values: Values::Owned(values) }
     }
 
-    /// The dimensions of a matrix.
+    /// The two dimensions of a matrix.
     pub(crate) fn dimensions(&self) -> Result<[usize; 2]> {
-        match self.shape[..] {
-            [rows, cols] => Ok([rows, cols]),
-            [_, _, ..] => bail!(
-                "tensor `{}`: found shape {:?}; expected two dimensions: convolutions are not \
-                 supported",
-                self.key,
-                self.shape
-            ),
-            _ => bail!("tensor `{}`: found shape {:?}; expected two dimensions", self.key, self.shape),
-        }
+        let hint = match self.shape[..] {
+            [rows, cols] => return Ok([rows, cols]),
+            [_, _, ..] => ": convolutions are not supported",
+            _ => "",
+        };
+        let (key, shape) = (&self.key, &self.shape);
+        Err(AdapterError::Tensors(format!("tensor `{key}`: found shape {shape:?}; expected two dimensions{hint}")))
     }
 
     /// The tensor as a matrix.
@@ -70,11 +57,11 @@ impl StoredTensor {
         let [rows, cols] = self.dimensions()?;
         match self.values {
             Values::Owned(values) => Matrix::new(rows, cols, values),
-            Values::Mapped { file, bytes, dtype } => {
-                precision(dtype).and_then(|precision| Matrix::mapped([rows, cols], file, bytes, precision))
+            Values::InFile { file, bytes, dtype } => {
+                precision(dtype).and_then(|precision| Matrix::in_file([rows, cols], file, bytes, precision))
             }
         }
-        .with_context(|| format!("tensor `{}`", self.key))
+        .within(|| format!("tensor `{}`", self.key))
     }
 }
 
@@ -83,6 +70,6 @@ fn precision(dtype: Dtype) -> Result<Precision> {
         Dtype::F32 => Ok(Precision::F32),
         Dtype::F16 => Ok(Precision::F16),
         Dtype::BF16 => Ok(Precision::Bf16),
-        other => bail!("found values of type {other:?}; expected F32, F16 or BF16"),
+        other => Err(AdapterError::Tensors(format!("found values of type {other:?}; expected F32, F16 or BF16"))),
     }
 }

@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, ensure};
-
+use crate::error::{AdapterError, Result};
 use crate::peft::path_pattern::PathPattern;
 
-/// The modules that a configuration selects, judged by their paths.
+/// The modules that a configuration selects by their paths.
 ///
-/// As in PEFT, `exclude_modules` wins over all else; a string `target_modules` must match the whole
-/// path; an entry of a list must be the path or end it at a dot; `layers_to_transform` narrows a
-/// list, though not entries that are whole paths.
+/// As in PEFT, `exclude_modules` overrides everything else; a string `target_modules` must match the whole path; an entry
+/// of a list must be the path or its last segments; `layers_to_transform` narrows a list, except for entries that are
+/// whole paths.
 #[derive(Clone, Debug)]
 pub struct Targets {
     selection: Selection,
@@ -21,21 +20,20 @@ pub struct Targets {
 /// What `target_modules` says.
 #[derive(Clone, Debug)]
 enum Selection {
-    /// Nothing (`null`): PEFT then falls back on its own table of architectures, so the tensors
-    /// must decide.
-    Unstated,
+    /// Nothing (`null`): PEFT then uses its own table of architectures; here the tensors decide.
+    Unspecified,
     /// `"all-linear"`: every linear module but the head.
     AllLinear,
     /// A list or a regular expression.
     Named(ModuleSelector),
 }
 
-/// A set of modules, named one by one or by a regular expression.
+/// A set of modules: a list of names or a regular expression.
 #[derive(Clone, Debug)]
 pub enum ModuleSelector {
     /// Paths, or their last segments.
     List(BTreeSet<String>),
-    /// An expression that matches whole paths.
+    /// A regular expression that matches whole paths.
     Matching(PathPattern),
 }
 
@@ -48,20 +46,19 @@ struct Layers {
 
 impl Targets {
     /// The targets of a configuration that names none.
-    pub fn unstated() -> Self {
-        Self::of(Selection::Unstated)
+    pub fn unspecified() -> Self {
+        Self::of(Selection::Unspecified)
     }
 
-    /// The modules that are one of `names`, or whose path ends with a dot and one of `names`.
+    /// The modules whose path is one of `names`, or ends with a dot and one of `names`.
     pub fn list<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
         Self::of(Selection::Named(ModuleSelector::List(names.into_iter().map(Into::into).collect())))
     }
 
-    /// The modules that a string `target_modules` selects: `all-linear`, or a regular expression
-    /// for whole paths.
+    /// The modules that a string `target_modules` selects: `all-linear`, or a regular expression for whole paths.
     ///
     /// # Errors
-    /// If the string is no regular expression.
+    /// If the string is not a regular expression.
     pub fn string(text: &str) -> Result<Self> {
         Ok(Self::of(if text.eq_ignore_ascii_case("all-linear") {
             Selection::AllLinear
@@ -74,33 +71,32 @@ impl Targets {
         Self { selection, excluded: None, layers: None }
     }
 
-    /// The same targets without the modules that `names` select (`exclude_modules`).
-    pub fn excluding(self, names: ModuleSelector) -> Self {
-        Self { excluded: Some(names), ..self }
+    /// The same targets without the modules that `excluded` selects (`exclude_modules`).
+    pub fn excluding(self, excluded: ModuleSelector) -> Self {
+        Self { excluded: Some(excluded), ..self }
     }
 
-    /// The same targets in some layers only (`layers_to_transform`), where `lists` are the names of
-    /// the lists of layers (`layers_pattern`); without any, the first number in the path counts.
+    /// The same targets in some layers only (`layers_to_transform`), where `lists` are the names of the lists of layers
+    /// (`layers_pattern`); without any, the first number in the path is the layer.
     ///
     /// # Errors
-    /// If the targets are no list, which PEFT refuses as well, or a name is no regular expression.
+    /// If the targets are not a list, which PEFT refuses as well, or a name is not a regular expression.
     pub fn in_layers(self, indexes: BTreeSet<usize>, lists: &[String]) -> Result<Self> {
-        ensure!(
-            matches!(self.selection, Selection::Named(ModuleSelector::List(_))),
-            "layers_to_transform needs target_modules to be a list; name the layers in its \
-             expression instead"
-        );
+        if !matches!(self.selection, Selection::Named(ModuleSelector::List(_))) {
+            return Err(AdapterError::Targets(
+                "layers_to_transform needs target_modules to be a list; name the layers in its expression instead",
+            ));
+        }
         let lists = lists.iter().map(|name| PathPattern::layer_list(name)).collect::<Result<_>>()?;
         Ok(Self { layers: Some(Layers { indexes, lists }), ..self })
     }
 
-    /// Whether the configuration says what it targets; where it does not, nothing can be found
-    /// missing or extra.
+    /// Whether the configuration says what it targets; if not, no tensor can be missing or extra.
     pub fn is_specified(&self) -> bool {
-        !matches!(self.selection, Selection::Unstated)
+        !matches!(self.selection, Selection::Unspecified)
     }
 
-    /// Whether the module at `path` is a target. Without stated targets every module is.
+    /// Whether the module at `path` is a target. If targets are not specified, every module is.
     ///
     /// # Errors
     /// If a regular expression takes too many steps.
@@ -111,7 +107,7 @@ impl Targets {
             return Ok(false);
         }
         match &self.selection {
-            Selection::Unstated | Selection::AllLinear => Ok(true),
+            Selection::Unspecified | Selection::AllLinear => Ok(true),
             Selection::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
             Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
         }
@@ -124,8 +120,7 @@ impl Targets {
         }
     }
 
-    /// What the configuration names although no module of `paths` bears it out: entries of its
-    /// list, and layers.
+    /// What the configuration names but no module of `paths` matches: entries of its list, and layers.
     ///
     /// # Errors
     /// If a regular expression takes too many steps.
@@ -143,7 +138,7 @@ impl Targets {
         Ok(unmatched)
     }
 
-    /// The names of the list, where the targets are a list and nothing narrows it.
+    /// The names of the list, if the targets are a list that nothing narrows.
     pub(crate) fn plain_list(&self) -> Option<&BTreeSet<String>> {
         match (&self.selection, &self.excluded, &self.layers) {
             (Selection::Named(ModuleSelector::List(names)), None, None) => Some(names),
@@ -162,8 +157,8 @@ impl ModuleSelector {
 }
 
 impl Layers {
-    /// The layer that `path` lies in. By default the first numbered segment that has two names
-    /// before it and something after it, as in `model.layers.3.mlp`: PEFT's `.*?\.[^.]*\.(\d+)\.`.
+    /// The layer that `path` is in. By default the first number with two segments before it and one after it, as in
+    /// `model.layers.3.mlp`: PEFT's `.*?\.[^.]*\.(\d+)\.`.
     fn index_of(&self, path: &str) -> Result<Option<usize>> {
         if self.lists.is_empty() {
             let segments: Vec<&str> = path.split('.').collect();
@@ -184,9 +179,8 @@ pub(crate) fn ends_with_name(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// Modules that must be in the base and are targets, but have no tensors. A parent module
-/// (`model.layers.7.mlp`) has the children that its like in other layers (`model.layers.*.mlp`)
-/// have.
+/// Modules that must be in the base and are targets, but have no tensors: a parent module (`model.layers.7.mlp`) has the
+/// same children as its counterparts in other layers (`model.layers.*.mlp`).
 pub(crate) fn missing_targets(targets: &Targets, paths: &[&str]) -> Result<Vec<String>> {
     let mut children: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut parents = BTreeSet::new();
@@ -194,13 +188,13 @@ pub(crate) fn missing_targets(targets: &Targets, paths: &[&str]) -> Result<Vec<S
         let Some((parent, child)) = path.rsplit_once('.') else {
             continue;
         };
-        children.entry(kind(parent)).or_default().insert(child);
+        children.entry(path_kind(parent)).or_default().insert(child);
         parents.insert(parent);
     }
     let known: BTreeSet<&str> = paths.iter().copied().collect();
     let mut missing = Vec::new();
     for parent in parents {
-        for child in &children[&kind(parent)] {
+        for child in &children[&path_kind(parent)] {
             let path = format!("{parent}.{child}");
             if !known.contains(path.as_str()) && targets.matches(&path)? {
                 missing.push(path);
@@ -210,10 +204,10 @@ pub(crate) fn missing_targets(targets: &Targets, paths: &[&str]) -> Result<Vec<S
     Ok(missing)
 }
 
-/// The path with its numbers left open: `model.layers.*.mlp`.
-fn kind(path: &str) -> String {
-    let open = |segment: &'_ str| segment.bytes().all(|byte| byte.is_ascii_digit());
-    path.split('.').map(|segment| if open(segment) { "*" } else { segment }).collect::<Vec<_>>().join(".")
+/// The path with `*` for its numbers: `model.layers.*.mlp`.
+fn path_kind(path: &str) -> String {
+    let is_number = |segment: &'_ str| segment.bytes().all(|byte| byte.is_ascii_digit());
+    path.split('.').map(|segment| if is_number(segment) { "*" } else { segment }).collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
@@ -274,13 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn entries_and_layers_that_no_module_bears_out_are_named() {
+    fn entries_and_layers_that_no_module_matches_are_named() {
         let targets = Targets::list(["q_proj", "o_proj"]).in_layers([0, 7].into(), &[]).unwrap();
         assert_eq!(targets.unmatched(&[Q0]).unwrap(), ["target_modules `o_proj`", "layers_to_transform 7"]);
     }
 
     #[test]
-    fn a_parent_is_expected_to_have_the_children_of_its_like_in_other_layers() {
+    fn a_parent_must_have_the_children_of_its_counterparts_in_other_layers() {
         let paths = ["m.layers.0.attn.q", "m.layers.0.attn.v", "m.layers.1.attn.q", "m.layers.1.mlp.up"];
         let missing = missing_targets(&Targets::list(["q", "v", "up"]), &paths).unwrap();
         assert_eq!(missing, ["m.layers.1.attn.v"]);

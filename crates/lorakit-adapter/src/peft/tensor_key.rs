@@ -1,10 +1,9 @@
-//! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or
-//! `.lora_B.weight`.
+//! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or `.lora_B.weight`.
 
 /// What PEFT puts before a module's path.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
-/// The parts of tensor names that mark something else than a LoRA's A and B, and what it is.
+/// Parts of tensor names that belong to something else than a LoRA's A and B, and what that is.
 const FOREIGN: &[(&str, &str)] = &[
     (".lora_magnitude_vector", "the magnitude vector of DoRA, which rescales the base's weights"),
     (".lora_embedding_", "a LoRA of an embedding"),
@@ -34,12 +33,12 @@ pub(crate) enum Factor {
     B,
 }
 
-/// A tensor's name, taken apart.
+/// A parsed tensor name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorKey<'a> {
     pub(crate) module: &'a str,
     pub(crate) factor: Factor,
-    /// Whether PEFT's prefix was there.
+    /// Whether it has PEFT's prefix.
     pub(crate) prefixed: bool,
     /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
     pub(crate) adapter: Option<&'a str>,
@@ -53,14 +52,14 @@ impl Factor {
         }
     }
 
-    /// The key under which PEFT looks for this half of `module`.
+    /// The key of this factor of `module` in PEFT's files.
     pub(crate) fn key(self, module: &str) -> String {
         format!("{PREFIX}{module}.{}.weight", self.name())
     }
 }
 
 impl<'a> TensorKey<'a> {
-    /// Takes `key` apart, or says what it is instead.
+    /// Parses `key`, or says what it is instead.
     pub(crate) fn parse(key: &'a str) -> Result<Self, &'static str> {
         let path = key.strip_prefix(PREFIX);
         let (prefixed, path) = (path.is_some(), path.unwrap_or(key));
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_taken_apart_with_and_without_prefix_and_adapter() {
+    fn names_are_parsed_with_and_without_prefix_and_adapter() {
         let key = TensorKey::parse("base_model.model.model.layers.0.q_proj.lora_A.weight").unwrap();
         assert_eq!(
             (key.module, key.factor, key.prefixed, key.adapter),
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_lora_is_named_for_what_it_is() {
+    fn other_tensors_are_named_for_what_they_are() {
         for (key, meaning) in [
             ("m.q.lora_magnitude_vector", "DoRA"),
             ("m.q.lora_magnitude_vector.default.weight", "DoRA"),

@@ -1,87 +1,104 @@
-//! An adapter's folder as PEFT lays it out: adapter_config.json and adapter_model.safetensors.
+//! Writes an adapter folder: adapter_config.json and adapter_model.safetensors.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use lorakit_format::atomic;
+use lorakit_format::safetensors::{Dtype, View, write_file};
 
 use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result, Within};
 use crate::matrix::Matrix;
 use crate::peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::peft::config_json::config_json;
 use crate::peft::tensor_key::Factor;
-use lorakit_format::atomic;
 
 impl Adapter {
-    /// Writes the adapter as a folder that PEFT loads: f32 tensors, sorted keys, the same bytes for
-    /// the same adapter. The folder appears whole or not at all; an adapter's folder that is there
-    /// already is replaced.
+    /// Writes the adapter as a folder that PEFT loads: f32 tensors, sorted keys, the same bytes for the same adapter. The
+    /// folder appears whole or not at all and replaces an adapter folder that exists.
     ///
     /// # Errors
-    /// If the adapter is empty or its scales are not finite, if `dir` is a folder that holds other
-    /// things than an adapter, or cannot be written.
+    /// If the adapter is empty or its scales are not finite, if `dir` is a folder that holds other things than an adapter,
+    /// or it cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         refuse_foreign_files(dir)?;
-        self.ensure_writable()?;
+        self.check_writable()?;
         atomic::replace_folder(dir, |temporary| self.write_files(temporary))
     }
 
     /// Writes the two files into `dir`, which exists.
     pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
-        self.ensure_writable()?;
-        atomic::write_file(&dir.join(WEIGHTS_FILE), &self.weights_bytes()?)?;
+        self.check_writable()?;
+        let mut tensors = Vec::with_capacity(2 * self.modules().len());
+        for (path, update) in self.modules() {
+            tensors.push((Factor::A.key(path), F32Tensor::of(update.a())));
+            tensors.push((Factor::B.key(path), F32Tensor::of(update.b())));
+        }
+        // PEFT refuses files that do not name their framework.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        write_file(&dir.join(WEIGHTS_FILE), tensors, metadata)?;
         Ok(atomic::write_file(&dir.join(CONFIG_FILE), config_json(self)?.as_bytes())?)
     }
 
-    fn ensure_writable(&self) -> Result<()> {
-        ensure!(!self.modules().is_empty(), "an adapter without modules cannot be written");
+    fn check_writable(&self) -> Result<()> {
+        if self.modules().is_empty() {
+            return Err(AdapterError::Tensors("an adapter without modules cannot be written".to_owned()));
+        }
         for (path, update) in self.modules() {
-            ensure!(update.scale().is_finite(), "module `{path}`: the scale is {}", update.scale());
+            if !update.scale().is_finite() {
+                return Err(AdapterError::Scale(update.scale())).within(|| format!("module `{path}`"));
+            }
         }
         Ok(())
     }
+}
 
-    /// The safetensors file of the adapter.
-    fn weights_bytes(&self) -> Result<Vec<u8>> {
-        let mut tensors = Vec::with_capacity(2 * self.modules().len());
-        for (path, update) in self.modules() {
-            tensors.push((Factor::A.key(path), shape(update.a()), bytes(update.a())));
-            tensors.push((Factor::B.key(path), shape(update.b()), bytes(update.b())));
-        }
-        let views = tensors
-            .iter()
-            .map(|(key, shape, bytes)| Ok((key, TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)))
-            .collect::<Result<Vec<_>>>()?;
-        // PEFT refuses files that do not say for which framework they are.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        Ok(safetensors::serialize(views, Some(metadata))?)
+/// A matrix as an f32 tensor of a safetensors file.
+struct F32Tensor<'a> {
+    matrix: &'a Matrix,
+    shape: [usize; 2],
+}
+
+impl<'a> F32Tensor<'a> {
+    fn of(matrix: &'a Matrix) -> Self {
+        Self { matrix, shape: [matrix.rows(), matrix.cols()] }
     }
 }
 
-fn shape(matrix: &Matrix) -> [usize; 2] {
-    [matrix.rows(), matrix.cols()]
+impl View for F32Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.matrix.values().iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape[0] * self.shape[1] * size_of::<f32>()
+    }
 }
 
-fn bytes(matrix: &Matrix) -> Vec<u8> {
-    matrix.values().iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// Refuses to replace a folder that holds anything which is not an adapter's own: it would be lost.
+/// Refuses to replace a folder that holds anything but an adapter: it would be lost.
 fn refuse_foreign_files(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
-    for entry in fs::read_dir(dir).with_context(|| format!("{}: expected a folder", dir.display()))? {
+    let place = dir.display();
+    for entry in fs::read_dir(dir).within(|| format!("{place}: expected a folder"))? {
         let name = entry?.file_name();
-        ensure!(
-            name == CONFIG_FILE || name == WEIGHTS_FILE,
-            "{}: the folder to be replaced also holds {}; choose another folder, or empty this one",
-            dir.display(),
-            name.display()
-        );
+        if name != CONFIG_FILE && name != WEIGHTS_FILE {
+            return Err(AdapterError::AdapterFolder(format!(
+                "{place}: the folder to be replaced also holds {}; choose another folder, or empty this one",
+                name.display()
+            )));
+        }
     }
     Ok(())
 }

@@ -1,16 +1,16 @@
 //! Adapters, their folders and their libraries, from outside the crate.
 //!
-//! What needs the reference material in `../shared`, beside the workspace, is skipped with a notice without it.
+//! Tests that need the reference material in `../shared`, next to the workspace, are ignored by default.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-mod algebra;
-mod configs;
-mod folders;
-mod library;
-mod mttl;
-mod mttl_library;
-mod published;
-mod refusals;
+mod adapter_folders;
+mod libraries;
+mod low_rank_algebra;
+mod malformed_adapters;
+mod mttl_libraries;
+mod oracles;
+mod peft_configs;
+mod published_adapters;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,14 +19,17 @@ use lorakit_adapter::{Adapter, LowRank, Matrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The reference material at `path`, where it is at hand.
-fn shared(path: &str) -> Option<PathBuf> {
+/// The reference material at `path`, which must exist.
+#[track_caller]
+fn shared(path: &str) -> PathBuf {
     let found = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    println!("skipped: no ../shared/{path}");
-    None
+    assert!(found.exists(), "../shared/{path} does not exist");
+    found
+}
+
+/// The messages of an error and its sources, as the program prints them.
+fn chain(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
 }
 
 /// A matrix of values in [-1, 1), the same for the same seed.

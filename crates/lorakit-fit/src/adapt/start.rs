@@ -99,7 +99,7 @@ fn at_scale(adapter: &Adapter, scale: f64) -> Result<Adapter> {
     let pair = |pair: &LowRank| -> Result<LowRank> {
         let factor = pair.scale() / scale;
         let b = pair.b().values().iter().map(|value| (f64::from(*value) * factor) as f32).collect();
-        LowRank::new(pair.a().clone(), Matrix::new(pair.output(), pair.rank(), b)?, scale)
+        Ok(LowRank::new(pair.a().clone(), Matrix::new(pair.output(), pair.rank(), b)?, scale)?)
     };
     let pairs = adapter.modules().iter().map(|(module, of)| Ok((module.clone(), pair(of)?)));
     Ok(Adapter::new(pairs.collect::<Result<_>>()?).with_metadata(adapter.metadata().clone()))

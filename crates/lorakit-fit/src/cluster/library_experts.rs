@@ -24,7 +24,7 @@ pub fn open_experts<'a>(
     records: &BTreeMap<String, Option<ExpertRecord>>,
 ) -> Result<Experts<'a>> {
     let start = InitialA::of(library, records)?;
-    let experts = Experts::new(names, |name| library.adapter(name).map_err(anyhow::Error::into_boxed_dyn_error))?;
+    let experts = Experts::new(names, |name| library.adapter(name))?;
     Ok(match start {
         Some(start) => experts.with_start(move |module| start.a(module).map_err(anyhow::Error::into_boxed_dyn_error)),
         None => experts,
@@ -59,7 +59,7 @@ impl InitialA {
     fn a(&self, module: &str) -> Result<Matrix> {
         let update = self.like.modules().get(module).with_context(|| format!("no expert has the module `{module}`"))?;
         let drawn = self.drawn_as(module);
-        Matrix::new(update.rank(), update.input(), initial_a(self.seed, &drawn, update.rank(), update.input()))
+        Ok(Matrix::new(update.rank(), update.input(), initial_a(self.seed, &drawn, update.rank(), update.input()))?)
     }
 
     /// The module that a module's A was drawn for: where A is tied, the first of q, k and v that is adapted.

@@ -47,7 +47,7 @@ impl CacheKey {
 /// The state of this key; `None` where there is none, or an incomplete one.
 pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<Learned>> {
     let Ok(Some(record)) = library.router_record::<Value>(&key.name) else { return Ok(None) };
-    if record.experts != key.experts || record.of != key.document {
+    if record.experts != key.experts || record.origin != key.document {
         return Ok(None);
     }
     let Ok(state) = library.router_state(&key.name, &record) else { return Ok(None) };
@@ -58,7 +58,7 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<Learned>>
 pub(super) fn write(library: &Library, key: &CacheKey, state: &Learned) -> Result<()> {
     let bytes = serialise(state)?;
     let _lock = library.lock()?;
-    library.put_router(&key.name, &key.experts, &key.document, &bytes)
+    Ok(library.put_router(&key.name, &key.experts, &key.document, &bytes)?)
 }
 
 fn serialise(state: &Learned) -> Result<Vec<u8>> {

@@ -51,7 +51,7 @@ pub fn read(library: &Library, name: &str) -> Result<Option<StoredRouting>> {
         return Err(TrainError::ChangedSkills { place, change, name: name.to_owned() });
     }
     let state = library.router_state(name, &record)?;
-    let RouterRecord { experts, of: RoutingRecord { tasks, splits, record }, .. } = record;
+    let RouterRecord { experts, origin: RoutingRecord { tasks, splits, record }, .. } = record;
     let skills: Vec<String> = experts.into_iter().map(|skill| skill.name).collect();
     let logits = logits(&state, &tasks, splits, &skills).map_err(at)?;
     Ok(Some(StoredRouting { skills, tasks, splits, record, logits }))
@@ -80,7 +80,7 @@ pub fn is_complete(library: &Library, name: &str) -> bool {
 /// # Errors
 /// If its record cannot be read.
 pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
-    Ok(read_record(library, name)?.map(|record| record.of.record))
+    Ok(read_record(library, name)?.map(|record| record.origin.record))
 }
 
 /// Whether the library has experts that were trained as skills of a routing of that name.

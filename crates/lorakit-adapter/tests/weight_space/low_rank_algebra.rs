@@ -1,4 +1,4 @@
-//! What is computed from A and B is what the dense update would give, whatever pair represents it.
+//! Everything computed from A and B equals the result of the dense update, whatever pair represents it.
 
 use lorakit_adapter::{LowRank, Matrix};
 
@@ -48,7 +48,7 @@ fn products_and_norms_are_those_of_the_dense_updates() {
 }
 
 #[test]
-fn the_top_direction_is_the_one_that_the_dense_update_stretches_most() {
+fn the_top_singular_vector_is_that_of_the_dense_update() {
     for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
         let update = random_update(seed as u64, rank, input, output, -3.0);
         let direction = update.top_singular_vector().unwrap();
@@ -88,7 +88,7 @@ fn nothing_depends_on_which_pair_represents_the_update() {
 }
 
 #[test]
-fn a_zero_update_has_no_direction_and_is_like_nothing() {
+fn a_zero_update_has_no_singular_vector_and_is_similar_to_nothing() {
     let update = random_update(1, 3, 8, 5, 2.0);
     let zero_b = Matrix::new(5, 3, vec![0.0; 15]).unwrap();
     let zero = LowRank::new(update.a().clone(), zero_b, 2.0).unwrap();
@@ -99,7 +99,7 @@ fn a_zero_update_has_no_direction_and_is_like_nothing() {
 }
 
 #[test]
-fn an_update_that_cancels_up_to_rounding_has_no_direction() {
+fn an_update_that_cancels_up_to_rounding_has_no_singular_vector() {
     let row = random_matrix(7, 1, 50);
     let twice = Matrix::new(2, 50, [row.values(), row.values()].concat()).unwrap();
     let opposed = Matrix::new(3, 2, vec![0.3, -0.3, 0.7, -0.7, 1.1, -1.1]).unwrap();
@@ -107,7 +107,7 @@ fn an_update_that_cancels_up_to_rounding_has_no_direction() {
 }
 
 #[test]
-fn a_tiny_update_has_a_direction_all_the_same() {
+fn a_tiny_update_has_a_singular_vector() {
     let update = random_update(3, 2, 9, 4, 1.0);
     let tiny = Matrix::new(4, 2, update.b().values().iter().map(|value| value * 1e-20).collect()).unwrap();
     let tiny = LowRank::new(update.a().clone(), tiny, 1.0).unwrap().top_singular_vector().unwrap();

@@ -1,4 +1,4 @@
-//! Folders written are those that PEFT writes, and come back as they were.
+//! Adapter folders are written as PEFT writes them, and read as they were written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use lorakit_adapter::{Adapter, AdapterMetadata, BaseModule, CONFIG_FILE, LowRank
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::{difference, random_update, shared, small_adapter};
+use crate::{chain, difference, random_update, shared, small_adapter};
 
 fn config(dir: &std::path::Path) -> Value {
     serde_json::from_str(&fs::read_to_string(dir.join(CONFIG_FILE)).unwrap()).unwrap()
@@ -21,16 +21,16 @@ fn updates(list: &[(&str, usize, f64)]) -> BTreeMap<String, LowRank> {
 }
 
 #[test]
-fn an_adapter_comes_back_as_it_was_written() {
+fn an_adapter_is_read_as_it_was_written() {
     let temporary = tempfile::tempdir().unwrap();
-    let facts = AdapterMetadata {
+    let metadata = AdapterMetadata {
         base_model: Some("org/base".into()),
         revision: Some("main".into()),
         task_type: TaskType::SeqCls,
         dropout: 0.05,
         fan_in_fan_out: true,
     };
-    let adapter = small_adapter(1).with_metadata(facts);
+    let adapter = small_adapter(1).with_metadata(metadata);
     adapter.write(&temporary.path().join("a")).unwrap();
     let again = Adapter::read(&temporary.path().join("a")).unwrap();
     assert_eq!(again.modules(), adapter.modules());
@@ -61,14 +61,10 @@ fn the_configuration_has_pefts_keys_sorted_and_short_targets() {
     assert_eq!(written["target_modules"], json!(["q_proj", "v_proj"]));
     assert_eq!((&written["r"], &written["lora_alpha"]), (&json!(2), &json!(4)));
     assert_eq!(PeftConfig::parse(&text).unwrap().warnings, []);
-    if let Some(peft) = shared("oracles/peft/mistral/adapters/e0") {
-        let expected: Vec<_> = config(&peft).as_object().unwrap().keys().cloned().collect();
-        assert_eq!(keys, expected);
-    }
 }
 
 #[test]
-fn the_weights_say_that_they_are_for_pytorch_and_are_f32() {
+fn the_weights_are_f32_and_marked_for_pytorch() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
     small_adapter(1).write(&place).unwrap();
@@ -82,7 +78,7 @@ fn the_weights_say_that_they_are_for_pytorch_and_are_f32() {
 }
 
 #[test]
-fn ranks_and_scales_that_differ_are_kept_by_anchored_patterns() {
+fn ranks_and_scales_that_differ_are_written_as_anchored_patterns() {
     // The last path ends as the first does: an unanchored pattern would take it, too.
     let modules = updates(&[
         ("layers.0.q", 8, 0.3),
@@ -106,7 +102,7 @@ fn ranks_and_scales_that_differ_are_kept_by_anchored_patterns() {
 }
 
 #[test]
-fn modules_that_short_names_do_not_describe_are_named_by_whole_paths() {
+fn modules_that_short_names_do_not_fit_are_named_by_whole_paths() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
     let adapter =
@@ -117,7 +113,7 @@ fn modules_that_short_names_do_not_describe_are_named_by_whole_paths() {
 }
 
 #[test]
-fn whoever_knows_the_base_gets_short_names_exactly_where_they_are_right() {
+fn with_a_known_base_short_names_are_used_exactly_where_they_fit() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
     let module = |path: &str| BaseModule { path: path.into(), input: 6, output: 5 };
@@ -132,15 +128,15 @@ fn whoever_knows_the_base_gets_short_names_exactly_where_they_are_right() {
 }
 
 #[test]
-fn an_adapters_folder_is_replaced_and_any_other_left_alone() {
+fn an_adapter_folder_is_replaced_and_any_other_is_left_alone() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
     small_adapter(1).write(&place).unwrap();
     small_adapter(2).write(&place).unwrap();
     assert_eq!(Adapter::read(&place).unwrap().modules(), small_adapter(2).modules());
     fs::write(place.join("notes.txt"), "mine").unwrap();
-    let error = small_adapter(3).write(&place).unwrap_err();
-    assert!(format!("{error:#}").contains("notes.txt"), "{error:#}");
+    let error = chain(small_adapter(3).write(&place).unwrap_err());
+    assert!(error.contains("notes.txt"), "{error}");
     assert_eq!(fs::read_to_string(place.join("notes.txt")).unwrap(), "mine");
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
     assert!(Adapter::new(BTreeMap::new()).write(&temporary.path().join("b")).is_err());
@@ -148,10 +144,9 @@ fn an_adapters_folder_is_replaced_and_any_other_left_alone() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
-    let Some(folder) = shared("oracles/peft") else {
-        return;
-    };
+    let folder = shared("oracles/peft");
     let temporary = tempfile::tempdir().unwrap();
     let mut read = 0;
     for base in fs::read_dir(folder).unwrap() {
@@ -168,7 +163,9 @@ fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
             }
             let mut names: Vec<String> = serde_json::from_value(config(&source)["target_modules"].clone()).unwrap();
             names.sort();
-            assert_eq!(config(&place)["target_modules"], json!(names));
+            let [written, expected] = [&place, &source].map(|folder| config(folder));
+            assert_eq!(written["target_modules"], json!(names));
+            assert!(written.as_object().unwrap().keys().eq(expected.as_object().unwrap().keys()));
             // The weights file is PEFT's own, byte for byte.
             assert!(fs::read(source.join(WEIGHTS_FILE)).unwrap() == fs::read(place.join(WEIGHTS_FILE)).unwrap());
             read += 1;
@@ -178,10 +175,9 @@ fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn rslora_and_patterns_give_each_module_its_own_scale() {
-    let Some(folder) = shared("oracles/peft/mistral/adapters/rs") else {
-        return;
-    };
+    let folder = shared("oracles/peft/mistral/adapters/rs");
     let adapter = Adapter::read(&folder).unwrap();
     for (path, update) in adapter.modules() {
         let rank = if path.ends_with("q_proj") { 8 } else { 4 };

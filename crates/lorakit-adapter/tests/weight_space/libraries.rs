@@ -1,4 +1,4 @@
-//! Libraries: experts come and go whole, and nothing leads out of the folder.
+//! Libraries: experts are added and removed whole, and nothing leads out of the folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use lorakit_adapter::{Adapter, BaseIdentity, ExpertRecord, Library, TaskRecord, WEIGHTS_FILE};
 use lorakit_format::hash::sha256_of_file;
 
-use crate::small_adapter;
+use crate::{chain, small_adapter};
 
 fn base(fingerprint: &str) -> BaseIdentity {
     BaseIdentity {
@@ -91,7 +91,7 @@ fn listing_reads_no_weights() {
 }
 
 #[test]
-fn a_library_keeps_to_its_base() {
+fn a_library_has_one_base() {
     let temporary = tempfile::tempdir().unwrap();
     let root = temporary.path().join("lib");
     Library::open_or_create(&root, None).unwrap();
@@ -105,15 +105,15 @@ fn a_library_keeps_to_its_base() {
     assert!(late.record_base().is_err(), "whoever comes second is refused");
     let renamed = BaseIdentity { name: "/elsewhere".into(), ..base("aa") };
     assert!(Library::open_or_create(&root, Some(&renamed)).is_ok());
-    let error = format!("{:#}", Library::open_or_create(&root, Some(&base("bb"))).unwrap_err());
+    let error = chain(Library::open_or_create(&root, Some(&base("bb"))).unwrap_err());
     assert!(error.contains("fingerprint") && error.contains("aa") && error.contains("bb"), "{error}");
     let wider = BaseIdentity { dimensions: BTreeMap::from([("hidden_size".into(), 128)]), ..base("aa") };
-    let error = format!("{:#}", Library::open_or_create(&root, Some(&wider)).unwrap_err());
+    let error = chain(Library::open_or_create(&root, Some(&wider)).unwrap_err());
     assert!(error.contains("hidden_size") && error.contains("128"), "{error}");
 }
 
 #[test]
-fn what_is_no_library_is_neither_opened_nor_overwritten() {
+fn other_folders_are_neither_opened_nor_overwritten() {
     let temporary = tempfile::tempdir().unwrap();
     assert!(Library::open(temporary.path()).unwrap_err().to_string().contains("library.json"));
     fs::write(temporary.path().join("thesis.tex"), "x").unwrap();
@@ -136,7 +136,7 @@ fn only_one_may_change_a_library_at_a_time() {
 }
 
 #[test]
-fn what_a_killed_writer_left_is_settled_by_the_next_one() {
+fn what_a_killed_writer_left_is_recovered_by_the_next_one() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     library.add("a", &small_adapter(1), None).unwrap();
@@ -154,13 +154,13 @@ fn what_a_killed_writer_left_is_settled_by_the_next_one() {
 }
 
 #[test]
-fn a_replacement_that_was_killed_is_taken_up_by_the_next_one() {
+fn a_killed_replacement_is_recovered_by_the_next_one() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("merged");
     let aside = temporary.path().join(".old-merged");
     small_adapter(1).write(&aside).unwrap();
     small_adapter(2).write(&place).unwrap();
-    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "the older one was put back, then replaced");
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "the older one was restored, then replaced");
     small_adapter(1).write(&aside).unwrap();
     small_adapter(3).write(&place).unwrap();
     assert_eq!(Adapter::read(&place).unwrap().modules(), small_adapter(3).modules());
@@ -168,14 +168,14 @@ fn a_replacement_that_was_killed_is_taken_up_by_the_next_one() {
 }
 
 #[test]
-fn experts_added_together_are_there_together_or_not_at_all() {
+fn experts_are_added_together_or_not_at_all() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     let (one, two, empty) = (small_adapter(1), small_adapter(2), Adapter::new(BTreeMap::new()));
     library.add("old", &one, None).unwrap();
     assert!(library.add_all(&[("a", &one, None), ("b", &empty, None)]).is_err());
     assert!(library.add_all(&[("a", &one, None), ("old", &two, None)]).is_err());
-    assert_eq!(library.expert_names().unwrap(), ["old"], "neither the half nor what was there is touched");
+    assert_eq!(library.expert_names().unwrap(), ["old"], "neither the half nor what existed is touched");
     assert_eq!(library.adapter("old").unwrap().modules(), one.modules());
     // Killed between the two: the list of names is still there.
     library.add("a", &one, None).unwrap();
@@ -188,7 +188,7 @@ fn experts_added_together_are_there_together_or_not_at_all() {
 }
 
 #[test]
-fn leftovers_beside_the_index_and_in_runs_are_settled_and_others_stay() {
+fn leftovers_next_to_the_index_and_in_runs_are_removed_and_others_stay() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     let run = temporary.path().join("runs/abc");
@@ -211,7 +211,7 @@ fn links_are_not_followed_out_of_a_library() {
     let library = Library::open_or_create(&root, None).unwrap();
     library.add("own", &small_adapter(2), None).unwrap();
     std::os::unix::fs::symlink(&outside, root.join("experts/e")).unwrap();
-    assert_eq!(library.expert_names().unwrap(), ["e", "own"], "it is listed, so that it can be told of");
+    assert_eq!(library.expert_names().unwrap(), ["e", "own"], "it is listed, so that it can be reported");
     for refused in [
         library.adapter("e").map(drop),
         library.record("e").map(drop),
@@ -220,7 +220,7 @@ fn links_are_not_followed_out_of_a_library() {
         library.add("e", &small_adapter(3), None),
         library.replace("e", &small_adapter(3), None),
     ] {
-        let message = format!("{:#}", refused.unwrap_err());
+        let message = chain(refused.unwrap_err());
         assert!(message.contains("experts/e") && message.contains("link"), "{message}");
     }
     assert_eq!(Adapter::read(&outside).unwrap().modules(), small_adapter(1).modules());
@@ -244,20 +244,20 @@ fn no_part_of_a_library_leads_out_of_it() {
         fs::create_dir(&root).unwrap();
         fs::write(root.join("library.json"), r#"{"format": 1, "name": "l", "base": null}"#).unwrap();
         link(&root, part);
-        told(part, format!("{:#}", Library::open(&root).unwrap_err()));
-        told(part, format!("{:#}", Library::open_or_create(&root, Some(&base("aa"))).unwrap_err()));
+        told(part, chain(Library::open(&root).unwrap_err()));
+        told(part, chain(Library::open_or_create(&root, Some(&base("aa"))).unwrap_err()));
 
         let root = temporary.path().join(format!("later-{part}"));
         let library = Library::open_or_create(&root, None).unwrap();
         let _ = (fs::remove_file(root.join(part)), fs::remove_dir_all(root.join(part)));
         link(&root, part);
-        told(part, format!("{:#}", library.lock().unwrap_err()));
+        told(part, chain(library.lock().unwrap_err()));
     }
     for hidden in ["experts", ".lock"] {
         let root = temporary.path().join(format!("new-{hidden}"));
         fs::create_dir(&root).unwrap();
         std::os::unix::fs::symlink(outside.join("made"), root.join(hidden)).unwrap();
-        told(hidden, format!("{:#}", Library::open_or_create(&root, None).unwrap_err()));
+        told(hidden, chain(Library::open_or_create(&root, None).unwrap_err()));
     }
     let library = Library::open_or_create(&temporary.path().join("inner"), None).unwrap();
     for part in ["routers", "runs", "models"] {
@@ -265,7 +265,7 @@ fn no_part_of_a_library_leads_out_of_it() {
         link(library.root(), &format!("{part}/x"));
     }
     for refused in [library.router_folder("x"), library.run_folder("x"), library.model_folder("x")] {
-        told("/x", format!("{:#}", refused.unwrap_err()));
+        told("/x", chain(refused.unwrap_err()));
     }
     assert!(library.router_folder("../x").is_err() && library.run_folder("../x").is_err());
     drop(library.lock().unwrap());
@@ -274,7 +274,7 @@ fn no_part_of_a_library_leads_out_of_it() {
 }
 
 #[test]
-fn processes_that_make_one_library_at_once_lose_nothing() {
+fn processes_that_create_one_library_at_once_lose_nothing() {
     let temporary = tempfile::tempdir().unwrap();
     for round in 0..8 {
         let root = temporary.path().join(round.to_string());
@@ -295,7 +295,7 @@ fn processes_that_make_one_library_at_once_lose_nothing() {
 }
 
 #[test]
-fn an_adapter_is_written_normalised() {
+fn an_adapter_that_was_read_is_written_to_the_same_bytes() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     let adapter: Adapter = small_adapter(1);

@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::small_adapter;
+use crate::{chain, small_adapter};
 
 const Q0_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const Q0_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
@@ -26,7 +26,7 @@ fn f32s(shape: &[usize], value: f32) -> Stored {
     Stored { dtype: Dtype::F32, shape: shape.to_vec(), bytes: value.to_le_bytes().repeat(count) }
 }
 
-/// The folder of a sound adapter.
+/// The folder of a valid adapter.
 fn sound() -> TempDir {
     let temporary = tempfile::tempdir().unwrap();
     small_adapter(1).write(&temporary.path().join("a")).unwrap();
@@ -55,12 +55,12 @@ fn change_config(folder: &Path, key: &str, value: Value) {
     fs::write(path, config.to_string()).unwrap();
 }
 
-/// The message with which a sound adapter is refused after `damage`.
+/// The error message of a valid adapter after `damage`.
 fn message(damage: impl FnOnce(&Path)) -> String {
     let temporary = sound();
     let folder = temporary.path().join("a");
     damage(&folder);
-    let message = format!("{:#}", Adapter::read(&folder).unwrap_err());
+    let message = chain(Adapter::read(&folder).unwrap_err());
     assert!(message.contains(folder.to_str().unwrap()), "{message}");
     message
 }
@@ -73,13 +73,13 @@ fn assert_names(message: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_missing_half_of_a_pair() {
+fn a_missing_factor_of_a_pair() {
     let message = message(|folder| change_tensors(folder, |tensors| drop(tensors.remove(Q0_B))));
     assert_names(&message, &[WEIGHTS_FILE, Q0_B, "missing"]);
 }
 
 #[test]
-fn a_missing_module_that_its_siblings_tell_of() {
+fn a_missing_module_that_other_layers_have() {
     let message = message(|folder| {
         change_tensors(folder, |tensors| tensors.retain(|key, _| !key.contains("layers.1.self_attn.v_proj")));
     });
@@ -111,8 +111,8 @@ fn tensors_of_excluded_modules_and_layers() {
     assert_names(&excluded, &["model.layers.0.self_attn.q_proj"]);
     let layers = message(|folder| change_config(folder, "layers_to_transform", json!([0])));
     assert_names(&layers, &["model.layers.1.self_attn.q_proj"]);
-    let idle = message(|folder| change_config(folder, "layers_to_transform", json!([0, 1, 2])));
-    assert_names(&idle, &["layers_to_transform 2"]);
+    let unmatched = message(|folder| change_config(folder, "layers_to_transform", json!([0, 1, 2])));
+    assert_names(&unmatched, &["layers_to_transform 2"]);
 }
 
 #[test]
@@ -122,14 +122,14 @@ fn a_rank_that_the_tensors_do_not_have() {
     let pattern =
         self::message(|folder| change_config(folder, "rank_pattern", json!({"layers.1.self_attn.v_proj": 3})));
     assert_names(&pattern, &["layers.1.self_attn.v_proj.lora_A.weight", "expected [3, 6]"]);
-    let other_half = self::message(|folder| {
+    let other_factor = self::message(|folder| {
         change_tensors(folder, |tensors| drop(tensors.insert(Q0_B.into(), f32s(&[6, 3], 1.0))));
     });
-    assert_names(&other_half, &[Q0_B, "found shape [6, 3]", "expected [6, 2]"]);
+    assert_names(&other_factor, &[Q0_B, "found shape [6, 3]", "expected [6, 2]"]);
 }
 
 #[test]
-fn shapes_that_are_no_matrix() {
+fn shapes_that_are_not_a_matrix() {
     for (shape, part) in [(&[2, 6, 1, 1][..], "convolution"), (&[12], "two dimensions"), (&[0, 6], "expected [2, 6]")] {
         let message = message(|folder| {
             change_tensors(folder, |tensors| drop(tensors.insert(Q0_A.into(), f32s(shape, 1.0))));
@@ -194,7 +194,7 @@ fn several_adapters_or_two_tensors_of_one_name() {
 }
 
 #[test]
-fn keys_without_prefix_or_with_the_adapters_name_are_read_with_a_notice() {
+fn keys_without_prefix_or_with_the_adapters_name_are_read_with_a_warning() {
     for (from, to) in [("base_model.model.", ""), (".weight", ".default.weight")] {
         let temporary = sound();
         let folder = temporary.path().join("a");
@@ -255,13 +255,13 @@ fn folders_that_hold_no_adapter_or_its_weights_in_another_form() {
     });
     assert_names(&sharded, &["adapter_model-00001-of-00002.safetensors"]);
     let temporary = sound();
-    let outside = format!("{:#}", Adapter::read(temporary.path()).unwrap_err());
+    let outside = chain(Adapter::read(temporary.path()).unwrap_err());
     assert_names(&outside, &["did you mean", temporary.path().join("a").to_str().unwrap()]);
     assert!(Adapter::read(&temporary.path().join("nowhere")).is_err());
 }
 
 #[test]
-fn an_exponential_pattern_is_given_up_quickly() {
+fn an_exponential_pattern_is_stopped_quickly() {
     let started = std::time::Instant::now();
     let message = message(|folder| {
         change_tensors(folder, |tensors| {
