@@ -6,7 +6,7 @@ mod phi_slice;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_adapter::Library;
 use lorakit_model::{Base, Options};
-use lorakit_route::{Expert, Experts};
+use lorakit_route::{Expert, LibraryStack};
 use phi_slice::Noise;
 use std::path::Path;
 
@@ -15,11 +15,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXPERTS: usize = 256;
 
-fn experts(root: &Path, base: &Base) -> Experts {
+fn experts(root: &Path, base: &Base) -> LibraryStack {
     let library = Library::open(root).unwrap();
     let names = library.expert_names().unwrap();
     let experts = names.iter().map(|name| Expert::new(name.clone(), library.adapter(name).unwrap()));
-    Experts::new(experts.collect::<Vec<_>>(), base.sites(), base.device()).unwrap()
+    LibraryStack::new(experts.collect::<Vec<_>>(), base.sites(), base.device()).unwrap()
 }
 
 fn opening(criterion: &mut Criterion) {

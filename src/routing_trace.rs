@@ -1,7 +1,7 @@
 //! Records which experts a router chose for each token at each site.
 
 use lorakit_lora::Site;
-use lorakit_route::{Experts, Observer, Routing};
+use lorakit_route::{LibraryStack, Observer, RoutingDecision};
 use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
 
@@ -32,7 +32,7 @@ pub struct Share {
 }
 
 impl Observer for TraceObserver {
-    fn saw(&self, routing: &Routing) {
+    fn observe(&self, routing: &RoutingDecision) {
         let chosen =
             routing.experts.chunks_exact(routing.per_token).zip(routing.weights.chunks_exact(routing.per_token));
         let tokens = chosen.map(|(experts, weights)| {
@@ -68,7 +68,7 @@ pub struct RoutingTrace<'a> {
     /// Each token: its id and its spelling in the vocabulary.
     pub tokens: Vec<(u32, String)>,
     /// The experts of the library.
-    pub experts: &'a Experts,
+    pub experts: &'a LibraryStack,
     /// Every choice, site by site.
     pub choices: Vec<Choice>,
 }

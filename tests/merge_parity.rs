@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Options};
-use lorakit_route::merge::{Coefficients, Merge, Orientation, add_to_weight};
-use lorakit_route::{Expert, Experts, expert};
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, Orientation, add_to_weight, parse_merge};
+use lorakit_route::{Expert, LibraryStack, single_expert};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -57,14 +57,14 @@ impl Oracle {
         let experts: Vec<Expert> = names.iter().map(|name| self.expert(name)).collect();
         let weights = serde_json::from_value(case["weights"].clone()).unwrap();
         let density = case["density"].as_f64().map_or_else(String::new, |density| format!(":density={density}"));
-        let merge: Merge = format!("{kind}{density}").parse().unwrap();
-        merge.apply(&experts, &Coefficients::new(weights)).unwrap().adapter
+        let merge = parse_merge(&format!("{kind}{density}")).unwrap();
+        merge.merge(&experts, &Coefficients::new(weights)).unwrap().adapter
     }
 }
 
 fn patches(base: &Base, adapter: Adapter) -> Patches {
-    let experts = Experts::new([Expert::new("merged", adapter)], base.sites(), &Device::Cpu).unwrap();
-    expert::one(&experts, 0).unwrap()
+    let experts = LibraryStack::new([Expert::new("merged", adapter)], base.sites(), &Device::Cpu).unwrap();
+    single_expert(&experts, 0).unwrap()
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -94,7 +94,7 @@ fn a_base_that_a_merge_was_added_to_gives_the_logits_of_the_merge() {
         let base = oracle.base();
         // Ranks, alphas and rsLoRA differ between the two.
         let experts = [oracle.expert("e0"), oracle.expert("rs")];
-        let merged = Merge::Cat.apply(&experts, &Coefficients::new(vec![0.6, -0.8])).unwrap().adapter;
+        let merged = Concatenation.merge(&experts, &Coefficients::new(vec![0.6, -0.8])).unwrap().adapter;
         let dynamic = oracle.logits_of(&base, &patches(&base, merged.clone()));
 
         let file = oracle.folder.join("base/model.safetensors");

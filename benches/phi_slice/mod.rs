@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Options};
-use lorakit_route::{Expert, Experts, Router, Setting};
+use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -156,14 +156,14 @@ pub fn adapter(base: &Base, noise: &mut Noise) -> Adapter {
 }
 
 /// `count` experts, each with values of its own.
-pub fn experts(base: &Base, count: usize) -> Experts {
+pub fn experts(base: &Base, count: usize) -> LibraryStack {
     let experts = (0..count).map(|e| Expert::new(format!("e{e:03}"), adapter(base, &mut Noise::new(e as u64 + 1))));
-    Experts::new(experts, base.sites(), base.device()).unwrap()
+    LibraryStack::new(experts, base.sites(), base.device()).unwrap()
 }
 
 /// The patches of a router as it is typed.
-pub fn patches(router: &str, experts: &Experts) -> Patches {
-    router.parse::<Router>().unwrap().build(experts, &Setting::default()).unwrap()
+pub fn patches(router: &str, experts: &LibraryStack) -> Patches {
+    parse_router(router).unwrap().patches(experts, &RouterContext::default()).unwrap()
 }
 
 /// The hidden states of one row; done when the device has made them.

@@ -13,7 +13,7 @@ use lorakit_fit::router::{RoutedPatches, build_router};
 use lorakit_fit::{FitContext, OpenLibrary, open_adapter};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
-use lorakit_route::{ROUTERS, Router};
+use lorakit_route::{ROUTERS, single_expert};
 use std::path::PathBuf;
 
 /// The options that say what is added to a base.
@@ -36,7 +36,7 @@ pub struct AdapterArgs {
 
 /// The routers, for --help.
 pub fn routers() -> String {
-    let lines = ROUTERS.iter().map(|about| help_entry(&about.typed(), about.summary)).collect::<Vec<_>>();
+    let lines = ROUTERS.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     format!("Routers, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
@@ -44,7 +44,7 @@ impl AdapterArgs {
     /// Refuses what cannot be meant, before anything is opened.
     pub fn ensure_usage(&self) -> Result<()> {
         match &self.router {
-            Some(typed) if typed.router != Router::Base => {
+            Some(typed) if typed.router.uses_experts() => {
                 usage::ensure(self.library.is_some(), || format!("--router {typed} needs --library"))
             }
             _ => Ok(()),
@@ -54,13 +54,13 @@ impl AdapterArgs {
     /// What fills the slots of an open base.
     pub fn fill<'a>(&self, base: &'a Base, place: &ResolvedBase, context: &Context) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
-            return Ok(RoutedPatches::plain(lorakit_route::expert::one(&open_adapter(folder, base)?, 0)?));
+            return Ok(RoutedPatches::plain(single_expert(&open_adapter(folder, base)?, 0)?));
         }
         self.ensure_usage()?;
         let (Some(typed), Some(library)) = (&self.router, self.library.as_deref()) else {
             return Ok(RoutedPatches::plain(Patches::none()));
         };
-        if typed.router == Router::Base {
+        if !typed.router.uses_experts() {
             // It serves no expert, but a library that is not there is a slip.
             Library::open(library)?;
             return Ok(RoutedPatches::plain(Patches::none()));
@@ -72,6 +72,6 @@ impl AdapterArgs {
         let seed = context.seed;
         let over =
             FitContext { base, library: &opened, tokenizer: &tokenizer, tasks: &fit, data, seed, reporter: context };
-        build_router(&over, &typed.router, None, None).with_context(|| format!("--router {typed}"))
+        build_router(&over, &*typed.router, None, None).with_context(|| format!("--router {typed}"))
     }
 }

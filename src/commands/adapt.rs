@@ -145,7 +145,7 @@ impl AdaptArgs {
         usage::ensure(self.library.is_some() || !self.method.needs_library(), || {
             format!("--method {name} needs --library")
         })?;
-        let trains = !matches!(self.method, Method::Composition(_));
+        let trains = !matches!(self.method, Method::FittedMerge(_));
         usage::ensure(trains || !self.settings.are_given(), || {
             format!(
                 "--set and --config are settings of training; those of {name} follow a colon, as in --method {}",

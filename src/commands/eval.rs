@@ -19,7 +19,6 @@ use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
-use lorakit_route::Router;
 use lorakit_task::{Metric, Split, Task};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +77,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
     }
     let routers = distinct(&args.router);
-    if !fit.is_empty() && routers.iter().all(|typed| typed.router.lesson().is_none()) {
+    if !fit.is_empty() && routers.iter().all(|typed| typed.router.training_data().is_none()) {
         context.output.warn("none of these routers learns anything, and --fit is not used");
     }
     let place = args.base.resolve(context)?;
@@ -143,7 +142,7 @@ fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
 impl EvalArgs {
     /// Refuses what cannot be meant, before anything is opened.
     fn ensure_usage(&self) -> Result<()> {
-        let needy = self.router.iter().find(|typed| typed.router != Router::Base && self.library.is_none());
+        let needy = self.router.iter().find(|typed| typed.router.uses_experts() && self.library.is_none());
         needy.map_or(Ok(()), |typed| Err(usage::wrong(format!("--router {typed} needs --library"))))
     }
 }
@@ -151,7 +150,7 @@ impl EvalArgs {
 /// The library, where a router needs one. One that none needs must be there all the same, or its name is a slip.
 fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
-    if routers.iter().all(|typed| typed.router == Router::Base) {
+    if routers.iter().all(|typed| !typed.router.uses_experts()) {
         Library::open(root)?;
         return Ok(None);
     }
@@ -199,12 +198,12 @@ fn lineup<'a>(
 ) -> Result<Vec<Line<'a>>> {
     let mut line = |RouterArg { router, text }: &RouterArg| -> Result<Line<'a>> {
         let Some(routing) = routing else { return Ok(Line::Same(RoutedPatches::plain(Patches::none()))) };
-        if !depends_on_task(routing, router) {
-            return build_router(routing, router, None, None).map(Line::Same);
+        if !depends_on_task(routing, &**router) {
+            return build_router(routing, &**router, None, None).map(Line::Same);
         }
         let (mut fillings, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
-            match build_router(routing, router, Some(task), None) {
+            match build_router(routing, &**router, Some(task), None) {
                 Ok(filling) => fillings.push(Some(filling)),
                 Err(error) if error.is::<Interrupted>() => return Err(error),
                 Err(error) => {

@@ -63,7 +63,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
         reporter: context,
     };
     let observer = Arc::new(TraceObserver::default());
-    let filling = build_router(&over, &typed.router, None, Some(observer.clone()))
+    let filling = build_router(&over, &*typed.router, None, Some(observer.clone()))
         .with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;

@@ -18,12 +18,13 @@ use lorakit_fit::{
 };
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
-use lorakit_route::merge::{Coefficients, MERGES, Merge, MergeError, Merged, ModuleReport};
-use lorakit_route::{COMPOSITIONS, Composition, Expert, Experts, RouteError};
+use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, ModuleReport, parse_merge};
+use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
 use lorakit_task::Task;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The arguments of `merge`.
 #[derive(Args, Debug)]
@@ -64,9 +65,9 @@ pub struct MergeArgs {
 #[derive(Clone, Debug)]
 enum Method {
     /// In weight space alone, with weights that are given.
-    Given(Merge),
+    Given(Arc<dyn MergeMethod>),
     /// With weights that are fitted to rows.
-    Fitted(Composition),
+    Fitted(Arc<dyn FittedMerge>),
 }
 
 impl FromStr for Method {
@@ -74,12 +75,12 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.split(':').next().unwrap_or_default();
-        if COMPOSITIONS.iter().any(|about| about.name == name) {
-            return text.parse().map(Self::Fitted).map_err(|error: RouteError| error.to_string());
+        if FITTED_MERGES.iter().any(|about| about.name == name) {
+            return parse_fitted_merge(text).map(Self::Fitted).map_err(|error| error.to_string());
         }
-        let fitted: Vec<&str> = COMPOSITIONS.iter().map(|about| about.name).collect();
-        text.parse().map(Self::Given).map_err(|error| match error {
-            MergeError::UnknownMerge { .. } => format!("{error}, {}", fitted.join(", ")),
+        let fitted: Vec<&str> = FITTED_MERGES.iter().map(|about| about.name).collect();
+        parse_merge(text).map(Self::Given).map_err(|error| match error {
+            RouteError::UnknownMethod { .. } => format!("{error}, {}", fitted.join(", ")),
             other => other.to_string(),
         })
     }
@@ -99,10 +100,10 @@ impl MergeArgs {
         })?;
         match &self.method {
             Method::Given(merge) => usage::ensure(self.fit.is_empty(), || {
-                format!("--fit gives rows to fit weights to, which {} does not", merge.name())
+                format!("--fit gives rows to fit weights to, which {} does not", merge.info().name)
             }),
             Method::Fitted(composition) => {
-                let name = composition.name();
+                let name = composition.info().name;
                 let weights = || format!("--weights: {name} fits the weights to rows");
                 usage::ensure(self.weights.is_empty(), weights)?;
                 let fit = || format!("--method {name} fits weights to rows: give tasks with --fit");
@@ -138,36 +139,36 @@ impl MergeArgs {
         match &self.method {
             Method::Given(merge) => {
                 let given = !self.weights.is_empty();
-                let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
-                let merged = merge.apply(&experts, &Coefficients::new(weights.clone()))?;
+                let weights = if given { self.weights.clone() } else { default_weights(&**merge, experts.len()) };
+                let merged = merge.merge(&experts, &Coefficients::new(weights.clone()))?;
                 let record = MergeRecord::new(merge.to_string(), library, names, &weights)?;
                 Ok((experts, Made { merged, record }))
             }
-            Method::Fitted(composition) => self.fitted(composition, experts, library, base, context),
+            Method::Fitted(composition) => self.fitted(&**composition, experts, library, base, context),
         }
     }
 
     /// Fits weights to rows under the base, and merges with them.
     fn fitted(
         &self,
-        composition: &Composition,
+        composition: &dyn FittedMerge,
         experts: Vec<Expert>,
         library: &Library,
         base: Option<(&ResolvedBase, &Base)>,
         context: &Context,
     ) -> Result<(Vec<Expert>, Made)> {
-        let name = composition.name();
+        let name = composition.info().name;
         let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
-        let stacked = Experts::new(experts, base.sites(), base.device())?;
+        let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
         let rows = fitted_merge::rows(composition, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(composition, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
         let (merge, coefficients) = composition.merge(&stacked, &fitted.weights)?;
-        let merged = merge.apply(stacked.experts(), &coefficients)?;
+        let merged = merge.merge(stacked.experts(), &coefficients)?;
         let record = MergeRecord::fitted(
-            &merge,
+            &*merge,
             library,
             &stacked,
             &coefficients,
@@ -184,8 +185,8 @@ impl MergeArgs {
 
 /// A line for each method, for `--help`.
 fn methods() -> String {
-    let lines = MERGES.iter().map(|about| help_entry(&about.typed(), about.summary)).collect::<Vec<_>>();
-    let fitted = COMPOSITIONS.iter().map(|about| help_entry(&about.typed(), about.summary)).collect::<Vec<_>>();
+    let lines = MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
+    let fitted = FITTED_MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     format!(
         "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to rows of --fit, and need \
          --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
@@ -196,7 +197,7 @@ fn methods() -> String {
 }
 
 /// The weights of a merge that was given none.
-pub fn default_weights(merge: &Merge, experts: usize) -> Vec<f64> {
+pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
     merge.default_coefficients(experts).at("").to_vec()
 }
 

@@ -22,13 +22,14 @@ use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Element, Options};
-use lorakit_route::merge::{Coefficients, Merge};
-use lorakit_route::{Expert, Experts, Uniform, expert};
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
+use lorakit_route::{Expert, LibraryStack, Router, RouterContext, Uniform, single_expert};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The longest row of tokens.
 const LONGEST_ROW: usize = 64;
@@ -235,7 +236,7 @@ impl<'a> Verifier<'a> {
     /// The patches of one adapter.
     fn alone(&self, adapter: &Adapter) -> Result<Patches> {
         let experts = [Expert::new("merged", adapter.clone())];
-        Ok(expert::one(&Experts::new(experts, self.base.sites(), self.base.device())?, 0)?)
+        Ok(single_expert(&LibraryStack::new(experts, self.base.sites(), self.base.device())?, 0)?)
     }
 
     /// The logits of the base with an adapter added to its weights.
@@ -270,7 +271,7 @@ struct Recipe {
     name: String,
     experts: Vec<Expert>,
     coefficients: Coefficients,
-    merge: Merge,
+    merge: Arc<dyn MergeMethod>,
     /// The merge, done again.
     merged: Adapter,
 }
@@ -287,7 +288,7 @@ impl Recipe {
                     pluralize(args.weights.len(), "weight"),
                     pluralize(of.len(), "expert")
                 );
-                (MergeRecord::new(Merge::Cat.to_string(), library, &of, &args.weights)?, names)
+                (MergeRecord::new(Concatenation.to_string(), library, &of, &args.weights)?, names)
             }
             Some(record) if args.experts.is_empty() => {
                 let experts = merge::experts(library, &record.names())?;
@@ -307,8 +308,8 @@ impl Recipe {
             }
         }
         let coefficients = record.coefficients();
-        let merge: Merge = record.method.parse()?;
-        let merged = merge.apply(&experts, &coefficients)?.adapter;
+        let merge = parse_merge(&record.method)?;
+        let merged = merge.merge(&experts, &coefficients)?.adapter;
         merged.check_against(&verifier.base.modules())?;
         let name = format!("{} of {}", record.method, record.names().join(", "));
         Ok(Self { name, experts, coefficients, merge, merged })
@@ -317,7 +318,7 @@ impl Recipe {
     /// The dynamic side: for the plain sum every expert in its slots by its weight, which takes no merge at all; for
     /// any other method the adapter that it makes.
     fn patches(&self, verifier: &Verifier) -> Result<Patches> {
-        if self.merge != Merge::Cat {
+        if self.merge.info().name != Concatenation.info().name {
             return verifier.alone(&self.merged);
         }
         // Uniform routing weighs each expert by 1/n.
@@ -330,8 +331,8 @@ impl Recipe {
             Expert::new(expert.name.clone(), Adapter::new(scaled))
         };
         let experts = self.experts.iter().enumerate().map(weighed);
-        let experts = Experts::new(experts, verifier.base.sites(), verifier.base.device())?;
-        Ok(Uniform::default().patches(&experts)?)
+        let experts = LibraryStack::new(experts, verifier.base.sites(), verifier.base.device())?;
+        Ok(Uniform::default().patches(&experts, &RouterContext::default())?)
     }
 }
 

@@ -10,7 +10,7 @@ use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
 use lorakit_fit::router::{build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::SequenceBatch;
-use lorakit_route::{Router, Setting, Usage};
+use lorakit_route::{Router, RouterContext, RoutingStats, expert_of_task, parse_router};
 use lorakit_task::skills::{self, SkillFamily};
 use lorakit_task::{Example, Split, Task};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub fn score(
     let bar = progress_bar::bar(&context.output, (ROWS.len() * tasks) as u64, "eval");
     let mut rows = Vec::new();
     for (label, which, router) in ROWS {
-        let router: Router = router.parse()?;
+        let router = parse_router(router)?;
         let opened = which.of(libraries);
         let tokenizer = || setup.place.tokenizer();
         let fit = FitContext {
@@ -88,16 +88,16 @@ pub fn score(
             seed: context.seed,
             reporter: context,
         };
-        let same = if depends_on_task(&fit, &router) { None } else { Some(build_router(&fit, &router, None, None)?) };
+        let same = if depends_on_task(&fit, &*router) { None } else { Some(build_router(&fit, &*router, None, None)?) };
         let mut summary = |tasks: &[Task]| -> Result<Option<Summary>> {
             let mut scores = Vec::new();
             for task in tasks {
                 bar.set_message(format!("{label} on {},", task.name));
                 bar.inc(1);
-                if !serves(&router, opened, task) {
+                if !serves(&*router, opened, task) {
                     return Ok(None);
                 }
-                let own = if same.is_none() { Some(build_router(&fit, &router, Some(task), None)?) } else { None };
+                let own = if same.is_none() { Some(build_router(&fit, &*router, Some(task), None)?) } else { None };
                 let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
                 let model = PatchedModel {
                     base: &setup.base,
@@ -125,8 +125,8 @@ pub fn score(
 }
 
 /// Whether a router can serve a task: the oracle cannot where no expert was trained on it.
-fn serves(router: &Router, opened: &OpenLibrary, task: &Task) -> bool {
-    !matches!(router, Router::Oracle) || lorakit_route::oracle::expert_of(&task.name, &opened.experts).is_ok()
+fn serves(router: &dyn Router, opened: &OpenLibrary, task: &Task) -> bool {
+    !router.reads_task() || expert_of_task(&task.name, &opened.experts).is_ok()
 }
 
 /// The mean of independent scores.
@@ -166,12 +166,12 @@ pub fn routing_by_family(setup: &Setup, private: &OpenLibrary) -> Result<Vec<Vec
     let index = |family: Option<SkillFamily>| family.and_then(|f| setup.families.iter().position(|known| *known == f));
     let of_expert: Vec<Option<usize>> =
         private.experts.names().iter().map(|name| index(skills::family_of(name))).collect();
-    let router: Router = "arrow".parse()?;
+    let router = parse_router("arrow")?;
     let mut shares = Vec::new();
     for (family, _) in setup.families.iter().enumerate() {
-        let usage = Arc::new(Usage::default());
-        let patches =
-            router.build(&private.experts, &Setting { observer: Some(usage.clone()), ..Setting::default() })?;
+        let usage = Arc::new(RoutingStats::default());
+        let patches = router
+            .patches(&private.experts, &RouterContext { observer: Some(usage.clone()), ..RouterContext::default() })?;
         let tasks = setup.training.iter().filter(|task| index(skills::family_of(&task.name)) == Some(family));
         for task in tasks {
             let prompts = task

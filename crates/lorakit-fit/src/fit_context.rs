@@ -15,7 +15,7 @@ pub struct FitContext<'a, 'base> {
     pub library: &'a OpenLibrary,
     /// Opens the base's tokenizer. It is called only where something is fitted.
     pub tokenizer: &'a dyn Fn() -> Result<Tokenizer>,
-    /// The tasks to fit to; empty: what each router takes by default, see [`lorakit_route::Lesson`].
+    /// The tasks to fit to; empty: what each router takes by default, see [`lorakit_route::TrainingData`].
     pub tasks: &'a [Task],
     /// The folder that task files refer to, for tasks that are found again by an expert's record.
     pub data: Option<&'a Path>,

@@ -4,8 +4,8 @@ use crate::record_file::{read_record, record_beside};
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
 use lorakit_format::hash::sha256;
-use lorakit_route::Experts;
-use lorakit_route::merge::{Coefficients, Merge};
+use lorakit_route::LibraryStack;
+use lorakit_route::merge::{Coefficients, MergeMethod};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -107,9 +107,9 @@ impl MergeRecord {
     /// # Errors
     /// Where an expert's weights cannot be read.
     pub fn fitted(
-        merge: &Merge,
+        merge: &dyn MergeMethod,
         library: &Library,
-        experts: &Experts,
+        experts: &LibraryStack,
         coefficients: &Coefficients,
         fit: FitRecord,
     ) -> Result<Self> {

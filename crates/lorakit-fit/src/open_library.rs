@@ -4,7 +4,7 @@ use crate::record_file::record_beside;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
 use lorakit_model::Base;
-use lorakit_route::{Expert, Experts};
+use lorakit_route::{Expert, LibraryStack};
 use std::path::Path;
 
 /// A library whose experts are stacked at the sites of a base.
@@ -13,7 +13,7 @@ pub struct OpenLibrary {
     /// The library.
     pub library: Library,
     /// The experts.
-    pub experts: Experts,
+    pub experts: LibraryStack,
     /// What is recorded of each, in the order of their names.
     pub records: Vec<Option<ExpertRecord>>,
 }
@@ -46,7 +46,7 @@ impl OpenLibrary {
             Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
         };
         let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
-        let experts = Experts::new(experts, base.sites(), base.device())?;
+        let experts = LibraryStack::new(experts, base.sites(), base.device())?;
         Ok(Self { library, experts, records })
     }
 
@@ -68,12 +68,12 @@ impl OpenLibrary {
 ///
 /// # Errors
 /// Where the adapter cannot be read, or belongs to another base.
-pub fn open_adapter(folder: &Path, base: &Base) -> Result<Experts> {
+pub fn open_adapter(folder: &Path, base: &Base) -> Result<LibraryStack> {
     let place = || folder.display().to_string();
     let adapter = Adapter::read(folder)?;
     ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
     adapter.check_against(&base.modules()).with_context(place)?;
-    Ok(Experts::new([Expert::new("adapter", adapter)], base.sites(), base.device())?)
+    Ok(LibraryStack::new([Expert::new("adapter", adapter)], base.sites(), base.device())?)
 }
 
 /// Checks, before a library is recorded as one of `base`, that everything in it belongs to that base. For a library that

@@ -1,14 +1,39 @@
-//! What can be wrong with a router, or with a library that is to be routed.
+//! What can be wrong with a router, a merge, or the adapters that they are applied to.
 
+use lorakit_adapter::AdapterError;
+use std::error::Error;
 use std::fmt::Display;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = RouteError> = std::result::Result<T, E>;
 
-/// Why a library cannot be routed as was asked. Each message names the thing and says what to do.
+/// An expert's or a module's two numbers, in messages: a name with a rank, or with `(in, out)`.
+type Named<T> = (String, T);
+
+/// Why adapters cannot be routed or merged as was asked. Each message names the thing and says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
+    /// A name that no method has.
+    #[error("unknown {kind} {name:?}; known are: {known}")]
+    UnknownMethod {
+        /// What was named: a router, a merge, or a fitted merge.
+        kind: &'static str,
+        /// The name as typed.
+        name: String,
+        /// The names that are known.
+        known: String,
+    },
+    /// A setting that a method does not have, or a value that it cannot take.
+    #[error("{method}: {problem}; its settings, with their defaults: {known}")]
+    InvalidSetting {
+        /// The method's name.
+        method: String,
+        /// What is wrong.
+        problem: String,
+        /// The settings that the method has.
+        known: String,
+    },
     /// An adapter changes a module that the base does not have, or that no site carries.
     #[error(
         "the expert {expert} has the module {module}, which no site of this base has (a module there is {example}): was it trained on another base?"
@@ -76,11 +101,11 @@ pub enum RouteError {
         /// The module's path.
         module: String,
         /// An expert and its rank.
-        first: (String, usize),
+        first: Named<usize>,
         /// An expert whose rank is another.
-        second: (String, usize),
+        second: Named<usize>,
     },
-    /// LoraHub as published takes experts of one form.
+    /// LoraHub as published takes experts of equal modules, ranks and scales.
     #[error(
         "lorahub:mode=as-published adds the A's and the B's of {module}, and the experts {first} and {second} differ there: {why}; lorahub without a mode takes any"
     )]
@@ -89,7 +114,7 @@ pub enum RouteError {
         module: String,
         /// An expert.
         first: String,
-        /// One that is otherwise.
+        /// One that differs.
         second: String,
         /// How they differ.
         why: String,
@@ -104,80 +129,173 @@ pub enum RouteError {
         /// The expert's name.
         expert: String,
     },
-    /// A router that is not known.
-    #[error("unknown router {name:?}; known are: {known}")]
-    UnknownRouter {
-        /// The name as typed.
-        name: String,
-        /// The names that are known.
-        known: String,
-    },
-    /// Settings that a router does not have, or values that they cannot take.
-    #[error("router {router}: {problem}; its settings, with their defaults: {known}")]
-    Setting {
-        /// The router's name.
-        router: String,
-        /// What is wrong.
-        problem: String,
-        /// The settings that the router has.
-        known: String,
-    },
-    /// A router that learns was not given what it learned.
-    #[error("the router {0} learns from rows, and was not given what it learned")]
-    NothingLearned(String),
-    /// What was learned does not fit the library.
+    /// A router that is fitted was not given its state.
+    #[error("the router {0} is fitted to rows, and was not given what was fitted")]
+    MissingState(String),
+    /// The state of a router does not fit the library.
     #[error(
-        "what the router learned has no matrix {name} of the shape {expected:?} (it has {}): it belongs to another library",
+        "the router's state has no matrix {name} of the shape {expected:?} (it has {}): it belongs to another library",
         .found.map_or("none of that name".to_owned(), |shape| format!("one of {shape:?}"))
     )]
-    Learned {
+    StateMismatch {
         /// The matrix's name.
         name: String,
         /// Rows and columns that it must have.
         expected: (usize, usize),
-        /// What it has, where there is one.
+        /// What it has, if there is one.
         found: Option<(usize, usize)>,
     },
-    /// A router learns from the rows of each expert, and one has none.
-    #[error("no row of the expert {0} was seen: the router learns from rows of every expert's own tasks")]
+    /// The state of a router names experts that the library does not have.
+    #[error("the router's state has tasks of more than the {0} experts of this library")]
+    StateExperts(usize),
+    /// A classifier reads another number of features than the base has.
+    #[error("the classifier reads {expected} features, and the base has {found}")]
+    Features {
+        /// The features that the classifier reads.
+        expected: usize,
+        /// The features that the base has.
+        found: usize,
+    },
+    /// A router is fitted to the rows of each expert, and one has none.
+    #[error("no row of the expert {0} was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
-    /// How prompts of a task differ cannot be said of one.
+    /// The spread of a task's prompts cannot be told from one of them.
     #[error(
         "{0} prompts to learn from, and no two of one task (temperature=auto sets a quarter of each task's aside, and at least one): give tasks of more rows, or rows=N with N at least 3"
     )]
     FewPrompts(usize),
-    /// A response was no number.
+    /// A response is not finite.
     #[error(
         "the experts' responses to the prompts are not all finite numbers: check the library with `lorakit library check`, or take a wider --dtype"
     )]
-    NoPattern,
-    /// A survey was asked about rows other than those that it saw.
-    #[error("the survey saw a pass over other rows")]
+    NotFinite,
+    /// A prompt pass was asked about rows other than those that it saw.
+    #[error("the prompt pass saw other rows")]
     OtherRows,
     /// Subtracting general knowledge by factors subtracts A's of different rank.
     #[error(
         "gks=factors subtracts the A's of {module}, whose ranks differ: {} has rank {}, {} has rank {}; use gks=deltas, which takes any ranks",
         .first.0, .first.1, .second.0, .second.1
     )]
-    GksRanks {
+    SubtractionRanks {
         /// The module's path.
         module: String,
         /// The expert and its rank.
-        first: (String, usize),
+        first: Named<usize>,
         /// A general expert whose rank is another.
-        second: (String, usize),
+        second: Named<usize>,
+    },
+    /// A search was given no rows.
+    #[error("there are no rows to find weights by")]
+    NoRowsToSearch,
+    /// A model answered a search about another number of candidates.
+    #[error("{candidates} candidates got {answers} answers")]
+    Answers {
+        /// The number of candidates.
+        candidates: usize,
+        /// The number of answers.
+        answers: usize,
+    },
+    /// No adapter was given to a merge.
+    #[error("there is no expert to merge: name at least one")]
+    NoExperts,
+    /// The adapters that were given to a merge change nothing.
+    #[error("none of the experts changes any module, so there is nothing to merge")]
+    NoModules,
+    /// Two experts of a merge have one name.
+    #[error("two experts have the name {0}: names must differ, for they seed what is drawn")]
+    SameSeed(String),
+    /// Weights that do not belong to the experts one by one.
+    #[error("{weights} weights{module} were given for {experts} experts: one each is needed")]
+    WeightCount {
+        /// How many weights there are.
+        weights: usize,
+        /// How many experts there are.
+        experts: usize,
+        /// ` for MODULE`, if the weights are those of one module.
+        module: String,
+    },
+    /// A weight that is not a finite number.
+    #[error("the weight of the expert {expert} is {weight}: a finite number is needed")]
+    Weight {
+        /// The expert's name.
+        expert: String,
+        /// What was given.
+        weight: f64,
+    },
+    /// A weight for a module that no expert changes.
+    #[error("there are weights for the module {0}, which none of the experts changes")]
+    WeightOfNoModule(String),
+    /// Two experts of a merge change one module, but not of one shape.
+    #[error(
+        "the experts differ in {module}: {} changes {:?} features (in, out), {} changes {:?}; were they trained on one base?",
+        .first.0, .first.1, .second.0, .second.1
+    )]
+    Shapes {
+        /// The module's path.
+        module: String,
+        /// An expert with its input and output.
+        first: Named<(usize, usize)>,
+        /// An expert that differs, with its input and output.
+        second: Named<(usize, usize)>,
+    },
+    /// Some experts of a merge keep weights as `[in, out]` and some do not.
+    #[error("{0} and {1} differ in fan_in_fan_out: were they trained on one base?")]
+    Orientation(String, String),
+    /// A merge of A and B separately takes equal ranks.
+    #[error(
+        "{method} merges A and B separately, and the ranks at {module} differ: {} has rank {}, {} has rank {}; use {instead}, which takes any ranks",
+        .first.0, .first.1, .second.0, .second.1
+    )]
+    MergedRanks {
+        /// The merge's name.
+        method: &'static str,
+        /// The module's path.
+        module: String,
+        /// An expert and its rank.
+        first: Named<usize>,
+        /// An expert whose rank is another.
+        second: Named<usize>,
+        /// A merge that takes any ranks.
+        instead: &'static str,
+    },
+    /// A weight of a base that the adapter's module does not fit.
+    #[error("{module} was given {found} values of the base's weight; its update is [{output}, {input}]")]
+    BaseWeight {
+        /// The module's path.
+        module: String,
+        /// How many values were given.
+        found: usize,
+        /// The update's output width.
+        output: usize,
+        /// The update's input width.
+        input: usize,
+    },
+    /// A module for which the arithmetic gives no finite result.
+    #[error("{module}: {problem}")]
+    Arithmetic {
+        /// The module's path.
+        module: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A module whose merged matrices are refused.
+    #[error("{module}: the merged matrices")]
+    MergedMatrix {
+        /// The module's path.
+        module: String,
+        /// What is wrong with them.
+        source: AdapterError,
     },
     /// What the adapter algebra refuses.
-    #[error("{0}")]
-    Adapter(String),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// What a model answers a search with if it cannot say.
+    #[error(transparent)]
+    Model(Box<dyn Error + Send + Sync>),
     /// What candle refuses.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
-}
-
-/// What the adapter algebra refuses, as an error of this crate.
-pub(crate) fn adapter(error: impl Into<anyhow::Error>) -> RouteError {
-    RouteError::Adapter(format!("{:#}", error.into()))
 }
 
 /// Names in a row, for messages.

@@ -1,22 +1,26 @@
-//! Routers: a library of adapters, turned into patches for the sites of a base. Merges: several adapters made one.
+//! Routers turn a library of LoRA adapters into patches for the sites of a base; merges turn several adapters into one.
 //!
-//! [`Experts`] stacks the named adapters of a library site by site, once. A [`Router`], parsed from what a user types
-//! (`arrow:top_k=2`), makes [`Patches`] of them, which a model then carries: uniform and verbatim experts are one
-//! low-rank product on all tokens; [`Arrow`] scores every token against each expert's strongest direction and mixes
-//! the few best by [`Mixing`]. An [`Observer`], where one is given, is shown each choice.
+//! [`LibraryStack`] stacks the named adapters of a library site by site, once. A [`Router`], read from what a user types
+//! (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then carries. [`token`] has the
+//! routers that choose for each token, [`prompt`] those that choose for a row by its prompt, [`fixed`] those whose weights do
+//! not depend on the token. An [`Observer`], if one is given, receives each choice.
 //!
-//! A [`merge::Merge`], parsed in the same way (`ties:density=0.2`), makes one adapter of several and their weights, in
-//! weight space alone, and reports what it could not keep.
+//! A [`merge::MergeMethod`], read in the same way (`ties:density=0.2`) by [`merge::parse_merge`], makes one adapter of several
+//! and their weights, in weight space alone, and reports how much was retained.
 //!
-//! The crate deliberately knows no model, no text and no training. It sees [`Site`]s, tokens as rows of numbers, and
-//! the names of tasks where an expert's record lists them. What a router has to learn is learned elsewhere and handed in
-//! as [`Learned`]; [`Router::lesson`] says from what rows. [`Inputs`] is the probe by which inputs are gathered.
+//! A method is one file, and one line in [`ROUTERS`], [`merge::MERGES`] or [`FITTED_MERGES`]: its [`MethodInfo`] has its name,
+//! summary and link, and its settings are a struct with serde's derives.
+//!
+//! The crate deliberately knows no model, no text and no training. It sees [`lorakit_lora::Site`]s, tokens as rows of
+//! numbers, and the names of tasks that an expert's record lists. What a router has to fit is fitted elsewhere and handed in
+//! as [`RouterState`]; [`Router::training_data`] says to what rows. [`InputMeans`] and [`ResponseProbe`] are the probes by
+//! which inputs and responses are recorded.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
 //! use lorakit_lora::{Outputs, Projection, Rows, Site};
-//! use lorakit_route::{Expert, Experts, Router, Setting};
+//! use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let module = "model.layers.0.self_attn.q_proj";
@@ -27,10 +31,10 @@
 //!     Ok(Expert::new(name, Adapter::new([(module.to_string(), low_rank)].into())))
 //! };
 //! let library = [expert("first", [1., 0.], [1., 0.])?, expert("second", [0., 1.], [0., 2.])?];
-//! let experts = Experts::new(library, &[site], &Device::Cpu)?;
+//! let experts = LibraryStack::new(library, &[site], &Device::Cpu)?;
 //!
-//! let router: Router = "arrow:top_k=1".parse()?;
-//! let patches = router.build(&experts, &Setting::default())?;
+//! let router = parse_router("arrow:top_k=1")?;
+//! let patches = router.patches(&experts, &RouterContext::default())?;
 //!
 //! let token = Tensor::new(&[[3f32, 4.]], &Device::Cpu)?;
 //! let mut out = Outputs::new(Tensor::new(&[[10f32, 10.]], &Device::Cpu)?);
@@ -42,94 +46,57 @@
 //! # }
 //! ```
 
-mod always;
-pub mod arrow;
-mod by_prompt;
-pub mod cat;
-pub mod cm;
-mod cobyla;
-mod composition;
 mod error;
-pub mod evidence;
-pub mod expert;
-mod experts;
-mod gate;
-pub mod gks;
-mod held_out;
+pub mod fixed;
 mod inner_products;
-mod inputs;
-mod learned;
-mod leftover;
-pub mod lorahub;
+mod library_stack;
+mod limit;
 pub mod merge;
+mod method_info;
+mod method_settings;
 mod mixing;
 mod observer;
-pub mod oracle;
-mod pattern;
-mod per_token;
-pub mod phatgoose;
-pub mod poly;
-mod posterior;
-pub mod response;
+pub mod prompt;
 mod router;
-mod settings;
+mod router_list;
+mod router_state;
+mod settings_text;
+mod site_patches;
 mod stack;
-pub mod tp;
-mod uniform;
-mod weighed;
+pub mod token;
+mod training_data;
 
-pub use arrow::{Arrow, Tie};
-pub use by_prompt::{ByPrompt, Survey};
-pub use cat::{Cat, Gates};
-pub use cm::Cm;
-pub use composition::{COMPOSITIONS, Composition};
 pub use error::{Result, RouteError};
-pub use evidence::Evidence;
-pub use expert::Verbatim;
-pub use experts::{Expert, Experts};
-pub use held_out::HeldOut;
-pub use inputs::{Inputs, Pool};
-pub use learned::{Learned, Lesson};
-pub use lorahub::{LoraHub, RowLoss, RowLosses};
+pub use fixed::cat::{Cat, CatMerge};
+pub use fixed::expert_per_row::expert_per_row;
+pub use fixed::held_out::HeldOut;
+pub use fixed::lorahub::LoraHub;
+pub use fixed::lorahub::row_losses::{ModelError, RowLoss, RowLosses};
+pub use fixed::no_expert::NoExpert;
+pub use fixed::oracle::{Oracle, expert_of_task};
+pub use fixed::poly::Poly;
+pub use fixed::single::{SingleExpert, single_expert};
+pub use fixed::trainable_weights::TrainableWeights;
+pub use fixed::uniform::Uniform;
+pub use fixed::weights::{by_row_weights, by_weights};
+pub use library_stack::{Expert, LibraryStack};
+pub use limit::Limit;
+pub use merge::{FITTED_MERGES, FittedMerge, parse_fitted_merge};
+pub use method_info::MethodInfo;
 pub use mixing::Mixing;
-pub use observer::{Observer, Routing, Share, Usage};
-pub use pattern::TaskResponses;
-pub use phatgoose::Phatgoose;
-pub use poly::Poly;
-pub use response::{Measure, Responses};
-pub use router::{About, ROUTERS, Router, Setting};
-pub use settings::AtMost;
+pub use observer::{ExpertShare, Observer, RoutingDecision, RoutingStats};
+pub use prompt::evidence::Evidence;
+pub use prompt::evidence::lda::TaskResponses;
+pub use prompt::evidence::response::{ResponseMeasure, ResponseProbe};
+pub use prompt::prompt_router::{PromptPass, PromptRouter};
+pub use prompt::task_predictor::TaskPredictor;
+pub use router::{Router, RouterContext};
+pub use router_list::{ROUTERS, parse_router};
+pub use router_state::RouterState;
 pub use stack::Stack;
-pub use tp::Tp;
-pub use uniform::Uniform;
-pub use weighed::{by_row_weights, by_weights};
-
-use candle_core::Device;
-use lorakit_lora::{Patch, Patches, Site};
-use rayon::prelude::*;
-use std::sync::Arc;
-
-/// Waits until a card has done what this thread asked of it: each thread has a queue of its own there, and what another
-/// one asks next is to find it done.
-fn settled(device: &Device) -> candle_core::Result<()> {
-    device.synchronize()
-}
-
-/// Makes the patch of every site that any expert touches, in parallel; sites that `make` gives none stay as they are.
-fn patches(
-    experts: &Experts,
-    make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync,
-) -> Result<Patches> {
-    let touched: Vec<(usize, &Site, &Stack)> = experts.stacks().collect();
-    let made: Vec<_> = touched
-        .into_par_iter()
-        .map(|(index, site, stack)| {
-            let made = (index, make(index, site, stack)?);
-            settled(stack.a().device())?;
-            Ok(made)
-        })
-        .collect::<Result<_>>()?;
-    let mut by_site = vec![None; experts.sites().len()];
-    made.into_iter().for_each(|(index, patch)| by_site[index] = patch);
-    Ok(Patches::new(by_site))
-}
+pub use token::arrow::Arrow;
+pub use token::centroid::Centroid;
+pub use token::input_means::{InputMeans, Pooling};
+pub use token::phatgoose::Phatgoose;
+pub use token::prototypes::PrototypeScope;
+pub use training_data::TrainingData;

@@ -1,14 +1,12 @@
 //! The two ways of mixing chosen experts into one delta.
 
 use crate::error::Result;
-use crate::experts::Experts;
-use crate::stack::{Choice, Stack};
+use crate::library_stack::LibraryStack;
+use crate::stack::{RoutingScope, Stack};
 use candle_core::{DType, Tensor};
 use lorakit_lora::{GroupedLora, Outputs, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
 /// How the chosen experts' deltas become one.
@@ -21,27 +19,6 @@ pub enum Mixing {
     /// A's and B's are mixed separately, as the papers do: `sum_j s_j w_j B_j z` with `z = sum_i w_i A_i x`
     /// (<https://arxiv.org/abs/2405.11157>). An expert's own term then weighs `w²`, and ranks must be equal.
     Separate,
-}
-
-impl FromStr for Mixing {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "outputs" => Ok(Self::Outputs),
-            "separate" => Ok(Self::Separate),
-            _ => Err("outputs or separate"),
-        }
-    }
-}
-
-impl fmt::Display for Mixing {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Outputs => "outputs",
-            Self::Separate => "separate",
-        })
-    }
 }
 
 /// The stacked experts of a site, ready to be mixed by groups of slots.
@@ -57,7 +34,13 @@ pub(crate) enum Mixture {
 
 impl Mixture {
     /// The experts of a site, with the slots that a choice of them has.
-    pub(crate) fn new(mixing: Mixing, choice: Choice, experts: &Experts, site: &Site, stack: &Stack) -> Result<Self> {
+    pub(crate) fn new(
+        mixing: Mixing,
+        choice: RoutingScope,
+        experts: &LibraryStack,
+        site: &Site,
+        stack: &Stack,
+    ) -> Result<Self> {
         let layouts = stack.layouts(choice);
         match mixing {
             Mixing::Outputs => Ok(Self::Outputs(stack.grouped(layouts)?)),

@@ -1,4 +1,4 @@
-//! Who was chosen, where, and at what weight: for explanations and reports.
+//! Which experts were chosen, where, and at what weight: for explanations and reports.
 
 use lorakit_lora::SequenceBatch;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// One routing decision over a batch.
 #[derive(Debug)]
-pub struct Routing<'a> {
+pub struct RoutingDecision<'a> {
     /// Index of the site.
     pub site: usize,
     /// The projections of the site that the decision holds for.
@@ -18,20 +18,20 @@ pub struct Routing<'a> {
     pub per_token: usize,
     /// Indices of the chosen experts, `[tokens, per_token]`; of fewer than all, the highest score comes first.
     pub experts: &'a [u32],
-    /// Their weights, of the same shape. Each token's sum to one, or to less where part of it is left to
-    /// the base, or to what [`crate::evidence::Otherwise`] says.
+    /// Their weights, of the same shape. Each token's sum to one, or to less if part of it is left to the base or to a
+    /// fallback.
     pub weights: &'a [f32],
 }
 
-/// Something that is shown every decision as it is made. A router without one spends nothing on it.
+/// Receives every decision as it is made. A router without one spends nothing on it.
 pub trait Observer: Send + Sync {
-    /// Sees one decision.
-    fn saw(&self, routing: &Routing);
+    /// Receives one decision.
+    fn observe(&self, routing: &RoutingDecision);
 }
 
 /// How much of the traffic of one projection an expert had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Share {
+pub struct ExpertShare {
     /// Tokens for which it was among the chosen.
     pub tokens: u64,
     /// Sum of its weights over them.
@@ -40,17 +40,17 @@ pub struct Share {
 
 /// Adds up, for each site, first projection of a decision and expert, how much traffic it had.
 #[derive(Debug, Default)]
-pub struct Usage(Mutex<BTreeMap<(usize, usize, usize), Share>>);
+pub struct RoutingStats(Mutex<BTreeMap<(usize, usize, usize), ExpertShare>>);
 
-impl Usage {
+impl RoutingStats {
     /// The shares so far, by (site, first projection that the decision holds for, expert).
-    pub fn shares(&self) -> BTreeMap<(usize, usize, usize), Share> {
+    pub fn shares(&self) -> BTreeMap<(usize, usize, usize), ExpertShare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Observer for Usage {
-    fn saw(&self, routing: &Routing) {
+impl Observer for RoutingStats {
+    fn observe(&self, routing: &RoutingDecision) {
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (expert, weight) in routing.experts.iter().zip(routing.weights) {
             let share = shares.entry((routing.site, routing.projections.start, *expert as usize)).or_default();

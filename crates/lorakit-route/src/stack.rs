@@ -67,14 +67,14 @@ impl Stack {
     }
 
     /// The experts of a site as they are chosen: whole, or for each projection on its own.
-    pub(crate) fn layouts(&self, choice: Choice) -> StackLayout {
+    pub(crate) fn layouts(&self, choice: RoutingScope) -> StackLayout {
         match choice {
-            Choice::Site => {
+            RoutingScope::Site => {
                 let experts = self.blocks.first().map_or(0, Vec::len);
                 let of = |expert: usize| self.blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
                 StackLayout((0..experts).map(of).collect())
             }
-            Choice::Projection => {
+            RoutingScope::Projection => {
                 StackLayout(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
             }
         }
@@ -154,7 +154,7 @@ impl Stack {
 
 /// What one choice of experts holds for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
+pub(crate) enum RoutingScope {
     /// All projections of a site; an expert's slot in the layouts is its index.
     Site,
     /// One projection; the slot is `projection * experts + expert`.

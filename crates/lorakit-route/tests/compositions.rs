@@ -7,10 +7,11 @@ mod small;
 use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Outputs, Patches, Sequence, SequenceBatch, Site};
-use lorakit_route::lorahub::Mode;
+use lorakit_route::fixed::lorahub::SearchMode;
+use lorakit_route::fixed::weight_groups::Granularity;
 use lorakit_route::{
-    Cat, Composition, Expert, Experts, LoraHub, Mixing, RowLoss, RowLosses, by_row_weights, by_weights, cat::Per,
-    expert,
+    Cat, CatMerge, Expert, FittedMerge, LibraryStack, LoraHub, Mixing, ModelError, Router, RouterContext, RouterState,
+    RowLoss, RowLosses, by_row_weights, by_weights, parse_fitted_merge, single_expert,
 };
 use small::{added, assert_close, dense, expert as make, experts, random, site, tokens, values};
 
@@ -22,7 +23,7 @@ fn qk() -> Site {
 }
 
 /// Unequal ranks and scales; the second expert lacks a projection.
-fn mixed() -> Experts {
+fn mixed() -> LibraryStack {
     let library = [
         make("a", [(Q, random(1, 2, 6, 5, 2.0)), (K, random(2, 3, 6, 4, 2.0))]),
         make("b", [(Q, random(3, 4, 6, 5, 0.5))]),
@@ -32,7 +33,7 @@ fn mixed() -> Experts {
 }
 
 /// Equal ranks and scales.
-fn equal() -> Experts {
+fn equal() -> LibraryStack {
     let one = |seed: u64| [(Q, random(seed, 2, 6, 5, 2.0)), (K, random(seed + 50, 2, 6, 4, 2.0))];
     experts([make("a", one(1)), make("b", one(2)), make("c", one(3))], &qk())
 }
@@ -48,7 +49,16 @@ fn matrix(rows: usize, weights: &[f32]) -> Matrix {
 /// What an adapter alone adds.
 fn alone(adapter: lorakit_adapter::Adapter, x: &Tensor) -> Vec<Vec<f32>> {
     let single = experts([Expert::new("merged", adapter)], &qk());
-    added(&expert::one(&single, 0).unwrap(), &single, x, &rows(x.dim(0).unwrap()))
+    added(&single_expert(&single, 0).unwrap(), &single, x, &rows(x.dim(0).unwrap()))
+}
+
+/// One weight for each expert.
+fn state(weights: &[f32]) -> RouterState {
+    RouterState::new([("weights".to_owned(), matrix(1, weights))])
+}
+
+fn with_state(state: &RouterState) -> RouterContext<'_> {
+    RouterContext { state: Some(state), ..RouterContext::default() }
 }
 
 #[test]
@@ -56,9 +66,9 @@ fn one_hot_weights_are_that_expert() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     for index in 0..3 {
         let weights: Vec<f32> = (0..3).map(|e| if e == index { 1.0 } else { 0.0 }).collect();
-        let expected = added(&expert::one(&library, index).unwrap(), &library, &x, &rows(7));
-        let hub = LoraHub::default().patches(&library, &matrix(1, &weights)).unwrap();
-        let cat = Cat::default().patches(&library, &matrix(1, &weights)).unwrap();
+        let expected = added(&single_expert(&library, index).unwrap(), &library, &x, &rows(7));
+        let hub = LoraHub::default().patches(&library, &with_state(&state(&weights))).unwrap();
+        let cat = Cat::default().patches(&library, &with_state(&state(&weights))).unwrap();
         for patches in [hub, cat] {
             assert_close(&added(&patches, &library, &x, &rows(7)), &expected, 1e-5);
         }
@@ -69,21 +79,31 @@ fn one_hot_weights_are_that_expert() {
 fn learned_weights_are_a_weighted_sum_of_deltas_whoever_carries_them_out() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     for (per, weights) in [
-        (Per::Expert, matrix(1, &[0.5, -1.25, 0.0])),
-        (Per::Layer, matrix(1, &[0.5, -1.25, 2.0])),
-        (Per::Module, matrix(2, &[0.5, -1.25, 2.0, 0.75, 9.0, -0.5])),
+        (Granularity::Expert, matrix(1, &[0.5, -1.25, 0.0])),
+        (Granularity::Layer, matrix(1, &[0.5, -1.25, 2.0])),
+        (Granularity::Module, matrix(2, &[0.5, -1.25, 2.0, 0.75, 9.0, -0.5])),
     ] {
         let cat = Cat { per, ..Cat::default() };
         let weight = |_: usize, projection: usize, expert: usize| {
-            let group = if per == Per::Module { projection } else { 0 };
+            let group = if per == Granularity::Module { projection } else { 0 };
             f64::from(weights.values()[group * 3 + expert])
         };
         let expected = dense(&library, &x, weight);
-        assert_close(&added(&cat.patches(&library, &weights).unwrap(), &library, &x, &rows(7)), &expected, 1e-5);
+        assert_close(
+            &added(
+                &cat.patches(&library, &with_state(&RouterState::new([("weights".to_owned(), weights.clone())])))
+                    .unwrap(),
+                &library,
+                &x,
+                &rows(7),
+            ),
+            &expected,
+            1e-5,
+        );
         // Folded into one adapter.
-        let composition = Composition::Cat(cat);
+        let composition = CatMerge(cat);
         let (merge, coefficients) = composition.merge(&library, &weights).unwrap();
-        let merged = merge.apply(library.experts(), &coefficients).unwrap();
+        let merged = merge.merge(library.experts(), &coefficients).unwrap();
         assert_close(&alone(merged.adapter, &x), &expected, 1e-5);
     }
 }
@@ -91,11 +111,12 @@ fn learned_weights_are_a_weighted_sum_of_deltas_whoever_carries_them_out() {
 #[test]
 fn uniform_gates_are_uniform_mixing_and_a_simplex_leaves_out_who_is_absent() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
-    let free = Cat { per: Per::Module, ..Cat::default() }.gates(&library).unwrap();
+    let free = Cat { per: Granularity::Module, ..Cat::default() }.trainable_weights(&library).unwrap();
     assert_eq!(free.values().unwrap().values()[..], [1.0 / 3.0; 6]);
     let found = added(&free.patches().unwrap(), &library, &x, &rows(7));
     assert_close(&found, &dense(&library, &x, |_, _, _| 1.0 / 3.0), 1e-5);
-    let simplex = Cat { per: Per::Module, simplex: true, ..Cat::default() }.gates(&library).unwrap();
+    let simplex =
+        Cat { per: Granularity::Module, simplex: true, ..Cat::default() }.trainable_weights(&library).unwrap();
     assert_eq!(simplex.values().unwrap().values()[..], [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.5, 0.0, 0.5]);
 }
 
@@ -104,7 +125,7 @@ fn a_projection_that_no_expert_changes_takes_nothing_from_the_others() {
     let projections = [("q", 4), ("k", 3), ("v", 2)];
     let of = |seed| [("q", random(seed, 2, 6, 4, 1.5)), ("v", random(seed + 1, 2, 6, 2, 0.5))];
     let library = experts([make("one", of(1)), make("two", of(3))], &site(6, &projections));
-    let gates = Cat { per: Per::Module, simplex: true, ..Cat::default() }.gates(&library).unwrap();
+    let gates = Cat { per: Granularity::Module, simplex: true, ..Cat::default() }.trainable_weights(&library).unwrap();
     assert_eq!(gates.values().unwrap().values()[..], [0.5; 6]);
     let x = tokens(9, 7, 6);
     assert_close(&added(&gates.patches().unwrap(), &library, &x, &rows(7)), &dense(&library, &x, |_, _, _| 0.5), 1e-5);
@@ -119,9 +140,9 @@ fn gates_have_the_gradient_of_finite_differences() {
         patches.at(0).unwrap().add(&x, &rows(7), &mut out).unwrap();
         (out.into_tensor().sqr().unwrap() * &seed).unwrap().sum_all().unwrap()
     };
-    for per in [Per::Layer, Per::Module] {
+    for per in [Granularity::Layer, Granularity::Module] {
         for simplex in [false, true] {
-            let gates = Cat { per, simplex, ..Cat::default() }.gates(&library).unwrap();
+            let gates = Cat { per, simplex, ..Cat::default() }.trainable_weights(&library).unwrap();
             let gradients = loss(&gates.patches().unwrap()).backward().unwrap();
             for (name, variable) in gates.variables() {
                 let gradient: Vec<f32> =
@@ -138,7 +159,7 @@ fn gates_have_the_gradient_of_finite_differences() {
                     let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
                     moved(0.0);
                     let off = (slope - gradient[i]).abs();
-                    assert!(off < 1e-2 * slope.abs().max(1.0), "{per} {simplex} {name} {i}: {slope} {}", gradient[i]);
+                    assert!(off < 1e-2 * slope.abs().max(1.0), "{per:?} {simplex} {name} {i}: {slope} {}", gradient[i]);
                 }
             }
         }
@@ -163,7 +184,7 @@ fn a_batch_tries_many_candidates_each_in_its_row() {
 }
 
 /// `s (sum_i w_i B_i) (sum_j w_j A_j) x` over the site.
-fn composed(library: &Experts, x: &Tensor, weights: &[f32]) -> Vec<Vec<f32>> {
+fn composed(library: &LibraryStack, x: &Tensor, weights: &[f32]) -> Vec<Vec<f32>> {
     let sum = |module: &str, part: fn(&lorakit_adapter::LowRank) -> &Matrix| {
         let mut sum: Vec<f64> = Vec::new();
         for (e, weight) in weights.iter().enumerate() {
@@ -183,10 +204,10 @@ fn composed(library: &Experts, x: &Tensor, weights: &[f32]) -> Vec<Vec<f32>> {
 #[test]
 fn as_published_composes_a_and_b_separately() {
     let (library, x) = (equal(), tokens(9, 7, 6));
-    let hub = LoraHub { mode: Mode::AsPublished { budget: 40 }, rows: 5 };
+    let hub = LoraHub { mode: SearchMode::AsPublished, ..LoraHub::default() };
     let weights = [0.5f32, -1.25, 0.75];
     let expected = composed(&library, &x, &weights);
-    let found = added(&hub.patches(&library, &matrix(1, &weights)).unwrap(), &library, &x, &rows(7));
+    let found = added(&hub.patches(&library, &with_state(&state(&weights))).unwrap(), &library, &x, &rows(7));
     assert_close(&found, &expected, 1e-5);
     // The sign of all weights is not seen, and an expert alone acts at the square of its weight.
     let negated = weights.map(|w| -w);
@@ -198,8 +219,8 @@ fn as_published_composes_a_and_b_separately() {
     let half = added(&by_weights(&library, Mixing::Separate, &[0.0, 0.5, 0.0]).unwrap(), &library, &x, &rows(7));
     assert_close(&half, &dense(&library, &x, |_, _, e| if e == 1 { 0.25 } else { 0.0 }), 1e-5);
     // The merged adapter is the same, at the experts' rank.
-    let (merge, coefficients) = Composition::LoraHub(hub).merge(&library, &matrix(1, &weights)).unwrap();
-    let merged = merge.apply(library.experts(), &coefficients).unwrap();
+    let (merge, coefficients) = FittedMerge::merge(&hub, &library, &matrix(1, &weights)).unwrap();
+    let merged = merge.merge(library.experts(), &coefficients).unwrap();
     assert!(merged.adapter.modules().values().all(|pair| pair.rank() == 2));
     assert_close(&alone(merged.adapter, &x), &expected, 1e-5);
 }
@@ -208,19 +229,19 @@ fn as_published_composes_a_and_b_separately() {
 struct Toward([f64; 2]);
 
 impl RowLosses for Toward {
-    fn losses(&mut self, candidates: &[Vec<f64>]) -> anyhow::Result<Vec<Vec<RowLoss>>> {
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError> {
         let loss = |w: &Vec<f64>| 1.0 + (w[0] - self.0[0]).powi(2) + (w[1] - self.0[1]).powi(2);
         Ok(candidates.iter().map(|w| vec![RowLoss { sum: 2.0 * loss(w), tokens: 2 }; 4]).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> anyhow::Result<Vec<Vec<f64>>> {
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError> {
         Ok(vec![vec![at[0] - self.0[0], at[1] - self.0[1], 0.0]; 4])
     }
 }
 
 #[test]
 fn the_search_as_published_is_repeatable_counted_and_keeps_the_best() {
-    let hub = LoraHub { mode: Mode::AsPublished { budget: 25 }, rows: 4 };
+    let hub = LoraHub { mode: SearchMode::AsPublished, rows: 4, budget: 25, ..LoraHub::default() };
     let find = || hub.find(&equal(), &mut Toward([1.0, 0.5])).unwrap();
     let found = find();
     assert_eq!(found, find());
@@ -232,8 +253,8 @@ fn the_search_as_published_is_repeatable_counted_and_keeps_the_best() {
 
 #[test]
 fn as_published_refuses_experts_that_differ_in_form_by_name() {
-    let hub = LoraHub { mode: Mode::AsPublished { budget: 9 }, rows: 4 };
-    let error = |library: &Experts| hub.find(library, &mut Toward([1.0, 1.0])).unwrap_err().to_string();
+    let hub = LoraHub { mode: SearchMode::AsPublished, rows: 4, budget: 9, ..LoraHub::default() };
+    let error = |library: &LibraryStack| hub.find(library, &mut Toward([1.0, 1.0])).unwrap_err().to_string();
     let rank = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 3, 6, 5, 2.0))])], &qk());
     assert!(error(&rank).contains("a and b differ there: their ranks are 2 and 3"), "{}", error(&rank));
     let scale = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 2, 6, 5, 1.0))])], &qk());
@@ -243,7 +264,7 @@ fn as_published_refuses_experts_that_differ_in_form_by_name() {
 
 #[test]
 fn settings_are_read_and_written_back() {
-    let full = |text: &str| text.parse::<Composition>().unwrap().to_string();
+    let full = |text: &str| parse_fitted_merge(text).unwrap().to_string();
     assert_eq!(full("lorahub"), "lorahub:mode=greedy,rows=5,experts=3");
     assert_eq!(full("lorahub:rows=9,mode=as-published"), "lorahub:mode=as-published,rows=9,budget=40");
     assert_eq!(full("cat"), "cat_learned:per=layer,simplex=false,rows=100,steps=100,learning_rate=0.05");
@@ -256,14 +277,14 @@ fn settings_are_read_and_written_back() {
         ("cat:learning_rate=-1", "above zero"),
         ("soup", "lorahub, cat_learned"),
     ] {
-        let error = wrong.parse::<Composition>().unwrap_err().to_string();
+        let error = parse_fitted_merge(wrong).unwrap_err().to_string();
         assert!(error.contains(named), "{wrong}: {error}");
     }
 }
 
 #[test]
 fn weights_of_another_library_are_refused() {
-    let error = Cat::default().patches(&mixed(), &matrix(1, &[1.0, 2.0])).err().unwrap().to_string();
+    let error = Cat::default().patches(&mixed(), &with_state(&state(&[1.0, 2.0]))).err().unwrap().to_string();
     assert!(error.contains("(1, 3)"), "{error}");
-    assert!(LoraHub::default().patches(&mixed(), &matrix(3, &[1.0, 2.0, 3.0])).is_err());
+    assert!(LoraHub::default().patches(&mixed(), &with_state(&state(&[1.0, 2.0]))).is_err());
 }

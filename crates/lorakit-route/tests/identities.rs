@@ -6,7 +6,11 @@ mod small;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
-use lorakit_route::{Arrow, AtMost, Experts, Routing, Setting, Tie, Usage, arrow, expert, oracle};
+use lorakit_route::token::prototypes::prototypes;
+use lorakit_route::{
+    Arrow, LibraryStack, Limit, Observer, PrototypeScope, Router, RouterContext, RoutingDecision, RoutingStats,
+    expert_of_task, expert_per_row, parse_router,
+};
 use small::*;
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +21,7 @@ fn qkv() -> Site {
 }
 
 /// Four experts of equal rank with all modules, and scales that differ.
-fn even() -> Experts {
+fn even() -> LibraryStack {
     let one = |e: u64| {
         let module = |m: u64, width| random(10 * e + m, 2, INPUT, width, 0.5 + e as f64);
         expert(&format!("e{e}"), [("q", module(1, 8)), ("k", module(2, 5)), ("v", module(3, 6))])
@@ -26,7 +30,7 @@ fn even() -> Experts {
 }
 
 /// Experts of different rank, alpha and module set.
-fn uneven() -> Experts {
+fn uneven() -> LibraryStack {
     let library = [
         expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
         expert("b", [("q", random(3, 1, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))]),
@@ -44,7 +48,7 @@ fn uneven() -> Experts {
 }
 
 /// Experts whose A is tied across the projections that they have.
-fn tied() -> Experts {
+fn tied() -> LibraryStack {
     let one = |e: u64, modules: &[(&'static str, usize)]| {
         let a = values(100 + e, 2 * INPUT);
         let module = |(i, (name, width)): (usize, &(&'static str, usize))| {
@@ -103,7 +107,7 @@ fn more_experts_than_there_are_is_all_of_them() {
 }
 
 /// The weights of Arrow with one prototype per projection, from dense scores.
-fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<Vec<Vec<f64>>> {
+fn arrow_weights(library: &LibraryStack, x: &Tensor, top_k: usize, tie: PrototypeScope) -> Vec<Vec<Vec<f64>>> {
     let site = &library.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();
     let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::SingularVector>]| {
@@ -121,10 +125,18 @@ fn arrow_weights(library: &Experts, x: &Tensor, top_k: usize, tie: Tie) -> Vec<V
     };
     let per_projection = |projection: usize| {
         let group = tie.groups(site).into_iter().find(|group| group.contains(&projection)).unwrap();
-        let prototypes = arrow::prototypes(library, site, group).unwrap();
+        let prototypes = prototypes(library, site, group).unwrap();
         rows.iter().map(|x| weigh(x, &prototypes)).collect()
     };
     (0..site.projections.len()).map(per_projection).collect()
+}
+
+fn scope(tie: &str) -> PrototypeScope {
+    if tie == "site" { PrototypeScope::Site } else { PrototypeScope::None }
+}
+
+fn observed(observer: Arc<dyn Observer>) -> RouterContext<'static> {
+    RouterContext { observer: Some(observer), ..RouterContext::default() }
 }
 
 #[test]
@@ -132,7 +144,7 @@ fn arrow_mixes_different_ranks_alphas_and_module_sets() {
     let x = tokens(55, 40, INPUT);
     for (library, tie, top_k) in [(even(), "none", 2), (uneven(), "none", 2), (tied(), "none", 3), (tied(), "site", 2)]
     {
-        let weights = arrow_weights(&library, &x, top_k, tie.parse().unwrap());
+        let weights = arrow_weights(&library, &x, top_k, scope(tie));
         let found = routed(&format!("arrow:top_k={top_k},tie={tie}"), &library, &x);
         assert_close(&found, &dense(&library, &x, |t, p, e| weights[p][t][e]), 1e-4);
     }
@@ -142,7 +154,7 @@ fn arrow_mixes_different_ranks_alphas_and_module_sets() {
 fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
     let x = tokens(56, 20, INPUT);
     for (library, tie) in [(even(), "none"), (tied(), "none"), (tied(), "site")] {
-        let weights = arrow_weights(&library, &x, 2, tie.parse().unwrap());
+        let weights = arrow_weights(&library, &x, 2, scope(tie));
         let rows = x.to_vec2::<f32>().unwrap();
         let mixed = |t: usize| -> Vec<f32> {
             let site = &library.sites()[0];
@@ -173,7 +185,7 @@ fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
 #[test]
 fn top_1_picks_the_expert_that_the_token_points_at() {
     let (library, site) = (even(), qkv());
-    let prototypes = arrow::prototypes(&library, &site, 0..1).unwrap();
+    let prototypes = prototypes(&library, &site, 0..1).unwrap();
     for (index, prototype) in prototypes.into_iter().enumerate() {
         let x = Tensor::from_vec(prototype.unwrap().vector, (1, INPUT), &Device::Cpu).unwrap();
         let found: Vec<f32> = routed("arrow:top_k=1", &library, &x)[0][..8].to_vec();
@@ -189,7 +201,7 @@ fn an_expert_without_a_delta_never_attracts() {
     // An untrained expert has its A, and a B of zeros.
     let zero = expert("empty", [("q", low_rank(2, values(2, 2 * INPUT), vec![0.0; 16], 2.0))]);
     let both = experts([full(), zero], &qkv());
-    assert!(arrow::prototypes(&both, &qkv(), 0..1).unwrap()[0].is_none());
+    assert!(prototypes(&both, &qkv(), 0..1).unwrap()[0].is_none());
     let alone = experts([full()], &qkv());
     assert_close(&routed("arrow:top_k=2", &both, &x), &routed("expert:full", &alone, &x), 1e-5);
 }
@@ -225,7 +237,7 @@ fn each_row_can_have_its_own_expert() {
     let rows = SequenceBatch::new([row(0, 3, Some(3)), row(3, 2, None), row(5, 5, Some(0))]);
     let of = |token: usize| [Some(3), Some(3), Some(3), None, None, Some(0), Some(0), Some(0), Some(0), Some(0)][token];
     let expected = dense(&library, &x, |t, _, e| f64::from(u8::from(of(t) == Some(e))));
-    let patches = expert::by_row(&library).unwrap();
+    let patches = expert_per_row(&library).unwrap();
     assert_close(&added(&patches, &library, &x, &rows), &expected, 1e-5);
     let mut out = Outputs::new(Tensor::zeros((10, 19), DType::F32, &Device::Cpu).unwrap());
     assert!(patches.at(0).unwrap().add(&x, &SequenceBatch::new([row(0, 10, Some(4))]), &mut out).is_err());
@@ -239,7 +251,7 @@ type Decision = (usize, std::ops::Range<usize>, Vec<u32>, Vec<f32>);
 struct Recorder(Mutex<Vec<Decision>>);
 
 impl lorakit_route::Observer for Recorder {
-    fn saw(&self, routing: &Routing) {
+    fn observe(&self, routing: &RoutingDecision) {
         assert_eq!(routing.rows.len(), 1);
         let seen = (routing.site, routing.projections.clone(), routing.experts.to_vec(), routing.weights.to_vec());
         self.0.lock().unwrap().push(seen);
@@ -250,10 +262,10 @@ impl lorakit_route::Observer for Recorder {
 fn an_observer_sees_every_choice() {
     let (library, x) = (uneven(), tokens(60, 6, INPUT));
     let recorder = Arc::new(Recorder::default());
-    let arrow = Arrow { top_k: AtMost(2), ..Arrow::default() };
-    let patches = arrow.patches(&library, Some(recorder.clone())).unwrap();
+    let arrow = Arrow { top_k: Limit(2), ..Arrow::default() };
+    let patches = arrow.patches(&library, &observed(recorder.clone())).unwrap();
     added(&patches, &library, &x, &SequenceBatch::packed([6]));
-    let weights = arrow_weights(&library, &x, 2, Tie::None);
+    let weights = arrow_weights(&library, &x, 2, PrototypeScope::None);
     let seen = recorder.0.lock().unwrap();
     assert_eq!(seen.iter().map(|s| (s.0, s.1.clone())).collect::<Vec<_>>(), [(0, 0..1), (0, 1..2), (0, 2..3)]);
     for (_, projections, experts, found) in seen.iter() {
@@ -262,8 +274,8 @@ fn an_observer_sees_every_choice() {
             assert!((f64::from(*weight) - expected).abs() < 1e-5);
         }
     }
-    let usage = Arc::new(Usage::default());
-    let patches = arrow.patches(&library, Some(usage.clone())).unwrap();
+    let usage = Arc::new(RoutingStats::default());
+    let patches = arrow.patches(&library, &observed(usage.clone())).unwrap();
     added(&patches, &library, &x, &SequenceBatch::packed([6]));
     let total: f64 = usage.shares().values().map(|share| share.weight).sum();
     assert!((total - 18.0).abs() < 1e-4, "6 tokens at 3 projections");
@@ -273,8 +285,8 @@ fn an_observer_sees_every_choice() {
 fn gradients_reach_the_input_through_the_chosen_experts() {
     let (library, x) = (even(), Var::from_tensor(&tokens(61, 5, INPUT)).unwrap());
     for mixing in ["outputs", "separate"] {
-        let router: lorakit_route::Router = format!("arrow:top_k=2,mixing={mixing}").parse().unwrap();
-        let patches = router.build(&library, &Setting::default()).unwrap();
+        let router = parse_router(&format!("arrow:top_k=2,mixing={mixing}")).unwrap();
+        let patches = router.patches(&library, &RouterContext::default()).unwrap();
         let mut out = Outputs::new(Tensor::zeros((5, 19), DType::F32, &Device::Cpu).unwrap());
         patches.at(0).unwrap().add(&x, &SequenceBatch::packed([5]), &mut out).unwrap();
         let y = out.into_tensor();
@@ -289,8 +301,8 @@ fn gradients_reach_the_input_through_the_chosen_experts() {
 #[test]
 fn a_16_bit_model_gets_the_same_delta_rounded() {
     let (library, x) = (even(), tokens(62, 5, INPUT).to_dtype(DType::BF16).unwrap());
-    let router: lorakit_route::Router = "arrow:top_k=2".parse().unwrap();
-    let patches = router.build(&library, &Setting::default()).unwrap();
+    let router = parse_router("arrow:top_k=2").unwrap();
+    let patches = router.patches(&library, &RouterContext::default()).unwrap();
     let mut out = Outputs::new(Tensor::zeros((5, 19), DType::BF16, &Device::Cpu).unwrap());
     patches.at(0).unwrap().add(&x, &SequenceBatch::packed([5]), &mut out).unwrap();
     let found = out.into_tensor().to_dtype(DType::F32).unwrap().to_vec2().unwrap();
@@ -302,8 +314,8 @@ fn the_oracle_takes_the_recorded_expert_before_the_named_one() {
     let mut library = ["c0", "boolq", "piqa"].map(|name| expert(name, [("q", random(1, 2, INPUT, 8, 1.0))]));
     library[0].tasks = vec!["boolq".to_owned(), "arc".to_owned()];
     let library = experts(library, &qkv());
-    assert_eq!(library.names()[oracle::expert_of("boolq", &library).unwrap()], "c0");
-    assert_eq!(library.names()[oracle::expert_of("piqa", &library).unwrap()], "piqa");
-    let error = oracle::expert_of("hellaswag", &library).unwrap_err().to_string();
+    assert_eq!(library.names()[expert_of_task("boolq", &library).unwrap()], "c0");
+    assert_eq!(library.names()[expert_of_task("piqa", &library).unwrap()], "piqa");
+    let error = expert_of_task("hellaswag", &library).unwrap_err().to_string();
     assert!(error.contains("hellaswag") && error.contains("boolq, c0 (boolq, arc), piqa"), "{error}");
 }

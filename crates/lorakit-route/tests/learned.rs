@@ -7,12 +7,15 @@ mod small;
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
-use lorakit_route::evidence::Otherwise;
+use lorakit_route::prompt::evidence::Fallback;
+use lorakit_route::token::general_knowledge;
+use lorakit_route::token::phatgoose::gated_experts;
 use lorakit_route::{
-    AtMost, Cm, Evidence, Experts, Inputs, Learned, Measure, Pool, Responses, RouteError, Router, Setting,
-    TaskResponses, gks, phatgoose,
+    Centroid, Evidence, InputMeans, LibraryStack, Limit, Pooling, PromptRouter, ResponseMeasure, ResponseProbe,
+    RouteError, Router, RouterContext, RouterState, TaskResponses, parse_router,
 };
 use small::*;
+use std::any::Any;
 use std::sync::Arc;
 
 const INPUT: usize = 12;
@@ -22,7 +25,7 @@ fn qkv() -> Site {
 }
 
 /// Experts of different rank, alpha and module set; `z` has a delta of zeros.
-fn uneven() -> Experts {
+fn uneven() -> LibraryStack {
     let library = [
         expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
         expert("b", [("q", random(3, 1, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))]),
@@ -31,16 +34,16 @@ fn uneven() -> Experts {
     experts(library, &qkv())
 }
 
-fn built(router: &str, library: &Experts, learned: &Learned, x: &Tensor) -> Vec<Vec<f32>> {
-    let setting = Setting { learned: Some(learned), ..Setting::default() };
-    let patches = router.parse::<Router>().unwrap().build(library, &setting).unwrap();
+fn built(router: &str, library: &LibraryStack, learned: &RouterState, x: &Tensor) -> Vec<Vec<f32>> {
+    let setting = RouterContext { state: Some(learned), ..RouterContext::default() };
+    let patches = parse_router(router).unwrap().patches(library, &setting).unwrap();
     added(&patches, library, x, &SequenceBatch::packed([x.dim(0).unwrap()]))
 }
 
 /// One matrix, as it might have been learned, for the one site.
-fn random_vectors(library: &Experts) -> Learned {
+fn random_vectors(library: &LibraryStack) -> RouterState {
     let n = library.len();
-    Learned::new([("0.qkv".to_owned(), Matrix::new(n, INPUT, values(70, n * INPUT)).unwrap())])
+    RouterState::new([("0.qkv".to_owned(), Matrix::new(n, INPUT, values(70, n * INPUT)).unwrap())])
 }
 
 #[test]
@@ -92,22 +95,22 @@ fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
         (0..INPUT).map(|i| tokens.clone().map(|t| values[t][i]).sum::<f32>() / n).collect()
     };
     for (pool, of_b) in [
-        (Pool::Last, mean(&[values[1].clone(), values[8].clone()])),
-        (Pool::Mean, mean(&[average(0..2), average(6..9)])),
+        (Pooling::Last, mean(&[values[1].clone(), values[8].clone()])),
+        (Pooling::Mean, mean(&[average(0..2), average(6..9)])),
     ] {
-        let inputs = Inputs::new(&library, pool);
+        let inputs = InputMeans::new(&library, pool);
         let mut out = Outputs::new(Tensor::ones((9, 19), DType::F32, &Device::Cpu).unwrap());
         inputs.patches().at(0).unwrap().add(&x, &rows, &mut out).unwrap();
         assert_eq!(out.tensor().to_vec2::<f32>().unwrap(), vec![vec![1.0; 19]; 9], "a probe adds nothing");
-        let error = Cm::default().learned(&library, &inputs).unwrap_err();
+        let error = Centroid::default().state(&library, &inputs).unwrap_err();
         assert!(matches!(&error, RouteError::NoRows(expert) if expert == "z"), "{error}");
 
         let third = SequenceBatch::new([Sequence { len: 1, expert: Some(2), ..Sequence::default() }]);
         inputs.patches().at(0).unwrap().add(&x.narrow(0, 4, 1).unwrap(), &third, &mut out).unwrap();
-        let learned = Cm::default().learned(&library, &inputs).unwrap();
+        let learned = Centroid::default().state(&library, &inputs).unwrap();
         let centroids = learned.matrices()["0.qkv"].values().into_owned();
         for (found, expected) in centroids[INPUT..2 * INPUT].iter().zip(&of_b) {
-            assert!((found - expected).abs() < 1e-5, "{pool}: {found} {expected}");
+            assert!((found - expected).abs() < 1e-5, "{pool:?}: {found} {expected}");
         }
     }
 }
@@ -115,30 +118,38 @@ fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
 #[test]
 fn what_was_learned_must_be_there_and_fit() {
     let library = uneven();
-    let router: Router = "cm".parse().unwrap();
-    let error = router.build(&library, &Setting::default()).err().unwrap();
-    assert!(error.to_string().contains("was not given what it learned"), "{error}");
-    let other = Learned::new([("0.qkv".to_owned(), Matrix::new(2, INPUT, values(1, 2 * INPUT)).unwrap())]);
-    let setting = Setting { learned: Some(&other), ..Setting::default() };
-    let message = router.build(&library, &setting).err().unwrap().to_string();
+    let router = parse_router("cm").unwrap();
+    let error = router.patches(&library, &RouterContext::default()).err().unwrap();
+    assert!(error.to_string().contains("was not given what was fitted"), "{error}");
+    let other = RouterState::new([("0.qkv".to_owned(), Matrix::new(2, INPUT, values(1, 2 * INPUT)).unwrap())]);
+    let setting = RouterContext { state: Some(&other), ..RouterContext::default() };
+    let message = router.patches(&library, &setting).err().unwrap().to_string();
     for part in ["0.qkv", "(3, 12)", "(2, 12)", "another library"] {
         assert!(message.contains(part), "{message}");
     }
 }
 
 /// What `evidence` learns from a pass over `x`, whose rows have three tokens each, of these tasks of these experts.
-fn usual(evidence: &Evidence, library: &Experts, x: &Tensor, tasks: &[usize], experts: &[usize]) -> Learned {
-    let watch = Responses::new(library, evidence.measure).unwrap().watch();
-    look(&watch.patches(), x, &vec![3; tasks.len()]);
-    let prompts = TaskResponses { responses: watch.responses(), tasks: tasks.to_vec(), experts: experts.to_vec() };
-    evidence.learned(library, &prompts).unwrap()
+fn usual(evidence: &Evidence, library: &LibraryStack, x: &Tensor, tasks: &[usize], experts: &[usize]) -> RouterState {
+    let pass = ResponseProbe::new(library, evidence.measure).unwrap().start();
+    look(&pass.patches(), x, &vec![3; tasks.len()]);
+    let prompts = TaskResponses { responses: pass.responses(), tasks: tasks.to_vec(), experts: experts.to_vec() };
+    evidence.state(library, &prompts).unwrap()
+}
+
+fn with_state(state: &RouterState) -> RouterContext<'_> {
+    RouterContext { state: Some(state), ..RouterContext::default() }
+}
+
+fn prompt_router(evidence: &Evidence, library: &LibraryStack, state: &RouterState) -> Arc<dyn PromptRouter> {
+    evidence.prompt_router(library, &with_state(state)).unwrap().unwrap()
 }
 
 /// The weights that `evidence` gives a row of `x`.
-fn weighed(evidence: &Evidence, library: &Experts, learned: &Learned, x: &Tensor) -> Vec<f32> {
-    let survey = evidence.rule(library, learned).unwrap().survey();
-    look(&survey.patches(), x, &[x.dim(0).unwrap()]);
-    survey.weights(&SequenceBatch::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
+fn weighed(evidence: &Evidence, library: &LibraryStack, learned: &RouterState, x: &Tensor) -> Vec<f32> {
+    let pass = prompt_router(evidence, library, learned).start();
+    look(&pass.patches(), x, &[x.dim(0).unwrap()]);
+    pass.weights(&SequenceBatch::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
 }
 
 /// Prompts of three tokens each, eight of every task: those of a task lie about a direction of its own, `kinds[task]`.
@@ -166,9 +177,9 @@ fn look(patches: &lorakit_lora::Patches, x: &Tensor, lengths: &[usize]) {
 #[test]
 fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_one() {
     let (library, x) = (uneven(), tokens(80, 5, INPUT));
-    let watch = Responses::new(&library, Measure::Energy).unwrap().watch();
-    look(&watch.patches(), &x, &[2, 3]);
-    let responses = watch.responses();
+    let pass = ResponseProbe::new(&library, ResponseMeasure::Energy).unwrap().start();
+    look(&pass.patches(), &x, &[2, 3]);
+    let responses = pass.responses();
     assert_eq!((responses.len(), responses[0].0, responses[0].1.len()), (1, 0, 6));
     let rows = x.to_vec2::<f32>().unwrap();
     for (row, tokens) in [0..2, 2..5].into_iter().enumerate() {
@@ -186,8 +197,9 @@ fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_o
 #[test]
 fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
     let library = uneven();
-    let router: Router = "evidence:temperature=0.1,otherwise=base,floor=0,sure=0".parse().unwrap();
-    let Router::Evidence(evidence) = &router else { panic!("{router}") };
+    let router = parse_router("evidence:temperature=0.1,otherwise=base,floor=0,sure=0").unwrap();
+    let any: &dyn Any = &*router;
+    let evidence: &Evidence = any.downcast_ref().unwrap();
     // Four tasks: one of `a`, two of `b`, and one of `z`, which changes nothing.
     let learned = usual(evidence, &library, &prompts_of(&[1, 2, 3, 4]), &eight_of_each(4), &[0, 1, 1, 2]);
     let names = ["0.qkv", "distances", "experts", "means", "whitening"];
@@ -197,38 +209,38 @@ fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
         let weights = weighed(evidence, &library, &learned, &prompt);
         assert!(weights[expert] > 0.99, "{kind}: {weights:?}");
         // Under its patches the row has that mixture, and nothing else.
-        let setting = Setting { learned: Some(&learned), ..Setting::default() };
-        let patches = router.build(&library, &setting).unwrap();
+        let setting = RouterContext { state: Some(&learned), ..RouterContext::default() };
+        let patches = router.patches(&library, &setting).unwrap();
         let expected = dense(&library, &prompt, |_, _, e| f64::from(weights[e]));
         let rows = SequenceBatch::new([Sequence { len: 3, weights: Some(weights.into()), ..Sequence::default() }]);
         assert_close(&added(&patches, &library, &prompt, &rows), &expected, 1e-5);
     }
-    let survey = evidence.rule(&library, &learned).unwrap().survey();
-    look(&survey.patches(), &prompts_of(&[1]).narrow(0, 0, 3).unwrap(), &[3]);
-    let error = survey.weights(&SequenceBatch::packed([3, 1]), &prompts_of(&[1])).unwrap_err();
+    let pass = prompt_router(evidence, &library, &learned).start();
+    look(&pass.patches(), &prompts_of(&[1]).narrow(0, 0, 3).unwrap(), &[3]);
+    let error = pass.weights(&SequenceBatch::packed([3, 1]), &prompts_of(&[1])).unwrap_err();
     assert!(matches!(error, RouteError::OtherRows), "{error}");
 }
 
 #[test]
 fn tasks_of_the_same_prompts_share_a_prompt() {
     let library = uneven();
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     // The prompts of the first task again, as another expert's.
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
     let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
     let weights = weighed(&evidence, &library, &learned, &prompt);
     assert!((weights[0] - 0.5).abs() < 1e-3 && (weights[1] - 0.5).abs() < 1e-3, "{weights:?}");
     // Hot enough, and all tasks count alike.
-    let hot = weighed(&evidence.fixed(1e9, Otherwise::Base), &library, &learned, &prompt);
+    let hot = weighed(&evidence.fixed(1e9, Fallback::Base), &library, &learned, &prompt);
     assert!(hot.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-4), "{hot:?}");
-    let one = weighed(&Evidence { top_k: AtMost(1), ..evidence }, &library, &learned, &prompt);
+    let one = weighed(&Evidence { top_k: Limit(1), ..evidence }, &library, &learned, &prompt);
     assert_eq!(one.iter().filter(|weight| **weight == 1.0).count(), 1, "{one:?}");
 }
 
 #[test]
 fn evidence_over_one_expert_is_that_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Otherwise::Base) };
+    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     let x = prompts_of(&[1]);
     let learned = usual(&evidence, &library, &x, &eight_of_each(1), &[0]);
     assert_eq!(weighed(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);
@@ -238,17 +250,17 @@ fn evidence_over_one_expert_is_that_adapter() {
 fn experts_that_change_nothing_do_not_respond() {
     let fresh = low_rank(2, values(3, 12), vec![0.0; 8], 1.0);
     let library = experts([expert("fresh", [("q", fresh)])], &site(6, &[("q", 4)]));
-    for measure in [Measure::Energy, Measure::Arrow] {
-        let watch = Responses::new(&library, measure).unwrap().watch();
-        look(&watch.patches(), &tokens(2, 6, 6), &[4, 2]);
-        assert!(watch.responses().iter().all(|(_, responses)| responses.iter().all(|response| *response == 0.0)));
+    for measure in [ResponseMeasure::Energy, ResponseMeasure::Arrow] {
+        let pass = ResponseProbe::new(&library, measure).unwrap().start();
+        look(&pass.patches(), &tokens(2, 6, 6), &[4, 2]);
+        assert!(pass.responses().iter().all(|(_, responses)| responses.iter().all(|response| *response == 0.0)));
     }
 }
 
 #[test]
 fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
     let library = uneven();
-    let evidence = Evidence::default().fixed(0.1, Otherwise::Base);
+    let evidence = Evidence::default().fixed(0.1, Fallback::Base);
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
     let known = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
     // Nothing has a higher response of `b` than what it stretches most.
@@ -259,16 +271,21 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
 
     // What `auto` took is read from what was learned: here the mean.
     let auto = Evidence::default();
-    assert!(auto.rule(&library, &learned).is_err(), "nothing was chosen");
-    let chosen = Evidence::with_chosen(learned.clone(), 0.1, Otherwise::Uniform).unwrap();
+    assert!(auto.prompt_router(&library, &with_state(&learned)).is_err(), "nothing was chosen");
+    let chosen = Evidence::with_chosen(learned.clone(), 0.1, Fallback::Uniform).unwrap();
     let weights = weighed(&auto, &library, &chosen, &strange);
     assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-6), "{weights:?}");
 
     // And here Arrow over all experts, wholly where nothing fits, by half where weights leave half, and not at all else.
-    let chosen = Evidence::with_chosen(learned, 0.1, Otherwise::Arrow).unwrap();
+    let chosen = Evidence::with_chosen(learned, 0.1, Fallback::Arrow).unwrap();
     assert_eq!(weighed(&auto, &library, &chosen, &strange), [0.0; 3]);
-    let patches = auto.patches(&library, Some(&chosen), None).unwrap();
-    let arrow = added(&auto.arrow().patches(&library, None).unwrap(), &library, &strange, &SequenceBatch::packed([3]));
+    let patches = auto.patches(&library, &with_state(&chosen)).unwrap();
+    let arrow = added(
+        &auto.arrow().patches(&library, &RouterContext::default()).unwrap(),
+        &library,
+        &strange,
+        &SequenceBatch::packed([3]),
+    );
     for left in [1.0f32, 0.5, 0.0] {
         let weights: Arc<[f32]> = [1.0 - left, 0.0, 0.0].into();
         let own = dense(&library, &strange, |_, _, e| if e == 0 { f64::from(1.0 - left) } else { 0.0 });
@@ -294,7 +311,7 @@ fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
     assert_eq!((rest.tasks, rest.experts), (vec![0, 0, 0], vec![1, 0]));
     assert_eq!(rest.responses, [(3, vec![2.0, 3.0, 4.0, 5.0, 6.0, 7.0])]);
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
-    let error = Evidence::default().learned(&library, &TaskResponses::default()).unwrap_err();
+    let error = Evidence::default().state(&library, &TaskResponses::default()).unwrap_err();
     assert!(matches!(error, RouteError::FewPrompts(0)), "{error}");
 }
 
@@ -302,18 +319,18 @@ fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
 fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
     let library = uneven();
     let matrix = |rows, values: Vec<f32>| Matrix::new(rows, values.len() / rows, values).unwrap();
-    let learned = Learned::new([
+    let learned = RouterState::new([
         ("centre".to_owned(), matrix(1, vec![1.0, 0.0])),
         ("spread".to_owned(), matrix(1, vec![2.0, 0.5])),
         ("weights".to_owned(), matrix(3, vec![1.0, 0.0, 0.0, 1.0, -1.0, -1.0])),
         ("biases".to_owned(), matrix(1, vec![0.0, 0.25, 0.0])),
     ]);
-    let setting = Setting { learned: Some(&learned), ..Setting::default() };
+    let setting = RouterContext { state: Some(&learned), ..RouterContext::default() };
     // Rows of two tokens and one: their means are (3, 0.5) and (-3, -1).
     let hidden = Tensor::new(&[[2f32, 0.], [4., 1.], [-3., -1.]], &Device::Cpu).unwrap();
     let weights = |router: &str| {
-        let rule = router.parse::<Router>().unwrap().by_prompt(&library, &setting).unwrap().unwrap();
-        rule.survey().weights(&SequenceBatch::packed([2, 1]), &hidden).unwrap()
+        let rule = parse_router(router).unwrap().prompt_router(&library, &setting).unwrap().unwrap();
+        rule.start().weights(&SequenceBatch::packed([2, 1]), &hidden).unwrap()
     };
     // Logits: (1, 1 + 0.25, -2), and (-2, -2 + 0.25, 4).
     let of_one = weights("tp");
@@ -327,7 +344,7 @@ fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
 fn a_gate_scales_what_its_expert_adds_and_takes_its_gradient() {
     let (library, x) = (uneven(), tokens(90, 5, INPUT));
     let gates = candle_core::Var::from_vec(values(91, 3 * INPUT), (3, INPUT), &Device::Cpu).unwrap();
-    let patches = phatgoose::gated(&library, &[gates.as_tensor().clone()]).unwrap();
+    let patches = gated_experts(&library, &[gates.as_tensor().clone()]).unwrap();
     let of = [0, 0, 1, 1, 1];
     let rows = SequenceBatch::new([(0, 2, 0), (2, 3, 1)].map(|(start, len, expert)| Sequence {
         start,
@@ -367,8 +384,8 @@ fn general_knowledge_is_subtracted_from_all_others() {
     let library = experts([one("a", 1, 2.0), one("b", 2, 1.0), one("g", 3, 0.5), one("h", 4, 3.0)], &qkv());
     let x = tokens(95, 6, INPUT);
     let index = |name: &str| library.index(name).unwrap();
-    let general: gks::General = "g+h".parse().unwrap();
-    let less = gks::subtracted(&library, &general, gks::Gks::Deltas).unwrap();
+    let general: general_knowledge::GeneralExperts = "g+h".parse().unwrap();
+    let less = general_knowledge::subtracted(&library, &general, general_knowledge::SubtractionSpace::Deltas).unwrap();
     let expected = dense(&library, &x, |_, _, e| match e {
         e if e == index("a") => 1.0,
         e if e == index("b") => 0.0,
@@ -378,7 +395,7 @@ fn general_knowledge_is_subtracted_from_all_others() {
     assert!(less.experts()[index("g")].adapter.modules().is_empty());
 
     // By factors, as PEFT: (B - mean B) (A - mean A), at the expert's own scale.
-    let less = gks::subtracted(&library, &general, gks::Gks::Factors).unwrap();
+    let less = general_knowledge::subtracted(&library, &general, general_knowledge::SubtractionSpace::Factors).unwrap();
     let of = |name: &str| library.module(index(name), "q").unwrap();
     let mean = |own: &[f32], g: &[f32], h: &[f32]| -> Vec<f32> {
         own.iter().zip(g.iter().zip(h)).map(|(own, (g, h))| own - 0.5 * (g + h)).collect()
@@ -394,7 +411,7 @@ fn general_knowledge_is_subtracted_from_all_others() {
     let expected = dense(&pair, &x, |_, _, e| if e == 0 { 1.0 } else { -1.0 });
     assert_close(&routed("arrow:general=g,gks=deltas", &pair, &x), &expected, 1e-5);
     let uneven = uneven();
-    let message = "arrow:general=b".parse::<Router>().unwrap().build(&uneven, &Setting::default()).err().unwrap();
+    let message = parse_router("arrow:general=b").unwrap().patches(&uneven, &RouterContext::default()).err().unwrap();
     for part in ["gks=deltas", "rank 3", "rank 1"] {
         assert!(message.to_string().contains(part), "{message}");
     }

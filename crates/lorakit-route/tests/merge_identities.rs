@@ -6,7 +6,9 @@ mod small;
 
 use lorakit_adapter::LowRank;
 use lorakit_route::Expert;
-use lorakit_route::merge::{Coefficients, MERGES, Merge, Merged, Orientation, add_to_weight};
+use lorakit_route::merge::{
+    Coefficients, Concatenation, MERGES, MergeMethod, Merged, Orientation, add_to_weight, parse_merge,
+};
 use small::*;
 
 const SUMS: [&str; 5] =
@@ -36,7 +38,7 @@ const IN_DELTA_SPACE: [&str; 19] = [
 ];
 
 fn merge(text: &str, experts: &[Expert], weights: &[f64]) -> Merged {
-    text.parse::<Merge>().unwrap().apply(experts, &Coefficients::new(weights.to_vec())).unwrap()
+    parse_merge(text).unwrap().merge(experts, &Coefficients::new(weights.to_vec())).unwrap()
 }
 
 /// Experts of different ranks and scales; the second lacks a module, as the third lacks another.
@@ -86,7 +88,7 @@ fn sums_of_deltas_are_exact_whatever_ranks_scales_and_modules() {
 fn a_module_may_have_weights_of_its_own() {
     let experts = mixed();
     let coefficients = Coefficients::new(vec![1.0, 0.0, 0.0]).with_module("q", vec![0.5, 2.0, -1.0]);
-    let merged = Merge::Cat.apply(&experts, &coefficients).unwrap().adapter;
+    let merged = Concatenation.merge(&experts, &coefficients).unwrap().adapter;
     assert_delta(&merged.modules()["q"], &dense_sum(&experts, &[0.5, 2.0, -1.0], "q"), 1e-6, "q");
     assert_delta(&merged.modules()["v"], &dense_sum(&experts, &[1.0, 0.0, 0.0], "v"), 1e-6, "v");
 }
@@ -193,7 +195,7 @@ fn every_other_merge_in_every_convention_does_not_depend_on_it_either() {
     for about in MERGES {
         for convention in ["", "peft", "mergekit", "paper"] {
             let Some(text) = at_full_rank(about.name, convention) else { continue };
-            let named = text.parse::<Merge>().unwrap().to_string();
+            let named = parse_merge(&text).unwrap().to_string();
             if ON_FACTORS.iter().any(|(name, of)| about.name == *name && named.contains(&format!("convention={of}"))) {
                 continue;
             }
@@ -215,7 +217,7 @@ fn at_full_rank(name: &str, convention: &str) -> Option<String> {
     for (key, value) in settings.into_iter().filter(|(_, value)| !value.is_empty()) {
         let separator = if text.contains(':') { ',' } else { ':' };
         let more = format!("{text}{separator}{key}={value}");
-        match more.parse::<Merge>() {
+        match parse_merge(&more) {
             Ok(_) => text = more,
             Err(_) if key == "convention" => return None,
             // A setting that this merge does not have.
@@ -372,19 +374,4 @@ fn an_adapter_added_to_a_weight_is_its_delta() {
     add_to_weight("q", &update, &mut found, Orientation::of(true)).unwrap();
     assert!(close(&found, &transposed(&sum)));
     assert!(add_to_weight("q", &update, &mut found[1..], Orientation::InOut).unwrap_err().to_string().contains("q"));
-}
-
-#[test]
-fn what_is_typed_is_what_is_shown() {
-    for about in MERGES {
-        let merge: Merge = about.name.parse().unwrap();
-        let colon = if about.settings.is_empty() { "" } else { ":" };
-        assert_eq!(merge.to_string(), format!("{}{colon}{}", about.name, about.settings));
-        assert_eq!(merge.to_string().parse::<Merge>().unwrap(), merge);
-        assert!(merge.describe().contains(about.summary));
-    }
-    for text in IN_DELTA_SPACE {
-        let merge: Merge = text.parse().unwrap();
-        assert_eq!(merge.to_string().parse::<Merge>().unwrap(), merge, "{text}");
-    }
 }

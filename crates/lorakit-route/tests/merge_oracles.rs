@@ -5,8 +5,8 @@
 mod small;
 
 use lorakit_adapter::Adapter;
-use lorakit_route::Expert;
-use lorakit_route::merge::{Coefficients, Merge, MergeError, Merged};
+use lorakit_route::merge::{Coefficients, Merged, parse_merge};
+use lorakit_route::{Expert, RouteError};
 use serde_json::Value;
 use small::*;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ fn flat(value: &Value) -> Vec<f32> {
     rows(value).concat().into_iter().map(|value| value as f32).collect()
 }
 
-fn merge(merge: &str, experts: &[Expert], weights: &[f64]) -> Result<Merged, MergeError> {
-    merge.parse::<Merge>().unwrap().apply(experts, &Coefficients::new(weights.to_vec()))
+fn merge(merge: &str, experts: &[Expert], weights: &[f64]) -> Result<Merged, RouteError> {
+    parse_merge(merge).unwrap().merge(experts, &Coefficients::new(weights.to_vec()))
 }
 
 /// The norm of the difference, relative to the norm of what is expected.

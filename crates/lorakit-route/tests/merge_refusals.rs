@@ -5,14 +5,14 @@
 mod small;
 
 use lorakit_adapter::{Adapter, AdapterMetadata};
-use lorakit_route::Expert;
-use lorakit_route::merge::{Coefficients, Merge, MergeError};
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
+use lorakit_route::{Expert, RouteError};
 use small::*;
 
 #[track_caller]
-fn refused<T>(result: Result<T, MergeError>, needles: &[&str]) {
+fn refused<T>(result: Result<T, RouteError>, needles: &[&str]) {
     let Err(error) = result else { panic!("was not refused") };
-    let message = error.to_string();
+    let message = format!("{:#}", anyhow::Error::from(error));
     needles.iter().for_each(|needle| assert!(message.contains(needle), "{message:?} does not say {needle:?}"));
 }
 
@@ -20,8 +20,8 @@ fn two() -> [Expert; 2] {
     [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])]
 }
 
-fn apply(text: &str, experts: &[Expert], weights: &[f64]) -> Result<lorakit_route::merge::Merged, MergeError> {
-    text.parse::<Merge>().unwrap().apply(experts, &Coefficients::new(weights.to_vec()))
+fn apply(text: &str, experts: &[Expert], weights: &[f64]) -> Result<lorakit_route::merge::Merged, RouteError> {
+    parse_merge(text).unwrap().merge(experts, &Coefficients::new(weights.to_vec()))
 }
 
 #[test]
@@ -49,8 +49,8 @@ fn weights_are_one_finite_number_each() {
         refused(apply(text, &two(), &[1.0]), &["1 weights", "2 experts"]);
     }
     let coefficients = Coefficients::uniform(2).with_module("q", vec![1.0, f64::NAN]);
-    refused(Merge::Cat.apply(&two(), &coefficients), &["large", "NaN"]);
-    refused(Merge::Cat.apply(&two(), &Coefficients::uniform(2).with_module("k", vec![1.0; 2])), &["k", "none"]);
+    refused(Concatenation.merge(&two(), &coefficients), &["large", "NaN"]);
+    refused(Concatenation.merge(&two(), &Coefficients::uniform(2).with_module("k", vec![1.0; 2])), &["k", "none"]);
     // Finite weights whose product is not.
     refused(apply("cat", &two(), &[1.0, 1e300]), &["q", "inf"]);
 }
@@ -70,10 +70,10 @@ fn experts_of_different_bases_are_refused_by_name() {
 
 #[test]
 fn settings_are_judged() {
-    let parse = |text: &str| text.parse::<Merge>();
+    let parse = |text: &str| parse_merge(text);
     refused(parse("slerp"), &["slerp", "cat, svd, linear"]);
-    refused(parse("cat:rank=4"), &["merge cat", "rank"]);
-    refused(parse("svd:rank=0"), &["merge svd", "rank=0", "largest or full"]);
+    refused(parse("cat:rank=4"), &["cat:", "rank"]);
+    refused(parse("svd:rank=0"), &["svd:", "rank=0", "largest or full"]);
     refused(parse("ties:density=0"), &["density=0", "above 0"]);
     refused(parse("ties:density=1.5"), &["density=1.5"]);
     refused(parse("ties:rank=4"), &["rank", "density=0.5"]);

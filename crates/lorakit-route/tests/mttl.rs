@@ -7,7 +7,8 @@ mod small;
 use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
 use lorakit_lora::SequenceBatch;
-use lorakit_route::{Experts, Learned, Observer, Router, Routing, Setting, arrow};
+use lorakit_route::token::prototypes::prototypes;
+use lorakit_route::{LibraryStack, Observer, RouterContext, RouterState, RoutingDecision, parse_router};
 use serde_json::Value;
 use small::*;
 use std::path::Path;
@@ -35,7 +36,7 @@ fn transposed(value: &Value) -> Vec<f32> {
 }
 
 /// The four experts, with each projection as a site of its own, since their inputs are.
-fn library(oracle: &Value, module: &str, width: usize) -> Experts {
+fn library(oracle: &Value, module: &str, width: usize) -> LibraryStack {
     let one = |(name, tensors): (&String, &Value)| {
         let a = transposed(&tensors[format!("{module}.lora_a")]);
         let b = transposed(&tensors[format!("{module}.lora_b")]);
@@ -54,7 +55,7 @@ fn prototypes_agree_up_to_sign() {
     for (projection, width) in [("q_proj", 6), ("k_proj", 4), ("o_proj", 5)] {
         let module = format!("model.layers.0.self_attn.{projection}");
         let library = library(&oracle, &module, width);
-        let found = arrow::prototypes(&library, &library.sites()[0], 0..1).unwrap();
+        let found = prototypes(&library, &library.sites()[0], 0..1).unwrap();
         for (name, found) in library.names().iter().zip(found) {
             let found = found.unwrap();
             let expected: Vec<f32> =
@@ -70,10 +71,10 @@ fn prototypes_agree_up_to_sign() {
 
 /// Remembers the experts and weights of the one decision that it is shown.
 #[derive(Default)]
-struct Seen(Mutex<(Vec<u32>, Vec<f32>)>);
+struct SiteResponses(Mutex<(Vec<u32>, Vec<f32>)>);
 
-impl Observer for Seen {
-    fn saw(&self, routing: &Routing) {
+impl Observer for SiteResponses {
+    fn observe(&self, routing: &RoutingDecision) {
         *self.0.lock().unwrap() = (routing.experts.to_vec(), routing.weights.to_vec());
     }
 }
@@ -87,9 +88,9 @@ fn chosen_experts_and_weights_agree() {
         ("arrow_t1_top2", "arrow:top_k=2"),
         ("arrow_t0.5_top2", "arrow:top_k=2,temperature=0.5"),
     ] {
-        let seen = Arc::new(Seen::default());
-        let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
-        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        let seen = Arc::new(SiteResponses::default());
+        let setting = RouterContext { observer: Some(seen.clone()), ..RouterContext::default() };
+        let patches = parse_router(router).unwrap().patches(&library, &setting).unwrap();
         added(&patches, &library, &input(&oracle), &SequenceBatch::packed([3]));
         let (experts, weights) = &*seen.0.lock().unwrap();
         let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
@@ -109,11 +110,11 @@ fn weights_by_learned_vectors_agree() {
         |name: &String| serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][MODULE].clone()).unwrap();
     let vectors: Vec<f32> = library.names().iter().flat_map(|name| -> Vec<f32> { of(name) }).collect();
     let site = library.sites()[0].key();
-    let learned = Learned::new([(site, Matrix::new(4, 6, vectors).unwrap())]);
+    let learned = RouterState::new([(site, Matrix::new(4, 6, vectors).unwrap())]);
     for (router, name) in [("cm", "avg_act_all"), ("phatgoose", "phatgoose_top2")] {
-        let seen = Arc::new(Seen::default());
-        let setting = Setting { observer: Some(seen.clone()), learned: Some(&learned), ..Setting::default() };
-        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        let seen = Arc::new(SiteResponses::default());
+        let setting = RouterContext { observer: Some(seen.clone()), state: Some(&learned), ..RouterContext::default() };
+        let patches = parse_router(router).unwrap().patches(&library, &setting).unwrap();
         added(&patches, &library, &input(&oracle), &SequenceBatch::packed([3]));
         let expected: Vec<f32> = matrix(&oracle[name]["weights"][0]).concat();
         let (experts, weights) = &*seen.0.lock().unwrap();
@@ -157,9 +158,9 @@ fn the_small_case_agrees() {
     let library = experts(library, &site(4, &[("q", 2)]));
     let x = Tensor::new(&[[2f32, 1., 0., 3.], [0.5, -2., 1., 0.]], &Device::Cpu).unwrap();
     let weights = |router: &str| {
-        let seen = Arc::new(Seen::default());
-        let setting = Setting { observer: Some(seen.clone()), ..Setting::default() };
-        let patches = router.parse::<Router>().unwrap().build(&library, &setting).unwrap();
+        let seen = Arc::new(SiteResponses::default());
+        let setting = RouterContext { observer: Some(seen.clone()), ..RouterContext::default() };
+        let patches = parse_router(router).unwrap().patches(&library, &setting).unwrap();
         added(&patches, &library, &x, &SequenceBatch::packed([2]));
         seen.0.lock().unwrap().clone()
     };

@@ -5,7 +5,7 @@
 mod small;
 
 use candle_core::Device;
-use lorakit_route::{Experts, ROUTERS, Router, Setting};
+use lorakit_route::{LibraryStack, Oracle, Router, RouterContext, parse_router};
 use small::*;
 
 #[track_caller]
@@ -18,7 +18,7 @@ fn refused<T>(result: Result<T, lorakit_route::RouteError>, needles: &[&str]) {
 #[test]
 fn a_library_of_another_base_is_refused_by_expert_and_module() {
     let site = site(6, &[("q", 4)]);
-    let build = |library| Experts::new(library, std::slice::from_ref(&site), &Device::Cpu);
+    let build = |library| LibraryStack::new(library, std::slice::from_ref(&site), &Device::Cpu);
     refused(
         build(vec![expert("e", [("model.h.0.attn", random(1, 1, 6, 4, 1.0))])]),
         &["e", "model.h.0.attn", "another base"],
@@ -34,9 +34,9 @@ fn separate_mixing_refuses_unequal_ranks_by_name() {
         [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])];
     let library = experts(library, &site(6, &[("q", 4)]));
     for router in ["uniform:mixing=separate", "arrow:mixing=separate"] {
-        let router: Router = router.parse().unwrap();
+        let router = parse_router(router).unwrap();
         refused(
-            router.build(&library, &Setting::default()),
+            router.patches(&library, &RouterContext::default()),
             &["q", "large has rank 3", "small has rank 1", "mixing=outputs"],
         );
     }
@@ -46,20 +46,21 @@ fn separate_mixing_refuses_unequal_ranks_by_name() {
 fn one_prototype_per_site_needs_one_a() {
     let library = [expert("loose", [("q", random(1, 2, 6, 4, 1.0)), ("k", random(2, 2, 6, 3, 1.0))])];
     let library = experts(library, &site(6, &[("q", 4), ("k", 3)]));
-    let router: Router = "arrow:tie=site".parse().unwrap();
-    refused(router.build(&library, &Setting::default()), &["loose", "0.qkv", "tie=none"]);
+    let router = parse_router("arrow:tie=site").unwrap();
+    refused(router.patches(&library, &RouterContext::default()), &["loose", "0.qkv", "tie=none"]);
 }
 
 #[test]
 fn the_oracle_must_be_told_the_task() {
     let library = experts([expert("e", [("q", random(1, 1, 6, 4, 1.0))])], &site(6, &[("q", 4)]));
-    refused(Router::Oracle.build(&library, &Setting::default()), &["task"]);
-    refused("expert:f".parse::<Router>().unwrap().build(&library, &Setting::default()), &["f", "there are: e"]);
+    refused(Oracle.patches(&library, &RouterContext::default()), &["task"]);
+    let missing = parse_router("expert:f").unwrap();
+    refused(missing.patches(&library, &RouterContext::default()), &["f", "there are: e"]);
 }
 
 #[test]
 fn settings_that_are_not_known_are_refused_with_those_that_are() {
-    let parse = |text: &str| text.parse::<Router>();
+    let parse = |text: &str| parse_router(text);
     refused(parse("arow"), &["arow", "known are: base, oracle, uniform, arrow, ", ", expert"]);
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
     refused(parse("arrow:top_k=0"), &["a number above zero, or all"]);
@@ -70,18 +71,4 @@ fn settings_that_are_not_known_are_refused_with_those_that_are() {
     refused(parse("uniform:top_k=1"), &["top_k", "mixing=outputs"]);
     refused(parse("base:x=1"), &["x", "none"]);
     refused(parse("expert"), &["name"]);
-}
-
-#[test]
-fn what_is_listed_is_what_is_parsed() {
-    for about in ROUTERS {
-        let router: Router = about.typed().parse().unwrap();
-        assert_eq!(router.name(), about.name);
-        // What is written out may leave out a setting that is not in use, and is the same router.
-        assert_eq!(router.to_string().parse::<Router>().unwrap(), router);
-        assert_eq!(router.describe(), about.to_string());
-        if about.name != "expert" {
-            assert_eq!(about.name.parse::<Router>().unwrap(), router, "the defaults of {}", about.name);
-        }
-    }
 }

@@ -8,7 +8,7 @@ use crate::training::context::TrainContext;
 use anyhow::Result;
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_format::hash::sha256;
-use lorakit_route::Composition;
+use lorakit_route::FittedMerge;
 use lorakit_train::Job;
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use serde_json::Value;
 /// rows and experts are kept.
 pub(super) fn compose(
     context: &TrainContext,
-    merge: &Composition,
+    merge: &dyn FittedMerge,
     opened: &OpenLibrary,
     library: &Library,
     jobs: Vec<Job>,
@@ -32,7 +32,7 @@ pub(super) fn compose(
 
 fn compose_one(
     context: &TrainContext,
-    composition: &Composition,
+    composition: &dyn FittedMerge,
     opened: &OpenLibrary,
     library: &Library,
     job: &Job,
@@ -48,7 +48,7 @@ fn compose_one(
     let fitted = fit_weights(composition, over, rows)?;
     context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
     let (merge, coefficients) = composition.merge(&opened.experts, &fitted.weights)?;
-    let merged = merge.apply(opened.experts.experts(), &coefficients)?;
+    let merged = merge.merge(opened.experts.experts(), &coefficients)?;
     let adapter = merged.adapter.with_target_names(&context.base.modules());
     let losses = fitted.document(&opened.experts);
     let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(context, opened, job, &losses) };

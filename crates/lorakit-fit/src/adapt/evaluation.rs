@@ -5,7 +5,7 @@ use anyhow::{Error, Result};
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Sequence, evaluate};
 use lorakit_lora::Patches;
-use lorakit_route::{Expert, Experts, expert};
+use lorakit_route::{Expert, LibraryStack, single_expert};
 use lorakit_task::{Split, Task};
 
 /// The two columns of the results: the base alone, and the base with the adapter.
@@ -51,8 +51,8 @@ pub fn evaluate_adapted(
             continue;
         }
         let adapter = Expert::new(&task.name, library.adapter(&task.name)?);
-        let adapted = Experts::new([adapter], context.base.sites(), context.base.device())?;
-        for (column, patches) in COLUMNS.iter().zip([Patches::none(), expert::one(&adapted, 0)?]) {
+        let adapted = LibraryStack::new([adapter], context.base.sites(), context.base.device())?;
+        for (column, patches) in COLUMNS.iter().zip([Patches::none(), single_expert(&adapted, 0)?]) {
             on_event(EvaluationEvent::Started { column, task: &task.name });
             let routing = &Sequence::default();
             let model = PatchedModel { base: context.base, tokenizer: context.tokenizer, patches: &patches, routing };

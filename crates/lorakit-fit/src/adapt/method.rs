@@ -1,12 +1,13 @@
 //! The methods of adaptation, by name, as a user types them.
 
-use lorakit_route::{Composition, RouteError};
+use lorakit_route::{FittedMerge, parse_fitted_merge};
 use lorakit_train::FitScope;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// A way from a library to a target task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Method {
     /// Training from scratch.
     NoLibrary,
@@ -17,7 +18,7 @@ pub enum Method {
     /// Skills, mixed by a routing that is fitted, alone or with them.
     Skills(FitScope),
     /// Weights of the library's experts.
-    Composition(Composition),
+    FittedMerge(Arc<dyn FittedMerge>),
 }
 
 /// What is typed, and what it does.
@@ -49,14 +50,16 @@ impl Method {
             Self::Shared(_) => "shared",
             Self::Skills(FitScope::All) => "poly",
             Self::Skills(FitScope::Routing) => "poly_z",
-            Self::Composition(Composition::LoraHub(_)) => "lorahub",
-            Self::Composition(Composition::Cat(_)) => "cat",
+            Self::FittedMerge(merge) => match merge.info().name {
+                "cat_learned" => "cat",
+                name => name,
+            },
         }
     }
 
     /// Whether it starts from a library.
     pub fn needs_library(&self) -> bool {
-        *self != Self::NoLibrary
+        !matches!(self, Self::NoLibrary)
     }
 }
 
@@ -65,7 +68,7 @@ impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Shared(Some(expert)) => write!(f, "shared:{expert}"),
-            Self::Composition(composition) => match composition.to_string().split_once(':') {
+            Self::FittedMerge(composition) => match composition.to_string().split_once(':') {
                 Some((_, settings)) => write!(f, "{}:{settings}", self.name()),
                 None => f.write_str(self.name()),
             },
@@ -89,7 +92,9 @@ impl FromStr for Method {
             ("shared", Some(expert)) if !expert.is_empty() => Ok(Self::Shared(Some(expert.to_owned()))),
             ("poly", None) => Ok(Self::Skills(FitScope::All)),
             ("poly_z", None) => Ok(Self::Skills(FitScope::Routing)),
-            ("lorahub" | "cat", _) => text.parse().map(Self::Composition).map_err(|e: RouteError| e.to_string()),
+            ("lorahub" | "cat", _) => {
+                parse_fitted_merge(text).map(Self::FittedMerge).map_err(|error| error.to_string())
+            }
             ("no_library" | "mean" | "shared" | "poly" | "poly_z", _) => {
                 Err(format!("{name} has no settings; found {text:?}"))
             }

@@ -12,7 +12,7 @@ use crate::training::plan::{self, jobs};
 use crate::training::run::{TrainedKind, TrainingReport};
 use anyhow::{Context as _, Result};
 use lorakit_adapter::Library;
-use lorakit_route::Composition;
+use lorakit_route::FittedMerge;
 use lorakit_task::Task;
 use lorakit_train::{FitScope, Init, Job, TrainConfig};
 
@@ -28,7 +28,7 @@ enum Action<'a> {
     /// Fits the routing of skills, with or without the skills.
     Route(Box<TrainConfig>, FitScope, LibrarySkills, &'a OpenLibrary),
     /// Fits weights of experts.
-    Compose(&'a Composition, &'a OpenLibrary),
+    Compose(&'a dyn FittedMerge, &'a OpenLibrary),
 }
 
 /// What came of adapting.
@@ -68,7 +68,7 @@ impl<'a> AdaptPlan<'a> {
         };
         let jobs = truncated(jobs(&plans, settings, context)?, fraction);
         match &self.action {
-            Action::Compose(merge, opened) => Ok(Adapted::Composed(compose(context, merge, opened, out, jobs))),
+            Action::Compose(merge, opened) => Ok(Adapted::Composed(compose(context, *merge, opened, out, jobs))),
             Action::Route(settings, tuned, skills, opened) => {
                 let unused = skills::unused(settings, &skills.settings()?).join(", ");
                 if !unused.is_empty() {
@@ -103,9 +103,9 @@ impl<'a> Action<'a> {
                 let settings = settings(skills.settings()?)?;
                 return Ok(Self::Route(Box::new(settings), *tuned, skills, opened()?));
             }
-            Method::Composition(merge) => {
+            Method::FittedMerge(merge) => {
                 merge.check(&opened()?.experts)?;
-                return Ok(Self::Compose(merge, opened()?));
+                return Ok(Self::Compose(&**merge, opened()?));
             }
         };
         let settings = settings(start::settings(start.as_ref())?)?;

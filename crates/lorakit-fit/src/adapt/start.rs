@@ -4,7 +4,7 @@ use crate::open_library::OpenLibrary;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_route::Expert;
-use lorakit_route::merge::{Coefficients, Merge};
+use lorakit_route::merge::{Coefficients, parse_merge};
 use lorakit_train::config_for_adapters;
 use lorakit_train::{Init, TrainConfig};
 use serde_json::json;
@@ -17,8 +17,8 @@ const JOINT: &str = "joint";
 pub(super) fn mean(opened: &OpenLibrary, rank: usize) -> Result<Init> {
     let experts = opened.experts.experts();
     let method = if of_one_form(experts) { "linear:convention=paper".to_owned() } else { format!("svd:rank={rank}") };
-    let merge: Merge = method.parse()?;
-    let mean = merge.apply(experts, &Coefficients::uniform(experts.len()))?.adapter;
+    let merge = parse_merge(&method)?;
+    let mean = merge.merge(experts, &Coefficients::uniform(experts.len()))?.adapter;
     let scale = form_of(&experts[0].adapter).map_or(TrainConfig::default().scale(), |(_, scale)| scale);
     let origin = json!({
         "method": "mean",

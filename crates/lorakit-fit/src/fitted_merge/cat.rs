@@ -6,7 +6,7 @@ use super::weights::FittedWeights;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use lorakit_lora::Patches;
-use lorakit_route::{Cat, Gates, HeldOut};
+use lorakit_route::{Cat, HeldOut, TrainableWeights};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
 use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses};
@@ -20,7 +20,7 @@ const EVALUATIONS: usize = 10;
 
 /// Fits the weights.
 pub(super) fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
-    let gates = cat.gates(context.experts)?;
+    let gates = cat.trainable_weights(context.experts)?;
     let (mut held_out, mut fitted) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
         if index % HELD_OUT == HELD_OUT - 1 { held_out.push(row) } else { fitted.push(row) }
@@ -38,7 +38,13 @@ pub(super) fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<Fit
     })
 }
 
-fn steps(cat: &Cat, context: WeightFit, gates: &Gates, rows: &[&Example], selection: &mut Selection) -> Result<()> {
+fn steps(
+    cat: &Cat,
+    context: WeightFit,
+    gates: &TrainableWeights,
+    rows: &[&Example],
+    selection: &mut Selection,
+) -> Result<()> {
     let settings = TrainConfig { learning_rate: cat.learning_rate, max_grad_norm: 0.0, ..TrainConfig::default() };
     let schedule = LrSchedule::new(settings.lr_scheduler, settings.warmup_ratio, cat.steps);
     let loss = TokenLoss::new(context.base, &settings);
@@ -72,7 +78,7 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    fn new(context: WeightFit<'a>, gates: &Gates, rows: Vec<&'a Example>) -> Result<Self> {
+    fn new(context: WeightFit<'a>, gates: &TrainableWeights, rows: Vec<&'a Example>) -> Result<Self> {
         let mut selection =
             Self { context, rows, base: Vec::new(), best: Vec::new(), best_step: 0, values: Vec::new() };
         selection.base = selection.losses(&Patches::none())?;
@@ -87,7 +93,7 @@ impl<'a> Selection<'a> {
     }
 
     /// Keeps the variables if they are better than before, or if no rows are held out.
-    fn evaluate(&mut self, step: usize, gates: &Gates) -> Result<()> {
+    fn evaluate(&mut self, step: usize, gates: &TrainableWeights) -> Result<()> {
         let losses = self.losses(&gates.patches()?)?;
         let sum = |losses: &[f64]| losses.iter().sum::<f64>();
         ensure!(sum(&losses).is_finite(), "after step {step} the loss of left-out rows was no number");
@@ -98,7 +104,7 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
-    fn set_best(&self, gates: &Gates) -> Result<()> {
+    fn set_best(&self, gates: &TrainableWeights) -> Result<()> {
         gates.variables().iter().zip(&self.values).try_for_each(|((_, variable), value)| Ok(variable.set(value)?))
     }
 

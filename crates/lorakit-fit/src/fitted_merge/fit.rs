@@ -2,10 +2,11 @@
 
 use super::weights::FittedWeights;
 use super::{cat, lorahub};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_model::Base;
-use lorakit_route::{Composition, Experts};
+use lorakit_route::{CatMerge, FittedMerge, LibraryStack, LoraHub};
 use lorakit_task::{Example, Split, Task, Tokenizer};
+use std::any::Any;
 
 /// What weights are fitted over.
 #[derive(Clone, Copy)]
@@ -13,7 +14,7 @@ pub struct WeightFit<'a> {
     /// The base.
     pub base: &'a Base,
     /// The experts that are weighted.
-    pub experts: &'a Experts,
+    pub experts: &'a LibraryStack,
     /// The seed of the order of rows.
     pub seed: u64,
 }
@@ -22,7 +23,7 @@ pub struct WeightFit<'a> {
 ///
 /// # Errors
 /// Where a task has no such rows, or one cannot be tokenised.
-pub fn rows(merge: &Composition, tasks: &[Task], base: &Base, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
+pub fn rows(merge: &dyn FittedMerge, tasks: &[Task], base: &Base, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for task in tasks {
         for row in task.rows(Split::Train, Some(merge.rows()))? {
@@ -37,11 +38,13 @@ pub fn rows(merge: &Composition, tasks: &[Task], base: &Base, tokenizer: &Tokeni
 ///
 /// # Errors
 /// Where there is no row, the method does not allow these experts, or a loss is NaN.
-pub fn fit_weights(merge: &Composition, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+pub fn fit_weights(merge: &dyn FittedMerge, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
     ensure!(!rows.is_empty(), "there are no rows to fit weights to");
     merge.check(context.experts)?;
-    match merge {
-        Composition::LoraHub(hub) => lorahub::fit(hub, context, rows),
-        Composition::Cat(cat) => cat::fit(cat, context, rows),
+    let any: &dyn Any = merge;
+    match (any.downcast_ref::<LoraHub>(), any.downcast_ref::<CatMerge>()) {
+        (Some(hub), _) => lorahub::fit(hub, context, rows),
+        (None, Some(CatMerge(cat))) => cat::fit(cat, context, rows),
+        (None, None) => bail!("{merge} has no fit"),
     }
 }

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{NllSum, ScoredRow, split_by_tokens};
-use lorakit_route::cat::Per;
-use lorakit_route::{Cat, LoraHub, RowLoss, RowLosses, by_row_weights};
+use lorakit_route::fixed::weight_groups::Granularity;
+use lorakit_route::{Cat, LoraHub, ModelError, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::Example;
 use lorakit_train::{Gradients, TokenLoss, TrainConfig};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ struct Losses<'a> {
 
 impl RowLosses for Losses<'_> {
     /// Every candidate with every row, in batches of a bounded number of tokens.
-    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>> {
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError> {
         let weights: Vec<Arc<[f32]>> =
             candidates.iter().map(|candidate| candidate.iter().map(|weight| *weight as f32).collect()).collect();
         let n = self.rows.len();
@@ -57,8 +57,8 @@ impl RowLosses for Losses<'_> {
         Ok(losses.chunks(n).map(<[RowLoss]>::to_vec).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>> {
-        let gates = Cat { per: Per::Expert, ..Cat::default() }.gates(self.context.experts)?;
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError> {
+        let gates = Cat { per: Granularity::Expert, ..Cat::default() }.trainable_weights(self.context.experts)?;
         let (_, weights) = gates.variables().into_iter().next().context("gates have variables")?;
         let at: Vec<f32> = at.iter().map(|weight| *weight as f32).collect();
         weights.set(&Tensor::from_vec(at, weights.shape(), weights.device())?)?;

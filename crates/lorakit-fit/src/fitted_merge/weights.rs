@@ -1,13 +1,13 @@
 //! Weights of a library's experts that were fitted to rows.
 
 use lorakit_adapter::Matrix;
-use lorakit_route::{Experts, HeldOut};
+use lorakit_route::{HeldOut, LibraryStack};
 use serde_json::{Value, json};
 
 /// Fitted weights, and what is known of them.
 #[derive(Clone, Debug)]
 pub struct FittedWeights {
-    /// `[groups, experts]`, as [`lorakit_route::Composition::merge`] and the router of that name read them.
+    /// `[groups, experts]`, as [`lorakit_route::FittedMerge::merge`] and the router of that name read them.
     pub weights: Matrix,
     /// The name of each row of the weights.
     pub groups: Vec<String>,
@@ -19,7 +19,7 @@ pub struct FittedWeights {
 
 impl FittedWeights {
     /// Weights and losses, as records and `--json` have them.
-    pub fn document(&self, experts: &Experts) -> Value {
+    pub fn document(&self, experts: &LibraryStack) -> Value {
         let row = |weights: &[f32]| -> Value {
             experts.names().iter().zip(weights).map(|(name, weight)| (name.clone(), json!(weight))).collect()
         };
@@ -31,7 +31,7 @@ impl FittedWeights {
     }
 
     /// The largest weights and the losses in one line.
-    pub fn summary(&self, experts: &Experts) -> String {
+    pub fn summary(&self, experts: &LibraryStack) -> String {
         let values = self.weights.values();
         let mean = |expert: usize| {
             values.iter().skip(expert).step_by(experts.len()).sum::<f32>() / self.groups.len().max(1) as f32

@@ -7,12 +7,9 @@ use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{ExpertWeights, Library, Matrix};
 use lorakit_format::hash::sha256;
-use lorakit_route::{Learned, Router};
+use lorakit_route::{Router, RouterState};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
-
-/// The version of the algorithms of all routers. Raised where one of them fits another state to the same rows.
-const FORMULAS: u32 = 2;
 
 /// Everything that decides a router's state.
 pub(super) struct CacheKey {
@@ -24,28 +21,28 @@ pub(super) struct CacheKey {
 
 impl CacheKey {
     /// The key of `router` fitted to `rows`. Hashes the weights of every expert.
-    pub fn new(router: &Router, rows: &TrainingRows) -> Result<Self> {
+    pub fn new(router: &dyn Router, rows: &TrainingRows) -> Result<Self> {
         let experts = rows.library().expert_weights(rows.experts().names())?;
         let mut document = json!({
             "router": router.to_string(),
             "base": rows.base().identity().fingerprint,
             // What was trained under the router's own name, such as the routing of skills, is an input of the fit.
-            "trained": rows.library().router_sha256(router.name())?,
+            "trained": rows.library().router_sha256(router.info().name)?,
             "rows": rows.identity(),
             "seed": rows.seed(),
             "lorakit": env!("CARGO_PKG_VERSION"),
-            "formulas": FORMULAS,
+            "formulas": router.info().version,
         });
         if let Some(dtype) = rows.base().narrowed() {
             document["dtype"] = json!(dtype.as_str());
         }
         let hash = sha256(json!([experts, document]).to_string().as_bytes());
-        Ok(Self { name: format!("{}-{}", router.name(), &hash[..16]), experts, document })
+        Ok(Self { name: format!("{}-{}", router.info().name, &hash[..16]), experts, document })
     }
 }
 
 /// The state of this key; `None` where there is none, or an incomplete one.
-pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<Learned>> {
+pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterState>> {
     let Ok(Some(record)) = library.router_record::<Value>(&key.name) else { return Ok(None) };
     if record.experts != key.experts || record.origin != key.document {
         return Ok(None);
@@ -55,13 +52,13 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<Learned>>
 }
 
 /// Writes the state of this key.
-pub(super) fn write(library: &Library, key: &CacheKey, state: &Learned) -> Result<()> {
+pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
     let bytes = serialise(state)?;
     let _lock = library.lock()?;
     Ok(library.put_router(&key.name, &key.experts, &key.document, &bytes)?)
 }
 
-fn serialise(state: &Learned) -> Result<Vec<u8>> {
+fn serialise(state: &RouterState) -> Result<Vec<u8>> {
     let tensors = state.matrices().iter().map(|(name, matrix)| {
         let bytes: Vec<u8> = matrix.values().iter().flat_map(|value| value.to_le_bytes()).collect();
         (name, (matrix.rows(), matrix.cols()), bytes)
@@ -73,7 +70,7 @@ fn serialise(state: &Learned) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)?)
 }
 
-fn matrices(bytes: &[u8]) -> Result<Learned> {
+fn matrices(bytes: &[u8]) -> Result<RouterState> {
     let file = SafeTensors::deserialize(bytes)?;
     let matrix = |(name, tensor): (String, TensorView)| {
         ensure!(tensor.dtype() == Dtype::F32, "`{name}` is {:?}; expected F32", tensor.dtype());
@@ -81,5 +78,5 @@ fn matrices(bytes: &[u8]) -> Result<Learned> {
         let values = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         Ok((name, Matrix::new(rows, columns, values)?))
     };
-    Ok(Learned::new(file.tensors().into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
+    Ok(RouterState::new(file.tensors().into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
 }

@@ -2,15 +2,15 @@
 
 use super::training_rows::TrainingRows;
 use anyhow::Result;
-use lorakit_route::{Cm, Inputs, Learned, expert};
+use lorakit_route::{Centroid, InputMeans, RouterState, expert_per_row};
 
 /// Averages the inputs of each site over the prompts of each expert's rows.
-pub(super) fn fit(cm: &Cm, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(cm: &Centroid, rows: &TrainingRows) -> Result<RouterState> {
     let (base, experts) = (rows.base(), rows.experts());
-    let inputs = Inputs::new(experts, cm.pool);
-    let patches = expert::by_row(experts)?.with(inputs.patches());
+    let inputs = InputMeans::new(experts, cm.pool);
+    let patches = expert_per_row(experts)?.with(inputs.patches());
     for packed in rows.prompts()? {
         base.hidden(packed.ids(), &base.plan(packed.rows()), &patches)?;
     }
-    Ok(cm.learned(experts, &inputs)?)
+    Ok(cm.state(experts, &inputs)?)
 }

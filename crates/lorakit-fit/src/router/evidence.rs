@@ -6,15 +6,15 @@ use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
-use lorakit_route::evidence::{OTHERWISE, Otherwise, TEMPERATURES, Temperature};
-use lorakit_route::{Evidence, Learned, Responses, TaskResponses, Uniform};
+use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
+use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses, Uniform};
 use lorakit_task::Example;
 
 /// Tokens of a forward pass at most, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
 
 /// Fits the distribution of responses, and chooses the `auto` settings.
-pub(super) fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
     let prompts = responses(evidence, rows)?;
     // The settings must suit unseen prompts: one fold is scored by what is fitted to the others.
     let held_out = 0;
@@ -22,31 +22,31 @@ pub(super) fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<Learned> {
     let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == held_out).map(|(row, _)| row.example).collect();
     let trial = Trial { rows, scored };
     let otherwise = match evidence.otherwise {
-        Otherwise::Auto => trial.otherwise(evidence)?,
+        Fallback::Auto => trial.otherwise(evidence)?,
         given => given,
     };
     let temperature = match evidence.temperature {
         Temperature::Auto => {
-            trial.temperature(evidence, otherwise, &evidence.learned(rows.experts(), &prompts.without(held_out))?)?
+            trial.temperature(evidence, otherwise, &evidence.state(rows.experts(), &prompts.without(held_out))?)?
         }
         Temperature::Fixed(given) => given,
     };
-    let learned = evidence.learned(rows.experts(), &prompts)?;
+    let learned = evidence.state(rows.experts(), &prompts)?;
     Ok(Evidence::with_chosen(learned, temperature, otherwise)?)
 }
 
 /// The responses of every expert to the prompts.
 fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> {
-    let responses = Responses::new(rows.experts(), evidence.measure)?;
+    let responses = ResponseProbe::new(rows.experts(), evidence.measure)?;
     let mut prompts = TaskResponses::default();
     for row in rows.examples()? {
         prompts.experts.resize(row.task + 1, row.expert.context("a row has no expert")?);
         prompts.tasks.push(row.task);
     }
     for packed in rows.prompts()? {
-        let (watch, base) = (responses.watch(), rows.base());
-        base.hidden(packed.ids(), &base.plan(packed.rows()), &watch.patches())?;
-        for (at, (site, responses)) in watch.responses().into_iter().enumerate() {
+        let (pass, base) = (responses.start(), rows.base());
+        base.hidden(packed.ids(), &base.plan(packed.rows()), &pass.patches())?;
+        for (at, (site, responses)) in pass.responses().into_iter().enumerate() {
             match prompts.responses.get_mut(at) {
                 Some((_, before)) => before.extend(responses),
                 None => prompts.responses.push((site, responses)),
@@ -71,15 +71,15 @@ impl Trial<'_> {
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }
 
-    /// The fallback of [`OTHERWISE`] under which, alone, the answers are likeliest.
-    fn otherwise(&self, evidence: &Evidence) -> Result<Otherwise> {
+    /// The fallback of [`FALLBACKS`] under which, alone, the answers are likeliest.
+    fn otherwise(&self, evidence: &Evidence) -> Result<Fallback> {
         let experts = self.rows.experts();
         let mut tried = Vec::new();
-        for otherwise in OTHERWISE {
+        for otherwise in FALLBACKS {
             let patches = match otherwise {
-                Otherwise::Auto | Otherwise::Base => Patches::none(),
-                Otherwise::Uniform => Uniform { mixing: evidence.mixing }.patches(experts)?,
-                Otherwise::Arrow => evidence.arrow().patches(experts, None)?,
+                Fallback::Auto | Fallback::Base => Patches::none(),
+                Fallback::Uniform => Uniform { mixing: evidence.mixing }.patches(experts, &RouterContext::default())?,
+                Fallback::Arrow => evidence.arrow().patches(experts, &RouterContext::default())?,
             };
             tried.push((self.loss(&patches, &Sequence::default())?, otherwise));
         }
@@ -88,14 +88,15 @@ impl Trial<'_> {
     }
 
     /// The temperature under which the answers are likeliest.
-    fn temperature(&self, evidence: &Evidence, otherwise: Otherwise, learned: &Learned) -> Result<f32> {
+    fn temperature(&self, evidence: &Evidence, otherwise: Fallback, learned: &RouterState) -> Result<f32> {
         let (experts, base) = (self.rows.experts(), self.rows.base());
         let fixed = |temperature| evidence.fixed(temperature, otherwise);
         // The patches read the weights of their rows, and are the same for all temperatures.
-        let patches = fixed(TEMPERATURES[0]).patches(experts, None, None)?;
+        let patches = fixed(TEMPERATURES[0]).patches(experts, &RouterContext::default())?;
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
-            let router = fixed(temperature).rule(experts, learned)?;
+            let setting = RouterContext { state: Some(learned), ..RouterContext::default() };
+            let router = fixed(temperature).prompt_router(experts, &setting)?.context("evidence routes by prompts")?;
             tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
         }
         let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;

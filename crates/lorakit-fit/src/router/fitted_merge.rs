@@ -3,14 +3,14 @@
 use super::training_rows::TrainingRows;
 use crate::fitted_merge::fit::{WeightFit, fit_weights};
 use anyhow::Result;
-use lorakit_route::{Composition, Learned};
+use lorakit_route::{FittedMerge, RouterState};
 use lorakit_task::Example;
 
 /// Fits the weights to the rows of all tasks together.
-pub(super) fn fit(merge: Composition, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(merge: &dyn FittedMerge, rows: &TrainingRows) -> Result<RouterState> {
     let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
     let context = WeightFit { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
-    let fitted = fit_weights(&merge, context, &examples)?;
-    rows.status(&format!("{}: {}", merge.name(), fitted.summary(rows.experts())));
-    Ok(Learned::new([("weights".to_owned(), fitted.weights)]))
+    let fitted = fit_weights(merge, context, &examples)?;
+    rows.status(&format!("{}: {}", merge.info().name, fitted.summary(rows.experts())));
+    Ok(RouterState::new([("weights".to_owned(), fitted.weights)]))
 }

@@ -5,7 +5,8 @@ use super::training_rows::TrainingRows;
 use anyhow::Result;
 use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
-use lorakit_route::{Learned, Phatgoose, phatgoose};
+use lorakit_route::token::phatgoose::gated_experts;
+use lorakit_route::{Phatgoose, RouterState};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
 use lorakit_train::{LrSchedule, LrSchedulerType};
@@ -15,7 +16,7 @@ use lorakit_train::{ParameterGroup, TokenLoss, TrainConfig};
 const WARMUP: f64 = 0.1;
 
 /// Trains a gate for every expert and site.
-pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<RouterState> {
     let (base, experts) = (rows.base(), rows.experts());
     let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
     for row in rows.examples()? {
@@ -41,7 +42,7 @@ pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<Learned> 
         }
         let patches = |_: &_| {
             let now: Vec<_> = gates.iter().map(|(_, gate)| gate.as_tensor().clone()).collect();
-            Ok(phatgoose::gated(experts, &now)?)
+            Ok(gated_experts(experts, &now)?)
         };
         Ok(loss.gradients(&batch, patches, variables, gradients)?)
     })?;
@@ -49,5 +50,5 @@ pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<Learned> 
         let (rows, columns) = gate.as_tensor().dims2()?;
         Ok((name, Matrix::new(rows, columns, gate.as_tensor().flatten_all()?.to_vec1::<f32>()?)?))
     };
-    Ok(Learned::new(gates.into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
+    Ok(RouterState::new(gates.into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
 }

@@ -4,25 +4,25 @@ use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result, bail};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_model::Base;
-use lorakit_route::poly::{Trained, Unseen};
-use lorakit_route::{Experts, Learned, Poly};
+use lorakit_route::fixed::poly::{SkillRouting, Unseen};
+use lorakit_route::{LibraryStack, Poly, Router, RouterState};
 use lorakit_task::Example;
 use lorakit_train::routing_store::{self, StoredRouting};
 use lorakit_train::{FitScope, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters};
 
 /// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean routing,
 /// or by one that is fitted to the task's rows with the skills frozen.
-pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
     let skills = RoutedSkills::open(poly, rows.base(), rows.experts(), rows.library())?;
     let known = rows.current_task().and_then(|task| skills.row_of(task));
-    let mixed = match (known, poly.unseen) {
+    let mixed = match (known, poly.settings.unseen) {
         (Some(row), _) => skills.stack_of_tasks()?.task_adapter(row)?,
         (None, Unseen::Mean) => skills.stack_of_tasks()?.mean_adapter()?,
         (None, Unseen::Fit) => {
             let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
             let settings = TrainConfig {
-                max_steps: Some(poly.steps),
-                routing_learning_rate: poly.rate,
+                max_steps: Some(poly.settings.steps),
+                routing_learning_rate: poly.settings.rate,
                 max_grad_norm: 1.0,
                 ..skills.settings.clone()
             };
@@ -32,13 +32,13 @@ pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<Learned> {
             stack.task_adapter(0)?
         }
     };
-    Ok(Poly::learned(&mixed)?)
+    Ok(Poly::state(&mixed)?)
 }
 
 /// The adapter of the mean routing, where there is no current task.
-pub(super) fn mean(poly: &Poly, base: &Base, experts: &Experts, library: &Library) -> Result<Learned> {
+pub(super) fn mean(poly: &Poly, base: &Base, experts: &LibraryStack, library: &Library) -> Result<RouterState> {
     let skills = RoutedSkills::open(poly, base, experts, library)?;
-    Ok(Poly::learned(&skills.stack_of_tasks()?.mean_adapter()?)?)
+    Ok(Poly::state(&skills.stack_of_tasks()?.mean_adapter()?)?)
 }
 
 /// The skills of a library with their routing.
@@ -52,23 +52,24 @@ struct RoutedSkills<'a> {
 }
 
 impl<'a> RoutedSkills<'a> {
-    fn open(poly: &Poly, base: &'a Base, experts: &Experts, library: &Library) -> Result<Self> {
-        let routing = routing_store::read(library, poly.name())?;
+    fn open(poly: &Poly, base: &'a Base, experts: &LibraryStack, library: &Library) -> Result<Self> {
+        let routing = routing_store::read(library, poly.info().name)?;
         let skills: Vec<Adapter> = match (&routing, poly.trained) {
             (Some(routing), _) => {
                 let of = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
                 let skills: Result<_> = routing.skills.iter().map(of).collect();
-                skills
-                    .with_context(|| format!("the skills of {}/{}", library.routers_folder().display(), poly.name()))?
+                skills.with_context(|| {
+                    format!("the skills of {}/{}", library.routers_folder().display(), poly.info().name)
+                })?
             }
-            (None, Trained::Poly) if routing_store::has_skills(library, poly.name())? => bail!(
+            (None, SkillRouting::Poly) if routing_store::has_skills(library, poly.info().name)? => bail!(
                 "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run \
                  `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
                 library.routers_folder().display()
             ),
             // Experts of equal shapes can be mixed as skills (MBC-PolyZ of the paper).
-            (None, Trained::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
-            (None, Trained::Mhr) => bail!(
+            (None, SkillRouting::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
+            (None, SkillRouting::Mhr) => bail!(
                 "{}: no mhr is there; `lorakit train-experts --mhr K` makes one",
                 library.routers_folder().display()
             ),

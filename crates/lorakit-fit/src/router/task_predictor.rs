@@ -4,7 +4,8 @@ use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
-use lorakit_route::{Learned, Tp, tp};
+use lorakit_route::prompt::task_predictor::mean_hidden;
+use lorakit_route::{RouterState, TaskPredictor};
 use lorakit_train::ParameterGroup;
 use lorakit_train::{LrSchedule, LrSchedulerType};
 
@@ -15,12 +16,12 @@ const LEARNING_RATE: f64 = 0.05;
 const WEIGHT_DECAY: f64 = 0.1;
 
 /// Fits the classifier. The class of a row is its expert.
-pub(super) fn fit(_: &Tp, rows: &TrainingRows) -> Result<Learned> {
+pub(super) fn fit(_: &TaskPredictor, rows: &TrainingRows) -> Result<RouterState> {
     let base = rows.base();
     let (mut features, mut classes) = (Vec::new(), Vec::new());
     for packed in rows.prompts()? {
         let hidden = base.hidden(packed.ids(), &base.plan(packed.rows()), &Default::default())?;
-        features.extend(tp::pooled(&packed.rows(), &hidden)?);
+        features.extend(mean_hidden(&packed.rows(), &hidden)?);
         for row in packed.rows().iter() {
             classes.push(row.expert.context("a row has no expert")? as u32);
         }
@@ -31,7 +32,7 @@ pub(super) fn fit(_: &Tp, rows: &TrainingRows) -> Result<Learned> {
     let matrix = |name: &str, rows: usize, values: Vec<f32>| -> Result<(String, Matrix)> {
         Ok((name.to_owned(), Matrix::new(rows, values.len() / rows, values)?))
     };
-    Ok(Learned::new([
+    Ok(RouterState::new([
         matrix("centre", 1, centre)?,
         matrix("spread", 1, spread)?,
         matrix("weights", rows.experts().len(), weights)?,

@@ -5,7 +5,7 @@ use crate::task_record::task_record;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, Packed};
-use lorakit_route::{Experts, Lesson, oracle};
+use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
 use lorakit_task::{Example, Split, Task, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub struct TrainingRow {
 /// the cache covers nothing else.
 pub struct TrainingRows<'a> {
     context: &'a FitContext<'a, 'a>,
-    lesson: Lesson,
+    lesson: TrainingData,
     sources: Vec<TaskSource<'a>>,
 }
 
@@ -44,13 +44,13 @@ impl<'a> TrainingRows<'a> {
     ///
     /// # Errors
     /// Where there are no rows for an expert, or no current task.
-    pub(super) fn find(context: &'a FitContext<'a, 'a>, lesson: Lesson, task: Option<&'a Task>) -> Result<Self> {
+    pub(super) fn find(context: &'a FitContext<'a, 'a>, lesson: TrainingData, task: Option<&'a Task>) -> Result<Self> {
         let experts = &context.library.experts;
         let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
         let mut sources = match lesson {
-            Lesson::Experts { .. } if context.tasks.is_empty() => own_tasks(context)?,
-            Lesson::Experts { .. } => {
-                let source = |task: &'a Task| Ok(given(task, Some(oracle::expert_of(&task.name, experts)?)));
+            TrainingData::ExpertTasks { .. } if context.tasks.is_empty() => own_tasks(context)?,
+            TrainingData::ExpertTasks { .. } => {
+                let source = |task: &'a Task| Ok(given(task, Some(expert_of_task(&task.name, experts)?)));
                 let sources: Vec<TaskSource> =
                     context.tasks.iter().map(source).collect::<Result<_>>().context("--fit")?;
                 let without = (0..experts.len()).find(|e| sources.iter().all(|source| source.expert != Some(*e)));
@@ -62,7 +62,7 @@ impl<'a> TrainingRows<'a> {
                 }
                 sources
             }
-            Lesson::Task { .. } => match (context.tasks, task) {
+            TrainingData::TargetTask { .. } => match (context.tasks, task) {
                 ([], Some(task)) => vec![given(task, None)],
                 ([], None) => bail!("no task is at hand to learn from: give rows with --fit"),
                 (fit, _) => fit.iter().map(|task| given(task, None)).collect(),
@@ -79,7 +79,7 @@ impl<'a> TrainingRows<'a> {
     }
 
     /// The experts of the library.
-    pub fn experts(&self) -> &'a Experts {
+    pub fn experts(&self) -> &'a LibraryStack {
         &self.context.library.experts
     }
 

@@ -1,10 +1,10 @@
-//! How much of each expert goes into a merge.
+//! The weights of experts in a merge.
 
-use super::error::{MergeError, Result};
-use crate::experts::Expert;
+use crate::error::{Result, RouteError};
+use crate::library_stack::Expert;
 use std::collections::BTreeMap;
 
-/// A weight per expert, in the experts' order, and where a module has weights of its own, those.
+/// A weight per expert, in the experts' order, and for some modules weights of their own.
 ///
 /// Weights may be negative and need not sum to one. CAT (<https://arxiv.org/abs/2410.13025>) learns one per adapter
 /// and layer, which is what weights per module are for.
@@ -46,12 +46,13 @@ impl Coefficients {
         &self.modules
     }
 
-    /// That there is one finite weight for each expert, and that weights of a module are those of one that there is.
+    /// Checks that there is one finite weight for each expert, and that weights of a module are those of one that some
+    /// expert changes.
     pub(super) fn check(&self, experts: &[Expert]) -> Result<()> {
         check_one("", &self.weights, experts)?;
         for (module, weights) in &self.modules {
             if !experts.iter().any(|expert| expert.adapter.modules().contains_key(module)) {
-                return Err(MergeError::UnknownModule(module.clone()));
+                return Err(RouteError::WeightOfNoModule(module.clone()));
             }
             check_one(&format!(" for {module}"), weights, experts)?;
         }
@@ -62,10 +63,10 @@ impl Coefficients {
 fn check_one(module: &str, weights: &[f64], experts: &[Expert]) -> Result<()> {
     if weights.len() != experts.len() {
         let module = module.to_owned();
-        return Err(MergeError::Count { weights: weights.len(), experts: experts.len(), module });
+        return Err(RouteError::WeightCount { weights: weights.len(), experts: experts.len(), module });
     }
     match weights.iter().zip(experts).find(|(weight, _)| !weight.is_finite()) {
-        Some((weight, expert)) => Err(MergeError::Weight { expert: expert.name.clone(), weight: *weight }),
+        Some((weight, expert)) => Err(RouteError::Weight { expert: expert.name.clone(), weight: *weight }),
         None => Ok(()),
     }
 }

@@ -1,14 +1,14 @@
-//! One module at a time: what each expert has there, and what becomes of it.
+//! One module of a merge: what each expert has there, and what is made of it; and the loop over modules.
 
-use super::coefficients::Coefficients;
-use super::error::{MergeError, Result};
-use super::merged::{Kept, Merged, ModuleReport};
-use crate::experts::Expert;
+use crate::error::{Result, RouteError};
+use crate::library_stack::Expert;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::merge_report::{Merged, ModuleReport, Retained};
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
-/// The bytes that dense deltas may take at once. A module that needs more is merged alone.
+/// The memory that dense deltas may take at once, in bytes. A module that needs more is merged alone.
 const DENSE_BYTES: usize = 1 << 30;
 
 /// A module, with what those experts that change it have for it.
@@ -17,23 +17,23 @@ pub(super) struct Module<'a> {
     pub input: usize,
     pub output: usize,
     /// The experts that have the module, in the order in which they were given. One that lacks it counts as zero.
-    pub parts: Vec<Part<'a>>,
+    pub parts: Vec<ModuleExpert<'a>>,
     /// The sum of all experts' weights, those that lack the module included.
     pub total_weight: f64,
 }
 
 /// One expert's share in a module.
-pub(super) struct Part<'a> {
+pub(super) struct ModuleExpert<'a> {
     pub expert: usize,
     pub name: &'a str,
     pub weight: f64,
     pub update: &'a LowRank,
 }
 
-/// The update that a merge made of a module, and how much of what it meant is in it.
-pub(super) struct Made {
+/// The merged update of a module, and how much of the untruncated one it retains.
+pub(super) struct MergedModule {
     pub update: LowRank,
-    pub kept: Kept,
+    pub retained: Retained,
 }
 
 /// What a merge holds in memory for a module.
@@ -50,13 +50,13 @@ impl<'a> Module<'a> {
         let weights = coefficients.at(path);
         let have = |(expert, (of, weight)): (usize, (&'a Expert, &f64))| {
             let update = of.adapter.modules().get(path)?;
-            Some(Part { expert, name: &of.name, weight: *weight, update })
+            Some(ModuleExpert { expert, name: &of.name, weight: *weight, update })
         };
-        let parts: Vec<Part> = experts.iter().zip(weights).enumerate().filter_map(have).collect();
-        let shape = |part: &Part| (part.update.input(), part.update.output());
-        let Some((input, output)) = parts.first().map(shape) else { return Err(MergeError::NoModules) };
+        let parts: Vec<ModuleExpert> = experts.iter().zip(weights).enumerate().filter_map(have).collect();
+        let shape = |part: &ModuleExpert| (part.update.input(), part.update.output());
+        let Some((input, output)) = parts.first().map(shape) else { return Err(RouteError::NoModules) };
         if let Some(other) = parts.iter().find(|part| shape(part) != (input, output)) {
-            return Err(MergeError::Widths {
+            return Err(RouteError::Shapes {
                 module: path.to_owned(),
                 first: (parts[0].name.to_owned(), (input, output)),
                 second: (other.name.to_owned(), shape(other)),
@@ -77,13 +77,13 @@ impl<'a> Module<'a> {
 
     /// The update `B A`, of row-major values.
     pub(super) fn update(&self, rank: usize, a: Vec<f32>, b: Vec<f32>) -> Result<LowRank> {
-        let make = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);
-        make().map_err(|problem| MergeError::arithmetic(self.path, format!("{problem:#}")))
+        let pair = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);
+        pair().map_err(|source| RouteError::MergedMatrix { module: self.path.to_owned(), source })
     }
 
-    /// A module's error for what the linear algebra refuses.
-    pub(super) fn refuse(&self, problem: impl ToString) -> MergeError {
-        MergeError::arithmetic(self.path, problem)
+    /// An error of the linear algebra in this module.
+    pub(super) fn arithmetic(&self, problem: &'static str) -> RouteError {
+        RouteError::Arithmetic { module: self.path.to_owned(), problem }
     }
 }
 
@@ -94,21 +94,21 @@ pub(super) fn each_module(
     experts: &[Expert],
     coefficients: &Coefficients,
     footprint: Footprint,
-    make: impl Fn(&Module) -> Result<Made> + Sync,
+    make: impl Fn(&Module) -> Result<MergedModule> + Sync,
 ) -> Result<Merged> {
     let facts = check(experts, coefficients)?;
     let modules =
         paths(experts).into_iter().map(|path| Module::of(path, experts, coefficients)).collect::<Result<Vec<_>>>()?;
     let mut merged = Vec::with_capacity(modules.len());
     for group in groups(&modules, footprint) {
-        let made: Result<Vec<Made>> = group.par_iter().map(&make).collect();
+        let made: Result<Vec<MergedModule>> = group.par_iter().map(&make).collect();
         merged.extend(made?);
     }
     let report = modules.iter().zip(&merged).map(|(module, made)| ModuleReport {
         module: module.path.to_owned(),
         rank: made.update.rank(),
-        retained: made.kept.retained,
-        error: made.kept.error,
+        retained: made.retained.retained,
+        error: made.retained.error,
     });
     let report = report.collect();
     let updates = modules.iter().zip(merged).map(|(module, made)| (module.path.to_owned(), made.update)).collect();
@@ -139,24 +139,24 @@ fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [M
     groups
 }
 
-/// Refuses what no merge can mix; returns the facts of the result.
+/// Refuses what no merge can mix; returns the metadata of the result.
 fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetadata> {
-    let Some(first) = experts.first() else { return Err(MergeError::NoExperts) };
+    let Some(first) = experts.first() else { return Err(RouteError::NoExperts) };
     let mut names = BTreeSet::new();
     if let Some(twin) = experts.iter().find(|expert| !names.insert(&expert.name)) {
-        return Err(MergeError::SameName(twin.name.clone()));
+        return Err(RouteError::SameSeed(twin.name.clone()));
     }
     coefficients.check(experts)?;
     if paths(experts).is_empty() {
-        return Err(MergeError::NoModules);
+        return Err(RouteError::NoModules);
     }
     let mut facts = first.adapter.metadata().clone();
     for other in &experts[1..] {
         let theirs = other.adapter.metadata();
         if theirs.fan_in_fan_out != facts.fan_in_fan_out {
-            return Err(MergeError::Orientation(first.name.clone(), other.name.clone()));
+            return Err(RouteError::Orientation(first.name.clone(), other.name.clone()));
         }
-        // Advice that the experts do not share would be wrong for some of them.
+        // A base that the experts do not share would be wrong for some of them.
         if (&theirs.base_model, &theirs.revision) != (&facts.base_model, &facts.revision) {
             (facts.base_model, facts.revision) = (None, None);
         }

@@ -1,13 +1,15 @@
 //! The rank of a result, as it is typed.
 
-use super::module::Module;
+use crate::merge::module::Module;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// The setting `rank`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Rank {
-    /// That of the expert with the largest rank, module by module, as PEFT has it.
+    /// That of the expert with the largest rank, module by module, as in PEFT.
     Largest,
     /// As many as the exact result needs.
     Full,
@@ -16,7 +18,7 @@ pub enum Rank {
 }
 
 impl Rank {
-    /// The rank in a module whose result has no more than `most`.
+    /// The rank in a module whose result has at most `most`.
     pub(super) fn at(self, module: &Module, most: usize) -> usize {
         match self {
             Self::Largest => module.largest_rank().min(most),
@@ -36,6 +38,20 @@ impl FromStr for Rank {
             (_, Ok(rank)) if rank > 0 => Ok(Self::Of(rank)),
             _ => Err("a number from 1, largest or full"),
         }
+    }
+}
+
+impl TryFrom<String> for Rank {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Rank> for String {
+    fn from(rank: Rank) -> Self {
+        rank.to_string()
     }
 }
 

@@ -1,23 +1,34 @@
-//! Re-compression: the best approximation of a delta by a given rank, in f64.
-//!
-//! By Eckart and Young it is the truncated singular value decomposition. A product `B A` never becomes dense for it:
-//! with the thin factorisations `B = Qb Rb` and `A' = Qa Ra`, the decomposition of the small core `Rb Ra'` is all that
-//! is needed. As in PEFT, the result has `B = U S` and `A = V'`.
+//! The weighted sum of deltas, truncated to a rank by its singular value decomposition: PEFT's `svd`, without its dense
+//! matrices. With `W = sum_i w_i s_i B_i A_i = U S V'`, the result has `B = U_r S_r` and `A = V_r'`.
 
-use super::error::Result;
-use super::merged::Kept;
-use super::module::{Made, Module};
-use super::rank::Rank;
-use faer::{Mat, MatRef};
-use lorakit_adapter::LowRank;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use crate::error::Result;
+use crate::library_stack::Expert;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::low_rank_product::LowRankProduct;
+use crate::merge::merge_method::MergeMethod;
+use crate::merge::merge_report::Merged;
+use crate::merge::module::{Footprint, each_module};
+use crate::merge::rank::Rank;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, defaults, read, write};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
 
-/// Up to this many rows or columns, a dense delta is decomposed as a whole.
-const WHOLE: usize = 512;
+/// The merge `svd`.
+pub static SVD: MethodInfo<dyn MergeMethod> = MethodInfo {
+    name: "svd",
+    aliases: &[],
+    summary: "the weighted sum of deltas, brought to a rank by its SVD",
+    link: None,
+    defaults: defaults::<Svd>,
+    parse: |name, typed| Ok(Arc::new(read::<Svd>(name, typed)?)),
+    version: 1,
+};
 
-/// The merge `svd`: the weighted sum of deltas, brought to a rank. PEFT's `svd`, without its dense matrices.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The merge `svd`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Svd {
     /// The rank of the result.
     pub rank: Rank,
@@ -29,135 +40,22 @@ impl Default for Svd {
     }
 }
 
-impl Svd {
-    pub(super) fn merge(&self, module: &Module) -> Result<Made> {
-        Product::sum(module, 1.0).compressed(module, self.rank)
+impl Settings for Svd {}
+
+impl fmt::Display for Svd {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write(f, SVD.name, self)
     }
 }
 
-/// A delta `B A`, of `B: [out, k]` and `A: [k, in]` in f64.
-pub(super) struct Product {
-    pub b: Mat<f64>,
-    pub a: Mat<f64>,
-}
-
-impl Product {
-    /// `factor` times the weighted sum of the module's deltas, exactly.
-    pub(super) fn sum(module: &Module, factor: f64) -> Self {
-        let rank = module.rank_sum();
-        let (mut b, mut a) = (Mat::zeros(module.output, rank), Mat::zeros(rank, module.input));
-        let mut at = 0;
-        for part in &module.parts {
-            let weight = factor * part.weight * part.update.scale();
-            let rank = part.update.rank();
-            b.subcols_mut(at, rank).copy_from(widened_b(part.update, weight));
-            a.subrows_mut(at, rank).copy_from(widened_a(part.update));
-            at += rank;
-        }
-        Self { b, a }
+impl MergeMethod for Svd {
+    fn info(&self) -> &'static MethodInfo<dyn MergeMethod> {
+        &SVD
     }
 
-    /// The product at the asked rank; as it is where that cuts nothing off.
-    pub(super) fn compressed(self, module: &Module, rank: Rank) -> Result<Made> {
-        let most = self.b.ncols().min(module.input).min(module.output);
-        let rank = rank.at(module, most);
-        if rank >= self.b.ncols() {
-            return self.exact(module);
-        }
-        let (b, a) = (self.b.qr(), self.a.transpose().qr());
-        let core = b.thin_R() * a.thin_R().transpose();
-        let svd = core.thin_svd().map_err(|_| module.refuse(NO_SVD))?;
-        let singular: Vec<f64> = svd.S().column_vector().iter().copied().collect();
-        let left = b.compute_thin_Q() * scaled_columns(svd.U().subcols(0, rank), &singular);
-        let right = a.compute_thin_Q() * svd.V().subcols(0, rank);
-        let kept = Kept::of(squares(&singular[..rank]), squares(&singular[rank..]));
-        Ok(Made { update: update(module, left.as_ref(), right.transpose())?, kept })
+    fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
+        each_module(experts, coefficients, Footprint::LowRank, |module| {
+            LowRankProduct::sum(module, 1.0).truncated(module, self.rank)
+        })
     }
-
-    fn exact(self, module: &Module) -> Result<Made> {
-        if self.b.ncols() == 0 {
-            // A delta of no directions is zero, and PEFT has no rank 0.
-            let update = module.update(1, vec![0.0; module.input], vec![0.0; module.output])?;
-            return Ok(Made { update, kept: Kept::ALL });
-        }
-        Ok(Made { update: update(module, self.b.as_ref(), self.a.as_ref())?, kept: Kept::ALL })
-    }
-}
-
-const NO_SVD: &str = "the singular value decomposition did not converge";
-
-/// A dense delta `[out, in]` at the asked rank.
-pub(super) fn compress(module: &Module, delta: MatRef<f64>, rank: Rank) -> Result<Made> {
-    let most = module.input.min(module.output);
-    let rank = rank.at(module, most);
-    let (left, right, kept) = if most <= WHOLE || 4 * rank >= most {
-        let svd = delta.thin_svd().map_err(|_| module.refuse(NO_SVD))?;
-        let singular: Vec<f64> = svd.S().column_vector().iter().copied().collect();
-        let kept = Kept::of(squares(&singular[..rank]), squares(&singular[rank..]));
-        (scaled_columns(svd.U().subcols(0, rank), &singular), svd.V().subcols(0, rank).to_owned(), kept)
-    } else {
-        leading(delta, rank).ok_or_else(|| module.refuse(NO_SVD))?
-    };
-    Ok(Made { update: update(module, left.as_ref(), right.transpose())?, kept })
-}
-
-/// The leading `rank` singular triples of a large matrix, `(U S, V, kept)`, by subspace iteration with oversampling
-/// (Halko, Martinsson and Tropp 2011, <https://arxiv.org/abs/0909.4061>, algorithm 4.4) from a fixed start, until the
-/// squared norm inside no longer grows. The reported share is that of what it found.
-fn leading(delta: MatRef<f64>, rank: usize) -> Option<(Mat<f64>, Mat<f64>, Kept)> {
-    const ROUNDS: usize = 100;
-    const ENOUGH: f64 = 1e-9;
-    let width = (rank + 16).max(rank + rank / 2).min(delta.nrows()).min(delta.ncols());
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let mut right = Mat::from_fn(delta.ncols(), width, |_, _| f64::from(rng.next_u32() as i32) / f64::from(i32::MAX));
-    let all = delta.squared_norm_l2();
-    let mut before = 0.0;
-    for round in 1..=ROUNDS {
-        let left = (delta * &right).qr().compute_thin_Q();
-        let seen = (delta.transpose() * &left).qr();
-        // left' delta = R' Q', so the small R' holds the singular values within the subspace.
-        let svd = seen.thin_R().thin_svd().ok()?;
-        let singular: Vec<f64> = svd.S().column_vector().iter().copied().collect();
-        right = seen.compute_thin_Q();
-        let inside = squares(&singular[..rank]);
-        if inside - before <= ENOUGH * all || round == ROUNDS {
-            let left = left * scaled_columns(svd.V().subcols(0, rank), &singular);
-            let right = right * svd.U().subcols(0, rank);
-            return Some((left, right, Kept::of(inside, (all - inside).max(0.0))));
-        }
-        before = inside;
-    }
-    None
-}
-
-/// The update `B A` of `B: [out, r]` and `A: [r, in]`.
-pub(super) fn update(module: &Module, b: MatRef<f64>, a: MatRef<f64>) -> Result<LowRank> {
-    module.update(a.nrows(), narrowed(a), narrowed(b))
-}
-
-/// `A` in f64.
-pub(super) fn widened_a(update: &LowRank) -> Mat<f64> {
-    widened(&update.a().values(), update.rank(), update.input(), 1.0)
-}
-
-/// `factor * B` in f64.
-pub(super) fn widened_b(update: &LowRank, factor: f64) -> Mat<f64> {
-    widened(&update.b().values(), update.output(), update.rank(), factor)
-}
-
-fn widened(values: &[f32], rows: usize, columns: usize, factor: f64) -> Mat<f64> {
-    Mat::from_fn(rows, columns, |row, column| factor * f64::from(values[row * columns + column]))
-}
-
-/// Row-major f32 values.
-fn narrowed(matrix: MatRef<f64>) -> Vec<f32> {
-    (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)] as f32)).collect()
-}
-
-fn scaled_columns(matrix: MatRef<f64>, factors: &[f64]) -> Mat<f64> {
-    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)] * factors[column])
-}
-
-pub(super) fn squares(values: &[f64]) -> f64 {
-    values.iter().map(|value| value * value).sum()
 }

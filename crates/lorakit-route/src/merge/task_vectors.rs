@@ -1,4 +1,4 @@
-//! Merges of task vectors, value by value: what [`RECIPES`] lists.
+//! Merges of task vectors, value by value: what [`TASK_VECTOR_METHODS`](crate::merge::task_vector_table) lists.
 //!
 //! - linear: PEFT's `A = sum sign(w s) sqrt|w s| A_i`, `B = sum sqrt|w s| B_i`; the paper's `A = sum w A_i`,
 //!   `B = sum w s B_i` (<https://arxiv.org/abs/2405.11157>); mergekit's `sum w D_i / sum w`;
@@ -7,217 +7,333 @@
 //! - DARE: drop at random, rescale, then as one of the above (<https://arxiv.org/abs/2311.03099>);
 //! - breadcrumbs: drop the largest as well (<https://arxiv.org/abs/2312.06795>).
 
-use super::consensus::{Election, divisor, merge_row};
-use super::error::{MergeError, Result};
-use super::merged::Kept;
-use super::module::{Footprint, Made, Module, Part};
-use super::rank::Rank;
-use super::recipe::{Consensus, Convention, Divide, RECIPES, Recipe, Scope, Share, Space, Sparsify};
-use super::sparsify::{Amount, Mask, cut};
-use super::svd::{Product, compress};
-use super::values::Values;
-use crate::error::listed;
-use crate::experts::Expert;
-use crate::settings::Settings;
+use crate::error::{Result, RouteError, listed};
+use crate::library_stack::Expert;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::consensus::{SignElection, divisor, merge_row};
+use crate::merge::low_rank_product::{LowRankProduct, truncate};
+use crate::merge::merge_method::MergeMethod;
+use crate::merge::merge_report::{Merged, Retained};
+use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_module};
+use crate::merge::rank::Rank;
+use crate::merge::row_source::RowSource;
+use crate::merge::task_vector_table::{
+    Consensus, Convention, Divisor, FactorWeights, MergeSpace, Scope, Sparsify, TaskVectorMethod,
+};
+use crate::merge::value_mask::{SparsifyConfig, ValueMask, threshold};
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, joined, read_over, refused, typed_pairs};
+use crate::settings_text::to_pairs;
 use faer::MatRef;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
+
+/// The merge `linear`.
+pub static LINEAR: MethodInfo<dyn MergeMethod> = info(
+    "linear",
+    "A and B summed separately, with cross terms; mergekit: the mean of deltas",
+    "https://arxiv.org/abs/2405.11157",
+);
+/// The merge `task_arithmetic`.
+pub static TASK_ARITHMETIC: MethodInfo<dyn MergeMethod> =
+    info("task_arithmetic", "a multiple of the weighted sum of deltas", "https://arxiv.org/abs/2212.04089");
+/// The merge `ties`.
+pub static TIES: MethodInfo<dyn MergeMethod> = info(
+    "ties",
+    "trim, elect signs, average what agrees: A and B separately; mergekit: deltas",
+    "https://arxiv.org/abs/2306.01708",
+);
+/// The merge `ties_svd`.
+pub static TIES_SVD: MethodInfo<dyn MergeMethod> =
+    info("ties_svd", "TIES on the deltas, brought to a rank", "https://arxiv.org/abs/2306.01708");
+/// The merge `dare_linear`.
+pub static DARE_LINEAR: MethodInfo<dyn MergeMethod> = info(
+    "dare_linear",
+    "drop at random, rescale, sum: A and B separately; mergekit, paper: deltas",
+    "https://arxiv.org/abs/2311.03099",
+);
+/// The merge `dare_linear_svd`.
+pub static DARE_LINEAR_SVD: MethodInfo<dyn MergeMethod> =
+    info("dare_linear_svd", "the same on the deltas, brought to a rank", "https://arxiv.org/abs/2311.03099");
+/// The merge `dare_ties`.
+pub static DARE_TIES: MethodInfo<dyn MergeMethod> = info(
+    "dare_ties",
+    "drop at random, rescale, then as TIES: A and B separately; mergekit, paper: deltas",
+    "https://arxiv.org/abs/2311.03099",
+);
+/// The merge `dare_ties_svd`.
+pub static DARE_TIES_SVD: MethodInfo<dyn MergeMethod> =
+    info("dare_ties_svd", "the same on the deltas, brought to a rank", "https://arxiv.org/abs/2311.03099");
+/// The merge `magnitude_prune`.
+pub static MAGNITUDE_PRUNE: MethodInfo<dyn MergeMethod> = info(
+    "magnitude_prune",
+    "keep the largest values, then sum: A and B separately; mergekit: deltas",
+    "https://huggingface.co/docs/peft",
+);
+/// The merge `magnitude_prune_svd`.
+pub static MAGNITUDE_PRUNE_SVD: MethodInfo<dyn MergeMethod> =
+    info("magnitude_prune_svd", "the same on the deltas, brought to a rank", "https://huggingface.co/docs/peft");
+/// The merge `breadcrumbs`.
+pub static BREADCRUMBS: MethodInfo<dyn MergeMethod> = info(
+    "breadcrumbs",
+    "drop the largest and the smallest of each delta, then sum",
+    "https://arxiv.org/abs/2312.06795",
+);
+/// The merge `breadcrumbs_ties`.
+pub static BREADCRUMBS_TIES: MethodInfo<dyn MergeMethod> = info(
+    "breadcrumbs_ties",
+    "drop the largest and the smallest, elect signs, sum what agrees",
+    "https://arxiv.org/abs/2312.06795",
+);
+
+const fn info(name: &'static str, summary: &'static str, link: &'static str) -> MethodInfo<dyn MergeMethod> {
+    MethodInfo {
+        name,
+        aliases: &[],
+        summary,
+        link: Some(link),
+        defaults: |name| TaskVectorMethod::find(name, None).map_or_else(String::new, |row| row.text(&row.defaults())),
+        parse: |name, typed| Ok(Arc::new(TaskVectors::read(name, typed)?)),
+        version: 1,
+    }
+}
+
+/// All of them, to find the one of a row of the table.
+static INFOS: [&MethodInfo<dyn MergeMethod>; 12] = [
+    &LINEAR,
+    &TASK_ARITHMETIC,
+    &TIES,
+    &TIES_SVD,
+    &DARE_LINEAR,
+    &DARE_LINEAR_SVD,
+    &DARE_TIES,
+    &DARE_TIES_SVD,
+    &MAGNITUDE_PRUNE,
+    &MAGNITUDE_PRUNE_SVD,
+    &BREADCRUMBS,
+    &BREADCRUMBS_TIES,
+];
 
 /// A merge that works value by value, with its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TaskVectors {
-    recipe: &'static Recipe,
+    pub(super) method: &'static TaskVectorMethod,
+    pub(super) settings: TaskVectorSettings,
+}
+
+/// The settings of all merges that work value by value; each has some of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskVectorSettings {
+    /// Whose arithmetic it follows.
+    pub convention: Convention,
     /// The share of values that each expert keeps, above 0 and up to 1.
     pub density: f64,
     /// The share of values that are dropped as outliers (breadcrumbs).
     pub gamma: f64,
     /// How a sign is elected (TIES).
-    pub sign: Election,
-    /// What the result is multiplied by; the papers' lambda.
-    pub scale: f64,
-    /// What the random share depends on (DARE), beside the names of module and expert.
+    pub sign: SignElection,
+    /// The seed of the random share (DARE), beside the names of module and expert.
     pub seed: u64,
-    /// The rank of the result, where deltas are merged.
+    /// A factor of the result; the papers' lambda.
+    pub scale: f64,
+    /// The rank of the result, if deltas are merged.
     pub rank: Rank,
 }
 
-/// Where all matrices of each expert are cut together, if they are.
-type Cuts = Vec<Option<f32>>;
+impl Settings for TaskVectorSettings {
+    fn validate(&self) -> Result<(), String> {
+        let Self { density, gamma, scale, .. } = *self;
+        if !(density > 0.0 && density <= 1.0) {
+            return Err(format!("density={density} must lie above 0 and up to 1"));
+        }
+        if !(0.0..1.0).contains(&gamma) {
+            return Err(format!("gamma={gamma} must lie from 0 to below 1"));
+        }
+        if !scale.is_finite() {
+            return Err(format!("scale={scale} must be a finite number"));
+        }
+        Ok(())
+    }
+}
+
+impl TaskVectorMethod {
+    /// The settings at their defaults.
+    pub(super) fn defaults(&self) -> TaskVectorSettings {
+        // A plain sum has a low rank, and is exact; the others have to be truncated to one.
+        let rank = if self.is_plain_sum() { Rank::Full } else { Rank::Largest };
+        let (convention, density, sign) = (self.convention, self.density, SignElection::default());
+        TaskVectorSettings { convention, density, gamma: 0.01, sign, seed: 0, scale: 1.0, rank }
+    }
+
+    /// Whether the merge has the setting `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        match key {
+            "density" => self.sparsify != Sparsify::None,
+            "gamma" => self.sparsify == Sparsify::Outliers,
+            "sign" => self.elects(),
+            "seed" => self.is_random(),
+            "rank" => self.space == MergeSpace::Deltas,
+            _ => true,
+        }
+    }
+
+    /// The settings that the merge has.
+    fn shown(&self, settings: &TaskVectorSettings) -> Vec<(&'static str, String)> {
+        to_pairs(settings).into_iter().filter(|(key, _)| self.has(key)).collect()
+    }
+
+    /// The settings that the merge has, as they are typed.
+    fn text(&self, settings: &TaskVectorSettings) -> String {
+        joined(self.shown(settings))
+    }
+}
+
+impl fmt::Display for TaskVectors {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}", self.method.name, self.method.text(&self.settings))
+    }
+}
+
+impl MergeMethod for TaskVectors {
+    fn info(&self) -> &'static MethodInfo<dyn MergeMethod> {
+        INFOS.iter().find(|info| info.name == self.method.name).copied().unwrap_or(&LINEAR)
+    }
+
+    fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
+        let thresholds = self.thresholds(experts);
+        each_module(experts, coefficients, self.footprint(), |module| self.merge_module(module, &thresholds))
+    }
+
+    fn averages(&self) -> bool {
+        match self.method.consensus {
+            Consensus::Sum => self.method.name == TASK_ARITHMETIC.name,
+            Consensus::Mean => true,
+            Consensus::Elected(_, divisor) => divisor != Divisor::None,
+        }
+    }
+}
+
+/// For each expert the magnitude at which all its matrices are cut together, if they are.
+type Thresholds = Vec<Option<f32>>;
 
 impl TaskVectors {
-    /// A row of the table with its defaults.
-    fn of(recipe: &'static Recipe) -> Self {
-        // A plain sum is born with a low rank, and exact; the others have to be brought to one.
-        let rank = if recipe.is_plain_sum() { Rank::Full } else { Rank::Largest };
-        let density = recipe.density;
-        Self { recipe, density, gamma: 0.01, sign: Election::default(), scale: 1.0, seed: 0, rank }
+    /// `linear:convention=paper`: the weighted sum of A's, and that of the scaled B's.
+    pub(crate) fn linear_of_paper() -> Self {
+        let method = TaskVectorMethod::linear_of_paper();
+        Self { method, settings: method.defaults() }
     }
 
     /// Reads the settings of the merge of that name.
-    pub(super) fn read(name: &str, settings: &mut Settings) -> Option<Self> {
-        let default = Recipe::find(name, None)?;
-        let convention = settings.take("convention", default.convention);
-        let recipe = Recipe::find(name, Some(convention)).unwrap_or_else(|| {
-            let known = listed(Recipe::conventions(name));
-            settings.refuse(format!("convention={convention} has no {name} (there is: {known})"));
-            default
-        });
-        let mut merge = Self::of(recipe);
-        merge.read_amounts(settings);
-        if recipe.space == Space::Deltas {
-            merge.rank = settings.take("rank", merge.rank);
+    fn read(name: &str, typed: Option<&str>) -> Result<Self> {
+        let unknown = || RouteError::UnknownMethod { kind: "merge", name: name.to_owned(), known: listed::<&str>([]) };
+        let default = TaskVectorMethod::find(name, None).ok_or_else(unknown)?;
+        let convention = typed_pairs(typed).into_iter().find(|(key, _)| *key == "convention");
+        let asked = convention.and_then(|(_, convention)| TaskVectorMethod::find(name, Some(convention)));
+        let method = asked.unwrap_or(default);
+        let settings = read_over(name, &method.defaults(), |key| method.has(key), typed)?;
+        if settings.convention != method.convention {
+            let known = listed(TaskVectorMethod::conventions(name));
+            let problem = format!("convention={} has no {name} (there is: {known})", settings.convention);
+            return Err(refused(name, &method.shown(&method.defaults()), problem));
         }
-        Some(merge)
+        Ok(Self { method, settings })
     }
 
-    /// Reads those of the merge within an alignment, which merges aligned deltas and leaves the rank to the alignment.
-    pub(super) fn read_inner(settings: &mut Settings) -> Self {
-        const DEFAULT: &str = "ties";
-        let inner = settings.take("inner", DEFAULT.to_owned());
-        let convention = settings.take("convention", Convention::Peft);
-        let is_inner = |row: &&Recipe| row.space == Space::Deltas && convention != Convention::Paper;
-        let found = [inner.clone(), format!("{inner}_svd")];
-        let found = found.iter().filter_map(|name| Recipe::find(name, Some(convention)).filter(is_inner)).next();
-        let recipe = found.or_else(|| {
-            let problem = "is not known; inner is task_arithmetic, ties, dare_linear, dare_ties or magnitude_prune \
-                           with convention=peft or mergekit, or breadcrumbs or breadcrumbs_ties with mergekit";
-            settings.refuse(format!("inner={inner},convention={convention} {problem}"));
-            Recipe::find("ties_svd", None)
-        });
-        let mut merge = Self::of(recipe.unwrap_or(&RECIPES[0]));
-        merge.read_amounts(settings);
-        merge
+    /// Its settings.
+    pub fn settings(&self) -> &TaskVectorSettings {
+        &self.settings
     }
 
-    fn read_amounts(&mut self, settings: &mut Settings) {
-        let recipe = self.recipe;
-        if recipe.sparsify != Sparsify::None {
-            self.density = settings.take("density", self.density);
-            if !(self.density > 0.0 && self.density <= 1.0) {
-                settings.refuse(format!("density={} must lie above 0 and up to 1", self.density));
-            }
-        }
-        if recipe.sparsify == Sparsify::Outliers {
-            self.gamma = settings.take("gamma", self.gamma);
-            if !(0.0..1.0).contains(&self.gamma) {
-                settings.refuse(format!("gamma={} must lie from 0 to below 1", self.gamma));
-            }
-        }
-        if recipe.elects() {
-            self.sign = settings.take("sign", self.sign);
-        }
-        if recipe.is_random() {
-            self.seed = settings.take("seed", self.seed);
-        }
-        self.scale = settings.take("scale", self.scale);
-        if !self.scale.is_finite() {
-            settings.refuse(format!("scale={} must be a finite number", self.scale));
-        }
-    }
-
-    /// What is typed for it, without settings.
-    pub fn name(&self) -> &'static str {
-        self.recipe.name
-    }
-
-    /// Whose arithmetic it follows.
-    pub fn convention(&self) -> Convention {
-        self.recipe.convention
-    }
-
-    pub(super) fn footprint(&self) -> Footprint {
-        let dense = self.recipe.space == Space::Deltas && !self.recipe.is_plain_sum();
+    fn footprint(&self) -> Footprint {
+        let dense = self.method.space == MergeSpace::Deltas && !self.method.is_plain_sum();
         if dense { Footprint::Dense } else { Footprint::LowRank }
     }
 
-    /// Whether experts that agree give their mean, so that a weight of one each is the natural one.
-    pub(super) fn averages_by_itself(&self) -> bool {
-        match self.recipe.consensus {
-            Consensus::Sum => self.recipe.name == "task_arithmetic",
-            Consensus::Mean => true,
-            Consensus::Elected(_, divide) => divide != Divide::None,
-        }
+    fn sparsify_config(&self) -> SparsifyConfig {
+        let TaskVectorSettings { density, gamma, seed, .. } = self.settings;
+        SparsifyConfig { density, gamma, seed }
     }
 
-    fn amount(&self) -> Amount {
-        Amount { density: self.density, gamma: self.gamma, seed: self.seed }
-    }
-
-    /// Looks through all modules for where each expert's values are cut, for those merges that cut them together.
-    pub(super) fn cuts(&self, experts: &[Expert]) -> Cuts {
-        if self.recipe.sparsify != Sparsify::Magnitude(Scope::Expert) || self.density >= 1.0 {
+    /// The thresholds of those merges that cut an expert's matrices together.
+    fn thresholds(&self, experts: &[Expert]) -> Thresholds {
+        if self.method.sparsify != Sparsify::Magnitude(Scope::Expert) || self.settings.density >= 1.0 {
             return vec![None; experts.len()];
         }
         let of = |expert: &Expert| {
             let updates = expert.adapter.modules().values();
-            let matrices: Vec<Values> = match self.recipe.space {
-                Space::Deltas => updates.map(Values::delta).collect(),
-                Space::Factors(_) => {
-                    updates.flat_map(|update| [Values::matrix(update.a()), Values::matrix(update.b())]).collect()
+            let matrices: Vec<RowSource> = match self.method.space {
+                MergeSpace::Deltas => updates.map(RowSource::delta).collect(),
+                MergeSpace::Factors(_) => {
+                    updates.flat_map(|update| [RowSource::matrix(update.a()), RowSource::matrix(update.b())]).collect()
                 }
             };
-            cut(&matrices, self.density)
+            threshold(&matrices, self.settings.density)
         };
         experts.par_iter().map(of).collect()
     }
 
-    /// Merges a module; `cuts` are those of [`Self::cuts`].
-    pub(super) fn merge(&self, module: &Module, cuts: &Cuts) -> Result<Made> {
-        match self.recipe.space {
-            Space::Factors(share) => self.merge_factors(module, share, cuts),
-            Space::Deltas if self.recipe.is_plain_sum() => {
-                Product::sum(module, self.plain_factor(module.total_weight)).compressed(module, self.rank)
+    fn merge_module(&self, module: &Module, thresholds: &Thresholds) -> Result<MergedModule> {
+        let rank = self.settings.rank;
+        match self.method.space {
+            MergeSpace::Factors(weights) => self.merge_factors(module, weights, thresholds),
+            MergeSpace::Deltas if self.method.is_plain_sum() => {
+                LowRankProduct::sum(module, self.plain_factor(module.total_weight)).truncated(module, rank)
             }
-            Space::Deltas => {
-                let values = module.parts.iter().map(|part| Values::delta(part.update)).collect();
-                let merged = self.merge_values(module, values, "delta", |part| part.weight, cuts);
+            MergeSpace::Deltas => {
+                let values = module.parts.iter().map(|part| RowSource::delta(part.update)).collect();
+                let merged = self.merge_values(module, values, "delta", |part| part.weight, thresholds);
                 let delta = MatRef::from_row_major_slice(&merged, module.output, module.input);
-                compress(module, delta, self.rank)
+                truncate(module, delta, rank)
             }
         }
     }
 
     fn plain_factor(&self, total_weight: f64) -> f64 {
-        match self.recipe.consensus {
-            Consensus::Mean => self.scale / divisor(total_weight),
-            _ => self.scale,
+        match self.method.consensus {
+            Consensus::Mean => self.settings.scale / divisor(total_weight),
+            _ => self.settings.scale,
         }
     }
 
-    fn merge_factors(&self, module: &Module, share: Share, cuts: &Cuts) -> Result<Made> {
+    fn merge_factors(&self, module: &Module, weights: FactorWeights, thresholds: &Thresholds) -> Result<MergedModule> {
         let rank = self.equal_rank(module)?;
-        let weight_of_a = |part: &Part| match share {
-            Share::Root => (part.weight * part.update.scale()).abs().sqrt().copysign(part.weight * part.update.scale()),
-            Share::Both => part.weight,
+        let scaled = |part: &ModuleExpert| part.weight * part.update.scale();
+        let weight_of_a = |part: &ModuleExpert| match weights {
+            FactorWeights::Root => scaled(part).abs().sqrt().copysign(scaled(part)),
+            FactorWeights::Both => part.weight,
         };
-        let weight_of_b = |part: &Part| match share {
-            Share::Root => (part.weight * part.update.scale()).abs().sqrt(),
-            Share::Both => part.weight * part.update.scale(),
+        let weight_of_b = |part: &ModuleExpert| match weights {
+            FactorWeights::Root => scaled(part).abs().sqrt(),
+            FactorWeights::Both => scaled(part),
         };
-        let a = module.parts.iter().map(|part| Values::matrix(part.update.a())).collect();
-        let b = module.parts.iter().map(|part| Values::matrix(part.update.b())).collect();
-        let a = self.merge_values(module, a, "A", weight_of_a, cuts);
+        let a = module.parts.iter().map(|part| RowSource::matrix(part.update.a())).collect();
+        let b = module.parts.iter().map(|part| RowSource::matrix(part.update.b())).collect();
+        let a = self.merge_values(module, a, "A", weight_of_a, thresholds);
         // The scale belongs to the delta and so to one of the factors; it was applied to A.
-        let b = Self { scale: 1.0, ..*self }.merge_values(module, b, "B", weight_of_b, cuts);
+        let unscaled = Self { settings: TaskVectorSettings { scale: 1.0, ..self.settings }, ..*self };
+        let b = unscaled.merge_values(module, b, "B", weight_of_b, thresholds);
         let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
-        Ok(Made { update: module.update(rank, single(a), single(b))?, kept: Kept::ALL })
+        Ok(MergedModule { update: module.update(rank, single(a), single(b))?, retained: Retained::ALL })
     }
 
     fn equal_rank(&self, module: &Module) -> Result<usize> {
-        let rank = |part: &Part| (part.name.to_owned(), part.update.rank());
+        let rank = |part: &ModuleExpert| (part.name.to_owned(), part.update.rank());
         let first = rank(&module.parts[0]);
         match module.parts.iter().find(|part| part.update.rank() != first.1) {
             None => Ok(first.1),
-            Some(other) => Err(MergeError::UnequalRanks {
-                method: self.recipe.name,
+            Some(other) => Err(RouteError::MergedRanks {
+                method: self.method.name,
                 module: module.path.to_owned(),
                 first,
                 second: rank(other),
-                instead: match self.recipe.name {
-                    "ties" => "ties_svd",
-                    "dare_linear" => "dare_linear_svd",
-                    "dare_ties" => "dare_ties_svd",
-                    "magnitude_prune" => "magnitude_prune_svd",
+                instead: match self.method.name {
+                    "ties" => TIES_SVD.name,
+                    "dare_linear" => DARE_LINEAR_SVD.name,
+                    "dare_ties" => DARE_TIES_SVD.name,
+                    "magnitude_prune" => MAGNITUDE_PRUNE_SVD.name,
                     _ => "cat or svd",
                 },
             }),
@@ -228,16 +344,17 @@ impl TaskVectors {
     pub(super) fn merge_values(
         &self,
         module: &Module,
-        values: Vec<Values>,
+        values: Vec<RowSource>,
         which: &str,
-        weight: impl Fn(&Part) -> f64,
-        cuts: &Cuts,
+        weight: impl Fn(&ModuleExpert) -> f64,
+        thresholds: &[Option<f32>],
     ) -> Vec<f64> {
-        let mask = |(part, values): (&Part, &Values)| {
-            let cut = cuts.get(part.expert).copied().flatten();
-            Mask::of(self.recipe, self.amount(), values, [module.path, part.name, which], cut)
+        let mask = |(part, values): (&ModuleExpert, &RowSource)| {
+            let threshold = thresholds.get(part.expert).copied().flatten();
+            let name = [module.path, part.name, which];
+            ValueMask::of(self.method, self.sparsify_config(), values, name, threshold)
         };
-        let mut masks: Vec<Mask> = module.parts.iter().zip(&values).map(mask).collect();
+        let mut masks: Vec<ValueMask> = module.parts.iter().zip(&values).map(mask).collect();
         let weights: Vec<f64> = module.parts.iter().map(weight).collect();
         let (rows, columns) = (values[0].rows(), values[0].columns());
         let mut buffers = vec![vec![0f64; columns]; values.len()];
@@ -247,43 +364,9 @@ impl TaskVectors {
                 values.row(row, buffer);
                 mask.apply(row, buffer);
             }
-            merge_row(self.recipe.consensus, self.sign, (&weights, module.total_weight), &buffers, out);
-            out.iter_mut().for_each(|value| *value *= self.scale);
+            merge_row(self.method.consensus, self.settings.sign, (&weights, module.total_weight), &buffers, out);
+            out.iter_mut().for_each(|value| *value *= self.settings.scale);
         }
         merged
-    }
-
-    /// The settings that the alignment does not have.
-    pub(super) fn write_inner(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let name = self.recipe.name.strip_suffix("_svd").unwrap_or(self.recipe.name);
-        write!(f, "inner={name},")?;
-        self.write_amounts(f)
-    }
-
-    fn write_amounts(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "convention={}", self.recipe.convention)?;
-        if self.recipe.sparsify != Sparsify::None {
-            write!(f, ",density={}", self.density)?;
-        }
-        if self.recipe.sparsify == Sparsify::Outliers {
-            write!(f, ",gamma={}", self.gamma)?;
-        }
-        if self.recipe.elects() {
-            write!(f, ",sign={}", self.sign)?;
-        }
-        if self.recipe.is_random() {
-            write!(f, ",seed={}", self.seed)?;
-        }
-        write!(f, ",scale={}", self.scale)
-    }
-}
-
-impl fmt::Display for TaskVectors {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.write_amounts(f)?;
-        match self.recipe.space {
-            Space::Deltas => write!(f, ",rank={}", self.rank),
-            Space::Factors(_) => Ok(()),
-        }
     }
 }

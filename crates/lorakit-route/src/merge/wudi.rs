@@ -6,21 +6,40 @@
 //! `W = (sum_i D_i G_i / c_i) (sum_i G_i / c_i)^+`. All rows lie in the span of the stacked A's, so that in its
 //! orthonormal basis Q the matrices are as small as the sum of ranks, and the result is a LoRA of that rank at most.
 
-use super::error::Result;
-use super::module::{Made, Module};
-use super::rank::Rank;
-use super::svd::{Product, widened_a, widened_b};
-use crate::settings::Settings;
+use crate::error::Result;
+use crate::library_stack::Expert;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
+use crate::merge::merge_method::MergeMethod;
+use crate::merge::merge_report::Merged;
+use crate::merge::module::{Footprint, MergedModule, Module, each_module};
+use crate::merge::rank::Rank;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, defaults, read, write};
 use faer::{Mat, Side};
+use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// The merge `wudi`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+pub static WUDI: MethodInfo<dyn MergeMethod> = MethodInfo {
+    name: "wudi",
+    aliases: &[],
+    summary: "the delta that interferes least with each expert's, in closed form",
+    link: Some("https://arxiv.org/abs/2503.08099"),
+    defaults: defaults::<Wudi>,
+    parse: |name, typed| Ok(Arc::new(read::<Wudi>(name, typed)?)),
+    version: 1,
+};
+
+/// The merge `wudi`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Wudi {
     /// The rank of the result.
     pub rank: Rank,
-    /// Input directions that the stacked, normalised deltas stretch by less than this share of their strongest are
-    /// left alone: they are rounding of the factors, and the inverse would blow them up.
+    /// Input directions whose singular value in the stacked, normalized deltas is below this share of the largest are left
+    /// out: they are rounding of the factors, which the inverse would amplify.
     pub tolerance: f64,
 }
 
@@ -30,27 +49,38 @@ impl Default for Wudi {
     }
 }
 
+impl Settings for Wudi {
+    fn validate(&self) -> Result<(), String> {
+        if (0.0..1.0).contains(&self.tolerance) {
+            return Ok(());
+        }
+        Err(format!("tolerance={} must lie from 0 to below 1", self.tolerance))
+    }
+}
+
 impl fmt::Display for Wudi {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "rank={},tolerance={}", self.rank, self.tolerance)
+        write(f, WUDI.name, self)
+    }
+}
+
+impl MergeMethod for Wudi {
+    fn info(&self) -> &'static MethodInfo<dyn MergeMethod> {
+        &WUDI
+    }
+
+    fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
+        each_module(experts, coefficients, Footprint::LowRank, |module| self.merge_module(module))
+    }
+
+    fn averages(&self) -> bool {
+        true
     }
 }
 
 impl Wudi {
-    pub(super) fn read(settings: &mut Settings) -> Self {
-        let default = Self::default();
-        let wudi = Self {
-            rank: settings.take("rank", default.rank),
-            tolerance: settings.take("tolerance", default.tolerance),
-        };
-        if !(0.0..1.0).contains(&wudi.tolerance) {
-            settings.refuse(format!("tolerance={} must lie from 0 to below 1", wudi.tolerance));
-        }
-        wudi
-    }
-
-    pub(super) fn merge(&self, module: &Module) -> Result<Made> {
-        let stacked = Product::sum(module, 1.0);
+    fn merge_module(&self, module: &Module) -> Result<MergedModule> {
+        let stacked = LowRankProduct::sum(module, 1.0);
         let basis = stacked.a.transpose().qr().compute_thin_Q();
         let mut gram = Mat::<f64>::zeros(basis.ncols(), basis.ncols());
         let mut a = Mat::<f64>::zeros(stacked.a.nrows(), basis.ncols());
@@ -70,13 +100,13 @@ impl Wudi {
             at += rank;
         }
         let a = a * self.pseudo_inverse(module, &gram)? * basis.transpose();
-        Product { b: stacked.b, a }.compressed(module, self.rank)
+        LowRankProduct { b: stacked.b, a }.truncated(module, self.rank)
     }
 
     fn pseudo_inverse(&self, module: &Module, gram: &Mat<f64>) -> Result<Mat<f64>> {
         let eigen = gram
             .self_adjoint_eigen(Side::Lower)
-            .map_err(|_| module.refuse("the eigenvalues of the Gram matrix did not converge"))?;
+            .map_err(|_| module.arithmetic("the eigenvalues of the Gram matrix did not converge"))?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
         let largest = values.iter().fold(0f64, |largest, value| largest.max(*value));
         // Eigenvalues are squares of singular values.

@@ -5,7 +5,7 @@
 use candle_core::{Device, Tensor};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site};
-use lorakit_route::{Expert, Experts, Router, Setting};
+use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 
 /// Values in (-1, 1) that look random and are the same everywhere.
 pub fn values(seed: u64, count: usize) -> Vec<f32> {
@@ -40,8 +40,8 @@ pub fn site(input: usize, projections: &[(&str, usize)]) -> Site {
     Site { layer: Some(0), name: "qkv", input, projections }
 }
 
-pub fn experts(library: impl IntoIterator<Item = Expert>, site: &Site) -> Experts {
-    Experts::new(library, std::slice::from_ref(site), &Device::Cpu).unwrap()
+pub fn experts(library: impl IntoIterator<Item = Expert>, site: &Site) -> LibraryStack {
+    LibraryStack::new(library, std::slice::from_ref(site), &Device::Cpu).unwrap()
 }
 
 /// `[tokens, input]`.
@@ -50,13 +50,18 @@ pub fn tokens(seed: u64, count: usize, input: usize) -> Tensor {
 }
 
 /// What a router adds at the first site, `[tokens, out]`.
-pub fn routed(router: &str, experts: &Experts, x: &Tensor) -> Vec<Vec<f32>> {
-    let router: Router = router.parse().unwrap();
-    added(&router.build(experts, &Setting::default()).unwrap(), experts, x, &SequenceBatch::packed([x.dim(0).unwrap()]))
+pub fn routed(router: &str, experts: &LibraryStack, x: &Tensor) -> Vec<Vec<f32>> {
+    let router = parse_router(router).unwrap();
+    added(
+        &router.patches(experts, &RouterContext::default()).unwrap(),
+        experts,
+        x,
+        &SequenceBatch::packed([x.dim(0).unwrap()]),
+    )
 }
 
 /// What patches add at the first site; the outputs start from ones, so that overwriting them would show.
-pub fn added(patches: &Patches, experts: &Experts, x: &Tensor, rows: &SequenceBatch) -> Vec<Vec<f32>> {
+pub fn added(patches: &Patches, experts: &LibraryStack, x: &Tensor, rows: &SequenceBatch) -> Vec<Vec<f32>> {
     let ones = Tensor::ones((x.dim(0).unwrap(), experts.sites()[0].output()), x.dtype(), &Device::Cpu).unwrap();
     let mut out = Outputs::new(ones.copy().unwrap());
     if let Some(patch) = patches.at(0) {
@@ -66,7 +71,7 @@ pub fn added(patches: &Patches, experts: &Experts, x: &Tensor, rows: &SequenceBa
 }
 
 /// `sum_e w_e s_e B_e A_e x` over a site, from dense deltas; `weight` is asked per token, projection and expert.
-pub fn dense(experts: &Experts, x: &Tensor, weight: impl Fn(usize, usize, usize) -> f64) -> Vec<Vec<f32>> {
+pub fn dense(experts: &LibraryStack, x: &Tensor, weight: impl Fn(usize, usize, usize) -> f64) -> Vec<Vec<f32>> {
     let site = &experts.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();
     let one = |token: usize, x: &Vec<f32>| {

@@ -1,0 +1,197 @@
+//! LoraHub: one weight for each expert, found from a few rows of a task without gradients
+//! (Huang et al. 2023, <https://arxiv.org/abs/2307.13269>).
+//!
+//! Two modes. `as-published` is what the authors' code does, see [`published_search`]. The default, [`greedy_search`], mixes
+//! the deltas, so that a weight is the strength of an expert and nothing else, and trusts only rows that it was not fitted
+//! to: on five rows a lower loss often is a worse adapter.
+//!
+//! The crate sees no model: whoever has one answers with [`RowLosses`].
+//!
+//! State: `weights`, `[1, experts]`.
+
+pub(crate) mod cobyla;
+pub mod greedy_search;
+pub mod published_search;
+pub mod row_losses;
+
+use crate::error::{Result, RouteError};
+use crate::fixed::lorahub::row_losses::{RowLosses, Solution};
+use crate::fixed::weights::by_weights;
+use crate::library_stack::LibraryStack;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::concatenation::Concatenation;
+use crate::merge::fitted_merge::FittedMerge;
+use crate::merge::merge_method::MergeMethod;
+use crate::merge::task_vectors::TaskVectors;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, at_least_one, joined, read_over, typed_pairs};
+use crate::mixing::Mixing;
+use crate::router::{Router, RouterContext};
+use crate::settings_text::to_pairs;
+use crate::training_data::TrainingData;
+use lorakit_adapter::Matrix;
+use lorakit_lora::Patches;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// The router `lorahub`.
+pub static LORAHUB: MethodInfo<dyn Router> = MethodInfo {
+    name: "lorahub",
+    aliases: &[],
+    summary: "few experts, weighed by a few rows of the task; mode=as-published,budget=40: the authors' search",
+    link: Some("https://arxiv.org/abs/2307.13269"),
+    defaults: |_| settings_of(&LoraHub::default()),
+    parse: |name, typed| Ok(Arc::new(LoraHub::read(name, typed)?)),
+    version: 2,
+};
+
+/// The fitted merge `lorahub`.
+pub static LORAHUB_MERGE: MethodInfo<dyn FittedMerge> = MethodInfo {
+    name: "lorahub",
+    aliases: &[],
+    summary: "few experts that lower the loss of left-out rows; mode=as-published,budget=40: the authors' search",
+    link: Some("https://arxiv.org/abs/2307.13269"),
+    defaults: |_| settings_of(&LoraHub::default()),
+    parse: |name, typed| Ok(Arc::new(LoraHub::read(name, typed)?)),
+    version: 2,
+};
+
+/// The router and the fitted merge `lorahub`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraHub {
+    /// How the weights are found, and what they weigh.
+    pub mode: SearchMode,
+    /// The number of rows that the weights are fitted to.
+    pub rows: usize,
+    /// Greedy search: the maximum number of experts that are mixed.
+    pub experts: usize,
+    /// As published: the number of evaluations of the loss.
+    pub budget: usize,
+}
+
+/// How weights are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SearchMode {
+    /// The best single experts, to which others are added while rows that were left out gain.
+    #[default]
+    Greedy,
+    /// As in the authors' code.
+    AsPublished,
+}
+
+impl SearchMode {
+    /// Whether the mode has the setting `key`.
+    fn has(self, key: &str) -> bool {
+        match key {
+            "experts" => self == Self::Greedy,
+            "budget" => self == Self::AsPublished,
+            _ => true,
+        }
+    }
+}
+
+impl Default for LoraHub {
+    fn default() -> Self {
+        Self { mode: SearchMode::Greedy, rows: 5, experts: 3, budget: 40 }
+    }
+}
+
+impl Settings for LoraHub {
+    fn validate(&self) -> Result<(), String> {
+        at_least_one("rows", self.rows)?;
+        at_least_one("experts", self.experts)?;
+        at_least_one("budget", self.budget)
+    }
+}
+
+impl fmt::Display for LoraHub {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}", LORAHUB.name, settings_of(self))
+    }
+}
+
+/// The settings that the mode has, as they are typed.
+fn settings_of(hub: &LoraHub) -> String {
+    joined(to_pairs(hub).into_iter().filter(|(key, _)| hub.mode.has(key)))
+}
+
+impl Router for LoraHub {
+    fn info(&self) -> &'static MethodInfo<dyn Router> {
+        &LORAHUB
+    }
+
+    /// # Errors
+    /// If the state is missing, or was fitted to another library; as published, if ranks differ at a projection.
+    fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        let weights = context.state_of(self)?.matrix("weights", (1, experts.len()))?;
+        by_weights(experts, self.mixing(), &weights.values())
+    }
+
+    fn training_data(&self) -> Option<TrainingData> {
+        Some(TrainingData::TargetTask { rows: self.rows })
+    }
+}
+
+impl FittedMerge for LoraHub {
+    fn info(&self) -> &'static MethodInfo<dyn FittedMerge> {
+        &LORAHUB_MERGE
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn check(&self, experts: &LibraryStack) -> Result<()> {
+        match self.mode {
+            SearchMode::Greedy => Ok(()),
+            SearchMode::AsPublished => published_search::check(experts),
+        }
+    }
+
+    /// The exact sum of deltas, or, as published, the sum of A's times the sum of B's.
+    fn merge(&self, experts: &LibraryStack, weights: &Matrix) -> Result<(Arc<dyn MergeMethod>, Coefficients)> {
+        let (found, expected) = ((weights.rows(), weights.cols()), (1, experts.len()));
+        if found != expected {
+            return Err(RouteError::StateMismatch { name: "weights".to_owned(), expected, found: Some(found) });
+        }
+        let coefficients = Coefficients::new(weights.values().iter().map(|weight| f64::from(*weight)).collect());
+        let merge: Arc<dyn MergeMethod> = match self.mixing() {
+            Mixing::Outputs => Arc::new(Concatenation),
+            Mixing::Separate => Arc::new(TaskVectors::linear_of_paper()),
+        };
+        Ok((merge, coefficients))
+    }
+}
+
+impl LoraHub {
+    fn read(name: &str, typed: Option<&str>) -> Result<Self> {
+        let published = typed_pairs(typed).contains(&("mode", "as-published"));
+        let mode = if published { SearchMode::AsPublished } else { SearchMode::Greedy };
+        read_over(name, &Self { mode, ..Self::default() }, |key| mode.has(key), typed)
+    }
+
+    /// What a weight multiplies: the delta, or A and B each.
+    pub fn mixing(&self) -> Mixing {
+        match self.mode {
+            SearchMode::Greedy => Mixing::Outputs,
+            SearchMode::AsPublished => Mixing::Separate,
+        }
+    }
+
+    /// Finds a weight for each of `experts`; the same answers give the same weights.
+    ///
+    /// # Errors
+    /// As published, if the experts cannot be mixed so: see [`published_search`]; and what the model answers with.
+    pub fn find(&self, experts: &LibraryStack, losses: &mut dyn RowLosses) -> Result<Solution> {
+        match self.mode {
+            SearchMode::Greedy => greedy_search::find(experts.len(), self.experts, losses),
+            SearchMode::AsPublished => {
+                published_search::check(experts)?;
+                published_search::find(experts.len(), self.budget, losses)
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The weights of a mixture as variables, for whoever fits them.
+
+use crate::error::Result;
+use crate::fixed::weight_groups::{Granularity, WeightGroups};
+use crate::library_stack::LibraryStack;
+use crate::stack::{RoutingScope, Stack};
+use candle_core::{DType, Device, Tensor, Var};
+use lorakit_adapter::Matrix;
+use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, Site, WeightedLora};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The weights of [`crate::Cat`] as variables.
+pub struct TrainableWeights<'a> {
+    experts: &'a LibraryStack,
+    groups: WeightGroups,
+    simplex: bool,
+    /// The weights, or their logits: `[groups, experts]`.
+    weights: Var,
+    /// Added to the logits: minus infinity for an expert that a group lacks.
+    mask: Tensor,
+    /// `g`, `[1]`.
+    scale: Var,
+    sites: Vec<(usize, WeightedLora)>,
+}
+
+impl<'a> TrainableWeights<'a> {
+    pub(crate) fn new(granularity: Granularity, simplex: bool, experts: &'a LibraryStack) -> Result<Self> {
+        let groups = WeightGroups::of(granularity, experts);
+        let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
+        let gated = |(index, _, stack): (usize, &Site, &Stack)| {
+            Ok((index, WeightedLora::new(stack.a().clone(), stack.b().clone(), &stack.layouts(choice))?))
+        };
+        let sites: Vec<(usize, WeightedLora)> = experts.stacks().map(gated).collect::<Result<_>>()?;
+        let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
+        let (n, present) = (experts.len(), groups.present(experts));
+        let start = if simplex { 0.0 } else { 1.0 / n as f32 };
+        // A group without experts is used nowhere; its weights only have to be finite.
+        let masked = |group: &BTreeSet<usize>| {
+            let counts = |e| group.is_empty() || group.contains(&e);
+            (0..n).map(|e| if counts(e) { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<f32>>()
+        };
+        let mask: Vec<f32> = present.iter().flat_map(masked).collect();
+        let shape = (groups.names.len(), n);
+        Ok(Self {
+            experts,
+            simplex,
+            weights: Var::from_tensor(&Tensor::full(start, shape, &device)?)?,
+            mask: Tensor::from_vec(mask, shape, &device)?,
+            scale: Var::from_tensor(&Tensor::ones(1, DType::F32, &device)?)?,
+            groups,
+            sites,
+        })
+    }
+
+    /// The variables by name.
+    pub fn variables(&self) -> Vec<(String, Var)> {
+        let weights = ("weights of the experts".to_owned(), self.weights.clone());
+        vec![weights, ("their common factor".to_owned(), self.scale.clone())]
+    }
+
+    /// The weights as they are used, `[groups, experts]`, downstream of the variables.
+    fn used(&self) -> candle_core::Result<Tensor> {
+        let weights = match self.simplex {
+            false => self.weights.as_tensor().clone(),
+            true => {
+                let exp = (self.weights.as_tensor() + &self.mask)?.exp()?;
+                exp.broadcast_div(&exp.sum_keepdim(1)?)?
+            }
+        };
+        weights.broadcast_mul(self.scale.as_tensor())
+    }
+
+    /// Patches that apply the weights, downstream of the variables.
+    ///
+    /// # Errors
+    /// If candle refuses a tensor.
+    pub fn patches(&self) -> candle_core::Result<Patches> {
+        let used = self.used()?;
+        let mut by_site: Vec<Option<Arc<dyn Patch>>> = vec![None; self.experts.sites().len()];
+        for (site, gated) in &self.sites {
+            let groups = gated.slots() / self.experts.len();
+            let weights = used.narrow(0, self.groups.group(*site, 0), groups)?.flatten_all()?;
+            by_site[*site] = Some(Arc::new(GatedPatch { gated: gated.clone(), weights }));
+        }
+        Ok(Patches::new(by_site))
+    }
+
+    /// The present weights, `[groups, experts]`, as [`crate::Cat`] reads them.
+    ///
+    /// # Errors
+    /// If candle refuses a tensor, or a weight is not finite.
+    pub fn values(&self) -> Result<Matrix> {
+        let used = self.used()?.detach();
+        let (rows, columns) = used.dims2()?;
+        let values = used.flatten_all()?.to_vec1()?;
+        Ok(Matrix::new(rows, columns, values)?)
+    }
+}
+
+/// All experts of a site at learned weights.
+struct GatedPatch {
+    gated: WeightedLora,
+    weights: Tensor,
+}
+
+impl Patch for GatedPatch {
+    fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        let delta = self.gated.delta(&x.to_dtype(DType::F32)?, &self.weights)?;
+        out.add(&delta.to_dtype(out.tensor().dtype())?)
+    }
+}

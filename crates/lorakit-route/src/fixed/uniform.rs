@@ -1,0 +1,93 @@
+//! Uniform mixing: every expert of the library on every token, each at weight 1 / n.
+
+use crate::error::Result;
+use crate::fixed::every_token::EveryToken;
+use crate::library_stack::LibraryStack;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, defaults, read, write};
+use crate::mixing::Mixing;
+use crate::router::{Router, RouterContext};
+use crate::site_patches::site_patches;
+use crate::stack::Stack;
+use candle_core::Tensor;
+use lorakit_lora::{GroupedLora, Patch, Patches, Site, StackBlock, StackLayout};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// The router `uniform`.
+pub static UNIFORM: MethodInfo<dyn Router> = MethodInfo {
+    name: "uniform",
+    aliases: &[],
+    summary: "every expert at weight 1/n",
+    link: Some("https://arxiv.org/abs/2405.11157"),
+    defaults: defaults::<Uniform>,
+    parse: |name, typed| Ok(Arc::new(read::<Uniform>(name, typed)?)),
+    version: 1,
+};
+
+/// The router `uniform`: weight `1 / n` for each of the library's `n` experts (μ of
+/// <https://arxiv.org/abs/2405.11157>). An expert that a site lacks adds nothing there and still counts in `n`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Uniform {
+    /// How the experts' deltas are combined; `separate` averages the A's and the B's, and needs equal ranks.
+    pub mixing: Mixing,
+}
+
+impl Settings for Uniform {}
+
+impl fmt::Display for Uniform {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write(f, UNIFORM.name, self)
+    }
+}
+
+impl Router for Uniform {
+    fn info(&self) -> &'static MethodInfo<dyn Router> {
+        &UNIFORM
+    }
+
+    /// # Errors
+    /// Under separate mixing, if ranks differ at a projection.
+    fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
+        site_patches(experts, |_, site, stack| {
+            let grouped = match self.mixing {
+                Mixing::Outputs => stack.together(1.0 / experts.len() as f32)?,
+                Mixing::Separate => averaged(experts, site, stack)?,
+            };
+            Ok(Some(Arc::new(EveryToken(grouped)) as Arc<dyn Patch>))
+        })
+    }
+}
+
+/// The one expert whose A is the mean of the A's, and whose B is the mean of the scaled B's.
+fn averaged(experts: &LibraryStack, site: &Site, stack: &Stack) -> Result<GroupedLora> {
+    let ranks = stack.equal_ranks(site, experts.names())?;
+    let most = ranks.iter().copied().max().unwrap_or(0);
+    let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
+        let blocks: Vec<StackBlock> = projection.map(|(_, block)| block.clone()).collect();
+        let b = stack.b().narrow(1, columns.start, columns.len())?.contiguous()?;
+        if rank > 0 {
+            a_means.push(mean(stack.a(), experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
+            own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
+            before += rank;
+        }
+        let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, block.scale)))?;
+        b_means.push(b.pad_with_zeros(0, 0, most - rank)?);
+    }
+    let (a, b) = (Tensor::cat(&a_means, 0)?, Tensor::cat(&b_means, 1)?);
+    Ok(GroupedLora::new(a, b, Arc::new(StackLayout(vec![own])))?)
+}
+
+/// `1/n` of the weighted sum of segments of `rank` rows, each given by its first row and weight: one product with a
+/// matrix that selects and weighs the rows.
+fn mean(stacked: &Tensor, n: usize, rank: usize, segments: impl Iterator<Item = (usize, f32)>) -> Result<Tensor> {
+    let rows = stacked.dim(0)?;
+    let mut selection = vec![0.0; rank * rows];
+    for (start, weight) in segments {
+        (0..rank).for_each(|k| selection[k * rows + start + k] = weight / n as f32);
+    }
+    Ok(Tensor::from_vec(selection, (rank, rows), stacked.device())?.matmul(stacked)?)
+}

@@ -1,0 +1,148 @@
+//! The experts of a library, named and stacked site by site.
+
+use crate::error::{Result, RouteError, listed};
+use crate::stack::{Modules, Stack};
+use candle_core::Device;
+use lorakit_adapter::{Adapter, LowRank};
+use lorakit_lora::Site;
+use rayon::prelude::*;
+use std::collections::HashMap;
+
+/// An adapter with its name and what its record says of it.
+#[derive(Clone, Debug)]
+pub struct Expert {
+    /// The name, unique in its library.
+    pub name: String,
+    /// The weights.
+    pub adapter: Adapter,
+    /// Names of the tasks that it was trained on, as recorded; empty where nothing is recorded.
+    pub tasks: Vec<String>,
+}
+
+impl Expert {
+    /// An expert of which nothing but its weights is known.
+    pub fn new(name: impl Into<String>, adapter: Adapter) -> Self {
+        Self { name: name.into(), adapter, tasks: Vec::new() }
+    }
+}
+
+/// The experts of a library in the order of their names, and for each site of a base their stacked matrices.
+///
+/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Sequence`] and
+/// everywhere else, is its place in the order of names.
+#[derive(Debug)]
+pub struct LibraryStack {
+    names: Vec<String>,
+    experts: Vec<Expert>,
+    sites: Vec<Site>,
+    stacks: Vec<Option<Stack>>,
+}
+
+impl LibraryStack {
+    /// Stacks `experts` at the `sites` of a base, in f32.
+    ///
+    /// # Errors
+    /// Where two experts have one name, an adapter has a module that no site has, or its widths are not the base's.
+    pub fn new(experts: impl IntoIterator<Item = Expert>, sites: &[Site], device: &Device) -> Result<Self> {
+        let mut experts: Vec<Expert> = experts.into_iter().collect();
+        experts.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = experts.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(RouteError::SameName(pair[0].name.clone()));
+        }
+        check_modules(&experts, sites)?;
+        let stack = |site| {
+            let stack = Stack::of(site, &modules(&experts, site), device)?;
+            crate::site_patches::synchronize(device)?;
+            Ok(stack)
+        };
+        let stacks = sites.par_iter().map(stack).collect::<Result<_>>()?;
+        let names = experts.iter().map(|expert| expert.name.clone()).collect();
+        Ok(Self { names, experts, sites: sites.to_vec(), stacks })
+    }
+
+    /// The experts' names, in order.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Number of experts.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is no expert.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The index of the expert of a name.
+    ///
+    /// # Errors
+    /// Where there is none; the error lists those that there are.
+    pub fn index(&self, name: &str) -> Result<usize> {
+        self.names
+            .binary_search_by(|known| known.as_str().cmp(name))
+            .map_err(|_| RouteError::UnknownExpert { name: name.to_owned(), known: listed(&self.names) })
+    }
+
+    /// The experts themselves, in the order of their names.
+    pub fn experts(&self) -> &[Expert] {
+        &self.experts
+    }
+
+    /// The sites of the base, in its order.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// Each site with its index and stacked experts; sites that no expert touches are left out.
+    pub fn stacks(&self) -> impl Iterator<Item = (usize, &Site, &Stack)> {
+        let stacked = |(index, (site, stack))| Some((index, site, Option::<&Stack>::as_ref(&stack).copied()?));
+        self.sites.iter().zip(self.stacks.iter().map(Option::as_ref)).enumerate().filter_map(stacked)
+    }
+
+    /// What an expert has for a module.
+    pub fn module(&self, expert: usize, module: &str) -> Option<&LowRank> {
+        self.experts[expert].adapter.modules().get(module)
+    }
+}
+
+/// What each expert has for each projection of a site.
+fn modules<'a>(experts: &'a [Expert], site: &Site) -> Modules<'a> {
+    let of = |module: &str| experts.iter().map(|expert| expert.adapter.modules().get(module)).collect();
+    site.projections.iter().map(|projection| of(&projection.module)).collect()
+}
+
+/// Refuses an adapter that was made for another base.
+fn check_modules(experts: &[Expert], sites: &[Site]) -> Result<()> {
+    let widths: HashMap<&str, (usize, usize)> = sites
+        .iter()
+        .flat_map(|site| site.projections.iter().map(|p| (p.module.as_str(), (site.input, p.width))))
+        .collect();
+    for expert in experts {
+        for (module, low_rank) in expert.adapter.modules() {
+            let found = (low_rank.input(), low_rank.output());
+            match widths.get(module.as_str()) {
+                Some(expected) if *expected == found => {}
+                Some(&expected) => {
+                    return Err(RouteError::Widths {
+                        expert: expert.name.clone(),
+                        module: module.clone(),
+                        found,
+                        expected,
+                    });
+                }
+                None => {
+                    let example = sites.first().and_then(|site| site.projections.first());
+                    let example = example.map_or("none".to_owned(), |projection| projection.module.clone());
+                    return Err(RouteError::UnknownModule {
+                        expert: expert.name.clone(),
+                        module: module.clone(),
+                        example,
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
+}

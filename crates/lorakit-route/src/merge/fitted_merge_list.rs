@@ -1,0 +1,18 @@
+//! The fitted merges by name, as they are typed.
+
+use crate::error::Result;
+use crate::fixed::{cat, lorahub};
+use crate::merge::fitted_merge::FittedMerge;
+use crate::method_info::{self, MethodInfo};
+use std::sync::Arc;
+
+/// All fitted merges, in the order in which they are listed.
+pub static FITTED_MERGES: &[&MethodInfo<dyn FittedMerge>] = &[&lorahub::LORAHUB_MERGE, &cat::CAT_LEARNED];
+
+/// Reads a fitted merge from `NAME` or `NAME:KEY=VALUE,...`.
+///
+/// # Errors
+/// An unknown name, or settings that the method refuses.
+pub fn parse_fitted_merge(typed: &str) -> Result<Arc<dyn FittedMerge>> {
+    method_info::parse("fitted merge", FITTED_MERGES, typed)
+}

@@ -1,0 +1,229 @@
+//! The merges that work value by value, as rows of one table.
+//!
+//! What the papers and tools call by a dozen names are choices of five things: which values are merged, which of them
+//! are dropped, how the others are rescaled, how signs are elected, and what the sum is divided by. The idea of one
+//! implementation for all is mergekit's.
+
+use Consensus::{Elected, Mean, Sum};
+use Convention::{Mergekit, Paper, Peft};
+use MergeSpace::{Deltas, Factors};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Whose names and arithmetic a merge follows; they differ in more than names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Convention {
+    /// Hugging Face PEFT's `add_weighted_adapter` (<https://github.com/huggingface/peft>).
+    Peft,
+    /// mergekit's (<https://github.com/arcee-ai/mergekit>), with deltas for differences of models.
+    Mergekit,
+    /// The papers'; where adapters are merged as A and B, that of Towards Modular LLMs
+    /// (<https://arxiv.org/abs/2405.11157>).
+    Paper,
+}
+
+/// Which values are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MergeSpace {
+    /// A and B, each for itself. The product then has terms of one expert's B with another's A, and depends on the
+    /// factorization: `(B R^-1, R A)` is the same adapter, and merges to another one.
+    Factors(FactorWeights),
+    /// The deltas `s B A`.
+    Deltas,
+}
+
+/// How an expert's weight w and scale s are divided between its A and its B.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FactorWeights {
+    /// `sign(w s) sqrt|w s|` to A and `sqrt|w s|` to B, so that an expert's own term weighs `w s`.
+    Root,
+    /// `w` to A and `w s` to B, so that an expert's own term weighs `w^2 s`.
+    Both,
+}
+
+/// Which values are set to zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sparsify {
+    None,
+    /// All but the `int(density n)` largest.
+    Magnitude(Scope),
+    /// The `int(gamma n)` largest as well as the smallest, so that `int(density n)` are left (breadcrumbs).
+    Outliers,
+    /// Each with probability `1 - density` (DARE).
+    Random,
+}
+
+/// The values among which the largest are selected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// A matrix.
+    Matrix,
+    /// All matrices of an expert.
+    Expert,
+}
+
+/// How the remaining values are rescaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rescale {
+    None,
+    /// `1 / density`, which keeps the expectation.
+    Density,
+    /// The factor that keeps the sum of magnitudes.
+    Magnitudes,
+}
+
+/// How the experts' values `x_i` become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Consensus {
+    /// `sum w_i x_i`.
+    Sum,
+    /// `sum w_i x_i / sum w_i`.
+    Mean,
+    /// The sum over those alone whose sign is the elected one: that of `sum x_i`, and plus for zero.
+    Elected(SignVote, Divisor),
+}
+
+/// Whose values are counted in an election, and whose sign has to agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SignVote {
+    /// `x_i`.
+    Plain,
+    /// `w_i x_i`.
+    Weighted,
+}
+
+/// What an elected sum is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Divisor {
+    None,
+    /// The number of those that agree.
+    Count,
+    /// The weights of those that agree.
+    Weights,
+}
+
+/// A merge that works value by value.
+#[derive(Debug, PartialEq)]
+pub(super) struct TaskVectorMethod {
+    pub name: &'static str,
+    pub convention: Convention,
+    pub space: MergeSpace,
+    pub sparsify: Sparsify,
+    pub rescale: Rescale,
+    pub consensus: Consensus,
+    /// The share of values kept, if none is given.
+    pub density: f64,
+}
+
+const fn method(
+    (name, convention): (&'static str, Convention),
+    space: MergeSpace,
+    sparsify: (Sparsify, f64, Rescale),
+    consensus: Consensus,
+) -> TaskVectorMethod {
+    let (sparsify, density, rescale) = sparsify;
+    TaskVectorMethod { name, convention, space, sparsify, rescale, consensus, density }
+}
+
+const ALL: (Sparsify, f64, Rescale) = (Sparsify::None, 1.0, Rescale::None);
+const TRIM: Sparsify = Sparsify::Magnitude(Scope::Matrix);
+const TRIM_EXPERT: Sparsify = Sparsify::Magnitude(Scope::Expert);
+const ROOT: MergeSpace = Factors(FactorWeights::Root);
+const BOTH: MergeSpace = Factors(FactorWeights::Both);
+/// TIES as PEFT and its authors have it: unweighted votes, the mean of those that agree.
+const TIES: Consensus = Elected(SignVote::Plain, Divisor::Count);
+
+const LINEAR_OF_PAPER: TaskVectorMethod = method(("linear", Paper), BOTH, ALL, Sum);
+const TIES_SVD: TaskVectorMethod = method(("ties_svd", Peft), Deltas, (TRIM, 0.5, Rescale::None), TIES);
+
+/// All of them. The first row of a name is what the name alone means.
+pub(super) static TASK_VECTOR_METHODS: &[TaskVectorMethod] = &[
+    method(("linear", Peft), ROOT, ALL, Sum),
+    method(("linear", Mergekit), Deltas, ALL, Mean),
+    LINEAR_OF_PAPER,
+    method(("task_arithmetic", Paper), Deltas, ALL, Sum),
+    method(("task_arithmetic", Peft), Deltas, ALL, Sum),
+    method(("task_arithmetic", Mergekit), Deltas, ALL, Sum),
+    method(("ties", Peft), ROOT, (TRIM, 0.5, Rescale::None), TIES),
+    method(("ties", Mergekit), Deltas, (TRIM, 1.0, Rescale::None), Elected(SignVote::Weighted, Divisor::Weights)),
+    method(("ties", Paper), BOTH, (TRIM_EXPERT, 0.2, Rescale::None), TIES),
+    TIES_SVD,
+    method(("ties_svd", Paper), Deltas, (TRIM_EXPERT, 0.2, Rescale::None), TIES),
+    method(("dare_linear", Peft), ROOT, (Sparsify::Random, 0.5, Rescale::Density), Sum),
+    method(("dare_linear", Mergekit), Deltas, (Sparsify::Random, 1.0, Rescale::Magnitudes), Sum),
+    method(("dare_linear", Paper), Deltas, (Sparsify::Random, 0.1, Rescale::Density), Sum),
+    method(("dare_linear_svd", Peft), Deltas, (Sparsify::Random, 0.5, Rescale::Density), Sum),
+    method(("dare_ties", Peft), ROOT, (Sparsify::Random, 0.5, Rescale::Density), TIES),
+    method(
+        ("dare_ties", Mergekit),
+        Deltas,
+        (Sparsify::Random, 1.0, Rescale::Magnitudes),
+        Elected(SignVote::Weighted, Divisor::None),
+    ),
+    method(("dare_ties", Paper), Deltas, (Sparsify::Random, 0.1, Rescale::Density), TIES),
+    method(("dare_ties_svd", Peft), Deltas, (Sparsify::Random, 0.5, Rescale::Density), TIES),
+    method(("magnitude_prune", Peft), ROOT, (TRIM, 0.5, Rescale::None), Sum),
+    method(("magnitude_prune", Mergekit), Deltas, (TRIM, 1.0, Rescale::None), Sum),
+    method(("magnitude_prune_svd", Peft), Deltas, (TRIM, 0.5, Rescale::None), Sum),
+    method(("breadcrumbs", Mergekit), Deltas, (Sparsify::Outliers, 1.0, Rescale::None), Sum),
+    method(
+        ("breadcrumbs_ties", Mergekit),
+        Deltas,
+        (Sparsify::Outliers, 1.0, Rescale::None),
+        Elected(SignVote::Weighted, Divisor::None),
+    ),
+];
+
+impl TaskVectorMethod {
+    /// The row of a name and, if one is given, of a convention.
+    pub(super) fn find(name: &str, convention: Option<&str>) -> Option<&'static Self> {
+        let asked = |row: &Self| convention.is_none_or(|asked| asked == row.convention.name());
+        TASK_VECTOR_METHODS.iter().find(|row| row.name == name && asked(row))
+    }
+
+    /// `linear:convention=paper`.
+    pub(super) fn linear_of_paper() -> &'static Self {
+        &LINEAR_OF_PAPER
+    }
+
+    /// `ties_svd`, as PEFT has it.
+    pub(super) fn ties_svd() -> &'static Self {
+        &TIES_SVD
+    }
+
+    /// The conventions that a name has.
+    pub(super) fn conventions(name: &str) -> impl Iterator<Item = Convention> {
+        TASK_VECTOR_METHODS.iter().filter(move |row| row.name == name).map(|row| row.convention)
+    }
+
+    pub(super) fn is_random(&self) -> bool {
+        self.sparsify == Sparsify::Random
+    }
+
+    pub(super) fn elects(&self) -> bool {
+        matches!(self.consensus, Elected(..))
+    }
+
+    /// Whether each expert's values enter as they are, so that the sum of deltas needs no dense matrix.
+    pub(super) fn is_plain_sum(&self) -> bool {
+        self.space == Deltas && self.sparsify == Sparsify::None && matches!(self.consensus, Sum | Mean)
+    }
+}
+
+impl Convention {
+    /// The name that is typed.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::Mergekit => "mergekit",
+            Self::Paper => "paper",
+        }
+    }
+}
+
+impl fmt::Display for Convention {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,321 @@
+//! Evidence, a router of lorakit's own in which nothing is trained: under which of the tasks that the experts learned would
+//! the library respond to a prompt as it does?
+//!
+//! The response of an expert `e` at a site to a token `x` is `|s B A x| / |x|` ([`crate::prompt::evidence::response`]),
+//! averaged over the prompt's tokens under the base alone. By itself it says little: experts differ in size, and one may
+//! respond most to prompts of other tasks. What is informative is the pattern in which all of them respond, at every site: a
+//! few prompts of each task give its distribution, and `d_t²` is the distance of a new prompt from a task `t`
+//! ([`crate::prompt::evidence::lda`]). A row is then served by the experts at the weights
+//!
+//! `p(e | prompt) = sum of p(t | prompt) over the tasks t of e`, `p(t | prompt) = softmax(-ln(d_t²) / temperature)`
+//!
+//! the `top_k` highest of them: if prompts tell tasks apart this is a choice, and if tasks share their inputs it is a
+//! mixture. Ratios of distances count, as under densities with heavy tails: a prompt that is far from all tasks is not
+//! assigned to the nearest with certainty. A confidence `c` falls from 1, where the nearest task is no further than that of
+//! most reference prompts (only the share `sure` is further), to 0, where only the share `floor` is as far from all tasks.
+//! The distances of the reference prompts are computed by cross-validation, except for the scale of responses. What
+//! confidence leaves, `1 - c`, goes to the base, to all experts alike, or to all experts as Arrow weighs them, as `otherwise`
+//! says: no expert fits such a prompt. (Under `mixing=separate` every weight, and so the confidence, multiplies A and B each.)
+//!
+//! How sharp a choice should be, and the best fallback, differ between libraries: `auto` takes what makes the answers of a
+//! quarter of the same rows likeliest, the temperature out of [`TEMPERATURES`], given the other three quarters. Nothing else
+//! sees an answer, and of a task that is evaluated only prompts are read.
+//!
+//! Cost: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
+//!
+//! State: for each site `SITE` a matrix `SITE`, `[2, experts]`, of means and deviations; `whitening`, `[D, D]`, and `means`,
+//! `[tasks, D]`, of patterns of D values; `experts`, `[1, tasks]`, the expert of each task; `distances`, `[1, prompts]`, from
+//! each prompt to its nearest task, ascending; `chosen`, `[1, 2]`, what `auto` took: the temperature, and the index of the
+//! fallback in [`FALLBACKS`].
+
+pub mod lda;
+mod posterior;
+pub mod response;
+
+use crate::error::{Result, RouteError};
+use crate::fixed::fallback::fallback;
+use crate::fixed::weights::observed_row_weights;
+use crate::library_stack::LibraryStack;
+use crate::limit::Limit;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, defaults, read, write};
+use crate::mixing::Mixing;
+use crate::prompt::evidence::lda::{
+    LinearDiscriminant, TaskResponses, held_out_distances, pattern, pattern_width, spread,
+};
+use crate::prompt::evidence::posterior::{Posterior, Reference, quantile};
+use crate::prompt::evidence::response::{ResponseMeasure, ResponseProbe};
+use crate::prompt::prompt_router::PromptRouter;
+use crate::router::{Router, RouterContext};
+use crate::router_state::RouterState;
+use crate::token::arrow::Arrow;
+use crate::training_data::TrainingData;
+use lorakit_adapter::Matrix;
+use lorakit_lora::Patches;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The router `evidence`.
+pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
+    name: "evidence",
+    aliases: &[],
+    summary: "per row, the experts of the tasks to whose prompts the library responds alike; lorakit's own, nothing trained",
+    link: None,
+    defaults: defaults::<Evidence>,
+    parse: |name, typed| Ok(Arc::new(read::<Evidence>(name, typed)?)),
+    version: 2,
+};
+
+/// The temperatures that `auto` chooses from.
+pub const TEMPERATURES: [f32; 5] = [0.025, 0.05, 0.1, 0.2, 0.4];
+
+/// The fallbacks that `auto` chooses from.
+pub const FALLBACKS: [Fallback; 3] = [Fallback::Base, Fallback::Uniform, Fallback::Arrow];
+
+/// The divisor of the logarithms of squared distances before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Temperature {
+    /// The one of [`TEMPERATURES`] under which the calibration rows' answers are likeliest.
+    Auto,
+    /// This one.
+    Fixed(f32),
+}
+
+impl FromStr for Temperature {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(value) if value > 0.0 && f32::is_finite(value) => Ok(Self::Fixed(value)),
+            Err(_) if text == "auto" => Ok(Self::Auto),
+            _ => Err("a number above zero, or auto"),
+        }
+    }
+}
+
+impl TryFrom<String> for Temperature {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Temperature> for String {
+    fn from(temperature: Temperature) -> Self {
+        temperature.to_string()
+    }
+}
+
+impl fmt::Display for Temperature {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(value) => value.fmt(f),
+        }
+    }
+}
+
+/// What serves a prompt that no expert fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest.
+    Auto,
+    /// The base alone.
+    Base,
+    /// All experts at equal weight.
+    Uniform,
+    /// All experts as Arrow weighs them, token by token.
+    Arrow,
+}
+
+/// The router `evidence`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evidence {
+    /// The maximum number of experts of a row.
+    pub top_k: Limit,
+    /// The divisor of the logarithms of squared distances before the softmax.
+    pub temperature: Temperature,
+    /// The share of reference prompts that are so far from every task that no expert fits.
+    pub floor: f64,
+    /// The share of reference prompts that are too far from every task for the experts to have their full weight.
+    pub sure: f64,
+    /// What serves a prompt that no expert fits.
+    pub otherwise: Fallback,
+    /// What of an expert's delta responds.
+    pub measure: ResponseMeasure,
+    /// The maximum number of reference prompts of each task.
+    pub rows: Limit,
+    /// How the chosen experts' deltas are combined.
+    pub mixing: Mixing,
+}
+
+impl Default for Evidence {
+    fn default() -> Self {
+        Self {
+            top_k: Limit::ALL,
+            temperature: Temperature::Auto,
+            floor: 0.02,
+            sure: 0.2,
+            otherwise: Fallback::Auto,
+            measure: ResponseMeasure::Energy,
+            rows: Limit(16),
+            mixing: Mixing::Outputs,
+        }
+    }
+}
+
+impl Settings for Evidence {
+    fn validate(&self) -> Result<(), String> {
+        let Self { floor, sure, .. } = *self;
+        if 0.0 <= floor && floor <= sure && sure <= 1.0 {
+            return Ok(());
+        }
+        Err(format!("floor={floor},sure={sure} must be shares, 0 <= floor <= sure <= 1"))
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write(f, EVIDENCE.name, self)
+    }
+}
+
+impl Router for Evidence {
+    fn info(&self) -> &'static MethodInfo<dyn Router> {
+        &EVIDENCE
+    }
+
+    /// The patches of a library: rows carry their weights, and what these leave goes to the fallback.
+    ///
+    /// # Errors
+    /// Under separate mixing, if ranks differ at a projection; under `otherwise=auto`, if the state is missing.
+    fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        let weighed = observed_row_weights(experts, self.mixing, context.observer.clone())?;
+        Ok(match self.chosen_fallback(context)? {
+            Fallback::Arrow => {
+                let arrow = self.arrow().patches(experts, &RouterContext::default())?;
+                weighed.with(fallback(&arrow, experts.sites().len()))
+            }
+            Fallback::Auto | Fallback::Base | Fallback::Uniform => weighed,
+        })
+    }
+
+    /// # Errors
+    /// If the state is missing, or was fitted to another library.
+    fn prompt_router(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Option<Arc<dyn PromptRouter>>> {
+        let (n, state) = (experts.len(), context.state_of(self)?);
+        let columns = |name: &str| state.matrices().get(name).map_or(0, Matrix::cols);
+        let temperature = match self.temperature {
+            Temperature::Auto => chosen(state)?.0,
+            Temperature::Fixed(temperature) => temperature,
+        };
+        let sites: Vec<Vec<f32>> =
+            experts.stacks().map(|(_, site, _)| state.values(&site.key(), (2, n))).collect::<Result<_>>()?;
+        let (width, tasks) = (pattern_width(sites.len(), n), columns("experts"));
+        let distances = state.values("distances", (1, columns("distances")))?;
+        let experts_of_tasks: Vec<usize> =
+            state.values("experts", (1, tasks))?.into_iter().map(|expert| expert as usize).collect();
+        if experts_of_tasks.iter().any(|expert| *expert >= n) {
+            return Err(RouteError::StateExperts(n));
+        }
+        Ok(Some(Arc::new(Posterior {
+            responses: ResponseProbe::new(experts, self.measure)?,
+            reference: Arc::new(Reference {
+                top_k: self.top_k.0,
+                temperature,
+                uniform: self.chosen_fallback(context)? == Fallback::Uniform,
+                experts: n,
+                sites,
+                discriminant: LinearDiscriminant {
+                    whitening: state.values("whitening", (width, width))?,
+                    means: state.values("means", (tasks, width))?,
+                    width,
+                },
+                experts_of_tasks,
+                far: quantile(&distances, 1.0 - self.floor),
+                near: quantile(&distances, 1.0 - self.sure),
+            }),
+        })))
+    }
+
+    fn training_data(&self) -> Option<TrainingData> {
+        Some(TrainingData::ExpertTasks { rows: self.rows.0 })
+    }
+}
+
+impl Evidence {
+    /// The state of reference prompts, without what `auto` takes: see [`Evidence::with_chosen`].
+    ///
+    /// # Errors
+    /// If no task has two prompts, or a response is not finite.
+    pub fn state(&self, experts: &LibraryStack, prompts: &TaskResponses) -> Result<RouterState> {
+        let n = experts.len();
+        if !prompts.folds().contains(&1) {
+            return Err(RouteError::FewPrompts(prompts.tasks.len()));
+        }
+        if prompts.responses.iter().any(|(_, values)| values.iter().any(|value| !value.is_finite())) {
+            return Err(RouteError::NotFinite);
+        }
+        let spreads: Vec<Vec<f32>> = prompts.responses.iter().map(|(_, values)| spread(values, n)).collect();
+        let mut patterns = Vec::new();
+        for row in 0..prompts.tasks.len() {
+            patterns.extend(pattern(row, n, &prompts.responses, &spreads)?);
+        }
+        let LinearDiscriminant { whitening, means, width } = LinearDiscriminant::of(&patterns, &prompts.tasks)?;
+        let known: BTreeSet<usize> = prompts.tasks.iter().copied().collect();
+        let sites = experts.stacks().map(|(_, site, _)| site.key()).zip(spreads.into_iter().map(|spread| (2, spread)));
+        let rest = [
+            ("whitening", (width, whitening)),
+            ("means", (known.len(), means)),
+            ("experts", (1, known.into_iter().map(|task| prompts.experts[task] as f32).collect())),
+            ("distances", (1, held_out_distances(&patterns, prompts)?)),
+        ];
+        let rest = rest.map(|(name, matrix)| (name.to_owned(), matrix));
+        let matrix = |(name, (rows, values)): (String, (usize, Vec<f32>))| {
+            Ok((name, Matrix::new(rows, values.len() / rows.max(1), values)?))
+        };
+        Ok(RouterState::new(sites.chain(rest).map(matrix).collect::<Result<Vec<_>>>()?))
+    }
+
+    /// The same settings with nothing left to choose.
+    pub fn fixed(&self, temperature: f32, otherwise: Fallback) -> Self {
+        Self { temperature: Temperature::Fixed(temperature), otherwise, ..self.clone() }
+    }
+
+    /// The state with what `auto` took.
+    ///
+    /// # Errors
+    /// If the temperature is not finite.
+    pub fn with_chosen(state: RouterState, temperature: f32, otherwise: Fallback) -> Result<RouterState> {
+        let index = FALLBACKS.iter().position(|other| *other == otherwise).unwrap_or(0);
+        let chosen = Matrix::new(1, 2, vec![temperature, index as f32])?;
+        let before = state.matrices().iter().map(|(name, matrix)| (name.clone(), matrix.clone()));
+        Ok(RouterState::new(before.chain([("chosen".to_owned(), chosen)])))
+    }
+
+    /// Arrow over all experts, which serves what no expert fits under [`Fallback::Arrow`].
+    pub fn arrow(&self) -> Arrow {
+        Arrow { top_k: Limit::ALL, mixing: self.mixing, ..Arrow::default() }
+    }
+
+    /// The fallback, with `auto` resolved.
+    fn chosen_fallback(&self, context: &RouterContext) -> Result<Fallback> {
+        match self.otherwise {
+            Fallback::Auto => Ok(chosen(context.state_of(self)?)?.1),
+            given => Ok(given),
+        }
+    }
+}
+
+/// What `auto` took.
+fn chosen(state: &RouterState) -> Result<(f32, Fallback)> {
+    let values = state.matrix("chosen", (1, 2))?.values();
+    Ok((values[0], FALLBACKS.get(values[1] as usize).copied().unwrap_or(Fallback::Base)))
+}

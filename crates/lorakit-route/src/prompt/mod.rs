@@ -1,0 +1,6 @@
+//! Routers that choose experts for a whole row, by its prompt.
+
+pub mod evidence;
+pub mod prompt_router;
+pub mod task_predictor;
+mod top_k_softmax;

@@ -1,0 +1,148 @@
+//! Arrow: a token goes to the experts whose deltas amplify its direction most
+//! (Ostapenko et al. 2024, <https://arxiv.org/abs/2405.11157>, algorithm 2).
+//!
+//! The prototype of an expert at a projection is the top right singular vector `v` of its delta `s B A`
+//! ([`crate::token::prototypes`]). A token `x` scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes those
+//! by a softmax over their scores. The knowledge of general experts may be subtracted from all others first:
+//! [`crate::token::general_knowledge`].
+
+use crate::error::Result;
+use crate::library_stack::LibraryStack;
+use crate::limit::Limit;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, above_zero, defaults, joined, read};
+use crate::mixing::{Mixing, Mixture};
+use crate::router::{Router, RouterContext};
+use crate::settings_text::to_pairs;
+use crate::site_patches::site_patches;
+use crate::stack::RoutingScope;
+use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtracted};
+use crate::token::input_norm::InputNorm;
+use crate::token::prototypes::{PrototypeScope, prototypes};
+use crate::token::token_routing::{TokenRouting, TopKConfig};
+use crate::token::top_k::{ScoreSign, TopK};
+use candle_core::Tensor;
+use lorakit_lora::{Patches, Site};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// The router `arrow`.
+pub static ARROW: MethodInfo<dyn Router> = MethodInfo {
+    name: "arrow",
+    aliases: &[],
+    summary: "per token, the experts whose strongest direction meets it",
+    link: Some("https://arxiv.org/abs/2405.11157"),
+    defaults: defaults::<Arrow>,
+    parse: |name, typed| Ok(Arc::new(read::<Arrow>(name, typed)?)),
+    version: 1,
+};
+
+/// The router `arrow`. With the defaults of `mixing` and `tie` it is PEFT's, with exact prototypes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Arrow {
+    /// The number of experts of each token; if a site has fewer candidates, all of them.
+    pub top_k: Limit,
+    /// The temperature of the softmax over scores.
+    pub temperature: f32,
+    /// How the chosen experts' deltas are combined.
+    pub mixing: Mixing,
+    /// Whether the projections of a site share a prototype.
+    pub tie: PrototypeScope,
+    /// Experts of general knowledge, which is subtracted from the others first; no token is routed to them.
+    pub general: GeneralExperts,
+    /// How it is subtracted.
+    pub gks: SubtractionSpace,
+}
+
+impl Default for Arrow {
+    fn default() -> Self {
+        Self {
+            top_k: Limit(4),
+            temperature: 1.0,
+            mixing: Mixing::Outputs,
+            tie: PrototypeScope::None,
+            general: GeneralExperts::default(),
+            gks: SubtractionSpace::Factors,
+        }
+    }
+}
+
+impl Settings for Arrow {
+    fn validate(&self) -> Result<(), String> {
+        above_zero("temperature", self.temperature)
+    }
+}
+
+impl fmt::Display for Arrow {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        // The subtraction is left out if there is none: the text is that of older versions, which caches are keyed by.
+        let subtracts = !self.general.0.is_empty();
+        let shown = to_pairs(self).into_iter().filter(|(key, _)| subtracts || !matches!(*key, "general" | "gks"));
+        write!(f, "{}:{}", ARROW.name, joined(shown))
+    }
+}
+
+impl Router for Arrow {
+    fn info(&self) -> &'static MethodInfo<dyn Router> {
+        &ARROW
+    }
+
+    /// # Errors
+    /// Under separate mixing, if ranks differ at a projection; with `tie=site`, if an expert's A's do; if a general expert
+    /// is none of the library's, or cannot be subtracted.
+    fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        if !self.general.0.is_empty() {
+            let rest = Self { general: GeneralExperts::default(), ..self.clone() };
+            return rest.patches(&subtracted(experts, &self.general, self.gks)?, context);
+        }
+        site_patches(experts, |index, site, stack| {
+            let (directions, choices) = self.choices(experts, site)?;
+            if choices.is_empty() {
+                return Ok(None);
+            }
+            let rows = directions.len() / site.input;
+            Ok(Some(Arc::new(TokenRouting {
+                config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
+                site: index,
+                experts: experts.len(),
+                vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
+                choices,
+                mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
+                per_token: OnceLock::new(),
+                observer: context.observer.clone(),
+            })))
+        })
+    }
+}
+
+impl Arrow {
+    fn scope(&self) -> RoutingScope {
+        match self.tie {
+            PrototypeScope::None => RoutingScope::Projection,
+            PrototypeScope::Site => RoutingScope::Site,
+        }
+    }
+
+    /// The prototypes of a site by rows, `[candidates of all choices, in]`, and the choices that are made by them.
+    fn choices(&self, experts: &LibraryStack, site: &Site) -> Result<(Vec<f32>, Vec<TopK>)> {
+        let (mut directions, mut choices) = (Vec::new(), Vec::new());
+        for (place, projections) in self.tie.groups(site).into_iter().enumerate() {
+            let start = directions.len() / site.input;
+            let mut candidates = Vec::new();
+            for (expert, prototype) in prototypes(experts, site, projections.clone())?.into_iter().enumerate() {
+                if let Some(direction) = prototype {
+                    directions.extend(direction.vector);
+                    candidates.push(expert as u32);
+                }
+            }
+            let columns = start..start + candidates.len();
+            if !columns.is_empty() {
+                let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
+                choices.push(TopK { columns, candidates, first_slot, projections, sign });
+            }
+        }
+        Ok((directions, choices))
+    }
+}

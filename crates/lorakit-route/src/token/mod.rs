@@ -1,0 +1,11 @@
+//! Routers that choose experts for each token.
+
+pub mod arrow;
+pub mod centroid;
+pub mod general_knowledge;
+pub mod input_means;
+mod input_norm;
+pub mod phatgoose;
+pub mod prototypes;
+mod token_routing;
+mod top_k;

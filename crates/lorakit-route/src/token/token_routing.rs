@@ -1,0 +1,171 @@
+//! Routing per token by one vector per expert: what Arrow, centroid matching and PHATGOOSE have in common.
+
+use crate::inner_products::inner_products;
+use crate::mixing::{Mixture, TokenMixture};
+use crate::observer::Observer;
+use crate::token::input_norm::InputNorm;
+use crate::token::top_k::TopK;
+use candle_core::{DType, Tensor};
+use lorakit_lora::{Outputs, Patch, SequenceBatch, TokenGroup};
+use std::sync::{Arc, OnceLock};
+
+/// How a token's scores become weights.
+#[derive(Clone, Debug)]
+pub(crate) struct TopKConfig {
+    /// The maximum number of experts of a token.
+    pub(crate) top_k: usize,
+    /// The temperature of the softmax over scores.
+    pub(crate) temperature: f32,
+    /// How a token is normalized before it is compared with the vectors.
+    pub(crate) input: InputNorm,
+}
+
+/// The experts of one site under such a router.
+pub(crate) struct TokenRouting {
+    pub(crate) config: TopKConfig,
+    /// The site's index.
+    pub(crate) site: usize,
+    /// Number of experts of the library.
+    pub(crate) experts: usize,
+    /// The vectors of all choices, `[candidates of all choices, in]`: one product computes all scores of the site.
+    pub(crate) vectors: Tensor,
+    /// One choice for each projection, or for the site.
+    pub(crate) choices: Vec<TopK>,
+    pub(crate) mixture: Mixture,
+    /// The mixture for weights of every token, made on first use; see [`TokenRouting::token_mixture`].
+    pub(crate) per_token: OnceLock<TokenMixture>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+impl TokenRouting {
+    fn weighs_all(&self, tokens: usize) -> bool {
+        self.choices.iter().all(|choice| choice.weighs_all(tokens, self.config.top_k))
+    }
+
+    /// What [`Patch::add`] adds, chosen on the device: nothing is copied to the host, so the device does not wait.
+    fn add_weighed(&self, x: &Tensor, input: &Tensor, out: &mut Outputs) -> candle_core::Result<()> {
+        let scores = input.matmul(&self.vectors.t()?)?;
+        let weigh = |choice: &TopK| choice.weigh(&scores, self.config.top_k, self.config.temperature);
+        let weights = Tensor::cat(&self.choices.iter().map(weigh).collect::<candle_core::Result<Vec<_>>>()?, 1)?;
+        let delta = self.token_mixture()?.delta(&x.to_dtype(DType::F32)?, &weights)?;
+        out.add(&delta.to_dtype(out.tensor().dtype())?)
+    }
+
+    /// The mixture as [`TokenRouting::add_weighed`] takes it, made on first use.
+    fn token_mixture(&self) -> candle_core::Result<&TokenMixture> {
+        if let Some(made) = self.per_token.get() {
+            return Ok(made);
+        }
+        let slots: Vec<usize> = self.choices.iter().flat_map(TopK::slots).collect();
+        let made = self.mixture.token_gated(&slots)?;
+        Ok(self.per_token.get_or_init(|| made))
+    }
+}
+
+impl Patch for TokenRouting {
+    fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        if x.dim(0)? == 0 {
+            return Ok(());
+        }
+        // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
+        let input = self.config.input.apply(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
+        if !x.device().is_cpu() && self.observer.is_none() && self.weighs_all(x.dim(0)?) {
+            return self.add_weighed(x, &input, out);
+        }
+        // On a device the scores are copied to the host, `[tokens, candidates]`: the tokens of an expert are a list.
+        let scores = inner_products(&input, &self.vectors)?;
+        let mut groups: Vec<TokenGroup> = Vec::new();
+        for choice in &self.choices {
+            let chosen = choice.choose(&scores, self.vectors.dim(0)?, self.config.top_k, self.config.temperature);
+            groups.extend(choice.groups(&chosen, self.experts));
+            if let Some(observer) = &self.observer {
+                choice.show(&chosen, self.site, rows, observer.as_ref());
+            }
+        }
+        self.mixture.add(x, groups.into(), out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::library_stack::{Expert, LibraryStack};
+    use crate::mixing::Mixing;
+    use crate::stack::RoutingScope;
+    use crate::token::top_k::{ScoreSign, signed_choices};
+    use candle_core::Device;
+    use lorakit_adapter::{Adapter, LowRank, Matrix};
+    use lorakit_lora::{Projection, Site};
+
+    const INPUT: usize = 12;
+    const EXPERTS: usize = 6;
+
+    /// Values in (-1, 1) that look random.
+    fn values(seed: u64, count: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// Experts of one rank and of several scales; every third has no update of the second projection.
+    fn library(site: &Site) -> LibraryStack {
+        let expert = |e: u64| {
+            let pair = |(i, projection): (usize, &Projection)| {
+                let (rank, seed) = (2, 10 * e + i as u64);
+                let a = Matrix::new(rank, INPUT, values(seed, rank * INPUT)).unwrap();
+                let b = Matrix::new(projection.width, rank, values(seed + 1000, projection.width * rank)).unwrap();
+                (projection.module.clone(), LowRank::new(a, b, 0.5 + e as f64).unwrap())
+            };
+            let kept = site.projections.iter().enumerate().filter(|(i, _)| *i != 1 || !e.is_multiple_of(3));
+            Expert::new(format!("e{e}"), Adapter::new(kept.map(pair).collect()))
+        };
+        LibraryStack::new((0..EXPERTS as u64).map(expert), std::slice::from_ref(site), &Device::Cpu).unwrap()
+    }
+
+    /// Three projections with a choice for each, which compares magnitudes or signed scores.
+    fn per_token(top_k: usize, sign: ScoreSign, mixing: Mixing) -> TokenRouting {
+        let projection = |(name, width): (&str, usize)| Projection { module: name.to_owned(), width };
+        let projections = [("q", 8), ("k", 5), ("v", 6)].map(projection).into();
+        let site = Site { layer: Some(0), name: "qkv", input: INPUT, projections };
+        let experts = library(&site);
+        let (_, _, stack) = experts.stacks().next().unwrap();
+        let (vectors, mut choices) = signed_choices(&values(7, EXPERTS * INPUT), &experts, &site);
+        choices.iter_mut().for_each(|choice| choice.sign = sign);
+        let rows = vectors.len() / INPUT;
+        TokenRouting {
+            config: TopKConfig { top_k, temperature: 0.7, input: InputNorm::Unit },
+            site: 0,
+            experts: EXPERTS,
+            vectors: Tensor::from_vec(vectors, (rows, INPUT), &Device::Cpu).unwrap(),
+            choices,
+            mixture: Mixture::new(mixing, RoutingScope::Projection, &experts, &site, stack).unwrap(),
+            per_token: OnceLock::new(),
+            observer: None,
+        }
+    }
+
+    #[test]
+    fn weighing_on_the_device_equals_choosing_on_the_cpu() {
+        let x = Tensor::from_vec(values(3, 9 * INPUT), (9, INPUT), &Device::Cpu).unwrap();
+        let before = Tensor::from_vec(values(4, 9 * 19), (9, 19), &Device::Cpu).unwrap();
+        let zeros = || Outputs::new(before.copy().unwrap());
+        for sign in [ScoreSign::Ignored, ScoreSign::Kept] {
+            for mixing in [Mixing::Outputs, Mixing::Separate] {
+                for top_k in [1, 2, 5, usize::MAX] {
+                    let patch = per_token(top_k, sign, mixing);
+                    let (mut listed, mut weighed) = (zeros(), zeros());
+                    patch.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
+                    patch.add_weighed(&x, &patch.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
+                    let of = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>();
+                    let added = of((listed.tensor() - &before).unwrap()).unwrap();
+                    let apart = of((listed.tensor() - weighed.tensor()).unwrap()).unwrap();
+                    assert!(added > 0.1 && apart < 1e-5 * added, "{sign:?} {mixing:?} {top_k}: {apart} of {added}");
+                }
+            }
+        }
+    }
+}

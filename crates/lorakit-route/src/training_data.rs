@@ -1,0 +1,25 @@
+//! Which rows a router is fitted to.
+
+/// The rows that a router is fitted to unless the user gives others; at most `rows` of each task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainingData {
+    /// Rows of the tasks that each expert was trained on; each row belongs to its expert.
+    ExpertTasks {
+        /// Rows of each task.
+        rows: usize,
+    },
+    /// Rows of the task at hand: the state serves that task alone.
+    TargetTask {
+        /// Rows of the task.
+        rows: usize,
+    },
+}
+
+impl TrainingData {
+    /// The maximum number of rows of each task.
+    pub fn rows(self) -> usize {
+        match self {
+            Self::ExpertTasks { rows } | Self::TargetTask { rows } => rows,
+        }
+    }
+}
