@@ -7,7 +7,7 @@ mod phi_slice;
 use candle_core::DType;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_lora::{Patches, Sequence};
-use lorakit_model::{Base, Decoding};
+use lorakit_model::{Base, CachedDecoder};
 use phi_slice::Noise;
 
 #[global_allocator]
@@ -48,7 +48,7 @@ fn decoding(criterion: &mut Criterion) {
 
 /// Rows in the midst of being decoded together.
 struct Decoded<'a> {
-    decoding: Decoding<'a>,
+    decoding: CachedDecoder<'a>,
     rows: Vec<usize>,
 }
 
@@ -56,10 +56,10 @@ impl<'a> Decoded<'a> {
     /// `rows` rows, each half full.
     fn begun(base: &'a Base, patches: &'a Patches, rows: usize) -> Self {
         let ids = Noise::new(7).tokens(DECODED / 2, 512);
-        let mut decoding = Decoding::new(base, patches, rows * DECODED).unwrap();
+        let mut decoding = CachedDecoder::new(base, patches, rows * DECODED).unwrap();
         let rows: Vec<usize> = (0..rows).map(|_| decoding.open(DECODED, Sequence::default()).unwrap()).collect();
         let fed: Vec<(usize, &[u32])> = rows.iter().map(|&row| (row, &ids[..])).collect();
-        decoding.feed(&fed).unwrap();
+        decoding.forward(&fed).unwrap();
         Self { decoding, rows }
     }
 
@@ -69,7 +69,7 @@ impl<'a> Decoded<'a> {
             *self = Self::begun(base, patches, self.rows.len());
         }
         let fed: Vec<(usize, &[u32])> = self.rows.iter().map(|&row| (row, &[7][..])).collect();
-        self.decoding.feed(&fed).unwrap();
+        self.decoding.forward(&fed).unwrap();
         base.device().synchronize().unwrap();
     }
 }

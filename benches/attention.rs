@@ -5,8 +5,8 @@ mod phi_slice;
 
 use candle_core::{DType, Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
+use lorakit_model::architecture::{RopeConfig, RopeScaling};
 use lorakit_model::attention::{AttentionHeads, AttentionLayout, AttentionSegment, self_attention};
-use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::layer::rope::RopeFrequencies;
 use phi_slice::Noise;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn attention(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
     for (name, heads, rows, length) in [("phi, 1 x 1024", phi, 1, 1024), ("small, 64 x 32", small, 64, 32)] {
-        let rope = Rope { theta: 10000.0, features: heads.features, scaling: RopeScaling::None };
+        let rope = RopeConfig { theta: 10000.0, features: heads.features, scaling: RopeScaling::None };
         let positions: Vec<u32> = (0..rows).flat_map(|_| 0..length as u32).collect();
         let angles = RopeFrequencies::new(&rope).angles(&positions);
         let row = |start: usize| start * length..(start + 1) * length;

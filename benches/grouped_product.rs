@@ -6,7 +6,7 @@ mod phi_slice;
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_lora::{GroupedLora, StackBlock, StackLayout, TokenGroup, TokenSelection};
-use lorakit_model::weight::Mapped;
+use lorakit_model::weights::MmapMatrix;
 use phi_slice::Noise;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn grouped_product(criterion: &mut Criterion) {
     let one: Arc<[TokenGroup]> =
         [TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..TOKENS), weights: None }].into();
 
-    let frozen = Mapped::from_values(Noise::new(4).values(WIDTH * WIDTH, 1.0), WIDTH, WIDTH).unwrap();
+    let frozen = MmapMatrix::from_values(Noise::new(4).values(WIDTH * WIDTH, 1.0), WIDTH, WIDTH).unwrap();
     let values = Noise::new(3).values(TOKENS * WIDTH, 1.0);
     let mut bench = criterion.benchmark_group("grouped product");
     bench.sample_size(20);

@@ -7,7 +7,7 @@ mod phi_slice;
 mod pico;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lorakit_model::Options;
+use lorakit_model::BaseOptions;
 use lorakit_task::{Example, Split, Task};
 use lorakit_train::{Job, Pass, PassContext, TrainConfig};
 
@@ -16,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn library_step(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let (base, vocabulary) = (pico::base(&Options::default()).unwrap(), pico::tokenizer().unwrap());
+    let (base, vocabulary) = (pico::base(&BaseOptions::default()).unwrap(), pico::tokenizer().unwrap());
     let job = |task: &Task| {
         let rows = task.rows(Split::Train, None).unwrap();
         let train = rows.iter().map(|row| Example::encode(row, &vocabulary, 2048).unwrap()).collect();

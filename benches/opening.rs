@@ -5,7 +5,7 @@ mod phi_slice;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_adapter::Library;
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_route::{Expert, LibraryStack};
 use phi_slice::Noise;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn experts(root: &Path, base: &Base) -> LibraryStack {
 
 fn opening(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let options = Options::default();
+    let options = BaseOptions::default();
     let base = phi_slice::base(2, 512, &options);
     let root = phi_slice::empty_folder("library-of-256");
     let library = Library::open_or_create(&root, None).unwrap();

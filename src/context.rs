@@ -74,7 +74,7 @@ impl Context {
 
     /// How a base is opened whose weights are to be compared to the last digit: as [`Context::base_options`] says, but
     /// in f32 on a card, where 16 bits would be multiplied as such.
-    pub fn exact_options(&self) -> Result<lorakit_model::Options> {
+    pub fn exact_options(&self) -> Result<lorakit_model::BaseOptions> {
         let options = self.base_options()?;
         if options.device.is_cpu() {
             return Ok(options);
@@ -84,12 +84,12 @@ impl Context {
             "--dtype: on a card this compares in f32, since products in 16 bits differ by more than what is looked for; \
              leave it out, or use --device cpu"
         );
-        Ok(lorakit_model::Options { dtype: Some(DType::F32), ..options })
+        Ok(lorakit_model::BaseOptions { dtype: Some(DType::F32), ..options })
     }
 
     /// How a base is opened to be used, not trained.
-    pub fn base_options(&self) -> Result<lorakit_model::Options> {
-        Ok(lorakit_model::Options { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
+    pub fn base_options(&self) -> Result<lorakit_model::BaseOptions> {
+        Ok(lorakit_model::BaseOptions { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
     }
 }
 

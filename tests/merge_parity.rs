@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, Orientation, add_to_weight, parse_merge};
 use lorakit_route::{Expert, LibraryStack, single_expert};
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Oracle {
     }
 
     fn base(&self) -> Base {
-        Base::open(&self.folder.join("base"), &Options::default()).unwrap()
+        Base::open(&self.folder.join("base"), &BaseOptions::default()).unwrap()
     }
 
     fn logits_of(&self, base: &Base, patches: &Patches) -> Tensor {
@@ -109,7 +109,7 @@ fn a_base_that_a_merge_was_added_to_gives_the_logits_of_the_merge() {
         let folder = tempfile::tempdir().unwrap();
         safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
         std::fs::copy(oracle.folder.join("base/config.json"), folder.path().join("config.json")).unwrap();
-        let changed = Base::open(folder.path(), &Options::default()).unwrap();
+        let changed = Base::open(folder.path(), &BaseOptions::default()).unwrap();
         let apart = largest_difference(&oracle.logits_of(&changed, &Patches::none()), &dynamic);
         println!("{name}: {apart:.1e} apart");
         assert!(apart < TOLERANCE, "{name}: {apart}");

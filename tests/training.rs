@@ -6,7 +6,7 @@ mod binary;
 use binary::shared;
 use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_task::{Example, Truncation};
 use lorakit_train::{Init, Job, Pass, PassContext, TrainConfig};
 use serde_json::Value;
@@ -50,7 +50,7 @@ impl Oracle {
         ] {
             settings.set(assignment).unwrap();
         }
-        let base = Base::open(&folder.join("base"), &Options::default()).unwrap();
+        let base = Base::open(&folder.join("base"), &BaseOptions::default()).unwrap();
         let train = &expected["train"];
         Some(Self { base, settings, losses: numbers(&train["losses"]), norms: numbers(&train["grad_norms"]), folder })
     }

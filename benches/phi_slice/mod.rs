@@ -8,7 +8,7 @@
 use candle_core::{DType, Device};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -67,7 +67,7 @@ pub fn device() -> Device {
 
 /// What the environment has a bench run on, with weights of `dtype`.
 pub fn subject(vocabulary: usize, dtype: DType) -> Base {
-    let options = Options { device: device(), dtype: Some(dtype), trainable: false };
+    let options = BaseOptions { device: device(), dtype: Some(dtype), trainable: false };
     match std::env::var("BENCH_BASE") {
         Ok(folder) => Base::open(Path::new(&folder), &options).unwrap(),
         Err(_) => base(set("BENCH_LAYERS", 2), vocabulary, &options),
@@ -76,7 +76,7 @@ pub fn subject(vocabulary: usize, dtype: DType) -> Base {
 
 /// The slice with its embedding and head of `vocabulary` rows, opened from a folder below `target/` that the first
 /// bench to ask for it writes.
-pub fn base(layers: usize, vocabulary: usize, options: &Options) -> Base {
+pub fn base(layers: usize, vocabulary: usize, options: &BaseOptions) -> Base {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("phi-slice-{layers}-{vocabulary}"));
     if !folder.join("config.json").exists() {
         write_base(&folder, layers, vocabulary);
@@ -168,7 +168,7 @@ pub fn patches(router: &str, experts: &LibraryStack) -> Patches {
 
 /// The hidden states of one row; done when the device has made them.
 pub fn prefill(base: &Base, ids: &[u32], patches: &Patches) {
-    base.hidden(ids, &base.plan(SequenceBatch::packed([ids.len()])), patches).unwrap();
+    base.hidden_states(ids, &base.plan(SequenceBatch::packed([ids.len()])), patches).unwrap();
     base.device().synchronize().unwrap();
 }
 

@@ -4,11 +4,12 @@ use crate::base::model_files;
 use crate::base::resolved_base::ResolvedBase;
 use crate::context::Context;
 use crate::interrupt::Interrupted;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
-use lorakit_model::{Base, Element, Options, Rounding};
+use lorakit_model::{Base, BaseOptions, ModelError, Rounding, StorageDtype};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -35,33 +36,42 @@ pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &C
     // A model half written is large, so it is not left behind: Ctrl-C is obeyed between two weights.
     let stop = context.interrupt.hold();
     let mut change = change(adapter);
-    let rounding = checkpoint.rewrite(folder, &names(adapter), &mut |name, values| {
-        ensure!(!stop.load(Ordering::Relaxed), Interrupted("nothing was written".to_owned()));
+    let rounding = checkpoint.write_edited(folder, &names(adapter), &mut |name, values| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Interrupted("nothing was written".to_owned()).into());
+        }
         change(name, values)
+    });
+    let rounding = rounding.map_err(|error| match error {
+        ModelError::Edit { source, .. } if source.is::<Interrupted>() => {
+            Interrupted("nothing was written".to_owned()).into()
+        }
+        other => anyhow::Error::from(other),
     })?;
-    Base::open(folder, &Options::default()).context("the merged base cannot be opened again")?;
+    Base::open(folder, &BaseOptions::default()).context("the merged base cannot be opened again")?;
     Ok(rounding)
 }
 
 /// The base with `adapter` added to its weights, in memory. Weights that the adapter does not change stay in their
 /// files.
-pub fn in_memory(place: &ResolvedBase, adapter: &Adapter, kept: Kept, options: &Options) -> Result<Base> {
+pub fn in_memory(place: &ResolvedBase, adapter: &Adapter, kept: Kept, options: &BaseOptions) -> Result<Base> {
     let keep = options.dtype.and_then(element);
-    let checkpoint = place.checkpoint()?.changed(&names(adapter), keep, kept == Kept::Exact, &mut change(adapter))?;
-    Base::of("merged", place.config()?, &checkpoint, options)
+    let checkpoint =
+        place.checkpoint()?.with_edits(&names(adapter), keep, kept == Kept::Exact, &mut change(adapter))?;
+    Ok(Base::from_checkpoint("merged", place.config()?, &checkpoint, options)?)
 }
 
 /// The narrowest type in which [`in_memory`] keeps what `adapter` changes.
-pub fn kept_in(place: &ResolvedBase, adapter: &Adapter, options: &Options) -> Result<Element> {
+pub fn kept_in(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
     match options.dtype.and_then(element) {
         Some(element) => Ok(element),
-        None => place.checkpoint()?.narrowest(&names(adapter)),
+        None => Ok(place.checkpoint()?.narrowest_dtype(&names(adapter))?),
     }
 }
 
 /// The type that weights are narrowed to for `--dtype`.
-fn element(dtype: candle_core::DType) -> Option<Element> {
-    [Element::F16, Element::BF16].into_iter().find(|element| element.dtype() == dtype)
+fn element(dtype: candle_core::DType) -> Option<StorageDtype> {
+    [StorageDtype::F16, StorageDtype::BF16].into_iter().find(|element| element.dtype() == dtype)
 }
 
 /// The tensors that an adapter changes.
@@ -74,11 +84,11 @@ fn tensor(module: &str) -> String {
 }
 
 /// Adds a module's update to its weight, which torch's linear layers keep as `[out, in]`.
-fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<()> + '_ {
+fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> + '_ {
     |name, values| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let update: &LowRank =
-            adapter.modules().get(module).with_context(|| format!("the adapter has no module `{module}`"))?;
+            adapter.modules().get(module).ok_or_else(|| format!("the adapter has no module `{module}`"))?;
         Ok(add_to_weight(module, update, values, Orientation::OutIn)?)
     }
 }

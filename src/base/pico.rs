@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use lorakit_format::atomic::create_folder;
-use lorakit_model::{Base, Bytes, Checkpoint, Config, Options};
+use lorakit_format::mmap::FileBytes;
+use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
 use std::path::Path;
 
@@ -12,18 +13,18 @@ const TOKENIZER_CONFIG: &[u8] = include_bytes!("../pico/tokenizer_config.json");
 const WEIGHTS: &[u8] = include_bytes!("../pico/model.safetensors");
 
 /// pico, opened as any base is.
-pub fn base(options: &Options) -> Result<Base> {
-    Base::from_bytes("pico", CONFIG, Bytes::Static(WEIGHTS), options)
+pub fn base(options: &BaseOptions) -> Result<Base> {
+    Ok(Base::from_bytes("pico", CONFIG, FileBytes::Static(WEIGHTS), options)?)
 }
 
 /// Its weights as they lie in the binary.
 pub fn checkpoint() -> Result<Checkpoint> {
-    Checkpoint::from_bytes("pico", Bytes::Static(WEIGHTS))
+    Ok(Checkpoint::from_bytes("pico", FileBytes::Static(WEIGHTS))?)
 }
 
 /// Its dimensions and constants.
-pub fn config() -> Result<Config> {
-    Config::parse(CONFIG, "pico")
+pub fn config() -> Result<BaseConfig> {
+    Ok(BaseConfig::parse(CONFIG, "pico")?)
 }
 
 /// Its tokenizer, one token a character.
@@ -56,7 +57,7 @@ mod tests {
     /// Libraries made for pico hold this fingerprint.
     #[test]
     fn its_fingerprint_never_changes() {
-        let base = super::base(&lorakit_model::Options::default()).unwrap();
+        let base = super::base(&lorakit_model::BaseOptions::default()).unwrap();
         assert_eq!(base.identity().fingerprint, "f28d6c2814da94ccd1374d3983a2bb524d2d8a4de0658406bfc5ecfb0ad7166d");
     }
 }

@@ -4,7 +4,7 @@ use super::pico;
 use crate::context::Context;
 use anyhow::Result;
 use lorakit_adapter::ExpertRecord;
-use lorakit_model::{Base, Checkpoint, Config, Options};
+use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ impl ResolvedBase {
     }
 
     /// Opens its weights with the given options.
-    pub fn base_as(&self, options: &Options, context: &Context) -> Result<Base> {
+    pub fn base_as(&self, options: &BaseOptions, context: &Context) -> Result<Base> {
         let base = self.open(options)?;
         let identity = base.identity();
         context.output.detail(format!(
@@ -44,28 +44,28 @@ impl ResolvedBase {
     /// Its weights as stored.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         match self {
-            Self::Folder { folder, .. } => Checkpoint::open(folder),
+            Self::Folder { folder, .. } => Ok(Checkpoint::open(folder)?),
             Self::Pico => pico::checkpoint(),
         }
     }
 
     /// Its configuration.
-    pub fn config(&self) -> Result<Config> {
+    pub fn config(&self) -> Result<BaseConfig> {
         match self {
-            Self::Folder { folder, .. } => Config::read(folder),
+            Self::Folder { folder, .. } => Ok(BaseConfig::read(folder)?),
             Self::Pico => pico::config(),
         }
     }
 
     /// Opens its weights as trainable variables, all in memory.
     pub fn trainable(&self, context: &Context) -> Result<Base> {
-        self.open(&Options { trainable: true, ..context.base_options()? })
+        self.open(&BaseOptions { trainable: true, ..context.base_options()? })
     }
 
-    fn open(&self, options: &Options) -> Result<Base> {
+    fn open(&self, options: &BaseOptions) -> Result<Base> {
         Ok(match self {
             Self::Folder { folder, name: None } => Base::open(folder, options)?,
-            Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.named(name),
+            Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.with_name(name),
             Self::Pico => pico::base(options)?,
         })
     }

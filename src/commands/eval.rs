@@ -236,7 +236,7 @@ fn config(
     let experts = opened.map(|opened| opened.experts.names());
     json!({
         "base": { "name": base.identity().name, "fingerprint": base.identity().fingerprint },
-        "dtype": base.narrowed().map(|dtype| dtype.as_str()),
+        "dtype": base.dtype_override().map(|dtype| dtype.as_str()),
         "experts": experts,
         "fit": fit.iter().map(task_args::document).collect::<Vec<_>>(),
         "library": args.library,

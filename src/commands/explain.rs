@@ -77,7 +77,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     }
     let template = filling.templates.route(&[&ids]).map_err(anyhow::Error::from_boxed)?.pop().unwrap_or_default();
     let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
-    base.hidden(&ids, &base.plan(rows), &filling.patches)?;
+    base.hidden_states(&ids, &base.plan(rows), &filling.patches)?;
     let trace = RoutingTrace {
         router: typed.text.clone(),
         prompt: args.prompt,

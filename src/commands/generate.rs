@@ -7,7 +7,7 @@ use crate::context::Context;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, generate};
-use lorakit_model::sample::Choice;
+use lorakit_model::sampling::SamplingStrategy;
 use lorakit_task::Example;
 use serde_json::json;
 use std::io::Read;
@@ -68,9 +68,9 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
         context.output.warn(notice);
     }
     let choice = if args.temperature == 0.0 {
-        Choice::Greedy
+        SamplingStrategy::Greedy
     } else {
-        Choice::Random { temperature: args.temperature, top_p: args.top_p }
+        SamplingStrategy::Random { temperature: args.temperature, top_p: args.top_p }
     };
     let config = GenerateOptions {
         max_new_tokens: room.new,

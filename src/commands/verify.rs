@@ -21,7 +21,7 @@ use lorakit_fit::pluralize;
 use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::{Base, Element, Options};
+use lorakit_model::{Base, StorageDtype, BaseOptions};
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
 use lorakit_route::{Expert, LibraryStack, Router, RouterContext, Uniform, single_expert};
 use serde::Serialize;
@@ -81,7 +81,7 @@ struct Verifier<'a> {
     place: &'a ResolvedBase,
     base: &'a Base,
     /// How it was opened, and what is held against it is.
-    options: Options,
+    options: BaseOptions,
     ids: Vec<u32>,
     /// Lengths of the rows.
     rows: Vec<usize>,
@@ -162,9 +162,9 @@ impl<'a> Verifier<'a> {
     }
 
     /// Every expert in its slots, against the base that it was added to.
-    fn experts(&self, experts: &[Expert]) -> Result<(Vec<Compared>, Element)> {
+    fn experts(&self, experts: &[Expert]) -> Result<(Vec<Compared>, StorageDtype)> {
         let plain = self.logits(self.base, &Patches::none())?;
-        let mut kept = Element::F32;
+        let mut kept = StorageDtype::F32;
         let mut compared = Vec::with_capacity(experts.len());
         let bar = progress_bar::bar(&self.context.output, experts.len() as u64, "verify");
         for of in experts {
@@ -185,7 +185,7 @@ impl<'a> Verifier<'a> {
     }
 
     /// A merged adapter or base, against the experts in their slots.
-    fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Compared>, Element)> {
+    fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Compared>, StorageDtype)> {
         let recipe = Recipe::of(folder, library, args, self)?;
         let dynamic = self.logits(self.base, &recipe.patches(self)?)?;
         let plain = self.logits(self.base, &Patches::none())?;
@@ -194,7 +194,7 @@ impl<'a> Verifier<'a> {
             adapter.check_against(&self.base.modules())?;
             let merged = self.logits(self.base, &self.alone(&adapter)?)?;
             let beyond = largest(&merged, &dynamic)?;
-            return Ok((vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?], Element::F32));
+            return Ok((vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?], StorageDtype::F32));
         }
         ensure!(folder.join("config.json").is_file(), "neither adapter_config.json nor config.json is there");
         if let Some(record) = read_merged_base_record(folder)? {
@@ -247,7 +247,7 @@ impl<'a> Verifier<'a> {
         };
         let kept = merged_base::kept_in(self.place, adapter, &self.options)?;
         let rounded = logits(Kept::Rounded)?;
-        if kept == Element::F32 {
+        if kept == StorageDtype::F32 {
             return Ok(Added { exact: rounded.clone(), rounded, rounding: None, kept });
         }
         let exact = logits(Kept::Exact)?;
@@ -263,7 +263,7 @@ struct Added {
     exact: Tensor,
     /// How far the two are apart, where they are.
     rounding: Option<f64>,
-    kept: Element,
+    kept: StorageDtype,
 }
 
 /// What a merged folder should hold.
@@ -337,7 +337,7 @@ impl Recipe {
 }
 
 /// The one of two types that rounds more.
-fn wider(one: Element, other: Element) -> Element {
+fn wider(one: StorageDtype, other: StorageDtype) -> StorageDtype {
     if one.unit_roundoff() >= other.unit_roundoff() { one } else { other }
 }
 

@@ -180,7 +180,7 @@ pub fn routing_by_family(setup: &Setup, private: &OpenLibrary) -> Result<Vec<Vec
                 .map(|row| Ok(Example::encode(row, &setup.tokenizer, setup.base.config().max_positions)?.prompt))
                 .collect::<Result<Vec<_>>>()?;
             let plan = setup.base.plan(SequenceBatch::packed(prompts.iter().map(Vec::len)));
-            setup.base.hidden(&prompts.concat(), &plan, &patches)?;
+            setup.base.hidden_states(&prompts.concat(), &plan, &patches)?;
         }
         let mut weights = vec![0.0; setup.families.len()];
         for ((_, _, expert), share) in usage.shares() {

@@ -1,8 +1,8 @@
 //! Text generation, greedy or sampled, until EOS, a stop string or a maximum length.
 
 use candle_core::DType;
-use lorakit_model::Decoding;
-use lorakit_model::sample::{Choice, Sampler};
+use lorakit_model::CachedDecoder;
+use lorakit_model::sampling::{Sampler, SamplingStrategy};
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
@@ -18,7 +18,7 @@ pub struct GenerateOptions {
     /// Strings before which the text ends.
     pub stop: Vec<String>,
     /// How each token is selected.
-    pub choice: Choice,
+    pub choice: SamplingStrategy,
     /// The seed of sampling. Each prompt has its own stream, keyed by the seed and its index.
     pub seed: u64,
     /// Maximum tokens in the cache, prompts and texts together.
@@ -27,7 +27,7 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, stop: Vec::new(), choice: Choice::Greedy, seed: 0, batch_tokens: 8192 }
+        Self { max_new_tokens: 256, stop: Vec::new(), choice: SamplingStrategy::Greedy, seed: 0, batch_tokens: 8192 }
     }
 }
 
@@ -81,7 +81,7 @@ pub fn generate(
     let rooms: Vec<usize> = prompts.iter().map(room).collect();
     let mut generated = vec![None; prompts.len()];
     for group in token_batches(&rooms, config.batch_tokens) {
-        let mut decoding = Decoding::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
+        let mut decoding = CachedDecoder::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
         let read: Vec<&[u32]> = group.iter().map(|&index| prompts[index].as_slice()).collect();
         let mut rows = Vec::new();
         for (&index, template) in group.iter().zip(model.route(&read)?) {
@@ -119,7 +119,7 @@ fn check(prompts: &[Vec<u32>], config: &GenerateOptions, max_length: usize) -> R
 
 /// Feeds the unread tokens of each row, selects the next token, and emits the text that is certain.
 fn step(
-    decoding: &mut Decoding,
+    decoding: &mut CachedDecoder,
     rows: &mut [GeneratedRow],
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<()> {

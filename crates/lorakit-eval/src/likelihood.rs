@@ -51,8 +51,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use candle_core::{DType, Device, Tensor};
     use lorakit_model::layer::lm_head::LmHead;
-    use lorakit_model::weight::Weight;
-    use lorakit_model::{Packed, sums_by_row};
+    use lorakit_model::weights::Weight;
+    use lorakit_model::{TokenBatch, sums_by_row};
 
     /// Logits and labels of a batch, with the length-normalized loss that mttl's evaluator computes.
     #[test]
@@ -65,7 +65,7 @@ mod tests {
         let expected: Vec<f64> = serde_json::from_value(case("normalized")).unwrap();
 
         // Packed rows end before the last target, which is predicted but not read.
-        let (mut packed, mut h) = (Packed::default(), Vec::new());
+        let (mut packed, mut h) = (TokenBatch::default(), Vec::new());
         for (logits, labels) in logits.iter().zip(&labels) {
             let from = labels.iter().position(|&label| label >= 0).unwrap();
             let target: Vec<u32> = labels[from..].iter().filter_map(|&label| u32::try_from(label).ok()).collect();
@@ -74,7 +74,7 @@ mod tests {
         }
         // With an identity head, hidden states of 7 features are the logits of 7 tokens.
         let identity = Tensor::eye(7, DType::F32, &Device::Cpu).unwrap();
-        let h = packed.predicting(&Tensor::new(h, &Device::Cpu).unwrap()).unwrap();
+        let h = packed.target_states(&Tensor::new(h, &Device::Cpu).unwrap()).unwrap();
         let nll = LmHead::new(Weight::Tensor(identity), None, 7).nll(&h, &packed.target_ids(), None).unwrap();
         for (found, expected) in sums_by_row(&packed, &nll.to_vec1().unwrap()).iter().zip(expected) {
             assert!((found.mean() - expected).abs() < 1e-6, "{found:?} {expected}");

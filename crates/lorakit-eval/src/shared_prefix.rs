@@ -1,7 +1,7 @@
 //! Several continuations of one prompt, which is processed once.
 
 use candle_core::{DType, Tensor};
-use lorakit_model::Decoding;
+use lorakit_model::CachedDecoder;
 use lorakit_model::layer::lm_head::HeadPatch;
 
 use crate::error::Result;
@@ -62,7 +62,7 @@ impl PrefixTree {
 /// the shared prefixes and one over the branches. Each tree comes with what its rows carry.
 pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
     let capacity = trees.iter().map(|(tree, _)| tree.tokens()).sum();
-    let mut decoding = Decoding::new(model.base, model.patches, capacity)?;
+    let mut decoding = CachedDecoder::new(model.base, model.patches, capacity)?;
     let prefixes = feed_prefixes(trees, &mut decoding)?;
     let mut fed = Vec::new();
     let (mut at, mut targets, mut offset, mut rows) = (Vec::new(), Vec::new(), 0, Vec::new());
@@ -76,22 +76,22 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
             offset += own.len();
         }
     }
-    let h = decoding.feed(&fed)?;
+    let h = decoding.forward(&fed)?;
     let h = h.index_select(&Tensor::from_slice(&at, at.len(), h.device())?, 0)?;
     let rows = SequenceBatch::new(rows);
-    let nll = model.base.head().nll(&h, &targets, HeadPatch::of(model.patches, &rows))?;
+    let nll = model.base.lm_head().nll(&h, &targets, HeadPatch::of(model.patches, &rows))?;
     let nll = nll.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     Ok(by_branch(trees, &nll))
 }
 
 /// Opens a row for each tree and feeds it the shared prefix.
-fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut Decoding) -> Result<Vec<usize>> {
+fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut CachedDecoder) -> Result<Vec<usize>> {
     let open = |(tree, row): &(&PrefixTree, Sequence)| decoding.open(tree.shared, row.clone());
     let prefixes = trees.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
     if !fed.is_empty() {
-        decoding.feed(&fed)?;
+        decoding.forward(&fed)?;
     }
     Ok(prefixes)
 }

@@ -19,5 +19,5 @@ pub use ops::{
 };
 pub use patch::{Outputs, Patch, Patches};
 pub use sequence_batch::{Sequence, SequenceBatch};
-pub use site::{Projection, Site};
+pub use site::{Projection, Site, SiteRole};
 pub use stack_layout::{StackBlock, StackLayout};

@@ -16,6 +16,23 @@ impl Projection {
     }
 }
 
+/// What a site does in its base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SiteRole {
+    /// Reads the attention's input: q, k and v.
+    AttentionInput,
+    /// Writes the attention's output.
+    AttentionOutput,
+    /// Reads the MLP's input.
+    MlpInput,
+    /// Writes the MLP's output.
+    MlpOutput,
+    /// Embeds token ids.
+    Embedding,
+    /// Makes logits.
+    LmHead,
+}
+
 /// A place where several projections read the same input, so that one product serves all their A's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
@@ -23,6 +40,8 @@ pub struct Site {
     pub layer: Option<usize>,
     /// The site's name within its layer, as in `qkv`, or within the base, as in `head`.
     pub name: &'static str,
+    /// What it does.
+    pub role: SiteRole,
     /// Number of input features.
     pub input: usize,
     /// The projections, in the order of their columns in the site's output.
@@ -59,8 +78,8 @@ mod tests {
 
     #[test]
     fn keys_name_the_layer_where_there_is_one() {
-        let site = |layer, name| Site { layer, name, input: 1, projections: Vec::new() };
-        assert_eq!(site(Some(3), "qkv").key(), "3.qkv");
-        assert_eq!(site(None, "head").key(), "head");
+        let site = |layer, name, role| Site { layer, name, role, input: 1, projections: Vec::new() };
+        assert_eq!(site(Some(3), "qkv", SiteRole::AttentionInput).key(), "3.qkv");
+        assert_eq!(site(None, "head", SiteRole::LmHead).key(), "head");
     }
 }

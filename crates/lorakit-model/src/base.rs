@@ -1,135 +1,107 @@
-//! A base: one of our two forms, opened from a Hugging Face folder, with one slot per site.
+//! A base model: opened from a Hugging Face folder, run layer by layer, with a patch at each site.
 
+use crate::architecture::base_config::BaseConfig;
 use crate::attention::heads::AttentionHeads;
-use crate::checkpoint::{Bytes, Checkpoint};
-use crate::config::{Config, Form};
-use crate::fingerprint::canonical_text;
+use crate::base_fingerprint::base_identity;
+use crate::decoder_layer::{DecoderLayer, load_norm};
+use crate::error::{ModelError, Result};
+use crate::forward_plan::ForwardPlan;
+use crate::kv_cache::KvCache;
 use crate::layer::context::LayerContext;
 use crate::layer::lm_head::{HeadPatch, LmHead};
 use crate::layer::norm::Norm;
 use crate::layer::rope::RopeFrequencies;
 use crate::layer::tape::Tape;
-use crate::packed::Packed;
-use crate::plan::{Cache, Plan};
-use crate::weight::Weight;
-use crate::weights::{Options, Weights};
-use crate::{mistral, phi};
-use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor, Var, bail};
+use crate::token_batch::TokenBatch;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::weight::Weight;
+use crate::weights::weight_loader::{BaseOptions, WeightLoader};
+use candle_core::{DType, Device, Result as CandleResult, Tensor, Var, bail};
 use lorakit_adapter::{BaseIdentity, BaseModule};
-use lorakit_format::hash::hex;
+use lorakit_format::mmap::FileBytes;
 use lorakit_lora::{Patches, SequenceBatch, Site};
-use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 
-/// A base model, its weights frozen unless it was opened to be trained.
+/// A base model. Its weights are frozen unless it was opened to be trained.
 pub struct Base {
-    config: Config,
+    config: BaseConfig,
     identity: BaseIdentity,
     embedding: Weight,
-    layers: Vec<Layer>,
-    norm: Norm,
-    head: LmHead,
+    layers: Vec<DecoderLayer>,
+    final_norm: Norm,
+    lm_head: LmHead,
     heads: AttentionHeads,
     sites: Vec<Site>,
     frequencies: RopeFrequencies,
     device: Device,
-    narrowed: Option<DType>,
+    dtype_override: Option<DType>,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
     weight_bytes: u64,
 }
 
-enum Layer {
-    Mistral(mistral::Layer),
-    Phi(phi::Layer),
-}
-
-impl Layer {
-    fn forward(&self, h: &Tensor, flow: &mut LayerContext) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Mistral(layer) => layer.forward(h, flow),
-            Self::Phi(layer) => layer.forward(h, flow),
-        }
-    }
-
-    fn sites(&self) -> usize {
-        match self {
-            Self::Mistral(_) => mistral::SITES,
-            Self::Phi(_) => phi::SITES,
-        }
-    }
-}
-
 impl Base {
-    /// Opens a model folder: config.json with one or many safetensors, memory-mapped.
-    pub fn open(folder: &Path, options: &Options) -> Result<Self> {
-        ensure!(
-            folder.is_dir(),
-            "{}: not a folder; a base is a Hugging Face model folder, hub:ORG/NAME, or pico",
-            folder.display()
-        );
-        let config = Config::read(folder)?;
-        let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
-        Self::of(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
-    }
-
-    /// A base whose config and safetensors are in memory.
-    pub fn from_bytes(name: &str, config: &str, weights: Bytes, options: &Options) -> Result<Self> {
-        Self::of(name, Config::parse(config, name)?, &Checkpoint::from_bytes(name, weights)?, options)
-    }
-
-    /// A base of these weights, which may have been changed in memory; its fingerprint is that of their files.
-    pub fn of(name: &str, config: Config, checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
-        let mut weights = Weights::new(checkpoint, options);
-        let embedding = weights.matrix("model.embed_tokens.weight", config.vocabulary, config.hidden)?;
-        let products = products(checkpoint, options)?;
-        let heads = AttentionHeads {
-            queries: config.heads,
-            keys: config.kv_heads,
-            features: config.head_dim,
-            window: config.window,
-            // Scores are larger than f16 reaches in some bases, and their gradients smaller.
-            products: if products == DType::F16 { DType::F32 } else { products },
-        };
-        let (mut layers, mut sites) = (Vec::new(), Vec::new());
-        for index in 0..config.layers {
-            match config.form {
-                Form::Mistral => {
-                    layers.push(Layer::Mistral(mistral::Layer::load(&config, index, heads, &mut weights)?));
-                    sites.extend(mistral::sites(&config, index));
-                }
-                Form::Phi => {
-                    layers.push(Layer::Phi(phi::Layer::load(&config, index, heads, &mut weights)?));
-                    sites.extend(phi::sites(&config, index));
-                }
-            }
+    /// Opens a model folder: `config.json` with one or several safetensors files, which are memory-mapped.
+    ///
+    /// # Errors
+    /// If the folder is not a supported model, or its weights are not those that its config describes.
+    pub fn open(folder: &Path, options: &BaseOptions) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(ModelError::NotAFolder { path: folder.to_owned() });
         }
-        let norm = match config.form {
-            Form::Mistral => Norm::rms(weights.vector("model.norm.weight", config.hidden)?, config.epsilon),
-            Form::Phi => Norm::layer(
-                weights.vector("model.final_layernorm.weight", config.hidden)?,
-                weights.vector("model.final_layernorm.bias", config.hidden)?,
-                config.epsilon,
-            ),
-        };
+        let config = BaseConfig::read(folder)?;
+        let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
+        Self::from_checkpoint(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
+    }
+
+    /// A base whose config and safetensors file are in memory.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn from_bytes(name: &str, config: &str, weights: FileBytes, options: &BaseOptions) -> Result<Self> {
+        let config = BaseConfig::parse(config, name)?;
+        Self::from_checkpoint(name, config, &Checkpoint::from_bytes(name, weights)?, options)
+    }
+
+    /// A base of these weights, which may have been edited in memory; its fingerprint is that of their files.
+    ///
+    /// # Errors
+    /// If the weights are not those that the config describes.
+    pub fn from_checkpoint(
+        name: &str,
+        config: BaseConfig,
+        checkpoint: &Checkpoint,
+        options: &BaseOptions,
+    ) -> Result<Self> {
+        let mut weights = WeightLoader::new(checkpoint, options);
+        let descriptor = &config.descriptor;
+        let weight_of = |module: &str| format!("{module}.weight");
+        let embedding = weights.matrix(&weight_of(descriptor.embedding), config.vocabulary, config.hidden)?;
+        let matmul_dtype = matmul_dtype(&config, checkpoint, options)?;
+        let heads = attention_heads(&config, matmul_dtype);
+        let layers = (0..config.layers).map(|index| DecoderLayer::load(&config, index, heads, &mut weights));
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let final_norm = load_norm(&config, descriptor.final_norm, &mut weights)?;
         let head = match config.tied {
             true => embedding.clone(),
-            false => weights.matrix("lm_head.weight", config.vocabulary, config.hidden)?,
+            false => weights.matrix(&weight_of(descriptor.lm_head), config.vocabulary, config.hidden)?,
         };
-        let bias = match config.form {
-            Form::Phi => Some(weights.vector("lm_head.bias", config.vocabulary)?),
-            Form::Mistral => None,
+        let head_bias = match descriptor.lm_head_bias {
+            true => Some(weights.vector(&format!("{}.bias", descriptor.lm_head), config.vocabulary)?),
+            false => None,
         };
+        // A checkpoint may hold a tied head's weight a second time.
+        let unused = config.tied.then(|| weight_of(descriptor.lm_head));
         Ok(Self {
-            variables: weights.finish(config.tied)?,
-            identity: identity(name, &config, checkpoint),
-            head: LmHead::new(head, bias, config.vocabulary),
+            variables: weights.finish(unused.as_deref())?,
+            identity: base_identity(name, &config, checkpoint),
+            lm_head: LmHead::new(head, head_bias, config.vocabulary),
             frequencies: RopeFrequencies::new(&config.rope),
+            sites: (0..config.layers).flat_map(|index| config.sites(index)).collect(),
             device: options.device.clone(),
-            narrowed: if options.device.is_cpu() { options.dtype } else { Some(products) }
+            dtype_override: if options.device.is_cpu() { options.dtype } else { Some(matmul_dtype) }
                 .filter(|&dtype| dtype != DType::F32),
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.bytes(),
@@ -138,19 +110,18 @@ impl Base {
             config,
             embedding,
             layers,
-            norm,
-            sites,
+            final_norm,
         })
     }
 
-    /// The same base under another name, as that of the repository that its folder was fetched from.
-    pub fn named(mut self, name: &str) -> Self {
+    /// The same base under another name, such as that of the repository that its folder was fetched from.
+    pub fn with_name(mut self, name: &str) -> Self {
         self.identity.name = name.to_string();
         self
     }
 
-    /// The base's dimensions and constants.
-    pub fn config(&self) -> &Config {
+    /// The base's dimensions, constants and architecture.
+    pub fn config(&self) -> &BaseConfig {
         &self.config
     }
 
@@ -169,10 +140,10 @@ impl Base {
         &self.device
     }
 
-    /// What tells its results from those of its file's values in f32: the type that its weights were given when it was
-    /// opened, or that a device multiplies them in; none where it is neither.
-    pub fn narrowed(&self) -> Option<DType> {
-        self.narrowed
+    /// The 16-bit type that its weights were rounded to when it was opened, or that a device multiplies them in; none
+    /// where results are those of the file's values in f32.
+    pub fn dtype_override(&self) -> Option<DType> {
+        self.dtype_override
     }
 
     /// Number of layers.
@@ -190,7 +161,7 @@ impl Base {
         self.file_bytes
     }
 
-    /// What its weights take where it computes, in bytes: the size of its files, unless they were given another type.
+    /// The memory of its weights in bytes, where it computes: the size of its files, unless they have another type there.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
     }
@@ -200,36 +171,47 @@ impl Base {
         &self.variables
     }
 
-    /// The matrix that makes logits.
-    pub fn head(&self) -> &LmHead {
-        &self.head
+    /// The LM head, which makes logits of what [`Base::final_norm`] returns.
+    pub fn lm_head(&self) -> &LmHead {
+        &self.lm_head
     }
 
-    /// What all layers share for packed `rows`.
-    pub fn plan(&self, rows: SequenceBatch) -> Plan {
-        Plan::packed(rows, &self.frequencies)
+    /// Every module that an adapter can be made for.
+    pub fn modules(&self) -> Vec<BaseModule> {
+        let modules = self.sites.iter().flat_map(|site| site.projections.iter().map(move |p| (site.input, p)));
+        modules.map(|(input, p)| BaseModule { path: p.module.clone(), input, output: p.width }).collect()
     }
 
-    /// The same for a batch of which the last layer's output is wanted where it predicts a target, and nowhere else:
-    /// after that layer stand `[targets, hidden]`. For patches that look at one token at a time.
-    pub fn plan_of_targets(&self, batch: &Packed) -> candle_core::Result<Plan> {
-        let plan = Plan::packed(batch.rows(), &self.frequencies);
+    /// What all layers share in a forward of these sequences, packed one behind the other.
+    pub fn plan(&self, sequences: SequenceBatch) -> ForwardPlan {
+        ForwardPlan::packed(sequences, &self.frequencies)
+    }
+
+    /// The same for a batch whose last layer is only wanted where it predicts a target: its output is
+    /// `[targets, hidden]`. For patches that look at one token at a time.
+    pub fn plan_for_targets(&self, batch: &TokenBatch) -> CandleResult<ForwardPlan> {
+        let plan = self.plan(batch.sequences());
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(plan) };
-        Ok(plan.wanting(last, batch.predicting_places(&self.device)?, batch.target_batch()))
+        Ok(plan.with_output_tokens(last, batch.target_indices(&self.device)?, batch.target_sequences()))
     }
 
-    /// What [`Base::plan`] is for rows whose keys stand in a cache; see [`crate::decode`].
-    pub(crate) fn cached_plan(&self, rows: SequenceBatch, keys: Vec<Vec<Range<usize>>>, cache: Cache) -> Plan {
-        Plan::cached(rows, keys, cache, &self.frequencies)
+    /// What [`Base::plan`] is for sequences whose keys are in a cache; see [`crate::cached_decoder`].
+    pub(crate) fn cached_plan(
+        &self,
+        sequences: SequenceBatch,
+        keys: Vec<Vec<Range<usize>>>,
+        cache: KvCache,
+    ) -> ForwardPlan {
+        ForwardPlan::cached(sequences, keys, cache, &self.frequencies)
     }
 
-    /// Room for `slots` tokens that were seen before.
-    pub(crate) fn cache(&self, slots: usize) -> candle_core::Result<Cache> {
-        Cache::new(self.layers.len(), slots, self.heads, &self.device)
+    /// An empty cache of `slots` tokens.
+    pub(crate) fn kv_cache(&self, slots: usize) -> CandleResult<KvCache> {
+        KvCache::new(self.layers.len(), slots, self.heads, &self.device)
     }
 
-    /// The embeddings of `ids`: `[tokens, hidden]`, in f32 as all that follows from them.
-    pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+    /// The embeddings of `ids`: `[tokens, hidden]`, in f32 like everything computed from them.
+    pub fn embed(&self, ids: &[u32]) -> CandleResult<Tensor> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             bail!("token {id} is outside the base's vocabulary of {}", self.config.vocabulary);
         }
@@ -246,98 +228,107 @@ impl Base {
         }
     }
 
-    /// `h`, `[tokens, hidden]`, after layer `index`.
-    pub fn layer(&self, index: usize, h: &Tensor, plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
-        self.layers[index].forward(h, &mut self.flow(index, plan, patches))
+    /// `h`, `[tokens, hidden]`, after layer `index`, in candle's graph.
+    pub fn layer(&self, index: usize, h: &Tensor, plan: &ForwardPlan, patches: &Patches) -> CandleResult<Tensor> {
+        self.layers[index].forward(h, &mut LayerContext::new(index, index * DecoderLayer::SITES, plan, patches))
     }
 
-    /// The same outside candle's graph, with the way back, which asks for the gradient of `h` where that is `wanted`.
-    /// For a frozen base on a CPU, and patches with a [site op](lorakit_lora::Patch::site_op).
-    pub fn taped_layer(
-        &self,
-        index: usize,
-        h: &Tensor,
-        wanted: bool,
-        plan: &Plan,
-        patches: &Patches,
-    ) -> candle_core::Result<(Tensor, Tape)> {
-        let mut tape = Tape::new(h, wanted);
-        let y = self.layers[index].forward(h, &mut self.flow(index, plan, patches).on(&mut tape))?;
-        Ok((y, tape))
+    /// A forward whose layers are recorded on tapes instead of in candle's graph: for a frozen base on the CPU, and
+    /// patches with a [site op](lorakit_lora::Patch::site_op).
+    pub fn taped<'a>(&'a self, plan: &'a ForwardPlan, patches: &'a Patches) -> TapedForward<'a> {
+        TapedForward { base: self, plan, patches }
     }
 
-    fn flow<'a>(&self, index: usize, plan: &'a Plan, patches: &'a Patches) -> LayerContext<'a> {
-        LayerContext::new(index, index * self.layers[index].sites(), plan, patches)
+    /// The norm after the last layer.
+    pub fn final_norm(&self, h: &Tensor) -> CandleResult<Tensor> {
+        self.final_norm.forward(h)
     }
 
-    /// The last norm, after which [`Base::head`] makes logits.
-    pub fn last_norm(&self, h: &Tensor) -> candle_core::Result<Tensor> {
-        self.norm.forward(h)
-    }
-
-    /// `ids` through all layers, before the last norm: `[tokens, hidden]`. To be read and not differentiated: of a layer
-    /// whose patches are variables no graph is kept when the next one begins.
-    pub fn hidden(&self, ids: &[u32], plan: &Plan, patches: &Patches) -> candle_core::Result<Tensor> {
+    /// `ids` through all layers, before the final norm: `[tokens, hidden]`. Not differentiable: a layer's graph is dropped
+    /// before the next layer.
+    pub fn hidden_states(&self, ids: &[u32], plan: &ForwardPlan, patches: &Patches) -> CandleResult<Tensor> {
         let layer = |h: Tensor, index| Ok(self.layer(index, &h, plan, patches)?.detach());
         (0..self.layers.len()).try_fold(self.embed(ids)?.detach(), layer)
     }
 
-    /// The logits of every token, `[tokens, vocabulary]`, to be read and not differentiated.
-    pub fn logits(&self, ids: &[u32], rows: SequenceBatch, patches: &Patches) -> candle_core::Result<Tensor> {
-        let h = self.hidden(ids, &self.plan(rows.clone()), patches)?;
-        self.head.logits(&self.last_norm(&h)?, HeadPatch::of(patches, &rows))
+    /// The logits of every token, `[tokens, vocabulary]`. Not differentiable.
+    pub fn logits(&self, ids: &[u32], sequences: SequenceBatch, patches: &Patches) -> CandleResult<Tensor> {
+        let h = self.hidden_states(ids, &self.plan(sequences.clone()), patches)?;
+        self.lm_head.logits(&self.final_norm(&h)?, HeadPatch::of(patches, &sequences))
     }
 
-    /// Every module that an adapter may be made for.
-    pub fn modules(&self) -> Vec<BaseModule> {
-        let of = |site: &Site| {
-            site.projections
-                .iter()
-                .map(|p| BaseModule { path: p.module.clone(), input: site.input, output: p.width })
-                .collect::<Vec<_>>()
-        };
-        self.sites.iter().flat_map(of).collect()
+    /// The negative log-likelihood of every target, `[targets]`, in nats. Not differentiable.
+    pub fn nll(&self, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
+        let h = self.hidden_states(batch.ids(), &self.plan(batch.sequences()), patches)?;
+        self.nll_of(&batch.target_states(&h)?, batch, patches)
+    }
+
+    /// The same for patches that look at one token at a time: after the attention of the last layer, only the tokens that
+    /// predict targets are computed.
+    pub fn nll_by_token(&self, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
+        let h = self.hidden_states(batch.ids(), &self.plan_for_targets(batch)?, patches)?;
+        self.nll_of(&h, batch, patches)
+    }
+
+    /// The negative log-likelihood of the targets that `h`, `[targets, hidden]`, predicts.
+    fn nll_of(&self, h: &Tensor, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
+        let sequences = batch.target_sequences();
+        self.lm_head.nll(&self.final_norm(h)?, &batch.target_ids(), HeadPatch::of(patches, &sequences))
     }
 }
 
-/// What matrices are multiplied in: f32 on a CPU and where they train, else their own type, the narrowest of the first
-/// layer's and the embedding's.
-fn products(checkpoint: &Checkpoint, options: &Options) -> Result<DType> {
+/// The layers of a forward, each recorded on a tape; see [`Base::taped`].
+pub struct TapedForward<'a> {
+    base: &'a Base,
+    plan: &'a ForwardPlan,
+    patches: &'a Patches,
+}
+
+impl TapedForward<'_> {
+    /// `h`, `[tokens, hidden]`, after layer `index`, with the tape of its backward; `needs_gradient` says whether the
+    /// backward is to return the gradient of `h`.
+    pub fn layer(&self, index: usize, h: &Tensor, needs_gradient: bool) -> CandleResult<(Tensor, Tape)> {
+        let mut tape = Tape::new(h, needs_gradient);
+        let context = LayerContext::new(index, index * DecoderLayer::SITES, self.plan, self.patches);
+        let y = self.base.layers[index].forward(h, &mut context.on(&mut tape))?;
+        Ok((y, tape))
+    }
+}
+
+/// The heads of all layers.
+fn attention_heads(config: &BaseConfig, matmul_dtype: DType) -> AttentionHeads {
+    AttentionHeads {
+        queries: config.heads,
+        keys: config.kv_heads,
+        features: config.head_dim,
+        window: config.window,
+        // In some bases scores are larger than f16 can hold, and their gradients smaller.
+        products: if matmul_dtype == DType::F16 { DType::F32 } else { matmul_dtype },
+    }
+}
+
+/// The type that matrices are multiplied in: f32 on a CPU and where they train, else the one asked for, else the narrower
+/// of the types of the embedding and the first layer's first projection.
+fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOptions) -> Result<DType> {
     if options.device.is_cpu() || options.trainable {
         return Ok(DType::F32);
     }
-    let own = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"].map(str::to_owned);
-    options.dtype.map_or_else(|| Ok(checkpoint.narrowest(&own.into())?.dtype()), Ok)
+    if let Some(dtype) = options.dtype {
+        return Ok(dtype);
+    }
+    let [attention_input, ..] = config.sites(0);
+    let first = attention_input.projections.iter().map(|projection| projection.module.as_str()).take(1);
+    let names = first.chain([config.descriptor.embedding]).map(|module| format!("{module}.weight")).collect();
+    Ok(checkpoint.narrowest_dtype(&names)?.dtype())
 }
 
-/// What weights take that are opened so, in bytes.
-fn weight_bytes(checkpoint: &Checkpoint, options: &Options) -> u64 {
+/// The memory of a checkpoint's weights when opened with these options, in bytes.
+fn weight_bytes(checkpoint: &Checkpoint, options: &BaseOptions) -> u64 {
     let of = |dtype: DType| checkpoint.parameters() * dtype.size_in_bytes() as u64;
     match options.dtype {
         _ if options.trainable => of(DType::F32),
-        // On a CPU f32 is what matrices are read as, and not what they are kept in.
+        // On a CPU, f32 is what matrices are widened to inside products, not what they are stored in.
         Some(dtype) if !options.device.is_cpu() || dtype != DType::F32 => of(dtype),
         _ => checkpoint.bytes(),
-    }
-}
-
-fn identity(name: &str, config: &Config, checkpoint: &Checkpoint) -> BaseIdentity {
-    let dimensions = [
-        ("vocabulary", config.vocabulary),
-        ("hidden", config.hidden),
-        ("intermediate", config.intermediate),
-        ("layers", config.layers),
-        ("heads", config.heads),
-        ("kv_heads", config.kv_heads),
-        ("head_dim", config.head_dim),
-    ];
-    let mut hash = Sha256::new();
-    hash.update(canonical_text(config));
-    hash.update(checkpoint.sampled_hash());
-    BaseIdentity {
-        name: name.to_string(),
-        architecture: config.model_type.clone(),
-        dimensions: dimensions.into_iter().map(|(k, v)| (k.to_string(), v as u64)).collect(),
-        fingerprint: hex(&hash.finalize()),
     }
 }

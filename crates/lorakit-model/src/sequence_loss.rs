@@ -1,7 +1,7 @@
 //! The losses of sequences that are packed into one forward.
 
 use crate::base::Base;
-use crate::packed::Packed;
+use crate::token_batch::TokenBatch;
 use candle_core::Result;
 use lorakit_lora::{Patches, Sequence};
 use std::ops::Range;
@@ -52,8 +52,8 @@ pub fn split_by_tokens(lengths: impl Iterator<Item = usize>, limit: usize) -> Ve
 impl Base {
     /// The losses of rows that share one forward.
     pub fn nll_sums<'a>(&self, rows: impl Iterator<Item = ScoredRow<'a>>, patches: &Patches) -> Result<Vec<NllSum>> {
-        let packed = pack(rows);
-        Ok(sums_by_row(&packed, &self.nll(&packed, patches)?.to_vec1()?))
+        let batch = pack(rows);
+        Ok(sums_by_row(&batch, &self.nll(&batch, patches)?.to_vec1()?))
     }
 
     /// [`Base::nll_sums`] for patches that act on each token alone, as by [`Base::nll_by_token`].
@@ -62,27 +62,27 @@ impl Base {
         rows: impl Iterator<Item = ScoredRow<'a>>,
         patches: &Patches,
     ) -> Result<Vec<NllSum>> {
-        let packed = pack(rows);
-        Ok(sums_by_row(&packed, &self.nll_by_token(&packed, patches)?.to_vec1()?))
+        let batch = pack(rows);
+        Ok(sums_by_row(&batch, &self.nll_by_token(&batch, patches)?.to_vec1()?))
     }
 }
 
 /// The rows as one batch, each with its expert and weights.
-fn pack<'a>(rows: impl Iterator<Item = ScoredRow<'a>>) -> Packed {
-    let (mut packed, mut weights) = (Packed::default(), Vec::new());
+fn pack<'a>(rows: impl Iterator<Item = ScoredRow<'a>>) -> TokenBatch {
+    let (mut batch, mut weights) = (TokenBatch::default(), Vec::new());
     for ScoredRow { prompt, target, row } in rows {
-        packed.push(prompt, target, row.expert);
+        batch.push(prompt, target, row.expert);
         weights.push(row.weights);
     }
     let mut weights = weights.into_iter();
-    packed.for_each_row(|row| row.weights = weights.next().flatten());
-    packed
+    batch.for_each_sequence(|row| row.weights = weights.next().flatten());
+    batch
 }
 
 /// Sums the losses `[targets]` of a batch by row, in f64.
-pub fn sums_by_row(packed: &Packed, nll: &[f32]) -> Vec<NllSum> {
-    let mut sums = vec![NllSum::default(); packed.len()];
-    for (target, loss) in packed.targets().iter().zip(nll) {
+pub fn sums_by_row(batch: &TokenBatch, nll: &[f32]) -> Vec<NllSum> {
+    let mut sums = vec![NllSum::default(); batch.len()];
+    for (target, loss) in batch.targets().iter().zip(nll) {
         let row = &mut sums[target.row as usize];
         row.sum += f64::from(*loss);
         row.tokens += 1;
@@ -104,11 +104,11 @@ mod tests {
 
     #[test]
     fn losses_are_summed_by_row() {
-        let mut packed = Packed::default();
-        packed.push(&[1, 2], &[3, 4], None);
-        packed.push(&[5], &[], None);
-        packed.push(&[6], &[7], None);
-        let means: Vec<f64> = sums_by_row(&packed, &[1.0, 2.0, 5.0]).into_iter().map(NllSum::mean).collect();
+        let mut batch = TokenBatch::default();
+        batch.push(&[1, 2], &[3, 4], None);
+        batch.push(&[5], &[], None);
+        batch.push(&[6], &[7], None);
+        let means: Vec<f64> = sums_by_row(&batch, &[1.0, 2.0, 5.0]).into_iter().map(NllSum::mean).collect();
         assert_eq!(means, [1.5, 0.0, 5.0]);
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::{mistral, phi};
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -37,7 +37,7 @@ fn fill(variables: &VarMap) {
 fn assert_same(folder: &Path, variables: &VarMap, config: &Value, reference: impl Fn(&Tensor) -> Tensor) {
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     variables.save(folder.join("model.safetensors")).unwrap();
-    let base = Base::open(folder, &Options::default()).unwrap();
+    let base = Base::open(folder, &BaseOptions::default()).unwrap();
     let ours = base.logits(&ids(), SequenceBatch::packed([TOKENS]), &Patches::none()).unwrap();
     let spread =
         ours.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().fold(0.0, |m: f32, x| m.max(x.abs()));

@@ -5,17 +5,17 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lorakit_lora::SequenceBatch;
+use lorakit_model::architecture::{RopeConfig, RopeScaling};
 use lorakit_model::attention::{
     AttentionHeads, AttentionLayout, AttentionSegment, cached_attention, composed_cached_attention, composed_rotate,
     composed_self_attention, rotate, self_attention,
 };
-use lorakit_model::config::{Rope, RopeScaling};
 use lorakit_model::layer::activation::{composed_gelu_new, composed_swiglu, gelu_new, swiglu};
 use lorakit_model::layer::linear::{FusedLinear, LinearWeights};
 use lorakit_model::layer::lm_head::LmHead;
 use lorakit_model::layer::norm::Norm;
 use lorakit_model::layer::rope::{RopeFrequencies, RopeTable};
-use lorakit_model::weight::{Mapped, Weight};
+use lorakit_model::weights::{MmapMatrix, Weight};
 use std::sync::Arc;
 
 /// Values in (-2, 2) that look random and are the same everywhere.
@@ -66,7 +66,7 @@ fn linears(dtype: DType) -> (FusedLinear, FusedLinear) {
         let projection = |(i, width): (usize, usize)| {
             let w = tensor(10 + i as u64, &[width, 7]).to_dtype(dtype).unwrap();
             let wide = w.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            let mapped = Mapped::from_values(wide, width, 7).unwrap();
+            let mapped = MmapMatrix::from_values(wide, width, 7).unwrap();
             let weight = if tensors { Weight::Tensor(w) } else { Weight::Mapped(mapped) };
             LinearWeights { weight, bias: (i != 1).then(|| tensor(20 + i as u64, &[width])), width }
         };
@@ -139,7 +139,7 @@ fn gates() {
 }
 
 fn angles(features: usize, positions: &[u32]) -> RopeTable {
-    RopeFrequencies::new(&Rope { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
+    RopeFrequencies::new(&RopeConfig { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
 }
 
 /// Grouped queries, a rotation of a part of each head, and windows: none, shorter than rows, and of one token; with heads
@@ -266,7 +266,7 @@ fn attention_of_a_long_prompt_to_cached_keys() {
 /// The loss of a head whose weight is mapped, and of one whose weight is a tensor; with a bias.
 fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
     let (w, b) = (tensor(2, &[vocabulary, d]), tensor(3, &[vocabulary]));
-    let mapped = Mapped::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
+    let mapped = MmapMatrix::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
     let heads = [Weight::Mapped(mapped), Weight::Tensor(w)].map(|w| LmHead::new(w, Some(b.clone()), vocabulary));
     let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + 5) % vocabulary) as u32).collect();
     let h = var(1, &[n, d]);

@@ -19,12 +19,13 @@
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
-//! use lorakit_lora::{Outputs, Projection, Rows, Site};
+//! use lorakit_lora::{Outputs, Projection, Rows, Site, SiteRole};
 //! use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let module = "model.layers.0.self_attn.q_proj";
-//! let site = Site { layer: Some(0), name: "q", input: 2, projections: vec![Projection { module: module.into(), width: 2 }] };
+//! let projections = vec![Projection { module: module.into(), width: 2 }];
+//! let site = Site { layer: Some(0), name: "q", role: SiteRole::AttentionInput, input: 2, projections };
 //! // One expert reads the first feature, the other the second.
 //! let expert = |name: &str, a: [f32; 2], b: [f32; 2]| -> Result<Expert, Box<dyn std::error::Error>> {
 //!     let low_rank = LowRank::new(Matrix::new(1, 2, a.to_vec())?, Matrix::new(2, 1, b.to_vec())?, 1.0)?;

@@ -7,7 +7,8 @@
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use lorakit_model::{Base, Bytes, Options};
+use lorakit_format::mmap::FileBytes;
+use lorakit_model::{Base, BaseOptions};
 use lorakit_task::{Example, Tokenizer, pico_tokenizer, pico_tokenizer_config, skills};
 use lorakit_train::{Job, LrSchedulerType, Pass, PassContext, TrainConfig};
 use rand_chacha::ChaCha8Rng;
@@ -42,9 +43,13 @@ fn main() -> Result<()> {
     let vocabulary = Tokenizer::from_bytes(tokenizer.to_string().as_bytes(), "</s>")?;
     let config = config(vocabulary.size());
 
-    let weights = Bytes::Owned(random_weights(vocabulary.size())?.into());
-    let base =
-        Base::from_bytes("pico", &config.to_string(), weights, &Options { trainable: true, ..Options::default() })?;
+    let weights = FileBytes::Owned(random_weights(vocabulary.size())?.into());
+    let base = Base::from_bytes(
+        "pico",
+        &config.to_string(),
+        weights,
+        &BaseOptions { trainable: true, ..BaseOptions::default() },
+    )?;
     eprintln!("{} parameters, {steps} updates of {BATCH} rows", base.parameters());
     train(&base, &vocabulary, steps)?;
 

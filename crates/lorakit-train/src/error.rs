@@ -395,6 +395,9 @@ pub enum TrainError {
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// A base cannot be opened or saved.
+    #[error(transparent)]
+    Model(#[from] lorakit_model::ModelError),
     /// An adapter or the library cannot be read or written.
     #[error(transparent)]
     Adapter(#[from] lorakit_adapter::AdapterError),

@@ -20,7 +20,7 @@ use crate::trainable::skill_stack::{RowTasks, SkillStack};
 use crate::trainable::trainable_set::TrainableSet;
 use candle_core::Var;
 use lorakit_adapter::Adapter;
-use lorakit_model::{Base, Packed, split_by_tokens};
+use lorakit_model::{Base, TokenBatch, split_by_tokens};
 use lorakit_task::Example;
 use std::ops::Range;
 use std::sync::Arc;
@@ -286,8 +286,8 @@ impl<'a> Pass<'a> {
         Ok(BatchOutput { gradients, row_losses, tokens: packed.ids().len() })
     }
 
-    fn pack(&self, rows: &[BatchRow]) -> (Packed, Option<Dropout>) {
-        let mut packed = Packed::default();
+    fn pack(&self, rows: &[BatchRow]) -> (TokenBatch, Option<Dropout>) {
+        let mut packed = TokenBatch::default();
         for row in rows {
             packed.push(&row.row.prompt, &row.row.target, Some(self.trainable.train_owner(row.expert, row.index)));
         }

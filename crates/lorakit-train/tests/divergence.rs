@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, safetensors};
 use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Options, Packed};
+use lorakit_model::{Base, BaseOptions, TokenBatch};
 use lorakit_task::Example;
 use lorakit_train::{Job, Pass, PassContext, TrainConfig, Trainer};
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fn poisoned(place: &Path) -> Option<Base> {
     tensors
         .insert("model.embed_tokens.weight".into(), Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap());
     safetensors::save(&tensors, &file).unwrap();
-    Some(Base::open(place, &Options::default()).unwrap())
+    Some(Base::open(place, &BaseOptions::default()).unwrap())
 }
 
 fn job(name: &str, rows: usize) -> Job {
@@ -138,8 +138,8 @@ fn a_validation_loss_that_is_no_number_stops_the_expert_too() {
 #[test]
 fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
     let Some(source) = source() else { return };
-    let base = Base::open(&source, &Options::default()).unwrap();
-    let mut packed = Packed::default();
+    let base = Base::open(&source, &BaseOptions::default()).unwrap();
+    let mut packed = TokenBatch::default();
     let row = &job("one", 16).train[0];
     packed.push(&row.prompt, &row.target, None);
     let losses = || base.nll(&packed, &Patches::none()).unwrap().to_vec1::<f32>().unwrap();
@@ -158,7 +158,7 @@ fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
         assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module has learnt something");
     }
     assert_eq!(losses(), before);
-    let trainable = Base::open(&source, &Options { trainable: true, ..Options::default() }).unwrap();
+    let trainable = Base::open(&source, &BaseOptions { trainable: true, ..BaseOptions::default() }).unwrap();
     let refused = Pass::new(PassContext { base: &trainable, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs)
         .err()
         .unwrap()

@@ -3,7 +3,7 @@
 
 use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
-use lorakit_model::{Base, Options as Opening};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_task::Example;
 use lorakit_train::{BoxError, FullFineTuning, Job, RunSummary, TrainConfig, TrainEvent, Trainer};
 use std::cell::Cell;
@@ -55,11 +55,11 @@ fn settings() -> TrainConfig {
 
 /// Trains into `library`; `stop_after` steps, where it is given, as Ctrl-C would. Counts how often the base was opened.
 fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: Option<usize>) -> (RunSummary, usize) {
-    let frozen = Base::open(source, &Opening::default()).unwrap();
+    let frozen = Base::open(source, &BaseOptions::default()).unwrap();
     let opened = Cell::new(0);
     let open = || -> Result<Base, BoxError> {
         opened.set(opened.get() + 1);
-        Ok(Base::open(source, &Opening { trainable: true, ..Opening::default() })?)
+        Ok(Base::open(source, &BaseOptions { trainable: true, ..BaseOptions::default() })?)
     };
     let write_model_files = |folder: &Path| -> Result<(), BoxError> {
         fs::copy(source.join("config.json"), folder.join("config.json"))?;
@@ -97,8 +97,8 @@ fn a_model_learns_is_kept_as_a_base_and_is_not_trained_again() {
     let losses: Vec<f64> = serde_json::from_value(record.losses["train"].clone()).unwrap();
     assert!(losses[23] < 0.8 * losses[0], "{losses:?}");
     assert_eq!((record.tokens, record.initial_seed), (24 * 8 * 4, None));
-    let base = Base::open(&source, &Opening::default()).unwrap();
-    let trained = Base::open(&library.model_folder("full").unwrap(), &Opening::default()).unwrap();
+    let base = Base::open(&source, &BaseOptions::default()).unwrap();
+    let trained = Base::open(&library.model_folder("full").unwrap(), &BaseOptions::default()).unwrap();
     assert_ne!(trained.identity().fingerprint, base.identity().fingerprint);
     assert_eq!(trained.parameters(), base.parameters());
     // What is in the file is the best validation's weights, not the last ones.

@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Options, Packed};
+use lorakit_model::{Base, BaseOptions, TokenBatch};
 use lorakit_task::Example;
 use lorakit_train::backward::gradient_sinks::GradientSinks;
 use lorakit_train::backward::layerwise::{LayerwiseBackward, LossBatch};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
 
 fn base(name: &str, trainable: bool) -> Option<Base> {
-    oracle_base::base(name, &Options { trainable, ..Options::default() })
+    oracle_base::base(name, &BaseOptions { trainable, ..BaseOptions::default() })
 }
 
 fn settings(text: &str) -> TrainConfig {
@@ -45,8 +45,8 @@ fn random_adapter(base: &Base, seed: u64, rank: usize, scale: f64) -> Adapter {
     Adapter::new(pairs.collect::<BTreeMap<_, _>>())
 }
 
-fn packed() -> (Packed, Vec<f32>) {
-    let mut packed = Packed::default();
+fn packed() -> (TokenBatch, Vec<f32>) {
+    let mut packed = TokenBatch::default();
     for (expert, (prompt, target)) in [(5, 7), (9, 3), (2, 12)].into_iter().enumerate() {
         let row = example(expert as u64, prompt, target);
         packed.push(&row.prompt, &row.target, Some(expert / 2));
@@ -56,7 +56,7 @@ fn packed() -> (Packed, Vec<f32>) {
 }
 
 /// The weighted loss in f64 sums, without a graph.
-fn loss(base: &Base, packed: &Packed, patches: &Patches, weights: &[f32]) -> f64 {
+fn loss(base: &Base, packed: &TokenBatch, patches: &Patches, weights: &[f32]) -> f64 {
     let nll: Vec<f32> = base.nll(packed, patches).unwrap().detach().to_vec1().unwrap();
     nll.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum()
 }
@@ -213,8 +213,8 @@ fn what_does_not_go_onto_a_tape_is_told() {
         let settings = settings("rank = 3\nalpha = 5");
         let stack = LoraStack::new(&base, &[None, None], &settings, 1).unwrap();
         let (packed, _) = packed();
-        let (plan, h) = (base.plan(packed.rows()), base.embed(packed.ids()).unwrap());
-        let taped = base.taped_layer(0, &h, true, &plan, &stack.graph_patches(None).unwrap());
+        let (plan, h) = (base.plan(packed.sequences()), base.embed(packed.ids()).unwrap());
+        let taped = base.taped(&plan, &stack.graph_patches(None).unwrap()).layer(0, &h, true);
         let message = taped.err().unwrap().to_string();
         assert!(message.contains(part), "{message}");
     }

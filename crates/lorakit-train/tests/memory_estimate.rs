@@ -3,12 +3,12 @@
 
 mod oracle_base;
 
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_train::memory_estimate::{bytes_per_token, estimate, full_estimate};
 use lorakit_train::{BackwardMode, DeviceMemory, TrainConfig};
 
 fn base(name: &str) -> Option<Base> {
-    oracle_base::base(name, &Options::default())
+    oracle_base::base(name, &BaseOptions::default())
 }
 
 fn settings(toml: &str) -> TrainConfig {

@@ -9,7 +9,7 @@ use lorakit_format::rng::Key;
 use lorakit_lora::{
     GroupedLora, Outputs, Patch, Patches, SequenceBatch, Site, StackBlock, StackLayout, TokenGroup, TokenSelection,
 };
-use lorakit_model::{Base, Options, Packed};
+use lorakit_model::{Base, BaseOptions, TokenBatch};
 use lorakit_task::Example;
 use lorakit_train::{
     FitRow, Gradients, LossReduction, LrSchedule, LrSchedulerType, ParameterGroup, TokenLoss, TrainConfig, minimize,
@@ -17,7 +17,7 @@ use lorakit_train::{
 use std::sync::Arc;
 
 fn base(name: &str) -> Option<Base> {
-    oracle_base::base(name, &Options::default())
+    oracle_base::base(name, &BaseOptions::default())
 }
 
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
@@ -65,7 +65,7 @@ fn a_variable_shared_by_all_sites_has_the_gradient_of_finite_differences() {
             // Few tokens in a batch, so that there are several.
             let loss = TokenLoss { reduction, batch_tokens: 16, ..TokenLoss::new(&base, &TrainConfig::default()) };
             let mut gradients = Gradients::default();
-            let make = |_: &Packed| Ok(patches(&base, scales.as_tensor())?);
+            let make = |_: &TokenBatch| Ok(patches(&base, scales.as_tensor())?);
             let value = loss.gradients(&rows, make, std::slice::from_ref(&scales), &mut gradients).unwrap();
             let again = loss.value(&rows, &patches(&base, scales.as_tensor()).unwrap()).unwrap();
             assert!((value - again).abs() < 1e-5, "{value} {again}");

@@ -7,7 +7,7 @@ use candle_core::Var;
 use lorakit_adapter::{Adapter, Library, LowRank, Matrix, TaskRecord};
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Options, Packed};
+use lorakit_model::{Base, BaseOptions, TokenBatch};
 use lorakit_task::Example;
 use lorakit_train::backward::layerwise::{LayerwiseBackward, LossBatch};
 use lorakit_train::trainable::lora_stack::LoraStack;
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn base(name: &str) -> Option<Base> {
-    oracle_base::base(name, &Options::default())
+    oracle_base::base(name, &BaseOptions::default())
 }
 
 /// A skill of random A and B on every module.
@@ -62,8 +62,8 @@ fn example(seed: u64, prompt: usize, target: usize) -> Example {
 }
 
 /// Rows of the tasks 2, 0 and 2.
-fn packed() -> (Packed, Vec<f32>) {
-    let mut packed = Packed::default();
+fn packed() -> (TokenBatch, Vec<f32>) {
+    let mut packed = TokenBatch::default();
     for (task, (prompt, target)) in [(2, (5, 7)), (0, (9, 3)), (2, (2, 12))] {
         let row = example(prompt as u64, prompt, target);
         packed.push(&row.prompt, &row.target, Some(task));
@@ -72,7 +72,7 @@ fn packed() -> (Packed, Vec<f32>) {
     (packed, weights)
 }
 
-fn nll(base: &Base, packed: &Packed, patches: &Patches) -> Vec<f32> {
+fn nll(base: &Base, packed: &TokenBatch, patches: &Patches) -> Vec<f32> {
     base.nll(packed, patches).unwrap().to_vec1().unwrap()
 }
 

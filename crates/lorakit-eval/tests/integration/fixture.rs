@@ -2,7 +2,7 @@
 
 use lorakit_eval::{PatchedModel, PromptRouting, Sequence};
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
-use lorakit_model::{Base, Options};
+use lorakit_model::{Base, BaseOptions};
 use lorakit_task::{Task, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Stories {
 impl Stories {
     pub fn open() -> Option<Stories> {
         let folder = shared("data/models/stories260K-hf")?;
-        let base = Base::open(&folder, &Options::default()).unwrap();
+        let base = Base::open(&folder, &BaseOptions::default()).unwrap();
         let (tokenizer, patches) = (Tokenizer::open(&folder).unwrap(), Patches::none());
         Some(Stories { base, tokenizer, patches, template: carrying(0.25) })
     }

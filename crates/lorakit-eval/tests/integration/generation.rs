@@ -2,7 +2,7 @@
 
 use crate::fixture::{Stories, shared};
 use lorakit_eval::{FinishReason, GenerateOptions, GenerationEvent, generate};
-use lorakit_model::sample::Choice;
+use lorakit_model::sampling::SamplingStrategy;
 use lorakit_task::Example;
 
 fn prompts(stories: &Stories, texts: &[&str]) -> Vec<Vec<u32>> {
@@ -33,7 +33,7 @@ fn rows_write_together_what_they_write_alone() {
     let texts =
         ["Once upon a time", "Lily wanted to play with the ball, but", "Tom", "The sun was", "Ten big dogs ran to"];
     let prompts = prompts(&stories, &texts);
-    for choice in [Choice::Greedy, Choice::Random { temperature: 0.8, top_p: 0.9 }] {
+    for choice in [SamplingStrategy::Greedy, SamplingStrategy::Random { temperature: 0.8, top_p: 0.9 }] {
         let config = GenerateOptions {
             max_new_tokens: 40,
             stop: vec!["said".into(), ".".into()],
@@ -55,7 +55,7 @@ fn prompts_draw_from_streams_of_their_own() {
     let Some(stories) = Stories::open() else { return };
     let config = GenerateOptions {
         max_new_tokens: 20,
-        choice: Choice::Random { temperature: 1.0, top_p: 1.0 },
+        choice: SamplingStrategy::Random { temperature: 1.0, top_p: 1.0 },
         ..GenerateOptions::default()
     };
     let write = |seed| {

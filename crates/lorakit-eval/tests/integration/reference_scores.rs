@@ -6,19 +6,19 @@ use lorakit_eval::{
     EvalOptions, EvalProgress, EvalStage, GenerateOptions, PatchedModel, PromptRouting, chosen, evaluate,
     example_losses, generate, samples_jsonl, score_choices,
 };
-use lorakit_model::Packed;
+use lorakit_model::TokenBatch;
 use lorakit_task::{Example, Metric, Row, Split, Task, choice_requests};
 use serde_json::{Value, json};
 
 /// The negative log-likelihood of every token of `target` after `prompt`, by all logits of one row.
 fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
-    let mut alone = Packed::default();
+    let mut alone = TokenBatch::default();
     let tokens = [prompt, target].concat();
     alone.push(&tokens, &[0], None);
-    alone.for_each_row(|row| {
+    alone.for_each_sequence(|row| {
         *row = lorakit_eval::Sequence { len: row.len, ..model.routing.route(&[prompt]).unwrap().remove(0) }
     });
-    let logits = model.base.logits(&tokens, alone.rows(), model.patches).unwrap();
+    let logits = model.base.logits(&tokens, alone.sequences(), model.patches).unwrap();
     let logits: Vec<Vec<f64>> = logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap();
     let nll = |(i, &id): (usize, &u32)| {
         let row = &logits[prompt.len() + i - 1];

@@ -32,7 +32,7 @@ pub(super) fn identity(context: &TrainContext, method: &str, opened: &OpenLibrar
         "rows": { "count": rows.len(), "sha256": rows_sha256(rows) },
         "seed": context.seed,
     });
-    if let Some(dtype) = context.base.narrowed() {
+    if let Some(dtype) = context.base.dtype_override() {
         identity["dtype"] = dtype.as_str().into();
     }
     Ok(identity)

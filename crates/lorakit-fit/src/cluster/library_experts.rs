@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
 use lorakit_cluster::Experts;
+use lorakit_lora::SiteRole;
+use lorakit_model::architecture::module_names;
 use lorakit_train::initial_a;
 use std::collections::BTreeMap;
 
@@ -64,7 +66,7 @@ impl InitialA {
 
     /// The module that a module's A was drawn for: where A is tied, the first of q, k and v that is adapted.
     fn drawn_as(&self, module: &str) -> String {
-        let tied = ["q_proj", "k_proj", "v_proj"];
+        let tied = module_names(SiteRole::AttentionInput);
         match module.rsplit_once('.') {
             Some((parent, name)) if self.tied && tied.contains(&name) => {
                 let siblings = tied.iter().map(|sibling| format!("{parent}.{sibling}"));

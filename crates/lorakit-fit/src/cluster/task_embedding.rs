@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use candle_core::DType;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Packed};
+use lorakit_model::{Base, TokenBatch};
 use lorakit_task::{Example, Split, Task, Tokenizer};
 use std::collections::BTreeMap;
 
@@ -39,14 +39,14 @@ pub fn embed_tasks(
 fn row_states(base: &Base, rows: &[Example]) -> Result<Vec<Vec<f32>>> {
     let mut states = Vec::with_capacity(rows.len());
     for batch in lorakit_model::split_by_tokens(rows.iter().map(Example::len), BATCH_TOKENS) {
-        let mut packed = Packed::default();
+        let mut packed = TokenBatch::default();
         rows[batch].iter().for_each(|row| packed.push(&row.prompt, &row.target, None));
-        let plan = base.plan(packed.rows());
+        let plan = base.plan(packed.sequences());
         let mut h = base.embed(packed.ids())?;
         for layer in 0..base.layers().saturating_sub(1) {
             h = base.layer(layer, &h, &plan, &Patches::none())?;
         }
-        for row in packed.rows().iter() {
+        for row in packed.sequences().iter() {
             states.push(h.narrow(0, row.start, row.len)?.to_dtype(DType::F32)?.mean(0)?.to_vec1()?);
         }
     }
@@ -79,7 +79,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use lorakit_cluster::{adjusted_rand, embedding};
-    use lorakit_model::Options;
+    use lorakit_model::BaseOptions;
     use lorakit_task::skills;
     use std::path::Path;
 
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn tasks_of_one_family_are_near_each_other() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/pico");
-        let base = Base::open(&folder, &Options::default()).unwrap();
+        let base = Base::open(&folder, &BaseOptions::default()).unwrap();
         let tasks = skills::tasks(skills::SEED, skills::SuitePart::Training);
         let vectors = embed_tasks(&base, &Tokenizer::open(&folder).unwrap(), &tasks, ROWS).unwrap();
         let families = skills::labels(vectors.keys().map(String::as_str)).unwrap();

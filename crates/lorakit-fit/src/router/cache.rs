@@ -33,7 +33,7 @@ impl CacheKey {
             "lorakit": env!("CARGO_PKG_VERSION"),
             "formulas": router.info().version,
         });
-        if let Some(dtype) = rows.base().narrowed() {
+        if let Some(dtype) = rows.base().dtype_override() {
             document["dtype"] = json!(dtype.as_str());
         }
         let hash = sha256(json!([experts, document]).to_string().as_bytes());

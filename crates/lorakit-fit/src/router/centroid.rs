@@ -10,7 +10,7 @@ pub(super) fn fit(cm: &Centroid, rows: &TrainingRows) -> Result<RouterState> {
     let inputs = InputMeans::new(experts, cm.pool);
     let patches = expert_per_row(experts)?.with(inputs.patches());
     for packed in rows.prompts()? {
-        base.hidden(packed.ids(), &base.plan(packed.rows()), &patches)?;
+        base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &patches)?;
     }
     Ok(cm.state(experts, &inputs)?)
 }

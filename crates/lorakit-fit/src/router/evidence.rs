@@ -45,7 +45,7 @@ fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> 
     }
     for packed in rows.prompts()? {
         let (pass, base) = (responses.start(), rows.base());
-        base.hidden(packed.ids(), &base.plan(packed.rows()), &pass.patches())?;
+        base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &pass.patches())?;
         for (at, (site, responses)) in pass.responses().into_iter().enumerate() {
             match prompts.responses.get_mut(at) {
                 Some((_, before)) => before.extend(responses),

@@ -16,7 +16,7 @@ impl PromptRouting for BasePromptRouting<'_> {
     fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError> {
         let pass = self.router.start();
         let rows = SequenceBatch::packed(prompts.iter().map(|prompt| prompt.len()));
-        let hidden = self.base.hidden(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;
+        let hidden = self.base.hidden_states(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;
         let weights = pass.weights(&rows, &hidden)?;
         Ok(weights.into_iter().map(|weights| Sequence { weights: Some(weights), ..Sequence::default() }).collect())
     }

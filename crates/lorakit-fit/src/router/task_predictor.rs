@@ -20,9 +20,9 @@ pub(super) fn fit(_: &TaskPredictor, rows: &TrainingRows) -> Result<RouterState>
     let base = rows.base();
     let (mut features, mut classes) = (Vec::new(), Vec::new());
     for packed in rows.prompts()? {
-        let hidden = base.hidden(packed.ids(), &base.plan(packed.rows()), &Default::default())?;
-        features.extend(mean_hidden(&packed.rows(), &hidden)?);
-        for row in packed.rows().iter() {
+        let hidden = base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &Default::default())?;
+        features.extend(mean_hidden(&packed.sequences(), &hidden)?);
+        for row in packed.sequences().iter() {
             classes.push(row.expert.context("a row has no expert")? as u32);
         }
     }

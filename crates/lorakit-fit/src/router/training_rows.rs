@@ -4,7 +4,7 @@ use crate::fit_context::FitContext;
 use crate::task_record::task_record;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Library, TaskRecord};
-use lorakit_model::{Base, Packed};
+use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
 use lorakit_task::{Example, Split, Task, Tokenizer};
 use std::collections::BTreeMap;
@@ -166,14 +166,14 @@ impl<'a> TrainingRows<'a> {
     ///
     /// # Errors
     /// As [`TrainingRows::examples`].
-    pub fn prompts(&self) -> Result<Vec<Packed>> {
-        let mut batches = vec![Packed::default()];
+    pub fn prompts(&self) -> Result<Vec<TokenBatch>> {
+        let mut batches = vec![TokenBatch::default()];
         for TrainingRow { expert, example, .. } in self.examples()? {
             if batches
                 .last()
                 .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt.len() > BATCH_TOKENS)
             {
-                batches.push(Packed::default());
+                batches.push(TokenBatch::default());
             }
             if let Some(last) = batches.last_mut() {
                 last.push(&example.prompt, &[], expert);

@@ -369,7 +369,7 @@ impl WithSimd for AttendBackward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Rope, RopeScaling};
+    use crate::architecture::base_config::{RopeConfig, RopeScaling};
     use crate::layer::rope::RopeFrequencies;
     use candle_core::DType;
 
@@ -381,7 +381,7 @@ mod tests {
 
     /// Forward and backward of one segment by vectors of some width; its last query's first feature is `last`.
     fn of<S: Simd>(simd: S, heads: &AttentionHeads, last: f32) -> [Vec<f32>; 2] {
-        let rope = Rope { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
+        let rope = RopeConfig { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
         let positions: Vec<u32> = (0..TOKENS as u32).collect();
         let rope_table = RopeFrequencies::new(&rope).angles(&positions);
         let (mut qkv, dout) =

@@ -2,11 +2,11 @@
 
 use crate::attention::dispatch::SelfAttention;
 use crate::attention::heads::AttentionHeads;
+use crate::forward_plan::ForwardPlan;
 use crate::layer::activation::Activation;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::tape::Tape;
-use crate::plan::Plan;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
@@ -14,7 +14,7 @@ use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 /// One layer's forward: an architecture calls its methods in order, and each enters the graph or the tape.
 pub(crate) struct LayerContext<'a> {
     layer: usize,
-    plan: &'a Plan,
+    plan: &'a ForwardPlan,
     patches: &'a Patches,
     /// The next site, by its index within the base.
     site: usize,
@@ -24,7 +24,7 @@ pub(crate) struct LayerContext<'a> {
 
 impl<'a> LayerContext<'a> {
     /// Layer `layer`, whose first site is `site`, in candle's graph if there is one.
-    pub(crate) fn new(layer: usize, site: usize, plan: &'a Plan, patches: &'a Patches) -> Self {
+    pub(crate) fn new(layer: usize, site: usize, plan: &'a ForwardPlan, patches: &'a Patches) -> Self {
         Self { layer, plan, patches, site, attended: false, tape: None }
     }
 
@@ -47,7 +47,7 @@ impl<'a> LayerContext<'a> {
     pub(crate) fn site(&mut self, linear: &FusedLinear, x: &Tensor) -> Result<Tensor> {
         let patch = self.patches.at(self.site);
         self.site += 1;
-        let batch = if self.attended { self.plan.wanted_rows(self.layer) } else { self.plan.rows() };
+        let batch = if self.attended { self.plan.output_sequences(self.layer) } else { self.plan.sequences() };
         if let Some(tape) = &mut self.tape {
             return taped_site(tape, linear, patch, x, batch);
         }
@@ -66,12 +66,12 @@ impl<'a> LayerContext<'a> {
             None => self.plan.attend(self.layer, heads, qkv)?,
         };
         self.attended = true;
-        self.wanted(&y)
+        self.output_tokens(&y)
     }
 
-    /// The rows of `x`, `[tokens, d]`, that go on after the attention.
-    pub(crate) fn wanted(&mut self, x: &Tensor) -> Result<Tensor> {
-        let Some(indices) = self.plan.wanted_places(self.layer) else { return Ok(x.clone()) };
+    /// The rows of `x`, `[tokens, d]`, whose output is wanted.
+    pub(crate) fn output_tokens(&mut self, x: &Tensor) -> Result<Tensor> {
+        let Some(indices) = self.plan.output_indices(self.layer) else { return Ok(x.clone()) };
         let y = x.index_select(indices, 0)?;
         if let Some(tape) = &mut self.tape {
             let (indices, shape) = (indices.clone(), x.shape().clone());

@@ -1,9 +1,10 @@
 //! The frozen linears of a site: one op whose backward returns the input's gradient only.
 
-use crate::weight::{Mapped, Weight};
+use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use lorakit_lora::FrozenLinear;
-use lorakit_lora::kernels::gemm::Destination;
+use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
 use lorakit_lora::kernels::op::{self, Input, Op};
 use lorakit_lora::kernels::vjp::with_vjp;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ struct FrozenProjections {
 
 /// A projection whose weight is mapped.
 struct FrozenProjection {
-    weight: Mapped,
+    weight: MmapMatrix,
     bias: Option<Vec<f32>>,
 }
 
@@ -169,10 +170,10 @@ impl FrozenLinear for FrozenProjections {
         }
         let mut start = 0;
         for FrozenProjection { weight, .. } in &self.projections {
-            let columns = start..start + weight.rows();
+            let part = MatrixRef::new(&dy[start..], dy.len() / self.output, weight.rows(), self.output);
             let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
-            start = columns.end;
-            weight.backward(dy, self.output, columns, &mut dx, into);
+            start += weight.rows();
+            weight.backward(part, &mut dx, into);
         }
         dx
     }

@@ -3,10 +3,11 @@
 
 use crate::attention::softmax::{exp, largest, total};
 use crate::layer::linear::{gradient_product, product};
-use crate::weight::{Mapped, Weight};
+use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
-use lorakit_lora::kernels::gemm::Destination;
+use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
@@ -106,7 +107,7 @@ impl LmHead {
 
     /// The loss over a mapped weight. The forward already makes each token's gradient `(softmax - onehot) W`, so that
     /// logits are made once and never kept: `[chunk, vocabulary]` is all that is ever held.
-    fn mapped_nll(&self, h: &Tensor, targets: &[u32], weight: &Mapped) -> Result<Tensor> {
+    fn mapped_nll(&self, h: &Tensor, targets: &[u32], weight: &MmapMatrix) -> Result<Tensor> {
         let (n, d) = h.dims2()?;
         if n != targets.len() || d != weight.columns() {
             bail!("{n} x {d} hidden states for {} targets of a head of {} features", targets.len(), weight.columns());
@@ -169,7 +170,7 @@ fn log_losses(logits: &Tensor, index: &Tensor) -> Result<Tensor> {
 
 /// The loss over a mapped weight on a CPU.
 struct Nll<'a> {
-    weight: &'a Mapped,
+    weight: &'a MmapMatrix,
     bias: Option<Vec<f32>>,
     targets: &'a [u32],
     /// Whether the gradient of the hidden states is wanted.
@@ -191,7 +192,8 @@ impl Nll<'_> {
             self.chunk(logits, &self.targets[start..end], &mut losses[start..end]);
             if self.wanted {
                 let slopes = &mut slopes[start * d..end * d];
-                self.weight.backward(logits, vocabulary, 0..vocabulary, slopes, Destination::Overwrite);
+                let dlogits = MatrixRef::new(logits, end - start, vocabulary, vocabulary);
+                self.weight.backward(dlogits, slopes, Destination::Overwrite);
             }
         }
         (losses, slopes)

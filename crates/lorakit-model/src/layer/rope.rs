@@ -1,6 +1,6 @@
 //! Rotary position embedding, in the half-split form of Hugging Face's models.
 
-use crate::config::{Rope, RopeScaling};
+use crate::architecture::base_config::{RopeConfig, RopeScaling};
 use crate::lazy::get_or_try_init;
 use candle_core::{Device, Result, Tensor};
 use std::f64::consts::PI;
@@ -26,7 +26,7 @@ pub struct RopeTable {
 
 impl RopeFrequencies {
     /// `1 / theta^(2 i / features)`, stretched as the config says.
-    pub fn new(rope: &Rope) -> Self {
+    pub fn new(rope: &RopeConfig) -> Self {
         let pairs = rope.features / 2;
         let plain = (0..pairs).map(|i| rope.theta.powf(-(2.0 * i as f64) / rope.features as f64));
         Self { inverse: plain.map(|f| stretched(f, &rope.scaling) as f32).collect() }

@@ -130,7 +130,13 @@ mod tests {
     fn per_token(top_k: usize, sign: ScoreSign, mixing: Mixing) -> TokenRouting {
         let projection = |(name, width): (&str, usize)| Projection { module: name.to_owned(), width };
         let projections = [("q", 8), ("k", 5), ("v", 6)].map(projection).into();
-        let site = Site { layer: Some(0), name: "qkv", input: INPUT, projections };
+        let site = Site {
+            layer: Some(0),
+            name: "qkv",
+            role: lorakit_lora::SiteRole::AttentionInput,
+            input: INPUT,
+            projections,
+        };
         let experts = library(&site);
         let (_, _, stack) = experts.stacks().next().unwrap();
         let (vectors, mut choices) = signed_choices(&values(7, EXPERTS * INPUT), &experts, &site);

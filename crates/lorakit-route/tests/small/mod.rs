@@ -37,7 +37,7 @@ pub fn expert<'a>(name: &str, modules: impl IntoIterator<Item = (&'a str, LowRan
 pub fn site(input: usize, projections: &[(&str, usize)]) -> Site {
     let projections =
         projections.iter().map(|(module, width)| Projection { module: module.to_string(), width: *width }).collect();
-    Site { layer: Some(0), name: "qkv", input, projections }
+    Site { layer: Some(0), name: "qkv", role: lorakit_lora::SiteRole::AttentionInput, input, projections }
 }
 
 pub fn experts(library: impl IntoIterator<Item = Expert>, site: &Site) -> LibraryStack {

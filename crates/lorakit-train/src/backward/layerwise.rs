@@ -14,12 +14,12 @@ use lorakit_lora::Patches;
 use lorakit_lora::kernels::vjp::with_vjp;
 use lorakit_model::layer::lm_head::HeadPatch;
 use lorakit_model::layer::tape::Tape;
-use lorakit_model::{Base, Packed, Plan};
+use lorakit_model::{Base, ForwardPlan, TokenBatch};
 
 /// A batch to differentiate.
 pub struct LossBatch<'a> {
     /// The sequences with their target tokens.
-    pub packed: &'a Packed,
+    pub packed: &'a TokenBatch,
     /// The patches of the base's sites. They must act on each token alone: of the last layer, only the tokens that predict
     /// targets pass through the projections after the attention.
     pub patches: &'a Patches,
@@ -52,7 +52,7 @@ impl LayerwiseBackward<'_> {
     /// Adds the gradients of `sum_t weights[t] * nll[t]` to `gradients`, and returns the negative log-likelihood of every
     /// target.
     pub fn accumulate(&self, batch: &LossBatch, gradients: &mut Gradients) -> Result<Vec<f32>> {
-        let plan = self.base.plan_of_targets(batch.packed)?;
+        let plan = self.base.plan_for_targets(batch.packed)?;
         let Some(sinks) = batch.sinks else { return self.in_graphs(batch, &plan, gradients) };
         let losses = self.on_tapes(batch, &plan)?;
         gradients.add_sparse(sinks.take());
@@ -61,22 +61,22 @@ impl LayerwiseBackward<'_> {
 
     /// The losses of the targets that `h`, `[targets, hidden]`, predicts, and the gradients of their weighted sum.
     fn head_gradients(&self, batch: &LossBatch, h: &Var) -> Result<(Vec<f32>, GradStore)> {
-        let normed = self.base.last_norm(h.as_tensor())?;
-        let targets = batch.packed.target_batch();
+        let normed = self.base.final_norm(h.as_tensor())?;
+        let targets = batch.packed.target_sequences();
         let head_patch = HeadPatch::of(batch.patches, &targets);
-        let nll = self.base.head().nll(&normed, &batch.packed.target_ids(), head_patch)?;
+        let nll = self.base.lm_head().nll(&normed, &batch.packed.target_ids(), head_patch)?;
         let weights = Tensor::from_slice(batch.weights, batch.weights.len(), h.device())?;
         let store = (&nll * weights)?.sum_all()?.backward()?;
         Ok((nll.detach().to_vec1()?, store))
     }
 
     /// By tapes, over a frozen base on a CPU; the patches leave the gradients in their sinks.
-    fn on_tapes(&self, batch: &LossBatch, plan: &Plan) -> Result<Vec<f32>> {
+    fn on_tapes(&self, batch: &LossBatch, plan: &ForwardPlan) -> Result<Vec<f32>> {
         let base = self.base;
         // Nothing below the first patched layer needs a gradient.
         let patched = base.sites().iter().enumerate().filter(|(site, _)| batch.patches.at(*site).is_some());
         let first = patched.filter_map(|(_, site)| site.layer).min().unwrap_or(base.layers());
-        let layer = |i: usize, h: &Tensor| base.taped_layer(i, h, i > first, plan, batch.patches);
+        let layer = |i: usize, h: &Tensor| base.taped(plan, batch.patches).layer(i, h, i > first);
         let mut h = base.embed(batch.packed.ids())?;
         let mut layers = Vec::with_capacity(base.layers());
         for i in 0..base.layers() {
@@ -102,7 +102,7 @@ impl LayerwiseBackward<'_> {
     }
 
     /// By candle's graph, one layer's graph at a time.
-    fn in_graphs(&self, batch: &LossBatch, plan: &Plan, gradients: &mut Gradients) -> Result<Vec<f32>> {
+    fn in_graphs(&self, batch: &LossBatch, plan: &ForwardPlan, gradients: &mut Gradients) -> Result<Vec<f32>> {
         let base = self.base;
         let embedded = base.embed(batch.packed.ids())?;
         // The embedding's output needs a gradient only if the embedding trains.

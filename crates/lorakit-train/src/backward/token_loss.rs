@@ -8,7 +8,7 @@ use crate::run::memory_estimate;
 use crate::train_config::{LossReduction, TrainConfig};
 use candle_core::Var;
 use lorakit_lora::Patches;
-use lorakit_model::{Base, Packed, split_by_tokens};
+use lorakit_model::{Base, TokenBatch, split_by_tokens};
 use lorakit_task::Example;
 use std::ops::Range;
 
@@ -50,12 +50,12 @@ impl<'a> TokenLoss<'a> {
     pub fn gradients(
         &self,
         rows: &[FitRow],
-        patches: impl Fn(&Packed) -> Result<Patches, BoxError> + Sync,
+        patches: impl Fn(&TokenBatch) -> Result<Patches, BoxError> + Sync,
         variables: &[Var],
         gradients: &mut Gradients,
     ) -> Result<f64> {
         let differentiation = LayerwiseBackward { base: self.base, activations: self.activations, variables };
-        let backward = |packed: &Packed, weights: &[f32]| {
+        let backward = |packed: &TokenBatch, weights: &[f32]| {
             let patches = patches(packed)?;
             let batch = LossBatch { packed, patches: &patches, weights, sinks: None };
             let mut gradients = Gradients::default();
@@ -67,7 +67,7 @@ impl<'a> TokenLoss<'a> {
 
     /// The loss without gradients.
     pub fn value(&self, rows: &[FitRow], patches: &Patches) -> Result<f64> {
-        let forward = |packed: &Packed, _: &[f32]| Ok((self.base.nll_by_token(packed, patches)?.to_vec1()?, ()));
+        let forward = |packed: &TokenBatch, _: &[f32]| Ok((self.base.nll_by_token(packed, patches)?.to_vec1()?, ()));
         self.sum_over_batches(rows, forward, |()| Ok(()))
     }
 
@@ -76,7 +76,7 @@ impl<'a> TokenLoss<'a> {
     fn sum_over_batches<T: Send>(
         &self,
         rows: &[FitRow],
-        batch_nll: impl Fn(&Packed, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
+        batch_nll: impl Fn(&TokenBatch, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
         mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<f64> {
         let tokens: usize = rows.iter().map(|(_, row)| row.target.len()).sum();
@@ -88,7 +88,7 @@ impl<'a> TokenLoss<'a> {
         let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
         let work = |range: &Range<usize>| {
             let rows = &rows[range.clone()];
-            let mut packed = Packed::default();
+            let mut packed = TokenBatch::default();
             rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, *expert));
             let weights: Vec<f32> = packed.targets().iter().map(|t| weight(rows[t.row as usize].1)).collect();
             let (nll, other) = batch_nll(&packed, &weights)?;

@@ -17,7 +17,7 @@ impl DeviceMemory {
     pub fn of_device(base: &Base) -> Option<Self> {
         let memory = if base.device().is_cpu() { of_machine() } else { of_gpu(base.device()) }?;
         // The system can reclaim the pages of a mapped file.
-        let used = if base.device().is_cpu() && base.narrowed().is_none() { 0 } else { base.weight_bytes() };
+        let used = if base.device().is_cpu() && base.dtype_override().is_none() { 0 } else { base.weight_bytes() };
         Some(Self { available: memory.available + used, ..memory })
     }
 }

@@ -53,7 +53,7 @@ impl JobFingerprint {
             start: job.init.as_ref().map(InitFingerprint::new),
             tasks: job.tasks.iter().map(|task| task.name.clone()).collect(),
             validation: rows_sha256(&job.validation),
-            dtype: base.narrowed().map(|dtype| dtype.as_str().to_owned()),
+            dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
             sharers: (job.row_shards != 1).then_some(job.row_shards),
         }
     }

@@ -5,8 +5,9 @@ use crate::error::{Result, TrainError};
 use crate::job::Job;
 use crate::run::device_memory::{DeviceMemory, MemoryEstimate};
 use crate::train_config::TrainConfig;
+use lorakit_lora::SiteRole;
 use lorakit_lora::{Projection, Site};
-use lorakit_model::{Base, Form};
+use lorakit_model::Base;
 
 /// The memory that a run may plan with, in bytes: all of a machine's, or a GPU's without the base's weights and what is
 /// trained of them. From the total, not the available memory, so that the same command plans the same again.
@@ -40,10 +41,8 @@ pub fn bytes_per_token(base: &Base, config: &TrainConfig, mode: BackwardMode) ->
 fn tape_values(base: &Base, config: &TrainConfig) -> u64 {
     let c = base.config();
     let (hidden, inner, queries) = (c.hidden as u64, c.intermediate as u64, (c.heads * c.head_dim) as u64);
-    let mlp = match c.form {
-        Form::Mistral => 3 * inner,
-        Form::Phi => 2 * inner,
-    };
+    let mlp_input = base.sites().iter().find(|site| site.role == SiteRole::MlpInput).map_or(0, Site::output);
+    let mlp = mlp_input as u64 + inner;
     let values = 5 * hidden + qkv_width(base) + queries + mlp;
     // The mask of a dropped input takes one byte per value.
     values + if config.dropout > 0.0 { values / 4 } else { 0 }

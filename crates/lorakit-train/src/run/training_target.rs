@@ -170,10 +170,10 @@ impl TrainingTarget<'_> {
             }
             Self::Model(model) => {
                 pass.restore_best()?;
-                Ok(library.put_model(name, record, |folder| {
-                    (model.write_model_files)(folder).map_err(|error| anyhow::anyhow!(error))?;
-                    base.write_trained(&folder.join(MODEL_WEIGHTS_FILE))
-                })?)
+                library.put_model(name, record, |folder| -> Result<()> {
+                    (model.write_model_files)(folder)?;
+                    Ok(base.write_trained(&folder.join(MODEL_WEIGHTS_FILE))?)
+                })
             }
             Self::Skills(training) => {
                 pass.restore_best()?;

@@ -5,6 +5,7 @@ use crate::train_config::TrainConfig;
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
 use lorakit_lora::Site;
+use lorakit_lora::SiteRole;
 use std::collections::BTreeMap;
 
 /// A uniform draw of A as PEFT initializes it: U(-1/sqrt(in), 1/sqrt(in)) (Kaiming with a = sqrt 5), `[rank, in]`.
@@ -47,7 +48,7 @@ pub fn init_skills(sites: &[Site], config: &TrainConfig, count: usize, seed: u64
 
 /// Whether the projections of a site share one A.
 pub(crate) fn ties_a(config: &TrainConfig, site: &Site) -> bool {
-    config.tie_qkv && site.name == "qkv"
+    config.tie_qkv && site.role == SiteRole::AttentionInput
 }
 
 /// The config under which these adapters would have been trained: their rank, alpha and modules.

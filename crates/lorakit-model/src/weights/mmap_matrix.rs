@@ -1,67 +1,19 @@
-//! Weights: a tensor where they train or live on a device, else the bytes of a mapped file.
+//! A frozen matrix whose values stay in its mapped file and are widened tile by tile inside each product.
 
-use crate::checkpoint::Bytes;
-use anyhow::{Result, ensure};
+use crate::error::{ModelError, Result};
+use crate::weights::storage_dtype::StorageDtype;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use lorakit_format::mmap::FileBytes;
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm, par_gemm};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What the values of a weight's bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
-    /// 32 bits wide.
-    F32,
-    /// 16 bits, IEEE.
-    F16,
-    /// 16 bits, the upper half of an f32.
-    BF16,
-}
-
-impl Element {
-    /// That of a safetensors file, where it is one of these.
-    pub fn of(dtype: safetensors::Dtype) -> Option<Self> {
-        match dtype {
-            safetensors::Dtype::F32 => Some(Self::F32),
-            safetensors::Dtype::F16 => Some(Self::F16),
-            safetensors::Dtype::BF16 => Some(Self::BF16),
-            _ => None,
-        }
-    }
-
-    /// The largest error of rounding a value to it, relative to the value.
-    pub fn unit_roundoff(self) -> f64 {
-        match self {
-            Self::F32 => 2f64.powi(-24),
-            Self::F16 => 2f64.powi(-11),
-            Self::BF16 => 2f64.powi(-8),
-        }
-    }
-
-    /// Size in bytes.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    /// The same in candle's words.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-        }
-    }
-}
-
-/// A frozen matrix `[rows, columns]`, row-major, whose bytes stay where they are.
+/// A frozen matrix `[rows, columns]`, row-major. Cloning shares its values.
 #[derive(Clone)]
-pub struct Mapped {
+pub struct MmapMatrix {
     values: Values,
     rows: usize,
     columns: usize,
@@ -69,85 +21,81 @@ pub struct Mapped {
 
 #[derive(Clone)]
 enum Values {
-    /// Aligned bytes of a file.
-    Bytes(Bytes, Range<usize>, Element),
-    /// Values that could not be read where they stood.
-    Floats(Arc<[f32]>),
-    /// Values that were narrowed on the user's wish.
-    Halves(Arc<[bf16]>),
-    /// The same in IEEE's form.
-    Ieee(Arc<[f16]>),
+    /// A range of a file, aligned for its type.
+    File(FileBytes, Range<usize>, StorageDtype),
+    /// Values in memory: those of a file that were not aligned, or the caller's.
+    F32(Arc<[f32]>),
+    /// Values that were rounded to bf16.
+    Bf16(Arc<[bf16]>),
+    /// Values that were rounded to f16.
+    F16(Arc<[f16]>),
 }
 
-/// Some values of a weight as they stand in memory.
+/// Some rows of a matrix in the type that they are stored in.
 enum Slice<'a> {
     F32(&'a [f32]),
     BF16(&'a [bf16]),
     F16(&'a [f16]),
 }
 
-/// A weight of a base.
-#[derive(Clone)]
-pub enum Weight {
-    /// On a device, or trained.
-    Tensor(Tensor),
-    /// Frozen, on the CPU.
-    Mapped(Mapped),
-}
-
-impl Weight {
-    /// The matrix as a tensor, beside `x` where it is no tensor yet.
-    pub(crate) fn tensor(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Tensor(weight) => Ok(weight.clone()),
-            Self::Mapped(weight) => weight.to_tensor(x.dtype(), x.device()),
-        }
-    }
-}
-
-/// Rows (forward) or columns (backward) of a weight of 16 bits that are widened at a time, so that a tile stays in its
-/// core's cache while all tokens pass over it.
+/// Rows (forward) or columns (backward) of a 16-bit matrix that are widened at a time, so that a tile stays in its core's
+/// cache while all tokens are multiplied with it.
 const TILE: usize = 64;
 
 /// Reads aligned bytes as values of `T`.
 ///
 /// # Safety
 /// Every bit pattern must be a `T`.
-unsafe fn cast<T>(bytes: &[u8]) -> &[T] {
+unsafe fn reinterpret<T>(bytes: &[u8]) -> &[T] {
     debug_assert_eq!(bytes.as_ptr().align_offset(align_of::<T>()), 0);
-    // SAFETY: the caller vouches for the patterns, `Mapped::new` for the alignment, and the length is rounded down.
+    // SAFETY: the caller guarantees the bit patterns, `MmapMatrix::new` the alignment, and the length is rounded down.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
-impl Mapped {
-    /// The `rows * columns` values of kind `element` within `range` of `bytes`.
-    pub fn new(bytes: Bytes, range: Range<usize>, element: Element, rows: usize, columns: usize) -> Result<Self> {
-        ensure!(
-            range.end <= bytes.len() && range.len() == rows * columns * element.size(),
-            "{rows} x {columns} values of {element:?} do not fill the bytes {range:?}"
-        );
+impl MmapMatrix {
+    /// The `rows * columns` values of type `dtype` in `range` of `bytes`.
+    ///
+    /// # Errors
+    /// If the range has another size, or is not within the bytes.
+    pub fn new(
+        bytes: FileBytes,
+        range: Range<usize>,
+        dtype: StorageDtype,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        if range.end > bytes.len() || range.len() != rows * columns * dtype.size() {
+            return Err(ModelError::Size { values: range.len() / dtype.size(), rows, columns });
+        }
         let body = &bytes[range.clone()];
-        let values = if body.as_ptr().align_offset(element.size()) == 0 {
-            Values::Bytes(bytes, range, element)
+        let values = if body.as_ptr().align_offset(dtype.size()) == 0 {
+            Values::File(bytes, range, dtype)
         } else {
-            Values::Floats(widen_unaligned(body, element).into())
+            Values::F32(widen_unaligned(body, dtype).into())
         };
         Ok(Self { values, rows, columns })
     }
 
     /// A matrix of the caller's values.
+    ///
+    /// # Errors
+    /// If there are more or fewer than `rows * columns` values.
     pub fn from_values(values: Vec<f32>, rows: usize, columns: usize) -> Result<Self> {
-        ensure!(values.len() == rows * columns, "{} values do not fill {rows} x {columns}", values.len());
-        Ok(Self { values: Values::Floats(values.into()), rows, columns })
+        if values.len() != rows * columns {
+            return Err(ModelError::Size { values: values.len(), rows, columns });
+        }
+        Ok(Self { values: Values::F32(values.into()), rows, columns })
     }
 
-    /// The same values, rounded to 16 bits where `element` is narrower than they are.
-    pub fn narrowed(&self, element: Element) -> Self {
-        let values = match (element, self.slice(0..self.rows)) {
-            (Element::BF16, Slice::F32(v)) => Values::Halves(v.iter().map(|&x| bf16::from_f32(x)).collect()),
-            (Element::F16, Slice::F32(v)) => Values::Ieee(v.iter().map(|&x| f16::from_f32(x)).collect()),
-            (Element::F16, Slice::BF16(v)) => Values::Ieee(v.iter().map(|&x| f16::from_f32(x.to_f32())).collect()),
-            (Element::BF16, Slice::F16(v)) => Values::Halves(v.iter().map(|&x| bf16::from_f32(x.to_f32())).collect()),
+    /// The same matrix, rounded to a 16-bit type unless it is stored in that already; for f32 it stays as it is.
+    pub fn rounded_to(&self, dtype: StorageDtype) -> Self {
+        let values = match (dtype, self.slice(0..self.rows)) {
+            (StorageDtype::BF16, Slice::F32(v)) => Values::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect()),
+            (StorageDtype::F16, Slice::F32(v)) => Values::F16(v.iter().map(|&x| f16::from_f32(x)).collect()),
+            (StorageDtype::F16, Slice::BF16(v)) => Values::F16(v.iter().map(|&x| f16::from_f32(x.to_f32())).collect()),
+            (StorageDtype::BF16, Slice::F16(v)) => {
+                Values::Bf16(v.iter().map(|&x| bf16::from_f32(x.to_f32())).collect())
+            }
             _ => self.values.clone(),
         };
         Self { values, ..*self }
@@ -163,7 +111,7 @@ impl Mapped {
         self.columns
     }
 
-    /// All values as f32: borrowed where they stand so, else widened.
+    /// All values as f32: borrowed if they are stored so, else widened.
     pub fn values(&self) -> Cow<'_, [f32]> {
         match self.slice(0..self.rows) {
             Slice::F32(values) => values.into(),
@@ -175,12 +123,12 @@ impl Mapped {
         }
     }
 
-    /// What kind its values are of.
-    pub fn element(&self) -> Element {
+    /// The type that its values are stored in.
+    pub fn storage_dtype(&self) -> StorageDtype {
         match self.slice(0..0) {
-            Slice::F32(_) => Element::F32,
-            Slice::BF16(_) => Element::BF16,
-            Slice::F16(_) => Element::F16,
+            Slice::F32(_) => StorageDtype::F32,
+            Slice::BF16(_) => StorageDtype::BF16,
+            Slice::F16(_) => StorageDtype::F16,
         }
     }
 
@@ -197,25 +145,25 @@ impl Mapped {
     fn slice(&self, rows: Range<usize>) -> Slice<'_> {
         let (start, end) = (rows.start * self.columns, rows.end * self.columns);
         match &self.values {
-            Values::Floats(values) => Slice::F32(&values[start..end]),
-            Values::Halves(values) => Slice::BF16(&values[start..end]),
-            Values::Ieee(values) => Slice::F16(&values[start..end]),
-            Values::Bytes(bytes, range, element) => {
-                let size = element.size();
+            Values::F32(values) => Slice::F32(&values[start..end]),
+            Values::Bf16(values) => Slice::BF16(&values[start..end]),
+            Values::F16(values) => Slice::F16(&values[start..end]),
+            Values::File(bytes, range, dtype) => {
+                let size = dtype.size();
                 let body = &bytes[range.start + start * size..range.start + end * size];
-                // SAFETY: `new` checked the alignment, and every pattern of bits is a value of each of these.
+                // SAFETY: `new` checked the alignment, and every bit pattern is a value of each of these types.
                 unsafe {
-                    match element {
-                        Element::F32 => Slice::F32(cast(body)),
-                        Element::F16 => Slice::F16(cast(body)),
-                        Element::BF16 => Slice::BF16(cast(body)),
+                    match dtype {
+                        StorageDtype::F32 => Slice::F32(reinterpret(body)),
+                        StorageDtype::F16 => Slice::F16(reinterpret(body)),
+                        StorageDtype::BF16 => Slice::BF16(reinterpret(body)),
                     }
                 }
             }
         }
     }
 
-    /// `y[t, columns] = x Wᵀ`, where `x` is `[tokens, W's columns]` and `columns` are those of `y`, `width` wide.
+    /// `y[:, columns] = x Wᵀ`: `x` is `[tokens, columns of W]`, and `y` is `[tokens, width]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
@@ -234,11 +182,9 @@ impl Mapped {
         });
     }
 
-    /// `dx = dy W`, or added to `dx`, where `dy`'s `columns`, of `width`, are those that [`Mapped::forward`] filled.
-    pub fn backward(&self, dy: &[f32], width: usize, columns: Range<usize>, dx: &mut [f32], into: Destination) {
-        let tokens = dx.len() / self.columns;
-        let dy = MatrixRef::new(&dy[columns.start..], tokens, self.rows, width);
-        let dx = MatrixMut::new(dx, tokens, self.columns, self.columns);
+    /// `dx = dy W`, or added to `dx`: `dy` is `[tokens, rows]` and `dx` `[tokens, columns]`.
+    pub fn backward(&self, dy: MatrixRef, dx: &mut [f32], into: Destination) {
+        let dx = MatrixMut::new(dx, dx.len() / self.columns, self.columns, self.columns);
         if let Slice::F32(w) = self.slice(0..self.rows) {
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(dx, into, dy, w, 1.0);
@@ -258,12 +204,13 @@ impl Mapped {
     }
 }
 
-fn widen_unaligned(bytes: &[u8], element: Element) -> Vec<f32> {
+/// The values of bytes at any address, as f32.
+fn widen_unaligned(bytes: &[u8], dtype: StorageDtype) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match element {
-        Element::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Element::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
-        Element::BF16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+    match dtype {
+        StorageDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        StorageDtype::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
+        StorageDtype::BF16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
     }
 }
 
@@ -297,8 +244,8 @@ mod tests {
         (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
     }
 
-    fn weight(element: Element, rows: usize, columns: usize) -> Mapped {
-        Mapped::from_values(numbers(rows * columns, 7), rows, columns).unwrap().narrowed(element)
+    fn weight(dtype: StorageDtype, rows: usize, columns: usize) -> MmapMatrix {
+        MmapMatrix::from_values(numbers(rows * columns, 7), rows, columns).unwrap().rounded_to(dtype)
     }
 
     /// Widths that no tile divides, few and many tokens, and products that one thread makes and that all make.
@@ -308,15 +255,15 @@ mod tests {
     fn tiles_of_any_width_and_precision_give_the_product() {
         for (tokens, rows, columns) in SHAPES {
             let (x, width) = (numbers(tokens * columns, 5), rows + 3);
-            for element in [Element::F32, Element::BF16, Element::F16] {
-                let mapped = weight(element, rows, columns);
+            for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
+                let mapped = weight(dtype, rows, columns);
                 let mut y = vec![9.0; tokens * width];
                 mapped.forward(&x, &mut y, width, 2..2 + rows);
                 let w = mapped.values();
                 for (t, y) in y.chunks_exact(width).enumerate() {
                     let x = &x[t * columns..][..columns];
                     let expected = w.chunks_exact(columns).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>());
-                    assert!(y[2..2 + rows].iter().copied().eq(expected), "{element:?} {tokens} {rows} {columns}");
+                    assert!(y[2..2 + rows].iter().copied().eq(expected), "{dtype:?} {tokens} {rows} {columns}");
                     assert_eq!((y[0], y[1], y[width - 1]), (9.0, 9.0, 9.0));
                 }
             }
@@ -327,16 +274,16 @@ mod tests {
     fn its_backward_is_the_transposed_product_added_or_written() {
         for (tokens, rows, columns) in SHAPES {
             let dy = numbers(tokens * rows, 3);
-            for element in [Element::F32, Element::BF16, Element::F16] {
-                let mapped = weight(element, rows, columns);
+            for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
+                let mapped = weight(dtype, rows, columns);
                 let (mut written, mut added) = (vec![9.0; tokens * columns], vec![1.0; tokens * columns]);
-                mapped.backward(&dy, rows, 0..rows, &mut written, Destination::Overwrite);
-                mapped.backward(&dy, rows, 0..rows, &mut added, Destination::Add);
+                mapped.backward(MatrixRef::new(&dy, tokens, rows, rows), &mut written, Destination::Overwrite);
+                mapped.backward(MatrixRef::new(&dy, tokens, rows, rows), &mut added, Destination::Add);
                 let w = mapped.values();
                 for (t, dx) in written.chunks_exact(columns).enumerate() {
                     for c in [0, 1, 31, columns / 2, columns - 1] {
                         let expected: f32 = (0..rows).map(|r| dy[t * rows + r] * w[r * columns + c]).sum();
-                        assert_eq!(dx[c], expected, "{element:?} {tokens} {rows} {columns}");
+                        assert_eq!(dx[c], expected, "{dtype:?} {tokens} {rows} {columns}");
                         assert_eq!(added[t * columns + c], expected + 1.0);
                     }
                 }

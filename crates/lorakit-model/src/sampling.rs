@@ -1,14 +1,15 @@
-//! How the next token is chosen from logits.
+//! Choosing the next token from logits.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// A way to choose.
+/// How a token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Choice {
-    /// The likeliest token; of equals the first.
+pub enum SamplingStrategy {
+    /// The most probable token; of equals the first.
     Greedy,
-    /// At random by `softmax(logits / temperature)`, among the likeliest tokens that together reach `top_p`.
+    /// At random by `softmax(logits / temperature)`, among the most probable tokens that together reach probability
+    /// `top_p` (nucleus sampling, <https://arxiv.org/abs/1904.09751>).
     Random {
         /// Above zero.
         temperature: f64,
@@ -19,11 +20,11 @@ pub enum Choice {
 
 /// Chooses tokens; the same seed and logits give the same tokens.
 pub struct Sampler {
-    choice: Choice,
+    strategy: SamplingStrategy,
     random: ChaCha8Rng,
 }
 
-/// The likeliest token; of equals the first.
+/// The most probable token; of equals the first.
 pub fn greedy(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, logit) in logits.iter().enumerate() {
@@ -35,16 +36,16 @@ pub fn greedy(logits: &[f32]) -> u32 {
 }
 
 impl Sampler {
-    /// A sampler with a stream of its own.
-    pub fn new(choice: Choice, seed: u64) -> Self {
-        Self { choice, random: ChaCha8Rng::seed_from_u64(seed) }
+    /// A sampler whose random stream starts at `seed`.
+    pub fn new(strategy: SamplingStrategy, seed: u64) -> Self {
+        Self { strategy, random: ChaCha8Rng::seed_from_u64(seed) }
     }
 
     /// The next token after `logits`, `[vocabulary]`.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
-        match self.choice {
-            Choice::Greedy => greedy(logits),
-            Choice::Random { temperature, top_p } => self.draw(logits, temperature, top_p),
+        match self.strategy {
+            SamplingStrategy::Greedy => greedy(logits),
+            SamplingStrategy::Random { temperature, top_p } => self.draw(logits, temperature, top_p),
         }
     }
 

@@ -1,19 +1,42 @@
-//! The canonical text of a config, which a base's fingerprint hashes.
+//! What identifies a base: its name, dimensions and fingerprint.
 //!
-//! Libraries on disk hold fingerprints, so the text of a config that was ever released must never change. It is written
-//! out here field by field and does not follow the names in [`Config`]. A field that only newer architectures have is
-//! appended, and only where it is set.
+//! Libraries on disk hold fingerprints, so the text that is hashed for a config of an architecture that was ever released
+//! must never change. It is written out here field by field and does not follow the names in [`BaseConfig`]. A field that
+//! only newer architectures have is appended, and only where it is set.
 
-use crate::config::{Config, Form, Rope, RopeScaling};
+use crate::architecture::base_config::{BaseConfig, RopeConfig, RopeScaling};
+use crate::weights::checkpoint::Checkpoint;
+use lorakit_adapter::BaseIdentity;
+use lorakit_format::hash::hex;
+use sha2::{Digest, Sha256};
+
+/// The identity of a base. Its fingerprint hashes the config's canonical text and the checkpoint's sampled hash.
+pub(crate) fn base_identity(name: &str, config: &BaseConfig, checkpoint: &Checkpoint) -> BaseIdentity {
+    let dimensions = [
+        ("vocabulary", config.vocabulary),
+        ("hidden", config.hidden),
+        ("intermediate", config.intermediate),
+        ("layers", config.layers),
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads),
+        ("head_dim", config.head_dim),
+    ];
+    let mut hash = Sha256::new();
+    hash.update(canonical_text(config));
+    hash.update(checkpoint.sampled_hash());
+    BaseIdentity {
+        name: name.to_string(),
+        architecture: config.model_type.clone(),
+        dimensions: dimensions.into_iter().map(|(key, value)| (key.to_string(), value as u64)).collect(),
+        fingerprint: hex(&hash.finalize()),
+    }
+}
 
 /// The text of `config`: every value that the results depend on.
-pub(crate) fn canonical_text(config: &Config) -> String {
-    let family = match config.form {
-        Form::Mistral => "Mistral",
-        Form::Phi => "Phi",
-    };
+fn canonical_text(config: &BaseConfig) -> String {
+    let descriptor = &config.descriptor;
     let fields = [
-        ("form", family.to_string()),
+        ("form", descriptor.family.to_string()),
         ("model_type", format!("{:?}", config.model_type)),
         ("vocabulary", config.vocabulary.to_string()),
         ("hidden", config.hidden.to_string()),
@@ -26,14 +49,14 @@ pub(crate) fn canonical_text(config: &Config) -> String {
         ("rope", rope(&config.rope)),
         ("window", config.window.map_or_else(|| "None".to_string(), |window| format!("Some({window})"))),
         ("tied", config.tied.to_string()),
-        ("attention_bias", config.attention_bias.to_string()),
-        ("mlp_bias", config.mlp_bias.to_string()),
+        ("attention_bias", descriptor.attention_input.bias.to_string()),
+        ("mlp_bias", descriptor.mlp_input.bias.to_string()),
         ("max_positions", config.max_positions.to_string()),
     ];
     record("Config", &fields)
 }
 
-fn rope(rope: &Rope) -> String {
+fn rope(rope: &RopeConfig) -> String {
     let scaling = match rope.scaling {
         RopeScaling::None => "None".to_string(),
         RopeScaling::Linear { factor } => record("Linear", &[("factor", number(factor))]),
@@ -62,7 +85,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn assert_text(config: Value, expected: &str) {
-        let config = Config::parse(&config.to_string(), "config.json").unwrap();
+        let config = BaseConfig::parse(&config.to_string(), "config.json").unwrap();
         assert_eq!(canonical_text(&config), expected);
     }
 

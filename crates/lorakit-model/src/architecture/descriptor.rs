@@ -1,0 +1,112 @@
+//! The descriptor of an architecture: everything in which it differs from others.
+
+use crate::layer::activation::Activation;
+use crate::layer::norm::NormKind;
+use lorakit_lora::SiteRole;
+
+/// What the layers of a base are made of. Module paths are those of Hugging Face's models.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Descriptor {
+    /// The name of its family in fingerprints, which must never change: architectures that compute the same share it.
+    pub family: &'static str,
+    /// The embedding's module.
+    pub embedding: &'static str,
+    /// The module that holds the layers: layer `i` is at `{layers}.{i}`.
+    pub layers: &'static str,
+    /// The module of the norm after the last layer.
+    pub final_norm: &'static str,
+    /// The LM head's module; where the head is tied its weight is the embedding's.
+    pub lm_head: &'static str,
+    /// Whether the LM head has a bias.
+    pub lm_head_bias: bool,
+    /// The kind of all norms.
+    pub norm: NormKind,
+    /// The order of attention and MLP, with their norms.
+    pub block: BlockDescriptor,
+    /// The activation between the MLP's sites.
+    pub activation: Activation,
+    /// The site that reads the attention's input: q, k and v, or one fused projection.
+    pub attention_input: SiteDescriptor,
+    /// The site that writes the attention's output.
+    pub attention_output: SiteDescriptor,
+    /// The site that reads the MLP's input: gate and up, or one projection.
+    pub mlp_input: SiteDescriptor,
+    /// The site that writes the MLP's output.
+    pub mlp_output: SiteDescriptor,
+}
+
+/// How attention and MLP follow each other in a layer. Norms are modules within the layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BlockDescriptor {
+    /// `h += attention(norm h)`, then `h += mlp(norm h)`.
+    Sequential {
+        /// The norm before the attention.
+        attention_norm: &'static str,
+        /// The norm before the MLP.
+        mlp_norm: &'static str,
+    },
+    /// `x = norm h`, `h += attention(x) + mlp(x)`.
+    Parallel {
+        /// The norm before both.
+        norm: &'static str,
+    },
+}
+
+/// A site of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SiteDescriptor {
+    /// The site's name, as in `qkv`. Adapters' keys and draws do not depend on it.
+    pub name: &'static str,
+    /// Its projections, in the order of their outputs.
+    pub projections: &'static [ProjectionDescriptor],
+    /// Whether its projections have biases.
+    pub bias: bool,
+}
+
+/// A projection of a site. A fused module of a checkpoint, such as `qkv_proj`, is one projection with several outputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProjectionDescriptor {
+    /// The module within the layer, as in `self_attn.q_proj`.
+    pub module: &'static str,
+    /// What it writes, in order.
+    pub outputs: &'static [Features],
+}
+
+/// What a projection writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// Queries of all heads.
+    Queries,
+    /// Keys of all key heads.
+    Keys,
+    /// Values of all key heads.
+    Values,
+    /// The MLP's inner features: those that pass the activation, or those that it gates.
+    Inner,
+    /// The residual stream's features.
+    Hidden,
+}
+
+impl Descriptor {
+    /// The four sites of a layer with their roles, in the order in which a layer with this block visits them.
+    pub fn sites(&self) -> [(SiteRole, &SiteDescriptor); 4] {
+        [
+            (SiteRole::AttentionInput, &self.attention_input),
+            (SiteRole::AttentionOutput, &self.attention_output),
+            (SiteRole::MlpInput, &self.mlp_input),
+            (SiteRole::MlpOutput, &self.mlp_output),
+        ]
+    }
+
+    /// The same with biases of the attention's and the MLP's projections, as a config asks for them.
+    pub(crate) fn with_biases(self, attention: bool, mlp: bool) -> Self {
+        let with = |site: SiteDescriptor, bias| SiteDescriptor { bias, ..site };
+        Self {
+            attention_input: with(self.attention_input, attention),
+            attention_output: with(self.attention_output, attention),
+            mlp_input: with(self.mlp_input, mlp),
+            mlp_output: with(self.mlp_output, mlp),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Llama 1 to 3: `h += o(attention(qkv(norm h)))`, `h += down(silu(gate(norm h)) * up(norm h))`.
+
+use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig, RotaryFactor};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::descriptor::{BlockDescriptor, Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+use crate::error::Result;
+use crate::layer::activation::Activation;
+use crate::layer::norm::NormKind;
+
+/// `model_type: llama`.
+pub(crate) static LLAMA: Architecture = Architecture { model_type: "llama", descriptor: DESCRIPTOR, read };
+
+/// Llama's layers, which others share.
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
+    family: "Mistral",
+    embedding: "model.embed_tokens",
+    layers: "model.layers",
+    final_norm: "model.norm",
+    lm_head: "lm_head",
+    lm_head_bias: false,
+    norm: NormKind::Rms,
+    block: BlockDescriptor::Sequential { attention_norm: "input_layernorm", mlp_norm: "post_attention_layernorm" },
+    activation: Activation::SwiGlu,
+    attention_input: SiteDescriptor {
+        name: "qkv",
+        projections: &[
+            ProjectionDescriptor { module: "self_attn.q_proj", outputs: &[Features::Queries] },
+            ProjectionDescriptor { module: "self_attn.k_proj", outputs: &[Features::Keys] },
+            ProjectionDescriptor { module: "self_attn.v_proj", outputs: &[Features::Values] },
+        ],
+        bias: false,
+    },
+    attention_output: SiteDescriptor {
+        name: "o",
+        projections: &[ProjectionDescriptor { module: "self_attn.o_proj", outputs: &[Features::Hidden] }],
+        bias: false,
+    },
+    mlp_input: SiteDescriptor {
+        name: "gate_up",
+        projections: &[
+            ProjectionDescriptor { module: "mlp.gate_proj", outputs: &[Features::Inner] },
+            ProjectionDescriptor { module: "mlp.up_proj", outputs: &[Features::Inner] },
+        ],
+        bias: false,
+    },
+    mlp_output: SiteDescriptor {
+        name: "down",
+        projections: &[ProjectionDescriptor { module: "mlp.down_proj", outputs: &[Features::Hidden] }],
+        bias: false,
+    },
+};
+
+/// Reads the keys of LlamaConfig, which MistralConfig shares.
+pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    json.expect_text("hidden_act", "silu")?;
+    BaseConfig::from_json(
+        json,
+        ArchitectureKeys {
+            descriptor: DESCRIPTOR.with_biases(json.flag("attention_bias", false)?, json.flag("mlp_bias", false)?),
+            head_dim: json.count("head_dim")?,
+            epsilon: json.number("rms_norm_eps", 1e-6)?,
+            rotary_factor: RotaryFactor::Whole,
+            window: None,
+        },
+    )
+}

@@ -1,0 +1,100 @@
+//! What all layers of one forward share: the sequences, their rotary tables, and where their keys are.
+
+use crate::attention::attention_layout::AttentionLayout;
+use crate::attention::dispatch::{cached_attention, rotate, self_attention};
+use crate::attention::heads::AttentionHeads;
+use crate::attention::segment::AttentionSegment;
+use crate::kv_cache::KvCache;
+use crate::layer::rope::RopeFrequencies;
+use candle_core::{Result, Tensor};
+use lorakit_lora::SequenceBatch;
+use std::ops::Range;
+
+/// What all layers of one forward share.
+#[derive(Clone)]
+pub struct ForwardPlan {
+    sequences: SequenceBatch,
+    layout: AttentionLayout,
+    cache: Option<KvCache>,
+    output: Option<OutputTokens>,
+}
+
+/// The tokens that the output of a layer is wanted of.
+#[derive(Clone)]
+struct OutputTokens {
+    layer: usize,
+    /// Their indices among all tokens, ascending.
+    indices: Tensor,
+    sequences: SequenceBatch,
+}
+
+impl ForwardPlan {
+    /// Packed sequences, each of which attends to itself.
+    pub(crate) fn packed(sequences: SequenceBatch, frequencies: &RopeFrequencies) -> Self {
+        let segment = |tokens: Range<usize>| AttentionSegment { queries: tokens.clone(), keys: vec![tokens] };
+        let segments = sequences.iter().map(|sequence| segment(sequence.tokens())).collect();
+        let layout = AttentionLayout::new(frequencies.angles(&sequences.positions()), segments);
+        Self { sequences, layout, cache: None, output: None }
+    }
+
+    /// Sequences whose keys are in a cache: `keys[i]` are the slots of sequence `i`, those of its tokens here last.
+    pub(crate) fn cached(
+        sequences: SequenceBatch,
+        keys: Vec<Vec<Range<usize>>>,
+        cache: KvCache,
+        frequencies: &RopeFrequencies,
+    ) -> Self {
+        let segments = sequences.iter().zip(keys);
+        let segments = segments.map(|(sequence, keys)| AttentionSegment { queries: sequence.tokens(), keys }).collect();
+        let layout = AttentionLayout::new(frequencies.angles(&sequences.positions()), segments);
+        Self { sequences, layout, cache: Some(cache), output: None }
+    }
+
+    /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
+    /// these `sequences`. After that layer's attention only they are computed.
+    pub(crate) fn with_output_tokens(self, layer: usize, indices: Tensor, sequences: SequenceBatch) -> Self {
+        Self { output: Some(OutputTokens { layer, indices, sequences }), ..self }
+    }
+
+    fn output_of(&self, layer: usize) -> Option<&OutputTokens> {
+        self.output.as_ref().filter(|output| output.layer == layer)
+    }
+
+    /// The indices of the tokens that the output of `layer` is wanted of, where it is not wanted of all.
+    pub(crate) fn output_indices(&self, layer: usize) -> Option<&Tensor> {
+        self.output_of(layer).map(|output| &output.indices)
+    }
+
+    /// The sequences that those tokens form.
+    pub(crate) fn output_sequences(&self, layer: usize) -> &SequenceBatch {
+        self.output_of(layer).map_or(&self.sequences, |output| &output.sequences)
+    }
+
+    /// The attention's view of the packed sequences.
+    pub(crate) fn layout(&self) -> &AttentionLayout {
+        &self.layout
+    }
+
+    /// The sequences.
+    pub fn sequences(&self) -> &SequenceBatch {
+        &self.sequences
+    }
+
+    /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
+    pub(crate) fn attend(&self, layer: usize, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        let Some(cache) = &self.cache else {
+            return self_attention(qkv, heads, &self.layout);
+        };
+        let qkv = rotate(qkv, heads, &self.layout.rope)?;
+        let (first_key, width) = (heads.queries * heads.features, heads.key_width());
+        let (keys, values) = (qkv.narrow(1, first_key, width)?, qkv.narrow(1, first_key + width, width)?);
+        for segment in self.layout.segments.iter() {
+            let n = segment.queries.len();
+            let Some(last) = segment.keys.last() else { continue };
+            let own = |of: &Tensor| of.narrow(0, segment.queries.start, n)?.contiguous();
+            cache.keys[layer].slice_set(&own(&keys)?, 0, last.end - n)?;
+            cache.values[layer].slice_set(&own(&values)?, 0, last.end - n)?;
+        }
+        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, &self.layout)
+    }
+}

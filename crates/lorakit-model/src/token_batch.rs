@@ -1,0 +1,100 @@
+//! Tokenized rows, packed one behind the other, with the tokens that carry loss.
+
+use candle_core::{Device, Result, Tensor};
+use lorakit_lora::{Sequence, SequenceBatch};
+
+/// A token to be predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetToken {
+    /// The index, among the packed tokens, of the one whose hidden state predicts it.
+    pub at: u32,
+    /// The token that should come next.
+    pub id: u32,
+    /// The row that it belongs to.
+    pub row: u32,
+}
+
+/// Rows as one sequence of packed tokens, without padding.
+#[derive(Clone, Debug, Default)]
+pub struct TokenBatch {
+    ids: Vec<u32>,
+    sequences: Vec<Sequence>,
+    targets: Vec<TargetToken>,
+}
+
+impl TokenBatch {
+    /// Adds a row: `prompt` carries no loss, every token of `target` does. The target's last token is predicted but never
+    /// read, so it is not among the packed tokens.
+    pub fn push(&mut self, prompt: &[u32], target: &[u32], expert: Option<usize>) {
+        let (start, row) = (self.ids.len(), self.sequences.len() as u32);
+        let read = target.len().saturating_sub(1);
+        self.ids.extend_from_slice(prompt);
+        self.ids.extend_from_slice(&target[..read]);
+        for (i, &id) in target.iter().enumerate() {
+            // A target without a prompt begins with a token that nothing predicts.
+            if let Some(at) = (start + prompt.len() + i).checked_sub(1).filter(|&at| at >= start) {
+                self.targets.push(TargetToken { at: at as u32, id, row });
+            }
+        }
+        self.sequences.push(Sequence { start, len: self.ids.len() - start, expert, ..Sequence::default() });
+    }
+
+    /// The packed tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The rows' sequences of packed tokens.
+    pub fn sequences(&self) -> SequenceBatch {
+        SequenceBatch::new(self.sequences.iter().cloned())
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// The tokens to be predicted, row by row.
+    pub fn targets(&self) -> &[TargetToken] {
+        &self.targets
+    }
+
+    /// The targets' token ids.
+    pub fn target_ids(&self) -> Vec<u32> {
+        self.targets.iter().map(|target| target.id).collect()
+    }
+
+    /// Lets `change` set what sequences carry besides their tokens, such as expert weights.
+    pub fn for_each_sequence(&mut self, change: impl FnMut(&mut Sequence)) {
+        self.sequences.iter_mut().for_each(change);
+    }
+
+    /// The hidden states that predict the targets, `[targets, d]`, out of all, `[tokens, d]`.
+    pub fn target_states(&self, h: &Tensor) -> Result<Tensor> {
+        h.index_select(&self.target_indices(h.device())?, 0)
+    }
+
+    /// The indices of those among the packed tokens, `[targets]`.
+    pub(crate) fn target_indices(&self, device: &Device) -> Result<Tensor> {
+        let indices: Vec<u32> = self.targets.iter().map(|target| target.at).collect();
+        Tensor::from_vec(indices, self.targets.len(), device)
+    }
+
+    /// The sequences of [`TokenBatch::target_states`], where nothing else is packed. Their tokens are no longer neighbours,
+    /// and their positions mean nothing.
+    pub fn target_sequences(&self) -> SequenceBatch {
+        let mut counts = vec![0; self.sequences.len()];
+        self.targets.iter().for_each(|target| counts[target.row as usize] += 1);
+        let mut start = 0;
+        SequenceBatch::new(self.sequences.iter().zip(counts).map(|(sequence, len)| {
+            let sequence = Sequence { start, len, ..sequence.clone() };
+            start += len;
+            sequence
+        }))
+    }
+}

@@ -1,0 +1,16 @@
+//! Weights: from a checkpoint's mapped files to what layers compute with, and back into files.
+
+pub(crate) mod checkpoint;
+pub(crate) mod edit;
+pub(crate) mod mmap_matrix;
+mod save;
+pub(crate) mod storage_dtype;
+pub(crate) mod weight;
+pub(crate) mod weight_loader;
+
+pub use checkpoint::Checkpoint;
+pub use edit::{Edit, Rounding};
+pub use mmap_matrix::MmapMatrix;
+pub use storage_dtype::StorageDtype;
+pub use weight::Weight;
+pub use weight_loader::BaseOptions;

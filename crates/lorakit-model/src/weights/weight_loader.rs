@@ -1,0 +1,114 @@
+//! The named tensors of a checkpoint as the weights of a model, frozen or trainable.
+
+use crate::cuda;
+use crate::error::{ModelError, Result};
+use crate::layer::linear::LinearWeights;
+use crate::weights::checkpoint::Checkpoint;
+use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::storage_dtype::StorageDtype;
+use crate::weights::weight::Weight;
+use candle_core::{DType, Device, Tensor, Var};
+use std::collections::BTreeSet;
+
+/// How a base is opened.
+#[derive(Clone, Debug)]
+pub struct BaseOptions {
+    /// The device that it computes on.
+    pub device: Device,
+    /// The dtype of its matrices; by default the file's. Everything else is f32, and so is all arithmetic on the CPU; on
+    /// other devices a frozen matrix is multiplied in its own dtype.
+    pub dtype: Option<DType>,
+    /// Whether its own weights are trained.
+    pub trainable: bool,
+}
+
+impl Default for BaseOptions {
+    fn default() -> Self {
+        Self { device: Device::Cpu, dtype: None, trainable: false }
+    }
+}
+
+/// Loads weights by name and remembers which were asked for.
+pub(crate) struct WeightLoader<'a> {
+    checkpoint: &'a Checkpoint,
+    options: &'a BaseOptions,
+    requested: BTreeSet<String>,
+    variables: Vec<(String, Var)>,
+}
+
+impl<'a> WeightLoader<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, options: &'a BaseOptions) -> Self {
+        Self { checkpoint, options, requested: BTreeSet::new(), variables: Vec::new() }
+    }
+
+    fn mapped(&mut self, name: &str, shape: &[usize]) -> Result<MmapMatrix> {
+        self.requested.insert(name.to_string());
+        self.checkpoint.get(name, shape)
+    }
+
+    fn variable(&mut self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        let variable = Var::from_tensor(tensor)?;
+        self.variables.push((name.to_string(), variable.clone()));
+        Ok(variable.as_tensor().clone())
+    }
+
+    /// A matrix `[rows, columns]`.
+    pub(crate) fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        let mapped = self.mapped(name, &[rows, columns])?;
+        if self.options.trainable {
+            let tensor = mapped.to_tensor(DType::F32, &self.options.device)?;
+            return Ok(Weight::Tensor(self.variable(name, &tensor)?));
+        }
+        if self.options.device.is_cpu() {
+            return Ok(Weight::Mapped(match self.options.dtype {
+                // An edited matrix keeps the type that was chosen for it then.
+                _ if self.checkpoint.is_edited(name) => mapped,
+                Some(DType::BF16) => mapped.rounded_to(StorageDtype::BF16),
+                Some(DType::F16) => mapped.rounded_to(StorageDtype::F16),
+                _ => mapped,
+            }));
+        }
+        let dtype = self.options.dtype.unwrap_or(mapped.storage_dtype().dtype());
+        if let Some(reason) = cuda::unsupported_dtype(&self.options.device, dtype)? {
+            return Err(ModelError::UnsupportedDtype { place: self.checkpoint.place(), reason });
+        }
+        Ok(Weight::Tensor(mapped.to_tensor(dtype, &self.options.device)?))
+    }
+
+    /// A vector `[length]`, in f32: the few values of norms and biases are not worth rounding.
+    pub(crate) fn vector(&mut self, name: &str, length: usize) -> Result<Tensor> {
+        let tensor = self.mapped(name, &[length])?.to_tensor(DType::F32, &self.options.device)?.reshape(length)?;
+        if self.options.trainable { self.variable(name, &tensor) } else { Ok(tensor) }
+    }
+
+    /// `{module}.weight`, `[width, input]`, and with `bias` also `{module}.bias`, `[width]`.
+    pub(crate) fn linear(&mut self, module: &str, width: usize, input: usize, bias: bool) -> Result<LinearWeights> {
+        Ok(LinearWeights {
+            weight: self.matrix(&format!("{module}.weight"), width, input)?,
+            bias: if bias { Some(self.vector(&format!("{module}.bias"), width)?) } else { None },
+            width,
+        })
+    }
+
+    /// The variables of a trainable base, in the order in which they were loaded. `unused` is a tensor that the file may
+    /// hold although the model does not need it.
+    ///
+    /// # Errors
+    /// If the file holds another tensor that was not loaded.
+    pub(crate) fn finish(self, unused: Option<&str>) -> Result<Vec<(String, Var)>> {
+        let known =
+            |name: &str| self.requested.contains(name) || name.ends_with("rotary_emb.inv_freq") || Some(name) == unused;
+        let extra: Vec<&str> = self.checkpoint.names().filter(|name| !known(name)).collect();
+        if let Some(first) = extra.first() {
+            return Err(ModelError::Checkpoint {
+                place: self.checkpoint.place(),
+                reason: format!(
+                    "{} tensors have no place in the model that config.json describes, the first being '{first}'; \
+                     config.json and weights may be of different models",
+                    extra.len()
+                ),
+            });
+        }
+        Ok(self.variables)
+    }
+}
