@@ -1,11 +1,11 @@
-//! The command line as a whole: what stands before or after every subcommand, and the list of subcommands.
+//! The command line: global options and the list of subcommands.
 
 use crate::args::global_args::GlobalArgs;
+use crate::command_context::Context;
 use crate::commands::{
-    adapt, base, cluster, completions, demo, eval, explain, generate, library, logits, merge, task, train_experts,
-    verify,
+    adapt, base_commands, cluster, completions, demo, eval, explain, generate, library_commands, logits, merge,
+    task_commands, train_experts, verify,
 };
-use crate::context::Context;
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,25 +17,25 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 const AFTER_HELP: &str = "\
-B, a base: a Hugging Face model folder, hub:ORG/NAME[@REV], or pico, which is inside the binary.
-[NAME=]T, a task: a task TOML, a JSON, JSONL or gzipped file in a plain form, a folder of any of these, or suite:NAME.
+B, a base model: a Hugging Face model folder, hub:ORG/NAME[@REV], or pico, which is bundled with lorakit.
+[NAME=]T, a task: a task TOML file, a JSON or JSONL file (may be gzipped), a folder of these, or suite:NAME.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, with everything finished so far kept.";
+Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted (finished work is kept).";
 
-/// Trains, clusters, routes, merges and evaluates libraries of LoRA adapters.
+/// Train, cluster, route, merge and evaluate libraries of LoRA adapters
 #[derive(Debug, Parser)]
 #[command(name = "lorakit", version, styles = STYLES, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// What every subcommand takes.
+    /// The global options.
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// What is to be done.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// The command line that the process was given; where it is wrong, the process ends with what clap says of it.
+    /// Parses the arguments of the process. On a usage error, prints it and exits.
     pub fn read() -> Self {
         let mut line = with_negative_numbers(Self::command());
         let matches = line.get_matches_mut();
@@ -43,8 +43,8 @@ impl Cli {
     }
 }
 
-/// The same command line in which -1 is a value wherever one is expected: the option it is for then says what it
-/// expects, where clap would have taken it for an option that there is not.
+/// Lets every option take negative numbers, so that the option's own parser reports a wrong one. By default clap reports
+/// `-1` as an unknown option.
 fn with_negative_numbers(line: ClapCommand) -> ClapCommand {
     let line = line.mut_args(|arg| match arg.get_action().takes_values() {
         true => arg.allow_negative_numbers(true),
@@ -53,39 +53,39 @@ fn with_negative_numbers(line: ClapCommand) -> ClapCommand {
     line.mut_subcommands(with_negative_numbers)
 }
 
-/// What lorakit does.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the whole method on the base inside the binary, in two minutes
+    /// Run the full pipeline on the bundled model, in about two minutes
     Demo(demo::DemoArgs),
-    /// Train experts into a library: one per task, per cluster, or one for all tasks; or all weights of the base
+    /// Train experts: one per task, per cluster, or for all tasks; or fine-tune all weights
     TrainExperts(Box<train_experts::TrainExpertsArgs>),
-    /// Cluster the experts of a library, or tasks, to train an expert per cluster
+    /// Cluster the experts of a library, or tasks
     Cluster(cluster::ClusterArgs),
-    /// Score routers over a library on tasks
+    /// Evaluate routers over a library on tasks
     Eval(eval::EvalArgs),
-    /// From a library to target tasks: fine-tune from its mean, or weigh its experts by a few rows
+    /// Adapt a library to target tasks: fine-tune from its mean, or fit weights of its experts
     Adapt(Box<adapt::AdaptArgs>),
-    /// Make one adapter of several experts, or add them to the base
+    /// Merge experts into one adapter, or into the base
     Merge(merge::MergeArgs),
-    /// Compare what a merge computes with what the experts compute in their slots
+    /// Check merged weights against unmerged adapters
     Verify(verify::VerifyArgs),
-    /// Write text after a prompt
+    /// Generate text from a prompt
     Generate(generate::GenerateArgs),
-    /// Show which expert a router gives which token, in which layer
+    /// Show which experts a router chooses for each token
     Explain(explain::ExplainArgs),
-    /// Write the logits of given tokens
+    /// Compute the logits of given tokens
     Logits(logits::LogitsArgs),
-    /// Look into a library, and add, remove or check experts
+    /// List, add, remove, check, import and export experts
     #[command(subcommand)]
-    Library(library::LibraryCommand),
-    /// Look at tasks and their rows
+    Library(library_commands::LibraryCommand),
+    /// Inspect tasks and their rows
     #[command(subcommand)]
-    Task(task::TaskCommand),
-    /// Look at a base
+    Task(task_commands::TaskCommand),
+    /// Inspect a base model
     #[command(subcommand)]
-    Base(base::BaseCommand),
-    /// Print a completion script for a shell
+    Base(base_commands::BaseCommand),
+    /// Print a shell completion script
     Completions(completions::CompletionsArgs),
 }
 
@@ -103,9 +103,9 @@ impl Command {
             Self::Generate(args) => generate::run(args, context),
             Self::Explain(args) => explain::run(args, context),
             Self::Logits(args) => logits::run(args, context),
-            Self::Library(command) => library::run(command, context),
-            Self::Task(command) => task::run(command, context),
-            Self::Base(command) => base::run(command, context),
+            Self::Library(command) => library_commands::run(command, context),
+            Self::Task(command) => task_commands::run(command, context),
+            Self::Base(command) => base_commands::run(command, context),
             Self::Completions(args) => completions::run(args, context),
         }
     }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn clap_accepts_the_command_line() {
         with_negative_numbers(Cli::command()).debug_assert();
     }
 }

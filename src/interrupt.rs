@@ -1,4 +1,4 @@
-//! Ctrl-C, and what else asks a process to end: it ends at once, unless a command has asked to be told first.
+//! Ctrl-C and SIGTERM: they end the process at once, unless a command handles the first one itself.
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -10,35 +10,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The exit code of an interrupted process.
 pub const EXIT_CODE: u8 = 130;
 
-/// Who hears of Ctrl-C.
+/// The state of interruption.
 pub struct Interrupt {
-    /// Whether the next Ctrl-C ends the process. Every Ctrl-C sets it, so the second always does; a command that can
-    /// stop by itself clears it, and reads it as the wish to stop.
+    /// Whether the next signal ends the process. Every signal sets it, so the second always does; a command that can stop
+    /// by itself clears it and polls it.
     ends: Arc<AtomicBool>,
-    /// Whether there was a Ctrl-C that nobody has heeded yet: what comes next stops at once.
+    /// Whether a signal came too late for its command: the next one stops at once.
     asked: AtomicBool,
 }
 
-/// For as long as this lives, the first Ctrl-C only sets the flag; the second ends the process.
+/// While this is alive, the first signal only sets the flag; the second ends the process.
 pub struct HeldInterrupt<'a>(&'a Interrupt);
 
 impl Interrupt {
-    /// Takes charge of Ctrl-C. All files are written under temporary names, so ending at once leaves none half done.
+    /// Installs the signal handlers. Files are written under temporary names, so exiting at once leaves none incomplete.
     pub fn install() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(true));
-        // SIGTERM is what a queueing system sends before it kills.
+        // Job schedulers send SIGTERM before SIGKILL.
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the process ends by what the signals before this one have set.
+            // In this order: whether the process ends depends on the flag before this signal.
             signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone())
                 .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-                .context("Ctrl-C cannot be handled")?;
+                .context("cannot install the signal handlers")?;
         }
-        survive_full_files()?;
+        handle_file_size_limit()?;
         Ok(Self { ends: stop, asked: AtomicBool::new(false) })
     }
 
-    /// From here on the first Ctrl-C only sets the flag, which the caller looks at. It is set already where one came too
-    /// late for whoever held it before.
+    /// Makes the first signal only set the flag, which the caller polls. It is already set if a signal came too late for
+    /// the previous holder.
     pub fn hold(&self) -> HeldInterrupt<'_> {
         self.ends.store(self.asked.load(Ordering::Relaxed), Ordering::Relaxed);
         HeldInterrupt(self)
@@ -61,16 +61,16 @@ impl Drop for HeldInterrupt<'_> {
     }
 }
 
-/// A file grown beyond the limit that the shell sets (`ulimit -f`) kills a process without a word; caught, it is a
-/// failed write like any other, whose error names the file.
-fn survive_full_files() -> Result<()> {
+/// Exceeding the file size limit (`ulimit -f`) kills a process silently; with a handler it is a failed write whose error
+/// names the file.
+fn handle_file_size_limit() -> Result<()> {
     #[cfg(unix)]
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))
-        .context("SIGXFSZ cannot be handled")?;
+        .context("cannot handle SIGXFSZ")?;
     Ok(())
 }
 
-/// The error of a command that stopped because it was asked to; the message says how to go on.
+/// The error of an interrupted command; the message says how to continue.
 #[derive(Debug)]
 pub struct Interrupted(pub String);
 
@@ -87,12 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_too_late_for_one_stage_stops_the_next() {
+    fn a_late_signal_stops_the_next_stage() {
         let interrupt = Interrupt { ends: Arc::new(AtomicBool::new(true)), asked: AtomicBool::new(false) };
         let first = interrupt.hold();
         assert!(!first.load(Ordering::Relaxed));
         drop(first);
-        assert!(interrupt.ends.load(Ordering::Relaxed), "between stages Ctrl-C ends the process");
+        assert!(interrupt.ends.load(Ordering::Relaxed), "between stages a signal ends the process");
         let second = interrupt.hold();
         assert!(!second.load(Ordering::Relaxed));
         second.store(true, Ordering::Relaxed);

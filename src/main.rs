@@ -5,18 +5,17 @@
 mod args;
 mod base;
 mod cli;
+mod command_context;
 mod commands;
-mod context;
 mod demo;
 mod interrupt;
 mod output;
 mod pages;
 mod routing_trace;
 mod scoring;
-mod training;
 
 use cli::Cli;
-use context::Context;
+use command_context::Context;
 use std::process::ExitCode;
 
 /// Tensors come and go with every op: an allocator that keeps their pages saves the kernel from clearing them anew.

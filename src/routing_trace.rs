@@ -10,21 +10,21 @@ pub const UNASSIGNED: &str = "unassigned: the base, or the fallback of `evidence
 
 /// Collects every choice that a router makes over one prompt.
 #[derive(Default)]
-pub struct TraceObserver(Mutex<Vec<Choice>>);
+pub struct TraceObserver(Mutex<Vec<TracedChoice>>);
 
 /// The choice at a site, or at some of its projections.
-pub struct Choice {
+pub struct TracedChoice {
     /// Index of the site.
     pub site: usize,
     /// The projections of the site that the choice is for.
     pub projections: std::ops::Range<usize>,
     /// For each token its experts, highest weight first.
-    pub tokens: Vec<Vec<Share>>,
+    pub tokens: Vec<Vec<ExpertWeight>>,
 }
 
 /// An expert with its routing weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Share {
+pub struct ExpertWeight {
     /// Its index.
     pub expert: usize,
     /// Its weight.
@@ -36,23 +36,25 @@ impl Observer for TraceObserver {
         let chosen =
             routing.experts.chunks_exact(routing.per_token).zip(routing.weights.chunks_exact(routing.per_token));
         let tokens = chosen.map(|(experts, weights)| {
-            let share = |(expert, weight): (&u32, &f32)| Share { expert: *expert as usize, weight: f64::from(*weight) };
+            let share =
+                |(expert, weight): (&u32, &f32)| ExpertWeight { expert: *expert as usize, weight: f64::from(*weight) };
             sorted(experts.iter().zip(weights).filter(|(_, weight)| **weight != 0.0).map(share).collect())
         });
-        let choice = Choice { site: routing.site, projections: routing.projections.clone(), tokens: tokens.collect() };
+        let choice =
+            TracedChoice { site: routing.site, projections: routing.projections.clone(), tokens: tokens.collect() };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(choice);
     }
 }
 
 /// Highest weight first; among equal ones, by name.
-fn sorted(mut shares: Vec<Share>) -> Vec<Share> {
+fn sorted(mut shares: Vec<ExpertWeight>) -> Vec<ExpertWeight> {
     shares.sort_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
     shares
 }
 
 impl TraceObserver {
     /// Takes the recorded choices, in the order of sites and projections.
-    pub fn take(&self) -> Vec<Choice> {
+    pub fn take(&self) -> Vec<TracedChoice> {
         let mut choices = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         choices.sort_by_key(|choice| (choice.site, choice.projections.start));
         choices
@@ -70,7 +72,7 @@ pub struct RoutingTrace<'a> {
     /// The experts of the library.
     pub experts: &'a LibraryStack,
     /// Every choice, site by site.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<TracedChoice>,
 }
 
 /// The JSON document of a [`RoutingTrace`].
@@ -111,19 +113,19 @@ impl RoutingTrace<'_> {
     }
 
     /// Where a choice was made: `3.qkv`, or `3.qkv q_proj` for some projections of the site.
-    pub fn place(&self, choice: &Choice) -> String {
+    pub fn place(&self, choice: &TracedChoice) -> String {
         let site: &Site = &self.experts.sites()[choice.site];
         let names: Vec<&str> = site.projections[choice.projections.clone()].iter().map(|p| p.name()).collect();
         if names.len() == site.projections.len() { site.key() } else { format!("{} {}", site.key(), names.join(",")) }
     }
 
     /// The layer of a choice; none at a site outside the layers.
-    pub fn layer(&self, choice: &Choice) -> Option<usize> {
+    pub fn layer(&self, choice: &TracedChoice) -> Option<usize> {
         self.experts.sites()[choice.site].layer
     }
 
     /// For each token every expert's weight averaged over `choices`, without experts of weight zero.
-    pub fn averaged<'c>(&self, choices: impl Iterator<Item = &'c Choice>) -> Vec<Vec<Share>> {
+    pub fn averaged<'c>(&self, choices: impl Iterator<Item = &'c TracedChoice>) -> Vec<Vec<ExpertWeight>> {
         let mut sums = vec![vec![0.0; self.experts.len()]; self.tokens.len()];
         let mut count = 0.0;
         for choice in choices {
@@ -133,29 +135,29 @@ impl RoutingTrace<'_> {
             }
         }
         let shares = |sums: Vec<f64>| {
-            let of = |(expert, sum): (usize, f64)| Share { expert, weight: sum / count };
+            let of = |(expert, sum): (usize, f64)| ExpertWeight { expert, weight: sum / count };
             sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
         };
         sums.into_iter().map(shares).collect()
     }
 
     /// Every expert's weight averaged over all choices and tokens.
-    pub fn overall(&self) -> Vec<Share> {
+    pub fn overall(&self) -> Vec<ExpertWeight> {
         let mut sums = vec![0.0; self.experts.len()];
         for share in self.averaged(self.choices.iter()).into_iter().flatten() {
             sums[share.expert] += share.weight / self.tokens.len() as f64;
         }
-        let of = |(expert, weight)| Share { expert, weight };
+        let of = |(expert, weight)| ExpertWeight { expert, weight };
         sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
     }
 
     /// Everything, for `--json`.
     pub fn document(&self) -> TraceDocument<'_> {
-        let named = |shares: &[Share]| -> Vec<NamedShare> {
+        let named = |shares: &[ExpertWeight]| -> Vec<NamedShare> {
             shares.iter().map(|share| NamedShare { expert: self.name(share.expert), weight: share.weight }).collect()
         };
         let tokens = self.tokens.iter().zip(self.averaged(self.choices.iter()));
-        let choice = |choice: &Choice| {
+        let choice = |choice: &TracedChoice| {
             let site = &self.experts.sites()[choice.site];
             let projections = &site.projections[choice.projections.clone()];
             ChoiceDocument {

@@ -191,16 +191,16 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
         assert!(error.contains(named), "{method} {options:?}: {error}");
     }
     assert!(!work.0.path().join("wrong").exists(), "nothing is left behind");
-    assert!(work.adapt("mean", "library", &[]).failed(1).contains("the library itself"));
+    assert!(work.adapt("mean", "library", &[]).failed(1).contains("are the same folder"));
     let none = run(["adapt", "--base", "pico", "--tasks", TARGET, "--method", "cat", "--out", &work.path("wrong")]);
     assert!(none.failed(2).contains("--method cat needs --library"));
     let merge = |options: &[&str]| {
         let (library, out) = (work.path("library"), work.path("wrong"));
         run(["merge", "--library", &library, "--out", &out].into_iter().chain(options.iter().copied()))
     };
-    assert!(merge(&["--method", "cat_learned"]).failed(2).contains("give tasks with --fit"));
-    assert!(merge(&["--method", "lorahub", "--fit", TARGET]).failed(2).contains("give --base"));
-    assert!(merge(&["--method", "cat", "--fit", TARGET]).failed(2).contains("--fit gives rows"));
+    assert!(merge(&["--method", "cat_learned"]).failed(2).contains("it needs --fit"));
+    assert!(merge(&["--method", "lorahub", "--fit", TARGET]).failed(2).contains("it needs --base"));
+    assert!(merge(&["--method", "cat", "--fit", TARGET]).failed(2).contains("does not fit weights"));
     assert!(merge(&["--method", "soup"]).failed(2).contains("lorahub, cat_learned"));
 }
 
@@ -238,7 +238,7 @@ fn a_task_without_test_rows_is_adapted_and_the_others_are_checked() {
     let tasks = ["adapt", "--json", "--base", "pico", "--limit", "6", "--tasks", TARGET, &few];
     let rest = ["--method", "no_library", "--set", "max_steps=1", "--out", &work.path("out")];
     let ran = run(tasks.into_iter().chain(rest)).ok();
-    assert!(ran.stderr.contains("`few` is not checked"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`few` is not evaluated"), "{}", ran.stderr);
     let document = ran.json();
     assert_eq!(document["adapted"].as_array().unwrap().len(), 2);
     let checked = document["check"]["results"]["adapted"].as_object().unwrap();

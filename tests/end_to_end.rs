@@ -199,10 +199,10 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(130));
     let message = String::from_utf8(ended.stderr).unwrap();
-    assert!(message.contains("the same command again goes on"), "{message}");
+    assert!(message.contains("run the same command again to continue"), "{message}");
 
     let resumed = run(arguments("stopped")).ok();
-    assert!(resumed.stderr.contains("goes on after step"), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("resumes after step"), "{}", resumed.stderr);
     run(arguments("straight")).ok();
     for task in TASKS {
         assert_eq!(work.weights("stopped", task), work.weights("straight", task));

@@ -1,10 +1,10 @@
-//! What sits in the base's slots: nothing, one adapter, or a library under a router.
+//! Options that select what is applied to a base: nothing, one adapter, or a library with a router.
 
 use crate::args::router_arg::RouterArg;
 use crate::args::task_args::{DataArgs, FitArgs};
 use crate::args::usage;
 use crate::base::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::help_entry;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -16,16 +16,16 @@ use lorakit_model::Base;
 use lorakit_route::{ROUTERS, single_expert};
 use std::path::PathBuf;
 
-/// The options that say what is added to a base.
+/// The adapter, or the library and router, applied to the base.
 #[derive(Args, Debug)]
 pub struct AdapterArgs {
-    /// A library of experts, for --router
+    /// Library of experts; needs --router
     #[arg(long, value_name = "L", requires = "router")]
     library: Option<PathBuf>,
-    /// How the library's experts serve tokens, such as arrow:top_k=2; all are listed below
+    /// Router over the library, such as arrow:top_k=2; all are listed below
     #[arg(long, value_name = "R")]
     router: Option<RouterArg>,
-    /// One PEFT adapter folder
+    /// A PEFT adapter folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["library", "router"])]
     adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -34,14 +34,14 @@ pub struct AdapterArgs {
     data: DataArgs,
 }
 
-/// The routers, for --help.
+/// The list of routers for `--help`.
 pub fn routers() -> String {
     let lines = ROUTERS.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     format!("Routers, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
 impl AdapterArgs {
-    /// Refuses what cannot be meant, before anything is opened.
+    /// Checks what needs no file to be opened.
     pub fn ensure_usage(&self) -> Result<()> {
         match &self.router {
             Some(typed) if typed.router.uses_experts() => {
@@ -51,8 +51,8 @@ impl AdapterArgs {
         }
     }
 
-    /// What fills the slots of an open base.
-    pub fn fill<'a>(&self, base: &'a Base, place: &ResolvedBase, context: &Context) -> Result<RoutedPatches<'a>> {
+    /// Opens what is applied to `base`.
+    pub fn open<'a>(&self, base: &'a Base, place: &ResolvedBase, context: &Context) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
             return Ok(RoutedPatches::plain(single_expert(&open_adapter(folder, base)?, 0)?));
         }
@@ -61,7 +61,7 @@ impl AdapterArgs {
             return Ok(RoutedPatches::plain(Patches::none()));
         };
         if !typed.router.uses_experts() {
-            // It serves no expert, but a library that is not there is a slip.
+            // `base` uses no expert, but a missing library is still an error.
             Library::open(library)?;
             return Ok(RoutedPatches::plain(Patches::none()));
         }

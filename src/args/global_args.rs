@@ -5,37 +5,37 @@ use clap::{ArgAction, Args};
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-/// Options that stand before or after the subcommand.
+/// Options that may stand before or after the subcommand.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Everywhere")]
+#[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Where to compute [default: CUDA where built in and present, else the CPU]
+    /// Device [default: CUDA if available, else the CPU]
     #[arg(long, global = true, value_name = "cpu|cuda|cuda:N")]
     pub device: Option<DeviceChoice>,
-    /// The type of the base's weights [default: f32 on the CPU, the file's on CUDA]
+    /// Data type of the base model's weights [default: f32 on the CPU, the checkpoint's on CUDA]
     #[arg(long, global = true, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Threads on the CPU [default: one per core]
+    /// Number of CPU threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
-    /// The seed of everything random
+    /// Random seed
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Print results as one JSON document
     #[arg(long, global = true)]
     pub json: bool,
-    /// No progress; results stay
+    /// Suppress progress output
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Take notices about adapters that are read for errors
+    /// Treat adapter warnings as errors
     #[arg(long, global = true)]
     pub strict: bool,
-    /// Say more on stderr
+    /// Print more details on stderr
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
 
-/// Threads that a machine could have; far more would only bring it to a standstill.
+/// Parses a number of threads; far more than a machine has would bring it to a standstill.
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
     const MOST: usize = 1024;
     let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= MOST);
@@ -45,7 +45,7 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
 /// `--device` as typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// A CUDA device, by its number.
     Cuda(usize),
@@ -55,7 +55,7 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a device"));
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is not a device number"));
         match text.split_once(':') {
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(0)),

@@ -1,11 +1,11 @@
-//! A router as the user typed it: what results are keyed by and messages say, whatever defaults it stands for.
+//! A router as the user typed it, which keys results and appears in messages.
 
 use lorakit_route::{RouteError, Router, parse_router};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A router with the text that it was typed as.
+/// A router and its text on the command line.
 #[derive(Clone, Debug)]
 pub struct RouterArg {
     /// The text.

@@ -1,4 +1,4 @@
-//! The options that give settings of training.
+//! Options that set the training configuration.
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -7,24 +7,24 @@ use lorakit_train::TrainConfig;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// Settings, by `--config` and `--set`.
+/// The training configuration, by `--config` and `--set`.
 #[derive(Args, Debug)]
 pub struct TrainConfigArgs {
-    /// Settings of training, as TOML
+    /// Training settings as a TOML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Settings over those of --config, such as learning_rate=1e-3 max_steps=100
+    /// Training settings that override --config, such as learning_rate=1e-3 max_steps=100
     #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 impl TrainConfigArgs {
-    /// Whether any was given.
+    /// Whether any setting was given.
     pub fn are_given(&self) -> bool {
         self.config.is_some() || !self.set.is_empty()
     }
 
-    /// `--set` over the file over `defaults`.
+    /// The settings: `--set` overrides the file, which overrides `defaults`.
     pub fn over(&self, defaults: TrainConfig) -> Result<TrainConfig> {
         let mut settings = match &self.config {
             None => defaults,
@@ -38,25 +38,25 @@ impl TrainConfigArgs {
     }
 }
 
-/// What `--set` gives, over these settings. A wrong one fails as it does in a file.
+/// Applies the assignments of `--set`.
 pub fn assign(settings: &mut TrainConfig, assignments: &[String]) -> Result<()> {
     assignments
         .iter()
         .try_for_each(|assignment| settings.set(assignment).with_context(|| format!("--set {assignment}")))
 }
 
-/// Refuses target modules that the base does not have, by their names: an expert would be trained without them.
+/// Refuses target modules that the base lacks: an expert would be trained without them.
 pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     let modules = base.modules();
     let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let targets = settings.targets()?;
-    // The default names the projections of every architecture.
+    // The default names the projections of all architectures.
     let idle = if settings.target_modules == ATTENTION { Vec::new() } else { targets.unmatched(&paths)? };
     let kinds: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
     let kinds = || kinds.into_iter().collect::<Vec<_>>().join(", ");
     ensure!(
         idle.is_empty(),
-        "{}: the base `{}` has no such module; it has {}",
+        "{}: base `{}` has no such module; it has {}",
         idle.join(", "),
         base.identity().name,
         kinds()
@@ -67,7 +67,7 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     }
     ensure!(
         matched,
-        "target_modules `{}` selects no module of the base `{}`; its modules are named {}",
+        "target_modules `{}` matches no module of base `{}`; its modules are {}",
         settings.target_modules,
         base.identity().name,
         kinds()
@@ -75,5 +75,5 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     Ok(())
 }
 
-/// The default of target_modules.
+/// The default of `target_modules`.
 const ATTENTION: &str = "attention";

@@ -1,13 +1,13 @@
-//! Wrong usage: what is known to be wrong from the command line alone, which ends with 2 as clap's own errors do.
+//! Usage errors, which exit with code 2 as clap's own do, and parsers of option values.
 
 use anyhow::Error;
 use std::fmt;
 use std::num::NonZeroUsize;
 
-/// The exit code of wrong usage.
+/// The exit code of a usage error.
 pub const EXIT_CODE: u8 = 2;
 
-/// The error of a command line that could not be carried out whatever the files hold.
+/// The error of a command line that is wrong whatever the files contain.
 #[derive(Debug)]
 pub struct UsageError(String);
 
@@ -19,27 +19,27 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// The error with this message.
-pub fn wrong(text: impl fmt::Display) -> Error {
+/// A usage error with this message.
+pub fn usage_error(text: impl fmt::Display) -> Error {
     UsageError(text.to_string()).into()
 }
 
-/// Refuses the command line, unless it is `right`.
-pub fn ensure(right: bool, text: impl FnOnce() -> String) -> Result<(), Error> {
-    if right { Ok(()) } else { Err(wrong(text())) }
+/// Fails with a usage error unless `valid`.
+pub fn ensure(valid: bool, text: impl FnOnce() -> String) -> Result<(), Error> {
+    if valid { Ok(()) } else { Err(usage_error(text())) }
 }
 
-/// A number of things of which one is needed at least, as typed.
+/// Parses a count of at least one.
 pub fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
-/// The same as a plain number.
+/// Parses a count of at least one as `usize`.
 pub fn size(text: &str) -> Result<usize, &'static str> {
     count(text).map(NonZeroUsize::get)
 }
 
-/// A share from 0 to 1, as typed.
-pub fn share(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or("expected a number from 0 to 1")
+/// Parses a fraction from 0 to 1.
+pub fn fraction(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction)).ok_or("expected a number from 0 to 1")
 }

@@ -2,7 +2,7 @@
 
 use super::hub_download::fetch;
 use super::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::{Context as _, Result};
 use hf_hub::{Repo, RepoType};
 use lorakit_model::Base;

@@ -1,6 +1,6 @@
 //! Downloads of bases from the Hugging Face Hub.
 
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};

@@ -1,8 +1,8 @@
-//! An adapter added to a base's weights: as a Hugging Face model folder, or in memory to be compared.
+//! A base with an adapter merged into its weights: as a Hugging Face model folder, or in memory.
 
 use crate::base::model_files;
 use crate::base::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
@@ -13,27 +13,27 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// The index of weights that are split over files. Names, shapes and types stay, so it stays true.
+/// The index of sharded weights. Names, shapes and types do not change, so it stays valid.
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// How the values of changed weights are kept in memory.
+/// The precision of merged weights in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
-    /// As a file would keep them.
+pub enum MergePrecision {
+    /// Rounded to the type of the stored weight.
     Rounded,
-    /// In f32, so that nothing is rounded off.
+    /// f32, without rounding.
     Exact,
 }
 
-/// Writes the base with `adapter` added to its weights into `folder`, which exists: weights in the base's own types,
-/// configuration and tokenizer as they are. What was written is opened once, so that what cannot be is not left.
+/// Writes the base with `adapter` merged into its weights to `folder`, which exists: weights in their stored types,
+/// configuration and tokenizer as they are. The result is opened once as a check.
 pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &Context) -> Result<Rounding> {
     model_files::write(place, folder)?;
     if let ResolvedBase::Folder { folder: source, .. } = place {
         copy_index(source, folder)?;
     }
     let checkpoint = place.checkpoint()?;
-    // A model half written is large, so it is not left behind: Ctrl-C is obeyed between two weights.
+    // Ctrl-C stops between two weights, so that no large partial model is left behind.
     let stop = context.interrupt.hold();
     let mut change = change(adapter);
     let rounding = checkpoint.write_edited(folder, &names(adapter), &mut |name, values| {
@@ -48,33 +48,42 @@ pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &C
         }
         other => anyhow::Error::from(other),
     })?;
-    Base::open(folder, &BaseOptions::default()).context("the merged base cannot be opened again")?;
+    Base::open(folder, &BaseOptions::default()).context("the merged base cannot be opened")?;
     Ok(rounding)
 }
 
-/// The base with `adapter` added to its weights, in memory. Weights that the adapter does not change stay in their
+/// The base with `adapter` merged into its weights, in memory. Weights that the adapter does not target stay in their
 /// files.
-pub fn in_memory(place: &ResolvedBase, adapter: &Adapter, kept: Kept, options: &BaseOptions) -> Result<Base> {
-    let keep = options.dtype.and_then(element);
-    let checkpoint =
-        place.checkpoint()?.with_edits(&names(adapter), keep, kept == Kept::Exact, &mut change(adapter))?;
+pub fn in_memory(
+    place: &ResolvedBase,
+    adapter: &Adapter,
+    precision: MergePrecision,
+    options: &BaseOptions,
+) -> Result<Base> {
+    let keep = options.dtype.and_then(storage_dtype);
+    let checkpoint = place.checkpoint()?.with_edits(
+        &names(adapter),
+        keep,
+        precision == MergePrecision::Exact,
+        &mut change(adapter),
+    )?;
     Ok(Base::from_checkpoint("merged", place.config()?, &checkpoint, options)?)
 }
 
-/// The narrowest type in which [`in_memory`] keeps what `adapter` changes.
-pub fn kept_in(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
-    match options.dtype.and_then(element) {
-        Some(element) => Ok(element),
+/// The narrowest type of the weights that `adapter` targets.
+pub fn narrowest_dtype(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
+    match options.dtype.and_then(storage_dtype) {
+        Some(dtype) => Ok(dtype),
         None => Ok(place.checkpoint()?.narrowest_dtype(&names(adapter))?),
     }
 }
 
-/// The type that weights are narrowed to for `--dtype`.
-fn element(dtype: candle_core::DType) -> Option<StorageDtype> {
-    [StorageDtype::F16, StorageDtype::BF16].into_iter().find(|element| element.dtype() == dtype)
+/// The type that weights are cast to for `--dtype`.
+fn storage_dtype(dtype: candle_core::DType) -> Option<StorageDtype> {
+    [StorageDtype::F16, StorageDtype::BF16].into_iter().find(|stored| stored.dtype() == dtype)
 }
 
-/// The tensors that an adapter changes.
+/// The tensors that an adapter targets.
 fn names(adapter: &Adapter) -> BTreeSet<String> {
     adapter.modules().keys().map(|module| tensor(module)).collect()
 }
@@ -83,7 +92,7 @@ fn tensor(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// Adds a module's update to its weight, which torch's linear layers keep as `[out, in]`.
+/// Adds a module's update to its weight, `[out, in]` as in `torch.nn.Linear`.
 fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> + '_ {
     |name, values| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
@@ -93,8 +102,8 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
     }
 }
 
-/// Copies the index of weights that are split over files, where there is one. One file of weights goes before an index
-/// that lies beside it, here as when the base is opened.
+/// Copies the index of sharded weights. A `model.safetensors` takes precedence over an index beside it, as when a base is
+/// opened.
 fn copy_index(source: &Path, folder: &Path) -> Result<()> {
     let from = source.join(INDEX_FILE);
     if from.is_file() && !source.join("model.safetensors").exists() {

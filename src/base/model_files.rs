@@ -1,4 +1,4 @@
-//! The files of a model folder beside its weights: configuration and tokenizer.
+//! The files of a model folder other than its weights: configuration, tokenizer, license.
 
 use crate::base::pico;
 use crate::base::resolved_base::ResolvedBase;
@@ -7,8 +7,8 @@ use lorakit_format::atomic::write_file;
 use serde_json::Value;
 use std::path::Path;
 
-/// The files that go with weights to another folder.
-const COMPANIONS: &[&str] = &[
+/// The files that are copied along with weights.
+const MODEL_FILES: &[&str] = &[
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -27,10 +27,10 @@ const COMPANIONS: &[&str] = &[
     "NOTICE.txt",
 ];
 
-/// Writes the companions of a base's weights into `folder`, which exists.
+/// Copies the files of a base, other than its weights, to `folder`, which exists.
 pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
-    let ResolvedBase::Folder { folder: source, .. } = place else { return pico::write_companions(folder) };
-    for name in COMPANIONS.iter().filter(|name| source.join(name).is_file()) {
+    let ResolvedBase::Folder { folder: source, .. } = place else { return pico::write_model_files(folder) };
+    for name in MODEL_FILES.iter().filter(|name| source.join(name).is_file()) {
         std::fs::copy(source.join(name), folder.join(name))
             .with_context(|| format!("{}: cannot be copied", source.join(name).display()))?;
     }
@@ -38,14 +38,15 @@ pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same for weights in f32, which other tools would round to the type that config.json names.
+/// Copies the same files for weights in f32: config.json then names f32, which other tools would otherwise round to the
+/// original type.
 pub fn write_for_f32(place: &ResolvedBase, folder: &Path) -> Result<()> {
     write(place, folder)?;
-    name_f32(&folder.join("config.json"))
+    set_dtype_f32(&folder.join("config.json"))
 }
 
-/// Names f32 as the type of the weights, where config.json names one.
-fn name_f32(path: &Path) -> Result<()> {
+/// Sets the data type in config.json to f32, if it has one.
+fn set_dtype_f32(path: &Path) -> Result<()> {
     let text = lorakit_format::read_text(path)?;
     let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let keys = ["torch_dtype", "dtype"];
@@ -66,15 +67,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_that_names_a_type_names_f32_and_keeps_the_rest() {
+    fn only_the_data_type_of_a_config_changes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         std::fs::write(&path, r#"{"rope_theta": 1e6, "torch_dtype": "bfloat16", "a": [1]}"#).unwrap();
-        name_f32(&path).unwrap();
+        set_dtype_f32(&path).unwrap();
         let config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(config, serde_json::json!({"rope_theta": 1e6, "torch_dtype": "float32", "a": [1]}));
         std::fs::write(&path, "{\"a\":1}").unwrap();
-        name_f32(&path).unwrap();
+        set_dtype_f32(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"a\":1}");
     }
 }

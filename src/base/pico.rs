@@ -1,4 +1,4 @@
-//! pico: the base inside the binary, of Mistral's form, which `scripts/pretrain_pico.sh` makes.
+//! pico: the bundled base model, a small Mistral that `scripts/pretrain_pico.sh` trains.
 
 use anyhow::Result;
 use lorakit_format::atomic::create_folder;
@@ -12,36 +12,36 @@ const TOKENIZER: &[u8] = include_bytes!("../pico/tokenizer.json");
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("../pico/tokenizer_config.json");
 const WEIGHTS: &[u8] = include_bytes!("../pico/model.safetensors");
 
-/// pico, opened as any base is.
+/// Opens pico.
 pub fn base(options: &BaseOptions) -> Result<Base> {
     Ok(Base::from_bytes("pico", CONFIG, FileBytes::Static(WEIGHTS), options)?)
 }
 
-/// Its weights as they lie in the binary.
+/// Its weights as stored.
 pub fn checkpoint() -> Result<Checkpoint> {
     Ok(Checkpoint::from_bytes("pico", FileBytes::Static(WEIGHTS))?)
 }
 
-/// Its dimensions and constants.
+/// Its configuration.
 pub fn config() -> Result<BaseConfig> {
     Ok(BaseConfig::parse(CONFIG, "pico")?)
 }
 
-/// Its tokenizer, one token a character.
+/// Its character-level tokenizer.
 pub fn tokenizer() -> Result<Tokenizer> {
     Ok(Tokenizer::from_bytes(TOKENIZER, "</s>")?)
 }
 
-/// Writes it as a Hugging Face model folder, for other tools.
+/// Writes it as a Hugging Face model folder.
 pub fn write(folder: &Path) -> Result<()> {
     create_folder(folder, |folder| {
-        write_companions(folder)?;
+        write_model_files(folder)?;
         Ok(std::fs::write(folder.join("model.safetensors"), WEIGHTS)?)
     })
 }
 
-/// Writes what a model folder holds beside the weights into `folder`, which exists.
-pub fn write_companions(folder: &Path) -> Result<()> {
+/// Writes the files other than the weights to `folder`, which exists.
+pub fn write_model_files(folder: &Path) -> Result<()> {
     let files: [(&str, &[u8]); 3] = [
         ("config.json", CONFIG.as_bytes()),
         ("tokenizer.json", TOKENIZER),

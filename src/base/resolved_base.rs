@@ -1,7 +1,7 @@
 //! A base on this machine: opens its weights, configuration and tokenizer.
 
 use super::pico;
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::Result;
 use lorakit_adapter::ExpertRecord;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};

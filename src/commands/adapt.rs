@@ -1,15 +1,15 @@
-//! `adapt`: from a library to target tasks.
+//! `adapt`: adapts a library to target tasks.
 
 use crate::args::task_args::{self, TaskArgs};
 use crate::args::train_config_args::TrainConfigArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::interrupt::Interrupted;
 use crate::output::progress_bar;
 use crate::output::score_tables::cell;
 use crate::output::text_table::{help_entry, number, table};
-use crate::training;
+use crate::output::training_report;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -29,43 +29,43 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = methods())]
 pub struct AdaptArgs {
-    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
     tasks: TaskArgs,
-    /// The library to start from; every method but no_library needs it
+    /// Library to start from; required by every method except no_library
     #[arg(long, value_name = "L")]
     library: Option<PathBuf>,
-    /// Only these experts of the library [default: all]
+    /// Use only these experts of the library [default: all]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "library")]
     experts: Vec<String>,
-    /// How, with settings after a colon; all are listed below
+    /// Method, with settings after a colon; all are listed below
     #[arg(long, value_name = "M")]
     method: Method,
-    /// The share of each task's rows for training and validation that is used, the first of them
+    /// Fraction of each task's training and validation rows to use, from the start
     #[arg(long, value_name = "F", default_value = "1")]
     fraction: Fraction,
     #[command(flatten)]
     settings: TrainConfigArgs,
-    /// Only the first test rows in the check of what came of it
+    /// Evaluate the result on at most N test rows per task
     #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
-    /// Make adapters anew that are there and came about otherwise
+    /// Retrain adapters made with different settings
     #[arg(long)]
     restart: bool,
-    /// The folder to be made: a library of one adapter per task, DIR/experts/TASK, which PEFT loads as it is
+    /// Output library, with one PEFT adapter per task in DIR/experts/TASK
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// A line for each method, for `--help`.
+/// The list of methods for `--help`.
 fn methods() -> String {
     let lines: Vec<String> = METHODS.iter().map(|(name, what)| help_entry(name, what)).collect();
     format!("Methods, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
-/// What is reported of the adapted tasks before their evaluation.
+/// The report of the adapted tasks before their evaluation.
 struct Report {
     /// The tasks that are finished.
     finished: Vec<String>,
@@ -85,14 +85,14 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
         (None, true) => None,
         (given, false) => {
             if given.is_some() {
-                context.output.warn(format!("--method {} starts from no library", args.method.name()));
+                context.output.warn(format!("--method {} does not use --library", args.method.name()));
             }
             None
         }
     };
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened)?;
-        ensure!(!same_folder(&args.out, opened), "{}: --out is the library itself", args.out.display());
+        ensure!(!same_folder(&args.out, opened), "{}: --out and --library are the same folder", args.out.display());
     }
     let settings = |defaults| args.settings.over(defaults);
     let plan = AdaptPlan::new(&args.method, opened.as_ref(), &settings)?;
@@ -118,13 +118,13 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
         "check": results,
     });
     context.output.result(&document, || {
-        let end = format!("adapters are in {}", args.out.join("experts").display());
+        let end = format!("The adapters are in {}", args.out.join("experts").display());
         format!("{}\n\n{}\n\n{end}", report.text, scores(&results, &finished))
     })?;
     report.outcome
 }
 
-/// Refuses tasks of whose test rows an expert of the library may have seen some.
+/// Refuses tasks whose test rows an expert of the library may have seen.
 fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary) -> Result<()> {
     for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
         for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
@@ -139,7 +139,7 @@ fn same_folder(out: &std::path::Path, opened: &OpenLibrary) -> bool {
 }
 
 impl AdaptArgs {
-    /// Refuses what cannot be meant, before anything is opened.
+    /// Checks what needs no file to be opened.
     fn ensure_usage(&self) -> Result<()> {
         let name = self.method.name();
         usage::ensure(self.library.is_some() || !self.method.needs_library(), || {
@@ -148,7 +148,7 @@ impl AdaptArgs {
         let trains = !matches!(self.method, Method::FittedMerge(_));
         usage::ensure(trains || !self.settings.are_given(), || {
             format!(
-                "--set and --config are settings of training; those of {name} follow a colon, as in --method {}",
+                "--set and --config are training settings; settings of {name} follow a colon, as in --method {}",
                 self.method
             )
         })
@@ -163,12 +163,12 @@ fn evaluate(
     limit: Option<usize>,
     context: &Context,
 ) -> Result<Results> {
-    let bar = progress_bar::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "check");
+    let bar = progress_bar::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "eval");
     let results = evaluate_adapted(train, library, tasks, limit, &mut |event| match event {
         EvaluationEvent::Started { column, task } => bar.set_message(format!("{column} on {task},")),
         EvaluationEvent::Finished => bar.inc(1),
         EvaluationEvent::Skipped { task, error } => {
-            bar.suspend(|| context.output.warn(format!("task `{task}` is not checked: {error:#}")));
+            bar.suspend(|| context.output.warn(format!("task `{task}` is not evaluated: {error:#}")));
             bar.inc(COLUMNS.len() as u64);
         }
     })?;
@@ -176,7 +176,7 @@ fn evaluate(
     Ok(results)
 }
 
-/// A line for each task and metric.
+/// A row per task and metric.
 fn scores(results: &Results, tasks: &[&Task]) -> String {
     let mut lines = Vec::new();
     for task in tasks {
@@ -190,14 +190,14 @@ fn scores(results: &Results, tasks: &[&Task]) -> String {
     table(["task", "metric", "test rows", COLUMNS[0], COLUMNS[1]], lines)
 }
 
-/// What came of adapting.
+/// The report of adapting.
 fn report(adapted: &Adapted) -> Report {
     match adapted {
         Adapted::Trained(report) => Report {
             finished: report.finished().map(str::to_owned).collect(),
-            text: training::text(report),
-            document: training::document(report)["experts"].clone(),
-            outcome: training::outcome(report),
+            text: training_report::text(report),
+            document: training_report::document(report)["experts"].clone(),
+            outcome: training_report::outcome(report),
         },
         Adapted::Routed(outcomes) => routed(outcomes),
         Adapted::Composed(outcomes) => composed(outcomes),
@@ -211,7 +211,7 @@ fn routed(fits: &Outcomes) -> Report {
         let loss = |loss: Option<&Value>| number(loss.and_then(Value::as_f64), 4);
         vec![task.clone(), losses.len().to_string(), loss(losses.first()), loss(losses.last())]
     };
-    fitted(fits, table(["task", "steps", "first train loss", "last"], fits.finished.iter().map(line)))
+    fitted(fits, table(["task", "steps", "first train loss", "last train loss"], fits.finished.iter().map(line)))
 }
 
 /// Fitted weights.
@@ -220,7 +220,7 @@ fn composed(fits: &Outcomes) -> Report {
         let losses = ["base", "fitted", "stderr"].map(|key| number(fit["held_out_loss"][key].as_f64(), 4));
         [vec![task.clone(), strongest(&fit["weights"])], losses.to_vec()].concat()
     };
-    let header = ["task", "largest weights", "left-out loss of the base", "with the experts", "± of the difference"];
+    let header = ["task", "largest weights", "held-out loss: base", "with experts", "± of the difference"];
     fitted(fits, table(header, fits.finished.iter().map(line)))
 }
 
@@ -233,16 +233,16 @@ fn fitted(fits: &Outcomes, text: String) -> Report {
     }
 }
 
-/// How the command ends.
+/// The outcome of the command.
 fn outcome(fits: &Outcomes) -> Result<()> {
     if fits.failed.is_empty() {
         return Ok(());
     }
     let each: Vec<String> = fits.failed.iter().map(|(task, error)| format!("`{task}`: {error:#}")).collect();
-    bail!("{} failed, and what else was finished is there: {}", pluralize(each.len(), "task"), each.join("; "))
+    bail!("{} failed, the finished ones are complete: {}", pluralize(each.len(), "task"), each.join("; "))
 }
 
-/// The experts of the largest weights, each with its mean over the groups.
+/// The experts with the largest weights, averaged over groups.
 fn strongest(weights: &Value) -> String {
     let groups: Vec<_> = weights.as_object().into_iter().flat_map(|groups| groups.values()).collect();
     let names = groups.first().and_then(|group| group.as_object()).into_iter().flat_map(|group| group.keys());

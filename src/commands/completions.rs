@@ -1,7 +1,7 @@
-//! `completions`: a script that completes lorakit's command line in a shell.
+//! `completions`: prints a shell completion script.
 
 use crate::cli::Cli;
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -10,7 +10,7 @@ use serde_json::json;
 /// The arguments of `completions`.
 #[derive(Args, Debug)]
 pub struct CompletionsArgs {
-    /// The shell
+    /// Shell
     shell: Shell,
 }
 
@@ -20,7 +20,7 @@ pub fn run(args: CompletionsArgs, context: &Context) -> Result<()> {
     clap_complete::generate(args.shell, &mut Cli::command(), "lorakit", &mut script);
     let script = String::from_utf8(script)?;
     if !context.output.json {
-        // A script ends where it ends: the line that a result closes with is its own.
+        // Printed without a final newline of our own.
         return context.output.raw(&script);
     }
     context.output.result(&json!({ "shell": args.shell.to_string(), "script": script }), String::new)

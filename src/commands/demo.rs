@@ -1,7 +1,7 @@
 //! `demo`: runs the full pipeline on the bundled model.
 
-use crate::context::Context;
-use crate::demo::evaluation::{self, ScoreRow};
+use crate::command_context::Context;
+use crate::demo::comparison::{self, ScoreRow};
 use crate::demo::setup::Setup;
 use crate::demo::{findings, pipeline};
 use crate::pages::demo_page::{self, DemoResults};
@@ -41,8 +41,8 @@ pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
         json!({ "demo": true, "quick": args.quick, "seed": context.seed }),
         json!({ "lorakit": env!("CARGO_PKG_VERSION") }),
     );
-    let scores = evaluation::score(&setup, &libraries, &mut results, context)?;
-    let routing = evaluation::routing_by_family(&setup, &libraries.private)?;
+    let scores = comparison::score(&setup, &libraries, &mut results, context)?;
+    let routing = comparison::routing_by_family(&setup, &libraries.private)?;
     let shown =
         DemoResults { setup: &setup, libraries: &libraries, clusters: &clusters, scores: &scores, routing: &routing };
     let report = args.out.join("report.html");
@@ -56,7 +56,7 @@ pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
 fn text(scores: &[ScoreRow], findings: &[String], out: &Path) -> String {
     format!(
         "{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {}",
-        evaluation::text(scores),
+        comparison::text(scores),
         findings.join("\n"),
         out.display()
     )

@@ -1,16 +1,16 @@
-//! `eval`: scores routers over one library on tasks.
+//! `eval`: evaluates routers over a library on tasks.
 
 use crate::args::adapter_args;
 use crate::args::router_arg::RouterArg;
 use crate::args::task_args::{self, FitArgs, TaskArgs};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::interrupt::Interrupted;
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
-use crate::scoring::store::{Place, Store};
+use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -29,37 +29,37 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = adapter_args::routers())]
 pub struct EvalArgs {
-    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
-    /// The library of experts; every router but base needs it
+    /// Library of experts; required by every router except base
     #[arg(long, value_name = "L")]
     library: Option<PathBuf>,
     #[command(flatten)]
     tasks: TaskArgs,
-    /// Routers with their settings, such as base arrow:top_k=2; all are listed below
+    /// Routers with settings, such as base arrow:top_k=2; all are listed below
     #[arg(long, required = true, num_args = 1.., value_name = "R")]
     router: Vec<RouterArg>,
     #[command(flatten)]
     fit: FitArgs,
-    /// A folder for results.json; results of the same routers and tasks are replaced there
+    /// Folder for results.json; existing results of the same routers and tasks are replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only the first rows of the split
+    /// Evaluate only the first N rows of the split
     #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
-    /// The rows that are scored
+    /// Split to evaluate
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
     split: Split,
-    /// Only these of the metrics that the tasks ask for; the loss is always there
+    /// Compute only these of the tasks' metrics; loss is always included
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
-    /// Write every row with its scores to samples_ROUTER_TASK.jsonl
+    /// Write the scores of each row to samples_ROUTER_TASK.jsonl
     #[arg(long, requires = "out")]
     log_samples: bool,
 }
 
-/// Scores every router on every task.
+/// Evaluates every router on every task.
 pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
@@ -71,14 +71,14 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         pairs.into_iter().try_for_each(|(task, fit)| task_args::ensure_apart(task, fit))?;
     }
     let mut failures = Failures::default();
-    // What cannot be scored is found before anything slow begins.
+    // Tasks that cannot be evaluated are found before anything slow starts.
     let mut tasks = failures.with_rows(tasks, &options, context)?;
     if !args.metrics.is_empty() {
         tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
     }
     let routers = distinct(&args.router);
     if !fit.is_empty() && routers.iter().all(|typed| typed.router.training_data().is_none()) {
-        context.output.warn("none of these routers learns anything, and --fit is not used");
+        context.output.warn("--fit is not used: none of these routers is fitted");
     }
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
@@ -99,12 +99,12 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         seed: context.seed,
         reporter: context,
     });
-    let lineup = lineup(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
+    let prepared = prepare(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
     let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
-    let kept = Place { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut store = Store::open(kept, &routers, &tasks, config, context)?;
+    let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
+    let mut store = ResultsStore::open(kept, &routers, &tasks, config, context)?;
     let bar = progress_bar::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
-    for (router, line) in routers.iter().zip(&lineup) {
+    for (router, line) in routers.iter().zip(&prepared) {
         for (index, task) in tasks.iter().enumerate() {
             let Some(RoutedPatches { patches, templates }) = line.of(index) else {
                 bar.inc(1);
@@ -133,21 +133,21 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     failures.outcome()
 }
 
-/// The routers in the order typed, each once.
+/// The routers in order, without duplicates.
 fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
     let mut seen = BTreeSet::new();
     typed.iter().filter(|router| seen.insert(router.text.clone())).cloned().collect()
 }
 
 impl EvalArgs {
-    /// Refuses what cannot be meant, before anything is opened.
+    /// Checks what needs no file to be opened.
     fn ensure_usage(&self) -> Result<()> {
         let needy = self.router.iter().find(|typed| typed.router.uses_experts() && self.library.is_none());
-        needy.map_or(Ok(()), |typed| Err(usage::wrong(format!("--router {typed} needs --library"))))
+        needy.map_or(Ok(()), |typed| Err(usage::usage_error(format!("--router {typed} needs --library"))))
     }
 }
 
-/// The library, where a router needs one. One that none needs must be there all the same, or its name is a slip.
+/// Opens the library if a router needs it. A missing library is an error even if no router needs it.
 fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
     if routers.iter().all(|typed| !typed.router.uses_experts()) {
@@ -157,7 +157,7 @@ fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option
     OpenLibrary::open(root, base, &[]).map(Some)
 }
 
-/// Refuses tasks of which an expert may have been trained on the rows to be scored.
+/// Refuses tasks whose evaluated rows an expert may have been trained on.
 fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary, split: Split) -> Result<()> {
     if split == Split::All {
         return Ok(());
@@ -170,15 +170,15 @@ fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary, split: Split) -> Result<(
     Ok(())
 }
 
-/// A router, ready to be scored.
-enum Line<'a> {
-    /// The same for every task.
+/// A router, ready to be evaluated.
+enum PreparedRouter<'a> {
+    /// The same for all tasks.
     Same(RoutedPatches<'a>),
-    /// For each task its own; none where it could not be had.
+    /// One per task; none where it could not be built.
     ByTask(Vec<Option<RoutedPatches<'a>>>),
 }
 
-impl<'a> Line<'a> {
+impl<'a> PreparedRouter<'a> {
     fn of(&self, task: usize) -> Option<&RoutedPatches<'a>> {
         match self {
             Self::Same(filling) => Some(filling),
@@ -187,19 +187,19 @@ impl<'a> Line<'a> {
     }
 }
 
-/// All routers, ready. One that cannot be built, for any task where it is another for each, fails before any is scored;
-/// one that cannot for some is scored on the others.
-fn lineup<'a>(
+/// Builds all routers. A router that cannot be built for any task is an error; one that cannot be built for some tasks
+/// is evaluated on the others.
+fn prepare<'a>(
     routers: &[RouterArg],
     tasks: &[Task],
     routing: Option<&FitContext<'_, 'a>>,
     failures: &mut Failures,
     context: &Context,
-) -> Result<Vec<Line<'a>>> {
-    let mut line = |RouterArg { router, text }: &RouterArg| -> Result<Line<'a>> {
-        let Some(routing) = routing else { return Ok(Line::Same(RoutedPatches::plain(Patches::none()))) };
+) -> Result<Vec<PreparedRouter<'a>>> {
+    let mut line = |RouterArg { router, text }: &RouterArg| -> Result<PreparedRouter<'a>> {
+        let Some(routing) = routing else { return Ok(PreparedRouter::Same(RoutedPatches::plain(Patches::none()))) };
         if !depends_on_task(routing, &**router) {
-            return build_router(routing, &**router, None, None).map(Line::Same);
+            return build_router(routing, &**router, None, None).map(PreparedRouter::Same);
         }
         let (mut fillings, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
@@ -216,12 +216,12 @@ fn lineup<'a>(
             return Err(errors.swap_remove(0).1);
         }
         errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error, context))?;
-        Ok(Line::ByTask(fillings))
+        Ok(PreparedRouter::ByTask(fillings))
     };
     routers.iter().map(|typed| line(typed).with_context(|| format!("--router {typed}"))).collect()
 }
 
-/// What decided the scores.
+/// The configuration recorded in results.json.
 fn config(
     args: &EvalArgs,
     routers: &[RouterArg],

@@ -1,13 +1,13 @@
-//! `explain`: which expert a router gives which token, in which layer.
+//! `explain`: shows which experts a router chooses for each token.
 
 use crate::args::router_arg::RouterArg;
 use crate::args::task_args::{DataArgs, FitArgs};
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::console::make_parent;
 use crate::output::text_table::table;
 use crate::pages::routing_trace_page;
-use crate::routing_trace::{RoutingTrace, Share, TraceObserver, UNASSIGNED};
+use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, UNASSIGNED};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::router::build_router;
@@ -17,25 +17,25 @@ use lorakit_task::Example;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// How many experts of a token the table names.
+/// Experts listed per token.
 const LEADING: usize = 3;
 
 /// The arguments of `explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
-    /// The library of experts
+    /// Library of experts
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// A router that chooses by what it reads, such as arrow:top_k=2
+    /// Router that chooses by its input, such as arrow:top_k=2
     #[arg(long, value_name = "R")]
     router: RouterArg,
-    /// The text to be read
+    /// Text to route
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
-    /// A page that shows every choice
+    /// Write all choices as an HTML page
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct ExplainArgs {
     data: DataArgs,
 }
 
-/// Reads the prompt under the router, and shows what was chosen.
+/// Runs the base over the prompt with the router, and shows its choices.
 pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let typed = &args.router;
     let place = args.base.resolve(context)?;
@@ -67,11 +67,11 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
         .with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
-    ensure!(!ids.is_empty(), "--prompt: no token to explain");
+    ensure!(!ids.is_empty(), "--prompt has no tokens");
     let whole = Example::encode_prompt(&args.prompt, &vocabulary, usize::MAX)?.len();
     if ids.len() < whole {
         context.output.warn(format!(
-            "--prompt has {whole} tokens, and the base takes {}: its beginning is left out",
+            "--prompt has {whole} tokens but the base takes at most {}; the start is cut off",
             base.config().max_positions
         ));
     }
@@ -87,26 +87,26 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     };
     ensure!(
         !trace.choices.is_empty(),
-        "--router {typed}: it gives every token the same experts, so that there is no choice to explain; \
+        "--router {typed} gives every token the same experts, so there is nothing to explain; \
          routers that choose are arrow, cm, tp, phatgoose, evidence"
     );
     if let Some(path) = &args.out {
         make_parent(path)?;
         lorakit_format::atomic::write_file(path, routing_trace_page::html(&trace)?.as_bytes())?;
-        context.output.status(format!("{}: every choice", path.display()));
+        context.output.status(format!("all choices were written to {}", path.display()));
     }
     context.output.result(&trace.document(), || text(&trace))
 }
 
-/// A line for each token: the experts that lead, averaged over all choices.
+/// A row per token: its leading experts, averaged over all choices.
 fn text(trace: &RoutingTrace) -> String {
     let averaged = trace.averaged(trace.choices.iter());
-    let cells = |shares: &[Share]| {
-        let cell = |share: &Share| format!("{} {:.2}", trace.name(share.expert), share.weight);
+    let cells = |shares: &[ExpertWeight]| {
+        let cell = |share: &ExpertWeight| format!("{} {:.2}", trace.name(share.expert), share.weight);
         let named: Vec<String> = shares.iter().take(LEADING).map(cell).collect();
         if named.is_empty() { UNASSIGNED.to_owned() } else { named.join(", ") }
     };
-    let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<Share>))| {
+    let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<ExpertWeight>))| {
         vec![place.to_string(), token.escape_debug().to_string(), cells(shares)]
     };
     let mut lines: Vec<Vec<String>> = trace.tokens.iter().zip(&averaged).enumerate().map(line).collect();

@@ -1,7 +1,7 @@
-//! `library add`: PEFT folders become experts.
+//! `library add`: adds PEFT adapter folders to a library.
 
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -15,21 +15,21 @@ use std::str::FromStr;
 /// The arguments of `library add`.
 #[derive(Args, Debug)]
 pub struct AddArgs {
-    /// The library; made where there is none
+    /// Library; created if it does not exist
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// The base that the experts belong to; it is then recorded, and every adapter checked against it
+    /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Adapter folders; an expert is named after its folder unless NAME is given
+    /// Adapter folders; the name of an expert defaults to that of its folder
     #[arg(required = true, value_name = "[NAME=]DIR")]
-    adapters: Vec<Named>,
+    adapters: Vec<NamedFolder>,
 }
 
 /// `[NAME=]DIR` as typed.
 #[derive(Clone, Debug)]
-pub struct Named {
-    /// The name, given or the folder's.
+pub struct NamedFolder {
+    /// The given name, or that of the folder.
     pub name: String,
     /// The folder.
     pub folder: PathBuf,
@@ -37,11 +37,11 @@ pub struct Named {
     pub given: bool,
 }
 
-impl FromStr for Named {
+impl FromStr for NamedFolder {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // A path may hold an equals sign: what exists as it stands is a path.
+        // A path may contain an equals sign: what exists is a path.
         match text.split_once('=') {
             Some((name, folder)) if !Path::new(text).exists() && !name.contains(['/', '\\']) => match (name, folder) {
                 ("", _) | (_, "") => Err("expected [NAME=]DIR".to_owned()),
@@ -49,41 +49,41 @@ impl FromStr for Named {
             },
             _ => {
                 let folder = PathBuf::from(text);
-                // A link's own name is what was typed. `.` and `DIR/..` have none, but the folder that they mean has.
+                // A symlink keeps its own name. `.` and `DIR/..` have none, but the folder they resolve to has.
                 let named = match folder.file_name() {
                     Some(_) => folder.clone(),
                     None => folder.canonicalize().unwrap_or_else(|_| folder.clone()),
                 };
-                let name = named.file_name().ok_or_else(|| format!("`{text}` names no folder; give NAME={text}"))?;
+                let name = named.file_name().ok_or_else(|| format!("`{text}` has no folder name; give NAME={text}"))?;
                 Ok(Self { name: name.to_string_lossy().into_owned(), folder, given: false })
             }
         }
     }
 }
 
-/// An adapter that is to be added.
+/// An adapter to add.
 pub struct Candidate {
-    /// The expert's name to be.
+    /// The name of the expert.
     pub name: String,
-    /// Where it is from.
+    /// Its folder.
     pub folder: PathBuf,
-    /// What it is.
+    /// The adapter.
     pub adapter: Adapter,
-    /// How it came about, where that is known.
+    /// Its record, if it has one.
     pub record: Option<ExpertRecord>,
 }
 
-/// Adds all adapters, or none where one is not fit.
+/// Adds all adapters, or none if one is refused.
 pub fn run(args: &AddArgs, context: &Context) -> Result<()> {
     let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
     add_all(&args.library, args.base.as_ref(), &candidates, context)
 }
 
-/// Adds candidates to the library at `root`, all or none, and tells which.
+/// Adds candidates to the library at `root`, all or none, and reports them.
 pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], context: &Context) -> Result<()> {
     let mut names = BTreeSet::new();
     if let Some(twice) = candidates.iter().find(|candidate| !names.insert(&candidate.name)) {
-        bail!("two adapters would be named `{}`; name one of them: NAME={}", twice.name, twice.folder.display());
+        bail!("two adapters are named `{}`; rename one: NAME={}", twice.name, twice.folder.display());
     }
     let base = base.map(|base| base.open(context)).transpose()?;
     for Candidate { folder, adapter, .. } in candidates {
@@ -91,7 +91,7 @@ pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate],
         check().with_context(|| folder.display().to_string())?;
         adapter.warnings().iter().try_for_each(|notice| context.warn(format!("{}: {notice}", folder.display())))?;
         if let Some(base) = &base {
-            tell_other_base(folder, adapter, &base.identity().name, context)?;
+            warn_of_other_base(folder, adapter, &base.identity().name, context)?;
         }
     }
     let library = Library::open_or_create(root, base.as_ref().map(|base| base.identity()))?;
@@ -99,7 +99,7 @@ pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate],
         Some(base) => lock_for(&library, base, context)?,
         None => lock(&library, context)?,
     };
-    ensure_fit(&library, candidates)?;
+    ensure_compatible(&library, candidates)?;
     let within = |candidate: &Candidate| match &base {
         Some(base) => candidate.adapter.clone().with_target_names(&base.modules()),
         None => candidate.adapter.clone(),
@@ -114,7 +114,7 @@ pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate],
 }
 
 impl Candidate {
-    fn read(named: &Named) -> Result<Self> {
+    fn read(named: &NamedFolder) -> Result<Self> {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
@@ -124,22 +124,22 @@ impl Candidate {
     }
 }
 
-/// Tells of an adapter that names another base than the one it was checked against. The name is advice: folders are
-/// renamed, and a base is known by its shapes.
-fn tell_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
+/// Warns of an adapter whose config names another base. The name is a hint only: folders get renamed, and a base is
+/// identified by its shapes.
+fn warn_of_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
     match &adapter.metadata().base_model {
         Some(named) if last(named) != last(base) => context.warn(format!(
-            "{}: base_model_name_or_path is `{named}`, and it is added for `{base}`, whose modules it fits",
+            "{}: base_model_name_or_path is `{named}`, but it is added for `{base}`, whose modules match",
             folder.display()
         )),
         _ => Ok(()),
     }
 }
 
-/// Refuses names that are taken, adapters of another base, and adapters that differ from the others in widths.
-fn ensure_fit(library: &Library, candidates: &[Candidate]) -> Result<()> {
-    let mut alike = match library.expert_names()?.first() {
+/// Refuses existing names, adapters of another base, and adapters whose widths differ from the others.
+fn ensure_compatible(library: &Library, candidates: &[Candidate]) -> Result<()> {
+    let mut reference = match library.expert_names()?.first() {
         Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),
         None => None,
     };
@@ -147,7 +147,7 @@ fn ensure_fit(library: &Library, candidates: &[Candidate]) -> Result<()> {
         let folder = folder.display();
         ensure!(
             !library.contains(name),
-            "{}: the expert `{name}` exists already; give another name (NAME={folder}), or remove it with `library rm`",
+            "{}: expert `{name}` already exists; use another name (NAME={folder}), or remove it with `library rm`",
             library.root().display(),
         );
         if let (Some(trained), Some(base)) =
@@ -155,29 +155,29 @@ fn ensure_fit(library: &Library, candidates: &[Candidate]) -> Result<()> {
         {
             ensure!(
                 *trained == base.fingerprint,
-                "{folder}: trained on a base with the fingerprint {trained}, and the library's base `{}` has {}",
+                "{folder}: trained on a base with fingerprint {trained}, but the library's base `{}` has {}",
                 base.name,
                 base.fingerprint
             );
         }
-        match &alike {
+        match &reference {
             Some((other, like)) => {
                 ensure_same_widths(adapter, like).with_context(|| format!("{folder} and {other}"))?
             }
-            None => alike = Some((folder.to_string(), adapter.clone())),
+            None => reference = Some((folder.to_string(), adapter.clone())),
         }
     }
     Ok(())
 }
 
-/// Modules that both have must have the same widths, or the adapters are of different bases.
+/// Refuses adapters whose common modules differ in width: they are of different bases.
 fn ensure_same_widths(adapter: &Adapter, other: &Adapter) -> Result<()> {
     for (path, update) in adapter.modules() {
         let Some(like) = other.modules().get(path) else { continue };
         let (own, others) = ([update.input(), update.output()], [like.input(), like.output()]);
         ensure!(
             own == others,
-            "module `{path}` is {own:?} in one and {others:?} in the other (input, output); a library has one base"
+            "module `{path}` is {own:?} in one and {others:?} in the other [input, output]; a library has one base"
         );
     }
     Ok(())
@@ -204,8 +204,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expert_is_named_after_its_folder_unless_a_name_is_given() {
-        let of = |text: &str| text.parse::<Named>().map(|named| (named.name, named.folder));
+    fn names_default_to_those_of_folders() {
+        let of = |text: &str| text.parse::<NamedFolder>().map(|named| (named.name, named.folder));
         assert_eq!(of("runs/boolq").unwrap(), ("boolq".to_owned(), "runs/boolq".into()));
         assert_eq!(of("runs/boolq/").unwrap(), ("boolq".to_owned(), "runs/boolq/".into()));
         assert_eq!(of("b=runs/x").unwrap(), ("b".to_owned(), "runs/x".into()));
@@ -216,12 +216,12 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn an_expert_of_a_link_is_named_after_the_link() {
+    fn symlinks_keep_their_own_name() {
         let folder = tempfile::tempdir().unwrap();
         let (target, link) = (folder.path().join("checkpoint-900"), folder.path().join("boolq"));
         std::fs::create_dir(&target).unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        let named: Named = link.display().to_string().parse().unwrap();
+        let named: NamedFolder = link.display().to_string().parse().unwrap();
         assert_eq!((named.name.as_str(), named.folder), ("boolq", link));
     }
 }

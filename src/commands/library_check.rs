@@ -1,7 +1,7 @@
-//! `library check`: whether every file of a library is what it should be, and how an adapter_config.json is judged.
+//! `library check`: checks all files of a library, or one adapter_config.json.
 
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -18,25 +18,25 @@ use std::path::{Path, PathBuf};
 /// The arguments of `library check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// The library
+    /// Library
     #[arg(long, value_name = "L", required_unless_present = "config")]
     library: Option<PathBuf>,
-    /// Check every expert against this base too, or list the modules of it that the configuration adapts
+    /// Also check every expert against this base, or list the modules of it that --config adapts
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Judge one adapter_config.json alone
+    /// Check a single adapter_config.json
     #[arg(long, value_name = "FILE", conflicts_with = "library")]
     config: Option<PathBuf>,
 }
 
-/// What was found about the experts, the routers or the models.
+/// The findings about experts, routers or models.
 struct Findings {
-    /// What one of them is called.
+    /// `expert`, `router` or `model`.
     noun: &'static str,
     found: Vec<Finding>,
 }
 
-/// What was found about one of them.
+/// The finding about one of them.
 struct Finding {
     name: String,
     error: Option<String>,
@@ -52,7 +52,7 @@ impl Findings {
         Self { noun, found: names.into_iter().map(finding).collect() }
     }
 
-    /// How many are not as they should be.
+    /// The number with an error, or under `--strict` a warning.
     fn broken(&self, strict: bool) -> usize {
         let broken = |finding: &&Finding| finding.error.is_some() || (strict && !finding.notices.is_empty());
         self.found.iter().filter(broken).count()
@@ -73,20 +73,20 @@ impl Findings {
             None if finding.notices.is_empty() => "ok".to_owned(),
             None => finding.notices.iter().map(Warning::to_string).collect::<Vec<_>>().join("\n"),
         };
-        table([self.noun, "found"], self.found.iter().map(|finding| vec![finding.name.clone(), told(finding)]))
+        table([self.noun, "finding"], self.found.iter().map(|finding| vec![finding.name.clone(), told(finding)]))
     }
 }
 
-/// Checks, prints what was found, and fails where something is wrong.
+/// Checks, prints the findings, and fails if something is wrong.
 pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
     match (&args.config, &args.library) {
-        (Some(config), _) => judge(config, args.base.as_ref(), context),
+        (Some(config), _) => check_config(config, args.base.as_ref(), context),
         (None, Some(root)) => check(root, args, context),
         (None, None) => bail!("give --library L or --config FILE"),
     }
 }
 
-/// Every expert: configuration, tensors, values, recorded hash, base. Every router and model: recorded hashes.
+/// Experts: configuration, tensors, values, recorded hash, base. Routers and models: recorded hashes.
 fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
     let library = Library::open(root)?;
     let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
@@ -107,7 +107,7 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
         "models": models.document(),
     });
     context.output.result(&document, || {
-        // Experts are what a library is of; the others are told of where there are any.
+        // Routers and models are optional.
         let told = all.iter().filter(|findings| findings.noun == "expert" || !findings.found.is_empty());
         told.map(Findings::table).collect::<Vec<_>>().join("\n\n")
     })?;
@@ -115,22 +115,22 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
         format!("{} of {}", pluralize(findings.broken(context.strict), findings.noun), findings.found.len())
     };
     let counts: Vec<String> = all.iter().filter(broken).map(count).collect();
-    ensure!(counts.is_empty(), "{}: {} not as they should be", root.display(), counts.join(", "));
+    ensure!(counts.is_empty(), "{}: {} failed the check", root.display(), counts.join(", "));
     Ok(())
 }
 
-/// A routing of skills must be of the skills that are there. What another router learned is found by the hash of what it
-/// came from: that of earlier experts is never served, and only takes room.
+/// A routing of skills must match the skills of the library. Other router caches are found by the hash of their inputs:
+/// one of earlier experts is never used and only takes space.
 fn router_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     if matches!(name, "poly" | "mhr") {
         routing_store::read(library, name)?;
         return Ok(Vec::new());
     }
-    let Some(record) = library.router_record::<Value>(name)? else { bail!("no router.json is there") };
+    let Some(record) = library.router_record::<Value>(name)? else { bail!("router.json is missing") };
     library.router_state(name, &record)?;
     let stale = |change| Warning {
         subject: "stale".to_owned(),
-        text: format!("{change}; it is not used any more, and its folder may be removed"),
+        text: format!("{change}; it is not used any more, and its folder can be removed"),
     };
     Ok(library.changed_expert(&record.experts)?.map(stale).into_iter().collect())
 }
@@ -140,8 +140,8 @@ fn model_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     let recorded = library.model_record(name)?.map(|record| record.sha256);
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
         bail!(
-            "{MODEL_WEIGHTS_FILE} has the sha256 {found}, and its record has {recorded}: the file was changed; train the \
-             model again"
+            "{MODEL_WEIGHTS_FILE} has sha256 {found}, but its record has {recorded}: the file was changed; retrain the \
+             model"
         );
     }
     Ok(Vec::new())
@@ -156,14 +156,14 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
         let sha256 = library.weights_sha256(name)?;
         ensure!(
             record.sha256 == sha256,
-            "adapter_model.safetensors has the sha256 {sha256}, and expert.json records {}: the file was changed; \
-             train or add the expert again",
+            "adapter_model.safetensors has sha256 {sha256}, but expert.json records {}: the file was changed; \
+             retrain or re-add the expert",
             record.sha256
         );
         if let (Some(trained), Some(own)) = (&record.base_fingerprint, library.base()) {
             ensure!(
                 *trained == own.fingerprint,
-                "expert.json records a base with the fingerprint {trained}, and the library's base `{}` has {}",
+                "expert.json records a base with fingerprint {trained}, but the library's base `{}` has {}",
                 own.name,
                 own.fingerprint
             );
@@ -173,39 +173,40 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
     let idle: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
     if let Some(first) = idle.first() {
-        let text = format!("its update is zero, as {} of {} are", idle.len(), adapter.modules().len());
+        let text = format!("its update is zero, like {} of {} modules", idle.len(), adapter.modules().len());
         notices.push(Warning { subject: (*first).to_owned(), text });
     }
     Ok(notices)
 }
 
-/// A module of a base that a configuration adapts.
+/// A module that a configuration adapts.
 #[derive(Serialize)]
-struct Adapted {
+struct AdaptedModule {
     module: String,
     rank: usize,
     scale: f64,
 }
 
-/// The modules of a base that a configuration adapts, each with its own rank and scale.
-fn adapted(config: &PeftConfig, base: &Base) -> Result<Vec<Adapted>> {
+/// The modules of a base that a configuration adapts, each with its rank and scale.
+fn adapted_modules(config: &PeftConfig, base: &Base) -> Result<Vec<AdaptedModule>> {
     let mut adapted = Vec::new();
     for module in base.modules() {
         if config.targets.is_specified() && config.targets.matches(&module.path)? {
             let (rank, scale) = (config.rank_of(&module.path)?, config.scale_of(&module.path)?);
-            adapted.push(Adapted { module: module.path, rank, scale });
+            adapted.push(AdaptedModule { module: module.path, rank, scale });
         }
     }
     Ok(adapted)
 }
 
-fn module_table(modules: &[Adapted]) -> String {
-    let line = |adapted: &Adapted| vec![adapted.module.clone(), adapted.rank.to_string(), format!("{}", adapted.scale)];
+fn module_table(modules: &[AdaptedModule]) -> String {
+    let line =
+        |adapted: &AdaptedModule| vec![adapted.module.clone(), adapted.rank.to_string(), format!("{}", adapted.scale)];
     table(["module", "rank", "scale"], modules.iter().map(line))
 }
 
-/// One adapter_config.json, key by key.
-fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()> {
+/// Checks one adapter_config.json, key by key.
+fn check_config(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()> {
     let text = read_text(path)?;
     let (config, refusals) = match PeftConfig::parse(&text) {
         Ok(config) => (Some(config), Vec::new()),
@@ -214,7 +215,7 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
     let notices: &[Warning] = config.as_ref().map_or(&[], |config| &config.warnings);
     let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
     let modules = match (&config, base) {
-        (Some(config), Some(base)) => Some(adapted(config, &base.open(context)?)?),
+        (Some(config), Some(base)) => Some(adapted_modules(config, &base.open(context)?)?),
         _ => None,
     };
     let facts =
@@ -225,7 +226,7 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
             .iter()
             .map(|UnsupportedKey { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
         let noticed =
-            notices.iter().map(|notice| vec!["notice".to_owned(), notice.subject.clone(), notice.text.clone()]);
+            notices.iter().map(|notice| vec!["warning".to_owned(), notice.subject.clone(), notice.text.clone()]);
         let lines: Vec<Vec<String>> = refused.chain(noticed).collect();
         match &config {
             Some(config) => {
@@ -243,7 +244,7 @@ fn judge(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()
         }
     })?;
     let keys: Vec<&str> = refusals.iter().map(|refusal| refusal.key.as_str()).collect();
-    ensure!(refusals.is_empty(), "{}: refused for {}", path.display(), keys.join(", "));
-    ensure!(accepted, "{}: {} under --strict", path.display(), pluralize(notices.len(), "notice"));
+    ensure!(refusals.is_empty(), "{}: unsupported keys: {}", path.display(), keys.join(", "));
+    ensure!(accepted, "{}: {} under --strict", path.display(), pluralize(notices.len(), "warning"));
     Ok(())
 }

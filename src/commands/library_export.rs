@@ -1,50 +1,65 @@
-//! `library export`: each expert as the folder of a Hugging Face repository, with a model card.
+//! `library export`: exports experts as Hugging Face repositories.
 
 use crate::args::usage;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, AdapterMetadata, ExpertRecord, Library, LowRank, TaskRecord, write_expert};
 use lorakit_format::atomic::create_folder;
-use serde_json::{Value, json};
+use lorakit_train::LossHistory;
+use serde::Deserialize;
+use serde_json::{Map, Number, Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+/// What a model card says of a merge.
+#[derive(Deserialize)]
+struct Merged {
+    method: String,
+    experts: Vec<MergedExpert>,
+}
+
+#[derive(Deserialize)]
+struct MergedExpert {
+    name: String,
+    weight: Number,
+}
+
 /// The arguments of `library export`.
 #[derive(Args, Debug)]
 pub struct ExportArgs {
-    /// The library
+    /// Library
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// Where the repositories go, a folder each
+    /// Output folder, with one repository folder per expert
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The license that the model cards state, such as apache-2.0
+    /// License for the model cards, such as apache-2.0
     #[arg(long, value_name = "ID")]
     license: Option<String>,
-    /// Only these experts [default: all]
+    /// Export only these experts [default: all]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
-/// Writes all repositories, each whole or not at all.
+/// Writes all repositories, each atomically.
 pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
     usage::ensure(!is_within(&args.out, library.root()), || {
-        format!("{}: --out is in the library {}; give another", args.out.display(), args.library.display())
+        format!("{}: --out is inside the library {}", args.out.display(), args.library.display())
     })?;
     let names = if args.names.is_empty() { library.expert_names()? } else { args.names.clone() };
     ensure!(!names.is_empty(), "{}: the library has no experts", args.library.display());
-    // What is not there, or in the way, is found before anything is written.
+    // Missing experts and existing folders are reported before anything is written.
     for name in &names {
         library.expert_folder(name)?;
         let place = args.out.join(name);
         let free = std::fs::read_dir(&place).map_or(!place.exists(), |mut entries| entries.next().is_none());
-        ensure!(free, "{}: exists and is not empty; move it, or give another --out", place.display());
+        ensure!(free, "{}: not empty; move it, or use another --out", place.display());
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be made", args.out.display()))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
     let mut exported = Vec::new();
     for name in names.iter().collect::<BTreeSet<_>>() {
         let folder = args.out.join(name);
@@ -60,7 +75,7 @@ pub fn run(args: &ExportArgs, context: &Context) -> Result<()> {
     })
 }
 
-/// Whether a place, which need not be there yet, is a folder or within it.
+/// Whether a path, which need not exist, is `folder` or inside it.
 fn is_within(place: &Path, folder: &Path) -> bool {
     let known = place.ancestors().find_map(|above| match above.as_os_str().is_empty() {
         true => Path::new(".").canonicalize().ok(),
@@ -155,23 +170,21 @@ impl<'a> Exported<'a> {
             }
             text.push('\n');
         }
-        if let Some(merged) = record.settings["merge"]["experts"].as_array() {
-            let method = record.settings["merge"]["method"].as_str().unwrap_or_default();
+        if let Ok(Some(Merged { method, experts })) = record.settings.field("merge") {
             let _ = writeln!(text, "## Merged\n\nBy `{method}`:\n\n| expert | weight |\n|---|---|");
-            for expert in merged {
-                let _ =
-                    writeln!(text, "| {} | {} |", cell(expert["name"].as_str().unwrap_or_default()), expert["weight"]);
+            for MergedExpert { name, weight } in experts {
+                let _ = writeln!(text, "| {} | {weight} |", cell(&name));
             }
             text.push('\n');
         }
-        if let Some(settings) = record.settings["settings"].as_object() {
+        if let Ok(Some(settings)) = record.settings.field::<Map<String, Value>>("settings") {
             text.push_str("## Training\n\n| setting | value |\n|---|---|\n");
-            for (name, value) in settings {
+            for (name, value) in &settings {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let _ = writeln!(text, "| {} | {} |", cell(name), cell(&value));
             }
             let _ = writeln!(text, "| seed | {} |", record.seed);
-            if let Some(loss) = record.losses["best"][1].as_f64() {
+            if let Some((_, loss)) = LossHistory::best_of(record) {
                 let _ = writeln!(text, "| best validation loss | {loss:.4} |");
             }
             text.push('\n');

@@ -1,25 +1,26 @@
-//! `library ls`: the experts of a library, by their descriptions and records; no weights are read.
+//! `library ls`: lists the experts of a library. Reads configs and records, not weights.
 
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::{CONFIG_FILE, ExpertRecord, Library, PeftConfig, WEIGHTS_FILE};
+use lorakit_train::LossHistory;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Tasks of an expert that the table names; the others are counted.
-const TASKS_NAMED: usize = 4;
+/// Tasks listed per expert; the others are counted.
+const TASKS_LISTED: usize = 4;
 
 /// The arguments of `library ls`.
 #[derive(Args, Debug)]
-pub struct LsArgs {
-    /// The library
+pub struct LibraryLsArgs {
+    /// Library
     #[arg(long, value_name = "L")]
     library: PathBuf,
 }
 
-/// An expert as the list tells of it. One that is damaged does not keep the others from being listed.
+/// An expert of the list. A damaged one does not keep the others from being listed.
 struct Entry {
     name: String,
     described: Result<Described>,
@@ -32,7 +33,7 @@ struct Described {
 }
 
 /// Lists the experts.
-pub fn run(args: &LsArgs, context: &Context) -> Result<()> {
+pub fn run(args: &LibraryLsArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
     let entry = |name: String| Entry { described: Described::read(&library, &name), name };
     let entries: Vec<Entry> = library.expert_names()?.into_iter().map(entry).collect();
@@ -40,10 +41,9 @@ pub fn run(args: &LsArgs, context: &Context) -> Result<()> {
     let models = library.model_names()?;
     let document = json!({ "library": library.name(), "base": library.base(), "experts": experts, "models": models });
     context.output.result(&document, || {
-        let base = library.base().map_or_else(
-            || "a base that is not recorded".to_owned(),
-            |base| format!("{} ({})", base.name, base.architecture),
-        );
+        let base = library
+            .base()
+            .map_or_else(|| "an unknown base".to_owned(), |base| format!("{} ({})", base.name, base.architecture));
         let header = ["expert", "rank", "alpha", "size", "best validation loss", "tasks"];
         let experts = table(header, entries.iter().map(Entry::line));
         let folder =
@@ -100,14 +100,14 @@ impl Described {
     }
 
     fn validation_loss(&self) -> Option<f64> {
-        self.record.as_ref()?.losses["best"][1].as_f64()
+        Some(LossHistory::best_of(self.record.as_ref()?)?.1)
     }
 }
 
 fn shortened(tasks: &[&str]) -> String {
-    match tasks.len().checked_sub(TASKS_NAMED) {
+    match tasks.len().checked_sub(TASKS_LISTED) {
         None | Some(0) => tasks.join(", "),
-        Some(more) => format!("{} and {more} more", tasks[..TASKS_NAMED].join(", ")),
+        Some(more) => format!("{} and {more} more", tasks[..TASKS_LISTED].join(", ")),
     }
 }
 

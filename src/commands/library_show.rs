@@ -1,13 +1,14 @@
-//! `library show`: all that is known of experts.
+//! `library show`: shows details of experts.
 
-use super::library::NamesArgs;
-use crate::context::Context;
+use super::library_commands::NamesArgs;
+use crate::command_context::Context;
 use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, LowRank};
-use serde_json::{Value, json};
+use lorakit_train::LossHistory;
+use serde_json::{Map, Value, json};
 
-/// An expert with all that is known of it.
+/// An expert with its record.
 struct Entry {
     name: String,
     adapter: Adapter,
@@ -19,8 +20,9 @@ impl Entry {
         Ok(Self { adapter: library.adapter(&name)?, record: library.record(&name)?, name })
     }
 
-    fn best(&self) -> Option<f64> {
-        self.record.as_ref()?.losses["best"][1].as_f64()
+    /// The step with the lowest validation loss, and that loss.
+    fn best(&self) -> Option<(usize, f64)> {
+        LossHistory::best_of(self.record.as_ref()?)
     }
 }
 
@@ -49,7 +51,7 @@ fn document(entry: &Entry, library: &Library) -> Result<Value> {
         "name": entry.name,
         "parameters": entry.adapter.parameters(),
         "norm": entry.adapter.norm(),
-        "validation_loss": entry.best(),
+        "validation_loss": entry.best().map(|(_, loss)| loss),
         "sha256": library.weights_sha256(&entry.name)?,
         "modules": entry.adapter.modules().iter().map(module).collect::<Vec<_>>(),
         "record": entry.record,
@@ -64,7 +66,7 @@ fn human(entry: &Entry) -> String {
             format!("{} ({})", entry.adapter.parameters(), bytes(4 * entry.adapter.parameters() as u64)),
         ),
         fact("norm", format!("{:.4}", entry.adapter.norm())),
-        fact("made for", entry.adapter.metadata().base_model.clone().unwrap_or_else(|| ABSENT.to_owned())),
+        fact("base model", entry.adapter.metadata().base_model.clone().unwrap_or_else(|| ABSENT.to_owned())),
     ];
     if let Some(record) = &entry.record {
         facts.extend(
@@ -73,14 +75,15 @@ fn human(entry: &Entry) -> String {
                 .iter()
                 .map(|task| fact("task", format!("{} ({}, split_seed {})", task.name, task.path, task.split_seed))),
         );
-        // A merged adapter was trained by nobody.
-        if record.losses["best"].is_array() {
-            let (loss, step) = (number(entry.best(), 4), &record.losses["best"][0]);
+        // A merged adapter has no losses.
+        if let Some((step, loss)) = entry.best() {
+            let loss = number(Some(loss), 4);
             facts.push(fact("best validation loss", format!("{loss} at step {step}")));
         }
         facts.push(fact("tokens", record.tokens.to_string()));
         facts.push(fact("seed", record.seed.to_string()));
-        let settings = record.settings["settings"].as_object().into_iter().flatten();
+        let settings: Option<Map<String, Value>> = record.settings.field("settings").ok().flatten();
+        let settings = settings.iter().flatten();
         facts.extend(
             settings.map(|(name, value)| fact(name, value.as_str().map_or_else(|| value.to_string(), str::to_owned))),
         );

@@ -1,9 +1,9 @@
-//! `logits`: the logits of given tokens, from one safetensors file into another. No tokenizer is needed.
+//! `logits`: computes the logits of given token ids, from one safetensors file to another, without a tokenizer.
 
 use crate::args::adapter_args::{self, AdapterArgs};
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::console::make_parent;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
@@ -15,47 +15,47 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Tokens that one forward holds at most, unless a row alone has more.
+/// Maximum number of tokens per forward pass, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
 
 /// The arguments of `logits`.
 #[derive(Args, Debug)]
 #[command(after_help = adapter_args::routers())]
 pub struct LogitsArgs {
-    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
-    slots: AdapterArgs,
-    /// A file with input_ids [batch, seq], i64 or u32
+    adapter: AdapterArgs,
+    /// Input file with input_ids [batch, seq], i64 or u32
     #[arg(long, value_name = "FILE.safetensors")]
     input: PathBuf,
-    /// The file to be written, with logits [batch, seq, vocab], f32
+    /// Output file with logits [batch, seq, vocab], f32
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
 }
 
-/// Token ids `[batch, seq]`, row by row.
-struct Ids {
+/// Token ids `[batch, seq]`, row-major.
+struct TokenIds {
     values: Vec<u32>,
     rows: usize,
     columns: usize,
 }
 
-/// Reads tokens and writes logits.
+/// Reads token ids and writes logits.
 pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
-    args.slots.ensure_usage()?;
+    args.adapter.ensure_usage()?;
     usage::ensure(!is_same(&args.input, &args.out), || {
-        format!("{}: --out is --input itself, which would be lost; give another --out", args.out.display())
+        format!("{}: --out would overwrite --input", args.out.display())
     })?;
     let place = args.base.resolve(context)?;
     let base = place.base(context)?;
     let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
     let longest = base.config().max_positions;
     if ids.columns > longest {
-        context.output.warn(format!("rows of {} tokens, and the base was made for {longest}", ids.columns));
+        context.output.warn(format!("rows of {} tokens exceed the base's maximum of {longest}", ids.columns));
     }
-    let filling = args.slots.fill(&base, &place, context)?;
+    let filling = args.adapter.open(&base, &place, context)?;
     let logits = logits(&base, &filling, &ids)?;
     let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -67,17 +67,17 @@ pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
         .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))
 }
 
-/// Whether two paths lead to one file.
+/// Whether two paths are the same file.
 fn is_same(one: &Path, other: &Path) -> bool {
     one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.
-fn logits(base: &Base, filling: &RoutedPatches, ids: &Ids) -> Result<Vec<f32>> {
+fn logits(base: &Base, filling: &RoutedPatches, ids: &TokenIds) -> Result<Vec<f32>> {
     let together = (BATCH_TOKENS / ids.columns).max(1);
     let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
     for part in ids.values.chunks(together * ids.columns) {
-        // No answer is known to stand in a row, so that all of it is the prompt by which a router decides.
+        // The whole row is the prompt by which a router decides.
         let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
         let starts = (0..part.len()).step_by(ids.columns);
         let row = |(start, template): (usize, Sequence)| Sequence { start, len: ids.columns, ..template };
@@ -90,8 +90,8 @@ fn logits(base: &Base, filling: &RoutedPatches, ids: &Ids) -> Result<Vec<f32>> {
     Ok(logits)
 }
 
-/// The tensor `input_ids` of a file, every id within the vocabulary.
-fn read(path: &Path, vocabulary: usize) -> Result<Ids> {
+/// The tensor `input_ids` of a file, with every id checked against the vocabulary size.
+fn read(path: &Path, vocabulary: usize) -> Result<TokenIds> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
     let tensor = file
@@ -119,5 +119,5 @@ fn read(path: &Path, vocabulary: usize) -> Result<Ids> {
             )
         })
     };
-    Ok(Ids { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, rows, columns })
+    Ok(TokenIds { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, rows, columns })
 }

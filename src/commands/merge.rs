@@ -1,11 +1,11 @@
-//! `merge`: several experts of a library made one adapter, or added to their base.
+//! `merge`: merges experts of a library into one adapter, or into their base.
 
 use crate::args::task_args::DataArgs;
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::console::make_parent;
 use crate::output::text_table::{help_entry, number, table};
 use anyhow::{Context as _, Result, ensure};
@@ -30,33 +30,33 @@ use std::sync::Arc;
 #[derive(Args, Debug)]
 #[command(after_help = methods())]
 pub struct MergeArgs {
-    /// The library of experts
+    /// Library of experts
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// How, with settings after a colon, such as cat, svd:rank=8 or ties:density=0.2; all are listed below
+    /// Method with settings, such as cat, svd:rank=8 or ties:density=0.2; all are listed below
     #[arg(long, value_name = "M")]
     method: Method,
-    /// Only these experts, in this order [default: all, by name]
+    /// Merge only these experts, in this order [default: all, by name]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
-    /// A weight for each expert, such as --weights=-0.5,1 [default: 1/n, or 1 where the method averages by itself]
+    /// Weight of each expert, such as --weights=-0.5,1 [default: 1/n, or 1 if the method averages itself]
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Tasks to whose train rows the weights are fitted, by lorahub and cat_learned
+    /// Tasks to fit the weights to, for lorahub and cat_learned
     #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
     fit: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
-    /// The base of the library; the merged adapter is checked against it
+    /// Base model of the library; the merged adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Write the base with the merged adapter added to its weights, as a Hugging Face model folder
+    /// Write the base with the adapter merged into its weights, as a Hugging Face model folder
     #[arg(long, requires = "base")]
     into_base: bool,
-    /// The folder to be made: a PEFT adapter, or with --into-base a model
+    /// Output folder: a PEFT adapter, or with --into-base a model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace --out, if merge wrote it
+    /// Replace --out if merge wrote it
     #[arg(long)]
     overwrite: bool,
 }
@@ -64,9 +64,9 @@ pub struct MergeArgs {
 /// `--method` as typed.
 #[derive(Clone, Debug)]
 enum Method {
-    /// In weight space alone, with weights that are given.
+    /// In weight space, with given weights.
     Given(Arc<dyn MergeMethod>),
-    /// With weights that are fitted to rows.
+    /// With weights fitted to rows.
     Fitted(Arc<dyn FittedMerge>),
 }
 
@@ -93,22 +93,22 @@ struct Made {
 }
 
 impl MergeArgs {
-    /// Refuses what cannot be meant, before anything is opened.
+    /// Checks what needs no file to be opened.
     fn ensure_usage(&self, context: &Context) -> Result<()> {
         usage::ensure(!self.into_base || context.base_options()?.dtype.is_none(), || {
-            "--into-base keeps each weight in the type of the base's file; leave out --dtype".to_owned()
+            "--into-base keeps the data types of the base; omit --dtype".to_owned()
         })?;
         match &self.method {
-            Method::Given(merge) => usage::ensure(self.fit.is_empty(), || {
-                format!("--fit gives rows to fit weights to, which {} does not", merge.info().name)
-            }),
+            Method::Given(merge) => {
+                usage::ensure(self.fit.is_empty(), || format!("--fit: {} does not fit weights", merge.info().name))
+            }
             Method::Fitted(composition) => {
                 let name = composition.info().name;
-                let weights = || format!("--weights: {name} fits the weights to rows");
+                let weights = || format!("--weights: {name} fits its weights");
                 usage::ensure(self.weights.is_empty(), weights)?;
-                let fit = || format!("--method {name} fits weights to rows: give tasks with --fit");
+                let fit = || format!("--method {name} fits weights to tasks; it needs --fit");
                 usage::ensure(!self.fit.is_empty(), fit)?;
-                let base = || format!("--method {name} fits weights under a base: give --base");
+                let base = || format!("--method {name} fits weights with a base model; it needs --base");
                 usage::ensure(self.base.is_some(), base)
             }
         }
@@ -122,7 +122,7 @@ impl MergeArgs {
     ) -> Result<(Vec<Expert>, Made)> {
         let experts = experts(library, &self.experts)?;
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
-        // What the method makes of them names experts alone; the library tells which they are.
+        // Errors of the method name experts only; the library is added.
         let place = || self.library.display().to_string();
         let made = || self.made(library, base, experts, &names, context);
         made().with_context(place)
@@ -158,7 +158,8 @@ impl MergeArgs {
         context: &Context,
     ) -> Result<(Vec<Expert>, Made)> {
         let name = composition.info().name;
-        let (place, base) = base.with_context(|| format!("--method {name} fits weights under a base: give --base"))?;
+        let (place, base) =
+            base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
         let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
         let rows = fitted_merge::rows(composition, &tasks, base, &place.tokenizer()?)?;
@@ -183,20 +184,20 @@ impl MergeArgs {
     }
 }
 
-/// A line for each method, for `--help`.
+/// The list of methods for `--help`.
 fn methods() -> String {
     let lines = MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     let fitted = FITTED_MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     format!(
-        "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to rows of --fit, and need \
+        "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to the tasks of --fit and need \
          --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
-         largest (that of the experts' largest), or full (as many as the exact result needs).",
+         largest (the largest of the experts), or full (that of the exact result).",
         lines.join("\n"),
         fitted.join("\n")
     )
 }
 
-/// The weights of a merge that was given none.
+/// The default weights of a merge.
 pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
     merge.default_coefficients(experts).at("").to_vec()
 }
@@ -204,7 +205,7 @@ pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
 /// Merges, writes and reports.
 pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     args.ensure_usage(context)?;
-    ensure_place(&args.out, args.overwrite)?;
+    ensure_replaceable(&args.out, args.overwrite)?;
     let library = Library::open(&args.library)?;
     let base = args.base.as_ref().map(|base| base.resolve(context)).transpose()?;
     let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
@@ -213,10 +214,7 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     }
     let (experts, Made { mut merged, record }) = args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;
     if merged.adapter.norm() == 0.0 {
-        context.warn(format!(
-            "{}: every value of the merge is zero, so that it adds nothing to its base",
-            args.out.display()
-        ))?;
+        context.warn(format!("{}: the merged adapter is zero", args.out.display()))?;
     }
     if let Some(base) = &opened {
         merged.adapter.check_against(&base.modules())?;
@@ -228,42 +226,42 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
         }
         _ => {
             let expert = record.expert_record(&library, opened.as_ref().map(Base::identity))?;
-            put(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
+            write_folder(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
             None
         }
     };
-    let report = Report { args: &args, record: &record, experts: &experts, merged: &merged, rounding };
+    let report = MergeReport { args: &args, record: &record, experts: &experts, merged: &merged, rounding };
     let document = report.document()?;
     context.output.result(&document, || human(&document, context.output.verbose))
 }
 
-/// The library's experts, or those that are named.
+/// The named experts of a library, or all.
 pub fn experts(library: &Library, wanted: &[String]) -> Result<Vec<Expert>> {
     let names = if wanted.is_empty() { library.expert_names()? } else { wanted.to_vec() };
     ensure!(
         !names.is_empty(),
-        "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
+        "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` add some",
         library.root().display()
     );
     names.into_iter().map(|name| Ok(Expert::new(name.clone(), library.adapter(&name)?))).collect()
 }
 
-/// Refuses a place that holds anything but what may be replaced, before any work is done.
-fn ensure_place(out: &Path, overwrite: bool) -> Result<()> {
+/// Refuses an output folder that must not be replaced.
+fn ensure_replaceable(out: &Path, overwrite: bool) -> Result<()> {
     let place = out.display();
-    ensure!(!out.is_file(), "{place}: a file; --out is a folder to be made");
+    ensure!(!out.is_file(), "{place}: is a file; --out must be a folder");
     let filled = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if !filled {
         return Ok(());
     }
-    ensure!(overwrite, "{place}: not empty; give another --out, or --overwrite to replace what merge wrote there");
+    ensure!(overwrite, "{place}: not empty; use another --out, or --overwrite to replace a previous merge");
     let ours = read_merge_record(out).ok().flatten().is_some();
-    ensure!(ours, "{place}: not written by merge, so --overwrite does not replace it; give another --out");
+    ensure!(ours, "{place}: not written by merge, so --overwrite does not replace it; use another --out");
     Ok(())
 }
 
-/// Makes the folder, whole or not at all.
-fn put(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Writes the output folder atomically.
+fn write_folder(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     make_parent(&args.out)?;
     if args.overwrite { replace_folder(&args.out, fill) } else { create_folder(&args.out, fill) }
 }
@@ -279,32 +277,32 @@ fn write_base(
     let mut text = serde_json::to_string_pretty(&merged)?;
     text.push('\n');
     let mut rounding = Rounding::default();
-    put(args, |folder| {
+    write_folder(args, |folder| {
         rounding = merged_base::write(place, adapter, folder, context)?;
         Ok(write_file(&folder.join(MERGE_RECORD_FILE), text.as_bytes())?)
     })?;
     Ok(rounding)
 }
 
-/// What the user is told.
-struct Report<'a> {
+/// The report of a merge.
+struct MergeReport<'a> {
     args: &'a MergeArgs,
     record: &'a MergeRecord,
     experts: &'a [Expert],
     merged: &'a Merged,
-    /// Of a merge into the base.
+    /// The rounding error of a merge into the base.
     rounding: Option<Rounding>,
 }
 
-/// How much of what the method meant is in the result, over all modules.
-struct Whole {
+/// Norm and approximation error over all modules.
+struct Totals {
     norm: f64,
     retained: f64,
     error: f64,
 }
 
-impl Whole {
-    /// A module's share is that of squared norms, so those are what add up.
+impl Totals {
+    /// A module's `retained` is a fraction of its squared norm, so squared norms are summed.
     fn of(merged: &Merged) -> Self {
         let (mut inside, mut outside) = (0.0, 0.0);
         for (update, ModuleReport { retained, .. }) in merged.adapter.modules().values().zip(&merged.report) {
@@ -320,9 +318,9 @@ impl Whole {
     }
 }
 
-impl Report<'_> {
+impl MergeReport<'_> {
     fn document(&self) -> Result<Value> {
-        let Whole { norm, retained, error } = Whole::of(self.merged);
+        let Totals { norm, retained, error } = Totals::of(self.merged);
         let adapter = &self.merged.adapter;
         let expert = |(expert, of): (&Expert, &MergedExpert)| -> Result<Value> {
             let cosine = adapter.cosine(&expert.adapter)?;
@@ -358,7 +356,7 @@ impl Report<'_> {
     }
 }
 
-/// The report for people; the modules one by one only where they want to know.
+/// The report as text, with all modules if `verbose`.
 fn human(document: &Value, verbose: bool) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let float = |value: &Value, digits: usize| number(value.as_f64(), digits);
@@ -366,7 +364,7 @@ fn human(document: &Value, verbose: bool) -> String {
     let experts = list("experts")
         .into_iter()
         .map(|of| vec![text(&of["name"]), float(&of["weight"], 4), float(&of["norm"], 4), float(&of["cosine"], 4)]);
-    let mut tables = table(["expert", "weight", "norm", "cosine with the merge"], experts);
+    let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
     if verbose {
         let modules = list("modules").into_iter().map(|of| {
             let numbers = [float(&of["norm"], 4), float(&of["retained"], 6), float(&of["error"], 6)];
@@ -378,15 +376,15 @@ fn human(document: &Value, verbose: bool) -> String {
     let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
     let (retained, error) = (document["retained"].as_f64(), document["error"].as_f64());
     let kept = format!(
-        "{:.2} % of the squared norm kept, error {:.4}",
+        "{:.2} % of the squared norm retained, error {:.4}",
         100.0 * retained.unwrap_or_default(),
         error.unwrap_or_default()
     );
     let out = text(&document["out"]);
     let end = match document["rounding"].as_f64() {
-        None => format!("a PEFT adapter is in {out}"),
-        Some(0.0) => format!("a model is in {out}"),
-        Some(lost) => format!("a model is in {out}; rounding to the base's type took {lost:.2e} of the merge's norm"),
+        None => format!("The PEFT adapter is in {out}"),
+        Some(0.0) => format!("The model is in {out}"),
+        Some(lost) => format!("The model is in {out}; relative rounding error {lost:.2e}"),
     };
     let (method, modules) = (text(&document["method"]), pluralize(list("modules").len(), "module"));
     let method = match document["fit"]["composition"].as_str() {

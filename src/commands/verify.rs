@@ -1,16 +1,15 @@
-//! `verify`: what a merge computes against what the adapters compute in their slots, as the largest difference of
-//! logits.
+//! `verify`: checks merged weights against unmerged adapters by the largest difference of their logits.
 //!
-//! Adding an adapter to weights of 16 bits rounds them, which moves logits by more than arithmetic does. So the
-//! adapter is added twice, once without rounding: how far *that* lies from the slot judges the merge, and how far
-//! rounding moves the logits is told beside it.
+//! Merging an adapter into 16-bit weights rounds them, which changes logits by more than the order of operations does.
+//! So the adapter is merged twice, once without rounding: the difference of *that* from the unmerged adapter is compared
+//! with the tolerance, and the effect of rounding is reported separately.
 
 use super::merge;
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
-use crate::base::merged_base::{self, Kept};
+use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::progress_bar;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -21,7 +20,7 @@ use lorakit_fit::pluralize;
 use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::{Base, StorageDtype, BaseOptions};
+use lorakit_model::{Base, BaseOptions, StorageDtype};
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
 use lorakit_route::{Expert, LibraryStack, Router, RouterContext, Uniform, single_expert};
 use serde::Serialize;
@@ -31,59 +30,59 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The longest row of tokens.
+/// Maximum length of a row of tokens.
 const LONGEST_ROW: usize = 64;
 
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// The base: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
-    /// The library of experts
+    /// Library of experts
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// What merge wrote, an adapter or a model; without it, every expert is added to the base in memory
+    /// Output of merge, an adapter or a model; without it, each expert is merged into the base in memory
     #[arg(long, value_name = "DIR")]
     merged: Option<PathBuf>,
-    /// Only these experts [default: all, or those that --merged says it was made of]
+    /// Check only these experts [default: all, or those recorded in --merged]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
-    /// Take --merged for the sum of --experts with these weights, instead of what it says of itself
+    /// Treat --merged as the sum of --experts with these weights, instead of using its record
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true, requires_all = ["merged", "experts"])]
     weights: Vec<f64>,
-    /// How many tokens to compare on, drawn at random
+    /// Number of random tokens to compare on
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     tokens: NonZeroUsize,
-    /// The largest difference of logits that arithmetic in another order may make; rounding to 16 bits is not counted
+    /// Maximum difference of logits, not counting rounding to 16 bits
     #[arg(long, value_name = "X", default_value_t = 2e-4)]
     tolerance: f64,
 }
 
-/// One merge against the slots, in largest differences of logits.
+/// The comparison of one merge, as largest differences of logits.
 #[derive(Serialize)]
-struct Compared {
-    /// An expert, or what was merged.
+struct Comparison {
+    /// The expert, or the merge.
     name: String,
-    /// Merged against dynamic.
+    /// Merged and unmerged.
     difference: f64,
-    /// What rounding the changed weights to their type makes of that; None where nothing is rounded.
+    /// The effect of rounding merged weights; none where nothing is rounded.
     rounding: Option<f64>,
-    /// What is left without rounding, which the tolerance is for.
+    /// The difference without rounding, compared with the tolerance.
     beyond_rounding: f64,
-    /// How far the adapter moves the base's logits: what all this is to be seen against.
+    /// The effect of the adapter on the base's logits, for scale.
     effect: f64,
     ok: bool,
 }
 
-/// What is compared, and on what.
+/// What is compared, and on which tokens.
 struct Verifier<'a> {
     place: &'a ResolvedBase,
     base: &'a Base,
-    /// How it was opened, and what is held against it is.
+    /// How the base was opened, and merged bases are.
     options: BaseOptions,
     ids: Vec<u32>,
-    /// Lengths of the rows.
+    /// The lengths of the rows.
     rows: Vec<usize>,
     tolerance: f64,
     context: &'a Context,
@@ -93,7 +92,7 @@ struct Verifier<'a> {
 pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
     let library = Library::open(&args.library)?;
     if let Some(folder) = &args.merged {
-        ensure!(folder.is_dir(), "{}: no such folder; --merged is what `lorakit merge` wrote", folder.display());
+        ensure!(folder.is_dir(), "{}: no such folder; --merged is the output of `lorakit merge`", folder.display());
     }
     let place = args.base.resolve(context)?;
     let base = place.base_as(&context.exact_options()?, context)?;
@@ -117,7 +116,7 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
     context.output.result(&document, || human(&compared, dtype, &args, verifier.ids.len()))?;
     ensure!(
         failed.is_empty(),
-        "{} beyond the tolerance of {:e} on logits: {}",
+        "{} exceed the tolerance of {:e} on logits: {}",
         pluralize(failed.len(), "merge"),
         args.tolerance,
         failed.join(", ")
@@ -125,9 +124,9 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -> String {
+fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize) -> String {
     let number = |value: f64| format!("{value:.1e}");
-    let line = |of: &Compared| {
+    let line = |of: &Comparison| {
         vec![
             of.name.clone(),
             number(of.difference),
@@ -137,10 +136,10 @@ fn human(compared: &[Compared], dtype: &str, args: &VerifyArgs, tokens: usize) -
             if of.ok { "ok" } else { "too far" }.to_owned(),
         ]
     };
-    let header = ["merged", "from dynamic", "by rounding", "beyond it", "adapter's effect", ""];
+    let header = ["merged", "difference", "by rounding", "without rounding", "adapter's effect", ""];
     format!(
-        "{}\n\nlargest differences of logits over {tokens} random tokens; changed weights are kept in {dtype}; \
-         tolerance {:e} beyond rounding",
+        "{}\n\nLargest differences of logits over {tokens} random tokens; merged weights are {dtype}; \
+         tolerance {:e} without rounding",
         table(header, compared.iter().map(line)),
         args.tolerance
     )
@@ -161,31 +160,31 @@ impl<'a> Verifier<'a> {
         Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
     }
 
-    /// Every expert in its slots, against the base that it was added to.
-    fn experts(&self, experts: &[Expert]) -> Result<(Vec<Compared>, StorageDtype)> {
+    /// Compares each expert with a base it is merged into.
+    fn experts(&self, experts: &[Expert]) -> Result<(Vec<Comparison>, StorageDtype)> {
         let plain = self.logits(self.base, &Patches::none())?;
         let mut kept = StorageDtype::F32;
         let mut compared = Vec::with_capacity(experts.len());
         let bar = progress_bar::bar(&self.context.output, experts.len() as u64, "verify");
         for of in experts {
-            let added = || -> Result<Compared> {
+            let added = || -> Result<Comparison> {
                 of.adapter.check_against(&self.base.modules())?;
                 let dynamic = self.logits(self.base, &self.alone(&of.adapter)?)?;
-                let added = self.added(&of.adapter)?;
-                kept = wider(kept, added.kept);
+                let added = self.merged_logits(&of.adapter)?;
+                kept = coarser(kept, added.kept);
                 let beyond = largest(&added.exact, &dynamic)?;
                 self.compared(&of.name, &added.rounded, &dynamic, &plain, (added.rounding, beyond))
             };
             let mut added = added;
-            compared.push(added().with_context(|| format!("the expert `{}`", of.name))?);
+            compared.push(added().with_context(|| format!("expert `{}`", of.name))?);
             bar.inc(1);
         }
         bar.finish_and_clear();
         Ok((compared, kept))
     }
 
-    /// A merged adapter or base, against the experts in their slots.
-    fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Compared>, StorageDtype)> {
+    /// Compares a merged adapter or base with the unmerged experts.
+    fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Comparison>, StorageDtype)> {
         let recipe = Recipe::of(folder, library, args, self)?;
         let dynamic = self.logits(self.base, &recipe.patches(self)?)?;
         let plain = self.logits(self.base, &Patches::none())?;
@@ -194,21 +193,24 @@ impl<'a> Verifier<'a> {
             adapter.check_against(&self.base.modules())?;
             let merged = self.logits(self.base, &self.alone(&adapter)?)?;
             let beyond = largest(&merged, &dynamic)?;
-            return Ok((vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?], StorageDtype::F32));
+            return Ok((
+                vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?],
+                StorageDtype::F32,
+            ));
         }
-        ensure!(folder.join("config.json").is_file(), "neither adapter_config.json nor config.json is there");
+        ensure!(folder.join("config.json").is_file(), "has neither adapter_config.json nor config.json");
         if let Some(record) = read_merged_base_record(folder)? {
-            record.base.ensure_same(self.base.identity()).context("what was merged")?;
+            record.base.ensure_same(self.base.identity()).context("the merged base")?;
         }
         let opened = Base::open(folder, &self.options)?;
         ensure!(
             opened.modules() == self.base.modules() && opened.config().vocabulary == self.base.config().vocabulary,
-            "a model of other dimensions than the base {}",
+            "the model's dimensions differ from those of base {}",
             self.base.identity().name
         );
         let merged = self.logits(&opened, &Patches::none())?;
-        // Against what the files should hold no rounding is left, and against the slots none that was not done.
-        let added = self.added(&recipe.merged)?;
+        // The files must match the rounded merge, and the exact merge must match the unmerged experts.
+        let added = self.merged_logits(&recipe.merged)?;
         let beyond = largest(&merged, &added.rounded)?.max(largest(&added.exact, &dynamic)?);
         let compared = self.compared(&recipe.name, &merged, &dynamic, &plain, (added.rounding, beyond))?;
         Ok((vec![compared], added.kept))
@@ -221,14 +223,14 @@ impl<'a> Verifier<'a> {
         dynamic: &Tensor,
         plain: &Tensor,
         (rounding, beyond_rounding): (Option<f64>, f64),
-    ) -> Result<Compared> {
-        Ok(Compared {
+    ) -> Result<Comparison> {
+        Ok(Comparison {
             name: name.to_owned(),
             difference: largest(merged, dynamic)?,
             rounding,
             beyond_rounding,
             effect: largest(dynamic, plain)?,
-            // Not "within": a difference that is no number is beyond any tolerance.
+            // A NaN difference exceeds any tolerance.
             ok: beyond_rounding <= self.tolerance,
         })
     }
@@ -239,40 +241,40 @@ impl<'a> Verifier<'a> {
         Ok(single_expert(&LibraryStack::new(experts, self.base.sites(), self.base.device())?, 0)?)
     }
 
-    /// The logits of the base with an adapter added to its weights.
-    fn added(&self, adapter: &Adapter) -> Result<Added> {
+    /// The logits of the base with an adapter merged into its weights.
+    fn merged_logits(&self, adapter: &Adapter) -> Result<MergedLogits> {
         let logits = |kept| -> Result<Tensor> {
             let base = merged_base::in_memory(self.place, adapter, kept, &self.options)?;
             self.logits(&base, &Patches::none())
         };
-        let kept = merged_base::kept_in(self.place, adapter, &self.options)?;
-        let rounded = logits(Kept::Rounded)?;
+        let kept = merged_base::narrowest_dtype(self.place, adapter, &self.options)?;
+        let rounded = logits(MergePrecision::Rounded)?;
         if kept == StorageDtype::F32 {
-            return Ok(Added { exact: rounded.clone(), rounded, rounding: None, kept });
+            return Ok(MergedLogits { exact: rounded.clone(), rounded, rounding: None, kept });
         }
-        let exact = logits(Kept::Exact)?;
-        Ok(Added { rounding: Some(largest(&rounded, &exact)?), exact, rounded, kept })
+        let exact = logits(MergePrecision::Exact)?;
+        Ok(MergedLogits { rounding: Some(largest(&rounded, &exact)?), exact, rounded, kept })
     }
 }
 
-/// Logits of a base that an adapter was added to.
-struct Added {
-    /// With the weights in their own type.
+/// Logits of a base with an adapter merged in.
+struct MergedLogits {
+    /// With weights in their stored type.
     rounded: Tensor,
-    /// With the changed weights in f32.
+    /// With merged weights in f32.
     exact: Tensor,
-    /// How far the two are apart, where they are.
+    /// The largest difference of both, where they differ.
     rounding: Option<f64>,
     kept: StorageDtype,
 }
 
-/// What a merged folder should hold.
+/// What a merged folder should contain.
 struct Recipe {
     name: String,
     experts: Vec<Expert>,
     coefficients: Coefficients,
     merge: Arc<dyn MergeMethod>,
-    /// The merge, done again.
+    /// The merge, repeated.
     merged: Adapter,
 }
 
@@ -284,7 +286,7 @@ impl Recipe {
                 let of: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
                 ensure!(
                     of.len() == args.weights.len(),
-                    "{} were given for {}: one each is needed",
+                    "{} for {}: expected one each",
                     pluralize(args.weights.len(), "weight"),
                     pluralize(of.len(), "expert")
                 );
@@ -294,17 +296,14 @@ impl Recipe {
                 let experts = merge::experts(library, &record.names())?;
                 (record, experts)
             }
-            Some(_) => bail!("--experts needs --weights; without both, the folder's own record is used"),
+            Some(_) => bail!("--experts needs --weights; without both, the folder's record is used"),
             None => {
-                bail!("nothing says of what it was made; give --experts and --weights of the sum that it should be")
+                bail!("has no record of its merge; give --experts and --weights")
             }
         };
         for of in &record.experts {
             if library.weights_sha256(&of.name)? != of.sha256 {
-                verifier
-                    .context
-                    .output
-                    .warn(format!("the expert `{}` is another than the one that was merged", of.name));
+                verifier.context.output.warn(format!("expert `{}` has changed since the merge", of.name));
             }
         }
         let coefficients = record.coefficients();
@@ -315,13 +314,13 @@ impl Recipe {
         Ok(Self { name, experts, coefficients, merge, merged })
     }
 
-    /// The dynamic side: for the plain sum every expert in its slots by its weight, which takes no merge at all; for
-    /// any other method the adapter that it makes.
+    /// The unmerged side: for a plain sum, all experts with their weights, without any merge code; for any other method,
+    /// the merged adapter.
     fn patches(&self, verifier: &Verifier) -> Result<Patches> {
         if self.merge.info().name != Concatenation.info().name {
             return verifier.alone(&self.merged);
         }
-        // Uniform routing weighs each expert by 1/n.
+        // Uniform routing gives each expert the weight 1/n.
         let n = self.experts.len() as f64;
         let weighed = |(at, expert): (usize, &Expert)| {
             let modules = expert.adapter.modules().iter();
@@ -336,12 +335,12 @@ impl Recipe {
     }
 }
 
-/// The one of two types that rounds more.
-fn wider(one: StorageDtype, other: StorageDtype) -> StorageDtype {
+/// The type that rounds more.
+fn coarser(one: StorageDtype, other: StorageDtype) -> StorageDtype {
     if one.unit_roundoff() >= other.unit_roundoff() { one } else { other }
 }
 
-/// The largest difference of two tensors of one shape; not a number where any is not.
+/// The largest absolute difference of two tensors of one shape; NaN if any is.
 fn largest(one: &Tensor, other: &Tensor) -> Result<f64> {
     let differences = (one - other)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
     let larger = |most: f32, value: f32| if most.is_nan() || value <= most { most } else { value };

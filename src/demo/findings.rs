@@ -1,6 +1,6 @@
 //! Which of the papers' claims the demo's scores support, one sentence each.
 
-use super::evaluation::{ScoreRow, Summary, score_text};
+use super::comparison::{ScoreRow, Summary, score_text};
 use super::pipeline::FamilyClusters;
 use lorakit_cluster::Space;
 use lorakit_eval::Score;

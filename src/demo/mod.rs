@@ -1,9 +1,9 @@
 //! The demo: the full pipeline on the bundled model, with tasks whose families are known.
 //!
-//! [`setup`] opens base and tasks, [`pipeline`] trains and clusters, [`evaluation`] scores, and [`findings`] compares the
+//! [`setup`] opens base and tasks, [`pipeline`] trains and clusters, [`comparison`] scores, and [`findings`] compares the
 //! scores with the papers' claims. The report is [`crate::pages::demo_page`].
 
-pub mod evaluation;
+pub mod comparison;
 pub mod findings;
 pub mod pipeline;
 pub mod setup;

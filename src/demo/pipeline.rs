@@ -1,7 +1,7 @@
 //! Trains private experts and a joint one, clusters the private ones, and trains an expert per cluster.
 
 use super::setup::Setup;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Library, Matrix};

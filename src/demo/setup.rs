@@ -2,7 +2,7 @@
 
 use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::Result;
 use lorakit_model::Base;
 use lorakit_task::skills::{self, SkillFamily, SuitePart};

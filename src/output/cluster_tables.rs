@@ -1,10 +1,10 @@
-//! Clusters as tables.
+//! Tables of clusters.
 
 use crate::output::text_table::{number, table};
 use lorakit_cluster::{Cluster, ClusterReport, Clusters, CurvePoint, Report};
 
-/// Numbers of clusters that the table names, the best.
-const NUMBERS_TOLD: usize = 5;
+/// Rows of the table of the best numbers of clusters.
+const BEST_LISTED: usize = 5;
 
 /// The clusters with their tasks.
 pub fn of_tasks(clusters: &Clusters) -> String {
@@ -15,7 +15,7 @@ pub fn of_tasks(clusters: &Clusters) -> String {
     table(["cluster", "size", "tasks"], clusters.clusters().iter().map(line))
 }
 
-/// What a report says.
+/// All tables of a report.
 pub fn summary(report: &Report) -> String {
     let members = |cluster: &ClusterReport| wrapped(cluster.members.iter().map(|member| member.expert.as_str()));
     let clusters = report.clusters.iter().map(|cluster| {
@@ -35,36 +35,36 @@ pub fn summary(report: &Report) -> String {
         ]
     });
     let mut text = table(["cluster", "size", "silhouette", "experts"], clusters);
-    text.push_str(&format!("\nSilhouettes are those of the space {}.", report.space));
-    text.push_str("\n\nMean cosine of two experts of one cluster, and of two clusters:\n");
+    text.push_str(&format!("\nSilhouettes are of the space {}.", report.space));
+    text.push_str("\n\nMean cosine similarity of two experts within a cluster, and in different clusters:\n");
     text.push_str(&table(["space", "within", "between", "silhouette"], spaces));
     for missing in &report.unavailable {
         text.push_str(&format!("\n{}: {}", missing.space, missing.reason));
     }
     if let Some(suggestion) = &report.suggestion {
-        text.push_str("\n\nMean silhouette of the embedding that is clustered, by the number of clusters:\n");
+        text.push_str("\n\nMean silhouette of the clustered embedding, by number of clusters:\n");
         text.push_str(&numbers_of_clusters(&report.curve, report.clusters.len()));
         text.push_str(&format!("\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
     }
     text
 }
 
-/// The numbers of clusters that do best, and the one at hand.
+/// The best numbers of clusters, and the used one.
 fn numbers_of_clusters(curve: &[CurvePoint], used: usize) -> String {
     let mut best: Vec<&CurvePoint> = curve.iter().collect();
     best.sort_by(|a, b| b.silhouette.total_cmp(&a.silhouette).then(a.k.cmp(&b.k)));
-    let (told, others) = best.split_at(best.len().min(NUMBERS_TOLD));
+    let (told, others) = best.split_at(best.len().min(BEST_LISTED));
     let mut told: Vec<&CurvePoint> =
         told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
     told.sort_by_key(|point| point.k);
     let line = |point: &CurvePoint| {
-        let here = if point.k == used { "here" } else { "" };
+        let here = if point.k == used { "used" } else { "" };
         vec![point.k.to_string(), number(Some(point.silhouette), 3), here.to_owned()]
     };
     table(["k", "silhouette", ""], told.into_iter().map(line))
 }
 
-/// Names with commas between, on lines of about 80 characters.
+/// Names separated by commas, in lines of about 80 characters.
 fn wrapped<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     let mut lines = vec![String::new()];
     for name in names {
@@ -89,15 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_numbers_of_clusters_are_told_and_the_one_at_hand() {
+    fn the_best_and_the_used_numbers_of_clusters_are_listed() {
         let curve: Vec<CurvePoint> = (2..12).map(|k| CurvePoint { k, silhouette: 1.0 / k as f64 }).collect();
         let told = numbers_of_clusters(&curve, 11);
-        assert_eq!(told.lines().filter(|line| line.contains("0.")).count(), NUMBERS_TOLD + 1, "{told}");
+        assert_eq!(told.lines().filter(|line| line.contains("0.")).count(), BEST_LISTED + 1, "{told}");
         assert!(told.contains("0.500") && told.contains("0.091"), "{told}");
     }
 
     #[test]
-    fn names_are_wrapped_between_and_never_within() {
+    fn lines_break_between_names_only() {
         let long = "x".repeat(79);
         assert_eq!(wrapped(["a", "b", &long, "c"]), format!("a, b,\n{long},\nc"));
         assert_eq!(wrapped([]), "");

@@ -1,4 +1,4 @@
-//! What the user sees: results on stdout, as tables or as one JSON document; notices and errors on stderr.
+//! Results on stdout, as text or as one JSON document; messages and errors on stderr.
 
 use crate::args::usage::{self, UsageError};
 use crate::interrupt::{self, Interrupted};
@@ -9,45 +9,45 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// How results and notices reach the user.
+/// Prints results and messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     /// Whether results are one JSON document.
     pub json: bool,
-    /// Whether progress is left out.
+    /// Whether progress is suppressed.
     pub quiet: bool,
-    /// Whether more is said on stderr.
+    /// Whether details are printed on stderr.
     pub verbose: bool,
 }
 
 impl Output {
-    /// Prints a command's result: the document under `--json`, else what `human` makes of it.
-    pub fn result(&self, document: &impl Serialize, human: impl FnOnce() -> String) -> Result<()> {
-        let text = if self.json { serde_json::to_string_pretty(document)? } else { human() };
+    /// Prints a command's result: the document with `--json`, else the text.
+    pub fn result(&self, document: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        let text = if self.json { serde_json::to_string_pretty(document)? } else { text() };
         self.raw(&format!("{}\n", text.trim_end_matches('\n')))
     }
 
-    /// Writes to stdout as it stands, at once: for text that grows while the user reads it.
+    /// Writes to stdout and flushes, for text that is streamed.
     pub fn raw(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes())?;
         Ok(stdout.flush()?)
     }
 
-    /// Tells something that the user should know beside the result.
+    /// Prints a warning on stderr.
     pub fn warn(&self, text: impl Display) {
-        // Nobody is told that telling failed.
-        let _ = writeln!(io::stderr().lock(), "note: {text}");
+        // Ignore stderr write errors.
+        let _ = writeln!(io::stderr().lock(), "warning: {text}");
     }
 
-    /// Tells how things go, unless progress is unwanted.
+    /// Prints a status message on stderr, unless progress is suppressed.
     pub fn status(&self, text: impl Display) {
         if !self.quiet {
             let _ = writeln!(io::stderr().lock(), "{text}");
         }
     }
 
-    /// Tells what only the curious want to know.
+    /// Prints a detail on stderr with `--verbose`.
     pub fn detail(&self, text: impl Display) {
         if self.verbose {
             let _ = writeln!(io::stderr().lock(), "{text}");
@@ -55,20 +55,20 @@ impl Output {
     }
 }
 
-/// Makes the folder that a file or folder is to be written in, where there is none.
+/// Creates the parent folder of a path.
 pub fn make_parent(path: &Path) -> Result<()> {
     match path.parent() {
         Some(parent) => {
-            std::fs::create_dir_all(parent).with_context(|| format!("{}: cannot be made", parent.display()))
+            std::fs::create_dir_all(parent).with_context(|| format!("{}: cannot be created", parent.display()))
         }
         None => Ok(()),
     }
 }
 
-/// Reports why a command ended early, with all its causes, and how the process is to end.
+/// Prints an error with its causes, and returns the exit code.
 pub fn failure(error: &Error) -> ExitCode {
     if error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == ErrorKind::BrokenPipe) {
-        // Whoever read our stdout has seen enough, as `head` has.
+        // The reader of stdout closed it, as `head` does.
         return ExitCode::SUCCESS;
     }
     let mut stderr = io::stderr().lock();

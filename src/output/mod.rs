@@ -5,3 +5,4 @@ pub mod console;
 pub mod progress_bar;
 pub mod score_tables;
 pub mod text_table;
+pub mod training_report;

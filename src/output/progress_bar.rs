@@ -1,4 +1,4 @@
-//! Bars on stderr. Where stderr is no terminal, or `-q` is given, nothing is drawn.
+//! Progress bars on stderr. Nothing is drawn with `-q`, or if stderr is not a terminal.
 
 use crate::output::console::Output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -6,10 +6,10 @@ use lorakit_train::{StepOutput, TrainEvent};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-/// A bar of `length` steps. `{msg}` is what is told beside it.
+/// A bar of `length` steps.
 pub fn bar(output: &Output, length: u64, name: impl Into<String>) -> ProgressBar {
     let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
-    // A template that cannot be read would be ours; the plain bar is then good enough.
+    // The template is a constant; a plain bar is a fallback.
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {left}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let left = |state: &ProgressState, text: &mut dyn Write| {
@@ -20,7 +20,7 @@ pub fn bar(output: &Output, length: u64, name: impl Into<String>) -> ProgressBar
         .with_prefix(name.into())
 }
 
-/// `1:02:03`, or `2:03` below an hour.
+/// `1:02:03`, or `2:03` under an hour.
 fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -30,7 +30,7 @@ fn duration(duration: Duration) -> String {
     }
 }
 
-/// What a training run looks like: a bar for each pass, with loss and speed.
+/// Progress of a training run: a bar per pass, with loss and speed.
 pub struct TrainingBars {
     output: Output,
     passes: usize,
@@ -40,24 +40,24 @@ pub struct TrainingBars {
 }
 
 impl TrainingBars {
-    /// A run of which nothing is known yet.
+    /// Bars for a run that has not started.
     pub fn new(output: Output) -> Self {
         Self { output, passes: 0, bar: ProgressBar::hidden(), since: Instant::now(), tokens: 0 }
     }
 
-    /// Sees what happens.
+    /// Shows a training event.
     pub fn on_event(&mut self, event: TrainEvent) {
         match event {
             TrainEvent::Planned { passes, kept, estimate } => {
                 self.passes = passes.len();
                 let experts: usize = passes.iter().map(Vec::len).sum();
                 if !kept.is_empty() {
-                    self.output.status(format!("finished before: {}", kept.join(", ")));
+                    self.output.status(format!("already finished: {}", kept.join(", ")));
                 }
                 if experts > 0 {
                     let memory = crate::output::text_table::bytes(estimate.total());
                     self.output.status(format!(
-                        "to be trained: {experts}, in passes of at most {}; about {memory}",
+                        "training {experts} experts in passes of up to {}; about {memory} of memory",
                         passes[0].len()
                     ));
                 }
@@ -68,7 +68,7 @@ impl TrainingBars {
                 self.bar.reset_eta();
                 (self.since, self.tokens) = (Instant::now(), 0);
                 if done > 0 {
-                    self.output.status(format!("pass {} goes on after step {done}", index + 1));
+                    self.output.status(format!("pass {} resumes after step {done}", index + 1));
                 }
             }
             TrainEvent::Step { step, experts } => self.step(step, experts),
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_left_reads_like_a_clock() {
+    fn durations_read_like_a_clock() {
         assert_eq!(duration(Duration::from_secs(62)), "1:02");
         assert_eq!(duration(Duration::from_secs(3723)), "1:02:03");
     }

@@ -1,4 +1,4 @@
-//! Scores as tables.
+//! Tables of evaluation scores.
 
 use crate::args::router_arg::RouterArg;
 use crate::output::text_table::{ABSENT, table};
@@ -6,7 +6,7 @@ use lorakit_eval::{Results, Score, TaskResult};
 use lorakit_task::{Metric, Task};
 use std::collections::BTreeSet;
 
-/// A table for each metric, tasks by routers, and one of means.
+/// A table per metric, tasks by routers, and one of means over tasks.
 pub fn tables(results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
     let found: BTreeSet<&str> = results
         .routers()
@@ -24,7 +24,7 @@ pub fn tables(results: &Results, routers: &[RouterArg], tasks: &[Task]) -> Strin
     texts.join("\n\n")
 }
 
-/// What a reader looks for first, and so comes last: every metric's mean over the tasks that have it.
+/// Each metric's mean over the tasks that have it. Printed last, where a reader looks first.
 fn means(metrics: &[&str], results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
     let score = |metric: &str, router: &RouterArg, task: &Task| {
         results.get(&router.text, &task.name)?.metrics.get(metric).copied()
@@ -56,7 +56,7 @@ fn metric_table(metric: &str, results: &Results, routers: &[RouterArg], tasks: &
     table(header, scored.map(line))
 }
 
-/// A score with its standard error, for tables.
+/// A score with its standard error.
 pub fn cell(score: Option<Score>) -> String {
     match score {
         None => ABSENT.to_owned(),
@@ -65,7 +65,7 @@ pub fn cell(score: Option<Score>) -> String {
     }
 }
 
-/// The mean over tasks, whose errors are independent: its standard error is the root of the sum of squares over n.
+/// The mean over tasks. Their errors are independent, so its standard error is the root of the sum of squares over n.
 fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
     let scores: Vec<Score> = scores.collect();
     let n = scores.len() as f64;
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_over_tasks_has_the_error_of_independent_tasks() {
+    fn errors_of_the_mean_over_tasks_are_independent() {
         let scores = [(1.0, Some(0.3)), (2.0, Some(0.4))].map(|(value, stderr)| Score { value, stderr });
         assert_eq!(mean(scores.into_iter()), Some(Score { value: 1.5, stderr: Some(0.25) }));
         assert_eq!(mean([Score { value: 1.0, stderr: None }].into_iter()), Some(Score { value: 1.0, stderr: None }));

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, TableStyle, Width};
 
-/// A table with a line under its header; columns of numbers stand to the right, long texts are wrapped.
+/// A table with a line under its header; columns of numbers are right-aligned, long texts are wrapped.
 pub fn table<C: Into<String>>(
     header: impl IntoIterator<Item = C>,
     rows: impl IntoIterator<Item = Vec<String>>,
@@ -22,27 +22,27 @@ pub fn table<C: Into<String>>(
     table.trim_fmt()
 }
 
-/// Characters in a line of a cell that is no number.
+/// Characters per line of a text cell.
 const WIDEST_TEXT: u16 = 72;
 
 fn is_number(cell: &str) -> bool {
     cell == ABSENT || cell.chars().all(|c| c.is_ascii_digit() || "+-.e %±KMGiB".contains(c))
 }
 
-/// What stands where there is no value.
+/// The cell of an absent value.
 pub const ABSENT: &str = "–";
 
-/// A line of `--help` that is as long as it needs to be: what is typed, and below it what that does.
+/// An entry of `--help`: what is typed, and a description on the next line.
 pub fn help_entry(typed: &str, what: &str) -> String {
     format!("  {typed}\n      {what}")
 }
 
-/// A value with `digits` behind the point, or the sign of none.
+/// A number with `digits` decimals, or [`ABSENT`].
 pub fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| ABSENT.to_owned(), |value| format!("{value:.digits$}"))
 }
 
-/// Bytes in the unit that suits them.
+/// A size in bytes with a binary unit.
 pub fn bytes(count: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match units.into_iter().find(|(_, shift)| count >= 1 << shift) {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_of_numbers_stand_to_the_right() {
+    fn numbers_are_right_aligned() {
         let rows = [vec!["a".to_owned(), "1.50".to_owned()], vec!["bcd".to_owned(), ABSENT.to_owned()]];
         let text = table(["name", "loss"], rows);
         assert!(text.lines().any(|line| line.contains(" bcd      –")), "{text}");
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_told_in_the_unit_that_suits_them() {
+    fn sizes_have_binary_units() {
         assert_eq!((bytes(12).as_str(), bytes(1536).as_str(), bytes(5 << 30).as_str()), ("12 B", "1.5 KiB", "5.0 GiB"));
     }
 }

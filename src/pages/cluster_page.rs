@@ -1,9 +1,9 @@
 //! The report of a clustering.
 
 use super::heat_map::similarity_map;
+use super::markup::render;
 use super::page::Page;
 use super::silhouette_charts::{curve_plot, silhouette_plot};
-use super::template::render;
 use anyhow::Result;
 use lorakit_cluster::{ClusterReport, Method, Report, Similarity, Space, SpaceReport, Suggestion, Unavailable};
 use minijinja::Value;

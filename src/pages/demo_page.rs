@@ -2,9 +2,9 @@
 
 use super::heat_map::similarity_map;
 use super::loss_curves::{LossCurve, mean, plot};
+use super::markup::render;
 use super::page::Page;
-use super::template::render;
-use crate::demo::evaluation::{ScoreRow, Summary, score_text};
+use crate::demo::comparison::{ScoreRow, Summary, score_text};
 use crate::demo::findings;
 use crate::demo::pipeline::{FamilyClusters, TrainedLibraries};
 use crate::demo::setup::Setup;
@@ -12,6 +12,7 @@ use anyhow::Result;
 use lorakit_eval::Score;
 use lorakit_fit::OpenLibrary;
 use lorakit_task::skills;
+use lorakit_train::LossHistory;
 use minijinja::Value;
 use serde::Serialize;
 
@@ -104,8 +105,8 @@ fn loss_curves(setup: &Setup, private: &OpenLibrary) -> Vec<LossCurve> {
             .zip(&private.records)
             .filter(move |(name, _)| skills::family_of(name) == Some(family));
         own.filter_map(|(_, record)| {
-            let values = record.as_ref()?.losses["train"].as_array()?;
-            Some(values.iter().filter_map(serde_json::Value::as_f64).collect())
+            let history = LossHistory::of(record.as_ref()?)?;
+            Some(history.train.into_iter().flatten().collect())
         })
         .collect::<Vec<Vec<f64>>>()
     };

@@ -1,7 +1,7 @@
 //! The cosine similarity of all experts as an SVG heat map in cluster order.
 
 use super::label::shortened;
-use super::template::render;
+use super::markup::render;
 use anyhow::Result;
 use lorakit_cluster::{Report, Similarity};
 use minijinja::Value;

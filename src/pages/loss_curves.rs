@@ -1,6 +1,6 @@
 //! Training loss curves as SVG.
 
-use super::template::render;
+use super::markup::render;
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! The frame that all pages share: title, lead and style.
 
-use super::template::render;
+use super::markup::render;
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;

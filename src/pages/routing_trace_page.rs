@@ -1,8 +1,8 @@
 //! A router's choices over one prompt: every token in the colour of its leading expert.
 
+use super::markup::render;
 use super::page::Page;
-use super::template::render;
-use crate::routing_trace::{Choice, RoutingTrace, Share, UNASSIGNED};
+use crate::routing_trace::{ExpertWeight, RoutingTrace, TracedChoice, UNASSIGNED};
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;
@@ -93,13 +93,13 @@ impl<'a> Painter<'a> {
     }
 
     /// All tokens, each with its experts at one place.
-    fn row(&self, place: String, tokens: &[Vec<Share>]) -> GridRow<'a> {
+    fn row(&self, place: String, tokens: &[Vec<ExpertWeight>]) -> GridRow<'a> {
         let texts = self.trace.tokens.iter().map(|(_, text)| text.as_str());
         let tokens = texts.zip(tokens).map(|(text, shares)| self.cell(&place, text, shares)).collect();
         GridRow { place, tokens }
     }
 
-    fn cell(&self, place: &str, text: &'a str, shares: &[Share]) -> TokenCell<'a> {
+    fn cell(&self, place: &str, text: &'a str, shares: &[ExpertWeight]) -> TokenCell<'a> {
         let Some(leader) = shares.first() else {
             return TokenCell { text, tooltip: format!("{place}: no expert"), colour: None };
         };
@@ -113,12 +113,13 @@ impl<'a> Painter<'a> {
     }
 
     /// The experts with their shares of all weight; those past the colours as one.
-    fn legend(&self, overall: &[Share]) -> Vec<LegendRow<'a>> {
+    fn legend(&self, overall: &[ExpertWeight]) -> Vec<LegendRow<'a>> {
         let row =
             |colour, name, weight: f64| LegendRow { colour, name, weight, percent: 100.0 * weight.clamp(0.0, 1.0) };
         let coloured = overall.iter().take(COLOURS.len());
-        let named =
-            |share: &Share| row(self.colour(share.expert), self.trace.name(share.expert).to_owned(), share.weight);
+        let named = |share: &ExpertWeight| {
+            row(self.colour(share.expert), self.trace.name(share.expert).to_owned(), share.weight)
+        };
         let mut rows: Vec<LegendRow> = coloured.map(named).collect();
         let rest = overall.get(COLOURS.len()..).unwrap_or_default();
         if !rest.is_empty() {
@@ -134,7 +135,7 @@ impl<'a> Painter<'a> {
     fn layers(&self) -> Vec<GridRow<'a>> {
         let layers: BTreeSet<usize> = self.trace.choices.iter().filter_map(|choice| self.trace.layer(choice)).collect();
         let row = |layer: usize| {
-            let of_layer = |choice: &&Choice| self.trace.layer(choice) == Some(layer);
+            let of_layer = |choice: &&TracedChoice| self.trace.layer(choice) == Some(layer);
             let averaged = self.trace.averaged(self.trace.choices.iter().filter(of_layer));
             self.row(format!("layer {layer}"), &averaged)
         };

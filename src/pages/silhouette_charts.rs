@@ -1,7 +1,7 @@
 //! Silhouette charts as SVG: one value per expert, and one mean per number of clusters.
 
 use super::label::shortened;
-use super::template::render;
+use super::markup::render;
 use anyhow::Result;
 use lorakit_cluster::{ClusterReport, CurvePoint};
 use minijinja::Value;

@@ -1,6 +1,6 @@
-//! What could not be scored.
+//! Tasks that could not be evaluated.
 
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::interrupt::Interrupted;
 use anyhow::{Error, Result, ensure};
 use lorakit_eval::EvalOptions;
@@ -8,21 +8,21 @@ use lorakit_fit::pluralize;
 use lorakit_task::Task;
 use serde::Serialize;
 
-/// What could not be scored. It does not keep the rest from being scored.
+/// Tasks that could not be evaluated. The others still are.
 #[derive(Default)]
 pub struct Failures(Vec<Failure>);
 
-/// One task that could not be scored.
+/// A task that could not be evaluated.
 #[derive(Serialize)]
 pub struct Failure {
-    /// Under this router; none: under any.
+    /// With this router; none: with any.
     router: Option<String>,
     task: String,
     error: String,
 }
 
 impl Failures {
-    /// Takes an error of a task down, unless it is the user's wish to stop.
+    /// Records and prints the error of a task; an interruption is returned.
     pub fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &Context) -> Result<()> {
         if error.is::<Interrupted>() {
             return Err(error);
@@ -33,7 +33,7 @@ impl Failures {
         Ok(())
     }
 
-    /// The tasks that have rows to be scored. Where none has, the first reason is the command's.
+    /// The tasks that have rows to evaluate. If none has, the first error is returned.
     pub fn with_rows(&mut self, tasks: Vec<Task>, options: &EvalOptions, context: &Context) -> Result<Vec<Task>> {
         let (mut fit, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
@@ -49,16 +49,16 @@ impl Failures {
         Ok(fit)
     }
 
-    /// All of them, in the order in which they came.
+    /// All failures in order.
     pub fn all(&self) -> &[Failure] {
         &self.0
     }
 
-    /// How the command ends.
+    /// The outcome of the command.
     pub fn outcome(&self) -> Result<()> {
-        let summary: Vec<String> = self.0.iter().map(Failure::summary).collect();
-        let many = pluralize(summary.len(), "score");
-        ensure!(summary.is_empty(), "{many} could not be had, and the rest is there: {}", summary.join("; "));
+        let failed: Vec<String> = self.0.iter().map(Failure::summary).collect();
+        let many = pluralize(failed.len(), "evaluation");
+        ensure!(failed.is_empty(), "{many} failed, all others are complete: {}", failed.join("; "));
         Ok(())
     }
 }

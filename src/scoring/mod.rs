@@ -1,4 +1,4 @@
-//! Around the scoring of routers: what could not be scored, what is kept, and how it is told.
+//! Evaluation runs: failures, and results on disk.
 
 pub mod failures;
-pub mod store;
+pub mod results_store;

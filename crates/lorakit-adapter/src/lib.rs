@@ -52,6 +52,7 @@ pub use adapter::{Adapter, BaseModule};
 pub use error::AdapterError;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
+pub use library::document::Document;
 pub use library::expert_name::ensure_expert_name;
 pub use library::expert_record::{ExpertRecord, TaskRecord};
 pub use library::library_lock::LibraryLock;

@@ -2,12 +2,11 @@
 
 use crate::record_file::{read_record, record_beside};
 use anyhow::{Context as _, Result};
-use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
-use lorakit_format::hash::sha256;
+use lorakit_adapter::{BaseIdentity, Document, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
 use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -149,11 +148,11 @@ impl MergeRecord {
             add(&mut tasks, record.tasks);
             add(&mut seen, record.seen);
         }
-        let settings = json!({ "merge": self });
+        let settings = Document::new(&BTreeMap::from([("merge", self)]))?;
         Ok(ExpertRecord {
             tasks,
             seen,
-            settings_sha256: sha256(settings.to_string().as_bytes()),
+            settings_sha256: settings.sha256(),
             settings,
             tokens,
             base_fingerprint: base.or(library.base()).map(|base| base.fingerprint.clone()),
@@ -181,11 +180,8 @@ pub fn read_merge_record(folder: &Path) -> Result<Option<MergeRecord>> {
         return Ok(Some(base.merge));
     }
     let Some(record) = record_beside(folder)? else { return Ok(None) };
-    let Some(merge) = record.settings.get("merge") else { return Ok(None) };
-    let merge = serde_json::from_value(merge.clone());
-    merge
-        .map(Some)
-        .with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join("expert.json").display()))
+    let merge = record.settings.field("merge");
+    merge.with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join("expert.json").display()))
 }
 
 /// `merge.json` of a merged base; `None` where there is none.

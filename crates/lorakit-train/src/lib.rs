@@ -51,6 +51,7 @@ pub use optim::optimizer::{Optimizer, ParameterGroup, minimize};
 pub use pass::{Pass, PassContext, StepOutput};
 pub use run::device_memory::{DeviceMemory, MemoryEstimate};
 pub use run::expert_progress::ExpertProgress;
+pub use run::loss_history::LossHistory;
 pub use run::train_event::TrainEvent;
 pub use run::trainer::{RunSummary, Trainer};
 pub use run::training_target::{FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillTraining};

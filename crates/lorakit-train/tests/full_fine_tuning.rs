@@ -5,7 +5,7 @@ use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
 use lorakit_model::{Base, BaseOptions};
 use lorakit_task::Example;
-use lorakit_train::{BoxError, FullFineTuning, Job, RunSummary, TrainConfig, TrainEvent, Trainer};
+use lorakit_train::{BoxError, FullFineTuning, Job, LossHistory, RunSummary, TrainConfig, TrainEvent, Trainer};
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ fn a_model_learns_is_kept_as_a_base_and_is_not_trained_again() {
     assert_eq!(fs::read(source.join("model.safetensors")).unwrap(), before, "the base on disk stays");
 
     let record = library.model_record("full").unwrap().unwrap();
-    let losses: Vec<f64> = serde_json::from_value(record.losses["train"].clone()).unwrap();
+    let losses: Vec<f64> = record.losses.field("train").unwrap().unwrap();
     assert!(losses[23] < 0.8 * losses[0], "{losses:?}");
     assert_eq!((record.tokens, record.initial_seed), (24 * 8 * 4, None));
     let base = Base::open(&source, &BaseOptions::default()).unwrap();
@@ -108,7 +108,7 @@ fn a_model_learns_is_kept_as_a_base_and_is_not_trained_again() {
         let losses = lorakit_train::example_losses(base, &Default::default(), &rows, 512).unwrap();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
-    let best = record.losses["best"][1].as_f64().unwrap();
+    let best = LossHistory::best_of(&record).unwrap().1;
     assert!((loss(&trained) - best).abs() < 1e-5 && best < loss(&base), "{} {best} {}", loss(&trained), loss(&base));
 
     let (again, opened) = train(&source, &library, &settings(), None);

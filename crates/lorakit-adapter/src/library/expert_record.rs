@@ -1,27 +1,28 @@
-//! expert.json: how an expert came about.
+//! expert.json: how an expert was made.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-/// expert.json: how an expert came about.
+use crate::library::document::Document;
+
+/// How an expert or a model was made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExpertRecord {
     /// The tasks that it was trained on.
     pub tasks: Vec<TaskRecord>,
-    /// The tasks that adapters had seen from which it started, or of which it was made.
+    /// The tasks of the adapters that it started from or was made of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<TaskRecord>,
-    /// The settings of its training.
-    pub settings: Value,
-    /// The SHA-256 of the settings; another one means other training.
+    /// The settings that determine its weights, in the form of whatever made it.
+    pub settings: Document,
+    /// The SHA-256 of the settings; another one means other weights.
     pub settings_sha256: String,
     /// The seed of its data order and dropout.
     pub seed: u64,
-    /// The seed of the A that it started from, which experts share.
+    /// The seed of the initial A, if it is the one that experts share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_seed: Option<u64>,
-    /// The losses of its training and validation.
-    pub losses: Value,
+    /// The losses of its training or fit, in the form of whatever made it.
+    pub losses: Document,
     /// The number of target tokens that it was trained on.
     pub tokens: u64,
     /// The fingerprint of the base that it was trained on.
@@ -33,15 +34,15 @@ pub struct ExpertRecord {
     pub version: String,
 }
 
-/// A task that an expert was trained on, exactly enough to notice when it is another.
+/// A task that an expert was trained on, in enough detail to tell when it has changed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// The task's name.
     pub name: String,
-    /// Where its rows were read from.
+    /// The file that its rows were read from.
     pub path: String,
     /// The SHA-256 of its rows.
     pub sha256: String,
-    /// The seed that splits its rows.
+    /// The seed of its split into training, validation and test rows.
     pub split_seed: u64,
 }

@@ -1,6 +1,7 @@
 //! A library on disk: experts, what routers learned, fine-tuned models, and the runs that made them.
 
 pub(crate) mod base_identity;
+pub(crate) mod document;
 pub(crate) mod expert_name;
 pub(crate) mod expert_record;
 mod json_file;

@@ -6,7 +6,7 @@ use crate::fitted_merge::fit::{WeightFit, fit_weights};
 use crate::open_library::OpenLibrary;
 use crate::training::context::TrainContext;
 use anyhow::Result;
-use lorakit_adapter::{ExpertRecord, Library};
+use lorakit_adapter::{Document, ExpertRecord, Library};
 use lorakit_format::hash::sha256;
 use lorakit_route::FittedMerge;
 use lorakit_train::Job;
@@ -42,7 +42,7 @@ fn compose_one(
     let hash = sha256(identity.to_string().as_bytes());
     if let Some(record) = kept(context, library, name, &hash)? {
         context.reporter.status(&format!("{name}: finished before"));
-        return Ok(record.losses);
+        return Ok(record.losses.read()?);
     }
     let over = WeightFit { base: context.base, experts: &opened.experts, seed: context.seed };
     let fitted = fit_weights(composition, over, rows)?;
@@ -51,7 +51,11 @@ fn compose_one(
     let merged = merge.merge(opened.experts.experts(), &coefficients)?;
     let adapter = merged.adapter.with_target_names(&context.base.modules());
     let losses = fitted.document(&opened.experts);
-    let record = ExpertRecord { settings: identity, settings_sha256: hash, ..record(context, opened, job, &losses) };
+    let record = ExpertRecord {
+        settings: Document::new(&identity)?,
+        settings_sha256: hash,
+        ..record(context, opened, job, &losses)?
+    };
     library.replace(name, &adapter, Some(&record))?;
     Ok(losses)
 }

@@ -3,23 +3,23 @@
 use crate::open_library::OpenLibrary;
 use crate::training::context::TrainContext;
 use anyhow::{Result, ensure};
-use lorakit_adapter::{ExpertRecord, Library};
+use lorakit_adapter::{Document, ExpertRecord, Library};
 use lorakit_task::Example;
 use lorakit_train::{Job, rows_sha256};
 use serde_json::{Value, json};
 
 /// What the record says whatever the method.
-pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, losses: &Value) -> ExpertRecord {
-    ExpertRecord {
+pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, losses: &Value) -> Result<ExpertRecord> {
+    Ok(ExpertRecord {
         tasks: job.tasks.clone(),
         seen: opened.seen(0..opened.experts.len()),
         seed: context.seed,
-        losses: losses.clone(),
+        losses: Document::new(losses)?,
         tokens: job.train.iter().map(|row| row.target.len() as u64).sum(),
         base_fingerprint: Some(context.base.identity().fingerprint.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..ExpertRecord::default()
-    }
+    })
 }
 
 /// What decides the adapter, and is hashed.

@@ -6,7 +6,7 @@ use super::record::{identity, kept, record};
 use crate::open_library::OpenLibrary;
 use crate::training::context::TrainContext;
 use anyhow::Result;
-use lorakit_adapter::{Adapter, ExpertRecord, Library};
+use lorakit_adapter::{Adapter, Document, ExpertRecord, Library};
 use lorakit_format::hash::sha256;
 use lorakit_train::{
     FitScope, Job, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters, routing_store,
@@ -82,15 +82,18 @@ impl LibrarySkills {
         let hash = sha256(identity.to_string().as_bytes());
         if let Some(record) = kept(context, library, name, &hash)? {
             context.reporter.status(&format!("{name}: finished before"));
-            return Ok(record.losses);
+            return Ok(record.losses.read()?);
         }
         let (base, routing) = (context.base, RoutingSpec { tasks: std::slice::from_ref(name), splits: 1 });
         let stack = SkillStack::new(base, self.0.clone(), routing, settings, seed)?;
         context.reporter.status(&format!("{name}: fitting to {} rows", job.train.len()));
         let losses =
             json!({ "train": RoutingFit { base, config: settings, scope: tuned, seed }.fit(&stack, &job.train)? });
-        let record =
-            ExpertRecord { settings: identity, settings_sha256: hash, ..record(context, opened, job, &losses) };
+        let record = ExpertRecord {
+            settings: Document::new(&identity)?,
+            settings_sha256: hash,
+            ..record(context, opened, job, &losses)?
+        };
         library.replace(name, &stack.task_adapter(0)?.with_target_names(&base.modules()), Some(&record))?;
         Ok(losses)
     }

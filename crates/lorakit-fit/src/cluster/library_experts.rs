@@ -6,6 +6,7 @@ use lorakit_cluster::Experts;
 use lorakit_lora::SiteRole;
 use lorakit_model::architecture::module_names;
 use lorakit_train::initial_a;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// The record of each expert, where there is one.
@@ -41,12 +42,20 @@ struct InitialA {
     like: Adapter,
 }
 
+/// The setting of a trained expert that decides which modules share an A.
+#[derive(Deserialize)]
+struct TyingSettings {
+    #[serde(default)]
+    tie_qkv: bool,
+}
+
 impl InitialA {
     /// The initial A of experts that all record the same one; `None` where one records another or none.
     fn of(library: &Library, records: &BTreeMap<String, Option<ExpertRecord>>) -> Result<Option<Self>> {
         let drawn_from = |record: &Option<ExpertRecord>| {
             let record = record.as_ref()?;
-            Some((record.initial_seed?, record.settings["settings"]["tie_qkv"].as_bool().unwrap_or(false)))
+            let settings: Option<TyingSettings> = record.settings.field("settings").ok().flatten();
+            Some((record.initial_seed?, settings.is_some_and(|settings| settings.tie_qkv)))
         };
         let Some((first, record)) = records.first_key_value() else { return Ok(None) };
         match drawn_from(record) {

@@ -7,10 +7,10 @@ use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_task::Split;
 use lorakit_train::{
-    FullFineTuning, Job, RowTasks, RunSummary, SkillDims, SkillTraining, TrainConfig, Trainer, routing_store,
+    FullFineTuning, Job, LossHistory, RowTasks, RunSummary, SkillDims, SkillTraining, TrainConfig, Trainer,
+    routing_store,
 };
 use serde::Serialize;
-use serde_json::Value;
 use std::path::PathBuf;
 
 /// What training produces.
@@ -155,15 +155,15 @@ fn trained_expert(
         ("trained" | "finished before", TrainedKind::Skills(_)) => routing_store::record(library, &plan.name)?,
         _ => None,
     };
-    let losses = record.map_or(Value::Null, |record| record.losses);
+    let history = record.as_ref().and_then(LossHistory::of).unwrap_or_default();
     Ok(TrainedExpert {
         expert: plan.name.clone(),
         status,
         tasks: plan.tasks.iter().map(|task| task.name.clone()).collect(),
         rows,
-        steps: losses["train"].as_array().map_or(0, Vec::len),
-        train_loss: losses["train"].as_array().and_then(|losses| losses.last()?.as_f64()),
-        validation_loss: losses["best"][1].as_f64(),
+        steps: history.train.len(),
+        train_loss: history.train.last().copied().flatten(),
+        validation_loss: history.best.and_then(|(_, loss)| loss),
     })
 }
 

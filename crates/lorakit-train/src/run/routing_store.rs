@@ -7,6 +7,7 @@ use crate::trainable::skill_stack::SkillStack;
 use candle_core::Device;
 use lorakit_adapter::{ExpertRecord, Library, Matrix, RouterRecord};
 use lorakit_format::hash::sha256;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -87,7 +88,9 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
 pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
     let names = library.expert_names()?;
     for expert in names.iter().filter(|expert| is_skill_of(name, expert)) {
-        if library.record(expert)?.is_some_and(|record| record.settings.pointer("/settings/skills").is_some()) {
+        let Some(record) = library.record(expert)? else { continue };
+        let settings: Option<BTreeMap<String, IgnoredAny>> = record.settings.field("settings").unwrap_or_default();
+        if settings.is_some_and(|settings| settings.contains_key("skills")) {
             return Ok(true);
         }
     }

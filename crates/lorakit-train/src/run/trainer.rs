@@ -18,7 +18,7 @@ use crate::run::run_manifest::RunManifest;
 use crate::run::train_event::TrainEvent;
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use crate::train_config::TrainConfig;
-use lorakit_adapter::{ExpertRecord, Library, ensure_expert_name};
+use lorakit_adapter::{Document, ExpertRecord, Library, ensure_expert_name};
 use lorakit_model::Base;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -123,10 +123,10 @@ impl Trainer<'_> {
             if record.as_ref().is_some_and(|record| record.settings_sha256 == fingerprint.sha256()) {
                 kept.push(job.name.clone());
             } else if !self.restart {
-                let difference = record.map_or_else(
-                    || "without a record of its training".to_owned(),
-                    |record| differences(&record.settings, &fingerprint.to_value()),
-                );
+                let difference = match record {
+                    Some(record) => differences(&record.settings.read()?, &fingerprint.to_value()),
+                    None => "without a record of its training".to_owned(),
+                };
                 return Err(TrainError::OtherSettings { noun: target.noun(), name: job.name.clone(), difference });
             }
         }
@@ -352,10 +352,10 @@ impl PassRun<'_, '_> {
             tasks: job.tasks.clone(),
             seen: job.init.as_ref().map_or_else(Vec::new, |init| init.seen.clone()),
             settings_sha256: fingerprint.sha256(),
-            settings: fingerprint.to_value(),
+            settings: Document::new(fingerprint)?,
             seed,
             initial_seed: self.run.target.initial_seed(job, seed),
-            losses: serde_json::to_value(LossHistory::from(progress))?,
+            losses: Document::new(&LossHistory::from(progress))?,
             tokens: progress.tokens,
             base_fingerprint: Some(self.base.identity().fingerprint.clone()),
             sha256: String::new(),

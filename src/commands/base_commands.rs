@@ -1,9 +1,9 @@
-//! `base`: what a base is, and what it needs.
+//! `base`: inspects a base model.
 
 use crate::args::train_config_args;
 use crate::base::base_source::BaseSource;
 use crate::base::pico;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::console::make_parent;
 use crate::output::text_table::{bytes, table};
 use anyhow::Result;
@@ -15,22 +15,22 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Library sizes for which the memory of routing is told.
+/// Library sizes for which the memory of routing is estimated.
 const LIBRARIES: [u64; 3] = [10, 100, 256];
 
-/// What can be asked about a base.
+/// The subcommands of `base`.
 #[derive(Debug, Subcommand)]
 pub enum BaseCommand {
-    /// Architecture, parameters, and the memory that training and routing need
+    /// Show architecture, parameters, and the memory for training and routing
     Info(InfoArgs),
-    /// Write pico, the base inside the binary, as a Hugging Face model folder for other tools
+    /// Write pico, the bundled model, as a Hugging Face model folder
     Write(WriteArgs),
 }
 
 /// The arguments of `base write`.
 #[derive(Args, Debug)]
 pub struct WriteArgs {
-    /// The folder to be made
+    /// Output folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -38,22 +38,24 @@ pub struct WriteArgs {
 /// The arguments of `base info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// A model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
     #[arg(value_name = "B")]
     base: BaseSource,
-    /// Tell the memory under these settings of training
+    /// Training settings for the memory estimate
     #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
-/// Runs a command about a base.
+/// Runs a subcommand of `base`.
 pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
     match command {
         BaseCommand::Info(args) => info(args, context),
         BaseCommand::Write(args) => {
             make_parent(&args.out)?;
             pico::write(&args.out)?;
-            context.output.result(&json!({ "written": args.out }), || format!("pico is in {}", args.out.display()))
+            context
+                .output
+                .result(&json!({ "written": args.out }), || format!("pico was written to {}", args.out.display()))
         }
     }
 }
@@ -63,28 +65,28 @@ fn info(args: InfoArgs, context: &Context) -> Result<()> {
     train_config_args::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;
     train_config_args::ensure_targets(&settings, &base)?;
-    let needs = Needs::of(&base, &settings)?;
+    let needs = MemoryNeeds::of(&base, &settings)?;
     context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
 }
 
-/// Memory in bytes.
-struct Needs {
+/// Memory estimates in bytes.
+struct MemoryNeeds {
     expert_parameters: u64,
-    /// For one expert and for as many as share a pass at most.
+    /// By the number of experts per pass.
     training: Vec<(usize, MemoryEstimate)>,
-    /// All weights of the base.
+    /// Full fine-tuning.
     full: MemoryEstimate,
-    /// By the number of experts.
+    /// By the number of experts in the library.
     routing: Vec<(u64, u64)>,
 }
 
-impl Needs {
+impl MemoryNeeds {
     fn of(base: &Base, settings: &TrainConfig) -> Result<Self> {
         let expert_parameters = memory_estimate::expert_parameters(base, settings)?;
         let training = |experts| {
             Ok((experts, memory_estimate::estimate(base, &[], experts, settings, BackwardMode::of_adapters(base))?))
         };
-        // A library is stacked in f32 beside the base.
+        // A library is stacked in f32 in addition to the base.
         let routing = |experts| (experts, base.weight_bytes() + 4 * experts * expert_parameters);
         Ok(Self {
             expert_parameters,
@@ -95,7 +97,7 @@ impl Needs {
     }
 }
 
-fn document(base: &Base, settings: &TrainConfig, needs: &Needs) -> Value {
+fn document(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> Value {
     let identity = base.identity();
     let training = needs.training.iter().map(|(experts, need)| {
         json!({
@@ -135,7 +137,7 @@ fn document(base: &Base, settings: &TrainConfig, needs: &Needs) -> Value {
     })
 }
 
-/// The modules that adapters may be made for, by their last segment, with input and output.
+/// Input and output features of the modules that adapters can target, by their last path segment.
 fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
     base.modules()
         .into_iter()
@@ -143,7 +145,7 @@ fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
         .collect()
 }
 
-fn human(base: &Base, settings: &TrainConfig, needs: &Needs) -> String {
+fn human(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> String {
     let identity = base.identity();
     let fact = |name: &str, value: String| vec![name.to_owned(), value];
     let mut facts = vec![
@@ -151,7 +153,7 @@ fn human(base: &Base, settings: &TrainConfig, needs: &Needs) -> String {
         fact("architecture", identity.architecture.clone()),
         fact("parameters", base.parameters().to_string()),
         fact("weight files", bytes(base.file_bytes())),
-        fact("longest sequence", base.config().max_positions.to_string()),
+        fact("maximum positions", base.config().max_positions.to_string()),
     ];
     facts.extend(identity.dimensions.iter().map(|(name, value)| fact(name, value.to_string())));
     facts.push(fact("fingerprint", identity.fingerprint.clone()));
@@ -161,21 +163,21 @@ fn human(base: &Base, settings: &TrainConfig, needs: &Needs) -> String {
         vec![experts.to_string(), bytes(need.base), bytes(need.adapters), bytes(need.activations), bytes(need.total())]
     });
     let routing = needs.routing.iter().map(|(experts, total)| vec![experts.to_string(), bytes(*total)]);
-    let place = if base.device().is_cpu() { "this machine" } else { "the card" };
+    let place = if base.device().is_cpu() { "this machine" } else { "the GPU" };
     let machine = DeviceMemory::of_device(base).map_or(String::new(), |memory| {
         format!("; {place} has {}, {} available", bytes(memory.total), bytes(memory.available))
     });
     format!(
         "{}\n\nModules:\n{}\n\n\
-         Memory of training, at rank {} on {} ({} parameters an expert){machine}:\n{}\n\
-         All weights in place of adapters: {}\n\n\
-         Memory of routing:\n{}",
+         Training memory, rank {} on {} ({} parameters per expert){machine}:\n{}\n\
+         Full fine-tuning: {}\n\n\
+         Routing memory:\n{}",
         table(["base", ""], facts),
         table(["module", "input", "output"], modules),
         settings.rank,
         settings.target_modules,
         needs.expert_parameters,
-        table(["experts in a pass", "base", "adapters", "activations", "total"], training),
+        table(["experts per pass", "base", "adapters", "activations", "total"], training),
         bytes(needs.full.total()),
         table(["experts", "total"], routing)
     )

@@ -1,9 +1,9 @@
-//! `task`: what tasks there are, and what their rows look like to a model.
+//! `task`: inspects tasks and their rows.
 
 use crate::args::task_args::{self, DataArgs};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -11,19 +11,19 @@ use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 
-/// What can be asked about tasks.
+/// The subcommands of `task`.
 #[derive(Debug, Subcommand)]
 pub enum TaskCommand {
-    /// List tasks with the sizes of their splits
-    Ls(LsArgs),
-    /// Show a row: its prompt and answer, and with --base its tokens, and which of them carry loss
-    Show(ShowArgs),
+    /// List tasks and the sizes of their splits
+    Ls(TaskLsArgs),
+    /// Show a row: prompt and answer, and with --base its tokens and which of them carry loss
+    Show(TaskShowArgs),
 }
 
 /// The arguments of `task ls`.
 #[derive(Args, Debug)]
-pub struct LsArgs {
-    /// Task TOMLs, data files in a plain form, folders of them, or suite:NAME
+pub struct TaskLsArgs {
+    /// Tasks: TOML files, data files, folders of either, or suite:NAME
     #[arg(required = true, value_name = "[NAME=]T")]
     tasks: Vec<String>,
     #[command(flatten)]
@@ -32,27 +32,27 @@ pub struct LsArgs {
 
 /// The arguments of `task show`.
 #[derive(Args, Debug)]
-pub struct ShowArgs {
-    /// A task
+pub struct TaskShowArgs {
+    /// Task
     #[arg(required = true, value_name = "[NAME=]T")]
     task: String,
     #[command(flatten)]
     data: DataArgs,
-    /// The base whose tokenizer is used
+    /// Base model whose tokenizer is used
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// The part of the rows that is looked at
+    /// Split of the row
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Train)]
     split: Split,
-    /// The row's place in the split, from 1
+    /// Number of the row in the split, from 1
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     row: NonZeroUsize,
-    /// The length to which rows are cut, in tokens
+    /// Maximum length of a row in tokens
     #[arg(long, value_name = "N", default_value = "2048", value_parser = count)]
     max_length: NonZeroUsize,
 }
 
-/// Runs a command about tasks.
+/// Runs a subcommand of `task`.
 pub fn run(command: TaskCommand, context: &Context) -> Result<()> {
     match command {
         TaskCommand::Ls(args) => ls(&args, context),
@@ -60,7 +60,7 @@ pub fn run(command: TaskCommand, context: &Context) -> Result<()> {
     }
 }
 
-fn ls(args: &LsArgs, context: &Context) -> Result<()> {
+fn ls(args: &TaskLsArgs, context: &Context) -> Result<()> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
@@ -90,7 +90,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<()> {
     })
 }
 
-fn show(args: &ShowArgs, context: &Context) -> Result<()> {
+fn show(args: &TaskShowArgs, context: &Context) -> Result<()> {
     let tasks = Task::load(&args.task, args.data.data.as_deref())?;
     let vocabulary = args.base.as_ref().map(|base| base.resolve(context)?.tokenizer()).transpose()?;
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
@@ -98,7 +98,7 @@ fn show(args: &ShowArgs, context: &Context) -> Result<()> {
     context.output.result(&document, || shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"))
 }
 
-/// A row that is shown.
+/// A row to show.
 struct Shown<'a> {
     task: &'a Task,
     row: &'a Row,
@@ -106,7 +106,7 @@ struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    fn of(task: &'a Task, args: &ShowArgs, vocabulary: Option<&'a Tokenizer>) -> Result<Self> {
+    fn of(task: &'a Task, args: &TaskShowArgs, vocabulary: Option<&'a Tokenizer>) -> Result<Self> {
         let rows = task.rows(args.split, None)?;
         let row = rows.get(args.row.get() - 1).copied();
         let row = row.with_context(|| {

@@ -1,7 +1,7 @@
-//! The scores of a run on disk, beside those of earlier runs.
+//! results.json: the scores of a run, merged with those of earlier runs.
 
 use crate::args::router_arg::RouterArg;
-use crate::context::Context;
+use crate::command_context::Context;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::atomic::write_file;
@@ -11,26 +11,26 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Where scores are kept, and whether with every row.
-pub struct Place<'a> {
-    /// The folder of results.json, where they are kept at all.
+/// Where results are written.
+pub struct ResultsFolder<'a> {
+    /// The folder of results.json; none: results are not written.
     pub folder: Option<&'a Path>,
-    /// Whether every row is written there with its scores.
+    /// Whether the scores of each row are written too.
     pub log_samples: bool,
 }
 
-/// The scores so far, on disk after every task: an interruption loses only the one at hand.
-pub struct Store {
-    /// Those of this run.
+/// The scores so far, written after every task: an interruption loses at most one.
+pub struct ResultsStore {
+    /// The results of this run.
     pub now: Results,
-    /// Those of results.json, where there is one.
+    /// The folder and all results of its results.json.
     file: Option<(PathBuf, Results)>,
-    /// What decided the others of results.json.
+    /// The configurations of results from earlier runs.
     earlier: Vec<Earlier>,
     log_samples: bool,
 }
 
-/// Results of an earlier run that stay, with what decided them: an entry of `earlier` in the configuration.
+/// The configuration of an earlier run whose results are kept: an entry of `earlier` in the configuration.
 #[derive(Deserialize, Serialize)]
 struct Earlier {
     config: Value,
@@ -40,7 +40,7 @@ struct Earlier {
 }
 
 impl Earlier {
-    /// All that a file of results says of where they came from.
+    /// The configurations of all results of a file.
     fn of(file: &mut Results) -> Vec<Self> {
         let earlier = file.config.as_object_mut().and_then(|config| config.remove(EARLIER));
         let mut all: Vec<Self> = earlier.and_then(|earlier| serde_json::from_value(earlier).ok()).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Earlier {
         self.results.get(router).is_some_and(|tasks| tasks.contains(task))
     }
 
-    /// Forgets a result, which another has replaced.
+    /// Removes a result that was replaced.
     fn forget(&mut self, router: &str, task: &str) {
         if let Some(tasks) = self.results.get_mut(router) {
             tasks.remove(task);
@@ -67,12 +67,18 @@ impl Earlier {
     }
 }
 
-/// The key of the configuration under which results of earlier runs have theirs.
+/// The key of earlier configurations within the configuration.
 const EARLIER: &str = "earlier";
 
-impl Store {
-    /// A place for the scores of `routers` on `tasks`, which `config` decides.
-    pub fn open(place: Place, routers: &[RouterArg], tasks: &[Task], config: Value, context: &Context) -> Result<Self> {
+impl ResultsStore {
+    /// Opens the store for the results of `routers` on `tasks` under `config`.
+    pub fn open(
+        place: ResultsFolder,
+        routers: &[RouterArg],
+        tasks: &[Task],
+        config: Value,
+        context: &Context,
+    ) -> Result<Self> {
         let mut now = Results::default();
         (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
         let Some(folder) = place.folder else {
@@ -85,15 +91,15 @@ impl Store {
             let twice = pairs.into_iter().find(|name| !names.insert(name.clone()));
             ensure!(
                 twice.is_none(),
-                "two sets of samples would be written to {}; give a task another name: NAME=FILE",
+                "samples of two tasks would be written to {}; rename a task: NAME=FILE",
                 twice.unwrap_or_default()
             );
         }
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-        let mut file = read_before(&folder.join("results.json"))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        let mut file = read_existing(&folder.join("results.json"))?;
         if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
             context.output.warn(format!(
-                "{}: results of other routers and tasks stay there, and came of other settings, which stay beside them",
+                "{}: existing results of other routers or tasks are kept; they were computed with other settings, which are kept too",
                 folder.display()
             ));
         }
@@ -102,7 +108,7 @@ impl Store {
         Ok(Self { now, file: Some((folder.to_owned(), file)), earlier, log_samples: place.log_samples })
     }
 
-    /// Takes the scores of a router on a task, and writes what there is.
+    /// Adds the scores of a router on a task, and writes all results.
     pub fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
         self.now.insert(router, task, scores);
         let Some((folder, results)) = &mut self.file else { return Ok(()) };
@@ -120,17 +126,17 @@ impl Store {
     }
 }
 
-/// The results of an earlier run; none where there is no file.
-fn read_before(path: &Path) -> Result<Results> {
+/// The results of earlier runs; empty if there is no file.
+fn read_existing(path: &Path) -> Result<Results> {
     match std::fs::read_to_string(path) {
         Ok(text) => Results::parse(&text)
-            .with_context(|| format!("{}: in the way; move it, or give another --out", path.display())),
+            .with_context(|| format!("{}: not a results file; move it, or use another --out", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Results::default()),
         Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
     }
 }
 
-/// Whether two runs scored the same base and experts on the same kind of rows.
+/// Whether two runs evaluated the same base and experts on the same split.
 fn comparable(before: &Value, now: &Value) -> bool {
     let base_alone = |config: &Value| config["experts"].is_null();
     ["base", "dtype", "limit", "split"].iter().all(|key| before[key] == now[key])

@@ -1,4 +1,4 @@
-//! What every command is given: where to compute, the seed, how to speak to the user, and when to stop.
+//! The context of a command: device, seed, output and interruption.
 
 use crate::args::global_args::{DeviceChoice, Dtype, GlobalArgs};
 use crate::interrupt::Interrupt;
@@ -9,24 +9,24 @@ use candle_core::{DType, Device};
 use lorakit_fit::{Reporter, TrainingHooks};
 use std::sync::OnceLock;
 
-/// What every command is given.
+/// The context of a command.
 pub struct Context {
-    /// How results and notices reach the user.
+    /// Results and messages.
     pub output: Output,
-    /// The seed of everything random.
+    /// The random seed.
     pub seed: u64,
-    /// Ctrl-C.
+    /// Ctrl-C and SIGTERM.
     pub interrupt: Interrupt,
-    /// Whether notices about what is read are errors.
+    /// Whether adapter warnings are errors.
     pub strict: bool,
     choice: Option<DeviceChoice>,
-    /// The device of the choice, once it was asked for: a card is set up but once.
+    /// The chosen device, set up at first use.
     device: OnceLock<Device>,
     dtype: Option<Dtype>,
 }
 
 impl Context {
-    /// The context that the global options describe.
+    /// The context for these global options.
     pub fn new(global: &GlobalArgs) -> Result<Self> {
         Ok(Self {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
@@ -39,14 +39,14 @@ impl Context {
         })
     }
 
-    /// Tells of what was accepted leniently; under --strict that is an error.
+    /// Prints a warning about an adapter; an error under `--strict`.
     pub fn warn(&self, text: impl std::fmt::Display) -> Result<()> {
         anyhow::ensure!(!self.strict, "{text} (an error under --strict)");
         self.output.warn(text);
         Ok(())
     }
 
-    /// The device asked for; without one, CUDA where it is built in and present.
+    /// The chosen device; by default CUDA if available, else the CPU.
     pub fn device(&self) -> Result<Device> {
         if let Some(device) = self.device.get() {
             return Ok(device.clone());
@@ -60,20 +60,20 @@ impl Context {
             Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
             None if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
             None => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
-                self.output.warn(format!("no card can be used, so that the CPU computes: {error}"));
+                self.output.warn(format!("no GPU can be used, falling back to the CPU: {error}"));
                 Device::Cpu
             })),
             Some(DeviceChoice::Cuda(_)) if !candle_core::utils::cuda_is_available() => {
-                bail!("--device cuda: this lorakit was built without CUDA; build it with --features cuda, or use cpu")
+                bail!("--device cuda: this build has no CUDA support; build with --features cuda, or use --device cpu")
             }
             Some(DeviceChoice::Cuda(index)) => {
-                Device::new_cuda(index).with_context(|| format!("--device cuda:{index}: the device cannot be used"))
+                Device::new_cuda(index).with_context(|| format!("--device cuda:{index}: cannot be used"))
             }
         }
     }
 
-    /// How a base is opened whose weights are to be compared to the last digit: as [`Context::base_options`] says, but
-    /// in f32 on a card, where 16 bits would be multiplied as such.
+    /// Options to open a base for exact comparison: [`Context::base_options`], but in f32 on a GPU, where 16-bit weights
+    /// are multiplied in 16 bits.
     pub fn exact_options(&self) -> Result<lorakit_model::BaseOptions> {
         let options = self.base_options()?;
         if options.device.is_cpu() {
@@ -81,13 +81,13 @@ impl Context {
         }
         ensure!(
             options.dtype.is_none_or(|dtype| dtype == DType::F32),
-            "--dtype: on a card this compares in f32, since products in 16 bits differ by more than what is looked for; \
-             leave it out, or use --device cpu"
+            "--dtype: on a GPU this compares in f32, because 16-bit products differ by more than the tolerance; \
+             omit it, or use --device cpu"
         );
         Ok(lorakit_model::BaseOptions { dtype: Some(DType::F32), ..options })
     }
 
-    /// How a base is opened to be used, not trained.
+    /// Options to open a base for inference.
     pub fn base_options(&self) -> Result<lorakit_model::BaseOptions> {
         Ok(lorakit_model::BaseOptions { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
     }

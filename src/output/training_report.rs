@@ -1,4 +1,4 @@
-//! The report of a training run: as JSON, as a table, and as the command's exit.
+//! Reports a training run as JSON, as a table, and as the outcome of the command.
 
 use crate::interrupt::Interrupted;
 use crate::output::text_table::{number, table};
@@ -27,21 +27,21 @@ pub fn text(report: &TrainingReport) -> String {
     table(["expert", "rows", "steps", "train loss", "best validation loss", ""], report.experts.iter().map(cells))
 }
 
-/// How the command ends.
+/// The outcome of the command.
 pub fn outcome(report: &TrainingReport) -> Result<()> {
     if report.summary.stopped {
         return Err(Interrupted(
-            "finished experts are in the library; the same command again goes on from here".to_owned(),
+            "finished experts are in the library; run the same command again to continue".to_owned(),
         )
         .into());
     }
     let failed = report.refused.iter().chain(&report.summary.failed);
     let failed: Vec<String> = failed.map(|(name, why)| format!("`{name}`: {why}")).collect();
-    // Training again does not help where rows are missing.
-    let again = if report.summary.failed.is_empty() { "" } else { "; --restart would train what failed anew" };
+    // Retraining does not help where rows are missing.
+    let again = if report.summary.failed.is_empty() { "" } else { "; --restart retrains the failed ones" };
     ensure!(
         failed.is_empty(),
-        "{} failed, and what else was finished is in the library: {}{again}",
+        "{} failed, the finished ones are in the library: {}{again}",
         pluralize(failed.len(), "expert"),
         failed.join("; ")
     );

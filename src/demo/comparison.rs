@@ -2,7 +2,7 @@
 
 use super::pipeline::TrainedLibraries;
 use super::setup::Setup;
-use crate::context::Context;
+use crate::command_context::Context;
 use crate::output::progress_bar;
 use crate::output::text_table::{ABSENT, table};
 use anyhow::{Context as _, Result};
