@@ -5,7 +5,7 @@ use crate::base::base_source::BaseSource;
 use crate::command_context::Context;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Adapter, CONFIG_FILE, Document, ExpertRecord, MttlExpert, WEIGHTS_FILE, mttl_experts};
+use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, WEIGHTS_FILE, mttl_experts};
 use lorakit_fit::record_beside;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -71,8 +71,9 @@ fn read(named: &NamedFolder, context: &Context) -> Result<Vec<Candidate>> {
 fn record(name: &str, tasks: &[String], folder: &Path) -> Result<ExpertRecord> {
     let source = folder.canonicalize()?;
     let source = source.file_name().map(|name| name.to_string_lossy().into_owned());
-    let settings =
-        Document::new(&json!({ "imported": { "format": "mttl", "library": source, "expert": name, "tasks": tasks } }))?;
+    let settings = OpaqueRecord::new(
+        &json!({ "imported": { "format": "mttl", "library": source, "expert": name, "tasks": tasks } }),
+    )?;
     Ok(ExpertRecord {
         settings_sha256: settings.sha256(),
         settings,

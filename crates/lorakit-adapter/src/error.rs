@@ -43,7 +43,7 @@ pub enum AdapterError {
     Serialize(#[source] serde_json::Error),
     /// A document inside a record has another form than the one asked for.
     #[error("a record has another form than expected")]
-    Document(#[source] serde_json::Error),
+    OpaqueRecord(#[source] serde_json::Error),
     /// An adapter_config.json describes more than a plain LoRA.
     #[error(transparent)]
     Config(#[from] UnsupportedConfig),

@@ -1,13 +1,15 @@
-//! Low-rank adapters: PEFT folders, libraries, exact low-rank algebra, without tensors.
+//! Low-rank adapters in weight space, the files of Hugging Face PEFT, and libraries of adapters on disk.
 //!
-//! A LoRA adds `s B A` to some linear modules of a base model. [`LowRank`] is the update of one module, with its products, norms and top direction
-//! computed exactly from r x r problems; [`Adapter`] holds one per module, and is read from and written to
-//! the folders of Hugging Face PEFT, each key of the configuration ([`PeftConfig`]) and each tensor
-//! accounted for or refused by name. [`Library`] is a folder of adapters with a record of each.
+//! A LoRA adds `s B A` to some linear modules of a base model.
 //!
-//! What is absent on purpose: there is no tokenizer and no model here, no router, merge or trainer. A base
-//! is known only as a list of module paths with their widths ([`BaseModule`]). Nothing is printed: what was
-//! read leniently is returned as [`Warning`]s.
+//! - [`LowRank`] is the update of one module; inner products, norms and singular vectors are exact, from r x r problems.
+//! - [`Adapter`] holds an update per module. It is read from and written to PEFT's folders; every key of the configuration
+//!   ([`PeftConfig`]) and every tensor is accounted for or refused by name.
+//! - [`Library`] is a folder of adapters ("experts"), each with an [`ExpertRecord`] of how it was made.
+//!
+//! Deliberately absent: tensor libraries, tokenizers, models, routers, merges and trainers. A base is known only as a list
+//! of module paths with their dimensions ([`BaseModule`]). Nothing is printed: warnings are returned as [`Warning`]s, and
+//! every error is an [`AdapterError`].
 //!
 //! ```
 //! # fn main() -> anyhow::Result<()> {
@@ -23,13 +25,13 @@
 //! let (one, other) = (adapter([1.0, 0.0, 0.0])?, adapter([1.0, 1.0, 0.0])?);
 //! assert!((one.cosine(&other)? - 0.5f64.sqrt()).abs() < 1e-12);
 //!
-//! // The input direction that the update stretches most, and by how much.
+//! // The input direction that the update amplifies most, and by how much.
 //! let update = &one.modules()["model.layers.0.self_attn.q_proj"];
 //! let top = update.top_singular_vector().expect("the update is not zero");
 //! assert!((top.singular_value - 10.0).abs() < 1e-12);
 //! assert_eq!(top.vector, [0.6, 0.8]);
 //!
-//! // A folder that PEFT loads, and back.
+//! // Write a folder that PEFT loads, and read it again.
 //! let temporary = tempfile::tempdir()?;
 //! let folder = temporary.path().join("one");
 //! one.write(&folder)?;
@@ -52,13 +54,13 @@ pub use adapter::{Adapter, BaseModule};
 pub use error::AdapterError;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
-pub use library::document::Document;
 pub use library::expert_name::ensure_expert_name;
 pub use library::expert_record::{ExpertRecord, TaskRecord};
 pub use library::library_lock::LibraryLock;
 pub use library::library_models::{MODEL_RECORD_FILE, MODEL_WEIGHTS_FILE};
 pub use library::library_routers::{ExpertWeights, RouterRecord};
 pub use library::library_store::{Library, write_expert};
+pub use library::opaque_record::OpaqueRecord;
 pub use low_rank::{LowRank, SingularVector};
 pub use matrix::Matrix;
 pub use peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};

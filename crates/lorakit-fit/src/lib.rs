@@ -4,7 +4,7 @@ pub mod adapt;
 pub mod cluster;
 mod fit_context;
 pub mod fitted_merge;
-mod lock;
+mod library_lock;
 mod merge_record;
 mod open_library;
 mod pluralize;
@@ -15,7 +15,7 @@ mod task_record;
 pub mod training;
 
 pub use fit_context::FitContext;
-pub use lock::{lock, lock_for};
+pub use library_lock::{lock, lock_for};
 pub use merge_record::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record,
     read_merged_base_record, record_of_model,

@@ -2,7 +2,7 @@
 
 use crate::record_file::{read_record, record_beside};
 use anyhow::{Context as _, Result};
-use lorakit_adapter::{BaseIdentity, Document, ExpertRecord, Library, MODEL_RECORD_FILE, TaskRecord};
+use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
 use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
 use serde::{Deserialize, Serialize};
@@ -148,7 +148,7 @@ impl MergeRecord {
             add(&mut tasks, record.tasks);
             add(&mut seen, record.seen);
         }
-        let settings = Document::new(&BTreeMap::from([("merge", self)]))?;
+        let settings = OpaqueRecord::new(&BTreeMap::from([("merge", self)]))?;
         Ok(ExpertRecord {
             tasks,
             seen,

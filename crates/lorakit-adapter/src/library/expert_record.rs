@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::library::document::Document;
+use crate::library::opaque_record::OpaqueRecord;
 
 /// How an expert or a model was made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct ExpertRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<TaskRecord>,
     /// The settings that determine its weights, in the form of whatever made it.
-    pub settings: Document,
+    pub settings: OpaqueRecord,
     /// The SHA-256 of the settings; another one means other weights.
     pub settings_sha256: String,
     /// The seed of its data order and dropout.
@@ -22,7 +22,7 @@ pub struct ExpertRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_seed: Option<u64>,
     /// The losses of its training or fit, in the form of whatever made it.
-    pub losses: Document,
+    pub losses: OpaqueRecord,
     /// The number of target tokens that it was trained on.
     pub tokens: u64,
     /// The fingerprint of the base that it was trained on.

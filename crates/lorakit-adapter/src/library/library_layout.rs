@@ -1,4 +1,4 @@
-//! Where a library keeps what, and that all of it stays inside the library's folder.
+//! The layout of a library's folder. Links are refused, so that nothing outside of it is read or changed.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,17 +15,17 @@ pub(crate) const RECORD_FILE: &str = "expert.json";
 pub(crate) const EXPERTS: &str = "experts";
 /// The folder of the fine-tuned bases.
 pub(crate) const MODELS: &str = "models";
-/// The folder of what routers learned.
+/// The folder of fitted routers.
 pub(crate) const ROUTERS: &str = "routers";
 /// The folder of training runs.
 pub(crate) const RUNS: &str = "runs";
-/// The file whose lock is the library's.
+/// The file that is locked while the library is changed.
 pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// All that is written in a library's folder but the index, which a rename puts in place, over a link too.
 const ENTRIES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
 
-/// Refuses a library of which an entry is a link.
+/// Refuses a library that has a link among its entries.
 pub(crate) fn refuse_links(root: &Path) -> Result<()> {
     ENTRIES.iter().try_for_each(|entry| refuse_link(&root.join(entry)))
 }

@@ -1,5 +1,5 @@
-//! The routers of a library: `routers/NAME/` has router.safetensors, a fitted router's state, and router.json, what it was
-//! fitted on.
+//! Fitted routers of a library: `routers/NAME/` holds router.safetensors, the state, and router.json, a record of what it
+//! was fitted on.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct ExpertWeights {
     pub sha256: String,
 }
 
-/// router.json.
+/// router.json: what a router was fitted on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RouterRecord<T> {
     /// The SHA-256 of router.safetensors.

@@ -1,7 +1,6 @@
-//! A library on disk: experts, what routers learned, fine-tuned models, and the runs that made them.
+//! A library on disk: experts, fitted routers, fine-tuned models, and the runs that made them.
 
 pub(crate) mod base_identity;
-pub(crate) mod document;
 pub(crate) mod expert_name;
 pub(crate) mod expert_record;
 mod json_file;
@@ -10,5 +9,6 @@ pub(crate) mod library_lock;
 pub(crate) mod library_models;
 pub(crate) mod library_routers;
 pub(crate) mod library_store;
+pub(crate) mod opaque_record;
 mod similar_names;
 mod transaction;

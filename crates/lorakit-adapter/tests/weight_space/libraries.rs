@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lorakit_adapter::{Adapter, BaseIdentity, Document, ExpertRecord, Library, TaskRecord, WEIGHTS_FILE};
+use lorakit_adapter::{Adapter, BaseIdentity, ExpertRecord, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE};
 use lorakit_format::hash::sha256_of_file;
 
 use crate::{chain, small_adapter};
@@ -21,7 +21,7 @@ fn base(fingerprint: &str) -> BaseIdentity {
 fn record() -> ExpertRecord {
     ExpertRecord {
         tasks: vec![TaskRecord { name: "t".into(), path: "t.json".into(), sha256: "00".into(), split_seed: 3 }],
-        settings: Document::new(&BTreeMap::from([("rank", 2)])).unwrap(),
+        settings: OpaqueRecord::new(&BTreeMap::from([("rank", 2)])).unwrap(),
         seed: u64::MAX,
         initial_seed: Some(7),
         tokens: 99,

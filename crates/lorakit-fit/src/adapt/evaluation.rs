@@ -1,6 +1,6 @@
 //! The evaluation of adapted tasks: their test rows, under the base and under the base with the adapter.
 
-use crate::training::context::TrainContext;
+use crate::training::train_context::TrainContext;
 use anyhow::{Error, Result};
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Sequence, evaluate};

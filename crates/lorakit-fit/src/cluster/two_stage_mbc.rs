@@ -5,11 +5,11 @@
 //! which starts from the common start again. (The authors' five epochs were two and three.)
 
 use super::expert_clusters::{ClusterCount, cluster_deltas};
-use crate::lock::lock_for;
+use crate::library_lock::lock_for;
 use crate::pluralize::pluralize;
-use crate::training::context::TrainContext;
-use crate::training::plan;
-use crate::training::run::{TrainedKind, TrainingReport};
+use crate::training::train_context::TrainContext;
+use crate::training::training_plan::{of_clusters, private as private_plans};
+use crate::training::training_run::{TrainedKind, TrainingReport};
 use anyhow::{Result, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
@@ -60,7 +60,7 @@ pub fn two_stage_mbc(
     let private_library = Library::open_or_create(&root, Some(context.base.identity()))?;
     let _lock = lock_for(&private_library, context.base, context.reporter)?;
     context.reporter.status("experts per task:");
-    let private = context.train(TrainedKind::Experts, &private_library, &plan::private(tasks), &first)?;
+    let private = context.train(TrainedKind::Experts, &private_library, &private_plans(tasks), &first)?;
     if !private.is_complete() {
         return Ok(TwoStageMbc { private, clustered: None });
     }
@@ -78,7 +78,7 @@ pub fn two_stage_mbc(
     }
     clusters.write(&file)?;
     context.reporter.status("experts per cluster:");
-    let plans = plan::of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
+    let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
     let experts = context.train(TrainedKind::Experts, library, &plans, &second)?;
     Ok(TwoStageMbc { private, clustered: Some(ClusteredStage { clusters, file, experts }) })
 }

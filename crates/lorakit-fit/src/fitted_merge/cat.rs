@@ -1,15 +1,20 @@
 //! The fit of CAT (<https://arxiv.org/abs/2410.13025>): gradient steps on the weights of the experts, base and adapters
 //! frozen. Some rows are held out, and the weights with the lowest loss on these are kept.
 
-use super::fit::WeightFit;
-use super::weights::FittedWeights;
+use super::fitted_weights::FittedWeights;
+use super::merge_fit::MergeFit;
+use super::weight_fit::WeightFit;
+use super::weights_as_state::weights_as_state;
+use crate::router::router_fit::{RouterFit, as_kind};
+use crate::router::training_rows::TrainingRows;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use lorakit_lora::Patches;
-use lorakit_route::{Cat, HeldOut, TrainableWeights};
+use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
 use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses};
+use std::any::Any;
 
 /// One of so many rows is held out of the fit.
 const HELD_OUT: usize = 5;
@@ -18,8 +23,24 @@ const BATCH: usize = 16;
 /// How often the held-out rows are evaluated.
 const EVALUATIONS: usize = 10;
 
+/// The fit of [`CatMerge`], and of [`Cat`] as a router.
+pub struct CatFit;
+
+impl MergeFit for CatFit {
+    fn fit_merge(&self, merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Option<Result<FittedWeights>> {
+        let any: &dyn Any = merge;
+        any.downcast_ref().map(|CatMerge(cat)| fit(cat, over, rows))
+    }
+}
+
+impl RouterFit for CatFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind::<Cat>(router).map(|cat| weights_as_state(self, &CatMerge(cat.clone()), rows))
+    }
+}
+
 /// Fits the weights.
-pub(super) fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
     let gates = cat.trainable_weights(context.experts)?;
     let (mut held_out, mut fitted) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {

@@ -1,20 +1,41 @@
 //! The fit of LoraHub: losses of rows under candidate weights, for the search that lorakit-route runs.
 
-use super::fit::WeightFit;
-use super::weights::FittedWeights;
+use super::fitted_weights::FittedWeights;
+use super::merge_fit::MergeFit;
+use super::weight_fit::WeightFit;
+use super::weights_as_state::weights_as_state;
+use crate::router::router_fit::{RouterFit, as_kind};
+use crate::router::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{NllSum, ScoredRow, split_by_tokens};
 use lorakit_route::fixed::weight_groups::Granularity;
-use lorakit_route::{Cat, LoraHub, ModelError, RowLoss, RowLosses, by_row_weights};
+use lorakit_route::{Cat, FittedMerge, LoraHub, ModelError, Router, RouterState, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::Example;
 use lorakit_train::{Gradients, TokenLoss, TrainConfig};
+use std::any::Any;
 use std::sync::Arc;
 
+/// The fit of [`LoraHub`], as a merge and as a router.
+pub struct LoraHubFit;
+
+impl MergeFit for LoraHubFit {
+    fn fit_merge(&self, merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Option<Result<FittedWeights>> {
+        let any: &dyn Any = merge;
+        any.downcast_ref().map(|hub| fit(hub, over, rows))
+    }
+}
+
+impl RouterFit for LoraHubFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind::<LoraHub>(router).map(|hub| weights_as_state(self, hub, rows))
+    }
+}
+
 /// Searches for the weights under which the rows have the lowest loss.
-pub(super) fn fit(hub: &LoraHub, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+fn fit(hub: &LoraHub, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
     let patches = by_row_weights(context.experts, hub.mixing())?;
     let loss = TokenLoss::new(context.base, &TrainConfig::default());
     let found = hub.find(context.experts, &mut Losses { context, rows, patches, loss })?;

@@ -2,6 +2,7 @@
 //! chosen by the likelihood of the answers of some of these rows.
 
 use super::prompt_routing::BasePromptRouting;
+use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
@@ -13,8 +14,17 @@ use lorakit_task::Example;
 /// Tokens of a forward pass at most, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
 
+/// The fit of [`Evidence`].
+pub struct EvidenceFit;
+
+impl RouterFit for EvidenceFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind(router).map(|evidence| fit(evidence, rows))
+    }
+}
+
 /// Fits the distribution of responses, and chooses the `auto` settings.
-pub(super) fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
+fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
     let prompts = responses(evidence, rows)?;
     // The settings must suit unseen prompts: one fold is scored by what is fitted to the others.
     let held_out = 0;

@@ -1,15 +1,18 @@
 //! Learned routers: the rows that each is fitted to, the fit, and the cache of fitted state in the library.
 
-mod build;
-mod cache;
+mod build_router;
 mod centroid;
 mod evidence;
-mod fitted_merge;
 mod phatgoose;
 mod poly;
 mod prompt_routing;
+mod router_cache;
+pub(crate) mod router_fit;
+mod router_fits;
 mod task_predictor;
-mod training_rows;
+pub(crate) mod training_rows;
 
-pub use build::{RoutedPatches, build_router, depends_on_task};
+pub use build_router::{RoutedPatches, build_router, depends_on_task};
+pub use router_fit::RouterFit;
+pub use router_fits::ROUTER_FITS;
 pub use training_rows::{TrainingRow, TrainingRows};

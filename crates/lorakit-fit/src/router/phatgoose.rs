@@ -1,12 +1,13 @@
 //! The fit of `phatgoose`: the gates of all experts are trained together, each row under its own expert. Base and
 //! adapters are frozen.
 
+use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
 use anyhow::Result;
 use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::token::phatgoose::gated_experts;
-use lorakit_route::{Phatgoose, RouterState};
+use lorakit_route::{Phatgoose, Router, RouterState};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
 use lorakit_train::{LrSchedule, LrSchedulerType};
@@ -15,8 +16,17 @@ use lorakit_train::{ParameterGroup, TokenLoss, TrainConfig};
 /// The share of the steps in which the learning rate rises.
 const WARMUP: f64 = 0.1;
 
+/// The fit of [`Phatgoose`].
+pub struct PhatgooseFit;
+
+impl RouterFit for PhatgooseFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind(router).map(|phatgoose| fit(phatgoose, rows))
+    }
+}
+
 /// Trains a gate for every expert and site.
-pub(super) fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<RouterState> {
+fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<RouterState> {
     let (base, experts) = (rows.base(), rows.experts());
     let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
     for row in rows.examples()? {

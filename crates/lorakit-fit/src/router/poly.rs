@@ -1,6 +1,8 @@
 //! The fit of `poly` and `mhr`: the adapter that a task's routing makes of a library's skills.
 
+use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
+use crate::fit_context::FitContext;
 use anyhow::{Context as _, Result, bail};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_model::Base;
@@ -10,9 +12,23 @@ use lorakit_task::Example;
 use lorakit_train::routing_store::{self, StoredRouting};
 use lorakit_train::{FitScope, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters};
 
+/// The fit of [`Poly`].
+pub struct PolyFit;
+
+impl RouterFit for PolyFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind(router).map(|poly| fit(poly, rows))
+    }
+
+    fn state_without_task(&self, router: &dyn Router, context: &FitContext) -> Option<Result<RouterState>> {
+        let poly = as_kind::<Poly>(router).filter(|poly| poly.settings.unseen == Unseen::Mean)?;
+        Some(mean(poly, context.base, &context.library.experts, &context.library.library))
+    }
+}
+
 /// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean routing,
 /// or by one that is fitted to the task's rows with the skills frozen.
-pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
+fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
     let skills = RoutedSkills::open(poly, rows.base(), rows.experts(), rows.library())?;
     let known = rows.current_task().and_then(|task| skills.row_of(task));
     let mixed = match (known, poly.settings.unseen) {
@@ -36,7 +52,7 @@ pub(super) fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
 }
 
 /// The adapter of the mean routing, where there is no current task.
-pub(super) fn mean(poly: &Poly, base: &Base, experts: &LibraryStack, library: &Library) -> Result<RouterState> {
+fn mean(poly: &Poly, base: &Base, experts: &LibraryStack, library: &Library) -> Result<RouterState> {
     let skills = RoutedSkills::open(poly, base, experts, library)?;
     Ok(Poly::state(&skills.stack_of_tasks()?.mean_adapter()?)?)
 }

@@ -1,11 +1,12 @@
 //! The fit of `tp`: a multinomial logistic regression on the base's hidden states of prompts.
 
+use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
 use anyhow::{Context as _, Result};
 use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::prompt::task_predictor::mean_hidden;
-use lorakit_route::{RouterState, TaskPredictor};
+use lorakit_route::{Router, RouterState, TaskPredictor};
 use lorakit_train::ParameterGroup;
 use lorakit_train::{LrSchedule, LrSchedulerType};
 
@@ -15,8 +16,17 @@ const LEARNING_RATE: f64 = 0.05;
 /// AdamW's weight decay: there may be more features than rows, and the tasks may be separable.
 const WEIGHT_DECAY: f64 = 0.1;
 
+/// The fit of [`TaskPredictor`].
+pub struct TaskPredictorFit;
+
+impl RouterFit for TaskPredictorFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind(router).map(|_: &TaskPredictor| fit(rows))
+    }
+}
+
 /// Fits the classifier. The class of a row is its expert.
-pub(super) fn fit(_: &TaskPredictor, rows: &TrainingRows) -> Result<RouterState> {
+fn fit(rows: &TrainingRows) -> Result<RouterState> {
     let base = rows.base();
     let (mut features, mut classes) = (Vec::new(), Vec::new());
     for packed in rows.prompts()? {

@@ -25,7 +25,7 @@ pub struct TrainingRow {
 /// the cache covers nothing else.
 pub struct TrainingRows<'a> {
     context: &'a FitContext<'a, 'a>,
-    lesson: TrainingData,
+    data: TrainingData,
     sources: Vec<TaskSource<'a>>,
 }
 
@@ -44,10 +44,10 @@ impl<'a> TrainingRows<'a> {
     ///
     /// # Errors
     /// Where there are no rows for an expert, or no current task.
-    pub(super) fn find(context: &'a FitContext<'a, 'a>, lesson: TrainingData, task: Option<&'a Task>) -> Result<Self> {
+    pub(super) fn find(context: &'a FitContext<'a, 'a>, data: TrainingData, task: Option<&'a Task>) -> Result<Self> {
         let experts = &context.library.experts;
         let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
-        let mut sources = match lesson {
+        let mut sources = match data {
             TrainingData::ExpertTasks { .. } if context.tasks.is_empty() => own_tasks(context)?,
             TrainingData::ExpertTasks { .. } => {
                 let source = |task: &'a Task| Ok(given(task, Some(expert_of_task(&task.name, experts)?)));
@@ -70,7 +70,7 @@ impl<'a> TrainingRows<'a> {
         };
         // The order in which the user gave the tasks does not matter.
         sources.sort_by(|a, b| (a.expert, &a.record.name).cmp(&(b.expert, &b.record.name)));
-        Ok(Self { context, lesson, sources })
+        Ok(Self { context, data, sources })
     }
 
     /// The base.
@@ -126,7 +126,7 @@ impl<'a> TrainingRows<'a> {
         };
         serde_json::json!({
             "split": Split::Train,
-            "rows": self.lesson.rows(),
+            "rows": self.data.rows(),
             "tasks": self.sources.iter().map(source).collect::<Vec<_>>(),
         })
     }
@@ -153,7 +153,7 @@ impl<'a> TrainingRows<'a> {
                 Some(task) => task,
                 None => loaded.find(source, self)?,
             };
-            for row in task.rows(Split::Train, Some(self.lesson.rows()))? {
+            for row in task.rows(Split::Train, Some(self.data.rows()))? {
                 let example = Example::encode(row, &tokenizer, length)
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
                 examples.push(TrainingRow { task: number, expert: source.expert, example });

@@ -18,7 +18,7 @@ use crate::run::run_manifest::RunManifest;
 use crate::run::train_event::TrainEvent;
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use crate::train_config::TrainConfig;
-use lorakit_adapter::{Document, ExpertRecord, Library, ensure_expert_name};
+use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord, ensure_expert_name};
 use lorakit_model::Base;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -352,10 +352,10 @@ impl PassRun<'_, '_> {
             tasks: job.tasks.clone(),
             seen: job.init.as_ref().map_or_else(Vec::new, |init| init.seen.clone()),
             settings_sha256: fingerprint.sha256(),
-            settings: Document::new(fingerprint)?,
+            settings: OpaqueRecord::new(fingerprint)?,
             seed,
             initial_seed: self.run.target.initial_seed(job, seed),
-            losses: Document::new(&LossHistory::from(progress))?,
+            losses: OpaqueRecord::new(&LossHistory::from(progress))?,
             tokens: progress.tokens,
             base_fingerprint: Some(self.base.identity().fingerprint.clone()),
             sha256: String::new(),

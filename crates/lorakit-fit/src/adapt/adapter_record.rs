@@ -1,9 +1,9 @@
 //! The record of an adapter that was fitted over a library, and whether one is there already.
 
 use crate::open_library::OpenLibrary;
-use crate::training::context::TrainContext;
+use crate::training::train_context::TrainContext;
 use anyhow::{Result, ensure};
-use lorakit_adapter::{Document, ExpertRecord, Library};
+use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord};
 use lorakit_task::Example;
 use lorakit_train::{Job, rows_sha256};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, lo
         tasks: job.tasks.clone(),
         seen: opened.seen(0..opened.experts.len()),
         seed: context.seed,
-        losses: Document::new(losses)?,
+        losses: OpaqueRecord::new(losses)?,
         tokens: job.train.iter().map(|row| row.target.len() as u64).sum(),
         base_fingerprint: Some(context.base.identity().fingerprint.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),

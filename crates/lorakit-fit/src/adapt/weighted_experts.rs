@@ -1,12 +1,13 @@
 //! Adapters of target tasks by weights of a library's experts.
 
+use super::adapter_record::{identity, kept, record};
 use super::outcomes::Outcomes;
-use super::record::{identity, kept, record};
-use crate::fitted_merge::fit::{WeightFit, fit_weights};
+use crate::fitted_merge::fit_weights::fit_weights;
+use crate::fitted_merge::weight_fit::WeightFit;
 use crate::open_library::OpenLibrary;
-use crate::training::context::TrainContext;
+use crate::training::train_context::TrainContext;
 use anyhow::Result;
-use lorakit_adapter::{Document, ExpertRecord, Library};
+use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord};
 use lorakit_format::hash::sha256;
 use lorakit_route::FittedMerge;
 use lorakit_train::Job;
@@ -52,7 +53,7 @@ fn compose_one(
     let adapter = merged.adapter.with_target_names(&context.base.modules());
     let losses = fitted.document(&opened.experts);
     let record = ExpertRecord {
-        settings: Document::new(&identity)?,
+        settings: OpaqueRecord::new(&identity)?,
         settings_sha256: hash,
         ..record(context, opened, job, &losses)?
     };

@@ -1,12 +1,12 @@
 //! Adapters of target tasks from a library's experts as skills: their routing is fitted, with or without the skills
 //! (Poly and PolyZ of <https://arxiv.org/abs/2405.11157>, Tables 3 and 6).
 
+use super::adapter_record::{identity, kept, record};
 use super::outcomes::Outcomes;
-use super::record::{identity, kept, record};
 use crate::open_library::OpenLibrary;
-use crate::training::context::TrainContext;
+use crate::training::train_context::TrainContext;
 use anyhow::Result;
-use lorakit_adapter::{Adapter, Document, ExpertRecord, Library};
+use lorakit_adapter::{Adapter, ExpertRecord, Library, OpaqueRecord};
 use lorakit_format::hash::sha256;
 use lorakit_train::{
     FitScope, Job, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters, routing_store,
@@ -90,7 +90,7 @@ impl LibrarySkills {
         let losses =
             json!({ "train": RoutingFit { base, config: settings, scope: tuned, seed }.fit(&stack, &job.train)? });
         let record = ExpertRecord {
-            settings: Document::new(&identity)?,
+            settings: OpaqueRecord::new(&identity)?,
             settings_sha256: hash,
             ..record(context, opened, job, &losses)?
         };

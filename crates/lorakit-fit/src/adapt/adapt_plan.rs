@@ -1,15 +1,15 @@
 //! What an adaptation method does with a library and tasks.
 
-use super::compose::compose;
-use super::fraction::Fraction;
-use super::method::Method;
+use super::adapt_method::Method;
+use super::init_adapter;
 use super::outcomes::Outcomes;
-use super::skills::{self, LibrarySkills, SkillFit};
-use super::start;
+use super::row_fraction::Fraction;
+use super::skill_fit::{self, LibrarySkills, SkillFit};
+use super::weighted_experts::compose;
 use crate::open_library::OpenLibrary;
-use crate::training::context::TrainContext;
-use crate::training::plan::{self, jobs};
-use crate::training::run::{TrainedKind, TrainingReport};
+use crate::training::train_context::TrainContext;
+use crate::training::training_plan::{jobs, private};
+use crate::training::training_run::{TrainedKind, TrainingReport};
 use anyhow::{Context as _, Result};
 use lorakit_adapter::Library;
 use lorakit_route::FittedMerge;
@@ -60,7 +60,7 @@ impl<'a> AdaptPlan<'a> {
     /// # Errors
     /// Where rows cannot be read, or a training run fails. What fails for single tasks is in the result.
     pub fn adapt(&self, context: &TrainContext, tasks: &[Task], fraction: Fraction, out: &Library) -> Result<Adapted> {
-        let plans = plan::private(tasks);
+        let plans = private(tasks);
         let defaults = TrainConfig::default();
         let settings = match &self.action {
             Action::Train(settings, _) | Action::Route(settings, ..) => settings,
@@ -70,7 +70,7 @@ impl<'a> AdaptPlan<'a> {
         match &self.action {
             Action::Compose(merge, opened) => Ok(Adapted::Composed(compose(context, *merge, opened, out, jobs))),
             Action::Route(settings, tuned, skills, opened) => {
-                let unused = skills::unused(settings, &skills.settings()?).join(", ");
+                let unused = skill_fit::unused(settings, &skills.settings()?).join(", ");
                 if !unused.is_empty() {
                     let name = self.method.name();
                     context.reporter.warn(&format!("--method {name} does not use the settings {unused}"));
@@ -96,8 +96,8 @@ impl<'a> Action<'a> {
         let opened = || library.context("the method needs --library");
         let start = match method {
             Method::NoLibrary => None,
-            Method::Mean => Some(start::mean(opened()?, settings(TrainConfig::default())?.rank)?),
-            Method::Shared(name) => Some(start::shared(opened()?, name.as_deref())?),
+            Method::Mean => Some(init_adapter::mean(opened()?, settings(TrainConfig::default())?.rank)?),
+            Method::Shared(name) => Some(init_adapter::shared(opened()?, name.as_deref())?),
             Method::Skills(tuned) => {
                 let skills = LibrarySkills::of(opened()?)?;
                 let settings = settings(skills.settings()?)?;
@@ -108,9 +108,9 @@ impl<'a> Action<'a> {
                 return Ok(Self::Compose(&**merge, opened()?));
             }
         };
-        let settings = settings(start::settings(start.as_ref())?)?;
+        let settings = settings(init_adapter::settings(start.as_ref())?)?;
         if let Some(start) = &start {
-            start::ensure_form(start, &settings)?;
+            init_adapter::ensure_form(start, &settings)?;
         }
         Ok(Self::Train(Box::new(settings), start.map(Box::new)))
     }

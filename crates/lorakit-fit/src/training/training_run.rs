@@ -1,7 +1,7 @@
 //! A training run into a library, and the report of it.
 
-use super::context::TrainContext;
-use super::plan::{TrainingPlan, each_job};
+use super::train_context::TrainContext;
+use super::training_plan::{TrainingPlan, each_job};
 use crate::reporter::TrainingHooks;
 use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};

@@ -5,19 +5,16 @@
 //! now and written there.
 
 use super::prompt_routing::BasePromptRouting;
+use super::router_cache::{self, CacheKey};
+use super::router_fit::RouterFit;
+use super::router_fits::ROUTER_FITS;
 use super::training_rows::TrainingRows;
-use super::{cache, centroid, evidence, fitted_merge, phatgoose, poly, task_predictor};
 use crate::fit_context::FitContext;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Sequence};
-use lorakit_route::fixed::poly::Unseen;
-use lorakit_route::{
-    Cat, CatMerge, Centroid, Evidence, LoraHub, Observer, Phatgoose, Poly, Router, RouterContext, RouterState,
-    TaskPredictor, TrainingData,
-};
+use lorakit_route::{Observer, Router, RouterContext, RouterState, TrainingData};
 use lorakit_task::Task;
-use std::any::Any;
 use std::sync::Arc;
 
 /// The patches of a router, and what rows carry for them to read.
@@ -53,17 +50,16 @@ pub fn build_router<'base>(
     observer: Option<Arc<dyn Observer>>,
 ) -> Result<RoutedPatches<'base>> {
     let experts = &context.library.experts;
-    let any: &dyn Any = router;
-    let state = match (any.downcast_ref::<Poly>(), task) {
-        (Some(poly), None) if poly.settings.unseen == Unseen::Mean && context.tasks.is_empty() => {
-            Some(poly::mean(poly, context.base, experts, &context.library.library)?)
-        }
-        _ => router.training_data().map(|lesson| state(context, router, lesson, task)).transpose()?,
+    let no_task = task.is_none() && context.tasks.is_empty();
+    let without_task = |fit: &&dyn RouterFit| fit.state_without_task(router, context);
+    let state = match no_task.then(|| ROUTER_FITS.iter().find_map(without_task)).flatten() {
+        Some(state) => Some(state?),
+        None => router.training_data().map(|data| state(context, router, data, task)).transpose()?,
     };
     let name = task.map(|task| task.name.as_str());
-    let setting = RouterContext { task: name, state: state.as_ref(), observer };
-    let patches = router.patches(experts, &setting)?;
-    Ok(match router.prompt_router(experts, &setting)? {
+    let given = RouterContext { task: name, state: state.as_ref(), observer };
+    let patches = router.patches(experts, &given)?;
+    Ok(match router.prompt_router(experts, &given)? {
         Some(router) => {
             RoutedPatches { patches, templates: Box::new(BasePromptRouting { base: context.base, router }) }
         }
@@ -72,15 +68,15 @@ pub fn build_router<'base>(
 }
 
 /// The fitted state of a router: from the cache, or fitted now.
-fn state(context: &FitContext, router: &dyn Router, lesson: TrainingData, task: Option<&Task>) -> Result<RouterState> {
-    let rows = TrainingRows::find(context, lesson, task)?;
-    let (library, key) = (&context.library.library, cache::CacheKey::new(router, &rows)?);
-    if let Some(state) = cache::read(library, &key)? {
+fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Option<&Task>) -> Result<RouterState> {
+    let rows = TrainingRows::find(context, data, task)?;
+    let (library, key) = (&context.library.library, CacheKey::new(router, &rows)?);
+    if let Some(state) = router_cache::read(library, &key)? {
         return Ok(state);
     }
     context.reporter.status(&format!("{}: learning from rows of {}", router.info().name, rows.description()));
     let state = fit(router, &rows)?;
-    if let Err(error) = cache::write(library, &key, &state) {
+    if let Err(error) = router_cache::write(library, &key, &state) {
         // A library that cannot be written to can still be routed.
         context.reporter.warn(&format!("what {} learned is not kept: {error:#}", router.info().name));
     }
@@ -89,23 +85,7 @@ fn state(context: &FitContext, router: &dyn Router, lesson: TrainingData, task: 
 
 /// Fits what a router needs.
 fn fit(router: &dyn Router, rows: &TrainingRows) -> Result<RouterState> {
-    let any: &dyn Any = router;
-    let state = if let Some(cm) = any.downcast_ref::<Centroid>() {
-        centroid::fit(cm, rows)
-    } else if let Some(phatgoose) = any.downcast_ref::<Phatgoose>() {
-        phatgoose::fit(phatgoose, rows)
-    } else if let Some(tp) = any.downcast_ref::<TaskPredictor>() {
-        task_predictor::fit(tp, rows)
-    } else if let Some(evidence) = any.downcast_ref::<Evidence>() {
-        evidence::fit(evidence, rows)
-    } else if let Some(poly) = any.downcast_ref::<Poly>() {
-        poly::fit(poly, rows)
-    } else if let Some(hub) = any.downcast_ref::<LoraHub>() {
-        fitted_merge::fit(hub, rows)
-    } else if let Some(cat) = any.downcast_ref::<Cat>() {
-        fitted_merge::fit(&CatMerge(cat.clone()), rows)
-    } else {
-        Err(anyhow::anyhow!("the router {router} is not fitted to rows"))
-    };
+    let state = ROUTER_FITS.iter().find_map(|fit| fit.fit(router, rows));
+    let state = state.unwrap_or_else(|| Err(anyhow!("the router {router} is not fitted to rows")));
     state.with_context(|| format!("learning {}", router.info().name))
 }

@@ -1,6 +1,6 @@
 //! Which experts are trained on which rows of which tasks.
 
-use super::context::TrainContext;
+use super::train_context::TrainContext;
 use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use anyhow::{Context as _, Result, anyhow, ensure};

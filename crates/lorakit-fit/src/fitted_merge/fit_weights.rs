@@ -1,23 +1,17 @@
 //! Fits the weights of a library's experts to rows.
 
-use super::weights::FittedWeights;
-use super::{cat, lorahub};
-use anyhow::{Context as _, Result, bail, ensure};
+use super::cat::CatFit;
+use super::fitted_weights::FittedWeights;
+use super::lorahub::LoraHubFit;
+use super::merge_fit::{MergeFit, ensure_possible};
+use super::weight_fit::WeightFit;
+use anyhow::{Context as _, Result, anyhow};
 use lorakit_model::Base;
-use lorakit_route::{CatMerge, FittedMerge, LibraryStack, LoraHub};
+use lorakit_route::FittedMerge;
 use lorakit_task::{Example, Split, Task, Tokenizer};
-use std::any::Any;
 
-/// What weights are fitted over.
-#[derive(Clone, Copy)]
-pub struct WeightFit<'a> {
-    /// The base.
-    pub base: &'a Base,
-    /// The experts that are weighted.
-    pub experts: &'a LibraryStack,
-    /// The seed of the order of rows.
-    pub seed: u64,
-}
+/// The fits of all fitted merges.
+pub static MERGE_FITS: &[&dyn MergeFit] = &[&LoraHubFit, &CatFit];
 
 /// The rows that weights are fitted to: the first rows of each task's train split, as many as the method takes.
 ///
@@ -38,13 +32,8 @@ pub fn rows(merge: &dyn FittedMerge, tasks: &[Task], base: &Base, tokenizer: &To
 ///
 /// # Errors
 /// Where there is no row, the method does not allow these experts, or a loss is NaN.
-pub fn fit_weights(merge: &dyn FittedMerge, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
-    ensure!(!rows.is_empty(), "there are no rows to fit weights to");
-    merge.check(context.experts)?;
-    let any: &dyn Any = merge;
-    match (any.downcast_ref::<LoraHub>(), any.downcast_ref::<CatMerge>()) {
-        (Some(hub), _) => lorahub::fit(hub, context, rows),
-        (None, Some(CatMerge(cat))) => cat::fit(cat, context, rows),
-        (None, None) => bail!("{merge} has no fit"),
-    }
+pub fn fit_weights(merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+    ensure_possible(merge, over, rows)?;
+    let fitted = MERGE_FITS.iter().find_map(|fit| fit.fit_merge(merge, over, rows));
+    fitted.unwrap_or_else(|| Err(anyhow!("{merge} has no fit")))
 }

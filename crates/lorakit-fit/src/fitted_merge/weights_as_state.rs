@@ -1,0 +1,22 @@
+//! Fitted weights as the state of the router of the same name.
+
+use super::merge_fit::{MergeFit, ensure_possible};
+use super::weight_fit::WeightFit;
+use crate::router::training_rows::TrainingRows;
+use anyhow::{Result, anyhow};
+use lorakit_route::{FittedMerge, RouterState};
+use lorakit_task::Example;
+
+/// Fits the weights of `merge` to the rows of all tasks together.
+pub(super) fn weights_as_state(
+    fit: &dyn MergeFit,
+    merge: &dyn FittedMerge,
+    rows: &TrainingRows,
+) -> Result<RouterState> {
+    let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
+    let over = WeightFit { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
+    ensure_possible(merge, over, &examples)?;
+    let fitted = fit.fit_merge(merge, over, &examples).unwrap_or_else(|| Err(anyhow!("{merge} has no fit")))?;
+    rows.status(&format!("{}: {}", merge.info().name, fitted.summary(rows.experts())));
+    Ok(RouterState::new([("weights".to_owned(), fitted.weights)]))
+}
