@@ -25,7 +25,7 @@ fn experts_whose_loss_jumps_are_given_up_by_name_and_listed_at_the_end() {
     let (failed, others): (Vec<&Value>, Vec<&Value>) = experts.iter().partition(|expert| expert["status"] == "failed");
     assert!(!failed.is_empty() && others.iter().all(|expert| expert["status"] == "trained"), "{document}");
     let told = ran.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
-    for part in ["failed", "update", "jumped", "training rows", "the worst", "max_loss_jump"] {
+    for part in ["failed", "step", "jumped", "training rows", "the worst", "max_loss_jump"] {
         assert!(told.contains(part), "`{part}` is not in: {told}");
     }
     for expert in failed {

@@ -49,9 +49,8 @@ pub fn assign(settings: &mut TrainConfig, assignments: &[String]) -> Result<()> 
 pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     let modules = base.modules();
     let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
-    let targets = settings.targets()?;
-    // The default names the projections of all architectures.
-    let idle = if settings.target_modules == ATTENTION { Vec::new() } else { targets.unmatched(&paths)? };
+    let targets = settings.targets(base)?;
+    let idle = targets.unmatched(&paths)?;
     let kinds: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
     let kinds = || kinds.into_iter().collect::<Vec<_>>().join(", ");
     ensure!(
@@ -74,6 +73,3 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     );
     Ok(())
 }
-
-/// The default of `target_modules`.
-const ATTENTION: &str = "attention";

@@ -75,7 +75,7 @@ pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
     let config = GenerateOptions {
         max_new_tokens: budget.new,
         stop: args.stop,
-        choice,
+        sampling: choice,
         seed: context.seed,
         ..GenerateOptions::default()
     };

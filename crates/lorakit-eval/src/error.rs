@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
 /// The error of a caller's [`PromptRouting`](crate::PromptRouting).
-pub type BoxError = Box<dyn Error + Send + Sync>;
+pub type RoutingError = Box<dyn Error + Send + Sync>;
 
 /// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
@@ -102,13 +102,13 @@ pub enum EvalError {
     },
     /// A prompt routing failed.
     #[error(transparent)]
-    Routing(BoxError),
+    Routing(RoutingError),
     /// A text is not a results.json.
     #[error("not a results.json: expected {{\"results\": {{ROUTER: {{TASK: ...}}}}, ...}}")]
     ResultsFile(#[source] serde_json::Error),
     /// ROUGE-L could not be computed.
     #[error("ROUGE-L cannot be computed")]
-    Rouge(#[source] BoxError),
+    Rouge(#[source] RoutingError),
     /// A task, its rows or the tokenizer.
     #[error(transparent)]
     Tokens(#[from] lorakit_task::Error),

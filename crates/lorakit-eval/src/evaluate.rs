@@ -4,13 +4,13 @@ use crate::error::{EvalError, Result};
 use lorakit_task::{Example, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
+use crate::choice_scores::{chosen, score_choices};
 use crate::eval_progress::{EvalProgress, EvalStage};
 use crate::generation::{GenerateOptions, GenerationEvent, generate};
 use crate::likelihood::example_losses;
 use crate::metrics::exact_match::{exact_match, exact_match_normalized};
 use crate::metrics::rouge_l::rouge_l;
 use crate::metrics::score::TaskScores;
-use crate::multiple_choice::{chosen, score_choices};
 use crate::patched_model::PatchedModel;
 use crate::sample::Sample;
 

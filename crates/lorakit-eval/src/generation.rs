@@ -10,7 +10,7 @@ use crate::patched_model::PatchedModel;
 use crate::stop_text::StopText;
 use crate::token_batches::token_batches;
 
-/// How text is generated.
+/// How text is texts.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
     /// Maximum number of new tokens.
@@ -18,7 +18,7 @@ pub struct GenerateOptions {
     /// Strings before which the text ends.
     pub stop: Vec<String>,
     /// How each token is selected.
-    pub choice: SamplingStrategy,
+    pub sampling: SamplingStrategy,
     /// The seed of sampling. Each prompt has its own stream, keyed by the seed and its index.
     pub seed: u64,
     /// Maximum tokens in the cache, prompts and texts together.
@@ -27,7 +27,7 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, stop: Vec::new(), choice: SamplingStrategy::Greedy, seed: 0, batch_tokens: 8192 }
+        Self { max_new_tokens: 256, stop: Vec::new(), sampling: SamplingStrategy::Greedy, seed: 0, batch_tokens: 8192 }
     }
 }
 
@@ -35,9 +35,9 @@ impl Default for GenerateOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model generated EOS.
+    /// The model texts EOS.
     Eos,
-    /// The model generated a stop string, which is cut off.
+    /// The model texts a stop string, which is cut off.
     Stop,
     /// The maximum number of new tokens, or the base's context, is exhausted.
     Length,
@@ -52,12 +52,12 @@ pub enum GenerationEvent<'t> {
     End(FinishReason),
 }
 
-/// The text that a model generated after a prompt.
+/// The text that a model texts after a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GeneratedText {
     /// The text, without EOS and the stop string.
     pub text: String,
-    /// The number of generated tokens, including EOS and a stop string.
+    /// The number of texts tokens, including EOS and a stop string.
     pub tokens: usize,
     /// Why it ended.
     pub finish: FinishReason,
@@ -77,27 +77,27 @@ pub fn generate(
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
-    let room = |prompt: &Vec<u32>| (prompt.len() + config.max_new_tokens).min(model.max_length());
-    let rooms: Vec<usize> = prompts.iter().map(room).collect();
-    let mut generated = vec![None; prompts.len()];
-    for group in token_batches(&rooms, config.batch_tokens) {
-        let mut decoding = CachedDecoder::new(model.base, model.patches, group.iter().map(|&i| rooms[i]).sum())?;
-        let read: Vec<&[u32]> = group.iter().map(|&index| prompts[index].as_slice()).collect();
+    let capacity = |prompt: &Vec<u32>| (prompt.len() + config.max_new_tokens).min(model.max_length());
+    let capacities: Vec<usize> = prompts.iter().map(capacity).collect();
+    let mut texts = vec![None; prompts.len()];
+    for batch in token_batches(&capacities, config.batch_tokens) {
+        let mut decoder = CachedDecoder::new(model.base, model.patches, batch.iter().map(|&i| capacities[i]).sum())?;
+        let batch_prompts: Vec<&[u32]> = batch.iter().map(|&index| prompts[index].as_slice()).collect();
         let mut rows = Vec::new();
-        for (&index, template) in group.iter().zip(model.route(&read)?) {
-            let row = decoding.open(rooms[index], template)?;
-            let limit = rooms[index] - prompts[index].len();
-            rows.push(GeneratedRow::new(model, config, RowPlace { index, row, limit }, &prompts[index]));
+        for (&index, template) in batch.iter().zip(model.route(&batch_prompts)?) {
+            let row = decoder.open(capacities[index], template)?;
+            let limit = capacities[index] - prompts[index].len();
+            rows.push(GeneratedRow::new(model, config, RowPlace { index, decoder_row: row, limit }, &prompts[index]));
         }
         while !rows.is_empty() {
-            step(&mut decoding, &mut rows, on_event)?;
+            step(&mut decoder, &mut rows, on_event)?;
             for row in rows.extract_if(.., |row| row.finish.is_some()) {
                 let index = row.place.index;
-                generated[index] = row.into_generated();
+                texts[index] = row.into_generated();
             }
         }
     }
-    Ok(generated.into_iter().flatten().collect())
+    Ok(texts.into_iter().flatten().collect())
 }
 
 /// Refuses prompts that cannot be continued.
@@ -119,17 +119,17 @@ fn check(prompts: &[Vec<u32>], config: &GenerateOptions, max_length: usize) -> R
 
 /// Feeds the unread tokens of each row, selects the next token, and emits the text that is certain.
 fn step(
-    decoding: &mut CachedDecoder,
+    decoder: &mut CachedDecoder,
     rows: &mut [GeneratedRow],
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<()> {
-    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.row, row.unread.as_slice())).collect();
-    let logits = decoding.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.decoder_row, row.unread.as_slice())).collect();
+    let logits = decoder.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for (row, logits) in rows.iter_mut().zip(&logits) {
         row.choose(logits)?;
-        let fresh = row.text.fresh();
-        if !fresh.is_empty() {
-            on_event(row.place.index, GenerationEvent::Text(fresh));
+        let piece = row.text.take_certain();
+        if !piece.is_empty() {
+            on_event(row.place.index, GenerationEvent::Text(piece));
         }
         if let Some(finish) = row.finish {
             on_event(row.place.index, GenerationEvent::End(finish));
@@ -138,12 +138,12 @@ fn step(
     Ok(())
 }
 
-/// A row's indices and limit.
+/// Where a row is, and its limit.
 struct RowPlace {
     /// The index of its prompt.
     index: usize,
     /// Its row in the decoder.
-    row: usize,
+    decoder_row: usize,
     /// Maximum number of new tokens; at least 1.
     limit: usize,
 }
@@ -155,7 +155,7 @@ struct GeneratedRow<'a> {
     stop_tokens: &'a [u32],
     sampler: Sampler,
     text: StopText<'a>,
-    written: usize,
+    new_tokens: usize,
     finish: Option<FinishReason>,
 }
 
@@ -164,9 +164,9 @@ impl<'a> GeneratedRow<'a> {
         GeneratedRow {
             unread: prompt.to_vec(),
             stop_tokens: model.tokenizer.stop_tokens(),
-            sampler: Sampler::new(config.choice, stream_of(config.seed, place.index)),
+            sampler: Sampler::new(config.sampling, prompt_seed(config.seed, place.index)),
             text: StopText::new(model.tokenizer, prompt, &config.stop),
-            written: 0,
+            new_tokens: 0,
             finish: None,
             place,
         }
@@ -176,13 +176,13 @@ impl<'a> GeneratedRow<'a> {
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
         let token = self.sampler.next(logits);
         self.unread = vec![token];
-        self.written += 1;
+        self.new_tokens += 1;
         self.finish = if self.stop_tokens.contains(&token) {
             Some(FinishReason::Eos)
         } else if self.text.push(token)? {
             Some(FinishReason::Stop)
         } else {
-            (self.written == self.place.limit).then_some(FinishReason::Length)
+            (self.new_tokens == self.place.limit).then_some(FinishReason::Length)
         };
         match self.finish {
             Some(_) => self.text.finish(),
@@ -191,13 +191,13 @@ impl<'a> GeneratedRow<'a> {
     }
 
     fn into_generated(self) -> Option<GeneratedText> {
-        Some(GeneratedText { text: self.text.into_text(), tokens: self.written, finish: self.finish? })
+        Some(GeneratedText { text: self.text.into_text(), tokens: self.new_tokens, finish: self.finish? })
     }
 }
 
 /// The seed of a prompt's stream: seed and index through the finalizer of SplitMix64, so that neighboring seeds and indices
 /// are independent.
-fn stream_of(seed: u64, index: usize) -> u64 {
+fn prompt_seed(seed: u64, index: usize) -> u64 {
     let mut z = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -53,13 +53,13 @@
 //! # }
 //! ```
 
+mod choice_scores;
 mod error;
 mod eval_progress;
 mod evaluate;
 mod generation;
 mod likelihood;
 mod metrics;
-mod multiple_choice;
 mod patched_model;
 mod results;
 mod sample;
@@ -67,7 +67,8 @@ mod shared_prefix;
 mod stop_text;
 mod token_batches;
 
-pub use error::{BoxError, EvalError, Result};
+pub use choice_scores::{ChoiceScore, chosen, score_choices};
+pub use error::{EvalError, Result, RoutingError};
 pub use eval_progress::{EvalProgress, EvalStage};
 pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
 pub use generation::{FinishReason, GenerateOptions, GeneratedText, GenerationEvent, generate};
@@ -76,7 +77,6 @@ pub use lorakit_lora::{Patches, Sequence};
 pub use metrics::exact_match::{exact_match, exact_match_normalized, normalized};
 pub use metrics::rouge_l::rouge_l;
 pub use metrics::score::{Score, TaskScores};
-pub use multiple_choice::{ChoiceScore, chosen, score_choices};
 pub use patched_model::{PatchedModel, PromptRouting};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};
 pub use sample::Sample;

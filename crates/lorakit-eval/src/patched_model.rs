@@ -1,6 +1,6 @@
 //! What is evaluated: a base with its tokenizer, its patches, and what rows carry for the patches to read.
 
-use crate::error::{BoxError, EvalError, Result};
+use crate::error::{EvalError, Result, RoutingError};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::Base;
 use lorakit_task::Tokenizer;
@@ -27,12 +27,12 @@ pub trait PromptRouting: Sync {
     ///
     /// # Errors
     /// If it cannot be decided, for instance because a forward over the prompts fails.
-    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError>;
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, RoutingError>;
 }
 
 /// All rows carry the same.
 impl PromptRouting for Sequence {
-    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, RoutingError> {
         Ok(vec![self.clone(); prompts.len()])
     }
 }

@@ -6,8 +6,8 @@ use lorakit_task::Row;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::choice_scores::ChoiceScore;
 use crate::generation::GeneratedText;
-use crate::multiple_choice::ChoiceScore;
 
 /// A row of a task with its scores.
 #[derive(Clone, Debug, PartialEq, Serialize)]

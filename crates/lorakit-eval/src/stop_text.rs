@@ -39,7 +39,7 @@ impl<'a> StopText<'a> {
     }
 
     /// Text that is certain and was not emitted yet.
-    pub fn fresh(&mut self) -> &str {
+    pub fn take_certain(&mut self) -> &str {
         let held = if self.decoder.is_some() { self.held() } else { 0 };
         let (from, to) = (self.emitted, self.text.len() - held);
         self.emitted = to;
@@ -88,13 +88,13 @@ mod tests {
         let mut given = Vec::new();
         for piece in pieces {
             let ended = text.append(piece);
-            given.push(text.fresh().to_string());
+            given.push(text.take_certain().to_string());
             if ended {
                 return (given, text.into_text(), true);
             }
         }
         text.finish().unwrap();
-        given.push(text.fresh().to_string());
+        given.push(text.take_certain().to_string());
         (given, text.into_text(), false)
     }
 

@@ -412,12 +412,6 @@ pub enum TrainError {
     Safetensors(#[from] safetensors::SafeTensorError),
 }
 
-impl From<anyhow::Error> for TrainError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Callback(error.into())
-    }
-}
-
 fn describe_memory(estimate: &MemoryEstimate, available: u64) -> String {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let advice = match estimate.weights {

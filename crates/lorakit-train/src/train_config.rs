@@ -3,8 +3,11 @@
 use crate::error::{Result, TrainError};
 use crate::optim::lr_schedule::LrSchedulerType;
 use lorakit_adapter::Targets;
+use lorakit_lora::{Site, SiteRole};
+use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// How the losses of target tokens are averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,10 +212,10 @@ impl TrainConfig {
         self.alpha / self.rank as f64
     }
 
-    /// The modules of a base that are adapted.
-    pub fn targets(&self) -> Result<Targets> {
+    /// The modules of a base that are adapted. `attention` stands for the projections around its attention.
+    pub fn targets(&self, base: &Base) -> Result<Targets> {
         Ok(match self.target_modules.as_str() {
-            "attention" => Targets::list(["q_proj", "k_proj", "v_proj", "o_proj", "dense"]),
+            "attention" => Targets::list(attention_modules(base)),
             text if text.contains(['*', '(', '[', '\\', '+', '?', '|', '^', '$']) || text == "all-linear" => {
                 Targets::string(text)?
             }
@@ -229,6 +232,13 @@ impl TrainConfig {
         fields.sort_keys();
         fields
     }
+}
+
+/// The names of the projections before and after a base's attention.
+fn attention_modules(base: &Base) -> BTreeSet<String> {
+    let is_attention = |site: &&Site| matches!(site.role, SiteRole::AttentionInput | SiteRole::AttentionOutput);
+    let projections = base.sites().iter().filter(is_attention).flat_map(|site| &site.projections);
+    projections.map(|projection| projection.name().to_owned()).collect()
 }
 
 /// Fails unless a setting is `valid`.

@@ -1,42 +1,49 @@
-//! A small real model, and tasks to score it on.
+//! Small trained models, and tasks to score them on.
 
 use lorakit_eval::{PatchedModel, PromptRouting, Sequence};
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use lorakit_model::{Base, BaseOptions};
-use lorakit_task::{Task, Tokenizer};
+use lorakit_task::{Split, Task, Tokenizer};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What lies beside the project; None, with a notice, where it does not.
-pub fn shared(path: &str) -> Option<PathBuf> {
+/// A file of the reference data, which tests that are ignored by default need.
+pub fn shared(path: &str) -> PathBuf {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if !found.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(found)
+    assert!(found.exists(), "{} is needed", found.display());
+    found
 }
 
-/// A. Karpathy's model of 260 thousand parameters, which was trained on stories.
-pub struct Stories {
+/// A model with patches, and what its rows carry.
+pub struct Fixture {
     pub base: Base,
     pub tokenizer: Tokenizer,
     pub patches: Patches,
     pub template: Sequence,
 }
 
-impl Stories {
-    pub fn open() -> Option<Stories> {
-        let folder = shared("data/models/stories260K-hf")?;
-        let base = Base::open(&folder, &BaseOptions::default()).unwrap();
-        let (tokenizer, patches) = (Tokenizer::open(&folder).unwrap(), Patches::none());
-        Some(Stories { base, tokenizer, patches, template: carrying(0.25) })
+impl Fixture {
+    /// `pico`, the model inside the binary.
+    pub fn pico() -> Fixture {
+        Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/pico"))
     }
 
-    /// With a patch at every site that is not the same for every row and not linear in the input.
-    pub fn bend(self) -> Stories {
+    /// A. Karpathy's model of 260 thousand parameters, trained on stories.
+    pub fn stories() -> Fixture {
+        Fixture::open(&shared("data/models/stories260K-hf"))
+    }
+
+    fn open(folder: &Path) -> Fixture {
+        let base = Base::open(folder, &BaseOptions::default()).unwrap();
+        let (tokenizer, patches) = (Tokenizer::open(folder).unwrap(), Patches::none());
+        Fixture { base, tokenizer, patches, template: carrying(0.25) }
+    }
+
+    /// Adds a patch at every site that depends on the row and is not linear in the input.
+    pub fn bend(self) -> Fixture {
         let patches = self.base.sites().iter().map(|_| Some(Arc::new(Bend) as Arc<dyn Patch>));
-        Stories { patches: Patches::new(patches.collect()), ..self }
+        Fixture { patches: Patches::new(patches.collect()), ..self }
     }
 
     pub fn model(&self) -> PatchedModel<'_> {
@@ -49,12 +56,12 @@ impl Stories {
     }
 }
 
-/// What a row carries here: an expert, and two weights.
+/// A row that carries an expert and two weights.
 pub fn carrying(weight: f32) -> Sequence {
     Sequence { expert: Some(3), weights: Some(Arc::from([0.5, weight])), ..Sequence::default() }
 }
 
-/// Adds to every output a part of itself that depends on what the row carries.
+/// Adds to every output its sine, scaled by a weight that the row carries.
 struct Bend;
 
 impl Patch for Bend {
@@ -77,4 +84,18 @@ pub fn task(folder: &Path, file: &str, text: &str) -> Task {
     let path = folder.join(file);
     std::fs::write(&path, text).unwrap();
     Task::load(path.to_str().unwrap(), None).unwrap().remove(0)
+}
+
+/// Multiple-choice rows for `pico`: the prompts of a skill, each with its answer and those of the next three rows. Every
+/// eighth prompt is repeated until it exceeds the base's context.
+pub fn choice_task(folder: &Path) -> Task {
+    let skill = Task::load("suite:skills/shift_up1", None).unwrap().remove(0);
+    let rows = skill.rows(Split::All, Some(24)).unwrap();
+    let line = |i: usize| {
+        let input = rows[i].prompt.repeat(if i % 8 == 7 { 40 } else { 1 });
+        let mut choices: Vec<&str> = (0..4).map(|next| rows[(i + next) % 24].accepted()[0].as_str()).collect();
+        choices.rotate_right(i % 4);
+        json!({"input": input, "choices": choices, "answer": i % 4}).to_string() + "\n"
+    };
+    task(folder, "choices.jsonl", &(0..24).map(line).collect::<String>())
 }

@@ -1,18 +1,19 @@
 //! What a real model writes.
 
-use crate::fixture::{Stories, shared};
+use crate::fixture::{Fixture, shared};
 use lorakit_eval::{FinishReason, GenerateOptions, GenerationEvent, generate};
 use lorakit_model::sampling::SamplingStrategy;
 use lorakit_task::Example;
 
-fn prompts(stories: &Stories, texts: &[&str]) -> Vec<Vec<u32>> {
+fn prompts(stories: &Fixture, texts: &[&str]) -> Vec<Vec<u32>> {
     texts.iter().map(|text| Example::encode_prompt(text, &stories.tokenizer, 400).unwrap()).collect()
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn greedy_text_is_the_published_one() {
-    let Some(stories) = Stories::open() else { return };
-    let Some(page) = shared("data/models/stories260K/stories260K.md") else { return };
+    let stories = Fixture::stories();
+    let page = shared("data/models/stories260K/stories260K.md");
     let page = std::fs::read_to_string(page).unwrap();
     let golden = page.split("-t 0.0\n").nth(1).unwrap().split("\n```").next().unwrap();
     let mut pieces = String::new();
@@ -28,8 +29,9 @@ fn greedy_text_is_the_published_one() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn rows_write_together_what_they_write_alone() {
-    let Some(stories) = Stories::open().map(Stories::bend) else { return };
+    let stories = Fixture::stories().bend();
     let texts =
         ["Once upon a time", "Lily wanted to play with the ball, but", "Tom", "The sun was", "Ten big dogs ran to"];
     let prompts = prompts(&stories, &texts);
@@ -37,7 +39,7 @@ fn rows_write_together_what_they_write_alone() {
         let config = GenerateOptions {
             max_new_tokens: 40,
             stop: vec!["said".into(), ".".into()],
-            choice,
+            sampling: choice,
             seed: 7,
             ..GenerateOptions::default()
         };
@@ -51,11 +53,12 @@ fn rows_write_together_what_they_write_alone() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn prompts_draw_from_streams_of_their_own() {
-    let Some(stories) = Stories::open() else { return };
+    let stories = Fixture::stories();
     let config = GenerateOptions {
         max_new_tokens: 20,
-        choice: SamplingStrategy::Random { temperature: 1.0, top_p: 1.0 },
+        sampling: SamplingStrategy::Random { temperature: 1.0, top_p: 1.0 },
         ..GenerateOptions::default()
     };
     let write = |seed| {
@@ -68,8 +71,9 @@ fn prompts_draw_from_streams_of_their_own() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn texts_end_before_a_stop_text_and_at_their_length() {
-    let Some(stories) = Stories::open() else { return };
+    let stories = Fixture::stories();
     let prompts = prompts(&stories, &["Once upon a time, there was a little girl named"]);
     let write = |stop: &[&str], max_new_tokens| {
         let stop = stop.iter().map(|text| text.to_string()).collect();
@@ -93,8 +97,9 @@ fn texts_end_before_a_stop_text_and_at_their_length() {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn what_cannot_be_gone_on_from_is_refused() {
-    let Some(stories) = Stories::open() else { return };
+    let stories = Fixture::stories();
     let refusal = |prompt: Vec<u32>| {
         let config = GenerateOptions::default();
         generate(&stories.model(), &[vec![1], prompt], &config, &mut |_, _| ()).unwrap_err().to_string()

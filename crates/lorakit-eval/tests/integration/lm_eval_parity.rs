@@ -3,7 +3,7 @@
 //! lm_eval.json was written by, in the project's folder,
 //! `python scripts/lm_eval_check.py ../shared/data/models/stories260K-hf ../shared/data/tasks/llm_adapters --out crates/lorakit-eval/tests/integration/lm_eval.json`.
 
-use crate::fixture::{Stories, shared, task};
+use crate::fixture::{Fixture, shared, task};
 use lorakit_eval::{EvalOptions, TaskScores, evaluate};
 use lorakit_task::{Split, Task};
 use serde_json::{Value, json};
@@ -39,15 +39,15 @@ fn arc_easy<'a>(instruction: &'a str, answer: &str) -> Question<'a> {
 }
 
 /// The first hundred rows of a task as multiple choice.
-fn load(folder: &Path, name: &str, read: Read, toml: &str) -> Option<Task> {
-    let text = std::fs::read_to_string(shared(&format!("data/tasks/llm_adapters/{name}/test.json"))?).unwrap();
+fn load(folder: &Path, name: &str, read: Read, toml: &str) -> Task {
+    let text = std::fs::read_to_string(shared(&format!("data/tasks/llm_adapters/{name}/test.json"))).unwrap();
     let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
     let line = |row: &Value| {
         let (question, choices, gold) = read(row["instruction"].as_str().unwrap(), row["answer"].as_str().unwrap());
         json!({"input": question, "choices": choices, "answer": gold}).to_string() + "\n"
     };
     std::fs::write(folder.join("rows.jsonl"), rows[..100].iter().map(line).collect::<String>()).unwrap();
-    Some(task(folder, "task.toml", &format!("rows = \"rows.jsonl\"\n{toml}")))
+    task(folder, "task.toml", &format!("rows = \"rows.jsonl\"\n{toml}"))
 }
 
 fn compare(name: &str, scores: &TaskScores, expected: &Value) {
@@ -69,15 +69,16 @@ fn compare(name: &str, scores: &TaskScores, expected: &Value) {
 }
 
 #[test]
+#[ignore = "needs ../shared"]
 fn log_likelihoods_and_accuracies_are_those_of_lm_evaluation_harness() {
-    let Some(stories) = Stories::open() else { return };
+    let stories = Fixture::stories();
     let folder = tempfile::tempdir().unwrap();
     let expected: Value = serde_json::from_str(include_str!("lm_eval.json")).unwrap();
     let question = "prompt = \"Question: {{ input }}\\nAnswer:\"";
     let tasks: [(&str, Read, &str); 3] =
         [("boolq", boolq, question), ("piqa", piqa, question), ("ARC-Easy", arc_easy, "")];
     for (name, read, toml) in tasks {
-        let Some(task) = load(folder.path(), name, read, toml) else { return };
+        let task = load(folder.path(), name, read, toml);
         let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
         compare(name, &evaluate(&stories.model(), &task, &options, &mut |_| ()).unwrap(), &expected);
     }

@@ -1,5 +1,5 @@
-//! Scores of a small real model: one program, so that it is linked once.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+//! Scores of small trained models, in one program so that it is linked once.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fixture;
 mod generation;

@@ -1,13 +1,13 @@
-//! A real model's scores against slow ones made a row at a time.
+//! Scores against slow reference scores, computed one row at a time from all logits.
 
-use crate::fixture::{Stories, carrying, shared, task};
+use crate::fixture::{Fixture, carrying, choice_task, task};
 use candle_core::{DType, Tensor};
 use lorakit_eval::{
     EvalOptions, EvalProgress, EvalStage, GenerateOptions, PatchedModel, PromptRouting, chosen, evaluate,
     example_losses, generate, samples_jsonl, score_choices,
 };
 use lorakit_model::TokenBatch;
-use lorakit_task::{Example, Metric, Row, Split, Task, choice_requests};
+use lorakit_task::{Example, Metric, Row, Split, choice_requests};
 use serde_json::{Value, json};
 
 /// The negative log-likelihood of every token of `target` after `prompt`, by all logits of one row.
@@ -27,31 +27,14 @@ fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
     target.iter().enumerate().map(nll).collect()
 }
 
-/// Rows of a task as multiple choice: the options that the instruction lists.
-fn arc_easy(folder: &std::path::Path) -> Option<Task> {
-    let text = std::fs::read_to_string(shared("data/tasks/llm_adapters/ARC-Easy/test.json")?).unwrap();
-    let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
-    let line = |(i, row): (usize, &Value)| {
-        let instruction = row["instruction"].as_str().unwrap();
-        // Every eighth is said often enough to be too long for the base.
-        let input = instruction.repeat(if i % 8 == 7 { 3 } else { 1 });
-        let options = instruction.split("\n\n").nth(1).unwrap().split("Answer").skip(1);
-        let choices: Vec<&str> = options.map(|option| option[3..].trim()).collect();
-        let gold: usize = row["answer"].as_str().unwrap()[6..].parse().unwrap();
-        json!({"input": input, "choices": choices, "answer": gold - 1}).to_string() + "\n"
-    };
-    let lines: String = rows[..24].iter().enumerate().map(line).collect();
-    Some(task(folder, "arc.jsonl", &lines))
-}
-
 #[test]
-fn losses_equal_slow_ones_and_do_not_depend_on_the_batches() {
+fn losses_equal_the_reference_in_batches_of_any_size() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(stories) = Stories::open().map(Stories::bend) else { return };
-    let Some(task) = arc_easy(folder.path()) else { return };
-    let model = stories.model();
+    let fixture = Fixture::pico().bend();
+    let task = choice_task(folder.path());
+    let model = fixture.model();
     let rows = task.rows(Split::All, None).unwrap();
-    let examples: Vec<Example> = rows.iter().map(|row| Example::encode(row, model.tokenizer, 300).unwrap()).collect();
+    let examples: Vec<Example> = rows.iter().map(|row| Example::encode(row, model.tokenizer, 256).unwrap()).collect();
     let slow = examples.iter().map(|example| {
         let nll = slow_nll(&model, &example.prompt, &example.target);
         nll.iter().sum::<f64>() / nll.len() as f64
@@ -68,12 +51,11 @@ fn losses_equal_slow_ones_and_do_not_depend_on_the_batches() {
 }
 
 #[test]
-fn choices_that_share_their_prompt_score_as_choices_alone() {
+fn choices_that_share_their_prompt_score_as_alone() {
     let folder = tempfile::tempdir().unwrap();
-    for stories in [Stories::open(), Stories::open().map(Stories::bend)] {
-        let Some(stories) = stories else { return };
-        let Some(task) = arc_easy(folder.path()) else { return };
-        check_choices(&stories.model(), &task.rows(Split::All, None).unwrap());
+    for fixture in [Fixture::pico(), Fixture::pico().bend()] {
+        let task = choice_task(folder.path());
+        check_choices(&fixture.model(), &task.rows(Split::All, None).unwrap());
     }
 }
 
@@ -104,9 +86,9 @@ fn check_choices(model: &PatchedModel, rows: &[&Row]) {
 #[test]
 fn a_choice_task_has_a_loss_and_three_accuracies() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(stories) = Stories::open() else { return };
-    let Some(task) = arc_easy(folder.path()) else { return };
-    let model = stories.model();
+    let fixture = Fixture::pico();
+    let task = choice_task(folder.path());
+    let model = fixture.model();
     let mut heard = Vec::new();
     let options = EvalOptions { split: Split::All, limit: Some(20), ..EvalOptions::default() };
     let scores = evaluate(&model, &task, &options, &mut |progress| heard.push(progress)).unwrap();
@@ -114,7 +96,7 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
     assert_eq!(scores.metrics.keys().collect::<Vec<_>>(), ["acc", "acc_norm", "acc_tok", "loss"]);
     assert_eq!(heard.last(), Some(&EvalProgress { stage: EvalStage::Choices, done: 20, total: 20 }));
     let examples = task.rows(Split::All, Some(20)).unwrap().into_iter();
-    let examples: Vec<Example> = examples.map(|row| Example::encode(row, model.tokenizer, 512).unwrap()).collect();
+    let examples: Vec<Example> = examples.map(|row| Example::encode(row, model.tokenizer, 256).unwrap()).collect();
     let losses = example_losses(&model, &examples, 2048, &mut |_| ()).unwrap();
     assert!((scores.metrics["loss"].value - losses.iter().sum::<f64>() / 20.0).abs() < 1e-4);
     let right = |metric| {
@@ -133,9 +115,10 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
 }
 
 #[test]
-fn a_text_task_has_a_loss_and_what_is_written() {
+#[ignore = "needs ../shared"]
+fn a_text_task_has_a_loss_and_generated_text() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(stories) = Stories::open() else { return };
+    let fixture = Fixture::stories();
     let row = |input: &str, output: &str| json!({"input": input, "output": output}).to_string() + "\n";
     let rows =
         row("Once upon a time, there was a little", "girl named Lily. She") + &row("Lily's mom", "nothing of the kind");
@@ -144,7 +127,7 @@ fn a_text_task_has_a_loss_and_what_is_written() {
     let task = task(folder.path(), "t.toml", toml);
     let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
     let mut heard = Vec::new();
-    let scores = evaluate(&stories.model(), &task, &options, &mut |progress| heard.push(progress)).unwrap();
+    let scores = evaluate(&fixture.model(), &task, &options, &mut |progress| heard.push(progress)).unwrap();
     let names: Vec<&String> = scores.metrics.keys().collect();
     assert_eq!(names, ["exact_match", "exact_match_normalized", "loss", "rouge_l"]);
     let written = scores.samples[0].generated.as_ref().unwrap();
@@ -154,9 +137,9 @@ fn a_text_task_has_a_loss_and_what_is_written() {
 }
 
 #[test]
-fn broken_weights_are_refused_by_row() {
+fn nan_weights_are_reported_by_row() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(mut stories) = Stories::open() else { return };
+    let mut fixture = Fixture::pico();
     struct Broken;
     impl lorakit_lora::Patch for Broken {
         fn add(
@@ -169,12 +152,12 @@ fn broken_weights_are_refused_by_row() {
             out.add(&delta)
         }
     }
-    stories.patches = lorakit_eval::Patches::new(vec![Some(std::sync::Arc::new(Broken))]);
-    let Some(choices) = arc_easy(folder.path()) else { return };
+    fixture.patches = lorakit_eval::Patches::new(vec![Some(std::sync::Arc::new(Broken))]);
+    let choices = choice_task(folder.path());
     let text = task(folder.path(), "text.jsonl", "{\"input\": \"a\", \"output\": \"b\"}\n");
     for task in [choices, text] {
         let options = EvalOptions { split: Split::All, limit: Some(3), ..EvalOptions::default() };
-        let error = evaluate(&stories.model(), &task, &options, &mut |_| ()).unwrap_err();
+        let error = evaluate(&fixture.model(), &task, &options, &mut |_| ()).unwrap_err();
         let message = format!("{error:#}");
         let named = [task.name.as_str(), "row ", "NaN"];
         assert!(named.iter().all(|part| message.contains(part)), "{message}");
@@ -191,20 +174,20 @@ impl ByLength {
 }
 
 impl PromptRouting for ByLength {
-    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<lorakit_eval::Sequence>, lorakit_eval::BoxError> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<lorakit_eval::Sequence>, lorakit_eval::RoutingError> {
         Ok(prompts.iter().map(|prompt| Self::row(prompt)).collect())
     }
 }
 
 #[test]
-fn each_row_carries_what_its_own_prompt_decides() {
+fn each_row_is_routed_by_its_own_prompt() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(stories) = Stories::open().map(Stories::bend) else { return };
-    let Some(task) = arc_easy(folder.path()) else { return };
-    let together = stories.with(&ByLength);
+    let fixture = Fixture::pico().bend();
+    let task = choice_task(folder.path());
+    let together = fixture.with(&ByLength);
     let rows = task.rows(Split::All, Some(7)).unwrap();
-    let length = stories.base.config().max_positions;
-    let encode = |row: &&Row| Example::encode(row, &stories.tokenizer, length).unwrap();
+    let length = fixture.base.config().max_positions;
+    let encode = |row: &&Row| Example::encode(row, &fixture.tokenizer, length).unwrap();
     let examples: Vec<Example> = rows.iter().map(encode).collect();
     let losses = example_losses(&together, &examples, 2048, &mut |_| ()).unwrap();
     let choices = score_choices(&together, &rows, 2048, &mut |_| ()).unwrap();
@@ -215,7 +198,7 @@ fn each_row_carries_what_its_own_prompt_decides() {
     for (i, prompt) in prompts.iter().enumerate() {
         let row = ByLength::row(prompt);
         weights.insert(row.weights.as_ref().unwrap()[1].to_bits());
-        let alone = stories.with(&row);
+        let alone = fixture.with(&row);
         let loss = example_losses(&alone, &examples[i..=i], 2048, &mut |_| ()).unwrap()[0];
         assert!((loss - losses[i]).abs() < 1e-4, "{loss} {}", losses[i]);
         let choice = &score_choices(&alone, &rows[i..=i], 2048, &mut |_| ()).unwrap()[0];

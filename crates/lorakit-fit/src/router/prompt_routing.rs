@@ -1,6 +1,6 @@
 //! Runs the base over prompts for a router that decides by them.
 
-use lorakit_eval::{BoxError, PromptRouting};
+use lorakit_eval::{PromptRouting, RoutingError};
 use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_model::Base;
 use lorakit_route::PromptRouter;
@@ -13,7 +13,7 @@ pub(super) struct BasePromptRouting<'a> {
 }
 
 impl PromptRouting for BasePromptRouting<'_> {
-    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, BoxError> {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, RoutingError> {
         let pass = self.router.start();
         let rows = SequenceBatch::packed(prompts.iter().map(|prompt| prompt.len()));
         let hidden = self.base.hidden_states(&prompts.concat(), &self.base.plan(rows.clone()), &pass.patches())?;

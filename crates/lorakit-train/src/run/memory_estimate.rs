@@ -54,7 +54,7 @@ fn tape_values(base: &Base, config: &TrainConfig) -> u64 {
 /// the activation's output.
 fn graph_values(base: &Base, config: &TrainConfig, mode: BackwardMode) -> u64 {
     let c = base.config();
-    let targets = config.targets();
+    let targets = config.targets(base);
     // An invalid pattern is reported where the modules are chosen.
     let is_target = |projection: &Projection| match &targets {
         Ok(targets) => targets.matches(&projection.module).unwrap_or(true),
@@ -91,7 +91,7 @@ pub fn batch_tokens(base: &Base, config: &TrainConfig, mode: BackwardMode) -> us
 
 /// Trained parameters of one expert.
 pub fn expert_parameters(base: &Base, config: &TrainConfig) -> Result<u64> {
-    let targets = config.targets()?;
+    let targets = config.targets(base)?;
     let mut parameters = 0;
     for module in base.modules() {
         if targets.matches(&module.path)? {

@@ -48,7 +48,7 @@ impl RunLog {
         };
         let stays = |line: &&[u8]| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return false };
-            line["pass"] != Value::from(pass) || line["step"].as_u64().is_some_and(|step| step <= done as u64)
+            line["pass"] != pass || line["step"].as_u64().is_some_and(|step| step <= done as u64)
         };
         let kept: Vec<&[u8]> =
             before.split(|byte| *byte == b'\n').filter(stays).flat_map(|line| [line, b"\n"]).collect();

@@ -151,7 +151,7 @@ impl TrainingTarget<'_> {
             Self::Model(_) => Pass::full(context, &jobs[0]),
             Self::Skills(SkillTraining { dims, tasks }) => {
                 let PassContext { base, config, seed, .. } = context;
-                let skills = init_skills(base.sites(), config, dims.count, seed)?;
+                let skills = init_skills(base, config, dims.count, seed)?;
                 let names = task_names(&jobs[0]);
                 let routing = RoutingSpec { tasks: &names, splits: dims.splits };
                 let stack = SkillStack::new(base, skills, routing, config, seed)?;

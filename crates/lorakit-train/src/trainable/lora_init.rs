@@ -4,8 +4,8 @@ use crate::error::{Result, TrainError};
 use crate::train_config::TrainConfig;
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
-use lorakit_lora::Site;
-use lorakit_lora::SiteRole;
+use lorakit_lora::{Site, SiteRole};
+use lorakit_model::Base;
 use std::collections::BTreeMap;
 
 /// A uniform draw of A as PEFT initializes it: U(-1/sqrt(in), 1/sqrt(in)) (Kaiming with a = sqrt 5), `[rank, in]`.
@@ -23,10 +23,10 @@ pub fn initial_a(seed: u64, module: &str, rank: usize, input: usize) -> Vec<f32>
 }
 
 /// Adapters that skills start from: an A for each, drawn from the seed, the module and the skill's index; B zero.
-pub fn init_skills(sites: &[Site], config: &TrainConfig, count: usize, seed: u64) -> Result<Vec<Adapter>> {
-    let targets = config.targets()?;
+pub fn init_skills(base: &Base, config: &TrainConfig, count: usize, seed: u64) -> Result<Vec<Adapter>> {
+    let targets = config.targets(base)?;
     let mut skills = vec![BTreeMap::new(); count];
-    for site in sites {
+    for site in base.sites() {
         let mut first: Option<&str> = None;
         for projection in &site.projections {
             if !targets.matches(&projection.module)? {

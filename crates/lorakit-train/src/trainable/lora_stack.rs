@@ -53,7 +53,7 @@ impl LoraStack {
     /// # Errors
     /// If `target_modules` matches no module, or a given adapter has other modules, ranks or scales than the config.
     pub fn new(base: &Base, starts: &[Option<Adapter>], config: &TrainConfig, seed: u64) -> Result<Self> {
-        let targets = config.targets()?;
+        let targets = config.targets(base)?;
         let mut stacks = Vec::new();
         for site in base.sites() {
             let mut adapted = Vec::new();

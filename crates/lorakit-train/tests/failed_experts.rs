@@ -1,5 +1,7 @@
-//! What goes wrong in one expert stops that expert, and no other.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+//! Divergence of one expert stops that expert and no other.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod tiny_base;
 
 use candle_core::{Device, Tensor, safetensors};
 use lorakit_adapter::Library;
@@ -11,25 +13,21 @@ use lorakit_train::{Job, Pass, PassContext, TrainConfig, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-/// A token that no row uses unless it is put there.
-const POISON: u32 = 509;
+/// A token with a NaN in its embedding, which rows contain only on purpose.
+const POISON: u32 = 31;
 
-fn source() -> Option<PathBuf> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/peft/mistral/base");
-    if !folder.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(folder)
+fn source() -> PathBuf {
+    // Its LM head is not tied, so that a broken embedding affects one token only.
+    tiny_base::folder("llama")
 }
 
 fn settings(text: &str) -> TrainConfig {
     TrainConfig::from_toml(text, "test").unwrap()
 }
 
-/// A copy of the base, in which one token has no embedding that could be computed with.
-fn poisoned(place: &Path) -> Option<Base> {
-    let source = source()?;
+/// A copy of the base in which the embedding of one token is NaN.
+fn poisoned(place: &Path) -> Base {
+    let source = source();
     for entry in std::fs::read_dir(&source).unwrap().flatten() {
         std::fs::copy(entry.path(), place.join(entry.file_name())).unwrap();
     }
@@ -42,13 +40,13 @@ fn poisoned(place: &Path) -> Option<Base> {
     tensors
         .insert("model.embed_tokens.weight".into(), Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap());
     safetensors::save(&tensors, &file).unwrap();
-    Some(Base::open(place, &BaseOptions::default()).unwrap())
+    Base::open(place, &BaseOptions::default()).unwrap()
 }
 
 fn job(name: &str, rows: usize) -> Job {
     let row = |i: usize| {
         let mut stream = Key::new(i as u64, name).stream();
-        let mut ids = |n| (0..n).map(|_| 3 + stream.below(400) as u32).collect::<Vec<_>>();
+        let mut ids = |n| (0..n).map(|_| 3 + stream.below(27) as u32).collect::<Vec<_>>();
         Example { prompt: ids(3 + i % 5), target: ids(2 + i % 3), truncation: Default::default() }
     };
     Job {
@@ -62,11 +60,11 @@ fn job(name: &str, rows: usize) -> Job {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_that_expert_alone_and_names_update_and_row() {
+fn a_nan_loss_stops_only_its_expert_and_names_step_and_row() {
     let place = tempfile::tempdir().unwrap();
-    let Some(base) = poisoned(place.path()) else { return };
+    let base = poisoned(place.path());
     let settings = settings("num_epochs = 2\nbatch_size = 4\nexperts_per_pass = 3\nlearning_rate = 1e-3");
-    let mut jobs = vec![job("one", 16), job("ill", 32), job("two", 24)];
+    let mut jobs = vec![job("one", 16), job("poisoned", 32), job("two", 24)];
     jobs[1].train[20].prompt[1] = POISON;
     let library = Library::open_or_create(&place.path().join("library"), Some(base.identity())).unwrap();
     let stop = AtomicBool::new(false);
@@ -81,24 +79,28 @@ fn a_loss_that_is_no_number_stops_that_expert_alone_and_names_update_and_row() {
         (&["one".to_owned(), "two".to_owned()][..], vec!["one".to_owned(), "two".to_owned()])
     );
     let (name, why) = &summary.failed[0];
-    assert_eq!(name, "ill");
+    assert_eq!(name, "poisoned");
     assert!(why.contains("NaN") && why.contains("row 21 the worst") && why.contains("step"), "{why}");
 
     let again = train(&jobs, false);
-    assert_eq!((again.trained.len(), again.kept.len(), &again.failed), (0, 2, &summary.failed), "told again, not done");
+    assert_eq!(
+        (again.trained.len(), again.kept.len(), &again.failed),
+        (0, 2, &summary.failed),
+        "reported again, not trained"
+    );
     let restarted = train(&jobs, true);
     assert_eq!((restarted.trained.len(), restarted.kept.len(), &restarted.failed), (0, 2, &summary.failed));
     jobs[1].train.remove(20);
     let cured = train(&jobs, false);
-    assert_eq!((cured.trained.as_slice(), cured.kept.len()), (&["ill".to_owned()][..], 2));
+    assert_eq!((cured.trained.as_slice(), cured.kept.len()), (&["poisoned".to_owned()][..], 2));
 }
 
 #[test]
-fn an_expert_given_up_leaves_the_others_as_they_are_without_it() {
+fn a_stopped_expert_does_not_affect_the_others() {
     let place = tempfile::tempdir().unwrap();
-    let Some(base) = poisoned(place.path()) else { return };
+    let base = poisoned(place.path());
     let settings = settings("max_steps = 6\nbatch_size = 4\ndropout = 0.1\nlearning_rate = 1e-2");
-    let mut jobs = [job("one", 16), job("ill", 16)];
+    let mut jobs = [job("one", 16), job("poisoned", 16)];
     let bytes = |jobs: &[Job]| {
         let mut pass =
             Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, jobs).unwrap();
@@ -109,21 +111,21 @@ fn an_expert_given_up_leaves_the_others_as_they_are_without_it() {
         let matrices = adapter.modules().values().flat_map(|pair| [pair.a().clone(), pair.b().clone()]);
         (matrices.flat_map(|m| m.values().into_owned()).collect::<Vec<f32>>(), pass.progress()[1].clone())
     };
-    let (beside_a_sound_one, sound) = bytes(&jobs);
+    let (beside_a_healthy_one, healthy) = bytes(&jobs);
     jobs[1].train.iter_mut().for_each(|row| row.prompt[0] = POISON);
-    let (beside_an_ill_one, ill) = bytes(&jobs);
-    assert!(sound.failure.is_none() && ill.failure.is_some());
-    let largest = beside_a_sound_one.iter().zip(&beside_an_ill_one).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    let (beside_a_failed_one, failed) = bytes(&jobs);
+    assert!(healthy.failure.is_none() && failed.failure.is_some());
+    let largest = beside_a_healthy_one.iter().zip(&beside_a_failed_one).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-3, "{largest}");
-    assert!(beside_an_ill_one.iter().all(|value| value.is_finite()));
+    assert!(beside_a_failed_one.iter().all(|value| value.is_finite()));
 }
 
 #[test]
-fn a_validation_loss_that_is_no_number_stops_the_expert_too() {
+fn a_nan_validation_loss_stops_the_expert() {
     let place = tempfile::tempdir().unwrap();
-    let Some(base) = poisoned(place.path()) else { return };
+    let base = poisoned(place.path());
     let settings = settings("max_steps = 6\nbatch_size = 4\neval_steps = 2");
-    let mut jobs = [job("one", 16), job("ill", 16)];
+    let mut jobs = [job("one", 16), job("poisoned", 16)];
     jobs[1].validation[2].prompt[0] = POISON;
     let mut pass =
         Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs).unwrap();
@@ -136,8 +138,8 @@ fn a_validation_loss_that_is_no_number_stops_the_expert_too() {
 }
 
 #[test]
-fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
-    let Some(source) = source() else { return };
+fn everything_trained_has_a_gradient_and_the_base_is_unchanged() {
+    let source = source();
     let base = Base::open(&source, &BaseOptions::default()).unwrap();
     let mut packed = TokenBatch::default();
     let row = &job("one", 16).train[0];
@@ -149,13 +151,13 @@ fn everything_trained_has_a_gradient_and_the_base_stays_as_it_is() {
     let mut pass =
         Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs).unwrap();
     while pass.is_running() {
-        // An update fails where a variable has no gradient, the first one before anything has moved.
+        // A step fails if a variable has no gradient.
         pass.step().unwrap();
     }
     for expert in 0..2 {
         let adapter = pass.adapter(expert).unwrap();
         assert_eq!(adapter.modules().len(), base.modules().len());
-        assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module has learnt something");
+        assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module has learned something");
     }
     assert_eq!(losses(), before);
     let trainable = Base::open(&source, &BaseOptions { trainable: true, ..BaseOptions::default() }).unwrap();
