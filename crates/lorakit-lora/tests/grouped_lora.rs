@@ -1,4 +1,4 @@
-//! The grouped low-rank product against candle's own ops, and its backward against finite differences.
+//! `GroupedLora` against its composed form, and its backward against finite differences.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -26,7 +26,7 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
 
 /// Three experts of unequal rank over two projections (columns 0..4 and 4..9): the first with a tied A and two
 /// scales, the second with an A of its own for each, the third with the second projection alone. A fourth has nothing here.
-fn layouts() -> Arc<StackLayout> {
+fn layout() -> Arc<StackLayout> {
     let block = |a: [usize; 2], b: [usize; 2], columns: [usize; 2], scale| StackBlock {
         a: a[0]..a[1],
         b: b[0]..b[1],
@@ -41,7 +41,7 @@ fn layouts() -> Arc<StackLayout> {
     ]))
 }
 
-/// Runs and picked tokens, with weights and without, that overlap.
+/// Contiguous and indexed tokens, with and without weights, that overlap.
 fn groups() -> Arc<[TokenGroup]> {
     let weights = |seed, count| Some(values(seed, count));
     Arc::new([
@@ -55,7 +55,7 @@ fn groups() -> Arc<[TokenGroup]> {
     ])
 }
 
-fn parts() -> (Tensor, Tensor, Tensor) {
+fn inputs() -> (Tensor, Tensor, Tensor) {
     (tensor(1, TOKENS, INPUT), tensor(2, 8, INPUT), tensor(3, 10, OUTPUT))
 }
 
@@ -64,18 +64,18 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 #[test]
-fn the_product_is_that_of_plain_ops() {
-    let (x, a, b) = parts();
-    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
-    let plain = grouped.composed_delta(&x, &groups()).unwrap();
-    assert!(plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
-    assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &plain) < 1e-5);
+fn the_delta_is_that_of_the_composed_form() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
+    let composed = grouped.composed_delta(&x, &groups()).unwrap();
+    assert!(composed.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+    assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &composed) < 1e-5);
 }
 
 #[test]
-fn adding_in_place_is_adding_the_delta() {
-    let (x, a, b) = parts();
-    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+fn adding_in_place_adds_the_delta() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let base = tensor(4, TOKENS, OUTPUT);
     let expected = (&base + grouped.delta(&x, groups()).unwrap()).unwrap();
     let mut out = Outputs::new(base.copy().unwrap());
@@ -84,9 +84,9 @@ fn adding_in_place_is_adding_the_delta() {
 }
 
 #[test]
-fn a_tracked_input_is_not_added_to_in_place() {
-    let (x, a, b) = parts();
-    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+fn a_tracked_input_is_not_changed_in_place() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let x = Var::from_tensor(&x).unwrap();
     let base = tensor(4, TOKENS, OUTPUT);
     let mut out = Outputs::new(base.clone());
@@ -98,40 +98,40 @@ fn a_tracked_input_is_not_added_to_in_place() {
     assert!(gradients.get(&x).is_some());
 }
 
-/// Gradients of `sum(y * y * c)` for a fixed c, by the op and by candle's own ops.
+/// Gradients of `sum(y * y * c)` for a fixed c.
 #[test]
-fn gradients_are_those_of_plain_ops() {
-    let (x, a, b) = parts();
+fn gradients_are_those_of_the_composed_form() {
+    let (x, a, b) = inputs();
     let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
-    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts()).unwrap();
+    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layout()).unwrap();
     let loss = |y: Tensor| (y.sqr().unwrap() * tensor(5, TOKENS, OUTPUT)).unwrap().sum_all().unwrap();
     let ours = loss(grouped.delta(&x, groups()).unwrap()).backward().unwrap();
-    let plain = loss(grouped.composed_delta(&x, &groups()).unwrap()).backward().unwrap();
+    let composed = loss(grouped.composed_delta(&x, &groups()).unwrap()).backward().unwrap();
     for (name, var) in [("x", &x), ("A", &a), ("B", &b)] {
-        let (ours, plain) = (ours.get(var).unwrap(), plain.get(var).unwrap());
-        let size: f32 = plain.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+        let (ours, composed) = (ours.get(var).unwrap(), composed.get(var).unwrap());
+        let size: f32 = composed.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
         assert!(size > 0.1, "{name}: gradient of {size}");
-        assert!(largest_difference(ours, plain) < 1e-5 * size, "{name}");
+        assert!(largest_difference(ours, composed) < 1e-5 * size, "{name}");
     }
 }
 
-/// The plain form leaves out experts that no token has, and the columns that are theirs alone.
+/// The composed form leaves out experts that no token uses, and the columns that only they fill.
 #[test]
-fn experts_of_some_columns_or_none_are_those_of_plain_ops() {
-    let (x, a, b) = parts();
-    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+fn experts_of_some_columns_or_none_match_the_composed_form() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let own = |experts: &[usize]| -> Arc<[TokenGroup]> {
         groups().iter().filter(|group| experts.contains(&group.expert)).cloned().collect()
     };
     for experts in [&[2][..], &[3], &[], &[0, 2]] {
-        let (ours, plain) =
+        let (ours, composed) =
             (grouped.delta(&x, own(experts)).unwrap(), grouped.composed_delta(&x, &own(experts)).unwrap());
-        assert_eq!(plain.dims(), [TOKENS, OUTPUT]);
-        assert!(largest_difference(&ours, &plain) < 1e-5, "{experts:?}");
+        assert_eq!(composed.dims(), [TOKENS, OUTPUT]);
+        assert!(largest_difference(&ours, &composed) < 1e-5, "{experts:?}");
     }
 }
 
-/// The delta in f64, straight from its definition, for differences that f32 would drown.
+/// The delta in f64 from its definition, for differences too small for f32.
 fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; TOKENS * OUTPUT];
     for group in groups().iter() {
@@ -141,7 +141,7 @@ fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
         };
         for (i, t) in tokens.into_iter().enumerate() {
             let weight = group.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
-            for block in &layouts().0[group.expert] {
+            for block in &layout().0[group.expert] {
                 for (ra, rb) in block.a.clone().zip(block.b.clone()) {
                     let z: f64 = (0..INPUT).map(|k| x[t * INPUT + k] * a[ra * INPUT + k]).sum();
                     for column in block.columns.clone() {
@@ -157,7 +157,7 @@ fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
 /// `sum(c * y * y)`, one directional derivative per tensor, central differences in f64.
 #[test]
 fn gradients_are_finite_differences() {
-    let (x, a, b) = parts();
+    let (x, a, b) = inputs();
     let c: Vec<f64> = values(5, TOKENS * OUTPUT).into_iter().map(f64::from).collect();
     let wide = |t: &Tensor| {
         t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect::<Vec<f64>>()
@@ -167,7 +167,7 @@ fn gradients_are_finite_differences() {
         |p: &[Vec<f64>; 3]| delta_in_f64(&p[0], &p[1], &p[2]).iter().zip(&c).map(|(y, c)| y * y * c).sum::<f64>();
 
     let vars = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
-    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();
+    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layout()).unwrap();
     let y = grouped.delta(&vars[0], groups()).unwrap();
     let gradients = (y.sqr().unwrap() * tensor(5, TOKENS, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
 
@@ -184,13 +184,13 @@ fn gradients_are_finite_differences() {
     }
 }
 
-/// Enough tokens that the batch is shared out in several chunks, with groups that straddle them.
+/// Enough tokens for several chunks, with groups that straddle them.
 #[test]
-fn many_tokens_in_chunks_agree_with_plain_ops() {
+fn several_chunks_match_the_composed_form() {
     let tokens = 700;
     let x = tensor(6, tokens, INPUT);
-    let (_, a, b) = parts();
-    let grouped = GroupedLora::new(a, b, layouts()).unwrap();
+    let (_, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let picked: Vec<u32> = (0..tokens as u32).filter(|t| t * 7 % 3 == 1).collect();
     let groups: Arc<[TokenGroup]> = Arc::new([
         TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(10..690), weights: Some(values(7, 680)) },
@@ -198,24 +198,24 @@ fn many_tokens_in_chunks_agree_with_plain_ops() {
     ]);
     let ours = grouped.delta(&x, groups.clone()).unwrap();
     assert!(largest_difference(&ours, &grouped.composed_delta(&x, &groups).unwrap()) < 1e-5);
-    // Backward too: what each chunk leaves adds up to the gradient of the whole.
+    // Backward too: the chunks' gradients add up to that of the whole.
     let vars = [x, grouped.a().clone(), grouped.b().clone()].map(|t| Var::from_tensor(&t).unwrap());
-    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layouts()).unwrap();
+    let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layout()).unwrap();
     let of = |y: Tensor| (y.sqr().unwrap() * tensor(9, tokens, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
     let ours = of(grouped.delta(&vars[0], groups.clone()).unwrap());
-    let plain = of(grouped.composed_delta(&vars[0], &groups).unwrap());
+    let composed = of(grouped.composed_delta(&vars[0], &groups).unwrap());
     for var in &vars {
-        let plain = plain.get(var).unwrap();
-        let size = largest_difference(plain, &plain.zeros_like().unwrap());
-        assert!(largest_difference(ours.get(var).unwrap(), plain) < 1e-5 * size.max(1.0));
+        let composed = composed.get(var).unwrap();
+        let size = largest_difference(composed, &composed.zeros_like().unwrap());
+        assert!(largest_difference(ours.get(var).unwrap(), composed) < 1e-5 * size.max(1.0));
     }
 }
 
 #[test]
 fn equal_inputs_give_equal_bytes() {
-    let (x, a, b) = parts();
+    let (x, a, b) = inputs();
     let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
-    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layouts()).unwrap();
+    let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layout()).unwrap();
     let once = || {
         let y = grouped.delta(&x, groups()).unwrap();
         let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -225,8 +225,8 @@ fn equal_inputs_give_equal_bytes() {
 }
 
 #[test]
-fn a_block_outside_the_stack_is_refused() {
-    let (_, a, b) = parts();
+fn a_block_outside_the_stack_is_an_error() {
+    let (_, a, b) = inputs();
     let outside = StackLayout(vec![vec![StackBlock { a: 0..2, b: 9..11, columns: 0..4, scale: 1.0 }]]);
     assert!(GroupedLora::new(a, b, Arc::new(outside)).is_err());
 }

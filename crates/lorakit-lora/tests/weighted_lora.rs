@@ -1,11 +1,11 @@
-//! The gated low-rank product against candle's own ops, and its gradients against finite differences.
+//! `WeightedLora` against its composed form, and its gradients against finite differences.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{Device, Tensor, Var};
 use lorakit_lora::{StackBlock, StackLayout, WeightedLora};
 
-/// More than one task of the pool handles.
+/// More than one chunk.
 const TOKENS: usize = 150;
 const INPUT: usize = 7;
 const OUTPUT: usize = 9;
@@ -27,7 +27,7 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
 /// Three experts over two projections (columns 0..4 and 4..9) whose A's stand in two segments of six ranks: the first
 /// of rank 2 and two scales, the second of ranks 3 and 1, the third with the second projection alone; a fourth has
 /// nothing. The weights are each expert's own, or those of each projection and expert.
-fn gated(by_projection: bool) -> WeightedLora {
+fn stacked(by_projection: bool) -> WeightedLora {
     let block = |segment: usize, b: std::ops::Range<usize>, scale| StackBlock {
         a: segment * 6 + b.start..segment * 6 + b.end,
         b,
@@ -49,39 +49,41 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 #[test]
-fn the_product_and_its_gradients_are_those_of_plain_ops() {
+fn the_delta_and_its_gradients_are_those_of_the_composed_form() {
     for by_projection in [false, true] {
-        let gated = gated(by_projection);
-        let weights = Var::from_vec(values(4, gated.slots()), gated.slots(), &Device::Cpu).unwrap();
+        let weighted = stacked(by_projection);
+        let weights = Var::from_vec(values(4, weighted.slots()), weighted.slots(), &Device::Cpu).unwrap();
         let x = Var::from_tensor(&tensor(1, TOKENS, INPUT)).unwrap();
-        let (own, plain) =
-            (gated.delta(&x, weights.as_tensor()).unwrap(), gated.composed_delta(&x, weights.as_tensor()).unwrap());
-        assert!(plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
-        assert!(largest_difference(&own, &plain) < 1e-5);
+        let (own, composed) = (
+            weighted.delta(&x, weights.as_tensor()).unwrap(),
+            weighted.composed_delta(&x, weights.as_tensor()).unwrap(),
+        );
+        assert!(composed.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+        assert!(largest_difference(&own, &composed) < 1e-5);
         let seed = tensor(5, TOKENS, OUTPUT);
         let gradients = |y: &Tensor| (y * &seed).unwrap().sum_all().unwrap().backward().unwrap();
-        let (own, plain) = (gradients(&own), gradients(&plain));
+        let (own, composed) = (gradients(&own), gradients(&composed));
         for variable in [&x, &weights] {
-            let (own, plain) = (own.get(variable.as_tensor()).unwrap(), plain.get(variable.as_tensor()).unwrap());
-            let size: f32 = plain.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
-            assert!(size > 0.1 && largest_difference(own, plain) < 1e-5 * size, "{own} {plain}");
+            let (own, composed) = (own.get(variable.as_tensor()).unwrap(), composed.get(variable.as_tensor()).unwrap());
+            let size: f32 = composed.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            assert!(size > 0.1 && largest_difference(own, composed) < 1e-5 * size, "{own} {composed}");
         }
     }
 }
 
 #[test]
 fn a_weights_gradient_is_that_of_finite_differences() {
-    let gated = gated(true);
-    let at = values(4, gated.slots());
+    let weighted = stacked(true);
+    let at = values(4, weighted.slots());
     let (x, seed) = (tensor(1, TOKENS, INPUT), tensor(5, TOKENS, OUTPUT));
     let loss = |weights: &[f32]| -> f64 {
         let weights = Tensor::new(weights, &Device::Cpu).unwrap();
         let y: Vec<f32> =
-            (gated.delta(&x, &weights).unwrap() * &seed).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            (weighted.delta(&x, &weights).unwrap() * &seed).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         y.iter().map(|y| f64::from(*y)).sum()
     };
     let weights = Var::new(at.as_slice(), &Device::Cpu).unwrap();
-    let y = (gated.delta(&x, weights.as_tensor()).unwrap() * &seed).unwrap().sum_all().unwrap();
+    let y = (weighted.delta(&x, weights.as_tensor()).unwrap() * &seed).unwrap().sum_all().unwrap();
     let gradient: Vec<f32> = y.backward().unwrap().get(weights.as_tensor()).unwrap().to_vec1().unwrap();
     for (slot, gradient) in gradient.iter().enumerate() {
         let moved = |by: f32| {
@@ -94,16 +96,18 @@ fn a_weights_gradient_is_that_of_finite_differences() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn blocks_and_weights_that_do_not_fit_are_errors() {
     let block =
         |a: std::ops::Range<usize>, b: std::ops::Range<usize>| StackBlock { a, b, columns: 0..OUTPUT, scale: 1.0 };
     let refused = |layouts: Vec<Vec<StackBlock>>| {
         WeightedLora::new(tensor(2, 4, INPUT), tensor(3, 4, OUTPUT), &StackLayout(layouts)).err().map(|e| e.to_string())
     };
     assert!(refused(vec![vec![block(0..5, 0..5)]]).unwrap().contains("do not fit"));
-    assert!(refused(vec![vec![block(0..2, 2..4)], vec![block(2..4, 0..2)]]).unwrap().contains("stand in A as it does"));
-    let gated = gated(false);
+    assert!(
+        refused(vec![vec![block(0..2, 2..4)], vec![block(2..4, 0..2)]]).unwrap().contains("elsewhere in A than in B")
+    );
+    let weighted = stacked(false);
     let error =
-        gated.delta(&tensor(1, TOKENS, INPUT), &Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap());
+        weighted.delta(&tensor(1, TOKENS, INPUT), &Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap());
     assert!(error.unwrap_err().to_string().contains("under 4 weights"));
 }

@@ -7,7 +7,7 @@ use crate::decoder_layer::{DecoderLayer, load_norm};
 use crate::error::{ModelError, Result};
 use crate::forward_plan::ForwardPlan;
 use crate::kv_cache::KvCache;
-use crate::layer::context::LayerContext;
+use crate::layer::layer_context::LayerContext;
 use crate::layer::lm_head::{HeadPatch, LmHead};
 use crate::layer::norm::Norm;
 use crate::layer::rope::RopeFrequencies;

@@ -5,7 +5,7 @@ use crate::architecture::descriptor::BlockDescriptor;
 use crate::attention::heads::AttentionHeads;
 use crate::error::Result;
 use crate::layer::activation::Activation;
-use crate::layer::context::LayerContext;
+use crate::layer::layer_context::LayerContext;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::{Norm, NormKind};
 use crate::weights::weight_loader::WeightLoader;

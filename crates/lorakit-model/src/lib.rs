@@ -68,6 +68,7 @@ mod lazy;
 pub mod sampling;
 mod sequence_loss;
 mod token_batch;
+mod vector_math;
 pub mod weights;
 
 pub use architecture::BaseConfig;

@@ -1,5 +1,4 @@
-//! The forms that run where we have no kernels of our own, on a CPU: each must be its kernel's equal, in value and in
-//! the gradient of every input.
+//! The ops composed of candle's own, run on a CPU: each must equal our kernel in value and in the gradient of every input.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -37,22 +36,22 @@ fn largest(t: &Tensor) -> f32 {
 }
 
 /// Fails where the two differ by more than `tolerance` times the largest value.
-fn assert_equal(what: &str, kernel: &Tensor, plain: &Tensor, tolerance: f32) {
-    assert_eq!((kernel.dims(), kernel.dtype()), (plain.dims(), plain.dtype()), "{what}");
-    let (size, difference) = (largest(kernel), largest(&(kernel - plain).unwrap()));
+fn assert_equal(what: &str, kernel: &Tensor, composed: &Tensor, tolerance: f32) {
+    assert_eq!((kernel.dims(), kernel.dtype()), (composed.dims(), composed.dtype()), "{what}");
+    let (size, difference) = (largest(kernel), largest(&(kernel - composed).unwrap()));
     assert!(size > 0.01, "{what}: nothing above {size}");
     assert!(difference <= tolerance * size, "{what}: {difference} apart, of {size}");
 }
 
 /// Compares values, and the gradients of `sum(y c)` with respect to every variable.
-fn assert_same(what: &str, variables: &[(&str, &Var)], kernel: &Tensor, plain: &Tensor, tolerance: f32) {
-    assert_equal(what, kernel, plain, tolerance);
+fn assert_same(what: &str, variables: &[(&str, &Var)], kernel: &Tensor, composed: &Tensor, tolerance: f32) {
+    assert_equal(what, kernel, composed, tolerance);
     let c = tensor(99, kernel.dims());
     let gradients = |y: &Tensor| (y * &c).unwrap().sum_all().unwrap().backward().unwrap();
-    let (kernel, plain) = (gradients(kernel), gradients(plain));
+    let (kernel, composed) = (gradients(kernel), gradients(composed));
     for (name, variable) in variables {
         let of = |store: &candle_core::backprop::GradStore| store.get(variable.as_tensor()).unwrap().clone();
-        assert_equal(&format!("{what}, gradient of {name}"), &of(&kernel), &of(&plain), tolerance);
+        assert_equal(&format!("{what}, gradient of {name}"), &of(&kernel), &of(&composed), tolerance);
     }
 }
 
@@ -60,7 +59,7 @@ fn var(seed: u64, shape: &[usize]) -> Var {
     Var::from_tensor(&tensor(seed, shape)).unwrap()
 }
 
-/// Three projections of unequal width, the second without a bias, as mapped bytes and as tensors of a dtype.
+/// Three projections of unequal width, the second without a bias, with mapped weights and with tensors of a dtype.
 fn linears(dtype: DType) -> (FusedLinear, FusedLinear) {
     let projections = |tensors: bool| {
         let projection = |(i, width): (usize, usize)| {
@@ -79,34 +78,34 @@ fn linears(dtype: DType) -> (FusedLinear, FusedLinear) {
 fn frozen_linears() {
     let x = var(1, &[11, 7]);
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
-        let (kernel, plain) = linears(dtype);
-        let (kernel, plain) = (kernel.forward(&x).unwrap(), plain.forward(&x).unwrap());
-        assert_same(&format!("linear in {dtype:?}"), &[("x", &x)], &kernel, &plain, tolerance);
+        let (kernel, composed) = linears(dtype);
+        let (kernel, composed) = (kernel.forward(&x).unwrap(), composed.forward(&x).unwrap());
+        assert_same(&format!("linear in {dtype:?}"), &[("x", &x)], &kernel, &composed, tolerance);
     }
 }
 
 #[test]
-fn gradients_smaller_than_f16_reaches() {
+fn gradients_below_the_range_of_f16() {
     let x = var(1, &[11, 7]);
-    let (kernel, plain) = linears(DType::F16);
-    // The smallest number of f16 is 6e-8.
+    let (kernel, composed) = linears(DType::F16);
+    // The smallest positive f16 is 6e-8.
     let tiny = (tensor(99, &[11, 12]) * 1e-9).unwrap();
     let gradient = |y: Tensor, size: f64| {
         let store = (y * &tiny).unwrap().sum_all().unwrap().backward().unwrap();
         (store.get(x.as_tensor()).unwrap() * size).unwrap()
     };
-    let [kernel, plain] = [kernel, plain].map(|linear| gradient(linear.forward(&x).unwrap(), 1e9));
-    assert_equal("gradient of x", &kernel, &plain, 2e-3);
+    let [kernel, composed] = [kernel, composed].map(|linear| gradient(linear.forward(&x).unwrap(), 1e9));
+    assert_equal("gradient of x", &kernel, &composed, 2e-3);
 }
 
 #[test]
-fn linears_that_train() {
+fn trained_linears() {
     let (x, w, b) = (var(1, &[11, 7]), var(2, &[5, 7]), var(3, &[5]));
     let projection =
         LinearWeights { weight: Weight::Tensor(w.as_tensor().clone()), bias: Some(b.as_tensor().clone()), width: 5 };
     let own = FusedLinear::new(vec![projection]).unwrap().forward(&x).unwrap();
-    let plain = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
-    assert_same("linear", &[("x", &x), ("W", &w), ("b", &b)], &own, &plain, 1e-5);
+    let composed = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+    assert_same("linear", &[("x", &x), ("W", &w), ("b", &b)], &own, &composed, 1e-5);
 }
 
 #[test]
@@ -117,20 +116,20 @@ fn norms() {
         ("frozen RMS norm", Norm::rms(w.as_detached_tensor(), 1e-5)),
         ("frozen layer norm", Norm::layer(w.as_detached_tensor(), zeros(), 1e-5)),
     ] {
-        let (kernel, plain) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
-        assert_same(name, &[("x", &x)], &kernel, &plain, 1e-5);
+        let (kernel, composed) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
+        assert_same(name, &[("x", &x)], &kernel, &composed, 1e-5);
     }
     for (name, norm) in [
         ("RMS norm", Norm::rms(w.as_tensor().clone(), 1e-5)),
         ("layer norm", Norm::layer(w.as_tensor().clone(), zeros(), 1e-5)),
     ] {
-        let (kernel, plain) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
-        assert_same(name, &[("x", &x), ("w", &w)], &kernel, &plain, 1e-5);
+        let (kernel, composed) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
+        assert_same(name, &[("x", &x), ("w", &w)], &kernel, &composed, 1e-5);
     }
 }
 
 #[test]
-fn gates() {
+fn activations() {
     let x = var(1, &[11, 14]);
     assert_same("SwiGLU", &[("x", &x)], &swiglu(&x).unwrap(), &composed_swiglu(&x).unwrap(), 1e-5);
     // Wide enough for the tails of tanh.
@@ -142,8 +141,8 @@ fn angles(features: usize, positions: &[u32]) -> RopeTable {
     RopeFrequencies::new(&RopeConfig { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
 }
 
-/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than rows, and of one token; with heads
-/// that are attended to by matrix products, and by lanes.
+/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than sequences, and of one token; with
+/// widths of both CPU kernels.
 fn all_heads() -> Vec<(AttentionHeads, usize)> {
     let of = |features: usize| {
         let heads =
@@ -158,15 +157,15 @@ fn all_heads() -> Vec<(AttentionHeads, usize)> {
     [10, 8, 16].into_iter().flat_map(of).collect()
 }
 
-/// Heads whose products are made in f32 and in 16 bits, with how far those may be from the kernel's.
+/// Heads whose products are in f32 and in 16 bits, each with its tolerance.
 fn in_all_types(heads: AttentionHeads) -> [(AttentionHeads, f32); 3] {
     [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 8e-2)]
         .map(|(products, far)| (AttentionHeads { products, ..heads }, far))
 }
 
 #[test]
-fn attention_of_packed_rows() {
-    // Rows of one token and of none, rows that share a block of queries, and rows that span two of them.
+fn self_attention_of_packed_sequences() {
+    // Sequences of one token and of none, some that share a block of queries, and some that span two blocks.
     for lengths in [&[5usize, 1, 17, 0, 8][..], &[3, 600, 40, 530]] {
         let rows = SequenceBatch::packed(lengths.iter().copied());
         let segments: Arc<[AttentionSegment]> =
@@ -178,17 +177,17 @@ fn attention_of_packed_rows() {
             let kernel = self_attention(&qkv, heads, &packing).unwrap();
             for (heads, tolerance) in in_all_types(heads) {
                 let packing = AttentionLayout::new(packing.rope.clone(), segments.clone());
-                let plain = composed_self_attention(&qkv, heads, &packing).unwrap();
-                assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &plain, tolerance);
+                let composed = composed_self_attention(&qkv, heads, &packing).unwrap();
+                assert_same(&format!("{heads:?} over {lengths:?}"), &[("qkv", &qkv)], &kernel, &composed, tolerance);
             }
         }
     }
 }
 
-/// What all keys and values have in common leaves the gradient of the queries as it is, which in 16 bits is a small
-/// difference of large numbers.
+/// An offset common to all keys and values does not change the gradient of the queries, which in 16 bits is a small difference
+/// of large numbers.
 #[test]
-fn attention_to_keys_and_values_that_are_alike() {
+fn self_attention_with_a_common_offset_of_keys_and_values() {
     let heads = AttentionHeads { queries: 4, keys: 4, features: 16, window: None, products: DType::F32 };
     let rows = SequenceBatch::packed([300, 40]);
     let segments: Arc<[AttentionSegment]> =
@@ -207,8 +206,8 @@ fn attention_to_keys_and_values_that_are_alike() {
     };
     let expected = of_queries(&kernel);
     for (products, tolerance) in [(DType::F32, 1e-4), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
-        let plain = composed_self_attention(&qkv, AttentionHeads { products, ..heads }, &packing()).unwrap();
-        assert_equal(&format!("gradient of queries in {products:?}"), &expected, &of_queries(&plain), tolerance);
+        let composed = composed_self_attention(&qkv, AttentionHeads { products, ..heads }, &packing()).unwrap();
+        assert_equal(&format!("gradient of queries in {products:?}"), &expected, &of_queries(&composed), tolerance);
     }
 }
 
@@ -223,8 +222,8 @@ fn rotations() {
 }
 
 #[test]
-fn attention_to_cached_keys() {
-    // A row with a prefix of another's, one token after many, and as many queries as keys; not in order of their slots.
+fn cached_attention_of_several_sequences() {
+    // A sequence that shares a prefix, one token after many, and as many queries as keys; slots out of order.
     let segment = |queries, keys: &[std::ops::Range<usize>]| AttentionSegment { queries, keys: keys.to_vec() };
     let segments: Arc<[AttentionSegment]> = Arc::new([
         segment(0..3, &[10..14, 20..25]),
@@ -233,22 +232,22 @@ fn attention_to_cached_keys() {
         segment(4..11, std::slice::from_ref(&(13..20))),
         segment(11..12, &[10..14, 30..31, 26..29]),
     ]);
-    // Nothing here is rotated.
+    // Queries are rotated before.
     let packing = || AttentionLayout::new(angles(2, &[]), segments.clone());
     for (heads, _) in all_heads() {
         let qkv = tensor(1, &[12, heads.fused_width()]);
         let (k, v) = (tensor(2, &[32, heads.key_width()]), tensor(3, &[32, heads.key_width()]));
         let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
         for (heads, tolerance) in in_all_types(heads) {
-            let plain = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
-            assert_equal(&format!("{heads:?}"), &kernel, &plain, tolerance);
+            let composed = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+            assert_equal(&format!("{heads:?}"), &kernel, &composed, tolerance);
         }
     }
 }
 
 #[test]
-fn attention_of_a_long_prompt_to_cached_keys() {
-    // More queries than are attended to at a time, after keys that were there before, beside a short row.
+fn cached_attention_of_a_long_prompt() {
+    // More queries than one block, after earlier keys, beside a short sequence.
     let segments: Arc<[AttentionSegment]> = Arc::new([
         AttentionSegment { queries: 0..1100, keys: vec![40..70, 100..1200] },
         AttentionSegment { queries: 1100..1103, keys: vec![0..5, 90..94] },
@@ -258,12 +257,12 @@ fn attention_of_a_long_prompt_to_cached_keys() {
         let qkv = tensor(1, &[1103, heads.fused_width()]);
         let (k, v) = (tensor(2, &[1200, heads.key_width()]), tensor(3, &[1200, heads.key_width()]));
         let kernel = cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
-        let plain = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
-        assert_equal(&format!("{heads:?}"), &kernel, &plain, 1e-5);
+        let composed = composed_cached_attention(&qkv, &k, &v, heads, &packing()).unwrap();
+        assert_equal(&format!("{heads:?}"), &kernel, &composed, 1e-5);
     }
 }
 
-/// The loss of a head whose weight is mapped, and of one whose weight is a tensor; with a bias.
+/// The loss and logits of a head with a bias, with a mapped weight and with a tensor.
 fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
     let (w, b) = (tensor(2, &[vocabulary, d]), tensor(3, &[vocabulary]));
     let mapped = MmapMatrix::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
@@ -277,21 +276,21 @@ fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [
 
 #[test]
 fn logits_and_losses() {
-    // The second vocabulary is so large that the tokens are taken in several parts.
+    // The second vocabulary is so large that tokens are handled in several chunks.
     for (vocabulary, n, d) in [(37, 11, 5), (1 << 18, 70, 3)] {
-        let (h, [kernel, plain], [logits, plain_logits]) = losses(vocabulary, n, d);
-        assert_same("loss", &[("h", &h)], &kernel.unwrap(), &plain.unwrap(), 1e-5);
-        assert_equal("logits", &logits.unwrap(), &plain_logits.unwrap(), 1e-5);
+        let (h, [kernel, composed], [logits, composed_logits]) = losses(vocabulary, n, d);
+        assert_same("loss", &[("h", &h)], &kernel.unwrap(), &composed.unwrap(), 1e-5);
+        assert_equal("logits", &logits.unwrap(), &composed_logits.unwrap(), 1e-5);
     }
 }
 
 #[test]
-fn losses_of_a_head_that_trains() {
+fn losses_of_a_trained_head() {
     let (h, w) = (var(1, &[11, 5]), var(2, &[37, 5]));
     let targets: Vec<u32> = (0..11).map(|i| (i * 3) % 37).collect();
     let own = LmHead::new(Weight::Tensor(w.as_tensor().clone()), None, 37).nll(&h, &targets, None).unwrap();
     let log = candle_nn::ops::log_softmax(&h.matmul(&w.t().unwrap()).unwrap(), 1).unwrap();
     let index = Tensor::new(targets, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
-    let plain = log.gather(&index, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
-    assert_same("loss", &[("h", &h), ("W", &w)], &own, &plain, 1e-5);
+    let composed = log.gather(&index, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
+    assert_same("loss", &[("h", &h), ("W", &w)], &own, &composed, 1e-5);
 }

@@ -1,16 +1,16 @@
-//! Values with a vector-Jacobian product of their own, in place of the graph that candle would keep of how they were
-//! made: what a frozen weight, a loss or an attention needs for its backward is less than what candle would hold.
+//! Values with a vector-Jacobian product of their own, in place of the graph that candle would keep: what a frozen weight,
+//! a loss or an attention needs for its backward is less than what candle would hold.
 //!
-//! Both directions are tensor operations, so that one text serves every device that candle has kernels for.
+//! Both directions are tensor operations, so that one implementation serves every device that candle has kernels for.
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
 
-/// `y` as a function of `x`: the value is the one given, and where `dy` comes back, `x` gets `vjp(dy)`, which has the
-/// shape of `x`. What `y` was made of must be detached: no other way back leads out of it.
+/// `y` as a function of `x`: the value is the one given, and the gradient of `x` is `vjp(dy)`, in the shape of `x`. `y` must
+/// be detached: no other gradient flows through it.
 ///
-/// Where `x` is not differentiated, `y` is returned as it is.
+/// If `x` is not differentiated, `y` is returned as it is.
 pub fn with_vjp(
     x: &Tensor,
     y: Tensor,
@@ -20,7 +20,7 @@ pub fn with_vjp(
 }
 
 struct WithVjp<F> {
-    /// Until it is handed on: the graph keeps the op as long as it lives.
+    /// Taken by the forward, so that the graph, which keeps the op, does not keep the value.
     y: Mutex<Option<Tensor>>,
     vjp: F,
 }
@@ -29,7 +29,7 @@ impl<F> WithVjp<F> {
     fn value(&self) -> Result<Tensor> {
         match self.y.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(y) => Ok(y),
-            None => bail!("vjp: the value was handed on before"),
+            None => bail!("vjp: the forward ran twice"),
         }
     }
 }
@@ -44,7 +44,7 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
         let (storage, layout) = y.storage_and_layout();
         match &*storage {
             Storage::Cpu(storage) => copied(storage, layout),
-            _ => bail!("{}: argument and value are on different devices", self.name()),
+            _ => bail!("{}: the argument and the value are on different devices", self.name()),
         }
     }
 
@@ -53,7 +53,7 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
         let (storage, layout) = y.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => copied(storage, layout),
-            _ => bail!("{}: argument and value are on different devices", self.name()),
+            _ => bail!("{}: the argument and the value are on different devices", self.name()),
         }
     }
 
@@ -62,12 +62,12 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> CustomOp1 for WithVjp<F> {
     }
 }
 
-/// The values of a layout as a storage of their own, which is what candle lets an op return.
+/// The values of a layout in a storage of their own, which candle requires of an op.
 fn copied<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)>
 where
     S::Device: BackendDevice<Storage = S>,
 {
-    // What was just made stands alone in its storage, and is copied as it is; a view may be a part of it, in any order.
+    // A new tensor fills its storage, which is cloned as it is; a view may be any part of it in any order.
     if layout.is_contiguous() && layout.start_offset() == 0 {
         return Ok((storage.try_clone(layout)?, layout.shape().clone()));
     }
@@ -82,30 +82,30 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    fn of(x: &Var, y: &Tensor) -> Vec<Vec<f32>> {
+    fn gradient(x: &Var, y: &Tensor) -> Vec<Vec<f32>> {
         let c = Tensor::new(&[[1f32, -2.0], [0.5, 3.0], [2.0, 1.0]], &Device::Cpu).unwrap();
         let gradients = (y * c).unwrap().sum_all().unwrap().backward().unwrap();
         gradients.get(x.as_tensor()).unwrap().to_vec2().unwrap()
     }
 
-    /// The square, through a view whose values do not stand one behind the other.
+    /// The square of a view that is not contiguous.
     fn squared_of_transposed(x: &Tensor) -> Result<Tensor> {
         x.t()?.sqr()
     }
 
     #[test]
-    fn a_given_product_is_the_gradient() {
+    fn the_given_product_is_the_gradient() {
         let x = Var::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
         let graph = squared_of_transposed(x.as_tensor()).unwrap();
         let at = x.as_tensor().detach();
         let value = at.sqr().unwrap().t().unwrap();
         let given = with_vjp(x.as_tensor(), value, move |dy| dy.t()? * (2.0 * &at)?).unwrap();
         assert_eq!(given.to_vec2::<f32>().unwrap(), graph.to_vec2::<f32>().unwrap());
-        assert_eq!(of(&x, &given), of(&x, &graph));
+        assert_eq!(gradient(&x, &given), gradient(&x, &graph));
     }
 
     #[test]
-    fn what_is_not_differentiated_is_left_alone() {
+    fn a_value_of_an_untracked_argument_is_returned_as_it_is() {
         let x = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
         let y = with_vjp(&x, x.sqr().unwrap(), |_| unreachable!()).unwrap();
         assert!(!y.track_op());

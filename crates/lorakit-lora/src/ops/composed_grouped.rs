@@ -1,4 +1,4 @@
-//! The grouped product by candle's own ops, for devices without a kernel.
+//! The deltas of [`GroupedLora`] composed of candle's own ops.
 
 use crate::ops::grouped_lora::GroupedLora;
 use crate::ops::token_group::{TokenGroup, TokenSelection};
@@ -8,18 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 impl GroupedLora {
-    /// What [`GroupedLora::delta`] is, by candle's own ops, for devices without a kernel; the reference that tests compare
-    /// with.
+    /// The same as [`GroupedLora::delta`] on any device; the reference that tests compare with.
     ///
-    /// For each projection, with `A` and `B` the rows of all experts that any token of the batch has, and `g` what each
-    /// token gives each of these ranks, `w s` or zero: `delta = (g * (x Aᵀ)) B`. Few and large products, and nothing
-    /// wider than the ranks of those experts; but a token pays for the experts of its batch, and not for its own alone.
+    /// For each projection `delta = (g * (x Aᵀ)) B`, where `A` and `B` are the rows of all experts that the batch uses, and
+    /// `g` is the token's factor for each of their ranks: `w s`, or zero. Few and large products, and nothing wider than
+    /// the ranks of those experts; but a token pays for all experts of its batch, not only its own.
     pub fn composed_delta(&self, x: &Tensor, groups: &[TokenGroup]) -> Result<Tensor> {
         let x = x.contiguous()?;
-        let part = |(columns, filling): (Range<usize>, ProjectionBlocks)| {
-            let z = x.matmul(&filling.a(self)?.t()?)?;
-            let gate = filling.gate(x.dim(0)?, groups, x.device())?;
-            let delta = (z * gate)?.matmul(&filling.b(self, &columns)?)?;
+        let part = |(columns, blocks): (Range<usize>, ProjectionBlocks)| {
+            let z = x.matmul(&blocks.a(self)?.t()?)?;
+            let factors = blocks.factors(x.dim(0)?, groups, x.device())?;
+            let delta = (z * factors)?.matmul(&blocks.b(self, &columns)?)?;
             Ok((columns, delta))
         };
         let named: BTreeSet<usize> = groups.iter().map(|group| group.expert).collect();
@@ -27,7 +26,7 @@ impl GroupedLora {
         side_by_side(parts, self.b.dim(1)?, &x)
     }
 
-    /// The blocks of some experts, by the columns that they fill, from left to right.
+    /// The blocks of some experts by the columns that they fill, from left to right.
     pub(crate) fn by_projection(&self, experts: BTreeSet<usize>) -> Vec<(Range<usize>, ProjectionBlocks<'_>)> {
         let mut projections: BTreeMap<(usize, usize), ProjectionBlocks> = BTreeMap::new();
         for expert in experts {
@@ -36,17 +35,17 @@ impl GroupedLora {
                 projection.0.push((expert, block));
             }
         }
-        projections.into_iter().map(|((start, end), filling)| (start..end, filling)).collect()
+        projections.into_iter().map(|((start, end), blocks)| (start..end, blocks)).collect()
     }
 }
 
-/// Deltas that fill some columns each, from left to right, with zeros where there is none: `[tokens of x, width]`.
+/// Deltas of some columns each, from left to right, with zeros between them: `[tokens of x, width]`.
 pub(crate) fn side_by_side(parts: Vec<(Range<usize>, Tensor)>, width: usize, x: &Tensor) -> Result<Tensor> {
     let zeros = |width| Tensor::zeros((x.dim(0)?, width), x.dtype(), x.device());
     let (mut delta, mut end) = (Vec::new(), 0);
     for (columns, part) in parts {
         if columns.start < end {
-            bail!("experts fill the columns {columns:?} of which others fill a part");
+            bail!("blocks of columns {columns:?} overlap those before them, which end at {end}");
         }
         if columns.start > end {
             delta.push(zeros(columns.start - end)?);
@@ -60,7 +59,7 @@ pub(crate) fn side_by_side(parts: Vec<(Range<usize>, Tensor)>, width: usize, x: 
     if let [one] = delta.as_slice() { Ok(one.clone()) } else { Tensor::cat(&delta, 1) }
 }
 
-/// Blocks that fill the same columns, each with its expert, in the order of their ranks between A and B.
+/// Blocks of the same columns, each with its expert, in the order of their ranks between A and B.
 #[derive(Default)]
 pub(crate) struct ProjectionBlocks<'a>(pub(crate) Vec<(usize, &'a StackBlock)>);
 
@@ -75,7 +74,7 @@ impl ProjectionBlocks<'_> {
         self.rows(&grouped.b, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()
     }
 
-    /// The blocks' rows of a stacked matrix: a part of it where they stand side by side, else gathered.
+    /// The blocks' rows of a stacked matrix: a view if consecutive, else gathered.
     fn rows(&self, stacked: &Tensor, range: fn(&StackBlock) -> &Range<usize>) -> Result<Tensor> {
         let mut ranges = self.0.iter().map(|(_, block)| range(block).clone());
         let first = ranges.next().unwrap_or_default();
@@ -89,28 +88,28 @@ impl ProjectionBlocks<'_> {
         }
     }
 
-    /// What each token gives each rank, `[tokens, ranks of the blocks]`. One number for each token and block goes to the
-    /// device, and is spread over the block's ranks there.
-    fn gate(&self, tokens: usize, groups: &[TokenGroup], device: &Device) -> Result<Tensor> {
+    /// Each token's factor for each rank, `[tokens, ranks of the blocks]`. One number per token and block goes to the device
+    /// and is repeated over the block's ranks there.
+    fn factors(&self, tokens: usize, groups: &[TokenGroup], device: &Device) -> Result<Tensor> {
         let blocks = self.0.len();
         let mut of_expert: HashMap<usize, Vec<usize>> = HashMap::new();
         self.0.iter().enumerate().for_each(|(i, (expert, _))| of_expert.entry(*expert).or_default().push(i));
-        let mut gate = vec![0f32; tokens * blocks];
+        let mut factors = vec![0f32; tokens * blocks];
         for group in groups {
             let Some(own) = of_expert.get(&group.expert) else { continue };
-            let mut give = |i: usize, token: usize| {
+            let mut add = |i: usize, token: usize| {
                 let weight = group.weights.as_ref().map_or(1.0, |weights| weights[i]);
-                own.iter().for_each(|&block| gate[token * blocks + block] += weight * self.0[block].1.scale);
+                own.iter().for_each(|&block| factors[token * blocks + block] += weight * self.0[block].1.scale);
             };
             match &group.tokens {
-                TokenSelection::Contiguous(run) => run.clone().enumerate().for_each(|(i, token)| give(i, token)),
+                TokenSelection::Contiguous(run) => run.clone().enumerate().for_each(|(i, token)| add(i, token)),
                 TokenSelection::Indices(tokens) => {
-                    tokens.iter().enumerate().for_each(|(i, &token)| give(i, token as usize))
+                    tokens.iter().enumerate().for_each(|(i, &token)| add(i, token as usize))
                 }
             }
         }
         let ranks = self.0.iter().enumerate().flat_map(|(i, (_, block))| std::iter::repeat_n(i as u32, block.b.len()));
         let ranks = Tensor::new(ranks.collect::<Vec<_>>(), device)?;
-        Tensor::from_vec(gate, (tokens, blocks), device)?.index_select(&ranks, 1)
+        Tensor::from_vec(factors, (tokens, blocks), device)?.index_select(&ranks, 1)
     }
 }

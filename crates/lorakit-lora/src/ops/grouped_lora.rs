@@ -1,12 +1,12 @@
-//! The grouped low-rank product: the deltas of many experts over one packed batch.
+//! The deltas of many experts over one packed batch.
 //!
-//! Experts of one site stand stacked: their A's by rows in one `[ranks of A, in]`, their B's, transposed, by rows
-//! in one `[ranks of B, out]`, where `out` holds the columns of all the site's projections. With the groups of a
-//! batch, each naming an expert, its tokens `t` and their weights `w`, the product is
+//! The experts of a site are stacked: their A's by rows in one `[ranks of A, in]`, their transposed B's by rows in one
+//! `[ranks of B, out]`, where `out` counts the columns of all the site's projections. A batch has groups, each an expert
+//! with its tokens `t` and their weights `w`:
 //!
 //! `delta[t] += w[t] * s * (x[t] A_eᵀ) B_eᵀ`
 //!
-//! which costs a token its chosen experts and not the library, and never forms a matrix per token.
+//! A token costs its own experts, not the library, and no matrix per token is formed.
 
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
@@ -30,6 +30,9 @@ pub struct GroupedLora {
 
 impl GroupedLora {
     /// Stacked experts: `a` is `[ranks of A, in]`, `b` is `[ranks of B, out]`, both contiguous.
+    ///
+    /// # Errors
+    /// If a block of `layout` is outside the matrices.
     pub fn new(a: Tensor, b: Tensor, layout: Arc<StackLayout>) -> Result<Self> {
         let (ranks_a, _) = a.dims2()?;
         let (ranks_b, out) = b.dims2()?;
@@ -39,7 +42,7 @@ impl GroupedLora {
                 || block.columns.end > out
                 || block.a.len() != block.b.len()
             {
-                bail!("a block {block:?} does not fit stacked matrices of {ranks_a} and {ranks_b} x {out}");
+                bail!("block {block:?} does not fit stacked matrices of {ranks_a} and {ranks_b} x {out}");
             }
         }
         Ok(Self { a, b, layout })
@@ -55,7 +58,7 @@ impl GroupedLora {
         &self.b
     }
 
-    /// Each expert's place in the stacked matrices.
+    /// Where each expert is in the stacked matrices.
     pub fn layout(&self) -> &Arc<StackLayout> {
         &self.layout
     }
@@ -85,17 +88,17 @@ impl GroupedLora {
     }
 }
 
-/// The product as an op with its backward, on a CPU.
+/// The deltas of groups as an op of `x`, A and B on a CPU.
 pub(crate) struct GroupedOp {
     pub(crate) layout: Arc<StackLayout>,
     pub(crate) groups: Arc<[TokenGroup]>,
 }
 
-/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any
-/// number of threads.
+/// Tokens of one task of the thread pool. Gradients are summed chunk by chunk, so that they are the same on any number of
+/// threads.
 pub(crate) const CHUNK: usize = 64;
 
-/// The dimensions and values of one operands.
+/// The values and dimensions of the inputs.
 pub(crate) struct Operands<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) a: &'a [f32],
@@ -119,7 +122,7 @@ impl GroupedOp {
         Ok(Operands { x: x.values, a: a.values, b: b.values, input, output })
     }
 
-    /// `w (x A_eᵀ)` of a part, `[tokens, ranks of the expert]`; each block's scale is still to come.
+    /// `w (x A_eᵀ)` of a part, `[tokens, ranks of the expert]`, not yet times the scale of each block, and the rows of A.
     pub(crate) fn shrink(&self, operands: &Operands, part: &GroupPart) -> (Vec<f32>, Range<usize>) {
         let ranks = self.layout.a_rows(part.expert);
         let x = part.tokens.rows(operands.x, operands.input);
@@ -132,7 +135,7 @@ impl GroupedOp {
                 .transposed(),
             1.0,
         );
-        part.weigh(&mut z, ranks.len());
+        part.apply_weights(&mut z, ranks.len());
         (z, ranks)
     }
 
@@ -142,15 +145,15 @@ impl GroupedOp {
             let start = i * CHUNK;
             let chunk = start..start + y.len() / operands.output;
             for part in self.groups.iter().filter_map(|group| GroupPart::of(group, &chunk)) {
-                self.expand(operands, &part, y, start);
+                self.expand(operands, &part, y);
             }
         });
     }
 
-    /// Adds the delta of one part to `y`, the outputs of the tokens from `start`.
-    fn expand(&self, operands: &Operands, part: &GroupPart, y: &mut [f32], start: usize) {
+    /// Adds the delta of one part to `y`, the outputs of the part's chunk.
+    fn expand(&self, operands: &Operands, part: &GroupPart, y: &mut [f32]) {
         let (z, ranks) = self.shrink(operands, part);
-        let count = part.tokens.len();
+        let (count, start) = (part.tokens.len(), part.chunk_start);
         for block in &self.layout.0[part.expert] {
             let z = MatrixRef::new(&z[block.a.start - ranks.start..], count, block.a.len(), ranks.len());
             let b = MatrixRef::new(
@@ -210,7 +213,7 @@ impl Op<3> for GroupedOp {
     }
 }
 
-/// The product added in place to a site's outputs, where nothing is differentiated.
+/// The deltas added in place to a site's outputs, where nothing is differentiated.
 struct GroupedInPlace {
     op: GroupedOp,
     b: Tensor,

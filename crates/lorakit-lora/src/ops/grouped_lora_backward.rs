@@ -1,4 +1,4 @@
-//! The backward of the grouped low-rank product.
+//! The backward of [`GroupedLora::delta`](crate::GroupedLora::delta).
 //!
 //! With `y[t] += w[t] s (x[t] A_eᵀ) B_eᵀ` and `dz[t] = w[t] s (dy[t] B_e)`:
 //!
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// What the backward of one part leaves for the gradients of A and B.
+/// What the backward of one part keeps for the gradients of A and B.
 pub(crate) struct PartGradients {
     group: usize,
     /// `w s (x Aᵀ)`, `[tokens, ranks]`.
@@ -23,8 +23,8 @@ pub(crate) struct PartGradients {
 }
 
 impl GroupedOp {
-    /// Adds the gradient of `x` to `dx`, `[tokens, in]`, where it is asked for, from that of the outputs, `[tokens, out]`,
-    /// and leaves what [`GroupedOp::stack_gradients`] needs.
+    /// Adds the gradient of `x` to `dx`, `[tokens, in]`, if given, from that of the outputs, `[tokens, out]`, and returns
+    /// what [`GroupedOp::stack_gradients`] needs.
     pub(crate) fn input_gradient(&self, operands: &Operands, dy: &[f32], dx: Option<&mut [f32]>) -> Vec<PartGradients> {
         let parts: Vec<Vec<PartGradients>> = match dx {
             Some(dx) => dx
@@ -40,7 +40,7 @@ impl GroupedOp {
         parts.into_iter().flatten().collect()
     }
 
-    /// Backward of one chunk of tokens: adds to `dx`, and leaves what the gradients of A and B need.
+    /// Backward of one chunk of tokens: adds to `dx`, and returns what the gradients of A and B need.
     fn backward_chunk(
         &self,
         operands: &Operands,
@@ -70,19 +70,19 @@ impl GroupedOp {
                 // Blocks with a tied A share columns of z and may differ in scale, so the scale is applied with dy.
                 gemm(dz, Destination::Add, dy, b.transposed(), block.scale);
             }
-            part.weigh(&mut dz, ranks.len());
+            part.apply_weights(&mut dz, ranks.len());
             if let Some(dx) = dx.as_deref_mut() {
-                self.add_input_gradient(operands, &part, &dz, dx, start);
+                self.add_input_gradient(operands, &part, &dz, dx);
             }
             left.push(PartGradients { group, z, dz, chunk: chunk.clone() });
         }
         left
     }
 
-    /// `dx[t] += dz A_e`.
-    fn add_input_gradient(&self, operands: &Operands, part: &GroupPart, dz: &[f32], dx: &mut [f32], start: usize) {
+    /// `dx[t] += dz A_e`, where `dx` is that of the part's chunk.
+    fn add_input_gradient(&self, operands: &Operands, part: &GroupPart, dz: &[f32], dx: &mut [f32]) {
         let ranks = self.layout.a_rows(part.expert);
-        let count = part.tokens.len();
+        let (count, start) = (part.tokens.len(), part.chunk_start);
         let a =
             MatrixRef::new(&operands.a[ranks.start * operands.input..], ranks.len(), operands.input, operands.input);
         let dz = MatrixRef::new(dz, count, ranks.len(), ranks.len());
@@ -108,8 +108,8 @@ impl GroupedOp {
         }
     }
 
-    /// The gradients of the stacked A and B. Each expert's rows are its own and are added up over the parts in order,
-    /// so that equal inputs give equal bytes on any number of threads.
+    /// The gradients of the stacked A and B. Each expert's rows are its own, and are summed over the parts in order, so that
+    /// equal inputs give equal bytes on any number of threads.
     pub(crate) fn stack_gradients(
         &self,
         operands: &Operands,

@@ -1,12 +1,13 @@
-//! Gradients of a site's stacked matrices, of which a batch reaches the rows of its own experts alone.
+//! Gradients of a site's stacked matrices, of which a batch reaches only the rows of its own experts.
 //!
-//! A gradient in candle's graph is as large as its variable. Over a library of many experts, every batch of a few rows
-//! would make, add up and hold zeros for all others; what is collected here is as large as what the batch trains.
+//! A gradient in candle's graph is as large as its variable. With many experts in one variable, every batch of a few
+//! sequences would make, sum and hold zeros for all the others; what is collected here is as large as what the batch
+//! trains.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Gradients of some rows of a matrix: runs of its values, by where they start.
+/// Gradients of some rows of a matrix: runs of its values by their start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SparseGradients(BTreeMap<usize, Vec<f32>>);
 
@@ -21,7 +22,7 @@ impl SparseGradients {
         sum.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
     }
 
-    /// Adds those of another batch.
+    /// Adds the gradients of another batch.
     pub fn add_all(&mut self, others: Self) {
         others.0.into_iter().for_each(|(start, values)| self.add(start, values));
     }
@@ -31,8 +32,7 @@ impl SparseGradients {
         self.0.is_empty()
     }
 
-    /// The gradient of all `count` values of the matrix: zero where nothing reached them, a sum where runs
-    /// overlap.
+    /// The gradient of all `count` values of the matrix: zero where nothing was added, a sum where runs overlap.
     pub fn dense(&self, count: usize) -> Vec<f32> {
         let mut dense = vec![0.0; count];
         for (&start, values) in &self.0 {
@@ -42,20 +42,20 @@ impl SparseGradients {
     }
 }
 
-/// Where the backwards of a batch leave the gradients of one site's stacked A and B.
+/// Where the backward passes of a batch leave the gradients of one site's stacked A and B.
 #[derive(Clone, Debug, Default)]
 pub struct GradientSink(Arc<Mutex<[SparseGradients; 2]>>);
 
 impl GradientSink {
-    /// Adds those of one backward.
+    /// Adds the gradients of one backward.
     pub(crate) fn add(&self, [a, b]: [SparseGradients; 2]) {
-        // A thread that panicked with the lock ends the run, whatever it left here.
+        // A panic in another thread ends the run, whatever that thread left here.
         let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sums[0].add_all(a);
         sums[1].add_all(b);
     }
 
-    /// The gradients of A and of B that were collected, which are then no longer here.
+    /// Takes the gradients of A and of B collected so far.
     pub fn take(&self) -> [SparseGradients; 2] {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_of_several_batches_add_up_and_the_rest_is_zero() {
+    fn runs_are_summed_and_the_rest_is_zero() {
         let collector = GradientSink::default();
         let of = |start, values: [f32; 2]| {
             let mut gradients = SparseGradients::default();

@@ -51,6 +51,8 @@ pub(crate) struct GroupPart<'a> {
     /// Its tokens, by their index within the whole batch.
     pub(crate) tokens: TokenSlice<'a>,
     pub(crate) weights: Option<&'a [f32]>,
+    /// The first token of the chunk.
+    pub(crate) chunk_start: usize,
 }
 
 /// The tokens of a part.
@@ -103,11 +105,11 @@ impl<'a> GroupPart<'a> {
             }
         };
         let weights = group.weights.as_ref().map(|w| &w[from..from + tokens.len()]);
-        Some(Self { expert: group.expert, tokens, weights })
+        Some(Self { expert: group.expert, tokens, weights, chunk_start: chunk.start })
     }
 
     /// Multiplies the rows of `z`, `[tokens of the part, width]`, by the part's weights.
-    pub(crate) fn weigh(&self, z: &mut [f32], width: usize) {
+    pub(crate) fn apply_weights(&self, z: &mut [f32], width: usize) {
         if let Some(weights) = self.weights {
             // An expert without a block at the site has no ranks, and `chunks_exact_mut(0)` panics.
             for (row, w) in z.chunks_exact_mut(width.max(1)).zip(weights) {

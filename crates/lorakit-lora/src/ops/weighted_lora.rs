@@ -1,9 +1,9 @@
-//! The low-rank product of all experts of a site, each at a weight that is learned while A and B stay as they are:
+//! The weighted sum of all experts' deltas at a site, where the weights are learned and A and B are frozen:
 //!
 //! `delta[t] = sum_e w_e s_e (x[t] A_eᵀ) B_eᵀ`
 //!
-//! A weight's gradient is `s_e sum_t <x[t] A_eᵀ, dy[t] B_e>`: it is taken among the ranks, and nothing of the size of
-//! A, B or a delta is made on the way.
+//! The gradient of a weight is `s_e sum_t <x[t] A_eᵀ, dy[t] B_e>`, an inner product over ranks: nothing of the size of A, B
+//! or a delta is formed.
 
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The stacked experts of one site, open for a weight each.
+/// The stacked experts of one site, each with a weight to be learned.
 #[derive(Clone)]
 pub struct WeightedLora {
     a: Tensor,
@@ -23,21 +23,21 @@ pub struct WeightedLora {
     spans: Arc<[Span]>,
 }
 
-/// All experts' blocks of one projection: rows of A beside rows of B.
+/// All experts' blocks of one projection: as many rows of A as of B.
 struct Span {
     a: Range<usize>,
     b: Range<usize>,
     columns: Range<usize>,
-    /// For each rank the slot of its weight, with the scale; none where no expert has the rank.
-    gates: Vec<Option<(usize, f32)>>,
+    /// For each rank the index of its weight, with the scale; none where no expert has the rank.
+    weights: Vec<Option<(usize, f32)>>,
 }
 
 impl WeightedLora {
     /// Stacked experts: `a` is `[ranks of A, in]`, `b` is `[ranks of B, out]`, both contiguous; entry `i` of `layout`
-    /// holds the blocks that weight `i` is for.
+    /// holds the blocks of weight `i`.
     ///
     /// # Errors
-    /// Where a block does not fit the matrices, or the experts of a projection do not stand in A as they do in B.
+    /// If a block is outside the matrices, or the experts of a projection are in another order in A than in B.
     pub fn new(a: Tensor, b: Tensor, layout: &StackLayout) -> Result<Self> {
         let mut spans: Vec<Span> = Vec::new();
         for block in layout.0.iter().flatten() {
@@ -46,7 +46,7 @@ impl WeightedLora {
                     a: block.a.clone(),
                     b: block.b.clone(),
                     columns: block.columns.clone(),
-                    gates: Vec::new(),
+                    weights: Vec::new(),
                 }),
                 Some(span) => {
                     span.a = span.a.start.min(block.a.start)..span.a.end.max(block.a.end);
@@ -61,13 +61,13 @@ impl WeightedLora {
             if !fits(span, a.dim(0)?, b.dims2()?) {
                 bail!("experts at {:?} of A and {:?} of B do not fit {:?} and {:?}", span.a, span.b, a, b);
             }
-            span.gates = vec![None; span.b.len()];
+            span.weights = vec![None; span.b.len()];
             for (slot, blocks) in layout.0.iter().enumerate() {
                 for block in blocks.iter().filter(|block| block.columns == span.columns) {
                     if block.a.start - span.a.start != block.b.start - span.b.start {
-                        bail!("a block {block:?} does not stand in A as it does in B");
+                        bail!("block {block:?} is elsewhere in A than in B, relative to its projection");
                     }
-                    span.gates[block.b.start - span.b.start..block.b.end - span.b.start]
+                    span.weights[block.b.start - span.b.start..block.b.end - span.b.start]
                         .fill(Some((slot, block.scale)));
                 }
             }
@@ -89,34 +89,34 @@ impl WeightedLora {
         }
     }
 
-    /// The same by candle's own ops, for devices without a kernel; the reference that tests compare with.
+    /// The same as [`WeightedLora::delta`] on any device; the reference that tests compare with.
     pub fn composed_delta(&self, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
         let out = self.b.dim(1)?;
         let mut y = Tensor::zeros((x.dim(0)?, out), x.dtype(), x.device())?;
         for span in self.spans.iter() {
-            let slots: Vec<u32> = span.gates.iter().map(|gate| gate.map_or(0, |(slot, _)| slot as u32)).collect();
-            let scales: Vec<f32> = span.gates.iter().map(|gate| gate.map_or(0.0, |(_, scale)| scale)).collect();
-            let gates = weights.index_select(&Tensor::new(slots, x.device())?, 0)?;
-            let gates = (gates * Tensor::new(scales, x.device())?)?;
+            let slots: Vec<u32> = span.weights.iter().map(|weight| weight.map_or(0, |(slot, _)| slot as u32)).collect();
+            let scales: Vec<f32> = span.weights.iter().map(|weight| weight.map_or(0.0, |(_, scale)| scale)).collect();
+            let factors = weights.index_select(&Tensor::new(slots, x.device())?, 0)?;
+            let factors = (factors * Tensor::new(scales, x.device())?)?;
             let z = x.matmul(&self.a.narrow(0, span.a.start, span.a.len())?.t()?.contiguous()?)?;
             let b = self.b.narrow(0, span.b.start, span.b.len())?;
             let b = b.narrow(1, span.columns.start, span.columns.len())?.contiguous()?;
-            let delta = z.broadcast_mul(&gates.unsqueeze(0)?)?.matmul(&b)?;
+            let delta = z.broadcast_mul(&factors.unsqueeze(0)?)?.matmul(&b)?;
             y = (y + delta.pad_with_zeros(1, span.columns.start, out - span.columns.end)?)?;
         }
         Ok(y)
     }
 }
 
-/// The product as an op with its backward, on a CPU.
+/// The deltas as an op of `x` and the weights, on a CPU.
 struct WeightedOp(WeightedLora);
 
-/// Tokens that one task of the pool handles. Gradients are summed by such chunks, so that they are the same on any
-/// number of threads.
+/// Tokens of one task of the thread pool. Gradients are summed chunk by chunk, so that they are the same on any number of
+/// threads.
 const CHUNK: usize = 64;
 
-/// The dimensions and values of one operands.
-struct Operands<'a> {
+/// The values and dimensions of the inputs.
+struct WeightedOperands<'a> {
     x: &'a [f32],
     weights: &'a [f32],
     a: &'a [f32],
@@ -126,13 +126,13 @@ struct Operands<'a> {
 }
 
 impl Span {
-    /// What each rank is multiplied by.
+    /// The factor of each rank.
     fn factors(&self, weights: &[f32]) -> Vec<f32> {
-        self.gates.iter().map(|gate| gate.map_or(0.0, |(slot, scale)| weights[slot] * scale)).collect()
+        self.weights.iter().map(|weight| weight.map_or(0.0, |(slot, scale)| weights[slot] * scale)).collect()
     }
 
     /// `x Aᵀ`, `[tokens, ranks]`.
-    fn shrink(&self, operands: &Operands, x: &[f32]) -> Vec<f32> {
+    fn shrink(&self, operands: &WeightedOperands, x: &[f32]) -> Vec<f32> {
         let (tokens, ranks) = (x.len() / operands.input, self.a.len());
         let mut z = vec![0.0; tokens * ranks];
         let a = MatrixRef::new(&operands.a[self.a.start * operands.input..], ranks, operands.input, operands.input)
@@ -143,13 +143,13 @@ impl Span {
     }
 
     /// The projection's B, `[ranks, width]`.
-    fn b<'a>(&self, operands: &Operands<'a>) -> MatrixRef<'a> {
+    fn b<'a>(&self, operands: &WeightedOperands<'a>) -> MatrixRef<'a> {
         let b = &operands.b[self.b.start * operands.output + self.columns.start..];
         MatrixRef::new(b, self.b.len(), self.columns.len(), operands.output)
     }
 }
 
-fn weigh(z: &mut [f32], factors: &[f32]) {
+fn scale_columns(z: &mut [f32], factors: &[f32]) {
     for row in z.chunks_exact_mut(factors.len().max(1)) {
         row.iter_mut().zip(factors).for_each(|(z, factor)| *z *= factor);
     }
@@ -157,7 +157,7 @@ fn weigh(z: &mut [f32], factors: &[f32]) {
 
 impl WeightedOp {
     /// Calls `run` with the values of all inputs.
-    fn with_operands<T>(&self, [x, weights]: [Input; 2], run: impl FnOnce(&Operands) -> T) -> Result<T> {
+    fn with_operands<T>(&self, [x, weights]: [Input; 2], run: impl FnOnce(&WeightedOperands) -> T) -> Result<T> {
         let (input, output) = (x.matrix()?.1, self.0.b.dim(1)?);
         if self.0.a.dim(1)? != input || *weights.dims != [self.0.slots] {
             bail!(
@@ -170,17 +170,19 @@ impl WeightedOp {
         }
         let (x, weights) = (x.values, weights.values);
         cpu_tensor::with_values(&self.0.a, self.name(), |a| {
-            cpu_tensor::with_values(&self.0.b, self.name(), |b| run(&Operands { x, weights, a, b, input, output }))
+            cpu_tensor::with_values(&self.0.b, self.name(), |b| {
+                run(&WeightedOperands { x, weights, a, b, input, output })
+            })
         })?
     }
 
-    fn delta(&self, operands: &Operands) -> Vec<f32> {
+    fn delta(&self, operands: &WeightedOperands) -> Vec<f32> {
         let mut y = vec![0.0; operands.x.len() / operands.input * operands.output];
         y.par_chunks_mut(CHUNK * operands.output).zip(operands.x.par_chunks(CHUNK * operands.input)).for_each(
             |(y, x)| {
                 for span in self.0.spans.iter() {
                     let mut z = span.shrink(operands, x);
-                    weigh(&mut z, &span.factors(operands.weights));
+                    scale_columns(&mut z, &span.factors(operands.weights));
                     let (tokens, ranks, width) = (x.len() / operands.input, span.a.len(), span.columns.len());
                     let z = MatrixRef::new(&z, tokens, ranks, ranks);
                     let y = MatrixMut::new(&mut y[span.columns.start..], tokens, width, operands.output);
@@ -192,7 +194,7 @@ impl WeightedOp {
     }
 
     /// The gradients of `x` and of the weights.
-    fn gradients(&self, operands: &Operands, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn gradients(&self, operands: &WeightedOperands, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut dx = vec![0.0; operands.x.len()];
         let parts: Vec<Vec<f64>> = dx
             .par_chunks_mut(CHUNK * operands.input)
@@ -207,7 +209,7 @@ impl WeightedOp {
     }
 
     /// Backward of one chunk of tokens: fills `dx`, and returns its part of the weights' gradients.
-    fn backward_chunk(&self, operands: &Operands, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f64> {
+    fn backward_chunk(&self, operands: &WeightedOperands, x: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f64> {
         let mut dw = vec![0.0f64; self.0.slots];
         let tokens = x.len() / operands.input;
         for span in self.0.spans.iter() {
@@ -218,13 +220,13 @@ impl WeightedOp {
             let b = span.b(operands).transposed();
             gemm(MatrixMut::new(&mut dz, tokens, ranks, ranks), Destination::Overwrite, dy, b, 1.0);
             for (z, dz) in z.chunks_exact(ranks).zip(dz.chunks_exact(ranks)) {
-                for ((z, dz), gate) in z.iter().zip(dz).zip(&span.gates) {
-                    if let Some((slot, scale)) = gate {
+                for ((z, dz), weight) in z.iter().zip(dz).zip(&span.weights) {
+                    if let Some((slot, scale)) = weight {
                         dw[*slot] += f64::from(*scale) * f64::from(*z) * f64::from(*dz);
                     }
                 }
             }
-            weigh(&mut dz, &span.factors(operands.weights));
+            scale_columns(&mut dz, &span.factors(operands.weights));
             let a = MatrixRef::new(&operands.a[span.a.start * operands.input..], ranks, operands.input, operands.input);
             let dz = MatrixRef::new(&dz, tokens, ranks, ranks);
             gemm(MatrixMut::new(dx, tokens, operands.input, operands.input), Destination::Add, dz, a, 1.0);

@@ -1,4 +1,4 @@
-//! The heads of a base's attention: how many, how wide, and what each query sees.
+//! The heads of a base's attention: their number and width, and which keys a query sees.
 
 use candle_core::DType;
 use std::ops::Range;
@@ -12,9 +12,9 @@ pub struct AttentionHeads {
     pub keys: usize,
     /// Features of a head.
     pub features: usize,
-    /// How many positions back a query sees, itself included.
+    /// Sliding window: how many positions back a query sees, itself included.
     pub window: Option<usize>,
-    /// What queries, keys and weights are multiplied in where there is no kernel of ours; a kernel's are f32.
+    /// The type in which composed attention multiplies queries, keys and weights; our kernels multiply in f32.
     pub products: DType,
 }
 
@@ -29,7 +29,7 @@ impl AttentionHeads {
         self.keys * self.features
     }
 
-    /// What scores are multiplied by: `1 / sqrt(features)`.
+    /// The scale of scores: `1 / sqrt(features)`.
     pub(crate) fn scale(&self) -> f64 {
         1.0 / (self.features as f64).sqrt()
     }
@@ -39,7 +39,7 @@ impl AttentionHeads {
         self.queries / self.keys
     }
 
-    /// The keys that query `i` of `queries`, with `keys` keys in all, sees.
+    /// The keys that query `i` of `queries` sees of `keys`, the last of which belongs to the last query.
     pub(crate) fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
         let end = keys - queries + i + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end

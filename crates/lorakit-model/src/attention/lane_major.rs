@@ -1,4 +1,4 @@
-//! Heads turned: as many rows as a vector has lanes stand side by side, each feature a vector.
+//! Heads in lane-major layout: a block holds as many rows as a vector has lanes, and each feature of a block is one vector.
 
 use lorakit_lora::kernels::simd::Simd;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
@@ -6,10 +6,10 @@ use std::iter::Take;
 use std::ops::Range;
 use std::slice::Chunks;
 
-/// Features that are worked on at a time; heads have a multiple of them.
+/// Features handled at a time; the width of a head is a multiple.
 pub(crate) const FEATURES: usize = 8;
 
-/// HeadRows of some features, which start `stride` apart.
+/// Rows of a head, `stride` values apart.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadRows<'a> {
     pub(crate) values: &'a [f32],
@@ -17,20 +17,20 @@ pub(crate) struct HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
-    /// The rows of one head within wider ones, whose features start at `column`.
+    /// The rows of the head whose features start at `column` of wider rows.
     #[inline(always)]
     pub(crate) fn head(values: &'a [f32], stride: usize, column: usize) -> Self {
         Self { values: values.get(column..).unwrap_or_default(), stride }
     }
 
-    /// Some of them.
+    /// A range of the rows.
     #[inline(always)]
     pub(crate) fn at(&self, rows: Range<usize>) -> Take<Chunks<'a, f32>> {
         self.values[rows.start * self.stride..].chunks(self.stride).take(rows.len())
     }
 }
 
-/// Heads whose rows stand side by side as lanes: `[blocks of lanes, features]`; lanes beyond the last row are zero.
+/// Rows of a head as lanes: `[blocks of lanes, features]`; lanes beyond the last row are zero.
 pub(crate) struct LaneMajor<S: Simd> {
     lanes: Vec<S::f32s>,
     pub(crate) features: usize,
@@ -44,14 +44,14 @@ impl<S: Simd> LaneMajor<S> {
 
     #[inline(always)]
     pub(crate) fn of(simd: S, rows: HeadRows, count: usize, features: usize) -> Self {
-        let mut turned = Self::zeros(simd, count, features);
+        let mut lanes = Self::zeros(simd, count, features);
         if features == 0 {
-            return turned;
+            return lanes;
         }
-        let values: &mut [f32] = cast_slice_mut(&mut turned.lanes);
+        let values: &mut [f32] = cast_slice_mut(&mut lanes.lanes);
         for (block, rows_of) in values.chunks_exact_mut(features * S::F32_LANES).zip(blocks::<S>(count)) {
             for (lane, row) in rows.at(rows_of).enumerate() {
-                // Eight at a time, or the compiler makes scattered stores of it, which are slower.
+                // Eight at a time, or the compiler emits scatter stores, which are slower.
                 let (whole, rest) = row[..features].as_chunks::<FEATURES>();
                 for (number, values) in whole.iter().enumerate() {
                     let block = &mut block[number * FEATURES * S::F32_LANES + lane..];
@@ -64,7 +64,7 @@ impl<S: Simd> LaneMajor<S> {
                 }
             }
         }
-        turned
+        lanes
     }
 
     #[inline(always)]
@@ -86,18 +86,18 @@ impl<S: Simd> LaneMajor<S> {
         }
     }
 
-    /// Rotates every row by its angles, or back.
+    /// Rotates every row by its angles, or back if `inverse`.
     #[inline(always)]
-    pub(crate) fn rotate(&mut self, simd: S, turn: &RopeLanes<S>, back: bool) {
-        let pairs = turn.cosines.features;
+    pub(crate) fn rotate(&mut self, simd: S, rope: &RopeLanes<S>, inverse: bool) {
+        let pairs = rope.cosines.features;
         for number in 0..self.lanes.len() / self.features {
-            let (cosines, sines) = (turn.cosines.block(number), turn.sines.block(number));
+            let (cosines, sines) = (rope.cosines.block(number), rope.sines.block(number));
             let (first, rest) = self.block_mut(number).split_at_mut(pairs);
             for (((x, y), &c), &s) in first.iter_mut().zip(rest).zip(cosines).zip(sines) {
-                let s = if back { simd.neg_f32s(s) } else { s };
-                let turned = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
+                let s = if inverse { simd.neg_f32s(s) } else { s };
+                let rotated = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
                 *y = simd.add_f32s(simd.mul_f32s(*y, c), simd.mul_f32s(*x, s));
-                *x = turned;
+                *x = rotated;
             }
         }
     }
@@ -120,7 +120,7 @@ impl<S: Simd> LaneMajor<S> {
         }
     }
 
-    /// The same as rows of their own, one behind the other.
+    /// The rows, contiguous.
     #[inline(always)]
     pub(crate) fn rows(&self, count: usize) -> Vec<f32> {
         let mut rows = vec![0.0; count * self.features];
@@ -129,25 +129,25 @@ impl<S: Simd> LaneMajor<S> {
     }
 }
 
-/// The angles of a segment's tokens, turned as its heads are.
+/// The rotation of a segment's tokens, in the layout of its heads.
 pub(crate) struct RopeLanes<S: Simd> {
     pub(crate) cosines: LaneMajor<S>,
     pub(crate) sines: LaneMajor<S>,
 }
 
-/// The ranges of rows that stand side by side.
+/// The range of rows of each block.
 #[inline(always)]
 pub(crate) fn blocks<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(S::F32_LANES).map(move |start| start..(start + S::F32_LANES).min(count))
 }
 
-/// The number of each lane.
+/// The index of each lane.
 #[inline(always)]
 pub(crate) fn lane_indices<S: Simd>(simd: S) -> S::f32s {
-    let mut numbers = simd.splat_f32s(0.0);
-    let lanes: &mut [f32] = cast_slice_mut(std::slice::from_mut(&mut numbers));
+    let mut indices = simd.splat_f32s(0.0);
+    let lanes: &mut [f32] = cast_slice_mut(std::slice::from_mut(&mut indices));
     lanes.iter_mut().enumerate().for_each(|(number, lane)| *lane = number as f32);
-    numbers
+    indices
 }
 
 #[cfg(test)]
@@ -155,28 +155,28 @@ mod tests {
     use super::*;
     use lorakit_lora::kernels::simd::{self, WithSimd};
 
-    /// HeadRows of one head, from the second column of five, turned and written to the third of six.
-    struct ThereAndBack<'a>(&'a [f32], usize);
+    /// Rows of one head, read from column 1 of wider rows and written to column 2 of others.
+    struct RoundTrip<'a>(&'a [f32], usize);
 
-    impl WithSimd for ThereAndBack<'_> {
+    impl WithSimd for RoundTrip<'_> {
         type Output = Vec<f32>;
 
         fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
             let Self(values, count) = self;
-            let mut turned = LaneMajor::of(simd, HeadRows::head(values, 5 + FEATURES, 1), count, FEATURES);
-            turned.scale(simd, 2.0);
+            let mut lanes = LaneMajor::of(simd, HeadRows::head(values, 5 + FEATURES, 1), count, FEATURES);
+            lanes.scale(simd, 2.0);
             let mut to = vec![-1.0; count * (6 + FEATURES)];
-            turned.write(&mut to, 6 + FEATURES, 2);
-            assert_eq!(turned.rows(count).len(), count * FEATURES);
+            lanes.write(&mut to, 6 + FEATURES, 2);
+            assert_eq!(lanes.rows(count).len(), count * FEATURES);
             to
         }
     }
 
     #[test]
-    fn what_is_turned_is_written_back_where_it_belongs() {
+    fn rows_read_into_lanes_are_written_back_in_order() {
         for count in [0, 1, 15, 16, 17, 40] {
             let values: Vec<f32> = (0..count * (5 + FEATURES)).map(|i| i as f32).collect();
-            let written = simd::dispatch(ThereAndBack(&values, count));
+            let written = simd::dispatch(RoundTrip(&values, count));
             for (to, from) in written.chunks(6 + FEATURES).zip(values.chunks(5 + FEATURES)) {
                 let expected: Vec<f32> = from[1..1 + FEATURES].iter().map(|value| 2.0 * value).collect();
                 assert_eq!(to[2..2 + FEATURES], expected);

@@ -1,15 +1,15 @@
-//! Attention of heads so narrow that a matrix product would spend its time on getting ready.
+//! Attention of heads with so few features that a matrix product would cost more to set up than to run.
 //!
-//! As many queries as a vector has lanes stand side by side, each feature a vector, and so all that softmax does along
-//! the keys is done for all of them at once, without a sum across lanes. On the way back the keys take their turn as
-//! lanes: the weights are made again there, which is cheaper than turning them. HeadRows are shared out among the threads,
-//! each whole: bases with such heads are small.
+//! A block holds as many queries as a vector has lanes, with one vector per feature, so that softmax along the keys is done
+//! for all of them at once, without a sum across lanes. In the backward of keys and values, keys are the lanes: the weights
+//! are computed again there, which is cheaper than transposing them. Each thread takes whole segments: bases with such
+//! heads are small.
 
 use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::lane_major::{FEATURES, HeadRows, LaneMajor, RopeLanes, blocks, lane_indices};
-use crate::attention::softmax::exp_of_lanes;
 use crate::layer::rope::RopeTable;
+use crate::vector_math::exp_lanes;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use pulp::bytemuck::cast_slice;
 use rayon::prelude::*;
@@ -20,12 +20,12 @@ use std::slice::Chunks;
 /// The widest heads that are faster without matrix products.
 const WIDEST: usize = 16;
 
-/// Whether heads of so many features are to be attended to here.
+/// Whether heads of this width are handled here.
 pub(super) fn supports(features: usize) -> bool {
     features <= WIDEST && features.is_multiple_of(FEATURES)
 }
 
-/// What [`crate::attention::self_attention`] makes of `qkv`, `[tokens, fused width]`: `[tokens, queries * features]`.
+/// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.
 pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32]) -> Vec<f32> {
     let width = heads.queries * heads.features;
     by_segment(heads, layout, qkv, width, |segment| simd::dispatch(Attend(segment)))
@@ -40,7 +40,7 @@ pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, 
     })
 }
 
-/// `[tokens, width]` of what `of` makes of each segment.
+/// The results of `of` for each segment, `[tokens, width]`.
 fn by_segment<'a>(
     heads: &'a AttentionHeads,
     layout: &'a AttentionLayout,
@@ -65,7 +65,7 @@ fn by_segment<'a>(
     all
 }
 
-/// One row of a batch, which attends to itself.
+/// One sequence of a batch, which attends to itself.
 struct SegmentRows<'a> {
     heads: &'a AttentionHeads,
     rope: &'a RopeTable,
@@ -80,12 +80,12 @@ struct Attend<'a>(SegmentRows<'a>);
 /// The gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
 struct AttendBackward<'a>(SegmentRows<'a>, &'a [f32]);
 
-/// The inner products of each of `rows` with every lane of `turned`, `[features]`.
+/// The inner products of each of `rows` with every lane of `lanes`, `[features]`.
 #[inline(always)]
-fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, turned: &[S::f32s], products: &mut [S::f32s]) {
-    for (number, &lanes) in turned.as_chunks::<FEATURES>().0.iter().enumerate() {
+fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, lanes: &[S::f32s], products: &mut [S::f32s]) {
+    for (number, &lanes) in lanes.as_chunks::<FEATURES>().0.iter().enumerate() {
         for (product, row) in products.iter_mut().zip(rows.clone()) {
-            // Two sums, so that no addition waits for the one before.
+            // Two sums, so that additions do not wait for each other.
             let mut even = if number == 0 { simd.splat_f32s(0.0) } else { *product };
             let mut odd = simd.splat_f32s(0.0);
             let values = &row.as_chunks::<FEATURES>().0[number];
@@ -98,7 +98,7 @@ fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, turned: &[S::f32s],
     }
 }
 
-/// Adds to `sums`, `[features]`, the `rows`, each at its weight in every lane.
+/// Adds the `rows`, each times its weight in every lane, to `sums`, `[features]`.
 #[inline(always)]
 fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, sums: &mut [S::f32s]) {
     for (number, block) in sums.as_chunks_mut::<FEATURES>().0.iter_mut().enumerate() {
@@ -113,15 +113,16 @@ fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, 
     }
 }
 
-/// `values` where a lane's number is at least `from` and less than `to`, and `hidden` in the others.
+/// `values` in lanes whose index is at least `from` and less than `to`, `hidden` in the others.
 #[inline(always)]
-fn within<S: Simd>(simd: S, numbers: S::f32s, [from, to]: [f32; 2], values: S::f32s, hidden: S::f32s) -> S::f32s {
-    let values = simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(from)), hidden, values);
-    simd.select_f32s(simd.less_than_f32s(numbers, simd.splat_f32s(to)), values, hidden)
+fn within<S: Simd>(simd: S, indices: S::f32s, [from, to]: [f32; 2], values: S::f32s, hidden: S::f32s) -> S::f32s {
+    let values = simd.select_f32s(simd.less_than_f32s(indices, simd.splat_f32s(from)), hidden, values);
+    simd.select_f32s(simd.less_than_f32s(indices, simd.splat_f32s(to)), values, hidden)
 }
 
-/// The softmax of a block of queries: the weights of all in every key that any of them sees.
-struct WeightBlock<S: Simd> {
+/// The softmax of a block of queries: their weights for every key that any of them sees.
+struct WeightBlock<'a, S: Simd> {
+    heads: &'a AttentionHeads,
     seen: Range<usize>,
     /// `[seen]`.
     weights: Vec<S::f32s>,
@@ -130,30 +131,30 @@ struct WeightBlock<S: Simd> {
     inverse: S::f32s,
 }
 
-impl<S: Simd> WeightBlock<S> {
+impl<'a, S: Simd> WeightBlock<'a, S> {
     #[inline(always)]
-    fn new(simd: S) -> Self {
+    fn new(simd: S, heads: &'a AttentionHeads) -> Self {
         let zero = simd.splat_f32s(0.0);
-        Self { seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
+        Self { heads, seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
     }
 
-    /// Makes the weights of `queries`, whose features are turned and scaled.
+    /// Computes the weights of `queries` from their scaled lanes.
     #[inline(always)]
-    fn make(&mut self, simd: S, heads: &AttentionHeads, queries: &Range<usize>, turned: &[S::f32s], keys: HeadRows) {
-        let (first, last) = (visible_keys(heads, queries.start), visible_keys(heads, queries.end - 1));
+    fn compute(&mut self, simd: S, queries: &Range<usize>, lanes: &[S::f32s], keys: HeadRows) {
+        let (first, last) = (visible_keys(self.heads, queries.start), visible_keys(self.heads, queries.end - 1));
         self.seen = first.start..last.end;
         let zero = simd.splat_f32s(0.0);
         self.weights.resize(self.seen.len(), zero);
-        inner_products(simd, keys.at(self.seen.clone()), turned, &mut self.weights);
-        self.hide(simd, heads, &first, &last, f32::NEG_INFINITY);
+        inner_products(simd, keys.at(self.seen.clone()), lanes, &mut self.weights);
+        self.hide(simd, &first, &last, f32::NEG_INFINITY);
         let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
         for &scores in &self.weights {
             largest = simd.max_f32s(largest, scores);
         }
         for weights in &mut self.weights {
-            *weights = exp_of_lanes(simd, simd.sub_f32s(*weights, largest));
+            *weights = exp_lanes(simd, simd.sub_f32s(*weights, largest));
         }
-        self.hide(simd, heads, &first, &last, 0.0);
+        self.hide(simd, &first, &last, 0.0);
         let mut sum = zero;
         for &weights in &self.weights {
             sum = simd.add_f32s(sum, weights);
@@ -165,19 +166,19 @@ impl<S: Simd> WeightBlock<S> {
         }
     }
 
-    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are what the first query sees,
-    /// and the last.
+    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are the keys that the first and
+    /// the last query see.
     #[inline(always)]
-    fn hide(&mut self, simd: S, heads: &AttentionHeads, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
-        let (hidden, numbers) = (simd.splat_f32s(hidden), lane_indices(simd));
-        let window = heads.window.map_or(f32::INFINITY, |window| window as f32);
+    fn hide(&mut self, simd: S, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
+        let (hidden, indices) = (simd.splat_f32s(hidden), lane_indices(simd));
+        let window = self.heads.window.map_or(f32::INFINITY, |window| window as f32);
         let start = self.seen.start;
-        // What all see lies between the start of the last and the end of the first.
+        // All queries see the keys between the start of the last and the end of the first.
         for keys in [start..last.start, first.end.max(last.start)..last.end] {
-            // Query after query sees one key more, and within a window loses one.
+            // Each query sees one key more than the one before, and with a window loses one.
             let mut from = keys.start as f32 + 1.0 - first.end as f32;
             for weights in &mut self.weights[keys.start - start..][..keys.len()] {
-                *weights = within(simd, numbers, [from, from + window], *weights, hidden);
+                *weights = within(simd, indices, [from, from + window], *weights, hidden);
                 from += 1.0;
             }
         }
@@ -195,30 +196,30 @@ impl SegmentRows<'_> {
         self.tokens.len()
     }
 
-    /// What the scores of queries and keys are multiplied by.
+    /// The scale of scores.
     fn scale(&self) -> f32 {
         1.0 / (self.heads.features as f32).sqrt()
     }
 
-    /// QueryHead `number` of all, queries before keys before values.
+    /// Head `number` of all: queries, then keys, then values.
     #[inline(always)]
     fn head(&self, number: usize) -> HeadRows<'_> {
         HeadRows::head(self.qkv, self.heads.fused_width(), number * self.heads.features)
     }
 
-    /// The angles of its tokens.
+    /// The rotation of its tokens.
     #[inline(always)]
-    fn turn<S: Simd>(&self, simd: S) -> RopeLanes<S> {
+    fn rope<S: Simd>(&self, simd: S) -> RopeLanes<S> {
         let (cosines, sines, pairs) = self.rope.of(self.tokens.clone());
-        let turned = |values| LaneMajor::of(simd, HeadRows { values, stride: pairs.max(1) }, self.count(), pairs);
-        RopeLanes { cosines: turned(cosines), sines: turned(sines) }
+        let lanes = |values| LaneMajor::of(simd, HeadRows { values, stride: pairs.max(1) }, self.count(), pairs);
+        RopeLanes { cosines: lanes(cosines), sines: lanes(sines) }
     }
 
-    /// QueryHead `number` turned, rotated and scaled.
+    /// Head `number` in lanes, rotated and scaled.
     #[inline(always)]
-    fn rotated<S: Simd>(&self, simd: S, number: usize, turn: &RopeLanes<S>, scale: f32) -> LaneMajor<S> {
+    fn rotated<S: Simd>(&self, simd: S, number: usize, rope: &RopeLanes<S>, scale: f32) -> LaneMajor<S> {
         let mut head = LaneMajor::of(simd, self.head(number), self.count(), self.heads.features);
-        head.rotate(simd, turn, false);
+        head.rotate(simd, rope, false);
         head.scale(simd, scale);
         head
     }
@@ -233,16 +234,16 @@ impl WithSimd for Attend<'_> {
         let (heads, count) = (segment.heads, segment.count());
         let (features, width) = (heads.features, heads.queries * heads.features);
         let mut out = vec![0.0; count * width];
-        let (turn, mut block) = (segment.turn(simd), WeightBlock::new(simd));
+        let (rope, mut block) = (segment.rope(simd), WeightBlock::new(simd, heads));
         for key_head in 0..heads.keys {
-            let keys = segment.rotated(simd, heads.queries + key_head, &turn, 1.0).rows(count);
+            let keys = segment.rotated(simd, heads.queries + key_head, &rope, 1.0).rows(count);
             let keys = HeadRows { values: &keys, stride: features };
             let values = segment.head(heads.queries + heads.keys + key_head);
             for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
-                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let q = segment.rotated(simd, head, &rope, segment.scale());
                 let mut sums = LaneMajor::zeros(simd, count, features);
                 for (number, queries) in blocks::<S>(count).enumerate() {
-                    block.make(simd, heads, &queries, q.block(number), keys);
+                    block.compute(simd, &queries, q.block(number), keys);
                     add_weighted(simd, &block.weights, values.at(block.seen.clone()), sums.block_mut(number));
                 }
                 sums.write(&mut out, width, head * features);
@@ -252,7 +253,7 @@ impl WithSimd for Attend<'_> {
     }
 }
 
-/// One query head on its way back, with what its queries leave for the keys' turn.
+/// The backward of one query head, with what its pass over queries keeps for the pass over keys.
 struct QueryHead<'a, S: Simd> {
     heads: &'a AttentionHeads,
     count: usize,
@@ -260,10 +261,10 @@ struct QueryHead<'a, S: Simd> {
     dout: LaneMajor<S>,
     dout_rows: HeadRows<'a>,
     /// Of each query the largest score, the inverse of its sum, and `rowsum(P dP)`.
-    left: [Vec<f32>; 3],
+    kept: [Vec<f32>; 3],
 }
 
-/// The keys and values of a key head, as rows and turned.
+/// The keys and values of a key head, as rows and as lanes.
 struct Keys<'a, S: Simd> {
     k: LaneMajor<S>,
     k_rows: HeadRows<'a>,
@@ -272,13 +273,13 @@ struct Keys<'a, S: Simd> {
 }
 
 impl<S: Simd> QueryHead<'_, S> {
-    /// `dQ` of this head, by blocks of queries, still rotated and not yet scaled.
+    /// `dQ` of this head by blocks of queries, still rotated and not yet scaled.
     #[inline(always)]
     fn by_queries(&mut self, simd: S, keys: &Keys<S>) -> LaneMajor<S> {
         let mut dq = LaneMajor::zeros(simd, self.count, self.q.features);
-        let (zero, mut block, mut products) = (simd.splat_f32s(0.0), WeightBlock::new(simd), Vec::new());
+        let (zero, mut block, mut products) = (simd.splat_f32s(0.0), WeightBlock::new(simd, self.heads), Vec::new());
         for (number, queries) in blocks::<S>(self.count).enumerate() {
-            block.make(simd, self.heads, &queries, self.q.block(number), keys.k_rows);
+            block.compute(simd, &queries, self.q.block(number), keys.k_rows);
             products.resize(block.seen.len(), zero);
             inner_products(simd, keys.v_rows.at(block.seen.clone()), self.dout.block(number), &mut products);
             let mut along = zero;
@@ -289,34 +290,34 @@ impl<S: Simd> QueryHead<'_, S> {
                 *p = simd.mul_f32s(*p, simd.sub_f32s(dp, along));
             }
             add_weighted(simd, &block.weights, keys.k_rows.at(block.seen.clone()), dq.block_mut(number));
-            for (all, lanes) in self.left.iter_mut().zip([&block.largest, &block.inverse, &along]) {
+            for (all, lanes) in self.kept.iter_mut().zip([&block.largest, &block.inverse, &along]) {
                 all.extend_from_slice(&cast_slice(std::slice::from_ref(lanes))[..queries.len()]);
             }
         }
         dq
     }
 
-    /// Adds this head's part of `dK` and `dV`, by blocks of keys, `dK` still rotated.
+    /// Adds this head's part of `dK` and `dV` by blocks of keys, `dK` still rotated.
     #[inline(always)]
     fn by_keys(&self, simd: S, keys: &Keys<S>, dk: &mut LaneMajor<S>, dv: &mut LaneMajor<S>) {
         let q_rows = self.q.rows(self.count);
         let q_rows = HeadRows { values: &q_rows, stride: self.q.features };
-        let [largest, inverse, along] = &self.left;
-        let (zero, numbers) = (simd.splat_f32s(0.0), lane_indices(simd));
+        let [largest, inverse, along] = &self.kept;
+        let (zero, indices) = (simd.splat_f32s(0.0), lane_indices(simd));
         let (mut weights, mut products): (Vec<S::f32s>, Vec<S::f32s>) = (Vec::new(), Vec::new());
         for (number, block) in blocks::<S>(self.count).enumerate() {
-            // A key is seen from its own place on, and within a window from no further than that.
+            // A key is seen from its own position on, and with a window by no query further than that.
             let end = self.heads.window.map_or(self.count, |window| (block.end - 1 + window).min(self.count));
             let seeing = block.start..end;
             weights.resize(seeing.len(), zero);
             inner_products(simd, q_rows.at(seeing.clone()), keys.k.block(number), &mut weights);
             for (query, weights) in seeing.clone().zip(&mut weights) {
                 let scores = simd.sub_f32s(*weights, simd.splat_f32s(largest[query]));
-                *weights = simd.mul_f32s(exp_of_lanes(simd, scores), simd.splat_f32s(inverse[query]));
+                *weights = simd.mul_f32s(exp_lanes(simd, scores), simd.splat_f32s(inverse[query]));
                 let visible = visible_keys(self.heads, query);
                 if visible.start > block.start || visible.end < block.end {
                     let lanes = [visible.start, visible.end].map(|key| key as f32 - block.start as f32);
-                    *weights = within(simd, numbers, lanes, *weights, zero);
+                    *weights = within(simd, indices, lanes, *weights, zero);
                 }
             }
             add_weighted(simd, &weights, self.dout_rows.at(seeing.clone()), dv.block_mut(number));
@@ -339,9 +340,9 @@ impl WithSimd for AttendBackward<'_> {
         let (heads, count, fused) = (segment.heads, segment.count(), segment.heads.fused_width());
         let (features, width) = (heads.features, heads.queries * heads.features);
         let mut dqkv = vec![0.0; count * fused];
-        let turn = segment.turn(simd);
+        let rope = segment.rope(simd);
         for key_head in 0..heads.keys {
-            let k = segment.rotated(simd, heads.queries + key_head, &turn, 1.0);
+            let k = segment.rotated(simd, heads.queries + key_head, &rope, 1.0);
             let (k_rows, v_rows) = (k.rows(count), segment.head(heads.queries + heads.keys + key_head));
             let v = LaneMajor::of(simd, v_rows, count, features);
             let keys = Keys { k, k_rows: HeadRows { values: &k_rows, stride: features }, v, v_rows };
@@ -349,16 +350,16 @@ impl WithSimd for AttendBackward<'_> {
             let mut dv = LaneMajor::zeros(simd, count, features);
             for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
                 let dout_rows = HeadRows::head(dout, width, head * features);
-                let q = segment.rotated(simd, head, &turn, segment.scale());
+                let q = segment.rotated(simd, head, &rope, segment.scale());
                 let dout = LaneMajor::of(simd, dout_rows, count, features);
-                let mut own = QueryHead { heads, count, q, dout, dout_rows, left: Default::default() };
+                let mut own = QueryHead { heads, count, q, dout, dout_rows, kept: Default::default() };
                 let mut dq = own.by_queries(simd, &keys);
                 own.by_keys(simd, &keys, &mut dk, &mut dv);
-                dq.rotate(simd, &turn, true);
+                dq.rotate(simd, &rope, true);
                 dq.scale(simd, segment.scale());
                 dq.write(&mut dqkv, fused, head * features);
             }
-            dk.rotate(simd, &turn, true);
+            dk.rotate(simd, &rope, true);
             dk.write(&mut dqkv, fused, (heads.queries + key_head) * features);
             dv.write(&mut dqkv, fused, (heads.queries + heads.keys + key_head) * features);
         }
@@ -379,7 +380,7 @@ mod tests {
         (0..count).map(|i| ((i * step) % 101) as f32 / 50.0 - 1.0).collect()
     }
 
-    /// Forward and backward of one segment by vectors of some width; its last query's first feature is `last`.
+    /// Forward and backward of one segment with the vectors of `simd`; the first feature of its last query is `last`.
     fn of<S: Simd>(simd: S, heads: &AttentionHeads, last: f32) -> [Vec<f32>; 2] {
         let rope = RopeConfig { theta: 10_000.0, features: heads.features, scaling: RopeScaling::None };
         let positions: Vec<u32> = (0..TOKENS as u32).collect();
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors_of_every_width_give_the_same() {
+    fn vectors_of_every_width_agree() {
         for window in [None, Some(5), Some(1)] {
             let heads = AttentionHeads { queries: 4, keys: 2, features: 16, window, products: DType::F32 };
             let one = of(pulp::Scalar, &heads, 0.5);
@@ -406,9 +407,9 @@ mod tests {
         }
     }
 
-    /// A loss that is no number stops an expert: it must not be lost on the way.
+    /// Training stops an expert whose loss is NaN, so that no kernel may drop one.
     #[test]
-    fn what_is_no_number_stays_none_by_vectors_of_every_width() {
+    fn nan_is_kept_by_vectors_of_every_width() {
         let heads = AttentionHeads { queries: 4, keys: 2, features: 8, window: None, products: DType::F32 };
         for last in [f32::NAN, f32::INFINITY] {
             for [out, _] in [of(pulp::Scalar, &heads, last), of(pulp::Scalar256b, &heads, last)] {
@@ -421,7 +422,7 @@ mod tests {
         }
     }
 
-    /// By the vectors of this machine.
+    /// With the vectors of this machine.
     struct Forward<'a>(&'a AttentionHeads, f32);
 
     impl WithSimd for Forward<'_> {

@@ -1,23 +1,23 @@
-//! The activations of the MLPs with their backward: Mistral's SwiGLU and Phi's GELU.
+//! The activations of MLPs, with their backward.
 
-use crate::attention::softmax::sigmoid;
+use crate::vector_math::sigmoid;
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
 
-/// The activation of a form's MLP.
+/// The activation of an architecture's MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// Mistral's; see [`swiglu`].
+    /// `silu(gate) * up`, as in Mistral; see [`swiglu`].
     SwiGlu,
-    /// Phi's; see [`gelu_new`].
+    /// GELU in the tanh form, as in Phi; see [`gelu_new`].
     GeluNew,
 }
 
 impl Activation {
-    /// The activation of `x`.
+    /// The activation of `x`: `[tokens, f]`, of `[tokens, 2 f]` for [`Activation::SwiGlu`].
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::SwiGlu => swiglu(x),
@@ -39,8 +39,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { op::unary(SwiGlu, x) } else { composed_swiglu(x) }
 }
 
-/// The same as [`swiglu`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
-/// the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
+/// The same as [`swiglu`] on any device; the reference that tests compare with. Only `x` is kept for the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
 pub fn composed_swiglu(x: &Tensor) -> Result<Tensor> {
     let f = x.dim(1)? / 2;
     let at = x.detach();
@@ -58,8 +57,8 @@ pub fn gelu_new(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { op::unary(GeluNew, x) } else { composed_gelu_new(x) }
 }
 
-/// The same as [`gelu_new`] by candle's own ops, for devices without a kernel. Of all that they make, `x` alone is kept for
-/// the backward, which is our own: that of candle's GELU has constants of six digits. With `t = tanh(r (x + c x³))`,
+/// The same as [`gelu_new`] on any device; the reference that tests compare with. Only `x` is kept for the backward, which is
+/// our own: that of candle's GELU has constants of six digits. With `t = tanh(r (x + c x³))`,
 /// `dx = dy (1 + t + x (1 - t²) r (1 + 3 c x²)) / 2`.
 pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
     let at = x.detach();
@@ -67,12 +66,12 @@ pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
         let (r, c) = (f64::from(ROOT), f64::from(CUBE));
         let squared = at.sqr()?;
         let t = (&at * squared.affine(r * c, r)?)?.tanh()?;
-        let turn = ((&at * squared.affine(3.0 * r * c, r)?)? * t.sqr()?.affine(-1.0, 1.0)?)?;
-        dy * ((turn + t)? + 1.0)?.affine(0.5, 0.0)?
+        let curve = ((&at * squared.affine(3.0 * r * c, r)?)? * t.sqr()?.affine(-1.0, 1.0)?)?;
+        dy * ((curve + t)? + 1.0)?.affine(0.5, 0.0)?
     })
 }
 
-/// Values that one task of the pool handles.
+/// Values of one task of the thread pool.
 const CHUNK: usize = 1 << 14;
 
 /// `y` of one token.
@@ -150,7 +149,7 @@ const CUBE: f32 = 0.044_715;
 /// `tanh(sqrt(2/π) (x + 0.044715 x³))`.
 #[inline(always)]
 fn inner(x: f32) -> f32 {
-    // By way of the sigmoid: tanh(u) = 2 sigmoid(2 u) - 1.
+    // tanh(u) = 2 sigmoid(2 u) - 1.
     2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
 }
 

@@ -1,4 +1,4 @@
-//! The frozen linears of a site: one op whose backward returns the input's gradient only.
+//! The linear layers of a site as one op. Where they are frozen, its backward computes the gradient of the input only.
 
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::weight::Weight;
@@ -9,22 +9,22 @@ use lorakit_lora::kernels::op::{self, Input, Op};
 use lorakit_lora::kernels::vjp::with_vjp;
 use std::sync::Arc;
 
-/// One projection `x Wᵀ + b`, with `W` `[out, in]`.
+/// The weights of one projection, `x Wᵀ + b`.
 #[derive(Clone)]
 pub struct LinearWeights {
     /// The weight, `[out, in]`.
     pub weight: Weight,
     /// The bias, `[out]`.
     pub bias: Option<Tensor>,
-    /// Number of outputs.
+    /// Number of output features.
     pub width: usize,
 }
 
-/// The projections of one site, whose outputs stand side by side.
+/// The projections of one site, their outputs side by side.
 #[derive(Clone)]
 pub struct FusedLinear {
     projections: Vec<LinearWeights>,
-    /// The same in the form that the CPU's op takes, where all are frozen and mapped.
+    /// The same for the CPU, if all are frozen and mapped.
     frozen: Option<Arc<FrozenProjections>>,
 }
 
@@ -57,7 +57,7 @@ impl FusedLinear {
         Ok(Self { frozen: frozen.map(|list| Arc::new(FrozenProjections::new(list))), projections })
     }
 
-    /// `x`, `[tokens, in]`, through every projection: `[tokens, sum of widths]`.
+    /// The outputs, `[tokens, sum of widths]`, of `x`, `[tokens, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.frozen {
             Some(projections) => op::unary(FrozenOp(projections.clone()), x),
@@ -65,12 +65,12 @@ impl FusedLinear {
         }
     }
 
-    /// The projections as plain functions, where all are frozen and on a CPU.
+    /// The projections as a plain function, if all are frozen and on a CPU.
     pub fn frozen(&self) -> Option<Arc<dyn FrozenLinear>> {
         self.frozen.clone().map(|projections| projections as Arc<dyn FrozenLinear>)
     }
 
-    /// By candle's own products, where weights are tensors: they live on a device, or train.
+    /// Composed of candle's products, where weights are tensors: on a GPU, or trained.
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let trains = |p: &LinearWeights| {
             matches!(&p.weight, Weight::Tensor(weight) if weight.track_op())
@@ -79,7 +79,7 @@ impl FusedLinear {
         if self.projections.iter().any(trains) {
             return outputs(&self.projections, x);
         }
-        // Left to itself, candle would make and hold the gradient of every frozen weight.
+        // candle would compute and hold the gradient of every frozen weight.
         let (y, projections) = (outputs(&self.projections, &x.detach())?, self.projections.clone());
         with_vjp(x, y, move |dy| {
             let mut start = 0;
@@ -108,18 +108,18 @@ fn outputs(projections: &[LinearWeights], x: &Tensor) -> Result<Tensor> {
     if let [one] = outputs.as_slice() { Ok(one.clone()) } else { Tensor::cat(&outputs, 1) }
 }
 
-/// `x w` in the weight's own type, as f32: a weight of 16 bits is not widened, so `x` is rounded to its type, and so is
-/// the product, whose sums are f32 within.
+/// `x w` in the weight's own type, as f32. A weight of 16 bits is not widened: `x` and the product are rounded to its type,
+/// with sums in f32.
 pub(crate) fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.to_dtype(w.dtype())?.matmul(w)?.to_dtype(DType::F32)
 }
 
-/// The same of gradients, which may be smaller than f16 reaches: there each token's are multiplied at the size of one.
+/// The same for gradients, which may be below the range of f16: there those of each token are scaled to one before.
 pub(crate) fn gradient_product(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
     if w.dtype() != DType::F16 {
         return product(dy, w);
     }
-    // Where all are zero they stay so.
+    // The smallest f32 keeps zeros from being divided by zero.
     let size = (dy.abs()?.max_keepdim(1)? + f64::from(f32::MIN_POSITIVE))?;
     product(&dy.broadcast_div(&size)?, w)?.broadcast_mul(&size)
 }
@@ -132,7 +132,7 @@ impl FrozenProjections {
     }
 }
 
-/// `y = x Wᵀ + b` with frozen, mapped `W`: `dx = dy W`, and no gradient of `W` is ever computed or stored.
+/// `dx = dy W`: no gradient of `W` is computed.
 impl FrozenLinear for FrozenProjections {
     fn input(&self) -> usize {
         self.input
@@ -145,7 +145,7 @@ impl FrozenLinear for FrozenProjections {
     fn forward(&self, x: &[f32]) -> Vec<f32> {
         let width = self.output;
         let mut y = vec![0.0; x.len() / self.input * width];
-        // Without tokens there is no place for the second projection to start at.
+        // Without tokens, the second projection's columns would start beyond `y`.
         if y.is_empty() {
             return y;
         }

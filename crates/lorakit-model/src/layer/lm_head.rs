@@ -1,8 +1,8 @@
 //! The matrix that makes logits, and the negative log-likelihood of target tokens, with logits only where a token carries
 //! loss.
 
-use crate::attention::softmax::{exp, largest, total};
 use crate::layer::linear::{gradient_product, product};
+use crate::vector_math::{exp, largest, total};
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};

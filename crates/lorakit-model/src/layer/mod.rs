@@ -1,7 +1,7 @@
-//! What a layer is made of, and how its steps enter candle's graph or a tape.
+//! The parts of a layer, and the context through which they enter candle's graph or a tape.
 
 pub mod activation;
-pub(crate) mod context;
+pub(crate) mod layer_context;
 pub mod linear;
 pub mod lm_head;
 pub mod norm;

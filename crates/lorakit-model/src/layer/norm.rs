@@ -6,7 +6,7 @@ use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
 
-/// Which norm: the two differ in whether the mean is taken away.
+/// The kind of a norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
     /// `x / rms(x) * w`, as in Mistral.
@@ -53,10 +53,10 @@ impl Norm {
         NormOp { kind: self.kind, epsilon: self.epsilon as f32 }
     }
 
-    /// What [`Norm::forward`] is without the bias, by candle's own ops, for devices without a kernel.
+    /// The same as [`Norm::forward`] without the bias, on any device; the reference that tests compare with.
     ///
-    /// Where the weight is frozen, `x` alone is kept for the backward: with `n = (x - mean) / spread` and `g = dy w`,
-    /// `dx = (g - n mean(g n) - mean(g)) / spread`, of which the last mean and that of `x` are LayerNorm's alone.
+    /// With a frozen weight only `x` is kept for the backward: with `n = (x - mean) / spread` and `g = dy w`,
+    /// `dx = (g - n mean(g n) - mean(g)) / spread`, where `mean(g)` and the mean of `x` are LayerNorm's only.
     pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.track_op() {
             return self.normed(x)?.0.broadcast_mul(&self.weight);
@@ -70,7 +70,7 @@ impl Norm {
         })
     }
 
-    /// `x` without the mean that this kind of norm takes away.
+    /// `x` less its mean, if this kind of norm subtracts it.
     fn centred(&self, x: &Tensor) -> Result<Tensor> {
         match self.kind {
             NormKind::Rms => Ok(x.clone()),
@@ -78,7 +78,7 @@ impl Norm {
         }
     }
 
-    /// Every row of `x` centred and divided by its spread, and the spreads, `[tokens, 1]`.
+    /// Every row of `x` divided by its spread, centred if the kind says so, and the spreads, `[tokens, 1]`.
     fn normed(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let centred = self.centred(x)?;
         let spread = (centred.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
@@ -105,7 +105,7 @@ impl NormOp {
     }
 }
 
-/// A sum in eight lanes, which the compiler turns into vector code and whose order never changes.
+/// A sum in eight partial sums, which the compiler turns into vector code, in the same order on every machine.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; 8];

@@ -13,27 +13,27 @@ pub struct RopeFrequencies {
     inverse: Arc<[f32]>,
 }
 
-/// Cosines and sines for the tokens of one batch, shared by all layers.
+/// The cosines and sines of one batch's tokens, shared by all layers.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     cosines: Arc<[f32]>,
     sines: Arc<[f32]>,
     /// Pairs of features that are rotated in each head.
     pairs: usize,
-    /// The same on a device, once a layer has asked for them there.
+    /// The same on a device, made on first use.
     tensors: Arc<OnceLock<(Tensor, Tensor)>>,
 }
 
 impl RopeFrequencies {
-    /// `1 / theta^(2 i / features)`, stretched as the config says.
+    /// `1 / theta^(2 i / features)`, scaled as the config says.
     pub fn new(rope: &RopeConfig) -> Self {
         let pairs = rope.features / 2;
         let plain = (0..pairs).map(|i| rope.theta.powf(-(2.0 * i as f64) / rope.features as f64));
-        Self { inverse: plain.map(|f| stretched(f, &rope.scaling) as f32).collect() }
+        Self { inverse: plain.map(|f| scaled(f, &rope.scaling) as f32).collect() }
     }
 
-    /// The angles of tokens at `positions`. Products are taken in f32, as transformers takes them: at far
-    /// positions the rounding of the angle shows, and the base was trained with it.
+    /// The rotation of tokens at `positions`. Angles are computed in f32, as in transformers: at far positions their rounding
+    /// matters, and the base was trained with it.
     pub fn angles(&self, positions: &[u32]) -> RopeTable {
         let angle = |&p: &u32| self.inverse.iter().map(move |f| f64::from(p as f32 * f));
         RopeTable {
@@ -45,8 +45,8 @@ impl RopeFrequencies {
     }
 }
 
-/// One frequency under the config's scaling (Llama 3.1: low frequencies divided, high ones kept, a blend between).
-fn stretched(frequency: f64, scaling: &RopeScaling) -> f64 {
+/// One frequency under the config's scaling. Llama 3.1 divides low frequencies, keeps high ones, and blends in between.
+fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
@@ -70,12 +70,12 @@ impl RopeTable {
         self.apply(token, head, 1.0);
     }
 
-    /// Turns a rotation back, which is also how a gradient passes through it.
+    /// The inverse rotation, which is also the backward of [`RopeTable::rotate`].
     pub fn rotate_back(&self, token: usize, head: &mut [f32]) {
         self.apply(token, head, -1.0);
     }
 
-    /// The cosines and sines as tensors, `[tokens, 1, pairs]` each: on the device that is asked for first.
+    /// The cosines and sines as tensors, `[tokens, 1, pairs]` each, on the device of the first call.
     pub(crate) fn tensors(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
         let tensor =
             |values: &[f32]| Tensor::from_slice(values, (values.len() / self.pairs.max(1), 1, self.pairs), device);
