@@ -66,7 +66,7 @@ fn what_cannot_be_imported_leaves_no_library() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let import = |from: &str| run(["library", "import", "--library", &path("library"), &path(from)]).failed(1);
-    says(&import("absent"), &["absent", "no folder"]);
+    says(&import("absent"), &["absent", "not an adapter folder"]);
     fs::create_dir(path("empty")).unwrap();
     says(&import("empty"), &["empty", "adapter_config.json", "NAME.ckpt"]);
     fs::create_dir(path("half")).unwrap();
