@@ -68,7 +68,7 @@ impl AdapterArgs {
         let opened = OpenLibrary::open(library, base, &[])?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(data)?;
-        let tokenizer = || place.tokenizer();
+        let tokenizer = || place.tokenizer().map_err(Into::into);
         let seed = context.seed;
         let over =
             FitContext { base, library: &opened, tokenizer: &tokenizer, tasks: &fit, data, seed, reporter: context };

@@ -73,7 +73,7 @@ impl ResolvedBase {
     /// The record in its folder, where lorakit trained or merged it.
     pub fn record(&self) -> Result<Option<ExpertRecord>> {
         match self {
-            Self::Folder { folder, .. } => lorakit_fit::record_of_model(folder),
+            Self::Folder { folder, .. } => Ok(lorakit_fit::record_of_model(folder)?),
             Self::Pico => Ok(None),
         }
     }

@@ -15,7 +15,8 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::Results;
 use lorakit_fit::adapt::{
-    AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, METHODS, Method, Outcomes, evaluate_adapted,
+    ADAPT_METHODS, AdaptMethod, AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, Outcomes, evaluate_adapted,
+    parse_adapt_method,
 };
 use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
@@ -24,6 +25,7 @@ use lorakit_task::Task;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The arguments of `adapt`.
 #[derive(Args, Debug)]
@@ -41,8 +43,8 @@ pub struct AdaptArgs {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "library")]
     experts: Vec<String>,
     /// Method, with settings after a colon; all are listed below
-    #[arg(long, value_name = "M")]
-    method: Method,
+    #[arg(long, value_name = "M", value_parser = parse_adapt_method)]
+    method: Arc<dyn AdaptMethod>,
     /// Fraction of each task's training and validation rows to use, from the start
     #[arg(long, value_name = "F", default_value = "1")]
     fraction: Fraction,
@@ -61,7 +63,8 @@ pub struct AdaptArgs {
 
 /// The list of methods for `--help`.
 fn methods() -> String {
-    let lines: Vec<String> = METHODS.iter().map(|(name, what)| help_entry(name, what)).collect();
+    let lines: Vec<String> =
+        ADAPT_METHODS.iter().map(|method| help_entry(&method.usage(), &method.description())).collect();
     format!("Methods, with their settings and defaults:\n{}", lines.join("\n"))
 }
 
@@ -80,12 +83,12 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
     let tasks = args.tasks.load()?;
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
-    let opened = match (&args.library, args.method.needs_library()) {
+    let opened = match (&args.library, args.method.info().needs_library) {
         (Some(root), true) => Some(OpenLibrary::open(root, &base, &args.experts)?),
         (None, true) => None,
         (given, false) => {
             if given.is_some() {
-                context.output.warn(format!("--method {} does not use --library", args.method.name()));
+                context.output.warn(format!("--method {} does not use --library", args.method.info().name));
             }
             None
         }
@@ -94,8 +97,8 @@ pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
         ensure_unseen(&tasks, opened)?;
         ensure!(!same_folder(&args.out, opened), "{}: --out and --library are the same folder", args.out.display());
     }
-    let settings = |defaults| args.settings.over(defaults);
-    let plan = AdaptPlan::new(&args.method, opened.as_ref(), &settings)?;
+    let settings = |defaults| args.settings.over(defaults).map_err(Into::into);
+    let plan = AdaptPlan::new(&*args.method, opened.as_ref(), &settings)?;
     let train = TrainContext {
         base: &base,
         tokenizer: &vocabulary,
@@ -141,12 +144,10 @@ fn same_folder(out: &std::path::Path, opened: &OpenLibrary) -> bool {
 impl AdaptArgs {
     /// Checks what needs no file to be opened.
     fn ensure_usage(&self) -> Result<()> {
-        let name = self.method.name();
-        usage::ensure(self.library.is_some() || !self.method.needs_library(), || {
-            format!("--method {name} needs --library")
-        })?;
-        let trains = !matches!(self.method, Method::FittedMerge(_));
-        usage::ensure(trains || !self.settings.are_given(), || {
+        let method = self.method.info();
+        let name = method.name;
+        usage::ensure(self.library.is_some() || !method.needs_library, || format!("--method {name} needs --library"))?;
+        usage::ensure(method.uses_train_config || !self.settings.are_given(), || {
             format!(
                 "--set and --config are training settings; settings of {name} follow a colon, as in --method {}",
                 self.method
@@ -168,7 +169,7 @@ fn evaluate(
         EvaluationEvent::Started { column, task } => bar.set_message(format!("{column} on {task},")),
         EvaluationEvent::Finished => bar.inc(1),
         EvaluationEvent::Skipped { task, error } => {
-            bar.suspend(|| context.output.warn(format!("task `{task}` is not evaluated: {error:#}")));
+            bar.suspend(|| context.output.warn(format!("task `{task}` is not evaluated: {}", error.chain())));
             bar.inc(COLUMNS.len() as u64);
         }
     })?;
@@ -200,7 +201,7 @@ fn report(adapted: &Adapted) -> Report {
             outcome: training_report::outcome(report),
         },
         Adapted::Routed(outcomes) => routed(outcomes),
-        Adapted::Composed(outcomes) => composed(outcomes),
+        Adapted::Weighted(outcomes) => composed(outcomes),
     }
 }
 
@@ -238,7 +239,7 @@ fn outcome(fits: &Outcomes) -> Result<()> {
     if fits.failed.is_empty() {
         return Ok(());
     }
-    let each: Vec<String> = fits.failed.iter().map(|(task, error)| format!("`{task}`: {error:#}")).collect();
+    let each: Vec<String> = fits.failed.iter().map(|(task, error)| format!("`{task}`: {}", error.chain())).collect();
     bail!("{} failed, the finished ones are complete: {}", pluralize(each.len(), "task"), each.join("; "))
 }
 

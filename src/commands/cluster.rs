@@ -231,7 +231,7 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            cluster_experts(experts, &options, (args.k, "-k"), context)
+            Ok(cluster_experts(experts, &options, (args.k, "-k"), context)?)
         }
     }
 }
@@ -248,7 +248,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 fn embeddings(args: &ClusterArgs, context: &Context) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
-    embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)
+    Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)?)
 }
 
 /// The embedding of an expert: the mean over its tasks, or that of the task with its name if none is recorded.

@@ -6,7 +6,6 @@ use crate::args::task_args::{self, FitArgs, TaskArgs};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::Context;
-use crate::interrupt::Interrupted;
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
@@ -89,7 +88,7 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     if let Some(opened) = &opened {
         ensure_unseen(&tasks, opened, args.split)?;
     }
-    let tokenizer = || place.tokenizer();
+    let tokenizer = || place.tokenizer().map_err(Into::into);
     let routing = opened.as_ref().map(|library| FitContext {
         base: &base,
         library,
@@ -154,7 +153,7 @@ fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option
         Library::open(root)?;
         return Ok(None);
     }
-    OpenLibrary::open(root, base, &[]).map(Some)
+    Ok(Some(OpenLibrary::open(root, base, &[])?))
 }
 
 /// Refuses tasks whose evaluated rows an expert may have been trained on.
@@ -199,13 +198,12 @@ fn prepare<'a>(
     let mut line = |RouterArg { router, text }: &RouterArg| -> Result<PreparedRouter<'a>> {
         let Some(routing) = routing else { return Ok(PreparedRouter::Same(RoutedPatches::plain(Patches::none()))) };
         if !depends_on_task(routing, &**router) {
-            return build_router(routing, &**router, None, None).map(PreparedRouter::Same);
+            return Ok(PreparedRouter::Same(build_router(routing, &**router, None, None)?));
         }
         let (mut fillings, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
             match build_router(routing, &**router, Some(task), None) {
                 Ok(filling) => fillings.push(Some(filling)),
-                Err(error) if error.is::<Interrupted>() => return Err(error),
                 Err(error) => {
                     fillings.push(None);
                     errors.push((&task.name, error));
@@ -213,9 +211,9 @@ fn prepare<'a>(
             }
         }
         if errors.len() == tasks.len() {
-            return Err(errors.swap_remove(0).1);
+            return Err(errors.swap_remove(0).1.into());
         }
-        errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error, context))?;
+        errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error.into(), context))?;
         Ok(PreparedRouter::ByTask(fillings))
     };
     routers.iter().map(|typed| line(typed).with_context(|| format!("--router {typed}"))).collect()

@@ -52,7 +52,7 @@ pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
     let opened = OpenLibrary::open(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(data)?;
-    let tokenizer = || place.tokenizer();
+    let tokenizer = || place.tokenizer().map_err(Into::into);
     let over = FitContext {
         base: &base,
         library: &opened,

@@ -181,7 +181,7 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingP
     if let Some(path) = &mode.clusters {
         let clusters = Clusters::read(path)?;
         let library = Library::open(&args.library).ok();
-        return of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref());
+        return Ok(of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref())?);
     }
     Ok(match mode {
         TrainMode { joint: true, .. } => vec![joint(tasks)],

@@ -78,7 +78,7 @@ pub fn score(
     for (label, which, router) in ROWS {
         let router = parse_router(router)?;
         let opened = which.of(libraries);
-        let tokenizer = || setup.place.tokenizer();
+        let tokenizer = || setup.place.tokenizer().map_err(Into::into);
         let fit = FitContext {
             base: &setup.base,
             library: opened,

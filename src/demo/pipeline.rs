@@ -78,7 +78,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &Context) 
         return Err(Interrupted("run the same command again to continue".to_owned()).into());
     }
     ensure!(summary.failed.is_empty(), "experts failed: {:?}", summary.failed);
-    OpenLibrary::open(root, &setup.base, &[])
+    Ok(OpenLibrary::open(root, &setup.base, &[])?)
 }
 
 /// MBC over the deltas of the private experts, with as many clusters as families, and the Rand index of every space.

@@ -150,6 +150,11 @@ impl AdapterError {
     }
 }
 
+/// The error of a pickle or of the file around it.
+pub(crate) fn pickle_error(reason: impl Into<String>) -> AdapterError {
+    AdapterError::Pickle(reason.into())
+}
+
 /// Adds to an error what it is about.
 pub(crate) trait Within<T> {
     /// Wraps the error in the name of a file, expert, module or tensor.

@@ -32,7 +32,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Row, evaluate};
+//! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Sequence, evaluate};
 //! use lorakit_model::Base;
 //! use lorakit_task::{Task, Tokenizer};
 //! use std::path::Path;
@@ -41,7 +41,7 @@
 //! let base = Base::open(folder, &Default::default())?;
 //! let tokenizer = Tokenizer::open(folder)?;
 //! let model =
-//!     PatchedModel { base: &base, tokenizer: &tokenizer, patches: &Patches::none(), routing: &Row::default() };
+//!     PatchedModel { base: &base, tokenizer: &tokenizer, patches: &Patches::none(), routing: &Sequence::default() };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {

@@ -1,8 +1,8 @@
 //! What fitting a router over an open library has at hand.
 
+use crate::error::BoxError;
 use crate::open_library::OpenLibrary;
 use crate::reporter::Reporter;
-use anyhow::Result;
 use lorakit_model::Base;
 use lorakit_task::{Task, Tokenizer};
 use std::path::Path;
@@ -14,7 +14,7 @@ pub struct FitContext<'a, 'base> {
     /// The library.
     pub library: &'a OpenLibrary,
     /// Opens the base's tokenizer. It is called only where something is fitted.
-    pub tokenizer: &'a dyn Fn() -> Result<Tokenizer>,
+    pub tokenizer: &'a dyn Fn() -> Result<Tokenizer, BoxError>,
     /// The tasks to fit to; empty: what each router takes by default, see [`lorakit_route::TrainingData`].
     pub tasks: &'a [Task],
     /// The folder that task files refer to, for tasks that are found again by an expert's record.

@@ -2,6 +2,7 @@
 
 pub mod adapt;
 pub mod cluster;
+mod error;
 mod fit_context;
 pub mod fitted_merge;
 mod library_lock;
@@ -14,6 +15,7 @@ pub mod router;
 mod task_record;
 pub mod training;
 
+pub use error::{BoxError, FitError, Result};
 pub use fit_context::FitContext;
 pub use library_lock::{lock, lock_for};
 pub use merge_record::{

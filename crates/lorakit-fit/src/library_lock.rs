@@ -1,8 +1,8 @@
 //! The lock of a library, waited for where another process holds it.
 
+use crate::error::Result;
 use crate::open_library::ensure_same_base;
 use crate::reporter::Reporter;
-use anyhow::Result;
 use lorakit_adapter::{Library, LibraryLock};
 use lorakit_model::Base;
 

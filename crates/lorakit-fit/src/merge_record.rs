@@ -1,7 +1,7 @@
 //! The record beside a merged adapter or base: enough to repeat the merge and compare.
 
-use crate::record_file::{read_record, record_beside};
-use anyhow::{Context as _, Result};
+use crate::error::{Context as _, Result};
+use crate::record_file::{parse_json, read_record, record_beside};
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
 use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
@@ -193,8 +193,7 @@ pub fn read_merged_base_record(folder: &Path) -> Result<Option<MergedBaseRecord>
     if !path.is_file() {
         return Ok(None);
     }
-    let text = lorakit_format::read_text(&path)?;
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not as lorakit writes it", path.display()))
+    parse_json(&path).map(Some)
 }
 
 /// The record in the folder of a model that lorakit trained or merged; `None` for any other base.

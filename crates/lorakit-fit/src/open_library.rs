@@ -1,7 +1,7 @@
 //! A library opened over a base: its experts stacked at the base's sites.
 
+use crate::error::{Context as _, FitError, Result};
 use crate::record_file::record_beside;
-use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
@@ -31,14 +31,16 @@ impl OpenLibrary {
         }
         let mut names = library.expert_names()?;
         if let Some(unknown) = chosen.iter().find(|name| !names.contains(name)) {
-            bail!("{}: no expert has the name {unknown}; there are {}", root.display(), names.join(", "));
+            return Err(FitError::UnknownExpert {
+                library: root.to_owned(),
+                name: unknown.clone(),
+                known: names.join(", "),
+            });
         }
         names.retain(|name| chosen.is_empty() || chosen.contains(name));
-        ensure!(
-            !names.is_empty(),
-            "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some",
-            root.display()
-        );
+        if names.is_empty() {
+            return Err(FitError::EmptyLibrary(root.to_owned()));
+        }
         let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>, _>>()?;
         let expert = |(name, record): (&String, &Option<ExpertRecord>)| -> Result<Expert> {
             ensure_base(record.as_ref(), base).with_context(|| format!("the expert `{name}` of {}", root.display()))?;
@@ -108,11 +110,12 @@ fn ensure_base(record: Option<&ExpertRecord>, base: &Base) -> Result<()> {
     let (Some(trained), given) = (record.and_then(|r| r.base_fingerprint.as_ref()), base.identity()) else {
         return Ok(());
     };
-    ensure!(
-        *trained == given.fingerprint,
-        "trained on a base with the fingerprint {trained}, and `{}` has {}; give the base that it was trained on",
-        given.name,
-        given.fingerprint
-    );
-    Ok(())
+    if *trained == given.fingerprint {
+        return Ok(());
+    }
+    Err(FitError::OtherBase {
+        trained: trained.clone(),
+        base: given.name.clone(),
+        fingerprint: given.fingerprint.clone(),
+    })
 }

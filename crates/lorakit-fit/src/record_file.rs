@@ -1,7 +1,8 @@
 //! `expert.json`, the record beside an adapter or a model.
 
-use anyhow::{Context as _, Result};
+use crate::error::{FitError, Result};
 use lorakit_adapter::ExpertRecord;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 
 /// The record in an adapter's folder; `None` for a folder that PEFT wrote.
@@ -17,7 +18,11 @@ pub(crate) fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
     if !path.is_file() {
         return Ok(None);
     }
-    serde_json::from_str(&lorakit_format::read_text(path)?)
-        .map(Some)
-        .with_context(|| format!("{}: not as lorakit writes it", path.display()))
+    parse_json(path).map(Some)
+}
+
+/// What a JSON file holds.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = lorakit_format::read_text(path)?;
+    serde_json::from_str(&text).map_err(|source| FitError::Json { path: path.to_owned(), source })
 }

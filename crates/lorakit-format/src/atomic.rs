@@ -201,3 +201,60 @@ fn with_default_permissions<'a, 'p, 's>(
     let _ = mode;
     builder
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_failed_writer_leaves_what_was_there_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, tree) = (folder.path().join("file"), folder.path().join("tree"));
+        write_file(&file, b"old").unwrap();
+        create_folder(&tree, |tree| write_file(&tree.join("a"), b"a")).unwrap();
+        let error = write_file_by(&file, |_| Err("no space")).unwrap_err();
+        assert!(error.to_string().ends_with("file: cannot be written"), "{error}");
+        assert_eq!(error.source().unwrap().to_string(), "no space");
+        let missing = folder.path().join("missing");
+        let failed = |tree: &Path| write_file(&tree.join("missing/b"), b"b");
+        assert!(replace_folder(&tree, failed).is_err() && create_folder(&missing, failed).is_err());
+        assert_eq!(
+            (fs::read(&file).unwrap().as_slice(), names(folder.path())),
+            (&b"old"[..], vec!["file".into(), "tree".into()])
+        );
+        assert_eq!(names(&tree), ["a"]);
+    }
+
+    #[test]
+    fn a_folder_is_created_once_replaced_whole_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        let fill = |name: &'static str| move |tree: &Path| write_file(&tree.join(name), b"");
+        create_folder(&tree, fill("a")).unwrap();
+        let error = create_folder(&tree, fill("b")).unwrap_err().to_string();
+        assert!(error.contains("does it exist already?"), "{error}");
+        replace_folder(&tree, fill("c")).unwrap();
+        assert_eq!((names(&tree), names(folder.path())), (vec!["c".to_owned()], vec!["tree".to_owned()]));
+        remove_folder(&tree).unwrap();
+        assert!(names(folder.path()).is_empty() && remove_folder(&tree).is_err());
+    }
+
+    #[test]
+    fn recovery_restores_a_folder_whose_replacement_never_came() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".old-a", ".old-b", "b", ".new-x"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        fs::write(folder.path().join(".new-y"), "").unwrap();
+        recover(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+}

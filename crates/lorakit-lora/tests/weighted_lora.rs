@@ -24,7 +24,7 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
     Tensor::from_vec(values(seed, rows * columns), (rows, columns), &Device::Cpu).unwrap()
 }
 
-/// Three experts over two projections (columns 0..4 and 4..9) whose A's stand in two segments of six ranks: the first
+/// Three experts over two projections (columns 0..4 and 4..9) whose A's are two segments of six ranks: the first
 /// of rank 2 and two scales, the second of ranks 3 and 1, the third with the second projection alone; a fourth has
 /// nothing. The weights are each expert's own, or those of each projection and expert.
 fn stacked(by_projection: bool) -> WeightedLora {

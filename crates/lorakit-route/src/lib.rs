@@ -19,7 +19,7 @@
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
-//! use lorakit_lora::{Outputs, Projection, Rows, Site, SiteRole};
+//! use lorakit_lora::{Outputs, Projection, SequenceBatch, Site, SiteRole};
 //! use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,7 +40,7 @@
 //! let token = Tensor::new(&[[3f32, 4.]], &Device::Cpu)?;
 //! let mut out = Outputs::new(Tensor::new(&[[10f32, 10.]], &Device::Cpu)?);
 //! if let Some(patch) = patches.at(0) {
-//!     patch.add(&token, &Rows::packed([1]), &mut out)?;
+//!     patch.add(&token, &SequenceBatch::packed([1]), &mut out)?;
 //! }
 //! assert_eq!(out.tensor().to_vec2::<f32>()?, [[10., 18.]]); // the second expert: 10 + 2 * 4
 //! # Ok(())
@@ -72,7 +72,7 @@ pub use fixed::cat::{Cat, CatMerge};
 pub use fixed::expert_per_row::expert_per_row;
 pub use fixed::held_out::HeldOut;
 pub use fixed::lorahub::LoraHub;
-pub use fixed::lorahub::row_losses::{ModelError, RowLoss, RowLosses};
+pub use fixed::lorahub::row_losses::{LossError, RowLoss, RowLosses};
 pub use fixed::no_expert::NoExpert;
 pub use fixed::oracle::{Oracle, expert_of_task};
 pub use fixed::poly::Poly;

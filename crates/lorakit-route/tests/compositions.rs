@@ -10,7 +10,7 @@ use lorakit_lora::{Outputs, Patches, Sequence, SequenceBatch, Site};
 use lorakit_route::fixed::lorahub::SearchMode;
 use lorakit_route::fixed::weight_groups::Granularity;
 use lorakit_route::{
-    Cat, CatMerge, Expert, FittedMerge, LibraryStack, LoraHub, Mixing, ModelError, Router, RouterContext, RouterState,
+    Cat, CatMerge, Expert, FittedMerge, LibraryStack, LoraHub, LossError, Mixing, Router, RouterContext, RouterState,
     RowLoss, RowLosses, by_row_weights, by_weights, parse_fitted_merge, single_expert,
 };
 use small::{added, assert_close, dense, expert as make, experts, random, site, tokens, values};
@@ -229,12 +229,12 @@ fn as_published_composes_a_and_b_separately() {
 struct Toward([f64; 2]);
 
 impl RowLosses for Toward {
-    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError> {
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, LossError> {
         let loss = |w: &Vec<f64>| 1.0 + (w[0] - self.0[0]).powi(2) + (w[1] - self.0[1]).powi(2);
         Ok(candidates.iter().map(|w| vec![RowLoss { sum: 2.0 * loss(w), tokens: 2 }; 4]).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError> {
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
         Ok(vec![vec![at[0] - self.0[0], at[1] - self.0[1], 0.0]; 4])
     }
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::adapter::Adapter;
-use crate::error::{AdapterError, Result, Within};
+use crate::error::{AdapterError, Result, Within, pickle_error};
 use crate::import::pickle::Pickle;
 use crate::import::pickle_value::{Value, ValueId};
 use crate::import::torch_file::{Dense, TorchFile};
@@ -44,9 +44,11 @@ pub fn mttl_experts(folder: &Path) -> Result<Vec<String>> {
         }
         let place = path.display();
         let name = path.file_stem().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| error(format!("{place}: the name is not UTF-8")))?;
+        let name = name.ok_or_else(|| pickle_error(format!("{place}: the name is not UTF-8")))?;
         if !path.with_extension(META).is_file() {
-            return Err(error(format!("{place}: no {name}.{META} is next to it; expected both, as mttl writes them")));
+            return Err(pickle_error(format!(
+                "{place}: no {name}.{META} is next to it; expected both, as mttl writes them"
+            )));
         }
         names.push(name.to_owned());
     }
@@ -87,9 +89,11 @@ impl Meta {
         let setting = |key: &str| configs.iter().flatten().find_map(|config| pickle.get(*config, key));
         let number = |key: &str| -> Result<f64> {
             let found = setting(key)
-                .ok_or_else(|| error(format!("no `{key}` in expert_config; expected the expert of a LoRA")))?;
+                .ok_or_else(|| pickle_error(format!("no `{key}` in expert_config; expected the expert of a LoRA")))?;
             let number = pickle.number(found).filter(|number| number.is_finite() && *number > 0.0);
-            number.ok_or_else(|| error(format!("`{key}` is {}; expected a number above zero", pickle.value(found))))
+            number.ok_or_else(|| {
+                pickle_error(format!("`{key}` is {}; expected a number above zero", pickle.value(found)))
+            })
         };
         let text = |id: Option<ValueId>| id.and_then(|id| pickle.text(id)).filter(|text| !text.is_empty());
         let tasks = text(pickle.get(root, "expert_task_name")).into_iter().flat_map(|tasks| tasks.split(','));
@@ -179,10 +183,6 @@ fn transpose((shape, values): Dense) -> Result<Matrix> {
     }
     let transposed = (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect();
     Matrix::new(columns, rows, transposed)
-}
-
-fn error(reason: String) -> AdapterError {
-    AdapterError::Pickle(reason)
 }
 
 fn wrong(reason: String) -> AdapterError {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::error::{AdapterError, Result, Within};
+use crate::error::{Result, Within, pickle_error};
 use crate::import::pickle_value::{Value, ValueId};
 
 /// The limit of values, and of entries on the stack, marks and memo entries: one byte can make one. The state dict of a
@@ -114,8 +114,11 @@ impl<'a> Machine<'a> {
                 self.push(Value::List(items));
             }
             0x85..=0x87 => {
-                let from =
-                    self.stack.len().checked_sub(usize::from(code - 0x84)).ok_or_else(|| error("too few values"))?;
+                let from = self
+                    .stack
+                    .len()
+                    .checked_sub(usize::from(code - 0x84))
+                    .ok_or_else(|| pickle_error("too few values"))?;
                 let items = self.stack.split_off(from);
                 self.push(Value::Tuple(items));
             }
@@ -163,7 +166,7 @@ impl<'a> Machine<'a> {
                 } else {
                     u32::from_le_bytes(self.take()?).into()
                 };
-                let kept = self.memo.get(&key).ok_or_else(|| error(format!("the memo has no entry {key}")))?;
+                let kept = self.memo.get(&key).ok_or_else(|| pickle_error(format!("the memo has no entry {key}")))?;
                 self.stack.push(*kept);
             }
             _ => return Ok(false),
@@ -182,9 +185,9 @@ impl<'a> Machine<'a> {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let text = |id: ValueId| match &self.values[id] {
                     Value::Text(text) if text.len() <= NAME_LIMIT => Ok(text.clone()),
-                    other => {
-                        Err(error(format!("found {other} as a name; expected a text of at most {NAME_LIMIT} bytes")))
-                    }
+                    other => Err(pickle_error(format!(
+                        "found {other} as a name; expected a text of at most {NAME_LIMIT} bytes"
+                    ))),
                 };
                 let name = format!("{}.{}", text(module)?, text(name)?);
                 self.push(Value::Name(name));
@@ -211,7 +214,7 @@ impl<'a> Machine<'a> {
                 let key = self.pop()?;
                 self.push(Value::Persistent(key));
             }
-            other => return Err(error(format!("opcode {other:#04x}, which torch does not write"))),
+            other => return Err(pickle_error(format!("opcode {other:#04x}, which torch does not write"))),
         }
         Ok(())
     }
@@ -222,7 +225,7 @@ impl<'a> Machine<'a> {
         if counts.iter().all(|count| *count < VALUE_LIMIT) {
             return Ok(());
         }
-        Err(error(format!("more than {VALUE_LIMIT} values; expected those of a state dict")))
+        Err(pickle_error(format!("more than {VALUE_LIMIT} values; expected those of a state dict")))
     }
 
     fn push(&mut self, value: Value) {
@@ -231,18 +234,18 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<ValueId> {
-        self.stack.pop().ok_or_else(|| error("the stack is empty"))
+        self.stack.pop().ok_or_else(|| pickle_error("the stack is empty"))
     }
 
     fn top(&self) -> Result<ValueId> {
-        self.stack.last().copied().ok_or_else(|| error("the stack is empty"))
+        self.stack.last().copied().ok_or_else(|| pickle_error("the stack is empty"))
     }
 
     /// The values above the last mark, which goes with them.
     fn above_mark(&mut self) -> Result<Vec<ValueId>> {
-        let height = self.marks.pop().ok_or_else(|| error("there is no mark"))?;
+        let height = self.marks.pop().ok_or_else(|| pickle_error("there is no mark"))?;
         if height > self.stack.len() {
-            return Err(error("the mark is above the stack"));
+            return Err(pickle_error("the mark is above the stack"));
         }
         Ok(self.stack.split_off(height))
     }
@@ -253,7 +256,7 @@ impl<'a> Machine<'a> {
             Value::List(list) => list.extend(items),
             // A list of another type, which only an import could tell.
             Value::Call { .. } => {}
-            other => return Err(error(format!("items are added to {other}"))),
+            other => return Err(pickle_error(format!("items are added to {other}"))),
         }
         Ok(())
     }
@@ -262,33 +265,34 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         let (pairs, rest) = items.as_chunks::<2>();
         if !rest.is_empty() {
-            return Err(error("a key has no value"));
+            return Err(pickle_error("a key has no value"));
         }
         match &mut self.values[top] {
             Value::Dict(entries) => entries.extend(pairs.iter().map(|[key, value]| (*key, *value))),
             Value::Call { .. } => {}
-            other => return Err(error(format!("entries are added to {other}"))),
+            other => return Err(pickle_error(format!("entries are added to {other}"))),
         }
         Ok(())
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let taken = rest.first_chunk::<N>().ok_or_else(|| error("the pickle ends too early"))?;
+        let taken = rest.first_chunk::<N>().ok_or_else(|| pickle_error("the pickle ends too early"))?;
         self.at += N;
         Ok(*taken)
     }
 
     fn bytes(&mut self, length: u64) -> Result<&'a [u8]> {
         let end = usize::try_from(length).ok().and_then(|length| self.at.checked_add(length));
-        let taken =
-            end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| error("the pickle ends too early"))?;
+        let taken = end
+            .and_then(|end| self.bytes.get(self.at..end))
+            .ok_or_else(|| pickle_error("the pickle ends too early"))?;
         self.at += taken.len();
         Ok(taken)
     }
 
     fn utf8(&mut self, length: u64) -> Result<Value> {
-        let text = std::str::from_utf8(self.bytes(length)?).map_err(|_| error("a text is not UTF-8"))?;
+        let text = std::str::from_utf8(self.bytes(length)?).map_err(|_| pickle_error("a text is not UTF-8"))?;
         Ok(Value::Text(text.to_owned()))
     }
 
@@ -298,20 +302,16 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<&'a str> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let length = rest.iter().position(|byte| *byte == b'\n').ok_or_else(|| error("a name does not end"))?;
+        let length = rest.iter().position(|byte| *byte == b'\n').ok_or_else(|| pickle_error("a name does not end"))?;
         self.at += length + 1;
-        std::str::from_utf8(&rest[..length]).map_err(|_| error("a name is not UTF-8"))
+        std::str::from_utf8(&rest[..length]).map_err(|_| pickle_error("a name is not UTF-8"))
     }
-}
-
-fn error(reason: impl Into<String>) -> AdapterError {
-    AdapterError::Pickle(reason.into())
 }
 
 /// A little-endian two's complement integer of any number of bytes.
 fn long(bytes: &[u8]) -> Result<i64> {
     if bytes.len() > 8 {
-        return Err(error(format!("an integer of {} bytes; expected at most 8", bytes.len())));
+        return Err(pickle_error(format!("an integer of {} bytes; expected at most 8", bytes.len())));
     }
     let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
     let mut whole = [if negative { 0xff } else { 0 }; 8];

@@ -8,7 +8,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use zip::ZipArchive;
 
-use crate::error::{AdapterError, Result, Within};
+use crate::error::{AdapterError, Result, Within, pickle_error};
 use crate::import::pickle::Pickle;
 use crate::import::pickle_value::{Value, ValueId};
 
@@ -42,7 +42,7 @@ impl TorchFile {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|cause| {
-            error(format!(
+            pickle_error(format!(
                 "not a file of torch.save since 1.6, which is a zip ({cause}); is it complete? Save older ones again"
             ))
         })?;
@@ -52,13 +52,13 @@ impl TorchFile {
             let mut text = String::new();
             order.by_ref().take(16).read_to_string(&mut text)?;
             if text != "little" {
-                return Err(error(format!("the byte order is {text:?}; expected little")));
+                return Err(pickle_error(format!("the byte order is {text:?}; expected little")));
             }
         }
         let mut bytes = Vec::new();
         archive.by_name(&name).map_err(zip_error)?.take(PICKLE_LIMIT + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > PICKLE_LIMIT {
-            return Err(error(format!("data.pkl has more than {PICKLE_LIMIT} bytes")));
+            return Err(pickle_error(format!("data.pkl has more than {PICKLE_LIMIT} bytes")));
         }
         Ok(Self { pickle: Pickle::read(&bytes).within(|| "data.pkl".to_owned())?, archive, length, prefix })
     }
@@ -76,7 +76,10 @@ impl TorchFile {
         // Tensors may share their storage, as tied ones do, but not so that a small file fills the memory.
         if total.is_none_or(|total| total as u64 > SHARED_LIMIT * self.length) {
             let total = total.map_or_else(|| "too many".to_owned(), |total| total.to_string());
-            return Err(error(format!("its tensors claim {total} values, and the file has {} bytes", self.length)));
+            return Err(pickle_error(format!(
+                "its tensors claim {total} values, and the file has {} bytes",
+                self.length
+            )));
         }
         // In the order of their storages, each of which is then read once.
         stored.sort_by(|(_, one), (_, other)| one.storage.cmp(&other.storage));
@@ -96,7 +99,8 @@ impl TorchFile {
         let mut entries = BTreeMap::new();
         for (key, value) in self.pickle.entries(id) {
             let text = self.pickle.text(*key);
-            let text = text.ok_or_else(|| error(format!("a key is {}; expected a text", self.pickle.value(*key))))?;
+            let text =
+                text.ok_or_else(|| pickle_error(format!("a key is {}; expected a text", self.pickle.value(*key))))?;
             entries.insert(text, *value);
         }
         let tensor = |(key, value): (&str, ValueId)| {
@@ -161,20 +165,24 @@ impl Stored {
             other => other,
         };
         if name != "torch._utils._rebuild_tensor_v2" {
-            return Err(error(format!("found a `{name}`; expected a tensor")));
+            return Err(pickle_error(format!("found a `{name}`; expected a tensor")));
         }
-        let [storage, offset, shape, strides, ..] = arguments else { return Err(error("an incomplete tensor")) };
-        let Value::Persistent(key) = pickle.value(*storage) else { return Err(error("a tensor without a storage")) };
-        let Some([_, kind, key, ..]) = pickle.tuple(*key) else { return Err(error("an incomplete storage")) };
+        let [storage, offset, shape, strides, ..] = arguments else { return Err(pickle_error("an incomplete tensor")) };
+        let Value::Persistent(key) = pickle.value(*storage) else {
+            return Err(pickle_error("a tensor without a storage"));
+        };
+        let Some([_, kind, key, ..]) = pickle.tuple(*key) else { return Err(pickle_error("an incomplete storage")) };
         let kind = Kind::of(pickle.value(*kind))?;
         let (shape, strides) = (sizes(pickle, *shape)?, sizes(pickle, *strides)?);
         if shape.len() != strides.len() {
-            return Err(error(format!("{} sizes and {} strides", shape.len(), strides.len())));
+            return Err(pickle_error(format!("{} sizes and {} strides", shape.len(), strides.len())));
         }
-        let storage = pickle.text(*key).ok_or_else(|| error("a storage without a name"))?;
+        let storage = pickle.text(*key).ok_or_else(|| pickle_error("a storage without a name"))?;
         if storage.len() > STORAGE_NAME_LIMIT {
             let length = storage.len();
-            return Err(error(format!("a storage's name has {length} bytes; expected at most {STORAGE_NAME_LIMIT}")));
+            return Err(pickle_error(format!(
+                "a storage's name has {length} bytes; expected at most {STORAGE_NAME_LIMIT}"
+            )));
         }
         Ok(Self { storage: storage.to_owned(), kind, offset: size(pickle, *offset)?, shape, strides })
     }
@@ -193,7 +201,7 @@ impl Stored {
     fn gather(&self, storage: &[f32]) -> Result<Vec<f32>> {
         let too_large = || {
             let (shape, strides, values) = (&self.shape, &self.strides, storage.len());
-            error(format!("shape {shape:?} with strides {strides:?} does not fit {values} values"))
+            pickle_error(format!("shape {shape:?} with strides {strides:?} does not fit {values} values"))
         };
         // Torch can repeat values by strides of zero; nobody saves an adapter so, and a claimed size is not trusted.
         let count = self.count().filter(|count| *count <= storage.len()).ok_or_else(too_large)?;
@@ -225,9 +233,9 @@ impl Kind {
                 "torch.FloatStorage" => Ok(Self::Float),
                 "torch.HalfStorage" => Ok(Self::Half),
                 "torch.BFloat16Storage" => Ok(Self::Brain),
-                other => Err(error(format!("values of `{other}`; expected floats"))),
+                other => Err(pickle_error(format!("values of `{other}`; expected floats"))),
             },
-            other => Err(error(format!("values of {other}; expected floats"))),
+            other => Err(pickle_error(format!("values of {other}; expected floats"))),
         }
     }
 }
@@ -240,22 +248,22 @@ fn data_pickle(archive: &ZipArchive<BufReader<File>>) -> Result<String> {
             return Ok(name.into_owned());
         }
     }
-    Err(error("no data.pkl is in the zip; expected a file of torch.save"))
+    Err(pickle_error("no data.pkl is in the zip; expected a file of torch.save"))
 }
 
 /// The sizes or strides in a tuple.
 fn sizes(pickle: &Pickle, id: ValueId) -> Result<Vec<usize>> {
-    let items = pickle.tuple(id).ok_or_else(|| error("sizes that are not a tuple"))?;
+    let items = pickle.tuple(id).ok_or_else(|| pickle_error("sizes that are not a tuple"))?;
     if items.len() > DIMENSION_LIMIT {
-        return Err(error(format!("{} dimensions; expected at most {DIMENSION_LIMIT}", items.len())));
+        return Err(pickle_error(format!("{} dimensions; expected at most {DIMENSION_LIMIT}", items.len())));
     }
     items.iter().map(|item| size(pickle, *item)).collect()
 }
 
 fn size(pickle: &Pickle, id: ValueId) -> Result<usize> {
     match pickle.value(id) {
-        Value::Int(count) => usize::try_from(*count).map_err(|_| error("a negative size")),
-        other => Err(error(format!("a size is {other}; expected an integer"))),
+        Value::Int(count) => usize::try_from(*count).map_err(|_| pickle_error("a negative size")),
+        other => Err(pickle_error(format!("a size is {other}; expected an integer"))),
     }
 }
 
@@ -263,17 +271,13 @@ fn size(pickle: &Pickle, id: ValueId) -> Result<usize> {
 fn call(pickle: &Pickle, id: ValueId) -> Result<(&str, &[ValueId])> {
     match pickle.value(id) {
         Value::Call { callee, arguments, .. } => {
-            let Value::Name(name) = pickle.value(*callee) else { return Err(error("expected a tensor")) };
+            let Value::Name(name) = pickle.value(*callee) else { return Err(pickle_error("expected a tensor")) };
             Ok((name, pickle.tuple(*arguments).unwrap_or_default()))
         }
-        other => Err(error(format!("found {other}; expected a tensor"))),
+        other => Err(pickle_error(format!("found {other}; expected a tensor"))),
     }
 }
 
-fn error(reason: impl Into<String>) -> AdapterError {
-    AdapterError::Pickle(reason.into())
-}
-
 fn zip_error(cause: zip::result::ZipError) -> AdapterError {
-    error(cause.to_string())
+    pickle_error(cause.to_string())
 }

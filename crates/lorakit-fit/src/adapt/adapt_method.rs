@@ -1,107 +1,103 @@
-//! The methods of adaptation, by name, as a user types them.
+//! What an adaptation method is.
 
-use lorakit_route::{FittedMerge, parse_fitted_merge};
-use lorakit_train::FitScope;
-use std::fmt;
-use std::str::FromStr;
+use super::outcomes::Outcomes;
+use crate::error::{BoxError, FitError, Result};
+use crate::open_library::OpenLibrary;
+use crate::training::train_context::TrainContext;
+use crate::training::training_plan::TrainingPlan;
+use crate::training::training_run::TrainingReport;
+use lorakit_adapter::Library;
+use lorakit_train::{Job, TrainConfig};
+use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
 
-/// A way from a library to a target task.
-#[derive(Clone, Debug)]
-pub enum Method {
-    /// Training from scratch.
-    NoLibrary,
-    /// Training from the library's mean.
-    Mean,
-    /// Training from one expert of all tasks.
-    Shared(Option<String>),
-    /// Skills, mixed by a routing that is fitted, alone or with them.
-    Skills(FitScope),
-    /// Weights of the library's experts.
-    FittedMerge(Arc<dyn FittedMerge>),
+/// A way from a library to a target task. Its display is the name with all settings, as it is typed.
+///
+/// All methods are in [`crate::adapt::ADAPT_METHODS`].
+pub trait AdaptMethod: Debug + Display + Send + Sync {
+    /// Its name, settings and summary.
+    fn info(&self) -> &'static AdaptMethodInfo;
+
+    /// Checks the library and the settings, and says what is done with the rows of each task.
+    ///
+    /// # Errors
+    /// Where the method needs a library and there is none, or the library or the settings do not suit it.
+    fn action<'a>(&'a self, library: Option<&'a OpenLibrary>, configure: &Configure) -> Result<Box<dyn Action + 'a>>;
 }
 
-/// What is typed, and what it does.
-pub const METHODS: &[(&str, &str)] = &[
-    ("no_library", "train an adapter from scratch, which needs no --library"),
-    ("mean", "train from the mean of the library's experts (µ of https://arxiv.org/abs/2405.11157)"),
-    ("shared[:NAME]", "train from an expert of all tasks, `joint` or the one named (https://arxiv.org/abs/2405.11157)"),
-    (
-        "poly",
-        "tune all experts of the library and their routing together; the skills of --poly, where there are such (https://arxiv.org/abs/2202.13914)",
-    ),
-    ("poly_z", "fit the routing alone, at routing_learning_rate (PolyZ of https://arxiv.org/abs/2405.11157)"),
-    (
-        "lorahub[:mode=greedy,rows=5,experts=3]",
-        "weigh few experts by a few rows; mode=as-published,budget=40: the authors' search (https://arxiv.org/abs/2307.13269)",
-    ),
-    (
-        "cat[:per=layer,simplex=false,rows=100,steps=100,learning_rate=0.05]",
-        "weigh all experts, layer by layer, by gradient (https://arxiv.org/abs/2410.13025)",
-    ),
-];
+/// Changes the default settings of training that suit a method into those that the user asks for.
+pub type Configure<'a> = dyn Fn(TrainConfig) -> Result<TrainConfig, BoxError> + 'a;
 
-impl Method {
-    /// What is typed for it, without settings.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::NoLibrary => "no_library",
-            Self::Mean => "mean",
-            Self::Shared(_) => "shared",
-            Self::Skills(FitScope::All) => "poly",
-            Self::Skills(FitScope::Routing) => "poly_z",
-            Self::FittedMerge(merge) => match merge.info().name {
-                "cat_learned" => "cat",
-                name => name,
-            },
-        }
-    }
+/// What a method does, once its library and settings are known to suit it.
+pub trait Action {
+    /// The settings of training; rows are read by them.
+    fn config(&self) -> &TrainConfig;
 
+    /// Makes an adapter for each task in `out`, which is locked.
+    ///
+    /// # Errors
+    /// Where a training run fails. What fails for single tasks is in the result.
+    fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted>;
+}
+
+/// What came of adapting.
+pub enum Adapted {
+    /// Adapters that were trained.
+    Trained(TrainingReport),
+    /// Adapters of routings that were fitted.
+    Routed(Outcomes),
+    /// Adapters of weights that were fitted.
+    Weighted(Outcomes),
+}
+
+/// What is typed for a method, what is said of it, and how it is read.
+pub struct AdaptMethodInfo {
+    /// The name that is typed.
+    pub name: &'static str,
+    /// What may follow the name, in brackets, with the defaults; empty where nothing may.
+    pub settings: fn() -> String,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// The address of its source.
+    pub link: Option<&'static str>,
     /// Whether it starts from a library.
-    pub fn needs_library(&self) -> bool {
-        !matches!(self, Self::NoLibrary)
+    pub needs_library: bool,
+    /// Whether it uses the settings of training.
+    pub uses_train_config: bool,
+    /// Reads it from what is typed after the colon, if anything.
+    pub parse: fn(Option<&str>) -> Result<Arc<dyn AdaptMethod>>,
+}
+
+impl AdaptMethodInfo {
+    /// The name with what may follow it.
+    pub fn usage(&self) -> String {
+        format!("{}{}", self.name, (self.settings)())
+    }
+
+    /// The summary, with the link if there is one.
+    pub fn description(&self) -> String {
+        match self.link {
+            Some(link) => format!("{} ({link})", self.summary),
+            None => self.summary.to_owned(),
+        }
+    }
+
+    /// Refuses settings, for a method that has none.
+    pub(super) fn ensure_no_settings(&self, typed: Option<&str>) -> Result<()> {
+        match typed {
+            None => Ok(()),
+            Some(settings) => Err(FitError::NoSettings { name: self.name, found: format!("{}:{settings}", self.name) }),
+        }
     }
 }
 
-impl fmt::Display for Method {
-    /// With all settings, as it can be typed.
+impl Debug for AdaptMethodInfo {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Shared(Some(expert)) => write!(f, "shared:{expert}"),
-            Self::FittedMerge(composition) => match composition.to_string().split_once(':') {
-                Some((_, settings)) => write!(f, "{}:{settings}", self.name()),
-                None => f.write_str(self.name()),
-            },
-            _ => f.write_str(self.name()),
-        }
+        write!(f, "AdaptMethodInfo({})", self.name)
     }
 }
 
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, rest) = match text.split_once(':') {
-            Some((name, rest)) => (name, Some(rest)),
-            None => (text, None),
-        };
-        match (name, rest) {
-            ("no_library", None) => Ok(Self::NoLibrary),
-            ("mean", None) => Ok(Self::Mean),
-            ("shared", None) => Ok(Self::Shared(None)),
-            ("shared", Some(expert)) if !expert.is_empty() => Ok(Self::Shared(Some(expert.to_owned()))),
-            ("poly", None) => Ok(Self::Skills(FitScope::All)),
-            ("poly_z", None) => Ok(Self::Skills(FitScope::Routing)),
-            ("lorahub" | "cat", _) => {
-                parse_fitted_merge(text).map(Self::FittedMerge).map_err(|error| error.to_string())
-            }
-            ("no_library" | "mean" | "shared" | "poly" | "poly_z", _) => {
-                Err(format!("{name} has no settings; found {text:?}"))
-            }
-            _ => {
-                let known: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
-                Err(format!("unknown method {name:?}; known are: {}", known.join(", ")))
-            }
-        }
-    }
+/// The settings of a method that has none.
+pub(super) fn no_settings() -> String {
+    String::new()
 }

@@ -1,8 +1,8 @@
 //! The record of an adapter that was fitted over a library, and whether one is there already.
 
+use crate::error::{FitError, Result};
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
-use anyhow::{Result, ensure};
 use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord};
 use lorakit_task::Example;
 use lorakit_train::{Job, rows_sha256};
@@ -47,10 +47,8 @@ pub(super) fn kept(context: &TrainContext, library: &Library, name: &str, hash: 
         return Ok(None);
     }
     let record = library.record(name)?.filter(|record| record.settings_sha256 == hash);
-    ensure!(
-        record.is_some(),
-        "{}: `{name}` is there, and came of another method, library or rows; --restart would make it anew",
-        library.root().display()
-    );
-    Ok(record)
+    match record {
+        Some(record) => Ok(Some(record)),
+        None => Err(FitError::OtherAdapter { library: library.root().to_owned(), name: name.to_owned() }),
+    }
 }

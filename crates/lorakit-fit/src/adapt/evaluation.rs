@@ -1,7 +1,7 @@
 //! The evaluation of adapted tasks: their test rows, under the base and under the base with the adapter.
 
+use crate::error::{FitError, Result};
 use crate::training::train_context::TrainContext;
-use anyhow::{Error, Result};
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Sequence, evaluate};
 use lorakit_lora::Patches;
@@ -27,7 +27,7 @@ pub enum EvaluationEvent<'a> {
         /// The task's name.
         task: &'a str,
         /// Why.
-        error: Error,
+        error: FitError,
     },
 }
 

@@ -1,6 +1,6 @@
 //! The outcome of fitting each task: one that fails does not stop the others.
 
-use anyhow::{Error, Result};
+use crate::error::{FitError, Result};
 use serde_json::{Value, json};
 
 /// The outcome of every task.
@@ -9,7 +9,7 @@ pub struct Outcomes {
     /// The tasks whose adapters are in the library, with the record of each fit.
     pub finished: Vec<(String, Value)>,
     /// The tasks whose fit failed, with the reason.
-    pub failed: Vec<(String, Error)>,
+    pub failed: Vec<(String, FitError)>,
 }
 
 impl Outcomes {

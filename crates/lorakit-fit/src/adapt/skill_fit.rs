@@ -1,20 +1,107 @@
-//! Adapters of target tasks from a library's experts as skills: their routing is fitted, with or without the skills
+//! `poly` and `poly_z`: a library's experts as skills, whose routing is fitted to a target task, with or without the skills
 //! (Poly and PolyZ of <https://arxiv.org/abs/2405.11157>, Tables 3 and 6).
 
+use super::adapt_method::{Action, AdaptMethod, AdaptMethodInfo, Adapted, Configure, no_settings};
 use super::adapter_record::{identity, kept, record};
 use super::outcomes::Outcomes;
+use crate::error::{FitError, Result};
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
-use anyhow::Result;
+use crate::training::training_plan::TrainingPlan;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, OpaqueRecord};
 use lorakit_format::hash::sha256;
 use lorakit_train::{
     FitScope, Job, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters, routing_store,
 };
 use serde_json::{Value, json};
+use std::fmt;
+use std::sync::Arc;
+
+/// The method `poly`.
+pub static POLY: AdaptMethodInfo = AdaptMethodInfo {
+    name: "poly",
+    settings: no_settings,
+    summary: "tune all experts of the library and their routing together; the skills of --poly, where there are such",
+    link: Some("https://arxiv.org/abs/2202.13914"),
+    needs_library: true,
+    uses_train_config: true,
+    parse: |typed| read(&POLY, FitScope::All, typed),
+};
+
+/// The method `poly_z`.
+pub static POLY_Z: AdaptMethodInfo = AdaptMethodInfo {
+    name: "poly_z",
+    settings: no_settings,
+    summary: "fit the routing alone, at routing_learning_rate; PolyZ of the paper",
+    link: Some("https://arxiv.org/abs/2405.11157"),
+    needs_library: true,
+    uses_train_config: true,
+    parse: |typed| read(&POLY_Z, FitScope::Routing, typed),
+};
+
+fn read(info: &'static AdaptMethodInfo, scope: FitScope, typed: Option<&str>) -> Result<Arc<dyn AdaptMethod>> {
+    info.ensure_no_settings(typed)?;
+    Ok(Arc::new(SkillMethod { info, scope }))
+}
+
+/// Skills, mixed by a routing that is fitted, alone or with them.
+#[derive(Debug)]
+struct SkillMethod {
+    info: &'static AdaptMethodInfo,
+    scope: FitScope,
+}
+
+impl fmt::Display for SkillMethod {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.info.name)
+    }
+}
+
+impl AdaptMethod for SkillMethod {
+    fn info(&self) -> &'static AdaptMethodInfo {
+        self.info
+    }
+
+    fn action<'a>(&'a self, library: Option<&'a OpenLibrary>, configure: &Configure) -> Result<Box<dyn Action + 'a>> {
+        let opened = library.ok_or(FitError::NeedsLibrary)?;
+        let skills = LibrarySkills::of(opened)?;
+        let config = configure(skills.settings()?)?;
+        Ok(Box::new(SkillFit { method: self, opened, skills, config }))
+    }
+}
+
+/// The fit of skills over an open library.
+struct SkillFit<'a> {
+    method: &'a SkillMethod,
+    opened: &'a OpenLibrary,
+    skills: LibrarySkills,
+    /// The settings of training, with the rank and scale of the skills.
+    config: TrainConfig,
+}
+
+impl Action for SkillFit<'_> {
+    fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Fits the skills to the rows of each job, and writes the mixed adapters into `out`. Those that are there from the
+    /// same rows, experts and settings are kept.
+    fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted> {
+        let unused = unused(&self.config, &self.skills.settings()?).join(", ");
+        if !unused.is_empty() {
+            let name = self.method.info.name;
+            context.reporter.warn(&format!("--method {name} does not use the settings {unused}"));
+        }
+        let mut outcomes = Outcomes::default();
+        for (_, job) in jobs {
+            outcomes.add(&job.name, self.fit_one(context, &job, out));
+        }
+        Ok(Adapted::Routed(outcomes))
+    }
+}
 
 /// The settings that differ from the defaults and that fitting skills does not use.
-pub(super) fn unused(settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'static str> {
+fn unused(settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'static str> {
     let changed = [
         ("dropout", settings.dropout > 0.0 && settings.dropout != defaults.dropout),
         ("eval_steps", settings.eval_steps.is_some_and(|steps| steps > 0)),
@@ -25,27 +112,15 @@ pub(super) fn unused(settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'st
     changed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()
 }
 
-/// How skills are fitted.
-pub(super) struct SkillFit<'a> {
-    /// The base, and what else training needs.
-    pub context: &'a TrainContext<'a>,
-    /// The library of the skills.
-    pub opened: &'a OpenLibrary,
-    /// What is trained: the routing, or all.
-    pub tuned: FitScope,
-    /// The settings of training, with the rank and scale of the skills.
-    pub settings: &'a TrainConfig,
-}
-
 /// The skills of a library: those of its routing `poly`, where it has one, else all its experts.
-pub struct LibrarySkills(Vec<Adapter>);
+struct LibrarySkills(Vec<Adapter>);
 
 impl LibrarySkills {
     /// The skills of an open library.
     ///
     /// # Errors
     /// Where the routing's skills are not among its experts.
-    pub(super) fn of(opened: &OpenLibrary) -> Result<Self> {
+    fn of(opened: &OpenLibrary) -> Result<Self> {
         let experts = &opened.experts;
         let adapter = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
         let names = routing_store::read(&opened.library, "poly")?.map(|routing| routing.skills);
@@ -57,24 +132,16 @@ impl LibrarySkills {
     ///
     /// # Errors
     /// Where their shapes differ.
-    pub(super) fn settings(&self) -> Result<TrainConfig> {
+    fn settings(&self) -> Result<TrainConfig> {
         Ok(config_for_adapters(&self.0, &TrainConfig::default())?)
     }
+}
 
-    /// Fits them to the rows of each job, and writes the mixed adapters into `library`. Those that are there from the same
-    /// rows, experts and settings are kept.
-    pub(super) fn adapt(&self, fit: &SkillFit, library: &Library, jobs: Vec<Job>) -> Outcomes {
-        let mut outcomes = Outcomes::default();
-        for job in jobs {
-            outcomes.add(&job.name, self.adapt_one(fit, library, &job));
-        }
-        outcomes
-    }
-
-    fn adapt_one(&self, fit: &SkillFit, library: &Library, job: &Job) -> Result<Value> {
-        let SkillFit { context, opened, tuned, settings } = *fit;
+impl SkillFit<'_> {
+    fn fit_one(&self, context: &TrainContext, job: &Job, library: &Library) -> Result<Value> {
+        let (opened, settings, tuned) = (self.opened, &self.config, self.method.scope);
         let (name, seed) = (&job.name, context.seed);
-        let method = if tuned == FitScope::All { "poly" } else { "poly_z" };
+        let method = self.method.info.name;
         let mut identity = identity(context, method, opened, &job.train)?;
         identity["settings"] = settings.fingerprint_fields().into();
         // Which experts are skills, and in which order.
@@ -85,7 +152,7 @@ impl LibrarySkills {
             return Ok(record.losses.read()?);
         }
         let (base, routing) = (context.base, RoutingSpec { tasks: std::slice::from_ref(name), splits: 1 });
-        let stack = SkillStack::new(base, self.0.clone(), routing, settings, seed)?;
+        let stack = SkillStack::new(base, self.skills.0.clone(), routing, settings, seed)?;
         context.reporter.status(&format!("{name}: fitting to {} rows", job.train.len()));
         let losses =
             json!({ "train": RoutingFit { base, config: settings, scope: tuned, seed }.fit(&stack, &job.train)? });

@@ -1,8 +1,8 @@
 //! MBC of a library's experts, with the number of clusters given or chosen.
 
 use super::library_experts::{open_experts, records};
+use crate::error::{FitError, Result};
 use crate::reporter::Reporter;
-use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::{
     Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Space, curve, suggestion,
@@ -46,19 +46,17 @@ pub fn cluster_experts(
     reporter: &dyn Reporter,
 ) -> Result<(Partition, Vec<CurvePoint>)> {
     if let ClusterCount::Fixed(k) = count {
-        let known = experts.len();
-        ensure!(k.get() <= known, "{option} {k}: there are {known} experts; expected at most that");
+        let (option, count, experts) = (option.to_owned(), k.get(), experts.len());
+        if count > experts {
+            return Err(FitError::TooManyClusters { option, count, experts });
+        }
     }
     let embedded = Embedded::of(experts, options)?;
     let curve = curve(&embedded, MAX_CLUSTERS)?;
     let k = match count {
         ClusterCount::Fixed(k) => k.get(),
         ClusterCount::Auto => {
-            let best = suggestion(&curve).with_context(|| {
-                format!(
-                    "{option} auto: too few experts that differ to choose a number of clusters; give {option} a number"
-                )
-            })?;
+            let best = suggestion(&curve).ok_or_else(|| FitError::NoClusterCount(option.to_owned()))?;
             reporter.status(&format!("k = {}: {}", best.k, best.reason));
             best.k
         }

@@ -1,6 +1,6 @@
 //! The experts of a library as clustering reads them, with the A that their training started from.
 
-use anyhow::{Context as _, Result};
+use crate::error::{FitError, Result};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
 use lorakit_cluster::Experts;
 use lorakit_lora::SiteRole;
@@ -29,7 +29,7 @@ pub fn open_experts<'a>(
     let start = InitialA::of(library, records)?;
     let experts = Experts::new(names, |name| library.adapter(name))?;
     Ok(match start {
-        Some(start) => experts.with_start(move |module| start.a(module).map_err(anyhow::Error::into_boxed_dyn_error)),
+        Some(start) => experts.with_start(move |module| start.a(module)),
         None => experts,
     })
 }
@@ -68,7 +68,7 @@ impl InitialA {
 
     /// The A of a module.
     fn a(&self, module: &str) -> Result<Matrix> {
-        let update = self.like.modules().get(module).with_context(|| format!("no expert has the module `{module}`"))?;
+        let update = self.like.modules().get(module).ok_or_else(|| FitError::UnknownModule(module.to_owned()))?;
         let drawn = self.drawn_as(module);
         Ok(Matrix::new(update.rank(), update.input(), initial_a(self.seed, &drawn, update.rank(), update.input()))?)
     }

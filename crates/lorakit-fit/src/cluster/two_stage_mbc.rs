@@ -5,12 +5,12 @@
 //! which starts from the common start again. (The authors' five epochs were two and three.)
 
 use super::expert_clusters::{ClusterCount, cluster_deltas};
+use crate::error::{FitError, Result};
 use crate::library_lock::lock_for;
 use crate::pluralize::pluralize;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::{of_clusters, private as private_plans};
 use crate::training::training_run::{TrainedKind, TrainingReport};
-use anyhow::{Result, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::Task;
@@ -69,12 +69,9 @@ pub fn two_stage_mbc(
     let file = library.root().join("clusters.json");
     if file.exists() && !context.restart {
         let before = Clusters::read(&file)?;
-        ensure!(
-            before == clusters,
-            "{}: the clusters of another run, with another K or other settings; --restart replaces them, or give another \
-             --library",
-            file.display()
-        );
+        if before != clusters {
+            return Err(FitError::OtherClusters(file));
+        }
     }
     clusters.write(&file)?;
     context.reporter.status("experts per cluster:");
@@ -88,17 +85,17 @@ pub fn two_stage_mbc(
 /// # Errors
 /// Where there are too few tasks.
 pub fn ensure_possible(count: ClusterCount, tasks: usize) -> Result<()> {
-    match count {
+    let tasks_found = pluralize(tasks, "task");
+    let problem = match count {
         // The number is chosen between two and one fewer than there are experts.
-        ClusterCount::Auto => {
-            ensure!(tasks > 2, "--mbc auto: {} to cluster; expected at least 3", pluralize(tasks, "task"))
+        ClusterCount::Auto if tasks < 3 => format!("--mbc auto: {tasks_found} to cluster; expected at least 3"),
+        ClusterCount::Fixed(k) if tasks < 2 => format!("--mbc {k}: {tasks_found} to cluster; expected at least 2"),
+        ClusterCount::Fixed(k) if k.get() > tasks => {
+            format!("--mbc {k}: there are {tasks} tasks; expected at most that many clusters")
         }
-        ClusterCount::Fixed(k) => {
-            ensure!(tasks > 1, "--mbc {k}: {} to cluster; expected at least 2", pluralize(tasks, "task"));
-            ensure!(k.get() <= tasks, "--mbc {k}: there are {tasks} tasks; expected at most that many clusters");
-        }
-    }
-    Ok(())
+        _ => return Ok(()),
+    };
+    Err(FitError::TooFewTasks(problem))
 }
 
 /// The settings of the two stages.
@@ -107,7 +104,9 @@ fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
         Some(steps) => ("max_steps", steps),
         None => ("num_epochs", settings.num_epochs),
     };
-    ensure!(all >= 2, "--mbc: setting {name} is {all}; expected at least 2, since both stages need some");
+    if all < 2 {
+        return Err(FitError::TooFewSteps { name, found: all });
+    }
     let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
     let with = |share: usize| match settings.max_steps {
         Some(_) => TrainConfig { max_steps: Some(share), ..settings.clone() },

@@ -5,9 +5,9 @@ use super::fitted_weights::FittedWeights;
 use super::merge_fit::MergeFit;
 use super::weight_fit::WeightFit;
 use super::weights_as_state::weights_as_state;
+use crate::error::{FitError, Result};
 use crate::router::router_fit::{RouterFit, as_kind};
 use crate::router::training_rows::TrainingRows;
-use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use lorakit_lora::Patches;
 use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
@@ -117,7 +117,9 @@ impl<'a> Selection<'a> {
     fn evaluate(&mut self, step: usize, gates: &TrainableWeights) -> Result<()> {
         let losses = self.losses(&gates.patches()?)?;
         let sum = |losses: &[f64]| losses.iter().sum::<f64>();
-        ensure!(sum(&losses).is_finite(), "after step {step} the loss of left-out rows was no number");
+        if !sum(&losses).is_finite() {
+            return Err(FitError::NonFiniteLoss(step));
+        }
         if self.values.is_empty() || self.rows.is_empty() || sum(&losses) < sum(&self.best) {
             let copies = gates.variables().iter().map(|(_, variable)| variable.copy()).collect::<Result<_, _>>()?;
             (self.best, self.best_step, self.values) = (losses, step, copies);

@@ -5,7 +5,7 @@ use super::fitted_weights::FittedWeights;
 use super::lorahub::LoraHubFit;
 use super::merge_fit::{MergeFit, ensure_possible};
 use super::weight_fit::WeightFit;
-use anyhow::{Context as _, Result, anyhow};
+use crate::error::{Context as _, FitError, Result};
 use lorakit_model::Base;
 use lorakit_route::FittedMerge;
 use lorakit_task::{Example, Split, Task, Tokenizer};
@@ -35,5 +35,5 @@ pub fn rows(merge: &dyn FittedMerge, tasks: &[Task], base: &Base, tokenizer: &To
 pub fn fit_weights(merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
     ensure_possible(merge, over, rows)?;
     let fitted = MERGE_FITS.iter().find_map(|fit| fit.fit_merge(merge, over, rows));
-    fitted.unwrap_or_else(|| Err(anyhow!("{merge} has no fit")))
+    fitted.unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))
 }

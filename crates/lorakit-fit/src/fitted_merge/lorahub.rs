@@ -4,15 +4,15 @@ use super::fitted_weights::FittedWeights;
 use super::merge_fit::MergeFit;
 use super::weight_fit::WeightFit;
 use super::weights_as_state::weights_as_state;
+use crate::error::{FitError, Result};
 use crate::router::router_fit::{RouterFit, as_kind};
 use crate::router::training_rows::TrainingRows;
-use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{NllSum, ScoredRow, split_by_tokens};
 use lorakit_route::fixed::weight_groups::Granularity;
-use lorakit_route::{Cat, FittedMerge, LoraHub, ModelError, Router, RouterState, RowLoss, RowLosses, by_row_weights};
+use lorakit_route::{Cat, FittedMerge, LoraHub, LossError, Router, RouterState, RowLoss, RowLosses, by_row_weights};
 use lorakit_task::Example;
 use lorakit_train::{Gradients, TokenLoss, TrainConfig};
 use std::any::Any;
@@ -58,7 +58,7 @@ struct Losses<'a> {
 
 impl RowLosses for Losses<'_> {
     /// Every candidate with every row, in batches of a bounded number of tokens.
-    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError> {
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, LossError> {
         let weights: Vec<Arc<[f32]>> =
             candidates.iter().map(|candidate| candidate.iter().map(|weight| *weight as f32).collect()).collect();
         let n = self.rows.len();
@@ -78,16 +78,16 @@ impl RowLosses for Losses<'_> {
         Ok(losses.chunks(n).map(<[RowLoss]>::to_vec).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError> {
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
         let gates = Cat { per: Granularity::Expert, ..Cat::default() }.trainable_weights(self.context.experts)?;
-        let (_, weights) = gates.variables().into_iter().next().context("gates have variables")?;
+        let (_, weights) = gates.variables().into_iter().next().ok_or(FitError::NoGradient)?;
         let at: Vec<f32> = at.iter().map(|weight| *weight as f32).collect();
         weights.set(&Tensor::from_vec(at, weights.shape(), weights.device())?)?;
         let slopes = |row: &Example| {
             let mut gradients = Gradients::default();
             let variables = std::slice::from_ref(&weights);
             self.loss.gradients(&[(None, row)], |_| Ok(gates.patches()?), variables, &mut gradients)?;
-            let gradient = gradients.of(&weights)?.context("no gradient reached the weights")?;
+            let gradient = gradients.of(&weights)?.ok_or(FitError::NoGradient)?;
             Ok(gradient.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
         };
         self.rows.iter().map(slopes).collect()

@@ -2,7 +2,7 @@
 
 use super::fitted_weights::FittedWeights;
 use super::weight_fit::WeightFit;
-use anyhow::{Result, ensure};
+use crate::error::{FitError, Result};
 use lorakit_route::FittedMerge;
 use lorakit_task::Example;
 
@@ -14,6 +14,8 @@ pub trait MergeFit: Sync {
 
 /// Refuses rows and experts that weights cannot be fitted to.
 pub(super) fn ensure_possible(merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Result<()> {
-    ensure!(!rows.is_empty(), "there are no rows to fit weights to");
+    if rows.is_empty() {
+        return Err(FitError::NoRows);
+    }
     Ok(merge.check(over.experts)?)
 }

@@ -2,8 +2,8 @@
 
 use super::merge_fit::{MergeFit, ensure_possible};
 use super::weight_fit::WeightFit;
+use crate::error::{FitError, Result};
 use crate::router::training_rows::TrainingRows;
-use anyhow::{Result, anyhow};
 use lorakit_route::{FittedMerge, RouterState};
 use lorakit_task::Example;
 
@@ -16,7 +16,7 @@ pub(super) fn weights_as_state(
     let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
     let over = WeightFit { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
     ensure_possible(merge, over, &examples)?;
-    let fitted = fit.fit_merge(merge, over, &examples).unwrap_or_else(|| Err(anyhow!("{merge} has no fit")))?;
+    let fitted = fit.fit_merge(merge, over, &examples).unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))?;
     rows.status(&format!("{}: {}", merge.info().name, fitted.summary(rows.experts())));
     Ok(RouterState::new([("weights".to_owned(), fitted.weights)]))
 }

@@ -9,8 +9,8 @@ use super::router_cache::{self, CacheKey};
 use super::router_fit::RouterFit;
 use super::router_fits::ROUTER_FITS;
 use super::training_rows::TrainingRows;
+use crate::error::{Context as _, FitError, Result};
 use crate::fit_context::FitContext;
-use anyhow::{Context as _, Result, anyhow};
 use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_route::{Observer, Router, RouterContext, RouterState, TrainingData};
@@ -78,7 +78,7 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
     let state = fit(router, &rows)?;
     if let Err(error) = router_cache::write(library, &key, &state) {
         // A library that cannot be written to can still be routed.
-        context.reporter.warn(&format!("what {} learned is not kept: {error:#}", router.info().name));
+        context.reporter.warn(&format!("what {} learned is not kept: {}", router.info().name, error.chain()));
     }
     Ok(state)
 }
@@ -86,6 +86,6 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
 /// Fits what a router needs.
 fn fit(router: &dyn Router, rows: &TrainingRows) -> Result<RouterState> {
     let state = ROUTER_FITS.iter().find_map(|fit| fit.fit(router, rows));
-    let state = state.unwrap_or_else(|| Err(anyhow!("the router {router} is not fitted to rows")));
+    let state = state.unwrap_or_else(|| Err(FitError::NoFit(format!("the router {router}"))));
     state.with_context(|| format!("learning {}", router.info().name))
 }

@@ -2,7 +2,7 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use anyhow::Result;
+use crate::error::Result;
 use lorakit_route::{Centroid, InputMeans, Router, RouterState, expert_per_row};
 
 /// The fit of [`Centroid`].

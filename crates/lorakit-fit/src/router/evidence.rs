@@ -4,7 +4,7 @@
 use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use anyhow::{Context as _, Result};
+use crate::error::{FitError, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
@@ -50,7 +50,7 @@ fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> 
     let responses = ResponseProbe::new(rows.experts(), evidence.measure)?;
     let mut prompts = TaskResponses::default();
     for row in rows.examples()? {
-        prompts.experts.resize(row.task + 1, row.expert.context("a row has no expert")?);
+        prompts.experts.resize(row.task + 1, row.expert.ok_or(FitError::RowWithoutExpert)?);
         prompts.tasks.push(row.task);
     }
     for packed in rows.prompts()? {
@@ -93,8 +93,7 @@ impl Trial<'_> {
             };
             tried.push((self.loss(&patches, &Sequence::default())?, otherwise));
         }
-        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("nothing to try")?;
-        Ok(best.1)
+        Ok(best(tried, Fallback::Base))
     }
 
     /// The temperature under which the answers are likeliest.
@@ -106,10 +105,14 @@ impl Trial<'_> {
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
             let setting = RouterContext { state: Some(learned), ..RouterContext::default() };
-            let router = fixed(temperature).prompt_router(experts, &setting)?.context("evidence routes by prompts")?;
+            let Some(router) = fixed(temperature).prompt_router(experts, &setting)? else { continue };
             tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
         }
-        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).context("no temperature to try")?;
-        Ok(best.1)
+        Ok(best(tried, TEMPERATURES[0]))
     }
+}
+
+/// The value of the lowest loss, the first of equal ones; `default` where none was tried.
+fn best<T>(tried: Vec<(f64, T)>, default: T) -> T {
+    tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(default, |(_, value)| value)
 }

@@ -3,7 +3,7 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use anyhow::Result;
+use crate::error::Result;
 use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::token::phatgoose::gated_experts;

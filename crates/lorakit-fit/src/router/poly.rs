@@ -2,8 +2,8 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
+use crate::error::{Context as _, FitError, Result};
 use crate::fit_context::FitContext;
-use anyhow::{Context as _, Result, bail};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_model::Base;
 use lorakit_route::fixed::poly::{SkillRouting, Unseen};
@@ -78,17 +78,12 @@ impl<'a> RoutedSkills<'a> {
                     format!("the skills of {}/{}", library.routers_folder().display(), poly.info().name)
                 })?
             }
-            (None, SkillRouting::Poly) if routing_store::has_skills(library, poly.info().name)? => bail!(
-                "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run \
-                 `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
-                library.routers_folder().display()
-            ),
+            (None, SkillRouting::Poly) if routing_store::has_skills(library, poly.info().name)? => {
+                return Err(FitError::UnfinishedSkills(library.routers_folder()));
+            }
             // Experts of equal shapes can be mixed as skills (MBC-PolyZ of the paper).
             (None, SkillRouting::Poly) => experts.experts().iter().map(|expert| expert.adapter.clone()).collect(),
-            (None, SkillRouting::Mhr) => bail!(
-                "{}: no mhr is there; `lorakit train-experts --mhr K` makes one",
-                library.routers_folder().display()
-            ),
+            (None, SkillRouting::Mhr) => return Err(FitError::NoMhr(library.routers_folder())),
         };
         let settings = config_for_adapters(&skills, &TrainConfig::default())?;
         Ok(Self { base, skills, routing, settings })

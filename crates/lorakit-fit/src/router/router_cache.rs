@@ -4,7 +4,7 @@
 //! version give another hash, so that no entry can be out of date.
 
 use super::training_rows::TrainingRows;
-use anyhow::{Context as _, Result, ensure};
+use crate::error::{Context as _, FitError, Result};
 use lorakit_adapter::{ExpertWeights, Library, Matrix};
 use lorakit_format::hash::sha256;
 use lorakit_route::{Router, RouterState};
@@ -73,8 +73,12 @@ fn serialise(state: &RouterState) -> Result<Vec<u8>> {
 fn matrices(bytes: &[u8]) -> Result<RouterState> {
     let file = SafeTensors::deserialize(bytes)?;
     let matrix = |(name, tensor): (String, TensorView)| {
-        ensure!(tensor.dtype() == Dtype::F32, "`{name}` is {:?}; expected F32", tensor.dtype());
-        let &[rows, columns] = tensor.shape() else { anyhow::bail!("`{name}` has the shape {:?}", tensor.shape()) };
+        if tensor.dtype() != Dtype::F32 {
+            return Err(FitError::StateType { name, found: format!("{:?}", tensor.dtype()) });
+        }
+        let &[rows, columns] = tensor.shape() else {
+            return Err(FitError::StateShape { name, found: tensor.shape().to_vec() });
+        };
         let values = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         Ok((name, Matrix::new(rows, columns, values)?))
     };

@@ -1,8 +1,8 @@
 //! The fit of a learned router.
 
 use super::training_rows::TrainingRows;
+use crate::error::Result;
 use crate::fit_context::FitContext;
-use anyhow::Result;
 use lorakit_route::{Router, RouterState};
 use std::any::Any;
 

@@ -2,7 +2,7 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use anyhow::{Context as _, Result};
+use crate::error::{FitError, Result};
 use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::prompt::task_predictor::mean_hidden;
@@ -33,7 +33,7 @@ fn fit(rows: &TrainingRows) -> Result<RouterState> {
         let hidden = base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &Default::default())?;
         features.extend(mean_hidden(&packed.sequences(), &hidden)?);
         for row in packed.sequences().iter() {
-            classes.push(row.expert.context("a row has no expert")? as u32);
+            classes.push(row.expert.ok_or(FitError::RowWithoutExpert)? as u32);
         }
     }
     let width = features.len() / classes.len().max(1);
@@ -96,6 +96,6 @@ fn regression(features: Vec<f32>, classes: &[u32], width: usize, count: usize) -
             Ok(f64::from(loss.to_scalar::<f32>()?))
         },
     )?;
-    let values = |variable: &Var| Ok::<_, anyhow::Error>(variable.as_tensor().flatten_all()?.to_vec1::<f32>()?);
+    let values = |variable: &Var| Ok::<_, FitError>(variable.as_tensor().flatten_all()?.to_vec1::<f32>()?);
     Ok((values(&weights)?, values(&biases)?))
 }

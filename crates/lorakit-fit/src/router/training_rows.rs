@@ -1,8 +1,8 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
+use crate::error::{Context as _, FitError, Result};
 use crate::fit_context::FitContext;
 use crate::task_record::task_record;
-use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
@@ -52,19 +52,16 @@ impl<'a> TrainingRows<'a> {
             TrainingData::ExpertTasks { .. } => {
                 let source = |task: &'a Task| Ok(given(task, Some(expert_of_task(&task.name, experts)?)));
                 let sources: Vec<TaskSource> =
-                    context.tasks.iter().map(source).collect::<Result<_>>().context("--fit")?;
+                    context.tasks.iter().map(source).collect::<Result<_>>().with_context(|| "--fit".to_owned())?;
                 let without = (0..experts.len()).find(|e| sources.iter().all(|source| source.expert != Some(*e)));
                 if let Some(expert) = without {
-                    bail!(
-                        "--fit gives no task of the expert `{}`, and rows of every expert are needed",
-                        experts.names()[expert]
-                    );
+                    return Err(FitError::ExpertWithoutTask(experts.names()[expert].clone()));
                 }
                 sources
             }
             TrainingData::TargetTask { .. } => match (context.tasks, task) {
                 ([], Some(task)) => vec![given(task, None)],
-                ([], None) => bail!("no task is at hand to learn from: give rows with --fit"),
+                ([], None) => return Err(FitError::NoCurrentTask),
                 (fit, _) => fit.iter().map(|task| given(task, None)).collect(),
             },
         };
@@ -111,7 +108,7 @@ impl<'a> TrainingRows<'a> {
     /// # Errors
     /// Where it cannot be opened.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        (self.context.tokenizer)()
+        Ok((self.context.tokenizer)()?)
     }
 
     /// What identifies the rows: each task's record with its expert, and the number of rows of each.
@@ -191,11 +188,9 @@ fn own_tasks<'a>(context: &FitContext) -> Result<Vec<TaskSource<'a>>> {
     let mut sources = Vec::new();
     for (expert, record) in context.library.records.iter().enumerate() {
         let tasks = record.as_ref().map_or(&[][..], |record| &record.tasks);
-        ensure!(
-            !tasks.is_empty(),
-            "no tasks are recorded for the expert `{}`: give rows of every expert's tasks with --fit",
-            context.library.experts.names()[expert]
-        );
+        if tasks.is_empty() {
+            return Err(FitError::NoRecordedTasks(context.library.experts.names()[expert].clone()));
+        }
         sources.extend(tasks.iter().map(|task| TaskSource { expert: Some(expert), record: task.clone(), task: None }));
     }
     Ok(sources)
@@ -221,16 +216,20 @@ impl Loaded {
         let tasks = self.0.get(&place).map_or(&[][..], Vec::as_slice);
         let same = |task: &&Task| task.sha256() == record.sha256 && task.split_seed == record.split_seed;
         let found = tasks.iter().find(|task| same(task) && task.name == record.name);
-        found.or_else(|| tasks.iter().find(same)).with_context(|| {
+        found.or_else(|| tasks.iter().find(same)).ok_or_else(|| {
             let named = tasks.iter().find(|task| task.name == record.name);
-            let now = named.map_or("no such task".to_owned(), |task| {
+            let found = named.map_or("no such task".to_owned(), |task| {
                 format!("sha256 {}, split_seed {}", task.sha256(), task.split_seed)
             });
-            format!(
-                "{}: the task `{}`{whose} is not what was trained on: recorded sha256 {}, \
-                 split_seed {}; found {now}; {advice}",
-                record.path, record.name, record.sha256, record.split_seed
-            )
+            FitError::ChangedTask {
+                path: record.path.clone(),
+                task: record.name.clone(),
+                whose,
+                sha256: record.sha256.clone(),
+                split_seed: record.split_seed,
+                found,
+                advice,
+            }
         })
     }
 }

@@ -1,9 +1,9 @@
 //! Which experts are trained on which rows of which tasks.
 
 use super::train_context::TrainContext;
+use crate::error::{Context as _, FitError, Result};
 use crate::pluralize::pluralize;
 use crate::task_record::task_record;
-use anyhow::{Context as _, Result, anyhow, ensure};
 use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
@@ -63,12 +63,10 @@ pub fn of_clusters<'a>(
     let plan = |cluster: &Cluster| -> Result<TrainingPlan<'a>> {
         let names = task_names(cluster, library)?;
         let find = |name: &String| {
-            tasks.iter().find(|task| task.name == *name).with_context(|| {
-                format!(
-                    "{place}: cluster `{}` has the task `{name}`, which --tasks does not give; add it, or name a task so \
-                     with {name}=FILE",
-                    cluster.name
-                )
+            tasks.iter().find(|task| task.name == *name).ok_or_else(|| FitError::ClusterTask {
+                place: place.to_owned(),
+                cluster: cluster.name.clone(),
+                task: name.clone(),
             })
         };
         Ok(TrainingPlan::new(&cluster.name, names.iter().map(find).collect::<Result<_>>()?))
@@ -111,19 +109,21 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
     let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();
     for task in plans.iter().flat_map(|plan| &plan.tasks) {
         if !encoded.contains_key(task.name.as_str()) {
-            let rows = rows_of(task, length, context).map_err(|error| format!("{error:#}"));
+            let rows = rows_of(task, length, context).map_err(|error| error.chain());
             encoded.insert(&task.name, rows);
         }
     }
     let job = |plan: &TrainingPlan| {
-        let own = |task: &&Task| encoded[task.name.as_str()].as_ref().map_err(|why| anyhow!("{why}"));
+        let own = |task: &&Task| encoded[task.name.as_str()].as_ref().map_err(|why| FitError::SharedRows(why.clone()));
         let own = plan.tasks.iter().map(own).collect::<Result<Vec<_>>>()?;
         let of = |split: usize| {
             let rows = own.iter().flat_map(|rows| rows[split].clone()).collect();
             part_of(rows, plan.part, context.seed)
         };
         let (train, validation) = (of(0), of(1));
-        ensure!(!train.is_empty(), "expert `{}` has no rows to train on; give fewer experts", plan.name);
+        if train.is_empty() {
+            return Err(FitError::NoTrainingRows(plan.name.clone()));
+        }
         Ok(Job {
             name: plan.name.clone(),
             tasks: plan.tasks.iter().map(|task| task_record(task)).collect(),

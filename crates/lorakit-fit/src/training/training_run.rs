@@ -2,8 +2,8 @@
 
 use super::train_context::TrainContext;
 use super::training_plan::{TrainingPlan, each_job};
+use crate::error::{FitError, Result};
 use crate::reporter::TrainingHooks;
-use anyhow::{Result, anyhow, ensure};
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_task::Split;
 use lorakit_train::{
@@ -79,10 +79,9 @@ impl TrainContext<'_> {
         }
         if ready.is_empty() {
             // The first reason stands for all.
-            return refused.into_iter().next().map_or_else(|| Err(anyhow!("no expert to train")), |(_, why)| Err(why));
+            return refused.into_iter().next().map_or_else(|| Err(FitError::NothingToTrain), |(_, why)| Err(why));
         }
-        let refused: Vec<(String, String)> =
-            refused.into_iter().map(|(name, why)| (name, format!("{why:#}"))).collect();
+        let refused: Vec<(String, String)> = refused.into_iter().map(|(name, why)| (name, why.chain())).collect();
         refused.iter().for_each(|(name, why)| self.reporter.warn(&format!("{name} is not trained: {why}")));
         let mut report = self.train_jobs(kind, library, ready, settings)?;
         report.add_refused(plans, refused);
@@ -102,7 +101,9 @@ impl TrainContext<'_> {
     ) -> Result<TrainingReport> {
         let (plans, mut jobs): (Vec<TrainingPlan>, Vec<Job>) = planned.into_iter().unzip();
         let single = matches!(kind, TrainedKind::Experts) || jobs.len() == 1;
-        ensure!(single, "one plan is expected, found {}", jobs.len());
+        if !single {
+            return Err(FitError::SeveralPlans(jobs.len()));
+        }
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let TrainingHooks { stop, mut on_event } = self.reporter.training();
         let (base, seed, restart) = (self.base, self.seed, self.restart);

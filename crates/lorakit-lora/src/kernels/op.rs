@@ -185,3 +185,54 @@ impl<O: Op<3>> CustomOp3 for InGraph<O> {
         backward(&self.0, [a, b, c], dy, [a, b, c].map(Tensor::track_op)).map(|[da, db, dc]| (da, db, dc))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// `a * b`, value by value.
+    struct Product;
+
+    impl Op<2> for Product {
+        fn name(&self) -> &'static str {
+            "product"
+        }
+
+        fn forward(&self, [a, b]: [Input; 2]) -> Result<(Vec<f32>, Shape)> {
+            Ok((a.values.iter().zip(b.values).map(|(a, b)| a * b).collect(), a.dims.into()))
+        }
+
+        fn backward(&self, [a, b]: [Input; 2], dy: &[f32], [of_a, of_b]: [bool; 2]) -> Result<[Option<Vec<f32>>; 2]> {
+            let times = |x: &[f32]| dy.iter().zip(x).map(|(dy, x)| dy * x).collect();
+            Ok([of_a.then(|| times(b.values)), of_b.then(|| times(a.values))])
+        }
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn the_graph_and_the_direct_calls_agree_on_a_transposed_view() {
+        let a = Var::new(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.0]], &Device::Cpu).unwrap();
+        let b = Tensor::new(&[[7f32, 8.0], [9.0, 10.0], [11.0, 12.0]], &Device::Cpu).unwrap();
+        let y = binary(Product, &a.t().unwrap(), &b).unwrap();
+        assert_eq!(values(&y), [7.0, 32.0, 18.0, 50.0, 33.0, 72.0]);
+        let in_graph = y.sum_all().unwrap().backward().unwrap();
+        let at = a.as_detached_tensor().t().unwrap().contiguous().unwrap();
+        assert_eq!(values(&forward(&Product, [&at, &b]).unwrap()), values(&y));
+        let [da, db] = backward(&Product, [&at, &b], &y.ones_like().unwrap(), [true, false]).unwrap();
+        assert_eq!(values(&da.unwrap().t().unwrap()), values(in_graph.get(a.as_tensor()).unwrap()));
+        assert!(db.is_none());
+    }
+
+    #[test]
+    fn inputs_that_are_not_contiguous_f32_are_errors() {
+        let a = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let error = |b: &Tensor| forward(&Product, [&a, b]).unwrap_err().to_string();
+        assert!(error(&a.t().unwrap()).contains("contiguous"));
+        assert!(error(&a.to_dtype(candle_core::DType::F64).unwrap()).contains("f32"));
+    }
+}

@@ -174,7 +174,7 @@ fn additions(weights: &[f64], expert: &[f64], members: usize) -> [Vec<f64>; 3] {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::fixed::lorahub::row_losses::ModelError;
+    use crate::fixed::lorahub::row_losses::LossError;
 
     /// Rows whose losses are squared distances of the weights from a target of each row.
     struct Quadratic {
@@ -183,14 +183,14 @@ mod tests {
     }
 
     impl RowLosses for Quadratic {
-        fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError> {
+        fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, LossError> {
             self.calls += 1;
             let one = |w: &Vec<f64>, t: &Vec<f64>| w.iter().zip(t).map(|(w, t)| (w - t) * (w - t)).sum::<f64>();
             let row = |w: &Vec<f64>| self.targets.iter().map(|t| RowLoss { sum: 3.0 * one(w, t), tokens: 3 }).collect();
             Ok(candidates.iter().map(row).collect())
         }
 
-        fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError> {
+        fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
             let row = |t: &Vec<f64>| t.iter().zip(at).map(|(t, w)| 2.0 * (w - t)).collect();
             Ok(self.targets.iter().map(row).collect())
         }

@@ -3,7 +3,7 @@
 use crate::fixed::held_out::HeldOut;
 
 /// Why a model cannot answer; [`crate::RouteError::Model`] carries it.
-pub type ModelError = Box<dyn std::error::Error + Send + Sync>;
+pub type LossError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The loss of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,14 +27,14 @@ pub trait RowLosses {
     ///
     /// # Errors
     /// If the model cannot say.
-    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, ModelError>;
+    fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, LossError>;
 
     /// For every row, the slopes of its mean loss along each expert's weight, at the weights `at`; asked for only if
     /// outputs are mixed.
     ///
     /// # Errors
     /// If the model cannot say.
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, ModelError>;
+    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError>;
 }
 
 /// Weights with what is known of them.

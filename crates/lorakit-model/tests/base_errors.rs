@@ -1,0 +1,95 @@
+//! What is said where a model folder cannot be opened: the file, the key or tensor, what was expected and what was found.
+#![allow(clippy::unwrap_used)]
+
+use lorakit_model::{Base, BaseOptions, Checkpoint, ModelError, StorageDtype};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+fn fixture() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/mistral/base")
+}
+
+/// The message of opening the fixture after `edit` of its config.
+fn with_config(edit: impl FnOnce(&mut Value)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = serde_json::from_slice(&fs::read(fixture().join("config.json")).unwrap()).unwrap();
+    edit(&mut config);
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    fs::copy(fixture().join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let Err(error) = Base::open(folder.path(), &BaseOptions::default()) else { panic!("the base was opened") };
+    error.to_string()
+}
+
+fn assert_says(message: &str, parts: &[&str]) {
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+}
+
+#[test]
+fn a_config_is_refused_by_file_and_key() {
+    let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
+    assert_says(&set("model_type", json!("t5")), &["config.json", "'model_type' is 't5'", "mistral, llama, phi"]);
+    assert_says(&set("model_type", Value::Null), &["config.json", "'model_type' is missing"]);
+    assert_says(&set("vocab_size", Value::Null), &["config.json", "'vocab_size' is missing"]);
+    assert_says(&set("vocab_size", json!(-1)), &["'vocab_size' is -1", "a whole number above zero"]);
+    assert_says(&set("hidden_act", json!("gelu")), &["'hidden_act' is 'gelu'", "silu"]);
+    assert_says(&set("num_key_value_heads", json!(3)), &["num_attention_heads 4", "num_key_value_heads 3"]);
+    assert_says(&set("quantization_config", json!({})), &["quantization_config", "unquantized"]);
+    assert_says(&set("rope_parameters", json!({"rope_type": "yarn"})), &["'yarn'", "default, linear and llama3"]);
+}
+
+#[test]
+fn weights_are_refused_by_file_and_tensor() {
+    let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
+    assert_says(&set("vocab_size", json!(33)), &["model.safetensors", "'model.embed_tokens.weight'", "[33, 32]"]);
+    assert_says(&set("num_hidden_layers", json!(9)), &["model.layers.2.", "is missing"]);
+    assert_says(&set("num_hidden_layers", json!(1)), &["model.safetensors", "'model.layers.1.", "different models"]);
+}
+
+#[test]
+fn a_folder_without_weights_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Base::open(folder.path(), &BaseOptions::default()).err().unwrap();
+    assert!(matches!(open(), ModelError::NoConfig { .. }));
+    fs::copy(fixture().join("config.json"), folder.path().join("config.json")).unwrap();
+    assert_says(&open().to_string(), &["neither model.safetensors nor model.safetensors.index.json"]);
+    fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+    assert_says(&open().to_string(), &["pickles", "save the model with safetensors"]);
+    fs::write(folder.path().join("model.safetensors"), "cut").unwrap();
+    assert_says(&open().to_string(), &["model.safetensors", "not a complete safetensors file"]);
+}
+
+/// Written and opened again, or edited in memory: the same values, and nothing else has changed.
+#[test]
+fn an_edited_checkpoint_equals_the_written_one() {
+    let name = "model.layers.0.self_attn.q_proj.weight".to_owned();
+    let names = BTreeSet::from([name.clone()]);
+    let open = || Checkpoint::open(&fixture()).unwrap();
+    let shape = [48, 32];
+    let double = |_: &str, values: &mut [f32]| {
+        values.iter_mut().for_each(|value| *value *= 2.0);
+        Ok(())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let rounding = open().write_edited(folder.path(), &names, &mut { double }).unwrap();
+    assert_eq!(rounding.squared, 0.0, "a doubled value needs no rounding");
+    let written = Checkpoint::open(folder.path()).unwrap();
+    let edited = open().with_edits(&names, None, false, &mut { double }).unwrap();
+    let own = open();
+    let [written_values, edited_values, own_values] =
+        [&written, &edited, &own].map(|checkpoint| checkpoint.get(&name, &shape).unwrap().values().into_owned());
+    assert_eq!(written_values, edited_values);
+    assert_eq!(written_values, own_values.iter().map(|value| value * 2.0).collect::<Vec<f32>>());
+    let other = |checkpoint: &Checkpoint| checkpoint.get("model.norm.weight", &[32]).unwrap().values().into_owned();
+    assert_eq!(other(&written), other(&own));
+    assert_eq!(own.narrowest_dtype(&names).unwrap(), StorageDtype::F32);
+
+    let infinite = open().with_edits(&names, None, false, &mut |_, values| {
+        values[0] = f32::INFINITY;
+        Ok(())
+    });
+    assert!(matches!(infinite, Err(ModelError::NotFinite { .. })));
+    let failed = open().with_edits(&names, None, false, &mut |_, _| Err("no".into()));
+    assert!(matches!(failed, Err(ModelError::Edit { source, .. }) if source.to_string() == "no"));
+}
