@@ -1,7 +1,7 @@
 //! The command line: global options and the list of subcommands.
 
 use crate::args::global_args::GlobalArgs;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::commands::{
     adapt, base_commands, cluster, completions, demo, eval, explain, generate, library_commands, logits, merge,
     task_commands, train_experts, verify,
@@ -91,7 +91,7 @@ pub enum Command {
 
 impl Command {
     /// Runs the command.
-    pub fn run(self, context: &Context) -> Result<()> {
+    pub fn run(self, context: &CommandContext) -> Result<()> {
         match self {
             Self::Demo(args) => demo::run(args, context),
             Self::TrainExperts(args) => train_experts::run(*args, context),

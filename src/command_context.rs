@@ -10,7 +10,7 @@ use lorakit_fit::{Reporter, TrainingHooks};
 use std::sync::OnceLock;
 
 /// The context of a command.
-pub struct Context {
+pub struct CommandContext {
     /// Results and messages.
     pub output: Output,
     /// The random seed.
@@ -25,7 +25,7 @@ pub struct Context {
     dtype: Option<Dtype>,
 }
 
-impl Context {
+impl CommandContext {
     /// The context for these global options.
     pub fn new(global: &GlobalArgs) -> Result<Self> {
         Ok(Self {
@@ -72,7 +72,7 @@ impl Context {
         }
     }
 
-    /// Options to open a base for exact comparison: [`Context::base_options`], but in f32 on a GPU, where 16-bit weights
+    /// Options to open a base for exact comparison: [`CommandContext::base_options`], but in f32 on a GPU, where 16-bit weights
     /// are multiplied in 16 bits.
     pub fn exact_options(&self) -> Result<lorakit_model::BaseOptions> {
         let options = self.base_options()?;
@@ -93,7 +93,7 @@ impl Context {
     }
 }
 
-impl Reporter for Context {
+impl Reporter for CommandContext {
     fn status(&self, text: &str) {
         self.output.status(text);
     }

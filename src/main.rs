@@ -1,6 +1,20 @@
-//! `lorakit`, the command line: flags, files and printing over the crates that do the work.
+//! The command line of lorakit: options, files, printing and HTML pages. The algorithms are in the library crates.
 //!
-//! One file per subcommand, in [`commands`], holds its arguments and its action.
+//! - [`cli`]: the global options and the list of subcommands.
+//! - [`commands`]: one file per subcommand, with its arguments and its action.
+//! - [`args`]: options that several subcommands share; usage errors.
+//! - [`base`]: from `--base` to an open model; downloads, the bundled model `pico`, and bases with an adapter merged in.
+//! - [`scoring`]: evaluation runs, with failures and results.json.
+//! - [`demo`]: the full pipeline that the `demo` subcommand runs.
+//! - [`routing_trace`]: records a router's choices for `explain`.
+//! - [`output`]: results on stdout, messages and progress on stderr, text tables.
+//! - [`pages`]: HTML pages, rendered from templates.
+//! - [`command_context`]: device, seed, output and interruption, which every subcommand receives.
+//! - [`interrupt`]: Ctrl-C and SIGTERM.
+//!
+//! A subcommand parses into its arguments, checks them, opens base and library, calls a library crate, and prints one
+//! result: a text, or with `--json` a document. To add one: a file in [`commands`], a variant in [`cli::Command`] and its
+//! arm.
 
 mod args;
 mod base;
@@ -15,17 +29,17 @@ mod routing_trace;
 mod scoring;
 
 use cli::Cli;
-use command_context::Context;
+use command_context::CommandContext;
 use std::process::ExitCode;
 
-/// Tensors come and go with every op: an allocator that keeps their pages saves the kernel from clearing them anew.
+/// Every op allocates and frees tensors. mimalloc keeps their pages, so that the kernel does not zero them each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
     set_threads(cli.global.threads);
-    let context = match Context::new(&cli.global) {
+    let context = match CommandContext::new(&cli.global) {
         Ok(context) => context,
         Err(error) => return output::console::failure(&error),
     };
@@ -35,12 +49,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Fixes the size of the thread pools. They read these variables when they are first used, and never again.
+/// Sets the sizes of the thread pools, which read these variables at first use.
 ///
-/// candle's own pool gets one thread: it waits by spinning, which costs more than it gives beside the ops of ours that
-/// share rayon's pool (training with two spinning threads took 2.4 times as long on a busy machine).
+/// candle's own pool gets one thread: its threads spin while waiting, at the expense of our ops on rayon's pool (training
+/// with two spinning threads took 2.4 times as long on a busy machine).
 fn set_threads(threads: Option<std::num::NonZeroUsize>) {
-    // SAFETY: nothing before this starts a thread, so nobody can be reading the environment.
+    // SAFETY: no other thread has been started, so none reads the environment.
     unsafe {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         if let Some(threads) = threads {

@@ -67,7 +67,7 @@ fn loss(document: &Value, of: &str) -> f64 {
 }
 
 #[test]
-fn training_starts_from_nothing_from_the_mean_or_from_one_expert() {
+fn training_methods_start_from_zero_the_mean_or_an_expert() {
     let work = Work::new();
     let steps = ["--set", "max_steps=6", "--set", "learning_rate=1e-3", "--fraction", "0.1"];
     for (method, starts) in [("no_library", false), ("mean", true), ("shared:pick_second", true)] {
@@ -92,7 +92,7 @@ fn training_starts_from_nothing_from_the_mean_or_from_one_expert() {
 }
 
 #[test]
-fn fitted_weights_are_the_same_by_adapt_by_eval_and_by_merge() {
+fn adapt_eval_and_merge_fit_the_same_weights() {
     let work = Work::new();
     let cat = "cat:steps=20,rows=40";
     for (method, router, merge) in [
@@ -119,7 +119,7 @@ fn fitted_weights_are_the_same_by_adapt_by_eval_and_by_merge() {
 }
 
 #[test]
-fn the_same_rows_give_the_same_bytes_and_left_out_rows_are_told() {
+fn fits_are_deterministic_and_report_held_out_loss() {
     let work = Work::new();
     for method in ["lorahub:rows=4", "cat:per=module,simplex=true,steps=10,rows=20"] {
         let (one, two) = (work.adapt(method, "one", &["--restart"]), work.adapt(method, "two", &["--restart"]));
@@ -139,7 +139,7 @@ fn the_same_rows_give_the_same_bytes_and_left_out_rows_are_told() {
 }
 
 #[test]
-fn as_published_refuses_unequal_ranks_which_the_default_takes() {
+fn published_lorahub_refuses_unequal_ranks() {
     let work = Work::new();
     work.train("library", &["suite:skills/join_dash"], &["--set", "rank=2"]);
     let error = work.adapt("lorahub:mode=as-published", "published", &[]).failed(1);
@@ -150,7 +150,7 @@ fn as_published_refuses_unequal_ranks_which_the_default_takes() {
 }
 
 #[test]
-fn skills_are_routed_to_the_target_and_tuned_with_the_routing() {
+fn poly_fits_routing_or_routing_and_skills() {
     let work = Work::new();
     let bytes = |expert: &str| {
         let folder = work.0.path().join("library/experts").join(expert);
@@ -175,7 +175,7 @@ fn skills_are_routed_to_the_target_and_tuned_with_the_routing() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said_before_anything_is_written() {
+fn adapt_fails_before_anything_is_written() {
     let work = Work::new();
     for (method, options, code, named) in [
         ("soup", &[][..], 2, "no_library, mean, shared"),
@@ -205,7 +205,7 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
 }
 
 #[test]
-fn settings_that_a_method_does_not_read_are_not_swallowed() {
+fn unused_settings_are_refused() {
     let work = Work::new();
     let refused = work.adapt("cat", "out", &["--set", "learning_rate=0.5"]).failed(2);
     assert!(refused.contains("colon, as in --method cat:per=layer"), "{refused}");
@@ -217,7 +217,7 @@ fn settings_that_a_method_does_not_read_are_not_swallowed() {
 }
 
 #[test]
-fn an_adapter_remembers_what_its_experts_saw() {
+fn adapters_record_the_tasks_of_their_experts() {
     let work = Work::new();
     let few = ["--set", "max_steps=2", "--fraction", "0.1"];
     for (method, options) in [("mean", &few[..]), ("poly", &few), ("lorahub", &few[2..])] {
@@ -229,7 +229,7 @@ fn an_adapter_remembers_what_its_experts_saw() {
 }
 
 #[test]
-fn a_task_without_test_rows_is_adapted_and_the_others_are_checked() {
+fn a_task_without_test_rows_is_adapted_but_not_evaluated() {
     let work = Work::new();
     let rows: String = (0..6).map(|i| format!("{{\"input\": \"x{i}\", \"output\": \"y\"}}\n")).collect();
     let few = work.path("few.toml");
@@ -246,7 +246,7 @@ fn a_task_without_test_rows_is_adapted_and_the_others_are_checked() {
 }
 
 #[test]
-fn a_share_of_rows_is_what_it_says() {
+fn fraction_limits_the_rows() {
     let work = Work::new();
     let document = work.adapt("no_library", "out", &["--set", "max_steps=1", "--fraction", "0.05"]).json();
     assert_eq!(document["adapted"][0]["rows"], 16, "a twentieth of 320");

@@ -151,7 +151,7 @@ fn inodes(library: &Path) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn training_killed_at_any_moment_ends_with_the_same_bytes_and_does_not_start_over() {
+fn killed_training_resumes_to_the_same_bytes() {
     let work = Work::new();
     let (expected, length) = work.trained("undisturbed");
     assert_eq!(expected.len(), 3 * ROWS.len());
@@ -217,7 +217,7 @@ fn disturb(words: &[String], place: &Path, undo: impl Fn(), expected: &Files, le
 }
 
 #[test]
-fn clusters_merges_and_added_experts_are_there_whole_or_not_at_all() {
+fn killed_commands_leave_no_partial_results() {
     let work = Work::new();
     work.trained("library");
     let text = |path: &Path| path.display().to_string();
@@ -287,7 +287,7 @@ fn killed_among_skills(words: &[String], library: &Path) {
 }
 
 #[test]
-fn skills_that_are_trained_anew_are_those_of_the_routing_or_refused() {
+fn killed_skill_training_leaves_no_mixed_routing() {
     let work = Work::new();
     let train = |library: &str, skills: &str| -> Vec<String> {
         work.train(library).into_iter().chain(["--restart", "--poly", skills].map(str::to_owned)).collect()
@@ -341,7 +341,7 @@ fn wait_for_steps(library: &Path, steps: usize) {
 }
 
 #[test]
-fn a_signal_to_stop_ends_at_a_step_with_130_and_says_how_to_go_on() {
+fn sigterm_stops_after_a_step_with_exit_code_130() {
     let work = Work::new();
     let (expected, _) = work.trained("undisturbed");
     for signal in ["INT", "TERM"] {
@@ -364,7 +364,7 @@ fn a_signal_to_stop_ends_at_a_step_with_130_and_says_how_to_go_on() {
 }
 
 #[test]
-fn a_full_disk_ends_in_an_error_and_leaves_what_is_finished() {
+fn a_full_disk_is_an_error_that_keeps_finished_experts() {
     let work = Work::new();
     let mut words = work.train("library");
     let first = words.iter().position(|word| *word == work.tasks[0]).unwrap();
@@ -387,7 +387,7 @@ fn a_full_disk_ends_in_an_error_and_leaves_what_is_finished() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named_and_can_still_be_read() {
+fn read_only_libraries_can_be_read() {
     let work = Work::new();
     work.trained("library");
     let library = work.path("library");
@@ -413,7 +413,7 @@ fn a_folder_that_cannot_be_written_is_named_and_can_still_be_read() {
 }
 
 #[test]
-fn two_processes_on_one_library_take_turns() {
+fn processes_wait_for_the_library_lock() {
     let work = Work::new();
     let (expected, _) = work.trained("undisturbed");
     let both = [start(&work.train("shared")), start(&work.train("shared"))].map(|child| {

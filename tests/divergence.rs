@@ -7,7 +7,7 @@ use binary::run;
 use serde_json::Value;
 
 #[test]
-fn experts_whose_loss_jumps_are_given_up_by_name_and_listed_at_the_end() {
+fn diverged_experts_are_stopped_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let library = folder.path().join("library").display().to_string();
     let train = |options: &[&str]| {

@@ -22,8 +22,8 @@ struct Work {
 
 impl Work {
     /// A folder with small copies of the tasks: validation is a tenth of the rows, and rows are few.
-    fn new() -> Option<Self> {
-        let (base, tasks) = (shared("data/models/stories260K-hf")?, shared("data/tasks/function_vectors/abstractive")?);
+    fn new() -> Self {
+        let (base, tasks) = (shared("data/models/stories260K-hf"), shared("data/tasks/function_vectors/abstractive"));
         let folder = tempfile::tempdir().unwrap();
         let copy = |name: &str| {
             let text = fs::read_to_string(tasks.join(format!("{name}.json"))).unwrap();
@@ -32,7 +32,7 @@ impl Work {
             fs::write(&path, serde_json::to_string(&rows[..60]).unwrap()).unwrap();
             path.display().to_string()
         };
-        Some(Self { base: base.display().to_string(), tasks: TASKS.map(copy).into(), folder })
+        Self { base: base.display().to_string(), tasks: TASKS.map(copy).into(), folder }
     }
 
     fn path(&self, name: &str) -> String {
@@ -78,8 +78,9 @@ fn modified(path: &Path) -> std::time::SystemTime {
 }
 
 #[test]
-fn from_tasks_over_clusters_to_scores() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn full_pipeline() {
+    let work = Work::new();
     let trained = work.train("private", &FEW_STEPS).json();
     assert_eq!(statuses(&trained), BTreeSet::from(["trained"]));
     assert!(
@@ -135,8 +136,9 @@ fn from_tasks_over_clusters_to_scores() {
 }
 
 #[test]
-fn the_same_command_again_trains_nothing_and_other_settings_are_refused() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn finished_experts_are_kept_and_other_settings_refused() {
+    let work = Work::new();
     work.private();
     let file = PathBuf::from(work.path("private/experts/antonym/adapter_model.safetensors"));
     let (before, bytes) = (modified(&file), work.weights("private", "antonym"));
@@ -156,8 +158,9 @@ fn the_same_command_again_trains_nothing_and_other_settings_are_refused() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_whoever_shares_the_pass() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn training_does_not_depend_on_the_pass() {
+    let work = Work::new();
     work.private();
     work.train("again", &FEW_STEPS).ok();
     work.train("other", &[&FEW_STEPS[..], &["--seed", "1"]].concat()).ok();
@@ -175,8 +178,9 @@ fn the_same_seed_gives_the_same_bytes_whoever_shares_the_pass() {
 /// Sends Ctrl-C to a run when its log shows that it is under way, and runs the same command again.
 #[cfg(unix)]
 #[test]
-fn an_interrupted_run_goes_on_where_it_stopped() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn interrupted_runs_resume() {
+    let work = Work::new();
     let long = ["--set", "max_steps=300", "--set", "eval_steps=50", "--set", "batch_size=4"];
     let arguments = |library: &str| {
         let fixed =
@@ -210,8 +214,9 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn one_expert_is_trained_on_all_tasks_together() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn joint_training() {
+    let work = Work::new();
     let joint = work.train("joint", &[&FEW_STEPS[..], &["--joint"]].concat()).json();
     let expert = &joint["experts"][0];
     assert_eq!((expert["expert"].as_str(), expert["steps"].as_u64()), (Some("joint"), Some(16)));
@@ -222,8 +227,9 @@ fn one_expert_is_trained_on_all_tasks_together() {
 }
 
 #[test]
-fn results_of_other_routers_stay_in_the_folder() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn results_are_merged_with_existing_ones() {
+    let work = Work::new();
     work.private();
     let out = work.path("scores");
     for router in ["base", "uniform"] {
@@ -234,8 +240,9 @@ fn results_of_other_routers_stay_in_the_folder() {
 }
 
 #[test]
-fn rows_that_were_trained_on_are_not_scored() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn training_rows_are_not_evaluated() {
+    let work = Work::new();
     work.private();
     let path = work.path("antonym.json");
     let rows: Vec<Value> = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -246,8 +253,9 @@ fn rows_that_were_trained_on_are_not_scored() {
 }
 
 #[test]
-fn a_library_takes_shows_and_gives_up_experts() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn library_add_show_and_rm() {
+    let work = Work::new();
     work.private();
     let (library, copy) = (work.path("private"), work.path("copy"));
     let folder = format!("{library}/experts/antonym");
@@ -265,8 +273,9 @@ fn a_library_takes_shows_and_gives_up_experts() {
 }
 
 #[test]
-fn text_is_generated_alike_from_an_argument_and_under_a_router() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn generate_with_adapter_and_router() {
+    let work = Work::new();
     work.private();
     let library = work.path("private");
     let fixed = ["generate", "--base", &work.base, "--prompt", "Once upon a time", "--max-new-tokens", "12"];
@@ -282,8 +291,9 @@ fn text_is_generated_alike_from_an_argument_and_under_a_router() {
 }
 
 #[test]
-fn a_row_is_shown_with_the_tokens_that_carry_loss() {
-    let Some(work) = Work::new() else { return };
+#[ignore = "needs ../shared"]
+fn task_show_marks_tokens_with_loss() {
+    let work = Work::new();
     let shown = run(["task", "show", &work.path("antonym.json"), "--base", &work.base, "--json"]).json();
     let tokens = shown["tasks"][0]["tokens"].as_array().unwrap();
     let loss: Vec<bool> = tokens.iter().map(|token| token["loss"].as_bool().unwrap()).collect();

@@ -37,7 +37,7 @@ fn allowed(expression: &str) -> bool {
 }
 
 #[test]
-fn every_dependency_has_a_licence_that_a_binary_may_contain() {
+fn licences_of_all_dependencies_are_allowed() {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -67,7 +67,7 @@ fn every_dependency_has_a_licence_that_a_binary_may_contain() {
 }
 
 #[test]
-fn expressions_are_read_as_choices() {
+fn licence_expressions_are_parsed() {
     for expression in
         ["MIT", "MIT OR Apache-2.0", "GPL-2.0 OR MIT", "MIT/Apache-2.0", "(MIT OR GPL-3.0) AND Unicode-3.0"]
     {

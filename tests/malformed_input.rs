@@ -146,7 +146,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_is_wrapped_for_an_entry_is_read_where_it_is_whole() {
+fn intact_corpus_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["plain.pkl", "half.pkl"] {
         entries::pickle(folder.path(), &fs::read(corpus_folder("pickle").join(name)).unwrap());
@@ -161,7 +161,7 @@ fn what_is_wrapped_for_an_entry_is_read_where_it_is_whole() {
 }
 
 #[test]
-fn hostile_input_does_no_harm() {
+fn mutated_input_does_no_harm() {
     let most: usize = std::env::var("LORAKIT_FUZZ").map_or(400, |text| text.parse().expect("a number"));
     let first: u64 = std::env::var("LORAKIT_FUZZ_SEED").map_or(0, |text| text.parse().expect("a number"));
     // A panic is told with the input that made it, below; its own message would only drown the others.

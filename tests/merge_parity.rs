@@ -1,8 +1,10 @@
-//! Merged adapters in a model, against PEFT's logits of the same merges, and against a base that the adapter was added
-//! to.
+//! Logits of merged adapters against PEFT, and against a base that the adapter was merged into.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod binary;
+
+use binary::{PEFT_FIXTURES, SHARED_ORACLES, peft_fixture, shared_oracle};
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_lora::{Patches, SequenceBatch};
@@ -10,11 +12,9 @@ use lorakit_model::{Base, BaseOptions};
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, Orientation, add_to_weight, parse_merge};
 use lorakit_route::{Expert, LibraryStack, single_expert};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-const BASES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
-
-/// The largest difference of logits that f32 and another order of sums may make.
+/// The tolerance of logits in f32.
 const TOLERANCE: f32 = 2e-4;
 
 struct Oracle {
@@ -25,17 +25,12 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn of(base: &str) -> Option<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/oracles/peft").join(base);
-        if !folder.exists() {
-            println!("skipped: no ../shared");
-            return None;
-        }
+    fn open(folder: PathBuf) -> Self {
         let logits = safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
         let ids = logits["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
         let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
         let recorded: serde_json::Value = serde_json::from_str(&text).unwrap();
-        Some(Self { folder, ids, logits, cases: recorded["cases"].clone() })
+        Self { folder, ids, logits, cases: recorded["cases"].clone() }
     }
 
     fn base(&self) -> Base {
@@ -50,7 +45,7 @@ impl Oracle {
         Expert::new(name, Adapter::read(&self.folder.join("adapters").join(name)).unwrap())
     }
 
-    /// PEFT's merge of that name with its experts and weights, done here.
+    /// PEFT's merge of that kind, repeated here.
     fn merged(&self, kind: &str) -> Adapter {
         let case = &self.cases[format!("merge/{kind}")];
         let names: Vec<String> = serde_json::from_value(case["adapters"].clone()).unwrap();
@@ -71,47 +66,71 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
+/// Merges have the logits of PEFT's merges.
+fn check_merges(name: &str, oracle: &Oracle) {
+    let base = oracle.base();
+    let plain = oracle.logits["base"].flatten(0, 1).unwrap();
+    for kind in ["linear", "cat", "svd", "ties", "magnitude_prune"] {
+        let expected = oracle.logits[&format!("merge/{kind}")].flatten(0, 1).unwrap();
+        let found = oracle.logits_of(&base, &patches(&base, oracle.merged(kind)));
+        let (apart, effect) = (largest_difference(&found, &expected), largest_difference(&plain, &expected));
+        println!("{name}, {kind}: {apart:.1e} apart, of a change of {effect:.2}");
+        assert!(apart < TOLERANCE && effect > 100.0 * TOLERANCE, "{name}, {kind}: {apart}, {effect}");
+    }
+}
+
+/// A base that a merge was added to has the logits of the merge.
+fn check_merged_base(name: &str, oracle: &Oracle) {
+    let base = oracle.base();
+    // Ranks, alphas and rsLoRA differ between the two.
+    let experts = [oracle.expert("e0"), oracle.expert("rs")];
+    let merged = Concatenation.merge(&experts, &Coefficients::new(vec![0.6, -0.8])).unwrap().adapter;
+    let dynamic = oracle.logits_of(&base, &patches(&base, merged.clone()));
+
+    let file = oracle.folder.join("base/model.safetensors");
+    let mut tensors = safetensors::load(file, &Device::Cpu).unwrap();
+    for (module, update) in merged.modules() {
+        let weight = tensors.get_mut(&format!("{module}.weight")).unwrap();
+        let mut values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+        let orientation = Orientation::of(merged.metadata().fan_in_fan_out);
+        add_to_weight(module, update, &mut values, orientation).unwrap();
+        *weight = Tensor::from_vec(values, weight.dims(), &Device::Cpu).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    std::fs::copy(oracle.folder.join("base/config.json"), folder.path().join("config.json")).unwrap();
+    let changed = Base::open(folder.path(), &BaseOptions::default()).unwrap();
+    let apart = largest_difference(&oracle.logits_of(&changed, &Patches::none()), &dynamic);
+    println!("{name}: {apart:.1e} apart");
+    assert!(apart < TOLERANCE, "{name}: {apart}");
+}
+
 #[test]
-fn merges_give_the_logits_that_peft_gives() {
-    for name in BASES {
-        let Some(oracle) = Oracle::of(name) else { return };
-        let base = oracle.base();
-        let plain = oracle.logits["base"].flatten(0, 1).unwrap();
-        for kind in ["linear", "cat", "svd", "ties", "magnitude_prune"] {
-            let expected = oracle.logits[&format!("merge/{kind}")].flatten(0, 1).unwrap();
-            let found = oracle.logits_of(&base, &patches(&base, oracle.merged(kind)));
-            let (apart, effect) = (largest_difference(&found, &expected), largest_difference(&plain, &expected));
-            println!("{name}, {kind}: {apart:.1e} apart, of a change of {effect:.2}");
-            assert!(apart < TOLERANCE && effect > 100.0 * TOLERANCE, "{name}, {kind}: {apart}, {effect}");
-        }
+fn merges_match_peft() {
+    for name in PEFT_FIXTURES {
+        check_merges(name, &Oracle::open(peft_fixture(name)));
     }
 }
 
 #[test]
-fn a_base_that_a_merge_was_added_to_gives_the_logits_of_the_merge() {
-    for name in BASES {
-        let Some(oracle) = Oracle::of(name) else { return };
-        let base = oracle.base();
-        // Ranks, alphas and rsLoRA differ between the two.
-        let experts = [oracle.expert("e0"), oracle.expert("rs")];
-        let merged = Concatenation.merge(&experts, &Coefficients::new(vec![0.6, -0.8])).unwrap().adapter;
-        let dynamic = oracle.logits_of(&base, &patches(&base, merged.clone()));
+#[ignore = "needs ../shared"]
+fn merges_match_peft_on_shared_bases() {
+    for name in SHARED_ORACLES {
+        check_merges(name, &Oracle::open(shared_oracle(name)));
+    }
+}
 
-        let file = oracle.folder.join("base/model.safetensors");
-        let mut tensors = safetensors::load(file, &Device::Cpu).unwrap();
-        for (module, update) in merged.modules() {
-            let weight = tensors.get_mut(&format!("{module}.weight")).unwrap();
-            let mut values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
-            let orientation = Orientation::of(merged.metadata().fan_in_fan_out);
-            add_to_weight(module, update, &mut values, orientation).unwrap();
-            *weight = Tensor::from_vec(values, weight.dims(), &Device::Cpu).unwrap();
-        }
-        let folder = tempfile::tempdir().unwrap();
-        safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
-        std::fs::copy(oracle.folder.join("base/config.json"), folder.path().join("config.json")).unwrap();
-        let changed = Base::open(folder.path(), &BaseOptions::default()).unwrap();
-        let apart = largest_difference(&oracle.logits_of(&changed, &Patches::none()), &dynamic);
-        println!("{name}: {apart:.1e} apart");
-        assert!(apart < TOLERANCE, "{name}: {apart}");
+#[test]
+fn merged_bases_match_merged_adapters() {
+    for name in PEFT_FIXTURES {
+        check_merged_base(name, &Oracle::open(peft_fixture(name)));
+    }
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn merged_bases_match_merged_adapters_on_shared_bases() {
+    for name in SHARED_ORACLES {
+        check_merged_base(name, &Oracle::open(shared_oracle(name)));
     }
 }

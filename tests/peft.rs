@@ -1,12 +1,12 @@
 //! PEFT and transformers load what lorakit writes and give the same logits, and torch's pickles are imported.
 //!
-//! Needs a Python with torch, transformers and peft: `python3`, or the one that `LORAKIT_PYTHON` names. Without it, the
-//! tests are skipped with a notice.
+//! Needs a Python with torch, transformers and peft: `python3`, or the one that `LORAKIT_PYTHON` names. The tests are
+//! ignored by default.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod binary;
 
-use binary::{run, shared, words};
+use binary::{PEFT_FIXTURES, peft_fixture, run, words};
 use lorakit_adapter::Adapter;
 use serde_json::{Value, json};
 use std::fs;
@@ -18,14 +18,12 @@ use std::process::Command;
 const TOLERANCE: f64 = 4e-4;
 
 /// A Python with what the script needs.
-fn python() -> Option<String> {
+fn python() -> String {
     let python = std::env::var("LORAKIT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let has = Command::new(&python).args(["-c", "import torch, transformers, peft, safetensors"]).output();
-    if has.is_ok_and(|ran| ran.status.success()) {
-        return Some(python);
-    }
-    eprintln!("skipped: no Python with torch, transformers and peft; LORAKIT_PYTHON can name one");
-    None
+    let found = has.is_ok_and(|ran| ran.status.success());
+    assert!(found, "{python} has no torch, transformers and peft; set LORAKIT_PYTHON");
+    python
 }
 
 /// Runs the script, which must succeed.
@@ -72,8 +70,9 @@ fn write_ids(path: &Path, vocabulary: i64) {
 }
 
 #[test]
-fn peft_computes_what_lorakit_does_with_what_lorakit_wrote() {
-    let Some(python) = python() else { return };
+#[ignore = "needs Python with torch, transformers and peft"]
+fn python_peft_computes_the_same_logits() {
+    let python = python();
     let mut cases = Cases { folder: tempfile::tempdir().unwrap(), list: Vec::new() };
 
     // Trained here, exported and merged; on the embedded base, so that no other material is needed.
@@ -99,8 +98,8 @@ fn peft_computes_what_lorakit_does_with_what_lorakit_wrote() {
     cases.add(&model, None, &ids);
 
     // Every form of base, with experts of several ranks, scales and module sets.
-    for name in ["mistral", "phi", "window", "llama3"] {
-        let Some(oracle) = shared(&format!("oracles/peft/{name}")) else { break };
+    for name in PEFT_FIXTURES {
+        let oracle = peft_fixture(name);
         let (base, library) = (oracle.join("base").display().to_string(), cases.path(name));
         let adapters = ["e0", "e1", "e3", "rs"].map(|name| oracle.join("adapters").join(name).display().to_string());
         let fixed = ["library", "add", "--library", &library, "--base", &base].map(str::to_owned);
@@ -123,9 +122,10 @@ fn peft_computes_what_lorakit_does_with_what_lorakit_wrote() {
 }
 
 #[test]
-fn a_library_of_real_pickles_is_imported() {
-    let Some(python) = python() else { return };
-    let Some(oracle) = shared("oracles/peft/phi") else { return };
+#[ignore = "needs Python with torch, transformers and peft"]
+fn python_torch_pickles_are_imported() {
+    let python = python();
+    let oracle = peft_fixture("phi");
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     for name in ["e0", "e1"] {

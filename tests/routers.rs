@@ -48,7 +48,7 @@ fn loss(document: &Value, router: &str, task: &str) -> f64 {
 }
 
 #[test]
-fn what_was_learned_is_kept_and_used_again() {
+fn router_caches_are_reused() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
     let first = work.eval(&["cm"], &tasks);
@@ -81,7 +81,7 @@ fn what_was_learned_is_kept_and_used_again() {
 }
 
 #[test]
-fn a_task_that_moved_or_changed_is_an_error_that_names_fit() {
+fn missing_or_changed_tasks_suggest_fit() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plus.jsonl");
     let rows: String = (0..60).map(|i| format!("{{\"input\": \"+1:a{i};\", \"output\": \"b{i}\"}}\n")).collect();
@@ -109,7 +109,7 @@ fn a_task_that_moved_or_changed_is_an_error_that_names_fit() {
 }
 
 #[test]
-fn rows_to_be_scored_are_never_learned_from() {
+fn routers_are_not_fitted_to_evaluated_rows() {
     let work = Work::new(&TASKS);
     let path = |name: &str| work.0.path().join(name).display().to_string();
     let rows: String = (0..40).map(|i| format!("{{\"input\": \"x{i}\", \"output\": \"y\"}}\n")).collect();
@@ -127,7 +127,7 @@ fn rows_to_be_scored_are_never_learned_from() {
 }
 
 #[test]
-fn routers_that_learn_serve_generation_too() {
+fn fitted_routers_generate() {
     let work = Work::new(&TASKS);
     let library = work.library();
     let fixed = ["generate", "--base", "pico", "--library", &library, "--prompt", "+1:dkwm;\n", "--json"];
@@ -138,7 +138,7 @@ fn routers_that_learn_serve_generation_too() {
 }
 
 #[test]
-fn what_a_prompt_decides_holds_for_its_row() {
+fn prompt_routers_decide_per_row() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
     let routers = ["tp", "evidence", "oracle", "base"];
@@ -158,7 +158,7 @@ fn what_a_prompt_decides_holds_for_its_row() {
 }
 
 #[test]
-fn choices_are_explained_token_by_token() {
+fn explain_shows_choices_per_token() {
     let work = Work::new(&TASKS);
     let (library, page) = (work.library(), work.0.path().join("explained.html").display().to_string());
     let fixed = ["explain", "--base", "pico", "--library", &library, "--prompt", "+1:dk<m;"];

@@ -33,7 +33,7 @@ fn loss(base: &str, options: &str, router: &str) -> f64 {
 }
 
 #[test]
-fn a_fully_fine_tuned_base_is_a_base() {
+fn full_fine_tuning_writes_a_base() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     let options = "--full --set max_steps=4 --set learning_rate=1e-3";
@@ -70,7 +70,7 @@ fn a_fully_fine_tuned_base_is_a_base() {
 }
 
 #[test]
-fn both_stages_of_mbc_are_one_command() {
+fn two_stage_mbc() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     let options = "--mbc 2 --set max_steps=10 --set learning_rate=1e-2";
@@ -107,7 +107,7 @@ fn both_stages_of_mbc_are_one_command() {
 }
 
 #[test]
-fn random_examples_share_the_rows_and_the_steps() {
+fn random_examples_split_rows_and_steps() {
     let work = tempfile::tempdir().unwrap();
     let trained = train(&work.path().join("l"), "--random-examples 3 --set max_steps=6").json();
     assert_eq!(names(&trained, "experts"), ["examples_0", "examples_1", "examples_2"]);
@@ -119,7 +119,7 @@ fn random_examples_share_the_rows_and_the_steps() {
 }
 
 #[test]
-fn tasks_are_clustered_by_what_the_base_makes_of_their_text() {
+fn clusters_by_embedding() {
     let work = tempfile::tempdir().unwrap();
     let (file, library) = (work.path().join("c.json"), work.path().join("l"));
     let cluster = |options: &str| {
@@ -149,7 +149,7 @@ fn tasks_are_clustered_by_what_the_base_makes_of_their_text() {
 }
 
 #[test]
-fn skills_are_trained_together_and_mixed_for_a_task() {
+fn poly_and_mhr() {
     let work = tempfile::tempdir().unwrap();
     for (name, splits) in [("poly", 1), ("mhr", 4)] {
         let library = work.path().join(name);
@@ -187,7 +187,7 @@ fn skills_are_trained_together_and_mixed_for_a_task() {
 }
 
 #[test]
-fn skills_do_not_displace_experts() {
+fn skills_do_not_replace_experts() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     train(&library, "--set max_steps=1").ok();
@@ -205,7 +205,7 @@ fn skills_do_not_displace_experts() {
 }
 
 #[test]
-fn a_routing_refuses_skills_that_are_not_its_own() {
+fn routings_refuse_other_skills() {
     let work = tempfile::tempdir().unwrap();
     let (library, other) = (work.path().join("l"), work.path().join("other"));
     let options = "--poly 2 --set max_steps=2";
@@ -218,8 +218,8 @@ fn a_routing_refuses_skills_that_are_not_its_own() {
         ))
     };
     let check = || words(&format!("library check --json {slots}"));
-    assert!(eval().ok().stderr.contains("learning"));
-    assert!(!eval().ok().stderr.contains("learning"), "what was fitted is kept");
+    assert!(eval().ok().stderr.contains("fitting to rows"));
+    assert!(!eval().ok().stderr.contains("fitting to rows"), "what was fitted is kept");
     assert_eq!(check().json()["routers"].as_array().unwrap().len(), 2);
 
     // Another routing of the same skills: what was fitted from the first is not served.
@@ -272,7 +272,7 @@ fn a_routing_refuses_skills_that_are_not_its_own() {
 }
 
 #[test]
-fn a_library_takes_a_base_only_with_its_first_expert_and_only_where_all_in_it_are_of_it() {
+fn libraries_accept_one_base_only() {
     let work = tempfile::tempdir().unwrap();
     let (made, plain) = (work.path().join("made"), work.path().join("plain"));
     train(&made, "--set max_steps=1").ok();
@@ -300,7 +300,7 @@ fn a_library_takes_a_base_only_with_its_first_expert_and_only_where_all_in_it_ar
 }
 
 #[test]
-fn one_task_that_fails_does_not_stop_the_others() {
+fn a_failing_task_does_not_stop_the_others() {
     let work = tempfile::tempdir().unwrap();
     let (library, file, out) = (work.path().join("l"), work.path().join("bad.json"), work.path().join("scores"));
     // A task whose one row is not for training.
@@ -350,11 +350,11 @@ fn one_task_that_fails_does_not_stop_the_others() {
     assert_eq!(config["earlier"].as_array().unwrap().len(), 1, "what nothing is left of is gone: {config}");
     assert!(eval("--tasks suite:skills/order_left --router oracle").failed(1).contains("oracle"));
     let nowhere = "eval --base pico --library nolib --router base --tasks suite:skills/order_left";
-    assert!(words(nowhere).failed(1).contains("nolib: no library"));
+    assert!(words(nowhere).failed(1).contains("nolib: not a library"));
 }
 
 #[test]
-fn clusters_are_judged_in_the_space_that_was_clustered() {
+fn silhouettes_are_of_the_clustered_space() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     train(&library, "--set max_steps=12 --set learning_rate=2e-2 --set warmup_ratio=0.5").ok();
@@ -375,7 +375,7 @@ fn clusters_are_judged_in_the_space_that_was_clustered() {
 }
 
 #[test]
-fn an_expert_over_a_base_of_another_type_is_another() {
+fn dtype_is_part_of_the_settings() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     train(&library, "--set max_steps=2").ok();
@@ -390,7 +390,7 @@ fn an_expert_over_a_base_of_another_type_is_another() {
 }
 
 #[test]
-fn tasks_without_experts_are_clustered_in_either_form() {
+fn tasks_are_clustered_without_a_library() {
     let work = tempfile::tempdir().unwrap();
     let file = |form: &str| {
         let out = work.path().join("made").join(form);
@@ -404,7 +404,7 @@ fn tasks_without_experts_are_clustered_in_either_form() {
 }
 
 #[test]
-fn the_base_is_written_into_folders_that_are_not_there_yet() {
+fn outputs_create_their_folders() {
     let work = tempfile::tempdir().unwrap();
     let folder = work.path().join("x/y/pico");
     words(&format!("base write --out {}", folder.display())).ok();

@@ -3,11 +3,11 @@
 
 mod binary;
 
-use binary::{run, says, shared, words};
+use binary::{assert_contains, peft_fixture, run, words};
 use std::fs;
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn usage_errors_exit_with_2() {
     for line in [
         "",
         "no-such-command",
@@ -62,7 +62,7 @@ fn wrong_usage_ends_with_2() {
 }
 
 #[test]
-fn an_option_says_itself_what_it_expects() {
+fn options_report_what_they_expect() {
     let eval = "eval --base b --tasks t --router base";
     for (line, expected) in [
         ("generate --base b --prompt x --temperature -0.5", "at least 0"),
@@ -75,18 +75,21 @@ fn an_option_says_itself_what_it_expects() {
         ("cluster --library l --out c.json -k 2 --components 0", "at least 1"),
         ("train-experts --base b --library l --tasks t --poly 0", "at least 1"),
     ] {
-        says(&words(line).failed(2), &[expected]);
+        assert_contains(&words(line).failed(2), &[expected]);
     }
 }
 
 #[test]
-fn an_unknown_router_is_told_which_there_are() {
-    says(&words("eval --base b --tasks t --router arow").failed(2), &["arow", "arrow", "uniform", "oracle"]);
-    says(&words("eval --base b --tasks t --router arrow:topk=1").failed(2), &["topk", "top_k=4", "temperature=1"]);
+fn unknown_routers_list_the_known() {
+    assert_contains(&words("eval --base b --tasks t --router arow").failed(2), &["arow", "arrow", "uniform", "oracle"]);
+    assert_contains(
+        &words("eval --base b --tasks t --router arrow:topk=1").failed(2),
+        &["topk", "top_k=4", "temperature=1"],
+    );
 }
 
 #[test]
-fn settings_are_refused_by_name() {
+fn unknown_settings_are_named() {
     let fixed = "train-experts --base b --library l --tasks t --set";
     for (setting, parts) in [
         ("rnk=4", &["rnk", "rank"][..]),
@@ -97,20 +100,20 @@ fn settings_are_refused_by_name() {
         ("lr_scheduler=sometimes", &["sometimes", "linear"]),
         ("learning_rate=-1", &["learning_rate"]),
     ] {
-        says(&words(&format!("{fixed} {setting}")).failed(1), parts);
+        assert_contains(&words(&format!("{fixed} {setting}")).failed(1), parts);
     }
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("settings.toml");
     fs::write(&config, "rank = 4\nalfa = 2\n").unwrap();
-    says(
+    assert_contains(
         &words(&format!("train-experts --base b --library l --tasks t --config {}", config.display())).failed(1),
         &["settings.toml", "alfa", "alpha"],
     );
 }
 
 #[test]
-fn options_stand_before_or_after_the_command() {
-    let Some(base) = shared("oracles/peft/phi/base") else { return };
+fn global_options_before_and_after_the_command() {
+    let base = peft_fixture("phi").join("base");
     let base = base.to_str().unwrap();
     let before = run(["--json", "--threads", "1", "base", "info", base]).json();
     let after = run(["base", "info", base, "--threads", "2", "--json"]).json();
@@ -119,7 +122,7 @@ fn options_stand_before_or_after_the_command() {
 }
 
 #[test]
-fn numbers_beyond_reason_are_refused_at_once() {
+fn huge_numbers_are_refused() {
     for (line, code, parts) in [
         ("base info pico --threads 100000", 2, &["--threads", "1024"][..]),
         ("base info pico --threads 0", 2, &["1 to 1024"]),
@@ -130,7 +133,7 @@ fn numbers_beyond_reason_are_refused_at_once() {
         ("train-experts --base b --library l --tasks t --config /dev/zero", 1, &["/dev/zero", "longer than"]),
         ("task ls /dev/zero", 1, &["/dev/zero", "device"]),
     ] {
-        says(&words(line).failed(code), parts);
+        assert_contains(&words(line).failed(code), parts);
     }
     let folder = tempfile::tempdir().unwrap();
     let (library, task) = (folder.path().join("l"), folder.path().join("t.json"));
@@ -140,8 +143,8 @@ fn numbers_beyond_reason_are_refused_at_once() {
         let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
         run(fixed.into_iter().chain(files)).failed(1)
     };
-    says(&train("rank=1000000"), &["GiB", "available"]);
-    says(&train("rank=1000000000"), &["rank", "at most"]);
-    says(&train("batch_size=4294967296"), &["batch_size", "at most"]);
+    assert_contains(&train("rank=1000000"), &["GiB", "available"]);
+    assert_contains(&train("rank=1000000000"), &["rank", "at most"]);
+    assert_contains(&train("batch_size=4294967296"), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());
 }

@@ -4,7 +4,7 @@ use crate::args::router_arg::RouterArg;
 use crate::args::task_args::{DataArgs, FitArgs};
 use crate::args::usage;
 use crate::base::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::text_table::help_entry;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -52,7 +52,12 @@ impl AdapterArgs {
     }
 
     /// Opens what is applied to `base`.
-    pub fn open<'a>(&self, base: &'a Base, place: &ResolvedBase, context: &Context) -> Result<RoutedPatches<'a>> {
+    pub fn open<'a>(
+        &self,
+        base: &'a Base,
+        place: &ResolvedBase,
+        context: &CommandContext,
+    ) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
             return Ok(RoutedPatches::plain(single_expert(&open_adapter(folder, base)?, 0)?));
         }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::ExpertRecord;
 use lorakit_task::Task;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Tasks, by `--tasks`.
@@ -47,9 +47,20 @@ impl FitArgs {
     }
 }
 
-/// The identity of a task as JSON.
-pub fn document(task: &Task) -> Value {
-    json!({ "name": task.name, "path": task.path, "sha256": task.sha256(), "split_seed": task.split_seed })
+/// The identity of a task in JSON documents.
+#[derive(Serialize)]
+pub struct TaskDocument<'a> {
+    name: &'a str,
+    path: &'a Path,
+    sha256: &'a str,
+    split_seed: u64,
+}
+
+impl<'a> TaskDocument<'a> {
+    /// The identity of `task`.
+    pub fn of(task: &'a Task) -> Self {
+        Self { name: &task.name, path: &task.path, sha256: task.sha256(), split_seed: task.split_seed }
+    }
 }
 
 /// Refuses a task whose test rows the expert may have seen: one with the name of a training task but other rows, or with

@@ -2,7 +2,7 @@
 
 use super::hub_download::fetch;
 use super::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
 use hf_hub::{Repo, RepoType};
 use lorakit_model::Base;
@@ -63,7 +63,7 @@ impl fmt::Display for BaseSource {
 
 impl BaseSource {
     /// Downloads the base where it is not local yet.
-    pub fn resolve(&self, context: &Context) -> Result<ResolvedBase> {
+    pub fn resolve(&self, context: &CommandContext) -> Result<ResolvedBase> {
         match self {
             Self::Folder(folder) => Ok(ResolvedBase::Folder { folder: folder.clone(), name: None }),
             Self::Hub { name, revision } => {
@@ -82,7 +82,7 @@ impl BaseSource {
     }
 
     /// Opens the base without its tokenizer.
-    pub fn open(&self, context: &Context) -> Result<Base> {
+    pub fn open(&self, context: &CommandContext) -> Result<Base> {
         self.resolve(context)?.base(context)
     }
 }

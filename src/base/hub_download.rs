@@ -1,13 +1,13 @@
 //! Downloads of bases from the Hugging Face Hub.
 
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 use std::path::PathBuf;
 
 /// Downloads the files of a base into the cache that `huggingface_hub` uses, and returns their folder.
-pub fn fetch(repo: &Repo, context: &Context) -> Result<PathBuf> {
+pub fn fetch(repo: &Repo, context: &CommandContext) -> Result<PathBuf> {
     let api = ApiBuilder::from_env().with_progress(!context.output.quiet).build()?.repo(repo.clone());
     let files = match api.info() {
         Ok(info) => info.siblings.into_iter().map(|file| file.rfilename).filter(|name| is_base_file(name)).collect(),

@@ -2,7 +2,7 @@
 
 use crate::base::model_files;
 use crate::base::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
@@ -27,7 +27,7 @@ pub enum MergePrecision {
 
 /// Writes the base with `adapter` merged into its weights to `folder`, which exists: weights in their stored types,
 /// configuration and tokenizer as they are. The result is opened once as a check.
-pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &Context) -> Result<Rounding> {
+pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
     model_files::write(place, folder)?;
     if let ResolvedBase::Folder { folder: source, .. } = place {
         copy_index(source, folder)?;

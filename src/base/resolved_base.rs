@@ -1,7 +1,7 @@
 //! A base on this machine: opens its weights, configuration and tokenizer.
 
 use super::pico;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::Result;
 use lorakit_adapter::ExpertRecord;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
@@ -23,12 +23,12 @@ pub enum ResolvedBase {
 
 impl ResolvedBase {
     /// Opens its weights, memory-mapped, for inference.
-    pub fn base(&self, context: &Context) -> Result<Base> {
+    pub fn base(&self, context: &CommandContext) -> Result<Base> {
         self.base_as(&context.base_options()?, context)
     }
 
     /// Opens its weights with the given options.
-    pub fn base_as(&self, options: &BaseOptions, context: &Context) -> Result<Base> {
+    pub fn base_as(&self, options: &BaseOptions, context: &CommandContext) -> Result<Base> {
         let base = self.open(options)?;
         let identity = base.identity();
         context.output.detail(format!(
@@ -58,7 +58,7 @@ impl ResolvedBase {
     }
 
     /// Opens its weights as trainable variables, all in memory.
-    pub fn trainable(&self, context: &Context) -> Result<Base> {
+    pub fn trainable(&self, context: &CommandContext) -> Result<Base> {
         self.open(&BaseOptions { trainable: true, ..context.base_options()? })
     }
 

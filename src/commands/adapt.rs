@@ -4,7 +4,7 @@ use crate::args::task_args::{self, TaskArgs};
 use crate::args::train_config_args::TrainConfigArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
 use crate::output::progress_bar;
 use crate::output::score_tables::cell;
@@ -78,7 +78,7 @@ struct Report {
 }
 
 /// Adapts, evaluates and reports.
-pub fn run(args: AdaptArgs, context: &Context) -> Result<()> {
+pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
     let place = args.base.resolve(context)?;
@@ -162,7 +162,7 @@ fn evaluate(
     library: &Library,
     tasks: &[&Task],
     limit: Option<usize>,
-    context: &Context,
+    context: &CommandContext,
 ) -> Result<Results> {
     let bar = progress_bar::bar(&context.output, (COLUMNS.len() * tasks.len()) as u64, "eval");
     let results = evaluate_adapted(train, library, tasks, limit, &mut |event| match event {

@@ -3,7 +3,7 @@
 use crate::args::train_config_args;
 use crate::base::base_source::BaseSource;
 use crate::base::pico;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use crate::output::text_table::{bytes, table};
 use anyhow::Result;
@@ -47,7 +47,7 @@ pub struct InfoArgs {
 }
 
 /// Runs a subcommand of `base`.
-pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
+pub fn run(command: BaseCommand, context: &CommandContext) -> Result<()> {
     match command {
         BaseCommand::Info(args) => info(args, context),
         BaseCommand::Write(args) => {
@@ -60,7 +60,7 @@ pub fn run(command: BaseCommand, context: &Context) -> Result<()> {
     }
 }
 
-fn info(args: InfoArgs, context: &Context) -> Result<()> {
+fn info(args: InfoArgs, context: &CommandContext) -> Result<()> {
     let mut settings = TrainConfig::default();
     train_config_args::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;

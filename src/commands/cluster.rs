@@ -3,7 +3,7 @@
 use crate::args::task_args::DataArgs;
 use crate::args::usage::{self, fraction, size};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::cluster_tables;
 use crate::output::console::make_parent;
 use crate::pages::cluster_page;
@@ -143,7 +143,7 @@ impl From<SpaceArg> for Space {
 }
 
 /// Clusters, writes the file and prints the report.
-pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
+pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let Some(root) = &args.library else { return of_tasks(&args, context) };
     let library = Library::open(root)?;
@@ -175,7 +175,7 @@ pub fn run(args: ClusterArgs, context: &Context) -> Result<()> {
 }
 
 /// Clusters tasks that have no experts yet.
-fn of_tasks(args: &ClusterArgs, context: &Context) -> Result<()> {
+fn of_tasks(args: &ClusterArgs, context: &CommandContext) -> Result<()> {
     let k = number_of_clusters(args)?;
     let partition = match args.method {
         MethodArg::Mbc => bail!("--method mbc clusters experts by their parameters; it needs --library"),
@@ -210,7 +210,7 @@ fn partition(
     args: &ClusterArgs,
     experts: &Experts,
     tasks: &impl Fn(&str) -> Vec<String>,
-    context: &Context,
+    context: &CommandContext,
 ) -> Result<(Partition, Vec<CurvePoint>)> {
     match args.method {
         MethodArg::Random => {
@@ -245,7 +245,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 }
 
 /// The embeddings of `--tasks`.
-fn embeddings(args: &ClusterArgs, context: &Context) -> Result<BTreeMap<String, Vec<f32>>> {
+fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
     Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)?)

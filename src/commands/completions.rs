@@ -1,7 +1,7 @@
 //! `completions`: prints a shell completion script.
 
 use crate::cli::Cli;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -15,7 +15,7 @@ pub struct CompletionsArgs {
 }
 
 /// Prints the script.
-pub fn run(args: CompletionsArgs, context: &Context) -> Result<()> {
+pub fn run(args: CompletionsArgs, context: &CommandContext) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "lorakit", &mut script);
     let script = String::from_utf8(script)?;

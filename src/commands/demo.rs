@@ -1,6 +1,6 @@
 //! `demo`: runs the full pipeline on the bundled model.
 
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::demo::comparison::{self, ScoreRow};
 use crate::demo::setup::Setup;
 use crate::demo::{findings, pipeline};
@@ -32,7 +32,7 @@ struct DemoDocument<'a> {
 }
 
 /// Trains, clusters, trains again, scores, and writes the report.
-pub fn run(args: DemoArgs, context: &Context) -> Result<()> {
+pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     let setup = Setup::open(args.quick, context)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
     let (libraries, clusters) = pipeline::run(&setup, &args.out, context)?;

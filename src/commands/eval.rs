@@ -2,10 +2,10 @@
 
 use crate::args::adapter_args;
 use crate::args::router_arg::RouterArg;
-use crate::args::task_args::{self, FitArgs, TaskArgs};
+use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
@@ -18,11 +18,12 @@ use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
-use lorakit_task::{Metric, Split, Task};
-use serde_json::{Value, json};
+use lorakit_task::{Metric, Split, Task, Tokenizer};
+use serde::Serialize;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
@@ -59,22 +60,14 @@ pub struct EvalArgs {
 }
 
 /// Evaluates every router on every task.
-pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
+pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
-    let tasks = args.tasks.load()?;
-    let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(data)?;
-    if args.split != Split::All {
-        let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
-        pairs.into_iter().try_for_each(|(task, fit)| task_args::ensure_apart(task, fit))?;
-    }
     let mut failures = Failures::default();
+    let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
-    let mut tasks = failures.with_rows(tasks, &options, context)?;
-    if !args.metrics.is_empty() {
-        tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| args.metrics.contains(metric)));
-    }
+    let tasks = args.load_tasks(&fit, &options, &mut failures, context)?;
     let routers = distinct(&args.router);
     if !fit.is_empty() && routers.iter().all(|typed| typed.router.training_data().is_none()) {
         context.output.warn("--fit is not used: none of these routers is fitted");
@@ -99,28 +92,11 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
         reporter: context,
     });
     let prepared = prepare(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
-    let config = config(&args, &routers, &tasks, routing.as_ref(), &base, context.seed);
+    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed));
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut store = ResultsStore::open(kept, &routers, &tasks, config, context)?;
-    let bar = progress_bar::bar(&context.output, (routers.len() * tasks.len()) as u64, "eval");
-    for (router, line) in routers.iter().zip(&prepared) {
-        for (index, task) in tasks.iter().enumerate() {
-            let Some(RoutedPatches { patches, templates }) = line.of(index) else {
-                bar.inc(1);
-                continue;
-            };
-            let model = PatchedModel { base: &base, tokenizer: &vocabulary, patches, routing: templates.as_ref() };
-            let scores = evaluate(&model, task, &options, &mut |rows| {
-                bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
-            });
-            match scores {
-                Ok(scores) => store.keep(&router.text, &task.name, &scores)?,
-                Err(error) => bar.suspend(|| failures.add(Some(&router.text), &task.name, error.into(), context))?,
-            }
-            bar.inc(1);
-        }
-    }
-    bar.finish_and_clear();
+    let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
+    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &tasks, options: &options, context };
+    run.evaluate(&routers, &prepared, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
         return failures.outcome();
     }
@@ -132,6 +108,51 @@ pub fn run(args: EvalArgs, context: &Context) -> Result<()> {
     failures.outcome()
 }
 
+/// What all evaluations of a run share.
+struct EvalRun<'a> {
+    base: &'a Base,
+    tokenizer: &'a Tokenizer,
+    tasks: &'a [Task],
+    options: &'a EvalOptions,
+    context: &'a CommandContext,
+}
+
+impl EvalRun<'_> {
+    /// Evaluates every router on every task, into `store` or `failures`.
+    fn evaluate(
+        &self,
+        routers: &[RouterArg],
+        prepared: &[PreparedRouter],
+        store: &mut ResultsStore,
+        failures: &mut Failures,
+    ) -> Result<()> {
+        let bar = progress_bar::bar(&self.context.output, (routers.len() * self.tasks.len()) as u64, "eval");
+        for (router, prepared) in routers.iter().zip(prepared) {
+            for (index, task) in self.tasks.iter().enumerate() {
+                let Some(RoutedPatches { patches, templates }) = prepared.of(index) else {
+                    bar.inc(1);
+                    continue;
+                };
+                let (base, tokenizer, routing) = (self.base, self.tokenizer, templates.as_ref());
+                let model = PatchedModel { base, tokenizer, patches, routing };
+                let scores = evaluate(&model, task, self.options, &mut |rows| {
+                    bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
+                });
+                match scores {
+                    Ok(scores) => store.keep(&router.text, &task.name, &scores)?,
+                    Err(error) => {
+                        let add = || failures.add(Some(&router.text), &task.name, error.into(), self.context);
+                        bar.suspend(add)?;
+                    }
+                }
+                bar.inc(1);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+}
+
 /// The routers in order, without duplicates.
 fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
     let mut seen = BTreeSet::new();
@@ -139,6 +160,26 @@ fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
 }
 
 impl EvalArgs {
+    /// Loads the tasks that have rows to evaluate, with the metrics of `--metrics`.
+    fn load_tasks(
+        &self,
+        fit: &[Task],
+        options: &EvalOptions,
+        failures: &mut Failures,
+        context: &CommandContext,
+    ) -> Result<Vec<Task>> {
+        let tasks = self.tasks.load()?;
+        if self.split != Split::All {
+            let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
+            pairs.into_iter().try_for_each(|(task, fit)| task_args::ensure_apart(task, fit))?;
+        }
+        let mut tasks = failures.with_rows(tasks, options, context)?;
+        if !self.metrics.is_empty() {
+            tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| self.metrics.contains(metric)));
+        }
+        Ok(tasks)
+    }
+
     /// Checks what needs no file to be opened.
     fn ensure_usage(&self) -> Result<()> {
         let needy = self.router.iter().find(|typed| typed.router.uses_experts() && self.library.is_none());
@@ -193,7 +234,7 @@ fn prepare<'a>(
     tasks: &[Task],
     routing: Option<&FitContext<'_, 'a>>,
     failures: &mut Failures,
-    context: &Context,
+    context: &CommandContext,
 ) -> Result<Vec<PreparedRouter<'a>>> {
     let mut line = |RouterArg { router, text }: &RouterArg| -> Result<PreparedRouter<'a>> {
         let Some(routing) = routing else { return Ok(PreparedRouter::Same(RoutedPatches::plain(Patches::none()))) };
@@ -220,28 +261,49 @@ fn prepare<'a>(
 }
 
 /// The configuration recorded in results.json.
-fn config(
-    args: &EvalArgs,
-    routers: &[RouterArg],
-    tasks: &[Task],
-    routing: Option<&FitContext>,
-    base: &Base,
+#[derive(Serialize)]
+struct EvalConfig<'a> {
+    base: BaseConfig<'a>,
+    dtype: Option<&'static str>,
+    experts: Option<&'a [String]>,
+    fit: Vec<TaskDocument<'a>>,
+    library: Option<&'a Path>,
+    limit: Option<NonZeroUsize>,
+    /// Each router as typed, with all its settings.
+    routers: BTreeMap<&'a str, String>,
     seed: u64,
-) -> Value {
-    let (opened, fit) = (routing.map(|routing| routing.library), routing.map_or(&[][..], |routing| routing.tasks));
-    let typed: BTreeMap<&str, String> =
-        routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect();
-    let experts = opened.map(|opened| opened.experts.names());
-    json!({
-        "base": { "name": base.identity().name, "fingerprint": base.identity().fingerprint },
-        "dtype": base.dtype_override().map(|dtype| dtype.as_str()),
-        "experts": experts,
-        "fit": fit.iter().map(task_args::document).collect::<Vec<_>>(),
-        "library": args.library,
-        "limit": args.limit,
-        "routers": typed,
-        "seed": seed,
-        "split": args.split,
-        "tasks": tasks.iter().map(task_args::document).collect::<Vec<_>>(),
-    })
+    split: Split,
+    tasks: Vec<TaskDocument<'a>>,
+}
+
+/// The base in [`EvalConfig`].
+#[derive(Serialize)]
+struct BaseConfig<'a> {
+    name: &'a str,
+    fingerprint: &'a str,
+}
+
+impl<'a> EvalConfig<'a> {
+    fn new(
+        args: &'a EvalArgs,
+        routers: &'a [RouterArg],
+        tasks: &'a [Task],
+        (library, fit): (Option<&'a OpenLibrary>, &'a [Task]),
+        (base, seed): (&'a Base, u64),
+    ) -> Self {
+        let identity = base.identity();
+        Self {
+            base: BaseConfig { name: &identity.name, fingerprint: &identity.fingerprint },
+            dtype: base.dtype_override().map(|dtype| dtype.as_str()),
+            experts: library.map(|library| library.experts.names()),
+            // Without a library no router is fitted.
+            fit: if library.is_some() { fit.iter().map(TaskDocument::of).collect() } else { Vec::new() },
+            library: args.library.as_deref(),
+            limit: args.limit,
+            routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
+            seed,
+            split: args.split,
+            tasks: tasks.iter().map(TaskDocument::of).collect(),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use crate::args::router_arg::RouterArg;
 use crate::args::task_args::{DataArgs, FitArgs};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use crate::output::text_table::table;
 use crate::pages::routing_trace_page;
@@ -45,7 +45,7 @@ pub struct ExplainArgs {
 }
 
 /// Runs the base over the prompt with the router, and shows its choices.
-pub fn run(args: ExplainArgs, context: &Context) -> Result<()> {
+pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let typed = &args.router;
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);

@@ -3,7 +3,7 @@
 use crate::args::adapter_args::{self, AdapterArgs};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, generate};
@@ -52,7 +52,7 @@ fn top_p(text: &str) -> Result<f64, &'static str> {
 }
 
 /// Generates text from the prompt.
-pub fn run(args: GenerateArgs, context: &Context) -> Result<()> {
+pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     args.adapter.ensure_usage()?;
     usage::ensure(args.top_p == 1.0 || args.temperature > 0.0, || {
         "--top-p needs sampling; set --temperature above 0".to_owned()

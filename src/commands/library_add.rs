@@ -1,7 +1,7 @@
 //! `library add`: adds PEFT adapter folders to a library.
 
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -74,13 +74,18 @@ pub struct Candidate {
 }
 
 /// Adds all adapters, or none if one is refused.
-pub fn run(args: &AddArgs, context: &Context) -> Result<()> {
+pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
     add_all(&args.library, args.base.as_ref(), &candidates, context)
 }
 
 /// Adds candidates to the library at `root`, all or none, and reports them.
-pub fn add_all(root: &Path, base: Option<&BaseSource>, candidates: &[Candidate], context: &Context) -> Result<()> {
+pub fn add_all(
+    root: &Path,
+    base: Option<&BaseSource>,
+    candidates: &[Candidate],
+    context: &CommandContext,
+) -> Result<()> {
     let mut names = BTreeSet::new();
     if let Some(twice) = candidates.iter().find(|candidate| !names.insert(&candidate.name)) {
         bail!("two adapters are named `{}`; rename one: NAME={}", twice.name, twice.folder.display());
@@ -126,7 +131,7 @@ impl Candidate {
 
 /// Warns of an adapter whose config names another base. The name is a hint only: folders get renamed, and a base is
 /// identified by its shapes.
-fn warn_of_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &Context) -> Result<()> {
+fn warn_of_other_base(folder: &Path, adapter: &Adapter, base: &str, context: &CommandContext) -> Result<()> {
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
     match &adapter.metadata().base_model {
         Some(named) if last(named) != last(base) => context.warn(format!(
@@ -183,7 +188,7 @@ fn ensure_same_widths(adapter: &Adapter, other: &Adapter) -> Result<()> {
     Ok(())
 }
 
-fn report(root: &Path, candidates: &[Candidate], context: &Context) -> Result<()> {
+fn report(root: &Path, candidates: &[Candidate], context: &CommandContext) -> Result<()> {
     let added = |Candidate { name, folder, adapter, .. }: &Candidate| {
         let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
         json!({ "name": name, "from": folder, "modules": modules, "parameters": parameters })

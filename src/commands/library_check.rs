@@ -1,7 +1,7 @@
 //! `library check`: checks all files of a library, or one adapter_config.json.
 
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -68,17 +68,17 @@ impl Findings {
     }
 
     fn table(&self) -> String {
-        let told = |finding: &Finding| match &finding.error {
+        let text = |finding: &Finding| match &finding.error {
             Some(error) => error.clone(),
             None if finding.notices.is_empty() => "ok".to_owned(),
             None => finding.notices.iter().map(Warning::to_string).collect::<Vec<_>>().join("\n"),
         };
-        table([self.noun, "finding"], self.found.iter().map(|finding| vec![finding.name.clone(), told(finding)]))
+        table([self.noun, "finding"], self.found.iter().map(|finding| vec![finding.name.clone(), text(finding)]))
     }
 }
 
 /// Checks, prints the findings, and fails if something is wrong.
-pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
+pub fn run(args: &CheckArgs, context: &CommandContext) -> Result<()> {
     match (&args.config, &args.library) {
         (Some(config), _) => check_config(config, args.base.as_ref(), context),
         (None, Some(root)) => check(root, args, context),
@@ -87,7 +87,7 @@ pub fn run(args: &CheckArgs, context: &Context) -> Result<()> {
 }
 
 /// Experts: configuration, tensors, values, recorded hash, base. Routers and models: recorded hashes.
-fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
+fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> {
     let library = Library::open(root)?;
     let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
     if let (Some(base), Some(own)) = (&base, library.base()) {
@@ -108,8 +108,8 @@ fn check(root: &Path, args: &CheckArgs, context: &Context) -> Result<()> {
     });
     context.output.result(&document, || {
         // Routers and models are optional.
-        let told = all.iter().filter(|findings| findings.noun == "expert" || !findings.found.is_empty());
-        told.map(Findings::table).collect::<Vec<_>>().join("\n\n")
+        let shown = all.iter().filter(|findings| findings.noun == "expert" || !findings.found.is_empty());
+        shown.map(Findings::table).collect::<Vec<_>>().join("\n\n")
     })?;
     let count = |findings: &Findings| {
         format!("{} of {}", pluralize(findings.broken(context.strict), findings.noun), findings.found.len())
@@ -206,7 +206,7 @@ fn module_table(modules: &[AdaptedModule]) -> String {
 }
 
 /// Checks one adapter_config.json, key by key.
-fn check_config(path: &Path, base: Option<&BaseSource>, context: &Context) -> Result<()> {
+fn check_config(path: &Path, base: Option<&BaseSource>, context: &CommandContext) -> Result<()> {
     let text = read_text(path)?;
     let (config, refusals) = match PeftConfig::parse(&text) {
         Ok(config) => (Some(config), Vec::new()),
@@ -236,9 +236,9 @@ fn check_config(path: &Path, base: Option<&BaseSource>, context: &Context) -> Re
                     config.alpha,
                     if config.rslora { ", rsLoRA" } else { "" }
                 );
-                let told =
+                let summary =
                     if lines.is_empty() { verdict } else { format!("{verdict}\n{}", table(["", "key", ""], lines)) };
-                modules.as_ref().map_or(told.clone(), |modules| format!("{told}\n\n{}", module_table(modules)))
+                modules.as_ref().map_or(summary.clone(), |modules| format!("{summary}\n\n{}", module_table(modules)))
             }
             None => table(["", "key", "reason"], lines),
         }

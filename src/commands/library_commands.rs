@@ -1,7 +1,7 @@
 //! `library`: manages the experts of a library.
 
 use super::{library_add, library_check, library_export, library_import, library_ls, library_show};
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use lorakit_adapter::Library;
@@ -41,7 +41,7 @@ pub struct NamesArgs {
 }
 
 /// Runs a subcommand of `library`.
-pub fn run(command: LibraryCommand, context: &Context) -> Result<()> {
+pub fn run(command: LibraryCommand, context: &CommandContext) -> Result<()> {
     match command {
         LibraryCommand::Ls(args) => library_ls::run(&args, context),
         LibraryCommand::Show(args) => library_show::run(&args, context),
@@ -53,7 +53,7 @@ pub fn run(command: LibraryCommand, context: &Context) -> Result<()> {
     }
 }
 
-fn rm(args: &NamesArgs, context: &Context) -> Result<()> {
+fn rm(args: &NamesArgs, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
     let _lock = lock(&library, context)?;
     // A missing name is reported before anything is removed.

@@ -2,7 +2,7 @@
 
 use super::library_add::{Candidate, NamedFolder, add_all};
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, WEIGHTS_FILE, mttl_experts};
@@ -25,7 +25,7 @@ pub struct ImportArgs {
 }
 
 /// Imports all experts, or none if one is refused.
-pub fn run(args: &ImportArgs, context: &Context) -> Result<()> {
+pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
     let mut candidates = Vec::new();
     for named in &args.folders {
         candidates.extend(read(named, context)?);
@@ -35,7 +35,7 @@ pub fn run(args: &ImportArgs, context: &Context) -> Result<()> {
 }
 
 /// The experts of one folder.
-fn read(named: &NamedFolder, context: &Context) -> Result<Vec<Candidate>> {
+fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>> {
     let folder = &named.folder;
     if folder.join(CONFIG_FILE).is_file() {
         // Safetensors take precedence, as in PEFT.

@@ -1,6 +1,6 @@
 //! `library ls`: lists the experts of a library. Reads configs and records, not weights.
 
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
 use clap::Args;
@@ -33,7 +33,7 @@ struct Described {
 }
 
 /// Lists the experts.
-pub fn run(args: &LibraryLsArgs, context: &Context) -> Result<()> {
+pub fn run(args: &LibraryLsArgs, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
     let entry = |name: String| Entry { described: Described::read(&library, &name), name };
     let entries: Vec<Entry> = library.expert_names()?.into_iter().map(entry).collect();

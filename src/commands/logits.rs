@@ -3,7 +3,7 @@
 use crate::args::adapter_args::{self, AdapterArgs};
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
@@ -43,7 +43,7 @@ struct TokenIds {
 }
 
 /// Reads token ids and writes logits.
-pub fn run(args: LogitsArgs, context: &Context) -> Result<()> {
+pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     args.adapter.ensure_usage()?;
     usage::ensure(!is_same(&args.input, &args.out), || {
         format!("{}: --out would overwrite --input", args.out.display())

@@ -5,7 +5,7 @@ use crate::args::usage;
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use crate::output::text_table::{help_entry, number, table};
 use anyhow::{Context as _, Result, ensure};
@@ -86,15 +86,23 @@ impl FromStr for Method {
     }
 }
 
-/// What a method made of experts.
-struct Made {
+/// The input of a merge.
+struct MergeSource<'a> {
+    library: &'a Library,
+    experts: Vec<Expert>,
+    base: Option<(&'a ResolvedBase, &'a Base)>,
+}
+
+/// The result of a merge.
+struct MadeMerge {
+    experts: Vec<Expert>,
     merged: Merged,
     record: MergeRecord,
 }
 
 impl MergeArgs {
     /// Checks what needs no file to be opened.
-    fn ensure_usage(&self, context: &Context) -> Result<()> {
+    fn ensure_usage(&self, context: &CommandContext) -> Result<()> {
         usage::ensure(!self.into_base || context.base_options()?.dtype.is_none(), || {
             "--into-base keeps the data types of the base; omit --dtype".to_owned()
         })?;
@@ -118,55 +126,46 @@ impl MergeArgs {
         &self,
         library: &Library,
         base: Option<(&ResolvedBase, &Base)>,
-        context: &Context,
-    ) -> Result<(Vec<Expert>, Made)> {
-        let experts = experts(library, &self.experts)?;
-        let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+        context: &CommandContext,
+    ) -> Result<MadeMerge> {
+        let source = MergeSource { library, experts: experts(library, &self.experts)?, base };
+        let made = match &self.method {
+            Method::Given(merge) => self.merge_given(&**merge, source),
+            Method::Fitted(method) => self.merge_fitted(&**method, source, context),
+        };
         // Errors of the method name experts only; the library is added.
-        let place = || self.library.display().to_string();
-        let made = || self.made(library, base, experts, &names, context);
-        made().with_context(place)
+        made.with_context(|| self.library.display().to_string())
     }
 
-    fn made(
-        &self,
-        library: &Library,
-        base: Option<(&ResolvedBase, &Base)>,
-        experts: Vec<Expert>,
-        names: &[String],
-        context: &Context,
-    ) -> Result<(Vec<Expert>, Made)> {
-        match &self.method {
-            Method::Given(merge) => {
-                let given = !self.weights.is_empty();
-                let weights = if given { self.weights.clone() } else { default_weights(&**merge, experts.len()) };
-                let merged = merge.merge(&experts, &Coefficients::new(weights.clone()))?;
-                let record = MergeRecord::new(merge.to_string(), library, names, &weights)?;
-                Ok((experts, Made { merged, record }))
-            }
-            Method::Fitted(composition) => self.fitted(&**composition, experts, library, base, context),
-        }
+    /// Merges with `--weights`, or the method's default weights.
+    fn merge_given(&self, merge: &dyn MergeMethod, source: MergeSource) -> Result<MadeMerge> {
+        let MergeSource { library, experts, .. } = source;
+        let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+        let given = !self.weights.is_empty();
+        let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
+        let merged = merge.merge(&experts, &Coefficients::new(weights.clone()))?;
+        let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?;
+        Ok(MadeMerge { experts, merged, record })
     }
 
-    /// Fits weights to rows under the base, and merges with them.
-    fn fitted(
+    /// Fits weights to the tasks of `--fit`, and merges with them.
+    fn merge_fitted(
         &self,
-        composition: &dyn FittedMerge,
-        experts: Vec<Expert>,
-        library: &Library,
-        base: Option<(&ResolvedBase, &Base)>,
-        context: &Context,
-    ) -> Result<(Vec<Expert>, Made)> {
-        let name = composition.info().name;
+        method: &dyn FittedMerge,
+        source: MergeSource,
+        context: &CommandContext,
+    ) -> Result<MadeMerge> {
+        let name = method.info().name;
+        let MergeSource { library, experts, base } = source;
         let (place, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
         let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
         let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
-        let rows = fitted_merge::rows(composition, &tasks, base, &place.tokenizer()?)?;
+        let rows = fitted_merge::rows(method, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
-        let fitted = fit_weights(composition, over, &rows)?;
+        let fitted = fit_weights(method, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
-        let (merge, coefficients) = composition.merge(&stacked, &fitted.weights)?;
+        let (merge, coefficients) = method.merge(&stacked, &fitted.weights)?;
         let merged = merge.merge(stacked.experts(), &coefficients)?;
         let record = MergeRecord::fitted(
             &*merge,
@@ -174,13 +173,13 @@ impl MergeArgs {
             &stacked,
             &coefficients,
             FitRecord {
-                composition: composition.to_string(),
+                composition: method.to_string(),
                 tasks: tasks.iter().map(task_record).collect(),
                 seed: context.seed,
                 found: fitted.document(&stacked),
             },
         )?;
-        Ok((stacked.experts().to_vec(), Made { merged, record }))
+        Ok(MadeMerge { experts: stacked.experts().to_vec(), merged, record })
     }
 }
 
@@ -203,7 +202,7 @@ pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
 }
 
 /// Merges, writes and reports.
-pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
+pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage(context)?;
     ensure_replaceable(&args.out, args.overwrite)?;
     let library = Library::open(&args.library)?;
@@ -212,7 +211,8 @@ pub fn run(args: MergeArgs, context: &Context) -> Result<()> {
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
     }
-    let (experts, Made { mut merged, record }) = args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;
+    let MadeMerge { experts, mut merged, record } =
+        args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;
     if merged.adapter.norm() == 0.0 {
         context.warn(format!("{}: the merged adapter is zero", args.out.display()))?;
     }
@@ -271,7 +271,7 @@ fn write_base(
     library: &Library,
     (place, base): (&ResolvedBase, &Base),
     (adapter, record): (&Adapter, &MergeRecord),
-    context: &Context,
+    context: &CommandContext,
 ) -> Result<Rounding> {
     let merged = MergedBaseRecord::new(record, library, base.identity(), place.record()?)?;
     let mut text = serde_json::to_string_pretty(&merged)?;

@@ -1,13 +1,14 @@
 //! `task`: inspects tasks and their rows.
 
-use crate::args::task_args::{self, DataArgs};
+use crate::args::task_args::{DataArgs, TaskDocument};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 
@@ -52,28 +53,57 @@ pub struct TaskShowArgs {
     max_length: NonZeroUsize,
 }
 
+/// The JSON document of `task ls`.
+#[derive(Serialize)]
+struct TaskList<'a> {
+    tasks: Vec<TaskEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct TaskEntry<'a> {
+    #[serde(flatten)]
+    task: TaskDocument<'a>,
+    description: Option<&'a str>,
+    rows: SplitRows,
+    choices: bool,
+    metrics: Vec<&'static str>,
+}
+
+/// Numbers of rows.
+#[derive(Serialize)]
+struct SplitRows {
+    train: usize,
+    validation: usize,
+    test: usize,
+}
+
 /// Runs a subcommand of `task`.
-pub fn run(command: TaskCommand, context: &Context) -> Result<()> {
+pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
     match command {
         TaskCommand::Ls(args) => ls(&args, context),
         TaskCommand::Show(args) => show(&args, context),
     }
 }
 
-fn ls(args: &TaskLsArgs, context: &Context) -> Result<()> {
+fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
     let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
-    let entry = |task: &Task| {
+    let entry = |task| {
         let [train, validation, test] = counts(task);
-        let mut entry = task_args::document(task);
-        entry["description"] = json!(task.description);
-        entry["rows"] = json!({ "train": train, "validation": validation, "test": test });
-        entry["choices"] = json!(task.has_choices());
-        entry["metrics"] = json!(metrics(task));
-        entry
+        TaskEntry {
+            task: TaskDocument::of(task),
+            description: task.description.as_deref(),
+            rows: SplitRows { train, validation, test },
+            choices: task.has_choices(),
+            metrics: metrics(task),
+        }
     };
-    let document = json!({ "tasks": tasks.iter().map(entry).collect::<Vec<_>>() });
+    let mut entries = Vec::new();
+    for task in &tasks {
+        entries.push(entry(task));
+    }
+    let document = TaskList { tasks: entries };
     context.output.result(&document, || {
         let line = |task: &Task| {
             let [train, validation, test] = counts(task).map(|count| count.to_string());
@@ -90,7 +120,7 @@ fn ls(args: &TaskLsArgs, context: &Context) -> Result<()> {
     })
 }
 
-fn show(args: &TaskShowArgs, context: &Context) -> Result<()> {
+fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
     let tasks = Task::load(&args.task, args.data.data.as_deref())?;
     let vocabulary = args.base.as_ref().map(|base| base.resolve(context)?.tokenizer()).transpose()?;
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
@@ -124,7 +154,7 @@ impl<'a> Shown<'a> {
             .tokens
             .as_ref()
             .map(|(example, vocabulary)| example.token_views(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
-        let mut document = task_args::document(self.task);
+        let mut document = json!(TaskDocument::of(self.task));
         document["row"] = json!(self.row.number);
         document["fields"] = json!(self.row.fields);
         document["prompt"] = json!(self.row.prompt);

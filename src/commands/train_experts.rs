@@ -5,7 +5,7 @@ use crate::args::train_config_args::{TrainConfigArgs, ensure_targets};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
 use crate::base::model_files;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::cluster_tables;
 use crate::output::training_report;
 use anyhow::{Result, bail};
@@ -112,7 +112,7 @@ impl TrainMode {
 const FULL: &str = "full";
 
 /// Trains the experts that the library lacks.
-pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
+pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let settings = args.settings.over(TrainConfig::default())?;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
@@ -149,7 +149,7 @@ pub fn run(args: TrainExpertsArgs, context: &Context) -> Result<()> {
 }
 
 /// Reports both stages of MBC, or the first if it was not completed.
-fn report_both_stages(stages: &TwoStageMbc, context: &Context) -> Result<()> {
+fn report_both_stages(stages: &TwoStageMbc, context: &CommandContext) -> Result<()> {
     let TwoStageMbc { private, clustered } = stages;
     let Some(ClusteredStage { clusters, file, experts }) = clustered else {
         context.output.result(&training_report::document(private), || training_report::text(private))?;

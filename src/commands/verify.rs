@@ -9,7 +9,7 @@ use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -85,11 +85,11 @@ struct Verifier<'a> {
     /// The lengths of the rows.
     rows: Vec<usize>,
     tolerance: f64,
-    context: &'a Context,
+    context: &'a CommandContext,
 }
 
 /// Compares, prints, and fails beyond the tolerance.
-pub fn run(args: VerifyArgs, context: &Context) -> Result<()> {
+pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
     if let Some(folder) = &args.merged {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is the output of `lorakit merge`", folder.display());
@@ -146,7 +146,7 @@ fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize)
 }
 
 impl<'a> Verifier<'a> {
-    fn new(place: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a Context) -> Result<Self> {
+    fn new(place: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a CommandContext) -> Result<Self> {
         let longest = LONGEST_ROW.min(base.config().max_positions);
         let mut stream = Key::new(context.seed, "verify").stream();
         let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
@@ -173,7 +173,7 @@ impl<'a> Verifier<'a> {
                 let added = self.merged_logits(&of.adapter)?;
                 kept = coarser(kept, added.kept);
                 let beyond = largest(&added.exact, &dynamic)?;
-                self.compared(&of.name, &added.rounded, &dynamic, &plain, (added.rounding, beyond))
+                self.compare(&of.name, &added.rounded, (&dynamic, &plain), (added.rounding, beyond))
             };
             let mut added = added;
             compared.push(added().with_context(|| format!("expert `{}`", of.name))?);
@@ -194,7 +194,7 @@ impl<'a> Verifier<'a> {
             let merged = self.logits(self.base, &self.alone(&adapter)?)?;
             let beyond = largest(&merged, &dynamic)?;
             return Ok((
-                vec![self.compared(&recipe.name, &merged, &dynamic, &plain, (None, beyond))?],
+                vec![self.compare(&recipe.name, &merged, (&dynamic, &plain), (None, beyond))?],
                 StorageDtype::F32,
             ));
         }
@@ -212,16 +212,16 @@ impl<'a> Verifier<'a> {
         // The files must match the rounded merge, and the exact merge must match the unmerged experts.
         let added = self.merged_logits(&recipe.merged)?;
         let beyond = largest(&merged, &added.rounded)?.max(largest(&added.exact, &dynamic)?);
-        let compared = self.compared(&recipe.name, &merged, &dynamic, &plain, (added.rounding, beyond))?;
+        let compared = self.compare(&recipe.name, &merged, (&dynamic, &plain), (added.rounding, beyond))?;
         Ok((vec![compared], added.kept))
     }
 
-    fn compared(
+    /// Compares the logits of a merge with the unmerged (`dynamic`) ones and with those of the base (`plain`).
+    fn compare(
         &self,
         name: &str,
         merged: &Tensor,
-        dynamic: &Tensor,
-        plain: &Tensor,
+        (dynamic, plain): (&Tensor, &Tensor),
         (rounding, beyond_rounding): (Option<f64>, f64),
     ) -> Result<Comparison> {
         Ok(Comparison {

@@ -2,7 +2,7 @@
 
 use super::pipeline::TrainedLibraries;
 use super::setup::Setup;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::text_table::{ABSENT, table};
 use anyhow::{Context as _, Result};
@@ -70,7 +70,7 @@ pub fn score(
     setup: &Setup,
     libraries: &TrainedLibraries,
     results: &mut Results,
-    context: &Context,
+    context: &CommandContext,
 ) -> Result<Vec<ScoreRow>> {
     let tasks = setup.training.len() + setup.held_out.len();
     let bar = progress_bar::bar(&context.output, (ROWS.len() * tasks) as u64, "eval");

@@ -26,8 +26,16 @@ pub fn sentences(rows: &[ScoreRow], clusters: &FamilyClusters) -> Vec<String> {
     for (better, worse, claim) in CLAIMS {
         let row = |label| rows.iter().find(|c| c.label == label);
         let (Some(better), Some(worse)) = (row(better), row(worse)) else { continue };
-        sentences.extend(judged(claim, "training tasks", better.label, better.training, worse.label, worse.training));
-        sentences.extend(judged(claim, "held-out tasks", better.label, better.held_out, worse.label, worse.held_out));
+        sentences.extend(judge(
+            &format!("{claim}, on training tasks"),
+            (better.label, better.training),
+            (worse.label, worse.training),
+        ));
+        sentences.extend(judge(
+            &format!("{claim}, on held-out tasks"),
+            (better.label, better.held_out),
+            (worse.label, worse.held_out),
+        ));
     }
     sentences
 }
@@ -48,14 +56,14 @@ fn agreement(clusters: &FamilyClusters) -> String {
 }
 
 /// Judges a claim by two rows: it holds where the difference exceeds two standard errors.
-fn judged(claim: &str, tasks: &str, a: &str, left: Option<Summary>, b: &str, right: Option<Summary>) -> Option<String> {
+fn judge(claim: &str, (a, left): (&str, Option<Summary>), (b, right): (&str, Option<Summary>)) -> Option<String> {
     let (left, right) = (left?.exact_match, right?.exact_match);
     let verdict = match difference(left, right) {
         Some(d) if d > 2.0 => "holds",
         Some(d) if d < -2.0 => "the opposite holds",
         _ => "undecided, the difference is within two standard errors",
     };
-    Some(format!("{claim}, on {tasks}: {verdict} ({a} {}, {b} {}).", score_text(left, true), score_text(right, true)))
+    Some(format!("{claim}: {verdict} ({a} {}, {b} {}).", score_text(left, true), score_text(right, true)))
 }
 
 /// The difference in standard errors; None where they are unknown.
@@ -75,9 +83,9 @@ mod tests {
             let score = Score { value, stderr: Some(0.01) };
             Some(Summary { exact_match: score, loss: score })
         };
-        let judge = |a, b| judged("X", "tasks", "a", summary(a), "b", summary(b)).unwrap_or_default();
-        assert!(judge(0.50, 0.40).contains(": holds"));
-        assert!(judge(0.50, 0.49).contains("within two standard errors"));
-        assert!(judge(0.40, 0.50).contains("the opposite"));
+        let verdict = |a, b| judge("X", ("a", summary(a)), ("b", summary(b))).unwrap_or_default();
+        assert!(verdict(0.50, 0.40).contains(": holds"));
+        assert!(verdict(0.50, 0.49).contains("within two standard errors"));
+        assert!(verdict(0.40, 0.50).contains("the opposite"));
     }
 }

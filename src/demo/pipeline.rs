@@ -1,7 +1,7 @@
 //! Trains private experts and a joint one, clusters the private ones, and trains an expert per cluster.
 
 use super::setup::Setup;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Library, Matrix};
@@ -39,7 +39,7 @@ pub struct FamilyClusters {
 }
 
 /// Runs all stages. Everything is kept in `out`; finished experts are not trained again.
-pub fn run(setup: &Setup, out: &Path, context: &Context) -> Result<(TrainedLibraries, FamilyClusters)> {
+pub fn run(setup: &Setup, out: &Path, context: &CommandContext) -> Result<(TrainedLibraries, FamilyClusters)> {
     let private_library = train(setup, &out.join("private"), &private(&setup.training), context)?;
     let joint_library = train(setup, &out.join("joint"), &[joint(&setup.training)], context)?;
     let clusters = cluster(setup, &out.join("private"), context)?;
@@ -56,7 +56,7 @@ pub fn run(setup: &Setup, out: &Path, context: &Context) -> Result<(TrainedLibra
 }
 
 /// Trains the experts that the library at `root` lacks.
-fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &Context) -> Result<OpenLibrary> {
+fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandContext) -> Result<OpenLibrary> {
     let train = TrainContext {
         base: &setup.base,
         tokenizer: &setup.tokenizer,
@@ -71,7 +71,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &Context) 
     let (base, library, config) = (&setup.base, &library, &setup.config);
     let trainer = Trainer { base, library, config, seed: context.seed, restart: false, stop: &**stop };
     let summary = trainer
-        .train_experts(jobs, &mut *on_event)
+        .train_experts(jobs, &mut on_event)
         .with_context(|| format!("{}; another --out starts over", root.display()))?;
     drop((stop, on_event));
     if summary.stopped {
@@ -82,7 +82,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &Context) 
 }
 
 /// MBC over the deltas of the private experts, with as many clusters as families, and the Rand index of every space.
-fn cluster(setup: &Setup, root: &Path, context: &Context) -> Result<FamilyClusters> {
+fn cluster(setup: &Setup, root: &Path, context: &CommandContext) -> Result<FamilyClusters> {
     let library = Library::open(root)?;
     let widths: BTreeMap<String, usize> = setup.base.modules().into_iter().map(|m| (m.path, m.input)).collect();
     let start = |module: &str| -> Result<Matrix> {

@@ -2,7 +2,7 @@
 
 use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::Result;
 use lorakit_model::Base;
 use lorakit_task::skills::{self, SkillFamily, SuitePart};
@@ -31,7 +31,7 @@ pub struct Setup {
 
 impl Setup {
     /// The full setup, or about a tenth of the work with `quick`.
-    pub fn open(quick: bool, context: &Context) -> Result<Self> {
+    pub fn open(quick: bool, context: &CommandContext) -> Result<Self> {
         let place = BaseSource::Pico.resolve(context)?;
         let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
         let families: Vec<SkillFamily> =

@@ -53,15 +53,15 @@ pub fn summary(report: &Report) -> String {
 fn numbers_of_clusters(curve: &[CurvePoint], used: usize) -> String {
     let mut best: Vec<&CurvePoint> = curve.iter().collect();
     best.sort_by(|a, b| b.silhouette.total_cmp(&a.silhouette).then(a.k.cmp(&b.k)));
-    let (told, others) = best.split_at(best.len().min(BEST_LISTED));
-    let mut told: Vec<&CurvePoint> =
-        told.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
-    told.sort_by_key(|point| point.k);
+    let (listed, others) = best.split_at(best.len().min(BEST_LISTED));
+    let mut listed: Vec<&CurvePoint> =
+        listed.iter().chain(others.iter().filter(|point| point.k == used)).copied().collect();
+    listed.sort_by_key(|point| point.k);
     let line = |point: &CurvePoint| {
         let here = if point.k == used { "used" } else { "" };
         vec![point.k.to_string(), number(Some(point.silhouette), 3), here.to_owned()]
     };
-    table(["k", "silhouette", ""], told.into_iter().map(line))
+    table(["k", "silhouette", ""], listed.into_iter().map(line))
 }
 
 /// Names separated by commas, in lines of about 80 characters.
@@ -91,9 +91,9 @@ mod tests {
     #[test]
     fn the_best_and_the_used_numbers_of_clusters_are_listed() {
         let curve: Vec<CurvePoint> = (2..12).map(|k| CurvePoint { k, silhouette: 1.0 / k as f64 }).collect();
-        let told = numbers_of_clusters(&curve, 11);
-        assert_eq!(told.lines().filter(|line| line.contains("0.")).count(), BEST_LISTED + 1, "{told}");
-        assert!(told.contains("0.500") && told.contains("0.091"), "{told}");
+        let listed = numbers_of_clusters(&curve, 11);
+        assert_eq!(listed.lines().filter(|line| line.contains("0.")).count(), BEST_LISTED + 1, "{listed}");
+        assert!(listed.contains("0.500") && listed.contains("0.091"), "{listed}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tasks that could not be evaluated.
 
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
 use anyhow::{Error, Result, ensure};
 use lorakit_eval::EvalOptions;
@@ -23,7 +23,7 @@ pub struct Failure {
 
 impl Failures {
     /// Records and prints the error of a task; an interruption is returned.
-    pub fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &Context) -> Result<()> {
+    pub fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &CommandContext) -> Result<()> {
         if error.is::<Interrupted>() {
             return Err(error);
         }
@@ -34,7 +34,12 @@ impl Failures {
     }
 
     /// The tasks that have rows to evaluate. If none has, the first error is returned.
-    pub fn with_rows(&mut self, tasks: Vec<Task>, options: &EvalOptions, context: &Context) -> Result<Vec<Task>> {
+    pub fn with_rows(
+        &mut self,
+        tasks: Vec<Task>,
+        options: &EvalOptions,
+        context: &CommandContext,
+    ) -> Result<Vec<Task>> {
         let (mut fit, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
             match task.rows(options.split, options.limit).map(|_| ()) {

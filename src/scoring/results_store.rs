@@ -1,7 +1,7 @@
 //! results.json: the scores of a run, merged with those of earlier runs.
 
 use crate::args::router_arg::RouterArg;
-use crate::command_context::Context;
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::atomic::write_file;
@@ -77,7 +77,7 @@ impl ResultsStore {
         routers: &[RouterArg],
         tasks: &[Task],
         config: Value,
-        context: &Context,
+        context: &CommandContext,
     ) -> Result<Self> {
         let mut now = Results::default();
         (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));

@@ -1,4 +1,4 @@
-//! Runs the binary as a user does.
+//! Runs the binary, and finds reference material.
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
 use serde_json::Value;
@@ -12,11 +12,11 @@ pub struct Ran {
     pub code: i32,
     /// What it printed.
     pub stdout: String,
-    /// What it told on the side.
+    /// What it printed on stderr.
     pub stderr: String,
 }
 
-/// `lorakit` with `arguments`, not started yet.
+/// The command `lorakit` with `arguments`.
 pub fn command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lorakit"));
     command.args(arguments);
@@ -38,7 +38,7 @@ impl From<Output> for Ran {
     }
 }
 
-/// Runs `lorakit` with arguments that stand in one text, separated by white space.
+/// Runs `lorakit` with arguments separated by white space.
 pub fn words(text: &str) -> Ran {
     run(text.split_whitespace())
 }
@@ -50,13 +50,13 @@ impl Ran {
         self
     }
 
-    /// Its one JSON document.
+    /// The JSON document of a run that succeeded.
     pub fn json(self) -> Value {
         let ran = self.ok();
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))
     }
 
-    /// Its message, of a run that must have ended with `code`.
+    /// The message of a run that must have failed with `code`.
     pub fn failed(self, code: i32) -> String {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
         assert_eq!(self.stdout, "", "a failure prints no result");
@@ -64,19 +64,31 @@ impl Ran {
     }
 }
 
-/// A path of the shared material; None, with a notice, where it is absent.
-#[allow(clippy::print_stderr)]
-pub fn shared(path: &str) -> Option<PathBuf> {
+/// A path below `../shared`, which tests that are ignored by default need.
+pub fn shared(path: &str) -> PathBuf {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
-    if !found.exists() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(found)
+    assert!(found.exists(), "{} is absent; this test needs the reference material in ../shared", found.display());
+    found
 }
 
-/// Asserts that a message says all of these.
-pub fn says(message: &str, parts: &[&str]) {
+/// A tiny random base with adapters and the results of PEFT: `mistral`, `phi` or `llama`.
+pub fn peft_fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
+}
+
+/// The names of all [`peft_fixture`]s.
+pub const PEFT_FIXTURES: [&str; 3] = ["mistral", "phi", "llama"];
+
+/// A larger reference base in `../shared`: `mistral`, `phi`, `window` or `llama3`.
+pub fn shared_oracle(name: &str) -> PathBuf {
+    shared("oracles/peft").join(name)
+}
+
+/// The names of all [`shared_oracle`]s.
+pub const SHARED_ORACLES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+
+/// Asserts that a message contains all parts.
+pub fn assert_contains(message: &str, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }

@@ -42,6 +42,7 @@
 
 mod adapter;
 mod error;
+mod export;
 mod import;
 mod library;
 mod low_rank;
@@ -52,6 +53,7 @@ mod warning;
 
 pub use adapter::{Adapter, BaseModule};
 pub use error::AdapterError;
+pub use export::hub::HubExport;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
 pub use library::expert_name::ensure_expert_name;

@@ -5,15 +5,12 @@ use lorakit_eval::EvalError;
 use lorakit_format::FormatError;
 use lorakit_model::ModelError;
 use lorakit_route::RouteError;
-use lorakit_train::TrainError;
+use lorakit_train::{BoxError, TrainError};
 use std::error::Error;
 use std::path::PathBuf;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = FitError> = std::result::Result<T, E>;
-
-/// The error of a function that the caller gave.
-pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Why something could not be fitted.
 #[derive(Debug, thiserror::Error)]
@@ -103,34 +100,17 @@ pub enum FitError {
     #[error("no tasks are recorded for the expert `{0}`: give rows of every expert's tasks with --fit")]
     NoRecordedTasks(String),
     /// A router of one task where there is none.
-    #[error("no task is at hand to learn from: give rows with --fit")]
+    #[error("there is no task to fit to: give rows with --fit")]
     NoCurrentTask,
     /// A recorded task whose rows or split have changed.
-    #[error(
-        "{path}: the task `{task}`{whose} is not what was trained on: recorded sha256 {sha256}, split_seed {split_seed}; found {found}; {advice}"
-    )]
-    ChangedTask {
-        /// The recorded file.
-        path: String,
-        /// The task's name.
-        task: String,
-        /// ` of the expert NAME`, where it is of one.
-        whose: String,
-        /// The recorded hash.
-        sha256: String,
-        /// The recorded seed.
-        split_seed: u64,
-        /// What is there now.
-        found: String,
-        /// What to do.
-        advice: &'static str,
-    },
+    #[error(transparent)]
+    ChangedTask(Box<ChangedTask>),
     /// A row that should belong to an expert.
     #[error("a row has no expert")]
     RowWithoutExpert,
     /// Skills without their routing.
     #[error(
-        "{}: skills of poly are in the library, and no routing of theirs: their training did not end; run `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
+        "{}: skills of poly are in the library, without their routing: their training did not end; run `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",
         .0.display()
     )]
     UnfinishedSkills(PathBuf),
@@ -221,7 +201,7 @@ pub enum FitError {
     ZeroScale,
     /// An adapter of the task's name that was fitted otherwise.
     #[error(
-        "{}: `{name}` is there, and came of another method, library or rows; --restart would make it anew",
+        "{}: `{name}` exists, and was fitted by another method, library or rows; --restart fits it again",
         library.display()
     )]
     OtherAdapter {
@@ -250,7 +230,7 @@ pub enum FitError {
     Model(#[from] ModelError),
     /// From lorakit-route.
     #[error(transparent)]
-    Route(#[from] RouteError),
+    Route(Box<RouteError>),
     /// From lorakit-task.
     #[error(transparent)]
     Task(#[from] lorakit_task::Error),
@@ -263,6 +243,34 @@ pub enum FitError {
     /// A safetensors file.
     #[error(transparent)]
     Safetensors(#[from] safetensors::SafeTensorError),
+}
+
+/// A recorded task whose rows or split have changed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{path}: the task `{task}`{whose} is not what was trained on: recorded sha256 {sha256}, split_seed {split_seed}; found {found}; {advice}"
+)]
+pub struct ChangedTask {
+    /// The recorded file.
+    pub path: String,
+    /// The task's name.
+    pub task: String,
+    /// ` of the expert NAME`, where it is of one.
+    pub whose: String,
+    /// The recorded hash.
+    pub sha256: String,
+    /// The recorded seed.
+    pub split_seed: u64,
+    /// What is there now.
+    pub found: String,
+    /// What to do.
+    pub advice: &'static str,
+}
+
+impl From<RouteError> for FitError {
+    fn from(error: RouteError) -> Self {
+        Self::Route(Box::new(error))
+    }
 }
 
 impl FitError {
@@ -279,12 +287,12 @@ impl FitError {
 }
 
 /// Says what was being done when an error occurred.
-pub(crate) trait Context<T> {
+pub(crate) trait WithContext<T> {
     /// The result, with `doing` before the error.
     fn with_context(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T, E: Into<FitError>> Context<T> for Result<T, E> {
+impl<T, E: Into<FitError>> WithContext<T> for Result<T, E> {
     fn with_context(self, doing: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| FitError::While { doing: doing(), source: Box::new(error.into()) })
     }

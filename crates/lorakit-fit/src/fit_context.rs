@@ -1,10 +1,10 @@
 //! What fitting a router over an open library has at hand.
 
-use crate::error::BoxError;
 use crate::open_library::OpenLibrary;
 use crate::reporter::Reporter;
 use lorakit_model::Base;
 use lorakit_task::{Task, Tokenizer};
+use lorakit_train::BoxError;
 use std::path::Path;
 
 /// A base with a library open over it, and the rows that routers may be fitted to.

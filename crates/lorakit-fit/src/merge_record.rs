@@ -1,6 +1,6 @@
 //! The record beside a merged adapter or base: enough to repeat the merge and compare.
 
-use crate::error::{Context as _, Result};
+use crate::error::{Result, WithContext as _};
 use crate::record_file::{parse_json, read_record, record_beside};
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
 use lorakit_route::LibraryStack;

@@ -1,6 +1,6 @@
 //! A library opened over a base: its experts stacked at the base's sites.
 
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
 use lorakit_model::Base;

@@ -7,7 +7,7 @@ use std::fmt::Display;
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = RouteError> = std::result::Result<T, E>;
 
-/// An expert's or a module's two numbers, in messages: a name with a rank, or with `(in, out)`.
+/// An expert's name with its rank, or with `(in, out)`.
 type Named<T> = (String, T);
 
 /// Why adapters cannot be routed or merged as was asked. Each message names the thing and says what to do.
@@ -34,7 +34,7 @@ pub enum RouteError {
         /// The settings that the method has.
         known: String,
     },
-    /// An adapter changes a module that the base does not have, or that no site carries.
+    /// An adapter changes a module that the base does not have, or that no site has.
     #[error(
         "the expert {expert} has the module {module}, which no site of this base has (a module there is {example}): was it trained on another base?"
     )]
@@ -159,7 +159,7 @@ pub enum RouteError {
     /// A router is fitted to the rows of each expert, and one has none.
     #[error("no row of the expert {0} was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
-    /// The spread of a task's prompts cannot be told from one of them.
+    /// The spread of a task's prompts cannot be estimated from one of them.
     #[error(
         "{0} prompts to learn from, and no two of one task (temperature=auto sets a quarter of each task's aside, and at least one): give tasks of more rows, or rows=N with N at least 3"
     )]

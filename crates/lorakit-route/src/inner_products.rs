@@ -1,14 +1,14 @@
-//! The inner products of tokens with the experts' vectors, which most routers choose by.
+//! Inner products of tokens with vectors of experts, by which most routers choose.
 
 use candle_core::{Result, Tensor};
 use lorakit_lora::kernels::cpu_tensor;
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, par_gemm};
 
-/// What the product is called in errors.
+/// The name of the product in errors.
 const NAME: &str = "inner products";
 
 /// `x vectorsᵀ`, row by row `[tokens, vectors]`, of contiguous f32 `x`, `[tokens, d]`, and `vectors`, `[vectors, d]`: on
-/// all threads where they are on a CPU, and brought there from a device.
+/// all threads of a CPU, or copied to the host from a device.
 pub(crate) fn inner_products(x: &Tensor, vectors: &Tensor) -> Result<Vec<f32>> {
     if !x.device().is_cpu() {
         return x.matmul(&vectors.t()?)?.flatten_all()?.to_vec1();

@@ -1,7 +1,7 @@
 //! Routers turn a library of LoRA adapters into patches for the sites of a base; merges turn several adapters into one.
 //!
 //! [`LibraryStack`] stacks the named adapters of a library site by site, once. A [`Router`], read from what a user types
-//! (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then carries. [`token`] has the
+//! (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then applies. [`token`] has the
 //! routers that choose for each token, [`prompt`] those that choose for a row by its prompt, [`fixed`] those whose weights do
 //! not depend on the token. An [`Observer`], if one is given, receives each choice.
 //!
@@ -76,10 +76,10 @@ pub use fixed::lorahub::row_losses::{LossError, RowLoss, RowLosses};
 pub use fixed::no_expert::NoExpert;
 pub use fixed::oracle::{Oracle, expert_of_task};
 pub use fixed::poly::Poly;
+pub use fixed::row_weights::{by_row_weights, by_weights};
 pub use fixed::single::{SingleExpert, single_expert};
 pub use fixed::trainable_weights::TrainableWeights;
 pub use fixed::uniform::Uniform;
-pub use fixed::weights::{by_row_weights, by_weights};
 pub use library_stack::{Expert, LibraryStack};
 pub use limit::Limit;
 pub use merge::{FITTED_MERGES, FittedMerge, parse_fitted_merge};

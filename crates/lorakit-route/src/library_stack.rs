@@ -8,19 +8,19 @@ use lorakit_lora::Site;
 use rayon::prelude::*;
 use std::collections::HashMap;
 
-/// An adapter with its name and what its record says of it.
+/// An adapter with its name and its recorded tasks.
 #[derive(Clone, Debug)]
 pub struct Expert {
     /// The name, unique in its library.
     pub name: String,
     /// The weights.
     pub adapter: Adapter,
-    /// Names of the tasks that it was trained on, as recorded; empty where nothing is recorded.
+    /// Names of the tasks that it was trained on, as recorded; empty if nothing is recorded.
     pub tasks: Vec<String>,
 }
 
 impl Expert {
-    /// An expert of which nothing but its weights is known.
+    /// An expert without recorded tasks.
     pub fn new(name: impl Into<String>, adapter: Adapter) -> Self {
         Self { name: name.into(), adapter, tasks: Vec::new() }
     }
@@ -29,7 +29,7 @@ impl Expert {
 /// The experts of a library in the order of their names, and for each site of a base their stacked matrices.
 ///
 /// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Sequence`] and
-/// everywhere else, is its place in the order of names.
+/// everywhere else, is its position in the order of names.
 #[derive(Debug)]
 pub struct LibraryStack {
     names: Vec<String>,
@@ -42,7 +42,7 @@ impl LibraryStack {
     /// Stacks `experts` at the `sites` of a base, in f32.
     ///
     /// # Errors
-    /// Where two experts have one name, an adapter has a module that no site has, or its widths are not the base's.
+    /// If two experts have one name, an adapter has a module that no site has, or its widths are not the base's.
     pub fn new(experts: impl IntoIterator<Item = Expert>, sites: &[Site], device: &Device) -> Result<Self> {
         let mut experts: Vec<Expert> = experts.into_iter().collect();
         experts.sort_by(|a, b| a.name.cmp(&b.name));
@@ -52,7 +52,7 @@ impl LibraryStack {
         check_modules(&experts, sites)?;
         let stack = |site| {
             let stack = Stack::of(site, &modules(&experts, site), device)?;
-            crate::site_patches::synchronize(device)?;
+            device.synchronize()?;
             Ok(stack)
         };
         let stacks = sites.par_iter().map(stack).collect::<Result<_>>()?;
@@ -78,7 +78,7 @@ impl LibraryStack {
     /// The index of the expert of a name.
     ///
     /// # Errors
-    /// Where there is none; the error lists those that there are.
+    /// If there is none; the error lists the experts.
     pub fn index(&self, name: &str) -> Result<usize> {
         self.names
             .binary_search_by(|known| known.as_str().cmp(name))
@@ -101,19 +101,19 @@ impl LibraryStack {
         self.sites.iter().zip(self.stacks.iter().map(Option::as_ref)).enumerate().filter_map(stacked)
     }
 
-    /// What an expert has for a module.
+    /// An expert's update of a module, if it has one.
     pub fn module(&self, expert: usize, module: &str) -> Option<&LowRank> {
         self.experts[expert].adapter.modules().get(module)
     }
 }
 
-/// What each expert has for each projection of a site.
+/// Each expert's module for each projection of a site.
 fn modules<'a>(experts: &'a [Expert], site: &Site) -> Modules<'a> {
     let of = |module: &str| experts.iter().map(|expert| expert.adapter.modules().get(module)).collect();
     site.projections.iter().map(|projection| of(&projection.module)).collect()
 }
 
-/// Refuses an adapter that was made for another base.
+/// Refuses an adapter of another base.
 fn check_modules(experts: &[Expert], sites: &[Site]) -> Result<()> {
     let widths: HashMap<&str, (usize, usize)> = sites
         .iter()

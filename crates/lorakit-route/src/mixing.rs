@@ -1,4 +1,4 @@
-//! The two ways of mixing chosen experts into one delta.
+//! The two ways of combining chosen experts into one delta.
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How the chosen experts' deltas become one.
+/// How the chosen experts' deltas are combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mixing {
@@ -21,7 +21,7 @@ pub enum Mixing {
     Separate,
 }
 
-/// The stacked experts of a site, ready to be mixed by groups of slots.
+/// The stacked experts of a site, to be mixed by groups of slots.
 pub(crate) enum Mixture {
     Outputs(GroupedLora),
     /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first
@@ -33,7 +33,7 @@ pub(crate) enum Mixture {
 }
 
 impl Mixture {
-    /// The experts of a site, with the slots that a choice of them has.
+    /// The experts of a site, with the slots of a routing scope.
     pub(crate) fn new(
         mixing: Mixing,
         choice: RoutingScope,
@@ -72,8 +72,8 @@ impl Mixture {
         })
     }
 
-    /// Adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; where the model is not, the
-    /// delta is rounded to its type once, at the end.
+    /// Adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; for a model of another
+    /// type the delta is rounded once, at the end.
     pub(crate) fn add(&self, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
         if groups.is_empty() {
             return Ok(());
@@ -88,14 +88,14 @@ impl Mixture {
     }
 }
 
-/// The same experts, weighed by every token.
+/// The same experts, with a weight for each token and slot.
 pub(crate) enum TokenMixture {
     Outputs(PerTokenLora),
     Separate { shrink: PerTokenLora, expand: PerTokenLora },
 }
 
 impl Mixture {
-    /// Prepares the experts `slots` for weights in that order.
+    /// Prepares the experts of `slots` for weights in that order.
     pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
         Ok(match self {
             Self::Outputs(grouped) => TokenMixture::Outputs(PerTokenLora::new(grouped, slots)?),

@@ -20,7 +20,7 @@ pub trait Router: Any + Debug + Display + Send + Sync {
     /// Its name, settings and summary.
     fn info(&self) -> &'static MethodInfo<dyn Router>;
 
-    /// The patches that carry the router out.
+    /// The patches that apply the router.
     ///
     /// # Errors
     /// If the library does not allow it (see each router), or the context lacks what the router reads.
@@ -55,9 +55,9 @@ pub trait Router: Any + Debug + Display + Send + Sync {
 pub struct RouterContext<'a> {
     /// The task at hand, which only a router that [`Router::reads_task`] looks at.
     pub task: Option<&'a str>,
-    /// What was fitted, for a router that has [`Router::training_data`].
+    /// The fitted state, for a router that has [`Router::training_data`].
     pub state: Option<&'a RouterState>,
-    /// Who is shown every choice, if anyone.
+    /// Receives every choice, if there is one.
     pub observer: Option<Arc<dyn Observer>>,
 }
 

@@ -3,18 +3,14 @@
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
 use crate::stack::Stack;
-use candle_core::Device;
 use lorakit_lora::{Patch, Patches, Site};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Waits until a card has done what this thread asked of it: each thread has a queue of its own there, and what another
-/// one asks next is to find it done.
-pub(crate) fn synchronize(device: &Device) -> candle_core::Result<()> {
-    device.synchronize()
-}
-
-/// Makes the patch of every site that any expert touches, in parallel; sites that `make` gives none stay as they are.
+/// Makes the patch of every site that any expert touches, in parallel; sites for which `make` returns none have no patch.
+///
+/// # Errors
+/// The first error of `make`.
 pub(crate) fn site_patches(
     experts: &LibraryStack,
     make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync,
@@ -24,7 +20,8 @@ pub(crate) fn site_patches(
         .into_par_iter()
         .map(|(index, site, stack)| {
             let made = (index, make(index, site, stack)?);
-            synchronize(stack.a().device())?;
+            // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
+            stack.a().device().synchronize()?;
             Ok(made)
         })
         .collect::<Result<_>>()?;

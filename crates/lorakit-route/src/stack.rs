@@ -2,8 +2,8 @@
 //!
 //! The stacked, transposed B has one segment of rows for each expert, as many as its largest rank at the site; its
 //! projections share those rows and differ in columns. The stacked A repeats the same segments for each projection,
-//! or once where the A's of projections are tied. In B, what an expert does not fill is zero and adds nothing, so the
-//! whole library, too, is a low-rank product of two plain matrices: uniform mixing needs no groups.
+//! or once if the A's of projections are tied. In B, the entries that an expert does not fill are zero and add nothing, so that
+//! the whole library is a low-rank product of two plain matrices: uniform mixing needs no groups.
 
 use crate::error::{Result, RouteError};
 use candle_core::{Device, Tensor};
@@ -12,7 +12,7 @@ use lorakit_lora::{GroupedLora, Site, StackBlock, StackLayout};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What each expert has for each projection of a site: `modules[projection][expert]`.
+/// Each expert's module for each projection of a site: `modules[projection][expert]`.
 pub(crate) type Modules<'a> = Vec<Vec<Option<&'a LowRank>>>;
 
 /// The stacked experts of one site.
@@ -24,9 +24,9 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Stacks what the experts have at a site; none where no expert has anything.
+    /// Stacks the experts' modules at a site; none if no expert has any.
     pub(crate) fn of(site: &Site, modules: &Modules, device: &Device) -> Result<Option<Self>> {
-        let plan = Plan::of(site, modules);
+        let plan = StackPlan::of(site, modules);
         if plan.ranks == 0 {
             return Ok(None);
         }
@@ -56,7 +56,7 @@ impl Stack {
         &self.b
     }
 
-    /// Where an expert stands for a projection; none where it has nothing there.
+    /// The block of an expert for a projection; none if it does not change it.
     pub fn block(&self, projection: usize, expert: usize) -> Option<&StackBlock> {
         self.blocks[projection][expert].as_ref()
     }
@@ -66,7 +66,7 @@ impl Stack {
         self.blocks.iter().map(|blocks| blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?))))
     }
 
-    /// The experts of a site as they are chosen: whole, or for each projection on its own.
+    /// The slots that are chosen from: experts of the whole site, or of each projection.
     pub(crate) fn layouts(&self, choice: RoutingScope) -> StackLayout {
         match choice {
             RoutingScope::Site => {
@@ -80,12 +80,12 @@ impl Stack {
         }
     }
 
-    /// The stack as a grouped product under other layouts.
+    /// The stack as a grouped product with these slots.
     pub(crate) fn grouped(&self, layouts: StackLayout) -> Result<GroupedLora> {
         Ok(GroupedLora::new(self.a.clone(), self.b.clone(), Arc::new(layouts))?)
     }
 
-    /// One expert alone, in matrices of its own; none where it has nothing at the site.
+    /// One expert alone, in matrices of its own; none if it has nothing at the site.
     pub(crate) fn only(&self, expert: usize) -> Result<Option<GroupedLora>> {
         let blocks: Vec<&StackBlock> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
         let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max())
@@ -111,13 +111,13 @@ impl Stack {
         Ok(Some(GroupedLora::new(Tensor::cat(&a, 0)?, b, Arc::new(StackLayout(vec![own])))?))
     }
 
-    /// All experts as if they were one, each at `weight`.
+    /// All experts as one, each at `weight`.
     pub(crate) fn together(&self, weight: f32) -> Result<GroupedLora> {
         self.weighed(|_, _| weight)
     }
 
-    /// All experts as if they were one, each at the weight that is given for a projection and an expert: adjacent experts
-    /// of equal scale become one block, since what lies between them is zero in B.
+    /// All experts as one, each at its weight for a projection and an expert: adjacent experts of equal scale are joined in
+    /// one block, since the entries between them are zero in B.
     pub(crate) fn weighed(&self, weight: impl Fn(usize, usize) -> f32) -> Result<GroupedLora> {
         let mut together: Vec<StackBlock> = Vec::new();
         for (projection, experts) in self.projections().enumerate() {
@@ -129,12 +129,15 @@ impl Stack {
                 }
             }
         }
-        // Only now, so that no block spans an expert that it leaves out.
+        // Last, so that no block spans an expert that is left out.
         together.retain(|block| block.scale != 0.0);
         self.grouped(StackLayout(vec![together]))
     }
 
-    /// Refuses experts whose ranks differ at a projection, by name; else each projection's rank.
+    /// The rank of each projection.
+    ///
+    /// # Errors
+    /// If experts' ranks differ at one; the error names them.
     pub(crate) fn equal_ranks(&self, site: &Site, names: &[String]) -> Result<Vec<usize>> {
         let rank = |(projection, blocks): (usize, &Vec<Option<StackBlock>>)| {
             let mut ranks = blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?.a.len())));
@@ -152,7 +155,7 @@ impl Stack {
     }
 }
 
-/// What one choice of experts holds for.
+/// What one choice of experts applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoutingScope {
     /// All projections of a site; an expert's slot in the layouts is its index.
@@ -161,8 +164,8 @@ pub(crate) enum RoutingScope {
     Projection,
 }
 
-/// Where everything goes.
-struct Plan {
+/// The layout of a stack.
+struct StackPlan {
     /// Rows of the stacked B, and of each segment of the stacked A.
     ranks: usize,
     /// The segment of the stacked A that each projection has.
@@ -170,7 +173,7 @@ struct Plan {
     blocks: Vec<Vec<Option<StackBlock>>>,
 }
 
-impl Plan {
+impl StackPlan {
     fn of(site: &Site, modules: &Modules) -> Self {
         let experts = modules.first().map_or(0, Vec::len);
         let mut ranks = 0;
@@ -203,7 +206,7 @@ impl Plan {
     }
 }
 
-/// The segment of each projection: that of earlier ones where all experts have their A's tied, else the next.
+/// The segment of each projection: that of earlier ones if all experts have their A's tied to it, else the next.
 fn segments(modules: &Modules) -> Vec<usize> {
     let mut members: Vec<Vec<usize>> = Vec::new();
     let mut segments = Vec::new();

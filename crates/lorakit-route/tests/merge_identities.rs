@@ -1,15 +1,15 @@
-//! What must hold of merges whatever the numbers are.
+//! Properties of merges that hold for any values.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use lorakit_adapter::LowRank;
 use lorakit_route::Expert;
 use lorakit_route::merge::{
     Coefficients, Concatenation, MERGES, MergeMethod, Merged, Orientation, add_to_weight, parse_merge,
 };
-use small::*;
+use small_library::*;
 
 const SUMS: [&str; 5] =
     ["cat", "svd:rank=full", "task_arithmetic", "knots:inner=task_arithmetic", "core_space:inner=task_arithmetic"];
@@ -71,7 +71,7 @@ fn assert_delta(found: &LowRank, expected: &[f64], tolerance: f64, what: &str) {
 }
 
 #[test]
-fn sums_of_deltas_are_exact_whatever_ranks_scales_and_modules() {
+fn sums_of_deltas_are_exact_for_any_ranks_scales_and_modules() {
     let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
     for text in SUMS {
         let merged = merge(text, &experts, &weights);
@@ -94,7 +94,7 @@ fn a_module_may_have_weights_of_its_own() {
 }
 
 #[test]
-fn one_expert_at_weight_one_is_itself() {
+fn one_expert_at_weight_one_is_unchanged() {
     let one = &mixed()[..1];
     for text in IN_DELTA_SPACE.iter().filter(|text| !text.contains("density") && !text.contains("scale")).chain(&[
         "linear",
@@ -118,7 +118,7 @@ fn one_expert_at_weight_one_is_itself() {
 }
 
 #[test]
-fn a_weight_of_one_among_zeros_is_that_expert() {
+fn one_hot_weights_give_that_expert() {
     let (experts, weights) = (mixed(), [1.0, 0.0, 0.0]);
     for text in SUMS.iter().chain(&["wudi", "linear:convention=mergekit", "ties:convention=mergekit,rank=full"]) {
         let merged = merge(text, &experts, &weights).adapter;
@@ -153,11 +153,11 @@ fn gauged(expert: &Expert) -> Expert {
         low_rank(rank, a, b, update.scale())
     };
     let modules = expert.adapter.modules().iter().map(|(module, of)| (module.as_str(), update(of)));
-    small::expert(&expert.name, modules)
+    small_library::expert(&expert.name, modules)
 }
 
 #[test]
-fn merges_of_deltas_do_not_depend_on_how_they_are_factored() {
+fn merges_of_deltas_do_not_depend_on_the_factorization() {
     let (experts, weights) = (mixed(), [0.7, 0.9, 0.4]);
     let turned: Vec<Expert> = experts.iter().map(gauged).collect();
     for text in IN_DELTA_SPACE {
@@ -188,7 +188,7 @@ const ON_FACTORS: [(&str, &str); 7] = [
 ];
 
 #[test]
-fn every_other_merge_in_every_convention_does_not_depend_on_it_either() {
+fn other_merges_do_not_depend_on_the_factorization_in_any_convention() {
     let (experts, weights) = (mixed(), [0.7, 0.9, 0.4]);
     let turned: Vec<Expert> = experts.iter().map(gauged).collect();
     let mut checked = 0;
@@ -252,7 +252,7 @@ fn at_density_one_dare_is_task_arithmetic_and_ties_of_agreeing_signs_is_the_mean
 }
 
 #[test]
-fn dare_draws_by_seed_and_name_and_not_by_order() {
+fn dare_depends_on_seed_and_name_not_on_order() {
     let experts = mixed();
     let dare = |seed: u64, experts: &[Expert]| {
         merge(&format!("dare_linear_svd:density=0.4,rank=full,seed={seed}"), experts, &[1.0; 3]).adapter
@@ -265,7 +265,7 @@ fn dare_draws_by_seed_and_name_and_not_by_order() {
 }
 
 #[test]
-fn the_gradient_is_zero_where_wudi_ends() {
+fn the_gradient_of_the_wudi_objective_is_zero_at_the_result() {
     let experts = vec![
         expert("one", [("q", random(1, 3, 9, 7, 2.0))]),
         expert("two", [("q", random(3, 2, 9, 7, 0.5))]),
@@ -295,7 +295,7 @@ fn the_gradient_is_zero_where_wudi_ends() {
 }
 
 #[test]
-fn wudi_of_experts_whose_inputs_do_not_overlap_is_their_sum() {
+fn wudi_of_disjoint_inputs_is_the_sum() {
     let apart = |seed, from: usize| {
         let mut a = vec![0f32; 2 * 9];
         for (at, value) in values(seed, 8).into_iter().enumerate() {
@@ -309,7 +309,7 @@ fn wudi_of_experts_whose_inputs_do_not_overlap_is_their_sum() {
 }
 
 #[test]
-fn the_report_says_what_was_cut_off() {
+fn the_report_has_the_truncation_error() {
     let (experts, weights) = (mixed(), [0.7, -1.2, 0.4]);
     let expected = dense_sum(&experts, &weights, "q");
     let squared: f64 = expected.iter().map(|value| value * value).sum();
@@ -330,7 +330,7 @@ fn the_report_says_what_was_cut_off() {
 }
 
 #[test]
-fn a_large_delta_keeps_as_much_as_the_exact_decomposition() {
+fn subspace_iteration_retains_as_much_as_the_exact_svd() {
     // Beyond 512 rows and columns only the leading part of a dense delta is computed; a product is always exact.
     let experts =
         [expert("one", [("q", random(1, 12, 700, 600, 0.3))]), expert("two", [("q", random(3, 12, 700, 600, 0.2))])];
@@ -361,7 +361,7 @@ fn zero_deltas_merge_to_zero() {
 }
 
 #[test]
-fn an_adapter_added_to_a_weight_is_its_delta() {
+fn adding_an_adapter_to_a_weight_adds_its_delta() {
     let update = random(1, 3, 9, 7, 2.0);
     let weight = values(77, 63);
     let sum: Vec<f32> = weight.iter().zip(update.delta()).map(|(w, d)| (f64::from(*w) + f64::from(d)) as f32).collect();

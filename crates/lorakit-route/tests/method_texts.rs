@@ -1,4 +1,4 @@
-//! What each method prints, character by character: these texts are hashed into cache keys and stand in results.json.
+//! The text of each method, character by character: it is hashed into cache keys and printed in results.json.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -359,7 +359,10 @@ fn errors_name_the_problem_and_the_settings() {
         ),
         ("poly:steps=0", &["steps and rate must be above zero", "unseen=fit, rows=all, steps=100, rate=0.1"]),
         ("lorahub:budget=4", &["unknown setting \"budget\"", "mode=greedy, rows=5, experts=3"]),
-        ("lorahub:mode=as-published,experts=4", &["unknown setting \"experts\"", "mode=greedy, rows=5, budget=40"]),
+        (
+            "lorahub:mode=as-published,experts=4",
+            &["unknown setting \"experts\"", "mode=as-published, rows=5, budget=40"],
+        ),
         ("lorahub:mode=x", &["mode=x cannot be read (greedy or as-published)", "mode=greedy, rows=5, experts=3"]),
         ("lorahub:experts=0", &["experts=0 must be a number above zero", "mode=greedy, rows=5, experts=3"]),
         (

@@ -1,12 +1,13 @@
-//! Makes `pico`, the base inside the binary: a Mistral form of under a million parameters, from random weights.
+//! Pretrains `pico`, the base inside the binary: a Mistral model of under a million parameters, from random weights.
 //!
 //! `cargo run --release -p lorakit-train --example pretrain_pico -- FOLDER [STEPS]` writes a Hugging Face folder.
-//! The text is that of `lorakit_task::skills::pretraining_rows`; everything follows from [`SEED`].
+//! The text is that of `lorakit_task::skills::pretraining_rows`; everything is determined by [`SEED`].
 
 #![allow(clippy::print_stderr)]
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
+use lorakit_format::atomic;
 use lorakit_format::mmap::FileBytes;
 use lorakit_model::{Base, BaseOptions};
 use lorakit_task::{Example, Tokenizer, pico_tokenizer, pico_tokenizer_config, skills};
@@ -15,7 +16,6 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -28,11 +28,11 @@ const INTERMEDIATE: usize = 344;
 const LAYERS: usize = 4;
 const HEADS: usize = 8;
 const KV_HEADS: usize = 4;
-/// Standard deviation of the first weights.
+/// Standard deviation of the initial weights.
 const SPREAD: f64 = 0.05;
-/// Rows of an update.
+/// Rows per step.
 const BATCH: usize = 32;
-/// Updates, unless the command line says otherwise.
+/// Default number of steps.
 const STEPS: usize = 9000;
 
 fn main() -> Result<()> {
@@ -50,16 +50,16 @@ fn main() -> Result<()> {
         weights,
         &BaseOptions { trainable: true, ..BaseOptions::default() },
     )?;
-    eprintln!("{} parameters, {steps} updates of {BATCH} rows", base.parameters());
+    eprintln!("{} parameters, {steps} steps of {BATCH} rows", base.parameters());
     train(&base, &vocabulary, steps)?;
 
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder).with_context(|| format!("{folder:?} cannot be made"))?;
-    write(folder, "model.safetensors", &stored(&base)?)?;
+    atomic::write_file(&folder.join("model.safetensors"), &stored(&base)?)?;
     for (name, value) in
         [("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", pico_tokenizer_config())]
     {
-        write(folder, name, format!("{value:#}\n").as_bytes())?;
+        atomic::write_file(&folder.join(name), format!("{value:#}\n").as_bytes())?;
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ fn config(vocabulary: usize) -> Value {
     })
 }
 
-/// Every tensor by name and shape; norms are vectors.
+/// The shape of every tensor; norms are vectors.
 fn shapes(vocabulary: usize) -> BTreeMap<String, Vec<usize>> {
     let head = HIDDEN / HEADS;
     let mut shapes = BTreeMap::from([
@@ -130,7 +130,7 @@ fn random_weights(vocabulary: usize) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None)?)
 }
 
-/// A normal number by the formula of Box and Muller.
+/// A standard normal sample, by the Box-Muller transform.
 fn normal(random: &mut ChaCha8Rng) -> f32 {
     let mut uniform = || (f64::from(random.next_u32()) + 0.5) / 4_294_967_296.0;
     let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), 2.0 * std::f64::consts::PI * uniform());
@@ -160,7 +160,7 @@ fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
             let losses = &pass.progress()[0].losses;
             let last = &losses[losses.len().saturating_sub(100)..];
             let mean = last.iter().sum::<f32>() / last.len().max(1) as f32;
-            eprintln!("update {step}: loss {mean:.4}, {:.0} s", start.elapsed().as_secs_f64());
+            eprintln!("step {step}: loss {mean:.4}, {:.0} s", start.elapsed().as_secs_f64());
         }
         if let Some(failure) = &pass.progress()[0].failure {
             anyhow::bail!("{failure}");
@@ -169,7 +169,7 @@ fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
     Ok(())
 }
 
-/// The trained weights in bf16, which halves the file.
+/// The trained weights in bf16, as a safetensors file.
 fn stored(base: &Base) -> Result<Vec<u8>> {
     let mut tensors = Vec::new();
     for (name, variable) in base.variables() {
@@ -178,13 +178,4 @@ fn stored(base: &Base) -> Result<Vec<u8>> {
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Ok(safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), Some(metadata))?)
-}
-
-/// Writes under a temporary name first, so that a file is whole or not there.
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(folder.join(name)).with_context(|| format!("{name} cannot be written to {folder:?}"))?;
-    Ok(())
 }

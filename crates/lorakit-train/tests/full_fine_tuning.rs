@@ -21,7 +21,7 @@ fn rows(seed: u64, n: u64) -> Vec<Example> {
     let row = |i: u64| {
         let mut stream = Key::new(seed, "rows").number(i).stream();
         // The answer repeats the question, so that there is something to learn.
-        let prompt: Vec<u32> = (0..6).map(|_| 3 + stream.below(28) as u32).collect();
+        let prompt: Vec<u32> = (0..6).map(|_| 3 + stream.below(6) as u32).collect();
         Example { target: prompt[..4].to_vec(), prompt, truncation: Default::default() }
     };
     (0..n).map(row).collect()
@@ -50,7 +50,7 @@ fn settings() -> TrainConfig {
     }
 }
 
-/// Trains into `library`; `stop_after` steps, where it is given, as Ctrl-C would. Counts how often the base was opened.
+/// Trains into `library`, and stops after `stop_after` steps, as Ctrl-C does. Returns how often the base was opened, too.
 fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: Option<usize>) -> (RunSummary, usize) {
     let frozen = Base::open(source, &BaseOptions::default()).unwrap();
     let opened = Cell::new(0);
@@ -98,7 +98,7 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
     let trained = Base::open(&library.model_folder("full").unwrap(), &BaseOptions::default()).unwrap();
     assert_ne!(trained.identity().fingerprint, base.identity().fingerprint);
     assert_eq!(trained.parameters(), base.parameters());
-    // What is in the file is the best validation's weights, not the last ones.
+    // The file holds the weights of the best validation, not the last ones.
     let loss = |base: &Base| {
         let rows = rows(1, 8);
         let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
@@ -110,7 +110,7 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
 
     let (again, opened) = train(&source, &library, &settings(), None);
     assert_eq!((again.trained.len(), again.kept, opened), (0, vec!["full".to_string()], 0));
-    // An adapter's settings are none of all weights.
+    // The settings of adapters do not matter.
     let (other, _) = train(&source, &library, &TrainConfig { rank: 9, ..settings() }, None);
     assert_eq!(other.kept, ["full"]);
 }

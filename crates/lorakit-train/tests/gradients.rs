@@ -109,7 +109,7 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
             let variables: Vec<(String, Var)> =
                 parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
             for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B") && tie) {
-                // B starts at zero, where A has no gradient; the tied form takes no adapters with own A's.
+                // B starts at zero, where A has no gradient.
                 let mut stream = Key::new(3, name).stream();
                 let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
                 variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
@@ -136,7 +136,7 @@ fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
     }
 }
 
-/// Some experts with values everywhere, in all linear modules.
+/// Experts with non-zero values in all linear modules.
 fn stack_of(base: &Base, experts: u64) -> LoraStack {
     let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
     let starts: Vec<Option<Adapter>> =
@@ -144,7 +144,7 @@ fn stack_of(base: &Base, experts: u64) -> LoraStack {
     LoraStack::new(base, &starts, &settings, 1).unwrap()
 }
 
-/// With masks, and an expert that no row belongs to.
+/// With dropout, and an expert without rows.
 #[test]
 fn tapes_and_graphs_give_the_same_gradients() {
     for name in BASES {
@@ -179,7 +179,7 @@ fn tapes_and_graphs_give_the_same_gradients() {
     }
 }
 
-/// Adapters of the last layer alone: no gradient is asked for below it, and none is missing at it.
+/// Adapters in the last layer only: no layer below needs a gradient.
 #[test]
 fn adapters_of_the_last_layer_alone_have_their_gradients() {
     for name in BASES {
@@ -208,7 +208,7 @@ fn adapters_of_the_last_layer_alone_have_their_gradients() {
 
 #[test]
 fn unsupported_layers_are_refused_by_tapes() {
-    for (trainable, part) in [(true, "weights that train"), (false, "in candle's graph")] {
+    for (trainable, part) in [(true, "frozen weights"), (false, "in candle's graph")] {
         let base = base("mistral", trainable);
         let settings = settings("rank = 3\nalpha = 5");
         let stack = LoraStack::new(&base, &[None, None], &settings, 1).unwrap();

@@ -28,7 +28,7 @@ fn more_is_kept_of_what_trains() {
             let recomputed = format!("{attention}\ngradient_checkpointing = true");
             assert!(of(&recomputed, way) < of(attention, way), "{name} {way:?}: checkpoints take memory");
         }
-        // Each adapted site keeps two more of its outputs: those of q, k and v in one layer, in all, and those of all.
+        // Each adapted site keeps two more of its outputs: q, k and v of one layer, of all layers, and all sites.
         let (one, all) = (of(first_layer, BackwardMode::Graph), of(attention, BackwardMode::Graph));
         assert!(
             one < all

@@ -30,8 +30,8 @@ fn values(seed: u64, what: &str, n: usize) -> Vec<f32> {
     (0..n).map(|_| 0.4 * (stream.uniform() - 0.5)).collect()
 }
 
-/// A low-rank product whose B is scaled, rank by rank, by `exp` of a variable that all sites share: the variable
-/// reaches the loss through every layer and an op besides.
+/// A low-rank delta whose B is scaled, rank by rank, by `exp` of a variable that all sites share, so that the variable
+/// reaches the loss through every layer.
 struct Scaled(GroupedLora);
 
 impl Patch for Scaled {
@@ -61,7 +61,7 @@ fn a_variable_shared_by_all_sites_has_the_gradient_of_finite_differences() {
         let rows: Vec<FitRow> = rows.iter().map(|row| (None, row)).collect();
         let scales = Var::new(&[0.3f32, -0.4, 0.1], &Device::Cpu).unwrap();
         for reduction in [LossReduction::Tokens, LossReduction::Rows] {
-            // Few tokens in a batch, so that there are several.
+            // Small batches, so that there are several.
             let loss = TokenLoss { reduction, batch_tokens: 16, ..TokenLoss::new(&base, &TrainConfig::default()) };
             let mut gradients = Gradients::default();
             let make = |_: &TokenBatch| Ok(patches(&base, scales.as_tensor())?);

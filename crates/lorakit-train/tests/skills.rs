@@ -175,7 +175,7 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
                 assert!(rows[1].iter().all(|value| *value == 0.0), "{name}: a task without rows");
             }
             let before = variable.as_tensor().copy().unwrap();
-            // Routing moves the loss little: a small step would be lost in rounding.
+            // The loss depends weakly on the routing: a small step would be lost in rounding.
             let step = if name.ends_with("routing") { 5e-2 } else { 2e-3 } / squared.sqrt();
             let moved = |by: f64| {
                 variable.set(&(&before + (&gradient * by).unwrap()).unwrap()).unwrap();
@@ -188,7 +188,7 @@ fn skills_and_routing_have_the_gradients_of_finite_differences() {
     }
 }
 
-/// A job of two tasks whose rows ask for the same in different words, and the task of each row.
+/// A job of two tasks that differ in the first token of their prompts, and the task of each row.
 fn job() -> (Job, Vec<usize>) {
     let row = |i: u64| {
         let mut row = example(i % 6, 4 + (i % 3) as usize, 3);
@@ -205,7 +205,7 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
     let base = base("mistral");
     let settings = TrainConfig {
         learning_rate: 1e-2,
-        max_steps: Some(30),
+        max_steps: Some(60),
         batch_size: 6,
         max_grad_norm: 1.0,
         dropout: 0.05,
@@ -223,7 +223,7 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
             pass.step().unwrap();
         }
         let losses = &pass.progress()[0].losses;
-        assert!(losses[29] < 0.8 * losses[0], "{losses:?}");
+        assert!(losses[59] < 0.8 * losses[0], "{losses:?}");
         let stack = pass.skill_stack().unwrap();
         let skills: Vec<Adapter> = (0..3).map(|skill| stack.skill(skill).unwrap()).collect();
         (skills, stack.logits().unwrap())

@@ -50,7 +50,7 @@ impl Fixture {
         self.with(&self.template)
     }
 
-    /// The same with rows that carry what `routing` says.
+    /// The model with another routing.
     pub fn with<'a>(&'a self, routing: &'a dyn PromptRouting) -> PatchedModel<'a> {
         PatchedModel { base: &self.base, tokenizer: &self.tokenizer, patches: &self.patches, routing }
     }
@@ -79,7 +79,7 @@ impl Patch for Bend {
     }
 }
 
-/// Writes `text` to a file of its own and loads it as a task.
+/// Writes `text` to a file and loads it as a task.
 pub fn task(folder: &Path, file: &str, text: &str) -> Task {
     let path = folder.join(file);
     std::fs::write(&path, text).unwrap();

@@ -109,7 +109,7 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
     let lines = samples_jsonl(&scores.samples).unwrap();
     let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!((lines.lines().count(), first["choices"].as_array().unwrap().len()), (20, 4));
-    // What is read back may differ in its last bit.
+    // Parsing may change the last bit.
     let read = first["choices"][1]["log_likelihood"].as_f64().unwrap();
     assert!((read / scores.samples[0].choices[1].log_likelihood - 1.0).abs() < 1e-12);
 }

@@ -1,13 +1,13 @@
 //! What an adaptation method is.
 
 use super::outcomes::Outcomes;
-use crate::error::{BoxError, FitError, Result};
+use crate::error::{FitError, Result};
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::TrainingPlan;
 use crate::training::training_run::TrainingReport;
 use lorakit_adapter::Library;
-use lorakit_train::{Job, TrainConfig};
+use lorakit_train::{BoxError, Job, TrainConfig};
 use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Training on a target task, from an adapter of a library or from scratch.
 
 use super::adapt_method::{Action, Adapted, Configure};
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::TrainingPlan;

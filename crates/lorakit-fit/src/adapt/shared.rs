@@ -2,7 +2,7 @@
 
 use super::adapt_method::{Action, AdaptMethod, AdaptMethodInfo, Configure};
 use super::init_training::{InitTraining, SourceExpert};
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::open_library::OpenLibrary;
 use lorakit_train::Init;
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! Embeddings of tasks: means of the base's hidden states over their rows. Nothing is trained.
 
-use crate::error::{Context as _, Result};
+use crate::error::{Result, WithContext as _};
 use candle_core::DType;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, TokenBatch};

@@ -6,11 +6,11 @@
 
 use super::expert_clusters::{ClusterCount, cluster_deltas};
 use crate::error::{FitError, Result};
-use crate::library_lock::lock_for;
 use crate::pluralize::pluralize;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::{of_clusters, private as private_plans};
 use crate::training::training_run::{TrainedKind, TrainingReport};
+use crate::wait_for_lock::lock_for;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::Task;

@@ -41,18 +41,18 @@ impl RouterFit for CatFit {
 
 /// Fits the weights.
 fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
-    let gates = cat.trainable_weights(context.experts)?;
+    let weights = cat.trainable_weights(context.experts)?;
     let (mut held_out, mut fitted) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
         if index % HELD_OUT == HELD_OUT - 1 { held_out.push(row) } else { fitted.push(row) }
     }
-    let mut selection = Selection::new(context, &gates, held_out)?;
+    let mut selection = Selection::new(context, &weights, held_out)?;
     if cat.steps > 0 {
-        steps(cat, context, &gates, &fitted, &mut selection)?;
+        steps(cat, context, &weights, &fitted, &mut selection)?;
     }
-    selection.set_best(&gates)?;
+    selection.set_best(&weights)?;
     Ok(FittedWeights {
-        weights: gates.values()?,
+        weights: weights.values()?,
         groups: cat.groups(context.experts),
         held_out: selection.held_out(),
         effort: selection.best_step,
@@ -62,7 +62,7 @@ fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights>
 fn steps(
     cat: &Cat,
     context: WeightFit,
-    gates: &TrainableWeights,
+    weights: &TrainableWeights,
     rows: &[&Example],
     selection: &mut Selection,
 ) -> Result<()> {
@@ -71,18 +71,18 @@ fn steps(
     let loss = TokenLoss::new(context.base, &settings);
     let every = cat.steps.div_ceil(EVALUATIONS);
     lorakit_train::minimize(
-        vec![ParameterGroup::new(gates.variables(), &settings)],
+        vec![ParameterGroup::new(weights.variables(), &settings)],
         schedule,
         |step, variables, gradients| {
             if step > 0 && step.is_multiple_of(every) {
-                selection.evaluate(step, gates)?;
+                selection.evaluate(step, weights)?;
             }
             let own = batch_indices(context.seed, "cat", rows.len(), BATCH, step);
             let own: Vec<FitRow> = own.into_iter().map(|row| (None, rows[row])).collect();
-            Ok(loss.gradients(&own, |_| Ok(gates.patches()?), variables, gradients)?)
+            Ok(loss.gradients(&own, |_| Ok(weights.patches()?), variables, gradients)?)
         },
     )?;
-    selection.evaluate(cat.steps, gates)
+    selection.evaluate(cat.steps, weights)
 }
 
 /// The held-out rows, and the variables that did best on them. The best of a few evaluations is a slightly optimistic
@@ -99,11 +99,11 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    fn new(context: WeightFit<'a>, gates: &TrainableWeights, rows: Vec<&'a Example>) -> Result<Self> {
+    fn new(context: WeightFit<'a>, weights: &TrainableWeights, rows: Vec<&'a Example>) -> Result<Self> {
         let mut selection =
             Self { context, rows, base: Vec::new(), best: Vec::new(), best_step: 0, values: Vec::new() };
         selection.base = selection.losses(&Patches::none())?;
-        selection.evaluate(0, gates)?;
+        selection.evaluate(0, weights)?;
         Ok(selection)
     }
 
@@ -114,21 +114,21 @@ impl<'a> Selection<'a> {
     }
 
     /// Keeps the variables if they are better than before, or if no rows are held out.
-    fn evaluate(&mut self, step: usize, gates: &TrainableWeights) -> Result<()> {
-        let losses = self.losses(&gates.patches()?)?;
+    fn evaluate(&mut self, step: usize, weights: &TrainableWeights) -> Result<()> {
+        let losses = self.losses(&weights.patches()?)?;
         let sum = |losses: &[f64]| losses.iter().sum::<f64>();
         if !sum(&losses).is_finite() {
             return Err(FitError::NonFiniteLoss(step));
         }
         if self.values.is_empty() || self.rows.is_empty() || sum(&losses) < sum(&self.best) {
-            let copies = gates.variables().iter().map(|(_, variable)| variable.copy()).collect::<Result<_, _>>()?;
+            let copies = weights.variables().iter().map(|(_, variable)| variable.copy()).collect::<Result<_, _>>()?;
             (self.best, self.best_step, self.values) = (losses, step, copies);
         }
         Ok(())
     }
 
-    fn set_best(&self, gates: &TrainableWeights) -> Result<()> {
-        gates.variables().iter().zip(&self.values).try_for_each(|((_, variable), value)| Ok(variable.set(value)?))
+    fn set_best(&self, weights: &TrainableWeights) -> Result<()> {
+        weights.variables().iter().zip(&self.values).try_for_each(|((_, variable), value)| Ok(variable.set(value)?))
     }
 
     fn held_out(&self) -> Option<HeldOut> {

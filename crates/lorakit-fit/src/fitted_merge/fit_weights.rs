@@ -5,7 +5,7 @@ use super::fitted_weights::FittedWeights;
 use super::lorahub::LoraHubFit;
 use super::merge_fit::{MergeFit, ensure_possible};
 use super::weight_fit::WeightFit;
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use lorakit_model::Base;
 use lorakit_route::FittedMerge;
 use lorakit_task::{Example, Split, Task, Tokenizer};

@@ -45,9 +45,9 @@ impl FittedWeights {
         let weights = if shown.is_empty() { "no expert".to_owned() } else { format!("{}{more}", shown.join(" + ")) };
         match self.held_out {
             Some(HeldOut { base, fitted, stderr }) => {
-                format!("{weights}; loss of left-out rows {fitted:.3}, of the base {base:.3} (±{stderr:.3})")
+                format!("{weights}; loss of held-out rows {fitted:.3}, with the base alone {base:.3} (±{stderr:.3})")
             }
-            None => format!("{weights}; no rows were left out to check this by"),
+            None => format!("{weights}; no rows were held out"),
         }
     }
 }

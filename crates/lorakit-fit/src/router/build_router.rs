@@ -9,7 +9,7 @@ use super::router_cache::{self, CacheKey};
 use super::router_fit::RouterFit;
 use super::router_fits::ROUTER_FITS;
 use super::training_rows::TrainingRows;
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Sequence};
@@ -74,11 +74,11 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
     if let Some(state) = router_cache::read(library, &key)? {
         return Ok(state);
     }
-    context.reporter.status(&format!("{}: learning from rows of {}", router.info().name, rows.description()));
+    context.reporter.status(&format!("{}: fitting to rows of {}", router.info().name, rows.description()));
     let state = fit(router, &rows)?;
     if let Err(error) = router_cache::write(library, &key, &state) {
         // A library that cannot be written to can still be routed.
-        context.reporter.warn(&format!("what {} learned is not kept: {}", router.info().name, error.chain()));
+        context.reporter.warn(&format!("the fitted state of {} is not cached: {}", router.info().name, error.chain()));
     }
     Ok(state)
 }
@@ -87,5 +87,5 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
 fn fit(router: &dyn Router, rows: &TrainingRows) -> Result<RouterState> {
     let state = ROUTER_FITS.iter().find_map(|fit| fit.fit(router, rows));
     let state = state.unwrap_or_else(|| Err(FitError::NoFit(format!("the router {router}"))));
-    state.with_context(|| format!("learning {}", router.info().name))
+    state.with_context(|| format!("fitting {}", router.info().name))
 }

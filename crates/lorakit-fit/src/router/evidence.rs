@@ -31,18 +31,18 @@ fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
     let examples = rows.examples()?.into_iter().zip(prompts.folds());
     let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == held_out).map(|(row, _)| row.example).collect();
     let trial = Trial { rows, scored };
-    let otherwise = match evidence.otherwise {
-        Fallback::Auto => trial.otherwise(evidence)?,
+    let fallback = match evidence.otherwise {
+        Fallback::Auto => trial.fallback(evidence)?,
         given => given,
     };
     let temperature = match evidence.temperature {
         Temperature::Auto => {
-            trial.temperature(evidence, otherwise, &evidence.state(rows.experts(), &prompts.without(held_out))?)?
+            trial.temperature(evidence, fallback, &evidence.state(rows.experts(), &prompts.without(held_out))?)?
         }
         Temperature::Fixed(given) => given,
     };
-    let learned = evidence.state(rows.experts(), &prompts)?;
-    Ok(Evidence::with_chosen(learned, temperature, otherwise)?)
+    let state = evidence.state(rows.experts(), &prompts)?;
+    Ok(Evidence::with_chosen(state, temperature, fallback)?)
 }
 
 /// The responses of every expert to the prompts.
@@ -82,29 +82,29 @@ impl Trial<'_> {
     }
 
     /// The fallback of [`FALLBACKS`] under which, alone, the answers are likeliest.
-    fn otherwise(&self, evidence: &Evidence) -> Result<Fallback> {
+    fn fallback(&self, evidence: &Evidence) -> Result<Fallback> {
         let experts = self.rows.experts();
         let mut tried = Vec::new();
-        for otherwise in FALLBACKS {
-            let patches = match otherwise {
+        for fallback in FALLBACKS {
+            let patches = match fallback {
                 Fallback::Auto | Fallback::Base => Patches::none(),
                 Fallback::Uniform => Uniform { mixing: evidence.mixing }.patches(experts, &RouterContext::default())?,
                 Fallback::Arrow => evidence.arrow().patches(experts, &RouterContext::default())?,
             };
-            tried.push((self.loss(&patches, &Sequence::default())?, otherwise));
+            tried.push((self.loss(&patches, &Sequence::default())?, fallback));
         }
         Ok(best(tried, Fallback::Base))
     }
 
     /// The temperature under which the answers are likeliest.
-    fn temperature(&self, evidence: &Evidence, otherwise: Fallback, learned: &RouterState) -> Result<f32> {
+    fn temperature(&self, evidence: &Evidence, fallback: Fallback, state: &RouterState) -> Result<f32> {
         let (experts, base) = (self.rows.experts(), self.rows.base());
-        let fixed = |temperature| evidence.fixed(temperature, otherwise);
+        let fixed = |temperature| evidence.fixed(temperature, fallback);
         // The patches read the weights of their rows, and are the same for all temperatures.
         let patches = fixed(TEMPERATURES[0]).patches(experts, &RouterContext::default())?;
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
-            let setting = RouterContext { state: Some(learned), ..RouterContext::default() };
+            let setting = RouterContext { state: Some(state), ..RouterContext::default() };
             let Some(router) = fixed(temperature).prompt_router(experts, &setting)? else { continue };
             tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
         }

@@ -15,4 +15,4 @@ pub(crate) mod training_rows;
 pub use build_router::{RoutedPatches, build_router, depends_on_task};
 pub use router_fit::RouterFit;
 pub use router_fits::ROUTER_FITS;
-pub use training_rows::{TrainingRow, TrainingRows};
+pub use training_rows::{RowsIdentity, TaskIdentity, TrainingRow, TrainingRows};

@@ -2,7 +2,7 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use lorakit_adapter::{Adapter, Library};
 use lorakit_model::Base;

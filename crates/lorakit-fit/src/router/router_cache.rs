@@ -3,48 +3,70 @@
 //! Other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training replaces) or another
 //! version give another hash, so that no entry can be out of date.
 
-use super::training_rows::TrainingRows;
-use crate::error::{Context as _, FitError, Result};
+use super::training_rows::{RowsIdentity, TrainingRows};
+use crate::error::{FitError, Result, WithContext as _};
 use lorakit_adapter::{ExpertWeights, Library, Matrix};
 use lorakit_format::hash::sha256;
 use lorakit_route::{Router, RouterState};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 /// Everything that decides a router's state.
 pub(super) struct CacheKey {
     /// The router's name with the hash of the other two.
     name: String,
     experts: Vec<ExpertWeights>,
-    document: Value,
+    origin: StateOrigin,
+}
+
+/// What a router was fitted with, as its record has it. Keys and their order are hashed, and must stay as they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StateOrigin {
+    /// The router with all its settings.
+    router: String,
+    /// The fingerprint of the base.
+    base: String,
+    /// The hash of what was trained under the router's own name, such as the routing of skills: an input of the fit.
+    trained: Option<String>,
+    rows: RowsIdentity,
+    seed: u64,
+    /// The version of lorakit.
+    lorakit: String,
+    /// The version of the router's algorithm.
+    formulas: u32,
+    /// The type that the base's weights are read as, where it is not their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
 }
 
 impl CacheKey {
     /// The key of `router` fitted to `rows`. Hashes the weights of every expert.
     pub fn new(router: &dyn Router, rows: &TrainingRows) -> Result<Self> {
-        let experts = rows.library().expert_weights(rows.experts().names())?;
-        let mut document = json!({
-            "router": router.to_string(),
-            "base": rows.base().identity().fingerprint,
-            // What was trained under the router's own name, such as the routing of skills, is an input of the fit.
-            "trained": rows.library().router_sha256(router.info().name)?,
-            "rows": rows.identity(),
-            "seed": rows.seed(),
-            "lorakit": env!("CARGO_PKG_VERSION"),
-            "formulas": router.info().version,
-        });
-        if let Some(dtype) = rows.base().dtype_override() {
-            document["dtype"] = json!(dtype.as_str());
-        }
-        let hash = sha256(json!([experts, document]).to_string().as_bytes());
-        Ok(Self { name: format!("{}-{}", router.info().name, &hash[..16]), experts, document })
+        let (info, base) = (router.info(), rows.base());
+        let origin = StateOrigin {
+            router: router.to_string(),
+            base: base.identity().fingerprint.clone(),
+            trained: rows.library().router_sha256(info.name)?,
+            rows: rows.identity(),
+            seed: rows.seed(),
+            lorakit: env!("CARGO_PKG_VERSION").to_owned(),
+            formulas: info.version,
+            dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
+        };
+        Self::of(info.name, rows.library().expert_weights(rows.experts().names())?, origin)
+    }
+
+    fn of(router: &str, experts: Vec<ExpertWeights>, origin: StateOrigin) -> Result<Self> {
+        let text = serde_json::to_string(&(&experts, &origin)).map_err(|error| FitError::Caller(error.into()))?;
+        let hash = sha256(text.as_bytes());
+        Ok(Self { name: format!("{router}-{}", &hash[..16]), experts, origin })
     }
 }
 
 /// The state of this key; `None` where there is none, or an incomplete one.
 pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterState>> {
-    let Ok(Some(record)) = library.router_record::<Value>(&key.name) else { return Ok(None) };
-    if record.experts != key.experts || record.origin != key.document {
+    let Ok(Some(record)) = library.router_record::<StateOrigin>(&key.name) else { return Ok(None) };
+    if record.experts != key.experts || record.origin != key.origin {
         return Ok(None);
     }
     let Ok(state) = library.router_state(&key.name, &record) else { return Ok(None) };
@@ -55,7 +77,7 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterSta
 pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
     let bytes = serialise(state)?;
     let _lock = library.lock()?;
-    Ok(library.put_router(&key.name, &key.experts, &key.document, &bytes)?)
+    Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
 }
 
 fn serialise(state: &RouterState) -> Result<Vec<u8>> {
@@ -83,4 +105,34 @@ fn matrices(bytes: &[u8]) -> Result<RouterState> {
         Ok((name, Matrix::new(rows, columns, values)?))
     };
     Ok(RouterState::new(file.tensors().into_iter().map(matrix).collect::<Result<Vec<_>>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use lorakit_adapter::RouterRecord;
+
+    /// The key and the record of version 0.1, in the fixture library: a changed key would fit every router again.
+    #[test]
+    fn keys_stay_as_they_were() {
+        let name = "cm-c60d3bbfa8b1921f";
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/library_0.1/routers");
+        let text = std::fs::read_to_string(format!("{fixture}/{name}/router.json")).unwrap();
+        let record: RouterRecord<StateOrigin> = serde_json::from_str(&text).unwrap();
+        let key = CacheKey::of("cm", record.experts.clone(), record.origin.clone()).unwrap();
+        assert_eq!(key.name, name);
+        assert_eq!(serde_json::to_string_pretty(&record).unwrap().trim(), text.trim());
+
+        let with_dtype = StateOrigin { dtype: Some("bf16".to_owned()), ..record.origin };
+        let text = serde_json::to_string(&with_dtype).unwrap();
+        assert!(text.ends_with(r#""lorakit":"0.1.0","formulas":2,"dtype":"bf16"}"#), "{text}");
+    }
+
+    #[test]
+    fn a_state_is_read_as_it_was_written() {
+        let matrix = Matrix::new(2, 3, vec![0.5, -1.0, 2.0, 3.5, 0.0, 7.25]).unwrap();
+        let state = RouterState::new([("1.qkv".to_owned(), matrix)]);
+        assert_eq!(matrices(&serialise(&state).unwrap()).unwrap(), state);
+    }
 }

@@ -1,12 +1,13 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{ChangedTask, FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use crate::task_record::task_record;
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
 use lorakit_task::{Example, Split, Task, Tokenizer};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -19,6 +20,30 @@ pub struct TrainingRow {
     pub expert: Option<usize>,
     /// Its tokens.
     pub example: Example,
+}
+
+/// What identifies the rows of a fit. Keys and their order are hashed into the cache's key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowsIdentity {
+    /// The split that they are from.
+    pub split: Split,
+    /// The maximum number of rows of each task.
+    pub rows: usize,
+    /// The tasks, in the order of the fit.
+    pub tasks: Vec<TaskIdentity>,
+}
+
+/// What identifies a task of [`RowsIdentity`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskIdentity {
+    /// The expert that its rows belong to, if any.
+    pub expert: Option<String>,
+    /// Its name.
+    pub task: String,
+    /// The SHA-256 of its rows.
+    pub sha256: String,
+    /// The seed of its split.
+    pub split_seed: u64,
 }
 
 /// The rows, with everything else that decides what is fitted: a fit reads nothing that is not here, since the key of
@@ -112,20 +137,14 @@ impl<'a> TrainingRows<'a> {
     }
 
     /// What identifies the rows: each task's record with its expert, and the number of rows of each.
-    pub fn identity(&self) -> serde_json::Value {
-        let source = |source: &TaskSource| {
-            serde_json::json!({
-                "expert": source.expert.map(|expert| &self.experts().names()[expert]),
-                "task": source.record.name,
-                "sha256": source.record.sha256,
-                "split_seed": source.record.split_seed,
-            })
+    pub fn identity(&self) -> RowsIdentity {
+        let task = |source: &TaskSource| TaskIdentity {
+            expert: source.expert.map(|expert| self.experts().names()[expert].clone()),
+            task: source.record.name.clone(),
+            sha256: source.record.sha256.clone(),
+            split_seed: source.record.split_seed,
         };
-        serde_json::json!({
-            "split": Split::Train,
-            "rows": self.data.rows(),
-            "tasks": self.sources.iter().map(source).collect::<Vec<_>>(),
-        })
+        RowsIdentity { split: Split::Train, rows: self.data.rows(), tasks: self.sources.iter().map(task).collect() }
     }
 
     /// For a status line.
@@ -205,7 +224,7 @@ impl Loaded {
     fn find(&mut self, source: &TaskSource, rows: &TrainingRows) -> Result<&Task> {
         let record = &source.record;
         let whose = source.expert.map_or(String::new(), |e| format!(" of the expert `{}`", rows.experts().names()[e]));
-        let advice = "give the rows to learn from with --fit, or the folder that task files refer to with --data";
+        let advice = "give the rows to fit to with --fit, or the folder that task files refer to with --data";
         let place = PathBuf::from(&record.path);
         if !self.0.contains_key(&place) {
             let tasks = Task::load(&record.path, rows.context.data).with_context(|| {
@@ -221,7 +240,7 @@ impl Loaded {
             let found = named.map_or("no such task".to_owned(), |task| {
                 format!("sha256 {}, split_seed {}", task.sha256(), task.split_seed)
             });
-            FitError::ChangedTask {
+            FitError::ChangedTask(Box::new(ChangedTask {
                 path: record.path.clone(),
                 task: record.name.clone(),
                 whose,
@@ -229,7 +248,7 @@ impl Loaded {
                 split_seed: record.split_seed,
                 found,
                 advice,
-            }
+            }))
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Which experts are trained on which rows of which tasks.
 
 use super::train_context::TrainContext;
-use crate::error::{Context as _, FitError, Result};
+use crate::error::{FitError, Result, WithContext as _};
 use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use lorakit_adapter::Library;

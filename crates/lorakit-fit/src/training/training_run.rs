@@ -107,7 +107,7 @@ impl TrainContext<'_> {
         let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
         let TrainingHooks { stop, mut on_event } = self.reporter.training();
         let (base, seed, restart) = (self.base, self.seed, self.restart);
-        let trainer = Trainer { base, library, config: settings, seed, restart, stop: &**stop };
+        let trainer = Trainer { base, library, config: settings, seed, restart, stop: &stop };
         let summary = match kind {
             TrainedKind::Experts => trainer.train_experts(jobs, &mut *on_event)?,
             TrainedKind::Model(model) => trainer.train_model(model, jobs.remove(0), &mut *on_event)?,

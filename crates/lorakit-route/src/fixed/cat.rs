@@ -4,8 +4,8 @@
 //! The weights are fitted by gradient to rows that ask for all the experts at once. They start uniform, at `1/n`, which
 //! is the static form; with `steps=0` they stay there. The authors' code starts at random, forces the weights of a module
 //! to a sum of one by a softmax, and uses a rate of 1e-4, by which a weight moves less than the spread of its random start;
-//! their merge then leaves the learned weights out. Here the sum is free unless `simplex=true`, where the softmax is of the
-//! logits that are fitted; the factor `g`, shared by all layers, lets even then a mixture be stronger than a mean.
+//! their merge then leaves the learned weights out. Here the sum is free unless `simplex=true`, where the softmax of fitted
+//! logits is taken; the factor `g`, shared by all layers, lets even then a mixture be stronger than a mean.
 //!
 //! The crate fits nothing: [`TrainableWeights`] holds the variables, and makes patches of them for whoever does.
 //!

@@ -16,7 +16,7 @@ pub mod row_losses;
 
 use crate::error::{Result, RouteError};
 use crate::fixed::lorahub::row_losses::{RowLosses, Solution};
-use crate::fixed::weights::by_weights;
+use crate::fixed::row_weights::by_weights;
 use crate::library_stack::LibraryStack;
 use crate::merge::coefficients::Coefficients;
 use crate::merge::concatenation::Concatenation;

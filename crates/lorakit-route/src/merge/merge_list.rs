@@ -6,8 +6,8 @@ use crate::merge::{concatenation, core_space, knots, svd, task_vectors, wudi};
 use crate::method_info::{self, MethodInfo};
 use std::sync::Arc;
 
-/// All merges, in the order in which they are listed. Where a merge has conventions, the settings are those of the
-/// first, and others may have other defaults.
+/// All merges, in the order in which they are listed. If a merge has conventions, the settings are those of the
+/// first; others may have other defaults.
 pub static MERGES: &[&MethodInfo<dyn MergeMethod>] = &[
     &concatenation::CAT,
     &svd::SVD,

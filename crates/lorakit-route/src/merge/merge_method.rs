@@ -31,7 +31,7 @@ pub trait MergeMethod: Any + Debug + Display + Send + Sync {
         false
     }
 
-    /// The weights where none are given: one each for a merge that [`MergeMethod::averages`], else `1/n`.
+    /// The weights if none are given: one each for a merge that [`MergeMethod::averages`], else `1/n`.
     fn default_coefficients(&self, experts: usize) -> Coefficients {
         if self.averages() { Coefficients::ones(experts) } else { Coefficients::uniform(experts) }
     }

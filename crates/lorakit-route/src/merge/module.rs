@@ -1,4 +1,4 @@
-//! One module of a merge: what each expert has there, and what is made of it; and the loop over modules.
+//! One module of a merge: the experts' updates, the merged update, and the loop over modules.
 
 use crate::error::{Result, RouteError};
 use crate::library_stack::Expert;
@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 /// The memory that dense deltas may take at once, in bytes. A module that needs more is merged alone.
 const DENSE_BYTES: usize = 1 << 30;
 
-/// A module, with what those experts that change it have for it.
+/// A module, with the updates of the experts that change it.
 pub(super) struct Module<'a> {
     pub path: &'a str,
     pub input: usize,

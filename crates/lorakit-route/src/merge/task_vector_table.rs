@@ -18,7 +18,7 @@ pub enum Convention {
     Peft,
     /// mergekit's (<https://github.com/arcee-ai/mergekit>), with deltas for differences of models.
     Mergekit,
-    /// The papers'; where adapters are merged as A and B, that of Towards Modular LLMs
+    /// The papers'; if A and B are merged separately, that of Towards Modular LLMs
     /// (<https://arxiv.org/abs/2405.11157>).
     Paper,
 }

@@ -263,7 +263,7 @@ mod tests {
                 }
             }
         }
-        // Where gamma leaves no outlier to drop, mergekit 0.1.4 slices `[n:-0]` and keeps nothing; half is right.
+        // If gamma leaves no outlier to drop, mergekit 0.1.4 slices `[n:-0]` and keeps nothing; half is right.
         assert_eq!(oracle["outliers_g0.01_0.5_nonzero"], 0);
         let found = sparse("breadcrumbs", Rescale::None, config(0.5, 0.01), &values);
         assert_eq!(found.iter().filter(|value| **value != 0.0).count(), 10);

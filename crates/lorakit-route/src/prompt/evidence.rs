@@ -34,7 +34,7 @@ pub mod response;
 
 use crate::error::{Result, RouteError};
 use crate::fixed::fallback::fallback;
-use crate::fixed::weights::observed_row_weights;
+use crate::fixed::row_weights::observed_row_weights;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
@@ -192,7 +192,7 @@ impl Router for Evidence {
         &EVIDENCE
     }
 
-    /// The patches of a library: rows carry their weights, and what these leave goes to the fallback.
+    /// The patches of a library: rows have their weights, and what these leave goes to the fallback.
     ///
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection; under `otherwise=auto`, if the state is missing.

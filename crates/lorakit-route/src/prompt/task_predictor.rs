@@ -9,7 +9,7 @@
 //! State: `centre` and `spread`, `[1, hidden]`, `weights`, `[experts, hidden]`, and `biases`, `[1, experts]`.
 
 use crate::error::{Result, RouteError};
-use crate::fixed::weights::observed_row_weights;
+use crate::fixed::row_weights::observed_row_weights;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;

@@ -113,3 +113,45 @@ pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
     let found = if found.is_empty() { "its record differs".into() } else { found.join(", ") };
     format!("trained with other settings: {found}")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn fingerprint() -> JobFingerprint {
+        JobFingerprint {
+            base: "b".into(),
+            expert: "e".into(),
+            rows: "r".into(),
+            seed: 3,
+            settings: Map::from_iter([("alpha".to_owned(), Value::from(16.0))]),
+            start: None,
+            tasks: vec!["t".into()],
+            validation: "v".into(),
+            dtype: None,
+            sharers: None,
+        }
+    }
+
+    #[test]
+    fn the_hashed_text_is_fixed() {
+        let text = r#"{"base":"b","expert":"e","rows":"r","seed":3,"settings":{"alpha":16.0},"start":null,"tasks":["t"],"validation":"v""#;
+        assert_eq!(fingerprint().to_value().to_string(), format!("{text}}}"));
+        assert_eq!(fingerprint().sha256(), sha256(format!("{text}}}").as_bytes()));
+        assert_eq!(JobFingerprint::sha256_of_all(&[fingerprint()]), sha256(format!("[{text}}}]").as_bytes()));
+        let sharded = JobFingerprint { dtype: Some("f32".into()), sharers: Some(2), ..fingerprint() };
+        assert_eq!(sharded.to_value().to_string(), format!(r#"{text},"dtype":"f32","sharers":2}}"#));
+    }
+
+    #[test]
+    fn differences_name_settings_and_rows() {
+        let mut other = fingerprint();
+        other.settings.insert("alpha".into(), 8.0.into());
+        other.rows = "other".into();
+        let message = differences(&fingerprint().to_value(), &other.to_value());
+        assert_eq!(message, "trained with other settings: its rows differ, alpha was 16.0 and is now 8.0");
+        let same = differences(&fingerprint().to_value(), &fingerprint().to_value());
+        assert_eq!(same, "trained with other settings: its record differs");
+    }
+}

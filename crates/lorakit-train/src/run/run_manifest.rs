@@ -37,3 +37,22 @@ impl RunManifest {
         Ok(atomic::write_file(path, &serde_json::to_vec_pretty(self)?)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_run_json_of_version_0_1_keeps_its_bytes() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/library_0.1/runs");
+        let folder = tempfile::tempdir().unwrap();
+        for run in ["1d7e0517afbc", "94403e74bc28"] {
+            let (old, new) = (fixtures.join(run).join("run.json"), folder.path().join(run));
+            RunManifest::read(&old).unwrap().write(&new).unwrap();
+            assert_eq!(std::fs::read_to_string(new).unwrap(), std::fs::read_to_string(old).unwrap());
+            let fingerprints = RunManifest::read(&fixtures.join(run).join("run.json")).unwrap().jobs;
+            assert_eq!(&JobFingerprint::sha256_of_all(&fingerprints)[..12], run, "the run's folder");
+        }
+    }
+}

@@ -33,12 +33,12 @@ struct Simplex {
     best_value: f64,
     /// From the best vertex to each other.
     edges: Vec<Vec<f64>>,
-    /// Row `j` times edge `k` is one where they are of the same vertex, else zero.
+    /// Row `j` times edge `k` is one if they belong to the same vertex, else zero.
     inverse: Vec<Vec<f64>>,
     values: Vec<f64>,
 }
 
-/// How good a simplex is as a base of interpolation.
+/// The quality of a simplex for interpolation.
 struct Shape {
     /// The distance of each vertex from the face opposite to it.
     heights: Vec<f64>,
@@ -109,7 +109,7 @@ pub(crate) fn minimise<E>(
     }
 }
 
-/// Halves `rho`; false where it was at its least.
+/// Halves `rho`; false if it was at its minimum.
 fn shorten(rho: &mut f64, end: f64) -> bool {
     if *rho <= end {
         return false;
@@ -130,7 +130,7 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 impl Simplex {
-    /// The first simplex: a step of `rho` along each axis in turn, taken from the best vertex so far. None where the
+    /// The first simplex: a step of `rho` along each axis in turn, taken from the best vertex so far. None if the
     /// evaluations do not suffice.
     fn around<E>(
         start: &[f64],
@@ -161,7 +161,7 @@ impl Simplex {
         Ok(Some(simplex))
     }
 
-    /// Makes the vertex of the least value the one that edges start from.
+    /// Makes the vertex of the least value the origin of the edges.
     fn put_best_first(&mut self) {
         let least = |best: Option<usize>, vertex: usize| {
             let value = best.map_or(self.best_value, |best| self.values[best]);
@@ -178,7 +178,7 @@ impl Simplex {
         self.inverse[vertex] = negated.collect();
     }
 
-    /// How far the inverse is from being one.
+    /// The largest error of the inverse.
     fn rounding(&self) -> f64 {
         let off = |(j, row): (usize, &Vec<f64>)| {
             let error = |(k, edge): (usize, &Vec<f64>)| (dot(row, edge) - if j == k { 1.0 } else { 0.0 }).abs();
@@ -196,7 +196,7 @@ impl Simplex {
         gradient
     }
 
-    /// The step of length `rho` down the linear model; none where it is flat.
+    /// The step of length `rho` down the linear model; none if it is flat.
     fn descent(&self, rho: f64) -> Option<Vec<f64>> {
         let gradient = self.gradient();
         let length = dot(&gradient, &gradient).sqrt();
@@ -212,7 +212,7 @@ impl Simplex {
     }
 
     /// Moves the vertex that degrades the simplex most straight off its face, to the side on which the model falls.
-    /// False where there is no evaluation left.
+    /// False if there is no evaluation left.
     fn repair<E>(
         &mut self,
         rho: f64,

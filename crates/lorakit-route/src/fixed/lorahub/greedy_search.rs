@@ -5,7 +5,7 @@
 //! strength, at half, or as one more member of a mean. Those that are tried are the ones along whose weights the loss
 //! falls most steeply at the present mixture, which one backward pass tells of all experts; mixing A and B separately has
 //! no such slopes at zero. The number of rounds is chosen by rows that the rounds did not see (leave one out,
-//! or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. Where no round beats the base on
+//! or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. If no round beats the base on
 //! them, the weights are zero. The reported loss of left-out rows is that of the chosen number of rounds, and so a little
 //! optimistic, as a minimum over a few values is.
 //!

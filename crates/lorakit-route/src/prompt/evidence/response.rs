@@ -61,7 +61,7 @@ impl ResponseProbe {
     pub fn new(experts: &LibraryStack, measure: ResponseMeasure) -> Result<Self> {
         let probe = |(index, site, stack): (usize, &Site, &Stack)| {
             let probe = SiteProbe::new(experts, site, measure, stack.a().device())?;
-            crate::site_patches::synchronize(stack.a().device())?;
+            stack.a().device().synchronize()?;
             Ok((index, probe))
         };
         let made: Vec<(usize, SiteProbe)> =

@@ -1,27 +1,22 @@
-//! Merges against recorded numbers of PEFT, mttl and TIES's authors, and against values worked out by hand.
+//! Merges against recorded values of PEFT, mttl and TIES's authors, and against values worked by hand.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use lorakit_adapter::Adapter;
 use lorakit_route::merge::{Coefficients, Merged, parse_merge};
 use lorakit_route::{Expert, RouteError};
 use serde_json::Value;
-use small::*;
+use small_library::*;
 use std::path::{Path, PathBuf};
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if !found.exists() {
-        println!("skipped: no ../shared");
-        return None;
-    }
-    Some(found)
+fn shared(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path)
 }
 
-fn json(path: &str) -> Option<Value> {
-    Some(serde_json::from_str(&std::fs::read_to_string(shared(path)?).unwrap()).unwrap())
+fn json(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(shared(path)).unwrap()).unwrap()
 }
 
 fn rows(value: &Value) -> Vec<Vec<f64>> {
@@ -46,14 +41,15 @@ fn distance(found: &[f32], expected: &[f64]) -> f64 {
 }
 
 #[test]
-fn the_27_merges_of_peft_agree_and_what_it_refuses_is_refused() {
-    let Some(oracle) = json("oracles/peft_merge_oracle.json") else { return };
+#[ignore = "needs ../shared"]
+fn merges_match_the_27_recorded_cases_of_peft() {
+    let oracle = json("oracles/peft_merge_oracle.json");
     let expert = |name: &str| {
         let of = &oracle["adapters"][name];
         let (rank, alpha) = (of["r"].as_u64().unwrap() as usize, of["alpha"].as_f64().unwrap());
         expert(name, [("m", low_rank(rank, flat(&of["A"]), flat(&of["B"]), alpha / rank as f64))])
     };
-    let (mut agreed, mut refused, mut worst) = (0, 0, 0f64);
+    let (mut agreed, mut refused) = (0, 0);
     for case in oracle["merges"].as_array().unwrap() {
         let kind = case["combination_type"].as_str().unwrap();
         let settings = [("density", "density"), ("majority_sign_method", "sign"), ("svd_rank", "rank")];
@@ -80,17 +76,17 @@ fn the_27_merges_of_peft_agree_and_what_it_refuses_is_refused() {
         let expected = rows(&case["delta"]).concat();
         let distance = distance(&update.delta(), &expected);
         assert!(distance < 1e-5, "{text} of {names:?}: {distance}");
-        (agreed, worst) = (agreed + 1, worst.max(distance));
+        agreed += 1;
     }
     assert_eq!((agreed, refused), (23, 4));
-    println!("{agreed} merges of PEFT agree, the worst within {worst:.1e}; {refused} are refused");
 }
 
 #[test]
-fn experts_under_rslora_and_patterns_sum_to_the_right_value_where_peft_does_not() {
+#[ignore = "needs ../shared"]
+fn rslora_and_rank_patterns_merge_to_the_exact_sum() {
     // PEFT 0.21.2 copies use_rslora to the result, whose scale is then sqrt(r) too large (its issue #3761).
     for base in ["mistral", "phi", "window", "llama3"] {
-        let Some(folder) = shared(&format!("oracles/peft/{base}/adapters")) else { return };
+        let folder = shared(&format!("oracles/peft/{base}/adapters"));
         let experts = ["e0", "rs"].map(|name| Expert::new(name, Adapter::read(&folder.join(name)).unwrap()));
         for text in ["cat", "svd:rank=full", "task_arithmetic"] {
             let merged = merge(text, &experts, &[0.7, -1.3]).unwrap();
@@ -115,8 +111,9 @@ fn experts_under_rslora_and_patterns_sum_to_the_right_value_where_peft_does_not(
 }
 
 #[test]
-fn separate_averages_are_those_of_mttl() {
-    let Some(oracle) = json("oracles/mttl_oracle.json") else { return };
+#[ignore = "needs ../shared"]
+fn separate_averages_match_mttl() {
+    let oracle = json("oracles/mttl_oracle.json");
     // mttl has A as [in, r] and B as [r, out].
     let transposed = |value: &Value| -> Vec<f32> {
         let rows = rows(value);
@@ -153,7 +150,7 @@ fn separate_averages_are_those_of_mttl() {
 }
 
 #[test]
-fn ties_of_whole_adapters_is_that_of_its_authors() {
+fn ties_with_a_common_threshold_matches_its_authors() {
     // Computed by the code of https://arxiv.org/abs/2306.01708 on A and B flattened together.
     let one = |name, a: [f32; 5], b: [f32; 5]| expert(name, [("m", low_rank(1, a.to_vec(), b.to_vec(), 1.0))]);
     let experts = [
@@ -181,7 +178,7 @@ fn deltas(of: &[[f32; 4]]) -> Vec<Expert> {
 }
 
 #[test]
-fn ties_and_pruning_by_hand() {
+fn ties_and_pruning_match_values_worked_by_hand() {
     let experts = deltas(&[[1., -2., 3., -4.], [-1., 2., 1., -1.]]);
     let check = |text: &str, experts: &[Expert], weights: &[f64], expected: [f64; 4]| {
         let found = merge(text, experts, weights).unwrap().adapter.modules()["m"].delta();

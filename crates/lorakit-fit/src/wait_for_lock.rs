@@ -15,7 +15,7 @@ pub fn lock(library: &Library, reporter: &dyn Reporter) -> Result<LibraryLock> {
         return Ok(lock);
     }
     let root = library.root().display();
-    reporter.warn(&format!("another process is changing {root}; waiting until it ends (Ctrl-C gives up)"));
+    reporter.warn(&format!("another process is changing {root}; waiting until it ends (Ctrl-C stops waiting)"));
     Ok(library.lock()?)
 }
 

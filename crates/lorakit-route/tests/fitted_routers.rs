@@ -1,8 +1,8 @@
-//! Routers that learn: what a probe records, and what must hold whatever was learned.
+//! Fitted routers: probes, and properties that hold for any state.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::Matrix;
@@ -14,7 +14,7 @@ use lorakit_route::{
     Centroid, Evidence, InputMeans, LibraryStack, Limit, Pooling, PromptRouter, ResponseMeasure, ResponseProbe,
     RouteError, Router, RouterContext, RouterState, TaskResponses, parse_router,
 };
-use small::*;
+use small_library::*;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn random_vectors(library: &LibraryStack) -> RouterState {
 }
 
 #[test]
-fn one_expert_routed_is_that_adapter() {
+fn routing_one_expert_equals_its_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
     let x = tokens(50, 9, INPUT);
     let expected = dense(&library, &x, |_, _, _| 1.0);
@@ -57,7 +57,7 @@ fn one_expert_routed_is_that_adapter() {
 }
 
 #[test]
-fn weights_are_a_softmax_over_the_experts_that_change_the_projection() {
+fn weights_are_a_softmax_over_the_experts_of_the_projection() {
     let (library, x) = (uneven(), tokens(52, 7, INPUT));
     let learned = random_vectors(&library);
     let vectors = learned.matrices()["0.qkv"].values().into_owned();
@@ -77,7 +77,7 @@ fn weights_are_a_softmax_over_the_experts_that_change_the_projection() {
 }
 
 #[test]
-fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
+fn centroids_are_normalized_mean_inputs_of_the_experts_rows() {
     let library = uneven();
     let x = tokens(60, 9, INPUT);
     // Rows of 2, 3, 1 and 3 tokens; the third belongs to nobody.
@@ -116,7 +116,7 @@ fn centroids_are_unit_means_of_what_the_experts_rows_bring() {
 }
 
 #[test]
-fn what_was_learned_must_be_there_and_fit() {
+fn rejects_missing_state_and_state_of_another_library() {
     let library = uneven();
     let router = parse_router("cm").unwrap();
     let error = router.patches(&library, &RouterContext::default()).err().unwrap();
@@ -175,7 +175,7 @@ fn look(patches: &lorakit_lora::Patches, x: &Tensor, lengths: &[usize]) {
 }
 
 #[test]
-fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_one() {
+fn a_response_is_the_norm_of_the_delta_for_a_unit_input() {
     let (library, x) = (uneven(), tokens(80, 5, INPUT));
     let pass = ResponseProbe::new(&library, ResponseMeasure::Energy).unwrap().start();
     look(&pass.patches(), &x, &[2, 3]);
@@ -195,7 +195,7 @@ fn a_response_is_the_length_of_what_the_expert_would_add_to_an_input_of_length_o
 }
 
 #[test]
-fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
+fn evidence_routes_a_prompt_to_the_experts_of_similar_tasks() {
     let library = uneven();
     let router = parse_router("evidence:temperature=0.1,otherwise=base,floor=0,sure=0").unwrap();
     let any: &dyn Any = &*router;
@@ -222,7 +222,7 @@ fn evidence_serves_a_prompt_by_the_experts_of_the_tasks_that_it_is_like() {
 }
 
 #[test]
-fn tasks_of_the_same_prompts_share_a_prompt() {
+fn tasks_with_equal_prompts_share_the_weight() {
     let library = uneven();
     let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     // The prompts of the first task again, as another expert's.
@@ -238,7 +238,7 @@ fn tasks_of_the_same_prompts_share_a_prompt() {
 }
 
 #[test]
-fn evidence_over_one_expert_is_that_adapter() {
+fn evidence_with_one_expert_equals_its_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
     let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     let x = prompts_of(&[1]);
@@ -258,7 +258,7 @@ fn experts_that_change_nothing_do_not_respond() {
 }
 
 #[test]
-fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
+fn a_prompt_unlike_all_tasks_goes_to_the_fallback() {
     let library = uneven();
     let evidence = Evidence::default().fixed(0.1, Fallback::Base);
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
@@ -300,7 +300,7 @@ fn what_is_like_no_task_is_left_to_the_base_or_the_mean() {
 }
 
 #[test]
-fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
+fn each_fold_has_a_quarter_of_each_tasks_prompts() {
     let prompts = TaskResponses {
         responses: vec![(3, (0..12).map(|i| i as f32).collect())],
         tasks: vec![0, 0, 0, 0, 0, 1],
@@ -316,7 +316,7 @@ fn a_quarter_of_each_tasks_prompts_is_left_out_at_a_time() {
 }
 
 #[test]
-fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
+fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_hidden_state() {
     let library = uneven();
     let matrix = |rows, values: Vec<f32>| Matrix::new(rows, values.len() / rows, values).unwrap();
     let learned = RouterState::new([
@@ -341,7 +341,7 @@ fn the_task_predictor_takes_the_likeliest_expert_of_the_mean_token() {
 }
 
 #[test]
-fn a_gate_scales_what_its_expert_adds_and_takes_its_gradient() {
+fn a_gate_scales_its_expert_and_receives_a_gradient() {
     let (library, x) = (uneven(), tokens(90, 5, INPUT));
     let gates = candle_core::Var::from_vec(values(91, 3 * INPUT), (3, INPUT), &Device::Cpu).unwrap();
     let patches = gated_experts(&library, &[gates.as_tensor().clone()]).unwrap();

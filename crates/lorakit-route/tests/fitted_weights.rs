@@ -1,8 +1,8 @@
-//! Experts weighed as LoraHub and CAT weigh them, against their definitions.
+//! The weights of LoraHub and CAT, against their definitions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
@@ -13,7 +13,7 @@ use lorakit_route::{
     Cat, CatMerge, Expert, FittedMerge, LibraryStack, LoraHub, LossError, Mixing, Router, RouterContext, RouterState,
     RowLoss, RowLosses, by_row_weights, by_weights, parse_fitted_merge, single_expert,
 };
-use small::{added, assert_close, dense, expert as make, experts, random, site, tokens, values};
+use small_library::{added, assert_close, dense, expert as make, experts, random, site, tokens, values};
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const K: &str = "model.layers.0.self_attn.k_proj";
@@ -62,7 +62,7 @@ fn with_state(state: &RouterState) -> RouterContext<'_> {
 }
 
 #[test]
-fn one_hot_weights_are_that_expert() {
+fn one_hot_weights_equal_that_expert() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     for index in 0..3 {
         let weights: Vec<f32> = (0..3).map(|e| if e == index { 1.0 } else { 0.0 }).collect();
@@ -76,7 +76,7 @@ fn one_hot_weights_are_that_expert() {
 }
 
 #[test]
-fn learned_weights_are_a_weighted_sum_of_deltas_whoever_carries_them_out() {
+fn fitted_weights_give_a_weighted_sum_as_router_and_as_merge() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     for (per, weights) in [
         (Granularity::Expert, matrix(1, &[0.5, -1.25, 0.0])),
@@ -109,7 +109,7 @@ fn learned_weights_are_a_weighted_sum_of_deltas_whoever_carries_them_out() {
 }
 
 #[test]
-fn uniform_gates_are_uniform_mixing_and_a_simplex_leaves_out_who_is_absent() {
+fn initial_weights_are_uniform_and_a_simplex_excludes_absent_experts() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     let free = Cat { per: Granularity::Module, ..Cat::default() }.trainable_weights(&library).unwrap();
     assert_eq!(free.values().unwrap().values()[..], [1.0 / 3.0; 6]);
@@ -121,7 +121,7 @@ fn uniform_gates_are_uniform_mixing_and_a_simplex_leaves_out_who_is_absent() {
 }
 
 #[test]
-fn a_projection_that_no_expert_changes_takes_nothing_from_the_others() {
+fn a_projection_without_experts_does_not_affect_the_others() {
     let projections = [("q", 4), ("k", 3), ("v", 2)];
     let of = |seed| [("q", random(seed, 2, 6, 4, 1.5)), ("v", random(seed + 1, 2, 6, 2, 0.5))];
     let library = experts([make("one", of(1)), make("two", of(3))], &site(6, &projections));
@@ -132,7 +132,7 @@ fn a_projection_that_no_expert_changes_takes_nothing_from_the_others() {
 }
 
 #[test]
-fn gates_have_the_gradient_of_finite_differences() {
+fn weight_gradients_match_finite_differences() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     let seed = Tensor::from_vec(values(11, 7 * 9), (7, 9), &Device::Cpu).unwrap();
     let loss = |patches: &Patches| {
@@ -167,7 +167,7 @@ fn gates_have_the_gradient_of_finite_differences() {
 }
 
 #[test]
-fn a_batch_tries_many_candidates_each_in_its_row() {
+fn rows_of_a_batch_have_their_own_weights() {
     let (library, x) = (mixed(), tokens(9, 7, 6));
     let candidates = [Some([0.5f32, 0.0, -1.0]), None, Some([0.0, 2.0, 0.25])];
     let lengths = [3, 1, 3];
@@ -196,13 +196,13 @@ fn composed(library: &LibraryStack, x: &Tensor, weights: &[f32]) -> Vec<Vec<f32>
     };
     let one = |module: &str| {
         let scale = library.module(0, module).unwrap().scale();
-        (module.to_string(), small::low_rank(2, sum(module, |p| p.a()), sum(module, |p| p.b()), scale))
+        (module.to_string(), small_library::low_rank(2, sum(module, |p| p.a()), sum(module, |p| p.b()), scale))
     };
     alone(lorakit_adapter::Adapter::new([Q, K].map(one).into()), x)
 }
 
 #[test]
-fn as_published_composes_a_and_b_separately() {
+fn as_published_mixes_a_and_b_separately() {
     let (library, x) = (equal(), tokens(9, 7, 6));
     let hub = LoraHub { mode: SearchMode::AsPublished, ..LoraHub::default() };
     let weights = [0.5f32, -1.25, 0.75];
@@ -240,7 +240,7 @@ impl RowLosses for Toward {
 }
 
 #[test]
-fn the_search_as_published_is_repeatable_counted_and_keeps_the_best() {
+fn published_search_is_deterministic_counts_evaluations_and_keeps_the_best() {
     let hub = LoraHub { mode: SearchMode::AsPublished, rows: 4, budget: 25, ..LoraHub::default() };
     let find = || hub.find(&equal(), &mut Toward([1.0, 0.5])).unwrap();
     let found = find();
@@ -252,7 +252,7 @@ fn the_search_as_published_is_repeatable_counted_and_keeps_the_best() {
 }
 
 #[test]
-fn as_published_refuses_experts_that_differ_in_form_by_name() {
+fn as_published_rejects_experts_of_different_shapes() {
     let hub = LoraHub { mode: SearchMode::AsPublished, rows: 4, budget: 9, ..LoraHub::default() };
     let error = |library: &LibraryStack| hub.find(library, &mut Toward([1.0, 1.0])).unwrap_err().to_string();
     let rank = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 3, 6, 5, 2.0))])], &qk());
@@ -263,7 +263,7 @@ fn as_published_refuses_experts_that_differ_in_form_by_name() {
 }
 
 #[test]
-fn settings_are_read_and_written_back() {
+fn settings_round_trip() {
     let full = |text: &str| parse_fitted_merge(text).unwrap().to_string();
     assert_eq!(full("lorahub"), "lorahub:mode=greedy,rows=5,experts=3");
     assert_eq!(full("lorahub:rows=9,mode=as-published"), "lorahub:mode=as-published,rows=9,budget=40");
@@ -283,7 +283,7 @@ fn settings_are_read_and_written_back() {
 }
 
 #[test]
-fn weights_of_another_library_are_refused() {
+fn rejects_weights_of_another_library() {
     let error = Cat::default().patches(&mixed(), &with_state(&state(&[1.0, 2.0]))).err().unwrap().to_string();
     assert!(error.contains("(1, 3)"), "{error}");
     assert!(LoraHub::default().patches(&mixed(), &with_state(&state(&[1.0, 2.0]))).is_err());

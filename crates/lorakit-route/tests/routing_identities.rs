@@ -1,8 +1,8 @@
-//! What must hold of routers whatever the weights are.
+//! Properties of routers that hold for any weights.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
@@ -11,7 +11,7 @@ use lorakit_route::{
     Arrow, LibraryStack, Limit, Observer, PrototypeScope, Router, RouterContext, RoutingDecision, RoutingStats,
     expert_of_task, expert_per_row, parse_router,
 };
-use small::*;
+use small_library::*;
 use std::sync::{Arc, Mutex};
 
 const INPUT: usize = 12;
@@ -61,7 +61,7 @@ fn tied() -> LibraryStack {
 }
 
 #[test]
-fn one_expert_routed_is_that_adapter() {
+fn routing_one_expert_equals_its_adapter() {
     let library =
         experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0)), ("v", random(4, 4, INPUT, 6, 1.5))])], &qkv());
     let x = tokens(50, 9, INPUT);
@@ -72,7 +72,7 @@ fn one_expert_routed_is_that_adapter() {
 }
 
 #[test]
-fn an_expert_verbatim_is_its_dense_delta() {
+fn a_single_expert_equals_its_dense_delta() {
     let x = tokens(51, 9, INPUT);
     for library in [uneven(), tied()] {
         for (index, name) in library.names().iter().enumerate() {
@@ -83,7 +83,7 @@ fn an_expert_verbatim_is_its_dense_delta() {
 }
 
 #[test]
-fn uniform_outputs_are_the_mean_of_dense_deltas() {
+fn uniform_outputs_equal_the_mean_delta() {
     let x = tokens(52, 9, INPUT);
     for library in [even(), uneven(), tied()] {
         let n = library.len() as f64;
@@ -92,7 +92,7 @@ fn uniform_outputs_are_the_mean_of_dense_deltas() {
 }
 
 #[test]
-fn all_experts_at_a_high_temperature_are_uniform() {
+fn arrow_at_high_temperature_is_uniform() {
     let (library, x) = (even(), tokens(53, 9, INPUT));
     for mixing in ["outputs", "separate"] {
         let arrow = routed(&format!("arrow:top_k=4,temperature=1e9,mixing={mixing}"), &library, &x);
@@ -101,7 +101,7 @@ fn all_experts_at_a_high_temperature_are_uniform() {
 }
 
 #[test]
-fn more_experts_than_there_are_is_all_of_them() {
+fn top_k_above_the_number_of_experts_takes_all() {
     let (library, x) = (uneven(), tokens(54, 9, INPUT));
     assert_close(&routed("arrow:top_k=100", &library, &x), &routed("arrow:top_k=4", &library, &x), 1e-6);
 }
@@ -151,7 +151,7 @@ fn arrow_mixes_different_ranks_alphas_and_module_sets() {
 }
 
 #[test]
-fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
+fn separate_mixing_applies_mixed_b_to_mixed_a() {
     let x = tokens(56, 20, INPUT);
     for (library, tie) in [(even(), "none"), (tied(), "none"), (tied(), "site")] {
         let weights = arrow_weights(&library, &x, 2, scope(tie));
@@ -183,7 +183,7 @@ fn separate_mixing_is_the_mixed_a_under_the_mixed_b() {
 }
 
 #[test]
-fn top_1_picks_the_expert_that_the_token_points_at() {
+fn top_1_picks_the_expert_in_the_direction_of_the_token() {
     let (library, site) = (even(), qkv());
     let prototypes = prototypes(&library, &site, 0..1).unwrap();
     for (index, prototype) in prototypes.into_iter().enumerate() {
@@ -195,7 +195,7 @@ fn top_1_picks_the_expert_that_the_token_points_at() {
 }
 
 #[test]
-fn an_expert_without_a_delta_never_attracts() {
+fn an_expert_without_a_delta_is_never_chosen() {
     let x = tokens(57, 30, INPUT);
     let full = || expert("full", [("q", random(1, 2, INPUT, 8, 2.0))]);
     // An untrained expert has its A, and a B of zeros.
@@ -207,7 +207,7 @@ fn an_expert_without_a_delta_never_attracts() {
 }
 
 #[test]
-fn equal_experts_share_and_the_first_name_wins() {
+fn equal_experts_share_weight_and_ties_go_to_the_first_name() {
     let same = || random(1, 2, INPUT, 8, 1.0);
     let stronger = low_rank(2, values(1, 2 * INPUT), values(1001, 16).iter().map(|b| b * 3.0).collect(), 1.0);
     let library = experts([expert("z", [("q", stronger)]), expert("m", [("q", same())])], &qkv());
@@ -216,7 +216,7 @@ fn equal_experts_share_and_the_first_name_wins() {
 }
 
 #[test]
-fn the_two_mixings_differ_as_worked_by_hand() {
+fn the_two_mixings_match_values_worked_by_hand() {
     let library = [
         expert("e0", [("q", low_rank(1, vec![1.0, 0.0], vec![1.0, 0.0], 1.0))]),
         expert("e1", [("q", low_rank(1, vec![0.0, 1.0], vec![0.0, 2.0], 1.0))]),
@@ -259,7 +259,7 @@ impl lorakit_route::Observer for Recorder {
 }
 
 #[test]
-fn an_observer_sees_every_choice() {
+fn an_observer_receives_every_choice() {
     let (library, x) = (uneven(), tokens(60, 6, INPUT));
     let recorder = Arc::new(Recorder::default());
     let arrow = Arrow { top_k: Limit(2), ..Arrow::default() };
@@ -299,7 +299,7 @@ fn gradients_reach_the_input_through_the_chosen_experts() {
 }
 
 #[test]
-fn a_16_bit_model_gets_the_same_delta_rounded() {
+fn a_16_bit_model_gets_the_rounded_f32_delta() {
     let (library, x) = (even(), tokens(62, 5, INPUT).to_dtype(DType::BF16).unwrap());
     let router = parse_router("arrow:top_k=2").unwrap();
     let patches = router.patches(&library, &RouterContext::default()).unwrap();
@@ -310,7 +310,7 @@ fn a_16_bit_model_gets_the_same_delta_rounded() {
 }
 
 #[test]
-fn the_oracle_takes_the_recorded_expert_before_the_named_one() {
+fn the_oracle_prefers_the_recorded_expert_to_the_named_one() {
     let mut library = ["c0", "boolq", "piqa"].map(|name| expert(name, [("q", random(1, 2, INPUT, 8, 1.0))]));
     library[0].tasks = vec!["boolq".to_owned(), "arc".to_owned()];
     let library = experts(library, &qkv());

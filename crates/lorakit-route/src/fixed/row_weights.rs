@@ -19,7 +19,7 @@ pub fn by_row_weights(experts: &LibraryStack, mixing: Mixing) -> Result<Patches>
     weighed_patches(experts, mixing, None, None)
 }
 
-/// The same; `observer`, if any, is shown the weights of every token.
+/// As [`by_row_weights`]; `observer`, if any, receives the weights of every token.
 pub(crate) fn observed_row_weights(
     experts: &LibraryStack,
     mixing: Mixing,
@@ -60,7 +60,7 @@ struct WeightedPatch {
     mixture: Mixture,
     experts: usize,
     projections: usize,
-    /// The weights of all rows, where they do not carry their own.
+    /// The weights of all rows, unless they have their own.
     fixed: Option<Arc<[f32]>>,
     site: usize,
     observer: Option<Arc<dyn Observer>>,

@@ -1,13 +1,13 @@
-//! Merges that are refused, and whether the message says enough to go on.
+//! Errors of merges, and their messages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use lorakit_adapter::{Adapter, AdapterMetadata};
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
 use lorakit_route::{Expert, RouteError};
-use small::*;
+use small_library::*;
 
 #[track_caller]
 fn refused<T>(result: Result<T, RouteError>, needles: &[&str]) {
@@ -25,7 +25,7 @@ fn apply(text: &str, experts: &[Expert], weights: &[f64]) -> Result<lorakit_rout
 }
 
 #[test]
-fn unequal_ranks_are_refused_by_name_where_factors_are_merged() {
+fn rejects_unequal_ranks_if_factors_are_merged() {
     for text in [
         "linear",
         "linear:convention=paper",
@@ -42,7 +42,7 @@ fn unequal_ranks_are_refused_by_name_where_factors_are_merged() {
 }
 
 #[test]
-fn weights_are_one_finite_number_each() {
+fn rejects_weights_that_are_not_one_finite_number_per_expert() {
     for text in ["cat", "ties_svd", "wudi"] {
         refused(apply(text, &two(), &[1.0, f64::NAN]), &["large", "NaN", "finite"]);
         refused(apply(text, &two(), &[f64::INFINITY, 1.0]), &["small", "inf"]);
@@ -56,7 +56,7 @@ fn weights_are_one_finite_number_each() {
 }
 
 #[test]
-fn experts_of_different_bases_are_refused_by_name() {
+fn rejects_experts_of_different_bases() {
     let wide = expert("wide", [("q", random(1, 1, 8, 4, 1.0))]);
     refused(apply("cat", &[two()[0].clone(), wide], &[1.0; 2]), &["q", "small", "(6, 4)", "wide", "(8, 4)"]);
     let facts = AdapterMetadata { fan_in_fan_out: true, ..AdapterMetadata::default() };
@@ -69,7 +69,7 @@ fn experts_of_different_bases_are_refused_by_name() {
 }
 
 #[test]
-fn settings_are_judged() {
+fn rejects_invalid_settings() {
     let parse = |text: &str| parse_merge(text);
     refused(parse("slerp"), &["slerp", "cat, svd, linear"]);
     refused(parse("cat:rank=4"), &["cat:", "rank"]);

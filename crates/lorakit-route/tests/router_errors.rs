@@ -1,12 +1,12 @@
-//! What is refused, and whether the message says enough to go on.
+//! Errors of routers, and their messages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod small;
+mod small_library;
 
 use candle_core::Device;
 use lorakit_route::{LibraryStack, Oracle, Router, RouterContext, parse_router};
-use small::*;
+use small_library::*;
 
 #[track_caller]
 fn refused<T>(result: Result<T, lorakit_route::RouteError>, needles: &[&str]) {
@@ -16,7 +16,7 @@ fn refused<T>(result: Result<T, lorakit_route::RouteError>, needles: &[&str]) {
 }
 
 #[test]
-fn a_library_of_another_base_is_refused_by_expert_and_module() {
+fn rejects_a_library_of_another_base_and_names_expert_and_module() {
     let site = site(6, &[("q", 4)]);
     let build = |library| LibraryStack::new(library, std::slice::from_ref(&site), &Device::Cpu);
     refused(
@@ -29,7 +29,7 @@ fn a_library_of_another_base_is_refused_by_expert_and_module() {
 }
 
 #[test]
-fn separate_mixing_refuses_unequal_ranks_by_name() {
+fn separate_mixing_rejects_unequal_ranks_and_names_them() {
     let library =
         [expert("small", [("q", random(1, 1, 6, 4, 1.0))]), expert("large", [("q", random(2, 3, 6, 4, 1.0))])];
     let library = experts(library, &site(6, &[("q", 4)]));
@@ -43,7 +43,7 @@ fn separate_mixing_refuses_unequal_ranks_by_name() {
 }
 
 #[test]
-fn one_prototype_per_site_needs_one_a() {
+fn a_prototype_per_site_requires_one_a() {
     let library = [expert("loose", [("q", random(1, 2, 6, 4, 1.0)), ("k", random(2, 2, 6, 3, 1.0))])];
     let library = experts(library, &site(6, &[("q", 4), ("k", 3)]));
     let router = parse_router("arrow:tie=site").unwrap();
@@ -51,7 +51,7 @@ fn one_prototype_per_site_needs_one_a() {
 }
 
 #[test]
-fn the_oracle_must_be_told_the_task() {
+fn the_oracle_requires_the_task() {
     let library = experts([expert("e", [("q", random(1, 1, 6, 4, 1.0))])], &site(6, &[("q", 4)]));
     refused(Oracle.patches(&library, &RouterContext::default()), &["task"]);
     let missing = parse_router("expert:f").unwrap();
@@ -59,7 +59,7 @@ fn the_oracle_must_be_told_the_task() {
 }
 
 #[test]
-fn settings_that_are_not_known_are_refused_with_those_that_are() {
+fn rejects_unknown_settings_and_lists_the_known() {
     let parse = |text: &str| parse_router(text);
     refused(parse("arow"), &["arow", "known are: base, oracle, uniform, arrow, ", ", expert"]);
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);

@@ -1,0 +1,192 @@
+//! Hugging Face repositories: a PEFT folder with a model card.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use lorakit_format::atomic::create_folder;
+use serde::Deserialize;
+use serde_json::{Map, Number, Value};
+
+use crate::adapter::Adapter;
+use crate::error::Result;
+use crate::library::expert_record::{ExpertRecord, TaskRecord};
+use crate::library::library_store::{Library, write_expert};
+use crate::low_rank::LowRank;
+use crate::peft::peft_config::AdapterMetadata;
+
+/// The part of a merge record that the model card shows.
+#[derive(Deserialize)]
+struct Merged {
+    method: String,
+    experts: Vec<MergedExpert>,
+}
+
+#[derive(Deserialize)]
+struct MergedExpert {
+    name: String,
+    weight: Number,
+}
+
+/// An expert as a Hugging Face repository: a PEFT folder with a model card.
+pub struct HubExport<'a> {
+    name: &'a str,
+    adapter: Adapter,
+    record: Option<ExpertRecord>,
+    /// The name of the base on the Hub, if it has one.
+    hub_base: Option<String>,
+}
+
+impl<'a> HubExport<'a> {
+    /// Reads the expert `name`. Paths of its tasks are reduced to file names.
+    ///
+    /// # Errors
+    /// If the expert cannot be read.
+    pub fn new(library: &Library, name: &'a str) -> Result<Self> {
+        let adapter = library.adapter(name)?;
+        let own = adapter.metadata().base_model.clone();
+        let mut known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
+        let hub_base = known.find(|base| is_repository(base));
+        let metadata = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
+        // Local paths are useless elsewhere, and private.
+        let shortened = |task: TaskRecord| {
+            let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
+            TaskRecord { path: file.unwrap_or_default(), ..task }
+        };
+        let record = library.record(name)?.map(|record| {
+            let all = |tasks: &[TaskRecord]| tasks.iter().cloned().map(shortened).collect();
+            ExpertRecord { tasks: all(&record.tasks), seen: all(&record.seen), ..record }
+        });
+        Ok(Self { name, adapter: adapter.with_metadata(metadata), record, hub_base })
+    }
+
+    /// Creates `folder` atomically, with `license` (such as `apache-2.0`) stated in the model card.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, folder: &Path, license: Option<&str>) -> Result<()> {
+        create_folder(folder, |folder| {
+            write_expert(folder, &self.adapter, self.record.as_ref())?;
+            Ok(fs::write(folder.join("README.md"), self.card(license))?)
+        })
+    }
+
+    /// The model card: front matter for the Hub, a summary, tasks, and an example of use.
+    fn card(&self, license: Option<&str>) -> String {
+        let mut card = String::from("---\n");
+        let mut line = |text: String| {
+            card.push_str(&text);
+            card.push('\n');
+        };
+        if let Some(base) = &self.hub_base {
+            line(format!("base_model: {}\nbase_model_relation: adapter", quoted(base)));
+        }
+        line("library_name: peft".to_owned());
+        if let Some(license) = license {
+            line(format!("license: {}", quoted(license)));
+        }
+        line("pipeline_tag: text-generation\ntags:\n- lora\n- peft\n- lorakit\n---\n".to_owned());
+        line(format!("# {}\n", self.name));
+        line(self.summary());
+        line(self.tasks());
+        line(self.usage());
+        card.truncate(card.trim_end().len());
+        card.push('\n');
+        card
+    }
+
+    fn summary(&self) -> String {
+        let range = |values: BTreeSet<String>| values.into_iter().collect::<Vec<_>>().join(", ");
+        let modules = self.adapter.modules();
+        let ranks = range(modules.values().map(|update| update.rank().to_string()).collect());
+        let scales = range(modules.values().map(|update: &LowRank| update.scale().to_string()).collect());
+        let kinds = range(modules.keys().map(|path| path.rsplit('.').next().unwrap_or(path).to_owned()).collect());
+        let base = self.hub_base.as_ref().map_or_else(String::new, |base| format!(" of `{base}`"));
+        format!(
+            "A LoRA adapter{base}, in the format of PEFT: {} modules ({kinds}), {} parameters, rank {ranks}, scale \
+             {scales}. Exported by lorakit {}.\n",
+            modules.len(),
+            self.adapter.parameters(),
+            env!("CARGO_PKG_VERSION")
+        )
+    }
+
+    /// The tasks, merge and training settings of the record.
+    fn tasks(&self) -> String {
+        let Some(record) = &self.record else { return String::new() };
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        if !record.tasks.is_empty() {
+            text.push_str("## Tasks\n\n| task | rows | split seed |\n|---|---|---|\n");
+            for task in &record.tasks {
+                let _ = writeln!(text, "| {} | sha256 `{}` | {} |", cell(&task.name), task.sha256, task.split_seed);
+            }
+            text.push('\n');
+        }
+        if let Ok(Some(Merged { method, experts })) = record.settings.field("merge") {
+            let _ = writeln!(text, "## Merged\n\nBy `{method}`:\n\n| expert | weight |\n|---|---|");
+            for MergedExpert { name, weight } in experts {
+                let _ = writeln!(text, "| {} | {weight} |", cell(&name));
+            }
+            text.push('\n');
+        }
+        if let Ok(Some(settings)) = record.settings.field::<Map<String, Value>>("settings") {
+            text.push_str("## Training\n\n| setting | value |\n|---|---|\n");
+            for (name, value) in &settings {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let _ = writeln!(text, "| {} | {} |", cell(name), cell(&value));
+            }
+            let _ = writeln!(text, "| seed | {} |", record.seed);
+            if let Ok(Some((_, loss))) = record.losses.field::<(usize, f64)>("best") {
+                let _ = writeln!(text, "| best validation loss | {loss:.4} |");
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    fn usage(&self) -> String {
+        let base = self.hub_base.as_deref().unwrap_or("BASE");
+        format!(
+            "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\nbase = \
+             AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(base, {})\n```\n",
+            quoted(self.name)
+        )
+    }
+}
+
+/// Whether a name can be a repository of the Hub, `ORG/NAME`. The Hub refuses cards that name a path as base.
+fn is_repository(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
+    };
+    name.split_once('/').is_some_and(|(org, rest)| part(org) && part(rest)) && !Path::new(name).exists()
+}
+
+/// Escapes a Markdown table cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+/// A quoted YAML string: JSON strings are valid YAML.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_not_repositories() {
+        assert!(["microsoft/phi-2", "mistralai/Mistral-7B-v0.1"].into_iter().all(is_repository));
+        assert!(
+            !["pico", "/models/phi", "models/a/b", "./phi", "a/..", "a b/c", "src/lib.rs"]
+                .into_iter()
+                .any(is_repository)
+        );
+    }
+}

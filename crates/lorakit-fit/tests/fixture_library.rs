@@ -1,0 +1,85 @@
+//! The fixture library of version 0.1 over pico: its cached router is read, and what does not belong to it is refused.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use lorakit_fit::router::{build_router, depends_on_task};
+use lorakit_fit::{FitContext, FitError, OpenLibrary, Reporter, TrainingHooks};
+use lorakit_model::{Base, BaseOptions};
+use lorakit_route::parse_router;
+use std::path::PathBuf;
+
+fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+fn pico() -> Base {
+    Base::open(&repository("src/pico"), &BaseOptions::default()).unwrap()
+}
+
+/// Fails where anything is fitted or cannot be written.
+struct NothingToReport;
+
+impl Reporter for NothingToReport {
+    fn status(&self, text: &str) {
+        panic!("{text}");
+    }
+
+    fn warn(&self, text: &str) {
+        panic!("{text}");
+    }
+
+    fn training(&self) -> TrainingHooks<'_> {
+        panic!("nothing is trained here");
+    }
+}
+
+fn context<'a>(base: &'a Base, library: &'a OpenLibrary) -> FitContext<'a, 'a> {
+    FitContext {
+        base,
+        library,
+        tokenizer: &|| Err("nothing is fitted, so no tokenizer is needed".into()),
+        tasks: &[],
+        data: None,
+        seed: 0,
+        reporter: &NothingToReport,
+    }
+}
+
+#[test]
+fn a_cached_router_is_not_fitted_again() {
+    let base = pico();
+    let library = OpenLibrary::open(&repository("tests/fixtures/library_0.1"), &base, &[]).unwrap();
+    assert_eq!(library.experts.names(), ["join_dash", "shift_up1"]);
+    let context = context(&base, &library);
+    let router = parse_router("cm:rows=2").unwrap();
+    assert!(!depends_on_task(&context, &*router));
+    let built = build_router(&context, &*router, None, None).unwrap();
+    assert!((0..base.sites().len()).any(|site| built.patches.at(site).is_some()));
+}
+
+#[test]
+fn a_router_of_a_task_needs_one() {
+    let base = pico();
+    let library = OpenLibrary::open(&repository("tests/fixtures/library_0.1"), &base, &[]).unwrap();
+    let context = context(&base, &library);
+    let router = parse_router("cat").unwrap();
+    assert!(depends_on_task(&context, &*router));
+    let Err(error) = build_router(&context, &*router, None, None) else { panic!("there is no task") };
+    assert!(matches!(error, FitError::NoCurrentTask), "{error}");
+}
+
+#[test]
+fn what_is_not_of_the_library_is_refused() {
+    let root = repository("tests/fixtures/library_0.1");
+    let base = pico();
+    let one = OpenLibrary::open(&root, &base, &["shift_up1".to_owned()]).unwrap();
+    assert_eq!(one.experts.names(), ["shift_up1"]);
+    assert_eq!(one.seen([0]).into_iter().map(|task| task.name).collect::<Vec<_>>(), ["shift_up1"]);
+
+    let error = OpenLibrary::open(&root, &base, &["absent".to_owned()]).unwrap_err();
+    assert!(error.to_string().ends_with("no expert has the name absent; there are join_dash, shift_up1"), "{error}");
+
+    let other = Base::open(&repository("tests/fixtures/peft/mistral/base"), &BaseOptions::default()).unwrap();
+    let error = OpenLibrary::open(&root, &other, &[]).unwrap_err();
+    assert!(error.chain().contains("library_0.1"), "{}", error.chain());
+}
