@@ -8,7 +8,7 @@ mod phi_slice;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_adapter::{Adapter, Library, LowRank, Matrix};
-use lorakit_cluster::{Experts, MbcOptions, Space, adjusted_rand, mbc};
+use lorakit_cluster::{ComparisonSpace, ExpertSet, MbcOptions, adjusted_rand, mbc};
 use phi_slice::Noise;
 use std::time::Instant;
 
@@ -45,12 +45,12 @@ fn clustering(criterion: &mut Criterion) {
     }
     let experts = || {
         let open = |name: &str| library.adapter(name);
-        Experts::new(library.expert_names().unwrap(), open).unwrap()
+        ExpertSet::new(library.expert_names().unwrap(), open).unwrap()
     };
     let mut group = criterion.benchmark_group("mbc");
     group.sample_size(10);
     let large = count > LARGE;
-    for space in [Space::Parameters, Space::Delta].into_iter().take(if large { 1 } else { 2 }) {
+    for space in [ComparisonSpace::Parameters, ComparisonSpace::Delta].into_iter().take(if large { 1 } else { 2 }) {
         let options = MbcOptions { space, ..MbcOptions::default() };
         let planted: Vec<usize> = (0..count).map(|index| index % FAMILIES).collect();
         let start = Instant::now();

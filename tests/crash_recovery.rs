@@ -199,7 +199,7 @@ fn killed_training_resumes_to_the_same_bytes() {
 
 /// Kills a command again and again, from nothing each time. At every moment `place` holds nothing or all, and the
 /// same command ends with `expected`.
-fn disturb(words: &[String], place: &Path, undo: impl Fn(), expected: &Files, length: Duration, whole: impl Fn()) {
+fn disturb(words: &[String], place: &Path, undo: impl Fn(), (expected, length): (&Files, Duration), whole: impl Fn()) {
     let (mut moments, mut done) = (Moments(2), 0);
     for _ in 0..4 * kills() {
         undo();
@@ -242,7 +242,7 @@ fn killed_commands_leave_no_partial_results() {
     let (expected, length) = (files(&out), since.elapsed());
     let undo = || files(&out).keys().for_each(|file| fs::remove_file(out.join(file)).unwrap());
     let whole = || files(&out).iter().for_each(|(name, bytes)| assert!(expected[name] == *bytes, "{}", name.display()));
-    disturb(&words, &out, undo, &expected, length, whole);
+    disturb(&words, &out, undo, (&expected, length), whole);
 
     let out = work.path("merged");
     let words: Vec<String> =
@@ -254,7 +254,7 @@ fn killed_commands_leave_no_partial_results() {
     let (expected, length) = (files(&out), since.elapsed());
     let undo = || drop(fs::remove_dir_all(&out));
     let whole = || assert!(files(&out).is_empty() || files(&out) == expected, "a folder that is half merged");
-    disturb(&words, &out, undo, &expected, length, whole);
+    disturb(&words, &out, undo, (&expected, length), whole);
 
     let library = work.path("added");
     let mut words: Vec<String> = ["library", "add", "--library", &text(&library)].map(str::to_owned).into();
@@ -266,7 +266,7 @@ fn killed_commands_leave_no_partial_results() {
     let whole = || {
         inodes(&library).keys().for_each(|name| drop(Adapter::read(&library.join("experts").join(name)).unwrap()));
     };
-    disturb(&words, &library, undo, &expected, length, whole);
+    disturb(&words, &library, undo, (&expected, length), whole);
 }
 
 /// What is in a library beside its runs.

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::Library;
 use lorakit_cluster::{
-    Clusters, CurvePoint, Experts, MbcOptions, Method, Partition, Report, Space, Spaces, embedding as by_embedding,
-    random,
+    ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcOptions, Partition,
+    SpaceSimilarities, embedding_clusters, random_clusters,
 };
 use lorakit_fit::cluster::{ClusterCount, ROWS, cluster_experts, embed_tasks, mean, open_experts, records};
 use lorakit_fit::pluralize;
@@ -95,9 +95,9 @@ impl ClusterArgs {
         }
     }
 
-    /// The space of the reported silhouettes: the clustered one, else [`Space::Delta`], which always exists.
-    fn report_space(&self) -> Space {
-        if self.method == MethodArg::Mbc { self.space.into() } else { Space::Delta }
+    /// The space of the reported silhouettes: the clustered one, else [`ComparisonSpace::Delta`], which always exists.
+    fn report_space(&self) -> ComparisonSpace {
+        if self.method == MethodArg::Mbc { self.space.into() } else { ComparisonSpace::Delta }
     }
 }
 
@@ -132,7 +132,7 @@ enum SpaceArg {
     Delta,
 }
 
-impl From<SpaceArg> for Space {
+impl From<SpaceArg> for ComparisonSpace {
     fn from(space: SpaceArg) -> Self {
         match space {
             SpaceArg::Parameters => Self::Parameters,
@@ -161,8 +161,8 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     };
     let (partition, curve) = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
-    let spaces = Spaces::of(&experts)?;
-    let report = Report::new(&clusters, &spaces, args.report_space(), curve)?;
+    let spaces = SpaceSimilarities::of(&experts)?;
+    let report = ClusteringReport::new(&clusters, &spaces, args.report_space(), curve)?;
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the space of the report was compared")?;
         make_parent(path)?;
@@ -181,9 +181,9 @@ fn of_tasks(args: &ClusterArgs, context: &CommandContext) -> Result<()> {
         MethodArg::Mbc => bail!("--method mbc clusters experts by their parameters; it needs --library"),
         MethodArg::Random => {
             let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
-            random(tasks.into_iter().map(|task| task.name), k, context.seed)?
+            random_clusters(tasks.into_iter().map(|task| task.name), k, context.seed)?
         }
-        MethodArg::Embedding => by_embedding(embeddings(args, context)?, k, context.seed)?,
+        MethodArg::Embedding => embedding_clusters(embeddings(args, context)?, k, context.seed)?,
     };
     let settings = settings(args, partition.k(), context.seed);
     let clusters = Clusters::new(method(args.method), &partition, |task| vec![task.to_owned()], settings);
@@ -208,20 +208,20 @@ fn names(library: &Library, wanted: &[String]) -> Result<Vec<String>> {
 /// The clusters, and the silhouettes of other numbers of clusters. `tasks` returns the tasks of an expert.
 fn partition(
     args: &ClusterArgs,
-    experts: &Experts,
+    experts: &ExpertSet,
     tasks: &impl Fn(&str) -> Vec<String>,
     context: &CommandContext,
 ) -> Result<(Partition, Vec<CurvePoint>)> {
     match args.method {
         MethodArg::Random => {
-            Ok((random(experts.names().to_vec(), number_of_clusters(args)?, context.seed)?, Vec::new()))
+            Ok((random_clusters(experts.names().to_vec(), number_of_clusters(args)?, context.seed)?, Vec::new()))
         }
         MethodArg::Embedding => {
             let k = number_of_clusters(args)?;
             let embedded = embeddings(args, context)?;
             let vectors =
                 experts.names().iter().map(|expert| Ok((expert.clone(), vector(expert, &tasks(expert), &embedded)?)));
-            Ok((by_embedding(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?, Vec::new()))
+            Ok((embedding_clusters(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?, Vec::new()))
         }
         MethodArg::Mbc => {
             let options = MbcOptions {
@@ -261,11 +261,11 @@ fn vector(expert: &str, tasks: &[String], embedded: &BTreeMap<String, Vec<f32>>)
     Ok(mean(&tasks.iter().map(find).collect::<Result<Vec<_>>>()?))
 }
 
-fn method(by: MethodArg) -> Method {
+fn method(by: MethodArg) -> ClusterMethod {
     match by {
-        MethodArg::Mbc => Method::Mbc,
-        MethodArg::Random => Method::Random,
-        MethodArg::Embedding => Method::Embedding,
+        MethodArg::Mbc => ClusterMethod::Mbc,
+        MethodArg::Random => ClusterMethod::Random,
+        MethodArg::Embedding => ClusterMethod::Embedding,
     }
 }
 
@@ -273,10 +273,10 @@ fn method(by: MethodArg) -> Method {
 fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
     let mut settings = Map::from_iter([("k".to_owned(), json!(k)), ("seed".to_owned(), json!(seed))]);
     if args.method == MethodArg::Mbc {
-        let space = Space::from(args.space);
+        let space = ComparisonSpace::from(args.space);
         settings.insert("space".to_owned(), json!(space));
         settings.insert("components".to_owned(), json!(args.components));
-        if space != Space::Delta {
+        if space != ComparisonSpace::Delta {
             settings.insert("sparsity".to_owned(), json!(args.sparsity));
         }
     }

@@ -21,7 +21,7 @@ use lorakit_model::{Base, Rounding};
 use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, ModuleReport, parse_merge};
 use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
 use lorakit_task::Task;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -232,7 +232,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     };
     let report = MergeReport { args: &args, record: &record, experts: &experts, merged: &merged, rounding };
     let document = report.document()?;
-    context.output.result(&document, || human(&document, context.output.verbose))
+    context.output.result(&document, || document.text(context.output.verbose))
 }
 
 /// The named experts of a library, or all.
@@ -318,78 +318,110 @@ impl Totals {
     }
 }
 
-impl MergeReport<'_> {
-    fn document(&self) -> Result<Value> {
+/// The JSON document of `merge`.
+#[derive(Serialize)]
+struct MergeDocument<'a> {
+    out: &'a Path,
+    kind: &'static str,
+    method: &'a str,
+    fit: Option<&'a FitRecord>,
+    experts: Vec<ExpertDocument<'a>>,
+    norm: f64,
+    parameters: usize,
+    rank: RankRange,
+    retained: f64,
+    error: f64,
+    /// The rounding error of a merge into the base, relative to `norm`.
+    rounding: Option<f64>,
+    modules: Vec<ModuleDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct ExpertDocument<'a> {
+    name: &'a str,
+    weight: f64,
+    norm: f64,
+    cosine: f64,
+}
+
+#[derive(Serialize)]
+struct RankRange {
+    least: Option<usize>,
+    most: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct ModuleDocument<'a> {
+    module: &'a str,
+    rank: usize,
+    norm: f64,
+    retained: f64,
+    error: f64,
+}
+
+impl<'a> MergeReport<'a> {
+    fn document(&self) -> Result<MergeDocument<'a>> {
         let Totals { norm, retained, error } = Totals::of(self.merged);
         let adapter = &self.merged.adapter;
-        let expert = |(expert, of): (&Expert, &MergedExpert)| -> Result<Value> {
-            let cosine = adapter.cosine(&expert.adapter)?;
-            Ok(json!({ "name": of.name, "weight": of.weight, "norm": expert.adapter.norm(), "cosine": cosine }))
-        };
-        let experts = self.experts.iter().zip(&self.record.experts).map(expert).collect::<Result<Vec<_>>>()?;
-        let module = |(update, of): (&lorakit_adapter::LowRank, &ModuleReport)| {
-            json!({
-                "module": of.module,
-                "rank": of.rank,
-                "norm": update.norm(),
-                "retained": of.retained,
-                "error": of.error,
-            })
-        };
-        let modules: Vec<Value> = adapter.modules().values().zip(&self.merged.report).map(module).collect();
-        let kind = if self.rounding.is_some() { "model" } else { "adapter" };
+        let mut experts = Vec::new();
+        for (expert, MergedExpert { name, weight, .. }) in self.experts.iter().zip(&self.record.experts) {
+            let (norm, cosine) = (expert.adapter.norm(), adapter.cosine(&expert.adapter)?);
+            experts.push(ExpertDocument { name, weight: *weight, norm, cosine });
+        }
+        let mut modules = Vec::new();
+        for (update, of) in adapter.modules().values().zip(&self.merged.report) {
+            let (rank, norm) = (of.rank, update.norm());
+            modules.push(ModuleDocument { module: &of.module, rank, norm, retained: of.retained, error: of.error });
+        }
         let ranks = self.merged.report.iter().map(|of| of.rank);
-        Ok(json!({
-            "out": self.args.out,
-            "kind": kind,
-            "method": self.record.method,
-            "fit": self.record.fit,
-            "experts": experts,
-            "norm": norm,
-            "parameters": adapter.parameters(),
-            "rank": { "least": ranks.clone().min(), "most": ranks.max() },
-            "retained": retained,
-            "error": error,
-            "rounding": self.rounding.map(|rounding| rounding.squared.sqrt() / norm.max(f64::MIN_POSITIVE)),
-            "modules": modules,
-        }))
+        Ok(MergeDocument {
+            out: &self.args.out,
+            kind: if self.rounding.is_some() { "model" } else { "adapter" },
+            method: &self.record.method,
+            fit: self.record.fit.as_ref(),
+            experts,
+            norm,
+            parameters: adapter.parameters(),
+            rank: RankRange { least: ranks.clone().min(), most: ranks.max() },
+            retained,
+            error,
+            rounding: self.rounding.map(|rounding| rounding.squared.sqrt() / norm.max(f64::MIN_POSITIVE)),
+            modules,
+        })
     }
 }
 
-/// The report as text, with all modules if `verbose`.
-fn human(document: &Value, verbose: bool) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let float = |value: &Value, digits: usize| number(value.as_f64(), digits);
-    let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();
-    let experts = list("experts")
-        .into_iter()
-        .map(|of| vec![text(&of["name"]), float(&of["weight"], 4), float(&of["norm"], 4), float(&of["cosine"], 4)]);
-    let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
-    if verbose {
-        let modules = list("modules").into_iter().map(|of| {
-            let numbers = [float(&of["norm"], 4), float(&of["retained"], 6), float(&of["error"], 6)];
-            [text(&of["module"]), of["rank"].to_string()].into_iter().chain(numbers).collect()
-        });
-        tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
+impl MergeDocument<'_> {
+    /// The report as text, with all modules if `verbose`.
+    fn text(&self, verbose: bool) -> String {
+        let float = |value: f64, digits: usize| number(Some(value), digits);
+        let experts = self.experts.iter();
+        let experts =
+            experts.map(|of| vec![of.name.to_owned(), float(of.weight, 4), float(of.norm, 4), float(of.cosine, 4)]);
+        let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
+        if verbose {
+            let modules = self.modules.iter().map(|of| {
+                let numbers = [float(of.norm, 4), float(of.retained, 6), float(of.error, 6)];
+                [of.module.to_owned(), of.rank.to_string()].into_iter().chain(numbers).collect()
+            });
+            tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
+        }
+        let ranks = match (self.rank.least, self.rank.most) {
+            (Some(least), Some(most)) if least != most => format!("ranks {least} to {most}"),
+            (_, most) => format!("rank {}", most.unwrap_or_default()),
+        };
+        let kept = format!("{:.2} % of the squared norm retained, error {:.4}", 100.0 * self.retained, self.error);
+        let out = self.out.display();
+        let end = match self.rounding {
+            None => format!("The PEFT adapter is in {out}"),
+            Some(0.0) => format!("The model is in {out}"),
+            Some(lost) => format!("The model is in {out}; relative rounding error {lost:.2e}"),
+        };
+        let method = match self.fit {
+            Some(fit) => format!("{}, as {}", fit.composition, self.method),
+            None => self.method.to_owned(),
+        };
+        let (modules, norm) = (pluralize(self.modules.len(), "module"), float(self.norm, 4));
+        format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}, {kept}\n{end}")
     }
-    let (least, most) = (&document["rank"]["least"], &document["rank"]["most"]);
-    let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
-    let (retained, error) = (document["retained"].as_f64(), document["error"].as_f64());
-    let kept = format!(
-        "{:.2} % of the squared norm retained, error {:.4}",
-        100.0 * retained.unwrap_or_default(),
-        error.unwrap_or_default()
-    );
-    let out = text(&document["out"]);
-    let end = match document["rounding"].as_f64() {
-        None => format!("The PEFT adapter is in {out}"),
-        Some(0.0) => format!("The model is in {out}"),
-        Some(lost) => format!("The model is in {out}; relative rounding error {lost:.2e}"),
-    };
-    let (method, modules) = (text(&document["method"]), pluralize(list("modules").len(), "module"));
-    let method = match document["fit"]["composition"].as_str() {
-        Some(fitted) => format!("{fitted}, as {method}"),
-        None => method,
-    };
-    format!("{tables}\n\n{method}: {modules}, {ranks}, norm {}, {kept}\n{end}", float(&document["norm"], 4))
 }

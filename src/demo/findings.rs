@@ -2,7 +2,7 @@
 
 use super::comparison::{ScoreRow, Summary, score_text};
 use super::pipeline::FamilyClusters;
-use lorakit_cluster::Space;
+use lorakit_cluster::ComparisonSpace;
 use lorakit_eval::Score;
 
 /// Claims of the papers and of lorakit that compare two rows of the table: better, worse, claim.
@@ -43,9 +43,9 @@ pub fn sentences(rows: &[ScoreRow], clusters: &FamilyClusters) -> Vec<String> {
 /// How well the clusters of each space agree with the true families.
 fn agreement(clusters: &FamilyClusters) -> String {
     let name = |space| match space {
-        Space::Parameters => "on A and B, as published",
-        Space::Change => "on A - A0 and B",
-        Space::Delta => "on the deltas",
+        ComparisonSpace::Parameters => "on A and B, as published",
+        ComparisonSpace::Change => "on A - A0 and B",
+        ComparisonSpace::Delta => "on the deltas",
     };
     let indexes: Vec<String> =
         clusters.rand_indices.iter().map(|(space, index)| format!("{index:.2} {}", name(*space))).collect();

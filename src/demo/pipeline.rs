@@ -6,7 +6,8 @@ use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Library, Matrix};
 use lorakit_cluster::{
-    Clusters, Embedded, Experts, MbcOptions, Method, Report, Similarity, Space, Spaces, adjusted_rand, curve, mbc,
+    ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, ExpertSet, MbcEmbedding, MbcOptions, Similarity,
+    SpaceSimilarities, adjusted_rand, mbc, silhouette_curve,
 };
 use lorakit_fit::training::{TrainContext, TrainingPlan, jobs, joint, private};
 use lorakit_fit::{OpenLibrary, Reporter as _, TrainingHooks, lock_for};
@@ -31,11 +32,11 @@ pub struct FamilyClusters {
     /// The clusters as in clusters.json.
     pub clusters: Clusters,
     /// Their silhouettes and similarities.
-    pub report: Report,
+    pub report: ClusteringReport,
     /// The similarity of the private experts in the clustered space.
     pub similarity: Similarity,
     /// For each space, the adjusted Rand index of its clusters with the true families.
-    pub rand_indices: Vec<(Space, f64)>,
+    pub rand_indices: Vec<(ComparisonSpace, f64)>,
 }
 
 /// Runs all stages. Everything is kept in `out`; finished experts are not trained again.
@@ -69,7 +70,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandCo
     let _lock = lock_for(&library, &setup.base, context)?;
     let TrainingHooks { stop, mut on_event } = context.training();
     let (base, library, config) = (&setup.base, &library, &setup.config);
-    let trainer = Trainer { base, library, config, seed: context.seed, restart: false, stop: &**stop };
+    let trainer = Trainer { base, library, config, seed: context.seed, restart: false, stop: &stop };
     let summary = trainer
         .train_experts(jobs, &mut on_event)
         .with_context(|| format!("{}; another --out starts over", root.display()))?;
@@ -89,17 +90,17 @@ fn cluster(setup: &Setup, root: &Path, context: &CommandContext) -> Result<Famil
         let input = *widths.get(module).with_context(|| format!("the base has no module {module}"))?;
         Ok(Matrix::new(setup.config.rank, input, initial_a(context.seed, module, setup.config.rank, input))?)
     };
-    let experts = Experts::new(library.expert_names()?, |name| library.adapter(name))?.with_start(start);
+    let experts = ExpertSet::new(library.expert_names()?, |name| library.adapter(name))?.with_initial_a(start);
     let families = skills::labels(experts.names().iter().map(String::as_str))?;
     let options = |space| MbcOptions { space, k: setup.families.len(), seed: context.seed, ..MbcOptions::default() };
     let mut rand_indices = Vec::new();
-    for space in Space::ALL {
+    for space in ComparisonSpace::ALL {
         rand_indices.push((space, adjusted_rand(mbc(&experts, &options(space))?.labels(), &families)?));
     }
-    let embedded = Embedded::of(&experts, &options(Space::Delta))?;
+    let embedded = MbcEmbedding::of(&experts, &options(ComparisonSpace::Delta))?;
     let partition = embedded.partition(setup.families.len())?;
-    let clusters = Clusters::new(Method::Mbc, &partition, |expert| vec![expert.to_owned()], Map::new());
-    let points = curve(&embedded, (experts.names().len() - 1).min(16))?;
-    let report = Report::new(&clusters, &Spaces::of(&experts)?, Space::Delta, points)?;
-    Ok(FamilyClusters { clusters, report, similarity: Similarity::of(&experts, Space::Delta)?, rand_indices })
+    let clusters = Clusters::new(ClusterMethod::Mbc, &partition, |expert| vec![expert.to_owned()], Map::new());
+    let points = silhouette_curve(&embedded, (experts.names().len() - 1).min(16))?;
+    let report = ClusteringReport::new(&clusters, &SpaceSimilarities::of(&experts)?, ComparisonSpace::Delta, points)?;
+    Ok(FamilyClusters { clusters, report, similarity: Similarity::of(&experts, ComparisonSpace::Delta)?, rand_indices })
 }

@@ -1,7 +1,7 @@
 //! Tables of clusters.
 
 use crate::output::text_table::{number, table};
-use lorakit_cluster::{Cluster, ClusterReport, Clusters, CurvePoint, Report};
+use lorakit_cluster::{Cluster, ClusterReport, ClusteringReport, Clusters, CurvePoint};
 
 /// Rows of the table of the best numbers of clusters.
 const BEST_LISTED: usize = 5;
@@ -16,7 +16,7 @@ pub fn of_tasks(clusters: &Clusters) -> String {
 }
 
 /// All tables of a report.
-pub fn summary(report: &Report) -> String {
+pub fn summary(report: &ClusteringReport) -> String {
     let members = |cluster: &ClusterReport| wrapped(cluster.members.iter().map(|member| member.expert.as_str()));
     let clusters = report.clusters.iter().map(|cluster| {
         vec![

@@ -5,7 +5,10 @@ use super::markup::render;
 use super::page::Page;
 use super::silhouette_charts::{curve_plot, silhouette_plot};
 use anyhow::Result;
-use lorakit_cluster::{ClusterReport, Method, Report, Similarity, Space, SpaceReport, Suggestion, Unavailable};
+use lorakit_cluster::{
+    ClusterMethod, ClusterReport, ClusteringReport, ComparisonSpace, Similarity, SpaceReport, SuggestedK,
+    UnavailableSpace,
+};
 use minijinja::Value;
 use serde::Serialize;
 
@@ -13,10 +16,10 @@ use serde::Serialize;
 struct Body<'a> {
     similarity_map: Value,
     spaces: Vec<SpaceRow<'a>>,
-    unavailable: &'a [Unavailable],
+    unavailable: &'a [UnavailableSpace],
     /// Absent where no other number of clusters was tried.
     curve_plot: Option<Value>,
-    suggestion: Option<&'a Suggestion>,
+    suggestion: Option<&'a SuggestedK>,
     k: usize,
     silhouette_plot: Value,
     clusters: Vec<ClusterCard<'a>>,
@@ -44,7 +47,7 @@ struct ClusterCard<'a> {
 }
 
 /// The HTML document for a report, with the heat map of `similarity`, which is of the same experts.
-pub fn html(report: &Report, similarity: &Similarity) -> Result<String> {
+pub fn html(report: &ClusteringReport, similarity: &Similarity) -> Result<String> {
     let suggested = report.suggestion.as_ref();
     let k = report.clusters.len();
     let curve_plot = match report.curve.is_empty() {
@@ -66,23 +69,23 @@ pub fn html(report: &Report, similarity: &Similarity) -> Result<String> {
     Page { title, lead: lead(report), style: Value::from(""), body }.html()
 }
 
-fn lead(report: &Report) -> String {
+fn lead(report: &ClusteringReport) -> String {
     let method = match report.method {
-        Method::Mbc => "Clustered by the similarity of their parameters (MBC).",
-        Method::Random => "Clustered at random, as a baseline.",
-        Method::Embedding => "Clustered by embeddings of their tasks.",
-        Method::Given => "Clusters as given.",
+        ClusterMethod::Mbc => "Clustered by the similarity of their parameters (MBC).",
+        ClusterMethod::Random => "Clustered at random, as a baseline.",
+        ClusterMethod::Embedding => "Clustered by embeddings of their tasks.",
+        ClusterMethod::Given => "Clusters as given.",
     };
     let sizes: Vec<String> = report.clusters.iter().map(|cluster| cluster.members.len().to_string()).collect();
     let space = compared(report.space);
     format!("{method} Sizes: {}. Silhouettes and heat map compare the {space}.", sizes.join(", "))
 }
 
-fn compared(space: Space) -> &'static str {
+fn compared(space: ComparisonSpace) -> &'static str {
     match space {
-        Space::Parameters => "flattened A and B",
-        Space::Change => "change since the common start",
-        Space::Delta => "deltas s B A",
+        ComparisonSpace::Parameters => "flattened A and B",
+        ComparisonSpace::Change => "change since the common start",
+        ComparisonSpace::Delta => "deltas s B A",
     }
 }
 
@@ -97,7 +100,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use lorakit_adapter::{Adapter, LowRank, Matrix};
-    use lorakit_cluster::{Clusters, Embedded, Experts, MbcOptions, Spaces, curve};
+    use lorakit_cluster::{Clusters, ExpertSet, MbcEmbedding, MbcOptions, SpaceSimilarities, silhouette_curve};
     use std::collections::BTreeMap;
 
     /// Rank 1 on one module, along one of two directions.
@@ -113,14 +116,16 @@ mod tests {
     fn names_are_escaped_and_the_page_needs_no_other_file() {
         let names = ["<script>alert('1')</script>&\"", "e1", "e2", "e3", "e4", "e5"];
         let adapters = names.iter().zip(0..).map(|(name, at)| ((*name).to_owned(), adapter(at)));
-        let experts = Experts::in_memory(adapters).unwrap();
-        let embedded = Embedded::of(&experts, &MbcOptions::default()).unwrap();
+        let experts = ExpertSet::in_memory(adapters).unwrap();
+        let embedded = MbcEmbedding::of(&experts, &MbcOptions::default()).unwrap();
         let partition = embedded.partition(2).unwrap();
         let clusters =
-            Clusters::new(Method::Mbc, &partition, |expert| vec![format!("<{expert}")], serde_json::Map::new());
-        let spaces = Spaces::of(&experts).unwrap();
-        let report = Report::new(&clusters, &spaces, Space::Delta, curve(&embedded, 4).unwrap()).unwrap();
-        let html = html(&report, spaces.get(Space::Delta).unwrap()).unwrap();
+            Clusters::new(ClusterMethod::Mbc, &partition, |expert| vec![format!("<{expert}")], serde_json::Map::new());
+        let spaces = SpaceSimilarities::of(&experts).unwrap();
+        let report =
+            ClusteringReport::new(&clusters, &spaces, ComparisonSpace::Delta, silhouette_curve(&embedded, 4).unwrap())
+                .unwrap();
+        let html = html(&report, spaces.get(ComparisonSpace::Delta).unwrap()).unwrap();
         let escaped = "&lt;script&gt;alert(&#x27;1&#x27;)&lt;&#x2f;script&gt;&amp;&quot;";
         assert!(!html.contains("<script") && html.contains(escaped), "{html}");
         assert!(!html.contains("http") && html.contains("Tasks: &lt;e1"), "{html}");

@@ -3,7 +3,7 @@
 use super::label::shortened;
 use super::markup::render;
 use anyhow::Result;
-use lorakit_cluster::{Report, Similarity};
+use lorakit_cluster::{ClusteringReport, Similarity};
 use minijinja::Value;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ struct LegendStep {
 }
 
 /// The heat map of `similarity`, with the experts in the order of the report's clusters and a frame around each cluster.
-pub fn similarity_map(report: &Report, similarity: &Similarity) -> Result<Value> {
+pub fn similarity_map(report: &ClusteringReport, similarity: &Similarity) -> Result<Value> {
     let indices: BTreeMap<&str, usize> = similarity.names().iter().map(String::as_str).zip(0..).collect();
     let members = report.clusters.iter().flat_map(|cluster| &cluster.members);
     let order: Vec<usize> = members.filter_map(|member| indices.get(member.expert.as_str()).copied()).collect();

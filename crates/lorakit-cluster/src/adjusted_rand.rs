@@ -1,13 +1,15 @@
-//! The adjusted Rand index: how far two clusterings agree, beyond chance.
+//! The adjusted Rand index: the agreement of two clusterings, corrected for chance.
 
 use std::collections::BTreeMap;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// The adjusted Rand index of two labelings of the same points (Hubert and Arabie, 1985): 1 where they are equal up
-/// to the labels' names, about 0 where they agree as often as chance, possibly below.
+/// The adjusted Rand index of two labelings of the same points (Hubert and Arabie, 1985): 1 if they are the same partition,
+/// about 0 if they agree as often as chance.
 ///
-/// Two labelings that both put all points together, or both put each alone, are equal: 1.
+/// `(S - E) / (M - E)`, where S is the number of pairs of points that are together in both labelings, L and R those
+/// together in either, `E = L R / (n choose 2)` and `M = (L + R) / 2`. It is 1 if M equals E: then both labelings put all
+/// points together, or each alone.
 ///
 /// # Errors
 /// If the lengths differ.
@@ -27,7 +29,7 @@ pub fn adjusted_rand(left: &[usize], right: &[usize]) -> Result<f64> {
     Ok(if largest == expected { 1.0 } else { (together - expected) / (largest - expected) })
 }
 
-/// How many pairs of points carry one key.
+/// The number of pairs of points with the same key.
 fn pairs<K: Ord>(keys: impl IntoIterator<Item = K>) -> f64 {
     let mut counts: BTreeMap<K, usize> = BTreeMap::new();
     keys.into_iter().for_each(|key| *counts.entry(key).or_default() += 1);
@@ -45,7 +47,7 @@ mod tests {
 
     /// Values of sklearn.metrics.adjusted_rand_score, four of them from its documentation.
     #[test]
-    fn known_values() {
+    fn the_index_equals_that_of_scikit_learn() {
         for (left, right, expected) in [
             (vec![0, 0, 1, 1], vec![0, 0, 1, 1], 1.0),
             (vec![0, 0, 1, 1], vec![1, 1, 0, 0], 1.0),
@@ -60,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn labelings_of_different_points_are_refused() {
+    fn labelings_of_different_lengths_are_errors() {
         assert!(adjusted_rand(&[0], &[0, 1]).is_err());
     }
 }

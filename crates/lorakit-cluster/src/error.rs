@@ -1,13 +1,13 @@
-//! What can be wrong with a set of experts, a number of clusters, or a clusters file.
+//! What can be wrong with experts, a number of clusters, or a clusters file.
 
 use std::path::PathBuf;
 
-use crate::Space;
+use crate::comparison_space::ComparisonSpace;
 
-/// The error of another crate or of the caller's closure, kept whole for the chain of causes.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+/// An error of the caller's closures.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The result of everything in this crate.
+/// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why experts could not be compared or clustered.
@@ -17,51 +17,49 @@ pub enum Error {
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] lorakit_format::FormatError),
-    /// Two experts carry one name, so that a cluster's member list would not say which is meant.
+    /// Two experts have one name.
     #[error("expert `{0}` is given twice; give each expert a name of its own")]
     DuplicateExpert(String),
-    /// There is nothing to cluster.
+    /// Fewer than two experts.
     #[error("found {0} expert(s); clustering needs at least two")]
     TooFewExperts(usize),
-    /// The caller's source of adapters failed.
+    /// The caller's closure failed to open an expert.
     #[error("expert `{expert}` could not be read")]
     Expert {
         /// Its name.
         expert: String,
-        /// What the source said.
-        source: Cause,
+        /// The closure's error.
+        source: BoxError,
     },
-    /// The common starting A of a module is missing, or does not fit.
-    #[error("the starting A of module `{module}` cannot be used")]
-    Start {
+    /// The common initial A of a module is missing, or does not fit.
+    #[error("the initial A of module `{module}` cannot be used")]
+    InitialA {
         /// The module path.
         module: String,
-        /// What the source said.
-        source: Cause,
+        /// The closure's error.
+        source: BoxError,
     },
-    /// The change since the start was asked for, and nobody knows the start.
-    #[error(
-        "the space `change` needs the starting A that all experts share, and none is known here; use --space delta"
-    )]
-    NoStart,
-    /// Flattened parameters of these two experts are not coordinates of one space.
+    /// The space `change` was asked for, and the initial A is not known.
+    #[error("the space `change` needs the initial A that all experts share, and it is not known; use --space delta")]
+    NoInitialA,
+    /// The flattened parameters of two experts have different coordinates.
     #[error(
         "experts `{first}` and `{second}` cannot be compared in the space `{space}`: module `{module}` {difference}; \
          use --space delta, which compares any ranks and modules"
     )]
     NotAligned {
-        /// The space that was asked for.
-        space: Space,
-        /// The expert that sets the shape.
+        /// The space asked for.
+        space: ComparisonSpace,
+        /// The expert with the expected shape.
         first: String,
         /// The expert that differs from it.
         second: String,
         /// The module path where they differ.
         module: String,
-        /// How they differ, as the rest of a sentence.
+        /// How they differ: the rest of a sentence.
         difference: String,
     },
-    /// One module path, two widths: the experts belong to different base models.
+    /// One module has two shapes: the experts belong to different base models.
     #[error(
         "module `{module}` is [{}, {}] in expert `{first}` and [{}, {}] in expert `{second}` (output, input); \
          expected experts of one base model",
@@ -70,24 +68,24 @@ pub enum Error {
     DifferentBase {
         /// The module path.
         module: String,
-        /// The expert that sets the shape.
+        /// The expert with the expected shape.
         first: String,
         /// The expert that differs from it.
         second: String,
-        /// Output and input width in the first.
+        /// Its output and input width in the first.
         first_shape: [usize; 2],
-        /// Output and input width in the second.
+        /// Its output and input width in the second.
         second_shape: [usize; 2],
     },
-    /// A value overflowed or was never a number.
+    /// NaN, infinite or overflowing values.
     #[error("{what} `{name}` has NaN, infinite or overflowing values; expected finite ones")]
     NotFinite {
-        /// What kind of thing has the name: an expert, an embedding.
+        /// What has the name: an expert, the embedding of an expert, a point.
         what: &'static str,
         /// Its name.
         name: String,
     },
-    /// k = 0.
+    /// No clusters.
     #[error("k is 0; expected at least one cluster")]
     ZeroClusters,
     /// More clusters than experts.
@@ -98,19 +96,17 @@ pub enum Error {
         /// The number of experts.
         experts: usize,
     },
-    /// More clusters than points that differ: some cluster would have to be empty, or to split equals.
-    #[error(
-        "k is {k} and only {distinct} of the {points} experts differ from each other; expected k of at most {distinct}"
-    )]
+    /// More clusters than distinct points.
+    #[error("k is {k} and only {distinct} of the {points} experts are distinct; expected k of at most {distinct}")]
     TooFewDistinct {
         /// The number of clusters asked for.
         k: usize,
         /// The number of points.
         points: usize,
-        /// How many of them are different.
+        /// How many of them are distinct.
         distinct: usize,
     },
-    /// A setting outside its range.
+    /// A setting out of range.
     #[error("{name} is {value}; expected {expected}")]
     Setting {
         /// The setting's name.
@@ -120,31 +116,41 @@ pub enum Error {
         /// The range.
         expected: &'static str,
     },
-    /// Embedding vectors of different lengths.
+    /// Embeddings of different lengths.
     #[error("the embedding of expert `{expert}` has {found} values; expected {expected}, as the others have")]
     EmbeddingLength {
-        /// The expert whose vector differs.
+        /// The expert whose embedding differs.
         expert: String,
         /// Its length.
         found: usize,
         /// The first expert's length.
         expected: usize,
     },
-    /// Two clusterings that do not cover the same experts have no Rand index.
+    /// Two clusterings of different experts, which cannot be compared.
     #[error("the clusterings do not cover the same experts: `{0}` is in one alone")]
     DifferentExperts(String),
-    /// A numerical routine of a dependency gave up.
+    /// A numerical routine of a dependency failed.
     #[error("{0} failed")]
     Numerical(&'static str),
-    /// A clusters file that cannot be read, written, or believed.
-    #[error("{}: {message}", path.display())]
-    File {
+    /// A clusters file that is not JSON of the expected form.
+    #[error("{}: expected {expected}", path.display())]
+    Json {
         /// The file.
         path: PathBuf,
-        /// What was found, what was expected.
-        message: String,
+        /// The expected form.
+        expected: &'static str,
+        /// What was found.
+        source: serde_json::Error,
     },
-    /// Clusters that contradict themselves.
+    /// Contradictory clusters in a file.
+    #[error("{}", path.display())]
+    ClustersFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: Box<Error>,
+    },
+    /// Contradictory arguments or clusters.
     #[error("{0}")]
     Inconsistent(String),
 }

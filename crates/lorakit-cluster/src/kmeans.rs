@@ -1,32 +1,32 @@
-//! k-means as scikit-learn runs it for the paper: greedy k-means++, restarts, and no cluster empty.
+//! k-means as the paper runs it with scikit-learn: Lloyd's algorithm with greedy k-means++ initialisation, restarts, and no
+//! empty clusters.
 //!
-//! Not linfa's, for two reasons that change results. Its k-means++ tries one candidate per centre where
-//! scikit-learn's keeps the best of several, and so ends in worse optima on rows of cosines; and it may return empty
-//! clusters.
+//! k-means minimises the inertia, `sum_i |x_i - m_c(i)|^2`, where m_c is the mean of cluster c. linfa's implementation would
+//! give other results: its k-means++ tries one candidate for each center where scikit-learn keeps the best of several, and
+//! so finds worse optima on rows of cosines; and it may return empty clusters.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lorakit_format::rng::CounterRng;
+use rand::Rng;
 use rayon::prelude::*;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// How often k-means starts anew; the best is kept. scikit-learn's `n_init`, as the paper's code sets it.
+/// The number of restarts, of which the best is kept: scikit-learn's `n_init`, as in the paper's code.
 const RESTARTS: u64 = 10;
 
-/// After this many rounds a restart stops where it is, as in scikit-learn. Rarely are more than 30 needed.
-const ROUNDS: usize = 300;
+/// The largest number of iterations of a restart, as in scikit-learn. More than 30 are rarely needed.
+const MAX_ITERATIONS: usize = 300;
 
-/// Points closer than this, relative to the largest coordinate of any, are one point: cosines come from f32
-/// products, and differences below their rounding are none.
-const SAME: f64 = 1e-6;
+/// Points whose coordinates differ by less than this, relative to the largest coordinate of all, count as equal: cosines come
+/// from f32 products, and smaller differences are rounding.
+const TOLERANCE: f64 = 1e-6;
 
 /// Assigns each of `points`, all of one length, to one of `k` clusters, none of them empty.
 ///
-/// The labels have no order of their own; the same points, k and seed give the same labels.
+/// The labels are in no particular order; the same points, k and seed give the same labels.
 ///
 /// # Errors
-/// If k is 0, exceeds the number of points, or the number of distinct points; if lengths differ or a value is not
-/// finite.
+/// If k is 0 or exceeds the number of distinct points; if lengths differ or a value is not finite.
 pub fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Result<Vec<usize>> {
     check_k(k, points.len())?;
     check_points(points)?;
@@ -35,17 +35,10 @@ pub fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Result<Vec<usize>> {
         return Err(Error::TooFewDistinct { k, points: points.len(), distinct });
     }
     let runs: Vec<Run> =
-        (0..RESTARTS).into_par_iter().map(|restart| Run::of(points, k, stream(seed, restart))).collect();
-    // The first of equals: which restart finishes first has no say.
+        (0..RESTARTS).into_par_iter().map(|restart| Run::new(points, k, CounterRng::seeded(seed, restart))).collect();
+    // The first of equals, so that the result does not depend on which restart finishes first.
     let best = runs.into_iter().reduce(|best, next| if next.inertia < best.inertia { next } else { best });
     Ok(best.map(|run| run.labels).unwrap_or_default())
-}
-
-/// The randomness of one restart.
-fn stream(seed: u64, restart: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(restart);
-    rng
 }
 
 /// One restart's result.
@@ -56,10 +49,10 @@ struct Run {
 }
 
 impl Run {
-    /// Lloyd's iteration from k-means++ centres until no label changes.
-    fn of(points: &[Vec<f64>], k: usize, rng: ChaCha8Rng) -> Self {
-        let mut labels = nearest(points, &centres(points, k, rng));
-        for _ in 0..ROUNDS {
+    /// Lloyd's iteration from k-means++ centers until no label changes.
+    fn new(points: &[Vec<f64>], k: usize, rng: CounterRng) -> Self {
+        let mut labels = nearest(points, &initial_centers(points, k, rng));
+        for _ in 0..MAX_ITERATIONS {
             fill_empty(points, &mut labels, k);
             let moved = nearest(points, &means(points, &labels, k));
             if moved == labels {
@@ -74,16 +67,17 @@ impl Run {
     }
 }
 
-/// Starting centres: each next one is drawn among the points by its squared distance to the centres so far
-/// (k-means++, Arthur and Vassilvitskii, 2007), the best of 2 + ln k draws.
-fn centres(points: &[Vec<f64>], k: usize, mut rng: ChaCha8Rng) -> Vec<Vec<f64>> {
-    let mut centres = vec![points[rng.random_range(0..points.len())].clone()];
-    let mut distances: Vec<f64> = points.iter().map(|point| squared_distance(point, &centres[0])).collect();
+/// Initial centers by greedy k-means++ (Arthur and Vassilvitskii, 2007): each is drawn from the points with probability
+/// proportional to `D(x)^2`, the squared distance to the nearest center so far, and of 2 + ln k draws the one that leaves
+/// the smallest sum of `D(x)^2` is kept.
+fn initial_centers(points: &[Vec<f64>], k: usize, mut rng: CounterRng) -> Vec<Vec<f64>> {
+    let mut centers = vec![points[rng.random_range(0..points.len())].clone()];
+    let mut distances: Vec<f64> = points.iter().map(|point| squared_distance(point, &centers[0])).collect();
     let trials = 2 + (k as f64).ln() as usize;
-    while centres.len() < k {
+    while centers.len() < k {
         let mut best: Option<(usize, Vec<f64>, f64)> = None;
         for _ in 0..trials {
-            let at = draw(&distances, &mut rng);
+            let at = weighted_index(&distances, &mut rng);
             let left = points.iter().zip(&distances).map(|(point, now)| squared_distance(point, &points[at]).min(*now));
             let left: Vec<f64> = left.collect();
             let sum = left.iter().sum();
@@ -92,27 +86,27 @@ fn centres(points: &[Vec<f64>], k: usize, mut rng: ChaCha8Rng) -> Vec<Vec<f64>> 
             }
         }
         let Some((at, left, _)) = best else { break };
-        centres.push(points[at].clone());
+        centers.push(points[at].clone());
         distances = left;
     }
-    centres
+    centers
 }
 
 /// An index drawn with probability proportional to its weight.
-fn draw(weights: &[f64], rng: &mut ChaCha8Rng) -> usize {
+fn weighted_index(weights: &[f64], rng: &mut CounterRng) -> usize {
     let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
     let found = weights.iter().position(|weight| {
         left -= weight;
         left < 0.0
     });
-    // Rounding can leave a rest after the last weight; then it is the largest that is surely not a centre yet.
+    // Rounding can leave a rest after the last weight. The point with the largest weight is certainly not a center yet.
     found.unwrap_or_else(|| weights.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map_or(0, |(at, _)| at))
 }
 
-/// The nearest centre of each point, the first of equals.
-fn nearest(points: &[Vec<f64>], centres: &[Vec<f64>]) -> Vec<usize> {
+/// The nearest center of each point, the first of equals.
+fn nearest(points: &[Vec<f64>], centers: &[Vec<f64>]) -> Vec<usize> {
     let closest = |point: &Vec<f64>| {
-        let distances = centres.iter().map(|centre| squared_distance(point, centre)).enumerate();
+        let distances = centers.iter().map(|center| squared_distance(point, center)).enumerate();
         distances.reduce(|best, next| if next.1 < best.1 { next } else { best }).map_or(0, |(label, _)| label)
     };
     points.iter().map(closest).collect()
@@ -133,10 +127,10 @@ fn check_points(points: &[Vec<f64>]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a number of clusters that n experts cannot fill.
+/// Checks a number of clusters.
 ///
 /// # Errors
-/// If k is 0 or exceeds n.
+/// If k is 0 or exceeds the number of experts.
 pub(crate) fn check_k(k: usize, experts: usize) -> Result<()> {
     match k {
         0 => Err(Error::ZeroClusters),
@@ -145,8 +139,8 @@ pub(crate) fn check_k(k: usize, experts: usize) -> Result<()> {
     }
 }
 
-/// Gives each empty cluster the point farthest from its own cluster's mean, as scikit-learn does. A cluster of one
-/// point lies at its mean, up to rounding, and never gives it away while other points differ.
+/// Moves the point farthest from its own cluster's mean into each empty cluster, as scikit-learn does. A point that is alone
+/// in its cluster equals the mean up to rounding and is not moved while other points differ.
 fn fill_empty(points: &[Vec<f64>], labels: &mut [usize], k: usize) {
     for empty in 0..k {
         if labels.contains(&empty) {
@@ -154,7 +148,7 @@ fn fill_empty(points: &[Vec<f64>], labels: &mut [usize], k: usize) {
         }
         let means = means(points, labels, k);
         let distances = points.iter().zip(labels.iter()).map(|(point, label)| squared_distance(point, &means[*label]));
-        // The first of equals, so that the choice does not depend on anything but the points.
+        // The first of equals, so that the choice depends on the points alone.
         let farthest = distances.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
         if let Some((at, _)) = farthest {
             labels[at] = empty;
@@ -179,10 +173,10 @@ fn squared_distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum()
 }
 
-/// How many of the points are different.
+/// The number of distinct points.
 fn distinct(points: &[Vec<f64>]) -> usize {
     let largest = points.iter().flatten().fold(0f64, |largest, value| largest.max(value.abs()));
-    let same = |x: &Vec<f64>, y: &Vec<f64>| x.iter().zip(y).all(|(x, y)| (x - y).abs() <= SAME * largest);
+    let same = |x: &Vec<f64>, y: &Vec<f64>| x.iter().zip(y).all(|(x, y)| (x - y).abs() <= TOLERANCE * largest);
     let mut kept: Vec<&Vec<f64>> = Vec::new();
     for point in points {
         if !kept.iter().any(|other| same(point, other)) {
@@ -197,7 +191,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::adjusted_rand::adjusted_rand;
-    use crate::planted::normal;
+    use crate::synthetic::normal;
 
     /// Three clouds of ten points around the corners of a triangle.
     fn clouds() -> (Vec<Vec<f64>>, Vec<usize>) {
@@ -208,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn clouds_are_found_whatever_the_seed() {
+    fn separate_clouds_are_found_with_any_seed() {
         let (points, expected) = clouds();
         for seed in 0..20 {
             let labels = kmeans(&points, 3, seed).unwrap();
@@ -217,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn one_seed_gives_one_result() {
+    fn the_same_seed_gives_the_same_result() {
         let (points, _) = clouds();
         assert_eq!(kmeans(&points, 7, 5).unwrap(), kmeans(&points, 7, 5).unwrap());
     }
@@ -232,16 +226,16 @@ mod tests {
     }
 
     #[test]
-    fn an_emptied_cluster_takes_the_worst_fitting_point() {
+    fn an_empty_cluster_gets_the_farthest_point() {
         let points = [0.0, 1.0, 2.0, 50.0].map(|value| vec![value]);
         let mut labels = vec![0, 0, 0, 0];
         fill_empty(&points, &mut labels, 3);
-        // First 50 leaves, then, of 0 and 2, which are as far from their mean, the first.
+        // First 50 is moved, then 0, which is as far from its mean as 2 and comes first.
         assert_eq!(labels, [2, 0, 0, 1]);
     }
 
     #[test]
-    fn impossible_numbers_of_clusters_are_refused() {
+    fn impossible_numbers_of_clusters_are_errors() {
         let points = [1.0, 1.0, 2.0].map(|value| vec![value]);
         assert!(matches!(kmeans(&points, 0, 0), Err(Error::ZeroClusters)));
         assert!(matches!(kmeans(&points, 4, 0), Err(Error::TooManyClusters { k: 4, experts: 3 })));
@@ -250,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_a_number_is_refused() {
+    fn nan_is_an_error() {
         let points = [1.0, f64::NAN, 2.0].map(|value| vec![value]);
         assert!(kmeans(&points, 2, 0).is_err());
     }

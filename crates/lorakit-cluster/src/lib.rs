@@ -1,31 +1,30 @@
-//! Clusters of adapters by the similarity of their parameters (MBC) and their baselines.
+//! Clusters of adapters by the similarity of their parameters (MBC), and baselines.
 //!
-//! Experts whose parameters are alike were trained on tasks that are alike; a cluster of them is a set of tasks worth
-//! training one expert on (arXiv 2405.11157). This crate compares adapters in three [`Space`]s, clusters them, reads
-//! and writes clusters.json, and judges a clustering in a [`Report`]. It works on hundreds of adapters of millions of
-//! values each without holding them all in memory, and gives the same result whatever the number of threads.
+//! Experts with similar parameters were trained on similar tasks; a cluster of them is a set of tasks on which it is worth
+//! training one expert (arXiv:2405.11157). This crate compares adapters in three [`ComparisonSpace`]s, clusters them, reads
+//! and writes clusters.json, and reports on a clustering. It works on hundreds of adapters with millions of values each
+//! without holding them all in memory, and its results do not depend on the number of threads.
 //!
-//! It deliberately knows no model, no tokenizer and no router, never trains, and prints nothing. Tasks are names to
-//! it, and embeddings of text are vectors that the caller brings.
+//! Deliberately absent: models, tokenizers, routers and training. Tasks are names here, embeddings are given as vectors,
+//! and nothing is printed. Every error is an [`Error`].
 //!
-//! - [`Experts`]: names, and how to open an adapter.
-//! - [`Gram`] and [`Similarity`]: inner products and cosines in one space.
-//! - [`mbc()`], [`random()`], [`embedding()`]: three ways to a [`Partition`]; [`Embedded`] is MBC before the choice
-//!   of k.
-//! - [`Clusters`]: clusters.json; [`read_published`]: what others published.
-//! - [`Report`], from [`Spaces`] and [`curve`].
+//! - [`ExpertSet`]: names, and how to open an adapter.
+//! - [`GramMatrix`] and [`Similarity`]: inner products and cosines in one space.
+//! - [`mbc()`], [`random_clusters`] and [`embedding_clusters`] give a [`Partition`]; [`MbcEmbedding`] is MBC before k-means.
+//! - [`Clusters`]: clusters.json; [`read_published`]: the clusters that the authors of MBC published.
+//! - [`ClusteringReport`], made of [`SpaceSimilarities`] and the [`silhouette_curve`].
 //!
 //! ```
 //! use std::collections::BTreeMap;
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
-//! use lorakit_cluster::{Experts, MbcOptions, mbc};
+//! use lorakit_cluster::{ExpertSet, MbcOptions, mbc};
 //!
-//! // Rank 1 on one module: what an expert does is the outer product of its B and its A.
+//! // Rank 1 on one module: the delta of an expert is the outer product of its B and its A.
 //! let expert = |a: [f32; 2], b: [f32; 2]| -> Result<Adapter, Box<dyn std::error::Error>> {
 //!     let update = LowRank::new(Matrix::new(1, 2, a.to_vec())?, Matrix::new(2, 1, b.to_vec())?, 2.0)?;
 //!     Ok(Adapter::new(BTreeMap::from([("layers.0.q_proj".to_owned(), update)])))
 //! };
-//! let experts = Experts::in_memory([
+//! let experts = ExpertSet::in_memory([
 //!     ("add".to_owned(), expert([1.0, 0.1], [1.0, 0.0])?),
 //!     ("poem".to_owned(), expert([0.0, 1.0], [0.1, 1.0])?),
 //!     ("subtract".to_owned(), expert([1.0, 0.0], [1.0, 0.1])?),
@@ -36,40 +35,41 @@
 //! ```
 
 mod adjusted_rand;
+mod cluster_count;
+mod clustering_report;
 mod clusters;
-mod delta;
-mod embedding;
+mod clusters_file;
+mod comparison_space;
+mod embedding_clusters;
 mod error;
-mod experts;
-mod flat;
+mod expert_set;
+mod gram;
 mod kmeans;
-mod layout;
 mod mbc;
-mod mttl;
 mod partition;
-#[cfg(test)]
-mod planted;
-mod published;
-mod random;
-mod report;
+mod random_clusters;
 mod silhouette;
 mod similarity;
-mod sparsify;
-mod spectral;
+mod space_similarities;
+mod spectral_embedding;
+#[cfg(test)]
+mod synthetic;
 
 pub use adjusted_rand::adjusted_rand;
-pub use clusters::{Cluster, Clusters, Method};
-pub use embedding::embedding;
-pub use error::{Cause, Error, Result};
-pub use experts::Experts;
+pub use cluster_count::{CurvePoint, SuggestedK, silhouette_curve, suggest_k};
+pub use clustering_report::{ClusterMember, ClusterReport, ClusteringReport, SpaceReport};
+pub use clusters::{Cluster, ClusterMethod, Clusters};
+pub use clusters_file::published::read_published;
+pub use comparison_space::ComparisonSpace;
+pub use embedding_clusters::embedding_clusters;
+pub use error::{BoxError, Error, Result};
+pub use expert_set::ExpertSet;
+pub use gram::gram_matrix::GramMatrix;
 pub use kmeans::kmeans;
-pub use mbc::{Embedded, MbcOptions, On, mbc};
+pub use mbc::{KMeansInput, MbcEmbedding, MbcOptions, mbc};
 pub use partition::Partition;
-pub use published::read_published;
-pub use random::random;
-pub use report::{
-    ClusterReport, CurvePoint, Member, Report, SpaceReport, Spaces, Suggestion, Unavailable, curve, suggestion,
-};
+pub use random_clusters::random_clusters;
 pub use silhouette::{mean_silhouette, silhouettes};
-pub use similarity::{Gram, Similarity, Space};
-pub use spectral::embed;
+pub use similarity::Similarity;
+pub use space_similarities::{SpaceSimilarities, UnavailableSpace};
+pub use spectral_embedding::spectral_embedding;

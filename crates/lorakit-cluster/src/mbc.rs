@@ -1,88 +1,105 @@
-//! MBC, model-based clustering: experts are alike when their parameters are (arXiv 2405.11157, Algorithm 1).
+//! MBC, model-based clustering: experts are similar if their parameters are (arXiv:2405.11157, Algorithm 1).
 //!
-//! As in the authors' code: flattened parameters, sparsified per expert at a quantile of their magnitudes, then a
-//! truncated SVD, rows of length 1, their cosines, and k-means on the rows of the cosine matrix. What the code does
-//! by random projections is exact here. In the space `delta` the vectors are the deltas s B A, known by their inner
-//! products alone, so nothing is sparsified; the rest is the same.
+//! The steps are those of the authors' code:
+//! 1. flatten the parameters of each expert, and set values below a quantile of their magnitudes to zero;
+//! 2. truncated SVD `X = U Σ V'` of the matrix of these vectors, and the rows of U Σ at length 1;
+//! 3. the cosines of these rows;
+//! 4. k-means on the rows of the cosine matrix.
+//!
+//! The SVD is exact here, where the authors' code uses random projections. In the space `delta` the vectors are the deltas
+//! s B A, which are known by their inner products only, so that step 1 is left out.
 
 use serde::{Deserialize, Serialize};
 
+use crate::comparison_space::ComparisonSpace;
+use crate::error::Result;
+use crate::expert_set::ExpertSet;
+use crate::gram::gram_matrix::GramMatrix;
 use crate::kmeans::{check_k, kmeans};
-use crate::spectral::embed;
-use crate::{Experts, Gram, Partition, Result, Similarity, Space};
+use crate::partition::Partition;
+use crate::similarity::Similarity;
+use crate::spectral_embedding::spectral_embedding;
 
-/// The points that k-means works on.
+/// The points that k-means clusters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum On {
+pub enum KMeansInput {
     /// The rows of the cosine matrix, as published.
     #[default]
     Similarity,
-    /// The rows of the embedding themselves. The authors found an adjusted Rand index of 0.476 between the two.
+    /// The rows of the embedding. The authors report an adjusted Rand index of 0.476 between the two.
     Embedding,
 }
 
-/// What MBC is to do. The defaults are the paper's, but for the space.
+/// The settings of MBC. The defaults are the paper's, except for the space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MbcOptions {
-    /// What of the adapters is compared.
-    pub space: Space,
+    /// What is compared of the adapters.
+    pub space: ComparisonSpace,
     /// The quantile, in [0, 1], of an expert's magnitudes below which its values count as zero. Not used in
-    /// [`Space::Delta`].
+    /// [`ComparisonSpace::Delta`].
     pub sparsity: f64,
-    /// How many singular directions are kept, at most n.
+    /// The number of singular directions, at most n.
     pub components: usize,
     /// The number of clusters.
     pub k: usize,
     /// The seed of k-means.
     pub seed: u64,
-    /// The points of k-means.
-    pub on: On,
+    /// The points that k-means clusters.
+    #[serde(rename = "on")]
+    pub kmeans_input: KMeansInput,
 }
 
 impl Default for MbcOptions {
     fn default() -> Self {
-        Self { space: Space::Delta, sparsity: 0.5, components: 64, k: 10, seed: 0, on: On::Similarity }
+        Self {
+            space: ComparisonSpace::Delta,
+            sparsity: 0.5,
+            components: 64,
+            k: 10,
+            seed: 0,
+            kmeans_input: KMeansInput::Similarity,
+        }
     }
 }
 
-/// Experts embedded for clustering: all of MBC but the choice of k.
+/// Embedded experts: MBC before k-means.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Embedded {
+pub struct MbcEmbedding {
     /// The cosines of the embedded experts.
     pub similarity: Similarity,
-    /// Per expert, a row of length 1, or of zeros where the expert has no direction.
+    /// A row for each expert, at length 1, or zeros for an expert of zeros.
     pub embedding: Vec<Vec<f64>>,
-    /// The points of k-means.
-    pub on: On,
+    /// The points that k-means clusters.
+    pub kmeans_input: KMeansInput,
     /// The seed of k-means.
     pub seed: u64,
 }
 
-impl Embedded {
-    /// Embeds the experts; `k` is not looked at. This is the part that reads them.
+impl MbcEmbedding {
+    /// Reads and embeds the experts; `k` is not used.
     ///
     /// # Errors
-    /// As [`Gram::of`], and if `components` is 0.
-    pub fn of(experts: &Experts, options: &MbcOptions) -> Result<Self> {
-        let gram = Gram::of(experts, options.space, options.sparsity)?;
-        let embedding = embed(&gram, options.components)?;
-        let similarity = Gram::of_points(gram.names(), &embedding)?.similarity();
-        Ok(Self { similarity, embedding, on: options.on, seed: options.seed })
+    /// As [`GramMatrix::of`], and if `components` is 0.
+    pub fn of(experts: &ExpertSet, options: &MbcOptions) -> Result<Self> {
+        let gram = GramMatrix::of(experts, options.space, options.sparsity)?;
+        let embedding = spectral_embedding(&gram, options.components)?;
+        let similarity = Similarity::from_gram(&GramMatrix::of_points(gram.names(), &embedding)?);
+        Ok(Self { similarity, embedding, kmeans_input: options.kmeans_input, seed: options.seed })
     }
 
     /// The k-means clusters of the embedded experts.
     ///
     /// # Errors
-    /// If k is 0, or more than the experts that differ.
+    /// If k is 0 or exceeds the number of distinct experts.
     pub fn partition(&self, k: usize) -> Result<Partition> {
-        let labels = match self.on {
-            On::Similarity => {
+        let labels = match self.kmeans_input {
+            KMeansInput::Similarity => {
                 let rows: Vec<Vec<f64>> = self.similarity.rows().map(<[f64]>::to_vec).collect();
                 kmeans(&rows, k, self.seed)?
             }
-            On::Embedding => kmeans(&self.embedding, k, self.seed)?,
+            KMeansInput::Embedding => kmeans(&self.embedding, k, self.seed)?,
         };
         Ok(Partition::new(self.similarity.names(), &labels))
     }
@@ -91,37 +108,41 @@ impl Embedded {
 /// Clusters the experts by MBC.
 ///
 /// # Errors
-/// As [`Embedded::of`] and [`Embedded::partition`]; an impossible k is refused before any expert is read.
-pub fn mbc(experts: &Experts, options: &MbcOptions) -> Result<Partition> {
+/// As [`MbcEmbedding::of`] and [`MbcEmbedding::partition`]. An impossible k is an error before any expert is read.
+pub fn mbc(experts: &ExpertSet, options: &MbcOptions) -> Result<Partition> {
     check_k(options.k, experts.len())?;
-    Embedded::of(experts, options)?.partition(options.k)
+    MbcEmbedding::of(experts, options)?.partition(options.k)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::Error;
     use crate::adjusted_rand::adjusted_rand;
-    use crate::planted::{Planted, zeroed};
+    use crate::error::Error;
+    use crate::synthetic::{Synthetic, zeroed};
     use lorakit_adapter::{Adapter, LowRank, Matrix};
 
-    fn options(space: Space, k: usize) -> MbcOptions {
+    fn options(space: ComparisonSpace, k: usize) -> MbcOptions {
         MbcOptions { space, k, ..MbcOptions::default() }
     }
 
     #[test]
-    fn planted_families_are_found_in_every_space() {
-        let planted = Planted { step: 2.0, ..Planted::default() };
-        for space in Space::ALL {
-            for on in [On::Similarity, On::Embedding] {
-                let found = mbc(&planted.experts(), &MbcOptions { on, ..options(space, 3) }).unwrap();
-                assert_eq!(adjusted_rand(found.labels(), &planted.labels()).unwrap(), 1.0, "{space} {on:?}");
+    fn families_are_found_in_every_space() {
+        let synthetic = Synthetic { step: 2.0, ..Synthetic::default() };
+        for space in ComparisonSpace::ALL {
+            for kmeans_input in [KMeansInput::Similarity, KMeansInput::Embedding] {
+                let found = mbc(&synthetic.experts(), &MbcOptions { kmeans_input, ..options(space, 3) }).unwrap();
+                assert_eq!(
+                    adjusted_rand(found.labels(), &synthetic.labels()).unwrap(),
+                    1.0,
+                    "{space} {kmeans_input:?}"
+                );
             }
         }
     }
 
-    /// The same delta at another rank and scale: rows of zeros added, and s moved into B.
+    /// The same delta with another rank and scale: zeros added to B, and s moved into B.
     fn widened(adapter: &Adapter, rank: usize, scale: f64) -> Adapter {
         let widen = |update: &LowRank| {
             let (a, b) = (update.a().values(), update.b().values());
@@ -141,53 +162,53 @@ mod tests {
     }
 
     #[test]
-    fn families_of_different_rank_and_alpha_are_found_by_what_they_do() {
-        let planted = Planted { step: 2.0, ..Planted::default() };
-        let mut adapters = planted.adapters();
+    fn families_are_found_whatever_the_ranks_and_scales() {
+        let synthetic = Synthetic { step: 2.0, ..Synthetic::default() };
+        let mut adapters = synthetic.adapters();
         for (index, (_, adapter)) in adapters.iter_mut().enumerate() {
             *adapter = widened(adapter, 2 + index % 5, 0.5 + index as f64);
         }
-        let experts = Experts::in_memory(adapters).unwrap();
-        let found = mbc(&experts, &options(Space::Delta, 3)).unwrap();
-        assert_eq!(adjusted_rand(found.labels(), &planted.labels()).unwrap(), 1.0);
-        let same = Similarity::of(&planted.experts(), Space::Delta).unwrap();
-        let widened = Similarity::of(&experts, Space::Delta).unwrap();
+        let experts = ExpertSet::in_memory(adapters).unwrap();
+        let found = mbc(&experts, &options(ComparisonSpace::Delta, 3)).unwrap();
+        assert_eq!(adjusted_rand(found.labels(), &synthetic.labels()).unwrap(), 1.0);
+        let same = Similarity::of(&synthetic.experts(), ComparisonSpace::Delta).unwrap();
+        let widened = Similarity::of(&experts, ComparisonSpace::Delta).unwrap();
         assert!((same.at(0, 3) - widened.at(0, 3)).abs() < 1e-5);
     }
 
     #[test]
-    fn one_seed_gives_one_result() {
-        let experts = Planted { experts: 30, ..Planted::default() }.experts();
-        let run = || mbc(&experts, &options(Space::Parameters, 7)).unwrap();
+    fn the_same_seed_gives_the_same_result() {
+        let experts = Synthetic { experts: 30, ..Synthetic::default() }.experts();
+        let run = || mbc(&experts, &options(ComparisonSpace::Parameters, 7)).unwrap();
         assert_eq!(run(), run());
     }
 
     #[test]
-    fn impossible_numbers_of_clusters_are_refused() {
-        let experts = Planted::default().experts();
-        assert!(matches!(mbc(&experts, &options(Space::Delta, 0)), Err(Error::ZeroClusters)));
+    fn impossible_numbers_of_clusters_are_errors() {
+        let experts = Synthetic::default().experts();
+        assert!(matches!(mbc(&experts, &options(ComparisonSpace::Delta, 0)), Err(Error::ZeroClusters)));
         assert!(matches!(
-            mbc(&experts, &options(Space::Delta, 13)),
+            mbc(&experts, &options(ComparisonSpace::Delta, 13)),
             Err(Error::TooManyClusters { k: 13, experts: 12 })
         ));
     }
 
     #[test]
     fn identical_experts_are_one_point() {
-        let (_, adapter) = Planted::default().adapters().swap_remove(0);
+        let (_, adapter) = Synthetic::default().adapters().swap_remove(0);
         let twins = ["a", "b", "c"].map(|name| (name.to_owned(), adapter.clone()));
-        let experts = Experts::in_memory(twins).unwrap();
-        let refused = mbc(&experts, &options(Space::Delta, 2)).unwrap_err();
+        let experts = ExpertSet::in_memory(twins).unwrap();
+        let refused = mbc(&experts, &options(ComparisonSpace::Delta, 2)).unwrap_err();
         assert!(matches!(refused, Error::TooFewDistinct { k: 2, points: 3, distinct: 1 }), "{refused}");
-        assert_eq!(mbc(&experts, &options(Space::Delta, 1)).unwrap().k(), 1);
+        assert_eq!(mbc(&experts, &options(ComparisonSpace::Delta, 1)).unwrap().k(), 1);
     }
 
     #[test]
-    fn an_untrained_expert_falls_into_no_family() {
-        let planted = Planted { step: 2.0, ..Planted::default() };
-        let mut adapters = planted.adapters();
+    fn an_untrained_expert_gets_a_cluster_of_its_own() {
+        let synthetic = Synthetic { step: 2.0, ..Synthetic::default() };
+        let mut adapters = synthetic.adapters();
         adapters.push(("untrained".to_owned(), zeroed(&adapters[0].1)));
-        let found = mbc(&Experts::in_memory(adapters).unwrap(), &options(Space::Delta, 4)).unwrap();
+        let found = mbc(&ExpertSet::in_memory(adapters).unwrap(), &options(ComparisonSpace::Delta, 4)).unwrap();
         assert_eq!(found.members()[3], [12]);
     }
 }

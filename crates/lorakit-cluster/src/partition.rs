@@ -1,12 +1,12 @@
-//! Experts divided into clusters, in the one order that all reports and files use.
+//! A partition of experts into clusters, in the order of all reports and files.
 
 use std::cmp::Reverse;
 
 use crate::adjusted_rand::adjusted_rand;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// Experts, sorted by name, with the cluster of each. Clusters are numbered by size, the largest first, and among
-/// equals by the name of their first member; none is empty.
+/// Experts sorted by name, with the cluster of each. Clusters are ordered by size, the largest first, then by the name of
+/// their first member; none is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     names: Vec<String>,
@@ -14,7 +14,7 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Renumbers arbitrary labels of `names`, which are sorted.
+    /// A partition by any labels. `names` must be sorted.
     pub(crate) fn new(names: &[String], labels: &[usize]) -> Self {
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); labels.iter().max().map_or(0, |label| label + 1)];
         labels.iter().enumerate().for_each(|(expert, label)| members[*label].push(expert));
@@ -42,25 +42,32 @@ impl Partition {
         self.labels.iter().max().map_or(0, |label| label + 1)
     }
 
-    /// The members of each cluster, as positions among the names.
+    /// The members of each cluster, as indices into the names.
     pub fn members(&self) -> Vec<Vec<usize>> {
         let mut members = vec![Vec::new(); self.k()];
         self.labels.iter().enumerate().for_each(|(expert, label)| members[*label].push(expert));
         members
     }
 
-    /// How far two partitions of the same experts agree beyond chance: 1 where they are equal.
+    /// The adjusted Rand index of two partitions of the same experts: 1 if they are equal, about 0 if they agree by chance.
     ///
     /// # Errors
-    /// If an expert is in one of them alone.
+    /// If an expert is in only one of them.
     pub fn adjusted_rand(&self, other: &Self) -> Result<f64> {
-        let lacks = |left: &Self, right: &Self| {
-            left.names.iter().find(|name| right.names.binary_search(name).is_err()).cloned()
-        };
-        match lacks(self, other).or_else(|| lacks(other, self)) {
-            Some(expert) => Err(Error::DifferentExperts(expert)),
-            None => adjusted_rand(&self.labels, &other.labels),
-        }
+        ensure_same_experts(&self.names, &other.names)?;
+        adjusted_rand(&self.labels, &other.labels)
+    }
+}
+
+/// Checks that two sorted lists have the same names.
+///
+/// # Errors
+/// If an expert is in only one of them.
+pub(crate) fn ensure_same_experts(left: &[String], right: &[String]) -> Result<()> {
+    let missing = |from: &[String], in_: &[String]| from.iter().find(|name| in_.binary_search(name).is_err()).cloned();
+    match missing(left, right).or_else(|| missing(right, left)) {
+        Some(expert) => Err(Error::DifferentExperts(expert)),
+        None => Ok(()),
     }
 }
 
@@ -74,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_are_ordered_by_size_then_first_member_and_empty_labels_vanish() {
+    fn clusters_are_ordered_by_size_then_first_member() {
         let partition = Partition::new(&names(&["a", "b", "c", "d", "e"]), &[7, 2, 2, 4, 4]);
         assert_eq!(partition.labels(), [2, 0, 0, 1, 1]);
         assert_eq!((partition.k(), partition.members()), (3, vec![vec![1, 2], vec![3, 4], vec![0]]));

@@ -1,12 +1,13 @@
-//! Silhouettes: how much closer an expert is to its own cluster than to the next (Rousseeuw, 1987).
+//! Silhouettes: how much closer an expert is to its own cluster than to the nearest other one (Rousseeuw, 1987).
 
-use crate::{Partition, Similarity};
+use crate::partition::Partition;
+use crate::similarity::Similarity;
 
-/// The silhouette of each expert, in [-1, 1], by the distance 1 - cosine: `(b - a) / max(a, b)`, where a is its mean
-/// distance to the others of its cluster and b the smallest mean distance to another cluster. An expert alone in
-/// its cluster has 0, and so have all when there is only one cluster.
+/// The silhouette of each expert, in [-1, 1]: `(b - a) / max(a, b)`, where a is its mean distance to the other members of its
+/// cluster and b the smallest mean distance to another cluster. The distance is 1 - cosine. An expert alone in its cluster
+/// has 0, as have all if there is only one cluster.
 ///
-/// The partition and the similarity are of the same experts.
+/// The partition and the similarity must be of the same experts.
 pub fn silhouettes(similarity: &Similarity, partition: &Partition) -> Vec<f64> {
     let members = partition.members();
     let mean_distance = |expert: usize, cluster: &[usize]| {
@@ -36,19 +37,19 @@ pub fn mean_silhouette(similarity: &Similarity, partition: &Partition) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::Gram;
+    use crate::gram::gram_matrix::GramMatrix;
 
     #[test]
-    fn silhouettes_by_hand() {
+    fn silhouettes_equal_those_computed_by_hand() {
         // Angles 0, 60 and 90 degrees: distances 0.5 (0-1), 1 - cos 30 (1-2) and 1 (0-2).
         let points: Vec<Vec<f64>> =
             [0.0f64, 60.0, 90.0].map(|a| vec![a.to_radians().cos(), a.to_radians().sin()]).into();
         let names: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
-        let similarity = Gram::of_points(&names, &points).unwrap().similarity();
+        let similarity = Similarity::from_gram(&GramMatrix::of_points(&names, &points).unwrap());
         let near = 1.0 - 30f64.to_radians().cos();
         let found = silhouettes(&similarity, &Partition::new(&names, &[0, 1, 1]));
         let expected = [0.0, (0.5 - near) / 0.5, (1.0 - near) / 1.0];
-        // Partition order: {b, c} is cluster 0, {a} alone.
+        // {b, c} is cluster 0, {a} is cluster 1.
         for (found, expected) in found.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-12, "{found} {expected}");
         }

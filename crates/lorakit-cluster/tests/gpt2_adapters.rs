@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lorakit_adapter::Adapter;
-use lorakit_cluster::{Experts, MbcOptions, Similarity, Space, mbc};
+use lorakit_cluster::{ComparisonSpace, ExpertSet, MbcOptions, Similarity, mbc};
 
 #[test]
 fn medical_and_sports_are_alike_and_legal_is_apart() {
@@ -15,8 +15,8 @@ fn medical_and_sports_are_alike_and_legal_is_apart() {
     }
     let names = ["medical", "legal", "sports"].map(str::to_owned);
     let open = |name: &str| Adapter::read(&folder.join(format!("skeleton-{name}")));
-    let experts = Experts::new(names, open).unwrap();
-    let similarity = Similarity::of(&experts, Space::Delta).unwrap();
+    let experts = ExpertSet::new(names, open).unwrap();
+    let similarity = Similarity::of(&experts, ComparisonSpace::Delta).unwrap();
     // Sorted by name: legal, medical, sports.
     for (i, j, expected, tolerance) in [(1, 2, 0.714, 5e-4), (0, 1, 0.20, 5e-3), (0, 2, 0.20, 5e-3)] {
         assert!((similarity.at(i, j) - expected).abs() < tolerance, "{i} {j}: {}", similarity.at(i, j));

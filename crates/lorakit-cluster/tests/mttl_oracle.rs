@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lorakit_adapter::{Adapter, LowRank, Matrix};
-use lorakit_cluster::{Clusters, Embedded, Experts, MbcOptions, Space, adjusted_rand, mbc, read_published};
+use lorakit_cluster::{
+    Clusters, ComparisonSpace, ExpertSet, MbcEmbedding, MbcOptions, adjusted_rand, mbc, read_published,
+};
 use serde_json::Value;
 
 fn shared(path: &str) -> Option<PathBuf> {
@@ -45,10 +47,11 @@ fn cosines_and_clusters_are_those_of_the_authors_code() {
     let Some(path) = shared("oracles/mttl_oracle.json") else { return };
     let oracle: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let experts = oracle["mbc_experts"].as_object().unwrap();
-    let experts = Experts::in_memory(experts.iter().map(|(name, tensors)| (name.clone(), adapter(tensors)))).unwrap();
-    let options = MbcOptions { space: Space::Parameters, sparsity: 0.5, components: 4, k: 3, ..MbcOptions::default() };
+    let experts = ExpertSet::in_memory(experts.iter().map(|(name, tensors)| (name.clone(), adapter(tensors)))).unwrap();
+    let options =
+        MbcOptions { space: ComparisonSpace::Parameters, sparsity: 0.5, components: 4, k: 3, ..MbcOptions::default() };
 
-    let found = Embedded::of(&experts, &options).unwrap().similarity;
+    let found = MbcEmbedding::of(&experts, &options).unwrap().similarity;
     let expected = table(&oracle["mbc_cosine_of_svd_embeddings_n4_s0.5"]);
     for (i, row) in expected.iter().enumerate() {
         for (j, expected) in row.iter().enumerate() {

@@ -1,28 +1,25 @@
 //! The routers by name, as they are typed.
 
 use crate::error::Result;
-use crate::fixed::{cat, lorahub, no_expert, oracle, poly, single, uniform};
 use crate::method_info::{self, MethodInfo};
-use crate::prompt::{evidence, task_predictor};
 use crate::router::Router;
-use crate::token::{arrow, centroid, phatgoose};
 use std::sync::Arc;
 
 /// All routers, in the order in which they are listed.
 pub static ROUTERS: &[&MethodInfo<dyn Router>] = &[
-    &no_expert::BASE,
-    &oracle::ORACLE,
-    &uniform::UNIFORM,
-    &arrow::ARROW,
-    &centroid::CM,
-    &phatgoose::PHATGOOSE,
-    &task_predictor::TP,
-    &evidence::EVIDENCE,
-    &poly::POLY,
-    &poly::MHR,
-    &lorahub::LORAHUB,
-    &cat::CAT,
-    &single::EXPERT,
+    &crate::fixed::no_expert::BASE,
+    &crate::fixed::oracle::ORACLE,
+    &crate::fixed::uniform::UNIFORM,
+    &crate::token::arrow::ARROW,
+    &crate::token::centroid::CM,
+    &crate::token::phatgoose::PHATGOOSE,
+    &crate::prompt::task_predictor::TP,
+    &crate::prompt::evidence::EVIDENCE,
+    &crate::fixed::poly::POLY,
+    &crate::fixed::poly::MHR,
+    &crate::fixed::lorahub::LORAHUB,
+    &crate::fixed::cat::CAT,
+    &crate::fixed::single::EXPERT,
 ];
 
 /// Reads a router from `NAME` or `NAME:KEY=VALUE,...`.

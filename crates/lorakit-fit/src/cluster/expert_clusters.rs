@@ -5,7 +5,8 @@ use crate::error::{FitError, Result};
 use crate::reporter::Reporter;
 use lorakit_adapter::Library;
 use lorakit_cluster::{
-    Clusters, CurvePoint, Embedded, Experts, MbcOptions, Method, Partition, Space, curve, suggestion,
+    ClusterMethod, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcEmbedding, MbcOptions, Partition,
+    silhouette_curve, suggest_k,
 };
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -40,7 +41,7 @@ impl FromStr for ClusterCount {
 /// # Errors
 /// Where there are fewer experts than clusters, or no number of clusters can be chosen.
 pub fn cluster_experts(
-    experts: &Experts,
+    experts: &ExpertSet,
     options: &MbcOptions,
     (count, option): (ClusterCount, &str),
     reporter: &dyn Reporter,
@@ -51,12 +52,12 @@ pub fn cluster_experts(
             return Err(FitError::TooManyClusters { option, count, experts });
         }
     }
-    let embedded = Embedded::of(experts, options)?;
-    let curve = curve(&embedded, MAX_CLUSTERS)?;
+    let embedded = MbcEmbedding::of(experts, options)?;
+    let curve = silhouette_curve(&embedded, MAX_CLUSTERS)?;
     let k = match count {
         ClusterCount::Fixed(k) => k.get(),
         ClusterCount::Auto => {
-            let best = suggestion(&curve).ok_or_else(|| FitError::NoClusterCount(option.to_owned()))?;
+            let best = suggest_k(&curve).ok_or_else(|| FitError::NoClusterCount(option.to_owned()))?;
             reporter.status(&format!("k = {}: {}", best.k, best.reason));
             best.k
         }
@@ -78,12 +79,12 @@ pub fn cluster_deltas(
 ) -> Result<Clusters> {
     let records = records(library, &names)?;
     let experts = open_experts(library, names, &records)?;
-    let options = MbcOptions { space: Space::Delta, seed, ..MbcOptions::default() };
+    let options = MbcOptions { space: ComparisonSpace::Delta, seed, ..MbcOptions::default() };
     let (partition, _) = cluster_experts(&experts, &options, (count, "--mbc"), reporter)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
     let settings = [("k", json!(partition.k())), ("seed", json!(seed)), ("space", json!(options.space))];
     let settings = settings.map(|(name, value)| (name.to_owned(), value));
-    Ok(Clusters::new(Method::Mbc, &partition, tasks, settings.into_iter().collect()))
+    Ok(Clusters::new(ClusterMethod::Mbc, &partition, tasks, settings.into_iter().collect()))
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{FitError, Result};
 use lorakit_adapter::{Adapter, ExpertRecord, Library, Matrix};
-use lorakit_cluster::Experts;
+use lorakit_cluster::ExpertSet;
 use lorakit_lora::SiteRole;
 use lorakit_model::architecture::module_names;
 use lorakit_train::initial_a;
@@ -25,11 +25,11 @@ pub fn open_experts<'a>(
     library: &'a Library,
     names: Vec<String>,
     records: &BTreeMap<String, Option<ExpertRecord>>,
-) -> Result<Experts<'a>> {
+) -> Result<ExpertSet<'a>> {
     let start = InitialA::of(library, records)?;
-    let experts = Experts::new(names, |name| library.adapter(name))?;
+    let experts = ExpertSet::new(names, |name| library.adapter(name))?;
     Ok(match start {
-        Some(start) => experts.with_start(move |module| start.a(module)),
+        Some(start) => experts.with_initial_a(move |module| start.a(module)),
         None => experts,
     })
 }

@@ -78,7 +78,7 @@ fn centre(embeddings: &mut BTreeMap<String, Vec<f32>>) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use lorakit_cluster::{adjusted_rand, embedding};
+    use lorakit_cluster::{adjusted_rand, embedding_clusters};
     use lorakit_model::BaseOptions;
     use lorakit_task::skills;
     use std::path::Path;
@@ -99,7 +99,7 @@ mod tests {
         let vectors = embed_tasks(&base, &Tokenizer::open(&folder).unwrap(), &tasks, ROWS).unwrap();
         let families = skills::labels(vectors.keys().map(String::as_str)).unwrap();
         let k = 1 + families.iter().max().unwrap();
-        let found = embedding(vectors, k, 0).unwrap();
+        let found = embedding_clusters(vectors, k, 0).unwrap();
         let index = adjusted_rand(found.labels(), &families).unwrap();
         assert!(index > 0.5, "adjusted Rand index {index} of {k} clusters");
     }

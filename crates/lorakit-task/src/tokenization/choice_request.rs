@@ -118,7 +118,7 @@ mod tests {
     fn the_last_max_length_plus_one_tokens_are_kept() {
         assert_eq!(first("a:", " ", 3), pair("▁ a :", "▁cat"));
         let error = requests("a:", " ", 2).unwrap_err();
-        assert!(format!("{error:#}").contains("the choice `é` has 3 tokens"));
+        assert!(format!("{:#}", anyhow::Error::from(error)).contains("the choice `é` has 3 tokens"));
     }
 
     #[test]

@@ -1,19 +1,23 @@
-//! Clusters by embeddings that someone else made, of each expert's text for example: the paper's other baseline.
+//! Clusters by given embeddings, for example of each expert's training text: the other baseline of the paper.
 
-use crate::experts::sorted;
+use crate::error::{Error, Result};
+use crate::expert_set::sorted_names;
 use crate::kmeans::{check_k, kmeans};
-use crate::{Error, Partition, Result};
+use crate::partition::Partition;
 
-/// Clusters experts by k-means on one vector each, all of one length, taken as they are: normalise them before
-/// where length should not count.
+/// Clusters experts by k-means on one vector for each, all of one length. They are not normalised here.
 ///
 /// # Errors
-/// If a name is given twice or there are fewer than two experts; if the vectors' lengths differ, are zero, or hold
-/// values that are not finite; if k is 0 or more than the vectors that differ.
-pub fn embedding(vectors: impl IntoIterator<Item = (String, Vec<f32>)>, k: usize, seed: u64) -> Result<Partition> {
+/// If a name is given twice or there are fewer than two experts; if the vectors are empty, differ in length or have values
+/// that are not finite; if k is 0 or exceeds the number of distinct vectors.
+pub fn embedding_clusters(
+    vectors: impl IntoIterator<Item = (String, Vec<f32>)>,
+    k: usize,
+    seed: u64,
+) -> Result<Partition> {
     let mut vectors: Vec<(String, Vec<f32>)> = vectors.into_iter().collect();
     vectors.sort_by(|left, right| left.0.cmp(&right.0));
-    let names = sorted(vectors.iter().map(|(name, _)| name.clone()))?;
+    let names = sorted_names(vectors.iter().map(|(name, _)| name.clone()))?;
     check_k(k, names.len())?;
     check(&vectors)?;
     let points: Vec<Vec<f64>> =
@@ -44,20 +48,20 @@ mod tests {
     }
 
     #[test]
-    fn near_vectors_share_a_cluster() {
+    fn near_vectors_are_in_one_cluster() {
         let vectors = named(&[&[0.0, 1.0], &[5.0, 5.0], &[0.1, 1.0], &[5.0, 5.1], &[0.0, 1.1]]);
-        assert_eq!(embedding(vectors, 2, 0).unwrap().labels(), [0, 1, 0, 1, 0]);
+        assert_eq!(embedding_clusters(vectors, 2, 0).unwrap().labels(), [0, 1, 0, 1, 0]);
     }
 
     #[test]
-    fn vectors_that_do_not_fit_are_blamed_on_their_expert() {
+    fn vectors_that_do_not_fit_are_errors_that_name_the_expert() {
         assert!(matches!(
-            embedding(named(&[&[0.0, 1.0], &[5.0]]), 1, 0),
+            embedding_clusters(named(&[&[0.0, 1.0], &[5.0]]), 1, 0),
             Err(Error::EmbeddingLength { expert, found: 1, expected: 2 }) if expert == "e1"
         ));
         assert!(
-            matches!(embedding(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(Error::NotFinite { name, .. }) if name == "e1")
+            matches!(embedding_clusters(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(Error::NotFinite { name, .. }) if name == "e1")
         );
-        assert!(embedding(named(&[&[], &[]]), 1, 0).is_err());
+        assert!(embedding_clusters(named(&[&[], &[]]), 1, 0).is_err());
     }
 }

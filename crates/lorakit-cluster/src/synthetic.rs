@@ -1,14 +1,14 @@
-//! Planted experts for the tests of this crate: families whose members share a direction, from one starting A.
+//! Synthetic experts for the tests of this crate: families whose members share a direction, with one initial A.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 
 use lorakit_adapter::{Adapter, LowRank, Matrix};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use lorakit_format::rng::CounterRng;
+use rand::Rng;
 
-use crate::Experts;
+use crate::expert_set::ExpertSet;
 
 const MODULES: [(&str, usize, usize); 4] = [
     ("layers.0.attn.k_proj", 24, 10),
@@ -19,7 +19,7 @@ const MODULES: [(&str, usize, usize); 4] = [
 
 /// Standard normal values, the same for the same seed.
 pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = CounterRng::seeded(seed, 0);
     (0..len)
         .map(|_| {
             let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
@@ -50,7 +50,7 @@ pub(crate) fn adapter(seed: u64, rank: usize, scale: f64, whole: bool) -> Adapte
     Adapter::new(modules.collect())
 }
 
-/// The same adapter with B = 0: it changes nothing.
+/// The same adapter with B = 0.
 pub(crate) fn zeroed(adapter: &Adapter) -> Adapter {
     map(adapter, |update| {
         let b = Matrix::new(update.output(), update.rank(), vec![0.0; update.output() * update.rank()]).unwrap();
@@ -58,7 +58,7 @@ pub(crate) fn zeroed(adapter: &Adapter) -> Adapter {
     })
 }
 
-/// The same adapter, A and B times a factor.
+/// The same adapter with A and B multiplied by a factor.
 pub(crate) fn scaled_values(adapter: &Adapter, factor: f32) -> Adapter {
     map(adapter, |update| {
         let (a, b) = (mixed(&[(factor, update.a())]), mixed(&[(factor, update.b())]));
@@ -72,10 +72,10 @@ fn map(adapter: &Adapter, change: impl Fn(&LowRank) -> LowRank) -> Adapter {
     Adapter::new(modules)
 }
 
-/// Experts e00, e01, ... in `families` families, expert i in family i mod `families`: a common starting A, plus
-/// `step` times the family's own direction and as much noise of the expert's.
+/// Experts e00, e01, ..., expert i in family i mod `families`: a common initial A, plus `step` times the family's direction
+/// and half as much noise of the expert's own.
 #[derive(Clone, Debug)]
-pub(crate) struct Planted {
+pub(crate) struct Synthetic {
     pub experts: usize,
     pub families: usize,
     pub rank: usize,
@@ -83,18 +83,18 @@ pub(crate) struct Planted {
     pub tied: bool,
 }
 
-impl Default for Planted {
+impl Default for Synthetic {
     fn default() -> Self {
         Self { experts: 12, families: 3, rank: 2, step: 0.5, tied: false }
     }
 }
 
-impl Planted {
-    fn start(&self, module: usize) -> Matrix {
+impl Synthetic {
+    fn initial_a(&self, module: usize) -> Matrix {
         matrix(1000 + self.site(module), self.rank, MODULES[module].1)
     }
 
-    /// Where A is tied, q, k and v draw their A from one stream.
+    /// With tied A, q, k and v draw it from one stream.
     fn site(&self, module: usize) -> u64 {
         if self.tied && module != 1 { 0 } else { module as u64 }
     }
@@ -108,7 +108,7 @@ impl Planted {
             let side = |seed: u64, rows, cols| {
                 mixed(&[(1.0, &matrix(family + seed, rows, cols)), (0.5, &matrix(own + seed, rows, cols))])
             };
-            let a = mixed(&[(1.0, &self.start(at)), (self.step, &side(site, self.rank, input))]);
+            let a = mixed(&[(1.0, &self.initial_a(at)), (self.step, &side(site, self.rank, input))]);
             let b = mixed(&[(self.step, &side(b, output, self.rank))]);
             (name.to_owned(), LowRank::new(a, b, 2.0).unwrap())
         });
@@ -120,11 +120,13 @@ impl Planted {
         (0..self.experts).map(|expert| (format!("e{expert:02}"), self.adapter(expert))).collect()
     }
 
-    /// The experts, with their common start.
-    pub fn experts(&self) -> Experts<'static> {
-        let planted = self.clone();
+    /// The experts, with their common initial A.
+    pub fn experts(&self) -> ExpertSet<'static> {
+        let synthetic = self.clone();
         let at = |module: &str| MODULES.iter().position(|(name, ..)| *name == module).ok_or("no such module");
-        Experts::in_memory(self.adapters()).unwrap().with_start(move |module| at(module).map(|at| planted.start(at)))
+        ExpertSet::in_memory(self.adapters())
+            .unwrap()
+            .with_initial_a(move |module| at(module).map(|at| synthetic.initial_a(at)))
     }
 
     /// The family of each expert.

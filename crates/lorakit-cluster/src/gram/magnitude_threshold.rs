@@ -1,19 +1,19 @@
-//! The sparsification of MBC: within one expert's vector, small values become zero.
+//! The sparsification of MBC: the quantile of an expert's magnitudes below which values become zero.
 
-/// One bin per value of the upper bits of a magnitude: all of the exponent and four bits of the mantissa, so that
-/// the counters stay in the first-level cache and the bin of a median holds a few per cent of the values.
+/// Magnitudes are counted by their upper bits, the exponent and four bits of the mantissa: few enough bins for the L1 cache,
+/// and enough that the bin of a median has only a few per cent of the values.
 const SHIFT: u32 = 19;
 const BINS: usize = 1 << (31 - SHIFT);
 
-/// The magnitude below and at which values are dropped for `sparsity` in [0, 1]: an expert's
-/// `|v| <= quantile(|v|, sparsity)` become zero (arXiv 2405.11157, in its code).
+/// The largest magnitude that becomes zero for `sparsity` in [0, 1]: values with `|v| <= quantile(|v|, sparsity)` do, as in
+/// the code of arXiv:2405.11157.
 ///
-/// The quantile interpolates between two neighbours in order, `a[k]` and `a[k + 1]`, and no value lies between
-/// them: dropping up to the quantile is dropping up to `a[k]`, which is what is returned, with
-/// `k = floor((n - 1) * sparsity)`. `None` where nothing is to be dropped: at sparsity 0, or without values.
+/// The quantile interpolates between two neighbours in sorted order, `a[k]` and `a[k + 1]` with
+/// `k = floor((n - 1) * sparsity)`. No value is between them, so `a[k]` separates the same values and is returned. None if
+/// nothing becomes zero: at sparsity 0, or without values.
 ///
-/// `slices` is called twice and gives the parts of the vector; they are never joined in memory.
-pub(crate) fn threshold<'a, I>(slices: impl Fn() -> I, sparsity: f64) -> Option<f32>
+/// `slices` is called twice and gives the parts of the vector, which are never joined in memory.
+pub(crate) fn magnitude_threshold<'a, I>(slices: impl Fn() -> I, sparsity: f64) -> Option<f32>
 where
     I: Iterator<Item = std::borrow::Cow<'a, [f32]>>,
 {
@@ -39,7 +39,7 @@ where
     Some(*threshold)
 }
 
-/// The bin of a magnitude; bins are in the order of the magnitudes, as the bits of positive floats are.
+/// The bin of a magnitude. Bins are ordered as magnitudes are, since the bits of positive floats are.
 fn bin(value: f32) -> usize {
     (value.abs().to_bits() >> SHIFT) as usize
 }
@@ -50,9 +50,9 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
-    use crate::planted::normal;
+    use crate::synthetic::normal;
 
-    /// numpy's `quantile(|v|, s)` by linear interpolation, and what it leaves.
+    /// The values above numpy's `quantile(|v|, s)` by linear interpolation.
     fn kept_by_quantile(values: &[f32], sparsity: f64) -> Vec<bool> {
         let mut sorted: Vec<f64> = values.iter().map(|v| f64::from(v.abs())).collect();
         sorted.sort_by(f64::total_cmp);
@@ -67,20 +67,20 @@ mod tests {
         let values = normal(3, 1001);
         for sparsity in [0.1, 0.25, 0.5, 0.8, 0.9999, 1.0] {
             let parts = || values.chunks(100).map(Cow::Borrowed);
-            let threshold = threshold(parts, sparsity).unwrap();
+            let threshold = magnitude_threshold(parts, sparsity).unwrap();
             let kept: Vec<bool> = values.iter().map(|v| v.abs() > threshold).collect();
             assert_eq!(kept, kept_by_quantile(&values, sparsity), "sparsity {sparsity}");
         }
     }
 
     #[test]
-    fn equal_magnitudes_fall_together() {
+    fn equal_magnitudes_are_treated_alike() {
         let values = [1.0f32, -1.0, 1.0, 2.0];
-        assert_eq!(threshold(|| std::iter::once(Cow::Borrowed(&values[..])), 0.5), Some(1.0));
+        assert_eq!(magnitude_threshold(|| std::iter::once(Cow::Borrowed(&values[..])), 0.5), Some(1.0));
     }
 
     #[test]
     fn sparsity_zero_drops_nothing() {
-        assert_eq!(threshold(|| std::iter::once(Cow::Borrowed(&[1.0f32][..])), 0.0), None);
+        assert_eq!(magnitude_threshold(|| std::iter::once(Cow::Borrowed(&[1.0f32][..])), 0.0), None);
     }
 }

@@ -1,26 +1,25 @@
-//! The clusters that the authors of MBC published: `{"c3o10": ["TASK", ...], ...}`, with or without a description.
-//!
-//! The form is that of the task sets in microsoft/mttl. An expert there is named after its one task.
+//! The clusters that the authors of MBC published, the task sets of microsoft/mttl: `{"c3o10": ["TASK", ...], ...}`, with or
+//! without a description. Each expert is named after its one task.
 
 use std::path::Path;
 
+use lorakit_format::read_text;
 use serde_json::{Map, Value};
 
-use crate::clusters::{Cluster, Clusters, Method};
-use crate::{Error, Result};
+use crate::clusters::{Cluster, ClusterMethod, Clusters};
+use crate::error::{Error, Result};
 
-/// The key of a published file that is no cluster.
+/// The only key of a published file that is not a cluster.
 const DESCRIPTION: &str = "description";
 
-/// Reads one published file of clusters; their names stay as published, and each expert is its task.
+/// Reads a published file of clusters. Names are kept, and each expert is its own task.
 ///
 /// # Errors
-/// If the file cannot be read, or is one of the published files that hold something else: similarities of pairs,
-/// a list of tasks among its own clusters, train and test splits.
+/// If the file cannot be read or contains something else, as some published files do: similarities of pairs, a list of all
+/// tasks among the clusters, training and test splits.
 pub fn read_published(path: &Path) -> Result<Clusters> {
-    let refuse = |message: String| Error::File { path: path.to_owned(), message };
-    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
-    parse(&text).map_err(|error| refuse(error.to_string()))
+    let text = read_text(path)?;
+    parse(&text).map_err(|source| Error::ClustersFile { path: path.to_owned(), source: Box::new(source) })
 }
 
 fn parse(text: &str) -> Result<Clusters> {
@@ -35,12 +34,13 @@ fn parse(text: &str) -> Result<Clusters> {
             value => clusters.push(cluster(name, value)?),
         }
     }
-    Clusters::checked(Method::Given, clusters, settings)
+    Clusters::checked(ClusterMethod::Given, clusters, settings)
 }
 
 fn cluster(name: String, value: Value) -> Result<Cluster> {
-    let experts: Vec<String> = serde_json::from_value(value)
-        .map_err(|error| Error::Inconsistent(format!("`{name}` is no cluster: {error}; expected a list of tasks")))?;
+    let experts: Vec<String> = serde_json::from_value(value).map_err(|error| {
+        Error::Inconsistent(format!("`{name}` is not a cluster: {error}; expected a list of tasks"))
+    })?;
     let mut tasks = experts.clone();
     tasks.sort();
     Ok(Cluster { name, experts, tasks })
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clusters_keep_their_names_and_the_description_is_a_setting() {
+    fn names_are_kept_and_the_description_is_a_setting() {
         let clusters = parse(r#"{"description": "two", "c4o2": ["b", "a"], "c0o2": ["d"]}"#).unwrap();
         let names: Vec<&str> = clusters.clusters().iter().map(|cluster| cluster.name.as_str()).collect();
         assert_eq!(names, ["c4o2", "c0o2"]);
@@ -63,9 +63,9 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_things_are_refused() {
+    fn files_of_something_else_are_refused() {
         let pairs = parse(r#"{"phi40": {"a, b": 0.9}}"#).unwrap_err().to_string();
-        assert!(pairs.contains("`phi40` is no cluster"), "{pairs}");
+        assert!(pairs.contains("`phi40` is not a cluster"), "{pairs}");
         let overlap = parse(r#"{"all": ["a", "b"], "train": ["a"]}"#).unwrap_err().to_string();
         assert!(overlap.contains("`a` is in cluster `all` and in `train`"), "{overlap}");
     }

@@ -1,8 +1,8 @@
-//! Inner products of deltas `s B A`, of any ranks, by two matrix products per module.
+//! Inner products of deltas `s B A` of any ranks, by two matrix products for each module.
 //!
-//! With all experts' A stacked by rows, `[R, in]`, and all s B' likewise, `[R, out]`, where R is the sum of the
-//! ranks, the products `A A'` and `B' B` hold every pair's r1 x r2 blocks, and
-//! `<s1 B1 A1, s2 B2 A2> = sum((A1 A2') * (s1 s2 B1' B2))`, elementwise. Modules that share one A share its product.
+//! All experts' A are stacked by rows, `[R, in]`, and all s B' likewise, `[R, out]`, where R is the sum of the ranks. The
+//! products `A A'` and `B' B` then contain a block `[r1, r2]` for every pair, and with elementwise products
+//! `<s1 B1 A1, s2 B2 A2> = sum((A1 A2') * (s1 s2 B1' B2))`. Modules that share one A share its product.
 
 use std::ops::Range;
 
@@ -11,32 +11,33 @@ use faer::{Accum, Mat, MatRef, Par};
 use lorakit_adapter::Adapter;
 use rayon::prelude::*;
 
-use crate::flat::mirror;
-use crate::layout::{Layout, Tie};
-use crate::{Experts, Result};
+use crate::error::Result;
+use crate::expert_set::ExpertSet;
+use crate::gram::module_layout::{ModuleLayout, TiedModules};
+use crate::gram::triangle::mirror_lower;
 
-/// How many bytes of stacked factors are in memory at once, unless one tie alone needs more.
+/// The largest size of the stacked factors in memory, in bytes, unless one group of tied modules alone needs more.
 const GROUP_BYTES: usize = 704 << 20;
 
-/// About how many stacked rows one product takes: large enough for the matrix product, small enough that the
-/// blocks above the diagonal, which nobody needs, are little.
+/// About how many stacked rows one product takes: enough for an efficient matrix product, few enough that little is computed
+/// above the diagonal.
 const BLOCK_ROWS: usize = 256;
 
 /// The inner products `[n, n]` of the experts' deltas.
-pub(crate) fn gram(experts: &Experts) -> Result<Vec<f64>> {
-    let layout = Layout::of(experts)?;
+pub(crate) fn gram(experts: &ExpertSet) -> Result<Vec<f64>> {
+    let layout = ModuleLayout::of(experts)?;
     let n = experts.len();
     let mut sum = vec![0f64; n * n];
-    for ties in groups(&layout.ties) {
+    for ties in groups(&layout.groups) {
         let stacks = stacks(experts, ties)?;
         add_products(&mut sum, n, &stacks);
     }
-    mirror(&mut sum, n);
+    mirror_lower(&mut sum, n);
     Ok(sum)
 }
 
-/// Consecutive ties whose stacked factors fit into memory together.
-fn groups(ties: &[Tie]) -> impl Iterator<Item = &[Tie]> {
+/// Consecutive groups of tied modules whose stacked factors fit in memory together.
+fn groups(ties: &[TiedModules]) -> impl Iterator<Item = &[TiedModules]> {
     let mut filled = 0;
     ties.chunk_by(move |tie, next| {
         filled += bytes(tie);
@@ -46,24 +47,24 @@ fn groups(ties: &[Tie]) -> impl Iterator<Item = &[Tie]> {
     })
 }
 
-fn bytes(tie: &Tie) -> usize {
+fn bytes(tie: &TiedModules) -> usize {
     tie.ranks.iter().sum::<usize>() * (tie.input() + tie.output()) * size_of::<f32>()
 }
 
-/// The factors of one tie, of all experts.
+/// The factors of all experts for one group of tied modules.
 struct Stack {
     input: usize,
     output: usize,
-    /// Where each expert's rows lie; empty where it lacks these modules.
+    /// The rows of each expert; empty if it lacks these modules.
     rows: Vec<Range<usize>>,
     /// Every expert's A, `[R, in]`.
     a: Vec<f32>,
-    /// Every expert's s B', `[R, out]`, the modules of the tie side by side.
+    /// Every expert's s B', `[R, out]`, the tied modules side by side.
     b: Vec<f32>,
 }
 
 impl Stack {
-    fn of(tie: &Tie) -> Self {
+    fn of(tie: &TiedModules) -> Self {
         let mut total = 0;
         let rows = tie.ranks.iter().map(|rank| {
             total += rank;
@@ -88,33 +89,33 @@ impl Stack {
     }
 }
 
-/// The place of one expert's factors in a stack.
-struct Slot<'a> {
-    tie: &'a Tie,
+/// One expert's part of a stack.
+struct StackSlot<'a> {
+    tie: &'a TiedModules,
     a: &'a mut [f32],
     b: &'a mut [f32],
 }
 
-/// Looks at every expert once and copies its factors of these ties.
-fn stacks(experts: &Experts, ties: &[Tie]) -> Result<Vec<Stack>> {
+/// Opens every expert once and copies its factors of these modules.
+fn stacks(experts: &ExpertSet, ties: &[TiedModules]) -> Result<Vec<Stack>> {
     let mut stacks: Vec<Stack> = ties.iter().map(Stack::of).collect();
-    let mut slots: Vec<Vec<Slot>> = (0..experts.len()).map(|_| Vec::with_capacity(ties.len())).collect();
+    let mut slots: Vec<Vec<StackSlot>> = (0..experts.len()).map(|_| Vec::with_capacity(ties.len())).collect();
     for (tie, stack) in ties.iter().zip(&mut stacks) {
         let (mut a, mut b) = (stack.a.as_mut_slice(), stack.b.as_mut_slice());
         for (slots, rank) in slots.iter_mut().zip(&tie.ranks).filter(|(_, rank)| **rank > 0) {
             let (a_here, a_rest) = std::mem::take(&mut a).split_at_mut(rank * stack.input);
             let (b_here, b_rest) = std::mem::take(&mut b).split_at_mut(rank * stack.output);
             (a, b) = (a_rest, b_rest);
-            slots.push(Slot { tie, a: a_here, b: b_here });
+            slots.push(StackSlot { tie, a: a_here, b: b_here });
         }
     }
     slots.into_par_iter().enumerate().try_for_each(|(index, slots)| {
-        experts.look(index, |adapter| slots.into_iter().for_each(|slot| slot.fill(adapter)))
+        experts.with_adapter(index, |adapter| slots.into_iter().for_each(|slot| slot.fill(adapter)))
     })?;
     Ok(stacks)
 }
 
-impl Slot<'_> {
+impl StackSlot<'_> {
     fn fill(self, adapter: &Adapter) {
         // The layout found these modules, with these shapes, in this expert.
         let modules = adapter.modules();
@@ -134,21 +135,21 @@ impl Slot<'_> {
 }
 
 /// One product: the pairs of two blocks of experts, in one stack.
-struct Task<'a> {
+struct BlockPair<'a> {
     stack: &'a Stack,
     left: Range<usize>,
     right: Range<usize>,
 }
 
-/// Adds the products of every pair of experts, its lower triangle at least, to `sum`.
+/// Adds the products of every pair of experts, at least the lower triangle, to `sum`.
 fn add_products(sum: &mut [f64], n: usize, stacks: &[Stack]) {
-    let tasks: Vec<Task> = stacks.iter().flat_map(|stack| tasks(stack, n)).collect();
-    // A wave bounds how many blocks wait to be added; each pair is summed in the order of the stacks in any case.
-    for wave in tasks.chunks(16 * rayon::current_num_threads()) {
-        let blocks: Vec<Vec<f64>> = wave.par_iter().map(Task::products).collect();
-        for (task, block) in wave.iter().zip(blocks) {
-            for (i, row) in task.left.clone().zip(block.chunks_exact(task.right.len())) {
-                let sums = &mut sum[i * n..][task.right.clone()];
+    let pairs: Vec<BlockPair> = stacks.iter().flat_map(|stack| block_pairs(stack, n)).collect();
+    // Waves bound how many blocks are in memory; each pair is summed in the order of the stacks in any case.
+    for wave in pairs.chunks(16 * rayon::current_num_threads()) {
+        let blocks: Vec<Vec<f64>> = wave.par_iter().map(BlockPair::products).collect();
+        for (pair, block) in wave.iter().zip(blocks) {
+            for (i, row) in pair.left.clone().zip(block.chunks_exact(pair.right.len())) {
+                let sums = &mut sum[i * n..][pair.right.clone()];
                 sums.iter_mut().zip(row).for_each(|(sum, product)| *sum += product);
             }
         }
@@ -156,15 +157,15 @@ fn add_products(sum: &mut [f64], n: usize, stacks: &[Stack]) {
 }
 
 /// The pairs of blocks on and below the diagonal.
-fn tasks(stack: &Stack, n: usize) -> impl Iterator<Item = Task<'_>> {
+fn block_pairs(stack: &Stack, n: usize) -> impl Iterator<Item = BlockPair<'_>> {
     let rank = stack.rows.iter().map(ExactSizeIterator::len).max().unwrap_or(1);
     let size = (BLOCK_ROWS / rank.max(1)).max(1);
     let block = move |start: usize| start..(start + size).min(n);
     let pairs = (0..n).step_by(size).flat_map(move |left| (0..=left).step_by(size).map(move |right| (left, right)));
-    pairs.map(move |(left, right)| Task { stack, left: block(left), right: block(right) })
+    pairs.map(move |(left, right)| BlockPair { stack, left: block(left), right: block(right) })
 }
 
-impl Task<'_> {
+impl BlockPair<'_> {
     /// The inner products `[left, right]`.
     fn products(&self) -> Vec<f64> {
         let (left, right) = (self.stack.span(&self.left), self.stack.span(&self.right));

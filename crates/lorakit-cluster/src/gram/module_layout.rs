@@ -1,19 +1,21 @@
 //! Which modules the experts adapt, in what shapes, and which of them share one A.
 //!
-//! A is often tied across the projections that read one input (q, k and v). PEFT stores it once per projection, but
-//! it is one parameter: Phi-2 at rank 4 has 1,966,080 of them, not 2,621,440 (arXiv 2405.11157). Modules are tied
-//! here when they have one parent and every expert holds equal A's for them.
+//! A is often tied across the projections that read one input (q, k and v). PEFT stores it with each projection, but it is
+//! one parameter: Phi-2 at rank 4 has 1,966,080 of them, not 2,621,440 (arXiv:2405.11157). Modules count as tied if they
+//! have the same parent and every expert has equal A's for them.
 
 use std::collections::BTreeMap;
 
 use lorakit_adapter::{Adapter, LowRank};
 use rayon::prelude::*;
 
-use crate::{Error, Experts, Result, Space};
+use crate::comparison_space::ComparisonSpace;
+use crate::error::{Error, Result};
+use crate::expert_set::ExpertSet;
 
-/// The widths of one module, the same in all experts of one base model.
+/// The widths of one module, the same in all experts of a base model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Width {
+pub(crate) struct ModuleWidth {
     pub input: usize,
     pub output: usize,
 }
@@ -21,33 +23,33 @@ pub(crate) struct Width {
 /// One module of one expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shape {
-    width: Width,
+    width: ModuleWidth,
     rank: usize,
-    /// The first module of the same parent with an equal A; the module itself if there is none before it.
+    /// The first module of the same parent with an equal A, or the module itself.
     tied_to: String,
 }
 
-/// Modules that share one A in every expert, with that A's rank in each.
+/// Modules that share one A in every expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Tie {
-    /// Module paths and their widths; the first is the one whose A is read.
-    pub modules: Vec<(String, Width)>,
-    /// Per expert, the rank, or 0 where the expert lacks these modules.
+pub(crate) struct TiedModules {
+    /// Module paths and their widths; the A of the first is read.
+    pub modules: Vec<(String, ModuleWidth)>,
+    /// The rank in each expert, or 0 if it lacks these modules.
     pub ranks: Vec<usize>,
 }
 
-impl Tie {
+impl TiedModules {
     /// The path of the first module.
     pub fn first(&self) -> &str {
         &self.modules[0].0
     }
 
-    /// The input width, which tied modules share.
+    /// The input width, the same for all of them.
     pub fn input(&self) -> usize {
         self.modules[0].1.input
     }
 
-    /// The widths of all outputs together.
+    /// The sum of the output widths.
     pub fn output(&self) -> usize {
         self.modules.iter().map(|(_, width)| width.output).sum()
     }
@@ -55,40 +57,43 @@ impl Tie {
 
 /// The modules of a set of experts, in the order of their paths.
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
-    pub ties: Vec<Tie>,
+pub(crate) struct ModuleLayout {
+    pub groups: Vec<TiedModules>,
 }
 
-impl Layout {
-    /// Looks at every expert once and compares their shapes.
-    pub fn of(experts: &Experts) -> Result<Self> {
-        let shapes: Vec<BTreeMap<String, Shape>> =
-            (0..experts.len()).into_par_iter().map(|index| experts.look(index, shapes)).collect::<Result<_>>()?;
+impl ModuleLayout {
+    /// Opens every expert once and compares their shapes.
+    pub fn of(experts: &ExpertSet) -> Result<Self> {
+        let shapes: Vec<BTreeMap<String, Shape>> = (0..experts.len())
+            .into_par_iter()
+            .map(|index| experts.with_adapter(index, shapes))
+            .collect::<Result<_>>()?;
         let widths = common_widths(experts.names(), &shapes)?;
-        let mut groups: BTreeMap<String, Tie> = BTreeMap::new();
+        let mut groups: BTreeMap<String, TiedModules> = BTreeMap::new();
         let mut leaders: BTreeMap<Vec<Option<&str>>, String> = BTreeMap::new();
         for (module, width) in widths {
-            // Two modules share one A everywhere exactly if, in every expert, both are tied to the same module.
+            // Two modules share one A in every expert if and only if both are tied to the same module in each.
             let key = shapes.iter().map(|expert| expert.get(module).map(|shape| shape.tied_to.as_str())).collect();
             let leader = leaders.entry(key).or_insert_with(|| module.to_owned());
             let ranks = || shapes.iter().map(|expert| expert.get(module).map_or(0, |shape| shape.rank)).collect();
-            let tie = groups.entry(leader.clone()).or_insert_with(|| Tie { modules: Vec::new(), ranks: ranks() });
-            tie.modules.push((module.to_owned(), width));
+            let tied =
+                groups.entry(leader.clone()).or_insert_with(|| TiedModules { modules: Vec::new(), ranks: ranks() });
+            tied.modules.push((module.to_owned(), width));
         }
-        Ok(Self { ties: groups.into_values().collect() })
+        Ok(Self { groups: groups.into_values().collect() })
     }
 
-    /// Checks that flattened parameters are coordinates of one space: every expert has every module, at one rank.
-    pub fn ensure_aligned(&self, names: &[String], space: Space) -> Result<()> {
-        for tie in &self.ties {
-            let rank = tie.ranks[0];
-            let Some(other) = tie.ranks.iter().position(|found| *found != rank) else { continue };
+    /// Checks that flattened parameters have the same coordinates: every expert has every module, with the same rank.
+    pub fn ensure_aligned(&self, names: &[String], space: ComparisonSpace) -> Result<()> {
+        for tied in &self.groups {
+            let rank = tied.ranks[0];
+            let Some(other) = tied.ranks.iter().position(|found| *found != rank) else { continue };
             return Err(Error::NotAligned {
                 space,
                 first: names[0].clone(),
                 second: names[other].clone(),
-                module: tie.first().to_owned(),
-                difference: match (rank, tie.ranks[other]) {
+                module: tied.first().to_owned(),
+                difference: match (rank, tied.ranks[other]) {
                     (0, _) => "is adapted only by the second".to_owned(),
                     (_, 0) => "is adapted only by the first".to_owned(),
                     (first, second) => format!("has rank {first} in the first and {second} in the second"),
@@ -99,10 +104,10 @@ impl Layout {
     }
 }
 
-/// The shapes of one expert's modules, and which of them repeat the A of an earlier one.
+/// The shapes of one expert's modules, and which of them have the A of an earlier one.
 fn shapes(adapter: &Adapter) -> BTreeMap<String, Shape> {
     let mut shapes = BTreeMap::new();
-    // Within one parent, the modules whose A was not seen before.
+    // For each parent, the modules whose A was not seen before.
     let mut distinct: BTreeMap<&str, Vec<(&str, &LowRank)>> = BTreeMap::new();
     for (module, update) in adapter.modules() {
         let seen = distinct.entry(parent(module)).or_default();
@@ -113,20 +118,23 @@ fn shapes(adapter: &Adapter) -> BTreeMap<String, Shape> {
                 module
             }
         };
-        let width = Width { input: update.input(), output: update.output() };
+        let width = ModuleWidth { input: update.input(), output: update.output() };
         shapes.insert(module.clone(), Shape { width, rank: update.rank(), tied_to: tied_to.to_owned() });
     }
     shapes
 }
 
-/// The path without its last name: `model.layers.0.self_attn` of `model.layers.0.self_attn.q_proj`.
+/// The path without its last part: `model.layers.0.self_attn` for `model.layers.0.self_attn.q_proj`.
 fn parent(module: &str) -> &str {
     module.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
-/// Every module of any expert with its widths, which must agree wherever it occurs.
-fn common_widths<'a>(names: &[String], shapes: &'a [BTreeMap<String, Shape>]) -> Result<BTreeMap<&'a str, Width>> {
-    let mut common: BTreeMap<&str, (usize, Width)> = BTreeMap::new();
+/// Every module of any expert with its widths, which must be the same in all experts.
+fn common_widths<'a>(
+    names: &[String],
+    shapes: &'a [BTreeMap<String, Shape>],
+) -> Result<BTreeMap<&'a str, ModuleWidth>> {
+    let mut common: BTreeMap<&str, (usize, ModuleWidth)> = BTreeMap::new();
     for (index, expert) in shapes.iter().enumerate() {
         for (module, shape) in expert {
             let (first, width) = *common.entry(module).or_insert((index, shape.width));
