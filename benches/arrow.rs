@@ -1,5 +1,5 @@
-//! What Arrow costs over its base: prefill of 256 tokens, and decoding one row or 32, by the size of the library. What
-//! else it can run on, `phi_slice` says.
+//! Arrow's overhead over its base, by library size: prefill of 256 tokens, and decoding of 1 or 32 rows. `phi_slice`
+//! describes the environment variables that select the device and the base.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;
@@ -13,10 +13,10 @@ use phi_slice::Noise;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Tokens that a decoded row holds before it is begun anew.
+/// Length at which a decoded row is restarted.
 const DECODED: usize = 96;
 
-/// f32 on a CPU, and on a card what it multiplies fastest.
+/// f32 on a CPU, and the fastest matrix dtype on a GPU.
 fn subject() -> Base {
     phi_slice::subject(512, if phi_slice::device().is_cpu() { DType::F32 } else { DType::BF16 })
 }
@@ -46,14 +46,14 @@ fn decoding(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Rows in the midst of being decoded together.
+/// A batch of rows that are being decoded.
 struct Decoded<'a> {
     decoding: CachedDecoder<'a>,
     rows: Vec<usize>,
 }
 
 impl<'a> Decoded<'a> {
-    /// `rows` rows, each half full.
+    /// Starts `rows` rows at half their maximum length.
     fn begun(base: &'a Base, patches: &'a Patches, rows: usize) -> Self {
         let ids = Noise::new(7).tokens(DECODED / 2, 512);
         let mut decoding = CachedDecoder::new(base, patches, rows * DECODED).unwrap();
@@ -63,7 +63,7 @@ impl<'a> Decoded<'a> {
         Self { decoding, rows }
     }
 
-    /// A token of every row; done when the device has made them.
+    /// Decodes one token of every row, and waits for the device.
     fn step(&mut self, base: &'a Base, patches: &'a Patches) {
         if self.decoding.len(self.rows[0]) == DECODED {
             *self = Self::begun(base, patches, self.rows.len());
@@ -74,7 +74,7 @@ impl<'a> Decoded<'a> {
     }
 }
 
-/// The base alone, one of its experts, and Arrow over libraries of several sizes.
+/// The base alone, a single expert, and Arrow over libraries of several sizes.
 fn variants(base: &Base, sizes: &[usize]) -> Vec<(String, Patches)> {
     let one = phi_slice::patches("expert:e000", &phi_slice::experts(base, 1));
     let arrow =

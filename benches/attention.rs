@@ -1,4 +1,4 @@
-//! Attention of packed rows, forward and with its backward: one long row, and many short ones.
+//! Attention over packed rows, forward and backward: one long row, and many short ones.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;

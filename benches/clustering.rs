@@ -1,7 +1,7 @@
-//! MBC of adapters of Phi-2's size, 1,966,080 parameters each, from files in the page cache.
+//! MBC of Phi-2-sized adapters (1,966,080 parameters each), read from files in the page cache.
 //!
-//! `MBC_ADAPTERS` sets how many; each takes 8 MB of disk while the bench runs. Of more than 1,000 the parameters are
-//! clustered once, which takes a minute or more.
+//! `MBC_ADAPTERS` sets the number of adapters; each takes 8 MB of disk while the bench runs. With more than 1,000, only
+//! parameters are clustered, and only once, which takes a minute or more.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod phi_slice;
@@ -19,10 +19,10 @@ const WIDTH: usize = 2560;
 const RANK: usize = 4;
 const LAYERS: usize = 24;
 const FAMILIES: usize = 10;
-/// More adapters than this are clustered once.
+/// Above this number, adapters are clustered only once.
 const LARGE: usize = 1000;
 
-/// An adapter near the centre of its family, as far away as the script of scikit-learn puts it.
+/// An adapter near the centre of its family, with the same spread as in the scikit-learn script.
 fn adapter(index: usize) -> Adapter {
     let (mut centre, mut own) = (Noise::new((index % FAMILIES) as u64), Noise::new(1000 + index as u64));
     let mut matrix = |rows: usize, columns: usize| {

@@ -1,4 +1,4 @@
-//! The low-rank product of many experts over one batch, and the frozen product that it stands beside.
+//! The low-rank products of many experts over one batch, and the frozen linear layer for comparison.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;
@@ -29,7 +29,7 @@ fn grouped_product(criterion: &mut Criterion) {
     let layouts = Arc::new(StackLayout((0..EXPERTS).map(block).collect()));
     let (a, b) = (matrix(EXPERTS * RANK, WIDTH, 1), matrix(EXPERTS * RANK, WIDTH, 2));
     let x = matrix(TOKENS, WIDTH, 3);
-    // Each expert in turn takes every sixteenth token, as four experts a token of 64 would.
+    // Each expert takes every sixteenth token, as with four of 64 experts per token.
     let picked = |expert: usize| (0..TOKENS as u32).filter(|t| t % 16 == expert as u32 % 16).collect::<Vec<_>>();
     let group = |expert| TokenGroup {
         expert,

@@ -1,4 +1,4 @@
-//! A training step of sixteen experts at once over pico, sixteen rows of its own for each.
+//! A training step of 16 experts at once over pico, with 16 rows per expert.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;

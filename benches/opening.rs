@@ -1,4 +1,4 @@
-//! From the files of a library of 256 experts to a router that is ready, and what a base costs to open.
+//! Opening a library of 256 experts, preparing a router over it, and opening a base.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;

@@ -1,5 +1,5 @@
-//! A training step of one expert over a slice of Phi-2: two rows of 256 tokens, LoRA of rank 4 on the attention. What
-//! else it can run on, `phi_slice` says.
+//! A training step of one expert over a slice of Phi-2: two rows of 256 tokens, LoRA of rank 4 on attention.
+//! `phi_slice` describes the environment variables that select the device, the base and the rows.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod phi_slice;
@@ -16,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const VOCABULARY: usize = 51200;
 
-/// Rows that read `length` tokens, of which the first `prompt` are only read.
+/// Rows of `length` tokens, of which the first `prompt` carry no loss.
 fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
     let mut noise = Noise::new(1);
     let train = (0..rows).map(|_| {
@@ -42,7 +42,7 @@ fn training_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("training step");
     group.sample_size(10).throughput(Throughput::Elements((rows * length) as u64));
     for (dtype, name) in [(DType::F32, "f32"), (DType::BF16, "bf16")] {
-        // Opened by the first that is run: the memory of one bench is not to be that of another's base.
+        // Opened on first use, so that a bench's memory does not include another bench's base.
         let base = LazyCell::new(|| phi_slice::subject(VOCABULARY, dtype));
         for (prompt, share) in [(1, "every token"), (1 + length * 4 / 5, "a fifth of the tokens")] {
             group.bench_function(format!("{name}, loss on {share}"), |b| {

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Whether a crate that lorakit is made of is known to be dangerous, or was withdrawn by its authors.
+# Checks the dependencies for security advisories and yanked versions.
 #
-# The index of crates.io says what was yanked, as dangerous versions mostly are; and cargo-audit, where it is installed and
-# can fetch its database, knows the advisories of https://rustsec.org. What cannot be reached is not checked, and that is
-# said.
+# Yanked versions, which most dangerous versions are, are looked up in the index of crates.io. Advisories of
+# https://rustsec.org are checked with cargo-audit, if it is installed and can fetch its database. If a source cannot be
+# reached, the check is skipped with a message.
 #
 # Usage: scripts/advisories.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if ! command -v cargo-audit >/dev/null; then
-    echo "advisories: NOT CHECKED, there is no cargo-audit; yanked versions are looked for all the same"
+    echo "advisories: NOT CHECKED, cargo-audit is not installed; checking for yanked versions only"
 elif ! timeout 120 git ls-remote -q https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
-    echo "advisories: NOT CHECKED, their database cannot be reached" >&2
+    echo "advisories: NOT CHECKED, the advisory database cannot be reached" >&2
 else
     cargo audit
 fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Name and version of everything from crates.io.
+# Name and version of every crate from crates.io.
 awk -F'"' '/^name = /{name=$2} /^version = /{version=$2} /^source = "registry/{print name, version}' Cargo.lock >"$work/crates"
 cut -d' ' -f1 "$work/crates" | sort -u | awk -v work="$work" '{
     name = tolower($1); n = length(name)
@@ -31,7 +31,7 @@ if ! curl -sS --no-progress-meter --fail --parallel --retry 2 --max-time 120 --c
     exit 0
 fi
 while read -r name version; do
-    # Index servers differ in their spaces.
+    # Index servers differ in whitespace.
     entry=$(tr -d ' ' <"$work/of-$name" | grep -F "\"vers\":\"$version\"" || true)
     case $entry in
         *'"yanked":true'*) echo "$name $version was yanked" ;;
@@ -39,7 +39,7 @@ while read -r name version; do
     esac
 done <"$work/crates" >"$work/found"
 if [ -s "$work/found" ]; then
-    echo "yanked versions: \`cargo update -p NAME\` takes others in their place:" >&2
+    echo "yanked versions: \`cargo update -p NAME\` replaces them:" >&2
     cat "$work/found" >&2
     exit 1
 fi

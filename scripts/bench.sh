@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# How fast lorakit is on this machine's CPU, beside PEFT, PyTorch and scikit-learn where they are there.
+# Measures lorakit on the CPU, against PEFT, PyTorch and scikit-learn where available.
 #
 #   scripts/bench.sh [--peers DIR] [--python PYTHON] [--base DIR --tasks DIR] [--quick]
 #
 # --peers   a folder with peft_step.py, peft_library.py, peft_arrow.py and sklearn_mbc.py, which do the same work
 # --python  a Python with torch, peft, transformers and scikit-learn (default: python3)
 # --base    a small Hugging Face model folder, and
-# --tasks   a folder of task files: the library of 16 experts is built from them
+# --tasks   a folder of task files to train a library of 16 experts on
 # --quick   fewer samples
 #
-# Ours are medians of the criterion benches; everything runs here, one after the other, so leave the machine alone
-# meanwhile. About 6 GB of memory and 5 GB of disk below target/ are used.
+# lorakit's figures are medians of the criterion benches. Everything runs sequentially; keep the machine idle meanwhile.
+# About 6 GB of memory and 5 GB of disk below target/ are used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
         --base) base=$2; shift 2 ;;
         --tasks) tasks=$2; shift 2 ;;
         --quick) quick=(--quick); shift ;;
-        *) sed -n '2,14p' "$0" >&2; exit 2 ;;
+        *) sed -n '2,13p' "$0" >&2; exit 2 ;;
     esac
 done
 
@@ -31,20 +31,20 @@ trap 'rm -rf "$work"' EXIT
 cargo build --release
 cargo bench --no-run
 
-# bench FILE [FILTER]: runs it, and leaves the largest memory of its process, in GB, in $peak.
+# bench FILE [FILTER]: runs a bench and sets $peak to its peak memory in GB.
 bench() {
     env time -f '%M' -o "$work/peak" cargo bench --bench "$1" -- "${quick[@]}" "${@:2}" >"$work/$1.txt" 2>&1 ||
         { cat "$work/$1.txt" >&2; exit 1; }
     peak=$(awk '{ printf "%.2f", $1 / 1e6 }' "$work/peak")
 }
 
-# seconds GROUP BENCH: its median.
+# seconds GROUP BENCH: its median time.
 seconds() {
     sed -E 's/.*"median":\{"confidence_interval":\{[^}]*\},"point_estimate":([0-9.e+-]+).*/\1/' \
         "target/criterion/$1/$2/new/estimates.json" | awk '{ print $1 / 1e9 }'
 }
 
-# peer SCRIPT ARG...: what a peer's script prints last; nothing where there is none.
+# peer SCRIPT ARG...: the output of a peer's script; nothing without --peers.
 peer() {
     if [ -n "$peers" ]; then "$python" "$peers/$1" "${@:2}" 2>/dev/null | tee -a "$work/peers.txt"; fi
 }
@@ -65,9 +65,9 @@ row "training step of a slice of Phi-2, f32, tokens/s" "$theirs" "$every" "$(quo
 row "its memory, GB" "$memory" "$peak" "$(quotient "$peak" "$memory")"
 bench training_step
 fifth=$(per_second 512 "$(seconds "training step" "f32, loss on a fifth of the tokens")")
-row "the same, loss on a fifth of the tokens (the peer makes all logits)" "$theirs" "$fifth" "$(quotient "$fifth" "$theirs")"
+row "the same, loss on a fifth of the tokens (the peer computes all logits)" "$theirs" "$fifth" "$(quotient "$fifth" "$theirs")"
 narrow=$(per_second 512 "$(seconds "training step" "bf16, loss on every token")")
-row "the same with bf16 weights, beside lorakit's own f32" "$every" "$narrow" "$(quotient "$narrow" "$every")"
+row "the same with bf16 weights, compared with lorakit's own f32" "$every" "$narrow" "$(quotient "$narrow" "$every")"
 
 if [ -n "$base" ] && [ -n "$tasks" ]; then
     theirs=$(peer peft_library.py "$base" "$tasks" | found 'tokens.s ([0-9.]+)')
@@ -85,9 +85,9 @@ arrow=$(peer peft_arrow.py)
 for size in 10 64 256; do
     theirs=$(found "experts $size:.*arrow [0-9]+ ms \(([0-9.]+)x\)" <<<"$arrow")
     ours=$(quotient "$(seconds prefill "arrow over $size")" "$(seconds prefill base)")
-    row "Arrow over $size experts, prefill of 256 tokens, over the base's time" "${theirs:+${theirs}x}" "$ours" ""
+    row "Arrow over $size experts, prefill of 256 tokens, relative to the base" "${theirs:+${theirs}x}" "$ours" ""
 done
-row "Arrow over 256 experts, a decoded token, over the base's time" "" \
+row "Arrow over 256 experts, a decoded token, relative to the base" "" \
     "$(quotient "$(seconds decoding "arrow over 256")" "$(seconds decoding base)")" ""
 
 bench opening
@@ -101,9 +101,9 @@ mbc=$(peer sklearn_mbc.py)
 theirs=$(found 'total ([0-9.]+) s' <<<"$mbc") memory=$(found 'peak ([0-9.]+) GB' <<<"$mbc")
 ours=$(printf '%.2f' "$(seconds mbc "256 adapters by parameters")")
 row "MBC of 256 adapters of 1,966,080 parameters, s" "$theirs" "$ours" "$(quotient "$ours" "$theirs")"
-row "its memory, with the adapters' mapped pages, GB" "$memory" "$peak" "$(quotient "$peak" "$memory")"
+row "its memory, including the adapters' mapped pages, GB" "$memory" "$peak" "$(quotient "$peak" "$memory")"
 row "the same by deltas, s" "" "$(printf '%.2f' "$(seconds mbc "256 adapters by delta")")" ""
 
 started=$(date +%s%N)
 for _ in $(seq 20); do target/release/lorakit --version >/dev/null; done
-row "start of the program, ms" "" "$(awk -v n=$(($(date +%s%N) - started)) 'BEGIN { printf "%.1f", n / 20e6 }')" ""
+row "program start, ms" "" "$(awk -v n=$(($(date +%s%N) - started)) 'BEGIN { printf "%.1f", n / 20e6 }')" ""

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Two skills at once: learned concatenation (CAT) against merges, data mixing and single skills, and LoraHub.
 
-For each composition of suite:skills, two experts of its skills are combined in every way, and scored on the
-composition's test rows, which nothing was fitted to:
+For each composition in suite:skills, the experts of its two skills are combined by every method and scored on the
+composition's test rows, which are not used for fitting:
 
     scripts/compositions.py --out /tmp/compositions --seeds 0 1 2
 
-Prints a table of means over compositions and seeds, with the standard error of the mean over them. What is in --out
-already is not done again. With QUICK=1 in the environment it only shows that all of it runs.
+Prints a table of means over compositions and seeds, with standard errors of the mean. Results that exist in --out are
+reused. With QUICK=1 in the environment, it runs a minimal version as a smoke test.
 """
 
 import json
 
-from laboratory import QUICK, Seed, cell, options, parsed, safe
+from experiment import QUICK, Seed, cell, options, parsed, safe
 
 SKILLS = {
     "reverse_of_up1": ("order_reverse", "shift_up1"),
@@ -27,7 +27,7 @@ SKILLS = {
     "reverse_of_no_vowels": ("order_reverse", "filter_to_consonants"),
 }
 TRAINING = ["learning_rate=1e-2", f"max_steps={2 if QUICK else 40}", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
-# Without rows: weights 1/n, or 1 where noted.
+# Methods without rows: weights 1/n, or 1 where noted.
 MERGES = {
     "static CAT (1/2 each)": ["cat"],
     "sum (1 each)": ["cat", "--weights", "1,1"],
@@ -41,7 +41,7 @@ MERGES = {
     "Core Space": ["core_space"],
     "WUDI": ["wudi"],
 }
-# With rows: of the two skills (the paper's 5 % mix), or of the composition itself.
+# Methods fitted to rows: of the two skills (the paper's 5 % mix), or of the composition itself.
 FITTED = {
     "CAT, 5 % of the two skills": ("cat_learned:rows=16", "skills"),
     "CAT on a simplex, 5 % of the two skills": ("cat_learned:rows=16,simplex=true", "skills"),
@@ -50,7 +50,7 @@ FITTED = {
     "LoraHub, 5 rows of the composition": ("lorahub", "target"),
     "LoraHub as published, 5 rows": ("lorahub:mode=as-published", "target"),
 }
-# Over the whole library of 32, with rows of the composition.
+# Methods over the whole library of 32 experts, fitted to rows of the composition.
 ROUTERS = {
     "library: LoraHub, 5 rows": "lorahub",
     "library: LoraHub as published, 5 rows": "lorahub:mode=as-published",
@@ -62,14 +62,14 @@ ROUTERS = {
 
 
 class Compositions(Seed):
-    """Every way to compose, at one seed."""
+    """Every method of composition, at one seed."""
 
     def train(self, library, tasks, *more):
         settings = [part for setting in TRAINING for part in ("--set", setting)]
         self.lorakit("train-experts", "--base", "pico", "--library", library, "--tasks", *tasks, *more, *settings)
 
     def eval(self, library, task, routers):
-        """Exact match and loss by router, once."""
+        """Exact match and loss by router, computed only once."""
         kept = library / f"scores-{task}.json"
         scores = json.loads(kept.read_text()) if kept.exists() else {}
         missing = [router for router in routers if router not in scores]
@@ -85,7 +85,7 @@ class Compositions(Seed):
         return {router: scores[router] for router in routers}
 
     def composition(self, task, skills):
-        """Every way to combine two experts, on one composition."""
+        """Every method of combining two experts, on one composition."""
         library, pair = self.out / "library", self.out / task
         mixed = self.out / "mixed" / "-".join(sorted(skills))
         paths = {"skills": [f"suite:skills/{skill}" for skill in skills], "target": [f"suite:skills/{task}"]}
@@ -127,7 +127,7 @@ def main():
             for name, scores in run.composition(task, SKILLS[task]).items():
                 found.setdefault(name, []).append(scores)
             print(f"seed {seed}: {task}", flush=True)
-    print("\n| way | exact match, % | loss |\n|---|---|---|")
+    print("\n| method | exact match, % | loss |\n|---|---|---|")
     for name, scores in found.items():
         match, loss = ([score[part] for score in scores] for part in (0, 1))
         print(f"| {name} | {cell([100 * m for m in match], 1)} | {cell(loss, 2)} |")

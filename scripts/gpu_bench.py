@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How fast lorakit is on a card, beside PEFT and PyTorch on the same card in the same run: a table to stdout.
+"""Measures lorakit on a GPU against PEFT and PyTorch on the same GPU in the same run, and prints a table.
 
-    cargo bench --no-run --features cuda         # prints the executables; copy two as DIR/training_step and DIR/arrow
+    cargo bench --no-run --features cuda         # prints executables; copy two to DIR/training_step and DIR/arrow
     scripts/gpu_bench.py --benches DIR --peers PEERS --python PYTHON --out OUT
 
-Without --benches they are built and run by cargo, with --device cpu too, where a few layers and tokens try the script.
-PEERS has peft_step.py, peft_library.py and peft_arrow.py, which do the same work; PYTHON has torch, peft and
-transformers. Without PEERS lorakit is measured alone. With --base and --tasks, a model folder with its tokenizer and a
-folder of task files, a library of 32 experts is trained by both. Each row of training is each one's best of --rows.
-About 40 GB of disk below OUT and target/ are used at Phi-2's and Mistral's full depth.
+Without --benches, cargo builds and runs them. With --device cpu and few layers and tokens, the script can be tried without
+a GPU. PEERS is a folder with peft_step.py, peft_library.py and peft_arrow.py, which do the same work; PYTHON needs torch,
+peft and transformers. Without PEERS only lorakit is measured. With --base (a model folder with its tokenizer) and --tasks
+(a folder of task files), both also train a library of 32 experts. Training rows show the best batch size of --rows for
+each program. At the full depth of Phi-2 and Mistral, about 40 GB of disk below OUT and target/ are used.
 
-Memory is the card's, as nvidia-smi sees it every fifth of a second, and the process's with --device cpu.
+Memory is GPU memory, sampled with nvidia-smi five times a second; with --device cpu it is the process's memory.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# A forward and a backward of a frozen base, in multiples of its parameters, for each token.
+# FLOPs per token and parameter for a forward and backward pass of a frozen base.
 FLOPS = 4
-# The libraries that benches/arrow.rs routes over.
+# The library sizes in benches/arrow.rs.
 EXPERTS = [10, 64, 256]
 RATE = """
 import torch
@@ -42,8 +42,8 @@ for timed in (False, True):
     torch.cuda.synchronize()
 print(20 * 2 * 8192**3 / (events[0].elapsed_time(events[1]) / 1e3) / 1e12)
 """
-# The peer of the library computes where torch's tensors are made, and in the type that its base is opened with.
-ON_CARD = """
+# Runs peft_library.py on the GPU in bf16: sets torch's default device, and the dtype that the base is loaded with.
+ON_GPU = """
 import runpy, sys, torch, transformers
 torch.set_default_device("cuda")
 opened = transformers.AutoModelForCausalLM.from_pretrained
@@ -57,22 +57,22 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", ROOT / "target/release/lorakit"))
-    parser.add_argument("--benches", type=pathlib.Path, help="a folder with the executables training_step and arrow")
-    parser.add_argument("--peers", type=pathlib.Path)
+    parser.add_argument("--benches", type=pathlib.Path, help="folder with the executables training_step and arrow")
+    parser.add_argument("--peers", type=pathlib.Path, help="folder with the PEFT scripts")
     parser.add_argument("--python", default="python3")
     parser.add_argument("--bases", nargs="+", choices=["phi", "mistral"], default=["phi", "mistral"])
-    parser.add_argument("--layers", type=int, default=32, help="of the bases that are trained")
-    parser.add_argument("--arrow-layers", type=int, default=8, help="of the slice that is routed over")
-    parser.add_argument("--tokens", type=int, default=2048, help="of a row")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="of a training step, to choose from")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the trained bases")
+    parser.add_argument("--arrow-layers", type=int, default=8, help="layers of the slice for the routing benchmarks")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per row")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="rows per training step, of which the best is shown")
     parser.add_argument("--base")
     parser.add_argument("--tasks", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     return parser.parse_args()
 
 
-class CardMemory:
-    """The most that was taken of the card's memory while this was open, in GB."""
+class GpuMemory:
+    """Peak GPU memory in use within the context, in GB."""
 
     def __enter__(self):
         self.most, self.open = 0.0, True
@@ -93,29 +93,29 @@ class CardMemory:
 
 
 class Finished:
-    """A process that has ended: its output, seconds, and the most memory that it had, in GB."""
+    """A finished process: its output, seconds, and peak memory in GB."""
 
     def __init__(self, command, device, **more):
         begun = time.monotonic()
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            with CardMemory() if device == "cuda" else contextlib.nullcontext() as card:
+            with GpuMemory() if device == "cuda" else contextlib.nullcontext() as gpu:
                 process = subprocess.Popen([str(word) for word in command], stdout=stdout, stderr=stderr, **more)
-                # Where wait() would not tell this process's memory.
+                # wait4 also returns the memory of this process.
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
             self.stdout, self.stderr = (file.seek(0) or file.read() for file in (stdout, stderr))
         self.seconds = time.monotonic() - begun
-        self.most = card.most if card else usage.ru_maxrss / 1e6
+        self.most = gpu.most if gpu else usage.ru_maxrss / 1e6
         self.ok = process.returncode == 0
 
     def found(self, pattern):
-        """The last number that the pattern finds in what it printed; none where it failed or did not say."""
+        """The last number in stdout that the pattern matches; None if the process failed or printed none."""
         numbers = re.findall(pattern, self.stdout)
         return float(numbers[-1]) if self.ok and numbers else None
 
 
 class Bench:
-    """The two programs, on one device."""
+    """Runs the two programs on one device."""
 
     def __init__(self, given):
         self.given, self.out = given, given.out.resolve()
@@ -124,18 +124,18 @@ class Bench:
         self.dtype = "bf16" if given.device == "cuda" else "f32"
         self.features = ["--features", "cuda"] if given.device == "cuda" else []
         if not given.benches:
-            # Or the first measurement would be of the compiler.
+            # Otherwise the first measurement would include compilation.
             subprocess.run(["cargo", "bench", *self.features, "--no-run"], cwd=ROOT, check=True)
 
     def peer(self, script, *arguments, wrapper=None):
-        """What a peer's script does, or none where there are no peers; what it says of a failure is kept."""
+        """Runs a peer's script; None without peers. The output of a failure is logged."""
         if not self.given.peers:
             return None
         command = [self.given.python, *(["-c", wrapper] if wrapper else []), self.given.peers / script, *arguments]
         return self.kept(script, Finished(command, self.given.device))
 
     def own(self, name, filter, **settings):
-        """One of our benches, filtered, under BENCH_* settings."""
+        """Runs one of our benches with a filter and BENCH_* settings."""
         built = [self.given.benches.resolve() / name, "--bench"] if self.given.benches else None
         command = built or ["cargo", "bench", *self.features, "--bench", name, "--"]
         environment = {f"BENCH_{key.upper()}": str(value) for key, value in settings.items()}
@@ -151,7 +151,7 @@ class Bench:
         return done
 
     def median(self, group, name):
-        """The seconds of a bench that ran last."""
+        """The median seconds of a bench in the last run."""
         path = self.out / "criterion" / group / name / "new/estimates.json"
         return json.loads(path.read_text())["median"]["point_estimate"] / 1e9 if path.exists() else None
 
@@ -169,7 +169,7 @@ def row(work, theirs, ours, ratio):
 
 
 def training(bench, base, rate):
-    """Each one's best rows of a step, over the same weights where the peer is there to write them."""
+    """Training steps at the best batch size of each program, over the same weights if the peer can write them."""
     given, folder = bench.given, bench.out / f"{base}-{bench.given.layers}-{bench.dtype}"
     theirs, ours, layers = [], [], {"layers": given.layers}
     shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +181,7 @@ def training(bench, base, rate):
         theirs += [(speed, step.most, rows)] if speed else []
     written = (folder / "config.json").exists()
     if base == "mistral" and not written:
-        return row("LoRA training of Mistral-7B: only over weights that the peer writes", "-", "-", "-")
+        return row("LoRA training of Mistral-7B: needs the weights that the peer writes", "-", "-", "-")
     name = f"{bench.dtype}, loss on every token"
     for rows in given.rows:
         source = {"base": folder} if written else layers
@@ -196,21 +196,21 @@ def training(bench, base, rate):
     row("its memory, GB", number(their_memory, "{:.1f}"), number(memory, "{:.1f}"), quotient(memory, their_memory))
     if not (rate and written):
         return
-    told = bench.kept("base info", Finished([given.lorakit, "base", "info", folder, "--json", "-q", "--device", "cpu"], "cpu"))
-    if told.ok:
-        told = json.loads(told.stdout)
-        flops = FLOPS * (told["parameters"] - told["dimensions"]["vocabulary"] * told["dimensions"]["hidden"])
+    info = bench.kept("base info", Finished([given.lorakit, "base", "info", folder, "--json", "-q", "--device", "cpu"], "cpu"))
+    if info.ok:
+        info = json.loads(info.stdout)
+        flops = FLOPS * (info["parameters"] - info["dimensions"]["vocabulary"] * info["dimensions"]["hidden"])
         share = [number(speed and speed * flops / rate / 1e10, "{:.0f} %") for speed in (their_speed, speed)]
-        row(f"its share of the card's {rate:.0f} TFLOP/s in bf16", *share, "")
+        row(f"its share of the GPU's {rate:.0f} TFLOP/s in bf16", *share, "")
 
 
 def library(bench):
-    """32 experts of real tasks."""
+    """Training of 32 experts on real tasks."""
     given = bench.given
     if not (given.base and given.tasks):
         return
     files = sorted(given.tasks.glob("*.json"))[:32]
-    wrapper = ON_CARD if given.device == "cuda" else None
+    wrapper = ON_GPU if given.device == "cuda" else None
     peer = bench.peer("peft_library.py", given.base, given.tasks, "--experts", len(files), wrapper=wrapper)
     theirs = peer and peer.found(r"seconds ([0-9.]+)")
     target = bench.out / "library"
@@ -221,11 +221,11 @@ def library(bench):
                "--tasks", *files, "--library", target, "--set", *settings]  # fmt: skip
     ours = bench.kept("train-experts", Finished(command, given.device))
     per_hour = [seconds and 3600 * len(files) / seconds for seconds in (theirs, ours.seconds if ours.ok else None)]
-    row(f"a library of {len(files)} experts, experts an hour", *map(number, per_hour), quotient(*reversed(per_hour)))
+    row(f"a library of {len(files)} experts, experts per hour", *map(number, per_hour), quotient(*reversed(per_hour)))
 
 
 def arrow(bench):
-    """Prefill and decoding over the base's own time."""
+    """Prefill and decoding relative to the base's own time."""
     given = bench.given
     sizes = ",".join(map(str, EXPERTS))
     peer = bench.peer("peft_arrow.py", "--experts", sizes, "--layers", given.arrow_layers, "--length", given.tokens,
@@ -234,23 +234,23 @@ def arrow(bench):
     for size in EXPERTS:
         theirs = peer and peer.found(rf"experts {size}:.*arrow [0-9]+ ms \(([0-9.]+)x\)")
         ours = quotient(bench.median("prefill", f"arrow over {size}"), bench.median("prefill", "base"))
-        row(f"Arrow over {size} experts, prefill of {given.tokens}, over the base's time", number(theirs, "{:.2f}x"), ours, "")
+        row(f"Arrow over {size} experts, prefill of {given.tokens}, relative to the base", number(theirs, "{:.2f}x"), ours, "")
     bench.own("arrow", "decoding", layers=given.arrow_layers)
     for rows in ("", ", 32 rows"):
         ours = quotient(bench.median("decoding", f"arrow over 256{rows}"), bench.median("decoding", f"base{rows}"))
-        row(f"Arrow over 256 experts, a decoded token{rows}, over the base's time", "-", ours, "")
+        row(f"Arrow over 256 experts, a decoded token{rows}, relative to the base", "-", ours, "")
 
 
 def main():
     given = options()
     if given.device == "cuda" and not shutil.which("nvidia-smi"):
-        raise SystemExit("no nvidia-smi, which tells the card's name and memory; --device cpu tries the script without a card")
+        raise SystemExit("nvidia-smi, which reports GPU name and memory, was not found; to try the script without a GPU, use --device cpu")
     if not pathlib.Path(given.lorakit).exists():
         raise SystemExit(f"{given.lorakit}: no such file; --lorakit names the binary")
     bench, rate = Bench(given), None
     if given.device == "cuda":
-        card = Finished(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], "cpu")
-        print(bench.kept("nvidia-smi", card).stdout)
+        gpu = Finished(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], "cpu")
+        print(bench.kept("nvidia-smi", gpu).stdout)
         measured = given.peers and bench.kept("matrix rate", Finished([given.python, "-c", RATE], given.device))
         rate = measured and measured.found(r"([0-9.]+)")
     print("| work | PEFT | lorakit | lorakit / PEFT |\n|---|---|---|---|", flush=True)
@@ -259,7 +259,7 @@ def main():
     library(bench)
     arrow(bench)
     if (bench.out / "failed.log").exists():
-        print(f"\nWhat failed, a batch that did not fit among it: {bench.out / 'failed.log'}")
+        print(f"\nFailures, including batches that did not fit in memory: {bench.out / 'failed.log'}")
 
 
 main()

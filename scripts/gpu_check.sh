@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Whether a card computes what the CPU computes: every row of the table is one comparison, and any that differs fails.
+# Checks that a GPU gives the same results as the CPU. Each row of the table is one comparison; any difference fails.
 #
 #   [DEVICE=cuda] [LORAKIT=target/release/lorakit] scripts/gpu_check.sh BASE...
 #
-# BASE is a Hugging Face model folder, a folder with base/ and adapters/, or pico. Logits are compared of the base, of
-# its adapters, and of a small library that is trained here and routed; then losses of its training side by side, its
-# clusters, the scores of routers, a merged adapter and text. A base without tokenizer.json has its logits compared alone.
-# All that is in f32. In bf16 Arrow's choices, of each token in each layer, are to be the same but for 5 in 100, where two
-# experts are all but equal, and logits within 5 % of their size where no token chooses. A folder with
-# expected.safetensors, PEFT's logits, has those compared with the device's too.
+# BASE is a Hugging Face model folder, a folder with base/ and adapters/, or pico. The script compares logits of the
+# base, of its adapters, and of routers over a small library that it trains; then the training losses, clusters, scores
+# of routers, a merged adapter and generated text. Without a tokenizer.json, only logits are compared. All of this is in
+# f32. In bf16, at most 5 % of Arrow's choices (per token and layer, where two experts are nearly equal) may differ, and
+# logits without per-token choices must agree within 5 % of their size. If the folder has expected.safetensors (PEFT's
+# logits), the device's logits are compared with those too.
 #
-# BENCH="--benches DIR ..." then runs scripts/gpu_bench.py with these options: how fast the card is.
+# With BENCH="--benches DIR ...", scripts/gpu_bench.py is then run with these options to measure speed.
 #
-# Needs a lorakit built with `cargo build --release --features cuda`, and python3 alone. DEVICE=cpu compares the CPU with
-# itself, which tries the script. TF32 is off: candle asks cuBLAS for it only where told to, and nothing here does; an
-# NVIDIA_TF32_OVERRIDE of the caller's is unset.
+# Needs a lorakit built with `cargo build --release --features cuda`, and python3 without packages. DEVICE=cpu compares
+# the CPU with itself, to try the script. TF32 is off: candle uses it only if it is enabled, which lorakit does not do,
+# and the script unsets NVIDIA_TF32_OVERRIDE.
 set -euo pipefail
 [ $# -gt 0 ] || { sed -n '2,17p' "$0" >&2; exit 2; }
 lorakit=$(realpath "${LORAKIT:-$(dirname "$0")/../target/release/lorakit}")
@@ -29,7 +29,7 @@ trap 'rm -rf "$work"' EXIT
 : >"$work/failed"
 
 cat >"$work/compare.py" <<'PYTHON'
-"""Compares what two devices wrote; the standard library alone."""
+"""Compares the results of two devices, using only the standard library."""
 
 import array
 import json
@@ -64,7 +64,7 @@ def rms(values):
 
 
 def ids(vocabulary, out):
-    """Two rows of tokens, drawn at random."""
+    """Writes two rows of random tokens."""
     draw = random.Random(1)
     data = struct.pack("<96q", *(draw.randrange(vocabulary) for _ in range(96)))
     header = json.dumps({"input_ids": {"dtype": "I64", "shape": [2, 48], "data_offsets": [0, len(data)]}}).encode()
@@ -72,7 +72,7 @@ def ids(vocabulary, out):
 
 
 def row(base, what, cpu, device, difference, allowed):
-    """One line of the table; a difference beyond what is allowed, or none that is a number, fails."""
+    """Prints a row of the table; a difference above the tolerance, or NaN, fails."""
     good = difference <= allowed
     print(f"{base:<14} {what:<38} {cpu:>14} {device:>14} {difference:>10.2e} {allowed:>8.0e}  {'ok' if good else 'DIFFERS'}")
     return good
@@ -89,28 +89,28 @@ def logits(base, what, cpu, device, allowed):
 
 
 def rounded(base, what, cpu, device, allowed):
-    """Logits of 16 bits, by how large the differences are among them."""
+    """16-bit logits: the RMS of the differences relative to that of the logits."""
     cpu, device = floats(cpu), floats(device)
     share = rms(pairs(cpu, device)) / rms(cpu)
     return row(base, what, f"rms {rms(cpu):.4f}", f"rms {rms(device):.4f}", share, float(allowed))
 
 
 def oracle(base, what, expected, device, allowed):
-    """PEFT's logits of that name, in expected.safetensors."""
+    """Compares with PEFT's logits of that name in expected.safetensors."""
     expected, device = floats(expected, what), floats(device)
     what = f"PEFT's logits: {what}"
     return row(base, what, f"rms {rms(expected):.4f}", f"rms {rms(device):.4f}", max(pairs(expected, device)), float(allowed))
 
 
 def oracles(path):
-    """The names of PEFT's logits that are of the base, of an adapter, or of Arrow over all but `rs`."""
+    """Prints the names of PEFT's logits: of the base, of adapters, and of Arrow over all adapters but `rs`."""
     for name, _, _ in tensors(path):
         if name == "base" or name.startswith(("adapter/", "arrow/")):
             print(name)
 
 
 def choices(base, what, cpu, device, allowed):
-    """At how many places tokens got other experts, of all layers and projections."""
+    """The share of choices, over all tokens, layers and projections, with other experts."""
     cpu, device = (
         [[{share["expert"] for share in token} for token in choice["tokens"]] for choice in json.loads(Path(path).read_text())["choices"]]
         for path in (cpu, device)
@@ -173,17 +173,17 @@ else:
     sys.exit(0 if globals()[sys.argv[1]](*sys.argv[2:]) else 1)
 PYTHON
 
-# compare KIND BASE WHAT CPU DEVICE ALLOWED: a line of the table; what differs is remembered.
+# compare KIND BASE WHAT CPU DEVICE ALLOWED: prints a row of the table and records a difference.
 compare() {
     python3 "$work/compare.py" "$@" || { [ $? -eq 1 ] && echo "$2: $3" >>"$work/failed"; }
 }
 
-# both NAME ARGUMENTS...: the same command on both devices, {} in its arguments being $work/DEVICE; its stdout goes to
-# $work/DEVICE/NAME. In f32, or in what $dtype says.
+# both NAME ARGUMENTS...: runs a command on both devices, with {} in its arguments replaced by $work/cpu or
+# $work/device, and stdout written to NAME there. In f32, unless $dtype is set.
 both() {
     local name=$1 place
     shift
-    for place in cpu card; do
+    for place in cpu device; do
         mkdir -p "$work/$place"
         local on=$device
         [ "$place" = cpu ] && on=cpu
@@ -192,12 +192,12 @@ both() {
     done
 }
 
-# logits BASE NAME WHAT ARGUMENTS...: the logits of a base with what sits in its slots.
+# logits BASE NAME WHAT ARGUMENTS...: compares the logits of a base with an adapter or router.
 logits() {
     local base=$1 name=$2 what=$3
     shift 3
     both out logits --base "$base" --input "$work/ids" --out {}/logits.safetensors "$@"
-    compare logits "$name" "logits: $what" "$work/cpu/logits.safetensors" "$work/card/logits.safetensors" 1e-3
+    compare logits "$name" "logits: $what" "$work/cpu/logits.safetensors" "$work/device/logits.safetensors" 1e-3
 }
 
 # rounded BASE NAME WHAT ARGUMENTS...: the same in bf16.
@@ -205,10 +205,10 @@ rounded() {
     local base=$1 name=$2 what=$3
     shift 3
     dtype=bf16 both out logits --base "$base" --input "$work/ids" --out {}/logits.safetensors "$@"
-    compare rounded "$name" "bf16: $what" "$work/cpu/logits.safetensors" "$work/card/logits.safetensors" 5e-2
+    compare rounded "$name" "bf16: $what" "$work/cpu/logits.safetensors" "$work/device/logits.safetensors" 5e-2
 }
 
-# oracles BASE NAME EXPECTED ADAPTERS: what the device makes of the base, the adapters and Arrow, and what PEFT makes.
+# oracles BASE NAME EXPECTED ADAPTERS: compares the logits of the base, the adapters and Arrow with PEFT's.
 oracles() {
     local base=$1 name=$2 expected=$3 adapters=$4 oracle filling
     local library=$work/experts
@@ -224,9 +224,9 @@ oracles() {
                 [[ $oracle =~ k([0-9]+)_t([0-9.]+)$ ]]
                 filling=(--library "$library" --router "arrow:top_k=${BASH_REMATCH[1]},temperature=${BASH_REMATCH[2]}") ;;
         esac
-        "$lorakit" logits --base "$base" --input "$expected" --out "$work/card/logits.safetensors" --quiet --dtype f32 \
+        "$lorakit" logits --base "$base" --input "$expected" --out "$work/device/logits.safetensors" --quiet --dtype f32 \
             --device "$device" "${filling[@]}" >/dev/null
-        compare oracle "$name" "$oracle" "$expected" "$work/card/logits.safetensors" 1e-3
+        compare oracle "$name" "$oracle" "$expected" "$work/device/logits.safetensors" 1e-3
     done
 }
 
@@ -235,7 +235,7 @@ if [ "$device" != cpu ] && command -v nvidia-smi >/dev/null; then
 fi
 printf '%-14s %-38s %14s %14s %10s %8s\n' base what cpu "$device" difference allowed
 for base in "$@"; do
-    rm -rf "$work/cpu" "$work/card"
+    rm -rf "$work/cpu" "$work/device"
     folder=$base adapters=()
     if [ -d "$base/base" ]; then
         folder=$base/base
@@ -254,42 +254,42 @@ for base in "$@"; do
         oracles "$folder" "$name" "$base/expected.safetensors" "$base/adapters"
     fi
     if [ "$folder" != pico ] && [ ! -e "$folder/tokenizer.json" ]; then
-        printf '%-14s no tokenizer.json: nothing to be trained or generated\n' "$name"
+        printf '%-14s no tokenizer.json: training and generation are skipped\n' "$name"
         continue
     fi
 
     both train train-experts --base "$folder" --tasks "${tasks[@]}" --library {}/library \
         --set max_steps=10 dropout=0.1 learning_rate=1e-3
-    compare losses "$name" training "$work/cpu/library" "$work/card/library" 1e-2
+    compare losses "$name" training "$work/cpu/library" "$work/device/library" 1e-2
     both clusters cluster --library {}/library -k 2 --out {}/clusters.json
-    compare clusters "$name" "clusters of each one's experts" "$work/cpu/clusters.json" "$work/card/clusters.json" 0
+    compare clusters "$name" "clusters of the experts" "$work/cpu/clusters.json" "$work/device/clusters.json" 0
 
-    # From here on both use the experts that the CPU trained: how far apart training ended is no matter of routing.
+    # From here on both devices use the experts trained on the CPU, so that training differences do not affect routing.
     library=$work/cpu/library
     for router in uniform arrow:top_k=2 arrow:top_k=2,mixing=separate; do
         logits "$folder" "$name" "$router" --library "$library" --router "$router"
     done
     rounded "$folder" "$name" uniform --library "$library" --router uniform
     dtype=bf16 both chosen explain --json --base "$folder" --library "$library" --router arrow:top_k=2 --prompt "$prompt"
-    compare choices "$name" "bf16: who is chosen by arrow:top_k=2" "$work/cpu/chosen" "$work/card/chosen" 5e-2
+    compare choices "$name" "bf16: choices of arrow:top_k=2" "$work/cpu/chosen" "$work/device/chosen" 5e-2
     both scores eval --json --base "$folder" --library "$library" --tasks "${tasks[@]}" --router "${routers[@]}" --limit 8
-    compare scores "$name" scores "$work/cpu/scores" "$work/card/scores" 1e-3
+    compare scores "$name" scores "$work/cpu/scores" "$work/device/scores" 1e-3
     both merge merge --library "$library" --method ties --base "$folder" --out {}/merged
     compare logits "$name" "the merged adapter" "$work/cpu/merged/adapter_model.safetensors" \
-        "$work/card/merged/adapter_model.safetensors" 1e-6
+        "$work/device/merged/adapter_model.safetensors" 1e-6
     logits "$folder" "$name" "merged by ties" --adapter "$work/cpu/merged"
-    # Each fails by itself where merged and dynamic differ on its device.
+    # verify fails by itself if merged and unmerged results differ on the device.
     "$lorakit" merge --library "$library" --method cat --base "$folder" --into-base --out "$work/model" --quiet >/dev/null
     for merged in "" "--merged $work/model"; do
         # shellcheck disable=SC2086 # none or two words
-        "$lorakit" verify --json --quiet --device "$device" --base "$folder" --library "$library" $merged >"$work/card/verified" ||
+        "$lorakit" verify --json --quiet --device "$device" --base "$folder" --library "$library" $merged >"$work/device/verified" ||
             echo "$name: verify $merged" >>"$work/failed"
-        compare verified "$name" "verify${merged:+ --merged}, beyond rounding" "" "$work/card/verified" 2e-4
+        compare verified "$name" "verify${merged:+ --merged}, beyond rounding" "" "$work/device/verified" 2e-4
     done
     rm -rf "$work/model"
     both text generate --json --base "$folder" --library "$library" --router arrow:top_k=2 \
         --prompt "$prompt" --max-new-tokens 16
-    compare text "$name" "text, greedy" "$work/cpu/text" "$work/card/text" 0
+    compare text "$name" "text, greedy" "$work/cpu/text" "$work/device/text" 0
 done
 
 if [ -s "$work/failed" ]; then
@@ -297,7 +297,7 @@ if [ -s "$work/failed" ]; then
     cat "$work/failed" >&2
     exit 1
 fi
-echo "the same on cpu and $device"
+echo "cpu and $device agree"
 if [ -n "${BENCH:-}" ]; then
     # shellcheck disable=SC2086 # words of a command line
     "$(dirname "$0")/gpu_bench.py" --device "$device" $BENCH

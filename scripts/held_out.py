@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""How routers serve tasks that no expert of a library learned: every fourth expert is taken out of a copy of it.
+"""Evaluates routers on tasks without an expert: every fourth expert is removed from a copy of the library.
 
-Prints for each router the mean test loss over the tasks of the experts that were taken out, and over those of the others,
-with standard errors over rows. The copy and the results stay in OUT.
+Prints each router's mean test loss on the tasks of the removed experts and on those of the others, with standard errors
+over rows. The copy and the results stay in OUT.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import statistics
 
-from laboratory import Seed
+from experiment import Seed
 
 EVERY = 4
 ROUTERS = ["base", "uniform", "arrow", "arrow:top_k=all", "tp", "evidence"]
@@ -21,11 +21,11 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
     parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
-    parser.add_argument("--library", type=pathlib.Path, required=True, help="a library of one expert for each task")
+    parser.add_argument("--library", type=pathlib.Path, required=True, help="a library with one expert per task")
     parser.add_argument("--base", required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--data", help="what {data} stands for in task TOMLs")
-    parser.add_argument("--limit", type=int, help="test rows of each task")
+    parser.add_argument("--data", help="folder to substitute for {data} in task TOMLs")
+    parser.add_argument("--limit", type=int, help="maximum number of test rows per task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     return parser.parse_args()
@@ -52,8 +52,8 @@ def main():
                            "--metrics", "loss", "--out", seed.out, "--router", *ROUTERS)["results"]  # fmt: skip
     missing = [name for name in removed if name not in results[ROUTERS[0]]]
     if missing:
-        raise SystemExit(f"no task has the name of the experts {', '.join(missing)}: expected an expert for each task, named after it")
-    print(f"Mean test loss, {len(removed)} of the experts taken out:\n\n| router | their tasks | the others' |\n|---|---|---|")
+        raise SystemExit(f"no task is named after the experts {', '.join(missing)}: expected one expert per task, with the task's name")
+    print(f"Mean test loss, {len(removed)} experts removed:\n\n| router | tasks of removed experts | other tasks |\n|---|---|---|")
     for router in ROUTERS:
         scores = {task: score["metrics"]["loss"] for task, score in results[router].items()}
         of = [cell([score for task, score in scores.items() if (task in removed) == out]) for out in (True, False)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What lm-evaluation-harness says about a base, for crates/lorakit-eval/tests/integration/lm_eval_parity.rs to agree with.
+"""Computes lm-evaluation-harness scores, the reference of crates/lorakit-eval/tests/integration/lm_eval_parity.rs.
 
     pip install torch transformers accelerate lm-eval
     python scripts/lm_eval_check.py BASE DATA --out crates/lorakit-eval/tests/integration/lm_eval.json
@@ -7,8 +7,8 @@
 BASE is a Hugging Face model folder, DATA the folder `dataset` of https://github.com/AGI-Edgerunners/LLM-Adapters.
 Takes the first rows of three of its tasks as multiple choice, scores them in float32 on the CPU, and prints acc and
 acc_norm; with --out it writes them and the log-likelihood of every choice as JSON. With --time LORAKIT it also scores
-the same rows by that binary, and prints the seconds of both: of lm-evaluation-harness without its start and the loading
-of the model, at the best of several batch sizes; of lorakit as a whole.
+the same rows with that binary and prints the seconds of both: for lm-evaluation-harness without startup and model
+loading, at the best of several batch sizes; for lorakit in total.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-# One task with a few tokens per choice, one with many, and one whose prompts end in a newline, which moves to the
-# choice, and say everything twice, so that some are too long for a small base and lose their beginning.
+# One task with a few tokens per choice, one with many, and one whose prompts end in a newline (which moves to the
+# choice) and are doubled, so that some exceed a small base's context and are truncated from the left.
 YAML = """
 task: {name}
 dataset_path: json
@@ -61,7 +61,7 @@ TASKS = {"boolq": (boolq, QUESTION), "piqa": (piqa, QUESTION), "ARC-Easy": (arc_
 
 
 def write_task(name, data, folder, limit):
-    """Writes a task's rows, and what says how lm-evaluation-harness and lorakit are to ask them."""
+    """Writes a task's rows and its configuration for lm-evaluation-harness and lorakit."""
     read, (prompt, delimiter) = TASKS[name]
     rows = json.loads((data / name / "test.json").read_text())[:limit]
     with open(folder / f"{name}.jsonl", "w") as file:
@@ -88,7 +88,7 @@ def evaluate(base, folder, batch_size=8, model=None):
 
 
 def summary(found, name):
-    """A task's numbers, rounded to what float32 can promise."""
+    """A task's results, rounded to float32 precision."""
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     unique = {sample["doc_id"]: sample for sample in samples}.values()
     scores = found["results"][name]
@@ -100,7 +100,7 @@ def summary(found, name):
 
 
 def compare_times(lorakit, base, folder):
-    """Seconds of the same rows by both."""
+    """Times both programs on the same rows."""
     for batch_size in (1, 8, 32, 128):
         model = HFLM(pretrained=str(base), dtype="float32", device="cpu", batch_size=batch_size)
         started = time.perf_counter()

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Every way of building, routing and reusing a library, side by side on suite:skills over pico.
+"""Compares every method of building, routing and adapting a library, on suite:skills over pico.
 
-Three tables: libraries and routers on the tasks that were trained and on the held-out ones; clusters against the known
-families; and adaptation to each held-out task from a tenth of its rows and from all. Cells are means over tasks, and over
-seeds with the standard error of the mean over them; a seed decides the suite, the training and the clusters.
+Prints three tables: libraries and routers on trained and held-out tasks; clusters compared with the known families; and
+adaptation to each held-out task from a tenth of its rows and from all. Cells are means over tasks and seeds, with the
+standard error over seeds; a seed determines the suite, the training and the clusters.
 
     scripts/methods.py --out /tmp/methods --seeds 0 1 2
 
-What is in --out already is not done again. Two skills at once are the matter of compositions.py. With QUICK=1 in the
-environment it only shows that all of it runs.
+Results that exist in --out are reused. For compositions of two skills see compositions.py. With QUICK=1 in the
+environment, it runs a minimal version as a smoke test.
 """
 
 import json
@@ -16,14 +16,14 @@ import statistics
 from collections import Counter
 from math import comb
 
-from laboratory import QUICK, Seed, cell, options, parsed, safe
+from experiment import QUICK, Seed, cell, options, parsed, safe
 
 FAMILIES = 2 if QUICK else 8
 STEPS = 5 if QUICK else 40
 TRAINING = ["learning_rate=1e-2", "max_grad_norm=1", "dropout=0", "eval_steps=0"]
-# The few tasks that QUICK leaves, by part of the suite.
+# The few tasks used with QUICK, by part of the suite.
 FEW = {"": ["shift_up1", "shift_down1", "join_dash", "join_dot"], "/heldout": ["shift_up3", "join_at"]}
-# Library: how it is built, and the routers that it is scored under.
+# Libraries: how each is built, and the routers to score.
 ALONE = ["uniform", "arrow", "evidence", "oracle"]
 LIBRARIES = {
     "private": (
@@ -49,7 +49,7 @@ CLUSTERS = {
     "embedding": ["--method", "embedding"],
     "random": ["--method", "random"],
 }
-# Adaptation: the method and the library that it starts from.
+# Adaptations: the method, and the library that it starts from.
 ADAPTATIONS = {
     "no library": ("no_library", None),
     "mean of private": ("mean", "private"),
@@ -71,12 +71,12 @@ class Methods(Seed):
         self.limit = str(limit)
 
     def tasks(self, part=""):
-        """The tasks of a part of the suite, as --tasks takes them."""
+        """The tasks of a part of the suite, as arguments of --tasks."""
         suite = f"suite:skills@{self.seed}"
         return [f"{suite}/{task}" for task in FEW[part]] if QUICK else [suite + part]
 
     def once(self, name, make):
-        """What `make` returns, from the file `name` where it was made before."""
+        """The result of `make`, cached in the file `name`."""
         file = self.out / f"{safe(name)}.json"
         if not file.exists():
             file.write_text(json.dumps(make()))
@@ -114,7 +114,7 @@ class Methods(Seed):
         return mean(self.once(f"eval {name} {router} {part}", make))
 
     def index(self, name):
-        """The adjusted Rand index with the families, which tasks are named after."""
+        """The adjusted Rand index with the families, which are prefixes of task names."""
         members = json.loads(self.clusters(name).read_text())["clusters"]
         found = {task: cluster for cluster, tasks in members.items() for task in tasks}
         return adjusted_rand_index([(cluster, task.split("_")[0]) for task, cluster in found.items()])
@@ -134,7 +134,7 @@ class Methods(Seed):
 
 
 def adjusted_rand_index(pairs):
-    """Of two groupings, given as a pair of groups for each item (Hubert and Arabie, 1985)."""
+    """The adjusted Rand index of two groupings, given as a pair of groups per item (Hubert and Arabie, 1985)."""
     both, ours, theirs = (sum(comb(n, 2) for n in Counter(of).values()) for of in (pairs, *zip(*pairs)))
     expected = ours * theirs / comb(len(pairs), 2)
     return (both - expected) / ((ours + theirs) / 2 - expected)
@@ -153,7 +153,7 @@ def cells(seeds, score):
 
 def main():
     parser = options(__doc__)
-    parser.add_argument("--limit", type=int, default=16, help="test rows of a task")
+    parser.add_argument("--limit", type=int, default=16, help="maximum number of test rows per task")
     arguments = parsed(parser)
     limit = 1 if QUICK else arguments.limit
     seeds = [Methods(arguments.lorakit, arguments.out, seed, limit) for seed in arguments.seeds]

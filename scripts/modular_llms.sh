@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The zero-shot table of "Towards Modular LLMs" (arXiv 2405.11157, table 1): base, shared, private and MBC libraries under
-# the mean and Arrow, on multiple-choice sets and BIG-Bench Hard. As there: 40 % of the epochs make the private experts
-# that are clustered in the space of parameters, 60 % the experts of ten clusters; every other library has them all.
+# The zero-shot table of "Towards Modular LLMs" (arXiv 2405.11157, table 1): base, shared, private and MBC libraries
+# with uniform and Arrow routing, on multiple-choice sets and BIG-Bench Hard. As in the paper, 40 % of the epochs train
+# private experts for clustering by parameters, and 60 % the experts of ten clusters; the other libraries train for all
+# epochs.
 #
 # BASE   a model folder or hub:ORG/NAME; the paper's are hub:microsoft/phi-2 and hub:mistralai/Mistral-7B-v0.1
 # TASKS  a folder of one JSON Lines file for each task, of {"input", "output"} rows; the paper's are 256 tasks of Flan
 #        (https://huggingface.co/datasets/chiayewken/flan-v2: at most 10,000 rows of each task_name, as columns
-#        source and target), without those of the test
+#        source and target), without the evaluation tasks
 # DATA   the folder that configs/tasks/llm_adapters.toml and bbh.toml call {data}
-# OUT    where libraries, clusters and results go; run again, it goes on where it stopped
+# OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
-# OPTIONS, if any, go to every training: over Phi-2 add `--set tie_qkv=true`; on a GPU `--device cuda`.
+# OPTIONS are passed to every training: for Phi-2 add `--set tie_qkv=true`; on a GPU `--device cuda`.
 #
 # Usage: [QUICK=1] scripts/modular_llms.sh BASE TASKS DATA OUT [OPTIONS...]
 set -euo pipefail

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Whether PEFT and transformers load what lorakit writes, and compute the same; tests/peft.rs runs it.
+"""Checks that PEFT and transformers load lorakit's output and give the same logits; run by tests/peft.rs.
 
     pip install torch transformers peft
     python scripts/peft_check.py compare CASES.json
     python scripts/peft_check.py write-mttl ADAPTER LIBRARY NAME
 
 CASES.json is a list of {"base", "adapter", "ids", "logits"}: a model folder, an adapter folder or null, and the input
-and output of `lorakit logits`. Prints a JSON list of the largest differences of logits in float32 on the CPU; a tensor
-that PEFT misses, or has no place for, is an error. `write-mttl` writes a PEFT adapter as an expert of an mttl library,
-by torch.save and with all that mttl keeps, so that a real pickle is imported.
+and output of `lorakit logits`. Prints a JSON list of the largest differences of logits in float32 on the CPU; missing
+and unexpected tensors are errors. `write-mttl` writes a PEFT adapter as an expert of an mttl library, with torch.save and
+all of mttl's metadata, to test the import of real pickles.
 """
 
 import json
@@ -52,7 +52,7 @@ def write_mttl(adapter, library, name):
     for key, value in load_file(Path(adapter) / "adapter_model.safetensors").items():
         module = key.removeprefix("base_model.model.").removesuffix(".weight")
         module, half = module.rsplit(".", 1)
-        # A view, as a transpose in mttl's own code would be: strides then differ from the shape's.
+        # A transposed view, as mttl's own code might save, so that its strides are not contiguous.
         state[f"{module}.{half.lower()}"] = torch.nn.Parameter(value).T if "q_proj" in module else value.T.contiguous()
     lora = {"lora_rank": config["r"], "lora_alpha": float(config["lora_alpha"]), "lora_dropout": 0.05}
     about = {

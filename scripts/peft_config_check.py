@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Holds lorakit's reading of adapter_config.json files against PEFT's: which modules of a base each configuration
-adapts, with which rank and scale.
+"""Compares how lorakit and PEFT read adapter_config.json files: which modules of a base each configuration adapts,
+with which rank and scale.
 
     scripts/peft_config_check.py LORAKIT CONFIGS_FOLDER BASE_FOLDER...
 
-A configuration that lorakit accepts is given to PEFT over an empty model of each base. One without target_modules is
-left out: PEFT then has a table of architectures, and lorakit takes the modules that the adapter's tensors are of.
-Needs peft and transformers (seen with peft 0.21.2). Exits 1 where the two differ.
+Configurations that lorakit accepts are applied by PEFT to an empty model of each base. Those without target_modules are
+skipped: PEFT then uses a table of architectures, and lorakit the modules of the adapter's tensors. Needs peft and
+transformers (tested with peft 0.21.2). Exits with 1 if the two differ.
 """
 
 import json
@@ -26,7 +26,7 @@ logging.set_verbosity_error()
 
 
 def lorakit_reads(binary, config, base):
-    """What lorakit makes of a configuration: None where it refuses it, else {module: (rank, scale)}."""
+    """lorakit's reading of a configuration: {module: (rank, scale)}, or None if it is refused."""
     command = [binary, "--json", "library", "check", "--config", str(config), "--base", str(base)]
     ran = subprocess.run(command, capture_output=True, text=True)
     document = json.loads(ran.stdout)
@@ -36,12 +36,12 @@ def lorakit_reads(binary, config, base):
 
 
 def peft_makes(config, base):
-    """What PEFT makes of it: {module: (rank, scale)}, or the text of its error."""
+    """PEFT's reading of a configuration: {module: (rank, scale)}, or the text of its error."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     keys = json.loads(Path(config).read_text())
     known = {key: value for key, value in keys.items() if key in LoraConfig.__dataclass_fields__}
-    # The start of training decides nothing about a trained adapter, and some starts need the weights.
+    # Initialization does not affect a trained adapter, and some initializations need the weights.
     known.update(init_lora_weights=False, eva_config=None, corda_config=None, lora_ga_config=None, velora_config=None)
     known["loftq_config"] = {}
     try:

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs the commands of README.md, scripts/README.md and benches/README.md, so that they stay true.
+# Runs the commands in README.md, scripts/README.md and benches/README.md to keep them correct.
 #
-# Blocks marked `sh root` run in the checkout. Those marked `sh` run in a folder of their own, one page after the other, as a
-# reader would run them. Blocks marked `sh data` need DATA, a folder with the material that they name, and are skipped
-# without it. QUICK=1 tells the scripts to use little data.
+# Blocks marked `sh root` run in the checkout. Those marked `sh` run in a separate folder, page by page, as a reader
+# would run them. Blocks marked `sh data` need DATA, a folder with the data that they use, and are skipped without it.
+# The scripts run with QUICK=1, on little data.
 #
 # Usage: scripts/readme_check.sh
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 pages=(README.md scripts/README.md benches/README.md)
 
-# blocks PAGE MARK: the commands of the blocks whose fence has exactly this mark.
+# blocks PAGE MARK: the commands in the blocks whose fence has exactly this mark.
 blocks() {
     awk -v mark='```'"$2" '$0 == mark { inside = 1; next } /^```/ { inside = 0 } inside' "$root/$1"
 }

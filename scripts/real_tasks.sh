@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The whole method on real tasks and a real base: private experts, MBC clusters and an expert for each, an expert for all
-# tasks, and the routers side by side, over tasks that nobody learned too.
+# The full pipeline on real tasks and a real base: private experts, MBC clusters with one expert each, a joint expert
+# for all tasks, and a comparison of routers, including on tasks that no expert was trained on.
 #
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
-#        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with them;
-#        function_vectors_instructed and instruction_induction_bare (22 of its tasks) are the other way round
+#        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with instructions;
+#        function_vectors_instructed adds instructions, instruction_induction_bare (22 tasks) removes them
 # BASE   a model folder or hub:ORG/NAME
 # DATA   the folder that configs/tasks/SET.toml calls {data}
-# OUT    where libraries, clusters and results go; run again, it goes on where it stopped
+# OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
-# Each set is three to ten minutes on two cores over stories260K. SEED is 0 where nothing else is said.
+# Each set takes three to ten minutes on two cores over stories260K. SEED defaults to 0.
 #
 # Usage: [QUICK=1] [SEED=N] scripts/real_tasks.sh SET BASE DATA OUT
 set -euo pipefail
@@ -26,7 +26,7 @@ case "$set" in
     function_vectors_instructed) tasks=("$here/../configs/tasks/function_vectors.toml" --data "$data") ;;
     instruction_induction) tasks=("$here/../configs/tasks/instruction_induction.toml" --data "$data") ;;
     instruction_induction_bare)
-        # The rows of two tasks are no plain pairs of input and output.
+        # The rows of two tasks are not plain input-output pairs.
         mapfile -t tasks < <(find "$data/instruction_induction/raw/induce" -name '*.json' \
             ! -name cause_and_effect.json ! -name common_concept.json | LC_ALL=C sort)
         ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# When does Arrow choose well? On suite:skills over pico: experts trained for more and more steps, and Arrow with its
-# settings one at a time, on the trained and the held-out tasks. Prints the mean over tasks of each table.
+# When does Arrow choose well? On suite:skills over pico, trains experts for increasing numbers of steps and varies one
+# Arrow setting at a time, on trained and held-out tasks. Prints the mean over tasks of each table.
 #
 # Usage: [QUICK=1] [STEPS="5 10 20 40 80"] scripts/when_arrow_helps.sh OUT [SEED...]
 set -euo pipefail

@@ -106,7 +106,7 @@ impl Command {
             Self::Library(command) => library_commands::run(command, context),
             Self::Task(command) => task_commands::run(command, context),
             Self::Base(command) => base_commands::run(command, context),
-            Self::Completions(args) => completions::run(args, context),
+            Self::Completions(args) => completions::run(args, Cli::command(), context),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a library to a target task, through the binary: `adapt`, the routers and the merges of fitted weights.
+//! Adapting a library to a target task with the binary: `adapt`, and routers and merges with fitted weights.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -14,7 +14,7 @@ const NAME: &str = "second_of_reverse";
 const SETTINGS: [&str; 8] =
     ["--set", "max_steps=30", "--set", "learning_rate=1e-2", "--set", "batch_size=8", "--set", "max_grad_norm=1"];
 
-/// A folder with a library on the base of the binary.
+/// A folder with a library over the bundled base.
 struct Work(tempfile::TempDir);
 
 impl Work {
@@ -79,12 +79,12 @@ fn training_methods_start_from_zero_the_mean_or_an_expert() {
         let record = work.record(out);
         assert_eq!(record["tasks"][0]["name"], NAME);
         assert_eq!(record["settings"]["start"].is_object(), starts, "{record}");
-        // The out folder is a library: what eval says of it is what the check said.
+        // The output folder is a library, and `eval` gives the score that `adapt` reported.
         assert!((work.eval(out, "oracle") - loss(&document, "adapted")).abs() < 1e-4);
     }
     assert_eq!(work.record("mean")["settings"]["start"]["origin"]["merge"], "linear:convention=paper,scale=1");
     assert_eq!(work.record("shared")["settings"]["start"]["origin"]["experts"][0]["name"], "pick_second");
-    // The same command again leaves all as it is; another one is refused.
+    // Repeating the command changes nothing; one with other settings is refused.
     let before = work.weights("mean");
     assert_eq!(work.adapt("mean", "mean", &steps).json()["adapted"][0]["status"], "finished before");
     assert!(work.adapt("no_library", "mean", &steps).failed(1).contains("--restart"));
@@ -128,10 +128,10 @@ fn fits_are_deterministic_and_report_held_out_loss() {
         two.ok();
         assert_eq!(work.weights("one"), work.weights("two"), "{method}");
     }
-    // Found already, so that nothing is fitted again.
+    // Cached: nothing is fitted again.
     let again = work.adapt("cat:per=module,simplex=true,steps=10,rows=20", "one", &[]).json();
     assert!(again["adapted"][0]["fit"]["weights"].is_object(), "{again}");
-    // Chosen experts alone.
+    // Only the selected experts.
     let document =
         work.adapt("cat:per=expert,steps=5,rows=10", "few", &["--experts", "order_reverse,shift_up1"]).json();
     let weights = document["adapted"][0]["fit"]["weights"]["all layers"].as_object().unwrap();
@@ -169,7 +169,7 @@ fn poly_fits_routing_or_routing_and_skills() {
         assert_eq!(work.record(method)["settings"]["method"], method);
     }
     assert!(work.eval("poly", &format!("expert:{NAME}")) < work.eval("poly_z", &format!("expert:{NAME}")));
-    assert_eq!(bytes("order_reverse"), before, "the library stays as it is");
+    assert_eq!(bytes("order_reverse"), before, "the library is unchanged");
     work.train("library", &["suite:skills/join_dash"], &["--set", "rank=2"]);
     assert!(work.adapt("poly", "uneven", &[]).failed(1).contains("rank 2"));
 }
@@ -190,7 +190,7 @@ fn adapt_fails_before_anything_is_written() {
         let error = work.adapt(method, "wrong", options).failed(code);
         assert!(error.contains(named), "{method} {options:?}: {error}");
     }
-    assert!(!work.0.path().join("wrong").exists(), "nothing is left behind");
+    assert!(!work.0.path().join("wrong").exists(), "a failure leaves nothing behind");
     assert!(work.adapt("mean", "library", &[]).failed(1).contains("are the same folder"));
     let none = run(["adapt", "--base", "pico", "--tasks", TARGET, "--method", "cat", "--out", &work.path("wrong")]);
     assert!(none.failed(2).contains("--method cat needs --library"));
@@ -210,7 +210,7 @@ fn unused_settings_are_refused() {
     let refused = work.adapt("cat", "out", &["--set", "learning_rate=0.5"]).failed(2);
     assert!(refused.contains("colon, as in --method cat:per=layer"), "{refused}");
     assert!(work.adapt("lorahub", "out", &["--config", "nowhere.toml"]).failed(2).contains("--config"));
-    assert!(!work.0.path().join("out").exists(), "nothing is made");
+    assert!(!work.0.path().join("out").exists(), "nothing is written");
     let few = ["--set", "target_modules=q_proj", "--set", "max_steps=2"];
     let lost = work.adapt("mean", "out", &few).failed(1);
     assert!(lost.contains("k_proj") && lost.contains("target_modules"), "{lost}");

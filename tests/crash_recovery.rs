@@ -1,7 +1,7 @@
-//! Whatever is killed at whatever moment and started again ends as if nothing had happened.
+//! A command that is killed at any moment and run again gives the same result as an undisturbed one.
 //!
-//! A few kills each as a rule; `LORAKIT_KILLS=50 cargo test --release --test kills` makes it fifty of training and as
-//! many of everything else.
+//! By default a few kills per command; `LORAKIT_KILLS=50 cargo test --release --test crash_recovery` makes it 50 of
+//! training and of each other command.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 #![cfg(unix)]
 
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// Tasks of as many rows: experts end at different steps, and share two passes.
+/// Tasks with their numbers of rows: experts finish at different steps, and train in two passes.
 const ROWS: [(&str, usize); 4] = [("double", 40), ("reverse", 24), ("upper", 48), ("vowel", 32)];
 
 const SETTINGS: [&str; 9] = [
@@ -37,7 +37,7 @@ fn kills() -> usize {
     std::env::var("LORAKIT_KILLS").map_or(5, |text| text.parse().expect("LORAKIT_KILLS is a number"))
 }
 
-/// Moments that are the same in every run: splitmix64.
+/// Reproducible random moments (splitmix64).
 struct Moments(u64);
 
 impl Moments {
@@ -50,7 +50,7 @@ impl Moments {
     }
 }
 
-/// Files that appeared, by their place under a folder. Hidden ones do not count as having appeared.
+/// The content of files by path within a folder, without hidden files.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 fn files(folder: &Path) -> Files {
@@ -90,7 +90,7 @@ impl Work {
         self.folder.path().join(name)
     }
 
-    /// `train-experts` of all tasks into a library of the folder. On two threads, so that a kill may find one ahead of
+    /// `train-experts` on all tasks into a library in the folder. Two threads, so that at a kill one may be ahead of
     /// the other.
     fn train(&self, library: &str) -> Vec<String> {
         self.train_on(2, library)
@@ -106,7 +106,7 @@ impl Work {
         words
     }
 
-    /// A library trained without disturbance, on one thread: how many there are changes no byte.
+    /// Trains a library undisturbed, on one thread: the number of threads does not affect the result.
     fn trained(&self, library: &str) -> (Files, Duration) {
         let since = Instant::now();
         run(self.train_on(1, library)).ok();
@@ -118,7 +118,7 @@ fn start(words: &[String]) -> Child {
     command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Starts the command, and kills it after a while. Whether it was still running.
+/// Starts the command and kills it after `after`. Returns whether it was still running.
 fn killed(words: &[String], after: Duration) -> bool {
     let mut child = start(words);
     std::thread::sleep(after);
@@ -128,20 +128,20 @@ fn killed(words: &[String], after: Duration) -> bool {
     running
 }
 
-/// The steps done according to the checkpoints of all runs, by checkpoint.
+/// The number of completed steps in the checkpoints of all runs, by path.
 fn checkpoints(library: &Path) -> BTreeMap<PathBuf, u64> {
     let found = files(&library.join("runs"))
         .into_iter()
         .filter(|(path, _)| path.extension().is_some_and(|e| e == "safetensors"));
     let step = |bytes: &[u8]| -> u64 {
-        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("what is there is whole");
+        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).expect("existing checkpoints are complete");
         let state: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["state"]).unwrap();
         state["step"].as_u64().unwrap()
     };
     found.map(|(path, bytes)| (path, step(&bytes))).collect()
 }
 
-/// Every expert's inode: another one is another file.
+/// Every expert's inode, which changes if the file is replaced.
 fn inodes(library: &Path) -> BTreeMap<String, u64> {
     let Ok(library) = Library::open(library) else { return BTreeMap::new() };
     let names = library.expert_names().unwrap();
@@ -163,7 +163,7 @@ fn killed_training_resumes_to_the_same_bytes() {
     while done < kills() {
         let (name, mut seen, mut last) = (format!("disturbed-{round}"), BTreeMap::new(), BTreeMap::new());
         let library = work.path(&name);
-        // A run that comes to its end between two kills is judged, and another one begins.
+        // If a run completes between two kills, it is checked, and a new one starts.
         while done < kills() && killed(&work.train(&name), moments.before(length)) {
             done += 1;
             for (expert, inode) in inodes(&library) {
@@ -172,15 +172,15 @@ fn killed_training_resumes_to_the_same_bytes() {
                     inode,
                     "{expert}: finished, and written again"
                 );
-                Adapter::read(&library.join("experts").join(&expert)).expect("an expert is there whole or not at all");
+                Adapter::read(&library.join("experts").join(&expert)).expect("an expert is complete or absent");
             }
             for (path, step) in checkpoints(&library) {
                 let before = last.insert(path.clone(), step).unwrap_or(0);
-                assert!(step >= before, "{}: at step {step}, and was at {before}", path.display());
+                assert!(step >= before, "{}: went back from step {before} to {step}", path.display());
             }
         }
         run(work.train(&name)).ok();
-        assert!(files(&library.join("experts")) == expected, "round {round}: other bytes than undisturbed");
+        assert!(files(&library.join("experts")) == expected, "round {round}: bytes differ from the undisturbed run");
         assert!(inodes(&library).iter().all(|(expert, inode)| seen.get(expert).is_none_or(|before| before == inode)));
         assert_eq!(checkpoints(&library), BTreeMap::new(), "no checkpoint outlives its pass");
         assert_eq!(log(&name), log("undisturbed"), "every step is logged once");
@@ -191,14 +191,14 @@ fn killed_training_resumes_to_the_same_bytes() {
                 .filter(|e| e.file_name().to_string_lossy().starts_with(".new"))
                 .count()
         };
-        assert_eq!((hidden("."), hidden("experts")), (0, 0), "nothing half-written stays");
+        assert_eq!((hidden("."), hidden("experts")), (0, 0), "no partially written files are left");
         round += 1;
     }
     eprintln!("{done} kills of training in {round} rounds");
 }
 
-/// Kills a command again and again, from nothing each time. At every moment `place` holds nothing or all, and the
-/// same command ends with `expected`.
+/// Kills a command repeatedly, each time starting from scratch. After each kill `place` holds either nothing or
+/// everything, and repeating the command gives `expected`.
 fn disturb(words: &[String], place: &Path, undo: impl Fn(), (expected, length): (&Files, Duration), whole: impl Fn()) {
     let (mut moments, mut done) = (Moments(2), 0);
     for _ in 0..4 * kills() {
@@ -208,7 +208,7 @@ fn disturb(words: &[String], place: &Path, undo: impl Fn(), (expected, length): 
         if files(place) != *expected {
             run(words).ok();
         }
-        assert!(files(place) == *expected, "other bytes than undisturbed: {words:?}");
+        assert!(files(place) == *expected, "bytes differ from the undisturbed run: {words:?}");
         if done >= kills() {
             break;
         }
@@ -253,7 +253,7 @@ fn killed_commands_leave_no_partial_results() {
     run(&words).ok();
     let (expected, length) = (files(&out), since.elapsed());
     let undo = || drop(fs::remove_dir_all(&out));
-    let whole = || assert!(files(&out).is_empty() || files(&out) == expected, "a folder that is half merged");
+    let whole = || assert!(files(&out).is_empty() || files(&out) == expected, "the merged folder is incomplete");
     disturb(&words, &out, undo, (&expected, length), whole);
 
     let library = work.path("added");
@@ -269,16 +269,16 @@ fn killed_commands_leave_no_partial_results() {
     disturb(&words, &library, undo, (&expected, length), whole);
 }
 
-/// What is in a library beside its runs.
+/// The content of a library, without its runs.
 fn products(library: &Path) -> Files {
     files(library).into_iter().filter(|(path, _)| !path.starts_with("runs")).collect()
 }
 
-/// Starts a training of skills that are there, and kills it as soon as the first of them is another.
+/// Starts a training that replaces existing skills, and kills it as soon as the first one is replaced.
 fn killed_among_skills(words: &[String], library: &Path) {
     let first = || fs::metadata(library.join("experts/poly_0/expert.json")).ok().map(|file| file.ino());
     let (before, mut child) = (first(), start(words));
-    // It is away for a moment before the other comes.
+    // The old one disappears for a moment before the new one is there.
     while first().is_none_or(|now| Some(now) == before) && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_micros(50));
     }
@@ -304,7 +304,7 @@ fn killed_skill_training_leaves_no_mixed_routing() {
     let since = Instant::now();
     run(&words).ok();
     let (old, new, length) = (products(&work.path("old")), products(&library), since.elapsed());
-    assert!(old.len() > new.len(), "a skill fewer");
+    assert!(old.len() > new.len(), "the new library has one skill less");
     let (mut moments, mut refused) = (Moments(3), 0);
     for round in 0..2 * kills() {
         undo();
@@ -314,23 +314,23 @@ fn killed_skill_training_leaves_no_mixed_routing() {
             killed_among_skills(&words, &library);
         }
         let opened = Library::open(&library).unwrap();
-        // What the killed one left is settled by whoever locks next.
+        // The next process that takes the lock recovers from the killed one.
         drop(opened.lock().unwrap());
         match routing_store::read(&opened, "poly") {
-            Ok(Some(_)) => assert!(products(&library) == old || products(&library) == new, "neither old nor new"),
-            Ok(None) => panic!("a routing was taken away"),
+            Ok(Some(_)) => assert!(products(&library) == old || products(&library) == new, "a mixture of old and new"),
+            Ok(None) => panic!("the routing was removed"),
             Err(error) => {
                 refused += 1;
                 assert!(format!("{error:#}").contains("--restart"), "{error:#}");
             }
         }
         run(&words).ok();
-        assert!(products(&library) == new, "other bytes than undisturbed");
+        assert!(products(&library) == new, "bytes differ from the undisturbed run");
     }
     eprintln!("{} kills of skills, {refused} of them among the skills", 2 * kills());
 }
 
-/// Waits until the run of a library has logged some steps.
+/// Waits until a library's run has logged `steps` steps.
 fn wait_for_steps(library: &Path, steps: usize) {
     let since = Instant::now();
     let lines = || files(&library.join("runs")).values().map(|bytes| bytes.split(|b| *b == b'\n').count()).max();
@@ -350,7 +350,7 @@ fn sigterm_stops_after_a_step_with_exit_code_130() {
         let sent = std::process::Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
         assert!(sent.unwrap().success());
         let ran = Ran::from(child.wait_with_output().unwrap());
-        // A slow signal finds the work done.
+        // The work may be finished before the signal arrives.
         if ran.code != 0 {
             assert_eq!(ran.code, 130, "{}", ran.stderr);
             assert!(ran.stderr.contains("interrupted: ") && ran.stderr.contains("same command"), "{}", ran.stderr);
@@ -372,7 +372,7 @@ fn a_full_disk_is_an_error_that_keeps_finished_experts() {
     run(&words).ok();
     let before = files(&work.path("library").join("experts"));
     words.splice(first + 1..first + 1, rest);
-    // The shell's limit on a file's size, in blocks: less than an expert's weights have.
+    // The shell's file size limit, in blocks: smaller than an expert's weights.
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     let line = format!("ulimit -f 16; exec '{}' {}", env!("CARGO_BIN_EXE_lorakit"), quoted.join(" "));
     let ran = Ran::from(std::process::Command::new("sh").args(["-c", &line]).output().unwrap());
@@ -393,7 +393,7 @@ fn read_only_libraries_can_be_read() {
     let library = work.path("library");
     let clusters =
         |out: &str| run(["cluster", "-k", "2", "--library", library.to_str().unwrap(), "--out", out]).failed(1);
-    // Nobody, not even root, can make a folder there.
+    // Not even root can create a folder there.
     let message = run(work.train("x").iter().map(|word| if word.ends_with("/x") { "/proc/x" } else { word })).failed(1);
     assert!(message.contains("/proc/x"), "{message}");
     assert!(clusters("/proc/x.json").contains("/proc/x.json"));
@@ -403,7 +403,7 @@ fn read_only_libraries_can_be_read() {
     let ran = run(["library", "check", "--library", library.to_str().unwrap()]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     if fs::write(library.join("experts/probe"), "").is_err() {
-        // Not root: the system keeps to the permissions.
+        // Not root, so permissions are enforced.
         let message = run(["library", "rm", "--library", library.to_str().unwrap(), ROWS[0].0]).failed(1);
         assert!(message.contains("experts"), "{message}");
     }
@@ -424,7 +424,7 @@ fn processes_wait_for_the_library_lock() {
     let trained = |document: &Value| {
         document["experts"].as_array().unwrap().iter().filter(|expert| expert["status"] == "trained").count()
     };
-    assert_eq!(both.iter().map(|(_, document)| trained(document)).sum::<usize>(), ROWS.len(), "each expert once");
+    assert_eq!(both.iter().map(|(_, document)| trained(document)).sum::<usize>(), ROWS.len(), "trained once each");
 
     let library = Library::open(&work.path("shared")).unwrap();
     let held = library.lock().unwrap();
@@ -432,7 +432,7 @@ fn processes_wait_for_the_library_lock() {
     let mut child = start(&words);
     std::thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "it waits");
-    assert!(library.contains(ROWS[0].0), "and changes nothing");
+    assert!(library.contains(ROWS[0].0), "a refused command changes nothing");
     drop(held);
     let ran = Ran::from(child.wait_with_output().unwrap()).ok();
     assert!(ran.stderr.contains("another process is changing"), "{}", ran.stderr);

@@ -1,4 +1,4 @@
-//! Training that goes wrong is noticed, and told at the end.
+//! Diverging training is detected and reported at the end.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -13,7 +13,7 @@ fn diverged_experts_are_stopped_and_reported() {
     let train = |options: &[&str]| {
         let fixed = ["train-experts", "--json", "--base", "pico", "--library", &library];
         let tasks = ["--tasks", "suite:skills/shift_up1", "suite:skills/shift_down1"];
-        // A rate at which the first updates do little and those after them, warmed up, break everything.
+        // A learning rate at which the first updates do little, and those after the warmup diverge.
         let wild = ["learning_rate=3", "max_steps=24", "batch_size=4", "max_grad_norm=0", "warmup_ratio=0.5"];
         let wild = wild.iter().flat_map(|setting| ["--set", *setting]);
         run(fixed.into_iter().chain(tasks).chain(wild).chain(["--set", "eval_steps=0"]).chain(options.iter().copied()))
@@ -24,14 +24,14 @@ fn diverged_experts_are_stopped_and_reported() {
     let experts = document["experts"].as_array().unwrap();
     let (failed, others): (Vec<&Value>, Vec<&Value>) = experts.iter().partition(|expert| expert["status"] == "failed");
     assert!(!failed.is_empty() && others.iter().all(|expert| expert["status"] == "trained"), "{document}");
-    let told = ran.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
+    let error = ran.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
     for part in ["failed", "step", "jumped", "training rows", "the worst", "max_loss_jump"] {
-        assert!(told.contains(part), "`{part}` is not in: {told}");
+        assert!(error.contains(part), "`{part}` is not in: {error}");
     }
     for expert in failed {
         let name = expert["expert"].as_str().unwrap();
-        assert!(told.contains(&format!("`{name}`: at step")), "`{name}` is not in: {told}");
-        assert!(!folder.path().join("library/experts").join(name).exists(), "what failed is not kept");
+        assert!(error.contains(&format!("`{name}`: at step")), "`{name}` is not in: {error}");
+        assert!(!folder.path().join("library/experts").join(name).exists(), "failed experts are not kept");
     }
     let again = train(&[]);
     assert!(again.code == 1 && again.stderr.contains("--restart"), "{}", again.stderr);

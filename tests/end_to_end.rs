@@ -1,4 +1,4 @@
-//! The method from tasks to scores, through the binary, on a small real base.
+//! The pipeline from tasks to scores with the binary, on a small real base.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -13,7 +13,7 @@ const TASKS: [&str; 4] = ["antonym", "capitalize", "country-capital", "present-p
 const FEW_STEPS: [&str; 8] =
     ["--set", "max_steps=4", "--set", "learning_rate=1e-2", "--set", "batch_size=4", "--set", "eval_steps=2"];
 
-/// The material, and a folder to work in.
+/// The reference data and a working folder.
 struct Work {
     base: String,
     tasks: Vec<String>,
@@ -21,7 +21,7 @@ struct Work {
 }
 
 impl Work {
-    /// A folder with small copies of the tasks: validation is a tenth of the rows, and rows are few.
+    /// A folder with reduced copies of the tasks: few rows, a tenth of them for validation.
     fn new() -> Self {
         let (base, tasks) = (shared("data/models/stories260K-hf"), shared("data/tasks/function_vectors/abstractive"));
         let folder = tempfile::tempdir().unwrap();
@@ -39,14 +39,14 @@ impl Work {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// `train-experts` on all tasks into a library of the folder.
+    /// `train-experts` on all tasks into a library in the folder.
     fn train(&self, library: &str, options: &[&str]) -> Ran {
         let library = self.path(library);
         let fixed = ["train-experts", "--json", "--base", &self.base, "--library", &library, "--tasks"];
         run(fixed.into_iter().chain(self.tasks.iter().map(String::as_str)).chain(options.iter().copied()))
     }
 
-    /// The private library of all tests here.
+    /// Trains the library of one expert per task.
     fn private(&self) {
         self.train("private", &FEW_STEPS).ok();
     }
@@ -102,7 +102,7 @@ fn full_pipeline() {
         .iter()
         .map(|space| space["space"].as_str().unwrap())
         .collect();
-    assert_eq!(spaces, ["delta", "change", "parameters"], "experts trained together share their start");
+    assert_eq!(spaces, ["delta", "change", "parameters"], "experts trained together share their initialization");
     assert!(fs::read_to_string(page).unwrap().starts_with("<!doctype html>"));
     let clusters: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     let members = |name: &str| clusters["tasks"][name].as_array().unwrap().len() as u64;
@@ -143,7 +143,7 @@ fn finished_experts_are_kept_and_other_settings_refused() {
     let file = PathBuf::from(work.path("private/experts/antonym/adapter_model.safetensors"));
     let (before, bytes) = (modified(&file), work.weights("private", "antonym"));
     let again = work.train("private", &[&FEW_STEPS[..], &["--threads", "1"]].concat()).json();
-    assert_eq!(statuses(&again), BTreeSet::from(["finished before"]), "threads are no setting");
+    assert_eq!(statuses(&again), BTreeSet::from(["finished before"]), "the number of threads is not a setting");
     assert_eq!(modified(&file), before);
 
     let other = [&FEW_STEPS[..], &["--set", "rank=2"]].concat();
@@ -175,7 +175,7 @@ fn training_does_not_depend_on_the_pass() {
     assert_eq!(scores("one"), scores("two"));
 }
 
-/// Sends Ctrl-C to a run when its log shows that it is under way, and runs the same command again.
+/// Sends Ctrl-C once the log shows progress, and runs the same command again.
 #[cfg(unix)]
 #[test]
 #[ignore = "needs ../shared"]
@@ -298,7 +298,7 @@ fn task_show_marks_tokens_with_loss() {
     let tokens = shown["tasks"][0]["tokens"].as_array().unwrap();
     let loss: Vec<bool> = tokens.iter().map(|token| token["loss"].as_bool().unwrap()).collect();
     let first = loss.iter().position(|loss| *loss).unwrap();
-    assert!(first > 0 && loss[first..].iter().all(|loss| *loss), "a prompt without loss, then a target with it");
+    assert!(first > 0 && loss[first..].iter().all(|loss| *loss), "the prompt carries no loss and the target does");
     assert_eq!(tokens.last().unwrap()["token"], "</s>");
     let listed = run(["task", "ls", work.folder.path().to_str().unwrap(), "--json"]).json();
     assert_eq!(listed["tasks"].as_array().unwrap().len(), 4);

@@ -1,4 +1,4 @@
-//! What goes wrong, how the process ends, and what the user is told.
+//! Errors: exit codes and messages.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -7,7 +7,7 @@ use binary::{assert_contains, peft_fixture, run, words};
 use std::fs;
 use std::path::Path;
 
-/// A safetensors file of one tensor.
+/// Writes a safetensors file with one tensor.
 fn write_tensor(path: &Path, name: &str, dtype: safetensors::Dtype, shape: Vec<usize>, bytes: &[u8]) {
     let view = safetensors::tensor::TensorView::new(dtype, shape, bytes).unwrap();
     fs::write(path, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
@@ -28,7 +28,7 @@ fn missing_files_are_named() {
     ] {
         let message = words(line).failed(1);
         assert!(message.starts_with("error: "), "`{line}`: {message}");
-        assert_eq!(message.trim_end().lines().count(), 1, "one readable message: {message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "the message is one line: {message}");
         assert_contains(&message, parts);
     }
 }
@@ -119,7 +119,7 @@ fn wrong_input_ids_are_refused() {
         write_tensor(&file, name, dtype, shape, &values);
         assert_contains(&logits(&[]).failed(1), parts);
     }
-    assert!(!Path::new(&out).exists(), "what fails leaves nothing behind");
+    assert!(!Path::new(&out).exists(), "a failure leaves no output");
 
     write_tensor(&file, "input_ids", Dtype::U32, vec![2, 1], &[1, 0, 0, 0, 2, 0, 0, 0]);
     let done = logits(&["--json"]).json();
@@ -149,7 +149,7 @@ fn an_adapter_of_another_base_is_refused() {
         &add(&mistral.join("base"), &format!("other={}", foreign.display())).failed(1),
         &["phi", "dense", "another base"],
     );
-    assert!(!library.exists(), "a library is not made for what is refused");
+    assert!(!library.exists(), "a refused adapter creates no library");
     add(&mistral.join("base"), own.to_str().unwrap()).ok();
     assert_contains(&add(&mistral.join("base"), own.to_str().unwrap()).failed(1), &["`e0`", "exists", "NAME="]);
     assert_contains(
@@ -234,7 +234,7 @@ fn stop_texts_and_prompts_of_generate() {
     assert_eq!(plain["prompt"], "+1:abcd;");
     let long = generate(&["--max-new-tokens", "100000"]).ok();
     assert_contains(&long.stderr, &["--max-new-tokens 100000", "there is room for"]);
-    assert!(!long.stderr.contains("are used"), "the prompt stays whole: {}", long.stderr);
+    assert!(!long.stderr.contains("are used"), "the prompt is not truncated: {}", long.stderr);
     let fewer: serde_json::Value = serde_json::from_str(&long.stdout).unwrap();
     assert!(fewer["text"].as_str().unwrap().starts_with(plain["text"].as_str().unwrap()), "{fewer}, {plain}");
 }
@@ -244,8 +244,8 @@ fn completions_and_settings() {
     let script = words("completions bash --json").json();
     assert_eq!(script["shell"], "bash");
     assert_eq!(script["script"].as_str().unwrap(), words("completions bash").ok().stdout);
-    let told = words("base info pico --json --set rank=8 target_modules=q_proj").json();
-    assert_eq!((&told["memory"]["rank"], &told["memory"]["target_modules"]), (&8.into(), &"q_proj".into()));
+    let info = words("base info pico --json --set rank=8 target_modules=q_proj").json();
+    assert_eq!((&info["memory"]["rank"], &info["memory"]["target_modules"]), (&8.into(), &"q_proj".into()));
     assert_contains(&words("base info pico --set target_modules=q_proj,foo").failed(1), &["`foo`", "pico", "q_proj"]);
 }
 
@@ -353,12 +353,12 @@ fn warnings_are_errors_under_strict() {
         run(fixed.into_iter().chain(options.iter().copied()))
     };
     assert_contains(&add(&["--strict"]).failed(1), &["brand_new_key", "--strict"]);
-    assert!(!library.exists(), "what is refused makes no library");
+    assert!(!library.exists(), "a refused adapter creates no library");
     let base = oracle.join("base").display().to_string();
-    let told = add(&["--base", &base]).ok().stderr;
-    assert_contains(&told, &["brand_new_key", "someone/another-base"]);
+    let warnings = add(&["--base", &base]).ok().stderr;
+    assert_contains(&warnings, &["brand_new_key", "someone/another-base"]);
     let strict = run(["library", "check", "--library", library.to_str().unwrap(), "--strict"]);
-    assert_eq!(strict.code, 0, "an expert is written without what was noticed: {}", strict.stdout);
+    assert_eq!(strict.code, 0, "an added expert causes no warnings: {}", strict.stdout);
 }
 
 #[test]

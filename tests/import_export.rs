@@ -1,4 +1,4 @@
-//! `library import` and `library export`: adapters of other programs in, Hugging Face repositories out.
+//! `library import` and `library export`: adapters from other programs, and Hugging Face repositories.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -60,7 +60,7 @@ fn exports_keep_records_without_paths() {
     assert!(!card.contains("base_model"), "pico is no repository: {card}");
     assert_contains(&record, &["\"path\": \"talk|er.json\""]);
     assert!(!record.contains("secret-project") && !card.contains("secret-project"), "{record}");
-    // It comes back as the expert that it was.
+    // Importing it again gives the same expert.
     run(["library", "add", "--library", &path("back"), "--base", "pico", &path("hub/talk|er")]).ok();
     run(["library", "check", "--library", &path("back"), "--base", "pico"]).ok();
 }

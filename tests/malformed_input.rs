@@ -1,8 +1,8 @@
-//! Mutations of a small corpus are given to everything that reads strangers' bytes: no panic, no runaway memory or
-//! time, nothing outside the folder touched. The inputs are the same in every run.
+//! Mutations of a small corpus are given to every reader of untrusted input: no panic, no runaway memory or time, and
+//! nothing outside the folder is touched. The inputs are the same in every run.
 //!
-//! `LORAKIT_FUZZ=100000 cargo test --release --test malformed_input -- --nocapture` gives each entry as many inputs;
-//! `tests/fuzz` has the same entries for cargo-fuzz.
+//! `LORAKIT_FUZZ=100000 cargo test --release --test malformed_input -- --nocapture` runs that many mutations per
+//! entry; `tests/fuzz` has the same entries for cargo-fuzz.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 #[path = "fuzz/entries.rs"]
@@ -16,34 +16,34 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// What one input may take: the longest file that is read is 64 KiB here.
+/// Memory limit per input; the longest file here is 64 KiB.
 const MEMORY: usize = 1 << 27;
-/// A template may make a text of 64 MiB, and each form of it is a copy.
+/// Memory limit for templates, which may render 64 MiB of text that is then copied several times.
 const TEMPLATE_MEMORY: usize = 1 << 30;
-/// Far more than any takes, for machines are shared: a bound on what has no end.
+/// Time limit per input: generous, since machines are shared; it catches endless loops.
 const SECONDS: f64 = 60.0;
 
-/// The longest input.
+/// Maximum length of an input.
 const LENGTH: usize = 1 << 16;
 
-/// The system's allocator, which counts.
+/// The system allocator, with a count of allocated bytes.
 struct Counted;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: every call is forwarded to the system allocator.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         MOST.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the contract of the forwarded call.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the contract of the forwarded call.
         unsafe { System.dealloc(place, layout) }
     }
 }
@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Counted {
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
-/// Draws that are the same in every run: splitmix64.
+/// Reproducible random numbers (splitmix64).
 struct Draws(u64);
 
 impl Draws {
@@ -67,7 +67,7 @@ impl Draws {
     }
 }
 
-/// What is put where it does not belong.
+/// Fragments that mutations insert.
 const PIECES: [&[u8]; 40] = [
     b"",
     b"\0",
@@ -111,7 +111,7 @@ const PIECES: [&[u8]; 40] = [
     b" ~ n * 999999 ",
 ];
 
-/// One change: bytes flipped, taken out, repeated, put in, or taken over from another input.
+/// One mutation: bytes are flipped, removed, repeated, inserted, or copied from another input.
 fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], draws: &mut Draws) {
     let at = draws.below(bytes.len() + 1);
     let end = (at + 1 + draws.below(24)).min(bytes.len());
@@ -154,7 +154,7 @@ fn intact_corpus_files_are_read() {
     }
     entries::mttl_expert(folder.path(), &fs::read(corpus_folder("mttl_expert").join("weights.pkl")).unwrap());
     MttlExpert::read(folder.path(), "weights").unwrap();
-    // Its weights have another place: the record is read, and then they are missed.
+    // The weights are elsewhere: the record is read, and then its weights are missing.
     entries::mttl_expert(folder.path(), &fs::read(corpus_folder("mttl_expert").join("about.pkl")).unwrap());
     let error = format!("{:#}", MttlExpert::read(folder.path(), "about").unwrap_err());
     assert!(error.contains("about.ckpt"), "{error}");
@@ -164,7 +164,7 @@ fn intact_corpus_files_are_read() {
 fn mutated_input_does_no_harm() {
     let most: usize = std::env::var("LORAKIT_FUZZ").map_or(400, |text| text.parse().expect("a number"));
     let first: u64 = std::env::var("LORAKIT_FUZZ_SEED").map_or(0, |text| text.parse().expect("a number"));
-    // A panic is told with the input that made it, below; its own message would only drown the others.
+    // Panics are reported below with the input that caused them.
     std::panic::set_hook(Box::new(|_| {}));
     let mut harmed = Vec::new();
     for (name, entry) in entries::ENTRIES {
@@ -192,5 +192,5 @@ fn mutated_input_does_no_harm() {
         eprintln!("{name}: {inputs} inputs in {seconds:.1} s, the longest {longest:.3} s, the largest {mib:.1} MiB");
     }
     drop(std::panic::take_hook());
-    assert!(harmed.is_empty(), "{} inputs did harm:\n{}", harmed.len(), harmed.join("\n"));
+    assert!(harmed.is_empty(), "{} inputs failed:\n{}", harmed.len(), harmed.join("\n"));
 }

@@ -1,4 +1,4 @@
-//! Logits of merged adapters against PEFT, and against a base that the adapter was merged into.
+//! Logits of merged adapters compared with PEFT's, and with those of a base that the adapter was merged into.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -14,7 +14,7 @@ use lorakit_route::{Expert, LibraryStack, single_expert};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// The tolerance of logits in f32.
+/// Tolerance of logits in f32.
 const TOLERANCE: f32 = 2e-4;
 
 struct Oracle {
@@ -45,7 +45,7 @@ impl Oracle {
         Expert::new(name, Adapter::read(&self.folder.join("adapters").join(name)).unwrap())
     }
 
-    /// PEFT's merge of that kind, repeated here.
+    /// Repeats PEFT's merge of that kind.
     fn merged(&self, kind: &str) -> Adapter {
         let case = &self.cases[format!("merge/{kind}")];
         let names: Vec<String> = serde_json::from_value(case["adapters"].clone()).unwrap();
@@ -66,7 +66,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Merges have the logits of PEFT's merges.
+/// Merged adapters give the same logits as PEFT's.
 fn check_merges(name: &str, oracle: &Oracle) {
     let base = oracle.base();
     let plain = oracle.logits["base"].flatten(0, 1).unwrap();
@@ -79,7 +79,7 @@ fn check_merges(name: &str, oracle: &Oracle) {
     }
 }
 
-/// A base that a merge was added to has the logits of the merge.
+/// A merged base gives the same logits as the merged adapter over the original base.
 fn check_merged_base(name: &str, oracle: &Oracle) {
     let base = oracle.base();
     // Ranks, alphas and rsLoRA differ between the two.

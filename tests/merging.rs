@@ -1,4 +1,4 @@
-//! `merge` and `verify` on all kinds of bases, in f32 and 16 bits, as adapters and as models.
+//! `merge` and `verify` over every architecture, in f32 and 16 bits, into adapters and into models.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Square and other layers; ranks, scales and rsLoRA differ.
+/// Experts of square and rectangular layers, with different ranks, scales and rsLoRA.
 const EXPERTS: [&str; 4] = ["e0", "e1", "e2", "rs"];
 
-/// The largest difference of logits in f32.
+/// Tolerance of logits in f32.
 const TOLERANCE: f64 = 2e-4;
 
 /// A reference base with a library of its adapters, in a temporary folder.
@@ -57,7 +57,7 @@ impl Work {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// `merge` with these options; `out` is a name in the folder.
+    /// Runs `merge`; `out` is a name in the folder.
     fn merge(&self, method: &str, out: &str, options: &[&str]) -> Ran {
         let (library, out) = (self.path("library"), self.path(out));
         let fixed = ["merge", "--json", "--library", &library, "--method", method, "--out", &out];
@@ -82,7 +82,7 @@ impl Work {
     }
 }
 
-/// Writes tensors as two files with an index, as larger models have them.
+/// Writes tensors as two shards with an index.
 fn split(folder: &Path, tensors: HashMap<String, Tensor>) {
     let (mut parts, mut index) = ([HashMap::new(), HashMap::new()], serde_json::Map::new());
     for (name, tensor) in tensors {
@@ -115,7 +115,7 @@ fn bytes_of(folder: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Merged adapters have the logits of PEFT's.
+/// Merged adapters give the same logits as PEFT's.
 fn check_merged_adapters(name: &str, work: &Work) {
     let recorded = fs::read_to_string(work.oracle.join("expected.json")).unwrap();
     let recorded: Value = serde_json::from_str(&recorded).unwrap();
@@ -140,7 +140,7 @@ fn check_f32(name: &str, work: &Work) {
     assert_eq!(compared(&experts).len(), EXPERTS.len());
     for of in compared(&experts) {
         assert!(of["difference"].as_f64().unwrap() <= TOLERANCE, "{name}: {of}");
-        assert!(of["effect"].as_f64().unwrap() > 100.0 * TOLERANCE, "a change of nothing proves nothing: {of}");
+        assert!(of["effect"].as_f64().unwrap() > 100.0 * TOLERANCE, "the adapter must have an effect: {of}");
     }
     let weights = ["--experts", "rs,e0,e2", "--weights=-0.4,0.9,0.3"];
     work.merge("cat", "adapter", &weights).json();
@@ -151,7 +151,7 @@ fn check_f32(name: &str, work: &Work) {
         let of = compared(&document)[0];
         assert!(of["difference"].as_f64().unwrap() <= TOLERANCE, "{name}, {folder}: {of}");
     }
-    // The model alone computes what the base with the adapter does.
+    // The merged model gives the same logits as the base with the adapter.
     let (alone, slotted) =
         (work.logits(&work.path("model"), &[]), work.logits(&work.base, &["--adapter", &work.path("adapter")]));
     assert!(f64::from(difference(&alone, &slotted)) < TOLERANCE);
@@ -212,7 +212,7 @@ fn merged_matches_unmerged_up_to_rounding_in_16_bits() {
             assert!(number("difference") <= number("rounding") + 2.0 * TOLERANCE, "{name}: {of}");
             assert!(number("rounding") < 0.2 * number("effect"), "{name}: {of}");
         }
-        // What the adapter does not touch is the base's, byte for byte.
+        // Weights that the adapter does not change are byte-identical to the base's.
         let [base, model] = [&work.base, &work.path("model")].map(|folder| {
             safetensors::load(Path::new(folder).join("model-00001-of-00002.safetensors"), &Device::Cpu).unwrap()
         });
@@ -269,7 +269,7 @@ fn merges_are_deterministic_and_recorded() {
     assert!(merge["method"].as_str().unwrap().starts_with("ties_svd:convention=peft,density=0.4"));
     assert_eq!((&merge["experts"][0]["name"], &merge["experts"][0]["weight"]), (&"e1".into(), &0.25.into()));
     assert_eq!(merge["experts"][1]["sha256"].as_str().unwrap().len(), 64);
-    // It is an expert like any other.
+    // The result can be added as an expert.
     run(["library", "add", "--library", &work.path("library"), &work.path("one")]).ok();
     run(["library", "check", "--library", &work.path("library"), "--base", &work.base]).ok();
     run(["library", "show", "--library", &work.path("library"), "one"]).ok();
@@ -302,7 +302,7 @@ fn wrong_merges_are_refused() {
     ] {
         let message = work.merge(method, "out", options).failed(1);
         parts.iter().for_each(|part| assert!(message.contains(part), "{message}"));
-        assert!(!Path::new(&work.path("out")).exists(), "what fails leaves nothing behind");
+        assert!(!Path::new(&work.path("out")).exists(), "a failure leaves no output");
     }
     for (method, options, part) in [
         ("tise", &[][..], "known are: cat"),
@@ -345,7 +345,7 @@ fn merge_into_pico() {
     assert_eq!(verified["ok"], true);
     words(&format!("merge --library {library} --method cat --base pico --into-base --out {model}")).ok();
     words(&format!("verify --base pico --library {library} --merged {model}")).ok();
-    // What the experts were trained on, the merged base and the merged adapter have seen too.
+    // The merged base and the merged adapter record the experts' training tasks.
     let other = "--tasks suite:skills@5/shift_up1 --limit 2";
     let message = words(&format!("eval --base {model} {other} --router base")).failed(1);
     assert!(message.contains("--split all"), "{message}");

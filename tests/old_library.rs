@@ -1,5 +1,5 @@
-//! A library that an earlier version wrote (tests/fixtures/library_0.1) opens, trains nothing again, keeps what its
-//! routers learned, and its unfinished run goes on.
+//! A library written by an earlier version (tests/fixtures/library_0.1) opens; experts are not retrained, cached
+//! routers are reused, and its unfinished run resumes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -39,7 +39,7 @@ impl OldLibrary {
         self.lorakit(&[&arguments, &SETTINGS[..], own].concat())
     }
 
-    /// Every file with its content.
+    /// All files with their content.
     fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         read_files(&self.path(), &mut files);
@@ -93,11 +93,11 @@ fn a_router_is_not_fitted_again() {
 }
 
 #[test]
-fn an_unfinished_run_goes_on() {
+fn an_unfinished_run_resumes() {
     let library = OldLibrary::copy();
     let trained = library.train("shift_down1,join_dot", &["max_steps=60", "save_steps=5"]);
     assert!(trained["run"].as_str().unwrap().ends_with("runs/1d7e0517afbc"), "{trained}");
-    // What the earlier version ended with; rounding differs between machines.
+    // The results of the earlier version; rounding differs between machines.
     for (index, loss) in [1.752208590507507, 0.005837217904627323].into_iter().enumerate() {
         let found = trained["experts"][index]["validation_loss"].as_f64().unwrap();
         assert!((found - loss).abs() < 1e-3, "{trained}");
@@ -106,5 +106,5 @@ fn an_unfinished_run_goes_on() {
     let steps: Vec<Value> =
         log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].clone()).collect();
     let expected: Vec<Value> = (1..=60).map(Value::from).collect();
-    assert_eq!(steps, expected, "each step once");
+    assert_eq!(steps, expected, "each step is logged once");
 }

@@ -1,4 +1,4 @@
-//! Logits of the binary against PEFT and transformers, on random bases with adapters and routers.
+//! Logits compared with those of PEFT and transformers, on random bases with adapters and routers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -61,7 +61,7 @@ fn largest_difference(file: &Path, expected: &Tensor) -> f32 {
     (logits - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Bases and adapters have the logits of PEFT.
+/// Bases and adapters give PEFT's logits.
 fn check_adapters(name: &str, oracle: &Oracle) {
     let difference = oracle.difference("base", &[]);
     assert!(difference < tolerance("base"), "{name}, base: {difference}");
@@ -74,7 +74,7 @@ fn check_adapters(name: &str, oracle: &Oracle) {
     assert!(difference < tolerance("train_final"), "{name}, train_final: {difference}");
 }
 
-/// `expert:NAME` is the adapter itself, and `base` the base.
+/// The router `expert:NAME` gives the adapter's logits, and `base` the base's.
 fn check_single_experts(name: &str, oracle: &Oracle) {
     oracle.add(&["e0", "e3", "rs"]);
     for expert in ["e0", "e3", "rs"] {
@@ -88,7 +88,7 @@ fn check_single_experts(name: &str, oracle: &Oracle) {
     assert!(difference < tolerance("base"), "{name}, router base: {difference}");
 }
 
-/// Arrow has the logits of PEFT's Arrow with exact prototypes.
+/// Arrow gives the logits of PEFT's Arrow with exact prototypes.
 fn check_arrow(name: &str, oracle: &Oracle) {
     oracle.add(&EXPERTS);
     for top_k in [1, 2, 5] {

@@ -1,4 +1,4 @@
-//! PEFT and transformers load what lorakit writes and give the same logits, and torch's pickles are imported.
+//! PEFT and transformers load lorakit's output and give the same logits; torch pickles are imported.
 //!
 //! Needs a Python with torch, transformers and peft: `python3`, or the one that `LORAKIT_PYTHON` names. The tests are
 //! ignored by default.
@@ -13,11 +13,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The largest difference of logits between two programs in f32. `rs` has updates so large that roundings of PEFT's
-/// own are 1.5e-4; see tests/parity.rs.
+/// Tolerance of logits in f32. `rs` has such large updates that PEFT's own rounding error is 1.5e-4; see
+/// tests/parity.rs.
 const TOLERANCE: f64 = 4e-4;
 
-/// A Python with what the script needs.
+/// A Python with the packages that the script needs.
 fn python() -> String {
     let python = std::env::var("LORAKIT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let has = Command::new(&python).args(["-c", "import torch, transformers, peft, safetensors"]).output();
@@ -34,7 +34,7 @@ fn script(python: &str, arguments: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap()
 }
 
-/// Cases for the script, in a folder to work in.
+/// Cases for the script, and a working folder.
 struct Cases {
     folder: tempfile::TempDir,
     list: Vec<Value>,
@@ -45,7 +45,7 @@ impl Cases {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Has lorakit compute the logits of a base, alone or with an adapter.
+    /// Computes the logits of a base, alone or with an adapter, and adds them as a case.
     fn add(&mut self, base: &str, adapter: Option<&str>, ids: &Path) {
         let logits = self.path(&format!("logits{}.safetensors", self.list.len()));
         let ids = ids.to_str().unwrap();
@@ -75,7 +75,7 @@ fn python_peft_computes_the_same_logits() {
     let python = python();
     let mut cases = Cases { folder: tempfile::tempdir().unwrap(), list: Vec::new() };
 
-    // Trained here, exported and merged; on the embedded base, so that no other material is needed.
+    // Trained, exported and merged over the bundled base, which needs no other data.
     let (library, pico, ids) = (cases.path("pico-library"), cases.path("pico"), cases.folder.path().join("ids"));
     words(&format!("base write --out {pico}")).ok();
     words(&format!(
@@ -97,7 +97,7 @@ fn python_peft_computes_the_same_logits() {
     words(&format!("merge --library {library} --method cat --base {pico} --into-base --out {model}")).ok();
     cases.add(&model, None, &ids);
 
-    // Every form of base, with experts of several ranks, scales and module sets.
+    // Every architecture, with experts of several ranks, scales and module sets.
     for name in PEFT_FIXTURES {
         let oracle = peft_fixture(name);
         let (base, library) = (oracle.join("base").display().to_string(), cases.path(name));

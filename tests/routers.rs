@@ -1,4 +1,4 @@
-//! Routers that learn, through the binary: what they learn from, and what the library keeps of it.
+//! Fitted routers with the binary: what they are fitted to, and what the library caches.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -12,7 +12,7 @@ const TASKS: [&str; 3] = ["suite:skills/shift_up1", "suite:skills/order_reverse"
 const FEW_STEPS: [&str; 8] =
     ["--set", "max_steps=6", "--set", "learning_rate=1e-2", "--set", "batch_size=8", "--set", "eval_steps=0"];
 
-/// A library on the base of the binary.
+/// A library over the bundled base.
 struct Work(tempfile::TempDir);
 
 impl Work {
@@ -34,7 +34,7 @@ impl Work {
         run(fixed.iter().copied().chain(routers.iter().copied()).chain(options.iter().copied()))
     }
 
-    /// The folders of what routers learned.
+    /// The folders of cached routers.
     fn kept(&self) -> Vec<PathBuf> {
         let Ok(folder) = fs::read_dir(self.0.path().join("library/routers")) else { return Vec::new() };
         let mut folders: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
@@ -52,7 +52,7 @@ fn router_caches_are_reused() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
     let first = work.eval(&["cm"], &tasks);
-    assert!(first.stderr.contains("learning"), "{}", first.stderr);
+    assert!(first.stderr.contains("fitting to rows"), "{}", first.stderr);
     let first = first.json();
     let kept = work.kept();
     assert_eq!(kept.len(), 1, "{kept:?}");
@@ -61,21 +61,21 @@ fn router_caches_are_reused() {
     let weights = fs::read(kept[0].join("router.safetensors")).unwrap();
 
     let again = work.eval(&["cm"], &tasks);
-    assert!(!again.stderr.contains("learning"), "{}", again.stderr);
+    assert!(!again.stderr.contains("fitting to rows"), "{}", again.stderr);
     assert_eq!(first["results"], again.json()["results"]);
 
-    // Other settings of what is learned, and other rows, are other folders.
+    // Other settings of the fit and other rows give other folders.
     work.eval(&["cm:rows=3"], &tasks).ok();
     assert_eq!(work.kept().len(), 2);
     work.eval(&["cm"], &[&tasks[..], &["--fit"], &TASKS[..]].concat()).ok();
-    assert_eq!(work.kept().len(), 2, "the experts' own tasks, given by hand, are the same rows");
+    assert_eq!(work.kept().len(), 2, "naming the experts' own tasks gives the same rows");
     let unused = work.eval(&["uniform"], &[&tasks[..], &["--fit"], &TASKS[..]].concat()).ok().stderr;
     assert!(unused.contains("--fit is not used"), "{unused}");
 
-    // What is damaged is learned anew, to the same bytes.
+    // A damaged cache is fitted again, to the same bytes.
     fs::write(kept[0].join("router.safetensors"), b"damaged").unwrap();
     let mended = work.eval(&["cm"], &tasks);
-    assert!(mended.stderr.contains("learning"), "{}", mended.stderr);
+    assert!(mended.stderr.contains("fitting to rows"), "{}", mended.stderr);
     mended.ok();
     assert_eq!(fs::read(kept[0].join("router.safetensors")).unwrap(), weights);
 }
@@ -143,14 +143,14 @@ fn prompt_routers_decide_per_row() {
     let tasks = [&["--tasks"], &TASKS[..]].concat();
     let routers = ["tp", "evidence", "oracle", "base"];
     let scores = work.eval(&routers, &[&tasks[..], &["--split", "validation"]].concat()).json();
-    // Three tasks of three families are told apart by both; tp then is the oracle, and evidence near it.
+    // Both distinguish three tasks of three families: `tp` then equals the oracle, and `evidence` is close to it.
     for task in ["shift_up1", "order_reverse", "pick_first"] {
         let of = |router: &str| loss(&scores, router, task);
         assert_ne!(of("oracle"), of("base"));
         assert!((of("tp") - of("oracle")).abs() < 1e-4, "{task}: tp {} oracle {}", of("tp"), of("oracle"));
         assert!(of("evidence") < 0.5 * (of("oracle") + of("base")), "{task}: {}", of("evidence"));
     }
-    // Both learn from the experts' own tasks.
+    // Both are fitted to the experts' own tasks.
     for router in ["tp", "evidence"] {
         let message = work.eval(&[router], &["--tasks", TASKS[0], "--fit", "suite:skills/digits_add1"]).failed(1);
         assert!(message.contains("digits_add1"), "{router}: {message}");

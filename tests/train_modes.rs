@@ -1,5 +1,5 @@
-//! Ways of building a library beside one expert per task: all weights, both stages of MBC, random examples, skills with
-//! routing (Poly, MHR), and clusters by embedding, through the binary, on the base inside it.
+//! Ways to build a library other than one expert per task: full fine-tuning, two-stage MBC, random examples, skills
+//! with routing (Poly, MHR), and clusters by embedding, with the binary and its bundled base.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -47,8 +47,8 @@ fn full_fine_tuning_writes_a_base() {
     assert_eq!((&listed["models"][0], listed["experts"].as_array().unwrap().len()), (&Value::from("full"), 0));
     let weights = fs::read(library.join("models/full/model.safetensors")).unwrap();
     assert_eq!(train(&library, options).json()["experts"][0]["status"], "finished before");
-    let told = train(&library, &format!("{options} --set rank=9 --set splits=3")).ok().stderr;
-    assert!(told.contains("unused settings: dropout, rank, splits"), "{told}");
+    let warnings = train(&library, &format!("{options} --set rank=9 --set splits=3")).ok().stderr;
+    assert!(warnings.contains("unused settings: dropout, rank, splits"), "{warnings}");
     let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
     assert!(message.contains("model 'full'") && message.contains("learning_rate was"), "{message}");
     assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);
@@ -62,7 +62,7 @@ fn full_fine_tuning_writes_a_base() {
     assert!(found.stderr.contains("1 model of 1") && found.stdout.contains("retrain the model"), "{}", found.stdout);
     fs::write(library.join("models/full/model.safetensors"), weights).unwrap();
 
-    // Adapters are trained over it like over any base, and rows that it was trained on are not scored.
+    // Adapters can be trained over it, and rows that it was trained on are not scored.
     words(&format!("base info {model}")).ok();
     let other = "suite:skills@5/shift_up1";
     let message = words(&format!("eval --base {model} --tasks {other} --router base")).failed(1);
@@ -86,7 +86,7 @@ fn two_stage_mbc() {
         document["experts"].as_array().unwrap().iter().all(|expert| expert["status"] == "finished before")
     };
     assert!(before(&again) && before(&again["private"]));
-    // The same by hand: the two settings, and the clusters between them.
+    // The same in separate commands: two trainings, with clustering in between.
     let (private, file) = (work.path().join("private"), library.join("clusters.json"));
     train(&private, "--set max_steps=4 --set learning_rate=1e-2").ok();
     let by_hand = work.path().join("c.json");
@@ -96,10 +96,10 @@ fn two_stage_mbc() {
     assert_eq!(clusters(&by_hand), clusters(&file));
     let none = work.path().join("none");
     assert!(train(&none, "--mbc 9").failed(1).contains("--mbc 9: there are 4 tasks"));
-    assert!(!none.exists(), "told before the first stage");
+    assert!(!none.exists(), "refused before the first stage");
     let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
     assert!(message.contains("max_steps is 1"), "{message}");
-    // Other clusters do not take the place of those that the experts were trained on.
+    // Other clusters do not replace those that the experts were trained on.
     let before = fs::read(&file).unwrap();
     let message = train(&library, &options.replace("--mbc 2", "--mbc 3")).failed(1);
     assert!(message.contains("clusters.json") && message.contains("--restart"), "{message}");
@@ -115,7 +115,7 @@ fn random_examples_split_rows_and_steps() {
     let rows: u64 = experts.iter().map(|expert| expert["rows"].as_u64().unwrap()).sum();
     let joint = train(&work.path().join("j"), "--joint --set max_steps=1").json();
     assert_eq!(joint["experts"][0]["rows"].as_u64(), Some(rows));
-    assert!(experts.iter().all(|expert| expert["steps"] == 8), "24 steps among three");
+    assert!(experts.iter().all(|expert| expert["steps"] == 8), "24 steps are divided among three experts");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn poly_and_mhr() {
         let mean = loss("pico", &slots, &format!("{name}:unseen=mean"));
         assert!(own < loss("pico", "", "base"), "training must help");
         assert_eq!(own, mean, "a task trained on has its own routing");
-        // A new task is fitted, and better so than by the mean routing on its own training rows.
+        // The routing of a new task is fitted, and beats the mean routing on its training rows.
         let fresh = |router: &str| {
             let fixed =
                 format!("eval --json --base pico {slots} --tasks suite:skills/shift_down1 --limit 8 --split train");
@@ -179,7 +179,7 @@ fn poly_and_mhr() {
         };
         let fitted = fresh(&format!("{name}:rows=8,steps=30"));
         assert!(fitted < fresh(&format!("{name}:unseen=mean")), "{name}: {fitted}");
-        // Without a task at hand there is the mean.
+        // Without a task, the mean is used.
         let generate = format!("generate --base pico {slots} --prompt x --max-new-tokens 2 --router {name}");
         assert!(words(&generate).failed(1).contains("--fit"));
         words(&format!("{generate}:unseen=mean")).ok();
@@ -219,17 +219,17 @@ fn routings_refuse_other_skills() {
     };
     let check = || words(&format!("library check --json {slots}"));
     assert!(eval().ok().stderr.contains("fitting to rows"));
-    assert!(!eval().ok().stderr.contains("fitting to rows"), "what was fitted is kept");
+    assert!(!eval().ok().stderr.contains("fitting to rows"), "the fit is cached");
     assert_eq!(check().json()["routers"].as_array().unwrap().len(), 2);
 
-    // Another routing of the same skills: what was fitted from the first is not served.
+    // With another routing of the same skills, state fitted from the first is not used.
     let file = library.join("routers/poly/router.json");
     let record = fs::read_to_string(&file).unwrap();
     fs::write(&file, record.replace("order_left", "order_gone")).unwrap();
-    assert!(eval().ok().stderr.contains("learning"), "another routing is another origin");
+    assert!(eval().ok().stderr.contains("fitting to rows"), "another routing requires a new fit");
     fs::write(&file, &record).unwrap();
 
-    // What a kill leaves that came after the first skill of a training anew.
+    // State after a kill during retraining, when the first skill was already replaced.
     let skill = |library: &Path| library.join("experts/poly_0");
     fs::remove_dir_all(skill(&library)).unwrap();
     fs::create_dir(skill(&library)).unwrap();
@@ -257,7 +257,7 @@ fn routings_refuse_other_skills() {
     train(&library, &format!("{options} --restart")).ok();
     eval().ok();
 
-    // What a kill leaves of a first training: skills, and no routing yet.
+    // State after a kill during a first training: skills without a routing.
     fs::remove_dir_all(library.join("routers/poly")).unwrap();
     let message = eval().failed(1);
     assert!(message.contains("did not end") && message.contains("--poly"), "{message}");
@@ -290,7 +290,7 @@ fn libraries_accept_one_base_only() {
     let line = format!("train-experts --base {} --library {} --tasks {TASKS}", other.display(), plain.display());
     let message = words(&line).failed(1);
     assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
-    assert_eq!(index(), before, "what fails changes nothing");
+    assert_eq!(index(), before, "a failed command changes nothing");
     add(&format!("--base pico y={two}")).ok();
     assert!(index().contains("fingerprint"));
 
@@ -303,7 +303,7 @@ fn libraries_accept_one_base_only() {
 fn a_failing_task_does_not_stop_the_others() {
     let work = tempfile::tempdir().unwrap();
     let (library, file, out) = (work.path().join("l"), work.path().join("bad.json"), work.path().join("scores"));
-    // A task whose one row is not for training.
+    // A task whose only row is not in the training split.
     let has_none = |row: &usize| {
         fs::write(&file, format!("[{{\"input\": \"+1:a{row};\", \"output\": \"b\"}}]")).unwrap();
         let task = Task::load(&file.display().to_string(), None).unwrap().remove(0);
@@ -338,7 +338,7 @@ fn a_failing_task_does_not_stop_the_others() {
     assert_eq!((scored("base"), scored("oracle")), (2, 1));
     assert!(ran.stderr.contains("error: 1 evaluation failed"), "{}", ran.stderr);
 
-    // Results that stay keep what decided them.
+    // Kept results keep their configuration.
     eval("--tasks suite:skills/shift_up1 --limit 3 --router base").ok();
     let config = &written()["config"];
     assert_eq!((&config["limit"], &config["earlier"][0]["config"]["limit"]), (&3.into(), &2.into()));
@@ -347,7 +347,7 @@ fn a_failing_task_does_not_stop_the_others() {
     eval(&format!("--tasks {tasks} --limit 3 --router base")).ok();
     eval("--tasks suite:skills/shift_up1 --limit 3 --router oracle").ok();
     let config = &written()["config"];
-    assert_eq!(config["earlier"].as_array().unwrap().len(), 1, "what nothing is left of is gone: {config}");
+    assert_eq!(config["earlier"].as_array().unwrap().len(), 1, "configurations without results are removed: {config}");
     assert!(eval("--tasks suite:skills/order_left --router oracle").failed(1).contains("oracle"));
     let nowhere = "eval --base pico --library nolib --router base --tasks suite:skills/order_left";
     assert!(words(nowhere).failed(1).contains("nolib: not a library"));
@@ -368,8 +368,8 @@ fn silhouettes_are_of_the_clustered_space() {
         let sum: f64 = members.map(|member| member["silhouette"].as_f64().unwrap()).sum();
         assert!((sum / 4.0 - own["silhouette"].as_f64().unwrap()).abs() < 1e-9, "{report}");
         let text = words(&format!("{line} --space {space}")).ok().stdout;
-        let told = text.split("mean silhouette, ").nth(1).unwrap().split(',').next().unwrap();
-        assert!(text.matches(told).count() > 1, "{told} is in the table and in the sentence: {text}");
+        let mean = text.split("mean silhouette, ").nth(1).unwrap().split(',').next().unwrap();
+        assert!(text.matches(mean).count() > 1, "{mean} is not in both the table and the sentence: {text}");
     }
     assert_eq!(words(&format!("{line} --json --method random")).json()["report"]["space"], "delta");
 }
@@ -379,7 +379,7 @@ fn dtype_is_part_of_the_settings() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
     train(&library, "--set max_steps=2").ok();
-    // The arithmetic is that of f32 either way.
+    // Both compute in f32.
     let again = train(&library, "--set max_steps=2 --dtype f32").json();
     assert!(again["experts"].as_array().unwrap().iter().all(|expert| expert["status"] == "finished before"));
     let message = train(&library, "--set max_steps=2 --dtype f16").failed(1);

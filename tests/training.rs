@@ -1,4 +1,4 @@
-//! Training against PyTorch: losses, gradient norms and the final adapter of a short run, of one expert and of several.
+//! Training compared with PyTorch: losses, gradient norms and the final adapter of a short run, alone and in a pass.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -12,9 +12,6 @@ use lorakit_train::{Init, Job, Pass, PassContext, TrainConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Tokens at the start of each row that carry no loss.
-const PROMPTS: [usize; 3] = [5, 9, 17];
-
 /// The reference run on one base.
 struct Oracle {
     folder: PathBuf,
@@ -26,15 +23,17 @@ struct Oracle {
 
 impl Oracle {
     fn open(folder: PathBuf) -> Self {
-        let expected: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+        let json = |name: &str| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+        };
+        let (expected, adapter) = (json("expected.json"), json("train_init/adapter_config.json"));
         let numbers = |value: &Value| value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect();
         let targets: Vec<&str> =
             expected["targets"].as_array().unwrap().iter().map(|target| target.as_str().unwrap()).collect();
         let mut settings = TrainConfig::default();
         for assignment in [
-            "rank=4",
-            "alpha=16",
+            &format!("rank={}", adapter["r"]),
+            &format!("alpha={}", adapter["lora_alpha"]),
             "dropout=0",
             "learning_rate=1e-2",
             "lr_scheduler=constant",
@@ -56,16 +55,21 @@ impl Oracle {
     fn job(&self, name: &str) -> Job {
         let tensors = safetensors::load(self.folder.join("expected.safetensors"), &Device::Cpu).unwrap();
         let ids: Vec<Vec<u32>> = tensors["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
-        let row = |(ids, prompt): (&Vec<u32>, usize)| Example {
-            prompt: ids[..prompt].to_vec(),
-            target: ids[prompt..].to_vec(),
-            truncation: Truncation::default(),
+        let labels: Vec<Vec<i64>> = tensors["labels"].to_vec2().unwrap();
+        let row = |(ids, labels): (&Vec<u32>, &Vec<i64>)| {
+            // Tokens of the prompt, at the start of the row, carry no loss.
+            let prompt = labels.iter().take_while(|label| **label == -100).count();
+            Example {
+                prompt: ids[..prompt].to_vec(),
+                target: ids[prompt..].to_vec(),
+                truncation: Truncation::default(),
+            }
         };
         let start = Adapter::read(&self.folder.join("train_init")).unwrap();
         Job {
             name: name.to_owned(),
             tasks: Vec::new(),
-            train: ids.iter().zip(PROMPTS).map(row).collect(),
+            train: ids.iter().zip(&labels).map(row).collect(),
             validation: Vec::new(),
             init: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
             row_shards: 1,
@@ -107,7 +111,7 @@ impl Oracle {
             }
         }
         let difference = largest_difference(&pass.adapter(place).unwrap(), &self.folder.join("train_final"));
-        assert!(difference < 1e-3, "{where_}: the final adapter is {difference} away");
+        assert!(difference < 1e-3, "{where_}: the final adapter differs by {difference}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is typed: options, routers, settings and numbers, and what is said of those that are wrong.
+//! Command-line usage: options, routers, settings and numbers, and the messages for invalid ones.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;

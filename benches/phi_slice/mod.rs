@@ -1,8 +1,8 @@
-//! What the benches run on: a slice of Phi-2 at its full width with random weights, and experts for it.
+//! The model that benches run on: a slice of Phi-2 at full width with random weights, and experts for it.
 //!
-//! Two of its layers on the CPU, unless the environment says otherwise: `BENCH_DEVICE=cuda` has what reads `subject` run
-//! on a card, `BENCH_LAYERS` of Phi-2's 32 or the model folder `BENCH_BASE` in place of the slice, and `BENCH_ROWS` of
-//! `BENCH_TOKENS` tokens each.
+//! By default two layers on the CPU. Benches that call `subject` read the environment: `BENCH_DEVICE=cuda` runs on a
+//! GPU, `BENCH_LAYERS` sets the number of layers (up to Phi-2's 32), `BENCH_BASE` names a model folder to use instead,
+//! and `BENCH_ROWS` and `BENCH_TOKENS` set the number and length of rows.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{DType, Device};
@@ -14,17 +14,17 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Phi-2's width, and that of its MLP.
+/// Phi-2's hidden and MLP widths.
 const HIDDEN: usize = 2560;
 const INNER: usize = 10240;
 
-/// candle's own pool spins while it waits: with one thread it is off, as in the program.
+/// Disables candle's own thread pool, which spins while it waits, as the program does.
 pub fn one_candle_thread() {
-    // SAFETY: benches call this before anything else that could be reading the environment.
+    // SAFETY: benches call this before anything else reads the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 }
 
-/// Numbers between -1 and 1 that look random and cost little.
+/// Cheap pseudo-random numbers between -1 and 1.
 pub struct Noise(u64);
 
 impl Noise {
@@ -45,18 +45,18 @@ impl Noise {
         (0..count).map(|_| size * self.value()).collect()
     }
 
-    /// Tokens of a vocabulary.
+    /// Random tokens below `vocabulary`.
     pub fn tokens(&mut self, count: usize, vocabulary: usize) -> Vec<u32> {
         (0..count).map(|_| (self.next() % vocabulary as u64) as u32).collect()
     }
 }
 
-/// A number that the environment may set.
+/// A number from an environment variable, or its default.
 pub fn set(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |value| value.parse().expect(variable))
 }
 
-/// The device of `BENCH_DEVICE`.
+/// The device that `BENCH_DEVICE` names.
 pub fn device() -> Device {
     match std::env::var("BENCH_DEVICE").as_deref() {
         Ok("cuda") => Device::new_cuda(0).unwrap(),
@@ -65,7 +65,7 @@ pub fn device() -> Device {
     }
 }
 
-/// What the environment has a bench run on, with weights of `dtype`.
+/// The base that the environment selects, with weights of `dtype`.
 pub fn subject(vocabulary: usize, dtype: DType) -> Base {
     let options = BaseOptions { device: device(), dtype: Some(dtype), trainable: false };
     match std::env::var("BENCH_BASE") {
@@ -74,8 +74,8 @@ pub fn subject(vocabulary: usize, dtype: DType) -> Base {
     }
 }
 
-/// The slice with its embedding and head of `vocabulary` rows, opened from a folder below `target/` that the first
-/// bench to ask for it writes.
+/// The slice, with an embedding and a head of `vocabulary` rows. It is written to a folder below `target/` on first use
+/// and opened from there.
 pub fn base(layers: usize, vocabulary: usize, options: &BaseOptions) -> Base {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("phi-slice-{layers}-{vocabulary}"));
     if !folder.join("config.json").exists() {
@@ -113,7 +113,7 @@ fn write_base(folder: &Path, layers: usize, vocabulary: usize) {
         "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.4, "rope_theta": 10000.0, "max_position_embeddings": 2048,
         "vocab_size": vocabulary, "tie_word_embeddings": false, "qk_layernorm": false,
     });
-    // Written last: a folder without it is one that was not finished.
+    // Written last: a folder without it is incomplete.
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
 
@@ -155,24 +155,24 @@ pub fn adapter(base: &Base, noise: &mut Noise) -> Adapter {
     Adapter::new(modules.map(|module| (module.path, pair(module.input, module.output, noise))).collect())
 }
 
-/// `count` experts, each with values of its own.
+/// `count` experts with different values.
 pub fn experts(base: &Base, count: usize) -> LibraryStack {
     let experts = (0..count).map(|e| Expert::new(format!("e{e:03}"), adapter(base, &mut Noise::new(e as u64 + 1))));
     LibraryStack::new(experts, base.sites(), base.device()).unwrap()
 }
 
-/// The patches of a router as it is typed.
+/// The patches of a router given by its text.
 pub fn patches(router: &str, experts: &LibraryStack) -> Patches {
     parse_router(router).unwrap().patches(experts, &RouterContext::default()).unwrap()
 }
 
-/// The hidden states of one row; done when the device has made them.
+/// Computes the hidden states of one row, and waits for the device.
 pub fn prefill(base: &Base, ids: &[u32], patches: &Patches) {
     base.hidden_states(ids, &base.plan(SequenceBatch::packed([ids.len()])), patches).unwrap();
     base.device().synchronize().unwrap();
 }
 
-/// A folder of a bench's own, empty.
+/// An empty folder for a bench.
 pub fn empty_folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if folder.exists() {

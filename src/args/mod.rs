@@ -1,6 +1,7 @@
 //! Options that several subcommands share, and errors of wrong usage.
 
 pub mod adapter_args;
+pub mod expert_names;
 pub mod global_args;
 pub mod router_arg;
 pub mod task_args;

@@ -1,9 +1,8 @@
 //! `completions`: prints a shell completion script.
 
-use crate::cli::Cli;
 use crate::command_context::CommandContext;
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use serde_json::json;
 
@@ -14,10 +13,10 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Prints the script.
-pub fn run(args: CompletionsArgs, context: &CommandContext) -> Result<()> {
+/// Prints the script that completes `command_line`.
+pub fn run(args: CompletionsArgs, mut command_line: Command, context: &CommandContext) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "lorakit", &mut script);
+    clap_complete::generate(args.shell, &mut command_line, "lorakit", &mut script);
     let script = String::from_utf8(script)?;
     if !context.output.json {
         // Printed without a final newline of our own.

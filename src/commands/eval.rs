@@ -221,8 +221,8 @@ enum PreparedRouter<'a> {
 impl<'a> PreparedRouter<'a> {
     fn of(&self, task: usize) -> Option<&RoutedPatches<'a>> {
         match self {
-            Self::Same(filling) => Some(filling),
-            Self::ByTask(fillings) => fillings[task].as_ref(),
+            Self::Same(routed) => Some(routed),
+            Self::ByTask(per_task) => per_task[task].as_ref(),
         }
     }
 }
@@ -241,12 +241,12 @@ fn prepare<'a>(
         if !depends_on_task(routing, &**router) {
             return Ok(PreparedRouter::Same(build_router(routing, &**router, None, None)?));
         }
-        let (mut fillings, mut errors) = (Vec::new(), Vec::new());
+        let (mut per_task, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
             match build_router(routing, &**router, Some(task), None) {
-                Ok(filling) => fillings.push(Some(filling)),
+                Ok(routed) => per_task.push(Some(routed)),
                 Err(error) => {
-                    fillings.push(None);
+                    per_task.push(None);
                     errors.push((&task.name, error));
                 }
             }
@@ -255,7 +255,7 @@ fn prepare<'a>(
             return Err(errors.swap_remove(0).1.into());
         }
         errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error.into(), context))?;
-        Ok(PreparedRouter::ByTask(fillings))
+        Ok(PreparedRouter::ByTask(per_task))
     };
     routers.iter().map(|typed| line(typed).with_context(|| format!("--router {typed}"))).collect()
 }

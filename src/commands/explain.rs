@@ -63,7 +63,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     };
     let observer = Arc::new(TraceObserver::default());
-    let filling = build_router(&over, &*typed.router, None, Some(observer.clone()))
+    let routed = build_router(&over, &*typed.router, None, Some(observer.clone()))
         .with_context(|| format!("--router {typed}"))?;
 
     let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
@@ -75,9 +75,9 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
             base.config().max_positions
         ));
     }
-    let template = filling.templates.route(&[&ids]).map_err(anyhow::Error::from_boxed)?.pop().unwrap_or_default();
+    let template = routed.templates.route(&[&ids]).map_err(anyhow::Error::from_boxed)?.pop().unwrap_or_default();
     let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
-    base.hidden_states(&ids, &base.plan(rows), &filling.patches)?;
+    base.hidden_states(&ids, &base.plan(rows), &routed.patches)?;
     let trace = RoutingTrace {
         router: typed.text.clone(),
         prompt: args.prompt,

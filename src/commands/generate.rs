@@ -59,13 +59,13 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     })?;
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
-    let filling = args.adapter.open(&base, &place, context)?;
+    let routed = args.adapter.open(&base, &place, context)?;
     let prompt = prompt(&args.prompt)?;
     let whole = Example::encode_prompt(&prompt, &vocabulary, usize::MAX)?.len();
     let budget = TokenBudget::of(whole, args.max_new_tokens.map(NonZeroUsize::get), base.config().max_positions);
     let tokens = Example::encode_prompt(&prompt, &vocabulary, budget.prompt)?;
-    if let Some(notice) = budget.warning(whole, args.max_new_tokens, base.config().max_positions) {
-        context.output.warn(notice);
+    if let Some(warning) = budget.warning(whole, args.max_new_tokens, base.config().max_positions) {
+        context.output.warn(warning);
     }
     let choice = if args.temperature == 0.0 {
         SamplingStrategy::Greedy
@@ -79,7 +79,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         seed: context.seed,
         ..GenerateOptions::default()
     };
-    let (patches, routing) = (&filling.patches, filling.templates.as_ref());
+    let (patches, routing) = (&routed.patches, routed.templates.as_ref());
     let model = PatchedModel { base: &base, tokenizer: &vocabulary, patches, routing };
 
     let mut written = Ok(());

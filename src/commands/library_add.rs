@@ -94,7 +94,7 @@ pub fn add_all(
     for Candidate { folder, adapter, .. } in candidates {
         let check = || base.as_ref().map_or(Ok(()), |base| adapter.check_against(&base.modules()));
         check().with_context(|| folder.display().to_string())?;
-        adapter.warnings().iter().try_for_each(|notice| context.warn(format!("{}: {notice}", folder.display())))?;
+        adapter.warnings().iter().try_for_each(|warning| context.warn(format!("{}: {warning}", folder.display())))?;
         if let Some(base) = &base {
             warn_of_other_base(folder, adapter, &base.identity().name, context)?;
         }

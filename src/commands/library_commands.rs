@@ -1,14 +1,14 @@
 //! `library`: manages the experts of a library.
 
 use super::{library_add, library_check, library_export, library_import, library_ls, library_show};
+use crate::args::expert_names::ExpertNames;
 use crate::command_context::CommandContext;
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use lorakit_adapter::Library;
 use lorakit_fit::lock;
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 /// The subcommands of `library`.
 #[derive(Debug, Subcommand)]
@@ -16,9 +16,9 @@ pub enum LibraryCommand {
     /// List experts
     Ls(library_ls::LibraryLsArgs),
     /// Show details of experts
-    Show(NamesArgs),
+    Show(ExpertNames),
     /// Remove experts. Router caches that were fitted to them remain in routers/, unused
-    Rm(NamesArgs),
+    Rm(ExpertNames),
     /// Check all files, or a single adapter_config.json
     Check(library_check::CheckArgs),
     /// Add PEFT adapter folders; creates the library if needed
@@ -27,17 +27,6 @@ pub enum LibraryCommand {
     Import(library_import::ImportArgs),
     /// Export experts as Hugging Face repositories, one folder each, with a model card
     Export(library_export::ExportArgs),
-}
-
-/// Experts of a library by name.
-#[derive(Args, Debug)]
-pub struct NamesArgs {
-    /// Library
-    #[arg(long, value_name = "L")]
-    pub library: PathBuf,
-    /// Names of experts
-    #[arg(required = true, value_name = "NAME")]
-    pub names: Vec<String>,
 }
 
 /// Runs a subcommand of `library`.
@@ -53,7 +42,7 @@ pub fn run(command: LibraryCommand, context: &CommandContext) -> Result<()> {
     }
 }
 
-fn rm(args: &NamesArgs, context: &CommandContext) -> Result<()> {
+fn rm(args: &ExpertNames, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
     let _lock = lock(&library, context)?;
     // A missing name is reported before anything is removed.

@@ -1,6 +1,6 @@
 //! `library show`: shows details of experts.
 
-use super::library_commands::NamesArgs;
+use crate::args::expert_names::ExpertNames;
 use crate::command_context::CommandContext;
 use crate::output::text_table::{ABSENT, bytes, number, table};
 use anyhow::Result;
@@ -27,7 +27,7 @@ impl Entry {
 }
 
 /// Shows the experts.
-pub fn run(args: &NamesArgs, context: &CommandContext) -> Result<()> {
+pub fn run(args: &ExpertNames, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
     let entries = args.names.iter().map(|name| Entry::of(&library, name.clone())).collect::<Result<Vec<_>>>()?;
     let documents = entries.iter().map(|entry| document(entry, &library)).collect::<Result<Vec<_>>>()?;

@@ -55,8 +55,8 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     if ids.columns > longest {
         context.output.warn(format!("rows of {} tokens exceed the base's maximum of {longest}", ids.columns));
     }
-    let filling = args.adapter.open(&base, &place, context)?;
-    let logits = logits(&base, &filling, &ids)?;
+    let routed = args.adapter.open(&base, &place, context)?;
+    let logits = logits(&base, &routed, &ids)?;
     let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
@@ -73,19 +73,18 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.
-fn logits(base: &Base, filling: &RoutedPatches, ids: &TokenIds) -> Result<Vec<f32>> {
+fn logits(base: &Base, routed: &RoutedPatches, ids: &TokenIds) -> Result<Vec<f32>> {
     let together = (BATCH_TOKENS / ids.columns).max(1);
     let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
     for part in ids.values.chunks(together * ids.columns) {
-        // The whole row is the prompt by which a router decides.
+        // Routers that decide by prompt see the whole row as the prompt.
         let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
         let starts = (0..part.len()).step_by(ids.columns);
         let row = |(start, template): (usize, Sequence)| Sequence { start, len: ids.columns, ..template };
         let rows = SequenceBatch::new(
-            starts.zip(filling.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?).map(row),
+            starts.zip(routed.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?).map(row),
         );
-        logits
-            .extend(base.logits(part, rows, &filling.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        logits.extend(base.logits(part, rows, &routed.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok(logits)
 }

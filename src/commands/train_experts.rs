@@ -37,7 +37,7 @@ Training settings, with defaults and aliases of PEFT and transformers:
   eval_steps                    steps between validations; 0: none; default: an epoch
   save_steps=100                steps between checkpoints; 0: none
   experts_per_pass              default: as many as fit in memory
-  max_loss_jump=2               stop an expert whose loss rises above its start by more; 0: never
+  max_loss_jump=2               stop an expert whose loss exceeds this multiple of earlier ones; 0: never
   gradient_checkpointing=false  trade time for memory
   routing_learning_rate=0.1     for the routing of --poly and --mhr
   splits=8                      blocks that --mhr routes separately";
@@ -175,7 +175,7 @@ fn unused(kind: TrainedKind, settings: &TrainConfig) -> Result<Vec<&'static str>
     Ok(unused.into_iter().filter(|name| given[*name] != default[*name]).collect())
 }
 
-/// TrainMode experts there are to be.
+/// The experts to train.
 fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingPlan<'a>>> {
     let mode = &args.mode;
     if let Some(path) = &mode.clusters {

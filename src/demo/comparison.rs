@@ -98,12 +98,12 @@ pub fn score(
                     return Ok(None);
                 }
                 let own = if same.is_none() { Some(build_router(&fit, &*router, Some(task), None)?) } else { None };
-                let filling = same.as_ref().or(own.as_ref()).context("a router fills the slots")?;
+                let routed = same.as_ref().or(own.as_ref()).context("the router was not built")?;
                 let model = PatchedModel {
                     base: &setup.base,
                     tokenizer: &setup.tokenizer,
-                    patches: &filling.patches,
-                    routing: &*filling.templates,
+                    patches: &routed.patches,
+                    routing: &*routed.templates,
                 };
                 let options = EvalOptions { split: Split::Test, limit: Some(setup.limit), ..EvalOptions::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;

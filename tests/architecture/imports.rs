@@ -1,6 +1,7 @@
 //! Which file of a crate imports which, with `crate::`, `self::`, `super::` and re-exports resolved.
 //!
-//! An edge leads from a file to the file that defines what it names, and to each file through whose re-export it does.
+//! A file has an edge to the file that defines an item it names, and to each file whose re-export the path goes
+//! through.
 
 use crate::source::code;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,7 @@ impl Crate {
         Self { modules }
     }
 
-    /// For each module those that it imports from.
+    /// For each module, the modules that it imports from.
     pub fn edges(&self) -> BTreeMap<&Module, BTreeSet<Module>> {
         let edges = |(module, source): (_, &Source)| {
             let imported = source.imports.iter().map(|(_, path)| path.clone());
@@ -40,7 +41,7 @@ impl Crate {
         self.modules.iter().map(edges).collect()
     }
 
-    /// The modules that a path leads through, as it is written in `module`.
+    /// The modules that a path written in `module` goes through.
     fn resolve(&self, module: &Module, path: &[String], depth: usize) -> BTreeSet<Module> {
         let Some(first) = path.first().filter(|_| depth < 8) else { return BTreeSet::new() };
         let mut rest = path;
@@ -67,7 +68,7 @@ impl Crate {
         found
     }
 
-    /// Where a name leads that `module` imports, itself or for others.
+    /// Where a name that `module` imports or re-exports resolves to.
     fn through_import(&self, module: &Module, name: &str, rest: &[String], depth: usize) -> BTreeSet<Module> {
         let imports = &self.modules[module].imports;
         let Some((_, path)) = imports.iter().find(|(imported, path)| imported == name && path[0] != name) else {
@@ -81,7 +82,7 @@ impl Crate {
         self.modules.contains_key(&child).then_some(child)
     }
 
-    /// Modules that import each other, directly or by way of others; each group is one circle or several.
+    /// Groups of modules that import each other, directly or indirectly (strongly connected components).
     pub fn circles(&self) -> Vec<Vec<String>> {
         let edges = self.edges();
         let reachable: BTreeMap<&Module, BTreeSet<&Module>> =
@@ -135,7 +136,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|char| char.is_alphanumeric() || char == '_')
 }
 
-/// What stands between a keyword and the next semicolon.
+/// The text between a keyword and the next semicolon.
 fn statements<'a>(text: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
     text.match_indices(keyword).filter_map(move |(at, _)| {
         let before = text[..at].chars().next_back();
@@ -167,7 +168,7 @@ fn segments(path: &str) -> Module {
     path.split("::").map(str::trim).filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
 }
 
-/// The parts of a list that stand between its outermost commas.
+/// The parts of a list, split at its outermost commas.
 fn top_level_items(list: &str) -> Vec<&str> {
     let (mut items, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, char) in list.char_indices() {
@@ -185,7 +186,7 @@ fn top_level_items(list: &str) -> Vec<&str> {
     items.into_iter().filter(|item| !item.trim().is_empty()).collect()
 }
 
-/// Paths of two segments and more that stand in code, as in `super::mean(x)`.
+/// Paths of two or more segments in code, as in `super::mean(x)`.
 fn inline_paths(body: &str) -> Vec<Module> {
     let words = body.split(|char: char| !char.is_alphanumeric() && char != '_' && char != ':');
     let paths = words.filter(|word| word.contains("::")).map(segments);

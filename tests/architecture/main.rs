@@ -1,5 +1,5 @@
 //! The architecture as crates/README.md describes it: which crate may use which, no circles of imports inside a crate,
-//! and no name that stands for two things.
+//! and no name used for two concepts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod imports;
@@ -54,14 +54,14 @@ const EDGES: [(&str, &[&str]); 11] = [
     ),
 ];
 
-/// What only the roof may use: the command line and everything that prints.
+/// Dependencies that only the binary may use: the command line and everything that prints.
 const ROOF_ONLY: [&str; 5] = ["clap", "clap_complete", "comfy-table", "indicatif", "hf-hub"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The names of a manifest's dependencies: those that are built in, and those of its tests.
+/// The names of a manifest's dependencies: regular ones, and dev-dependencies.
 fn dependencies(manifest: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
     let table: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
     let names = |key: &str| {
@@ -75,7 +75,9 @@ fn manifests() -> BTreeMap<String, PathBuf> {
     let mut manifests = BTreeMap::from([("lorakit".to_owned(), root().join("Cargo.toml"))]);
     for entry in fs::read_dir(root().join("crates")).unwrap() {
         let entry = entry.unwrap();
-        manifests.insert(entry.file_name().into_string().unwrap(), entry.path().join("Cargo.toml"));
+        if entry.path().is_dir() {
+            manifests.insert(entry.file_name().into_string().unwrap(), entry.path().join("Cargo.toml"));
+        }
     }
     manifests
 }
@@ -138,7 +140,7 @@ fn the_command_line_and_printing_are_in_the_roof_alone() {
             assert!(!built.contains(absent), "{name} uses {absent}");
         }
         for (path, text) in sources(&manifest.with_file_name("src")) {
-            // Tests may measure aloud; what is built may not.
+            // Tests may print; library code may not.
             let built = text.split("#[cfg(test)]").next().unwrap();
             for macro_call in ["println!(", "eprintln!(", "print!(", "eprint!(", "dbg!("] {
                 let printed =
@@ -181,5 +183,5 @@ fn no_name_stands_for_two_things() {
     let folders: Vec<PathBuf> = manifests().into_values().map(|manifest| manifest.with_file_name("src")).collect();
     let files: Vec<(PathBuf, String)> = folders.iter().flat_map(|folder| sources(folder)).collect();
     let repeated = names::repeated(&files);
-    assert!(repeated.is_empty(), "these stand more than once: {repeated:#?}");
+    assert!(repeated.is_empty(), "names used more than once: {repeated:#?}");
 }

@@ -1,4 +1,4 @@
-//! Names that stand more than once in the workspace: file stems, and public types.
+//! Names that occur more than once in the workspace: file stems and public types.
 
 use crate::source::code;
 use std::collections::BTreeMap;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 /// Stems that every crate or folder may have.
 const STRUCTURAL: [&str; 4] = ["lib", "main", "mod", "error"];
 
-/// Stems of one concept in two places: a method's rule and its fit, a command and what it is about.
-const ONE_CONCEPT: [&str; 0] = [];
+/// The crates of a method's two halves: its rule and its fit, which share a stem.
+const RULE_AND_FIT: [&str; 2] = ["lorakit-route", "lorakit-fit"];
 
-/// Type names of one concept in two crates.
-const ONE_TYPE: [&str; 2] = ["Error", "Result"];
+/// Types of one concept in several crates.
+const ONE_TYPE: [&str; 3] = ["BoxError", "Error", "Result"];
 
-/// Each repeated name with the files that it stands in.
+/// Each repeated name with the files that contain it.
 pub fn repeated(files: &[(PathBuf, String)]) -> Vec<(String, Vec<&Path>)> {
     let mut places: BTreeMap<String, Vec<&Path>> = BTreeMap::new();
     for (path, text) in files {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        if !STRUCTURAL.contains(&stem) && !ONE_CONCEPT.contains(&stem) {
+        if !STRUCTURAL.contains(&stem) {
             places.entry(format!("{stem}.rs")).or_default().push(path);
         }
         for name in public_types(&code(text)) {
@@ -27,7 +27,13 @@ pub fn repeated(files: &[(PathBuf, String)]) -> Vec<(String, Vec<&Path>)> {
             }
         }
     }
-    places.into_iter().filter(|(_, files)| files.len() > 1).collect()
+    places.into_iter().filter(|(_, files)| files.len() > 1 && !are_rule_and_fit(files)).collect()
+}
+
+/// Whether two files are the rule and the fit of one method.
+fn are_rule_and_fit(files: &[&Path]) -> bool {
+    let within = |name: &str| files.iter().filter(|file| file.iter().any(|part| part == name)).count();
+    files.len() == 2 && RULE_AND_FIT.iter().all(|name| within(name) == 1)
 }
 
 /// The names of the types that a file declares with `pub` at the start of a line.

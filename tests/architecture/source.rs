@@ -1,11 +1,11 @@
-//! Rust source as text: without comments, literals and what is compiled for tests alone.
+//! Rust source as text, without comments, literals and test-only items.
 
-/// The code of a file: comments gone, string and character literals emptied, items under `#[cfg(test)]` left out.
+/// The code of a file, with comments removed, string and character literals emptied, and `#[cfg(test)]` items removed.
 pub fn code(text: &str) -> String {
     without_tests(&without_literals(text))
 }
 
-/// Comments and the content of literals taken out.
+/// Removes comments and the content of literals.
 fn without_literals(text: &str) -> String {
     let bytes: Vec<char> = text.chars().collect();
     let (mut out, mut at) = (String::with_capacity(text.len()), 0);
@@ -72,7 +72,7 @@ fn raw_string(text: &[char]) -> usize {
     start + length_until(&text[start..], closes) + 1 + hashes
 }
 
-/// A literal between two quotes of its first kind, with escapes.
+/// The length of a quoted literal with escapes.
 fn quoted(text: &[char]) -> usize {
     let mut at = 1;
     while at < text.len() && text[at] != text[0] {

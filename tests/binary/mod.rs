@@ -1,4 +1,4 @@
-//! Runs the binary, and finds reference material.
+//! Runs the binary and locates reference data.
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
 use serde_json::Value;
@@ -10,9 +10,9 @@ use std::process::{Command, Output};
 pub struct Ran {
     /// Its exit code.
     pub code: i32,
-    /// What it printed.
+    /// Its stdout.
     pub stdout: String,
-    /// What it printed on stderr.
+    /// Its stderr.
     pub stderr: String,
 }
 
@@ -38,28 +38,28 @@ impl From<Output> for Ran {
     }
 }
 
-/// Runs `lorakit` with arguments separated by white space.
+/// Runs `lorakit` with whitespace-separated arguments.
 pub fn words(text: &str) -> Ran {
     run(text.split_whitespace())
 }
 
 impl Ran {
-    /// The run, which must have succeeded.
+    /// Asserts that the run succeeded.
     pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// The JSON document of a run that succeeded.
+    /// The JSON output of a run that must have succeeded.
     pub fn json(self) -> Value {
         let ran = self.ok();
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stdout))
     }
 
-    /// The message of a run that must have failed with `code`.
+    /// The error message of a run that must have failed with `code`.
     pub fn failed(self, code: i32) -> String {
         assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
-        assert_eq!(self.stdout, "", "a failure prints no result");
+        assert_eq!(self.stdout, "", "a failed run prints nothing to stdout");
         self.stderr
     }
 }
@@ -67,11 +67,11 @@ impl Ran {
 /// A path below `../shared`, which tests that are ignored by default need.
 pub fn shared(path: &str) -> PathBuf {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
-    assert!(found.exists(), "{} is absent; this test needs the reference material in ../shared", found.display());
+    assert!(found.exists(), "{} is absent; this test needs the reference data in ../shared", found.display());
     found
 }
 
-/// A tiny random base with adapters and the results of PEFT: `mistral`, `phi` or `llama`.
+/// A tiny random base with adapters and PEFT's results: `mistral`, `phi` or `llama`.
 pub fn peft_fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
 }

@@ -1,5 +1,5 @@
-//! What strangers' bytes are given to: each takes any bytes, and may refuse them, but not panic, hang, fill the memory,
-//! or touch what is outside its folder.
+//! Readers of untrusted input. Each takes arbitrary bytes and may refuse them, but must not panic, hang, exhaust
+//! memory, or touch anything outside its folder.
 //!
 //! The fuzz targets and the ordinary test `tests/malformed_input.rs` both include this file.
 
@@ -11,7 +11,7 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-/// Paths as bases have them, and some that invite a pattern to backtrack.
+/// Module paths, and some that provoke backtracking in a pattern.
 const PATHS: [&str; 4] = [
     "model.layers.0.self_attn.q_proj",
     "model.layers.31.mlp.experts.7.down_proj",
@@ -19,7 +19,7 @@ const PATHS: [&str; 4] = [
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!",
 ];
 
-/// An entry: what it is called, and what it does with bytes. The folder is its own, and may hold what it left before.
+/// The name of an entry and its function. Its folder may contain files from earlier inputs.
 pub type Entry = (&'static str, fn(&Path, &[u8]));
 
 /// All entries.
@@ -36,7 +36,7 @@ pub const ENTRIES: [Entry; 10] = [
     ("library", library),
 ];
 
-/// An adapter_config.json, and what it says of modules.
+/// An adapter_config.json, and the modules that it selects.
 pub fn adapter_config(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(config) = PeftConfig::parse(text) else { return };
@@ -46,7 +46,7 @@ pub fn adapter_config(_: &Path, bytes: &[u8]) {
     let _ = config.targets.unmatched(&PATHS);
 }
 
-/// An adapter_model.safetensors beside a plain configuration.
+/// An adapter_model.safetensors next to a plain configuration.
 pub fn adapter_folder(folder: &Path, bytes: &[u8]) {
     let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
     put(&folder.join("adapter_config.json"), config.as_bytes());
@@ -57,7 +57,7 @@ pub fn adapter_folder(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// An adapter_model.bin, a pickle in a zip file, beside a plain configuration: read as data or not at all.
+/// An adapter_model.bin (a pickle in a zip file) next to a plain configuration: read as data or not at all.
 pub fn torch_file(folder: &Path, bytes: &[u8]) {
     let folder = folder.join("pickled");
     let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#;
@@ -68,12 +68,12 @@ pub fn torch_file(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// The pickle of an adapter_model.bin in a zip that is whole: a zip has checksums, which one changed byte breaks.
+/// The pickle of an adapter_model.bin in a valid zip: mutating the zip itself would only break its checksums.
 pub fn pickle(folder: &Path, bytes: &[u8]) {
     torch_file(folder, &torch_saved(bytes));
 }
 
-/// The pickle of either file of an expert of mttl.
+/// The pickle of either file of an mttl expert.
 pub fn mttl_expert(folder: &Path, bytes: &[u8]) {
     const ABOUT: &[u8] = b"\x80\x02}X\x0d\0\0\0expert_config}(X\x09\0\0\0lora_rankK\x02X\x0a\0\0\0lora_alphaK\x04us.";
     let file = torch_saved(bytes);
@@ -87,7 +87,7 @@ pub fn mttl_expert(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// A file of torch.save with this pickle, and two storages.
+/// A torch.save file with this pickle and two storages.
 fn torch_saved(pickle: &[u8]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let storage: Vec<u8> = (0..8).flat_map(|value| f32::from(value as u8).to_le_bytes()).collect();
@@ -110,7 +110,7 @@ pub fn target_pattern(_: &Path, bytes: &[u8]) {
     }
 }
 
-/// A task TOML, or a data file in a plain form: a TOML where the bytes start with a name or a bracket.
+/// A task TOML if the bytes start with a name or a bracket, otherwise a data file.
 pub fn task_file(folder: &Path, bytes: &[u8]) {
     put(&folder.join("data.json"), br#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#);
     let named = bytes.first().is_some_and(|byte| byte.is_ascii_lowercase() || *byte == b'#');
@@ -136,16 +136,16 @@ pub fn clusters(folder: &Path, bytes: &[u8]) {
     if let Ok(clusters) = Clusters::read(&file) {
         let again = folder.join("again.json");
         if clusters.write(&again).is_ok() {
-            assert_eq!(Clusters::read(&again).ok(), Some(clusters), "what is written is read");
+            assert_eq!(Clusters::read(&again).ok(), Some(clusters), "a written file can be read");
         }
     }
 }
 
-/// A library's own files: the first byte says which one the others are, or which part of it is a link that leads out.
+/// A library's own files: the first byte selects which file to write, or which part becomes a link out of the library.
 pub fn library(folder: &Path, bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     let (root, outside) = (folder.join("library"), folder.join("outside"));
-    // A lock removes what has the second name, but not outside.
+    // Taking the lock removes files with the second name, but not outside the library.
     let kept = ["kept", ".new-kept"].map(|name| outside.join(name));
     kept.iter().for_each(|file| put(file, b"kept"));
     put(&root.join("library.json"), br#"{"format": 1, "name": "l", "base": null}"#);
@@ -175,7 +175,7 @@ fn load(file: &Path) {
     }
 }
 
-/// Puts a link to `outside` in a place, where the system has links.
+/// Creates a symbolic link to `outside`, on systems that have them.
 fn lead(place: &Path, outside: &Path) {
     let _ = (fs::remove_dir_all(place), fs::remove_file(place));
     #[cfg(unix)]
@@ -184,7 +184,7 @@ fn lead(place: &Path, outside: &Path) {
     let _ = outside;
 }
 
-/// Writes a file, with the folders that it is in; a stranger's bytes may have taken them away before.
+/// Writes a file and creates its parent folders, which an earlier input may have removed.
 fn put(file: &Path, bytes: &[u8]) {
     if let Some(folder) = file.parent() {
         let _ = fs::create_dir_all(folder);
@@ -192,7 +192,7 @@ fn put(file: &Path, bytes: &[u8]) {
     let _ = fs::write(file, bytes);
 }
 
-/// Gives bytes to an entry in a folder that this thread keeps for it.
+/// Runs an entry in a folder that this thread keeps for it.
 pub fn in_own_folder(entry: fn(&Path, &[u8]), bytes: &[u8]) {
     thread_local!(static FOLDER: Option<tempfile::TempDir> = tempfile::tempdir().ok());
     FOLDER.with(|folder| folder.iter().for_each(|folder| entry(folder.path(), bytes)));

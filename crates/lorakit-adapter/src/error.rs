@@ -109,7 +109,7 @@ pub enum AdapterError {
     /// The library, expert or model belongs to another base.
     #[error("{0}")]
     LibraryBase(String),
-    /// A name is none that an expert may have.
+    /// A name is not a valid expert name.
     #[error("{0}")]
     ExpertName(String),
     /// The library has no such expert.

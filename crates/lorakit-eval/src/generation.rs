@@ -10,7 +10,7 @@ use crate::patched_model::PatchedModel;
 use crate::stop_text::StopText;
 use crate::token_batches::token_batches;
 
-/// How text is texts.
+/// How text is generated.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
     /// Maximum number of new tokens.
@@ -21,7 +21,7 @@ pub struct GenerateOptions {
     pub sampling: SamplingStrategy,
     /// The seed of sampling. Each prompt has its own stream, keyed by the seed and its index.
     pub seed: u64,
-    /// Maximum tokens in the cache, prompts and texts together.
+    /// Maximum tokens in the cache, prompts and generated text together.
     pub batch_tokens: usize,
 }
 
@@ -35,9 +35,9 @@ impl Default for GenerateOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model texts EOS.
+    /// The model generated EOS.
     Eos,
-    /// The model texts a stop string, which is cut off.
+    /// The model generated a stop string, which is cut off.
     Stop,
     /// The maximum number of new tokens, or the base's context, is exhausted.
     Length,
@@ -52,12 +52,12 @@ pub enum GenerationEvent<'t> {
     End(FinishReason),
 }
 
-/// The text that a model texts after a prompt.
+/// The text that a model generated after a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GeneratedText {
     /// The text, without EOS and the stop string.
     pub text: String,
-    /// The number of texts tokens, including EOS and a stop string.
+    /// The number of generated tokens, including EOS and a stop string.
     pub tokens: usize,
     /// Why it ended.
     pub finish: FinishReason,

@@ -45,7 +45,7 @@
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {
-//!     let scores = evaluate(&model, &task, &EvalOptions::default(), &mut |progress| drop(progress))?;
+//!     let scores = evaluate(&model, &task, &EvalOptions::default(), &mut |_| ())?;
 //!     results.insert("base", &task.name, &scores);
 //! }
 //! print!("{}", results.to_json()?);

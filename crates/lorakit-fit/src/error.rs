@@ -155,7 +155,7 @@ pub enum FitError {
         .0.display()
     )]
     OtherClusters(PathBuf),
-    /// A number of clusters that cannot be made of so many tasks.
+    /// Too few tasks for the number of clusters.
     #[error("{0}")]
     TooFewTasks(String),
     /// Too few steps for two stages.

@@ -1,4 +1,4 @@
-//! What fitting a router over an open library has at hand.
+//! The context of fitting a router over an open library.
 
 use crate::open_library::OpenLibrary;
 use crate::reporter::Reporter;
@@ -21,6 +21,6 @@ pub struct FitContext<'a, 'base> {
     pub data: Option<&'a Path>,
     /// The seed of everything random.
     pub seed: u64,
-    /// Who is told how it goes.
+    /// Receives progress and warnings.
     pub reporter: &'a dyn Reporter,
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Receives what a user may want to know while something is fitted.
 pub trait Reporter {
-    /// One line about how the work goes, without a line break.
+    /// One line of progress, without a line break.
     fn status(&self, text: &str);
 
     /// Something that the user should know beside the result.
@@ -16,7 +16,7 @@ pub trait Reporter {
     fn training(&self) -> TrainingHooks<'_>;
 }
 
-/// What a training run is given by whoever follows it.
+/// A caller's hooks into a training run.
 pub struct TrainingHooks<'a> {
     /// Set from outside to stop the run at the end of the current step.
     pub stop: Box<dyn Deref<Target = AtomicBool> + 'a>,
@@ -24,7 +24,7 @@ pub struct TrainingHooks<'a> {
     pub on_event: Box<dyn FnMut(TrainEvent<'_>) + 'a>,
 }
 
-/// Reports to nobody, and never stops.
+/// Reports nothing and never stops a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

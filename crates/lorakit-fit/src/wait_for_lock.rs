@@ -6,7 +6,7 @@ use crate::reporter::Reporter;
 use lorakit_adapter::{Library, LibraryLock};
 use lorakit_model::Base;
 
-/// Locks the library. A caller that has to wait is told why nothing happens.
+/// Locks the library; if it has to wait, the user is told why.
 ///
 /// # Errors
 /// Where the lock file cannot be created.

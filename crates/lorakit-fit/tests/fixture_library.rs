@@ -1,4 +1,5 @@
-//! The fixture library of version 0.1 over pico: its cached router is read, and what does not belong to it is refused.
+//! The fixture library of version 0.1 over pico: its cached router is reused, and unknown experts and other bases are
+//! refused.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -16,7 +17,7 @@ fn pico() -> Base {
     Base::open(&repository("src/pico"), &BaseOptions::default()).unwrap()
 }
 
-/// Fails where anything is fitted or cannot be written.
+/// Fails if anything is fitted, or cannot be written.
 struct NothingToReport;
 
 impl Reporter for NothingToReport {
@@ -69,7 +70,7 @@ fn a_router_of_a_task_needs_one() {
 }
 
 #[test]
-fn what_is_not_of_the_library_is_refused() {
+fn unknown_experts_and_other_bases_are_refused() {
     let root = repository("tests/fixtures/library_0.1");
     let base = pico();
     let one = OpenLibrary::open(&root, &base, &["shift_up1".to_owned()]).unwrap();

@@ -14,13 +14,13 @@ use crate::error::FormatError;
 pub struct MappedFile(Mmap);
 
 impl MappedFile {
-    /// Maps the file at `path`, which nobody may truncate while it is mapped.
+    /// Maps the file at `path`, which must not be truncated while it is mapped.
     ///
     /// # Errors
     /// If the file cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let file = File::open(path).map_err(FormatError::io(path, "opened"))?;
-        // SAFETY: a map is sound as long as nobody truncates the file. A library's files are only ever replaced by
+        // SAFETY: a map is sound as long as the file is not truncated. A library's files are only ever replaced by
         // renaming, which leaves the mapped one as it is; a base's files are the user's to leave alone.
         let map = unsafe { Mmap::map(&file) }.map_err(FormatError::io(path, "mapped"))?;
         Ok(Self(map))
@@ -31,7 +31,7 @@ impl MappedFile {
     pub fn release_pages(&self) {
         // SAFETY: the advice is unchecked because a private map would lose what was written to it. This one is shared
         // with the file and only read (`Mmap::map`: MAP_SHARED, PROT_READ), so that a slice, in whatever thread, reads
-        // the same bytes before and after, as long as nobody truncates the file, which `open` relies on already.
+        // the same bytes before and after, as long as the file is not truncated, which `open` relies on already.
         #[cfg(unix)]
         let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }

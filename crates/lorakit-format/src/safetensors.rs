@@ -44,7 +44,7 @@ impl SafetensorsFile {
         Self::from_bytes(path, FileBytes::map(path)?)
     }
 
-    /// Reads the header of a file whose bytes are at hand; `path` stands for it in errors.
+    /// Reads the header from a file's bytes; `path` names the file in errors.
     ///
     /// # Errors
     /// If the header does not account for every byte.

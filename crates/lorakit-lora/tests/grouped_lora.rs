@@ -1,4 +1,4 @@
-//! `GroupedLora` against its composed form, and its backward against finite differences.
+//! `GroupedLora` compared with its composed form, and its gradients with finite differences.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -10,7 +10,7 @@ const TOKENS: usize = 11;
 const INPUT: usize = 7;
 const OUTPUT: usize = 9;
 
-/// Values in (-1, 1) that look random and are the same everywhere.
+/// Pseudo-random values in (-1, 1), the same on every platform.
 fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -25,7 +25,7 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
 }
 
 /// Three experts of unequal rank over two projections (columns 0..4 and 4..9): the first with a tied A and two
-/// scales, the second with an A of its own for each, the third with the second projection alone. A fourth has nothing here.
+/// scales, the second with separate A's, the third with the second projection only. A fourth has no module here.
 fn layout() -> Arc<StackLayout> {
     let block = |a: [usize; 2], b: [usize; 2], columns: [usize; 2], scale| StackBlock {
         a: a[0]..a[1],
@@ -41,7 +41,7 @@ fn layout() -> Arc<StackLayout> {
     ]))
 }
 
-/// Contiguous and indexed tokens, with and without weights, that overlap.
+/// Overlapping groups of contiguous and indexed tokens, with and without weights.
 fn groups() -> Arc<[TokenGroup]> {
     let weights = |seed, count| Some(values(seed, count));
     Arc::new([
@@ -64,7 +64,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 #[test]
-fn the_delta_is_that_of_the_composed_form() {
+fn the_delta_matches_the_composed_form() {
     let (x, a, b) = inputs();
     let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let composed = grouped.composed_delta(&x, &groups()).unwrap();
@@ -100,7 +100,7 @@ fn a_tracked_input_is_not_changed_in_place() {
 
 /// Gradients of `sum(y * y * c)` for a fixed c.
 #[test]
-fn gradients_are_those_of_the_composed_form() {
+fn gradients_match_the_composed_form() {
     let (x, a, b) = inputs();
     let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
     let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layout()).unwrap();
@@ -115,7 +115,7 @@ fn gradients_are_those_of_the_composed_form() {
     }
 }
 
-/// The composed form leaves out experts that no token uses, and the columns that only they fill.
+/// The composed form skips experts that no token uses, and columns that only they fill.
 #[test]
 fn experts_of_some_columns_or_none_match_the_composed_form() {
     let (x, a, b) = inputs();
@@ -156,7 +156,7 @@ fn delta_in_f64(x: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
 
 /// `sum(c * y * y)`, one directional derivative per tensor, central differences in f64.
 #[test]
-fn gradients_are_finite_differences() {
+fn gradients_match_finite_differences() {
     let (x, a, b) = inputs();
     let c: Vec<f64> = values(5, TOKENS * OUTPUT).into_iter().map(f64::from).collect();
     let wide = |t: &Tensor| {
@@ -184,7 +184,7 @@ fn gradients_are_finite_differences() {
     }
 }
 
-/// Enough tokens for several chunks, with groups that straddle them.
+/// Enough tokens for several chunks, with groups that span chunks.
 #[test]
 fn several_chunks_match_the_composed_form() {
     let tokens = 700;
@@ -198,7 +198,7 @@ fn several_chunks_match_the_composed_form() {
     ]);
     let ours = grouped.delta(&x, groups.clone()).unwrap();
     assert!(largest_difference(&ours, &grouped.composed_delta(&x, &groups).unwrap()) < 1e-5);
-    // Backward too: the chunks' gradients add up to that of the whole.
+    // Backward as well: the chunks' gradients add up to the full gradient.
     let vars = [x, grouped.a().clone(), grouped.b().clone()].map(|t| Var::from_tensor(&t).unwrap());
     let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layout()).unwrap();
     let of = |y: Tensor| (y.sqr().unwrap() * tensor(9, tokens, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
@@ -212,7 +212,7 @@ fn several_chunks_match_the_composed_form() {
 }
 
 #[test]
-fn equal_inputs_give_equal_bytes() {
+fn results_are_deterministic() {
     let (x, a, b) = inputs();
     let [x, a, b] = [x, a, b].map(|t| Var::from_tensor(&t).unwrap());
     let grouped = GroupedLora::new(a.as_tensor().clone(), b.as_tensor().clone(), layout()).unwrap();

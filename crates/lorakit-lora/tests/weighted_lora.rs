@@ -1,4 +1,4 @@
-//! `WeightedLora` against its composed form, and its gradients against finite differences.
+//! `WeightedLora` compared with its composed form, and its gradients with finite differences.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -10,7 +10,7 @@ const TOKENS: usize = 150;
 const INPUT: usize = 7;
 const OUTPUT: usize = 9;
 
-/// Values in (-1, 1) that look random and are the same everywhere.
+/// Pseudo-random values in (-1, 1), the same on every platform.
 fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -25,8 +25,8 @@ fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {
 }
 
 /// Three experts over two projections (columns 0..4 and 4..9) whose A's are two segments of six ranks: the first
-/// of rank 2 and two scales, the second of ranks 3 and 1, the third with the second projection alone; a fourth has
-/// nothing. The weights are each expert's own, or those of each projection and expert.
+/// of rank 2 and two scales, the second of ranks 3 and 1, the third with the second projection only; a fourth has
+/// no module. Weights are per expert, or per projection and expert.
 fn stacked(by_projection: bool) -> WeightedLora {
     let block = |segment: usize, b: std::ops::Range<usize>, scale| StackBlock {
         a: segment * 6 + b.start..segment * 6 + b.end,
@@ -49,7 +49,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 #[test]
-fn the_delta_and_its_gradients_are_those_of_the_composed_form() {
+fn the_delta_and_its_gradients_match_the_composed_form() {
     for by_projection in [false, true] {
         let weighted = stacked(by_projection);
         let weights = Var::from_vec(values(4, weighted.slots()), weighted.slots(), &Device::Cpu).unwrap();
@@ -72,7 +72,7 @@ fn the_delta_and_its_gradients_are_those_of_the_composed_form() {
 }
 
 #[test]
-fn a_weights_gradient_is_that_of_finite_differences() {
+fn weight_gradients_match_finite_differences() {
     let weighted = stacked(true);
     let at = values(4, weighted.slots());
     let (x, seed) = (tensor(1, TOKENS, INPUT), tensor(5, TOKENS, OUTPUT));

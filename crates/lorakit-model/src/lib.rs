@@ -18,6 +18,7 @@
 //! use candle_core::{DType, Device, Tensor};
 //! use lorakit_lora::{Patches, SequenceBatch};
 //! use lorakit_model::{Base, BaseOptions};
+//! use std::collections::HashMap;
 //!
 //! // A model of random weights, as any Hugging Face folder.
 //! let folder = tempfile::tempdir()?;
@@ -39,8 +40,7 @@
 //!     ("model.layers.0.mlp.down_proj.weight", random(&[8, 12])?),
 //!     ("model.norm.weight", ones(8)?),
 //! ];
-//! let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
-//! candle_core::safetensors::save::<String>(&tensors, folder.path().join("model.safetensors"))?;
+//! candle_core::safetensors::save(&HashMap::from(tensors), folder.path().join("model.safetensors"))?;
 //!
 //! let base = Base::open(folder.path(), &BaseOptions::default())?;
 //! let sites: Vec<&str> = base.sites().iter().map(|site| site.name).collect();

@@ -1,4 +1,4 @@
-//! What is said where a model folder cannot be opened: the file, the key or tensor, what was expected and what was found.
+//! Errors of model folders name the file, the key or tensor, what was expected and what was found.
 #![allow(clippy::unwrap_used)]
 
 use lorakit_model::{Base, BaseOptions, Checkpoint, ModelError, StorageDtype};
@@ -11,7 +11,7 @@ fn fixture() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/mistral/base")
 }
 
-/// The message of opening the fixture after `edit` of its config.
+/// The error of opening the fixture after `edit` has changed its config.
 fn with_config(edit: impl FnOnce(&mut Value)) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut config = serde_json::from_slice(&fs::read(fixture().join("config.json")).unwrap()).unwrap();
@@ -60,7 +60,7 @@ fn a_folder_without_weights_is_refused() {
     assert_says(&open().to_string(), &["model.safetensors", "not a complete safetensors file"]);
 }
 
-/// Written and opened again, or edited in memory: the same values, and nothing else has changed.
+/// Editing in memory gives the same values as writing and reopening, and changes nothing else.
 #[test]
 fn an_edited_checkpoint_equals_the_written_one() {
     let name = "model.layers.0.self_attn.q_proj.weight".to_owned();

@@ -1,4 +1,4 @@
-//! The ops composed of candle's own, run on a CPU: each must equal our kernel in value and in the gradient of every input.
+//! The ops composed of candle's own ops, run on a CPU: each must match our kernel in value and in all gradients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +17,7 @@ use lorakit_model::layer::rope::{RopeFrequencies, RopeTable};
 use lorakit_model::weights::{MmapMatrix, Weight};
 use std::sync::Arc;
 
-/// Values in (-2, 2) that look random and are the same everywhere.
+/// Pseudo-random values in (-2, 2), the same on every platform.
 fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -35,7 +35,7 @@ fn largest(t: &Tensor) -> f32 {
     t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Fails where the two differ by more than `tolerance` times the largest value.
+/// Asserts that the two differ by at most `tolerance` times the largest value.
 fn assert_equal(what: &str, kernel: &Tensor, composed: &Tensor, tolerance: f32) {
     assert_eq!((kernel.dims(), kernel.dtype()), (composed.dims(), composed.dtype()), "{what}");
     let (size, difference) = (largest(kernel), largest(&(kernel - composed).unwrap()));
@@ -59,7 +59,7 @@ fn var(seed: u64, shape: &[usize]) -> Var {
     Var::from_tensor(&tensor(seed, shape)).unwrap()
 }
 
-/// Three projections of unequal width, the second without a bias, with mapped weights and with tensors of a dtype.
+/// Three projections of different widths, the second without a bias: with memory-mapped weights, and with tensors.
 fn linears(dtype: DType) -> (FusedLinear, FusedLinear) {
     let projections = |tensors: bool| {
         let projection = |(i, width): (usize, usize)| {
@@ -132,7 +132,7 @@ fn norms() {
 fn activations() {
     let x = var(1, &[11, 14]);
     assert_same("SwiGLU", &[("x", &x)], &swiglu(&x).unwrap(), &composed_swiglu(&x).unwrap(), 1e-5);
-    // Wide enough for the tails of tanh.
+    // A range that covers the tails of tanh.
     let wide = Var::from_tensor(&(tensor(2, &[11, 13]) * 4.0).unwrap()).unwrap();
     assert_same("GELU", &[("x", &wide)], &gelu_new(&wide).unwrap(), &composed_gelu_new(&wide).unwrap(), 1e-5);
 }
@@ -141,8 +141,8 @@ fn angles(features: usize, positions: &[u32]) -> RopeTable {
     RopeFrequencies::new(&RopeConfig { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
 }
 
-/// Grouped queries, a rotation of a part of each head, and windows: none, shorter than sequences, and of one token; with
-/// widths of both CPU kernels.
+/// Grouped-query attention, partial rotary embeddings, and windows: none, shorter than sequences, and of one token;
+/// with head widths of both CPU kernels.
 fn all_heads() -> Vec<(AttentionHeads, usize)> {
     let of = |features: usize| {
         let heads =
@@ -157,7 +157,7 @@ fn all_heads() -> Vec<(AttentionHeads, usize)> {
     [10, 8, 16].into_iter().flat_map(of).collect()
 }
 
-/// Heads whose products are in f32 and in 16 bits, each with its tolerance.
+/// Heads whose matrix products are in f32 and in 16 bits, each with its tolerance.
 fn in_all_types(heads: AttentionHeads) -> [(AttentionHeads, f32); 3] {
     [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 8e-2)]
         .map(|(products, far)| (AttentionHeads { products, ..heads }, far))
@@ -165,7 +165,7 @@ fn in_all_types(heads: AttentionHeads) -> [(AttentionHeads, f32); 3] {
 
 #[test]
 fn self_attention_of_packed_sequences() {
-    // Sequences of one token and of none, some that share a block of queries, and some that span two blocks.
+    // Empty sequences, sequences of one token, some that share a block of queries, and some that span two blocks.
     for lengths in [&[5usize, 1, 17, 0, 8][..], &[3, 600, 40, 530]] {
         let rows = SequenceBatch::packed(lengths.iter().copied());
         let segments: Arc<[AttentionSegment]> =
@@ -184,8 +184,8 @@ fn self_attention_of_packed_sequences() {
     }
 }
 
-/// An offset common to all keys and values does not change the gradient of the queries, which in 16 bits is a small difference
-/// of large numbers.
+/// An offset common to all keys and values does not change the gradient of the queries, which in 16 bits is a small
+/// difference of large numbers.
 #[test]
 fn self_attention_with_a_common_offset_of_keys_and_values() {
     let heads = AttentionHeads { queries: 4, keys: 4, features: 16, window: None, products: DType::F32 };
@@ -223,7 +223,7 @@ fn rotations() {
 
 #[test]
 fn cached_attention_of_several_sequences() {
-    // A sequence that shares a prefix, one token after many, and as many queries as keys; slots out of order.
+    // A sequence with a shared prefix, one token after many, and as many queries as keys; slots are out of order.
     let segment = |queries, keys: &[std::ops::Range<usize>]| AttentionSegment { queries, keys: keys.to_vec() };
     let segments: Arc<[AttentionSegment]> = Arc::new([
         segment(0..3, &[10..14, 20..25]),
@@ -232,7 +232,7 @@ fn cached_attention_of_several_sequences() {
         segment(4..11, std::slice::from_ref(&(13..20))),
         segment(11..12, &[10..14, 30..31, 26..29]),
     ]);
-    // Queries are rotated before.
+    // Queries are already rotated.
     let packing = || AttentionLayout::new(angles(2, &[]), segments.clone());
     for (heads, _) in all_heads() {
         let qkv = tensor(1, &[12, heads.fused_width()]);
@@ -262,7 +262,7 @@ fn cached_attention_of_a_long_prompt() {
     }
 }
 
-/// The loss and logits of a head with a bias, with a mapped weight and with a tensor.
+/// The loss and logits of a head with a bias: with a memory-mapped weight, and with a tensor.
 fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
     let (w, b) = (tensor(2, &[vocabulary, d]), tensor(3, &[vocabulary]));
     let mapped = MmapMatrix::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
@@ -276,7 +276,7 @@ fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [
 
 #[test]
 fn logits_and_losses() {
-    // The second vocabulary is so large that tokens are handled in several chunks.
+    // The second vocabulary is large enough that tokens are processed in several chunks.
     for (vocabulary, n, d) in [(37, 11, 5), (1 << 18, 70, 3)] {
         let (h, [kernel, composed], [logits, composed_logits]) = losses(vocabulary, n, d);
         assert_same("loss", &[("h", &h)], &kernel.unwrap(), &composed.unwrap(), 1e-5);

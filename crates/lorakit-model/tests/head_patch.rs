@@ -8,7 +8,7 @@ use lorakit_model::layer::lm_head::{HeadPatch, LmHead};
 use lorakit_model::weights::{MmapMatrix, Weight};
 use std::sync::{Arc, Mutex};
 
-/// Large enough for several chunks of few tokens.
+/// Large enough that few tokens fit in a chunk.
 const VOCABULARY: usize = 1 << 21;
 const LENGTHS: [usize; 3] = [3, 1, 5];
 
@@ -62,7 +62,7 @@ fn a_head_patch_adds_to_the_logits_of_each_sequence() {
             let of = delta.get(row.start).unwrap().narrow(0, 0, 4).unwrap().to_vec1::<f32>().unwrap();
             assert!(of.iter().enumerate().all(|(id, d)| (d - f32::from(u8::from(id == index))).abs() < 1e-5), "{of:?}");
         }
-        // Four tokens fit a chunk of 2^23 logits; the last call is that of the logits.
+        // Four tokens fit a chunk of 2^23 logits; the last call computes the logits.
         let chunks = bias.chunks.lock().unwrap();
         assert_eq!(*chunks, [vec![3, 1], vec![4], vec![1], vec![3, 1, 5]]);
     }

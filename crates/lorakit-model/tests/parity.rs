@@ -1,4 +1,5 @@
-//! Bases against transformers: logits of small random models of every architecture, and a real model's greedy text.
+//! Bases compared with transformers: logits of small random models of every architecture, and a real model's greedy
+//! text.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
@@ -23,7 +24,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// What transformers computed over one small random base.
+/// Results of transformers for one small random base.
 struct Oracle {
     name: String,
     base: PathBuf,
@@ -71,7 +72,7 @@ impl Oracle {
         self.assert_close("packed", &together, &Tensor::cat(&alone, 0).unwrap());
     }
 
-    /// Two sequences grow at once, and a third branches off the first.
+    /// Two sequences are decoded together, and a third branches off the first.
     fn cached_decoding_equals_uncached(&self) {
         let (base, none, length) = (self.open(), Patches::none(), self.ids[0].len());
         let whole = base.logits(&self.ids[0], SequenceBatch::packed([length]), &none).unwrap();
@@ -110,7 +111,7 @@ fn bases_with_a_window_and_long_rows_equal_transformers_packed_and_cached() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn a_real_model_continues_as_it_is_known_to() {
+fn a_real_model_generates_its_known_text() {
     let base = Base::open(&shared("data/models/stories260K-hf"), &BaseOptions::default()).unwrap();
     let none = Patches::none();
     let mut decoder = CachedDecoder::new(&base, &none, 64).unwrap();

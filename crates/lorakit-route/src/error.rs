@@ -10,7 +10,7 @@ pub type Result<T, E = RouteError> = std::result::Result<T, E>;
 /// An expert's name with its rank, or with `(in, out)`.
 type Named<T> = (String, T);
 
-/// Why adapters cannot be routed or merged as was asked. Each message names the thing and says what to do.
+/// Why adapters cannot be routed or merged as was asked. Each message names the subject and says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouteError {
@@ -89,8 +89,8 @@ pub enum RouteError {
         /// The first of them.
         first: String,
     },
-    /// The oracle was not told which task is at hand.
-    #[error("the oracle needs to know the task at hand, and was told none")]
+    /// The oracle was given no task.
+    #[error("the oracle needs the name of the task, and none was given")]
     NoTask,
     /// Mixing A and B separately adds A's of different rank.
     #[error(
@@ -253,9 +253,9 @@ pub enum RouteError {
         /// The module's path.
         module: String,
         /// An expert and its rank.
-        first: Named<usize>,
+        first: Box<Named<usize>>,
         /// An expert whose rank is another.
-        second: Named<usize>,
+        second: Box<Named<usize>>,
         /// A merge that takes any ranks.
         instead: &'static str,
     },
@@ -285,7 +285,7 @@ pub enum RouteError {
         /// The module's path.
         module: String,
         /// What is wrong with them.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
     /// What the adapter algebra refuses.
     #[error(transparent)]

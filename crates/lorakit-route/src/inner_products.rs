@@ -1,4 +1,4 @@
-//! Inner products of tokens with vectors of experts, by which most routers choose.
+//! Inner products of tokens with experts' vectors, which most routers choose by.
 
 use candle_core::{Result, Tensor};
 use lorakit_lora::kernels::cpu_tensor;
@@ -7,8 +7,8 @@ use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, par_gemm};
 /// The name of the product in errors.
 const NAME: &str = "inner products";
 
-/// `x vectorsᵀ`, row by row `[tokens, vectors]`, of contiguous f32 `x`, `[tokens, d]`, and `vectors`, `[vectors, d]`: on
-/// all threads of a CPU, or copied to the host from a device.
+/// `x vectorsᵀ`, row by row `[tokens, vectors]`, of contiguous f32 `x`, `[tokens, d]`, and `vectors`, `[vectors, d]`:
+/// on all threads of a CPU, or copied to the host from a device.
 pub(crate) fn inner_products(x: &Tensor, vectors: &Tensor) -> Result<Vec<f32>> {
     if !x.device().is_cpu() {
         return x.matmul(&vectors.t()?)?.flatten_all()?.to_vec1();

@@ -1,20 +1,20 @@
 //! Routers turn a library of LoRA adapters into patches for the sites of a base; merges turn several adapters into one.
 //!
-//! [`LibraryStack`] stacks the named adapters of a library site by site, once. A [`Router`], read from what a user types
-//! (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then applies. [`token`] has the
-//! routers that choose for each token, [`prompt`] those that choose for a row by its prompt, [`fixed`] those whose weights do
-//! not depend on the token. An [`Observer`], if one is given, receives each choice.
+//! [`LibraryStack`] stacks the named adapters of a library site by site, once. A [`Router`], read from what a user
+//! types (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then applies.
+//! [`token`] has the routers that choose for each token, [`prompt`] those that choose for a row by its prompt,
+//! [`fixed`] those whose weights do not depend on the token. An [`Observer`], if one is given, receives each choice.
 //!
-//! A [`merge::MergeMethod`], read in the same way (`ties:density=0.2`) by [`merge::parse_merge`], makes one adapter of several
-//! and their weights, in weight space alone, and reports how much was retained.
+//! A [`merge::MergeMethod`], read in the same way (`ties:density=0.2`) by [`merge::parse_merge`], makes one adapter of
+//! several and their weights, in weight space alone, and reports how much was retained.
 //!
-//! A method is one file, and one line in [`ROUTERS`], [`merge::MERGES`] or [`FITTED_MERGES`]: its [`MethodInfo`] has its name,
-//! summary and link, and its settings are a struct with serde's derives.
+//! A method is one file, and one line in [`ROUTERS`], [`merge::MERGES`] or [`FITTED_MERGES`]: its [`MethodInfo`] has
+//! its name, summary and link, and its settings are a struct with serde's derives.
 //!
 //! The crate deliberately knows no model, no text and no training. It sees [`lorakit_lora::Site`]s, tokens as rows of
-//! numbers, and the names of tasks that an expert's record lists. What a router has to fit is fitted elsewhere and handed in
-//! as [`RouterState`]; [`Router::training_data`] says to what rows. [`InputMeans`] and [`ResponseProbe`] are the probes by
-//! which inputs and responses are recorded.
+//! numbers, and the names of tasks that an expert's record lists. What a router has to fit is fitted elsewhere and
+//! handed in as [`RouterState`]; [`Router::training_data`] says to what rows. [`InputMeans`] and [`ResponseProbe`] are
+//! the probes that record inputs and responses.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};

@@ -78,7 +78,7 @@ impl LibraryStack {
     /// The index of the expert of a name.
     ///
     /// # Errors
-    /// If there is none; the error lists the experts.
+    /// If there is no such expert; the error lists the experts.
     pub fn index(&self, name: &str) -> Result<usize> {
         self.names
             .binary_search_by(|known| known.as_str().cmp(name))

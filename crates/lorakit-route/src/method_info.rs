@@ -18,8 +18,8 @@ pub struct MethodInfo<M: ?Sized + 'static> {
     pub defaults: fn(&str) -> String,
     /// Reads it from its name and what is typed after the colon, if anything.
     pub parse: fn(&str, Option<&str>) -> Result<Arc<M>>,
-    /// The version of the algorithm by which it is fitted. Raise it whenever a fit finds something else from the same rows:
-    /// fitted state that is kept on disk is then fitted again.
+    /// The version of the fitting algorithm. Raise it whenever a fit gives a different result for the same rows: state
+    /// cached on disk is then fitted again.
     pub version: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What a router is: a rule by which a library's experts serve tokens.
+//! The trait of routers: rules that decide which of a library's experts serve a token.
 
 use crate::error::{Result, RouteError};
 use crate::library_stack::LibraryStack;
@@ -12,8 +12,8 @@ use std::any::Any;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
-/// A rule by which a library's experts serve tokens. Its display is the name with all settings, as it can be typed: equal
-/// texts are equal routers.
+/// A rule that decides which of a library's experts serve a token. Its display is the name with all settings, as it can
+/// be typed: equal texts are equal routers.
 ///
 /// All routers are in [`crate::ROUTERS`].
 pub trait Router: Any + Debug + Display + Send + Sync {
@@ -39,7 +39,7 @@ pub trait Router: Any + Debug + Display + Send + Sync {
         None
     }
 
-    /// Whether it reads the name of the task at hand, [`RouterContext::task`].
+    /// Whether it reads the name of the current task, [`RouterContext::task`].
     fn reads_task(&self) -> bool {
         false
     }
@@ -53,7 +53,7 @@ pub trait Router: Any + Debug + Display + Send + Sync {
 /// What a router may look at besides the experts.
 #[derive(Clone, Default)]
 pub struct RouterContext<'a> {
-    /// The task at hand, which only a router that [`Router::reads_task`] looks at.
+    /// The current task, read only by routers with [`Router::reads_task`].
     pub task: Option<&'a str>,
     /// The fitted state, for a router that has [`Router::training_data`].
     pub state: Option<&'a RouterState>,
@@ -65,7 +65,7 @@ impl<'a> RouterContext<'a> {
     /// The fitted state of `router`.
     ///
     /// # Errors
-    /// If there is none.
+    /// If the context has none.
     pub(crate) fn state_of(&self, router: &dyn Display) -> Result<&'a RouterState> {
         self.state.ok_or_else(|| RouteError::MissingState(router.to_string()))
     }

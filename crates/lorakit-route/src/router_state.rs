@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// What was fitted for a router. Each router says in its file which matrices it has, and of what shape.
 ///
-/// The crate neither fits it nor reads it from disk: whoever has a model and rows makes it, and hands it in with
+/// This crate neither fits it nor reads it from disk: the caller passes it in
 /// [`crate::RouterContext`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouterState(BTreeMap<String, Matrix>);
@@ -25,7 +25,7 @@ impl RouterState {
     /// The matrix of a name, of a shape that must be `(rows, columns)`.
     ///
     /// # Errors
-    /// If there is none, or it has another shape: the state belongs to another library.
+    /// If it is missing or has another shape: the state belongs to another library.
     pub fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<&Matrix> {
         let found = self.0.get(name);
         found.filter(|matrix| (matrix.rows(), matrix.cols()) == shape).ok_or_else(|| RouteError::StateMismatch {

@@ -8,7 +8,7 @@ pub enum TrainingData {
         /// Rows of each task.
         rows: usize,
     },
-    /// Rows of the task at hand: the state serves that task alone.
+    /// Rows of the current task: the state serves only that task.
     TargetTask {
         /// Rows of the task.
         rows: usize,

@@ -24,7 +24,7 @@ fn qkv() -> Site {
     site(INPUT, &[("q", 8), ("k", 5), ("v", 6)])
 }
 
-/// Experts of different rank, alpha and module set; `z` has a delta of zeros.
+/// Experts of different ranks, alphas and module sets; `z` has a zero delta.
 fn uneven() -> LibraryStack {
     let library = [
         expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
@@ -40,7 +40,7 @@ fn built(router: &str, library: &LibraryStack, learned: &RouterState, x: &Tensor
     added(&patches, library, x, &SequenceBatch::packed([x.dim(0).unwrap()]))
 }
 
-/// One matrix, as it might have been learned, for the one site.
+/// A fitted state with one random matrix, for the only site.
 fn random_vectors(library: &LibraryStack) -> RouterState {
     let n = library.len();
     RouterState::new([("0.qkv".to_owned(), Matrix::new(n, INPUT, values(70, n * INPUT)).unwrap())])
@@ -67,7 +67,7 @@ fn weights_are_a_softmax_over_the_experts_of_the_projection() {
         let dot: f64 = rows[token].iter().zip(vector).map(|(x, v)| f64::from(x * v)).sum();
         dot / (INPUT as f64).sqrt() / 0.5
     };
-    // `z` changes nothing, so that it is no candidate anywhere; `a` has no v, and `b` no k.
+    // `z` changes nothing, so that it is never a candidate; `a` has no v, and `b` no k.
     let candidates: [&[usize]; 3] = [&[0, 1], &[0], &[1]];
     let expected = dense(&library, &x, |token, projection, expert| {
         let total: f64 = candidates[projection].iter().map(|e| score(token, *e).exp()).sum();
@@ -80,7 +80,7 @@ fn weights_are_a_softmax_over_the_experts_of_the_projection() {
 fn centroids_are_normalized_mean_inputs_of_the_experts_rows() {
     let library = uneven();
     let x = tokens(60, 9, INPUT);
-    // Rows of 2, 3, 1 and 3 tokens; the third belongs to nobody.
+    // Rows of 2, 3, 1 and 3 tokens; the third belongs to no expert.
     let row = |(start, len, expert)| Sequence { start, len, expert, ..Sequence::default() };
     let rows = SequenceBatch::new([(0, 2, Some(1)), (2, 3, Some(0)), (5, 1, None), (6, 3, Some(1))].map(row));
     let values = x.to_vec2::<f32>().unwrap();
@@ -129,7 +129,7 @@ fn rejects_missing_state_and_state_of_another_library() {
     }
 }
 
-/// What `evidence` learns from a pass over `x`, whose rows have three tokens each, of these tasks of these experts.
+/// The state of `evidence` fitted to a pass over `x`, whose rows have three tokens each, with their tasks and experts.
 fn usual(evidence: &Evidence, library: &LibraryStack, x: &Tensor, tasks: &[usize], experts: &[usize]) -> RouterState {
     let pass = ResponseProbe::new(library, evidence.measure).unwrap().start();
     look(&pass.patches(), x, &vec![3; tasks.len()]);
@@ -152,7 +152,7 @@ fn weighed(evidence: &Evidence, library: &LibraryStack, learned: &RouterState, x
     pass.weights(&SequenceBatch::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
 }
 
-/// Prompts of three tokens each, eight of every task: those of a task lie about a direction of its own, `kinds[task]`.
+/// Eight prompts of three tokens for every task; those of a task lie around a direction determined by `kinds[task]`.
 fn prompts_of(kinds: &[u64]) -> Tensor {
     let prompt = |kind: u64, number: u64| {
         let noise = values(500 + 100 * kind + number, 3 * INPUT);
@@ -167,7 +167,7 @@ fn eight_of_each(tasks: usize) -> Vec<usize> {
     (0..tasks * 8).map(|prompt| prompt / 8).collect()
 }
 
-/// Lets patches of one site see a pass, to which they must add nothing.
+/// Applies the patches of one site to a pass, and asserts that they add nothing.
 fn look(patches: &lorakit_lora::Patches, x: &Tensor, lengths: &[usize]) {
     let mut out = Outputs::new(Tensor::ones((x.dim(0).unwrap(), 19), DType::F32, &Device::Cpu).unwrap());
     patches.at(0).unwrap().add(x, &SequenceBatch::packed(lengths.iter().copied()), &mut out).unwrap();
@@ -191,7 +191,7 @@ fn a_response_is_the_norm_of_the_delta_for_a_unit_input() {
             assert!((found - mean).abs() < 1e-5 * mean.max(1.0), "{found} {mean}");
         }
     }
-    assert_eq!(responses[0].1[2], 0.0, "a delta of zeros does not respond");
+    assert_eq!(responses[0].1[2], 0.0, "a zero delta does not respond");
 }
 
 #[test]
@@ -225,12 +225,12 @@ fn evidence_routes_a_prompt_to_the_experts_of_similar_tasks() {
 fn tasks_with_equal_prompts_share_the_weight() {
     let library = uneven();
     let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
-    // The prompts of the first task again, as another expert's.
+    // The prompts of the first task again, as those of another expert.
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
     let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
     let weights = weighed(&evidence, &library, &learned, &prompt);
     assert!((weights[0] - 0.5).abs() < 1e-3 && (weights[1] - 0.5).abs() < 1e-3, "{weights:?}");
-    // Hot enough, and all tasks count alike.
+    // At a high temperature, all tasks have equal weight.
     let hot = weighed(&evidence.fixed(1e9, Fallback::Base), &library, &learned, &prompt);
     assert!(hot.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-4), "{hot:?}");
     let one = weighed(&Evidence { top_k: Limit(1), ..evidence }, &library, &learned, &prompt);
@@ -263,20 +263,20 @@ fn a_prompt_unlike_all_tasks_goes_to_the_fallback() {
     let evidence = Evidence::default().fixed(0.1, Fallback::Base);
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2]), &eight_of_each(2), &[0, 1]);
     let known = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
-    // Nothing has a higher response of `b` than what it stretches most.
+    // No input has a higher response of `b` than its top singular vector.
     let direction = library.module(1, "v").unwrap().top_singular_vector().unwrap().vector;
     let strange = Tensor::from_vec(direction.repeat(3), (3, INPUT), &Device::Cpu).unwrap();
     assert!(weighed(&evidence, &library, &learned, &known)[0] > 0.99);
     assert_eq!(weighed(&evidence, &library, &learned, &strange), [0.0; 3]);
 
-    // What `auto` took is read from what was learned: here the mean.
+    // The choice of `auto` is read from the state: here the mean.
     let auto = Evidence::default();
     assert!(auto.prompt_router(&library, &with_state(&learned)).is_err(), "nothing was chosen");
     let chosen = Evidence::with_chosen(learned.clone(), 0.1, Fallback::Uniform).unwrap();
     let weights = weighed(&auto, &library, &chosen, &strange);
     assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-6), "{weights:?}");
 
-    // And here Arrow over all experts, wholly where nothing fits, by half where weights leave half, and not at all else.
+    // Here Arrow over all experts: fully if no task fits, by half if the weights leave half, and otherwise not at all.
     let chosen = Evidence::with_chosen(learned, 0.1, Fallback::Arrow).unwrap();
     assert_eq!(weighed(&auto, &library, &chosen, &strange), [0.0; 3]);
     let patches = auto.patches(&library, &with_state(&chosen)).unwrap();

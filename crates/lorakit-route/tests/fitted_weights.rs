@@ -1,4 +1,4 @@
-//! The weights of LoraHub and CAT, against their definitions.
+//! The weights of LoraHub and CAT compared with their definitions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -46,7 +46,7 @@ fn matrix(rows: usize, weights: &[f32]) -> Matrix {
     Matrix::new(rows, weights.len() / rows, weights.to_vec()).unwrap()
 }
 
-/// What an adapter alone adds.
+/// The output of a single adapter.
 fn alone(adapter: lorakit_adapter::Adapter, x: &Tensor) -> Vec<Vec<f32>> {
     let single = experts([Expert::new("merged", adapter)], &qk());
     added(&single_expert(&single, 0).unwrap(), &single, x, &rows(x.dim(0).unwrap()))
@@ -100,7 +100,7 @@ fn fitted_weights_give_a_weighted_sum_as_router_and_as_merge() {
             &expected,
             1e-5,
         );
-        // Folded into one adapter.
+        // Merged into one adapter.
         let composition = CatMerge(cat);
         let (merge, coefficients) = composition.merge(&library, &weights).unwrap();
         let merged = merge.merge(library.experts(), &coefficients).unwrap();
@@ -209,7 +209,7 @@ fn as_published_mixes_a_and_b_separately() {
     let expected = composed(&library, &x, &weights);
     let found = added(&hub.patches(&library, &with_state(&state(&weights))).unwrap(), &library, &x, &rows(7));
     assert_close(&found, &expected, 1e-5);
-    // The sign of all weights is not seen, and an expert alone acts at the square of its weight.
+    // Negating all weights has no effect, and a single expert acts at the square of its weight.
     let negated = weights.map(|w| -w);
     assert_close(
         &added(&by_weights(&library, Mixing::Separate, &negated).unwrap(), &library, &x, &rows(7)),
@@ -218,14 +218,14 @@ fn as_published_mixes_a_and_b_separately() {
     );
     let half = added(&by_weights(&library, Mixing::Separate, &[0.0, 0.5, 0.0]).unwrap(), &library, &x, &rows(7));
     assert_close(&half, &dense(&library, &x, |_, _, e| if e == 1 { 0.25 } else { 0.0 }), 1e-5);
-    // The merged adapter is the same, at the experts' rank.
+    // The merged adapter is equivalent, at the experts' rank.
     let (merge, coefficients) = FittedMerge::merge(&hub, &library, &matrix(1, &weights)).unwrap();
     let merged = merge.merge(library.experts(), &coefficients).unwrap();
     assert!(merged.adapter.modules().values().all(|pair| pair.rank() == 2));
     assert_close(&alone(merged.adapter, &x), &expected, 1e-5);
 }
 
-/// A model whose loss is least where the first two experts have the given weights.
+/// A model whose loss is minimal if the first two experts have the given weights.
 struct Toward([f64; 2]);
 
 impl RowLosses for Toward {

@@ -51,7 +51,7 @@ fn rejects_weights_that_are_not_one_finite_number_per_expert() {
     let coefficients = Coefficients::uniform(2).with_module("q", vec![1.0, f64::NAN]);
     refused(Concatenation.merge(&two(), &coefficients), &["large", "NaN"]);
     refused(Concatenation.merge(&two(), &Coefficients::uniform(2).with_module("k", vec![1.0; 2])), &["k", "none"]);
-    // Finite weights whose product is not.
+    // Finite weights whose product is not finite.
     refused(apply("cat", &two(), &[1.0, 1e300]), &["q", "inf"]);
 }
 

@@ -14,7 +14,7 @@ use small_library::*;
 const SUMS: [&str; 5] =
     ["cat", "svd:rank=full", "task_arithmetic", "knots:inner=task_arithmetic", "core_space:inner=task_arithmetic"];
 
-/// Merges that look at deltas alone, at a rank that cuts nothing off.
+/// Merges that depend on deltas only, at a rank without truncation.
 const IN_DELTA_SPACE: [&str; 19] = [
     "cat",
     "svd:rank=2",
@@ -85,7 +85,7 @@ fn sums_of_deltas_are_exact_for_any_ranks_scales_and_modules() {
 }
 
 #[test]
-fn a_module_may_have_weights_of_its_own() {
+fn a_module_may_have_its_own_weights() {
     let experts = mixed();
     let coefficients = Coefficients::new(vec![1.0, 0.0, 0.0]).with_module("q", vec![0.5, 2.0, -1.0]);
     let merged = Concatenation.merge(&experts, &coefficients).unwrap().adapter;
@@ -125,16 +125,16 @@ fn one_hot_weights_give_that_expert() {
         for module in ["q", "v"] {
             assert_delta(&merged.modules()[module], &dense_sum(&experts, &weights, module), 1e-5, text);
         }
-        // The module that only another expert changes is there, and zero.
+        // The module that only another expert changes is present, and zero.
         assert_eq!(merged.modules()["o"].norm(), 0.0, "{text}");
     }
 }
 
-/// The same deltas from other factors: `(B R^-1, R A)` with `R = [[2, 1, 0], [0, 1, 0], [1, 0, -4]]`.
+/// The same deltas with other factors: `(B R^-1, R A)` with `R = [[2, 1, 0], [0, 1, 0], [1, 0, -4]]`.
 fn gauged(expert: &Expert) -> Expert {
     let update = |update: &LowRank| {
         let rank = update.rank();
-        // Elementary steps, each undone on the other side, are products with R and its inverse.
+        // Elementary row operations on A and their inverses on B multiply by R and its inverse.
         let (mut a, mut b) = (update.a().values().into_owned(), update.b().values().into_owned());
         let input = update.input();
         for (from, to, by) in [(0, 1, 0.75f32), (1, 2, -1.5), (2, 0, 0.5)] {
@@ -167,7 +167,7 @@ fn merges_of_deltas_do_not_depend_on_the_factorization() {
             assert_delta(&second.adapter.modules()[module], &expected, 1e-5, &format!("{text}, {module}"));
         }
     }
-    // Those of factors do, which is why they are not the default.
+    // Merges of factors do, which is why they are not the default.
     let equal = [expert("one", [("q", random(1, 3, 9, 7, 2.0))]), expert("two", [("q", random(3, 3, 9, 7, 0.5))])];
     let turned = [equal[0].clone(), gauged(&equal[1])];
     for text in ["linear", "ties", "magnitude_prune"] {
@@ -176,7 +176,7 @@ fn merges_of_deltas_do_not_depend_on_the_factorization() {
     }
 }
 
-/// Those that work on A and B, each for itself, by name and convention. All others look at deltas alone.
+/// Merges of A and B separately, by name and convention. All others depend on deltas only.
 const ON_FACTORS: [(&str, &str); 7] = [
     ("linear", "peft"),
     ("linear", "paper"),
@@ -210,7 +210,7 @@ fn other_merges_do_not_depend_on_the_factorization_in_any_convention() {
     assert!(checked >= 2 * MERGES.len() - ON_FACTORS.len(), "{checked}");
 }
 
-/// A merge in a convention, if it has it, with a density that drops something and a rank that cuts nothing off.
+/// A merge in a convention, if it has it, with a density below one and a rank without truncation.
 fn at_full_rank(name: &str, convention: &str) -> Option<String> {
     let settings = [("convention", convention), ("density", "0.6"), ("gamma", "0.1"), ("rank", "full")];
     let mut text = name.to_owned();
@@ -331,7 +331,7 @@ fn the_report_has_the_truncation_error() {
 
 #[test]
 fn subspace_iteration_retains_as_much_as_the_exact_svd() {
-    // Beyond 512 rows and columns only the leading part of a dense delta is computed; a product is always exact.
+    // Above 512 rows and columns, only the leading singular triples of a dense delta are computed; a product is exact.
     let experts =
         [expert("one", [("q", random(1, 12, 700, 600, 0.3))]), expert("two", [("q", random(3, 12, 700, 600, 0.2))])];
     let exact = merge("svd:rank=8", &experts, &[1.0, 0.5]);
@@ -352,7 +352,7 @@ fn zero_deltas_merge_to_zero() {
         let merged = merge(about.name, &[zero("one"), zero("two")], &[1.0, -1.0]);
         assert_eq!(merged.adapter.norm(), 0.0, "{}", about.name);
         assert_eq!(merged.report[0].error, 0.0, "{}", about.name);
-        // And a zero beside another changes no method's result beyond what counting it does.
+        // Beside another expert, a zero delta affects the result only by being counted.
         let beside = merge(about.name, &[zero("one"), expert("two", [("q", random(3, 2, 9, 7, 1.0))])], &[1.0, 1.0]);
         assert!(beside.adapter.norm().is_finite());
     }

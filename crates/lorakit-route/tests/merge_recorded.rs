@@ -1,4 +1,4 @@
-//! Merges against recorded values of PEFT, mttl and TIES's authors, and against values worked by hand.
+//! Merges compared with recorded values of PEFT, mttl and the TIES authors' code, and with values computed by hand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -31,7 +31,7 @@ fn merge(merge: &str, experts: &[Expert], weights: &[f64]) -> Result<Merged, Rou
     parse_merge(merge).unwrap().merge(experts, &Coefficients::new(weights.to_vec()))
 }
 
-/// The norm of the difference, relative to the norm of what is expected.
+/// The norm of the difference, relative to the norm of the expected values.
 fn distance(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
@@ -71,7 +71,7 @@ fn merges_match_the_27_recorded_cases_of_peft() {
         }
         let found = found.unwrap();
         let update = &found.adapter.modules()["m"];
-        // PEFT pads the result of a short sum with zeros up to the rank that was asked for.
+        // PEFT pads a result of lower rank with zeros up to the requested rank.
         assert!(update.rank() <= case["r"].as_u64().unwrap() as usize, "{text}");
         let expected = rows(&case["delta"]).concat();
         let distance = distance(&update.delta(), &expected);
@@ -98,7 +98,7 @@ fn rslora_and_rank_patterns_merge_to_the_exact_sum() {
                 assert!(distance < 1e-6, "{base}, {text}, {path}: {distance}");
             }
         }
-        // Written and read again, where no rsLoRA may be left, it is the same.
+        // It survives a round trip through a file, without rsLoRA.
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("merged");
         let merged = merge("cat", &experts, &[0.7, -1.3]).unwrap().adapter;
@@ -178,7 +178,7 @@ fn deltas(of: &[[f32; 4]]) -> Vec<Expert> {
 }
 
 #[test]
-fn ties_and_pruning_match_values_worked_by_hand() {
+fn ties_and_pruning_match_values_computed_by_hand() {
     let experts = deltas(&[[1., -2., 3., -4.], [-1., 2., 1., -1.]]);
     let check = |text: &str, experts: &[Expert], weights: &[f64], expected: [f64; 4]| {
         let found = merge(text, experts, weights).unwrap().adapter.modules()["m"].delta();
@@ -190,15 +190,15 @@ fn ties_and_pruning_match_values_worked_by_hand() {
     check(ties, &experts, &[2., 0.5], [0., 1., 6., -4.25]);
     check("magnitude_prune_svd:density=0.3", &experts[..1], &[1.], [0., 0., 0., -4.]);
     // mergekit elects by the weighted values and divides by the weights that agree: for the first value the votes are
-    // 2 against -3, so that -1 is left of it; for the second -4 against 6; and so on.
+    // 2 against -3, which gives -1; for the second -4 against 6; and so on.
     let ties = "ties:convention=mergekit,rank=full";
     check(ties, &experts, &[2., 3.], [-1., 2., (2. * 3. + 3.) / 5., (-8. - 3.) / 5.]);
-    // PEFT elects by the values as they are, whose first two votes are 0, which is plus.
+    // PEFT elects by the unweighted values, whose first two votes are 0, which counts as plus.
     check("ties_svd:density=1,rank=full", &experts, &[2., 3.], [2., 6., 4.5, -5.5]);
     check("linear:convention=mergekit", &experts, &[2., 3.], [-0.2, 0.4, 1.8, -2.2]);
     check("dare_ties:convention=mergekit,rank=full", &experts, &[2., 3.], [-3., 6., 9., -11.]);
     check("task_arithmetic:scale=0.5", &experts, &[2., 3.], [-0.5, 1., 4.5, -5.5]);
-    // Two plus signs outvote a larger minus by number, not by sum.
+    // Two plus signs outvote a larger minus by count, but not by sum.
     let three = deltas(&[[1., 1., 1., 1.], [1., 1., 1., 1.], [-5., -5., -5., 1.]]);
     check("ties_svd:density=1,sign=total,rank=full", &three, &[1.; 3], [-5., -5., -5., 1.]);
     check("ties_svd:density=1,sign=frequency,rank=full", &three, &[1.; 3], [1., 1., 1., 1.]);

@@ -1,11 +1,11 @@
-//! The text of each method, character by character: it is hashed into cache keys and printed in results.json.
+//! The exact text of each method, which is hashed into cache keys and written to results.json.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use lorakit_route::merge::{MERGES, parse_merge};
 use lorakit_route::{FITTED_MERGES, ROUTERS, parse_fitted_merge, parse_router};
 
-/// What is typed, and what the router prints.
+/// Input text, and how the parsed router is displayed.
 const ROUTER_TEXTS: &[(&str, &str)] = &[
     ("base", "base"),
     ("oracle", "oracle"),
@@ -58,7 +58,7 @@ const ROUTER_TEXTS: &[(&str, &str)] = &[
     ("expert:a:b", "expert:a:b"),
 ];
 
-/// What is typed, and what the merge prints.
+/// Input text, and how the parsed merge is displayed.
 const MERGE_TEXTS: &[(&str, &str)] = &[
     ("cat", "cat"),
     ("svd", "svd:rank=largest"),
@@ -132,7 +132,7 @@ const MERGE_TEXTS: &[(&str, &str)] = &[
     ("wudi:tolerance=1e-9", "wudi:rank=full,tolerance=0.000000001"),
 ];
 
-/// What is typed, and what the fitted merge prints.
+/// Input text, and how the parsed fitted merge is displayed.
 const FITTED_MERGE_TEXTS: &[(&str, &str)] = &[
     ("lorahub", "lorahub:mode=greedy,rows=5,experts=3"),
     ("lorahub:mode=as-published,budget=3", "lorahub:mode=as-published,rows=5,budget=3"),
@@ -143,7 +143,7 @@ const FITTED_MERGE_TEXTS: &[(&str, &str)] = &[
     ("lorahub:mode=as-published,rows=2,budget=9", "lorahub:mode=as-published,rows=2,budget=9"),
 ];
 
-/// Names, and what is listed for them.
+/// Names, and their listed usage.
 const ROUTER_USAGE: &[(&str, &str)] = &[
     ("base", "base"),
     ("oracle", "oracle"),
@@ -228,159 +228,152 @@ fn methods_list_their_defaults() {
     }
 }
 
+/// Routers that are refused, with parts of the message.
+const REFUSED: &[(&str, &[&str])] = &[
+    ("base:", &["unknown setting \"\"", "none"]),
+    ("base:x=1", &["unknown setting \"x\"", "none"]),
+    ("arow", &["unknown router \"arow\"", "known are: base, oracle"]),
+    (
+        "arrow:",
+        &["unknown setting \"\"", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
+    ),
+    (
+        "arrow:topk=3",
+        &["unknown setting \"topk\"", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
+    ),
+    (
+        "arrow:top_k=0",
+        &[
+            "top_k=0 cannot be read (a number above zero, or all)",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:top_k=x",
+        &[
+            "top_k=x cannot be read (a number above zero, or all)",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:temperature=0",
+        &[
+            "temperature=0 must be a number above zero",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:temperature=NaN",
+        &[
+            "temperature=NaN must be a number above zero",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:temperature=x",
+        &[
+            "temperature=x cannot be read (invalid float literal)",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:mixing=both",
+        &[
+            "mixing=both cannot be read (outputs or separate)",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    (
+        "arrow:top_k=1,top_k=2",
+        &["top_k is given twice", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
+    ),
+    (
+        "arrow:general=a++b",
+        &[
+            "general=a++b cannot be read (names of experts, as in NAME+NAME, or none)",
+            "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
+        ],
+    ),
+    ("uniform:top_k=1", &["unknown setting \"top_k\"", "mixing=outputs"]),
+    ("expert", &["no name is given", "the name of one expert, as in expert:boolq"]),
+    ("expert:", &["no name is given", "the name of one expert, as in expert:boolq"]),
+    (
+        "cat:simplex=yes",
+        &[
+            "simplex=yes cannot be read (provided string was not `true` or `false`)",
+            "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05",
+        ],
+    ),
+    (
+        "cat:rows=0",
+        &["rows=0 must be a number above zero", "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05"],
+    ),
+    (
+        "cat:learning_rate=0",
+        &[
+            "learning_rate=0 must be a number above zero",
+            "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05",
+        ],
+    ),
+    (
+        "phatgoose:steps=0",
+        &[
+            "steps=0 must be a number above zero",
+            "top_k=2, temperature=1, steps=100, learning_rate=0.001, batch_size=4, rows=all, mixing=outputs",
+        ],
+    ),
+    (
+        "phatgoose:learning_rate=inf",
+        &[
+            "learning_rate=inf must be a number above zero",
+            "top_k=2, temperature=1, steps=100, learning_rate=0.001, batch_size=4, rows=all, mixing=outputs",
+        ],
+    ),
+    (
+        "evidence:temperature=-1",
+        &[
+            "temperature=-1 cannot be read (a number above zero, or auto)",
+            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
+        ],
+    ),
+    (
+        "evidence:floor=0.5",
+        &[
+            "floor=0.5,sure=0.2 must be shares, 0 <= floor <= sure <= 1",
+            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
+        ],
+    ),
+    (
+        "evidence:otherwise=x",
+        &[
+            "otherwise=x cannot be read (auto, base, uniform or arrow)",
+            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
+        ],
+    ),
+    ("poly:steps=0", &["steps and rate must be above zero", "unseen=fit, rows=all, steps=100, rate=0.1"]),
+    ("lorahub:budget=4", &["unknown setting \"budget\"", "mode=greedy, rows=5, experts=3"]),
+    ("lorahub:mode=as-published,experts=4", &["unknown setting \"experts\"", "mode=as-published, rows=5, budget=40"]),
+    ("lorahub:mode=x", &["mode=x cannot be read (greedy or as-published)", "mode=greedy, rows=5, experts=3"]),
+    ("lorahub:experts=0", &["experts=0 must be a number above zero", "mode=greedy, rows=5, experts=3"]),
+    (
+        "cm:rows=-1",
+        &[
+            "rows=-1 cannot be read (a number above zero, or all)",
+            "top_k=all, temperature=1, score=dot, pool=last, rows=10, mixing=outputs",
+        ],
+    ),
+    (
+        "cm:score=x",
+        &[
+            "score=x cannot be read (dot or cosine)",
+            "top_k=all, temperature=1, score=dot, pool=last, rows=10, mixing=outputs",
+        ],
+    ),
+];
+
 #[test]
 fn errors_name_the_problem_and_the_settings() {
-    let cases: &[(&str, &[&str])] = &[
-        ("base:", &["unknown setting \"\"", "none"]),
-        ("base:x=1", &["unknown setting \"x\"", "none"]),
-        ("arow", &["unknown router \"arow\"", "known are: base, oracle"]),
-        (
-            "arrow:",
-            &["unknown setting \"\"", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
-        ),
-        (
-            "arrow:topk=3",
-            &[
-                "unknown setting \"topk\"",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:top_k=0",
-            &[
-                "top_k=0 cannot be read (a number above zero, or all)",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:top_k=x",
-            &[
-                "top_k=x cannot be read (a number above zero, or all)",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:temperature=0",
-            &[
-                "temperature=0 must be a number above zero",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:temperature=NaN",
-            &[
-                "temperature=NaN must be a number above zero",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:temperature=x",
-            &[
-                "temperature=x cannot be read (invalid float literal)",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:mixing=both",
-            &[
-                "mixing=both cannot be read (outputs or separate)",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        (
-            "arrow:top_k=1,top_k=2",
-            &["top_k is given twice", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
-        ),
-        (
-            "arrow:general=a++b",
-            &[
-                "general=a++b cannot be read (names of experts, as in NAME+NAME, or none)",
-                "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
-            ],
-        ),
-        ("uniform:top_k=1", &["unknown setting \"top_k\"", "mixing=outputs"]),
-        ("expert", &["no name is given", "the name of one expert, as in expert:boolq"]),
-        ("expert:", &["no name is given", "the name of one expert, as in expert:boolq"]),
-        (
-            "cat:simplex=yes",
-            &[
-                "simplex=yes cannot be read (provided string was not `true` or `false`)",
-                "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05",
-            ],
-        ),
-        (
-            "cat:rows=0",
-            &[
-                "rows=0 must be a number above zero",
-                "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05",
-            ],
-        ),
-        (
-            "cat:learning_rate=0",
-            &[
-                "learning_rate=0 must be a number above zero",
-                "per=layer, simplex=false, rows=100, steps=100, learning_rate=0.05",
-            ],
-        ),
-        (
-            "phatgoose:steps=0",
-            &[
-                "steps=0 must be a number above zero",
-                "top_k=2, temperature=1, steps=100, learning_rate=0.001, batch_size=4, rows=all, mixing=outputs",
-            ],
-        ),
-        (
-            "phatgoose:learning_rate=inf",
-            &[
-                "learning_rate=inf must be a number above zero",
-                "top_k=2, temperature=1, steps=100, learning_rate=0.001, batch_size=4, rows=all, mixing=outputs",
-            ],
-        ),
-        (
-            "evidence:temperature=-1",
-            &[
-                "temperature=-1 cannot be read (a number above zero, or auto)",
-                "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
-            ],
-        ),
-        (
-            "evidence:floor=0.5",
-            &[
-                "floor=0.5,sure=0.2 must be shares, 0 <= floor <= sure <= 1",
-                "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
-            ],
-        ),
-        (
-            "evidence:otherwise=x",
-            &[
-                "otherwise=x cannot be read (auto, base, uniform or arrow)",
-                "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, mixing=outputs",
-            ],
-        ),
-        ("poly:steps=0", &["steps and rate must be above zero", "unseen=fit, rows=all, steps=100, rate=0.1"]),
-        ("lorahub:budget=4", &["unknown setting \"budget\"", "mode=greedy, rows=5, experts=3"]),
-        (
-            "lorahub:mode=as-published,experts=4",
-            &["unknown setting \"experts\"", "mode=as-published, rows=5, budget=40"],
-        ),
-        ("lorahub:mode=x", &["mode=x cannot be read (greedy or as-published)", "mode=greedy, rows=5, experts=3"]),
-        ("lorahub:experts=0", &["experts=0 must be a number above zero", "mode=greedy, rows=5, experts=3"]),
-        (
-            "cm:rows=-1",
-            &[
-                "rows=-1 cannot be read (a number above zero, or all)",
-                "top_k=all, temperature=1, score=dot, pool=last, rows=10, mixing=outputs",
-            ],
-        ),
-        (
-            "cm:score=x",
-            &[
-                "score=x cannot be read (dot or cosine)",
-                "top_k=all, temperature=1, score=dot, pool=last, rows=10, mixing=outputs",
-            ],
-        ),
-    ];
-    for (typed, parts) in cases {
+    for (typed, parts) in REFUSED {
         let error = parse_router(typed).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(error.contains(part), "{typed}: {error:?} does not contain {part:?}"));
     }

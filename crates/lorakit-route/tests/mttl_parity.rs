@@ -31,7 +31,7 @@ fn transposed(value: &Value) -> Vec<f32> {
     (0..rows[0].len()).flat_map(|column| rows.iter().map(move |row| row[column]).collect::<Vec<_>>()).collect()
 }
 
-/// The four experts, with each projection as a site of its own, since their inputs are.
+/// The four experts, with one site per projection, since the recorded inputs are per projection.
 fn library(oracle: &Value, module: &str, width: usize) -> LibraryStack {
     let one = |(name, tensors): (&String, &Value)| {
         let a = transposed(&tensors[format!("{module}.lora_a")]);
@@ -59,14 +59,14 @@ fn prototypes_match_up_to_sign() {
                 serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][&module].clone()).unwrap();
             let cosine: f32 = expected.iter().zip(&found.vector).map(|(a, b)| a * b).sum();
             assert!((cosine.abs() - 1.0).abs() < 1e-5, "{name} {module}: {cosine}");
-            // The recorded eigenvalue is that of A B without alpha / r.
+            // The recorded eigenvalue is of A B without alpha / r.
             let squared = oracle["arrow_eigvals_sigma1_sq"][name][&module].as_f64().unwrap() * 64.0;
             assert!((found.singular_value.powi(2) / squared - 1.0).abs() < 1e-4);
         }
     }
 }
 
-/// Remembers the experts and weights of the one decision that it is shown.
+/// Records the experts and weights of a single decision.
 #[derive(Default)]
 struct LastChoice(Mutex<(Vec<u32>, Vec<f32>)>);
 
@@ -99,7 +99,7 @@ fn chosen_experts_and_weights_match() {
     }
 }
 
-/// The recorded weights were made with the prototypes in the place of centroids and of gates.
+/// The recorded weights were computed with prototypes as centroids and as gates.
 #[test]
 #[ignore = "needs ../shared"]
 fn weights_by_fitted_vectors_match() {
@@ -151,7 +151,7 @@ fn uniform_separate_matches_the_uniform_merge() {
     assert_close(&routed("uniform:mixing=separate", &library, &x), &routed("expert:merged", &merged, &x), 1e-5);
 }
 
-/// Worked by hand: prototypes (1,0,0,0), (0,-1,0,0), (.6,.8,0,0), here as rank-one experts.
+/// Computed by hand: prototypes (1,0,0,0), (0,-1,0,0), (.6,.8,0,0), here as rank-one experts.
 #[test]
 fn the_small_case_matches() {
     let one = |(name, a): (&str, [f32; 4])| expert(name, [("q", low_rank(1, a.to_vec(), vec![1.0, 2.0], 1.0))]);

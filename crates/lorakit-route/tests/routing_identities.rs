@@ -20,7 +20,7 @@ fn qkv() -> Site {
     site(INPUT, &[("q", 8), ("k", 5), ("v", 6)])
 }
 
-/// Four experts of equal rank with all modules, and scales that differ.
+/// Four experts of equal rank with all modules and different scales.
 fn even() -> LibraryStack {
     let one = |e: u64| {
         let module = |m: u64, width| random(10 * e + m, 2, INPUT, width, 0.5 + e as f64);
@@ -29,7 +29,7 @@ fn even() -> LibraryStack {
     experts((0..4).map(one), &qkv())
 }
 
-/// Experts of different rank, alpha and module set.
+/// Experts of different ranks, alphas and module sets.
 fn uneven() -> LibraryStack {
     let library = [
         expert("a", [("q", random(1, 3, INPUT, 8, 2.0)), ("k", random(2, 1, INPUT, 5, 0.5))]),
@@ -47,7 +47,7 @@ fn uneven() -> LibraryStack {
     experts(library, &qkv())
 }
 
-/// Experts whose A is tied across the projections that they have.
+/// Experts whose A is tied across their projections.
 fn tied() -> LibraryStack {
     let one = |e: u64, modules: &[(&'static str, usize)]| {
         let a = values(100 + e, 2 * INPUT);
@@ -198,7 +198,7 @@ fn top_1_picks_the_expert_in_the_direction_of_the_token() {
 fn an_expert_without_a_delta_is_never_chosen() {
     let x = tokens(57, 30, INPUT);
     let full = || expert("full", [("q", random(1, 2, INPUT, 8, 2.0))]);
-    // An untrained expert has its A, and a B of zeros.
+    // An untrained expert has a random A and a zero B.
     let zero = expert("empty", [("q", low_rank(2, values(2, 2 * INPUT), vec![0.0; 16], 2.0))]);
     let both = experts([full(), zero], &qkv());
     assert!(prototypes(&both, &qkv(), 0..1).unwrap()[0].is_none());
@@ -216,7 +216,7 @@ fn equal_experts_share_weight_and_ties_go_to_the_first_name() {
 }
 
 #[test]
-fn the_two_mixings_match_values_worked_by_hand() {
+fn both_mixings_match_values_computed_by_hand() {
     let library = [
         expert("e0", [("q", low_rank(1, vec![1.0, 0.0], vec![1.0, 0.0], 1.0))]),
         expert("e1", [("q", low_rank(1, vec![0.0, 1.0], vec![0.0, 2.0], 1.0))]),
@@ -246,7 +246,7 @@ fn each_row_can_have_its_own_expert() {
 /// Site, projections, experts and weights of one decision.
 type Decision = (usize, std::ops::Range<usize>, Vec<u32>, Vec<f32>);
 
-/// Remembers all that it was shown.
+/// Records all decisions.
 #[derive(Default)]
 struct Recorder(Mutex<Vec<Decision>>);
 
@@ -291,7 +291,7 @@ fn gradients_reach_the_input_through_the_chosen_experts() {
         patches.at(0).unwrap().add(&x, &SequenceBatch::packed([5]), &mut out).unwrap();
         let y = out.into_tensor();
         let gradient = y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap().clone();
-        // The delta is linear in x while the choice stands: <x, d|y|²/dx> = 2 |y|².
+        // The delta is linear in x as long as the choice does not change: <x, d|y|²/dx> = 2 |y|².
         let along: f32 = (gradient * x.as_tensor()).unwrap().sum_all().unwrap().to_scalar().unwrap();
         let size: f32 = y.sqr().unwrap().sum_all().unwrap().to_scalar().unwrap();
         assert!(size > 0.1 && (along - 2.0 * size).abs() < 1e-3 * size, "{along} and {size}");

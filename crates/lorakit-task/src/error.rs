@@ -74,7 +74,7 @@ pub enum Error {
         /// Where it comes from.
         path: PathBuf,
         /// The split.
-        split: crate::split::Split,
+        split: &'static str,
         /// How many rows the task has.
         rows: usize,
         /// How many each split has, in words.

@@ -55,7 +55,7 @@ impl Task {
             return Err(Error::EmptySplit {
                 task: self.name.clone(),
                 path: self.path.clone(),
-                split,
+                split: split.name(),
                 rows: self.rows.len(),
                 counts: self.counts(),
                 split_seed: self.split_seed,

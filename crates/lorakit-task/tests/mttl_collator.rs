@@ -1,10 +1,11 @@
-//! Tokens compared with those of mttl's collator, the code of arXiv:2405.11157, where both follow the same rule.
+//! Tokens compared with those of mttl's collator (the code of arXiv:2405.11157) in cases where both follow the same
+//! rule.
 //!
-//! mttl puts a space between source and target if neither brings white space, encodes both as one text, appends EOS, computes
-//! the loss on the target and truncates from the left: so does this crate. Not compared: truncation from the right (never
-//! done here), padding (absent here), and the source `the mat `, whose trailing space mttl merges into the target's first
-//! token, so that training sees another prompt than generation does; here the prompt stays and the target is encoded by
-//! itself. mttl adds no BOS, nor does its tokenizer.
+//! mttl puts a space between source and target if neither has white space there, encodes both as one text, appends EOS,
+//! computes the loss on the target and truncates from the left: so does this crate. Not compared: truncation from the
+//! right (never done here), padding (absent here), and the source `the mat `, whose trailing space mttl merges into the
+//! target's first token, so that training and generation see different prompts; here the prompt is unchanged and the
+//! target is encoded separately. mttl adds no BOS, nor does its tokenizer.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -59,7 +60,7 @@ fn examples_and_prompts_equal_those_of_the_collator() {
     let Oracle { tokenizer, numbers } = oracle();
     let mut compared = 0;
     for case in numbers["collator"].as_array().unwrap() {
-        // Rows that fit are the same on both sides of truncation.
+        // Rows that fit are the same under either truncation side.
         if case["truncation_side"] != "left" {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The task files in `configs/tasks` on the data sets they describe, which are outside the repository.
+//! The task files in `configs/tasks` with the data sets that they describe, which are not in the repository.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -53,12 +53,12 @@ fn data_files_of_known_formats_load_without_a_task_file() {
     assert_eq!(tasks.len(), 56);
     let instructed = load("function_vectors.toml", &data);
     for bare in &tasks {
-        let told = instructed.iter().find(|task| task.name == bare.name).unwrap();
-        let (bare, told) = (bare.rows(Split::Test, Some(1)), told.rows(Split::Test, Some(1)));
-        let (bare, told) = (bare.unwrap()[0].clone(), told.unwrap()[0].clone());
-        // The same split, and the same row behind one line of instruction.
-        assert_eq!(bare.number, told.number);
-        assert_eq!(told.prompt.split_once('\n').unwrap().1, bare.prompt);
+        let with_instruction = instructed.iter().find(|task| task.name == bare.name).unwrap();
+        let (bare, with) = (bare.rows(Split::Test, Some(1)), with_instruction.rows(Split::Test, Some(1)));
+        let (bare, with) = (bare.unwrap()[0].clone(), with.unwrap()[0].clone());
+        // The same split, and the same row after a line of instruction.
+        assert_eq!(bare.number, with.number);
+        assert_eq!(with.prompt.split_once('\n').unwrap().1, bare.prompt);
     }
 
     let induction = data.join("instruction_induction/raw/execute");
@@ -76,7 +76,7 @@ fn data_files_of_known_formats_load_without_a_task_file() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn rows_are_as_their_task_files_describe() {
+fn rows_match_their_task_files() {
     let data = shared("data/tasks");
     let first = |spec: &str, split| {
         let task = load(spec, &data).remove(0);

@@ -1,4 +1,4 @@
-//! Loading tasks: specs, folders, names, splits, hashes and messages.
+//! Loading of tasks: specs, folders, names, splits, hashes and errors.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -30,7 +30,7 @@ fn message(result: lorakit_task::Result<Vec<Task>>) -> String {
     format!("{:#}", anyhow::Error::from(result.unwrap_err()))
 }
 
-/// Twenty rows whose splits are fixed in `split.rs` for seed 0.
+/// Twenty rows whose splits for seed 0 are asserted in `split.rs`.
 fn twenty() -> String {
     (0..20).map(|i| format!("{{\"input\": \"row {i}\", \"output\": \"o\"}}\n")).collect()
 }
@@ -50,21 +50,21 @@ fn a_task_is_named_after_its_file_unless_a_name_is_given() {
 }
 
 #[test]
-fn a_folder_gives_its_task_files_sorted() {
+fn a_folder_loads_its_task_files_in_order() {
     let toml = "rows = \"data.jsonl\"\ninstruction = \"Do.\"";
     let folder = folder(&[
         ("b.json", ROW),
         ("a.jsonl", &twenty()),
         ("sub/c.json", ROW),
-        ("sub/told.toml", toml),
+        ("sub/d.toml", toml),
         ("sub/data.jsonl", &twenty()),
         ("LICENSE", "x"),
         ("README.md", "x"),
         (".hidden.json", "x"),
     ]);
     let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
-    // `sub/data.jsonl` is the data of `told`, not a task of its own.
-    assert_eq!(names(&tasks), ["a", "b", "c", "told"]);
+    // `sub/data.jsonl` is the data of `d`, not a task of its own.
+    assert_eq!(names(&tasks), ["a", "b", "c", "d"]);
     assert_eq!(tasks[3].rows(Split::All, Some(1)).unwrap()[0].prompt, "Do.\nrow 0\n");
 
     let spec = format!("name={}", folder.path().display());
@@ -75,7 +75,7 @@ fn a_folder_gives_its_task_files_sorted() {
 }
 
 #[test]
-fn two_tasks_of_one_name_are_an_error_that_names_both_files() {
+fn duplicate_task_names_are_an_error_that_names_both_files() {
     let folder = folder(&[("one/x.json", ROW), ("two/x.json", ROW)]);
     let specs = ["one/x.json", "two/x.json"].map(|name| at(&folder, name));
     let error = message(Task::load_all(&specs, None));
@@ -163,7 +163,7 @@ fn a_file_for_a_split_replaces_its_hashed_rows_and_no_row_is_lost() {
 }
 
 #[test]
-fn the_hash_of_a_data_file_is_that_of_its_bytes() {
+fn a_data_file_is_hashed_by_its_bytes() {
     let folder = folder(&[("x.json", ROW), ("y/x.json", ROW)]);
     let hash = |name: &str| Task::load(&at(&folder, name), None).unwrap()[0].sha256().to_string();
     // printf '[{"input": "a", "output": "b"}]' | sha256sum

@@ -1,7 +1,7 @@
-//! Pretrains `pico`, the base inside the binary: a Mistral model of under a million parameters, from random weights.
+//! Pretrains `pico`, the bundled base: a Mistral model with under a million parameters, from random weights.
 //!
-//! `cargo run --release -p lorakit-train --example pretrain_pico -- FOLDER [STEPS]` writes a Hugging Face folder.
-//! The text is that of `lorakit_task::skills::pretraining_rows`; everything is determined by [`SEED`].
+//! `cargo run --release -p lorakit-train --example pretrain_pico -- FOLDER [STEPS]` writes a Hugging Face model folder.
+//! The text comes from `lorakit_task::skills::pretraining_rows`; everything is determined by [`SEED`].
 
 #![allow(clippy::print_stderr)]
 

@@ -70,10 +70,10 @@ impl DivergenceMonitor {
         })
     }
 
-    /// The loss above which training has diverged: the factor times the highest recent loss, but at most times the highest
-    /// of the first losses, so that a steadily rising loss does not raise its own limit; and never below
+    /// The loss above which training has diverged: `max_loss_jump` times the highest recent loss or the highest of the first
+    /// losses, whichever is lower, so that a steadily rising loss does not raise its own limit; and never below
     /// `ln(vocabulary)`, the loss of guessing, since a learned task has losses near zero, of which anything is a
-    /// multiple. None if there are no losses to compare with.
+    /// multiple. None if the check is disabled or there are no losses to compare with.
     fn limit(&self, losses: &[f32]) -> Option<f64> {
         let highest = |losses: &[f32]| losses.iter().copied().reduce(f32::max).map(f64::from);
         let recent = highest(&losses[losses.len().saturating_sub(RECENT)..])?;

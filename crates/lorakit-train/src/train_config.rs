@@ -69,8 +69,8 @@ pub struct TrainConfig {
     pub eval_steps: Option<usize>,
     /// Steps between checkpoints of a pass; 0 disables them.
     pub save_steps: usize,
-    /// An expert is stopped when its loss exceeds this multiple of its highest recent or first losses, and the loss of
-    /// guessing. 0 disables the check.
+    /// An expert is stopped when its loss exceeds both the loss of guessing and this multiple of its highest recent or
+    /// first loss, whichever is lower. 0 disables the check.
     pub max_loss_jump: f64,
     /// Experts that train together; chosen by the machine's memory if not given.
     pub experts_per_pass: Option<usize>,

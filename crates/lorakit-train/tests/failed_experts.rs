@@ -1,4 +1,4 @@
-//! Divergence of one expert stops that expert and no other.
+//! Divergence of one expert stops only that expert.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod tiny_base;
@@ -13,7 +13,7 @@ use lorakit_train::{Job, Pass, PassContext, TrainConfig, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-/// A token with a NaN in its embedding, which rows contain only on purpose.
+/// A token with a NaN embedding, which only selected rows contain.
 const POISON: u32 = 31;
 
 fn source() -> PathBuf {
@@ -157,7 +157,7 @@ fn everything_trained_has_a_gradient_and_the_base_is_unchanged() {
     for expert in 0..2 {
         let adapter = pass.adapter(expert).unwrap();
         assert_eq!(adapter.modules().len(), base.modules().len());
-        assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module has learned something");
+        assert!(adapter.modules().values().all(|update| update.norm() > 0.0), "every module was trained");
     }
     assert_eq!(losses(), before);
     let trainable = Base::open(&source, &BaseOptions { trainable: true, ..BaseOptions::default() }).unwrap();

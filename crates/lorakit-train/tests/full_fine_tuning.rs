@@ -1,4 +1,4 @@
-//! Full fine-tuning: what is trained, what is stored, and what repeated runs do.
+//! Full fine-tuning: training, the stored model, and repeated runs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod tiny_base;
@@ -50,7 +50,7 @@ fn settings() -> TrainConfig {
     }
 }
 
-/// Trains into `library`, and stops after `stop_after` steps, as Ctrl-C does. Returns how often the base was opened, too.
+/// Trains into `library`, stopping after `stop_after` steps as Ctrl-C does. Also returns how often the base was opened.
 fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: Option<usize>) -> (RunSummary, usize) {
     let frozen = Base::open(source, &BaseOptions::default()).unwrap();
     let opened = Cell::new(0);
@@ -88,7 +88,7 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
     let library = Library::open_or_create(&work.path().join("l"), None).unwrap();
     let (summary, opened) = train(&source, &library, &settings(), None);
     assert_eq!((summary.trained, opened), (vec!["full".to_string()], 1));
-    assert_eq!(fs::read(source.join("model.safetensors")).unwrap(), before, "the base on disk stays");
+    assert_eq!(fs::read(source.join("model.safetensors")).unwrap(), before, "the base on disk is unchanged");
 
     let record = library.model_record("full").unwrap().unwrap();
     let losses: Vec<f64> = record.losses.field("train").unwrap().unwrap();
@@ -110,7 +110,7 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
 
     let (again, opened) = train(&source, &library, &settings(), None);
     assert_eq!((again.trained.len(), again.kept, opened), (0, vec!["full".to_string()], 0));
-    // The settings of adapters do not matter.
+    // Adapter settings have no effect.
     let (other, _) = train(&source, &library, &TrainConfig { rank: 9, ..settings() }, None);
     assert_eq!(other.kept, ["full"]);
 }

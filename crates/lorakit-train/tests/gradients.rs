@@ -1,4 +1,4 @@
-//! Gradients against finite differences, experts in shared passes against experts alone, and repeated runs.
+//! Gradients compared with finite differences, experts in shared passes with experts alone, and repeated runs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod tiny_base;
@@ -55,7 +55,7 @@ fn packed() -> (TokenBatch, Vec<f32>) {
     (packed, weights)
 }
 
-/// The weighted loss in f64 sums, without a graph.
+/// The weighted loss, summed in f64, without a graph.
 fn loss(base: &Base, packed: &TokenBatch, patches: &Patches, weights: &[f32]) -> f64 {
     let nll: Vec<f32> = base.nll(packed, patches).unwrap().detach().to_vec1().unwrap();
     nll.iter().zip(weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum()
@@ -94,7 +94,7 @@ fn assert_gradients(
 }
 
 #[test]
-fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
+fn gradients_of_every_trainable_tensor_match_finite_differences() {
     for name in BASES {
         for (tie, activations) in [(false, Activations::Kept), (true, Activations::Recomputed)] {
             let base = base(name, false);
@@ -126,10 +126,10 @@ fn every_trainable_tensor_has_the_gradient_of_finite_differences() {
 }
 
 #[test]
-fn every_weight_of_a_trainable_base_has_the_gradient_of_finite_differences() {
+fn gradients_of_every_weight_of_a_trainable_base_match_finite_differences() {
     for name in BASES {
         let base = base(name, true);
-        // A key's bias adds the same to all scores of a query: softmax does not see it, and its gradient is zero.
+        // A key bias adds the same to all scores of a query, so that softmax cancels it and its gradient is zero.
         let variables: Vec<_> =
             base.variables().iter().filter(|(name, _)| !name.ends_with("k_proj.bias")).cloned().collect();
         assert_gradients(&base, &variables, &|| (Patches::none(), None), Activations::Kept, name);
@@ -181,7 +181,7 @@ fn tapes_and_graphs_give_the_same_gradients() {
 
 /// Adapters in the last layer only: no layer below needs a gradient.
 #[test]
-fn adapters_of_the_last_layer_alone_have_their_gradients() {
+fn adapters_in_the_last_layer_only_have_correct_gradients() {
     for name in BASES {
         let base = base(name, false);
         let last = base.layers() - 1;
@@ -222,7 +222,7 @@ fn unsupported_layers_are_refused_by_tapes() {
 }
 
 #[test]
-fn losses_by_token_are_those_of_the_whole_last_layer() {
+fn losses_by_token_match_the_full_last_layer() {
     for name in BASES {
         let base = base(name, false);
         let stack = stack_of(&base, 2);
@@ -277,7 +277,7 @@ fn largest_difference(a: &Adapter, b: &Adapter) -> f32 {
 }
 
 #[test]
-fn an_expert_ends_the_same_alone_and_with_others() {
+fn an_expert_is_the_same_trained_alone_or_with_others() {
     for name in ["mistral", "phi"] {
         let base = base(name, false);
         let settings = settings(

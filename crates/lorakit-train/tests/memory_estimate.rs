@@ -1,4 +1,4 @@
-//! Memory estimates depend on what is trained, and how.
+//! Memory estimates depend on what is trained and how.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod tiny_base;
@@ -28,7 +28,8 @@ fn more_is_kept_of_what_trains() {
             let recomputed = format!("{attention}\ngradient_checkpointing = true");
             assert!(of(&recomputed, way) < of(attention, way), "{name} {way:?}: checkpoints take memory");
         }
-        // Each adapted site keeps two more of its outputs: q, k and v of one layer, of all layers, and all sites.
+        // Each adapted site keeps two more copies of its output: q, k and v of one layer, then of all layers, then all
+        // sites.
         let (one, all) = (of(first_layer, BackwardMode::Graph), of(attention, BackwardMode::Graph));
         assert!(
             one < all
@@ -48,7 +49,7 @@ fn more_is_kept_of_what_trains() {
 }
 
 #[test]
-fn an_estimate_has_its_parts() {
+fn estimates_are_split_into_parts() {
     let base = base("mistral");
     let settings = TrainConfig::default();
     let [one, eight] = [1, 8].map(|experts| estimate(&base, &[], experts, &settings, BackwardMode::Tape).unwrap());

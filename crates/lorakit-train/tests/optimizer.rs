@@ -1,4 +1,4 @@
-//! `minimize` and `TokenLoss`: gradients through patches against finite differences, and a problem with a known minimum.
+//! `minimize` and `TokenLoss`: gradients through patches match finite differences, and a known minimum is found.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod tiny_base;
@@ -54,7 +54,7 @@ fn patches(base: &Base, scales: &Tensor) -> anyhow::Result<Patches> {
 }
 
 #[test]
-fn a_variable_shared_by_all_sites_has_the_gradient_of_finite_differences() {
+fn the_gradient_of_a_variable_shared_by_all_sites_matches_finite_differences() {
     for name in ["mistral", "phi"] {
         let base = base(name);
         let rows: Vec<Example> = [(5, 7), (9, 3), (2, 12)].iter().map(|&(p, t)| example(p as u64, p, t)).collect();

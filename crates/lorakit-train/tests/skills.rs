@@ -119,12 +119,12 @@ fn a_task_adapter_equals_the_patches_of_its_rows() {
         let (found, expected) =
             (nll(&base, &packed, &stack.patches(None)), nll(&base, &packed, &plain.graph_patches(None).unwrap()));
         assert!(apart(&found, &expected) < 1e-4, "{name}, {splits} splits: {}", apart(&found, &expected));
-        assert!(apart(&found, &nll(&base, &packed, &Patches::none())) > 1e-2, "the skills must do something");
+        assert!(apart(&found, &nll(&base, &packed, &Patches::none())) > 1e-2, "the skills must have an effect");
     }
 }
 
 #[test]
-fn the_mixing_rule_equals_the_papers_formula() {
+fn the_mixing_rule_matches_the_papers_formula() {
     let base = base("mistral");
     let skills: Vec<Adapter> = (0..2).map(|seed| skill(&base, seed)).collect();
     let stack = stack(&base, &skills, 2, 1);
@@ -148,7 +148,7 @@ fn the_mixing_rule_equals_the_papers_formula() {
 }
 
 #[test]
-fn skills_and_routing_have_the_gradients_of_finite_differences() {
+fn gradients_of_skills_and_routing_match_finite_differences() {
     for (name, splits, activations) in [("mistral", 1, Activations::Kept), ("phi", 2, Activations::Recomputed)] {
         let base = base(name);
         let skills: Vec<Adapter> = (0..3).map(|seed| skill(&base, seed)).collect();
@@ -230,9 +230,9 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
     };
     for splits in [1, 4] {
         let (skills, logits) = train(splits);
-        assert!(deltas_apart(&skills[0], &skills[1]) > 0.1, "skills must not learn the same");
+        assert!(deltas_apart(&skills[0], &skills[1]) > 0.1, "skills must differ");
         let site = &logits["0.qkv"].values().into_owned();
-        assert!(site.iter().any(|logit| logit.abs() > 0.1), "routing must learn: {site:?}");
+        assert!(site.iter().any(|logit| logit.abs() > 0.1), "routing must be trained: {site:?}");
         let (again, same) = train(splits);
         assert_eq!(
             skills.iter().map(Adapter::modules).collect::<Vec<_>>(),

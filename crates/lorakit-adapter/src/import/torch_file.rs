@@ -16,7 +16,8 @@ use crate::import::pickle_value::{Value, ValueId};
 /// hundred kilobytes.
 const PICKLE_LIMIT: u64 = 16 << 20;
 
-/// The most dimensions of a tensor, and the longest name of a storage: both are copied for each tensor and may be shared.
+/// The most dimensions of a tensor, and the longest name of a storage: both are copied for each tensor and may be
+/// shared.
 const DIMENSION_LIMIT: usize = 8;
 const STORAGE_NAME_LIMIT: usize = 128;
 
@@ -203,7 +204,8 @@ impl Stored {
             let (shape, strides, values) = (&self.shape, &self.strides, storage.len());
             pickle_error(format!("shape {shape:?} with strides {strides:?} does not fit {values} values"))
         };
-        // Torch can repeat values by strides of zero; nobody saves an adapter so, and a claimed size is not trusted.
+        // Torch can repeat values by strides of zero; adapters are not saved that way, and a claimed size is not
+        // trusted.
         let count = self.count().filter(|count| *count <= storage.len()).ok_or_else(too_large)?;
         let mut values = Vec::with_capacity(count);
         let mut index = vec![0usize; self.shape.len()];

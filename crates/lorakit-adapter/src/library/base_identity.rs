@@ -9,7 +9,7 @@ use crate::error::{AdapterError, Result};
 /// Which base an expert or a library belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BaseIdentity {
-    /// The name by which it was opened, for information; it is not compared.
+    /// The name that it was opened with, for information; it is not compared.
     pub name: String,
     /// Its architecture, as config.json names it.
     pub architecture: String,

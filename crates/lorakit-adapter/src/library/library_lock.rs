@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::{Result, Within};
 use crate::library::library_layout::{LOCK_FILE, refuse_link};
 
-/// The right to change a library, given up when dropped or when the process ends.
+/// The right to change a library, released when dropped or when the process ends.
 #[derive(Debug)]
 pub struct LibraryLock {
     _file: File,

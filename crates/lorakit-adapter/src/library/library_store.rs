@@ -27,8 +27,8 @@ const FORMAT: u32 = 1;
 
 /// An open library. Opening and listing it reads no weights.
 ///
-/// Reading needs no lock, since experts appear and disappear whole. Whoever changes a library holds its
-/// [`lock`](Self::lock) meanwhile.
+/// Reading needs no lock, since experts are added and removed atomically. A process that changes a library holds
+/// its [`lock`](Self::lock) meanwhile.
 #[derive(Clone, Debug)]
 pub struct Library {
     root: PathBuf,
@@ -47,8 +47,8 @@ impl Library {
     /// Opens the library at `root`.
     ///
     /// # Errors
-    /// If there is none, its format is not the one that this version reads, or a part of it is a link, which may lead out
-    /// of it.
+    /// If there is none, its format is not the one that this version reads, or a part of it is a link, which may lead
+    /// out of it.
     pub fn open(root: &Path) -> Result<Self> {
         let file = root.join(INDEX_FILE);
         if !file.is_file() {
@@ -69,9 +69,9 @@ impl Library {
         Ok(Self { root: root.to_owned(), index })
     }
 
-    /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened for
-    /// `base`, which is recorded with the first expert or model that is added: a failure before that leaves the library as
-    /// it was.
+    /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened
+    /// for `base`, which is recorded with the first expert or model that is added: a failure before that leaves the
+    /// library as it was.
     ///
     /// # Errors
     /// If the library has another base than `base`, if `root` is a folder of other things, or it cannot be written.
@@ -143,7 +143,8 @@ impl Library {
         &self.index.name
     }
 
-    /// The base that its experts belong to, if it is known: the recorded one, or the one that the library was opened for.
+    /// The base that its experts belong to, if it is known: the recorded one, or the one that the library was opened
+    /// for.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.index.base.as_ref()
     }
@@ -270,7 +271,8 @@ fn refuse_foreign_files(root: &Path) -> Result<()> {
         return Ok(());
     }
     let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
-    // Another process may be creating the same library: its lock, the experts' folder and, since the line above, the index.
+    // Another process may be creating the same library: its lock, the experts' folder and, since the line above, the
+    // index.
     let expected = |name: &OsStr| is_hidden(name) || name == EXPERTS || name == INDEX_FILE;
     match entries.find_map(|entry| entry.ok().filter(|entry| !expected(&entry.file_name()))) {
         None => Ok(()),
@@ -282,8 +284,8 @@ fn refuse_foreign_files(root: &Path) -> Result<()> {
     }
 }
 
-/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json if there is a record, whose `sha256`
-/// is set to that of the weights.
+/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json if there is a record, whose
+/// `sha256` is set to that of the weights.
 ///
 /// # Errors
 /// If the adapter has no modules, or a file cannot be written.

@@ -55,8 +55,8 @@ impl Library {
         self.rollback()
     }
 
-    /// Adds several experts, all or none: what a failure or a kill leaves of them is removed, now or by whoever takes the
-    /// [`lock`](Self::lock) next.
+    /// Adds several experts, all or none: after a failure or a kill, a partial addition is removed, at once or by the
+    /// next process that takes the [`lock`](Self::lock).
     ///
     /// # Errors
     /// As [`add`](Self::add).

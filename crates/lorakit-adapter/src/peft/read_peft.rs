@@ -177,19 +177,19 @@ fn check_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
     if !targets.is_specified() {
         return Ok(());
     }
-    let mut strangers = Vec::new();
+    let mut unexpected = Vec::new();
     for path in paths {
         if !targets.matches(path)? {
-            strangers.push(*path);
+            unexpected.push(*path);
         }
     }
     let unmatched = targets.unmatched(paths)?;
     let missing = missing_targets(targets, paths)?;
-    let problem = if !strangers.is_empty() {
+    let problem = if !unexpected.is_empty() {
         format!(
             "tensors for modules that target_modules of adapter_config.json does not select: {}; PEFT would drop them \
              silently. Add them to target_modules, or remove the tensors",
-            quote_names(&strangers)
+            quote_names(&unexpected)
         )
     } else if !unmatched.is_empty() {
         format!(

@@ -1,4 +1,4 @@
-//! Adapter folders are written as PEFT writes them, and read as they were written.
+//! Adapter folders are written in PEFT's format, and reading gives back what was written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,7 @@ fn an_adapter_is_read_as_it_was_written() {
 }
 
 #[test]
-fn the_same_adapter_gives_the_same_bytes_also_from_its_file() {
+fn writing_is_deterministic_and_survives_a_round_trip() {
     let temporary = tempfile::tempdir().unwrap();
     let places: Vec<_> = ["a", "b"].map(|name| temporary.path().join(name)).into();
     small_adapter(1).write(&places[0]).unwrap();
@@ -79,7 +79,7 @@ fn the_weights_are_f32_and_marked_for_pytorch() {
 
 #[test]
 fn ranks_and_scales_that_differ_are_written_as_anchored_patterns() {
-    // The last path ends as the first does: an unanchored pattern would take it, too.
+    // The last path ends like the first: an unanchored pattern would match it too.
     let modules = updates(&[
         ("layers.0.q", 8, 0.3),
         ("layers.0.v", 4, 2.0),
@@ -102,7 +102,7 @@ fn ranks_and_scales_that_differ_are_written_as_anchored_patterns() {
 }
 
 #[test]
-fn modules_that_short_names_do_not_fit_are_named_by_whole_paths() {
+fn modules_that_short_names_cannot_select_are_named_by_full_path() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
     let adapter =
@@ -145,7 +145,7 @@ fn an_adapter_folder_is_replaced_and_any_other_is_left_alone() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
+fn peft_folders_survive_a_round_trip() {
     let folder = shared("oracles/peft");
     let temporary = tempfile::tempdir().unwrap();
     let mut read = 0;
@@ -166,7 +166,7 @@ fn pefts_own_folders_are_read_and_written_again_to_the_same_updates() {
             let [written, expected] = [&place, &source].map(|folder| config(folder));
             assert_eq!(written["target_modules"], json!(names));
             assert!(written.as_object().unwrap().keys().eq(expected.as_object().unwrap().keys()));
-            // The weights file is PEFT's own, byte for byte.
+            // The weights file is byte-identical to PEFT's.
             assert!(fs::read(source.join(WEIGHTS_FILE)).unwrap() == fs::read(place.join(WEIGHTS_FILE)).unwrap());
             read += 1;
         }

@@ -1,4 +1,4 @@
-//! Libraries: experts are added and removed whole, and nothing leads out of the folder.
+//! Libraries: experts are added and removed atomically, and nothing outside the folder is touched.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,7 +53,7 @@ fn experts_are_added_listed_read_and_removed() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused_and_replacing_is_explicit() {
+fn an_existing_name_is_refused_unless_replaced_explicitly() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     library.add("a", &small_adapter(1), None).unwrap();
@@ -97,12 +97,12 @@ fn a_library_has_one_base() {
     Library::open_or_create(&root, None).unwrap();
     let library = Library::open_or_create(&root, Some(&base("aa"))).unwrap();
     let late = Library::open_or_create(&root, Some(&base("bb"))).unwrap();
-    assert_eq!((library.base(), library.recorded_base().unwrap()), (Some(&base("aa")), None), "nothing is in it yet");
+    assert_eq!((library.base(), library.recorded_base().unwrap()), (Some(&base("aa")), None), "it is empty");
     assert!(library.add_all(&[("a", &small_adapter(1), None), ("../b", &small_adapter(2), None)]).is_err());
-    assert_eq!(library.recorded_base().unwrap(), None, "what failed records nothing");
+    assert_eq!(library.recorded_base().unwrap(), None, "a failed addition records nothing");
     library.add("a", &small_adapter(1), None).unwrap();
     assert_eq!(Library::open(&root).unwrap().base(), Some(&base("aa")));
-    assert!(late.record_base().is_err(), "whoever comes second is refused");
+    assert!(late.record_base().is_err(), "the second process is refused");
     let renamed = BaseIdentity { name: "/elsewhere".into(), ..base("aa") };
     assert!(Library::open_or_create(&root, Some(&renamed)).is_ok());
     let error = chain(Library::open_or_create(&root, Some(&base("bb"))).unwrap_err());
@@ -136,7 +136,7 @@ fn only_one_may_change_a_library_at_a_time() {
 }
 
 #[test]
-fn what_a_killed_writer_left_is_recovered_by_the_next_one() {
+fn the_next_writer_recovers_from_a_killed_one() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     library.add("a", &small_adapter(1), None).unwrap();
@@ -154,13 +154,13 @@ fn what_a_killed_writer_left_is_recovered_by_the_next_one() {
 }
 
 #[test]
-fn a_killed_replacement_is_recovered_by_the_next_one() {
+fn the_next_writer_recovers_a_killed_replacement() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("merged");
     let aside = temporary.path().join(".old-merged");
     small_adapter(1).write(&aside).unwrap();
     small_adapter(2).write(&place).unwrap();
-    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "the older one was restored, then replaced");
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1, "the old one was restored, then replaced");
     small_adapter(1).write(&aside).unwrap();
     small_adapter(3).write(&place).unwrap();
     assert_eq!(Adapter::read(&place).unwrap().modules(), small_adapter(3).modules());
@@ -175,9 +175,9 @@ fn experts_are_added_together_or_not_at_all() {
     library.add("old", &one, None).unwrap();
     assert!(library.add_all(&[("a", &one, None), ("b", &empty, None)]).is_err());
     assert!(library.add_all(&[("a", &one, None), ("old", &two, None)]).is_err());
-    assert_eq!(library.expert_names().unwrap(), ["old"], "neither the half nor what existed is touched");
+    assert_eq!(library.expert_names().unwrap(), ["old"], "the old expert is kept, and no other is added");
     assert_eq!(library.adapter("old").unwrap().modules(), one.modules());
-    // Killed between the two: the list of names is still there.
+    // Killed between the two: the list of names still exists.
     library.add("a", &one, None).unwrap();
     fs::write(temporary.path().join(".adding.json"), r#"["a", "b", "../old", "experts/old"]"#).unwrap();
     drop(library.lock().unwrap());
@@ -188,7 +188,7 @@ fn experts_are_added_together_or_not_at_all() {
 }
 
 #[test]
-fn leftovers_next_to_the_index_and_in_runs_are_removed_and_others_stay() {
+fn leftovers_next_to_the_index_and_in_runs_are_removed_and_other_files_kept() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     let run = temporary.path().join("runs/abc");
@@ -235,29 +235,30 @@ fn no_part_of_a_library_leads_out_of_it() {
     let temporary = tempfile::tempdir().unwrap();
     let outside = temporary.path().join("outside");
     fs::create_dir_all(&outside).unwrap();
-    // What a lock would tidy away, were it the library's.
+    // Files that taking the lock would remove if they were in the library.
     fs::write(outside.join(".new-mine"), "mine").unwrap();
     let link = |root: &Path, part: &str| std::os::unix::fs::symlink(&outside, root.join(part)).unwrap();
-    let told = |part: &str, message: String| assert!(message.contains(part) && message.contains("a link"), "{message}");
+    let assert_refused =
+        |part: &str, message: String| assert!(message.contains(part) && message.contains("a link"), "{message}");
     for part in ["experts", "models", "routers", "runs", ".lock"] {
         let root = temporary.path().join(format!("opened-{part}"));
         fs::create_dir(&root).unwrap();
         fs::write(root.join("library.json"), r#"{"format": 1, "name": "l", "base": null}"#).unwrap();
         link(&root, part);
-        told(part, chain(Library::open(&root).unwrap_err()));
-        told(part, chain(Library::open_or_create(&root, Some(&base("aa"))).unwrap_err()));
+        assert_refused(part, chain(Library::open(&root).unwrap_err()));
+        assert_refused(part, chain(Library::open_or_create(&root, Some(&base("aa"))).unwrap_err()));
 
         let root = temporary.path().join(format!("later-{part}"));
         let library = Library::open_or_create(&root, None).unwrap();
         let _ = (fs::remove_file(root.join(part)), fs::remove_dir_all(root.join(part)));
         link(&root, part);
-        told(part, chain(library.lock().unwrap_err()));
+        assert_refused(part, chain(library.lock().unwrap_err()));
     }
     for hidden in ["experts", ".lock"] {
         let root = temporary.path().join(format!("new-{hidden}"));
         fs::create_dir(&root).unwrap();
         std::os::unix::fs::symlink(outside.join("made"), root.join(hidden)).unwrap();
-        told(hidden, chain(Library::open_or_create(&root, None).unwrap_err()));
+        assert_refused(hidden, chain(Library::open_or_create(&root, None).unwrap_err()));
     }
     let library = Library::open_or_create(&temporary.path().join("inner"), None).unwrap();
     for part in ["routers", "runs", "models"] {
@@ -265,12 +266,12 @@ fn no_part_of_a_library_leads_out_of_it() {
         link(library.root(), &format!("{part}/x"));
     }
     for refused in [library.router_folder("x"), library.run_folder("x"), library.model_folder("x")] {
-        told("/x", chain(refused.unwrap_err()));
+        assert_refused("/x", chain(refused.unwrap_err()));
     }
     assert!(library.router_folder("../x").is_err() && library.run_folder("../x").is_err());
     drop(library.lock().unwrap());
     let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, [".new-mine"], "what is outside stays as it was");
+    assert_eq!(left, [".new-mine"], "files outside the library are unchanged");
 }
 
 #[test]
@@ -295,7 +296,7 @@ fn processes_that_create_one_library_at_once_lose_nothing() {
 }
 
 #[test]
-fn an_adapter_that_was_read_is_written_to_the_same_bytes() {
+fn writing_a_read_adapter_gives_the_same_bytes() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     let adapter: Adapter = small_adapter(1);

@@ -1,10 +1,10 @@
-//! Everything computed from A and B equals the result of the dense update, whatever pair represents it.
+//! Results computed from A and B equal those of the dense update, whichever pair represents it.
 
 use lorakit_adapter::{LowRank, Matrix};
 
 use crate::{assert_close, dense_dot, random_matrix, random_update, small_adapter};
 
-/// Ranks, input and output widths of the updates tried: tall, wide, square, and ranks beyond a width.
+/// Ranks and input and output widths of the tested updates: tall, wide, square, and ranks above a width.
 const SHAPES: &[(usize, usize, usize)] =
     &[(1, 5, 7), (2, 6, 6), (4, 33, 9), (8, 16, 40), (5, 3, 12), (6, 11, 2), (3, 1, 4)];
 
@@ -62,7 +62,7 @@ fn the_top_singular_vector_is_that_of_the_dense_update() {
                 update.delta().chunks(input).zip(&stretched).map(|(row, y)| f64::from(row[column]) * y).sum();
             assert_close(again, direction.singular_value.powi(2) * f64::from(*value), 1e-4);
         }
-        // The top one: no other direction is stretched more, nor can the whole norm be less.
+        // The top one: no other direction has a larger gain, and the Frobenius norm is at least as large.
         assert!(direction.singular_value <= update.norm() * (1.0 + 1e-9));
         for probe in 0..20 {
             let x = random_matrix(1000 + probe, 1, input);
@@ -135,7 +135,7 @@ fn updates_of_other_shapes_are_refused_with_both_shapes() {
 }
 
 #[test]
-fn an_adapter_is_the_sum_of_its_modules_and_one_that_lacks_a_module_has_zero_there() {
+fn adapter_products_sum_over_modules_and_a_missing_module_counts_as_zero() {
     let (x, y) = (small_adapter(1), small_adapter(2));
     let sum: f64 = x.modules().iter().map(|(path, update)| update.dot(&y.modules()[path]).unwrap()).sum();
     assert_close(x.dot(&y).unwrap(), sum, 1e-12);

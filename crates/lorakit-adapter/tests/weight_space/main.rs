@@ -1,6 +1,6 @@
-//! Adapters, their folders and their libraries, from outside the crate.
+//! Tests of the public API: adapters, their folders and their libraries.
 //!
-//! Tests that need the reference material in `../shared`, next to the workspace, are ignored by default.
+//! Tests that need the reference data in `../shared`, next to the workspace, are ignored by default.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod adapter_folders;
@@ -19,7 +19,7 @@ use lorakit_adapter::{Adapter, LowRank, Matrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The reference material at `path`, which must exist.
+/// The reference data at `path`, which must exist.
 #[track_caller]
 fn shared(path: &str) -> PathBuf {
     let found = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
@@ -32,7 +32,7 @@ fn chain(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())
 }
 
-/// A matrix of values in [-1, 1), the same for the same seed.
+/// A random matrix of values in [-1, 1), determined by the seed.
 fn random_matrix(seed: u64, rows: usize, cols: usize) -> Matrix {
     let mut stream = ChaCha8Rng::seed_from_u64(seed);
     let values = (0..rows * cols).map(|_| stream.random::<f32>() * 2.0 - 1.0).collect();

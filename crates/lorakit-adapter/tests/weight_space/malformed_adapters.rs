@@ -1,4 +1,4 @@
-//! Damaged and mismatched adapters: each is refused, and the message names the tensor or key.
+//! Damaged and inconsistent adapters: each is refused, and the message names the tensor or key.
 
 use std::collections::HashMap;
 use std::fs;
@@ -160,7 +160,7 @@ fn values_of_another_type() {
 }
 
 #[test]
-fn tensors_beyond_a_lora() {
+fn tensors_other_than_lora_factors() {
     for (key, part) in [
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
@@ -223,7 +223,7 @@ fn sixteen_bit_tensors_are_read() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_or_lies_about_its_header() {
+fn a_truncated_file_or_a_wrong_header() {
     let whole = fs::read(sound().path().join("a").join(WEIGHTS_FILE)).unwrap();
     let mut long = u64::MAX.to_le_bytes().to_vec();
     long.extend(&whole[8..]);

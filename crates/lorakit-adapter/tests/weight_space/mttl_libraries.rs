@@ -1,4 +1,4 @@
-//! Libraries of mttl, written here byte by byte as torch.save writes them, with the values of mttl's own experts.
+//! mttl libraries, written here byte by byte in torch.save's format, with the values of mttl's own experts.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -44,7 +44,7 @@ impl Pickler {
         self
     }
 
-    /// A call of `_rebuild_tensor_v2` over a storage of floats.
+    /// A call of `_rebuild_tensor_v2` on a storage of floats.
     fn tensor(&mut self, storage: &str, values: usize, shape: [usize; 2], strides: [usize; 2]) -> &mut Self {
         self.codes(b"ctorch._utils\n_rebuild_tensor_v2\n((").text("storage").codes(b"ctorch\nFloatStorage\n");
         self.text(storage).text("cpu").whole(values).codes(b"tQ").whole(0);
@@ -83,12 +83,12 @@ fn save_meta(path: &Path, rank: usize, alpha: f64, tied: bool, deleted: bool) {
     } else {
         pickle.codes(b"N");
     }
-    // A call that a loader would run, where nothing is read.
+    // A call that unpickling would run, in a part that is not read.
     pickle.codes(b"u").text("training_config").codes(b"cos\nsystem\n").text("false").codes(b"\x85Ru.");
     save(path, &pickle.0, &[]);
 }
 
-/// Tensors of two dimensions as a state dict; one of a module that `turned` names is stored column by column.
+/// Saves matrices as a state dict; those of modules whose name contains `turned` are stored column-major.
 fn save_weights(path: &Path, tensors: &[(&str, Matrix)], turned: &str) {
     let (mut pickle, mut storages) = (Pickler::new(), Vec::new());
     pickle.codes(b"ccollections\nOrderedDict\n)R(");
@@ -140,7 +140,7 @@ fn experts_of_mttl_are_read() {
             let expected = LowRank::new(factor("lora_a"), factor("lora_b"), 8.0).unwrap();
             assert_eq!(update, &expected, "{name}, {module}");
         }
-        // What was read is an adapter that PEFT reads.
+        // PEFT can read the imported adapter.
         let written = place(&format!("peft-{name}"));
         read.adapter.write(&written).unwrap();
         assert_eq!(Adapter::read(&written).unwrap().modules(), read.adapter.modules());
@@ -215,7 +215,7 @@ fn tensors_may_share_a_storage_up_to_a_limit() {
 }
 
 #[test]
-fn tensors_that_claim_more_than_is_there_are_refused() {
+fn tensors_larger_than_their_storage_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     save_meta(&folder.path().join("a.meta"), 2, 16.0, false, false);
     for (shape, strides, said) in [

@@ -1,4 +1,5 @@
-//! Values computed by mttl and PEFT. Pairs of mttl are transposed: `lora_a [in, r]`, `lora_b [r, out]`.
+//! Comparison with values computed by mttl and PEFT. mttl's factors are transposed: `lora_a [in, r]`, `lora_b [r,
+//! out]`.
 
 use std::fs;
 

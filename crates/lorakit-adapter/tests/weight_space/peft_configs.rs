@@ -1,4 +1,4 @@
-//! Published configurations: each is accepted, or refused by the key that is not supported.
+//! Published configurations: each is accepted, or refused naming the unsupported key.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,7 +62,7 @@ fn parse_with(keys: &str) -> Result<PeftConfig, UnsupportedConfig> {
 }
 
 #[test]
-fn each_key_that_makes_more_than_a_lora_is_refused_by_its_name() {
+fn each_key_that_goes_beyond_plain_lora_is_refused_by_name() {
     for keys in [
         r#""use_dora": true"#,
         r#""lora_bias": true"#,
@@ -125,7 +125,7 @@ fn all_unsupported_keys_are_named_at_once() {
 }
 
 #[test]
-fn keys_without_effect_pass_and_unknown_ones_cause_a_warning() {
+fn keys_without_effect_are_accepted_and_unknown_ones_cause_a_warning() {
     let quiet = r#""use_dora": false, "bias": "none", "modules_to_save": null, "init_lora_weights": "gaussian",
         "loftq_config": {}, "qalora_group_size": 16, "megatron_core": "megatron.core", "task_type": null, "layers_pattern": null,
         "exclude_modules": null, "peft_version": "0.20.1.dev0@UNKNOWN", "auto_mapping": {"a": "b"}, "trainable_token_indices": []"#;

@@ -1,4 +1,4 @@
-//! Adapters that others trained and published.
+//! Published adapters.
 
 use lorakit_adapter::{Adapter, BaseModule};
 
@@ -10,7 +10,7 @@ fn gpt2(name: &str) -> Adapter {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn adapters_of_gpt2_keep_the_structure_that_their_training_data_gave_them() {
+fn similarities_of_gpt2_adapters_reflect_their_training_data() {
     let [medical, sports, legal] = ["skeleton-medical", "skeleton-sports", "skeleton-legal"].map(gpt2);
     assert!(medical.metadata().fan_in_fan_out);
     assert_eq!(medical.modules().len(), 36);
@@ -20,7 +20,7 @@ fn adapters_of_gpt2_keep_the_structure_that_their_training_data_gave_them() {
     assert!(medical.modules().values().all(|update| update.top_singular_vector().is_some()));
 }
 
-/// The linear modules of GPT-2, the small one.
+/// The linear modules of GPT-2 small.
 fn gpt2_modules() -> Vec<BaseModule> {
     let sizes =
         [("attn.c_attn", 768, 2304), ("attn.c_proj", 768, 768), ("mlp.c_fc", 768, 3072), ("mlp.c_proj", 3072, 768)];
@@ -63,7 +63,7 @@ fn an_adapter_of_distilgpt2_is_read() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn other_adapters_are_refused_by_what_they_are() {
+fn other_kinds_of_adapters_are_refused_by_name() {
     for (name, reason) in [
         ("gpt2/medqa-cls-modules_to_save", "modules_to_save"),
         ("peft-regression/lora_mlp_modules_to_save__0.6.1", "modules_to_save"),

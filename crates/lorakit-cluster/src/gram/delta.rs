@@ -28,8 +28,8 @@ pub(crate) fn gram(experts: &ExpertSet) -> Result<Vec<f64>> {
     let layout = ModuleLayout::of(experts)?;
     let n = experts.len();
     let mut sum = vec![0f64; n * n];
-    for ties in groups(&layout.groups) {
-        let stacks = stacks(experts, ties)?;
+    for modules in fitting_groups(&layout.groups) {
+        let stacks = stacks(experts, modules)?;
         add_products(&mut sum, n, &stacks);
     }
     mirror_lower(&mut sum, n);
@@ -37,18 +37,18 @@ pub(crate) fn gram(experts: &ExpertSet) -> Result<Vec<f64>> {
 }
 
 /// Consecutive groups of tied modules whose stacked factors fit in memory together.
-fn groups(ties: &[TiedModules]) -> impl Iterator<Item = &[TiedModules]> {
+fn fitting_groups(groups: &[TiedModules]) -> impl Iterator<Item = &[TiedModules]> {
     let mut filled = 0;
-    ties.chunk_by(move |tie, next| {
-        filled += bytes(tie);
+    groups.chunk_by(move |tied, next| {
+        filled += bytes(tied);
         let fits = filled + bytes(next) <= GROUP_BYTES;
         filled = if fits { filled } else { 0 };
         fits
     })
 }
 
-fn bytes(tie: &TiedModules) -> usize {
-    tie.ranks.iter().sum::<usize>() * (tie.input() + tie.output()) * size_of::<f32>()
+fn bytes(tied: &TiedModules) -> usize {
+    tied.ranks.iter().sum::<usize>() * (tied.input() + tied.output()) * size_of::<f32>()
 }
 
 /// The factors of all experts for one group of tied modules.
@@ -64,14 +64,14 @@ struct Stack {
 }
 
 impl Stack {
-    fn of(tie: &TiedModules) -> Self {
+    fn of(tied: &TiedModules) -> Self {
         let mut total = 0;
-        let rows = tie.ranks.iter().map(|rank| {
+        let rows = tied.ranks.iter().map(|rank| {
             total += rank;
             total - rank..total
         });
         let rows = rows.collect();
-        let (input, output) = (tie.input(), tie.output());
+        let (input, output) = (tied.input(), tied.output());
         Self { input, output, rows, a: vec![0.0; total * input], b: vec![0.0; total * output] }
     }
 
@@ -91,22 +91,22 @@ impl Stack {
 
 /// One expert's part of a stack.
 struct StackSlot<'a> {
-    tie: &'a TiedModules,
+    tied: &'a TiedModules,
     a: &'a mut [f32],
     b: &'a mut [f32],
 }
 
 /// Opens every expert once and copies its factors of these modules.
-fn stacks(experts: &ExpertSet, ties: &[TiedModules]) -> Result<Vec<Stack>> {
-    let mut stacks: Vec<Stack> = ties.iter().map(Stack::of).collect();
-    let mut slots: Vec<Vec<StackSlot>> = (0..experts.len()).map(|_| Vec::with_capacity(ties.len())).collect();
-    for (tie, stack) in ties.iter().zip(&mut stacks) {
+fn stacks(experts: &ExpertSet, groups: &[TiedModules]) -> Result<Vec<Stack>> {
+    let mut stacks: Vec<Stack> = groups.iter().map(Stack::of).collect();
+    let mut slots: Vec<Vec<StackSlot>> = (0..experts.len()).map(|_| Vec::with_capacity(groups.len())).collect();
+    for (tied, stack) in groups.iter().zip(&mut stacks) {
         let (mut a, mut b) = (stack.a.as_mut_slice(), stack.b.as_mut_slice());
-        for (slots, rank) in slots.iter_mut().zip(&tie.ranks).filter(|(_, rank)| **rank > 0) {
+        for (slots, rank) in slots.iter_mut().zip(&tied.ranks).filter(|(_, rank)| **rank > 0) {
             let (a_here, a_rest) = std::mem::take(&mut a).split_at_mut(rank * stack.input);
             let (b_here, b_rest) = std::mem::take(&mut b).split_at_mut(rank * stack.output);
             (a, b) = (a_rest, b_rest);
-            slots.push(StackSlot { tie, a: a_here, b: b_here });
+            slots.push(StackSlot { tied, a: a_here, b: b_here });
         }
     }
     slots.into_par_iter().enumerate().try_for_each(|(index, slots)| {
@@ -119,13 +119,13 @@ impl StackSlot<'_> {
     fn fill(self, adapter: &Adapter) {
         // The layout found these modules, with these shapes, in this expert.
         let modules = adapter.modules();
-        self.a.copy_from_slice(&modules[self.tie.first()].a().values());
+        self.a.copy_from_slice(&modules[self.tied.first()].a().values());
         let mut column = 0;
-        for (module, width) in &self.tie.modules {
+        for (module, width) in &self.tied.modules {
             let update = &modules[module];
             let (scale, rank) = (update.scale() as f32, update.rank());
             let b = update.b().values();
-            for (row, stacked) in self.b.chunks_exact_mut(self.tie.output()).enumerate() {
+            for (row, stacked) in self.b.chunks_exact_mut(self.tied.output()).enumerate() {
                 let values = b[row..].iter().step_by(rank).map(|value| scale * value);
                 stacked[column..column + width.output].iter_mut().zip(values).for_each(|(to, from)| *to = from);
             }

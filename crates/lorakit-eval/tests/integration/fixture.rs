@@ -8,14 +8,14 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A file of the reference data, which tests that are ignored by default need.
+/// A file of the reference data in `../shared`; tests that use it are ignored by default.
 pub fn shared(path: &str) -> PathBuf {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
     assert!(found.exists(), "{} is needed", found.display());
     found
 }
 
-/// A model with patches, and what its rows carry.
+/// A model with patches, and the data that its rows carry.
 pub struct Fixture {
     pub base: Base,
     pub tokenizer: Tokenizer,
@@ -24,12 +24,12 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// `pico`, the model inside the binary.
+    /// `pico`, the bundled model.
     pub fn pico() -> Fixture {
         Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/pico"))
     }
 
-    /// A. Karpathy's model of 260 thousand parameters, trained on stories.
+    /// A. Karpathy's stories260K model.
     pub fn stories() -> Fixture {
         Fixture::open(&shared("data/models/stories260K-hf"))
     }
@@ -86,8 +86,8 @@ pub fn task(folder: &Path, file: &str, text: &str) -> Task {
     Task::load(path.to_str().unwrap(), None).unwrap().remove(0)
 }
 
-/// Multiple-choice rows for `pico`: the prompts of a skill, each with its answer and those of the next three rows. Every
-/// eighth prompt is repeated until it exceeds the base's context.
+/// Multiple-choice rows for `pico`: the prompts of a skill, each with its answer and the answers of the next three
+/// rows. Every eighth prompt is repeated until it exceeds the context length.
 pub fn choice_task(folder: &Path) -> Task {
     let skill = Task::load("suite:skills/shift_up1", None).unwrap().remove(0);
     let rows = skill.rows(Split::All, Some(24)).unwrap();

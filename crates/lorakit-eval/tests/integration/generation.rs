@@ -11,7 +11,7 @@ fn prompts(stories: &Fixture, texts: &[&str]) -> Vec<Vec<u32>> {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn greedy_text_is_the_published_one() {
+fn greedy_text_matches_the_published_text() {
     let stories = Fixture::stories();
     let page = shared("data/models/stories260K/stories260K.md");
     let page = std::fs::read_to_string(page).unwrap();
@@ -30,7 +30,7 @@ fn greedy_text_is_the_published_one() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn rows_write_together_what_they_write_alone() {
+fn batched_rows_generate_the_same_text_as_single_rows() {
     let stories = Fixture::stories().bend();
     let texts =
         ["Once upon a time", "Lily wanted to play with the ball, but", "Tom", "The sun was", "Ten big dogs ran to"];
@@ -54,7 +54,7 @@ fn rows_write_together_what_they_write_alone() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn prompts_draw_from_streams_of_their_own() {
+fn each_prompt_has_its_own_random_stream() {
     let stories = Fixture::stories();
     let config = GenerateOptions {
         max_new_tokens: 20,
@@ -72,7 +72,7 @@ fn prompts_draw_from_streams_of_their_own() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn texts_end_before_a_stop_text_and_at_their_length() {
+fn texts_end_before_a_stop_text_or_at_the_maximum_length() {
     let stories = Fixture::stories();
     let prompts = prompts(&stories, &["Once upon a time, there was a little girl named"]);
     let write = |stop: &[&str], max_new_tokens| {
@@ -98,7 +98,7 @@ fn texts_end_before_a_stop_text_and_at_their_length() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn what_cannot_be_gone_on_from_is_refused() {
+fn prompts_that_cannot_be_continued_are_refused() {
     let stories = Fixture::stories();
     let refusal = |prompt: Vec<u32>| {
         let config = GenerateOptions::default();

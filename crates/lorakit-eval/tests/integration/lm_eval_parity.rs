@@ -1,7 +1,8 @@
 //! Multiple choice against lm-evaluation-harness 0.4.13 with transformers 5.23, float32 on the CPU.
 //!
-//! lm_eval.json was written by, in the project's folder,
-//! `python scripts/lm_eval_check.py ../shared/data/models/stories260K-hf ../shared/data/tasks/llm_adapters --out crates/lorakit-eval/tests/integration/lm_eval.json`.
+//! lm_eval.json was written by this command in the root of the repository:
+//! `python scripts/lm_eval_check.py ../shared/data/models/stories260K-hf ../shared/data/tasks/llm_adapters --out
+//! crates/lorakit-eval/tests/integration/lm_eval.json`.
 
 use crate::fixture::{Fixture, shared, task};
 use lorakit_eval::{EvalOptions, TaskScores, evaluate};
@@ -9,7 +10,7 @@ use lorakit_task::{Split, Task};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A row's question, choices and the index of the right one; the same as in the script.
+/// A row's question, its choices and the index of the correct one, as in the script.
 type Question<'a> = (String, Vec<&'a str>, usize);
 
 /// Reads a row's instruction and answer.
@@ -70,7 +71,7 @@ fn compare(name: &str, scores: &TaskScores, expected: &Value) {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn log_likelihoods_and_accuracies_are_those_of_lm_evaluation_harness() {
+fn log_likelihoods_and_accuracies_match_lm_evaluation_harness() {
     let stories = Fixture::stories();
     let folder = tempfile::tempdir().unwrap();
     let expected: Value = serde_json::from_str(include_str!("lm_eval.json")).unwrap();

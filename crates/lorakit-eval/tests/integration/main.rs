@@ -1,4 +1,4 @@
-//! Scores of small trained models, in one program so that it is linked once.
+//! Scores of small trained models, in one test binary so that it is linked only once.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod fixture;

@@ -1,4 +1,4 @@
-//! Scores against slow reference scores, computed one row at a time from all logits.
+//! Scores compared with a slow reference, computed one row at a time from all logits.
 
 use crate::fixture::{Fixture, carrying, choice_task, task};
 use candle_core::{DType, Tensor};
@@ -10,7 +10,7 @@ use lorakit_model::TokenBatch;
 use lorakit_task::{Example, Metric, Row, Split, choice_requests};
 use serde_json::{Value, json};
 
-/// The negative log-likelihood of every token of `target` after `prompt`, by all logits of one row.
+/// The negative log-likelihood of every token of `target` after `prompt`, from all logits of one row.
 fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
     let mut alone = TokenBatch::default();
     let tokens = [prompt, target].concat();
@@ -28,7 +28,7 @@ fn slow_nll(model: &PatchedModel, prompt: &[u32], target: &[u32]) -> Vec<f64> {
 }
 
 #[test]
-fn losses_equal_the_reference_in_batches_of_any_size() {
+fn losses_match_the_reference_at_any_batch_size() {
     let folder = tempfile::tempdir().unwrap();
     let fixture = Fixture::pico().bend();
     let task = choice_task(folder.path());
@@ -51,7 +51,7 @@ fn losses_equal_the_reference_in_batches_of_any_size() {
 }
 
 #[test]
-fn choices_that_share_their_prompt_score_as_alone() {
+fn choices_with_a_shared_prompt_score_the_same_as_alone() {
     let folder = tempfile::tempdir().unwrap();
     for fixture in [Fixture::pico(), Fixture::pico().bend()] {
         let task = choice_task(folder.path());
@@ -80,7 +80,7 @@ fn check_choices(model: &PatchedModel, rows: &[&Row]) {
             }
         }
     }
-    assert!(cut > 0, "no row was long enough to be cut");
+    assert!(cut > 0, "no row was long enough to be truncated");
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
     let lines = samples_jsonl(&scores.samples).unwrap();
     let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!((lines.lines().count(), first["choices"].as_array().unwrap().len()), (20, 4));
-    // Parsing may change the last bit.
+    // Parsing JSON may change the last bit.
     let read = first["choices"][1]["log_likelihood"].as_f64().unwrap();
     assert!((read / scores.samples[0].choices[1].log_likelihood - 1.0).abs() < 1e-12);
 }
@@ -158,13 +158,14 @@ fn nan_weights_are_reported_by_row() {
     for task in [choices, text] {
         let options = EvalOptions { split: Split::All, limit: Some(3), ..EvalOptions::default() };
         let error = evaluate(&fixture.model(), &task, &options, &mut |_| ()).unwrap_err();
-        let message = format!("{error:#}");
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let message = causes.map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ");
         let named = [task.name.as_str(), "row ", "NaN"];
         assert!(named.iter().all(|part| message.contains(part)), "{message}");
     }
 }
 
-/// Gives a row a weight by the length of its prompt.
+/// Gives each row a weight that depends on the length of its prompt.
 struct ByLength;
 
 impl ByLength {
@@ -207,5 +208,5 @@ fn each_row_is_routed_by_its_own_prompt() {
         }
         assert_eq!(generate(&alone, &prompts[i..=i], &config, &mut |_, _| ()).unwrap()[0].text, texts[i].text);
     }
-    assert!(weights.len() > 1, "the rows must differ in what they carry");
+    assert!(weights.len() > 1, "the rows must carry different weights");
 }

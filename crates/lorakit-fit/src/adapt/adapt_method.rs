@@ -40,7 +40,7 @@ pub trait Action {
     fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted>;
 }
 
-/// What came of adapting.
+/// The result of adapting.
 pub enum Adapted {
     /// Adapters that were trained.
     Trained(TrainingReport),

@@ -1,16 +1,19 @@
 //! The adaptation methods. A new one is a file with its [`AdaptMethod`] and [`AdaptMethodInfo`], and a line here.
 
 use super::adapt_method::{AdaptMethod, AdaptMethodInfo};
-use super::mean::MEAN;
-use super::no_library::NO_LIBRARY;
-use super::shared::SHARED;
-use super::skill_fit::{POLY, POLY_Z};
-use super::weighted_experts::{CAT, LORAHUB};
 use crate::error::{FitError, Result};
 use std::sync::Arc;
 
 /// All adaptation methods, in the order in which they are listed.
-pub static ADAPT_METHODS: &[&AdaptMethodInfo] = &[&NO_LIBRARY, &MEAN, &SHARED, &POLY, &POLY_Z, &LORAHUB, &CAT];
+pub static ADAPT_METHODS: &[&AdaptMethodInfo] = &[
+    &super::no_library::NO_LIBRARY,
+    &super::mean::MEAN,
+    &super::shared::SHARED,
+    &super::skill_fit::POLY,
+    &super::skill_fit::POLY_Z,
+    &super::weighted_experts::LORAHUB,
+    &super::weighted_experts::CAT,
+];
 
 /// Reads a method from `NAME` or `NAME:SETTINGS`.
 ///

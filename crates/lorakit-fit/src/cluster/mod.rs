@@ -1,5 +1,4 @@
-//! Clustering with a trainer or a base at hand: the common initial A of experts, embeddings of tasks, and both stages of
-//! MBC.
+//! Clustering that needs a base or training: the common initial A of experts, task embeddings, and two-stage MBC.
 
 mod expert_clusters;
 mod library_experts;

@@ -1,8 +1,8 @@
-//! MBC from tasks to cluster experts (Algorithm 1 of <https://arxiv.org/abs/2405.11157>): an expert per task, clusters of
-//! these, an expert per cluster.
+//! MBC from tasks to cluster experts (Algorithm 1 of <https://arxiv.org/abs/2405.11157>): an expert per task, clusters
+//! of these, an expert per cluster.
 //!
-//! The budget is the paper's: 40 % of the steps of each task go to its own expert, and 60 % to the expert of its cluster,
-//! which starts from the common start again. (The authors' five epochs were two and three.)
+//! The budget is the paper's: 40 % of the steps of each task go to its own expert, and 60 % to the expert of its
+//! cluster, which starts from the common initial A again. (The authors' five epochs were two and three.)
 
 use super::expert_clusters::{ClusterCount, cluster_deltas};
 use crate::error::{FitError, Result};
@@ -23,7 +23,7 @@ const PRIVATE: f64 = 0.4;
 /// The subfolder of the library that holds the experts per task.
 const PRIVATE_FOLDER: &str = "private";
 
-/// What came of both stages.
+/// The results of both stages.
 #[derive(Debug)]
 pub struct TwoStageMbc {
     /// The experts per task.
@@ -32,7 +32,7 @@ pub struct TwoStageMbc {
     pub clustered: Option<ClusteredStage>,
 }
 
-/// What came of the second stage.
+/// The result of the second stage.
 #[derive(Debug)]
 pub struct ClusteredStage {
     /// The clusters of the experts per task.
@@ -43,8 +43,8 @@ pub struct ClusteredStage {
     pub experts: TrainingReport,
 }
 
-/// Trains an expert per task, clusters them, and trains an expert per cluster into `library`, which is locked. Work that
-/// is in the library already is not repeated.
+/// Trains an expert per task, clusters them, and trains an expert per cluster into `library`, which is locked. Work
+/// that is in the library already is not repeated.
 ///
 /// # Errors
 /// Where a stage fails, or the library holds clusters of another run and `context` does not ask for a restart.
@@ -80,7 +80,7 @@ pub fn two_stage_mbc(
     Ok(TwoStageMbc { private, clustered: Some(ClusteredStage { clusters, file, experts }) })
 }
 
-/// Refuses a number of clusters that cannot be made of so many tasks, before the first stage is trained.
+/// Refuses a number of clusters that is too large for the number of tasks, before the first stage is trained.
 ///
 /// # Errors
 /// Where there are too few tasks.

@@ -26,8 +26,8 @@ impl RouterFit for PolyFit {
     }
 }
 
-/// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean routing,
-/// or by one that is fitted to the task's rows with the skills frozen.
+/// The adapter of the current task: by its own routing where that was trained with the skills, else by the mean
+/// routing, or by one that is fitted to the task's rows with the skills frozen.
 fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
     let skills = RoutedSkills::open(poly, rows.base(), rows.experts(), rows.library())?;
     let known = rows.current_task().and_then(|task| skills.row_of(task));
@@ -63,7 +63,7 @@ struct RoutedSkills<'a> {
     skills: Vec<Adapter>,
     /// The routing of their training; `None` for experts that were not trained as skills.
     routing: Option<StoredRouting>,
-    /// The settings by which the skills could have been trained.
+    /// The settings that the skills could have been trained with.
     settings: TrainConfig,
 }
 

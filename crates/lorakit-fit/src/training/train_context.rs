@@ -11,10 +11,10 @@ pub struct TrainContext<'a> {
     pub base: &'a Base,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// The seed of the common start, the data order and dropout.
+    /// The seed of initial values, row orders and dropout.
     pub seed: u64,
     /// Whether what exists with other settings is trained again.
     pub restart: bool,
-    /// Who is told how it goes.
+    /// Receives progress and warnings.
     pub reporter: &'a dyn Reporter,
 }

@@ -24,7 +24,7 @@ pub enum TrainedKind<'a> {
     Skills(SkillDims),
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct TrainingReport {
     /// The library's folder.
@@ -57,8 +57,8 @@ pub struct TrainedExpert {
 }
 
 impl TrainContext<'_> {
-    /// Trains what the library, which is locked, does not have yet. A plan whose rows cannot be trained on does not stop
-    /// the others.
+    /// Trains what the library, which is locked, does not have yet. A plan whose rows cannot be trained on does not
+    /// stop the others.
     ///
     /// # Errors
     /// Where no plan can be trained, or the run fails.
@@ -78,7 +78,7 @@ impl TrainContext<'_> {
             }
         }
         if ready.is_empty() {
-            // The first reason stands for all.
+            // Only the first error is returned.
             return refused.into_iter().next().map_or_else(|| Err(FitError::NothingToTrain), |(_, why)| Err(why));
         }
         let refused: Vec<(String, String)> = refused.into_iter().map(|(name, why)| (name, why.chain())).collect();
@@ -88,7 +88,7 @@ impl TrainContext<'_> {
         Ok(report)
     }
 
-    /// As [`TrainContext::train`], with the rows of the plans at hand.
+    /// As [`TrainContext::train`], with the plans' rows already read.
     ///
     /// # Errors
     /// Where the run fails, or a model or skills are to be trained from several plans.

@@ -30,7 +30,7 @@ pub fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout, op: &str) ->
 /// Calls `read` with the values of a contiguous f32 tensor on a CPU.
 ///
 /// # Errors
-/// If the tensor is none.
+/// If the tensor is not a contiguous f32 tensor on a CPU.
 pub fn with_values<T>(tensor: &candle_core::Tensor, op: &str, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {

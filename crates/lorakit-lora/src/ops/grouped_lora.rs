@@ -6,7 +6,8 @@
 //!
 //! `delta[t] += w[t] * s * (x[t] A_eᵀ) B_eᵀ`
 //!
-//! A token costs its own experts, not the library, and no matrix per token is formed.
+//! A token costs its own experts, not the library, and no matrix per token is formed. The backward is in
+//! `grouped_lora_backward`; training on a CPU goes through [`LoraLinear`](crate::LoraLinear), which adds the frozen weights.
 
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};

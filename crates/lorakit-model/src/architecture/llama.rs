@@ -10,7 +10,7 @@ use crate::layer::norm::NormKind;
 /// `model_type: llama`.
 pub(crate) static LLAMA: Architecture = Architecture { model_type: "llama", descriptor: DESCRIPTOR, read };
 
-/// Llama's layers, which others share.
+/// Llama's layers, which others share. Their family is `Mistral` in fingerprints, the name that libraries on disk hold.
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     family: "Mistral",
     embedding: "model.embed_tokens",

@@ -1,4 +1,4 @@
-//! Masks and indices on a device, by which attention is composed of candle's own ops.
+//! Masks and indices on a device for attention composed of candle's own ops.
 
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;

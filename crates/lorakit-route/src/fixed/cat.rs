@@ -2,14 +2,16 @@
 //! `delta(x) = g sum_e w_e s_e B_e A_e x`, with a weight for each expert and layer, and no cross terms.
 //!
 //! The weights are fitted by gradient to rows that ask for all the experts at once. They start uniform, at `1/n`, which
-//! is the static form; with `steps=0` they stay there. The authors' code starts at random, forces the weights of a module
-//! to a sum of one by a softmax, and uses a rate of 1e-4, by which a weight moves less than the spread of its random start;
-//! their merge then leaves the learned weights out. Here the sum is free unless `simplex=true`, where the softmax of fitted
-//! logits is taken; the factor `g`, shared by all layers, lets even then a mixture be stronger than a mean.
+//! is the static form; with `steps=0` they stay there. The authors' code starts at random, forces the weights of a
+//! module to a sum of one by a softmax, and uses a learning rate of 1e-4, at which a weight moves less than the spread
+//! of its random initialization; their merge then omits the learned weights. Here the sum is free unless
+//! `simplex=true`, where the softmax of fitted logits is taken; the factor `g`, shared by all layers, still lets a
+//! mixture be stronger than a mean.
 //!
-//! The crate fits nothing: [`TrainableWeights`] holds the variables, and makes patches of them for whoever does.
+//! This crate does no fitting: [`TrainableWeights`] holds the variables and makes patches of them for the fit.
 //!
-//! State: `weights`, `[groups, experts]`, with `g` in them; a group is what [`Granularity`] says, in the order of the sites.
+//! State: `weights`, `[groups, experts]`, with `g` in them; a group is what [`Granularity`] says, in the order of the
+//! sites.
 
 use crate::error::Result;
 use crate::fixed::every_token::EveryToken;

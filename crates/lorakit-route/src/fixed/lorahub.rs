@@ -1,11 +1,11 @@
-//! LoraHub: one weight for each expert, found from a few rows of a task without gradients
+//! LoraHub: one weight per expert, found from a few rows of a task without gradients
 //! (Huang et al. 2023, <https://arxiv.org/abs/2307.13269>).
 //!
-//! Two modes. `as-published` is what the authors' code does, see [`published_search`]. The default, [`greedy_search`], mixes
-//! the deltas, so that a weight is the strength of an expert and nothing else, and trusts only rows that it was not fitted
-//! to: on five rows a lower loss often is a worse adapter.
+//! There are two modes. `as-published` follows the authors' code, see [`published_search`]. The default,
+//! [`greedy_search`], mixes deltas, so that a weight is simply the strength of an expert, and selects by held-out rows:
+//! on five rows, a lower fitted loss often means a worse adapter.
 //!
-//! The crate sees no model: whoever has one answers with [`RowLosses`].
+//! This crate has no model: the caller implements [`RowLosses`].
 //!
 //! State: `weights`, `[1, experts]`.
 
@@ -39,7 +39,7 @@ use std::sync::Arc;
 pub static LORAHUB: MethodInfo<dyn Router> = MethodInfo {
     name: "lorahub",
     aliases: &[],
-    summary: "few experts, weighed by a few rows of the task; mode=as-published,budget=40: the authors' search",
+    summary: "a few experts, weighted by a few rows of the task; mode=as-published,budget=40: the authors' search",
     link: Some("https://arxiv.org/abs/2307.13269"),
     defaults: |_| settings_of(&LoraHub::default()),
     parse: |name, typed| Ok(Arc::new(LoraHub::read(name, typed)?)),
@@ -50,7 +50,7 @@ pub static LORAHUB: MethodInfo<dyn Router> = MethodInfo {
 pub static LORAHUB_MERGE: MethodInfo<dyn FittedMerge> = MethodInfo {
     name: "lorahub",
     aliases: &[],
-    summary: "few experts that lower the loss of left-out rows; mode=as-published,budget=40: the authors' search",
+    summary: "a few experts that lower the loss of held-out rows; mode=as-published,budget=40: the authors' search",
     link: Some("https://arxiv.org/abs/2307.13269"),
     defaults: |_| settings_of(&LoraHub::default()),
     parse: |name, typed| Ok(Arc::new(LoraHub::read(name, typed)?)),
@@ -61,13 +61,13 @@ pub static LORAHUB_MERGE: MethodInfo<dyn FittedMerge> = MethodInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraHub {
-    /// How the weights are found, and what they weigh.
+    /// How the weights are found and applied.
     pub mode: SearchMode,
     /// The number of rows that the weights are fitted to.
     pub rows: usize,
-    /// Greedy search: the maximum number of experts that are mixed.
+    /// Greedy search: the maximum number of experts in the mixture.
     pub experts: usize,
-    /// As published: the number of evaluations of the loss.
+    /// As published: the number of loss evaluations.
     pub budget: usize,
 }
 
@@ -75,7 +75,7 @@ pub struct LoraHub {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SearchMode {
-    /// The best single experts, to which others are added while rows that were left out gain.
+    /// Starts from the best single experts and adds others as long as the loss of held-out rows falls.
     #[default]
     Greedy,
     /// As in the authors' code.
@@ -113,7 +113,7 @@ impl fmt::Display for LoraHub {
     }
 }
 
-/// The settings that the mode has, as they are typed.
+/// The settings of the mode, as they are typed.
 fn settings_of(hub: &LoraHub) -> String {
     joined(to_pairs(hub).into_iter().filter(|(key, _)| hub.mode.has(key)))
 }
@@ -151,7 +151,7 @@ impl FittedMerge for LoraHub {
         }
     }
 
-    /// The exact sum of deltas, or, as published, the sum of A's times the sum of B's.
+    /// The exact weighted sum of deltas or, as published, the weighted sum of B's times that of A's.
     fn merge(&self, experts: &LibraryStack, weights: &Matrix) -> Result<(Arc<dyn MergeMethod>, Coefficients)> {
         let (found, expected) = ((weights.rows(), weights.cols()), (1, experts.len()));
         if found != expected {
@@ -173,7 +173,7 @@ impl LoraHub {
         read_over(name, &Self { mode, ..Self::default() }, |key| mode.has(key), typed)
     }
 
-    /// What a weight multiplies: the delta, or A and B each.
+    /// What a weight multiplies: the delta, or A and B separately.
     pub fn mixing(&self) -> Mixing {
         match self.mode {
             SearchMode::Greedy => Mixing::Outputs,
@@ -181,10 +181,10 @@ impl LoraHub {
         }
     }
 
-    /// Finds a weight for each of `experts`; the same answers give the same weights.
+    /// Finds a weight for each of `experts`; deterministic for given losses.
     ///
     /// # Errors
-    /// As published, if the experts cannot be mixed so: see [`published_search`]; and what the model answers with.
+    /// As published, if the experts cannot be mixed that way (see [`published_search`]); and errors of the model.
     pub fn find(&self, experts: &LibraryStack, losses: &mut dyn RowLosses) -> Result<Solution> {
         match self.mode {
             SearchMode::Greedy => greedy_search::find(experts.len(), self.experts, losses),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub static ORACLE: MethodInfo<dyn Router> = MethodInfo {
     name: "oracle",
     aliases: &[],
-    summary: "the expert trained on the task at hand, else the one of its name",
+    summary: "the expert trained on the current task, else the one with its name",
     link: None,
     defaults: no_settings,
     parse: |name, typed| read_none(name, typed).map(|()| Arc::new(Oracle) as Arc<dyn Router>),

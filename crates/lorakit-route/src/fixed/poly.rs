@@ -1,12 +1,12 @@
-//! `poly` and `mhr`: skills that were trained together, mixed as the routing of the task at hand says
+//! `poly` and `mhr`: skills that were trained together, mixed by the routing of the current task
 //! (Ponti et al. 2022, <https://arxiv.org/abs/2202.13914>; Caccia et al. 2022, <https://arxiv.org/abs/2211.03831>).
 //!
 //! A task's routing makes one adapter of the skills, `A = sum_k w_k A_k`, `B = sum_k w_k B_k`, in blocks of columns for
-//! MHR. A task that the skills were trained on has a row of the routing; for another it is fitted to the task's rows, with
-//! the skills frozen, or is the mean over the tasks trained on.
+//! MHR. A task that the skills were trained on has a row of the routing; for another it is fitted to the task's rows,
+//! with the skills frozen, or is the mean over the tasks trained on.
 //!
-//! State: for each adapted module `MODULE`, as `model.layers.0.self_attn.q_proj`, the mixed `MODULE.A`, `[rank, in]`, and
-//! `MODULE.B`, `[out, rank]`, with the scale multiplied in.
+//! State: for each adapted module `MODULE`, as `model.layers.0.self_attn.q_proj`, the mixed `MODULE.A`, `[rank, in]`,
+//! and `MODULE.B`, `[out, rank]`, with the scale multiplied in.
 
 use crate::error::Result;
 use crate::fixed::single::single_expert;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 pub static POLY: MethodInfo<dyn Router> = MethodInfo {
     name: "poly",
     aliases: &[],
-    summary: "the skills of train-experts --poly, mixed for the task at hand; learns the routing of a new task",
+    summary: "the skills of train-experts --poly, mixed for the current task; fits the routing of a new task",
     link: Some("https://arxiv.org/abs/2202.13914"),
     defaults: defaults::<SkillSettings>,
     parse: |name, typed| Ok(Arc::new(Poly { trained: SkillRouting::Poly, settings: read(name, typed)? })),
@@ -39,7 +39,7 @@ pub static POLY: MethodInfo<dyn Router> = MethodInfo {
 pub static MHR: MethodInfo<dyn Router> = MethodInfo {
     name: "mhr",
     aliases: &[],
-    summary: "the same of train-experts --mhr, mixed block by block",
+    summary: "the skills of train-experts --mhr, mixed block by block",
     link: Some("https://arxiv.org/abs/2211.03831"),
     defaults: defaults::<SkillSettings>,
     parse: |name, typed| Ok(Arc::new(Poly { trained: SkillRouting::Mhr, settings: read(name, typed)? })),

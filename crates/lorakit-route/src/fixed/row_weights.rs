@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// # Errors
 /// Under separate mixing, if ranks differ at a projection.
 pub fn by_row_weights(experts: &LibraryStack, mixing: Mixing) -> Result<Patches> {
-    weighed_patches(experts, mixing, None, None)
+    weighted_patches(experts, mixing, None, None)
 }
 
 /// As [`by_row_weights`]; `observer`, if any, receives the weights of every token.
@@ -25,7 +25,7 @@ pub(crate) fn observed_row_weights(
     mixing: Mixing,
     observer: Option<Arc<dyn Observer>>,
 ) -> Result<Patches> {
-    weighed_patches(experts, mixing, None, observer)
+    weighted_patches(experts, mixing, None, observer)
 }
 
 /// Patches that give every row the same weights, one for each expert in the order of names.
@@ -33,10 +33,10 @@ pub(crate) fn observed_row_weights(
 /// # Errors
 /// As [`by_row_weights`].
 pub fn by_weights(experts: &LibraryStack, mixing: Mixing, weights: &[f32]) -> Result<Patches> {
-    weighed_patches(experts, mixing, Some(weights.into()), None)
+    weighted_patches(experts, mixing, Some(weights.into()), None)
 }
 
-fn weighed_patches(
+fn weighted_patches(
     experts: &LibraryStack,
     mixing: Mixing,
     fixed: Option<Arc<[f32]>>,

@@ -1,4 +1,4 @@
-//! The weights of a mixture as variables, for whoever fits them.
+//! The weights of a mixture as trainable variables.
 
 use crate::error::Result;
 use crate::fixed::weight_groups::{Granularity, WeightGroups};
@@ -17,7 +17,7 @@ pub struct TrainableWeights<'a> {
     simplex: bool,
     /// The weights, or their logits: `[groups, experts]`.
     weights: Var,
-    /// Added to the logits: minus infinity for an expert that a group lacks.
+    /// Added to the logits: minus infinity for experts without a module in the group.
     mask: Tensor,
     /// `g`, `[1]`.
     scale: Var,
@@ -35,7 +35,7 @@ impl<'a> TrainableWeights<'a> {
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if simplex { 0.0 } else { 1.0 / n as f32 };
-        // A group without experts is used nowhere; its weights only have to be finite.
+        // A group without experts is unused; its weights only have to be finite.
         let masked = |group: &BTreeSet<usize>| {
             let counts = |e| group.is_empty() || group.contains(&e);
             (0..n).map(|e| if counts(e) { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<f32>>()
@@ -59,7 +59,7 @@ impl<'a> TrainableWeights<'a> {
         vec![weights, ("their common factor".to_owned(), self.scale.clone())]
     }
 
-    /// The weights as they are used, `[groups, experts]`, downstream of the variables.
+    /// The effective weights, `[groups, experts]`, differentiable with respect to the variables.
     fn used(&self) -> candle_core::Result<Tensor> {
         let weights = match self.simplex {
             false => self.weights.as_tensor().clone(),
@@ -71,7 +71,7 @@ impl<'a> TrainableWeights<'a> {
         weights.broadcast_mul(self.scale.as_tensor())
     }
 
-    /// Patches that apply the weights, downstream of the variables.
+    /// Patches that apply the weights, differentiable with respect to the variables.
     ///
     /// # Errors
     /// If candle refuses a tensor.
@@ -86,7 +86,7 @@ impl<'a> TrainableWeights<'a> {
         Ok(Patches::new(by_site))
     }
 
-    /// The present weights, `[groups, experts]`, as [`crate::Cat`] reads them.
+    /// The current weights, `[groups, experts]`, as [`crate::Cat`] reads them.
     ///
     /// # Errors
     /// If candle refuses a tensor, or a weight is not finite.

@@ -4,27 +4,27 @@ use crate::error::{Result, RouteError};
 use lorakit_adapter::{LowRank, Matrix};
 use rayon::prelude::*;
 
-/// How a base keeps the weight of a module.
+/// How a base stores the weight of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orientation {
-    /// `[out, in]`, as torch's linear layers.
+    /// `[out, in]`, like torch's `Linear`.
     OutIn,
-    /// `[in, out]`, as GPT-2's, which PEFT calls `fan_in_fan_out`.
+    /// `[in, out]`, like GPT-2's `Conv1D`, which PEFT calls `fan_in_fan_out`.
     InOut,
 }
 
 impl Orientation {
-    /// That of an adapter's configuration.
+    /// The orientation in an adapter's configuration.
     pub fn of(fan_in_fan_out: bool) -> Self {
         if fan_in_fan_out { Self::InOut } else { Self::OutIn }
     }
 }
 
 /// Adds `s B A` to the row-major `weight` of a module: `W += s B A`, or its transpose for [`Orientation::InOut`]. Each
-/// value is summed in f64 and rounded once, to f32; rounding to the weight's own type is the caller's.
+/// value is summed in f64 and rounded once, to f32; rounding to the weight's dtype is left to the caller.
 ///
 /// # Errors
-/// If `weight` has another number of values than the delta, or a sum is not finite in f32; `module` is named.
+/// If `weight` and the delta differ in size, or a sum is not finite in f32; `module` is named.
 pub fn add_to_weight(module: &str, update: &LowRank, weight: &mut [f32], orientation: Orientation) -> Result<()> {
     let (output, input) = (update.output(), update.input());
     if weight.len() != output * input {

@@ -4,10 +4,10 @@ use crate::error::{Result, RouteError};
 use crate::library_stack::Expert;
 use std::collections::BTreeMap;
 
-/// A weight per expert, in the experts' order, and for some modules weights of their own.
+/// A weight per expert, in the experts' order, optionally with separate weights for some modules.
 ///
 /// Weights may be negative and need not sum to one. CAT (<https://arxiv.org/abs/2410.13025>) learns one per adapter
-/// and layer, which is what weights per module are for.
+/// and layer, which needs weights per module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Coefficients {
     weights: Vec<f64>,
@@ -20,17 +20,17 @@ impl Coefficients {
         Self { weights, modules: BTreeMap::new() }
     }
 
-    /// The mean: `1/n` for each of `experts`.
+    /// `1/n` for each of `experts`: the mean.
     pub fn uniform(experts: usize) -> Self {
         Self::new(vec![1.0 / experts.max(1) as f64; experts])
     }
 
-    /// One for each of `experts`.
+    /// Weight 1 for each of `experts`.
     pub fn ones(experts: usize) -> Self {
         Self::new(vec![1.0; experts])
     }
 
-    /// Other weights in the module of that path.
+    /// Sets separate weights for the module at a path.
     pub fn with_module(mut self, module: impl Into<String>, weights: Vec<f64>) -> Self {
         self.modules.insert(module.into(), weights);
         self
@@ -41,13 +41,13 @@ impl Coefficients {
         self.modules.get(module).unwrap_or(&self.weights)
     }
 
-    /// The modules that have weights of their own, with those.
+    /// The modules with separate weights, and those weights.
     pub fn modules(&self) -> &BTreeMap<String, Vec<f64>> {
         &self.modules
     }
 
-    /// Checks that there is one finite weight for each expert, and that weights of a module are those of one that some
-    /// expert changes.
+    /// Checks that there is one finite weight per expert, and that every module with separate weights is changed by
+    /// some expert.
     pub(super) fn check(&self, experts: &[Expert]) -> Result<()> {
         check_one("", &self.weights, experts)?;
         for (module, weights) in &self.modules {

@@ -1,9 +1,9 @@
 //! The exact weighted sum of deltas, by concatenating factors.
 //!
-//! With `A = [w1 s1 A1; w2 s2 A2; ...]` (rows under rows) and `B = [B1, B2, ...]` (columns beside columns),
-//! `B A = sum_i w_i s_i B_i A_i`, without loss and without cross terms, at the sum of ranks. PEFT calls it `cat`; LoRA
+//! With `A = [w1 s1 A1; w2 s2 A2; ...]` (stacked rows) and `B = [B1, B2, ...]` (stacked columns),
+//! `B A = sum_i w_i s_i B_i A_i` exactly, without cross terms, at the sum of ranks. PEFT calls it `cat`; LoRA
 //! Soups, which learns the weights, CAT (<https://arxiv.org/abs/2410.13025>, equation 3). Systematic comparisons find
-//! little that is reliably better than this sum (<https://arxiv.org/abs/2511.21437>).
+//! hardly any merge that is reliably better (<https://arxiv.org/abs/2511.21437>).
 
 use crate::error::Result;
 use crate::library_stack::Expert;
@@ -47,7 +47,7 @@ impl MergeMethod for Concatenation {
     }
 }
 
-/// The module's exact sum. Weights and scales are folded into A, so that any loader of PEFT's folders reads the same.
+/// The module's exact sum. Weights and scales are folded into A, so that every PEFT loader computes the same.
 fn concatenated(module: &Module) -> Result<MergedModule> {
     let rank = module.rank_sum();
     let mut a = Vec::with_capacity(rank * module.input);

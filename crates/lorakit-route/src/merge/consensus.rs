@@ -1,16 +1,16 @@
-//! How the experts' values become one: sums, means, and sums of those that agree on a sign.
+//! Combining the experts' values: sums, means, and sums of values that agree on a sign.
 
 use crate::merge::task_vector_table::{Consensus, Divisor, SignVote};
 use serde::{Deserialize, Serialize};
 
-/// How the sign of a value is elected; the setting `sign`.
+/// How the sign of each value is elected; the setting `sign`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SignElection {
     /// By the sum of the values.
     #[default]
     Total,
-    /// By the number of each sign.
+    /// By the count of each sign.
     Frequency,
 }
 

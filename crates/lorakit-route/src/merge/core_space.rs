@@ -1,5 +1,5 @@
-//! Core Space (Panariello et al. 2025, <https://arxiv.org/abs/2509.17786>): deltas are merged in a common basis of outputs
-//! and inputs. With orthonormal U of the outputs and V of the inputs, the `M_i = U' D_i V` are merged, and
+//! Core Space (Panariello et al. 2025, <https://arxiv.org/abs/2509.17786>): deltas are merged in common output and
+//! input bases. With orthonormal bases U of the outputs and V of the inputs, the `M_i = U' D_i V` are merged, and
 //! `W = U merge(M_i) V'`.
 
 use crate::error::Result;
@@ -36,7 +36,7 @@ pub static CORE_SPACE: MethodInfo<dyn MergeMethod> = MethodInfo {
 pub struct CoreSpace {
     /// How the cores are merged.
     pub inner: TaskVectors,
-    /// What the common basis is made of.
+    /// How the common basis is computed.
     pub basis: Basis,
     /// The rank of the result.
     pub rank: Rank,

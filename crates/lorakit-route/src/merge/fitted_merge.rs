@@ -1,4 +1,4 @@
-//! What a fitted merge is: a merge whose weights are fitted to rows of a task.
+//! The trait of fitted merges: merges whose weights are fitted to rows of a task.
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
@@ -10,28 +10,29 @@ use std::any::Any;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
-/// A way to weigh experts by what rows of a task say. Its display is the name with all settings, as it can be typed.
+/// A merge whose expert weights are fitted to rows of a task. Its display is the name with all settings, as it can be
+/// typed.
 ///
 /// All of them are in [`crate::FITTED_MERGES`].
 pub trait FittedMerge: Any + Debug + Display + Send + Sync {
     /// Its name, settings and summary.
     fn info(&self) -> &'static MethodInfo<dyn FittedMerge>;
 
-    /// How many rows of each task it is fitted to, at most.
+    /// The maximum number of rows per task that it is fitted to.
     fn rows(&self) -> usize;
 
-    /// Refuses experts that cannot be weighed so.
+    /// Refuses experts that the method cannot mix.
     ///
     /// # Errors
-    /// As published, LoraHub takes experts of the same modules, ranks and scales.
+    /// As published, LoraHub requires experts with the same modules, ranks and scales.
     fn check(&self, _: &LibraryStack) -> Result<()> {
         Ok(())
     }
 
-    /// The merge that makes one adapter of fitted weights, `[groups, experts]`, with its coefficients in the order of
-    /// `experts`.
+    /// The merge and its coefficients (in the order of `experts`) that turn fitted weights, `[groups, experts]`, into
+    /// one adapter.
     ///
     /// # Errors
-    /// If the weights are of another library.
+    /// If the weights belong to another library.
     fn merge(&self, experts: &LibraryStack, weights: &Matrix) -> Result<(Arc<dyn MergeMethod>, Coefficients)>;
 }

@@ -1,4 +1,4 @@
-//! The fitted merges by name, as they are typed.
+//! The list of fitted merges, and parsing by name.
 
 use crate::error::Result;
 use crate::fixed::{cat, lorahub};
@@ -6,7 +6,7 @@ use crate::merge::fitted_merge::FittedMerge;
 use crate::method_info::{self, MethodInfo};
 use std::sync::Arc;
 
-/// All fitted merges, in the order in which they are listed.
+/// All fitted merges, in listing order.
 pub static FITTED_MERGES: &[&MethodInfo<dyn FittedMerge>] = &[&lorahub::LORAHUB_MERGE, &cat::CAT_LEARNED];
 
 /// Reads a fitted merge from `NAME` or `NAME:KEY=VALUE,...`.

@@ -1,4 +1,4 @@
-//! The settings of merges that merge value by value in another basis: which merge is applied there, and its settings.
+//! Settings of merges that apply an inner merge in another basis: which inner merge, and its settings.
 
 use crate::error::Result;
 use crate::merge::consensus::SignElection;
@@ -10,7 +10,7 @@ use crate::method_settings::{Settings, joined, read_over, refused, typed_pairs};
 use crate::settings_text::to_pairs;
 use serde::{Deserialize, Serialize};
 
-/// The merge that is applied if none is named.
+/// The default inner merge.
 const DEFAULT: &str = "ties";
 
 /// The settings of the inner merge, of the basis and of the rank.
@@ -47,7 +47,7 @@ impl Settings for InnerSettings {
     }
 }
 
-/// The row of the table: of aligned deltas, whose rank the outer merge decides.
+/// The row of the table, applied to aligned deltas; the outer merge decides the rank.
 fn method_of(inner: &str, convention: &str) -> Option<&'static TaskVectorMethod> {
     let names = [inner.to_owned(), format!("{inner}_svd")];
     let mut found = names.iter().filter_map(|name| TaskVectorMethod::find(name, Some(convention)));
@@ -87,7 +87,7 @@ fn shown(settings: &InnerSettings, method: &TaskVectorMethod, has_basis: bool) -
     to_pairs(settings).into_iter().filter(|(key, _)| has(method, has_basis, key)).collect()
 }
 
-/// The settings at their defaults, as they are typed.
+/// The default settings, as they are typed.
 pub(super) fn inner_defaults(has_basis: bool) -> String {
     let method = TaskVectorMethod::ties_svd();
     let settings = InnerSettings::of(DEFAULT, &method.defaults(), Basis::default(), Rank::Full);

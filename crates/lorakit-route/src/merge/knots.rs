@@ -1,5 +1,5 @@
-//! KnOTS (Stoica et al. 2025, <https://arxiv.org/abs/2410.19735>): deltas are merged in a common basis of outputs,
-//! `[D_1 | ... | D_n] = U S [V_1 | ... | V_n]`, the `S V_i` are merged, and `W = U merge(S V_i)`.
+//! KnOTS (Stoica et al. 2025, <https://arxiv.org/abs/2410.19735>): deltas are merged in a common output basis:
+//! with `[D_1 | ... | D_n] = U S [V_1 | ... | V_n]`, the `S V_i` are merged, and `W = U merge(S V_i)`.
 
 use crate::error::Result;
 use crate::library_stack::Expert;

@@ -1,8 +1,8 @@
-//! A delta in factored form, and its truncation: the best approximation of a delta by a given rank, in f64.
+//! A delta in factored form, and its truncation: the best approximation at a given rank, in f64.
 //!
-//! By Eckart and Young it is the truncated singular value decomposition. A product `B A` never becomes dense for it:
-//! with the thin factorizations `B = Qb Rb` and `A' = Qa Ra`, the decomposition of the small core `Rb Ra'` is all that
-//! is needed. As in PEFT, the result has `B = U S` and `A = V'`.
+//! By Eckart and Young it is the truncated singular value decomposition. The product `B A` is never computed densely:
+//! with the thin QR factorizations `B = Qb Rb` and `A' = Qa Ra`, only the small core `Rb Ra'` has to be
+//! decomposed. As in PEFT, the result has `B = U S` and `A = V'`.
 
 use crate::error::Result;
 use crate::merge::merge_report::Retained;
@@ -16,7 +16,7 @@ use rand_chacha::rand_core::RngCore;
 /// Up to this many rows or columns, a dense delta is decomposed directly.
 const WHOLE: usize = 512;
 
-/// A delta `B A`, of `B: [out, k]` and `A: [k, in]` in f64.
+/// A delta `B A`, with `B: [out, k]` and `A: [k, in]` in f64.
 pub(super) struct LowRankProduct {
     pub b: Mat<f64>,
     pub a: Mat<f64>,
@@ -38,7 +38,7 @@ impl LowRankProduct {
         Self { b, a }
     }
 
-    /// The product at a rank; unchanged if that cuts nothing off.
+    /// The product truncated to a rank; unchanged if its rank is not above it.
     pub(super) fn truncated(self, module: &Module, rank: Rank) -> Result<MergedModule> {
         let most = self.b.ncols().min(module.input).min(module.output);
         let rank = rank.at(module, most);
@@ -57,7 +57,7 @@ impl LowRankProduct {
 
     fn exact(self, module: &Module) -> Result<MergedModule> {
         if self.b.ncols() == 0 {
-            // A delta of no directions is zero, and PEFT has no rank 0.
+            // A delta of rank 0 is zero, and PEFT has no rank 0.
             let update = module.update(1, vec![0.0; module.input], vec![0.0; module.output])?;
             return Ok(MergedModule { update, retained: Retained::ALL });
         }
@@ -65,10 +65,10 @@ impl LowRankProduct {
     }
 }
 
-/// What is wrong if a decomposition fails.
+/// The error if a decomposition fails.
 pub(super) const NO_SVD: &str = "the singular value decomposition did not converge";
 
-/// A dense delta, `[out, in]`, at a rank.
+/// Truncates a dense delta, `[out, in]`, to a rank.
 pub(super) fn truncate(module: &Module, delta: MatRef<f64>, rank: Rank) -> Result<MergedModule> {
     let most = module.input.min(module.output);
     let rank = rank.at(module, most);
@@ -112,7 +112,7 @@ fn leading(delta: MatRef<f64>, rank: usize) -> Option<(Mat<f64>, Mat<f64>, Retai
     None
 }
 
-/// The update `B A` of `B: [out, r]` and `A: [r, in]`.
+/// The update `B A` with `B: [out, r]` and `A: [r, in]`.
 pub(super) fn update(module: &Module, b: MatRef<f64>, a: MatRef<f64>) -> Result<LowRank> {
     module.update(a.nrows(), single_precision(a), single_precision(b))
 }

@@ -1,11 +1,11 @@
-//! The merges by name, as they are typed.
+//! The list of merges, and parsing by name.
 
 use crate::error::Result;
 use crate::merge::merge_method::MergeMethod;
 use crate::method_info::{self, MethodInfo};
 use std::sync::Arc;
 
-/// All merges, in the order in which they are listed. If a merge has conventions, the settings are those of the
+/// All merges, in listing order. If a merge has conventions, the settings are those of the
 /// first; others may have other defaults.
 pub static MERGES: &[&MethodInfo<dyn MergeMethod>] = &[
     &super::concatenation::CAT,

@@ -1,26 +1,26 @@
-//! What a merge returns: an adapter, and how much of the untruncated merge it retains.
+//! The result of a merge: an adapter, and how much of the untruncated merge it retains.
 
 use lorakit_adapter::Adapter;
 
-/// The adapter that a merge made, with a line about each of its modules.
+/// A merged adapter, with a report on each of its modules.
 #[derive(Clone, Debug)]
 pub struct Merged {
     /// One adapter with a plain `alpha / r` scale, whatever the experts' scales.
     pub adapter: Adapter,
-    /// The modules in the order of their paths.
+    /// The modules, sorted by path.
     pub report: Vec<ModuleReport>,
 }
 
-/// How much of the untruncated merge is in a module of the result.
+/// How much of the untruncated merge a module of the result retains.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModuleReport {
     /// The module's path.
     pub module: String,
     /// The rank of the result there.
     pub rank: usize,
-    /// The share of the squared Frobenius norm that was kept; 1 if nothing was cut off.
+    /// The retained share of the squared Frobenius norm; 1 without truncation.
     pub retained: f64,
-    /// The Frobenius norm of what was cut off, relative to that of the whole; 0 if nothing was.
+    /// The Frobenius norm of the truncation error, relative to that of the untruncated merge; 0 without truncation.
     pub error: f64,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Retained {
 impl Retained {
     pub(super) const ALL: Self = Self { retained: 1.0, error: 0.0 };
 
-    /// Of the squared norm that is in the result and the one that is not.
+    /// From the retained and the lost squared norm.
     pub(super) fn of(inside: f64, outside: f64) -> Self {
         let all = inside + outside;
         if all == 0.0 {

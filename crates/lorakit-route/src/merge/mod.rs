@@ -1,8 +1,11 @@
-//! Merges: several adapters and their weights, turned into one adapter.
+//! Merges combine several adapters, with weights, into one.
 //!
-//! A merge is a pure function in weight space, module by module; it knows no base and no text. How much a result retains
-//! of the untruncated merge is in the report of [`Merged`]. [`MERGES`] lists the merges, [`FITTED_MERGES`] those whose
-//! weights are fitted to rows of a task.
+//! A merge is a pure function in weight space, module by module; it needs neither a base nor data. How much a result
+//! retains of the untruncated merge is in the report of [`Merged`]. [`MERGES`] lists the merges, [`FITTED_MERGES`]
+//! those whose weights are fitted to rows of a task.
+//!
+//! Task arithmetic, TIES, DARE, magnitude pruning and breadcrumbs are rows of one table, `task_vector_table`, carried out by
+//! `task_vectors`: `value_mask` drops values, `consensus` elects signs and sums. Every other merge has a file of its own.
 //!
 //! ```
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
@@ -21,7 +24,7 @@
 //! let merged = sum.merge(&experts, &Coefficients::new(vec![0.5, 1.0]))?;
 //! assert_eq!(merged.adapter.modules()[module].delta(), [1., 0., 0., 6.]);
 //!
-//! // Of rank 1 only the larger direction is left: 36 of 37 parts of the squared norm.
+//! // Rank 1 keeps only the larger direction: 36 of 37 parts of the squared norm.
 //! let short = parse_merge("svd:rank=1")?;
 //! let merged = short.merge(&experts, &Coefficients::new(vec![0.5, 1.0]))?;
 //! assert!((merged.report[0].retained - 36. / 37.).abs() < 1e-12);

@@ -8,21 +8,21 @@ use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
-/// The memory that dense deltas may take at once, in bytes. A module that needs more is merged alone.
+/// Memory limit for dense deltas of modules merged in parallel, in bytes. A module that needs more is merged alone.
 const DENSE_BYTES: usize = 1 << 30;
 
-/// A module, with the updates of the experts that change it.
+/// A module with the updates of the experts that change it.
 pub(super) struct Module<'a> {
     pub path: &'a str,
     pub input: usize,
     pub output: usize,
-    /// The experts that have the module, in the order in which they were given. One that lacks it counts as zero.
+    /// The experts that have the module, in the given order. An expert that lacks it counts as zero.
     pub parts: Vec<ModuleExpert<'a>>,
-    /// The sum of all experts' weights, those that lack the module included.
+    /// The sum of all experts' weights, including those that lack the module.
     pub total_weight: f64,
 }
 
-/// One expert's share in a module.
+/// One expert's part of a module.
 pub(super) struct ModuleExpert<'a> {
     pub expert: usize,
     pub name: &'a str,
@@ -36,7 +36,7 @@ pub(super) struct MergedModule {
     pub retained: Retained,
 }
 
-/// What a merge holds in memory for a module.
+/// What a merge keeps in memory for a module.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Footprint {
     /// Matrices of the experts' ranks.
@@ -75,10 +75,10 @@ impl<'a> Module<'a> {
         self.parts.iter().map(|part| part.update.rank()).max().unwrap_or(1)
     }
 
-    /// The update `B A`, of row-major values.
+    /// The update `B A` from row-major values.
     pub(super) fn update(&self, rank: usize, a: Vec<f32>, b: Vec<f32>) -> Result<LowRank> {
         let pair = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);
-        pair().map_err(|source| RouteError::MergedMatrix { module: self.path.to_owned(), source })
+        pair().map_err(|source| RouteError::MergedMatrix { module: self.path.to_owned(), source: Box::new(source) })
     }
 
     /// An error of the linear algebra in this module.
@@ -87,9 +87,9 @@ impl<'a> Module<'a> {
     }
 }
 
-/// Merges module by module, in parallel, and puts the results together.
+/// Merges all modules in parallel and collects the results.
 ///
-/// A module is made by one thread, whichever it is, so that the result does not depend on how many there are.
+/// Each module is merged by a single thread, so that the result does not depend on the number of threads.
 pub(super) fn each_module(
     experts: &[Expert],
     coefficients: &Coefficients,
@@ -120,7 +120,7 @@ pub(super) fn paths(experts: &[Expert]) -> BTreeSet<&str> {
     experts.iter().flat_map(|expert| expert.adapter.modules().keys().map(String::as_str)).collect()
 }
 
-/// Runs of modules that are merged at once.
+/// Groups of modules that are merged in parallel.
 fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [Module<'a>]> {
     if footprint == Footprint::LowRank {
         return vec![modules];
@@ -139,7 +139,7 @@ fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [M
     groups
 }
 
-/// Refuses what no merge can mix; returns the metadata of the result.
+/// Refuses experts that cannot be merged; returns the metadata of the result.
 fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetadata> {
     let Some(first) = experts.first() else { return Err(RouteError::NoExperts) };
     let mut names = BTreeSet::new();
@@ -156,7 +156,7 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
         if theirs.fan_in_fan_out != facts.fan_in_fan_out {
             return Err(RouteError::Orientation(first.name.clone(), other.name.clone()));
         }
-        // A base that the experts do not share would be wrong for some of them.
+        // If the experts' bases differ, none of them is recorded.
         if (&theirs.base_model, &theirs.revision) != (&facts.base_model, &facts.revision) {
             (facts.base_model, facts.revision) = (None, None);
         }

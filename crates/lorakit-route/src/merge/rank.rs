@@ -1,4 +1,4 @@
-//! The rank of a result, as it is typed.
+//! The setting for the rank of a merge.
 
 use crate::merge::module::Module;
 use serde::{Deserialize, Serialize};
@@ -9,16 +9,16 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Rank {
-    /// That of the expert with the largest rank, module by module, as in PEFT.
+    /// The largest rank among the experts, module by module, as in PEFT.
     Largest,
-    /// As many as the exact result needs.
+    /// The rank of the exact result.
     Full,
     /// At most this many.
     Of(usize),
 }
 
 impl Rank {
-    /// The rank in a module whose result has at most `most`.
+    /// The rank in a module whose exact result has rank at most `most`.
     pub(super) fn at(self, module: &Module, most: usize) -> usize {
         match self {
             Self::Largest => module.largest_rank().min(most),

@@ -3,14 +3,22 @@
 use lorakit_adapter::{LowRank, Matrix};
 use std::borrow::Cow;
 
-/// A matrix that is to be merged value by value. A delta is never kept dense: its rows are made when they are needed.
+/// A matrix to merge value by value. Deltas are not stored densely: their rows are computed when they are needed.
 pub(super) enum RowSource<'a> {
-    /// A, B, or any other matrix as it stands, row-major.
+    /// A stored matrix such as A or B, row-major.
     Single(Cow<'a, [f32]>, usize),
-    /// The same in f64.
+    /// A stored matrix in f64.
     Double(Vec<f64>, usize),
     /// `s B A`.
     LowRankProduct(&'a LowRank, Cow<'a, [f32]>, Cow<'a, [f32]>),
+}
+
+/// One matrix of each expert of a module, all of one shape.
+pub(super) struct ExpertMatrices<'a> {
+    /// What they are, as in `delta`: random masks are drawn by it.
+    pub(super) name: &'static str,
+    /// The matrices, in the order of the module's experts.
+    pub(super) sources: Vec<RowSource<'a>>,
 }
 
 impl<'a> RowSource<'a> {
@@ -41,7 +49,7 @@ impl<'a> RowSource<'a> {
         self.rows() * self.columns()
     }
 
-    /// Writes a row to `out`, which is as long.
+    /// Writes a row to `out`, which has its length.
     pub(super) fn row(&self, row: usize, out: &mut [f64]) {
         let span = row * self.columns()..(row + 1) * self.columns();
         match self {
@@ -60,7 +68,7 @@ impl<'a> RowSource<'a> {
         }
     }
 
-    /// Calls `see` with each row and its number.
+    /// Calls `see` with each row and its index.
     pub(super) fn each_row(&self, mut see: impl FnMut(usize, &[f64])) {
         let mut buffer = vec![0f64; self.columns()];
         for row in 0..self.rows() {

@@ -1,31 +1,31 @@
-//! A basis that the experts share, for merges that merge value by value there: KnOTS and Core Space.
+//! A basis shared by the experts, for merges that work value by value in it: KnOTS and Core Space.
 //!
-//! Deltas of different experts rarely have their values in the same places. Both methods write each delta in a common
-//! orthonormal basis, merge value by value there, and transform back; sums are unchanged by it, exactly. Since the basis
-//! has no more directions than the experts have ranks, the result is a LoRA of the sum of ranks at most.
+//! Values of different experts' deltas rarely align. Both methods express each delta in a common orthonormal basis,
+//! merge value by value there, and transform back; this leaves sums exactly unchanged. Since the dimension of the basis
+//! is at most the sum of the experts' ranks, so is the rank of the result.
 
 use crate::error::Result;
 use crate::merge::low_rank_product::{NO_SVD, widened_a, widened_b};
 use crate::merge::module::{Module, ModuleExpert};
-use crate::merge::row_source::RowSource;
+use crate::merge::row_source::{ExpertMatrices, RowSource};
 use crate::merge::task_vectors::TaskVectors;
 use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 
-/// Directions whose singular value is below this share of the largest are left out of a basis: they are rounding. (KnOTS
-/// cuts at 1e-5 whatever the size of the deltas, which loses small adapters.)
+/// Directions whose singular value is below this share of the largest are rounding noise and left out of a basis.
+/// (KnOTS uses an absolute threshold of 1e-5, which loses small adapters.)
 const NEGLIGIBLE: f64 = 1e-6;
 
-/// What Core Space makes its basis of; the span is the same, its axes are not.
+/// How Core Space computes its basis. The span is the same in both cases, but the axes differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
-    /// The singular vectors of the deltas side by side, and of the deltas one under another. They depend on nothing
-    /// but the deltas.
+    /// The singular vectors of the horizontally and vertically concatenated deltas. They depend only on the
+    /// deltas.
     #[default]
     Deltas,
-    /// Those of the B's and of the A's, as in the paper: the same adapters, written as `(B R^-1, R A)`, then give other
-    /// axes, which matters if the inner merge is not a sum.
+    /// The singular vectors of the concatenated B's and A's, as in the paper. Refactoring an adapter as `(B R^-1, R A)`
+    /// then changes the axes, which matters unless the inner merge is a sum.
     Factors,
 }
 
@@ -39,8 +39,8 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
         let values = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
         RowSource::Double(values.map(|at| matrix[at]).collect(), columns)
     };
-    let values = aligned.into_iter().map(row_major).collect();
-    let merged = inner.merge_values(module, values, "aligned", |part| part.weight, &[]);
+    let matrices = ExpertMatrices { name: "aligned", sources: aligned.into_iter().map(row_major).collect() };
+    let merged = inner.merge_values(module, matrices, |part| part.weight, &[]);
     MatRef::from_row_major_slice(&merged, rows, columns).to_owned()
 }
 
@@ -48,12 +48,12 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
 pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
-    // Each A_i = L_i Q_i with orthonormal rows in Q_i, which leave left singular vectors alone.
+    // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors.
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
     Ok(b.compute_thin_Q() * axes(module, core.as_ref())?)
 }
 
-/// The right singular vectors of the D_i one under another.
+/// The right singular vectors of the vertically concatenated D_i.
 pub(super) fn input_axes(module: &Module) -> Result<Mat<f64>> {
     let a = stacked_a(module, true).transpose().qr();
     let mut core = a.thin_R().to_owned();
@@ -61,7 +61,7 @@ pub(super) fn input_axes(module: &Module) -> Result<Mat<f64>> {
     Ok(a.compute_thin_Q() * axes(module, core.as_ref())?)
 }
 
-/// Multiplies each expert's columns of `core` by a matrix of that expert, `[r, at most r]`.
+/// Multiplies each expert's columns of `core` by that expert's matrix, `[r, at most r]`.
 fn multiply_columns(module: &Module, core: &mut Mat<f64>, by: impl Fn(&ModuleExpert) -> Mat<f64>) {
     let mut at = 0;
     for part in &module.parts {
@@ -74,12 +74,13 @@ fn multiply_columns(module: &Module, core: &mut Mat<f64>, by: impl Fn(&ModuleExp
     }
 }
 
-/// The left singular vectors of the B's side by side, and the right ones of the A's one under another.
+/// The left singular vectors of the horizontally concatenated B's, and the right ones of the vertically concatenated
+/// A's.
 pub(super) fn factor_axes(module: &Module) -> Result<(Mat<f64>, Mat<f64>)> {
     Ok((axes(module, stacked_b(module, false).as_ref())?, axes(module, stacked_a(module, false).transpose())?))
 }
 
-/// The left singular vectors of a matrix that are more than rounding.
+/// The left singular vectors of a matrix, without rounding noise.
 fn axes(module: &Module, matrix: MatRef<f64>) -> Result<Mat<f64>> {
     let svd = matrix.thin_svd().map_err(|_| module.arithmetic(NO_SVD))?;
     let singular = svd.S().column_vector();
@@ -88,7 +89,7 @@ fn axes(module: &Module, matrix: MatRef<f64>) -> Result<Mat<f64>> {
     Ok(svd.U().subcols(0, count).to_owned())
 }
 
-/// The B's side by side, `[out, sum of ranks]`; with the scales in them or without.
+/// The horizontally concatenated B's, `[out, sum of ranks]`, scaled or unscaled.
 fn stacked_b(module: &Module, scaled: bool) -> Mat<f64> {
     let mut stacked = Mat::zeros(module.output, module.rank_sum());
     let mut at = 0;
@@ -100,7 +101,7 @@ fn stacked_b(module: &Module, scaled: bool) -> Mat<f64> {
     stacked
 }
 
-/// The A's one under another, `[sum of ranks, in]`; with the scales in them or without.
+/// The vertically concatenated A's, `[sum of ranks, in]`, scaled or unscaled.
 fn stacked_a(module: &Module, scaled: bool) -> Mat<f64> {
     let mut stacked = Mat::zeros(module.rank_sum(), module.input);
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! The weighted sum of deltas, truncated to a rank by its singular value decomposition: PEFT's `svd`, without its dense
+//! The weighted sum of deltas, truncated to a rank by its singular value decomposition: PEFT's `svd`, without dense
 //! matrices. With `W = sum_i w_i s_i B_i A_i = U S V'`, the result has `B = U_r S_r` and `A = V_r'`.
 
 use crate::error::Result;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub static SVD: MethodInfo<dyn MergeMethod> = MethodInfo {
     name: "svd",
     aliases: &[],
-    summary: "the weighted sum of deltas, brought to a rank by its SVD",
+    summary: "the weighted sum of deltas, truncated to a rank by SVD",
     link: None,
     defaults: defaults::<Svd>,
     parse: |name, typed| Ok(Arc::new(read::<Svd>(name, typed)?)),

@@ -1,8 +1,8 @@
-//! The merges that work value by value, as rows of one table.
+//! A table of the merges that work value by value.
 //!
-//! What the papers and tools call by a dozen names are choices of five things: which values are merged, which of them
-//! are dropped, how the others are rescaled, how signs are elected, and what the sum is divided by. The idea of one
-//! implementation for all is mergekit's.
+//! The dozen methods of papers and tools are combinations of five choices: which values are merged, which of them are
+//! dropped, how the others are rescaled, how signs are elected, and what the sum is divided by. As in mergekit, one
+//! implementation serves them all.
 
 use Consensus::{Elected, Mean, Sum};
 use Convention::{Mergekit, Paper, Peft};
@@ -10,7 +10,7 @@ use MergeSpace::{Deltas, Factors};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Whose names and arithmetic a merge follows; they differ in more than names.
+/// The implementation that a merge follows; they differ in arithmetic too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Convention {
@@ -26,14 +26,14 @@ pub enum Convention {
 /// Which values are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MergeSpace {
-    /// A and B, each for itself. The product then has terms of one expert's B with another's A, and depends on the
-    /// factorization: `(B R^-1, R A)` is the same adapter, and merges to another one.
+    /// A and B separately. The product then contains cross terms of one expert's B with another's A, and depends on the
+    /// factorization: `(B R^-1, R A)` is the same adapter but merges to a different one.
     Factors(FactorWeights),
     /// The deltas `s B A`.
     Deltas,
 }
 
-/// How an expert's weight w and scale s are divided between its A and its B.
+/// How an expert's weight w and scale s are split between A and B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FactorWeights {
     /// `sign(w s) sqrt|w s|` to A and `sqrt|w s|` to B, so that an expert's own term weighs `w s`.
@@ -50,14 +50,14 @@ pub(super) enum Sparsify {
     Magnitude(Scope),
     /// The `int(gamma n)` largest as well as the smallest, so that `int(density n)` are left (breadcrumbs).
     Outliers,
-    /// Each with probability `1 - density` (DARE).
+    /// Random values, each with probability `1 - density` (DARE).
     Random,
 }
 
-/// The values among which the largest are selected.
+/// The set of values among which the largest are selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// A matrix.
+    /// One matrix.
     Matrix,
     /// All matrices of an expert.
     Expert,
@@ -73,18 +73,18 @@ pub(super) enum Rescale {
     Magnitudes,
 }
 
-/// How the experts' values `x_i` become one.
+/// How the experts' values `x_i` are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Consensus {
     /// `sum w_i x_i`.
     Sum,
     /// `sum w_i x_i / sum w_i`.
     Mean,
-    /// The sum over those alone whose sign is the elected one: that of `sum x_i`, and plus for zero.
+    /// The sum over the values whose sign is the elected one: that of `sum x_i`, or plus for zero.
     Elected(SignVote, Divisor),
 }
 
-/// Whose values are counted in an election, and whose sign has to agree.
+/// The values that vote in an election and whose signs have to agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignVote {
     /// `x_i`.
@@ -97,9 +97,9 @@ pub(super) enum SignVote {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Divisor {
     None,
-    /// The number of those that agree.
+    /// The number of agreeing experts.
     Count,
-    /// The weights of those that agree.
+    /// The summed weights of the agreeing experts.
     Weights,
 }
 
@@ -112,7 +112,7 @@ pub(super) struct TaskVectorMethod {
     pub sparsify: Sparsify,
     pub rescale: Rescale,
     pub consensus: Consensus,
-    /// The share of values kept, if none is given.
+    /// The default share of values kept.
     pub density: f64,
 }
 
@@ -131,13 +131,13 @@ const TRIM: Sparsify = Sparsify::Magnitude(Scope::Matrix);
 const TRIM_EXPERT: Sparsify = Sparsify::Magnitude(Scope::Expert);
 const ROOT: MergeSpace = Factors(FactorWeights::Root);
 const BOTH: MergeSpace = Factors(FactorWeights::Both);
-/// TIES as PEFT and its authors have it: unweighted votes, the mean of those that agree.
+/// TIES as in PEFT and its authors' code: unweighted votes, and the mean of agreeing values.
 const TIES: Consensus = Elected(SignVote::Plain, Divisor::Count);
 
 const LINEAR_OF_PAPER: TaskVectorMethod = method(("linear", Paper), BOTH, ALL, Sum);
 const TIES_SVD: TaskVectorMethod = method(("ties_svd", Peft), Deltas, (TRIM, 0.5, Rescale::None), TIES);
 
-/// All of them. The first row of a name is what the name alone means.
+/// All merges. The first row of a name is its default convention.
 pub(super) static TASK_VECTOR_METHODS: &[TaskVectorMethod] = &[
     method(("linear", Peft), ROOT, ALL, Sum),
     method(("linear", Mergekit), Deltas, ALL, Mean),
@@ -176,7 +176,7 @@ pub(super) static TASK_VECTOR_METHODS: &[TaskVectorMethod] = &[
 ];
 
 impl TaskVectorMethod {
-    /// The row of a name and, if one is given, of a convention.
+    /// The row of a name and, if given, of a convention.
     pub(super) fn find(name: &str, convention: Option<&str>) -> Option<&'static Self> {
         let asked = |row: &Self| convention.is_none_or(|asked| asked == row.convention.name());
         TASK_VECTOR_METHODS.iter().find(|row| row.name == name && asked(row))
@@ -187,7 +187,7 @@ impl TaskVectorMethod {
         &LINEAR_OF_PAPER
     }
 
-    /// `ties_svd`, as PEFT has it.
+    /// `ties_svd`, as in PEFT.
     pub(super) fn ties_svd() -> &'static Self {
         &TIES_SVD
     }
@@ -205,14 +205,14 @@ impl TaskVectorMethod {
         matches!(self.consensus, Elected(..))
     }
 
-    /// Whether each expert's values enter as they are, so that the sum of deltas needs no dense matrix.
+    /// Whether the experts' values are summed unchanged, so that no dense matrix is needed.
     pub(super) fn is_plain_sum(&self) -> bool {
         self.space == Deltas && self.sparsify == Sparsify::None && matches!(self.consensus, Sum | Mean)
     }
 }
 
 impl Convention {
-    /// The name that is typed.
+    /// The name as it is typed.
     fn name(self) -> &'static str {
         match self {
             Self::Peft => "peft",

@@ -16,7 +16,7 @@ use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::{Merged, Retained};
 use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_module};
 use crate::merge::rank::Rank;
-use crate::merge::row_source::RowSource;
+use crate::merge::row_source::{ExpertMatrices, RowSource};
 use crate::merge::task_vector_table::{
     Consensus, Convention, Divisor, FactorWeights, MergeSpace, Scope, Sparsify, TaskVectorMethod,
 };
@@ -42,12 +42,12 @@ pub static TASK_ARITHMETIC: MethodInfo<dyn MergeMethod> =
 /// The merge `ties`.
 pub static TIES: MethodInfo<dyn MergeMethod> = info(
     "ties",
-    "trim, elect signs, average what agrees: A and B separately; mergekit: deltas",
+    "trim, elect signs, average values that agree: A and B separately; mergekit: deltas",
     "https://arxiv.org/abs/2306.01708",
 );
 /// The merge `ties_svd`.
 pub static TIES_SVD: MethodInfo<dyn MergeMethod> =
-    info("ties_svd", "TIES on the deltas, brought to a rank", "https://arxiv.org/abs/2306.01708");
+    info("ties_svd", "TIES on the deltas, truncated to a rank", "https://arxiv.org/abs/2306.01708");
 /// The merge `dare_linear`.
 pub static DARE_LINEAR: MethodInfo<dyn MergeMethod> = info(
     "dare_linear",
@@ -56,7 +56,7 @@ pub static DARE_LINEAR: MethodInfo<dyn MergeMethod> = info(
 );
 /// The merge `dare_linear_svd`.
 pub static DARE_LINEAR_SVD: MethodInfo<dyn MergeMethod> =
-    info("dare_linear_svd", "the same on the deltas, brought to a rank", "https://arxiv.org/abs/2311.03099");
+    info("dare_linear_svd", "the same on the deltas, truncated to a rank", "https://arxiv.org/abs/2311.03099");
 /// The merge `dare_ties`.
 pub static DARE_TIES: MethodInfo<dyn MergeMethod> = info(
     "dare_ties",
@@ -65,7 +65,7 @@ pub static DARE_TIES: MethodInfo<dyn MergeMethod> = info(
 );
 /// The merge `dare_ties_svd`.
 pub static DARE_TIES_SVD: MethodInfo<dyn MergeMethod> =
-    info("dare_ties_svd", "the same on the deltas, brought to a rank", "https://arxiv.org/abs/2311.03099");
+    info("dare_ties_svd", "the same on the deltas, truncated to a rank", "https://arxiv.org/abs/2311.03099");
 /// The merge `magnitude_prune`.
 pub static MAGNITUDE_PRUNE: MethodInfo<dyn MergeMethod> = info(
     "magnitude_prune",
@@ -74,7 +74,7 @@ pub static MAGNITUDE_PRUNE: MethodInfo<dyn MergeMethod> = info(
 );
 /// The merge `magnitude_prune_svd`.
 pub static MAGNITUDE_PRUNE_SVD: MethodInfo<dyn MergeMethod> =
-    info("magnitude_prune_svd", "the same on the deltas, brought to a rank", "https://huggingface.co/docs/peft");
+    info("magnitude_prune_svd", "the same on the deltas, truncated to a rank", "https://huggingface.co/docs/peft");
 /// The merge `breadcrumbs`.
 pub static BREADCRUMBS: MethodInfo<dyn MergeMethod> = info(
     "breadcrumbs",
@@ -84,7 +84,7 @@ pub static BREADCRUMBS: MethodInfo<dyn MergeMethod> = info(
 /// The merge `breadcrumbs_ties`.
 pub static BREADCRUMBS_TIES: MethodInfo<dyn MergeMethod> = info(
     "breadcrumbs_ties",
-    "drop the largest and the smallest, elect signs, sum what agrees",
+    "drop the largest and the smallest, elect signs, sum values that agree",
     "https://arxiv.org/abs/2312.06795",
 );
 
@@ -100,7 +100,7 @@ const fn info(name: &'static str, summary: &'static str, link: &'static str) -> 
     }
 }
 
-/// All of them, to find the one of a row of the table.
+/// All of them, to look up the one for a row of the table.
 static INFOS: [&MethodInfo<dyn MergeMethod>; 12] = [
     &LINEAR,
     &TASK_ARITHMETIC,
@@ -127,15 +127,15 @@ pub struct TaskVectors {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskVectorSettings {
-    /// Whose arithmetic it follows.
+    /// The implementation that it follows.
     pub convention: Convention,
-    /// The share of values that each expert keeps, above 0 and up to 1.
+    /// The share of values that each expert keeps, in (0, 1].
     pub density: f64,
     /// The share of values that are dropped as outliers (breadcrumbs).
     pub gamma: f64,
     /// How a sign is elected (TIES).
     pub sign: SignElection,
-    /// The seed of the random share (DARE), beside the names of module and expert.
+    /// The seed of the random drops (DARE), combined with the names of module and expert.
     pub seed: u64,
     /// A factor of the result; the papers' lambda.
     pub scale: f64,
@@ -162,7 +162,7 @@ impl Settings for TaskVectorSettings {
 impl TaskVectorMethod {
     /// The settings at their defaults.
     pub(super) fn defaults(&self) -> TaskVectorSettings {
-        // A plain sum has a low rank, and is exact; the others have to be truncated to one.
+        // A plain sum has low rank and is exact; the others have to be truncated.
         let rank = if self.is_plain_sum() { Rank::Full } else { Rank::Largest };
         let (convention, density, sign) = (self.convention, self.density, SignElection::default());
         TaskVectorSettings { convention, density, gamma: 0.01, sign, seed: 0, scale: 1.0, rank }
@@ -216,11 +216,11 @@ impl MergeMethod for TaskVectors {
     }
 }
 
-/// For each expert the magnitude at which all its matrices are cut together, if they are.
+/// For each expert, the magnitude threshold common to all its matrices, if there is one.
 type Thresholds = Vec<Option<f32>>;
 
 impl TaskVectors {
-    /// `linear:convention=paper`: the weighted sum of A's, and that of the scaled B's.
+    /// `linear:convention=paper`: the weighted sum of the A's, and that of the scaled B's.
     pub(crate) fn linear_of_paper() -> Self {
         let method = TaskVectorMethod::linear_of_paper();
         Self { method, settings: method.defaults() }
@@ -257,7 +257,7 @@ impl TaskVectors {
         SparsifyConfig { density, gamma, seed }
     }
 
-    /// The thresholds of those merges that cut an expert's matrices together.
+    /// The thresholds, for merges that trim all matrices of an expert together.
     fn thresholds(&self, experts: &[Expert]) -> Thresholds {
         if self.method.sparsify != Sparsify::Magnitude(Scope::Expert) || self.settings.density >= 1.0 {
             return vec![None; experts.len()];
@@ -283,8 +283,9 @@ impl TaskVectors {
                 LowRankProduct::sum(module, self.plain_factor(module.total_weight)).truncated(module, rank)
             }
             MergeSpace::Deltas => {
-                let values = module.parts.iter().map(|part| RowSource::delta(part.update)).collect();
-                let merged = self.merge_values(module, values, "delta", |part| part.weight, thresholds);
+                let sources = module.parts.iter().map(|part| RowSource::delta(part.update)).collect();
+                let deltas = ExpertMatrices { name: "delta", sources };
+                let merged = self.merge_values(module, deltas, |part| part.weight, thresholds);
                 let delta = MatRef::from_row_major_slice(&merged, module.output, module.input);
                 truncate(module, delta, rank)
             }
@@ -311,10 +312,10 @@ impl TaskVectors {
         };
         let a = module.parts.iter().map(|part| RowSource::matrix(part.update.a())).collect();
         let b = module.parts.iter().map(|part| RowSource::matrix(part.update.b())).collect();
-        let a = self.merge_values(module, a, "A", weight_of_a, thresholds);
+        let a = self.merge_values(module, ExpertMatrices { name: "A", sources: a }, weight_of_a, thresholds);
         // The scale belongs to the delta and so to one of the factors; it was applied to A.
         let unscaled = Self { settings: TaskVectorSettings { scale: 1.0, ..self.settings }, ..*self };
-        let b = unscaled.merge_values(module, b, "B", weight_of_b, thresholds);
+        let b = unscaled.merge_values(module, ExpertMatrices { name: "B", sources: b }, weight_of_b, thresholds);
         let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
         Ok(MergedModule { update: module.update(rank, single(a), single(b))?, retained: Retained::ALL })
     }
@@ -327,8 +328,8 @@ impl TaskVectors {
             Some(other) => Err(RouteError::MergedRanks {
                 method: self.method.name,
                 module: module.path.to_owned(),
-                first,
-                second: rank(other),
+                first: Box::new(first),
+                second: Box::new(rank(other)),
                 instead: match self.method.name {
                     "ties" => TIES_SVD.name,
                     "dare_linear" => DARE_LINEAR_SVD.name,
@@ -344,14 +345,14 @@ impl TaskVectors {
     pub(super) fn merge_values(
         &self,
         module: &Module,
-        values: Vec<RowSource>,
-        which: &str,
+        matrices: ExpertMatrices,
         weight: impl Fn(&ModuleExpert) -> f64,
         thresholds: &[Option<f32>],
     ) -> Vec<f64> {
+        let ExpertMatrices { name: matrix, sources: values } = matrices;
         let mask = |(part, values): (&ModuleExpert, &RowSource)| {
             let threshold = thresholds.get(part.expert).copied().flatten();
-            let name = [module.path, part.name, which];
+            let name = [module.path, part.name, matrix];
             ValueMask::of(self.method, self.sparsify_config(), values, name, threshold)
         };
         let mut masks: Vec<ValueMask> = module.parts.iter().zip(&values).map(mask).collect();

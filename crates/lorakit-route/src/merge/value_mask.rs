@@ -1,17 +1,16 @@
 //! Which of an expert's values are merged: the largest, all but the outliers, or a random share.
 //!
-//! Trimming by magnitude is that of TIES (<https://arxiv.org/abs/2306.01708>), the random share that of DARE
-//! (<https://arxiv.org/abs/2311.03099>), leaving out the largest as well that of model breadcrumbs
-//! (<https://arxiv.org/abs/2312.06795>). Magnitudes are compared as f32, and of equal ones in a matrix the
-//! last are kept, as PEFT did on recorded values; torch does not specify it.
+//! Trimming by magnitude is from TIES (<https://arxiv.org/abs/2306.01708>), random dropping from DARE
+//! (<https://arxiv.org/abs/2311.03099>), and dropping the largest values too from Model Breadcrumbs
+//! (<https://arxiv.org/abs/2312.06795>). Magnitudes are compared in f32; among equal ones in a matrix the last are
+//! kept, as PEFT did on recorded values (torch does not specify it).
 
 use crate::merge::row_source::RowSource;
 use crate::merge::task_vector_table::{Rescale, Scope, Sparsify, TaskVectorMethod};
 use lorakit_format::rng::{CounterRng, Key};
 use rand_chacha::rand_core::RngCore;
 
-/// The position of a value in the order of magnitudes: the larger before the smaller, and of equal ones the later in the
-/// matrix before the earlier.
+/// The position of a value in the order of decreasing magnitude; of equal values, the later in the matrix comes first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MagnitudeOrder {
     magnitude: f32,
@@ -25,7 +24,7 @@ impl MagnitudeOrder {
     }
 }
 
-/// The values of a matrix that are kept, and their factor.
+/// Which values of a matrix are kept, and their rescaling factor.
 pub(super) struct ValueMask {
     kept: Selection,
     factor: f64,
@@ -34,13 +33,13 @@ pub(super) struct ValueMask {
 enum Selection {
     All,
     Nothing,
-    /// After the first position, if there is one, and not after the second.
+    /// Values after the first position, if there is one, up to the second.
     Between(Option<MagnitudeOrder>, MagnitudeOrder),
-    /// The values whose 32-bit number, drawn from the stream, is below the threshold.
+    /// Values whose 32-bit random number from the stream is below the threshold.
     Random(Box<CounterRng>, u64),
 }
 
-/// How much is kept, and the seed of what is drawn.
+/// How much is kept, and the random seed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SparsifyConfig {
     pub density: f64,
@@ -49,8 +48,8 @@ pub(super) struct SparsifyConfig {
 }
 
 impl ValueMask {
-    /// The mask of one matrix, of which `name` says whose and which it is; `threshold` is the magnitude at which all of an
-    /// expert's matrices are cut together.
+    /// The mask of one matrix, identified by `name`; `threshold` is the magnitude threshold common to all of an
+    /// expert's matrices, if there is one.
     pub(super) fn of(
         method: &TaskVectorMethod,
         config: SparsifyConfig,
@@ -71,7 +70,7 @@ impl ValueMask {
             },
             Sparsify::Magnitude(Scope::Matrix) => between(values, 0, count),
             Sparsify::Outliers => {
-                // If too few would be left, fewer of the largest are dropped.
+                // If too few values would be left, fewer of the largest are dropped.
                 let largest = (config.gamma * values.len() as f64) as usize;
                 between(values, largest.min(values.len() - count), count)
             }
@@ -89,7 +88,7 @@ impl ValueMask {
         mask
     }
 
-    /// Zeroes what is dropped of a row, and rescales the rest.
+    /// Zeroes the dropped values of a row, and rescales the others.
     pub(super) fn apply(&mut self, row: usize, values: &mut [f64]) {
         let start = row * values.len();
         match &mut self.kept {
@@ -133,7 +132,7 @@ impl ValueMask {
     }
 }
 
-/// Leaves out the `skipped` largest and keeps the next `count`.
+/// Drops the `skipped` largest values and keeps the next `count`.
 fn between(values: &RowSource, skipped: usize, count: usize) -> Selection {
     if count == 0 {
         return Selection::Nothing;
@@ -164,8 +163,8 @@ fn place(values: &RowSource, nth: usize) -> MagnitudeOrder {
     MagnitudeOrder { magnitude, index: 0 }
 }
 
-/// The magnitude at which an expert's matrices are cut together, so that the share `density` of all their values is kept;
-/// `None` if nothing is.
+/// The magnitude threshold for all matrices of an expert together, so that the share `density` of their values is kept;
+/// `None` if none are.
 pub(super) fn threshold(matrices: &[RowSource], density: f64) -> Option<f32> {
     let all: usize = matrices.iter().map(RowSource::len).sum();
     let count = (density * all as f64) as usize;
@@ -174,7 +173,7 @@ pub(super) fn threshold(matrices: &[RowSource], density: f64) -> Option<f32> {
 
 /// The `nth` largest magnitude, from 1, and how many values of exactly that magnitude are among the `nth`.
 ///
-/// Counted by the bits of the magnitudes, 16 and then the rest, so that no copy of the values is needed.
+/// Values are counted by the upper 16 bits of their magnitudes, then by the rest, which needs no copy of them.
 fn nth_magnitude(matrices: &[RowSource], nth: usize) -> (f32, usize) {
     const LOW: u32 = 16;
     let count = |bucket: &dyn Fn(u32) -> Option<usize>| {
@@ -196,7 +195,7 @@ fn nth_magnitude(matrices: &[RowSource], nth: usize) -> (f32, usize) {
     (f32::from_bits((high as u32) << LOW | low as u32), equals)
 }
 
-/// The bucket that has the `nth` from the top, and its rank in the bucket.
+/// The bucket that contains the `nth` value from the top, and its rank in the bucket.
 fn from_the_top(counts: &[usize], nth: usize) -> (usize, usize) {
     let mut left = nth;
     for (bucket, count) in counts.iter().enumerate().rev() {
@@ -212,8 +211,8 @@ fn magnitude(value: f64) -> f32 {
     value.abs() as f32
 }
 
-/// The stream of one matrix. It depends on the seed and on whose and which matrix it is, so that adding an expert or a
-/// module changes nothing that is drawn for the others.
+/// The random stream of one matrix. It depends on the seed and on the matrix's name, so that adding an expert or a
+/// module does not change the draws of the others.
 fn stream(seed: u64, name: [&str; 3]) -> CounterRng {
     Key::of_bytes(format!("{seed}\n{}", name.join("\n"))).stream()
 }
@@ -263,7 +262,7 @@ mod tests {
                 }
             }
         }
-        // If gamma leaves no outlier to drop, mergekit 0.1.4 slices `[n:-0]` and keeps nothing; half is right.
+        // If gamma leaves no outlier to drop, mergekit 0.1.4 slices `[n:-0]` and keeps nothing; half would be correct.
         assert_eq!(oracle["outliers_g0.01_0.5_nonzero"], 0);
         let found = sparse("breadcrumbs", Rescale::None, config(0.5, 0.01), &values);
         assert_eq!(found.iter().filter(|value| **value != 0.0).count(), 10);

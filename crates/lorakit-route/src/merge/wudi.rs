@@ -1,10 +1,10 @@
-//! WUDI (Cheng et al. 2025, <https://arxiv.org/abs/2503.08099>): the delta whose difference from each expert's delta
-//! is least visible to inputs like those that formed it, with the rows of the delta itself standing for those inputs.
+//! WUDI (Cheng et al. 2025, <https://arxiv.org/abs/2503.08099>): the merged delta that interferes least with
+//! each expert's delta on inputs like its training inputs, for which the rows of the delta itself stand in.
 //!
 //! With `D_i = w_i s_i B_i A_i` and `c_i = |D_i|_F^2` it minimises `sum_i |(W - D_i) D_i'|_F^2 / c_i`. The authors take
 //! 300 steps of Adam; the minimum of least norm has a closed form, with `G_i = D_i' D_i`:
 //! `W = (sum_i D_i G_i / c_i) (sum_i G_i / c_i)^+`. All rows lie in the span of the stacked A's, so that in its
-//! orthonormal basis Q the matrices are as small as the sum of ranks, and the result is a LoRA of that rank at most.
+//! orthonormal basis Q the matrices are only as large as the sum of ranks, which also bounds the rank of the result.
 
 use crate::error::Result;
 use crate::library_stack::Expert;
@@ -38,8 +38,8 @@ pub static WUDI: MethodInfo<dyn MergeMethod> = MethodInfo {
 pub struct Wudi {
     /// The rank of the result.
     pub rank: Rank,
-    /// Input directions whose singular value in the stacked, normalized deltas is below this share of the largest are left
-    /// out: they are rounding of the factors, which the inverse would amplify.
+    /// Input directions whose singular value in the stacked, normalized deltas is below this share of the largest are
+    /// left out: they are rounding noise, which the inverse would amplify.
     pub tolerance: f64,
 }
 
@@ -90,7 +90,7 @@ impl Wudi {
             let b = widened_b(part.update, part.weight * part.update.scale());
             let inner = widened_a(part.update) * &basis;
             let own = inner.transpose() * (b.transpose() * &b) * &inner;
-            // The trace of the Gram matrix is the squared norm; a zero delta asks for nothing.
+            // The trace of the Gram matrix is the squared norm; a zero delta contributes nothing.
             let squared_norm: f64 = (0..own.nrows()).map(|at| own[(at, at)]).sum();
             if squared_norm > 0.0 {
                 let own = own * faer::Scale(1.0 / squared_norm);
@@ -109,7 +109,7 @@ impl Wudi {
             .map_err(|_| module.arithmetic("the eigenvalues of the Gram matrix did not converge"))?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
         let largest = values.iter().fold(0f64, |largest, value| largest.max(*value));
-        // Eigenvalues are squares of singular values.
+        // Eigenvalues are squared singular values.
         let least = largest * (self.tolerance * self.tolerance).max(f64::EPSILON * gram.nrows() as f64);
         let inverses = values.iter().map(|value| if *value > least { 1.0 / value } else { 0.0 });
         let inverses: Vec<f64> = inverses.collect();

@@ -5,9 +5,9 @@ use candle_core::Tensor;
 use lorakit_lora::{Patches, SequenceBatch};
 use std::sync::Arc;
 
-/// Gives each row its weights by its prompt. Whoever has the base runs it over the prompts under [`PromptPass::patches`],
-/// asks for [`PromptPass::weights`], and gives them to the rows ([`lorakit_lora::Sequence::weights`]) under the patches of
-/// [`crate::Router::patches`].
+/// Gives each row its weights by its prompt. The caller runs the base over the prompts under [`PromptPass::patches`],
+/// asks for [`PromptPass::weights`], and gives them to the rows ([`lorakit_lora::Sequence::weights`]) under the patches
+/// of [`crate::Router::patches`].
 pub trait PromptRouter: Send + Sync {
     /// Starts one pass.
     fn start(&self) -> Box<dyn PromptPass>;
@@ -18,8 +18,8 @@ pub trait PromptPass {
     /// Patches that observe the pass and add nothing.
     fn patches(&self) -> Patches;
 
-    /// The weights of every expert for each of `rows`, the prompts of the pass. `hidden`, `[tokens, hidden]`, is the output
-    /// of the last layer, before the final norm.
+    /// The weights of every expert for each of `rows`, the prompts of the pass. `hidden`, `[tokens, hidden]`, is the
+    /// output of the last layer, before the final norm.
     ///
     /// # Errors
     /// If the pass was not over these rows.

@@ -2,8 +2,8 @@
 //! (Ostapenko et al. 2024, <https://arxiv.org/abs/2405.11157>, algorithm 2).
 //!
 //! The prototype of an expert at a projection is the top right singular vector `v` of its delta `s B A`
-//! ([`crate::token::prototypes`]). A token `x` scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes those
-//! by a softmax over their scores. The knowledge of general experts may be subtracted from all others first:
+//! ([`crate::token::prototypes`]). A token `x` scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes
+//! those by a softmax over their scores. The knowledge of general experts may be subtracted from all others first:
 //! [`crate::token::general_knowledge`].
 
 use crate::error::Result;
@@ -31,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 pub static ARROW: MethodInfo<dyn Router> = MethodInfo {
     name: "arrow",
     aliases: &[],
-    summary: "per token, the experts whose strongest direction meets it",
+    summary: "per token, the experts whose top singular vector aligns with it",
     link: Some("https://arxiv.org/abs/2405.11157"),
     defaults: defaults::<Arrow>,
     parse: |name, typed| Ok(Arc::new(read::<Arrow>(name, typed)?)),
@@ -90,8 +90,8 @@ impl Router for Arrow {
     }
 
     /// # Errors
-    /// Under separate mixing, if ranks differ at a projection; with `tie=site`, if an expert's A's do; if a general expert
-    /// is none of the library's, or cannot be subtracted.
+    /// Under separate mixing, if ranks differ at a projection; with `tie=site`, if an expert's A's do; if a general
+    /// expert is not in the library, or cannot be subtracted.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         if !self.general.0.is_empty() {
             let rest = Self { general: GeneralExperts::default(), ..self.clone() };

@@ -43,7 +43,7 @@ impl TokenRouting {
     }
 
     /// What [`Patch::add`] adds, chosen on the device: nothing is copied to the host, so the device does not wait.
-    fn add_weighed(&self, x: &Tensor, input: &Tensor, out: &mut Outputs) -> candle_core::Result<()> {
+    fn add_weighted(&self, x: &Tensor, input: &Tensor, out: &mut Outputs) -> candle_core::Result<()> {
         let scores = input.matmul(&self.vectors.t()?)?;
         let weigh = |choice: &TopK| choice.weigh(&scores, self.config.top_k, self.config.temperature);
         let weights = Tensor::cat(&self.choices.iter().map(weigh).collect::<candle_core::Result<Vec<_>>>()?, 1)?;
@@ -51,7 +51,7 @@ impl TokenRouting {
         out.add(&delta.to_dtype(out.tensor().dtype())?)
     }
 
-    /// The mixture as [`TokenRouting::add_weighed`] takes it, made on first use.
+    /// The mixture as [`TokenRouting::add_weighted`] takes it, made on first use.
     fn token_mixture(&self) -> candle_core::Result<&TokenMixture> {
         if let Some(made) = self.per_token.get() {
             return Ok(made);
@@ -70,7 +70,7 @@ impl Patch for TokenRouting {
         // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
         let input = self.config.input.apply(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
         if !x.device().is_cpu() && self.observer.is_none() && self.weighs_all(x.dim(0)?) {
-            return self.add_weighed(x, &input, out);
+            return self.add_weighted(x, &input, out);
         }
         // On a device the scores are copied to the host, `[tokens, candidates]`: the tokens of an expert are a list.
         let scores = inner_products(&input, &self.vectors)?;
@@ -165,7 +165,7 @@ mod tests {
                     let patch = per_token(top_k, sign, mixing);
                     let (mut listed, mut weighed) = (zeros(), zeros());
                     patch.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
-                    patch.add_weighed(&x, &patch.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
+                    patch.add_weighted(&x, &patch.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
                     let of = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>();
                     let added = of((listed.tensor() - &before).unwrap()).unwrap();
                     let apart = of((listed.tensor() - weighed.tensor()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Small libraries with values that look random, and the delta of an expert straight from its definition.
+//! Small libraries with pseudo-random values, and an expert's delta computed from its definition.
 
 #![allow(dead_code)]
 
@@ -7,7 +7,7 @@ use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site};
 use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 
-/// Values in (-1, 1) that look random and are the same everywhere.
+/// Pseudo-random values in (-1, 1), the same on every platform.
 pub fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -49,7 +49,7 @@ pub fn tokens(seed: u64, count: usize, input: usize) -> Tensor {
     Tensor::from_vec(values(seed, count * input), (count, input), &Device::Cpu).unwrap()
 }
 
-/// What a router adds at the first site, `[tokens, out]`.
+/// A router's output at the first site, `[tokens, out]`.
 pub fn routed(router: &str, experts: &LibraryStack, x: &Tensor) -> Vec<Vec<f32>> {
     let router = parse_router(router).unwrap();
     added(
@@ -60,7 +60,7 @@ pub fn routed(router: &str, experts: &LibraryStack, x: &Tensor) -> Vec<Vec<f32>>
     )
 }
 
-/// What patches add at the first site; the outputs start from ones, so that overwriting them would show.
+/// The output that patches add at the first site; outputs start at one, so that overwriting them would be detected.
 pub fn added(patches: &Patches, experts: &LibraryStack, x: &Tensor, rows: &SequenceBatch) -> Vec<Vec<f32>> {
     let ones = Tensor::ones((x.dim(0).unwrap(), experts.sites()[0].output()), x.dtype(), &Device::Cpu).unwrap();
     let mut out = Outputs::new(ones.copy().unwrap());
@@ -70,7 +70,7 @@ pub fn added(patches: &Patches, experts: &LibraryStack, x: &Tensor, rows: &Seque
     (out.into_tensor() - ones).unwrap().to_vec2().unwrap()
 }
 
-/// `sum_e w_e s_e B_e A_e x` over a site, from dense deltas; `weight` is asked per token, projection and expert.
+/// `sum_e w_e s_e B_e A_e x` over a site, from dense deltas; `weight` is called per token, projection and expert.
 pub fn dense(experts: &LibraryStack, x: &Tensor, weight: impl Fn(usize, usize, usize) -> f64) -> Vec<Vec<f32>> {
     let site = &experts.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();

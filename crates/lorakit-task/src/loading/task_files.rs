@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::source::list::endings;
+use crate::source::file_formats::endings;
 
 /// The task TOMLs and data files under a folder, sorted by file name within each folder. Links to folders are not followed:
 /// they can form cycles.

@@ -1,7 +1,6 @@
 //! What a user types after `--tasks`: `[NAME=]T`.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use crate::loading::task_builder::build;
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, list, stem};
 use crate::source::data_file::read_whole;
-use crate::source::list::endings;
+use crate::source::file_formats::endings;
 use crate::task::Task;
 
 impl Task {

@@ -7,7 +7,7 @@ use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
 use crate::row::{Answer, Row};
 use crate::row_format::columns::Columns;
-use crate::row_format::list::{expected_columns, format_of};
+use crate::row_format::known_formats::{expected_columns, format_of};
 use crate::row_format::multiple_choice::{choice_texts, choices_answer};
 use crate::row_format::template::{Template, TemplateSet, require_braces};
 

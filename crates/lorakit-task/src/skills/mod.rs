@@ -13,14 +13,14 @@ mod operation;
 mod pretraining;
 mod skill_family;
 mod skill_task;
-mod suite;
 mod suite_part;
+mod suite_tasks;
 mod text_rng;
 
 pub use operation::{Operation, Positions, Reordering};
 pub use pretraining::pretraining_rows;
 pub use skill_family::SkillFamily;
 pub use skill_task::{SKILL_TASKS, Skill, SkillTask};
-pub(crate) use suite::load;
-pub use suite::{SEED, family_of, labels, skill_task, tasks};
 pub use suite_part::SuitePart;
+pub(crate) use suite_tasks::load;
+pub use suite_tasks::{SEED, family_of, labels, skill_task, tasks};

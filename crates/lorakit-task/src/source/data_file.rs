@@ -8,7 +8,7 @@ use lorakit_format::hash::sha256;
 
 use crate::error::{Error, Result};
 use crate::source::document::Document;
-use crate::source::{gzip, list};
+use crate::source::{file_formats, gzip};
 
 /// A file of rows.
 pub(crate) struct DataFile {
@@ -25,7 +25,7 @@ impl DataFile {
         let bytes = read_whole(path).map_err(Error::read(&what))?;
         let sha256 = sha256(&bytes);
         let content = gzip::decompress(bytes, &what)?;
-        Ok(DataFile { path: path.into(), sha256, document: list::parse(path, &content)? })
+        Ok(DataFile { path: path.into(), sha256, document: file_formats::parse(path, &content)? })
     }
 }
 

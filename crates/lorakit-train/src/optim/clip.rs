@@ -1,4 +1,5 @@
-//! Gradient clipping by norm.
+//! Gradient clipping by norm: for each expert of a pass the norm of its own gradients, which `AdamW::collect` computes and
+//! `Pass` clips by.
 
 /// The factor that scales a gradient of norm `norm` down to `max_norm`; 1 where it is below, or where `max_norm` is 0.
 ///

@@ -29,7 +29,7 @@ pub struct MemoryEstimate {
     pub base: u64,
     /// Values, gradients and moments of the adapters.
     pub adapters: u64,
-    /// The same of the base's own weights, if those train.
+    /// Values, gradients and moments of the base's own weights, if they are trained.
     pub weights: u64,
     /// Activations of one forward and their gradients.
     pub activations: u64,

@@ -1,8 +1,7 @@
 //! run.json: the jobs of a run, and how they are divided into passes.
 
 use crate::error::{Result, TrainError};
-use crate::run::job_fingerprint::JobFingerprint;
-use crate::train_config::TrainConfig;
+use lorakit_adapter::OpaqueRecord;
 use lorakit_format::{atomic, read_text};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -16,14 +15,14 @@ pub(crate) struct RunManifest {
     pub(crate) seed: u64,
     /// The base's fingerprint.
     pub(crate) base: String,
-    /// The settings.
-    pub(crate) settings: TrainConfig,
+    /// The settings ([`crate::TrainConfig`]), which nothing reads back: another version may have others.
+    pub(crate) settings: OpaqueRecord,
     /// Maximum tokens per forward.
     pub(crate) batch_tokens: usize,
     /// The names of the experts of each pass.
     pub(crate) passes: Vec<Vec<String>>,
-    /// What determines each job's weights.
-    pub(crate) jobs: Vec<JobFingerprint>,
+    /// What determines each job's weights (a `JobFingerprint` each); not read back either.
+    pub(crate) jobs: Vec<OpaqueRecord>,
 }
 
 impl RunManifest {
@@ -42,6 +41,16 @@ impl RunManifest {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::run::job_fingerprint::JobFingerprint;
+
+    #[test]
+    fn settings_of_another_version_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        let text = r#"{"version":"9","seed":0,"base":"b","settings":{"rank":4,"new":true},"batch_tokens":8,"passes":[["a"]],"jobs":[{"new":1}]}"#;
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(serde_json::to_string(&RunManifest::read(&path).unwrap()).unwrap(), text);
+    }
 
     #[test]
     fn the_run_json_of_version_0_1_keeps_its_bytes() {
@@ -51,7 +60,8 @@ mod tests {
             let (old, new) = (fixtures.join(run).join("run.json"), folder.path().join(run));
             RunManifest::read(&old).unwrap().write(&new).unwrap();
             assert_eq!(std::fs::read_to_string(new).unwrap(), std::fs::read_to_string(old).unwrap());
-            let fingerprints = RunManifest::read(&fixtures.join(run).join("run.json")).unwrap().jobs;
+            let jobs = RunManifest::read(&fixtures.join(run).join("run.json")).unwrap().jobs;
+            let fingerprints: Vec<JobFingerprint> = jobs.iter().map(|job| job.read().unwrap()).collect();
             assert_eq!(&JobFingerprint::sha256_of_all(&fingerprints)[..12], run, "the run's folder");
         }
     }

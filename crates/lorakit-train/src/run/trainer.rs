@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
         let path = folder.join("run.json");
         let mut manifest = match path.exists() {
             true => RunManifest::read(&path)?,
-            false => new_manifest(&trainer, target, &jobs),
+            false => new_manifest(&trainer, target, &jobs)?,
         };
         // All experts of a new run; later those that were removed from the library since.
         let is_planned = |name: &String| manifest.passes.iter().flatten().any(|other| other == name);
@@ -244,18 +244,18 @@ impl<'a> Run<'a> {
     }
 }
 
-fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> RunManifest {
+fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> Result<RunManifest> {
     let Trainer { base, config, seed, .. } = *trainer;
     let batch_tokens = memory_estimate::batch_tokens(base, config, target.backward_mode(base));
-    RunManifest {
+    Ok(RunManifest {
         version: env!("CARGO_PKG_VERSION").into(),
         seed,
         base: base.identity().fingerprint.clone(),
-        settings: config.clone(),
+        settings: OpaqueRecord::new(config)?,
         batch_tokens: base.batch_parallel(batch_tokens).tokens(),
         passes: Vec::new(),
-        jobs: jobs.fingerprints.clone(),
-    }
+        jobs: jobs.fingerprints.iter().map(OpaqueRecord::new).collect::<std::result::Result<_, _>>()?,
+    })
 }
 
 /// One pass of a run in training.

@@ -29,8 +29,8 @@ impl TrainableSet {
         }
     }
 
-    /// The patches of a batch that is differentiated, with the sinks of its gradients if tapes do that: for adapters on a
-    /// CPU.
+    /// The patches of a batch that is differentiated, with the sinks of its gradients if tapes do that: for adapters on
+    /// a CPU.
     pub(crate) fn backward_patches(
         &self,
         base: &Base,
@@ -53,7 +53,7 @@ impl TrainableSet {
         }
     }
 
-    /// The same of a validation row.
+    /// The expert that the patches read for a validation row of a job.
     pub(crate) fn validation_owner(&self, job: usize, row: usize) -> usize {
         match self {
             Self::Skills(_, tasks) => tasks.validation[row],

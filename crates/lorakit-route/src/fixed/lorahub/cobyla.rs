@@ -1,39 +1,39 @@
-//! COBYLA without constraints: minimisation from values alone, by linear interpolation at the vertices of a simplex.
+//! COBYLA without constraints: derivative-free minimisation by linear interpolation at the vertices of a simplex.
 //!
 //! M. J. D. Powell, "A direct search optimization method that models the objective and constraint functions by linear
-//! interpolation" (1994), with the constants of his code, reimplemented for the case of no constraints: the linear
-//! model's minimum within the trust region is then a step of length `rho` against its gradient. It is here because it
-//! is what LoraHub's authors run: see `published_search`.
+//! interpolation" (1994), with the constants of his code, reimplemented for the unconstrained case: the linear
+//! model's minimum within the trust region is then a step of length `rho` against its gradient. LoraHub's authors use
+//! it: see `published_search`.
 
-/// A vertex must lie this many times `rho` off the face opposite to it.
+/// Minimum distance of a vertex from the opposite face, in multiples of `rho`.
 const LEAST_HEIGHT: f64 = 0.25;
-/// A vertex must lie within this many times `rho` of the best one.
+/// Maximum distance of a vertex from the best one, in multiples of `rho`.
 const LONGEST_EDGE: f64 = 2.1;
-/// The share of `rho` that a vertex is moved off its face to repair the simplex.
+/// Distance from the opposite face to which a vertex is moved to repair the simplex, in multiples of `rho`.
 const REPAIR: f64 = 0.5;
-/// A vertex farther off than this many times `rho` is the first to be replaced.
+/// A vertex farther away than this, in multiples of `rho`, is replaced first.
 const FAR: f64 = 1.1;
-/// Above this rounding error of the inverse of the edges, the search ends.
+/// The search ends if the rounding error of the inverse of the edges exceeds this.
 const ROUNDING: f64 = 0.1;
 
-/// The extent of a search.
+/// Step lengths and budget of a search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Search {
-    /// The length of the first steps.
+    /// The initial step length.
     pub rho_begin: f64,
-    /// The length of the last.
+    /// The final step length.
     pub rho_end: f64,
-    /// The most evaluations.
+    /// The maximum number of evaluations.
     pub evaluations: usize,
 }
 
-/// A simplex of `n + 1` vertices around the best of them.
+/// A simplex of `n + 1` vertices, with the best one as its origin.
 struct Simplex {
     best: Vec<f64>,
     best_value: f64,
-    /// From the best vertex to each other.
+    /// The edges from the best vertex to the others.
     edges: Vec<Vec<f64>>,
-    /// Row `j` times edge `k` is one if they belong to the same vertex, else zero.
+    /// The inverse of the edges: row `j` times edge `k` is one if `j = k`, else zero.
     inverse: Vec<Vec<f64>>,
     values: Vec<f64>,
 }
@@ -42,16 +42,16 @@ struct Simplex {
 struct Shape {
     /// The distance of each vertex from the face opposite to it.
     heights: Vec<f64>,
-    /// Its distance from the best one.
+    /// The distance of each vertex from the best one.
     lengths: Vec<f64>,
     acceptable: bool,
 }
 
-/// Searches a minimum from `start` until steps are as short as `rho_end`, or the evaluations are used up. The caller,
-/// who sees every point in `objective`, keeps the best.
+/// Minimises from `start` until the step length reaches `rho_end` or the evaluations are used up. The caller keeps
+/// track of the best point in `objective`.
 ///
 /// # Errors
-/// What the objective fails with.
+/// Errors of the objective.
 pub(crate) fn minimise<E>(
     start: &[f64],
     search: Search,
@@ -67,7 +67,7 @@ pub(crate) fn minimise<E>(
     };
     let mut rho = search.rho_begin;
     let Some(mut simplex) = Simplex::around(start, rho, &mut evaluate)? else { return Ok(()) };
-    // A repaired simplex is used once before its shape is checked again.
+    // After a repair, one step is taken before the shape is checked again.
     let mut fresh = true;
     loop {
         simplex.put_best_first();
@@ -84,7 +84,7 @@ pub(crate) fn minimise<E>(
         }
         fresh = true;
         let Some(step) = simplex.descent(rho) else {
-            // A flat model gives no direction at this length.
+            // A flat model gives no direction at this step length.
             if !shape.acceptable {
                 fresh = false;
             } else if !shorten(&mut rho, search.rho_end) {
@@ -109,7 +109,7 @@ pub(crate) fn minimise<E>(
     }
 }
 
-/// Halves `rho`; false if it was at its minimum.
+/// Halves `rho`; returns false if it was at its minimum.
 fn shorten(rho: &mut f64, end: f64) -> bool {
     if *rho <= end {
         return false;
@@ -130,8 +130,8 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 impl Simplex {
-    /// The first simplex: a step of `rho` along each axis in turn, taken from the best vertex so far. None if the
-    /// evaluations do not suffice.
+    /// The initial simplex: a step of `rho` along each axis in turn from the best vertex so far. `None` if there are
+    /// too few evaluations.
     fn around<E>(
         start: &[f64],
         rho: f64,
@@ -161,7 +161,7 @@ impl Simplex {
         Ok(Some(simplex))
     }
 
-    /// Makes the vertex of the least value the origin of the edges.
+    /// Makes the vertex with the smallest value the origin.
     fn put_best_first(&mut self) {
         let least = |best: Option<usize>, vertex: usize| {
             let value = best.map_or(self.best_value, |best| self.values[best]);
@@ -178,7 +178,7 @@ impl Simplex {
         self.inverse[vertex] = negated.collect();
     }
 
-    /// The largest error of the inverse.
+    /// The largest rounding error of the inverse.
     fn rounding(&self) -> f64 {
         let off = |(j, row): (usize, &Vec<f64>)| {
             let error = |(k, edge): (usize, &Vec<f64>)| (dot(row, edge) - if j == k { 1.0 } else { 0.0 }).abs();
@@ -187,7 +187,7 @@ impl Simplex {
         self.inverse.iter().enumerate().map(off).fold(0.0, f64::max)
     }
 
-    /// The gradient of the linear function that has the vertices' values.
+    /// The gradient of the linear function that interpolates the vertices' values.
     fn gradient(&self) -> Vec<f64> {
         let mut gradient = vec![0.0; self.best.len()];
         for (value, row) in self.values.iter().zip(&self.inverse) {
@@ -196,7 +196,7 @@ impl Simplex {
         gradient
     }
 
-    /// The step of length `rho` down the linear model; none if it is flat.
+    /// The step of length `rho` along the steepest descent of the linear model; `None` if it is flat.
     fn descent(&self, rho: f64) -> Option<Vec<f64>> {
         let gradient = self.gradient();
         let length = dot(&gradient, &gradient).sqrt();
@@ -211,8 +211,8 @@ impl Simplex {
         Shape { heights, lengths, acceptable }
     }
 
-    /// Moves the vertex that degrades the simplex most straight off its face, to the side on which the model falls.
-    /// False if there is no evaluation left.
+    /// Moves the vertex that degrades the simplex most away from its opposite face, to the side on which the model
+    /// decreases. Returns false if there is no evaluation left.
     fn repair<E>(
         &mut self,
         rho: f64,
@@ -232,12 +232,12 @@ impl Simplex {
         Ok(true)
     }
 
-    /// The vertex that the end of a step replaces, if any: one is always replaced if the value fell.
+    /// The vertex that is replaced by the end of a step, if any; always one if the value decreased.
     fn vertex_to_replace(&self, rho: f64, step: &[f64], gained: f64, shape: &Shape) -> Option<usize> {
         let shares: Vec<f64> = self.inverse.iter().map(|row| dot(row, step).abs()).collect();
         let by_volume = first_largest(&shares, if gained > 0.0 { 0.0 } else { 1.0 });
         let distance = |vertex: usize| {
-            // The height that the vertex would leave behind.
+            // The height of the vertex after the replacement.
             let height = shares[vertex] * shape.heights[vertex];
             if height < LEAST_HEIGHT * rho && height < shape.heights[vertex] {
                 return f64::NEG_INFINITY;
@@ -251,7 +251,7 @@ impl Simplex {
         first_largest(&distances, FAR * rho).or(by_volume)
     }
 
-    /// Replaces another vertex by the end of a step from the best one.
+    /// Replaces a vertex by the end of a step from the best one.
     fn replace(&mut self, vertex: usize, step: Vec<f64>, value: f64) {
         let share = dot(&self.inverse[vertex], &step);
         self.inverse[vertex].iter_mut().for_each(|i| *i /= share);
@@ -265,7 +265,7 @@ impl Simplex {
     }
 }
 
-/// The index of the first of the largest values, if they are above `least`.
+/// The index of the largest value, the first of equal ones, if it is above `least`.
 fn first_largest(values: &[f64], least: f64) -> Option<usize> {
     let larger = |found: (Option<usize>, f64), (index, value): (usize, &f64)| {
         if *value > found.1 { (Some(index), *value) } else { found }
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn counts_evaluations_and_stops_on_a_flat_function() {
-        assert_eq!(best(&[0.0; 5], 3, |x| x[0]).2, 3, "fewer than vertices");
+        assert_eq!(best(&[0.0; 5], 3, |x| x[0]).2, 3, "fewer evaluations than vertices");
         assert_eq!(best(&[0.0; 5], 23, |x| x.iter().sum()).2, 23);
         assert!(best(&[0.0; 5], 1000, |_| 1.0).2 < 100, "a flat function ends the search");
         let failed = minimise(&[0.0], Search { rho_begin: 1.0, rho_end: 0.1, evaluations: 9 }, |_| Err("no value"));

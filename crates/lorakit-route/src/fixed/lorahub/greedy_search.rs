@@ -1,33 +1,32 @@
-//! LoraHub's default search: weights of deltas, found by adding one expert after the other for as long as the loss of
-//! left-out rows falls.
+//! LoraHub's default search: greedy forward selection of experts by the loss of held-out rows, with weights of deltas.
 //!
-//! Each expert alone, at full strength and at half; then, round by round, one more beside those that are there: at full
-//! strength, at half, or as one more member of a mean. Those that are tried are the ones along whose weights the loss
-//! falls most steeply at the present mixture, which one backward pass tells of all experts; mixing A and B separately has
-//! no such slopes at zero. The number of rounds is chosen by rows that the rounds did not see (leave one out,
-//! or of more than [`FOLDS`] rows a tenth): every fold goes through its own rounds. If no round beats the base on
-//! them, the weights are zero. The reported loss of left-out rows is that of the chosen number of rounds, and so a little
-//! optimistic, as a minimum over a few values is.
+//! The first round tries each expert alone, at full and at half strength. Each further round adds one expert: at full
+//! strength, at half strength, or as one more member of a mean. The candidates are the experts along whose weights the
+//! loss falls most steeply at the current mixture; one backward pass gives the slopes of all experts. (Mixing A and B
+//! separately has zero slopes at zero.) The number of rounds is chosen by cross-validation (leave-one-out, or
+//! [`FOLDS`] folds for more rows), where every fold runs its own rounds. If no number of rounds beats the base on
+//! held-out rows, the weights are zero. The reported held-out loss is that of the chosen number of rounds, and
+//! therefore slightly optimistic, as a minimum over a few values.
 //!
-//! It needs about as many evaluations as COBYLA (40), most of which go through the model in one batch. In a large library
-//! the experts that are tried alone are chosen by the slopes, too.
+//! The search needs about as many evaluations as COBYLA (40), most of them in batches. In a large library, slopes also
+//! choose the experts that are tried alone.
 
 use crate::error::{Result, RouteError};
 use crate::fixed::held_out::HeldOut;
 use crate::fixed::lorahub::row_losses::{RowLoss, RowLosses, Solution};
 use std::collections::BTreeMap;
 
-/// The number of folds that the rows are left out in.
+/// The maximum number of cross-validation folds.
 const FOLDS: usize = 10;
-/// Above this number of experts, the slopes choose those that are tried alone.
+/// Above this number of experts, slopes choose those that are tried alone.
 const SCREENED: usize = 32;
-/// The number of experts that are tried beside the present ones.
+/// The number of candidates per round after the first.
 const BESIDE: usize = 6;
 
-/// Finds weights of at most `most` of `experts`.
+/// Finds weights for `experts`, of which at most `most` are non-zero.
 ///
 /// # Errors
-/// If there are no rows, or the model cannot say.
+/// If there are no rows, or the model fails.
 pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<Solution> {
     let zero = vec![0.0; experts];
     let mut rows = SearchedRows { experts, most, asked: BTreeMap::new(), slopes: BTreeMap::new(), losses };
@@ -50,7 +49,7 @@ pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<S
         }
     }
     let depth = match folds {
-        // One row can leave none out: the best single expert, if any.
+        // A single row cannot be held out: use the best single expert, if any.
         0 | 1 => 1,
         _ => least(left_out.iter().map(|losses| losses.iter().sum::<f64>())),
     };
@@ -65,19 +64,19 @@ pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<S
     })
 }
 
-/// The index of the first of the least values.
+/// The index of the smallest value, the first of equal ones.
 fn least(values: impl Iterator<Item = f64>) -> usize {
     let less = |found: (usize, f64), (index, value): (usize, f64)| if value < found.1 { (index, value) } else { found };
     values.enumerate().fold((0, f64::INFINITY), less).0
 }
 
-/// The rows, with every answer so far.
+/// The rows, with all results so far.
 struct SearchedRows<'a> {
     experts: usize,
     most: usize,
-    /// Losses of the rows by the bits of the weights.
+    /// Losses of the rows, by the bits of the weights.
     asked: BTreeMap<Vec<u64>, Vec<RowLoss>>,
-    /// Their slopes, likewise.
+    /// Slopes of the rows, by the bits of the weights.
     slopes: BTreeMap<Vec<u64>, Vec<Vec<f64>>>,
     losses: &'a mut dyn RowLosses,
 }
@@ -87,7 +86,7 @@ fn key(weights: &[f64]) -> Vec<u64> {
 }
 
 impl SearchedRows<'_> {
-    /// Asks the model about the candidates that are new, all at once.
+    /// Evaluates all new candidates in one batch.
     fn ask(&mut self, candidates: &[Vec<f64>]) -> Result<()> {
         let mut new: BTreeMap<Vec<u64>, Vec<f64>> = BTreeMap::new();
         for candidate in candidates.iter().filter(|candidate| !self.asked.contains_key(&key(candidate))) {
@@ -116,7 +115,7 @@ impl SearchedRows<'_> {
         if mean.is_finite() { mean } else { f64::INFINITY }
     }
 
-    /// The weights after each round that lowered the loss of the included rows; before the first they are zero.
+    /// The weights after each round that lowered the loss of the included rows, starting with zero weights.
     fn path(&mut self, included: &[bool]) -> Result<Vec<Vec<f64>>> {
         let mut path = vec![vec![0.0; self.experts]];
         while path.len() <= self.most {
@@ -137,12 +136,12 @@ impl SearchedRows<'_> {
         Ok(path)
     }
 
-    /// The weights of one expert at some strength.
+    /// Weights with a single expert at `strength`.
     fn alone(&self, expert: usize, strength: f64) -> Vec<f64> {
         (0..self.experts).map(|e| if e == expert { strength } else { 0.0 }).collect()
     }
 
-    /// At most `count` of the experts that have no weight yet: those along which the loss of the included rows falls most.
+    /// Up to `count` experts with zero weight along which the loss of the included rows falls most steeply.
     fn steepest(&mut self, at: &[f64], count: usize, included: &[bool]) -> Result<Vec<usize>> {
         let mut left: Vec<usize> = (0..self.experts).filter(|expert| at[*expert] == 0.0).collect();
         if left.len() <= count {
@@ -176,7 +175,7 @@ mod tests {
     use super::*;
     use crate::fixed::lorahub::row_losses::LossError;
 
-    /// Rows whose losses are squared distances of the weights from a target of each row.
+    /// Rows whose losses are squared distances of the weights from each row's target.
     struct Quadratic {
         targets: Vec<Vec<f64>>,
         calls: usize,
@@ -231,7 +230,7 @@ mod tests {
 
     #[test]
     fn does_not_add_an_expert_that_helps_one_row_only() {
-        // Every row wants the first expert, and each another one besides, which costs the other rows.
+        // Every row needs the first expert; each also prefers another one that hurts the other rows.
         let rows: [&[(usize, f64)]; 4] =
             [&[(0, 1.0), (1, 1.5)], &[(0, 1.0), (2, 1.5)], &[(0, 1.0), (3, 1.5)], &[(0, 1.0), (4, 1.5)]];
         assert_eq!(found(5, &rows).0.weights, [1.0, 0.0, 0.0, 0.0, 0.0]);

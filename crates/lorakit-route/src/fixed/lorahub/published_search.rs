@@ -1,30 +1,31 @@
-//! LoraHub as its authors run it (`lorahub/algorithm.py` of <https://github.com/sail-sg/lorahub>, commit df73afe).
+//! LoraHub as in its authors' code (`lorahub/algorithm.py` of <https://github.com/sail-sg/lorahub>, commit df73afe).
 //!
-//! *Composition.* Every tensor of the state dict is summed by the weights, A and B each for itself:
-//! `dW(w) = s (sum_i w_i B_i) (sum_j w_j A_j)`. So an expert alone acts at `w²`, `dW(-w) = dW(w)`, at `w = 0` there is no
-//! slope, and the cross terms `B_i A_j` come from experts that never met.
+//! *Composition.* Every tensor of the state dict is summed with the weights, A and B separately:
+//! `dW(w) = s (sum_i w_i B_i) (sum_j w_j A_j)`. So a single expert acts at `w²`, `dW(-w) = dW(w)`, the
+//! gradient at `w = 0` is zero, and cross terms `B_i A_j` combine factors of different experts.
 //!
-//! *Objective.* `L / k + 0.05 mean |w|`, where L is the mean loss over the target tokens of all k rows: their code divides
-//! the mean by the number of rows again, which the paper does not.
+//! *Objective.* `L / k + 0.05 mean |w|`, where L is the mean loss over the target tokens of all k rows: unlike the
+//! paper, their code divides the mean by the number of rows again.
 //!
-//! *Optimizer.* nevergrad's `NGOpt`, which for a bounded problem of this budget is COBYLA and not CMA-ES: from `w = 0` with
-//! first steps of 0.5, bounds of 1.5 that reflect a point once, restarted from the best point while evaluations are left. The seed of their interface changes nothing; the order of the experts does.
+//! *Optimizer.* nevergrad's `NGOpt`, which for a bounded problem of this budget is COBYLA and not CMA-ES: from `w = 0`
+//! with initial steps of 0.5 and reflecting bounds at ±1.5, restarted from the best point while evaluations are left.
+//! The seed has no effect; the order of the experts does.
 
 use crate::error::{Result, RouteError};
 use crate::fixed::lorahub::cobyla::{Search, minimise};
 use crate::fixed::lorahub::row_losses::{RowLoss, RowLosses, Solution};
 use crate::library_stack::LibraryStack;
 
-/// The bounds of a weight, from below and from above.
+/// The magnitude of the lower and upper bounds of a weight.
 const BOUND: f64 = 1.5;
-/// The optimizer's unit: a sixth of the way between the bounds. Its first steps have length one.
+/// The optimizer's unit: a sixth of the range between the bounds. Its initial steps have length one.
 const UNIT: f64 = 0.5;
-/// The share of the mean magnitude of the weights in the objective.
+/// The coefficient of the L1 penalty: of the weights' mean magnitude in the objective.
 const PENALTY: f64 = 0.05;
-/// The shortest steps, in the optimizer's unit.
+/// The final step length, in the optimizer's unit.
 const SHORTEST: f64 = 1e-6;
 
-/// Refuses experts that the authors' code would refuse, or mix at a wrong scale.
+/// Refuses experts that the authors' code would refuse or mix at the wrong scale.
 ///
 /// # Errors
 /// If modules, ranks or scales differ; the experts and the module are named.
@@ -59,13 +60,13 @@ pub fn check(experts: &LibraryStack) -> Result<()> {
 /// Finds weights of `experts` within `budget` evaluations.
 ///
 /// # Errors
-/// If the model cannot say.
+/// If the model fails.
 pub fn find(experts: usize, budget: usize, losses: &mut dyn RowLosses) -> Result<Solution> {
     let mut base = None;
     let (weights, evaluations) = search(experts, budget, |weights| {
         let mut answers = losses.losses(&[weights.to_vec()]).map_err(RouteError::Model)?;
         let rows = answers.pop().unwrap_or_default();
-        // The first point is that of no expert.
+        // The first point has zero weights.
         base.get_or_insert_with(|| mean(&rows));
         Ok::<_, RouteError>(objective(&rows, weights))
     })?;
@@ -85,7 +86,7 @@ fn objective(rows: &[RowLoss], weights: &[f64]) -> f64 {
     loss / rows.len().max(1) as f64 + PENALTY * magnitude
 }
 
-/// The best of `budget` points, and how many were evaluated.
+/// The best point within `budget` evaluations, and the number of evaluations.
 fn search<E>(
     n: usize,
     budget: usize,
@@ -108,7 +109,7 @@ fn search<E>(
     Ok((weights(&best.1), done))
 }
 
-/// The weights of a point of the optimizer: in its unit, reflected by the bounds once.
+/// The weights at a point in the optimizer's unit, reflected once at the bounds.
 fn weights(point: &[f64]) -> Vec<f64> {
     let inside = |w: f64| w.clamp(-BOUND, BOUND);
     point.iter().map(|z| UNIT * z).map(|w| inside(2.0 * inside(w) - w)).collect()
@@ -120,11 +121,11 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    /// What nevergrad 0.11.0 with scipy 1.11.4 evaluated, as recorded.
+    /// The recorded evaluations of nevergrad 0.11.0 with scipy 1.11.4.
     struct Trace {
-        /// The objective is the squared distance from here.
+        /// The objective is the squared distance from this point.
         target: Vec<f64>,
-        /// Value and point of each evaluation.
+        /// The value and point of each evaluation.
         visited: Vec<Vec<f64>>,
         recommended: Vec<f64>,
     }

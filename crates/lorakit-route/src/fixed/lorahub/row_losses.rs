@@ -1,16 +1,16 @@
-//! What LoraHub's searches ask of a model, and what they find.
+//! The losses that LoraHub's searches need from a model, and their result.
 
 use crate::fixed::held_out::HeldOut;
 
-/// Why a model cannot answer; [`crate::RouteError::Model`] carries it.
+/// An error of the model, wrapped in [`crate::RouteError::Model`].
 pub type LossError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The loss of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowLoss {
-    /// The sum of the negative log-likelihoods of its target tokens.
+    /// The summed negative log-likelihood of its target tokens.
     pub sum: f64,
-    /// The number of these tokens.
+    /// The number of target tokens.
     pub tokens: usize,
 }
 
@@ -20,33 +20,33 @@ impl RowLoss {
     }
 }
 
-/// What the search asks of whoever has a model and rows.
+/// Losses of rows under candidate weights, implemented by a caller that has a model.
 pub trait RowLosses {
-    /// For each candidate, which has one weight per expert, the loss of every row under
+    /// The loss of every row for each candidate (one weight per expert) under
     /// [`crate::LoraHub::mixing`].
     ///
     /// # Errors
-    /// If the model cannot say.
+    /// If the model fails.
     fn losses(&mut self, candidates: &[Vec<f64>]) -> Result<Vec<Vec<RowLoss>>, LossError>;
 
-    /// For every row, the slopes of its mean loss along each expert's weight, at the weights `at`; asked for only if
-    /// outputs are mixed.
+    /// For every row, the derivatives of its mean loss with respect to each expert's weight, at the weights `at`;
+    /// called only if outputs are mixed.
     ///
     /// # Errors
-    /// If the model cannot say.
+    /// If the model fails.
     fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError>;
 }
 
-/// Weights with what is known of them.
+/// Fitted weights with their losses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Solution {
-    /// One for each expert.
+    /// One weight per expert.
     pub weights: Vec<f64>,
-    /// The mean loss of the rows that the weights were fitted to: it says how well they fit, not how good they are.
+    /// The mean loss of the rows that the weights were fitted to: a measure of fit, not of quality.
     pub fitted: f64,
-    /// The same with no expert.
+    /// The mean loss of these rows without experts.
     pub base: f64,
-    /// The losses of rows that were left out of the fit.
+    /// The losses of held-out rows.
     pub held_out: Option<HeldOut>,
     /// How often the rows were evaluated.
     pub evaluations: usize,

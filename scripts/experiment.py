@@ -1,4 +1,4 @@
-"""What the tables over suite:skills share: lorakit at one seed in one folder, the options, and a cell with its error."""
+"""Shared by the scripts that print tables over suite:skills: running lorakit at a seed, options, and table cells."""
 
 import argparse
 import json
@@ -7,19 +7,19 @@ import pathlib
 import statistics
 import subprocess
 
-# Whether a script only shows that all of it runs.
+# Whether to run a minimal version as a smoke test.
 QUICK = bool(os.environ.get("QUICK"))
 
 
 class Seed:
-    """The commands of one seed, in one folder."""
+    """Runs commands at one seed, in one folder."""
 
     def __init__(self, binary, out, seed):
         self.binary, self.seed, self.out = binary, str(seed), out / f"seed-{seed}"
         self.out.mkdir(parents=True, exist_ok=True)
 
     def lorakit(self, *arguments):
-        """What a command prints under --json."""
+        """The JSON output of a command."""
         command = [self.binary, *map(str, arguments), "--seed", self.seed, "--json", "-q"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -28,7 +28,7 @@ class Seed:
 
 
 def options(description):
-    """The options that the scripts have in common; to be parsed by [`parsed`]."""
+    """A parser with the common options; see `parsed`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     binary = pathlib.Path(__file__).resolve().parent.parent / "target/release/lorakit"
     parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", binary))
@@ -38,7 +38,7 @@ def options(description):
 
 
 def parsed(parser):
-    """The options as given; under QUICK, one seed of them."""
+    """The parsed options; with QUICK, only one seed."""
     arguments = parser.parse_args()
     if QUICK:
         arguments.seeds = arguments.seeds[:1]
@@ -46,12 +46,12 @@ def parsed(parser):
 
 
 def cell(values, digits):
-    """The mean, and the standard error of the mean where there are several."""
+    """The mean, with its standard error if there are several values."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ±{statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def safe(name):
-    """A name for a file."""
+    """A name that is safe as a file name."""
     return "".join(c if c.isalnum() else "_" for c in name)
