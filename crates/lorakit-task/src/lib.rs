@@ -39,6 +39,7 @@
 
 mod answer_pattern;
 mod error;
+mod jinja;
 mod json_value;
 mod loading;
 mod metric;

@@ -71,7 +71,13 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
         None => config.instruction.clone(),
     };
     let rows = file.document.rows(config.rows_at.as_deref())?;
-    let row = |(i, fields)| reader.read(i + 1, fields, instruction.as_deref()).at(|| format!("row {}", i + 1));
+    let place = |number: usize| match file.document.is_one_row(config.rows_at.as_deref()) {
+        false => format!("row {number}"),
+        true => {
+            "the file is one JSON object and read as one row (rows inside it need a task TOML with `rows_at`)".into()
+        }
+    };
+    let row = |(i, row)| reader.read(i + 1, row, instruction.as_deref()).at(|| place(i + 1));
     rows.into_iter().enumerate().map(row).collect()
 }
 

@@ -4,38 +4,52 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::json_value;
+use crate::source::document::SourceRow;
 
 /// The columns of one row, always with `instruction`, which is empty unless row or task give one.
-pub(crate) struct Columns(Map<String, Value>);
+pub(crate) struct Columns {
+    fields: Map<String, Value>,
+    /// The same with numbers as they are written, if that differs.
+    written: Option<Map<String, Value>>,
+}
 
 impl Columns {
     /// The columns of a row. `instruction` is the task's.
-    pub fn new(fields: &Map<String, Value>, instruction: Option<&str>) -> Result<Columns> {
-        let mut columns = fields.clone();
-        match instruction {
-            Some(_) if fields.contains_key("instruction") => {
-                return Err(Error::Row(
-                    "the row has its own `instruction`, and the task file gives one too".to_string(),
-                ));
-            }
-            Some(text) => {
-                columns.insert("instruction".into(), text.into());
-            }
-            None => {
-                columns.entry("instruction").or_insert_with(|| "".into());
-            }
+    pub fn new(row: SourceRow<'_>, instruction: Option<&str>) -> Result<Columns> {
+        if instruction.is_some() && row.fields.contains_key("instruction") {
+            return Err(Error::Row("the row has its own `instruction`, and the task file gives one too".to_string()));
         }
-        Ok(Columns(columns))
+        let completed = |fields: &Map<String, Value>| {
+            let mut columns = fields.clone();
+            columns.entry("instruction").or_insert_with(|| instruction.unwrap_or_default().into());
+            columns
+        };
+        Ok(Columns { fields: completed(row.fields), written: row.written.map(completed) })
+    }
+
+    /// The columns of a row whose numbers are as serde_json writes them.
+    #[cfg(test)]
+    pub fn of(fields: &Value) -> Columns {
+        let mut fields = fields.as_object().cloned().unwrap_or_default();
+        fields.entry("instruction").or_insert_with(|| "".into());
+        Columns { fields, written: None }
     }
 
     /// All columns, for templates.
     pub fn as_map(&self) -> &Map<String, Value> {
-        &self.0
+        &self.fields
     }
 
-    /// A column that the row may lack.
+    /// A column that the row may lack; numbers that serde_json would write otherwise are texts, as they are written.
     pub fn get(&self, column: &str) -> Option<&Value> {
-        self.0.get(column)
+        self.written.as_ref().unwrap_or(&self.fields).get(column)
+    }
+
+    /// The value at a dotted path of keys, if it has numbers that serde_json would write otherwise.
+    pub fn written_at(&self, path: &str) -> Option<&Value> {
+        let mut keys = path.trim().split('.');
+        let column = self.written.as_ref()?.get(keys.next()?)?;
+        keys.try_fold(column, |value, key| value.get(key))
     }
 
     /// A column that the row must have.
@@ -45,7 +59,7 @@ impl Columns {
 
     /// The error for a column that the row lacks.
     pub fn missing(&self, column: &str) -> Error {
-        let mut present = self.0.clone();
+        let mut present = self.fields.clone();
         if present.get("instruction").is_some_and(|text| text == "") {
             present.shift_remove("instruction");
         }

@@ -48,7 +48,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn row(fields: Value) -> (String, Vec<String>) {
-        let columns = Columns::new(fields.as_object().unwrap(), None).unwrap();
+        let columns = Columns::of(&fields);
         let Answer::Text(accepted) = Instruction.answer(&columns).unwrap() else { unreachable!() };
         (Instruction.prompt(&columns).unwrap(), accepted)
     }

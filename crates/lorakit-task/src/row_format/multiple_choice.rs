@@ -60,7 +60,7 @@ mod tests {
     fn the_right_choice_is_given_by_index_or_by_text() {
         for answer in [json!(1), json!("no")] {
             let fields = json!({"input": "?", "choices": ["yes", "no"], "answer": answer});
-            let columns = Columns::new(fields.as_object().unwrap(), None).unwrap();
+            let columns = Columns::of(&fields);
             let answer = MultipleChoice.answer(&columns).unwrap();
             assert_eq!(answer, Answer::Choices { texts: vec!["yes".into(), "no".into()], gold: 1 });
             assert_eq!(MultipleChoice.prompt(&columns).unwrap(), "?\n");

@@ -1,7 +1,5 @@
 //! How a task reads its rows: by a known row format, or by the templates of a task TOML.
 
-use serde_json::{Map, Value};
-
 use crate::error::{At, Error, Result};
 use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
@@ -10,6 +8,7 @@ use crate::row_format::columns::Columns;
 use crate::row_format::known_formats::{expected_columns, format_of};
 use crate::row_format::multiple_choice::{choice_texts, choices_answer};
 use crate::row_format::template::{Template, TemplateSet, require_braces};
+use crate::source::document::SourceRow;
 
 /// Reads the rows of one task.
 pub(crate) struct RowReader {
@@ -54,8 +53,8 @@ impl RowReader {
     }
 
     /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
-    pub fn read(&self, number: usize, fields: &Map<String, Value>, instruction: Option<&str>) -> Result<Row> {
-        let columns = Columns::new(fields, instruction)?;
+    pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
+        let columns = Columns::new(row, instruction)?;
         let (prompt, answer) = self.prompt_and_answer(&columns).map_err(|error| match error {
             Error::MissingColumn { column, present, .. } => {
                 Error::MissingColumn { column, present, formats: expected_columns() }
@@ -63,7 +62,7 @@ impl RowReader {
             other => other,
         })?;
         let delimiter = self.delimiter.clone().unwrap_or_else(|| default_delimiter(&prompt));
-        Ok(Row { number, fields: fields.clone(), prompt, delimiter, answer })
+        Ok(Row { number, fields: row.fields.clone(), prompt, delimiter, answer })
     }
 
     fn prompt_and_answer(&self, columns: &Columns) -> Result<(String, Answer)> {
@@ -83,7 +82,7 @@ impl RowReader {
     fn accepted(&self, templates: &[Template], columns: &Columns) -> Result<Answer> {
         let mut accepted: Vec<String> = Vec::new();
         for template in templates {
-            let value = self.templates.render(template, columns.as_map())?;
+            let value = self.templates.render(template, columns)?;
             for text in json_value::texts(&value).at(|| "`target`")? {
                 if !accepted.contains(&text) {
                     accepted.push(text);
@@ -96,19 +95,19 @@ impl RowReader {
     fn choices(&self, texts: Option<&ChoiceTemplates>, gold: Option<&Template>, columns: &Columns) -> Result<Answer> {
         let texts = match texts {
             None => choice_texts(columns.require("choices")?)?,
-            Some(ChoiceTemplates::List(template)) => choice_texts(&self.templates.render(template, columns.as_map())?)?,
+            Some(ChoiceTemplates::List(template)) => choice_texts(&self.templates.render(template, columns)?)?,
             Some(ChoiceTemplates::Each(templates)) => {
                 templates.iter().map(|template| self.text(template, columns)).collect::<Result<_>>()?
             }
         };
         match gold {
             None => choices_answer(texts, columns.require("answer")?),
-            Some(template) => choices_answer(texts, &self.templates.render(template, columns.as_map())?),
+            Some(template) => choices_answer(texts, &self.templates.render(template, columns)?),
         }
     }
 
     fn text(&self, template: &Template, columns: &Columns) -> Result<String> {
-        json_value::text(&self.templates.render(template, columns.as_map())?)
+        json_value::text(&self.templates.render(template, columns)?)
     }
 }
 
@@ -164,11 +163,12 @@ fn default_delimiter(prompt: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);
-        RowReader::new(&config)?.read(1, fields.as_object().unwrap(), instruction)
+        let row = SourceRow { fields: fields.as_object().unwrap(), written: None };
+        RowReader::new(&config)?.read(1, row, instruction)
     }
 
     fn without_config(fields: Value) -> Row {

@@ -4,33 +4,57 @@ use serde_json::{Map, Value};
 
 use crate::error::{At, Error, Result};
 use crate::json_value;
+use crate::source::source_value::SourceValue;
 
 /// The content of a data file.
 pub(crate) enum Document {
     /// Rows and nothing else.
-    Rows(Vec<Value>),
+    Rows(Vec<SourceValue>),
     /// A tree that contains the rows, or is a single one.
-    Tree(Value),
+    Tree(SourceValue),
+}
+
+/// One row of a data file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SourceRow<'d> {
+    /// The columns.
+    pub fields: &'d Map<String, Value>,
+    /// The columns with numbers as they are written, if that differs: see [`SourceValue`].
+    pub written: Option<&'d Map<String, Value>>,
 }
 
 impl Document {
     /// The rows, in file order. `at` is a dotted path of keys to a list or an object of rows; without it the rows are the
-    /// whole list, or what is under `examples`.
-    pub fn rows(&self, at: Option<&str>) -> Result<Vec<&Map<String, Value>>> {
-        let values: Vec<&Value> = match (self, at) {
-            (Document::Rows(rows), None) => rows.iter().collect(),
+    /// whole list, what is under `examples`, or the one object that the file is.
+    pub fn rows(&self, at: Option<&str>) -> Result<Vec<SourceRow<'_>>> {
+        let values: Vec<(&Value, Option<&Value>)> = match (self, at) {
+            (Document::Rows(rows), None) => rows.iter().map(|row| (&row.value, row.written.as_ref())).collect(),
             (Document::Rows(_), Some(at)) => {
                 return Err(Error::Data(format!(
                     "`rows_at = \"{at}\"` needs one JSON document; this file has nothing but rows"
                 )));
             }
-            (Document::Tree(row), None) if is_row(row) => vec![row],
-            (Document::Tree(tree), at) => children(locate(tree, at)?, at)?,
+            (Document::Tree(tree), at) => {
+                let values = row_values(&tree.value, at)?;
+                // The same tree but for its numbers.
+                let written = tree.written.as_ref().map(|written| row_values(written, at)).transpose()?;
+                let written = written.map_or(vec![None; values.len()], |all| all.into_iter().map(Some).collect());
+                values.into_iter().zip(written).collect()
+            }
         };
         if values.is_empty() {
             return Err(Error::Data("no rows; expected at least one".to_string()));
         }
-        values.into_iter().enumerate().map(|(i, value)| as_row(i + 1, value)).collect()
+        let mut rows = Vec::with_capacity(values.len());
+        for (i, (value, written)) in values.into_iter().enumerate() {
+            rows.push(SourceRow { fields: as_row(i + 1, value)?, written: written.and_then(Value::as_object) });
+        }
+        Ok(rows)
+    }
+
+    /// Whether the whole document is read as one row, where it might contain the rows instead.
+    pub fn is_one_row(&self, at: Option<&str>) -> bool {
+        matches!((self, at), (Document::Tree(tree), None) if is_row(&tree.value))
     }
 
     /// The text at a dotted path of keys beside the rows; a list of texts is joined by newlines.
@@ -38,7 +62,7 @@ impl Document {
         let Document::Tree(tree) = self else {
             return Err(Error::Data("expected one JSON document; this file has nothing but rows".to_string()));
         };
-        Ok(json_value::texts(walk(tree, at)?)?.join("\n"))
+        Ok(json_value::texts(walk(tree.written.as_ref().unwrap_or(&tree.value), at)?)?.join("\n"))
     }
 }
 
@@ -51,29 +75,18 @@ fn as_row(number: usize, value: &Value) -> Result<&Map<String, Value>> {
     })
 }
 
-/// Whether a document is one row, as a file of JSON lines with a single line is: an object without objects in it.
+/// Whether a document is one row, as a file of JSON lines with a single line is.
 fn is_row(value: &Value) -> bool {
-    let Value::Object(fields) = value else { return false };
-    !fields.contains_key("examples")
-        && fields.values().all(|value| match value {
-            Value::Object(_) => false,
-            Value::Array(items) => !items.iter().any(Value::is_object),
-            _ => true,
-        })
+    value.as_object().is_some_and(|fields| !fields.contains_key("examples"))
 }
 
-/// The part of a tree that contains the rows.
-fn locate<'v>(tree: &'v Value, at: Option<&str>) -> Result<&'v Value> {
+/// The rows of a tree.
+fn row_values<'v>(tree: &'v Value, at: Option<&str>) -> Result<Vec<&'v Value>> {
     match (at, tree) {
-        (Some(at), _) => walk(tree, at).at(|| "`rows_at`"),
-        (None, Value::Object(fields)) => fields.get("examples").ok_or_else(|| {
-            Error::Data(format!(
-                "expected a list of rows, or an object with `examples`; found an object with {}. If the rows are \
-                 elsewhere, describe the file by a task TOML with `rows_at`",
-                json_value::keys(fields)
-            ))
-        }),
-        (None, other) => Ok(other),
+        (Some(path), _) => children(walk(tree, path).at(|| "`rows_at`")?, at),
+        (None, tree) if is_row(tree) => Ok(vec![tree]),
+        (None, Value::Object(fields)) => fields.get("examples").map_or(Ok(Vec::new()), |rows| children(rows, None)),
+        (None, rows) => children(rows, None),
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use crate::error::{Error, Result};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
+use crate::source::source_value::SourceValue;
 
 /// A file of one JSON document.
 pub(crate) struct Json;
@@ -29,17 +30,18 @@ pub(crate) fn text(content: &[u8]) -> Result<&str> {
 }
 
 fn parse(text: &str) -> Result<Option<Document>> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-    let first = match values.next() {
+    let not_json = |error: serde_json::Error| Error::Data(format!("not JSON: {error}"));
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    match values.next() {
         None => return Err(Error::Data("the file is empty; expected at least one row".to_string())),
-        Some(first) => first.map_err(|error| Error::Data(format!("not JSON: {error}")))?,
+        Some(first) => first.map_err(not_json)?,
     };
-    let (read, rest) = text.split_at(values.byte_offset());
+    let (first, rest) = text.split_at(values.byte_offset());
     if rest.trim().is_empty() {
-        return Ok(Some(Document::Tree(first)));
+        return Ok(Some(Document::Tree(SourceValue::parse(first).map_err(not_json)?)));
     }
-    let line = read.lines().count();
-    if read.trim().lines().count() > 1 || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n') {
+    let line = first.lines().count();
+    if first.trim().lines().count() > 1 || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n') {
         return Err(Error::Data(format!("not JSON: there is text after the document, on line {line} or later")));
     }
     Ok(None)

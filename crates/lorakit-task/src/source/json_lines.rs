@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::error::{Error, Result};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
+use crate::source::source_value::SourceValue;
 
 /// A file of JSON values, one on each line; empty lines are skipped.
 pub(crate) struct JsonLines;
@@ -22,13 +21,13 @@ impl FileFormat for JsonLines {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Value>> {
+fn parse(text: &str) -> Result<Vec<SourceValue>> {
     let mut rows = Vec::new();
     for (i, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
-        let row = serde_json::from_str(line).map_err(|error| {
+        let row = SourceValue::parse(line).map_err(|error| {
             // The parser counts lines within the line it was given.
             let what = error.to_string();
             let what = what.split(" at line ").next().unwrap_or_default();

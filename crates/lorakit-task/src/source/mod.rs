@@ -10,3 +10,4 @@ pub(crate) mod file_formats;
 pub(crate) mod gzip;
 pub(crate) mod json;
 pub(crate) mod json_lines;
+pub(crate) mod source_value;

@@ -1,0 +1,90 @@
+//! The Jinja environment that task templates and chat templates share.
+
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+
+use crate::jinja::python_json::tojson;
+use crate::jinja::python_methods;
+use crate::jinja::text_limit;
+
+/// How many steps one rendering may take. Templates are untrusted input; the longest ordinary prompt takes a few thousand
+/// steps.
+const FUEL: u64 = 1_000_000;
+
+/// An environment without templates: Jinja's filters with size limits, `index`, `regex_replace` and `tojson`; the functions
+/// `raise_exception` and `strftime_now` of transformers; Python's methods of strings, lists and dicts. Nothing is escaped.
+///
+/// White space, and what an undefined name means, differ between lm-evaluation-harness and transformers: the caller sets
+/// them.
+pub(crate) fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(python_methods::call);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("index", python_methods::position);
+    environment.add_filter("regex_replace", regex_replace);
+    environment.add_filter("tojson", tojson);
+    // These replace minijinja's own filters, whose results have no size limit.
+    environment.remove_filter("indent");
+    environment.add_filter("format", text_limit::format);
+    environment.add_filter("indent", text_limit::indent);
+    environment.add_filter("join", text_limit::join);
+    environment.add_filter("replace", text_limit::replace);
+    environment
+}
+
+/// `raise_exception("...")`: how a chat template refuses a conversation. The error's detail is the message.
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `strftime_now("%d %b %Y")`: the local date and time.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    use chrono::format::{Item, StrftimeItems};
+    // Formatting an unknown directive panics, so it is refused first.
+    let items: Vec<Item<'_>> = StrftimeItems::new(format).collect();
+    if items.contains(&Item::Error) {
+        let message = format!("`{format}` is not a date format");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(chrono::Local::now().format_with_items(items.into_iter()).to_string())
+}
+
+/// `text | regex_replace("\\[.*?\\]", "")`, the one filter that lm-evaluation-harness adds.
+fn regex_replace(text: String, pattern: String, replacement: String) -> Result<String, Error> {
+    let replaced = fancy_regex::Regex::new(&pattern)
+        .and_then(|regex| Ok(regex.try_replacen(&text, 0, &*replacement)?.into_owned()));
+    replaced.map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use minijinja::context;
+
+    fn render(source: &str) -> Result<String, Error> {
+        environment().render_str(source, context! { text => "a b", list => ["x", "y"] })
+    }
+
+    #[test]
+    fn a_template_can_refuse_its_input() {
+        let error = render("{{ raise_exception('Roles must alternate!') }}").unwrap_err();
+        assert_eq!(error.detail(), Some("Roles must alternate!"));
+        assert_eq!(render("{% if false %}{{ raise_exception('no') }}{% endif %}yes").unwrap(), "yes");
+    }
+
+    #[test]
+    fn the_date_is_formatted_and_an_unknown_directive_is_refused() {
+        let year = render("{{ strftime_now('%d %b %Y') }}").unwrap();
+        assert!(year.len() == 11 && year[7..].parse::<u32>().is_ok_and(|year| year > 2020), "{year}");
+        assert!(render("{{ strftime_now('%!') }}").is_err());
+    }
+
+    #[test]
+    fn a_pattern_is_replaced() {
+        assert_eq!(render("{{ '[one] two' | regex_replace('\\\\[.*?\\\\] ?', '') }}").unwrap(), "two");
+        assert!(render("{{ text | regex_replace('(', '') }}").is_err());
+    }
+}

@@ -1,0 +1,155 @@
+//! JSON values whose numbers are kept as they are written in the file.
+//!
+//! serde_json reads numbers of 64 bits, so that 37778931862957161709568, 1e6 and 2.50 would become 3.7778931862957162e22,
+//! 1000000.0 and 2.5 in a prompt or an answer.
+
+use std::ops::Range;
+
+use serde_json::{Number, Value};
+
+/// A JSON value of a data file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SourceValue {
+    /// The value, with integers beyond 64 bits as texts.
+    pub value: Value,
+    /// The same value, with a text in place of every number that serde_json would write otherwise; None if there is none.
+    pub written: Option<Value>,
+}
+
+impl From<Value> for SourceValue {
+    fn from(value: Value) -> Self {
+        SourceValue { value, written: None }
+    }
+}
+
+impl SourceValue {
+    /// Parses one JSON document.
+    pub fn parse(text: &str) -> serde_json::Result<SourceValue> {
+        let numbers = rewritten_numbers(text);
+        if numbers.is_empty() {
+            return Ok(serde_json::from_str::<Value>(text)?.into());
+        }
+        let long: Vec<Range<usize>> =
+            numbers.iter().filter(|range| is_integer(&text[(*range).clone()])).cloned().collect();
+        let value = serde_json::from_str(&quoted(text, &long))?;
+        Ok(SourceValue { value, written: Some(serde_json::from_str(&quoted(text, &numbers))?) })
+    }
+}
+
+/// The text with the numbers at `ranges` in quotes.
+fn quoted(text: &str, ranges: &[Range<usize>]) -> String {
+    let mut result = String::with_capacity(text.len() + 2 * ranges.len());
+    let mut end = 0;
+    for range in ranges {
+        result.push_str(&text[end..range.start]);
+        result.push('"');
+        result.push_str(&text[range.clone()]);
+        result.push('"');
+        end = range.end;
+    }
+    result.push_str(&text[end..]);
+    result
+}
+
+/// Where the numbers are that serde_json would write otherwise than the text does. Text that is not JSON gives no error
+/// here: the parser reports it.
+fn rewritten_numbers(text: &str) -> Vec<Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = string_end(bytes, at),
+            b'-' | b'0'..=b'9' => {
+                let is_part = |byte: &u8| matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
+                let length = bytes[at..].iter().take_while(|byte| is_part(byte)).count();
+                if is_rewritten(&text[at..at + length]) {
+                    found.push(at..at + length);
+                }
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    found
+}
+
+/// The position after a string that begins at `start`.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// The most digits of an integer that always fits 64 bits.
+const SHORT: usize = 18;
+
+fn is_rewritten(number: &str) -> bool {
+    if number.len() <= SHORT && number != "-0" && is_integer(number) {
+        return false;
+    }
+    match serde_json::from_str::<Number>(number) {
+        Ok(parsed) => parsed.to_string() != number,
+        // An integer too long even for a float; anything else is no number, which the parser reports.
+        Err(_) => is_integer(number),
+    }
+}
+
+/// Whether a number has no fraction and no exponent.
+fn is_integer(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    !digits.is_empty()
+        && (digits == "0" || !digits.starts_with('0'))
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_are_kept_as_they_are_written() {
+        let long = "9".repeat(400);
+        let text = format!(r#"{{"a": [37778931862957161709568, 2.50, 1e6, 5, "1e6 \" 2.50"], "b": {long}, "c": -0}}"#);
+        let parsed = SourceValue::parse(&text).unwrap();
+        let expected = json!({"a": ["37778931862957161709568", 2.5, 1e6, 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
+        assert_eq!(parsed.value, expected);
+        let written = json!({"a": ["37778931862957161709568", "2.50", "1e6", 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
+        assert_eq!(parsed.written.unwrap(), written);
+    }
+
+    #[test]
+    fn ordinary_numbers_need_no_second_value() {
+        let text = r#"[0, -1, 2.5, 1000000.0, 18446744073709551615, -9223372036854775808, 1e22, 0.1]"#;
+        assert_eq!(SourceValue::parse(text).unwrap().written, None);
+        assert_eq!(SourceValue::parse("18446744073709551616").unwrap().value, json!("18446744073709551616"));
+    }
+
+    #[test]
+    fn text_that_is_not_json_is_refused() {
+        for text in [
+            "01",
+            "1.",
+            "-",
+            "1e",
+            "+1",
+            "1e400",
+            "[1.50",
+            "{\"a\": 2.50,}",
+            "\"\\",
+            "1-2",
+            "--1",
+            "00000000000000000001",
+        ] {
+            assert!(SourceValue::parse(text).is_err(), "{text}");
+        }
+    }
+}
