@@ -5,6 +5,7 @@
 //! - [`args`]: options that several subcommands share; usage errors.
 //! - [`base`]: from `--base` to an open model; downloads, the bundled model `pico`, and bases with an adapter merged in.
 //! - [`scoring`]: evaluation runs, with failures and results.json.
+//! - [`generation`]: prompts of `generate`, and files of generated text.
 //! - [`demo`]: the full pipeline that the `demo` subcommand runs.
 //! - [`routing_trace`]: records a router's choices for `explain`.
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
@@ -22,6 +23,7 @@ mod cli;
 mod command_context;
 mod commands;
 mod demo;
+mod generation;
 mod interrupt;
 mod output;
 mod pages;

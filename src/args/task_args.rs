@@ -1,8 +1,7 @@
-//! Options that select tasks, and checks of their splits.
+//! Options that select tasks.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_adapter::ExpertRecord;
 use lorakit_task::Task;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -61,47 +60,4 @@ impl<'a> TaskDocument<'a> {
     pub fn of(task: &'a Task) -> Self {
         Self { name: &task.name, path: &task.path, sha256: task.sha256(), split_seed: task.split_seed }
     }
-}
-
-/// Refuses a task whose test rows the expert may have seen: one with the name of a training task but other rows, or with
-/// the same rows split with another seed.
-pub fn ensure_unseen(task: &Task, expert: &str, record: &ExpertRecord) -> Result<()> {
-    for seen in record.tasks.iter().chain(&record.seen) {
-        let (path, hash) = (task.path.display(), task.sha256());
-        if seen.name == task.name && seen.sha256 != hash {
-            bail!(
-                "task `{}` ({path}) differs from the task of that name that expert `{expert}` was trained on ({}): sha256 \
-                 {hash}, recorded {}. Use the same file, another name (NAME={path}), or --split all",
-                task.name,
-                seen.path,
-                seen.sha256,
-            );
-        }
-        if seen.sha256 == hash && seen.split_seed != task.split_seed {
-            bail!(
-                "task `{}` ({path}) is split with split_seed {}, but expert `{expert}` was trained on the same rows split \
-                 with {}, so it has seen test rows. Set split_seed = {} in the task's TOML, or use --split all",
-                task.name,
-                task.split_seed,
-                seen.split_seed,
-                seen.split_seed,
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Refuses to fit to the rows of an evaluated task split with another seed.
-pub fn ensure_apart(task: &Task, fit: &Task) -> Result<()> {
-    ensure!(
-        task.sha256() != fit.sha256() || task.split_seed == fit.split_seed,
-        "--fit {} ({}) has the rows of the evaluated task `{}`, but split with split_seed {} instead of {}: a router \
-         would be fitted to test rows. Use the same split_seed for both, or --split all",
-        fit.name,
-        fit.path.display(),
-        task.name,
-        fit.split_seed,
-        task.split_seed
-    );
-    Ok(())
 }

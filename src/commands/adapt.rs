@@ -1,6 +1,6 @@
 //! `adapt`: adapts a library to target tasks.
 
-use crate::args::task_args::{self, TaskArgs};
+use crate::args::task_args::TaskArgs;
 use crate::args::train_config_args::TrainConfigArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
@@ -10,6 +10,7 @@ use crate::output::progress_bar;
 use crate::output::score_tables::cell;
 use crate::output::text_table::{help_entry, number, table};
 use crate::output::training_report;
+use crate::scoring::unseen_rows;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -21,7 +22,7 @@ use lorakit_fit::adapt::{
 use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
 use lorakit_fit::{OpenLibrary, lock};
-use lorakit_task::Task;
+use lorakit_task::{Split, Task};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -94,7 +95,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         }
     };
     if let Some(opened) = &opened {
-        ensure_unseen(&tasks, opened)?;
+        unseen_rows::ensure_unseen(&tasks, Split::Test, &unseen_rows::experts(opened), context)?;
         ensure!(!same_folder(&args.out, opened), "{}: --out and --library are the same folder", args.out.display());
     }
     let settings = |defaults| args.settings.over(defaults).map_err(Into::into);
@@ -125,16 +126,6 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         format!("{}\n\n{}\n\n{end}", report.text, scores(&results, &finished))
     })?;
     report.outcome
-}
-
-/// Refuses tasks whose test rows an expert of the library may have seen.
-fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary) -> Result<()> {
-    for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
-        for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
-            task_args::ensure_unseen(task, expert, record)?;
-        }
-    }
-    Ok(())
 }
 
 fn same_folder(out: &std::path::Path, opened: &OpenLibrary) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::args::adapter_args;
 use crate::args::router_arg::RouterArg;
-use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
+use crate::args::task_args::{FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -10,6 +10,8 @@ use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
+use crate::scoring::truncation;
+use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -74,12 +76,12 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     }
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
-    if let (Some(record), false) = (place.record()?, args.split == Split::All) {
-        tasks.iter().try_for_each(|task| task_args::ensure_unseen(task, &args.base.to_string(), &record))?;
+    if let Some(record) = place.record()? {
+        unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
     let opened = library(&args, &routers, &base)?;
     if let Some(opened) = &opened {
-        ensure_unseen(&tasks, opened, args.split)?;
+        unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
     }
     let tokenizer = || place.tokenizer().map_err(Into::into);
     let routing = opened.as_ref().map(|library| FitContext {
@@ -127,6 +129,8 @@ impl EvalRun<'_> {
         failures: &mut Failures,
     ) -> Result<()> {
         let bar = progress_bar::bar(&self.context.output, (routers.len() * self.tasks.len()) as u64, "eval");
+        // Rows are cut alike for all routers.
+        let mut noticed = BTreeSet::new();
         for (router, prepared) in routers.iter().zip(prepared) {
             for (index, task) in self.tasks.iter().enumerate() {
                 let Some(RoutedPatches { patches, templates }) = prepared.of(index) else {
@@ -139,7 +143,13 @@ impl EvalRun<'_> {
                     bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
                 });
                 match scores {
-                    Ok(scores) => store.keep(&router.text, &task.name, &scores)?,
+                    Ok(scores) => {
+                        let notice = truncation::notice(task, &scores, self.base.config().max_positions);
+                        if let Some(notice) = notice.filter(|_| noticed.insert(index)) {
+                            bar.suspend(|| self.context.output.warn(notice));
+                        }
+                        store.keep(&router.text, &task.name, &scores)?;
+                    }
                     Err(error) => {
                         let add = || failures.add(Some(&router.text), &task.name, error.into(), self.context);
                         bar.suspend(add)?;
@@ -170,8 +180,10 @@ impl EvalArgs {
     ) -> Result<Vec<Task>> {
         let tasks = self.tasks.load()?;
         if self.split != Split::All {
-            let pairs = tasks.iter().flat_map(|task| fit.iter().map(move |fit| (task, fit)));
-            pairs.into_iter().try_for_each(|(task, fit)| task_args::ensure_apart(task, fit))?;
+            for task in &tasks {
+                let rows = ScoredRows::new(task, self.split);
+                fit.iter().try_for_each(|fit| rows.ensure_apart(fit))?;
+            }
         }
         let mut tasks = failures.with_rows(tasks, options, context)?;
         if !self.metrics.is_empty() {
@@ -195,19 +207,6 @@ fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option
         return Ok(None);
     }
     Ok(Some(OpenLibrary::open(root, base, &[])?))
-}
-
-/// Refuses tasks whose evaluated rows an expert may have been trained on.
-fn ensure_unseen(tasks: &[Task], opened: &OpenLibrary, split: Split) -> Result<()> {
-    if split == Split::All {
-        return Ok(());
-    }
-    for (expert, record) in opened.experts.names().iter().zip(&opened.records) {
-        for (task, record) in tasks.iter().flat_map(|task| Some((task, record.as_ref()?))) {
-            task_args::ensure_unseen(task, expert, record)?;
-        }
-    }
-    Ok(())
 }
 
 /// A router, ready to be evaluated.

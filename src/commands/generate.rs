@@ -1,17 +1,20 @@
-//! `generate`: generates text from a prompt, streamed.
+//! `generate`: generates text from prompts.
 
 use crate::args::adapter_args::{self, AdapterArgs};
+use crate::args::sampling_args::SamplingArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
-use anyhow::{Context as _, Result};
+use crate::generation::generated_rows::{self, GeneratedRows, document};
+use crate::generation::prompt_row::PromptRow;
+use crate::output::progress_bar;
+use anyhow::{Result, ensure};
 use clap::Args;
-use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, generate};
-use lorakit_model::sampling::SamplingStrategy;
-use lorakit_task::Example;
+use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, TokenBudget, TruncatedRows, generate};
+use lorakit_fit::pluralize;
 use serde_json::json;
-use std::io::Read;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 /// The arguments of `generate`.
 #[derive(Args, Debug)]
@@ -23,18 +26,20 @@ pub struct GenerateArgs {
     #[command(flatten)]
     adapter: AdapterArgs,
     /// Prompt; - reads it from stdin
-    #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
-    prompt: String,
+    #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true, required_unless_present = "input")]
+    prompt: Option<String>,
+    /// JSON lines with a `prompt` each; needs --output
+    #[arg(long, value_name = "FILE.jsonl", requires = "output", conflicts_with = "prompt")]
+    input: Option<PathBuf>,
+    /// JSON lines: the fields of each row of --input, with its text
+    #[arg(long, value_name = "FILE.jsonl", requires = "input")]
+    output: Option<PathBuf>,
     /// Maximum number of new tokens, also limited by the base model [default: 256]
     #[arg(long, value_name = "N", value_parser = count)]
     max_new_tokens: Option<NonZeroUsize>,
-    /// Sampling temperature; 0 is greedy decoding
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
-    temperature: f64,
-    /// Nucleus sampling: sample from the most likely tokens with this total probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = top_p)]
-    top_p: f64,
-    /// Stop before this text; can be repeated. For a text that starts with a hyphen: --stop=-x
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Stop before this text, which may be a special token; can be repeated. For a text that starts with a hyphen: --stop=-x
     #[arg(long, value_name = "TEXT", value_parser = stop)]
     stop: Vec<String>,
 }
@@ -43,132 +48,146 @@ fn stop(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }
 }
 
-fn temperature(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(|t: &f64| t.is_finite() && *t >= 0.0).ok_or("expected a number of at least 0")
-}
-
-fn top_p(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(|p: &f64| *p > 0.0 && *p <= 1.0).ok_or("expected a number above 0 and at most 1")
-}
-
-/// Generates text from the prompt.
-pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
-    args.adapter.ensure_usage()?;
-    usage::ensure(args.top_p == 1.0 || args.temperature > 0.0, || {
-        "--top-p needs sampling; set --temperature above 0".to_owned()
-    })?;
-    let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
-    let routed = args.adapter.open(&base, &place, context)?;
-    let prompt = prompt(&args.prompt)?;
-    let whole = Example::encode_prompt(&prompt, &vocabulary, usize::MAX)?.len();
-    let budget = TokenBudget::of(whole, args.max_new_tokens.map(NonZeroUsize::get), base.config().max_positions);
-    let tokens = Example::encode_prompt(&prompt, &vocabulary, budget.prompt)?;
-    if let Some(warning) = budget.warning(whole, args.max_new_tokens, base.config().max_positions) {
-        context.output.warn(warning);
-    }
-    let choice = if args.temperature == 0.0 {
-        SamplingStrategy::Greedy
-    } else {
-        SamplingStrategy::Random { temperature: args.temperature, top_p: args.top_p }
-    };
-    let config = GenerateOptions {
-        max_new_tokens: budget.new,
-        stop: args.stop,
-        sampling: choice,
-        seed: context.seed,
-        ..GenerateOptions::default()
-    };
-    let (patches, routing) = (&routed.patches, routed.templates.as_ref());
-    let model = PatchedModel { base: &base, tokenizer: &vocabulary, patches, routing };
-
-    let mut written = Ok(());
-    let mut on_event = |_: usize, event: GenerationEvent| {
-        if let (false, GenerationEvent::Text(piece), Ok(())) = (context.output.json, event, &written) {
-            written = context.output.raw(piece);
-        }
-    };
-    let generated = generate(&model, &[tokens], &config, &mut on_event)?;
-    written?;
-    let generated = generated.first().context("one prompt has one result")?;
-    if !context.output.json {
-        return context.output.raw("\n");
-    }
-    let (text, tokens, finish) = (&generated.text, generated.tokens, generated.finish);
-    context.output.result(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "finish": finish }), String::new)
-}
-
 /// The default of `--max-new-tokens`.
 const NEW_TOKENS: usize = 256;
 
-/// New tokens at most where the prompt alone fills the base.
-const NEW_TOKENS_AFTER_CUT: usize = 16;
+/// Rows of a file that are generated and then written together.
+const ROWS: usize = 64;
 
-/// How the base's positions are divided between prompt and new tokens.
-#[derive(Debug, PartialEq, Eq)]
-struct TokenBudget {
-    /// Tokens of the prompt, from its end.
-    prompt: usize,
-    /// Maximum number of new tokens.
-    new: usize,
+/// Generates text from the prompts.
+pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
+    args.adapter.ensure_usage()?;
+    args.sampling.ensure_usage()?;
+    let rows = match (&args.input, &args.prompt) {
+        (Some(path), _) => PromptRow::read(path)?,
+        (None, prompt) => vec![PromptRow::typed(prompt.as_deref().unwrap_or_default())?],
+    };
+    if let (Some(input), Some(output)) = (&args.input, &args.output) {
+        usage::ensure(input != output, || "--output is the file of --input, which it would replace".to_owned())?;
+        generated_rows::ensure_new_keys(&rows)?;
+    }
+    let place = args.base.resolve(context)?;
+    let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
+    let routed = args.adapter.open(&base, &place, context)?;
+    let (patches, routing) = (&routed.patches, routed.templates.as_ref());
+    let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing };
+    let prompts = args.prompts(&rows, &model, context)?;
+    let options = GenerateOptions {
+        max_new_tokens: args.new_tokens(),
+        stop: args.stop,
+        sampling: args.sampling.options(),
+        seed: context.seed,
+        samples: args.sampling.samples.get(),
+        ..GenerateOptions::default()
+    };
+    let run = GenerateRun { model: &model, options, context };
+    match &args.output {
+        Some(path) => run.to_file(&rows, &prompts, path),
+        None => run.to_stdout(&rows[0], &prompts),
+    }
 }
 
-impl TokenBudget {
-    /// A prompt that leaves room for a token is kept whole; new tokens get the rest. One that does not fit is cut from
-    /// the left to make room for a few tokens.
-    fn of(whole: usize, wanted: Option<usize>, positions: usize) -> Self {
-        let wanted = wanted.unwrap_or(NEW_TOKENS);
-        if whole < positions {
-            return Self { prompt: whole, new: wanted.min(positions - whole) };
-        }
-        let new = wanted.min((positions / 2).clamp(1, NEW_TOKENS_AFTER_CUT));
-        Self { prompt: positions.saturating_sub(new).max(1), new }
+impl GenerateArgs {
+    fn new_tokens(&self) -> usize {
+        self.max_new_tokens.map_or(NEW_TOKENS, NonZeroUsize::get)
     }
 
-    /// A warning if the request had to be changed.
-    fn warning(&self, whole: usize, wanted: Option<NonZeroUsize>, positions: usize) -> Option<String> {
-        let Self { prompt, new } = self;
-        if *prompt < whole {
-            return Some(format!(
-                "the prompt has {whole} tokens but the base supports {positions}: only the last {prompt} are used, \
-                 leaving room for {new} new tokens"
+    /// The prompts' tokens. They are whole where they leave room for a new token; what was cut is said in one warning.
+    fn prompts(&self, rows: &[PromptRow], model: &PatchedModel, context: &CommandContext) -> Result<Vec<Vec<u32>>> {
+        let (positions, mut truncated) = (model.base.config().max_positions, TruncatedRows::default());
+        let mut prompts = Vec::new();
+        for row in rows {
+            let tokens = row.tokens(model.tokenizer, usize::MAX)?;
+            let (whole, budget) = (tokens.len(), TokenBudget::new(tokens.len(), self.new_tokens(), positions));
+            let asked = self.max_new_tokens.map_or(0, NonZeroUsize::get);
+            truncated.count_generation(budget, whole, asked);
+            prompts.push(if budget.prompt < whole { row.tokens(model.tokenizer, budget.prompt)? } else { tokens });
+            if let (None, Some(warning)) = (&self.input, warning(budget, whole, asked, positions)) {
+                context.output.warn(warning);
+            }
+        }
+        let TruncatedRows { generation_prompts: cut, new_tokens: fewer, .. } = truncated;
+        if self.input.is_some() && cut + fewer > 0 {
+            context.output.warn(format!(
+                "of {}, {cut} lost their beginning and {fewer} have room for fewer new tokens than --max-new-tokens; \
+                 the base supports {positions} tokens",
+                pluralize(rows.len(), "prompt"),
             ));
         }
-        let wanted = wanted.map(NonZeroUsize::get).filter(|wanted| new < wanted)?;
-        Some(format!(
-            "--max-new-tokens {wanted}: the base supports {positions} tokens; after a prompt of {whole} \
-             there is room for {new}"
-        ))
+        Ok(prompts)
     }
 }
 
-/// The prompt as typed, or from stdin.
-fn prompt(typed: &str) -> Result<String> {
-    if typed != "-" {
-        return Ok(typed.to_owned());
+/// A warning if the request had to be changed, where the prompt has `whole` tokens and `asked` new ones were asked for.
+fn warning(budget: TokenBudget, whole: usize, asked: usize, positions: usize) -> Option<String> {
+    let TokenBudget { prompt, new_tokens } = budget;
+    if prompt < whole {
+        return Some(format!(
+            "the prompt has {whole} tokens but the base supports {positions}: only the last {prompt} are used, \
+             leaving room for {new_tokens} new tokens"
+        ));
     }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
-    Ok(text)
+    (new_tokens < asked).then(|| {
+        format!(
+            "--max-new-tokens {asked}: the base supports {positions} tokens; after a prompt of {whole} \
+             there is room for {new_tokens}"
+        )
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A model and how it generates.
+struct GenerateRun<'a> {
+    model: &'a PatchedModel<'a>,
+    options: GenerateOptions,
+    context: &'a CommandContext,
+}
 
-    #[test]
-    fn a_prompt_that_fits_is_kept_whole() {
-        let of = |whole, wanted, positions| {
-            let budget = TokenBudget::of(whole, wanted, positions);
-            (budget.prompt, budget.new)
+impl GenerateRun<'_> {
+    /// Prints the texts of one prompt; a single one as it is generated.
+    fn to_stdout(&self, row: &PromptRow, prompts: &[Vec<u32>]) -> Result<()> {
+        let output = &self.context.output;
+        let streams = !output.json && self.options.samples == 1;
+        let mut written = Ok(());
+        let mut on_event = |_: usize, event: GenerationEvent| {
+            if let (true, GenerationEvent::Text(piece), Ok(())) = (streams, event, &written) {
+                written = output.raw(piece);
+            }
         };
-        assert_eq!(of(8, None, 4096), (8, 256));
-        assert_eq!(of(8, None, 256), (8, 248));
-        assert_eq!(of(8, Some(255), 256), (8, 248));
-        assert_eq!(of(255, Some(300), 256), (255, 1));
-        assert_eq!(of(300, None, 256), (240, 16), "a prompt that does not fit is cut");
-        assert_eq!(of(256, Some(200), 256), (240, 16));
-        assert_eq!(of(300, Some(2), 256), (254, 2));
-        assert_eq!(of(5, None, 1), (1, 1));
+        let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
+        written?;
+        if streams {
+            return output.raw("\n");
+        }
+        output.result(&document(row, &generated), || {
+            let texts = generated.iter().enumerate().map(|(i, text)| format!("[{}] {}\n", i + 1, text.text));
+            texts.collect()
+        })
+    }
+
+    /// Writes the texts of all rows to a file.
+    fn to_file(mut self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
+        let (samples, output) = (self.options.samples, &self.context.output);
+        let mut file = GeneratedRows::create(path)?;
+        let bar = progress_bar::bar(output, (rows.len() * samples) as u64, "generate");
+        let mut tokens = 0;
+        for (rows, prompts) in rows.chunks(ROWS).zip(prompts.chunks(ROWS)) {
+            let mut on_event = |_: usize, event: GenerationEvent| {
+                if let GenerationEvent::End(_) = event {
+                    bar.inc(1);
+                }
+            };
+            let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
+            ensure!(generated.len() == rows.len() * samples, "a text is missing");
+            file.write(rows, &generated, samples)?;
+            tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
+            self.options.first_prompt += rows.len();
+        }
+        bar.finish_and_clear();
+        let texts = rows.len() * samples;
+        let document = json!({ "output": path, "prompts": rows.len(), "texts": texts, "tokens": tokens });
+        output.result(&document, || {
+            let (texts, tokens) = (pluralize(texts, "text"), pluralize(tokens, "token"));
+            format!("{}: {texts} of {tokens} for {}\n", path.display(), pluralize(rows.len(), "prompt"))
+        })
     }
 }

@@ -2,3 +2,5 @@
 
 pub mod failures;
 pub mod results_store;
+pub mod truncation;
+pub mod unseen_rows;

@@ -50,13 +50,27 @@ pub fn score_choices(
     batch_tokens: usize,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<ChoiceScore>>> {
-    let questions: Vec<Question> = rows.iter().map(|row| Question::new(row, model)).collect::<Result<_>>()?;
+    score_questions(model, rows, &questions(model, rows)?, batch_tokens, done)
+}
+
+/// The choices of every row, tokenized.
+pub(crate) fn questions<'a>(model: &PatchedModel, rows: &[&'a lorakit_task::Row]) -> Result<Vec<Question<'a>>> {
+    rows.iter().map(|row| Question::new(row, model)).collect()
+}
+
+/// As [`score_choices`], for the rows' `questions`.
+pub(crate) fn score_questions(
+    model: &PatchedModel,
+    rows: &[&lorakit_task::Row],
+    questions: &[Question],
+    batch_tokens: usize,
+    done: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<ChoiceScore>>> {
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
     let lanes = model.base.batch_parallel(batch_tokens);
-    let score =
-        |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_scores(model, rows, &questions, batch)?)) };
+    let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_scores(model, rows, questions, batch)?)) };
     lanes.run(&token_batches(&lengths, lanes.tokens()), score, |(batch, found)| {
         finished += batch.len();
         batch.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
@@ -89,7 +103,9 @@ fn batch_scores(
 }
 
 /// The choices of a row as branches.
-struct Question<'a> {
+pub(crate) struct Question<'a> {
+    /// The choices as answers in training.
+    pub examples: Vec<Example>,
     /// The common prompt.
     prompt: Vec<u32>,
     choices: Vec<Choice<'a>>,
@@ -146,7 +162,7 @@ impl<'a> Question<'a> {
         // example.
         let trees = branches.chunks(texts.len()).map(|alike| PrefixTree::new(alike.to_vec())).collect();
         let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt.clone());
-        Ok(Question { prompt, choices, trees })
+        Ok(Question { examples, prompt, choices, trees })
     }
 
     fn tokens(&self) -> usize {

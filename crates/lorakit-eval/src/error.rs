@@ -71,6 +71,14 @@ pub enum EvalError {
         /// Its loss per token.
         loss: f64,
     },
+    /// The prompt that was being continued.
+    #[error("prompt {prompt}")]
+    Prompt {
+        /// Its number, from one.
+        prompt: usize,
+        /// What went wrong.
+        source: Box<EvalError>,
+    },
     /// `max_new_tokens` is zero.
     #[error("max_new_tokens is 0; expected at least 1")]
     NoNewTokens,
@@ -89,6 +97,19 @@ pub enum EvalError {
         prompt: usize,
         /// Its tokens.
         tokens: usize,
+        /// The base's longest sequence.
+        max_length: usize,
+    },
+    /// A row whose answer leaves no room for its prompt.
+    #[error(
+        "row {row}: nothing of its prompt would be left, since its answer alone has at least {answer} tokens and the \
+         base's context holds {max_length}; remove the row, or use a base with a longer context"
+    )]
+    NoRoomForPrompt {
+        /// The row's number, from one.
+        row: usize,
+        /// Tokens of the answer that fit.
+        answer: usize,
         /// The base's longest sequence.
         max_length: usize,
     },

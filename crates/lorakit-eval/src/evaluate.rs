@@ -4,7 +4,7 @@ use crate::error::{EvalError, Result};
 use lorakit_task::{Example, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
-use crate::choice_scores::{chosen, score_choices};
+use crate::choice_scores::{Question, chosen, questions, score_questions};
 use crate::eval_progress::{EvalProgress, EvalStage};
 use crate::generation::{GenerateOptions, GenerationEvent, generate};
 use crate::likelihood::example_losses;
@@ -13,6 +13,8 @@ use crate::metrics::rouge_l::rouge_l;
 use crate::metrics::score::TaskScores;
 use crate::patched_model::PatchedModel;
 use crate::sample::Sample;
+use crate::token_budget::TokenBudget;
+use crate::truncated_rows::TruncatedRows;
 
 /// The name of the exact match after normalization, reported beside [`Metric::ExactMatch`].
 pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
@@ -37,11 +39,13 @@ impl Default for EvalOptions {
 
 /// Scores a model on a task: all of [`Task::metrics`], and always the loss.
 ///
-/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Rows longer than the base's context are truncated at their start.
-/// Text is generated greedily.
+/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Text is generated greedily. Rows longer than the base's context lose
+/// the beginning of their prompt, and [`TaskScores::truncated`] counts them. No prompt is cut to make room for new tokens: if
+/// there is less than the task asks for, fewer are generated.
 ///
 /// # Errors
-/// If the split has no rows, a row cannot be tokenized, or a likelihood is not finite.
+/// If the split has no rows, a row cannot be tokenized, nothing of a row's prompt would be left, or a likelihood is not
+/// finite.
 pub fn evaluate(
     model: &PatchedModel,
     task: &Task,
@@ -53,13 +57,14 @@ pub fn evaluate(
         return Err(EvalError::NoRows { name: task.name.clone() });
     }
     let samples = rows.iter().map(|row| Sample::new(row)).collect();
-    let mut evaluation = Evaluation { model, task, options, rows, samples, progress };
+    let truncated = TruncatedRows::default();
+    let mut evaluation = Evaluation { model, task, options, rows, samples, truncated, progress };
     evaluation.run().map_err(|source| EvalError::Task {
         name: task.name.clone(),
         path: task.path.clone(),
         source: Box::new(source),
     })?;
-    Ok(TaskScores::of(evaluation.samples))
+    Ok(TaskScores::of(evaluation.samples, evaluation.truncated))
 }
 
 /// An evaluation in progress.
@@ -69,6 +74,7 @@ struct Evaluation<'a> {
     options: &'a EvalOptions,
     rows: Vec<&'a Row>,
     samples: Vec<Sample>,
+    truncated: TruncatedRows,
     progress: &'a mut dyn FnMut(EvalProgress),
 }
 
@@ -91,6 +97,7 @@ impl Evaluation<'_> {
     fn losses(&mut self) -> Result<()> {
         let encode = |row: &&Row| Example::encode(row, self.model.tokenizer, self.model.max_length());
         let examples: Vec<Example> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
+        self.count_truncated(examples.iter().map(std::slice::from_ref))?;
         let mut done = report(EvalStage::Likelihood, self.rows.len(), self.progress);
         let losses = example_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {
@@ -103,8 +110,10 @@ impl Evaluation<'_> {
     }
 
     fn choices(&mut self) -> Result<()> {
+        let questions = questions(self.model, &self.rows)?;
+        self.count_truncated(questions.iter().map(|question: &Question| question.examples.as_slice()))?;
         let mut done = report(EvalStage::Choices, self.rows.len(), self.progress);
-        let scores = score_choices(self.model, &self.rows, self.options.batch_tokens, &mut done)?;
+        let scores = score_questions(self.model, &self.rows, &questions, self.options.batch_tokens, &mut done)?;
         for (sample, choices) in self.samples.iter_mut().zip(scores) {
             let Some(gold) = sample.gold else { continue };
             sample.metrics.insert(Metric::Loss.name().into(), choices[gold].loss);
@@ -118,6 +127,35 @@ impl Evaluation<'_> {
         Ok(())
     }
 
+    /// Counts the rows that were cut; each item has the examples of one row. An error where nothing of a prompt is left.
+    fn count_truncated<'e>(&mut self, rows: impl Iterator<Item = &'e [Example]>) -> Result<()> {
+        let (beginning, max_length) = (self.model.tokenizer.encode("")?.len(), self.model.max_length());
+        for (row, examples) in self.rows.iter().zip(rows) {
+            let empty = |example: &&Example| example.truncation.prompt > 0 && example.prompt.len() <= beginning;
+            if let Some(example) = examples.iter().find(empty) {
+                return Err(EvalError::NoRoomForPrompt { row: row.number, answer: example.target.len(), max_length });
+            }
+            self.truncated.count_examples(examples);
+        }
+        Ok(())
+    }
+
+    /// The rows' prompts for generation, whole where they leave room for a new token.
+    fn generation_prompts(&mut self, max_new_tokens: usize) -> Result<Vec<Vec<u32>>> {
+        let (tokenizer, positions) = (self.model.tokenizer, self.model.max_length());
+        let mut prompts = Vec::new();
+        for row in &self.rows {
+            let whole = Example::encode_prompt(&row.prompt, tokenizer, usize::MAX)?;
+            let budget = TokenBudget::new(whole.len(), max_new_tokens, positions);
+            self.truncated.count_generation(budget, whole.len(), max_new_tokens);
+            prompts.push(match budget.prompt < whole.len() {
+                true => Example::encode_prompt(&row.prompt, tokenizer, budget.prompt)?,
+                false => whole,
+            });
+        }
+        Ok(prompts)
+    }
+
     fn generation(&mut self) -> Result<()> {
         let settings = &self.task.generation;
         let config = GenerateOptions {
@@ -126,9 +164,7 @@ impl Evaluation<'_> {
             batch_tokens: self.options.batch_tokens,
             ..GenerateOptions::default()
         };
-        let room = self.model.max_length().saturating_sub(config.max_new_tokens).max(1);
-        let encode = |row: &&Row| Example::encode_prompt(&row.prompt, self.model.tokenizer, room);
-        let prompts: Vec<Vec<u32>> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
+        let prompts = self.generation_prompts(config.max_new_tokens)?;
         let mut done = report(EvalStage::Generation, self.rows.len(), self.progress);
         let mut finished = 0;
         let generated = generate(self.model, &prompts, &config, &mut |_, event| {

@@ -1,8 +1,9 @@
 //! Text generation, greedy or sampled, until EOS, a stop string or a maximum length.
 
 use candle_core::DType;
+use lorakit_format::rng::Key;
 use lorakit_model::CachedDecoder;
-use lorakit_model::sampling::{Sampler, SamplingStrategy};
+use lorakit_model::sampling::{Sampler, SamplingOptions};
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
@@ -18,16 +19,29 @@ pub struct GenerateOptions {
     /// Strings before which the text ends.
     pub stop: Vec<String>,
     /// How each token is selected.
-    pub sampling: SamplingStrategy,
-    /// The seed of sampling. Each prompt has its own stream, keyed by the seed and its index.
+    pub sampling: SamplingOptions,
+    /// The seed of sampling. What is drawn depends on the seed, the prompt's number, the text's number among those of its
+    /// prompt, and the step: not on other prompts.
     pub seed: u64,
+    /// The number of the first prompt.
+    pub first_prompt: usize,
+    /// The number of texts for each prompt.
+    pub samples: usize,
     /// Maximum tokens in the cache, prompts and generated text together.
     pub batch_tokens: usize,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, stop: Vec::new(), sampling: SamplingStrategy::Greedy, seed: 0, batch_tokens: 8192 }
+        Self {
+            max_new_tokens: 256,
+            stop: Vec::new(),
+            sampling: SamplingOptions::default(),
+            seed: 0,
+            first_prompt: 0,
+            samples: 1,
+            batch_tokens: 8192,
+        }
     }
 }
 
@@ -63,13 +77,13 @@ pub struct GeneratedText {
     pub finish: FinishReason,
 }
 
-/// Generates text after each of `prompts`, in order.
+/// Generates [`GenerateOptions::samples`] texts after each of `prompts`, in order: first those of the first prompt.
 ///
-/// `on_event` receives every event with the index of its prompt. Rows are decoded together and leave the batch when they
+/// `on_event` receives every event with the index of its text. Rows are decoded together and leave the batch when they
 /// are finished; which rows share a batch changes a text only if two tokens are equally likely up to rounding.
 ///
 /// # Errors
-/// If a prompt is empty or fills the base's context.
+/// If a prompt is empty or fills the base's context, or a logit is NaN.
 pub fn generate(
     model: &PatchedModel,
     prompts: &[Vec<u32>],
@@ -77,17 +91,21 @@ pub fn generate(
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
-    let capacity = |prompt: &Vec<u32>| (prompt.len() + config.max_new_tokens).min(model.max_length());
+    let texts_of = |prompt| std::iter::repeat_n(prompt, config.samples);
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).flat_map(texts_of).collect();
+    let capacity = |prompt: &&[u32]| (prompt.len() + config.max_new_tokens).min(model.max_length());
     let capacities: Vec<usize> = prompts.iter().map(capacity).collect();
     let mut texts = vec![None; prompts.len()];
     for batch in token_batches(&capacities, config.batch_tokens) {
         let mut decoder = CachedDecoder::new(model.base, model.patches, batch.iter().map(|&i| capacities[i]).sum())?;
-        let batch_prompts: Vec<&[u32]> = batch.iter().map(|&index| prompts[index].as_slice()).collect();
+        let batch_prompts: Vec<&[u32]> = batch.iter().map(|&index| prompts[index]).collect();
         let mut rows = Vec::new();
         for (&index, template) in batch.iter().zip(model.route(&batch_prompts)?) {
             let row = decoder.open(capacities[index], template)?;
             let limit = capacities[index] - prompts[index].len();
-            rows.push(GeneratedRow::new(model, config, RowPlace { index, decoder_row: row, limit }, &prompts[index]));
+            let prompt = config.first_prompt + index / config.samples;
+            let place = RowPlace { index, prompt, sample: index % config.samples, decoder_row: row, limit };
+            rows.push(GeneratedRow::new(model, config, place, prompts[index])?);
         }
         while !rows.is_empty() {
             step(&mut decoder, &mut rows, on_event)?;
@@ -123,13 +141,14 @@ fn step(
     rows: &mut [GeneratedRow],
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<()> {
-    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.decoder_row, row.unread.as_slice())).collect();
+    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.decoder_row, row.unread())).collect();
     let logits = decoder.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for (row, logits) in rows.iter_mut().zip(&logits) {
-        row.choose(logits)?;
+        row.choose(logits)
+            .map_err(|source| EvalError::Prompt { prompt: row.place.prompt + 1, source: Box::new(source) })?;
         let piece = row.text.take_certain();
         if !piece.is_empty() {
-            on_event(row.place.index, GenerationEvent::Text(piece));
+            on_event(row.place.index, GenerationEvent::Text(&piece));
         }
         if let Some(finish) = row.finish {
             on_event(row.place.index, GenerationEvent::End(finish));
@@ -140,8 +159,12 @@ fn step(
 
 /// Where a row is, and its limit.
 struct RowPlace {
-    /// The index of its prompt.
+    /// The index of its text.
     index: usize,
+    /// The number of its prompt, from zero.
+    prompt: usize,
+    /// Its number among the texts of its prompt, from zero.
+    sample: usize,
     /// Its row in the decoder.
     decoder_row: usize,
     /// Maximum number of new tokens; at least 1.
@@ -151,7 +174,10 @@ struct RowPlace {
 /// A row in generation.
 struct GeneratedRow<'a> {
     place: RowPlace,
-    unread: Vec<u32>,
+    /// The tokens of prompt and text.
+    tokens: Vec<u32>,
+    /// How many of them the decoder has read.
+    read: usize,
     stop_tokens: &'a [u32],
     sampler: Sampler,
     text: StopText<'a>,
@@ -160,22 +186,29 @@ struct GeneratedRow<'a> {
 }
 
 impl<'a> GeneratedRow<'a> {
-    fn new(model: &PatchedModel<'a>, config: &'a GenerateOptions, place: RowPlace, prompt: &[u32]) -> Self {
-        GeneratedRow {
-            unread: prompt.to_vec(),
+    fn new(model: &PatchedModel<'a>, config: &'a GenerateOptions, place: RowPlace, prompt: &[u32]) -> Result<Self> {
+        let key = Key::new(config.seed, "sampling").number(place.prompt as u64).number(place.sample as u64);
+        Ok(GeneratedRow {
+            tokens: prompt.to_vec(),
+            read: 0,
             stop_tokens: model.tokenizer.stop_tokens(),
-            sampler: Sampler::new(config.sampling, prompt_seed(config.seed, place.index)),
-            text: StopText::new(model.tokenizer, prompt, &config.stop),
+            sampler: Sampler::new(config.sampling, key),
+            text: StopText::new(model.tokenizer, prompt, &config.stop)?,
             new_tokens: 0,
             finish: None,
             place,
-        }
+        })
+    }
+
+    fn unread(&self) -> &[u32] {
+        &self.tokens[self.read..]
     }
 
     /// Selects the next token, and checks whether the text has ended.
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
-        let token = self.sampler.next(logits);
-        self.unread = vec![token];
+        let token = self.sampler.next(logits, &self.tokens, self.new_tokens)?;
+        self.read = self.tokens.len();
+        self.tokens.push(token);
         self.new_tokens += 1;
         self.finish = if self.stop_tokens.contains(&token) {
             Some(FinishReason::Eos)
@@ -193,13 +226,4 @@ impl<'a> GeneratedRow<'a> {
     fn into_generated(self) -> Option<GeneratedText> {
         Some(GeneratedText { text: self.text.into_text(), tokens: self.new_tokens, finish: self.finish? })
     }
-}
-
-/// The seed of a prompt's stream: seed and index through the finalizer of SplitMix64, so that neighboring seeds and indices
-/// are independent.
-fn prompt_seed(seed: u64, index: usize) -> u64 {
-    let mut z = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

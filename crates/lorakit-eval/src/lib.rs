@@ -66,6 +66,8 @@ mod sample;
 mod shared_prefix;
 mod stop_text;
 mod token_batches;
+mod token_budget;
+mod truncated_rows;
 
 pub use choice_scores::{ChoiceScore, chosen, score_choices};
 pub use error::{EvalError, Result, RoutingError};
@@ -80,3 +82,5 @@ pub use metrics::score::{Score, TaskScores};
 pub use patched_model::{PatchedModel, PromptRouting};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};
 pub use sample::Sample;
+pub use token_budget::TokenBudget;
+pub use truncated_rows::TruncatedRows;

@@ -119,7 +119,8 @@ mod tests {
 
     fn scores(value: f64) -> TaskScores {
         let score = Score { value, stderr: None };
-        TaskScores { n: 1, metrics: BTreeMap::from([("loss".to_string(), score)]), samples: Vec::new() }
+        let metrics = BTreeMap::from([("loss".to_string(), score)]);
+        TaskScores { n: 1, metrics, samples: Vec::new(), truncated: Default::default() }
     }
 
     #[test]

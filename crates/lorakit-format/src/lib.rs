@@ -3,7 +3,7 @@
 //! - [`atomic`] writes files and folders that appear whole or not at all;
 //! - [`mmap::MappedFile`] maps a file of weights into memory, and [`safetensors::SafetensorsFile`] reads the header of one;
 //! - [`read_text`] reads a text file of bounded size;
-//! - [`hash`] computes SHA-256 hashes;
+//! - [`hash`] computes SHA-256 hashes, and [`hash_sketch`] tells whether two sets share elements;
 //! - [`rng::CounterRng`] is a random stream that depends on its key alone.
 //!
 //! Deliberately absent: tensors and arithmetic, and any knowledge of adapters, models, tasks or libraries. Every error is
@@ -30,6 +30,7 @@
 pub mod atomic;
 mod error;
 pub mod hash;
+pub mod hash_sketch;
 mod limited_read;
 pub mod mmap;
 pub mod rng;

@@ -45,6 +45,7 @@ mod loading;
 mod metric;
 mod row;
 mod row_format;
+mod row_hash;
 pub mod skills;
 mod source;
 mod split;

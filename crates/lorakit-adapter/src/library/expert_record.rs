@@ -45,4 +45,7 @@ pub struct TaskRecord {
     pub sha256: String,
     /// The seed of its split into training, validation and test rows.
     pub split_seed: u64,
+    /// Hashes of the training rows, as `lorakit_format::hash_sketch` writes them; empty in records of earlier versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub train_rows: String,
 }

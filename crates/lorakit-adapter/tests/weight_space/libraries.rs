@@ -20,7 +20,13 @@ fn base(fingerprint: &str) -> BaseIdentity {
 
 fn record() -> ExpertRecord {
     ExpertRecord {
-        tasks: vec![TaskRecord { name: "t".into(), path: "t.json".into(), sha256: "00".into(), split_seed: 3 }],
+        tasks: vec![TaskRecord {
+            name: "t".into(),
+            path: "t.json".into(),
+            sha256: "00".into(),
+            split_seed: 3,
+            train_rows: String::new(),
+        }],
         settings: OpaqueRecord::new(&BTreeMap::from([("rank", 2)])).unwrap(),
         seed: u64::MAX,
         initial_seed: Some(7),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::sample::Sample;
+use crate::truncated_rows::TruncatedRows;
 
 /// The mean of a metric over rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,11 +47,13 @@ pub struct TaskScores {
     pub metrics: BTreeMap<String, Score>,
     /// Every row, in file order.
     pub samples: Vec<Sample>,
+    /// How many rows do not fit in the base's context.
+    pub truncated: TruncatedRows,
 }
 
 impl TaskScores {
     /// The means over samples, which all have the same metrics.
-    pub(crate) fn of(samples: Vec<Sample>) -> TaskScores {
+    pub(crate) fn of(samples: Vec<Sample>, truncated: TruncatedRows) -> TaskScores {
         let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for sample in &samples {
             for (name, value) in &sample.metrics {
@@ -59,7 +62,7 @@ impl TaskScores {
         }
         let score = |(name, values): (&str, Vec<f64>)| Some((name.to_string(), Score::mean(&values)?));
         let metrics = values.into_iter().filter_map(score).collect();
-        TaskScores { n: samples.len(), metrics, samples }
+        TaskScores { n: samples.len(), metrics, samples, truncated }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, shared};
 use lorakit_eval::{FinishReason, GenerateOptions, GenerationEvent, generate};
-use lorakit_model::sampling::SamplingStrategy;
+use lorakit_model::sampling::SamplingOptions;
 use lorakit_task::Example;
 
 fn prompts(stories: &Fixture, texts: &[&str]) -> Vec<Vec<u32>> {
@@ -35,11 +35,13 @@ fn batched_rows_generate_the_same_text_as_single_rows() {
     let texts =
         ["Once upon a time", "Lily wanted to play with the ball, but", "Tom", "The sun was", "Ten big dogs ran to"];
     let prompts = prompts(&stories, &texts);
-    for choice in [SamplingStrategy::Greedy, SamplingStrategy::Random { temperature: 0.8, top_p: 0.9 }] {
+    let sampling = SamplingOptions { temperature: 0.8, top_p: 0.9, repetition_penalty: 1.1, ..Default::default() };
+    for sampling in [SamplingOptions::default(), sampling] {
         let config = GenerateOptions {
             max_new_tokens: 40,
             stop: vec!["said".into(), ".".into()],
-            sampling: choice,
+            sampling,
+            samples: 2,
             seed: 7,
             ..GenerateOptions::default()
         };
@@ -58,7 +60,7 @@ fn each_prompt_has_its_own_random_stream() {
     let stories = Fixture::stories();
     let config = GenerateOptions {
         max_new_tokens: 20,
-        sampling: SamplingStrategy::Random { temperature: 1.0, top_p: 1.0 },
+        sampling: SamplingOptions { temperature: 1.0, ..Default::default() },
         ..GenerateOptions::default()
     };
     let write = |seed| {

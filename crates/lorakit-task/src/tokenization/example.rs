@@ -66,7 +66,10 @@ impl Example {
             let prompt = tokenizer.encode(&row.prompt)?;
             let answer = format!("{}{answer}", row.delimiter);
             let mut target = tokenizer.encode_after(&row.prompt, &prompt, &answer)?;
-            target.push(tokenizer.eos());
+            // An answer may spell EOS itself.
+            if target.last() != Some(&tokenizer.eos()) {
+                target.push(tokenizer.eos());
+            }
             Example::fit(prompt, target, tokenizer, max_length)
         };
         encode().at(|| format!("row {}", row.number))
@@ -76,12 +79,15 @@ impl Example {
     /// keeping BOS.
     ///
     /// # Errors
-    /// If the tokenizer fails, or `max_length` is 0.
+    /// If the tokenizer fails, or `max_length` leaves nothing of the prompt but BOS.
     pub fn encode_prompt(prompt: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
-        if max_length == 0 {
-            return Err(Error::Length("the maximum length is 0; expected room for a prompt, at least 1".to_string()));
-        }
         let mut prompt = not_empty(tokenizer.encode(prompt)?, tokenizer);
+        if prompt.len() > max_length && max_length <= tokenizer.prefix().len() {
+            return Err(Error::Length(format!(
+                "nothing of a prompt of {} tokens would be left, since there is room for {max_length}",
+                prompt.len()
+            )));
+        }
         cut_left(&mut prompt, tokenizer.prefix(), max_length);
         Ok(prompt)
     }
@@ -165,6 +171,7 @@ mod tests {
         let (prompt, target, cut) = encode("ab\n", "cat", 100);
         assert_eq!((prompt.as_str(), target.as_str()), ("<s> ▁ a b <0x0A>", "cat </s>"));
         assert_eq!(cut, Truncation::default());
+        assert_eq!(encode("a", "cat</s>", 100).1, "cat </s>", "an answer that ends with EOS gets no second one");
     }
 
     #[test]
@@ -203,5 +210,8 @@ mod tests {
         let tiny = tiny();
         let prompt = Example::encode_prompt("ab\n", &tiny, 3).unwrap();
         assert_eq!(spell(&tiny, &prompt), "<s> b <0x0A>");
+        let error = Example::encode_prompt("ab\n", &tiny, 1).unwrap_err().to_string();
+        assert!(error.contains("nothing of a prompt of 5 tokens would be left"), "{error}");
+        assert_eq!(Example::encode_prompt("", &tiny, 1).unwrap(), [1]);
     }
 }

@@ -1,5 +1,6 @@
 //! From text to tokens and back.
 
+pub(crate) mod byte_run;
 pub(crate) mod choice_request;
 pub(crate) mod example;
 pub(crate) mod incremental_decoder;

@@ -18,22 +18,27 @@ pub(crate) struct SpecialTokens {
 }
 
 /// The files that may name special tokens, with the keys of BOS and EOS. The first that names EOS decides what ends a
-/// target; transformers appends the tokenizer's too.
+/// target; transformers appends the tokenizer's too. Generation stops at the tokenizer's and at the model's, for which
+/// transformers reads `generation_config.json`, and `config.json` only without it.
 const FILES: [(&str, &str, &str); 4] = [
     ("tokenizer_config.json", "bos_token", "eos_token"),
     ("special_tokens_map.json", "bos_token", "eos_token"),
-    ("config.json", "bos_token_id", "eos_token_id"),
-    ("generation_config.json", "bos_token_id", "eos_token_id"),
+    (GENERATION_CONFIG, "bos_token_id", "eos_token_id"),
+    (CONFIG, "bos_token_id", "eos_token_id"),
 ];
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
 
 /// Reads the special tokens of a model folder.
 pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTokens> {
     let (mut bos, mut eos, mut stops) = (None, None, BTreeSet::new());
+    let mut decided = false;
     for (file, bos_key, eos_key) in FILES {
         let Some(config) = read_json(&folder.join(file))? else { continue };
         let ids = |key: &str| ids(&config[key], tokenizer).at(|| format!("`{key}` in {}", folder.join(file).display()));
         bos = bos.or(ids(bos_key)?.first().copied());
-        let ends = ids(eos_key)?;
+        let ends = if file == CONFIG && decided { Vec::new() } else { ids(eos_key)? };
+        decided |= file == GENERATION_CONFIG && !ends.is_empty();
         eos = eos.or(ends.first().copied());
         stops.extend(ends);
     }
@@ -112,6 +117,19 @@ mod tests {
         ]);
         let both = both.unwrap();
         assert_eq!((both.eos(), both.stop_tokens()), (2, &[0, 2][..]));
+    }
+
+    #[test]
+    fn generation_config_decides_where_it_differs_from_config() {
+        let stops = |files: &[_]| open(files).unwrap().stop_tokens().to_vec();
+        let config = ("config.json", r#"{"eos_token_id": 5}"#);
+        let tokenizer = ("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
+        let generation = ("generation_config.json", r#"{"eos_token_id": [7, 9]}"#);
+        assert_eq!(stops(&[config, tokenizer, generation]), [2, 7, 9]);
+        assert_eq!(stops(&[config, tokenizer]), [2, 5]);
+        assert_eq!(stops(&[config, tokenizer, ("generation_config.json", "{}")]), [2, 5]);
+        let model = open(&[config, generation]).unwrap();
+        assert_eq!((model.eos(), model.stop_tokens()), (7, &[7, 9][..]));
     }
 
     #[test]

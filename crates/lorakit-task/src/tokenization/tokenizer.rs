@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use tokenizers::Tokenizer as HubTokenizer;
+use tokenizers::decoders::DecoderWrapper;
 
 use crate::error::{At, Error, Result};
 use crate::tokenization::special_tokens::{self, SpecialTokens};
@@ -112,6 +113,21 @@ impl Tokenizer {
     /// A token's id, by its spelling.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether a token is special: [`Tokenizer::decode`] leaves it out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// Whether [`Tokenizer::decode`] leaves a token out: a special or an unknown one.
+    pub(crate) fn is_skipped(&self, id: u32) -> bool {
+        self.token(id).is_none_or(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// How tokens become text; None: they are joined with spaces.
+    pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {
+        self.tokenizer.get_decoder()
     }
 
     /// The number of tokens, including added ones.

@@ -1,0 +1,4 @@
+//! Prompts from the command line or a file, and the texts generated for them.
+
+pub mod generated_rows;
+pub mod prompt_row;

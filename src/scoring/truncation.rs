@@ -1,0 +1,46 @@
+//! The notice about rows that do not fit in the base's context.
+
+use lorakit_eval::TaskScores;
+use lorakit_fit::pluralize;
+use lorakit_task::Task;
+
+/// One sentence with the number of rows that were cut or got fewer new tokens; none if all fit.
+pub fn notice(task: &Task, scores: &TaskScores, positions: usize) -> Option<String> {
+    let (cut, max_new_tokens) = (&scores.truncated, task.generation.max_new_tokens);
+    let parts = [
+        (cut.prompts, "scored without the beginning of the prompt".to_owned()),
+        (cut.answers, "scored without the end of the answer".to_owned()),
+        (cut.generation_prompts, "continued without the beginning of the prompt".to_owned()),
+        (cut.new_tokens, format!("continued with fewer new tokens than max_new_tokens = {max_new_tokens}")),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(rows, _)| *rows > 0).map(|(rows, what)| format!("{rows} {what}")).collect();
+    let all = pluralize(scores.n, "row");
+    let because = format!("the base supports {positions} tokens");
+    (!parts.is_empty()).then(|| format!("task `{}`: of {all}, {}; {because}", task.name, parts.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use lorakit_eval::TruncatedRows;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_notice_counts_rows() {
+        let task = Task::load("suite:skills", None).unwrap().remove(0);
+        let of = |truncated| {
+            let scores = TaskScores { n: 9, metrics: BTreeMap::new(), samples: Vec::new(), truncated };
+            notice(&task, &scores, 256)
+        };
+        assert_eq!(of(TruncatedRows::default()), None);
+        let text = of(TruncatedRows { prompts: 2, new_tokens: 7, ..TruncatedRows::default() }).unwrap();
+        let name = &task.name;
+        let expected = format!(
+            "task `{name}`: of 9 rows, 2 scored without the beginning of the prompt, 7 continued with fewer new tokens \
+             than max_new_tokens = 24; the base supports 256 tokens"
+        );
+        assert_eq!(text, expected);
+    }
+}
