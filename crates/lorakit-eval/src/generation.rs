@@ -124,7 +124,7 @@ fn check(prompts: &[Vec<u32>], config: &GenerateOptions, max_length: usize) -> R
         return Err(EvalError::NoNewTokens);
     }
     for (i, prompt) in prompts.iter().enumerate() {
-        let (prompt, tokens) = (i + 1, prompt.len());
+        let (prompt, tokens) = (config.first_prompt + i + 1, prompt.len());
         if tokens == 0 {
             return Err(EvalError::EmptyPrompt { prompt });
         }

@@ -2,11 +2,12 @@
 
 use crate::error::{ChangedTask, FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
+use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{Example, Split, Task, Tokenizer};
+use lorakit_task::{Example, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -174,6 +175,14 @@ impl<'a> TrainingRows<'a> {
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
                 examples.push(TrainingRow { task: number, expert: source.expert, example });
             }
+        }
+        let cut = examples.iter().filter(|row| row.example.truncation != Truncation::default()).count();
+        if cut > 0 {
+            self.context.reporter.warn(&format!(
+                "of {} to fit to, {cut} are longer than the base's {length} tokens and lost the beginning of the prompt or \
+                 the end of the answer",
+                pluralize(examples.len(), "row")
+            ));
         }
         Ok(examples)
     }

@@ -1,0 +1,57 @@
+//! `eval` refuses to score rows that an expert was trained on, whatever their file and template are called.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::words;
+use serde_json::{Value, json};
+use std::fs;
+
+#[test]
+fn training_rows_are_recognised_under_another_name_template_and_split() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();
+    let rows: String = (0..60).map(|i| format!("{}\n", json!({"input": format!("row {i}"), "output": i}))).collect();
+    write("a.jsonl", &rows);
+    write("b.jsonl", &rows.replace("\"output\"", "\"id\":null,\"output\""));
+    let template = "rows = \"b.jsonl\"\nprompt = \"Q: {{ input }}\\nA:\"\n";
+    write("same_split.toml", &template.replace("b.jsonl", "a.jsonl"));
+    write("other_split.toml", &format!("{template}split_seed = 5\n"));
+    write("own_split.toml", "rows = \"a.jsonl\"\ntest = \"b.jsonl\"\nprompt = \"{{ input }}\"\n");
+    let library = path("library");
+    words(&format!("train-experts --base pico --tasks {} --library {library} --set max_steps=1 -q", path("a.jsonl")))
+        .ok();
+    let eval = |task: &str, options: &str| {
+        let task = path(task);
+        words(&format!("eval --base pico --library {library} --router uniform --tasks {task} --limit 2 {options}"))
+    };
+    eval("a.jsonl", "").ok();
+    eval("same_split.toml", "").ok();
+    for task in ["other_split.toml", "own_split.toml"] {
+        let error = eval(task, "").failed(1);
+        assert!(error.contains("test rows are training rows of expert `a`"), "{error}");
+    }
+    eval("other_split.toml", "--split all").ok();
+    eval("other_split.toml", "--split train").ok();
+
+    // Records of earlier versions have no rows.
+    let file = work.path().join("library/experts/a/expert.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let rows = record["tasks"][0].as_object_mut().unwrap().remove("train_rows").unwrap();
+    assert_eq!(rows.as_str().unwrap().len() % 12, 0);
+    fs::write(&file, record.to_string()).unwrap();
+    eval("other_split.toml", "").ok();
+}
+
+#[test]
+fn routers_are_not_fitted_to_scored_rows_of_another_file() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let rows: String = (0..60).map(|i| format!("{}\n", json!({"input": format!("row {i}"), "output": i}))).collect();
+    fs::write(path("a.jsonl"), &rows).unwrap();
+    fs::write(path("b.toml"), "rows = \"a.jsonl\"\nprompt = \"{{ input }}?\"\nsplit_seed = 3\n").unwrap();
+    let line = format!("eval --base pico --router base --tasks {} --fit {}", path("a.jsonl"), path("b.toml"));
+    let error = words(&line).failed(1);
+    assert!(error.contains("rows of the evaluated task `a` are among its training rows"), "{error}");
+}
