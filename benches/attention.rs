@@ -3,7 +3,7 @@
 
 mod phi_slice;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_model::architecture::{RopeConfig, RopeScaling};
 use lorakit_model::attention::{AttentionHeads, AttentionLayout, AttentionSegment, self_attention};
@@ -16,8 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn attention(criterion: &mut Criterion) {
     phi_slice::one_candle_thread();
-    let phi = AttentionHeads { queries: 32, keys: 32, features: 80, window: None, products: DType::F32 };
-    let small = AttentionHeads { queries: 8, keys: 4, features: 8, window: None, products: DType::F32 };
+    let phi = AttentionHeads::new(32, 32, 80);
+    let small = AttentionHeads::new(8, 4, 8);
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
     for (name, heads, rows, length) in [("phi, 1 x 1024", phi, 1, 1024), ("small, 64 x 32", small, 64, 32)] {

@@ -71,7 +71,7 @@ pub fn shared(path: &str) -> PathBuf {
     found
 }
 
-/// A tiny random base with adapters and PEFT's results: `mistral`, `phi` or `llama`.
+/// A tiny random base with adapters and PEFT's results: one of [`PEFT_FIXTURES`].
 pub fn peft_fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
 }
@@ -79,13 +79,14 @@ pub fn peft_fixture(name: &str) -> PathBuf {
 /// The names of all [`peft_fixture`]s.
 pub const PEFT_FIXTURES: [&str; 3] = ["mistral", "phi", "llama"];
 
-/// A larger reference base in `../shared`: `mistral`, `phi`, `window` or `llama3`.
+/// A larger reference base in `../shared`: one of [`SHARED_ORACLES`].
 pub fn shared_oracle(name: &str) -> PathBuf {
-    shared("oracles/peft").join(name)
+    let newer = shared("oracles/peft_modern").join(name);
+    if newer.exists() { newer } else { shared("oracles/peft").join(name) }
 }
 
 /// The names of all [`shared_oracle`]s.
-pub const SHARED_ORACLES: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+pub const SHARED_ORACLES: [&str; 6] = ["mistral", "phi", "window", "llama3", "yarn", "biased"];
 
 /// Asserts that a message contains all parts.
 pub fn assert_contains(message: &str, parts: &[&str]) {

@@ -69,7 +69,9 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
     for ((tree, row), &prefix) in trees.iter().zip(&prefixes) {
         for branch in &tree.branches {
             let own = &branch.read()[tree.shared..];
-            fed.push((decoding.branch(prefix, own.len())?, own));
+            let branched = decoding.branch(prefix, own.len())?;
+            decoding.declare_length(branched, branch.tokens.len());
+            fed.push((branched, own));
             at.extend((branch.from..branch.tokens.len()).map(|t| (offset + t - 1 - tree.shared) as u32));
             rows.push(Sequence { start: targets.len(), len: branch.tokens.len() - branch.from, ..row.clone() });
             targets.extend_from_slice(&branch.tokens[branch.from..]);
@@ -86,7 +88,10 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
 
 /// Opens a row for each tree and feeds it the shared prefix.
 fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut CachedDecoder) -> Result<Vec<usize>> {
-    let open = |(tree, row): &(&PrefixTree, Sequence)| decoding.open(tree.shared, row.clone());
+    let open = |(tree, row): &(&PrefixTree, Sequence)| {
+        let whole = tree.branches.first().map(|branch| branch.tokens.len());
+        decoding.open(tree.shared, Sequence { whole, ..row.clone() })
+    };
     let prefixes = trees.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();

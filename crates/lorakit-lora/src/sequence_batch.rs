@@ -13,6 +13,9 @@ pub struct Sequence {
     pub len: usize,
     /// Position of its first token here within the whole sequence; above zero where a cache holds earlier tokens.
     pub position: usize,
+    /// Number of tokens of the whole row, where more of them follow than are here: some bases rotate the tokens of a long
+    /// row in another way. It decides only there.
+    pub whole: Option<usize>,
     /// The one expert of the sequence, where a batch mixes sequences of several.
     pub expert: Option<usize>,
     /// The weight of every expert of a library, where a router decides by sequence.
@@ -23,6 +26,11 @@ impl Sequence {
     /// Its tokens among the packed tokens.
     pub fn tokens(&self) -> Range<usize> {
         self.start..self.start + self.len
+    }
+
+    /// Number of tokens of the row that it belongs to, as far as it is known.
+    pub fn whole_len(&self) -> usize {
+        self.whole.unwrap_or(0).max(self.position + self.len)
     }
 }
 

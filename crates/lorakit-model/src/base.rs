@@ -9,8 +9,9 @@ use crate::forward_plan::ForwardPlan;
 use crate::kv_cache::KvCache;
 use crate::layer::layer_context::LayerContext;
 use crate::layer::lm_head::{HeadPatch, LmHead};
+use crate::layer::logit_scale::LogitScale;
 use crate::layer::norm::Norm;
-use crate::layer::rope::RopeFrequencies;
+use crate::layer::rope::LayerRopes;
 use crate::layer::tape::Tape;
 use crate::token_batch::TokenBatch;
 use crate::weights::checkpoint::Checkpoint;
@@ -33,7 +34,7 @@ pub struct Base {
     lm_head: LmHead,
     heads: AttentionHeads,
     sites: Vec<Site>,
-    frequencies: RopeFrequencies,
+    ropes: LayerRopes,
     device: Device,
     dtype_override: Option<DType>,
     variables: Vec<(String, Var)>,
@@ -75,6 +76,7 @@ impl Base {
         checkpoint: &Checkpoint,
         options: &BaseOptions,
     ) -> Result<Self> {
+        let config = checked_against(config, checkpoint, options)?;
         let mut weights = WeightLoader::new(checkpoint, options);
         let descriptor = &config.descriptor;
         let weight_of = |module: &str| format!("{module}.weight");
@@ -83,7 +85,7 @@ impl Base {
         let heads = attention_heads(&config, matmul_dtype);
         let layers = (0..config.layers).map(|index| DecoderLayer::load(&config, index, heads, &mut weights));
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        let final_norm = load_norm(&config, descriptor.final_norm, &mut weights)?;
+        let final_norm = load_norm(&config, descriptor.final_norm, config.hidden, &mut weights)?;
         let head = match config.tied {
             true => embedding.clone(),
             false => weights.matrix(&weight_of(descriptor.lm_head), config.vocabulary, config.hidden)?,
@@ -93,19 +95,23 @@ impl Base {
             false => None,
         };
         // A checkpoint may hold a tied head's weight a second time.
-        let unused = config.tied.then(|| weight_of(descriptor.lm_head));
+        let head_name = weight_of(descriptor.lm_head);
+        let mut unused = descriptor.unused.to_vec();
+        unused.extend(config.tied.then_some(head_name.as_str()));
+        let (unused_values, unused_bytes) = checkpoint.size_of(descriptor.unused);
         Ok(Self {
-            variables: weights.finish(unused.as_deref())?,
+            variables: weights.finish(&unused)?,
             identity: base_identity(name, &config, checkpoint),
-            lm_head: LmHead::new(head, head_bias, config.vocabulary),
-            frequencies: RopeFrequencies::new(&config.rope),
+            lm_head: LmHead::new(head, head_bias, config.vocabulary)
+                .with_scale(LogitScale { multiplier: config.scales.logits, soft_cap: config.scales.logit_soft_cap }),
+            ropes: LayerRopes::new(&config),
             sites: (0..config.layers).flat_map(|index| config.sites(index)).collect(),
             device: options.device.clone(),
             dtype_override: if options.device.is_cpu() { options.dtype } else { Some(matmul_dtype) }
                 .filter(|&dtype| dtype != DType::F32),
-            parameters: checkpoint.parameters(),
+            parameters: checkpoint.parameters() - unused_values,
             file_bytes: checkpoint.bytes(),
-            weight_bytes: weight_bytes(checkpoint, options),
+            weight_bytes: weight_bytes(checkpoint, options, (unused_values, unused_bytes)),
             heads,
             config,
             embedding,
@@ -182,9 +188,14 @@ impl Base {
         modules.map(|(input, p)| BaseModule { path: p.module.clone(), input, output: p.width }).collect()
     }
 
+    /// Whether rows of these two lengths are rotated alike; in most bases all are.
+    pub(crate) fn rotates_alike(&self, a: usize, b: usize) -> bool {
+        self.ropes.are_alike(a, b)
+    }
+
     /// What all layers share in a forward of these sequences, packed one behind the other.
     pub fn plan(&self, sequences: SequenceBatch) -> ForwardPlan {
-        ForwardPlan::packed(sequences, &self.frequencies)
+        ForwardPlan::packed(sequences, &self.ropes)
     }
 
     /// The same for a batch whose last layer is only wanted where it predicts a target: its output is
@@ -202,7 +213,7 @@ impl Base {
         keys: Vec<Vec<Range<usize>>>,
         cache: KvCache,
     ) -> ForwardPlan {
-        ForwardPlan::cached(sequences, keys, cache, &self.frequencies)
+        ForwardPlan::cached(sequences, keys, cache, &self.ropes)
     }
 
     /// An empty cache of `slots` tokens.
@@ -215,17 +226,18 @@ impl Base {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             bail!("token {id} is outside the base's vocabulary of {}", self.config.vocabulary);
         }
-        match &self.embedding {
+        let h = match &self.embedding {
             Weight::Tensor(weight) => {
-                weight.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0)?.to_dtype(DType::F32)
+                weight.index_select(&Tensor::from_slice(ids, ids.len(), &self.device)?, 0)?.to_dtype(DType::F32)?
             }
             Weight::Mapped(weight) => {
                 let d = self.config.hidden;
                 let mut h = vec![0.0; ids.len() * d];
                 ids.iter().zip(h.chunks_exact_mut(d)).for_each(|(&id, row)| weight.copy_row(id as usize, row));
-                Tensor::from_vec(h, (ids.len(), d), &self.device)
+                Tensor::from_vec(h, (ids.len(), d), &self.device)?
             }
-        }
+        };
+        if self.config.scales.embedding == 1.0 { Ok(h) } else { h * self.config.scales.embedding }
     }
 
     /// `h`, `[tokens, hidden]`, after layer `index`, in candle's graph.
@@ -295,13 +307,15 @@ impl TapedForward<'_> {
     }
 }
 
-/// The heads of all layers.
+/// The heads of all layers, each of which has its own window.
 fn attention_heads(config: &BaseConfig, matmul_dtype: DType) -> AttentionHeads {
     AttentionHeads {
         queries: config.heads,
         keys: config.kv_heads,
         features: config.head_dim,
-        window: config.window,
+        window: None,
+        scale: config.scales.attention,
+        soft_cap: config.scales.attention_soft_cap,
         // In some bases scores are larger than f16 can hold, and their gradients smaller.
         products: if matmul_dtype == DType::F16 { DType::F32 } else { matmul_dtype },
     }
@@ -322,13 +336,38 @@ fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOpti
     Ok(checkpoint.narrowest_dtype(&names)?.dtype())
 }
 
-/// The memory of a checkpoint's weights when opened with these options, in bytes.
-fn weight_bytes(checkpoint: &Checkpoint, options: &BaseOptions) -> u64 {
-    let of = |dtype: DType| checkpoint.parameters() * dtype.size_in_bytes() as u64;
+/// The config, where the checkpoint shows what it leaves open.
+fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint, options: &BaseOptions) -> Result<BaseConfig> {
+    let descriptor = config.descriptor;
+    let [embedding, head] = [descriptor.embedding, descriptor.lm_head].map(|module| format!("{module}.weight"));
+    let differ = || checkpoint.differ([embedding.as_str(), head.as_str()], &[config.vocabulary, config.hidden]);
+    if config.tied && differ()? {
+        config.tied = false;
+        config.notices.push(format!(
+            "{}: config.json ties the LM head to the embedding, but '{head}' differs from '{embedding}'; both are used, as \
+             in transformers 5",
+            checkpoint.place()
+        ));
+    }
+    let (values, _) = checkpoint.size_of(descriptor.unused);
+    if values > 0 && options.trainable {
+        let reason =
+            "holds more than a text model; lorakit trains adapters over its text model, but not all of its weights";
+        return Err(ModelError::Checkpoint { place: checkpoint.place(), reason: reason.to_owned() });
+    }
+    if values > 0 {
+        config.notices.push(format!("{}: only the text model is used", checkpoint.place()));
+    }
+    Ok(config)
+}
+
+/// The memory of a checkpoint's weights when opened with these options, in bytes, less `unused` values and bytes.
+fn weight_bytes(checkpoint: &Checkpoint, options: &BaseOptions, unused: (u64, u64)) -> u64 {
+    let of = |dtype: DType| (checkpoint.parameters() - unused.0) * dtype.size_in_bytes() as u64;
     match options.dtype {
         _ if options.trainable => of(DType::F32),
         // On a CPU, f32 is what matrices are widened to inside products, not what they are stored in.
         Some(dtype) if !options.device.is_cpu() || dtype != DType::F32 => of(dtype),
-        _ => checkpoint.bytes(),
+        _ => checkpoint.bytes() - unused.1,
     }
 }

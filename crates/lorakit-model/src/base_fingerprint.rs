@@ -4,7 +4,8 @@
 //! must never change. It is written out here field by field and does not follow the names in [`BaseConfig`]. A field that
 //! only newer architectures have is appended, and only where it is set.
 
-use crate::architecture::base_config::{BaseConfig, RopeConfig, RopeScaling};
+use crate::architecture::base_config::{AttentionKind, BaseConfig, Scales};
+use crate::architecture::rope_config::RopeScaling;
 use crate::weights::checkpoint::Checkpoint;
 use lorakit_adapter::BaseIdentity;
 use lorakit_format::hash::hex;
@@ -35,7 +36,8 @@ pub(crate) fn base_identity(name: &str, config: &BaseConfig, checkpoint: &Checkp
 /// The text of `config`: every value that the results depend on.
 fn canonical_text(config: &BaseConfig) -> String {
     let descriptor = &config.descriptor;
-    let fields = [
+    let first = &config.attention[0];
+    let mut fields = vec![
         ("form", descriptor.family.to_string()),
         ("model_type", format!("{:?}", config.model_type)),
         ("vocabulary", config.vocabulary.to_string()),
@@ -46,23 +48,87 @@ fn canonical_text(config: &BaseConfig) -> String {
         ("kv_heads", config.kv_heads.to_string()),
         ("head_dim", config.head_dim.to_string()),
         ("epsilon", number(config.epsilon)),
-        ("rope", rope(&config.rope)),
-        ("window", config.window.map_or_else(|| "None".to_string(), |window| format!("Some({window})"))),
+        ("rope", rope(first)),
+        ("window", window(first)),
         ("tied", config.tied.to_string()),
         ("attention_bias", descriptor.attention_input.bias.to_string()),
         ("mlp_bias", descriptor.mlp_input.bias.to_string()),
         ("max_positions", config.max_positions.to_string()),
     ];
+    fields.extend(set_fields(config));
     record("Config", &fields)
 }
 
-fn rope(rope: &RopeConfig) -> String {
-    let scaling = match rope.scaling {
+/// The fields of newer architectures that are set.
+fn set_fields(config: &BaseConfig) -> Vec<(&'static str, String)> {
+    let (descriptor, scales, plain) = (&config.descriptor, &config.scales, Scales::default());
+    let mut fields = Vec::new();
+    let mut add = |name, is_set: bool, text: &dyn Fn() -> String| {
+        if is_set {
+            fields.push((name, text()));
+        }
+    };
+    let kinds = || {
+        let kind = |kind: &AttentionKind| record("Attention", &[("rope", rope(kind)), ("window", window(kind))]);
+        format!("[{}]", config.attention.iter().map(kind).collect::<Vec<_>>().join(", "))
+    };
+    add("attention", config.attention.len() > 1, &kinds);
+    add("layer_attention", config.attention.len() > 1, &|| format!("{:?}", config.layer_attention));
+    let output_bias = descriptor.attention_output.bias;
+    add("attention_output_bias", output_bias != descriptor.attention_input.bias, &|| output_bias.to_string());
+    for (name, value, default) in [
+        ("embedding_multiplier", scales.embedding, plain.embedding),
+        ("residual_multiplier", scales.residual, plain.residual),
+        ("logit_multiplier", scales.logits, plain.logits),
+    ] {
+        add(name, value != default, &|| number(value));
+    }
+    for (name, value) in [
+        ("attention_scale", scales.attention),
+        ("attention_soft_cap", scales.attention_soft_cap),
+        ("logit_soft_cap", scales.logit_soft_cap),
+    ] {
+        add(name, value.is_some(), &|| value.map(number).unwrap_or_default());
+    }
+    fields
+}
+
+fn window(kind: &AttentionKind) -> String {
+    kind.window.map_or_else(|| "None".to_string(), |window| format!("Some({window})"))
+}
+
+fn rope(kind: &AttentionKind) -> String {
+    let Some(rope) = &kind.rope else { return "None".to_string() };
+    let numbers = |values: &[f64]| format!("[{}]", values.iter().map(|&x| number(x)).collect::<Vec<_>>().join(", "));
+    let scaling = match &rope.scaling {
         RopeScaling::None => "None".to_string(),
-        RopeScaling::Linear { factor } => record("Linear", &[("factor", number(factor))]),
-        RopeScaling::Llama3 { factor, low, high, original } => record(
+        &RopeScaling::Linear { factor } => record("Linear", &[("factor", number(factor))]),
+        &RopeScaling::Dynamic { factor, original } => {
+            record("Dynamic", &[("factor", number(factor)), ("original", number(original))])
+        }
+        &RopeScaling::Llama3 { factor, low, high, original } => record(
             "Llama3",
             &[("factor", number(factor)), ("low", number(low)), ("high", number(high)), ("original", number(original))],
+        ),
+        &RopeScaling::Yarn { factor, fast, slow, original, attention_factor, truncate } => record(
+            "Yarn",
+            &[
+                ("factor", number(factor)),
+                ("fast", number(fast)),
+                ("slow", number(slow)),
+                ("original", number(original)),
+                ("attention_factor", number(attention_factor)),
+                ("truncate", truncate.to_string()),
+            ],
+        ),
+        RopeScaling::LongRope { short, long, original, attention_factor } => record(
+            "LongRope",
+            &[
+                ("short", numbers(short)),
+                ("long", numbers(long)),
+                ("original", number(*original)),
+                ("attention_factor", number(*attention_factor)),
+            ],
         ),
     };
     record("Rope", &[("theta", number(rope.theta)), ("features", rope.features.to_string()), ("scaling", scaling)])

@@ -5,16 +5,20 @@ use crate::attention::dispatch::{cached_attention, rotate, self_attention};
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::kv_cache::KvCache;
-use crate::layer::rope::RopeFrequencies;
+use crate::layer::rope::LayerRopes;
 use candle_core::{Result, Tensor};
 use lorakit_lora::SequenceBatch;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What all layers of one forward share.
 #[derive(Clone)]
 pub struct ForwardPlan {
     sequences: SequenceBatch,
-    layout: AttentionLayout,
+    /// For each kind of attention.
+    layouts: Vec<AttentionLayout>,
+    /// The index of each layer's kind.
+    of_layer: Arc<[usize]>,
     cache: Option<KvCache>,
     output: Option<OutputTokens>,
 }
@@ -30,11 +34,10 @@ struct OutputTokens {
 
 impl ForwardPlan {
     /// Packed sequences, each of which attends to itself.
-    pub(crate) fn packed(sequences: SequenceBatch, frequencies: &RopeFrequencies) -> Self {
+    pub(crate) fn packed(sequences: SequenceBatch, ropes: &LayerRopes) -> Self {
         let segment = |tokens: Range<usize>| AttentionSegment { queries: tokens.clone(), keys: vec![tokens] };
         let segments = sequences.iter().map(|sequence| segment(sequence.tokens())).collect();
-        let layout = AttentionLayout::new(frequencies.angles(&sequences.positions()), segments);
-        Self { sequences, layout, cache: None, output: None }
+        Self::new(sequences, segments, None, ropes)
     }
 
     /// Sequences whose keys are in a cache: `keys[i]` are the slots of sequence `i`, those of its tokens here last.
@@ -42,12 +45,22 @@ impl ForwardPlan {
         sequences: SequenceBatch,
         keys: Vec<Vec<Range<usize>>>,
         cache: KvCache,
-        frequencies: &RopeFrequencies,
+        ropes: &LayerRopes,
     ) -> Self {
         let segments = sequences.iter().zip(keys);
         let segments = segments.map(|(sequence, keys)| AttentionSegment { queries: sequence.tokens(), keys }).collect();
-        let layout = AttentionLayout::new(frequencies.angles(&sequences.positions()), segments);
-        Self { sequences, layout, cache: Some(cache), output: None }
+        Self::new(sequences, segments, Some(cache), ropes)
+    }
+
+    fn new(
+        sequences: SequenceBatch,
+        segments: Arc<[AttentionSegment]>,
+        cache: Option<KvCache>,
+        ropes: &LayerRopes,
+    ) -> Self {
+        let tables = ropes.of_batch(&sequences).into_iter();
+        let layouts = tables.map(|table| AttentionLayout::new(table, segments.clone())).collect();
+        Self { sequences, layouts, of_layer: ropes.of_layer.clone(), cache, output: None }
     }
 
     /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
@@ -70,9 +83,9 @@ impl ForwardPlan {
         self.output_of(layer).map_or(&self.sequences, |output| &output.sequences)
     }
 
-    /// The attention's view of the packed sequences.
-    pub(crate) fn layout(&self) -> &AttentionLayout {
-        &self.layout
+    /// How the attention of a layer sees the packed sequences.
+    pub(crate) fn layout(&self, layer: usize) -> &AttentionLayout {
+        &self.layouts[self.of_layer[layer]]
     }
 
     /// The sequences.
@@ -82,19 +95,20 @@ impl ForwardPlan {
 
     /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
     pub(crate) fn attend(&self, layer: usize, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        let layout = self.layout(layer);
         let Some(cache) = &self.cache else {
-            return self_attention(qkv, heads, &self.layout);
+            return self_attention(qkv, heads, layout);
         };
-        let qkv = rotate(qkv, heads, &self.layout.rope)?;
+        let qkv = rotate(qkv, heads, &layout.rope)?;
         let (first_key, width) = (heads.queries * heads.features, heads.key_width());
         let (keys, values) = (qkv.narrow(1, first_key, width)?, qkv.narrow(1, first_key + width, width)?);
-        for segment in self.layout.segments.iter() {
+        for segment in layout.segments.iter() {
             let n = segment.queries.len();
             let Some(last) = segment.keys.last() else { continue };
             let own = |of: &Tensor| of.narrow(0, segment.queries.start, n)?.contiguous();
             cache.keys[layer].slice_set(&own(&keys)?, 0, last.end - n)?;
             cache.values[layer].slice_set(&own(&values)?, 0, last.end - n)?;
         }
-        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, &self.layout)
+        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, layout)
     }
 }

@@ -18,4 +18,14 @@ impl KvCache {
         };
         Ok(Self { keys: empty()?, values: empty()? })
     }
+
+    /// The same with room for `more` tokens after its own.
+    pub(crate) fn extended(&self, more: usize) -> Result<Self> {
+        let extend = |own: &Tensor| {
+            let room = Tensor::zeros((more, own.dim(1)?), own.dtype(), own.device())?;
+            Tensor::cat(&[own, &room], 0)
+        };
+        let all = |own: &[Tensor]| own.iter().map(extend).collect::<Result<Vec<_>>>();
+        Ok(Self { keys: all(&self.keys)?, values: all(&self.values)? })
+    }
 }

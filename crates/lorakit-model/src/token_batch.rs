@@ -36,7 +36,8 @@ impl TokenBatch {
                 self.targets.push(TargetToken { at: at as u32, id, row });
             }
         }
-        self.sequences.push(Sequence { start, len: self.ids.len() - start, expert, ..Sequence::default() });
+        let whole = Some(prompt.len() + target.len());
+        self.sequences.push(Sequence { start, len: self.ids.len() - start, whole, expert, ..Sequence::default() });
     }
 
     /// The packed tokens.

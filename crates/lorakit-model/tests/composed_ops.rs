@@ -9,10 +9,12 @@ use lorakit_model::attention::{
     AttentionHeads, AttentionLayout, AttentionSegment, cached_attention, composed_cached_attention, composed_rotate,
     composed_self_attention, rotate, self_attention,
 };
-use lorakit_model::layer::activation::{composed_gelu_new, composed_swiglu, gelu_new, swiglu};
+use lorakit_model::layer::activation::{composed_geglu, composed_gelu_new, composed_swiglu, geglu, gelu_new, swiglu};
 use lorakit_model::layer::linear::{FusedLinear, LinearWeights};
 use lorakit_model::layer::lm_head::LmHead;
+use lorakit_model::layer::logit_scale::LogitScale;
 use lorakit_model::layer::norm::Norm;
+use lorakit_model::layer::qk_norm::QkNorm;
 use lorakit_model::layer::rope::{RopeFrequencies, RopeTable};
 use lorakit_model::weights::{MmapMatrix, Weight};
 use std::sync::Arc;
@@ -114,6 +116,7 @@ fn norms() {
     let zeros = || Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap();
     for (name, norm) in [
         ("frozen RMS norm", Norm::rms(w.as_detached_tensor(), 1e-5)),
+        ("frozen norm of one plus a weight", Norm::rms_plus_one(w.as_detached_tensor(), 1e-5).unwrap()),
         ("frozen layer norm", Norm::layer(w.as_detached_tensor(), zeros(), 1e-5)),
     ] {
         let (kernel, composed) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
@@ -121,6 +124,7 @@ fn norms() {
     }
     for (name, norm) in [
         ("RMS norm", Norm::rms(w.as_tensor().clone(), 1e-5)),
+        ("norm of one plus a weight", Norm::rms_plus_one(w.as_tensor().clone(), 1e-5).unwrap()),
         ("layer norm", Norm::layer(w.as_tensor().clone(), zeros(), 1e-5)),
     ] {
         let (kernel, composed) = (norm.forward(&x).unwrap(), norm.composed(&x).unwrap());
@@ -128,16 +132,33 @@ fn norms() {
     }
 }
 
+/// Norms as wide as a head, and as wide as all of them.
+#[test]
+fn norms_of_queries_and_keys() {
+    let heads = AttentionHeads::new(4, 2, 6);
+    let qkv = var(1, &[11, heads.fused_width()]);
+    for [queries, keys] in [[6, 6], [24, 12]] {
+        let norm = |seed, width: usize| Norm::rms(tensor(seed, &[width]), 1e-5);
+        let norms = QkNorm { queries: norm(2, queries), keys: norm(3, keys) };
+        let (kernel, composed) = (norms.forward(heads, &qkv).unwrap(), norms.composed(heads, &qkv).unwrap());
+        assert_same(&format!("norms of {queries}"), &[("qkv", &qkv)], &kernel, &composed, 1e-5);
+    }
+}
+
 #[test]
 fn activations() {
     let x = var(1, &[11, 14]);
     assert_same("SwiGLU", &[("x", &x)], &swiglu(&x).unwrap(), &composed_swiglu(&x).unwrap(), 1e-5);
+    assert_same("GeGLU", &[("x", &x)], &geglu(&x).unwrap(), &composed_geglu(&x).unwrap(), 1e-5);
     // A range that covers the tails of tanh.
     let wide = Var::from_tensor(&(tensor(2, &[11, 13]) * 4.0).unwrap()).unwrap();
     assert_same("GELU", &[("x", &wide)], &gelu_new(&wide).unwrap(), &composed_gelu_new(&wide).unwrap(), 1e-5);
 }
 
 fn angles(features: usize, positions: &[u32]) -> RopeTable {
+    if features == 0 {
+        return RopeFrequencies::none().angles(positions);
+    }
     RopeFrequencies::new(&RopeConfig { theta: 10_000.0, features, scaling: RopeScaling::None }).angles(positions)
 }
 
@@ -146,12 +167,16 @@ fn angles(features: usize, positions: &[u32]) -> RopeTable {
 fn all_heads() -> Vec<(AttentionHeads, usize)> {
     let of = |features: usize| {
         let heads =
-            move |queries, keys, window| AttentionHeads { queries, keys, features, window, products: DType::F32 };
+            move |queries, keys, window| AttentionHeads { window, ..AttentionHeads::new(queries, keys, features) };
         vec![
             (heads(6, 2, None), features),
             (heads(3, 3, Some(4)), 4),
             (heads(4, 1, Some(1)), 6),
             (heads(2, 2, Some(40)), features),
+            (AttentionHeads { scale: Some(0.4), ..heads(4, 2, None) }, features),
+            (AttentionHeads { soft_cap: Some(3.0), scale: Some(0.4), ..heads(4, 2, Some(9)) }, features),
+            // Positions are not encoded.
+            (heads(2, 1, None), 0),
         ]
     };
     [10, 8, 16].into_iter().flat_map(of).collect()
@@ -188,7 +213,7 @@ fn self_attention_of_packed_sequences() {
 /// difference of large numbers.
 #[test]
 fn self_attention_with_a_common_offset_of_keys_and_values() {
-    let heads = AttentionHeads { queries: 4, keys: 4, features: 16, window: None, products: DType::F32 };
+    let heads = AttentionHeads::new(4, 4, 16);
     let rows = SequenceBatch::packed([300, 40]);
     let segments: Arc<[AttentionSegment]> =
         rows.iter().map(|row| AttentionSegment { queries: row.tokens(), keys: vec![row.tokens()] }).collect();
@@ -263,10 +288,14 @@ fn cached_attention_of_a_long_prompt() {
 }
 
 /// The loss and logits of a head with a bias: with a memory-mapped weight, and with a tensor.
-fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
+fn losses(
+    (vocabulary, n, d): (usize, usize, usize),
+    scale: LogitScale,
+) -> (Var, [Result<Tensor>; 2], [Result<Tensor>; 2]) {
     let (w, b) = (tensor(2, &[vocabulary, d]), tensor(3, &[vocabulary]));
     let mapped = MmapMatrix::from_values(w.flatten_all().unwrap().to_vec1().unwrap(), vocabulary, d).unwrap();
-    let heads = [Weight::Mapped(mapped), Weight::Tensor(w)].map(|w| LmHead::new(w, Some(b.clone()), vocabulary));
+    let heads = [Weight::Mapped(mapped), Weight::Tensor(w)]
+        .map(|w| LmHead::new(w, Some(b.clone()), vocabulary).with_scale(scale));
     let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + 5) % vocabulary) as u32).collect();
     let h = var(1, &[n, d]);
     let losses = heads.each_ref().map(|head| head.nll(&h, &targets, None));
@@ -277,10 +306,13 @@ fn losses(vocabulary: usize, n: usize, d: usize) -> (Var, [Result<Tensor>; 2], [
 #[test]
 fn logits_and_losses() {
     // The second vocabulary is large enough that tokens are processed in several chunks.
-    for (vocabulary, n, d) in [(37, 11, 5), (1 << 18, 70, 3)] {
-        let (h, [kernel, composed], [logits, composed_logits]) = losses(vocabulary, n, d);
-        assert_same("loss", &[("h", &h)], &kernel.unwrap(), &composed.unwrap(), 1e-5);
-        assert_equal("logits", &logits.unwrap(), &composed_logits.unwrap(), 1e-5);
+    let scaled = |multiplier, soft_cap| LogitScale { multiplier, soft_cap };
+    for shape in [(37, 11, 5), (1 << 18, 70, 3)] {
+        for scale in [LogitScale::NONE, scaled(0.3, None), scaled(1.0, Some(4.0)), scaled(0.5, Some(2.0))] {
+            let (h, [kernel, composed], [logits, composed_logits]) = losses(shape, scale);
+            assert_same(&format!("loss, {scale:?}"), &[("h", &h)], &kernel.unwrap(), &composed.unwrap(), 2e-5);
+            assert_equal("logits", &logits.unwrap(), &composed_logits.unwrap(), 1e-5);
+        }
     }
 }
 
@@ -293,4 +325,20 @@ fn losses_of_a_trained_head() {
     let index = Tensor::new(targets, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
     let composed = log.gather(&index, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
     assert_same("loss", &[("h", &h), ("W", &w)], &own, &composed, 1e-5);
+}
+
+/// So many tokens that their logits are made in chunks, again in the backward.
+#[test]
+fn losses_of_a_trained_head_over_many_tokens() {
+    let (vocabulary, n, d) = (1 << 16, 300, 3);
+    let (h, w, b) = (var(1, &[n, d]), var(2, &[vocabulary, d]), var(3, &[vocabulary]));
+    let targets: Vec<u32> = (0..n).map(|i| ((i * 7919 + 5) % vocabulary) as u32).collect();
+    let head = LmHead::new(Weight::Tensor(w.as_tensor().clone()), Some(b.as_tensor().clone()), vocabulary);
+    let own = head.with_scale(LogitScale { multiplier: 0.5, soft_cap: Some(4.0) }).nll(&h, &targets, None).unwrap();
+    let logits = h.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+    let logits = (((logits * 0.5).unwrap() / 4.0).unwrap().tanh().unwrap() * 4.0).unwrap();
+    let index = Tensor::new(targets, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let log = candle_nn::ops::log_softmax(&logits, 1).unwrap();
+    let composed = log.gather(&index, 1).unwrap().squeeze(1).unwrap().neg().unwrap();
+    assert_same("loss", &[("h", &h), ("W", &w), ("b", &b)], &own, &composed, 1e-4);
 }

@@ -5,12 +5,17 @@
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sampling::greedy;
-use lorakit_model::{Base, BaseOptions, CachedDecoder};
+use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenBatch};
+use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The bases of `tests/fixtures`, and those of ../shared.
 const FIXTURES: [&str; 3] = ["mistral", "phi", "llama"];
 const SHARED: [&str; 4] = ["mistral", "phi", "window", "llama3"];
+const NEWER: [&str; 11] =
+    ["qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite", "smollm3", "yarn", "biased"];
 
 fn fixtures(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft").join(name)
@@ -46,6 +51,12 @@ impl Oracle {
         Base::open(&self.base, &BaseOptions::default()).unwrap()
     }
 
+    /// As it is, and rounded to bf16.
+    fn open_both(&self) -> [Base; 2] {
+        let rounded = BaseOptions { dtype: Some(DType::BF16), ..BaseOptions::default() };
+        [self.open(), Base::open(&self.base, &rounded).unwrap()]
+    }
+
     fn assert_close(&self, what: &str, found: &Tensor, expected: &Tensor) {
         let difference = largest_difference(found, expected);
         assert!(difference < 1e-4, "{}, {what}: {difference}", self.name);
@@ -61,8 +72,7 @@ impl Oracle {
         self.assert_close("logits of the trainable base", &logits, &self.logits);
     }
 
-    fn packed_sequences_equal_single_ones(&self) {
-        let base = self.open();
+    fn packed_sequences_equal_single_ones(&self, base: &Base) {
         let longest = self.ids[0].len();
         let lengths = [longest, 7, longest / 2];
         let rows: Vec<&[u32]> = self.ids.iter().cycle().zip(lengths).map(|(row, n)| &row[..n]).collect();
@@ -72,11 +82,11 @@ impl Oracle {
         self.assert_close("packed", &together, &Tensor::cat(&alone, 0).unwrap());
     }
 
-    /// Two sequences are decoded together, and a third branches off the first.
-    fn cached_decoding_equals_uncached(&self) {
-        let (base, none, length) = (self.open(), Patches::none(), self.ids[0].len());
-        let whole = base.logits(&self.ids[0], SequenceBatch::packed([length]), &none).unwrap();
-        let mut decoder = CachedDecoder::new(&base, &none, 3 * length).unwrap();
+    /// Two sequences are decoded together, and a third branches off the first. Expected are the logits of the tokens so far
+    /// alone: some bases rotate all tokens of a row by its length.
+    fn cached_decoding_equals_uncached(&self, base: &Base) {
+        let (none, length) = (Patches::none(), self.ids[0].len());
+        let mut decoder = CachedDecoder::new(base, &none, 3 * length).unwrap();
         let first = decoder.open(length, Sequence::default()).unwrap();
         let other = decoder.open(length, Sequence::default()).unwrap();
         let appended: [(usize, &[u32]); 2] = [(other, &self.ids[1][..5]), (first, &self.ids[0][..7])];
@@ -86,15 +96,33 @@ impl Oracle {
         }
         let branch = decoder.branch(first, length - 9).unwrap();
         seen.push(decoder.next_logits(&[(branch, &self.ids[0][9..])]).unwrap());
-        let last = Tensor::new(&[6u32, 7, 8, length as u32 - 1], &Device::Cpu).unwrap();
-        let expected = whole.index_select(&last, 0).unwrap();
-        self.assert_close("cached", &Tensor::cat(&seen, 0).unwrap(), &expected);
+        let last_of = |n: usize| {
+            let logits = base.logits(&self.ids[0][..n], SequenceBatch::packed([n]), &none).unwrap();
+            logits.narrow(0, n - 1, 1).unwrap()
+        };
+        let expected: Vec<Tensor> = [7, 8, 9, length].into_iter().map(last_of).collect();
+        self.assert_close("cached", &Tensor::cat(&seen, 0).unwrap(), &Tensor::cat(&expected, 0).unwrap());
+    }
+
+    /// Token by token: after each, the logits are those of the tokens so far.
+    fn cached_decoding_crosses_the_length_of_the_pretraining(&self, base: &Base) {
+        let (none, ids) = (Patches::none(), &self.ids[1]);
+        let mut decoder = CachedDecoder::new(base, &none, ids.len()).unwrap();
+        let row = decoder.open(ids.len(), Sequence::default()).unwrap();
+        for n in 1..=ids.len() {
+            let cached = decoder.next_logits(&[(row, &ids[n - 1..n])]).unwrap();
+            let whole = base.logits(&ids[..n], SequenceBatch::packed([n]), &none).unwrap();
+            self.assert_close(&format!("{n} tokens"), &cached, &whole.narrow(0, n - 1, 1).unwrap());
+        }
     }
 
     fn check(&self) {
         self.logits_equal_those_of_transformers();
-        self.packed_sequences_equal_single_ones();
-        self.cached_decoding_equals_uncached();
+        for base in self.open_both() {
+            self.packed_sequences_equal_single_ones(&base);
+            self.cached_decoding_equals_uncached(&base);
+            self.cached_decoding_crosses_the_length_of_the_pretraining(&base);
+        }
     }
 }
 
@@ -107,6 +135,12 @@ fn small_bases_equal_transformers_packed_and_cached() {
 #[ignore = "needs ../shared"]
 fn bases_with_a_window_and_long_rows_equal_transformers_packed_and_cached() {
     SHARED.into_iter().for_each(|name| Oracle::read(&shared("oracles/peft").join(name)).check());
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn newer_bases_equal_transformers_packed_and_cached() {
+    NEWER.into_iter().for_each(|name| Oracle::read(&shared("oracles/peft_modern").join(name)).check());
 }
 
 #[test]
@@ -164,4 +198,55 @@ fn fingerprints_of_reference_bases_never_change() {
         "2b68113be97374e39850056099ab5c76cad81b5b411ce2c43fbc0d5e7c17438c",
     ];
     assert_fingerprints(SHARED.map(|name| shared("oracles/peft").join(name)), &known);
+}
+
+/// SmolLM2-135M-Instruct: the folder that LORAKIT_SMOLLM2 names, or one that ../shared/tools/smollm2.py makes.
+fn smollm2(work: &Path) -> PathBuf {
+    if let Ok(folder) = std::env::var("LORAKIT_SMOLLM2") {
+        return folder.into();
+    }
+    let python = std::env::var("LORAKIT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let folder = work.join("smollm2");
+    let made = Command::new(python).arg(shared("tools/smollm2.py")).arg(&folder).status().unwrap();
+    assert!(made.success(), "smollm2.py needs a Python with gguf, safetensors and numpy");
+    folder
+}
+
+/// On a real base, log-likelihoods are as near to those of float64 as PyTorch's in float32 are, and greedy tokens equal.
+#[test]
+#[ignore = "needs ../shared and Python with gguf"]
+fn python_smollm2_gives_the_log_likelihoods_of_float64() {
+    let work = tempfile::tempdir().unwrap();
+    let base = Base::open(&smollm2(work.path()), &BaseOptions::default()).unwrap();
+    let rows: Value = serde_json::from_slice(&fs::read(shared("oracles/smollm2.json")).unwrap()).unwrap();
+    let numbers = |value: &Value| -> Vec<f64> { serde_json::from_value(value.clone()).unwrap() };
+    let none = Patches::none();
+    for row in rows.as_array().unwrap() {
+        let ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+        let logits = base.logits(&ids, SequenceBatch::packed([ids.len()]), &none).unwrap();
+        let last: Vec<f32> = logits.get(ids.len() - 1).unwrap().to_vec1().unwrap();
+        let known = numbers(&row["last_logits"]);
+        let error = known.iter().zip(&last).map(|(a, &b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+        let allowed = row["float32_error"].as_f64().unwrap();
+        assert!(error <= allowed, "{}: {error}, and PyTorch {allowed}", row["text"]);
+        let mut batch = TokenBatch::default();
+        batch.push(&ids[..1], &ids[1..], None);
+        let nll: Vec<f32> = base.nll(&batch, &none).unwrap().to_vec1().unwrap();
+        let likelihoods = numbers(&row["log_likelihoods"]);
+        assert!(
+            nll.iter().zip(&likelihoods).all(|(a, b)| (f64::from(*a) + b).abs() <= 2.0 * allowed),
+            "{}",
+            row["text"]
+        );
+        let Some(expected) = row["greedy"].as_array() else { continue };
+        let mut decoder = CachedDecoder::new(&base, &none, ids.len() + expected.len()).unwrap();
+        let sequence = decoder.open(ids.len() + expected.len(), Sequence::default()).unwrap();
+        let mut unread = ids.clone();
+        for (step, known) in expected.iter().enumerate() {
+            let logits = decoder.next_logits(&[(sequence, &unread)]).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+            let token = greedy(&logits);
+            assert_eq!(Some(u64::from(token)), known.as_u64(), "{}, token {step}", row["text"]);
+            unread = vec![token];
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::Descriptor;
+use crate::architecture::rope_config::{RopeConfig, RopeScaling, RotaryFactor};
 use crate::error::Result;
-use serde_json::Value;
 
 /// An architecture: how its `config.json` is read, and its descriptor.
 #[derive(Debug)]
@@ -16,38 +16,43 @@ pub struct Architecture {
     pub(crate) read: fn(&ConfigKeys) -> Result<BaseConfig>,
 }
 
-/// How rotary frequencies are scaled to reach positions beyond those of the pretraining.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All frequencies are divided by a factor.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Low frequencies are divided by a factor, high ones kept, those between interpolated (Llama 3.1).
-    Llama3 {
-        /// The factor for low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low` count as low frequencies.
-        low: f64,
-        /// Wavelengths below `original / high` count as high frequencies.
-        high: f64,
-        /// Number of positions of the pretraining.
-        original: f64,
-    },
+/// What the attention of a layer sees, and how it rotates queries and keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionKind {
+    /// The sliding window: the number of positions that a query sees, its own included.
+    pub window: Option<usize>,
+    /// The rotary embedding; none where positions are not encoded.
+    pub rope: Option<RopeConfig>,
 }
 
-/// The rotary embedding of a base.
+/// Constants that some bases multiply with, and caps of their scores and logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Number of a head's features that are rotated.
-    pub features: usize,
-    /// How the frequencies are scaled.
-    pub scaling: RopeScaling,
+pub struct Scales {
+    /// What embeddings are multiplied with.
+    pub embedding: f64,
+    /// What the outputs of attention and MLP are multiplied with before they are added to the residual stream.
+    pub residual: f64,
+    /// What logits are multiplied with.
+    pub logits: f64,
+    /// The scale of attention scores, where it is not `1 / sqrt(head_dim)`.
+    pub attention: Option<f64>,
+    /// Attention scores become `cap tanh(score / cap)`.
+    pub attention_soft_cap: Option<f64>,
+    /// Logits become `cap tanh(logit / cap)`.
+    pub logit_soft_cap: Option<f64>,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self {
+            embedding: 1.0,
+            residual: 1.0,
+            logits: 1.0,
+            attention: None,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
+        }
+    }
 }
 
 /// The dimensions and constants of a base.
@@ -73,14 +78,18 @@ pub struct BaseConfig {
     pub head_dim: usize,
     /// The epsilon of the norms.
     pub epsilon: f64,
-    /// The rotary embedding.
-    pub rope: RopeConfig,
-    /// The sliding window: the number of positions that a query sees, its own included.
-    pub window: Option<usize>,
+    /// The kinds of attention among its layers: one in most bases, a global and a local one in some.
+    pub attention: Vec<AttentionKind>,
+    /// The index of each layer's kind of attention.
+    pub layer_attention: Vec<usize>,
+    /// Multipliers and soft caps.
+    pub scales: Scales,
     /// Whether the LM head's weight is the embedding's.
     pub tied: bool,
     /// The longest sequence that the base was made for, in tokens.
     pub max_positions: usize,
+    /// What in the file contradicts itself, and how it was read.
+    pub notices: Vec<String>,
 }
 
 /// What [`BaseConfig::from_json`] takes from an architecture, because each spells it in its own way.
@@ -91,19 +100,10 @@ pub(crate) struct ArchitectureKeys {
     pub(crate) epsilon: f64,
     /// The fraction of a head's features that is rotated, where the file does not say.
     pub(crate) rotary_factor: RotaryFactor,
-    pub(crate) window: Option<usize>,
-}
-
-/// The fraction of a head's features that is rotated.
-pub(crate) enum RotaryFactor {
-    /// All of them.
-    Whole,
-    /// `partial_rotary_factor`, with its default.
-    Partial(f64),
 }
 
 impl BaseConfig {
-    /// A config of the keys that all architectures spell alike, and of `keys`.
+    /// A config of the keys that all architectures spell alike, and of `keys`: all layers see every position before them.
     pub(crate) fn from_json(json: &ConfigKeys, keys: ArchitectureKeys) -> Result<Self> {
         let (hidden, heads) = (json.required("hidden_size")?, json.required("num_attention_heads")?);
         let kv_heads = json.count("num_key_value_heads")?.unwrap_or(heads);
@@ -121,66 +121,60 @@ impl BaseConfig {
                 );
             }
         };
+        let layers = json.required("num_hidden_layers")?;
+        let rope = RopeConfig::from_json(json, keys.rotary_factor, head_dim)?;
         Ok(Self {
             descriptor: keys.descriptor,
             model_type: json.text("model_type").unwrap_or_default().to_owned(),
             vocabulary: json.required("vocab_size")?,
             hidden,
             intermediate: json.required("intermediate_size")?,
-            layers: json.required("num_hidden_layers")?,
+            layers,
             heads,
             kv_heads,
             head_dim,
             epsilon: keys.epsilon,
-            rope: RopeConfig::from_json(json, keys.rotary_factor, head_dim)?,
-            window: keys.window,
+            max_positions: max_positions(json, &rope)?,
+            attention: vec![AttentionKind { window: None, rope: Some(rope) }],
+            layer_attention: vec![0; layers],
+            scales: Scales::default(),
             tied: json.flag("tie_word_embeddings", false)?,
-            max_positions: json.count("max_position_embeddings")?.unwrap_or(2048),
+            notices: RopeConfig::notice(json).into_iter().collect(),
         })
     }
-}
 
-impl RopeConfig {
-    /// Reads `rope_parameters` (transformers 5), or the flat keys and `rope_scaling` (before).
-    fn from_json(json: &ConfigKeys, factor: RotaryFactor, head_dim: usize) -> Result<Self> {
-        let parameters = json.nested("rope_parameters");
-        let inner = parameters.as_ref().unwrap_or(json);
-        let number = |key, default| inner.number(key, json.number(key, default)?);
-        let theta = number("rope_theta", 10_000.0)?;
-        let factor = match factor {
-            RotaryFactor::Whole => 1.0,
-            RotaryFactor::Partial(default) => number("partial_rotary_factor", default)?,
-        };
-        let features = (head_dim as f64 * factor) as usize;
-        if features < 2 || !features.is_multiple_of(2) || features > head_dim {
-            return Err(json.error(format!(
-                "{features} of the {head_dim} features of a head are rotated; expected an even number"
-            )));
+    /// The attention of layer `index`.
+    pub fn layer_attention(&self, index: usize) -> &AttentionKind {
+        &self.attention[self.layer_attention[index]]
+    }
+
+    /// The same where every layer sees no more than `window` positions, if there is one.
+    pub(crate) fn with_window(mut self, window: Option<usize>) -> Self {
+        self.attention.iter_mut().for_each(|kind| kind.window = window);
+        self
+    }
+
+    /// The same where the layers with `is_local`, one for each layer, have an attention of their own.
+    pub(crate) fn with_local_layers(mut self, is_local: &[bool], local: AttentionKind) -> Self {
+        match (is_local.contains(&true), is_local.contains(&false)) {
+            (true, true) if !self.attention.contains(&local) => {
+                self.attention.push(local);
+                self.layer_attention = is_local.iter().map(|&local| usize::from(local)).collect();
+            }
+            (true, false) => self.attention = vec![local],
+            _ => {}
         }
-        let scaling = match parameters.or_else(|| json.nested("rope_scaling")) {
-            None => RopeScaling::None,
-            Some(object) => RopeScaling::from_json(&object)?,
-        };
-        Ok(Self { theta, features, scaling })
+        self
     }
 }
 
-impl RopeScaling {
-    fn from_json(json: &ConfigKeys) -> Result<Self> {
-        let factor = || match json.get("factor").and_then(Value::as_f64) {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            _ => Err(json.error("rope scaling needs a 'factor' above zero")),
-        };
-        match json.text("rope_type").or_else(|| json.text("type")).unwrap_or("default") {
-            "default" => Ok(Self::None),
-            "linear" => Ok(Self::Linear { factor: factor()? }),
-            "llama3" => Ok(Self::Llama3 {
-                factor: factor()?,
-                low: json.number("low_freq_factor", 1.0)?,
-                high: json.number("high_freq_factor", 4.0)?,
-                original: json.number("original_max_position_embeddings", 8192.0)?,
-            }),
-            other => Err(json.error(format!("rope scaling is '{other}'; supported are default, linear and llama3"))),
+/// The longest sequence: `max_position_embeddings`, or what a scaling extends it to that leaves this key as it was.
+fn max_positions(json: &ConfigKeys, rope: &RopeConfig) -> Result<usize> {
+    let own = json.count("max_position_embeddings")?.unwrap_or(2048);
+    Ok(match rope.scaling {
+        RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
+            own.max((original * factor) as usize)
         }
-    }
+        _ => own,
+    })
 }

@@ -4,6 +4,7 @@ use crate::error::{ModelError, Result};
 use serde_json::Value;
 
 /// A JSON object of a `config.json`: the whole file, or an object within it.
+#[derive(Clone)]
 pub(crate) struct ConfigKeys {
     object: Value,
     file: String,
@@ -18,6 +19,44 @@ impl ConfigKeys {
             source,
         })?;
         Ok(Self { object, file: file.to_owned() })
+    }
+
+    /// The same with values for keys that the file does not have.
+    pub(crate) fn with_defaults(&self, defaults: Value) -> Self {
+        let mut object = self.object.clone();
+        if let (Some(own), Value::Object(defaults)) = (object.as_object_mut(), defaults) {
+            defaults.into_iter().for_each(|(key, value)| {
+                own.entry(key).or_insert(value);
+            });
+        }
+        Self { object, file: self.file.clone() }
+    }
+
+    /// The same with the values of `other` in place of its own.
+    pub(crate) fn updated_with(&self, other: &Self) -> Self {
+        other.with_defaults(self.object.clone())
+    }
+
+    /// The same with `values` in the object under a key.
+    pub(crate) fn with_nested(mut self, key: &str, values: &Value) -> Self {
+        let own = self.nested_or_empty(key).updated_with(&Self { object: values.clone(), file: self.file.clone() });
+        self.object[key] = own.object;
+        self
+    }
+
+    /// The same without some keys.
+    pub(crate) fn without(mut self, keys: &[&str]) -> Self {
+        if let Some(object) = self.object.as_object_mut() {
+            keys.iter().for_each(|key| {
+                object.remove(*key);
+            });
+        }
+        self
+    }
+
+    /// A sentence about this file.
+    pub(crate) fn text_of(&self, sentence: &str) -> String {
+        format!("{}: {sentence}", self.file)
     }
 
     /// An error of this file.
@@ -40,6 +79,16 @@ impl ConfigKeys {
         Some(Self { object: self.get(key)?.clone(), file: self.file.clone() })
     }
 
+    /// The same, or an object without keys.
+    pub(crate) fn nested_or_empty(&self, key: &str) -> Self {
+        self.nested(key).unwrap_or_else(|| Self { object: Value::Object(Default::default()), file: self.file.clone() })
+    }
+
+    /// Whether the object has no keys.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.object.as_object().is_none_or(serde_json::Map::is_empty)
+    }
+
     /// A whole number above zero.
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
@@ -60,6 +109,38 @@ impl ConfigKeys {
         match value.as_f64() {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
             _ => Err(self.error(format!("key '{key}' is {value}, expected a number above zero"))),
+        }
+    }
+
+    /// The same; none where the value is null, and `default` where the key is absent.
+    pub(crate) fn number_or_null(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        match (self.has_key(key), self.get(key)) {
+            (false, _) => Ok(default),
+            (true, None) => Ok(None),
+            (true, Some(_)) => self.number(key, 1.0).map(Some),
+        }
+    }
+
+    /// A list of `count` finite numbers above zero.
+    pub(crate) fn divisors(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let numbers: Option<Vec<f64>> =
+            self.get(key).and_then(Value::as_array).and_then(|list| list.iter().map(Value::as_f64).collect());
+        numbers.filter(|list| list.len() == count && list.iter().all(|&x| x.is_finite() && x > 0.0)).ok_or_else(|| {
+            let found = self
+                .get(key)
+                .and_then(Value::as_array)
+                .map_or_else(|| "not a list".to_owned(), |list| format!("a list of {}", list.len()));
+            self.error(format!("key '{key}' is {found}, expected {count} numbers above zero, one for each frequency"))
+        })
+    }
+
+    /// A list with an item for each of `layers` layers; none where the key is absent or null.
+    pub(crate) fn of_layers(&self, key: &str, layers: usize) -> Result<Option<&[Value]>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_array() {
+            Some(list) if list.len() == layers => Ok(Some(list)),
+            Some(list) => Err(self.error(format!("key '{key}' has {} items for {layers} layers", list.len()))),
+            None => Err(self.error(format!("key '{key}' is {value}, expected a list with an item for each layer"))),
         }
     }
 

@@ -17,12 +17,16 @@ pub struct Descriptor {
     pub final_norm: &'static str,
     /// The LM head's module; where the head is tied its weight is the embedding's.
     pub lm_head: &'static str,
+    /// What the names of tensors start with that such a checkpoint holds besides the text model.
+    pub unused: &'static [&'static str],
     /// Whether the LM head has a bias.
     pub lm_head_bias: bool,
     /// The kind of all norms.
     pub norm: NormKind,
     /// The order of attention and MLP, with their norms.
     pub block: BlockDescriptor,
+    /// The norms of queries and keys before they are rotated, if there are any.
+    pub qk_norm: Option<QkNormDescriptor>,
     /// The activation between the MLP's sites.
     pub activation: Activation,
     /// The site that reads the attention's input: q, k and v, or one fused projection.
@@ -38,18 +42,54 @@ pub struct Descriptor {
 /// How attention and MLP follow each other in a layer. Norms are modules within the layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BlockDescriptor {
-    /// `h += attention(norm h)`, then `h += mlp(norm h)`.
+    /// `h += attention(h)`, then `h += mlp(h)`, each with its norms.
     Sequential {
-        /// The norm before the attention.
-        attention_norm: &'static str,
-        /// The norm before the MLP.
-        mlp_norm: &'static str,
+        /// The norms of the attention.
+        attention: BranchNorms,
+        /// The norms of the MLP.
+        mlp: BranchNorms,
     },
     /// `x = norm h`, `h += attention(x) + mlp(x)`.
     Parallel {
         /// The norm before both.
         norm: &'static str,
     },
+}
+
+/// The norms around attention or MLP: `norm(f(norm x))`, where each may be absent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BranchNorms {
+    /// The norm of what it reads.
+    pub before: Option<&'static str>,
+    /// The norm of what it writes, before that is added to the residual stream.
+    pub after: Option<&'static str>,
+}
+
+impl BranchNorms {
+    /// A norm before.
+    pub const fn before(norm: &'static str) -> Self {
+        Self { before: Some(norm), after: None }
+    }
+}
+
+/// The norms of queries and keys. They are modules within the layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNormDescriptor {
+    /// The norm of queries.
+    pub queries: &'static str,
+    /// The norm of keys.
+    pub keys: &'static str,
+    /// What is one row of these norms.
+    pub rows: QkNormRows,
+}
+
+/// What a norm of queries or keys divides by the spread of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNormRows {
+    /// Each head by itself; all heads share the norm's weight.
+    Heads,
+    /// All heads of a token together.
+    Tokens,
 }
 
 /// A site of a layer.

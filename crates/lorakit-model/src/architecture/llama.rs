@@ -1,8 +1,11 @@
 //! Llama 1 to 3: `h += o(attention(qkv(norm h)))`, `h += down(silu(gate(norm h)) * up(norm h))`.
 
-use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig, RotaryFactor};
+use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
-use crate::architecture::descriptor::{BlockDescriptor, Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+use crate::architecture::descriptor::{
+    BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, SiteDescriptor,
+};
+use crate::architecture::rope_config::RotaryFactor;
 use crate::error::Result;
 use crate::layer::activation::Activation;
 use crate::layer::norm::NormKind;
@@ -17,9 +20,14 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     layers: "model.layers",
     final_norm: "model.norm",
     lm_head: "lm_head",
+    unused: &[],
     lm_head_bias: false,
     norm: NormKind::Rms,
-    block: BlockDescriptor::Sequential { attention_norm: "input_layernorm", mlp_norm: "post_attention_layernorm" },
+    block: BlockDescriptor::Sequential {
+        attention: BranchNorms::before("input_layernorm"),
+        mlp: BranchNorms::before("post_attention_layernorm"),
+    },
+    qk_norm: None,
     activation: Activation::SwiGlu,
     attention_input: SiteDescriptor {
         name: "qkv",
@@ -60,7 +68,6 @@ pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
             head_dim: json.count("head_dim")?,
             epsilon: json.number("rms_norm_eps", 1e-6)?,
             rotary_factor: RotaryFactor::Whole,
-            window: None,
         },
     )
 }

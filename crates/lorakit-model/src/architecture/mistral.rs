@@ -13,5 +13,5 @@ const DEFAULT_WINDOW: usize = 4096;
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let window = if json.has_key("sliding_window") { json.count("sliding_window")? } else { Some(DEFAULT_WINDOW) };
-    Ok(BaseConfig { window, ..llama::read(json)? })
+    Ok(llama::read(json)?.with_window(window))
 }

@@ -7,11 +7,17 @@ pub(crate) mod base_config;
 pub(crate) mod config_keys;
 pub(crate) mod descriptor;
 mod layer_sites;
+pub(crate) mod layer_types;
 pub(crate) mod llama;
 pub(crate) mod mistral;
 pub(crate) mod phi;
 pub(crate) mod registry;
+pub(crate) mod rope_config;
 
-pub use base_config::{Architecture, BaseConfig, RopeConfig, RopeScaling};
-pub use descriptor::{BlockDescriptor, Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+pub use base_config::{Architecture, AttentionKind, BaseConfig, Scales};
+pub use descriptor::{
+    BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, QkNormDescriptor, QkNormRows,
+    SiteDescriptor,
+};
 pub use registry::{ARCHITECTURES, module_names};
+pub use rope_config::{RopeConfig, RopeScaling};

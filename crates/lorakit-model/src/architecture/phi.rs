@@ -3,9 +3,10 @@
 //! `qkv` and `fc1` read the same input, yet are two sites: attention and MLP each consume one of them, and side by side in
 //! one tensor each would have to pad its gradient to the other's width.
 
-use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig, RotaryFactor};
+use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{BlockDescriptor, Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+use crate::architecture::rope_config::RotaryFactor;
 use crate::error::Result;
 use crate::layer::activation::Activation;
 use crate::layer::norm::NormKind;
@@ -19,9 +20,11 @@ const DESCRIPTOR: Descriptor = Descriptor {
     layers: "model.layers",
     final_norm: "model.final_layernorm",
     lm_head: "lm_head",
+    unused: &[],
     lm_head_bias: true,
     norm: NormKind::Layer,
     block: BlockDescriptor::Parallel { norm: "input_layernorm" },
+    qk_norm: None,
     activation: Activation::GeluNew,
     attention_input: SiteDescriptor {
         name: "qkv",
@@ -61,7 +64,6 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
             head_dim: None,
             epsilon: json.number("layer_norm_eps", 1e-5)?,
             rotary_factor: RotaryFactor::Partial(0.5),
-            window: None,
         },
     )
 }

@@ -2,14 +2,20 @@
 
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
-use crate::architecture::{llama, mistral, phi};
+use crate::architecture::{
+    llama, mistral, phi, };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
+use serde_json::Value;
 use std::path::Path;
 
 /// All architectures.
-pub static ARCHITECTURES: &[&Architecture] = &[&mistral::MISTRAL, &llama::LLAMA, &phi::PHI];
+pub static ARCHITECTURES: &[&Architecture] = &[
+    &mistral::MISTRAL,
+    &llama::LLAMA,
+    &phi::PHI,
+];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.
 pub fn module_names(role: SiteRole) -> Vec<&'static str> {
@@ -22,6 +28,39 @@ pub fn module_names(role: SiteRole) -> Vec<&'static str> {
         }
     }
     names
+}
+
+/// Keys that hold the number of experts within the layers of a base.
+const EXPERT_COUNTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
+/// What lorakit lacks for the bases of a `model_type`, where that is known, by what is in the name.
+fn missing_part(model_type: &str) -> Option<&'static str> {
+    let is = |names: &[&str]| names.iter().any(|name| model_type.contains(name));
+    if is(&["phi3small", "phi3_small", "phi-3-small"]) {
+        Some("block-sparse attention")
+    } else if is(&[
+        "hybrid",
+        "mamba",
+        "jamba",
+        "bamba",
+        "zamba",
+        "falcon_h1",
+        "nemotron_h",
+        "kimi_linear",
+        "rwkv",
+        "lfm",
+    ]) || is(&["qwen3_next", "qwen3_5", "recurrent_gemma", "minimax"])
+    {
+        Some("layers of linear attention or state spaces")
+    } else if is(&["moe", "mixtral", "deepseek", "gpt_oss", "llama4", "dbrx", "jetmoe", "glm4_5", "ernie4_5_moe"]) {
+        Some("mixtures of experts within its layers")
+    } else if is(&["_vl", "vl_", "vision", "llava", "mllama", "paligemma", "idefics", "pixtral", "gemma3n", "gemma4"])
+        || is(&["mistral3", "internvl", "multimodal", "omni", "fuyu", "kosmos", "chameleon"])
+    {
+        Some("images or sound beside its text model")
+    } else {
+        None
+    }
 }
 
 impl BaseConfig {
@@ -44,8 +83,15 @@ impl BaseConfig {
         let model_type = json.text("model_type").ok_or_else(|| json.error("key 'model_type' is missing"))?;
         let Some(architecture) = ARCHITECTURES.iter().find(|known| known.model_type == model_type) else {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.model_type).collect();
-            return Err(json.error(format!("key 'model_type' is '{model_type}'; supported are {}", known.join(", "))));
+            let missing = missing_part(model_type).map(|part| format!(", which needs {part}")).unwrap_or_default();
+            return Err(
+                json.error(format!("key 'model_type' is '{model_type}'{missing}; supported are {}", known.join(", ")))
+            );
         };
+        if let Some(key) = EXPERT_COUNTS.iter().find(|key| json.get(key).and_then(Value::as_u64).is_some_and(|n| n > 1))
+        {
+            return Err(json.error(format!("key '{key}': mixtures of experts within a base are not supported")));
+        }
         if json.get("quantization_config").is_some() {
             return Err(
                 json.error("key 'quantization_config': quantized bases are not supported; use the unquantized weights")

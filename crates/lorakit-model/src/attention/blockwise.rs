@@ -5,6 +5,7 @@ use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::{Softmax, SoftmaxBackward};
+use crate::layer::soft_cap::{SoftCap, slope};
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use lorakit_lora::kernels::simd;
 use rayon::prelude::*;
@@ -117,26 +118,39 @@ struct HeadTask {
 }
 
 impl AttentionHeads {
-    /// `softmax(q kᵀ / sqrt(features))` of a block of queries of one head: `[block, seen]`, with the range of keys that any
-    /// of them sees.
-    fn weights(&self, task: &HeadTask, head: usize, block: &Range<usize>) -> (Vec<f32>, Range<usize>) {
+    /// The scores `q kᵀ` of a block of queries of one head, scaled and capped: `[block, seen]`, with the range of keys that
+    /// any of them sees.
+    fn scores(&self, task: &HeadTask, head: usize, block: &Range<usize>) -> (Vec<f32>, Range<usize>) {
         let f = self.features;
         let first = self.visible(block.start, task.queries, task.keys).start;
         let seen = first..self.visible(block.end - 1, task.queries, task.keys).end;
-        let mut weights = vec![0.0; block.len() * seen.len()];
+        let mut scores = vec![0.0; block.len() * seen.len()];
         gemm(
-            MatrixMut::new(&mut weights, block.len(), seen.len(), seen.len()),
+            MatrixMut::new(&mut scores, block.len(), seen.len(), seen.len()),
             Destination::Overwrite,
             MatrixRef::new(&task.q[(head * task.queries + block.start) * f..], block.len(), f, f),
             MatrixRef::new(&task.k[seen.start * f..], seen.len(), f, f).transposed(),
-            1.0 / (f as f32).sqrt(),
+            self.kernel_scale(),
         );
+        if let Some(cap) = self.soft_cap {
+            simd::dispatch(SoftCap { values: &mut scores, cap: cap as f32 });
+        }
+        (scores, seen)
+    }
+
+    /// Turns the scores of [`AttentionHeads::scores`] into weights.
+    fn softmax(&self, task: &HeadTask, block: &Range<usize>, seen: &Range<usize>, scores: &mut [f32]) {
         let visible = |i: usize| {
             let visible = self.visible(block.start + i, task.queries, task.keys);
             visible.start - seen.start..visible.end - seen.start
         };
-        simd::dispatch(Softmax { scores: &mut weights, width: seen.len(), visible });
-        (weights, seen)
+        simd::dispatch(Softmax { scores, width: seen.len(), visible });
+    }
+
+    /// The slopes of the soft cap at capped scores, if there is one.
+    fn cap_slopes(&self, capped: &[f32]) -> Option<Vec<f32>> {
+        let cap = self.soft_cap? as f32;
+        Some(capped.iter().map(|&score| slope(score, cap)).collect())
     }
 
     /// The outputs of a task, `[shared heads][queries, features]`.
@@ -145,7 +159,8 @@ impl AttentionHeads {
         let mut out = vec![0.0; task.q.len()];
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
-                let (weights, seen) = self.weights(task, head, &block);
+                let (mut weights, seen) = self.scores(task, head, &block);
+                self.softmax(task, &block, &seen, &mut weights);
                 gemm(
                     MatrixMut::new(&mut out[(head * task.queries + block.start) * f..], block.len(), f, f),
                     Destination::Overwrite,
@@ -160,15 +175,17 @@ impl AttentionHeads {
 
     /// The gradients of a task's q, k and v from that of its outputs, all in the task's own layout.
     ///
-    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - rowsum(P dP)) / sqrt(features)`,
+    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the slope of a soft cap,
     /// `dQ = dS K`, `dK = dSᵀ Q`.
     fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let f = self.features;
         let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);
-        let scale = 1.0 / (f as f32).sqrt();
+        let scale = self.kernel_scale();
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
-                let (mut weights, seen) = self.weights(task, head, &block);
+                let (mut weights, seen) = self.scores(task, head, &block);
+                let slopes = self.cap_slopes(&weights);
+                self.softmax(task, &block, &seen, &mut weights);
                 let (rows, keys) = (block.len(), seen.len());
                 let at = (head * task.queries + block.start) * f;
                 let dout = MatrixRef::new(&dout[at..], rows, f, f);
@@ -184,6 +201,7 @@ impl AttentionHeads {
                 let v = MatrixRef::new(&task.v[seen.start * f..], keys, f, f);
                 gemm(MatrixMut::new(&mut dp, rows, keys, keys), Destination::Overwrite, dout, v.transposed(), 1.0);
                 simd::dispatch(SoftmaxBackward { weights: &mut weights, dp: &dp, width: keys });
+                weights.iter_mut().zip(slopes.iter().flatten()).for_each(|(ds, slope)| *ds *= slope);
                 let ds = MatrixRef::new(&weights, rows, keys, keys);
                 let k = MatrixRef::new(&task.k[seen.start * f..], keys, f, f);
                 let q = MatrixRef::new(&task.q[at..], rows, f, f);

@@ -64,6 +64,9 @@ fn sdpa(block: &ScoreBlock, heads: AttentionHeads, qkv: &Tensor) -> Result<Sdpa>
 
 /// The same as [`rotate`](crate::attention::rotate), on any device and differentiable: a gradient is rotated back.
 pub fn composed_rotate(qkv: &Tensor, heads: AttentionHeads, rope: &RopeTable) -> Result<Tensor> {
+    if rope.is_empty() {
+        return Ok(qkv.clone());
+    }
     let (cosines, sines) = rope.tensors(qkv.device())?;
     let rotated = rotated(&qkv.detach(), heads, cosines, sines)?;
     let rope = rope.clone();

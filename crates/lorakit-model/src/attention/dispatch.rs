@@ -62,7 +62,7 @@ enum Kernel {
 
 impl Kernel {
     fn of(heads: &AttentionHeads) -> Self {
-        if small_head::supports(heads.features) { Self::SmallHead } else { Self::Blockwise }
+        if small_head::supports(heads) { Self::SmallHead } else { Self::Blockwise }
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::DType;
 use std::ops::Range;
 
 /// The heads of a base's attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionHeads {
     /// Number of query heads.
     pub queries: usize,
@@ -14,11 +14,20 @@ pub struct AttentionHeads {
     pub features: usize,
     /// Sliding window: how many positions back a query sees, itself included.
     pub window: Option<usize>,
+    /// The scale of scores, where it is not `1 / sqrt(features)`.
+    pub scale: Option<f64>,
+    /// Scores become `cap tanh(score / cap)` before the softmax.
+    pub soft_cap: Option<f64>,
     /// The type in which composed attention multiplies queries, keys and weights; our kernels multiply in f32.
     pub products: DType,
 }
 
 impl AttentionHeads {
+    /// Heads that see every position before them, with scores in f32 of the usual scale.
+    pub fn new(queries: usize, keys: usize, features: usize) -> Self {
+        Self { queries, keys, features, window: None, scale: None, soft_cap: None, products: DType::F32 }
+    }
+
     /// Width of q, k and v side by side.
     pub fn fused_width(&self) -> usize {
         (self.queries + 2 * self.keys) * self.features
@@ -29,9 +38,14 @@ impl AttentionHeads {
         self.keys * self.features
     }
 
-    /// The scale of scores: `1 / sqrt(features)`.
+    /// The scale of scores in composed attention.
     pub(crate) fn scale(&self) -> f64 {
-        1.0 / (self.features as f64).sqrt()
+        self.scale.unwrap_or_else(|| 1.0 / (self.features as f64).sqrt())
+    }
+
+    /// The scale of scores in our kernels.
+    pub(crate) fn kernel_scale(&self) -> f32 {
+        self.scale.map_or_else(|| 1.0 / (self.features as f32).sqrt(), |scale| scale as f32)
     }
 
     /// Query heads that share one key head.

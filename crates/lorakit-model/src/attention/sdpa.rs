@@ -3,9 +3,10 @@
 //! Subtracting one vector from all keys shifts each query's scores by a constant, which softmax ignores; one subtracted
 //! from all values is added back to the output, since weights sum to one. Both means are subtracted before 16 bits round
 //! the rest: what keys have in common may be larger than what tells them apart (Zhang et al. 2024,
-//! <https://arxiv.org/abs/2410.02367>).
+//! <https://arxiv.org/abs/2410.02367>). Under a soft cap a shift of scores matters, and keys stay as they are.
 
 use crate::attention::heads::AttentionHeads;
+use crate::layer::soft_cap::{composed_slope, composed_soft_cap};
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
@@ -13,9 +14,9 @@ use candle_nn::ops::softmax_last_dim;
 /// [`AttentionHeads::products`]. The query heads that share a key head are stacked, so that no key is repeated.
 pub(crate) struct Sdpa {
     heads: AttentionHeads,
-    /// Divided by `sqrt(features)` here, as there are fewer queries than scores: `[n keys, shared Q, features]`.
+    /// Scaled here, as there are fewer queries than scores: `[n keys, shared Q, features]`.
     q: Tensor,
-    /// `[n keys, K, features]`, less their mean.
+    /// `[n keys, K, features]`, less their mean, except for keys under a soft cap.
     k: Tensor,
     v: Tensor,
     /// The mean of the values, in f32: `[n keys, 1, features]`.
@@ -34,7 +35,8 @@ pub(crate) struct SdpaGradients {
 impl Sdpa {
     /// `q`, `[n, Q, queries * features]`, `k` and `v`, `[n, K, keys * features]`, and the mask, `[n, 1, Q, K]`.
     pub(crate) fn new(heads: AttentionHeads, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Self> {
-        let (k, _) = centred(&by_key_head(k, heads)?)?;
+        let k = by_key_head(k, heads)?;
+        let k = if heads.soft_cap.is_some() { k } else { centred(&k)?.0 };
         let (v, v_mean) = centred(&by_key_head(v, heads)?)?;
         Ok(Self {
             heads,
@@ -46,29 +48,36 @@ impl Sdpa {
         })
     }
 
-    /// The attention weights: `P = softmax(q kᵀ + mask)`, `[n keys, shared Q, K]`.
-    fn weights(&self) -> Result<Tensor> {
-        let (n, _, queries, keys) = self.mask.dims4()?;
+    /// The scores `q kᵀ`, capped: `[n keys, shared Q, K]`.
+    fn scores(&self) -> Result<Tensor> {
         let scores = self.q.matmul(&self.k.t()?)?;
+        self.heads.soft_cap.map_or_else(|| Ok(scores.clone()), |cap| composed_soft_cap(&scores, cap))
+    }
+
+    /// The attention weights: `P = softmax(scores + mask)`, `[n keys, shared Q, K]`.
+    fn weights(&self, scores: &Tensor) -> Result<Tensor> {
+        let (n, _, queries, keys) = self.mask.dims4()?;
         let scores = scores.reshape((n, self.heads.queries, queries, keys))?.broadcast_add(&self.mask)?;
         softmax_last_dim(&scores)?.reshape((n * self.heads.keys, self.heads.shared() * queries, keys))
     }
 
     /// `P v`, `[n, Q, queries * features]`, in f32.
     pub(crate) fn output(&self) -> Result<Tensor> {
-        let y = self.weights()?.matmul(&self.v)?.to_dtype(DType::F32)?.broadcast_add(&self.v_mean)?;
+        let y = self.weights(&self.scores()?)?.matmul(&self.v)?.to_dtype(DType::F32)?.broadcast_add(&self.v_mean)?;
         by_token(&y, self.mask.dim(2)?, self.heads)
     }
 
     /// From the output and its gradient, `[n, Q, queries * features]` each:
     ///
-    /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, `dq = dS k / sqrt(features)` and `dk = dSᵀ q / sqrt(features)`;
-    /// `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>).
+    /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, times the slope of a soft cap, `dq = scale dS k` and
+    /// `dk = scale dSᵀ q`; `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>).
     pub(crate) fn gradients(&self, y: &Tensor, dy: &Tensor) -> Result<SdpaGradients> {
         let (y, dy) = (by_key_head(y, self.heads)?.broadcast_sub(&self.v_mean)?, by_key_head(dy, self.heads)?);
         let along = (y * &dy)?.sum_keepdim(D::Minus1)?.to_dtype(self.heads.products)?;
-        let (p, dy) = (self.weights()?, dy.to_dtype(self.heads.products)?);
+        let scores = self.scores()?;
+        let (p, dy) = (self.weights(&scores)?, dy.to_dtype(self.heads.products)?);
         let ds = (dy.matmul(&self.v.t()?)?.broadcast_sub(&along)? * &p)?;
+        let ds = self.heads.soft_cap.map_or_else(|| Ok(ds.clone()), |cap| &ds * composed_slope(&scores, cap)?)?;
         let queries = self.mask.dim(2)?;
         let keys = self.k.dim(1)?;
         Ok(SdpaGradients {

@@ -20,9 +20,9 @@ use std::slice::Chunks;
 /// The widest heads that are faster without matrix products.
 const WIDEST: usize = 16;
 
-/// Whether heads of this width are handled here.
-pub(super) fn supports(features: usize) -> bool {
-    features <= WIDEST && features.is_multiple_of(FEATURES)
+/// Whether such heads are handled here.
+pub(super) fn supports(heads: &AttentionHeads) -> bool {
+    heads.features <= WIDEST && heads.features.is_multiple_of(FEATURES) && heads.soft_cap.is_none()
 }
 
 /// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.
@@ -198,7 +198,7 @@ impl SegmentRows<'_> {
 
     /// The scale of scores.
     fn scale(&self) -> f32 {
-        1.0 / (self.heads.features as f32).sqrt()
+        self.heads.kernel_scale()
     }
 
     /// Head `number` of all: queries, then keys, then values.
@@ -370,9 +370,8 @@ impl WithSimd for AttendBackward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::base_config::{RopeConfig, RopeScaling};
+    use crate::architecture::rope_config::{RopeConfig, RopeScaling};
     use crate::layer::rope::RopeFrequencies;
-    use candle_core::DType;
 
     const TOKENS: usize = 21;
 
@@ -395,7 +394,7 @@ mod tests {
     #[test]
     fn vectors_of_every_width_agree() {
         for window in [None, Some(5), Some(1)] {
-            let heads = AttentionHeads { queries: 4, keys: 2, features: 16, window, products: DType::F32 };
+            let heads = AttentionHeads { window, ..AttentionHeads::new(4, 2, 16) };
             let one = of(pulp::Scalar, &heads, 0.5);
             let wider = [of(pulp::Scalar128b, &heads, 0.5), of(pulp::Scalar256b, &heads, 0.5)];
             for wide in wider.into_iter().chain([of(pulp::Scalar512b, &heads, 0.5)]) {
@@ -410,7 +409,7 @@ mod tests {
     /// Training stops an expert whose loss is NaN, so that no kernel may drop one.
     #[test]
     fn nan_is_kept_by_vectors_of_every_width() {
-        let heads = AttentionHeads { queries: 4, keys: 2, features: 8, window: None, products: DType::F32 };
+        let heads = AttentionHeads::new(4, 2, 8);
         for last in [f32::NAN, f32::INFINITY] {
             for [out, _] in [of(pulp::Scalar, &heads, last), of(pulp::Scalar256b, &heads, last)] {
                 let of_last = &out[(TOKENS - 1) * heads.queries * heads.features..];

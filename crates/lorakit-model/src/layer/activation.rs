@@ -12,15 +12,18 @@ use rayon::prelude::*;
 pub enum Activation {
     /// `silu(gate) * up`, as in Mistral; see [`swiglu`].
     SwiGlu,
+    /// `gelu(gate) * up` with GELU in the tanh form, as in Gemma; see [`geglu`].
+    GeGlu,
     /// GELU in the tanh form, as in Phi; see [`gelu_new`].
     GeluNew,
 }
 
 impl Activation {
-    /// The activation of `x`: `[tokens, f]`, of `[tokens, 2 f]` for [`Activation::SwiGlu`].
+    /// The activation of `x`: `[tokens, f]`, of `[tokens, 2 f]` where it has a gate.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::SwiGlu => swiglu(x),
+            Self::GeGlu => geglu(x),
             Self::GeluNew => gelu_new(x),
         }
     }
@@ -28,7 +31,8 @@ impl Activation {
     /// Its op on a CPU.
     pub(crate) fn op(self) -> Box<dyn Op<1>> {
         match self {
-            Self::SwiGlu => Box::new(SwiGlu),
+            Self::SwiGlu => Box::new(GatedActivation(Gate::Silu)),
+            Self::GeGlu => Box::new(GatedActivation(Gate::Gelu)),
             Self::GeluNew => Box::new(GeluNew),
         }
     }
@@ -36,7 +40,7 @@ impl Activation {
 
 /// `silu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`.
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { op::unary(SwiGlu, x) } else { composed_swiglu(x) }
+    if x.device().is_cpu() { op::unary(GatedActivation(Gate::Silu), x) } else { composed_swiglu(x) }
 }
 
 /// The same as [`swiglu`] on any device; the reference that tests compare with. Only `x` is kept for the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
@@ -50,6 +54,17 @@ pub fn composed_swiglu(x: &Tensor) -> Result<Tensor> {
         let slope = ((&s + &silu)? - (&silu * &s)?)?;
         Tensor::cat(&[((dy * &up)? * slope)?, (dy * silu)?], 1)
     })
+}
+
+/// `gelu(gate) * up` of `x`, `[tokens, 2 f]`, whose halves are gate and up: `[tokens, f]`. GELU is that of [`gelu_new`].
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { op::unary(GatedActivation(Gate::Gelu), x) } else { composed_geglu(x) }
+}
+
+/// The same as [`geglu`] on any device; the reference that tests compare with.
+pub fn composed_geglu(x: &Tensor) -> Result<Tensor> {
+    let f = x.dim(1)? / 2;
+    composed_gelu_new(&x.narrow(1, 0, f)?)? * x.narrow(1, f, f)?
 }
 
 /// GELU in the tanh form, `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, as transformers' `gelu_new`.
@@ -74,60 +89,79 @@ pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
 /// Values of one task of the thread pool.
 const CHUNK: usize = 1 << 14;
 
-/// `y` of one token.
-struct SwiGluToken<'a>(&'a mut [f32], &'a [f32]);
+/// What the gate passes through before it multiplies.
+#[derive(Clone, Copy)]
+enum Gate {
+    Silu,
+    Gelu,
+}
 
-impl WithSimd for SwiGluToken<'_> {
+/// `y` of one token.
+struct GatedToken<'a>(Gate, &'a mut [f32], &'a [f32]);
+
+impl WithSimd for GatedToken<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self(y, x) = self;
+        let Self(kind, y, x) = self;
         let (gate, up) = x.split_at(y.len());
-        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-            *y = gate * sigmoid(gate) * up;
+        let values = y.iter_mut().zip(gate).zip(up);
+        match kind {
+            Gate::Silu => values.for_each(|((y, &gate), &up)| *y = gate * sigmoid(gate) * up),
+            Gate::Gelu => values.for_each(|((y, &gate), &up)| *y = gelu(gate) * up),
         }
     }
 }
 
 /// `dx` of one token.
-struct SwiGluTokenBackward<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
+struct GatedTokenBackward<'a>(Gate, &'a mut [f32], &'a [f32], &'a [f32]);
 
-impl WithSimd for SwiGluTokenBackward<'_> {
+impl WithSimd for GatedTokenBackward<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self(dx, x, dy) = self;
+        let Self(kind, dx, x, dy) = self;
         let (gate, up) = x.split_at(dy.len());
         let (dgate, dup) = dx.split_at_mut(dy.len());
-        let inputs = gate.iter().zip(up).zip(dy);
-        for ((dgate, dup), ((&gate, &up), &dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
-            let s = sigmoid(gate);
-            *dup = dy * gate * s;
-            *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+        let values = dgate.iter_mut().zip(dup).zip(gate.iter().zip(up).zip(dy));
+        match kind {
+            Gate::Silu => values.for_each(|((dgate, dup), ((&gate, &up), &dy))| {
+                let s = sigmoid(gate);
+                *dup = dy * gate * s;
+                *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+            }),
+            Gate::Gelu => values.for_each(|((dgate, dup), ((&gate, &up), &dy))| {
+                *dup = dy * gelu(gate);
+                *dgate = dy * up * gelu_slope(gate);
+            }),
         }
     }
 }
 
-struct SwiGlu;
+/// The activation of a gate times the other half.
+struct GatedActivation(Gate);
 
-impl Op<1> for SwiGlu {
+impl Op<1> for GatedActivation {
     fn name(&self) -> &'static str {
-        "swiglu"
+        match self.0 {
+            Gate::Silu => "swiglu",
+            Gate::Gelu => "geglu",
+        }
     }
 
     fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
         let (tokens, width) = x.matrix()?;
         if !width.is_multiple_of(2) {
-            bail!("swiglu takes gate and up side by side and was given {width} columns");
+            bail!("{} takes gate and up side by side and was given {width} columns", self.name());
         }
         let f = width / 2;
         let mut y = vec![0.0; tokens * f];
         y.par_chunks_mut(f)
             .with_min_len(CHUNK.div_ceil(f))
             .zip(x.values.par_chunks(width))
-            .for_each(|(y, x)| simd::dispatch(SwiGluToken(y, x)));
+            .for_each(|(y, x)| simd::dispatch(GatedToken(self.0, y, x)));
         Ok((y, (tokens, f).into()))
     }
 
@@ -136,7 +170,7 @@ impl Op<1> for SwiGlu {
         let mut dx = vec![0.0; x.values.len()];
         let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
         rows.zip(x.values.par_chunks(2 * f).zip(dy.par_chunks(f)))
-            .for_each(|(dx, (x, dy))| simd::dispatch(SwiGluTokenBackward(dx, x, dy)));
+            .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
         Ok([Some(dx)])
     }
 }
@@ -153,6 +187,19 @@ fn inner(x: f32) -> f32 {
     2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
 }
 
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + inner(x))
+}
+
+/// The slope of [`gelu`].
+#[inline(always)]
+fn gelu_slope(x: f32) -> f32 {
+    let t = inner(x);
+    let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope
+}
+
 /// `y` of some values.
 struct GeluChunk<'a>(&'a mut [f32], &'a [f32]);
 
@@ -162,7 +209,7 @@ impl WithSimd for GeluChunk<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self(y, x) = self;
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = 0.5 * x * (1.0 + inner(x)));
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu(x));
     }
 }
 
@@ -175,11 +222,7 @@ impl WithSimd for GeluChunkBackward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self(dx, x, dy) = self;
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            let t = inner(x);
-            let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
-            *dx = dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope);
-        }
+        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = dy * gelu_slope(x));
     }
 }
 

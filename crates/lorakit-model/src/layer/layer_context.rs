@@ -6,6 +6,7 @@ use crate::forward_plan::ForwardPlan;
 use crate::layer::activation::Activation;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
+use crate::layer::qk_norm::QkNorm;
 use crate::layer::tape::Tape;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -58,11 +59,24 @@ impl<'a> LayerContext<'a> {
         Ok(out.into_tensor())
     }
 
+    /// `qkv`, `[tokens, fused width]`, with its queries and keys normed.
+    pub(crate) fn qk_norm(&mut self, norm: &QkNorm, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        match &mut self.tape {
+            Some(tape) => match norm.op(heads)? {
+                Some(op) => tape.apply(Box::new(op), qkv),
+                None => bail!("a tape needs frozen weights on the CPU"),
+            },
+            None => norm.forward(heads, qkv),
+        }
+    }
+
     /// The attention of `qkv`, `[tokens, fused width]`, as `[tokens, queries * features]`. From here on there are only the
     /// tokens whose output is wanted.
     pub(crate) fn attend(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
         let y = match &mut self.tape {
-            Some(tape) => tape.apply(Box::new(SelfAttention { heads, layout: self.plan.layout().clone() }), qkv)?,
+            Some(tape) => {
+                tape.apply(Box::new(SelfAttention { heads, layout: self.plan.layout(self.layer).clone() }), qkv)?
+            }
             None => self.plan.attend(self.layer, heads, qkv)?,
         };
         self.attended = true;
@@ -86,6 +100,18 @@ impl<'a> LayerContext<'a> {
             Some(tape) => tape.apply(activation.op(), x),
             None => activation.forward(x),
         }
+    }
+
+    /// `x` times a constant.
+    pub(crate) fn scaled(&mut self, x: &Tensor, factor: f64) -> Result<Tensor> {
+        if factor == 1.0 {
+            return Ok(x.clone());
+        }
+        let y = (x * factor)?;
+        if let Some(tape) = &mut self.tape {
+            tape.record(x, &y, move |dy| dy * factor);
+        }
+        Ok(y)
     }
 
     /// `a + b`.

@@ -2,6 +2,7 @@
 //! loss.
 
 use crate::layer::linear::{gradient_product, product};
+use crate::layer::logit_scale::LogitScale;
 use crate::vector_math::{exp, largest, total};
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::weight::Weight;
@@ -19,6 +20,7 @@ pub struct LmHead {
     weight: Weight,
     bias: Option<Tensor>,
     vocabulary: usize,
+    scale: LogitScale,
 }
 
 /// A patch of the head, with the sequences whose tokens' hidden states are given.
@@ -40,13 +42,21 @@ impl<'a> HeadPatch<'a> {
 /// Logits held at a time, in values: 32 MiB.
 const CHUNK: usize = 8 << 20;
 
+/// The fewest tokens of a chunk where the head trains: each chunk adds to the gradient of all its rows.
+const TRAINED_TOKENS: usize = 256;
+
 /// What the loss is called in errors.
 const NAME: &str = "target-nll";
 
 impl LmHead {
     /// A head of `vocabulary` rows.
     pub fn new(weight: Weight, bias: Option<Tensor>, vocabulary: usize) -> Self {
-        Self { weight, bias, vocabulary }
+        Self { weight, bias, vocabulary, scale: LogitScale::NONE }
+    }
+
+    /// The same with scaled logits.
+    pub fn with_scale(self, scale: LogitScale) -> Self {
+        Self { scale, ..self }
     }
 
     /// The logits, `[tokens, vocabulary]`, of hidden states `h`, `[tokens, d]`. Differentiable only where the weight is a
@@ -66,10 +76,10 @@ impl LmHead {
             Some(bias) => logits.broadcast_add(bias)?,
             None => logits,
         };
-        let Some(HeadPatch { patch, batch }) = patch else { return Ok(logits) };
+        let Some(HeadPatch { patch, batch }) = patch else { return self.scale.composed(logits) };
         let mut out = Outputs::new(logits);
         patch.add(&h, batch, &mut out)?;
-        Ok(out.into_tensor())
+        self.scale.composed(out.into_tensor())
     }
 
     /// `-log softmax(logits of h[i])[targets[i]]`, `[n]`, of hidden states `h`, `[n, d]`. Differentiable in `h` and in a
@@ -113,7 +123,7 @@ impl LmHead {
             bail!("{n} x {d} hidden states for {} targets of a head of {} features", targets.len(), weight.columns());
         }
         let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
-        let nll = Nll { weight, bias, targets, wanted: h.track_op() };
+        let nll = Nll { weight, bias, scale: self.scale, targets, wanted: h.track_op() };
         let (losses, slopes) = cpu_tensor::with_values(&h.detach().contiguous()?, NAME, |h| nll.forward(h))?;
         let losses = Tensor::from_vec(losses, n, h.device())?;
         if !nll.wanted {
@@ -126,6 +136,9 @@ impl LmHead {
     fn composed_nll(&self, h: &Tensor, targets: &[u32], weight: &Tensor) -> Result<Tensor> {
         let index = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
         if weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op) {
+            if targets.len() > self.trained_chunk() {
+                return self.trained_nll(h, &index, weight);
+            }
             return log_losses(&self.logits(h, None)?, &index)?.squeeze(1);
         }
         let (wanted, at) = (h.track_op(), h.detach());
@@ -137,11 +150,7 @@ impl LmHead {
             let index = index.narrow(0, start, count)?.contiguous()?;
             let loss = log_losses(&logits, &index)?;
             if wanted {
-                // exp(logits - logsumexp), where logsumexp = loss + the target's logit.
-                let total = (&loss + logits.gather(&index, 1)?)?;
-                let softmax = logits.broadcast_sub(&total)?.exp()?;
-                let slope = softmax.scatter_add(&index, &loss.ones_like()?.neg()?, 1)?;
-                slopes.push(gradient_product(&slope, weight)?);
+                slopes.push(gradient_product(&self.logit_gradient(&logits, &loss, &index)?, weight)?);
             }
             losses.push(loss);
         }
@@ -153,6 +162,101 @@ impl LmHead {
             return Ok(losses);
         }
         scaled_slopes(h, losses, Tensor::cat(&slopes, 0)?)
+    }
+
+    /// The gradient of each loss by the head's logits before they are scaled, `softmax - onehot`.
+    fn logit_gradient(&self, logits: &Tensor, loss: &Tensor, index: &Tensor) -> Result<Tensor> {
+        // exp(logits - logsumexp), where logsumexp = loss + the target's logit.
+        let total = (loss + logits.gather(index, 1)?)?;
+        let softmax = logits.broadcast_sub(&total)?.exp()?;
+        self.scale.composed_gradient(logits, softmax.scatter_add(index, &loss.ones_like()?.neg()?, 1)?)
+    }
+
+    /// The tokens whose logits are held at a time where the head trains.
+    fn trained_chunk(&self) -> usize {
+        (CHUNK / self.vocabulary).max(TRAINED_TOKENS)
+    }
+
+    /// The loss over a weight that trains, for so many tokens that their logits are not held at once: forward and backward
+    /// make those of some tokens at a time.
+    fn trained_nll(&self, h: &Tensor, index: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let head = Self {
+            weight: Weight::Tensor(weight.detach()),
+            bias: self.bias.as_ref().map(Tensor::detach),
+            ..self.clone()
+        };
+        let chunks = ChunkedLoss { head, h: h.detach(), index: index.clone() };
+        let zeros = Tensor::zeros(h.dim(0)?, DType::F32, h.device())?;
+        let mut losses = with_vjp(h, chunks.losses()?, chunks.backward(GradientOf::Hidden))?;
+        // Functions of the weight and the bias that are zero: they only have a gradient.
+        losses = (losses + with_vjp(weight, zeros.clone(), chunks.backward(GradientOf::Weight))?)?;
+        match &self.bias {
+            Some(bias) => losses + with_vjp(bias, zeros, chunks.backward(GradientOf::Bias))?,
+            None => Ok(losses),
+        }
+    }
+}
+
+/// What a gradient of [`ChunkedLoss`] is of.
+#[derive(Clone, Copy)]
+enum GradientOf {
+    Hidden,
+    Weight,
+    Bias,
+}
+
+/// A loss whose logits are made for some tokens at a time.
+#[derive(Clone)]
+struct ChunkedLoss {
+    head: LmHead,
+    /// `[n, d]`.
+    h: Tensor,
+    /// The targets, `[n, 1]`.
+    index: Tensor,
+}
+
+impl ChunkedLoss {
+    /// The hidden states, targets, logits and losses of each chunk of tokens.
+    fn chunks(&self) -> impl Iterator<Item = Result<[Tensor; 4]>> + '_ {
+        let tokens = self.head.trained_chunk();
+        let all = self.index.elem_count();
+        (0..all).step_by(tokens).map(move |start| {
+            let count = tokens.min(all - start);
+            let (h, index) = (self.h.narrow(0, start, count)?, self.index.narrow(0, start, count)?.contiguous()?);
+            let logits = self.head.logits(&h, None)?;
+            let losses = log_losses(&logits, &index)?;
+            Ok([h, index, logits, losses])
+        })
+    }
+
+    /// The losses, `[n]`.
+    fn losses(&self) -> Result<Tensor> {
+        let losses: Vec<Tensor> = self.chunks().map(|chunk| chunk.map(|[.., losses]| losses)).collect::<Result<_>>()?;
+        Tensor::cat(&losses, 0)?.squeeze(1)
+    }
+
+    /// The gradient of what `of` says from that of the losses, `[n]`.
+    fn backward(&self, of: GradientOf) -> impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static {
+        let chunks = self.clone();
+        move |dy| {
+            let (mut start, mut parts, mut sum) = (0, Vec::new(), None);
+            for chunk in chunks.chunks() {
+                let [h, index, logits, losses] = chunk?;
+                let dy = dy.narrow(0, start, index.dim(0)?)?.unsqueeze(1)?;
+                start += index.dim(0)?;
+                let gradient = chunks.head.logit_gradient(&logits, &losses, &index)?.broadcast_mul(&dy)?;
+                let part = match of {
+                    GradientOf::Hidden => {
+                        parts.push(gradient.matmul(&chunks.head.weight.tensor(&h)?)?);
+                        continue;
+                    }
+                    GradientOf::Weight => gradient.t()?.matmul(&h)?,
+                    GradientOf::Bias => gradient.sum(0)?,
+                };
+                sum = Some(sum.map_or_else(|| Ok(part.clone()), |sum: Tensor| sum + &part)?);
+            }
+            sum.map_or_else(|| Tensor::cat(&parts, 0), Ok)
+        }
     }
 }
 
@@ -172,6 +276,7 @@ fn log_losses(logits: &Tensor, index: &Tensor) -> Result<Tensor> {
 struct Nll<'a> {
     weight: &'a MmapMatrix,
     bias: Option<Vec<f32>>,
+    scale: LogitScale,
     targets: &'a [u32],
     /// Whether the gradient of the hidden states is wanted.
     wanted: bool,
@@ -221,11 +326,14 @@ impl WithSimd for TokenLoss<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> f32 {
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
         let Self { op, row, target } = self;
         if let Some(bias) = &op.bias {
             row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
         }
+        op.scale.apply(simd, row);
+        // The slope of a cap is that at the capped logits, which the exponentials replace.
+        let capped = if op.wanted && op.scale.soft_cap.is_some() { row.to_vec() } else { Vec::new() };
         let (max, chosen) = (largest(row), row[target]);
         row.iter_mut().for_each(|l| *l = exp(*l - max));
         let total = total(row);
@@ -233,6 +341,7 @@ impl WithSimd for TokenLoss<'_> {
             let inverse = (1.0 / total) as f32;
             row.iter_mut().for_each(|l| *l *= inverse);
             row[target] -= 1.0;
+            op.scale.gradient(&capped, row);
         }
         (total.ln() + f64::from(max) - f64::from(chosen)) as f32
     }

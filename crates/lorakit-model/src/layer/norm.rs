@@ -11,6 +11,8 @@ use rayon::prelude::*;
 pub enum NormKind {
     /// `x / rms(x) * w`, as in Mistral.
     Rms,
+    /// `x / rms(x) * (1 + w)`, as in Gemma.
+    RmsPlusOne,
     /// `(x - mean) / std(x) * w + b`, as in Phi.
     Layer,
 }
@@ -21,23 +23,52 @@ pub struct Norm {
     kind: NormKind,
     epsilon: f64,
     weight: Tensor,
+    /// What is added to a weight that trains; to a frozen one it has been added.
+    offset: f64,
     bias: Option<Tensor>,
 }
 
 impl Norm {
     /// `x / sqrt(mean(x²) + epsilon) * weight`.
     pub fn rms(weight: Tensor, epsilon: f64) -> Self {
-        Self { kind: NormKind::Rms, epsilon, weight, bias: None }
+        Self { kind: NormKind::Rms, epsilon, weight, offset: 0.0, bias: None }
+    }
+
+    /// `x / sqrt(mean(x²) + epsilon) * (1 + weight)`.
+    pub fn rms_plus_one(weight: Tensor, epsilon: f64) -> Result<Self> {
+        let kind = NormKind::RmsPlusOne;
+        if weight.track_op() {
+            return Ok(Self { kind, epsilon, weight, offset: 1.0, bias: None });
+        }
+        Ok(Self { kind, epsilon, weight: (weight + 1.0)?, offset: 0.0, bias: None })
     }
 
     /// `(x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias`.
     pub fn layer(weight: Tensor, bias: Tensor, epsilon: f64) -> Self {
-        Self { kind: NormKind::Layer, epsilon, weight, bias: Some(bias) }
+        Self { kind: NormKind::Layer, epsilon, weight, offset: 0.0, bias: Some(bias) }
+    }
+
+    /// Number of features.
+    pub(crate) fn width(&self) -> usize {
+        self.weight.elem_count()
+    }
+
+    /// What normed values are multiplied with, `[d]`.
+    fn factors(&self) -> Result<Tensor> {
+        if self.offset == 0.0 { Ok(self.weight.clone()) } else { &self.weight + self.offset }
+    }
+
+    /// The norm of rows on a CPU, if its weight is frozen and it has no bias.
+    pub(crate) fn frozen(&self) -> Result<Option<FrozenNorm>> {
+        if self.weight.track_op() || self.bias.is_some() || !self.weight.device().is_cpu() {
+            return Ok(None);
+        }
+        Ok(Some(FrozenNorm { op: self.op(), weight: self.weight.to_vec1()? }))
     }
 
     /// The norm of every row of `x`, `[tokens, d]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = if x.device().is_cpu() { op::binary(self.op(), x, &self.weight)? } else { self.composed(x)? };
+        let y = if x.device().is_cpu() { op::binary(self.op(), x, &self.factors()?)? } else { self.composed(x)? };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -59,7 +90,7 @@ impl Norm {
     /// `dx = (g - n mean(g n) - mean(g)) / spread`, where `mean(g)` and the mean of `x` are LayerNorm's only.
     pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.track_op() {
-            return self.normed(x)?.0.broadcast_mul(&self.weight);
+            return self.normed(x)?.0.broadcast_mul(&self.factors()?);
         }
         let (at, norm) = (x.detach(), self.clone());
         with_vjp(x, self.normed(&at)?.0.broadcast_mul(&self.weight)?, move |dy| {
@@ -73,7 +104,7 @@ impl Norm {
     /// `x` less its mean, if this kind of norm subtracts it.
     fn centred(&self, x: &Tensor) -> Result<Tensor> {
         match self.kind {
-            NormKind::Rms => Ok(x.clone()),
+            NormKind::Rms | NormKind::RmsPlusOne => Ok(x.clone()),
             NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(1)?),
         }
     }
@@ -97,7 +128,7 @@ impl NormOp {
     fn moments(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = match self.kind {
-            NormKind::Rms => 0.0,
+            NormKind::Rms | NormKind::RmsPlusOne => 0.0,
             NormKind::Layer => sum(x, |v| v) / n,
         };
         let variance = sum(x, |v| (v - mean) * (v - mean)) / n;
@@ -198,13 +229,38 @@ impl WithSimd for NormRowBackward<'_> {
             *dx = dy * w;
         }
         let share = match op.kind {
-            NormKind::Rms => 0.0,
+            NormKind::Rms | NormKind::RmsPlusOne => 0.0,
             NormKind::Layer => sum(dx, |g| g) / x.len() as f32,
         };
         // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
         let along = inverse * (dot3(dy, w, x) / x.len() as f32 - mean * share);
         for (dx, &x) in dx.iter_mut().zip(x) {
             *dx = inverse * (*dx - share - (x - mean) * inverse * along);
+        }
+    }
+}
+
+/// A norm without a bias on a CPU, whose weight is frozen.
+pub(crate) struct FrozenNorm {
+    op: NormOp,
+    weight: Vec<f32>,
+}
+
+impl FrozenNorm {
+    /// The norm of every row of `x`, written to `y`, rows of the norm's width.
+    pub(crate) fn rows(&self, x: &[f32], y: &mut [f32]) {
+        let (op, w) = (&self.op, &self.weight);
+        for (y, x) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+            simd::dispatch(NormRow { op, y, x, w });
+        }
+    }
+
+    /// The gradient of `x` from that of `y`, written to `dx`.
+    pub(crate) fn rows_backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let (op, w) = (&self.op, &self.weight);
+        let rows = x.chunks_exact(w.len()).zip(dy.chunks_exact(w.len()));
+        for (dx, (x, dy)) in dx.chunks_exact_mut(w.len()).zip(rows) {
+            simd::dispatch(NormRowBackward { op, dx, x, w, dy });
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Rotary position embedding, in the half-split form of Hugging Face's models.
 
-use crate::architecture::base_config::{RopeConfig, RopeScaling};
+use crate::architecture::base_config::{AttentionKind, BaseConfig};
+use crate::architecture::rope_config::{RopeConfig, RopeScaling};
 use crate::lazy::get_or_try_init;
 use candle_core::{Device, Result, Tensor};
+use lorakit_lora::{Sequence, SequenceBatch};
 use std::f64::consts::PI;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -10,7 +12,22 @@ use std::sync::{Arc, OnceLock};
 /// The frequencies of a base's rotary embedding.
 #[derive(Clone, Debug)]
 pub struct RopeFrequencies {
+    /// Those of rows up to the pretraining's length.
     inverse: Arc<[f32]>,
+    /// What cosines and sines are multiplied with.
+    factor: f64,
+    longer: LongerRows,
+}
+
+/// How rows longer than those of the pretraining are rotated.
+#[derive(Clone, Debug)]
+enum LongerRows {
+    /// As all others.
+    Alike,
+    /// All of them by other frequencies.
+    Other { original: usize, inverse: Arc<[f32]> },
+    /// Each length by frequencies of its own: those of a larger base.
+    Dynamic { config: RopeConfig, factor: f64, original: usize },
 }
 
 /// The cosines and sines of one batch's tokens, shared by all layers.
@@ -27,40 +44,154 @@ pub struct RopeTable {
 impl RopeFrequencies {
     /// `1 / theta^(2 i / features)`, scaled as the config says.
     pub fn new(rope: &RopeConfig) -> Self {
-        let pairs = rope.features / 2;
-        let plain = (0..pairs).map(|i| rope.theta.powf(-(2.0 * i as f64) / rope.features as f64));
-        Self { inverse: plain.map(|f| scaled(f, &rope.scaling) as f32).collect() }
+        let collect = |of: &dyn Fn(usize, f64) -> f64| -> Arc<[f32]> {
+            plain(rope, rope.theta).enumerate().map(|(i, f)| of(i, f) as f32).collect()
+        };
+        let alike = |inverse, factor| Self { inverse, factor, longer: LongerRows::Alike };
+        match &rope.scaling {
+            RopeScaling::None => alike(collect(&|_, f| f), 1.0),
+            &RopeScaling::Linear { factor } => alike(collect(&|_, f| f / factor), 1.0),
+            &RopeScaling::Llama3 { factor, low, high, original } => {
+                alike(collect(&|_, f| llama3(f, [factor, low, high, original])), 1.0)
+            }
+            &RopeScaling::Yarn { factor, attention_factor, .. } => {
+                let [low, high] = yarn_bounds(rope);
+                let divided = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                alike(collect(&|i, f| f / factor * divided(i) + f * (1.0 - divided(i))), attention_factor)
+            }
+            RopeScaling::LongRope { short, long, original, attention_factor } => Self {
+                inverse: collect(&|i, f| f / short[i]),
+                factor: *attention_factor,
+                longer: LongerRows::Other { original: *original as usize, inverse: collect(&|i, f| f / long[i]) },
+            },
+            &RopeScaling::Dynamic { factor, original } => Self {
+                inverse: collect(&|_, f| f),
+                factor: 1.0,
+                longer: LongerRows::Dynamic { config: rope.clone(), factor, original: original as usize },
+            },
+        }
     }
 
-    /// The rotation of tokens at `positions`. Angles are computed in f32, as in transformers: at far positions their rounding
-    /// matters, and the base was trained with it.
+    /// Of layers that do not encode positions: nothing is rotated.
+    pub fn none() -> Self {
+        Self { inverse: Arc::new([]), factor: 1.0, longer: LongerRows::Alike }
+    }
+
+    /// The frequencies of rows of `length` tokens.
+    fn of_length(&self, length: usize) -> Arc<[f32]> {
+        match &self.longer {
+            LongerRows::Other { original, inverse } if length > *original => inverse.clone(),
+            LongerRows::Dynamic { config, factor, original } if length > *original => {
+                let (features, stretch) = (config.features as f64, length as f64 / *original as f64);
+                let growth = (factor * stretch - (factor - 1.0)).powf(features / (features - 2.0));
+                plain(config, config.theta * growth).map(|f| f as f32).collect()
+            }
+            _ => self.inverse.clone(),
+        }
+    }
+
+    /// Whether rows of these two lengths are rotated by the same frequencies.
+    pub(crate) fn are_alike(&self, a: usize, b: usize) -> bool {
+        match &self.longer {
+            LongerRows::Alike => true,
+            LongerRows::Other { original, .. } => (a > *original) == (b > *original),
+            LongerRows::Dynamic { original, .. } => a.max(*original) == b.max(*original),
+        }
+    }
+
+    /// The rotation of tokens at `positions` of rows no longer than the pretraining's. Angles are computed in f32, as in
+    /// transformers: at far positions their rounding matters, and the base was trained with it.
     pub fn angles(&self, positions: &[u32]) -> RopeTable {
-        let angle = |&p: &u32| self.inverse.iter().map(move |f| f64::from(p as f32 * f));
+        self.table(positions.iter().flat_map(|&position| angles(position, &self.inverse)))
+    }
+
+    /// The rotation of the tokens of a batch, each row by the frequencies of its length.
+    pub(crate) fn of_batch(&self, batch: &SequenceBatch) -> RopeTable {
+        if matches!(self.longer, LongerRows::Alike) {
+            return self.angles(&batch.positions());
+        }
+        let of_row = |row: &Sequence| {
+            let (inverse, positions) = (self.of_length(row.whole_len()), row.position..row.position + row.len);
+            positions.flat_map(|position| angles(position as u32, &inverse).collect::<Vec<f64>>()).collect::<Vec<f64>>()
+        };
+        let rows: Vec<f64> = batch.iter().flat_map(of_row).collect();
+        self.table(rows.into_iter())
+    }
+
+    fn table(&self, angles: impl Iterator<Item = f64> + Clone) -> RopeTable {
         RopeTable {
-            cosines: positions.iter().flat_map(angle).map(|a| a.cos() as f32).collect(),
-            sines: positions.iter().flat_map(angle).map(|a| a.sin() as f32).collect(),
+            cosines: angles.clone().map(|a| (a.cos() * self.factor) as f32).collect(),
+            sines: angles.map(|a| (a.sin() * self.factor) as f32).collect(),
             pairs: self.inverse.len(),
             tensors: Arc::default(),
         }
     }
 }
 
-/// One frequency under the config's scaling. Llama 3.1 divides low frequencies, keeps high ones, and blends in between.
-fn scaled(frequency: f64, scaling: &RopeScaling) -> f64 {
-    match *scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 { factor, low, high, original } => {
-            let wavelength = 2.0 * PI / frequency;
-            if wavelength < original / high {
-                frequency
-            } else if wavelength > original / low {
-                frequency / factor
-            } else {
-                let blend = (original / wavelength - low) / (high - low);
-                (1.0 - blend) * frequency / factor + blend * frequency
-            }
+/// The unscaled frequencies of a base `theta`.
+fn plain(rope: &RopeConfig, theta: f64) -> impl Iterator<Item = f64> {
+    let features = rope.features;
+    (0..features / 2).map(move |i| theta.powf(-(2.0 * i as f64) / features as f64))
+}
+
+/// The angles at a position, one for each frequency.
+fn angles(position: u32, inverse: &[f32]) -> impl Iterator<Item = f64> + Clone {
+    inverse.iter().map(move |f| f64::from(position as f32 * f))
+}
+
+/// Llama 3.1 divides low frequencies, keeps high ones, and blends in between.
+fn llama3(frequency: f64, [factor, low, high, original]: [f64; 4]) -> f64 {
+    let wavelength = 2.0 * PI / frequency;
+    if wavelength < original / high {
+        frequency
+    } else if wavelength > original / low {
+        frequency / factor
+    } else {
+        let blend = (original / wavelength - low) / (high - low);
+        (1.0 - blend) * frequency / factor + blend * frequency
+    }
+}
+
+/// The indices of the frequencies between which Yarn blends: those that make `fast` and `slow` rotations over the
+/// pretraining's positions.
+fn yarn_bounds(rope: &RopeConfig) -> [f64; 2] {
+    let RopeScaling::Yarn { fast, slow, original, truncate, .. } = rope.scaling else { return [0.0, 1.0] };
+    let features = rope.features as f64;
+    let index = |rotations: f64| features * (original / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
+    let (low, high) = (index(fast), index(slow));
+    let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(features - 1.0));
+    // A step where both are one.
+    [low, if low == high { high + 0.001 } else { high }]
+}
+
+/// The frequencies of all layers.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerRopes {
+    /// Of each kind of attention.
+    kinds: Vec<RopeFrequencies>,
+    /// The index of each layer's kind.
+    pub(crate) of_layer: Arc<[usize]>,
+}
+
+impl LayerRopes {
+    pub(crate) fn new(config: &BaseConfig) -> Self {
+        let frequencies =
+            |kind: &AttentionKind| kind.rope.as_ref().map_or_else(RopeFrequencies::none, RopeFrequencies::new);
+        Self {
+            kinds: config.attention.iter().map(frequencies).collect(),
+            of_layer: config.layer_attention.as_slice().into(),
         }
+    }
+
+    /// The rotation of the tokens of a batch, for each kind of attention.
+    pub(crate) fn of_batch(&self, batch: &SequenceBatch) -> Vec<RopeTable> {
+        self.kinds.iter().map(|frequencies| frequencies.of_batch(batch)).collect()
+    }
+
+    /// Whether rows of these two lengths are rotated by the same frequencies in all layers.
+    pub(crate) fn are_alike(&self, a: usize, b: usize) -> bool {
+        self.kinds.iter().all(|frequencies| frequencies.are_alike(a, b))
     }
 }
 
@@ -70,9 +201,14 @@ impl RopeTable {
         self.apply(token, head, 1.0);
     }
 
-    /// The inverse rotation, which is also the backward of [`RopeTable::rotate`].
+    /// The backward of [`RopeTable::rotate`]: the transposed map, which is the inverse unless a scaling has a factor.
     pub fn rotate_back(&self, token: usize, head: &mut [f32]) {
         self.apply(token, head, -1.0);
+    }
+
+    /// Whether it rotates nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pairs == 0
     }
 
     /// The cosines and sines as tensors, `[tokens, 1, pairs]` each, on the device of the first call.

@@ -21,11 +21,23 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 const SAMPLED_BLOCKS: usize = 64;
 const SAMPLED_BLOCK_BYTES: usize = 4096;
 
+/// Prefixes of names in files of before transformers 4.52, and of the same names since.
+const RENAMED: [(&str, &str); 2] =
+    [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")];
+
+/// Where a tensor is.
+struct Place {
+    /// The index of its file.
+    file: usize,
+    /// Its name there.
+    stored: String,
+}
+
 /// All tensors of a base by name.
 pub struct Checkpoint {
     pub(crate) files: Vec<SafetensorsFile>,
-    /// Tensor name to index of its file.
-    names: BTreeMap<String, usize>,
+    /// Where each tensor is, by the name that transformers 5 has for it.
+    names: BTreeMap<String, Place>,
     /// Matrices that replace those of the files.
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
 }
@@ -66,9 +78,11 @@ impl Checkpoint {
     fn of(files: Vec<SafetensorsFile>) -> Result<Self> {
         let mut names = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for name in file.tensors().keys() {
-                if let Some(other) = names.insert(name.clone(), index) {
-                    return Err(tensor_error(file, name, format!("is also in {}", files[other].path().display())));
+            for stored in file.tensors().keys() {
+                let place = Place { file: index, stored: stored.clone() };
+                if let Some(other) = names.insert(present_name(stored), place) {
+                    let place = files[other.file].path().display();
+                    return Err(tensor_error(file, stored, format!("is also in {place}")));
                 }
             }
         }
@@ -117,6 +131,32 @@ impl Checkpoint {
         entries.map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
     }
 
+    /// The tensors whose names start with one of `prefixes`: their number of values, and of bytes.
+    pub(crate) fn size_of(&self, prefixes: &[&str]) -> (u64, u64) {
+        let names = self.names().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+        let entries = names.filter_map(|name| self.find(name)).map(|(_, entry)| entry);
+        entries.fold((0, 0), |(values, bytes), entry| {
+            (values + entry.shape.iter().product::<usize>() as u64, bytes + entry.bytes.len() as u64)
+        })
+    }
+
+    /// Whether a matrix is there under both names, with other values.
+    ///
+    /// # Errors
+    /// If one has another shape or an unsupported type.
+    pub(crate) fn differ(&self, names: [&str; 2], shape: &[usize]) -> Result<bool> {
+        if names.iter().any(|name| self.find(name).is_none()) {
+            return Ok(false);
+        }
+        let [a, b] = [self.get(names[0], shape)?, self.get(names[1], shape)?];
+        let (mut of_a, mut of_b) = (vec![0.0; a.columns()], vec![0.0; b.columns()]);
+        Ok((0..a.rows()).any(|row| {
+            a.copy_row(row, &mut of_a);
+            b.copy_row(row, &mut of_b);
+            of_a != of_b
+        }))
+    }
+
     /// A hash of every header and of 64 blocks of 4 KiB of every file: enough to tell bases apart without reading all
     /// their gigabytes.
     pub fn sampled_hash(&self) -> String {
@@ -140,9 +180,16 @@ impl Checkpoint {
 
     /// A tensor with its file.
     pub(crate) fn find(&self, name: &str) -> Option<(&SafetensorsFile, &TensorEntry)> {
-        let file = &self.files[*self.names.get(name)?];
-        Some((file, file.tensors().get(name)?))
+        let place = self.names.get(name)?;
+        let file = &self.files[place.file];
+        Some((file, file.tensors().get(&place.stored)?))
     }
+}
+
+/// The name that transformers 5 has for a tensor of a file.
+pub(crate) fn present_name(stored: &str) -> String {
+    let renamed = |(old, new): &(&str, &str)| stored.strip_prefix(old).map(|rest| format!("{new}{rest}"));
+    RENAMED.iter().find_map(renamed).unwrap_or_else(|| stored.to_owned())
 }
 
 /// The type of a tensor's values, if it can be read.

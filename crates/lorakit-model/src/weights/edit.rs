@@ -4,7 +4,7 @@
 //! is, byte for byte.
 
 use crate::error::{ModelError, Result};
-use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, storage_dtype, tensor_error};
+use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, present_name, storage_dtype, tensor_error};
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
 use half::{bf16, f16};
@@ -76,9 +76,10 @@ impl Checkpoint {
             let failed = |source: io::Error| ModelError::Write { path: path.clone(), source };
             let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
             out.write_all(file.header()).map_err(failed)?;
-            for (name, entry) in in_file_order(file) {
-                if names.contains(name) {
-                    let bytes = self.edited_bytes((file, name, entry), &mut rounding, edit)?;
+            for (stored, entry) in in_file_order(file) {
+                let name = present_name(stored);
+                if names.contains(&name) {
+                    let bytes = self.edited_bytes((file, &name, entry), &mut rounding, edit)?;
                     out.write_all(&bytes).map_err(failed)?;
                 } else {
                     out.write_all(&file.bytes()[entry.bytes.clone()]).map_err(failed)?;

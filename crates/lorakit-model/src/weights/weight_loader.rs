@@ -90,14 +90,17 @@ impl<'a> WeightLoader<'a> {
         })
     }
 
-    /// The variables of a trainable base, in the order in which they were loaded. `unused` is a tensor that the file may
-    /// hold although the model does not need it.
+    /// The variables of a trainable base, in the order in which they were loaded. The file may also hold tensors whose names
+    /// start with one of `unused`.
     ///
     /// # Errors
     /// If the file holds another tensor that was not loaded.
-    pub(crate) fn finish(self, unused: Option<&str>) -> Result<Vec<(String, Var)>> {
-        let known =
-            |name: &str| self.requested.contains(name) || name.ends_with("rotary_emb.inv_freq") || Some(name) == unused;
+    pub(crate) fn finish(self, unused: &[&str]) -> Result<Vec<(String, Var)>> {
+        let known = |name: &str| {
+            self.requested.contains(name)
+                || name.ends_with("rotary_emb.inv_freq")
+                || unused.iter().any(|prefix| name.starts_with(prefix))
+        };
         let extra: Vec<&str> = self.checkpoint.names().filter(|name| !known(name)).collect();
         if let Some(first) = extra.first() {
             return Err(ModelError::Checkpoint {

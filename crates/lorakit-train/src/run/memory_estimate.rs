@@ -8,6 +8,7 @@ use crate::train_config::TrainConfig;
 use lorakit_lora::SiteRole;
 use lorakit_lora::{Projection, Site};
 use lorakit_model::Base;
+use lorakit_model::architecture::BlockDescriptor;
 
 /// The memory that a run may plan with, in bytes: all of a machine's, or a GPU's without the base's weights and what is
 /// trained of them. From the total, not the available memory, so that the same command plans the same again.
@@ -28,13 +29,19 @@ pub fn bytes_per_token(base: &Base, config: &TrainConfig, mode: BackwardMode) ->
         BackwardMode::Graph | BackwardMode::Weights => graph_values(base, config, mode),
     };
     let kept = if config.gradient_checkpointing { base.config().hidden as u64 } else { layer };
-    let logits = match mode {
-        BackwardMode::Tape | BackwardMode::Graph => 0,
-        // The logits, their differences from the maximum, the exponentials, and a gradient.
-        BackwardMode::Weights => 4 * base.config().vocabulary as u64,
-    };
     // In the backward, one layer has gradients besides what it kept.
-    4 * (kept * base.layers() as u64 + 2 * layer + logits)
+    4 * (kept * base.layers() as u64 + 2 * layer)
+}
+
+/// Values that norms after attention and MLP, and those of queries and keys, keep per token and layer.
+fn further_norms(base: &Base) -> u64 {
+    let (config, descriptor) = (base.config(), &base.config().descriptor);
+    let after = match descriptor.block {
+        BlockDescriptor::Sequential { attention, mlp } => [attention.after, mlp.after].iter().flatten().count(),
+        BlockDescriptor::Parallel { .. } => 0,
+    };
+    let of_qk = if descriptor.qk_norm.is_some() { qkv_width(base) } else { 0 };
+    (after * config.hidden) as u64 + of_qk
 }
 
 /// Values that a tape keeps per token and layer: residuals, norms, and the outputs of each site.
@@ -43,7 +50,7 @@ fn tape_values(base: &Base, config: &TrainConfig) -> u64 {
     let (hidden, inner, queries) = (c.hidden as u64, c.intermediate as u64, (c.heads * c.head_dim) as u64);
     let mlp_input = base.sites().iter().find(|site| site.role == SiteRole::MlpInput).map_or(0, Site::output);
     let mlp = mlp_input as u64 + inner;
-    let values = 5 * hidden + qkv_width(base) + queries + mlp;
+    let values = 5 * hidden + qkv_width(base) + queries + mlp + further_norms(base);
     // The mask of a dropped input takes one byte per value.
     values + if config.dropout > 0.0 { values / 4 } else { 0 }
 }
@@ -72,7 +79,12 @@ fn graph_values(base: &Base, config: &TrainConfig, mode: BackwardMode) -> u64 {
     let sites = base.sites().iter().map(of_site).sum::<u64>() / base.layers().max(1) as u64;
     // A norm that trains keeps all of its intermediate values.
     let norms_and_residuals = if mode == BackwardMode::Weights { 15 } else { 5 } * c.hidden as u64;
-    sites + norms_and_residuals + qkv_width(base) + 2 * (c.heads * c.head_dim) as u64 + c.intermediate as u64
+    sites
+        + norms_and_residuals
+        + further_norms(base)
+        + qkv_width(base)
+        + 2 * (c.heads * c.head_dim) as u64
+        + c.intermediate as u64
 }
 
 /// The queries, keys and values of a token.
@@ -162,7 +174,11 @@ fn activations(base: &Base, jobs: &[Job], config: &TrainConfig, mode: BackwardMo
     let longest =
         jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
     let lanes = base.batch_parallel(batch_tokens(base, config, mode));
-    let logits = 2 * (32 << 20);
+    let logits = match mode {
+        BackwardMode::Tape | BackwardMode::Graph => 2 * (32 << 20),
+        // Of at least 256 tokens: the logits, their differences from the maximum, the exponentials, and gradients.
+        BackwardMode::Weights => 6 * (32 << 20).max(4 * 256 * base.config().vocabulary as u64),
+    };
     lanes.in_flight() as u64 * (lanes.tokens().max(longest) as u64 * bytes_per_token(base, config, mode)) + logits
 }
 
