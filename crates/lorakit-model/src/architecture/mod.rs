@@ -11,6 +11,7 @@ pub(crate) mod layer_types;
 pub(crate) mod llama;
 pub(crate) mod mistral;
 pub(crate) mod phi;
+pub(crate) mod qwen2;
 pub(crate) mod registry;
 pub(crate) mod rope_config;
 

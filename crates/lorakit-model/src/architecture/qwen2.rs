@@ -1,0 +1,34 @@
+//! Qwen 2 and 2.5: Llama's layers with biases on q, k and v, and a window in some layers.
+
+use crate::architecture::base_config::{Architecture, AttentionKind, BaseConfig};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::descriptor::{Descriptor, SiteDescriptor};
+use crate::architecture::{layer_types, llama};
+use crate::error::Result;
+use serde_json::json;
+
+/// `model_type: qwen2`.
+pub(crate) static QWEN2: Architecture = Architecture { model_type: "qwen2", descriptor: DESCRIPTOR, read };
+
+const DESCRIPTOR: Descriptor = Descriptor {
+    attention_input: SiteDescriptor { bias: true, ..llama::DESCRIPTOR.attention_input },
+    ..llama::DESCRIPTOR
+};
+
+fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    let config = BaseConfig { descriptor: DESCRIPTOR, ..llama::read(json)? };
+    with_windows(json, config)
+}
+
+/// The windows of Qwen's configs: where `use_sliding_window` says so, in the layers from `max_window_layers` on, unless
+/// `layer_types` names others.
+pub(crate) fn with_windows(json: &ConfigKeys, config: BaseConfig) -> Result<BaseConfig> {
+    let json = json.with_defaults(json!({ "sliding_window": 4096, "max_window_layers": 28 }));
+    if !json.flag("use_sliding_window", false)? {
+        return Ok(config);
+    }
+    let first = json.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28) as usize;
+    let local = layer_types::local_layers(&json, config.layers, |layer| layer >= first)?;
+    let kind = AttentionKind { window: json.count("sliding_window")?, ..config.attention[0].clone() };
+    Ok(config.with_local_layers(&local, kind))
+}
