@@ -12,6 +12,7 @@ pub(crate) mod llama;
 pub(crate) mod mistral;
 pub(crate) mod phi;
 pub(crate) mod qwen2;
+pub(crate) mod qwen3;
 pub(crate) mod registry;
 pub(crate) mod rope_config;
 

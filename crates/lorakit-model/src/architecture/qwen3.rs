@@ -1,0 +1,23 @@
+//! Qwen 3, dense: Llama's layers with a norm of each head of q and k, and a window in some layers.
+
+use crate::architecture::base_config::{Architecture, BaseConfig};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::descriptor::{Descriptor, QkNormDescriptor, QkNormRows};
+use crate::architecture::{llama, qwen2};
+use crate::error::Result;
+use serde_json::json;
+
+/// `model_type: qwen3`.
+pub(crate) static QWEN3: Architecture = Architecture { model_type: "qwen3", descriptor: DESCRIPTOR, read };
+
+const DESCRIPTOR: Descriptor = Descriptor {
+    family: "Qwen3",
+    qk_norm: Some(QkNormDescriptor { queries: "self_attn.q_norm", keys: "self_attn.k_norm", rows: QkNormRows::Heads }),
+    ..llama::DESCRIPTOR
+};
+
+fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    let json = json.with_defaults(json!({ "head_dim": 128 }));
+    let descriptor = DESCRIPTOR.with_biases(json.flag("attention_bias", false)?, false);
+    qwen2::with_windows(&json, BaseConfig { descriptor, ..llama::read(&json)? })
+}
