@@ -6,6 +6,7 @@
 pub(crate) mod base_config;
 pub(crate) mod config_keys;
 pub(crate) mod descriptor;
+pub(crate) mod gemma2;
 mod layer_sites;
 pub(crate) mod layer_types;
 pub(crate) mod llama;

@@ -3,7 +3,7 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::{
-    llama, mistral, phi, qwen2, qwen3, };
+    gemma2, llama, mistral, phi, qwen2, qwen3, };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
@@ -17,6 +17,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &phi::PHI,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &gemma2::GEMMA2,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.
