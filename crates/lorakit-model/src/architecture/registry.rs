@@ -3,7 +3,7 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::{
-    gemma2, llama, mistral, phi, qwen2, qwen3, };
+    gemma2, gemma3_text, llama, mistral, phi, qwen2, qwen3, };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
@@ -18,6 +18,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &gemma2::GEMMA2,
+    &gemma3_text::GEMMA3_TEXT,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.

@@ -1,0 +1,67 @@
+//! Gemma 3's text model: Gemma 2's layers with a norm of each head of q and k, and local layers that rotate by other
+//! frequencies than global ones.
+
+use crate::architecture::base_config::{Architecture, AttentionKind, BaseConfig};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::descriptor::{Descriptor, QkNormDescriptor, QkNormRows};
+use crate::architecture::rope_config::{RopeConfig, RotaryFactor};
+use crate::architecture::{gemma2, layer_types};
+use crate::error::Result;
+use serde_json::json;
+
+/// `model_type: gemma3_text`.
+pub(crate) static GEMMA3_TEXT: Architecture = Architecture { model_type: "gemma3_text", descriptor: DESCRIPTOR, read };
+
+/// Gemma 3's layers.
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
+    family: "Gemma3",
+    qk_norm: Some(QkNormDescriptor { queries: "self_attn.q_norm", keys: "self_attn.k_norm", rows: QkNormRows::Heads }),
+    ..gemma2::DESCRIPTOR
+};
+
+fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    read_text(json, DESCRIPTOR)
+}
+
+/// Reads the config of a text model. A multimodal folder leaves out what is as in the first such model.
+pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<BaseConfig> {
+    let json = json.with_defaults(json!({
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+        "tie_word_embeddings": true,
+    }));
+    let caps =
+        [json.number_or_null("attn_logit_softcapping", None)?, json.number_or_null("final_logit_softcapping", None)?];
+    let [global, local] = ropes(&json)?;
+    let mut config = gemma2::read_gemma(&json.clone().without(&["rope_parameters", "rope_scaling"]), descriptor, caps)?;
+    config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
+    let every = json.count("sliding_window_pattern")?.unwrap_or(6);
+    let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(every))?;
+    let kind = AttentionKind { window: json.count("sliding_window")?, rope: Some(local) };
+    Ok(config.with_local_layers(&is_local, kind))
+}
+
+/// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, or else
+/// `rope_theta` and `rope_local_base_freq`. `rope_scaling` is of global layers.
+fn ropes(json: &ConfigKeys) -> Result<[RopeConfig; 2]> {
+    let head_dim = json.required("head_dim")?;
+    let parameters = json.nested_or_empty("rope_parameters");
+    let read = |kind: &str, theta: f64| {
+        let own = parameters.nested_or_empty(kind).with_defaults(json!({ "rope_theta": theta }));
+        match json.nested("rope_scaling").filter(|_| kind == "full_attention") {
+            Some(scaling) => own.updated_with(&scaling),
+            None => own,
+        }
+    };
+    let global = read("full_attention", json.number("rope_theta", 1_000_000.0)?);
+    let local = read("sliding_attention", json.number("rope_local_base_freq", 10_000.0)?);
+    let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
+    Ok([rope(global)?, rope(local)?])
+}
