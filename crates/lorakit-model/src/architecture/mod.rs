@@ -7,6 +7,7 @@ pub(crate) mod base_config;
 pub(crate) mod config_keys;
 pub(crate) mod descriptor;
 pub(crate) mod gemma2;
+pub(crate) mod gemma3;
 pub(crate) mod gemma3_text;
 mod layer_sites;
 pub(crate) mod layer_types;
