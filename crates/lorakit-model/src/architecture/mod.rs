@@ -14,6 +14,7 @@ pub(crate) mod layer_types;
 pub(crate) mod llama;
 pub(crate) mod mistral;
 pub(crate) mod phi;
+pub(crate) mod phi3;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
 pub(crate) mod registry;

@@ -3,7 +3,7 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::{
-    gemma2, gemma3, gemma3_text, llama, mistral, phi, qwen2, qwen3, };
+    gemma2, gemma3, gemma3_text, llama, mistral, phi, phi3, qwen2, qwen3, };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
@@ -20,6 +20,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &gemma2::GEMMA2,
     &gemma3_text::GEMMA3_TEXT,
     &gemma3::GEMMA3,
+    &phi3::PHI3,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.
@@ -112,9 +113,9 @@ mod tests {
 
     #[test]
     fn module_names_are_those_of_all_architectures() {
-        assert_eq!(module_names(SiteRole::AttentionInput), ["q_proj", "k_proj", "v_proj"]);
+        assert_eq!(module_names(SiteRole::AttentionInput), ["q_proj", "k_proj", "v_proj", "qkv_proj"]);
         assert_eq!(module_names(SiteRole::AttentionOutput), ["o_proj", "dense"]);
-        assert_eq!(module_names(SiteRole::MlpInput), ["gate_proj", "up_proj", "fc1"]);
+        assert_eq!(module_names(SiteRole::MlpInput), ["gate_proj", "up_proj", "fc1", "gate_up_proj"]);
         assert_eq!(module_names(SiteRole::MlpOutput), ["down_proj", "fc2"]);
     }
 }

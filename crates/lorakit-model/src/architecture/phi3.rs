@@ -1,0 +1,57 @@
+//! Phi-3, 3.5, 4 and 4-mini: Llama's layers with q, k and v in one module, and gate and up in one.
+
+use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::descriptor::{Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+use crate::architecture::llama;
+use crate::architecture::rope_config::RotaryFactor;
+use crate::error::Result;
+use serde_json::json;
+
+/// `model_type: phi3`.
+pub(crate) static PHI3: Architecture = Architecture { model_type: "phi3", descriptor: DESCRIPTOR, read };
+
+const DESCRIPTOR: Descriptor = Descriptor {
+    attention_input: SiteDescriptor {
+        name: "qkv",
+        projections: &[ProjectionDescriptor {
+            module: "self_attn.qkv_proj",
+            outputs: &[Features::Queries, Features::Keys, Features::Values],
+        }],
+        bias: false,
+    },
+    mlp_input: SiteDescriptor {
+        name: "gate_up",
+        projections: &[ProjectionDescriptor {
+            module: "mlp.gate_up_proj",
+            outputs: &[Features::Inner, Features::Inner],
+        }],
+        bias: false,
+    },
+    ..llama::DESCRIPTOR
+};
+
+fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    let json = json.with_defaults(json!({
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    }));
+    json.expect_text("hidden_act", "silu")?;
+    // The length of the pretraining stands beside the rotary parameters, and goes before one within them.
+    let original = json!({ "original_max_position_embeddings": json.required("original_max_position_embeddings")? });
+    let json = ["rope_parameters", "rope_scaling"]
+        .into_iter()
+        .filter(|key| json.nested(key).is_some_and(|object| !object.is_empty()))
+        .fold(json.clone(), |json, key| json.with_nested(key, &original));
+    let config = BaseConfig::from_json(
+        &json,
+        ArchitectureKeys {
+            descriptor: DESCRIPTOR,
+            head_dim: json.count("head_dim")?,
+            epsilon: json.number("rms_norm_eps", 1e-5)?,
+            rotary_factor: RotaryFactor::Partial(1.0),
+        },
+    )?;
+    Ok(config.with_window(json.count("sliding_window")?))
+}
