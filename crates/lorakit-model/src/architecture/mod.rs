@@ -13,6 +13,7 @@ mod layer_sites;
 pub(crate) mod layer_types;
 pub(crate) mod llama;
 pub(crate) mod mistral;
+pub(crate) mod olmo2;
 pub(crate) mod phi;
 pub(crate) mod phi3;
 pub(crate) mod qwen2;
