@@ -9,6 +9,7 @@ pub(crate) mod descriptor;
 pub(crate) mod gemma2;
 pub(crate) mod gemma3;
 pub(crate) mod gemma3_text;
+pub(crate) mod granite;
 mod layer_sites;
 pub(crate) mod layer_types;
 pub(crate) mod llama;

@@ -3,7 +3,7 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::{
-    gemma2, gemma3, gemma3_text, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, };
+    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
@@ -22,6 +22,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &gemma3::GEMMA3,
     &phi3::PHI3,
     &olmo2::OLMO2,
+    &granite::GRANITE,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.
