@@ -86,7 +86,7 @@ pub fn shared_oracle(name: &str) -> PathBuf {
 }
 
 /// The names of all [`shared_oracle`]s.
-pub const SHARED_ORACLES: [&str; 14] = ["mistral", "phi", "window", "llama3", "yarn", "biased", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite"];
+pub const SHARED_ORACLES: [&str; 15] = ["mistral", "phi", "window", "llama3", "yarn", "biased", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite", "smollm3"];
 
 /// Asserts that a message contains all parts.
 pub fn assert_contains(message: &str, parts: &[&str]) {

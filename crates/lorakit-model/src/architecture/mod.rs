@@ -21,6 +21,7 @@ pub(crate) mod qwen2;
 pub(crate) mod qwen3;
 pub(crate) mod registry;
 pub(crate) mod rope_config;
+pub(crate) mod smollm3;
 
 pub use base_config::{Architecture, AttentionKind, BaseConfig, Scales};
 pub use descriptor::{

@@ -3,7 +3,8 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::{
-    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, };
+    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, smollm3,
+};
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
 use lorakit_lora::SiteRole;
@@ -23,6 +24,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &phi3::PHI3,
     &olmo2::OLMO2,
     &granite::GRANITE,
+    &smollm3::SMOLLM3,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.

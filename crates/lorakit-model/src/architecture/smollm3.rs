@@ -1,0 +1,30 @@
+//! SmolLM 3: Llama's layers, of which every fourth does not encode positions.
+
+use crate::architecture::base_config::{Architecture, AttentionKind, BaseConfig};
+use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::llama;
+use crate::error::Result;
+use serde_json::{Value, json};
+
+/// `model_type: smollm3`.
+pub(crate) static SMOLLM3: Architecture = Architecture { model_type: "smollm3", descriptor: llama::DESCRIPTOR, read };
+
+fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+    let json = json.with_defaults(json!({
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 4,
+        "rope_theta": 2_000_000.0,
+        "tie_word_embeddings": true,
+    }));
+    if json.flag("use_sliding_window", false)? && json.count("sliding_window")?.is_some() {
+        return Err(json.error("key 'use_sliding_window' is true, which is not supported for SmolLM3"));
+    }
+    let config = llama::read(&json)?;
+    let every = json.count("no_rope_layer_interval")?.unwrap_or(4);
+    let without_rope: Vec<bool> = match json.of_layers("no_rope_layers", config.layers)? {
+        // Despite its name, 1 says that a layer has rope.
+        Some(list) => list.iter().map(|rope| rope == &Value::from(0)).collect(),
+        None => (0..config.layers).map(|layer| (layer + 1).is_multiple_of(every)).collect(),
+    };
+    Ok(config.with_local_layers(&without_rope, AttentionKind { window: None, rope: None }))
+}
