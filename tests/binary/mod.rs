@@ -77,7 +77,7 @@ pub fn peft_fixture(name: &str) -> PathBuf {
 }
 
 /// The names of all [`peft_fixture`]s.
-pub const PEFT_FIXTURES: [&str; 3] = ["mistral", "phi", "llama"];
+pub const PEFT_FIXTURES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
 
 /// A larger reference base in `../shared`: one of [`SHARED_ORACLES`].
 pub fn shared_oracle(name: &str) -> PathBuf {
@@ -86,7 +86,10 @@ pub fn shared_oracle(name: &str) -> PathBuf {
 }
 
 /// The names of all [`shared_oracle`]s.
-pub const SHARED_ORACLES: [&str; 15] = ["mistral", "phi", "window", "llama3", "yarn", "biased", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite", "smollm3"];
+pub const SHARED_ORACLES: [&str; 15] = [
+    "mistral", "phi", "window", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite",
+    "smollm3", "yarn", "biased",
+];
 
 /// Asserts that a message contains all parts.
 pub fn assert_contains(message: &str, parts: &[&str]) {

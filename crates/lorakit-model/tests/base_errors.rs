@@ -29,14 +29,28 @@ fn assert_says(message: &str, parts: &[&str]) {
 #[test]
 fn a_config_is_refused_by_file_and_key() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
-    assert_says(&set("model_type", json!("t5")), &["config.json", "'model_type' is 't5'", "mistral, llama, phi"]);
+    assert_says(
+        &set("model_type", json!("t5")),
+        &["config.json", "'model_type' is 't5'", "mistral, llama, phi, qwen2"],
+    );
+    for (model_type, part) in [
+        ("qwen3_moe", "mixtures of experts"),
+        ("granitemoehybrid", "linear attention"),
+        ("qwen2_5_vl", "images"),
+        ("phi3small", "block-sparse attention"),
+    ] {
+        assert_says(&set("model_type", json!(model_type)), &[model_type, part, "supported are mistral"]);
+    }
+    assert_says(&set("num_local_experts", json!(8)), &["'num_local_experts'", "mixtures of experts"]);
     assert_says(&set("model_type", Value::Null), &["config.json", "'model_type' is missing"]);
     assert_says(&set("vocab_size", Value::Null), &["config.json", "'vocab_size' is missing"]);
     assert_says(&set("vocab_size", json!(-1)), &["'vocab_size' is -1", "a whole number above zero"]);
     assert_says(&set("hidden_act", json!("gelu")), &["'hidden_act' is 'gelu'", "silu"]);
     assert_says(&set("num_key_value_heads", json!(3)), &["num_attention_heads 4", "num_key_value_heads 3"]);
     assert_says(&set("quantization_config", json!({})), &["quantization_config", "unquantized"]);
-    assert_says(&set("rope_parameters", json!({"rope_type": "yarn"})), &["'yarn'", "default, linear and llama3"]);
+    assert_says(&set("rope_parameters", json!({"rope_type": "axial"})), &["'axial'", "default, linear, dynamic"]);
+    let long = json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": 2});
+    assert_says(&set("rope_parameters", long), &["'short_factor' is a list of 1", "expected 6 numbers"]);
 }
 
 #[test]

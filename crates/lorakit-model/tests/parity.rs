@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The bases of `tests/fixtures`, and those of ../shared.
-const FIXTURES: [&str; 3] = ["mistral", "phi", "llama"];
+const FIXTURES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
 const SHARED: [&str; 4] = ["mistral", "phi", "window", "llama3"];
 const NEWER: [&str; 11] =
     ["qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite", "smollm3", "yarn", "biased"];

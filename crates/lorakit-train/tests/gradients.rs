@@ -17,7 +17,7 @@ use lorakit_train::{Activations, Gradients, Job, Pass, PassContext, TrainConfig}
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const BASES: [&str; 3] = ["mistral", "phi", "llama"];
+const BASES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
 
 fn base(name: &str, trainable: bool) -> Base {
     tiny_base::base(name, &BaseOptions { trainable, ..BaseOptions::default() })

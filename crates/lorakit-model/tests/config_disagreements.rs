@@ -1,0 +1,128 @@
+//! Model folders whose config disagrees with itself or with the weights are read as transformers 5 reads them.
+#![allow(clippy::unwrap_used)]
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_model::{Base, BaseConfig, BaseOptions, ModelError};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const IDS: [u32; 20] = [3, 9, 27, 19, 5, 11, 30, 4, 12, 7, 21, 8, 17, 29, 6, 13, 10, 22, 14, 31];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft").join(name).join("base")
+}
+
+fn config(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(fixture(name).join("config.json")).unwrap()).unwrap()
+}
+
+fn tensors(name: &str) -> HashMap<String, Tensor> {
+    safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn write(folder: &Path, config: &Value, tensors: &HashMap<String, Tensor>) {
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    safetensors::save(tensors, folder.join("model.safetensors")).unwrap();
+}
+
+fn open(folder: &Path) -> Base {
+    Base::open(folder, &BaseOptions::default()).unwrap()
+}
+
+fn logits(base: &Base) -> Tensor {
+    base.logits(&IDS, SequenceBatch::packed([IDS.len()]), &Patches::none()).unwrap()
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
+    let (folder, mut tensors) = (tempfile::tempdir().unwrap(), tensors("mistral"));
+    let embedding = tensors["model.embed_tokens.weight"].clone();
+    let tied = open(&fixture("mistral"));
+    for (factor, notices) in [(1.0, 0), (2.0, 1)] {
+        tensors.insert("lm_head.weight".to_owned(), (&embedding * factor).unwrap());
+        write(folder.path(), &config("mistral"), &tensors);
+        let base = open(folder.path());
+        assert_eq!((base.config().tied, base.config().notices.len()), (factor == 1.0, notices));
+        assert!(difference(&logits(&base), &(logits(&tied) * factor).unwrap()) < 1e-5);
+    }
+    let base = open(folder.path());
+    let message = &base.config().notices[0];
+    assert!(message.contains("model.safetensors") && message.contains("'lm_head.weight' differs"), "{message}");
+}
+
+fn rope_of(change: impl FnOnce(&mut Value)) -> BaseConfig {
+    let mut config = config("llama");
+    change(&mut config);
+    BaseConfig::parse(&config.to_string(), "config.json").unwrap()
+}
+
+#[test]
+fn llama3_scaling_without_an_original_length_has_that_of_all_positions() {
+    let without = rope_of(|config| {
+        config["rope_parameters"].as_object_mut().unwrap().remove("original_max_position_embeddings");
+    });
+    let with = rope_of(|config| {
+        config["rope_parameters"]["original_max_position_embeddings"] = config["max_position_embeddings"].clone();
+    });
+    assert_eq!(without, with);
+    assert_ne!(without.attention, rope_of(|_| ()).attention);
+}
+
+#[test]
+fn rope_scaling_and_the_flat_keys_go_before_rope_parameters() {
+    let scaling = json!({ "type": "linear", "factor": 3.0 });
+    let both = rope_of(|config| config["rope_scaling"] = scaling.clone());
+    let alone = rope_of(|config| {
+        config.as_object_mut().unwrap().remove("rope_parameters");
+        config["rope_scaling"] = scaling.clone();
+    });
+    assert_eq!(both.attention, alone.attention);
+    assert!(both.notices[0].contains("'rope_scaling' and 'rope_parameters' are both there"), "{:?}", both.notices);
+    // An empty one says nothing.
+    assert_eq!(rope_of(|config| config["rope_scaling"] = json!({})), rope_of(|_| ()));
+}
+
+/// The text model of a multimodal folder, by the names of transformers 5 and by those before.
+#[test]
+fn the_text_model_of_a_multimodal_folder_equals_the_text_model_alone() {
+    let alone = logits(&open(&fixture("gemma3")));
+    let text = config("gemma3");
+    for (prefix, vision) in
+        [("model.language_model.", "model.vision_tower."), ("language_model.model.", "vision_tower.")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let renamed = tensors("gemma3").into_iter().map(|(name, tensor)| (name.replacen("model.", prefix, 1), tensor));
+        let mut renamed: HashMap<String, Tensor> = renamed.collect();
+        let weight = Tensor::ones((7, 5), DType::F32, &Device::Cpu).unwrap();
+        renamed.insert(format!("{vision}embeddings.weight"), weight);
+        write(folder.path(), &json!({ "model_type": "gemma3", "text_config": text, "vision_config": {} }), &renamed);
+        let base = open(folder.path());
+        assert_eq!(difference(&logits(&base), &alone), 0.0);
+        assert_eq!(base.parameters(), open(&fixture("gemma3")).parameters());
+        assert_eq!(base.modules()[0].path, "model.language_model.layers.0.self_attn.q_proj");
+        assert!(base.config().notices[0].contains("only the text model is used"), "{:?}", base.config().notices);
+        let trained = Base::open(folder.path(), &BaseOptions { trainable: true, ..BaseOptions::default() });
+        assert!(matches!(trained, Err(ModelError::Checkpoint { .. })));
+    }
+}
+
+#[test]
+fn a_value_that_is_not_a_number_is_an_error_when_text_is_generated() {
+    let (folder, mut tensors) = (tempfile::tempdir().unwrap(), tensors("llama"));
+    let norm = tensors["model.norm.weight"].to_vec1::<f32>().unwrap();
+    let broken: Vec<f32> = norm.iter().enumerate().map(|(i, &x)| if i == 3 { f32::NAN } else { x }).collect();
+    tensors.insert("model.norm.weight".to_owned(), Tensor::new(broken, &Device::Cpu).unwrap());
+    write(folder.path(), &config("llama"), &tensors);
+    let (base, none) = (open(folder.path()), Patches::none());
+    let mut decoder = lorakit_model::CachedDecoder::new(&base, &none, 4).unwrap();
+    let row = decoder.open(4, lorakit_lora::Sequence::default()).unwrap();
+    let message = decoder.next_logits(&[(row, &[3, 4])]).unwrap_err().to_string();
+    assert!(message.contains("not finite"), "{message}");
+}
