@@ -227,7 +227,7 @@ fn a_file_of_prompts_becomes_a_file_of_texts() {
     assert_eq!(lines(), expected.map(|row| format!("{row}\n")).concat());
 
     let sampled = |input: &str, n: &str| -> Vec<Value> {
-        let fixed = ["generate", "--base", &base, "--input", input, "--output", &output, "--temperature", "2"];
+        let fixed = ["generate", "--base", &base, "--input", input, "--output", &output, "--temperature", "20"];
         run(fixed.into_iter().chain(["--top-k", "9", "--max-new-tokens", "6", "-n", n])).ok();
         lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
