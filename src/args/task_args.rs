@@ -2,32 +2,44 @@
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_task::Task;
+use lorakit_task::{ColumnNames, Task};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Tasks, by `--tasks`.
 #[derive(Args, Debug)]
 pub struct TaskArgs {
-    /// Tasks: TOML files, data files, folders of either, or suite:NAME; NAME= sets the name
+    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`, or suite:NAME;
+    /// NAME= sets the name
     #[arg(long, required = true, num_args = 1.., value_name = "[NAME=]T")]
     pub tasks: Vec<String>,
     #[command(flatten)]
     pub data: DataArgs,
 }
 
-/// The folder of the tasks' data.
+/// What task files leave open.
 #[derive(Args, Debug)]
 pub struct DataArgs {
     /// Replacement for {data} in task TOML files
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Columns of the data files that stand for the standard ones, such as input=question,output=answer
+    #[arg(long, value_name = "COLUMN=NAME,...")]
+    columns: Option<ColumnNames>,
+}
+
+impl DataArgs {
+    /// Loads tasks in the given order.
+    pub fn load(&self, tasks: &[String]) -> Result<Vec<Task>> {
+        let columns = self.columns.clone().unwrap_or_default();
+        Ok(Task::load_renamed(tasks, self.data.as_deref(), &columns)?)
+    }
 }
 
 impl TaskArgs {
     /// Loads the tasks in the given order.
     pub fn load(&self) -> Result<Vec<Task>> {
-        Ok(Task::load_all(&self.tasks, self.data.data.as_deref())?)
+        self.data.load(&self.tasks)
     }
 }
 
@@ -40,9 +52,9 @@ pub struct FitArgs {
 }
 
 impl FitArgs {
-    /// Loads the tasks; `data` replaces {data} in task TOML files.
-    pub fn load(&self, data: Option<&Path>) -> Result<Vec<Task>> {
-        Task::load_all(&self.fit, data).context("--fit")
+    /// Loads the tasks.
+    pub fn load(&self, data: &DataArgs) -> Result<Vec<Task>> {
+        data.load(&self.fit).context("--fit")
     }
 }
 

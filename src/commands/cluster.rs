@@ -16,7 +16,6 @@ use lorakit_cluster::{
 };
 use lorakit_fit::cluster::{ClusterCount, ROWS, cluster_experts, embed_tasks, mean, open_experts, records};
 use lorakit_fit::pluralize;
-use lorakit_task::Task;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -180,7 +179,7 @@ fn of_tasks(args: &ClusterArgs, context: &CommandContext) -> Result<()> {
     let partition = match args.method {
         MethodArg::Mbc => bail!("--method mbc clusters experts by their parameters; it needs --library"),
         MethodArg::Random => {
-            let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+            let tasks = args.data.load(&args.tasks)?;
             random_clusters(tasks.into_iter().map(|task| task.name), k, context.seed)?
         }
         MethodArg::Embedding => embedding_clusters(embeddings(args, context)?, k, context.seed)?,
@@ -246,7 +245,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 
 /// The embeddings of `--tasks`.
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
-    let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+    let tasks = args.data.load(&args.tasks)?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
     Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)?)
 }

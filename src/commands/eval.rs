@@ -65,7 +65,7 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let data = args.tasks.data.data.as_deref();
-    let fit = args.fit.load(data)?;
+    let fit = args.fit.load(&args.tasks.data)?;
     let mut failures = Failures::default();
     let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.

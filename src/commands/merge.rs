@@ -20,7 +20,6 @@ use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
 use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, ModuleReport, parse_merge};
 use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
-use lorakit_task::Task;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -159,7 +158,7 @@ impl MergeArgs {
         let MergeSource { library, experts, base } = source;
         let (place, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
-        let tasks = Task::load_all(&self.fit, self.data.data.as_deref()).context("--fit")?;
+        let tasks = self.data.load(&self.fit).context("--fit")?;
         let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
         let rows = fitted_merge::rows(method, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };

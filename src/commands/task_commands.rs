@@ -24,7 +24,7 @@ pub enum TaskCommand {
 /// The arguments of `task ls`.
 #[derive(Args, Debug)]
 pub struct TaskLsArgs {
-    /// Tasks: TOML files, data files, folders of either, or suite:NAME
+    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`, or suite:NAME
     #[arg(required = true, value_name = "[NAME=]T")]
     tasks: Vec<String>,
     #[command(flatten)]
@@ -86,7 +86,7 @@ pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
 }
 
 fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
-    let tasks = Task::load_all(&args.tasks, args.data.data.as_deref())?;
+    let tasks = args.data.load(&args.tasks)?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
     let entry = |task| {
@@ -121,7 +121,7 @@ fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
 }
 
 fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
-    let tasks = Task::load(&args.task, args.data.data.as_deref())?;
+    let tasks = args.data.load(std::slice::from_ref(&args.task))?;
     let vocabulary = args.base.as_ref().map(|base| base.resolve(context)?.tokenizer()).transpose()?;
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
     let document = json!({ "tasks": shown.iter().map(Shown::document).collect::<Vec<_>>() });

@@ -12,5 +12,6 @@ pub fn task_record(task: &Task) -> TaskRecord {
         sha256: task.sha256().to_owned(),
         split_seed: task.split_seed,
         train_rows: HashSketch::new(task.row_hashes(Split::Train)).to_text(),
+        columns: task.columns.as_map().clone(),
     }
 }

@@ -38,6 +38,7 @@
 //! ```
 
 mod answer_pattern;
+mod column_names;
 mod error;
 mod jinja;
 mod json_value;
@@ -53,6 +54,7 @@ mod task;
 mod tokenization;
 
 pub use answer_pattern::AnswerPattern;
+pub use column_names::ColumnNames;
 pub use error::{Error, Result};
 pub use loading::suite::Suite;
 pub use metric::Metric;

@@ -6,6 +6,7 @@ use lorakit_format::hash::sha256;
 use serde_json::{Map, Value};
 
 use crate::answer_pattern::AnswerPattern;
+use crate::column_names::ColumnNames;
 use crate::error::{Error, Result};
 use crate::json_value::canonical_object;
 use crate::metric::Metric;
@@ -23,6 +24,8 @@ pub struct Task {
     pub path: PathBuf,
     /// The seed of the split by hash.
     pub split_seed: u64,
+    /// The columns that stood for the standard ones as the task was loaded, besides those that its TOML names.
+    pub columns: ColumnNames,
     /// The metrics to compute; [`Metric::Loss`] is always the first.
     pub metrics: Vec<Metric>,
     /// How answers are generated.
@@ -110,6 +113,7 @@ impl Task {
             description: Some(description.into()),
             path,
             split_seed: 0,
+            columns: ColumnNames::default(),
             metrics: vec![Metric::Loss, Metric::ExactMatch],
             generation: GenerationConfig { stop: Vec::new(), max_new_tokens: 24, extract: None },
             sha256: sha256(lines.as_bytes()),

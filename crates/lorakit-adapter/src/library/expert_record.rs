@@ -1,5 +1,7 @@
 //! expert.json: how an expert was made.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::library::opaque_record::OpaqueRecord;
@@ -48,4 +50,7 @@ pub struct TaskRecord {
     /// Hashes of the training rows, as `lorakit_format::hash_sketch` writes them; empty in records of earlier versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub train_rows: String,
+    /// The standard columns that other columns of its file stand for, as `--columns` gave them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub columns: BTreeMap<String, String>,
 }

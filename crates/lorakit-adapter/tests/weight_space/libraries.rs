@@ -25,7 +25,7 @@ fn record() -> ExpertRecord {
             path: "t.json".into(),
             sha256: "00".into(),
             split_seed: 3,
-            train_rows: String::new(),
+            ..TaskRecord::default()
         }],
         settings: OpaqueRecord::new(&BTreeMap::from([("rank", 2)])).unwrap(),
         seed: u64::MAX,

@@ -7,7 +7,7 @@ use crate::task_record::task_record;
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{Example, Split, Task, Tokenizer, Truncation};
+use lorakit_task::{ColumnNames, Example, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -226,7 +226,7 @@ fn own_tasks<'a>(context: &FitContext) -> Result<Vec<TaskSource<'a>>> {
 
 /// The tasks of each file that was loaded: one file may hold many tasks.
 #[derive(Default)]
-struct Loaded(BTreeMap<PathBuf, Vec<Task>>);
+struct Loaded(BTreeMap<(PathBuf, BTreeMap<String, String>), Vec<Task>>);
 
 impl Loaded {
     /// The task of a record: from the recorded file, with the recorded rows and split.
@@ -234,9 +234,11 @@ impl Loaded {
         let record = &source.record;
         let whose = source.expert.map_or(String::new(), |e| format!(" of the expert `{}`", rows.experts().names()[e]));
         let advice = "give the rows to fit to with --fit, or the folder that task files refer to with --data";
-        let place = PathBuf::from(&record.path);
+        let place = (PathBuf::from(&record.path), record.columns.clone());
         if !self.0.contains_key(&place) {
-            let tasks = Task::load(&record.path, rows.context.data).with_context(|| {
+            let specs = std::slice::from_ref(&record.path);
+            let columns = ColumnNames::from(record.columns.clone());
+            let tasks = Task::load_renamed(specs, rows.context.data, &columns).with_context(|| {
                 format!("the task `{}`{whose} was read from {}; {advice}", record.name, record.path)
             })?;
             self.0.insert(place.clone(), tasks);

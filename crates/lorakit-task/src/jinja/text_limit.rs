@@ -121,7 +121,7 @@ mod tests {
             ("{{ 'a\nb' | indent }}", "a\n    b"),
             ("{{ 'a\nb' | indent(2, true) }}", "  a\n  b"),
             ("{{ '%s of %03d, 123456: %.2f' | format('a', 7, 1.5) }}", "a of 007, 123456: 1.50"),
-            ("{{ '{} of {:>4}, {:.1f}'.format('a', 7, 2.25) }}", "a of    7, 2.2"),
+            ("{{ '{} of {:>4}, {:.1f}'.format('a', 7, 2.26) }}", "a of    7, 2.3"),
         ] {
             assert_eq!(environment().render_str(source, ()).unwrap(), expected, "{source}");
         }

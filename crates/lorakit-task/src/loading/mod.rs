@@ -1,5 +1,6 @@
 //! From what a user types after `--tasks` to tasks: specs, folders, task TOMLs.
 
+pub(crate) mod dataset_folder;
 pub(crate) mod suite;
 pub(crate) mod task_builder;
 pub(crate) mod task_config;

@@ -5,6 +5,7 @@ use std::path::Path;
 use lorakit_format::hash::sha256;
 
 use crate::answer_pattern::AnswerPattern;
+use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
 use crate::json_value::canonical;
 use crate::loading::task_config::TaskConfig;
@@ -37,7 +38,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
         let place = || file.path.display().to_string();
         for row in read_rows(config, &reader, file).at(place)? {
             refuse_mixture(&row, rows.first()).at(place)?;
-            let split = own.unwrap_or_else(|| split_of(config, &row, split_seed));
+            let split = own.unwrap_or_else(|| split_of(&files, &row, split_seed));
             rows.push((split, row));
         }
     }
@@ -47,6 +48,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
         description: config.description.clone(),
         path: path.into(),
         split_seed,
+        columns: ColumnNames::default(),
         metrics: metrics(config, choices)?,
         generation: generation(config)?,
         sha256: hash(config, &files),
@@ -83,12 +85,9 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
 
 /// A row's split by hash. If that split has a file of its own, the row is for training: no row is dropped, and none is added
 /// to a published test set.
-fn split_of(config: &TaskConfig, row: &Row, split_seed: u64) -> Split {
-    match Split::of(&row.fields, split_seed) {
-        Split::Validation if config.validation.is_some() => Split::Train,
-        Split::Test if config.test.is_some() => Split::Train,
-        split => split,
-    }
+fn split_of(files: &[(Option<Split>, DataFile)], row: &Row, split_seed: u64) -> Split {
+    let split = Split::of(&row.fields, split_seed);
+    if files.iter().any(|(own, _)| *own == Some(split)) { Split::Train } else { split }
 }
 
 fn metrics(config: &TaskConfig, choices: bool) -> Result<Vec<Metric>> {

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::column_names::ColumnNames;
 use crate::error::{Error, Result};
+use crate::loading::dataset_folder::{self, SplitFile};
 use crate::metric::Metric;
 use crate::split::Split;
 
@@ -38,6 +40,9 @@ pub(crate) struct TaskConfig {
     /// The seed of the split by hash; by default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split_seed: Option<u64>,
+    /// The columns that stand for the standard ones.
+    #[serde(skip_serializing_if = "ColumnNames::is_empty", default)]
+    pub columns: ColumnNames,
 
     /// A text before each row's input.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,10 +93,10 @@ pub(crate) enum OneOrMany {
 }
 
 impl TaskConfig {
-    /// The config of a data file that is a task by itself.
+    /// The config of a data file, or of a folder of them, that is a task by itself.
     pub fn of_data_file(path: &Path) -> TaskConfig {
-        // Relative to the file's own folder, as the paths of a task TOML are.
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Relative to the file's own folder, as the paths of a task TOML are. `..` has no name.
+        let file = path.file_name().map_or(".".into(), |name| name.to_string_lossy().into_owned());
         TaskConfig { rows: Some(file), ..TaskConfig::default() }
     }
 
@@ -131,6 +136,7 @@ impl TaskConfig {
             test: self.test.or(other.test),
             rows_at: self.rows_at.or(other.rows_at),
             split_seed: self.split_seed.or(other.split_seed),
+            columns: self.columns.or(&other.columns),
             instruction: self.instruction.or(other.instruction),
             instruction_at: self.instruction_at.or(other.instruction_at),
             prompt: self.prompt.or(other.prompt),
@@ -144,6 +150,12 @@ impl TaskConfig {
             max_new_tokens: self.max_new_tokens.or(other.max_new_tokens),
             task: Vec::new(),
         }
+    }
+
+    /// The config with names for the columns that it has no name for.
+    pub fn with_columns(mut self, columns: &ColumnNames) -> TaskConfig {
+        self.columns = self.columns.or(columns);
+        self
     }
 
     /// Refuses keys that contradict each other.
@@ -169,9 +181,10 @@ impl TaskConfig {
         Ok(())
     }
 
-    /// The paths of the data files, each with the split it is for; None: split by hash.
-    pub fn files(&self, name: &str, path: &Path, data: Option<&Path>) -> Result<Vec<(Option<Split>, PathBuf)>> {
-        let own = path.parent().unwrap_or(Path::new(""));
+    /// The paths of the data files, each with the split it is for; None: split by hash. A folder that is one task stands for
+    /// its files.
+    pub fn files(&self, name: &str, path: &Path, data: Option<&Path>) -> Result<Vec<SplitFile>> {
+        let own = if path.file_name().is_none() { path } else { path.parent().unwrap_or(Path::new("")) };
         let folders = Folders { own, data };
         let keys = [
             (None, &self.rows),
@@ -179,8 +192,15 @@ impl TaskConfig {
             (Some(Split::Validation), &self.validation),
             (Some(Split::Test), &self.test),
         ];
-        let given = keys.into_iter().filter_map(|(split, file)| Some((split, file.as_deref()?)));
-        given.map(|(split, file)| Ok((split, folders.resolve(file, name)?))).collect()
+        let mut files = Vec::new();
+        for (split, file) in keys.into_iter().filter_map(|(split, file)| Some((split, file.as_deref()?))) {
+            let path = folders.resolve(file, name)?;
+            match if path.is_dir() { dataset_folder::files(&path)? } else { None } {
+                None => files.push((split, path)),
+                Some(inside) => files.extend(of_key(split, inside, &path)?),
+            }
+        }
+        Ok(files)
     }
 
     /// The keys that decide what prompts and answers are: the part that a task's hash covers. Names, paths, metrics and
@@ -189,6 +209,7 @@ impl TaskConfig {
     pub fn identity(&self) -> TaskConfig {
         TaskConfig {
             rows_at: self.rows_at.clone(),
+            columns: self.columns.clone(),
             instruction: self.instruction.clone(),
             instruction_at: self.instruction_at.clone(),
             prompt: self.prompt.clone(),
@@ -199,6 +220,18 @@ impl TaskConfig {
             ..TaskConfig::default()
         }
     }
+}
+
+/// The files of a folder that a key gives for a split, or for all rows.
+fn of_key(split: Option<Split>, inside: Vec<SplitFile>, folder: &Path) -> Result<Vec<SplitFile>> {
+    let Some(split) = split else { return Ok(inside) };
+    if let Some((Some(other), _)) = inside.iter().find(|(own, _)| own.is_some()) {
+        return Err(refused(format!(
+            "`{split} = ...`: {} has splits of its own, such as {other}; give it as `rows`, or a folder or file inside it",
+            folder.display()
+        )));
+    }
+    Ok(inside.into_iter().map(|(_, file)| (Some(split), file)).collect())
 }
 
 fn refused(message: impl Into<String>) -> Error {

@@ -4,26 +4,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::source::file_formats::endings;
+use crate::loading::dataset_folder;
+use crate::source::file_formats::data_stem;
 
-/// The task TOMLs and data files under a folder, sorted by file name within each folder. Links to folders are not followed:
-/// they can form cycles.
+/// The task TOMLs, data files and folders that are one task under a folder, sorted by file name within each folder. Links to
+/// folders are not followed: they can form cycles.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    list_into(folder, &mut files).map_err(Error::read(format!("the folder {}", folder.display())))?;
+    list_into(folder, &mut files)?;
     Ok(files)
 }
 
-fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
+fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let unreadable = || Error::read(format!("the folder {}", folder.display()));
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut entries = entries.map_err(unreadable())?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
-        if entry.file_type()?.is_dir() {
-            list_into(&path, files)?;
+        if entry.file_type().map_err(unreadable())?.is_dir() {
+            match dataset_folder::files(&path)? {
+                Some(_) => files.push(path),
+                None => list_into(&path, files)?,
+            }
         } else if split_name(&path).1 {
             files.push(path);
         }
@@ -36,18 +42,16 @@ pub(crate) fn is_toml(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "toml")
 }
 
-/// A file's name without the endings of a task file.
+/// A file's name without the endings of a task file, or the name of a folder that is one task.
 pub(crate) fn stem(path: &Path) -> String {
-    split_name(path).0
+    if path.is_dir() { dataset_folder::name(path) } else { split_name(path).0 }
 }
 
 /// The stem, and whether the ending is that of a task file.
 fn split_name(path: &Path) -> (String, bool) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for ending in std::iter::once(".toml".to_string()).chain(endings()) {
-        if let Some(stem) = name.strip_suffix(&ending) {
-            return (stem.into(), true);
-        }
+    if let Some(stem) = name.strip_suffix(".toml").or_else(|| data_stem(&name)) {
+        return (stem.into(), true);
     }
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     (stem.unwrap_or(name), false)

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
+use crate::loading::dataset_folder;
 use crate::loading::suite::Suite;
 use crate::loading::task_builder::build;
 use crate::loading::task_config::TaskConfig;
@@ -15,15 +17,14 @@ use crate::task::Task;
 
 impl Task {
     /// Loads `[NAME=]T`: a task TOML (`FILE.toml`, or `FILE.toml:NAME,...` for some of its tasks), a data file whose rows
-    /// are of a known format, a folder of any of these, or `suite:NAME`. `data` replaces `{data}` in a task TOML.
+    /// are of a known format, a folder that `datasets` saved or whose files are named after splits, a folder of any of
+    /// these, or `suite:NAME`. `data` replaces `{data}` in a task TOML.
     ///
     /// # Errors
     /// If a file cannot be read, a row does not fit (the message names file, row and column), two tasks have one name, or
     /// `NAME=` is given for several tasks.
     pub fn load(spec: &str, data: Option<&Path>) -> Result<Vec<Task>> {
-        let tasks = load(spec, data)?;
-        refuse_duplicates(&tasks)?;
-        Ok(tasks)
+        Task::load_all(&[spec.to_string()], data)
     }
 
     /// Loads several specs, in order.
@@ -31,18 +32,38 @@ impl Task {
     /// # Errors
     /// As [`Task::load`]; also if two specs give tasks of one name.
     pub fn load_all(specs: &[String], data: Option<&Path>) -> Result<Vec<Task>> {
+        Task::load_renamed(specs, data, &ColumnNames::default())
+    }
+
+    /// Loads several specs, in order. `columns` stand for the standard columns where a task TOML does not say so itself.
+    ///
+    /// # Errors
+    /// As [`Task::load_all`]; also if a row lacks one of the columns.
+    pub fn load_renamed(specs: &[String], data: Option<&Path>, columns: &ColumnNames) -> Result<Vec<Task>> {
+        let from = Origin { data, columns };
         let mut tasks = Vec::new();
         for spec in specs {
-            tasks.extend(load(spec, data)?);
+            tasks.extend(load(spec, from)?);
+        }
+        for task in &mut tasks {
+            task.columns = columns.clone();
         }
         refuse_duplicates(&tasks)?;
         Ok(tasks)
     }
 }
 
-fn load(spec: &str, data: Option<&Path>) -> Result<Vec<Task>> {
+/// What task files leave open.
+#[derive(Clone, Copy)]
+struct Origin<'a> {
+    /// What `{data}` stands for.
+    data: Option<&'a Path>,
+    columns: &'a ColumnNames,
+}
+
+fn load(spec: &str, from: Origin<'_>) -> Result<Vec<Task>> {
     let (name, source) = split_name(spec)?;
-    let mut tasks = load_source(source, data)?;
+    let mut tasks = load_source(source, from)?;
     match (name, tasks.as_mut_slice()) {
         (None, _) => Ok(tasks),
         (Some(name), [task]) => {
@@ -74,27 +95,31 @@ fn split_name(spec: &str) -> Result<(Option<&str>, &str)> {
     }
 }
 
-fn load_source(source: &str, data: Option<&Path>) -> Result<Vec<Task>> {
+fn load_source(source: &str, from: Origin<'_>) -> Result<Vec<Task>> {
     if let Some(suite) = source.strip_prefix("suite:") {
         let (suite, rest) = Suite::split_spec(suite)?;
         return suite.load(rest);
     }
     if let Some((file, names)) = source.split_once(".toml:") {
-        return load_some(Path::new(&format!("{file}.toml")), names, data);
+        return load_some(Path::new(&format!("{file}.toml")), names, from);
     }
     let path = Path::new(source);
     let kind = fs::metadata(path).map_err(Error::read(format!("the task {source}")))?;
-    if kind.is_dir() { load_folder(path, data) } else { load_file(path, data) }
+    if kind.is_dir() && dataset_folder::files(path)?.is_none() {
+        load_folder(path, from)
+    } else {
+        load_file(path, from)
+    }
 }
 
-fn load_file(path: &Path, data: Option<&Path>) -> Result<Vec<Task>> {
-    let configs = read_configs(path)?;
-    configs.iter().map(|config| build(config, path, data)).collect()
+fn load_file(path: &Path, from: Origin<'_>) -> Result<Vec<Task>> {
+    let configs = read_configs(path, from.columns)?;
+    configs.iter().map(|config| build(config, path, from.data)).collect()
 }
 
 /// The tasks of a TOML that are listed after its colon, in the order of the list.
-fn load_some(path: &Path, names: &str, data: Option<&Path>) -> Result<Vec<Task>> {
-    let configs = read_configs(path)?;
+fn load_some(path: &Path, names: &str, from: Origin<'_>) -> Result<Vec<Task>> {
+    let configs = read_configs(path, from.columns)?;
     let name_of = |config: &TaskConfig| config.name.clone().unwrap_or_else(|| stem(path));
     let pick = |name: &str| {
         let found = configs.iter().find(|config| name_of(config) == name);
@@ -102,30 +127,32 @@ fn load_some(path: &Path, names: &str, data: Option<&Path>) -> Result<Vec<Task>>
             let names: Vec<_> = configs.iter().map(name_of).collect();
             Error::Spec(format!("{} has no task `{name}`; it has {}", path.display(), names.join(", ")))
         })?;
-        build(config, path, data)
+        build(config, path, from.data)
     };
     names.split(',').map(|name| pick(name.trim())).collect()
 }
 
 /// The tasks of a file: those of a task TOML, or the one of a data file.
-fn read_configs(path: &Path) -> Result<Vec<TaskConfig>> {
+fn read_configs(path: &Path, columns: &ColumnNames) -> Result<Vec<TaskConfig>> {
     if !is_toml(path) {
-        return Ok(vec![TaskConfig::of_data_file(path)]);
+        return Ok(vec![TaskConfig { columns: columns.clone(), ..TaskConfig::of_data_file(path) }]);
     }
     let bytes = read_whole(path).map_err(Error::read(path.display()))?;
     let text = std::str::from_utf8(&bytes).map_err(Error::from);
     text.at(|| format!("cannot read {}", path.display()))
         .and_then(|text| TaskConfig::parse(text).at(|| path.display().to_string()))
+        .map(|configs| configs.into_iter().map(|config| config.with_columns(columns)).collect())
 }
 
 /// Every task under a folder. Data files that its task TOMLs read are not tasks of their own.
-fn load_folder(folder: &Path, data: Option<&Path>) -> Result<Vec<Task>> {
+fn load_folder(folder: &Path, from: Origin<'_>) -> Result<Vec<Task>> {
     let mut files = list(folder)?;
     let mut used = BTreeSet::new();
     for path in files.iter().filter(|path| is_toml(path)) {
-        for config in read_configs(path)? {
+        for config in read_configs(path, from.columns)? {
             let name = config.name.clone().unwrap_or_else(|| stem(path));
-            for (_, file) in config.files(&name, path, data)? {
+            for (_, file) in config.files(&name, path, from.data)? {
+                used.extend(file.parent().map(fs::canonicalize).and_then(Result::ok));
                 used.extend(fs::canonicalize(file));
             }
         }
@@ -139,7 +166,7 @@ fn load_folder(folder: &Path, data: Option<&Path>) -> Result<Vec<Task>> {
             endings().join(", ")
         )));
     }
-    let tasks = files.iter().map(|path| load_file(path, data));
+    let tasks = files.iter().map(|path| load_file(path, from));
     Ok(tasks.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 

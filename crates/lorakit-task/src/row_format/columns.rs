@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::column_names::{ColumnNames, suggestion};
 use crate::error::{Error, Result};
 use crate::json_value;
 use crate::source::document::SourceRow;
@@ -14,17 +15,18 @@ pub(crate) struct Columns {
 }
 
 impl Columns {
-    /// The columns of a row. `instruction` is the task's.
-    pub fn new(row: SourceRow<'_>, instruction: Option<&str>) -> Result<Columns> {
+    /// The columns of a row, and those that `names` adds. `instruction` is the task's.
+    pub fn new(row: SourceRow<'_>, names: &ColumnNames, instruction: Option<&str>) -> Result<Columns> {
         if instruction.is_some() && row.fields.contains_key("instruction") {
             return Err(Error::Row("the row has its own `instruction`, and the task file gives one too".to_string()));
         }
-        let completed = |fields: &Map<String, Value>| {
+        let completed = |fields: &Map<String, Value>| -> Result<Map<String, Value>> {
             let mut columns = fields.clone();
+            names.add_to(&mut columns)?;
             columns.entry("instruction").or_insert_with(|| instruction.unwrap_or_default().into());
-            columns
+            Ok(columns)
         };
-        Ok(Columns { fields: completed(row.fields), written: row.written.map(completed) })
+        Ok(Columns { fields: completed(row.fields)?, written: row.written.map(completed).transpose()? })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -63,6 +65,7 @@ impl Columns {
         if present.get("instruction").is_some_and(|text| text == "") {
             present.shift_remove("instruction");
         }
-        Error::MissingColumn { column: column.to_string(), present: json_value::keys(&present), formats: String::new() }
+        let formats = suggestion(&self.fields).map_or(String::new(), |names| format!("Try --columns {names}. "));
+        Error::MissingColumn { column: column.to_string(), present: json_value::keys(&present), formats }
     }
 }

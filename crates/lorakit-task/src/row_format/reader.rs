@@ -1,5 +1,6 @@
 //! How a task reads its rows: by a known row format, or by the templates of a task TOML.
 
+use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
 use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
@@ -12,6 +13,7 @@ use crate::source::document::SourceRow;
 
 /// Reads the rows of one task.
 pub(crate) struct RowReader {
+    columns: ColumnNames,
     templates: TemplateSet,
     /// None: the prompt of the row's format.
     prompt: Option<Template>,
@@ -49,15 +51,16 @@ impl RowReader {
             }
         };
         let answer = AnswerSource::new(config, &mut templates)?;
-        Ok(RowReader { templates, prompt, answer, delimiter: config.target_delimiter.clone() })
+        let (columns, delimiter) = (config.columns.clone(), config.target_delimiter.clone());
+        Ok(RowReader { columns, templates, prompt, answer, delimiter })
     }
 
     /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
     pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
-        let columns = Columns::new(row, instruction)?;
+        let columns = Columns::new(row, &self.columns, instruction)?;
         let (prompt, answer) = self.prompt_and_answer(&columns).map_err(|error| match error {
-            Error::MissingColumn { column, present, .. } => {
-                Error::MissingColumn { column, present, formats: expected_columns() }
+            Error::MissingColumn { column, present, formats } => {
+                Error::MissingColumn { column, present, formats: formats + &expected_columns() }
             }
             other => other,
         })?;

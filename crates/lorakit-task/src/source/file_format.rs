@@ -5,7 +5,8 @@ use std::path::Path;
 use crate::error::Result;
 use crate::source::document::Document;
 
-/// One format of data files. A file's content decides its format; its ending only makes a folder listing find it.
+/// One format of data files. A file's content decides its format, and its ending makes a folder listing find it; the
+/// content of CSV and TSV says nothing, so that their ending decides.
 pub(crate) trait FileFormat: Sync {
     /// The ending of its files in folders, with its dot; `.gz` may follow.
     fn ending(&self) -> &'static str;

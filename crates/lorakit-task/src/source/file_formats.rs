@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use crate::error::{At, Error, Result};
+use crate::source::arrow_stream::ArrowStream;
+use crate::source::delimited::{CSV, TSV};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
 use crate::source::json::Json;
 use crate::source::json_lines::JsonLines;
+use crate::source::parquet::Parquet;
 
 /// Every file format; a file is of the first that can parse it.
-static FILE_FORMATS: &[&dyn FileFormat] = &[&Json, &JsonLines];
+static FILE_FORMATS: &[&dyn FileFormat] = &[&Parquet, &ArrowStream, &CSV, &TSV, &Json, &JsonLines];
 
 /// Parses a decompressed file by the format of its content.
 pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Document> {
@@ -25,4 +28,9 @@ pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Document> {
 pub(crate) fn endings() -> Vec<String> {
     let both = |format: &&dyn FileFormat| [format!("{}.gz", format.ending()), format.ending().to_string()];
     FILE_FORMATS.iter().flat_map(both).collect()
+}
+
+/// The name of a data file without its ending; None if the ending is of no format.
+pub(crate) fn data_stem(name: &str) -> Option<&str> {
+    endings().iter().find_map(|ending| name.strip_suffix(ending.as_str()))
 }

@@ -1,0 +1,168 @@
+//! Names of columns that stand for the standard ones.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::json_value;
+
+/// Standard columns such as `input` and `output`, each with the column of a data file that takes its place: a name, or a
+/// dotted path of keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct ColumnNames(BTreeMap<String, String>);
+
+impl ColumnNames {
+    /// Whether every column has its own name.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The standard columns, each with its name in the file.
+    pub fn as_map(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// The names, and `others` for the columns that they lack.
+    pub(crate) fn or(mut self, others: &ColumnNames) -> ColumnNames {
+        for (column, own) in &others.0 {
+            self.0.entry(column.clone()).or_insert_with(|| own.clone());
+        }
+        self
+    }
+
+    /// Adds the standard columns to a row.
+    pub(crate) fn add_to(&self, fields: &mut Map<String, Value>) -> Result<()> {
+        let mut added = Vec::new();
+        for (column, own) in &self.0 {
+            let value = fields.get(own).or_else(|| at_path(fields, own)).ok_or_else(|| {
+                Error::Row(format!(
+                    "no column `{own}`, which is to be `{column}`; the row has {}",
+                    json_value::keys(fields)
+                ))
+            })?;
+            added.push((column.clone(), value.clone()));
+        }
+        fields.extend(added);
+        Ok(())
+    }
+}
+
+fn at_path<'f>(fields: &'f Map<String, Value>, path: &str) -> Option<&'f Value> {
+    let (first, rest) = path.split_once('.')?;
+    rest.split('.').try_fold(fields.get(first)?, |value, key| value.get(key))
+}
+
+impl From<BTreeMap<String, String>> for ColumnNames {
+    fn from(names: BTreeMap<String, String>) -> Self {
+        ColumnNames(names)
+    }
+}
+
+impl FromStr for ColumnNames {
+    type Err = Error;
+
+    /// Reads `input=question,output=answer`.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut names = BTreeMap::new();
+        for pair in text.split(',') {
+            let Some((column, own)) =
+                pair.split_once('=').filter(|(a, b)| !a.trim().is_empty() && !b.trim().is_empty())
+            else {
+                return Err(Error::Spec(format!(
+                    "`{pair}` is not COLUMN=NAME, such as input=question: the standard column, then the file's"
+                )));
+            };
+            if names.insert(column.trim().to_string(), own.trim().to_string()).is_some() {
+                return Err(Error::Spec(format!("the column `{}` is given twice", column.trim())));
+            }
+        }
+        Ok(ColumnNames(names))
+    }
+}
+
+/// Names that other data sets have for what the model reads, the likeliest first.
+const INPUTS: [&str; 12] = [
+    "input", "question", "query", "problem", "prompt", "context", "article", "document", "source", "sentence", "user",
+    "text",
+];
+
+/// Names that other data sets have for what the model writes, the likeliest first.
+const OUTPUTS: [&str; 13] = [
+    "output",
+    "answer",
+    "response",
+    "completion",
+    "target",
+    "solution",
+    "summary",
+    "label",
+    "highlights",
+    "reply",
+    "translation",
+    "assistant",
+    "expected",
+];
+
+/// The `--columns` that would name the columns of a row: a guess for its error message.
+pub(crate) fn suggestion(fields: &Map<String, Value>) -> Option<String> {
+    let found = |names: &[&'static str]| names.iter().find(|name| fields.contains_key(**name)).copied();
+    let (input, output) = (found(&INPUTS), found(&OUTPUTS)?);
+    let mut pairs = Vec::new();
+    match input {
+        Some("input") => {}
+        Some(own) => pairs.push(format!("input={own}")),
+        None if fields.get("instruction").is_some_and(|text| text != "") => {}
+        None => return None,
+    }
+    if output != "output" {
+        pairs.push(format!("output={output}"));
+    }
+    (!pairs.is_empty()).then(|| pairs.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn fields(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn other_columns_take_the_place_of_the_standard_ones() {
+        let names: ColumnNames = "input=question, output=answers.text".parse().unwrap();
+        let mut row = fields(json!({"question": "Q?", "answers": {"text": ["a"]}}));
+        names.add_to(&mut row).unwrap();
+        assert_eq!((&row["input"], &row["output"]), (&json!("Q?"), &json!(["a"])));
+        // Two columns may change places.
+        let swapped: ColumnNames = "input=output,output=input".parse().unwrap();
+        let mut row = fields(json!({"input": "a", "output": "b"}));
+        swapped.add_to(&mut row).unwrap();
+        assert_eq!(row, fields(json!({"input": "b", "output": "a"})));
+    }
+
+    #[test]
+    fn errors_list_the_columns_that_exist() {
+        let names: ColumnNames = "input=qestion".parse().unwrap();
+        let error = names.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
+        assert_eq!(error, "no column `qestion`, which is to be `input`; the row has `question`, `answer`");
+        for wrong in ["", "input", "input=", "=a", "input=a,input=b"] {
+            assert!(wrong.parse::<ColumnNames>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn well_known_names_are_suggested() {
+        let of = |row| suggestion(&fields(row));
+        assert_eq!(of(json!({"question": 1, "answer": 2})).unwrap(), "input=question,output=answer");
+        assert_eq!(of(json!({"instruction": "i", "response": 2})).unwrap(), "output=response");
+        assert_eq!(of(json!({"input": 1, "target": 2})).unwrap(), "output=target");
+        assert_eq!(of(json!({"a": 1, "b": 2})), None);
+    }
+}

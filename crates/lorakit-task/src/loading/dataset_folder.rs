@@ -1,0 +1,171 @@
+//! Folders that are one task: those that Hugging Face `datasets` saves, and those whose files are named after splits, as
+//! on the Hub.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{At, Error, Result};
+use crate::source::data_file::read_whole;
+use crate::source::file_formats;
+use crate::split::Split;
+
+/// A data file, with the split that its folder or its name says it is for; None: split by hash.
+pub(crate) type SplitFile = (Option<Split>, PathBuf);
+
+/// The data files of a folder that is one task; None if it is a folder of tasks.
+///
+/// Such a folder is a saved `DatasetDict` or `Dataset`, or has nothing but data files named after splits: `train.parquet`
+/// and `test.parquet`, or shards such as `train-00000-of-00002.parquet`.
+pub(crate) fn files(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
+    let files = if folder.join("dataset_dict.json").is_file() {
+        saved_splits(folder)?
+    } else if folder.join("state.json").is_file() {
+        saved_files(folder, None)?
+    } else {
+        match named_after_splits(folder)? {
+            Some(files) => files,
+            None => return Ok(None),
+        }
+    };
+    // A test split of the same rows is needed sooner or later, and the hash gives one.
+    let only_train = files.iter().all(|(split, _)| *split == Some(Split::Train));
+    Ok(Some(files.into_iter().map(|(split, file)| (split.filter(|_| !only_train), file)).collect()))
+}
+
+/// The name of the task that a folder is: `data`, as on the Hub, is no name.
+pub(crate) fn name(folder: &Path) -> String {
+    let whole = fs::canonicalize(folder).unwrap_or_else(|_| folder.into());
+    let names = whole.ancestors().filter_map(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    names.into_iter().find(|name| name != "data").unwrap_or_else(|| "data".into())
+}
+
+/// The `dataset_dict.json` of a saved `DatasetDict`.
+#[derive(Deserialize)]
+struct DatasetDict {
+    splits: Vec<String>,
+}
+
+/// The `state.json` of a saved `Dataset`.
+#[derive(Deserialize)]
+struct DatasetState {
+    #[serde(rename = "_data_files", default)]
+    data_files: Vec<DatasetFile>,
+    /// Rows that were selected or shuffled, in versions that saved them so.
+    #[serde(rename = "_indices_data_files")]
+    indices: Option<Vec<DatasetFile>>,
+}
+
+#[derive(Deserialize)]
+struct DatasetFile {
+    filename: String,
+}
+
+fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
+    let dict: DatasetDict = read_json(&folder.join("dataset_dict.json"))?;
+    let mut files = Vec::new();
+    for name in &dict.splits {
+        let split = split_named(name).ok_or_else(|| {
+            let place = folder.join(name);
+            Error::Data(format!(
+                "{}: the split `{name}` is none of train, validation and test; give {} as a task of its own",
+                folder.display(),
+                place.display()
+            ))
+        })?;
+        files.extend(saved_files(&folder.join(plain(name, folder)?), Some(split))?);
+    }
+    Ok(files)
+}
+
+fn saved_files(folder: &Path, split: Option<Split>) -> Result<Vec<SplitFile>> {
+    let state: DatasetState = read_json(&folder.join("state.json"))?;
+    if state.indices.is_some_and(|files| !files.is_empty()) {
+        return Err(Error::Data(format!(
+            "{}: its rows are chosen by a separate file of indices; save it again after `flatten_indices()`",
+            folder.display()
+        )));
+    }
+    let file = |file: &DatasetFile| Ok((split, folder.join(plain(&file.filename, folder)?)));
+    state.data_files.iter().map(file).collect()
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T> {
+    let bytes = read_whole(file).map_err(Error::read(file.display()))?;
+    serde_json::from_slice(&bytes).map_err(Error::from).at(|| file.display().to_string())
+}
+
+/// A file name that leads nowhere else.
+fn plain<'n>(name: &'n str, folder: &Path) -> Result<&'n str> {
+    let leads_away = name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', ':']);
+    if leads_away {
+        return Err(Error::Data(format!("{}: `{name}` is not the name of a file in it", folder.display())));
+    }
+    Ok(name)
+}
+
+/// The files of a folder that has nothing but data files of several splits, or shards of one.
+fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
+    let mut files = Vec::new();
+    let mut shards = Vec::new();
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut entries = entries.map_err(Error::read(format!("the folder {}", folder.display())))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".toml") {
+            return Ok(None);
+        }
+        let Some(stem) = file_formats::data_stem(&name).filter(|_| !name.starts_with('.') && entry.path().is_file())
+        else {
+            continue;
+        };
+        let (name, shard) = shard(stem).map_or((stem, None), |(name, shard)| (name, Some(shard)));
+        let Some(split) = split_named(name) else { return Ok(None) };
+        shards.extend(shard.map(|(number, count)| (split, number, count)));
+        files.push((Some(split), entry.path()));
+    }
+    let splits = |split| files.iter().any(|(own, _)| *own == Some(split));
+    let several = [Split::Train, Split::Validation, Split::Test].into_iter().filter(|split| splits(*split)).count() > 1;
+    if shards.is_empty() && !several {
+        return Ok(None);
+    }
+    ensure_complete(&shards, folder)?;
+    Ok(Some(files))
+}
+
+/// Refuses a folder that lacks one of the shards that the others' names promise.
+fn ensure_complete(shards: &[(Split, usize, usize)], folder: &Path) -> Result<()> {
+    for &(split, _, count) in shards {
+        let missing = (0..count).find(|number| !shards.contains(&(split, *number, count)));
+        if let Some(number) = missing {
+            return Err(Error::Data(format!(
+                "{}: {split} has no shard {number:05} of {count:05}; is the download complete?",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The most shards of a split.
+const MAX_SHARDS: usize = 100_000;
+
+/// The name, number and count of `train-00000-of-00002`.
+fn shard(stem: &str) -> Option<(&str, (usize, usize))> {
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (name, number) = rest.rsplit_once('-')?;
+    let (number, count): (usize, usize) = (number.parse().ok()?, count.parse().ok()?);
+    (number < count && count < MAX_SHARDS).then_some((name, (number, count)))
+}
+
+/// The split that a name stands for, as on the Hub.
+fn split_named(name: &str) -> Option<Split> {
+    match name.to_lowercase().as_str() {
+        "train" | "training" => Some(Split::Train),
+        "validation" | "valid" | "val" | "dev" => Some(Split::Validation),
+        "test" | "testing" => Some(Split::Test),
+        _ => None,
+    }
+}

@@ -1,0 +1,190 @@
+//! The values of Arrow's columns as JSON, as a JSON file of the same rows has them.
+
+use arrow_array::cast::AsArray;
+use arrow_array::temporal_conversions as temporal;
+use arrow_array::types::*;
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_schema::{DataType, TimeUnit};
+use chrono::{NaiveDateTime, NaiveTime, Timelike};
+use serde_json::{Map, Number, Value};
+
+use crate::error::{At, Error, Result};
+use crate::source::size_budget::SizeBudget;
+use crate::source::source_value::SourceValue;
+
+/// Appends the rows of a batch.
+pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &mut Vec<SourceValue>) -> Result<()> {
+    let schema = batch.schema();
+    for row in 0..batch.num_rows() {
+        budget.spend(0)?;
+        let mut fields = Map::new();
+        for (field, column) in schema.fields().iter().zip(batch.columns()) {
+            let value = value(column, row, budget).at(|| format!("column `{}`", field.name()))?;
+            fields.insert(field.name().clone(), value);
+        }
+        rows.push(Value::Object(fields).into());
+    }
+    Ok(())
+}
+
+/// The value at `row` of a column.
+fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+    budget.spend(0)?;
+    if column.is_null(row) {
+        return Ok(Value::Null);
+    }
+    match column.data_type() {
+        DataType::Null => Ok(Value::Null),
+        DataType::Boolean => Ok(column.as_boolean().value(row).into()),
+        DataType::Dictionary(_, _) => {
+            let dictionary = column.as_any_dictionary();
+            let key = dictionary.normalized_keys().get(row).copied().unwrap_or(usize::MAX);
+            match key < dictionary.values().len() {
+                true => value(dictionary.values(), key, budget),
+                false => Err(Error::Data("a dictionary key has no value".to_string())),
+            }
+        }
+        DataType::List(_) => list(&column.as_list::<i32>().value(row), budget),
+        DataType::LargeList(_) => list(&column.as_list::<i64>().value(row), budget),
+        DataType::FixedSizeList(_, _) => list(&column.as_fixed_size_list().value(row), budget),
+        DataType::Struct(_) => object(column, row, budget),
+        DataType::Map(_, _) => map(column, row, budget),
+        kind if kind.is_numeric() => number(column, row),
+        kind if kind.is_temporal() => time(column, row),
+        _ => text(column, row, budget),
+    }
+}
+
+fn list(items: &ArrayRef, budget: &mut SizeBudget) -> Result<Value> {
+    (0..items.len()).map(|item| value(items, item, budget)).collect::<Result<Vec<_>>>().map(Value::Array)
+}
+
+fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+    let column = column.as_struct();
+    let mut fields = Map::new();
+    for (field, values) in column.fields().iter().zip(column.columns()) {
+        budget.spend(field.name().len())?;
+        let value = value(values, row, budget).at(|| format!("`{}`", field.name()))?;
+        fields.insert(field.name().clone(), value);
+    }
+    Ok(Value::Object(fields))
+}
+
+/// A map as an object, whatever its keys are.
+fn map(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+    let entries = column.as_map().value(row);
+    let [keys, values] = entries.columns() else {
+        return Err(Error::Data("a map without keys and values".to_string()));
+    };
+    let mut fields = Map::new();
+    for entry in 0..entries.len() {
+        let key = match value(keys, entry, budget)? {
+            Value::String(key) => key,
+            other => other.to_string(),
+        };
+        fields.insert(key, value(values, entry, budget)?);
+    }
+    Ok(Value::Object(fields))
+}
+
+fn number(column: &dyn Array, row: usize) -> Result<Value> {
+    Ok(match column.data_type() {
+        DataType::Int8 => column.as_primitive::<Int8Type>().value(row).into(),
+        DataType::Int16 => column.as_primitive::<Int16Type>().value(row).into(),
+        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
+        DataType::UInt8 => column.as_primitive::<UInt8Type>().value(row).into(),
+        DataType::UInt16 => column.as_primitive::<UInt16Type>().value(row).into(),
+        DataType::UInt32 => column.as_primitive::<UInt32Type>().value(row).into(),
+        DataType::UInt64 => column.as_primitive::<UInt64Type>().value(row).into(),
+        DataType::Float16 => short_float(column.as_primitive::<Float16Type>().value(row).to_f32()),
+        DataType::Float32 => short_float(column.as_primitive::<Float32Type>().value(row)),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
+        // A decimal keeps its zeros, as a number in JSON does.
+        DataType::Decimal32(_, _) => column.as_primitive::<Decimal32Type>().value_as_string(row).into(),
+        DataType::Decimal64(_, _) => column.as_primitive::<Decimal64Type>().value_as_string(row).into(),
+        DataType::Decimal128(_, _) => column.as_primitive::<Decimal128Type>().value_as_string(row).into(),
+        DataType::Decimal256(_, _) => column.as_primitive::<Decimal256Type>().value_as_string(row).into(),
+        other => return Err(unsupported(other)),
+    })
+}
+
+/// A float of 32 bits by its own shortest text: 0.1, not 0.10000000149011612.
+fn short_float(value: f32) -> Value {
+    let shortest = value.to_string().parse::<f64>().ok().and_then(Number::from_f64);
+    shortest.map_or(Value::Null, Value::Number)
+}
+
+fn text(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+    let bytes = match column.data_type() {
+        DataType::Utf8 => column.as_string::<i32>().value(row).as_bytes(),
+        DataType::LargeUtf8 => column.as_string::<i64>().value(row).as_bytes(),
+        DataType::Utf8View => column.as_string_view().value(row).as_bytes(),
+        DataType::Binary => column.as_binary::<i32>().value(row),
+        DataType::LargeBinary => column.as_binary::<i64>().value(row),
+        DataType::BinaryView => column.as_binary_view().value(row),
+        DataType::FixedSizeBinary(_) => column.as_fixed_size_binary().value(row),
+        other => return Err(unsupported(other)),
+    };
+    budget.spend(bytes.len())?;
+    Ok(std::str::from_utf8(bytes)?.into())
+}
+
+/// Dates and times as Python's `isoformat` writes them.
+fn time(column: &dyn Array, row: usize) -> Result<Value> {
+    let moment = |time: Option<NaiveDateTime>, zone: bool| {
+        time.map(|time| format!("{}T{}{}", time.date(), iso_time(time.time()), if zone { "+00:00" } else { "" }))
+    };
+    let text = match column.data_type() {
+        DataType::Date32 => temporal::date32_to_datetime(column.as_primitive::<Date32Type>().value(row))
+            .map(|time| time.date().to_string()),
+        DataType::Date64 => temporal::date64_to_datetime(column.as_primitive::<Date64Type>().value(row))
+            .map(|time| time.date().to_string()),
+        // With a zone, Arrow counts from the epoch in UTC.
+        DataType::Timestamp(unit, zone) => moment(timestamp(column, *unit, row), zone.is_some()),
+        DataType::Time32(TimeUnit::Second) => {
+            temporal::time32s_to_time(column.as_primitive::<Time32SecondType>().value(row)).map(iso_time)
+        }
+        DataType::Time32(_) => {
+            temporal::time32ms_to_time(column.as_primitive::<Time32MillisecondType>().value(row)).map(iso_time)
+        }
+        DataType::Time64(TimeUnit::Microsecond) => {
+            temporal::time64us_to_time(column.as_primitive::<Time64MicrosecondType>().value(row)).map(iso_time)
+        }
+        DataType::Time64(_) => {
+            temporal::time64ns_to_time(column.as_primitive::<Time64NanosecondType>().value(row)).map(iso_time)
+        }
+        other => return Err(unsupported(other)),
+    };
+    text.map(Value::String).ok_or_else(|| Error::Data("a date or time beyond the calendar".to_string()))
+}
+
+fn timestamp(column: &dyn Array, unit: TimeUnit, row: usize) -> Option<NaiveDateTime> {
+    match unit {
+        TimeUnit::Second => temporal::timestamp_s_to_datetime(column.as_primitive::<TimestampSecondType>().value(row)),
+        TimeUnit::Millisecond => {
+            temporal::timestamp_ms_to_datetime(column.as_primitive::<TimestampMillisecondType>().value(row))
+        }
+        TimeUnit::Microsecond => {
+            temporal::timestamp_us_to_datetime(column.as_primitive::<TimestampMicrosecondType>().value(row))
+        }
+        TimeUnit::Nanosecond => {
+            temporal::timestamp_ns_to_datetime(column.as_primitive::<TimestampNanosecondType>().value(row))
+        }
+    }
+}
+
+/// The fraction has six digits, nine if it needs them, and is left out if it is zero.
+fn iso_time(time: NaiveTime) -> String {
+    let nanoseconds = time.nanosecond();
+    let whole = time.format("%H:%M:%S");
+    match nanoseconds {
+        0 => whole.to_string(),
+        _ if nanoseconds % 1000 == 0 => format!("{whole}.{:06}", nanoseconds / 1000),
+        _ => format!("{whole}.{nanoseconds:09}"),
+    }
+}
+
+fn unsupported(kind: &DataType) -> Error {
+    Error::Data(format!("values of Arrow's type {kind} cannot be read; expected texts, numbers, lists or structs"))
+}

@@ -1,0 +1,227 @@
+//! The same rows from every file format and folder, and what is refused.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use lorakit_task::{ColumnNames, Row, Split, Task};
+use serde_json::{Map, Value};
+
+/// The files that `fixtures/make_rows.py` wrote.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn load(path: &Path) -> Task {
+    Task::load(&path.display().to_string(), None).unwrap().remove(0)
+}
+
+fn fields(rows: &[&Row]) -> Vec<Map<String, Value>> {
+    rows.iter().map(|row| row.fields.clone()).collect()
+}
+
+fn all(path: &Path) -> Vec<Map<String, Value>> {
+    fields(&load(path).rows(Split::All, None).unwrap())
+}
+
+/// The columns of `choices` and `answer` are of another row format; these rows are read by `input` and `output`.
+fn load_text(path: &Path) -> Task {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = folder.path().join("t.toml");
+    let rows = path.display().to_string();
+    fs::write(&toml, format!("rows = {rows:?}\nprompt = \"{{{{ input }}}}\"\ntarget = \"output\"")).unwrap();
+    load(&toml)
+}
+
+fn text_fields(name: &str, split: Split) -> Vec<Map<String, Value>> {
+    fields(&load_text(&fixture(name)).rows(split, None).unwrap())
+}
+
+fn message(spec: &Path) -> String {
+    format!("{:#}", anyhow::Error::from(Task::load(&spec.display().to_string(), None).unwrap_err()))
+}
+
+#[test]
+fn every_file_gives_the_values_of_the_json_lines() {
+    let expected = text_fields("rows.jsonl", Split::All);
+    assert_eq!(expected.len(), 7);
+    for name in ["snappy.parquet", "zstd.parquet", "gzip.parquet", "none.parquet", "pages.parquet", "dataset"] {
+        assert_eq!(text_fields(name, Split::All), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_folder_of_splits_has_the_splits_of_its_files() {
+    let expected = text_fields("rows.jsonl", Split::All);
+    for (name, [train, validation, test]) in [("dict", [4, 0, 3]), ("hub/data", [4, 1, 2])] {
+        let task = load_text(&fixture(name));
+        assert_eq!(
+            [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split)),
+            [train, validation, test]
+        );
+        assert_eq!(text_fields(name, Split::All), expected, "{name}");
+        assert_eq!(text_fields(name, Split::Test), expected[7 - test..], "{name}");
+    }
+}
+
+#[test]
+fn folders_are_tasks_named_after_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |text: &str| format!("{{\"input\": \"{text}\", \"output\": \"o\"}}\n");
+    for (file, text) in [
+        ("pets/train-00000-of-00002.jsonl", row("a")),
+        ("pets/train-00001-of-00002.jsonl", row("b")),
+        ("pets/test-00000-of-00001.jsonl", row("c")),
+        ("words/data/train.jsonl", row("d")),
+        ("words/data/dev.jsonl", row("e")),
+        ("words/README.md", "x".to_string()),
+        ("loose/train.jsonl", row("f")),
+        ("only/train-00000-of-00001.jsonl", (0..50).map(|i| row(&i.to_string())).collect()),
+    ] {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
+    let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
+    let found: Vec<_> = tasks.iter().map(|task| (task.name.as_str(), task.count(Split::All))).collect();
+    assert_eq!(found, [("train", 1), ("only", 50), ("pets", 3), ("words", 2)]);
+    assert_eq!((counts(&tasks[2]), counts(&tasks[3])), ([2, 0, 1], [1, 1, 0]));
+    // Rows of a train split alone are split by hash.
+    assert!(counts(&tasks[1]).iter().all(|count| *count > 0), "{:?}", counts(&tasks[1]));
+    assert_eq!(load(&folder.path().join("words/data")).name, "words");
+
+    fs::remove_file(folder.path().join("pets/train-00001-of-00002.jsonl")).unwrap();
+    let error = message(&folder.path().join("pets"));
+    assert!(error.contains("train has no shard 00001 of 00002"), "{error}");
+}
+
+#[test]
+fn csv_and_tsv_are_known_by_their_endings() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let csv = "\u{feff}input,output,n\r\n\"a, \"\"b\"\"\r\nc\",größe,1\r\n,007,2\r\n";
+    let tsv = "input\toutput\tn\n\"a, \"\"b\"\"\r\nc\"\tgröße\t1\n\t007\t2\n";
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(csv.as_bytes()).unwrap();
+    let rows = all(&write("x.csv", csv.as_bytes()));
+    assert_eq!(Value::from(rows[0].clone()), serde_json::json!({"input": "a, \"b\"\r\nc", "output": "größe", "n": 1}));
+    assert_eq!(rows[1]["output"], "007");
+    assert_eq!(all(&write("y.tsv", tsv.as_bytes())), rows);
+    assert_eq!(all(&write("z.csv.gz", &gzip.finish().unwrap())), rows);
+    assert_eq!(load(&folder.path().join("z.csv.gz")).name, "z");
+    assert!(message(&write("bad.csv", b"input,output\na,b,c\n")).contains("line: 2"));
+    assert!(message(&write("latin.csv", b"input,output\n\xe9,b\n")).contains("not UTF-8"));
+}
+
+#[test]
+fn numbers_are_as_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jsonl");
+    let outputs = ["37778931862957161709568", "1e6", "2.50", "-0", "[\"a\", 1.10]"];
+    let line = |output: &&str| format!("{{\"input\": \"x\", \"output\": {output}}}\n");
+    fs::write(&path, outputs.iter().map(line).collect::<String>()).unwrap();
+    let accepted = |task: &Task| -> Vec<Vec<String>> {
+        task.rows(Split::All, None).unwrap().iter().map(|row| row.accepted().to_vec()).collect()
+    };
+    let expected = [vec!["37778931862957161709568"], vec!["1e6"], vec!["2.50"], vec!["-0"], vec!["a", "1.10"]];
+    assert_eq!(accepted(&load(&path)), expected);
+    assert_eq!(accepted(&load_text(&path)), expected);
+    // One row, and rows inside a document.
+    fs::write(&path, line(&"2.50")).unwrap();
+    assert_eq!(accepted(&load(&path)), [["2.50"]]);
+    fs::write(&path, format!("{{\"examples\": {{\"1\": {}}}}}", line(&"2.50"))).unwrap();
+    assert_eq!(accepted(&load(&path)), [["2.50"]]);
+}
+
+#[test]
+fn one_nested_row_is_read_as_two_are() {
+    let row = r#"{"question":"Why?","choices":{"text":["x","y"],"label":["A","B"]},"answerKey":"B"}"#;
+    let toml = "prompt=\"{{ question }}\"\nchoices=\"choices.text\"\nanswer=\"choices.label | index(answerKey)\"\n";
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str, text: String| {
+        fs::write(folder.path().join(format!("{name}.jsonl")), text).unwrap();
+        fs::write(folder.path().join(format!("{name}.toml")), format!("rows=\"{name}.jsonl\"\n{toml}")).unwrap();
+        load(&folder.path().join(format!("{name}.toml"))).rows(Split::All, None).unwrap()[0].clone()
+    };
+    assert_eq!(read("one", row.to_string()), read("two", format!("{row}\n{row}\n")));
+    fs::write(folder.path().join("elsewhere.json"), format!("{{\"Instances\": [{row}]}}")).unwrap();
+    let error = message(&folder.path().join("elsewhere.json"));
+    assert!(error.contains("`rows_at`") && error.contains("`Instances`"), "{error}");
+}
+
+#[test]
+fn other_columns_stand_for_the_standard_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qa.jsonl");
+    fs::write(&path, "{\"question\": \"Q?\", \"answer\": 2.50}\n").unwrap();
+    let error = message(&path);
+    assert!(error.contains("no `output`; the row has `question`, `answer`"), "{error}");
+    assert!(error.contains("--columns input=question,output=answer"), "{error}");
+    let specs = [path.display().to_string()];
+    let columns: ColumnNames = "input=question,output=answer".parse().unwrap();
+    let task = Task::load_renamed(&specs, None, &columns).unwrap().remove(0);
+    let row = task.rows(Split::All, None).unwrap()[0];
+    assert_eq!((row.prompt.as_str(), row.target()), ("Q?\n", "2.50"));
+    fs::write(
+        folder.path().join("t.toml"),
+        "rows = \"qa.jsonl\"\n[columns]\ninput = \"question\"\noutput = \"answer\"\n",
+    )
+    .unwrap();
+    let from_toml = load(&folder.path().join("t.toml"));
+    assert_eq!(from_toml.rows(Split::All, None).unwrap()[0], row);
+    assert_eq!(from_toml.sha256(), task.sha256());
+    let wrong: ColumnNames = "input=text".parse().unwrap();
+    let error = Task::load_renamed(&specs, None, &wrong).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    assert!(error.contains("row 1") && error.contains("no column `text`, which is to be `input`"), "{error}");
+}
+
+#[test]
+fn truncated_and_altered_files_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["snappy.parquet", "pages.parquet", "dataset/data-00000-of-00002.arrow"] {
+        let whole = fs::read(fixture(name)).unwrap();
+        let path = folder.path().join("t.bin");
+        for length in (4..whole.len()).step_by(97) {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(Task::load(&path.display().to_string(), None).is_err(), "{name}: {length} bytes");
+        }
+    }
+    // A body that is longer than the file, and buffers outside their message.
+    let whole = fs::read(fixture("dataset/data-00000-of-00002.arrow")).unwrap();
+    for at in (0..whole.len()).step_by(8) {
+        let mut altered = whole.clone();
+        altered[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        let path = folder.path().join("t.bin");
+        fs::write(&path, altered).unwrap();
+        let _ = Task::load(&path.display().to_string(), None);
+    }
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn the_same_rows_in_the_shapes_that_people_have_give_the_same_examples() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases/rows");
+    let of = |name: &str, split| {
+        let task = load(&shared.join(name));
+        let rows = task.rows(split, None).unwrap();
+        rows.iter().map(|row| (row.prompt.clone(), row.target().to_string())).collect::<Vec<_>>()
+    };
+    let expected = of("rows.csv", Split::All);
+    assert_eq!((expected.len(), expected[0].1.as_str()), (24, "cats"));
+    for name in ["rows.parquet", "hfds"] {
+        assert_eq!(of(name, Split::All), expected, "{name}");
+        assert_eq!(of(name, Split::Test), of("rows.csv", Split::Test), "{name}");
+    }
+    let task = load(&shared.join("hfdict"));
+    let own = |split| task.rows(split, None).unwrap().len();
+    assert_eq!((task.count(Split::Validation), task.name.as_str()), (0, "hfdict"));
+    assert!(own(Split::Train) > 0 && own(Split::Test) > 0);
+    assert!(of("hfdict", Split::All).iter().all(|row| expected.contains(row)));
+}
