@@ -15,8 +15,11 @@ pub struct CachedDecoder<'a> {
     base: &'a Base,
     patches: &'a Patches,
     cache: KvCache,
+    /// Those that sequences are opened in.
     slots: usize,
     used: usize,
+    /// All slots of the cache: behind those, sequences are computed again whose own slots others share.
+    all_slots: usize,
     sequences: Vec<CachedSequence>,
 }
 
@@ -52,7 +55,15 @@ impl CachedSequence {
 impl<'a> CachedDecoder<'a> {
     /// A cache of `slots` tokens for all sequences together.
     pub fn new(base: &'a Base, patches: &'a Patches, slots: usize) -> Result<Self> {
-        Ok(Self { base, patches, cache: base.kv_cache(slots)?, slots, used: 0, sequences: Vec::new() })
+        Ok(Self {
+            base,
+            patches,
+            cache: base.kv_cache(slots)?,
+            slots,
+            used: 0,
+            all_slots: slots,
+            sequences: Vec::new(),
+        })
     }
 
     /// A new, empty sequence with room for `capacity` tokens; returns its index. `template` carries what routers read:
@@ -124,10 +135,10 @@ impl<'a> CachedDecoder<'a> {
         let ids = sequence.ids.clone();
         if sequence.shared || !sequence.prefix.is_empty() {
             // Its slots, or some of them, are also another sequence's.
-            let (start, more) = (self.slots, cached + room);
+            let (start, more) = (self.all_slots, cached + room);
             self.cache = self.cache.extended(more)?;
-            self.slots += more;
-            (sequence.own, sequence.prefix, sequence.shared) = (start..self.slots, Vec::new(), false);
+            self.all_slots += more;
+            (sequence.own, sequence.prefix, sequence.shared) = (start..self.all_slots, Vec::new(), false);
         }
         sequence.filled = ids.len();
         Ok(ids)
