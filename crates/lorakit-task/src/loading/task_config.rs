@@ -195,7 +195,8 @@ impl TaskConfig {
         let mut files = Vec::new();
         for (split, file) in keys.into_iter().filter_map(|(split, file)| Some((split, file.as_deref()?))) {
             let path = folders.resolve(file, name)?;
-            match if path.is_dir() { dataset_folder::files(&path)? } else { None } {
+            let inside = if path.is_dir() { dataset_folder::files(&path)? } else { None };
+            match inside {
                 None => files.push((split, path)),
                 Some(inside) => files.extend(of_key(split, inside, &path)?),
             }

@@ -80,7 +80,6 @@ fn ensure_bounded(file: &Bytes, metadata: &ArrowReaderMetadata) -> Result<()> {
 /// Whether the definition levels of one bit that a page claims to have are there: the decoder would panic. None if not.
 fn ensure_levels(page: &Page) -> Option<()> {
     let mut levels: &[u8] = match page {
-        #[allow(deprecated)]
         Page::DataPage { buf, def_level_encoding: Encoding::RLE, .. } => {
             let (length, rest) = buf.split_first_chunk::<4>()?;
             rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?
