@@ -8,6 +8,7 @@
 //! - [`generation`]: prompts of `generate`, and files of generated text.
 //! - [`demo`]: the full pipeline that the `demo` subcommand runs.
 //! - [`routing_trace`]: records a router's choices for `explain`.
+//! - [`verification`]: how far merged weights and unmerged adapters are apart, for `verify`.
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
 //! - [`pages`]: HTML pages, rendered from templates.
 //! - [`command_context`]: device, seed, output and interruption, which every subcommand receives.
@@ -29,6 +30,7 @@ mod output;
 mod pages;
 mod routing_trace;
 mod scoring;
+mod verification;
 
 use cli::Cli;
 use command_context::CommandContext;

@@ -105,6 +105,10 @@ impl MergeArgs {
         usage::ensure(!self.into_base || context.base_options()?.dtype.is_none(), || {
             "--into-base keeps the data types of the base; omit --dtype".to_owned()
         })?;
+        let (weights, named) = (self.weights.len(), self.experts.len());
+        usage::ensure(weights == 0 || named == 0 || weights == named, || {
+            format!("--weights: {} for {}", pluralize(weights, "weight"), pluralize(named, "expert"))
+        })?;
         match &self.method {
             Method::Given(merge) => {
                 usage::ensure(self.fit.is_empty(), || format!("--fit: {} does not fit weights", merge.info().name))

@@ -2,7 +2,7 @@
 //!
 //! Merging an adapter into 16-bit weights rounds them, which changes logits by more than the order of operations does.
 //! So the adapter is merged twice, once without rounding: the difference of *that* from the unmerged adapter is compared
-//! with the tolerance, and the effect of rounding is reported separately.
+//! with the noise of float32 on this base, and the effect of rounding is reported separately.
 
 use super::merge;
 use crate::args::usage::count;
@@ -12,20 +12,19 @@ use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::text_table::table;
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::verification::logit_difference::{LogitDifference, NOISE_FACTOR};
+use crate::verification::merge_recipe::{MergeRecipe, TypedWeights, alone};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library};
-use lorakit_fit::pluralize;
-use lorakit_fit::{MergeRecord, read_merge_record, read_merged_base_record};
+use lorakit_fit::{pluralize, read_merged_base_record};
 use lorakit_format::rng::Key;
-use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_lora::{Patch, Patches, RoundingNoise, SequenceBatch};
 use lorakit_model::{Base, BaseOptions, StorageDtype};
-use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
-use lorakit_route::{Expert, LibraryStack, Router, RouterContext, Uniform, single_expert};
+use lorakit_route::Expert;
 use serde::Serialize;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,9 +53,9 @@ pub struct VerifyArgs {
     /// Number of random tokens to compare on
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     tokens: NonZeroUsize,
-    /// Maximum difference of logits, not counting rounding to 16 bits
-    #[arg(long, value_name = "X", default_value_t = 2e-4)]
-    tolerance: f64,
+    /// Maximum difference of logits, not counting rounding to 16 bits [default: 16 times the noise of float32, measured]
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
 }
 
 /// The comparison of one merge, as largest differences of logits.
@@ -70,6 +69,10 @@ struct Comparison {
     rounding: Option<f64>,
     /// The difference without rounding, compared with the tolerance.
     beyond_rounding: f64,
+    /// What float32 alone changes: the effect of flipping the last bit of every site's outputs.
+    noise: f64,
+    /// The largest `beyond_rounding` that passes.
+    tolerance: f64,
     /// The effect of the adapter on the base's logits, for scale.
     effect: f64,
     ok: bool,
@@ -84,8 +87,18 @@ struct Verifier<'a> {
     ids: Vec<u32>,
     /// The lengths of the rows.
     rows: Vec<usize>,
-    tolerance: f64,
+    /// The tolerance as typed; none: by the noise.
+    tolerance: Option<f64>,
     context: &'a CommandContext,
+}
+
+/// The logits of the base with an unmerged adapter, which the merged ones are compared with.
+struct Unmerged {
+    logits: Tensor,
+    /// The difference from the base without an adapter.
+    effect: LogitDifference,
+    /// What rounding alone changes.
+    noise: LogitDifference,
 }
 
 /// Compares, prints, and fails beyond the tolerance.
@@ -114,13 +127,12 @@ pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
         "compared": compared,
     });
     context.output.result(&document, || human(&compared, dtype, &args, verifier.ids.len()))?;
-    ensure!(
-        failed.is_empty(),
-        "{} exceed the tolerance of {:e} on logits: {}",
-        pluralize(failed.len(), "merge"),
-        args.tolerance,
-        failed.join(", ")
-    );
+    let judged_by = match args.tolerance {
+        Some(tolerance) => format!("{tolerance:e}"),
+        None => format!("{NOISE_FACTOR} times the noise of float32"),
+    };
+    let many = pluralize(failed.len(), "merge");
+    ensure!(failed.is_empty(), "{many} beyond the tolerance on logits, {judged_by}: {}", failed.join(", "));
     Ok(())
 }
 
@@ -132,16 +144,22 @@ fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize)
             number(of.difference),
             of.rounding.map_or_else(|| crate::output::text_table::ABSENT.to_owned(), number),
             number(of.beyond_rounding),
+            number(of.noise),
             number(of.effect),
             if of.ok { "ok" } else { "too far" }.to_owned(),
         ]
     };
-    let header = ["merged", "difference", "by rounding", "without rounding", "adapter's effect", ""];
+    let header = ["merged", "difference", "by rounding", "without rounding", "float32 noise", "adapter's effect", ""];
+    let judged_by = match args.tolerance {
+        Some(tolerance) => format!("at most {tolerance:e} without rounding is ok"),
+        None => format!(
+            "without rounding, {NOISE_FACTOR} times the noise of float32 on this base is ok: the effect of flipping the \
+             last bit of every projection's outputs, in the largest difference and in the mean square"
+        ),
+    };
     format!(
-        "{}\n\nLargest differences of logits over {tokens} random tokens; merged weights are {dtype}; \
-         tolerance {:e} without rounding",
+        "{}\n\nLargest differences of logits over {tokens} random tokens; merged weights are {dtype}; {judged_by}",
         table(header, compared.iter().map(line)),
-        args.tolerance
     )
 }
 
@@ -160,6 +178,15 @@ impl<'a> Verifier<'a> {
         Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
     }
 
+    /// The logits of the unmerged adapter with these patches; `plain` are the base's.
+    fn unmerged(&self, patches: Patches, plain: &Tensor) -> Result<Unmerged> {
+        let logits = self.logits(self.base, &patches)?;
+        let noise: Arc<dyn Patch> = Arc::new(RoundingNoise);
+        let noise = Patches::new(vec![Some(noise); self.base.sites().len()]);
+        let noise = LogitDifference::of(&self.logits(self.base, &patches.with(noise))?, &logits)?;
+        Ok(Unmerged { effect: LogitDifference::of(&logits, plain)?, noise, logits })
+    }
+
     /// Compares each expert with a base it is merged into.
     fn experts(&self, experts: &[Expert]) -> Result<(Vec<Comparison>, StorageDtype)> {
         let plain = self.logits(self.base, &Patches::none())?;
@@ -169,11 +196,11 @@ impl<'a> Verifier<'a> {
         for of in experts {
             let added = || -> Result<Comparison> {
                 of.adapter.check_against(&self.base.modules())?;
-                let dynamic = self.logits(self.base, &self.alone(&of.adapter)?)?;
+                let unmerged = self.unmerged(alone(&of.adapter, self.base)?, &plain)?;
                 let added = self.merged_logits(&of.adapter)?;
                 kept = coarser(kept, added.kept);
-                let beyond = largest(&added.exact, &dynamic)?;
-                self.compare(&of.name, &added.rounded, (&dynamic, &plain), (added.rounding, beyond))
+                let beyond = LogitDifference::of(&added.exact, &unmerged.logits)?;
+                self.compare(&of.name, &added.rounded, &unmerged, (added.rounding, beyond))
             };
             let mut added = added;
             compared.push(added().with_context(|| format!("expert `{}`", of.name))?);
@@ -185,18 +212,16 @@ impl<'a> Verifier<'a> {
 
     /// Compares a merged adapter or base with the unmerged experts.
     fn folder(&self, folder: &Path, library: &Library, args: &VerifyArgs) -> Result<(Vec<Comparison>, StorageDtype)> {
-        let recipe = Recipe::of(folder, library, args, self)?;
-        let dynamic = self.logits(self.base, &recipe.patches(self)?)?;
+        let typed = TypedWeights { experts: &args.experts, weights: &args.weights };
+        let recipe = MergeRecipe::of(folder, library, &typed, self.base, self.context)?;
         let plain = self.logits(self.base, &Patches::none())?;
+        let unmerged = self.unmerged(recipe.patches(self.base)?, &plain)?;
         if folder.join(lorakit_adapter::CONFIG_FILE).is_file() {
             let adapter = Adapter::read(folder)?;
             adapter.check_against(&self.base.modules())?;
-            let merged = self.logits(self.base, &self.alone(&adapter)?)?;
-            let beyond = largest(&merged, &dynamic)?;
-            return Ok((
-                vec![self.compare(&recipe.name, &merged, (&dynamic, &plain), (None, beyond))?],
-                StorageDtype::F32,
-            ));
+            let merged = self.logits(self.base, &alone(&adapter, self.base)?)?;
+            let beyond = LogitDifference::of(&merged, &unmerged.logits)?;
+            return Ok((vec![self.compare(&recipe.name, &merged, &unmerged, (None, beyond))?], StorageDtype::F32));
         }
         ensure!(folder.join("config.json").is_file(), "has neither adapter_config.json nor config.json");
         if let Some(record) = read_merged_base_record(folder)? {
@@ -211,34 +236,34 @@ impl<'a> Verifier<'a> {
         let merged = self.logits(&opened, &Patches::none())?;
         // The files must match the rounded merge, and the exact merge must match the unmerged experts.
         let added = self.merged_logits(&recipe.merged)?;
-        let beyond = largest(&merged, &added.rounded)?.max(largest(&added.exact, &dynamic)?);
-        let compared = self.compare(&recipe.name, &merged, (&dynamic, &plain), (added.rounding, beyond))?;
+        let beyond =
+            LogitDifference::of(&merged, &added.rounded)?.max(LogitDifference::of(&added.exact, &unmerged.logits)?);
+        let compared = self.compare(&recipe.name, &merged, &unmerged, (added.rounding, beyond))?;
         Ok((vec![compared], added.kept))
     }
 
-    /// Compares the logits of a merge with the unmerged (`dynamic`) ones and with those of the base (`plain`).
+    /// Compares the logits of a merge with the unmerged ones.
     fn compare(
         &self,
         name: &str,
         merged: &Tensor,
-        (dynamic, plain): (&Tensor, &Tensor),
-        (rounding, beyond_rounding): (Option<f64>, f64),
+        unmerged: &Unmerged,
+        (rounding, beyond): (Option<f64>, LogitDifference),
     ) -> Result<Comparison> {
         Ok(Comparison {
             name: name.to_owned(),
-            difference: largest(merged, dynamic)?,
+            difference: LogitDifference::of(merged, &unmerged.logits)?.largest,
             rounding,
-            beyond_rounding,
-            effect: largest(dynamic, plain)?,
+            beyond_rounding: beyond.largest,
+            noise: unmerged.noise.largest,
+            tolerance: self.tolerance.unwrap_or(unmerged.noise.tolerance()),
+            effect: unmerged.effect.largest,
             // A NaN difference exceeds any tolerance.
-            ok: beyond_rounding <= self.tolerance,
+            ok: match self.tolerance {
+                Some(tolerance) => beyond.largest <= tolerance,
+                None => beyond.is_explained_by(unmerged.noise),
+            },
         })
-    }
-
-    /// The patches of one adapter.
-    fn alone(&self, adapter: &Adapter) -> Result<Patches> {
-        let experts = [Expert::new("merged", adapter.clone())];
-        Ok(single_expert(&LibraryStack::new(experts, self.base.sites(), self.base.device())?, 0)?)
     }
 
     /// The logits of the base with an adapter merged into its weights.
@@ -253,7 +278,7 @@ impl<'a> Verifier<'a> {
             return Ok(MergedLogits { exact: rounded.clone(), rounded, rounding: None, kept });
         }
         let exact = logits(MergePrecision::Exact)?;
-        Ok(MergedLogits { rounding: Some(largest(&rounded, &exact)?), exact, rounded, kept })
+        Ok(MergedLogits { rounding: Some(LogitDifference::of(&rounded, &exact)?.largest), exact, rounded, kept })
     }
 }
 
@@ -268,81 +293,7 @@ struct MergedLogits {
     kept: StorageDtype,
 }
 
-/// What a merged folder should contain.
-struct Recipe {
-    name: String,
-    experts: Vec<Expert>,
-    coefficients: Coefficients,
-    merge: Arc<dyn MergeMethod>,
-    /// The merge, repeated.
-    merged: Adapter,
-}
-
-impl Recipe {
-    fn of(folder: &Path, library: &Library, args: &VerifyArgs, verifier: &Verifier) -> Result<Self> {
-        let (record, experts) = match read_merge_record(folder)? {
-            _ if !args.weights.is_empty() => {
-                let names = merge::experts(library, &args.experts)?;
-                let of: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
-                ensure!(
-                    of.len() == args.weights.len(),
-                    "{} for {}: expected one each",
-                    pluralize(args.weights.len(), "weight"),
-                    pluralize(of.len(), "expert")
-                );
-                (MergeRecord::new(Concatenation.to_string(), library, &of, &args.weights)?, names)
-            }
-            Some(record) if args.experts.is_empty() => {
-                let experts = merge::experts(library, &record.names())?;
-                (record, experts)
-            }
-            Some(_) => bail!("--experts needs --weights; without both, the folder's record is used"),
-            None => {
-                bail!("has no record of its merge; give --experts and --weights")
-            }
-        };
-        for of in &record.experts {
-            if library.weights_sha256(&of.name)? != of.sha256 {
-                verifier.context.output.warn(format!("expert `{}` has changed since the merge", of.name));
-            }
-        }
-        let coefficients = record.coefficients();
-        let merge = parse_merge(&record.method)?;
-        let merged = merge.merge(&experts, &coefficients)?.adapter;
-        merged.check_against(&verifier.base.modules())?;
-        let name = format!("{} of {}", record.method, record.names().join(", "));
-        Ok(Self { name, experts, coefficients, merge, merged })
-    }
-
-    /// The unmerged side: for a plain sum, all experts with their weights, without any merge code; for any other method,
-    /// the merged adapter.
-    fn patches(&self, verifier: &Verifier) -> Result<Patches> {
-        if self.merge.info().name != Concatenation.info().name {
-            return verifier.alone(&self.merged);
-        }
-        // Uniform routing gives each expert the weight 1/n.
-        let n = self.experts.len() as f64;
-        let weighed = |(at, expert): (usize, &Expert)| {
-            let modules = expert.adapter.modules().iter();
-            let scaled: BTreeMap<_, _> = modules
-                .map(|(path, update)| (path.clone(), update.scaled(n * self.coefficients.at(path)[at])))
-                .collect();
-            Expert::new(expert.name.clone(), Adapter::new(scaled))
-        };
-        let experts = self.experts.iter().enumerate().map(weighed);
-        let experts = LibraryStack::new(experts, verifier.base.sites(), verifier.base.device())?;
-        Ok(Uniform::default().patches(&experts, &RouterContext::default())?)
-    }
-}
-
 /// The type that rounds more.
 fn coarser(one: StorageDtype, other: StorageDtype) -> StorageDtype {
     if one.unit_roundoff() >= other.unit_roundoff() { one } else { other }
-}
-
-/// The largest absolute difference of two tensors of one shape; NaN if any is.
-fn largest(one: &Tensor, other: &Tensor) -> Result<f64> {
-    let differences = (one - other)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
-    let larger = |most: f32, value: f32| if most.is_nan() || value <= most { most } else { value };
-    Ok(differences.into_iter().fold(0.0, larger).into())
 }

@@ -53,6 +53,7 @@ mod frozen_linear;
 pub mod kernels;
 mod ops;
 mod patch;
+mod rounding_noise;
 mod sequence_batch;
 mod site;
 mod stack_layout;
@@ -63,6 +64,7 @@ pub use ops::{
     WeightedLora,
 };
 pub use patch::{Outputs, Patch, Patches};
+pub use rounding_noise::RoundingNoise;
 pub use sequence_batch::{Sequence, SequenceBatch};
 pub use site::{Projection, Site, SiteRole};
 pub use stack_layout::{StackBlock, StackLayout};
