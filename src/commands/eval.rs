@@ -10,9 +10,10 @@ use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::scoring::failures::Failures;
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
+use crate::scoring::row_counts::RowCounts;
 use crate::scoring::truncation;
 use crate::scoring::unseen_rows::{self, ScoredRows};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, evaluate};
@@ -50,6 +51,9 @@ pub struct EvalArgs {
     /// Evaluate only the first N rows of the split
     #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
+    /// Put N train rows with their answers before each prompt, as lm-evaluation-harness does (its first_n)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    num_fewshot: usize,
     /// Split to evaluate
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
     split: Split,
@@ -70,6 +74,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
     let tasks = args.load_tasks(&fit, &options, &mut failures, context)?;
+    let prompted = tasks.iter().map(|task| task.with_few_shot(args.num_fewshot)).collect::<Result<Vec<_>, _>>()?;
+    context.output.status(RowCounts::new(&tasks, &options));
     let routers = distinct(&args.router);
     if !fit.is_empty() && routers.iter().all(|typed| typed.router.training_data().is_none()) {
         context.output.warn("--fit is not used: none of these routers is fitted");
@@ -97,17 +103,17 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed));
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
-    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &tasks, options: &options, context };
+    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
     run.evaluate(&routers, &prepared, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
-        return failures.outcome();
+        return failures.outcome(false);
     }
     let mut document = serde_json::to_value(&store.now)?;
     if !failures.all().is_empty() {
         document["errors"] = json!(failures.all());
     }
     context.output.result(&document, || tables(&store.now, &routers, &tasks))?;
-    failures.outcome()
+    failures.outcome(true)
 }
 
 /// What all evaluations of a run share.
@@ -151,7 +157,8 @@ impl EvalRun<'_> {
                         store.keep(&router.text, &task.name, &scores)?;
                     }
                     Err(error) => {
-                        let add = || failures.add(Some(&router.text), &task.name, error.into(), self.context);
+                        let name = Some(task.name.as_str());
+                        let add = || failures.add(Some(&router.text), name, error.into(), self.context);
                         bar.suspend(add)?;
                     }
                 }
@@ -215,6 +222,8 @@ enum PreparedRouter<'a> {
     Same(RoutedPatches<'a>),
     /// One per task; none where it could not be built.
     ByTask(Vec<Option<RoutedPatches<'a>>>),
+    /// It could not be built.
+    Failed,
 }
 
 impl<'a> PreparedRouter<'a> {
@@ -222,12 +231,13 @@ impl<'a> PreparedRouter<'a> {
         match self {
             Self::Same(routed) => Some(routed),
             Self::ByTask(per_task) => per_task[task].as_ref(),
+            Self::Failed => None,
         }
     }
 }
 
-/// Builds all routers. A router that cannot be built for any task is an error; one that cannot be built for some tasks
-/// is evaluated on the others.
+/// Builds all routers, for each task where they depend on it. One that cannot be built is recorded as a failure, and all
+/// others are evaluated.
 fn prepare<'a>(
     routers: &[RouterArg],
     tasks: &[Task],
@@ -235,28 +245,25 @@ fn prepare<'a>(
     failures: &mut Failures,
     context: &CommandContext,
 ) -> Result<Vec<PreparedRouter<'a>>> {
-    let mut line = |RouterArg { router, text }: &RouterArg| -> Result<PreparedRouter<'a>> {
-        let Some(routing) = routing else { return Ok(PreparedRouter::Same(RoutedPatches::plain(Patches::none()))) };
-        if !depends_on_task(routing, &**router) {
-            return Ok(PreparedRouter::Same(build_router(routing, &**router, None, None)?));
-        }
-        let (mut per_task, mut errors) = (Vec::new(), Vec::new());
-        for task in tasks {
-            match build_router(routing, &**router, Some(task), None) {
-                Ok(routed) => per_task.push(Some(routed)),
-                Err(error) => {
-                    per_task.push(None);
-                    errors.push((&task.name, error));
-                }
+    let mut prepared = Vec::with_capacity(routers.len());
+    for RouterArg { router, text } in routers {
+        let Some(routing) = routing else {
+            prepared.push(PreparedRouter::Same(RoutedPatches::plain(Patches::none())));
+            continue;
+        };
+        let mut build = |task: Option<&Task>| match build_router(routing, &**router, task, None) {
+            Ok(routed) => Ok(Some(routed)),
+            Err(error) => {
+                let name = task.map(|task| task.name.as_str());
+                failures.add(Some(text), name, error.into(), context).map(|()| None)
             }
-        }
-        if errors.len() == tasks.len() {
-            return Err(errors.swap_remove(0).1.into());
-        }
-        errors.into_iter().try_for_each(|(task, error)| failures.add(Some(text), task, error.into(), context))?;
-        Ok(PreparedRouter::ByTask(per_task))
-    };
-    routers.iter().map(|typed| line(typed).with_context(|| format!("--router {typed}"))).collect()
+        };
+        prepared.push(match depends_on_task(routing, &**router) {
+            true => PreparedRouter::ByTask(tasks.iter().map(|task| build(Some(task))).collect::<Result<_>>()?),
+            false => build(None)?.map_or(PreparedRouter::Failed, PreparedRouter::Same),
+        });
+    }
+    Ok(prepared)
 }
 
 /// The configuration recorded in results.json.
@@ -268,11 +275,27 @@ struct EvalConfig<'a> {
     fit: Vec<TaskDocument<'a>>,
     library: Option<&'a Path>,
     limit: Option<NonZeroUsize>,
+    /// Train rows before each prompt.
+    #[serde(skip_serializing_if = "is_zero")]
+    num_fewshot: usize,
     /// Each router as typed, with all its settings.
     routers: BTreeMap<&'a str, String>,
     seed: u64,
     split: Split,
-    tasks: Vec<TaskDocument<'a>>,
+    tasks: Vec<EvaluatedTask<'a>>,
+}
+
+/// A task in [`EvalConfig`].
+#[derive(Serialize)]
+struct EvaluatedTask<'a> {
+    #[serde(flatten)]
+    identity: TaskDocument<'a>,
+    /// The number of its rows in all splits.
+    rows: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The base in [`EvalConfig`].
@@ -299,10 +322,14 @@ impl<'a> EvalConfig<'a> {
             fit: if library.is_some() { fit.iter().map(TaskDocument::of).collect() } else { Vec::new() },
             library: args.library.as_deref(),
             limit: args.limit,
+            num_fewshot: args.num_fewshot,
             routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
             seed,
             split: args.split,
-            tasks: tasks.iter().map(TaskDocument::of).collect(),
+            tasks: tasks
+                .iter()
+                .map(|task| EvaluatedTask { identity: TaskDocument::of(task), rows: task.count(Split::All) })
+                .collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::args::router_arg::RouterArg;
 use crate::output::text_table::{ABSENT, table};
 use lorakit_eval::{Results, Score, TaskResult};
-use lorakit_task::{Metric, Task};
+use lorakit_task::{Metric, Split, Task};
 use std::collections::BTreeSet;
 
 /// A table per metric, tasks by routers, and one of means over tasks.
@@ -42,10 +42,12 @@ fn means(metrics: &[&str], results: &Results, routers: &[RouterArg], tasks: &[Ta
 fn metric_table(metric: &str, results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
     let score = |router: &RouterArg, task: &Task| results.get(&router.text, &task.name)?.metrics.get(metric).copied();
     let rows = |task: &Task| {
-        routers
-            .iter()
-            .find_map(|router| results.get(&router.text, &task.name))
-            .map(|result: &TaskResult| result.n.to_string())
+        routers.iter().find_map(|router| results.get(&router.text, &task.name)).map(|result: &TaskResult| {
+            match task.count(Split::All) {
+                given if given > result.n => format!("{} of {given}", result.n),
+                _ => result.n.to_string(),
+            }
+        })
     };
     let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(router, task).is_some()));
     let line = |task: &Task| {

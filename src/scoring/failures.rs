@@ -1,4 +1,4 @@
-//! Tasks that could not be evaluated.
+//! Evaluations that failed, while all others go on.
 
 use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
@@ -8,26 +8,34 @@ use lorakit_fit::pluralize;
 use lorakit_task::Task;
 use serde::Serialize;
 
-/// Tasks that could not be evaluated. The others still are.
+/// Routers and tasks that could not be evaluated. The others still are.
 #[derive(Default)]
 pub struct Failures(Vec<Failure>);
 
-/// A task that could not be evaluated.
+/// A router, a task, or a router on a task that could not be evaluated.
 #[derive(Serialize)]
 pub struct Failure {
     /// With this router; none: with any.
     router: Option<String>,
-    task: String,
+    /// On this task; none: on any.
+    task: Option<String>,
     error: String,
 }
 
 impl Failures {
-    /// Records and prints the error of a task; an interruption is returned.
-    pub fn add(&mut self, router: Option<&str>, task: &str, error: Error, context: &CommandContext) -> Result<()> {
+    /// Records and prints an error; an interruption is returned.
+    pub fn add(
+        &mut self,
+        router: Option<&str>,
+        task: Option<&str>,
+        error: Error,
+        context: &CommandContext,
+    ) -> Result<()> {
         if error.is::<Interrupted>() {
             return Err(error);
         }
-        let failure = Failure { router: router.map(str::to_owned), task: task.to_owned(), error: format!("{error:#}") };
+        let (router, task) = (router.map(str::to_owned), task.map(str::to_owned));
+        let failure = Failure { router, task, error: format!("{error:#}") };
         context.output.warn(failure.summary());
         self.0.push(failure);
         Ok(())
@@ -50,7 +58,7 @@ impl Failures {
         if fit.is_empty() && !errors.is_empty() {
             return Err(errors.swap_remove(0).1.into());
         }
-        errors.into_iter().try_for_each(|(task, error)| self.add(None, &task, error.into(), context))?;
+        errors.into_iter().try_for_each(|(task, error)| self.add(None, Some(&task), error.into(), context))?;
         Ok(fit)
     }
 
@@ -59,18 +67,21 @@ impl Failures {
         &self.0
     }
 
-    /// The outcome of the command.
-    pub fn outcome(&self) -> Result<()> {
+    /// The outcome of the command; `scored`: whether any evaluation is complete.
+    pub fn outcome(&self, scored: bool) -> Result<()> {
         let failed: Vec<String> = self.0.iter().map(Failure::summary).collect();
+        let others = if scored { ", all others are complete" } else { "" };
         let many = pluralize(failed.len(), "evaluation");
-        ensure!(failed.is_empty(), "{many} failed, all others are complete: {}", failed.join("; "));
+        ensure!(failed.is_empty(), "{many} failed{others}: {}", failed.join("; "));
         Ok(())
     }
 }
 
 impl Failure {
     fn summary(&self) -> String {
-        let router = self.router.as_ref().map_or_else(String::new, |router| format!("--router {router}, "));
-        format!("{router}task `{}`: {}", self.task, self.error)
+        let router = self.router.as_ref().map(|router| format!("--router {router}"));
+        let task = self.task.as_ref().map(|task| format!("task `{task}`"));
+        let place: Vec<String> = router.into_iter().chain(task).collect();
+        format!("{}: {}", place.join(", "), self.error)
     }
 }

@@ -1,6 +1,7 @@
-//! Evaluation runs: failures, and results on disk.
+//! Evaluation runs: which rows are scored, failures, and results on disk.
 
 pub mod failures;
 pub mod results_store;
+pub mod row_counts;
 pub mod truncation;
 pub mod unseen_rows;

@@ -66,7 +66,8 @@ pub enum Error {
     /// A split without rows, where rows are needed.
     #[error(
         "task `{task}` ({}) has no {split} rows: its {rows} rows are {counts}, split by hash with split_seed {split_seed} \
-         unless the task gives a file for a split. Use another split, more rows, or another split_seed", path.display()
+         unless the task gives a file for a split. Use another split (`eval --split all` scores every row), more rows, or \
+         another split_seed", path.display()
     )]
     EmptySplit {
         /// The task.
@@ -81,6 +82,18 @@ pub enum Error {
         counts: String,
         /// The seed of the split.
         split_seed: u64,
+    },
+    /// Too few train rows for the examples of few-shot prompts.
+    #[error(
+        "task `{task}` has {rows} train rows; {shots} examples before each prompt need {shots} train rows besides the row itself"
+    )]
+    FewShot {
+        /// The task.
+        task: String,
+        /// How many examples each prompt needs.
+        shots: usize,
+        /// How many train rows the task has.
+        rows: usize,
     },
     /// A JSON value of another kind than the one expected.
     #[error("expected {expected}, found {found}")]

@@ -40,6 +40,7 @@
 mod answer_pattern;
 mod column_names;
 mod error;
+mod few_shot;
 mod jinja;
 mod json_value;
 mod loading;
@@ -60,7 +61,7 @@ pub use loading::suite::Suite;
 pub use metric::Metric;
 pub use row::{Answer, Row};
 pub use split::Split;
-pub use task::{GenerationConfig, Task};
+pub use task::{FewShotTexts, GenerationConfig, Task};
 pub use tokenization::choice_request::{ChoiceRequest, choice_requests};
 pub use tokenization::example::{Example, TokenView, Truncation};
 pub use tokenization::incremental_decoder::IncrementalDecoder;

@@ -30,6 +30,8 @@ pub struct Task {
     pub metrics: Vec<Metric>,
     /// How answers are generated.
     pub generation: GenerationConfig,
+    /// The texts around the examples of [`Task::with_few_shot`].
+    pub few_shot: FewShotTexts,
     pub(crate) sha256: String,
     pub(crate) rows: Vec<(Split, Row)>,
 }
@@ -44,6 +46,21 @@ pub struct GenerationConfig {
     /// Finds the answer in the generated text and in the accepted answers (an accepted answer that does not match is
     /// used as it is); None: the whole text is the answer.
     pub extract: Option<AnswerPattern>,
+}
+
+/// The texts around the examples of a few-shot prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FewShotTexts {
+    /// Before the first example: the `description` of lm-evaluation-harness.
+    pub description: String,
+    /// After each example.
+    pub delimiter: String,
+}
+
+impl Default for FewShotTexts {
+    fn default() -> Self {
+        Self { description: String::new(), delimiter: "\n\n".to_owned() }
+    }
 }
 
 impl Task {
@@ -116,6 +133,7 @@ impl Task {
             columns: ColumnNames::default(),
             metrics: vec![Metric::Loss, Metric::ExactMatch],
             generation: GenerationConfig { stop: Vec::new(), max_new_tokens: 24, extract: None },
+            few_shot: FewShotTexts::default(),
             sha256: sha256(lines.as_bytes()),
             rows,
         }

@@ -15,7 +15,7 @@ use crate::row::Row;
 use crate::row_format::reader::RowReader;
 use crate::source::data_file::DataFile;
 use crate::split::Split;
-use crate::task::{GenerationConfig, Task};
+use crate::task::{FewShotTexts, GenerationConfig, Task};
 
 /// Builds a task. `path` is the task TOML or data file; `data` replaces `{data}` in the TOML.
 pub(crate) fn build(config: &TaskConfig, path: &Path, data: Option<&Path>) -> Result<Task> {
@@ -51,6 +51,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
         columns: ColumnNames::default(),
         metrics: metrics(config, choices)?,
         generation: generation(config)?,
+        few_shot: few_shot(config),
         sha256: hash(config, &files),
         rows,
     })
@@ -118,6 +119,14 @@ fn generation(config: &TaskConfig) -> Result<GenerationConfig> {
         max_new_tokens: config.max_new_tokens.unwrap_or(64),
         extract: config.extract.as_deref().map(AnswerPattern::new).transpose()?,
     })
+}
+
+fn few_shot(config: &TaskConfig) -> FewShotTexts {
+    let defaults = FewShotTexts::default();
+    FewShotTexts {
+        description: config.fewshot_description.clone().unwrap_or(defaults.description),
+        delimiter: config.fewshot_delimiter.clone().unwrap_or(defaults.delimiter),
+    }
 }
 
 /// The task's hash, see [`Task::sha256`].

@@ -65,6 +65,12 @@ pub(crate) struct TaskConfig {
     /// The text between prompt and answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_delimiter: Option<String>,
+    /// The text before the examples of `--num-fewshot`; by default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fewshot_description: Option<String>,
+    /// The text after each example of `--num-fewshot`; by default an empty line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fewshot_delimiter: Option<String>,
 
     /// The metrics; loss is always one of them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,6 +150,8 @@ impl TaskConfig {
             choices: self.choices.or(other.choices),
             answer: self.answer.or(other.answer),
             target_delimiter: self.target_delimiter.or(other.target_delimiter),
+            fewshot_description: self.fewshot_description.or(other.fewshot_description),
+            fewshot_delimiter: self.fewshot_delimiter.or(other.fewshot_delimiter),
             metrics: self.metrics.or(other.metrics),
             extract: self.extract.or(other.extract),
             stop: self.stop.or(other.stop),

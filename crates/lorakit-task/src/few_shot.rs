@@ -1,0 +1,94 @@
+//! Few-shot prompts: train rows with their answers before each row's own prompt.
+
+use crate::error::{Error, Result};
+use crate::row::Row;
+use crate::split::Split;
+use crate::task::Task;
+
+impl Task {
+    /// The task with `shots` examples before every prompt, as lm-evaluation-harness builds a context: the description,
+    /// then of each example its prompt, the target delimiter, its first accepted answer and the few-shot delimiter. The
+    /// examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example of itself.
+    /// Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further example.
+    ///
+    /// # Errors
+    /// If there are not enough train rows.
+    pub fn with_few_shot(&self, shots: usize) -> Result<Task> {
+        let train: Vec<&Row> =
+            self.rows.iter().filter(|(split, _)| *split == Split::Train).map(|(_, row)| row).collect();
+        let rows = self.rows.iter().map(|(split, row)| {
+            let others = train.iter().filter(|other| other.fields != row.fields);
+            let examples: Vec<&&Row> = others.take(shots).collect();
+            if examples.len() < shots {
+                return Err(Error::FewShot { task: self.name.clone(), shots, rows: train.len() });
+            }
+            let mut prompt = self.few_shot.description.clone();
+            for example in examples {
+                for part in [&example.prompt, &example.delimiter, example.target(), &self.few_shot.delimiter] {
+                    prompt.push_str(part);
+                }
+            }
+            prompt.push_str(&row.prompt);
+            Ok((*split, Row { prompt, ..row.clone() }))
+        });
+        let mut task = Task { rows: rows.collect::<Result<_>>()?, ..self.clone() };
+        if shots > 0 && task.generation.stop.is_empty() {
+            task.generation.stop.push(self.few_shot.delimiter.clone());
+        }
+        Ok(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fs;
+
+    fn task(toml: &str, rows: &str) -> Task {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+        fs::write(folder.path().join("train.jsonl"), TRAIN).unwrap();
+        let file = folder.path().join("t.toml");
+        fs::write(&file, format!("train = \"train.jsonl\"\ntest = \"rows.jsonl\"\n{toml}")).unwrap();
+        Task::load(&file.display().to_string(), None).unwrap().remove(0)
+    }
+
+    const TRAIN: &str = r#"{"input": "cat", "output": ["cats", "felines"]}
+{"input": "dog", "output": "dogs"}
+{"input": "fox", "output": "foxes"}
+"#;
+
+    fn prompts(task: &Task, split: Split) -> Vec<String> {
+        task.rows(split, None).unwrap().iter().map(|row| row.prompt.clone()).collect()
+    }
+
+    #[test]
+    fn prompts_begin_with_train_rows_and_their_answers() {
+        let plain = task("", r#"{"input": "box", "output": "boxes"}"#);
+        let shown = plain.with_few_shot(2).unwrap();
+        assert_eq!(prompts(&shown, Split::Test), ["cat\ncats\n\ndog\ndogs\n\nbox\n"]);
+        assert_eq!((shown.sha256(), &shown.generation.stop[..]), (plain.sha256(), &["\n\n".to_owned()][..]));
+        assert_eq!(prompts(&plain.with_few_shot(0).unwrap(), Split::Test), ["box\n"]);
+    }
+
+    #[test]
+    fn a_task_file_sets_the_texts_between() {
+        let toml = r#"
+            prompt = "Q: {{ input }}\nA:"
+            fewshot_description = "Plurals.\n"
+            fewshot_delimiter = "\n"
+        "#;
+        let shown = task(toml, r#"{"input": "box", "output": "boxes"}"#).with_few_shot(1).unwrap();
+        assert_eq!(prompts(&shown, Split::Test), ["Plurals.\nQ: cat\nA: cats\nQ: box\nA:"]);
+    }
+
+    #[test]
+    fn a_row_is_no_example_of_itself() {
+        let shown = task("", TRAIN).with_few_shot(2).unwrap();
+        assert_eq!(prompts(&shown, Split::Test)[0], "dog\ndogs\n\nfox\nfoxes\n\ncat\n");
+        assert_eq!(prompts(&shown, Split::Train)[2], "cat\ncats\n\ndog\ndogs\n\nfox\n");
+        let error = task("", TRAIN).with_few_shot(3).unwrap_err().to_string();
+        assert!(error.contains("3 train rows"), "{error}");
+    }
+}

@@ -1,0 +1,58 @@
+//! How many rows an evaluation scores, and why not all.
+
+use lorakit_eval::EvalOptions;
+use lorakit_fit::pluralize;
+use lorakit_task::{Split, Task};
+use std::fmt;
+
+/// The rows of some tasks, and those that are scored.
+pub struct RowCounts {
+    /// What the rows are of: a task's name, or the number of tasks.
+    of: String,
+    /// The rows of all splits.
+    given: usize,
+    /// The rows of the split.
+    in_split: usize,
+    scored: usize,
+    split: Split,
+    limit: Option<usize>,
+}
+
+impl RowCounts {
+    /// The rows of `tasks` under these options.
+    pub fn new(tasks: &[Task], options: &EvalOptions) -> Self {
+        let of = match tasks {
+            [task] => format!("task `{}`", task.name),
+            _ => pluralize(tasks.len(), "task"),
+        };
+        let scored = |task: &Task| task.count(options.split).min(options.limit.unwrap_or(usize::MAX));
+        Self {
+            of,
+            given: tasks.iter().map(|task| task.count(Split::All)).sum(),
+            in_split: tasks.iter().map(|task| task.count(options.split)).sum(),
+            scored: tasks.iter().map(scored).sum(),
+            split: options.split,
+            limit: options.limit,
+        }
+    }
+}
+
+impl fmt::Display for RowCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { of, given, in_split, scored, split, .. } = self;
+        if scored == given {
+            return write!(f, "{of}: all {} are scored", pluralize(*given, "row"));
+        }
+        write!(f, "{of}: {scored} of {} are scored: ", pluralize(*given, "row"))?;
+        if in_split < given {
+            write!(f, "the {split} split ({in_split}; --split all scores all)")?;
+        }
+        match self.limit {
+            Some(limit) if scored < in_split => {
+                let then = if in_split < given { ", of it " } else { "" };
+                write!(f, "{then}the first {limit} of a task (--limit)")
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `eval`: which rows are scored, few-shot prompts, and failures of one router or task.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::{Ran, assert_contains, run};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// A folder with a task of ten rows, of which three are for testing.
+struct Work(tempfile::TempDir);
+
+impl Work {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |word: &str| format!("{{\"input\": \"{word}\", \"output\": \"{word}s\"}}\n");
+        let rows = |words: &[&str]| words.iter().map(|word| row(word)).collect::<String>();
+        let train = ["cat", "dog", "egg", "cup", "hat", "car", "tree"];
+        fs::write(folder.path().join("train.jsonl"), rows(&train)).unwrap();
+        fs::write(folder.path().join("test.jsonl"), rows(&["boy", "girl", "cow"])).unwrap();
+        let toml = "train = \"train.jsonl\"\ntest = \"test.jsonl\"\nmetrics = [\"exact_match\"]\nmax_new_tokens = 2\n";
+        fs::write(folder.path().join("plural.toml"), toml).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    fn eval(&self, options: &[&str]) -> Ran {
+        let tasks = self.path("plural.toml");
+        run(["eval", "--base", "pico", "--tasks", &tasks].into_iter().chain(options.iter().copied()))
+    }
+
+    fn samples(&self, folder: &str, router: &str) -> Vec<Value> {
+        let text = fs::read_to_string(Path::new(&self.path(folder)).join(format!("samples_{router}_plural.jsonl")));
+        text.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+#[test]
+fn rows_that_are_not_scored_are_counted() {
+    let work = Work::new();
+    let ran = work.eval(&["--router", "base"]).ok();
+    assert_contains(&ran.stderr, &["task `plural`: 3 of 10 rows are scored: the test split (3; --split all"]);
+    assert_contains(&ran.stdout, &["3 of 10"]);
+    let ran = work.eval(&["--router", "base", "--limit", "2"]).ok();
+    assert_contains(&ran.stderr, &["2 of 10 rows", "of it the first 2 of a task (--limit)"]);
+    let ran = work.eval(&["--router", "base", "--split", "all"]).ok();
+    assert_contains(&ran.stderr, &["all 10 rows are scored"]);
+    let document = work.eval(&["--router", "base", "--json"]).json();
+    assert_eq!(
+        (&document["results"]["base"]["plural"]["n"], &document["config"]["tasks"][0]["rows"]),
+        (&3.into(), &10.into())
+    );
+}
+
+#[test]
+fn an_empty_split_names_the_option_that_scores_all_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("one.json");
+    fs::write(&file, r#"[{"input": "a", "output": "b"}]"#).unwrap();
+    let file = file.to_str().unwrap();
+    let refused = |split: &str| run(["eval", "--base", "pico", "--router", "base", "--split", split, "--tasks", file]);
+    let messages: Vec<String> =
+        ["validation", "test", "train"].map(refused).into_iter().map(|ran| ran.stderr).collect();
+    let empty: Vec<&String> = messages.iter().filter(|message| message.contains("has no")).collect();
+    assert_eq!(empty.len(), 2, "{messages:?}");
+    empty.into_iter().for_each(|message| assert_contains(message, &["--split all"]));
+}
+
+#[test]
+fn few_shot_prompts_begin_with_train_rows() {
+    let work = Work::new();
+    let out = work.path("scores");
+    let options = ["--router", "base", "--log-samples", "--out", &out, "--num-fewshot"];
+    let shots = |count: &str| {
+        work.eval(&[&options[..], &[count]].concat()).ok();
+        work.samples("scores", "base").into_iter().map(|sample| sample["prompt"].as_str().unwrap().to_owned()).collect()
+    };
+    let prompts: Vec<String> = shots("2");
+    assert_eq!(prompts, ["boy", "girl", "cow"].map(|word| format!("cat\ncats\n\ndog\ndogs\n\n{word}\n")));
+    let config = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
+    assert_contains(&config, &["\"num_fewshot\": 2"]);
+    assert_eq!(shots("0")[0], "boy\n");
+    assert_contains(&work.eval(&["--router", "base", "--num-fewshot", "8"]).failed(1), &["7 train rows", "8 examples"]);
+}
+
+#[test]
+fn one_router_s_failure_does_not_stop_the_others() {
+    let work = Work::new();
+    let (library, out) = (work.path("library"), work.path("scores"));
+    let tasks = format!("other={}", work.path("train.jsonl"));
+    let train = ["train-experts", "--base", "pico", "--library", &library, "--tasks", &tasks, "--set", "max_steps=1"];
+    run(train).ok();
+    let routers = ["--library", &library, "--router", "oracle", "base", "expert:none", "uniform"];
+    let ran = work.eval(&[&routers[..], &["--out", &out, "--json"]].concat());
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["results"].as_object().unwrap().keys().collect::<Vec<_>>(), ["base", "uniform"]);
+    let failed: Vec<_> =
+        document["errors"].as_array().unwrap().iter().map(|of| of["router"].as_str().unwrap()).collect();
+    assert_eq!(failed, ["oracle", "expert:none"]);
+    let written = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
+    assert_contains(&written, &["\"base\"", "\"uniform\""]);
+    let last = ran.stderr.lines().last().unwrap();
+    assert_contains(
+        last,
+        &["error: 2 evaluations failed, all others are complete", "--router oracle", "--router expert:none"],
+    );
+}
