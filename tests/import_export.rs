@@ -96,3 +96,25 @@ fn clusters_in_mttl_format() {
     let members: std::collections::BTreeSet<&str> = lists.values().flatten().map(String::as_str).collect();
     assert_eq!((lists.len(), members), (2, ["e0", "e1", "e2"].into()));
 }
+
+#[test]
+fn adapters_are_exported_for_llama_cpp() {
+    let oracle = peft_fixture("mistral");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (library, out, base) = (path("library"), path("out"), oracle.join("base").display().to_string());
+    let adapters = ["e0", "e1"].map(|name| oracle.join("adapters").join(name).display().to_string());
+    run(["library", "add", "--library", &library, &adapters[0], &adapters[1]]).ok();
+    let export = ["library", "export", "--library", &library, "--format", "gguf", "--out", &out];
+    assert_contains(&run(export).failed(1), &["records no base", "--base"]);
+    let exported = run(export.into_iter().chain(["--base", &base, "--experts", "e1", "--json"])).json();
+    assert_eq!(exported["exported"][0]["file"], path("out/e1.gguf"));
+    let bytes = fs::read(path("out/e1.gguf")).unwrap();
+    let holds = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    assert_eq!((&bytes[..4], fs::read_dir(&out).unwrap().count()), (&b"GGUF"[..], 1));
+    for text in ["general.architecture", "llama", "adapter.lora.alpha", "blk.0.attn_q.weight.lora_a"] {
+        assert!(holds(text), "{text}");
+    }
+    let again = run(export.into_iter().chain(["--base", &base])).failed(1);
+    assert_contains(&again, &["e1.gguf", "another --out"]);
+}

@@ -25,7 +25,7 @@ pub enum LibraryCommand {
     Add(library_add::AddArgs),
     /// Import adapters of other programs: PEFT folders with .bin weights, and mttl libraries
     Import(library_import::ImportArgs),
-    /// Export experts as Hugging Face repositories, one folder each, with a model card
+    /// Export experts: as Hugging Face repositories with a model card, or as GGUF adapters for llama.cpp
     Export(library_export::ExportArgs),
 }
 

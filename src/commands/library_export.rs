@@ -1,11 +1,12 @@
-//! `library export`: exports experts as Hugging Face repositories.
+//! `library export`: exports experts as Hugging Face repositories, or as GGUF adapters for llama.cpp.
 
 use crate::args::usage;
+use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use lorakit_adapter::{HubExport, Library};
+use lorakit_adapter::{BaseIdentity, GgufExport, HubExport, Library};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,15 +17,31 @@ pub struct ExportArgs {
     /// Library
     #[arg(long, value_name = "L")]
     library: PathBuf,
-    /// Output folder, with one repository folder per expert
+    /// Output folder, with one repository folder or GGUF file per expert
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// A Hugging Face repository, or a GGUF adapter for llama.cpp and Ollama
+    #[arg(long, value_enum, default_value_t = ExportFormat::Hub)]
+    format: ExportFormat,
+    /// For GGUF: the experts' base, whose architecture names the tensors [default: as the library records it]
+    #[arg(long, value_name = "B")]
+    base: Option<BaseSource>,
     /// License for the model cards, such as apache-2.0
     #[arg(long, value_name = "ID")]
     license: Option<String>,
     /// Export only these experts [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    experts: Vec<String>,
+    /// The same as --experts
+    #[arg(value_name = "NAME", conflicts_with = "experts")]
     names: Vec<String>,
+}
+
+/// What experts are exported as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ExportFormat {
+    Hub,
+    Gguf,
 }
 
 /// The JSON document of `library export`.
@@ -37,34 +54,92 @@ struct ExportDocument<'a> {
 #[derive(Serialize)]
 struct Exported {
     name: String,
-    folder: PathBuf,
+    /// The repository's folder, for the Hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    folder: Option<PathBuf>,
+    /// The adapter's file, for llama.cpp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
 }
 
-/// Writes all repositories, each atomically.
+impl Exported {
+    fn place(&self) -> String {
+        self.folder.as_ref().or(self.file.as_ref()).map_or_else(String::new, |place| place.display().to_string())
+    }
+}
+
+/// Writes all repositories or files, each atomically.
 pub fn run(args: &ExportArgs, context: &CommandContext) -> Result<()> {
+    usage::ensure(args.format == ExportFormat::Gguf || args.base.is_none(), || {
+        "--base is for --format gguf".to_owned()
+    })?;
+    usage::ensure(args.format == ExportFormat::Hub || args.license.is_none(), || {
+        "--license is for the model cards of --format hub".to_owned()
+    })?;
     let library = Library::open(&args.library)?;
     usage::ensure(!is_within(&args.out, library.root()), || {
         format!("{}: --out is inside the library {}", args.out.display(), args.library.display())
     })?;
-    let names = if args.names.is_empty() { library.expert_names()? } else { args.names.clone() };
+    let asked = if args.experts.is_empty() { &args.names } else { &args.experts };
+    let names = if asked.is_empty() { library.expert_names()? } else { asked.clone() };
     ensure!(!names.is_empty(), "{}: the library has no experts", args.library.display());
     // Missing experts and existing folders are reported before anything is written.
     for name in &names {
         library.expert_folder(name)?;
-        let place = args.out.join(name);
+        let place = args.place(name);
         let free = std::fs::read_dir(&place).map_or(!place.exists(), |mut entries| entries.next().is_none());
         ensure!(free, "{}: not empty; move it, or use another --out", place.display());
     }
+    let base = args.gguf_base(&library, context)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
     let mut exported = Vec::new();
     for name in names.iter().collect::<BTreeSet<_>>() {
-        let folder = args.out.join(name);
-        HubExport::new(&library, name)?.write(&folder, args.license.as_deref())?;
-        exported.push(Exported { name: name.clone(), folder });
+        let place = args.place(name);
+        let (folder, file) = match &base {
+            None => {
+                HubExport::new(&library, name)?.write(&place, args.license.as_deref())?;
+                (Some(place), None)
+            }
+            Some(base) => {
+                let export = || GgufExport::new(name, &library.adapter(name)?, base)?.write(&place);
+                export().with_context(|| format!("expert `{name}`"))?;
+                (None, Some(place))
+            }
+        };
+        exported.push(Exported { name: name.clone(), folder, file });
     }
     context.output.result(&ExportDocument { out: &args.out, exported: &exported }, || {
-        table(["exported", "to"], exported.iter().map(|of| vec![of.name.clone(), of.folder.display().to_string()]))
+        table(["exported", "to"], exported.iter().map(|of| vec![of.name.clone(), of.place()]))
     })
+}
+
+impl ExportArgs {
+    /// Where an expert is exported to.
+    fn place(&self, name: &str) -> PathBuf {
+        match self.format {
+            ExportFormat::Hub => self.out.join(name),
+            ExportFormat::Gguf => self.out.join(format!("{name}.gguf")),
+        }
+    }
+
+    /// The base that GGUF adapters are for; none for the Hub.
+    fn gguf_base(&self, library: &Library, context: &CommandContext) -> Result<Option<BaseIdentity>> {
+        let of_library = || format!("the library {}", self.library.display());
+        match (self.format, &self.base) {
+            (ExportFormat::Hub, _) => Ok(None),
+            (ExportFormat::Gguf, Some(base)) => {
+                let base = base.open(context)?;
+                if let Some(own) = library.base() {
+                    own.ensure_same(base.identity()).with_context(of_library)?;
+                }
+                Ok(Some(base.identity().clone()))
+            }
+            (ExportFormat::Gguf, None) => {
+                let own = library.base().cloned();
+                Ok(Some(own.with_context(|| format!("{} records no base; give --base", of_library()))?))
+            }
+        }
+    }
 }
 
 /// Whether a path, which need not exist, is `folder` or inside it.

@@ -41,6 +41,20 @@ pub enum AdapterError {
     /// A value cannot be written as JSON.
     #[error("cannot be written as JSON")]
     Serialize(#[source] serde_json::Error),
+    /// An export for llama.cpp of an adapter of a base whose architecture it does not have, or has under an unknown name.
+    #[error(
+        "no GGUF adapter can be written for a base of architecture `{architecture}`: llama.cpp's name for it is not known"
+    )]
+    GgufArchitecture {
+        /// `model_type` of the base.
+        architecture: String,
+    },
+    /// A module that llama.cpp has no tensor for.
+    #[error("`{module}`: llama.cpp's tensor for this module is not known, so no GGUF adapter can be written")]
+    GgufModule {
+        /// The module's path.
+        module: String,
+    },
     /// A document inside a record has another form than the one asked for.
     #[error("a record has another form than expected")]
     OpaqueRecord(#[source] serde_json::Error),

@@ -53,6 +53,7 @@ mod warning;
 
 pub use adapter::{Adapter, BaseModule};
 pub use error::AdapterError;
+pub use export::gguf_adapter::GgufExport;
 pub use export::hub::HubExport;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;

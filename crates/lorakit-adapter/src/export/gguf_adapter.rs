@@ -1,0 +1,240 @@
+//! GGUF adapters for llama.cpp, as its `convert_lora_to_gguf.py` writes them.
+//!
+//! llama.cpp scales an update by `alpha / rank` with one alpha for all modules, so other scales are folded into B. It
+//! rotates pairs of neighbouring features of llama's queries and keys where Hugging Face rotates the two halves of a head,
+//! so the rows of their B's are reordered as those of the base are.
+
+use std::path::Path;
+
+use lorakit_format::gguf::{GgufDtype, GgufHeader, GgufTensor, GgufValue, write_file};
+
+use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result};
+use crate::library::base_identity::BaseIdentity;
+use crate::low_rank::LowRank;
+
+/// An adapter as llama.cpp's tensors.
+pub struct GgufExport {
+    header: GgufHeader,
+    /// The values of each tensor, in the header's order.
+    values: Vec<Vec<f32>>,
+}
+
+/// How llama.cpp names the parts of an architecture of Hugging Face.
+struct LlamaArchitecture {
+    /// `general.architecture`.
+    name: &'static str,
+    /// Whether it rotates pairs of neighbours, so that queries and keys are reordered.
+    reorders: bool,
+}
+
+/// The architecture of a base whose config.json has this `model_type`.
+fn architecture(model_type: &str) -> Option<LlamaArchitecture> {
+    let (name, reorders) = match model_type {
+        "llama" | "mistral" => ("llama", true),
+        "qwen2" => ("qwen2", false),
+        "qwen3" => ("qwen3", false),
+        "gemma" => ("gemma", false),
+        "gemma2" => ("gemma2", false),
+        "gemma3" | "gemma3_text" => ("gemma3", false),
+        "phi" => ("phi2", false),
+        "phi3" => ("phi3", false),
+        "olmo2" => ("olmo2", false),
+        "starcoder2" => ("starcoder2", false),
+        _ => return None,
+    };
+    Some(LlamaArchitecture { name, reorders })
+}
+
+/// llama.cpp's name of a module of Hugging Face, without the layer's number; none where the module has no counterpart.
+fn tensor_name(module: &str) -> Option<String> {
+    match module {
+        "lm_head" => return Some("output.weight".to_owned()),
+        "model.embed_tokens" => return Some("token_embd.weight".to_owned()),
+        _ => {}
+    }
+    let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let name = match part {
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.qkv_proj" => "attn_qkv",
+        "self_attn.o_proj" | "self_attn.dense" => "attn_output",
+        "mlp.gate_proj" => "ffn_gate",
+        // Phi-3 has gate and up side by side, under the name of the latter.
+        "mlp.up_proj" | "mlp.fc1" | "mlp.gate_up_proj" | "mlp.c_fc" => "ffn_up",
+        "mlp.down_proj" | "mlp.fc2" | "mlp.c_proj" => "ffn_down",
+        _ => return None,
+    };
+    let layer: usize = layer.parse().ok()?;
+    Some(format!("blk.{layer}.{name}.weight"))
+}
+
+impl GgufExport {
+    /// The tensors of `adapter` for `base`.
+    ///
+    /// # Errors
+    /// If llama.cpp's name of the base's architecture, or of a module, is not known.
+    pub fn new(name: &str, adapter: &Adapter, base: &BaseIdentity) -> Result<Self> {
+        let known = architecture(&base.architecture)
+            .ok_or_else(|| AdapterError::GgufArchitecture { architecture: base.architecture.clone() })?;
+        let alpha = common_alpha(adapter);
+        let text = |text: &str| GgufValue::Text(text.to_owned());
+        let metadata = [
+            ("general.architecture", text(known.name)),
+            ("general.type", text("adapter")),
+            ("adapter.type", text("lora")),
+            ("general.name", text(name)),
+            // All tensors are F32.
+            ("general.file_type", GgufValue::U32(0)),
+            ("adapter.lora.alpha", GgufValue::F32(alpha)),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+        let mut export = Self { header: GgufHeader { metadata, tensors: Vec::new() }, values: Vec::new() };
+        for (module, update) in adapter.modules() {
+            let tensor = tensor_name(module).ok_or_else(|| AdapterError::GgufModule { module: module.clone() })?;
+            let heads = known.reorders.then(|| heads(module, base)).flatten();
+            export.push(&tensor, update, alpha, heads);
+        }
+        Ok(export)
+    }
+
+    /// Adds the two tensors of a module; `heads`: of how many heads its outputs are reordered.
+    fn push(&mut self, tensor: &str, update: &LowRank, alpha: f32, heads: Option<usize>) {
+        let (a, b) = (update.a().values(), update.b().values());
+        let rank = update.rank();
+        // What llama.cpp multiplies by is computed as it computes it, in f32.
+        let factor = update.scale() / f64::from(alpha / rank as f32);
+        let scaled = |value: f32| if factor == 1.0 { value } else { (f64::from(value) * factor) as f32 };
+        let mut rows: Vec<&[f32]> = b.chunks_exact(rank).collect();
+        if let Some(heads) = heads {
+            rows = interleaved(&rows, heads);
+        }
+        let b: Vec<f32> = rows.into_iter().flatten().map(|&value| scaled(value)).collect();
+        // llama.cpp reads the A of an embedding by token.
+        let (a, shape) = match tensor {
+            "token_embd.weight" => (transposed(&a, update.input()), vec![update.input(), rank]),
+            _ => (a.into_owned(), vec![rank, update.input()]),
+        };
+        for (suffix, shape, values) in [("lora_a", shape, a), ("lora_b", vec![update.output(), rank], b)] {
+            let name = format!("{tensor}.{suffix}");
+            self.header.tensors.push(GgufTensor { name, shape, dtype: GgufDtype::F32 });
+            self.values.push(values);
+        }
+    }
+
+    /// Writes the file, which appears whole.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut values = self.values.iter();
+        Ok(write_file(path, &self.header, |_| {
+            values.next().into_iter().flatten().flat_map(|value| value.to_le_bytes()).collect()
+        })?)
+    }
+}
+
+/// The alpha that most modules have: theirs is not folded into B.
+fn common_alpha(adapter: &Adapter) -> f32 {
+    let alphas: Vec<f32> =
+        adapter.modules().values().map(|update| (update.scale() * update.rank() as f64) as f32).collect();
+    let count = |alpha: f32| alphas.iter().filter(|&&other| other == alpha).count();
+    let common = alphas.iter().copied().reduce(|best, other| if count(other) > count(best) { other } else { best });
+    // llama.cpp takes an alpha of 0 for none, and then does not scale.
+    common.filter(|&alpha| alpha != 0.0).unwrap_or(1.0)
+}
+
+/// The number of heads of a module whose outputs are rotated.
+fn heads(module: &str, base: &BaseIdentity) -> Option<usize> {
+    let key = match module.rsplit('.').next() {
+        Some("q_proj") => "heads",
+        Some("k_proj") => "kv_heads",
+        _ => return None,
+    };
+    base.dimensions.get(key).map(|&heads| heads as usize)
+}
+
+/// The rows of each head, with those of its first and second half in turn.
+fn interleaved<'a>(rows: &[&'a [f32]], heads: usize) -> Vec<&'a [f32]> {
+    let of_head = |head: &[&'a [f32]]| {
+        let (first, second) = head.split_at(head.len() / 2);
+        first.iter().zip(second).flat_map(|(one, other)| [*one, *other]).collect::<Vec<_>>()
+    };
+    rows.chunks_exact(rows.len() / heads.max(1)).flat_map(of_head).collect()
+}
+
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns;
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::matrix::Matrix;
+    use std::collections::BTreeMap;
+
+    fn base(architecture: &str) -> BaseIdentity {
+        let dimensions = [("heads", 2), ("kv_heads", 1), ("head_dim", 4)];
+        BaseIdentity {
+            name: "b".to_owned(),
+            architecture: architecture.to_owned(),
+            dimensions: dimensions.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            fingerprint: String::new(),
+        }
+    }
+
+    fn adapter(modules: &[(&str, usize, f64)]) -> Adapter {
+        let update = |outputs: usize, scale: f64| {
+            let b = Matrix::new(outputs, 1, (0..outputs).map(|row| row as f32).collect()).unwrap();
+            LowRank::new(Matrix::new(1, 3, vec![1.0, 2.0, 3.0]).unwrap(), b, scale).unwrap()
+        };
+        let modules = modules.iter().map(|&(path, outputs, scale)| (path.to_owned(), update(outputs, scale)));
+        Adapter::new(modules.collect::<BTreeMap<_, _>>())
+    }
+
+    fn values<'a>(export: &'a GgufExport, name: &str) -> &'a [f32] {
+        let at = export.header.tensors.iter().position(|tensor| tensor.name == name).unwrap();
+        &export.values[at]
+    }
+
+    #[test]
+    fn queries_and_keys_of_llama_are_reordered() {
+        let modules = [
+            ("model.layers.3.self_attn.q_proj", 8, 2.0),
+            ("model.layers.3.self_attn.k_proj", 4, 2.0),
+            ("lm_head", 2, 2.0),
+        ];
+        let export = GgufExport::new("e", &adapter(&modules), &base("mistral")).unwrap();
+        assert_eq!(values(&export, "blk.3.attn_q.weight.lora_b"), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(values(&export, "blk.3.attn_k.weight.lora_b"), [0.0, 2.0, 1.0, 3.0]);
+        assert_eq!(values(&export, "output.weight.lora_b"), [0.0, 1.0]);
+        assert_eq!(values(&export, "blk.3.attn_q.weight.lora_a"), [1.0, 2.0, 3.0]);
+        let plain = GgufExport::new("e", &adapter(&modules[..1]), &base("qwen2")).unwrap();
+        assert_eq!(values(&plain, "blk.3.attn_q.weight.lora_b"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn other_scales_are_folded_into_b() {
+        let modules = [
+            ("model.layers.0.mlp.up_proj", 2, 2.0),
+            ("model.layers.0.mlp.down_proj", 2, 2.0),
+            ("model.layers.1.mlp.up_proj", 2, 0.5),
+        ];
+        let export = GgufExport::new("e", &adapter(&modules), &base("llama")).unwrap();
+        assert!(export.header.metadata.contains(&("adapter.lora.alpha".to_owned(), GgufValue::F32(2.0))));
+        assert_eq!(values(&export, "blk.0.ffn_up.weight.lora_b"), [0.0, 1.0]);
+        assert_eq!(values(&export, "blk.1.ffn_up.weight.lora_b"), [0.0, 0.25]);
+    }
+
+    #[test]
+    fn what_llama_cpp_cannot_hold_is_refused_by_name() {
+        let error =
+            |adapter: &Adapter, base: &BaseIdentity| GgufExport::new("e", adapter, base).err().unwrap().to_string();
+        let one = adapter(&[("model.layers.0.mlp.router", 2, 1.0)]);
+        assert!(error(&one, &base("llama")).contains("model.layers.0.mlp.router"));
+        assert!(error(&one, &base("unheard_of")).contains("unheard_of"));
+    }
+}
