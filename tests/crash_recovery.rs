@@ -333,7 +333,8 @@ fn killed_skill_training_leaves_no_mixed_routing() {
 /// Waits until a library's run has logged `steps` steps.
 fn wait_for_steps(library: &Path, steps: usize) {
     let since = Instant::now();
-    let lines = || files(&library.join("runs")).values().map(|bytes| bytes.split(|b| *b == b'\n').count()).max();
+    let logs = || files(&library.join("runs")).into_iter().filter(|(path, _)| path.ends_with("log.jsonl"));
+    let lines = || logs().map(|(_, bytes)| bytes.split(|b| *b == b'\n').count()).max();
     while lines().unwrap_or(0) <= steps + 20 {
         assert!(since.elapsed() < Duration::from_secs(120), "no steps");
         std::thread::sleep(Duration::from_millis(5));

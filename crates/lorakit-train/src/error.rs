@@ -51,10 +51,12 @@ pub enum TrainError {
         assignment: String,
     },
     /// An unknown setting.
-    #[error("unknown setting '{name}'; known are {known}")]
+    #[error("unknown setting '{name}'{hint} Known are {known}")]
     UnknownSetting {
         /// What was given.
         name: String,
+        /// What is suggested instead, with the mark that ends the sentence before.
+        hint: String,
         /// The names of all settings.
         known: String,
     },

@@ -37,6 +37,7 @@ mod job;
 pub mod optim;
 mod pass;
 mod run;
+mod setting_names;
 mod train_config;
 pub mod trainable;
 

@@ -329,6 +329,13 @@ impl<'a> Pass<'a> {
         self.optimizer.step(&collected, &updates)
     }
 
+    /// The learning rate of an expert's update in a step, counted from 1.
+    pub(crate) fn learning_rate(&self, expert: usize, step: usize) -> f64 {
+        let config = self.context.config;
+        let schedule = LrSchedule::new(config.lr_scheduler, config.warmup_ratio, self.jobs[expert].steps(config));
+        config.learning_rate * schedule.factor(step - 1)
+    }
+
     /// Records an expert's loss and norm, and returns its update; None if it has diverged.
     fn expert_update(
         &mut self,
@@ -348,9 +355,8 @@ impl<'a> Pass<'a> {
         }
         progress.losses.push(loss as f32);
         progress.norms.push(norm as f32);
-        let schedule = LrSchedule::new(config.lr_scheduler, config.warmup_ratio, self.jobs[expert].steps(config));
         Some(AdamWUpdate {
-            lr: config.learning_rate * schedule.factor(self.step),
+            lr: self.learning_rate(expert, self.step + 1),
             clip: clip_factor(norm, config.max_grad_norm),
             step: self.step + 1,
             weight_decay: config.weight_decay,

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, TrainError};
 use crate::optim::lr_schedule::LrSchedulerType;
+use crate::setting_names::{canonical_name, suggested_name};
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
@@ -127,14 +128,17 @@ impl TrainConfig {
 
     /// Reads TOML text over this config.
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
-        // Parsed on its own first, so that errors name the line.
-        Self::from_toml(text, file)?;
         let given: toml::Table = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
             file: file.to_owned(),
             known: Self::names(),
             source: Box::new(source),
         })?;
         let mut all = self.to_map()?;
+        if let Some(unknown) = given.keys().find(|key| !all.contains_key(canonical_name(key))) {
+            return Err(in_file(file, Self::unknown(unknown)));
+        }
+        // Parsed on its own too, so that errors name the line.
+        Self::from_toml(text, file)?;
         for (key, value) in given {
             all.insert(canonical_name(&key).to_owned(), serde_json::to_value(value)?);
         }
@@ -150,7 +154,7 @@ impl TrainConfig {
         let mut all = self.to_map()?;
         let name = canonical_name(key);
         if !all.contains_key(name) {
-            return Err(TrainError::UnknownSetting { name: key.to_owned(), known: Self::names() });
+            return Err(Self::unknown(key));
         }
         // JSON accepts an integer for a float.
         all.insert(name.to_owned(), parse_value(name, value)?);
@@ -160,6 +164,14 @@ impl TrainConfig {
         })?;
         *self = config.validated()?;
         Ok(())
+    }
+
+    /// The error of an unknown setting.
+    fn unknown(name: &str) -> TrainError {
+        let all = Self::default().to_map().unwrap_or_default();
+        let suggested = suggested_name(name, all.keys().map(String::as_str));
+        let hint = suggested.map_or_else(|| ".".to_owned(), |suggested| format!("; did you mean {suggested}?"));
+        TrainError::UnknownSetting { name: name.to_owned(), hint, known: Self::names() }
     }
 
     /// The names of all settings, separated by commas.
@@ -274,19 +286,6 @@ fn readable(message: &str) -> String {
     words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// A setting's name here, from any of its aliases.
-fn canonical_name(name: &str) -> &str {
-    match name {
-        "r" => "rank",
-        "lora_alpha" => "alpha",
-        "lora_dropout" => "dropout",
-        "per_device_train_batch_size" => "batch_size",
-        "num_train_epochs" => "num_epochs",
-        "lr_scheduler_type" => "lr_scheduler",
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -301,7 +300,8 @@ mod tests {
         let found = (config.rank, config.alpha, config.lr_scheduler, config.target_modules.as_str());
         assert_eq!(found, (8, 32.0, LrSchedulerType::Cosine, "q_proj,dense"));
         let error = |assignment| TrainConfig::default().set(assignment).unwrap_err().to_string();
-        assert!(error("rnak=8").contains("unknown setting 'rnak'; known are rank, alpha"));
+        assert!(error("rnak=8").contains("unknown setting 'rnak'; did you mean rank? Known are rank, alpha"));
+        assert!(error("lr=1e-3").contains("did you mean learning_rate?"));
         assert_eq!(error("rank=0"), "setting rank is 0; expected a whole number above zero");
         assert!(error("rank=-1").contains("a whole number that is not negative"));
         assert_eq!(error("rank"), "'rank': expected key=value");

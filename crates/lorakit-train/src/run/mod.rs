@@ -1,6 +1,7 @@
 //! Training runs on disk: passes, checkpoints, logs, and results stored in a library.
 
 pub mod device_memory;
+pub(crate) mod event_log;
 pub mod expert_progress;
 pub(crate) mod job_fingerprint;
 pub(crate) mod loss_history;

@@ -1,7 +1,8 @@
-//! log.jsonl: one line per step of a run.
+//! log.jsonl: one line per step of a run, and the same for TensorBoard.
 
 use crate::error::{Result, TrainError};
 use crate::pass::{Pass, StepOutput};
+use crate::run::event_log::EventLog;
 use lorakit_format::atomic;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RunLog {
     file: std::fs::File,
     path: PathBuf,
+    events: EventLog,
 }
 
 /// A line of the log. Values are in f64, since JSON of f32 values has other digits.
@@ -33,6 +35,8 @@ struct LogLine {
 struct StepRecord {
     loss: f64,
     grad_norm: Option<f64>,
+    /// The learning rate of the update.
+    learning_rate: f64,
 }
 
 impl RunLog {
@@ -50,12 +54,13 @@ impl RunLog {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return false };
             line["pass"] != pass || line["step"].as_u64().is_some_and(|step| step <= done as u64)
         };
-        let kept: Vec<&[u8]> =
-            before.split(|byte| *byte == b'\n').filter(stays).flat_map(|line| [line, b"\n"]).collect();
+        let kept: Vec<&[u8]> = before.split(|byte| *byte == b'\n').filter(stays).collect();
+        let lines: Vec<&[u8]> = kept.iter().flat_map(|line| [*line, b"\n"]).collect();
         // Rewritten even if nothing changes: a symbolic link in its place is replaced, never followed.
-        atomic::write_file(&path, &kept.concat())?;
+        atomic::write_file(&path, &lines.concat())?;
+        let events = EventLog::create(folder, &kept)?;
         match OpenOptions::new().append(true).open(&path) {
-            Ok(file) => Ok(Self { file, path }),
+            Ok(file) => Ok(Self { file, path, events }),
             Err(source) => Err(TrainError::Io { path, action: "written", source }),
         }
     }
@@ -66,7 +71,8 @@ impl RunLog {
         for (expert, job) in pass.jobs().iter().enumerate() {
             let Some(loss) = step.losses[expert] else { continue };
             let grad_norm = pass.progress()[expert].norms.last().map(|&norm| f64::from(norm));
-            let record = StepRecord { loss: f64::from(loss), grad_norm };
+            let learning_rate = pass.learning_rate(expert, step.step);
+            let record = StepRecord { loss: f64::from(loss), grad_norm, learning_rate };
             train.insert(job.name.clone(), serde_json::to_value(record)?);
         }
         for &(expert, loss) in &step.validated {
@@ -74,6 +80,7 @@ impl RunLog {
         }
         let line = LogLine { pass: index, step: step.step, tokens: step.tokens, train, validation };
         let text = serde_json::to_string(&line)? + "\n";
+        self.events.write(&serde_json::to_value(&line)?)?;
         // A single write: other processes do not tear the line, and a kill rarely does.
         self.file.write_all(text.as_bytes()).map_err(|source| TrainError::Io {
             path: self.path.clone(),
@@ -107,12 +114,12 @@ mod tests {
     #[test]
     fn the_text_of_a_line_is_fixed() {
         let record = |loss: f32, norm: Option<f32>| {
-            let record = StepRecord { loss: f64::from(loss), grad_norm: norm.map(f64::from) };
+            let record = StepRecord { loss: f64::from(loss), grad_norm: norm.map(f64::from), learning_rate: 1e-4 };
             serde_json::to_value(record).unwrap()
         };
         let train = Map::from_iter([("b".to_owned(), record(0.1, Some(2.5))), ("a".to_owned(), record(3.0, None))]);
         let mut line = LogLine { pass: 0, step: 3, tokens: 70, train, validation: Map::new() };
-        let expected = r#"{"pass":0,"step":3,"tokens":70,"train":{"b":{"loss":0.10000000149011612,"grad_norm":2.5},"a":{"loss":3.0,"grad_norm":null}}"#;
+        let expected = r#"{"pass":0,"step":3,"tokens":70,"train":{"b":{"loss":0.10000000149011612,"grad_norm":2.5,"learning_rate":0.0001},"a":{"loss":3.0,"grad_norm":null,"learning_rate":0.0001}}"#;
         assert_eq!(serde_json::to_string(&line).unwrap(), format!("{expected}}}"));
         line.validation.insert("a".to_owned(), f64::from(0.2f32).into());
         let validation = r#","validation":{"a":0.20000000298023224}}"#;
