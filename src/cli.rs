@@ -3,7 +3,7 @@
 use crate::args::global_args::GlobalArgs;
 use crate::command_context::CommandContext;
 use crate::commands::{
-    adapt, base_commands, cluster, completions, demo, eval, explain, generate, library_commands, logits, merge,
+    adapt, base_commands, cluster, completions, demo, eval, explain, generate, library_commands, logits, man, merge,
     task_commands, train_experts, verify,
 };
 use anyhow::Result;
@@ -87,6 +87,8 @@ pub enum Command {
     Base(base_commands::BaseCommand),
     /// Print a shell completion script
     Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write one for every subcommand
+    Man(man::ManArgs),
 }
 
 impl Command {
@@ -107,6 +109,7 @@ impl Command {
             Self::Task(command) => task_commands::run(command, context),
             Self::Base(command) => base_commands::run(command, context),
             Self::Completions(args) => completions::run(args, Cli::command(), context),
+            Self::Man(args) => man::run(args, Cli::command(), context),
         }
     }
 }

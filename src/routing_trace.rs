@@ -2,6 +2,7 @@
 
 use lorakit_lora::Site;
 use lorakit_route::{LibraryStack, Observer, RoutingDecision};
+use lorakit_task::Tokenizer;
 use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
 
@@ -61,14 +62,57 @@ impl TraceObserver {
     }
 }
 
+/// A token of the prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracedToken {
+    /// Its id.
+    pub id: u32,
+    /// As the vocabulary spells it, such as `Ġthe`.
+    pub spelling: String,
+    /// Its text, such as ` the`; of a token without text, such as BOS, the spelling, and of one that is a part of a
+    /// character [`PART`] until the last of these tokens.
+    pub text: String,
+}
+
+/// The text of a token that is a part of a character which a later one completes.
+const PART: &str = "…";
+
+/// Tokens that one character may span.
+const CHARACTER_TOKENS: usize = 4;
+
+impl TracedToken {
+    /// The tokens of a prompt.
+    pub fn of_prompt(ids: &[u32], tokenizer: &Tokenizer) -> lorakit_task::Result<Vec<Self>> {
+        let mut start = 0usize;
+        let mut tokens = Vec::with_capacity(ids.len());
+        for (at, &id) in ids.iter().enumerate() {
+            let spelling = tokenizer.token(id).unwrap_or_default();
+            // A SentencePiece decoder drops the space at the start of its input, so a token is decoded after another.
+            let context = start.saturating_sub(1);
+            let (before, all) = (tokenizer.decode(&ids[context..start])?, tokenizer.decode(&ids[context..=at])?);
+            let is_part = all.ends_with(char::REPLACEMENT_CHARACTER) && at - start + 1 < CHARACTER_TOKENS;
+            let text = match all.get(before.len()..) {
+                _ if is_part => PART.to_owned(),
+                None | Some("") => spelling.clone(),
+                Some(text) => text.to_owned(),
+            };
+            if !is_part {
+                start = at + 1;
+            }
+            tokens.push(Self { id, spelling, text });
+        }
+        Ok(tokens)
+    }
+}
+
 /// All choices over one prompt.
 pub struct RoutingTrace<'a> {
     /// The router as typed.
     pub router: String,
     /// The prompt.
     pub prompt: String,
-    /// Each token: its id and its spelling in the vocabulary.
-    pub tokens: Vec<(u32, String)>,
+    /// The prompt's tokens.
+    pub tokens: Vec<TracedToken>,
     /// The experts of the library.
     pub experts: &'a LibraryStack,
     /// Every choice, site by site.
@@ -95,6 +139,7 @@ struct NamedShare<'a> {
 struct TokenDocument<'a> {
     id: u32,
     token: &'a str,
+    text: &'a str,
     experts: Vec<NamedShare<'a>>,
 }
 
@@ -172,9 +217,51 @@ impl RoutingTrace<'_> {
             prompt: &self.prompt,
             experts: named(&self.overall()),
             tokens: tokens
-                .map(|((id, token), shares)| TokenDocument { id: *id, token, experts: named(&shares) })
+                .map(|(token, shares)| TokenDocument {
+                    id: token.id,
+                    token: &token.spelling,
+                    text: &token.text,
+                    experts: named(&shares),
+                })
                 .collect(),
             choices: self.choices.iter().map(choice).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    /// A tokenizer whose tokens are bytes, spelled as GPT-2's are, after `<s>`.
+    fn bytes() -> Tokenizer {
+        let shown = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let hidden: Vec<u8> = (0..=255).filter(|byte| !shown(byte)).collect();
+        let spelled = |byte: u8| match hidden.iter().position(|&other| other == byte) {
+            Some(at) => char::from_u32(256 + at as u32).unwrap(),
+            None => char::from(byte),
+        };
+        let vocabulary: serde_json::Map<_, _> =
+            (0..=255).map(|byte| (spelled(byte).to_string(), u32::from(byte).into())).collect();
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let start = json!({"id": 256, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let document = json!({"version": "1.0", "added_tokens": [start], "pre_tokenizer": level, "decoder": level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+        Tokenizer::from_bytes(document.to_string().as_bytes(), "<s>").unwrap()
+    }
+
+    #[test]
+    fn tokens_are_shown_as_text() {
+        let ids: Vec<u32> = [256].into_iter().chain("é 東\n".bytes().map(u32::from)).collect();
+        let tokens = TracedToken::of_prompt(&ids, &bytes()).unwrap();
+        let texts: Vec<&str> = tokens.iter().map(|token| token.text.as_str()).collect();
+        assert_eq!(texts, ["<s>", "…", "é", " ", "…", "…", "東", "\n"]);
+        assert_eq!((tokens[1].spelling.as_str(), tokens[7].spelling.as_str()), ("Ã", "Ċ"));
+        // An invalid byte is text of its own.
+        let broken = TracedToken::of_prompt(&[0xff, 0xff, 0xff, 0xff, 97], &bytes()).unwrap();
+        assert_eq!(broken[4].text, "a");
     }
 }

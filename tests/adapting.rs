@@ -191,7 +191,7 @@ fn adapt_fails_before_anything_is_written() {
         assert!(error.contains(named), "{method} {options:?}: {error}");
     }
     assert!(!work.0.path().join("wrong").exists(), "a failure leaves nothing behind");
-    assert!(work.adapt("mean", "library", &[]).failed(1).contains("are the same folder"));
+    assert!(work.adapt("mean", "library", &[]).failed(2).contains("are the same folder"));
     let none = run(["adapt", "--base", "pico", "--tasks", TARGET, "--method", "cat", "--out", &work.path("wrong")]);
     assert!(none.failed(2).contains("--method cat needs --library"));
     let merge = |options: &[&str]| {

@@ -17,6 +17,7 @@ fn write_tensor(path: &Path, name: &str, dtype: safetensors::Dtype, shape: Vec<u
 fn missing_files_are_named() {
     for (line, parts) in [
         ("base info no/such/folder", &["no/such/folder", "hub:ORG/NAME"][..]),
+        ("base info microsoft/phi-2", &["microsoft/phi-2: no such folder", "did you mean hub:microsoft/phi-2?"]),
         ("library ls --library no/such", &["no/such", "library.json", "train-experts"]),
         ("cluster --library no/such -k 2 --out c.json", &["no/such"]),
         ("task ls no/such.json", &["no/such.json"]),

@@ -99,10 +99,28 @@ fn unknown_routers_list_the_known() {
 }
 
 #[test]
+fn manual_pages_are_printed_and_written() {
+    assert_contains(&words("man").ok().stdout, &[".TH lorakit", "train\\-experts"]);
+    let folder = tempfile::tempdir().unwrap();
+    run(["man", "--out", folder.path().to_str().unwrap()]).ok();
+    for page in ["lorakit.1", "lorakit-eval.1", "lorakit-library-export.1"] {
+        assert_contains(&fs::read_to_string(folder.path().join(page)).unwrap(), &[".SH SYNOPSIS"]);
+    }
+}
+
+#[test]
+fn options_of_other_programs_are_recognised() {
+    let message = words("generate --base b --prompt x --max-tokens 5").failed(2);
+    assert_contains(&message, &["--max-tokens", "--max-new-tokens"]);
+}
+
+#[test]
 fn unknown_settings_are_named() {
     let fixed = "train-experts --base b --library l --tasks t --set";
     for (setting, parts) in [
-        ("rnk=4", &["rnk", "rank"][..]),
+        ("rnk=4", &["rnk", "did you mean rank?"][..]),
+        ("lr=1e-3", &["did you mean learning_rate?"]),
+        ("epochs=3", &["did you mean num_epochs?"]),
         ("rank", &["rank", "key=value"]),
         ("rank=0", &["rank", "0"]),
         ("rank=four", &["rank=four"]),
@@ -110,14 +128,14 @@ fn unknown_settings_are_named() {
         ("lr_scheduler=sometimes", &["sometimes", "linear"]),
         ("learning_rate=-1", &["learning_rate"]),
     ] {
-        assert_contains(&words(&format!("{fixed} {setting}")).failed(1), parts);
+        assert_contains(&words(&format!("{fixed} {setting}")).failed(2), parts);
     }
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("settings.toml");
     fs::write(&config, "rank = 4\nalfa = 2\n").unwrap();
     assert_contains(
         &words(&format!("train-experts --base b --library l --tasks t --config {}", config.display())).failed(1),
-        &["settings.toml", "alfa", "alpha"],
+        &["settings.toml", "alfa", "did you mean alpha?"],
     );
 }
 
@@ -137,9 +155,9 @@ fn huge_numbers_are_refused() {
         ("base info pico --threads 100000", 2, &["--threads", "1024"][..]),
         ("base info pico --threads 0", 2, &["1 to 1024"]),
         ("cluster --library l --out c.json -k 99999999999999999999", 2, &["whole number"]),
-        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 1, &["rank", "whole number"]),
-        ("train-experts --base b --library l --tasks t --set rank=-1", 1, &["rank=-1", "whole number"]),
-        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 1, &["learning_rate", "number"]),
+        ("train-experts --base b --library l --tasks t --set rank=99999999999999999999", 2, &["rank", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set rank=-1", 2, &["rank=-1", "whole number"]),
+        ("train-experts --base b --library l --tasks t --set learning_rate=nan", 2, &["learning_rate", "number"]),
         ("train-experts --base b --library l --tasks t --config /dev/zero", 1, &["/dev/zero", "longer than"]),
         ("task ls /dev/zero", 1, &["/dev/zero", "device"]),
     ] {
@@ -148,13 +166,13 @@ fn huge_numbers_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (library, task) = (folder.path().join("l"), folder.path().join("t.json"));
     fs::write(&task, r#"[{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]"#).unwrap();
-    let train = |setting: &str| {
+    let train = |setting: &str, code: i32| {
         let fixed = ["train-experts", "--base", "pico"];
         let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
-        run(fixed.into_iter().chain(files)).failed(1)
+        run(fixed.into_iter().chain(files)).failed(code)
     };
-    assert_contains(&train("rank=1000000"), &["GiB", "available"]);
-    assert_contains(&train("rank=1000000000"), &["rank", "at most"]);
-    assert_contains(&train("batch_size=4294967296"), &["batch_size", "at most"]);
+    assert_contains(&train("rank=1000000", 1), &["GiB", "available"]);
+    assert_contains(&train("rank=1000000000", 2), &["rank", "at most"]);
+    assert_contains(&train("batch_size=4294967296", 2), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());
 }

@@ -1,6 +1,7 @@
 //! Options that set the training configuration.
 
-use anyhow::{Context as _, Result, ensure};
+use crate::args::usage;
+use anyhow::{Error, Result, ensure};
 use clap::Args;
 use lorakit_model::Base;
 use lorakit_train::TrainConfig;
@@ -42,7 +43,8 @@ impl TrainConfigArgs {
 pub fn assign(settings: &mut TrainConfig, assignments: &[String]) -> Result<()> {
     assignments
         .iter()
-        .try_for_each(|assignment| settings.set(assignment).with_context(|| format!("--set {assignment}")))
+        .try_for_each(|assignment| settings.set(assignment))
+        .map_err(|error| usage::usage_error(format!("--set: {:#}", Error::from(error))))
 }
 
 /// Refuses target modules that the base lacks: an expert would be trained without them.

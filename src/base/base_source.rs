@@ -3,11 +3,11 @@
 use super::hub_download::fetch;
 use super::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hf_hub::{Repo, RepoType};
 use lorakit_model::Base;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Where to get a base.
@@ -65,7 +65,10 @@ impl BaseSource {
     /// Downloads the base where it is not local yet.
     pub fn resolve(&self, context: &CommandContext) -> Result<ResolvedBase> {
         match self {
-            Self::Folder(folder) => Ok(ResolvedBase::Folder { folder: folder.clone(), name: None }),
+            Self::Folder(folder) => {
+                ensure!(!is_missing_repository(folder), "{0}: no such folder; did you mean hub:{0}?", folder.display());
+                Ok(ResolvedBase::Folder { folder: folder.clone(), name: None })
+            }
             Self::Hub { name, revision } => {
                 let repo = Repo::with_revision(
                     name.clone(),
@@ -85,6 +88,16 @@ impl BaseSource {
     pub fn open(&self, context: &CommandContext) -> Result<Base> {
         self.resolve(context)?.base(context)
     }
+}
+
+/// Whether a path that does not exist reads like `ORG/NAME`, as other programs take repositories of the Hub.
+fn is_missing_repository(path: &Path) -> bool {
+    let part = |part: &str| {
+        let allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    let parts = path.to_str().and_then(|text| text.split_once('/'));
+    !path.exists() && parts.is_some_and(|(org, name)| part(org) && part(name))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::output::score_tables::cell;
 use crate::output::text_table::{help_entry, number, table};
 use crate::output::training_report;
 use crate::scoring::unseen_rows;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::Results;
@@ -96,7 +96,9 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     };
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, Split::Test, &unseen_rows::experts(opened), context)?;
-        ensure!(!same_folder(&args.out, opened), "{}: --out and --library are the same folder", args.out.display());
+        usage::ensure(!same_folder(&args.out, opened), || {
+            format!("{}: --out and --library are the same folder", args.out.display())
+        })?;
     }
     let settings = |defaults| args.settings.over(defaults).map_err(Into::into);
     let plan = AdaptPlan::new(&*args.method, opened.as_ref(), &settings)?;

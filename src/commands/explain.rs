@@ -7,7 +7,7 @@ use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use crate::output::text_table::table;
 use crate::pages::routing_trace_page;
-use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, UNASSIGNED};
+use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, TracedToken, UNASSIGNED};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::router::build_router;
@@ -81,7 +81,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let trace = RoutingTrace {
         router: typed.text.clone(),
         prompt: args.prompt,
-        tokens: ids.iter().map(|&id| (id, vocabulary.token(id).unwrap_or_default())).collect(),
+        tokens: TracedToken::of_prompt(&ids, &vocabulary)?,
         experts: &opened.experts,
         choices: observer.take(),
     };
@@ -98,7 +98,8 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     context.output.result(&trace.document(), || text(&trace))
 }
 
-/// A row per token: its leading experts, averaged over all choices.
+/// A row per token: its leading experts, averaged over all choices. One row where they are the same for every token, as of
+/// a router that decides once per prompt.
 fn text(trace: &RoutingTrace) -> String {
     let averaged = trace.averaged(trace.choices.iter());
     let cells = |shares: &[ExpertWeight]| {
@@ -106,10 +107,41 @@ fn text(trace: &RoutingTrace) -> String {
         let named: Vec<String> = shares.iter().take(LEADING).map(cell).collect();
         if named.is_empty() { UNASSIGNED.to_owned() } else { named.join(", ") }
     };
-    let line = |(place, ((_, token), shares)): (usize, (&(u32, String), &Vec<ExpertWeight>))| {
-        vec![place.to_string(), token.escape_debug().to_string(), cells(shares)]
+    let line = |(place, (token, shares)): (usize, (&TracedToken, &Vec<ExpertWeight>))| {
+        vec![place.to_string(), printable(&token.text), cells(shares)]
     };
-    let mut lines: Vec<Vec<String>> = trace.tokens.iter().zip(&averaged).enumerate().map(line).collect();
-    lines.push(vec![String::new(), "all tokens".to_owned(), cells(&trace.overall())]);
+    let once = trace.tokens.len() > 1 && averaged.iter().all(|shares| *shares == averaged[0]);
+    let mut lines: Vec<Vec<String>> = match once {
+        true => Vec::new(),
+        false => trace.tokens.iter().zip(&averaged).enumerate().map(line).collect(),
+    };
+    let all = if once { "all tokens alike" } else { "all tokens" };
+    lines.push(vec![String::new(), all.to_owned(), cells(&trace.overall())]);
     table(["", "token", "leading experts, averaged over sites"], lines)
+}
+
+/// A token's text with its line breaks and other control characters escaped, and with spaces at its ends shown as `␣`.
+fn printable(text: &str) -> String {
+    let escaped: String =
+        text.chars().map(|c| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() }).collect();
+    let inner = escaped.trim_matches(' ');
+    if inner.is_empty() {
+        return "␣".repeat(escaped.len());
+    }
+    let (before, after) =
+        (escaped.len() - escaped.trim_start_matches(' ').len(), escaped.len() - escaped.trim_end_matches(' ').len());
+    format!("{}{inner}{}", "␣".repeat(before), "␣".repeat(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spaces_and_line_breaks_of_tokens_are_seen() {
+        for (text, expected) in [(" été", "␣été"), ("東京", "東京"), ("\n", "\\n"), ("  ", "␣␣"), ("a b ", "a b␣")]
+        {
+            assert_eq!(printable(text), expected);
+        }
+    }
 }

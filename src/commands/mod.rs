@@ -16,6 +16,7 @@ pub mod library_import;
 pub mod library_ls;
 pub mod library_show;
 pub mod logits;
+pub mod man;
 pub mod merge;
 pub mod task_commands;
 pub mod train_experts;

@@ -77,5 +77,6 @@ pub fn failure(error: &Error) -> ExitCode {
         return ExitCode::from(interrupt::EXIT_CODE);
     }
     let _ = writeln!(stderr, "error: {error:#}");
-    if error.is::<UsageError>() { ExitCode::from(usage::EXIT_CODE) } else { ExitCode::FAILURE }
+    let usage = error.is::<UsageError>() || error.chain().any(|cause| cause.is::<UsageError>());
+    if usage { ExitCode::from(usage::EXIT_CODE) } else { ExitCode::FAILURE }
 }

@@ -4,20 +4,39 @@ use crate::output::console::Output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use lorakit_train::{StepOutput, TrainEvent};
 use std::fmt::Write;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// A bar of `length` steps.
 pub fn bar(output: &Output, length: u64, name: impl Into<String>) -> ProgressBar {
+    bar_from(output, 0..length, name)
+}
+
+/// A bar of the steps up to `steps.end`, of which those before `steps.start` were done earlier.
+fn bar_from(output: &Output, steps: Range<u64>, name: impl Into<String>) -> ProgressBar {
     let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
     // The template is a constant; a plain bar is a fallback.
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {left}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let left = |state: &ProgressState, text: &mut dyn Write| {
-        let _ = write!(text, "{} left", duration(state.eta()));
+    // By the mean time of the steps so far, which is true from the first one on; indicatif's own estimate starts at 0.
+    let (since, start) = (Instant::now(), steps.start);
+    let left = move |state: &ProgressState, text: &mut dyn Write| {
+        let length = state.len().unwrap_or_default();
+        if let Some(left) =
+            time_left(since.elapsed(), state.pos().saturating_sub(start), length.saturating_sub(state.pos()))
+        {
+            let _ = write!(text, "{} left", duration(left));
+        }
     };
-    ProgressBar::with_draw_target(Some(length), target)
+    ProgressBar::with_draw_target(Some(steps.end), target)
         .with_style(style.with_key("left", left).progress_chars("━╸ "))
         .with_prefix(name.into())
+        .with_position(start)
+}
+
+/// The time for `left` more steps if they take as long as those that are done; none before the first.
+fn time_left(elapsed: Duration, done: u64, left: u64) -> Option<Duration> {
+    (done > 0).then(|| Duration::from_secs_f64(elapsed.as_secs_f64() / done as f64 * left as f64))
 }
 
 /// `1:02:03`, or `2:03` under an hour.
@@ -63,9 +82,8 @@ impl TrainingBars {
                 }
             }
             TrainEvent::Pass { index, done, steps } => {
-                self.bar = bar(&self.output, steps as u64, format!("pass {}/{}", index + 1, self.passes))
-                    .with_position(done as u64);
-                self.bar.reset_eta();
+                let steps = done as u64..steps as u64;
+                self.bar = bar_from(&self.output, steps, format!("pass {}/{}", index + 1, self.passes));
                 (self.since, self.tokens) = (Instant::now(), 0);
                 if done > 0 {
                     self.output.status(format!("pass {} resumes after step {done}", index + 1));
@@ -110,6 +128,14 @@ impl Drop for TrainingBars {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_step_tells_how_long_the_others_take() {
+        let second = Duration::from_secs(1);
+        assert_eq!(time_left(second, 0, 40), None);
+        assert_eq!(time_left(second, 1, 39), Some(39 * second));
+        assert_eq!(time_left(10 * second, 4, 2), Some(5 * second));
+    }
 
     #[test]
     fn durations_read_like_a_clock() {

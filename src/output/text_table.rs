@@ -1,32 +1,87 @@
 //! Text tables, and the format of their cells.
 
-use comfy_table::{CellAlignment, ColumnConstraint, LineStyle, Table, TableStyle, Width};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width};
 
-/// A table with a line under its header; columns of numbers are right-aligned, long texts are wrapped.
+/// A table with a line under its header; columns of numbers are right-aligned, long texts are wrapped between words. On a
+/// terminal that is too narrow even so, a list of rows with a line per cell.
 pub fn table<C: Into<String>>(
     header: impl IntoIterator<Item = C>,
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> String {
-    let rows: Vec<Vec<String>> = rows.into_iter().collect();
+    table_within(header.into_iter().map(Into::into).collect(), rows.into_iter().collect(), terminal_width())
+}
+
+/// The table for a terminal of `width` columns; none: it may be of any width.
+fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>) -> String {
+    let columns: Vec<TableColumn> =
+        (0..header.len()).map(|index| TableColumn::new(&header[index], index, &rows)).collect();
+    let narrowest = columns.iter().map(|column| column.narrowest + 2).sum::<usize>();
+    if width.is_some_and(|width| narrowest > usize::from(width)) {
+        return list(&header, &rows);
+    }
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─')));
-    table.set_header(header.into_iter().map(Into::into).collect::<Vec<String>>());
-    table.add_rows(rows.clone());
-    for (index, column) in table.column_iter_mut().enumerate() {
-        if rows.iter().filter_map(|row| row.get(index)).all(|cell| is_number(cell)) {
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    table.set_header(header);
+    table.add_rows(rows);
+    for (own, column) in columns.iter().zip(table.column_iter_mut()) {
+        if own.is_number {
             column.set_cell_alignment(CellAlignment::Right);
-        } else {
-            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(WIDEST_TEXT)));
         }
+        let [lower, upper] = [own.narrowest, own.narrowest.max(WIDEST_TEXT)]
+            .map(|width| Width::Fixed(width.try_into().unwrap_or(u16::MAX)));
+        column.set_constraint(ColumnConstraint::Boundaries { lower, upper });
     }
     table.trim_fmt()
 }
 
+/// A column before it is laid out.
+struct TableColumn {
+    is_number: bool,
+    /// The width without which a word or a number would be broken.
+    narrowest: usize,
+}
+
+impl TableColumn {
+    fn new(header: &str, index: usize, rows: &[Vec<String>]) -> Self {
+        let cells = || rows.iter().filter_map(|row| row.get(index));
+        let is_number = cells().all(|cell| is_number(cell));
+        let longest = |text: &str| text.split_whitespace().map(columns_of).max().unwrap_or(0);
+        // The spaces in `0.5 ±0.1` and `3 of 10` are no places to break a line at.
+        let of_cell = |cell: &String| if is_number { columns_of(cell) } else { longest(cell) };
+        Self { is_number, narrowest: cells().map(of_cell).chain([longest(header)]).max().unwrap_or(0).max(1) }
+    }
+}
+
+/// The columns of a terminal that a text takes: two for each character of East Asian scripts.
+fn columns_of(text: &str) -> usize {
+    text.chars().map(|c| if c >= '\u{1100}' { 2 } else { 1 }).sum()
+}
+
+/// The rows one below the other, each cell after its header.
+fn list(header: &[String], rows: &[Vec<String>]) -> String {
+    let line = |(name, cell): (&String, &String)| match (name.as_str(), cell.as_str()) {
+        (_, "") => None,
+        ("", cell) => Some(cell.to_owned()),
+        (name, cell) => Some(format!("{name}: {cell}")),
+    };
+    let row = |row: &Vec<String>| header.iter().zip(row).filter_map(line).collect::<Vec<_>>().join("\n");
+    rows.iter().map(row).collect::<Vec<_>>().join("\n\n")
+}
+
+/// The width of the terminal that stdout is, or the one that COLUMNS asks for; none where the output goes elsewhere.
+fn terminal_width() -> Option<u16> {
+    let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    asked.or_else(|| terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0))
+}
+
 /// Characters per line of a text cell.
-const WIDEST_TEXT: u16 = 72;
+const WIDEST_TEXT: usize = 72;
 
 fn is_number(cell: &str) -> bool {
-    cell == ABSENT || cell.chars().all(|c| c.is_ascii_digit() || "+-.e %±KMGiB".contains(c))
+    cell == ABSENT || cell.replacen(" of ", " ", 1).chars().all(|c| c.is_ascii_digit() || "+-.e %±KMGiB".contains(c))
 }
 
 /// The cell of an absent value.
@@ -66,6 +121,24 @@ mod tests {
     fn long_texts_are_wrapped() {
         let text = table(["name", "members"], [vec!["a".to_owned(), "member ".repeat(40)]]);
         assert!(text.lines().all(|line| line.chars().count() < 100), "{text}");
+    }
+
+    #[test]
+    fn words_are_whole_on_a_narrow_terminal() {
+        let header = ["merged", "difference", "without rounding", "adapter's effect", ""].map(str::to_owned);
+        let row =
+            ["cat of shift_up1, join_dot and others", "4.2e-2", "1.6e-5", "0.5 ±0.1", "too far"].map(str::to_owned);
+        for width in [60, 50, 40, 20] {
+            let text = table_within(header.to_vec(), vec![row.to_vec()], Some(width));
+            let fits = text.lines().all(|line| columns_of(line) <= width.into());
+            assert!(fits || width < 50, "{width}:\n{text}");
+            for word in header.iter().chain(&row).flat_map(|cell| cell.split_whitespace()) {
+                assert!(text.contains(word), "{width}, {word}:\n{text}");
+            }
+            assert!(text.contains("0.5 ±0.1"), "{text}");
+        }
+        let narrow = table_within(header.to_vec(), vec![row.to_vec()], Some(20));
+        assert!(narrow.contains("difference: 4.2e-2\n") && narrow.ends_with("too far"), "{narrow}");
     }
 
     #[test]

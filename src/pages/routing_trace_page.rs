@@ -89,12 +89,12 @@ impl<'a> Painter<'a> {
     fn averaged(&self) -> Vec<TokenCell<'a>> {
         let averaged = self.trace.averaged(self.trace.choices.iter());
         let tokens = self.trace.tokens.iter().zip(&averaged);
-        tokens.map(|((_, text), shares)| self.cell(text, text, shares)).collect()
+        tokens.map(|(token, shares)| self.cell(&token.text, &token.text, shares)).collect()
     }
 
     /// All tokens, each with its experts at one place.
     fn row(&self, place: String, tokens: &[Vec<ExpertWeight>]) -> GridRow<'a> {
-        let texts = self.trace.tokens.iter().map(|(_, text)| text.as_str());
+        let texts = self.trace.tokens.iter().map(|token| token.text.as_str());
         let tokens = texts.zip(tokens).map(|(text, shares)| self.cell(&place, text, shares)).collect();
         GridRow { place, tokens }
     }
