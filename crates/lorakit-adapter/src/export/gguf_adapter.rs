@@ -40,6 +40,7 @@ fn architecture(model_type: &str) -> Option<LlamaArchitecture> {
         "phi" => ("phi2", false),
         "phi3" => ("phi3", false),
         "olmo2" => ("olmo2", false),
+        "smollm3" => ("smollm3", true),
         "starcoder2" => ("starcoder2", false),
         _ => return None,
     };
