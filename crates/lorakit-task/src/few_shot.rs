@@ -14,6 +14,9 @@ impl Task {
     /// # Errors
     /// If there are not enough train rows.
     pub fn with_few_shot(&self, shots: usize) -> Result<Task> {
+        if shots == 0 {
+            return Ok(self.clone());
+        }
         let train: Vec<&Row> =
             self.rows.iter().filter(|(split, _)| *split == Split::Train).map(|(_, row)| row).collect();
         let rows = self.rows.iter().map(|(split, row)| {
@@ -32,7 +35,7 @@ impl Task {
             Ok((*split, Row { prompt, ..row.clone() }))
         });
         let mut task = Task { rows: rows.collect::<Result<_>>()?, ..self.clone() };
-        if shots > 0 && task.generation.stop.is_empty() {
+        if task.generation.stop.is_empty() {
             task.generation.stop.push(self.few_shot.delimiter.clone());
         }
         Ok(task)
