@@ -6,7 +6,7 @@ mod phi_slice;
 
 use candle_core::DType;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lorakit_task::{Example, Truncation};
+use lorakit_task::Example;
 use lorakit_train::{Job, Pass, PassContext, TrainConfig};
 use phi_slice::Noise;
 use std::cell::LazyCell;
@@ -20,9 +20,8 @@ const VOCABULARY: usize = 51200;
 fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
     let mut noise = Noise::new(1);
     let train = (0..rows).map(|_| {
-        let mut tokens = noise.tokens(length + 1, vocabulary);
-        let target = tokens.split_off(prompt);
-        Example { prompt: tokens, target, truncation: Truncation::default() }
+        let tokens = noise.tokens(length + 1, vocabulary);
+        Example::new(&tokens[..prompt], &tokens[prompt..])
     });
     Job {
         name: "expert".into(),

@@ -7,7 +7,7 @@ use binary::{PEFT_FIXTURES, SHARED_ORACLES, peft_fixture, shared_oracle};
 use candle_core::{DType, Device, safetensors};
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, BaseOptions};
-use lorakit_task::{Example, Truncation};
+use lorakit_task::Example;
 use lorakit_train::{Init, Job, Pass, PassContext, TrainConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -59,11 +59,7 @@ impl Oracle {
         let row = |(ids, labels): (&Vec<u32>, &Vec<i64>)| {
             // Tokens of the prompt, at the start of the row, carry no loss.
             let prompt = labels.iter().take_while(|label| **label == -100).count();
-            Example {
-                prompt: ids[..prompt].to_vec(),
-                target: ids[prompt..].to_vec(),
-                truncation: Truncation::default(),
-            }
+            Example::new(&ids[..prompt], &ids[prompt..])
         };
         let start = Adapter::read(&self.folder.join("train_init")).unwrap();
         Job {
@@ -80,8 +76,9 @@ impl Oracle {
     fn other(&self, name: &str) -> Job {
         let mut job = self.job(name);
         job.train.iter_mut().for_each(|row| {
-            row.prompt.reverse();
-            row.target.reverse();
+            let (prompt, target) = row.tokens.split_at_mut(row.prompt_len);
+            prompt.reverse();
+            target.reverse();
         });
         job.init = None;
         job

@@ -1,8 +1,11 @@
 //! Options that select tasks.
 
+use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_task::{ColumnNames, Task};
+use lorakit_adapter::TaskRecord;
+use lorakit_fit::{OpenLibrary, chat_template_of};
+use lorakit_task::{ColumnNames, Task, Tokenizer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +43,39 @@ impl TaskArgs {
     /// Loads the tasks in the given order.
     pub fn load(&self) -> Result<Vec<Task>> {
         self.data.load(&self.tasks)
+    }
+}
+
+/// Says what of the tasks' rows is not used.
+pub fn warn_of_unused(tasks: &[Task], context: &CommandContext) {
+    for task in tasks {
+        task.notices.iter().for_each(|notice| context.output.warn(format!("task `{}`: {notice}", task.name)));
+    }
+}
+
+/// Warns of experts that were trained on rows under another chat template, or none, than the rows that are scored.
+pub fn warn_of_templates(tasks: &[Task], opened: &OpenLibrary, tokenizer: &Tokenizer, context: &CommandContext) {
+    let experts = opened.experts.names().iter().zip(&opened.records);
+    let trained: Vec<(&str, &[TaskRecord])> =
+        experts.filter_map(|(name, record)| Some((name.as_str(), record.as_ref()?.tasks.as_slice()))).collect();
+    for task in tasks {
+        let scored = chat_template_of(task, tokenizer);
+        let other = |(_, tasks): &&(&str, &[TaskRecord])| {
+            !tasks.is_empty() && tasks.iter().all(|task| task.chat_template != scored)
+        };
+        let Some((first, recorded)) = trained.iter().find(other) else { continue };
+        let form = |template: &Option<String>| match template {
+            Some(hash) => format!("the chat template {}", &hash[..hash.len().min(8)]),
+            None => "no chat template".to_owned(),
+        };
+        context.output.warn(format!(
+            "task `{}` is scored under {}, but {} of {} experts, such as `{first}`, were trained under {}",
+            task.name,
+            form(&scored),
+            trained.iter().filter(other).count(),
+            trained.len(),
+            form(&recorded[0].chat_template)
+        ));
     }
 }
 

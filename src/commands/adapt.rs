@@ -23,6 +23,7 @@ use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
 use lorakit_fit::{OpenLibrary, lock};
 use lorakit_task::{Split, Task};
+use lorakit_train::TrainConfig;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -83,7 +84,8 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load()?;
     let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
+    let encoding = args.settings.over(TrainConfig::default())?.row_encoding();
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
     let opened = match (&args.library, args.method.info().needs_library) {
         (Some(root), true) => Some(OpenLibrary::open(root, &base, &args.experts)?),
         (None, true) => None,

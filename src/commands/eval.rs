@@ -2,7 +2,8 @@
 
 use crate::args::adapter_args;
 use crate::args::router_arg::RouterArg;
-use crate::args::task_args::{FitArgs, TaskArgs, TaskDocument};
+use crate::args::row_encoding_args::RowEncodingArgs;
+use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -21,7 +22,7 @@ use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
-use lorakit_task::{Metric, Split, Task, Tokenizer};
+use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,8 @@ pub struct EvalArgs {
     router: Vec<RouterArg>,
     #[command(flatten)]
     fit: FitArgs,
+    #[command(flatten)]
+    encoding: RowEncodingArgs,
     /// Folder for results.json; existing results of the same routers and tasks are replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -81,15 +84,17 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         context.output.warn("--fit is not used: none of these routers is fitted");
     }
     let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
+    let encoding = args.encoding.encoding();
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
     let opened = library(&args, &routers, &base)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
+        task_args::warn_of_templates(&tasks, opened, &vocabulary, context);
     }
-    let tokenizer = || place.tokenizer().map_err(Into::into);
+    let tokenizer = || Ok(place.tokenizer()?.with_encoding(encoding));
     let routing = opened.as_ref().map(|library| FitContext {
         base: &base,
         library,
@@ -186,6 +191,7 @@ impl EvalArgs {
         context: &CommandContext,
     ) -> Result<Vec<Task>> {
         let tasks = self.tasks.load()?;
+        task_args::warn_of_unused(&tasks, context);
         if self.split != Split::All {
             for task in &tasks {
                 let rows = ScoredRows::new(task, self.split);
@@ -283,6 +289,9 @@ struct EvalConfig<'a> {
     seed: u64,
     split: Split,
     tasks: Vec<EvaluatedTask<'a>>,
+    /// How rows become tokens, if not as by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<RowEncoding>,
 }
 
 /// A task in [`EvalConfig`].
@@ -330,6 +339,7 @@ impl<'a> EvalConfig<'a> {
                 .iter()
                 .map(|task| EvaluatedTask { identity: TaskDocument::of(task), rows: task.count(Split::All) })
                 .collect(),
+            encoding: Some(args.encoding.encoding()).filter(|encoding| *encoding != RowEncoding::default()),
         }
     }
 }

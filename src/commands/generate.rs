@@ -34,6 +34,12 @@ pub struct GenerateArgs {
     /// JSON lines: the fields of each row of --input, with its text
     #[arg(long, value_name = "FILE.jsonl", requires = "input")]
     output: Option<PathBuf>,
+    /// Put each prompt through the base's chat template, as a user's message
+    #[arg(long)]
+    chat: bool,
+    /// System message before each prompt; needs --chat
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    system: Option<String>,
     /// Maximum number of new tokens, also limited by the base model [default: 256]
     #[arg(long, value_name = "N", value_parser = count)]
     max_new_tokens: Option<NonZeroUsize>,
@@ -66,6 +72,10 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         usage::ensure(input != output, || "--output is the file of --input, which it would replace".to_owned())?;
         generated_rows::ensure_new_keys(&rows)?;
     }
+    let rows: Vec<PromptRow> = match args.chat {
+        true => rows.into_iter().map(|row| row.into_chat(args.system.as_deref())).collect(),
+        false => rows,
+    };
     let place = args.base.resolve(context)?;
     let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
     let routed = args.adapter.open(&base, &place, context)?;
@@ -83,7 +93,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     let run = GenerateRun { model: &model, options, context };
     match &args.output {
         Some(path) => run.to_file(&rows, &prompts, path),
-        None => run.to_stdout(&rows[0], &prompts),
+        None => run.to_stdout(&rows[0], &prompts, args.chat),
     }
 }
 
@@ -144,7 +154,7 @@ struct GenerateRun<'a> {
 
 impl GenerateRun<'_> {
     /// Prints the texts of one prompt; a single one as it is generated.
-    fn to_stdout(&self, row: &PromptRow, prompts: &[Vec<u32>]) -> Result<()> {
+    fn to_stdout(&self, row: &PromptRow, prompts: &[Vec<u32>], chat: bool) -> Result<()> {
         let output = &self.context.output;
         let streams = !output.json && self.options.samples == 1;
         let mut written = Ok(());
@@ -155,6 +165,10 @@ impl GenerateRun<'_> {
         };
         let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
         written?;
+        let empty = generated.iter().all(|text| text.text.trim().is_empty());
+        if empty && !chat && self.model.tokenizer.has_chat_template() {
+            output.warn("the answer is empty: the base has a chat template and may answer with --chat");
+        }
         if streams {
             return output.raw("\n");
         }

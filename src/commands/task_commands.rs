@@ -1,6 +1,7 @@
 //! `task`: inspects tasks and their rows.
 
-use crate::args::task_args::{DataArgs, TaskDocument};
+use crate::args::row_encoding_args::RowEncodingArgs;
+use crate::args::task_args::{self, DataArgs, TaskDocument};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -39,9 +40,11 @@ pub struct TaskShowArgs {
     task: String,
     #[command(flatten)]
     data: DataArgs,
-    /// Base model whose tokenizer is used
+    /// Base model whose tokenizer and chat template are used
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
+    #[command(flatten)]
+    encoding: RowEncodingArgs,
     /// Split of the row
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Train)]
     split: Split,
@@ -122,7 +125,10 @@ fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
 
 fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(std::slice::from_ref(&args.task))?;
-    let vocabulary = args.base.as_ref().map(|base| base.resolve(context)?.tokenizer()).transpose()?;
+    task_args::warn_of_unused(&tasks, context);
+    let tokenizer = |base: &BaseSource| Ok::<_, anyhow::Error>(base.resolve(context)?.tokenizer()?);
+    let vocabulary = args.base.as_ref().map(tokenizer).transpose()?;
+    let vocabulary = vocabulary.map(|vocabulary| vocabulary.with_encoding(args.encoding.encoding()));
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
     let document = json!({ "tasks": shown.iter().map(Shown::document).collect::<Vec<_>>() });
     context.output.result(&document, || shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"))

@@ -1,6 +1,6 @@
 //! `train-experts`: trains one expert per task, per cluster, or for all tasks.
 
-use crate::args::task_args::TaskArgs;
+use crate::args::task_args::{self, TaskArgs};
 use crate::args::train_config_args::{TrainConfigArgs, ensure_targets};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
@@ -34,6 +34,10 @@ Training settings, with defaults and aliases of PEFT and transformers:
   gradient_accumulation_steps=1
   max_steps, per task           or num_epochs=5 (num_train_epochs)
   max_length=2048               loss_reduction=tokens|rows
+  loss=assistant|last|all       tokens that carry loss: every reply of a conversation, with the token that ends its turn
+                                (or the answer of a plain row); the last reply; all tokens, which is TRL's default
+  chat=false (--chat)           put plain rows through the base's chat template, as conversations always are
+  bos=auto|never                BOS where tokenizer or template put it, or never, as in the papers
   eval_steps                    steps between validations; 0: none; default: an epoch
   save_steps=100                steps between checkpoints; 0: none
   experts_per_pass              default: as many as fit in memory
@@ -62,6 +66,9 @@ pub struct TrainExpertsArgs {
     /// Retrain experts that exist with different settings
     #[arg(long)]
     restart: bool,
+    /// Put rows of prompt and answer through the base's chat template, as conversations always are; same as --set chat=true
+    #[arg(long)]
+    chat: bool,
     #[command(flatten)]
     settings: TrainConfigArgs,
 }
@@ -113,15 +120,17 @@ const FULL: &str = "full";
 
 /// Trains the experts that the library lacks.
 pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
-    let settings = args.settings.over(TrainConfig::default())?;
+    let mut settings = args.settings.over(TrainConfig::default())?;
+    settings.chat |= args.chat;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load()?;
+    task_args::warn_of_unused(&tasks, context);
     if let Some(k) = args.mode.mbc {
         ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
     let plans = selected(plans(&args, &tasks)?, &args.experts)?;
     let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
+    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(settings.row_encoding()));
     ensure_targets(&settings, &base)?;
     let train = TrainContext {
         base: &base,

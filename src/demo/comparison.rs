@@ -177,7 +177,9 @@ pub fn routing_by_family(setup: &Setup, private: &OpenLibrary) -> Result<Vec<Vec
             let prompts = task
                 .rows(Split::Validation, Some(8))?
                 .into_iter()
-                .map(|row| Ok(Example::encode(row, &setup.tokenizer, setup.base.config().max_positions)?.prompt))
+                .map(|row| {
+                    Ok(Example::encode(row, &setup.tokenizer, setup.base.config().max_positions)?.prompt().to_vec())
+                })
                 .collect::<Result<Vec<_>>>()?;
             let plan = setup.base.plan(SequenceBatch::packed(prompts.iter().map(Vec::len)));
             setup.base.hidden_states(&prompts.concat(), &plan, &patches)?;

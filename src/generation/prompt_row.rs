@@ -1,7 +1,7 @@
 //! Prompts, from the command line, stdin or a file.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lorakit_task::{Example, Tokenizer};
+use lorakit_task::{Example, Message, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::path::Path;
@@ -22,6 +22,8 @@ pub struct PromptRow {
 pub enum Prompt {
     /// A text, which is continued.
     Text(String),
+    /// Messages, which the base's chat template renders for the reply to them.
+    Chat(Vec<Message>),
 }
 
 impl PromptRow {
@@ -65,10 +67,23 @@ impl PromptRow {
         Ok(Self { place: place.to_owned(), fields, prompt })
     }
 
+    /// The prompt as a user's message, after a system message if one is given.
+    pub fn into_chat(self, system: Option<&str>) -> Self {
+        let prompt = match self.prompt {
+            Prompt::Text(text) => {
+                let system = system.map(|system| Message::new("system", system));
+                Prompt::Chat(system.into_iter().chain([Message::new("user", &text)]).collect())
+            }
+            chat => chat,
+        };
+        Self { prompt, ..self }
+    }
+
     /// The prompt's tokens, cut from the left to at most `max_length`.
     pub fn tokens(&self, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
         match &self.prompt {
             Prompt::Text(text) => Example::encode_prompt(text, tokenizer, max_length),
+            Prompt::Chat(messages) => Example::encode_chat_prompt(messages, tokenizer, max_length),
         }
         .with_context(|| self.place.clone())
     }

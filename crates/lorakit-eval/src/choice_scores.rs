@@ -155,13 +155,13 @@ impl<'a> Question<'a> {
             text: &texts[i],
             characters: requests[i].characters,
             request: Span::new(&branches, i, requests[i].context.len(), requests[i].continuation.len()),
-            target: Span::new(&branches, first_example + i, examples[i].prompt.len(), examples[i].target.len()),
+            target: Span::new(&branches, first_example + i, examples[i].prompt_len, examples[i].target().len()),
         };
         let choices = (0..texts.len()).map(choice).collect();
         // Requests share a prompt, and examples share one; a request whose prompt was truncated shares nothing with an
         // example.
         let trees = branches.chunks(texts.len()).map(|alike| PrefixTree::new(alike.to_vec())).collect();
-        let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt.clone());
+        let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt().to_vec());
         Ok(Question { examples, prompt, choices, trees })
     }
 
@@ -191,13 +191,13 @@ fn branches(requests: &[ChoiceRequest], examples: &[Example]) -> Vec<Branch> {
         return joint;
     }
     let requested = requests.iter().map(|request| Branch::new(&request.context, &request.continuation));
-    let trained = examples.iter().map(|example| Branch::new(&example.prompt, &example.target));
+    let trained = examples.iter().map(|example| Branch::new(example.prompt(), example.target()));
     requested.chain(trained).collect()
 }
 
 /// The example as a branch that also covers its request.
 fn joint(request: &ChoiceRequest, example: &Example) -> Option<Branch> {
-    let mut branch = Branch::new(&example.prompt, &example.target);
+    let mut branch = Branch::new(example.prompt(), example.target());
     let rest = branch.tokens.strip_prefix(request.context.as_slice())?;
     if !rest.starts_with(&request.continuation) {
         return None;
@@ -239,7 +239,7 @@ mod tests {
             characters: 1,
             bytes: 1,
         };
-        let example = Example { prompt: vec![1, 5, 6], target: vec![7, 8, 2], truncation: Default::default() };
+        let example = Example::new(&[1, 5, 6], &[7, 8, 2]);
         let together = branches(&[request(&[1, 5], &[6, 7, 8])], std::slice::from_ref(&example));
         assert_eq!(together, [Branch { tokens: vec![1, 5, 6, 7, 8, 2], from: 2 }]);
         let apart = branches(&[request(&[5], &[6, 7, 8])], &[example]);

@@ -56,7 +56,8 @@ pub fn evaluate(
     if rows.is_empty() {
         return Err(EvalError::NoRows { name: task.name.clone() });
     }
-    let samples = rows.iter().map(|row| Sample::new(row)).collect();
+    let sample = |row: &&Row| Ok(Sample::new(row, Example::prompt_text(row, model.tokenizer)?));
+    let samples = rows.iter().map(sample).collect::<lorakit_task::Result<_>>()?;
     let truncated = TruncatedRows::default();
     let mut evaluation = Evaluation { model, task, options, rows, samples, truncated, progress };
     evaluation.run().map_err(|source| EvalError::Task {
@@ -131,9 +132,9 @@ impl Evaluation<'_> {
     fn count_truncated<'e>(&mut self, rows: impl Iterator<Item = &'e [Example]>) -> Result<()> {
         let (beginning, max_length) = (self.model.tokenizer.encode("")?.len(), self.model.max_length());
         for (row, examples) in self.rows.iter().zip(rows) {
-            let empty = |example: &&Example| example.truncation.prompt > 0 && example.prompt.len() <= beginning;
+            let empty = |example: &&Example| example.truncation.prompt > 0 && example.prompt_len <= beginning;
             if let Some(example) = examples.iter().find(empty) {
-                return Err(EvalError::NoRoomForPrompt { row: row.number, answer: example.target.len(), max_length });
+                return Err(EvalError::NoRoomForPrompt { row: row.number, answer: example.target().len(), max_length });
             }
             self.truncated.count_examples(examples);
         }
@@ -145,11 +146,11 @@ impl Evaluation<'_> {
         let (tokenizer, positions) = (self.model.tokenizer, self.model.max_length());
         let mut prompts = Vec::new();
         for row in &self.rows {
-            let whole = Example::encode_prompt(&row.prompt, tokenizer, usize::MAX)?;
+            let whole = Example::encode_row_prompt(row, tokenizer, usize::MAX)?;
             let budget = TokenBudget::new(whole.len(), max_new_tokens, positions);
             self.truncated.count_generation(budget, whole.len(), max_new_tokens);
             prompts.push(match budget.prompt < whole.len() {
-                true => Example::encode_prompt(&row.prompt, tokenizer, budget.prompt)?,
+                true => Example::encode_row_prompt(row, tokenizer, budget.prompt)?,
                 false => whole,
             });
         }

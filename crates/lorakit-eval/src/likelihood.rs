@@ -37,10 +37,10 @@ pub fn example_losses(
 
 /// The losses of the examples of one forward.
 fn batch_losses(model: &PatchedModel, examples: &[Example], batch: &[usize]) -> Result<Vec<NllSum>> {
-    let prompts: Vec<&[u32]> = batch.iter().map(|&index| examples[index].prompt.as_slice()).collect();
+    let prompts: Vec<&[u32]> = batch.iter().map(|&index| examples[index].prompt()).collect();
     let rows = batch.iter().zip(model.route(&prompts)?).map(|(&index, row)| ScoredRow {
-        prompt: &examples[index].prompt,
-        target: &examples[index].target,
+        tokens: &examples[index].tokens,
+        loss: &examples[index].loss,
         row,
     });
     Ok(model.base.nll_sums(rows, model.patches)?)

@@ -34,12 +34,12 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// A row without scores.
-    pub(crate) fn new(row: &Row) -> Sample {
+    /// A row without scores, and the text of its prompt.
+    pub(crate) fn new(row: &Row, prompt: String) -> Sample {
         Sample {
             row: row.number,
             fields: row.fields.clone(),
-            prompt: row.prompt.clone(),
+            prompt,
             accepted: row.accepted().to_vec(),
             gold: row.choices().map(|(_, gold)| gold),
             choices: Vec::new(),

@@ -19,7 +19,8 @@ pub struct TruncatedRows {
 impl TruncatedRows {
     /// Counts a row whose answers were encoded as `examples`.
     pub(crate) fn count_examples(&mut self, examples: &[Example]) {
-        self.prompts += usize::from(examples.iter().any(|example| example.truncation.prompt > 0));
+        self.prompts +=
+            usize::from(examples.iter().any(|example| example.truncation.prompt + example.truncation.messages > 0));
         self.answers += usize::from(examples.iter().any(|example| example.truncation.target > 0));
     }
 

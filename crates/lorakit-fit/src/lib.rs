@@ -77,5 +77,5 @@ pub use open_library::{OpenLibrary, ensure_same_base, open_adapter};
 pub use pluralize::pluralize;
 pub use record_file::record_beside;
 pub use reporter::{Reporter, Silent, TrainingHooks};
-pub use task_record::task_record;
+pub use task_record::{chat_template_of, task_record};
 pub use wait_for_lock::{lock, lock_for};

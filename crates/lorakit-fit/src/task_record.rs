@@ -1,8 +1,8 @@
-//! What a record keeps of a task.
+//! What a record keeps of a task, and the chat template that its rows go through.
 
 use lorakit_adapter::TaskRecord;
 use lorakit_format::hash_sketch::HashSketch;
-use lorakit_task::{Split, Task};
+use lorakit_task::{Split, Task, Tokenizer};
 
 /// The record of a task: what finds it again, and what tells it from another.
 pub fn task_record(task: &Task) -> TaskRecord {
@@ -13,5 +13,13 @@ pub fn task_record(task: &Task) -> TaskRecord {
         split_seed: task.split_seed,
         train_rows: HashSketch::new(task.row_hashes(Split::Train)).to_text(),
         columns: task.columns.as_map().clone(),
+        chat_template: None,
     }
+}
+
+/// The SHA-256 of the chat template that a task's rows go through; None if they go through none.
+pub fn chat_template_of(task: &Task, tokenizer: &Tokenizer) -> Option<String> {
+    let rendered = tokenizer.encoding().chat || task.has_conversations();
+    let template = rendered.then(|| tokenizer.chat_template().ok()).flatten();
+    template.map(|template| template.sha256().to_owned())
 }

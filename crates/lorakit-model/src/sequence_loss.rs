@@ -6,12 +6,12 @@ use candle_core::Result;
 use lorakit_lora::{Patches, Sequence};
 use std::ops::Range;
 
-/// A sequence whose `target` is scored as the continuation of `prompt`.
+/// A sequence of which some tokens are scored.
 pub struct ScoredRow<'a> {
-    /// Tokens without a loss.
-    pub prompt: &'a [u32],
-    /// Tokens with a loss.
-    pub target: &'a [u32],
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Whether each has a loss.
+    pub loss: &'a [bool],
     /// The expert and weights that the patches read; its place in the batch is ignored.
     pub row: Sequence,
 }
@@ -70,8 +70,8 @@ impl Base {
 /// The rows as one batch, each with its expert and weights.
 fn pack<'a>(rows: impl Iterator<Item = ScoredRow<'a>>) -> TokenBatch {
     let (mut batch, mut weights) = (TokenBatch::default(), Vec::new());
-    for ScoredRow { prompt, target, row } in rows {
-        batch.push(prompt, target, row.expert);
+    for ScoredRow { tokens, loss, row } in rows {
+        batch.push_masked(tokens, loss, row.expert);
         weights.push(row.weights);
     }
     let mut weights = weights.into_iter();

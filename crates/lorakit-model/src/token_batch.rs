@@ -26,17 +26,22 @@ impl TokenBatch {
     /// Adds a row: `prompt` carries no loss, every token of `target` does. The target's last token is predicted but never
     /// read, so it is not among the packed tokens.
     pub fn push(&mut self, prompt: &[u32], target: &[u32], expert: Option<usize>) {
+        let tokens = [prompt, target].concat();
+        let loss: Vec<bool> = (0..tokens.len()).map(|i| i >= prompt.len()).collect();
+        self.push_masked(&tokens, &loss, expert);
+    }
+
+    /// Adds a row of tokens, each with whether it carries loss. The last that does is predicted but never read, so it is
+    /// not among the packed tokens, nor is anything after it; without any, all tokens are read. The first carries none,
+    /// since nothing predicts it.
+    pub fn push_masked(&mut self, tokens: &[u32], loss: &[bool], expert: Option<usize>) {
         let (start, row) = (self.ids.len(), self.sequences.len() as u32);
-        let read = target.len().saturating_sub(1);
-        self.ids.extend_from_slice(prompt);
-        self.ids.extend_from_slice(&target[..read]);
-        for (i, &id) in target.iter().enumerate() {
-            // A target without a prompt begins with a token that nothing predicts.
-            if let Some(at) = (start + prompt.len() + i).checked_sub(1).filter(|&at| at >= start) {
-                self.targets.push(TargetToken { at: at as u32, id, row });
-            }
-        }
-        let whole = Some(prompt.len() + target.len());
+        let read = loss.iter().rposition(|&loss| loss).unwrap_or(tokens.len());
+        self.ids.extend_from_slice(&tokens[..read]);
+        let predicted = tokens.iter().zip(loss).enumerate().skip(1).filter(|(_, (_, loss))| **loss);
+        let target = |(i, (&id, _)): (usize, (&u32, &bool))| TargetToken { at: (start + i - 1) as u32, id, row };
+        self.targets.extend(predicted.map(target));
+        let whole = Some(tokens.len());
         self.sequences.push(Sequence { start, len: self.ids.len() - start, whole, expert, ..Sequence::default() });
     }
 

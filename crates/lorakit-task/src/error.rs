@@ -126,6 +126,12 @@ pub enum Error {
         /// What the template engine said.
         source: Box<minijinja::Error>,
     },
+    /// A chat template that is missing or cannot be compiled.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// A conversation that the chat template refuses, in the template's words.
+    #[error("the chat template refuses the conversation: {0}")]
+    RefusedChat(String),
     /// A template that cannot be rendered over a row.
     #[error("{0}")]
     Render(String),
@@ -157,6 +163,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error and its sources in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(&format!(": {error}"));
+            source = error.source();
+        }
+        text
+    }
+
     /// The same error, said to have occurred at `place`.
     pub(crate) fn at(self, place: impl Into<String>) -> Self {
         Error::At { place: place.into(), source: Box::new(self) }

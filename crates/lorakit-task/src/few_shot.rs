@@ -1,7 +1,7 @@
 //! Few-shot prompts: train rows with their answers before each row's own prompt.
 
 use crate::error::{Error, Result};
-use crate::row::Row;
+use crate::row::{Row, RowKind};
 use crate::split::Split;
 use crate::task::Task;
 
@@ -9,6 +9,7 @@ impl Task {
     /// The task with `shots` examples before every prompt, as lm-evaluation-harness builds a context: the description,
     /// then of each example its prompt, the target delimiter, its first accepted answer and the few-shot delimiter. The
     /// examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example of itself.
+    /// The examples of conversations are turns before its own.
     /// Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further example.
     ///
     /// # Errors
@@ -26,13 +27,26 @@ impl Task {
                 return Err(Error::FewShot { task: self.name.clone(), shots, rows: train.len() });
             }
             let mut prompt = self.few_shot.description.clone();
-            for example in examples {
+            for example in &examples {
                 for part in [&example.prompt, &example.delimiter, example.target(), &self.few_shot.delimiter] {
                     prompt.push_str(part);
                 }
             }
             prompt.push_str(&row.prompt);
-            Ok((*split, Row { prompt, ..row.clone() }))
+            let kind = match &row.kind {
+                RowKind::Plain { .. } if shots > 0 => {
+                    RowKind::Plain { instruction: String::new(), input: prompt.clone() }
+                }
+                RowKind::Conversation(own) => {
+                    let shown = examples.iter().filter_map(|example| match &example.kind {
+                        RowKind::Conversation(shown) => Some(shown),
+                        RowKind::Plain { .. } | RowKind::Text => None,
+                    });
+                    RowKind::Conversation(own.after(shown))
+                }
+                other => other.clone(),
+            };
+            Ok((*split, Row { prompt, kind, ..row.clone() }))
         });
         let mut task = Task { rows: rows.collect::<Result<_>>()?, ..self.clone() };
         if task.generation.stop.is_empty() {

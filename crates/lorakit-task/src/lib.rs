@@ -32,12 +32,13 @@
 //!     "vocab": {"?": 0, "hot": 1, "cold": 2, "Invert": 3, ".": 4, "END": 5}}}"#;
 //! let tokenizer = Tokenizer::from_bytes(words.as_bytes(), "END")?;
 //! let example = Example::encode(row, &tokenizer, 2048)?;
-//! assert_eq!((example.prompt, example.target), (vec![3, 4, 1], vec![2, 5]));
+//! assert_eq!((example.prompt(), example.target()), (&[3, 4, 1][..], &[2, 5][..]));
 //! # Ok(())
 //! # }
 //! ```
 
 mod answer_pattern;
+mod chat;
 mod column_names;
 mod error;
 mod few_shot;
@@ -55,15 +56,19 @@ mod task;
 mod tokenization;
 
 pub use answer_pattern::AnswerPattern;
+pub use chat::chat_template::{ChatTemplate, RenderedChat};
+pub use chat::conversation::{Conversation, Message};
+pub use chat::reply_span::ReplySource;
 pub use column_names::ColumnNames;
 pub use error::{Error, Result};
 pub use loading::suite::Suite;
 pub use metric::Metric;
-pub use row::{Answer, Row};
+pub use row::{Answer, Row, RowKind};
 pub use split::Split;
 pub use task::{FewShotTexts, GenerationConfig, Task};
 pub use tokenization::choice_request::{ChoiceRequest, choice_requests};
 pub use tokenization::example::{Example, TokenView, Truncation};
 pub use tokenization::incremental_decoder::IncrementalDecoder;
 pub use tokenization::pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
+pub use tokenization::row_encoding::{BosTokens, LossTokens, RowEncoding};
 pub use tokenization::tokenizer::Tokenizer;

@@ -1,21 +1,42 @@
-//! One row of a task, as text.
+//! One row of a task, before there is a tokenizer.
 
 use serde_json::{Map, Value};
 
-/// One row of a task: a prompt and its answer.
+use crate::chat::conversation::Conversation;
+
+/// One row of a task: a prompt and its answer, a conversation, or a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The position in its file, from 1.
     pub number: usize,
     /// The columns of the data file.
     pub fields: Map<String, Value>,
-    /// The text that the model reads.
+    /// What the row is besides its prompt and answer, for the chat template.
+    pub kind: RowKind,
+    /// The text that the model reads. Of a conversation, which the chat template renders, the messages before the last
+    /// reply, for display; of a text nothing.
     pub prompt: String,
     /// The text between prompt and answer: one space, or nothing if the prompt is empty or ends in white space, unless
     /// the task says otherwise.
     pub delimiter: String,
-    /// The text that the model should write.
+    /// The text that the model should write: of a conversation its last reply, of a text the whole.
     pub answer: Answer,
+}
+
+/// The kinds of rows. The set is closed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RowKind {
+    /// A prompt and an answer, with what a chat template makes turns of.
+    Plain {
+        /// The instruction, for the system's turn; may be empty.
+        instruction: String,
+        /// What is asked, for the user's turn.
+        input: String,
+    },
+    /// A conversation whose replies are to be learned; it has at least one.
+    Conversation(Conversation),
+    /// A text of which every token is to be learned.
+    Text,
 }
 
 /// The answer of a row.
@@ -33,6 +54,12 @@ pub enum Answer {
 }
 
 impl Row {
+    /// A row of prompt and answer. The prompt is also the user's turn where rows go through a chat template.
+    pub fn plain(number: usize, fields: Map<String, Value>, prompt: &str, delimiter: &str, answer: Answer) -> Row {
+        let kind = RowKind::Plain { instruction: String::new(), input: prompt.to_owned() };
+        Row { number, fields, kind, prompt: prompt.to_owned(), delimiter: delimiter.to_owned(), answer }
+    }
+
     /// The answer that training uses: the first accepted one, or the right choice.
     pub fn target(&self) -> &str {
         self.accepted().first().map_or("", String::as_str)

@@ -10,7 +10,7 @@ use crate::column_names::ColumnNames;
 use crate::error::{Error, Result};
 use crate::json_value::canonical_object;
 use crate::metric::Metric;
-use crate::row::{Answer, Row};
+use crate::row::{Answer, Row, RowKind};
 use crate::split::Split;
 
 /// Rows of text with answers, split into train, validation and test.
@@ -32,6 +32,8 @@ pub struct Task {
     pub generation: GenerationConfig,
     /// The texts around the examples of [`Task::with_few_shot`].
     pub few_shot: FewShotTexts,
+    /// What of its rows is not used, as sentences for the user.
+    pub notices: Vec<String>,
     pub(crate) sha256: String,
     pub(crate) rows: Vec<(Split, Row)>,
 }
@@ -89,6 +91,11 @@ impl Task {
         self.rows.iter().filter(|(own, _)| split == Split::All || *own == split).count()
     }
 
+    /// Whether the base's chat template renders some of its rows, whatever the options.
+    pub fn has_conversations(&self) -> bool {
+        self.rows.iter().any(|(_, row)| matches!(row.kind, RowKind::Conversation(_)))
+    }
+
     /// Whether the rows have choices: all of a task or none.
     pub fn has_choices(&self) -> bool {
         self.rows.first().is_some_and(|(_, row)| row.choices().is_some())
@@ -115,13 +122,9 @@ impl Task {
             let fields = Map::from_iter([("input".into(), text(input)), ("output".into(), text(output))]);
             lines.push_str(&canonical_object(&fields));
             lines.push('\n');
-            let row = Row {
-                number: at + 1,
-                fields,
-                prompt: format!("{input}\n"),
-                delimiter: String::new(),
-                answer: Answer::Text(vec![output.clone()]),
-            };
+            let kind = RowKind::Plain { instruction: String::new(), input: input.clone() };
+            let answer = Answer::Text(vec![output.clone()]);
+            let row = Row { kind, ..Row::plain(at + 1, fields, &format!("{input}\n"), "", answer) };
             (Split::of(&row.fields, 0), row)
         };
         let rows = rows.iter().enumerate().map(&mut of).collect();
@@ -134,6 +137,7 @@ impl Task {
             metrics: vec![Metric::Loss, Metric::ExactMatch],
             generation: GenerationConfig { stop: Vec::new(), max_new_tokens: 24, extract: None },
             few_shot: FewShotTexts::default(),
+            notices: Vec::new(),
             sha256: sha256(lines.as_bytes()),
             rows,
         }

@@ -30,8 +30,8 @@ fn oracle() -> Oracle {
 
 fn row(source: &str, answer: Answer) -> Row {
     let spaced = source.ends_with(char::is_whitespace);
-    let delimiter = if spaced { "" } else { " " }.into();
-    Row { number: 1, fields: Map::new(), prompt: source.into(), delimiter, answer }
+    let delimiter = if spaced { "" } else { " " };
+    Row::plain(1, Map::new(), source, delimiter, answer)
 }
 
 fn ids(value: &Value) -> Vec<i64> {
@@ -49,9 +49,9 @@ fn unpadded(batch: &Value, i: usize) -> (Vec<i64>, Vec<i64>) {
 }
 
 fn ours(example: &Example) -> (Vec<i64>, Vec<i64>) {
-    let ids = example.prompt.iter().chain(&example.target).map(|&id| i64::from(id)).collect();
-    let masked = example.prompt.iter().map(|_| -100);
-    (ids, masked.chain(example.target.iter().map(|&id| i64::from(id))).collect())
+    let ids = example.tokens.iter().map(|&id| i64::from(id)).collect();
+    let masked = example.prompt().iter().map(|_| -100);
+    (ids, masked.chain(example.target().iter().map(|&id| i64::from(id))).collect())
 }
 
 #[test]

@@ -116,10 +116,10 @@ fn a_llama_tokenizer_reproduces_the_text() {
     for task in load("function_vectors.toml:antonym,english-french,conll2003_person", &data) {
         for row in task.rows(Split::Train, Some(50)).unwrap() {
             let example = Example::encode(row, &tokenizer, 512).unwrap();
-            assert_eq!(example.prompt[0], 1);
-            assert_eq!(example.prompt.iter().filter(|&&id| id == 1).count(), 1);
-            assert_eq!(example.target.last(), Some(&2));
-            let whole = [example.prompt.as_slice(), &example.target].concat();
+            assert_eq!(example.tokens[0], 1);
+            assert_eq!(example.prompt().iter().filter(|&&id| id == 1).count(), 1);
+            assert_eq!(example.target().last(), Some(&2));
+            let whole = example.tokens.clone();
             let text = format!("{}{}", row.prompt, row.target());
             assert_eq!(tokenizer.decode(&whole).unwrap(), text);
         }
@@ -136,9 +136,9 @@ fn a_byte_level_tokenizer_reproduces_the_text_and_adds_no_bos() {
     for task in load("gsm8k.toml", &data) {
         for row in task.rows(Split::Test, Some(50)).unwrap() {
             let example = Example::encode(row, &tokenizer, 4096).unwrap();
-            assert_eq!(tokenizer.encode(&row.prompt).unwrap(), example.prompt);
+            assert_eq!(tokenizer.encode(&row.prompt).unwrap(), example.prompt());
             let target = format!(" {}", row.target());
-            assert_eq!(tokenizer.decode(&example.target).unwrap(), target);
+            assert_eq!(tokenizer.decode(example.target()).unwrap(), target);
         }
     }
 }

@@ -72,12 +72,18 @@ impl Job {
     }
 }
 
-/// The SHA-256 of rows: of their prompts and targets, each preceded by its length.
+/// The SHA-256 of rows: of their prompts and targets, each preceded by its length. A row whose loss is not on its target
+/// alone adds which tokens carry loss.
 pub fn rows_sha256(rows: &[Example]) -> String {
     let mut bytes = Vec::new();
-    for part in rows.iter().flat_map(|row| [&row.prompt, &row.target]) {
-        bytes.extend((part.len() as u64).to_le_bytes());
-        part.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
+    for row in rows {
+        for part in [row.prompt(), row.target()] {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            part.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
+        }
+        if !row.has_plain_loss() {
+            bytes.extend(row.loss.iter().map(|&loss| u8::from(loss)));
+        }
     }
     sha256(&bytes)
 }

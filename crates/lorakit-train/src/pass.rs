@@ -226,7 +226,7 @@ impl<'a> Pass<'a> {
         let losses = StepLosses { rows: row_losses, experts };
         self.update(&active, &gradients, &rows, &losses)?;
         for row in &rows {
-            self.progress[row.expert].tokens += row.row.target.len() as u64;
+            self.progress[row.expert].tokens += row.row.loss_tokens() as u64;
         }
         self.step += 1;
         let validated = self.validate(&active)?;
@@ -257,13 +257,13 @@ impl<'a> Pass<'a> {
         let mut totals = vec![0usize; self.jobs.len()];
         for row in rows {
             totals[row.expert] += match reduction {
-                LossReduction::Tokens => row.row.target.len(),
+                LossReduction::Tokens => row.row.loss_tokens(),
                 LossReduction::Rows => 1,
             };
         }
         let weight = |row: &BatchRow| match reduction {
             LossReduction::Tokens => 1.0 / totals[row.expert] as f32,
-            LossReduction::Rows => 1.0 / (totals[row.expert] * row.row.target.len()) as f32,
+            LossReduction::Rows => 1.0 / (totals[row.expert] * row.row.loss_tokens()) as f32,
         };
         rows.iter().map(weight).collect()
     }
@@ -289,7 +289,8 @@ impl<'a> Pass<'a> {
     fn pack(&self, rows: &[BatchRow]) -> (TokenBatch, Option<Dropout>) {
         let mut packed = TokenBatch::default();
         for row in rows {
-            packed.push(&row.row.prompt, &row.row.target, Some(self.trainable.train_owner(row.expert, row.index)));
+            let owner = self.trainable.train_owner(row.expert, row.index);
+            packed.push_masked(&row.row.tokens, &row.row.loss, Some(owner));
         }
         let rate = self.context.config.dropout;
         let keys: Arc<[[u8; 32]]> = rows.iter().map(|row| row.dropout_key).collect();
@@ -443,5 +444,5 @@ impl<'a> Pass<'a> {
 
 /// Splits the rows, in order, into batches of at most `tokens` tokens.
 fn batches(rows: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
-    split_by_tokens(rows.iter().map(|row| row.row.prompt.len() + row.row.target.len()), tokens)
+    split_by_tokens(rows.iter().map(|row| row.row.len()), tokens)
 }

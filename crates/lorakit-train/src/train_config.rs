@@ -6,6 +6,7 @@ use crate::setting_names::{canonical_name, suggested_name};
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
+use lorakit_task::{BosTokens, LossTokens, RowEncoding};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -66,6 +67,12 @@ pub struct TrainConfig {
     pub max_length: usize,
     /// How token losses are averaged.
     pub loss_reduction: LossReduction,
+    /// Which tokens of a row contribute to the loss.
+    pub loss: LossTokens,
+    /// Whether rows of prompt and answer go through the base's chat template too.
+    pub chat: bool,
+    /// Whether texts begin with BOS.
+    pub bos: BosTokens,
     /// Steps between validations; once per epoch if not given; 0 disables validation, and the last weights are kept.
     pub eval_steps: Option<usize>,
     /// Steps between checkpoints of a pass; 0 disables them.
@@ -100,6 +107,9 @@ impl Default for TrainConfig {
             max_grad_norm: 0.1,
             max_length: 2048,
             loss_reduction: LossReduction::Tokens,
+            loss: LossTokens::Assistant,
+            chat: false,
+            bos: BosTokens::Auto,
             eval_steps: None,
             save_steps: 100,
             max_loss_jump: 2.0,
@@ -111,6 +121,9 @@ impl Default for TrainConfig {
 
 /// Settings that affect how training runs, not its result.
 const RUNTIME_SETTINGS: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
+
+/// Settings that records of earlier versions lack, and that are recorded only if they are not the default.
+const LATER_SETTINGS: [&str; 3] = ["loss", "chat", "bos"];
 
 /// Upper limit of counts, so that products of two of them do not overflow.
 const MAX_COUNT: usize = 1 << 20;
@@ -219,6 +232,11 @@ impl TrainConfig {
         Ok(self)
     }
 
+    /// How rows become tokens.
+    pub fn row_encoding(&self) -> RowEncoding {
+        RowEncoding { chat: self.chat, loss: self.loss, bos: self.bos }
+    }
+
     /// LoRA's scale, alpha / rank.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
@@ -241,6 +259,8 @@ impl TrainConfig {
         RUNTIME_SETTINGS.iter().for_each(|name| {
             fields.shift_remove(*name);
         });
+        let default = Self::default().to_map().unwrap_or_default();
+        fields.retain(|name, value| !LATER_SETTINGS.contains(&name.as_str()) || default.get(name) != Some(&*value));
         fields.sort_keys();
         fields
     }
@@ -312,5 +332,8 @@ mod tests {
         let config = TrainConfig { save_steps: 7, gradient_checkpointing: true, ..TrainConfig::default() };
         let expected = r#"{"alpha":16.0,"batch_size":16,"dropout":0.05,"eval_steps":null,"gradient_accumulation_steps":1,"learning_rate":0.0001,"loss_reduction":"tokens","lr_scheduler":"linear","max_grad_norm":0.1,"max_length":2048,"max_steps":null,"num_epochs":5,"rank":4,"routing_learning_rate":0.1,"splits":8,"target_modules":"attention","tie_qkv":false,"warmup_ratio":0.06,"weight_decay":0.0}"#;
         assert_eq!(serde_json::to_string(&config.fingerprint_fields()).unwrap(), expected);
+        let chat = TrainConfig { chat: true, loss: LossTokens::All, ..config };
+        let fields = chat.fingerprint_fields();
+        assert_eq!((&fields["chat"], &fields["loss"], fields.get("bos")), (&true.into(), &"all".into(), None));
     }
 }

@@ -47,7 +47,7 @@ fn job(name: &str, rows: usize) -> Job {
     let row = |i: usize| {
         let mut stream = Key::new(i as u64, name).stream();
         let mut ids = |n| (0..n).map(|_| 3 + stream.below(27) as u32).collect::<Vec<_>>();
-        Example { prompt: ids(3 + i % 5), target: ids(2 + i % 3), truncation: Default::default() }
+        Example::new(&ids(3 + i % 5), &ids(2 + i % 3))
     };
     Job {
         name: name.into(),
@@ -65,7 +65,7 @@ fn a_nan_loss_stops_only_its_expert_and_names_step_and_row() {
     let base = poisoned(place.path());
     let settings = settings("num_epochs = 2\nbatch_size = 4\nexperts_per_pass = 3\nlearning_rate = 1e-3");
     let mut jobs = vec![job("one", 16), job("poisoned", 32), job("two", 24)];
-    jobs[1].train[20].prompt[1] = POISON;
+    jobs[1].train[20].tokens[1] = POISON;
     let library = Library::open_or_create(&place.path().join("library"), Some(base.identity())).unwrap();
     let stop = AtomicBool::new(false);
     let train = |jobs: &[Job], restart| {
@@ -112,7 +112,7 @@ fn a_stopped_expert_does_not_affect_the_others() {
         (matrices.flat_map(|m| m.values().into_owned()).collect::<Vec<f32>>(), pass.progress()[1].clone())
     };
     let (beside_a_healthy_one, healthy) = bytes(&jobs);
-    jobs[1].train.iter_mut().for_each(|row| row.prompt[0] = POISON);
+    jobs[1].train.iter_mut().for_each(|row| row.tokens[0] = POISON);
     let (beside_a_failed_one, failed) = bytes(&jobs);
     assert!(healthy.failure.is_none() && failed.failure.is_some());
     let largest = beside_a_healthy_one.iter().zip(&beside_a_failed_one).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
@@ -126,7 +126,7 @@ fn a_nan_validation_loss_stops_the_expert() {
     let base = poisoned(place.path());
     let settings = settings("max_steps = 6\nbatch_size = 4\neval_steps = 2");
     let mut jobs = [job("one", 16), job("poisoned", 16)];
-    jobs[1].validation[2].prompt[0] = POISON;
+    jobs[1].validation[2].tokens[0] = POISON;
     let mut pass =
         Pass::new(PassContext { base: &base, config: &settings, seed: 0, batch_tokens: 1000 }, &jobs).unwrap();
     while pass.is_running() {
@@ -143,7 +143,7 @@ fn everything_trained_has_a_gradient_and_the_base_is_unchanged() {
     let base = Base::open(&source, &BaseOptions::default()).unwrap();
     let mut packed = TokenBatch::default();
     let row = &job("one", 16).train[0];
-    packed.push(&row.prompt, &row.target, None);
+    packed.push(row.prompt(), row.target(), None);
     let losses = || base.nll(&packed, &Patches::none()).unwrap().to_vec1::<f32>().unwrap();
     let before = losses();
     let settings = settings("max_steps = 3\nbatch_size = 4\nlearning_rate = 1e-1\ntarget_modules = 'all-linear'");

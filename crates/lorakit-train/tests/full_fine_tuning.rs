@@ -22,7 +22,7 @@ fn rows(seed: u64, n: u64) -> Vec<Example> {
         let mut stream = Key::new(seed, "rows").number(i).stream();
         // The answer repeats the question, so that there is something to learn.
         let prompt: Vec<u32> = (0..6).map(|_| 3 + stream.below(6) as u32).collect();
-        Example { target: prompt[..4].to_vec(), prompt, truncation: Default::default() }
+        Example::new(&prompt, &prompt[..4])
     };
     (0..n).map(row).collect()
 }

@@ -30,7 +30,7 @@ fn settings(text: &str) -> TrainConfig {
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
     let mut stream = Key::new(seed, "ids").stream();
     let mut ids = |n| (0..n).map(|_| 3 + stream.below(28) as u32).collect::<Vec<_>>();
-    Example { prompt: ids(prompt), target: ids(target), truncation: Default::default() }
+    Example::new(&ids(prompt), &ids(target))
 }
 
 /// An adapter of random, non-zero A and B on every module of the base.
@@ -49,7 +49,7 @@ fn packed() -> (TokenBatch, Vec<f32>) {
     let mut packed = TokenBatch::default();
     for (expert, (prompt, target)) in [(5, 7), (9, 3), (2, 12)].into_iter().enumerate() {
         let row = example(expert as u64, prompt, target);
-        packed.push(&row.prompt, &row.target, Some(expert / 2));
+        packed.push(row.prompt(), row.target(), Some(expert / 2));
     }
     let weights = (0..packed.targets().len()).map(|i| 0.02 + 0.01 * (i % 5) as f32).collect();
     (packed, weights)
@@ -240,7 +240,7 @@ fn losses_by_token_match_the_full_last_layer() {
 fn rows_without_a_target_have_no_loss() {
     for name in BASES {
         let base = base(name, false);
-        let row = Example { target: Vec::new(), ..example(1, 5, 2) };
+        let row = Example::new(example(1, 5, 2).prompt(), &[]);
         assert_eq!(lorakit_train::example_losses(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
     }
 }

@@ -22,7 +22,7 @@ fn base(name: &str) -> Base {
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
     let mut stream = Key::new(seed, "ids").stream();
     let mut ids = |n| (0..n).map(|_| 3 + stream.below(28) as u32).collect::<Vec<_>>();
-    Example { prompt: ids(prompt), target: ids(target), truncation: Default::default() }
+    Example::new(&ids(prompt), &ids(target))
 }
 
 fn values(seed: u64, what: &str, n: usize) -> Vec<f32> {

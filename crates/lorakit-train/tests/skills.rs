@@ -58,7 +58,7 @@ fn set(stack: &SkillStack, at: impl Fn(usize, usize, usize) -> f32) {
 fn example(seed: u64, prompt: usize, target: usize) -> Example {
     let mut stream = Key::new(seed, "ids").stream();
     let mut ids = |n| (0..n).map(|_| 3 + stream.below(28) as u32).collect::<Vec<_>>();
-    Example { prompt: ids(prompt), target: ids(target), truncation: Default::default() }
+    Example::new(&ids(prompt), &ids(target))
 }
 
 /// Rows of the tasks 2, 0 and 2.
@@ -66,7 +66,7 @@ fn packed() -> (TokenBatch, Vec<f32>) {
     let mut packed = TokenBatch::default();
     for (task, (prompt, target)) in [(2, (5, 7)), (0, (9, 3)), (2, (2, 12))] {
         let row = example(prompt as u64, prompt, target);
-        packed.push(&row.prompt, &row.target, Some(task));
+        packed.push(row.prompt(), row.target(), Some(task));
     }
     let weights = (0..packed.targets().len()).map(|i| 0.02 + 0.01 * (i % 5) as f32).collect();
     (packed, weights)
@@ -192,7 +192,7 @@ fn gradients_of_skills_and_routing_match_finite_differences() {
 fn job() -> (Job, Vec<usize>) {
     let row = |i: u64| {
         let mut row = example(i % 6, 4 + (i % 3) as usize, 3);
-        row.prompt[0] = 3 + (i % 2) as u32;
+        row.tokens[0] = 3 + (i % 2) as u32;
         row
     };
     let train: Vec<Example> = (0..30).map(row).collect();

@@ -53,4 +53,7 @@ pub struct TaskRecord {
     /// The standard columns that other columns of its file stand for, as `--columns` gave them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub columns: BTreeMap<String, String>,
+    /// The SHA-256 of the chat template that its rows went through; None for rows that went through none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
 }

@@ -36,7 +36,7 @@ fn losses_match_the_reference_at_any_batch_size() {
     let rows = task.rows(Split::All, None).unwrap();
     let examples: Vec<Example> = rows.iter().map(|row| Example::encode(row, model.tokenizer, 256).unwrap()).collect();
     let slow = examples.iter().map(|example| {
-        let nll = slow_nll(&model, &example.prompt, &example.target);
+        let nll = slow_nll(&model, example.prompt(), example.target());
         nll.iter().sum::<f64>() / nll.len() as f64
     });
     let slow: Vec<f64> = slow.collect();
@@ -70,7 +70,7 @@ fn check_choices(model: &PatchedModel, rows: &[&Row]) {
         cut += usize::from(examples[0].truncation.prompt > 0);
         for (i, (request, example)) in requests.iter().zip(&examples).enumerate() {
             let sum = -slow_nll(model, &request.context, &request.continuation).iter().sum::<f64>();
-            let nll = slow_nll(model, &example.prompt, &example.target);
+            let nll = slow_nll(model, example.prompt(), example.target());
             let mean = nll.iter().sum::<f64>() / nll.len() as f64;
             for score in [&together[i], &alone[i]] {
                 let (likelihood, loss) = (score.log_likelihood, score.loss);
@@ -192,7 +192,7 @@ fn each_row_is_routed_by_its_own_prompt() {
     let examples: Vec<Example> = rows.iter().map(encode).collect();
     let losses = example_losses(&together, &examples, 2048, &mut |_| ()).unwrap();
     let choices = score_choices(&together, &rows, 2048, &mut |_| ()).unwrap();
-    let prompts: Vec<Vec<u32>> = examples.iter().map(|example| example.prompt.clone()).collect();
+    let prompts: Vec<Vec<u32>> = examples.iter().map(|example| example.prompt().to_vec()).collect();
     let config = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
     let texts = generate(&together, &prompts, &config, &mut |_, _| ()).unwrap();
     let mut weights = std::collections::BTreeSet::new();

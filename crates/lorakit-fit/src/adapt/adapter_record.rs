@@ -15,7 +15,7 @@ pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, lo
         seen: opened.seen(0..opened.experts.len()),
         seed: context.seed,
         losses: OpaqueRecord::new(losses)?,
-        tokens: job.train.iter().map(|row| row.target.len() as u64).sum(),
+        tokens: job.train.iter().map(|row| row.loss_tokens() as u64).sum(),
         base_fingerprint: Some(context.base.identity().fingerprint.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..ExpertRecord::default()

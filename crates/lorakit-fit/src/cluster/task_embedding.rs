@@ -40,7 +40,7 @@ fn row_states(base: &Base, rows: &[Example]) -> Result<Vec<Vec<f32>>> {
     let mut states = Vec::with_capacity(rows.len());
     for batch in lorakit_model::split_by_tokens(rows.iter().map(Example::len), BATCH_TOKENS) {
         let mut packed = TokenBatch::default();
-        rows[batch].iter().for_each(|row| packed.push(&row.prompt, &row.target, None));
+        rows[batch].iter().for_each(|row| packed.push_masked(&row.tokens, &row.loss, None));
         let plan = base.plan(packed.sequences());
         let mut h = base.embed(packed.ids())?;
         for layer in 0..base.layers().saturating_sub(1) {

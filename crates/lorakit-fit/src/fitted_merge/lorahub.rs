@@ -65,11 +65,11 @@ impl RowLosses for Losses<'_> {
         let pairs: Vec<(&Arc<[f32]>, &Example)> =
             weights.iter().flat_map(|weights| self.rows.iter().map(move |row| (weights, row))).collect();
         let mut losses = Vec::with_capacity(pairs.len());
-        let lengths = pairs.iter().map(|(_, row)| row.prompt.len() + row.target.len());
+        let lengths = pairs.iter().map(|(_, row)| row.len());
         for range in split_by_tokens(lengths, self.loss.batch_tokens) {
             let scored = pairs[range].iter().map(|(weights, row)| ScoredRow {
-                prompt: &row.prompt,
-                target: &row.target,
+                tokens: &row.tokens,
+                loss: &row.loss,
                 row: Sequence { weights: Some((*weights).clone()), ..Sequence::default() },
             });
             let sums = self.context.base.nll_sums_by_token(scored, &self.patches)?;

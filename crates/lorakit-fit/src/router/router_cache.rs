@@ -47,7 +47,7 @@ impl CacheKey {
             router: router.to_string(),
             base: base.identity().fingerprint.clone(),
             trained: rows.library().router_sha256(info.name)?,
-            rows: rows.identity(),
+            rows: rows.identity()?,
             seed: rows.seed(),
             lorakit: env!("CARGO_PKG_VERSION").to_owned(),
             formulas: info.version,

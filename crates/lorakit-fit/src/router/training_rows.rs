@@ -3,11 +3,11 @@
 use crate::error::{ChangedTask, FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
-use crate::task_record::task_record;
+use crate::task_record::{chat_template_of, task_record};
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{ColumnNames, Example, Split, Task, Tokenizer, Truncation};
+use lorakit_task::{ColumnNames, Example, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +32,9 @@ pub struct RowsIdentity {
     pub rows: usize,
     /// The tasks, in the order of the fit.
     pub tasks: Vec<TaskIdentity>,
+    /// How rows become tokens, if not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
 }
 
 /// What identifies a task of [`RowsIdentity`].
@@ -45,6 +48,9 @@ pub struct TaskIdentity {
     pub sha256: String,
     /// The seed of its split.
     pub split_seed: u64,
+    /// The SHA-256 of the chat template that its rows go through, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
 }
 
 /// The rows, with everything else that decides what is fitted: a fit reads nothing that is not here, since the key of
@@ -138,14 +144,34 @@ impl<'a> TrainingRows<'a> {
     }
 
     /// What identifies the rows: each task's record with its expert, and the number of rows of each.
-    pub fn identity(&self) -> RowsIdentity {
+    ///
+    /// # Errors
+    /// Where the tokenizer, with its chat template, cannot be opened.
+    pub fn identity(&self) -> Result<RowsIdentity> {
+        let tokenizer = self.tokenizer()?;
+        let encoding = tokenizer.encoding();
+        let template = |source: &TaskSource| match source.task {
+            Some(task) => chat_template_of(task, &tokenizer),
+            // A task that is not loaded yet had conversations if it went through a template before.
+            None if source.record.chat_template.is_some() || encoding.chat => {
+                tokenizer.chat_template().ok().map(|template| template.sha256().to_owned())
+            }
+            None => None,
+        };
         let task = |source: &TaskSource| TaskIdentity {
             expert: source.expert.map(|expert| self.experts().names()[expert].clone()),
             task: source.record.name.clone(),
             sha256: source.record.sha256.clone(),
             split_seed: source.record.split_seed,
+            chat_template: template(source),
         };
-        RowsIdentity { split: Split::Train, rows: self.data.rows(), tasks: self.sources.iter().map(task).collect() }
+        Ok(RowsIdentity {
+            split: Split::Train,
+            rows: self.data.rows(),
+            tasks: self.sources.iter().map(task).collect(),
+            encoding: (encoding != RowEncoding::default())
+                .then(|| format!("chat={},loss={},bos={}", encoding.chat, encoding.loss, encoding.bos)),
+        })
     }
 
     /// For a status line.
@@ -196,12 +222,12 @@ impl<'a> TrainingRows<'a> {
         for TrainingRow { expert, example, .. } in self.examples()? {
             if batches
                 .last()
-                .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt.len() > BATCH_TOKENS)
+                .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt_len > BATCH_TOKENS)
             {
                 batches.push(TokenBatch::default());
             }
             if let Some(last) = batches.last_mut() {
-                last.push(&example.prompt, &[], expert);
+                last.push(example.prompt(), &[], expert);
             }
         }
         Ok(batches)

@@ -3,11 +3,11 @@
 use super::train_context::TrainContext;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::pluralize::pluralize;
-use crate::task_record::task_record;
-use lorakit_adapter::Library;
+use crate::task_record::{chat_template_of, task_record};
+use lorakit_adapter::{Library, TaskRecord};
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
-use lorakit_task::{Example, Split, Task};
+use lorakit_task::{Example, ReplySource, Split, Task};
 use lorakit_train::{Job, TrainConfig};
 use std::collections::BTreeMap;
 
@@ -126,7 +126,7 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
         }
         Ok(Job {
             name: plan.name.clone(),
-            tasks: plan.tasks.iter().map(|task| task_record(task)).collect(),
+            tasks: plan.tasks.iter().map(|task| trained_task(task, context)).collect(),
             train,
             validation,
             init: None,
@@ -134,6 +134,11 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
         })
     };
     plans.iter().map(job).collect()
+}
+
+/// The record of a task, with the chat template that its rows went through.
+fn trained_task(task: &Task, context: &TrainContext) -> TaskRecord {
+    TaskRecord { chat_template: chat_template_of(task, context.tokenizer), ..task_record(task) }
 }
 
 /// A task's rows for training and validation.
@@ -152,6 +157,17 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
     let both = [encode(Split::Train)?, encode(Split::Validation)?];
     let cut = |part: fn(&Example) -> usize| both.iter().flatten().filter(|example| part(example) > 0).count();
     let (prompts, targets) = (cut(|example| example.truncation.prompt), cut(|example| example.truncation.target));
+    warn_of_replies(task, &both, context);
+    let messages: usize = both.iter().flatten().map(|example| example.truncation.messages).sum();
+    if messages > 0 {
+        let rows = cut(|example| example.truncation.messages);
+        context.reporter.warn(&format!(
+            "task `{}`: {} longer than {length} tokens lost the oldest turns, {} in all",
+            task.name,
+            pluralize(rows, "conversation"),
+            pluralize(messages, "message")
+        ));
+    }
     if prompts > 0 {
         context.reporter.warn(&format!(
             "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
@@ -169,6 +185,23 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
     Ok(both)
 }
 
+/// Warns of conversations of which earlier replies are not where the template renders them at the end.
+fn warn_of_replies(task: &Task, rows: &[Vec<Example>; 2], context: &TrainContext) {
+    for (source, loss) in [
+        (ReplySource::GenerationBlocks, "the loss is on the template's {% generation %} blocks"),
+        (ReplySource::LastReply, "the loss is on the last reply alone"),
+    ] {
+        let found = rows.iter().flatten().filter(|example| example.reply_source == source).count();
+        if found > 0 {
+            context.reporter.warn(&format!(
+                "task `{}`: the chat template renders earlier replies of {} otherwise than the last one; {loss}",
+                task.name,
+                pluralize(found, "conversation")
+            ));
+        }
+    }
+}
+
 /// Every `parts`th row of a random order, from the `part`th. The order depends on the seed and the number of rows only.
 fn part_of(rows: Vec<Example>, part: Option<(usize, usize)>, seed: u64) -> Vec<Example> {
     let Some((part, parts)) = part else { return rows };
@@ -182,7 +215,7 @@ mod tests {
 
     #[test]
     fn random_parts_hold_every_row_once() {
-        let ids_of = |rows: Vec<Example>| rows.iter().map(|row| row.prompt[0]).collect::<Vec<u32>>();
+        let ids_of = |rows: Vec<Example>| rows.iter().map(|row| row.tokens[0]).collect::<Vec<u32>>();
         let ids = |seed| [0, 1, 2].map(|part| ids_of(part_of(rows(), Some((part, 3)), seed)));
         let mut all = ids(5).concat();
         assert_eq!(ids(5).map(|part| part.len()), [4, 4, 3]);
@@ -194,6 +227,6 @@ mod tests {
     }
 
     fn rows() -> Vec<Example> {
-        (0..11).map(|id| Example { prompt: vec![id], target: vec![2], truncation: Default::default() }).collect()
+        (0..11).map(|id| Example::new(&[id], &[2])).collect()
     }
 }

@@ -11,7 +11,7 @@ use crate::json_value::canonical;
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, stem};
 use crate::metric::Metric;
-use crate::row::Row;
+use crate::row::{Row, RowKind};
 use crate::row_format::reader::RowReader;
 use crate::source::data_file::DataFile;
 use crate::split::Split;
@@ -33,7 +33,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
     let reader = RowReader::new(config)?;
     let files = read_files(config, name, path, data)?;
     let split_seed = config.split_seed.unwrap_or(0);
-    let mut rows = Vec::new();
+    let (mut rows, mut notices) = (Vec::new(), Vec::new());
     for (own, file) in &files {
         let place = || file.path.display().to_string();
         for row in read_rows(config, &reader, file).at(place)? {
@@ -42,16 +42,19 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
             rows.push((split, row));
         }
     }
-    let choices = rows.first().is_some_and(|(_, row)| row.choices().is_some());
+    if let Some(notice) = rows.first().and_then(|(_, row): &(Split, Row)| reader.notice(&row.fields)) {
+        notices.push(notice.to_owned());
+    }
     Ok(Task {
         name: name.into(),
         description: config.description.clone(),
         path: path.into(),
         split_seed,
         columns: ColumnNames::default(),
-        metrics: metrics(config, choices)?,
+        metrics: metrics(config, rows.first().map(|(_, row)| row))?,
         generation: generation(config)?,
         few_shot: few_shot(config),
+        notices,
         sha256: hash(config, &files),
         rows,
     })
@@ -91,9 +94,13 @@ fn split_of(files: &[(Option<Split>, DataFile)], row: &Row, split_seed: u64) -> 
     if files.iter().any(|(own, _)| *own == Some(split)) { Split::Train } else { split }
 }
 
-fn metrics(config: &TaskConfig, choices: bool) -> Result<Vec<Metric>> {
+/// The metrics of a task whose rows are of one kind, that of its first.
+fn metrics(config: &TaskConfig, first: Option<&Row>) -> Result<Vec<Metric>> {
+    let choices = first.is_some_and(|row| row.choices().is_some());
+    let text = first.is_some_and(|row| row.kind == RowKind::Text);
     let asked = match &config.metrics {
         Some(asked) => asked.as_slice(),
+        None if text => &[],
         None if choices => &[Metric::Acc, Metric::AccNorm, Metric::AccTok],
         None => &[Metric::ExactMatch, Metric::RougeL],
     };
@@ -101,6 +108,9 @@ fn metrics(config: &TaskConfig, choices: bool) -> Result<Vec<Metric>> {
     for &metric in asked {
         if metric.needs_choices() && !choices {
             return Err(Error::Config(format!("`metrics`: {metric} compares choices, and the rows have none")));
+        }
+        if metric.needs_generation() && text {
+            return Err(Error::Config(format!("`metrics`: {metric} compares answers, and rows of `text` have none")));
         }
         if !metrics.contains(&metric) {
             metrics.push(metric);
@@ -142,13 +152,18 @@ fn hash(config: &TaskConfig, files: &[(Option<Split>, DataFile)]) -> String {
     sha256(text.as_bytes())
 }
 
-/// Metrics apply to a whole task, so either all rows have choices or none.
+/// Metrics apply to a whole task, so either all rows have choices or none, and all are texts or none.
 fn refuse_mixture(row: &Row, first: Option<&(Split, Row)>) -> Result<()> {
     match first {
         Some((_, first)) if first.choices().is_some() != row.choices().is_some() => Err(Error::Row(format!(
             "row {} {} choices, unlike the task's first; expected rows of one kind",
             row.number,
             if row.choices().is_some() { "has" } else { "has no" },
+        ))),
+        Some((_, first)) if (first.kind == RowKind::Text) != (row.kind == RowKind::Text) => Err(Error::Row(format!(
+            "row {} is {}, unlike the task's first; expected rows of one kind",
+            row.number,
+            if row.kind == RowKind::Text { "a text" } else { "no text alone" },
         ))),
         _ => Ok(()),
     }

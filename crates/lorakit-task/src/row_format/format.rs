@@ -1,7 +1,7 @@
 //! What a row format is.
 
 use crate::error::Result;
-use crate::row::Answer;
+use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 
 /// A known set of columns, and what they mean. A task TOML can replace either half by templates.
@@ -17,4 +17,17 @@ pub(crate) trait RowFormat: Sync {
 
     /// What the model is to write.
     fn answer(&self, columns: &Columns) -> Result<Answer>;
+
+    /// What the row is besides, for a chat template.
+    fn kind(&self, columns: &Columns) -> Result<RowKind>;
+
+    /// The text between prompt and answer, where it does not depend on the prompt.
+    fn delimiter(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What of such rows is not used, as a sentence.
+    fn notice(&self) -> Option<&'static str> {
+        None
+    }
 }

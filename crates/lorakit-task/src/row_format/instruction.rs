@@ -2,7 +2,7 @@
 
 use crate::error::{At, Result};
 use crate::json_value;
-use crate::row::Answer;
+use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 use crate::row_format::format::RowFormat;
 
@@ -25,10 +25,26 @@ impl RowFormat for Instruction {
     fn answer(&self, columns: &Columns) -> Result<Answer> {
         Ok(Answer::Text(json_value::texts(columns.require("output")?).at(|| "`output`")?))
     }
+
+    fn kind(&self, columns: &Columns) -> Result<RowKind> {
+        kind(columns)
+    }
 }
 
 /// Instruction and input, each followed by one newline; an empty one is left out.
 pub(crate) fn prompt(columns: &Columns) -> Result<String> {
+    let fields = instruction_and_input(columns)?;
+    let lines = fields.iter().filter(|text| !text.is_empty());
+    Ok(lines.map(|text| format!("{text}\n")).collect())
+}
+
+/// The instruction for the system's turn, the input for the user's.
+pub(crate) fn kind(columns: &Columns) -> Result<RowKind> {
+    let [instruction, input] = instruction_and_input(columns)?;
+    Ok(RowKind::Plain { instruction, input })
+}
+
+fn instruction_and_input(columns: &Columns) -> Result<[String; 2]> {
     let instruction = json_value::text(columns.require("instruction")?).at(|| "`instruction`")?;
     let input = match columns.get("input") {
         Some(input) => json_value::text(input).at(|| "`input`")?,
@@ -36,9 +52,7 @@ pub(crate) fn prompt(columns: &Columns) -> Result<String> {
         None if !instruction.is_empty() => String::new(),
         None => return Err(columns.missing("input")),
     };
-    let fields = [instruction, input];
-    let lines = fields.iter().filter(|text| !text.is_empty());
-    Ok(lines.map(|text| format!("{text}\n")).collect())
+    Ok([instruction, input])
 }
 
 #[cfg(test)]

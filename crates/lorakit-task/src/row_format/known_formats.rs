@@ -3,10 +3,16 @@
 use crate::row_format::columns::Columns;
 use crate::row_format::format::RowFormat;
 use crate::row_format::instruction::Instruction;
+use crate::row_format::messages::Messages;
 use crate::row_format::multiple_choice::MultipleChoice;
+use crate::row_format::preference::Preference;
+use crate::row_format::prompt_completion::PromptCompletion;
+use crate::row_format::raw_text::RawText;
+use crate::row_format::sharegpt::ShareGpt;
 
 /// Every row format; a row is of the first that matches.
-static ROW_FORMATS: &[&dyn RowFormat] = &[&MultipleChoice, &Instruction];
+static ROW_FORMATS: &[&dyn RowFormat] =
+    &[&MultipleChoice, &Preference, &Messages, &ShareGpt, &PromptCompletion, &RawText, &Instruction];
 
 /// The format of a row. A row of no known format counts as [`Instruction`], whose errors name the missing column.
 pub(crate) fn format_of(columns: &Columns) -> &'static dyn RowFormat {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::error::{At, Error, Result};
 use crate::json_value;
-use crate::row::Answer;
+use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 use crate::row_format::format::RowFormat;
 use crate::row_format::instruction;
@@ -27,6 +27,10 @@ impl RowFormat for MultipleChoice {
 
     fn answer(&self, columns: &Columns) -> Result<Answer> {
         choices_answer(choice_texts(columns.require("choices")?)?, columns.require("answer")?)
+    }
+
+    fn kind(&self, columns: &Columns) -> Result<RowKind> {
+        instruction::kind(columns)
     }
 }
 

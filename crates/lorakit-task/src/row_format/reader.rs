@@ -1,10 +1,12 @@
 //! How a task reads its rows: by a known row format, or by the templates of a task TOML.
 
+use serde_json::{Map, Value};
+
 use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
 use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
-use crate::row::{Answer, Row};
+use crate::row::{Answer, Row, RowKind};
 use crate::row_format::columns::Columns;
 use crate::row_format::known_formats::{expected_columns, format_of};
 use crate::row_format::multiple_choice::{choice_texts, choices_answer};
@@ -58,17 +60,28 @@ impl RowReader {
     /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
     pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
         let columns = Columns::new(row, &self.columns, instruction)?;
-        let (prompt, answer) = self.prompt_and_answer(&columns).map_err(|error| match error {
+        let (prompt, answer, kind) = self.parts(&columns).map_err(|error| match error {
             Error::MissingColumn { column, present, formats } => {
                 Error::MissingColumn { column, present, formats: formats + &expected_columns() }
             }
             other => other,
         })?;
-        let delimiter = self.delimiter.clone().unwrap_or_else(|| default_delimiter(&prompt));
-        Ok(Row { number, fields: row.fields.clone(), prompt, delimiter, answer })
+        let own = format_of(&columns).delimiter().filter(|_| !self.has_templates()).map(str::to_owned);
+        let delimiter = self.delimiter.clone().or(own).unwrap_or_else(|| default_delimiter(&prompt));
+        Ok(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer })
     }
 
-    fn prompt_and_answer(&self, columns: &Columns) -> Result<(String, Answer)> {
+    /// What of such rows is not used, as a sentence.
+    pub fn notice(&self, fields: &Map<String, Value>) -> Option<&'static str> {
+        let columns = Columns::new(SourceRow { fields, written: None }, &self.columns, None).ok()?;
+        format_of(&columns).notice().filter(|_| !self.has_templates())
+    }
+
+    fn has_templates(&self) -> bool {
+        self.prompt.is_some() || !matches!(self.answer, AnswerSource::Format)
+    }
+
+    fn parts(&self, columns: &Columns) -> Result<(String, Answer, RowKind)> {
         let format = format_of(columns);
         let prompt = match &self.prompt {
             None => format.prompt(columns)?,
@@ -79,7 +92,17 @@ impl RowReader {
             AnswerSource::Text(templates) => self.accepted(templates, columns)?,
             AnswerSource::Choices { texts, gold } => self.choices(texts.as_ref(), gold.as_ref(), columns)?,
         };
-        Ok((prompt, answer))
+        let kind = match &self.prompt {
+            Some(_) => RowKind::Plain { instruction: String::new(), input: prompt.clone() },
+            None => format.kind(columns)?,
+        };
+        if self.has_templates() && !matches!(kind, RowKind::Plain { .. }) {
+            return Err(Error::Row(format!(
+                "{} are read as they are: give a `prompt` in the task TOML too, or neither",
+                format.columns()
+            )));
+        }
+        Ok((prompt, answer, kind))
     }
 
     fn accepted(&self, templates: &[Template], columns: &Columns) -> Result<Answer> {
@@ -166,7 +189,7 @@ fn default_delimiter(prompt: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);

@@ -68,13 +68,7 @@ fn row(number: usize, rng: &mut TextRng) -> Row {
     };
     let text = |text: &str| Value::String(text.into());
     let fields = Map::from_iter([("input".into(), text(&question)), ("output".into(), text(&answer))]);
-    Row {
-        number,
-        fields,
-        prompt: format!("{question}\n"),
-        delimiter: String::new(),
-        answer: Answer::Text(vec![answer]),
-    }
+    Row::plain(number, fields, &format!("{question}\n"), "", Answer::Text(vec![answer]))
 }
 
 /// A text over any of the alphabets, or over several.

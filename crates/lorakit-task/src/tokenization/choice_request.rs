@@ -2,6 +2,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::row::Row;
+use crate::tokenization::conversation_tokens::{conversation_of, encode_prompt};
 use crate::tokenization::example::not_empty;
 use crate::tokenization::tokenizer::Tokenizer;
 
@@ -22,7 +23,7 @@ pub struct ChoiceRequest {
 ///
 /// White space at the end of the prompt moves to the continuation. Context and continuation are encoded together; the
 /// tokens after the first n are the continuation, where n is the length of the context encoded alone. BOS comes first if
-/// the tokenizer adds it; an empty context becomes BOS, or EOS if there is no BOS. Context and continuation are cut to
+/// the tokenizer adds it, unless the prompt goes through the chat template; an empty context becomes BOS, or EOS if there is no BOS. Context and continuation are cut to
 /// their last `max_length + 1` tokens (the last is predicted but not read): unlike in [`Example`], a long prompt loses
 /// its BOS.
 ///
@@ -38,10 +39,21 @@ pub fn choice_requests(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> R
 }
 
 fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<ChoiceRequest> {
-    let kept = row.prompt.trim_end_matches(is_python_space);
-    let moved = &row.prompt[kept.len()..];
-    let continuation = format!("{moved}{}{text}", row.delimiter);
-    let (mut context, continuation) = encode_pair(kept, &continuation, tokenizer)?;
+    let chat = conversation_of(row, text, tokenizer)?;
+    let rendered = chat.map(|chat| encode_prompt(&chat, tokenizer, usize::MAX)).transpose()?;
+    let (prompt, delimiter) = match &rendered {
+        Some((prompt, _)) => (prompt, ""),
+        None => (&row.prompt, row.delimiter.as_str()),
+    };
+    let kept = prompt.trim_end_matches(is_python_space);
+    let moved = &prompt[kept.len()..];
+    let continuation = format!("{moved}{delimiter}{text}");
+    // A rendered prompt has its special tokens.
+    let encode: &dyn Fn(&str) -> Result<Vec<u32>> = match rendered {
+        Some(_) => &|text| tokenizer.encode_without_special(text),
+        None => &|text| tokenizer.encode(text),
+    };
+    let (mut context, continuation) = encode_pair(kept, &continuation, tokenizer, encode)?;
     if continuation.is_empty() {
         return Err(Error::Length(format!("the choice `{text}` has no token of its own after the prompt")));
     }
@@ -58,12 +70,17 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
 
 /// The tokens of the context, and those of the whole text after them. An empty context is one token, before a continuation
 /// that is encoded by itself.
-fn encode_pair(context: &str, continuation: &str, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+fn encode_pair(
+    context: &str,
+    continuation: &str,
+    tokenizer: &Tokenizer,
+    encode: &dyn Fn(&str) -> Result<Vec<u32>>,
+) -> Result<(Vec<u32>, Vec<u32>)> {
     if context.is_empty() {
         return Ok((not_empty(Vec::new(), tokenizer), tokenizer.encode_without_special(continuation)?));
     }
-    let whole = tokenizer.encode(&format!("{context}{continuation}"))?;
-    let context = tokenizer.encode(context)?;
+    let whole = encode(&format!("{context}{continuation}"))?;
+    let context = encode(context)?;
     let rest = whole.get(context.len()..).unwrap_or_default().to_vec();
     Ok((context, rest))
 }
@@ -82,13 +99,7 @@ mod tests {
 
     fn requests(prompt: &str, delimiter: &str, max_length: usize) -> Result<Vec<ChoiceRequest>> {
         let texts = vec!["cat".to_string(), "é".to_string()];
-        let row = Row {
-            number: 1,
-            fields: serde_json::Map::new(),
-            prompt: prompt.into(),
-            delimiter: delimiter.into(),
-            answer: Answer::Choices { texts, gold: 0 },
-        };
+        let row = Row::plain(1, serde_json::Map::new(), prompt, delimiter, Answer::Choices { texts, gold: 0 });
         choice_requests(&row, &tiny(), max_length)
     }
 

@@ -1,23 +1,34 @@
 //! A tokenised row, for training and scoring.
 
+use crate::chat::conversation::{Conversation, Message};
+use crate::chat::reply_span::ReplySource;
 use crate::error::{At, Error, Result};
-use crate::row::Row;
+use crate::row::{Row, RowKind};
+use crate::tokenization::conversation_tokens::{self, ConversationTokens, conversation_of};
+use crate::tokenization::row_encoding::LossTokens;
 use crate::tokenization::tokenizer::Tokenizer;
 
-/// A tokenised row: `prompt`, then `target`. Only the target contributes to the loss.
+/// A tokenised row, and which of its tokens contribute to the loss: of a prompt and its answer only the answer's, of a
+/// conversation usually every reply's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The tokens that the model reads, at least one.
-    pub prompt: Vec<u32>,
-    /// The tokens that the model should write, EOS last, at least one.
-    pub target: Vec<u32>,
+    /// The tokens, at least two.
+    pub tokens: Vec<u32>,
+    /// Whether each token contributes to the loss; the first does not, since nothing predicts it.
+    pub loss: Vec<bool>,
+    /// The number of tokens before the answer, or before the last reply of a conversation; at least one.
+    pub prompt_len: usize,
     /// The tokens that were cut off.
     pub truncation: Truncation,
+    /// How the replies of a conversation were found.
+    pub reply_source: ReplySource,
 }
 
-/// How many tokens of a row did not fit in the maximum length.
+/// How much of a row did not fit in the maximum length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truncation {
+    /// Messages of a conversation that were left out, the oldest turns first.
+    pub messages: usize,
     /// Cut from the left of the prompt, after BOS.
     pub prompt: usize,
     /// Cut from the right of the target, EOS among them; zero unless the target alone is too long.
@@ -36,6 +47,35 @@ pub struct TokenView {
 }
 
 impl Example {
+    /// A prompt, and the target after it, whose tokens all contribute to the loss.
+    pub fn new(prompt: &[u32], target: &[u32]) -> Example {
+        let tokens = [prompt, target].concat();
+        let loss = (0..tokens.len()).map(|i| i >= prompt.len().max(1)).collect();
+        let (truncation, reply_source) = (Truncation::default(), ReplySource::default());
+        Example { tokens, loss, prompt_len: prompt.len(), truncation, reply_source }
+    }
+
+    /// The tokens before the answer, or before the last reply of a conversation: what decides how a row is routed, and what
+    /// generation starts from.
+    pub fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_len]
+    }
+
+    /// The answer with EOS, or the last reply of a conversation with what follows it.
+    pub fn target(&self) -> &[u32] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// The number of tokens that contribute to the loss.
+    pub fn loss_tokens(&self) -> usize {
+        self.loss.iter().filter(|&&loss| loss).count()
+    }
+
+    /// Whether all tokens of the target contribute to the loss, and no others.
+    pub fn has_plain_loss(&self) -> bool {
+        self.loss.iter().enumerate().all(|(i, &loss)| loss == (i >= self.prompt_len))
+    }
+
     /// Tokenises a row with its training target.
     ///
     /// The prompt begins with BOS if the tokenizer's post-processor adds it. An empty prompt without BOS becomes one BOS
@@ -44,10 +84,25 @@ impl Example {
     /// If prompt and target are longer than `max_length` tokens, the prompt is cut from the left, keeping BOS and at
     /// least one token. A target that is still too long is cut from the right. [`Example::truncation`] counts both.
     ///
+    /// A conversation is rendered by the chat template and tokenised without adding special tokens; its prompt is all
+    /// before the last reply. If it is too long, the oldest turns are left out first, but no system message. A text is its
+    /// tokens and EOS, cut from the right.
+    ///
     /// # Errors
-    /// If the tokenizer fails, or `max_length` is below 2.
+    /// If the tokenizer fails, `max_length` is below 2, or the base has no chat template for a conversation or refuses it.
     pub fn encode(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        Example::encode_answer(row, row.target(), tokenizer, max_length)
+        let encode = || match conversation_of(row, row.target(), tokenizer)? {
+            Some(conversation) => Example::of_conversation(&conversation, tokenizer, max_length),
+            None if row.kind == RowKind::Text => Example::of_text(row.target(), tokenizer, max_length),
+            None => {
+                let mut example = Example::encode_answer(row, row.target(), tokenizer, max_length)?;
+                if tokenizer.encoding().loss == LossTokens::All {
+                    example.loss[1..].fill(true);
+                }
+                Ok(example)
+            }
+        };
+        encode().at(|| format!("row {}", row.number))
     }
 
     /// As [`Example::encode`], one example for each choice of the row, which `acc_tok` compares. Empty if the row has no
@@ -57,22 +112,97 @@ impl Example {
     /// As [`Example::encode`].
     pub fn encode_choices(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
         let texts = row.choices().map_or(&[][..], |(texts, _)| texts);
-        let encode = |text: &String| Example::encode_answer(row, text, tokenizer, max_length);
-        texts.iter().map(encode).collect()
+        let encode = |text: &String| match conversation_of(row, text, tokenizer)? {
+            Some(conversation) => {
+                let encoded = ConversationTokens::encode(&conversation, tokenizer, max_length)?;
+                let (prompt, reply) = (&encoded.tokens[..encoded.reply.start], &encoded.tokens[encoded.reply.clone()]);
+                Example::fit(prompt.to_vec(), reply.to_vec(), tokenizer, max_length)
+            }
+            None => Example::encode_answer(row, text, tokenizer, max_length),
+        };
+        let examples: Result<_> = texts.iter().map(encode).collect();
+        examples.at(|| format!("row {}", row.number))
     }
 
     fn encode_answer(row: &Row, answer: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        let encode = || {
-            let prompt = tokenizer.encode(&row.prompt)?;
-            let answer = format!("{}{answer}", row.delimiter);
-            let mut target = tokenizer.encode_after(&row.prompt, &prompt, &answer)?;
-            // An answer may spell EOS itself.
-            if target.last() != Some(&tokenizer.eos()) {
-                target.push(tokenizer.eos());
+        let prompt = tokenizer.encode(&row.prompt)?;
+        let answer = format!("{}{answer}", row.delimiter);
+        let mut target = tokenizer.encode_after(&row.prompt, &prompt, &answer)?;
+        // An answer may spell EOS itself.
+        if target.last() != Some(&tokenizer.eos()) {
+            target.push(tokenizer.eos());
+        }
+        Example::fit(prompt, target, tokenizer, max_length)
+    }
+
+    fn of_conversation(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
+        ensure_room(max_length)?;
+        let encoded = ConversationTokens::encode(conversation, tokenizer, max_length)?;
+        let ConversationTokens { mut tokens, mut loss, reply, reply_source, dropped_messages } = encoded;
+        // Nothing after the last token with loss is ever read.
+        let end = loss.iter().rposition(|&loss| loss).map_or(tokens.len(), |last| last + 1);
+        let kept = if tokens.len() > max_length { end.min(reply.start + max_length - 1) } else { tokens.len() };
+        let target = end.saturating_sub(kept);
+        tokens.truncate(kept);
+        loss.truncate(kept);
+        let prompt = tokens.len().saturating_sub(max_length).min(reply.start.saturating_sub(1));
+        // Models that were trained with BOS do badly without it.
+        let from = usize::from(tokens.first().copied() == tokenizer.bos());
+        tokens.drain(from..from + prompt);
+        loss.drain(from..from + prompt);
+        loss.iter_mut().take(1).for_each(|first| *first = false);
+        let truncation = Truncation { messages: dropped_messages, prompt, target };
+        Ok(Example { tokens, loss, prompt_len: (reply.start - prompt).max(1), truncation, reply_source })
+    }
+
+    fn of_text(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
+        ensure_room(max_length)?;
+        let mut tokens = tokenizer.encode(text)?;
+        if tokens.last() != Some(&tokenizer.eos()) {
+            tokens.push(tokenizer.eos());
+        }
+        let whole = tokens.len();
+        tokens.truncate(max_length);
+        let truncation = Truncation { target: whole - tokens.len(), ..Truncation::default() };
+        let prompt = tokenizer.prefix().len().max(1).min(tokens.len());
+        Ok(Example { truncation, ..Example::new(&tokens[..prompt], &tokens[prompt..]) })
+    }
+
+    /// Tokenises the prompt of a row, for generation: what the model reads before the answer or the last reply.
+    ///
+    /// # Errors
+    /// As [`Example::encode`], and if `max_length` is 0.
+    pub fn encode_row_prompt(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
+        let encode = || match conversation_of(row, row.target(), tokenizer)? {
+            Some(conversation) => {
+                let (_, tokens) = conversation_tokens::encode_prompt(&conversation, tokenizer, max_length)?;
+                Example::fit_prompt(tokens, tokenizer, max_length)
             }
-            Example::fit(prompt, target, tokenizer, max_length)
+            None => Example::encode_prompt(&row.prompt, tokenizer, max_length),
         };
         encode().at(|| format!("row {}", row.number))
+    }
+
+    /// The text of the prompt of a row: as it is, or what the chat template makes of it.
+    ///
+    /// # Errors
+    /// As [`Example::encode`].
+    pub fn prompt_text(row: &Row, tokenizer: &Tokenizer) -> Result<String> {
+        let render = || match conversation_of(row, row.target(), tokenizer)? {
+            Some(conversation) => Ok(conversation_tokens::encode_prompt(&conversation, tokenizer, usize::MAX)?.0),
+            None => Ok(row.prompt.clone()),
+        };
+        render().at(|| format!("row {}", row.number))
+    }
+
+    /// Tokenises messages for the reply that follows them, by the chat template: cut from the left to `max_length` tokens.
+    ///
+    /// # Errors
+    /// If the base has no chat template, or it refuses the messages.
+    pub fn encode_chat_prompt(messages: &[Message], tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
+        let conversation = Conversation::new(messages.to_vec());
+        let text = tokenizer.chat_template()?.render(&conversation, true)?.text;
+        Example::fit_prompt(tokenizer.encode_without_special(&text)?, tokenizer, max_length)
     }
 
     /// Tokenises a prompt alone, for generation, as [`Example::encode`] does: cut from the left to `max_length` tokens,
@@ -81,7 +211,11 @@ impl Example {
     /// # Errors
     /// If the tokenizer fails, or `max_length` leaves nothing of the prompt but BOS.
     pub fn encode_prompt(prompt: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
-        let mut prompt = not_empty(tokenizer.encode(prompt)?, tokenizer);
+        Example::fit_prompt(tokenizer.encode(prompt)?, tokenizer, max_length)
+    }
+
+    fn fit_prompt(tokens: Vec<u32>, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
+        let mut prompt = not_empty(tokens, tokenizer);
         if prompt.len() > max_length && max_length <= tokenizer.prefix().len() {
             return Err(Error::Length(format!(
                 "nothing of a prompt of {} tokens would be left, since there is room for {max_length}",
@@ -93,34 +227,39 @@ impl Example {
     }
 
     fn fit(prompt: Vec<u32>, mut target: Vec<u32>, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        if max_length < 2 {
-            return Err(Error::Length(format!(
-                "the maximum length is {max_length}; expected room for a prompt and a target, at least 2"
-            )));
-        }
+        ensure_room(max_length)?;
         let mut prompt = not_empty(prompt, tokenizer);
         let whole = (prompt.len(), target.len());
         target.truncate(max_length - 1);
         cut_left(&mut prompt, tokenizer.prefix(), max_length - target.len());
-        let truncation = Truncation { prompt: whole.0 - prompt.len(), target: whole.1 - target.len() };
-        Ok(Example { prompt, target, truncation })
+        let truncation = Truncation { messages: 0, prompt: whole.0 - prompt.len(), target: whole.1 - target.len() };
+        Ok(Example { truncation, ..Example::new(&prompt, &target) })
     }
 
     /// The number of tokens.
     pub fn len(&self) -> usize {
-        self.prompt.len() + self.target.len()
+        self.tokens.len()
     }
 
     /// Always false: an example has a prompt and a target.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.tokens.is_empty()
     }
 
     /// The tokens in order, for display.
     pub fn token_views(&self, tokenizer: &Tokenizer) -> Vec<TokenView> {
-        let view = |loss| move |&id| TokenView { id, token: tokenizer.token(id).unwrap_or_default(), loss };
-        let prompt = self.prompt.iter().map(view(false));
-        prompt.chain(self.target.iter().map(view(true))).collect()
+        let view = |(&id, &loss)| TokenView { id, token: tokenizer.token(id).unwrap_or_default(), loss };
+        self.tokens.iter().zip(&self.loss).map(view).collect()
+    }
+}
+
+/// Refuses a length that has no room for a prompt and a target.
+fn ensure_room(max_length: usize) -> Result<()> {
+    match max_length {
+        0 | 1 => Err(Error::Length(format!(
+            "the maximum length is {max_length}; expected room for a prompt and a target, at least 2"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -150,20 +289,14 @@ mod tests {
     use crate::tokenization::tokenizer::tests::{spell, tiny};
 
     fn row(prompt: &str, answer: &str) -> Row {
-        Row {
-            number: 1,
-            fields: serde_json::Map::new(),
-            prompt: prompt.into(),
-            delimiter: String::new(),
-            answer: Answer::Text(vec![answer.into()]),
-        }
+        Row::plain(1, serde_json::Map::new(), prompt, "", Answer::Text(vec![answer.into()]))
     }
 
     fn encode(prompt: &str, answer: &str, max_length: usize) -> (String, String, Truncation) {
         let tiny = tiny();
         let example = Example::encode(&row(prompt, answer), &tiny, max_length).unwrap();
         assert!(example.len() <= max_length);
-        (spell(&tiny, &example.prompt), spell(&tiny, &example.target), example.truncation)
+        (spell(&tiny, example.prompt()), spell(&tiny, example.target()), example.truncation)
     }
 
     #[test]
@@ -178,7 +311,7 @@ mod tests {
     fn a_long_prompt_is_cut_from_the_left_and_keeps_bos() {
         let (prompt, target, cut) = encode("ab\n", "cat", 5);
         assert_eq!((prompt.as_str(), target.as_str()), ("<s> b <0x0A>", "cat </s>"));
-        assert_eq!(cut, Truncation { prompt: 2, target: 0 });
+        assert_eq!(cut, Truncation { prompt: 2, ..Truncation::default() });
         assert_eq!(encode("ab\n", "cat", 3).0, "<s>");
     }
 
@@ -186,7 +319,7 @@ mod tests {
     fn a_target_too_long_by_itself_is_cut_from_the_right() {
         let (prompt, target, cut) = encode("ab\n", "xyz", 3);
         assert_eq!((prompt.as_str(), target.as_str()), ("<s>", "x y"));
-        assert_eq!(cut, Truncation { prompt: 4, target: 2 });
+        assert_eq!(cut, Truncation { prompt: 4, target: 2, messages: 0 });
         assert!(Example::encode(&row("a", "b"), &tiny(), 1).is_err());
     }
 

@@ -6,7 +6,10 @@ use std::path::Path;
 use tokenizers::Tokenizer as HubTokenizer;
 use tokenizers::decoders::DecoderWrapper;
 
+use crate::chat::chat_template::ChatTemplate;
+use crate::chat::template_file;
 use crate::error::{At, Error, Result};
+use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
 use crate::tokenization::special_tokens::{self, SpecialTokens};
 
 /// A model's tokenizer, with its BOS and EOS.
@@ -20,6 +23,9 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: u32,
     stops: Vec<u32>,
+    /// The chat template, or why the one that is there cannot be used.
+    chat_template: Result<Option<ChatTemplate>, String>,
+    encoding: RowEncoding,
 }
 
 impl Tokenizer {
@@ -34,7 +40,9 @@ impl Tokenizer {
             .map_err(Error::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
         let tokenizer = parse(&bytes).at(|| path.display().to_string())?;
         let special = special_tokens::read(folder, &tokenizer)?;
-        Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())
+        let mut opened = Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())?;
+        opened.chat_template = template_file::read(folder).map_err(|error| error.chain());
+        Ok(opened)
     }
 
     /// A tokenizer in memory: the bytes of a `tokenizer.json`, and the text of its EOS token.
@@ -55,7 +63,64 @@ impl Tokenizer {
         let prefix = prefix(&tokenizer)?;
         let bos = prefix.first().copied().or(special.bos);
         let stops = special.stops.into_iter().collect();
-        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops })
+        let (chat_template, encoding) = (Ok(None), RowEncoding::default());
+        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops, chat_template, encoding })
+    }
+
+    /// The same tokenizer, with choices in turning rows into tokens.
+    pub fn with_encoding(mut self, encoding: RowEncoding) -> Tokenizer {
+        if encoding.bos == BosTokens::Never {
+            self.prefix.clear();
+            self.chat_template = self.chat_template.map(|template| template.map(ChatTemplate::without_bos));
+        }
+        self.encoding = encoding;
+        self
+    }
+
+    /// The same tokenizer, with a chat template.
+    pub fn with_chat_template(mut self, template: ChatTemplate) -> Tokenizer {
+        self.chat_template = Ok(Some(template));
+        self
+    }
+
+    /// How rows become tokens.
+    pub fn encoding(&self) -> RowEncoding {
+        self.encoding
+    }
+
+    /// The base's chat template.
+    ///
+    /// # Errors
+    /// If the base has none, or one that cannot be compiled.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        match &self.chat_template {
+            Ok(Some(template)) => Ok(template),
+            Ok(None) => Err(Error::ChatTemplate(
+                "the base has none: its folder has no chat_template.jinja, and its tokenizer_config.json no \
+                 `chat_template`. Use a base that was trained on conversations, or rows of prompt and answer without \
+                 --chat"
+                    .to_owned(),
+            )),
+            Err(why) => Err(Error::ChatTemplate(why.clone())),
+        }
+    }
+
+    /// Whether the base has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        matches!(self.chat_template, Ok(Some(_)))
+    }
+
+    /// The tokens of a text without BOS or EOS, and the bytes of the text that each comes from.
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+        let encoding = self.tokenizer.encode(text, false).map_err(failed("cannot tokenise"))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    /// The length in bytes of the special token that a text begins with, if it does; the longest of several.
+    pub(crate) fn special_token_at(&self, text: &str) -> Option<usize> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(id, token)| token.special || self.stops.contains(id));
+        special.map(|(_, token)| token.content.as_str()).filter(|token| text.starts_with(token)).map(str::len).max()
     }
 
     /// The tokens of a text, with BOS first if the tokenizer's post-processor adds it, once (a text that spells BOS gets

@@ -15,11 +15,11 @@ pub fn example_losses(
     batch_tokens: usize,
 ) -> Result<Vec<f64>> {
     let lanes = base.batch_parallel(batch_tokens);
-    let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
+    let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), lanes.tokens());
     let batch_losses = |batch: &Range<usize>| -> Result<_> {
         let scored = rows[batch.clone()].iter().map(|(expert, row)| ScoredRow {
-            prompt: &row.prompt,
-            target: &row.target,
+            tokens: &row.tokens,
+            loss: &row.loss,
             row: Sequence { expert: Some(*expert), ..Sequence::default() },
         });
         Ok(base.nll_sums_by_token(scored, patches)?)

@@ -79,17 +79,17 @@ impl<'a> TokenLoss<'a> {
         batch_nll: impl Fn(&TokenBatch, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
         mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<f64> {
-        let tokens: usize = rows.iter().map(|(_, row)| row.target.len()).sum();
+        let tokens: usize = rows.iter().map(|(_, row)| row.loss_tokens()).sum();
         let weight = |row: &Example| match self.reduction {
             LossReduction::Tokens => 1.0 / tokens as f32,
-            LossReduction::Rows => 1.0 / (rows.len() * row.target.len()) as f32,
+            LossReduction::Rows => 1.0 / (rows.len() * row.loss_tokens()) as f32,
         };
         let lanes = self.base.batch_parallel(self.batch_tokens);
-        let batches = split_by_tokens(rows.iter().map(|(_, r)| r.prompt.len() + r.target.len()), lanes.tokens());
+        let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), lanes.tokens());
         let work = |range: &Range<usize>| {
             let rows = &rows[range.clone()];
             let mut packed = TokenBatch::default();
-            rows.iter().for_each(|(expert, row)| packed.push(&row.prompt, &row.target, *expert));
+            rows.iter().for_each(|(expert, row)| packed.push_masked(&row.tokens, &row.loss, *expert));
             let weights: Vec<f32> = packed.targets().iter().map(|t| weight(rows[t.row as usize].1)).collect();
             let (nll, other) = batch_nll(&packed, &weights)?;
             let sum: f64 = nll.iter().zip(&weights).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();

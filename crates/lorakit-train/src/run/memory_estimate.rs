@@ -122,7 +122,7 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], config: &TrainConfig) -> Resu
     let mode = BackwardMode::of_adapters(base);
     let by_memory = budget(base, mode) / 8 / (20 * expert_parameters(base, config)?).max(1);
     let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
-    let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).sum();
+    let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).sum();
     let tokens_per_step = (tokens / rows.max(1)).max(1) * config.batch_size * config.gradient_accumulation_steps;
     let by_tokens = batch_tokens(base, config, mode).div_ceil(tokens_per_step);
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
@@ -171,8 +171,7 @@ pub fn full_estimate(base: &Base, jobs: &[Job], config: &TrainConfig) -> MemoryE
 }
 
 fn activations(base: &Base, jobs: &[Job], config: &TrainConfig, mode: BackwardMode) -> u64 {
-    let longest =
-        jobs.iter().flat_map(|job| &job.train).map(|row| row.prompt.len() + row.target.len()).max().unwrap_or(0);
+    let longest = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).max().unwrap_or(0);
     let lanes = base.batch_parallel(batch_tokens(base, config, mode));
     let logits = match mode {
         BackwardMode::Tape | BackwardMode::Graph => 2 * (32 << 20),

@@ -1,0 +1,127 @@
+//! A model's chat template: renders a conversation as text of the kind that the model was trained on.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lorakit_format::hash::sha256;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior, Value};
+use serde_json::{Map, Value as Json, json};
+
+use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
+use crate::chat::generation_block::{take_marks, with_marks};
+use crate::error::{Error, Result};
+use crate::jinja::environment::environment;
+
+/// The name of the template for conversations without tools, or for all.
+const DEFAULT: &str = "default";
+/// The name of a template of its own for conversations with tools.
+const TOOL_USE: &str = "tool_use";
+
+/// A compiled chat template. It renders as `apply_chat_template` of transformers does.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Arc<Environment<'static>>,
+    /// The special tokens by the names that templates use, such as `bos_token`.
+    special_tokens: Map<String, Json>,
+    sha256: String,
+    has_tool_use: bool,
+    has_system_role: bool,
+}
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderedChat {
+    /// The text. It has its special tokens, BOS among them: it is tokenised without adding any.
+    pub text: String,
+    /// The byte ranges of the template's `{% generation %}` blocks; empty if it has none.
+    pub generated: Vec<Range<usize>>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `special_tokens` are the variables that hold a model's special tokens, such as `bos_token`.
+    ///
+    /// # Errors
+    /// If the template has a syntax error.
+    pub fn new(source: &str, special_tokens: Map<String, Json>) -> Result<ChatTemplate> {
+        let mut environment = environment();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.unwrap_or_default());
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        add(&mut environment, DEFAULT, source)?;
+        let mut template = ChatTemplate {
+            environment: Arc::new(environment),
+            special_tokens,
+            sha256: sha256(source.as_bytes()),
+            has_tool_use: false,
+            has_system_role: false,
+        };
+        template.has_system_role = template.renders_system_messages();
+        Ok(template)
+    }
+
+    /// The template with another one for conversations with tools.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub(crate) fn with_tool_use(mut self, source: &str) -> Result<ChatTemplate> {
+        let mut environment = (*self.environment).clone();
+        add(&mut environment, TOOL_USE, source)?;
+        (self.environment, self.has_tool_use) = (Arc::new(environment), true);
+        Ok(self)
+    }
+
+    /// The template with an empty `bos_token`.
+    pub(crate) fn without_bos(mut self) -> ChatTemplate {
+        self.special_tokens.insert("bos_token".into(), "".into());
+        self
+    }
+
+    /// The SHA-256 of the template's text, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Whether the template takes a system message; some refuse it, or leave it out.
+    pub fn has_system_role(&self) -> bool {
+        self.has_system_role
+    }
+
+    /// Renders a conversation; with `add_generation_prompt` what comes before a reply is added at its end.
+    ///
+    /// # Errors
+    /// If the template refuses the conversation, in the template's own words, or uses what minijinja lacks.
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<RenderedChat> {
+        let messages: Vec<_> = conversation.messages.iter().map(Message::fields).collect();
+        let mut variables = self.special_tokens.clone();
+        variables.insert("messages".into(), json!(messages));
+        variables.insert("tools".into(), json!(conversation.tools));
+        variables.insert("documents".into(), Json::Null);
+        variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        let name = if self.has_tool_use && conversation.tools.is_some() { TOOL_USE } else { DEFAULT };
+        let rendered = self.environment.get_template(name);
+        let rendered = rendered.and_then(|template| template.render(Value::from(Serde(&variables))));
+        // A message of `raise_exception` is the error's detail.
+        let (text, generated) =
+            take_marks(&rendered.map_err(|error| {
+                Error::RefusedChat(error.detail().map_or_else(|| error.to_string(), str::to_owned))
+            })?);
+        Ok(RenderedChat { text, generated })
+    }
+
+    fn renders_system_messages(&self) -> bool {
+        const PROBE: &str = "lorakit-probe";
+        let messages = [(SYSTEM, PROBE), (USER, "a"), (ASSISTANT, "b")];
+        let messages = messages.map(|(role, content)| Message::new(role, content));
+        let rendered = self.render(&Conversation::new(messages.to_vec()), false);
+        rendered.is_ok_and(|chat| chat.text.contains(PROBE))
+    }
+}
+
+fn add(environment: &mut Environment<'static>, name: &'static str, source: &str) -> Result<()> {
+    // As Jinja reads a template's lines.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let text = with_marks(&source).unwrap_or(source);
+    environment.add_template_owned(name, text).map_err(|error| Error::ChatTemplate(error.to_string()))
+}

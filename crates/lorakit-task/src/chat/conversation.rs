@@ -1,0 +1,171 @@
+//! A conversation: messages with roles.
+
+use serde_json::{Map, Value};
+
+use crate::error::{At, Error, Result};
+use crate::json_value;
+
+/// The role of a model's replies.
+pub(crate) const ASSISTANT: &str = "assistant";
+/// The role of what the model replies to.
+pub(crate) const USER: &str = "user";
+/// The role of the instructions at the start of a conversation.
+pub(crate) const SYSTEM: &str = "system";
+
+/// A conversation of one or more messages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// The messages, oldest first.
+    pub messages: Vec<Message>,
+    /// The definitions of the tools that the model may call, as the template receives them; usually none.
+    pub tools: Option<Value>,
+    /// How many messages, from the first, are given: their replies are not to be learned.
+    pub context: usize,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Whose message it is: `system`, `user`, `assistant`, or another that the template knows, such as `tool`.
+    pub role: String,
+    /// Its text; empty for a message that only calls tools.
+    pub content: String,
+    /// All its fields, as the template receives them, `role` and `content` among them.
+    fields: Map<String, Value>,
+}
+
+impl Message {
+    /// A message of text.
+    pub fn new(role: &str, content: &str) -> Message {
+        let fields = [("role", role), ("content", content)].map(|(key, text)| (key.to_owned(), Value::from(text)));
+        Message { role: role.to_owned(), content: content.to_owned(), fields: Map::from_iter(fields) }
+    }
+
+    /// A message as data files have it: an object with `role` and `content`. The content is a text, or a list of parts of
+    /// text; it may be missing where the message calls tools.
+    ///
+    /// # Errors
+    /// If a field is missing or of another kind.
+    pub fn read(value: &Value) -> Result<Message> {
+        let Value::Object(fields) = value else {
+            return Err(expected("an object with `role` and `content`", json_value::kind(value)));
+        };
+        let role = match fields.get("role") {
+            Some(Value::String(role)) => role.clone(),
+            Some(other) => return Err(expected("a text as `role`", json_value::kind(other))),
+            None => return Err(expected("`role`", &json_value::keys(fields))),
+        };
+        let content = match fields.get("content") {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(parts)) => parts.iter().map(part_text).collect::<Result<String>>().at(|| "`content`")?,
+            None | Some(Value::Null) if fields.contains_key("tool_calls") => String::new(),
+            Some(other) => return Err(expected("a text as `content`", json_value::kind(other))),
+            None => return Err(expected("`content`", &json_value::keys(fields))),
+        };
+        Ok(Message { role, content, fields: fields.clone() })
+    }
+
+    /// The fields, as the template receives them.
+    pub(crate) fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// Whether a model writes it.
+    pub(crate) fn is_reply(&self) -> bool {
+        self.role == ASSISTANT
+    }
+}
+
+/// The text of one part of a content list.
+fn part_text(part: &Value) -> Result<String> {
+    match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some(kind), _) => {
+            Err(expected("parts of text, {\"type\": \"text\", \"text\": ...}", &format!("a part of type `{kind}`")))
+        }
+        _ => Err(expected("parts of text, {\"type\": \"text\", \"text\": ...}", json_value::kind(part))),
+    }
+}
+
+fn expected(expected: &str, found: &str) -> Error {
+    Error::Value { expected: expected.to_owned(), found: found.to_owned() }
+}
+
+impl Conversation {
+    /// A conversation without tools.
+    pub fn new(messages: Vec<Message>) -> Conversation {
+        Conversation { messages, ..Conversation::default() }
+    }
+
+    /// The index of the last reply.
+    pub(crate) fn last_reply(&self) -> Option<usize> {
+        self.messages.iter().rposition(Message::is_reply)
+    }
+
+    /// The first `n` messages.
+    pub(crate) fn prefix(&self, n: usize) -> Conversation {
+        Conversation { messages: self.messages[..n].to_vec(), tools: self.tools.clone(), context: self.context.min(n) }
+    }
+
+    /// The conversation with the turns of others before its own, after its system messages. Their replies are not learned.
+    pub(crate) fn after<'e>(&self, others: impl Iterator<Item = &'e Conversation>) -> Conversation {
+        let start = self.messages.iter().position(|message| message.role != SYSTEM).unwrap_or(0);
+        let turns = others.flat_map(|other| other.messages.iter().filter(|message| message.role != SYSTEM).cloned());
+        let turns: Vec<Message> = turns.collect();
+        let context = if turns.is_empty() { self.context } else { self.context.max(start) + turns.len() };
+        let mut messages = self.messages.clone();
+        messages.splice(start..start, turns);
+        Conversation { messages, context, ..self.clone() }
+    }
+
+    /// Without its oldest turn, system messages aside: up to the next message of the user that a reply still follows.
+    /// Returns how many messages are gone; None where the last turn is all there is.
+    pub(crate) fn drop_oldest_turn(&mut self) -> Option<usize> {
+        let start = self.messages.iter().position(|message| message.role != SYSTEM)?;
+        let last = self.last_reply()?;
+        let next = (start + 1..last).find(|&i| self.messages[i].role == USER)?;
+        self.messages.drain(start..next);
+        self.context = self.context.saturating_sub(next - start).max(start.min(self.context));
+        Some(next - start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_message_keeps_all_its_fields_and_its_parts_of_text_are_joined() {
+        let message = json!({"role": "assistant", "content": "4", "reasoning_content": "2 + 2"});
+        let read = Message::read(&message).unwrap();
+        assert_eq!((read.role.as_str(), read.content.as_str()), ("assistant", "4"));
+        assert_eq!(Value::Object(read.fields().clone()), message);
+        let parts = json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]});
+        assert_eq!(Message::read(&parts).unwrap().content, "ab");
+        let call = json!({"role": "assistant", "content": null, "tool_calls": []});
+        assert_eq!(Message::read(&call).unwrap().content, "");
+    }
+
+    #[test]
+    fn errors_say_what_a_message_lacks() {
+        let error = |value| format!("{:#}", anyhow::Error::from(Message::read(&value).unwrap_err()));
+        assert_eq!(error(json!("hi")), "expected an object with `role` and `content`, found a text");
+        assert_eq!(error(json!({"from": "human"})), "expected `role`, found `from`");
+        assert_eq!(error(json!({"role": "user"})), "expected `content`, found `role`");
+        let image = json!({"role": "user", "content": [{"type": "image", "url": "x"}]});
+        assert!(error(image).contains("a part of type `image`"));
+    }
+
+    #[test]
+    fn the_oldest_turn_goes_first_and_the_system_message_stays() {
+        let roles = [SYSTEM, USER, ASSISTANT, USER, "tool", ASSISTANT, USER, ASSISTANT];
+        let mut conversation = Conversation::new(roles.iter().map(|role| Message::new(role, role)).collect());
+        assert_eq!(conversation.drop_oldest_turn(), Some(2));
+        assert_eq!(conversation.drop_oldest_turn(), Some(3));
+        assert_eq!(conversation.drop_oldest_turn(), None);
+        let left: Vec<&str> = conversation.messages.iter().map(|message| message.role.as_str()).collect();
+        assert_eq!(left, [SYSTEM, USER, ASSISTANT]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the replies of a conversation are in its rendered text.
+
+use std::ops::Range;
+
+use crate::chat::chat_template::{ChatTemplate, RenderedChat};
+use crate::chat::conversation::Conversation;
+
+/// How the replies were found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplySource {
+    /// By rendering the conversation up to each of them; also of rows that are no conversations.
+    #[default]
+    Prefixes,
+    /// The template renders a reply otherwise once more follows, so they are its `{% generation %}` blocks.
+    GenerationBlocks,
+    /// As before, but the template has no such blocks: only the last reply is known.
+    LastReply,
+}
+
+/// The replies of a conversation, as byte ranges of its text: each with the token that ends its turn, without the white
+/// space after it. The last range is the last reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReplySpans {
+    pub spans: Vec<Range<usize>>,
+    pub source: ReplySource,
+}
+
+/// What finds the replies of one conversation.
+pub(crate) struct ReplyFinder<'a> {
+    pub template: &'a ChatTemplate,
+    pub conversation: &'a Conversation,
+    /// The whole conversation, rendered without a generation prompt.
+    pub rendered: &'a RenderedChat,
+    /// The length in bytes of the special token that a text begins with, if it does.
+    pub special_token: &'a dyn Fn(&str) -> Option<usize>,
+}
+
+impl ReplyFinder<'_> {
+    /// The replies; None if there is none, or the last one is not in the text.
+    pub fn find(&self) -> Option<ReplySpans> {
+        let messages = self.conversation.messages.iter().enumerate();
+        let replies: Vec<usize> = messages
+            .filter(|(i, message)| *i >= self.conversation.context && message.is_reply())
+            .map(|(i, _)| i)
+            .collect();
+        let (last, earlier) = replies.split_last()?;
+        let by_prefix: Option<Vec<_>> = earlier.iter().map(|&reply| self.span(reply)).collect();
+        let last_span = self.span(*last);
+        if let (Some(mut spans), Some(last)) = (by_prefix, last_span.clone()) {
+            spans.push(last);
+            return Some(ReplySpans { spans, source: ReplySource::Prefixes });
+        }
+        if !self.rendered.generated.is_empty() {
+            return Some(ReplySpans { spans: self.rendered.generated.clone(), source: ReplySource::GenerationBlocks });
+        }
+        Some(ReplySpans { spans: vec![last_span?], source: ReplySource::LastReply })
+    }
+
+    /// The range of a reply, found by rendering the conversation up to it. None if that is no prefix of the whole.
+    fn span(&self, reply: usize) -> Option<Range<usize>> {
+        let whole = self.rendered.text.as_str();
+        let prefix;
+        let through = if reply + 1 == self.conversation.messages.len() {
+            whole
+        } else {
+            prefix = self.render(reply + 1, false)?;
+            &prefix
+        };
+        let content = self.conversation.messages[reply].content.trim();
+        let start = self.start(reply, through, content)?;
+        let end = start + self.reply_len(&through[start..], content);
+        whole.starts_with(&through[..end]).then_some(start..end)
+    }
+
+    /// Where a reply begins: after the generation prompt or, if the template writes another one before finished replies,
+    /// where the reply's content is.
+    fn start(&self, reply: usize, through: &str, content: &str) -> Option<usize> {
+        let prompt = self.render(reply, true).unwrap_or_default();
+        if !prompt.is_empty() && through.starts_with(&prompt) {
+            return Some(prompt.len());
+        }
+        let before = self.render(reply, false).unwrap_or_default();
+        let (from, near) = (common_prefix(through, &before), common_prefix(through, &prompt));
+        if content.is_empty() {
+            return Some(near.max(from));
+        }
+        let places = || through[from..].match_indices(content).map(|(at, _)| from + at);
+        places().take_while(|&at| at <= near).last().or_else(|| places().next())
+    }
+
+    /// The length of a reply at the start of `text`, with what ends its turn: a special token if one follows, else whatever
+    /// follows.
+    fn reply_len(&self, text: &str, content: &str) -> usize {
+        // Without content all that is there, such as calls of tools, is the reply.
+        if content.is_empty() {
+            return text.trim_end().len();
+        }
+        let content_end = text.find(content).map_or(0, |at| at + content.len());
+        let after = &text[content_end..];
+        let ending = after.trim_start();
+        match (self.special_token)(ending) {
+            Some(length) => text.len() - ending.len() + length,
+            None => content_end + after.trim_end().len(),
+        }
+    }
+
+    /// The first `messages` messages as text; None if the template refuses them.
+    fn render(&self, messages: usize, add_generation_prompt: bool) -> Option<String> {
+        let chat = self.template.render(&self.conversation.prefix(messages), add_generation_prompt);
+        chat.ok().map(|chat| chat.text)
+    }
+}
+
+/// The length in bytes of what two texts begin with alike.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(letter, _)| letter.len_utf8()).sum()
+}

@@ -1,0 +1,43 @@
+//! Rows of `text`, as data for continued pretraining has them.
+
+use crate::column_names::suggestion;
+use crate::error::{At, Error, Result};
+use crate::json_value;
+use crate::row::{Answer, RowKind};
+use crate::row_format::columns::Columns;
+use crate::row_format::format::RowFormat;
+
+/// `text`, of which every token is learned, and EOS after it.
+pub(crate) struct RawText;
+
+impl RowFormat for RawText {
+    fn columns(&self) -> &'static str {
+        "`text`"
+    }
+
+    fn matches(&self, columns: &Columns) -> bool {
+        // A column such as `label` may be the answer to the text.
+        let answered = columns.get("output").is_some() || suggestion(columns.as_map()).is_some();
+        columns.get("text").is_some() && !answered
+    }
+
+    fn prompt(&self, _: &Columns) -> Result<String> {
+        Ok(String::new())
+    }
+
+    fn answer(&self, columns: &Columns) -> Result<Answer> {
+        let text = json_value::text(columns.require("text")?).at(|| "`text`")?;
+        if text.is_empty() {
+            return Err(Error::Row("`text` is empty, so there is nothing to learn".to_owned()));
+        }
+        Ok(Answer::Text(vec![text]))
+    }
+
+    fn kind(&self, _: &Columns) -> Result<RowKind> {
+        Ok(RowKind::Text)
+    }
+
+    fn delimiter(&self) -> Option<&'static str> {
+        Some("")
+    }
+}

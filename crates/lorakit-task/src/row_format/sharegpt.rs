@@ -1,0 +1,113 @@
+//! Rows of `conversations`, as ShareGPT, FastChat and LLaMA-Factory have them.
+
+use serde_json::Value;
+
+use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
+use crate::error::{At, Error, Result};
+use crate::json_value;
+use crate::row::{Answer, RowKind};
+use crate::row_format::columns::Columns;
+use crate::row_format::format::RowFormat;
+use crate::row_format::messages;
+
+/// `conversations`, a list of objects with `from` and `value`; optionally `system` and `tools`.
+pub(crate) struct ShareGpt;
+
+/// What `from` may be, with the role it stands for.
+const ROLES: [(&str, &str); 12] = [
+    ("human", USER),
+    ("user", USER),
+    ("gpt", ASSISTANT),
+    ("chatgpt", ASSISTANT),
+    ("assistant", ASSISTANT),
+    ("model", ASSISTANT),
+    ("bot", ASSISTANT),
+    ("bing", ASSISTANT),
+    ("bard", ASSISTANT),
+    ("system", SYSTEM),
+    ("tool", "tool"),
+    ("observation", "tool"),
+];
+
+impl RowFormat for ShareGpt {
+    fn columns(&self) -> &'static str {
+        "`conversations`"
+    }
+
+    fn matches(&self, columns: &Columns) -> bool {
+        columns.get("conversations").is_some()
+    }
+
+    fn prompt(&self, columns: &Columns) -> Result<String> {
+        Ok(messages::prompt(&conversation(columns)?))
+    }
+
+    fn answer(&self, columns: &Columns) -> Result<Answer> {
+        messages::answer(&conversation(columns)?)
+    }
+
+    fn kind(&self, columns: &Columns) -> Result<RowKind> {
+        Ok(RowKind::Conversation(conversation(columns)?))
+    }
+}
+
+fn conversation(columns: &Columns) -> Result<Conversation> {
+    let value = columns.require("conversations")?;
+    let Value::Array(turns) = value else {
+        let found = json_value::kind(value).to_owned();
+        return Err(Error::Value { expected: "a list of messages".to_owned(), found }.at("`conversations`"));
+    };
+    let read = |(i, turn)| message(turn).at(|| format!("`conversations`: message {}", i + 1));
+    let mut read = turns.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
+    if let Some(Value::String(system)) = columns.get("system")
+        && !system.is_empty()
+        && read.first().is_none_or(|first| first.role != SYSTEM)
+    {
+        read.insert(0, Message::new(SYSTEM, system));
+    }
+    messages::with_tools(Conversation::new(read), columns)
+}
+
+fn message(turn: &Value) -> Result<Message> {
+    if turn.get("role").is_some() {
+        return Message::read(turn);
+    }
+    let field = |key: &str| {
+        turn.get(key).and_then(Value::as_str).ok_or_else(|| {
+            let found = turn.as_object().map_or_else(|| json_value::kind(turn).to_owned(), json_value::keys);
+            Error::Value { expected: "an object with the texts `from` and `value`".to_owned(), found }
+        })
+    };
+    let (from, value) = (field("from")?, field("value")?);
+    let role = ROLES.iter().find(|(name, _)| *name == from).ok_or_else(|| Error::UnknownName {
+        what: "role in `from`",
+        name: from.to_owned(),
+        known: ROLES.map(|(name, _)| name).join(", "),
+    })?;
+    Ok(Message::new(role.1, value))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn roles(fields: Value) -> Result<Vec<(String, String)>> {
+        let RowKind::Conversation(read) = ShareGpt.kind(&Columns::of(&fields))? else { unreachable!() };
+        Ok(read.messages.into_iter().map(|message| (message.role, message.content)).collect())
+    }
+
+    #[test]
+    fn names_of_speakers_are_roles() {
+        let turns = json!([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]);
+        let expected = [(USER, "Hi"), (ASSISTANT, "Hello")].map(|(role, text)| (role.to_owned(), text.to_owned()));
+        assert_eq!(roles(json!({"conversations": turns})).unwrap(), expected);
+        let with_system = roles(json!({"conversations": turns, "system": "Be brief."})).unwrap();
+        assert_eq!((with_system.len(), with_system[0].0.as_str()), (3, SYSTEM));
+        let error = |fields| format!("{:#}", anyhow::Error::from(roles(fields).unwrap_err()));
+        let unknown = error(json!({"conversations": [{"from": "alien", "value": "a"}]}));
+        assert!(unknown.contains("message 1: unknown role in `from` `alien`; expected human, user, gpt"), "{unknown}");
+        assert!(error(json!({"conversations": [{"from": "gpt"}]})).contains("`from` and `value`, found `from`"));
+    }
+}

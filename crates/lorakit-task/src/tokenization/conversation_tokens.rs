@@ -1,0 +1,103 @@
+//! A conversation as tokens, by the base's chat template.
+
+use std::ops::Range;
+
+use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
+use crate::chat::reply_span::{ReplyFinder, ReplySource};
+use crate::error::{Error, Result};
+use crate::row::{Row, RowKind};
+use crate::tokenization::row_encoding::LossTokens;
+use crate::tokenization::tokenizer::Tokenizer;
+
+/// A rendered and tokenised conversation.
+pub(crate) struct ConversationTokens {
+    pub tokens: Vec<u32>,
+    pub loss: Vec<bool>,
+    /// The tokens of the last reply, with the one that ends its turn.
+    pub reply: Range<usize>,
+    pub reply_source: ReplySource,
+    /// The messages that were left out to fit the length.
+    pub dropped_messages: usize,
+}
+
+impl ConversationTokens {
+    /// Renders and tokenises. As long as the tokens are more than `max_length`, the oldest turn is left out; the last turn
+    /// alone may still be longer.
+    pub fn encode(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<ConversationTokens> {
+        let template = tokenizer.chat_template()?;
+        let mut kept = conversation.clone();
+        let mut dropped_messages = 0;
+        let (rendered, tokens, offsets) = loop {
+            let rendered = template.render(&kept, false)?;
+            let (tokens, offsets) = tokenizer.encode_with_offsets(&rendered.text)?;
+            if tokens.len() <= max_length {
+                break (rendered, tokens, offsets);
+            }
+            match kept.drop_oldest_turn() {
+                Some(messages) => dropped_messages += messages,
+                None => break (rendered, tokens, offsets),
+            }
+        };
+        let special_token = |text: &str| tokenizer.special_token_at(text);
+        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
+        let found = finder.find().ok_or_else(|| {
+            Error::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
+        })?;
+        let spans: Vec<Range<usize>> = found.spans.iter().map(|span| token_range(&offsets, span)).collect();
+        let reply = spans.last().cloned().unwrap_or_default();
+        let mut loss = vec![tokenizer.encoding().loss == LossTokens::All; tokens.len()];
+        match tokenizer.encoding().loss {
+            LossTokens::All => {}
+            LossTokens::Assistant => spans.iter().for_each(|span| loss[span.clone()].fill(true)),
+            LossTokens::Last => loss[reply.clone()].fill(true),
+        }
+        // Only every reply's loss needs the earlier ones.
+        let every = tokenizer.encoding().loss == LossTokens::Assistant;
+        let reply_source = if every { found.source } else { ReplySource::default() };
+        Ok(ConversationTokens { tokens, loss, reply, reply_source, dropped_messages })
+    }
+}
+
+/// The tokens that overlap a range of bytes.
+fn token_range(offsets: &[(usize, usize)], bytes: &Range<usize>) -> Range<usize> {
+    let start = offsets.iter().position(|&(_, end)| end > bytes.start).unwrap_or(offsets.len());
+    let end = offsets.iter().rposition(|&(start, _)| start < bytes.end).map_or(0, |last| last + 1);
+    start..end.max(start)
+}
+
+/// The tokens that the last reply of a conversation is generated after, and the text that they encode. As long as they are
+/// more than `max_length`, the oldest turn is left out; the last turn alone may still be longer.
+pub(crate) fn encode_prompt(
+    conversation: &Conversation,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<(String, Vec<u32>)> {
+    let mut kept = conversation.clone();
+    loop {
+        let before = kept.prefix(kept.last_reply().unwrap_or(kept.messages.len()));
+        let text = tokenizer.chat_template()?.render(&before, true)?.text;
+        let tokens = tokenizer.encode_without_special(&text)?;
+        if tokens.len() <= max_length || kept.drop_oldest_turn().is_none() {
+            return Ok((text, tokens));
+        }
+    }
+}
+
+/// The row as a conversation whose last reply is `answer`; None if it is encoded as plain text.
+pub(crate) fn conversation_of(row: &Row, answer: &str, tokenizer: &Tokenizer) -> Result<Option<Conversation>> {
+    match &row.kind {
+        RowKind::Conversation(conversation) => Ok(Some(conversation.clone())),
+        RowKind::Plain { instruction, input } if tokenizer.encoding().chat => {
+            let takes_system = tokenizer.chat_template()?.has_system_role();
+            let mut messages = match (instruction.as_str(), input.as_str()) {
+                (_, "") => vec![Message::new(USER, instruction)],
+                ("", _) => vec![Message::new(USER, input)],
+                _ if takes_system => vec![Message::new(SYSTEM, instruction), Message::new(USER, input)],
+                _ => vec![Message::new(USER, &format!("{instruction}\n{input}"))],
+            };
+            messages.push(Message::new(ASSISTANT, answer));
+            Ok(Some(Conversation::new(messages)))
+        }
+        RowKind::Plain { .. } | RowKind::Text => Ok(None),
+    }
+}

@@ -1,0 +1,224 @@
+//! Rows of conversations as tokens, with the tokens that carry loss.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+
+use lorakit_task::{BosTokens, Example, LossTokens, ReplySource, RowEncoding, Split, Task, Tokenizer};
+use serde_json::{Value, json};
+
+const CHATML: &str = include_str!("fixtures/chat_templates/chatml.jinja");
+const GEMMA: &str = include_str!("fixtures/chat_templates/gemma.jinja");
+const LLAMA_3: &str = include_str!("fixtures/chat_templates/llama_3.jinja");
+const THINKING: &str = include_str!("fixtures/chat_templates/thinking.jinja");
+
+/// The tokens that the templates write.
+const SPECIAL: [&str; 9] = [
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+];
+
+/// A tokenizer of one token per character, whose post-processor begins texts with `<s>`, with a chat template.
+fn tokenizer(template: Option<&str>) -> Tokenizer {
+    let mut vocabulary: Vec<String> = SPECIAL.map(str::to_owned).to_vec();
+    vocabulary.extend(std::iter::once('\n').chain(' '..='~').map(String::from));
+    let added = SPECIAL.iter().enumerate().map(|(id, token)| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true})
+    });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": null, "decoder": {"type": "Fuse"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary.iter().cloned().enumerate().map(|(id, token)| (token, json!(id)))
+                .collect::<serde_json::Map<_, _>>(),
+            "merges": []}
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", tokenizer.to_string());
+    write("tokenizer_config.json", json!({"bos_token": "<s>", "eos_token": "</s>"}).to_string());
+    if let Some(template) = template {
+        write("chat_template.jinja", template.to_owned());
+    }
+    Tokenizer::open(folder.path()).unwrap()
+}
+
+fn task(rows: &[Value]) -> Task {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    Task::load(&path.display().to_string(), None).unwrap().remove(0)
+}
+
+fn encode(row: Value, tokenizer: &Tokenizer, max_length: usize) -> lorakit_task::Result<Example> {
+    // A second row, since one object with lists of objects is no row of its own.
+    let task = task(&[row, json!({"messages": [{"role": "assistant", "content": "-"}]})]);
+    Example::encode(task.rows(Split::All, None).unwrap()[0], tokenizer, max_length)
+}
+
+/// The text of the tokens, those that carry loss in brackets.
+fn marked(example: &Example, tokenizer: &Tokenizer) -> String {
+    let (mut text, mut before) = (String::new(), false);
+    for piece in example.token_views(tokenizer) {
+        if piece.loss != before {
+            text.push(if piece.loss { '[' } else { ']' });
+        }
+        text.push_str(&piece.token);
+        before = piece.loss;
+    }
+    if before { text + "]" } else { text }
+}
+
+fn messages(texts: &[(&str, &str)]) -> Value {
+    json!(texts.iter().map(|(role, content)| json!({"role": role, "content": content})).collect::<Vec<_>>())
+}
+
+fn two_turns() -> Value {
+    json!({"messages": messages(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])})
+}
+
+fn with_loss(template: &str, loss: LossTokens) -> Tokenizer {
+    tokenizer(Some(template)).with_encoding(RowEncoding { loss, ..RowEncoding::default() })
+}
+
+#[test]
+fn every_reply_carries_loss_with_the_token_that_ends_its_turn() {
+    let shown = |template, loss| {
+        let tokenizer = with_loss(template, loss);
+        marked(&encode(two_turns(), &tokenizer, 999).unwrap(), &tokenizer)
+    };
+    let user = |text: &str| format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n");
+    let (first, second) = (user("a"), user("c"));
+    assert_eq!(shown(CHATML, LossTokens::Assistant), format!("{first}[b<|im_end|>]\n{second}[d<|im_end|>]\n"));
+    assert_eq!(shown(CHATML, LossTokens::Last), format!("{first}b<|im_end|>\n{second}[d<|im_end|>]\n"));
+    // Nothing predicts the first token.
+    let rest = first.strip_prefix("<|im_start|>").unwrap();
+    assert_eq!(shown(CHATML, LossTokens::All), format!("<|im_start|>[{rest}b<|im_end|>\n{second}d<|im_end|>\n]"));
+    // BOS once, by the template.
+    assert!(shown(LLAMA_3, LossTokens::Assistant).starts_with("<s><|start_header_id|>user"));
+    assert!(shown(LLAMA_3, LossTokens::Assistant).ends_with("<|end_header_id|>\n\n[d<|eot_id|>]"));
+    let never = RowEncoding { bos: BosTokens::Never, ..RowEncoding::default() };
+    let without_bos = tokenizer(Some(LLAMA_3)).with_encoding(never);
+    let shown_without = marked(&encode(two_turns(), &without_bos, 999).unwrap(), &without_bos);
+    assert!(shown_without.starts_with("<|start_header_id|>user"));
+    assert!(shown(GEMMA, LossTokens::Assistant).contains("model\n[b<end_of_turn>]\n<start_of_turn>user"));
+}
+
+#[test]
+fn the_prompt_is_what_stands_before_the_last_reply() {
+    let tokenizer = tokenizer(Some(CHATML));
+    let task = task(&[two_turns(), two_turns()]);
+    let row = task.rows(Split::All, None).unwrap()[0];
+    let prompt = Example::prompt_text(row, &tokenizer).unwrap();
+    assert!(prompt.ends_with("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"), "{prompt}");
+    let tokens = Example::encode_row_prompt(row, &tokenizer, 999).unwrap();
+    assert_eq!(Example::encode(row, &tokenizer, 999).unwrap().prompt(), tokens);
+    assert_eq!(row.accepted(), ["d"]);
+}
+
+#[test]
+fn replies_that_change_once_more_follows_carry_no_loss() {
+    let thought = messages(&[
+        ("user", "a"),
+        ("assistant", "<think>x</think>b"),
+        ("user", "c"),
+        ("assistant", "<think>y</think>d"),
+    ]);
+    let row = json!({ "messages": thought });
+    let plain = tokenizer(Some(THINKING));
+    let example = encode(row.clone(), &plain, 999).unwrap();
+    assert_eq!(example.reply_source, ReplySource::LastReply);
+    let shown = marked(&example, &plain);
+    assert!(
+        shown.contains("assistant\nb<|im_end|>\n") && shown.ends_with("[<think>y</think>d<|im_end|>]\n"),
+        "{shown}"
+    );
+    // Marked by the template, every reply does.
+    let content = "{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}";
+    let blocks = "{{- '<|im_start|>' ~ message.role ~ '\\n' }}{% if message.role == 'assistant' %}{% generation %}\
+                  {{ content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}";
+    let marks = tokenizer(Some(&THINKING.replace(content, blocks)));
+    let example = encode(row, &marks, 999).unwrap();
+    assert_eq!(example.reply_source, ReplySource::GenerationBlocks);
+    let shown = marked(&example, &marks);
+    assert!(
+        shown.contains("assistant\n[b<|im_end|>]\n") && shown.ends_with("[<think>y</think>d<|im_end|>]\n"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn the_oldest_turns_of_a_long_conversation_are_left_out() {
+    let tokenizer = tokenizer(Some(CHATML));
+    let all = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
+    let row = json!({"messages": messages(&all)});
+    let whole = encode(row.clone(), &tokenizer, 999).unwrap();
+    let example = encode(row.clone(), &tokenizer, whole.len() - 1).unwrap();
+    assert_eq!((example.truncation.messages, example.truncation.prompt), (2, 0));
+    let turn = "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d<|im_end|>]\n";
+    assert_eq!(marked(&example, &tokenizer), format!("<|im_start|>system\ns<|im_end|>\n{turn}"));
+    // The last turn alone is cut as a plain row is.
+    let example = encode(row, &tokenizer, 10).unwrap();
+    assert_eq!((example.len(), example.truncation.messages), (10, 2));
+    assert!(example.truncation.prompt > 0 && marked(&example, &tokenizer).ends_with("[d<|im_end|>]"));
+}
+
+#[test]
+fn only_the_completion_of_a_prompt_is_learned() {
+    let tokenizer = tokenizer(Some(CHATML));
+    let prompt = messages(&[("user", "a"), ("assistant", "b"), ("user", "c")]);
+    let row = json!({"prompt": prompt, "completion": messages(&[("assistant", "d")])});
+    let shown = marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
+    assert!(shown.contains("\nb<|im_end|>") && shown.ends_with("[d<|im_end|>]\n"), "{shown}");
+}
+
+#[test]
+fn plain_rows_texts_and_bos() {
+    let row = json!({"prompt": "a ", "completion": "b"});
+    let shown = |encoding, row: Value| {
+        let tokenizer = tokenizer(Some(CHATML)).with_encoding(encoding);
+        marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer)
+    };
+    let (default, never) = (RowEncoding::default(), RowEncoding { bos: BosTokens::Never, ..RowEncoding::default() });
+    assert_eq!(shown(default, row.clone()), "<s>a [b</s>]");
+    assert_eq!(shown(never, row.clone()), "a [b</s>]");
+    assert_eq!(shown(RowEncoding { loss: LossTokens::All, ..default }, row), "<s>[a b</s>]");
+    let chat = RowEncoding { chat: true, ..default };
+    let alpaca = json!({"instruction": "i", "input": "a", "output": "b"});
+    let turns =
+        "<|im_start|>system\ni<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]\n";
+    assert_eq!(shown(chat, alpaca.clone()), turns);
+    let gemma = tokenizer(Some(GEMMA)).with_encoding(chat);
+    let without_system = marked(&encode(alpaca, &gemma, 999).unwrap(), &gemma);
+    assert_eq!(without_system, "<s><start_of_turn>user\ni\na<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]\n");
+    let texts = task(&[json!({"text": "ab"}), json!({"text": "c</s>"})]);
+    let rows = texts.rows(Split::All, None).unwrap();
+    let plain = tokenizer(None);
+    let text = |row: usize| marked(&Example::encode(rows[row], &plain, 999).unwrap(), &plain);
+    assert_eq!((text(0), text(1)), ("<s>[ab</s>]".to_owned(), "<s>[c</s>]".to_owned()));
+}
+
+#[test]
+fn a_base_without_a_template_and_a_refused_conversation_are_errors() {
+    let error = |row, template| {
+        let error = encode(row, &tokenizer(template), 999).unwrap_err();
+        format!("{:#}", anyhow::Error::from(error))
+    };
+    assert!(error(two_turns(), None).contains("row 1: chat template: the base has none"));
+    assert!(error(two_turns(), Some("{% if %}")).contains("chat_template.jinja: chat template: syntax error"));
+    let system = json!({"messages": messages(&[("system", "s"), ("user", "a"), ("assistant", "b")])});
+    let refused = error(system, Some(GEMMA));
+    assert!(refused.ends_with("the chat template refuses the conversation: System role not supported"), "{refused}");
+}

@@ -1,0 +1,25 @@
+//! Options that say how rows become tokens.
+
+use clap::Args;
+use lorakit_task::{BosTokens, LossTokens, RowEncoding};
+
+/// How rows become tokens.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RowEncodingArgs {
+    /// Put rows of prompt and answer through the base's chat template, as conversations always are
+    #[arg(long)]
+    chat: bool,
+    /// Which tokens count for the loss: every reply of a conversation (or the answer), the last reply, or all
+    #[arg(long, value_name = "assistant|last|all", default_value_t = LossTokens::Assistant)]
+    loss: LossTokens,
+    /// Begin texts with BOS where tokenizer or template put it, or never
+    #[arg(long, value_name = "auto|never", default_value_t = BosTokens::Auto)]
+    bos: BosTokens,
+}
+
+impl RowEncodingArgs {
+    /// The choices.
+    pub fn encoding(&self) -> RowEncoding {
+        RowEncoding { chat: self.chat, loss: self.loss, bos: self.bos }
+    }
+}
