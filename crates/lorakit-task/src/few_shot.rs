@@ -9,11 +9,12 @@ impl Task {
     /// The task with `shots` examples before every prompt, as lm-evaluation-harness builds a context: the description,
     /// then of each example its prompt, the target delimiter, its first accepted answer and the few-shot delimiter. The
     /// examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example of itself.
-    /// The examples of conversations are turns before its own.
     /// Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further example.
     ///
+    /// A conversation has those of its examples as turns before its own.
+    ///
     /// # Errors
-    /// If there are not enough train rows.
+    /// If there are not enough train rows, or the rows are texts.
     pub fn with_few_shot(&self, shots: usize) -> Result<Task> {
         if shots == 0 {
             return Ok(self.clone());
@@ -28,15 +29,13 @@ impl Task {
             }
             let mut prompt = self.few_shot.description.clone();
             for example in &examples {
-                for part in [&example.prompt, &example.delimiter, example.target(), &self.few_shot.delimiter] {
+                for part in [example.prompt.as_str(), &example.delimiter, example.target(), &self.few_shot.delimiter] {
                     prompt.push_str(part);
                 }
             }
             prompt.push_str(&row.prompt);
             let kind = match &row.kind {
-                RowKind::Plain { .. } if shots > 0 => {
-                    RowKind::Plain { instruction: String::new(), input: prompt.clone() }
-                }
+                RowKind::Plain { .. } => RowKind::Plain { instruction: String::new(), input: prompt.clone() },
                 RowKind::Conversation(own) => {
                     let shown = examples.iter().filter_map(|example| match &example.kind {
                         RowKind::Conversation(shown) => Some(shown),
@@ -44,7 +43,9 @@ impl Task {
                     });
                     RowKind::Conversation(own.after(shown))
                 }
-                other => other.clone(),
+                RowKind::Text => {
+                    return Err(Error::Row("rows of `text` have no answers to show as examples".to_owned()));
+                }
             };
             Ok((*split, Row { prompt, kind, ..row.clone() }))
         });
