@@ -12,12 +12,14 @@
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
 //! - [`pages`]: HTML pages, rendered from templates.
 //! - [`command_context`]: device, seed, output and interruption, which every subcommand receives.
+//! - [`allocator`]: keeps freed memory for the next step.
 //! - [`interrupt`]: Ctrl-C and SIGTERM.
 //!
 //! A subcommand parses into its arguments, checks them, opens base and library, calls a library crate, and prints one
 //! result: a text, or with `--json` a document. To add one: a file in [`commands`], a variant in [`cli::Command`] and its
 //! arm.
 
+mod allocator;
 mod args;
 mod base;
 mod cli;
@@ -36,11 +38,8 @@ use cli::Cli;
 use command_context::CommandContext;
 use std::process::ExitCode;
 
-/// Every op allocates and frees tensors. mimalloc keeps their pages, so that the kernel does not zero them each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_pages();
     let cli = Cli::read();
     set_threads(cli.global.threads);
     let context = match CommandContext::new(&cli.global) {

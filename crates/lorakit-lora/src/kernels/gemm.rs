@@ -53,6 +53,28 @@ impl<'a> MatrixMut<'a> {
         tiles
     }
 
+    /// The first `columns` columns, and the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_at_column(self, columns: usize) -> (Self, Self) {
+        let (first, others) = self.0.split_at_col_mut(columns);
+        (Self(first), Self(others))
+    }
+
+    /// Writes the transpose of `values`, `[columns, rows]`.
+    ///
+    /// # Panics
+    /// If there are fewer values than elements.
+    pub fn copy_from_transposed(mut self, values: &[f32]) {
+        let (rows, columns) = (self.0.nrows(), self.0.ncols());
+        for column in 0..columns {
+            for row in 0..rows {
+                self.0[(row, column)] = values[column * rows + row];
+            }
+        }
+    }
+
     /// The transpose, over the same values.
     fn transposed(self) -> Self {
         Self(self.0.transpose_mut())

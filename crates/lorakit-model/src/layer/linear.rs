@@ -1,6 +1,6 @@
 //! The linear layers of a site as one op. Where they are frozen, its backward computes the gradient of the input only.
 
-use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::mmap_matrix::{self, MmapMatrix};
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use lorakit_lora::FrozenLinear;
@@ -149,10 +149,11 @@ impl FrozenLinear for FrozenProjections {
         if y.is_empty() {
             return y;
         }
+        let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
+        mmap_matrix::forward_side_by_side(&weights, x, &mut y);
         let mut start = 0;
         for FrozenProjection { weight, bias } in &self.projections {
             let columns = start..start + weight.rows();
-            weight.forward(x, &mut y, width, columns.clone());
             if let Some(bias) = bias {
                 for row in y.chunks_exact_mut(width) {
                     row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);

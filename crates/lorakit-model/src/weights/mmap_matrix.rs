@@ -1,11 +1,14 @@
 //! A frozen matrix whose values stay in its mapped file and are widened tile by tile inside each product.
 
 use crate::error::{ModelError, Result};
+use crate::weights::few_tokens::{FEW, RowProducts};
+use crate::weights::half_precision::{round_to_bf16, round_to_f16, widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm, par_gemm};
+use lorakit_lora::kernels::simd;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -26,9 +29,9 @@ enum Values {
     /// Values in memory: those of a file that were not aligned, or the caller's.
     F32(Arc<[f32]>),
     /// Values that were rounded to bf16.
-    Bf16(Arc<[bf16]>),
+    Bf16(Arc<Vec<bf16>>),
     /// Values that were rounded to f16.
-    F16(Arc<[f16]>),
+    F16(Arc<Vec<f16>>),
 }
 
 /// Some rows of a matrix in the type that they are stored in.
@@ -89,13 +92,9 @@ impl MmapMatrix {
 
     /// The same matrix, rounded to a 16-bit type unless it is stored in that already; for f32 it stays as it is.
     pub fn rounded_to(&self, dtype: StorageDtype) -> Self {
-        let values = match (dtype, self.slice(0..self.rows)) {
-            (StorageDtype::BF16, Slice::F32(v)) => Values::Bf16(v.iter().map(|&x| bf16::from_f32(x)).collect()),
-            (StorageDtype::F16, Slice::F32(v)) => Values::F16(v.iter().map(|&x| f16::from_f32(x)).collect()),
-            (StorageDtype::F16, Slice::BF16(v)) => Values::F16(v.iter().map(|&x| f16::from_f32(x.to_f32())).collect()),
-            (StorageDtype::BF16, Slice::F16(v)) => {
-                Values::Bf16(v.iter().map(|&x| bf16::from_f32(x.to_f32())).collect())
-            }
+        let values = match (dtype, self.storage_dtype()) {
+            (StorageDtype::BF16, StorageDtype::F32 | StorageDtype::F16) => Values::Bf16(Arc::new(round_to_bf16(&self.values()))),
+            (StorageDtype::F16, StorageDtype::F32 | StorageDtype::BF16) => Values::F16(Arc::new(round_to_f16(&self.values()))),
             _ => self.values.clone(),
         };
         Self { values, ..*self }
@@ -167,19 +166,40 @@ impl MmapMatrix {
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let x = MatrixRef::new(x, tokens, self.columns, self.columns);
         let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
         if let Slice::F32(w) = self.slice(0..self.rows) {
+            let x = MatrixRef::new(x, tokens, self.columns, self.columns);
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
         }
-        y.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (rows, y)| {
-            let count = rows.len();
-            wide.resize(count * self.columns, 0.0);
-            self.slice(rows).widen(wide);
-            let w = MatrixRef::new(wide, count, self.columns, self.columns);
-            gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
-        });
+        y.column_tiles(TILE)
+            .into_par_iter()
+            .for_each_init(Vec::new, |scratch, (rows, y)| self.forward_tile(x, rows, y, scratch));
+    }
+
+    /// `y = x Wᵀ` for some rows of a 16-bit matrix: `y` is `[tokens, rows]`.
+    fn forward_tile(&self, x: &[f32], rows: Range<usize>, y: MatrixMut, scratch: &mut Vec<f32>) {
+        let (tokens, count) = (x.len() / self.columns, rows.len());
+        if tokens <= FEW {
+            scratch.resize(self.columns + count * tokens, 0.0);
+            let (row, products) = scratch.split_at_mut(self.columns);
+            match self.slice(rows) {
+                Slice::BF16(w) => {
+                    let widen = |r, row: &mut [f32]| widen_bf16(&w[r * self.columns..][..self.columns], row);
+                    simd::dispatch(RowProducts { widen, x, row, y: products });
+                }
+                slice => {
+                    let widen = |r, row: &mut [f32]| slice.part(r * self.columns..(r + 1) * self.columns).widen(row);
+                    simd::dispatch(RowProducts { widen, x, row, y: products });
+                }
+            }
+            return y.copy_from_transposed(products);
+        }
+        scratch.resize(count * self.columns, 0.0);
+        self.slice(rows).widen(scratch);
+        let x = MatrixRef::new(x, tokens, self.columns, self.columns);
+        let w = MatrixRef::new(scratch, count, self.columns, self.columns);
+        gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
     }
 
     /// `dx = dy W`, or added to `dx`: `dy` is `[tokens, rows]` and `dx` `[tokens, columns]`.
@@ -204,6 +224,32 @@ impl MmapMatrix {
     }
 }
 
+/// `y = x Wᵀ` of matrices that read the same input: `x` is `[tokens, columns]`, and `y`, `[tokens, sum of rows]`, holds
+/// their outputs side by side.
+pub(crate) fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32]) {
+    let width: usize = weights.iter().map(|weight| weight.rows).sum();
+    if weights.iter().any(|weight| weight.storage_dtype() == StorageDtype::F32) {
+        let mut start = 0;
+        for weight in weights {
+            weight.forward(x, y, width, start..start + weight.rows);
+            start += weight.rows;
+        }
+        return;
+    }
+    // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
+    let tokens = y.len() / width;
+    let mut rest = MatrixMut::new(y, tokens, width, width);
+    let mut tiles = Vec::new();
+    for weight in weights {
+        let (own, others) = rest.split_at_column(weight.rows);
+        tiles.extend(own.column_tiles(TILE).into_iter().map(|(rows, y)| (weight, rows, y)));
+        rest = others;
+    }
+    tiles
+        .into_par_iter()
+        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(x, rows, y, scratch));
+}
+
 /// The values of bytes at any address, as f32.
 fn widen_unaligned(bytes: &[u8], dtype: StorageDtype) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
@@ -215,8 +261,8 @@ fn widen_unaligned(bytes: &[u8], dtype: StorageDtype) -> Vec<f32> {
 }
 
 impl<'a> Slice<'a> {
-    fn part(self, range: Range<usize>) -> Slice<'a> {
-        match self {
+    fn part(&self, range: Range<usize>) -> Slice<'a> {
+        match *self {
             Self::F32(v) => Self::F32(&v[range]),
             Self::BF16(v) => Self::BF16(&v[range]),
             Self::F16(v) => Self::F16(&v[range]),
@@ -226,10 +272,8 @@ impl<'a> Slice<'a> {
     fn widen(&self, wide: &mut [f32]) {
         match self {
             Self::F32(values) => wide.copy_from_slice(values),
-            Self::BF16(values) => {
-                wide.iter_mut().zip(*values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16))
-            }
-            Self::F16(values) => values.convert_to_f32_slice(wide),
+            Self::BF16(values) => widen_bf16(values, wide),
+            Self::F16(values) => widen_f16(values, wide),
         }
     }
 }

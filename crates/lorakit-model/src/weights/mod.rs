@@ -2,6 +2,8 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod edit;
+mod few_tokens;
+mod half_precision;
 pub(crate) mod mmap_matrix;
 mod save;
 pub(crate) mod storage_dtype;

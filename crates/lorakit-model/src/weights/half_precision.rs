@@ -1,0 +1,80 @@
+//! Conversions between f32 and the 16-bit types that weights are stored in.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
+
+/// Values that one task of the thread pool rounds.
+const CHUNK: usize = 1 << 16;
+
+/// The values as f32: a bf16 is the upper half of an f32.
+#[inline(always)]
+pub(super) fn widen_bf16(values: &[bf16], wide: &mut [f32]) {
+    wide.iter_mut().zip(values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16));
+}
+
+/// The values as f32.
+pub(super) fn widen_f16(values: &[f16], wide: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("f16c") {
+        // SAFETY: the machine has the instructions.
+        return unsafe { widen_f16c(values, wide) };
+    }
+    values.convert_to_f32_slice(wide);
+}
+
+/// The same by the machine's instructions. `half` has them too, but calls a function for every eight values.
+///
+/// # Safety
+/// The machine must have F16C.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx,f16c")]
+unsafe fn widen_f16c(values: &[f16], wide: &mut [f32]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    let (mut values, mut wide) = (values.chunks_exact(8), wide.chunks_exact_mut(8));
+    for (v, w) in (&mut values).zip(&mut wide) {
+        // SAFETY: both have eight values, and neither instruction needs alignment.
+        unsafe { _mm256_storeu_ps(w.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().cast::<__m128i>()))) };
+    }
+    let rest = values.remainder();
+    wide.into_remainder().iter_mut().zip(rest).for_each(|(w, v)| *w = v.to_f32());
+}
+
+/// The values rounded to bf16, to the nearest or else even.
+pub(super) fn round_to_bf16(values: &[f32]) -> Vec<bf16> {
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    rounded.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(rounded, values)| {
+        rounded.convert_from_f32_slice(values);
+    });
+    rounded
+}
+
+/// The values rounded to f16, to the nearest or else even.
+pub(super) fn round_to_f16(values: &[f32]) -> Vec<f16> {
+    let mut rounded = vec![f16::ZERO; values.len()];
+    rounded.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(rounded, values)| {
+        rounded.convert_from_f32_slice(values);
+    });
+    rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bit pattern of 16 bits, NaN among them, at a length that no vector divides.
+    #[test]
+    fn every_value_of_16_bits_is_widened_and_rounded_back() {
+        let patterns: Vec<u16> = (0..=u16::MAX).chain(0..3).collect();
+        let mut wide = vec![0.0; patterns.len()];
+        let values: Vec<f16> = patterns.iter().map(|&bits| f16::from_bits(bits)).collect();
+        widen_f16(&values, &mut wide);
+        assert!(values.iter().zip(&wide).all(|(v, w)| v.to_f32() == *w || v.is_nan() && w.is_nan()));
+        let rounded = round_to_f16(&wide);
+        assert!(values.iter().zip(rounded.iter()).all(|(v, r)| v == r || v.is_nan() && r.is_nan()));
+        let values: Vec<bf16> = patterns.iter().map(|&bits| bf16::from_bits(bits)).collect();
+        widen_bf16(&values, &mut wide);
+        assert!(values.iter().zip(&wide).all(|(v, w)| v.to_f32() == *w || v.is_nan() && w.is_nan()));
+        let rounded = round_to_bf16(&wide);
+        assert!(values.iter().zip(rounded.iter()).all(|(v, r)| v == r || v.is_nan() && r.is_nan()));
+    }
+}
