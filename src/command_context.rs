@@ -19,6 +19,8 @@ pub struct CommandContext {
     pub interrupt: Interrupt,
     /// Whether adapter warnings are errors.
     pub strict: bool,
+    /// The name of the base that adapters record, if one is given.
+    pub base_name: Option<String>,
     choice: Option<DeviceChoice>,
     /// The chosen device, set up at first use.
     device: OnceLock<Device>,
@@ -33,6 +35,7 @@ impl CommandContext {
             seed: global.seed,
             interrupt: Interrupt::install()?,
             strict: global.strict,
+            base_name: global.base_name.clone(),
             choice: global.device,
             device: OnceLock::new(),
             dtype: global.dtype,

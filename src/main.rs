@@ -3,7 +3,8 @@
 //! - [`cli`]: the global options and the list of subcommands.
 //! - [`commands`]: one file per subcommand, with its arguments and its action.
 //! - [`args`]: options that several subcommands share; usage errors.
-//! - [`base`]: from `--base` to an open model; downloads, the bundled model `pico`, and bases with an adapter merged in.
+//! - [`base`]: from `--base` to an open model; the bundled model `pico`, and bases with an adapter merged in.
+//! - [`hub`]: downloads from the Hugging Face Hub into its cache.
 //! - [`scoring`]: evaluation runs, with failures and results.json.
 //! - [`generation`]: prompts of `generate`, and files of generated text.
 //! - [`demo`]: the full pipeline that the `demo` subcommand runs.
@@ -27,6 +28,7 @@ mod command_context;
 mod commands;
 mod demo;
 mod generation;
+mod hub;
 mod interrupt;
 mod output;
 mod pages;

@@ -72,7 +72,7 @@ impl AdapterArgs {
         }
         let opened = OpenLibrary::open(library, base, &[])?;
         let data = self.data.data.as_deref();
-        let fit = self.fit.load(&self.data)?;
+        let fit = self.fit.load(&self.data, context)?;
         let tokenizer = || place.tokenizer().map_err(Into::into);
         let seed = context.seed;
         let over =

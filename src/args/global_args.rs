@@ -27,6 +27,9 @@ pub struct GlobalArgs {
     /// Suppress progress output
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Name of the base that adapters are to record, such as ORG/NAME [default: its name on the Hub, else the folder]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub base_name: Option<String>,
     /// Treat adapter warnings as errors
     #[arg(long, global = true)]
     pub strict: bool,

@@ -1,19 +1,22 @@
 //! Options that select tasks.
 
+use crate::args::usage::usage_error;
 use crate::command_context::CommandContext;
+use crate::hub::dataset_files;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::TaskRecord;
 use lorakit_fit::{OpenLibrary, chat_template_of};
-use lorakit_task::{ColumnNames, Task, Tokenizer};
+use lorakit_task::{ColumnNames, SplitFiles, Task, Tokenizer};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Tasks, by `--tasks`.
 #[derive(Args, Debug)]
 pub struct TaskArgs {
-    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`, or suite:NAME;
-    /// NAME= sets the name
+    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`,
+    /// hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME; NAME= sets the name
     #[arg(long, required = true, num_args = 1.., value_name = "[NAME=]T")]
     pub tasks: Vec<String>,
     #[command(flatten)]
@@ -32,17 +35,28 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
-    /// Loads tasks in the given order.
-    pub fn load(&self, tasks: &[String]) -> Result<Vec<Task>> {
+    /// Loads tasks in the given order, and downloads those of the Hub.
+    pub fn load(&self, tasks: &[String], context: &CommandContext) -> Result<Vec<Task>> {
+        let mut downloads: BTreeMap<String, SplitFiles> = BTreeMap::new();
+        for task in tasks {
+            let source = Task::source_of(task)?;
+            let Some(repository) = source.strip_prefix("hub:").filter(|_| !downloads.contains_key(source)) else {
+                continue;
+            };
+            let dataset = repository.strip_prefix("datasets/").ok_or_else(|| {
+                usage_error(format!("`{source}`: a task of the Hub is hub:datasets/ORG/NAME[@REV][:CONFIG]"))
+            })?;
+            downloads.insert(source.to_owned(), dataset_files::fetch(dataset, context)?);
+        }
         let columns = self.columns.clone().unwrap_or_default();
-        Ok(Task::load_renamed(tasks, self.data.as_deref(), &columns)?)
+        Ok(Task::load_downloaded(tasks, self.data.as_deref(), &columns, &downloads)?)
     }
 }
 
 impl TaskArgs {
     /// Loads the tasks in the given order.
-    pub fn load(&self) -> Result<Vec<Task>> {
-        self.data.load(&self.tasks)
+    pub fn load(&self, context: &CommandContext) -> Result<Vec<Task>> {
+        self.data.load(&self.tasks, context)
     }
 }
 
@@ -89,8 +103,8 @@ pub struct FitArgs {
 
 impl FitArgs {
     /// Loads the tasks.
-    pub fn load(&self, data: &DataArgs) -> Result<Vec<Task>> {
-        data.load(&self.fit).context("--fit")
+    pub fn load(&self, data: &DataArgs, context: &CommandContext) -> Result<Vec<Task>> {
+        data.load(&self.fit, context).context("--fit")
     }
 }
 

@@ -1,11 +1,14 @@
 //! The value of `--base`: a model folder, `hub:ORG/NAME[@REV]`, or `pico`.
 
-use super::hub_download::fetch;
+use super::hub_files::BaseFiles;
 use super::resolved_base::ResolvedBase;
+use crate::args::usage;
 use crate::command_context::CommandContext;
-use anyhow::{Context as _, Result, ensure};
-use hf_hub::{Repo, RepoType};
+use crate::hub::repository::{Repository, RepositoryKind};
+use crate::hub::snapshot::snapshot;
+use anyhow::{Result, ensure};
 use lorakit_model::Base;
+use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,12 +19,7 @@ pub enum BaseSource {
     /// A Hugging Face model folder.
     Folder(PathBuf),
     /// A repository of the Hugging Face Hub.
-    Hub {
-        /// `ORG/NAME`.
-        name: String,
-        /// A branch, tag or commit; `main` by default.
-        revision: Option<String>,
-    },
+    Hub(Repository),
     /// The base bundled with the binary.
     Pico,
 }
@@ -37,14 +35,8 @@ impl FromStr for BaseSource {
                 folder => Ok(Self::Folder(folder.into())),
             };
         };
-        let (name, revision) = match repository.split_once('@') {
-            Some((name, revision)) => (name, Some(revision)),
-            None => (repository, None),
-        };
-        match name.split_once('/') {
-            Some((org, rest)) if !org.is_empty() && !rest.is_empty() && !rest.contains('/') && revision != Some("") => {
-                Ok(Self::Hub { name: name.to_owned(), revision: revision.map(str::to_owned) })
-            }
+        match Repository::parse(RepositoryKind::Model, repository) {
+            Some((repository, "")) => Ok(Self::Hub(repository)),
             _ => Err("expected hub:ORG/NAME or hub:ORG/NAME@REV".to_owned()),
         }
     }
@@ -54,8 +46,7 @@ impl fmt::Display for BaseSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => write!(f, "{}", folder.display()),
-            Self::Hub { name, revision: Some(revision) } => write!(f, "hub:{name}@{revision}"),
-            Self::Hub { name, revision: None } => write!(f, "hub:{name}"),
+            Self::Hub(repository) => repository.fmt(f),
             Self::Pico => f.write_str("pico"),
         }
     }
@@ -67,20 +58,19 @@ impl BaseSource {
         match self {
             Self::Folder(folder) => {
                 ensure!(!is_missing_repository(folder), "{0}: no such folder; did you mean hub:{0}?", folder.display());
-                Ok(ResolvedBase::Folder { folder: folder.clone(), name: None })
+                let given = || folder.file_name().map(|_| folder.display().to_string());
+                let name = context.base_name.clone().or_else(|| hub_name(folder)).or_else(given);
+                Ok(ResolvedBase::Folder { folder: folder.clone(), name, output: context.output })
             }
-            Self::Hub { name, revision } => {
-                let repo = Repo::with_revision(
-                    name.clone(),
-                    RepoType::Model,
-                    revision.clone().unwrap_or_else(|| "main".to_owned()),
-                );
-                Ok(ResolvedBase::Folder {
-                    folder: fetch(&repo, context).with_context(|| self.to_string())?,
-                    name: Some(name.clone()),
-                })
+            Self::Hub(repository) => Ok(ResolvedBase::Folder {
+                folder: snapshot(repository, &BaseFiles, context)?,
+                name: context.base_name.clone().or_else(|| Some(repository.name.clone())),
+                output: context.output,
+            }),
+            Self::Pico => {
+                usage::ensure(context.base_name.is_none(), || "--base-name: pico has a name of its own".to_owned())?;
+                Ok(ResolvedBase::Pico)
             }
-            Self::Pico => Ok(ResolvedBase::Pico),
         }
     }
 
@@ -98,6 +88,15 @@ fn is_missing_repository(path: &Path) -> bool {
     };
     let parts = path.to_str().and_then(|text| text.split_once('/'));
     !path.exists() && parts.is_some_and(|(org, name)| part(org) && part(name))
+}
+
+/// The name on the Hub that a folder's config.json records.
+fn hub_name(folder: &Path) -> Option<String> {
+    let text = lorakit_format::read_text(&folder.join("config.json")).ok()?;
+    let name = serde_json::from_str::<Value>(&text).ok()?["_name_or_path"].as_str()?.to_owned();
+    let repository = Repository::parse(RepositoryKind::Model, &name);
+    let is_name = repository.is_some_and(|(repository, _)| repository.name == name) && !Path::new(&name).exists();
+    is_name.then_some(name)
 }
 
 #[cfg(test)]

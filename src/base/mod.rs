@@ -1,7 +1,7 @@
 //! Bases: from `--base` to an open model, the bundled one, and bases with an adapter merged in.
 
 pub mod base_source;
-pub mod hub_download;
+pub mod hub_files;
 pub mod merged_base;
 pub mod model_files;
 pub mod pico;

@@ -7,7 +7,7 @@ use lorakit_format::atomic::write_file;
 use serde_json::Value;
 use std::path::Path;
 
-/// The files that are copied along with weights.
+/// The files of a model folder other than its weights.
 const MODEL_FILES: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -17,25 +17,64 @@ const MODEL_FILES: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "NOTICE.txt",
 ];
+
+/// The folder of chat templates other than the default.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+/// The beginnings of the names of licences and of what they ask to be kept, in lower case.
+const LICENSES: &[&str] = &["license", "licence", "copying", "notice", "use_policy"];
+
+/// Whether a file of a model folder is copied and downloaded along with its weights, by its path within the folder.
+pub fn is_model_file(path: &str) -> bool {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    match folder {
+        "" => {
+            let lower = name.to_lowercase();
+            MODEL_FILES.contains(&name) || LICENSES.iter().any(|license| lower.starts_with(license))
+        }
+        MORE_TEMPLATES => name.ends_with(".jinja"),
+        _ => false,
+    }
+}
 
 /// Copies the files of a base, other than its weights, to `folder`, which exists.
 pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
     let ResolvedBase::Folder { folder: source, .. } = place else { return pico::write_model_files(folder) };
-    for name in MODEL_FILES.iter().filter(|name| source.join(name).is_file()) {
-        std::fs::copy(source.join(name), folder.join(name))
-            .with_context(|| format!("{}: cannot be copied", source.join(name).display()))?;
+    for path in model_files(source)? {
+        let (from, to) = (source.join(&path), folder.join(&path));
+        let copy = || {
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::copy(&from, &to)
+        };
+        copy().with_context(|| format!("{}: cannot be copied", from.display()))?;
     }
     ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
     Ok(())
+}
+
+/// The paths of a folder's model files within it.
+fn model_files(folder: &Path) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    for within in ["", MORE_TEMPLATES] {
+        let Ok(entries) = std::fs::read_dir(folder.join(within)) else { continue };
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            paths.push(if within.is_empty() { name } else { format!("{within}/{name}") });
+        }
+    }
+    paths.retain(|path| is_model_file(path) && folder.join(path).is_file());
+    paths.sort();
+    Ok(paths)
 }
 
 /// Copies the same files for weights in f32: config.json then names f32, which other tools would otherwise round to the
@@ -65,6 +104,31 @@ fn set_dtype_f32(path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::output::console::Output;
+
+    #[test]
+    fn files_other_than_weights_are_kept() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(from.path().join(MORE_TEMPLATES)).unwrap();
+        let kept = [
+            "config.json",
+            "tokenizer.json",
+            "added_tokens.json",
+            "chat_template.jinja",
+            "generation_config.json",
+            "LICENSE.txt",
+            "Notice",
+            "additional_chat_templates/tool_use.jinja",
+        ];
+        let left = ["model.safetensors", "pytorch_model.bin", "README.md", "additional_chat_templates/README.md"];
+        for file in kept.iter().chain(&left) {
+            std::fs::write(from.path().join(file), file).unwrap();
+        }
+        let output = Output { json: false, quiet: true, verbose: false };
+        write(&ResolvedBase::Folder { folder: from.path().to_owned(), name: None, output }, to.path()).unwrap();
+        assert!(kept.iter().all(|file| std::fs::read_to_string(to.path().join(file)).unwrap() == *file));
+        assert!(!left.iter().any(|file| to.path().join(file).exists()));
+    }
 
     #[test]
     fn only_the_data_type_of_a_config_changes() {

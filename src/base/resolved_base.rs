@@ -2,6 +2,7 @@
 
 use super::pico;
 use crate::command_context::CommandContext;
+use crate::output::console::Output;
 use anyhow::Result;
 use lorakit_adapter::ExpertRecord;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
@@ -14,8 +15,10 @@ pub enum ResolvedBase {
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// Its name, where the folder does not have it.
+        /// Its name for adapters to record; None: that of the folder.
         name: Option<String>,
+        /// Where warnings about its files go.
+        output: Output,
     },
     /// Bundled with the binary.
     Pico,
@@ -65,8 +68,8 @@ impl ResolvedBase {
 
     fn open(&self, options: &BaseOptions) -> Result<Base> {
         Ok(match self {
-            Self::Folder { folder, name: None } => Base::open(folder, options)?,
-            Self::Folder { folder, name: Some(name) } => Base::open(folder, options)?.with_name(name),
+            Self::Folder { folder, name: None, .. } => Base::open(folder, options)?,
+            Self::Folder { folder, name: Some(name), .. } => Base::open(folder, options)?.with_name(name),
             Self::Pico => pico::base(options)?,
         })
     }
@@ -82,7 +85,12 @@ impl ResolvedBase {
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match self {
-            Self::Folder { folder, .. } => Ok(Tokenizer::open(folder)?),
+            Self::Folder { folder, output, .. } => {
+                let tokenizer = Tokenizer::open(folder)?;
+                let warn = |warning| output.warn(format!("{}: {warning}", folder.display()));
+                tokenizer.warnings().iter().for_each(warn);
+                Ok(tokenizer)
+            }
             Self::Pico => pico::tokenizer(),
         }
     }

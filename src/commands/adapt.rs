@@ -82,7 +82,7 @@ struct Report {
 /// Adapts, evaluates and reports.
 pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
-    let tasks = args.tasks.load()?;
+    let tasks = args.tasks.load(context)?;
     let place = args.base.resolve(context)?;
     let encoding = args.settings.over(TrainConfig::default())?.row_encoding();
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));

@@ -179,7 +179,7 @@ fn of_tasks(args: &ClusterArgs, context: &CommandContext) -> Result<()> {
     let partition = match args.method {
         MethodArg::Mbc => bail!("--method mbc clusters experts by their parameters; it needs --library"),
         MethodArg::Random => {
-            let tasks = args.data.load(&args.tasks)?;
+            let tasks = args.data.load(&args.tasks, context)?;
             random_clusters(tasks.into_iter().map(|task| task.name), k, context.seed)?
         }
         MethodArg::Embedding => embedding_clusters(embeddings(args, context)?, k, context.seed)?,
@@ -245,7 +245,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 
 /// The embeddings of `--tasks`.
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
-    let tasks = args.data.load(&args.tasks)?;
+    let tasks = args.data.load(&args.tasks, context)?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
     Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)?)
 }

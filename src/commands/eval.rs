@@ -72,7 +72,7 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let data = args.tasks.data.data.as_deref();
-    let fit = args.fit.load(&args.tasks.data)?;
+    let fit = args.fit.load(&args.tasks.data, context)?;
     let mut failures = Failures::default();
     let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
@@ -190,7 +190,7 @@ impl EvalArgs {
         failures: &mut Failures,
         context: &CommandContext,
     ) -> Result<Vec<Task>> {
-        let tasks = self.tasks.load()?;
+        let tasks = self.tasks.load(context)?;
         task_args::warn_of_unused(&tasks, context);
         if self.split != Split::All {
             for task in &tasks {

@@ -51,7 +51,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
     let opened = OpenLibrary::open(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
-    let fit = args.fit.load(&args.data)?;
+    let fit = args.fit.load(&args.data, context)?;
     let tokenizer = || place.tokenizer().map_err(Into::into);
     let over = FitContext {
         base: &base,

@@ -1,7 +1,9 @@
 //! `library add`: adds PEFT adapter folders to a library.
 
+use crate::args::usage;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::hub::hub_adapters::{self, CachedAdapter};
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -21,7 +23,8 @@ pub struct AddArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Adapter folders; the name of an expert defaults to that of its folder
+    /// Adapter folders, hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the name of an expert
+    /// defaults to that of its folder or repository
     #[arg(required = true, value_name = "[NAME=]DIR")]
     adapters: Vec<NamedFolder>,
 }
@@ -61,6 +64,25 @@ impl FromStr for NamedFolder {
     }
 }
 
+impl NamedFolder {
+    /// The folder itself, or those that are downloaded for `hub:`.
+    fn local(&self, context: &CommandContext) -> Result<Vec<Self>> {
+        let Some(spec) = self.folder.to_str().and_then(|folder| folder.strip_prefix("hub:")) else {
+            return Ok(vec![self.clone()]);
+        };
+        let adapters = hub_adapters::fetch(spec, context)?;
+        usage::ensure(!self.given || adapters.len() == 1, || {
+            format!("{}=: one name for {} adapters; leave it out", self.name, adapters.len())
+        })?;
+        let named = |adapter: CachedAdapter| Self {
+            name: if self.given { self.name.clone() } else { adapter.name },
+            folder: adapter.folder,
+            given: self.given,
+        };
+        Ok(adapters.into_iter().map(named).collect())
+    }
+}
+
 /// An adapter to add.
 pub struct Candidate {
     /// The name of the expert.
@@ -75,7 +97,8 @@ pub struct Candidate {
 
 /// Adds all adapters, or none if one is refused.
 pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
-    let candidates = args.adapters.iter().map(Candidate::read).collect::<Result<Vec<_>>>()?;
+    let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?;
+    let candidates = folders.iter().flatten().map(Candidate::read).collect::<Result<Vec<_>>>()?;
     add_all(&args.library, args.base.as_ref(), &candidates, context)
 }
 

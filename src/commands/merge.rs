@@ -162,7 +162,7 @@ impl MergeArgs {
         let MergeSource { library, experts, base } = source;
         let (place, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
-        let tasks = self.data.load(&self.fit).context("--fit")?;
+        let tasks = self.data.load(&self.fit, context).context("--fit")?;
         let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
         let rows = fitted_merge::rows(method, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
@@ -228,7 +228,9 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
             Some(write_base(&args, &library, (place, base), (&merged.adapter, &record), context)?)
         }
         _ => {
-            let expert = record.expert_record(&library, opened.as_ref().map(Base::identity))?;
+            let identity = opened.as_ref().map(Base::identity);
+            let expert = record.expert_record(&library, identity)?;
+            merged.adapter = merged.adapter.with_base_name(identity.or(library.base()));
             write_folder(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
             None
         }

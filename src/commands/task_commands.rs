@@ -89,7 +89,7 @@ pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
 }
 
 fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
-    let tasks = args.data.load(&args.tasks)?;
+    let tasks = args.data.load(&args.tasks, context)?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
     let entry = |task| {
@@ -124,7 +124,7 @@ fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
 }
 
 fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
-    let tasks = args.data.load(std::slice::from_ref(&args.task))?;
+    let tasks = args.data.load(std::slice::from_ref(&args.task), context)?;
     task_args::warn_of_unused(&tasks, context);
     let tokenizer = |base: &BaseSource| Ok::<_, anyhow::Error>(base.resolve(context)?.tokenizer()?);
     let vocabulary = args.base.as_ref().map(tokenizer).transpose()?;

@@ -123,7 +123,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let mut settings = args.settings.over(TrainConfig::default())?;
     settings.chat |= args.chat;
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
-    let tasks = args.tasks.load()?;
+    let tasks = args.tasks.load(context)?;
     task_args::warn_of_unused(&tasks, context);
     if let Some(k) = args.mode.mbc {
         ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;

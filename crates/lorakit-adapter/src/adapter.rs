@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lorakit_format::mmap::FileBytes;
 
 use crate::error::{AdapterError, Result, Within};
+use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::{LowRank, cosine};
 use crate::name_list::quote_names;
 use crate::peft::peft_config::{AdapterMetadata, PeftConfig};
@@ -58,6 +59,14 @@ impl Adapter {
     /// The same adapter with other metadata for its configuration.
     pub fn with_metadata(self, metadata: AdapterMetadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// The same adapter, with the name of `base` in its configuration if that names none.
+    pub fn with_base_name(mut self, base: Option<&BaseIdentity>) -> Self {
+        if let (None, Some(base)) = (&self.metadata.base_model, base) {
+            self.metadata.base_model = Some(base.name.clone());
+        }
+        self
     }
 
     /// The same adapter, written with short `target_modules` if they select exactly its modules among those of `base`.

@@ -48,8 +48,9 @@ impl<'a> HubExport<'a> {
         let own = adapter.metadata().base_model.clone();
         let mut known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
         let hub_base = known.find(|base| is_repository(base));
-        let metadata = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
         // Local paths are useless elsewhere, and private.
+        let own = own.filter(|name| !name.contains(['/', '\\']));
+        let metadata = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
         let shortened = |task: TaskRecord| {
             let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
             TaskRecord { path: file.unwrap_or_default(), ..task }

@@ -236,7 +236,8 @@ impl Library {
         if folder.exists() {
             return Err(AdapterError::ExpertExists { root: self.root.clone(), name: name.to_owned() });
         }
-        atomic::create_folder(&folder, |folder| write_expert(folder, adapter, record))
+        let adapter = adapter.clone().with_base_name(self.base());
+        atomic::create_folder(&folder, |folder| write_expert(folder, &adapter, record))
     }
 
     /// Adds an expert, replacing one of that name.
@@ -246,7 +247,8 @@ impl Library {
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
-        atomic::replace_folder(&folder, |folder| write_expert(folder, adapter, record))?;
+        let adapter = adapter.clone().with_base_name(self.base());
+        atomic::replace_folder(&folder, |folder| write_expert(folder, &adapter, record))?;
         self.record_base()
     }
 

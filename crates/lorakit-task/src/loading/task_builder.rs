@@ -1,6 +1,6 @@
 //! From a task's config to the task: reads its data files, renders its rows and splits them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lorakit_format::hash::sha256;
 
@@ -8,6 +8,7 @@ use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
 use crate::json_value::canonical;
+use crate::loading::split_files::SplitFiles;
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, stem};
 use crate::metric::Metric;
@@ -28,10 +29,21 @@ pub(crate) fn build(config: &TaskConfig, path: &Path, data: Option<&Path>) -> Re
     task
 }
 
+/// Builds a task of downloaded files; `path` is what the user typed.
+pub(crate) fn build_of_files(files: &SplitFiles, path: &Path, columns: &ColumnNames) -> Result<Task> {
+    let config = TaskConfig { columns: columns.clone(), ..TaskConfig::of_data_file(path) };
+    let read = |(split, file): (Option<Split>, &PathBuf)| Ok((split, DataFile::read(file)?));
+    let read = files.by_split().into_iter().map(read).collect::<Result<_>>()?;
+    assemble_files(&config, &files.name, path, read)
+}
+
 fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -> Result<Task> {
     config.validate()?;
+    assemble_files(config, name, path, read_files(config, name, path, data)?)
+}
+
+fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Option<Split>, DataFile)>) -> Result<Task> {
     let reader = RowReader::new(config)?;
-    let files = read_files(config, name, path, data)?;
     let split_seed = config.split_seed.unwrap_or(0);
     let (mut rows, mut notices) = (Vec::new(), Vec::new());
     for (own, file) in &files {

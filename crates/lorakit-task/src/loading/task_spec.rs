@@ -7,8 +7,9 @@ use std::path::Path;
 use crate::column_names::ColumnNames;
 use crate::error::{At, Error, Result};
 use crate::loading::dataset_folder;
+use crate::loading::split_files::SplitFiles;
 use crate::loading::suite::Suite;
-use crate::loading::task_builder::build;
+use crate::loading::task_builder::{build, build_of_files};
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, list, stem};
 use crate::source::data_file::read_whole;
@@ -40,7 +41,20 @@ impl Task {
     /// # Errors
     /// As [`Task::load_all`]; also if a row lacks one of the columns.
     pub fn load_renamed(specs: &[String], data: Option<&Path>, columns: &ColumnNames) -> Result<Vec<Task>> {
-        let from = Origin { data, columns };
+        Task::load_downloaded(specs, data, columns, &BTreeMap::new())
+    }
+
+    /// As [`Task::load_renamed`], where a spec may also name one of `downloads` as its source.
+    ///
+    /// # Errors
+    /// As [`Task::load_renamed`].
+    pub fn load_downloaded(
+        specs: &[String],
+        data: Option<&Path>,
+        columns: &ColumnNames,
+        downloads: &BTreeMap<String, SplitFiles>,
+    ) -> Result<Vec<Task>> {
+        let from = Origin { data, columns, downloads };
         let mut tasks = Vec::new();
         for spec in specs {
             tasks.extend(load(spec, from)?);
@@ -51,6 +65,14 @@ impl Task {
         refuse_duplicates(&tasks)?;
         Ok(tasks)
     }
+
+    /// The source in `[NAME=]SOURCE`.
+    ///
+    /// # Errors
+    /// If the spec has another form.
+    pub fn source_of(spec: &str) -> Result<&str> {
+        Ok(split_name(spec)?.1)
+    }
 }
 
 /// What task files leave open.
@@ -59,6 +81,8 @@ struct Origin<'a> {
     /// What `{data}` stands for.
     data: Option<&'a Path>,
     columns: &'a ColumnNames,
+    /// Files of sources that are not on disk under their own names.
+    downloads: &'a BTreeMap<String, SplitFiles>,
 }
 
 fn load(spec: &str, from: Origin<'_>) -> Result<Vec<Task>> {
@@ -96,6 +120,9 @@ fn split_name(spec: &str) -> Result<(Option<&str>, &str)> {
 }
 
 fn load_source(source: &str, from: Origin<'_>) -> Result<Vec<Task>> {
+    if let Some(files) = from.downloads.get(source) {
+        return Ok(vec![build_of_files(files, Path::new(source), from.columns)?]);
+    }
     if let Some(suite) = source.strip_prefix("suite:") {
         let (suite, rest) = Suite::split_spec(suite)?;
         return suite.load(rest);

@@ -1,5 +1,6 @@
 //! From text to tokens and back.
 
+pub(crate) mod added_tokens;
 pub(crate) mod byte_run;
 pub(crate) mod choice_request;
 pub(crate) mod conversation_tokens;
@@ -9,3 +10,4 @@ pub(crate) mod pico_tokenizer;
 pub(crate) mod row_encoding;
 pub(crate) mod special_tokens;
 pub(crate) mod tokenizer;
+pub(crate) mod tokenizer_class;

@@ -29,13 +29,25 @@ const FILES: [(&str, &str, &str); 4] = [
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 
+/// The files in their order of precedence. As in transformers, special_tokens_map.json precedes tokenizer_config.json where
+/// that has no `added_tokens_decoder`: then it is of an older version, which kept special tokens in both.
+fn files(tokenizer_config: Option<&Value>) -> [(&'static str, &'static str, &'static str); 4] {
+    let mut files = FILES;
+    if tokenizer_config.is_none_or(|config| config.get("added_tokens_decoder").is_none()) {
+        files.swap(0, 1);
+    }
+    files
+}
+
 /// Reads the special tokens of a model folder.
 pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTokens> {
     let (mut bos, mut eos, mut stops) = (None, None, BTreeSet::new());
-    let mut decided = false;
-    for (file, bos_key, eos_key) in FILES {
+    let tokenizer_config = read_json(&folder.join("tokenizer_config.json"))?;
+    let (mut decided, mut vocabulary) = (false, None);
+    for (file, bos_key, eos_key) in files(tokenizer_config.as_ref()) {
         let Some(config) = read_json(&folder.join(file))? else { continue };
         let ids = |key: &str| ids(&config[key], tokenizer).at(|| format!("`{key}` in {}", folder.join(file).display()));
+        vocabulary = vocabulary.or(config["vocab_size"].as_u64());
         bos = bos.or(ids(bos_key)?.first().copied());
         let ends = if file == CONFIG && decided { Vec::new() } else { ids(eos_key)? };
         decided |= file == GENERATION_CONFIG && !ends.is_empty();
@@ -49,11 +61,19 @@ pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTok
             folder.display()
         )));
     };
+    if let Some(size) = vocabulary.filter(|&size| u64::from(eos) >= size) {
+        let text = tokenizer.id_to_token(eos).unwrap_or_default();
+        return Err(Error::SpecialTokens(format!(
+            "the EOS token `{text}` would be token {eos}, but the model of {} has {size} tokens (`vocab_size` in config.json): \
+             give an `eos_token` that it has in tokenizer_config.json",
+            folder.display()
+        )));
+    }
     Ok(SpecialTokens { bos, eos, stops })
 }
 
 /// A file that may be absent.
-fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -85,13 +105,14 @@ fn ids(value: &Value, tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use crate::error::Result;
     use crate::tokenization::tokenizer::Tokenizer;
     use crate::tokenization::tokenizer::tests::tiny_json;
 
-    fn open(files: &[(&str, &str)]) -> Result<Tokenizer> {
+    /// The tokenizer of a folder with these files beside `tiny_json`.
+    pub(crate) fn open(files: &[(&str, &str)]) -> Result<Tokenizer> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tokenizer.json"), tiny_json().to_string()).unwrap();
         for (name, text) in files {
@@ -140,5 +161,13 @@ mod tests {
         let unknown = message(&[("config.json", r#"{"eos_token_id": 99999}"#)]);
         assert!(unknown.contains("config.json: 99999 is not the id"), "{unknown}");
         assert!(message(&[("config.json", "{")]).contains("not JSON"));
+    }
+
+    #[test]
+    fn an_eos_that_the_model_lacks_is_refused() {
+        let added = [("tokenizer_config.json", r#"{"eos_token": "<end>"}"#), ("config.json", r#"{"vocab_size": 357}"#)];
+        let message = format!("{:#}", anyhow::Error::from(open(&added).unwrap_err()));
+        assert!(message.contains("EOS token `<end>` would be token 357, but the model"), "{message}");
+        assert_eq!(open(&[added[0], ("config.json", r#"{"vocab_size": 358}"#)]).unwrap().eos(), 357);
     }
 }

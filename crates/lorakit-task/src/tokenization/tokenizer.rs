@@ -1,16 +1,19 @@
 //! The tokenizer of a model: text to tokens and back, with BOS and EOS.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use tokenizers::Tokenizer as HubTokenizer;
+use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{AddedToken, Tokenizer as HubTokenizer};
 
 use crate::chat::chat_template::ChatTemplate;
 use crate::chat::template_file;
 use crate::error::{At, Error, Result};
+use crate::tokenization::added_tokens::{AddedTokens, TokenFiles, own_tokens};
 use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
-use crate::tokenization::special_tokens::{self, SpecialTokens};
+use crate::tokenization::special_tokens::{self, SpecialTokens, read_json};
+use crate::tokenization::tokenizer_class::{Settings, TokenizerClass};
 
 /// A model's tokenizer, with its BOS and EOS.
 ///
@@ -26,23 +29,50 @@ pub struct Tokenizer {
     /// The chat template, or why the one that is there cannot be used.
     chat_template: Result<Option<ChatTemplate>, String>,
     encoding: RowEncoding,
+    warnings: Vec<String>,
 }
 
 impl Tokenizer {
-    /// Opens a Hugging Face model folder: `tokenizer.json`, and EOS from `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `config.json` or `generation_config.json`.
+    /// Opens a Hugging Face model folder as transformers 5 does: `tokenizer.json`; the tokens that only
+    /// `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json` has; `split_special_tokens`; and what the
+    /// folder's tokenizer class builds itself, such as `add_prefix_space`. EOS comes from the same files, `config.json` or
+    /// `generation_config.json`. `add_bos_token` and `add_eos_token` have no effect: the post-processor decides.
     ///
     /// # Errors
-    /// If `tokenizer.json` cannot be read, or none of the files names an EOS token that the tokenizer has.
+    /// If a file cannot be read, or none names an EOS token that the model has.
     pub fn open(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path)
             .map_err(Error::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
-        let tokenizer = parse(&bytes).at(|| path.display().to_string())?;
+        let read = |file: &str| -> Result<Value> { Ok(read_json(&folder.join(file))?.unwrap_or_default()) };
+        let settings = Settings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
+        let (special_map, added) = (read("special_tokens_map.json")?, read("added_tokens.json")?);
+        let class = TokenizerClass::of(&settings, &bytes);
+        let (mut tokenizer, own) = build(&bytes, class, &settings.tokenizer).at(|| path.display().to_string())?;
+        let files = TokenFiles { config: &settings.tokenizer, special_map: &special_map, added: &added, own };
+        let add = || AddedTokens::read(files, class)?.add_to(&mut tokenizer, class);
+        let mut warnings = add().at(|| folder.display().to_string())?;
+        tokenizer.set_encode_special_tokens(settings.tokenizer["split_special_tokens"].as_bool().unwrap_or(false));
         let special = special_tokens::read(folder, &tokenizer)?;
         let mut opened = Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())?;
         opened.chat_template = template_file::read(folder).map_err(|error| error.chain());
+        warnings.extend(opened.unused_bos_flag(&settings.tokenizer));
+        opened.warnings = warnings;
         Ok(opened)
+    }
+
+    /// What files of the folder say that has no effect, as in transformers.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn unused_bos_flag(&self, config: &Value) -> Option<String> {
+        let flag = config["add_bos_token"].as_bool().filter(|&flag| flag != self.adds_bos())?;
+        let adds = if flag { "adds none" } else { "adds it" };
+        Some(format!(
+            "`add_bos_token` in tokenizer_config.json is {flag}, but the post-processor of tokenizer.json, which decides, \
+             {adds}"
+        ))
     }
 
     /// A tokenizer in memory: the bytes of a `tokenizer.json`, and the text of its EOS token.
@@ -64,7 +94,7 @@ impl Tokenizer {
         let bos = prefix.first().copied().or(special.bos);
         let stops = special.stops.into_iter().collect();
         let (chat_template, encoding) = (Ok(None), RowEncoding::default());
-        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops, chat_template, encoding })
+        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops, chat_template, encoding, warnings: Vec::new() })
     }
 
     /// The same tokenizer, with choices in turning rows into tokens.
@@ -234,6 +264,31 @@ fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> Error {
 
 fn parse(json: &[u8]) -> Result<HubTokenizer> {
     HubTokenizer::from_bytes(json).map_err(failed("not a tokenizer.json"))
+}
+
+/// The tokenizer as its class builds it, and the tokens that the file adds.
+fn build(
+    bytes: &[u8],
+    class: TokenizerClass,
+    tokenizer_config: &Value,
+) -> Result<(HubTokenizer, BTreeMap<u32, AddedToken>)> {
+    let as_file = || {
+        let tokenizer = parse(bytes)?;
+        let own = tokenizer.get_added_tokens_decoder().into_iter().collect();
+        Ok((tokenizer, own))
+    };
+    if class == TokenizerClass::AsFile {
+        return as_file();
+    }
+    let mut json: Value = serde_json::from_slice(bytes)?;
+    let model = &json["model"];
+    if model["type"].as_str().map_or(model["merges"].is_null(), |kind| kind != "BPE") {
+        return as_file();
+    }
+    let own = own_tokens(&json["added_tokens"])?;
+    class.rebuild(&mut json, tokenizer_config);
+    let rebuilt = serde_json::from_value(json);
+    Ok((rebuilt.map_err(|error| Error::Tokenizer { what: "cannot be rebuilt", message: error.to_string() })?, own))
 }
 
 /// What the post-processor puts before a text, found by encoding a text with it and without.

@@ -1,0 +1,59 @@
+//! The files of a base on the Hub: configuration, tokenizer, licence, and weights in safetensors. Many repositories hold
+//! the same weights again in other formats.
+
+use crate::base::model_files::is_model_file;
+use crate::hub::snapshot::{NeededFiles, RemoteSnapshot};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The files of a base.
+pub struct BaseFiles;
+
+impl NeededFiles for BaseFiles {
+    fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
+        let files: Vec<&str> = remote.info.files().collect();
+        for file in files.iter().filter(|file| is_model_file(file)) {
+            remote.get(file)?;
+        }
+        if files.contains(&WEIGHTS) {
+            remote.get(WEIGHTS)?;
+        } else if files.contains(&INDEX) {
+            for shard in shards(&remote.get(INDEX)?)? {
+                remote.get(&shard)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self, folder: &Path) -> Option<String> {
+        let lacks = |file: &str| !folder.join(file).exists();
+        if lacks("config.json") {
+            return Some("config.json".to_owned());
+        }
+        if !lacks(WEIGHTS) {
+            return None;
+        }
+        match shards(&folder.join(INDEX)) {
+            Err(_) => Some(format!("weights in safetensors ({WEIGHTS}, or {INDEX} with its files)")),
+            Ok(shards) => shards.into_iter().find(|shard| lacks(shard)),
+        }
+    }
+
+    /// Other programs may have fetched the weights alone.
+    fn suffices(&self, folder: &Path) -> bool {
+        self.missing(folder).is_none() && folder.join("tokenizer.json").exists()
+    }
+}
+
+/// The files that an index of sharded weights lists.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    let text = lorakit_format::read_text(index)?;
+    let index: Value = serde_json::from_str(&text).with_context(|| index.display().to_string())?;
+    let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
+}

@@ -1,0 +1,327 @@
+//! The files of a dataset on the Hub: `hub:datasets/ORG/NAME[@REV][:CONFIG]`.
+//!
+//! Without a revision these are the Parquet files into which the Hub converts most datasets (its branch
+//! `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`), else the data files of the repository itself, whose splits are
+//! named by its card or by the files' names, as in Hugging Face's `datasets`.
+
+use super::hub_failure::HubFailure;
+use super::repository::{Repository, RepositoryKind};
+use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
+use crate::command_context::CommandContext;
+use anyhow::{Context as _, Result, ensure};
+use lorakit_task::SplitFiles;
+use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The file whose metadata may name files and configurations.
+const CARD: &str = "README.md";
+
+const CONVERTED: &str = "refs/convert/parquet";
+
+/// Endings of the data files that tasks are read from.
+const ENDINGS: [&str; 5] = [".parquet", ".jsonl", ".json", ".csv", ".tsv"];
+
+/// The words for each split in names of files, folders and splits.
+const WORDS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "dev", "val"]),
+    ("test", &["test", "testing", "eval", "evaluation"]),
+];
+
+/// Downloads what follows `hub:datasets/`.
+pub fn fetch(spec: &str, context: &CommandContext) -> Result<SplitFiles> {
+    let (repository, config) = match spec.split_once(':') {
+        Some((repository, config)) => (repository, Some(config).filter(|config| !config.is_empty())),
+        None => (spec, None),
+    };
+    let parsed = Repository::parse(RepositoryKind::Dataset, repository).filter(|(_, folder)| folder.is_empty());
+    let (repository, _) =
+        parsed.with_context(|| format!("hub:datasets/{spec}: expected hub:datasets/ORG/NAME[@REV][:CONFIG]"))?;
+    let files = DatasetFiles { config: config.map(str::to_owned), chosen: RefCell::new(None) };
+    let found = match repository.revision {
+        Some(_) => snapshot(&repository, &files, context),
+        None => match snapshot(&repository.at(CONVERTED), &files, context) {
+            Err(error) if is_absent(&error) => snapshot(&repository, &files, context),
+            found => found,
+        },
+    };
+    let folder = found?;
+    let chosen = files.chosen_in(&folder).with_context(|| repository.to_string())?;
+    let own = repository.name.rsplit('/').next().unwrap_or_default();
+    let name = config.map_or_else(|| own.to_owned(), |config| format!("{own}-{config}"));
+    let paths = |split: &str| chosen.get(split).into_iter().flatten().map(|file| folder.join(file)).collect();
+    Ok(SplitFiles { name, train: paths("train"), validation: paths("validation"), test: paths("test") })
+}
+
+/// Whether the Hub or the cache has no conversion.
+fn is_absent(error: &anyhow::Error) -> bool {
+    use HubFailure::{NoNetwork, NoRepository, NoRevision, Offline};
+    matches!(error.downcast_ref(), Some(NoRevision(_) | NoRepository(_) | NoNetwork { .. } | Offline))
+}
+
+/// The data files of one configuration.
+struct DatasetFiles {
+    config: Option<String>,
+    /// The files that were downloaded, once they were.
+    chosen: RefCell<Option<Splits>>,
+}
+
+/// Files by the split that they are for.
+type Splits = BTreeMap<&'static str, BTreeSet<String>>;
+
+impl NeededFiles for DatasetFiles {
+    fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
+        let files: Vec<String> = remote.info.files().map(str::to_owned).collect();
+        let chosen = self.choose(&files, &remote.info.card)?;
+        let card = files.iter().find(|file| *file == CARD);
+        for file in chosen.values().flatten().chain(card) {
+            remote.get(file)?;
+        }
+        *self.chosen.borrow_mut() = Some(chosen);
+        Ok(())
+    }
+
+    fn missing(&self, folder: &Path) -> Option<String> {
+        self.chosen_in(folder).err().map(|error| format!("data files ({error:#})"))
+    }
+
+    /// The files that are there may be some of those of the commit.
+    fn suffices(&self, _: &Path) -> bool {
+        false
+    }
+}
+
+impl DatasetFiles {
+    /// The files that were downloaded, or those of an earlier download to `folder`.
+    fn chosen_in(&self, folder: &Path) -> Result<Splits> {
+        if let Some(chosen) = self.chosen.borrow().clone() {
+            return Ok(chosen);
+        }
+        // The Hub reads the card's YAML for its clients.
+        let card = std::fs::read_to_string(folder.join(CARD)).unwrap_or_default();
+        let front = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map_or("", |(front, _)| front);
+        let has_configs = front.lines().any(|line| line.starts_with("configs:"));
+        ensure!(!has_configs, "its card lists configurations, for which the Hub must be asked");
+        self.choose(&list(folder)?, &Value::Null)
+    }
+
+    /// The files of the configuration among `files`; `card` is the metadata of the dataset's README.
+    fn choose(&self, files: &[String], card: &Value) -> Result<Splits> {
+        let files: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_data(file)).collect();
+        ensure!(!files.is_empty(), "no file that ends in {}", ENDINGS.join(", "));
+        if let Some(configs) = card["configs"].as_array().filter(|configs| !configs.is_empty()) {
+            return self.of_card(&files, configs);
+        }
+        match converted(&files) {
+            Some(configs) => self.of_conversion(configs),
+            None => {
+                let config = self.config.as_deref().filter(|config| *config != "default");
+                ensure!(
+                    config.is_none(),
+                    "`{}`: the dataset has one configuration; leave it out",
+                    config.unwrap_or_default()
+                );
+                Ok(by_name(&files))
+            }
+        }
+    }
+
+    /// The configuration to use of those that there are.
+    fn pick<'a>(&self, names: &[&'a str]) -> Result<&'a str> {
+        let default = || match names {
+            [only] => Some(*only),
+            several => several.iter().copied().find(|name| *name == "default"),
+        };
+        let wanted = match &self.config {
+            Some(config) => names.iter().copied().find(|name| name == config),
+            None => default(),
+        };
+        wanted.with_context(|| match &self.config {
+            Some(config) => format!("no configuration `{config}`; there are {}", names.join(", ")),
+            None => format!("several configurations: choose one with :CONFIG of {}", names.join(", ")),
+        })
+    }
+
+    fn of_conversion(&self, mut configs: BTreeMap<&str, BTreeMap<&str, BTreeSet<String>>>) -> Result<Splits> {
+        let config = self.pick(&configs.keys().copied().collect::<Vec<_>>())?;
+        let mut splits = Splits::new();
+        for (name, files) in configs.remove(config).unwrap_or_default() {
+            let split =
+                split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
+            let other = splits.insert(split, files).is_some();
+            ensure!(!other, "several {split} splits, of which `{name}` is one; download the one you want as a file");
+        }
+        Ok(splits)
+    }
+
+    fn of_card(&self, files: &[&str], configs: &[Value]) -> Result<Splits> {
+        let names: Vec<&str> = configs.iter().filter_map(|config| config["config_name"].as_str()).collect();
+        let default = configs.iter().find(|config| self.config.is_none() && config["default"] == true);
+        let name = match default.and_then(|config| config["config_name"].as_str()) {
+            Some(name) => name,
+            None => self.pick(&names)?,
+        };
+        let config = configs.iter().find(|config| config["config_name"] == name).unwrap_or(&Value::Null);
+        let entries = match &config["data_files"] {
+            Value::Array(entries) => entries.clone(),
+            Value::Null => return Ok(by_name(files)),
+            one => vec![one.clone()],
+        };
+        let mut splits = Splits::new();
+        for entry in &entries {
+            let (split, paths) = match entry {
+                Value::Object(entry) => (entry.get("split").and_then(Value::as_str), &entry["path"]),
+                paths => (None, paths),
+            };
+            let name = split.unwrap_or("train");
+            let split =
+                split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
+            let patterns: Vec<&str> = match paths {
+                Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
+                path => path.as_str().into_iter().collect(),
+            };
+            let fits = |file: &&&str| patterns.iter().any(|pattern| fits(pattern, file));
+            splits.entry(split).or_default().extend(files.iter().filter(fits).map(|file| (**file).to_owned()));
+        }
+        ensure!(
+            splits.values().all(|files| !files.is_empty()),
+            "configuration `{name}`: its card names no file that there is"
+        );
+        Ok(splits)
+    }
+}
+
+/// Whether a task can be read from a file.
+fn is_data(file: &str) -> bool {
+    let plain = file.strip_suffix(".gz").unwrap_or(file);
+    ENDINGS.iter().any(|ending| plain.ends_with(ending))
+        && !file.ends_with("dataset_infos.json")
+        && !file.starts_with('.')
+}
+
+/// Files by configuration and split, if all are `CONFIG/SPLIT/NUMBER.parquet`.
+fn converted<'a>(files: &[&'a str]) -> Option<BTreeMap<&'a str, BTreeMap<&'a str, BTreeSet<String>>>> {
+    let mut configs: BTreeMap<&str, BTreeMap<&str, BTreeSet<String>>> = BTreeMap::new();
+    for file in files {
+        let parts: Vec<&str> = file.split('/').collect();
+        let [config, split, name] = parts[..] else { return None };
+        let number = name.strip_suffix(".parquet")?;
+        if number.is_empty() || !number.chars().all(|c| c.is_ascii_digit()) {
+            return None;
+        }
+        configs.entry(config).or_default().entry(split).or_default().insert((*file).to_owned());
+    }
+    Some(configs)
+}
+
+/// Files by the split that their path names. If some name none, they are no part of the dataset; if all, all are train rows.
+fn by_name(files: &[&str]) -> Splits {
+    let mut splits = Splits::new();
+    for file in files {
+        if let Some(split) = split_of(file) {
+            splits.entry(split).or_default().insert((*file).to_owned());
+        }
+    }
+    if splits.is_empty() {
+        splits.insert("train", files.iter().map(|file| (*file).to_owned()).collect());
+    }
+    splits
+}
+
+/// The split that a name has a word for; the last word counts.
+fn split_of(name: &str) -> Option<&'static str> {
+    let words = name.split(|c: char| !c.is_ascii_alphabetic()).map(str::to_lowercase);
+    let split = |word: String| WORDS.iter().find(|(_, words)| words.contains(&word.as_str())).map(|(split, _)| *split);
+    words.filter_map(split).next_back()
+}
+
+/// Whether a path has the form of a pattern, in which `*` stands for text without slashes and `**` for any text.
+fn fits(pattern: &str, path: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == path };
+    let Some(path) = path.strip_prefix(first) else { return false };
+    let (rest, deep) = match rest.strip_prefix('*') {
+        Some(rest) => (rest.strip_prefix('/').unwrap_or(rest), true),
+        None => (rest, false),
+    };
+    let ends = path.char_indices().map(|(at, _)| at).chain([path.len()]);
+    ends.take_while(|&at| deep || !path[..at].contains('/')).any(|at| fits(rest, &path[at..]))
+}
+
+/// The paths of the files below a folder, within it.
+fn list(folder: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(within) = folders.pop() {
+        let entries = std::fs::read_dir(folder.join(&within)).with_context(|| folder.display().to_string())?;
+        for entry in entries {
+            let name = within.join(entry?.file_name());
+            if folder.join(&name).is_dir() {
+                folders.push(name);
+            } else {
+                files.push(name.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn choose(config: Option<&str>, files: &[&str], card: Value) -> Result<Vec<String>> {
+        let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+        let splits =
+            DatasetFiles { config: config.map(str::to_owned), chosen: RefCell::new(None) }.choose(&files, &card)?;
+        let line = |(split, files): (&str, BTreeSet<String>)| {
+            format!("{split}: {}", files.into_iter().collect::<Vec<_>>().join(" "))
+        };
+        Ok(splits.into_iter().map(line).collect())
+    }
+
+    #[test]
+    fn a_conversion_has_folders_of_configurations_and_splits() {
+        let files =
+            ["main/train/0000.parquet", "main/train/0001.parquet", "main/test/0000.parquet", "x/train/0000.parquet"];
+        let main = choose(Some("main"), &files, Value::Null).unwrap();
+        assert_eq!(main, ["test: main/test/0000.parquet", "train: main/train/0000.parquet main/train/0001.parquet"]);
+        assert!(
+            choose(None, &files, Value::Null).unwrap_err().to_string().contains("choose one with :CONFIG of main, x")
+        );
+        assert!(choose(Some("y"), &files, Value::Null).unwrap_err().to_string().contains("there are main, x"));
+        let two = ["a/train_sft/0000.parquet", "a/train_gen/0000.parquet"];
+        assert!(choose(None, &two, Value::Null).unwrap_err().to_string().contains("several train splits"));
+        assert_eq!(choose(None, &["a/dev/0000.parquet"], Value::Null).unwrap(), ["validation: a/dev/0000.parquet"]);
+    }
+
+    #[test]
+    fn data_files_are_of_the_split_that_they_name() {
+        let files = ["README.md", "data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"];
+        let named = choose(None, &files, Value::Null).unwrap();
+        assert_eq!(
+            named,
+            ["train: data/train-00000-of-00001.parquet", "validation: data/validation-00000-of-00001.parquet"]
+        );
+        assert_eq!(choose(None, &["a.jsonl", "b.jsonl"], Value::Null).unwrap(), ["train: a.jsonl b.jsonl"]);
+        assert_eq!(choose(None, &["test.csv.gz", "train.csv.gz"], Value::Null).unwrap().len(), 2);
+        assert!(choose(Some("x"), &["a.jsonl"], Value::Null).unwrap_err().to_string().contains("one configuration"));
+        assert!(choose(None, &["README.md"], Value::Null).unwrap_err().to_string().contains("no file that ends in"));
+    }
+
+    #[test]
+    fn the_card_names_files_first() {
+        let card = json!({"configs": [
+            {"config_name": "a", "data_files": [{"split": "train", "path": "a/*.jsonl"}, {"split": "test", "path": ["t.jsonl"]}]},
+            {"config_name": "b", "data_files": "deep/**/x.jsonl", "default": true},
+        ]});
+        let files = ["a/1.jsonl", "a/b/2.jsonl", "t.jsonl", "deep/x.jsonl", "deep/er/x.jsonl"];
+        assert_eq!(choose(Some("a"), &files, card.clone()).unwrap(), ["test: t.jsonl", "train: a/1.jsonl"]);
+        assert_eq!(choose(None, &files, card.clone()).unwrap(), ["train: deep/er/x.jsonl deep/x.jsonl"]);
+        assert!(choose(Some("c"), &files, card).unwrap_err().to_string().contains("there are a, b"));
+    }
+}

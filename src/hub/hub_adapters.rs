@@ -1,0 +1,124 @@
+//! The files of adapters on the Hub: `hub:ORG/NAME[@REV][/FOLDER]`, and `hub:ORG/PATTERN` for all that match.
+
+use super::client::HubClient;
+use super::repository::{Repository, RepositoryKind};
+use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
+use crate::command_context::CommandContext;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+
+/// An adapter of the Hub in the local cache.
+pub struct CachedAdapter {
+    /// The name of its folder, or of the repository.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// Downloads the adapters that follow `hub:`.
+pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<CachedAdapter>> {
+    let named = |repository: Repository, folder: &str| {
+        let last = if folder.is_empty() { &repository.name } else { folder };
+        let name = last.rsplit('/').next().unwrap_or_default().to_owned();
+        let files = AdapterFiles { folder: folder.to_owned() };
+        let folder = snapshot(&repository, &files, context)?.join(folder);
+        Ok(CachedAdapter { name, folder })
+    };
+    if spec.contains('*') {
+        return matching(spec)?.into_iter().map(|repository| named(repository, "")).collect();
+    }
+    match Repository::parse(RepositoryKind::Model, spec) {
+        Some((repository, folder)) => Ok(vec![named(repository, folder)?]),
+        None => bail!("hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text"),
+    }
+}
+
+/// The repositories whose names match `ORG/PATTERN`, by name.
+fn matching(spec: &str) -> Result<Vec<Repository>> {
+    let parts = spec.split_once('/').filter(|(organisation, pattern)| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !organisation.is_empty() && organisation.chars().all(known) && pattern.chars().all(|c| known(c) || c == '*')
+    });
+    let (organisation, pattern) = parts.with_context(|| {
+        format!("hub:{spec}: expected hub:ORG/PATTERN, where * stands for any text in the pattern only")
+    })?;
+    // The Hub searches for a text within names: the longest of the pattern narrows the list most.
+    let text = pattern.split('*').max_by_key(|text| text.len()).unwrap_or_default();
+    let names = HubClient::new().search(organisation, text).with_context(|| format!("hub:{spec}"))?;
+    let own =
+        |name: &&String| name.split_once('/').is_some_and(|(by, own)| by == organisation && matches(pattern, own));
+    let mut names: Vec<&String> = names.iter().filter(own).collect();
+    names.sort();
+    names.dedup();
+    ensure!(!names.is_empty(), "hub:{spec}: the Hub has no model repository of that name; check the pattern");
+    let repository = |name: &&String| Repository { kind: RepositoryKind::Model, name: (*name).clone(), revision: None };
+    Ok(names.iter().map(repository).collect())
+}
+
+/// Whether `name` has the form of `pattern`, where `*` stands for any text.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(first) else { return false };
+    let ends = name.char_indices().map(|(at, _)| at).chain([name.len()]);
+    ends.into_iter().any(|at| matches(rest, &name[at..]))
+}
+
+/// The files of an adapter in a folder of a repository.
+struct AdapterFiles {
+    folder: String,
+}
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+impl NeededFiles for AdapterFiles {
+    fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
+        let own = |file: &&str| match self.folder.as_str() {
+            "" => !file.contains('/'),
+            folder => file.rsplit_once('/').is_some_and(|(within, _)| within == folder),
+        };
+        let files: Vec<&str> = remote.info.files().filter(own).collect();
+        let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
+        let has_safetensors = files.iter().any(|file| name(file) == WEIGHTS);
+        for file in files {
+            // Older adapters have a pickle or shards, for which the reader says what to do.
+            let older = |name: &str| !has_safetensors && name.starts_with("adapter_model");
+            if [CONFIG, WEIGHTS, "expert.json"].contains(&name(file).as_str()) || older(&name(file)) {
+                remote.get(file)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self, folder: &Path) -> Option<String> {
+        let folder = folder.join(&self.folder);
+        let shown = |file: &str| match self.folder.as_str() {
+            "" => file.to_owned(),
+            within => format!("{within}/{file}"),
+        };
+        if !folder.join(CONFIG).exists() {
+            return Some(shown(CONFIG));
+        }
+        let weights = |name: std::ffi::OsString| name.to_string_lossy().starts_with("adapter_model");
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let has_weights = entries.map(|entry| entry.file_name()).any(weights);
+        (!has_weights).then(|| shown(WEIGHTS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, name) in
+            [("*", "x"), ("*task1*", "a_task1"), ("*task1*", "task12-b"), ("a*c", "abc"), ("a**c", "ac")]
+        {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("*task1*", "task2"), ("a*c", "abcd"), ("abc", "ab"), ("*b", "abc")] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+    }
+}

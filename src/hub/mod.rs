@@ -1,0 +1,9 @@
+//! The Hugging Face Hub: where huggingface_hub keeps its cache, token and settings, and downloads into that cache.
+
+pub mod client;
+pub mod dataset_files;
+pub mod hub_adapters;
+pub mod hub_environment;
+pub mod hub_failure;
+pub mod repository;
+pub mod snapshot;
