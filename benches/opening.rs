@@ -19,7 +19,7 @@ fn experts(root: &Path, base: &Base) -> LibraryStack {
     let library = Library::open(root).unwrap();
     let names = library.expert_names().unwrap();
     let experts = names.iter().map(|name| Expert::new(name.clone(), library.adapter(name).unwrap()));
-    LibraryStack::new(experts.collect::<Vec<_>>(), base.sites(), base.device()).unwrap()
+    LibraryStack::new(experts.collect::<Vec<_>>(), &base.adaptable_sites(), base.device()).unwrap()
 }
 
 fn opening(criterion: &mut Criterion) {

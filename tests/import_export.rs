@@ -20,10 +20,7 @@ fn pickled_adapters_are_imported_and_exported() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     let pickled = adapters.join("lora_opt-350m__0.6.1").display().to_string();
     let (library, hub) = (path("library"), path("hub"));
-    assert_contains(
-        &run(["library", "add", "--library", &library, &pickled]).failed(1),
-        &["adapter_model.bin", "library import"],
-    );
+    run(["library", "add", "--library", &path("added"), &pickled]).ok();
     let added = run(["library", "import", "--library", &library, &format!("opt={pickled}"), "--json"]).json();
     assert_eq!((&added["added"][0]["name"], &added["added"][0]["modules"]), (&"opt".into(), &48.into()));
     run(["library", "check", "--library", &library]).ok();

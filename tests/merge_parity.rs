@@ -58,7 +58,7 @@ impl Oracle {
 }
 
 fn patches(base: &Base, adapter: Adapter) -> Patches {
-    let experts = LibraryStack::new([Expert::new("merged", adapter)], base.sites(), &Device::Cpu).unwrap();
+    let experts = LibraryStack::new([Expert::new("merged", adapter)], &base.adaptable_sites(), &Device::Cpu).unwrap();
     single_expert(&experts, 0).unwrap()
 }
 

@@ -158,7 +158,7 @@ pub fn adapter(base: &Base, noise: &mut Noise) -> Adapter {
 /// `count` experts with different values.
 pub fn experts(base: &Base, count: usize) -> LibraryStack {
     let experts = (0..count).map(|e| Expert::new(format!("e{e:03}"), adapter(base, &mut Noise::new(e as u64 + 1))));
-    LibraryStack::new(experts, base.sites(), base.device()).unwrap()
+    LibraryStack::new(experts, &base.adaptable_sites(), base.device()).unwrap()
 }
 
 /// The patches of a router given by its text.

@@ -59,7 +59,14 @@ impl AdapterArgs {
         context: &CommandContext,
     ) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
-            return Ok(RoutedPatches::plain(single_expert(&open_adapter(folder, base)?, 0)?));
+            let opened = open_adapter(folder, base)?;
+            for expert in opened.experts() {
+                for warning in expert.adapter.warnings() {
+                    context.warn(format!("{}: {warning}", folder.display()))?;
+                }
+                place.ensure_own_tensors(&expert.adapter).with_context(|| folder.display().to_string())?;
+            }
+            return Ok(RoutedPatches::plain(single_expert(&opened, 0)?));
         }
         self.ensure_usage()?;
         let (Some(typed), Some(library)) = (&self.router, self.library.as_deref()) else {

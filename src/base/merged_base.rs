@@ -4,7 +4,7 @@ use crate::base::model_files;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use lorakit_adapter::{Adapter, LowRank};
 use lorakit_model::{Base, BaseOptions, ModelError, Rounding, StorageDtype};
 use lorakit_route::merge::{Orientation, add_to_weight};
@@ -25,9 +25,25 @@ pub enum MergePrecision {
     Exact,
 }
 
+/// Refuses to merge a change of the embedding or the head into the one weight of both.
+fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()> {
+    let (config, checkpoint) = (place.config()?, place.checkpoint()?);
+    let head = tensor(config.descriptor.lm_head);
+    let tied = config.tied && !checkpoint.names().any(|name| name == head);
+    let shared = [config.descriptor.embedding, config.descriptor.lm_head];
+    match shared.iter().find(|module| tied && adapter.modules().contains_key(**module)) {
+        None => Ok(()),
+        Some(module) => bail!(
+            "the base's head is tied to its embedding (tie_word_embeddings), so that no weight can take a change of \
+             `{module}` alone; merge without --into-base, or untie the base first"
+        ),
+    }
+}
+
 /// Writes the base with `adapter` merged into its weights to `folder`, which exists: weights in their stored types,
 /// configuration and tokenizer as they are. The result is opened once as a check.
 pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
+    ensure_separate_weights(place, adapter)?;
     model_files::write(place, folder)?;
     if let ResolvedBase::Folder { folder: source, .. } = place {
         copy_index(source, folder)?;
@@ -60,6 +76,7 @@ pub fn in_memory(
     precision: MergePrecision,
     options: &BaseOptions,
 ) -> Result<Base> {
+    ensure_separate_weights(place, adapter)?;
     let keep = options.dtype.and_then(storage_dtype);
     let checkpoint = place.checkpoint()?.with_edits(
         &names(adapter),
@@ -92,13 +109,14 @@ fn tensor(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// Adds a module's update to its weight, `[out, in]` as in `torch.nn.Linear`.
+/// Adds a module's update to its weight, `[out, in]` as in `torch.nn.Linear`, or `[vocabulary, out]` of an embedding.
 fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> + '_ {
     |name, values| {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let update: &LowRank =
             adapter.modules().get(module).ok_or_else(|| format!("the adapter has no module `{module}`"))?;
-        Ok(add_to_weight(module, update, values, Orientation::OutIn)?)
+        let orientation = Orientation::of(adapter.metadata().embeddings.contains(module));
+        Ok(add_to_weight(module, update, values, orientation)?)
     }
 }
 

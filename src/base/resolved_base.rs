@@ -3,8 +3,8 @@
 use super::pico;
 use crate::command_context::CommandContext;
 use crate::output::console::Output;
-use anyhow::Result;
-use lorakit_adapter::ExpertRecord;
+use anyhow::{Result, ensure};
+use lorakit_adapter::{Adapter, ExpertRecord};
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
 use std::path::PathBuf;
@@ -80,6 +80,26 @@ impl ResolvedBase {
             Self::Folder { folder, .. } => Ok(lorakit_fit::record_of_model(folder)?),
             Self::Pico => Ok(None),
         }
+    }
+
+    /// Refuses an adapter whose file holds other weights of the base than this base has.
+    pub fn ensure_own_tensors(&self, adapter: &Adapter) -> Result<()> {
+        if adapter.base_tensors().is_empty() {
+            return Ok(());
+        }
+        let (checkpoint, config) = (self.checkpoint()?, self.config()?);
+        let weight_of = |module: &str| format!("{module}.weight");
+        for (name, values) in adapter.base_tensors() {
+            let stored = checkpoint.names().any(|known| known == name);
+            let tied = config.tied && *name == weight_of(config.descriptor.lm_head) && !stored;
+            let own = if tied { weight_of(config.descriptor.embedding) } else { name.clone() };
+            ensure!(
+                checkpoint.has_values(&own, values)?,
+                "its file holds a `{name}` that differs from the base's, and PEFT would load it in place of the base's: was \
+                 the base resized or trained? Name that base, or save the adapter with save_embedding_layers=False"
+            );
+        }
+        Ok(())
     }
 
     /// Its tokenizer.

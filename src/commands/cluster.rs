@@ -4,12 +4,13 @@ use crate::args::task_args::DataArgs;
 use crate::args::usage::{self, fraction, size};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::commands::library_candidates::listed;
 use crate::output::cluster_tables;
 use crate::output::console::make_parent;
 use crate::pages::cluster_page;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use lorakit_adapter::Library;
+use lorakit_adapter::{Adapter, Library, SharedA};
 use lorakit_cluster::{
     ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcOptions, Partition,
     SpaceSimilarities, embedding_clusters, random_clusters,
@@ -158,6 +159,9 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
+    if args.method == MethodArg::Mbc && args.space != SpaceArg::Delta {
+        warn_of_shared_a(&library, experts.names(), context)?;
+    }
     let (partition, curve) = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
     let spaces = SpaceSimilarities::of(&experts)?;
@@ -171,6 +175,20 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     context
         .output
         .result(&json!({ "out": args.out, "k": partition.k(), "report": report }), || cluster_tables::summary(&report))
+}
+
+/// Warns where experts have the same A, which their parameters then have in common whatever their tasks.
+fn warn_of_shared_a(library: &Library, names: &[String], context: &CommandContext) -> Result<()> {
+    let adapters = names.iter().map(|name| library.adapter(name)).collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<(&str, &Adapter)> = names.iter().map(String::as_str).zip(&adapters).collect();
+    for SharedA { names, modules, of } in SharedA::groups(&named) {
+        context.output.warn(format!(
+            "{} have the same A in {modules} of {of} modules, which this space compares though it says nothing of their \
+             tasks; --space delta compares what they learned",
+            listed(&names)
+        ));
+    }
+    Ok(())
 }
 
 /// Clusters tasks that have no experts yet.

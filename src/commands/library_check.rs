@@ -150,7 +150,7 @@ fn model_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
 fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Warning>> {
     let adapter = library.adapter(name)?;
     if let Some(base) = base {
-        adapter.check_against(&base.modules())?;
+        adapter.check_against(&base.adaptable_modules())?;
     }
     if let Some(record) = library.record(name)? {
         let sha256 = library.weights_sha256(name)?;

@@ -1,8 +1,9 @@
 //! `library import`: imports adapters of other programs. Files are parsed as data; nothing in them is executed.
 
-use super::library_add::{Candidate, NamedFolder, add_all};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::commands::library_add::{AddTarget, add_all};
+use crate::commands::library_candidates::{Candidate, Candidates, NamedFolder, OpenBase};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, WEIGHTS_FILE, mttl_experts};
@@ -31,7 +32,9 @@ pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
         candidates.extend(read(named, context)?);
     }
     ensure!(!candidates.is_empty(), "all experts of these libraries are marked as deleted; nothing was imported");
-    add_all(&args.library, args.base.as_ref(), &candidates, context)
+    let candidates = Candidates { accepted: candidates, refused: Vec::new() };
+    let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
+    add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, false, context)
 }
 
 /// The experts of one folder.
@@ -42,7 +45,13 @@ fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>>
         let safe = folder.join(WEIGHTS_FILE).is_file();
         let adapter = if safe { Adapter::read(folder)? } else { Adapter::import(folder)? };
         let record = if safe { record_beside(folder)? } else { None };
-        return Ok(vec![Candidate { name: named.name.clone(), folder: folder.clone(), adapter, record }]);
+        return Ok(vec![Candidate {
+            name: named.name.clone(),
+            folder: folder.clone(),
+            adapter,
+            record,
+            conversion: None,
+        }]);
     }
     let place = folder.display();
     ensure!(folder.is_dir(), "{place}: not a folder; expected a PEFT folder or an mttl library");
@@ -61,7 +70,7 @@ fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>>
         }
         let record = record(&name, &tasks, folder).with_context(|| format!("{place}: `{name}`"))?;
         let name = if named.given { named.name.clone() } else { name };
-        candidates.push(Candidate { name, folder: folder.clone(), adapter, record: Some(record) });
+        candidates.push(Candidate { name, folder: folder.clone(), adapter, record: Some(record), conversion: None });
     }
     Ok(candidates)
 }

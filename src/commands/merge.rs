@@ -163,7 +163,7 @@ impl MergeArgs {
         let (place, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
         let tasks = self.data.load(&self.fit, context).context("--fit")?;
-        let stacked = LibraryStack::new(experts, base.sites(), base.device())?;
+        let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         let rows = fitted_merge::rows(method, &tasks, base, &place.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(method, over, &rows)?;
@@ -220,8 +220,8 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
         context.warn(format!("{}: the merged adapter is zero", args.out.display()))?;
     }
     if let Some(base) = &opened {
-        merged.adapter.check_against(&base.modules())?;
-        merged.adapter = merged.adapter.with_target_names(&base.modules());
+        merged.adapter.check_against(&base.adaptable_modules())?;
+        merged.adapter = merged.adapter.with_target_names(&base.adaptable_modules());
     }
     let rounding = match (&base, &opened) {
         (Some(place), Some(base)) if args.into_base => {

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod explain;
 pub mod generate;
 pub mod library_add;
+pub mod library_candidates;
 pub mod library_check;
 pub mod library_commands;
 pub mod library_export;

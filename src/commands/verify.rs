@@ -195,7 +195,7 @@ impl<'a> Verifier<'a> {
         let bar = progress_bar::bar(&self.context.output, experts.len() as u64, "verify");
         for of in experts {
             let added = || -> Result<Comparison> {
-                of.adapter.check_against(&self.base.modules())?;
+                of.adapter.check_against(&self.base.adaptable_modules())?;
                 let unmerged = self.unmerged(alone(&of.adapter, self.base)?, &plain)?;
                 let added = self.merged_logits(&of.adapter)?;
                 kept = coarser(kept, added.kept);
@@ -218,7 +218,7 @@ impl<'a> Verifier<'a> {
         let unmerged = self.unmerged(recipe.patches(self.base)?, &plain)?;
         if folder.join(lorakit_adapter::CONFIG_FILE).is_file() {
             let adapter = Adapter::read(folder)?;
-            adapter.check_against(&self.base.modules())?;
+            adapter.check_against(&self.base.adaptable_modules())?;
             let merged = self.logits(self.base, &alone(&adapter, self.base)?)?;
             let beyond = LogitDifference::of(&merged, &unmerged.logits)?;
             return Ok((vec![self.compare(&recipe.name, &merged, &unmerged, (None, beyond))?], StorageDtype::F32));

@@ -70,7 +70,7 @@ impl MergeRecipe {
         let coefficients = record.coefficients();
         let merge = parse_merge(&record.method)?;
         let merged = merge.merge(&experts, &coefficients)?.adapter;
-        merged.check_against(&base.modules())?;
+        merged.check_against(&base.adaptable_modules())?;
         let name = format!("{} of {}", record.method, record.names().join(", "));
         Ok(Self { name, experts, coefficients, merge, merged })
     }
@@ -91,7 +91,7 @@ impl MergeRecipe {
             Expert::new(expert.name.clone(), Adapter::new(scaled))
         };
         let experts = self.experts.iter().enumerate().map(weighed);
-        let experts = LibraryStack::new(experts, base.sites(), base.device())?;
+        let experts = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         Ok(Uniform::default().patches(&experts, &RouterContext::default())?)
     }
 }
@@ -99,5 +99,5 @@ impl MergeRecipe {
 /// The patches of one adapter.
 pub fn alone(adapter: &Adapter, base: &Base) -> Result<Patches> {
     let experts = [Expert::new("merged", adapter.clone())];
-    Ok(single_expert(&LibraryStack::new(experts, base.sites(), base.device())?, 0)?)
+    Ok(single_expert(&LibraryStack::new(experts, &base.adaptable_sites(), base.device())?, 0)?)
 }

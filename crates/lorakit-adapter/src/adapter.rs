@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use lorakit_format::mmap::FileBytes;
 
+use crate::base_module::{BaseModule, ModuleKind};
 use crate::error::{AdapterError, Result, Within};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::{LowRank, cosine};
+use crate::matrix::Matrix;
 use crate::name_list::quote_names;
 use crate::peft::peft_config::{AdapterMetadata, PeftConfig};
 use crate::peft::target_modules::Targets;
@@ -24,17 +26,7 @@ pub struct Adapter {
     targets: Targets,
     target_names: TargetNames,
     warnings: Vec<Warning>,
-}
-
-/// A linear module of a base.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BaseModule {
-    /// The module's Hugging Face path.
-    pub path: String,
-    /// The number of its input features.
-    pub input: usize,
-    /// The number of its output features.
-    pub output: usize,
+    base_tensors: BTreeMap<String, Matrix>,
 }
 
 impl Adapter {
@@ -47,13 +39,43 @@ impl Adapter {
             targets: Targets::unspecified(),
             target_names,
             warnings: Vec::new(),
+            base_tensors: BTreeMap::new(),
         }
     }
 
     /// The adapter that `config` describes, with `modules` that were found to fit it.
     pub(crate) fn from_config(modules: BTreeMap<String, LowRank>, config: PeftConfig, warnings: Vec<Warning>) -> Self {
-        let target_names = TargetNames::of_targets(&config.targets);
-        Self { modules, metadata: config.metadata, targets: config.targets, target_names, warnings }
+        let target_names = match config.weight_tying {
+            // It adapts the head too, which no name selects.
+            true => TargetNames::guess(modules.keys()),
+            false => TargetNames::of_targets(&config.targets),
+        };
+        Self {
+            modules,
+            metadata: config.metadata,
+            targets: config.targets,
+            target_names,
+            warnings,
+            base_tensors: BTreeMap::new(),
+        }
+    }
+
+    /// The same adapter, whose file also holds these tensors of the base; see [`Adapter::base_tensors`].
+    pub(crate) fn with_base_tensors(mut self, base_tensors: BTreeMap<String, Matrix>) -> Self {
+        self.base_tensors.extend(base_tensors);
+        self
+    }
+
+    /// The same adapter with other modules, which its configuration does not name.
+    pub(crate) fn with_modules(self, modules: BTreeMap<String, LowRank>) -> Self {
+        let target_names = TargetNames::guess(modules.keys());
+        Self { modules, targets: Targets::unspecified(), target_names, ..self }
+    }
+
+    /// The same adapter with another warning.
+    pub(crate) fn with_warning(mut self, warning: Warning) -> Self {
+        self.warnings.push(warning);
+        self
     }
 
     /// The same adapter with other metadata for its configuration.
@@ -84,6 +106,13 @@ impl Adapter {
     /// What its configuration says besides the modules.
     pub fn metadata(&self) -> &AdapterMetadata {
         &self.metadata
+    }
+
+    /// Tensors of the base that its file holds besides, by their names there, a vector as one row: PEFT saves an
+    /// embedding with its adapter, and loads it over the base's. They must be equal to the base's, which only a base can
+    /// tell; they are not written again.
+    pub fn base_tensors(&self) -> &BTreeMap<String, Matrix> {
+        &self.base_tensors
     }
 
     /// What reading it warned about.
@@ -155,7 +184,15 @@ impl Adapter {
             )));
         }
         for (path, update) in &self.modules {
-            let BaseModule { input, output, .. } = known[path.as_str()];
+            let BaseModule { input, output, kind, .. } = known[path.as_str()];
+            let embedding = self.metadata.embeddings.contains(path);
+            if embedding != (*kind == ModuleKind::Embedding) {
+                return Err(AdapterError::AdapterBase(format!(
+                    "module `{path}` is {} in the base and {} in the adapter; was it made for another base?",
+                    if embedding { "a linear module" } else { "an embedding" },
+                    if embedding { "an embedding" } else { "a linear module" },
+                )));
+            }
             if (update.input(), update.output()) != (*input, *output) {
                 return Err(AdapterError::AdapterBase(format!(
                     "module `{path}`: the base has input {input} and output {output}, the adapter input {} and output \
@@ -175,7 +212,7 @@ impl Adapter {
         }
         let mut missing = Vec::new();
         for module in base {
-            if !self.modules.contains_key(&module.path) && self.targets.matches(&module.path)? {
+            if !self.modules.contains_key(&module.path) && self.targets.select(module)? {
                 missing.push(&module.path);
             }
         }

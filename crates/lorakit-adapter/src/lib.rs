@@ -41,20 +41,25 @@
 //! ```
 
 mod adapter;
+mod base_module;
 mod error;
 mod export;
+mod fused_modules;
 mod import;
 mod library;
 mod low_rank;
 mod matrix;
 mod name_list;
 mod peft;
+mod shared_a;
 mod warning;
 
-pub use adapter::{Adapter, BaseModule};
+pub use adapter::Adapter;
+pub use base_module::{BaseModule, ModuleKind};
 pub use error::AdapterError;
 pub use export::gguf_adapter::GgufExport;
 pub use export::hub::HubExport;
+pub use import::dense_adapter::DenseAdapter;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
 pub use library::expert_name::ensure_expert_name;
@@ -71,4 +76,5 @@ pub use peft::path_pattern::PathPattern;
 pub use peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
 pub use peft::target_modules::{ModuleSelector, Targets};
 pub use peft::unsupported::{UnsupportedConfig, UnsupportedKey};
+pub use shared_a::SharedA;
 pub use warning::Warning;

@@ -45,6 +45,14 @@ pub enum FitError {
     /// A library without experts.
     #[error("{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some", .0.display())]
     EmptyLibrary(PathBuf),
+    /// A change of full rank that is none of a module of the base.
+    #[error("module `{module}` cannot be converted: {reason}")]
+    NotConvertible {
+        /// The module's path.
+        module: String,
+        /// Why.
+        reason: String,
+    },
     /// An expert or model of another base.
     #[error(
         "trained on a base with the fingerprint {trained}, and `{base}` has {fingerprint}; give the base that it was trained on"

@@ -54,6 +54,7 @@
 
 pub mod adapt;
 pub mod cluster;
+pub mod conversion;
 mod error;
 mod fit_context;
 pub mod fitted_merge;

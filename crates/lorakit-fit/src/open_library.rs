@@ -48,7 +48,7 @@ impl OpenLibrary {
             Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
         };
         let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
-        let experts = LibraryStack::new(experts, base.sites(), base.device())?;
+        let experts = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         Ok(Self { library, experts, records })
     }
 
@@ -72,10 +72,10 @@ impl OpenLibrary {
 /// Where the adapter cannot be read, or belongs to another base.
 pub fn open_adapter(folder: &Path, base: &Base) -> Result<LibraryStack> {
     let place = || folder.display().to_string();
-    let adapter = Adapter::read(folder)?;
+    let adapter = Adapter::read(folder)?.with_projections_of(&base.adaptable_modules()).with_context(place)?;
     ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
-    adapter.check_against(&base.modules()).with_context(place)?;
-    Ok(LibraryStack::new([Expert::new("adapter", adapter)], base.sites(), base.device())?)
+    adapter.check_against(&base.adaptable_modules()).with_context(place)?;
+    Ok(LibraryStack::new([Expert::new("adapter", adapter)], &base.adaptable_sites(), base.device())?)
 }
 
 /// Checks, before a library is recorded as one of `base`, that everything in it belongs to that base. For a library that
@@ -88,7 +88,7 @@ pub fn ensure_same_base(library: &Library, base: &Base) -> Result<()> {
     if let Some(own) = library.recorded_base()? {
         return own.ensure_same(base.identity()).with_context(|| format!("the library {place}"));
     }
-    let modules = base.modules();
+    let modules = base.adaptable_modules();
     for name in library.expert_names()? {
         let fits = || -> Result<()> {
             ensure_base(library.record(&name)?.as_ref(), base)?;

@@ -53,10 +53,32 @@ pub trait Patch: Send + Sync {
     }
 }
 
-/// At most one patch per site of a base, in the order of the base's sites, and one of its head.
+/// A patch of the embedding, which reads rows of a table by token id where other patches read features: a LoRA's A is
+/// such a table, and the rest of the LoRA is a patch that reads the row in place of `x`.
+#[derive(Clone)]
+pub struct EmbeddingPatch {
+    /// The table, `[vocabulary, features]`.
+    pub table: Tensor,
+    /// Reads `[tokens, features]`, and adds to the embeddings.
+    pub patch: Arc<dyn Patch>,
+}
+
+impl EmbeddingPatch {
+    /// Adds to the embeddings of `ids`, whose tokens are those of `batch`.
+    ///
+    /// # Errors
+    /// If an id is outside the table, or as [`Patch::add`].
+    pub fn add(&self, ids: &[u32], batch: &SequenceBatch, out: &mut Outputs) -> Result<()> {
+        let ids = Tensor::from_slice(ids, ids.len(), self.table.device())?;
+        self.patch.add(&self.table.index_select(&ids, 0)?, batch, out)
+    }
+}
+
+/// At most one patch per site of a base's layers, in the order of those sites, with those of its embedding and its head.
 #[derive(Clone, Default)]
 pub struct Patches {
     sites: Vec<Option<Arc<dyn Patch>>>,
+    embedding: Vec<EmbeddingPatch>,
     head: Option<Arc<dyn Patch>>,
 }
 
@@ -66,9 +88,14 @@ impl Patches {
         Self::default()
     }
 
-    /// The patches of all sites, in their order.
+    /// The patches of the layers' sites, in their order.
     pub fn new(sites: Vec<Option<Arc<dyn Patch>>>) -> Self {
-        Self { sites, head: None }
+        Self { sites, ..Self::default() }
+    }
+
+    /// The same with a patch of the embedding.
+    pub fn with_embedding(self, patch: EmbeddingPatch) -> Self {
+        Self { embedding: vec![patch], ..self }
     }
 
     /// The same with a patch of the head, which reads hidden states after the final norm and adds to logits. It is called
@@ -82,9 +109,27 @@ impl Patches {
         self.sites.get(site).and_then(Option::as_deref)
     }
 
+    /// The patches of the embedding, one after the other.
+    pub fn embedding(&self) -> &[EmbeddingPatch] {
+        &self.embedding
+    }
+
     /// The patch of the head.
     pub fn head(&self) -> Option<&dyn Patch> {
         self.head.as_deref()
+    }
+
+    /// Each patch replaced by what `make` makes of it.
+    pub fn map(self, make: impl Fn(Arc<dyn Patch>) -> Arc<dyn Patch>) -> Self {
+        Self {
+            sites: self.sites.into_iter().map(|patch| patch.map(&make)).collect(),
+            embedding: self
+                .embedding
+                .into_iter()
+                .map(|EmbeddingPatch { table, patch }| EmbeddingPatch { table, patch: make(patch) })
+                .collect(),
+            head: self.head.map(&make),
+        }
     }
 
     /// At every site this patch, then that of `other`.
@@ -95,7 +140,11 @@ impl Patches {
         };
         let at = |patches: &Patches, site: usize| patches.sites.get(site).cloned().flatten();
         let sites = (0..self.sites.len().max(other.sites.len())).map(|site| chain(at(&self, site), at(&other, site)));
-        Patches { sites: sites.collect(), head: chain(self.head.clone(), other.head.clone()) }
+        Patches {
+            sites: sites.collect(),
+            embedding: self.embedding.iter().chain(&other.embedding).cloned().collect(),
+            head: chain(self.head.clone(), other.head.clone()),
+        }
     }
 }
 

@@ -18,9 +18,9 @@ use crate::weights::checkpoint::Checkpoint;
 use crate::weights::weight::Weight;
 use crate::weights::weight_loader::{BaseOptions, WeightLoader};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var, bail};
-use lorakit_adapter::{BaseIdentity, BaseModule};
+use lorakit_adapter::{BaseIdentity, BaseModule, ModuleKind};
 use lorakit_format::mmap::FileBytes;
-use lorakit_lora::{Patches, SequenceBatch, Site};
+use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site, SiteRole};
 use std::ops::Range;
 use std::path::Path;
 
@@ -136,9 +136,15 @@ impl Base {
         &self.identity
     }
 
-    /// Every site, layer by layer; patches are given in this order.
+    /// Every site of the layers, layer by layer; patches are given in this order.
     pub fn sites(&self) -> &[Site] {
         &self.sites
+    }
+
+    /// Every site that an adapter can change: those of the layers, then the embedding and the head. Those two are served,
+    /// not trained.
+    pub fn adaptable_sites(&self) -> Vec<Site> {
+        self.sites.iter().cloned().chain(self.config.outer_sites()).collect()
     }
 
     /// The device that it computes on.
@@ -182,10 +188,14 @@ impl Base {
         &self.lm_head
     }
 
-    /// Every module that an adapter can be made for.
+    /// Every linear module of the layers: those that an adapter can be trained for.
     pub fn modules(&self) -> Vec<BaseModule> {
-        let modules = self.sites.iter().flat_map(|site| site.projections.iter().map(move |p| (site.input, p)));
-        modules.map(|(input, p)| BaseModule { path: p.module.clone(), input, output: p.width }).collect()
+        modules_of(&self.sites)
+    }
+
+    /// Every module that an adapter can change, those of [`Base::adaptable_sites`].
+    pub fn adaptable_modules(&self) -> Vec<BaseModule> {
+        modules_of(&self.adaptable_sites())
     }
 
     /// Whether rows of these two lengths are rotated alike; in most bases all are.
@@ -223,6 +233,11 @@ impl Base {
 
     /// The embeddings of `ids`: `[tokens, hidden]`, in f32 like everything computed from them.
     pub fn embed(&self, ids: &[u32]) -> CandleResult<Tensor> {
+        self.embed_patched(ids, &SequenceBatch::default(), &Patches::none())
+    }
+
+    /// The same for tokens of `sequences`, with the patches of the embedding, which add to the rows of its weight.
+    pub fn embed_patched(&self, ids: &[u32], sequences: &SequenceBatch, patches: &Patches) -> CandleResult<Tensor> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             bail!("token {id} is outside the base's vocabulary of {}", self.config.vocabulary);
         }
@@ -237,6 +252,9 @@ impl Base {
                 Tensor::from_vec(h, (ids.len(), d), &self.device)?
             }
         };
+        let mut out = Outputs::new(h);
+        patches.embedding().iter().try_for_each(|patch| patch.add(ids, sequences, &mut out))?;
+        let h = out.into_tensor();
         if self.config.scales.embedding == 1.0 { Ok(h) } else { h * self.config.scales.embedding }
     }
 
@@ -260,7 +278,7 @@ impl Base {
     /// before the next layer.
     pub fn hidden_states(&self, ids: &[u32], plan: &ForwardPlan, patches: &Patches) -> CandleResult<Tensor> {
         let layer = |h: Tensor, index| Ok(self.layer(index, &h, plan, patches)?.detach());
-        (0..self.layers.len()).try_fold(self.embed(ids)?.detach(), layer)
+        (0..self.layers.len()).try_fold(self.embed_patched(ids, plan.sequences(), patches)?.detach(), layer)
     }
 
     /// The logits of every token, `[tokens, vocabulary]`. Not differentiable.
@@ -305,6 +323,22 @@ impl TapedForward<'_> {
         let y = self.base.layers[index].forward(h, &mut context.on(&mut tape))?;
         Ok((y, tape))
     }
+}
+
+/// The modules of some sites.
+fn modules_of(sites: &[Site]) -> Vec<BaseModule> {
+    let modules = sites.iter().flat_map(|site| site.projections.iter().map(move |projection| (site, projection)));
+    let module = |(site, projection): (&Site, &Projection)| BaseModule {
+        path: projection.module.clone(),
+        input: site.input,
+        output: projection.width,
+        kind: match site.role {
+            SiteRole::Embedding => ModuleKind::Embedding,
+            SiteRole::LmHead => ModuleKind::LmHead,
+            _ => ModuleKind::Linear,
+        },
+    };
+    modules.map(module).collect()
 }
 
 /// The heads of all layers, each of which has its own window.

@@ -46,6 +46,16 @@ pub enum RouteError {
         /// The path of a module that the base has.
         example: String,
     },
+    /// A method that fits weights of layers, and an adapter that changes the embedding or the head.
+    #[error(
+        "{method} fits weights in the layers alone, and the library changes {module}; use another method, or experts that leave {module} as it is"
+    )]
+    OutsideLayers {
+        /// The method's name.
+        method: String,
+        /// The module outside the layers.
+        module: String,
+    },
     /// An adapter's matrices do not have the widths of the module that they change.
     #[error(
         "the expert {expert} changes {module} as {found:?} features (in, out), and this base has {expected:?} there: was it trained on another base?"

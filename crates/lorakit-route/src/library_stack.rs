@@ -90,15 +90,34 @@ impl LibraryStack {
         &self.experts
     }
 
-    /// The sites of the base, in its order.
+    /// The sites of the base, in its order: those of the layers first.
     pub fn sites(&self) -> &[Site] {
         &self.sites
     }
 
-    /// Each site with its index and stacked experts; sites that no expert touches are left out.
+    /// Each site of a layer with its index and stacked experts; sites that no expert touches are left out.
     pub fn stacks(&self) -> impl Iterator<Item = (usize, &Site, &Stack)> {
+        self.all_stacks().filter(|(_, site, _)| site.layer.is_some())
+    }
+
+    /// The same with the embedding and the head.
+    pub(crate) fn all_stacks(&self) -> impl Iterator<Item = (usize, &Site, &Stack)> {
         let stacked = |(index, (site, stack))| Some((index, site, Option::<&Stack>::as_ref(&stack).copied()?));
         self.sites.iter().zip(self.stacks.iter().map(Option::as_ref)).enumerate().filter_map(stacked)
+    }
+
+    /// Checks that no expert changes the embedding or the head, for `method`, which fits something of the layers alone.
+    ///
+    /// # Errors
+    /// If one does; the error names the module.
+    pub fn ensure_layers_only(&self, method: &str) -> Result<()> {
+        match self.all_stacks().find(|(_, site, _)| site.layer.is_none()) {
+            None => Ok(()),
+            Some((_, site, _)) => {
+                let module = site.projections.first().map_or_else(|| site.key(), |of| of.module.clone());
+                Err(RouteError::OutsideLayers { method: method.to_owned(), module })
+            }
+        }
     }
 
     /// An expert's update of a module, if it has one.

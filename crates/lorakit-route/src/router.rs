@@ -7,7 +7,7 @@ use crate::observer::Observer;
 use crate::prompt::prompt_router::PromptRouter;
 use crate::router_state::RouterState;
 use crate::training_data::TrainingData;
-use lorakit_lora::Patches;
+use lorakit_lora::{Patches, Site};
 use std::any::Any;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
@@ -62,6 +62,11 @@ pub struct RouterContext<'a> {
 }
 
 impl<'a> RouterContext<'a> {
+    /// The observer of a site's choices: those of a head, which is called for some tokens alone, are not shown.
+    pub(crate) fn observer_at(&self, site: &Site) -> Option<Arc<dyn Observer>> {
+        self.observer.clone().filter(|_| site.layer.is_some())
+    }
+
     /// The fitted state of `router`.
     ///
     /// # Errors

@@ -3,11 +3,12 @@
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
 use crate::stack::Stack;
-use lorakit_lora::{Patch, Patches, Site};
+use lorakit_lora::{EmbeddingPatch, Patch, Patches, Site, SiteRole};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Makes the patch of every site that any expert touches, in parallel; sites for which `make` returns none have no patch.
+/// Makes the patch of every site that any expert touches, in parallel, the embedding and the head among them; sites for
+/// which `make` returns none have no patch. At the embedding a patch reads rows of the stack's table.
 ///
 /// # Errors
 /// The first error of `make`.
@@ -15,17 +16,30 @@ pub(crate) fn site_patches(
     experts: &LibraryStack,
     make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync,
 ) -> Result<Patches> {
-    let touched: Vec<(usize, &Site, &Stack)> = experts.stacks().collect();
+    let touched: Vec<(usize, &Site, &Stack)> = experts.all_stacks().collect();
     let made: Vec<_> = touched
         .into_par_iter()
         .map(|(index, site, stack)| {
-            let made = (index, make(index, site, stack)?);
+            let made = (index, site, stack, make(index, site, stack)?);
             // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
             stack.a().device().synchronize()?;
             Ok(made)
         })
         .collect::<Result<_>>()?;
-    let mut by_site = vec![None; experts.sites().len()];
-    made.into_iter().for_each(|(index, patch)| by_site[index] = patch);
-    Ok(Patches::new(by_site))
+    let (mut by_site, mut embedding, mut head) = (vec![None; experts.sites().len()], None, None);
+    for (index, site, stack, patch) in made {
+        match (site.role, stack.table()) {
+            (SiteRole::LmHead, _) => head = patch,
+            (_, Some(table)) => embedding = patch.map(|patch| EmbeddingPatch { table: table.clone(), patch }),
+            (_, None) => by_site[index] = patch,
+        }
+    }
+    let mut patches = Patches::new(by_site);
+    if let Some(patch) = embedding {
+        patches = patches.with_embedding(patch);
+    }
+    Ok(match head {
+        Some(patch) => patches.with_head(patch),
+        None => patches,
+    })
 }

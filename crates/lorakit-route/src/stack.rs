@@ -4,11 +4,14 @@
 //! projections share those rows and differ in columns. The stacked A repeats the same segments for each projection,
 //! or once if the A's of projections are tied. In B, the entries that an expert does not fill are zero and add nothing, so that
 //! the whole library is a low-rank product of two plain matrices: uniform mixing needs no groups.
+//!
+//! At an embedding A reads a token id: the stacked A, transposed, is a table of rows by token, and in its place the
+//! stack has the identity, which reads such a row.
 
 use crate::error::{Result, RouteError};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::LowRank;
-use lorakit_lora::{GroupedLora, Site, StackBlock, StackLayout};
+use lorakit_lora::{GroupedLora, Site, SiteRole, StackBlock, StackLayout};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,6 +24,8 @@ pub struct Stack {
     a: Tensor,
     b: Tensor,
     blocks: Vec<Vec<Option<StackBlock>>>,
+    /// The table of an embedding.
+    table: Option<Tensor>,
 }
 
 impl Stack {
@@ -41,14 +46,24 @@ impl Stack {
                 }
             }
         }
-        let a = Tensor::from_vec(a, (segments * plan.ranks, site.input), device)?;
+        let rows = segments * plan.ranks;
+        let a = Tensor::from_vec(a, (rows, site.input), device)?;
         let b = Tensor::from_vec(b, (plan.ranks, site.output()), device)?;
-        Ok(Some(Self { a, b, blocks: plan.blocks }))
+        let (a, table) = match site.role {
+            SiteRole::Embedding => (Tensor::eye(rows, DType::F32, device)?, Some(a.t()?.contiguous()?)),
+            _ => (a, None),
+        };
+        Ok(Some(Self { a, b, blocks: plan.blocks, table }))
     }
 
-    /// The stacked A's, `[segments * ranks, in]`.
+    /// The stacked A's, `[segments * ranks, in]`; at an embedding the identity.
     pub fn a(&self) -> &Tensor {
         &self.a
+    }
+
+    /// At an embedding, the stacked A's by token, `[vocabulary, ranks]`.
+    pub fn table(&self) -> Option<&Tensor> {
+        self.table.as_ref()
     }
 
     /// The stacked, transposed B's, `[ranks, out]`.

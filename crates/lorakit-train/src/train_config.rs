@@ -31,6 +31,10 @@ pub struct TrainConfig {
     /// LoRA's alpha; the scale is alpha / rank.
     #[serde(alias = "lora_alpha")]
     pub alpha: f64,
+    /// Whether the scale is alpha / sqrt(rank) instead (rsLoRA, <https://arxiv.org/abs/2312.03732>).
+    pub use_rslora: bool,
+    /// DoRA is not trained: only false is accepted.
+    pub use_dora: bool,
     /// Dropout probability on the LoRA's input.
     #[serde(alias = "lora_dropout")]
     pub dropout: f64,
@@ -91,6 +95,8 @@ impl Default for TrainConfig {
         Self {
             rank: 4,
             alpha: 16.0,
+            use_rslora: false,
+            use_dora: false,
             dropout: 0.05,
             target_modules: "attention".into(),
             tie_qkv: false,
@@ -123,7 +129,7 @@ impl Default for TrainConfig {
 const RUNTIME_SETTINGS: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
 
 /// Settings that records of earlier versions lack, and that are recorded only if they are not the default.
-const LATER_SETTINGS: [&str; 3] = ["loss", "chat", "bos"];
+const LATER_SETTINGS: [&str; 5] = ["loss", "chat", "bos", "use_rslora", "use_dora"];
 
 /// Upper limit of counts, so that products of two of them do not overflow.
 const MAX_COUNT: usize = 1 << 20;
@@ -213,6 +219,12 @@ impl TrainConfig {
             check(value > 0, name, value, "a whole number above zero")?;
             check(value <= MAX_COUNT, name, value, &format!("at most {MAX_COUNT}"))?;
         }
+        check(
+            !self.use_dora,
+            "use_dora",
+            true,
+            "false: DoRA is not trained here; train a LoRA, or convert a DoRA of PEFT by library add --convert svd:rank=R",
+        )?;
         check(self.max_length > 1, "max_length", self.max_length, "at least 2")?;
         check(self.max_steps != Some(0), "max_steps", 0, "a whole number above zero")?;
         check(self.experts_per_pass != Some(0), "experts_per_pass", 0, "a whole number above zero")?;
@@ -237,9 +249,10 @@ impl TrainConfig {
         RowEncoding { chat: self.chat, loss: self.loss, bos: self.bos }
     }
 
-    /// LoRA's scale, alpha / rank.
+    /// LoRA's scale, alpha / rank, or rsLoRA's, alpha / sqrt(rank).
     pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+        let rank = self.rank as f64;
+        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
     /// The modules of a base that are adapted. `attention` stands for the projections around its attention.
@@ -325,6 +338,19 @@ mod tests {
         assert_eq!(error("rank=0"), "setting rank is 0; expected a whole number above zero");
         assert!(error("rank=-1").contains("a whole number that is not negative"));
         assert_eq!(error("rank"), "'rank': expected key=value");
+    }
+
+    #[test]
+    fn rslora_scales_by_the_root_of_the_rank_and_dora_is_refused() {
+        let mut config = TrainConfig::default();
+        config.set("use_rslora=true").unwrap();
+        assert_eq!((config.scale(), TrainConfig::default().scale()), (8.0, 4.0));
+        assert!(config.fingerprint_fields().contains_key("use_rslora"));
+        config.set("use_dora=false").unwrap();
+        let error = config.set("use_dora=true").unwrap_err().to_string();
+        assert!(error.contains("use_dora is true") && error.contains("--convert"), "{error}");
+        assert!(TrainConfig::from_toml("use_dora = true", "f").is_err());
+        assert!(TrainConfig::names().contains("alpha, use_rslora"));
     }
 
     #[test]

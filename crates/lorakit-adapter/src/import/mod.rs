@@ -1,5 +1,6 @@
 //! Adapters in other formats than PEFT's safetensors. Their files are read as data: nothing in them is executed.
 
+pub(crate) mod dense_adapter;
 pub(crate) mod mttl_library;
 mod peft_pickle;
 mod pickle;

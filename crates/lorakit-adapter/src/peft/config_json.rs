@@ -17,9 +17,9 @@ const PEFT_VERSION: &str = "0.21.2";
 /// anchored paths, so that PEFT's rule (the first key that matches the end of a path wins) gives each module its own.
 pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
     let ranks = modules(adapter, |update| Number::whole(update.rank()));
-    let alphas = modules(adapter, |update| Number::of(update.scale() * update.rank() as f64));
-    let (rank, alpha) = (most_common(&ranks), most_common(&alphas));
     let metadata = adapter.metadata();
+    let alphas = modules(adapter, |update| Number::of(alpha_of(update, metadata.rslora)));
+    let (rank, alpha) = (most_common(&ranks), most_common(&alphas));
     let specific = json!({
         "alpha_pattern": pattern(&alphas, alpha),
         "base_model_name_or_path": metadata.base_model,
@@ -31,12 +31,24 @@ pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
         "revision": metadata.revision,
         "target_modules": adapter.target_names().target_modules(adapter.modules().keys()),
         "task_type": metadata.task_type,
+        "use_rslora": metadata.rslora,
     });
     let mut keys: BTreeMap<String, Value> = plain_lora();
     if let Value::Object(specific) = specific {
         keys.extend(specific);
     }
     serde_json::to_string_pretty(&keys).map_err(AdapterError::Serialize)
+}
+
+/// The alpha that gives an update its scale.
+fn alpha_of(update: &LowRank, rslora: bool) -> f64 {
+    let rank = update.rank() as f64;
+    if !rslora {
+        return update.scale() * rank;
+    }
+    // The root of a rank is rounded, and an alpha of 16 must not become 16.000000000000004.
+    let (alpha, whole) = (update.scale() * rank.sqrt(), (update.scale() * rank.sqrt()).round());
+    if (alpha - whole).abs() <= 1e-12 * alpha.abs() { whole } else { alpha }
 }
 
 /// The keys that have the same value for every plain LoRA.
@@ -54,7 +66,6 @@ fn plain_lora() -> BTreeMap<String, Value> {
         "qalora_group_size": 16,
         "use_dora": false,
         "use_qalora": false,
-        "use_rslora": false,
     });
     const UNUSED: &[&str] = &[
         "alora_invocation_tokens",

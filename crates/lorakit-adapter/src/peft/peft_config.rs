@@ -38,6 +38,11 @@ pub struct PeftConfig {
     /// Which modules are adapted (`target_modules`, `exclude_modules`, `layers_to_transform`,
     /// `layers_pattern`).
     pub targets: Targets,
+    /// Whether the adapter of a tied embedding is the head's too, whose tensors the file then holds as well
+    /// (`ensure_weight_tying`).
+    pub weight_tying: bool,
+    /// The names of modules of which the file holds whole copies (`modules_to_save`); none of a plain LoRA.
+    pub(crate) saved_modules: Vec<String>,
     /// What else is needed to write the adapter again.
     pub metadata: AdapterMetadata,
     /// What was accepted with a warning.
@@ -57,6 +62,10 @@ pub struct AdapterMetadata {
     pub task_type: TaskType,
     /// The dropout of training (`lora_dropout`).
     pub dropout: f64,
+    /// Whether its config names the scale as rsLoRA does, `alpha / sqrt(r)`.
+    pub rslora: bool,
+    /// The paths of modules that are embeddings, whose matrices have names and a use of their own in PEFT.
+    pub embeddings: BTreeSet<String>,
     /// Whether the base stores these weights as `[in, out]`, as GPT-2 does. `s B A` is `[out, in]` nevertheless.
     pub fan_in_fan_out: bool,
 }
@@ -92,12 +101,30 @@ impl PeftConfig {
         Self::parse(&text).within_file(path)
     }
 
+    /// Reads the file at `path`, in which DoRA and whole copies of modules are allowed besides a LoRA.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), for anything else.
+    pub(crate) fn read_dense(path: &Path) -> Result<Self> {
+        let text = read_text_up_to(path, SIZE_LIMIT)?;
+        let take = |validator: &mut Validator| {
+            validator.take_as("use_dora", "true or false", Value::as_bool);
+            validator.take_as("modules_to_save", "a list of names", strings).unwrap_or_default()
+        };
+        Self::parse_after(&text, take).within_file(path)
+    }
+
     /// Parses the text of an adapter_config.json and accounts for every key.
     ///
     /// # Errors
     /// If the text is not a JSON object, or describes anything but a plain LoRA (rsLoRA and patterns included); the error
     /// lists every unsupported key with the reason and what to do.
     pub fn parse(json: &str) -> Result<Self, UnsupportedConfig> {
+        Self::parse_after(json, |_| Vec::new())
+    }
+
+    /// The same after `take` has taken some keys; it returns the names of copied modules.
+    fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> Vec<String>) -> Result<Self, UnsupportedConfig> {
         const FILE: &str = "adapter_config.json";
         let keys = match serde_json::from_str(json) {
             Ok(Value::Object(keys)) => keys,
@@ -106,18 +133,31 @@ impl PeftConfig {
         };
         let mut validator = Validator::new(keys);
         check_peft_type(&mut validator)?;
+        let saved_modules = take(&mut validator);
         let rank = read_rank(&mut validator);
         let alpha = read_alpha(&mut validator);
         let rslora = validator.take_as("use_rslora", "true or false", Value::as_bool).unwrap_or(false);
+        let weight_tying = validator.take_as("ensure_weight_tying", "true or false", Value::as_bool).unwrap_or(false);
         let targets = read_targets(&mut validator);
         let rank_pattern = read_patterns(&mut validator, "rank_pattern", "a rank of at least 1", positive);
         let alpha_pattern = read_patterns(&mut validator, "alpha_pattern", "a finite number", finite);
         let metadata = read_metadata(&mut validator);
-        check_bias(&mut validator);
+        check_biases(&mut validator);
         check_initialization(&mut validator);
         validator.validate_rest();
         let warnings = validator.finish()?;
-        Ok(Self { rank, alpha, rslora, targets, metadata, warnings, rank_pattern, alpha_pattern })
+        Ok(Self {
+            rank,
+            alpha,
+            rslora,
+            targets,
+            weight_tying,
+            saved_modules,
+            metadata,
+            warnings,
+            rank_pattern,
+            alpha_pattern,
+        })
     }
 
     /// The rank of the module at `path`: the first key of `rank_pattern` that matches it, else `r`.
@@ -282,18 +322,24 @@ fn read_metadata(validator: &mut Validator) -> AdapterMetadata {
         revision: validator.take_as("revision", "a string", text),
         task_type,
         dropout: validator.take_as("lora_dropout", "a finite number", finite).unwrap_or(0.0),
+        rslora: false,
+        embeddings: BTreeSet::new(),
         fan_in_fan_out: validator.take_as("fan_in_fan_out", "true or false", Value::as_bool).unwrap_or(false),
     }
 }
 
-fn check_bias(validator: &mut Validator) {
-    if let Some(bias) = validator.take("bias")
-        && bias != "none"
-    {
-        validator.refuse(
-            "bias",
-            format!("found {bias}; expected \"none\": trained biases of the base are not a low-rank update"),
-        );
+/// `bias` and `lora_bias`: what they trained is judged by the tensors, of which there may be none.
+fn check_biases(validator: &mut Validator) {
+    let bias = validator.take_as("bias", "none, all or lora_only", |value| value.as_str().map(str::to_owned));
+    match bias.as_deref() {
+        None | Some("none") => {}
+        Some(bias @ ("all" | "lora_only")) => {
+            validator.warn("bias", format!("found \"{bias}\": accepted where the file holds no bias, or only zeros"))
+        }
+        Some(other) => validator.refuse("bias", format!("found \"{other}\"; expected none, all or lora_only")),
+    }
+    if validator.take_as("lora_bias", "true or false", Value::as_bool) == Some(true) {
+        validator.warn("lora_bias", "found true: accepted where the file holds no bias of lora_B, or only zeros");
     }
 }
 

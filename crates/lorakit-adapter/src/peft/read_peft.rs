@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
 use crate::low_rank::LowRank;
 use crate::name_list::quote_names;
-use crate::peft::adapter_files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
+use crate::peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::base_tensors::without_base_tensors;
 use crate::peft::peft_config::PeftConfig;
 use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 use crate::peft::target_modules::{Targets, missing_targets};
 use crate::peft::tensor_key::{Factor, PREFIX, TensorKey};
+use crate::peft::weight_files::WeightFiles;
 use crate::warning::Warning;
 
 impl Adapter {
@@ -25,10 +27,8 @@ impl Adapter {
     pub fn read(dir: &Path) -> Result<Self> {
         check_config_exists(dir)?;
         let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
-        check_weights_exist(dir)?;
-        let weights = dir.join(WEIGHTS_FILE);
-        let tensors = map_tensors(&weights)?;
-        from_parts(config, tensors).within_file(&weights)
+        let (tensors, place) = safetensors_of(dir)?;
+        from_parts(config, tensors).within_file(&place)
     }
 
     /// An adapter from a configuration and tensors from elsewhere than a safetensors file, checked as strictly: key,
@@ -45,6 +45,28 @@ impl Adapter {
     }
 }
 
+/// The tensors of the safetensors files in `dir`, and the file that errors name.
+fn safetensors_of(dir: &Path) -> Result<(Vec<StoredTensor>, PathBuf)> {
+    let files = match WeightFiles::find(dir)? {
+        WeightFiles::Safetensors(files) => files,
+        WeightFiles::Pickle(files) => {
+            let found = files.iter().filter_map(|file| file.file_name()).map(|name| name.display().to_string());
+            return Err(AdapterError::AdapterFolder(format!(
+                "{}: found {}, a pickle; expected {WEIGHTS_FILE}. `lorakit library add` and `library import` read it into a \
+                 library; or save it again with PEFT's save_pretrained (safe_serialization=True)",
+                dir.display(),
+                found.collect::<Vec<_>>().join(", ")
+            )));
+        }
+    };
+    let tensors = files.iter().map(|file| map_tensors(file)).collect::<Result<Vec<_>>>()?.into_iter().flatten();
+    let place = match &files[..] {
+        [file] => file.clone(),
+        _ => dir.to_owned(),
+    };
+    Ok((tensors.collect(), place))
+}
+
 /// Checks that `dir` has an adapter_config.json, or says whether it is where PEFT keeps several adapters, a folder each.
 fn check_config_exists(dir: &Path) -> Result<()> {
     if dir.join(CONFIG_FILE).is_file() {
@@ -59,53 +81,35 @@ fn check_config_exists(dir: &Path) -> Result<()> {
     }))
 }
 
-/// Checks that `dir` has an adapter_model.safetensors, or says what to do with what it has instead.
-fn check_weights_exist(dir: &Path) -> Result<()> {
-    let place = dir.display();
-    if dir.join(WEIGHTS_FILE).is_file() {
-        return Ok(());
-    }
-    if dir.join(PICKLE_FILE).is_file() {
-        return Err(AdapterError::AdapterFolder(format!(
-            "{place}: found {PICKLE_FILE}, a pickle; expected {WEIGHTS_FILE}. Convert it with `lorakit library import`, or \
-             save it again with PEFT's save_pretrained (safe_serialization=True)"
-        )));
-    }
-    let shard = fs::read_dir(dir)?.flatten().map(|entry| entry.file_name()).find(|name| {
-        let name = name.to_string_lossy();
-        name.starts_with("adapter_model-") || name.ends_with(".safetensors.index.json")
-    });
-    Err(AdapterError::AdapterFolder(match shard {
-        Some(shard) => {
-            let shard = shard.display();
-            format!("{place}: found {shard}; expected a single {WEIGHTS_FILE}: join the shards, as PEFT needs it too")
-        }
-        None => format!("{place}: no {WEIGHTS_FILE}; expected the folder that PEFT's save_pretrained wrote"),
-    }))
-}
-
 /// A module's tensors found so far.
 #[derive(Default)]
 struct Pair {
     a: Option<StoredTensor>,
     b: Option<StoredTensor>,
+    embedding: bool,
 }
 
 /// The adapter with the configuration `config` and the weights `tensors`.
-fn from_parts(config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
+pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
     if tensors.is_empty() {
         return Err(AdapterError::Tensors("the file holds no tensors".to_owned()));
     }
     let mut warnings = config.warnings.clone();
+    let (tensors, base_tensors) = without_base_tensors(tensors, &mut warnings)?;
     let pairs = pair_by_module(tensors, &mut warnings)?;
-    let paths: Vec<&str> = pairs.keys().map(String::as_str).collect();
+    // The head of a tied embedding is adapted with it, whether or not target_modules names it.
+    let is_tied_head = |path: &str| config.weight_tying && path.rsplit('.').next() == Some("lm_head");
+    let paths: Vec<&str> = pairs.keys().map(String::as_str).filter(|path| !is_tied_head(path)).collect();
     check_targets(&config.targets, &paths)?;
     let mut modules = BTreeMap::new();
     for (path, pair) in pairs {
+        if pair.embedding {
+            config.metadata.embeddings.insert(path.clone());
+        }
         let update = low_rank(&config, &path, pair)?;
         modules.insert(path, update);
     }
-    Ok(Adapter::from_config(modules, config, warnings))
+    Ok(Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors))
 }
 
 /// The tensors by module, each one recognised.
@@ -116,6 +120,7 @@ fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Re
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     for (key, tensor) in parsed.iter().zip(tensors) {
         let pair = pairs.entry(key.module.to_owned()).or_default();
+        pair.embedding |= key.embedding;
         let slot = match key.factor {
             Factor::A => &mut pair.a,
             Factor::B => &mut pair.b,
@@ -123,7 +128,7 @@ fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Re
         if let Some(first) = slot.replace(tensor) {
             return Err(AdapterError::Tensors(format!(
                 "two tensors for `{}`: `{}` and another; remove one",
-                key.factor.key(key.module),
+                key.factor.key(key.module, key.embedding),
                 first.key
             )));
         }
@@ -212,10 +217,13 @@ fn check_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
 /// The update of one module, its tensors of the rank that the configuration says.
 fn low_rank(config: &PeftConfig, path: &str, pair: Pair) -> Result<LowRank> {
     let missing = |factor: Factor| {
-        AdapterError::Tensors(format!("the tensor `{}` is missing; the file is incomplete", factor.key(path)))
+        AdapterError::Tensors(format!(
+            "the tensor `{}` is missing; the file is incomplete",
+            factor.key(path, pair.embedding)
+        ))
     };
-    let a = pair.a.ok_or_else(|| missing(Factor::A))?;
-    let b = pair.b.ok_or_else(|| missing(Factor::B))?;
+    let a = pair.a.as_ref().ok_or_else(|| missing(Factor::A))?.clone();
+    let b = pair.b.as_ref().ok_or_else(|| missing(Factor::B))?.clone();
     let rank = config.rank_of(path)?;
     let ([a_rows, a_cols], [b_rows, b_cols]) = (a.dimensions()?, b.dimensions()?);
     let wrong_rank = |key: &str, found: [usize; 2], expected: [usize; 2]| {

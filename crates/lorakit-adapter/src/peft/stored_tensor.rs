@@ -52,6 +52,14 @@ impl StoredTensor {
         Err(AdapterError::Tensors(format!("tensor `{key}`: found shape {shape:?}; expected two dimensions{hint}")))
     }
 
+    /// A vector as a matrix of one row, and a matrix as it is.
+    pub(crate) fn rows(mut self) -> Result<Matrix> {
+        if let [length] = self.shape[..] {
+            self.shape = vec![1, length];
+        }
+        self.matrix()
+    }
+
     /// The tensor as a matrix.
     pub(crate) fn matrix(self) -> Result<Matrix> {
         let [rows, cols] = self.dimensions()?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::base_module::{BaseModule, ModuleKind};
 use crate::error::{AdapterError, Result};
 use crate::peft::path_pattern::PathPattern;
 
@@ -110,6 +111,17 @@ impl Targets {
             Selection::Unspecified | Selection::AllLinear => Ok(true),
             Selection::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
             Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
+        }
+    }
+
+    /// Whether a module of a base is a target; `all-linear` selects neither an embedding nor the head, as in PEFT.
+    ///
+    /// # Errors
+    /// As [`matches`](Self::matches).
+    pub fn select(&self, module: &BaseModule) -> Result<bool> {
+        match (&self.selection, module.kind) {
+            (Selection::AllLinear, ModuleKind::Embedding | ModuleKind::LmHead) => Ok(false),
+            _ => self.matches(&module.path),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or `.lora_B.weight`.
+//! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or `.lora_B.weight`; for an
+//! embedding `.lora_embedding_A` or `.lora_embedding_B`.
 
 /// What PEFT puts before a module's path.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -6,7 +7,6 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 /// Parts of tensor names that belong to something else than a LoRA's A and B, and what that is.
 const FOREIGN: &[(&str, &str)] = &[
     (".lora_magnitude_vector", "the magnitude vector of DoRA, which rescales the base's weights"),
-    (".lora_embedding_", "a LoRA of an embedding"),
     (".lora_diag", "the diagonal of a LoRA variant"),
     (".lora_E", "AdaLoRA's singular values; PEFT can save an AdaLoRA only as such"),
     (".lora_ranknum", "a rank counter of AdaLoRA"),
@@ -38,6 +38,8 @@ pub(crate) enum Factor {
 pub(crate) struct TensorKey<'a> {
     pub(crate) module: &'a str,
     pub(crate) factor: Factor,
+    /// Whether the module is an embedding.
+    pub(crate) embedding: bool,
     /// Whether it has PEFT's prefix.
     pub(crate) prefixed: bool,
     /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
@@ -52,9 +54,19 @@ impl Factor {
         }
     }
 
+    fn embedding_name(self) -> &'static str {
+        match self {
+            Self::A => "lora_embedding_A",
+            Self::B => "lora_embedding_B",
+        }
+    }
+
     /// The key of this factor of `module` in PEFT's files.
-    pub(crate) fn key(self, module: &str) -> String {
-        format!("{PREFIX}{module}.{}.weight", self.name())
+    pub(crate) fn key(self, module: &str, embedding: bool) -> String {
+        match embedding {
+            true => format!("{PREFIX}{module}.{}", self.embedding_name()),
+            false => format!("{PREFIX}{module}.{}.weight", self.name()),
+        }
     }
 }
 
@@ -64,18 +76,20 @@ impl<'a> TensorKey<'a> {
         let path = key.strip_prefix(PREFIX);
         let (prefixed, path) = (path.is_some(), path.unwrap_or(key));
         for factor in [Factor::A, Factor::B] {
-            if let Some((module, adapter)) = split(path, factor) {
-                return Ok(Self { module, factor, prefixed, adapter });
+            let linear = path.strip_suffix(".weight").and_then(|path| split(path, factor.name()));
+            for (found, embedding) in [(linear, false), (split(path, factor.embedding_name()), true)] {
+                if let Some((module, adapter)) = found {
+                    return Ok(Self { module, factor, embedding, prefixed, adapter });
+                }
             }
         }
         Err(foreign(path))
     }
 }
 
-/// The module and the adapter's name in `MODULE.lora_A[.ADAPTER].weight`.
-fn split(path: &str, factor: Factor) -> Option<(&str, Option<&str>)> {
-    let path = path.strip_suffix(".weight")?;
-    let (module, rest) = path.rsplit_once(factor.name())?;
+/// The module and the adapter's name in `MODULE.lora_A[.ADAPTER]`.
+fn split<'a>(path: &'a str, name: &str) -> Option<(&'a str, Option<&'a str>)> {
+    let (module, rest) = path.rsplit_once(name)?;
     let module = module.strip_suffix('.').filter(|module| !module.is_empty())?;
     match rest.strip_prefix('.') {
         None if rest.is_empty() => Some((module, None)),
@@ -115,11 +129,23 @@ mod tests {
     }
 
     #[test]
+    fn names_of_an_embedding_have_no_suffix() {
+        for (name, adapter) in [("lora_embedding_B", None), ("lora_embedding_B.default", Some("default"))] {
+            let key = format!("base_model.model.model.embed_tokens.{name}");
+            let key = TensorKey::parse(&key).unwrap();
+            assert_eq!(
+                (key.module, key.factor, key.embedding, key.adapter),
+                ("model.embed_tokens", Factor::B, true, adapter)
+            );
+        }
+        assert_eq!(Factor::A.key("e", true), "base_model.model.e.lora_embedding_A");
+    }
+
+    #[test]
     fn other_tensors_are_named_for_what_they_are() {
         for (key, meaning) in [
             ("m.q.lora_magnitude_vector", "DoRA"),
             ("m.q.lora_magnitude_vector.default.weight", "DoRA"),
-            ("m.embed.lora_embedding_A", "embedding"),
             ("m.q.lora_B.bias", "lora_bias"),
             ("m.q.base_layer.bias", "base itself"),
             ("m.q.lora_E", "AdaLoRA"),

@@ -22,27 +22,35 @@ const TRAINING_ONLY: &[(&str, &str)] = &[
 
 /// Keys that make the adapter more than `s B A` if they are set, and what to do about each.
 const BEYOND_LORA: &[(&str, &str)] = &[
-    ("alora_invocation_tokens", "aLoRA switches on at certain tokens; train a plain LoRA"),
+    (
+        "alora_invocation_tokens",
+        "an aLoRA acts only after its invocation tokens, and here an adapter acts on every token; train a plain LoRA",
+    ),
     ("arrow_config", "it makes PEFT route among adapters; add the experts themselves and use the router `arrow`"),
     (
         "enable_lora",
         "a merged linear of PEFT < 0.3 that adapts only parts of a projection; re-save it with a \
          newer PEFT",
     ),
-    ("ensure_weight_tying", "it ties the adapters of embedding and head; train with ensure_weight_tying false"),
     ("kasa_config", "KaSA adds a trained diagonal between A and B; train a plain LoRA"),
     ("layer_replication", "it repeats layers of the base; save the enlarged base and adapt that"),
-    ("lora_bias", "lora_B carries a bias, which is no low-rank update; train with lora_bias false"),
     ("megatron_config", "a Megatron base has other modules; convert the adapter to its Hugging Face base"),
-    ("modules_to_save", "it holds full copies of modules besides the LoRA; train with modules_to_save null"),
+    (
+        "modules_to_save",
+        "it holds full copies of modules besides the LoRA; those of linear modules become low-rank by `library add --base B --convert svd:rank=R`",
+    ),
     ("monteclora_config", "MonteCLoRA draws its weights at random; train a plain LoRA"),
     ("target_parameters", "it adapts bare parameters (of experts in a mixture); target modules instead"),
-    ("trainable_token_indices", "it retrains embeddings of single tokens; train without it"),
+    (
+        "trainable_token_indices",
+        "it retrains embeddings of single tokens, which is no low-rank update of their input; train a LoRA of the \
+         embedding (embed_tokens in target_modules) instead",
+    ),
     ("use_bdlora", "BD-LoRA is block-diagonal; train a plain LoRA"),
     (
         "use_dora",
-        "DoRA rescales the base's weights by a magnitude vector; train with use_dora false, or \
-         merge it into its base",
+        "DoRA rescales the base's weights by a magnitude vector; make it low-rank by \
+         `library add --base B --convert svd:rank=R`",
     ),
     ("use_qalora", "QA-LoRA pools the input before A; train a plain LoRA"),
 ];

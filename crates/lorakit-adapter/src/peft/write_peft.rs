@@ -33,8 +33,9 @@ impl Adapter {
         self.check_writable()?;
         let mut tensors = Vec::with_capacity(2 * self.modules().len());
         for (path, update) in self.modules() {
-            tensors.push((Factor::A.key(path), F32Tensor::of(update.a())));
-            tensors.push((Factor::B.key(path), F32Tensor::of(update.b())));
+            let embedding = self.metadata().embeddings.contains(path);
+            tensors.push((Factor::A.key(path, embedding), F32Tensor::of(update.a())));
+            tensors.push((Factor::B.key(path, embedding), F32Tensor::of(update.b())));
         }
         // PEFT refuses files that do not name their framework.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

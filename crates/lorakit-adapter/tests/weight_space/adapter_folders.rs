@@ -29,6 +29,7 @@ fn an_adapter_is_read_as_it_was_written() {
         task_type: TaskType::SeqCls,
         dropout: 0.05,
         fan_in_fan_out: true,
+        ..AdapterMetadata::default()
     };
     let adapter = small_adapter(1).with_metadata(metadata);
     adapter.write(&temporary.path().join("a")).unwrap();
@@ -116,7 +117,7 @@ fn modules_that_short_names_cannot_select_are_named_by_full_path() {
 fn with_a_known_base_short_names_are_used_exactly_where_they_fit() {
     let temporary = tempfile::tempdir().unwrap();
     let place = temporary.path().join("a");
-    let module = |path: &str| BaseModule { path: path.into(), input: 6, output: 5 };
+    let module = |path: &str| BaseModule { path: path.into(), input: 6, output: 5, ..BaseModule::default() };
     let adapter = Adapter::new(updates(&[("m.layers.0.q", 2, 1.0), ("m.layers.0.v", 2, 1.0)]));
     let shallow: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.0.o"].map(module).into();
     let deep: Vec<_> = ["m.layers.0.q", "m.layers.0.v", "m.layers.1.q", "m.layers.1.v"].map(module).into();

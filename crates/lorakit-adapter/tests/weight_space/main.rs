@@ -9,6 +9,7 @@ mod low_rank_algebra;
 mod malformed_adapters;
 mod mttl_libraries;
 mod oracles;
+mod outside_layers;
 mod peft_configs;
 mod published_adapters;
 

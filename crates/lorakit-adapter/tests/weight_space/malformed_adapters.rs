@@ -163,10 +163,9 @@ fn values_of_another_type() {
 fn tensors_other_than_lora_factors() {
     for (key, part) in [
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "lora_bias"),
         ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias", "the base itself"),
-        ("base_model.model.lm_head.weight", "modules_to_save"),
+        ("base_model.model.score.weight", "modules_to_save"),
     ] {
         let message = message(|folder| {
             change_tensors(folder, |tensors| drop(tensors.insert(key.into(), f32s(&[6], 1.0))));
@@ -249,7 +248,7 @@ fn folders_that_hold_no_adapter_or_its_weights_in_another_form() {
     let pickle = message(|folder| {
         fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model.bin")).unwrap();
     });
-    assert_names(&pickle, &["adapter_model.bin", "lorakit library import"]);
+    assert_names(&pickle, &["adapter_model.bin", "lorakit library add"]);
     let sharded = message(|folder| {
         fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model-00001-of-00002.safetensors")).unwrap();
     });

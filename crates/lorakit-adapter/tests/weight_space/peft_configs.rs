@@ -65,9 +65,9 @@ fn parse_with(keys: &str) -> Result<PeftConfig, UnsupportedConfig> {
 fn each_key_that_goes_beyond_plain_lora_is_refused_by_name() {
     for keys in [
         r#""use_dora": true"#,
-        r#""lora_bias": true"#,
-        r#""bias": "all""#,
-        r#""bias": "lora_only""#,
+        r#""lora_bias": 1"#,
+        r#""bias": "some""#,
+        r#""bias": true"#,
         r#""target_parameters": ["experts.w"]"#,
         r#""modules_to_save": ["score"]"#,
         r#""trainable_token_indices": [1]"#,
@@ -78,7 +78,7 @@ fn each_key_that_goes_beyond_plain_lora_is_refused_by_name() {
         r#""arrow_config": {"top_k": 2}"#,
         r#""kasa_config": {"beta": 1}"#,
         r#""monteclora_config": {"x": 1}"#,
-        r#""ensure_weight_tying": true"#,
+        r#""ensure_weight_tying": "yes""#,
         r#""megatron_config": {"x": 1}"#,
         r#""enable_lora": [true, false, true]"#,
         r#""init_lora_weights": "pissa""#,
@@ -118,7 +118,7 @@ fn each_key_that_goes_beyond_plain_lora_is_refused_by_name() {
 
 #[test]
 fn all_unsupported_keys_are_named_at_once() {
-    let refused = parse_with(r#""use_dora": true, "bias": "all", "init_lora_weights": "olora""#).unwrap_err();
+    let refused = parse_with(r#""use_dora": true, "bias": "some", "init_lora_weights": "olora""#).unwrap_err();
     let mut keys: Vec<_> = refused.keys.iter().map(|unsupported| unsupported.key.as_str()).collect();
     keys.sort();
     assert_eq!(keys, ["bias", "init_lora_weights", "use_dora"]);

@@ -28,6 +28,7 @@ fn gpt2_modules() -> Vec<BaseModule> {
         path: format!("transformer.h.{layer}.{name}"),
         input: *input,
         output: *output,
+        ..BaseModule::default()
     };
     (0..12).flat_map(|layer| sizes.iter().map(move |size| module(layer, size))).collect()
 }
@@ -49,7 +50,12 @@ fn an_adapter_fits_its_base_and_no_other() {
         "{error}"
     );
     let mut more = base;
-    more.push(BaseModule { path: "transformer.h.12.attn.c_proj".into(), input: 768, output: 768 });
+    more.push(BaseModule {
+        path: "transformer.h.12.attn.c_proj".into(),
+        input: 768,
+        output: 768,
+        ..BaseModule::default()
+    });
     let error = adapter.check_against(&more).unwrap_err().to_string();
     assert!(error.contains("transformer.h.12.attn.c_proj") && error.contains("target_modules"), "{error}");
 }

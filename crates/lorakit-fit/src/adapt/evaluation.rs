@@ -51,7 +51,7 @@ pub fn evaluate_adapted(
             continue;
         }
         let adapter = Expert::new(&task.name, library.adapter(&task.name)?);
-        let adapted = LibraryStack::new([adapter], context.base.sites(), context.base.device())?;
+        let adapted = LibraryStack::new([adapter], &context.base.adaptable_sites(), context.base.device())?;
         for (column, patches) in COLUMNS.iter().zip([Patches::none(), single_expert(&adapted, 0)?]) {
             on_event(EvaluationEvent::Started { column, task: &task.name });
             let routing = &Sequence::default();

@@ -1,4 +1,4 @@
-//! The sites of a base's layers, with their modules and widths.
+//! The sites of a base with their modules and widths: those of its layers, its embedding and its head.
 
 use crate::architecture::base_config::BaseConfig;
 use crate::architecture::descriptor::Features;
@@ -39,5 +39,20 @@ impl BaseConfig {
                 })
                 .collect(),
         })
+    }
+
+    /// The sites outside the layers: the embedding, which reads token ids, and the head.
+    pub(crate) fn outer_sites(&self) -> [Site; 2] {
+        let site = |role, name, (input, module, width): (usize, &str, usize)| Site {
+            layer: None,
+            name,
+            role,
+            input,
+            projections: vec![Projection { module: module.to_owned(), width }],
+        };
+        [
+            site(SiteRole::Embedding, "embedding", (self.vocabulary, self.descriptor.embedding, self.hidden)),
+            site(SiteRole::LmHead, "head", (self.hidden, self.descriptor.lm_head, self.vocabulary)),
+        ]
     }
 }

@@ -93,9 +93,8 @@ mod tests {
     /// Small integers, whose sums are exact in any order; rows that no number of lanes divides, and blocks that are not full.
     #[test]
     fn products_of_any_number_of_tokens_match_the_definition() {
-        let integers = |count: usize, step: usize| -> Vec<f32> {
-            (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
-        };
+        let integers =
+            |count: usize, step: usize| -> Vec<f32> { (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect() };
         for columns in [1, 31, 32, 33, 100, 576] {
             for tokens in 1..=FEW + 1 {
                 let (w, x) = (integers(5 * columns, 7), integers(tokens * columns, 5));

@@ -93,8 +93,12 @@ impl MmapMatrix {
     /// The same matrix, rounded to a 16-bit type unless it is stored in that already; for f32 it stays as it is.
     pub fn rounded_to(&self, dtype: StorageDtype) -> Self {
         let values = match (dtype, self.storage_dtype()) {
-            (StorageDtype::BF16, StorageDtype::F32 | StorageDtype::F16) => Values::Bf16(Arc::new(round_to_bf16(&self.values()))),
-            (StorageDtype::F16, StorageDtype::F32 | StorageDtype::BF16) => Values::F16(Arc::new(round_to_f16(&self.values()))),
+            (StorageDtype::BF16, StorageDtype::F32 | StorageDtype::F16) => {
+                Values::Bf16(Arc::new(round_to_bf16(&self.values())))
+            }
+            (StorageDtype::F16, StorageDtype::F32 | StorageDtype::BF16) => {
+                Values::F16(Arc::new(round_to_f16(&self.values())))
+            }
             _ => self.values.clone(),
         };
         Self { values, ..*self }

@@ -5,6 +5,7 @@ pub(crate) mod edit;
 mod few_tokens;
 mod half_precision;
 pub(crate) mod mmap_matrix;
+mod own_tensors;
 mod save;
 pub(crate) mod storage_dtype;
 pub(crate) mod weight;

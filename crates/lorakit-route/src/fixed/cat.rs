@@ -108,6 +108,7 @@ impl Router for Cat {
     /// # Errors
     /// If the state is missing, or was fitted to another library.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        experts.ensure_layers_only(CAT.name)?;
         let groups = WeightGroups::of(self.per, experts);
         let weights = context.state_of(self)?.matrix("weights", (groups.names.len(), experts.len()))?.values();
         site_patches(experts, |index, _, stack| {
@@ -139,8 +140,9 @@ impl Cat {
     /// The weights before their fit, as variables, with the experts that they weigh.
     ///
     /// # Errors
-    /// If a tensor cannot be made.
+    /// If a tensor cannot be made, or an expert changes the embedding or the head.
     pub fn trainable_weights<'a>(&self, experts: &'a LibraryStack) -> Result<TrainableWeights<'a>> {
+        experts.ensure_layers_only(CAT.name)?;
         TrainableWeights::new(self.per, self.simplex, experts)
     }
 
@@ -150,6 +152,7 @@ impl Cat {
     /// # Errors
     /// If the weights are of another library.
     pub fn coefficients(&self, experts: &LibraryStack, weights: &Matrix) -> Result<Coefficients> {
+        experts.ensure_layers_only(CAT.name)?;
         let groups = WeightGroups::of(self.per, experts);
         let values = groups.values(experts, weights)?;
         let mut coefficients = Coefficients::uniform(experts.len());

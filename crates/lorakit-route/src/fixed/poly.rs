@@ -121,6 +121,7 @@ impl Router for Poly {
     /// # Errors
     /// If the state is missing, or was fitted to another base.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        experts.ensure_layers_only(self.info().name)?;
         let state = context.state_of(self)?;
         let mut modules = BTreeMap::new();
         for (name, a) in state.matrices() {

@@ -51,7 +51,7 @@ fn weighted_patches(
             projections,
             fixed: fixed.clone(),
             site: index,
-            observer: observer.clone(),
+            observer: observer.clone().filter(|_| site.layer.is_some()),
         }) as Arc<dyn Patch>))
     })
 }

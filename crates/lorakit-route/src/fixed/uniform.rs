@@ -51,14 +51,22 @@ impl Router for Uniform {
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |_, site, stack| {
-            let grouped = match self.mixing {
-                Mixing::Outputs => stack.together(1.0 / experts.len() as f32)?,
-                Mixing::Separate => averaged(experts, site, stack)?,
-            };
-            Ok(Some(Arc::new(EveryToken(grouped)) as Arc<dyn Patch>))
-        })
+        site_patches(experts, |_, site, stack| uniform_patch(self.mixing, experts, site, stack))
     }
+}
+
+/// The patch of one site; also that of a router which has no vectors of the experts there.
+pub(crate) fn uniform_patch(
+    mixing: Mixing,
+    experts: &LibraryStack,
+    site: &Site,
+    stack: &Stack,
+) -> Result<Option<Arc<dyn Patch>>> {
+    let grouped = match mixing {
+        Mixing::Outputs => stack.together(1.0 / experts.len() as f32)?,
+        Mixing::Separate => averaged(experts, site, stack)?,
+    };
+    Ok(Some(Arc::new(EveryToken(grouped))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is the mean of the scaled B's.

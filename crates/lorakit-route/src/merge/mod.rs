@@ -34,6 +34,7 @@
 
 mod add_to_weight;
 pub(crate) mod coefficients;
+mod compress;
 pub(crate) mod concatenation;
 mod consensus;
 mod core_space;
@@ -57,6 +58,7 @@ mod wudi;
 
 pub use add_to_weight::{Orientation, add_to_weight};
 pub use coefficients::Coefficients;
+pub use compress::compress;
 pub use concatenation::Concatenation;
 pub use consensus::SignElection;
 pub use core_space::CoreSpace;

@@ -150,7 +150,8 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
     if paths(experts).is_empty() {
         return Err(RouteError::NoModules);
     }
-    let mut facts = first.adapter.metadata().clone();
+    // A merge has scales of its own.
+    let mut facts = AdapterMetadata { rslora: false, ..first.adapter.metadata().clone() };
     for other in &experts[1..] {
         let theirs = other.adapter.metadata();
         if theirs.fan_in_fan_out != facts.fan_in_fan_out {
@@ -160,6 +161,7 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
         if (&theirs.base_model, &theirs.revision) != (&facts.base_model, &facts.revision) {
             (facts.base_model, facts.revision) = (None, None);
         }
+        facts.embeddings.extend(theirs.embeddings.iter().cloned());
     }
     Ok(facts)
 }

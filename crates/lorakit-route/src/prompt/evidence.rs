@@ -201,7 +201,7 @@ impl Router for Evidence {
         Ok(match self.chosen_fallback(context)? {
             Fallback::Arrow => {
                 let arrow = self.arrow().patches(experts, &RouterContext::default())?;
-                weighed.with(fallback(&arrow, experts.sites().len()))
+                weighed.with(fallback(arrow))
             }
             Fallback::Auto | Fallback::Base | Fallback::Uniform => weighed,
         })

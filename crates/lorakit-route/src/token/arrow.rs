@@ -3,10 +3,12 @@
 //!
 //! The prototype of an expert at a projection is the top right singular vector `v` of its delta `s B A`
 //! ([`crate::token::prototypes`]). A token `x` scores each expert by `|<x, v>|`, keeps the `top_k` highest, and mixes
-//! those by a softmax over their scores. The knowledge of general experts may be subtracted from all others first:
+//! those by a softmax over their scores. At an embedding, whose input is a token id and has no direction, every expert
+//! has weight 1/n. The knowledge of general experts may be subtracted from all others first:
 //! [`crate::token::general_knowledge`].
 
 use crate::error::Result;
+use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
@@ -22,7 +24,7 @@ use crate::token::prototypes::{PrototypeScope, prototypes};
 use crate::token::token_routing::{TokenRouting, TopKConfig};
 use crate::token::top_k::{ScoreSign, TopK};
 use candle_core::Tensor;
-use lorakit_lora::{Patches, Site};
+use lorakit_lora::{Patches, Site, SiteRole};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -98,6 +100,9 @@ impl Router for Arrow {
             return rest.patches(&subtracted(experts, &self.general, self.gks)?, context);
         }
         site_patches(experts, |index, site, stack| {
+            if site.role == SiteRole::Embedding {
+                return uniform_patch(self.mixing, experts, site, stack);
+            }
             let (directions, choices) = self.choices(experts, site)?;
             if choices.is_empty() {
                 return Ok(None);
@@ -111,7 +116,7 @@ impl Router for Arrow {
                 choices,
                 mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
                 per_token: OnceLock::new(),
-                observer: context.observer.clone(),
+                observer: context.observer_at(site),
             })))
         })
     }

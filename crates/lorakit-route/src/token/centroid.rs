@@ -10,6 +10,7 @@
 //! has nothing at the site.
 
 use crate::error::Result;
+use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
@@ -106,6 +107,9 @@ impl Router for Centroid {
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         let state = context.state_of(self)?;
         site_patches(experts, |index, site, stack| {
+            if site.layer.is_none() {
+                return uniform_patch(self.mixing, experts, site, stack);
+            }
             let centroids = state.matrix(&site.key(), (experts.len(), site.input))?.values();
             let (input, divisor) = match self.score {
                 CentroidScore::Dot => (InputNorm::Raw, (site.input as f32).sqrt()),
@@ -124,7 +128,7 @@ impl Router for Centroid {
                 choices,
                 mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
                 per_token: OnceLock::new(),
-                observer: context.observer.clone(),
+                observer: context.observer_at(site),
             })))
         })
     }

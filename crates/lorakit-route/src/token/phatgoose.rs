@@ -10,6 +10,7 @@
 //! expert has nothing at the site.
 
 use crate::error::{Result, RouteError};
+use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
@@ -98,6 +99,9 @@ impl Router for Phatgoose {
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         let state = context.state_of(self)?;
         site_patches(experts, |index, site, stack| {
+            if site.layer.is_none() {
+                return uniform_patch(self.mixing, experts, site, stack);
+            }
             let (n, width, device) = (experts.len(), site.input, stack.a().device());
             let gates = Tensor::from_vec(state.values(&site.key(), (n, width))?, (n, width), device)?;
             let gates = InputNorm::LayerNorm.apply(&gates)?;
@@ -115,7 +119,7 @@ impl Router for Phatgoose {
                 choices,
                 mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
                 per_token: OnceLock::new(),
-                observer: context.observer.clone(),
+                observer: context.observer_at(site),
             })))
         })
     }
@@ -126,13 +130,17 @@ impl Router for Phatgoose {
 }
 
 /// Patches under which gates train: each row has the expert that it names, scaled by its gate. `gates` has, for each site
-/// that the library touches, in order, the gate vectors of all experts, `[experts, in]`.
+/// that the library touches in a layer, in order, the gate vectors of all experts, `[experts, in]`. Gates train without
+/// what the experts change outside the layers.
 ///
 /// # Errors
 /// If there are fewer gates than touched sites.
 pub fn gated_experts(experts: &LibraryStack, gates: &[Tensor]) -> Result<Patches> {
     let places: Vec<usize> = experts.stacks().map(|(index, _, _)| index).collect();
     site_patches(experts, |index, site, stack| {
+        if site.layer.is_none() {
+            return Ok(None);
+        }
         let place = places.iter().position(|place| *place == index);
         let gates = place.and_then(|place| gates.get(place)).ok_or_else(|| RouteError::StateMismatch {
             name: site.key(),

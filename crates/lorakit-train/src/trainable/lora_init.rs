@@ -70,7 +70,14 @@ pub fn config_for_adapters(adapters: &[Adapter], config: &TrainConfig) -> Result
         }
     }
     let target_modules = first.modules().keys().cloned().collect::<Vec<_>>().join(",");
-    Ok(TrainConfig { rank, alpha: scale * rank as f64, target_modules, tie_qkv: false, ..config.clone() })
+    Ok(TrainConfig {
+        rank,
+        alpha: scale * rank as f64,
+        use_rslora: false,
+        target_modules,
+        tie_qkv: false,
+        ..config.clone()
+    })
 }
 
 /// The pair of a module in an adapter that training starts from; the config must agree with its rank and scale.

@@ -5,7 +5,7 @@ use crate::optim::parameter::Parameter;
 use crate::train_config::TrainConfig;
 use crate::trainable::lora_init::{initial_a, starting_pair, ties_a};
 use candle_core::{Device, Tensor, Var};
-use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use lorakit_lora::{Site, StackBlock, StackLayout};
 use lorakit_model::Base;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub struct LoraStack {
     pub(crate) rank: usize,
     pub(crate) scale: f64,
+    /// Whether the written config names the scale as rsLoRA does.
+    pub(crate) rslora: bool,
     /// One entry per site of the base; None if no projection of it is adapted.
     pub(crate) sites: Vec<Option<SiteStack>>,
 }
@@ -73,7 +75,7 @@ impl LoraStack {
                 modules: BTreeSet::from_iter(modules).into_iter().collect(),
             });
         }
-        Ok(Self { rank: config.rank, scale: config.scale(), sites: stacks })
+        Ok(Self { rank: config.rank, scale: config.scale(), rslora: config.use_rslora, sites: stacks })
     }
 
     /// The variables, each with the rows that belong to each expert.
@@ -124,7 +126,8 @@ impl LoraStack {
                 modules.insert(module.clone(), pair);
             }
         }
-        Ok(Adapter::new(modules))
+        let metadata = AdapterMetadata { rslora: self.rslora, ..AdapterMetadata::default() };
+        Ok(Adapter::new(modules).with_metadata(metadata))
     }
 }
 

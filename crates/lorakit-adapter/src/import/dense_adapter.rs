@@ -1,0 +1,139 @@
+//! Adapters that change some weights by more than a low rank: by DoRA (<https://arxiv.org/abs/2402.09353>), or by whole
+//! copies of modules (`modules_to_save`). They are no adapters here until they are converted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::adapter::Adapter;
+use crate::error::{AdapterError, Result, Within};
+use crate::import::peft_pickle::pickled_tensors;
+use crate::low_rank::LowRank;
+use crate::matrix::Matrix;
+use crate::name_list::quote_names;
+use crate::peft::adapter_files::CONFIG_FILE;
+use crate::peft::peft_config::PeftConfig;
+use crate::peft::read_peft::from_parts;
+use crate::peft::stored_tensor::{StoredTensor, map_tensors};
+use crate::peft::target_modules::ends_with_name;
+use crate::peft::tensor_key::PREFIX;
+use crate::peft::weight_files::WeightFiles;
+
+/// The mark of DoRA's magnitudes in a tensor's name.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+/// The mark of a copied module in the names of older versions of PEFT.
+const COPY: &str = ".modules_to_save";
+
+/// A PEFT adapter with its changes of full rank.
+#[derive(Clone, Debug)]
+pub struct DenseAdapter {
+    low_rank: Adapter,
+    magnitudes: BTreeMap<String, Matrix>,
+    copies: BTreeMap<String, Matrix>,
+}
+
+impl DenseAdapter {
+    /// Reads a PEFT folder, in which DoRA and whole copies of modules are allowed besides a LoRA.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`], for anything else.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        let config = PeftConfig::read_dense(&path)?;
+        let tensors = match WeightFiles::find(dir)? {
+            WeightFiles::Safetensors(files) => {
+                files.iter().map(|file| map_tensors(file)).collect::<Result<Vec<_>>>()?
+            }
+            WeightFiles::Pickle(files) => files.iter().map(|file| owned_tensors(file)).collect::<Result<Vec<_>>>()?,
+        };
+        Self::of(config, tensors.into_iter().flatten()).within_file(dir)
+    }
+
+    fn of(config: PeftConfig, tensors: impl Iterator<Item = StoredTensor>) -> Result<Self> {
+        let (mut rest, mut magnitudes, mut copies) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut biases = BTreeMap::new();
+        for tensor in tensors {
+            let path = tensor.key.strip_prefix(PREFIX).unwrap_or(&tensor.key).to_owned();
+            if let Some((module, _)) = path.rsplit_once(MAGNITUDE) {
+                magnitudes.insert(module.to_owned(), tensor.rows()?);
+            } else if let Some(module) = copied_module(&path, ".weight", &config) {
+                copies.insert(module, tensor.matrix()?);
+            } else if let Some(module) = copied_module(&path, ".bias", &config) {
+                // It has to be the base's: no low rank holds another.
+                biases.insert(format!("{module}.bias"), tensor.rows()?);
+            } else {
+                rest.push(tensor);
+            }
+        }
+        let low_rank = from_parts(config, rest)?.with_base_tensors(biases);
+        check_magnitudes(&low_rank, &magnitudes)?;
+        if let Some(both) = copies.keys().find(|path| low_rank.modules().contains_key(*path)) {
+            return Err(AdapterError::Tensors(format!(
+                "module `{both}` has a LoRA and a whole copy (modules_to_save); expected one of them"
+            )));
+        }
+        Ok(Self { low_rank, magnitudes, copies })
+    }
+
+    /// The LoRA: the whole adapter where nothing has full rank.
+    pub fn low_rank(&self) -> &Adapter {
+        &self.low_rank
+    }
+
+    /// DoRA's magnitudes by module, `[1, out]`: the module's weight becomes `m (W + s B A) / |W + s B A|`, where the norm is
+    /// that of each row.
+    pub fn magnitudes(&self) -> &BTreeMap<String, Matrix> {
+        &self.magnitudes
+    }
+
+    /// The weights that replace the base's, by module, as stored: `[out, in]`, or `[vocabulary, out]` of an embedding.
+    pub fn copies(&self) -> &BTreeMap<String, Matrix> {
+        &self.copies
+    }
+
+    /// The LoRA with `updates` in place of what has full rank, of which some are of `embeddings`.
+    pub fn with_updates(&self, updates: BTreeMap<String, LowRank>, embeddings: BTreeSet<String>) -> Adapter {
+        let mut modules = self.low_rank.modules().clone();
+        modules.extend(updates);
+        let mut metadata = self.low_rank.metadata().clone();
+        metadata.embeddings.extend(embeddings);
+        self.low_rank.clone().with_modules(modules).with_metadata(metadata)
+    }
+
+    /// Whether it is a LoRA and nothing else.
+    pub fn is_low_rank(&self) -> bool {
+        self.magnitudes.is_empty() && self.copies.is_empty()
+    }
+}
+
+fn owned_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
+    let tensors = pickled_tensors(path).within_file(path)?;
+    Ok(tensors.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)).collect())
+}
+
+/// The module of whose copy the tensor at `path` is the weight or the bias.
+fn copied_module(path: &str, suffix: &str, config: &PeftConfig) -> Option<String> {
+    let module = path.strip_suffix(suffix)?;
+    if let Some((module, _)) = module.rsplit_once(COPY) {
+        return Some(module.to_owned());
+    }
+    // The head is saved with an embedding that it is tied to.
+    let tied = config.weight_tying && !config.saved_modules.is_empty() && ends_with_name(module, "lm_head");
+    let saved = tied || config.saved_modules.iter().any(|name| ends_with_name(module, name));
+    (saved && !module.contains(".lora_") && !module.ends_with(".base_layer")).then(|| module.to_owned())
+}
+
+/// Checks that each magnitude has its LoRA, of as many outputs.
+fn check_magnitudes(low_rank: &Adapter, magnitudes: &BTreeMap<String, Matrix>) -> Result<()> {
+    let fits = |(path, values): &(&String, &Matrix)| {
+        low_rank.modules().get(*path).is_some_and(|update| (values.rows(), values.cols()) == (1, update.output()))
+    };
+    let wrong: Vec<&String> = magnitudes.iter().filter(|entry| !fits(entry)).map(|(path, _)| path).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(AdapterError::Tensors(format!(
+        "lora_magnitude_vector without a LoRA of as many outputs for {}; the file is incomplete",
+        quote_names(&wrong)
+    )))
+}

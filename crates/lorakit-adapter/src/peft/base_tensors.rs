@@ -1,0 +1,88 @@
+//! Tensors in an adapter's file that are the base's own, or hold nothing.
+//!
+//! PEFT saves an adapted embedding or head with its adapter, and the base's biases under `bias`; loading the adapter puts
+//! them in place of the base's. What is equal to the base's changes nothing.
+
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::matrix::Matrix;
+use crate::name_list::quote_names;
+use crate::peft::stored_tensor::StoredTensor;
+use crate::peft::tensor_key::PREFIX;
+use crate::warning::Warning;
+
+/// The names that embeddings and heads have in PEFT, which saves them without being asked.
+const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
+
+/// What a tensor is that belongs to no LoRA.
+enum BaseTensor {
+    /// The base's tensor of this name: its weight, or a weight or bias that comes with an embedding.
+    Saved(String),
+    /// The base's bias of this name, which `bias` trains.
+    Bias(String),
+    /// A bias of lora_B.
+    LoraBias,
+}
+
+/// The tensors without those of the base, and those by their names in the base. Biases must be zero to be among them, and
+/// zero biases of lora_B are left out.
+pub(crate) fn without_base_tensors(
+    tensors: Vec<StoredTensor>,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Vec<StoredTensor>, BTreeMap<String, Matrix>)> {
+    let (mut kept, mut of_base) = (Vec::new(), BTreeMap::new());
+    let (mut zero, mut saved) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        match BaseTensor::of(&tensor.key) {
+            None => kept.push(tensor),
+            Some(BaseTensor::Saved(name)) => {
+                saved.push(name.clone());
+                of_base.insert(name, tensor.rows()?);
+            }
+            Some(bias) => {
+                let values = tensor.clone().rows()?;
+                if values.values().iter().any(|value| *value != 0.0) {
+                    kept.push(tensor);
+                    continue;
+                }
+                zero.push(tensor.key);
+                if let BaseTensor::Bias(name) = bias {
+                    of_base.insert(name, values);
+                }
+            }
+        }
+    }
+    if !zero.is_empty() {
+        warnings.push(Warning::new("bias", format!("left out, since they are zero: {}", quote_names(&zero))));
+    }
+    if !saved.is_empty() {
+        let text = format!(
+            "copies of the base's own weights, which PEFT saves with an embedding, are left out: {}",
+            quote_names(&saved)
+        );
+        warnings.push(Warning::new("base_layer", text));
+    }
+    Ok((kept, of_base))
+}
+
+impl BaseTensor {
+    fn of(key: &str) -> Option<Self> {
+        let path = key.strip_prefix(PREFIX).unwrap_or(key);
+        let is_embedding = |module: &str| EMBEDDING_NAMES.contains(&module.rsplit('.').next().unwrap_or(module));
+        if let Some(module) = path.strip_suffix(".weight") {
+            if let Some(module) = module.strip_suffix(".base_layer") {
+                return Some(Self::Saved(format!("{module}.weight")));
+            }
+            return is_embedding(module).then(|| Self::Saved(path.to_owned()));
+        }
+        let module = path.strip_suffix(".bias")?;
+        if let Some(module) = module.strip_suffix(".base_layer").filter(|module| is_embedding(module)) {
+            return Some(Self::Saved(format!("{module}.bias")));
+        }
+        if module.contains(".lora_B") {
+            return Some(Self::LoraBias);
+        }
+        Some(Self::Bias(format!("{}.bias", module.strip_suffix(".base_layer").unwrap_or(module))))
+    }
+}

@@ -1,0 +1,98 @@
+//! Converts an adapter of full rank: each change of a weight becomes its best update of some rank, module by module, so
+//! that one change at a time is in memory.
+
+use crate::conversion::exact_patches::exact_patches;
+use crate::conversion::weight_change::{BaseWeights, WeightChange};
+use crate::error::{Result, WithContext as _};
+use candle_core::{DType, Tensor};
+use lorakit_adapter::{Adapter, DenseAdapter, ModuleKind};
+use lorakit_format::rng::{Key, RngCore};
+use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_model::{Base, Checkpoint};
+use lorakit_route::merge::compress;
+use lorakit_route::{Expert, LibraryStack, single_expert};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Number of random tokens whose logits are compared.
+const TOKENS: usize = 64;
+
+/// What a conversion took away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conversion {
+    /// The rank that changes were truncated to.
+    pub rank: usize,
+    /// The modules that were converted.
+    pub modules: Vec<ConvertedModule>,
+    /// The number of random tokens whose logits were compared.
+    pub tokens: usize,
+    /// The largest difference between the logits of the adapter as it was and as converted.
+    pub logits_difference: f64,
+    /// The largest difference between the logits of the adapter as it was and those of the base.
+    pub logits_change: f64,
+}
+
+/// What the conversion of one module took away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConvertedModule {
+    /// The module's path.
+    pub module: String,
+    /// What it was: `DoRA` or `modules_to_save`.
+    pub kind: String,
+    /// Its rank now.
+    pub rank: usize,
+    /// The retained share of the squared Frobenius norm of the weight's change.
+    pub retained: f64,
+    /// The Frobenius norm of what was lost, relative to that of the change.
+    pub error: f64,
+}
+
+/// The adapter with every change of full rank truncated to `rank`, and what that took away.
+///
+/// # Errors
+/// If a module is not one of the base, or its shape or values are not.
+pub fn convert(
+    adapter: &DenseAdapter,
+    base: &Base,
+    checkpoint: &Checkpoint,
+    rank: usize,
+) -> Result<(Adapter, Conversion)> {
+    let base_modules = base.adaptable_modules();
+    let weights = BaseWeights { checkpoint, config: base.config(), modules: &base_modules };
+    let (mut updates, mut embeddings, mut modules) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+    for (path, change) in WeightChange::all(adapter) {
+        let of = weights.module(path)?;
+        let exact = weights.change(path, &change)?;
+        let (update, report) = compress(path, &exact, [of.output, of.input], rank)?;
+        updates.insert(path.to_owned(), update);
+        if of.kind == ModuleKind::Embedding {
+            embeddings.insert(path.to_owned());
+        }
+        let kind = change.name().to_owned();
+        let (module, rank) = (report.module, report.rank);
+        modules.push(ConvertedModule { module, kind, rank, retained: report.retained, error: report.error });
+    }
+    let converted = adapter.with_updates(updates, embeddings).with_target_names(&base_modules);
+    let stack = LibraryStack::new([Expert::new("adapter", converted.clone())], &base.adaptable_sites(), base.device())?;
+    let ids = random_ids(base.config().vocabulary);
+    let logits = |patches: &Patches| base.logits(&ids, SequenceBatch::packed([ids.len()]), patches);
+    let exact = logits(&exact_patches(adapter, base, &weights).with_context(|| "the exact change".to_owned())?)?;
+    let conversion = Conversion {
+        rank,
+        modules,
+        tokens: ids.len(),
+        logits_difference: largest_difference(&exact, &logits(&single_expert(&stack, 0)?)?)?,
+        logits_change: largest_difference(&exact, &logits(&Patches::none())?)?,
+    };
+    Ok((converted, conversion))
+}
+
+fn random_ids(vocabulary: usize) -> Vec<u32> {
+    let mut stream = Key::new(0, "conversion").stream();
+    (0..TOKENS).map(|_| (u64::from(stream.next_u32()) % vocabulary.max(1) as u64) as u32).collect()
+}
+
+fn largest_difference(one: &Tensor, other: &Tensor) -> Result<f64> {
+    let difference = (one - other)?.abs()?.to_dtype(DType::F32)?.flatten_all()?.max(0)?;
+    Ok(f64::from(difference.to_scalar::<f32>()?))
+}
