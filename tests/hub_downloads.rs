@@ -1,4 +1,5 @@
 //! The Hub: downloads, its cache and its messages, against a local server that answers as the Hub does.
+#![allow(clippy::unwrap_used)]
 
 mod binary;
 mod hub_server;
@@ -13,7 +14,7 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const NEWER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 /// A command with these settings of the Hub and no others.
-fn with<'a>(arguments: &[&str], settings: &[(&'a str, &'a str)]) -> Command {
+fn with(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = command(arguments);
     for name in
         ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_ENDPOINT", "XDG_CACHE_HOME"]
@@ -204,7 +205,8 @@ fn the_token_is_sent() {
     let work = tempfile::tempdir().unwrap();
     let home = work.path().to_str().unwrap();
     std::fs::write(work.path().join("token"), "from-file\n").unwrap();
-    for (settings, token) in [(&[("HF_TOKEN", "abc")][..], "Bearer abc"), (&[], "Bearer from-file")] {
+    let cases: [(&[(&str, &str)], &str); 2] = [(&[("HF_TOKEN", "abc")], "Bearer abc"), (&[], "Bearer from-file")];
+    for (settings, token) in cases {
         let server = HubServer::answering(Answer::status(401, &[]));
         let all = [&[("HF_ENDPOINT", server.address()), ("HF_HOME", home)], settings].concat();
         info("hub:acme/gated", &all).failed(1);
@@ -318,7 +320,7 @@ fn recorded(work: &Path, base: &str, more: &[&str]) -> Value {
     let library = work.join("library");
     let _ = std::fs::remove_dir_all(&library);
     let arguments = ["train-experts", "-q", "--base", base, "--tasks", "rows.jsonl", "--library", "library"];
-    let all = [&arguments, &["--set", "max_steps=1"], more].concat();
+    let all = [&arguments[..], &["--set", "max_steps=1"], more].concat();
     binary::Ran::from(command(all).current_dir(work).output().unwrap()).ok();
     let config = std::fs::read_to_string(library.join("experts/rows/adapter_config.json")).unwrap();
     serde_json::from_str::<Value>(&config).unwrap()["base_model_name_or_path"].clone()

@@ -89,7 +89,8 @@ impl LocalRepository {
         let end = last.parse::<usize>().map_or(bytes.len(), |last| bytes.len().min(last + 1));
         let etag = format!("\"{}\"", sha256(bytes));
         let content = format!("bytes {first}-{}/{}", end.max(1) - 1, bytes.len());
-        let headers = [("x-repo-commit", self.commit.as_str()), ("etag", &etag), ("Content-Range", &content)];
+        let headers =
+            [("x-repo-commit", self.commit.as_str()), ("etag", etag.as_str()), ("Content-Range", content.as_str())];
         Answer {
             body: bytes[first.min(end)..end].to_vec(),
             ..Answer::status(if range.is_some() { 206 } else { 200 }, &headers)
