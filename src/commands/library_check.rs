@@ -190,8 +190,8 @@ struct AdaptedModule {
 /// The modules of a base that a configuration adapts, each with its rank and scale.
 fn adapted_modules(config: &PeftConfig, base: &Base) -> Result<Vec<AdaptedModule>> {
     let mut adapted = Vec::new();
-    for module in base.modules() {
-        if config.targets.is_specified() && config.targets.matches(&module.path)? {
+    for module in base.adaptable_modules() {
+        if config.targets.is_specified() && config.targets.select(&module)? {
             let (rank, scale) = (config.rank_of(&module.path)?, config.scale_of(&module.path)?);
             adapted.push(AdaptedModule { module: module.path, rank, scale });
         }
