@@ -150,7 +150,7 @@ fn intact_corpus_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["plain.pkl", "half.pkl"] {
         entries::pickle(folder.path(), &fs::read(corpus_folder("pickle").join(name)).unwrap());
-        Adapter::import(&folder.path().join("pickled")).unwrap();
+        Adapter::read(&folder.path().join("pickled")).unwrap();
     }
     entries::mttl_expert(folder.path(), &fs::read(corpus_folder("mttl_expert").join("weights.pkl")).unwrap());
     MttlExpert::read(folder.path(), "weights").unwrap();

@@ -126,7 +126,7 @@ impl Candidate {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
-            adapter: Adapter::import(&named.folder)?,
+            adapter: Adapter::read(&named.folder)?,
             record: record_beside(&named.folder)?,
             conversion: None,
         })

@@ -2,10 +2,10 @@
 
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
-use crate::output::text_table::table;
+use crate::output::text_table::{help_entry, table};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning};
+use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning, refused_features};
 use lorakit_fit::pluralize;
 use lorakit_format::hash::sha256_of_file;
 use lorakit_format::read_text;
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 /// The arguments of `library check`.
 #[derive(Args, Debug)]
+#[command(after_help = refusals())]
 pub struct CheckArgs {
     /// Library
     #[arg(long, value_name = "L", required_unless_present = "config")]
@@ -27,6 +28,16 @@ pub struct CheckArgs {
     /// Check a single adapter_config.json
     #[arg(long, value_name = "FILE", conflicts_with = "library")]
     config: Option<PathBuf>,
+}
+
+/// The list of refused features for `--help`.
+fn refusals() -> String {
+    let lines = refused_features().iter().map(|(name, reason)| help_entry(name, reason)).collect::<Vec<_>>();
+    format!(
+        "An adapter is refused only for one of these, and the message names it; everything else that PEFT 0.21 loads is \
+         accepted, with a warning where a key has no effect:\n{}",
+        lines.join("\n")
+    )
 }
 
 /// The findings about experts, routers or models.

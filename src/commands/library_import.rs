@@ -6,7 +6,7 @@ use crate::commands::library_add::{AddTarget, add_all};
 use crate::commands::library_candidates::{Candidate, Candidates, NamedFolder, OpenBase};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, WEIGHTS_FILE, mttl_experts};
+use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, mttl_experts};
 use lorakit_fit::record_beside;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -41,17 +41,9 @@ pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
 fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>> {
     let folder = &named.folder;
     if folder.join(CONFIG_FILE).is_file() {
-        // Safetensors take precedence, as in PEFT.
-        let safe = folder.join(WEIGHTS_FILE).is_file();
-        let adapter = if safe { Adapter::read(folder)? } else { Adapter::import(folder)? };
-        let record = if safe { record_beside(folder)? } else { None };
-        return Ok(vec![Candidate {
-            name: named.name.clone(),
-            folder: folder.clone(),
-            adapter,
-            record,
-            conversion: None,
-        }]);
+        let (adapter, record) = (Adapter::read(folder)?, record_beside(folder)?);
+        let (name, folder) = (named.name.clone(), folder.clone());
+        return Ok(vec![Candidate { name, folder, adapter, record, conversion: None }]);
     }
     let place = folder.display();
     ensure!(folder.is_dir(), "{place}: not a folder; expected a PEFT folder or an mttl library");

@@ -30,14 +30,15 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// An adapter with updates of `modules`, as a trainer or a merge makes it.
+    /// An adapter with updates of `modules`, as a trainer or a merge makes it. It is written with the whole path of each
+    /// module, until [`with_target_names`](Self::with_target_names) or
+    /// [`with_target_names_of`](Self::with_target_names_of) finds short names that select the same.
     pub fn new(modules: BTreeMap<String, LowRank>) -> Self {
-        let target_names = TargetNames::guess(modules.keys());
         Self {
             modules,
             metadata: AdapterMetadata::default(),
             targets: Targets::unspecified(),
-            target_names,
+            target_names: TargetNames::WholePaths,
             warnings: Vec::new(),
             base_tensors: BTreeMap::new(),
         }
@@ -47,7 +48,7 @@ impl Adapter {
     pub(crate) fn from_config(modules: BTreeMap<String, LowRank>, config: PeftConfig, warnings: Vec<Warning>) -> Self {
         let target_names = match config.weight_tying {
             // It adapts the head too, which no name selects.
-            true => TargetNames::guess(modules.keys()),
+            true => TargetNames::WholePaths,
             false => TargetNames::of_targets(&config.targets),
         };
         Self {
@@ -92,9 +93,16 @@ impl Adapter {
     }
 
     /// The same adapter, written with short `target_modules` if they select exactly its modules among those of `base`.
-    /// Without this, the base's modules are guessed from the adapter's own paths.
     pub fn with_target_names(self, base: &[BaseModule]) -> Self {
         let target_names = TargetNames::for_base(self.modules.keys(), base.iter().map(|module| module.path.as_str()));
+        Self { target_names, ..self }
+    }
+
+    /// The same adapter, written with short `target_modules` if all of `sources`, which have its modules between them, are:
+    /// for an adapter that was made of others, over a base that is not at hand.
+    pub fn with_target_names_of<'a>(self, sources: impl IntoIterator<Item = &'a Self>) -> Self {
+        let sources = sources.into_iter().map(|source| &source.target_names);
+        let target_names = TargetNames::together(self.modules.keys(), sources);
         Self { target_names, ..self }
     }
 

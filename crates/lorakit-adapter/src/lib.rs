@@ -74,6 +74,7 @@ pub use matrix::Matrix;
 pub use peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
 pub use peft::path_pattern::PathPattern;
 pub use peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
+pub use peft::refused_features::refused_features;
 pub use peft::target_modules::{ModuleSelector, Targets};
 pub use peft::unsupported::{UnsupportedConfig, UnsupportedKey};
 pub use shared_a::SharedA;

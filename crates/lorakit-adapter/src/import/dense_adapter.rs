@@ -15,7 +15,7 @@ use crate::peft::peft_config::PeftConfig;
 use crate::peft::read_peft::from_parts;
 use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 use crate::peft::target_modules::ends_with_name;
-use crate::peft::tensor_key::PREFIX;
+use crate::peft::wrapper_prefix::PREFIX;
 use crate::peft::weight_files::WeightFiles;
 
 /// The mark of DoRA's magnitudes in a tensor's name.

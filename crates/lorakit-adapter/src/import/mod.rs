@@ -2,7 +2,7 @@
 
 pub(crate) mod dense_adapter;
 pub(crate) mod mttl_library;
-mod peft_pickle;
+pub(crate) mod peft_pickle;
 mod pickle;
 mod pickle_machine;
 mod pickle_value;

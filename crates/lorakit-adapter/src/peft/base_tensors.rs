@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
 use crate::peft::stored_tensor::StoredTensor;
-use crate::peft::tensor_key::PREFIX;
+use crate::peft::wrapper_prefix::PREFIX;
 use crate::warning::Warning;
 
 /// The names that embeddings and heads have in PEFT, which saves them without being asked.

@@ -38,12 +38,12 @@ impl PathPattern {
     }
 
     /// A pattern for the name of a list of layers, whose [`layer`](Self::layer) is the number after it: a name in
-    /// `layers_pattern`.
+    /// `layers_pattern`, which PEFT matches as `(?:^|.*?\.)NAME\.(\d+)\.` at the start of the path.
     ///
     /// # Errors
     /// If the pattern is too long or not a regular expression.
     pub fn layer_list(source: &str) -> Result<Self> {
-        Self::wrapped(r"^.*?\.(?:", source, r")\.(?<layer>\d+)\.")
+        Self::wrapped(r"^(?:(?:^|.*?\.)", source, r"\.(?<layer>\d+)\.)")
     }
 
     fn wrapped(before: &str, source: &str, after: &str) -> Result<Self> {
@@ -77,7 +77,7 @@ impl PathPattern {
     ///
     /// # Errors
     /// As [`matches`](Self::matches).
-    pub fn layer(&self, path: &str) -> Result<Option<usize>> {
+    pub fn layer(&self, path: &str) -> Result<Option<i64>> {
         let captures = self.regex.captures(path).map_err(|error| self.stopped(path, error))?;
         Ok(captures.and_then(|found| found.name("layer")?.as_str().parse().ok()))
     }

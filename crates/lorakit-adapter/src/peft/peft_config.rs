@@ -165,7 +165,7 @@ impl PeftConfig {
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn rank_of(&self, path: &str) -> Result<usize> {
-        Ok(first_match(&self.rank_pattern, path).within(|| "rank_pattern".to_owned())?.unwrap_or(self.rank))
+        self.rank_under(&[path])
     }
 
     /// The scale of the module at `path`: `alpha / r`, or `alpha / sqrt(r)` under rsLoRA, after the
@@ -174,16 +174,46 @@ impl PeftConfig {
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn scale_of(&self, path: &str) -> Result<f64> {
-        let alpha = first_match(&self.alpha_pattern, path).within(|| "alpha_pattern".to_owned())?.unwrap_or(self.alpha);
-        let rank = self.rank_of(path)? as f64;
+        self.scale_under(&[path])
+    }
+
+    /// As [`rank_of`](Self::rank_of), of a module that has several paths: the first that a key matches counts.
+    pub(crate) fn rank_under(&self, paths: &[&str]) -> Result<usize> {
+        Ok(first_match(&self.rank_pattern, paths).within(|| "rank_pattern".to_owned())?.unwrap_or(self.rank))
+    }
+
+    /// As [`scale_of`](Self::scale_of), of a module that has several paths: the first that a key matches counts.
+    pub(crate) fn scale_under(&self, paths: &[&str]) -> Result<f64> {
+        let alpha =
+            first_match(&self.alpha_pattern, paths).within(|| "alpha_pattern".to_owned())?.unwrap_or(self.alpha);
+        let rank = self.rank_under(paths)? as f64;
         Ok(alpha / if self.rslora { rank.sqrt() } else { rank })
+    }
+
+    /// The keys of `rank_pattern` and `alpha_pattern` that match none of `paths`, each with the key that it is in.
+    pub(crate) fn unmatched_patterns(&self, paths: &[&str]) -> Result<Vec<(&'static str, &str)>> {
+        let ranks = self.rank_pattern.iter().map(|(pattern, _)| ("rank_pattern", pattern));
+        let alphas = self.alpha_pattern.iter().map(|(pattern, _)| ("alpha_pattern", pattern));
+        let mut unmatched = Vec::new();
+        for (key, pattern) in ranks.chain(alphas) {
+            let mut matched = false;
+            for path in paths {
+                matched = matched || pattern.matches(path).within(|| key.to_owned())?;
+            }
+            if !matched {
+                unmatched.push((key, pattern.source()));
+            }
+        }
+        Ok(unmatched)
     }
 }
 
-fn first_match<T: Copy>(patterns: &[(PathPattern, T)], path: &str) -> Result<Option<T>> {
-    for (pattern, value) in patterns {
-        if pattern.matches(path)? {
-            return Ok(Some(*value));
+fn first_match<T: Copy>(patterns: &[(PathPattern, T)], paths: &[&str]) -> Result<Option<T>> {
+    for path in paths {
+        for (pattern, value) in patterns {
+            if pattern.matches(path)? {
+                return Ok(Some(*value));
+            }
         }
     }
     Ok(None)
@@ -236,6 +266,7 @@ fn read_targets(validator: &mut Validator) -> Targets {
         targets = targets.excluding(excluded);
     }
     let lists = validator.take_as("layers_pattern", "a string or a list of strings", strings).unwrap_or_default();
+    let lists = if lists == [""] { Vec::new() } else { lists };
     let indexes = validator.take_as("layers_to_transform", "a layer's number or a list of them", layer_indexes);
     match indexes.filter(|indexes| !indexes.is_empty()) {
         Some(indexes) => {
@@ -243,11 +274,8 @@ fn read_targets(validator: &mut Validator) -> Targets {
             validator.accept("layers_to_transform", narrowed).unwrap_or(targets)
         }
         None => {
-            if lists.iter().any(|list| !list.is_empty()) {
-                validator.refuse(
-                    "layers_pattern",
-                    "found without layers_to_transform, where PEFT refuses it too; remove it",
-                );
+            if !lists.is_empty() {
+                validator.warn("layers_pattern", "without effect: layers_to_transform chooses no layers");
             }
             targets
         }
@@ -384,10 +412,9 @@ fn strings(value: &Value) -> Option<Vec<String>> {
 }
 
 /// A number, or a list of numbers.
-fn layer_indexes(value: &Value) -> Option<BTreeSet<usize>> {
-    let index = |value: &Value| value.as_u64().and_then(|index| usize::try_from(index).ok());
+fn layer_indexes(value: &Value) -> Option<BTreeSet<i64>> {
     match value {
-        Value::Array(items) => items.iter().map(index).collect(),
-        _ => index(value).map(|index| [index].into()),
+        Value::Array(items) => items.iter().map(Value::as_i64).collect(),
+        _ => value.as_i64().map(|index| [index].into()),
     }
 }

@@ -2,24 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
 use crate::low_rank::LowRank;
 use crate::name_list::quote_names;
-use crate::peft::adapter_files::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::adapter_files::CONFIG_FILE;
 use crate::peft::base_tensors::without_base_tensors;
 use crate::peft::peft_config::PeftConfig;
-use crate::peft::stored_tensor::{StoredTensor, map_tensors};
-use crate::peft::target_modules::{Targets, missing_targets};
-use crate::peft::tensor_key::{Factor, PREFIX, TensorKey};
+use crate::peft::selection::Selection;
+use crate::peft::stored_tensor::StoredTensor;
+use crate::peft::target_modules::Targets;
+use crate::peft::tensor_key::{Factor, TensorKey};
 use crate::peft::weight_files::WeightFiles;
+use crate::peft::wrapper_prefix::PREFIX;
 use crate::warning::Warning;
 
 impl Adapter {
-    /// Reads a PEFT folder. The weights stay in their file, which is mapped, but everything is checked: every key of the
-    /// configuration, and every tensor's name, shape and values.
+    /// Reads a PEFT folder: its weights in one file or in shards, safetensors or a pickle, nothing of which is executed.
+    /// Weights in safetensors files stay there, mapped, but everything is checked: every key of the configuration, and
+    /// every tensor's name, shape and values.
     ///
     /// # Errors
     /// If the folder holds anything but one complete, plain LoRA adapter. The error names the file and the key or tensor,
@@ -27,12 +30,13 @@ impl Adapter {
     pub fn read(dir: &Path) -> Result<Self> {
         check_config_exists(dir)?;
         let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
-        let (tensors, place) = safetensors_of(dir)?;
-        from_parts(config, tensors).within_file(&place)
+        let files = WeightFiles::find(dir)?;
+        let tensors = files.tensors()?;
+        from_parts(config, tensors).within_file(files.place(dir))
     }
 
-    /// An adapter from a configuration and tensors from elsewhere than a safetensors file, checked as strictly: key,
-    /// shape and row-major values of each.
+    /// An adapter from a configuration and tensors from elsewhere than a file, checked as strictly: key, shape and
+    /// row-major values of each.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -43,28 +47,6 @@ impl Adapter {
         let tensors = tensors.into_iter().map(|(key, shape, values)| StoredTensor::owned(key, shape, values));
         from_parts(config, tensors.collect())
     }
-}
-
-/// The tensors of the safetensors files in `dir`, and the file that errors name.
-fn safetensors_of(dir: &Path) -> Result<(Vec<StoredTensor>, PathBuf)> {
-    let files = match WeightFiles::find(dir)? {
-        WeightFiles::Safetensors(files) => files,
-        WeightFiles::Pickle(files) => {
-            let found = files.iter().filter_map(|file| file.file_name()).map(|name| name.display().to_string());
-            return Err(AdapterError::AdapterFolder(format!(
-                "{}: found {}, a pickle; expected {WEIGHTS_FILE}. `lorakit library add` and `library import` read it into a \
-                 library; or save it again with PEFT's save_pretrained (safe_serialization=True)",
-                dir.display(),
-                found.collect::<Vec<_>>().join(", ")
-            )));
-        }
-    };
-    let tensors = files.iter().map(|file| map_tensors(file)).collect::<Result<Vec<_>>>()?.into_iter().flatten();
-    let place = match &files[..] {
-        [file] => file.clone(),
-        _ => dir.to_owned(),
-    };
-    Ok((tensors.collect(), place))
 }
 
 /// Checks that `dir` has an adapter_config.json, or says whether it is where PEFT keeps several adapters, a folder each.
@@ -87,6 +69,8 @@ struct Pair {
     a: Option<StoredTensor>,
     b: Option<StoredTensor>,
     embedding: bool,
+    /// The module's path as the file has it.
+    raw_path: String,
 }
 
 /// The adapter with the configuration `config` and the weights `tensors`.
@@ -96,11 +80,17 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> 
     }
     let mut warnings = config.warnings.clone();
     let (tensors, base_tensors) = without_base_tensors(tensors, &mut warnings)?;
-    let pairs = pair_by_module(tensors, &mut warnings)?;
+    let mut pairs = pair_by_module(tensors, &mut warnings)?;
     // The head of a tied embedding is adapted with it, whether or not target_modules names it.
     let is_tied_head = |path: &str| config.weight_tying && path.rsplit('.').next() == Some("lm_head");
-    let paths: Vec<&str> = pairs.keys().map(String::as_str).filter(|path| !is_tied_head(path)).collect();
-    check_targets(&config.targets, &paths)?;
+    let paths = pairs.iter().filter(|(path, _)| !is_tied_head(path));
+    let paths = paths.map(|(path, pair)| (path.clone(), pair.raw_path.clone())).collect();
+    let selection = Selection::of(&config, &paths)?;
+    pairs.retain(|path, _| !selection.unselected.contains(path));
+    warnings.extend(selection.warnings);
+    if !selection.by_own_paths {
+        config.targets = Targets::list(pairs.keys().cloned());
+    }
     let mut modules = BTreeMap::new();
     for (path, pair) in pairs {
         if pair.embedding {
@@ -118,25 +108,24 @@ fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Re
     let parsed = parse_keys(&keys)?;
     warn_of_leniency(&parsed, warnings)?;
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
-    for (key, tensor) in parsed.iter().zip(tensors) {
-        let pair = pairs.entry(key.module.to_owned()).or_default();
+    for (key, tensor) in parsed.into_iter().zip(tensors) {
+        let name = key.factor.key(&key.module, key.embedding);
+        let pair = pairs.entry(key.module).or_default();
         pair.embedding |= key.embedding;
+        pair.raw_path = key.raw_module;
         let slot = match key.factor {
             Factor::A => &mut pair.a,
             Factor::B => &mut pair.b,
         };
         if let Some(first) = slot.replace(tensor) {
-            return Err(AdapterError::Tensors(format!(
-                "two tensors for `{}`: `{}` and another; remove one",
-                key.factor.key(key.module, key.embedding),
-                first.key
-            )));
+            let first = first.key;
+            return Err(AdapterError::Tensors(format!("two tensors for `{name}`: `{first}` and another; remove one")));
         }
     }
     Ok(pairs)
 }
 
-fn parse_keys(keys: &[String]) -> Result<Vec<TensorKey<'_>>> {
+fn parse_keys(keys: &[String]) -> Result<Vec<TensorKey>> {
     let mut parsed = Vec::with_capacity(keys.len());
     let mut foreign = Vec::new();
     for key in keys {
@@ -157,9 +146,9 @@ fn parse_keys(keys: &[String]) -> Result<Vec<TensorKey<'_>>> {
 }
 
 /// Warns of names that PEFT would not have written, and refuses a dump of several adapters at once.
-fn warn_of_leniency(keys: &[TensorKey<'_>], warnings: &mut Vec<Warning>) -> Result<()> {
-    let adapters: BTreeSet<_> = keys.iter().map(|key| key.adapter).collect();
-    let names: Vec<_> = adapters.iter().flatten().collect();
+fn warn_of_leniency(keys: &[TensorKey], warnings: &mut Vec<Warning>) -> Result<()> {
+    let adapters: BTreeSet<_> = keys.iter().map(|key| &key.adapter).collect();
+    let names: Vec<_> = adapters.iter().copied().flatten().collect();
     if adapters.len() > 1 {
         let names = quote_names(&names);
         return Err(AdapterError::Tensors(format!(
@@ -172,46 +161,14 @@ fn warn_of_leniency(keys: &[TensorKey<'_>], warnings: &mut Vec<Warning>) -> Resu
     if let Some(key) = keys.iter().find(|key| !key.prefixed) {
         let text =
             format!("keys without the prefix `{PREFIX}`, which PEFT would silently not load, were taken to have it");
-        warnings.push(Warning::new(key.module, text));
+        warnings.push(Warning::new(&key.module, text));
     }
-    Ok(())
-}
-
-/// Checks that configuration and tensors agree on which modules are adapted.
-fn check_targets(targets: &Targets, paths: &[&str]) -> Result<()> {
-    if !targets.is_specified() {
-        return Ok(());
-    }
-    let mut unexpected = Vec::new();
-    for path in paths {
-        if !targets.matches(path)? {
-            unexpected.push(*path);
-        }
-    }
-    let unmatched = targets.unmatched(paths)?;
-    let missing = missing_targets(targets, paths)?;
-    let problem = if !unexpected.is_empty() {
-        format!(
-            "tensors for modules that target_modules of adapter_config.json does not select: {}; PEFT would drop them \
-             silently. Add them to target_modules, or remove the tensors",
-            quote_names(&unexpected)
-        )
-    } else if !unmatched.is_empty() {
-        format!(
-            "adapter_config.json names what no tensor is for: {}; PEFT would put random weights there. Remove it from the \
-             configuration",
-            unmatched.join(", ")
-        )
-    } else if !missing.is_empty() {
-        format!(
-            "no tensors for {}, though target_modules selects them like their counterparts in other layers; the file is \
-             incomplete. If the base has no such modules, list the modules that it has by whole paths in target_modules",
-            quote_names(&missing)
-        )
-    } else {
-        return Ok(());
+    let left_out: BTreeSet<_> = keys.iter().flat_map(|key| &key.left_out).collect();
+    let notice = |(prefix, meaning): &(String, &str)| {
+        Warning::new(prefix, format!("{meaning}; it was left out of the keys, with which PEFT would load no weights"))
     };
-    Err(AdapterError::Tensors(problem))
+    warnings.extend(left_out.into_iter().map(notice));
+    Ok(())
 }
 
 /// The update of one module, its tensors of the rank that the configuration says.
@@ -222,9 +179,10 @@ fn low_rank(config: &PeftConfig, path: &str, pair: Pair) -> Result<LowRank> {
             factor.key(path, pair.embedding)
         ))
     };
+    let paths = [pair.raw_path.as_str(), path];
     let a = pair.a.as_ref().ok_or_else(|| missing(Factor::A))?.clone();
     let b = pair.b.as_ref().ok_or_else(|| missing(Factor::B))?.clone();
-    let rank = config.rank_of(path)?;
+    let (rank, scale) = (config.rank_under(&paths)?, config.scale_under(&paths)?);
     let ([a_rows, a_cols], [b_rows, b_cols]) = (a.dimensions()?, b.dimensions()?);
     let wrong_rank = |key: &str, found: [usize; 2], expected: [usize; 2]| {
         AdapterError::Tensors(format!(
@@ -238,5 +196,5 @@ fn low_rank(config: &PeftConfig, path: &str, pair: Pair) -> Result<LowRank> {
     if b_cols != rank {
         return Err(wrong_rank(&b.key, [b_rows, b_cols], [b_rows, rank]));
     }
-    LowRank::new(a.matrix()?, b.matrix()?, config.scale_of(path)?).within(|| format!("module `{path}`"))
+    LowRank::new(a.matrix()?, b.matrix()?, scale).within(|| format!("module `{path}`"))
 }

@@ -29,6 +29,9 @@ enum Selection {
     Named(ModuleSelector),
 }
 
+/// The modules that `"all-linear"` leaves out: the head, and the embedding, which is not linear.
+const NOT_ALL_LINEAR: &[&str] = &["lm_head", "embed_tokens"];
+
 /// A set of modules: a list of names or a regular expression.
 #[derive(Clone, Debug)]
 pub enum ModuleSelector {
@@ -41,7 +44,7 @@ pub enum ModuleSelector {
 /// `layers_to_transform`, with `layers_pattern`.
 #[derive(Clone, Debug)]
 struct Layers {
-    indexes: BTreeSet<usize>,
+    indexes: BTreeSet<i64>,
     lists: Vec<PathPattern>,
 }
 
@@ -78,12 +81,13 @@ impl Targets {
     }
 
     /// The same targets in some layers only (`layers_to_transform`), where `lists` are the names of the lists of layers
-    /// (`layers_pattern`); without any, the first number in the path is the layer.
+    /// (`layers_pattern`); without any, the first number in the path is the layer. As in PEFT, a negative number is no
+    /// layer's.
     ///
     /// # Errors
-    /// If the targets are not a list, which PEFT refuses as well, or a name is not a regular expression.
-    pub fn in_layers(self, indexes: BTreeSet<usize>, lists: &[String]) -> Result<Self> {
-        if !matches!(self.selection, Selection::Named(ModuleSelector::List(_))) {
+    /// If the targets are a string, which PEFT refuses as well, or a name is not a regular expression.
+    pub fn in_layers(self, indexes: BTreeSet<i64>, lists: &[String]) -> Result<Self> {
+        if !matches!(self.selection, Selection::Named(ModuleSelector::List(_)) | Selection::Unspecified) {
             return Err(AdapterError::Targets(
                 "layers_to_transform needs target_modules to be a list; name the layers in its expression instead",
             ));
@@ -92,23 +96,22 @@ impl Targets {
         Ok(Self { layers: Some(Layers { indexes, lists }), ..self })
     }
 
-    /// Whether the configuration says what it targets; if not, no tensor can be missing or extra.
+    /// Whether the configuration says what it targets; if not, the tensors do.
     pub fn is_specified(&self) -> bool {
         !matches!(self.selection, Selection::Unspecified)
     }
 
-    /// Whether the module at `path` is a target. If targets are not specified, every module is.
+    /// Whether the module at `path` is a target. If targets are not specified, every module in the chosen layers is.
     ///
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn matches(&self, path: &str) -> Result<bool> {
-        if let Some(excluded) = &self.excluded
-            && excluded.contain(path)?
-        {
+        if self.excludes(path)? {
             return Ok(false);
         }
         match &self.selection {
-            Selection::Unspecified | Selection::AllLinear => Ok(true),
+            Selection::Unspecified => self.layer_fits(path),
+            Selection::AllLinear => Ok(!NOT_ALL_LINEAR.iter().any(|name| ends_with_name(path, name))),
             Selection::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
             Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
         }
@@ -125,6 +128,11 @@ impl Targets {
         }
     }
 
+    /// Whether `exclude_modules` selects the module at `path`.
+    fn excludes(&self, path: &str) -> Result<bool> {
+        self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.contain(path))
+    }
+
     fn layer_fits(&self, path: &str) -> Result<bool> {
         match &self.layers {
             None => Ok(true),
@@ -132,15 +140,19 @@ impl Targets {
         }
     }
 
-    /// What the configuration names but no module of `paths` matches: entries of its list, and layers.
+    /// What the configuration names but no module of `paths` matches: entries of its list that it does not exclude
+    /// itself, and layers.
     ///
     /// # Errors
     /// If a regular expression takes too many steps.
     pub fn unmatched(&self, paths: &[&str]) -> Result<Vec<String>> {
         let mut unmatched = Vec::new();
         if let Selection::Named(ModuleSelector::List(names)) = &self.selection {
-            let unused = names.iter().filter(|name| !paths.iter().any(|path| ends_with_name(path, name)));
-            unmatched.extend(unused.map(|name| format!("target_modules `{name}`")));
+            for name in names.iter().filter(|name| !paths.iter().any(|path| ends_with_name(path, name))) {
+                if !self.excludes(name)? {
+                    unmatched.push(format!("target_modules `{name}`"));
+                }
+            }
         }
         if let Some(layers) = &self.layers {
             let found: BTreeSet<_> = paths.iter().map(|path| layers.index_of(path)).collect::<Result<_>>()?;
@@ -171,11 +183,11 @@ impl ModuleSelector {
 impl Layers {
     /// The layer that `path` is in. By default the first number with two segments before it and one after it, as in
     /// `model.layers.3.mlp`: PEFT's `.*?\.[^.]*\.(\d+)\.`.
-    fn index_of(&self, path: &str) -> Result<Option<usize>> {
+    fn index_of(&self, path: &str) -> Result<Option<i64>> {
         if self.lists.is_empty() {
             let segments: Vec<&str> = path.split('.').collect();
             let inner = segments.get(2..segments.len().saturating_sub(1)).unwrap_or_default();
-            return Ok(inner.iter().find_map(|segment| segment.parse().ok()));
+            return Ok(inner.iter().find_map(|segment| number(segment)));
         }
         for list in &self.lists {
             if let Some(index) = list.layer(path)? {
@@ -184,6 +196,11 @@ impl Layers {
         }
         Ok(None)
     }
+}
+
+/// A segment that is a number.
+fn number(segment: &str) -> Option<i64> {
+    segment.parse().ok().filter(|_| segment.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Whether `path` is `name` or ends with a dot and `name`.
@@ -266,6 +283,14 @@ mod tests {
         assert!(targets.matches("model.stage.0.blocks.2.q").unwrap());
         assert!(targets.matches("transformer.h.2.q").unwrap());
         assert!(!targets.matches("model.stage.2.blocks.0.q").unwrap());
+        assert!(targets.matches("h.2.q").unwrap());
+    }
+
+    #[test]
+    fn layers_narrow_unspecified_targets_and_no_layer_is_negative() {
+        let targets = Targets::unspecified().in_layers([-1, 1].into(), &[]).unwrap();
+        assert!(targets.matches(Q1).unwrap() && !targets.matches(Q0).unwrap());
+        assert_eq!(targets.unmatched(&[Q1]).unwrap(), ["layers_to_transform -1"]);
     }
 
     #[test]
@@ -275,14 +300,19 @@ mod tests {
     }
 
     #[test]
-    fn all_linear_is_read_in_any_case_and_selects_all() {
-        assert!(Targets::string("ALL-LINEAR").unwrap().matches("lm.x").unwrap());
+    fn all_linear_is_read_in_any_case_and_selects_all_but_head_and_embedding() {
+        let all = Targets::string("ALL-LINEAR").unwrap();
+        assert!(all.matches("lm.x").unwrap());
+        assert!(!all.matches("lm_head").unwrap() && !all.matches("model.embed_tokens").unwrap());
     }
 
     #[test]
     fn entries_and_layers_that_no_module_matches_are_named() {
         let targets = Targets::list(["q_proj", "o_proj"]).in_layers([0, 7].into(), &[]).unwrap();
         assert_eq!(targets.unmatched(&[Q0]).unwrap(), ["target_modules `o_proj`", "layers_to_transform 7"]);
+        let excluding =
+            Targets::list(["q_proj", "v_proj"]).excluding(ModuleSelector::List(["v_proj".to_owned()].into()));
+        assert!(excluding.unmatched(&[Q0]).unwrap().is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! of the base whose path ends with them, with random weights where the file has none. So they are used only if they
 //! select exactly the adapter's modules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::peft::target_modules::{Targets, ends_with_name, missing_targets};
 
@@ -41,22 +41,22 @@ impl TargetNames {
         if selected == modules && readable() { Self::Short(names) } else { Self::WholePaths }
     }
 
-    /// The names for `modules` of an unknown base. Adapters of whole models have the same modules in the layers 0, 1, 2
-    /// and so on; anything else, or a single layer, is named by whole paths.
-    pub(crate) fn guess<'a>(modules: impl Iterator<Item = &'a String>) -> Self {
-        let modules: Vec<&str> = modules.map(String::as_str).collect();
-        let mut layers: BTreeMap<(&str, &str), BTreeSet<usize>> = BTreeMap::new();
-        for path in &modules {
-            let Some((before, index, after)) = split_at_layer(path) else {
-                return Self::WholePaths;
-            };
-            layers.entry((before, after)).or_default().insert(index);
+    /// The names for `modules`, each of which one of `sources` has: what is short in all sources selected exactly their
+    /// modules in the base, so together they select exactly these.
+    pub(crate) fn together<'a>(
+        modules: impl Iterator<Item = &'a String> + Clone,
+        sources: impl Iterator<Item = &'a Self>,
+    ) -> Self {
+        let mut names = BTreeSet::new();
+        for source in sources {
+            match source {
+                Self::Short(short) => names.extend(short.iter().cloned()),
+                Self::WholePaths => return Self::WholePaths,
+            }
         }
-        let mut sets = layers.values();
-        let whole = sets.next().is_some_and(|first| {
-            first.len() > 1 && first.iter().copied().eq(0..first.len()) && sets.all(|other| other == first)
-        });
-        if whole { Self::Short(last_segments(modules.into_iter())) } else { Self::WholePaths }
+        names.retain(|name| modules.clone().any(|path| ends_with_name(path, name)));
+        let all = modules.clone().all(|path| names.iter().any(|name| ends_with_name(path, name)));
+        if all { Self::Short(names) } else { Self::WholePaths }
     }
 
     /// `target_modules` of an adapter with `modules`, sorted.
@@ -72,18 +72,6 @@ fn last_segments<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     paths.map(|path| path.rsplit('.').next().unwrap_or(path).to_owned()).collect()
 }
 
-/// The first number in a path, with what is before and after it.
-fn split_at_layer(path: &str) -> Option<(&str, usize, &str)> {
-    let mut start = 0;
-    for segment in path.split('.') {
-        if let Ok(index) = segment.parse() {
-            return Some((&path[..start], index, &path[start + segment.len()..]));
-        }
-        start += segment.len() + 1;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,12 +85,15 @@ mod tests {
     }
 
     #[test]
-    fn the_same_modules_in_all_layers_from_zero_get_short_names() {
-        let paths = owned(&["m.layers.0.a.q", "m.layers.0.a.v", "m.layers.1.a.q", "m.layers.1.a.v"]);
-        assert_eq!(TargetNames::guess(paths.iter()), short(&["q", "v"]));
-        for odd in [&paths[..3], &paths[..2], &paths[2..], &owned(&["m.head"])[..], &[]] {
-            assert_eq!(TargetNames::guess(odd.iter()), TargetNames::WholePaths, "{odd:?}");
-        }
+    fn names_that_are_short_in_all_sources_stay_short_together() {
+        let paths = owned(&["m.layers.0.a.q", "m.layers.0.a.v"]);
+        let (q, v) = (short(&["q"]), short(&["v", "query_key_value"]));
+        assert_eq!(TargetNames::together(paths.iter(), [&q, &v].into_iter()), short(&["q", "v"]));
+        assert_eq!(
+            TargetNames::together(paths.iter(), [&q, &TargetNames::WholePaths].into_iter()),
+            TargetNames::WholePaths
+        );
+        assert_eq!(TargetNames::together(paths.iter(), [&q].into_iter()), TargetNames::WholePaths);
     }
 
     #[test]

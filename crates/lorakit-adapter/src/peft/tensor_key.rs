@@ -1,8 +1,9 @@
 //! The names of an adapter's tensors: `base_model.model.` + module path + `.lora_A.weight` or `.lora_B.weight`; for an
 //! embedding `.lora_embedding_A` or `.lora_embedding_B`.
 
-/// What PEFT puts before a module's path.
-pub(crate) const PREFIX: &str = "base_model.model.";
+use std::collections::BTreeSet;
+
+use crate::peft::wrapper_prefix::{PREFIX, Unwrapped};
 
 /// Parts of tensor names that belong to something else than a LoRA's A and B, and what that is.
 const FOREIGN: &[(&str, &str)] = &[
@@ -35,15 +36,20 @@ pub(crate) enum Factor {
 
 /// A parsed tensor name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TensorKey<'a> {
-    pub(crate) module: &'a str,
+pub(crate) struct TensorKey {
+    /// The module's path, without the prefixes of wrappers.
+    pub(crate) module: String,
+    /// The module's path as the file has it, for which the configuration was written.
+    pub(crate) raw_module: String,
     pub(crate) factor: Factor,
     /// Whether the module is an embedding.
     pub(crate) embedding: bool,
     /// Whether it has PEFT's prefix.
     pub(crate) prefixed: bool,
     /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
-    pub(crate) adapter: Option<&'a str>,
+    pub(crate) adapter: Option<String>,
+    /// The prefixes of wrappers that were left out, with their meanings.
+    pub(crate) left_out: BTreeSet<(String, &'static str)>,
 }
 
 impl Factor {
@@ -70,20 +76,26 @@ impl Factor {
     }
 }
 
-impl<'a> TensorKey<'a> {
+impl TensorKey {
     /// Parses `key`, or says what it is instead.
-    pub(crate) fn parse(key: &'a str) -> Result<Self, &'static str> {
-        let path = key.strip_prefix(PREFIX);
-        let (prefixed, path) = (path.is_some(), path.unwrap_or(key));
+    pub(crate) fn parse(key: &str) -> Result<Self, &'static str> {
+        let Unwrapped { path, raw, prefixed, left_out } = Unwrapped::of(key);
         for factor in [Factor::A, Factor::B] {
-            let linear = path.strip_suffix(".weight").and_then(|path| split(path, factor.name()));
-            for (found, embedding) in [(linear, false), (split(path, factor.embedding_name()), true)] {
-                if let Some((module, adapter)) = found {
-                    return Ok(Self { module, factor, embedding, prefixed, adapter });
+            for embedding in [false, true] {
+                let found = |path: &str| -> Option<(String, Option<String>)> {
+                    let (path, name) = match embedding {
+                        true => (path, factor.embedding_name()),
+                        false => (path.strip_suffix(".weight")?, factor.name()),
+                    };
+                    let (module, adapter) = split(path, name)?;
+                    Some((module.to_owned(), adapter.map(str::to_owned)))
+                };
+                if let (Some((module, adapter)), Some((raw_module, _))) = (found(&path), found(&raw)) {
+                    return Ok(Self { module, raw_module, factor, embedding, prefixed, adapter, left_out });
                 }
             }
         }
-        Err(foreign(path))
+        Err(foreign(&path))
     }
 }
 
@@ -118,12 +130,12 @@ mod tests {
     fn names_are_parsed_with_and_without_prefix_and_adapter() {
         let key = TensorKey::parse("base_model.model.model.layers.0.q_proj.lora_A.weight").unwrap();
         assert_eq!(
-            (key.module, key.factor, key.prefixed, key.adapter),
+            (key.module.as_str(), key.factor, key.prefixed, key.adapter),
             ("model.layers.0.q_proj", Factor::A, true, None)
         );
         let key = TensorKey::parse("h.0.c_attn.lora_B.default.weight").unwrap();
         assert_eq!(
-            (key.module, key.factor, key.prefixed, key.adapter),
+            (key.module.as_str(), key.factor, key.prefixed, key.adapter.as_deref()),
             ("h.0.c_attn", Factor::B, false, Some("default"))
         );
     }
@@ -134,7 +146,7 @@ mod tests {
             let key = format!("base_model.model.model.embed_tokens.{name}");
             let key = TensorKey::parse(&key).unwrap();
             assert_eq!(
-                (key.module, key.factor, key.embedding, key.adapter),
+                (key.module.as_str(), key.factor, key.embedding, key.adapter.as_deref()),
                 ("model.embed_tokens", Factor::B, true, adapter)
             );
         }

@@ -21,7 +21,7 @@ const TRAINING_ONLY: &[(&str, &str)] = &[
 ];
 
 /// Keys that make the adapter more than `s B A` if they are set, and what to do about each.
-const BEYOND_LORA: &[(&str, &str)] = &[
+pub(crate) const BEYOND_LORA: &[(&str, &str)] = &[
     (
         "alora_invocation_tokens",
         "an aLoRA acts only after its invocation tokens, and here an adapter acts on every token; train a plain LoRA",

@@ -8,7 +8,9 @@ use lorakit_format::read_text;
 use serde::Deserialize;
 
 use crate::error::{AdapterError, Result, Within};
+use crate::import::peft_pickle::pickled_tensors;
 use crate::peft::adapter_files::{PICKLE_FILE, WEIGHTS_FILE};
+use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 
 /// The weights of an adapter folder, in the order of their names.
 #[derive(Debug)]
@@ -42,6 +44,35 @@ impl WeightFiles {
             "{}: no {WEIGHTS_FILE}; expected the folder that PEFT's save_pretrained wrote",
             dir.display()
         )))
+    }
+
+    /// Their tensors. Those of safetensors files are mapped; those of a pickle, nothing of which is executed, are copied
+    /// into memory.
+    ///
+    /// # Errors
+    /// If a file cannot be read; the error names it.
+    pub(crate) fn tensors(&self) -> Result<Vec<StoredTensor>> {
+        let mut tensors = Vec::new();
+        match self {
+            Self::Safetensors(files) => {
+                for file in files {
+                    tensors.extend(map_tensors(file)?);
+                }
+            }
+            Self::Pickle(files) => {
+                for file in files {
+                    let owned = pickled_tensors(file).within_file(file)?;
+                    tensors.extend(owned.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)));
+                }
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// What messages call them: the file, or the folder `dir` of its shards.
+    pub(crate) fn place<'a>(&'a self, dir: &'a Path) -> &'a Path {
+        let (Self::Safetensors(files) | Self::Pickle(files)) = self;
+        if let [file] = &files[..] { file } else { dir }
     }
 }
 

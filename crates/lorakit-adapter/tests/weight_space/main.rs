@@ -16,7 +16,7 @@ mod published_adapters;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_adapter::{Adapter, BaseModule, LowRank, Matrix};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -46,7 +46,17 @@ fn random_update(seed: u64, rank: usize, input: usize, output: usize, scale: f64
     LowRank::new(a, b, scale).unwrap()
 }
 
-/// An adapter with q and v projections in two layers, of rank 2 at scale 2.
+/// The modules of an adapter, as those of a base that has no others.
+fn own_modules(adapter: &Adapter) -> Vec<BaseModule> {
+    let module = |(path, update): (&String, &LowRank)| BaseModule {
+        path: path.clone(),
+        input: update.input(),
+        output: update.output(),
+    };
+    adapter.modules().iter().map(module).collect()
+}
+
+/// An adapter with q and v projections in two layers, of rank 2 at scale 2; its base has no other modules.
 fn small_adapter(seed: u64) -> Adapter {
     let mut modules = BTreeMap::new();
     for layer in 0..2 {
@@ -55,7 +65,9 @@ fn small_adapter(seed: u64) -> Adapter {
             modules.insert(path, random_update(10 * seed + 2 * layer + place, 2, 6, output, 2.0));
         }
     }
-    Adapter::new(modules)
+    let adapter = Adapter::new(modules);
+    let base = own_modules(&adapter);
+    adapter.with_target_names(&base)
 }
 
 /// The inner product of two dense updates.

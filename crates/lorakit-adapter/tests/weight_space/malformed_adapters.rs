@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use lorakit_adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
+use lorakit_adapter::{Adapter, CONFIG_FILE, LowRank, WEIGHTS_FILE};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{chain, small_adapter};
+use crate::{chain, own_modules, small_adapter};
 
 const Q0_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const Q0_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
@@ -78,41 +78,68 @@ fn a_missing_factor_of_a_pair() {
     assert_names(&message, &[WEIGHTS_FILE, Q0_B, "missing"]);
 }
 
+/// The adapter that is left of a valid one after `change`, and what reading it warned about.
+fn changed(change: impl FnOnce(&Path)) -> (Adapter, String) {
+    let temporary = sound();
+    let folder = temporary.path().join("a");
+    change(&folder);
+    let adapter = Adapter::read(&folder).unwrap();
+    let warnings = adapter.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    (adapter, warnings)
+}
+
+/// What PEFT 0.21.2 loads with a warning or none is read with a warning.
 #[test]
 fn a_missing_module_that_other_layers_have() {
-    let message = message(|folder| {
+    let (adapter, warnings) = changed(|folder| {
         change_tensors(folder, |tensors| tensors.retain(|key, _| !key.contains("layers.1.self_attn.v_proj")));
     });
-    assert_names(&message, &["model.layers.1.self_attn.v_proj", "no tensors"]);
+    assert_names(&warnings, &["model.layers.1.self_attn.v_proj", "no tensor"]);
+    let error = chain(adapter.check_against(&own_modules(&small_adapter(1))).unwrap_err());
+    assert_names(&error, &["model.layers.1.self_attn.v_proj", "no tensors"]);
 }
 
 #[test]
-fn an_entry_of_target_modules_without_tensors() {
-    let message = message(|folder| change_config(folder, "target_modules", json!(["q_proj", "v_proj", "o_proj"])));
-    assert_names(&message, &["target_modules `o_proj`", "random"]);
-}
-
-#[test]
-fn tensors_that_target_modules_does_not_select() {
-    let message = message(|folder| change_config(folder, "target_modules", json!(["q_proj"])));
-    assert_names(&message, &["model.layers.0.self_attn.v_proj", "target_modules"]);
-    let extra = self::message(|folder| {
-        change_tensors(folder, |tensors| {
-            tensors.insert("base_model.model.model.layers.9.mlp.fc1.lora_A.weight".into(), f32s(&[2, 6], 1.0));
-            tensors.insert("base_model.model.model.layers.9.mlp.fc1.lora_B.weight".into(), f32s(&[3, 2], 1.0));
-        });
+fn entries_of_target_modules_and_layers_without_tensors() {
+    let (adapter, warnings) =
+        changed(|folder| change_config(folder, "target_modules", json!(["q_proj", "v_proj", "query_key_value"])));
+    assert_eq!(adapter.modules(), small_adapter(1).modules());
+    assert_names(&warnings, &["target_modules `query_key_value`"]);
+    let (adapter, warnings) = changed(|folder| change_config(folder, "layers_to_transform", json!([0, 1, 7, -1])));
+    assert_eq!(adapter.modules(), small_adapter(1).modules());
+    assert_names(&warnings, &["layers_to_transform -1", "layers_to_transform 7"]);
+    let (_, warnings) = changed(|folder| {
+        change_config(folder, "target_modules", json!(["q_proj", "v_proj", "o_proj"]));
+        change_config(folder, "exclude_modules", json!(["o_proj"]));
     });
-    assert_names(&extra, &["model.layers.9.mlp.fc1"]);
+    assert_eq!(warnings, "", "what is excluded is not expected");
+    let (_, warnings) = changed(|folder| change_config(folder, "layers_pattern", json!(["layers"])));
+    assert_names(&warnings, &["layers_pattern", "without effect"]);
 }
 
 #[test]
-fn tensors_of_excluded_modules_and_layers() {
-    let excluded = message(|folder| change_config(folder, "exclude_modules", json!("model.layers.0..*")));
-    assert_names(&excluded, &["model.layers.0.self_attn.q_proj"]);
-    let layers = message(|folder| change_config(folder, "layers_to_transform", json!([0])));
-    assert_names(&layers, &["model.layers.1.self_attn.q_proj"]);
-    let unmatched = message(|folder| change_config(folder, "layers_to_transform", json!([0, 1, 2])));
-    assert_names(&unmatched, &["layers_to_transform 2"]);
+fn patterns_that_match_nothing() {
+    for key in ["rank_pattern", "alpha_pattern"] {
+        let (adapter, warnings) = changed(|folder| change_config(folder, key, json!({"o_proj": 3})));
+        assert_eq!(adapter.modules(), small_adapter(1).modules());
+        assert_names(&warnings, &[key, "`o_proj` matches no module"]);
+    }
+}
+
+/// PEFT leaves such tensors out without a word.
+#[test]
+fn tensors_that_the_configuration_does_not_select() {
+    let only = |kept: &str, key: &str, value: Value| {
+        let (adapter, warnings) = changed(|folder| change_config(folder, key, value));
+        assert!(adapter.modules().len() == 2 && adapter.modules().keys().all(|path| path.contains(kept)), "{key}");
+        assert_names(&warnings, &["does not select", "left out"]);
+        warnings
+    };
+    assert_names(&only("q_proj", "target_modules", json!(["q_proj"])), &["model.layers.0.self_attn.v_proj"]);
+    only("layers.1", "exclude_modules", json!(r"model\.layers\.0\..*"));
+    only("layers.0", "layers_to_transform", json!([0]));
+    let none = message(|folder| change_config(folder, "target_modules", json!(["o_proj"])));
+    assert_names(&none, &["target_modules", "selects none", "model.layers.0.self_attn.q_proj"]);
 }
 
 #[test]
@@ -192,18 +219,56 @@ fn several_adapters_or_two_tensors_of_one_name() {
     assert_names(&twice, &["two tensors", Q0_A]);
 }
 
+fn rename(folder: &Path, renamed: impl Fn(&str) -> String) {
+    change_tensors(folder, |tensors| {
+        *tensors = tensors.drain().map(|(key, tensor)| (renamed(&key), tensor)).collect();
+    });
+}
+
 #[test]
 fn keys_without_prefix_or_with_the_adapters_name_are_read_with_a_warning() {
     for (from, to) in [("base_model.model.", ""), (".weight", ".default.weight")] {
-        let temporary = sound();
-        let folder = temporary.path().join("a");
-        change_tensors(&folder, |tensors| {
-            *tensors = tensors.drain().map(|(key, tensor)| (key.replacen(from, to, 1), tensor)).collect();
-        });
-        let adapter = Adapter::read(&folder).unwrap();
+        let (adapter, _) = changed(|folder| rename(folder, |key| key.replacen(from, to, 1)));
         assert_eq!(adapter.modules(), small_adapter(1).modules());
         assert_eq!(adapter.warnings().len(), 1);
     }
+}
+
+#[test]
+fn keys_with_the_prefixes_of_wrappers_are_read_with_a_warning() {
+    for (from, to, named) in [
+        ("base_model.", "_orig_mod.base_model.", "torch.compile"),
+        ("layers.", "_orig_mod.layers.", "torch.compile"),
+        ("base_model.model.", "base_model.model._fsdp_wrapped_module.", "FSDP"),
+        ("base_model.", "module.base_model.", "DistributedDataParallel"),
+        ("base_model.model.", "base_model.model.base_model.model.", "twice"),
+        (".model.model.", ".model.language_model.model.", "multimodal"),
+        (".model.model.", ".model.model.language_model.", "multimodal"),
+    ] {
+        let (adapter, warnings) = changed(|folder| rename(folder, |key| key.replacen(from, to, 1)));
+        assert_eq!(adapter.modules(), small_adapter(1).modules(), "{to}");
+        assert_eq!(adapter.warnings().len(), 1, "{warnings}");
+        assert_names(&warnings, &[named]);
+    }
+}
+
+/// The configuration was written for the paths in the file: they select, and patterns match them.
+#[test]
+fn renamed_modules_are_selected_by_their_paths_in_the_file() {
+    let (adapter, _) = changed(|folder| {
+        rename(folder, |key| key.replacen(".model.model.", ".model.model.language_model.", 1));
+        change_config(folder, "target_modules", json!(r"model\.language_model\.layers\..*_proj"));
+        change_config(folder, "alpha_pattern", json!({r"^model\.language_model\.layers\.0\..*": 6}));
+    });
+    let scales: Vec<f64> = adapter.modules().values().map(LowRank::scale).collect();
+    assert_eq!(scales, [3.0, 3.0, 2.0, 2.0]);
+    let temporary = tempfile::tempdir().unwrap();
+    let again = temporary.path().join("again");
+    adapter.write(&again).unwrap();
+    assert_eq!(
+        Adapter::read(&again).unwrap().modules().keys().collect::<Vec<_>>(),
+        adapter.modules().keys().collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -245,18 +310,30 @@ fn folders_that_hold_no_adapter_or_its_weights_in_another_form() {
     assert_names(&no_config, &["no adapter_config.json"]);
     let no_weights = message(|folder| fs::remove_file(folder.join(WEIGHTS_FILE)).unwrap());
     assert_names(&no_weights, &["no adapter_model.safetensors"]);
-    let pickle = message(|folder| {
-        fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model.bin")).unwrap();
-    });
-    assert_names(&pickle, &["adapter_model.bin", "lorakit library add"]);
-    let sharded = message(|folder| {
+    let one_of_two = message(|folder| {
         fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model-00001-of-00002.safetensors")).unwrap();
     });
-    assert_names(&sharded, &["adapter_model-00001-of-00002.safetensors"]);
+    assert_names(&one_of_two, &["adapter_model-00002-of-00002.safetensors", "missing"]);
+    let pickle = message(|folder| fs::rename(folder.join(WEIGHTS_FILE), folder.join("adapter_model.bin")).unwrap());
+    assert_names(&pickle, &["adapter_model.bin", "torch.save"]);
     let temporary = sound();
     let outside = chain(Adapter::read(temporary.path()).unwrap_err());
     assert_names(&outside, &["did you mean", temporary.path().join("a").to_str().unwrap()]);
     assert!(Adapter::read(&temporary.path().join("nowhere")).is_err());
+}
+
+#[test]
+fn shards_are_read_together() {
+    let (adapter, warnings) = changed(|folder| {
+        let all = fs::read(folder.join(WEIGHTS_FILE)).unwrap();
+        for (index, kept) in [(1, "layers.0"), (2, "layers.1")] {
+            fs::write(folder.join(WEIGHTS_FILE), &all).unwrap();
+            change_tensors(folder, |tensors| tensors.retain(|key, _| key.contains(kept)));
+            let shard = format!("adapter_model-0000{index}-of-00002.safetensors");
+            fs::rename(folder.join(WEIGHTS_FILE), folder.join(shard)).unwrap();
+        }
+    });
+    assert_eq!((adapter.modules(), warnings.as_str()), (small_adapter(1).modules(), ""));
 }
 
 #[test]

@@ -79,11 +79,8 @@ fn other_kinds_of_adapters_are_refused_by_name() {
         ("peft-regression/ia3_mlp__0.6.1", "IA3"),
         ("peft-regression/ia3_no_ff_mlp__0.6.1", "IA3"),
         ("peft-regression/ia3_opt-350m__0.6.1", "IA3"),
-        ("peft-regression/lora_conv2d__0.6.1", "lorakit library import"),
-        ("peft-regression/lora_emb_conv1d__0.6.1", "lorakit library import"),
-        ("peft-regression/lora_mlp__0.6.1", "lorakit library import"),
-        ("peft-regression/lora_opt-125m_bnb_4bit__0.5.0", "lorakit library import"),
-        ("peft-regression/lora_opt-350m__0.6.1", "lorakit library import"),
+        ("peft-regression/lora_conv2d__0.6.1", "convolutions are not supported"),
+        ("peft-regression/lora_emb_conv1d__0.6.1", "embedding"),
     ] {
         let folder = shared(&format!("data/adapters/{name}"));
         let error = chain(Adapter::read(&folder).unwrap_err());
@@ -93,21 +90,13 @@ fn other_kinds_of_adapters_are_refused_by_name() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn pickles_are_imported_as_strictly_as_safetensors_are_read() {
+fn pickles_are_read_as_strictly_as_safetensors() {
     let folder = shared("data/adapters/peft-regression");
-    let adapter = Adapter::import(&folder.join("lora_opt-350m__0.6.1")).unwrap();
+    let adapter = Adapter::read(&folder.join("lora_opt-350m__0.6.1")).unwrap();
     assert_eq!(adapter.modules().len(), 48);
     assert!(adapter.norm() > 0.0);
     let temporary = tempfile::tempdir().unwrap();
     let written = temporary.path().join("a");
     adapter.write(&written).unwrap();
     assert_eq!(Adapter::read(&written).unwrap().modules(), adapter.modules());
-    for (name, reason) in [
-        ("lora_conv2d__0.6.1", "convolutions are not supported"),
-        ("lora_emb_conv1d__0.6.1", "embedding"),
-        ("lora_mlp_modules_to_save__0.6.1", "modules_to_save"),
-    ] {
-        let error = chain(Adapter::import(&folder.join(name)).unwrap_err());
-        assert!(error.contains(reason) && error.contains(name), "{name}: {error}");
-    }
 }

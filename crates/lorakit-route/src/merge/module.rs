@@ -112,7 +112,8 @@ pub(super) fn each_module(
     });
     let report = report.collect();
     let updates = modules.iter().zip(merged).map(|(module, made)| (module.path.to_owned(), made.update)).collect();
-    Ok(Merged { adapter: Adapter::new(updates).with_metadata(facts), report })
+    let adapter = Adapter::new(updates).with_metadata(facts);
+    Ok(Merged { adapter: adapter.with_target_names_of(experts.iter().map(|expert| &expert.adapter)), report })
 }
 
 /// All modules that any expert changes, sorted.

@@ -1,0 +1,129 @@
+//! Prefixes that wrappers of a model leave in the names of its tensors, and the renamed towers of multimodal bases.
+
+use std::collections::BTreeSet;
+
+/// What PEFT puts before a module's path.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// Segments that a wrapper puts between a model and its parts, and whose they are.
+const WRAPPERS: &[(&str, &str)] = &[
+    ("_orig_mod", "the prefix of torch.compile"),
+    ("_fsdp_wrapped_module", "the prefix of FSDP"),
+    ("_checkpoint_wrapped_module", "the prefix of activation checkpointing"),
+    ("_forward_module", "the prefix of Lightning's strategies"),
+];
+
+/// The prefix that DistributedDataParallel and DeepSpeed put before the whole model.
+const PARALLEL: &str = "module";
+
+/// Names of the language model inside a multimodal one.
+const TEXT_TOWERS: &[&str] = &["language_model", "text_model"];
+
+/// The head, which is no part of `model.`.
+const HEAD: &str = "lm_head";
+
+/// A tensor's name without wrappers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unwrapped {
+    /// The path as in the language model alone: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub(crate) path: String,
+    /// The path as the file has it after PEFT's prefix, which the configuration was written for.
+    pub(crate) raw: String,
+    /// Whether PEFT's prefix was there.
+    pub(crate) prefixed: bool,
+    /// What was left out, each as the text of a warning.
+    pub(crate) left_out: BTreeSet<(String, &'static str)>,
+}
+
+impl Unwrapped {
+    /// Strips `key` of wrappers.
+    pub(crate) fn of(key: &str) -> Self {
+        let mut left_out = BTreeSet::new();
+        let mut segments = Vec::new();
+        for segment in key.split('.') {
+            match WRAPPERS.iter().find(|(name, _)| *name == segment) {
+                Some((name, meaning)) => drop(left_out.insert((format!("{name}."), *meaning))),
+                None => segments.push(segment),
+            }
+        }
+        let joined = segments.join(".");
+        let (mut path, mut prefixes) = (joined.as_str(), 0);
+        loop {
+            if let Some(rest) = path.strip_prefix(PREFIX) {
+                (path, prefixes) = (rest, prefixes + 1);
+            } else if let Some(rest) = path.strip_prefix(PARALLEL).and_then(|rest| rest.strip_prefix('.')) {
+                path = rest;
+                left_out.insert((format!("{PARALLEL}."), "the prefix of DistributedDataParallel and DeepSpeed"));
+            } else {
+                break;
+            }
+        }
+        if prefixes > 1 {
+            left_out.insert((PREFIX.to_owned(), "it is there twice: a PEFT model was wrapped again"));
+        }
+        let raw = key.strip_prefix(PREFIX).unwrap_or(key).to_owned();
+        let path = match without_tower(path) {
+            Some((tower, rest)) => {
+                left_out.insert((tower, "the path of the language model in a multimodal one"));
+                rest
+            }
+            None => path.to_owned(),
+        };
+        Self { path, raw, prefixed: prefixes > 0, left_out }
+    }
+}
+
+/// The path in the language model alone, with what named the tower: `language_model.model.layers` (transformers before
+/// 4.52) and `model.language_model.layers` (since) are both `model.layers`.
+fn without_tower(path: &str) -> Option<(String, String)> {
+    let inner = path.strip_prefix("model.").unwrap_or(path);
+    let (tower, rest) = inner.split_once('.').filter(|(tower, _)| TEXT_TOWERS.contains(tower))?;
+    let named = format!("{}{tower}.", &path[..path.len() - inner.len()]);
+    let own = rest.split('.').next().is_some_and(|first| first == "model" || first == HEAD);
+    Some((named, if own { rest.to_owned() } else { format!("model.{rest}") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "model.layers.0.self_attn.q_proj.lora_A.weight";
+
+    #[test]
+    fn every_wrapper_is_stripped_and_named() {
+        for (key, named) in [
+            (format!("_orig_mod.{PREFIX}{PATH}"), "_orig_mod."),
+            (format!("{PREFIX}_orig_mod.{PATH}"), "_orig_mod."),
+            (PREFIX.to_owned() + &PATH.replace("layers.0", "layers.0._orig_mod"), "_orig_mod."),
+            (format!("{PREFIX}_fsdp_wrapped_module.{PATH}"), "_fsdp_wrapped_module."),
+            (
+                PREFIX.to_owned()
+                    + &PATH.replace("layers.0", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module"),
+                "_checkpoint_wrapped_module.",
+            ),
+            (format!("module.{PREFIX}{PATH}"), "module."),
+            (format!("_forward_module.module.{PREFIX}{PATH}"), "_forward_module."),
+            (format!("{PREFIX}module.{PATH}"), "module."),
+            (format!("{PREFIX}{PREFIX}{PATH}"), PREFIX),
+            (format!("{PREFIX}language_model.{PATH}"), "language_model."),
+            (PREFIX.to_owned() + &PATH.replace("model.", "model.language_model."), "model.language_model."),
+            (PREFIX.to_owned() + &PATH.replace("model.", "language_model."), "language_model."),
+            (format!("{PREFIX}model.language_model.{PATH}"), "model.language_model."),
+            (PREFIX.to_owned() + &PATH.replace("model.", "model.text_model."), "model.text_model."),
+        ] {
+            let found = Unwrapped::of(&key);
+            assert_eq!(found.path, PATH, "{key}");
+            assert!(found.prefixed && found.left_out.iter().any(|(name, _)| name == named), "{key}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn plain_paths_stay_as_they_are() {
+        for path in [PATH, "transformer.h.0.module.c_attn.lora_A.weight", "lm_head.lora_A.weight"] {
+            let found = Unwrapped::of(&format!("{PREFIX}{path}"));
+            assert_eq!((found.path.as_str(), found.raw.as_str(), found.left_out.len()), (path, path, 0));
+            assert!(!Unwrapped::of(path).prefixed);
+        }
+        assert_eq!(Unwrapped::of("language_model.lm_head.lora_A.weight").path, "lm_head.lora_A.weight");
+    }
+}
