@@ -6,7 +6,10 @@ use crate::output::console::Output;
 use crate::output::progress_bar::TrainingBars;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
-use lorakit_fit::{Reporter, TrainingHooks};
+use lorakit_adapter::Library;
+use lorakit_fit::{OpenLibrary, Reporter, TrainingHooks};
+use lorakit_model::Base;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// The context of a command.
@@ -47,6 +50,20 @@ impl CommandContext {
         anyhow::ensure!(!self.strict, "{text} (an error under --strict)");
         self.output.warn(text);
         Ok(())
+    }
+
+    /// Warns of experts that were made for different bases, as far as their files say.
+    pub fn warn_of_differing_bases(&self, library: &Library, experts: &[String]) -> Result<()> {
+        let place = library.root().display();
+        library.differing_bases(experts)?.map_or(Ok(()), |text| self.warn(format!("{place}: {text}")))
+    }
+
+    /// Opens a library over `base`: the experts `chosen`, or all if there are none.
+    pub fn open_library(&self, root: &Path, base: &Base, chosen: &[String]) -> Result<OpenLibrary> {
+        let opened = OpenLibrary::open(root, base, chosen)?;
+        let names: Vec<String> = opened.experts.experts().iter().map(|expert| expert.name.clone()).collect();
+        self.warn_of_differing_bases(&opened.library, &names)?;
+        Ok(opened)
     }
 
     /// The chosen device; by default CUDA if available, else the CPU.

@@ -5,6 +5,7 @@ mod binary;
 
 use binary::{PEFT_FIXTURES, Ran, SHARED_ORACLES, assert_contains, peft_fixture, run, shared_oracle, words};
 use candle_core::{DType, Device, Tensor, safetensors};
+use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs;
@@ -386,4 +387,97 @@ fn merge_into_pico() {
     assert!(!text.is_empty());
     let files: Vec<String> = bytes_of(&model).into_iter().map(|(name, _)| name).collect();
     assert_eq!(files, ["config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+}
+
+/// Writes an adapter of `modules`, each with its rank and scale, made for the base `made_for`.
+fn write_adapter(folder: &Path, made_for: &str, modules: &[(&str, usize, f64)]) {
+    let update = |(path, rank, scale): &(&str, usize, f64)| {
+        let values = |count: usize| (0..count).map(|at| (at % 5) as f32 - 1.5).collect();
+        let (a, b) =
+            (Matrix::new(*rank, 6, values(6 * rank)).unwrap(), Matrix::new(4, *rank, values(4 * rank)).unwrap());
+        ((*path).to_owned(), LowRank::new(a, b, *scale).unwrap())
+    };
+    let adapter = Adapter::new(modules.iter().map(update).collect());
+    let metadata = AdapterMetadata { base_model: Some(made_for.to_owned()), ..AdapterMetadata::default() };
+    adapter.with_metadata(metadata).write(folder).unwrap();
+}
+
+fn config_of(folder: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(Path::new(folder).join("adapter_config.json")).unwrap()).unwrap()
+}
+
+const FIRST_LAYERS: [(&str, usize, f64); 2] =
+    [("model.layers.0.self_attn.q_proj", 2, 2.0), ("model.layers.1.self_attn.q_proj", 2, 2.0)];
+
+/// PEFT would look for weights in the layers that such a merge does not have.
+#[test]
+fn a_merge_without_its_base_names_the_modules_that_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["a", "b"] {
+        write_adapter(&folder.path().join(name), "org/base", &FIRST_LAYERS);
+        let mut config = config_of(&path(name));
+        config["target_modules"] = serde_json::json!(["q_proj"]);
+        config["layers_to_transform"] = serde_json::json!([0, 1]);
+        fs::write(folder.path().join(name).join("adapter_config.json"), config.to_string()).unwrap();
+    }
+    run(["library", "add", "--library", &path("library"), &path("a"), &path("b")]).ok();
+    run(["merge", "--library", &path("library"), "--method", "cat", "--out", &path("merged")]).ok();
+    let config = config_of(&path("merged"));
+    assert_eq!(config["target_modules"], serde_json::json!(FIRST_LAYERS.map(|(path, ..)| path)));
+    assert_eq!(config["base_model_name_or_path"], "org/base");
+    assert_eq!(Adapter::read(&folder.path().join("merged")).unwrap().warnings(), []);
+}
+
+/// Programs without `rank_pattern` and `alpha_pattern` read a merge.
+#[test]
+fn a_merge_has_one_rank_and_alpha() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_adapter(&folder.path().join("a"), "org/base", &FIRST_LAYERS);
+    let other = [("model.layers.0.self_attn.q_proj", 3, 0.5), ("model.layers.0.mlp.up_proj", 1, 8.0)];
+    write_adapter(&folder.path().join("b"), "org/base", &other);
+    run(["library", "add", "--library", &path("library"), &path("a"), &path("b")]).ok();
+    for method in ["cat", "task_arithmetic", "svd:rank=2"] {
+        let out = path(method);
+        run(["merge", "--library", &path("library"), "--method", method, "--out", &out]).ok();
+        let config = config_of(&out);
+        let config = config.as_object().unwrap();
+        assert!(config.values().all(|value| !value.is_null()), "{config:?}");
+        assert!(!config.contains_key("rank_pattern") && !config.contains_key("alpha_pattern"), "{config:?}");
+        let merged = Adapter::read(Path::new(&out)).unwrap();
+        let ranks: Vec<usize> = merged.modules().values().map(LowRank::rank).collect();
+        assert!(ranks.len() == 3 && ranks.iter().all(|rank| rank == &ranks[0]), "{ranks:?}");
+    }
+    // cat keeps everything: the sum of the halves.
+    let merged = Adapter::read(Path::new(&path("cat"))).unwrap();
+    let [a, b] = ["a", "b"].map(|name| Adapter::read(&folder.path().join(name)).unwrap());
+    for (module, update) in merged.modules() {
+        let half = |adapter: &Adapter| adapter.modules().get(module).map_or(vec![0.0; 24], |update| update.delta());
+        let sums = half(&a).into_iter().zip(half(&b)).map(|(one, other)| (one + other) / 2.0);
+        assert!(update.delta().into_iter().zip(sums).all(|(found, sum)| (found - sum).abs() < 1e-5), "{module}");
+    }
+}
+
+#[test]
+fn experts_of_different_bases_are_merged_with_a_warning_and_not_under_strict() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (name, base) in [("a", "org/Llama-1b"), ("b", "org/other-1b"), ("c", "elsewhere/llama-1b")] {
+        write_adapter(&folder.path().join(name), base, &FIRST_LAYERS);
+    }
+    run(["library", "add", "--library", &path("library"), &path("a"), &path("b"), &path("c")]).ok();
+    let merge = |experts: &str, out: &str, strict: bool| {
+        let (library, out) = (path("library"), path(out));
+        let fixed = ["merge", "--library", &library, "--method", "cat", "--experts", experts, "--out", &out];
+        run(fixed.into_iter().chain(strict.then_some("--strict")))
+    };
+    let warned = merge("a,b", "warned", false).ok();
+    assert_contains(&warned.stderr, &["`a`", "org/Llama-1b", "`b`", "org/other-1b"]);
+    assert_contains(
+        &merge("a,b", "refused", true).failed(1),
+        &["`a`", "org/Llama-1b", "`b`", "org/other-1b", "--strict"],
+    );
+    assert!(!Path::new(&path("refused")).exists());
+    merge("a,c", "same", true).ok();
 }

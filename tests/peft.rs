@@ -1,7 +1,8 @@
 //! PEFT and transformers load lorakit's output and give the same logits; torch pickles are imported.
 //!
 //! Needs a Python with torch, transformers and peft: `python3`, or the one that `LORAKIT_PYTHON` names. The tests are
-//! ignored by default.
+//! ignored by default. `LORAKIT_OLD_PEFT` may name folders with unpacked wheels of older versions of peft, separated by
+//! colons, which then load the same adapters.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod binary;
@@ -26,12 +27,17 @@ fn python() -> String {
     python
 }
 
-/// Runs the script, which must succeed.
-fn script(python: &str, arguments: &[&str]) -> String {
+/// Runs the script, which must succeed, with what `packages` holds before what is installed.
+fn script_with(packages: &str, python: &str, arguments: &[&str]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peft_check.py");
-    let ran = Command::new(python).arg(path).args(arguments).output().unwrap();
+    let ran = Command::new(python).env("PYTHONPATH", packages).arg(path).args(arguments).output().unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     String::from_utf8(ran.stdout).unwrap()
+}
+
+/// Runs the script with the installed peft.
+fn script(python: &str, arguments: &[&str]) -> String {
+    script_with("", python, arguments)
 }
 
 /// Cases for the script, and a working folder.
@@ -55,12 +61,34 @@ impl Cases {
         self.list.push(json!({ "base": base, "adapter": adapter, "ids": ids, "logits": logits }));
     }
 
-    /// The largest difference of each case.
+    /// The largest difference of each case, over all versions of peft.
     fn differences(&self, python: &str) -> Vec<f64> {
         let file = self.path("cases.json");
         fs::write(&file, serde_json::to_string(&self.list).unwrap()).unwrap();
-        serde_json::from_str(script(python, &["compare", &file]).lines().last().unwrap()).unwrap()
+        let old = std::env::var("LORAKIT_OLD_PEFT").unwrap_or_default();
+        let versions = std::iter::once("").chain(old.split(':').filter(|folder| !folder.is_empty()));
+        let found = versions.map(|packages| -> Vec<f64> {
+            let printed = script_with(packages, python, &["compare", &file]);
+            serde_json::from_str(printed.lines().last().unwrap()).unwrap()
+        });
+        found.reduce(|one, other| one.into_iter().zip(other).map(|(one, other)| one.max(other)).collect()).unwrap()
     }
+}
+
+/// A few of the 300 random adapters that the script judges by default.
+#[test]
+#[ignore = "needs Python with torch, transformers and peft"]
+fn python_random_adapters_are_judged_as_by_peft() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peft_adapters_check.py");
+    let bases = PEFT_FIXTURES.map(|name| peft_fixture(name).join("base"));
+    let command = Command::new(python())
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_lorakit"))
+        .args(bases)
+        .args(["--count", "40"])
+        .output();
+    let ran = command.unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
 fn write_ids(path: &Path, vocabulary: i64) {

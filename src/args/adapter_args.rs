@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_fit::router::{RoutedPatches, build_router};
-use lorakit_fit::{FitContext, OpenLibrary, open_adapter};
+use lorakit_fit::{FitContext, open_adapter};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_route::{ROUTERS, single_expert};
@@ -77,7 +77,7 @@ impl AdapterArgs {
             Library::open(library)?;
             return Ok(RoutedPatches::plain(Patches::none()));
         }
-        let opened = OpenLibrary::open(library, base, &[])?;
+        let opened = context.open_library(library, base, &[])?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(&self.data, context)?;
         let tokenizer = || place.tokenizer().map_err(Into::into);

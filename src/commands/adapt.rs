@@ -87,7 +87,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     let encoding = args.settings.over(TrainConfig::default())?.row_encoding();
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
     let opened = match (&args.library, args.method.info().needs_library) {
-        (Some(root), true) => Some(OpenLibrary::open(root, &base, &args.experts)?),
+        (Some(root), true) => Some(context.open_library(root, &base, &args.experts)?),
         (None, true) => None,
         (given, false) => {
             if given.is_some() {

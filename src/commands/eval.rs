@@ -89,7 +89,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
-    let opened = library(&args, &routers, &base)?;
+    let opened = library(&args, &routers, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         task_args::warn_of_templates(&tasks, opened, &vocabulary, context);
@@ -213,13 +213,18 @@ impl EvalArgs {
 }
 
 /// Opens the library if a router needs it. A missing library is an error even if no router needs it.
-fn library(args: &EvalArgs, routers: &[RouterArg], base: &Base) -> Result<Option<OpenLibrary>> {
+fn library(
+    args: &EvalArgs,
+    routers: &[RouterArg],
+    base: &Base,
+    context: &CommandContext,
+) -> Result<Option<OpenLibrary>> {
     let Some(root) = &args.library else { return Ok(None) };
     if routers.iter().all(|typed| !typed.router.uses_experts()) {
         Library::open(root)?;
         return Ok(None);
     }
-    Ok(Some(OpenLibrary::open(root, base, &[])?))
+    Ok(Some(context.open_library(root, base, &[])?))
 }
 
 /// A router, ready to be evaluated.

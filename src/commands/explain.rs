@@ -10,8 +10,8 @@ use crate::pages::routing_trace_page;
 use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, TracedToken, UNASSIGNED};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use lorakit_fit::FitContext;
 use lorakit_fit::router::build_router;
-use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_task::Example;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let typed = &args.router;
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
-    let opened = OpenLibrary::open(&args.library, &base, &[])?;
+    let opened = context.open_library(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(&args.data, context)?;
     let tokenizer = || place.tokenizer().map_err(Into::into);

@@ -220,6 +220,9 @@ pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &Comm
     let (folder, adapter) = (candidate.folder.display(), &candidate.adapter);
     let warn = |warning: &Warning| context.warn(format!("{folder}: {warning}"));
     adapter.warnings().iter().try_for_each(warn)?;
+    // Of an adapter made by lorakit, the fingerprint counts and not the name.
+    let trained = candidate.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
+    let base = base.filter(|base| trained != Some(&base.identity().fingerprint));
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
     match (&adapter.metadata().base_model, base.map(|base| base.identity().name.as_str())) {
         (Some(named), Some(base)) if last(named) != last(base) => context.warn(format!(

@@ -131,7 +131,10 @@ impl MergeArgs {
         base: Option<(&ResolvedBase, &Base)>,
         context: &CommandContext,
     ) -> Result<MadeMerge> {
-        let source = MergeSource { library, experts: experts(library, &self.experts)?, base };
+        let experts = experts(library, &self.experts)?;
+        let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
+        context.warn_of_differing_bases(library, &names)?;
+        let source = MergeSource { library, experts, base };
         let made = match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source),
             Method::Fitted(method) => self.merge_fitted(&**method, source, context),
@@ -230,7 +233,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
         _ => {
             let identity = opened.as_ref().map(Base::identity);
             let expert = record.expert_record(&library, identity)?;
-            merged.adapter = merged.adapter.with_base_name(identity.or(library.base()));
+            merged.adapter = merged.adapter.with_one_rank()?.with_base_name(identity.or(library.base()));
             write_folder(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
             None
         }

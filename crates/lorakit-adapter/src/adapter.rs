@@ -69,8 +69,7 @@ impl Adapter {
 
     /// The same adapter with other modules, which its configuration does not name.
     pub(crate) fn with_modules(self, modules: BTreeMap<String, LowRank>) -> Self {
-        let target_names = TargetNames::guess(modules.keys());
-        Self { modules, targets: Targets::unspecified(), target_names, ..self }
+        Self { modules, targets: Targets::unspecified(), target_names: TargetNames::WholePaths, ..self }
     }
 
     /// The same adapter with another warning.
@@ -82,6 +81,11 @@ impl Adapter {
     /// The same adapter with other metadata for its configuration.
     pub fn with_metadata(self, metadata: AdapterMetadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// The same adapter with other updates of the same modules.
+    pub(crate) fn with_updates(self, modules: BTreeMap<String, LowRank>) -> Self {
+        Self { modules, ..self }
     }
 
     /// The same adapter, with the name of `base` in its configuration if that names none.

@@ -50,6 +50,7 @@ mod library;
 mod low_rank;
 mod matrix;
 mod name_list;
+mod one_rank;
 mod peft;
 mod shared_a;
 mod warning;

@@ -117,6 +117,20 @@ fn one_expert_at_weight_one_is_unchanged() {
     }
 }
 
+/// PEFT's `add_weighted_adapter` merges a single adapter linearly, whatever the method; mergekit trims it.
+#[test]
+fn one_expert_is_trimmed_by_mergekit_and_not_by_peft() {
+    let one = &mixed()[..1];
+    for kind in ["ties", "dare_ties", "dare_linear", "magnitude_prune", "ties_svd", "magnitude_prune_svd"] {
+        let merged = merge(&format!("{kind}:density=0.2"), one, &[-0.5]).adapter;
+        for (module, update) in merged.modules() {
+            assert_delta(update, &dense_sum(one, &[-0.5], module), 1e-5, &format!("{kind}, {module}"));
+        }
+    }
+    let trimmed = merge("ties:convention=mergekit,density=0.2,rank=full", one, &[1.0]).adapter;
+    assert!(trimmed.norm() < 0.99 * one[0].adapter.norm());
+}
+
 #[test]
 fn one_hot_weights_give_that_expert() {
     let (experts, weights) = (mixed(), [1.0, 0.0, 0.0]);

@@ -15,8 +15,8 @@ use crate::peft::peft_config::PeftConfig;
 use crate::peft::read_peft::from_parts;
 use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 use crate::peft::target_modules::ends_with_name;
-use crate::peft::wrapper_prefix::PREFIX;
 use crate::peft::weight_files::WeightFiles;
+use crate::peft::wrapper_prefix::PREFIX;
 
 /// The mark of DoRA's magnitudes in a tensor's name.
 const MAGNITUDE: &str = ".lora_magnitude_vector";

@@ -1,6 +1,7 @@
 //! A library on disk: experts, fitted routers, fine-tuned models, and the runs that made them.
 
 pub(crate) mod base_identity;
+mod expert_bases;
 pub(crate) mod expert_name;
 pub(crate) mod expert_record;
 mod json_file;

@@ -1,4 +1,4 @@
-//! The adapter_config.json of an adapter, with the keys that PEFT 0.21.2 writes for a plain LoRA.
+//! The adapter_config.json of an adapter: what a plain LoRA needs, with keys that PEFT knows since 0.7.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +7,40 @@ use serde_json::{Value, json};
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result};
 use crate::low_rank::LowRank;
+use crate::peft::target_modules::ends_with_name;
 
-/// The version of PEFT whose keys are written.
-const PEFT_VERSION: &str = "0.21.2";
-
-/// The text of adapter_config.json: keys sorted, two spaces of indent, as PEFT writes it.
+/// The text of adapter_config.json: keys sorted, two spaces of indent, as PEFT writes it. Keys at PEFT's defaults are left
+/// out, since its older versions refuse keys that they do not know.
 ///
-/// `r` and `lora_alpha` are those of most modules. `rank_pattern` and `alpha_pattern` name the others by their whole,
-/// anchored paths, so that PEFT's rule (the first key that matches the end of a path wins) gives each module its own.
+/// `r` and `lora_alpha` are those of most modules. `rank_pattern` and `alpha_pattern`, where they are needed, name the
+/// others by expressions that match one path each, so that PEFT's rule (the first key that matches the end of a path wins)
+/// gives each module its own.
 pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
     let ranks = modules(adapter, |update| Number::whole(update.rank()));
     let metadata = adapter.metadata();
     let alphas = modules(adapter, |update| Number::of(alpha_of(update, metadata.rslora)));
     let (rank, alpha) = (most_common(&ranks), most_common(&alphas));
-    let specific = json!({
+    let all = json!({
         "alpha_pattern": pattern(&alphas, alpha),
         "base_model_name_or_path": metadata.base_model,
+        "bias": "none",
         "fan_in_fan_out": metadata.fan_in_fan_out,
+        "inference_mode": true,
+        "init_lora_weights": true,
         "lora_alpha": alpha.to_json(),
         "lora_dropout": metadata.dropout,
+        "peft_type": "LORA",
         "r": rank.to_json(),
         "rank_pattern": pattern(&ranks, rank),
         "revision": metadata.revision,
         "target_modules": adapter.target_names().target_modules(adapter.modules().keys()),
         "task_type": metadata.task_type,
-        "use_rslora": metadata.rslora,
+        "use_rslora": metadata.rslora.then_some(true),
     });
-    let mut keys: BTreeMap<String, Value> = plain_lora();
-    if let Value::Object(specific) = specific {
-        keys.extend(specific);
+    let mut keys = BTreeMap::new();
+    if let Value::Object(all) = all {
+        let needed = |value: &Value| !value.is_null() && value.as_object().is_none_or(|pattern| !pattern.is_empty());
+        keys.extend(all.into_iter().filter(|(_, value)| needed(value)));
     }
     serde_json::to_string_pretty(&keys).map_err(AdapterError::Serialize)
 }
@@ -49,49 +54,6 @@ fn alpha_of(update: &LowRank, rslora: bool) -> f64 {
     // The root of a rank is rounded, and an alpha of 16 must not become 16.000000000000004.
     let (alpha, whole) = (update.scale() * rank.sqrt(), (update.scale() * rank.sqrt()).round());
     if (alpha - whole).abs() <= 1e-12 * alpha.abs() { whole } else { alpha }
-}
-
-/// The keys that have the same value for every plain LoRA.
-fn plain_lora() -> BTreeMap<String, Value> {
-    let fixed = json!({
-        "bias": "none",
-        "ensure_weight_tying": false,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "loftq_config": {},
-        "lora_bias": false,
-        "megatron_core": "megatron.core",
-        "peft_type": "LORA",
-        "peft_version": PEFT_VERSION,
-        "qalora_group_size": 16,
-        "use_dora": false,
-        "use_qalora": false,
-    });
-    const UNUSED: &[&str] = &[
-        "alora_invocation_tokens",
-        "arrow_config",
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "exclude_modules",
-        "kasa_config",
-        "layer_replication",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_ga_config",
-        "megatron_config",
-        "modules_to_save",
-        "monteclora_config",
-        "target_parameters",
-        "trainable_token_indices",
-        "use_bdlora",
-        "velora_config",
-    ];
-    let mut keys: BTreeMap<String, Value> = UNUSED.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
-    if let Value::Object(fixed) = fixed {
-        keys.extend(fixed);
-    }
-    keys
 }
 
 /// A rank or an alpha that can be compared and counted: an integer where possible, as in PEFT.
@@ -138,11 +100,19 @@ fn most_common(numbers: &BTreeMap<&str, Number>) -> Number {
     most.map_or(Number::Whole(0), |(number, _)| number)
 }
 
-/// The modules whose number differs from `usual`, as anchored expressions.
+/// The modules whose number differs from `usual`, as expressions that match their paths alone.
 fn pattern(numbers: &BTreeMap<&str, Number>, usual: Number) -> BTreeMap<String, Value> {
-    numbers
-        .iter()
-        .filter(|(_, number)| **number != usual)
-        .map(|(path, number)| (format!("^{}", fancy_regex::escape(path)), number.to_json()))
-        .collect()
+    let key = |path: &str| pattern_key(path, numbers.keys().copied());
+    numbers.iter().filter(|(_, number)| **number != usual).map(|(path, number)| (key(path), number.to_json())).collect()
+}
+
+/// The expression for `path` among `paths`: what follows its first segment, since PEFT before 0.14 matches a key only
+/// after a dot; or the whole path, anchored, where another path ends alike.
+fn pattern_key<'a>(path: &str, mut paths: impl Iterator<Item = &'a str>) -> String {
+    match path.split_once('.') {
+        Some((_, rest)) if !paths.any(|other| other != path && ends_with_name(other, rest)) => {
+            fancy_regex::escape(rest).into_owned()
+        }
+        _ => format!("^{}", fancy_regex::escape(path)),
+    }
 }

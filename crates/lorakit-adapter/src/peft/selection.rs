@@ -42,7 +42,7 @@ impl Selection {
             }
         }
         let unselected: Vec<&String> = selection.unselected.iter().collect();
-        if unselected.len() == modules.len() {
+        if !modules.is_empty() && unselected.len() == modules.len() {
             return Err(AdapterError::Tensors(format!(
                 "target_modules of adapter_config.json selects none of the modules with tensors: {}; correct it, or use the \
                  tensors that belong to it",

@@ -54,7 +54,12 @@ impl TargetNames {
                 Self::WholePaths => return Self::WholePaths,
             }
         }
-        names.retain(|name| modules.clone().any(|path| ends_with_name(path, name)));
+        let all = names.clone();
+        // Names without modules, and those that a shorter name covers, are not needed.
+        names.retain(|name| {
+            modules.clone().any(|path| ends_with_name(path, name))
+                && !all.iter().any(|shorter| shorter != name && ends_with_name(name, shorter))
+        });
         let all = modules.clone().all(|path| names.iter().any(|name| ends_with_name(path, name)));
         if all { Self::Short(names) } else { Self::WholePaths }
     }

@@ -62,7 +62,9 @@ impl WeightFiles {
             Self::Pickle(files) => {
                 for file in files {
                     let owned = pickled_tensors(file).within_file(file)?;
-                    tensors.extend(owned.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)));
+                    tensors.extend(
+                        owned.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)),
+                    );
                 }
             }
         }

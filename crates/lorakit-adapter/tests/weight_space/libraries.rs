@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lorakit_adapter::{Adapter, BaseIdentity, ExpertRecord, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE};
+use lorakit_adapter::{
+    Adapter, AdapterMetadata, BaseIdentity, ExpertRecord, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE,
+};
 use lorakit_format::hash::sha256_of_file;
 
 use crate::{chain, small_adapter};
@@ -16,6 +18,12 @@ fn base(fingerprint: &str) -> BaseIdentity {
         dimensions: BTreeMap::from([("hidden_size".into(), 64)]),
         fingerprint: fingerprint.into(),
     }
+}
+
+/// An adapter that names the base `base`.
+fn made_for(base: &str) -> Adapter {
+    let metadata = AdapterMetadata { base_model: Some(base.to_owned()), ..AdapterMetadata::default() };
+    small_adapter(1).with_metadata(metadata)
 }
 
 fn record() -> ExpertRecord {
@@ -56,6 +64,45 @@ fn experts_are_added_listed_read_and_removed() {
     assert_eq!(library.expert_names().unwrap(), ["alpha"]);
     let error = library.adapter("zeta").unwrap_err().to_string();
     assert!(error.contains("no expert `zeta`") && error.contains("`alpha`"), "{error}");
+}
+
+/// Names are compared by their last part, fingerprints before names, and what is not known is no difference.
+#[test]
+fn experts_of_different_bases_are_told_apart() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let made_by = |fingerprint: &str| ExpertRecord { base_fingerprint: Some(fingerprint.into()), ..record() };
+    for (name, base, record) in [
+        ("a", Some("org/Llama-1b"), None),
+        ("b", Some("/models/llama-1b/"), None),
+        ("c", Some("org/other-1b"), None),
+        ("d", None, None),
+        ("e", Some("here"), Some(made_by("1"))),
+        ("f", Some("there"), Some(made_by("1"))),
+        ("g", Some("here"), Some(made_by("2"))),
+    ] {
+        let adapter = base.map_or(small_adapter(1), |base| made_for(base));
+        library.add(name, &adapter, record.as_ref()).unwrap();
+    }
+    let differing = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        library.differing_bases(&names).unwrap()
+    };
+    assert_eq!((differing(&["a", "b", "d"]), differing(&["e", "f"])), (None, None));
+    let text = differing(&["a", "b", "c"]).unwrap();
+    assert!(["`a`", "org/Llama-1b", "`c`", "org/other-1b"].iter().all(|part| text.contains(part)), "{text}");
+    assert!(differing(&["e", "g"]).unwrap().contains("fingerprint 2"));
+}
+
+/// PEFT's tools look the base up by that name.
+#[test]
+fn experts_name_the_base_of_their_library_unless_they_name_one() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), Some(&base("1"))).unwrap();
+    library.add("a", &small_adapter(1), None).unwrap();
+    library.add("b", &made_for("org/own"), None).unwrap();
+    let named = |name: &str| library.adapter(name).unwrap().metadata().base_model.clone().unwrap();
+    assert_eq!((named("a"), named("b")), ("some/base".to_owned(), "org/own".to_owned()));
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod published_adapters;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lorakit_adapter::{Adapter, BaseModule, LowRank, Matrix};
+use lorakit_adapter::{Adapter, BaseModule, LowRank, Matrix, ModuleKind};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -52,6 +52,7 @@ fn own_modules(adapter: &Adapter) -> Vec<BaseModule> {
         path: path.clone(),
         input: update.input(),
         output: update.output(),
+        kind: ModuleKind::Linear,
     };
     adapter.modules().iter().map(module).collect()
 }

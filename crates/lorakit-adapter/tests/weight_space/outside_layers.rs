@@ -102,7 +102,8 @@ fn the_head_of_a_tied_embedding_needs_no_target_name() {
             config["ensure_weight_tying"] = tying.into();
         })
     };
-    assert!(read(&tied(false)).unwrap_err().contains("lm_head"));
+    let untied = read(&tied(false)).unwrap();
+    assert!(untied.modules().len() == 2 && untied.warnings()[0].text.contains("lm_head"), "{:?}", untied.warnings());
     let adapter = read(&tied(true)).unwrap();
     assert_eq!(adapter.modules().len(), 3);
     adapter.check_against(&base()).unwrap();

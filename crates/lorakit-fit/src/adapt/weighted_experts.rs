@@ -117,7 +117,7 @@ impl WeightedExpertsFit<'_> {
         context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
         let (merge, coefficients) = self.merge.merge(&opened.experts, &fitted.weights)?;
         let merged = merge.merge(opened.experts.experts(), &coefficients)?;
-        let adapter = merged.adapter.with_target_names(&context.base.adaptable_modules());
+        let adapter = merged.adapter.with_target_names(&context.base.adaptable_modules()).with_one_rank()?;
         let losses = fitted.document(&opened.experts);
         let record = ExpertRecord {
             settings: OpaqueRecord::new(&identity)?,

@@ -203,6 +203,9 @@ impl MergeMethod for TaskVectors {
     }
 
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
+        if let Some(linear) = self.linear_of_one(experts) {
+            return linear.merge(experts, coefficients);
+        }
         let thresholds = self.thresholds(experts);
         each_module(experts, coefficients, self.footprint(), |module| self.merge_module(module, &thresholds))
     }
@@ -224,6 +227,14 @@ impl TaskVectors {
     pub(crate) fn linear_of_paper() -> Self {
         let method = TaskVectorMethod::linear_of_paper();
         Self { method, settings: method.defaults() }
+    }
+
+    /// What this merge is of a single expert, where that is something else: PEFT merges one adapter linearly, whatever
+    /// the method, so that nothing is trimmed or dropped.
+    fn linear_of_one(&self, experts: &[Expert]) -> Option<Self> {
+        let one = experts.len() == 1 && self.settings.convention == Convention::Peft && self.method.name != LINEAR.name;
+        let method = TaskVectorMethod::find(LINEAR.name, Some("peft")).filter(|_| one)?;
+        Some(Self { method, settings: TaskVectorSettings { scale: self.settings.scale, ..method.defaults() } })
     }
 
     /// Reads the settings of the merge of that name.

@@ -6,6 +6,10 @@
 //! those by a softmax over their scores. At an embedding, whose input is a token id and has no direction, every expert
 //! has weight 1/n. The knowledge of general experts may be subtracted from all others first:
 //! [`crate::token::general_knowledge`].
+//!
+//! An expert whose delta at a projection is zero has no direction there and is no candidate, however large `top_k` is. In
+//! PEFT it has a prototype of zeros, whose score of 0 still takes a share of the softmax from the others once `top_k`
+//! reaches it.
 
 use crate::error::Result;
 use crate::fixed::uniform::uniform_patch;
@@ -33,7 +37,8 @@ use std::sync::{Arc, OnceLock};
 pub static ARROW: MethodInfo<dyn Router> = MethodInfo {
     name: "arrow",
     aliases: &[],
-    summary: "per token, the experts whose top singular vector aligns with it",
+    summary: "per token, the experts whose top singular vector aligns with it; an expert whose delta is zero at a \
+              projection is no candidate there",
     link: Some("https://arxiv.org/abs/2405.11157"),
     defaults: defaults::<Arrow>,
     parse: |name, typed| Ok(Arc::new(read::<Arrow>(name, typed)?)),
