@@ -89,6 +89,17 @@ fn rope_scaling_and_the_flat_keys_go_before_rope_parameters() {
     assert_eq!(rope_of(|config| config["rope_scaling"] = json!({})), rope_of(|_| ()));
 }
 
+/// The fixture's config has a soft cap of scores, and its logits are those of transformers.
+#[test]
+fn gemma_3_does_not_cap_its_scores_and_says_so() {
+    let capped = BaseConfig::parse(&config("gemma3").to_string(), "config.json").unwrap();
+    let mut json = config("gemma3");
+    json["attn_logit_softcapping"] = Value::Null;
+    let plain = BaseConfig::parse(&json.to_string(), "config.json").unwrap();
+    assert_eq!((capped.scales, plain.notices.len()), (plain.scales, 0));
+    assert!(capped.notices[0].contains("'attn_logit_softcapping' is 6.0"), "{:?}", capped.notices);
+}
+
 /// The text model of a multimodal folder, by the names of transformers 5 and by those before.
 #[test]
 fn the_text_model_of_a_multimodal_folder_equals_the_text_model_alone() {
@@ -107,7 +118,8 @@ fn the_text_model_of_a_multimodal_folder_equals_the_text_model_alone() {
         assert_eq!(difference(&logits(&base), &alone), 0.0);
         assert_eq!(base.parameters(), open(&fixture("gemma3")).parameters());
         assert_eq!(base.modules()[0].path, "model.language_model.layers.0.self_attn.q_proj");
-        assert!(base.config().notices[0].contains("only the text model is used"), "{:?}", base.config().notices);
+        let notices = &base.config().notices;
+        assert!(notices.iter().any(|notice| notice.contains("only the text model is used")), "{notices:?}");
         let trained = Base::open(folder.path(), &BaseOptions { trainable: true, ..BaseOptions::default() });
         assert!(matches!(trained, Err(ModelError::Checkpoint { .. })));
     }

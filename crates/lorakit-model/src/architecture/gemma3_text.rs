@@ -37,15 +37,24 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
         "sliding_window": 4096,
         "tie_word_embeddings": true,
     }));
-    let caps =
-        [json.number_or_null("attn_logit_softcapping", None)?, json.number_or_null("final_logit_softcapping", None)?];
+    let caps = [None, json.number_or_null("final_logit_softcapping", None)?];
     let [global, local] = ropes(&json)?;
     let mut config = gemma2::read_gemma(&json.clone().without(&["rope_parameters", "rope_scaling"]), descriptor, caps)?;
+    config.notices.extend(score_cap_notice(&json));
     config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
     let every = json.count("sliding_window_pattern")?.unwrap_or(6);
     let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let kind = AttentionKind { window: json.count("sliding_window")?, rope: Some(local) };
     Ok(config.with_local_layers(&is_local, kind))
+}
+
+/// What to say of a soft cap of scores: norms of q and k took its place, and transformers reads the key without using it.
+fn score_cap_notice(json: &ConfigKeys) -> Option<String> {
+    json.get("attn_logit_softcapping").map(|cap| {
+        json.text_of(&format!(
+            "key 'attn_logit_softcapping' is {cap}; Gemma 3 does not cap its scores, as in transformers"
+        ))
+    })
 }
 
 /// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, or else
