@@ -58,7 +58,7 @@ impl Sdpa {
     fn weights(&self, scores: &Tensor) -> Result<Tensor> {
         let (n, _, queries, keys) = self.mask.dims4()?;
         let scores = scores.reshape((n, self.heads.queries, queries, keys))?.broadcast_add(&self.mask)?;
-        softmax_last_dim(&scores)?.reshape((n * self.heads.keys, self.heads.shared() * queries, keys))
+        softmax(&scores)?.reshape((n * self.heads.keys, self.heads.shared() * queries, keys))
     }
 
     /// `P v`, `[n, Q, queries * features]`, in f32.
@@ -85,6 +85,15 @@ impl Sdpa {
             k: by_token(&ds.t()?.matmul(&self.q)?, keys, self.heads)?,
             v: by_token(&p.t()?.matmul(&dy)?, keys, self.heads)?,
         })
+    }
+}
+
+/// The softmax of the last dimension. Its sums are in f32: candle's own are on GPUs, while on a CPU it adds 16-bit numbers
+/// one by one.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    match scores.device().is_cpu() {
+        true => softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype()),
+        false => softmax_last_dim(scores),
     }
 }
 
