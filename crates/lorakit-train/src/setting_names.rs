@@ -32,8 +32,8 @@ pub(crate) fn suggested_name<'a>(name: &str, known: impl Iterator<Item = &'a str
         _ => None,
     };
     let canonical = canonical_name(&name).to_owned();
-    let close = |known: &&str| strsim::levenshtein(&canonical, known) <= 1 + known.len() / 5;
-    let nearest = |known: &&str| strsim::levenshtein(&canonical, known);
+    let close = |known: &&str| strsim::osa_distance(&canonical, known) <= 1 + known.len() / 5;
+    let nearest = |known: &&str| strsim::osa_distance(&canonical, known);
     elsewhere.or_else(|| known.filter(close).min_by_key(nearest)).map(str::to_owned)
 }
 
@@ -51,6 +51,7 @@ mod tests {
             ("learning-rate", "learning_rate"),
             ("leraning_rate", "learning_rate"),
             ("rnk", "rank"),
+            ("rnak", "rank"),
             ("alfa", "alpha"),
             ("max_grad_nrm", "max_grad_norm"),
         ] {
