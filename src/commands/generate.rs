@@ -32,7 +32,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE.jsonl", requires = "output", conflicts_with = "prompt")]
     input: Option<PathBuf>,
     /// JSON lines: the fields of each row of --input, with its text
-    #[arg(long, value_name = "FILE.jsonl", requires = "input")]
+    #[arg(long, value_name = "FILE.jsonl")]
     output: Option<PathBuf>,
     /// Put each prompt through the base's chat template, as a user's message
     #[arg(long)]
@@ -64,6 +64,7 @@ const ROWS: usize = 64;
 pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     args.adapter.ensure_usage()?;
     args.sampling.ensure_usage()?;
+    usage::ensure(args.output.is_none() || args.input.is_some(), || "--output needs --input".to_owned())?;
     let rows = match (&args.input, &args.prompt) {
         (Some(path), _) => PromptRow::read(path)?,
         (None, prompt) => vec![PromptRow::typed(prompt.as_deref().unwrap_or_default())?],

@@ -27,6 +27,7 @@ pub const SETTINGS: &str = "\
 Training settings, with defaults and aliases of PEFT and transformers:
   rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
   target_modules=attention      or all-linear, comma-separated names, or a regular expression
+  use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank; use_dora is not supported
   tie_qkv=false                 share A between q, k and v
   learning_rate=1e-4            lr_scheduler=linear (lr_scheduler_type)
   warmup_ratio=0.06             weight_decay=0                max_grad_norm=0.1, per expert; 0: none

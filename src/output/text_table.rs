@@ -1,6 +1,7 @@
 //! Text tables, and the format of their cells.
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width};
+use unicode_width::UnicodeWidthStr;
 
 /// A table with a line under its header; columns of numbers are right-aligned, long texts are wrapped between words. On a
 /// terminal that is too narrow even so, a list of rows with a line per cell.
@@ -57,7 +58,7 @@ impl TableColumn {
 
 /// The columns of a terminal that a text takes: two for each character of East Asian scripts.
 fn columns_of(text: &str) -> usize {
-    text.chars().map(|c| if c >= '\u{1100}' { 2 } else { 1 }).sum()
+    text.width()
 }
 
 /// The rows one below the other, each cell after its header.

@@ -7,6 +7,7 @@ use lorakit_fit::router::{build_router, depends_on_task};
 use lorakit_fit::{FitContext, FitError, OpenLibrary, Reporter, TrainingHooks};
 use lorakit_model::{Base, BaseOptions};
 use lorakit_route::parse_router;
+use lorakit_task::Tokenizer;
 use std::path::PathBuf;
 
 fn repository(path: &str) -> PathBuf {
@@ -38,7 +39,7 @@ fn context<'a>(base: &'a Base, library: &'a OpenLibrary) -> FitContext<'a, 'a> {
     FitContext {
         base,
         library,
-        tokenizer: &|| Err("nothing is fitted, so no tokenizer is needed".into()),
+        tokenizer: &|| Ok(Tokenizer::open(&repository("src/pico"))?),
         tasks: &[],
         data: None,
         seed: 0,
