@@ -125,7 +125,10 @@ fn a_branch_that_moved_is_downloaded_again() {
         &cached.stderr,
         &["warning: hub:acme/tiny: no network: http://127.0.0.1:9", "Using the cached", NEWER],
     );
-    assert_eq!(serde_json::from_str::<Value>(&cached.stdout).unwrap(), moved);
+    let cached: Value = serde_json::from_str(&cached.stdout).unwrap();
+    for key in ["max_positions", "fingerprint"] {
+        assert_eq!(cached[key], moved[key], "{key}");
+    }
 }
 
 #[test]

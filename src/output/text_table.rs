@@ -16,7 +16,7 @@ pub fn table<C: Into<String>>(
 fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>) -> String {
     let columns: Vec<TableColumn> =
         (0..header.len()).map(|index| TableColumn::new(&header[index], index, &rows)).collect();
-    let narrowest = columns.iter().map(|column| column.narrowest + 2).sum::<usize>();
+    let narrowest = columns.iter().map(|column| column.narrowest + PADDING).sum::<usize>();
     if width.is_some_and(|width| narrowest > usize::from(width)) {
         return list(&header, &rows);
     }
@@ -31,7 +31,8 @@ fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>)
         if own.is_number {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let [lower, upper] = [own.narrowest, own.narrowest.max(WIDEST_TEXT)]
+        let narrowest = own.narrowest + PADDING;
+        let [lower, upper] = [narrowest, narrowest.max(WIDEST_TEXT)]
             .map(|width| Width::Fixed(width.try_into().unwrap_or(u16::MAX)));
         column.set_constraint(ColumnConstraint::Boundaries { lower, upper });
     }
@@ -77,6 +78,9 @@ fn terminal_width() -> Option<u16> {
     let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     asked.or_else(|| terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0))
 }
+
+/// The spaces on both sides of a cell, which count to its column's width.
+const PADDING: usize = 2;
 
 /// Characters per line of a text cell.
 const WIDEST_TEXT: usize = 72;
