@@ -159,7 +159,7 @@ impl Formatter for PythonLayout {
             return writer.write_all(fragment.as_bytes());
         }
         fragment.chars().try_for_each(|letter| match letter {
-            ' '..='\u{7f}' => write!(writer, "{letter}"),
+            ' '..='~' => write!(writer, "{letter}"),
             _ => letter.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}")),
         })
     }

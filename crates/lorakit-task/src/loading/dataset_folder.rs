@@ -132,6 +132,8 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
         return Ok(None);
     }
     ensure_complete(&shards, folder)?;
+    // As `datasets` orders them: train, validation, test.
+    files.sort_by_key(|(split, _)| *split);
     Ok(Some(files))
 }
 

@@ -89,7 +89,7 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
         None => config.instruction.clone(),
     };
     let rows = file.document.rows(config.rows_at.as_deref())?;
-    let place = |number: usize| match file.document.is_one_row(config.rows_at.as_deref()) {
+    let place = |number: usize| match file.document.may_contain_rows(config.rows_at.as_deref()) {
         false => format!("row {number}"),
         true => {
             "the file is one JSON object and read as one row (rows inside it need a task TOML with `rows_at`)".into()

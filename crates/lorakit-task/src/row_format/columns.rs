@@ -42,6 +42,15 @@ impl Columns {
         &self.fields
     }
 
+    /// The columns that row or task give, for messages.
+    pub fn present(&self) -> String {
+        let mut present = self.fields.clone();
+        if present.get("instruction").is_some_and(|text| text == "") {
+            present.shift_remove("instruction");
+        }
+        json_value::keys(&present)
+    }
+
     /// A column that the row may lack; numbers that serde_json would write otherwise are texts, as they are written.
     pub fn get(&self, column: &str) -> Option<&Value> {
         self.written.as_ref().unwrap_or(&self.fields).get(column)
@@ -61,11 +70,7 @@ impl Columns {
 
     /// The error for a column that the row lacks.
     pub fn missing(&self, column: &str) -> Error {
-        let mut present = self.fields.clone();
-        if present.get("instruction").is_some_and(|text| text == "") {
-            present.shift_remove("instruction");
-        }
         let formats = suggestion(&self.fields).map_or(String::new(), |names| format!("Try --columns {names}. "));
-        Error::MissingColumn { column: column.to_string(), present: json_value::keys(&present), formats }
+        Error::MissingColumn { column: column.to_string(), present: self.present(), formats }
     }
 }

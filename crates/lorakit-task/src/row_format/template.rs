@@ -9,7 +9,6 @@ use serde_json::Value;
 
 use crate::error::{At, Error, Result};
 use crate::jinja::environment::environment;
-use crate::json_value::keys;
 use crate::row_format::columns::Columns;
 
 /// The templates of one task.
@@ -97,10 +96,10 @@ impl TemplateSet {
             return Error::Render(error.to_string());
         }
         if missing.is_empty() {
-            return Error::Render(format!("{error}; the row has the columns {}", keys(columns.as_map())));
+            return Error::Render(format!("{error}; the row has the columns {}", columns.present()));
         }
         let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-        Error::Render(format!("no column {}; the row has the columns {}", missing.join(", "), keys(columns.as_map())))
+        Error::Render(format!("no column {}; the row has the columns {}", missing.join(", "), columns.present()))
     }
 }
 

@@ -52,9 +52,14 @@ impl Document {
         Ok(rows)
     }
 
-    /// Whether the whole document is read as one row, where it might contain the rows instead.
-    pub fn is_one_row(&self, at: Option<&str>) -> bool {
-        matches!((self, at), (Document::Tree(tree), None) if is_row(&tree.value))
+    /// Whether the whole document is read as one row, and has a list or an object of objects that may be the rows instead.
+    pub fn may_contain_rows(&self, at: Option<&str>) -> bool {
+        match (self, at) {
+            (Document::Tree(tree), None) if is_row(&tree.value) => {
+                tree.value.as_object().is_some_and(|fields| fields.values().any(has_objects))
+            }
+            _ => false,
+        }
     }
 
     /// The text at a dotted path of keys beside the rows; a list of texts is joined by newlines.
@@ -78,6 +83,11 @@ fn as_row(number: usize, value: &Value) -> Result<&Map<String, Value>> {
 /// Whether a document is one row, as a file of JSON lines with a single line is.
 fn is_row(value: &Value) -> bool {
     value.as_object().is_some_and(|fields| !fields.contains_key("examples"))
+}
+
+/// Whether a value is a list or an object of objects.
+fn has_objects(value: &Value) -> bool {
+    children(value, None).is_ok_and(|items| !items.is_empty() && items.into_iter().all(Value::is_object))
 }
 
 /// The rows of a tree.

@@ -118,17 +118,20 @@ mod tests {
     #[test]
     fn numbers_are_kept_as_they_are_written() {
         let long = "9".repeat(400);
-        let text = format!(r#"{{"a": [37778931862957161709568, 2.50, 1e6, 5, "1e6 \" 2.50"], "b": {long}, "c": -0}}"#);
+        let text =
+            format!(r#"{{"a": [37778931862957161709568, 2.50, 1e6, 1e22, 5, "1e6 \" 2.50"], "b": {long}, "c": -0}}"#);
         let parsed = SourceValue::parse(&text).unwrap();
-        let expected = json!({"a": ["37778931862957161709568", 2.5, 1e6, 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
+        let expected =
+            json!({"a": ["37778931862957161709568", 2.5, 1e6, 1e22, 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
         assert_eq!(parsed.value, expected);
-        let written = json!({"a": ["37778931862957161709568", "2.50", "1e6", 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
+        let written =
+            json!({"a": ["37778931862957161709568", "2.50", "1e6", "1e22", 5, "1e6 \" 2.50"], "b": long, "c": "-0"});
         assert_eq!(parsed.written.unwrap(), written);
     }
 
     #[test]
     fn ordinary_numbers_need_no_second_value() {
-        let text = r#"[0, -1, 2.5, 1000000.0, 18446744073709551615, -9223372036854775808, 1e22, 0.1]"#;
+        let text = r#"[0, -1, 2.5, 1000000.0, 18446744073709551615, -9223372036854775808, 0.1]"#;
         assert_eq!(SourceValue::parse(text).unwrap().written, None);
         assert_eq!(SourceValue::parse("18446744073709551616").unwrap().value, json!("18446744073709551616"));
     }
