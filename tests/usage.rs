@@ -65,10 +65,15 @@ fn usage_errors_exit_with_2() {
         "merge --library l --out o --method lorahub",
         "merge --library l --out o --method cat --fit t",
     ] {
-        let ran = words(line);
-        assert_eq!(ran.code, 2, "`{line}`: {}", ran.stderr);
-        assert_eq!(ran.stdout, "", "`{line}`");
+        assert_usage_error(line);
     }
+}
+
+#[track_caller]
+fn assert_usage_error(line: &str) {
+    let ran = words(line);
+    assert_eq!(ran.code, 2, "`{line}`: {}", ran.stderr);
+    assert_eq!(ran.stdout, "", "`{line}`");
 }
 
 #[test]

@@ -93,7 +93,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     };
     let run = GenerateRun { model: &model, options, context };
     match &args.output {
-        Some(path) => run.to_file(&rows, &prompts, path),
+        Some(path) => run.write_file(&rows, &prompts, path),
         None => run.to_stdout(&rows[0], &prompts, args.chat),
     }
 }
@@ -180,7 +180,7 @@ impl GenerateRun<'_> {
     }
 
     /// Writes the texts of all rows to a file.
-    fn to_file(mut self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
+    fn write_file(mut self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
         let (samples, output) = (self.options.samples, &self.context.output);
         let mut file = GeneratedRows::create(path)?;
         let bar = progress_bar::bar(output, (rows.len() * samples) as u64, "generate");

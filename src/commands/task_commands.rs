@@ -126,7 +126,7 @@ fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
 fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(std::slice::from_ref(&args.task), context)?;
     task_args::warn_of_unused(&tasks, context);
-    let tokenizer = |base: &BaseSource| Ok::<_, anyhow::Error>(base.resolve(context)?.tokenizer()?);
+    let tokenizer = |base: &BaseSource| base.resolve(context)?.tokenizer();
     let vocabulary = args.base.as_ref().map(tokenizer).transpose()?;
     let vocabulary = vocabulary.map(|vocabulary| vocabulary.with_encoding(args.encoding.encoding()));
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;

@@ -32,8 +32,8 @@ fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>)
             column.set_cell_alignment(CellAlignment::Right);
         }
         let narrowest = own.narrowest + PADDING;
-        let [lower, upper] = [narrowest, narrowest.max(WIDEST_TEXT)]
-            .map(|width| Width::Fixed(width.try_into().unwrap_or(u16::MAX)));
+        let [lower, upper] =
+            [narrowest, narrowest.max(WIDEST_TEXT)].map(|width| Width::Fixed(width.try_into().unwrap_or(u16::MAX)));
         column.set_constraint(ColumnConstraint::Boundaries { lower, upper });
     }
     table.trim_fmt()

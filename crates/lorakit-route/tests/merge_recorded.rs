@@ -188,7 +188,10 @@ fn ties_and_pruning_match_values_computed_by_hand() {
     let ties = "ties_svd:density=0.5,rank=full";
     check(ties, &experts, &[1., 1.], [0., 2., 3., -2.5]);
     check(ties, &experts, &[2., 0.5], [0., 1., 6., -4.25]);
-    check("magnitude_prune_svd:density=0.3", &experts[..1], &[1.], [0., 0., 0., -4.]);
+    let two = deltas(&[[1., -2., 3., -4.], [8., 1., 0., 0.]]);
+    check("magnitude_prune_svd:density=0.3", &two, &[1., 1.], [8., 0., 0., -4.]);
+    // PEFT merges one adapter linearly.
+    check("magnitude_prune_svd:density=0.3", &experts[..1], &[1.], [1., -2., 3., -4.]);
     // mergekit elects by the weighted values and divides by the weights that agree: for the first value the votes are
     // 2 against -3, which gives -1; for the second -4 against 6; and so on.
     let ties = "ties:convention=mergekit,rank=full";

@@ -81,7 +81,7 @@ fn experts_of_different_bases_are_told_apart() {
         ("f", Some("there"), Some(made_by("1"))),
         ("g", Some("here"), Some(made_by("2"))),
     ] {
-        let adapter = base.map_or(small_adapter(1), |base| made_for(base));
+        let adapter = base.map_or(small_adapter(1), made_for);
         library.add(name, &adapter, record.as_ref()).unwrap();
     }
     let differing = |names: &[&str]| {

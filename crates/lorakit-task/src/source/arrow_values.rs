@@ -180,7 +180,7 @@ fn iso_time(time: NaiveTime) -> String {
     let whole = time.format("%H:%M:%S");
     match nanoseconds {
         0 => whole.to_string(),
-        _ if nanoseconds % 1000 == 0 => format!("{whole}.{:06}", nanoseconds / 1000),
+        _ if nanoseconds.is_multiple_of(1000) => format!("{whole}.{:06}", nanoseconds / 1000),
         _ => format!("{whole}.{nanoseconds:09}"),
     }
 }

@@ -27,23 +27,24 @@ impl ConversationTokens {
         let template = tokenizer.chat_template()?;
         let mut kept = conversation.clone();
         let mut dropped_messages = 0;
-        let (rendered, tokens, offsets) = loop {
+        let (rendered, encoding) = loop {
             let rendered = template.render(&kept, false)?;
-            let (tokens, offsets) = tokenizer.encode_with_offsets(&rendered.text)?;
-            if tokens.len() <= max_length {
-                break (rendered, tokens, offsets);
+            let encoding = tokenizer.encode_with_offsets(&rendered.text)?;
+            if encoding.len() <= max_length {
+                break (rendered, encoding);
             }
             match kept.drop_oldest_turn() {
                 Some(messages) => dropped_messages += messages,
-                None => break (rendered, tokens, offsets),
+                None => break (rendered, encoding),
             }
         };
+        let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
         let special_token = |text: &str| tokenizer.special_token_at(text);
         let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
         let found = finder.find().ok_or_else(|| {
             Error::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
         })?;
-        let spans: Vec<Range<usize>> = found.spans.iter().map(|span| token_range(&offsets, span)).collect();
+        let spans: Vec<Range<usize>> = found.spans.iter().map(|span| token_range(offsets, span)).collect();
         let reply = spans.last().cloned().unwrap_or_default();
         let mut loss = vec![tokenizer.encoding().loss == LossTokens::All; tokens.len()];
         match tokenizer.encoding().loss {

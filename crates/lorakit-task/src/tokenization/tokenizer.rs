@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
-use tokenizers::{AddedToken, Tokenizer as HubTokenizer};
+use tokenizers::{AddedToken, Encoding, Tokenizer as HubTokenizer};
 
 use crate::chat::chat_template::ChatTemplate;
 use crate::chat::template_file;
@@ -140,10 +140,9 @@ impl Tokenizer {
         matches!(self.chat_template, Ok(Some(_)))
     }
 
-    /// The tokens of a text without BOS or EOS, and the bytes of the text that each comes from.
-    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
-        let encoding = self.tokenizer.encode(text, false).map_err(failed("cannot tokenise"))?;
-        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    /// The tokens of a text without BOS or EOS, with the bytes of the text that each comes from.
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
+        self.tokenizer.encode(text, false).map_err(failed("cannot tokenise"))
     }
 
     /// The length in bytes of the special token that a text begins with, if it does; the longest of several.
