@@ -38,6 +38,8 @@ TOLERANCE = 2e-4
 FOREIGN_NAMES = ["query_key_value", "c_attn", "Wqkv", "gate"]
 # Initializations that change the base's weights.
 CHANGING_THE_BASE = ["pissa", "olora"]
+# What the message of a refusal contains, where it is not the word of the list.
+IN_MESSAGES = {"incomplete": "has no tensors", "unselected": "selects none of the modules with tensors"}
 
 
 class Base:
@@ -184,13 +186,15 @@ def store(rng, folder):
 
 
 def pefts_logits(base, folder, ids):
-    """PEFT's logits, or None where it does not load the adapter."""
+    """PEFT's logits and whether it misses tensors of targeted modules, or None where it does not load the adapter."""
     try:
-        model = PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()
     except (ValueError, KeyError, RuntimeError):
         return None
     with torch.no_grad():
-        return model(ids).logits
+        return model(ids).logits, any("missing adapter keys" in str(warning.message) for warning in caught)
 
 
 def lorakits_logits(binary, base, folder, work):
@@ -213,13 +217,16 @@ def judge(binary, rng, base, work, listed):
         narrow(rng, base, folder)
     convert = store(rng, folder)
     ids = load_file(work / "ids.safetensors")["input_ids"]
-    expected = pefts_logits(base, folder, ids)
+    loaded = pefts_logits(base, folder, ids)
     convert()
-    if expected is None:
+    if loaded is None:
         return "not loaded by PEFT", None
+    expected, incomplete = loaded
+    if incomplete:
+        refused.update(["incomplete", "unselected"])
     found = lorakits_logits(binary, base, folder, work)
     if isinstance(found, str):
-        named = [feature for feature in refused & listed if feature in found]
+        named = [feature for feature in refused & listed if IN_MESSAGES.get(feature, feature) in found]
         return f"refused: {', '.join(sorted(refused))}", None if named else found
     apart = (found - expected).abs().max().item()
     return "accepted", None if apart < TOLERANCE else f"logits are {apart:.1e} apart"
