@@ -76,6 +76,19 @@ fn thoughts_are_cut_and_tools_are_json() {
 }
 
 #[test]
+fn parts_of_text_are_joined_for_templates_that_take_text_alone() {
+    let parts = json!({"role": "user", "content": [{"type": "text", "text": "2"}, {"type": "text", "text": "?"}]});
+    let conversation = Conversation::new(vec![Message::read(&parts).unwrap(), Message::new("assistant", "two")]);
+    let text = |source| template(source).render(&conversation, false).unwrap().text;
+    assert_eq!(text(CHATML), "<|im_start|>user\n2?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n");
+    // One that would write the list, and one that takes it.
+    assert_eq!(text("{% for m in messages %}{{ m.content }};{% endfor %}"), "2?;two;");
+    let each = "{% for m in messages %}{% if m.content is string %}{{ m.content }};{% else %}\
+                {% for part in m.content %}<{{ part.text }}>{% endfor %}{% endif %}{% endfor %}";
+    assert_eq!(text(each), "<2><?>two;");
+}
+
+#[test]
 fn generation_blocks_are_found_and_leave_no_trace() {
     let source = "{% for m in messages %}\n{{ m.role }}:\n  {%- if m.role == 'assistant' %}\n    {%- generation %}\n {{ m.content }}.\
                   {% endgeneration %}\n{% else %}\n {{ m.content }}\n{% endif %}\n{% endfor %}";

@@ -153,6 +153,10 @@ fn one_nested_row_is_read_as_two_are() {
     fs::write(folder.path().join("elsewhere.json"), format!("{{\"Instances\": [{row}]}}")).unwrap();
     let error = message(&folder.path().join("elsewhere.json"));
     assert!(error.contains("`rows_at`") && error.contains("`Instances`"), "{error}");
+    // A conversation is a row, whatever else is wrong with it.
+    fs::write(folder.path().join("chat.jsonl"), r#"{"messages": [{"role": "user", "content": "Hi"}]}"#).unwrap();
+    let error = message(&folder.path().join("chat.jsonl"));
+    assert!(error.contains("row 1: the conversation has no message of the role `assistant`"), "{error}");
 }
 
 #[test]

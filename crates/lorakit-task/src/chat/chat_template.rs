@@ -19,6 +19,9 @@ const DEFAULT: &str = "default";
 /// The name of a template of its own for conversations with tools.
 const TOOL_USE: &str = "tool_use";
 
+/// A text that no template writes by itself.
+const PROBE: &str = "lorakit-probe";
+
 /// A compiled chat template. It renders as `apply_chat_template` of transformers does.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
@@ -28,6 +31,7 @@ pub struct ChatTemplate {
     sha256: String,
     has_tool_use: bool,
     has_system_role: bool,
+    takes_parts: bool,
 }
 
 /// A rendered conversation.
@@ -56,8 +60,10 @@ impl ChatTemplate {
             sha256: sha256(source.as_bytes()),
             has_tool_use: false,
             has_system_role: false,
+            takes_parts: true,
         };
         template.has_system_role = template.renders_system_messages();
+        template.takes_parts = template.renders_parts();
         Ok(template)
     }
 
@@ -93,7 +99,7 @@ impl ChatTemplate {
     /// # Errors
     /// If the template refuses the conversation, in the template's own words, or uses what minijinja lacks.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<RenderedChat> {
-        let messages: Vec<_> = conversation.messages.iter().map(Message::fields).collect();
+        let messages: Vec<_> = conversation.messages.iter().map(|message| message.fields(self.takes_parts)).collect();
         let mut variables = self.special_tokens.clone();
         variables.insert("messages".into(), json!(messages));
         variables.insert("tools".into(), json!(conversation.tools));
@@ -111,11 +117,22 @@ impl ChatTemplate {
     }
 
     fn renders_system_messages(&self) -> bool {
-        const PROBE: &str = "lorakit-probe";
         let messages = [(SYSTEM, PROBE), (USER, "a"), (ASSISTANT, "b")];
         let messages = messages.map(|(role, content)| Message::new(role, content));
         let rendered = self.render(&Conversation::new(messages.to_vec()), false);
         rendered.is_ok_and(|chat| chat.text.contains(PROBE))
+    }
+
+    /// Whether the template takes content in parts. Most take text alone, and refuse a list or write it with its brackets.
+    fn renders_parts(&self) -> bool {
+        let messages = [
+            json!({"role": USER, "content": [{"type": "text", "text": PROBE}]}),
+            json!({"role": ASSISTANT, "content": "b"}),
+        ];
+        let messages = messages.iter().map(Message::read).collect::<Result<_>>();
+        let rendered = messages.and_then(|messages| self.render(&Conversation::new(messages), false));
+        let is_list = |text: &str| ["'type'", "\"type\""].iter().any(|key| text.contains(key));
+        rendered.is_ok_and(|chat| chat.text.contains(PROBE) && !is_list(&chat.text))
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Message {
     pub role: String,
     /// Its text; empty for a message that only calls tools.
     pub content: String,
-    /// All its fields, as the template receives them, `role` and `content` among them.
+    /// All its fields, as data files have them, `role` and `content` among them.
     fields: Map<String, Value>,
 }
 
@@ -65,9 +65,13 @@ impl Message {
         Ok(Message { role, content, fields: fields.clone() })
     }
 
-    /// The fields, as the template receives them.
-    pub(crate) fn fields(&self) -> &Map<String, Value> {
-        &self.fields
+    /// The fields, as a template receives them that takes content in parts, or one that takes text alone.
+    pub(crate) fn fields(&self, in_parts: bool) -> Map<String, Value> {
+        let mut fields = self.fields.clone();
+        if !in_parts && fields.get("content").is_some_and(Value::is_array) {
+            fields.insert("content".to_owned(), self.content.clone().into());
+        }
+        fields
     }
 
     /// Whether a model writes it.
@@ -141,9 +145,12 @@ mod tests {
         let message = json!({"role": "assistant", "content": "4", "reasoning_content": "2 + 2"});
         let read = Message::read(&message).unwrap();
         assert_eq!((read.role.as_str(), read.content.as_str()), ("assistant", "4"));
-        assert_eq!(Value::Object(read.fields().clone()), message);
+        assert_eq!(Value::Object(read.fields(false)), message);
         let parts = json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]});
-        assert_eq!(Message::read(&parts).unwrap().content, "ab");
+        let read = Message::read(&parts).unwrap();
+        assert_eq!(read.content, "ab");
+        assert_eq!(Value::Object(read.fields(true)), parts);
+        assert_eq!(Value::Object(read.fields(false)), json!({"role": "user", "content": "ab"}));
         let call = json!({"role": "assistant", "content": null, "tool_calls": []});
         assert_eq!(Message::read(&call).unwrap().content, "");
     }

@@ -89,14 +89,30 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
         None => config.instruction.clone(),
     };
     let rows = file.document.rows(config.rows_at.as_deref())?;
-    let place = |number: usize| match file.document.may_contain_rows(config.rows_at.as_deref()) {
+    let may_contain_rows = file.document.may_contain_rows(config.rows_at.as_deref());
+    let place = |number: usize, error: &Error| match may_contain_rows && lacks_columns(error) {
         false => format!("row {number}"),
         true => {
             "the file is one JSON object and read as one row (rows inside it need a task TOML with `rows_at`)".into()
         }
     };
-    let row = |(i, row)| reader.read(i + 1, row, instruction.as_deref()).at(|| place(i + 1));
+    let row = |(i, row)| {
+        let read = reader.read(i + 1, row, instruction.as_deref());
+        read.map_err(|error| {
+            let place = place(i + 1, &error);
+            error.at(place)
+        })
+    };
     rows.into_iter().enumerate().map(row).collect()
+}
+
+/// Whether a row has not the columns that are read.
+fn lacks_columns(error: &Error) -> bool {
+    match error {
+        Error::At { source, .. } => lacks_columns(source),
+        Error::MissingColumn { .. } | Error::Render(_) => true,
+        _ => false,
+    }
 }
 
 /// A row's split by hash. If that split has a file of its own, the row is for training: no row is dropped, and none is added
