@@ -28,7 +28,7 @@ pub struct GenerateArgs {
     /// Prompt; - reads it from stdin
     #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true, required_unless_present = "input")]
     prompt: Option<String>,
-    /// JSON lines with a `prompt` each; needs --output
+    /// JSON lines with a `prompt` (a text) or `messages` each; needs --output
     #[arg(long, value_name = "FILE.jsonl", requires = "output", conflicts_with = "prompt")]
     input: Option<PathBuf>,
     /// JSON lines: the fields of each row of --input, with its text
@@ -74,7 +74,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         generated_rows::ensure_new_keys(&rows)?;
     }
     let rows: Vec<PromptRow> = match args.chat {
-        true => rows.into_iter().map(|row| row.into_chat(args.system.as_deref())).collect(),
+        true => rows.into_iter().map(|row| row.into_chat(args.system.as_deref())).collect::<Result<_>>()?,
         false => rows,
     };
     let place = args.base.resolve(context)?;

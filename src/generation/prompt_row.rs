@@ -55,28 +55,37 @@ impl PromptRow {
     fn of_line(line: &str, place: &str) -> Result<Self> {
         let row = serde_json::from_str(line).context("expected a JSON object")?;
         let Value::Object(fields) = row else { bail!("expected a JSON object, such as {{\"prompt\": \"...\"}}") };
-        let Some(prompt) = fields.get("prompt") else {
+        let Some((name, value)) = ["messages", "prompt"].iter().find_map(|name| fields.get_key_value(*name)) else {
             let found: Vec<&str> = fields.keys().map(String::as_str).collect();
             bail!(
-                "expected a field `prompt`, found {}",
+                "expected a field `prompt` or `messages`, found {}",
                 if found.is_empty() { "none".into() } else { found.join(", ") }
             )
         };
-        let Value::String(text) = prompt else { bail!("`prompt` is {prompt}; expected a text") };
-        let prompt = Prompt::Text(text.clone());
+        let prompt = match value {
+            Value::String(text) if name == "prompt" => Prompt::Text(text.clone()),
+            Value::Array(messages) => Prompt::Chat(read_messages(messages).with_context(|| format!("`{name}`"))?),
+            _ if name == "prompt" => bail!("`prompt` is {value}; expected a text, or a list of messages"),
+            _ => bail!("`messages` is {value}; expected a list of messages"),
+        };
         Ok(Self { place: place.to_owned(), fields, prompt })
     }
 
     /// The prompt as a user's message, after a system message if one is given.
-    pub fn into_chat(self, system: Option<&str>) -> Self {
-        let prompt = match self.prompt {
-            Prompt::Text(text) => {
-                let system = system.map(|system| Message::new("system", system));
-                Prompt::Chat(system.into_iter().chain([Message::new("user", &text)]).collect())
-            }
-            chat => chat,
+    pub fn into_chat(self, system: Option<&str>) -> Result<Self> {
+        let mut messages = match self.prompt {
+            Prompt::Text(text) => vec![Message::new("user", &text)],
+            Prompt::Chat(messages) => messages,
         };
-        Self { prompt, ..self }
+        if let Some(system) = system {
+            ensure!(
+                messages.iter().all(|message| message.role != "system"),
+                "{}: it has a system message of its own; leave out --system or that message",
+                self.place
+            );
+            messages.insert(0, Message::new("system", system));
+        }
+        Ok(Self { prompt: Prompt::Chat(messages), ..self })
     }
 
     /// The prompt's tokens, cut from the left to at most `max_length`.
@@ -87,6 +96,17 @@ impl PromptRow {
         }
         .with_context(|| self.place.clone())
     }
+}
+
+/// Messages that a reply is generated to, at least one.
+fn read_messages(values: &[Value]) -> Result<Vec<Message>> {
+    let messages: Vec<Message> = values.iter().map(Message::read).collect::<Result<_, _>>()?;
+    let Some(last) = messages.last() else { bail!("no messages; expected at least one") };
+    ensure!(
+        last.role != "assistant",
+        "the last message is the assistant's; leave it out, since the reply is generated"
+    );
+    Ok(messages)
 }
 
 #[cfg(test)]
@@ -109,12 +129,30 @@ mod tests {
     }
 
     #[test]
+    fn messages_are_a_chat_with_one_system_message() {
+        let rows = r#"{"messages": [{"role": "user", "content": "a"}]}
+{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}
+{"prompt": "a"}"#;
+        let roles = |row: PromptRow| match row.into_chat(Some("t")) {
+            Ok(PromptRow { prompt: Prompt::Chat(messages), .. }) => messages.into_iter().map(|m| m.role).collect(),
+            other => vec![format!("{other:?}")],
+        };
+        let rows: Vec<Vec<String>> = read(rows).unwrap().into_iter().map(roles).collect();
+        assert_eq!((&rows[0], &rows[2]), (&vec!["system".to_owned(), "user".to_owned()], &rows[0]));
+        assert!(rows[1][0].contains("a system message of its own"), "{rows:?}");
+    }
+
+    #[test]
     fn rows_without_a_prompt_are_refused_with_their_line() {
         let error = |text| format!("{:#}", read(text).unwrap_err());
         assert!(
-            error("{\"prompt\": \"a\"}\n{\"text\": 1}\n").contains("p.jsonl:2: expected a field `prompt`, found text")
+            error("{\"prompt\": \"a\"}\n{\"text\": 1}\n")
+                .contains("p.jsonl:2: expected a field `prompt` or `messages`, found text")
         );
         assert!(error("{\"prompt\": 5}").contains("p.jsonl:1: `prompt` is 5; expected a text"));
+        assert!(error("{\"messages\": []}").contains("`messages`: no messages"));
+        let replied = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+        assert!(error(replied).contains("the last message is the assistant's"));
         assert!(error("[1]").contains("p.jsonl:1: expected a JSON object"));
         assert!(error("\n").contains("no rows"));
     }
