@@ -18,7 +18,8 @@ const STYLES: Styles = Styles::styled()
 
 const AFTER_HELP: &str = "\
 B, a base model: a Hugging Face model folder, hub:ORG/NAME[@REV], or pico, which is bundled with lorakit.
-[NAME=]T, a task: a task TOML file, a JSON or JSONL file (may be gzipped), a folder of these, \
+[NAME=]T, a task: a task TOML file, a JSON, JSONL, CSV, TSV or Parquet file (may be gzipped), a folder that Hugging Face \
+datasets saved, a folder of any of these, \
 hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME.
 
 Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted (finished work is kept).";

@@ -184,7 +184,7 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
     let idle: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
     if let Some(first) = idle.first() {
-        let text = format!("its update is zero, like {} of {} modules", idle.len(), adapter.modules().len());
+        let text = format!("its update is zero (so are {} of {} modules)", idle.len(), adapter.modules().len());
         notices.push(Warning { subject: (*first).to_owned(), text });
     }
     Ok(notices)

@@ -97,7 +97,12 @@ pub fn run(args: &ExportArgs, context: &CommandContext) -> Result<()> {
         let place = args.place(name);
         let (folder, file) = match &base {
             None => {
-                HubExport::new(&library, name)?.write(&place, args.license.as_deref())?;
+                let export = HubExport::new(&library, name)?;
+                let export = match &context.base_name {
+                    Some(base) => export.renamed_base(base),
+                    None => export,
+                };
+                export.write(&place, args.license.as_deref())?;
                 (Some(place), None)
             }
             Some(base) => {

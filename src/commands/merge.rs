@@ -234,6 +234,9 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
             let identity = opened.as_ref().map(Base::identity);
             let expert = record.expert_record(&library, identity)?;
             merged.adapter = merged.adapter.with_one_rank()?.with_base_name(identity.or(library.base()));
+            if let Some(name) = &context.base_name {
+                merged.adapter = merged.adapter.renamed_base(name);
+            }
             write_folder(&args, |folder| Ok(write_expert(folder, &merged.adapter, Some(&expert))?))?;
             None
         }

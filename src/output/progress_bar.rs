@@ -2,6 +2,7 @@
 
 use crate::output::console::Output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use lorakit_fit::pluralize;
 use lorakit_train::{StepOutput, TrainEvent};
 use std::fmt::Write;
 use std::ops::Range;
@@ -76,7 +77,8 @@ impl TrainingBars {
                 if experts > 0 {
                     let memory = crate::output::text_table::bytes(estimate.total());
                     self.output.status(format!(
-                        "training {experts} experts in passes of up to {}; about {memory} of memory",
+                        "training {} in passes of up to {}; about {memory} of memory",
+                        pluralize(experts, "expert"),
                         passes[0].len()
                     ));
                 }

@@ -96,6 +96,12 @@ impl Adapter {
         self
     }
 
+    /// The same adapter, with `name` as the base in its configuration.
+    pub fn renamed_base(mut self, name: &str) -> Self {
+        self.metadata.base_model = Some(name.to_owned());
+        self
+    }
+
     /// The same adapter, written with short `target_modules` if they select exactly its modules among those of `base`.
     pub fn with_target_names(self, base: &[BaseModule]) -> Self {
         let target_names = TargetNames::for_base(self.modules.keys(), base.iter().map(|module| module.path.as_str()));

@@ -100,7 +100,7 @@ pub enum RouteError {
         first: String,
     },
     /// The oracle was given no task.
-    #[error("the oracle needs the name of the task, and none was given")]
+    #[error("the oracle needs a task, and there is none here; use expert:NAME")]
     NoTask,
     /// Mixing A and B separately adds A's of different rank.
     #[error(

@@ -109,7 +109,8 @@ const OUTPUTS: [&str; 13] = [
 
 /// The `--columns` that would name the columns of a row: a guess for its error message.
 pub(crate) fn suggestion(fields: &Map<String, Value>) -> Option<String> {
-    let found = |names: &[&'static str]| names.iter().find(|name| fields.contains_key(**name)).copied();
+    let named = |name: &str| fields.keys().find(|key| key.eq_ignore_ascii_case(name)).map(String::as_str);
+    let found = |names: &[&str]| names.iter().find_map(|name| named(name));
     let (input, output) = (found(&INPUTS), found(&OUTPUTS)?);
     let mut pairs = Vec::new();
     match input {

@@ -116,6 +116,30 @@ fn every_reply_carries_loss_with_the_token_that_ends_its_turn() {
     assert!(shown(GEMMA, LossTokens::Assistant).contains("model\n[b<end_of_turn>]\n<start_of_turn>user"));
 }
 
+/// OpenAI's fine-tuning format; ShareGPT rows have it too.
+#[test]
+fn replies_of_weight_0_carry_no_loss() {
+    let tokenizer = with_loss(CHATML, LossTokens::Assistant);
+    let (ask, reply) = (json!({"role": "user", "content": "a"}), json!({"role": "assistant", "content": "d"}));
+    let unlearned = json!({"role": "assistant", "content": "b", "weight": 0});
+    let shown =
+        marked(&encode(json!({"messages": [ask, unlearned, ask, reply]}), &tokenizer, 999).unwrap(), &tokenizer);
+    assert!(shown.contains("b<|im_end|>") && !shown.contains("[b") && shown.contains("[d<|im_end|>]"), "{shown}");
+    let turn = |from: &str, weight: u32| json!({"from": from, "value": "x", "weight": weight});
+    let turns = json!({"conversations": [turn("human", 1), turn("gpt", 0), turn("human", 1), turn("gpt", 1)]});
+    let shown = marked(&encode(turns, &tokenizer, 999).unwrap(), &tokenizer);
+    assert_eq!(shown.matches("[x<|im_end|>]").count(), 1, "{shown}");
+    let error = encode(json!({"messages": [ask, unlearned]}), &tokenizer, 999).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("the last reply has `weight` 0"));
+}
+
+#[test]
+fn columns_of_system_texts_and_history_are_said_to_be_unused() {
+    let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
+    assert!(task(&[row("Be a pirate."), row("")]).notices[0].contains("`system` and `history` are not used"));
+    assert!(task(&[row(""), row("")]).notices.is_empty());
+}
+
 #[test]
 fn the_prompt_is_what_stands_before_the_last_reply() {
     let tokenizer = tokenizer(Some(CHATML));

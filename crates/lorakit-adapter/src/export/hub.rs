@@ -62,6 +62,11 @@ impl<'a> HubExport<'a> {
         Ok(Self { name, adapter: adapter.with_metadata(metadata), record, hub_base })
     }
 
+    /// The same export, with `name` as the base's name on the Hub.
+    pub fn renamed_base(self, name: &str) -> Self {
+        Self { adapter: self.adapter.renamed_base(name), hub_base: Some(name.to_owned()), ..self }
+    }
+
     /// Creates `folder` atomically, with `license` (such as `apache-2.0`) stated in the model card.
     ///
     /// # Errors

@@ -41,6 +41,12 @@ impl Message {
         Message { role: role.to_owned(), content: content.to_owned(), fields: Map::from_iter(fields) }
     }
 
+    /// The same message with one more field.
+    pub(crate) fn with_field(mut self, key: &str, value: Value) -> Message {
+        self.fields.insert(key.to_owned(), value);
+        self
+    }
+
     /// A message as data files have it: an object with `role` and `content`. The content is a text, or a list of parts of
     /// text; it may be missing where the message calls tools.
     ///
@@ -72,6 +78,11 @@ impl Message {
             fields.insert("content".to_owned(), self.content.clone().into());
         }
         fields
+    }
+
+    /// Whether it is a reply that is not to be learned: OpenAI's format says so by a weight of 0.
+    pub(crate) fn has_no_weight(&self) -> bool {
+        self.is_reply() && self.fields.get("weight").and_then(Value::as_f64) == Some(0.0)
     }
 
     /// Whether a model writes it.

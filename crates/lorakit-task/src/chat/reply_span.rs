@@ -44,13 +44,15 @@ impl ReplyFinder<'_> {
             .map(|(i, _)| i)
             .collect();
         let (last, earlier) = replies.split_last()?;
-        let by_prefix: Option<Vec<_>> = earlier.iter().map(|&reply| self.span(reply)).collect();
+        let has_weight = |reply: &&usize| !self.conversation.messages[**reply].has_no_weight();
+        let by_prefix: Option<Vec<_>> = earlier.iter().filter(has_weight).map(|&reply| self.span(reply)).collect();
         let last_span = self.span(*last);
         if let (Some(mut spans), Some(last)) = (by_prefix, last_span.clone()) {
             spans.push(last);
             return Some(ReplySpans { spans, source: ReplySource::Prefixes });
         }
-        if !self.rendered.generated.is_empty() {
+        // The template's blocks do not say whose they are.
+        if !self.rendered.generated.is_empty() && earlier.iter().all(|reply| has_weight(&reply)) {
             return Some(ReplySpans { spans: self.rendered.generated.clone(), source: ReplySource::GenerationBlocks });
         }
         Some(ReplySpans { spans: vec![last_span?], source: ReplySource::LastReply })

@@ -1,5 +1,7 @@
 //! What a row format is.
 
+use serde_json::Value;
+
 use crate::error::Result;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -27,7 +29,11 @@ pub(crate) trait RowFormat: Sync {
     }
 
     /// What of such rows is not used, as a sentence.
-    fn notice(&self) -> Option<&'static str> {
-        None
+    fn notice(&self, columns: &Columns) -> Option<&'static str> {
+        let is_filled =
+            |name: &str| columns.get(name).is_some_and(|value| !matches!(value, Value::Null) && value != "");
+        ["system", "history"].iter().any(|name| is_filled(name)).then_some(
+            "columns `system` and `history` are not used; rows of `messages` have system messages and earlier turns",
+        )
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn format_of(columns: &Columns) -> &'static dyn RowFormat {
 pub(crate) fn expected_columns() -> String {
     let formats: Vec<_> = ROW_FORMATS.iter().map(|format| format.columns()).collect();
     format!(
-        "Without a task TOML a row has {}; other columns need a task TOML with `prompt` and `target`",
+        "Without a task TOML a row has {}; --columns gives these names to other columns, and a task TOML makes `prompt` and `target` of any",
         formats.join(", or ")
     )
 }

@@ -46,6 +46,10 @@ impl RowFormat for ShareGpt {
         messages::answer(&conversation(columns)?)
     }
 
+    fn notice(&self, _: &Columns) -> Option<&'static str> {
+        None
+    }
+
     fn kind(&self, columns: &Columns) -> Result<RowKind> {
         Ok(RowKind::Conversation(conversation(columns)?))
     }
@@ -84,7 +88,11 @@ fn message(turn: &Value) -> Result<Message> {
         name: from.to_owned(),
         known: ROLES.map(|(name, _)| name).join(", "),
     })?;
-    Ok(Message::new(role.1, value))
+    let message = Message::new(role.1, value);
+    Ok(match turn.get("weight") {
+        Some(weight) => message.with_field("weight", weight.clone()),
+        None => message,
+    })
 }
 
 #[cfg(test)]

@@ -44,6 +44,10 @@ impl ConversationTokens {
         let found = finder.find().ok_or_else(|| {
             Error::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
         })?;
+        let unweighted = |reply: usize| kept.messages[reply].has_no_weight();
+        if tokenizer.encoding().loss != LossTokens::All && kept.last_reply().is_some_and(unweighted) {
+            return Err(Error::Row("the last reply has `weight` 0; leave out its turn".to_owned()));
+        }
         let spans: Vec<Range<usize>> = found.spans.iter().map(|span| token_range(offsets, span)).collect();
         let reply = spans.last().cloned().unwrap_or_default();
         let mut loss = vec![tokenizer.encoding().loss == LossTokens::All; tokens.len()];
