@@ -35,7 +35,7 @@ fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()
         None => Ok(()),
         Some(module) => bail!(
             "the base's head is tied to its embedding (tie_word_embeddings), so that no weight can take a change of \
-             `{module}` alone; merge without --into-base, or untie the base first"
+             `{module}` alone; merge without --into-base, or leave such experts out (--experts)"
         ),
     }
 }
@@ -89,6 +89,7 @@ pub fn in_memory(
 
 /// The narrowest type of the weights that `adapter` targets.
 pub fn narrowest_dtype(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
+    ensure_separate_weights(place, adapter)?;
     match options.dtype.and_then(storage_dtype) {
         Some(dtype) => Ok(dtype),
         None => Ok(place.checkpoint()?.narrowest_dtype(&names(adapter))?),
