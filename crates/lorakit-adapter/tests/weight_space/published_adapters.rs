@@ -80,12 +80,21 @@ fn other_kinds_of_adapters_are_refused_by_name() {
         ("peft-regression/ia3_no_ff_mlp__0.6.1", "IA3"),
         ("peft-regression/ia3_opt-350m__0.6.1", "IA3"),
         ("peft-regression/lora_conv2d__0.6.1", "convolutions are not supported"),
-        ("peft-regression/lora_emb_conv1d__0.6.1", "embedding"),
     ] {
         let folder = shared(&format!("data/adapters/{name}"));
         let error = chain(Adapter::read(&folder).unwrap_err());
         assert!(error.contains(reason) && error.contains(name), "{name}: {error}");
     }
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn an_adapter_of_an_embedding_is_read() {
+    let adapter = Adapter::read(&shared("data/adapters/peft-regression/lora_emb_conv1d__0.6.1")).unwrap();
+    let embeddings: Vec<&str> = adapter.metadata().embeddings.iter().map(String::as_str).collect();
+    assert_eq!((adapter.modules().len(), embeddings), (2, vec!["emb"]));
+    let update = &adapter.modules()["emb"];
+    assert_eq!((update.a().rows(), update.a().cols(), update.b().rows()), (8, 100, 5));
 }
 
 #[test]
