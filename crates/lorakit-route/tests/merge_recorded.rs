@@ -103,7 +103,8 @@ fn rslora_and_rank_patterns_merge_to_the_exact_sum() {
         let folder = temporary.path().join("merged");
         let merged = merge("cat", &experts, &[0.7, -1.3]).unwrap().adapter;
         merged.write(&folder).unwrap();
-        assert!(std::fs::read_to_string(folder.join("adapter_config.json")).unwrap().contains("\"use_rslora\": false"));
+        // Absent means false.
+        assert!(!std::fs::read_to_string(folder.join("adapter_config.json")).unwrap().contains("use_rslora"));
         let again = Adapter::read(&folder).unwrap();
         let apart = (merged.dot(&merged).unwrap() - again.dot(&merged).unwrap()).abs() / merged.dot(&merged).unwrap();
         assert!(apart < 1e-12, "{apart}");
