@@ -139,10 +139,16 @@ fn check_merged_adapters(name: &str, work: &Work) {
     }
 }
 
-/// How far merged and unmerged logits may differ: on the base with LongRoPE and adapter `rs` PyTorch's are up to 8e-4 apart
-/// in f32, which is within the noise that `verify` measures.
-fn allowed(compared: &Value) -> f64 {
-    TOLERANCE.max(compared["tolerance"].as_f64().unwrap())
+/// How far merged and unmerged logits may differ. On three bases adapter `rs` makes f32 noisy: over 64 random rows PyTorch's
+/// logits are up to 2.6e-3 (phi3long), 1.5e-3 (smollm3) and 1.7e-3 (yarn) from those in f64. There, for that adapter and
+/// its merges, the noise that `verify` measures is allowed.
+fn allowed(base: &str, compared: &Value) -> f64 {
+    let is_noisy = ["phi3long", "smollm3", "yarn"].contains(&base);
+    match compared["name"].as_str() {
+        Some("e0" | "e1" | "e2" | "e3" | "e4") => TOLERANCE,
+        _ if is_noisy => TOLERANCE.max(compared["tolerance"].as_f64().unwrap()),
+        _ => TOLERANCE,
+    }
 }
 
 /// Merged and unmerged logits are equal in f32.
@@ -151,7 +157,7 @@ fn check_f32(name: &str, work: &Work) {
     assert_eq!((experts["ok"].as_bool(), experts["dtype"].as_str()), (Some(true), Some("f32")));
     assert_eq!(compared(&experts).len(), EXPERTS.len());
     for of in compared(&experts) {
-        assert!(of["difference"].as_f64().unwrap() <= allowed(of), "{name}: {of}");
+        assert!(of["difference"].as_f64().unwrap() <= allowed(name, of), "{name}: {of}");
         assert!(of["effect"].as_f64().unwrap() > 100.0 * TOLERANCE, "the adapter must have an effect: {of}");
     }
     let weights = ["--experts", "rs,e0,e2", "--weights=-0.4,0.9,0.3"];
@@ -161,7 +167,7 @@ fn check_f32(name: &str, work: &Work) {
     for folder in ["adapter", "model"] {
         let document = work.verify(&["--merged", &work.path(folder)]).json();
         let of = compared(&document)[0];
-        assert!(of["difference"].as_f64().unwrap() <= allowed(of), "{name}, {folder}: {of}");
+        assert!(of["difference"].as_f64().unwrap() <= allowed(name, of), "{name}, {folder}: {of}");
     }
     // The merged model gives the same logits as the base with the adapter.
     let (alone, slotted) =
