@@ -4,6 +4,7 @@
 mod binary;
 
 use binary::{peft_fixture, run, shared};
+use lorakit_adapter::{Adapter, LowRank, Matrix};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -114,4 +115,31 @@ fn adapters_are_exported_for_llama_cpp() {
     }
     let again = run(export.into_iter().chain(["--base", &base])).failed(1);
     assert_contains(&again, &["e1.gguf", "another --out"]);
+}
+
+/// llama.cpp has no tensor for a head that is the embedding.
+#[test]
+fn adapters_of_a_tied_head_are_not_exported_for_llama_cpp() {
+    for (name, tied) in [("mistral", true), ("llama", false)] {
+        let base = peft_fixture(name).join("base").display().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let config: Value = serde_json::from_slice(&fs::read(format!("{base}/config.json")).unwrap()).unwrap();
+        let [hidden, vocabulary] = ["hidden_size", "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
+        let [a, b] = [hidden, vocabulary].map(|count| (0..count).map(|i| i as f32 * 0.01).collect());
+        let update = LowRank::new(Matrix::new(1, hidden, a).unwrap(), Matrix::new(vocabulary, 1, b).unwrap(), 1.0);
+        Adapter::new([("lm_head".to_owned(), update.unwrap())].into()).write(&folder.path().join("head")).unwrap();
+        run(["library", "add", "--library", &path("library"), "--base", &base, &path("head")]).ok();
+        let export = ["library", "export", "--library", &path("library"), "--format", "gguf", "--out", &path("out")];
+        assert_contains(&run(export).failed(1), &["expert `head`", "`lm_head`", "--base"]);
+        let with_base = run(export.into_iter().chain(["--base", &base]));
+        if tied {
+            assert_contains(&with_base.failed(1), &["expert `head`", "tied to its embedding", "--experts"]);
+            assert!(!folder.path().join("out/head.gguf").exists());
+        } else {
+            with_base.ok();
+            let bytes = fs::read(path("out/head.gguf")).unwrap();
+            assert!(bytes.windows(20).any(|part| part == b"output.weight.lora_a"));
+        }
+    }
 }

@@ -25,8 +25,9 @@ pub enum MergePrecision {
     Exact,
 }
 
-/// Refuses to merge a change of the embedding or the head into the one weight of both.
-fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()> {
+/// Refuses a change of the embedding or the head where both are one weight, which cannot take it: to merge it, or in
+/// llama.cpp, which has no tensor for such a head.
+pub fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()> {
     let (config, checkpoint) = (place.config()?, place.checkpoint()?);
     let head = tensor(config.descriptor.lm_head);
     let tied = config.tied && !checkpoint.names().any(|name| name == head);
@@ -35,7 +36,7 @@ fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()
         None => Ok(()),
         Some(module) => bail!(
             "the base's head is tied to its embedding (tie_word_embeddings), so that no weight can take a change of \
-             `{module}` alone; merge without --into-base, or leave such experts out (--experts)"
+             `{module}` alone. Such an expert can be served, but not merged into the base or exported as GGUF; leave it out (--experts)"
         ),
     }
 }

@@ -2,11 +2,13 @@
 
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
+use crate::base::merged_base;
+use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::text_table::table;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{BaseIdentity, GgufExport, HubExport, Library};
+use lorakit_adapter::{Adapter, BaseIdentity, GgufExport, HubExport, Library};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -106,7 +108,11 @@ pub fn run(args: &ExportArgs, context: &CommandContext) -> Result<()> {
                 (Some(place), None)
             }
             Some(base) => {
-                let export = || GgufExport::new(name, &library.adapter(name)?, base)?.write(&place);
+                let export = || -> Result<()> {
+                    let adapter = library.adapter(name)?;
+                    base.ensure_takes(&adapter)?;
+                    Ok(GgufExport::new(name, &adapter, &base.identity)?.write(&place)?)
+                };
                 export().with_context(|| format!("expert `{name}`"))?;
                 (None, Some(place))
             }
@@ -128,20 +134,46 @@ impl ExportArgs {
     }
 
     /// The base that GGUF adapters are for; none for the Hub.
-    fn gguf_base(&self, library: &Library, context: &CommandContext) -> Result<Option<BaseIdentity>> {
+    fn gguf_base(&self, library: &Library, context: &CommandContext) -> Result<Option<GgufBase>> {
         let of_library = || format!("the library {}", self.library.display());
         match (self.format, &self.base) {
             (ExportFormat::Hub, _) => Ok(None),
             (ExportFormat::Gguf, Some(base)) => {
-                let base = base.open(context)?;
+                let place = base.resolve(context)?;
+                let identity = place.base(context)?.identity().clone();
                 if let Some(own) = library.base() {
-                    own.ensure_same(base.identity()).with_context(of_library)?;
+                    own.ensure_same(&identity).with_context(of_library)?;
                 }
-                Ok(Some(base.identity().clone()))
+                Ok(Some(GgufBase { identity, place: Some(place) }))
             }
             (ExportFormat::Gguf, None) => {
                 let own = library.base().cloned();
-                Ok(Some(own.with_context(|| format!("{} records no base; give --base", of_library()))?))
+                let identity = own.with_context(|| format!("{} records no base; give --base", of_library()))?;
+                Ok(Some(GgufBase { identity, place: None }))
+            }
+        }
+    }
+}
+
+/// The base that GGUF adapters are for.
+struct GgufBase {
+    identity: BaseIdentity,
+    /// Where it is, if it was given.
+    place: Option<ResolvedBase>,
+}
+
+impl GgufBase {
+    /// Refuses an adapter of a head or an embedding that are one weight.
+    fn ensure_takes(&self, adapter: &Adapter) -> Result<()> {
+        match &self.place {
+            Some(place) => merged_base::ensure_separate_weights(place, adapter),
+            None => {
+                let is_outside =
+                    |module: &&String| *module == "lm_head" || adapter.metadata().embeddings.contains(module.as_str());
+                match adapter.modules().keys().find(is_outside) {
+                    Some(module) => bail!("it adapts `{module}`; give --base, which says whether its head is tied"),
+                    None => Ok(()),
+                }
             }
         }
     }
