@@ -96,7 +96,7 @@ fn is_rewritten(number: &str) -> bool {
     }
     match serde_json::from_str::<Number>(number) {
         Ok(parsed) => parsed.to_string() != number,
-        // An integer too long even for a float; anything else is no number, which the parser reports.
+        // An integer too long even for a float. Anything else is invalid JSON, which the parser reports.
         Err(_) => is_integer(number),
     }
 }
