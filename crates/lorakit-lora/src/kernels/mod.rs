@@ -3,5 +3,6 @@
 pub mod cpu_tensor;
 pub mod gemm;
 pub mod op;
+pub mod output;
 pub mod simd;
 pub mod vjp;

@@ -7,6 +7,7 @@ use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::{Softmax, SoftmaxBackward};
 use crate::layer::soft_cap::{SoftCap, slope};
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
+use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -18,7 +19,7 @@ pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f3
         .par_iter()
         .map(|(segment, head)| heads.attend(&self_task(heads, layout, qkv, (segment, *head))))
         .collect();
-    heads.assemble(qkv.len() / heads.fused_width(), &tasks, &outs)
+    heads.assemble(&layout.segments, &outs)
 }
 
 /// The gradient of `qkv` from that of the outputs.
@@ -34,17 +35,25 @@ pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, 
             (dq, dk, dv)
         })
         .collect();
-    let (f, stride) = (heads.features, heads.fused_width());
-    let mut dqkv = vec![0.0; qkv.len()];
-    for ((segment, key_head), (dq, dk, dv)) in tasks.iter().zip(&gradients) {
-        let mut write = |from: &[f32], local, column| {
-            heads.scatter(from, local, segment, &mut StridedMut { data: &mut dqkv, stride, start: column * f });
-        };
-        (0..heads.shared()).for_each(|local| write(dq, local, key_head * heads.shared() + local));
-        write(dk, 0, heads.queries + key_head);
-        write(dv, 0, heads.queries + heads.keys + key_head);
-    }
-    dqkv
+    let (f, shared) = (heads.features, heads.shared());
+    let write = |dqkv: &mut [f32]| {
+        for_each_row(&layout.segments, heads.fused_width(), dqkv, |segment, token, row| {
+            let (of_segment, tokens) = (&gradients[segment * heads.keys..], layout.segments[segment].queries.len());
+            for (key_head, (dq, dk, dv)) in of_segment[..heads.keys].iter().enumerate() {
+                for local in 0..shared {
+                    head_mut(row, key_head * shared + local, f).copy_from_slice(head_row(
+                        dq,
+                        local * tokens + token,
+                        f,
+                    ));
+                }
+                head_mut(row, heads.queries + key_head, f).copy_from_slice(head_row(dk, token, f));
+                head_mut(row, heads.queries + heads.keys + key_head, f).copy_from_slice(head_row(dv, token, f));
+            }
+        });
+    };
+    // SAFETY: the heads of queries, keys and values are all columns of a row.
+    unsafe { written(qkv.len(), write) }
 }
 
 /// The outputs, `[tokens, queries * features]`, of the rotated queries within `qkv`, `[tokens, fused width]`, over cached
@@ -76,7 +85,7 @@ pub(super) fn attend_cached(
             heads.attend(&task)
         })
         .collect();
-    heads.assemble(qkv.len() / width, &tasks, &outs)
+    heads.assemble(segments, &outs)
 }
 
 /// Queries of a block.
@@ -86,13 +95,6 @@ const BLOCK: usize = 64;
 #[derive(Clone, Copy)]
 struct Strided<'a> {
     data: &'a [f32],
-    stride: usize,
-    start: usize,
-}
-
-/// The same, to be written.
-struct StridedMut<'a> {
-    data: &'a mut [f32],
     stride: usize,
     start: usize,
 }
@@ -157,19 +159,24 @@ impl AttentionHeads {
     fn attend(&self, task: &HeadTask) -> Vec<f32> {
         let f = self.features;
         let mut out = vec![0.0; task.q.len()];
-        for head in 0..self.shared() {
-            for block in blocks(task.queries) {
-                let (mut weights, seen) = self.scores(task, head, &block);
-                self.softmax(task, &block, &seen, &mut weights);
-                gemm(
-                    MatrixMut::new(&mut out[(head * task.queries + block.start) * f..], block.len(), f, f),
-                    Destination::Overwrite,
-                    MatrixRef::new(&weights, block.len(), seen.len(), seen.len()),
-                    MatrixRef::new(&task.v[seen.start * f..], seen.len(), f, f),
-                    1.0,
-                );
-            }
-        }
+        let attend_block = |head: usize, number: usize, out: &mut [f32]| {
+            let block = number * BLOCK..number * BLOCK + out.len() / f;
+            let (mut weights, seen) = self.scores(task, head, &block);
+            self.softmax(task, &block, &seen, &mut weights);
+            gemm(
+                MatrixMut::new(out, block.len(), f, f),
+                Destination::Overwrite,
+                MatrixRef::new(&weights, block.len(), seen.len(), seen.len()),
+                MatrixRef::new(&task.v[seen.start * f..], seen.len(), f, f),
+                1.0,
+            );
+        };
+        // A long sequence is shared by threads: it may be the only one, of few key heads.
+        let heads = out.par_chunks_mut((task.queries * f).max(1)).enumerate();
+        heads.with_min_len(BLOCK.div_ceil(task.queries.max(1))).for_each(|(head, out)| {
+            let blocks = out.par_chunks_mut(BLOCK * f).enumerate();
+            blocks.for_each(|(number, out)| attend_block(head, number, out));
+        });
         out
     }
 
@@ -223,26 +230,59 @@ impl AttentionHeads {
         segments.iter().flat_map(|segment| (0..self.keys).map(move |head| (segment, head))).collect()
     }
 
-    /// Writes the outputs of all tasks, `[tokens, queries * features]`.
-    fn assemble(&self, tokens: usize, tasks: &[(&AttentionSegment, usize)], outs: &[Vec<f32>]) -> Vec<f32> {
-        let mut y = vec![0.0; tokens * self.queries * self.features];
-        for ((segment, key_head), out) in tasks.iter().zip(outs) {
-            for local in 0..self.shared() {
-                let start = (key_head * self.shared() + local) * self.features;
-                let mut rows = StridedMut { data: &mut y, stride: self.queries * self.features, start };
-                self.scatter(out, local, segment, &mut rows);
-            }
-        }
-        y
+    /// The outputs of the tasks of all segments, `[tokens, queries * features]`.
+    fn assemble(&self, segments: &[AttentionSegment], outs: &[Vec<f32>]) -> Vec<f32> {
+        let (f, shared, width) = (self.features, self.shared(), self.queries * self.features);
+        let tokens: usize = segments.iter().map(|segment| segment.queries.len()).sum();
+        let write = |y: &mut [f32]| {
+            for_each_row(segments, width, y, |segment, token, row| {
+                let (outs, tokens) = (&outs[segment * self.keys..], segments[segment].queries.len());
+                for (key_head, out) in outs[..self.keys].iter().enumerate() {
+                    for local in 0..shared {
+                        let from = head_row(out, local * tokens + token, f);
+                        head_mut(row, key_head * shared + local, f).copy_from_slice(from);
+                    }
+                }
+            });
+        };
+        // SAFETY: the query heads of all key heads are all columns of a row.
+        unsafe { written(tokens * width, write) }
     }
+}
 
-    /// Writes head `local` of a task's `[heads][queries, features]` into the segment's rows.
-    fn scatter(&self, from: &[f32], local: usize, segment: &AttentionSegment, to: &mut StridedMut) {
-        let (f, n) = (self.features, segment.queries.len());
-        for (token, row) in segment.queries.clone().zip(from[local * n * f..].chunks_exact(f)) {
-            to.data[token * to.stride + to.start..][..f].copy_from_slice(row);
-        }
+/// Row `index` of `[rows, features]`.
+fn head_row(rows: &[f32], index: usize, features: usize) -> &[f32] {
+    &rows[index * features..][..features]
+}
+
+/// Head `index` of a token's heads.
+fn head_mut(row: &mut [f32], index: usize, features: usize) -> &mut [f32] {
+    &mut row[index * features..][..features]
+}
+
+/// Calls `write` with every row of `rows`, `[tokens, width]`: the index of its segment, that of its token within the
+/// segment, and the row.
+///
+/// # Panics
+/// If the segments are not all tokens in order: a bug of the caller.
+fn for_each_row(
+    segments: &[AttentionSegment],
+    width: usize,
+    rows: &mut [f32],
+    write: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
+    let (mut rest, mut start, mut parts) = (rows, 0, Vec::with_capacity(segments.len()));
+    for segment in segments {
+        assert_eq!(segment.queries.start, start, "segments in order");
+        let (own, others) = rest.split_at_mut(segment.queries.len() * width);
+        parts.push(own);
+        (rest, start) = (others, segment.queries.end);
     }
+    assert!(rest.is_empty(), "segments of all tokens");
+    parts.into_par_iter().enumerate().for_each(|(segment, rows)| {
+        let rows = rows.par_chunks_exact_mut(width).with_min_len(BLOCK).enumerate();
+        rows.for_each(|(token, row)| write(segment, token, row));
+    });
 }
 
 fn blocks(queries: usize) -> impl Iterator<Item = Range<usize>> {

@@ -10,6 +10,7 @@ use crate::layer::rope::RopeTable;
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
 use lorakit_lora::kernels::op::{self, Input, Op};
+use rayon::prelude::*;
 
 /// Causal attention of packed sequences to themselves: `qkv`, `[tokens, (queries + 2 keys) features]`, is rotated and
 /// attended within each segment: `[tokens, queries * features]`. Differentiable.
@@ -98,14 +99,17 @@ impl Op<1> for SelfAttention {
     }
 }
 
+/// Rows worth a thread of their own.
+const ROTATED_ROWS: usize = 16;
+
 /// `qkv` with its queries and keys rotated.
 fn rotate_rows(heads: &AttentionHeads, rope: &RopeTable, qkv: &[f32]) -> Vec<f32> {
     let mut qkv = qkv.to_vec();
     let rotated = (heads.queries + heads.keys) * heads.features;
-    for (token, row) in qkv.chunks_exact_mut(heads.fused_width()).enumerate() {
+    qkv.par_chunks_exact_mut(heads.fused_width()).with_min_len(ROTATED_ROWS).enumerate().for_each(|(token, row)| {
         for head in row[..rotated].chunks_exact_mut(heads.features) {
             rope.rotate(token, head);
         }
-    }
+    });
     qkv
 }

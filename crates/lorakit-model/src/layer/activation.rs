@@ -3,6 +3,7 @@
 use crate::vector_math::sigmoid;
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
@@ -157,21 +158,23 @@ impl Op<1> for GatedActivation {
             bail!("{} takes gate and up side by side and was given {width} columns", self.name());
         }
         let f = width / 2;
-        let mut y = vec![0.0; tokens * f];
-        y.par_chunks_mut(f)
-            .with_min_len(CHUNK.div_ceil(f))
-            .zip(x.values.par_chunks(width))
-            .for_each(|(y, x)| simd::dispatch(GatedToken(self.0, y, x)));
-        Ok((y, (tokens, f).into()))
+        let write = |y: &mut [f32]| {
+            let rows = y.par_chunks_mut(f).with_min_len(CHUNK.div_ceil(f));
+            rows.zip(x.values.par_chunks(width)).for_each(|(y, x)| simd::dispatch(GatedToken(self.0, y, x)));
+        };
+        // SAFETY: each row is set from its row of `x`.
+        Ok((unsafe { written(tokens * f, write) }, (tokens, f).into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
         let f = x.matrix()?.1 / 2;
-        let mut dx = vec![0.0; x.values.len()];
-        let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
-        rows.zip(x.values.par_chunks(2 * f).zip(dy.par_chunks(f)))
-            .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
-        Ok([Some(dx)])
+        let write = |dx: &mut [f32]| {
+            let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
+            rows.zip(x.values.par_chunks(2 * f).zip(dy.par_chunks(f)))
+                .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
+        };
+        // SAFETY: both halves of each row are set.
+        Ok([Some(unsafe { written(x.values.len(), write) })])
     }
 }
 
@@ -232,16 +235,20 @@ impl Op<1> for GeluNew {
     }
 
     fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
-        let mut y = vec![0.0; x.values.len()];
-        y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| simd::dispatch(GeluChunk(y, x)));
-        Ok((y, x.dims.into()))
+        let write = |y: &mut [f32]| {
+            y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| simd::dispatch(GeluChunk(y, x)));
+        };
+        // SAFETY: each value is set.
+        Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
-        let mut dx = vec![0.0; x.values.len()];
-        dx.par_chunks_mut(CHUNK)
-            .zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
-            .for_each(|(dx, (x, dy))| simd::dispatch(GeluChunkBackward(dx, x, dy)));
-        Ok([Some(dx)])
+        let write = |dx: &mut [f32]| {
+            dx.par_chunks_mut(CHUNK)
+                .zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))
+                .for_each(|(dx, (x, dy))| simd::dispatch(GeluChunkBackward(dx, x, dy)));
+        };
+        // SAFETY: each value is set.
+        Ok([Some(unsafe { written(x.values.len(), write) })])
     }
 }

@@ -7,6 +7,7 @@ use crate::layer::activation::Activation;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::qk_norm::QkNorm;
+use crate::layer::residual_sum::{sum, untracked_sum};
 use crate::layer::tape::Tape;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -116,10 +117,9 @@ impl<'a> LayerContext<'a> {
 
     /// `a + b`.
     pub(crate) fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let y = (a + b)?;
-        if let Some(tape) = &mut self.tape {
-            tape.record_sum([a, b], &y);
-        }
+        let Some(tape) = &mut self.tape else { return sum(a, b) };
+        let y = untracked_sum(a, b)?;
+        tape.record_sum([a, b], &y);
         Ok(y)
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 use lorakit_lora::FrozenLinear;
 use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
 use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::vjp::with_vjp;
 use std::sync::Arc;
 
@@ -143,14 +144,14 @@ impl FrozenLinear for FrozenProjections {
     }
 
     fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let width = self.output;
-        let mut y = vec![0.0; x.len() / self.input * width];
+        let (tokens, width) = (x.len() / self.input, self.output);
         // Without tokens, the second projection's columns would start beyond `y`.
-        if y.is_empty() {
-            return y;
+        if tokens == 0 {
+            return Vec::new();
         }
         let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
-        mmap_matrix::forward_side_by_side(&weights, x, &mut y);
+        // SAFETY: the products of all projections overwrite all columns.
+        let mut y = unsafe { written(tokens * width, |y| mmap_matrix::forward_side_by_side(&weights, x, y)) };
         let mut start = 0;
         for FrozenProjection { weight, bias } in &self.projections {
             let columns = start..start + weight.rows();
@@ -165,18 +166,21 @@ impl FrozenLinear for FrozenProjections {
     }
 
     fn backward(&self, dy: &[f32]) -> Vec<f32> {
-        let mut dx = vec![0.0; dy.len() / self.output * self.input];
-        if dx.is_empty() {
-            return dx;
+        let tokens = dy.len() / self.output;
+        if tokens == 0 {
+            return Vec::new();
         }
-        let mut start = 0;
-        for FrozenProjection { weight, .. } in &self.projections {
-            let part = MatrixRef::new(&dy[start..], dy.len() / self.output, weight.rows(), self.output);
-            let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
-            start += weight.rows();
-            weight.backward(part, &mut dx, into);
-        }
-        dx
+        let write = |dx: &mut [f32]| {
+            let mut start = 0;
+            for FrozenProjection { weight, .. } in &self.projections {
+                let part = MatrixRef::new(&dy[start..], tokens, weight.rows(), self.output);
+                let into = if start == 0 { Destination::Overwrite } else { Destination::Add };
+                start += weight.rows();
+                weight.backward(part, dx, into);
+            }
+        };
+        // SAFETY: the first projection's product overwrites all values.
+        unsafe { written(tokens * self.input, write) }
     }
 }
 

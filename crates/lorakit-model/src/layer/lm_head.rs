@@ -9,6 +9,7 @@ use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
 use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
+use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
@@ -67,8 +68,10 @@ impl LmHead {
             Weight::Tensor(weight) => product(&h, &weight.t()?)?,
             Weight::Mapped(weight) => {
                 let (tokens, rows) = (h.dim(0)?, weight.rows());
-                let mut y = vec![0.0; tokens * rows];
-                cpu_tensor::with_values(&h, "logits", |h| weight.forward(h, &mut y, rows, 0..rows))?;
+                let y = cpu_tensor::with_values(&h, "logits", |h| {
+                    // SAFETY: the product overwrites all values.
+                    unsafe { written(tokens * rows, |y| weight.forward(h, y, rows, 0..rows)) }
+                })?;
                 Tensor::from_vec(y, (tokens, rows), h.device())?
             }
         };
@@ -289,15 +292,15 @@ impl Nll<'_> {
         let tokens = (CHUNK / vocabulary).clamp(1, n.max(1));
         let mut losses = vec![0.0; n];
         let mut slopes = vec![0.0; if self.wanted { n * d } else { 0 }];
-        let mut logits = vec![0.0; tokens * vocabulary];
         for start in (0..n).step_by(tokens) {
             let end = (start + tokens).min(n);
-            let logits = &mut logits[..(end - start) * vocabulary];
-            self.weight.forward(&h[start * d..end * d], logits, vocabulary, 0..vocabulary);
-            self.chunk(logits, &self.targets[start..end], &mut losses[start..end]);
+            let product = |y: &mut [f32]| self.weight.forward(&h[start * d..end * d], y, vocabulary, 0..vocabulary);
+            // SAFETY: the product overwrites all values.
+            let mut logits = unsafe { written((end - start) * vocabulary, product) };
+            self.chunk(&mut logits, &self.targets[start..end], &mut losses[start..end]);
             if self.wanted {
                 let slopes = &mut slopes[start * d..end * d];
-                let dlogits = MatrixRef::new(logits, end - start, vocabulary, vocabulary);
+                let dlogits = MatrixRef::new(&logits, end - start, vocabulary, vocabulary);
                 self.weight.backward(dlogits, slopes, Destination::Overwrite);
             }
         }

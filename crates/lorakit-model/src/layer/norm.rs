@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
@@ -172,12 +173,14 @@ impl Op<2> for NormOp {
         if w.len() != d {
             bail!("a norm of {} features was given {d}", w.len());
         }
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(d)
-            .with_min_len(16)
-            .zip(x.par_chunks(d))
-            .for_each(|(y, x)| simd::dispatch(NormRow { op: self, y, x, w }));
-        Ok((y, (tokens, d).into()))
+        let write = |y: &mut [f32]| {
+            y.par_chunks_mut(d)
+                .with_min_len(16)
+                .zip(x.par_chunks(d))
+                .for_each(|(y, x)| simd::dispatch(NormRow { op: self, y, x, w }));
+        };
+        // SAFETY: each value of a row is set.
+        Ok((unsafe { written(x.len(), write) }, (tokens, d).into()))
     }
 
     /// With `n = (x - mean) / spread` and `g = dy w`: `dx = (g - [mean(g)] - n mean(g n)) / spread`, where the bracket is
@@ -268,12 +271,14 @@ impl FrozenNorm {
 impl NormOp {
     fn input_gradient(&self, x: &[f32], w: &[f32], dy: &[f32]) -> Vec<f32> {
         let d = w.len();
-        let mut dx = vec![0.0; x.len()];
-        dx.par_chunks_mut(d)
-            .with_min_len(16)
-            .zip(x.par_chunks(d).zip(dy.par_chunks(d)))
-            .for_each(|(dx, (x, dy))| simd::dispatch(NormRowBackward { op: self, dx, x, w, dy }));
-        dx
+        let write = |dx: &mut [f32]| {
+            dx.par_chunks_mut(d)
+                .with_min_len(16)
+                .zip(x.par_chunks(d).zip(dy.par_chunks(d)))
+                .for_each(|(dx, (x, dy))| simd::dispatch(NormRowBackward { op: self, dx, x, w, dy }));
+        };
+        // SAFETY: each value of a row is set before it is read.
+        unsafe { written(x.len(), write) }
     }
 
     fn weight_gradient(&self, x: &[f32], dy: &[f32], d: usize) -> Vec<f32> {

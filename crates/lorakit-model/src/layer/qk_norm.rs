@@ -4,6 +4,7 @@ use crate::attention::heads::AttentionHeads;
 use crate::layer::norm::{FrozenNorm, Norm};
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
+use lorakit_lora::kernels::output::written;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -70,27 +71,31 @@ impl Op<1> for QkNormOp {
             bail!("norms of the queries and keys of {:?} were given {width} features", self.heads);
         }
         let [queries, keys, values] = parts(self.heads);
-        let mut y = vec![0.0; tokens * width];
-        y.par_chunks_mut(width).with_min_len(16).zip(qkv.values.par_chunks(width)).for_each(|(y, x)| {
-            for (norm, columns) in [(&self.queries, &queries), (&self.keys, &keys)] {
-                norm.rows(&x[columns.clone()], &mut y[columns.clone()]);
-            }
-            y[values.clone()].copy_from_slice(&x[values.clone()]);
-        });
-        Ok((y, (tokens, width).into()))
+        let write = |y: &mut [f32]| {
+            y.par_chunks_mut(width).with_min_len(16).zip(qkv.values.par_chunks(width)).for_each(|(y, x)| {
+                for (norm, columns) in [(&self.queries, &queries), (&self.keys, &keys)] {
+                    norm.rows(&x[columns.clone()], &mut y[columns.clone()]);
+                }
+                y[values.clone()].copy_from_slice(&x[values.clone()]);
+            });
+        };
+        // SAFETY: queries, keys and values are all columns of a row.
+        Ok((unsafe { written(tokens * width, write) }, (tokens, width).into()))
     }
 
     fn backward(&self, [qkv]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
         let width = self.heads.fused_width();
         let [queries, keys, values] = parts(self.heads);
-        let mut dx = vec![0.0; dy.len()];
-        let rows = dx.par_chunks_mut(width).with_min_len(16);
-        rows.zip(qkv.values.par_chunks(width).zip(dy.par_chunks(width))).for_each(|(dx, (x, dy))| {
-            for (norm, columns) in [(&self.queries, &queries), (&self.keys, &keys)] {
-                norm.rows_backward(&x[columns.clone()], &dy[columns.clone()], &mut dx[columns.clone()]);
-            }
-            dx[values.clone()].copy_from_slice(&dy[values.clone()]);
-        });
-        Ok([Some(dx)])
+        let write = |dx: &mut [f32]| {
+            let rows = dx.par_chunks_mut(width).with_min_len(16);
+            rows.zip(qkv.values.par_chunks(width).zip(dy.par_chunks(width))).for_each(|(dx, (x, dy))| {
+                for (norm, columns) in [(&self.queries, &queries), (&self.keys, &keys)] {
+                    norm.rows_backward(&x[columns.clone()], &dy[columns.clone()], &mut dx[columns.clone()]);
+                }
+                dx[values.clone()].copy_from_slice(&dy[values.clone()]);
+            });
+        };
+        // SAFETY: queries, keys and values are all columns of a row.
+        Ok([Some(unsafe { written(dy.len(), write) })])
     }
 }

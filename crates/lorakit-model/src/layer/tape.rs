@@ -4,6 +4,7 @@
 //! a frozen base, with adapters that leave their gradients beside the graph, a gradient need only be passed on: it is
 //! summed where a value was used twice, and what a step holds is freed when its backward has run.
 
+use crate::layer::residual_sum::untracked_sum;
 use candle_core::{Result, Tensor, TensorId};
 use lorakit_lora::kernels::op::{self, Op};
 use std::collections::{HashMap, HashSet};
@@ -109,7 +110,7 @@ struct PendingGradients(HashMap<TensorId, Tensor>);
 impl PendingGradients {
     fn add(&mut self, of: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&of) {
-            Some(sum) => (sum + gradient)?,
+            Some(sum) => untracked_sum(&sum, &gradient)?,
             None => gradient,
         };
         self.0.insert(of, sum);

@@ -43,7 +43,7 @@ enum Slice<'a> {
 
 /// Rows (forward) or columns (backward) of a 16-bit matrix that are widened at a time, so that a tile stays in its core's
 /// cache while all tokens are multiplied with it.
-const TILE: usize = 64;
+const TILE: usize = 96;
 
 /// Reads aligned bytes as values of `T`.
 ///

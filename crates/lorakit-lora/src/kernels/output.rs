@@ -1,0 +1,36 @@
+//! Outputs of kernels that set every value: memory that is not zeroed before.
+//!
+//! Zeroing is one more pass over memory, by one thread while the others wait.
+
+/// A vector of `len` values that `write` sets.
+///
+/// # Safety
+/// `write` must set every value, and must not read one that it has not set.
+pub unsafe fn written(len: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut values: Vec<f32> = Vec::with_capacity(len);
+    let unset = &mut values.spare_capacity_mut()[..len];
+    if cfg!(debug_assertions) {
+        unset.iter_mut().for_each(|value| {
+            value.write(f32::NAN);
+        });
+    }
+    // SAFETY: the memory is that of `len` values, and the caller's `write` reads none of them before it is set.
+    write(unsafe { std::slice::from_raw_parts_mut(unset.as_mut_ptr().cast(), len) });
+    // SAFETY: the capacity is at least `len`, and `write` has set all values.
+    unsafe { values.set_len(len) };
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_vector_holds_what_was_written() {
+        for len in [0, 1, 1000] {
+            // SAFETY: every value is set.
+            let values = unsafe { written(len, |values| values.iter_mut().zip(0..).for_each(|(v, i)| *v = i as f32)) };
+            assert!(values.len() == len && values.iter().zip(0..).all(|(&v, i)| v == i as f32));
+        }
+    }
+}
