@@ -7,7 +7,7 @@ standard error over seeds; a seed determines the suite, the training and the clu
 
     scripts/methods.py --out /tmp/methods --seeds 0 1 2
 
-Results that exist in --out are reused. For compositions of two skills see compositions.py. With QUICK=1 in the
+Results that exist in --out are reused. For compositions of two skills see lora_soups.sh. With QUICK=1 in the
 environment, it runs a minimal version as a smoke test.
 """
 

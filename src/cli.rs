@@ -3,8 +3,8 @@
 use crate::args::global_args::GlobalArgs;
 use crate::command_context::CommandContext;
 use crate::commands::{
-    adapt, base_commands, cluster, completions, demo, eval, explain, generate, library_commands, logits, man, merge,
-    task_commands, train_experts, verify,
+    adapt, base_commands, cluster, compare, completions, demo, eval, explain, generate, library_commands, logits, man,
+    merge, task_commands, train_experts, verify,
 };
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
@@ -66,6 +66,8 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Evaluate routers over a library on tasks
     Eval(eval::EvalArgs),
+    /// Put the results of several evaluations into one table, with a verdict on each claim
+    Compare(compare::CompareArgs),
     /// Adapt a library to target tasks: fine-tune from its mean, or fit weights of its experts
     Adapt(Box<adapt::AdaptArgs>),
     /// Merge experts into one adapter, or into the base
@@ -102,6 +104,7 @@ impl Command {
             Self::Cluster(args) => cluster::run(args, context),
             Self::Adapt(args) => adapt::run(*args, context),
             Self::Eval(args) => eval::run(args, context),
+            Self::Compare(args) => compare::run(args, context),
             Self::Merge(args) => merge::run(args, context),
             Self::Verify(args) => verify::run(args, context),
             Self::Generate(args) => generate::run(args, context),

@@ -11,6 +11,7 @@
 //! - [`routing_trace`]: records a router's choices for `explain`.
 //! - [`verification`]: how far merged weights and unmerged adapters are apart, for `verify`.
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
+//! - [`paper_table`]: tables of several evaluations, with verdicts on claims, for `compare`.
 //! - [`pages`]: HTML pages, rendered from templates.
 //! - [`command_context`]: device, seed, output and interruption, which every subcommand receives.
 //! - [`allocator`]: keeps freed memory for the next step.
@@ -32,6 +33,7 @@ mod hub;
 mod interrupt;
 mod output;
 mod pages;
+mod paper_table;
 mod routing_trace;
 mod scoring;
 mod verification;

@@ -2,8 +2,9 @@
 
 use crate::command_context::CommandContext;
 use crate::demo::comparison::{self, ScoreRow};
+use crate::demo::findings::Findings;
+use crate::demo::pipeline;
 use crate::demo::setup::Setup;
-use crate::demo::{findings, pipeline};
 use crate::pages::demo_page::{self, DemoResults};
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -27,6 +28,7 @@ pub struct DemoArgs {
 #[derive(Serialize)]
 struct DemoDocument<'a> {
     results: &'a Results,
+    headline: &'a [String],
     findings: &'a [String],
     report: &'a Path,
 }
@@ -43,21 +45,29 @@ pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     );
     let scores = comparison::score(&setup, &libraries, &mut results, context)?;
     let routing = comparison::routing_by_family(&setup, &libraries.private)?;
-    let shown =
-        DemoResults { setup: &setup, libraries: &libraries, clusters: &clusters, scores: &scores, routing: &routing };
+    let findings = Findings::of(&scores, &clusters, &results, (&setup.training, &setup.held_out));
+    let shown = DemoResults {
+        setup: &setup,
+        libraries: &libraries,
+        clusters: &clusters,
+        scores: &scores,
+        findings: &findings,
+        routing: &routing,
+    };
     let report = args.out.join("report.html");
     write_file(&args.out.join("results.json"), results.to_json()?.as_bytes())?;
     write_file(&report, demo_page::html(&shown)?.as_bytes())?;
-    let findings = findings::sentences(&scores, &clusters);
-    let document = DemoDocument { results: &results, findings: &findings, report: &report };
+    let Findings { headline, sentences } = &findings;
+    let document = DemoDocument { results: &results, headline, findings: sentences, report: &report };
     context.output.result(&document, || text(&scores, &findings, &args.out))
 }
 
-fn text(scores: &[ScoreRow], findings: &[String], out: &Path) -> String {
+fn text(scores: &[ScoreRow], findings: &Findings, out: &Path) -> String {
     format!(
-        "{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {}",
+        "{}\n\n{}\n\n{}\n\nLibraries, clusters.json, results.json and report.html are in {}",
+        findings.headline.join("\n"),
         comparison::text(scores),
-        findings.join("\n"),
+        findings.sentences.join("\n"),
         out.display()
     )
 }

@@ -7,8 +7,11 @@ use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::output::console::make_parent;
+use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
+use crate::pages::scores_page::{self, ScoredRouters};
 use crate::scoring::failures::Failures;
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use crate::scoring::row_counts::RowCounts;
@@ -17,9 +20,10 @@ use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::{EvalOptions, PatchedModel, evaluate};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_without_reading};
 use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
+use lorakit_format::atomic::write_file;
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
@@ -63,6 +67,12 @@ pub struct EvalArgs {
     /// Compute only these of the tasks' metrics; loss is always included
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
+    /// Write a report as an HTML page: means, heat maps of tasks by routers, and bars for each task
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Also score answers that read no prompt, as the router `chance`: a random choice, or the most frequent answer
+    #[arg(long)]
+    chance: bool,
     /// Write the scores of each row to samples_ROUTER_TASK.jsonl
     #[arg(long, requires = "out")]
     log_samples: bool,
@@ -109,15 +119,13 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
     let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
+    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
     run.evaluate(&routers, &prepared, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
         return failures.outcome(false);
     }
-    let mut document = serde_json::to_value(&store.now)?;
-    if !failures.all().is_empty() {
-        document["errors"] = json!(failures.all());
-    }
-    context.output.result(&document, || tables(&store.now, &routers, &tasks))?;
+    let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
+    run.output(&args, &names, &store.now, &failures)?;
     failures.outcome(true)
 }
 
@@ -130,7 +138,41 @@ struct EvalRun<'a> {
     context: &'a CommandContext,
 }
 
+/// The name of answers that read no prompt, where routers have theirs.
+const CHANCE: &str = "chance";
+
 impl EvalRun<'_> {
+    /// Prints the results of the routers, and writes the report.
+    fn output(&self, args: &EvalArgs, routers: &[&str], results: &Results, failures: &Failures) -> Result<()> {
+        let mut document = serde_json::to_value(results)?;
+        if !failures.all().is_empty() {
+            document["errors"] = json!(failures.all());
+        }
+        let gains = gains(results, routers, self.tasks);
+        if !gains.is_empty() {
+            document["gains"] = json!(gains);
+        }
+        if let Some(path) = &args.report {
+            let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
+            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, lead: args.lead(self.base) };
+            make_parent(path)?;
+            write_file(path, scores_page::html(&page)?.as_bytes())?;
+        }
+        let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
+        self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
+    }
+
+    /// Scores answers that read no prompt; the name that they have among the routers.
+    fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
+        for task in tasks {
+            let scores = score_without_reading(task, self.options)?;
+            if !scores.metrics.is_empty() {
+                store.keep(CHANCE, &task.name, &scores)?;
+            }
+        }
+        Ok(CHANCE)
+    }
+
     /// Evaluates every router on every task, into `store` or `failures`.
     fn evaluate(
         &self,
@@ -203,6 +245,16 @@ impl EvalArgs {
             tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| self.metrics.contains(metric)));
         }
         Ok(tasks)
+    }
+
+    /// What is evaluated, for the report.
+    fn lead(&self, base: &Base) -> String {
+        let library = self.library.as_ref().map_or(String::new(), |path| format!(", experts of {}", path.display()));
+        let limit = self.limit.map_or(String::new(), |limit| format!(", the first {limit} of each task"));
+        let shots =
+            if self.num_fewshot == 0 { String::new() } else { format!(", {} examples in context", self.num_fewshot) };
+        let millions = base.parameters() as f64 / 1e6;
+        format!("Base {}, {millions:.1} million parameters{library}; {} rows{limit}{shots}.", self.base, self.split)
     }
 
     /// Checks what needs no file to be opened.

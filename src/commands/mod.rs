@@ -3,6 +3,7 @@
 pub mod adapt;
 pub mod base_commands;
 pub mod cluster;
+pub mod compare;
 pub mod completions;
 pub mod demo;
 pub mod eval;
@@ -20,5 +21,6 @@ pub mod logits;
 pub mod man;
 pub mod merge;
 pub mod task_commands;
+pub mod task_split;
 pub mod train_experts;
 pub mod verify;

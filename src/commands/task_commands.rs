@@ -5,6 +5,7 @@ use crate::args::task_args::{self, DataArgs, TaskDocument};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::commands::task_split::{self, TaskSplitArgs};
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -20,6 +21,8 @@ pub enum TaskCommand {
     Ls(TaskLsArgs),
     /// Show a row: prompt and answer, and with --base its tokens and which of them carry loss
     Show(TaskShowArgs),
+    /// Split data files into one file for each value of a column, as the task_name of Flan
+    Split(TaskSplitArgs),
 }
 
 /// The arguments of `task ls`.
@@ -85,6 +88,7 @@ pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
     match command {
         TaskCommand::Ls(args) => ls(&args, context),
         TaskCommand::Show(args) => show(&args, context),
+        TaskCommand::Split(args) => task_split::run(&args, context),
     }
 }
 

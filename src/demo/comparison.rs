@@ -34,18 +34,27 @@ pub struct Summary {
     pub loss: Score,
 }
 
+/// The row of the base alone.
+pub const BASE: &str = "base";
+/// The row of one expert for all tasks.
+pub const JOINT: &str = "joint";
+/// The row of each task's own expert.
+pub const OWN_EXPERT: &str = "private, own expert";
+
 /// The rows of the table: label, library and router.
-const ROWS: [(&str, LibraryKind, &str); 10] = [
-    ("base", LibraryKind::Private, "base"),
-    ("joint", LibraryKind::Joint, "expert:joint"),
+const ROWS: [(&str, LibraryKind, &str); 12] = [
+    (BASE, LibraryKind::Private, "base"),
+    (JOINT, LibraryKind::Joint, "expert:joint"),
     ("private, uniform", LibraryKind::Private, "uniform"),
+    ("private, scaled mean", LibraryKind::Private, "scaled_uniform:rows=4"),
+    ("private, random", LibraryKind::Private, "random"),
     ("private, arrow", LibraryKind::Private, "arrow"),
     ("private, evidence", LibraryKind::Private, "evidence"),
-    ("private, oracle", LibraryKind::Private, "oracle"),
+    (OWN_EXPERT, LibraryKind::Private, "oracle"),
     ("MBC, uniform", LibraryKind::Clustered, "uniform"),
     ("MBC, arrow", LibraryKind::Clustered, "arrow"),
     ("MBC, evidence", LibraryKind::Clustered, "evidence"),
-    ("MBC, oracle", LibraryKind::Clustered, "oracle"),
+    ("MBC, own expert", LibraryKind::Clustered, "oracle"),
 ];
 
 #[derive(Clone, Copy)]
@@ -124,7 +133,7 @@ pub fn score(
     Ok(rows)
 }
 
-/// Whether a router can serve a task: the oracle cannot where no expert was trained on it.
+/// Whether a router can serve a task: no own expert does where none was trained on it.
 fn serves(router: &dyn Router, opened: &OpenLibrary, task: &Task) -> bool {
     !router.reads_task() || expert_of_task(&task.name, &opened.experts).is_ok()
 }

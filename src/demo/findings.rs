@@ -1,43 +1,117 @@
-//! Which of the papers' claims the demo's scores support, one sentence each.
+//! Which of the papers' claims the demo's scores support, one sentence each, and which router did best.
 
-use super::comparison::{ScoreRow, Summary, score_text};
+use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, score_text};
 use super::pipeline::FamilyClusters;
 use lorakit_cluster::ComparisonSpace;
-use lorakit_eval::Score;
+use lorakit_eval::{PairedDifference, Results, Score, Verdict};
+use lorakit_task::Task;
 
 /// Claims of the papers and of lorakit that compare two rows of the table: better, worse, claim.
-const CLAIMS: [(&str, &str, &str); 7] = [
-    ("private, oracle", "base", "An expert is better on its own task than the base"),
+const CLAIMS: [(&str, &str, &str); 9] = [
+    (OWN_EXPERT, BASE, "An expert is better on its own task than the base"),
     ("private, arrow", "private, uniform", "Arrow over private experts is better than their mean"),
+    (
+        "private, arrow",
+        "private, scaled mean",
+        "Arrow over private experts is better than their mean at its best strength",
+    ),
+    ("private, arrow", "private, random", "Arrow over private experts is better than as many experts drawn at random"),
     (
         "private, evidence",
         "private, arrow",
         "Routing by the evidence of the whole prompt is better than Arrow per token",
     ),
-    ("MBC, oracle", "joint", "One expert per cluster is better on its tasks than one expert for all tasks"),
+    ("MBC, own expert", JOINT, "One expert per cluster is better on its tasks than one expert for all tasks"),
     ("MBC, arrow", "MBC, uniform", "Arrow over cluster experts is better than their mean"),
     ("MBC, arrow", "private, arrow", "Arrow over cluster experts is better than Arrow over private experts"),
-    ("MBC, uniform", "joint", "The mean of cluster experts is better than one expert for all tasks"),
+    ("MBC, uniform", JOINT, "The mean of cluster experts is better than one expert for all tasks"),
 ];
 
-/// All sentences.
-pub fn sentences(rows: &[ScoreRow], clusters: &FamilyClusters) -> Vec<String> {
-    let mut sentences = vec![agreement(clusters)];
-    for (better, worse, claim) in CLAIMS {
-        let row = |label| rows.iter().find(|c| c.label == label);
-        let (Some(better), Some(worse)) = (row(better), row(worse)) else { continue };
-        sentences.extend(judge(
-            &format!("{claim}, on training tasks"),
-            (better.label, better.training),
-            (worse.label, worse.training),
-        ));
-        sentences.extend(judge(
-            &format!("{claim}, on held-out tasks"),
-            (better.label, better.held_out),
-            (worse.label, worse.held_out),
-        ));
+/// What the demo found.
+pub struct Findings {
+    /// What came out, and which router to use: a sentence each.
+    pub headline: [String; 2],
+    /// The clusters, and a verdict on each claim.
+    pub sentences: Vec<String>,
+}
+
+/// What the scores of a part of the tasks say.
+struct Part<'a> {
+    /// As in `on training tasks`.
+    name: &'static str,
+    tasks: &'a [Task],
+    results: &'a Results,
+}
+
+impl Findings {
+    /// Reads them off the scores of the training tasks and of the held-out tasks.
+    pub fn of(
+        rows: &[ScoreRow],
+        clusters: &FamilyClusters,
+        results: &Results,
+        (training, held_out): (&[Task], &[Task]),
+    ) -> Self {
+        let part = |name, tasks| Part { name, tasks, results };
+        let (training, held_out) = (part("training tasks", training), part("held-out tasks", held_out));
+        // Held-out tasks have no expert of their own: experts that know no task would be none to choose among.
+        let testable = training.gain(OWN_EXPERT, BASE).is_some_and(|gain| gain.is_clearly_positive());
+        let mut sentences = vec![agreement(clusters)];
+        for claim in CLAIMS {
+            sentences.extend([&training, &held_out].into_iter().filter_map(|part| part.judge(claim, testable)));
+        }
+        Self { headline: headline(rows), sentences }
     }
-    sentences
+}
+
+impl Part<'_> {
+    /// How much better one row is than another in exact match, paired by task; none where a row was not scored.
+    fn gain(&self, better: &str, worse: &str) -> Option<PairedDifference> {
+        let value = |label: &str, task: &Task| {
+            self.results.get(label, &task.name)?.metrics.get("exact_match").map(|score| 100.0 * score.value)
+        };
+        let gain = |task| Some(vec![value(better, task)? - value(worse, task)?]);
+        PairedDifference::of(&self.tasks.iter().map(gain).collect::<Option<Vec<_>>>()?)
+    }
+
+    /// The sentence on a claim.
+    fn judge(&self, (better, worse, claim): (&str, &str, &str), testable: bool) -> Option<String> {
+        let gain = self.gain(better, worse)?;
+        let ([low, high], verdict) = (gain.interval, Verdict::of(&gain, testable));
+        Some(format!(
+            "{claim}, on {}: {verdict} ({better} against {worse}: {:+.1} points, 95 % from {low:+.1} to {high:+.1}).",
+            self.name, gain.mean
+        ))
+    }
+}
+
+/// What came out, and which router to use.
+fn headline(rows: &[ScoreRow]) -> [String; 2] {
+    let row = |label: &str| rows.iter().find(|row| row.label == label);
+    let percent = |score: Score| score_text(score, true);
+    let exact =
+        |label: &str| row(label).and_then(|row| row.training).map_or("–".to_owned(), |s| percent(s.exact_match));
+    let came_out = format!(
+        "A task's own expert answers {} % of its rows, one expert for all tasks {} %, the base {} %.",
+        exact(OWN_EXPERT),
+        exact(JOINT),
+        exact(BASE)
+    );
+    let told = |row: &&ScoreRow| row.held_out.is_none();
+    let best = |part: fn(&ScoreRow) -> Option<Score>| {
+        let scored = rows.iter().filter(|row| !told(row)).filter_map(|row| Some((row.label, part(row)?)));
+        scored.max_by(|a, b| a.1.value.total_cmp(&b.1.value))
+    };
+    let known = best(|row| row.training.map(|summary| summary.exact_match));
+    let unknown = best(|row| row.held_out.map(|summary| summary.exact_match));
+    let use_it = match (known, unknown) {
+        (Some((known, right)), Some((unknown, of_unknown))) => format!(
+            "Not told the task, `{known}` does best where experts know it ({} %), `{unknown}` where none does ({} %).",
+            percent(right),
+            percent(of_unknown)
+        ),
+        _ => "No router was scored.".to_owned(),
+    };
+    [came_out, use_it]
 }
 
 /// How well the clusters of each space agree with the true families.
@@ -55,37 +129,54 @@ fn agreement(clusters: &FamilyClusters) -> String {
     )
 }
 
-/// Judges a claim by two rows: it holds where the difference exceeds two standard errors.
-fn judge(claim: &str, (a, left): (&str, Option<Summary>), (b, right): (&str, Option<Summary>)) -> Option<String> {
-    let (left, right) = (left?.exact_match, right?.exact_match);
-    let verdict = match difference(left, right) {
-        Some(d) if d > 2.0 => "holds",
-        Some(d) if d < -2.0 => "the opposite holds",
-        _ => "undecided, the difference is within two standard errors",
-    };
-    Some(format!("{claim}: {verdict} ({a} {}, {b} {}).", score_text(left, true), score_text(right, true)))
-}
-
-/// The difference in standard errors; None where they are unknown.
-fn difference(left: Score, right: Score) -> Option<f64> {
-    let error = (left.stderr?.powi(2) + right.stderr?.powi(2)).sqrt();
-    let by = left.value - right.value;
-    Some(if error > 0.0 { by / error } else { by * f64::INFINITY }).filter(|d| !d.is_nan())
-}
-
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::demo::comparison::Summary;
+    use lorakit_task::skills::{self, SuitePart};
+
+    /// Results of two rows whose exact match on the task of an index is given.
+    fn results(tasks: &[Task], better: impl Fn(usize) -> f64, worse: impl Fn(usize) -> f64) -> Results {
+        let of = |label: &str, value: &dyn Fn(usize) -> f64| {
+            let task = |(at, task): (usize, &Task)| {
+                format!(r#""{}": {{"n": 1, "metrics": {{"exact_match": {{"value": {}}}}}}}"#, task.name, value(at))
+            };
+            format!("\"{label}\": {{{}}}", tasks.iter().enumerate().map(task).collect::<Vec<_>>().join(","))
+        };
+        let text = format!(r#"{{"results": {{{}, {}}}}}"#, of("a", &better), of("b", &worse));
+        Results::parse(&text).unwrap()
+    }
 
     #[test]
-    fn a_claim_holds_beyond_two_standard_errors_only() {
+    fn a_claim_is_judged_by_paired_tasks() {
+        let tasks = skills::tasks(skills::SEED, SuitePart::Training);
+        let verdict = |better: &dyn Fn(usize) -> f64, testable| {
+            let results = results(&tasks, better, |at| 0.02 * at as f64);
+            Part { name: "t", tasks: &tasks, results: &results }.judge(("a", "b", "X"), testable).unwrap()
+        };
+        // A gain of five points on every task is clear, although tasks differ by far more.
+        assert!(verdict(&|at| 0.02 * at as f64 + 0.05, true).contains("X, on t: held (a against b: +5.0 points"));
+        assert!(verdict(&|at| 0.02 * at as f64 - 0.05, true).contains(": not held"));
+        assert!(verdict(&|at| 0.02 * at as f64 + if at % 2 == 0 { 0.05 } else { -0.05 }, true).contains(": undecided"));
+        assert!(verdict(&|at| 0.02 * at as f64 + 0.05, false).contains(": not testable here"));
+    }
+
+    #[test]
+    fn the_headline_names_the_best_router_that_is_not_told_the_task() {
         let summary = |value: f64| {
-            let score = Score { value, stderr: Some(0.01) };
+            let score = Score { value, stderr: None };
             Some(Summary { exact_match: score, loss: score })
         };
-        let verdict = |a, b| judge("X", ("a", summary(a)), ("b", summary(b))).unwrap_or_default();
-        assert!(verdict(0.50, 0.40).contains(": holds"));
-        assert!(verdict(0.50, 0.49).contains("within two standard errors"));
-        assert!(verdict(0.40, 0.50).contains("the opposite"));
+        let row = |label, training, held_out| ScoreRow { label, training: summary(training), held_out };
+        let rows = [
+            row(BASE, 0.01, summary(0.02)),
+            row(JOINT, 0.7, summary(0.13)),
+            row("private, evidence", 0.9, summary(0.02)),
+            row(OWN_EXPERT, 0.95, None),
+        ];
+        let [came_out, use_it] = headline(&rows);
+        assert!(came_out.contains("95.0 %") && came_out.contains("base 1.0 %"), "{came_out}");
+        assert!(use_it.contains("`private, evidence`") && use_it.contains("`joint`"), "{use_it}");
     }
 }

@@ -1,13 +1,12 @@
 //! Tables of evaluation scores.
 
-use crate::args::router_arg::RouterArg;
 use crate::output::text_table::{ABSENT, table};
 use lorakit_eval::{Results, Score, TaskResult};
 use lorakit_task::{Metric, Split, Task};
 use std::collections::BTreeSet;
 
 /// A table per metric, tasks by routers, and one of means over tasks.
-pub fn tables(results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
+pub fn tables(results: &Results, routers: &[&str], tasks: &[Task]) -> String {
     let found: BTreeSet<&str> = results
         .routers()
         .flat_map(|(_, tasks)| tasks.values())
@@ -25,24 +24,22 @@ pub fn tables(results: &Results, routers: &[RouterArg], tasks: &[Task]) -> Strin
 }
 
 /// Each metric's mean over the tasks that have it. Printed last, where a reader looks first.
-fn means(metrics: &[&str], results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
-    let score = |metric: &str, router: &RouterArg, task: &Task| {
-        results.get(&router.text, &task.name)?.metrics.get(metric).copied()
-    };
+fn means(metrics: &[&str], results: &Results, routers: &[&str], tasks: &[Task]) -> String {
+    let score = |metric: &str, router: &str, task: &Task| results.get(router, &task.name)?.metrics.get(metric).copied();
     let line = |metric: &&str| {
         let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(metric, router, task).is_some()));
         let cells =
             routers.iter().map(|router| cell(mean(tasks.iter().filter_map(|task| score(metric, router, task)))));
         [(*metric).to_owned(), scored.count().to_string()].into_iter().chain(cells).collect()
     };
-    let header = ["mean over tasks", "tasks"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
+    let header = ["mean over tasks", "tasks"].into_iter().chain(routers.iter().copied());
     table(header, metrics.iter().map(line))
 }
 
-fn metric_table(metric: &str, results: &Results, routers: &[RouterArg], tasks: &[Task]) -> String {
-    let score = |router: &RouterArg, task: &Task| results.get(&router.text, &task.name)?.metrics.get(metric).copied();
+fn metric_table(metric: &str, results: &Results, routers: &[&str], tasks: &[Task]) -> String {
+    let score = |router: &str, task: &Task| results.get(router, &task.name)?.metrics.get(metric).copied();
     let rows = |task: &Task| {
-        routers.iter().find_map(|router| results.get(&router.text, &task.name)).map(|result: &TaskResult| {
+        routers.iter().find_map(|router| results.get(router, &task.name)).map(|result: &TaskResult| {
             match task.count(Split::All) {
                 given if given > result.n => format!("{} of {given}", result.n),
                 _ => result.n.to_string(),
@@ -54,7 +51,7 @@ fn metric_table(metric: &str, results: &Results, routers: &[RouterArg], tasks: &
         let start = [task.name.clone(), rows(task).unwrap_or_default()];
         start.into_iter().chain(routers.iter().map(|router| cell(score(router, task)))).collect()
     };
-    let header = [metric, "rows"].into_iter().chain(routers.iter().map(|router| router.text.as_str()));
+    let header = [metric, "rows"].into_iter().chain(routers.iter().copied());
     table(header, scored.map(line))
 }
 
@@ -68,7 +65,7 @@ pub fn cell(score: Option<Score>) -> String {
 }
 
 /// The mean over tasks. Their errors are independent, so its standard error is the root of the sum of squares over n.
-fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
+pub fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
     let scores: Vec<Score> = scores.collect();
     let n = scores.len() as f64;
     let squares: Option<f64> = scores.iter().map(|score| score.stderr.map(|error| error * error)).sum();

@@ -5,7 +5,7 @@ use super::loss_curves::{LossCurve, mean, plot};
 use super::markup::render;
 use super::page::Page;
 use crate::demo::comparison::{ScoreRow, Summary, score_text};
-use crate::demo::findings;
+use crate::demo::findings::Findings;
 use crate::demo::pipeline::{FamilyClusters, TrainedLibraries};
 use crate::demo::setup::Setup;
 use anyhow::Result;
@@ -26,14 +26,17 @@ pub struct DemoResults<'a> {
     pub clusters: &'a FamilyClusters,
     /// The scores.
     pub scores: &'a [ScoreRow],
+    /// What they say.
+    pub findings: &'a Findings,
     /// Arrow's share of routing weight: a row per family of prompts, a column per family of experts.
     pub routing: &'a [Vec<f64>],
 }
 
 #[derive(Serialize)]
-struct Body {
+struct Body<'a> {
+    headline: &'a [String],
     scores: Vec<ScoreCells>,
-    findings: Vec<String>,
+    findings: &'a [String],
     similarity_map: Value,
     loss_curves: Value,
     families: Vec<&'static str>,
@@ -69,8 +72,9 @@ pub fn html(results: &DemoResults) -> Result<String> {
     let names = || setup.families.iter().map(|family| family.name());
     let routing = names().zip(results.routing).map(|(family, shares)| RoutingRow { family, shares: shares.clone() });
     let body = Body {
+        headline: &results.findings.headline,
         scores: results.scores.iter().map(cells).collect(),
-        findings: findings::sentences(results.scores, results.clusters),
+        findings: &results.findings.sentences,
         similarity_map: similarity_map(&results.clusters.report, &results.clusters.similarity)?,
         loss_curves: plot(&loss_curves(setup, &results.libraries.private))?,
         families: names().collect(),

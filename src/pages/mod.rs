@@ -11,4 +11,5 @@ pub mod loss_curves;
 pub mod markup;
 pub mod page;
 pub mod routing_trace_page;
+pub mod scores_page;
 pub mod silhouette_charts;

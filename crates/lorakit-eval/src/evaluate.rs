@@ -188,7 +188,7 @@ fn report(stage: EvalStage, total: usize, progress: &mut dyn FnMut(EvalProgress)
 }
 
 /// The metrics of a generated text. A text without a match of the task's `extract` has no answer and is wrong.
-fn score_text(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
+pub(crate) fn score_text(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
     let extract = task.generation.extract.as_ref();
     let answer = extract.map_or(Some(text), |extract| extract.apply(text));
     let gold = |accepted: &String| extract.and_then(|extract| extract.apply(accepted)).unwrap_or(accepted).to_string();

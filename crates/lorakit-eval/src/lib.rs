@@ -3,7 +3,8 @@
 //! [`evaluate`] scores a [`PatchedModel`] (a base, its tokenizer, patches, and what rows carry for them) on a task, and
 //! returns [`TaskScores`]: every metric of the task with its standard error, and a [`Sample`] for each row. Its parts can be
 //! called alone: [`example_losses`] for the likelihood of answers, [`score_choices`] and [`chosen`] for multiple choice,
-//! [`generate`] for text. [`Results`] is the document `results.json`. A choice task has three accuracies with three names:
+//! [`generate`] for text. [`Results`] is the document `results.json`; [`PairedDifference`] and [`Verdict`] compare routers over
+//! tasks and seeds, and [`score_without_reading`] is the chance level. A choice task has three accuracies with three names:
 //! `acc` and `acc_norm` equal those of lm-evaluation-harness, `acc_tok` is the one of arXiv:2405.11157.
 //!
 //! The choices of a question share its prompt, which is processed once; nothing is padded. Batches are limited by tokens,
@@ -64,10 +65,12 @@ mod patched_model;
 mod results;
 mod sample;
 mod shared_prefix;
+mod statistics;
 mod stop_text;
 mod token_batches;
 mod token_budget;
 mod truncated_rows;
+mod unread_answers;
 
 pub use choice_scores::{ChoiceScore, chosen, score_choices};
 pub use error::{EvalError, Result, RoutingError};
@@ -82,5 +85,8 @@ pub use metrics::score::{Score, TaskScores};
 pub use patched_model::{PatchedModel, PromptRouting};
 pub use results::{Results, TaskResult, samples_file, samples_jsonl};
 pub use sample::Sample;
+pub use statistics::paired_difference::PairedDifference;
+pub use statistics::verdict::{DECISIVE_TASKS, Verdict};
 pub use token_budget::TokenBudget;
 pub use truncated_rows::TruncatedRows;
+pub use unread_answers::score_without_reading;

@@ -8,6 +8,11 @@ pub enum TrainingData {
         /// Rows of each task.
         rows: usize,
     },
+    /// Validation rows of those tasks, which no expert was trained on.
+    ExpertValidation {
+        /// Rows of each task.
+        rows: usize,
+    },
     /// Rows of the current task: the state serves only that task.
     TargetTask {
         /// Rows of the task.
@@ -19,7 +24,7 @@ impl TrainingData {
     /// The maximum number of rows of each task.
     pub fn rows(self) -> usize {
         match self {
-            Self::ExpertTasks { rows } | Self::TargetTask { rows } => rows,
+            Self::ExpertTasks { rows } | Self::ExpertValidation { rows } | Self::TargetTask { rows } => rows,
         }
     }
 }

@@ -11,6 +11,14 @@ const ROUTER_TEXTS: &[(&str, &str)] = &[
     ("oracle", "oracle"),
     ("uniform", "uniform:mixing=outputs"),
     ("uniform:mixing=separate", "uniform:mixing=separate"),
+    ("uniform:scale=1", "uniform:mixing=outputs"),
+    ("uniform:scale=2.5", "uniform:mixing=outputs,scale=2.5"),
+    ("scaled_uniform", "scaled_uniform:rows=16,mixing=outputs"),
+    ("scaled_uniform:rows=4,mixing=separate", "scaled_uniform:rows=4,mixing=separate"),
+    ("random", "random:top_k=4,seed=0,mixing=outputs"),
+    ("random:top_k=all,seed=7,mixing=separate", "random:top_k=all,seed=7,mixing=separate"),
+    ("arrow_norm", "arrow_norm:top_k=4,temperature=1,mixing=outputs"),
+    ("arrow_norm:top_k=1,temperature=0.5,mixing=separate", "arrow_norm:top_k=1,temperature=0.5,mixing=separate"),
     ("arrow", "arrow:top_k=4,temperature=1,mixing=outputs,tie=none"),
     (
         "arrow:top_k=all,temperature=0.5,mixing=separate,tie=site,general=a+b,gks=deltas",
@@ -30,6 +38,8 @@ const ROUTER_TEXTS: &[(&str, &str)] = &[
     ),
     ("tp", "tp:top_k=1,temperature=1,rows=100,mixing=outputs"),
     ("tp:top_k=all,temperature=1.5,rows=all,mixing=separate", "tp:top_k=all,temperature=1.5,rows=all,mixing=separate"),
+    ("tfidf", "tfidf:rows=100,mixing=outputs"),
+    ("tfidf:rows=all,mixing=separate", "tfidf:rows=all,mixing=separate"),
     (
         "evidence",
         "evidence:top_k=all,temperature=auto,floor=0.02,sure=0.2,otherwise=auto,measure=energy,rows=16,mixing=outputs",
@@ -147,11 +157,15 @@ const FITTED_MERGE_TEXTS: &[(&str, &str)] = &[
 const ROUTER_USAGE: &[(&str, &str)] = &[
     ("base", "base"),
     ("oracle", "oracle"),
-    ("uniform", "uniform:mixing=outputs"),
+    ("uniform", "uniform:mixing=outputs,scale=1"),
+    ("scaled_uniform", "scaled_uniform:rows=16,mixing=outputs"),
+    ("random", "random:top_k=4,seed=0,mixing=outputs"),
+    ("arrow_norm", "arrow_norm:top_k=4,temperature=1,mixing=outputs"),
     ("arrow", "arrow:top_k=4,temperature=1,mixing=outputs,tie=none,general=none,gks=factors"),
     ("cm", "cm:top_k=all,temperature=1,score=dot,pool=last,rows=10,mixing=outputs"),
     ("phatgoose", "phatgoose:top_k=2,temperature=1,steps=100,learning_rate=0.001,batch_size=4,rows=all,mixing=outputs"),
     ("tp", "tp:top_k=1,temperature=1,rows=100,mixing=outputs"),
+    ("tfidf", "tfidf:rows=100,mixing=outputs"),
     (
         "evidence",
         "evidence:top_k=all,temperature=auto,floor=0.02,sure=0.2,otherwise=auto,measure=energy,rows=16,mixing=outputs",
@@ -295,6 +309,7 @@ const REFUSED: &[(&str, &[&str])] = &[
         ],
     ),
     ("uniform:top_k=1", &["unknown setting \"top_k\"", "mixing=outputs"]),
+    ("uniform:scale=0", &["scale=0 must be a number above zero", "mixing=outputs, scale=1"]),
     ("expert", &["no name is given", "the name of one expert, as in expert:boolq"]),
     ("expert:", &["no name is given", "the name of one expert, as in expert:boolq"]),
     (

@@ -319,3 +319,71 @@ fn the_oracle_prefers_the_recorded_expert_to_the_named_one() {
     let error = expert_of_task("hellaswag", &library).unwrap_err().to_string();
     assert!(error.contains("hellaswag") && error.contains("boolq, c0 (boolq, arc), piqa"), "{error}");
 }
+
+#[test]
+fn a_scaled_mean_is_a_multiple_of_the_mean() {
+    let x = tokens(52, 9, INPUT);
+    for library in [even(), tied()] {
+        let n = library.len() as f64;
+        for mixing in ["outputs", "separate"] {
+            let mean = routed(&format!("uniform:mixing={mixing}"), &library, &x);
+            let double: Vec<Vec<f32>> = mean.iter().map(|row| row.iter().map(|value| 2.0 * value).collect()).collect();
+            assert_close(&routed(&format!("uniform:scale=2,mixing={mixing}"), &library, &x), &double, 1e-5);
+        }
+        assert_close(&routed("uniform:scale=0.5", &library, &x), &dense(&library, &x, |_, _, _| 0.5 / n), 1e-5);
+    }
+}
+
+#[test]
+fn all_random_experts_are_the_mean() {
+    let x = tokens(54, 9, INPUT);
+    for library in [even(), uneven(), tied()] {
+        assert_close(&routed("random:top_k=all", &library, &x), &routed("uniform", &library, &x), 1e-5);
+    }
+}
+
+#[test]
+fn random_experts_depend_on_the_position_alone() {
+    let library = even();
+    let patches = parse_router("random:top_k=2").unwrap().patches(&library, &RouterContext::default()).unwrap();
+    let x = tokens(55, 12, INPUT);
+    let of = |rows: &SequenceBatch| added(&patches, &library, &x.narrow(0, 0, rows.tokens()).unwrap(), rows);
+    let whole = of(&SequenceBatch::packed([12]));
+    let cached = SequenceBatch::new([Sequence { len: 12, position: 3, ..Sequence::default() }]);
+    let packed = of(&SequenceBatch::packed([5, 7]));
+    assert_close(&whole[..5], &packed[..5], 1e-6);
+    assert_ne!(whole[5..], packed[5..], "the second row begins at position zero");
+    assert_ne!(whole, of(&cached));
+    // Two experts at one half each, and not the same two everywhere.
+    let weights = |token: usize| {
+        (0..4)
+            .flat_map(|a| (0..a).map(move |b| (a, b)))
+            .filter(|(a, b)| {
+                let pair = dense(&library, &x, |_, _, e| if e == *a || e == *b { 0.5 } else { 0.0 });
+                pair[token].iter().zip(&whole[token]).all(|(one, other)| (one - other).abs() < 1e-4)
+            })
+            .collect::<Vec<_>>()
+    };
+    let drawn: Vec<Vec<(usize, usize)>> = (0..12).map(weights).collect();
+    assert!(drawn.iter().all(|pairs| pairs.len() == 1), "{drawn:?}");
+    assert!(drawn.iter().any(|pairs| pairs != &drawn[0]), "{drawn:?}");
+    assert_ne!(whole, routed("random:top_k=2,seed=1", &library, &x));
+}
+
+#[test]
+fn the_mean_at_arrows_norm_has_its_length_and_the_means_direction() {
+    let x = tokens(56, 9, INPUT);
+    for library in [even(), uneven(), tied()] {
+        let (found, mean, arrow) = (
+            routed("arrow_norm:top_k=2", &library, &x),
+            routed("uniform", &library, &x),
+            routed("arrow:top_k=2", &library, &x),
+        );
+        let length = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for ((found, mean), arrow) in found.iter().zip(&mean).zip(&arrow) {
+            let product: f32 = found.iter().zip(mean).map(|(a, b)| a * b).sum();
+            assert!((product / length(found) / length(mean) - 1.0).abs() < 1e-5);
+            assert!((length(found) / length(arrow) - 1.0).abs() < 1e-4, "{found:?} {arrow:?}");
+        }
+    }
+}

@@ -61,6 +61,7 @@ pub use chat::conversation::{Conversation, Message};
 pub use chat::reply_span::ReplySource;
 pub use column_names::ColumnNames;
 pub use error::{Error, Result};
+pub use loading::rows_by_column::RowsByColumn;
 pub use loading::split_files::SplitFiles;
 pub use loading::suite::Suite;
 pub use metric::Metric;

@@ -88,7 +88,10 @@ impl Trial<'_> {
         for fallback in FALLBACKS {
             let patches = match fallback {
                 Fallback::Auto | Fallback::Base => Patches::none(),
-                Fallback::Uniform => Uniform { mixing: evidence.mixing }.patches(experts, &RouterContext::default())?,
+                Fallback::Uniform => {
+                    let uniform = Uniform { mixing: evidence.mixing, ..Uniform::default() };
+                    uniform.patches(experts, &RouterContext::default())?
+                }
                 Fallback::Arrow => evidence.arrow().patches(experts, &RouterContext::default())?,
             };
             tried.push((self.loss(&patches, &Sequence::default())?, fallback));

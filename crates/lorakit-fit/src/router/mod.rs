@@ -9,7 +9,9 @@ mod prompt_routing;
 mod router_cache;
 pub(crate) mod router_fit;
 mod router_fits;
+mod scaled_uniform;
 mod task_predictor;
+mod tfidf;
 pub(crate) mod training_rows;
 
 pub use build_router::{RoutedPatches, build_router, depends_on_task};

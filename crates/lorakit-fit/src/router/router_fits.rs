@@ -7,6 +7,8 @@ pub static ROUTER_FITS: &[&dyn RouterFit] = &[
     &super::centroid::CentroidFit,
     &super::phatgoose::PhatgooseFit,
     &super::task_predictor::TaskPredictorFit,
+    &super::tfidf::TfidfFit,
+    &super::scaled_uniform::ScaledUniformFit,
     &super::evidence::EvidenceFit,
     &super::poly::PolyFit,
     &crate::fitted_merge::cat::CatFit,

@@ -80,8 +80,10 @@ impl<'a> TrainingRows<'a> {
         let experts = &context.library.experts;
         let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
         let mut sources = match data {
-            TrainingData::ExpertTasks { .. } if context.tasks.is_empty() => own_tasks(context)?,
-            TrainingData::ExpertTasks { .. } => {
+            TrainingData::ExpertTasks { .. } | TrainingData::ExpertValidation { .. } if context.tasks.is_empty() => {
+                own_tasks(context)?
+            }
+            TrainingData::ExpertTasks { .. } | TrainingData::ExpertValidation { .. } => {
                 let source = |task: &'a Task| Ok(given(task, Some(expert_of_task(&task.name, experts)?)));
                 let sources: Vec<TaskSource> =
                     context.tasks.iter().map(source).collect::<Result<_>>().with_context(|| "--fit".to_owned())?;
@@ -166,12 +168,20 @@ impl<'a> TrainingRows<'a> {
             chat_template: template(source),
         };
         Ok(RowsIdentity {
-            split: Split::Train,
+            split: self.split(),
             rows: self.data.rows(),
             tasks: self.sources.iter().map(task).collect(),
             encoding: (encoding != RowEncoding::default())
                 .then(|| format!("chat={},loss={},bos={}", encoding.chat, encoding.loss, encoding.bos)),
         })
+    }
+
+    /// The split that the rows are from.
+    fn split(&self) -> Split {
+        match self.data {
+            TrainingData::ExpertTasks { .. } | TrainingData::TargetTask { .. } => Split::Train,
+            TrainingData::ExpertValidation { .. } => Split::Validation,
+        }
     }
 
     /// For a status line.
@@ -182,7 +192,7 @@ impl<'a> TrainingRows<'a> {
         }
     }
 
-    /// The rows as tokens, task by task in a fixed order: the first rows of each task's train split.
+    /// The rows as tokens, task by task in a fixed order: the first rows of each task's split.
     ///
     /// # Errors
     /// Where a task that an expert's record names is no longer there, or has changed.
@@ -196,7 +206,7 @@ impl<'a> TrainingRows<'a> {
                 Some(task) => task,
                 None => loaded.find(source, self)?,
             };
-            for row in task.rows(Split::Train, Some(self.data.rows()))? {
+            for row in task.rows(self.split(), Some(self.data.rows()))? {
                 let example = Example::encode(row, &tokenizer, length)
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
                 examples.push(TrainingRow { task: number, expert: source.expert, example });

@@ -10,6 +10,7 @@ pub mod no_expert;
 pub mod oracle;
 pub mod poly;
 pub mod row_weights;
+pub mod scaled_uniform;
 pub mod single;
 pub mod trainable_weights;
 pub mod uniform;

@@ -1,12 +1,13 @@
-//! Uniform mixing: every expert of the library on every token, each at weight 1 / n.
+//! Uniform mixing: every expert of the library on every token, each at weight 1 / n, or all of them stronger.
 
 use crate::error::Result;
 use crate::fixed::every_token::EveryToken;
 use crate::library_stack::LibraryStack;
 use crate::method_info::MethodInfo;
-use crate::method_settings::{Settings, defaults, read, write};
+use crate::method_settings::{Settings, above_zero, defaults, joined, read};
 use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
+use crate::settings_text::to_pairs;
 use crate::site_patches::site_patches;
 use crate::stack::Stack;
 use candle_core::Tensor;
@@ -28,18 +29,35 @@ pub static UNIFORM: MethodInfo<dyn Router> = MethodInfo {
 
 /// The router `uniform`: weight `1 / n` for each of the library's `n` experts (μ of
 /// <https://arxiv.org/abs/2405.11157>). An expert that a site lacks adds nothing there and still counts in `n`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A mean of experts that point in different directions is shorter than each of them. `scale` makes up for it, so that a
+/// router that is compared with the mean wins by its choice and not by its strength.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Uniform {
     /// How the experts' deltas are combined; `separate` averages the A's and the B's, and needs equal ranks.
     pub mixing: Mixing,
+    /// What the mean is multiplied by.
+    pub scale: f32,
 }
 
-impl Settings for Uniform {}
+impl Default for Uniform {
+    fn default() -> Self {
+        Self { mixing: Mixing::Outputs, scale: 1.0 }
+    }
+}
+
+impl Settings for Uniform {
+    fn validate(&self) -> std::result::Result<(), String> {
+        above_zero("scale", self.scale)
+    }
+}
 
 impl fmt::Display for Uniform {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write(f, UNIFORM.name, self)
+        // A scale of one is left out: the text is that of older versions, which caches are keyed by.
+        let shown = to_pairs(self).into_iter().filter(|(key, _)| self.scale != 1.0 || *key != "scale");
+        write!(f, "{}:{}", UNIFORM.name, joined(shown))
     }
 }
 
@@ -51,26 +69,36 @@ impl Router for Uniform {
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |_, site, stack| uniform_patch(self.mixing, experts, site, stack))
+        site_patches(experts, |_, site, stack| scaled_patch(self, experts, site, stack))
     }
 }
 
-/// The patch of one site; also that of a router which has no vectors of the experts there.
+/// The patch of one site for a router which has no vectors of the experts there: their mean.
 pub(crate) fn uniform_patch(
     mixing: Mixing,
     experts: &LibraryStack,
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    let grouped = match mixing {
-        Mixing::Outputs => stack.together(1.0 / experts.len() as f32)?,
-        Mixing::Separate => averaged(experts, site, stack)?,
+    scaled_patch(&Uniform { mixing, ..Uniform::default() }, experts, site, stack)
+}
+
+/// The patch of one site.
+fn scaled_patch(
+    uniform: &Uniform,
+    experts: &LibraryStack,
+    site: &Site,
+    stack: &Stack,
+) -> Result<Option<Arc<dyn Patch>>> {
+    let grouped = match uniform.mixing {
+        Mixing::Outputs => stack.together(uniform.scale / experts.len() as f32)?,
+        Mixing::Separate => averaged(experts, uniform.scale, site, stack)?,
     };
     Ok(Some(Arc::new(EveryToken(grouped))))
 }
 
-/// The one expert whose A is the mean of the A's, and whose B is the mean of the scaled B's.
-fn averaged(experts: &LibraryStack, site: &Site, stack: &Stack) -> Result<GroupedLora> {
+/// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.
+fn averaged(experts: &LibraryStack, scale: f32, site: &Site, stack: &Stack) -> Result<GroupedLora> {
     let ranks = stack.equal_ranks(site, experts.names())?;
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -82,7 +110,7 @@ fn averaged(experts: &LibraryStack, site: &Site, stack: &Stack) -> Result<Groupe
             own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
             before += rank;
         }
-        let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, block.scale)))?;
+        let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, scale * block.scale)))?;
         b_means.push(b.pad_with_zeros(0, 0, most - rank)?);
     }
     let (a, b) = (Tensor::cat(&a_means, 0)?, Tensor::cat(&b_means, 1)?);

@@ -3,4 +3,5 @@
 pub mod evidence;
 pub mod prompt_router;
 pub mod task_predictor;
+pub mod tfidf;
 mod top_k_softmax;

@@ -18,17 +18,18 @@ use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, above_zero, defaults, joined, read};
 use crate::mixing::{Mixing, Mixture};
+use crate::observer::Observer;
 use crate::router::{Router, RouterContext};
 use crate::settings_text::to_pairs;
 use crate::site_patches::site_patches;
-use crate::stack::RoutingScope;
+use crate::stack::{RoutingScope, Stack};
 use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtracted};
 use crate::token::input_norm::InputNorm;
 use crate::token::prototypes::{PrototypeScope, prototypes};
 use crate::token::token_routing::{TokenRouting, TopKConfig};
 use crate::token::top_k::{ScoreSign, TopK};
 use candle_core::Tensor;
-use lorakit_lora::{Patches, Site, SiteRole};
+use lorakit_lora::{Patch, Patches, Site, SiteRole};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -105,29 +106,43 @@ impl Router for Arrow {
             return rest.patches(&subtracted(experts, &self.general, self.gks)?, context);
         }
         site_patches(experts, |index, site, stack| {
-            if site.role == SiteRole::Embedding {
-                return uniform_patch(self.mixing, experts, site, stack);
-            }
-            let (directions, choices) = self.choices(experts, site)?;
-            if choices.is_empty() {
-                return Ok(None);
-            }
-            let rows = directions.len() / site.input;
-            Ok(Some(Arc::new(TokenRouting {
-                config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
-                site: index,
-                experts: experts.len(),
-                vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
-                choices,
-                mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
-                per_token: OnceLock::new(),
-                observer: context.observer_at(site),
-            })))
+            self.site_patch(experts, (index, site, stack), context.observer_at(site))
         })
     }
 }
 
 impl Arrow {
+    /// The patch of one site, given with its index and its stack; general experts are not subtracted. None if no expert
+    /// has a direction there.
+    ///
+    /// # Errors
+    /// As of [`Arrow`]'s patches.
+    pub(crate) fn site_patch(
+        &self,
+        experts: &LibraryStack,
+        (index, site, stack): (usize, &Site, &Stack),
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Option<Arc<dyn Patch>>> {
+        if site.role == SiteRole::Embedding {
+            return uniform_patch(self.mixing, experts, site, stack);
+        }
+        let (directions, choices) = self.choices(experts, site)?;
+        if choices.is_empty() {
+            return Ok(None);
+        }
+        let rows = directions.len() / site.input;
+        Ok(Some(Arc::new(TokenRouting {
+            config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
+            site: index,
+            experts: experts.len(),
+            vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
+            choices,
+            mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
+            per_token: OnceLock::new(),
+            observer,
+        })))
+    }
+
     fn scope(&self) -> RoutingScope {
         match self.tie {
             PrototypeScope::None => RoutingScope::Projection,

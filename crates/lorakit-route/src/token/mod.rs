@@ -1,11 +1,13 @@
 //! Routers that choose experts for each token.
 
 pub mod arrow;
+pub mod arrow_norm;
 pub mod centroid;
 pub mod general_knowledge;
 pub mod input_means;
 mod input_norm;
 pub mod phatgoose;
 pub mod prototypes;
+pub mod random;
 mod token_routing;
 mod top_k;

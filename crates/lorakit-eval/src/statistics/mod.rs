@@ -1,0 +1,4 @@
+//! Comparisons of routers over tasks and seeds.
+
+pub mod paired_difference;
+pub mod verdict;

@@ -1,0 +1,148 @@
+//! The difference of two routers, paired by task and seed, with a bootstrap over both.
+
+use lorakit_format::rng::{CounterRng, Key};
+use serde::{Deserialize, Serialize};
+
+/// Bootstrap samples: the standard error of a standard error is then below one percent.
+const SAMPLES: usize = 10_000;
+
+/// The tails outside the interval, together.
+const OUTSIDE: f64 = 0.05;
+
+/// The mean difference of two routers over tasks that both were scored on, and how far another draw of tasks and seeds
+/// could move it.
+///
+/// With `d[t][s]` the difference on task `t` at seed `s`, the mean is `sum d / (T S)`. A bootstrap sample draws `T` tasks
+/// and, apart from them, `S` seeds, both with replacement, and takes the mean of all their pairs: the pigeonhole bootstrap
+/// of crossed factors (Owen 2007, <https://doi.org/10.1214/07-AOAS122>). With one seed it is the ordinary bootstrap over
+/// tasks, whose standard error tends to `sqrt(sum (d[t] - mean)²) / T` (Efron and Tibshirani 1993, chapters 6 and 13).
+/// The same seeds draw the same samples: equal differences give equal numbers.
+///
+/// ```
+/// use lorakit_eval::PairedDifference;
+///
+/// // Four tasks at one seed: the standard error is sqrt(0.05) / 4.
+/// let difference = PairedDifference::of(&[vec![0.1], vec![0.2], vec![0.3], vec![0.4]]).unwrap();
+/// assert!((difference.mean - 0.25).abs() < 1e-12);
+/// assert!((difference.stderr - 0.0559).abs() < 0.002);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedDifference {
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Number of seeds.
+    pub seeds: usize,
+    /// The mean over tasks and seeds.
+    pub mean: f64,
+    /// The standard deviation of the bootstrap means.
+    pub stderr: f64,
+    /// The 2.5 and 97.5 percentiles of the bootstrap means.
+    pub interval: [f64; 2],
+}
+
+impl PairedDifference {
+    /// From the differences by task, then by seed. None without tasks or seeds, or if tasks have different numbers of
+    /// seeds.
+    pub fn of(differences: &[Vec<f64>]) -> Option<Self> {
+        let (tasks, seeds) = (differences.len(), differences.first()?.len());
+        if seeds == 0 || differences.iter().any(|task| task.len() != seeds) {
+            return None;
+        }
+        let cells = (tasks * seeds) as f64;
+        let mean = differences.iter().flatten().sum::<f64>() / cells;
+        let mut random = Key::new(0, "bootstrap").stream();
+        let mut means: Vec<f64> = (0..SAMPLES).map(|_| resampled(differences, seeds, &mut random)).collect();
+        means.sort_by(f64::total_cmp);
+        let center = means.iter().sum::<f64>() / SAMPLES as f64;
+        let squares = means.iter().map(|mean| (mean - center).powi(2)).sum::<f64>();
+        let stderr = (squares / (SAMPLES - 1) as f64).sqrt();
+        let interval = [OUTSIDE / 2.0, 1.0 - OUTSIDE / 2.0].map(|share| quantile(&means, share));
+        Some(Self { tasks, seeds, mean, stderr, interval })
+    }
+
+    /// Whether the mean is more than two standard errors above zero; without any spread, whether it is above zero.
+    pub fn is_clearly_positive(&self) -> bool {
+        self.mean > 0.0 && self.mean > 2.0 * self.stderr
+    }
+}
+
+/// The mean of one bootstrap sample.
+fn resampled(differences: &[Vec<f64>], seeds: usize, random: &mut CounterRng) -> f64 {
+    let columns: Vec<usize> = (0..seeds).map(|_| if seeds == 1 { 0 } else { random.below(seeds) }).collect();
+    let mut task = || &differences[random.below(differences.len())];
+    let sum: f64 =
+        (0..differences.len()).map(|_| task()).flat_map(|task| columns.iter().map(move |seed| task[*seed])).sum();
+    sum / (differences.len() * seeds) as f64
+}
+
+/// The value below which a share of ascending values lies, by linear interpolation.
+fn quantile(ascending: &[f64], share: f64) -> f64 {
+    let at = share * (ascending.len() - 1) as f64;
+    let (below, part) = (at as usize, at.fract());
+    let above = ascending[(below + 1).min(ascending.len() - 1)];
+    ascending[below] + part * (above - ascending[below])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn one_seed(values: &[f64]) -> Vec<Vec<f64>> {
+        values.iter().map(|value| vec![*value]).collect()
+    }
+
+    #[test]
+    fn with_one_seed_the_standard_error_is_that_of_the_plug_in_variance() {
+        let values: Vec<f64> = (0..24).map(|i| f64::from(i * 7 % 24) / 10.0 - 1.0).collect();
+        let found = PairedDifference::of(&one_seed(&values)).unwrap();
+        let mean = values.iter().sum::<f64>() / 24.0;
+        let exact = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>().sqrt() / 24.0;
+        assert!((found.mean - mean).abs() < 1e-12);
+        assert!((found.stderr - exact).abs() < 0.02 * exact, "{} is not {exact}", found.stderr);
+        let width = found.interval[1] - found.interval[0];
+        assert!((width - 3.92 * exact).abs() < 0.05 * width, "{found:?}");
+    }
+
+    #[test]
+    fn the_pigeonhole_variance_is_that_of_crossed_factors() {
+        // d[t][s] = a[t] + b[s]: tasks and seeds are drawn apart, so that the variances of the two means add up.
+        let (a, b): (Vec<f64>, [f64; 3]) = ((0..12).map(|t| f64::from(t * 5 % 12)).collect(), [0.0, 2.0, 7.0]);
+        let differences: Vec<Vec<f64>> = a.iter().map(|a| b.iter().map(|b| a + b).collect()).collect();
+        let variance = |values: &[f64]| {
+            let n = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / n;
+            values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n * n)
+        };
+        let exact = (variance(&a) + variance(&b)).sqrt();
+        let found = PairedDifference::of(&differences).unwrap();
+        assert!((found.stderr - exact).abs() < 0.02 * exact, "{} is not {exact}", found.stderr);
+    }
+
+    #[test]
+    fn the_interval_of_two_tasks_is_that_of_their_three_means() {
+        // Samples have the means 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4.
+        let found = PairedDifference::of(&one_seed(&[0.0, 1.0])).unwrap();
+        assert_eq!((found.mean, found.interval), (0.5, [0.0, 1.0]));
+        assert!((found.stderr - 0.125f64.sqrt()).abs() < 0.01, "{found:?}");
+    }
+
+    #[test]
+    fn equal_differences_have_no_spread_and_the_sign_flips_with_the_routers() {
+        let same = PairedDifference::of(&one_seed(&[0.25; 8])).unwrap();
+        assert_eq!((same.stderr, same.interval), (0.0, [0.25, 0.25]));
+        assert!(same.is_clearly_positive());
+        let values = [0.5, -0.25, 1.0, 0.75, 0.0, 2.0];
+        let (one, other) = (one_seed(&values), one_seed(&values.map(|v| -v)));
+        let (one, other) = (PairedDifference::of(&one).unwrap(), PairedDifference::of(&other).unwrap());
+        assert!((one.mean + other.mean).abs() < 1e-12 && (one.stderr - other.stderr).abs() < 1e-12);
+        assert!((one.interval[0] + other.interval[1]).abs() < 1e-9, "{one:?} {other:?}");
+    }
+
+    #[test]
+    fn tasks_without_every_seed_have_no_difference() {
+        assert_eq!(PairedDifference::of(&[]), None);
+        assert_eq!(PairedDifference::of(&[vec![]]), None);
+        assert_eq!(PairedDifference::of(&[vec![1.0, 2.0], vec![1.0]]), None);
+    }
+}

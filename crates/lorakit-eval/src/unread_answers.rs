@@ -1,0 +1,79 @@
+//! The scores of answers that read no prompt: the chance level of a task.
+
+use crate::error::{EvalError, Result};
+use crate::evaluate::{EvalOptions, score_text};
+use crate::metrics::score::TaskScores;
+use crate::sample::Sample;
+use lorakit_task::{Row, Split, Task};
+use std::collections::BTreeMap;
+
+/// Scores answering without reading: a choice drawn at random, whose accuracies are one over the number of choices, and in
+/// place of generated text the answer that is most frequent among the train rows, the first in order of equals. There is
+/// no loss. Text metrics are left out where the task has no train rows.
+///
+/// A router that does not beat these scores has shown nothing, however far it is above a base that answers in another
+/// form.
+///
+/// # Errors
+/// If the split has no rows.
+pub fn score_without_reading(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
+    let rows = task.rows(options.split, options.limit)?;
+    let usual = usual_answer(task);
+    let score = |row: &&Row| {
+        let mut sample = Sample::new(row, String::new());
+        if let Some((choices, _)) = row.choices() {
+            let chance = 1.0 / choices.len() as f64;
+            let choosing = task.metrics.iter().filter(|metric| metric.needs_choices());
+            sample.metrics.extend(choosing.map(|metric| (metric.name().to_owned(), chance)));
+        }
+        if let Some(answer) = usual {
+            score_text(answer, task, &mut sample)?;
+        }
+        Ok::<_, EvalError>(sample)
+    };
+    Ok(TaskScores::of(rows.iter().map(score).collect::<Result<_>>()?, Default::default()))
+}
+
+/// The most frequent answer of the train rows.
+fn usual_answer(task: &Task) -> Option<&str> {
+    let rows = task.rows(Split::Train, None).ok()?;
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    rows.iter().for_each(|row| *counts.entry(row.target()).or_default() += 1);
+    let most = counts.values().copied().max()?;
+    counts.into_iter().find(|(_, count)| *count == most).map(|(answer, _)| answer)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn task(file: &str, rows: &str) -> Task {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file);
+        std::fs::write(&path, rows).unwrap();
+        Task::load(&path.display().to_string(), None).unwrap().remove(0)
+    }
+
+    #[test]
+    fn the_usual_answer_is_right_as_often_as_it_occurs() {
+        let rows: String = (0..200)
+            .map(|i| format!("{{\"input\": \"q{i}\", \"output\": \"{}\"}}\n", if i % 4 == 0 { "no" } else { "yes" }))
+            .collect();
+        let mut task = task("polar.jsonl", &rows);
+        task.metrics.push(lorakit_task::Metric::ExactMatch);
+        let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
+        let scores = score_without_reading(&task, &options).unwrap();
+        assert_eq!((scores.n, scores.metrics["exact_match"].value), (200, 0.75));
+        assert!(!scores.metrics.contains_key("loss"));
+    }
+
+    #[test]
+    fn a_random_choice_is_right_once_in_the_number_of_choices() {
+        let rows = "{\"input\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n\
+                    {\"input\": \"r\", \"choices\": [\"a\", \"b\", \"c\", \"d\"], \"answer\": 1}\n";
+        let task = task("choice.jsonl", rows);
+        let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
+        assert_eq!(score_without_reading(&task, &options).unwrap().metrics["acc"].value, 0.375);
+    }
+}

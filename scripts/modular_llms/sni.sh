@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The 12 tasks of Super-NaturalInstructions in "Towards Modular LLMs" (arXiv 2405.11157): zero-shot (table 5), and adapted
+# from a library to 100 %, 10 %, 5 % and 0.5 % of each task's rows (tables 3, 6, 7 and 8). Arguments as of zero_shot.sh,
+# whose libraries are used again in the same OUT; DATA is the folder of configs/tasks/superni_paper.toml.
+#
+# Not here: pi-tuning, whose code was not published. LoraHub is the authors' search (40 evaluations of 5 rows), not the
+# paper's 30 epochs over half of the rows.
+#
+# Usage: [SEEDS="0 1 2"] scripts/modular_llms/sni.sh BASE FLAN DATA OUT [OPTIONS...]
+#        scripts/modular_llms/sni.sh --smoke OUT
+source "$(dirname "$0")/libraries.sh"
+[ "$mode" != small ] || usage
+paper_arguments "$@"
+sni=("$root/configs/tasks/superni_paper.toml")
+if [ "$mode" = smoke ]; then
+    while read -r name; do
+        file="$data/natural-instructions/tasks/$name.json"
+        rows "$file" 40 '{"id": "'"$name"'-%d", "input": "Word %d", "output": ["w%d", "W%d"]}'
+        { printf '{"Definition": ["Shorten it."], "Instances": ['; paste -sd, "$file"; printf ']}'; } > "$data/sni.new"
+        mv "$data/sni.new" "$file"
+    done < <(sed -n 's/^name = "\(.*\)"/\1/p' "${sni[0]}")
+    # Two of the twelve, so that the smoke mode stays short.
+    sni=("${sni[0]}:task1557_jfleg_answer_generation,task1153_bard_analogical_reasoning_affordance")
+fi
+cost $((3 * 12 * 8)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${trained_files[@]}"
+
+# adapt SEED NAME LIBRARY METHOD FRACTION: writes the scores of the adapted tasks, once.
+adapt() {
+    local file="$out/seed-$1/sni/$2-$5.json" library=()
+    [ "$3" = none ] || library=(--library "$out/seed-$1/$3")
+    [ ! -e "$file" ] || return 0
+    mkdir -p "$(dirname "$file")"
+    echo "== seed $1: $2, fraction $5"
+    local trained=()
+    case "$4" in lorahub*) ;; *) trained=(--set "${settings[@]}" ${SET:-} "$(of_epochs 5)") ;; esac
+    "$lorakit" adapt --json -q --base "$base" --tasks "${sni[@]}" --data "$data" "${library[@]}" --method "$4" --fraction "$5" \
+        --seed "$1" "${limit[@]}" --out "$out/seed-$1/sni/$2-$5" "${trained[@]}" "${options[@]}" > "$file.new"
+    mv "$file.new" "$file"
+}
+
+for seed in "${seeds[@]}"; do
+    libraries "$seed" private shared poly mhr mbc random_tasks
+    evaluate "$seed" shared.sni shared "${sni[@]}" -- --data "$data" "${limit[@]}" --chance --router base expert:joint
+    for library in private mbc; do
+        evaluate "$seed" "$library.sni" "$library" "${sni[@]}" -- --data "$data" "${limit[@]}" \
+            --router uniform:mixing=separate arrow:mixing=separate uniform scaled_uniform random arrow
+    done
+    for fraction in 1 0.1; do
+        adapt "$seed" no_library none no_library "$fraction"
+        adapt "$seed" shared shared shared "$fraction"
+        adapt "$seed" poly poly poly "$fraction"
+        adapt "$seed" mhr mhr poly "$fraction"
+        adapt "$seed" private_mean private mean "$fraction"
+        adapt "$seed" mbc_mean mbc mean "$fraction"
+        adapt "$seed" mbc_lorahub mbc lorahub:mode=as-published "$fraction"
+        adapt "$seed" random_tasks_poly random_tasks poly "$fraction"
+    done
+    for fraction in 1 0.1 0.05 0.005; do
+        # Of few rows nothing is left of half a percent.
+        [ "$mode" != smoke ] || [ "$fraction" != 0.005 ] || continue
+        adapt "$seed" mbc_poly mbc poly "$fraction"
+        adapt "$seed" mbc_polyz mbc poly_z "$fraction"
+    done
+done
+table modular_llms_sni_zero_shot
+[ "$mode" = smoke ] || table modular_llms_sni_supervised

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The zero-shot table of "Towards Modular LLMs" (arXiv 2405.11157, table 1) and the downstream part of its figure 3: base,
+# shared, Poly, MHR, private and MBC libraries with the mean, TP, CM and Arrow, and the baselines that tell what Arrow's
+# choice is worth.
+#
+# BASE   a model folder or hub:ORG/NAME; the paper's are hub:microsoft/phi-2 and hub:mistralai/Mistral-7B-v0.1
+# FLAN   the folder that flan.sh wrote
+# DATA   the folder of configs/tasks/zero_shot.toml and bbh_paper.toml
+# OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
+#
+# OPTIONS are global ones, such as `--device cuda`. For Phi-2 set SET="tie_qkv=true". FULL=1 adds full fine-tuning.
+#
+# Not here: HumanEval and MBPP, since lorakit runs no generated program; StableLM, which is no base of lorakit.
+#
+# Usage: [SEEDS="0 1 2"] scripts/modular_llms/zero_shot.sh BASE FLAN DATA OUT [OPTIONS...]
+#        scripts/modular_llms/zero_shot.sh --smoke OUT
+source "$(dirname "$0")/libraries.sh"
+[ "$mode" != small ] || usage # a small base is at chance on these sets: see ../small_base.sh
+paper_arguments "$@"
+[ "$mode" != smoke ] || small_benchmarks
+cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 600000 "${trained_files[@]}"
+
+mixed=(uniform:mixing=separate arrow:mixing=separate)
+for seed in "${seeds[@]}"; do
+    libraries "$seed" private shared poly mhr mbc
+    zero_shot "$seed" shared.eval shared base expert:joint
+    zero_shot "$seed" poly.eval poly poly:unseen=mean
+    zero_shot "$seed" mhr.eval mhr mhr:unseen=mean
+    zero_shot "$seed" private.eval private "${mixed[@]}" tp cm uniform scaled_uniform random arrow_norm arrow evidence
+    zero_shot "$seed" mbc.eval mbc "${mixed[@]}" tp cm uniform scaled_uniform random arrow_norm arrow evidence
+    if [ -n "${FULL:-}" ]; then
+        libraries "$seed" full
+        base="$out/seed-$seed/full/models/full" zero_shot "$seed" full.eval full base
+    fi
+done
+table modular_llms_zero_shot

@@ -1,0 +1,71 @@
+//! `compare`: a table of several evaluations, with verdicts on claims.
+
+use crate::command_context::CommandContext;
+use crate::paper_table::markdown_table::markdown;
+use crate::paper_table::table_claims::judge;
+use crate::paper_table::table_scores::TableScores;
+use crate::paper_table::table_spec::{RowSpec, TableSpec};
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use lorakit_format::atomic::write_file;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+/// The arguments of `compare`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Differences are paired by task and seed. A claim held if the bootstrap's 95 % interval of the gain, over \
+    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. It is \
+    not testable where the tasks' own experts do not beat base and chance by two standard errors."
+)]
+pub struct CompareArgs {
+    /// Table TOML (configs/tables/README.md says what it holds)
+    #[arg(value_name = "TABLE")]
+    table: PathBuf,
+    /// Folders of results, one for each seed
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    runs: Vec<PathBuf>,
+    /// Folder for results.json and table.md
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Reads the results, judges the claims, and prints the table.
+pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
+    let spec = TableSpec::read(&args.table)?;
+    for run in &args.runs {
+        ensure!(run.is_dir(), "{}: no such folder; expected the results of one seed", run.display());
+    }
+    let scores = TableScores::read(&spec, &args.runs)?;
+    let claims = judge(&spec, &scores);
+    let text = markdown(&spec, &scores, &claims);
+    let row = |(at, row): (usize, &RowSpec)| {
+        let cell = |column| (scores.shown(column).0.to_owned(), json!(scores.cell(at, column)));
+        let cells: Map<String, Value> = scores.columns().into_iter().map(cell).collect();
+        json!({ "label": row.label, "sees": row.sees, "router": row.router, "scores": cells, "paper": row.paper })
+    };
+    let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
+    for row in rows.iter().filter(|row| !is_scored(row)) {
+        context.warn(format!("row {} has no results in {:?}", row["label"], args.runs))?;
+    }
+    ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {:?}", args.table.display(), args.runs);
+    let document = json!({
+        "title": spec.title,
+        "runs": args.runs,
+        "rows": rows,
+        "claims": claims,
+        "versions": { "lorakit": env!("CARGO_PKG_VERSION") },
+    });
+    if let Some(folder) = &args.out {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        let results = serde_json::to_string_pretty(&document)? + "\n";
+        write_file(&folder.join("results.json"), results.as_bytes())?;
+        write_file(&folder.join("table.md"), text.as_bytes())?;
+    }
+    context.output.result(&document, || text)
+}
+
+/// Whether a row of the document has any score.
+fn is_scored(row: &Value) -> bool {
+    row["scores"].as_object().is_some_and(|cells| cells.values().any(|cell| !cell.is_null()))
+}

@@ -1,0 +1,230 @@
+//! The report of an evaluation: means, a heat map of tasks by routers for each metric, and bars for each task.
+
+use super::markup::render;
+use super::page::Page;
+use crate::output::gain_table::Gains;
+use crate::output::score_tables::mean;
+use anyhow::Result;
+use lorakit_eval::{PairedDifference, Results, Score};
+use lorakit_task::Metric;
+use minijinja::Value;
+use serde::Serialize;
+
+/// What the page shows.
+pub struct ScoredRouters<'a> {
+    /// The scores.
+    pub results: &'a Results,
+    /// The routers, in the order of the columns.
+    pub routers: &'a [&'a str],
+    /// The tasks, in the order of the rows.
+    pub tasks: &'a [&'a str],
+    /// How much better each router is than the first.
+    pub gains: &'a Gains<'a>,
+    /// What was evaluated, as a sentence.
+    pub lead: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    metrics: Vec<&'a str>,
+    first: &'a str,
+    means: Vec<RouterMeans<'a>>,
+    maps: Vec<ScoreMap<'a>>,
+    bars: Vec<TaskBars<'a>>,
+    /// The metric of the bars.
+    shown: &'a str,
+}
+
+/// A row of the table of means: for each metric the mean, and the gain over the first router where there is one.
+#[derive(Serialize)]
+struct RouterMeans<'a> {
+    router: &'a str,
+    cells: Vec<MeanCell>,
+}
+
+#[derive(Serialize)]
+struct MeanCell {
+    score: String,
+    gain: Option<String>,
+}
+
+/// The heat map of a metric: tasks by routers.
+#[derive(Serialize)]
+struct ScoreMap<'a> {
+    metric: &'a str,
+    routers: &'a [&'a str],
+    rows: Vec<MapRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct MapRow<'a> {
+    task: &'a str,
+    cells: Vec<Option<MapCell>>,
+}
+
+/// A score, and how good it is within its task: 1 the best router, 0 the worst.
+#[derive(Serialize)]
+struct MapCell {
+    score: String,
+    rank: f64,
+}
+
+#[derive(Serialize)]
+struct TaskBars<'a> {
+    task: &'a str,
+    bars: Vec<ScoreBar<'a>>,
+}
+
+#[derive(Serialize)]
+struct ScoreBar<'a> {
+    router: &'a str,
+    score: String,
+    /// Of the card's width.
+    percent: f64,
+    best: bool,
+}
+
+/// The HTML document.
+pub fn html(scored: &ScoredRouters) -> Result<String> {
+    let metrics = metrics(scored);
+    // Bars show what a reader cares for most: an accuracy, where there is one.
+    let shown =
+        metrics.iter().find(|metric| **metric != Metric::Loss.name()).or(metrics.first()).copied().unwrap_or("");
+    let body = Body {
+        first: scored.routers.first().copied().unwrap_or(""),
+        means: scored.routers.iter().map(|router| means(scored, &metrics, router)).collect(),
+        maps: metrics.iter().map(|metric| score_map(scored, metric)).collect(),
+        bars: scored.tasks.iter().filter_map(|task| bars(scored, shown, task)).collect(),
+        shown,
+        metrics,
+    };
+    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let title = format!("{} on {}", plural(scored.routers.len(), "router"), plural(scored.tasks.len(), "task"));
+    let style = Value::from_safe_string(include_str!("scores_page.css").to_owned());
+    Page { title, lead: scored.lead.clone(), style, body: render(include_str!("scores_page.html"), &body)? }.html()
+}
+
+/// The metrics in the order of reports; an exact match is shown once, not with its normalised form too.
+fn metrics(scored: &ScoredRouters) -> Vec<&'static str> {
+    let has = |metric: &&str| {
+        let mut pairs = scored.routers.iter().flat_map(|router| scored.tasks.iter().map(move |task| (router, task)));
+        pairs.any(|(router, task)| score(scored, router, task, metric).is_some())
+    };
+    Metric::ALL.iter().map(|metric| metric.name()).filter(has).collect()
+}
+
+fn score(scored: &ScoredRouters, router: &str, task: &str, metric: &str) -> Option<Score> {
+    scored.results.get(router, task)?.metrics.get(metric).copied()
+}
+
+fn means<'a>(scored: &ScoredRouters, metrics: &[&str], router: &'a str) -> RouterMeans<'a> {
+    let cell = |metric: &&str| {
+        let found = mean(scored.tasks.iter().filter_map(|task| score(scored, router, task, metric)));
+        let gain = scored.gains.get(metric).and_then(|by_router| by_router.get(router));
+        MeanCell {
+            score: found.map_or("–".to_owned(), |score| with_error(metric, score)),
+            gain: gain.map(|PairedDifference { mean, interval: [low, high], .. }| {
+                let of = |value: f64| format!("{:+.*}", digits(metric), value * scale(metric));
+                format!("{} [{}, {}]", of(*mean), of(*low), of(*high))
+            }),
+        }
+    };
+    RouterMeans { router, cells: metrics.iter().map(cell).collect() }
+}
+
+fn score_map<'a>(scored: &'a ScoredRouters, metric: &'a str) -> ScoreMap<'a> {
+    let row = |task: &&'a str| {
+        let scores: Vec<Option<f64>> =
+            scored.routers.iter().map(|router| score(scored, router, task, metric).map(|score| score.value)).collect();
+        let (low, high) = range(&scores);
+        let rank = |value: f64| {
+            let rank = if high > low { (value - low) / (high - low) } else { 1.0 };
+            if metric == Metric::Loss.name() && high > low { 1.0 - rank } else { rank }
+        };
+        let cell = |value: Option<f64>| value.map(|value| MapCell { score: number(metric, value), rank: rank(value) });
+        MapRow { task, cells: scores.into_iter().map(cell).collect() }
+    };
+    ScoreMap { metric, routers: scored.routers, rows: scored.tasks.iter().map(row).collect() }
+}
+
+/// The bars of a task: an accuracy on the scale from 0 to 1, a loss relative to the task's largest. None without scores.
+fn bars<'a>(scored: &'a ScoredRouters, metric: &str, task: &'a str) -> Option<TaskBars<'a>> {
+    let scores: Vec<Option<f64>> =
+        scored.routers.iter().map(|router| score(scored, router, task, metric).map(|score| score.value)).collect();
+    let (low, high) = range(&scores);
+    let is_loss = metric == Metric::Loss.name();
+    let (best, full) = if is_loss { (low, high) } else { (high, 1.0) };
+    let bar = |(router, value): (&&'a str, &Option<f64>)| {
+        let value = (*value)?;
+        let percent = (100.0 * value / full.max(f64::MIN_POSITIVE)).clamp(0.0, 100.0);
+        Some(ScoreBar { router, score: number(metric, value), percent, best: value == best })
+    };
+    let bars: Vec<ScoreBar> = scored.routers.iter().zip(&scores).filter_map(bar).collect();
+    (!bars.is_empty()).then_some(TaskBars { task, bars })
+}
+
+fn range(scores: &[Option<f64>]) -> (f64, f64) {
+    let values = || scores.iter().flatten().copied();
+    (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max))
+}
+
+/// Losses are shown as they are, all else in percent.
+fn scale(metric: &str) -> f64 {
+    if metric == Metric::Loss.name() { 1.0 } else { 100.0 }
+}
+
+fn digits(metric: &str) -> usize {
+    if metric == Metric::Loss.name() { 2 } else { 1 }
+}
+
+fn number(metric: &str, value: f64) -> String {
+    format!("{:.*}", digits(metric), value * scale(metric))
+}
+
+fn with_error(metric: &str, score: Score) -> String {
+    let error = score.stderr.map_or(String::new(), |error| format!(" ±{}", number(metric, error)));
+    format!("{}{error}", number(metric, score.value))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_best_router_of_a_task_is_marked_and_names_are_escaped() {
+        let task = |loss: f64, exact: f64| {
+            format!(
+                r#"{{"n": 4, "metrics": {{"loss": {{"value": {loss}}}, "exact_match": {{"value": {exact}, "stderr": 0.1}}}}}}"#
+            )
+        };
+        let text = format!(
+            r#"{{"results": {{"base": {{"<b>": {}, "plain": {}}}, "arrow": {{"<b>": {}}}}}}}"#,
+            task(2.0, 0.25),
+            task(3.0, 0.0),
+            task(1.0, 0.75)
+        );
+        let results = Results::parse(&text).unwrap();
+        let gains = Gains::new();
+        let scored = ScoredRouters {
+            results: &results,
+            routers: &["base", "arrow"],
+            tasks: &["<b>", "plain"],
+            gains: &gains,
+            lead: "x".to_owned(),
+        };
+        let map = score_map(&scored, "loss");
+        let ranks: Vec<Option<f64>> =
+            map.rows[0].cells.iter().map(|cell| cell.as_ref().map(|cell| cell.rank)).collect();
+        assert_eq!(ranks, [Some(0.0), Some(1.0)], "a lower loss is better");
+        assert!(map.rows[1].cells[1].is_none(), "arrow was not scored on it");
+        let bars = bars(&scored, "exact_match", "<b>").unwrap();
+        assert_eq!(
+            bars.bars.iter().map(|bar| (bar.percent, bar.best)).collect::<Vec<_>>(),
+            [(25.0, false), (75.0, true)]
+        );
+        let html = html(&scored).unwrap();
+        assert!(html.contains("2 routers on 2 tasks") && html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
+        assert!(!html.contains("http") && !html.contains("<script"), "{html}");
+    }
+}

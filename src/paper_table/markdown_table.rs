@@ -1,0 +1,76 @@
+//! A table and its claims as Markdown.
+
+use crate::paper_table::table_claims::JudgedClaim;
+use crate::paper_table::table_scores::TableScores;
+use crate::paper_table::table_spec::{RowSpec, TableSpec};
+use lorakit_eval::Score;
+
+/// What stands where there is no number.
+const ABSENT: &str = "–";
+
+/// What stands for a number of the paper that is not known to be right.
+const NOT_AVAILABLE: &str = "not available";
+
+/// The heading, the table, its note, and a table of the claims.
+pub fn markdown(spec: &TableSpec, scores: &TableScores, claims: &[JudgedClaim]) -> String {
+    let mut parts = vec![format!("## {}", spec.title), table(spec, scores)];
+    if !spec.note.is_empty() {
+        parts.push(spec.note.trim().to_owned());
+    }
+    if !claims.is_empty() {
+        parts.push(claim_table(claims));
+    }
+    parts.join("\n\n") + "\n"
+}
+
+fn table(spec: &TableSpec, scores: &TableScores) -> String {
+    let columns = scores.columns();
+    let sees = spec.rows.iter().any(|row| !row.sees.is_empty());
+    let mut header = vec![String::new()];
+    header.extend(sees.then(|| "sees".to_owned()));
+    header.extend(columns.iter().map(|column| scores.shown(*column).0.to_owned()));
+    header.extend(spec.papers.iter().map(|paper| format!("the paper's, {paper}")));
+    let line = |(at, row): (usize, &RowSpec)| {
+        let mut cells = vec![row.label.clone()];
+        cells.extend(sees.then(|| row.sees.clone()));
+        cells.extend(columns.iter().map(|column| cell(scores.cell(at, *column), scores.shown(*column).1.digits)));
+        let paper =
+            |paper: &String| row.paper.get(paper).map_or(NOT_AVAILABLE.to_owned(), |value| format!("{value:.1}"));
+        cells.extend(spec.papers.iter().map(paper));
+        cells
+    };
+    lines(&header, spec.rows.iter().enumerate().map(line))
+}
+
+fn claim_table(claims: &[JudgedClaim]) -> String {
+    let header = ["claim", "gain", "95 % of the bootstrap", "tasks, seeds", "verdict"].map(str::to_owned);
+    let line = |claim: &JudgedClaim| {
+        let what = format!("{} ({} over {}: {})", claim.text, claim.better, claim.worse, claim.column);
+        let Some(gain) = &claim.gain else {
+            return vec![what, ABSENT.to_owned(), ABSENT.to_owned(), ABSENT.to_owned(), "not scored".to_owned()];
+        };
+        let [low, high] = gain.interval;
+        vec![
+            what,
+            format!("{:+.2} ±{:.2}", gain.mean, gain.stderr),
+            format!("{low:+.2} to {high:+.2}"),
+            format!("{}, {}", gain.tasks, gain.seeds),
+            claim.verdict.map_or(ABSENT.to_owned(), |verdict| format!("**{verdict}**")),
+        ]
+    };
+    lines(&header, claims.iter().map(line))
+}
+
+fn lines(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
+    let rule = format!("|{}", "---|".repeat(header.len()));
+    [line(header), rule].into_iter().chain(rows.map(|row| line(&row))).collect::<Vec<_>>().join("\n")
+}
+
+fn cell(score: Option<Score>, digits: usize) -> String {
+    match score {
+        None => ABSENT.to_owned(),
+        Some(Score { value, stderr: None }) => format!("{value:.digits$}"),
+        Some(Score { value, stderr: Some(error) }) => format!("{value:.digits$} ±{error:.digits$}"),
+    }
+}

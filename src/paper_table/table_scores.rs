@@ -1,0 +1,176 @@
+//! The scores of a table, read from the results.json of every run.
+
+use crate::paper_table::table_spec::{ColumnSpec, RowSpec, TableSpec};
+use anyhow::{Context as _, Result};
+use lorakit_eval::{Results, Score};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The scores of all rows, in the order of the rows.
+pub struct TableScores<'a> {
+    spec: &'a TableSpec,
+    rows: Vec<RowScores>,
+}
+
+/// The scores of a row by run; none where a run has no results of it.
+struct RowScores(Vec<Option<RunScores>>);
+
+/// The scores of one run: for each column, by task.
+type RunScores = Vec<BTreeMap<String, Score>>;
+
+/// A column by its number, or the mean of all.
+#[derive(Clone, Copy)]
+pub enum TableColumn {
+    /// One column.
+    One(usize),
+    /// The mean of all columns.
+    Mean,
+}
+
+impl<'a> TableScores<'a> {
+    /// Reads the scores of `runs`, folders that differ by their seed.
+    ///
+    /// # Errors
+    /// If a file that is there is no results.json.
+    pub fn read(spec: &'a TableSpec, runs: &[PathBuf]) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        let row = |row: &RowSpec| {
+            let run = |run: &PathBuf| run_scores(spec, row, run, &mut files);
+            runs.iter().map(run).collect::<Result<_>>().map(RowScores)
+        };
+        let rows = spec.rows.iter().map(row).collect::<Result<_>>()?;
+        Ok(Self { spec, rows })
+    }
+
+    /// The columns that are shown.
+    pub fn columns(&self) -> Vec<TableColumn> {
+        let ones = (0..self.spec.columns.len()).map(TableColumn::One);
+        ones.chain(self.spec.mean.as_ref().map(|_| TableColumn::Mean)).collect()
+    }
+
+    /// The column of this name; without one, the column that decides.
+    pub fn column(&self, name: Option<&str>) -> TableColumn {
+        let found = name.and_then(|name| self.spec.columns.iter().position(|column| column.name == name));
+        match found {
+            Some(column) => TableColumn::One(column),
+            None if self.spec.mean.is_some() => TableColumn::Mean,
+            None => TableColumn::One(0),
+        }
+    }
+
+    /// What describes a column: its name, scale and decimals. The mean has those of the first column.
+    pub fn shown(&self, column: TableColumn) -> (&str, &ColumnSpec) {
+        match column {
+            TableColumn::One(at) => (&self.spec.columns[at].name, &self.spec.columns[at]),
+            TableColumn::Mean => (self.spec.mean.as_deref().unwrap_or("mean"), &self.spec.columns[0]),
+        }
+    }
+
+    /// The number of a row.
+    pub fn row(&self, label: &str) -> Option<usize> {
+        self.spec.rows.iter().position(|row| row.label == label)
+    }
+
+    /// The value of a cell, scaled: the mean over tasks and runs, with the standard error over runs if there are several,
+    /// else over rows of the tasks, whose errors are independent.
+    pub fn cell(&self, row: usize, column: TableColumn) -> Option<Score> {
+        let scores: Vec<Score> = self.rows[row].0.iter().flatten().filter_map(|run| self.mean(run, column)).collect();
+        let values: Vec<f64> = scores.iter().map(|score| score.value).collect();
+        let all = Score::mean(&values)?;
+        Some(Score { stderr: all.stderr.or(scores[0].stderr), ..all })
+    }
+
+    /// How much better `better` is than `worse`, scaled and positive where it is better: by task (under the mean, by
+    /// column), then by run, over the tasks and runs that both have.
+    pub fn gains(&self, better: usize, worse: usize, column: TableColumn) -> Vec<Vec<f64>> {
+        let both: Vec<(&RunScores, &RunScores)> = self.rows[better]
+            .0
+            .iter()
+            .zip(&self.rows[worse].0)
+            .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
+            .collect();
+        let sign = if self.shown(column).1.metric == "loss" { -1.0 } else { 1.0 };
+        let Some((first, _)) = both.first() else { return Vec::new() };
+        let units = self.units(first, column).into_keys();
+        let gains = units.filter_map(|unit| {
+            let gain = |(better, worse): &(&RunScores, &RunScores)| {
+                let of = |run: &RunScores| self.units(run, column).get(&unit).map(|score| score.value);
+                Some(sign * (of(better)? - of(worse)?))
+            };
+            both.iter().map(gain).collect::<Option<Vec<f64>>>()
+        });
+        gains.collect()
+    }
+
+    /// The scaled scores that a column is the mean of: by task, or under the mean by column.
+    fn units(&self, run: &RunScores, column: TableColumn) -> BTreeMap<String, Score> {
+        match column {
+            TableColumn::One(at) => {
+                let scale = self.spec.columns[at].scale;
+                run[at].iter().map(|(task, score)| (task.clone(), scaled(*score, scale))).collect()
+            }
+            TableColumn::Mean => {
+                let of = |(at, column): (usize, &ColumnSpec)| {
+                    Some((column.name.clone(), self.mean(run, TableColumn::One(at))?))
+                };
+                self.spec.columns.iter().enumerate().filter_map(of).collect()
+            }
+        }
+    }
+
+    /// The mean of [`Self::units`]; under the mean, none unless every column has one.
+    fn mean(&self, run: &RunScores, column: TableColumn) -> Option<Score> {
+        let units: Vec<Score> = self.units(run, column).into_values().collect();
+        let n = units.len() as f64;
+        let complete = matches!(column, TableColumn::One(_)) || units.len() == self.spec.columns.len();
+        let squares: Option<f64> = units.iter().map(|score| score.stderr.map(|error| error * error)).sum();
+        let value = units.iter().map(|score| score.value).sum::<f64>() / n;
+        (complete && !units.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
+    }
+}
+
+fn scaled(score: Score, scale: f64) -> Score {
+    Score { value: scale * score.value, stderr: score.stderr.map(|error| scale * error) }
+}
+
+/// The scores of a row in one run; none where its file or its router is missing.
+fn run_scores(
+    spec: &TableSpec,
+    row: &RowSpec,
+    run: &Path,
+    files: &mut BTreeMap<PathBuf, Option<Value>>,
+) -> Result<Option<RunScores>> {
+    let mut path = run.join(&row.results);
+    if path.extension().is_none_or(|extension| extension != "json") {
+        path.push("results.json");
+    }
+    if !files.contains_key(&path) {
+        files.insert(path.clone(), read_json(&path)?);
+    }
+    let Some(Some(document)) = files.get(&path) else { return Ok(None) };
+    let document = row.at.as_ref().map_or(document, |key| &document[key]);
+    let results: Results = serde_json::from_value(document.clone())
+        .with_context(|| format!("{}: expected the results of an evaluation", path.display()))?;
+    let Some((_, tasks)) = results.routers().find(|(router, _)| *router == row.router) else { return Ok(None) };
+    let column = |column: &ColumnSpec| {
+        let wanted = |task: &str| column.tasks.is_empty() || column.tasks.iter().any(|name| name == task);
+        let score = |(task, result): (&String, &lorakit_eval::TaskResult)| {
+            Some((task.clone(), *result.metrics.get(&column.metric)?))
+        };
+        tasks.iter().filter(|(task, _)| wanted(task)).filter_map(score).collect()
+    };
+    Ok(Some(spec.columns.iter().map(column).collect()))
+}
+
+/// A JSON document; none if there is no file.
+fn read_json(path: &Path) -> Result<Option<Value>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let document = serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+            Ok(Some(document))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
+    }
+}

@@ -1,0 +1,178 @@
+//! What a table shows: the TOML files of `configs/tables`.
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A table: its columns, its rows, and the claims that it can decide.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    /// The heading.
+    pub title: String,
+    /// Where the paper's numbers are from, and what else a reader must know.
+    #[serde(default)]
+    pub note: String,
+    /// The bases of the paper's own numbers, such as `Phi-2`: a column each.
+    #[serde(default)]
+    pub papers: Vec<String>,
+    /// What is scored.
+    #[serde(rename = "column")]
+    pub columns: Vec<ColumnSpec>,
+    /// The name of a last column with the mean of all columns.
+    pub mean: Option<String>,
+    /// What is compared.
+    #[serde(rename = "row")]
+    pub rows: Vec<RowSpec>,
+    /// What the papers, or we, say about the rows.
+    #[serde(rename = "claim", default)]
+    pub claims: Vec<ClaimSpec>,
+    /// The rows that decide whether these tasks can test a claim at all.
+    pub testable: Option<TestableSpec>,
+}
+
+/// A column: the mean of one metric over tasks.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColumnSpec {
+    /// Its heading.
+    pub name: String,
+    /// The metric's name in results.json.
+    pub metric: String,
+    /// Its tasks; none: all that a row was scored on.
+    #[serde(default)]
+    pub tasks: Vec<String>,
+    /// What values are multiplied by, 100 for percent.
+    #[serde(default = "one")]
+    pub scale: f64,
+    /// Decimals that are shown.
+    #[serde(default = "digits")]
+    pub digits: usize,
+}
+
+/// A row: one router over one library.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowSpec {
+    /// Its name.
+    pub label: String,
+    /// What the router may look at: weights only, prompts, prompts with answers, or training by gradient.
+    #[serde(default)]
+    pub sees: String,
+    /// Its results.json, or the folder of it, within a run.
+    pub results: PathBuf,
+    /// The key of the results within the file, for the documents that `adapt --json` prints.
+    pub at: Option<String>,
+    /// The router as it was typed.
+    pub router: String,
+    /// The paper's own number by base: of the mean if there is one, else of the first column.
+    #[serde(default)]
+    pub paper: BTreeMap<String, f64>,
+}
+
+/// A claim: one row is better than another.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimSpec {
+    /// The claim as a sentence.
+    pub text: String,
+    /// The label of the better row.
+    pub better: String,
+    /// The label of the other.
+    pub worse: String,
+    /// The column that decides; none: the mean if there is one, else the first.
+    pub column: Option<String>,
+}
+
+/// The rows of [`lorakit_eval::Verdict::NotTestable`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestableSpec {
+    /// The tasks' own experts.
+    pub own: String,
+    /// What they must beat: the base, and `chance` where it is scored.
+    pub beats: Vec<String>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn digits() -> usize {
+    1
+}
+
+impl TableSpec {
+    /// Reads a TOML.
+    ///
+    /// # Errors
+    /// If it is not a table, or names a row, column or paper that it does not have.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{}: not a table", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let spec: Self = toml::from_str(text)?;
+        ensure!(!spec.columns.is_empty() && !spec.rows.is_empty(), "expected at least one [[column]] and one [[row]]");
+        let mut labels = BTreeSet::new();
+        for row in &spec.rows {
+            ensure!(labels.insert(row.label.as_str()), "two rows have the label `{}`", row.label);
+            for paper in row.paper.keys() {
+                ensure!(spec.papers.contains(paper), "row `{}`: `{paper}` is not among papers", row.label);
+            }
+        }
+        let columns: Vec<&str> =
+            spec.columns.iter().map(|column| column.name.as_str()).chain(spec.mean.as_deref()).collect();
+        let testable = spec.testable.iter().flat_map(|testable| std::iter::once(&testable.own).chain(&testable.beats));
+        let named = spec.claims.iter().flat_map(|claim| [&claim.better, &claim.worse]).chain(testable);
+        for label in named {
+            ensure!(labels.contains(label.as_str()), "there is no row `{label}`; the rows are {labels:?}");
+        }
+        for column in spec.claims.iter().filter_map(|claim| claim.column.as_deref()) {
+            ensure!(columns.contains(&column), "there is no column `{column}`; the columns are {columns:?}");
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const TABLE: &str = "title = 't'\n[[column]]\nname = 'loss'\nmetric = 'loss'\n\
+        [[row]]\nlabel = 'base'\nresults = 'a'\nrouter = 'base'\n";
+
+    #[test]
+    fn names_that_do_not_exist_are_refused() {
+        assert!(TableSpec::parse(TABLE).is_ok());
+        let claim = |claim: &str| format!("{TABLE}[[claim]]\ntext = 'x'\n{claim}");
+        for (text, expected) in [
+            (claim("better = 'base'\nworse = 'bse'\n"), "no row `bse`"),
+            (claim("better = 'base'\nworse = 'base'\ncolumn = 'acc'\n"), "no column `acc`"),
+            (format!("{TABLE}paper = {{ Phi = 1.0 }}\n"), "`Phi` is not among papers"),
+            (format!("{TABLE}[[row]]\nlabel = 'base'\nresults = 'b'\nrouter = 'base'\n"), "two rows"),
+            (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
+        ] {
+            let message = format!("{:#}", TableSpec::parse(&text).unwrap_err());
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    /// Every table that is shipped can be read.
+    #[test]
+    fn the_tables_of_the_checkout_are_tables() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tables");
+        let mut found = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                TableSpec::read(&path).unwrap();
+                found += 1;
+            }
+        }
+        assert!(found > 0);
+    }
+}

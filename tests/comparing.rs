@@ -1,0 +1,95 @@
+//! `compare` with the binary, and what `eval` says of routers side by side.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+
+use binary::{assert_contains, run};
+use std::fs;
+use std::path::Path;
+
+/// The results of two routers on eight tasks, of which the second is better by `gain` on each.
+fn write_run(folder: &Path, gain: f64) {
+    let task = |at: usize, more: f64| {
+        format!(r#""t{at}": {{"n": 10, "metrics": {{"acc": {{"value": {}, "stderr": 0.1}}}}}}"#, 0.1 * at as f64 + more)
+    };
+    let router = |more: f64| (0..8).map(|at| task(at, more)).collect::<Vec<_>>().join(", ");
+    fs::create_dir_all(folder.join("private.eval")).unwrap();
+    let text = format!(r#"{{"results": {{"base": {{{}}}, "arrow": {{{}}}}}}}"#, router(0.0), router(gain));
+    fs::write(folder.join("private.eval/results.json"), text).unwrap();
+}
+
+const TABLE: &str = r#"
+title = "Both"
+papers = ["Phi-2"]
+
+[[column]]
+name = "accuracy, %"
+metric = "acc"
+scale = 100
+
+[[row]]
+label = "base"
+results = "private.eval"
+router = "base"
+paper = { "Phi-2" = 63.8 }
+
+[[row]]
+label = "Arrow"
+sees = "weights"
+results = "private.eval"
+router = "arrow"
+
+[[claim]]
+text = "Arrow helps"
+better = "Arrow"
+worse = "base"
+"#;
+
+#[test]
+fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("seed-0"), 0.04);
+    write_run(&folder.path().join("seed-1"), 0.06);
+    fs::write(path("table.toml"), TABLE).unwrap();
+    let (table, runs, out) = (path("table.toml"), [path("seed-0"), path("seed-1")], path("out"));
+    let ran = run(["compare", &table, "--runs", &runs[0], &runs[1], "--out", &out]).ok();
+    assert_contains(&ran.stdout, &["| base |  | 35.0 ±0.0 | 63.8 |"]);
+    assert_contains(&ran.stdout, &["| Arrow | weights | 40.0 ±1.0 | not available |"]);
+    // Every task gains five points in the mean over seeds; another draw of seeds gives four to six.
+    assert_contains(&ran.stdout, &["+5.00"]);
+    assert_contains(&ran.stdout, &["+4.00 to +6.00 | 8, 2 | **held** |"]);
+    assert_eq!(fs::read_to_string(path("out/table.md")).unwrap().trim_end(), ran.stdout.trim_end());
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(path("out/results.json")).unwrap()).unwrap();
+    assert_eq!(document["claims"][0]["verdict"], "held");
+
+    // A row without results is a warning, and under --strict an error.
+    fs::write(path("more.toml"), format!("{TABLE}[[row]]\nlabel = \"tp\"\nresults = \"x.eval\"\nrouter = \"tp\"\n"))
+        .unwrap();
+    let (more, runs) = (path("more.toml"), &runs[0]);
+    assert_contains(&run(["compare", &more, "--runs", runs]).ok().stderr, &["row \"tp\" has no results"]);
+    assert_contains(&run(["compare", &more, "--runs", runs, "--strict"]).failed(1), &["row \"tp\" has no results"]);
+}
+
+#[test]
+fn eval_scores_chance_and_writes_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html").display().to_string();
+    let rows: String = (0..60).map(|i| format!("{{\"input\": \"+1:a{i};\", \"output\": \"b\"}}\n")).collect();
+    let tasks: Vec<String> = (0..6)
+        .map(|task| {
+            let path = folder.path().join(format!("task{task}.jsonl"));
+            fs::write(&path, rows.replace("+1", &format!("+{task}"))).unwrap();
+            path.display().to_string()
+        })
+        .collect();
+    let fixed = ["eval", "--json", "--base", "pico", "--router", "base", "--chance", "--limit", "2", "--report", &page];
+    let metrics = ["--metrics", "loss", "exact_match", "--tasks"];
+    let ran = run(fixed.into_iter().chain(metrics).chain(tasks.iter().map(String::as_str))).ok();
+    let document = ran.json();
+    let value = |router: &str| document["results"][router]["task0"]["metrics"]["exact_match"]["value"].as_f64();
+    assert_eq!(value("chance"), Some(1.0), "every answer is the same: {document}");
+    assert_eq!(document["gains"]["exact_match"]["chance"]["tasks"], 6);
+    let html = fs::read_to_string(page).unwrap();
+    assert!(html.contains("2 routers on 6 tasks") && html.contains("task5"), "{html}");
+}
