@@ -9,8 +9,8 @@
 # DATA   the folder that configs/tasks/SET.toml calls {data}
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
-# STEPS (100) of 16 rows a task at a rate of RATE (1e-3); METRICS (loss) may name exact_match too, whose texts take far
-# longer than losses. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
+# STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows; METRICS (loss) may name exact_match too, far
+# slower than losses. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
 # Ten minutes a set over stories260K, some hours over SmolLM2-135M.
 #
 # Usage: [SEEDS="0 1 2"] scripts/small_base.sh --small SET BASE DATA OUT [OPTIONS...]
@@ -51,6 +51,7 @@ fi
 settings=(max_steps="$steps" learning_rate="${RATE:-1e-3}" max_grad_norm=1 dropout=0 eval_steps=0)
 tasks=("${set[@]}" "${data[@]}")
 read -ra metrics <<< "${METRICS:-loss}"
+[ "$mode" != smoke ] || metrics=(loss exact_match)
 scored=("${data[@]}" "${limit[@]}" --metrics "${metrics[@]}")
 names="$("$lorakit" task ls "${set[@]}" "${data[@]}" --json | sed -n 's/^ *"name": "\(.*\)",$/\1/p')"
 count="$(wc -l <<< "$names")"

@@ -54,7 +54,7 @@ of_epochs() {
 
 # libraries SEED NAME...: trains those that a table needs.
 libraries() {
-    local seed="$1" clusters="$out/seed-$1"
+    local seed="$1" clusters="$out/seed-$1" name size
     shift
     for name in "$@"; do
         case "$name" in
@@ -66,7 +66,7 @@ libraries() {
             private_short) train "$seed" private_short "$(of_epochs 2)" ;;
             # MBC: private experts of 2 of 5 epochs, clusters of their flattened A and B, 3 epochs for the clusters' experts.
             mbc*)
-                local size="${name#mbc}"
+                size="${name#mbc}"
                 size="${size:-$k}"
                 libraries "$seed" private_short
                 once "$lorakit" cluster --library "$clusters/private_short" --method mbc -k "$size" --space parameters \
