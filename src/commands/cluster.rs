@@ -12,10 +12,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use lorakit_adapter::{Adapter, Library, SharedA};
 use lorakit_cluster::{
-    ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcOptions, Partition,
-    SpaceSimilarities, embedding_clusters, random_clusters,
+    ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, ExpertSet, MbcOptions, SpaceSimilarities,
+    embedding_clusters, random_clusters,
 };
-use lorakit_fit::cluster::{ClusterCount, ROWS, cluster_experts, embed_tasks, mean, open_experts, records};
+use lorakit_fit::cluster::{
+    ClusterCount, ClusteredExperts, ROWS, cluster_experts, embed_tasks, mean, open_experts, records,
+};
 use lorakit_fit::pluralize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -162,9 +164,9 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     if args.method == MethodArg::Mbc && args.space != SpaceArg::Delta {
         warn_of_shared_a(&library, experts.names(), context)?;
     }
-    let (partition, curve) = partition(&args, &experts, &tasks, context)?;
+    let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
-    let spaces = SpaceSimilarities::of(&experts)?;
+    let spaces = SpaceSimilarities::with_delta(&experts, delta)?;
     let report = ClusteringReport::new(&clusters, &spaces, args.report_space(), curve)?;
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the space of the report was compared")?;
@@ -228,17 +230,19 @@ fn partition(
     experts: &ExpertSet,
     tasks: &impl Fn(&str) -> Vec<String>,
     context: &CommandContext,
-) -> Result<(Partition, Vec<CurvePoint>)> {
+) -> Result<ClusteredExperts> {
+    let without_curve = |partition| ClusteredExperts { partition, curve: Vec::new(), delta: None };
     match args.method {
         MethodArg::Random => {
-            Ok((random_clusters(experts.names().to_vec(), number_of_clusters(args)?, context.seed)?, Vec::new()))
+            let names = experts.names().to_vec();
+            Ok(without_curve(random_clusters(names, number_of_clusters(args)?, context.seed)?))
         }
         MethodArg::Embedding => {
             let k = number_of_clusters(args)?;
             let embedded = embeddings(args, context)?;
             let vectors =
                 experts.names().iter().map(|expert| Ok((expert.clone(), vector(expert, &tasks(expert), &embedded)?)));
-            Ok((embedding_clusters(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?, Vec::new()))
+            Ok(without_curve(embedding_clusters(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?))
         }
         MethodArg::Mbc => {
             let options = MbcOptions {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::{CONFIG_FILE, ExpertRecord, Library, PeftConfig, WEIGHTS_FILE};
 use lorakit_train::LossHistory;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -29,7 +30,43 @@ struct Entry {
 struct Described {
     config: PeftConfig,
     bytes: u64,
-    record: Option<ExpertRecord>,
+    record: Option<ListedRecord>,
+}
+
+/// The fields of a record that are listed.
+#[derive(Deserialize)]
+struct ListedRecord {
+    tasks: Vec<ListedTask>,
+    #[serde(default)]
+    losses: Option<ListedLosses>,
+}
+
+#[derive(Deserialize)]
+struct ListedTask {
+    name: String,
+}
+
+/// The part of [`LossHistory`] that is listed.
+#[derive(Deserialize)]
+struct ListedLosses {
+    #[serde(default)]
+    best: Option<(usize, Option<f64>)>,
+}
+
+impl ListedRecord {
+    /// Reads a record without the losses of every step, which would take most of the time. What was not trained has losses
+    /// of another form.
+    fn read(library: &Library, name: &str) -> Result<Option<Self>> {
+        if let Ok(record) = library.record_as(name) {
+            return Ok(record);
+        }
+        let of = |record: ExpertRecord| {
+            let best = LossHistory::best_of(&record).map(|(step, loss)| (step, Some(loss)));
+            let tasks = record.tasks.into_iter().map(|task| ListedTask { name: task.name }).collect();
+            Self { tasks, losses: Some(ListedLosses { best }) }
+        };
+        Ok(library.record(name)?.map(of))
+    }
 }
 
 /// Lists the experts.
@@ -91,7 +128,7 @@ impl Described {
         Ok(Self {
             config: PeftConfig::read(&folder.join(CONFIG_FILE))?,
             bytes: std::fs::metadata(folder.join(WEIGHTS_FILE))?.len(),
-            record: library.record(name)?,
+            record: ListedRecord::read(library, name)?,
         })
     }
 
@@ -100,7 +137,7 @@ impl Described {
     }
 
     fn validation_loss(&self) -> Option<f64> {
-        Some(LossHistory::best_of(self.record.as_ref()?)?.1)
+        self.record.as_ref()?.losses.as_ref()?.best?.1
     }
 }
 

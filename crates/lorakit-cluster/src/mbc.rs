@@ -9,10 +9,11 @@
 //! The SVD is exact here, where the authors' code uses random projections. In the space `delta` the vectors are the deltas
 //! s B A, which are known by their inner products only, so that step 1 is left out.
 
+use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::expert_set::ExpertSet;
 use crate::gram::gram_matrix::GramMatrix;
 use crate::kmeans::{check_k, kmeans};
@@ -69,6 +70,8 @@ impl Default for MbcOptions {
 pub struct MbcEmbedding {
     /// The cosines of the embedded experts.
     pub similarity: Similarity,
+    /// The cosines of the experts themselves, where no values were set to zero: in [`ComparisonSpace::Delta`].
+    pub exact: Option<Similarity>,
     /// A row for each expert, at length 1, or zeros for an expert of zeros.
     pub embedding: Vec<Vec<f64>>,
     /// The points that k-means clusters.
@@ -85,8 +88,11 @@ impl MbcEmbedding {
     pub fn of(experts: &ExpertSet, options: &MbcOptions) -> Result<Self> {
         let gram = GramMatrix::of(experts, options.space, options.sparsity)?;
         let embedding = spectral_embedding(&gram, options.components)?;
-        let similarity = Similarity::from_gram(&GramMatrix::of_points(gram.names(), &embedding)?);
-        Ok(Self { similarity, embedding, kmeans_input: options.kmeans_input, seed: options.seed })
+        let exact = (options.space == ComparisonSpace::Delta).then(|| Similarity::from_gram(&gram));
+        let names = gram.names().to_vec();
+        drop(gram);
+        let similarity = Similarity::from_gram(&GramMatrix::of_points(&names, &embedding)?);
+        Ok(Self { similarity, exact, embedding, kmeans_input: options.kmeans_input, seed: options.seed })
     }
 
     /// The k-means clusters of the embedded experts.
@@ -95,13 +101,31 @@ impl MbcEmbedding {
     /// If k is 0 or exceeds the number of distinct experts.
     pub fn partition(&self, k: usize) -> Result<Partition> {
         let labels = match self.kmeans_input {
-            KMeansInput::Similarity => {
-                let rows: Vec<Vec<f64>> = self.similarity.rows().map(<[f64]>::to_vec).collect();
-                kmeans(&rows, k, self.seed)?
-            }
+            KMeansInput::Similarity => kmeans(&self.similarity_points()?, k, self.seed)?,
             KMeansInput::Embedding => kmeans(&self.embedding, k, self.seed)?,
         };
         Ok(Partition::new(self.similarity.names(), &labels))
+    }
+}
+
+impl MbcEmbedding {
+    /// Points with the distances of the rows of the cosine matrix: these rows, or for more experts than components c the
+    /// rows of `E (E'E)^1/2`, `[n, c]`, where E is the embedding. The cosines are `E E'`, so two of their rows differ by
+    /// `E (e_i - e_j)`, whose squared length is `(e_i - e_j)' E'E (e_i - e_j)`. Beyond a few hundred experts k-means on
+    /// rows of length n would take longer than all products of the experts.
+    fn similarity_points(&self) -> Result<Vec<Vec<f64>>> {
+        let (n, components) = (self.embedding.len(), self.embedding.first().map_or(0, Vec::len));
+        if n <= components {
+            return Ok(self.similarity.rows().map(<[f64]>::to_vec).collect());
+        }
+        let embedding = Mat::from_fn(n, components, |i, j| self.embedding[i][j]);
+        let squared = embedding.transpose() * &embedding;
+        let eigen = squared.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Numerical("the eigendecomposition"))?;
+        // Rounding can make the eigenvalues of a singular matrix negative. The rotation back is left out: it keeps
+        // distances.
+        let roots = eigen.S().column_vector().iter().map(|value| value.max(0.0).sqrt()).collect::<Vec<f64>>();
+        let points = &embedding * eigen.U();
+        Ok((0..n).map(|i| (0..components).map(|j| points[(i, j)] * roots[j]).collect()).collect())
     }
 }
 
@@ -119,7 +143,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::adjusted_rand::adjusted_rand;
-    use crate::error::Error;
     use crate::synthetic::{Synthetic, zeroed};
     use lorakit_adapter::{Adapter, LowRank, Matrix};
 
@@ -138,6 +161,22 @@ mod tests {
                     1.0,
                     "{space} {kmeans_input:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn points_of_few_components_have_the_distances_of_the_cosine_matrix() {
+        let options = MbcOptions { components: 5, ..MbcOptions::default() };
+        let embedded = MbcEmbedding::of(&Synthetic::default().experts(), &options).unwrap();
+        let rows: Vec<Vec<f64>> = embedded.similarity.rows().map(<[f64]>::to_vec).collect();
+        let points = embedded.similarity_points().unwrap();
+        assert!(points.len() == rows.len() && points.iter().all(|point| point.len() == 5));
+        let distance = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
+        for i in 0..rows.len() {
+            for j in 0..i {
+                let (found, expected) = (distance(&points[i], &points[j]), distance(&rows[i], &rows[j]));
+                assert!((found - expected).abs() < 1e-9, "{i} {j}: {found} {expected}");
             }
         }
     }

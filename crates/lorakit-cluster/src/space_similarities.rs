@@ -29,9 +29,19 @@ impl SpaceSimilarities {
     /// # Errors
     /// If an expert cannot be opened or overflows.
     pub fn of(experts: &ExpertSet) -> Result<Self> {
+        Self::with_delta(experts, None)
+    }
+
+    /// As [`SpaceSimilarities::of`], with the similarity in [`ComparisonSpace::Delta`] if it is known.
+    ///
+    /// # Errors
+    /// As [`SpaceSimilarities::of`].
+    pub fn with_delta(experts: &ExpertSet, delta: Option<Similarity>) -> Result<Self> {
         let mut spaces = Self { available: Vec::new(), unavailable: Vec::new() };
+        let mut delta = delta;
         for space in ComparisonSpace::ALL {
-            match Similarity::of(experts, space) {
+            let known = if space == ComparisonSpace::Delta { delta.take() } else { None };
+            match known.map_or_else(|| Similarity::of(experts, space), Ok) {
                 Ok(similarity) => spaces.available.push((space, similarity)),
                 Err(error @ (Error::NotAligned { .. } | Error::NoInitialA)) => {
                     spaces.unavailable.push(UnavailableSpace { space, reason: error.to_string() });

@@ -1,5 +1,7 @@
 //! Whether the experts of a library were made for one base, as far as their files say.
 
+use std::collections::BTreeSet;
+
 use crate::error::Result;
 use crate::library::library_store::Library;
 use crate::peft::adapter_files::CONFIG_FILE;
@@ -37,6 +39,9 @@ impl Library {
                 name: PeftConfig::read(&self.expert_folder(name)?.join(CONFIG_FILE))?.metadata.base_model,
             });
         }
+        // One of each kind: pairs of all of thousands of experts would take minutes.
+        let mut kinds = BTreeSet::new();
+        known.retain(|one| kinds.insert((one.fingerprint.clone(), one.name.as_deref().map(last_part))));
         let pairs =
             known.iter().enumerate().flat_map(|(at, one)| known[at + 1..].iter().map(move |other| (one, other)));
         let different = pairs.into_iter().find(|(one, other)| one.differs(other));

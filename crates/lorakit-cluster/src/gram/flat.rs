@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use rayon::prelude::*;
 
@@ -20,6 +20,10 @@ use crate::gram::triangle::mirror_lower;
 fn group_bytes(experts: usize) -> usize {
     (experts << 20).clamp(704 << 20, 2 << 30)
 }
+
+/// Of how many experts products are in memory at once: with all of them, the products of one block of coordinates would take
+/// n^2 values per thread.
+const TILE: usize = 2048;
 
 /// How many coordinates are summed in f32 before the sum is added in f64. Fixed, since results depend on it.
 const BLOCK: usize = 4096;
@@ -40,7 +44,8 @@ fn gram_by_columns(experts: &ExpertSet, layout: &FlatLayout, sparsity: f64, colu
     let mut rows = vec![0f32; n * columns];
     // Waves bound how many products are in memory.
     let wave = (4 * rayon::current_num_threads()).min(columns.div_ceil(BLOCK)).max(1);
-    let mut products: Vec<Mat<f32>> = (0..wave).map(|_| Mat::zeros(n, n)).collect();
+    let tile = n.min(TILE);
+    let mut products: Vec<Mat<f32>> = (0..wave).map(|_| Mat::zeros(tile, tile)).collect();
     for start in (0..layout.len).step_by(columns.max(1)) {
         let range = start..(start + columns).min(layout.len);
         let rows = &mut rows[..n * range.len()];
@@ -63,28 +68,44 @@ fn gram_by_columns(experts: &ExpertSet, layout: &FlatLayout, sparsity: f64, colu
     Ok(sum)
 }
 
-/// Adds the lower triangle of `rows rows'` to `sum`, block by block: in parallel, and in the order of the blocks however many
-/// `products` there are.
+/// Adds the lower triangle of `rows rows'` to `sum`, tile by tile and block by block: in parallel, and in the order of the
+/// blocks however many `products` there are.
 fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>, products: &mut [Mat<f32>]) {
+    let n = rows.nrows();
+    let tile = |start: usize| start..(start + TILE).min(n);
+    for left in (0..n).step_by(TILE).map(tile) {
+        for right in (0..=left.start).step_by(TILE).map(tile) {
+            add_tile(sum, rows, [left.clone(), right], products);
+        }
+    }
+}
+
+/// The products of the experts `left` with the experts `right`; of one tile with itself, the lower triangle.
+fn add_tile(sum: &mut [f64], rows: MatRef<'_, f32>, [left, right]: [Range<usize>; 2], products: &mut [Mat<f32>]) {
     let n = rows.nrows();
     let blocks: Vec<usize> = (0..rows.ncols()).step_by(BLOCK).collect();
     for wave in blocks.chunks(products.len()) {
         let products = &mut products[..wave.len()];
         products.par_iter_mut().zip(wave).for_each(|(product, &start)| {
-            lower_products(rows.subcols(start, BLOCK.min(rows.ncols() - start)), product);
+            let columns = rows.subcols(start, BLOCK.min(rows.ncols() - start));
+            let [x, y] = [&left, &right].map(|tile| columns.subrows(tile.start, tile.len()));
+            tile_products(x, y, product.as_mut().submatrix_mut(0, 0, x.nrows(), y.nrows()), left == right);
         });
-        sum.par_chunks_exact_mut(n).enumerate().for_each(|(i, sum)| {
+        sum[left.start * n..left.end * n].par_chunks_exact_mut(n).enumerate().for_each(|(i, sum)| {
+            let end = right.end.min(left.start + i + 1);
             for product in &*products {
-                sum[..=i].iter_mut().enumerate().for_each(|(j, sum)| *sum += f64::from(product[(i, j)]));
+                let sums = sum[right.start..end].iter_mut().enumerate();
+                sums.for_each(|(j, sum)| *sum += f64::from(product[(i, j)]));
             }
         });
     }
 }
 
-/// The lower triangle of `x x'`; the rest is undefined.
-fn lower_products(x: MatRef<'_, f32>, product: &mut Mat<f32>) {
-    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
-    matmul(product, lower, Accum::Replace, x, full, x.transpose(), full, 1.0, Par::Seq);
+/// `x y'`; where `lower`, its lower triangle, and the rest is undefined.
+fn tile_products(x: MatRef<'_, f32>, y: MatRef<'_, f32>, product: MatMut<'_, f32>, lower: bool) {
+    let full = BlockStructure::Rectangular;
+    let kept = if lower { BlockStructure::TriangularLower } else { full };
+    matmul(product, kept, Accum::Replace, x, full, y.transpose(), full, 1.0, Par::Seq);
 }
 
 /// Where each matrix is in the flattened vector of an expert: for each group of tied modules the A once, then each B.

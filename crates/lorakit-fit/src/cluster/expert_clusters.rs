@@ -5,7 +5,7 @@ use crate::error::{FitError, Result};
 use crate::reporter::Reporter;
 use lorakit_adapter::Library;
 use lorakit_cluster::{
-    ClusterMethod, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcEmbedding, MbcOptions, Partition,
+    ClusterMethod, Clusters, ComparisonSpace, CurvePoint, ExpertSet, MbcEmbedding, MbcOptions, Partition, Similarity,
     silhouette_curve, suggest_k,
 };
 use serde_json::json;
@@ -35,8 +35,18 @@ impl FromStr for ClusterCount {
     }
 }
 
-/// Clusters experts by MBC. `option` is what the user calls `count`, for messages. Returns the clusters, and the
-/// silhouette of every number of clusters that was tried.
+/// Experts clustered by MBC.
+#[derive(Clone, Debug)]
+pub struct ClusteredExperts {
+    /// The clusters.
+    pub partition: Partition,
+    /// The silhouette of every number of clusters that was tried; empty where none was.
+    pub curve: Vec<CurvePoint>,
+    /// The similarity of the experts' deltas, if these were clustered.
+    pub delta: Option<Similarity>,
+}
+
+/// Clusters experts by MBC. `option` is what the user calls `count`, for messages.
 ///
 /// # Errors
 /// Where there are fewer experts than clusters, or no number of clusters can be chosen.
@@ -45,7 +55,7 @@ pub fn cluster_experts(
     options: &MbcOptions,
     (count, option): (ClusterCount, &str),
     reporter: &dyn Reporter,
-) -> Result<(Partition, Vec<CurvePoint>)> {
+) -> Result<ClusteredExperts> {
     if let ClusterCount::Fixed(k) = count {
         let (option, count, experts) = (option.to_owned(), k.get(), experts.len());
         if count > experts {
@@ -62,7 +72,7 @@ pub fn cluster_experts(
             best.k
         }
     };
-    Ok((embedded.partition(k)?, curve))
+    Ok(ClusteredExperts { partition: embedded.partition(k)?, curve, delta: embedded.exact })
 }
 
 /// Clusters experts of a library by MBC on their deltas, with the default settings otherwise. Each expert stands for the
@@ -80,7 +90,7 @@ pub fn cluster_deltas(
     let records = records(library, &names)?;
     let experts = open_experts(library, names, &records)?;
     let options = MbcOptions { space: ComparisonSpace::Delta, seed, ..MbcOptions::default() };
-    let (partition, _) = cluster_experts(&experts, &options, (count, "--mbc"), reporter)?;
+    let ClusteredExperts { partition, .. } = cluster_experts(&experts, &options, (count, "--mbc"), reporter)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
