@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: they end the process at once, unless a command handles the first one itself.
+//! Ctrl-C, SIGTERM and SIGUSR1: they end the process at once, unless a command handles the first one itself.
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -9,6 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The exit code of an interrupted process.
 pub const EXIT_CODE: u8 = 130;
+
+/// The signals that stop a command. Job schedulers send SIGTERM before SIGKILL; Slurm sends SIGUSR1 some time before a
+/// job's limit, if it is asked to.
+const STOPPING: &[i32] = &[
+    SIGINT,
+    SIGTERM,
+    #[cfg(unix)]
+    signal_hook::consts::SIGUSR1,
+];
 
 /// The state of interruption.
 pub struct Interrupt {
@@ -26,8 +35,7 @@ impl Interrupt {
     /// Installs the signal handlers. Files are written under temporary names, so exiting at once leaves none incomplete.
     pub fn install() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(true));
-        // Job schedulers send SIGTERM before SIGKILL.
-        for signal in [SIGINT, SIGTERM] {
+        for &signal in STOPPING {
             // In this order: whether the process ends depends on the flag before this signal.
             signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone())
                 .and_then(|_| signal_hook::flag::register(signal, stop.clone()))

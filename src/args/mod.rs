@@ -3,6 +3,7 @@
 pub mod adapter_args;
 pub mod expert_names;
 pub mod global_args;
+pub mod part_arg;
 pub mod router_arg;
 pub mod row_encoding_args;
 pub mod sampling_args;

@@ -109,6 +109,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         tokenizer: &vocabulary,
         seed: context.seed,
         restart: args.restart,
+        part: None,
         reporter: context,
     };
     let library = Library::open_or_create(&args.out, Some(base.identity()))?;

@@ -1,6 +1,7 @@
 //! `eval`: evaluates routers over a library on tasks.
 
 use crate::args::adapter_args;
+use crate::args::part_arg::{PartArg, share_of};
 use crate::args::router_arg::RouterArg;
 use crate::args::row_encoding_args::RowEncodingArgs;
 use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
@@ -31,6 +32,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The arguments of `eval`.
@@ -67,18 +69,16 @@ pub struct EvalArgs {
     /// Compute only these of the tasks' metrics; loss is always included
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
-    /// Write a report as an HTML page: means, heat maps of tasks by routers, and bars for each task
-    #[arg(long, value_name = "FILE.html")]
-    report: Option<PathBuf>,
-    /// Also score answers that read no prompt, as the router `chance`: a random choice, or the most frequent answer
-    #[arg(long)]
-    chance: bool,
+    /// Evaluate a part of all pairs of router and task: the I-th of N, from 0, or the one of a Slurm, HyperQueue or
+    /// Kubernetes array (auto). Parts may run at once, and share --out
+    #[arg(long, value_name = "I/N|auto/N")]
+    part: Option<PartArg>,
     /// Write the scores of each row to samples_ROUTER_TASK.jsonl
     #[arg(long, requires = "out")]
     log_samples: bool,
 }
 
-/// Evaluates every router on every task.
+/// Evaluates every router on every task, or a part of these pairs.
 pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let data = args.tasks.data.data.as_deref();
@@ -99,7 +99,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
-    let opened = library(&args, &routers, &base, context)?;
+    let opened = library(&args, (&routers, &tasks), &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         task_args::warn_of_templates(&tasks, opened, &vocabulary, context);
@@ -114,19 +114,40 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         seed: context.seed,
         reporter: context,
     });
-    let prepared = prepare(&routers, &tasks, routing.as_ref(), &mut failures, context)?;
-    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed));
+    let pairs = Pairs::new(&routers, &tasks, args.part)?;
+    let prepared = prepare(&pairs, routing.as_ref(), &mut failures, context)?;
+    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
     let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
-    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
-    run.evaluate(&routers, &prepared, &mut store, &mut failures)?;
+    run.evaluate(&pairs, &prepared, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
         return failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
     run.output(&args, &names, &store.now, &failures)?;
     failures.outcome(true)
+}
+
+/// The pairs of a router and a task that are evaluated, in the order of the routers.
+struct Pairs<'a> {
+    routers: &'a [RouterArg],
+    tasks: &'a [Task],
+    /// The indices of those of this process.
+    share: Range<usize>,
+}
+
+impl<'a> Pairs<'a> {
+    fn new(routers: &'a [RouterArg], tasks: &'a [Task], part: Option<PartArg>) -> Result<Self> {
+        let all = routers.len() * tasks.len();
+        let share = part.map_or(Ok(0..all), |part| anyhow::Ok(share_of(part.part()?, all)))?;
+        Ok(Self { routers, tasks, share })
+    }
+
+    /// Whether this process evaluates a router on a task, by their indices.
+    fn has(&self, router: usize, task: usize) -> bool {
+        self.share.contains(&(router * self.tasks.len() + task))
+    }
 }
 
 /// What all evaluations of a run share.
@@ -142,50 +163,20 @@ struct EvalRun<'a> {
 const CHANCE: &str = "chance";
 
 impl EvalRun<'_> {
-    /// Prints the results of the routers, and writes the report.
-    fn output(&self, args: &EvalArgs, routers: &[&str], results: &Results, failures: &Failures) -> Result<()> {
-        let mut document = serde_json::to_value(results)?;
-        if !failures.all().is_empty() {
-            document["errors"] = json!(failures.all());
-        }
-        let gains = gains(results, routers, self.tasks);
-        if !gains.is_empty() {
-            document["gains"] = json!(gains);
-        }
-        if let Some(path) = &args.report {
-            let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, lead: args.lead(self.base) };
-            make_parent(path)?;
-            write_file(path, scores_page::html(&page)?.as_bytes())?;
-        }
-        let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
-        self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
-    }
-
-    /// Scores answers that read no prompt; the name that they have among the routers.
-    fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
-        for task in tasks {
-            let scores = score_without_reading(task, self.options)?;
-            if !scores.metrics.is_empty() {
-                store.keep(CHANCE, &task.name, &scores)?;
-            }
-        }
-        Ok(CHANCE)
-    }
-
-    /// Evaluates every router on every task, into `store` or `failures`.
+    /// Evaluates the pairs of this process, into `store` or `failures`.
     fn evaluate(
         &self,
-        routers: &[RouterArg],
+        pairs: &Pairs,
         prepared: &[PreparedRouter],
         store: &mut ResultsStore,
         failures: &mut Failures,
     ) -> Result<()> {
-        let bar = progress_bar::bar(&self.context.output, (routers.len() * self.tasks.len()) as u64, "eval");
+        let bar = progress_bar::bar(&self.context.output, pairs.share.len() as u64, "eval");
         // Rows are cut alike for all routers.
         let mut noticed = BTreeSet::new();
-        for (router, prepared) in routers.iter().zip(prepared) {
-            for (index, task) in self.tasks.iter().enumerate() {
+        for (number, (router, prepared)) in pairs.routers.iter().zip(prepared).enumerate() {
+            let own = |(index, _): &(usize, &Task)| pairs.has(number, *index);
+            for (index, task) in self.tasks.iter().enumerate().filter(own) {
                 let Some(RoutedPatches { patches, templates }) = prepared.of(index) else {
                     bar.inc(1);
                     continue;
@@ -264,10 +255,11 @@ impl EvalArgs {
     }
 }
 
-/// Opens the library if a router needs it. A missing library is an error even if no router needs it.
+/// Opens the library if a router needs it, with the experts that the routers serve. A missing library is an error even if
+/// no router needs it.
 fn library(
     args: &EvalArgs,
-    routers: &[RouterArg],
+    (routers, tasks): (&[RouterArg], &[Task]),
     base: &Base,
     context: &CommandContext,
 ) -> Result<Option<OpenLibrary>> {
@@ -276,7 +268,17 @@ fn library(
         Library::open(root)?;
         return Ok(None);
     }
-    Ok(Some(context.open_library(root, base, &[])?))
+    let served = served(&Library::open(root)?, routers, tasks)?;
+    Ok(Some(context.open_library(root, base, &served)?))
+}
+
+/// The names of the experts that these routers serve; none where it may be any.
+fn served(library: &Library, routers: &[RouterArg], tasks: &[Task]) -> Result<Vec<String>> {
+    let tasks: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+    let experts = library.expert_names()?.into_iter().map(|name| Ok((name.clone(), library.task_names(&name)?)));
+    let experts = experts.collect::<Result<Vec<_>>>()?;
+    let of_each: Option<Vec<Vec<String>>> = routers.iter().map(|typed| typed.router.served(&tasks, &experts)).collect();
+    Ok(of_each.into_iter().flatten().flatten().collect())
 }
 
 /// A router, ready to be evaluated.
@@ -285,8 +287,8 @@ enum PreparedRouter<'a> {
     Same(RoutedPatches<'a>),
     /// One per task; none where it could not be built.
     ByTask(Vec<Option<RoutedPatches<'a>>>),
-    /// It could not be built.
-    Failed,
+    /// It could not be built, or this process does not evaluate it.
+    Absent,
 }
 
 impl<'a> PreparedRouter<'a> {
@@ -294,22 +296,28 @@ impl<'a> PreparedRouter<'a> {
         match self {
             Self::Same(routed) => Some(routed),
             Self::ByTask(per_task) => per_task[task].as_ref(),
-            Self::Failed => None,
+            Self::Absent => None,
         }
     }
 }
 
-/// Builds all routers, for each task where they depend on it. One that cannot be built is recorded as a failure, and all
+/// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a failure, and all
 /// others are evaluated.
 fn prepare<'a>(
-    routers: &[RouterArg],
-    tasks: &[Task],
+    pairs: &Pairs,
     routing: Option<&FitContext<'_, 'a>>,
     failures: &mut Failures,
     context: &CommandContext,
 ) -> Result<Vec<PreparedRouter<'a>>> {
+    let Pairs { routers, tasks, .. } = pairs;
     let mut prepared = Vec::with_capacity(routers.len());
-    for RouterArg { router, text } in routers {
+    for (number, RouterArg { router, text }) in routers.iter().enumerate() {
+        let own: Vec<Option<&Task>> =
+            tasks.iter().enumerate().map(|(index, task)| pairs.has(number, index).then_some(task)).collect();
+        if own.iter().all(Option::is_none) {
+            prepared.push(PreparedRouter::Absent);
+            continue;
+        }
         let Some(routing) = routing else {
             prepared.push(PreparedRouter::Same(RoutedPatches::plain(Patches::none())));
             continue;
@@ -322,8 +330,11 @@ fn prepare<'a>(
             }
         };
         prepared.push(match depends_on_task(routing, &**router) {
-            true => PreparedRouter::ByTask(tasks.iter().map(|task| build(Some(task))).collect::<Result<_>>()?),
-            false => build(None)?.map_or(PreparedRouter::Failed, PreparedRouter::Same),
+            true => {
+                let of = |task: Option<&Task>| task.map_or(Ok(None), |task| build(Some(task)));
+                PreparedRouter::ByTask(own.into_iter().map(of).collect::<Result<_>>()?)
+            }
+            false => build(None)?.map_or(PreparedRouter::Absent, PreparedRouter::Same),
         });
     }
     Ok(prepared)
@@ -334,7 +345,8 @@ fn prepare<'a>(
 struct EvalConfig<'a> {
     base: BaseConfig<'a>,
     dtype: Option<&'static str>,
-    experts: Option<&'a [String]>,
+    /// All experts of the library.
+    experts: Option<Vec<String>>,
     fit: Vec<TaskDocument<'a>>,
     library: Option<&'a Path>,
     limit: Option<NonZeroUsize>,
@@ -378,12 +390,12 @@ impl<'a> EvalConfig<'a> {
         tasks: &'a [Task],
         (library, fit): (Option<&'a OpenLibrary>, &'a [Task]),
         (base, seed): (&'a Base, u64),
-    ) -> Self {
+    ) -> Result<Self> {
         let identity = base.identity();
-        Self {
+        Ok(Self {
             base: BaseConfig { name: &identity.name, fingerprint: &identity.fingerprint },
             dtype: base.dtype_override().map(|dtype| dtype.as_str()),
-            experts: library.map(|library| library.experts.names()),
+            experts: library.map(|opened| opened.library.expert_names()).transpose()?,
             // Without a library no router is fitted.
             fit: if library.is_some() { fit.iter().map(TaskDocument::of).collect() } else { Vec::new() },
             library: args.library.as_deref(),
@@ -397,6 +409,6 @@ impl<'a> EvalConfig<'a> {
                 .map(|task| EvaluatedTask { identity: TaskDocument::of(task), rows: task.count(Split::All) })
                 .collect(),
             encoding: Some(args.encoding.encoding()).filter(|encoding| *encoding != RowEncoding::default()),
-        }
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! `train-experts`: trains one expert per task, per cluster, or for all tasks.
 
+use crate::args::part_arg::PartArg;
 use crate::args::task_args::{self, TaskArgs};
 use crate::args::train_config_args::{TrainConfigArgs, ensure_targets};
 use crate::args::usage::count;
@@ -13,11 +14,12 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_fit::cluster::{ClusterCount, ClusteredStage, TwoStageMbc, ensure_possible, two_stage_mbc};
-use lorakit_fit::lock_for;
+
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
+use lorakit_fit::{ensure_same_base, lock_for};
 use lorakit_model::Base;
 use lorakit_task::{Split, Task};
-use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillDims, TrainConfig};
+use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, PlannedPass, SKILL_SETTINGS, SkillDims, TrainConfig};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -67,6 +69,13 @@ pub struct TrainExpertsArgs {
     /// Retrain experts that exist with different settings
     #[arg(long)]
     restart: bool,
+    /// Train a part of the passes: the I-th of N, from 0, or the one of a Slurm, HyperQueue or Kubernetes array (auto).
+    /// Parts run at once on machines that share the library's folder, and end as one command would
+    #[arg(long, value_name = "I/N|auto/N")]
+    part: Option<PartArg>,
+    /// Print one JSON line per pass (experts, rows, steps, tokens, memory), and train nothing
+    #[arg(long)]
+    plan: bool,
     /// Put rows of prompt and answer through the base's chat template, as conversations always are; same as --set chat=true
     #[arg(long)]
     chat: bool,
@@ -90,7 +99,7 @@ struct TrainMode {
     full: bool,
     /// Run both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private for 40 % of the steps, K clusters
     /// (or auto) of their deltas in LIBRARY/clusters.json, and an expert per cluster for the other 60 %
-    #[arg(long, value_name = "K", conflicts_with = "experts")]
+    #[arg(long, value_name = "K", conflicts_with_all = ["experts", "part", "plan"])]
     mbc: Option<ClusterCount>,
     /// Train K experts on random parts of all rows, a baseline for clusters
     #[arg(long, value_name = "K", value_parser = count)]
@@ -138,13 +147,9 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         tokenizer: &vocabulary,
         seed: context.seed,
         restart: args.restart,
+        part: args.part.map(|part| part.part()).transpose()?,
         reporter: context,
     };
-    let library = Library::open_or_create(&args.library, Some(base.identity()))?;
-    let _lock = lock_for(&library, &base, context)?;
-    if let Some(k) = args.mode.mbc {
-        return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
-    }
     let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
     let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
@@ -153,9 +158,28 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }
+    if args.plan {
+        let library = Library::open_or_plan(&args.library, base.identity())?;
+        return report_plan(&train.plan(kind, &library, &plans, &settings)?, context);
+    }
+    let library = Library::open_or_create(&args.library, Some(base.identity()))?;
+    let _lock = match train.part {
+        None => Some(lock_for(&library, &base, context)?),
+        // The part locks the library itself, for moments.
+        Some(_) => ensure_same_base(&library, &base).map(|()| None)?,
+    };
+    if let Some(k) = args.mode.mbc {
+        return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
+    }
     let report = train.train(kind, &library, &plans, &settings)?;
     context.output.result(&training_report::document(&report), || training_report::text(&report))?;
     training_report::outcome(&report)
+}
+
+/// Reports the passes of a run: a line each, or one document.
+fn report_plan(passes: &[PlannedPass], context: &CommandContext) -> Result<()> {
+    let lines = passes.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    context.output.result(&json!({ "passes": passes }), || lines.join("\n"))
 }
 
 /// Reports both stages of MBC, or the first if it was not completed.

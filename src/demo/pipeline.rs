@@ -63,6 +63,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandCo
         tokenizer: &setup.tokenizer,
         seed: context.seed,
         restart: false,
+        part: None,
         reporter: context,
     };
     let jobs = jobs(plans, &setup.config, &train)?;
@@ -70,7 +71,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandCo
     let _lock = lock_for(&library, &setup.base, context)?;
     let TrainingHooks { stop, mut on_event } = context.training();
     let (base, library, config) = (&setup.base, &library, &setup.config);
-    let trainer = Trainer { base, library, config, seed: context.seed, restart: false, stop: &stop };
+    let trainer = Trainer { base, library, config, seed: context.seed, restart: false, part: None, stop: &stop };
     let summary = trainer
         .train_experts(jobs, &mut on_event)
         .with_context(|| format!("{}; another --out starts over", root.display()))?;

@@ -83,6 +83,7 @@ impl TrainingBars {
                     ));
                 }
             }
+            TrainEvent::Warning { text } => self.bar.suspend(|| self.output.warn(text)),
             TrainEvent::Pass { index, done, steps } => {
                 let steps = done as u64..steps as u64;
                 self.bar = bar_from(&self.output, steps, format!("pass {}/{}", index + 1, self.passes));

@@ -9,12 +9,16 @@ use serde_json::{Value, json};
 
 /// The run as JSON.
 pub fn document(report: &TrainingReport) -> Value {
-    json!({
+    let mut document = json!({
         "library": report.library,
         "run": report.run_folder(),
         "stopped": report.summary.stopped,
         "experts": report.experts,
-    })
+    });
+    if report.part.is_some() {
+        document["missing_in_other_parts"] = json!(report.summary.missing_elsewhere);
+    }
+    document
 }
 
 /// The run as a table.
@@ -24,7 +28,15 @@ pub fn text(report: &TrainingReport) -> String {
         let (name, status) = (row.expert.clone(), row.status.to_owned());
         vec![name, row.rows.to_string(), row.steps.to_string(), train, validation, status]
     };
-    table(["expert", "rows", "steps", "train loss", "best validation loss", ""], report.experts.iter().map(cells))
+    let table =
+        table(["expert", "rows", "steps", "train loss", "best validation loss", ""], report.experts.iter().map(cells));
+    match (report.part, report.summary.missing_elsewhere.len()) {
+        (None, _) => table,
+        (Some(part), 0) => format!("{table}\n\npart {part}: the other parts are complete"),
+        (Some(part), missing) => {
+            format!("{table}\n\npart {part}: {} of other parts to come", pluralize(missing, "expert"))
+        }
+    }
 }
 
 /// The outcome of the command.

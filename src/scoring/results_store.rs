@@ -1,9 +1,10 @@
-//! results.json: the scores of a run, merged with those of earlier runs.
+//! results.json: the scores of a run, merged with those of earlier runs and of other parts of this one.
 
 use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
+use lorakit_format::LockAttempt;
 use lorakit_format::atomic::write_file;
 use lorakit_task::Task;
 use serde::{Deserialize, Serialize};
@@ -23,10 +24,8 @@ pub struct ResultsFolder<'a> {
 pub struct ResultsStore {
     /// The results of this run.
     pub now: Results,
-    /// The folder and all results of its results.json.
-    file: Option<(PathBuf, Results)>,
-    /// The configurations of results from earlier runs.
-    earlier: Vec<Earlier>,
+    /// The folder of results.json.
+    folder: Option<PathBuf>,
     log_samples: bool,
 }
 
@@ -40,10 +39,14 @@ struct Earlier {
 }
 
 impl Earlier {
-    /// The configurations of all results of a file.
-    fn of(file: &mut Results) -> Vec<Self> {
+    /// The configurations of all results of a file that are not those of the run `now`.
+    fn of(file: &mut Results, now: &Results) -> Vec<Self> {
         let earlier = file.config.as_object_mut().and_then(|config| config.remove(EARLIER));
         let mut all: Vec<Self> = earlier.and_then(|earlier| serde_json::from_value(earlier).ok()).unwrap_or_default();
+        // Another part of the same run, or one that was interrupted.
+        if (&file.config, &file.versions) == (&now.config, &now.versions) {
+            return all;
+        }
         let known = |router: &str, task: &String| all.iter().any(|of| of.has(router, task));
         let mut results = BTreeMap::new();
         for (router, tasks) in file.routers() {
@@ -82,7 +85,7 @@ impl ResultsStore {
         let mut now = Results::default();
         (now.config, now.versions) = (config, json!({ "lorakit": env!("CARGO_PKG_VERSION") }));
         let Some(folder) = place.folder else {
-            return Ok(Self { now, file: None, earlier: Vec::new(), log_samples: false });
+            return Ok(Self { now, folder: None, log_samples: false });
         };
         if place.log_samples {
             let pairs =
@@ -96,33 +99,36 @@ impl ResultsStore {
             );
         }
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
-        let mut file = read_existing(&folder.join("results.json"))?;
+        let file = read_existing(&folder.join("results.json"))?;
         if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
             context.output.warn(format!(
                 "{}: existing results of other routers or tasks are kept; they were computed with other settings, which are kept too",
                 folder.display()
             ));
         }
-        let earlier = Earlier::of(&mut file);
-        file.merge(now.clone());
-        Ok(Self { now, file: Some((folder.to_owned(), file)), earlier, log_samples: place.log_samples })
+        Ok(Self { now, folder: Some(folder.to_owned()), log_samples: place.log_samples })
     }
 
-    /// Adds the scores of a router on a task, and writes all results.
+    /// Adds the scores of a router on a task to results.json, which other processes may be adding to.
     pub fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
         self.now.insert(router, task, scores);
-        let Some((folder, results)) = &mut self.file else { return Ok(()) };
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let lock = LockAttempt::new(folder, folder).acquire()?;
+        let path = folder.join("results.json");
+        let mut results = read_existing(&path)?;
+        let mut earlier = Earlier::of(&mut results, &self.now);
+        earlier.iter_mut().for_each(|earlier| earlier.forget(router, task));
+        earlier.retain(|earlier| !earlier.results.is_empty());
+        results.insert(router, task, scores);
+        (results.config, results.versions) = (self.now.config.clone(), self.now.versions.clone());
+        if !earlier.is_empty() {
+            results.config[EARLIER] = serde_json::to_value(&earlier)?;
+        }
+        lock.ensure_held()?;
         if self.log_samples {
             write_file(&folder.join(samples_file(router, task)), samples_jsonl(&scores.samples)?.as_bytes())?;
         }
-        results.insert(router, task, scores);
-        self.earlier.iter_mut().for_each(|earlier| earlier.forget(router, task));
-        self.earlier.retain(|earlier| !earlier.results.is_empty());
-        results.config = self.now.config.clone();
-        if !self.earlier.is_empty() {
-            results.config[EARLIER] = serde_json::to_value(&self.earlier)?;
-        }
-        Ok(write_file(&folder.join("results.json"), results.to_json()?.as_bytes())?)
+        Ok(write_file(&path, results.to_json()?.as_bytes())?)
     }
 }
 

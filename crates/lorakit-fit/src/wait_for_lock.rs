@@ -15,7 +15,9 @@ pub fn lock(library: &Library, reporter: &dyn Reporter) -> Result<LibraryLock> {
         return Ok(lock);
     }
     let root = library.root().display();
-    reporter.warn(&format!("another process is changing {root}; waiting until it ends (Ctrl-C stops waiting)"));
+    reporter.warn(&format!(
+        "another process is changing {root}, or trains a part of it; waiting until it ends (Ctrl-C stops waiting)"
+    ));
     Ok(library.lock()?)
 }
 

@@ -34,6 +34,25 @@ pub enum FormatError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The file that says how long a lease lasts holds something else.
+    #[error("{}: holds `{}`; expected a number of seconds", path.display(), text.trim())]
+    LeaseTime {
+        /// The file.
+        path: PathBuf,
+        /// Its text.
+        text: String,
+    },
+    /// Another process has taken over a lock, since this one was silent for longer than a lease lasts.
+    #[error(
+        "{}: its lock was taken over by {holder}, since this process was suspended or could not reach the folder for longer \
+         than the library's .lease says; nothing more is written, so run the same command again", folder.display()
+    )]
+    LeaseLost {
+        /// The locked folder.
+        folder: PathBuf,
+        /// The present holder.
+        holder: String,
+    },
     /// A path ends in no file name, as `/` and `..` do.
     #[error("{}: the path does not end in a name", path.display())]
     NoName {

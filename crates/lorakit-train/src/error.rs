@@ -1,6 +1,7 @@
 //! The errors of this crate.
 
 use crate::run::device_memory::MemoryEstimate;
+use crate::run::run_part::RunPart;
 use candle_core::Shape;
 use std::error::Error;
 use std::path::PathBuf;
@@ -130,6 +131,19 @@ pub enum TrainError {
         module: String,
         /// The site's first module.
         first: String,
+    },
+    /// A run has another number of parts.
+    #[error(
+        "{}: the first part divided this run into {recorded} parts; found --part {part}, expected --part I/{recorded}",
+        path.display()
+    )]
+    OtherParts {
+        /// The run's run.json.
+        path: PathBuf,
+        /// The number of parts that it records.
+        recorded: usize,
+        /// What was asked for.
+        part: RunPart,
     },
     /// No adapter is given.
     #[error("there are no adapters")]

@@ -53,6 +53,8 @@ pub use pass::{Pass, PassContext, StepOutput};
 pub use run::device_memory::{DeviceMemory, MemoryEstimate};
 pub use run::expert_progress::ExpertProgress;
 pub use run::loss_history::LossHistory;
+pub use run::run_part::RunPart;
+pub use run::run_plan::PlannedPass;
 pub use run::train_event::TrainEvent;
 pub use run::trainer::{RunSummary, Trainer};
 pub use run::training_target::{FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillTraining};

@@ -70,7 +70,7 @@ fn a_nan_loss_stops_only_its_expert_and_names_step_and_row() {
     let stop = AtomicBool::new(false);
     let train = |jobs: &[Job], restart| {
         let (base, library, config) = (&base, &library, &settings);
-        let trainer = Trainer { base, library, config, seed: 0, restart, stop: &stop };
+        let trainer = Trainer { base, library, config, seed: 0, restart, part: None, stop: &stop };
         trainer.train_experts(jobs.to_vec(), &mut |_| {}).unwrap()
     };
     let summary = train(&jobs, false);

@@ -64,7 +64,8 @@ fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: O
     };
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
     let stop = AtomicBool::new(false);
-    let trainer = Trainer { base: &frozen, library, config: settings, seed: 3, restart: false, stop: &stop };
+    let trainer =
+        Trainer { base: &frozen, library, config: settings, seed: 3, restart: false, part: None, stop: &stop };
     let mut watch = |event: TrainEvent| {
         if let TrainEvent::Step { step, .. } = event
             && Some(step.step) == stop_after

@@ -263,7 +263,7 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
         let plan = SkillTraining { dims: SkillDims { count: 3, splits: 2 }, tasks: rows };
         let stop = AtomicBool::new(false);
         let (base, config) = (&base, &settings);
-        let trainer = Trainer { base, library: &library, config, seed: 3, restart: false, stop: &stop };
+        let trainer = Trainer { base, library: &library, config, seed: 3, restart: false, part: None, stop: &stop };
         let mut watch = |event: TrainEvent| {
             if let TrainEvent::Step { step, .. } = event
                 && Some(step.step) == stop_after

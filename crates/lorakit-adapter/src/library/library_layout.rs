@@ -19,6 +19,8 @@ pub(crate) const MODELS: &str = "models";
 pub(crate) const ROUTERS: &str = "routers";
 /// The folder of training runs.
 pub(crate) const RUNS: &str = "runs";
+/// The prefix of the folder of a part of a run, in the run's.
+pub(crate) const PART: &str = "part-";
 /// The file that is locked while the library is changed.
 pub(crate) const LOCK_FILE: &str = ".lock";
 

@@ -1,40 +1,105 @@
-//! The lock of a library: one process at a time may change it.
+//! The locks of a library: one process at a time may change it, or several each train a part of one run.
+//!
+//! A process that trains a part of a run holds the lock of that part's folder for as long as it trains, and the library's
+//! for the moment of each change. Every other process that changes a library holds the library's lock until it ends, and
+//! takes it only while nobody holds a part's. A part is locked under the library's lock, so that none can start then.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
-use crate::error::{Result, Within};
-use crate::library::library_layout::{LOCK_FILE, refuse_link};
+use lorakit_format::{FolderLock, LockAttempt};
 
-/// The right to change a library, released when dropped or when the process ends.
+use crate::error::Result;
+use crate::library::library_layout::{LOCK_FILE, PART, RUNS, refuse_link, subfolder_names};
+
+/// The right to change a library or a part of a run, released when dropped or when the process ends.
 #[derive(Debug)]
-pub struct LibraryLock {
-    _file: File,
-}
+pub struct LibraryLock(FolderLock);
 
 impl LibraryLock {
-    /// Waits for the lock of the library at `root`, of which only the folder need exist.
-    pub(crate) fn acquire(root: &Path) -> Result<Self> {
-        let file = open(root)?;
-        file.lock().within_file(&root.join(LOCK_FILE))?;
-        Ok(Self { _file: file })
+    /// Checks that no other process has taken over, which is possible where locks are leases; see
+    /// [`FolderLock::ensure_held`].
+    ///
+    /// # Errors
+    /// If another process has.
+    pub fn ensure_held(&self) -> Result<()> {
+        Ok(self.0.ensure_held()?)
     }
 
-    /// The same without waiting: `None` where another process holds the lock.
-    pub(crate) fn try_acquire(root: &Path) -> Result<Option<Self>> {
-        let file = open(root)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).within_file(&root.join(LOCK_FILE)),
-        }
+    /// Whether the previous holder was killed, and may have left something half done.
+    pub(crate) fn after_crash(&self) -> bool {
+        self.0.after_crash()
     }
 }
 
-/// Opens the file that is locked; nothing is ever written to it.
-fn open(root: &Path) -> Result<File> {
-    let path = root.join(LOCK_FILE);
-    refuse_link(&path)?;
-    let open = OpenOptions::new().create(true).append(true).open(&path);
-    open.within(|| format!("{}: the library cannot be changed", path.display()))
+/// Asked before each pause of a process that waits for a lock: whether it is to go on waiting.
+pub type GoOn<'a> = dyn FnMut() -> bool + 'a;
+
+/// Waits for the lock of the library at `root`, of which only the folder need exist; `None` where `go_on` ended that.
+pub(crate) fn acquire(root: &Path, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
+    let mut attempt = attempt(root, root)?;
+    wait(go_on, || Ok(attempt.try_acquire()?.map(LibraryLock)))
+}
+
+/// As [`acquire`], but only when no other process trains a part of a run of the library.
+pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
+    let mut library = attempt(root, root)?;
+    let mut parts: BTreeMap<PathBuf, LockAttempt> = BTreeMap::new();
+    wait(go_on, || {
+        let Some(lock) = library.try_acquire()? else { return Ok(None) };
+        for folder in part_folders(root)? {
+            if !parts.contains_key(&folder) {
+                parts.insert(folder.clone(), attempt(root, &folder)?);
+            }
+            if let Some(part) = parts.get_mut(&folder)
+                && part.try_acquire()?.is_none()
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some(LibraryLock(lock)))
+    })
+}
+
+/// Waits for the locks of the library at `root` and of a part in `folder`, which exists.
+pub(crate) fn acquire_part(root: &Path, folder: &Path, go_on: &mut GoOn) -> Result<Option<(LibraryLock, LibraryLock)>> {
+    let (mut library, mut part) = (attempt(root, root)?, attempt(root, folder)?);
+    wait(go_on, || {
+        let Some(library) = library.try_acquire()? else { return Ok(None) };
+        Ok(part.try_acquire()?.map(|part| (LibraryLock(library), LibraryLock(part))))
+    })
+}
+
+fn attempt(root: &Path, folder: &Path) -> Result<LockAttempt> {
+    refuse_link(&folder.join(LOCK_FILE))?;
+    Ok(LockAttempt::new(root, folder))
+}
+
+/// The folders of the parts of all runs.
+pub(crate) fn part_folders(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for run in subfolder_names(root, RUNS)? {
+        let run = Path::new(RUNS).join(run).display().to_string();
+        let names = subfolder_names(root, &run)?;
+        folders.extend(names.iter().filter(|name| name.starts_with(PART)).map(|name| root.join(&run).join(name)));
+    }
+    Ok(folders)
+}
+
+/// Repeats an attempt, with longer and longer pauses, until it succeeds.
+fn wait<T>(go_on: &mut GoOn, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    const LONGEST: Duration = Duration::from_millis(500);
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Some(lock) = attempt()? {
+            return Ok(Some(lock));
+        }
+        if !go_on() {
+            return Ok(None);
+        }
+        sleep(pause);
+        pause = LONGEST.min(2 * pause);
+    }
 }

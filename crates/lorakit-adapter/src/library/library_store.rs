@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lorakit_format::atomic;
 use lorakit_format::hash::sha256_of_file;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
@@ -17,7 +18,7 @@ use crate::library::json_file::{read_json, read_json_if_exists, write_json};
 use crate::library::library_layout::{
     EXPERTS, INDEX_FILE, RECORD_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
-use crate::library::library_lock::LibraryLock;
+use crate::library::library_lock;
 use crate::library::similar_names::similar_names;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::WEIGHTS_FILE;
@@ -41,6 +42,17 @@ struct Index {
     format: u32,
     name: String,
     base: Option<BaseIdentity>,
+}
+
+/// The part of a record that names tasks.
+#[derive(Deserialize)]
+struct TaskNames {
+    tasks: Vec<TaskName>,
+}
+
+#[derive(Deserialize)]
+struct TaskName {
+    name: String,
 }
 
 impl Library {
@@ -90,13 +102,27 @@ impl Library {
         Ok(library)
     }
 
+    /// Opens the library at `root` as [`open_or_create`](Self::open_or_create) does, but writes nothing: where there is none,
+    /// an empty one that can only be asked what it holds.
+    ///
+    /// # Errors
+    /// As [`open_or_create`](Self::open_or_create).
+    pub fn open_or_plan(root: &Path, base: &BaseIdentity) -> Result<Self> {
+        if root.join(INDEX_FILE).exists() {
+            return Self::open_or_create(root, Some(base));
+        }
+        refuse_foreign_files(root)?;
+        let index = Index { format: FORMAT, name: String::new(), base: Some(base.clone()) };
+        Ok(Self { root: root.to_owned(), index })
+    }
+
     /// Creates an empty library without a base.
     fn create(root: &Path) -> Result<()> {
         refuse_foreign_files(root)?;
         refuse_links(root)?;
         fs::create_dir_all(root.join(EXPERTS)).within(|| format!("{}: cannot be created", root.display()))?;
         // Another process may be creating the same library: the second one finds it complete.
-        let _lock = LibraryLock::acquire(root)?;
+        let _lock = library_lock::acquire(root, &mut || true)?;
         if root.join(INDEX_FILE).exists() {
             return Ok(());
         }
@@ -209,6 +235,24 @@ impl Library {
     /// # Errors
     /// If there is no such expert, or its record cannot be read.
     pub fn record(&self, name: &str) -> Result<Option<ExpertRecord>> {
+        self.record_as(name)
+    }
+
+    /// The names of the tasks that the expert `name` records; none without a record.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub fn task_names(&self, name: &str) -> Result<Vec<String>> {
+        let record: Option<TaskNames> = self.record_as(name)?;
+        Ok(record.into_iter().flat_map(|record| record.tasks).map(|task| task.name).collect())
+    }
+
+    /// Some fields of the record of the expert `name`, if there is one. The losses of thousands of steps, which are most of
+    /// a record, are skipped where they are not among these fields.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub fn record_as<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         read_json_if_exists(&self.expert_folder(name)?.join(RECORD_FILE))
     }
 

@@ -1,40 +1,95 @@
 //! Changes of a library under its lock, and recovery from those that a killed process left half done.
 
 use std::fs;
+use std::path::PathBuf;
 
 use lorakit_format::atomic;
 
 use crate::adapter::Adapter;
-use crate::error::{AdapterError, Result};
+use crate::error::{AdapterError, Result, Within};
 use crate::library::expert_record::ExpertRecord;
 use crate::library::json_file::{read_json, write_json};
-use crate::library::library_layout::{EXPERTS, MODELS, RUNS, refuse_links};
-use crate::library::library_lock::LibraryLock;
+use crate::library::library_layout::{EXPERTS, MODELS, PART, RUNS, refuse_link, refuse_links};
+use crate::library::library_lock::{self, GoOn, LibraryLock};
 use crate::library::library_store::Library;
 
 /// The names of experts that are being added together; it exists only during that time.
 const ADDING_FILE: &str = ".adding.json";
 
 impl Library {
-    /// Waits until no other process changes the library, then keeps others from doing so, and recovers what a killed
-    /// process left half done. The lock is the operating system's, so that a killed process gives it up.
+    /// Waits until no other process changes the library or trains a part of a run, then keeps others from doing so, and
+    /// recovers what a killed process left half done. A killed process gives the lock up.
     ///
     /// # Errors
     /// If the lock's file cannot be created, or leftovers cannot be removed.
     pub fn lock(&self) -> Result<LibraryLock> {
-        let lock = LibraryLock::acquire(self.root())?;
-        self.recover()?;
-        Ok(lock)
+        loop {
+            if let Some(lock) = self.lock_while(&mut || true)? {
+                return Ok(lock);
+            }
+        }
     }
 
-    /// The same without waiting: `None` where another process holds the lock.
+    /// As [`lock`](Self::lock); `None` where `go_on`, which is asked before each pause, ended the waiting.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_while(&self, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
+        let Some(lock) = library_lock::acquire_alone(self.root(), go_on)? else { return Ok(None) };
+        self.recover()?;
+        library_lock::part_folders(self.root())?.iter().try_for_each(|folder| atomic::recover(folder))?;
+        Ok(Some(lock))
+    }
+
+    /// As [`lock`](Self::lock) without waiting: `None` where another process holds the lock or trains a part.
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
     pub fn try_lock(&self) -> Result<Option<LibraryLock>> {
-        let Some(lock) = LibraryLock::try_acquire(self.root())? else { return Ok(None) };
-        self.recover()?;
-        Ok(Some(lock))
+        self.lock_while(&mut || false)
+    }
+
+    /// Waits for the right to make one change and no more, beside processes that train parts of a run.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_for_change(&self) -> Result<LibraryLock> {
+        loop {
+            if let Some(lock) = library_lock::acquire(self.root(), &mut || true)? {
+                self.recover_from_crash(&lock)?;
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The
+    /// caller plans its work under both, and then drops the library's. `None` where `go_on` ended the waiting.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_part(&self, id: &str, part: usize, go_on: &mut GoOn) -> Result<Option<(LibraryLock, LibraryLock)>> {
+        let folder = self.part_folder(id, part)?;
+        fs::create_dir_all(&folder).within(|| format!("{}: cannot be created", folder.display()))?;
+        let Some((library, part)) = library_lock::acquire_part(self.root(), &folder, go_on)? else { return Ok(None) };
+        self.recover_from_crash(&library)?;
+        atomic::recover(&folder)?;
+        Ok(Some((library, part)))
+    }
+
+    /// The folder of the part `part` of the run `id`.
+    ///
+    /// # Errors
+    /// If `id` is not a valid name, or a folder is a link.
+    pub fn part_folder(&self, id: &str, part: usize) -> Result<PathBuf> {
+        let folder = self.run_folder(id)?.join(format!("{PART}{part}"));
+        refuse_link(&folder)?;
+        Ok(folder)
+    }
+
+    /// Recovers if the lock's previous holder was killed. A look at every folder before each change would take longer the
+    /// more experts there are.
+    fn recover_from_crash(&self, lock: &LibraryLock) -> Result<()> {
+        if lock.after_crash() { self.recover() } else { Ok(()) }
     }
 
     /// Recovers what a killed process left half done; only for the holder of the lock.

@@ -76,7 +76,7 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterSta
 /// Writes the state of this key.
 pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
     let bytes = serialise(state)?;
-    let _lock = library.lock()?;
+    let _lock = library.lock_for_change()?;
     Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
 }
 

@@ -6,4 +6,4 @@ pub(crate) mod training_run;
 
 pub use train_context::TrainContext;
 pub use training_plan::{TrainingPlan, each_job, jobs, joint, of_clusters, private, random_examples};
-pub use training_run::{TrainedExpert, TrainedKind, TrainingReport};
+pub use training_run::{ReadyPlan, TrainedExpert, TrainedKind, TrainingReport};

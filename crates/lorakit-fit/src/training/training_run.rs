@@ -7,11 +7,12 @@ use crate::reporter::TrainingHooks;
 use lorakit_adapter::{ExpertRecord, Library};
 use lorakit_task::Split;
 use lorakit_train::{
-    FullFineTuning, Job, LossHistory, RowTasks, RunSummary, SkillDims, SkillTraining, TrainConfig, Trainer,
-    routing_store,
+    FullFineTuning, Job, LossHistory, PlannedPass, RowTasks, RunPart, RunSummary, SkillDims, SkillTraining,
+    TrainConfig, TrainEvent, Trainer, routing_store,
 };
 use serde::Serialize;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 /// What training produces.
 #[derive(Clone, Copy)]
@@ -29,7 +30,9 @@ pub enum TrainedKind<'a> {
 pub struct TrainingReport {
     /// The library's folder.
     pub library: PathBuf,
-    /// The experts or the model, in the order of the plans.
+    /// The part of the run that was trained, if it was not all of it.
+    pub part: Option<RunPart>,
+    /// The experts or the model, in the order of the plans, without those of other parts.
     pub experts: Vec<TrainedExpert>,
     /// The run, as the trainer reports it.
     pub summary: RunSummary,
@@ -57,8 +60,8 @@ pub struct TrainedExpert {
 }
 
 impl TrainContext<'_> {
-    /// Trains what the library, which is locked, does not have yet. A plan whose rows cannot be trained on does not
-    /// stop the others.
+    /// Trains what the library does not have yet. The library is locked, unless a part of the run is trained. A plan whose
+    /// rows cannot be trained on does not stop the others.
     ///
     /// # Errors
     /// Where no plan can be trained, or the run fails.
@@ -69,6 +72,38 @@ impl TrainContext<'_> {
         plans: &[TrainingPlan],
         settings: &TrainConfig,
     ) -> Result<TrainingReport> {
+        let (ready, refused) = self.ready(plans, settings)?;
+        let mut report = self.train_jobs(kind, library, ready, settings)?;
+        // Every part finds them; one reports them as failures.
+        if self.part.is_none_or(|part| part.index == 0) {
+            report.add_refused(plans, refused);
+        }
+        Ok(report)
+    }
+
+    /// The passes in which [`TrainContext::train`] would train the plans. Nothing is written.
+    ///
+    /// # Errors
+    /// As [`TrainContext::train`].
+    pub fn plan(
+        &self,
+        kind: TrainedKind,
+        library: &Library,
+        plans: &[TrainingPlan],
+        settings: &TrainConfig,
+    ) -> Result<Vec<PlannedPass>> {
+        let (ready, _) = self.ready(plans, settings)?;
+        let stop = AtomicBool::new(false);
+        let run = Training { trainer: self.trainer(library, settings, &stop), kind, ready };
+        run.plan()
+    }
+
+    /// The plans with their rows, and the names of those whose rows cannot be trained on, with the reason.
+    fn ready<'t>(
+        &self,
+        plans: &[TrainingPlan<'t>],
+        settings: &TrainConfig,
+    ) -> Result<(Vec<ReadyPlan<'t>>, Vec<Refused>)> {
         let (mut ready, mut refused) = (Vec::new(), Vec::new());
         for (plan, job) in plans.iter().zip(each_job(plans, settings, self)) {
             match job {
@@ -79,13 +114,16 @@ impl TrainContext<'_> {
         }
         if ready.is_empty() {
             // Only the first error is returned.
-            return refused.into_iter().next().map_or_else(|| Err(FitError::NothingToTrain), |(_, why)| Err(why));
+            return Err(refused.into_iter().next().map_or(FitError::NothingToTrain, |(_, why)| why));
         }
-        let refused: Vec<(String, String)> = refused.into_iter().map(|(name, why)| (name, why.chain())).collect();
+        let refused: Vec<Refused> = refused.into_iter().map(|(name, why)| (name, why.chain())).collect();
         refused.iter().for_each(|(name, why)| self.reporter.warn(&format!("{name} is not trained: {why}")));
-        let mut report = self.train_jobs(kind, library, ready, settings)?;
-        report.add_refused(plans, refused);
-        Ok(report)
+        Ok((ready, refused))
+    }
+
+    fn trainer<'t>(&'t self, library: &'t Library, config: &'t TrainConfig, stop: &'t AtomicBool) -> Trainer<'t> {
+        let (base, seed, restart, part) = (self.base, self.seed, self.restart, self.part);
+        Trainer { base, library, config, seed, restart, part, stop }
     }
 
     /// As [`TrainContext::train`], with the plans' rows already read.
@@ -96,39 +134,78 @@ impl TrainContext<'_> {
         &self,
         kind: TrainedKind,
         library: &Library,
-        planned: Vec<(TrainingPlan, Job)>,
+        ready: Vec<ReadyPlan>,
         settings: &TrainConfig,
     ) -> Result<TrainingReport> {
-        let (plans, mut jobs): (Vec<TrainingPlan>, Vec<Job>) = planned.into_iter().unzip();
-        let single = matches!(kind, TrainedKind::Experts) || jobs.len() == 1;
-        if !single {
-            return Err(FitError::SeveralPlans(jobs.len()));
-        }
-        let rows: Vec<usize> = jobs.iter().map(|job| job.train.len()).collect();
+        let rows: Vec<usize> = ready.iter().map(|(_, job)| job.train.len()).collect();
+        let plans: Vec<TrainingPlan> = ready.iter().map(|(plan, _)| plan.clone()).collect();
         let TrainingHooks { stop, mut on_event } = self.reporter.training();
-        let (base, seed, restart) = (self.base, self.seed, self.restart);
-        let trainer = Trainer { base, library, config: settings, seed, restart, stop: &stop };
-        let summary = match kind {
-            TrainedKind::Experts => trainer.train_experts(jobs, &mut *on_event)?,
-            TrainedKind::Model(model) => trainer.train_model(model, jobs.remove(0), &mut *on_event)?,
-            TrainedKind::Skills(dims) => {
-                let of = |split| task_of_rows(&plans[0], split);
-                let skills = SkillTraining {
-                    dims,
-                    tasks: RowTasks { train: of(Split::Train), validation: of(Split::Validation) },
-                };
-                trainer.train_skills(&skills, jobs.remove(0), &mut *on_event)?
-            }
-        };
+        let run = Training { trainer: self.trainer(library, settings, &stop), kind, ready };
+        let summary = run.train(&mut *on_event)?;
         drop((stop, on_event));
-        if !summary.kept.is_empty() {
-            // A process that was killed may have added them without recording the base.
-            library.record_base()?;
-        }
+        let of_this_part = |(plan, _): &(&TrainingPlan, &usize)| !summary.elsewhere.contains(&plan.name);
         let row = |(plan, rows): (&TrainingPlan, &usize)| trained_expert(kind, library, plan, *rows, &summary);
-        let experts = plans.iter().zip(&rows).map(row).collect::<Result<_>>()?;
-        Ok(TrainingReport { library: library.root().to_owned(), experts, summary, refused: Vec::new() })
+        let experts = plans.iter().zip(&rows).filter(of_this_part).map(row).collect::<Result<_>>()?;
+        let (library, part) = (library.root().to_owned(), self.part);
+        Ok(TrainingReport { library, part, experts, summary, refused: Vec::new() })
     }
+}
+
+/// A plan with its rows.
+pub type ReadyPlan<'a> = (TrainingPlan<'a>, Job);
+
+/// The name of a plan that cannot be trained, with the reason.
+type Refused = (String, String);
+
+/// A trainer with what it trains.
+struct Training<'t, 'p> {
+    trainer: Trainer<'t>,
+    kind: TrainedKind<'t>,
+    ready: Vec<ReadyPlan<'p>>,
+}
+
+impl<'p> Training<'_, 'p> {
+    fn train(self, on_event: &mut dyn FnMut(TrainEvent)) -> Result<RunSummary> {
+        let trainer = self.trainer;
+        Ok(match self.kind {
+            TrainedKind::Experts => trainer.train_experts(self.jobs(), on_event)?,
+            TrainedKind::Model(model) => trainer.train_model(model, self.single()?.1, on_event)?,
+            TrainedKind::Skills(dims) => {
+                let (plan, job) = self.single()?;
+                trainer.train_skills(&skills(dims, &plan), job, on_event)?
+            }
+        })
+    }
+
+    fn plan(self) -> Result<Vec<PlannedPass>> {
+        let trainer = self.trainer;
+        Ok(match self.kind {
+            TrainedKind::Experts => trainer.plan_experts(self.jobs())?,
+            TrainedKind::Model(model) => trainer.plan_model(model, self.single()?.1)?,
+            TrainedKind::Skills(dims) => {
+                let (plan, job) = self.single()?;
+                trainer.plan_skills(&skills(dims, &plan), job)?
+            }
+        })
+    }
+
+    fn jobs(self) -> Vec<Job> {
+        self.ready.into_iter().map(|(_, job)| job).collect()
+    }
+
+    /// The only plan.
+    fn single(mut self) -> Result<ReadyPlan<'p>> {
+        match (self.ready.pop(), self.ready.len()) {
+            (Some(only), 0) => Ok(only),
+            (_, others) => Err(FitError::SeveralPlans(others + 1)),
+        }
+    }
+}
+
+/// The training of skills on the rows of a plan.
+fn skills(dims: SkillDims, plan: &TrainingPlan) -> SkillTraining {
+    let of = |split| task_of_rows(plan, split);
+    SkillTraining { dims, tasks: RowTasks { train: of(Split::Train), validation: of(Split::Validation) } }
 }
 
 /// The index of the task of each of a plan's rows, which are ordered by task.

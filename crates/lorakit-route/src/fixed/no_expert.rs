@@ -39,6 +39,10 @@ impl Router for NoExpert {
         Ok(Patches::none())
     }
 
+    fn served(&self, _: &[&str], _: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+        Some(Vec::new())
+    }
+
     fn uses_experts(&self) -> bool {
         false
     }

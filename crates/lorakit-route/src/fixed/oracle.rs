@@ -2,7 +2,7 @@
 
 use crate::error::{Result, RouteError, listed};
 use crate::fixed::single::single_expert;
-use crate::library_stack::{Expert, LibraryStack};
+use crate::library_stack::LibraryStack;
 use crate::method_info::{MethodInfo, no_settings};
 use crate::method_settings::read_none;
 use crate::router::{Router, RouterContext};
@@ -43,6 +43,13 @@ impl Router for Oracle {
     fn reads_task(&self) -> bool {
         true
     }
+
+    fn served(&self, tasks: &[&str], experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+        let named: Vec<(&str, &[String])> =
+            experts.iter().map(|(name, tasks)| (name.as_str(), tasks.as_slice())).collect();
+        // Where one is missing, all are opened, which the error then lists.
+        tasks.iter().map(|task| Some(experts[index_of_task(task, &named).ok()?].0.clone())).collect()
+    }
 }
 
 /// The index of a task's expert: the one whose recorded tasks contain the task, else the one of the same name.
@@ -50,26 +57,33 @@ impl Router for Oracle {
 /// # Errors
 /// If there is none (the error lists the experts), or if several experts record the task and none of them has its name.
 pub fn expert_of_task(task: &str, experts: &LibraryStack) -> Result<usize> {
+    let named: Vec<(&str, &[String])> =
+        experts.experts().iter().map(|expert| (expert.name.as_str(), expert.tasks.as_slice())).collect();
+    index_of_task(task, &named)
+}
+
+/// [`expert_of_task`] of experts in the order of their names, each with its recorded tasks.
+fn index_of_task(task: &str, experts: &[(&str, &[String])]) -> Result<usize> {
     let recorded: Vec<usize> =
-        (0..experts.len()).filter(|expert| experts.experts()[*expert].tasks.iter().any(|name| name == task)).collect();
-    let named = experts.index(task).ok();
+        (0..experts.len()).filter(|expert| experts[*expert].1.iter().any(|name| name == task)).collect();
+    let named = experts.binary_search_by_key(&task, |(name, _)| name).ok();
     match (recorded.as_slice(), named) {
         ([only], _) => Ok(*only),
         ([], Some(named)) => Ok(named),
         ([], None) => Err(RouteError::NoExpertForTask {
             task: task.to_owned(),
-            known: listed(experts.experts().iter().map(with_tasks)),
+            known: listed(experts.iter().map(|(name, tasks)| with_tasks(name, tasks))),
         }),
         ([_, ..], Some(named)) if recorded.contains(&named) => Ok(named),
         ([first, ..], _) => Err(RouteError::SeveralExpertsForTask {
             task: task.to_owned(),
-            experts: listed(recorded.iter().map(|expert| &experts.names()[*expert])),
-            first: experts.names()[*first].clone(),
+            experts: listed(recorded.iter().map(|expert| experts[*expert].0)),
+            first: experts[*first].0.to_owned(),
         }),
     }
 }
 
 /// An expert with its recorded tasks, as in `c0 (boolq, piqa)`.
-fn with_tasks(expert: &Expert) -> String {
-    if expert.tasks.is_empty() { expert.name.clone() } else { format!("{} ({})", expert.name, listed(&expert.tasks)) }
+fn with_tasks(name: &str, tasks: &[String]) -> String {
+    if tasks.is_empty() { name.to_owned() } else { format!("{name} ({})", listed(tasks)) }
 }

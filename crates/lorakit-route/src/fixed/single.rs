@@ -49,6 +49,10 @@ impl Router for SingleExpert {
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
         single_expert(experts, experts.index(&self.name)?)
     }
+
+    fn served(&self, _: &[&str], experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+        experts.iter().find(|(name, _)| *name == self.name).map(|(name, _)| vec![name.clone()])
+    }
 }
 
 /// The patches of one expert, by its index, on all tokens.

@@ -23,6 +23,12 @@ pub(crate) struct RunManifest {
     pub(crate) passes: Vec<Vec<String>>,
     /// What determines each job's weights (a `JobFingerprint` each); not read back either.
     pub(crate) jobs: Vec<OpaqueRecord>,
+    /// The number of parts, where processes train the passes at once; fixed by the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parts: Option<usize>,
+    /// The vector instructions of the machine that fixed the number of parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vector_instructions: Option<String>,
 }
 
 impl RunManifest {

@@ -15,6 +15,11 @@ pub enum TrainEvent<'a> {
         /// Memory that the largest pass needs.
         estimate: MemoryEstimate,
     },
+    /// Something that the user should know.
+    Warning {
+        /// One sentence.
+        text: &'a str,
+    },
     /// A pass starts, or continues after `done` steps.
     Pass {
         /// Its index among the planned passes.

@@ -4,6 +4,9 @@
 //! finds the folder again, continues from the checkpoint of an unfinished pass, and leaves finished experts alone. How
 //! experts are divided into passes is decided when the folder is created, and kept: the last bits of an expert depend on
 //! the experts that share its pass, and an interrupted run must end with the same bytes as one that was not.
+//!
+//! Several processes may each train a part of the passes ([`RunPart`]). The first fixes the passes and the number of parts;
+//! then each holds its part's lock, and the library's only while it stores an expert.
 
 use crate::error::{Result, TrainError};
 use crate::job::Job;
@@ -13,15 +16,19 @@ use crate::run::job_fingerprint::{JobFingerprint, differences};
 use crate::run::loss_history::LossHistory;
 use crate::run::memory_estimate;
 use crate::run::pass_checkpoint;
+use crate::run::run_folder::{RunFolder, remove_if_exists};
 use crate::run::run_log::RunLog;
 use crate::run::run_manifest::RunManifest;
+use crate::run::run_part::{RunPart, vector_instructions};
 use crate::run::train_event::TrainEvent;
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use crate::train_config::TrainConfig;
-use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord, ensure_expert_name};
+use lorakit_adapter::{ExpertRecord, Library, LibraryLock, OpaqueRecord, ensure_expert_name};
 use lorakit_model::Base;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Trains over a base into a library.
 #[derive(Clone, Copy)]
@@ -36,6 +43,9 @@ pub struct Trainer<'a> {
     pub seed: u64,
     /// Whether results with other settings are replaced, and failed experts are trained again.
     pub restart: bool,
+    /// The part of the run to train; none: all of it, by a caller that holds the library's lock. With a part the caller
+    /// holds none.
+    pub part: Option<RunPart>,
     /// Set by the caller to stop after the current step.
     pub stop: &'a AtomicBool,
 }
@@ -51,12 +61,19 @@ pub struct RunSummary {
     pub failed: Vec<(String, String)>,
     /// Whether the run was stopped before its end.
     pub stopped: bool,
+    /// Experts that other parts of the run train, and that were not finished when this one ended.
+    pub missing_elsewhere: Vec<String>,
+    /// Experts that other parts of the run train.
+    pub elsewhere: Vec<String>,
     /// The run's folder; empty if there was nothing to train.
     pub folder: PathBuf,
 }
 
 /// A progress callback.
 type OnEvent<'e> = dyn FnMut(TrainEvent) + 'e;
+
+/// How long a process waits for a lock before it says so.
+const QUIET_WAIT: Duration = Duration::from_secs(2);
 
 impl Trainer<'_> {
     /// Trains an expert for each job. Experts that the library has with the same settings and rows are kept.
@@ -91,31 +108,61 @@ impl Trainer<'_> {
                 return Err(TrainError::NoRows { noun: target.noun(), name: job.name.clone() });
             }
         }
-        let fields = target.fingerprint_fields(self.config);
-        let fingerprint = |job: &Job| JobFingerprint::new(job, self.base, fields.clone(), self.seed);
-        let fingerprints: Vec<JobFingerprint> = jobs.iter().map(fingerprint).collect();
-        let mut summary = RunSummary { kept: self.finished(target, &jobs, &fingerprints)?, ..RunSummary::default() };
-        if !self.restart {
-            for (job, fingerprint) in jobs.iter().zip(&fingerprints) {
-                target.check_free(self.library, &job.name, &fingerprint.sha256())?;
-            }
+        let jobs = self.with_fingerprints(target, jobs);
+        let folder = RunFolder::new(self.library, &jobs.fingerprints)?;
+        let Some(mut locks) = self.lock_part(&folder, on_event)? else {
+            return Ok(RunSummary { stopped: true, ..RunSummary::default() });
+        };
+        let mut summary = RunSummary { kept: self.finished(target, &jobs)?, ..RunSummary::default() };
+        folder.remove_stale(&summary.kept, self.part)?;
+        if !summary.kept.is_empty() {
+            // A process that was killed may have added them without recording the base.
+            self.library.record_base()?;
         }
-        remove_stale(&run_folder(self.library, &fingerprints)?, &summary.kept)?;
-        if summary.kept.len() == jobs.len() {
+        if summary.kept.len() == jobs.jobs.len() {
             let estimate = MemoryEstimate::default();
             on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
             return Ok(summary);
         }
-        let run = Run::open(*self, target, Jobs { jobs, fingerprints }, &summary.kept)?;
-        summary.folder = run.folder.clone();
-        run.train(on_event, &mut summary)?;
+        let run = Run::open(*self, target, jobs, folder, &summary.kept)?;
+        // From here on other parts may change the library.
+        locks.library = None;
+        summary.folder = run.folder.path.clone();
+        run.train(&locks, on_event, &mut summary)?;
         Ok(summary)
     }
 
+    /// The jobs, each with what determines its weights.
+    pub(crate) fn with_fingerprints(&self, target: &TrainingTarget, jobs: Vec<Job>) -> Jobs {
+        let fields = target.fingerprint_fields(self.config);
+        let fingerprint = |job: &Job| JobFingerprint::new(job, self.base, fields.clone(), self.seed);
+        Jobs { fingerprints: jobs.iter().map(fingerprint).collect(), jobs }
+    }
+
+    /// Locks the library and the part, if the run is divided; `None` if it is stopped while it waits.
+    fn lock_part(&self, folder: &RunFolder, on_event: &mut OnEvent) -> Result<Option<PartLocks>> {
+        let Some(part) = self.part else { return Ok(Some(PartLocks::default())) };
+        if let Some(manifest) = folder.manifest()? {
+            // Before there is a folder for a part that the run does not have.
+            folder.check_part(&manifest, part)?;
+        }
+        let (since, mut told) = (Instant::now(), false);
+        let mut go_on = || {
+            if !told && since.elapsed() > QUIET_WAIT {
+                let text = format!("another process trains part {part} or changes the library; waiting until it ends");
+                on_event(TrainEvent::Warning { text: &text });
+                told = true;
+            }
+            !self.stop.load(Ordering::Relaxed)
+        };
+        let locks = self.library.lock_part(&folder.id, part.index, &mut go_on)?;
+        Ok(locks.map(|(library, part)| PartLocks { library: Some(library), part: Some(part) }))
+    }
+
     /// The names of the jobs whose results the library has with the same fingerprint.
-    fn finished(&self, target: &TrainingTarget, jobs: &[Job], fingerprints: &[JobFingerprint]) -> Result<Vec<String>> {
+    pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &Jobs) -> Result<Vec<String>> {
         let mut kept = Vec::new();
-        for (job, fingerprint) in jobs.iter().zip(fingerprints) {
+        for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
             if !target.is_in(self.library, &job.name) {
                 continue;
             }
@@ -130,115 +177,157 @@ impl Trainer<'_> {
                 return Err(TrainError::OtherSettings { noun: target.noun(), name: job.name.clone(), difference });
             }
         }
+        if !self.restart {
+            for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
+                target.check_free(self.library, &job.name, &fingerprint.sha256())?;
+            }
+        }
         Ok(kept)
     }
 }
 
-/// The folder of the run that trains these jobs.
-fn run_folder(library: &Library, fingerprints: &[JobFingerprint]) -> Result<PathBuf> {
-    Ok(library.run_folder(&JobFingerprint::sha256_of_all(fingerprints)[..12])?)
-}
-
-/// The path of a pass's checkpoint in the folder of its run.
-fn checkpoint_path(folder: &Path, index: usize) -> PathBuf {
-    folder.join(format!("pass-{index}.safetensors"))
-}
-
-/// Removes checkpoints of passes whose experts are all in the library, which a process leaves that is killed between the
-/// two.
-fn remove_stale(folder: &Path, kept: &[String]) -> Result<()> {
-    let path = folder.join("run.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let passes = RunManifest::read(&path)?.passes;
-    let ended = (0..passes.len()).filter(|&index| passes[index].iter().all(|name| kept.contains(name)));
-    ended.map(|index| checkpoint_path(folder, index)).filter(|path| path.exists()).try_for_each(|path| remove(&path))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).map_err(|source| TrainError::Io { path: path.to_owned(), action: "removed", source })
-}
-
 /// Jobs, each with what determines its weights.
-struct Jobs {
-    jobs: Vec<Job>,
-    fingerprints: Vec<JobFingerprint>,
+pub(crate) struct Jobs {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) fingerprints: Vec<JobFingerprint>,
+}
+
+/// The locks of a process that trains a part of a run; none for one that trains all of it.
+#[derive(Default)]
+struct PartLocks {
+    library: Option<LibraryLock>,
+    part: Option<LibraryLock>,
 }
 
 /// A run with its folder.
-struct Run<'a> {
-    trainer: Trainer<'a>,
-    target: &'a TrainingTarget<'a>,
-    jobs: Jobs,
-    folder: PathBuf,
-    manifest: RunManifest,
+pub(crate) struct Run<'a> {
+    pub(crate) trainer: Trainer<'a>,
+    pub(crate) target: &'a TrainingTarget<'a>,
+    pub(crate) jobs: Jobs,
+    folder: RunFolder<'a>,
+    pub(crate) manifest: RunManifest,
+    /// Whether the manifest differs from the run.json.
+    is_changed: bool,
 }
 
 impl<'a> Run<'a> {
     /// Opens the run's folder, or creates it and divides the experts into passes.
-    fn open(trainer: Trainer<'a>, target: &'a TrainingTarget, jobs: Jobs, kept: &[String]) -> Result<Self> {
+    fn open(
+        trainer: Trainer<'a>,
+        target: &'a TrainingTarget,
+        jobs: Jobs,
+        folder: RunFolder<'a>,
+        kept: &[String],
+    ) -> Result<Self> {
+        let run = Self::plan(trainer, target, jobs, folder, kept)?;
+        if run.is_changed {
+            let path = &run.folder.path;
+            std::fs::create_dir_all(path).map_err(|source| TrainError::Io {
+                path: path.clone(),
+                action: "created",
+                source,
+            })?;
+            run.manifest.write(&run.folder.manifest_path())?;
+        }
+        Ok(run)
+    }
+
+    /// The run as it is, or will be when it is opened: nothing is written.
+    pub(crate) fn plan(
+        trainer: Trainer<'a>,
+        target: &'a TrainingTarget,
+        jobs: Jobs,
+        folder: RunFolder<'a>,
+        kept: &[String],
+    ) -> Result<Self> {
         // Finished experts are part of the folder's name: the same command must find it at any time.
-        let folder = run_folder(trainer.library, &jobs.fingerprints)?;
-        std::fs::create_dir_all(&folder).map_err(|source| TrainError::Io {
-            path: folder.clone(),
-            action: "created",
-            source,
-        })?;
-        let path = folder.join("run.json");
-        let mut manifest = match path.exists() {
-            true => RunManifest::read(&path)?,
-            false => new_manifest(&trainer, target, &jobs)?,
+        let (mut manifest, mut is_changed) = match folder.manifest()? {
+            Some(manifest) => (manifest, false),
+            None => (new_manifest(&trainer, target, &jobs)?, true),
         };
+        if let Some(part) = trainer.part {
+            folder.check_part(&manifest, part)?;
+            if manifest.parts.is_none() {
+                manifest.parts = Some(part.count);
+                manifest.vector_instructions = Some(vector_instructions().to_owned());
+                is_changed = true;
+            }
+        }
         // All experts of a new run; later those that were removed from the library since.
-        let is_planned = |name: &String| manifest.passes.iter().flatten().any(|other| other == name);
-        let missing: Vec<Job> =
-            jobs.jobs.iter().filter(|job| !kept.contains(&job.name) && !is_planned(&job.name)).cloned().collect();
+        let known: HashSet<&String> = manifest.passes.iter().flatten().chain(kept).collect();
+        let missing: Vec<Job> = jobs.jobs.iter().filter(|job| !known.contains(&job.name)).cloned().collect();
         if !missing.is_empty() {
             let per_pass = target.jobs_per_pass(trainer.base, &missing, trainer.config)?;
             let names: Vec<String> = missing.into_iter().map(|job| job.name).collect();
             manifest.passes.extend(names.chunks(per_pass).map(<[String]>::to_vec));
-            manifest.write(&path)?;
+            is_changed = true;
         }
-        Ok(Self { trainer, target, jobs, folder, manifest })
+        Ok(Self { trainer, target, jobs, folder, manifest, is_changed })
     }
 
-    /// Trains all unfinished passes, until the run is stopped.
-    fn train(&self, on_event: &mut OnEvent, summary: &mut RunSummary) -> Result<()> {
+    /// Trains all unfinished passes of the part, until the run is stopped.
+    fn train(&self, locks: &PartLocks, on_event: &mut OnEvent, summary: &mut RunSummary) -> Result<()> {
         let Trainer { base, config, .. } = self.trainer;
-        let largest = self.manifest.passes.iter().map(Vec::len).max().unwrap_or(1);
-        let estimate = self.target.memory(base, &self.jobs.jobs, largest, config)?;
+        self.warn_of_part(on_event);
+        let own = |pass: &usize| self.trainer.part.is_none_or(|part| part.has(*pass));
+        let largest = (0..self.manifest.passes.len()).filter(own).map(|pass| self.manifest.passes[pass].len()).max();
+        let estimate = self.target.memory(base, &self.jobs.jobs, largest.unwrap_or(1), config)?;
         memory_estimate::check_fits(base, &estimate)?;
-        let unfinished = self.unfinished_passes(&summary.kept);
+        let mut unfinished = self.unfinished_passes(&summary.kept);
+        let others = unfinished.extract_if(.., |(pass, _)| !own(pass));
+        summary.elsewhere = others.flat_map(|(_, names)| names).collect();
         let passes: Vec<Vec<String>> = unfinished.iter().map(|(_, names)| names.clone()).collect();
         on_event(TrainEvent::Planned { passes: &passes, kept: &summary.kept, estimate });
         let trainable = match self.target {
-            TrainingTarget::Model(model) => Some((model.open)()?),
-            TrainingTarget::Experts | TrainingTarget::Skills(_) => None,
+            TrainingTarget::Model(model) if !unfinished.is_empty() => Some((model.open)()?),
+            _ => None,
         };
         let base = trainable.as_ref().unwrap_or(base);
         for (number, (index, _)) in unfinished.into_iter().enumerate() {
             let mut on_event = |event: TrainEvent| on_event(event.with_pass_index(number));
-            PassRun { run: self, base, index, on_event: &mut on_event, summary }.train()?;
+            let lock = locks.part.as_ref();
+            PassRun { run: self, base, index, lock, on_event: &mut on_event, summary }.train()?;
             if summary.stopped {
                 break;
             }
         }
+        let is_missing = |name: &&String| !self.target.is_in(self.trainer.library, name);
+        summary.missing_elsewhere = summary.elsewhere.iter().filter(is_missing).cloned().collect();
         Ok(())
+    }
+
+    /// Warns of a part without passes, and of one on another kind of machine than the first.
+    fn warn_of_part(&self, on_event: &mut OnEvent) {
+        let Some(part) = self.trainer.part else { return };
+        let (passes, here) = (self.manifest.passes.len(), vector_instructions());
+        if part.index >= passes {
+            let text = format!(
+                "part {part} has nothing to train, since the run has {passes} passes; experts_per_pass makes them smaller"
+            );
+            on_event(TrainEvent::Warning { text: &text });
+        }
+        if let Some(first) = self.manifest.vector_instructions.as_ref().filter(|first| *first != here) {
+            let text = format!(
+                "the first part ran on a machine with {first} instructions, this one has {here}: experts will differ in \
+                 their last bits from those of one machine"
+            );
+            on_event(TrainEvent::Warning { text: &text });
+        }
     }
 
     /// The passes with unfinished experts, by index, and those experts.
     fn unfinished_passes(&self, kept: &[String]) -> Vec<(usize, Vec<String>)> {
+        let kept: HashSet<&String> = kept.iter().collect();
         let unfinished = |pass: &Vec<String>| pass.iter().filter(|name| !kept.contains(name)).cloned().collect();
         let passes = self.manifest.passes.iter().map(unfinished).enumerate();
         passes.filter(|(_, names): &(usize, Vec<String>)| !names.is_empty()).collect()
     }
 
     /// The jobs of a pass.
-    fn pass_jobs(&self, index: usize) -> Result<Vec<Job>> {
+    pub(crate) fn pass_jobs(&self, index: usize) -> Result<Vec<Job>> {
         let find = |name: &String| {
             let job = self.jobs.jobs.iter().find(|job| job.name == *name).cloned();
-            job.ok_or_else(|| TrainError::UnknownExpert { folder: self.folder.clone(), name: name.clone() })
+            job.ok_or_else(|| TrainError::UnknownExpert { folder: self.folder.path.clone(), name: name.clone() })
         };
         self.manifest.passes[index].iter().map(find).collect()
     }
@@ -255,6 +344,8 @@ fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> Resu
         batch_tokens: base.batch_parallel(batch_tokens).tokens(),
         passes: Vec::new(),
         jobs: jobs.fingerprints.iter().map(OpaqueRecord::new).collect::<std::result::Result<_, _>>()?,
+        parts: None,
+        vector_instructions: None,
     })
 }
 
@@ -264,6 +355,8 @@ struct PassRun<'r, 's> {
     /// The base of the pass: for full fine-tuning the one that trains.
     base: &'r Base,
     index: usize,
+    /// The lock of the run's part, if the run is divided.
+    lock: Option<&'r LibraryLock>,
     on_event: &'s mut OnEvent<'s>,
     summary: &'s mut RunSummary,
 }
@@ -273,14 +366,22 @@ impl PassRun<'_, '_> {
     fn train(mut self) -> Result<()> {
         let run = self.run;
         let jobs = run.pass_jobs(self.index)?;
-        let path = checkpoint_path(&run.folder, self.index);
+        let parts = run.manifest.parts;
+        let folder = run.folder.of_pass(self.index, parts)?;
+        std::fs::create_dir_all(&folder).map_err(|source| TrainError::Io {
+            path: folder.clone(),
+            action: "created",
+            source,
+        })?;
+        run.folder.adopt_checkpoint(self.index, parts)?;
+        let path = run.folder.checkpoint(self.index, parts)?;
         let mut pass = self.resume(&jobs, &path)?;
         (self.on_event)(TrainEvent::Pass { index: self.index, done: pass.steps_done(), steps: pass.steps() });
-        let mut log = RunLog::open(&run.folder, self.index, pass.steps_done())?;
+        let mut log = RunLog::open(&folder, self.index, pass.steps_done())?;
         self.save_finished(&pass, (0..jobs.len()).collect())?;
         while pass.is_running() {
             if run.trainer.stop.load(Ordering::Relaxed) {
-                pass_checkpoint::save(&pass, &path)?;
+                self.save_checkpoint(&pass, &path)?;
                 self.summary.stopped = true;
                 return Ok(());
             }
@@ -293,11 +394,21 @@ impl PassRun<'_, '_> {
             let every = run.trainer.config.save_steps;
             let due = every > 0 && step.step.is_multiple_of(every);
             if shared_end || (due && pass.is_running()) {
-                pass_checkpoint::save(&pass, &path)?;
+                self.save_checkpoint(&pass, &path)?;
             }
             self.save_finished(&pass, step.ended)?;
         }
-        close(&pass, &path)
+        // The checkpoint of failed experts keeps the reasons for the next run.
+        match pass.progress().iter().any(|progress| progress.failure.is_some()) {
+            true => self.save_checkpoint(&pass, &path),
+            false => remove_if_exists(&path),
+        }
+    }
+
+    /// Writes the checkpoint, unless another process has taken the part over.
+    fn save_checkpoint(&self, pass: &Pass, path: &Path) -> Result<()> {
+        self.lock.map_or(Ok(()), LibraryLock::ensure_held)?;
+        pass_checkpoint::save(pass, path)
     }
 
     /// The pass at its checkpoint, or at its start. Finished experts take part again, since the bits of the others depend
@@ -333,11 +444,20 @@ impl PassRun<'_, '_> {
             if pass.steps_done() < job.steps(trainer.config) {
                 continue;
             }
-            self.run.target.save(trainer.library, pass, expert, &self.record(pass, expert)?)?;
+            self.store(pass, expert)?;
             self.summary.trained.push(job.name.clone());
             (self.on_event)(TrainEvent::Finished { expert: &job.name, progress });
         }
         Ok(())
+    }
+
+    /// Writes the result of a finished expert into the library.
+    fn store(&self, pass: &Pass, expert: usize) -> Result<()> {
+        let (library, record) = (self.run.trainer.library, self.record(pass, expert)?);
+        let Some(part) = self.lock else { return self.run.target.save(library, pass, expert, &record) };
+        let _lock = library.lock_for_change()?;
+        part.ensure_held()?;
+        self.run.target.save(library, pass, expert, &record)
     }
 
     /// The record of a finished expert.
@@ -345,8 +465,10 @@ impl PassRun<'_, '_> {
         let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
         let Jobs { jobs, fingerprints } = &self.run.jobs;
         let fingerprint = jobs.iter().zip(fingerprints).find(|(other, _)| other.name == job.name).map(|(_, own)| own);
-        let fingerprint = fingerprint
-            .ok_or_else(|| TrainError::UnknownExpert { folder: self.run.folder.clone(), name: job.name.clone() })?;
+        let fingerprint = fingerprint.ok_or_else(|| TrainError::UnknownExpert {
+            folder: self.run.folder.path.clone(),
+            name: job.name.clone(),
+        })?;
         let seed = self.run.manifest.seed;
         Ok(ExpertRecord {
             tasks: job.tasks.clone(),
@@ -362,12 +484,4 @@ impl PassRun<'_, '_> {
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }
-}
-
-/// Removes the checkpoint of a finished pass, unless experts failed: then it keeps the reasons for the next run.
-fn close(pass: &Pass, path: &Path) -> Result<()> {
-    if pass.progress().iter().any(|progress| progress.failure.is_some()) {
-        return pass_checkpoint::save(pass, path);
-    }
-    if path.exists() { remove(path) } else { Ok(()) }
 }

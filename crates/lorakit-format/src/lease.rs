@@ -1,0 +1,256 @@
+//! Locks among machines whose shared file system passes no locks between them.
+//!
+//! Each acquisition creates a file of the next number, `.lease-EPOCH`, which only one process can create. Its holder
+//! rewrites it several times per lease time. A process that waits and sees the same text for a whole lease time, by its own
+//! monotonic clock, creates the next one: no clocks of two machines are compared. The holder checks before each change that
+//! no higher number exists, so that one that wakes after such a takeover changes nothing. Between that check and the change
+//! a moment remains that only the storage itself could close.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::error::FormatError;
+
+/// The prefix of the files' names.
+const PREFIX: &str = ".lease-";
+
+/// The text of a lease that its holder gave up.
+const RELEASED: &str = "released\n";
+
+/// How often a holder writes per lease time: several times, since a shared file system may pause.
+const BEATS: u32 = 6;
+
+/// A lease that this process holds until it is dropped, unless another process took over.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    folder: PathBuf,
+    epoch: u64,
+    beating: Arc<Beating>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a waiting process saw of the current lease.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseWatch {
+    seen: Option<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    epoch: u64,
+    text: String,
+    since: Instant,
+}
+
+/// Tells the thread that rewrites the file to end.
+#[derive(Debug, Default)]
+struct Beating {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl LeaseWatch {
+    /// Whether the text of the lease has stood unchanged for `expires`.
+    fn is_expired(&mut self, epoch: u64, text: String, expires: Duration) -> bool {
+        match &self.seen {
+            Some(seen) if seen.epoch == epoch && seen.text == text => seen.since.elapsed() >= expires,
+            _ => {
+                self.seen = Some(Seen { epoch, text, since: Instant::now() });
+                false
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// Takes the lease of `folder` if it is free or its holder was silent for `expires`, as far as `watch` has seen; with
+    /// whether that holder did not release it. `None` while another process holds it.
+    pub(crate) fn try_acquire(
+        folder: &Path,
+        expires: Duration,
+        watch: &mut LeaseWatch,
+    ) -> Result<Option<(Self, bool)>, FormatError> {
+        let last = last_epoch(folder)?;
+        // Between listing and reading, a new holder may have removed it.
+        let text =
+            if last == 0 { RELEASED.to_owned() } else { fs::read_to_string(path(folder, last)).unwrap_or_default() };
+        let after_crash = text != RELEASED;
+        if after_crash && !watch.is_expired(last, text, expires) {
+            return Ok(None);
+        }
+        let epoch = last + 1;
+        let own = path(folder, epoch);
+        let mut file = match File::create_new(&own) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
+            Err(error) => return Err(FormatError::io(&own, "created, so its folder cannot be changed")(error)),
+        };
+        let owner = owner();
+        write_text(&mut file, &beat(&owner, 0)).map_err(FormatError::io(&own, "written"))?;
+        // The listing may have been an old one, from before others came and went.
+        if last_epoch(folder)? > epoch {
+            fs::remove_file(&own).map_err(FormatError::io(&own, "removed"))?;
+            return Ok(None);
+        }
+        remove_before(folder, last);
+        let beating = Arc::new(Beating::default());
+        let thread = std::thread::spawn({
+            let beating = Arc::clone(&beating);
+            move || beating.run(file, &owner, expires / BEATS)
+        });
+        Ok(Some((Self { folder: folder.to_owned(), epoch, beating, thread: Some(thread) }, after_crash)))
+    }
+
+    /// Checks that no other process has taken over.
+    pub(crate) fn ensure_held(&self) -> Result<(), FormatError> {
+        let last = last_epoch(&self.folder)?;
+        if last == self.epoch {
+            return Ok(());
+        }
+        let holder = fs::read_to_string(path(&self.folder, last)).unwrap_or_default();
+        Err(FormatError::LeaseLost { folder: self.folder.clone(), holder: holder.trim().to_owned() })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.beating.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.beating.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic; if it did, the lease expires.
+            let _ = thread.join();
+        }
+        if self.ensure_held().is_ok() {
+            // If this fails, the lease expires.
+            let _ = File::create(path(&self.folder, self.epoch)).and_then(|mut file| write_text(&mut file, RELEASED));
+        }
+    }
+}
+
+impl Beating {
+    /// Rewrites the file until it is told to end.
+    fn run(&self, mut file: File, owner: &str, pause: Duration) {
+        let mut count = 0;
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            ended = self.changed.wait_timeout(ended, pause).unwrap_or_else(PoisonError::into_inner).0;
+            count += 1;
+            // A write that fails is repeated with the next beat.
+            let _ = file.seek(SeekFrom::Start(0)).and_then(|_| write_text(&mut file, &beat(owner, count)));
+        }
+    }
+}
+
+/// The text of a holder's file.
+fn beat(owner: &str, count: u64) -> String {
+    format!("{owner}, beat {count}\n")
+}
+
+fn write_text(file: &mut File, text: &str) -> io::Result<()> {
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Who holds a lease, for people and unlike any other.
+fn owner() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("process {} on {}, lease {started:x}", std::process::id(), host.trim())
+}
+
+fn path(folder: &Path, epoch: u64) -> PathBuf {
+    folder.join(format!("{PREFIX}{epoch}"))
+}
+
+/// The epochs of all leases of a folder.
+fn epochs(folder: &Path) -> Result<Vec<u64>, FormatError> {
+    let names = fs::read_dir(folder).map_err(FormatError::io(folder, "read"))?;
+    let epoch = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok();
+    Ok(names.filter_map(epoch).collect())
+}
+
+/// The epoch of the current lease; 0 before the first.
+fn last_epoch(folder: &Path) -> Result<u64, FormatError> {
+    Ok(epochs(folder)?.into_iter().max().unwrap_or(0))
+}
+
+/// Removes leases before the epoch `last`, which stays: a process with an old listing must find its number taken.
+fn remove_before(folder: &Path, last: u64) {
+    // What cannot be removed is in nobody's way.
+    for epoch in epochs(folder).into_iter().flatten().filter(|epoch| *epoch < last) {
+        let _ = fs::remove_file(path(folder, epoch));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(300);
+
+    fn acquire(folder: &Path, expires: Duration, watch: &mut LeaseWatch) -> Option<(Lease, bool)> {
+        Lease::try_acquire(folder, expires, watch).unwrap()
+    }
+
+    #[test]
+    fn a_holder_that_writes_keeps_its_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = LeaseWatch::default();
+        let (held, after_crash) = acquire(folder.path(), SHORT, &mut LeaseWatch::default()).unwrap();
+        assert!(!after_crash);
+        let until = Instant::now() + 3 * SHORT;
+        while Instant::now() < until {
+            assert!(acquire(folder.path(), SHORT, &mut watch).is_none());
+            std::thread::sleep(SHORT / 20);
+        }
+        held.ensure_held().unwrap();
+        drop(held);
+        assert!(!acquire(folder.path(), SHORT, &mut watch).unwrap().1, "a released lease is free at once");
+    }
+
+    #[test]
+    fn a_silent_holder_is_replaced_and_then_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        // Its holder beats once an hour: to others it is silent.
+        let (silent, _) = acquire(folder.path(), Duration::from_secs(3600), &mut LeaseWatch::default()).unwrap();
+        let mut watch = LeaseWatch::default();
+        assert!(acquire(folder.path(), SHORT, &mut watch).is_none(), "nobody has watched it yet");
+        std::thread::sleep(SHORT);
+        assert!(acquire(folder.path(), SHORT, &mut LeaseWatch::default()).is_none(), "a new watcher knows nothing");
+        let (taken, after_crash) = acquire(folder.path(), SHORT, &mut watch).unwrap();
+        assert!(after_crash);
+        let error = silent.ensure_held().unwrap_err().to_string();
+        assert!(error.contains("taken over") && error.contains(&std::process::id().to_string()), "{error}");
+        drop(silent);
+        taken.ensure_held().unwrap();
+        drop(taken);
+        assert_eq!(epochs(folder.path()).unwrap().len(), 2, "old files do not pile up");
+    }
+
+    #[test]
+    fn of_many_that_wait_one_takes_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path(folder.path(), 1), "a killed process\n").unwrap();
+        let wait = || {
+            let mut watch = LeaseWatch::default();
+            let until = Instant::now() + 4 * SHORT;
+            while Instant::now() < until {
+                if let Some(held) = acquire(folder.path(), SHORT, &mut watch) {
+                    // To the others it stays alive until all have ended.
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                    return usize::from(held.0.ensure_held().is_ok());
+                }
+                std::thread::sleep(SHORT / 50);
+            }
+            0
+        };
+        let taken: usize =
+            std::thread::scope(|scope| [(); 8].map(|()| scope.spawn(wait)).map(|w| w.join().unwrap()).iter().sum());
+        assert_eq!(taken, 1);
+    }
+}
