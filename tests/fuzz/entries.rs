@@ -5,6 +5,7 @@
 
 use lorakit_adapter::{Adapter, Library, MttlExpert, PathPattern, PeftConfig};
 use lorakit_cluster::Clusters;
+use lorakit_format::gguf::GgufShards;
 use lorakit_task::{Split, Task};
 use std::fs;
 use std::io::{Cursor, Write};
@@ -23,7 +24,7 @@ const PATHS: [&str; 4] = [
 pub type Entry = (&'static str, fn(&Path, &[u8]));
 
 /// All entries.
-pub const ENTRIES: [Entry; 10] = [
+pub const ENTRIES: [Entry; 11] = [
     ("adapter_config", adapter_config),
     ("adapter_folder", adapter_folder),
     ("torch_file", torch_file),
@@ -34,6 +35,7 @@ pub const ENTRIES: [Entry; 10] = [
     ("template", template),
     ("clusters", clusters),
     ("library", library),
+    ("gguf", gguf),
 ];
 
 /// An adapter_config.json, and the modules that it selects.
@@ -166,6 +168,18 @@ pub fn library(folder: &Path, bytes: &[u8]) {
     let entries = fs::read_dir(&outside).map_or(0, Iterator::count);
     assert!(entries == kept.len() && folder.exists(), "something outside the library was touched");
     link.iter().for_each(|link| drop(fs::remove_file(link)));
+}
+
+/// A GGUF file, alone or as the first of two.
+pub fn gguf(folder: &Path, bytes: &[u8]) {
+    let files = ["model.gguf", "model-00001-of-00002.gguf"].map(|name| folder.join(name));
+    for file in files {
+        put(&file, bytes);
+        let Ok(shards) = GgufShards::open(&file) else { continue };
+        for (_, file, entry) in shards.tensors() {
+            assert_eq!(file.bytes()[entry.bytes.clone()].len(), entry.bytes.len());
+        }
+    }
 }
 
 fn load(file: &Path) {

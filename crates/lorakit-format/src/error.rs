@@ -67,6 +67,14 @@ pub enum FormatError {
         /// The parser's error.
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file is damaged, is something else, or holds what is not expected.
+    #[error("{}: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The key or tensor, what was expected and what was found.
+        reason: String,
+    },
     /// A safetensors file lacks a tensor.
     #[error("{}: tensor `{name}` is missing", path.display())]
     MissingTensor {

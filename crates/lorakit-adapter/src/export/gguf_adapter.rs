@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use lorakit_format::gguf::{GgufDtype, GgufHeader, GgufTensor, GgufValue, write_file};
+use lorakit_format::gguf::{GgmlType, GgufHeader, GgufTensor, GgufValue, write_file};
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result};
@@ -119,7 +119,7 @@ impl GgufExport {
         };
         for (suffix, shape, values) in [("lora_a", shape, a), ("lora_b", vec![update.output(), rank], b)] {
             let name = format!("{tensor}.{suffix}");
-            self.header.tensors.push(GgufTensor { name, shape, dtype: GgufDtype::F32 });
+            self.header.tensors.push(GgufTensor { name, shape, dtype: GgmlType::F32 });
             self.values.push(values);
         }
     }

@@ -1,5 +1,4 @@
-//! GGUF files (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), version 3, little-endian: metadata by key, then
-//! tensors by name, whose values are aligned.
+//! Writing a GGUF file, version 3.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -7,57 +6,12 @@ use std::path::Path;
 
 use crate::atomic::write_file_by;
 use crate::error::FormatError;
-
-/// What a file starts with.
-const MAGIC: &[u8; 4] = b"GGUF";
+use crate::gguf::ggml_type::GgmlType;
+use crate::gguf::gguf_value::{GgufValue, put_text};
+use crate::gguf::{ALIGNMENT, MAGIC};
 
 /// The version of the format.
 const VERSION: u32 = 3;
-
-/// What a tensor's place in the data is a multiple of, where `general.alignment` says nothing else.
-const ALIGNMENT: usize = 32;
-
-/// A value of the metadata.
-#[derive(Clone, Debug, PartialEq)]
-pub enum GgufValue {
-    /// `UINT8`.
-    U8(u8),
-    /// `INT8`.
-    I8(i8),
-    /// `UINT16`.
-    U16(u16),
-    /// `INT16`.
-    I16(i16),
-    /// `UINT32`.
-    U32(u32),
-    /// `INT32`.
-    I32(i32),
-    /// `FLOAT32`.
-    F32(f32),
-    /// `BOOL`.
-    Bool(bool),
-    /// `STRING`.
-    Text(String),
-    /// `ARRAY`, of values of one type.
-    Array(Vec<GgufValue>),
-    /// `UINT64`.
-    U64(u64),
-    /// `INT64`.
-    I64(i64),
-    /// `FLOAT64`.
-    F64(f64),
-}
-
-/// The type of a tensor's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GgufDtype {
-    /// `GGML_TYPE_F32`.
-    F32,
-    /// `GGML_TYPE_F16`.
-    F16,
-    /// `GGML_TYPE_BF16`.
-    Bf16,
-}
 
 /// A tensor as the header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +21,7 @@ pub struct GgufTensor {
     /// Its dimensions, the last one contiguous, as in safetensors; the file has them in reverse.
     pub shape: Vec<usize>,
     /// The type of its values.
-    pub dtype: GgufDtype,
+    pub dtype: GgmlType,
 }
 
 /// What a file says before its values.
@@ -79,74 +33,10 @@ pub struct GgufHeader {
     pub tensors: Vec<GgufTensor>,
 }
 
-impl GgufValue {
-    /// The number of its type in the file.
-    fn type_id(&self) -> u32 {
-        match self {
-            Self::U8(_) => 0,
-            Self::I8(_) => 1,
-            Self::U16(_) => 2,
-            Self::I16(_) => 3,
-            Self::U32(_) => 4,
-            Self::I32(_) => 5,
-            Self::F32(_) => 6,
-            Self::Bool(_) => 7,
-            Self::Text(_) => 8,
-            Self::Array(_) => 9,
-            Self::U64(_) => 10,
-            Self::I64(_) => 11,
-            Self::F64(_) => 12,
-        }
-    }
-
-    /// Appends the value without its type.
-    fn put(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::U8(value) => out.extend(value.to_le_bytes()),
-            Self::I8(value) => out.extend(value.to_le_bytes()),
-            Self::U16(value) => out.extend(value.to_le_bytes()),
-            Self::I16(value) => out.extend(value.to_le_bytes()),
-            Self::U32(value) => out.extend(value.to_le_bytes()),
-            Self::I32(value) => out.extend(value.to_le_bytes()),
-            Self::F32(value) => out.extend(value.to_le_bytes()),
-            Self::Bool(value) => out.push(u8::from(*value)),
-            Self::Text(value) => put_text(value, out),
-            Self::Array(values) => {
-                // An empty array has no type of its own; any will do.
-                out.extend(values.first().map_or(0, Self::type_id).to_le_bytes());
-                out.extend((values.len() as u64).to_le_bytes());
-                values.iter().for_each(|value| value.put(out));
-            }
-            Self::U64(value) => out.extend(value.to_le_bytes()),
-            Self::I64(value) => out.extend(value.to_le_bytes()),
-            Self::F64(value) => out.extend(value.to_le_bytes()),
-        }
-    }
-}
-
-impl GgufDtype {
-    /// The number of the type in the file.
-    fn type_id(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Bf16 => 30,
-        }
-    }
-
-    /// The size of `values` values in bytes.
-    fn bytes(self, values: usize) -> usize {
-        match self {
-            Self::F32 => 4 * values,
-            Self::F16 | Self::Bf16 => 2 * values,
-        }
-    }
-}
-
 impl GgufTensor {
-    /// The size of its values in bytes.
+    /// The size of its values in bytes; its rows are whole blocks.
     pub fn bytes(&self) -> usize {
-        self.dtype.bytes(self.shape.iter().product())
+        self.shape.iter().product::<usize>() / self.dtype.block_values * self.dtype.block_bytes
     }
 }
 
@@ -160,7 +50,7 @@ impl GgufHeader {
         out.extend((self.metadata.len() as u64).to_le_bytes());
         for (key, value) in &self.metadata {
             put_text(key, &mut out);
-            out.extend(value.type_id().to_le_bytes());
+            out.extend(value.type_number().to_le_bytes());
             value.put(&mut out);
         }
         let mut offset = 0;
@@ -168,18 +58,13 @@ impl GgufHeader {
             put_text(&tensor.name, &mut out);
             out.extend((tensor.shape.len() as u32).to_le_bytes());
             tensor.shape.iter().rev().for_each(|&size| out.extend((size as u64).to_le_bytes()));
-            out.extend(tensor.dtype.type_id().to_le_bytes());
+            out.extend(tensor.dtype.number.to_le_bytes());
             out.extend((offset as u64).to_le_bytes());
             offset += tensor.bytes().next_multiple_of(ALIGNMENT);
         }
         out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
         out
     }
-}
-
-fn put_text(text: &str, out: &mut Vec<u8>) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
 }
 
 /// Writes a GGUF file; `values` gives the bytes of each tensor of `header` when its turn comes. The file appears whole.
@@ -221,8 +106,8 @@ mod tests {
                 ("languages".to_owned(), GgufValue::Array(vec![text("en"), text("fr")])),
             ],
             tensors: vec![
-                GgufTensor { name: "a".to_owned(), shape: vec![2, 3], dtype: GgufDtype::F32 },
-                GgufTensor { name: "b".to_owned(), shape: vec![4], dtype: GgufDtype::F16 },
+                GgufTensor { name: "a".to_owned(), shape: vec![2, 3], dtype: GgmlType::F32 },
+                GgufTensor { name: "b".to_owned(), shape: vec![4], dtype: GgmlType::F16 },
             ],
         }
     }
