@@ -1,5 +1,6 @@
 //! Weights: from a checkpoint's mapped files to what layers compute with, and back into files.
 
+mod block_quantization;
 pub(crate) mod checkpoint;
 pub(crate) mod edit;
 mod few_tokens;
@@ -11,6 +12,7 @@ pub(crate) mod storage_dtype;
 pub(crate) mod weight;
 pub(crate) mod weight_loader;
 
+pub use block_quantization::{BlockType, ggml_type_name};
 pub use checkpoint::Checkpoint;
 pub use edit::{Edit, Rounding};
 pub use mmap_matrix::MmapMatrix;
