@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use lorakit_adapter::Library;
 use lorakit_fit::{OpenLibrary, Reporter, TrainingHooks};
 use lorakit_model::Base;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The context of a command.
@@ -24,6 +24,8 @@ pub struct CommandContext {
     pub strict: bool,
     /// The name of the base that adapters record, if one is given.
     pub base_name: Option<String>,
+    /// The folder of the tokenizer of a base in GGUF, if one is given.
+    pub tokenizer: Option<PathBuf>,
     choice: Option<DeviceChoice>,
     /// The chosen device, set up at first use.
     device: OnceLock<Device>,
@@ -39,6 +41,7 @@ impl CommandContext {
             interrupt: Interrupt::install()?,
             strict: global.strict,
             base_name: global.base_name.clone(),
+            tokenizer: global.tokenizer.clone(),
             choice: global.device,
             device: OnceLock::new(),
             dtype: global.dtype,
@@ -58,9 +61,17 @@ impl CommandContext {
         library.differing_bases(experts)?.map_or(Ok(()), |text| self.warn(format!("{place}: {text}")))
     }
 
+    /// Says where a library was made over another form of the base, such as other quantised weights.
+    pub fn note_other_form(&self, library: &Library, base: &Base) {
+        if let Some(text) = library.base().and_then(|own| own.other_form(base.identity())) {
+            self.output.warn(format!("the library {} {text}", library.root().display()));
+        }
+    }
+
     /// Opens a library over `base`: the experts `chosen`, or all if there are none.
     pub fn open_library(&self, root: &Path, base: &Base, chosen: &[String]) -> Result<OpenLibrary> {
         let opened = OpenLibrary::open(root, base, chosen)?;
+        self.note_other_form(&opened.library, base);
         let names: Vec<String> = opened.experts.experts().iter().map(|expert| expert.name.clone()).collect();
         self.warn_of_differing_bases(&opened.library, &names)?;
         Ok(opened)

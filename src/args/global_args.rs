@@ -3,6 +3,7 @@
 use candle_core::DType;
 use clap::{ArgAction, Args};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Options that may stand before or after the subcommand.
@@ -30,6 +31,9 @@ pub struct GlobalArgs {
     /// Name of the base that adapters are to record, such as ORG/NAME [default: its name on the Hub, else the folder]
     #[arg(long, global = true, value_name = "NAME")]
     pub base_name: Option<String>,
+    /// Folder with the tokenizer of a base in GGUF [default: the folder of the file, else the file itself]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Treat adapter warnings as errors
     #[arg(long, global = true)]
     pub strict: bool,

@@ -1,12 +1,12 @@
-//! The value of `--base`: a model folder, `hub:ORG/NAME[@REV]`, or `pico`.
+//! The value of `--base`: a model folder, a GGUF file, `hub:ORG/NAME[@REV][/FILE.gguf]`, or `pico`.
 
-use super::hub_files::BaseFiles;
-use super::resolved_base::ResolvedBase;
+use super::hub_files::{BaseFiles, GgufFiles};
+use super::resolved_base::{GgufBaseFile, ResolvedBase};
 use crate::args::usage;
 use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
 use crate::hub::snapshot::snapshot;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lorakit_model::Base;
 use serde_json::Value;
 use std::fmt;
@@ -18,8 +18,12 @@ use std::str::FromStr;
 pub enum BaseSource {
     /// A Hugging Face model folder.
     Folder(PathBuf),
+    /// A GGUF file, or the first of several.
+    Gguf(PathBuf),
     /// A repository of the Hugging Face Hub.
     Hub(Repository),
+    /// A GGUF file of such a repository.
+    HubGguf(Repository, String),
     /// The base bundled with the binary.
     Pico,
 }
@@ -30,14 +34,16 @@ impl FromStr for BaseSource {
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(repository) = text.strip_prefix("hub:") else {
             return match text {
-                "" => Err("expected a model folder, hub:ORG/NAME[@REV] or pico".to_owned()),
+                "" => Err("expected a model folder, a GGUF file, hub:ORG/NAME[@REV] or pico".to_owned()),
                 "pico" => Ok(Self::Pico),
+                file if is_gguf(Path::new(file)) && !Path::new(file).is_dir() => Ok(Self::Gguf(file.into())),
                 folder => Ok(Self::Folder(folder.into())),
             };
         };
         match Repository::parse(RepositoryKind::Model, repository) {
             Some((repository, "")) => Ok(Self::Hub(repository)),
-            _ => Err("expected hub:ORG/NAME or hub:ORG/NAME@REV".to_owned()),
+            Some((repository, file)) if is_gguf(Path::new(file)) => Ok(Self::HubGguf(repository, file.to_owned())),
+            _ => Err("expected hub:ORG/NAME or hub:ORG/NAME@REV, or either with /FILE.gguf".to_owned()),
         }
     }
 }
@@ -46,7 +52,9 @@ impl fmt::Display for BaseSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => write!(f, "{}", folder.display()),
+            Self::Gguf(file) => write!(f, "{}", file.display()),
             Self::Hub(repository) => repository.fmt(f),
+            Self::HubGguf(repository, file) => write!(f, "{repository}/{file}"),
             Self::Pico => f.write_str("pico"),
         }
     }
@@ -55,9 +63,20 @@ impl fmt::Display for BaseSource {
 impl BaseSource {
     /// Downloads the base where it is not local yet.
     pub fn resolve(&self, context: &CommandContext) -> Result<ResolvedBase> {
+        let is_gguf = matches!(self, Self::Gguf(_) | Self::HubGguf(..));
+        usage::ensure(is_gguf || context.tokenizer.is_none(), || {
+            "--tokenizer is for a base in GGUF: other bases have a tokenizer of their own".to_owned()
+        })?;
         match self {
+            Self::Gguf(file) => Ok(gguf(file.clone(), context.base_name.clone(), context)),
+            Self::HubGguf(repository, file) => {
+                let folder = snapshot(repository, &GgufFiles { file }, context)?;
+                let name = context.base_name.clone().or_else(|| Some(repository.name.clone()));
+                Ok(gguf(folder.join(file), name, context))
+            }
             Self::Folder(folder) => {
                 ensure!(!is_missing_repository(folder), "{0}: no such folder; did you mean hub:{0}?", folder.display());
+                refuse_gguf_only(folder)?;
                 let given = || folder.file_name().map(|_| folder.display().to_string());
                 let name = context.base_name.clone().or_else(|| hub_name(folder)).or_else(given);
                 Ok(ResolvedBase::Folder { folder: folder.clone(), name, output: context.output })
@@ -77,6 +96,28 @@ impl BaseSource {
     /// Opens the base without its tokenizer.
     pub fn open(&self, context: &CommandContext) -> Result<Base> {
         self.resolve(context)?.base(context)
+    }
+}
+
+/// A base in GGUF, with the tokenizer of `--tokenizer` if that is given.
+fn gguf(file: PathBuf, name: Option<String>, context: &CommandContext) -> ResolvedBase {
+    ResolvedBase::Gguf(GgufBaseFile { file, tokenizer: context.tokenizer.clone(), name, output: context.output })
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Refuses a folder whose only weights are in GGUF: it may hold several quantisations of one model.
+fn refuse_gguf_only(folder: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let is_weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+    match paths.iter().filter(|path| is_gguf(path)).min() {
+        Some(file) if !paths.iter().any(is_weights) => {
+            bail!("{}: its weights are in GGUF; name one file: --base {}", folder.display(), file.display())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -106,7 +147,9 @@ mod tests {
 
     #[test]
     fn a_base_is_printed_as_it_is_typed() {
-        for text in ["models/phi", "hub:microsoft/phi-2", "hub:microsoft/phi-2@v1", "pico"] {
+        for text in
+            ["models/phi", "m.gguf", "hub:microsoft/phi-2", "hub:microsoft/phi-2@v1", "hub:a/b/c/d.gguf", "pico"]
+        {
             assert_eq!(text.parse::<BaseSource>().unwrap().to_string(), text);
         }
         for text in ["", "hub:", "hub:phi-2", "hub:/x", "hub:a/b/c", "hub:a/b@"] {

@@ -50,6 +50,35 @@ impl NeededFiles for BaseFiles {
     }
 }
 
+/// A GGUF file of a repository, with the others that the model is split into, and the tokenizer and licence beside it.
+pub struct GgufFiles<'a> {
+    /// Its path within the repository.
+    pub file: &'a str,
+}
+
+impl GgufFiles<'_> {
+    /// What the names of all files of the model start and end with.
+    fn shard_pattern(&self) -> Option<(&str, &str)> {
+        let (first, count) = self.file.rsplit_once("-of-")?;
+        Some((first.rsplit_once('-')?.0, count))
+    }
+}
+
+impl NeededFiles for GgufFiles<'_> {
+    fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
+        let is_shard = |file: &str| {
+            let within = self.shard_pattern().map(|(start, end)| file.starts_with(start) && file.ends_with(end));
+            file == self.file || within == Some(true)
+        };
+        let files: Vec<&str> = remote.info.files().filter(|file| is_model_file(file) || is_shard(file)).collect();
+        files.into_iter().try_for_each(|file| remote.get(file).map(|_| ()))
+    }
+
+    fn missing(&self, folder: &Path) -> Option<String> {
+        (!folder.join(self.file).exists()).then(|| self.file.to_owned())
+    }
+}
+
 /// The files that an index of sharded weights lists.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let text = lorakit_format::read_text(index)?;

@@ -4,6 +4,7 @@ use crate::base::pico;
 use crate::base::resolved_base::ResolvedBase;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_format::atomic::write_file;
+use lorakit_model::architecture::gguf_config_json;
 use serde_json::Value;
 use std::path::Path;
 
@@ -47,7 +48,23 @@ pub fn is_model_file(path: &str) -> bool {
 
 /// Copies the files of a base, other than its weights, to `folder`, which exists.
 pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
-    let ResolvedBase::Folder { folder: source, .. } = place else { return pico::write_model_files(folder) };
+    match place {
+        ResolvedBase::Folder { folder: source, .. } => {
+            copy(source, folder)?;
+            ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
+            Ok(())
+        }
+        ResolvedBase::Gguf(base) => {
+            base.tokenizer_folder().map_or(Ok(()), |source| copy(source, folder))?;
+            let config = gguf_config_json(&base.shards()?)?;
+            Ok(write_file(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?)
+        }
+        ResolvedBase::Pico => pico::write_model_files(folder),
+    }
+}
+
+/// Copies the model files of a folder to another one.
+fn copy(source: &Path, folder: &Path) -> Result<()> {
     for path in model_files(source)? {
         let (from, to) = (source.join(&path), folder.join(&path));
         let copy = || {
@@ -58,7 +75,6 @@ pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
         };
         copy().with_context(|| format!("{}: cannot be copied", from.display()))?;
     }
-    ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
     Ok(())
 }
 

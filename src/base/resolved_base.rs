@@ -3,11 +3,12 @@
 use super::pico;
 use crate::command_context::CommandContext;
 use crate::output::console::Output;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord};
+use lorakit_format::gguf::GgufShards;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A base on this machine.
 pub enum ResolvedBase {
@@ -20,8 +21,35 @@ pub enum ResolvedBase {
         /// Where warnings about its files go.
         output: Output,
     },
+    /// In GGUF.
+    Gguf(GgufBaseFile),
     /// Bundled with the binary.
     Pico,
+}
+
+/// A base in GGUF on this machine.
+pub struct GgufBaseFile {
+    /// The file, or one of several.
+    pub file: PathBuf,
+    /// The folder of its tokenizer, if one is named.
+    pub tokenizer: Option<PathBuf>,
+    /// Its name for adapters to record; None: that of the file.
+    pub name: Option<String>,
+    /// Where warnings about its files go.
+    pub output: Output,
+}
+
+impl GgufBaseFile {
+    /// The folder of its tokenizer: the named one, or its own where it holds one. None: the tokenizer is in the file.
+    pub fn tokenizer_folder(&self) -> Option<&Path> {
+        let beside = || self.file.parent().filter(|folder| folder.join("tokenizer.json").is_file());
+        self.tokenizer.as_deref().or_else(beside)
+    }
+
+    /// Its metadata and tensors.
+    pub fn shards(&self) -> Result<GgufShards> {
+        Ok(GgufShards::open(&self.file)?)
+    }
 }
 
 impl ResolvedBase {
@@ -49,6 +77,7 @@ impl ResolvedBase {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         match self {
             Self::Folder { folder, .. } => Ok(Checkpoint::open(folder)?),
+            Self::Gguf(base) => Ok(Checkpoint::of_gguf(base.shards()?)?),
             Self::Pico => pico::checkpoint(),
         }
     }
@@ -57,6 +86,7 @@ impl ResolvedBase {
     pub fn config(&self) -> Result<BaseConfig> {
         match self {
             Self::Folder { folder, .. } => Ok(BaseConfig::read(folder)?),
+            Self::Gguf(base) => Ok(BaseConfig::of_gguf(&base.shards()?)?),
             Self::Pico => pico::config(),
         }
     }
@@ -70,6 +100,10 @@ impl ResolvedBase {
         Ok(match self {
             Self::Folder { folder, name: None, .. } => Base::open(folder, options)?,
             Self::Folder { folder, name: Some(name), .. } => Base::open(folder, options)?.with_name(name),
+            Self::Gguf(base) => {
+                let opened = Base::open_gguf(&base.file, options)?;
+                if let Some(name) = &base.name { opened.with_name(name) } else { opened }
+            }
             Self::Pico => pico::base(options)?,
         })
     }
@@ -78,7 +112,7 @@ impl ResolvedBase {
     pub fn record(&self) -> Result<Option<ExpertRecord>> {
         match self {
             Self::Folder { folder, .. } => Ok(lorakit_fit::record_of_model(folder)?),
-            Self::Pico => Ok(None),
+            Self::Gguf(_) | Self::Pico => Ok(None),
         }
     }
 
@@ -105,13 +139,20 @@ impl ResolvedBase {
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match self {
-            Self::Folder { folder, output, .. } => {
-                let tokenizer = Tokenizer::open(folder)?;
-                let warn = |warning| output.warn(format!("{}: {warning}", folder.display()));
-                tokenizer.warnings().iter().for_each(warn);
-                Ok(tokenizer)
-            }
+            Self::Folder { folder, output, .. } => open_tokenizer(folder, *output),
+            Self::Gguf(base) => match base.tokenizer_folder() {
+                Some(folder) => open_tokenizer(folder, base.output),
+                None => bail!("{}: no tokenizer.json beside it; name its folder with --tokenizer", base.file.display()),
+            },
             Self::Pico => pico::tokenizer(),
         }
     }
+}
+
+/// The tokenizer of a folder.
+fn open_tokenizer(folder: &Path, output: Output) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::open(folder)?;
+    let warn = |warning| output.warn(format!("{}: {warning}", folder.display()));
+    tokenizer.warnings().iter().for_each(warn);
+    Ok(tokenizer)
 }

@@ -38,7 +38,7 @@ pub struct WriteArgs {
 /// The arguments of `base info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
     #[arg(value_name = "B")]
     base: BaseSource,
     /// Training settings for the memory estimate
@@ -115,6 +115,9 @@ fn document(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> Value {
         "architecture": identity.architecture,
         "parameters": base.parameters(),
         "file_bytes": base.file_bytes(),
+        "weight_types": base.weight_types().iter().map(|of| {
+            json!({ "type": of.name, "parameters": of.parameters, "bytes": of.bytes })
+        }).collect::<Vec<_>>(),
         "dimensions": identity.dimensions,
         "max_positions": base.config().max_positions,
         "fingerprint": identity.fingerprint,
@@ -145,6 +148,12 @@ fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
         .collect()
 }
 
+/// The types of the weights with their sizes, the largest first.
+fn weight_types(base: &Base) -> String {
+    let types = base.weight_types().iter().map(|of| format!("{} {}", of.name, bytes(of.bytes)));
+    types.collect::<Vec<_>>().join(", ")
+}
+
 fn human(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> String {
     let identity = base.identity();
     let fact = |name: &str, value: String| vec![name.to_owned(), value];
@@ -153,6 +162,7 @@ fn human(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> String {
         fact("architecture", identity.architecture.clone()),
         fact("parameters", base.parameters().to_string()),
         fact("weight files", bytes(base.file_bytes())),
+        fact("weight types", weight_types(base)),
         fact("maximum positions", base.config().max_positions.to_string()),
     ];
     facts.extend(identity.dimensions.iter().map(|(name, value)| fact(name, value.to_string())));

@@ -145,6 +145,7 @@ impl Candidate {
             settings_sha256: settings.sha256(),
             settings,
             base_fingerprint: Some(base.identity().fingerprint.clone()),
+            base_form: base.identity().form.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ExpertRecord::default()
         };
@@ -247,12 +248,11 @@ pub fn refuse_incompatible(candidates: &mut Candidates, library: &Library) -> Re
             "{}: expert `{name}` already exists; use another name (NAME={folder}), or remove it with `library rm`",
             library.root().display(),
         );
-        if let (Some(trained), Some(base)) =
-            (record.as_ref().and_then(|record| record.base_fingerprint.as_ref()), library.base())
-        {
+        if let (Some(record), Some(base)) = (record.as_ref(), library.base()) {
             ensure!(
-                *trained == base.fingerprint,
-                "{folder}: trained on a base with fingerprint {trained}, but the library's base `{}` has {}",
+                base.is_base_of(record),
+                "{folder}: trained on a base with fingerprint {}, but the library's base `{}` has {}",
+                record.base_fingerprint.as_deref().unwrap_or("none"),
                 base.name,
                 base.fingerprint
             );

@@ -103,6 +103,7 @@ fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> 
     let base = args.base.as_ref().map(|base| base.open(context)).transpose()?;
     if let (Some(base), Some(own)) = (&base, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
+        context.note_other_form(&library, base);
     }
     let all = [
         Findings::of("expert", library.expert_names()?, |name| expert_notices(&library, name, base.as_ref())),
@@ -171,10 +172,11 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
              retrain or re-add the expert",
             record.sha256
         );
-        if let (Some(trained), Some(own)) = (&record.base_fingerprint, library.base()) {
+        if let Some(own) = library.base() {
             ensure!(
-                *trained == own.fingerprint,
-                "expert.json records a base with fingerprint {trained}, but the library's base `{}` has {}",
+                own.is_base_of(&record),
+                "expert.json records a base with fingerprint {}, but the library's base `{}` has {}",
+                record.base_fingerprint.as_deref().unwrap_or("none"),
                 own.name,
                 own.fingerprint
             );

@@ -216,6 +216,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
+        context.note_other_form(&library, base);
     }
     let MadeMerge { experts, mut merged, record } =
         args.merge(&library, base.as_ref().zip(opened.as_ref()), context)?;

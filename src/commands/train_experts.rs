@@ -53,7 +53,7 @@ Training settings, with defaults and aliases of PEFT and transformers:
 #[derive(Args, Debug)]
 #[command(after_help = SETTINGS)]
 pub struct TrainExpertsArgs {
-    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]
@@ -150,6 +150,12 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         part: args.part.map(|part| part.part()).transpose()?,
         reporter: context,
     };
+    let library = Library::open_or_create(&args.library, Some(base.identity()))?;
+    context.note_other_form(&library, &base);
+    let _lock = lock_for(&library, &base, context)?;
+    if let Some(k) = args.mode.mbc {
+        return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
+    }
     let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
     let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files };

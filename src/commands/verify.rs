@@ -35,7 +35,7 @@ const LONGEST_ROW: usize = 64;
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// Base model: a model folder, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// Library of experts
@@ -111,6 +111,7 @@ pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
     let base = place.base_as(&context.exact_options()?, context)?;
     if let Some(own) = library.base() {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
+        context.note_other_form(&library, &base);
     }
     let verifier = Verifier::new(&place, &base, &args, context)?;
     let (compared, kept) = match &args.merged {

@@ -156,6 +156,7 @@ impl MergeRecord {
             settings,
             tokens,
             base_fingerprint: base.or(library.base()).map(|base| base.fingerprint.clone()),
+            base_form: base.or(library.base()).and_then(|base| base.form.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ExpertRecord::default()
         })

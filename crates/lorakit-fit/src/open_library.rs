@@ -107,15 +107,13 @@ pub fn ensure_same_base(library: &Library, base: &Base) -> Result<()> {
 
 /// Compares fingerprints, where the record has one: shapes alone do not tell bases apart.
 fn ensure_base(record: Option<&ExpertRecord>, base: &Base) -> Result<()> {
-    let (Some(trained), given) = (record.and_then(|r| r.base_fingerprint.as_ref()), base.identity()) else {
-        return Ok(());
-    };
-    if *trained == given.fingerprint {
-        return Ok(());
+    let given = base.identity();
+    match record {
+        Some(record) if !given.is_base_of(record) => Err(FitError::OtherBase {
+            trained: record.base_fingerprint.clone().unwrap_or_default(),
+            base: given.name.clone(),
+            fingerprint: given.fingerprint.clone(),
+        }),
+        _ => Ok(()),
     }
-    Err(FitError::OtherBase {
-        trained: trained.clone(),
-        base: given.name.clone(),
-        fingerprint: given.fingerprint.clone(),
-    })
 }

@@ -105,6 +105,26 @@ impl SafetensorsFile {
     }
 }
 
+/// The header, with its length prefix, of a file with these tensors in this order: name, type and dimensions of each.
+pub fn header(tensors: &[(String, Dtype, Vec<usize>)]) -> Vec<u8> {
+    let mut offset = 0;
+    // transformers refuses a file that does not say which framework it is of.
+    let mut entries = vec![r#""__metadata__":{"format":"pt"}"#.to_owned()];
+    for (name, dtype, shape) in tensors {
+        let end = offset + shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        // A text's debug form is JSON for all names that models have: letters, digits, dots and underscores.
+        entries.push(format!(r#"{name:?}:{{"dtype":"{dtype:?}","shape":{shape:?},"data_offsets":[{offset},{end}]}}"#));
+        offset = end;
+    }
+    let json = format!("{{{}}}", entries.join(","));
+    let length = json.len().next_multiple_of(LENGTH_PREFIX);
+    let mut header = (length as u64).to_le_bytes().to_vec();
+    header.extend(json.bytes());
+    // Spaces up to where values are aligned.
+    header.resize(LENGTH_PREFIX + length, b' ');
+    header
+}
+
 /// Writes a safetensors file tensor by tensor, so that no second copy of them is in memory. The file appears whole.
 ///
 /// # Errors
@@ -122,6 +142,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use ::safetensors::tensor::TensorView;
+
+    #[test]
+    fn a_header_describes_the_tensors_that_follow() {
+        let mut bytes = header(&[("a.b".to_owned(), Dtype::F32, vec![2, 3]), ("c".to_owned(), Dtype::BF16, vec![5])]);
+        assert_eq!(bytes.len() % 8, 0);
+        bytes.extend([7; 34]);
+        let file = SafetensorsFile::from_bytes("h", FileBytes::Owned(bytes.into())).unwrap();
+        assert_eq!((&file.tensor("a.b").unwrap().shape[..], file.data().len()), (&[2, 3][..], 34));
+        let entry = file.tensor("c").unwrap();
+        assert_eq!((entry.dtype, &entry.shape[..], file.metadata()["format"].as_str()), (Dtype::BF16, &[5][..], "pt"));
+    }
 
     #[test]
     fn tensors_are_byte_ranges_and_errors_name_file_and_tensor() {

@@ -1,4 +1,4 @@
-//! A base model: opened from a Hugging Face folder, run layer by layer, with a patch at each site.
+//! A base model: opened from a Hugging Face folder or a GGUF file, run layer by layer, with a patch at each site.
 
 use crate::architecture::base_config::BaseConfig;
 use crate::attention::heads::AttentionHeads;
@@ -14,11 +14,12 @@ use crate::layer::norm::Norm;
 use crate::layer::rope::LayerRopes;
 use crate::layer::tape::Tape;
 use crate::token_batch::TokenBatch;
-use crate::weights::checkpoint::Checkpoint;
+use crate::weights::checkpoint::{Checkpoint, WeightType};
 use crate::weights::weight::Weight;
 use crate::weights::weight_loader::{BaseOptions, WeightLoader};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var, bail};
 use lorakit_adapter::{BaseIdentity, BaseModule, ModuleKind};
+use lorakit_format::gguf::GgufShards;
 use lorakit_format::mmap::FileBytes;
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site, SiteRole};
 use std::ops::Range;
@@ -41,6 +42,7 @@ pub struct Base {
     parameters: u64,
     file_bytes: u64,
     weight_bytes: u64,
+    weight_types: Vec<WeightType>,
 }
 
 impl Base {
@@ -55,6 +57,18 @@ impl Base {
         let config = BaseConfig::read(folder)?;
         let name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
         Self::from_checkpoint(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
+    }
+
+    /// Opens a model in GGUF: one file, or any of the files that it is split into, which are memory-mapped. Quantised
+    /// weights stay so.
+    ///
+    /// # Errors
+    /// If a file is damaged, its architecture is not supported, or its weights are not those that its metadata describes.
+    pub fn open_gguf(path: &Path, options: &BaseOptions) -> Result<Self> {
+        let shards = GgufShards::open(path)?;
+        let config = BaseConfig::of_gguf(&shards)?;
+        let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        Self::from_checkpoint(&name.unwrap_or_default(), config, &Checkpoint::of_gguf(shards)?, options)
     }
 
     /// A base whose config and safetensors file are in memory.
@@ -111,6 +125,7 @@ impl Base {
                 .filter(|&dtype| dtype != DType::F32),
             parameters: checkpoint.parameters() - unused_values,
             file_bytes: checkpoint.bytes(),
+            weight_types: checkpoint.weight_types(),
             weight_bytes: weight_bytes(checkpoint, options, (unused_values, unused_bytes)),
             heads,
             config,
@@ -176,6 +191,11 @@ impl Base {
     /// The memory of its weights in bytes, where it computes: the size of its files, unless they have another type there.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// The types that its weights are stored in, the largest first.
+    pub fn weight_types(&self) -> &[WeightType] {
+        &self.weight_types
     }
 
     /// Its own weights as variables, by name; none unless it was opened to be trained.
@@ -402,6 +422,6 @@ fn weight_bytes(checkpoint: &Checkpoint, options: &BaseOptions, unused: (u64, u6
         _ if options.trainable => of(DType::F32),
         // On a CPU, f32 is what matrices are widened to inside products, not what they are stored in.
         Some(dtype) if !options.device.is_cpu() || dtype != DType::F32 => of(dtype),
-        _ => checkpoint.bytes() - unused.1,
+        _ => checkpoint.weight_bytes() - unused.1,
     }
 }

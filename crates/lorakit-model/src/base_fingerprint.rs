@@ -30,6 +30,7 @@ pub(crate) fn base_identity(name: &str, config: &BaseConfig, checkpoint: &Checkp
         architecture: config.model_type.clone(),
         dimensions: dimensions.into_iter().map(|(key, value)| (key.to_string(), value as u64)).collect(),
         fingerprint: hex(&hash.finalize()),
+        form: checkpoint.form(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ModelError {
     /// A base's path is not a folder.
-    #[error("{}: not a folder; a base is a Hugging Face model folder, hub:ORG/NAME, or pico", path.display())]
+    #[error("{}: not a folder; a base is a Hugging Face model folder, a GGUF file, hub:ORG/NAME, or pico", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! Base models: transformers that are differentiable where adapters are trained, with one patch per site.
 //!
-//! A [`Base`] is opened from a Hugging Face folder; its weights stay in the memory-mapped file. Its parts are
+//! A [`Base`] is opened from a Hugging Face folder or a GGUF file; its weights stay in the memory-mapped file. Its parts are
 //! [`Base::embed`], [`Base::layer`] and [`Base::lm_head`] rather than one closed forward, so that a trainer can go backward
 //! layer by layer: in candle's graph or, for adapters over a frozen base on a CPU, by the [`Tape`](layer::tape::Tape) of
 //! each layer of [`Base::taped`]. Inside, everything is `[tokens, d]`: sequences are packed in a [`TokenBatch`], and there is
@@ -79,4 +79,4 @@ pub use error::ModelError;
 pub use forward_plan::ForwardPlan;
 pub use sequence_loss::{NllSum, ScoredRow, split_by_tokens, sums_by_row};
 pub use token_batch::{TargetToken, TokenBatch};
-pub use weights::{BaseOptions, Checkpoint, Rounding, StorageDtype};
+pub use weights::{BaseOptions, Checkpoint, Rounding, StorageDtype, WeightType};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdapterError, Result};
+use crate::library::expert_record::ExpertRecord;
 
 /// Which base an expert or a library belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,16 +18,25 @@ pub struct BaseIdentity {
     pub dimensions: BTreeMap<String, u64>,
     /// The hash of its configuration, headers and sampled weights.
     pub fingerprint: String,
+    /// The form of its weights where it is not that of Hugging Face's folders, as in `GGUF Q4_1 Q8_0 F32`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<String>,
 }
 
+/// Architectures of one family, which a GGUF file does not tell apart.
+const ONE_IN_GGUF: [&str; 2] = ["llama", "mistral"];
+
 impl BaseIdentity {
-    /// Checks that `other` is the same base, whatever its name.
+    /// Checks that `other` is the same base, whatever its name. Where one is quantised, or in GGUF, the other may have it in
+    /// another form: see [`BaseIdentity::other_form`].
     ///
     /// # Errors
     /// If architecture, dimensions or fingerprint differ; the error says which, with both values.
     pub fn ensure_same(&self, other: &Self) -> Result<()> {
         let (own_name, other_name) = (&self.name, &other.name);
-        if self.architecture != other.architecture {
+        let are_forms = self.form.is_some() || other.form.is_some();
+        let is_one = are_forms && [self, other].iter().all(|base| ONE_IN_GGUF.contains(&base.architecture.as_str()));
+        if self.architecture != other.architecture && !is_one {
             return Err(AdapterError::LibraryBase(format!(
                 "belongs to the base `{own_name}` ({}), not to `{other_name}` ({})",
                 self.architecture, other.architecture
@@ -43,7 +53,7 @@ impl BaseIdentity {
                 )));
             }
         }
-        if self.fingerprint != other.fingerprint {
+        if self.fingerprint != other.fingerprint && !are_forms {
             return Err(AdapterError::LibraryBase(format!(
                 "belongs to the base `{own_name}` with the fingerprint {}, but `{other_name}` has {}: other weights of the \
                  same shapes",
@@ -51,5 +61,64 @@ impl BaseIdentity {
             )));
         }
         Ok(())
+    }
+
+    /// Whether an expert with this record was trained over this base, in whatever form, as far as the record says.
+    pub fn is_base_of(&self, record: &ExpertRecord) -> bool {
+        let same = record.base_fingerprint.as_ref().is_none_or(|trained| *trained == self.fingerprint);
+        same || self.form.is_some() || record.base_form.is_some()
+    }
+
+    /// What to say where `other`, which [`BaseIdentity::ensure_same`] accepts, has its weights in another form: nothing tells
+    /// whether both were made from the same model.
+    pub fn other_form(&self, other: &Self) -> Option<String> {
+        let shown = |base: &Self| {
+            let form = base.form.clone().unwrap_or_else(|| "as in a Hugging Face folder".to_owned());
+            format!("`{}` ({form})", base.name)
+        };
+        (self.fingerprint != other.fingerprint).then(|| {
+            format!(
+                "belongs to the base {}, and {} is taken for another form of it: architecture and dimensions are the same, \
+                 the weights are not",
+                shown(self),
+                shown(other)
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn base(architecture: &str, fingerprint: &str, form: Option<&str>) -> BaseIdentity {
+        BaseIdentity {
+            name: "b".to_owned(),
+            architecture: architecture.to_owned(),
+            dimensions: BTreeMap::from([("hidden".to_owned(), 8)]),
+            fingerprint: fingerprint.to_owned(),
+            form: form.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn another_form_of_a_base_is_the_same_base() {
+        let folder = base("mistral", "a", None);
+        let file = base("llama", "b", Some("GGUF Q4_0 F32"));
+        folder.ensure_same(&file).unwrap();
+        file.ensure_same(&folder).unwrap();
+        assert!(folder.other_form(&file).unwrap().contains("`b` (GGUF Q4_0 F32)"));
+        assert_eq!(file.other_form(&file.clone()), None);
+        assert!(folder.ensure_same(&base("mistral", "b", None)).is_err());
+        let trained = |form: Option<&str>| ExpertRecord {
+            base_fingerprint: Some("b".to_owned()),
+            base_form: form.map(str::to_owned),
+            ..ExpertRecord::default()
+        };
+        assert!(folder.is_base_of(&trained(Some("GGUF Q4_0 F32"))) && !folder.is_base_of(&trained(None)));
+        assert!(folder.ensure_same(&base("qwen2", "b", Some("GGUF Q4_0 F32"))).is_err());
+        let wider = BaseIdentity { dimensions: BTreeMap::from([("hidden".to_owned(), 9)]), ..file };
+        assert!(folder.ensure_same(&wider).is_err());
     }
 }

@@ -13,6 +13,8 @@ struct KnownBase {
     owner: String,
     /// Its fingerprint, where lorakit made the expert.
     fingerprint: Option<String>,
+    /// Whether its weights are in another form than a Hugging Face folder's.
+    is_other_form: bool,
     /// `base_model_name_or_path`.
     name: Option<String>,
 }
@@ -29,13 +31,16 @@ impl Library {
         known.extend(self.base().map(|base| KnownBase {
             owner: "the library".to_owned(),
             fingerprint: Some(base.fingerprint.clone()),
+            is_other_form: base.form.is_some(),
             // Its experts were checked against it when they were added, whatever they call it.
             name: None,
         }));
         for name in names {
+            let record = self.record(name)?.unwrap_or_default();
             known.push(KnownBase {
                 owner: format!("the expert `{name}`"),
-                fingerprint: self.record(name)?.and_then(|record| record.base_fingerprint),
+                is_other_form: record.base_form.is_some(),
+                fingerprint: record.base_fingerprint,
                 name: PeftConfig::read(&self.expert_folder(name)?.join(CONFIG_FILE))?.metadata.base_model,
             });
         }
@@ -67,7 +72,8 @@ impl Library {
 impl KnownBase {
     fn differs(&self, other: &Self) -> bool {
         match (&self.fingerprint, &other.fingerprint) {
-            (Some(own), Some(others)) => own != others,
+            // One base has as many fingerprints as forms.
+            (Some(own), Some(others)) => own != others && !self.is_other_form && !other.is_other_form,
             _ => match (&self.name, &other.name) {
                 (Some(own), Some(others)) => last_part(own) != last_part(others),
                 _ => false,

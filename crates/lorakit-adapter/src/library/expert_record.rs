@@ -30,6 +30,9 @@ pub struct ExpertRecord {
     /// The fingerprint of the base that it was trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_fingerprint: Option<String>,
+    /// The form of that base's weights, as in [`crate::BaseIdentity::form`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_form: Option<String>,
     /// The SHA-256 of its adapter_model.safetensors.
     pub sha256: String,
     /// The version of lorakit that made it.

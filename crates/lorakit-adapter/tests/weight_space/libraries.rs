@@ -17,6 +17,7 @@ fn base(fingerprint: &str) -> BaseIdentity {
         architecture: "MistralForCausalLM".into(),
         dimensions: BTreeMap::from([("hidden_size".into(), 64)]),
         fingerprint: fingerprint.into(),
+        form: None,
     }
 }
 

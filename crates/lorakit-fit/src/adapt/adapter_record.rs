@@ -17,6 +17,7 @@ pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, lo
         losses: OpaqueRecord::new(losses)?,
         tokens: job.train.iter().map(|row| row.loss_tokens() as u64).sum(),
         base_fingerprint: Some(context.base.identity().fingerprint.clone()),
+        base_form: context.base.identity().form.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..ExpertRecord::default()
     })

@@ -29,9 +29,22 @@ impl<'a> MatrixRef<'a> {
     pub fn transposed(self) -> Self {
         Self(self.0.transpose())
     }
+
+    /// Some of its columns.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        Self(self.0.subcols(columns.start, columns.len()))
+    }
 }
 
 impl<'a> MatrixMut<'a> {
+    /// The same matrix, to be written to and used again.
+    pub fn reborrow(&mut self) -> MatrixMut<'_> {
+        MatrixMut(self.0.as_mut())
+    }
+
     /// A row-major matrix whose rows start `row_stride` values apart.
     ///
     /// # Panics

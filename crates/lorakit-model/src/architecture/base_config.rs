@@ -2,6 +2,7 @@
 
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::Descriptor;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::rope_config::{RopeConfig, RopeScaling, RotaryFactor};
 use crate::error::Result;
 
@@ -12,6 +13,8 @@ pub struct Architecture {
     pub model_type: &'static str,
     /// What its layers are made of, with the biases that every such base has.
     pub descriptor: Descriptor,
+    /// How its files in GGUF are written, if they are read.
+    pub(crate) gguf: Option<GgufMapping>,
     /// Reads its `config.json`.
     pub(crate) read: fn(&ConfigKeys) -> Result<BaseConfig>,
 }

@@ -21,6 +21,11 @@ impl ConfigKeys {
         Ok(Self { object, file: file.to_owned() })
     }
 
+    /// The keys of a JSON object that stands for `file`.
+    pub(crate) fn of(object: Value, file: &str) -> Self {
+        Self { object, file: file.to_owned() }
+    }
+
     /// The same with values for keys that the file does not have.
     pub(crate) fn with_defaults(&self, defaults: Value) -> Self {
         let mut object = self.object.clone();

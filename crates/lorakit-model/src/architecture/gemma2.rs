@@ -4,15 +4,24 @@
 use crate::architecture::base_config::{Architecture, ArchitectureKeys, AttentionKind, BaseConfig, Scales};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{BlockDescriptor, BranchNorms, Descriptor};
+use crate::architecture::gguf::gguf_keys::GgufKeys;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::rope_config::RotaryFactor;
 use crate::architecture::{layer_types, llama};
 use crate::error::Result;
 use crate::layer::activation::Activation;
 use crate::layer::norm::NormKind;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// `model_type: gemma2`.
-pub(crate) static GEMMA2: Architecture = Architecture { model_type: "gemma2", descriptor: DESCRIPTOR, read };
+pub(crate) static GEMMA2: Architecture =
+    Architecture { model_type: "gemma2", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping =
+    GgufMapping { architecture: "gemma2", class: "Gemma2ForCausalLM", interleaved: false, add_keys };
+
+/// The layers of the models that scale scores by the width of a head in the residual stream, not by that of a head.
+const LAYERS_OF_27B: usize = 46;
 
 /// Gemma 2's layers, which Gemma 3 extends.
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -71,4 +80,32 @@ pub(crate) fn read_gemma(
         ..Scales::default()
     };
     Ok(BaseConfig { scales, ..config })
+}
+
+fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
+    add_gemma_keys(keys, json, LAYERS_OF_27B)?;
+    for cap in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        json.insert(cap.to_owned(), json!(keys.number(cap)?));
+    }
+    json.insert(
+        "sliding_window".to_owned(),
+        json!(keys.count("attention.sliding_window")?.filter(|&window| window > 0)),
+    );
+    Ok(())
+}
+
+/// Adds the keys that Gemma 2 and 3 share. Files do not say how scores are scaled; as in llama.cpp, a model of so many
+/// layers is the one that differs.
+pub(crate) fn add_gemma_keys(keys: &GgufKeys, json: &mut Map<String, Value>, layers_of_27b: usize) -> Result<()> {
+    keys.ensure_rotates_whole_heads()?;
+    json.insert("hidden_activation".to_owned(), "gelu_pytorch_tanh".into());
+    let own =
+        || -> Result<usize> { Ok(keys.required("embedding_length")? / keys.required("attention.head_count")?.max(1)) };
+    let scalar = match keys.number("attention.scale")?.filter(|&scale| scale > 0.0) {
+        Some(scale) => json!(scale.powi(-2)),
+        None if keys.required("block_count")? == layers_of_27b => json!(own()?),
+        None => json!(json["head_dim"]),
+    };
+    json.insert("query_pre_attn_scalar".to_owned(), scalar);
+    Ok(())
 }

@@ -7,7 +7,8 @@ use crate::architecture::gemma3_text;
 use crate::error::Result;
 
 /// `model_type: gemma3`.
-pub(crate) static GEMMA3: Architecture = Architecture { model_type: "gemma3", descriptor: DESCRIPTOR, read };
+pub(crate) static GEMMA3: Architecture =
+    Architecture { model_type: "gemma3", descriptor: DESCRIPTOR, gguf: None, read };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     embedding: "model.language_model.embed_tokens",

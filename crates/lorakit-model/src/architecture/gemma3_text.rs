@@ -4,13 +4,25 @@
 use crate::architecture::base_config::{Architecture, AttentionKind, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{Descriptor, QkNormDescriptor, QkNormRows};
+use crate::architecture::gguf::gguf_keys::GgufKeys;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::rope_config::{RopeConfig, RotaryFactor};
 use crate::architecture::{gemma2, layer_types};
 use crate::error::Result;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// `model_type: gemma3_text`.
-pub(crate) static GEMMA3_TEXT: Architecture = Architecture { model_type: "gemma3_text", descriptor: DESCRIPTOR, read };
+pub(crate) static GEMMA3_TEXT: Architecture =
+    Architecture { model_type: "gemma3_text", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping =
+    GgufMapping { architecture: "gemma3", class: "Gemma3ForCausalLM", interleaved: false, add_keys };
+
+/// The layers of the model that scales scores by the width of a head in the residual stream, not by that of a head.
+const LAYERS_OF_27B: usize = 62;
+
+/// The base of the frequencies of local layers, where a file does not say.
+const LOCAL_THETA: f64 = 10_000.0;
 
 /// Gemma 3's layers.
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -73,4 +85,22 @@ fn ropes(json: &ConfigKeys) -> Result<[RopeConfig; 2]> {
     let local = read("sliding_attention", json.number("rope_local_base_freq", 10_000.0)?);
     let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
     Ok([rope(global)?, rope(local)?])
+}
+
+fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
+    gemma2::add_gemma_keys(keys, json, LAYERS_OF_27B)?;
+    json.insert("final_logit_softcapping".to_owned(), json!(keys.number("final_logit_softcapping")?));
+    json.insert("rope_local_base_freq".to_owned(), json!(keys.number("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA)));
+    // Without a window, every layer is global.
+    let window = keys.count("attention.sliding_window")?.filter(|&window| window > 0);
+    json.insert("sliding_window".to_owned(), json!(window.unwrap_or(1)));
+    let is_local = keys.list("attention.sliding_window_pattern");
+    if let Some(layers) = is_local.map(|list| list.iter().map(|local| local.as_bool() == Some(true))) {
+        let kind = |local| if local { "sliding_attention" } else { "full_attention" };
+        json.insert("layer_types".to_owned(), layers.map(kind).collect());
+        return Ok(());
+    }
+    let every = keys.count("attention.sliding_window_pattern")?.unwrap_or(if window.is_some() { 6 } else { 1 });
+    json.insert("sliding_window_pattern".to_owned(), json!(every));
+    Ok(())
 }

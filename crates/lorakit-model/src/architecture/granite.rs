@@ -6,7 +6,8 @@ use crate::architecture::llama;
 use crate::error::Result;
 
 /// `model_type: granite`.
-pub(crate) static GRANITE: Architecture = Architecture { model_type: "granite", descriptor: llama::DESCRIPTOR, read };
+pub(crate) static GRANITE: Architecture =
+    Architecture { model_type: "granite", descriptor: llama::DESCRIPTOR, gguf: None, read };
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let scales = Scales {

@@ -5,13 +5,19 @@ use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{
     BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, SiteDescriptor,
 };
+use crate::architecture::gguf::gguf_keys::GgufKeys;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::rope_config::RotaryFactor;
 use crate::error::Result;
 use crate::layer::activation::Activation;
 use crate::layer::norm::NormKind;
+use serde_json::{Map, Value, json};
 
 /// `model_type: llama`.
-pub(crate) static LLAMA: Architecture = Architecture { model_type: "llama", descriptor: DESCRIPTOR, read };
+pub(crate) static LLAMA: Architecture =
+    Architecture { model_type: "llama", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping = GgufMapping { architecture: "llama", class: "LlamaForCausalLM", interleaved: true, add_keys };
 
 /// Llama's layers, which others share. Their family is `Mistral` in fingerprints, the name that libraries on disk hold.
 pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
@@ -70,4 +76,16 @@ pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
             rotary_factor: RotaryFactor::Whole,
         },
     )
+}
+
+/// Mistral's files are of this architecture too; with a window only Mistral's config has it.
+fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
+    keys.ensure_rotates_whole_heads()?;
+    json.insert("hidden_act".to_owned(), "silu".into());
+    if let Some(window) = keys.count("attention.sliding_window")?.filter(|&window| window > 0) {
+        json.insert("model_type".to_owned(), "mistral".into());
+        json.insert("architectures".to_owned(), json!(["MistralForCausalLM"]));
+        json.insert("sliding_window".to_owned(), window.into());
+    }
+    Ok(())
 }

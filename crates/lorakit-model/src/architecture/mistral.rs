@@ -6,7 +6,8 @@ use crate::architecture::llama;
 use crate::error::Result;
 
 /// `model_type: mistral`.
-pub(crate) static MISTRAL: Architecture = Architecture { model_type: "mistral", descriptor: llama::DESCRIPTOR, read };
+pub(crate) static MISTRAL: Architecture =
+    Architecture { model_type: "mistral", descriptor: llama::DESCRIPTOR, gguf: None, read };
 
 /// MistralConfig's window where the file does not mention one; null means none.
 const DEFAULT_WINDOW: usize = 4096;

@@ -9,6 +9,7 @@ pub(crate) mod descriptor;
 pub(crate) mod gemma2;
 pub(crate) mod gemma3;
 pub(crate) mod gemma3_text;
+pub(crate) mod gguf;
 pub(crate) mod granite;
 mod layer_sites;
 pub(crate) mod layer_types;
@@ -28,5 +29,6 @@ pub use descriptor::{
     BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, QkNormDescriptor, QkNormRows,
     SiteDescriptor,
 };
+pub use gguf::gguf_config::gguf_config_json;
 pub use registry::{ARCHITECTURES, module_names};
 pub use rope_config::{RopeConfig, RopeScaling};

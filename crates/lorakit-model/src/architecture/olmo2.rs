@@ -8,7 +8,7 @@ use crate::error::Result;
 use serde_json::json;
 
 /// `model_type: olmo2`.
-pub(crate) static OLMO2: Architecture = Architecture { model_type: "olmo2", descriptor: DESCRIPTOR, read };
+pub(crate) static OLMO2: Architecture = Architecture { model_type: "olmo2", descriptor: DESCRIPTOR, gguf: None, read };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     family: "Olmo2",

@@ -12,7 +12,7 @@ use crate::layer::activation::Activation;
 use crate::layer::norm::NormKind;
 
 /// `model_type: phi`.
-pub(crate) static PHI: Architecture = Architecture { model_type: "phi", descriptor: DESCRIPTOR, read };
+pub(crate) static PHI: Architecture = Architecture { model_type: "phi", descriptor: DESCRIPTOR, gguf: None, read };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     family: "Phi",

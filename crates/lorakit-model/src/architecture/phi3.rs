@@ -3,13 +3,18 @@
 use crate::architecture::base_config::{Architecture, ArchitectureKeys, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{Descriptor, Features, ProjectionDescriptor, SiteDescriptor};
+use crate::architecture::gguf::gguf_keys::GgufKeys;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::llama;
 use crate::architecture::rope_config::RotaryFactor;
 use crate::error::Result;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// `model_type: phi3`.
-pub(crate) static PHI3: Architecture = Architecture { model_type: "phi3", descriptor: DESCRIPTOR, read };
+pub(crate) static PHI3: Architecture =
+    Architecture { model_type: "phi3", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping = GgufMapping { architecture: "phi3", class: "Phi3ForCausalLM", interleaved: false, add_keys };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     attention_input: SiteDescriptor {
@@ -54,4 +59,18 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
         },
     )?;
     Ok(config.with_window(json.count("sliding_window")?))
+}
+
+fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
+    json.insert("hidden_act".to_owned(), "silu".into());
+    let original = match keys.count("rope.scaling.original_context_length")? {
+        Some(original) => original,
+        None => keys.required("context_length")?,
+    };
+    json.insert("original_max_position_embeddings".to_owned(), json!(original));
+    json.insert(
+        "sliding_window".to_owned(),
+        json!(keys.count("attention.sliding_window")?.filter(|&window| window > 0)),
+    );
+    Ok(())
 }

@@ -3,12 +3,18 @@
 use crate::architecture::base_config::{Architecture, AttentionKind, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{Descriptor, SiteDescriptor};
+use crate::architecture::gguf::gguf_keys::GgufKeys;
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::{layer_types, llama};
 use crate::error::Result;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// `model_type: qwen2`.
-pub(crate) static QWEN2: Architecture = Architecture { model_type: "qwen2", descriptor: DESCRIPTOR, read };
+pub(crate) static QWEN2: Architecture =
+    Architecture { model_type: "qwen2", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping =
+    GgufMapping { architecture: "qwen2", class: "Qwen2ForCausalLM", interleaved: false, add_keys };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     attention_input: SiteDescriptor { bias: true, ..llama::DESCRIPTOR.attention_input },
@@ -27,8 +33,15 @@ pub(crate) fn with_windows(json: &ConfigKeys, config: BaseConfig) -> Result<Base
     if !json.flag("use_sliding_window", false)? {
         return Ok(config);
     }
-    let first = json.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28) as usize;
+    let first = json.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
     let local = layer_types::local_layers(&json, config.layers, |layer| layer >= first)?;
     let kind = AttentionKind { window: json.count("sliding_window")?, ..config.attention[0].clone() };
     Ok(config.with_local_layers(&local, kind))
+}
+
+/// Adds the keys that Qwen 2 and 3 share.
+pub(crate) fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
+    keys.ensure_rotates_whole_heads()?;
+    json.insert("hidden_act".to_owned(), "silu".into());
+    Ok(())
 }

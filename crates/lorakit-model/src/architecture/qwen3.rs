@@ -3,12 +3,17 @@
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{Descriptor, QkNormDescriptor, QkNormRows};
+use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::{llama, qwen2};
 use crate::error::Result;
 use serde_json::json;
 
 /// `model_type: qwen3`.
-pub(crate) static QWEN3: Architecture = Architecture { model_type: "qwen3", descriptor: DESCRIPTOR, read };
+pub(crate) static QWEN3: Architecture =
+    Architecture { model_type: "qwen3", descriptor: DESCRIPTOR, gguf: Some(GGUF), read };
+
+const GGUF: GgufMapping =
+    GgufMapping { architecture: "qwen3", class: "Qwen3ForCausalLM", interleaved: false, add_keys: qwen2::add_keys };
 
 const DESCRIPTOR: Descriptor = Descriptor {
     family: "Qwen3",

@@ -89,7 +89,11 @@ impl BaseConfig {
     /// # Errors
     /// If a key is missing or has an unexpected value, or the architecture is not one of [`ARCHITECTURES`].
     pub fn parse(text: &str, file: &str) -> Result<Self> {
-        let json = ConfigKeys::parse(text, file)?;
+        Self::of_keys(&ConfigKeys::parse(text, file)?)
+    }
+
+    /// Reads the keys of a `config.json`.
+    pub(crate) fn of_keys(json: &ConfigKeys) -> Result<Self> {
         let model_type = json.text("model_type").ok_or_else(|| json.error("key 'model_type' is missing"))?;
         let Some(architecture) = ARCHITECTURES.iter().find(|known| known.model_type == model_type) else {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.model_type).collect();
@@ -107,7 +111,7 @@ impl BaseConfig {
                 json.error("key 'quantization_config': quantized bases are not supported; use the unquantized weights")
             );
         }
-        (architecture.read)(&json)
+        (architecture.read)(json)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::error::Result;
 use serde_json::{Value, json};
 
 /// `model_type: smollm3`.
-pub(crate) static SMOLLM3: Architecture = Architecture { model_type: "smollm3", descriptor: llama::DESCRIPTOR, read };
+pub(crate) static SMOLLM3: Architecture =
+    Architecture { model_type: "smollm3", descriptor: llama::DESCRIPTOR, gguf: None, read };
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let json = json.with_defaults(json!({

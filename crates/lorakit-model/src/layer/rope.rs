@@ -72,6 +72,11 @@ impl RopeFrequencies {
         }
     }
 
+    /// The frequencies of rows up to the pretraining's length, one for each pair of features.
+    pub(crate) fn inverse(&self) -> &[f32] {
+        &self.inverse
+    }
+
     /// Of layers that do not encode positions: nothing is rotated.
     pub fn none() -> Self {
         Self { inverse: Arc::new([]), factor: 1.0, longer: LongerRows::Alike }

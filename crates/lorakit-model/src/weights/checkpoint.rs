@@ -1,13 +1,16 @@
-//! The safetensors files of a model folder, memory-mapped and never copied.
+//! The weight files of a base, memory-mapped and never copied: the safetensors files of a model folder, or GGUF.
 
 use crate::error::{ModelError, Result};
+use crate::weights::gguf_weights::GgufWeights;
 use crate::weights::mmap_matrix::MmapMatrix;
-use crate::weights::storage_dtype::StorageDtype;
+use crate::weights::stored_weight::{StoredWeight, WeightFormat};
+use lorakit_format::gguf::GgufShards;
 use lorakit_format::hash::hex;
 use lorakit_format::mmap::FileBytes;
 use lorakit_format::read_text;
-use lorakit_format::safetensors::{SafetensorsFile, TensorEntry};
+use lorakit_format::safetensors::SafetensorsFile;
 use sha2::{Digest, Sha256};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +20,7 @@ pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// The name of the file that says which tensor is in which file of a split model.
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// How many blocks of each file [`Checkpoint::sampled_hash`] reads, and how long they are in bytes.
+/// How many blocks of each safetensors file [`Checkpoint::sampled_hash`] reads, and how long they are in bytes.
 const SAMPLED_BLOCKS: usize = 64;
 const SAMPLED_BLOCK_BYTES: usize = 4096;
 
@@ -25,19 +28,36 @@ const SAMPLED_BLOCK_BYTES: usize = 4096;
 const RENAMED: [(&str, &str); 2] =
     [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")];
 
-/// Where a tensor is.
-struct Place {
+/// Where a tensor of a safetensors file is.
+pub(crate) struct Place {
     /// The index of its file.
     file: usize,
     /// Its name there.
     stored: String,
 }
 
+/// What a checkpoint stores in one type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightType {
+    /// The type's name: that of safetensors, or llama.cpp's.
+    pub name: String,
+    /// Number of values.
+    pub parameters: u64,
+    /// Their size in the files.
+    pub bytes: u64,
+}
+
+/// The files that hold a base's tensors.
+pub(crate) enum WeightFiles {
+    /// Safetensors files, and where each tensor is, by the name that transformers 5 has for it.
+    Safetensors(Vec<SafetensorsFile>, BTreeMap<String, Place>),
+    /// A model in GGUF.
+    Gguf(GgufWeights),
+}
+
 /// All tensors of a base by name.
 pub struct Checkpoint {
-    pub(crate) files: Vec<SafetensorsFile>,
-    /// Where each tensor is, by the name that transformers 5 has for it.
-    names: BTreeMap<String, Place>,
+    pub(crate) files: WeightFiles,
     /// Matrices that replace those of the files.
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
 }
@@ -67,6 +87,14 @@ impl Checkpoint {
         Self::of(files)
     }
 
+    /// The tensors of a model in GGUF, by the names of Hugging Face's model.
+    ///
+    /// # Errors
+    /// If its architecture is not supported, or a tensor has no place in it.
+    pub fn of_gguf(shards: GgufShards) -> Result<Self> {
+        Ok(Self { files: WeightFiles::Gguf(GgufWeights::new(shards)?), edited: BTreeMap::new() })
+    }
+
     /// A base whose one safetensors file is in memory; errors name it as `name`.
     ///
     /// # Errors
@@ -82,11 +110,15 @@ impl Checkpoint {
                 let place = Place { file: index, stored: stored.clone() };
                 if let Some(other) = names.insert(present_name(stored), place) {
                     let place = files[other.file].path().display();
-                    return Err(tensor_error(file, stored, format!("is also in {place}")));
+                    return Err(ModelError::Tensor {
+                        place: file.path().display().to_string(),
+                        tensor: stored.clone(),
+                        reason: format!("is also in {place}"),
+                    });
                 }
             }
         }
-        Ok(Self { files, names, edited: BTreeMap::new() })
+        Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new() })
     }
 
     /// A matrix, or a vector as a matrix of one row, by name and shape.
@@ -94,50 +126,85 @@ impl Checkpoint {
     /// # Errors
     /// If it is missing, or has another shape or an unsupported type.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<MmapMatrix> {
-        let Some((file, entry)) = self.find(name) else {
+        let Some(stored) = self.find(name) else {
             let reason = format!("is missing; the config asks for it with shape {shape:?}");
             return Err(ModelError::Tensor { place: self.place(), tensor: name.to_owned(), reason });
         };
-        if entry.shape != shape {
-            let reason = format!("has shape {:?}, the config asks for {shape:?}", entry.shape);
-            return Err(tensor_error(file, name, reason));
+        if stored.shape() != shape {
+            return Err(stored.error(format!("has shape {:?}, the config asks for {shape:?}", stored.shape())));
         }
-        if let Some(edited) = self.edited.get(name) {
-            return Ok(edited.clone());
+        match self.edited.get(name) {
+            Some(edited) => Ok(edited.clone()),
+            None => stored.matrix(),
         }
-        let dtype = storage_dtype(file, name, entry)?;
-        let (rows, columns) = if let [rows, columns] = *shape { (rows, columns) } else { (1, shape.iter().product()) };
-        MmapMatrix::new(file.bytes().clone(), entry.bytes.clone(), dtype, rows, columns)
     }
 
     /// Names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(String::as_str)
+    pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match &self.files {
+            WeightFiles::Safetensors(_, names) => Box::new(names.keys().map(String::as_str)),
+            WeightFiles::Gguf(weights) => Box::new(weights.names()),
+        }
     }
 
     /// The file, or the first of several, for messages.
     pub fn place(&self) -> String {
-        self.files.first().map_or_else(String::new, |file| file.path().display().to_string())
+        match &self.files {
+            WeightFiles::Safetensors(files, _) => {
+                files.first().map_or_else(String::new, |file| file.path().display().to_string())
+            }
+            WeightFiles::Gguf(weights) => weights.shards().first().path().display().to_string(),
+        }
     }
 
     /// Total size of the files in bytes.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes().len() as u64).sum()
+        match &self.files {
+            WeightFiles::Safetensors(files, _) => files.iter().map(|file| file.bytes().len() as u64).sum(),
+            WeightFiles::Gguf(weights) => weights.shards().files().iter().map(|file| file.bytes().len() as u64).sum(),
+        }
     }
 
     /// Number of values of all tensors.
     pub fn parameters(&self) -> u64 {
-        let entries = self.files.iter().flat_map(|file| file.tensors().values());
-        entries.map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
+        self.stored().map(|stored| stored.values() as u64).sum()
+    }
+
+    /// The memory of all tensors in bytes, as their files store them: the files' size, but for the vocabulary that is in
+    /// GGUF.
+    pub(crate) fn weight_bytes(&self) -> u64 {
+        match &self.files {
+            WeightFiles::Safetensors(..) => self.bytes(),
+            WeightFiles::Gguf(_) => self.stored().map(|stored| stored.bytes() as u64).sum(),
+        }
+    }
+
+    /// The types that its tensors are stored in, the largest first.
+    pub(crate) fn weight_types(&self) -> Vec<WeightType> {
+        let mut sizes: BTreeMap<String, WeightType> = BTreeMap::new();
+        for stored in self.stored() {
+            let name = stored.type_name();
+            let entry = sizes.entry(name.clone()).or_insert(WeightType { name, parameters: 0, bytes: 0 });
+            entry.parameters += stored.values() as u64;
+            entry.bytes += stored.bytes() as u64;
+        }
+        let mut types: Vec<WeightType> = sizes.into_values().collect();
+        types.sort_by_key(|of| Reverse(of.bytes));
+        types
+    }
+
+    /// The form of its weights where it is not that of Hugging Face's folders, as in `GGUF Q4_1 Q8_0 F32`: the types of
+    /// the file, the largest first.
+    pub(crate) fn form(&self) -> Option<String> {
+        let WeightFiles::Gguf(_) = &self.files else { return None };
+        let names: Vec<String> = self.weight_types().into_iter().map(|of| of.name).collect();
+        Some(format!("GGUF {}", names.join(" ")))
     }
 
     /// The tensors whose names start with one of `prefixes`: their number of values, and of bytes.
     pub(crate) fn size_of(&self, prefixes: &[&str]) -> (u64, u64) {
-        let names = self.names().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
-        let entries = names.filter_map(|name| self.find(name)).map(|(_, entry)| entry);
-        entries.fold((0, 0), |(values, bytes), entry| {
-            (values + entry.shape.iter().product::<usize>() as u64, bytes + entry.bytes.len() as u64)
-        })
+        let found = self.stored().filter(|stored| prefixes.iter().any(|prefix| stored.name.starts_with(prefix)));
+        found.fold((0, 0), |(values, bytes), stored| (values + stored.values() as u64, bytes + stored.bytes() as u64))
     }
 
     /// Whether a matrix is there under both names, with other values.
@@ -157,18 +224,13 @@ impl Checkpoint {
         }))
     }
 
-    /// A hash of every header and of 64 blocks of 4 KiB of every file: enough to tell bases apart without reading all
-    /// their gigabytes.
+    /// A hash of every header and of 64 blocks of 4 KiB of every file, or of GGUF of some blocks of every tensor: enough to
+    /// tell bases apart without reading all their gigabytes.
     pub fn sampled_hash(&self) -> String {
         let mut hash = Sha256::new();
-        for file in &self.files {
-            let data = file.data();
-            hash.update(file.header());
-            hash.update((data.len() as u64).to_le_bytes());
-            for i in 0..SAMPLED_BLOCKS {
-                let start = data.len() / SAMPLED_BLOCKS * i;
-                hash.update(&data[start..(start + SAMPLED_BLOCK_BYTES).min(data.len())]);
-            }
+        match &self.files {
+            WeightFiles::Safetensors(files, _) => files.iter().for_each(|file| hash_file(file, &mut hash)),
+            WeightFiles::Gguf(weights) => weights.hash_into(&mut hash),
         }
         hex(&hash.finalize())
     }
@@ -178,11 +240,36 @@ impl Checkpoint {
         self.edited.contains_key(name)
     }
 
-    /// A tensor with its file.
-    pub(crate) fn find(&self, name: &str) -> Option<(&SafetensorsFile, &TensorEntry)> {
-        let place = self.names.get(name)?;
-        let file = &self.files[place.file];
-        Some((file, file.tensors().get(&place.stored)?))
+    /// A tensor by name.
+    pub(crate) fn find<'a>(&'a self, name: &str) -> Option<StoredWeight<'a>> {
+        match &self.files {
+            WeightFiles::Safetensors(files, names) => {
+                let (name, place) = names.get_key_value(name)?;
+                let file = &files[place.file];
+                let entry = file.tensors().get(&place.stored)?;
+                Some(StoredWeight { name, format: WeightFormat::Safetensors(file, entry) })
+            }
+            WeightFiles::Gguf(weights) => {
+                let (name, tensor) = weights.find(name)?;
+                Some(StoredWeight { name, format: WeightFormat::Gguf(tensor) })
+            }
+        }
+    }
+
+    /// All tensors.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = StoredWeight<'_>> {
+        self.names().filter_map(|name| self.find(name))
+    }
+}
+
+/// Adds a file's header and some of its blocks to a hash.
+fn hash_file(file: &SafetensorsFile, hash: &mut Sha256) {
+    let data = file.data();
+    hash.update(file.header());
+    hash.update((data.len() as u64).to_le_bytes());
+    for i in 0..SAMPLED_BLOCKS {
+        let start = data.len() / SAMPLED_BLOCKS * i;
+        hash.update(&data[start..(start + SAMPLED_BLOCK_BYTES).min(data.len())]);
     }
 }
 
@@ -190,17 +277,6 @@ impl Checkpoint {
 pub(crate) fn present_name(stored: &str) -> String {
     let renamed = |(old, new): &(&str, &str)| stored.strip_prefix(old).map(|rest| format!("{new}{rest}"));
     RENAMED.iter().find_map(renamed).unwrap_or_else(|| stored.to_owned())
-}
-
-/// The type of a tensor's values, if it can be read.
-pub(crate) fn storage_dtype(file: &SafetensorsFile, name: &str, entry: &TensorEntry) -> Result<StorageDtype> {
-    StorageDtype::of(entry.dtype)
-        .ok_or_else(|| tensor_error(file, name, format!("is {:?}; lorakit reads F32, F16 and BF16", entry.dtype)))
-}
-
-/// An error about a tensor of a file.
-pub(crate) fn tensor_error(file: &SafetensorsFile, name: &str, reason: impl Into<String>) -> ModelError {
-    ModelError::Tensor { place: file.path().display().to_string(), tensor: name.to_owned(), reason: reason.into() }
 }
 
 /// The files that an index names, each once, in order of their names.

@@ -4,11 +4,13 @@
 //! is, byte for byte.
 
 use crate::error::{ModelError, Result};
-use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, present_name, storage_dtype, tensor_error};
+use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, WeightFiles, present_name};
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
+use crate::weights::stored_weight::{StoredWeight, WeightFormat};
 use half::{bf16, f16};
-use lorakit_format::safetensors::{SafetensorsFile, TensorEntry};
+use lorakit_format::safetensors::{SafetensorsFile, TensorEntry, header};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::File;
@@ -41,20 +43,20 @@ impl Checkpoint {
         edit: &mut Edit,
     ) -> Result<Self> {
         for name in names {
-            let (file, entry) = self.entry(name)?;
-            let (rows, columns) = dimensions(file, name, entry)?;
-            let own = storage_dtype(file, name, entry)?;
-            let stored = self.get(name, &entry.shape)?;
-            let (stored, dtype) = match keep {
-                Some(keep) if own != keep && keep != StorageDtype::F32 => (stored.rounded_to(keep), keep),
-                _ => (stored, own),
+            let stored = self.required(name)?;
+            let (rows, columns) = stored.dimensions()?;
+            let own = stored.storage_dtype()?;
+            let matrix = self.get(name, stored.shape())?;
+            let (matrix, dtype) = match keep {
+                Some(keep) if own != keep && keep != StorageDtype::F32 => (matrix.rounded_to(keep), keep),
+                _ => (matrix, own),
             };
-            let mut values = stored.values().into_owned();
-            edit(name, &mut values).map_err(|source| edit_error(file, name, source))?;
+            let mut values = matrix.values().into_owned();
+            edit(name, &mut values).map_err(|source| stored.edit_error(source))?;
             let wide = MmapMatrix::from_values(values, rows, columns)?;
             let edited = if exact { wide } else { wide.rounded_to(dtype) };
             if !edited.values().iter().all(|value| value.is_finite()) {
-                return Err(not_finite(file, name, dtype));
+                return Err(stored.not_finite(dtype));
             }
             self.edited.insert(name.clone(), edited);
         }
@@ -62,72 +64,50 @@ impl Checkpoint {
     }
 
     /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited
-    /// and every value in the type of its file. One tensor at a time is in memory.
+    /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantised values
+    /// are f32. One tensor at a time is in memory.
     ///
     /// # Errors
     /// If a tensor is missing or not a matrix, `edit` fails, a value is not finite in the file's type, or a file
     /// cannot be written.
     pub fn write_edited(&self, folder: &Path, names: &BTreeSet<String>, edit: &mut Edit) -> Result<Rounding> {
         // A missing name is found before anything is written.
-        names.iter().try_for_each(|name| self.entry(name).map(|_| ()))?;
-        let mut rounding = Rounding::default();
-        for file in &self.files {
-            let path = folder.join(file_name(file));
-            let failed = |source: io::Error| ModelError::Write { path: path.clone(), source };
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
-            out.write_all(file.header()).map_err(failed)?;
-            for (stored, entry) in in_file_order(file) {
-                let name = present_name(stored);
-                if names.contains(&name) {
-                    let bytes = self.edited_bytes((file, &name, entry), &mut rounding, edit)?;
-                    out.write_all(&bytes).map_err(failed)?;
-                } else {
-                    out.write_all(&file.bytes()[entry.bytes.clone()]).map_err(failed)?;
+        names.iter().try_for_each(|name| self.required(name).map(|_| ()))?;
+        let mut edits = Edits { names, edit, rounding: Rounding::default() };
+        match &self.files {
+            WeightFiles::Safetensors(files, _) => {
+                for file in files {
+                    let tensors =
+                        in_file_order(file).into_iter().filter_map(|(name, _)| self.find(&present_name(name)));
+                    self.write_file(&folder.join(file_name(file)), file.header(), tensors, &mut edits)?;
                 }
             }
-            out.into_inner()
-                .map_err(io::IntoInnerError::into_error)
-                .and_then(|file| file.sync_all())
-                .map_err(failed)?;
+            WeightFiles::Gguf(_) => {
+                let entry = |of: StoredWeight<'_>| {
+                    Ok((of.name.to_owned(), of.storage_dtype()?.safetensors(), of.shape().to_vec()))
+                };
+                let header = header(&self.stored().map(entry).collect::<Result<Vec<_>>>()?);
+                self.write_file(&folder.join(SINGLE_FILE), &header, self.stored(), &mut edits)?;
+            }
         }
-        Ok(rounding)
+        Ok(edits.rounding)
     }
 
-    /// The bytes of a tensor after the edit, in the type of its file.
-    fn edited_bytes(
+    /// Writes and syncs a safetensors file: its header, then the bytes of each tensor.
+    fn write_file<'a>(
         &self,
-        (file, name, entry): (&SafetensorsFile, &str, &TensorEntry),
-        rounding: &mut Rounding,
-        edit: &mut Edit,
-    ) -> Result<Vec<u8>> {
-        dimensions(file, name, entry)?;
-        let dtype = storage_dtype(file, name, entry)?;
-        let mut values = self.get(name, &entry.shape)?.values().into_owned();
-        edit(name, &mut values).map_err(|source| edit_error(file, name, source))?;
-        let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-        for value in values {
-            let rounded = match dtype {
-                StorageDtype::F32 => {
-                    bytes.extend(value.to_le_bytes());
-                    value
-                }
-                StorageDtype::F16 => {
-                    let rounded = f16::from_f32(value);
-                    bytes.extend(rounded.to_le_bytes());
-                    rounded.to_f32()
-                }
-                StorageDtype::BF16 => {
-                    let rounded = bf16::from_f32(value);
-                    bytes.extend(rounded.to_le_bytes());
-                    rounded.to_f32()
-                }
-            };
-            if !rounded.is_finite() {
-                return Err(not_finite(file, name, dtype));
-            }
-            rounding.squared += (f64::from(rounded) - f64::from(value)).powi(2);
+        path: &Path,
+        header: &[u8],
+        tensors: impl Iterator<Item = StoredWeight<'a>>,
+        edits: &mut Edits,
+    ) -> Result<()> {
+        let failed = |source: io::Error| ModelError::Write { path: path.to_owned(), source };
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?);
+        out.write_all(header).map_err(failed)?;
+        for stored in tensors {
+            out.write_all(&edits.bytes_after(stored, self)?).map_err(failed)?;
         }
-        Ok(bytes)
+        out.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()).map_err(failed)
     }
 
     /// The narrowest type in which any of the tensors `names` is stored.
@@ -137,8 +117,7 @@ impl Checkpoint {
     pub fn narrowest_dtype(&self, names: &BTreeSet<String>) -> Result<StorageDtype> {
         let mut narrowest = StorageDtype::F32;
         for name in names {
-            let (file, entry) = self.entry(name)?;
-            let dtype = storage_dtype(file, name, entry)?;
+            let dtype = self.required(name)?.storage_dtype()?;
             if dtype.unit_roundoff() > narrowest.unit_roundoff() {
                 narrowest = dtype;
             }
@@ -146,7 +125,8 @@ impl Checkpoint {
         Ok(narrowest)
     }
 
-    fn entry(&self, name: &str) -> Result<(&SafetensorsFile, &TensorEntry)> {
+    /// A tensor that must be there.
+    fn required(&self, name: &str) -> Result<StoredWeight<'_>> {
         self.find(name).ok_or_else(|| ModelError::Tensor {
             place: self.place(),
             tensor: name.to_owned(),
@@ -155,12 +135,56 @@ impl Checkpoint {
     }
 }
 
-fn not_finite(file: &SafetensorsFile, name: &str, dtype: StorageDtype) -> ModelError {
-    ModelError::NotFinite { place: file.path().display().to_string(), tensor: name.to_owned(), dtype }
+/// Edits of the tensors `names`, and what rounding them lost so far.
+struct Edits<'a> {
+    names: &'a BTreeSet<String>,
+    edit: &'a mut Edit<'a>,
+    rounding: Rounding,
 }
 
-fn edit_error(file: &SafetensorsFile, name: &str, source: Box<dyn Error + Send + Sync>) -> ModelError {
-    ModelError::Edit { place: file.path().display().to_string(), tensor: name.to_owned(), source }
+impl Edits<'_> {
+    /// The bytes of a tensor of `checkpoint`, after the edit if it is to be edited.
+    fn bytes_after<'a>(&mut self, stored: StoredWeight<'a>, checkpoint: &Checkpoint) -> Result<Cow<'a, [u8]>> {
+        if self.names.contains(stored.name) {
+            stored.dimensions()?;
+            let dtype = stored.storage_dtype()?;
+            let mut values = checkpoint.get(stored.name, stored.shape())?.values().into_owned();
+            (self.edit)(stored.name, &mut values).map_err(|source| stored.edit_error(source))?;
+            let (bytes, lost) = rounded(&values, dtype);
+            self.rounding.squared += lost.ok_or_else(|| stored.not_finite(dtype))?;
+            return Ok(bytes.into());
+        }
+        match stored.format {
+            WeightFormat::Safetensors(file, entry) => Ok((&file.bytes()[entry.bytes.clone()]).into()),
+            WeightFormat::Gguf(_) => Ok(rounded(&stored.matrix()?.values(), stored.storage_dtype()?).0.into()),
+        }
+    }
+}
+
+/// The values in a type, and the sum of the squared rounding errors; none where a value is not finite there.
+fn rounded(values: &[f32], dtype: StorageDtype) -> (Vec<u8>, Option<f64>) {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+    let mut lost = 0.0;
+    for &value in values {
+        let rounded = match dtype {
+            StorageDtype::F32 => {
+                bytes.extend(value.to_le_bytes());
+                value
+            }
+            StorageDtype::F16 => {
+                let rounded = f16::from_f32(value);
+                bytes.extend(rounded.to_le_bytes());
+                rounded.to_f32()
+            }
+            StorageDtype::BF16 => {
+                let rounded = bf16::from_f32(value);
+                bytes.extend(rounded.to_le_bytes());
+                rounded.to_f32()
+            }
+        };
+        lost += if rounded.is_finite() { (f64::from(rounded) - f64::from(value)).powi(2) } else { f64::INFINITY };
+    }
+    (bytes, Some(lost).filter(|lost| lost.is_finite()))
 }
 
 /// The name under which a file is written again; bytes in memory become the one file of a model.
@@ -174,11 +198,4 @@ fn in_file_order(file: &SafetensorsFile) -> Vec<(&String, &TensorEntry)> {
     let mut tensors: Vec<_> = file.tensors().iter().collect();
     tensors.sort_by_key(|(_, entry)| (entry.bytes.start, entry.bytes.end));
     tensors
-}
-
-fn dimensions(file: &SafetensorsFile, name: &str, entry: &TensorEntry) -> Result<(usize, usize)> {
-    let &[rows, columns] = entry.shape.as_slice() else {
-        return Err(tensor_error(file, name, format!("has shape {:?}; expected a matrix", entry.shape)));
-    };
-    Ok((rows, columns))
 }

@@ -1,6 +1,8 @@
-//! A frozen matrix whose values stay in its mapped file and are widened tile by tile inside each product.
+//! A frozen matrix whose values stay in its mapped file and are widened tile by tile inside each product. They may be
+//! quantised: their blocks are then dequantised instead.
 
 use crate::error::{ModelError, Result};
+use crate::weights::block_quantization::BlockType;
 use crate::weights::few_tokens::{FEW, RowProducts};
 use crate::weights::half_precision::{round_to_bf16, round_to_f16, widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
@@ -20,6 +22,8 @@ pub struct MmapMatrix {
     values: Values,
     rows: usize,
     columns: usize,
+    /// Where each row is stored, if not in order.
+    order: Option<Arc<[u32]>>,
 }
 
 #[derive(Clone)]
@@ -32,6 +36,8 @@ enum Values {
     Bf16(Arc<Vec<bf16>>),
     /// Values that were rounded to f16.
     F16(Arc<Vec<f16>>),
+    /// A range of a file with quantised rows of whole blocks, at any address.
+    Blocks(FileBytes, Range<usize>, BlockType),
 }
 
 /// Some rows of a matrix in the type that they are stored in.
@@ -44,6 +50,9 @@ enum Slice<'a> {
 /// Rows (forward) or columns (backward) of a 16-bit matrix that are widened at a time, so that a tile stays in its core's
 /// cache while all tokens are multiplied with it.
 const TILE: usize = 96;
+
+/// Quantised rows that the backward dequantises at a time, for the same reason.
+const BLOCK_ROWS: usize = 256;
 
 /// Reads aligned bytes as values of `T`.
 ///
@@ -76,7 +85,38 @@ impl MmapMatrix {
         } else {
             Values::F32(widen_unaligned(body, dtype).into())
         };
-        Ok(Self { values, rows, columns })
+        Ok(Self { values, rows, columns, order: None })
+    }
+
+    /// The quantised rows, of whole blocks of `block_type`, in `range` of `bytes`.
+    ///
+    /// # Errors
+    /// If the range has another size, or is not within the bytes.
+    pub fn of_blocks(
+        bytes: FileBytes,
+        range: Range<usize>,
+        block_type: BlockType,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let (values, size) = (block_type.block_values(), block_type.block_bytes());
+        let is_whole = columns.is_multiple_of(values) && range.len() == rows * (columns / values) * size;
+        if range.end > bytes.len() || !is_whole {
+            return Err(ModelError::Size { values: range.len() / size * values, rows, columns });
+        }
+        Ok(Self { values: Values::Blocks(bytes, range, block_type), rows, columns, order: None })
+    }
+
+    /// The same values with other rows: row `r` is the one that is now row `order[r]`.
+    ///
+    /// # Panics
+    /// If `order` is not one of all rows: a bug of the caller.
+    pub fn with_row_order(self, order: Arc<[u32]>) -> Self {
+        assert!(
+            order.len() == self.rows && order.iter().all(|&row| (row as usize) < self.rows),
+            "an order of the rows"
+        );
+        Self { order: Some(order), ..self }
     }
 
     /// A matrix of the caller's values.
@@ -87,7 +127,7 @@ impl MmapMatrix {
         if values.len() != rows * columns {
             return Err(ModelError::Size { values: values.len(), rows, columns });
         }
-        Ok(Self { values: Values::F32(values.into()), rows, columns })
+        Ok(Self { values: Values::F32(values.into()), rows, columns, order: None })
     }
 
     /// The same matrix, rounded to a 16-bit type unless it is stored in that already; for f32 it stays as it is.
@@ -99,9 +139,9 @@ impl MmapMatrix {
             (StorageDtype::F16, StorageDtype::F32 | StorageDtype::BF16) => {
                 Values::F16(Arc::new(round_to_f16(&self.values())))
             }
-            _ => self.values.clone(),
+            _ => return self.clone(),
         };
-        Self { values, ..*self }
+        Self { values, order: None, ..*self }
     }
 
     /// Number of rows.
@@ -116,28 +156,34 @@ impl MmapMatrix {
 
     /// All values as f32: borrowed if they are stored so, else widened.
     pub fn values(&self) -> Cow<'_, [f32]> {
-        match self.slice(0..self.rows) {
-            Slice::F32(values) => values.into(),
-            slice => {
+        match self.plain_f32() {
+            Some(values) => values.into(),
+            None => {
                 let mut wide = vec![0.0; self.rows * self.columns];
-                slice.widen(&mut wide);
+                self.widen_rows(0..self.rows, &mut wide);
                 wide.into()
             }
         }
     }
 
-    /// The type that its values are stored in.
+    /// The type that its values are stored in; quantised values are those of f32.
     pub fn storage_dtype(&self) -> StorageDtype {
-        match self.slice(0..0) {
-            Slice::F32(_) => StorageDtype::F32,
-            Slice::BF16(_) => StorageDtype::BF16,
-            Slice::F16(_) => StorageDtype::F16,
+        match &self.values {
+            Values::File(_, _, dtype) => *dtype,
+            Values::F32(_) | Values::Blocks(..) => StorageDtype::F32,
+            Values::Bf16(_) => StorageDtype::BF16,
+            Values::F16(_) => StorageDtype::F16,
         }
+    }
+
+    /// The type of its blocks, if it is quantised.
+    pub fn block_type(&self) -> Option<BlockType> {
+        if let Values::Blocks(_, _, block_type) = self.values { Some(block_type) } else { None }
     }
 
     /// A row as f32, written to `row`.
     pub fn copy_row(&self, index: usize, row: &mut [f32]) {
-        self.slice(index..index + 1).widen(row);
+        self.widen_rows(index..index + 1, row);
     }
 
     /// The values as a tensor.
@@ -145,9 +191,18 @@ impl MmapMatrix {
         Tensor::from_slice(&self.values(), (self.rows, self.columns), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
-    fn slice(&self, rows: Range<usize>) -> Slice<'_> {
+    /// All values in f32, if they are stored so and in order.
+    fn plain_f32(&self) -> Option<&[f32]> {
+        match self.slice(0..self.rows) {
+            Some(Slice::F32(values)) if self.order.is_none() => Some(values),
+            _ => None,
+        }
+    }
+
+    /// Some rows as they are stored, unless they are quantised.
+    fn slice(&self, rows: Range<usize>) -> Option<Slice<'_>> {
         let (start, end) = (rows.start * self.columns, rows.end * self.columns);
-        match &self.values {
+        Some(match &self.values {
             Values::F32(values) => Slice::F32(&values[start..end]),
             Values::Bf16(values) => Slice::BF16(&values[start..end]),
             Values::F16(values) => Slice::F16(&values[start..end]),
@@ -163,6 +218,36 @@ impl MmapMatrix {
                     }
                 }
             }
+            Values::Blocks(..) => return None,
+        })
+    }
+
+    /// Some rows as f32, `[rows, columns of the matrix]`.
+    fn widen_rows(&self, rows: Range<usize>, wide: &mut [f32]) {
+        if self.order.is_none() && !rows.is_empty() {
+            return self.widen_stored(rows, 0..self.columns, wide);
+        }
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(self.columns)) {
+            self.widen_part(row, 0..self.columns, wide);
+        }
+    }
+
+    /// Some columns of a row as f32; of a quantised row, those of whole blocks.
+    fn widen_part(&self, row: usize, columns: Range<usize>, wide: &mut [f32]) {
+        let stored = self.order.as_ref().map_or(row, |order| order[row] as usize);
+        self.widen_stored(stored..stored + 1, columns, wide);
+    }
+
+    /// Some stored rows, or some columns of one, as f32.
+    fn widen_stored(&self, rows: Range<usize>, columns: Range<usize>, wide: &mut [f32]) {
+        let count = rows.len().saturating_sub(1) * self.columns + columns.len();
+        if let Values::Blocks(bytes, range, block_type) = &self.values {
+            let start = rows.start * self.columns + columns.start;
+            let place = |value: usize| range.start + value / block_type.block_values() * block_type.block_bytes();
+            return block_type.dequantize(&bytes[place(start)..place(start + count)], wide);
+        }
+        if let Some(slice) = self.slice(rows) {
+            slice.part(columns.start..columns.start + count).widen(wide);
         }
     }
 
@@ -171,7 +256,7 @@ impl MmapMatrix {
         let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
         let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
-        if let Slice::F32(w) = self.slice(0..self.rows) {
+        if let Some(w) = self.plain_f32() {
             let x = MatrixRef::new(x, tokens, self.columns, self.columns);
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
@@ -181,26 +266,26 @@ impl MmapMatrix {
             .for_each_init(Vec::new, |scratch, (rows, y)| self.forward_tile(x, rows, y, scratch));
     }
 
-    /// `y = x Wᵀ` for some rows of a 16-bit matrix: `y` is `[tokens, rows]`.
+    /// `y = x Wᵀ` for some rows of a matrix that is widened: `y` is `[tokens, rows]`.
     fn forward_tile(&self, x: &[f32], rows: Range<usize>, y: MatrixMut, scratch: &mut Vec<f32>) {
         let (tokens, count) = (x.len() / self.columns, rows.len());
         if tokens <= FEW {
             scratch.resize(self.columns + count * tokens, 0.0);
             let (row, products) = scratch.split_at_mut(self.columns);
-            match self.slice(rows) {
-                Slice::BF16(w) => {
+            match self.slice(rows.clone()) {
+                Some(Slice::BF16(w)) if self.order.is_none() => {
                     let widen = |r, row: &mut [f32]| widen_bf16(&w[r * self.columns..][..self.columns], row);
                     simd::dispatch(RowProducts { widen, x, row, y: products });
                 }
-                slice => {
-                    let widen = |r, row: &mut [f32]| slice.part(r * self.columns..(r + 1) * self.columns).widen(row);
+                _ => {
+                    let widen = |r, row: &mut [f32]| self.widen_part(rows.start + r, 0..self.columns, row);
                     simd::dispatch(RowProducts { widen, x, row, y: products });
                 }
             }
             return y.copy_from_transposed(products);
         }
         scratch.resize(count * self.columns, 0.0);
-        self.slice(rows).widen(scratch);
+        self.widen_rows(rows, scratch);
         let x = MatrixRef::new(x, tokens, self.columns, self.columns);
         let w = MatrixRef::new(scratch, count, self.columns, self.columns);
         gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
@@ -209,21 +294,31 @@ impl MmapMatrix {
     /// `dx = dy W`, or added to `dx`: `dy` is `[tokens, rows]` and `dx` `[tokens, columns]`.
     pub fn backward(&self, dy: MatrixRef, dx: &mut [f32], into: Destination) {
         let dx = MatrixMut::new(dx, dx.len() / self.columns, self.columns, self.columns);
-        if let Slice::F32(w) = self.slice(0..self.rows) {
+        if let Some(w) = self.plain_f32() {
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(dx, into, dy, w, 1.0);
         }
-        dx.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, dx)| {
-            self.widen_columns(&tile, wide);
-            gemm(dx, into, dy, MatrixRef::new(wide, self.rows, tile.len(), tile.len()), 1.0);
+        // Tiles of columns are of whole blocks; the order in which their rows are added up depends on nothing else.
+        let (width, rows) = match self.block_type() {
+            Some(block_type) => (TILE.next_multiple_of(block_type.block_values()), BLOCK_ROWS),
+            None => (TILE, self.rows),
+        };
+        dx.column_tiles(width).into_par_iter().for_each_init(Vec::new, |wide, (columns, mut dx)| {
+            for start in (0..self.rows).step_by(rows.max(1)) {
+                let rows = start..(start + rows).min(self.rows);
+                self.widen_columns(rows.clone(), &columns, wide);
+                let w = MatrixRef::new(wide, rows.len(), columns.len(), columns.len());
+                let into = if start == 0 { into } else { Destination::Add };
+                gemm(dx.reborrow(), into, dy.columns(rows), w, 1.0);
+            }
         });
     }
 
-    /// Some columns of all rows, widened into `wide`, `[rows, columns of the tile]`.
-    fn widen_columns(&self, tile: &Range<usize>, wide: &mut Vec<f32>) {
-        wide.resize(self.rows * tile.len(), 0.0);
-        for (row, wide) in wide.chunks_exact_mut(tile.len()).enumerate() {
-            self.slice(row..row + 1).part(tile.clone()).widen(wide);
+    /// Some columns of some rows, widened into `wide`, `[rows, columns]`.
+    fn widen_columns(&self, rows: Range<usize>, columns: &Range<usize>, wide: &mut Vec<f32>) {
+        wide.resize(rows.len() * columns.len(), 0.0);
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(columns.len())) {
+            self.widen_part(row, columns.clone(), wide);
         }
     }
 }
@@ -232,7 +327,7 @@ impl MmapMatrix {
 /// their outputs side by side.
 pub(crate) fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32]) {
     let width: usize = weights.iter().map(|weight| weight.rows).sum();
-    if weights.iter().any(|weight| weight.storage_dtype() == StorageDtype::F32) {
+    if weights.iter().any(|weight| weight.plain_f32().is_some()) {
         let mut start = 0;
         for weight in weights {
             weight.forward(x, y, width, start..start + weight.rows);
@@ -294,6 +389,54 @@ mod tests {
 
     fn weight(dtype: StorageDtype, rows: usize, columns: usize) -> MmapMatrix {
         MmapMatrix::from_values(numbers(rows * columns, 7), rows, columns).unwrap().rounded_to(dtype)
+    }
+
+    /// The same matrix with its rows in reverse.
+    fn reversed(matrix: &MmapMatrix) -> MmapMatrix {
+        matrix.clone().with_row_order((0..matrix.rows as u32).rev().collect())
+    }
+
+    /// Blocks of Q8_0 with whole numbers for values and a scale of one.
+    fn blocks(rows: usize, columns: usize) -> MmapMatrix {
+        let values: Vec<u8> = numbers(rows * columns, 7).into_iter().map(|value| value as i8 as u8).collect();
+        let bytes = values.chunks_exact(32).flat_map(|block| [&f16::ONE.to_le_bytes()[..], block].concat());
+        // An odd address: blocks are not aligned.
+        let bytes: Vec<u8> = [9].into_iter().chain(bytes).collect();
+        let range = 1..bytes.len();
+        MmapMatrix::of_blocks(FileBytes::Owned(bytes.into()), range, BlockType::Q8_0, rows, columns).unwrap()
+    }
+
+    #[test]
+    fn quantised_and_reordered_matrices_give_the_products_of_their_values() {
+        for (tokens, rows, columns) in [(3, 70, 96), (19, 70, 96), (5, 1030, 1056), (19, 1030, 1056)] {
+            let (x, dy) = (numbers(tokens * columns, 5), numbers(tokens * rows, 3));
+            let plain = [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16];
+            let plain = plain.map(|dtype| reversed(&weight(dtype, rows, columns)));
+            let quantised = [blocks(rows, columns), reversed(&blocks(rows, columns))];
+            for matrix in plain.into_iter().chain(quantised) {
+                let values = MmapMatrix::from_values(matrix.values().into_owned(), rows, columns).unwrap();
+                let product = |matrix: &MmapMatrix| {
+                    let (mut y, mut dx) = (vec![9.0; tokens * rows], vec![1.0; tokens * columns]);
+                    matrix.forward(&x, &mut y, rows, 0..rows);
+                    matrix.backward(MatrixRef::new(&dy, tokens, rows, rows), &mut dx, Destination::Add);
+                    (y, dx)
+                };
+                assert!(product(&matrix) == product(&values), "{tokens} {rows} {columns}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_found_by_their_order() {
+        let (plain, quantised) = (weight(StorageDtype::F32, 4, 64), blocks(4, 64));
+        assert_eq!(plain.values(), quantised.values());
+        for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
+            let matrix = reversed(&plain.rounded_to(dtype));
+            assert_eq!(matrix.values(), reversed(&quantised).values());
+            let mut row = vec![0.0; 64];
+            matrix.copy_row(3, &mut row);
+            assert_eq!(row, plain.values()[..64]);
+        }
     }
 
     /// Widths that no tile divides, few and many tokens, and products that one thread makes and that all make.

@@ -12,12 +12,12 @@ impl Checkpoint {
     /// # Errors
     /// If the tensor's type is not supported.
     pub fn has_values(&self, name: &str, values: &Matrix) -> Result<bool> {
-        let Some((_, entry)) = self.find(name) else { return Ok(true) };
-        let shape = entry.shape.clone();
+        let Some(stored) = self.find(name) else { return Ok(true) };
+        let shape = stored.shape();
         if shape.iter().product::<usize>() != values.rows() * values.cols() || shape.last() != Some(&values.cols()) {
             return Ok(false);
         }
-        let own = self.get(name, &shape)?;
+        let own = self.get(name, shape)?;
         let (mut row, others) = (vec![0.0; own.columns()], values.values());
         // Row by row: an embedding may be larger than what fits twice.
         Ok(others.chunks_exact(values.cols().max(1)).enumerate().all(|(index, others)| {

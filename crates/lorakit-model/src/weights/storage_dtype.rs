@@ -25,6 +25,15 @@ impl StorageDtype {
         }
     }
 
+    /// The same type in a safetensors file.
+    pub fn safetensors(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
     /// The largest error of rounding a value to this type, relative to the value.
     pub fn unit_roundoff(self) -> f64 {
         match self {

@@ -480,6 +480,7 @@ impl PassRun<'_, '_> {
             losses: OpaqueRecord::new(&LossHistory::from(progress))?,
             tokens: progress.tokens,
             base_fingerprint: Some(self.base.identity().fingerprint.clone()),
+            base_form: self.base.identity().form.clone(),
             sha256: String::new(),
             version: env!("CARGO_PKG_VERSION").into(),
         })

@@ -1,0 +1,226 @@
+//! Bases in GGUF: the logits of transformers over the same weights, and what is refused.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../../tests/gguf_converter/mod.rs"]
+mod gguf_converter;
+
+use candle_core::{DType, Device, Tensor, safetensors};
+use gguf_converter::{GgufModel, Types};
+use lorakit_format::gguf::{GgmlType, GgufShards, GgufValue};
+use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_model::architecture::gguf_config_json;
+use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The bases of `tests/fixtures` whose architecture is read in GGUF, and those of ../shared.
+const FIXTURES: [&str; 4] = ["mistral", "llama", "gemma3", "phi3"];
+const SHARED: [&str; 11] = [
+    "peft/mistral",
+    "peft/window",
+    "peft/llama3",
+    "peft_modern/qwen2",
+    "peft_modern/qwen3",
+    "peft_modern/gemma2",
+    "peft_modern/gemma3",
+    "peft_modern/phi3",
+    "peft_modern/phi3long",
+    "peft_modern/yarn",
+    "peft_modern/biased",
+];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft").join(name)
+}
+
+fn shared(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path)
+}
+
+fn open(file: &Path) -> Base {
+    Base::open_gguf(file, &BaseOptions::default()).unwrap()
+}
+
+fn logits(base: &Base, ids: &[Vec<u32>]) -> Tensor {
+    base.logits(&ids.concat(), SequenceBatch::packed(ids.iter().map(Vec::len)), &Patches::none()).unwrap()
+}
+
+/// The tokens of an oracle, row by row, and the logits `name`, `[rows * tokens, vocabulary]`.
+fn expected(folder: &Path, name: &str) -> (Vec<Vec<u32>>, Tensor) {
+    let mut tensors = safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let ids = tensors["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
+    (ids, tensors.remove(name).unwrap().flatten(0, 1).unwrap())
+}
+
+fn largest(tensor: &Tensor) -> f32 {
+    tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// Asserts that logits differ by no more than `tolerance` of the largest.
+fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    let difference = largest(&(found - expected).unwrap()) / largest(expected);
+    assert!(difference < tolerance, "{what}: {difference}");
+}
+
+/// Writes a base's weights and its config as a Hugging Face folder.
+fn write_folder(file: &Path, folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    let shards = GgufShards::open(file).unwrap();
+    fs::write(folder.join("config.json"), gguf_config_json(&shards).unwrap().to_string()).unwrap();
+    let checkpoint = Checkpoint::of_gguf(shards).unwrap();
+    checkpoint.write_edited(folder, &BTreeSet::new(), &mut |_, _| Ok(())).unwrap();
+}
+
+/// In F32 the logits are those of transformers, and so are those of the folder that is written again; quantised, they are
+/// those of the folder with the dequantised weights.
+fn check(folder: &Path) {
+    let name = folder.display().to_string();
+    let temporary = tempfile::tempdir().unwrap();
+    let (file, again) = (temporary.path().join("b.gguf"), temporary.path().join("again"));
+    let (ids, expected) = expected(folder, "base");
+    GgufModel::of_folder(&folder.join("base"), Types::Whole).write(&file);
+    let base = open(&file);
+    assert_close(&name, &logits(&base, &ids), &expected, 1e-4);
+    let original = Base::open(&folder.join("base"), &BaseOptions::default()).unwrap();
+    assert_eq!(base.adaptable_modules(), original.adaptable_modules(), "{name}");
+    assert_eq!(base.identity().dimensions, original.identity().dimensions, "{name}");
+    original.identity().ensure_same(base.identity()).unwrap();
+    write_folder(&file, &again);
+    let written = Base::open(&again, &BaseOptions::default()).unwrap();
+    assert_close(&format!("{name}, written"), &logits(&written, &ids), &expected, 1e-4);
+
+    GgufModel::of_folder(&folder.join("base"), Types::Quantized).write(&file);
+    let quantized = open(&file);
+    write_folder(&file, &again);
+    let dequantized = Base::open(&again, &BaseOptions::default()).unwrap();
+    assert_close(&format!("{name}, quantised"), &logits(&quantized, &ids), &logits(&dequantized, &ids), 1e-5);
+    assert!(quantized.weight_bytes() < dequantized.weight_bytes() / 2, "{name}");
+    assert_eq!(quantized.parameters(), dequantized.parameters(), "{name}");
+}
+
+#[test]
+fn logits_of_every_architecture_are_those_of_its_folder() {
+    FIXTURES.iter().for_each(|name| check(&fixture(name)));
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn logits_of_larger_bases_are_those_of_their_folders() {
+    SHARED.iter().for_each(|name| check(&shared("oracles").join(name)));
+}
+
+#[test]
+fn the_config_is_that_of_the_folder() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    for name in ["phi3", "gemma3"] {
+        let folder = fixture(name).join("base");
+        GgufModel::of_folder(&folder, Types::Whole).write(&file);
+        let found = BaseConfig::of_gguf(&GgufShards::open(&file).unwrap()).unwrap();
+        let own = BaseConfig::read(&folder).unwrap();
+        let (attention, scales) = (own.attention.clone(), own.scales);
+        assert_eq!((found.descriptor, found.layer_attention.clone()), (own.descriptor, own.layer_attention.clone()));
+        for (found, own) in found.attention.iter().zip(&attention) {
+            assert_eq!(
+                (found.window, found.rope.as_ref().map(|rope| rope.theta)),
+                (own.window, own.rope.as_ref().map(|rope| rope.theta))
+            );
+        }
+        assert_eq!(
+            (found.epsilon, found.tied, found.max_positions),
+            (own.epsilon, own.tied, own.max_positions),
+            "{name}"
+        );
+        assert_eq!((found.scales.embedding, found.scales.logit_soft_cap), (scales.embedding, scales.logit_soft_cap));
+    }
+}
+
+#[test]
+fn what_is_not_a_supported_model_is_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    let error = |change: &dyn Fn(&mut GgufModel)| {
+        let mut model = GgufModel::of_folder(&fixture("llama").join("base"), Types::Whole);
+        change(&mut model);
+        model.write(&file);
+        let error = Base::open_gguf(&file, &BaseOptions::default()).err().unwrap().to_string();
+        assert!(error.contains("b.gguf: "), "{error}");
+        error
+    };
+    let text = |text: &str| GgufValue::Text(text.to_owned());
+    let contains = |change: &dyn Fn(&mut GgufModel), expected: &[&str]| {
+        let error = error(change);
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    };
+    contains(
+        &|model| model.set("general.architecture", text("mamba")),
+        &["`general.architecture` is `mamba`", "llama, qwen2, qwen3, gemma2, gemma3, phi3"],
+    );
+    contains(&|model| model.set("llama.expert_count", GgufValue::U32(8)), &["`llama.expert_count` is 8"]);
+    contains(
+        &|model| model.metadata.retain(|(key, _)| key != "llama.block_count"),
+        &["`llama.block_count` is missing"],
+    );
+    contains(
+        &|model| model.set("llama.attention.head_count", text("four")),
+        &["`llama.attention.head_count`", "expected a whole number"],
+    );
+    contains(
+        &|model| model.set("llama.rope.dimension_count", GgufValue::U32(4)),
+        &["`llama.rope.dimension_count` is 4, expected the 8"],
+    );
+    contains(
+        &|model| model.tensors.retain(|written| written.tensor.name != "blk.1.attn_k.weight"),
+        &["'model.layers.1.self_attn.k_proj.weight' is missing"],
+    );
+    contains(
+        &|model| model.tensor("blk.0.ffn_up.weight").tensor.name = "blk.0.ffn_up_exps.weight".to_owned(),
+        &["'blk.0.ffn_up_exps.weight' has no place"],
+    );
+    contains(
+        &|model| model.tensor("blk.0.attn_q.weight").tensor.shape = vec![16, 64],
+        &["'blk.0.attn_q.weight' has shape [16, 64]"],
+    );
+    contains(
+        &|model| {
+            let embedding = model.tensor("token_embd.weight");
+            embedding.tensor.dtype = GgmlType::by_name("MXFP4").unwrap();
+            embedding.bytes.truncate(embedding.tensor.bytes());
+        },
+        &["'token_embd.weight' is MXFP4; lorakit reads F32, F16, BF16, Q4_0"],
+    );
+}
+
+#[test]
+fn a_fingerprint_is_that_of_the_weights_and_not_of_the_template() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    let identity = |change: &dyn Fn(&mut GgufModel)| {
+        let mut model = GgufModel::of_folder(&fixture("llama").join("base"), Types::Quantized);
+        change(&mut model);
+        model.write(&file);
+        open(&file).identity().clone()
+    };
+    let own = identity(&|_| {});
+    assert_eq!(own.form.as_deref(), Some("GGUF F16 Q8_0 F32"));
+    let renamed = identity(&|model| model.set("tokenizer.chat_template", GgufValue::Text("{{ x }}".to_owned())));
+    assert_eq!(renamed.fingerprint, own.fingerprint);
+    let changed = identity(&|model| model.tensor("blk.1.ffn_up.weight").bytes[40] ^= 1);
+    assert_ne!(changed.fingerprint, own.fingerprint);
+    changed.ensure_same(&own).unwrap();
+}
+
+#[test]
+#[ignore = "needs ../shared"]
+fn logits_of_every_block_type_are_those_of_its_dequantised_weights() {
+    let folder = std::env::var_os("LORAKIT_GGUF_ORACLE").map_or_else(|| shared("oracles/gguf"), PathBuf::from);
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "gguf"));
+    assert_eq!(files.len(), 14);
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let (ids, expected) = expected(&folder, name);
+        assert_close(name, &logits(&open(&file), &ids), &expected, 2e-4);
+    }
+}

@@ -1,0 +1,195 @@
+//! Every command over a base in GGUF: what it computes is what it computes over a folder with the dequantised weights.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod binary;
+mod gguf_converter;
+
+use binary::{assert_contains, run, words};
+use candle_core::{Device, Tensor, safetensors};
+use gguf_converter::{GgufModel, Types};
+use lorakit_adapter::Adapter;
+use lorakit_format::gguf::GgufShards;
+use lorakit_model::Checkpoint;
+use lorakit_model::architecture::gguf_config_json;
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+
+/// pico in GGUF, quantised, and as a folder with the dequantised weights; both have its tokenizer.
+struct Work {
+    folder: tempfile::TempDir,
+}
+
+impl Work {
+    fn new() -> Self {
+        let work = Self { folder: tempfile::tempdir().unwrap() };
+        words(&format!("base write --out {}", work.path("pico"))).ok();
+        fs::create_dir(work.path("gguf")).unwrap();
+        GgufModel::of_folder(Path::new(&work.path("pico")), Types::Quantized).write(Path::new(&work.gguf()));
+        write_dequantized(Path::new(&work.gguf()), Path::new(&work.path("dequantized")));
+        for folder in ["gguf", "dequantized"] {
+            for file in ["tokenizer.json", "tokenizer_config.json"] {
+                fs::copy(work.path(&format!("pico/{file}")), work.path(&format!("{folder}/{file}"))).unwrap();
+            }
+        }
+        work
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn gguf(&self) -> String {
+        self.path("gguf/pico.gguf")
+    }
+
+    /// Trains two experts for 20 steps.
+    fn train(&self, base: &str, library: &str) {
+        let library = self.path(library);
+        words(&format!(
+            "train-experts --base {base} --tasks suite:skills --library {library} --experts shift_up1,join_dash \
+             --set max_steps=20 learning_rate=1e-2 eval_steps=10 max_grad_norm=1"
+        ))
+        .ok();
+    }
+
+    fn expert(&self, library: &str, name: &str) -> (Adapter, Vec<f64>) {
+        let folder = self.folder.path().join(library).join("experts").join(name);
+        let record: Value = serde_json::from_str(&fs::read_to_string(folder.join("expert.json")).unwrap()).unwrap();
+        let mut losses = Vec::new();
+        numbers(&record["losses"], &mut losses);
+        (Adapter::read(&folder).unwrap(), losses)
+    }
+}
+
+/// All numbers of a JSON document, in order.
+fn numbers(value: &Value, all: &mut Vec<f64>) {
+    match value {
+        Value::Number(number) => all.extend(number.as_f64()),
+        Value::Array(values) => values.iter().for_each(|value| numbers(value, all)),
+        Value::Object(map) => map.values().for_each(|value| numbers(value, all)),
+        _ => {}
+    }
+}
+
+/// Writes a folder with the weights of a GGUF file, dequantised.
+fn write_dequantized(file: &Path, folder: &Path) {
+    let shards = GgufShards::open(file).unwrap();
+    fs::create_dir(folder).unwrap();
+    fs::write(folder.join("config.json"), gguf_config_json(&shards).unwrap().to_string()).unwrap();
+    Checkpoint::of_gguf(shards).unwrap().write_edited(folder, &BTreeSet::new(), &mut |_, _| Ok(())).unwrap();
+}
+
+/// Asserts that two trainings had the same losses within 1e-3 and made the same adapter within 1e-2.
+fn assert_same_training(one: (Adapter, Vec<f64>), other: (Adapter, Vec<f64>)) {
+    assert!(one.1.len() > 3 && one.1.len() == other.1.len(), "{:?} {:?}", one.1, other.1);
+    for (a, b) in one.1.iter().zip(&other.1) {
+        assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "losses {:?} and {:?}", one.1, other.1);
+    }
+    for (module, update) in one.0.modules() {
+        let (own, others) = (update.delta(), other.0.modules()[module].delta());
+        let distance = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
+            pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        let difference = distance(&mut own.iter().copied().zip(others.iter().copied()));
+        let size = distance(&mut others.iter().map(|&value| (value, 0.0)));
+        assert!(difference <= 1e-2 * size, "{module}: {difference} of {size}");
+    }
+}
+
+#[test]
+fn training_and_serving_over_gguf_are_those_over_the_dequantised_folder() {
+    let work = Work::new();
+    let (gguf, folder) = (work.gguf(), work.path("dequantized"));
+    work.train(&gguf, "quantized");
+    work.train(&folder, "plain");
+    for name in ["shift_up1", "join_dash"] {
+        assert_same_training(work.expert("quantized", name), work.expert("plain", name));
+    }
+    let library = work.path("quantized");
+    let record = fs::read_to_string(work.path("quantized/experts/join_dash/expert.json")).unwrap();
+    assert_contains(&record, &["\"base_form\": \"GGUF Q8_0 F16 F32\""]);
+
+    let task = "suite:skills/join_dash";
+    let scores = |base: &str| {
+        let options = "--router base arrow expert:join_dash --limit 8 --json";
+        let ran = words(&format!("eval --base {base} --library {library} --tasks {task} {options}")).ok();
+        let mut scores = Vec::new();
+        numbers(&serde_json::from_str(&ran.stdout).unwrap(), &mut scores);
+        (scores, ran.stderr)
+    };
+    let ((own, _), (others, notice)) = (scores(&gguf), scores(&folder));
+    assert!(own.iter().zip(&others).all(|(a, b)| (a - b).abs() < 1e-3 * b.abs().max(1.0)), "{own:?} {others:?}");
+    assert_contains(&notice, &["another form of it", "GGUF Q8_0 F16 F32"]);
+
+    let text = |base: &str| {
+        let prompt = ["generate", "--base", base, "--library", &library, "--router", "uniform", "--prompt", "-:ab;\n"];
+        run(prompt).ok().stdout
+    };
+    assert_eq!(text(&gguf), text(&folder));
+    words(&format!("verify --base {gguf} --library {library}")).ok();
+    words(&format!("explain --base {gguf} --library {library} --router arrow --prompt ab --json")).ok();
+    words(&format!("cluster --library {library} -k 2 --out {}", work.path("c.json"))).ok();
+    words(&format!("library check --library {library} --base {gguf}")).ok();
+    words(&format!("library check --library {library}")).ok();
+}
+
+#[test]
+fn a_merge_into_gguf_writes_the_dequantised_folder() {
+    let work = Work::new();
+    let (gguf, folder) = (work.gguf(), work.path("dequantized"));
+    work.train(&gguf, "l");
+    let library = work.path("l");
+    let merged = work.path("merged");
+    let method = "--method linear --experts join_dash,shift_up1";
+    words(&format!("merge --base {gguf} --library {library} {method} --into-base --out {merged}")).ok();
+    let again = work.path("again");
+    words(&format!("merge --base {folder} --library {library} {method} --into-base --out {again}")).ok();
+    let [own, others] = [&merged, &again].map(|folder| {
+        let tensors = safetensors::load(Path::new(folder).join("model.safetensors"), &Device::Cpu).unwrap();
+        tensors.into_iter().collect::<HashMap<String, Tensor>>()
+    });
+    assert_eq!(own.keys().collect::<BTreeSet<_>>(), others.keys().collect::<BTreeSet<_>>());
+    for (name, own) in &own {
+        let difference = (own - &others[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        assert!(difference.to_vec0::<f32>().unwrap() < 1e-6, "{name}");
+    }
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(Path::new(&merged).join(file).is_file(), "{file}");
+    }
+    words(&format!("generate --base {merged} --prompt ab --max-new-tokens 4")).ok();
+}
+
+#[test]
+fn info_shows_the_types_of_the_weights() {
+    let work = Work::new();
+    let info = words(&format!("base info --base {} --json", work.gguf())).json();
+    let types: Vec<&str> =
+        info["weight_types"].as_array().unwrap().iter().map(|of| of["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["Q8_0", "F16", "F32"]);
+    let bytes: u64 = info["weight_types"].as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(info["memory"]["training"][0]["base"].as_u64(), Some(bytes));
+    assert!(bytes < info["file_bytes"].as_u64().unwrap());
+    let human = words(&format!("base info --base {}", work.gguf())).ok().stdout;
+    assert_contains(&human, &["weight types", "Q8_0"]);
+}
+
+#[test]
+fn what_names_no_one_file_or_tokenizer_is_refused() {
+    let work = Work::new();
+    let folder = work.path("gguf");
+    let error = words(&format!("base info --base {folder}")).failed(1);
+    assert_contains(&error, &["its weights are in GGUF; name one file: --base", "pico.gguf"]);
+    let error = words(&format!("base info --base {} --tokenizer {folder}", work.path("dequantized"))).failed(2);
+    assert_contains(&error, &["--tokenizer is for a base in GGUF"]);
+    let error = words(&format!("base info --base {}", work.path("absent.gguf"))).failed(1);
+    assert_contains(&error, &["absent.gguf"]);
+    fs::write(work.path("cut.gguf"), &fs::read(work.gguf()).unwrap()[..5000]).unwrap();
+    let error = words(&format!("base info --base {}", work.path("cut.gguf"))).failed(1);
+    assert_contains(&error, &["cut.gguf: ", "incomplete or damaged"]);
+    // A tokenizer elsewhere.
+    fs::rename(work.gguf(), work.path("alone.gguf")).unwrap();
+    let alone = work.path("alone.gguf");
+    words(&format!("generate --base {alone} --tokenizer {folder} --prompt ab --max-new-tokens 2")).ok();
+}
