@@ -98,20 +98,18 @@ fn factors_and_minima(head: &[u8; 16]) -> ([f32; 8], [f32; 8]) {
     (scales.map(|scale| d * f32::from(scale)), minima.map(|minimum| d_minimum * f32::from(minimum)))
 }
 
-/// Eight scales and minima of 6 bits: four bytes of scales and four of minima, whose upper two bits belong to the later
-/// four, and four bytes with the low halves of those.
+/// Eight scales and eight minima of 6 bits, from 12 bytes: four bytes of scales and four of minima, whose upper two bits
+/// belong to the later four, and four bytes with the low halves of those. Four bytes at a time.
 #[inline(always)]
 pub(super) fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let later = |low: u8, first: u8| low | first >> 6 << 4;
-    let scales = std::array::from_fn(|g| match g {
-        0..4 => packed[g] & 63,
-        _ => later(packed[g + 4] & 0xf, packed[g - 4]),
-    });
-    let minima = std::array::from_fn(|g| match g {
-        0..4 => packed[g + 4] & 63,
-        _ => later(packed[g + 4] >> 4, packed[g]),
-    });
-    (scales, minima)
+    let word =
+        |start: usize| u32::from_le_bytes([packed[start], packed[start + 1], packed[start + 2], packed[start + 3]]);
+    let (scales, minima, low) = (word(0), word(4), word(8));
+    let all = |first: u32, low: u32| {
+        let (early, late) = (first & 0x3f3f_3f3f, low & 0x0f0f_0f0f | first >> 2 & 0x3030_3030);
+        (u64::from(early) | u64::from(late) << 32).to_le_bytes()
+    };
+    (all(scales, low), all(minima, low >> 4))
 }
 
 /// Low four bits, high two bits, 16 scales of 8 bits, and their scale: values from -32 to 31. Of each half, 64 bytes have the

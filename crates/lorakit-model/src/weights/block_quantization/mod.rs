@@ -1,8 +1,17 @@
 //! Weights in GGML's block types: some values share a scale, and a value has 2 to 8 bits.
+//!
+//! - [`block_type`]: the types, and their values as f32.
+//! - `unpacked`, `blocks_of_32`, `blocks_of_256`: how a block of each type is read.
+//! - `eight_bit_tokens`, `integer_products`, `x86_rows`: products with tokens that are rounded to 8 bits.
 
 mod block_type;
 mod blocks_of_256;
 mod blocks_of_32;
+mod eight_bit_tokens;
+mod integer_products;
 mod unpacked;
+#[cfg(target_arch = "x86_64")]
+mod x86_rows;
 
 pub use block_type::{BlockType, ggml_type_name};
+pub(crate) use eight_bit_tokens::EightBitTokens;
