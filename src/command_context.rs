@@ -1,6 +1,7 @@
 //! The context of a command: device, seed, output and interruption.
 
 use crate::args::global_args::{DeviceChoice, Dtype, GlobalArgs};
+use crate::args::usage::usage_error;
 use crate::interrupt::Interrupt;
 use crate::output::console::Output;
 use crate::output::progress_bar::TrainingBars;
@@ -8,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use lorakit_adapter::Library;
 use lorakit_fit::{OpenLibrary, Reporter, TrainingHooks};
-use lorakit_model::Base;
+use lorakit_lora::kernels::simd::Level;
+use lorakit_model::{Base, TokenPrecision};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -30,11 +32,13 @@ pub struct CommandContext {
     /// The chosen device, set up at first use.
     device: OnceLock<Device>,
     dtype: Option<Dtype>,
+    exact: bool,
 }
 
 impl CommandContext {
     /// The context for these global options.
     pub fn new(global: &GlobalArgs) -> Result<Self> {
+        Level::asked().map_err(usage_error)?;
         Ok(Self {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
             seed: global.seed,
@@ -45,6 +49,7 @@ impl CommandContext {
             choice: global.device,
             device: OnceLock::new(),
             dtype: global.dtype,
+            exact: global.exact,
         })
     }
 
@@ -120,7 +125,14 @@ impl CommandContext {
 
     /// Options to open a base for inference.
     pub fn base_options(&self) -> Result<lorakit_model::BaseOptions> {
-        Ok(lorakit_model::BaseOptions { device: self.device()?, dtype: self.dtype.map(DType::from), trainable: false })
+        let dtype = self.dtype.map(DType::from);
+        Ok(lorakit_model::BaseOptions { device: self.device()?, dtype, ..lorakit_model::BaseOptions::default() })
+    }
+
+    /// Options to open a base that generates text for people: faster over quantised weights, unless `--exact` is given.
+    pub fn decoding_options(&self) -> Result<lorakit_model::BaseOptions> {
+        let decoding = if self.exact { TokenPrecision::Exact } else { TokenPrecision::EightBit };
+        Ok(lorakit_model::BaseOptions { decoding, ..self.base_options()? })
     }
 }
 

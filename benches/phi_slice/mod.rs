@@ -67,7 +67,7 @@ pub fn device() -> Device {
 
 /// The base that the environment selects, with weights of `dtype`.
 pub fn subject(vocabulary: usize, dtype: DType) -> Base {
-    let options = BaseOptions { device: device(), dtype: Some(dtype), trainable: false };
+    let options = BaseOptions { device: device(), dtype: Some(dtype), ..BaseOptions::default() };
     match std::env::var("BENCH_BASE") {
         Ok(folder) => Base::open(Path::new(&folder), &options).unwrap(),
         Err(_) => base(set("BENCH_LAYERS", 2), vocabulary, &options),

@@ -78,7 +78,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         false => rows,
     };
     let place = args.base.resolve(context)?;
-    let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
+    let (base, tokenizer) = (place.base_as(&context.decoding_options()?, context)?, place.tokenizer()?);
     let routed = args.adapter.open(&base, &place, context)?;
     let (patches, routing) = (&routed.patches, routed.templates.as_ref());
     let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing };

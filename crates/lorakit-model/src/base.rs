@@ -15,6 +15,7 @@ use crate::layer::rope::LayerRopes;
 use crate::layer::tape::Tape;
 use crate::token_batch::TokenBatch;
 use crate::weights::checkpoint::{Checkpoint, WeightType};
+use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use crate::weights::weight_loader::{BaseOptions, WeightLoader};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var, bail};
@@ -38,6 +39,7 @@ pub struct Base {
     ropes: LayerRopes,
     device: Device,
     dtype_override: Option<DType>,
+    decoding: TokenPrecision,
     variables: Vec<(String, Var)>,
     parameters: u64,
     file_bytes: u64,
@@ -121,6 +123,7 @@ impl Base {
             ropes: LayerRopes::new(&config),
             sites: (0..config.layers).flat_map(|index| config.sites(index)).collect(),
             device: options.device.clone(),
+            decoding: options.decoding,
             dtype_override: if options.device.is_cpu() { options.dtype } else { Some(matmul_dtype) }
                 .filter(|&dtype| dtype != DType::F32),
             parameters: checkpoint.parameters() - unused_values,
@@ -243,7 +246,14 @@ impl Base {
         keys: Vec<Vec<Range<usize>>>,
         cache: KvCache,
     ) -> ForwardPlan {
-        ForwardPlan::cached(sequences, keys, cache, &self.ropes)
+        let precision = self.decoding_precision(sequences.iter().map(|sequence| sequence.len));
+        ForwardPlan::cached(sequences, keys, cache, &self.ropes).with_precision(precision)
+    }
+
+    /// The precision that tokens of cached sequences are computed in, where this many are new in each: those after the prompt
+    /// come one at a time. It does not depend on how many sequences there are.
+    pub(crate) fn decoding_precision(&self, new: impl IntoIterator<Item = usize>) -> TokenPrecision {
+        if new.into_iter().all(|tokens| tokens == 1) { self.decoding } else { TokenPrecision::Exact }
     }
 
     /// An empty cache of `slots` tokens.

@@ -150,6 +150,10 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If a sequence has no room for its tokens.
     pub fn forward(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        on_pool(|| self.states(appended))
+    }
+
+    fn states(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
         let (mut ids, mut sequences, mut keys, mut new) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &(index, tokens) in appended {
             let computed = self.take_tokens(index, tokens)?;
@@ -171,7 +175,11 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// As [`CachedDecoder::forward`], and if a logit is not finite.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        let h = self.forward(appended)?;
+        on_pool(|| self.logits(appended))
+    }
+
+    fn logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        let h = self.states(appended)?;
         let ends: Vec<u32> = appended
             .iter()
             .scan(0, |end, (_, tokens)| {
@@ -186,7 +194,8 @@ impl<'a> CachedDecoder<'a> {
             Sequence { start, len: 1, position, ..sequence.template.clone() }
         };
         let batch = SequenceBatch::new(appended.iter().enumerate().map(one));
-        let logits = self.base.lm_head().logits(&last, HeadPatch::of(self.patches, &batch))?;
+        let precision = self.base.decoding_precision(appended.iter().map(|(_, tokens)| tokens.len()));
+        let logits = self.base.lm_head().logits_at(&last, HeadPatch::of(self.patches, &batch), precision)?;
         if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
             bail!(
                 "the logits of the next token are not finite: a weight of the base or of an adapter is NaN or too large"
@@ -204,4 +213,10 @@ impl<'a> CachedDecoder<'a> {
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
+}
+
+/// Runs `op` on a thread of the pool. A decoded token has hundreds of parallel regions, each of which would wake up the pool
+/// and then the caller, were the caller not one of its threads.
+fn on_pool<R: Send>(op: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| op())
 }

@@ -6,6 +6,7 @@ use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::kv_cache::KvCache;
 use crate::layer::rope::LayerRopes;
+use crate::weights::token_precision::TokenPrecision;
 use candle_core::{Result, Tensor};
 use lorakit_lora::SequenceBatch;
 use std::ops::Range;
@@ -21,6 +22,7 @@ pub struct ForwardPlan {
     of_layer: Arc<[usize]>,
     cache: Option<KvCache>,
     output: Option<OutputTokens>,
+    precision: TokenPrecision,
 }
 
 /// The tokens that the output of a layer is wanted of.
@@ -60,13 +62,30 @@ impl ForwardPlan {
     ) -> Self {
         let tables = ropes.of_batch(&sequences).into_iter();
         let layouts = tables.map(|table| AttentionLayout::new(table, segments.clone())).collect();
-        Self { sequences, layouts, of_layer: ropes.of_layer.clone(), cache, output: None }
+        Self {
+            sequences,
+            layouts,
+            of_layer: ropes.of_layer.clone(),
+            cache,
+            output: None,
+            precision: TokenPrecision::Exact,
+        }
     }
 
     /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
     /// these `sequences`. After that layer's attention only they are computed.
     pub(crate) fn with_output_tokens(self, layer: usize, indices: Tensor, sequences: SequenceBatch) -> Self {
         Self { output: Some(OutputTokens { layer, indices, sequences }), ..self }
+    }
+
+    /// The same where quantised weights are multiplied with tokens of this precision.
+    pub(crate) fn with_precision(self, precision: TokenPrecision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The precision of the tokens that quantised weights are multiplied with.
+    pub(crate) fn precision(&self) -> TokenPrecision {
+        self.precision
     }
 
     fn output_of(&self, layer: usize) -> Option<&OutputTokens> {

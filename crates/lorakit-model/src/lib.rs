@@ -79,4 +79,4 @@ pub use error::ModelError;
 pub use forward_plan::ForwardPlan;
 pub use sequence_loss::{NllSum, ScoredRow, split_by_tokens, sums_by_row};
 pub use token_batch::{TargetToken, TokenBatch};
-pub use weights::{BaseOptions, Checkpoint, Rounding, StorageDtype, WeightType};
+pub use weights::{BaseOptions, Checkpoint, Rounding, StorageDtype, TokenPrecision, WeightType};

@@ -53,7 +53,7 @@ impl<'a> LayerContext<'a> {
         if let Some(tape) = &mut self.tape {
             return taped_site(tape, linear, patch, x, batch);
         }
-        let mut out = Outputs::new(linear.forward(x)?);
+        let mut out = Outputs::new(linear.forward_at(x, self.plan.precision())?);
         if let Some(patch) = patch {
             patch.add(x, batch, &mut out)?;
         }

@@ -1,6 +1,7 @@
 //! The linear layers of a site as one op. Where they are frozen, its backward computes the gradient of the input only.
 
 use crate::weights::mmap_matrix::{self, MmapMatrix};
+use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use lorakit_lora::FrozenLinear;
@@ -60,8 +61,13 @@ impl FusedLinear {
 
     /// The outputs, `[tokens, sum of widths]`, of `x`, `[tokens, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_at(x, TokenPrecision::Exact)
+    }
+
+    /// The same of tokens of this precision.
+    pub(crate) fn forward_at(&self, x: &Tensor, precision: TokenPrecision) -> Result<Tensor> {
         match &self.frozen {
-            Some(projections) => op::unary(FrozenOp(projections.clone()), x),
+            Some(projections) => op::unary(FrozenOp { projections: projections.clone(), precision }, x),
             None => self.composed(x),
         }
     }
@@ -131,6 +137,29 @@ impl FrozenProjections {
         let output = projections.iter().map(|p| p.weight.rows()).sum();
         Self { projections, input, output }
     }
+
+    /// The outputs, `[tokens, output]`, of `x`, `[tokens, input]`.
+    fn product(&self, x: &[f32], precision: TokenPrecision) -> Vec<f32> {
+        let width = self.output;
+        let mut y = vec![0.0; x.len() / self.input * width];
+        // Without tokens, the second projection's columns would start beyond `y`.
+        if y.is_empty() {
+            return y;
+        }
+        let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
+        mmap_matrix::forward_side_by_side(&weights, x, &mut y, precision);
+        let mut start = 0;
+        for FrozenProjection { weight, bias } in &self.projections {
+            let columns = start..start + weight.rows();
+            if let Some(bias) = bias {
+                for row in y.chunks_exact_mut(width) {
+                    row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+            }
+            start = columns.end;
+        }
+        y
+    }
 }
 
 /// `dx = dy W`: no gradient of `W` is computed.
@@ -144,25 +173,7 @@ impl FrozenLinear for FrozenProjections {
     }
 
     fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let (tokens, width) = (x.len() / self.input, self.output);
-        // Without tokens, the second projection's columns would start beyond `y`.
-        if tokens == 0 {
-            return Vec::new();
-        }
-        let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
-        // SAFETY: the products of all projections overwrite all columns.
-        let mut y = unsafe { written(tokens * width, |y| mmap_matrix::forward_side_by_side(&weights, x, y)) };
-        let mut start = 0;
-        for FrozenProjection { weight, bias } in &self.projections {
-            let columns = start..start + weight.rows();
-            if let Some(bias) = bias {
-                for row in y.chunks_exact_mut(width) {
-                    row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                }
-            }
-            start = columns.end;
-        }
-        y
+        self.product(x, TokenPrecision::Exact)
     }
 
     fn backward(&self, dy: &[f32]) -> Vec<f32> {
@@ -185,7 +196,10 @@ impl FrozenLinear for FrozenProjections {
 }
 
 /// The same as an op of `x`.
-struct FrozenOp(Arc<FrozenProjections>);
+struct FrozenOp {
+    projections: Arc<FrozenProjections>,
+    precision: TokenPrecision,
+}
 
 impl Op<1> for FrozenOp {
     fn name(&self) -> &'static str {
@@ -194,13 +208,14 @@ impl Op<1> for FrozenOp {
 
     fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
         let (tokens, input) = x.matrix()?;
-        if self.0.projections.iter().any(|p| p.weight.columns() != input) {
+        if self.projections.projections.iter().any(|p| p.weight.columns() != input) {
             bail!("a linear layer was given {input} features");
         }
-        Ok((self.0.forward(x.values), (tokens, self.0.output).into()))
+        let y = self.projections.product(x.values, self.precision);
+        Ok((y, (tokens, self.projections.output).into()))
     }
 
     fn backward(&self, _: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
-        Ok([Some(self.0.backward(dy))])
+        Ok([Some(self.projections.backward(dy))])
     }
 }

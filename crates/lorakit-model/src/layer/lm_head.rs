@@ -4,7 +4,8 @@
 use crate::layer::linear::{gradient_product, product};
 use crate::layer::logit_scale::LogitScale;
 use crate::vector_math::{exp, largest, total};
-use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::mmap_matrix::{self, MmapMatrix};
+use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -63,14 +64,19 @@ impl LmHead {
     /// The logits, `[tokens, vocabulary]`, of hidden states `h`, `[tokens, d]`. Differentiable only where the weight is a
     /// tensor.
     pub fn logits(&self, h: &Tensor, patch: Option<HeadPatch>) -> Result<Tensor> {
+        self.logits_at(h, patch, TokenPrecision::Exact)
+    }
+
+    /// The same of hidden states of this precision.
+    pub(crate) fn logits_at(&self, h: &Tensor, patch: Option<HeadPatch>, precision: TokenPrecision) -> Result<Tensor> {
         let h = h.contiguous()?;
         let logits = match &self.weight {
             Weight::Tensor(weight) => product(&h, &weight.t()?)?,
             Weight::Mapped(weight) => {
                 let (tokens, rows) = (h.dim(0)?, weight.rows());
-                let y = cpu_tensor::with_values(&h, "logits", |h| {
-                    // SAFETY: the product overwrites all values.
-                    unsafe { written(tokens * rows, |y| weight.forward(h, y, rows, 0..rows)) }
+                let mut y = vec![0.0; tokens * rows];
+                cpu_tensor::with_values(&h, "logits", |h| {
+                    mmap_matrix::forward_side_by_side(&[weight], h, &mut y, precision);
                 })?;
                 Tensor::from_vec(y, (tokens, rows), h.device())?
             }

@@ -9,7 +9,13 @@ const CHUNK: usize = 1 << 16;
 /// The values as f32: a bf16 is the upper half of an f32.
 #[inline(always)]
 pub(super) fn widen_bf16(values: &[bf16], wide: &mut [f32]) {
-    wide.iter_mut().zip(values).for_each(|(w, v)| *w = f32::from_bits(u32::from(v.to_bits()) << 16));
+    wide.iter_mut().zip(values).for_each(|(w, v)| *w = bf16_as_f32(*v));
+}
+
+/// One value as f32.
+#[inline(always)]
+pub(super) fn bf16_as_f32(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
 /// The values as f32.

@@ -2,10 +2,11 @@
 //! quantised: their blocks are then dequantised instead.
 
 use crate::error::{ModelError, Result};
-use crate::weights::block_quantization::BlockType;
-use crate::weights::few_tokens::{FEW, RowProducts};
-use crate::weights::half_precision::{round_to_bf16, round_to_f16, widen_bf16, widen_f16};
+use crate::weights::block_quantization::{BlockType, EightBitTokens};
+use crate::weights::few_tokens::{FEW, RowProducts, WrittenRowProducts};
+use crate::weights::half_precision::{bf16_as_f32, round_to_bf16, round_to_f16, widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
+use crate::weights::token_precision::TokenPrecision;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
@@ -253,35 +254,24 @@ impl MmapMatrix {
 
     /// `y[:, columns] = x Wᵀ`: `x` is `[tokens, columns of W]`, and `y` is `[tokens, width]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
-        let tokens = x.len() / self.columns;
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
-        if let Some(w) = self.plain_f32() {
-            let x = MatrixRef::new(x, tokens, self.columns, self.columns);
-            let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
-            return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
-        }
-        y.column_tiles(TILE)
-            .into_par_iter()
-            .for_each_init(Vec::new, |scratch, (rows, y)| self.forward_tile(x, rows, y, scratch));
+        let y = MatrixMut::new(&mut y[columns.start..], x.len() / self.columns, self.rows, width);
+        product(&[self], &Tokens { x, eight_bit: None }, y);
     }
 
-    /// `y = x Wᵀ` for some rows of a matrix that is widened: `y` is `[tokens, rows]`.
-    fn forward_tile(&self, x: &[f32], rows: Range<usize>, y: MatrixMut, scratch: &mut Vec<f32>) {
+    /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`.
+    fn forward_tile(&self, tokens: &Tokens, rows: Range<usize>, y: MatrixMut, scratch: &mut Vec<f32>) {
+        let Tokens { x, eight_bit } = tokens;
         let (tokens, count) = (x.len() / self.columns, rows.len());
+        if let (Some(tokens), Some(_)) = (eight_bit, self.integer_type()) {
+            scratch.resize(count * tokens.len(), 0.0);
+            self.integer_products(rows, tokens, scratch);
+            return y.copy_from_transposed(scratch);
+        }
         if tokens <= FEW {
             scratch.resize(self.columns + count * tokens, 0.0);
             let (row, products) = scratch.split_at_mut(self.columns);
-            match self.slice(rows.clone()) {
-                Some(Slice::BF16(w)) if self.order.is_none() => {
-                    let widen = |r, row: &mut [f32]| widen_bf16(&w[r * self.columns..][..self.columns], row);
-                    simd::dispatch(RowProducts { widen, x, row, y: products });
-                }
-                _ => {
-                    let widen = |r, row: &mut [f32]| self.widen_part(rows.start + r, 0..self.columns, row);
-                    simd::dispatch(RowProducts { widen, x, row, y: products });
-                }
-            }
+            self.few_products(rows, x, row, products);
             return y.copy_from_transposed(products);
         }
         scratch.resize(count * self.columns, 0.0);
@@ -289,6 +279,37 @@ impl MmapMatrix {
         let x = MatrixRef::new(x, tokens, self.columns, self.columns);
         let w = MatrixRef::new(scratch, count, self.columns, self.columns);
         gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
+    }
+
+    /// `y`, `[rows, tokens]`, of few tokens; `row` is room for a row.
+    fn few_products(&self, rows: Range<usize>, x: &[f32], row: &mut [f32], y: &mut [f32]) {
+        let columns = self.columns;
+        let stored = if self.order.is_none() { self.slice(rows.clone()) } else { None };
+        match stored {
+            Some(Slice::F32(rows)) => simd::dispatch(RowProducts { rows, columns, widen: |value: f32| value, x, y }),
+            Some(Slice::BF16(rows)) => simd::dispatch(RowProducts { rows, columns, widen: bf16_as_f32, x, y }),
+            Some(Slice::F16(_)) | None => {
+                let write = |r: usize, row: &mut [f32]| self.widen_part(rows.start + r, 0..columns, row);
+                simd::dispatch(WrittenRowProducts { write, x, row, y });
+            }
+        }
+    }
+
+    /// The type of its blocks, if they are multiplied with tokens of 8 bits.
+    fn integer_type(&self) -> Option<BlockType> {
+        self.block_type().filter(|block_type| block_type.has_integer_products())
+    }
+
+    /// `y`, `[rows, tokens]`, of quantised rows and tokens of 8 bits.
+    fn integer_products(&self, rows: Range<usize>, tokens: &EightBitTokens, y: &mut [f32]) {
+        let Values::Blocks(bytes, range, block_type) = &self.values else { return };
+        let row_bytes = self.columns / block_type.block_values() * block_type.block_bytes();
+        let stored =
+            |rows: Range<usize>| &bytes[range.start + rows.start * row_bytes..range.start + rows.end * row_bytes];
+        let Some(order) = &self.order else { return block_type.integer_products(stored(rows), tokens, y) };
+        for (&row, y) in order[rows].iter().zip(y.chunks_exact_mut(tokens.len())) {
+            block_type.integer_products(stored(row as usize..row as usize + 1), tokens, y);
+        }
     }
 
     /// `dx = dy W`, or added to `dx`: `dy` is `[tokens, rows]` and `dx` `[tokens, columns]`.
@@ -323,30 +344,44 @@ impl MmapMatrix {
     }
 }
 
+/// The tokens that matrices are multiplied with.
+struct Tokens<'a> {
+    /// `[tokens, columns]`.
+    x: &'a [f32],
+    /// The same, rounded for quantised matrices that are multiplied so.
+    eight_bit: Option<EightBitTokens>,
+}
+
 /// `y = x Wᵀ` of matrices that read the same input: `x` is `[tokens, columns]`, and `y`, `[tokens, sum of rows]`, holds
-/// their outputs side by side.
-pub(crate) fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32]) {
-    let width: usize = weights.iter().map(|weight| weight.rows).sum();
-    if weights.iter().any(|weight| weight.plain_f32().is_some()) {
-        let mut start = 0;
-        for weight in weights {
-            weight.forward(x, y, width, start..start + weight.rows);
-            start += weight.rows;
-        }
-        return;
-    }
-    // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
-    let tokens = y.len() / width;
-    let mut rest = MatrixMut::new(y, tokens, width, width);
+/// their outputs side by side. Quantised matrices are multiplied with tokens of this precision.
+pub fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32], precision: TokenPrecision) {
+    let (width, columns) = (weights.iter().map(|weight| weight.rows).sum(), weights[0].columns);
+    let is_rounded = precision == TokenPrecision::EightBit && weights.iter().any(|w| w.integer_type().is_some());
+    let eight_bit = is_rounded.then(|| EightBitTokens::new(x, columns));
+    product(weights, &Tokens { x, eight_bit }, MatrixMut::new(y, x.len() / columns, width, width));
+}
+
+fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
+    let (x, columns) = (tokens.x, weights[0].columns);
+    let count = x.len() / columns;
+    let mut rest = y;
     let mut tiles = Vec::new();
     for weight in weights {
         let (own, others) = rest.split_at_column(weight.rows);
-        tiles.extend(own.column_tiles(TILE).into_iter().map(|(rows, y)| (weight, rows, y)));
         rest = others;
+        match weight.plain_f32().filter(|_| count > FEW) {
+            Some(w) => {
+                let x = MatrixRef::new(x, count, columns, columns);
+                let w = MatrixRef::new(w, weight.rows, columns, columns);
+                par_gemm(own, Destination::Overwrite, x, w.transposed(), 1.0);
+            }
+            None => tiles.extend(own.column_tiles(TILE).into_iter().map(|(rows, y)| (weight, rows, y))),
+        }
     }
+    // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
     tiles
         .into_par_iter()
-        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(x, rows, y, scratch));
+        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(tokens, rows, y, scratch));
 }
 
 /// The values of bytes at any address, as f32.

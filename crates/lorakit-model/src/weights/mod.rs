@@ -11,13 +11,15 @@ mod own_tensors;
 mod save;
 pub(crate) mod storage_dtype;
 pub(crate) mod stored_weight;
+pub(crate) mod token_precision;
 pub(crate) mod weight;
 pub(crate) mod weight_loader;
 
 pub use block_quantization::{BlockType, ggml_type_name};
 pub use checkpoint::{Checkpoint, WeightType};
 pub use edit::{Edit, Rounding};
-pub use mmap_matrix::MmapMatrix;
+pub use mmap_matrix::{MmapMatrix, forward_side_by_side};
 pub use storage_dtype::StorageDtype;
+pub use token_precision::TokenPrecision;
 pub use weight::Weight;
 pub use weight_loader::BaseOptions;

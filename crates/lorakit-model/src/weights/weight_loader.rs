@@ -6,6 +6,7 @@ use crate::layer::linear::LinearWeights;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
+use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeSet;
@@ -20,11 +21,14 @@ pub struct BaseOptions {
     pub dtype: Option<DType>,
     /// Whether its own weights are trained.
     pub trainable: bool,
+    /// The precision of tokens that are decoded one at a time over quantised weights. Prompts, training and the scoring of
+    /// texts are exact in any case.
+    pub decoding: TokenPrecision,
 }
 
 impl Default for BaseOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: None, trainable: false }
+        Self { device: Device::Cpu, dtype: None, trainable: false, decoding: TokenPrecision::Exact }
     }
 }
 

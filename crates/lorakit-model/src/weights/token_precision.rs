@@ -1,0 +1,12 @@
+//! How precisely products with quantised weights read tokens.
+
+/// The precision of the tokens that quantised weights are multiplied with. Over other weights it changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenPrecision {
+    /// In f32: results are those of the dequantised weights.
+    #[default]
+    Exact,
+    /// Rounded to 8 bits with a scale for each 32 values, as llama.cpp does: several times as fast where one or few tokens
+    /// are decoded at a time.
+    EightBit,
+}
