@@ -1,6 +1,9 @@
 //! Conversions between f32 and the 16-bit types that weights are stored in.
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::vec::HalfBitsVecExt;
+use half::{bf16, f16};
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Values that one task of the thread pool rounds.
@@ -47,25 +50,55 @@ unsafe fn widen_f16c(values: &[f16], wide: &mut [f32]) {
 
 /// The values rounded to bf16, to the nearest or else even.
 pub(super) fn round_to_bf16(values: &[f32]) -> Vec<bf16> {
-    let mut rounded = vec![bf16::ZERO; values.len()];
-    rounded.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(rounded, values)| {
-        rounded.convert_from_f32_slice(values);
+    // Zeros of a plain type are pages that the system fills in when they are written to, by all threads.
+    let mut bits = vec![0u16; values.len()];
+    bits.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
+        simd::dispatch(RoundToBf16 { values, bits });
     });
-    rounded
+    bits.reinterpret_into()
+}
+
+struct RoundToBf16<'a> {
+    values: &'a [f32],
+    bits: &'a mut [u16],
+}
+
+impl WithSimd for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (rounded, value) in self.bits.iter_mut().zip(self.values) {
+            let bits = value.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            // A NaN stays one, and becomes a quiet one.
+            *rounded = if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16;
+        }
+    }
 }
 
 /// The values rounded to f16, to the nearest or else even.
 pub(super) fn round_to_f16(values: &[f32]) -> Vec<f16> {
-    let mut rounded = vec![f16::ZERO; values.len()];
-    rounded.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(rounded, values)| {
-        rounded.convert_from_f32_slice(values);
+    let mut bits = vec![0u16; values.len()];
+    bits.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
+        bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
     });
-    rounded
+    bits.reinterpret_into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Halves between two neighbours, and what is next to them.
+    #[test]
+    fn values_between_two_of_bf16_are_rounded_as_by_half() {
+        let starts = (0..=u16::MAX).step_by(7).map(|upper| u32::from(upper) << 16);
+        let near = |start: u32| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|lower| f32::from_bits(start | lower));
+        let values: Vec<f32> = starts.flat_map(near).collect();
+        let expected: Vec<u16> = values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
+        assert_eq!(round_to_bf16(&values).iter().map(|value| value.to_bits()).collect::<Vec<_>>(), expected);
+    }
 
     /// Every bit pattern of 16 bits, NaN among them, at a length that no vector divides.
     #[test]

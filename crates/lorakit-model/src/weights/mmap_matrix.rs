@@ -52,6 +52,9 @@ enum Slice<'a> {
 /// cache while all tokens are multiplied with it.
 const TILE: usize = 96;
 
+/// Rows that are multiplied with few tokens at a time: few enough that threads end together.
+const FEW_ROWS: usize = 32;
+
 /// Quantised rows that the backward dequantises at a time, for the same reason.
 const BLOCK_ROWS: usize = 256;
 
@@ -364,6 +367,7 @@ pub fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32], p
 fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
     let (x, columns) = (tokens.x, weights[0].columns);
     let count = x.len() / columns;
+    let tile = if count > FEW { TILE } else { FEW_ROWS };
     let mut rest = y;
     let mut tiles = Vec::new();
     for weight in weights {
@@ -375,7 +379,7 @@ fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
                 let w = MatrixRef::new(w, weight.rows, columns, columns);
                 par_gemm(own, Destination::Overwrite, x, w.transposed(), 1.0);
             }
-            None => tiles.extend(own.column_tiles(TILE).into_iter().map(|(rows, y)| (weight, rows, y))),
+            None => tiles.extend(own.column_tiles(tile).into_iter().map(|(rows, y)| (weight, rows, y))),
         }
     }
     // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
@@ -439,6 +443,38 @@ mod tests {
         let bytes: Vec<u8> = [9].into_iter().chain(bytes).collect();
         let range = 1..bytes.len();
         MmapMatrix::of_blocks(FileBytes::Owned(bytes.into()), range, BlockType::Q8_0, rows, columns).unwrap()
+    }
+
+    /// Matrices of several types side by side, with the tokens of the quantised ones rounded, and rows in another order.
+    #[test]
+    fn rounded_tokens_give_nearly_the_products_of_the_values_whatever_is_beside_them() {
+        let columns = 288;
+        let matrices = [
+            blocks(70, columns),
+            weight(StorageDtype::BF16, 33, columns),
+            reversed(&blocks(40, columns)),
+            weight(StorageDtype::F32, 31, columns),
+        ];
+        let all: Vec<&MmapMatrix> = matrices.iter().collect();
+        let width: usize = matrices.iter().map(MmapMatrix::rows).sum();
+        for tokens in [1, 5, 19] {
+            // No whole numbers: their rounding would be exact.
+            let x: Vec<f32> = (0..tokens * columns).map(|i| (i as f32 * 0.7).sin()).collect();
+            let mut products = [TokenPrecision::Exact, TokenPrecision::EightBit].map(|precision| {
+                let mut y = vec![9.0; tokens * width];
+                forward_side_by_side(&all, &x, &mut y, precision);
+                y
+            });
+            let [exact, rounded] = &mut products;
+            let mut moved = 0.0f32;
+            for (i, (exact, rounded)) in exact.iter().zip(rounded).enumerate() {
+                let is_quantised = i % width < 70 || (103..143).contains(&(i % width));
+                let difference = (exact - *rounded).abs();
+                assert!(difference <= if is_quantised { 1.0 } else { 0.0 }, "{i}: {exact} {rounded}");
+                moved = moved.max(difference);
+            }
+            assert!(moved > 1e-3);
+        }
     }
 
     #[test]

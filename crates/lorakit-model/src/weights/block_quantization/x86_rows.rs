@@ -189,11 +189,11 @@ impl<'a, const TOKENS: usize> RowSums<'a, TOKENS> {
     unsafe fn totals(&self) -> [f32; TOKENS] {
         let mut totals = [0.0; TOKENS];
         unsafe {
-            for t in 0..TOKENS {
-                let eight = _mm256_add_ps(self.lanes[t][0], self.lanes[t][1]);
+            for (total, [even, odd]) in totals.iter_mut().zip(self.lanes) {
+                let eight = _mm256_add_ps(even, odd);
                 let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                totals[t] = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+                *total = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
             }
         }
         totals
