@@ -310,6 +310,9 @@ unsafe fn fifth_bits(bits: *const u8) -> __m256i {
     }
 }
 
+// The functions that read a block of 32 values are not `unsafe`, so that they can be given to `small_blocks`, which alone
+// calls them: with a whole block, on a machine that has the instructions.
+
 /// The numbers of a Q4_0 block.
 #[inline(always)]
 fn q4_0(block: *const u8) -> __m256i {
