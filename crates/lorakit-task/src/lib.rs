@@ -70,6 +70,7 @@ pub use split::Split;
 pub use task::{FewShotTexts, GenerationConfig, Task};
 pub use tokenization::choice_request::{ChoiceRequest, choice_requests};
 pub use tokenization::example::{Example, TokenView, Truncation};
+pub use tokenization::gguf::gguf_tokenizer::gguf_tokenizer_files;
 pub use tokenization::incremental_decoder::IncrementalDecoder;
 pub use tokenization::pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
 pub use tokenization::row_encoding::{BosTokens, LossTokens, RowEncoding};

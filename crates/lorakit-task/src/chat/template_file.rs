@@ -39,7 +39,7 @@ pub(crate) fn read(folder: &Path) -> Result<Option<ChatTemplate>> {
 }
 
 /// A template's text, or a list of named ones, of which `default` and `tool_use` are used.
-fn compile(templates: &Value, tokens: Map<String, Value>) -> Result<ChatTemplate> {
+pub(crate) fn compile(templates: &Value, tokens: Map<String, Value>) -> Result<ChatTemplate> {
     let named = |name: &str| {
         let entries = templates.as_array().map_or(&[][..], Vec::as_slice);
         entries.iter().find(|entry| entry["name"] == name)?["template"].as_str()

@@ -5,6 +5,7 @@ pub(crate) mod byte_run;
 pub(crate) mod choice_request;
 pub(crate) mod conversation_tokens;
 pub(crate) mod example;
+pub(crate) mod gguf;
 pub(crate) mod incremental_decoder;
 pub(crate) mod pico_tokenizer;
 pub(crate) mod row_encoding;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use lorakit_format::gguf::GgufValue;
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{AddedToken, Encoding, Tokenizer as HubTokenizer};
@@ -11,6 +12,7 @@ use crate::chat::chat_template::ChatTemplate;
 use crate::chat::template_file;
 use crate::error::{At, Error, Result};
 use crate::tokenization::added_tokens::{AddedTokens, TokenFiles, own_tokens};
+use crate::tokenization::gguf::gguf_tokenizer::GgufTokenizer;
 use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
 use crate::tokenization::special_tokens::{self, SpecialTokens, read_json};
 use crate::tokenization::tokenizer_class::{Settings, TokenizerClass};
@@ -85,6 +87,18 @@ impl Tokenizer {
             Error::SpecialTokens(format!("the tokenizer has no token `{eos}`, which should be its EOS"))
         })?;
         Tokenizer::new(tokenizer, SpecialTokens { bos: None, eos: id, stops: BTreeSet::from([id]) })
+    }
+
+    /// The tokenizer and the chat template of a GGUF file with this metadata: byte-level (`gpt2`) or SentencePiece's
+    /// (`llama`), the same tokens as those of the Hugging Face folder that the file was made from.
+    ///
+    /// # Errors
+    /// If the file has no tokenizer, one of an unknown kind, or one that contradicts itself; the error names the key.
+    pub fn from_gguf(metadata: &BTreeMap<String, GgufValue>) -> Result<Tokenizer> {
+        let file = GgufTokenizer::read(metadata)?;
+        let chat_template = file.chat_template().map_err(|error| error.chain());
+        let tokenizer = Tokenizer::new(file.tokenizer, file.special)?;
+        Ok(Tokenizer { chat_template, warnings: file.warnings, ..tokenizer })
     }
 
     fn new(mut tokenizer: HubTokenizer, special: SpecialTokens) -> Result<Tokenizer> {

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 /// The words of Qwen's tokenizers.
-const QWEN_WORDS: &str =
+pub(crate) const QWEN_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A class that builds its pipeline itself, or all those that take it from the file.
@@ -154,7 +154,8 @@ fn of_architecture(model_type: &str) -> Option<&'static str> {
     }
 }
 
-fn llama(prefix_space: bool, legacy: bool) -> [Value; 3] {
+/// The normalizer, pre-tokenizer and decoder of Llama's tokenizers.
+pub(crate) fn llama(prefix_space: bool, legacy: bool) -> [Value; 3] {
     let scheme = match (prefix_space, legacy) {
         (false, _) => "never",
         (true, true) => "always",
@@ -172,7 +173,7 @@ fn llama(prefix_space: bool, legacy: bool) -> [Value; 3] {
 }
 
 /// The decoders of SentencePiece's pieces.
-fn piece_decoders() -> Vec<Value> {
+pub(crate) fn piece_decoders() -> Vec<Value> {
     vec![
         json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
         json!({"type": "ByteFallback"}),
@@ -180,7 +181,8 @@ fn piece_decoders() -> Vec<Value> {
     ]
 }
 
-fn byte_level(prefix_space: Option<bool>, words: bool) -> Value {
+/// GPT-2's bytes, and with `words` its words.
+pub(crate) fn byte_level(prefix_space: Option<bool>, words: bool) -> Value {
     let prefix_space = prefix_space.unwrap_or(false);
     json!({"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": true, "use_regex": words})
 }
