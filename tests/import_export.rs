@@ -117,6 +117,37 @@ fn adapters_are_exported_for_llama_cpp() {
     assert_contains(&again, &["e1.gguf", "another --out"]);
 }
 
+#[test]
+fn exported_gguf_adapters_are_added_as_they_were() {
+    for (name, needs_base) in [("mistral", true), ("phi", false), ("gemma3", false), ("phi3", false), ("olmo2", false)]
+    {
+        let oracle = peft_fixture(name);
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let base = oracle.join("base").display().to_string();
+        let e0 = oracle.join("adapters/e0").display().to_string();
+        run(["library", "add", "--library", &path("library"), "--base", &base, &e0]).ok();
+        run(["library", "export", "--library", &path("library"), "--format", "gguf", "--out", &path("out")]).ok();
+        let file = path("out/e0.gguf");
+        let add = ["library", "add", "--library", &path("back"), &file];
+        match needs_base {
+            true => assert_contains(&run(add).failed(1), &["e0.gguf", "attn_k", "--base"]),
+            false => drop(run(add).ok()),
+        }
+        run(["library", "add", "--json", "--library", &path("given"), "--base", &base, &file]).ok();
+        let read = |library: &str| Adapter::read(&folder.path().join(library).join("experts/e0")).unwrap();
+        assert_eq!(read("given").modules(), read("library").modules(), "{name}");
+        // The head counts that a library recorded will do.
+        run(["library", "add", "--library", &path("given"), &format!("again={file}")]).ok();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf").display().to_string();
+    fs::write(&file, "no GGUF").unwrap();
+    let add =
+        ["library", "add", "--library", &folder.path().join("library").display().to_string(), &file].map(str::to_owned);
+    assert_contains(&run(add).failed(1), &["model.gguf", "not a GGUF file"]);
+}
+
 /// llama.cpp has no tensor for a head that is the embedding.
 #[test]
 fn adapters_of_a_tied_head_are_not_exported_for_llama_cpp() {

@@ -1,4 +1,4 @@
-//! `library add`: adds PEFT adapter folders to a library.
+//! `library add`: adds PEFT adapter folders and GGUF adapters to a library.
 
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -31,8 +31,8 @@ pub struct AddArgs {
     /// Add the adapters that are not refused; by default none is added where any is refused
     #[arg(long)]
     skip_refused: bool,
-    /// Adapter folders, hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the name of an expert
-    /// defaults to that of its folder or repository
+    /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the
+    /// name of an expert defaults to that of its folder, file or repository
     #[arg(required = true, value_name = "[NAME=]DIR")]
     adapters: Vec<NamedFolder>,
 }
@@ -54,9 +54,11 @@ impl FromStr for SvdRank {
 pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
     let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?.concat();
+    let recorded = Library::open(&args.library).ok().and_then(|library| library.base().cloned());
+    let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
     let candidates = Candidates::read(&folders, |named| match (args.convert, &base) {
         (Some(SvdRank(rank)), Some(base)) => Candidate::convert(named, base, rank),
-        _ => Candidate::read(named),
+        _ => Candidate::read(named, identity),
     });
     add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, args.skip_refused, context)
 }

@@ -6,7 +6,7 @@ use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::hub::hub_adapters::{self, CachedAdapter};
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use lorakit_adapter::{Adapter, DenseAdapter, ExpertRecord, Library, OpaqueRecord, SharedA, Warning};
+use lorakit_adapter::{Adapter, BaseIdentity, DenseAdapter, ExpertRecord, Library, OpaqueRecord, SharedA, Warning};
 use lorakit_fit::conversion::{Conversion, convert};
 use lorakit_fit::record_beside;
 use lorakit_model::Base;
@@ -19,9 +19,9 @@ use std::str::FromStr;
 /// `[NAME=]DIR` as typed.
 #[derive(Clone, Debug)]
 pub struct NamedFolder {
-    /// The given name, or that of the folder.
+    /// The given name, or that of the folder or the GGUF file.
     pub name: String,
-    /// The folder.
+    /// The folder, or a GGUF file.
     pub folder: PathBuf,
     /// Whether the name was given.
     pub given: bool,
@@ -44,7 +44,8 @@ impl FromStr for NamedFolder {
                     Some(_) => folder.clone(),
                     None => folder.canonicalize().unwrap_or_else(|_| folder.clone()),
                 };
-                let name = named.file_name().ok_or_else(|| format!("`{text}` has no folder name; give NAME={text}"))?;
+                let name = if is_gguf(&named) { named.file_stem() } else { named.file_name() };
+                let name = name.ok_or_else(|| format!("`{text}` has no folder name; give NAME={text}"))?;
                 Ok(Self { name: name.to_string_lossy().into_owned(), folder, given: false })
             }
         }
@@ -120,13 +121,21 @@ pub struct Candidates {
     pub refused: Vec<Refusal>,
 }
 
+/// Whether a path is that of a GGUF file.
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+}
+
 impl Candidate {
-    /// Reads an adapter folder, whatever form its weights are in.
-    pub fn read(named: &NamedFolder) -> Result<Self> {
+    /// Reads an adapter folder, whatever form its weights are in, or a GGUF adapter of `base`.
+    pub fn read(named: &NamedFolder, base: Option<&BaseIdentity>) -> Result<Self> {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
-            adapter: Adapter::read(&named.folder)?,
+            adapter: match is_gguf(&named.folder) {
+                true => Adapter::read_gguf(&named.folder, base)?,
+                false => Adapter::read(&named.folder)?,
+            },
             record: record_beside(&named.folder)?,
             conversion: None,
         })
@@ -134,9 +143,12 @@ impl Candidate {
 
     /// Reads an adapter folder, and truncates what has full rank to `rank`.
     pub fn convert(named: &NamedFolder, OpenBase { place, base }: &OpenBase, rank: usize) -> Result<Self> {
+        if is_gguf(&named.folder) {
+            return Self::read(named, Some(base.identity()));
+        }
         let dense = DenseAdapter::read(&named.folder)?;
         if dense.is_low_rank() {
-            return Self::read(named);
+            return Self::read(named, Some(base.identity()));
         }
         let converted = convert(&dense, base, &place.checkpoint()?, rank);
         let (adapter, conversion) = converted.with_context(|| named.folder.display().to_string())?;
@@ -327,6 +339,7 @@ mod tests {
         assert_eq!(of("runs/boolq/").unwrap(), ("boolq".to_owned(), "runs/boolq/".into()));
         assert_eq!(of("b=runs/x").unwrap(), ("b".to_owned(), "runs/x".into()));
         assert_eq!(of("runs/lr=1/x").unwrap().0, "x");
+        assert_eq!(of("runs/boolq.gguf").unwrap(), ("boolq".to_owned(), "runs/boolq.gguf".into()));
         assert!(of("=x").is_err() && of("b=").is_err() && of("/").is_err());
         assert_ne!(of(".").unwrap().0, ".", "the folder that it means");
     }

@@ -55,6 +55,19 @@ pub enum AdapterError {
         /// The module's path.
         module: String,
     },
+    /// A tensor of a GGUF adapter that has no module in Hugging Face's models.
+    #[error("`{tensor}`: the module for this tensor of llama.cpp's architecture `{architecture}` is not known")]
+    GgufTensor {
+        /// llama.cpp's name of the tensor.
+        tensor: String,
+        /// `general.architecture`.
+        architecture: String,
+    },
+    /// A GGUF adapter of queries or keys, for a base whose number of heads is not known.
+    #[error(
+        "llama.cpp reorders its rows within each head, and how many heads there are is not known: give the base with --base"
+    )]
+    GgufHeads,
     /// A document inside a record has another form than the one asked for.
     #[error("a record has another form than expected")]
     OpaqueRecord(#[source] serde_json::Error),

@@ -45,6 +45,7 @@ mod base_module;
 mod error;
 mod export;
 mod fused_modules;
+mod gguf_names;
 mod import;
 mod library;
 mod low_rank;

@@ -1,8 +1,6 @@
 //! GGUF adapters for llama.cpp, as its `convert_lora_to_gguf.py` writes them.
 //!
-//! llama.cpp scales an update by `alpha / rank` with one alpha for all modules, so other scales are folded into B. It
-//! rotates pairs of neighbouring features of llama's queries and keys where Hugging Face rotates the two halves of a head,
-//! so the rows of their B's are reordered as those of the base are.
+//! llama.cpp scales an update by `alpha / rank` with one alpha for all modules, so other scales are folded into B.
 
 use std::path::Path;
 
@@ -10,6 +8,7 @@ use lorakit_format::gguf::{GgmlType, GgufHeader, GgufTensor, GgufValue, write_fi
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result};
+use crate::gguf_names::{EMBEDDING_TENSOR, architecture_name, head_count, reordered_heads, tensor_name};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
 
@@ -20,69 +19,18 @@ pub struct GgufExport {
     values: Vec<Vec<f32>>,
 }
 
-/// How llama.cpp names the parts of an architecture of Hugging Face.
-struct LlamaArchitecture {
-    /// `general.architecture`.
-    name: &'static str,
-    /// Whether it rotates pairs of neighbours, so that queries and keys are reordered.
-    reorders: bool,
-}
-
-/// The architecture of a base whose config.json has this `model_type`.
-fn architecture(model_type: &str) -> Option<LlamaArchitecture> {
-    let (name, reorders) = match model_type {
-        "llama" | "mistral" => ("llama", true),
-        "qwen2" => ("qwen2", false),
-        "qwen3" => ("qwen3", false),
-        "gemma" => ("gemma", false),
-        "gemma2" => ("gemma2", false),
-        "gemma3" | "gemma3_text" => ("gemma3", false),
-        "phi" => ("phi2", false),
-        "phi3" => ("phi3", false),
-        "olmo2" => ("olmo2", false),
-        "smollm3" => ("smollm3", true),
-        "starcoder2" => ("starcoder2", false),
-        _ => return None,
-    };
-    Some(LlamaArchitecture { name, reorders })
-}
-
-/// llama.cpp's name of a module of Hugging Face, without the layer's number; none where the module has no counterpart.
-fn tensor_name(module: &str) -> Option<String> {
-    match module {
-        "lm_head" => return Some("output.weight".to_owned()),
-        "model.embed_tokens" => return Some("token_embd.weight".to_owned()),
-        _ => {}
-    }
-    let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    let name = match part {
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.qkv_proj" => "attn_qkv",
-        "self_attn.o_proj" | "self_attn.dense" => "attn_output",
-        "mlp.gate_proj" => "ffn_gate",
-        // Phi-3 has gate and up side by side, under the name of the latter.
-        "mlp.up_proj" | "mlp.fc1" | "mlp.gate_up_proj" | "mlp.c_fc" => "ffn_up",
-        "mlp.down_proj" | "mlp.fc2" | "mlp.c_proj" => "ffn_down",
-        _ => return None,
-    };
-    let layer: usize = layer.parse().ok()?;
-    Some(format!("blk.{layer}.{name}.weight"))
-}
-
 impl GgufExport {
     /// The tensors of `adapter` for `base`.
     ///
     /// # Errors
     /// If llama.cpp's name of the base's architecture, or of a module, is not known.
     pub fn new(name: &str, adapter: &Adapter, base: &BaseIdentity) -> Result<Self> {
-        let known = architecture(&base.architecture)
+        let architecture = architecture_name(&base.architecture)
             .ok_or_else(|| AdapterError::GgufArchitecture { architecture: base.architecture.clone() })?;
         let alpha = common_alpha(adapter);
         let text = |text: &str| GgufValue::Text(text.to_owned());
         let metadata = [
-            ("general.architecture", text(known.name)),
+            ("general.architecture", text(architecture)),
             ("general.type", text("adapter")),
             ("adapter.type", text("lora")),
             ("general.name", text(name)),
@@ -94,7 +42,7 @@ impl GgufExport {
         let mut export = Self { header: GgufHeader { metadata, tensors: Vec::new() }, values: Vec::new() };
         for (module, update) in adapter.modules() {
             let tensor = tensor_name(module).ok_or_else(|| AdapterError::GgufModule { module: module.clone() })?;
-            let heads = known.reorders.then(|| heads(module, base)).flatten();
+            let heads = reordered_heads(module, architecture).and_then(|dimension| head_count(dimension, base));
             export.push(&tensor, update, alpha, heads);
         }
         Ok(export)
@@ -104,8 +52,12 @@ impl GgufExport {
     fn push(&mut self, tensor: &str, update: &LowRank, alpha: f32, heads: Option<usize>) {
         let (a, b) = (update.a().values(), update.b().values());
         let rank = update.rank();
-        // What llama.cpp multiplies by is computed as it computes it, in f32.
-        let factor = update.scale() / f64::from(alpha / rank as f32);
+        // What llama.cpp multiplies by is computed as it computes it, in f32; a rounding of the common scale alone is not
+        // folded into B, so that B stays as it is.
+        let factor = match GgufValue::F32(alpha).as_f64().unwrap_or_default() / rank as f64 {
+            common if common == update.scale() => 1.0,
+            _ => update.scale() / f64::from(alpha / rank as f32),
+        };
         let scaled = |value: f32| if factor == 1.0 { value } else { (f64::from(value) * factor) as f32 };
         let mut rows: Vec<&[f32]> = b.chunks_exact(rank).collect();
         if let Some(heads) = heads {
@@ -114,7 +66,7 @@ impl GgufExport {
         let b: Vec<f32> = rows.into_iter().flatten().map(|&value| scaled(value)).collect();
         // llama.cpp reads the A of an embedding by token.
         let (a, shape) = match tensor {
-            "token_embd.weight" => (transposed(&a, update.input()), vec![update.input(), rank]),
+            EMBEDDING_TENSOR => (transposed(&a, update.input()), vec![update.input(), rank]),
             _ => (a.into_owned(), vec![rank, update.input()]),
         };
         for (suffix, shape, values) in [("lora_a", shape, a), ("lora_b", vec![update.output(), rank], b)] {
@@ -144,16 +96,6 @@ fn common_alpha(adapter: &Adapter) -> f32 {
     let common = alphas.iter().copied().reduce(|best, other| if count(other) > count(best) { other } else { best });
     // llama.cpp takes an alpha of 0 for none, and then does not scale.
     common.filter(|&alpha| alpha != 0.0).unwrap_or(1.0)
-}
-
-/// The number of heads of a module whose outputs are rotated.
-fn heads(module: &str, base: &BaseIdentity) -> Option<usize> {
-    let key = match module.rsplit('.').next() {
-        Some("q_proj") => "heads",
-        Some("k_proj") => "kv_heads",
-        _ => return None,
-    };
-    base.dimensions.get(key).map(|&heads| heads as usize)
 }
 
 /// The rows of each head, with those of its first and second half in turn.

@@ -1,0 +1,114 @@
+//! How llama.cpp names and arranges the modules of Hugging Face's models in GGUF files.
+//!
+//! It rotates pairs of neighbouring features of llama's queries and keys where Hugging Face rotates the two halves of a
+//! head, so the rows of their weights, and of their adapters' B's, are reordered.
+
+use crate::library::base_identity::BaseIdentity;
+
+/// The module of an embedding, whose A llama.cpp reads by token.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens";
+
+/// llama.cpp's tensor of an embedding.
+pub(crate) const EMBEDDING_TENSOR: &str = "token_embd.weight";
+
+const HEAD: &str = "lm_head";
+const HEAD_TENSOR: &str = "output.weight";
+
+/// An architecture by its two names.
+struct LlamaArchitecture {
+    /// `model_type` of config.json.
+    model_types: &'static [&'static str],
+    /// `general.architecture`.
+    name: &'static str,
+    /// Whether it rotates pairs of neighbours.
+    reorders: bool,
+}
+
+const ARCHITECTURES: [LlamaArchitecture; 11] = [
+    of(&["llama", "mistral"], "llama", true),
+    of(&["qwen2"], "qwen2", false),
+    of(&["qwen3"], "qwen3", false),
+    of(&["gemma"], "gemma", false),
+    of(&["gemma2"], "gemma2", false),
+    of(&["gemma3", "gemma3_text"], "gemma3", false),
+    of(&["phi"], "phi2", false),
+    of(&["phi3"], "phi3", false),
+    of(&["olmo2"], "olmo2", false),
+    of(&["smollm3"], "smollm3", true),
+    of(&["starcoder2"], "starcoder2", false),
+];
+
+const fn of(model_types: &'static [&'static str], name: &'static str, reorders: bool) -> LlamaArchitecture {
+    LlamaArchitecture { model_types, name, reorders }
+}
+
+/// A module of a layer: its path within the layer, llama.cpp's name of it, and the only architectures that have it under
+/// this name, if there is another one.
+type LayerModule = (&'static str, &'static str, &'static [&'static str]);
+
+const MODULES: [LayerModule; 14] = [
+    ("self_attn.q_proj", "attn_q", &[]),
+    ("self_attn.k_proj", "attn_k", &[]),
+    ("self_attn.v_proj", "attn_v", &[]),
+    ("self_attn.qkv_proj", "attn_qkv", &[]),
+    ("self_attn.dense", "attn_output", &["phi2"]),
+    ("self_attn.o_proj", "attn_output", &[]),
+    ("mlp.gate_proj", "ffn_gate", &[]),
+    ("mlp.fc1", "ffn_up", &["phi2"]),
+    // Phi-3 has gate and up side by side, under the name of the latter.
+    ("mlp.gate_up_proj", "ffn_up", &["phi3"]),
+    ("mlp.c_fc", "ffn_up", &["starcoder2"]),
+    ("mlp.up_proj", "ffn_up", &[]),
+    ("mlp.fc2", "ffn_down", &["phi2"]),
+    ("mlp.c_proj", "ffn_down", &["starcoder2"]),
+    ("mlp.down_proj", "ffn_down", &[]),
+];
+
+/// llama.cpp's name for the architecture of a base whose config.json has this `model_type`; None where it is not known.
+pub(crate) fn architecture_name(model_type: &str) -> Option<&'static str> {
+    ARCHITECTURES.iter().find(|known| known.model_types.contains(&model_type)).map(|known| known.name)
+}
+
+/// llama.cpp's tensor of a module; None where the module has no counterpart.
+pub(crate) fn tensor_name(module: &str) -> Option<String> {
+    match module {
+        HEAD => return Some(HEAD_TENSOR.to_owned()),
+        EMBEDDING => return Some(EMBEDDING_TENSOR.to_owned()),
+        _ => {}
+    }
+    let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let (_, name, _) = MODULES.iter().find(|(path, ..)| *path == part)?;
+    let layer: usize = layer.parse().ok()?;
+    Some(format!("blk.{layer}.{name}.weight"))
+}
+
+/// The module of a tensor in llama.cpp's `architecture`; None where it is not known.
+pub(crate) fn module_path(tensor: &str, architecture: &str) -> Option<String> {
+    ARCHITECTURES.iter().find(|known| known.name == architecture)?;
+    match tensor {
+        HEAD_TENSOR => return Some(HEAD.to_owned()),
+        EMBEDDING_TENSOR => return Some(EMBEDDING.to_owned()),
+        _ => {}
+    }
+    let (layer, part) = tensor.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
+    let is_here = |only: &[&str]| only.is_empty() || only.contains(&architecture);
+    let (path, ..) = MODULES.iter().find(|(_, name, only)| *name == part && is_here(only))?;
+    let layer: usize = layer.parse().ok()?;
+    Some(format!("model.layers.{layer}.{path}"))
+}
+
+/// The dimension of a base that says into how many heads the outputs of a module are reordered in llama.cpp's
+/// `architecture`; None for modules whose outputs are not.
+pub(crate) fn reordered_heads(module: &str, architecture: &str) -> Option<&'static str> {
+    ARCHITECTURES.iter().find(|known| known.name == architecture && known.reorders)?;
+    match module.rsplit('.').next() {
+        Some("q_proj") => Some("heads"),
+        Some("k_proj") => Some("kv_heads"),
+        _ => None,
+    }
+}
+
+/// The value of that dimension.
+pub(crate) fn head_count(dimension: &str, base: &BaseIdentity) -> Option<usize> {
+    base.dimensions.get(dimension).map(|&heads| heads as usize)
+}
