@@ -1,26 +1,28 @@
-//! `verify`: checks merged weights against unmerged adapters by the largest difference of their logits.
+//! `verify`: checks merged weights against unmerged adapters by the largest difference of their logits; or states the
+//! difference of two forms of one base.
 //!
 //! Merging an adapter into 16-bit weights rounds them, which changes logits by more than the order of operations does.
 //! So the adapter is merged twice, once without rounding: the difference of *that* from the unmerged adapter is compared
 //! with the noise of float32 on this base, and the effect of rounding is reported separately.
 
 use super::merge;
-use crate::args::usage::count;
+use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::text_table::table;
+use crate::verification::base_forms::{self, FormDifference};
 use crate::verification::logit_difference::{LogitDifference, NOISE_FACTOR};
 use crate::verification::merge_recipe::{MergeRecipe, TypedWeights, alone};
-use anyhow::{Context as _, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use crate::verification::random_rows::RandomRows;
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::Tensor;
 use clap::Args;
 use lorakit_adapter::{Adapter, Library};
 use lorakit_fit::{pluralize, read_merged_base_record};
-use lorakit_format::rng::Key;
-use lorakit_lora::{Patch, Patches, RoundingNoise, SequenceBatch};
+use lorakit_lora::{Patch, Patches, RoundingNoise};
 use lorakit_model::{Base, BaseOptions, StorageDtype};
 use lorakit_route::Expert;
 use serde::Serialize;
@@ -29,9 +31,6 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Maximum length of a row of tokens.
-const LONGEST_ROW: usize = 64;
-
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
@@ -39,8 +38,11 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// Library of experts
-    #[arg(long, value_name = "L")]
-    library: PathBuf,
+    #[arg(long, value_name = "L", required_unless_present = "other_base")]
+    library: Option<PathBuf>,
+    /// Another form of the base, such as its GGUF file: states the difference of logits, bare and with each expert
+    #[arg(long, value_name = "B", conflicts_with = "merged")]
+    other_base: Option<BaseSource>,
     /// Output of merge, an adapter or a model; without it, each expert is merged into the base in memory
     #[arg(long, value_name = "DIR")]
     merged: Option<PathBuf>,
@@ -53,7 +55,8 @@ pub struct VerifyArgs {
     /// Number of random tokens to compare on
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     tokens: NonZeroUsize,
-    /// Maximum difference of logits, not counting rounding to 16 bits [default: 16 times the noise of float32, measured]
+    /// Maximum difference of logits, not counting rounding to 16 bits [default: 16 times the noise of float32, measured; none
+    /// for --other-base]
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
 }
@@ -84,9 +87,7 @@ struct Verifier<'a> {
     base: &'a Base,
     /// How the base was opened, and merged bases are.
     options: BaseOptions,
-    ids: Vec<u32>,
-    /// The lengths of the rows.
-    rows: Vec<usize>,
+    rows: RandomRows,
     /// The tolerance as typed; none: by the noise.
     tolerance: Option<f64>,
     context: &'a CommandContext,
@@ -103,20 +104,77 @@ struct Unmerged {
 
 /// Compares, prints, and fails beyond the tolerance.
 pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
-    let library = Library::open(&args.library)?;
+    let library = args.library.as_deref().map(Library::open).transpose()?;
+    match (library, &args.other_base) {
+        (library, Some(other)) => compare_forms(other, library.as_ref(), &args, context),
+        (Some(library), None) => verify_merges(&library, &args, context),
+        (None, None) => bail!("--library is missing"),
+    }
+}
+
+/// States how far another form of the base is from it; fails beyond a tolerance that was typed.
+fn compare_forms(
+    other: &BaseSource,
+    library: Option<&Library>,
+    args: &VerifyArgs,
+    context: &CommandContext,
+) -> Result<()> {
+    usage::ensure(library.is_some() || args.experts.is_empty(), || "--experts needs --library".to_owned())?;
+    let open = |source: &BaseSource| source.resolve(context)?.base_as(&context.exact_options()?, context);
+    let (base, other) = (open(&args.base)?, open(other)?);
+    base_forms::ensure_one_form(&base, &other)?;
+    let experts = match library {
+        Some(library) => {
+            ensure_base(library, &base).or_else(|error| ensure_base(library, &other).map_err(|_| error))?;
+            merge::experts(library, &args.experts)?
+        }
+        None => Vec::new(),
+    };
+    let rows = RandomRows::new(&base, args.tokens.get(), context.seed);
+    let compared = base_forms::compare(&base, &other, &experts, &rows, &context.output)?;
+    // A NaN difference exceeds any tolerance.
+    let is_ok = |of: &FormDifference| args.tolerance.is_none_or(|tolerance| of.difference <= tolerance);
+    let failed: Vec<&str> = compared.iter().filter(|of| !is_ok(of)).map(|of| of.name.as_str()).collect();
+    let [name, other_name] = [&base, &other].map(|base| &base.identity().name);
+    let document = json!({
+        "ok": failed.is_empty(),
+        "base": name,
+        "other_base": other_name,
+        "tolerance": args.tolerance,
+        "tokens": rows.tokens(),
+        "compared": compared,
+    });
+    context.output.result(&document, || {
+        let table = base_forms::differences_table(&compared);
+        format!(
+            "{table}\n\nDifferences of the logits of {other_name} from those of {name} over {} random tokens",
+            rows.tokens()
+        )
+    })?;
+    let tolerance = args.tolerance.unwrap_or_default();
+    ensure!(failed.is_empty(), "beyond the tolerance on logits, {tolerance:e}: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Refuses a library of another base.
+fn ensure_base(library: &Library, base: &Base) -> Result<()> {
+    let place = || format!("the library {}", library.root().display());
+    library.base().map_or(Ok(()), |own| own.ensure_same(base.identity())).with_context(place)
+}
+
+/// Compares merges with unmerged adapters.
+fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext) -> Result<()> {
     if let Some(folder) = &args.merged {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is the output of `lorakit merge`", folder.display());
     }
     let place = args.base.resolve(context)?;
     let base = place.base_as(&context.exact_options()?, context)?;
-    if let Some(own) = library.base() {
-        own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
-        context.note_other_form(&library, &base);
-    }
-    let verifier = Verifier::new(&place, &base, &args, context)?;
+    ensure_base(library, &base)?;
+    context.note_other_form(library, &base);
+    let verifier = Verifier::new(&place, &base, args, context)?;
     let (compared, kept) = match &args.merged {
-        None => verifier.experts(&merge::experts(&library, &args.experts)?)?,
-        Some(folder) => verifier.folder(folder, &library, &args).with_context(|| folder.display().to_string())?,
+        None => verifier.experts(&merge::experts(library, &args.experts)?)?,
+        Some(folder) => verifier.folder(folder, library, args).with_context(|| folder.display().to_string())?,
     };
     let failed: Vec<&str> = compared.iter().filter(|of| !of.ok).map(|of| of.name.as_str()).collect();
     let dtype = kept.dtype().as_str();
@@ -124,10 +182,10 @@ pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
         "ok": failed.is_empty(),
         "dtype": dtype,
         "tolerance": args.tolerance,
-        "tokens": verifier.ids.len(),
+        "tokens": verifier.rows.tokens(),
         "compared": compared,
     });
-    context.output.result(&document, || human(&compared, dtype, &args, verifier.ids.len()))?;
+    context.output.result(&document, || human(&compared, dtype, args, verifier.rows.tokens()))?;
     let judged_by = match args.tolerance {
         Some(tolerance) => format!("{tolerance:e}"),
         None => format!("{NOISE_FACTOR} times the noise of float32"),
@@ -166,17 +224,13 @@ fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize)
 
 impl<'a> Verifier<'a> {
     fn new(place: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a CommandContext) -> Result<Self> {
-        let longest = LONGEST_ROW.min(base.config().max_positions);
-        let mut stream = Key::new(context.seed, "verify").stream();
-        let ids = (0..args.tokens.get()).map(|_| stream.below(base.config().vocabulary) as u32).collect::<Vec<_>>();
-        let rows = ids.chunks(longest).map(<[u32]>::len).collect();
+        let rows = RandomRows::new(base, args.tokens.get(), context.seed);
         let options = context.exact_options()?;
-        Ok(Self { place, base, options, ids, rows, tolerance: args.tolerance, context })
+        Ok(Self { place, base, options, rows, tolerance: args.tolerance, context })
     }
 
     fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {
-        let logits = base.logits(&self.ids, SequenceBatch::packed(self.rows.iter().copied()), patches)?;
-        Ok(logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
+        self.rows.logits(base, patches)
     }
 
     /// The logits of the unmerged adapter with these patches; `plain` are the base's.

@@ -1,4 +1,6 @@
-//! The comparison of merged weights with unmerged adapters: what a merge should contain, and how far logits are apart.
+//! Comparisons of logits: merged weights with unmerged adapters, and two forms of one base.
 
+pub mod base_forms;
 pub mod logit_difference;
 pub mod merge_recipe;
+pub mod random_rows;
