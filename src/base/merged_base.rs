@@ -6,14 +6,17 @@ use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
 use anyhow::{Context as _, Result, bail};
 use lorakit_adapter::{Adapter, LowRank};
+use lorakit_format::atomic::write_file;
+use lorakit_format::read_text;
 use lorakit_model::{Base, BaseOptions, ModelError, Rounding, StorageDtype};
 use lorakit_route::merge::{Orientation, add_to_weight};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// The index of sharded weights. Names, shapes and types do not change, so it stays valid.
+/// The index of sharded weights. Their names and files do not change, so it stays valid.
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The precision of merged weights in memory.
@@ -122,13 +125,22 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
     }
 }
 
-/// Copies the index of sharded weights. A `model.safetensors` takes precedence over an index beside it, as when a base is
-/// opened.
+/// Copies the index of sharded weights, without the tensors that only describe a quantised weight: it is not written so. A
+/// `model.safetensors` takes precedence over an index beside it, as when a base is opened.
 fn copy_index(source: &Path, folder: &Path) -> Result<()> {
     let from = source.join(INDEX_FILE);
-    if from.is_file() && !source.join("model.safetensors").exists() {
-        std::fs::copy(&from, folder.join(INDEX_FILE))
-            .with_context(|| format!("{}: cannot be copied", from.display()))?;
+    if !from.is_file() || source.join("model.safetensors").exists() {
+        return Ok(());
     }
-    Ok(())
+    let text = read_text(&from)?;
+    let mut index: Value = serde_json::from_str(&text).with_context(|| from.display().to_string())?;
+    let describes_weight = |name: &str| name.contains(".weight.");
+    let written = match index["weight_map"].as_object_mut() {
+        Some(places) if places.keys().any(|name| describes_weight(name)) => {
+            places.retain(|name, _| !describes_weight(name));
+            format!("{index:#}\n")
+        }
+        _ => text,
+    };
+    Ok(write_file(&folder.join(INDEX_FILE), written.as_bytes())?)
 }

@@ -4,7 +4,8 @@ use crate::base::pico;
 use crate::base::resolved_base::ResolvedBase;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_format::atomic::write_file;
-use lorakit_model::architecture::gguf_config_json;
+use lorakit_model::architecture::{QUANTIZATION_CONFIG, gguf_config_json};
+use lorakit_task::gguf_tokenizer_files;
 use serde_json::Value;
 use std::path::Path;
 
@@ -51,11 +52,20 @@ pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
     match place {
         ResolvedBase::Folder { folder: source, .. } => {
             copy(source, folder)?;
-            ensure!(folder.join("config.json").is_file(), "{}: no config.json", source.display());
-            Ok(())
+            let config = folder.join("config.json");
+            ensure!(config.is_file(), "{}: no config.json", source.display());
+            // The weights that are written are not quantised.
+            without_key(&config, QUANTIZATION_CONFIG)
         }
         ResolvedBase::Gguf(base) => {
-            base.tokenizer_folder().map_or(Ok(()), |source| copy(source, folder))?;
+            match base.tokenizer_folder() {
+                Some(source) => copy(source, folder)?,
+                None => {
+                    for (name, content) in gguf_tokenizer_files(base.shards()?.metadata())? {
+                        write_file(&folder.join(name), content.as_bytes())?;
+                    }
+                }
+            }
             let config = gguf_config_json(&base.shards()?)?;
             Ok(write_file(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?)
         }
@@ -98,6 +108,19 @@ fn model_files(folder: &Path) -> Result<Vec<String>> {
 pub fn write_for_f32(place: &ResolvedBase, folder: &Path) -> Result<()> {
     write(place, folder)?;
     set_dtype_f32(&folder.join("config.json"))
+}
+
+/// Removes a key from config.json, if it has it.
+fn without_key(path: &Path, key: &str) -> Result<()> {
+    let text = lorakit_format::read_text(path)?;
+    if !text.contains(key) {
+        return Ok(());
+    }
+    let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    match config.as_object_mut().and_then(|object| object.remove(key)) {
+        Some(_) => Ok(write_file(path, format!("{config:#}\n").as_bytes())?),
+        None => Ok(()),
+    }
 }
 
 /// Sets the data type in config.json to f32, if it has one.

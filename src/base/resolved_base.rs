@@ -3,7 +3,7 @@
 use super::pico;
 use crate::command_context::CommandContext;
 use crate::output::console::Output;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, ExpertRecord};
 use lorakit_format::gguf::GgufShards;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
@@ -142,7 +142,12 @@ impl ResolvedBase {
             Self::Folder { folder, output, .. } => open_tokenizer(folder, *output),
             Self::Gguf(base) => match base.tokenizer_folder() {
                 Some(folder) => open_tokenizer(folder, base.output),
-                None => bail!("{}: no tokenizer.json beside it; name its folder with --tokenizer", base.file.display()),
+                None => {
+                    let tokenizer = Tokenizer::from_gguf(base.shards()?.metadata());
+                    let tokenizer = tokenizer.with_context(|| base.file.display().to_string())?;
+                    warn(&tokenizer, &base.file, base.output);
+                    Ok(tokenizer)
+                }
             },
             Self::Pico => pico::tokenizer(),
         }
@@ -152,7 +157,11 @@ impl ResolvedBase {
 /// The tokenizer of a folder.
 fn open_tokenizer(folder: &Path, output: Output) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::open(folder)?;
-    let warn = |warning| output.warn(format!("{}: {warning}", folder.display()));
-    tokenizer.warnings().iter().for_each(warn);
+    warn(&tokenizer, folder, output);
     Ok(tokenizer)
+}
+
+/// Prints what a tokenizer from this place warns about.
+fn warn(tokenizer: &Tokenizer, place: &Path, output: Output) {
+    tokenizer.warnings().iter().for_each(|warning| output.warn(format!("{}: {warning}", place.display())));
 }

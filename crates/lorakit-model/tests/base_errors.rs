@@ -47,7 +47,7 @@ fn a_config_is_refused_by_file_and_key() {
     assert_says(&set("vocab_size", json!(-1)), &["'vocab_size' is -1", "a whole number above zero"]);
     assert_says(&set("hidden_act", json!("gelu")), &["'hidden_act' is 'gelu'", "silu"]);
     assert_says(&set("num_key_value_heads", json!(3)), &["num_attention_heads 4", "num_key_value_heads 3"]);
-    assert_says(&set("quantization_config", json!({})), &["quantization_config", "unquantized"]);
+    assert_says(&set("quantization_config", json!({"quant_method": "gptq"})), &["quantization_config", "'gptq'"]);
     assert_says(&set("rope_parameters", json!({"rope_type": "axial"})), &["'axial'", "default, linear, dynamic"]);
     let long = json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": 2});
     assert_says(&set("rope_parameters", long), &["'short_factor' is a list of 1", "expected 6 numbers"]);

@@ -18,6 +18,7 @@ pub(crate) mod mistral;
 pub(crate) mod olmo2;
 pub(crate) mod phi;
 pub(crate) mod phi3;
+pub(crate) mod quantization_config;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
 pub(crate) mod registry;
@@ -30,5 +31,6 @@ pub use descriptor::{
     SiteDescriptor,
 };
 pub use gguf::gguf_config::gguf_config_json;
+pub use quantization_config::QUANTIZATION_CONFIG;
 pub use registry::{ARCHITECTURES, module_names};
 pub use rope_config::{RopeConfig, RopeScaling};

@@ -2,6 +2,7 @@
 
 use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::quantization_config::ensure_readable;
 use crate::architecture::{
     gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, smollm3,
 };
@@ -106,11 +107,7 @@ impl BaseConfig {
         {
             return Err(json.error(format!("key '{key}': mixtures of experts within a base are not supported")));
         }
-        if json.get("quantization_config").is_some() {
-            return Err(
-                json.error("key 'quantization_config': quantized bases are not supported; use the unquantized weights")
-            );
-        }
+        ensure_readable(json)?;
         (architecture.read)(json)
     }
 }

@@ -1,6 +1,7 @@
 //! The weight files of a base, memory-mapped and never copied: the safetensors files of a model folder, or GGUF.
 
 use crate::error::{ModelError, Result};
+use crate::weights::bitsandbytes::{FourBitMatrix, SUFFIXES, described_weight};
 use crate::weights::gguf_weights::GgufWeights;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::stored_weight::{StoredWeight, WeightFormat};
@@ -34,6 +35,8 @@ pub(crate) struct Place {
     file: usize,
     /// Its name there.
     stored: String,
+    /// What it and the tensors that describe it are, if it is in 4 bits.
+    four_bit: Option<FourBitMatrix>,
 }
 
 /// What a checkpoint stores in one type.
@@ -107,7 +110,7 @@ impl Checkpoint {
         let mut names = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for stored in file.tensors().keys() {
-                let place = Place { file: index, stored: stored.clone() };
+                let place = Place { file: index, stored: stored.clone(), four_bit: None };
                 if let Some(other) = names.insert(present_name(stored), place) {
                     let place = files[other.file].path().display();
                     return Err(ModelError::Tensor {
@@ -118,6 +121,7 @@ impl Checkpoint {
                 }
             }
         }
+        gather_four_bits(&files, &mut names)?;
         Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new() })
     }
 
@@ -196,9 +200,15 @@ impl Checkpoint {
     /// The form of its weights where it is not that of Hugging Face's folders, as in `GGUF Q4_1 Q8_0 F32`: the types of
     /// the file, the largest first.
     pub(crate) fn form(&self) -> Option<String> {
-        let WeightFiles::Gguf(_) = &self.files else { return None };
+        let format = match &self.files {
+            WeightFiles::Gguf(_) => "GGUF",
+            WeightFiles::Safetensors(_, places) if places.values().any(|place| place.four_bit.is_some()) => {
+                "bitsandbytes"
+            }
+            WeightFiles::Safetensors(..) => return None,
+        };
         let names: Vec<String> = self.weight_types().into_iter().map(|of| of.name).collect();
-        Some(format!("GGUF {}", names.join(" ")))
+        Some(format!("{format} {}", names.join(" ")))
     }
 
     /// The tensors whose names start with one of `prefixes`: their number of values, and of bytes.
@@ -246,8 +256,11 @@ impl Checkpoint {
             WeightFiles::Safetensors(files, names) => {
                 let (name, place) = names.get_key_value(name)?;
                 let file = &files[place.file];
-                let entry = file.tensors().get(&place.stored)?;
-                Some(StoredWeight { name, format: WeightFormat::Safetensors(file, entry) })
+                let format = match &place.four_bit {
+                    Some(matrix) => WeightFormat::FourBit(file, matrix),
+                    None => WeightFormat::Safetensors(file, file.tensors().get(&place.stored)?),
+                };
+                Some(StoredWeight { name, format })
             }
             WeightFiles::Gguf(weights) => {
                 let (name, tensor) = weights.find(name)?;
@@ -260,6 +273,24 @@ impl Checkpoint {
     pub(crate) fn stored(&self) -> impl Iterator<Item = StoredWeight<'_>> {
         self.names().filter_map(|name| self.find(name))
     }
+}
+
+/// Joins each weight in the 4 bits of bitsandbytes with the tensors that describe it, which are no tensors of the base.
+fn gather_four_bits(files: &[SafetensorsFile], places: &mut BTreeMap<String, Place>) -> Result<()> {
+    let weights: Vec<String> = places.keys().filter_map(|name| described_weight(name)).map(str::to_owned).collect();
+    for weight in weights {
+        let find = |name: &str| {
+            let place = places.get(name)?;
+            let file = &files[place.file];
+            Some((file, file.tensors().get(&place.stored)?))
+        };
+        let matrix = FourBitMatrix::read(&weight, find)?;
+        SUFFIXES.iter().for_each(|suffix| drop(places.remove(&format!("{weight}{suffix}"))));
+        if let Some(place) = places.get_mut(&weight) {
+            place.four_bit = matrix;
+        }
+    }
+    Ok(())
 }
 
 /// Adds a file's header and some of its blocks to a hash.

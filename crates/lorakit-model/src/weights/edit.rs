@@ -65,7 +65,7 @@ impl Checkpoint {
 
     /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited
     /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantised values
-    /// are f32. One tensor at a time is in memory.
+    /// are f32; values in the 4 bits of bitsandbytes get the type that was quantised. One tensor at a time is in memory.
     ///
     /// # Errors
     /// If a tensor is missing or not a matrix, `edit` fails, a value is not finite in the file's type, or a file
@@ -77,16 +77,18 @@ impl Checkpoint {
         match &self.files {
             WeightFiles::Safetensors(files, _) => {
                 for file in files {
-                    let tensors =
-                        in_file_order(file).into_iter().filter_map(|(name, _)| self.find(&present_name(name)));
-                    self.write_file(&folder.join(file_name(file)), file.header(), tensors, &mut edits)?;
+                    let tensors = in_file_order(file).into_iter().map(|(name, _)| self.find(&present_name(name)));
+                    let tensors: Vec<StoredWeight> = tensors.flatten().collect();
+                    let is_quantised = |of: &StoredWeight| matches!(of.format, WeightFormat::FourBit(..));
+                    let header: Cow<[u8]> = match tensors.iter().any(is_quantised) {
+                        true => plain_header(tensors.iter().copied())?.into(),
+                        false => file.header().into(),
+                    };
+                    self.write_file(&folder.join(file_name(file)), &header, tensors.into_iter(), &mut edits)?;
                 }
             }
             WeightFiles::Gguf(_) => {
-                let entry = |of: StoredWeight<'_>| {
-                    Ok((of.name.to_owned(), of.storage_dtype()?.safetensors(), of.shape().to_vec()))
-                };
-                let header = header(&self.stored().map(entry).collect::<Result<Vec<_>>>()?);
+                let header = plain_header(self.stored())?;
                 self.write_file(&folder.join(SINGLE_FILE), &header, self.stored(), &mut edits)?;
             }
         }
@@ -135,6 +137,12 @@ impl Checkpoint {
     }
 }
 
+/// The header of a safetensors file of tensors in their types, none of them quantised.
+fn plain_header<'a>(tensors: impl Iterator<Item = StoredWeight<'a>>) -> Result<Vec<u8>> {
+    let entry = |of: StoredWeight<'_>| Ok((of.name.to_owned(), of.storage_dtype()?.safetensors(), of.shape().to_vec()));
+    Ok(header(&tensors.map(entry).collect::<Result<Vec<_>>>()?))
+}
+
 /// Edits of the tensors `names`, and what rounding them lost so far.
 struct Edits<'a> {
     names: &'a BTreeSet<String>,
@@ -156,7 +164,9 @@ impl Edits<'_> {
         }
         match stored.format {
             WeightFormat::Safetensors(file, entry) => Ok((&file.bytes()[entry.bytes.clone()]).into()),
-            WeightFormat::Gguf(_) => Ok(rounded(&stored.matrix()?.values(), stored.storage_dtype()?).0.into()),
+            WeightFormat::Gguf(_) | WeightFormat::FourBit(..) => {
+                Ok(rounded(&stored.matrix()?.values(), stored.storage_dtype()?).0.into())
+            }
         }
     }
 }

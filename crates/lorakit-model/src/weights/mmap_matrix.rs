@@ -2,6 +2,7 @@
 //! quantised: their blocks are then dequantised instead.
 
 use crate::error::{ModelError, Result};
+use crate::weights::bitsandbytes::FourBitMatrix;
 use crate::weights::block_quantization::{BlockType, EightBitTokens};
 use crate::weights::few_tokens::{FEW, RowProducts, WrittenRowProducts};
 use crate::weights::half_precision::{bf16_as_f32, round_to_bf16, round_to_f16, widen_bf16, widen_f16};
@@ -39,6 +40,8 @@ enum Values {
     F16(Arc<Vec<f16>>),
     /// A range of a file with quantised rows of whole blocks, at any address.
     Blocks(FileBytes, Range<usize>, BlockType),
+    /// Values in the 4 bits of bitsandbytes, whose blocks may begin within rows.
+    FourBit(FourBitMatrix),
 }
 
 /// Some rows of a matrix in the type that they are stored in.
@@ -111,6 +114,12 @@ impl MmapMatrix {
         Ok(Self { values: Values::Blocks(bytes, range, block_type), rows, columns, order: None })
     }
 
+    /// A matrix in the 4 bits of bitsandbytes.
+    pub(crate) fn of_four_bits(matrix: FourBitMatrix) -> Self {
+        let [rows, columns] = *matrix.shape();
+        Self { values: Values::FourBit(matrix), rows, columns, order: None }
+    }
+
     /// The same values with other rows: row `r` is the one that is now row `order[r]`.
     ///
     /// # Panics
@@ -170,11 +179,13 @@ impl MmapMatrix {
         }
     }
 
-    /// The type that its values are stored in; quantised values are those of f32.
+    /// The type that its values are stored in; those of quantised blocks are f32, and those in the 4 bits of bitsandbytes were
+    /// rounded to a type.
     pub fn storage_dtype(&self) -> StorageDtype {
         match &self.values {
             Values::File(_, _, dtype) => *dtype,
             Values::F32(_) | Values::Blocks(..) => StorageDtype::F32,
+            Values::FourBit(matrix) => matrix.dtype(),
             Values::Bf16(_) => StorageDtype::BF16,
             Values::F16(_) => StorageDtype::F16,
         }
@@ -222,7 +233,7 @@ impl MmapMatrix {
                     }
                 }
             }
-            Values::Blocks(..) => return None,
+            Values::Blocks(..) | Values::FourBit(_) => return None,
         })
     }
 
@@ -249,6 +260,10 @@ impl MmapMatrix {
             let start = rows.start * self.columns + columns.start;
             let place = |value: usize| range.start + value / block_type.block_values() * block_type.block_bytes();
             return block_type.dequantize(&bytes[place(start)..place(start + count)], wide);
+        }
+        if let Values::FourBit(matrix) = &self.values {
+            let start = rows.start * self.columns + columns.start;
+            return matrix.widen(start..start + count, wide);
         }
         if let Some(slice) = self.slice(rows) {
             slice.part(columns.start..columns.start + count).widen(wide);

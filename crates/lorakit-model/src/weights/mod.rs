@@ -1,5 +1,6 @@
 //! Weights: from a checkpoint's mapped files to what layers compute with, and back into files.
 
+mod bitsandbytes;
 mod block_quantization;
 pub(crate) mod checkpoint;
 pub(crate) mod edit;

@@ -1,6 +1,7 @@
 //! A tensor of a checkpoint as its file stores it.
 
 use crate::error::{ModelError, Result};
+use crate::weights::bitsandbytes::FourBitMatrix;
 use crate::weights::gguf_weights::GgufTensorRef;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
@@ -20,6 +21,8 @@ pub(crate) struct StoredWeight<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum WeightFormat<'a> {
     Safetensors(&'a SafetensorsFile, &'a TensorEntry),
+    /// The 4 bits of bitsandbytes, in several tensors of safetensors files.
+    FourBit(&'a SafetensorsFile, &'a FourBitMatrix),
     Gguf(GgufTensorRef<'a>),
 }
 
@@ -28,6 +31,7 @@ impl<'a> StoredWeight<'a> {
     pub(crate) fn shape(&self) -> &'a [usize] {
         match self.format {
             WeightFormat::Safetensors(_, entry) => &entry.shape,
+            WeightFormat::FourBit(_, matrix) => matrix.shape(),
             WeightFormat::Gguf(tensor) => &tensor.entry.shape,
         }
     }
@@ -52,6 +56,7 @@ impl<'a> StoredWeight<'a> {
     pub(crate) fn bytes(&self) -> usize {
         match self.format {
             WeightFormat::Safetensors(_, entry) => entry.bytes.len(),
+            WeightFormat::FourBit(_, matrix) => matrix.bytes(),
             WeightFormat::Gguf(tensor) => tensor.entry.bytes.len(),
         }
     }
@@ -66,6 +71,7 @@ impl<'a> StoredWeight<'a> {
             WeightFormat::Safetensors(file, entry) => {
                 MmapMatrix::new(file.bytes().clone(), entry.bytes.clone(), self.storage_dtype()?, rows, columns)
             }
+            WeightFormat::FourBit(_, matrix) => Ok(MmapMatrix::of_four_bits(matrix.clone())),
             WeightFormat::Gguf(tensor) => tensor.matrix(rows, columns),
         }
     }
@@ -78,6 +84,7 @@ impl<'a> StoredWeight<'a> {
         match self.format {
             WeightFormat::Safetensors(_, entry) => StorageDtype::of(entry.dtype)
                 .ok_or_else(|| self.error(format!("is {:?}; lorakit reads F32, F16 and BF16", entry.dtype))),
+            WeightFormat::FourBit(_, matrix) => Ok(matrix.dtype()),
             WeightFormat::Gguf(tensor) => Ok(tensor.storage_dtype()),
         }
     }
@@ -86,13 +93,14 @@ impl<'a> StoredWeight<'a> {
     pub(crate) fn type_name(&self) -> String {
         match self.format {
             WeightFormat::Safetensors(_, entry) => format!("{:?}", entry.dtype),
+            WeightFormat::FourBit(_, matrix) => matrix.type_name().to_owned(),
             WeightFormat::Gguf(tensor) => tensor.entry.dtype.name.to_owned(),
         }
     }
 
     fn path(&self) -> &'a Path {
         match self.format {
-            WeightFormat::Safetensors(file, _) => file.path(),
+            WeightFormat::Safetensors(file, _) | WeightFormat::FourBit(file, _) => file.path(),
             WeightFormat::Gguf(tensor) => tensor.file.path(),
         }
     }
@@ -101,7 +109,7 @@ impl<'a> StoredWeight<'a> {
     pub(crate) fn error(&self, reason: impl Into<String>) -> ModelError {
         match self.format {
             WeightFormat::Gguf(tensor) => tensor.error(reason),
-            WeightFormat::Safetensors(..) => {
+            WeightFormat::Safetensors(..) | WeightFormat::FourBit(..) => {
                 ModelError::Tensor { place: self.place(), tensor: self.name.to_owned(), reason: reason.into() }
             }
         }

@@ -1,0 +1,65 @@
+//! `quantization_config` of a config.json: which quantised weights can be read.
+
+use crate::architecture::config_keys::ConfigKeys;
+use crate::error::Result;
+use serde_json::Value;
+
+/// The key.
+pub const QUANTIZATION_CONFIG: &str = "quantization_config";
+
+/// Refuses weights in other forms than the 4 bits of bitsandbytes, whose details are beside each weight.
+///
+/// # Errors
+/// If the method is another one; the error names it.
+pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
+    let Some(quantization) = json.nested(QUANTIZATION_CONFIG) else { return Ok(()) };
+    let is_set = |key: &str| quantization.get(key).and_then(Value::as_bool) == Some(true);
+    let eight_bits = is_set("load_in_8bit");
+    let bitsandbytes = is_set("load_in_4bit") || eight_bits;
+    let method = match quantization.text("quant_method") {
+        Some(method) => method,
+        None if bitsandbytes => "bitsandbytes",
+        None => "none",
+    };
+    let kind = quantization.text("bnb_4bit_quant_type").unwrap_or("nf4");
+    match method {
+        "bitsandbytes" if is_set("load_in_4bit") && ["nf4", "fp4"].contains(&kind) => Ok(()),
+        "bitsandbytes" => {
+            let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type '{kind}'") };
+            Err(json.error(format!(
+                "key '{QUANTIZATION_CONFIG}': bitsandbytes' {found}; lorakit reads its nf4 and fp4, GGUF files, and \
+                 unquantised weights"
+            )))
+        }
+        method => Err(json.error(format!(
+            "key '{QUANTIZATION_CONFIG}': the method '{method}' is not supported; lorakit reads bitsandbytes' nf4 and fp4, \
+             GGUF files, and unquantised weights"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn check(config: Value) -> std::result::Result<(), String> {
+        let keys = ConfigKeys::parse(&json!({ QUANTIZATION_CONFIG: config }).to_string(), "config.json").unwrap();
+        ensure_readable(&keys).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn other_quantisations_are_refused_by_name() {
+        let nf4 = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
+        assert_eq!(check(nf4), Ok(()));
+        assert_eq!(check(json!({"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"})), Ok(()));
+        assert_eq!(check(Value::Null), Ok(()));
+        let int8 = check(json!({"quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false}));
+        assert!(int8.unwrap_err().contains("config.json: key 'quantization_config': bitsandbytes' int8"));
+        for method in ["gptq", "awq", "fp8", "hqq", "compressed-tensors", "mxfp4"] {
+            assert!(check(json!({ "quant_method": method })).unwrap_err().contains(&format!("method '{method}'")));
+        }
+        assert!(check(json!({})).unwrap_err().contains("'none'"));
+    }
+}
