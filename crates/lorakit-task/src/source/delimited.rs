@@ -40,6 +40,15 @@ fn parse(text: &str, delimiter: u8) -> Result<Vec<Map<String, Value>>> {
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
     let refused = |error: csv::Error| Error::Data(format!("not a table of cells: {error}"));
     let names: Vec<String> = reader.headers().map_err(refused)?.iter().map(str::to_string).collect();
+    if let [one] = names.as_slice()
+        && let Some(other) =
+            [';', '\t', ','].into_iter().find(|&other| other != char::from(delimiter) && one.contains(other))
+    {
+        return Err(Error::Data(format!(
+            "the header is the one column `{one}`: its cells seem to be separated by {other:?}; expected {:?}",
+            char::from(delimiter)
+        )));
+    }
     if let Some(twice) = names.iter().enumerate().find_map(|(i, name)| names[..i].contains(name).then_some(name)) {
         return Err(Error::Data(format!(
             "two columns are named `{twice}`; expected a header line with a name for each"
@@ -95,5 +104,10 @@ mod tests {
         let message = |text| parse(text, b',').unwrap_err().to_string();
         assert!(message("a,b\n1,2\n3\n").contains("line: 3"), "{}", message("a,b\n1,2\n3\n"));
         assert!(message("a,a\n1,2\n").contains("two columns are named `a`"));
+        let semicolons = message("input;output\na;b\n");
+        assert!(
+            semicolons.contains("`input;output`: its cells seem to be separated by ';'; expected ','"),
+            "{semicolons}"
+        );
     }
 }
