@@ -199,6 +199,11 @@ fn every_failure_has_a_message_of_its_own() {
     assert_contains(&message(503, &[], &[]), &["the Hub failed (HTTP 503"]);
     let network = info("hub:acme/x", &[("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HOME", home)]).failed(1);
     assert_contains(&network, &["no network: http://127.0.0.1:9 cannot be reached", "the cache", "has no copy"]);
+    let address = info("hub:acme/x", &[("HF_ENDPOINT", "127.0.0.1:9"), ("HF_HOME", home)]).failed(1);
+    assert_contains(
+        &address,
+        &["HF_ENDPOINT is `127.0.0.1:9`; expected an address that begins with https:// or http://"],
+    );
     let offline = info("hub:acme/x", &[("HF_HUB_OFFLINE", "1"), ("HF_HOME", home)]).failed(1);
     assert_contains(&offline, &["HF_HUB_OFFLINE is set", "has no copy"]);
 }

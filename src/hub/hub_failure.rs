@@ -29,6 +29,8 @@ pub enum HubFailure {
     },
     /// Any other status.
     Status(u16, String),
+    /// `HF_ENDPOINT` is no address.
+    NoAddress(String),
     /// No connection.
     NoNetwork {
         /// The address.
@@ -48,6 +50,9 @@ impl HubFailure {
             ureq::Error::Status(_, response) => response,
             ureq::Error::Transport(transport) => {
                 let endpoint = environment.endpoint.clone();
+                if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+                    return Self::NoAddress(endpoint);
+                }
                 return Self::NoNetwork { endpoint, reason: transport.to_string() };
             }
         };
@@ -99,6 +104,9 @@ impl fmt::Display for HubFailure {
                 write!(f, "rate limit of the Hub reached (HTTP 429): try again {wait}{login}")
             }
             Self::Status(status, message) => write!(f, "the Hub failed (HTTP {status}: {message}); try again later"),
+            Self::NoAddress(endpoint) => {
+                write!(f, "HF_ENDPOINT is `{endpoint}`; expected an address that begins with https:// or http://")
+            }
             Self::NoNetwork { endpoint, reason } => {
                 write!(
                     f,
