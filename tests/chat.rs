@@ -100,6 +100,8 @@ fn what_is_not_used_is_said() {
 #[test]
 fn a_base_without_a_template_says_so() {
     let chat = Chat::new();
+    let cut = chat.words("task show @plain.jsonl --base @base --split all --max-length 4").ok().stderr;
+    assert_contains(&cut, &["row 1: --max-length 4 cuts off"]);
     let error = chat.words("task show @messages.jsonl --base pico --split all").failed(1);
     assert_contains(&error, &["row 1", "chat template: the base has none", "chat_template.jinja"]);
     let error = run(["generate", "--base", "pico", "--chat", "--prompt", "hi"]).failed(1);

@@ -9,7 +9,8 @@ use crate::commands::task_split::{self, TaskSplitArgs};
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer};
+use lorakit_fit::pluralize;
+use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer, Truncation};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -134,6 +135,9 @@ fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
     let vocabulary = args.base.as_ref().map(tokenizer).transpose()?;
     let vocabulary = vocabulary.map(|vocabulary| vocabulary.with_encoding(args.encoding.encoding()));
     let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
+    for cut in shown.iter().filter_map(|shown| shown.cut(args.max_length)) {
+        context.output.warn(cut);
+    }
     let document = json!({ "tasks": shown.iter().map(Shown::document).collect::<Vec<_>>() });
     context.output.result(&document, || shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"))
 }
@@ -155,6 +159,23 @@ impl<'a> Shown<'a> {
         let encode =
             |vocabulary| Ok::<_, anyhow::Error>((Example::encode(row, vocabulary, args.max_length.get())?, vocabulary));
         Ok(Self { task, row, tokens: vocabulary.map(encode).transpose()? })
+    }
+
+    /// What was cut to keep to the maximum length, if anything.
+    fn cut(&self, max_length: NonZeroUsize) -> Option<String> {
+        let Truncation { messages, prompt, target } = self.tokens.as_ref()?.0.truncation;
+        let parts =
+            [(messages, "message", ""), (prompt, "token", " of the prompt"), (target, "token", " of the target")];
+        let cut = parts.into_iter().filter(|(count, ..)| *count > 0);
+        let cut: Vec<String> = cut.map(|(count, noun, of)| format!("{}{of}", pluralize(count, noun))).collect();
+        (!cut.is_empty()).then(|| {
+            format!(
+                "task `{}`, row {}: --max-length {max_length} cuts off {}",
+                self.task.name,
+                self.row.number,
+                cut.join(", ")
+            )
+        })
     }
 
     fn document(&self) -> Value {
