@@ -14,6 +14,13 @@ pub struct RouterArg {
     pub router: Arc<dyn Router>,
 }
 
+impl RouterArg {
+    /// Whether it may serve the expert `name`.
+    pub fn uses(&self, name: &str) -> bool {
+        self.router.uses_experts() && self.router.only_expert().is_none_or(|only| only == name)
+    }
+}
+
 impl FromStr for RouterArg {
     type Err = RouteError;
 
@@ -25,5 +32,18 @@ impl FromStr for RouterArg {
 impl fmt::Display for RouterArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_router_of_one_expert_uses_no_other() {
+        let uses = |router: &str| router.parse::<RouterArg>().unwrap().uses("a");
+        assert!(uses("expert:a") && uses("arrow") && uses("uniform"));
+        assert!(!uses("expert:b") && !uses("base"));
     }
 }

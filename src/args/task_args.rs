@@ -67,9 +67,16 @@ pub fn warn_of_unused(tasks: &[Task], context: &CommandContext) {
     }
 }
 
-/// Warns of experts that were trained on rows under another chat template, or none, than the rows that are scored.
-pub fn warn_of_templates(tasks: &[Task], opened: &OpenLibrary, tokenizer: &Tokenizer, context: &CommandContext) {
-    let experts = opened.experts.names().iter().zip(&opened.records);
+/// Warns of experts that were trained on rows under another chat template, or none, than the rows that are scored. Only
+/// the experts count that `is_used` says are used.
+pub fn warn_of_templates(
+    tasks: &[Task],
+    opened: &OpenLibrary,
+    is_used: impl Fn(&str) -> bool,
+    tokenizer: &Tokenizer,
+    context: &CommandContext,
+) {
+    let experts = opened.experts.names().iter().zip(&opened.records).filter(|(name, _)| is_used(name));
     let trained: Vec<(&str, &[TaskRecord])> =
         experts.filter_map(|(name, record)| Some((name.as_str(), record.as_ref()?.tasks.as_slice()))).collect();
     for task in tasks {

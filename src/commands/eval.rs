@@ -102,7 +102,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let opened = library(&args, (&routers, &tasks), &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
-        task_args::warn_of_templates(&tasks, opened, &vocabulary, context);
+        let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
+        task_args::warn_of_templates(&tasks, opened, is_used, &vocabulary, context);
     }
     let tokenizer = || Ok(place.tokenizer()?.with_encoding(encoding));
     let routing = opened.as_ref().map(|library| FitContext {

@@ -44,9 +44,8 @@ pub trait Router: Any + Debug + Display + Send + Sync {
         false
     }
 
-    /// The names of the experts that serve `tasks`, where they follow from the names of all experts, in order, and of the
-    /// tasks that each records: no other needs to be opened. None: any expert may serve.
-    fn served(&self, _tasks: &[&str], _experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+    /// The name of the one expert that it serves, if it is typed.
+    fn only_expert(&self) -> Option<&str> {
         None
     }
 

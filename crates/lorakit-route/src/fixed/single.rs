@@ -50,8 +50,8 @@ impl Router for SingleExpert {
         single_expert(experts, experts.index(&self.name)?)
     }
 
-    fn served(&self, _: &[&str], experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
-        experts.iter().find(|(name, _)| *name == self.name).map(|(name, _)| vec![name.clone()])
+    fn only_expert(&self) -> Option<&str> {
+        Some(&self.name)
     }
 }
 
