@@ -56,10 +56,16 @@ fn check_config_exists(dir: &Path) -> Result<()> {
     }
     let place = dir.display();
     let entries = fs::read_dir(dir).within(|| format!("{place}: not an adapter folder"))?;
-    let inner = entries.flatten().map(|entry| entry.path()).find(|path| path.join(CONFIG_FILE).is_file());
-    Err(AdapterError::AdapterFolder(match inner {
-        Some(inner) => format!("{place}: no {CONFIG_FILE}; did you mean {}?", inner.display()),
-        None => format!("{place}: no {CONFIG_FILE}; expected the folder that PEFT's save_pretrained wrote"),
+    let inner = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file());
+    let mut inner: Vec<String> = inner.map(|path| path.display().to_string()).collect();
+    inner.sort_unstable();
+    Err(AdapterError::AdapterFolder(match inner.as_slice() {
+        [] => format!("{place}: no {CONFIG_FILE}; expected the folder that PEFT's save_pretrained wrote"),
+        [one] => format!("{place}: no {CONFIG_FILE}; did you mean {one}?"),
+        [first, .., last] => format!(
+            "{place}: no {CONFIG_FILE}, but {} folders with one; give one or all of them: {first} ... {last}",
+            inner.len()
+        ),
     }))
 }
 

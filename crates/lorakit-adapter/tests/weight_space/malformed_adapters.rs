@@ -202,6 +202,20 @@ fn tensors_other_than_lora_factors() {
 }
 
 #[test]
+fn a_folder_of_adapters_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = || Adapter::read(folder.path()).unwrap_err().to_string();
+    for name in ["c", "a", "b"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        fs::write(folder.path().join(name).join("adapter_config.json"), "{}").unwrap();
+        if name == "c" {
+            assert_names(&error(), &["did you mean", "c?"]);
+        }
+    }
+    assert_names(&error(), &["3 folders with one", "a ... ", "c"]);
+}
+
+#[test]
 fn several_adapters_or_two_tensors_of_one_name() {
     let several = message(|folder| {
         change_tensors(folder, |tensors| {
