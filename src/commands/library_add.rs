@@ -142,13 +142,12 @@ fn conversion_text(name: &str, conversion: &Conversion, verbose: bool) -> String
     let Conversion { rank, modules, tokens, logits_difference, logits_change } = conversion;
     let share = |share: f64| format!("{:.2} %", 100.0 * share);
     let least = modules.iter().map(|of| of.retained).fold(1.0, f64::min);
-    let mean = modules.iter().map(|of| of.retained).sum::<f64>() / modules.len().max(1) as f64;
     let summary = format!(
         "{name}: {} converted to rank {rank}: of the squared norm of each change, {} is retained on average and {} at the \
          least\n{name}: logits of {tokens} random tokens differ by at most {logits_difference:.3e} from the adapter as it \
          was, which moves those of the base by up to {logits_change:.3e}",
         pluralize(modules.len(), "module"),
-        share(mean),
+        share(conversion.retained()),
         share(least),
     );
     if !verbose {

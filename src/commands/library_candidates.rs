@@ -227,12 +227,22 @@ pub fn check_base(candidate: &mut Candidate, OpenBase { place, base }: &OpenBase
     place.ensure_own_tensors(&candidate.adapter).with_context(folder)
 }
 
+/// The share of a converted adapter below which most of it is lost.
+const LITTLE: f64 = 0.5;
+
 /// Prints what reading an adapter warned about, and that its config names another base. The name is a hint only: folders
 /// get renamed, and a base is identified by its shapes.
 pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &CommandContext) -> Result<()> {
     let (folder, adapter) = (candidate.folder.display(), &candidate.adapter);
     let warn = |warning: &Warning| context.warn(format!("{folder}: {warning}"));
     adapter.warnings().iter().try_for_each(warn)?;
+    if let Some(conversion) = candidate.conversion.as_ref().filter(|conversion| conversion.retained() < LITTLE) {
+        context.warn(format!(
+            "{folder}: at rank {} only {:.0} % of its changes are retained, by their squared norms; use a higher rank",
+            conversion.rank,
+            100.0 * conversion.retained()
+        ))?;
+    }
     // Of an adapter made by lorakit, the fingerprint counts and not the name.
     let trained = candidate.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
     let base = base.filter(|base| trained != Some(&base.identity().fingerprint));

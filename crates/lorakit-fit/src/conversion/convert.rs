@@ -32,6 +32,13 @@ pub struct Conversion {
     pub logits_change: f64,
 }
 
+impl Conversion {
+    /// The share of the squared norm of a module's change that is retained, on average.
+    pub fn retained(&self) -> f64 {
+        self.modules.iter().map(|of| of.retained).sum::<f64>() / self.modules.len().max(1) as f64
+    }
+}
+
 /// What the conversion of one module took away.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConvertedModule {
