@@ -8,8 +8,7 @@ use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
-use crate::output::console::make_parent;
-use crate::output::gain_table::{self, gains};
+use crate::generation::cache_memory::cache_bytes;
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::pages::scores_page::{self, ScoredRouters};
@@ -84,7 +83,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let data = args.tasks.data.data.as_deref();
     let fit = args.fit.load(&args.tasks.data, context)?;
     let mut failures = Failures::default();
-    let options = EvalOptions { split: args.split, limit: args.limit.map(NonZeroUsize::get), ..EvalOptions::default() };
+    let limit = args.limit.map(NonZeroUsize::get);
+    let mut options = EvalOptions { split: args.split, limit, ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
     let tasks = args.load_tasks(&fit, &options, &mut failures, context)?;
     let prompted = tasks.iter().map(|task| task.with_few_shot(args.num_fewshot)).collect::<Result<Vec<_>, _>>()?;
@@ -96,6 +96,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let place = args.base.resolve(context)?;
     let encoding = args.encoding.encoding();
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
+    options.cache_bytes = cache_bytes(&base);
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }

@@ -5,10 +5,11 @@ use crate::args::sampling_args::SamplingArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::generation::cache_memory::cache_bytes;
 use crate::generation::generated_rows::{self, GeneratedRows, document};
 use crate::generation::prompt_row::PromptRow;
 use crate::output::progress_bar;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, TokenBudget, TruncatedRows, generate};
 use lorakit_fit::pluralize;
@@ -57,9 +58,6 @@ fn stop(text: &str) -> Result<String, &'static str> {
 /// The default of `--max-new-tokens`.
 const NEW_TOKENS: usize = 256;
 
-/// Rows of a file that are generated and then written together.
-const ROWS: usize = 64;
-
 /// Generates text from the prompts.
 pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     args.adapter.ensure_usage()?;
@@ -89,6 +87,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         sampling: args.sampling.options(),
         seed: context.seed,
         samples: args.sampling.samples.get(),
+        cache_bytes: cache_bytes(&base),
         ..GenerateOptions::default()
     };
     let run = GenerateRun { model: &model, options, context };
@@ -180,25 +179,21 @@ impl GenerateRun<'_> {
     }
 
     /// Writes the texts of all rows to a file.
-    fn write_file(mut self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
+    fn write_file(self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
         let (samples, output) = (self.options.samples, &self.context.output);
-        let mut file = GeneratedRows::create(path)?;
+        let mut file = GeneratedRows::create(path, rows, samples)?;
         let bar = progress_bar::bar(output, (rows.len() * samples) as u64, "generate");
-        let mut tokens = 0;
-        for (rows, prompts) in rows.chunks(ROWS).zip(prompts.chunks(ROWS)) {
-            let mut on_event = |_: usize, event: GenerationEvent| {
-                if let GenerationEvent::End(_) = event {
-                    bar.inc(1);
-                }
-            };
-            let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
-            ensure!(generated.len() == rows.len() * samples, "a text is missing");
-            file.write(rows, &generated, samples)?;
-            tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
-            self.options.first_prompt += rows.len();
-        }
+        let mut written = Ok(());
+        let mut on_event = |index: usize, event: GenerationEvent| {
+            if let (GenerationEvent::End(text), Ok(())) = (event, &written) {
+                written = file.add(index, text);
+                bar.inc(1);
+            }
+        };
+        let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
         bar.finish_and_clear();
-        let texts = rows.len() * samples;
+        written?;
+        let (texts, tokens) = (generated.len(), generated.iter().map(|text| text.tokens).sum::<usize>());
         let document = json!({ "output": path, "prompts": rows.len(), "texts": texts, "tokens": tokens });
         output.result(&document, || {
             let (texts, tokens) = (pluralize(texts, "text"), pluralize(tokens, "token"));

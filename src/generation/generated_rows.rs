@@ -5,6 +5,7 @@ use crate::output::console::make_parent;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::GeneratedText;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -43,27 +44,44 @@ pub fn ensure_new_keys(rows: &[PromptRow]) -> Result<()> {
     Ok(())
 }
 
-/// A file of JSON lines, one per row. It is written as rows are finished, so that an interruption keeps them.
-pub struct GeneratedRows {
+/// A file of JSON lines, one per row in order. A row is written as soon as it and all before it are finished, so that an
+/// interruption keeps them.
+pub struct GeneratedRows<'a> {
     path: PathBuf,
     file: File,
+    rows: &'a [PromptRow],
+    /// The number of texts of a row.
+    samples: usize,
+    /// The texts that are finished and not yet written.
+    finished: BTreeMap<usize, GeneratedText>,
+    /// The number of rows written.
+    written: usize,
 }
 
-impl GeneratedRows {
+impl<'a> GeneratedRows<'a> {
     /// Creates the file, or replaces it.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path, rows: &'a [PromptRow], samples: usize) -> Result<Self> {
         make_parent(path)?;
         let file = File::create(path).with_context(|| format!("{}: cannot be created", path.display()))?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file, rows, samples, finished: BTreeMap::new(), written: 0 })
     }
 
-    /// Writes rows, each with its `samples` texts.
-    pub fn write(&mut self, rows: &[PromptRow], generated: &[GeneratedText], samples: usize) -> Result<()> {
+    /// Adds the text `index`, and writes the rows that are finished by it.
+    pub fn add(&mut self, index: usize, text: &GeneratedText) -> Result<()> {
+        self.finished.insert(index, text.clone());
         let mut lines = String::new();
-        for (row, texts) in rows.iter().zip(generated.chunks(samples)) {
-            lines.push_str(&serde_json::to_string(&document(row, texts))?);
+        while let Some(texts) = self.next_texts() {
+            lines.push_str(&serde_json::to_string(&document(&self.rows[self.written], &texts))?);
             lines.push('\n');
+            self.written += 1;
         }
         self.file.write_all(lines.as_bytes()).with_context(|| format!("{}: cannot be written", self.path.display()))
+    }
+
+    /// The texts of the next row, if all of them are finished.
+    fn next_texts(&mut self) -> Option<Vec<GeneratedText>> {
+        let own = self.written * self.samples..(self.written + 1) * self.samples;
+        let complete = self.written < self.rows.len() && self.finished.range(own.clone()).count() == self.samples;
+        complete.then(|| own.filter_map(|index| self.finished.remove(&index)).collect())
     }
 }

@@ -29,11 +29,13 @@ pub struct EvalOptions {
     pub limit: Option<usize>,
     /// Maximum tokens per forward. Changes scores only by rounding.
     pub batch_tokens: usize,
+    /// [`GenerateOptions::cache_bytes`].
+    pub cache_bytes: u64,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { split: Split::Test, limit: None, batch_tokens: 2048 }
+        Self { split: Split::Test, limit: None, batch_tokens: 2048, cache_bytes: 1 << 30 }
     }
 }
 
@@ -163,6 +165,7 @@ impl Evaluation<'_> {
             max_new_tokens: settings.max_new_tokens,
             stop: settings.stop.clone(),
             batch_tokens: self.options.batch_tokens,
+            cache_bytes: self.options.cache_bytes,
             ..GenerateOptions::default()
         };
         let prompts = self.generation_prompts(config.max_new_tokens)?;
@@ -173,12 +176,21 @@ impl Evaluation<'_> {
                 finished += 1;
                 done(finished);
             }
-        })?;
+        });
+        let generated = generated.map_err(|error| in_row(error, &self.rows))?;
         for (sample, generated) in self.samples.iter_mut().zip(generated) {
             score_text(&generated.text, self.task, sample)?;
             sample.generated = Some(generated);
         }
         Ok(())
+    }
+}
+
+/// The error of a prompt as that of its row.
+fn in_row(error: EvalError, rows: &[&Row]) -> EvalError {
+    match error {
+        EvalError::Prompt { prompt, source } => EvalError::Row { row: rows[prompt - 1].number, source },
+        other => other,
     }
 }
 

@@ -1,15 +1,12 @@
 //! Text generation, greedy or sampled, until EOS, a stop string or a maximum length.
 
-use candle_core::DType;
-use lorakit_format::rng::Key;
-use lorakit_model::CachedDecoder;
-use lorakit_model::sampling::{Sampler, SamplingOptions};
+use lorakit_model::sampling::SamplingOptions;
+use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::continuous_batch::ContinuousBatch;
 use crate::error::{EvalError, Result};
 use crate::patched_model::PatchedModel;
-use crate::stop_text::StopText;
-use crate::token_batches::token_batches;
 
 /// How text is generated.
 #[derive(Clone, Debug)]
@@ -27,8 +24,12 @@ pub struct GenerateOptions {
     pub first_prompt: usize,
     /// The number of texts for each prompt.
     pub samples: usize,
-    /// Maximum tokens in the cache, prompts and generated text together.
+    /// Maximum number of texts that grow at a time.
+    pub max_rows: usize,
+    /// Maximum tokens per forward: longer prompts are read in parts.
     pub batch_tokens: usize,
+    /// Maximum memory for cached keys and values, in bytes, unless a single text needs more. Texts wait for room in it.
+    pub cache_bytes: u64,
 }
 
 impl Default for GenerateOptions {
@@ -40,8 +41,17 @@ impl Default for GenerateOptions {
             seed: 0,
             first_prompt: 0,
             samples: 1,
-            batch_tokens: 8192,
+            max_rows: 64,
+            batch_tokens: 2048,
+            cache_bytes: 1 << 30,
         }
+    }
+}
+
+impl GenerateOptions {
+    /// The most tokens that a prompt and its text have.
+    pub(crate) fn capacity(&self, prompt: &[u32], model: &PatchedModel) -> usize {
+        prompt.len().saturating_add(self.max_new_tokens).min(model.max_length())
     }
 }
 
@@ -62,8 +72,8 @@ pub enum FinishReason {
 pub enum GenerationEvent<'t> {
     /// A piece of text is certain. The pieces of a row in order are its text.
     Text(&'t str),
-    /// The row is finished.
-    End(FinishReason),
+    /// The row is finished, with this text.
+    End(&'t GeneratedText),
 }
 
 /// The text that a model generated after a prompt.
@@ -79,11 +89,12 @@ pub struct GeneratedText {
 
 /// Generates [`GenerateOptions::samples`] texts after each of `prompts`, in order: first those of the first prompt.
 ///
-/// `on_event` receives every event with the index of its text. Rows are decoded together and leave the batch when they
-/// are finished; which rows share a batch changes a text only if two tokens are equally likely up to rounding.
+/// `on_event` receives every event with the index of its text. Rows are decoded together; those that are finished make room
+/// for others, and what prompts have in common is read once. Which rows are decoded together changes a text only if two
+/// tokens are equally likely up to rounding.
 ///
 /// # Errors
-/// If a prompt is empty or fills the base's context, or a logit is NaN.
+/// If a prompt is empty or fills the base's context, or a logit is NaN; the error names the prompt.
 pub fn generate(
     model: &PatchedModel,
     prompts: &[Vec<u32>],
@@ -91,31 +102,37 @@ pub fn generate(
     on_event: &mut dyn FnMut(usize, GenerationEvent),
 ) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
-    let texts_of = |prompt| std::iter::repeat_n(prompt, config.samples);
-    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).flat_map(texts_of).collect();
-    let capacity = |prompt: &&[u32]| (prompt.len() + config.max_new_tokens).min(model.max_length());
-    let capacities: Vec<usize> = prompts.iter().map(capacity).collect();
-    let mut texts = vec![None; prompts.len()];
-    for batch in token_batches(&capacities, config.batch_tokens) {
-        let mut decoder = CachedDecoder::new(model.base, model.patches, batch.iter().map(|&i| capacities[i]).sum())?;
-        let batch_prompts: Vec<&[u32]> = batch.iter().map(|&index| prompts[index]).collect();
-        let mut rows = Vec::new();
-        for (&index, template) in batch.iter().zip(model.route(&batch_prompts)?) {
-            let row = decoder.open(capacities[index], template)?;
-            let limit = capacities[index] - prompts[index].len();
-            let prompt = config.first_prompt + index / config.samples;
-            let place = RowPlace { index, prompt, sample: index % config.samples, decoder_row: row, limit };
-            rows.push(GeneratedRow::new(model, config, place, prompts[index])?);
-        }
-        while !rows.is_empty() {
-            step(&mut decoder, &mut rows, on_event)?;
-            for row in rows.extract_if(.., |row| row.finish.is_some()) {
-                let index = row.place.index;
-                texts[index] = row.into_generated();
+    let mut batches = batches(model, prompts, config)?;
+    let mut texts = vec![None; prompts.len() * config.samples];
+    while batches.iter().any(|batch| !batch.is_finished()) {
+        let steps: Vec<Result<Vec<_>>> = match batches.as_mut_slice() {
+            [one] => vec![one.step()],
+            several => several.par_iter_mut().map(ContinuousBatch::step).collect(),
+        };
+        for row in steps.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+            if !row.piece.is_empty() {
+                on_event(row.index, GenerationEvent::Text(&row.piece));
+            }
+            if let Some(generated) = row.generated {
+                on_event(row.index, GenerationEvent::End(&generated));
+                texts[row.index] = Some(generated);
             }
         }
     }
     Ok(texts.into_iter().flatten().collect())
+}
+
+/// The rows that are decoded together: all, or over a small base those of each thread.
+fn batches<'a>(
+    model: &'a PatchedModel<'a>,
+    prompts: &'a [Vec<u32>],
+    config: &'a GenerateOptions,
+) -> Result<Vec<ContinuousBatch<'a>>> {
+    let threads = model.base.batch_parallel(config.batch_tokens).lanes();
+    let (count, threads) = (prompts.len(), threads.clamp(1, prompts.len().max(1)));
+    let own = |thread| thread * count / threads..(thread + 1) * count / threads;
+    let cache_bytes = config.cache_bytes / threads as u64;
+    (0..threads).map(|thread| ContinuousBatch::new(model, config, prompts, own(thread), cache_bytes)).collect()
 }
 
 /// Refuses prompts that cannot be continued.
@@ -133,97 +150,4 @@ fn check(prompts: &[Vec<u32>], config: &GenerateOptions, max_length: usize) -> R
         }
     }
     Ok(())
-}
-
-/// Feeds the unread tokens of each row, selects the next token, and emits the text that is certain.
-fn step(
-    decoder: &mut CachedDecoder,
-    rows: &mut [GeneratedRow],
-    on_event: &mut dyn FnMut(usize, GenerationEvent),
-) -> Result<()> {
-    let fed: Vec<(usize, &[u32])> = rows.iter().map(|row| (row.place.decoder_row, row.unread())).collect();
-    let logits = decoder.next_logits(&fed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    for (row, logits) in rows.iter_mut().zip(&logits) {
-        row.choose(logits)
-            .map_err(|source| EvalError::Prompt { prompt: row.place.prompt + 1, source: Box::new(source) })?;
-        let piece = row.text.take_certain();
-        if !piece.is_empty() {
-            on_event(row.place.index, GenerationEvent::Text(&piece));
-        }
-        if let Some(finish) = row.finish {
-            on_event(row.place.index, GenerationEvent::End(finish));
-        }
-    }
-    Ok(())
-}
-
-/// Where a row is, and its limit.
-struct RowPlace {
-    /// The index of its text.
-    index: usize,
-    /// The number of its prompt, from zero.
-    prompt: usize,
-    /// Its number among the texts of its prompt, from zero.
-    sample: usize,
-    /// Its row in the decoder.
-    decoder_row: usize,
-    /// Maximum number of new tokens; at least 1.
-    limit: usize,
-}
-
-/// A row in generation.
-struct GeneratedRow<'a> {
-    place: RowPlace,
-    /// The tokens of prompt and text.
-    tokens: Vec<u32>,
-    /// How many of them the decoder has read.
-    read: usize,
-    stop_tokens: &'a [u32],
-    sampler: Sampler,
-    text: StopText<'a>,
-    new_tokens: usize,
-    finish: Option<FinishReason>,
-}
-
-impl<'a> GeneratedRow<'a> {
-    fn new(model: &PatchedModel<'a>, config: &'a GenerateOptions, place: RowPlace, prompt: &[u32]) -> Result<Self> {
-        let key = Key::new(config.seed, "sampling").number(place.prompt as u64).number(place.sample as u64);
-        Ok(GeneratedRow {
-            tokens: prompt.to_vec(),
-            read: 0,
-            stop_tokens: model.tokenizer.stop_tokens(),
-            sampler: Sampler::new(config.sampling, key),
-            text: StopText::new(model.tokenizer, prompt, &config.stop)?,
-            new_tokens: 0,
-            finish: None,
-            place,
-        })
-    }
-
-    fn unread(&self) -> &[u32] {
-        &self.tokens[self.read..]
-    }
-
-    /// Selects the next token, and checks whether the text has ended.
-    fn choose(&mut self, logits: &[f32]) -> Result<()> {
-        let token = self.sampler.next(logits, &self.tokens, self.new_tokens)?;
-        self.read = self.tokens.len();
-        self.tokens.push(token);
-        self.new_tokens += 1;
-        self.finish = if self.stop_tokens.contains(&token) {
-            Some(FinishReason::Eos)
-        } else if self.text.push(token)? {
-            Some(FinishReason::Stop)
-        } else {
-            (self.new_tokens == self.place.limit).then_some(FinishReason::Length)
-        };
-        match self.finish {
-            Some(_) => self.text.finish(),
-            None => Ok(()),
-        }
-    }
-
-    fn into_generated(self) -> Option<GeneratedText> {
-        Some(GeneratedText { text: self.text.into_text(), tokens: self.new_tokens, finish: self.finish? })
-    }
 }

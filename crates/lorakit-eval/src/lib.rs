@@ -55,10 +55,12 @@
 //! ```
 
 mod choice_scores;
+mod continuous_batch;
 mod error;
 mod eval_progress;
 mod evaluate;
 mod generation;
+mod growing_row;
 mod likelihood;
 mod metrics;
 mod patched_model;

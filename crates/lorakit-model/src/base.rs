@@ -256,6 +256,11 @@ impl Base {
         if new.into_iter().all(|tokens| tokens == 1) { self.decoding } else { TokenPrecision::Exact }
     }
 
+    /// The memory of a token's cached keys and values, in bytes.
+    pub fn cache_bytes_per_token(&self) -> u64 {
+        (self.layers.len() * 2 * self.heads.key_width() * DType::F32.size_in_bytes()) as u64
+    }
+
     /// An empty cache of `slots` tokens.
     pub(crate) fn kv_cache(&self, slots: usize) -> CandleResult<KvCache> {
         KvCache::new(self.layers.len(), slots, self.heads, &self.device)

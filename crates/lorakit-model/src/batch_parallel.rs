@@ -35,9 +35,14 @@ impl BatchParallel {
         self.max_tokens
     }
 
+    /// The number of threads that take batches of their own; 1 where all share each op.
+    pub fn lanes(&self) -> usize {
+        if self.parallel { rayon::current_num_threads() } else { 1 }
+    }
+
     /// The number of batches whose results are held at a time.
     pub fn in_flight(&self) -> usize {
-        if self.parallel { 2 * rayon::current_num_threads() } else { 1 }
+        if self.parallel { 2 * self.lanes() } else { 1 }
     }
 
     /// Calls `take` with the result of `work` for each batch, in the order of the batches on any number of threads.

@@ -4,6 +4,7 @@
 //! were rotated for is computed again from its first token.
 
 use crate::base::Base;
+use crate::cache_slots::{CacheSlots, first};
 use crate::kv_cache::KvCache;
 use crate::layer::lm_head::HeadPatch;
 use candle_core::{Result, Tensor, bail};
@@ -15,24 +16,17 @@ pub struct CachedDecoder<'a> {
     base: &'a Base,
     patches: &'a Patches,
     cache: KvCache,
-    /// Those that sequences are opened in.
-    slots: usize,
-    used: usize,
-    /// All slots of the cache: behind those, sequences are computed again whose own slots others share.
-    all_slots: usize,
+    slots: CacheSlots,
     sequences: Vec<CachedSequence>,
+    /// Indices of sequences that were closed.
+    closed: Vec<usize>,
 }
 
-/// One sequence: the slots that it shares with another, and its own.
-#[derive(Clone)]
+/// One sequence.
+#[derive(Clone, Default)]
 struct CachedSequence {
-    /// Slots of another sequence that come before its own.
-    prefix: Vec<Range<usize>>,
-    own: Range<usize>,
-    /// How many of its own slots are filled.
-    filled: usize,
-    /// Whether another sequence shares its slots.
-    shared: bool,
+    /// The slots of its tokens in order, then those for tokens to come. Other sequences may share the first of them.
+    slots: Vec<Range<usize>>,
     /// All of its tokens.
     ids: Vec<u32>,
     /// The row length that its cached keys were rotated for.
@@ -42,28 +36,21 @@ struct CachedSequence {
 }
 
 impl CachedSequence {
-    fn len(&self) -> usize {
-        self.prefix.iter().map(Range::len).sum::<usize>() + self.filled
+    /// The slots of its tokens.
+    fn keys(&self) -> Vec<Range<usize>> {
+        first(&self.slots, self.ids.len())
     }
 
-    fn keys(&self) -> Vec<Range<usize>> {
-        let own = self.own.start..self.own.start + self.filled;
-        self.prefix.iter().cloned().chain([own]).filter(|range| !range.is_empty()).collect()
+    fn capacity(&self) -> usize {
+        self.slots.iter().map(Range::len).sum()
     }
 }
 
 impl<'a> CachedDecoder<'a> {
     /// A cache of `slots` tokens for all sequences together.
     pub fn new(base: &'a Base, patches: &'a Patches, slots: usize) -> Result<Self> {
-        Ok(Self {
-            base,
-            patches,
-            cache: base.kv_cache(slots)?,
-            slots,
-            used: 0,
-            all_slots: slots,
-            sequences: Vec::new(),
-        })
+        let cache = base.kv_cache(slots)?;
+        Ok(Self { base, patches, cache, slots: CacheSlots::new(slots), sequences: Vec::new(), closed: Vec::new() })
     }
 
     /// A new, empty sequence with room for `capacity` tokens; returns its index. `template` carries what routers read:
@@ -72,11 +59,8 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If fewer slots are left.
     pub fn open(&mut self, capacity: usize, template: Sequence) -> Result<usize> {
-        let own = self.take_slots(capacity)?;
-        let (prefix, ids) = (Vec::new(), Vec::new());
-        let sequence = CachedSequence { prefix, own, filled: 0, shared: false, ids, rotated_for: 0, template };
-        self.sequences.push(sequence);
-        Ok(self.sequences.len() - 1)
+        let slots = self.take_slots(capacity)?;
+        Ok(self.add(CachedSequence { slots, template, ..CachedSequence::default() }))
     }
 
     /// A new sequence that continues `sequence` from where it is now, and shares its tokens.
@@ -84,12 +68,52 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If fewer than `capacity` slots are left.
     pub fn branch(&mut self, sequence: usize, capacity: usize) -> Result<usize> {
+        self.branch_at(sequence, self.len(sequence), capacity)
+    }
+
+    /// A new sequence that shares the first `tokens` tokens of `sequence`, with room for `capacity` more.
+    ///
+    /// # Errors
+    /// If `sequence` has fewer tokens, or fewer than `capacity` slots are left.
+    pub fn branch_at(&mut self, sequence: usize, tokens: usize, capacity: usize) -> Result<usize> {
+        let found = self.len(sequence);
+        if tokens > found {
+            bail!("{tokens} tokens of sequence {sequence} were to be shared, which has {found}");
+        }
         let own = self.take_slots(capacity)?;
-        let parent = &mut self.sequences[sequence];
-        parent.shared = true;
-        let branch = CachedSequence { prefix: parent.keys(), own, filled: 0, shared: false, ..parent.clone() };
-        self.sequences.push(branch);
-        Ok(self.sequences.len() - 1)
+        let parent = &self.sequences[sequence];
+        let mut slots = first(&parent.slots, tokens);
+        let branch = CachedSequence { ids: parent.ids[..tokens].to_vec(), ..parent.clone() };
+        self.slots.share(&slots);
+        slots.extend(own);
+        Ok(self.add(CachedSequence { slots, ..branch }))
+    }
+
+    fn add(&mut self, sequence: CachedSequence) -> usize {
+        let index = self.closed.pop().unwrap_or(self.sequences.len());
+        if index == self.sequences.len() {
+            self.sequences.push(sequence);
+        } else {
+            self.sequences[index] = sequence;
+        }
+        index
+    }
+
+    /// Ends a sequence: its slots are free, unless another sequence shares them, and its index may be used again.
+    pub fn close(&mut self, sequence: usize) {
+        self.slots.release(&std::mem::take(&mut self.sequences[sequence]).slots);
+        self.closed.push(sequence);
+    }
+
+    /// Whether sequences of up to `tokens` tokens can share a prefix for good: some bases rotate the keys of long ones in
+    /// another way.
+    pub fn can_share(&self, tokens: usize) -> bool {
+        self.base.rotates_alike(1, tokens)
+    }
+
+    /// Number of slots that no sequence uses.
+    pub fn free_slots(&self) -> usize {
+        self.slots.free()
     }
 
     /// Declares how many tokens a sequence will have in the end, where that is known: it decides how a base that rotates
@@ -99,49 +123,49 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// The next `capacity` free slots.
-    fn take_slots(&mut self, capacity: usize) -> Result<Range<usize>> {
-        if self.used + capacity > self.slots {
+    fn take_slots(&mut self, capacity: usize) -> Result<Vec<Range<usize>>> {
+        let Some(taken) = self.slots.take(capacity) else {
             bail!(
                 "a sequence of {capacity} tokens was opened where {} of {} cache slots are left",
-                self.slots - self.used,
-                self.slots
+                self.slots.free(),
+                self.slots.len()
             );
-        }
-        let own = self.used..self.used + capacity;
-        self.used = own.end;
-        Ok(own)
+        };
+        Ok(taken)
     }
 
     /// Adds tokens to a sequence, and returns those to compute: where its length makes cached keys useless, all of them.
     fn take_tokens(&mut self, index: usize, tokens: &[u32]) -> Result<Vec<u32>> {
         let sequence = &mut self.sequences[index];
-        let room = sequence.own.len() - sequence.filled;
-        if tokens.len() > room {
-            bail!(
-                "sequence {index} has room for {} tokens; {} were appended to {}",
-                sequence.own.len(),
-                tokens.len(),
-                sequence.filled
-            );
+        let (cached, capacity) = (sequence.ids.len(), sequence.capacity());
+        if cached + tokens.len() > capacity {
+            bail!("sequence {index} has room for {capacity} tokens; {} were appended to {cached}", tokens.len());
         }
-        let cached = sequence.ids.len();
         sequence.ids.extend_from_slice(tokens);
         let length = sequence.template.whole.unwrap_or(0).max(sequence.ids.len());
         let rotated_for = std::mem::replace(&mut sequence.rotated_for, length);
         if cached == 0 || self.base.rotates_alike(rotated_for, length) {
-            sequence.filled += tokens.len();
             return Ok(tokens.to_vec());
         }
         let ids = sequence.ids.clone();
-        if sequence.shared || !sequence.prefix.is_empty() {
-            // Its slots, or some of them, are also another sequence's.
-            let (start, more) = (self.all_slots, cached + room);
-            self.cache = self.cache.extended(more)?;
-            self.all_slots += more;
-            (sequence.own, sequence.prefix, sequence.shared) = (start..self.all_slots, Vec::new(), false);
-        }
-        sequence.filled = ids.len();
+        self.unshare(index)?;
         Ok(ids)
+    }
+
+    /// Gives a sequence slots of its own, where another uses some of them; the cache grows if it has none left.
+    fn unshare(&mut self, index: usize) -> Result<()> {
+        let sequence = &self.sequences[index];
+        if !self.slots.are_shared(&sequence.slots) {
+            return Ok(());
+        }
+        let capacity = sequence.capacity();
+        if capacity > self.slots.free() {
+            self.cache = self.cache.extended(capacity)?;
+            self.slots.extend(capacity);
+        }
+        let own = self.take_slots(capacity)?;
+        self.slots.release(&std::mem::replace(&mut self.sequences[index].slots, own));
+        Ok(())
     }
 
     /// Appends tokens to sequences, each at most once per call, and returns the new tokens' hidden states after the final
@@ -159,7 +183,7 @@ impl<'a> CachedDecoder<'a> {
             let computed = self.take_tokens(index, tokens)?;
             let sequence = &self.sequences[index];
             let (start, len) = (ids.len(), computed.len());
-            sequences.push(Sequence { start, len, position: sequence.len() - len, ..sequence.template.clone() });
+            sequences.push(Sequence { start, len, position: sequence.ids.len() - len, ..sequence.template.clone() });
             keys.push(sequence.keys());
             ids.extend(computed);
             new.extend((ids.len() - tokens.len()..ids.len()).map(|token| token as u32));
@@ -173,7 +197,7 @@ impl<'a> CachedDecoder<'a> {
     /// Appends tokens to sequences and returns the logits that follow each one's last: `[sequences given, vocabulary]`.
     ///
     /// # Errors
-    /// As [`CachedDecoder::forward`], and if a logit is not finite.
+    /// As [`CachedDecoder::forward`]. Logits may be NaN: [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
         on_pool(|| self.logits(appended))
     }
@@ -190,28 +214,21 @@ impl<'a> CachedDecoder<'a> {
         let last = h.index_select(&Tensor::from_slice(&ends, ends.len(), h.device())?, 0)?;
         let one = |(start, &(index, _)): (usize, &(usize, &[u32]))| {
             let sequence = &self.sequences[index];
-            let position = sequence.len().saturating_sub(1);
+            let position = sequence.ids.len().saturating_sub(1);
             Sequence { start, len: 1, position, ..sequence.template.clone() }
         };
         let batch = SequenceBatch::new(appended.iter().enumerate().map(one));
-        let precision = self.base.decoding_precision(appended.iter().map(|(_, tokens)| tokens.len()));
-        let logits = self.base.lm_head().logits_at(&last, HeadPatch::of(self.patches, &batch), precision)?;
-        if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            bail!(
-                "the logits of the next token are not finite: a weight of the base or of an adapter is NaN or too large"
-            );
-        }
-        Ok(logits)
+        self.base.lm_head().logits(&last, HeadPatch::of(self.patches, &batch))
     }
 
     /// Number of tokens in a sequence.
     pub fn len(&self, sequence: usize) -> usize {
-        self.sequences[sequence].len()
+        self.sequences[sequence].ids.len()
     }
 
-    /// Whether no sequence was opened.
+    /// Whether no sequence is open.
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty()
+        self.sequences.len() == self.closed.len()
     }
 }
 

@@ -119,15 +119,7 @@ impl ForwardPlan {
             return self_attention(qkv, heads, layout);
         };
         let qkv = rotate(qkv, heads, &layout.rope)?;
-        let (first_key, width) = (heads.queries * heads.features, heads.key_width());
-        let (keys, values) = (qkv.narrow(1, first_key, width)?, qkv.narrow(1, first_key + width, width)?);
-        for segment in layout.segments.iter() {
-            let n = segment.queries.len();
-            let Some(last) = segment.keys.last() else { continue };
-            let own = |of: &Tensor| of.narrow(0, segment.queries.start, n)?.contiguous();
-            cache.keys[layer].slice_set(&own(&keys)?, 0, last.end - n)?;
-            cache.values[layer].slice_set(&own(&values)?, 0, last.end - n)?;
-        }
+        cache.write(layer, &qkv, heads, &layout.segments)?;
         cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, layout)
     }
 }

@@ -1,7 +1,9 @@
 //! The cached keys and values of decoding.
 
 use crate::attention::heads::AttentionHeads;
-use candle_core::{DType, Device, Result, Tensor};
+use crate::attention::segment::AttentionSegment;
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor};
+use lorakit_lora::kernels::cpu_tensor;
 
 /// Keys and values of tokens that were seen before, for every layer: `[slots, keys * features]` each.
 #[derive(Clone)]
@@ -27,5 +29,53 @@ impl KvCache {
         };
         let all = |own: &[Tensor]| own.iter().map(extend).collect::<Result<Vec<_>>>();
         Ok(Self { keys: all(&self.keys)?, values: all(&self.values)? })
+    }
+
+    /// Writes the keys and values of a layer that are within `qkv`, `[tokens, fused width]`, its keys rotated.
+    pub(crate) fn write(
+        &self,
+        layer: usize,
+        qkv: &Tensor,
+        heads: AttentionHeads,
+        segments: &[AttentionSegment],
+    ) -> Result<()> {
+        let first_key = heads.queries * heads.features;
+        for (to, column) in [(&self.keys[layer], first_key), (&self.values[layer], first_key + heads.key_width())] {
+            if qkv.device().is_cpu() {
+                to.inplace_op2(qkv, &WriteSlots { segments, column })?;
+                continue;
+            }
+            let from = qkv.narrow(1, column, heads.key_width())?;
+            for (token, slots) in segments.iter().flat_map(AttentionSegment::own_keys) {
+                to.slice_set(&from.narrow(0, token, slots.len())?.contiguous()?, 0, slots.start)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies columns of the tokens of segments to the slots of their keys.
+struct WriteSlots<'a> {
+    segments: &'a [AttentionSegment],
+    /// The first column.
+    column: usize,
+}
+
+impl InplaceOp2 for WriteSlots<'_> {
+    fn name(&self) -> &'static str {
+        "write-cache"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, lt: &Layout, from: &CpuStorage, lf: &Layout) -> Result<()> {
+        let (width, stride) = (lt.dims()[1], lf.dims()[1]);
+        let to = cpu_tensor::values_mut(to, lt, self.name())?;
+        let from = cpu_tensor::values(from, lf, self.name())?;
+        for (token, slots) in self.segments.iter().flat_map(AttentionSegment::own_keys) {
+            for (token, slot) in (token..).zip(slots) {
+                let own = &from[token * stride + self.column..][..width];
+                to[slot * width..(slot + 1) * width].copy_from_slice(own);
+            }
+        }
+        Ok(())
     }
 }

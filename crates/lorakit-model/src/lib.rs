@@ -57,6 +57,7 @@ pub mod attention;
 mod base;
 mod base_fingerprint;
 pub mod batch_parallel;
+mod cache_slots;
 mod cached_decoder;
 mod cuda;
 mod decoder_layer;

@@ -1,9 +1,11 @@
 //! Choosing the next token from logits, as transformers' `generate` does.
 
+use crate::vector_math::largest;
 use candle_core::{Device, Result, Tensor, bail};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use candle_transformers::utils::apply_repeat_penalty;
 use lorakit_format::rng::{Key, RngCore};
+use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use std::num::NonZeroUsize;
 
 /// How tokens are chosen, with transformers' names. The fields are in the order in which they apply.
@@ -41,13 +43,21 @@ pub struct Sampler {
 
 /// The most probable token; of equals the first.
 pub fn greedy(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
+    let (best, _) = simd::dispatch(Extremes(logits));
+    logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32
+}
+
+/// The largest logit, and how many are NaN or positive infinity.
+struct Extremes<'a>(&'a [f32]);
+
+impl WithSimd for Extremes<'_> {
+    type Output = (f32, u32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> (f32, u32) {
+        let wrong = |count: u32, &logit: &f32| count + u32::from(logit.is_nan() || logit == f32::INFINITY);
+        (largest(self.0), self.0.iter().fold(0, wrong))
     }
-    best as u32
 }
 
 impl Sampler {
@@ -62,9 +72,12 @@ impl Sampler {
     /// # Errors
     /// If a logit is NaN or positive infinity.
     pub fn next(&self, logits: &[f32], seen: &[u32], step: usize) -> Result<u32> {
-        let wrong = logits.iter().filter(|logit| logit.is_nan() || **logit == f32::INFINITY).count();
+        let (_, wrong) = simd::dispatch(Extremes(logits));
         if wrong > 0 {
             bail!("{wrong} of the next token's {} logits are NaN or infinite; are all weights finite?", logits.len());
+        }
+        if self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0 {
+            return Ok(greedy(logits));
         }
         let scores = self.options.scores(logits, seen)?;
         if self.options.temperature == 0.0 {

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
+use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_model::sampling::{Sampler, SamplingOptions};
 use lorakit_model::{Base, BaseConfig, BaseOptions, ModelError};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -135,6 +137,8 @@ fn a_value_that_is_not_a_number_is_an_error_when_text_is_generated() {
     let (base, none) = (open(folder.path()), Patches::none());
     let mut decoder = lorakit_model::CachedDecoder::new(&base, &none, 4).unwrap();
     let row = decoder.open(4, lorakit_lora::Sequence::default()).unwrap();
-    let message = decoder.next_logits(&[(row, &[3, 4])]).unwrap_err().to_string();
-    assert!(message.contains("not finite"), "{message}");
+    let logits: Vec<f32> = decoder.next_logits(&[(row, &[3, 4])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+    let sampler = Sampler::new(SamplingOptions::default(), Key::new(0, "test"));
+    let message = sampler.next(&logits, &[3, 4], 0).unwrap_err().to_string();
+    assert!(message.contains("are NaN or infinite"), "{message}");
 }

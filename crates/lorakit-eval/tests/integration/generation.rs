@@ -46,7 +46,7 @@ fn batched_rows_generate_the_same_text_as_single_rows() {
             ..GenerateOptions::default()
         };
         let together = generate(&stories.model(), &prompts, &config, &mut |_, _| ()).unwrap();
-        let few = GenerateOptions { batch_tokens: 1, ..config.clone() };
+        let few = GenerateOptions { max_rows: 1, ..config.clone() };
         let alone = generate(&stories.model(), &prompts, &few, &mut |_, _| ()).unwrap();
         assert_eq!(together, alone);
         let lengths: std::collections::BTreeSet<usize> = together.iter().map(|written| written.tokens).collect();
@@ -83,7 +83,7 @@ fn texts_end_before_a_stop_text_or_at_the_maximum_length() {
         let mut events = Vec::new();
         let written = generate(&stories.model(), &prompts, &config, &mut |_, event| match event {
             GenerationEvent::Text(text) => events.push(text.to_string()),
-            GenerationEvent::End(finish) => events.push(format!("{finish:?}")),
+            GenerationEvent::End(finish) => events.push(format!("{:?}", finish.finish)),
         });
         (written.unwrap().remove(0), events.concat())
     };

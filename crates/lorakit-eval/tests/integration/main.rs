@@ -1,6 +1,7 @@
 //! Scores of small trained models, in one test binary so that it is linked only once.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod batched_generation;
 mod fixture;
 mod generation;
 mod lm_eval_parity;

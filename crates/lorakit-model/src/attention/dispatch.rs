@@ -5,7 +5,7 @@ use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::composed::{composed_rotate, composed_self_attention};
 use crate::attention::composed_cached::composed_cached_attention;
 use crate::attention::heads::AttentionHeads;
-use crate::attention::{blockwise, small_head};
+use crate::attention::{blockwise, few_queries, small_head};
 use crate::layer::rope::RopeTable;
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -46,7 +46,11 @@ pub fn cached_attention(
     let y = cpu_tensor::with_values(&qkv.contiguous()?, name, |qkv| {
         cpu_tensor::with_values(keys, name, |keys| {
             cpu_tensor::with_values(values, name, |values| {
-                blockwise::attend_cached(&heads, &layout.segments, qkv, [keys, values])
+                let attend = match few_queries::supports(&layout.segments) {
+                    true => few_queries::attend_cached,
+                    false => blockwise::attend_cached,
+                };
+                attend(&heads, &layout.segments, qkv, [keys, values])
             })
         })
     })???;

@@ -1,6 +1,6 @@
 //! Causal attention over packed sequences: one op, `dispatch`, and the implementations that it chooses among.
 //!
-//! On a CPU: `blockwise` (matrix products) and `small_head` (vectors over queries). On other devices, and as the reference
+//! On a CPU: `blockwise` (matrix products), `small_head` (vectors over queries) and `few_queries` (decoding). On other devices, and as the reference
 //! of tests: `composed` and `composed_cached`, made of candle's own ops.
 
 pub(crate) mod attention_layout;
@@ -8,6 +8,7 @@ pub(crate) mod blockwise;
 pub(crate) mod composed;
 pub(crate) mod composed_cached;
 pub(crate) mod dispatch;
+pub(crate) mod few_queries;
 pub(crate) mod heads;
 pub(crate) mod lane_major;
 pub(crate) mod score_masks;

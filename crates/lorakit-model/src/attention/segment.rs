@@ -22,4 +22,31 @@ impl AttentionSegment {
             first + visible.start..first + visible.end
         })
     }
+
+    /// Where the keys of its queries are: runs of them, each with its first query.
+    pub(crate) fn own_keys(&self) -> Vec<(usize, Range<usize>)> {
+        let (mut end, mut runs) = (self.queries.end, Vec::new());
+        for keys in self.keys.iter().rev() {
+            let count = keys.len().min(end - self.queries.start);
+            if count == 0 {
+                break;
+            }
+            end -= count;
+            runs.push((end, keys.end - count..keys.end));
+        }
+        runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_the_queries_are_the_last_ones() {
+        let segment = |queries| AttentionSegment { queries, keys: vec![0..4, 10..12, 20..23] };
+        assert_eq!(segment(5..6).own_keys(), [(5, 22..23)]);
+        assert_eq!(segment(5..11).own_keys(), [(8, 20..23), (6, 10..12), (5, 3..4)]);
+        assert!(segment(7..7).own_keys().is_empty());
+    }
 }

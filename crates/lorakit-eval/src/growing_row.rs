@@ -1,0 +1,111 @@
+//! A row whose text grows token by token.
+
+use lorakit_format::rng::Key;
+use lorakit_lora::Sequence;
+use lorakit_model::sampling::Sampler;
+
+use crate::error::{EvalError, Result};
+use crate::generation::{FinishReason, GenerateOptions, GeneratedText};
+use crate::patched_model::PatchedModel;
+use crate::stop_text::StopText;
+
+/// The tokens of a row, whose keys a decoder holds.
+pub(crate) struct CachedRow {
+    /// Its sequence in the decoder.
+    pub sequence: usize,
+    /// The tokens of prompt and text.
+    pub tokens: Vec<u32>,
+    /// What it carries for patches to read.
+    pub template: Sequence,
+}
+
+impl CachedRow {
+    /// How many tokens of `prompt`, whose last one is to be read anew, this row begins with, if its keys are those that a
+    /// row that carries `template` has.
+    pub fn shared_with(&self, prompt: &[u32], template: &Sequence) -> usize {
+        if self.template.expert != template.expert || self.template.weights != template.weights {
+            return 0;
+        }
+        self.tokens.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count()
+    }
+}
+
+/// A row that is being generated.
+pub(crate) struct GrowingRow<'a> {
+    /// The index of its text.
+    pub index: usize,
+    pub cached: CachedRow,
+    /// The number of its prompt, from one.
+    prompt: usize,
+    /// Maximum number of new tokens; at least 1.
+    limit: usize,
+    stop_tokens: &'a [u32],
+    sampler: Sampler,
+    text: StopText<'a>,
+    new_tokens: usize,
+    finish: Option<FinishReason>,
+}
+
+impl<'a> GrowingRow<'a> {
+    /// The row of the text `index`, with at most `limit` new tokens. `cached` holds its prompt.
+    pub fn new(
+        model: &PatchedModel<'a>,
+        config: &'a GenerateOptions,
+        index: usize,
+        cached: CachedRow,
+        limit: usize,
+    ) -> Result<Self> {
+        let (prompt, sample) = (config.first_prompt + index / config.samples, index % config.samples);
+        let key = Key::new(config.seed, "sampling").number(prompt as u64).number(sample as u64);
+        Ok(Self {
+            index,
+            prompt: prompt + 1,
+            limit,
+            stop_tokens: model.tokenizer.stop_tokens(),
+            sampler: Sampler::new(config.sampling, key),
+            text: StopText::new(model.tokenizer, &cached.tokens, &config.stop)?,
+            new_tokens: 0,
+            finish: None,
+            cached,
+        })
+    }
+
+    /// Selects the next token by its `logits`, and checks whether the text has ended. Returns what is certain of the text.
+    ///
+    /// # Errors
+    /// If a logit is NaN; the error names the prompt.
+    pub fn grow(&mut self, logits: &[f32]) -> Result<String> {
+        let prompt = self.prompt;
+        self.choose(logits).map_err(|source| EvalError::Prompt { prompt, source: Box::new(source) })?;
+        Ok(self.text.take_certain())
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<()> {
+        let token = self.sampler.next(logits, &self.cached.tokens, self.new_tokens)?;
+        self.cached.tokens.push(token);
+        self.new_tokens += 1;
+        self.finish = if self.stop_tokens.contains(&token) {
+            Some(FinishReason::Eos)
+        } else if self.text.push(token)? {
+            Some(FinishReason::Stop)
+        } else {
+            (self.new_tokens == self.limit).then_some(FinishReason::Length)
+        };
+        match self.finish {
+            Some(_) => self.text.finish(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its text has ended.
+    pub fn has_ended(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    /// Its text, if it has ended, and its tokens.
+    pub fn into_parts(self) -> (Option<GeneratedText>, CachedRow) {
+        let finish = self.finish;
+        let text = self.text.into_text();
+        (finish.map(|finish| GeneratedText { text, tokens: self.new_tokens, finish }), self.cached)
+    }
+}
