@@ -5,6 +5,7 @@
 //! same order in any tile.
 
 use faer::linalg::matmul::matmul;
+use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -89,6 +90,21 @@ impl<'a> MatrixMut<'a> {
         (Self(first), Self(others))
     }
 
+    /// Writes `values`, `[rows, columns]`.
+    ///
+    /// # Panics
+    /// If there are fewer values than elements.
+    pub fn copy_from(mut self, values: &[f32]) {
+        let (rows, columns) = (self.0.nrows(), self.0.ncols());
+        for row in 0..rows {
+            let values = &values[row * columns..][..columns];
+            match self.0.rb_mut().row_mut(row).try_as_row_major_mut() {
+                Some(row) => row.as_slice_mut().copy_from_slice(values),
+                None => self.0.rb_mut().row_mut(row).iter_mut().zip(values).for_each(|(to, from)| *to = *from),
+            }
+        }
+    }
+
     /// Writes the transpose of `values`, `[columns, rows]`.
     ///
     /// # Panics
@@ -129,7 +145,7 @@ const COLUMNS: usize = 96;
 const ROWS: usize = 512;
 
 /// Multiplications below which a product is finished before other threads have woken up.
-const PARALLEL_WORK: usize = 1 << 18;
+pub const PARALLEL_WORK: usize = 1 << 18;
 
 /// `c = scale * a b`, or `c += scale * a b`, on the calling thread.
 ///
@@ -192,6 +208,14 @@ mod tests {
                 assert!((0..rows).all(|i| (columns..width).all(|j| at(&c, i, j) == 1.0)), "beside the matrix");
             }
         }
+    }
+
+    #[test]
+    fn rows_are_written_into_wider_and_transposed_matrices() {
+        let (mut c, mut transposed) = (vec![0.0; 6], vec![0.0; 4]);
+        MatrixMut::new(&mut c, 2, 2, 3).copy_from(&[1.0, 2.0, 3.0, 4.0]);
+        MatrixMut::new(&mut transposed, 2, 2, 2).transposed().copy_from(&[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!((c, transposed), (vec![1.0, 2.0, 0.0, 3.0, 4.0, 0.0], vec![1.0, 3.0, 2.0, 4.0]));
     }
 
     #[test]

@@ -7,11 +7,11 @@ use crate::weights::block_quantization::{BlockType, EightBitTokens};
 use crate::weights::few_tokens::{FEW, RowProducts, WrittenRowProducts};
 use crate::weights::half_precision::{bf16_as_f32, round_to_bf16, round_to_f16, widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
-use crate::weights::token_precision::TokenPrecision;
+use crate::weights::token_lanes::{self, LaneProducts, RowSource, TokenLanes};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
-use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm, par_gemm};
+use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, PARALLEL_WORK, gemm, par_gemm};
 use lorakit_lora::kernels::simd;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -273,8 +273,18 @@ impl MmapMatrix {
     /// `y[:, columns] = x Wᵀ`: `x` is `[tokens, columns of W]`, and `y` is `[tokens, width]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let y = MatrixMut::new(&mut y[columns.start..], x.len() / self.columns, self.rows, width);
-        product(&[self], &Tokens { x, eight_bit: None }, y);
+        let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
+        if token_lanes::TOKENS.contains(&tokens) {
+            return forward_lanes(&[self], x, y);
+        }
+        if let Slice::F32(w) = self.slice(0..self.rows) {
+            let x = MatrixRef::new(x, tokens, self.columns, self.columns);
+            let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
+            return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
+        }
+        y.column_tiles(TILE)
+            .into_par_iter()
+            .for_each_init(Vec::new, |scratch, (rows, y)| self.forward_tile(x, rows, y, scratch));
     }
 
     /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`.
@@ -371,22 +381,37 @@ struct Tokens<'a> {
 }
 
 /// `y = x Wᵀ` of matrices that read the same input: `x` is `[tokens, columns]`, and `y`, `[tokens, sum of rows]`, holds
-/// their outputs side by side. Quantised matrices are multiplied with tokens of this precision.
-pub fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32], precision: TokenPrecision) {
-    let (width, columns) = (weights.iter().map(|weight| weight.rows).sum(), weights[0].columns);
-    let is_rounded = precision == TokenPrecision::EightBit && weights.iter().any(|w| w.integer_type().is_some());
-    let eight_bit = is_rounded.then(|| EightBitTokens::new(x, columns));
-    product(weights, &Tokens { x, eight_bit }, MatrixMut::new(y, x.len() / columns, width, width));
+/// their outputs side by side.
+pub(crate) fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32]) {
+    let width: usize = weights.iter().map(|weight| weight.rows).sum();
+    let tokens = y.len() / width;
+    if token_lanes::TOKENS.contains(&tokens) {
+        return forward_lanes(weights, x, MatrixMut::new(y, tokens, width, width));
+    }
+    if weights.iter().any(|weight| weight.storage_dtype() == StorageDtype::F32) {
+        let mut start = 0;
+        for weight in weights {
+            weight.forward(x, y, width, start..start + weight.rows);
+            start += weight.rows;
+        }
+        return;
+    }
+    // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
+    tiles(weights, MatrixMut::new(y, tokens, width, width), TILE)
+        .into_par_iter()
+        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(x, rows, y, scratch));
 }
 
-fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
-    let (x, columns) = (tokens.x, weights[0].columns);
-    let count = x.len() / columns;
-    let tile = if count > FEW { TILE } else { FEW_ROWS };
-    let mut rest = y;
-    let mut tiles = Vec::new();
-    for weight in weights {
+/// The outputs of matrices side by side, in tiles of at most `height` of a matrix's rows.
+fn tiles<'w, 'y>(
+    weights: &[&'w MmapMatrix],
+    y: MatrixMut<'y>,
+    height: usize,
+) -> Vec<(&'w MmapMatrix, Range<usize>, MatrixMut<'y>)> {
+    let (mut rest, mut tiles) = (y, Vec::new());
+    for &weight in weights {
         let (own, others) = rest.split_at_column(weight.rows);
+        tiles.extend(own.column_tiles(height).into_iter().map(|(rows, y)| (weight, rows, y)));
         rest = others;
         match weight.plain_f32().filter(|_| count > FEW) {
             Some(w) => {
@@ -399,8 +424,37 @@ fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
     }
     // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
     tiles
-        .into_par_iter()
-        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(tokens, rows, y, scratch));
+}
+
+/// The products of some tens of tokens with matrices of any type, side by side in `y`.
+fn forward_lanes(weights: &[&MmapMatrix], x: &[f32], y: MatrixMut) {
+    let Some(columns) = weights.first().map(|weight| weight.columns) else { return };
+    let lanes = TokenLanes::new(x, columns);
+    let product = |(wide, products): &mut (Vec<f32>, Vec<f32>),
+                   (weight, rows, y): (&MmapMatrix, Range<usize>, MatrixMut)| {
+        products.resize(rows.len() * x.len() / columns, 0.0);
+        LaneProducts { lanes: &lanes, source: weight, rows, y: products, wide }.run();
+        y.copy_from(products);
+    };
+    let tiles = tiles(weights, y, token_lanes::TILE);
+    if tiles.len() * token_lanes::TILE * x.len() < PARALLEL_WORK {
+        let mut scratch = Default::default();
+        return tiles.into_iter().for_each(|tile| product(&mut scratch, tile));
+    }
+    tiles.into_par_iter().for_each_init(Default::default, product);
+}
+
+impl RowSource for MmapMatrix {
+    fn rows<'a>(&'a self, rows: Range<usize>, columns: Range<usize>, wide: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        if let Slice::F32(values) = self.slice(rows.clone()) {
+            return (&values[columns.start..], self.columns);
+        }
+        wide.resize(rows.len() * columns.len(), 0.0);
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(columns.len())) {
+            self.slice(row..row + 1).part(columns.clone()).widen(wide);
+        }
+        (wide, columns.len())
+    }
 }
 
 /// The values of bytes at any address, as f32.
@@ -526,7 +580,8 @@ mod tests {
     }
 
     /// Widths that no tile divides, few and many tokens, and products that one thread makes and that all make.
-    const SHAPES: [(usize, usize, usize); 4] = [(3, 70, 33), (19, 70, 33), (5, 1030, 1031), (19, 1030, 1031)];
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(3, 70, 33), (19, 70, 33), (5, 1030, 1031), (19, 1030, 1031), (100, 70, 33), (100, 130, 1031)];
 
     #[test]
     fn tiles_of_any_width_and_precision_give_the_product() {

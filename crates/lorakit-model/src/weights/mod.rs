@@ -11,8 +11,7 @@ pub(crate) mod mmap_matrix;
 mod own_tensors;
 mod save;
 pub(crate) mod storage_dtype;
-pub(crate) mod stored_weight;
-pub(crate) mod token_precision;
+mod token_lanes;
 pub(crate) mod weight;
 pub(crate) mod weight_loader;
 
