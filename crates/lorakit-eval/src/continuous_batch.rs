@@ -81,7 +81,8 @@ impl<'a> ContinuousBatch<'a> {
         let texts = capacities.iter().flat_map(|&capacity| std::iter::repeat_n(capacity, config.samples));
         let wanted: usize = texts.take(config.max_rows.max(1)).sum();
         let affordable = cache_bytes / model.base.cache_bytes_per_token().max(1);
-        let slots = wanted.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(longest);
+        // One more than grow at a time: a row that has ended can be shared.
+        let slots = (wanted + longest).min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(longest);
         let decoder = CachedDecoder::new(model.base, model.patches, slots)?;
         Ok(Self {
             model,

@@ -39,7 +39,8 @@ fn texts(model: &PatchedModel, prompts: &[Vec<u32>], options: &GenerateOptions) 
 }
 
 fn options() -> GenerateOptions {
-    GenerateOptions { max_new_tokens: 30, samples: 2, seed: 5, ..GenerateOptions::default() }
+    let stop = ["e", "t"].map(str::to_owned).to_vec();
+    GenerateOptions { max_new_tokens: 30, samples: 2, seed: 5, stop, ..GenerateOptions::default() }
 }
 
 /// Room for a number of tokens.
