@@ -1,7 +1,9 @@
 //! Runs the binary and locates reference data.
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
+use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -71,7 +73,7 @@ pub fn shared(path: &str) -> PathBuf {
     found
 }
 
-/// A tiny random base with adapters and PEFT's results: one of [`PEFT_FIXTURES`].
+/// A tiny random base with adapters and PEFT's results: one of [`PEFT_FIXTURES`] or [`SMALL_PEFT_FIXTURES`].
 pub fn peft_fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
 }
@@ -79,8 +81,16 @@ pub fn peft_fixture(name: &str) -> PathBuf {
 /// The names of all [`peft_fixture`]s.
 pub const PEFT_FIXTURES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
 
-/// A larger reference base in `../shared`: one of [`SHARED_ORACLES`].
+/// The names of those with one adapter, `rs`, and without results of routers, merges and training.
+pub const SMALL_PEFT_FIXTURES: [&str; 5] = ["qwen2", "qwen3", "gemma2", "granite", "smollm3"];
+
+/// A larger reference base in `../shared`, or in a folder that `peft_oracle.py` wrote with another seed and
+/// `LORAKIT_ORACLES` names: one of [`SHARED_ORACLES`].
 pub fn shared_oracle(name: &str) -> PathBuf {
+    let other = std::env::var("LORAKIT_ORACLES").map(|folder| PathBuf::from(folder).join(name));
+    if let Some(other) = other.ok().filter(|folder| folder.exists()) {
+        return other;
+    }
     let newer = shared("oracles/peft_modern").join(name);
     if newer.exists() { newer } else { shared("oracles/peft").join(name) }
 }
@@ -90,6 +100,19 @@ pub const SHARED_ORACLES: [&str; 15] = [
     "mistral", "phi", "window", "llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite",
     "smollm3", "yarn", "biased",
 ];
+
+/// An adapter of rank 1 of the head or the embedding, by its module, of the base in a folder.
+pub fn outer_adapter(base: &Path, module: &str) -> Adapter {
+    let config: Value = serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+    let [hidden, vocabulary] = ["hidden_size", "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
+    let is_head = module == "lm_head";
+    let (input, output) = if is_head { (hidden, vocabulary) } else { (vocabulary, hidden) };
+    let [a, b] = [input, output].map(|count| (0..count).map(|i| ((i % 7) as f32 - 3.0) * 0.1).collect());
+    let update = LowRank::new(Matrix::new(1, input, a).unwrap(), Matrix::new(output, 1, b).unwrap(), 1.0).unwrap();
+    let embeddings = if is_head { BTreeSet::new() } else { [module.to_owned()].into() };
+    Adapter::new([(module.to_owned(), update)].into())
+        .with_metadata(AdapterMetadata { embeddings, ..AdapterMetadata::default() })
+}
 
 /// Asserts that a message contains all parts.
 pub fn assert_contains(message: &str, parts: &[&str]) {

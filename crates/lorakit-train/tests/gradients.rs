@@ -17,7 +17,8 @@ use lorakit_train::{Activations, Gradients, Job, Pass, PassContext, TrainConfig}
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const BASES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
+const BASES: [&str; 11] =
+    ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2", "qwen2", "qwen3", "gemma2", "granite", "smollm3"];
 
 fn base(name: &str, trainable: bool) -> Base {
     tiny_base::base(name, &BaseOptions { trainable, ..BaseOptions::default() })

@@ -158,15 +158,25 @@ impl BaseConfig {
     }
 
     /// The same where the layers with `is_local`, one for each layer, have an attention of their own.
-    pub(crate) fn with_local_layers(mut self, is_local: &[bool], local: AttentionKind) -> Self {
-        match (is_local.contains(&true), is_local.contains(&false)) {
-            (true, true) if !self.attention.contains(&local) => {
-                self.attention.push(local);
-                self.layer_attention = is_local.iter().map(|&local| usize::from(local)).collect();
-            }
-            (true, false) => self.attention = vec![local],
-            _ => {}
+    pub(crate) fn with_local_layers(self, is_local: &[bool], local: &AttentionKind) -> Self {
+        let global = self.attention[0].clone();
+        self.with_layer_kinds(is_local.iter().map(|&is_local| if is_local { local } else { &global }))
+    }
+
+    /// The same where each layer has the attention that `kinds` gives it. Of the present kinds, those in use stay first.
+    pub(crate) fn with_layer_kinds<'a>(mut self, kinds: impl Iterator<Item = &'a AttentionKind> + Clone) -> Self {
+        if kinds.clone().next().is_none() {
+            return self;
         }
+        self.attention.retain(|known| kinds.clone().any(|kind| kind == known));
+        let attention = &mut self.attention;
+        let index = |kind: &AttentionKind| {
+            attention.iter().position(|known| known == kind).unwrap_or_else(|| {
+                attention.push(kind.clone());
+                attention.len() - 1
+            })
+        };
+        self.layer_attention = kinds.map(index).collect();
         self
     }
 }

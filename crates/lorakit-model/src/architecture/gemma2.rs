@@ -50,7 +50,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let config = read_gemma(&json, DESCRIPTOR, caps)?;
     let local = layer_types::local_layers(&json, config.layers, |layer| layer.is_multiple_of(2))?;
     let kind = AttentionKind { window: json.count("sliding_window")?, ..config.attention[0].clone() };
-    Ok(config.with_local_layers(&local, kind))
+    Ok(config.with_local_layers(&local, &kind))
 }
 
 /// Reads the keys that Gemma 2 and 3 share, with the soft caps of scores and logits.

@@ -57,7 +57,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
     let every = json.count("sliding_window_pattern")?.unwrap_or(6);
     let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(every))?;
     let kind = AttentionKind { window: json.count("sliding_window")?, rope: Some(local) };
-    Ok(config.with_local_layers(&is_local, kind))
+    Ok(config.with_local_layers(&is_local, &kind))
 }
 
 /// What to say of a soft cap of scores: norms of q and k took its place, and transformers reads the key without using it.

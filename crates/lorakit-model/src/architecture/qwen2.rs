@@ -36,7 +36,7 @@ pub(crate) fn with_windows(json: &ConfigKeys, config: BaseConfig) -> Result<Base
     let first = json.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
     let local = layer_types::local_layers(&json, config.layers, |layer| layer >= first)?;
     let kind = AttentionKind { window: json.count("sliding_window")?, ..config.attention[0].clone() };
-    Ok(config.with_local_layers(&local, kind))
+    Ok(config.with_local_layers(&local, &kind))
 }
 
 /// Adds the keys that Qwen 2 and 3 share.

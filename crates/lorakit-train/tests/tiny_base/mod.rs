@@ -1,5 +1,5 @@
-//! The tiny random bases in `tests/fixtures/peft`: `mistral` (sliding window of 7), `phi`,
-//! `llama`, `gemma3`, `phi3` and `olmo2`; 32 tokens, two layers.
+//! The tiny random bases in `tests/fixtures/peft`, such as `mistral` (sliding window of 7), `phi` and `gemma3`; 32 tokens,
+//! two layers.
 #![allow(clippy::unwrap_used, dead_code)]
 
 use lorakit_model::{Base, BaseOptions};
