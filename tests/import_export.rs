@@ -3,8 +3,7 @@
 
 mod binary;
 
-use binary::{peft_fixture, run, shared};
-use lorakit_adapter::{Adapter, LowRank, Matrix};
+use binary::{outer_adapter, peft_fixture, run, shared};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -155,11 +154,7 @@ fn adapters_of_a_tied_head_are_not_exported_for_llama_cpp() {
         let base = peft_fixture(name).join("base").display().to_string();
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let config: Value = serde_json::from_slice(&fs::read(format!("{base}/config.json")).unwrap()).unwrap();
-        let [hidden, vocabulary] = ["hidden_size", "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
-        let [a, b] = [hidden, vocabulary].map(|count| (0..count).map(|i| i as f32 * 0.01).collect());
-        let update = LowRank::new(Matrix::new(1, hidden, a).unwrap(), Matrix::new(vocabulary, 1, b).unwrap(), 1.0);
-        Adapter::new([("lm_head".to_owned(), update.unwrap())].into()).write(&folder.path().join("head")).unwrap();
+        outer_adapter(base.as_ref(), "lm_head").write(&folder.path().join("head")).unwrap();
         run(["library", "add", "--library", &path("library"), "--base", &base, &path("head")]).ok();
         let export = ["library", "export", "--library", &path("library"), "--format", "gguf", "--out", &path("out")];
         assert_contains(&run(export).failed(1), &["expert `head`", "`lm_head`", "--base"]);

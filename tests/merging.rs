@@ -3,7 +3,9 @@
 
 mod binary;
 
-use binary::{PEFT_FIXTURES, Ran, SHARED_ORACLES, assert_contains, peft_fixture, run, shared_oracle, words};
+use binary::{
+    PEFT_FIXTURES, Ran, SHARED_ORACLES, assert_contains, outer_adapter, peft_fixture, run, shared_oracle, words,
+};
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use serde_json::Value;
@@ -399,6 +401,34 @@ fn merge_into_pico() {
     assert!(!text.is_empty());
     let files: Vec<String> = bytes_of(&model).into_iter().map(|(name, _)| name).collect();
     assert_eq!(files, ["config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+}
+
+/// Where an adapter changes one of a head and an embedding that are one weight, the merged model has both.
+#[test]
+fn adapters_of_a_tied_head_are_merged_into_a_head_of_its_own() {
+    for (name, is_split) in [("mistral", false), ("mistral", true), ("gemma3", false)] {
+        let oracle = peft_fixture(name);
+        let work = if is_split { Work::cast(oracle, DType::F32) } else { Work::new(oracle) };
+        for (expert, module) in [("head", "lm_head"), ("embedding", "model.embed_tokens")] {
+            outer_adapter(work.base.as_ref(), module).write(&work.folder.path().join(expert)).unwrap();
+            let [adapter, library, model] = ["", "-library", "-model"].map(|end| work.path(&format!("{expert}{end}")));
+            run(["library", "add", "--library", &library, "--base", &work.base, &adapter]).ok();
+            let merge = ["merge", "--library", &library, "--method", "cat", "--base", &work.base, "--into-base"];
+            run(merge.into_iter().chain(["--out", &model])).ok();
+            let config: Value = serde_json::from_slice(&fs::read(format!("{model}/config.json")).unwrap()).unwrap();
+            assert_eq!(config["tie_word_embeddings"], false);
+            let [alone, slotted, base] = [
+                work.logits(&model, &[]),
+                work.logits(&work.base, &["--adapter", &adapter]),
+                work.logits(&work.base, &[]),
+            ];
+            let (apart, effect) = (difference(&alone, &slotted), difference(&base, &slotted));
+            assert!(f64::from(apart) < TOLERANCE && effect > 0.1, "{name}, {module}: {apart}, {effect}");
+            let verify = ["verify", "--base", &work.base, "--library", &library];
+            run(verify).ok();
+            run(verify.into_iter().chain(["--merged", &model])).ok();
+        }
+    }
 }
 
 /// Writes an adapter of `modules`, each with its rank and scale, made for the base `made_for`.

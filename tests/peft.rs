@@ -7,7 +7,7 @@
 
 mod binary;
 
-use binary::{PEFT_FIXTURES, peft_fixture, run, words};
+use binary::{PEFT_FIXTURES, outer_adapter, peft_fixture, run, words};
 use lorakit_adapter::Adapter;
 use serde_json::{Value, json};
 use std::fs;
@@ -140,6 +140,20 @@ fn python_peft_computes_the_same_logits() {
         cases.add(&base, Some(&adapter), &ids);
         cases.add(&model, None, &ids);
         cases.add(&base, Some(&format!("{library}/experts/rs")), &ids);
+    }
+
+    // A tied head that becomes a weight of its own.
+    for name in ["mistral", "gemma3"] {
+        let oracle = peft_fixture(name);
+        let base = oracle.join("base").display().to_string();
+        for (expert, module) in [("head", "lm_head"), ("embedding", "model.embed_tokens")] {
+            let [adapter, library, model] =
+                ["", "-library", "-model"].map(|end| cases.path(&format!("{name}-{expert}{end}")));
+            outer_adapter(base.as_ref(), module).write(adapter.as_ref()).unwrap();
+            words(&format!("library add --library {library} --base {base} {adapter}")).ok();
+            words(&format!("merge --library {library} --method cat --base {base} --into-base --out {model}")).ok();
+            cases.add(&model, None, &oracle.join("expected.safetensors"));
+        }
     }
 
     let differences = cases.differences(&python);

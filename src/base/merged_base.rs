@@ -4,11 +4,11 @@ use crate::base::model_files;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::interrupt::Interrupted;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
 use lorakit_format::atomic::write_file;
 use lorakit_format::read_text;
-use lorakit_model::{Base, BaseOptions, ModelError, Rounding, StorageDtype};
+use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint, ModelError, Rounding, StorageDtype};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// The index of sharded weights. Their names and files do not change, so it stays valid.
+/// The index of sharded weights.
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The precision of merged weights in memory.
@@ -28,31 +28,40 @@ pub enum MergePrecision {
     Exact,
 }
 
-/// Refuses a change of the embedding or the head where both are one weight, which cannot take it: to merge it, or in
-/// llama.cpp, which has no tensor for such a head.
-pub fn ensure_separate_weights(place: &ResolvedBase, adapter: &Adapter) -> Result<()> {
-    let (config, checkpoint) = (place.config()?, place.checkpoint()?);
-    let head = tensor(config.descriptor.lm_head);
-    let tied = config.tied && !checkpoint.names().any(|name| name == head);
+/// The embedding or the head, if `adapter` changes one of them and the base's head is tied to its embedding.
+pub fn tied_module(config: &BaseConfig, adapter: &Adapter) -> Option<&'static str> {
     let shared = [config.descriptor.embedding, config.descriptor.lm_head];
-    match shared.iter().find(|module| tied && adapter.modules().contains_key(**module)) {
-        None => Ok(()),
-        Some(module) => bail!(
-            "the base's head is tied to its embedding (tie_word_embeddings), so that no weight can take a change of \
-             `{module}` alone. Such an expert can be served, but not merged into the base or exported as GGUF; leave it out (--experts)"
-        ),
+    shared.into_iter().find(|module| config.tied && adapter.modules().contains_key(*module))
+}
+
+/// The weights that `adapter` is merged into, with their config. Where it changes one of an embedding and a head that are
+/// one weight, the head becomes a weight of its own.
+fn target(place: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, BaseConfig)> {
+    let (checkpoint, mut config) = (place.checkpoint()?, place.config()?);
+    if tied_module(&config, adapter).is_none() {
+        return Ok((checkpoint, config));
     }
+    config.tied = false;
+    let [embedding, head] = [config.descriptor.embedding, config.descriptor.lm_head].map(tensor);
+    Ok((checkpoint.with_copy(&embedding, &head), config))
 }
 
 /// Writes the base with `adapter` merged into its weights to `folder`, which exists: weights in their stored types,
-/// configuration and tokenizer as they are. The result is opened once as a check.
+/// configuration and tokenizer as they are, except that a head that can no longer be tied gets a weight of its own. The
+/// result is opened once as a check.
 pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
-    ensure_separate_weights(place, adapter)?;
+    let (checkpoint, _) = target(place, adapter)?;
     model_files::write(place, folder)?;
-    if let ResolvedBase::Folder { folder: source, .. } = place {
-        copy_index(source, folder)?;
+    if let Some(module) = tied_module(&place.config()?, adapter) {
+        model_files::untie(&folder.join("config.json"))?;
+        context.output.status(format!(
+            "the adapter changes `{module}` alone, and the base's head is tied to its embedding: the written model has a \
+             head of its own (tie_word_embeddings is false)"
+        ));
     }
-    let checkpoint = place.checkpoint()?;
+    if let ResolvedBase::Folder { folder: source, .. } = place {
+        write_index(source, folder, &checkpoint)?;
+    }
     // Ctrl-C stops between two weights, so that no large partial model is left behind.
     let stop = context.interrupt.hold();
     let mut change = change(adapter);
@@ -80,23 +89,18 @@ pub fn in_memory(
     precision: MergePrecision,
     options: &BaseOptions,
 ) -> Result<Base> {
-    ensure_separate_weights(place, adapter)?;
     let keep = options.dtype.and_then(storage_dtype);
-    let checkpoint = place.checkpoint()?.with_edits(
-        &names(adapter),
-        keep,
-        precision == MergePrecision::Exact,
-        &mut change(adapter),
-    )?;
-    Ok(Base::from_checkpoint("merged", place.config()?, &checkpoint, options)?)
+    let (checkpoint, config) = target(place, adapter)?;
+    let checkpoint =
+        checkpoint.with_edits(&names(adapter), keep, precision == MergePrecision::Exact, &mut change(adapter))?;
+    Ok(Base::from_checkpoint("merged", config, &checkpoint, options)?)
 }
 
 /// The narrowest type of the weights that `adapter` targets.
 pub fn narrowest_dtype(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
-    ensure_separate_weights(place, adapter)?;
     match options.dtype.and_then(storage_dtype) {
         Some(dtype) => Ok(dtype),
-        None => Ok(place.checkpoint()?.narrowest_dtype(&names(adapter))?),
+        None => Ok(target(place, adapter)?.0.narrowest_dtype(&names(adapter))?),
     }
 }
 
@@ -125,22 +129,20 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
     }
 }
 
-/// Copies the index of sharded weights, without the tensors that only describe a quantised weight: it is not written so. A
-/// `model.safetensors` takes precedence over an index beside it, as when a base is opened.
-fn copy_index(source: &Path, folder: &Path) -> Result<()> {
+/// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it. A `model.safetensors` takes
+/// precedence over an index beside it, as when a base is opened.
+fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let from = source.join(INDEX_FILE);
     if !from.is_file() || source.join("model.safetensors").exists() {
         return Ok(());
     }
-    let text = read_text(&from)?;
-    let mut index: Value = serde_json::from_str(&text).with_context(|| from.display().to_string())?;
-    let describes_weight = |name: &str| name.contains(".weight.");
-    let written = match index["weight_map"].as_object_mut() {
-        Some(places) if places.keys().any(|name| describes_weight(name)) => {
-            places.retain(|name, _| !describes_weight(name));
-            format!("{index:#}\n")
+    let mut index: Value =
+        serde_json::from_str(&read_text(&from)?).with_context(|| format!("{}: not JSON", from.display()))?;
+    for (name, file, entry) in checkpoint.copies() {
+        index["weight_map"][name] = file.path().file_name().map(|file| file.to_string_lossy()).into();
+        if let Some(size) = index["metadata"]["total_size"].as_u64() {
+            index["metadata"]["total_size"] = (size + entry.bytes.len() as u64).into();
         }
-        _ => text,
-    };
-    Ok(write_file(&folder.join(INDEX_FILE), written.as_bytes())?)
+    }
+    Ok(write_file(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?)
 }

@@ -110,23 +110,28 @@ pub fn write_for_f32(place: &ResolvedBase, folder: &Path) -> Result<()> {
     set_dtype_f32(&folder.join("config.json"))
 }
 
-/// Removes a key from config.json, if it has it.
-fn without_key(path: &Path, key: &str) -> Result<()> {
+/// Says in a config.json that the head's weight is not the embedding's; in that of a multimodal model also of its text
+/// model.
+pub fn untie(path: &Path) -> Result<()> {
+    const KEY: &str = "tie_word_embeddings";
+    let mut config = read_config(path)?;
+    config[KEY] = false.into();
+    if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+        text.insert(KEY.to_owned(), false.into());
+    }
+    Ok(write_file(path, format!("{config:#}\n").as_bytes())?)
+}
+
+fn read_config(path: &Path) -> Result<Value> {
     let text = lorakit_format::read_text(path)?;
-    if !text.contains(key) {
-        return Ok(());
-    }
-    let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    match config.as_object_mut().and_then(|object| object.remove(key)) {
-        Some(_) => Ok(write_file(path, format!("{config:#}\n").as_bytes())?),
-        None => Ok(()),
-    }
+    let config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    ensure!(config.is_object(), "{}: expected an object", path.display());
+    Ok(config)
 }
 
 /// Sets the data type in config.json to f32, if it has one.
 fn set_dtype_f32(path: &Path) -> Result<()> {
-    let text = lorakit_format::read_text(path)?;
-    let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut config = read_config(path)?;
     let keys = ["torch_dtype", "dtype"];
     let Some(object) = config.as_object_mut().filter(|object| keys.iter().any(|key| object.contains_key(*key))) else {
         return Ok(());
@@ -180,5 +185,22 @@ mod tests {
         std::fs::write(&path, "{\"a\":1}").unwrap();
         set_dtype_f32(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"a\":1}");
+    }
+
+    #[test]
+    fn a_config_is_untied_also_where_it_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        for (config, untied) in [
+            (r#"{"a":1}"#, serde_json::json!({"a": 1, "tie_word_embeddings": false})),
+            (
+                r#"{"tie_word_embeddings":true,"text_config":{}}"#,
+                serde_json::json!({"tie_word_embeddings": false, "text_config": {"tie_word_embeddings": false}}),
+            ),
+        ] {
+            std::fs::write(&path, config).unwrap();
+            untie(&path).unwrap();
+            assert_eq!(read_config(&path).unwrap(), untied);
+        }
     }
 }

@@ -136,6 +136,12 @@ impl ResolvedBase {
         Ok(())
     }
 
+    /// Whether its files hold a weight of the head.
+    pub fn has_own_head(&self) -> Result<bool> {
+        let head = format!("{}.weight", self.config()?.descriptor.lm_head);
+        Ok(self.checkpoint()?.names().any(|name| name == head))
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match self {

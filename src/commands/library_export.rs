@@ -166,7 +166,16 @@ impl GgufBase {
     /// Refuses an adapter of a head or an embedding that are one weight.
     fn ensure_takes(&self, adapter: &Adapter) -> Result<()> {
         match &self.place {
-            Some(place) => merged_base::ensure_separate_weights(place, adapter),
+            Some(place) => match merged_base::tied_module(&place.config()?, adapter) {
+                // A file may hold a tied head all the same.
+                Some(_) if place.has_own_head()? => Ok(()),
+                Some(module) => bail!(
+                    "the base's head is tied to its embedding (tie_word_embeddings), and llama.cpp has no tensor for a \
+                     change of `{module}` alone. Such an expert can be served or merged into the base, but not exported as \
+                     GGUF; leave it out (--experts)"
+                ),
+                None => Ok(()),
+            },
             None => {
                 let is_outside =
                     |module: &&String| *module == "lm_head" || adapter.metadata().embeddings.contains(module.as_str());

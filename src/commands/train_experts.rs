@@ -158,7 +158,8 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     }
     let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
     let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
-    let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
+    let untrained = || Ok(place.checkpoint()?.stored(place.config()?.descriptor.unused));
+    let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);
     let unused = unused(kind, &settings)?.join(", ");
     if !unused.is_empty() {

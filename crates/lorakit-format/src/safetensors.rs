@@ -1,5 +1,6 @@
 //! Safetensors files (<https://github.com/huggingface/safetensors>): the header read once, the tensors as byte ranges.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,31 @@ pub struct TensorEntry {
     pub shape: Vec<usize>,
     /// Where its values are within the file.
     pub bytes: Range<usize>,
+}
+
+/// A tensor as it is in its file, to be written into another.
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    file: FileBytes,
+    entry: TensorEntry,
+}
+
+impl View for StoredTensor {
+    fn dtype(&self) -> Dtype {
+        self.entry.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.entry.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        (&self.file[self.entry.bytes.clone()]).into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.entry.bytes.len()
+    }
 }
 
 impl SafetensorsFile {
@@ -93,6 +119,11 @@ impl SafetensorsFile {
     /// The entries of all tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorEntry> {
         &self.tensors
+    }
+
+    /// The tensor of an entry of this file.
+    pub fn stored(&self, entry: &TensorEntry) -> StoredTensor {
+        StoredTensor { file: self.bytes.clone(), entry: entry.clone() }
     }
 
     /// The entry of the tensor `name`.

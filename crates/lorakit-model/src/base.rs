@@ -92,7 +92,7 @@ impl Base {
         checkpoint: &Checkpoint,
         options: &BaseOptions,
     ) -> Result<Self> {
-        let config = checked_against(config, checkpoint, options)?;
+        let config = checked_against(config, checkpoint)?;
         let mut weights = WeightLoader::new(checkpoint, options);
         let descriptor = &config.descriptor;
         let weight_of = |module: &str| format!("{module}.weight");
@@ -406,7 +406,7 @@ fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOpti
 }
 
 /// The config, where the checkpoint shows what it leaves open.
-fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint, options: &BaseOptions) -> Result<BaseConfig> {
+fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<BaseConfig> {
     let descriptor = config.descriptor;
     let [embedding, head] = [descriptor.embedding, descriptor.lm_head].map(|module| format!("{module}.weight"));
     let differ = || checkpoint.differ([embedding.as_str(), head.as_str()], &[config.vocabulary, config.hidden]);
@@ -419,11 +419,6 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint, options: &Ba
         ));
     }
     let (values, _) = checkpoint.size_of(descriptor.unused);
-    if values > 0 && options.trainable {
-        let reason =
-            "holds more than a text model; lorakit trains adapters over its text model, but not all of its weights";
-        return Err(ModelError::Checkpoint { place: checkpoint.place(), reason: reason.to_owned() });
-    }
     if values > 0 {
         config.notices.push(format!("{}: only the text model is used", checkpoint.place()));
     }

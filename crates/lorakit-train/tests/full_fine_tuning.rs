@@ -3,12 +3,14 @@
 
 mod tiny_base;
 
+use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
-use lorakit_model::{Base, BaseOptions};
+use lorakit_model::{Base, BaseOptions, Checkpoint};
 use lorakit_task::Example;
 use lorakit_train::{BoxError, FullFineTuning, Job, LossHistory, RunSummary, TrainConfig, TrainEvent, Trainer};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,7 +64,8 @@ fn train(source: &Path, library: &Library, settings: &TrainConfig, stop_after: O
         fs::copy(source.join("config.json"), folder.join("config.json"))?;
         Ok(())
     };
-    let model = FullFineTuning { open: &open, write_model_files: &write_model_files };
+    let untrained = || Ok(Checkpoint::open(source)?.stored(frozen.config().descriptor.unused));
+    let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let stop = AtomicBool::new(false);
     let trainer =
         Trainer { base: &frozen, library, config: settings, seed: 3, restart: false, part: None, stop: &stop };
@@ -127,4 +130,35 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     assert!(!halting.contains_model("full"), "nothing unfinished is kept as a model");
     assert_eq!(train(&source, &halting, &settings(), None).0.trained, ["full"]);
     assert!(weights(&straight) == weights(&halting));
+}
+
+/// Of a multimodal folder the text model trains; what is of images stays as it is.
+#[test]
+fn the_text_model_of_a_multimodal_folder_trains_beside_its_other_tensors() {
+    let (source, text) = (tempfile::tempdir().unwrap(), tiny_base::folder("gemma3"));
+    let config = fs::read_to_string(text.join("config.json")).unwrap();
+    let config = format!("{{\"model_type\": \"gemma3\", \"text_config\": {config}, \"vision_config\": {{}}}}");
+    fs::write(source.path().join("config.json"), config).unwrap();
+    let tensors = safetensors::load(text.join("model.safetensors"), &Device::Cpu).unwrap();
+    let renamed = tensors.into_iter().map(|(name, of)| (name.replacen("model.", "language_model.model.", 1), of));
+    let mut renamed: HashMap<String, Tensor> = renamed.collect();
+    let vision = Tensor::new(&[[1.5f32, -2.0, 0.25]], &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+    renamed.insert("vision_tower.embeddings.weight".to_owned(), vision.clone());
+    safetensors::save(&renamed, source.path().join("model.safetensors")).unwrap();
+
+    let library = Library::open_or_create(&source.path().join("l"), None).unwrap();
+    train(source.path(), &library, &settings(), None);
+    let model = library.model_folder("full").unwrap();
+    let written = safetensors::load(model.join("model.safetensors"), &Device::Cpu).unwrap();
+    let kept = &written["vision_tower.embeddings.weight"];
+    assert_eq!((written.len(), kept.dtype()), (renamed.len(), DType::BF16));
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(values(kept), values(&vision));
+    let [before, after] = [source.path(), &model].map(|folder| Base::open(folder, &BaseOptions::default()).unwrap());
+    let rows = rows(1, 8);
+    let loss = |base: &Base| {
+        let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
+        lorakit_train::example_losses(base, &Default::default(), &rows, 512).unwrap().iter().sum::<f64>()
+    };
+    assert!(loss(&after) < loss(&before));
 }

@@ -9,7 +9,7 @@ use lorakit_format::gguf::GgufShards;
 use lorakit_format::hash::hex;
 use lorakit_format::mmap::FileBytes;
 use lorakit_format::read_text;
-use lorakit_format::safetensors::SafetensorsFile;
+use lorakit_format::safetensors::{SafetensorsFile, StoredTensor, TensorEntry};
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -125,6 +125,22 @@ impl Checkpoint {
         Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new() })
     }
 
+    /// The same with a second tensor `copy` of the values of `source`, unless it has a tensor of that name: what edits of
+    /// two weights need that are one in the files.
+    pub fn with_copy(mut self, source: &str, copy: &str) -> Self {
+        if let (Some(Place { file, stored }), false) = (self.names.get(source), self.names.contains_key(copy)) {
+            let place = Place { file: *file, stored: stored.clone() };
+            self.names.insert(copy.to_owned(), place);
+        }
+        self
+    }
+
+    /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file and the tensor of their values.
+    pub fn copies(&self) -> impl Iterator<Item = (&str, &SafetensorsFile, &TensorEntry)> {
+        let added = self.names.iter().filter(|(name, place)| present_name(&place.stored) != **name);
+        added.filter_map(|(name, _)| self.find(name).map(|(file, entry)| (name.as_str(), file, entry)))
+    }
+
     /// A matrix, or a vector as a matrix of one row, by name and shape.
     ///
     /// # Errors
@@ -215,6 +231,12 @@ impl Checkpoint {
     pub(crate) fn size_of(&self, prefixes: &[&str]) -> (u64, u64) {
         let found = self.stored().filter(|stored| prefixes.iter().any(|prefix| stored.name.starts_with(prefix)));
         found.fold((0, 0), |(values, bytes), stored| (values + stored.values() as u64, bytes + stored.bytes() as u64))
+    }
+
+    /// The tensors whose names start with one of `prefixes`, by the names that transformers 5 has for them.
+    pub fn stored(&self, prefixes: &[&str]) -> Vec<(String, StoredTensor)> {
+        let names = self.names().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+        names.filter_map(|name| self.find(name).map(|(file, entry)| (name.to_owned(), file.stored(entry)))).collect()
     }
 
     /// Whether a matrix is there under both names, with other values.

@@ -12,6 +12,7 @@ use crate::trainable::lora_init::init_skills;
 use crate::trainable::skill_mixing::SkillDims;
 use crate::trainable::skill_stack::{RoutingSpec, RowTasks, SkillStack};
 use lorakit_adapter::{ExpertRecord, Library, MODEL_WEIGHTS_FILE};
+use lorakit_format::safetensors::StoredTensor;
 use lorakit_model::Base;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -22,6 +23,8 @@ pub struct FullFineTuning<'a> {
     pub open: &'a dyn Fn() -> Result<Base, BoxError>,
     /// Writes configuration and tokenizer into the folder of the trained weights.
     pub write_model_files: &'a dyn Fn(&Path) -> Result<(), BoxError>,
+    /// The tensors of the base's files that are not trained, such as those for images; they are written beside the trained.
+    pub untrained: &'a dyn Fn() -> Result<Vec<(String, StoredTensor)>, BoxError>,
 }
 
 /// Joint training of skills and their routing.
@@ -172,7 +175,7 @@ impl TrainingTarget<'_> {
                 pass.restore_best()?;
                 library.put_model(name, record, |folder| -> Result<()> {
                     (model.write_model_files)(folder)?;
-                    Ok(base.write_trained(&folder.join(MODEL_WEIGHTS_FILE))?)
+                    Ok(base.write_trained(&folder.join(MODEL_WEIGHTS_FILE), (model.untrained)()?)?)
                 })
             }
             Self::Skills(training) => {
