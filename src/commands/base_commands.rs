@@ -102,6 +102,7 @@ fn document(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> Value {
     let training = needs.training.iter().map(|(experts, need)| {
         json!({
             "experts": experts,
+            "process": need.process,
             "base": need.base,
             "adapters": need.adapters,
             "activations": need.activations,

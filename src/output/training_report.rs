@@ -5,20 +5,22 @@ use crate::output::text_table::{number, table};
 use anyhow::{Result, ensure};
 use lorakit_fit::pluralize;
 use lorakit_fit::training::{TrainedExpert, TrainingReport};
+use lorakit_train::{MemoryEstimate, peak_resident_bytes};
 use serde_json::{Value, json};
 
 /// The run as JSON.
 pub fn document(report: &TrainingReport) -> Value {
-    let mut document = json!({
+    let MemoryEstimate { process, base, adapters, weights, activations } = report.summary.estimate;
+    let estimate = json!({
+        "process": process, "base": base, "adapters": adapters, "weights": weights, "activations": activations,
+    });
+    json!({
         "library": report.library,
         "run": report.run_folder(),
         "stopped": report.summary.stopped,
         "experts": report.experts,
-    });
-    if report.part.is_some() {
-        document["missing_in_other_parts"] = json!(report.summary.missing_elsewhere);
-    }
-    document
+        "memory": { "estimate": estimate, "peak": peak_resident_bytes() },
+    })
 }
 
 /// The run as a table.

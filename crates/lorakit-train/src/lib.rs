@@ -50,7 +50,7 @@ pub use job::{Init, Job, batch_indices, rows_sha256};
 pub use optim::lr_schedule::{LrSchedule, LrSchedulerType};
 pub use optim::optimizer::{Optimizer, ParameterGroup, minimize};
 pub use pass::{Pass, PassContext, StepOutput};
-pub use run::device_memory::{DeviceMemory, MemoryEstimate};
+pub use run::device_memory::{DeviceMemory, MemoryEstimate, peak_resident_bytes};
 pub use run::expert_progress::ExpertProgress;
 pub use run::loss_history::LossHistory;
 pub use run::run_part::RunPart;

@@ -54,6 +54,11 @@ impl<'a> MatrixMut<'a> {
         Self(MatMut::from_column_major_slice_with_stride_mut(data, columns, rows, row_stride).transpose_mut())
     }
 
+    /// The same matrix for a shorter time.
+    pub fn reborrowed(&mut self) -> MatrixMut<'_> {
+        MatrixMut(self.0.as_mut())
+    }
+
     /// The matrix cut into tiles of at most `width` columns, each with its range of columns. The tiles do not overlap, so
     /// threads can fill them in parallel.
     pub fn column_tiles(self, width: usize) -> Vec<(Range<usize>, MatrixMut<'a>)> {

@@ -61,6 +61,11 @@ impl LmHead {
         Self { scale, ..self }
     }
 
+    /// The bytes of logits that the loss of `tokens` targets holds at a time over a frozen weight.
+    pub fn logit_bytes(&self, tokens: usize) -> u64 {
+        (size_of::<f32>() * (CHUNK / self.vocabulary).clamp(1, tokens.max(1)) * self.vocabulary) as u64
+    }
+
     /// The logits, `[tokens, vocabulary]`, of hidden states `h`, `[tokens, d]`. Differentiable only where the weight is a
     /// tensor.
     pub fn logits(&self, h: &Tensor, patch: Option<HeadPatch>) -> Result<Tensor> {

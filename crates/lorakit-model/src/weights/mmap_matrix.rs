@@ -61,6 +61,9 @@ const FEW_ROWS: usize = 32;
 /// Quantised rows that the backward dequantises at a time, for the same reason.
 const BLOCK_ROWS: usize = 256;
 
+/// Rows of a tile of columns (backward): of a head of 262,144 rows, a whole one would take 64 MiB per thread.
+const TILE_ROWS: usize = 4096;
+
 /// Reads aligned bytes as values of `T`.
 ///
 /// # Safety
@@ -347,27 +350,22 @@ impl MmapMatrix {
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(dx, into, dy, w, 1.0);
         }
-        // Tiles of columns are of whole blocks; the order in which their rows are added up depends on nothing else.
-        let (width, rows) = match self.block_type() {
-            Some(block_type) => (TILE.next_multiple_of(block_type.block_values()), BLOCK_ROWS),
-            None => (TILE, self.rows),
-        };
-        dx.column_tiles(width).into_par_iter().for_each_init(Vec::new, |wide, (columns, mut dx)| {
-            for start in (0..self.rows).step_by(rows.max(1)) {
-                let rows = start..(start + rows).min(self.rows);
-                self.widen_columns(rows.clone(), &columns, wide);
-                let w = MatrixRef::new(wide, rows.len(), columns.len(), columns.len());
+        dx.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, mut dx)| {
+            for start in (0..self.rows).step_by(TILE_ROWS) {
+                let rows = start..(start + TILE_ROWS).min(self.rows);
                 let into = if start == 0 { into } else { Destination::Add };
-                gemm(dx.reborrow(), into, dy.columns(rows), w, 1.0);
+                self.widen_columns(rows.clone(), &tile, wide);
+                let w = MatrixRef::new(wide, rows.len(), tile.len(), tile.len());
+                gemm(dx.reborrowed(), into, dy.columns(rows), w, 1.0);
             }
         });
     }
 
-    /// Some columns of some rows, widened into `wide`, `[rows, columns]`.
-    fn widen_columns(&self, rows: Range<usize>, columns: &Range<usize>, wide: &mut Vec<f32>) {
-        wide.resize(rows.len() * columns.len(), 0.0);
-        for (row, wide) in rows.zip(wide.chunks_exact_mut(columns.len())) {
-            self.widen_part(row, columns.clone(), wide);
+    /// Some columns of some rows, widened into `wide`, `[rows, columns of the tile]`.
+    fn widen_columns(&self, rows: Range<usize>, tile: &Range<usize>, wide: &mut Vec<f32>) {
+        wide.resize(rows.len() * tile.len(), 0.0);
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(tile.len())) {
+            self.slice(row..row + 1).part(tile.clone()).widen(wide);
         }
     }
 }

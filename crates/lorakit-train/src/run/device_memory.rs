@@ -22,10 +22,30 @@ impl DeviceMemory {
     }
 }
 
-/// Memory that a pass needs, in bytes.
+/// The largest resident set that this process has had, in bytes, with the pages of mapped files; None where the system
+/// does not report it.
+pub fn peak_resident_bytes() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// The resident set of this process, in bytes; None where the system does not report it.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmRSS:")
+}
+
+/// A value that a file of the kernel gives in KiB, in bytes.
+fn kibibytes(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Memory that a pass needs, in bytes: on a CPU the largest resident set of the process, as the kernel counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// The base's weights. On a CPU they are mapped, and the system can reclaim their pages.
+    /// The process before training: the program, the tokenizer and the rows. Nothing of it is on a GPU.
+    pub process: u64,
+    /// The base's weights. On a CPU they are mapped: their pages count, but the system can reclaim them.
     pub base: u64,
     /// Values, gradients and moments of the adapters.
     pub adapters: u64,
@@ -38,16 +58,12 @@ pub struct MemoryEstimate {
 impl MemoryEstimate {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.base + self.adapters + self.weights + self.activations
+        self.process + self.base + self.adapters + self.weights + self.activations
     }
 }
 
 fn of_machine() -> Option<DeviceMemory> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
+    let value = |key| kibibytes("/proc/meminfo", key);
     Some(DeviceMemory { total: value("MemTotal:")?, available: value("MemAvailable:")? })
 }
 

@@ -67,6 +67,8 @@ pub struct RunSummary {
     pub elsewhere: Vec<String>,
     /// The run's folder; empty if there was nothing to train.
     pub folder: PathBuf,
+    /// The memory of its largest pass, as estimated; zero if there was nothing to train.
+    pub estimate: MemoryEstimate,
 }
 
 /// A progress callback.
@@ -273,9 +275,8 @@ impl<'a> Run<'a> {
         let largest = (0..self.manifest.passes.len()).filter(own).map(|pass| self.manifest.passes[pass].len()).max();
         let estimate = self.target.memory(base, &self.jobs.jobs, largest.unwrap_or(1), config)?;
         memory_estimate::check_fits(base, &estimate)?;
-        let mut unfinished = self.unfinished_passes(&summary.kept);
-        let others = unfinished.extract_if(.., |(pass, _)| !own(pass));
-        summary.elsewhere = others.flat_map(|(_, names)| names).collect();
+        summary.estimate = estimate;
+        let unfinished = self.unfinished_passes(&summary.kept);
         let passes: Vec<Vec<String>> = unfinished.iter().map(|(_, names)| names.clone()).collect();
         on_event(TrainEvent::Planned { passes: &passes, kept: &summary.kept, estimate });
         let trainable = match self.target {
