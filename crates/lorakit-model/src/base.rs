@@ -246,14 +246,12 @@ impl Base {
         keys: Vec<Vec<Range<usize>>>,
         cache: KvCache,
     ) -> ForwardPlan {
-        let precision = self.decoding_precision(sequences.iter().map(|sequence| sequence.len));
-        ForwardPlan::cached(sequences, keys, cache, &self.ropes).with_precision(precision)
+        ForwardPlan::cached(sequences, keys, cache, &self.ropes)
     }
 
-    /// The precision that tokens of cached sequences are computed in, where this many are new in each: those after the prompt
-    /// come one at a time. It does not depend on how many sequences there are.
-    pub(crate) fn decoding_precision(&self, new: impl IntoIterator<Item = usize>) -> TokenPrecision {
-        if new.into_iter().all(|tokens| tokens == 1) { self.decoding } else { TokenPrecision::Exact }
+    /// The precision that tokens behind a prompt are computed in.
+    pub(crate) fn decoding(&self) -> TokenPrecision {
+        self.decoding
     }
 
     /// The memory of a token's cached keys and values, in bytes.

@@ -7,6 +7,7 @@ use crate::base::Base;
 use crate::cache_slots::{CacheSlots, first};
 use crate::kv_cache::KvCache;
 use crate::layer::lm_head::HeadPatch;
+use crate::weights::token_precision::TokenPrecision;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use std::ops::Range;
@@ -169,15 +170,15 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Appends tokens to sequences, each at most once per call, and returns the new tokens' hidden states after the final
-    /// norm, `[tokens, hidden]`, in the order given.
+    /// norm, `[tokens, hidden]`, in the order given. They are exact, also over quantised weights.
     ///
     /// # Errors
     /// If a sequence has no room for its tokens.
     pub fn forward(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        on_pool(|| self.states(appended))
+        on_pool(|| self.states(appended, TokenPrecision::Exact))
     }
 
-    fn states(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+    fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
         let (mut ids, mut sequences, mut keys, mut new) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &(index, tokens) in appended {
             let computed = self.take_tokens(index, tokens)?;
@@ -189,21 +190,47 @@ impl<'a> CachedDecoder<'a> {
             new.extend((ids.len() - tokens.len()..ids.len()).map(|token| token as u32));
         }
         let plan = self.base.cached_plan(SequenceBatch::new(sequences), keys, self.cache.clone());
-        let h = self.base.hidden_states(&ids, &plan, self.patches)?;
+        let h = self.base.hidden_states(&ids, &plan.with_precision(precision), self.patches)?;
         let h = if new.len() < ids.len() { h.index_select(&Tensor::new(new, h.device())?, 0)? } else { h };
         self.base.final_norm(&h)
     }
 
-    /// Appends tokens to sequences and returns the logits that follow each one's last: `[sequences given, vocabulary]`.
+    /// Appends tokens to sequences and returns the logits that follow each one's last: `[sequences given, vocabulary]`. A
+    /// token behind a sequence's prompt, alone in its call, has the precision that the base decodes in, and prompts are exact.
     ///
     /// # Errors
     /// As [`CachedDecoder::forward`]. Logits may be NaN: [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        on_pool(|| self.logits(appended))
+        on_pool(|| {
+            let precision = self.base.decoding();
+            let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
+            let (decoded, read): (Vec<usize>, Vec<usize>) = (0..appended.len()).partition(is_decoded);
+            if decoded.is_empty() {
+                return self.logits(appended, TokenPrecision::Exact);
+            }
+            if read.is_empty() {
+                return self.logits(appended, precision);
+            }
+            // Apart, so that what a row gets does not depend on whether another's prompt is read beside it.
+            let of = |rows: &[usize]| -> Vec<(usize, &[u32])> { rows.iter().map(|&at| appended[at]).collect() };
+            let parts = [self.logits(&of(&decoded), precision)?, self.logits(&of(&read), TokenPrecision::Exact)?];
+            let mut places = vec![0u32; appended.len()];
+            for (place, &at) in decoded.iter().chain(&read).enumerate() {
+                places[at] = place as u32;
+            }
+            let places = Tensor::from_slice(&places, places.len(), parts[0].device())?;
+            Tensor::cat(&parts, 0)?.index_select(&places, 0)
+        })
     }
 
-    fn logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        let h = self.states(appended)?;
+    /// Whether a sequence has read its prompt before this token.
+    fn is_decoded(&self, (index, tokens): (usize, &[u32])) -> bool {
+        let sequence = &self.sequences[index];
+        tokens.len() == 1 && sequence.ids.len() >= sequence.template.whole.unwrap_or(1)
+    }
+
+    fn logits(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
+        let h = self.states(appended, precision)?;
         let ends: Vec<u32> = appended
             .iter()
             .scan(0, |end, (_, tokens)| {
@@ -218,7 +245,7 @@ impl<'a> CachedDecoder<'a> {
             Sequence { start, len: 1, position, ..sequence.template.clone() }
         };
         let batch = SequenceBatch::new(appended.iter().enumerate().map(one));
-        self.base.lm_head().logits(&last, HeadPatch::of(self.patches, &batch))
+        self.base.lm_head().logits_at(&last, HeadPatch::of(self.patches, &batch), precision)
     }
 
     /// Number of tokens in a sequence.

@@ -276,40 +276,51 @@ impl MmapMatrix {
     /// `y[:, columns] = x Wᵀ`: `x` is `[tokens, columns of W]`, and `y` is `[tokens, width]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         assert_eq!(columns.len(), self.rows, "columns of the output");
-        let y = MatrixMut::new(&mut y[columns.start..], tokens, self.rows, width);
-        if token_lanes::TOKENS.contains(&tokens) {
-            return forward_lanes(&[self], x, y);
-        }
-        if let Slice::F32(w) = self.slice(0..self.rows) {
-            let x = MatrixRef::new(x, tokens, self.columns, self.columns);
-            let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
-            return par_gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
-        }
-        y.column_tiles(TILE)
-            .into_par_iter()
-            .for_each_init(Vec::new, |scratch, (rows, y)| self.forward_tile(x, rows, y, scratch));
+        let y = MatrixMut::new(&mut y[columns.start..], x.len() / self.columns, self.rows, width);
+        product(&[self], &Tokens::new(&[self], x, TokenPrecision::Exact), y);
     }
 
-    /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`.
-    fn forward_tile(&self, tokens: &Tokens, rows: Range<usize>, y: MatrixMut, scratch: &mut Vec<f32>) {
-        let Tokens { x, eight_bit } = tokens;
-        let (tokens, count) = (x.len() / self.columns, rows.len());
-        if let (Some(tokens), Some(_)) = (eight_bit, self.integer_type()) {
-            scratch.resize(count * tokens.len(), 0.0);
-            self.integer_products(rows, tokens, scratch);
-            return y.copy_from_transposed(scratch);
+    /// How it is multiplied with these tokens.
+    fn form(&self, tokens: &Tokens) -> ProductForm {
+        let count = tokens.x.len() / self.columns;
+        if tokens.eight_bit.is_some() && self.integer_type().is_some() {
+            return ProductForm::Integers;
         }
-        if tokens <= FEW {
-            scratch.resize(self.columns + count * tokens, 0.0);
-            let (row, products) = scratch.split_at_mut(self.columns);
-            self.few_products(rows, x, row, products);
-            return y.copy_from_transposed(products);
+        match count {
+            0..=FEW => ProductForm::Few,
+            _ if token_lanes::TOKENS.contains(&count) => ProductForm::Lanes,
+            _ if self.plain_f32().is_some() => ProductForm::Whole,
+            _ => ProductForm::Widened,
         }
-        scratch.resize(count * self.columns, 0.0);
-        self.widen_rows(rows, scratch);
-        let x = MatrixRef::new(x, tokens, self.columns, self.columns);
-        let w = MatrixRef::new(scratch, count, self.columns, self.columns);
-        gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
+    }
+
+    /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`. `room` is used again for the next tile.
+    fn forward_tile(&self, tokens: &Tokens, rows: Range<usize>, y: MatrixMut, room: &mut [Vec<f32>; 2]) {
+        let (x, count) = (tokens.x, tokens.x.len() / self.columns);
+        let [wide, products] = room;
+        products.resize(rows.len() * count, 0.0);
+        match (self.form(tokens), &tokens.eight_bit, &tokens.lanes) {
+            (ProductForm::Integers, Some(tokens), _) => {
+                self.integer_products(rows, tokens, products);
+                y.copy_from_transposed(products);
+            }
+            (ProductForm::Lanes, _, Some(lanes)) => {
+                LaneProducts { lanes, source: self, rows, y: products, wide }.run();
+                y.copy_from(products);
+            }
+            (ProductForm::Few, ..) => {
+                wide.resize(self.columns, 0.0);
+                self.few_products(rows, x, wide, products);
+                y.copy_from_transposed(products);
+            }
+            _ => {
+                wide.resize(rows.len() * self.columns, 0.0);
+                self.widen_rows(rows.clone(), wide);
+                let x = MatrixRef::new(x, count, self.columns, self.columns);
+                let w = MatrixRef::new(wide, rows.len(), self.columns, self.columns);
+                gemm(y, Destination::Overwrite, x, w.transposed(), 1.0);
+            }
+        }
     }
 
     /// `y`, `[rows, tokens]`, of few tokens; `row` is room for a row.
@@ -370,76 +381,90 @@ impl MmapMatrix {
     }
 }
 
+/// How a matrix is multiplied with some tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ProductForm {
+    /// Quantised rows with tokens of 8 bits.
+    Integers,
+    /// Row by row with few tokens.
+    Few,
+    /// Row by row with some tens of tokens.
+    Lanes,
+    /// Tiles of rows, widened, with many tokens.
+    Widened,
+    /// All rows in f32 with many tokens.
+    Whole,
+}
+
+impl ProductForm {
+    /// Rows that a thread takes at a time.
+    fn tile(self) -> usize {
+        match self {
+            Self::Integers | Self::Few => FEW_ROWS,
+            Self::Lanes => token_lanes::TILE,
+            Self::Widened | Self::Whole => TILE,
+        }
+    }
+}
+
 /// The tokens that matrices are multiplied with.
 struct Tokens<'a> {
     /// `[tokens, columns]`.
     x: &'a [f32],
     /// The same, rounded for quantised matrices that are multiplied so.
     eight_bit: Option<EightBitTokens>,
+    /// The same for the others, if they are some tens.
+    lanes: Option<TokenLanes>,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(weights: &[&MmapMatrix], x: &'a [f32], precision: TokenPrecision) -> Self {
+        let columns = weights[0].columns;
+        let is_rounded = precision == TokenPrecision::EightBit && weights.iter().any(|w| w.integer_type().is_some());
+        let eight_bit = is_rounded.then(|| EightBitTokens::new(x, columns));
+        let mut tokens = Self { x, eight_bit, lanes: None };
+        let has_lanes = weights.iter().any(|weight| weight.form(&tokens) == ProductForm::Lanes);
+        tokens.lanes = has_lanes.then(|| TokenLanes::new(x, columns));
+        tokens
+    }
 }
 
 /// `y = x Wᵀ` of matrices that read the same input: `x` is `[tokens, columns]`, and `y`, `[tokens, sum of rows]`, holds
-/// their outputs side by side.
-pub(crate) fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32]) {
-    let width: usize = weights.iter().map(|weight| weight.rows).sum();
-    let tokens = y.len() / width;
-    if token_lanes::TOKENS.contains(&tokens) {
-        return forward_lanes(weights, x, MatrixMut::new(y, tokens, width, width));
-    }
-    if weights.iter().any(|weight| weight.storage_dtype() == StorageDtype::F32) {
-        let mut start = 0;
-        for weight in weights {
-            weight.forward(x, y, width, start..start + weight.rows);
-            start += weight.rows;
-        }
-        return;
-    }
-    // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
-    tiles(weights, MatrixMut::new(y, tokens, width, width), TILE)
-        .into_par_iter()
-        .for_each_init(Vec::new, |scratch, (weight, rows, y)| weight.forward_tile(x, rows, y, scratch));
+/// their outputs side by side. Quantised matrices are multiplied with tokens of this precision.
+///
+/// # Panics
+/// If there is no matrix.
+pub fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32], precision: TokenPrecision) {
+    let (width, columns) = (weights.iter().map(|weight| weight.rows).sum(), weights[0].columns);
+    product(weights, &Tokens::new(weights, x, precision), MatrixMut::new(y, x.len() / columns, width, width));
 }
 
-/// The outputs of matrices side by side, in tiles of at most `height` of a matrix's rows.
-fn tiles<'w, 'y>(
-    weights: &[&'w MmapMatrix],
-    y: MatrixMut<'y>,
-    height: usize,
-) -> Vec<(&'w MmapMatrix, Range<usize>, MatrixMut<'y>)> {
-    let (mut rest, mut tiles) = (y, Vec::new());
+fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
+    let (x, columns) = (tokens.x, weights[0].columns);
+    let count = x.len() / columns;
+    let (mut rest, mut tiles, mut work) = (y, Vec::new(), 0);
     for &weight in weights {
         let (own, others) = rest.split_at_column(weight.rows);
         tiles.extend(own.column_tiles(height).into_iter().map(|(rows, y)| (weight, rows, y)));
         rest = others;
-        match weight.plain_f32().filter(|_| count > FEW) {
-            Some(w) => {
-                let x = MatrixRef::new(x, count, columns, columns);
-                let w = MatrixRef::new(w, weight.rows, columns, columns);
-                par_gemm(own, Destination::Overwrite, x, w.transposed(), 1.0);
-            }
-            None => tiles.extend(own.column_tiles(tile).into_iter().map(|(rows, y)| (weight, rows, y))),
+        let form = weight.form(tokens);
+        if let (ProductForm::Whole, Some(w)) = (form, weight.plain_f32()) {
+            let x = MatrixRef::new(x, count, columns, columns);
+            let w = MatrixRef::new(w, weight.rows, columns, columns);
+            par_gemm(own, Destination::Overwrite, x, w.transposed(), 1.0);
+        } else {
+            work += weight.rows * x.len();
+            tiles.extend(own.column_tiles(form.tile()).into_iter().map(|(rows, y)| (weight, rows, y)));
         }
+    }
+    if work < PARALLEL_WORK {
+        let mut room = Default::default();
+        return tiles.into_iter().for_each(|(weight, rows, y)| weight.forward_tile(tokens, rows, y, &mut room));
     }
     // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
     tiles
-}
-
-/// The products of some tens of tokens with matrices of any type, side by side in `y`.
-fn forward_lanes(weights: &[&MmapMatrix], x: &[f32], y: MatrixMut) {
-    let Some(columns) = weights.first().map(|weight| weight.columns) else { return };
-    let lanes = TokenLanes::new(x, columns);
-    let product = |(wide, products): &mut (Vec<f32>, Vec<f32>),
-                   (weight, rows, y): (&MmapMatrix, Range<usize>, MatrixMut)| {
-        products.resize(rows.len() * x.len() / columns, 0.0);
-        LaneProducts { lanes: &lanes, source: weight, rows, y: products, wide }.run();
-        y.copy_from(products);
-    };
-    let tiles = tiles(weights, y, token_lanes::TILE);
-    if tiles.len() * token_lanes::TILE * x.len() < PARALLEL_WORK {
-        let mut scratch = Default::default();
-        return tiles.into_iter().for_each(|tile| product(&mut scratch, tile));
-    }
-    tiles.into_par_iter().for_each_init(Default::default, product);
+        .into_par_iter()
+        .for_each_init(Default::default, |room, (weight, rows, y)| weight.forward_tile(tokens, rows, y, room));
 }
 
 impl RowSource for MmapMatrix {
