@@ -21,6 +21,9 @@ use crate::patched_model::PatchedModel;
 /// The fewest tokens that are worth waiting for until another row has read them.
 const SHARED: usize = 16;
 
+/// The fewest tokens of a forward.
+const LEAST: usize = 4;
+
 /// What a step did to a row.
 pub(crate) struct RowStep {
     /// The index of its text.
@@ -105,63 +108,60 @@ impl<'a> ContinuousBatch<'a> {
     /// Begins rows that there is room for, reads unread tokens, and appends a token to each row that has read all of its own.
     pub fn step(&mut self) -> Result<Vec<RowStep>> {
         self.begin_rows()?;
-        let fed = self.read_prompts()?;
-        if fed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let unread: Vec<(usize, &[u32])> = fed.iter().map(|&row| unread(&self.rows[row], &self.decoder)).collect();
-        let logits = self.decoder.next_logits(&unread)?;
-        let mut grown: Vec<&mut GrowingRow> = Vec::with_capacity(fed.len());
-        let mut next = fed.iter().peekable();
-        for (at, row) in self.rows.iter_mut().enumerate() {
-            if next.next_if(|&&fed| fed == at).is_some() {
-                grown.push(row);
-            }
-        }
-        let pieces = grow(&mut grown, &logits)?;
-        Ok(self.take_steps(&fed, pieces))
-    }
-
-    /// What happened to the rows `fed`, of which those that have ended leave.
-    fn take_steps(&mut self, fed: &[usize], pieces: Vec<String>) -> Vec<RowStep> {
-        let mut steps: Vec<RowStep> = Vec::with_capacity(fed.len());
-        for (&at, piece) in fed.iter().zip(pieces) {
-            steps.push(RowStep { index: self.rows[at].index, piece, generated: None });
-        }
-        let rows: Vec<GrowingRow> = self.rows.extract_if(.., |row| row.has_ended()).collect();
-        let mut ended = steps.iter_mut();
-        for row in rows {
+        let is_decoded = |row: &usize| unread(&self.rows[*row], &self.decoder).1.len() == 1;
+        let (decoded, prompts): (Vec<usize>, Vec<usize>) = (0..self.rows.len()).partition(is_decoded);
+        let prompts = self.fitting(prompts)?;
+        // Apart: over quantised weights, tokens of prompts and those after them are computed in different precisions.
+        let mut steps = self.grow_rows(&decoded)?;
+        steps.extend(self.grow_rows(&prompts)?);
+        let ended: Vec<GrowingRow> = self.rows.extract_if(.., |row| row.has_ended()).collect();
+        for row in ended {
             let index = row.index;
             let (generated, cached) = row.into_parts();
-            if let Some(step) = ended.find(|step| step.index == index) {
+            if let Some(step) = steps.iter_mut().find(|step| step.index == index) {
                 step.generated = generated;
             }
             self.ended.push_back(cached);
         }
-        steps
+        Ok(steps)
     }
 
-    /// Which rows can get a token in this step, ascending: all that have one unread token, then as many prompts as fit into
-    /// a forward. If not even one does, a part of it is read.
-    fn read_prompts(&mut self) -> Result<Vec<usize>> {
-        let (mut fed, prompts): (Vec<usize>, Vec<usize>) =
-            (0..self.rows.len()).partition(|&row| unread(&self.rows[row], &self.decoder).1.len() == 1);
-        let mut left = self.config.batch_tokens.saturating_sub(fed.len()).max(1);
-        let begun = fed.len();
-        for row in prompts {
+    /// The first of `prompts` that fit into a forward. If not even one does, a part of it is read.
+    fn fitting(&mut self, mut prompts: Vec<usize>) -> Result<Vec<usize>> {
+        let most = self.config.batch_tokens.max(LEAST);
+        let (mut tokens, mut count) = (0, 0);
+        for &row in &prompts {
             let (sequence, unread) = unread(&self.rows[row], &self.decoder);
-            if unread.len() <= left {
-                left -= unread.len();
-                fed.push(row);
+            tokens += unread.len();
+            if tokens <= most {
+                count += 1;
                 continue;
             }
-            if fed.len() == begun {
-                self.decoder.forward(&[(sequence, &unread[..left])])?;
+            if count == 0 {
+                // A single token must not be left: it would be taken for one after the prompt.
+                let part = most - usize::from(most + 1 == unread.len());
+                self.decoder.forward(&[(sequence, &unread[..part])])?;
             }
             break;
         }
-        fed.sort_unstable();
-        Ok(fed)
+        prompts.truncate(count);
+        Ok(prompts)
+    }
+
+    /// Reads the unread tokens of some rows, ascending, and appends a token to each.
+    fn grow_rows(&mut self, rows: &[usize]) -> Result<Vec<RowStep>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let fed: Vec<(usize, &[u32])> = rows.iter().map(|&row| unread(&self.rows[row], &self.decoder)).collect();
+        let logits = self.decoder.next_logits(&fed)?;
+        let mut next = rows.iter().peekable();
+        let all = self.rows.iter_mut().enumerate();
+        let mut grown: Vec<&mut GrowingRow> =
+            all.filter_map(|(at, row)| next.next_if(|&&next| next == at).map(|_| row)).collect();
+        let pieces = grow(&mut grown, &logits)?;
+        let step = |(row, piece): (&&mut GrowingRow, String)| RowStep { index: row.index, piece, generated: None };
+        Ok(grown.iter().zip(pieces).map(step).collect())
     }
 
     /// Begins the rows that there is room for, in order, but for those that wait for a prefix.

@@ -20,13 +20,14 @@ pub(crate) struct CachedRow {
 }
 
 impl CachedRow {
-    /// How many tokens of `prompt`, whose last one is to be read anew, this row begins with, if its keys are those that a
-    /// row that carries `template` has.
+    /// How many tokens of `prompt`, whose last two are to be read anew, this row begins with, if its keys are those that a
+    /// row that carries `template` has. A single one would be taken for a token after the prompt, which may be computed in
+    /// another precision.
     pub fn shared_with(&self, prompt: &[u32], template: &Sequence) -> usize {
         if self.template.expert != template.expert || self.template.weights != template.weights {
             return 0;
         }
-        self.tokens.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count()
+        self.tokens.iter().zip(&prompt[..prompt.len().saturating_sub(2)]).take_while(|(a, b)| a == b).count()
     }
 }
 

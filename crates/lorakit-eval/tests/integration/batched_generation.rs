@@ -106,10 +106,10 @@ fn what_rows_have_in_common_is_read_once() {
     let same = Sequence::default();
     let prompt: Vec<u32> = (3..63).collect();
     let one = std::slice::from_ref(&prompt);
-    // The last token is read for each sample.
+    // The last two tokens are read for each sample.
     for samples in [1, 5] {
         let options = GenerateOptions { samples, ..GenerateOptions::default() };
-        assert_eq!(tokens_read(&same, one, &options), 60 + samples - 1);
+        assert_eq!(tokens_read(&same, one, &options), 60 + 2 * (samples - 1));
     }
     let few_shot = |own: u32| -> Vec<u32> { prompt[..40].iter().copied().chain([own; 3]).collect() };
     let rows: Vec<Vec<u32>> = (3..9).map(few_shot).collect();
