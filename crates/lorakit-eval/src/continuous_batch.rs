@@ -251,7 +251,7 @@ impl<'a> ContinuousBatch<'a> {
         };
         // A prompt that is read in parts is rotated as a whole.
         self.decoder.declare_length(sequence, prompt.len());
-        let cached = CachedRow { sequence, tokens: prompt.clone(), template };
+        let cached = CachedRow { sequence, tokens: prompt.clone(), prompt: prompt.len(), template };
         self.rows.push(GrowingRow::new(self.model, self.config, index, cached, capacity - prompt.len())?);
         Ok(())
     }

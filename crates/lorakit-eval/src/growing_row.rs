@@ -15,19 +15,25 @@ pub(crate) struct CachedRow {
     pub sequence: usize,
     /// The tokens of prompt and text.
     pub tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    pub prompt: usize,
     /// What it carries for patches to read.
     pub template: Sequence,
 }
 
 impl CachedRow {
-    /// How many tokens of `prompt`, whose last two are to be read anew, this row begins with, if its keys are those that a
-    /// row that carries `template` has. A single one would be taken for a token after the prompt, which may be computed in
-    /// another precision.
+    /// How many tokens of `prompt`, whose last two are to be read anew, this row's prompt begins with, if its keys are those
+    /// that a row that carries `template` has. Tokens after a prompt, and a single last one of it, may be computed in another
+    /// precision.
     pub fn shared_with(&self, prompt: &[u32], template: &Sequence) -> usize {
         if self.template.expert != template.expert || self.template.weights != template.weights {
             return 0;
         }
-        self.tokens.iter().zip(&prompt[..prompt.len().saturating_sub(2)]).take_while(|(a, b)| a == b).count()
+        self.tokens[..self.prompt]
+            .iter()
+            .zip(&prompt[..prompt.len().saturating_sub(2)])
+            .take_while(|(a, b)| a == b)
+            .count()
     }
 }
 
