@@ -31,8 +31,9 @@ impl TokenLanes {
         let tokens = x.len() / columns;
         let mut values = vec![0.0; tokens.div_ceil(BLOCK) * BLOCK * columns];
         for (block, x) in values.chunks_exact_mut(BLOCK * columns).zip(x.chunks(BLOCK * columns)) {
-            for (token, x) in x.chunks_exact(columns).enumerate() {
-                block[token..].iter_mut().step_by(BLOCK).zip(x).for_each(|(lane, x)| *lane = *x);
+            let tokens: Vec<&[f32]> = x.chunks_exact(columns).collect();
+            for (column, lanes) in block.chunks_exact_mut(BLOCK).enumerate() {
+                lanes.iter_mut().zip(&tokens).for_each(|(lane, token)| *lane = token[column]);
             }
         }
         Self { values, columns }
