@@ -88,8 +88,8 @@ impl Quantized {
         let mut scales: Vec<f32> = values.chunks(BLOCK).map(largest).collect();
         let mut state =
             json!({"quant_type": "nf4", "blocksize": BLOCK, "dtype": dtype_name(dtype), "shape": tensor.dims()});
-        let vector = |values: Vec<f32>| Tensor::from_vec(values.clone(), values.len(), &Device::Cpu).unwrap();
-        let bytes = |bytes: Vec<u8>| Tensor::from_vec(bytes.clone(), bytes.len(), &Device::Cpu).unwrap();
+        let vector = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+        let bytes = |bytes: Vec<u8>| Tensor::new(bytes, &Device::Cpu).unwrap();
         let mut put = |suffix: &str, tensor: Tensor| self.stored.insert(format!("{name}{suffix}"), tensor);
         if nested {
             let offset = scales.iter().sum::<f32>() / scales.len() as f32;
@@ -113,12 +113,13 @@ impl Quantized {
         let levels: Vec<usize> =
             values.iter().enumerate().map(|(at, value)| nearest(&NF4, value / scales[at / BLOCK])).collect();
         let packed: Vec<u8> =
-            levels.chunks(2).map(|pair| (pair[0] << 4 | pair.get(1).copied().unwrap_or(0)) as u8).collect();
+            levels.chunks(2).map(|pair| ((pair[0] << 4) | pair.get(1).copied().unwrap_or(0)) as u8).collect();
         let count = packed.len();
         put("", Tensor::from_vec(packed, (count, 1), &Device::Cpu).unwrap());
         put(".quant_map", vector(NF4.to_vec()));
         put(".quant_state.bitsandbytes__nf4", bytes(state.to_string().into_bytes()));
-        let dequantized = levels.iter().enumerate().map(|(at, &level)| NF4[level] * scales[at / BLOCK]).collect();
+        let dequantized: Vec<f32> =
+            levels.iter().enumerate().map(|(at, &level)| NF4[level] * scales[at / BLOCK]).collect();
         let dequantized = Tensor::from_vec(dequantized, tensor.dims(), &Device::Cpu).unwrap();
         self.plain.insert(name.to_owned(), dequantized.to_dtype(dtype).unwrap());
     }

@@ -263,7 +263,9 @@ impl<'a, F: Fn(&str) -> Option<FileTensor<'a>>> Parts<'_, F> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::weights::mmap_matrix::MmapMatrix;
     use lorakit_format::safetensors::{View, write_file};
+    use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
     use std::borrow::Cow;
     use std::collections::{BTreeMap, HashMap};
 
@@ -354,6 +356,27 @@ mod tests {
                     matrix.widen(start..end, &mut wide);
                     assert_eq!(wide, expected[start..end], "{dtype} {start}..{end}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_its_values() {
+        let matrix = MmapMatrix::of_four_bits(read(tensors("bfloat16", true)).unwrap().unwrap());
+        let plain = MmapMatrix::from_values(matrix.values().into_owned(), SHAPE[0], SHAPE[1]).unwrap();
+        let numbers = |count: usize| (0..count).map(|at| ((at * 7) % 17) as f32 - 8.0).collect::<Vec<_>>();
+        let [rows, columns] = SHAPE;
+        for tokens in [1, 3, 40] {
+            let products = |matrix: &MmapMatrix| {
+                let (mut y, mut dx) = (vec![0.0; tokens * rows], vec![0.0; tokens * columns]);
+                matrix.forward(&numbers(tokens * columns), &mut y, rows, 0..rows);
+                let dy = numbers(tokens * rows);
+                matrix.backward(MatrixRef::new(&dy, tokens, rows, rows), &mut dx, Destination::Overwrite);
+                [y, dx].concat()
+            };
+            let largest = products(&plain).iter().fold(0.0f32, |most, value| most.max(value.abs()));
+            for (found, expected) in products(&matrix).iter().zip(products(&plain)) {
+                assert!((found - expected).abs() <= 1e-6 * largest, "{tokens}: {found} {expected}");
             }
         }
     }
