@@ -212,7 +212,7 @@ impl<'a> CachedDecoder<'a> {
                 return self.logits(appended, precision);
             }
             // Apart, so that what a row gets does not depend on whether another's prompt is read beside it.
-            let of = |rows: &[usize]| -> Vec<(usize, &[u32])> { rows.iter().map(|&at| appended[at]).collect() };
+            let of = |rows: &[usize]| rows.iter().map(|&at| appended[at]).collect::<Vec<_>>();
             let parts = [self.logits(&of(&decoded), precision)?, self.logits(&of(&read), TokenPrecision::Exact)?];
             let mut places = vec![0u32; appended.len()];
             for (place, &at) in decoded.iter().chain(&read).enumerate() {

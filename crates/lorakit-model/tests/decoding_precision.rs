@@ -47,11 +47,10 @@ fn check(file: &Path) {
     let (one, alone, among) = (decoded(&exact, 1), decoded(&rounded, 1), decoded(&rounded, 9));
     let size = expected.iter().flatten().fold(0.0, |a: f32, b| a.max(b.abs()));
     let mut moved = 0.0f32;
-    for step in 0..=DECODED.len() {
-        let expected = &expected[PROMPT.len() - 1 + step];
+    for (step, expected) in expected[PROMPT.len() - 1..].iter().enumerate() {
         assert!(largest_difference(&one[step][0], expected) <= 1e-4 * size, "{name}: exact step {step}");
         let difference = largest_difference(&alone[step][0], expected);
-        assert!(difference <= 0.05 * size, "{name}: step {step} is {difference} off, of {size}");
+        assert!(difference <= 0.1 * size, "{name}: step {step} is {difference} off, of {size}");
         assert!(step > 0 || difference <= 1e-4 * size, "{name}: the prompt is computed exactly");
         moved = moved.max(difference);
         for row in &among[step] {

@@ -97,6 +97,7 @@ impl Level {
     #[inline]
     fn arch(self) -> Arch {
         match (self, Arch::new()) {
+            #[cfg(target_arch = "x86_64")]
             (Self::Scalar, _) => Arch::Scalar,
             #[cfg(target_arch = "x86_64")]
             (Self::Avx2, Arch::V4(simd)) => Arch::V3(*simd),
