@@ -85,3 +85,34 @@ impl<'a> GeneratedRows<'a> {
         complete.then(|| own.filter_map(|index| self.finished.remove(&index)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::generation::prompt_row::Prompt;
+    use lorakit_eval::FinishReason;
+
+    #[test]
+    fn rows_are_written_in_order_as_soon_as_those_before_them_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("texts.jsonl");
+        let row = |i: usize| PromptRow {
+            place: i.to_string(),
+            fields: Map::from_iter([("prompt".to_owned(), json!(i))]),
+            prompt: Prompt::Text(i.to_string()),
+        };
+        let rows: Vec<PromptRow> = (0..3).map(row).collect();
+        let mut file = GeneratedRows::create(&path, &rows, 2).unwrap();
+        let mut add = |index: usize| {
+            let text = GeneratedText { text: format!("t{index}"), tokens: 1, finish: FinishReason::Eos };
+            file.add(index, &text).unwrap();
+            std::fs::read_to_string(&path).unwrap().lines().count()
+        };
+        let written: Vec<usize> = [2, 0, 3, 1, 5, 4].into_iter().map(&mut add).collect();
+        assert_eq!(written, [0, 0, 0, 2, 2, 3]);
+        let last: Value =
+            serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().last().unwrap()).unwrap();
+        assert_eq!((&last["prompt"], &last["texts"]), (&json!(2), &json!(["t4", "t5"])));
+    }
+}
