@@ -4,6 +4,7 @@
 mod binary;
 
 use binary::{outer_adapter, peft_fixture, run, shared};
+use lorakit_adapter::Adapter;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

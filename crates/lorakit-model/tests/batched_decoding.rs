@@ -46,7 +46,7 @@ impl Row {
 /// Prompts of 1 to 12 tokens; two of three begin alike.
 fn prompt(number: usize) -> Vec<u32> {
     let token = |k: usize| {
-        let own = if number % 3 > 0 && k < 6 { k * 5 } else { number * 7 + k * k * 3 };
+        let own = if !number.is_multiple_of(3) && k < 6 { k * 5 } else { number * 7 + k * k * 3 };
         3 + (own % 25) as u32
     };
     (0..1 + number * 5 % 12).map(token).collect()
@@ -60,11 +60,12 @@ fn decoded(base: &Base) -> Vec<Row> {
     while ended.len() < ROWS {
         // One row a step at first, so that it has read what the others share.
         let count = if begun < 3 { 1 } else { AT_A_TIME - rows.len() };
-        for number in begun..(begun + count).min(ROWS) {
+        let until = (begun + count).min(ROWS);
+        for number in begun..until {
             let row = Row::begin(&mut decoder, &rows, number);
             rows.push(row);
-            begun += 1;
         }
+        begun = until;
         let unread = |row: &Row| row.ids[decoder.len(row.sequence)..].to_vec();
         let unread: Vec<Vec<u32>> = rows.iter().map(unread).collect();
         let fed: Vec<(usize, &[u32])> = rows.iter().zip(&unread).map(|(row, ids)| (row.sequence, &ids[..])).collect();

@@ -206,6 +206,7 @@ mod tests {
             architecture: architecture.to_owned(),
             dimensions: dimensions.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             fingerprint: String::new(),
+            form: None,
         }
     }
 

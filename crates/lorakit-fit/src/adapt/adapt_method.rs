@@ -43,7 +43,7 @@ pub trait Action {
 /// The result of adapting.
 pub enum Adapted {
     /// Adapters that were trained.
-    Trained(TrainingReport),
+    Trained(Box<TrainingReport>),
     /// Adapters of routings that were fitted.
     Routed(Outcomes),
     /// Adapters of weights that were fitted.

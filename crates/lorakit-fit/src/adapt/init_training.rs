@@ -38,7 +38,9 @@ impl Action for InitTraining {
     fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted> {
         let from_init = |(plan, job)| (plan, Job { init: self.init.clone(), ..job });
         let planned = jobs.into_iter().map(from_init).collect();
-        context.train_jobs(TrainedKind::Experts, out, planned, &self.config).map(Adapted::Trained)
+        context
+            .train_jobs(TrainedKind::Experts, out, planned, &self.config)
+            .map(|report| Adapted::Trained(Box::new(report)))
     }
 }
 

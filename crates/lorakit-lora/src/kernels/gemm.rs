@@ -219,7 +219,7 @@ mod tests {
     fn rows_are_written_into_wider_and_transposed_matrices() {
         let (mut c, mut transposed) = (vec![0.0; 6], vec![0.0; 4]);
         MatrixMut::new(&mut c, 2, 2, 3).copy_from(&[1.0, 2.0, 3.0, 4.0]);
-        MatrixMut::new(&mut transposed, 2, 2, 2).transposed().copy_from(&[1.0, 2.0, 3.0, 4.0]);
+        MatrixMut::new(&mut transposed, 2, 2, 2).copy_from_transposed(&[1.0, 2.0, 3.0, 4.0]);
         assert_eq!((c, transposed), (vec![1.0, 2.0, 0.0, 3.0, 4.0, 0.0], vec![1.0, 3.0, 2.0, 4.0]));
     }
 

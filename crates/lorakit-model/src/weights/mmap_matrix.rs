@@ -41,7 +41,7 @@ enum Values {
     /// A range of a file with quantised rows of whole blocks, at any address.
     Blocks(FileBytes, Range<usize>, BlockType),
     /// Values in the 4 bits of bitsandbytes, whose blocks may begin within rows.
-    FourBit(FourBitMatrix),
+    FourBit(Arc<FourBitMatrix>),
 }
 
 /// Some rows of a matrix in the type that they are stored in.
@@ -120,7 +120,7 @@ impl MmapMatrix {
     /// A matrix in the 4 bits of bitsandbytes.
     pub(crate) fn of_four_bits(matrix: FourBitMatrix) -> Self {
         let [rows, columns] = *matrix.shape();
-        Self { values: Values::FourBit(matrix), rows, columns, order: None }
+        Self { values: Values::FourBit(Arc::new(matrix)), rows, columns, order: None }
     }
 
     /// The same values with other rows: row `r` is the one that is now row `order[r]`.
