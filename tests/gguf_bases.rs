@@ -178,14 +178,14 @@ fn a_merge_into_gguf_writes_the_dequantised_folder() {
 #[test]
 fn info_shows_the_types_of_the_weights() {
     let work = Work::new();
-    let info = words(&format!("base info --base {} --json", work.gguf())).json();
+    let info = words(&format!("base info {} --json", work.gguf())).json();
     let types: Vec<&str> =
         info["weight_types"].as_array().unwrap().iter().map(|of| of["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["Q8_0", "F16", "F32"]);
     let bytes: u64 = info["weight_types"].as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).sum();
     assert_eq!(info["memory"]["training"][0]["base"].as_u64(), Some(bytes));
     assert!(bytes < info["file_bytes"].as_u64().unwrap());
-    let human = words(&format!("base info --base {}", work.gguf())).ok().stdout;
+    let human = words(&format!("base info {}", work.gguf())).ok().stdout;
     assert_contains(&human, &["weight types", "Q8_0"]);
 }
 
@@ -193,14 +193,14 @@ fn info_shows_the_types_of_the_weights() {
 fn what_names_no_one_file_or_tokenizer_is_refused() {
     let work = Work::new();
     let folder = work.path("gguf");
-    let error = words(&format!("base info --base {folder}")).failed(1);
+    let error = words(&format!("base info {folder}")).failed(1);
     assert_contains(&error, &["its weights are in GGUF; name one file: --base", "pico.gguf"]);
-    let error = words(&format!("base info --base {} --tokenizer {folder}", work.path("dequantized"))).failed(2);
+    let error = words(&format!("base info {} --tokenizer {folder}", work.path("dequantized"))).failed(2);
     assert_contains(&error, &["--tokenizer is for a base in GGUF"]);
-    let error = words(&format!("base info --base {}", work.path("absent.gguf"))).failed(1);
+    let error = words(&format!("base info {}", work.path("absent.gguf"))).failed(1);
     assert_contains(&error, &["absent.gguf"]);
     fs::write(work.path("cut.gguf"), &fs::read(work.gguf()).unwrap()[..5000]).unwrap();
-    let error = words(&format!("base info --base {}", work.path("cut.gguf"))).failed(1);
+    let error = words(&format!("base info {}", work.path("cut.gguf"))).failed(1);
     assert_contains(&error, &["cut.gguf: ", "incomplete or damaged"]);
     // A tokenizer elsewhere.
     fs::rename(work.gguf(), work.path("alone.gguf")).unwrap();
