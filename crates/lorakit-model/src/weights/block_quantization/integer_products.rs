@@ -25,12 +25,12 @@ impl BlockType {
     }
 }
 
-/// The best instructions of a level.
+/// The best instructions of a level; AVX-VNNI is as wide as AVX2.
 #[cfg(target_arch = "x86_64")]
 fn x86_instructions(level: Level) -> Option<Instructions> {
     match level {
         Level::Scalar => None,
-        Level::Avx2 => Instructions::available().find(|&instructions| instructions == Instructions::Avx2),
+        Level::Avx2 => Instructions::available().find(|&instructions| instructions != Instructions::Avx512Vnni),
         Level::Avx512 => Instructions::available().next(),
     }
 }
