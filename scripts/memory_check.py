@@ -131,7 +131,7 @@ def train(lorakit, base, work, experts, settings):
     """The estimate and the largest resident set, in bytes."""
     tasks = work / f"tasks{experts}"
     write_tasks(tasks, experts)
-    library = work / "library"
+    library = work / f"library-{os.getpid()}"
     shutil.rmtree(library, ignore_errors=True)
     command = [lorakit, "train-experts", "--json", "-q", "--base", base, "--tasks", tasks, "--library", library]
     command += ["--set", "max_steps=1", "eval_steps=0", f"experts_per_pass={experts}", *settings]

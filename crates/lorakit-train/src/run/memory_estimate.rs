@@ -144,7 +144,7 @@ pub fn estimate(
     let per_parameter = bytes_per_parameter(base, mode, in_flight(base, config, mode));
     Ok(MemoryEstimate {
         process: process_bytes(base),
-        base: base.weight_bytes(),
+        base: frozen_bytes(base),
         adapters: per_parameter * experts as u64 * expert_parameters(base, config)?,
         weights: 0,
         activations: activations(base, jobs, experts, config, mode),
@@ -163,6 +163,17 @@ pub fn full_estimate(base: &Base, jobs: &[Job], config: &TrainConfig) -> MemoryE
         weights: per_parameter * base.parameters(),
         activations: activations(base, jobs, 1, config, mode),
     }
+}
+
+/// The weights of a frozen base that training reads: on a CPU, of an embedding that is not the head too, only the rows of
+/// some tokens.
+fn frozen_bytes(base: &Base) -> u64 {
+    let (all, config) = (base.weight_bytes(), base.config());
+    if config.tied || !base.device().is_cpu() {
+        return all;
+    }
+    let share = (config.vocabulary * config.hidden) as f64 / base.parameters().max(1) as f64;
+    all - (all as f64 * share) as u64
 }
 
 /// What this process holds of a CPU's memory before it trains.
@@ -192,7 +203,8 @@ fn activations(base: &Base, jobs: &[Job], experts: usize, config: &TrainConfig, 
         BackwardMode::Graph => batches * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
         BackwardMode::Weights => {
             // Of at least 256 tokens: the logits, their differences from the maximum, the exponentials, and gradients.
-            let logits = 6 * (32 << 20).max(4 * 256 * base.config().vocabulary as u64);
+            let row = 4 * base.config().vocabulary as u64;
+            let logits = 6 * (row * tokens.targets).min((32 << 20).max(256 * row));
             batches * (tokens.all * bytes_per_token(base, config, mode)) + logits
         }
     }
