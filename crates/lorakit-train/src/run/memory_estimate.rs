@@ -20,7 +20,7 @@ fn budget(base: &Base, mode: BackwardMode) -> u64 {
         return total;
     }
     let trained =
-        if mode == BackwardMode::Weights { bytes_per_parameter(base, mode, 1) * base.parameters() } else { 0 };
+        if mode == BackwardMode::Weights { bytes_per_parameter(mode, 1, false) * base.parameters() } else { 0 };
     total.saturating_sub(base.weight_bytes() + trained)
 }
 
@@ -121,12 +121,17 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], config: &TrainConfig) -> Resu
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
-/// Bytes per trained parameter, in f32: its value, two moments, the sum of its gradients (twice where tapes collect them
-/// first), the gradient of every batch in flight, and, in the machine's memory, its best value so far.
-fn bytes_per_parameter(base: &Base, mode: BackwardMode, in_flight: usize) -> u64 {
-    let sums = if mode == BackwardMode::Tape { 2 } else { 1 };
-    let best = u64::from(base.device().is_cpu());
-    4 * (3 + sums + in_flight as u64 + best)
+/// Bytes per trained parameter, in f32: its value, two moments, the sum of its gradients, the gradient of every batch in
+/// flight, and its best value so far. On tapes one batch has its gradients when its activations are gone.
+fn bytes_per_parameter(mode: BackwardMode, in_flight: usize, keeps_best: bool) -> u64 {
+    let beside = if mode == BackwardMode::Tape { 1 } else { 0 };
+    4 * (3 + 1 + in_flight as u64 - beside + u64::from(keeps_best))
+}
+
+/// Whether the machine's memory holds each expert's best values.
+fn keeps_best(base: &Base, jobs: &[Job], config: &TrainConfig) -> bool {
+    let validates = jobs.is_empty() || jobs.iter().any(|job| !job.validation.is_empty());
+    base.device().is_cpu() && validates && config.eval_steps != Some(0)
 }
 
 fn in_flight(base: &Base, config: &TrainConfig, mode: BackwardMode) -> usize {
@@ -141,7 +146,7 @@ pub fn estimate(
     config: &TrainConfig,
     mode: BackwardMode,
 ) -> Result<MemoryEstimate> {
-    let per_parameter = bytes_per_parameter(base, mode, in_flight(base, config, mode));
+    let per_parameter = bytes_per_parameter(mode, in_flight(base, config, mode), keeps_best(base, jobs, config));
     Ok(MemoryEstimate {
         process: process_bytes(base),
         base: frozen_bytes(base),
@@ -155,7 +160,7 @@ pub fn estimate(
 /// stays beside the trained one.
 pub fn full_estimate(base: &Base, jobs: &[Job], config: &TrainConfig) -> MemoryEstimate {
     let mode = BackwardMode::Weights;
-    let per_parameter = bytes_per_parameter(base, mode, in_flight(base, config, mode));
+    let per_parameter = bytes_per_parameter(mode, in_flight(base, config, mode), keeps_best(base, jobs, config));
     MemoryEstimate {
         process: process_bytes(base),
         base: if base.device().is_cpu() { 0 } else { base.weight_bytes() },
