@@ -3,10 +3,10 @@
 billion parameters.
 
     pip install numpy
-    scripts/memory_check.py LORAKIT TOKENIZER_FOLDER WORK [--shapes NAME ...] [--cases NAME ...]
+    scripts/memory_check.py LORAKIT TOKENIZER_FOLDER WORK [--shapes NAME ...] [--cases NAME ...] [--rows ROWS]
 
 TOKENIZER_FOLDER is a model folder whose tokenizer has at most 49,152 tokens, such as SmolLM2's. The bases are written to
-WORK, in bf16, and stay there. Each case is a process of its own, which trains for one step of 32 rows of about 64 tokens.
+WORK, in bf16, and stay there. Each case is a process of its own, which trains for one step of ROWS rows of about 64 tokens.
 Used memory is the process's largest resident set as the kernel reports it (ru_maxrss), with the pages of the mapped base.
 Prints a Markdown table, and fails where an estimate is more than a tenth off.
 """
@@ -54,11 +54,10 @@ SHAPES = {
 
 # Experts in a pass, and settings.
 CASES = {
-    "default": (1, ["batch_size=32"]),
-    "no dropout": (1, ["batch_size=32", "dropout=0"]),
-    "8 experts, all-linear, rank 16": (8, ["batch_size=4", "target_modules=all-linear", "rank=16"]),
-    "checkpointing": (1, ["batch_size=32", "gradient_checkpointing=true"]),
-    "batch 8": (1, ["batch_size=8"]),
+    "default": (1, []),
+    "no dropout": (1, ["dropout=0"]),
+    "8 experts, all-linear, rank 16": (8, ["target_modules=all-linear", "rank=16"]),
+    "gradient_checkpointing": (1, ["gradient_checkpointing=true"]),
 }
 
 
@@ -127,14 +126,14 @@ def write_tasks(folder, experts):
         (folder / f"task{task}.jsonl").write_text("".join(row + "\n" for row in rows))
 
 
-def train(lorakit, base, work, experts, settings):
+def train(lorakit, base, work, experts, settings, rows):
     """The estimate and the largest resident set, in bytes."""
     tasks = work / f"tasks{experts}"
     write_tasks(tasks, experts)
     library = work / f"library-{os.getpid()}"
     shutil.rmtree(library, ignore_errors=True)
     command = [lorakit, "train-experts", "--json", "-q", "--base", base, "--tasks", tasks, "--library", library]
-    command += ["--set", "max_steps=1", "eval_steps=0", f"experts_per_pass={experts}", *settings]
+    command += ["--set", "max_steps=1", "eval_steps=0", f"experts_per_pass={experts}", f"batch_size={rows // experts}", *settings]
     child = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE)
     document = json.loads(child.stdout.read())
     _, status, usage = os.wait4(child.pid, 0)
@@ -150,6 +149,7 @@ def main():
     parser.add_argument("work", type=Path)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rows", type=int, default=8)
     args = parser.parse_args()
     print("| base | parameters | case | estimate, MiB | used, MiB | estimate / used |\n|---|---|---|---|---|---|", flush=True)
     off = 0
@@ -160,7 +160,7 @@ def main():
             write_base(base, config, args.tokenizer)
         parameters = sum(math.prod(dimensions) for _, dimensions in matrices(config))
         for case in args.cases:
-            estimate, used = train(args.lorakit, base, args.work, *CASES[case])
+            estimate, used = train(args.lorakit, base, args.work, *CASES[case], args.rows)
             total = sum(estimate.values())
             off += abs(total / used - 1) > 0.1
             parts = f"{total / 2**20:,.0f} | {used / 2**20:,.0f} | {total / used:.3f}"
