@@ -124,7 +124,7 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], config: &TrainConfig) -> Resu
 /// Bytes per trained parameter, in f32: its value, two moments, the sum of its gradients, the gradient of every batch in
 /// flight, and its best value so far. On tapes one batch has its gradients when its activations are gone.
 fn bytes_per_parameter(mode: BackwardMode, in_flight: usize, keeps_best: bool) -> u64 {
-    let beside = if mode == BackwardMode::Tape { 1 } else { 0 };
+    let beside = u64::from(mode == BackwardMode::Tape);
     4 * (3 + 1 + in_flight as u64 - beside + u64::from(keeps_best))
 }
 
