@@ -4,6 +4,7 @@
 //! small. [`par_gemm`] cuts the product into tiles and shares them among the threads of the pool. A value is summed in the
 //! same order in any tile.
 
+use crate::kernels::simd::Level;
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -144,7 +145,12 @@ impl Destination {
 
 /// Columns of a tile: whole panels of faer's kernels, which hold 96 values with AVX-512 and 24 with AVX2. The part of `b`
 /// that belongs to a tile is copied into panels; cut by columns, each part is copied once for all rows of a tile.
-const COLUMNS: usize = 96;
+fn tile_columns() -> usize {
+    match Level::widest() {
+        Level::Avx512 => 96,
+        Level::Avx2 | Level::Scalar => 48,
+    }
+}
 
 /// Most rows of a tile: so many that copying panels does not show, and so few that there are tiles for many threads.
 const ROWS: usize = 512;
@@ -169,10 +175,11 @@ pub fn par_gemm(c: MatrixMut, into: Destination, a: MatrixRef, b: MatrixRef, sca
     if rows * columns * depth < PARALLEL_WORK {
         return gemm(c, into, a, b, scale);
     }
+    let width = tile_columns();
     let tiles = c
         .row_tiles(ROWS)
         .into_iter()
-        .flat_map(|(rows, c)| c.column_tiles(COLUMNS).into_iter().map(move |(columns, c)| (rows.clone(), columns, c)));
+        .flat_map(|(rows, c)| c.column_tiles(width).into_iter().map(move |(columns, c)| (rows.clone(), columns, c)));
     tiles.collect::<Vec<_>>().into_par_iter().for_each(|(rows, columns, c)| {
         let (a, b) = (a.0.subrows(rows.start, rows.len()), b.0.subcols(columns.start, columns.len()));
         matmul(c.0, into.accum(), a, b, scale, Par::Seq);
