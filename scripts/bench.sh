@@ -32,7 +32,8 @@ done
 lorakit="${LORAKIT:-$here/../target/release/lorakit}" steps="${STEPS:-10}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-prompt="The history of the city begins in the"
+# Text that a model continues for long.
+prompt="1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,"
 
 # peer COMMAND ARG...: tokens per second of a peer; nothing without LORAKIT_PYTHON, or where it fails.
 peer() {
@@ -83,8 +84,8 @@ part_train() {
     plain=$(peer train "$base" "$tasks" --steps "$steps")
     lean=$(peer train "$base" "$tasks" --steps "$steps" --lean)
     ours=$(trained "$base" 4 "$steps")
-    row "training of 4 experts, $steps steps of 16 rows, f32" "PEFT $plain" "$ours" "$(quotient "$ours" "$plain")"
-    row "the same, the peer's rows sorted by length, with logits of target tokens alone" "PEFT $lean" "$ours" \
+    row "training of 4 experts, $steps steps of 16 rows, f32" "${plain:+PEFT $plain}" "$ours" "$(quotient "$ours" "$plain")"
+    row "the same, the peer's rows sorted by length, with logits of target tokens alone" "${lean:+PEFT $lean}" "$ours" \
         "$(quotient "$ours" "$lean")"
 }
 
@@ -93,23 +94,23 @@ part_library() {
     local theirs ours
     theirs=$(peer train "$small" "$tasks" --experts 16 --steps 100)
     ours=$(trained "$small" 16 100)
-    row "a library of 16 experts over a tiny base" "PEFT $theirs" "$ours" "$(quotient "$ours" "$theirs")"
+    row "a library of 16 experts over a tiny base" "${theirs:+PEFT $theirs}" "$ours" "$(quotient "$ours" "$theirs")"
 }
 
 part_decode() {
     local theirs ours file
     theirs=$(peer decode "$base")
     ours=$(decoded --base "$base")
-    row "decoding, f32" "transformers $theirs" "$ours" "$(quotient "$ours" "$theirs")"
+    row "decoding, f32" "${theirs:+transformers $theirs}" "$ours" "$(quotient "$ours" "$theirs")"
     for dtype in bf16 f16; do
         theirs=$(peer decode "$base" --dtype "$([ $dtype = bf16 ] && echo bfloat16 || echo float16)")
         ours=$(decoded --base "$base" --dtype $dtype)
-        row "decoding, $dtype" "transformers $theirs" "$ours" "$(quotient "$ours" "$theirs")"
+        row "decoding, $dtype" "${theirs:+transformers $theirs}" "$ours" "$(quotient "$ours" "$theirs")"
     done
     for file in "${ggufs[@]}"; do
         theirs=$(peer llama "$file")
         if ! ours=$(decoded --base "$file" 2>/dev/null); then ours=""; fi
-        row "decoding, $(basename "$file")" "llama.cpp $theirs" "$ours" "$(quotient "$ours" "$theirs")"
+        row "decoding, $(basename "$file")" "${theirs:+llama.cpp $theirs}" "$ours" "$(quotient "$ours" "$theirs")"
     done
 }
 
@@ -132,7 +133,7 @@ part_batch() {
     done
     rows=$(sed -nE 's/.*"tokens": ?([0-9]+).*/\1/p' "$work/texts.jsonl" | awk '{ n += $1 - 1 } END { print n }')
     all=$(calc %.1f "$rows / ($all - $first)")
-    row "32 prompts at once, 64 tokens each, f32" "transformers $theirs" "$all" "$(quotient "$all" "$theirs")"
+    row "32 prompts at once, 64 tokens each, f32" "${theirs:+transformers $theirs}" "$all" "$(quotient "$all" "$theirs")"
 }
 
 part_prefill() {
@@ -145,7 +146,7 @@ part_prefill() {
         read -r short _ < <(spent 1 "the" --base "$base")
         best=$(calc %.1f "(r = 469 / ($all - $short)) > $best ? r : $best")
     done
-    row "prefill of 470 tokens, f32" "transformers $theirs" "$best" "$(quotient "$best" "$theirs")"
+    row "prefill of 470 tokens, f32" "${theirs:+transformers $theirs}" "$best" "$(quotient "$best" "$theirs")"
 }
 
 part_first() {

@@ -19,7 +19,7 @@ import os
 import random
 import time
 
-PROMPT = "The history of the city begins in the"
+PROMPT = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,"
 
 
 def torch_with(given):
