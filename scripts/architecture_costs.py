@@ -4,7 +4,7 @@
     architecture_costs.py --tokenizer DIR --work DIR [--rounds 3] [--only gemma2 phi ...]
 
 Writes one random base per architecture below --work (88 million parameters, needs torch and transformers, kept for the next
-run), all with the tokenizer in DIR, and measures both of a pair in turns: an expert's training step of 16 rows of about 100
+run), all with the tokenizer in DIR, and measures both of a pair in turns: an expert's training step of 8 rows of about 100
 tokens, and the prefill of 470 tokens. FLOPs are those of the layers' matrices, so that attention, norms, caps and what an
 architecture adds besides count as overhead. LORAKIT is the binary (default: target/release/lorakit).
 """
@@ -21,10 +21,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LORAKIT = os.environ.get("LORAKIT", ROOT / "target/release/lorakit")
 SHAPE = dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12, num_key_value_heads=4,
-             head_dim=64, max_position_embeddings=2048, tie_word_embeddings=True)  # fmt: skip
+             head_dim=64, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+             pad_token_id=0)  # fmt: skip
 # What a config needs besides the shape.
-MORE = {"phi3": {"pad_token_id": 0}, "smollm3": {"pad_token_id": 0}, "gemma2": {"sliding_window": 4096},
-        "phi": {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}}  # fmt: skip
+MORE = {"gemma2": {"sliding_window": 4096}, "phi": {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}}
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "olmo2", "granite", "smollm3"]
 WORDS = "the history of the city begins in a small town on the river where people trade wool and salt for grain "
 
@@ -61,11 +61,11 @@ def seconds(*arguments):
 
 
 def training(folder, task):
-    """Seconds of three steps."""
+    """Seconds of two steps."""
     with tempfile.TemporaryDirectory() as library:
         train = lambda steps: seconds("train-experts", "--base", folder, "--tasks", task, "--library", f"{library}/{steps}", "--set",
-                                      f"max_steps={steps}", "dropout=0", "eval_steps=0", "max_loss_jump=0")  # fmt: skip
-        return -train(1) + train(4)
+                                      f"max_steps={steps}", "batch_size=8", "dropout=0", "eval_steps=0", "max_loss_jump=0")  # fmt: skip
+        return -train(1) + train(3)
 
 
 def prefill(folder, _):
