@@ -228,10 +228,10 @@ fn wait_for_steps(library: &Path, steps: usize) {
 }
 
 #[test]
-fn sigterm_stops_after_a_step_with_exit_code_130() {
+fn signals_stop_after_a_step_with_exit_code_130() {
     let work = Work::new();
     let (expected, _) = work.trained("undisturbed");
-    for signal in ["INT", "TERM"] {
+    for signal in ["INT", "TERM", "USR1"] {
         let child = start(&work.train(signal));
         wait_for_steps(&work.path(signal), 2);
         let sent = std::process::Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();

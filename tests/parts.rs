@@ -188,8 +188,8 @@ fn killed_parts_lose_nothing() {
             }
             for mut child in running {
                 let code = child.wait().unwrap().code();
-                let expected = if signal == "KILL" { [None, Some(0)] } else { [Some(130), Some(0)] };
-                assert!(expected.contains(&code), "SIG{signal}: {code:?}");
+                // None: killed, or too early for it to have a handler.
+                assert!([None, Some(0), Some(130)].contains(&code), "SIG{signal}: {code:?}");
             }
         }
         let parts = ["1/2", "0/2"].map(|index| start(&part(&work, &name, index)));

@@ -18,8 +18,8 @@ use crate::error::FormatError;
 /// The prefix of the files' names.
 const PREFIX: &str = ".lease-";
 
-/// The text of a lease that its holder gave up.
-const RELEASED: &str = "released\n";
+/// How the text of a lease begins that its holder gave up.
+const RELEASED: &str = "released by ";
 
 /// How often a holder writes per lease time: several times, since a shared file system may pause.
 const BEATS: u32 = 6;
@@ -29,6 +29,7 @@ const BEATS: u32 = 6;
 pub(crate) struct Lease {
     folder: PathBuf,
     epoch: u64,
+    owner: String,
     beating: Arc<Beating>,
     thread: Option<JoinHandle<()>>,
 }
@@ -76,9 +77,8 @@ impl Lease {
     ) -> Result<Option<(Self, bool)>, FormatError> {
         let last = last_epoch(folder)?;
         // Between listing and reading, a new holder may have removed it.
-        let text =
-            if last == 0 { RELEASED.to_owned() } else { fs::read_to_string(path(folder, last)).unwrap_or_default() };
-        let after_crash = text != RELEASED;
+        let text = fs::read_to_string(path(folder, last)).unwrap_or_default();
+        let after_crash = last > 0 && !text.starts_with(RELEASED);
         if after_crash && !watch.is_expired(last, text, expires) {
             return Ok(None);
         }
@@ -100,9 +100,11 @@ impl Lease {
         let beating = Arc::new(Beating::default());
         let thread = std::thread::spawn({
             let beating = Arc::clone(&beating);
+            let owner = owner.clone();
             move || beating.run(file, &owner, expires / BEATS)
         });
-        Ok(Some((Self { folder: folder.to_owned(), epoch, beating, thread: Some(thread) }, after_crash)))
+        let lease = Self { folder: folder.to_owned(), epoch, owner, beating, thread: Some(thread) };
+        Ok(Some((lease, after_crash)))
     }
 
     /// Checks that no other process has taken over.
@@ -112,7 +114,8 @@ impl Lease {
             return Ok(());
         }
         let holder = fs::read_to_string(path(&self.folder, last)).unwrap_or_default();
-        Err(FormatError::LeaseLost { folder: self.folder.clone(), holder: holder.trim().to_owned() })
+        let holder = holder.trim_start_matches(RELEASED).split(", ").next().unwrap_or_default().to_owned();
+        Err(FormatError::LeaseLost { folder: self.folder.clone(), holder })
     }
 }
 
@@ -125,8 +128,9 @@ impl Drop for Lease {
             let _ = thread.join();
         }
         if self.ensure_held().is_ok() {
+            let text = format!("{RELEASED}{}\n", self.owner);
             // If this fails, the lease expires.
-            let _ = File::create(path(&self.folder, self.epoch)).and_then(|mut file| write_text(&mut file, RELEASED));
+            let _ = File::create(path(&self.folder, self.epoch)).and_then(|mut file| write_text(&mut file, &text));
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::run::run_folder::RunFolder;
 use crate::run::run_part::part_of_pass;
 use crate::run::trainer::{Run, Trainer};
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
+use lorakit_task::Example;
 use serde::Serialize;
 
 /// A pass that a run would train.
@@ -24,7 +25,7 @@ pub struct PlannedPass {
     pub rows: usize,
     /// Steps of the expert with the most.
     pub steps: usize,
-    /// Tokens of all steps, by the mean length of each expert's rows.
+    /// Tokens read in all steps, by the mean length of each expert's rows.
     pub tokens: usize,
     /// Estimated memory in bytes.
     pub memory: u64,
@@ -66,11 +67,16 @@ impl Trainer<'_> {
     }
 }
 
+/// The tokens of a row that a step reads: those before the last that carries loss.
+fn tokens_read(row: &Example) -> usize {
+    row.loss.iter().rposition(|&loss| loss).unwrap_or(row.len())
+}
+
 impl Run<'_> {
     fn planned_pass(&self, pass: usize, kept: &[String]) -> Result<PlannedPass> {
         let (jobs, config) = (self.pass_jobs(pass)?, self.trainer.config);
         let tokens = |job: &Job| {
-            let epoch: usize = job.train.iter().map(|row| row.len()).sum();
+            let epoch: usize = job.train.iter().map(tokens_read).sum();
             epoch * job.steps(config) / job.steps_per_epoch(config)
         };
         Ok(PlannedPass {

@@ -75,7 +75,7 @@ pub struct RunSummary {
 type OnEvent<'e> = dyn FnMut(TrainEvent) + 'e;
 
 /// How long a process waits for a lock before it says so.
-const QUIET_WAIT: Duration = Duration::from_secs(2);
+const QUIET_WAIT: Duration = Duration::from_secs(1);
 
 impl Trainer<'_> {
     /// Trains an expert for each job. Experts that the library has with the same settings and rows are kept.
