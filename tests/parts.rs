@@ -128,7 +128,13 @@ fn the_first_part_fixes_their_number() {
     let words = part(&work, "l", "auto/2");
     assert_contains(&auto(None, &words).failed(2), &["auto/2", "HQ_TASK_ID"]);
     assert_contains(&auto(Some("2"), &words).failed(2), &["SLURM_ARRAY_TASK_ID", "--array=0-1"]);
-    auto(Some("1"), &words).ok();
+    let other: Ran = {
+        let mut command = command(&words);
+        command.env("SLURM_ARRAY_TASK_ID", "1").env("LORAKIT_SIMD", "scalar").output().unwrap().into()
+    };
+    // A machine without wider vectors is of the same kind.
+    let recorded = manifest(&library)["vector_instructions"].as_str().unwrap().to_owned();
+    assert_eq!(other.ok().stderr.contains("will differ in their last bits"), recorded != "scalar", "{recorded}");
     assert_eq!(files(&library.join("experts")).len(), 3 * ROWS.len());
     // More parts than passes: some have nothing to do.
     let idle = run(part(&work, "many", "4/5")).ok();

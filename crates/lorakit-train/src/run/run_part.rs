@@ -1,5 +1,6 @@
 //! Parts of a run, which processes train at once, on one machine or on several that share the library's folder.
 
+use lorakit_lora::kernels::simd::Level;
 use std::fmt;
 
 /// One of several parts of a run: it has every `count`th pass, from the pass `index` on.
@@ -29,21 +30,12 @@ pub(crate) fn part_of_pass(pass: usize, count: usize) -> usize {
     pass % count.max(1)
 }
 
-/// The widest vector instructions of this machine. Sums of other widths have other last bits, so parts that are to end as
-/// one process would need machines of one kind.
-pub(crate) fn vector_instructions() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            "AVX-512"
-        } else if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            "AVX2"
-        } else {
-            "SSE2"
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::env::consts::ARCH
+/// The vector instructions of this machine and process. Sums of other widths have other last bits, so parts that are to end
+/// as one process would need machines of one kind.
+pub(crate) fn vector_instructions() -> String {
+    let (widest, current) = (Level::widest().name(), Level::current().name());
+    // Matrix products use the widest, whatever LORAKIT_SIMD asks for.
+    if widest == current { widest.to_owned() } else { format!("{current} ({widest} for products)") }
 }
 
 #[cfg(test)]

@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
             folder.check_part(&manifest, part)?;
             if manifest.parts.is_none() {
                 manifest.parts = Some(part.count);
-                manifest.vector_instructions = Some(vector_instructions().to_owned());
+                manifest.vector_instructions = Some(vector_instructions());
                 is_changed = true;
             }
         }
@@ -309,7 +309,7 @@ impl<'a> Run<'a> {
         }
         if let Some(first) = self.manifest.vector_instructions.as_ref().filter(|first| *first != here) {
             let text = format!(
-                "the first part ran on a machine with {first} instructions, this one has {here}: experts will differ in \
+                "the first part ran with {first} vectors, this one has {here}: experts will differ in \
                  their last bits from those of one machine"
             );
             on_event(TrainEvent::Warning { text: &text });
