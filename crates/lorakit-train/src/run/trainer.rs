@@ -307,7 +307,7 @@ impl<'a> Run<'a> {
             );
             on_event(TrainEvent::Warning { text: &text });
         }
-        if let Some(first) = self.manifest.vector_instructions.as_ref().filter(|first| *first != here) {
+        if let Some(first) = self.manifest.vector_instructions.as_ref().filter(|first| **first != here) {
             let text = format!(
                 "the first part ran with {first} vectors, this one has {here}: experts will differ in \
                  their last bits from those of one machine"
