@@ -190,6 +190,36 @@ fn only_one_may_change_a_library_at_a_time() {
 }
 
 #[test]
+fn parts_of_a_run_exclude_other_changes_but_not_each_other() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let part = |index| library.lock_part("run", index, &mut || false).unwrap();
+    let (planning, first) = part(0).unwrap();
+    assert!(part(1).is_none(), "one plans at a time");
+    drop(planning);
+    let (planning, second) = part(1).unwrap();
+    drop(planning);
+    assert!(part(0).is_none(), "a part has one process");
+    assert!(library.try_lock().unwrap().is_none(), "another change waits for the parts");
+    drop(library.lock_for_change().unwrap());
+    drop((first, second));
+    assert!(library.try_lock().unwrap().is_some());
+}
+
+#[test]
+fn a_change_after_a_crash_recovers_first() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let left = temporary.path().join("experts/.new-x1y2z3");
+    fs::create_dir(&left).unwrap();
+    drop(library.lock_for_change().unwrap());
+    assert!(left.exists(), "nobody crashed, so nothing is looked for");
+    fs::write(temporary.path().join(".lock"), "x").unwrap();
+    drop(library.lock_for_change().unwrap());
+    assert!(!left.exists());
+}
+
+#[test]
 fn the_next_writer_recovers_from_a_killed_one() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
