@@ -1,6 +1,5 @@
 //! Writes a base of a Hugging Face folder as GGUF, in the way of llama.cpp's converter: names, order of rows, and keys.
-// Each test that includes this module uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "every test file uses a part of this")]
 
 use candle_core::{Device, Tensor, safetensors};
 use half::f16;
