@@ -5,7 +5,7 @@ mod binary;
 mod gguf_converter;
 
 use binary::{assert_contains, run, words};
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::{DType, Device, Tensor, safetensors};
 use gguf_converter::{GgufModel, Types};
 use lorakit_adapter::Adapter;
 use lorakit_format::gguf::GgufShards;
@@ -166,7 +166,8 @@ fn a_merge_into_gguf_writes_the_dequantised_folder() {
     });
     assert_eq!(own.keys().collect::<BTreeSet<_>>(), others.keys().collect::<BTreeSet<_>>());
     for (name, own) in &own {
-        let difference = (own - &others[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let [own, other] = [own, &others[name]].map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+        let difference = (own - other).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
         assert!(difference.to_vec0::<f32>().unwrap() < 1e-6, "{name}");
     }
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
