@@ -20,7 +20,7 @@ fn budget(base: &Base, mode: BackwardMode) -> u64 {
         return total;
     }
     let trained =
-        if mode == BackwardMode::Weights { bytes_per_parameter(mode, 1, false) * base.parameters() } else { 0 };
+        if mode == BackwardMode::Weights { bytes_per_parameter(mode, 1, true, false) * base.parameters() } else { 0 };
     total.saturating_sub(base.weight_bytes() + trained)
 }
 
@@ -31,7 +31,7 @@ pub fn bytes_per_token(base: &Base, config: &TrainConfig, mode: BackwardMode) ->
         BackwardMode::Graph | BackwardMode::Weights => {
             let layer = graph_values(base, config, mode);
             let kept = if config.gradient_checkpointing { base.config().hidden as u64 } else { layer };
-            // In the backward, one layer has gradients besides what it kept.
+            // In the backward, one layer is there, with gradients.
             4 * (kept * base.layers() as u64 + 2 * layer)
         }
     }
@@ -50,8 +50,8 @@ fn further_norms(base: &Base) -> u64 {
 
 /// Values that candle's graph keeps per token and layer, averaged over layers. Each op keeps its inputs: a site with
 /// adapters its output, the delta, their sum, and its dropped input with the mask; a site that trains its output and those
-/// of its projections; a layer its norms and residuals, the rotated queries and keys, the attention's output twice, and
-/// the activation's output.
+/// of its projections, if it has several; a layer its norms and residuals, the rotated queries and keys, the attention's
+/// output twice, and the activation's output. On a CPU norms and attention are one op each.
 fn graph_values(base: &Base, config: &TrainConfig, mode: BackwardMode) -> u64 {
     let c = base.config();
     let targets = config.targets(base);
@@ -64,20 +64,21 @@ fn graph_values(base: &Base, config: &TrainConfig, mode: BackwardMode) -> u64 {
         let (input, output) = (site.input as u64, site.output() as u64);
         let dropped = if config.dropout > 0.0 { input + input / 4 } else { 0 };
         match mode {
+            BackwardMode::Weights if site.projections.len() == 1 => output,
             BackwardMode::Weights => 2 * output,
             _ if site.projections.iter().any(is_target) => 3 * output + dropped,
             _ => output,
         }
     };
     let sites = base.sites().iter().map(of_site).sum::<u64>() / base.layers().max(1) as u64;
-    // A norm that trains keeps all of its intermediate values.
-    let norms_and_residuals = if mode == BackwardMode::Weights { 15 } else { 5 } * c.hidden as u64;
-    sites
-        + norms_and_residuals
-        + further_norms(base)
-        + qkv_width(base)
-        + 2 * (c.heads * c.head_dim) as u64
-        + c.intermediate as u64
+    let (hidden, queries) = (c.hidden as u64, (c.heads * c.head_dim) as u64);
+    let others = match mode {
+        BackwardMode::Weights if base.device().is_cpu() => 4 * hidden + queries,
+        // A norm that trains keeps all of its intermediate values.
+        BackwardMode::Weights => 15 * hidden + qkv_width(base) + 2 * queries,
+        BackwardMode::Graph | BackwardMode::Tape => 5 * hidden + qkv_width(base) + 2 * queries,
+    };
+    sites + others + further_norms(base) + c.intermediate as u64
 }
 
 /// The queries, keys and values of a token.
@@ -121,21 +122,18 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], config: &TrainConfig) -> Resu
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
 
-/// Bytes per trained parameter, in f32: its value, two moments, the sum of its gradients, the gradient of every batch in
-/// flight, and its best value so far. On tapes one batch has its gradients when its activations are gone.
-fn bytes_per_parameter(mode: BackwardMode, in_flight: usize, keeps_best: bool) -> u64 {
+/// Bytes per trained parameter, in f32: its value, two moments, gradients, and its best value so far. There are gradients of
+/// the batches that are computed at the same time, and where a step has several batches their sum; on tapes one batch has
+/// its gradients when its activations are gone.
+fn bytes_per_parameter(mode: BackwardMode, concurrent: u64, sums: bool, keeps_best: bool) -> u64 {
     let beside = u64::from(mode == BackwardMode::Tape);
-    4 * (3 + 1 + in_flight as u64 - beside + u64::from(keeps_best))
+    4 * (3 + (concurrent + u64::from(sums) - beside).max(1) + u64::from(keeps_best))
 }
 
 /// Whether the machine's memory holds each expert's best values.
 fn keeps_best(base: &Base, jobs: &[Job], config: &TrainConfig) -> bool {
     let validates = jobs.is_empty() || jobs.iter().any(|job| !job.validation.is_empty());
     base.device().is_cpu() && validates && config.eval_steps != Some(0)
-}
-
-fn in_flight(base: &Base, config: &TrainConfig, mode: BackwardMode) -> usize {
-    base.batch_parallel(batch_tokens(base, config, mode)).in_flight()
 }
 
 /// Memory of a pass that trains `experts` adapters together.
@@ -146,13 +144,14 @@ pub fn estimate(
     config: &TrainConfig,
     mode: BackwardMode,
 ) -> Result<MemoryEstimate> {
-    let per_parameter = bytes_per_parameter(mode, in_flight(base, config, mode), keeps_best(base, jobs, config));
+    let step = StepBatches::of(base, jobs, experts, config, mode);
+    let per_parameter = bytes_per_parameter(mode, step.concurrent, step.several, keeps_best(base, jobs, config));
     Ok(MemoryEstimate {
         process: process_bytes(base),
         base: frozen_bytes(base),
         adapters: per_parameter * experts as u64 * expert_parameters(base, config)?,
         weights: 0,
-        activations: activations(base, jobs, experts, config, mode),
+        activations: activations(base, step, config, mode),
     })
 }
 
@@ -160,13 +159,14 @@ pub fn estimate(
 /// stays beside the trained one.
 pub fn full_estimate(base: &Base, jobs: &[Job], config: &TrainConfig) -> MemoryEstimate {
     let mode = BackwardMode::Weights;
-    let per_parameter = bytes_per_parameter(mode, in_flight(base, config, mode), keeps_best(base, jobs, config));
+    let step = StepBatches::of(base, jobs, 1, config, mode);
+    let per_parameter = bytes_per_parameter(mode, step.concurrent, step.several, keeps_best(base, jobs, config));
     MemoryEstimate {
         process: process_bytes(base),
         base: if base.device().is_cpu() { 0 } else { base.weight_bytes() },
         adapters: 0,
         weights: per_parameter * base.parameters(),
-        activations: activations(base, jobs, 1, config, mode),
+        activations: activations(base, step, config, mode),
     }
 }
 
@@ -192,25 +192,46 @@ const fn with_holes(bytes: u64) -> u64 {
     bytes + bytes / 12
 }
 
+/// The batches of a step.
+#[derive(Clone, Copy)]
+struct StepBatches {
+    /// The largest.
+    tokens: BatchTokens,
+    /// How many are computed at the same time.
+    concurrent: u64,
+    /// Whether there are several.
+    several: bool,
+}
+
+impl StepBatches {
+    fn of(base: &Base, jobs: &[Job], experts: usize, config: &TrainConfig, mode: BackwardMode) -> Self {
+        let lanes = base.batch_parallel(batch_tokens(base, config, mode));
+        let step = step_tokens(jobs, experts, config);
+        let longest = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).max().unwrap_or(0);
+        let all = step.min(lanes.tokens()).max(longest);
+        let batches = step.div_ceil(all.max(1)).max(1);
+        Self {
+            tokens: BatchTokens { all: all as u64, targets: (all as f64 * target_share(jobs)).ceil() as u64 },
+            concurrent: batches.min(lanes.in_flight()) as u64,
+            several: batches > 1,
+        }
+    }
+}
+
 /// What the batches that are computed at the same time hold, with the logits.
-fn activations(base: &Base, jobs: &[Job], experts: usize, config: &TrainConfig, mode: BackwardMode) -> u64 {
-    let lanes = base.batch_parallel(batch_tokens(base, config, mode));
-    let step = step_tokens(jobs, experts, config);
-    let longest = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).max().unwrap_or(0);
-    let all = step.min(lanes.tokens()).max(longest);
-    let batches = step.div_ceil(all.max(1)).clamp(1, lanes.in_flight()) as u64;
-    let tokens = BatchTokens { all: all as u64, targets: (all as f64 * target_share(jobs)).ceil() as u64 };
+fn activations(base: &Base, step: StepBatches, config: &TrainConfig, mode: BackwardMode) -> u64 {
+    let StepBatches { tokens, concurrent, .. } = step;
     match mode {
         BackwardMode::Tape => {
             let logits = base.lm_head().logit_bytes(tokens.targets as usize);
-            batches * with_holes(TapeMemory::new(base, config).peak(tokens) + logits)
+            concurrent * with_holes(TapeMemory::new(base, config).peak(tokens) + logits)
         }
-        BackwardMode::Graph => batches * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
+        BackwardMode::Graph => concurrent * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
         BackwardMode::Weights => {
             // Of at least 256 tokens: the logits, their differences from the maximum, the exponentials, and gradients.
             let row = 4 * base.config().vocabulary as u64;
             let logits = 6 * (row * tokens.targets).min((32 << 20).max(256 * row));
-            batches * (tokens.all * bytes_per_token(base, config, mode)) + logits
+            concurrent * (tokens.all * bytes_per_token(base, config, mode)) + logits
         }
     }
 }
