@@ -56,6 +56,11 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
+    /// The same for any process that trains with the same settings and rows: without what this one holds before.
+    pub(crate) fn of_any_process(self) -> Self {
+        Self { process: 0, ..self }
+    }
+
     /// The sum.
     pub fn total(&self) -> u64 {
         self.process + self.base + self.adapters + self.weights + self.activations

@@ -224,7 +224,8 @@ fn activations(base: &Base, step: StepBatches, config: &TrainConfig, mode: Backw
     match mode {
         BackwardMode::Tape => {
             let logits = base.lm_head().logit_bytes(tokens.targets as usize);
-            concurrent * with_holes(TapeMemory::new(base, config).peak(tokens) + logits)
+            let tapes = TapeMemory::new(base, config);
+            concurrent * with_holes(tapes.peak(tokens) + tapes.recomputed_holes(tokens) + logits)
         }
         BackwardMode::Graph => concurrent * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
         BackwardMode::Weights => {

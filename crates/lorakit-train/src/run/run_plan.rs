@@ -27,7 +27,7 @@ pub struct PlannedPass {
     pub steps: usize,
     /// Tokens read in all steps, by the mean length of each expert's rows.
     pub tokens: usize,
-    /// Estimated memory in bytes.
+    /// Estimated memory in bytes, without the program, its tokenizer and the rows.
     pub memory: u64,
 }
 
@@ -87,7 +87,7 @@ impl Run<'_> {
             rows: jobs.iter().map(|job| job.train.len()).sum(),
             steps: jobs.iter().map(|job| job.steps(config)).max().unwrap_or(0),
             tokens: jobs.iter().map(tokens).sum(),
-            memory: self.target.memory(self.trainer.base, &jobs, jobs.len(), config)?.total(),
+            memory: self.target.memory(self.trainer.base, &jobs, jobs.len(), config)?.of_any_process().total(),
         })
     }
 }
