@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice_scores::{Question, chosen, questions, score_questions};
 use crate::eval_progress::{EvalProgress, EvalStage};
-use crate::generation::{GenerateOptions, GenerationEvent, generate};
+use crate::generate_options::GenerateOptions;
+use crate::generation::{GenerationEvent, generate};
 use crate::likelihood::example_losses;
 use crate::metrics::exact_match::{exact_match, exact_match_normalized};
 use crate::metrics::rouge_l::rouge_l;
