@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the parts of a training under Slurm and GNU parallel on one machine: a library of the bundled base by two nodes,
 # with a task killed, one requeued and a node drained, then clusters, experts per cluster and scores. All must equal, byte
-# for byte, what single commands make. Takes two minutes on two cores.
+# for byte, what single commands make. Takes five minutes, most of them the pause that Slurm makes before it starts a requeued task.
 #
 # Needs root and Debian's packages slurm-wlm, munge and parallel, which it installs if they are missing.
 #
@@ -95,7 +95,7 @@ scontrol update nodename=node2 state=resume
 wait_until "steps of part 4" '[ "$(logged 4)" -gt 2 ]'
 scontrol update nodename=node1 state=down reason=check # Its tasks are lost, and requeued by Slurm.
 sleep 2
-scontrol update nodename=node1 state=resume
+scontrol update nodename=node1 state=resume 2>/dev/null || true # It may have come back by itself.
 wait_until "the end of the first try" queue_is
 "$stages/summary.sh" mine.env | tee summary
 repeat=$(sed -n 's/^private: .* by: //p' summary)
