@@ -62,9 +62,14 @@ impl Results {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Sets the scores of a router, as typed by the user, on a task.
+    /// Sets the scores of a router, as typed by the user, on a task, to 15 significant digits.
     pub fn insert(&mut self, router: &str, task: &str, scores: &TaskScores) {
-        let result = TaskResult { n: scores.n, metrics: scores.metrics.clone(), other: BTreeMap::new() };
+        let rounded = |(name, score): (&String, &Score)| {
+            let score = Score { value: to_15_digits(score.value), stderr: score.stderr.map(to_15_digits) };
+            (name.clone(), score)
+        };
+        let metrics = scores.metrics.iter().map(rounded).collect();
+        let result = TaskResult { n: scores.n, metrics, other: BTreeMap::new() };
         self.results.entry(router.to_string()).or_default().insert(task.to_string(), result);
     }
 
@@ -86,6 +91,12 @@ impl Results {
     pub fn routers(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, TaskResult>)> {
         self.results.iter().map(|(router, tasks)| (router.as_str(), tasks))
     }
+}
+
+/// The value of 15 significant digits that is nearest to `value`: serde_json reads so many exactly, and of 17 digits the
+/// last may come back as another, so that a file that is read and written again would not keep its bytes.
+fn to_15_digits(value: f64) -> f64 {
+    format!("{value:.14e}").parse().unwrap_or(value)
 }
 
 /// The file name for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. Characters that file systems refuse or
@@ -150,6 +161,19 @@ mod tests {
         let loss = |router, task| old.get(router, task).unwrap().metrics["loss"].value;
         assert_eq!([loss("base", "piqa"), loss("base", "boolq"), loss("uniform", "piqa")], [4.0, 2.0, 3.0]);
         assert_eq!(old.config, json!({"limit": 5}));
+    }
+
+    #[test]
+    fn a_document_that_is_read_and_written_keeps_its_bytes() {
+        let mut results = Results::default();
+        for (at, value) in
+            [0.05098529038530799, 1.0 / 3.0, 1e-7 / 7.0, 123.456_789_012_345_67, 0.0].into_iter().enumerate()
+        {
+            results.insert("base", &at.to_string(), &scores(value));
+        }
+        let text = results.to_json().unwrap();
+        assert_eq!(Results::parse(&text).unwrap().to_json().unwrap(), text);
+        assert!((results.get("base", "1").unwrap().metrics["loss"].value - 1.0 / 3.0).abs() < 1e-15);
     }
 
     #[test]
