@@ -15,7 +15,7 @@ source "$(dirname "$0")/../paper_run.sh"
 most=10000
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
-    out="$1" flan="$1/shards" most=30
+    out="$1" flan="$1/shards" most=100
     for shard in 0 1; do
         # Rows of three data sources: NIv2 and the held-out task must not come through.
         rows "$flan/train-0000$shard-of-00002.jsonl" 60 "$(printf '%s\n' \
