@@ -61,7 +61,10 @@ fn the_oracle_requires_the_task() {
 #[test]
 fn rejects_unknown_settings_and_lists_the_known() {
     let parse = |text: &str| parse_router(text);
-    refused(parse("arow"), &["arow", "known are: base, oracle, uniform, scaled_uniform, random, arrow_norm, arrow, ", ", expert"]);
+    refused(
+        parse("arow"),
+        &["arow", "known are: base, oracle, uniform, scaled_uniform, random, arrow_norm, arrow, ", ", expert"],
+    );
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
     refused(parse("arrow:top_k=0"), &["a number above zero, or all"]);
     refused(parse("arrow:temperature=0"), &["above zero"]);
