@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::error::FormatError;
 use crate::gguf::byte_reader::{ByteReader, INCOMPLETE};
 use crate::gguf::ggml_type::GgmlType;
+use crate::gguf::gguf_layout::{ALIGNMENT, ALIGNMENT_KEY, MAGIC};
 use crate::gguf::gguf_value::GgufValue;
-use crate::gguf::{ALIGNMENT, ALIGNMENT_KEY, MAGIC};
 use crate::mmap::FileBytes;
 
 /// The versions that are read. Version 1 had counts of 32 bits and is found nowhere any more.

@@ -7,8 +7,8 @@ use std::path::Path;
 use crate::atomic::write_file_by;
 use crate::error::FormatError;
 use crate::gguf::ggml_type::GgmlType;
+use crate::gguf::gguf_layout::{ALIGNMENT, MAGIC};
 use crate::gguf::gguf_value::{GgufValue, put_text};
-use crate::gguf::{ALIGNMENT, MAGIC};
 
 /// The version of the format.
 const VERSION: u32 = 3;

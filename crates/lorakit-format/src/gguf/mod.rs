@@ -7,6 +7,7 @@
 mod byte_reader;
 mod ggml_type;
 mod gguf_file;
+mod gguf_layout;
 mod gguf_shards;
 mod gguf_value;
 mod gguf_writer;
@@ -16,12 +17,3 @@ pub use gguf_file::{GgufEntry, GgufFile};
 pub use gguf_shards::GgufShards;
 pub use gguf_value::GgufValue;
 pub use gguf_writer::{GgufHeader, GgufTensor, write_file};
-
-/// What a file starts with.
-const MAGIC: &[u8; 4] = b"GGUF";
-
-/// The key of the alignment of tensors within the data.
-const ALIGNMENT_KEY: &str = "general.alignment";
-
-/// The alignment where that key is absent.
-const ALIGNMENT: usize = 32;
