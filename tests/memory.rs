@@ -90,5 +90,5 @@ fn estimates_are_near_to_what_training_uses() {
         assert!((estimate / peak - 1.0).abs() < SLACK, "{settings}: {estimate} estimated, {peak} used");
         used.push(peak);
     }
-    assert!(used[2] < 0.5 * used[0], "checkpointing must save memory: {used:?}");
+    assert!(used[2] < 0.7 * used[0], "checkpointing must save memory: {used:?}");
 }
