@@ -1,6 +1,6 @@
 //! Block types of 256 values, whose groups of 16 or 32 have small whole numbers as scales and minima.
 
-use super::unpacked::{Unpacked, field, scale};
+use super::unpacked::{Unpacked, field, mapped, scale};
 
 /// Two bits of each value: bits `2 i` of 32 bytes are those of the `i`-th 32 values of each half.
 #[inline(always)]
@@ -37,8 +37,8 @@ pub(super) fn q2_k(block: &[u8; 84]) -> Unpacked<16, 16> {
     let (d, d_minimum) = (scale(field::<80, 2>(block)), scale(field::<82, 2>(block)));
     Unpacked {
         quants: pairs_of_bits(field::<16, 64>(block)),
-        factors: scales.map(|scale| d * f32::from(scale & 0xf)),
-        minima: scales.map(|scale| d_minimum * f32::from(scale >> 4)),
+        factors: mapped(scales, |scale| d * f32::from(scale & 0xf)),
+        minima: mapped(scales, |scale| d_minimum * f32::from(scale >> 4)),
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) fn q3_k(block: &[u8; 110]) -> Unpacked<16, 16> {
     }
     Unpacked {
         quants,
-        factors: q3_k_scales(field::<96, 12>(block)).map(|scale| d * f32::from(scale)),
+        factors: mapped(&q3_k_scales(field::<96, 12>(block)), |scale| d * f32::from(scale)),
         minima: [0.0; 16],
     }
 }
@@ -95,7 +95,7 @@ pub(super) fn q5_k(block: &[u8; 176]) -> Unpacked<8, 32> {
 fn factors_and_minima(head: &[u8; 16]) -> ([f32; 8], [f32; 8]) {
     let (d, d_minimum) = (scale(field::<0, 2>(head)), scale(field::<2, 2>(head)));
     let (scales, minima) = scales_and_minima(field::<4, 12>(head));
-    (scales.map(|scale| d * f32::from(scale)), minima.map(|minimum| d_minimum * f32::from(minimum)))
+    (mapped(&scales, |scale| d * f32::from(scale)), mapped(&minima, |minimum| d_minimum * f32::from(minimum)))
 }
 
 /// Eight scales and eight minima of 6 bits, from 12 bytes: four bytes of scales and four of minima, whose upper two bits
@@ -124,6 +124,6 @@ pub(super) fn q6_k(block: &[u8; 210]) -> Unpacked<16, 16> {
         }
     }
     let d = scale(field::<208, 2>(block));
-    let factors = field::<192, 16>(block).map(|scale| d * f32::from(scale as i8));
+    let factors = mapped(field::<192, 16>(block), |scale| d * f32::from(scale as i8));
     Unpacked { quants, factors, minima: [0.0; 16] }
 }

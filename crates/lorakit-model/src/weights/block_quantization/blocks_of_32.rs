@@ -1,6 +1,6 @@
 //! Block types of 32 values, which are one group.
 
-use super::unpacked::{Unpacked, field, scale};
+use super::unpacked::{Unpacked, field, mapped, scale};
 
 type Block = Unpacked<1, 32>;
 
@@ -11,8 +11,8 @@ pub(super) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1
 #[inline(always)]
 fn nibbles(packed: &[u8; 16]) -> [i8; 32] {
     let mut quants = [0; 32];
-    quants[..16].copy_from_slice(&packed.map(|byte| (byte & 0xf) as i8));
-    quants[16..].copy_from_slice(&packed.map(|byte| (byte >> 4) as i8));
+    quants[..16].copy_from_slice(&mapped(packed, |byte| (byte & 0xf) as i8));
+    quants[16..].copy_from_slice(&mapped(packed, |byte| (byte >> 4) as i8));
     quants
 }
 
@@ -30,7 +30,7 @@ fn five_bits(high: &[u8; 4], packed: &[u8; 16]) -> [i8; 32] {
 /// A scale, and values from -8 to 7.
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18]) -> Block {
-    let quants = nibbles(field::<2, 16>(block)).map(|q| q - 8);
+    let quants = mapped(&nibbles(field::<2, 16>(block)), |q| q - 8);
     Block { quants: [quants], factors: [scale(field::<0, 2>(block))], minima: [0.0] }
 }
 
@@ -44,7 +44,7 @@ pub(super) fn q4_1(block: &[u8; 20]) -> Block {
 /// A scale, fifth bits, and values from -16 to 15.
 #[inline(always)]
 pub(super) fn q5_0(block: &[u8; 22]) -> Block {
-    let quants = five_bits(field::<2, 4>(block), field::<6, 16>(block)).map(|q| q - 16);
+    let quants = mapped(&five_bits(field::<2, 4>(block), field::<6, 16>(block)), |q| q - 16);
     Block { quants: [quants], factors: [scale(field::<0, 2>(block))], minima: [0.0] }
 }
 
@@ -59,13 +59,13 @@ pub(super) fn q5_1(block: &[u8; 24]) -> Block {
 /// A scale, and values from -128 to 127.
 #[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34]) -> Block {
-    let quants = field::<2, 32>(block).map(|byte| byte as i8);
+    let quants = mapped(field::<2, 32>(block), |byte| byte as i8);
     Block { quants: [quants], factors: [scale(field::<0, 2>(block))], minima: [0.0] }
 }
 
 /// A scale, and the places of values in [`IQ4_NL`].
 #[inline(always)]
 pub(super) fn iq4_nl(block: &[u8; 18]) -> Block {
-    let quants = nibbles(field::<2, 16>(block)).map(|q| IQ4_NL[q as usize & 0xf]);
+    let quants = mapped(&nibbles(field::<2, 16>(block)), |q| IQ4_NL[q as usize & 0xf]);
     Block { quants: [quants], factors: [scale(field::<0, 2>(block))], minima: [0.0] }
 }

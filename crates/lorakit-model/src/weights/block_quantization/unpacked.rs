@@ -23,8 +23,19 @@ impl<const GROUPS: usize, const SIZE: usize> Unpacked<GROUPS, SIZE> {
 /// Two steps over arrays, which the compiler turns into vectors; of one loop it makes none.
 #[inline(always)]
 fn write_group<const SIZE: usize>(quants: &[i8; SIZE], factor: f32, minimum: f32, values: &mut [f32; SIZE]) {
-    let wide = quants.map(f32::from);
-    *values = wide.map(|q| factor * q - minimum);
+    let wide = mapped(quants, f32::from);
+    *values = mapped(&wide, |q| factor * q - minimum);
+}
+
+/// `values.map(map)` that is part of the loop around it; the standard one may stay a function of its own, which is compiled
+/// for no vectors in particular.
+#[inline(always)]
+pub(super) fn mapped<T: Copy, U: Copy + Default, const N: usize>(values: &[T; N], map: impl Fn(T) -> U) -> [U; N] {
+    let mut mapped = [U::default(); N];
+    for (to, value) in mapped.iter_mut().zip(values) {
+        *to = map(*value);
+    }
+    mapped
 }
 
 /// The `LENGTH` bytes from `START` on of a block, which has them.
