@@ -1,5 +1,5 @@
-//! Decoding over quantised weights with tokens rounded to 8 bits: close to exact, only where it was asked for, and the same
-//! whatever is decoded beside it.
+//! Decoding over quantised weights with tokens rounded to 8 bits: close to exact, only where it was asked for, and but for
+//! rounding the same whatever is decoded beside it.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../tests/gguf_converter/mod.rs"]
@@ -53,8 +53,12 @@ fn check(file: &Path) {
         assert!(difference <= 0.1 * size, "{name}: step {step} is {difference} off, of {size}");
         assert!(step > 0 || difference <= 1e-4 * size, "{name}: the prompt is computed exactly");
         moved = moved.max(difference);
+        // The integer products themselves do not depend on other rows (a test of theirs compares them bit by bit). But nine
+        // prompts are summed in another order than one, and a difference in the last bit of a value may round it to the next
+        // of 127 steps.
         for row in &among[step] {
-            assert!(largest_difference(row, &alone[step][0]) <= 1e-5 * size, "{name}: step {step} among others");
+            let difference = largest_difference(row, &alone[step][0]);
+            assert!(difference <= 5e-3 * size, "{name}: step {step} is {difference} off among others, of {size}");
         }
     }
     assert!(moved > 1e-5 * size, "{name}: tokens were not rounded");
