@@ -103,8 +103,7 @@ fn build(vocabulary: &GgufVocabulary) -> Result<HubTokenizer> {
             (merges.clone(), [normalizer, words.pre_tokenizer(), byte_level(None, true)])
         }
         TokenKind::Pieces { scores, space_prefix } => {
-            let pipeline = sentence_pieces::pipeline(&vocabulary.architecture, *space_prefix);
-            (sentence_pieces::merges(vocabulary, scores), pipeline)
+            (sentence_pieces::merges(vocabulary, scores), sentence_pieces::pipeline(*space_prefix))
         }
     };
     let mut tokenizer = HubTokenizer::new(model(vocabulary, merges)?);

@@ -10,11 +10,11 @@ use crate::tokenization::tokenizer_class::{llama, piece_decoders};
 /// The longest piece in bytes that is merged from others. SentencePiece's own limit is 16 characters.
 const LONGEST: usize = 256;
 
-/// The normalizer, pre-tokenizer and decoder of a tokenizer.json. The file does not say how spaces before a text, and
-/// after special tokens, become part of it; they do as in the tokenizer.json of its architecture.
-pub(super) fn pipeline(architecture: &str, space_prefix: bool) -> [Value; 3] {
-    if architecture != "phi3" || !space_prefix {
-        return llama(space_prefix, false);
+/// The normalizer, pre-tokenizer and decoder of a tokenizer.json. A prefix is put before each part of a text between special
+/// tokens, as in llama.cpp and in the files of Mistral and Phi-3.
+pub(super) fn pipeline(space_prefix: bool) -> [Value; 3] {
+    if !space_prefix {
+        return llama(false, false);
     }
     let mut decoders = piece_decoders();
     decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
