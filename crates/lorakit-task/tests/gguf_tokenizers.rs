@@ -169,15 +169,28 @@ fn shared(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path)
 }
 
-/// Every text of ../shared/data/text, and every conversation of the chat oracle as its templates render it.
-fn all_texts() -> Vec<String> {
+/// Every text of ../shared/data/text, and every conversation of the chat oracle as the template of a base renders it; where
+/// the base has none, as all templates of the oracle do.
+fn all_texts(base: &Tokenizer) -> Vec<String> {
     let files = ["tinyshakespeare/input.txt", "wikitext-2/test.txt", "wikitext-2/valid.txt"];
     let mut all: Vec<String> =
         files.iter().map(|file| std::fs::read_to_string(shared("data/text").join(file)).unwrap()).collect();
     let oracle = std::fs::read_to_string(shared("oracles/chat_oracle.json")).unwrap();
     let oracle: Value = serde_json::from_str(&oracle).unwrap();
-    let cases = oracle["templates"].as_object().unwrap().values().flat_map(|cases| cases.as_object().unwrap().values());
-    all.extend(cases.filter_map(|case| case["text"].as_str()).map(str::to_owned));
+    let values = |of: &'static str| oracle[of].as_object().unwrap().values();
+    match base.chat_template() {
+        Ok(template) => {
+            for messages in values("conversations") {
+                let messages = messages.as_array().unwrap().iter().map(|message| Message::read(message).unwrap());
+                let conversation = Conversation::new(messages.collect());
+                all.extend([false, true].map(|prompt| template.render(&conversation, prompt).unwrap().text));
+            }
+        }
+        Err(_) => {
+            let cases = values("templates").flat_map(|cases| cases.as_object().unwrap().values());
+            all.extend(cases.filter_map(|case| case["text"].as_str()).map(str::to_owned));
+        }
+    }
     all
 }
 
@@ -213,7 +226,9 @@ fn converted<const N: usize>(folder: &str, keys: [(&str, GgufValue); N]) -> Meta
 fn assert_same_tokens(folder: &str, of: &Metadata) {
     let (file, folder) =
         (Tokenizer::from_gguf(of).unwrap(), Tokenizer::open(&shared("data/models").join(folder)).unwrap());
-    for text in all_texts() {
+    let (texts, of_folder) = (all_texts(&file), all_texts(&folder));
+    assert!(texts == of_folder, "the chat templates differ");
+    for text in texts {
         let start: String = text.chars().take(60).collect();
         assert!(file.encode(&text).unwrap() == folder.encode(&text).unwrap(), "{start}");
     }
@@ -224,7 +239,13 @@ fn assert_same_tokens(folder: &str, of: &Metadata) {
 #[ignore = "needs ../shared"]
 fn byte_level_tokens_are_those_of_the_folder() {
     let id = GgufValue::U32;
-    let keys = [("pre", text("smollm")), ("bos_token_id", id(1)), ("eos_token_id", id(2))];
+    let template = std::fs::read_to_string(shared("data/models/smollm2-135m-instruct/chat_template.jinja")).unwrap();
+    let keys = [
+        ("pre", text("smollm")),
+        ("bos_token_id", id(1)),
+        ("eos_token_id", id(2)),
+        ("tokenizer.chat_template", text(&template)),
+    ];
     assert_same_tokens("smollm2-135m-instruct", &converted("smollm2-135m-instruct", keys));
     let keys = [("pre", text("gpt-2")), ("bos_token_id", id(50256)), ("eos_token_id", id(50256))];
     assert_same_tokens("tokenizers/gpt2", &converted("tokenizers/gpt2", keys));
