@@ -6,6 +6,7 @@
 //! `LORAKIT_REQUIRE_SHARED` is set.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod batched_rows;
 mod binary;
 
 use binary::{Ran, run, shared};
@@ -213,6 +214,8 @@ fn smollm2_end_to_end() {
     };
     let real = Real { base, work };
     check_values(&real);
+    // Float32 moves its logits by up to 8e-5.
+    assert!(batched_rows::check(&real.base, 2e-4) < 10, "rows in a batch are as alone");
     check_texts(&real);
     check_library(&real);
 }
