@@ -27,7 +27,7 @@ source "$(dirname "$0")/paper_run.sh"
 [ "$mode" = full ] || [ -z "${QUICK:-}" ] || mode=smoke
 
 # A composition: its name, the two skills, and the task that needs both. Spaces separate the fields.
-few=100 # rows of each skill that weights are fitted to
+few=100 fit="" # rows of each skill that weights are fitted to, and how
 case "$mode" in
     full)
         [ $# -ge 4 ] || usage
@@ -70,6 +70,7 @@ END
         if [ "$mode" = smoke ]; then
             compositions=("${compositions[0]}")
             settings=(learning_rate=1e-2 max_steps=2 eval_steps=0)
+            fit=,steps=2
             limit=(--limit 2)
         fi
         ;;
@@ -102,10 +103,10 @@ compose() {
     merge "$seed" "$folder" "$pair" core_space core_space
     merge "$seed" "$folder" "$pair" wudi wudi
     # Fitted to few rows of each of the two skills, the paper's way; and to rows of the target task, which it has not.
-    merge "$seed" "$folder" "$pair" cat "cat_learned:rows=$few" --fit "${both[@]}"
-    merge "$seed" "$folder" "$pair" cat_simplex "cat_learned:rows=$few,simplex=true" --fit "${both[@]}"
-    merge "$seed" "$folder" "$pair" cat_few cat_learned:rows=5 --fit "$5"
-    merge "$seed" "$folder" "$pair" cat_target cat_learned:rows=32 --fit "$5"
+    merge "$seed" "$folder" "$pair" cat "cat_learned:rows=$few$fit" --fit "${both[@]}"
+    merge "$seed" "$folder" "$pair" cat_simplex "cat_learned:rows=$few,simplex=true$fit" --fit "${both[@]}"
+    merge "$seed" "$folder" "$pair" cat_few "cat_learned:rows=5$fit" --fit "$5"
+    merge "$seed" "$folder" "$pair" cat_target "cat_learned:rows=32$fit" --fit "$5"
     merge "$seed" "$folder" "$pair" lorahub lorahub --fit "$5"
     merge "$seed" "$folder" "$pair" lorahub_published lorahub:mode=as-published --fit "$5"
     library="candidates/$2"

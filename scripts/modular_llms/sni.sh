@@ -12,6 +12,7 @@ source "$(dirname "$0")/libraries.sh"
 [ "$mode" != small ] || usage
 paper_arguments "$@"
 sni=("$root/configs/tasks/superni_paper.toml")
+fractions="1 0.1" few_fractions="1 0.1 0.05 0.005"
 if [ "$mode" = smoke ]; then
     while read -r name; do
         file="$data/natural-instructions/tasks/$name.json"
@@ -19,7 +20,8 @@ if [ "$mode" = smoke ]; then
         { printf '{"Definition": ["Shorten it."], "Instances": ['; paste -sd, "$file"; printf ']}'; } > "$data/sni.new"
         mv "$data/sni.new" "$file"
     done < <(sed -n 's/^name = "\(.*\)"/\1/p' "${sni[0]}")
-    # Two of the twelve, so that the smoke mode stays short.
+    # Two of the twelve and one fraction, so that the smoke mode stays short.
+    fractions=0.1 few_fractions=0.1
     sni=("${sni[0]}:task1557_jfleg_answer_generation,task1153_bard_analogical_reasoning_affordance")
 fi
 cost $((3 * 12 * 8)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${trained_files[@]}"
@@ -45,7 +47,7 @@ for seed in "${seeds[@]}"; do
         evaluate "$seed" "$library.sni" "$library" "${sni[@]}" -- --data "$data" "${limit[@]}" \
             --router uniform:mixing=separate arrow:mixing=separate uniform scaled_uniform random arrow
     done
-    for fraction in 1 0.1; do
+    for fraction in $fractions; do
         adapt "$seed" no_library none no_library "$fraction"
         adapt "$seed" shared shared shared "$fraction"
         adapt "$seed" poly poly poly "$fraction"
@@ -55,9 +57,7 @@ for seed in "${seeds[@]}"; do
         adapt "$seed" mbc_lorahub mbc lorahub:mode=as-published "$fraction"
         adapt "$seed" random_tasks_poly random_tasks poly "$fraction"
     done
-    for fraction in 1 0.1 0.05 0.005; do
-        # Of few rows nothing is left of half a percent.
-        [ "$mode" != smoke ] || [ "$fraction" != 0.005 ] || continue
+    for fraction in $few_fractions; do
         adapt "$seed" mbc_poly mbc poly "$fraction"
         adapt "$seed" mbc_polyz mbc poly_z "$fraction"
     done

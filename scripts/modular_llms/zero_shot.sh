@@ -17,7 +17,10 @@
 source "$(dirname "$0")/libraries.sh"
 [ "$mode" != small ] || usage # a small base is at chance on these sets: see ../small_base.sh
 paper_arguments "$@"
-[ "$mode" != smoke ] || small_benchmarks
+if [ "$mode" = smoke ]; then
+    small_benchmarks
+    FULL=1
+fi
 cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 600000 "${trained_files[@]}"
 
 mixed=(uniform:mixing=separate arrow:mixing=separate)
