@@ -408,8 +408,8 @@ impl PassRun<'_, '_> {
 
     /// Writes the checkpoint, unless another process has taken the part over.
     fn save_checkpoint(&self, pass: &Pass, path: &Path) -> Result<()> {
-        self.lock.map_or(Ok(()), LibraryLock::ensure_held)?;
-        pass_checkpoint::save(pass, path)
+        let save = || pass_checkpoint::save(pass, path);
+        self.lock.map_or_else(save, |lock| while_held(lock, save))
     }
 
     /// The pass at its checkpoint, or at its start. Finished experts take part again, since the bits of the others depend
@@ -455,10 +455,10 @@ impl PassRun<'_, '_> {
     /// Writes the result of a finished expert into the library.
     fn store(&self, pass: &Pass, expert: usize) -> Result<()> {
         let (library, record) = (self.run.trainer.library, self.record(pass, expert)?);
-        let Some(part) = self.lock else { return self.run.target.save(library, pass, expert, &record) };
-        let _lock = library.lock_for_change()?;
-        part.ensure_held()?;
-        self.run.target.save(library, pass, expert, &record)
+        let save = || self.run.target.save(library, pass, expert, &record);
+        let Some(part) = self.lock else { return save() };
+        let change = library.lock_for_change()?;
+        while_held(part, || while_held(&change, save))
     }
 
     /// The record of a finished expert.
@@ -486,4 +486,11 @@ impl PassRun<'_, '_> {
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }
+}
+
+/// Makes a change unless another process has taken the lock over. One that is suspended amid a change may find what it wrote
+/// removed by its successor: then that is the reason, not the failed write.
+fn while_held(lock: &LibraryLock, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    lock.ensure_held()?;
+    change().map_err(|error| lock.ensure_held().err().map_or(error, TrainError::from))
 }
