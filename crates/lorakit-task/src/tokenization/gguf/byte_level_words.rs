@@ -4,8 +4,10 @@
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::tokenization::gguf::gguf_vocabulary::OWN_TOKENIZER;
 use crate::tokenization::tokenizer_class::{QWEN_WORDS, byte_level};
+
+/// What a file that has no tokenizer of its own, or an unknown one, can be used with.
+pub(crate) const OWN_TOKENIZER: &str = "give the model's own tokenizer with --tokenizer";
 
 /// A way to divide texts into words, as the `tokenizer.json` of the models with it does.
 #[derive(Debug)]

@@ -5,10 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use lorakit_format::gguf::GgufValue;
 
 use crate::error::{At, Error, Result};
-use crate::tokenization::gguf::byte_level_words::ByteLevelWords;
-
-/// What a file that has no tokenizer of its own, or an unknown one, can be used with.
-pub(crate) const OWN_TOKENIZER: &str = "give the model's own tokenizer with --tokenizer";
+use crate::tokenization::gguf::byte_level_words::{ByteLevelWords, OWN_TOKENIZER};
 
 /// Where the chat template is; those for other uses follow, as in `tokenizer.chat_template.tool_use`.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
