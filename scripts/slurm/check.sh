@@ -59,11 +59,11 @@ CONF
     wait_until "two idle nodes" '[ "$(sinfo -h -o %t -N | grep -c idle)" = 2 ]'
 }
 wait_until() { # WHAT CONDITION
-    for _ in $(seq 600); do
+    for _ in $(seq 1200); do
         if eval "$2"; then return; fi
         sleep 0.5
     done
-    echo "not within five minutes: $1"
+    echo "not within ten minutes: $1"
     squeue
     tail -n 20 "$work"/logs/* "$OUT"/logs/* || true
     exit 1
@@ -76,7 +76,7 @@ same() { # ONE OTHER
 }
 
 cd "$work"
-sed -e "s#^LORAKIT=.*#LORAKIT=$LORAKIT#" -e "s#max_steps=40#max_steps=160#" -e "s#^SBATCH=.*#SBATCH=(--cpus-per-task=1)#" "$stages/example.env" >mine.env
+sed -e "s#^LORAKIT=.*#LORAKIT=$LORAKIT#" -e "s#max_steps=40#max_steps=60#" -e "s#^SBATCH=.*#SBATCH=(--cpus-per-task=1)#" "$stages/example.env" >mine.env
 . ./mine.env
 train=("$LORAKIT" -q train-experts --base pico --tasks "${TASKS[@]}" --threads 1)
 
