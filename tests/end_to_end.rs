@@ -194,7 +194,8 @@ fn interrupted_runs_resume() {
         .spawn()
         .unwrap();
     let runs = work.folder.path().join("stopped/runs");
-    let under_way = || fs::read_dir(&runs).ok()?.flatten().find(|run| run.path().join("log.jsonl").exists());
+    let has_a_step = |run: &fs::DirEntry| fs::metadata(run.path().join("log.jsonl")).is_ok_and(|log| log.len() > 0);
+    let under_way = || fs::read_dir(&runs).ok()?.flatten().find(has_a_step);
     while under_way().is_none() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before it was interrupted");
         std::thread::sleep(std::time::Duration::from_millis(5));
