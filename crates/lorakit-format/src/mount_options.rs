@@ -47,10 +47,10 @@ mod tests {
 41 40 0:51 / /home/my\\040data rw - nfs srv:/data rw,vers=3,nolock,local_lock=all
 42 22 0:52 / /mnt/ssh rw - fuse.sshfs host: rw,user_id=0
 43 22 0:53 / /scratch rw - lustre 10.0.0.1@tcp:/scratch rw,localflock
-44 22 0:54 / /work rw - lustre 10.0.0.1@tcp:/work rw,flock";
+44 22 0:54 / /shared rw - lustre 10.0.0.1@tcp:/shared rw,flock";
         let local = |path: &str| is_local(Path::new(path), mounts);
         assert!(local("/home/my data/library") && local("/mnt/ssh/x") && local("/scratch/x"));
-        assert!(!local("/home/me/library") && !local("/tmp") && !local("/work/x") && !local("/home/my"));
+        assert!(!local("/home/me/library") && !local("/tmp") && !local("/shared/x") && !local("/home/my"));
         assert!(!is_local(Path::new("/x"), ""));
     }
 }
