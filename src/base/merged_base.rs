@@ -129,8 +129,9 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
     }
 }
 
-/// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it. A `model.safetensors` takes
-/// precedence over an index beside it, as when a base is opened.
+/// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it and without those that only
+/// describe a quantised weight: it is not written so. A `model.safetensors` takes precedence over an index beside it, as
+/// when a base is opened.
 fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let from = source.join(INDEX_FILE);
     if !from.is_file() || source.join("model.safetensors").exists() {
@@ -138,10 +139,13 @@ fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<
     }
     let mut index: Value =
         serde_json::from_str(&read_text(&from)?).with_context(|| format!("{}: not JSON", from.display()))?;
-    for (name, file, entry) in checkpoint.copies() {
-        index["weight_map"][name] = file.path().file_name().map(|file| file.to_string_lossy()).into();
+    if let Some(places) = index["weight_map"].as_object_mut() {
+        places.retain(|name, _| !name.contains(".weight."));
+    }
+    for (name, file, bytes) in checkpoint.copies() {
+        index["weight_map"][name] = file.file_name().map(|file| file.to_string_lossy()).into();
         if let Some(size) = index["metadata"]["total_size"].as_u64() {
-            index["metadata"]["total_size"] = (size + entry.bytes.len() as u64).into();
+            index["metadata"]["total_size"] = (size + bytes as u64).into();
         }
     }
     Ok(write_file(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?)

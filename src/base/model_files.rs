@@ -110,6 +110,19 @@ pub fn write_for_f32(place: &ResolvedBase, folder: &Path) -> Result<()> {
     set_dtype_f32(&folder.join("config.json"))
 }
 
+/// Removes a key from config.json, if it has it.
+fn without_key(path: &Path, key: &str) -> Result<()> {
+    let text = lorakit_format::read_text(path)?;
+    if !text.contains(key) {
+        return Ok(());
+    }
+    let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    match config.as_object_mut().and_then(|object| object.remove(key)) {
+        Some(_) => Ok(write_file(path, format!("{config:#}\n").as_bytes())?),
+        None => Ok(()),
+    }
+}
+
 /// Says in a config.json that the head's weight is not the embedding's; in that of a multimodal model also of its text
 /// model.
 pub fn untie(path: &Path) -> Result<()> {

@@ -9,6 +9,8 @@ use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::generation::cache_memory::cache_bytes;
+use crate::output::console::make_parent;
+use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::pages::scores_page::{self, ScoredRouters};
@@ -68,6 +70,12 @@ pub struct EvalArgs {
     /// Compute only these of the tasks' metrics; loss is always included
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
+    /// Write a report as an HTML page: means, heat maps of tasks by routers, and bars for each task
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Also score answers that read no prompt, as the router `chance`: a random choice, or the most frequent answer
+    #[arg(long)]
+    chance: bool,
     /// Evaluate a part of all pairs of router and task: the I-th of N, from 0, or the one of a Slurm, HyperQueue or
     /// Kubernetes array (auto). Parts may run at once, and share --out
     #[arg(long, value_name = "I/N|auto/N")]
@@ -122,6 +130,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
     let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
+    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
     run.evaluate(&pairs, &prepared, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
         return failures.outcome(false);
@@ -165,6 +174,37 @@ struct EvalRun<'a> {
 const CHANCE: &str = "chance";
 
 impl EvalRun<'_> {
+    /// Prints the results of the routers, and writes the report.
+    fn output(&self, args: &EvalArgs, routers: &[&str], results: &Results, failures: &Failures) -> Result<()> {
+        let mut document = serde_json::to_value(results)?;
+        if !failures.all().is_empty() {
+            document["errors"] = json!(failures.all());
+        }
+        let gains = gains(results, routers, self.tasks);
+        if !gains.is_empty() {
+            document["gains"] = json!(gains);
+        }
+        if let Some(path) = &args.report {
+            let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
+            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, lead: args.lead(self.base) };
+            make_parent(path)?;
+            write_file(path, scores_page::html(&page)?.as_bytes())?;
+        }
+        let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
+        self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
+    }
+
+    /// Scores answers that read no prompt; the name that they have among the routers.
+    fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
+        for task in tasks {
+            let scores = score_without_reading(task, self.options)?;
+            if !scores.metrics.is_empty() {
+                store.keep(CHANCE, &task.name, &scores)?;
+            }
+        }
+        Ok(CHANCE)
+    }
+
     /// Evaluates the pairs of this process, into `store` or `failures`.
     fn evaluate(
         &self,

@@ -150,12 +150,6 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         part: args.part.map(|part| part.part()).transpose()?,
         reporter: context,
     };
-    let library = Library::open_or_create(&args.library, Some(base.identity()))?;
-    context.note_other_form(&library, &base);
-    let _lock = lock_for(&library, &base, context)?;
-    if let Some(k) = args.mode.mbc {
-        return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
-    }
     let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
     let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
     let untrained = || Ok(place.checkpoint()?.stored(place.config()?.descriptor.unused));
@@ -170,6 +164,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         return report_plan(&train.plan(kind, &library, &plans, &settings)?, context);
     }
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
+    context.note_other_form(&library, &base);
     let _lock = match train.part {
         None => Some(lock_for(&library, &base, context)?),
         // The part locks the library itself, for moments.

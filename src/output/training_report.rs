@@ -14,13 +14,17 @@ pub fn document(report: &TrainingReport) -> Value {
     let estimate = json!({
         "process": process, "base": base, "adapters": adapters, "weights": weights, "activations": activations,
     });
-    json!({
+    let mut document = json!({
         "library": report.library,
         "run": report.run_folder(),
         "stopped": report.summary.stopped,
         "experts": report.experts,
         "memory": { "estimate": estimate, "peak": peak_resident_bytes() },
-    })
+    });
+    if report.part.is_some() {
+        document["missing_in_other_parts"] = json!(report.summary.missing_elsewhere);
+    }
+    document
 }
 
 /// The run as a table.

@@ -3,6 +3,7 @@
 //! - [`atomic`] writes files and folders that appear whole or not at all;
 //! - [`mmap::MappedFile`] maps a file of weights into memory, and [`safetensors::SafetensorsFile`] reads the header of one;
 //! - [`gguf`] reads and writes the files of llama.cpp, [`event_file`] those of TensorBoard;
+//! - [`FolderLock`] is the exclusive right to change a folder, among processes and machines;
 //! - [`read_text`] reads a text file of bounded size;
 //! - [`hash`] computes SHA-256 hashes, and [`hash_sketch`] tells whether two sets share elements;
 //! - [`rng::CounterRng`] is a random stream that depends on its key alone.

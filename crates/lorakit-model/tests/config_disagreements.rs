@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
+use lorakit_model::sampling::{Sampler, SamplingOptions};
 use lorakit_model::{Base, BaseConfig, BaseOptions};
 use serde_json::{Value, json};
 use std::collections::HashMap;

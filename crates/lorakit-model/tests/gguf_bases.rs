@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The bases of `tests/fixtures` whose architecture is read in GGUF, and those of ../shared.
-const FIXTURES: [&str; 4] = ["mistral", "llama", "gemma3", "phi3"];
+const FIXTURES: [&str; 7] = ["mistral", "llama", "gemma3", "phi3", "qwen2", "qwen3", "gemma2"];
 const SHARED: [&str; 11] = [
     "peft/mistral",
     "peft/window",

@@ -49,6 +49,12 @@ pub trait Router: Any + Debug + Display + Send + Sync {
         None
     }
 
+    /// The names of the experts that serve `tasks`, where they follow from the names of all experts, in order, and of the
+    /// tasks that each records: no other needs to be opened. None: any expert may serve.
+    fn served(&self, _tasks: &[&str], _experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+        None
+    }
+
     /// Whether it serves any expert.
     fn uses_experts(&self) -> bool {
         true

@@ -42,11 +42,6 @@ impl<'a> MatrixRef<'a> {
 }
 
 impl<'a> MatrixMut<'a> {
-    /// The same matrix, to be written to and used again.
-    pub fn reborrow(&mut self) -> MatrixMut<'_> {
-        MatrixMut(self.0.as_mut())
-    }
-
     /// A row-major matrix whose rows start `row_stride` values apart.
     ///
     /// # Panics

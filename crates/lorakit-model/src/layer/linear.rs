@@ -140,14 +140,15 @@ impl FrozenProjections {
 
     /// The outputs, `[tokens, output]`, of `x`, `[tokens, input]`.
     fn product(&self, x: &[f32], precision: TokenPrecision) -> Vec<f32> {
-        let width = self.output;
-        let mut y = vec![0.0; x.len() / self.input * width];
+        let (tokens, width) = (x.len() / self.input, self.output);
         // Without tokens, the second projection's columns would start beyond `y`.
-        if y.is_empty() {
-            return y;
+        if tokens == 0 {
+            return Vec::new();
         }
         let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
-        mmap_matrix::forward_side_by_side(&weights, x, &mut y, precision);
+        let write = |y: &mut [f32]| mmap_matrix::forward_side_by_side(&weights, x, y, precision);
+        // SAFETY: the products of all projections overwrite all columns.
+        let mut y = unsafe { written(tokens * width, write) };
         let mut start = 0;
         for FrozenProjection { weight, bias } in &self.projections {
             let columns = start..start + weight.rows();

@@ -79,9 +79,10 @@ impl LmHead {
             Weight::Tensor(weight) => product(&h, &weight.t()?)?,
             Weight::Mapped(weight) => {
                 let (tokens, rows) = (h.dim(0)?, weight.rows());
-                let mut y = vec![0.0; tokens * rows];
-                cpu_tensor::with_values(&h, "logits", |h| {
-                    mmap_matrix::forward_side_by_side(&[weight], h, &mut y, precision);
+                let y = cpu_tensor::with_values(&h, "logits", |h| {
+                    let write = |y: &mut [f32]| mmap_matrix::forward_side_by_side(&[weight], h, y, precision);
+                    // SAFETY: the product overwrites all values.
+                    unsafe { written(tokens * rows, write) }
                 })?;
                 Tensor::from_vec(y, (tokens, rows), h.device())?
             }

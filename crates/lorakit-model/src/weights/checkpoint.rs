@@ -9,7 +9,7 @@ use lorakit_format::gguf::GgufShards;
 use lorakit_format::hash::hex;
 use lorakit_format::mmap::FileBytes;
 use lorakit_format::read_text;
-use lorakit_format::safetensors::{SafetensorsFile, StoredTensor, TensorEntry};
+use lorakit_format::safetensors::{SafetensorsFile, StoredTensor};
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -63,6 +63,8 @@ pub struct Checkpoint {
     pub(crate) files: WeightFiles,
     /// Matrices that replace those of the files.
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
+    /// Further tensors, by the names of those whose values they have.
+    copies: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -95,7 +97,11 @@ impl Checkpoint {
     /// # Errors
     /// If its architecture is not supported, or a tensor has no place in it.
     pub fn of_gguf(shards: GgufShards) -> Result<Self> {
-        Ok(Self { files: WeightFiles::Gguf(GgufWeights::new(shards)?), edited: BTreeMap::new() })
+        Ok(Self {
+            files: WeightFiles::Gguf(GgufWeights::new(shards)?),
+            edited: BTreeMap::new(),
+            copies: BTreeMap::new(),
+        })
     }
 
     /// A base whose one safetensors file is in memory; errors name it as `name`.
@@ -122,23 +128,27 @@ impl Checkpoint {
             }
         }
         gather_four_bits(&files, &mut names)?;
-        Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new() })
+        Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new(), copies: BTreeMap::new() })
     }
 
     /// The same with a second tensor `copy` of the values of `source`, unless it has a tensor of that name: what edits of
     /// two weights need that are one in the files.
     pub fn with_copy(mut self, source: &str, copy: &str) -> Self {
-        if let (Some(Place { file, stored }), false) = (self.names.get(source), self.names.contains_key(copy)) {
-            let place = Place { file: *file, stored: stored.clone() };
-            self.names.insert(copy.to_owned(), place);
+        if self.find(copy).is_none() && self.find(source).is_some() {
+            self.copies.insert(copy.to_owned(), source.to_owned());
         }
         self
     }
 
-    /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file and the tensor of their values.
-    pub fn copies(&self) -> impl Iterator<Item = (&str, &SafetensorsFile, &TensorEntry)> {
-        let added = self.names.iter().filter(|(name, place)| present_name(&place.stored) != **name);
-        added.filter_map(|(name, _)| self.find(name).map(|(file, entry)| (name.as_str(), file, entry)))
+    /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file of their values and the number of bytes that
+    /// they take when written.
+    pub fn copies(&self) -> impl Iterator<Item = (&str, &Path, usize)> {
+        self.copied().map(|stored| (stored.name, stored.path(), stored.written_bytes()))
+    }
+
+    /// The same as tensors.
+    pub(crate) fn copied(&self) -> impl Iterator<Item = StoredWeight<'_>> {
+        self.copies.keys().filter_map(|name| self.find(name))
     }
 
     /// A matrix, or a vector as a matrix of one row, by name and shape.
@@ -161,9 +171,10 @@ impl Checkpoint {
 
     /// Names of all tensors.
     pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        let copies = self.copies.keys().map(String::as_str);
         match &self.files {
-            WeightFiles::Safetensors(_, names) => Box::new(names.keys().map(String::as_str)),
-            WeightFiles::Gguf(weights) => Box::new(weights.names()),
+            WeightFiles::Safetensors(_, names) => Box::new(names.keys().map(String::as_str).chain(copies)),
+            WeightFiles::Gguf(weights) => Box::new(weights.names().chain(copies)),
         }
     }
 
@@ -187,7 +198,7 @@ impl Checkpoint {
 
     /// Number of values of all tensors.
     pub fn parameters(&self) -> u64 {
-        self.stored().map(|stored| stored.values() as u64).sum()
+        self.tensors().map(|stored| stored.values() as u64).sum()
     }
 
     /// The memory of all tensors in bytes, as their files store them: the files' size, but for the vocabulary that is in
@@ -195,14 +206,14 @@ impl Checkpoint {
     pub(crate) fn weight_bytes(&self) -> u64 {
         match &self.files {
             WeightFiles::Safetensors(..) => self.bytes(),
-            WeightFiles::Gguf(_) => self.stored().map(|stored| stored.bytes() as u64).sum(),
+            WeightFiles::Gguf(_) => self.tensors().map(|stored| stored.bytes() as u64).sum(),
         }
     }
 
     /// The types that its tensors are stored in, the largest first.
     pub(crate) fn weight_types(&self) -> Vec<WeightType> {
         let mut sizes: BTreeMap<String, WeightType> = BTreeMap::new();
-        for stored in self.stored() {
+        for stored in self.tensors() {
             let name = stored.type_name();
             let entry = sizes.entry(name.clone()).or_insert(WeightType { name, parameters: 0, bytes: 0 });
             entry.parameters += stored.values() as u64;
@@ -229,14 +240,19 @@ impl Checkpoint {
 
     /// The tensors whose names start with one of `prefixes`: their number of values, and of bytes.
     pub(crate) fn size_of(&self, prefixes: &[&str]) -> (u64, u64) {
-        let found = self.stored().filter(|stored| prefixes.iter().any(|prefix| stored.name.starts_with(prefix)));
+        let found = self.tensors().filter(|stored| prefixes.iter().any(|prefix| stored.name.starts_with(prefix)));
         found.fold((0, 0), |(values, bytes), stored| (values + stored.values() as u64, bytes + stored.bytes() as u64))
     }
 
-    /// The tensors whose names start with one of `prefixes`, by the names that transformers 5 has for them.
+    /// The tensors whose names start with one of `prefixes`, by the names that transformers 5 has for them: parts of a model
+    /// that are not used, as they are in safetensors files.
     pub fn stored(&self, prefixes: &[&str]) -> Vec<(String, StoredTensor)> {
-        let names = self.names().filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
-        names.filter_map(|name| self.find(name).map(|(file, entry)| (name.to_owned(), file.stored(entry)))).collect()
+        let found = self.tensors().filter(|stored| prefixes.iter().any(|prefix| stored.name.starts_with(prefix)));
+        let as_stored = |stored: StoredWeight<'_>| match stored.format {
+            WeightFormat::Safetensors(file, entry) => Some((stored.name.to_owned(), file.stored(entry))),
+            WeightFormat::FourBit(..) | WeightFormat::Gguf(_) => None,
+        };
+        found.filter_map(as_stored).collect()
     }
 
     /// Whether a matrix is there under both names, with other values.
@@ -274,6 +290,9 @@ impl Checkpoint {
 
     /// A tensor by name.
     pub(crate) fn find<'a>(&'a self, name: &str) -> Option<StoredWeight<'a>> {
+        if let Some((name, source)) = self.copies.get_key_value(name) {
+            return Some(StoredWeight { name, ..self.find(source)? });
+        }
         match &self.files {
             WeightFiles::Safetensors(files, names) => {
                 let (name, place) = names.get_key_value(name)?;
@@ -292,7 +311,7 @@ impl Checkpoint {
     }
 
     /// All tensors.
-    pub(crate) fn stored(&self) -> impl Iterator<Item = StoredWeight<'_>> {
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = StoredWeight<'_>> {
         self.names().filter_map(|name| self.find(name))
     }
 }

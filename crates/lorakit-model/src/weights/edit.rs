@@ -9,8 +9,8 @@ use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
 use crate::weights::stored_weight::{StoredWeight, WeightFormat};
 use half::{bf16, f16};
-use lorakit_format::safetensors::{SafetensorsFile, TensorEntry};
-use serde_json::{Map, Value, json};
+use lorakit_format::safetensors::{SafetensorsFile, TensorEntry, header};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::File;
@@ -64,39 +64,35 @@ impl Checkpoint {
     }
 
     /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited
-    /// and every value in the type of its file. Copies follow the tensors of the file that has their values. One tensor at
-    /// a time is in memory.
+    /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantised values
+    /// are f32; values in the 4 bits of bitsandbytes get the type that was quantised. Copies follow the tensors of the file
+    /// that has their values. One tensor at a time is in memory.
     ///
     /// # Errors
     /// If a tensor is missing or not a matrix, `edit` fails, a value is not finite in the file's type, or a file
     /// cannot be written.
     pub fn write_edited(&self, folder: &Path, names: &BTreeSet<String>, edit: &mut Edit) -> Result<Rounding> {
         // A missing name is found before anything is written.
-        names.iter().try_for_each(|name| self.entry(name).map(|_| ()))?;
-        let mut rounding = Rounding::default();
-        for file in &self.files {
-            let path = folder.join(file_name(file));
-            let failed = |source: io::Error| ModelError::Write { path: path.clone(), source };
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
-            let copies: Vec<(&str, &TensorEntry)> = self
-                .copies()
-                .filter(|(_, of, _)| of.path() == file.path())
-                .map(|(name, _, entry)| (name, entry))
-                .collect();
-            out.write_all(&header(file, &copies)).map_err(failed)?;
-            let own = in_file_order(file).into_iter().map(|(stored, entry)| (present_name(stored), entry));
-            let copies = copies.into_iter().map(|(name, entry)| (name.to_owned(), entry));
-            for (name, entry) in own.chain(copies) {
-                if names.contains(&name) {
-                    let bytes = self.edited_bytes((file, &name, entry), &mut rounding, edit)?;
-                    out.write_all(&bytes).map_err(failed)?;
-                } else {
-                    out.write_all(&file.bytes()[entry.bytes.clone()]).map_err(failed)?;
+        names.iter().try_for_each(|name| self.required(name).map(|_| ()))?;
+        let mut edits = Edits { names, edit, rounding: Rounding::default() };
+        match &self.files {
+            WeightFiles::Safetensors(files, _) => {
+                for file in files {
+                    let tensors = in_file_order(file).into_iter().map(|(name, _)| self.find(&present_name(name)));
+                    let mut tensors: Vec<StoredWeight> = tensors.flatten().collect();
+                    let own = tensors.len();
+                    tensors.extend(self.copied().filter(|copy| copy.path() == file.path()));
+                    let is_quantised = |of: &StoredWeight| matches!(of.format, WeightFormat::FourBit(..));
+                    let header: Cow<[u8]> = match tensors.len() > own || tensors.iter().any(is_quantised) {
+                        true => plain_header(tensors.iter().copied())?.into(),
+                        false => file.header().into(),
+                    };
+                    self.write_file(&folder.join(file_name(file)), &header, tensors.into_iter(), &mut edits)?;
                 }
             }
             WeightFiles::Gguf(_) => {
-                let header = plain_header(self.stored())?;
-                self.write_file(&folder.join(SINGLE_FILE), &header, self.stored(), &mut edits)?;
+                let header = plain_header(self.tensors())?;
+                self.write_file(&folder.join(SINGLE_FILE), &header, self.tensors(), &mut edits)?;
             }
         }
         Ok(edits.rounding)
@@ -146,7 +142,7 @@ impl Checkpoint {
 
 /// The header of a safetensors file of tensors in their types, none of them quantised.
 fn plain_header<'a>(tensors: impl Iterator<Item = StoredWeight<'a>>) -> Result<Vec<u8>> {
-    let entry = |of: StoredWeight<'_>| Ok((of.name.to_owned(), of.storage_dtype()?.safetensors(), of.shape().to_vec()));
+    let entry = |of: StoredWeight<'_>| Ok((of.name.to_owned(), of.written_dtype()?, of.shape().to_vec()));
     Ok(header(&tensors.map(entry).collect::<Result<Vec<_>>>()?))
 }
 
@@ -208,35 +204,6 @@ fn rounded(values: &[f32], dtype: StorageDtype) -> (Vec<u8>, Option<f64>) {
 fn file_name(file: &SafetensorsFile) -> &str {
     let name = file.path().file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if name.ends_with(".safetensors") { name } else { SINGLE_FILE }
-}
-
-/// The header, with its length prefix, of a file with these tensors behind its own, each of the type and shape of its
-/// entry.
-fn header(file: &SafetensorsFile, copies: &[(&str, &TensorEntry)]) -> Vec<u8> {
-    if copies.is_empty() {
-        return file.header().to_vec();
-    }
-    let start = file.header().len();
-    let mut object = Map::new();
-    if !file.metadata().is_empty() {
-        object.insert("__metadata__".to_owned(), json!(file.metadata()));
-    }
-    let mut insert = |name: &str, entry: &TensorEntry, start: usize| {
-        let offsets = [start, start + entry.bytes.len()];
-        let about = json!({ "dtype": entry.dtype.to_string(), "shape": entry.shape, "data_offsets": offsets });
-        object.insert(name.to_owned(), about);
-        offsets[1]
-    };
-    for (name, entry) in in_file_order(file) {
-        insert(name, entry, entry.bytes.start - start);
-    }
-    copies.iter().fold(file.data().len(), |start, (name, entry)| insert(name, entry, start));
-    let mut text = Value::Object(object).to_string().into_bytes();
-    // Values start at a multiple of eight bytes.
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.append(&mut text);
-    header
 }
 
 /// The tensors of a file in the order of their bytes.

@@ -8,6 +8,7 @@ use crate::weights::few_tokens::{FEW, RowProducts, WrittenRowProducts};
 use crate::weights::half_precision::{bf16_as_f32, round_to_bf16, round_to_f16, widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
 use crate::weights::token_lanes::{self, LaneProducts, RowSource, TokenLanes};
+use crate::weights::token_precision::TokenPrecision;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
@@ -361,22 +362,27 @@ impl MmapMatrix {
             let w = MatrixRef::new(w, self.rows, self.columns, self.columns);
             return par_gemm(dx, into, dy, w, 1.0);
         }
-        dx.column_tiles(TILE).into_par_iter().for_each_init(Vec::new, |wide, (tile, mut dx)| {
-            for start in (0..self.rows).step_by(TILE_ROWS) {
-                let rows = start..(start + TILE_ROWS).min(self.rows);
+        // Tiles of columns are of whole blocks; the order in which their rows are added up depends on nothing else.
+        let (width, rows) = match self.block_type() {
+            Some(block_type) => (TILE.next_multiple_of(block_type.block_values()), BLOCK_ROWS),
+            None => (TILE, TILE_ROWS),
+        };
+        dx.column_tiles(width).into_par_iter().for_each_init(Vec::new, |wide, (columns, mut dx)| {
+            for start in (0..self.rows).step_by(rows) {
+                let rows = start..(start + rows).min(self.rows);
+                self.widen_columns(rows.clone(), &columns, wide);
+                let w = MatrixRef::new(wide, rows.len(), columns.len(), columns.len());
                 let into = if start == 0 { into } else { Destination::Add };
-                self.widen_columns(rows.clone(), &tile, wide);
-                let w = MatrixRef::new(wide, rows.len(), tile.len(), tile.len());
                 gemm(dx.reborrowed(), into, dy.columns(rows), w, 1.0);
             }
         });
     }
 
-    /// Some columns of some rows, widened into `wide`, `[rows, columns of the tile]`.
-    fn widen_columns(&self, rows: Range<usize>, tile: &Range<usize>, wide: &mut Vec<f32>) {
-        wide.resize(rows.len() * tile.len(), 0.0);
-        for (row, wide) in rows.zip(wide.chunks_exact_mut(tile.len())) {
-            self.slice(row..row + 1).part(tile.clone()).widen(wide);
+    /// Some columns of some rows, widened into `wide`, `[rows, columns]`.
+    fn widen_columns(&self, rows: Range<usize>, columns: &Range<usize>, wide: &mut Vec<f32>) {
+        wide.resize(rows.len() * columns.len(), 0.0);
+        for (row, wide) in rows.zip(wide.chunks_exact_mut(columns.len())) {
+            self.widen_part(row, columns.clone(), wide);
         }
     }
 }
@@ -445,7 +451,6 @@ fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
     let (mut rest, mut tiles, mut work) = (y, Vec::new(), 0);
     for &weight in weights {
         let (own, others) = rest.split_at_column(weight.rows);
-        tiles.extend(own.column_tiles(height).into_iter().map(|(rows, y)| (weight, rows, y)));
         rest = others;
         let form = weight.form(tokens);
         if let (ProductForm::Whole, Some(w)) = (form, weight.plain_f32()) {
@@ -469,13 +474,10 @@ fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
 
 impl RowSource for MmapMatrix {
     fn rows<'a>(&'a self, rows: Range<usize>, columns: Range<usize>, wide: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        if let Slice::F32(values) = self.slice(rows.clone()) {
+        if let (None, Some(Slice::F32(values))) = (&self.order, self.slice(rows.clone())) {
             return (&values[columns.start..], self.columns);
         }
-        wide.resize(rows.len() * columns.len(), 0.0);
-        for (row, wide) in rows.zip(wide.chunks_exact_mut(columns.len())) {
-            self.slice(row..row + 1).part(columns.clone()).widen(wide);
-        }
+        self.widen_columns(rows, &columns, wide);
         (wide, columns.len())
     }
 }

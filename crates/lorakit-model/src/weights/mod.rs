@@ -11,7 +11,9 @@ pub(crate) mod mmap_matrix;
 mod own_tensors;
 mod save;
 pub(crate) mod storage_dtype;
+pub(crate) mod stored_weight;
 mod token_lanes;
+pub(crate) mod token_precision;
 pub(crate) mod weight;
 pub(crate) mod weight_loader;
 

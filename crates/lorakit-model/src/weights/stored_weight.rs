@@ -5,7 +5,7 @@ use crate::weights::bitsandbytes::FourBitMatrix;
 use crate::weights::gguf_weights::GgufTensorRef;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
-use lorakit_format::safetensors::{SafetensorsFile, TensorEntry};
+use lorakit_format::safetensors::{Dtype, SafetensorsFile, TensorEntry};
 use std::error::Error;
 use std::path::Path;
 
@@ -98,7 +98,24 @@ impl<'a> StoredWeight<'a> {
         }
     }
 
-    fn path(&self) -> &'a Path {
+    /// The type of its values in a safetensors file that is written.
+    ///
+    /// # Errors
+    /// If its type is not supported.
+    pub(crate) fn written_dtype(&self) -> Result<Dtype> {
+        match self.format {
+            WeightFormat::Safetensors(_, entry) => Ok(entry.dtype),
+            WeightFormat::FourBit(..) | WeightFormat::Gguf(_) => Ok(self.storage_dtype()?.safetensors()),
+        }
+    }
+
+    /// Its size in such a file.
+    pub(crate) fn written_bytes(&self) -> usize {
+        self.written_dtype().map_or(self.bytes(), |dtype| self.values() * dtype.bitsize() / 8)
+    }
+
+    /// The file that it is in.
+    pub(crate) fn path(&self) -> &'a Path {
         match self.format {
             WeightFormat::Safetensors(file, _) | WeightFormat::FourBit(file, _) => file.path(),
             WeightFormat::Gguf(tensor) => tensor.file.path(),

@@ -53,6 +53,10 @@ impl Router for SingleExpert {
     fn only_expert(&self) -> Option<&str> {
         Some(&self.name)
     }
+
+    fn served(&self, _: &[&str], experts: &[(String, Vec<String>)]) -> Option<Vec<String>> {
+        experts.iter().find(|(name, _)| *name == self.name).map(|(name, _)| vec![name.clone()])
+    }
 }
 
 /// The patches of one expert, by its index, on all tokens.

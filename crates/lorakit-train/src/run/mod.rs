@@ -11,6 +11,8 @@ pub mod routing_store;
 pub(crate) mod run_folder;
 pub(crate) mod run_log;
 pub(crate) mod run_manifest;
+pub mod run_part;
+pub mod run_plan;
 pub(crate) mod tape_memory;
 pub mod train_event;
 pub mod trainer;

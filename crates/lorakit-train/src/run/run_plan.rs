@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::job::Job;
-use crate::run::device_memory::MemoryEstimate;
 use crate::run::run_folder::RunFolder;
 use crate::run::run_part::part_of_pass;
 use crate::run::trainer::{Run, Trainer};
@@ -28,8 +27,7 @@ pub struct PlannedPass {
     pub steps: usize,
     /// Tokens read in all steps, by the mean length of each expert's rows.
     pub tokens: usize,
-    /// Estimated memory in bytes, without what this process holds of the program, the tokenizer and the rows: the line is the
-    /// same in every process.
+    /// Estimated memory in bytes, without the program, its tokenizer and the rows.
     pub memory: u64,
 }
 
@@ -81,7 +79,6 @@ impl Run<'_> {
             let epoch: usize = job.train.iter().map(tokens_read).sum();
             epoch * job.steps(config) / job.steps_per_epoch(config)
         };
-        let memory = self.target.memory(self.trainer.base, &jobs, jobs.len(), config)?;
         Ok(PlannedPass {
             pass,
             part: self.manifest.parts.map(|count| part_of_pass(pass, count)),
@@ -90,7 +87,7 @@ impl Run<'_> {
             rows: jobs.iter().map(|job| job.train.len()).sum(),
             steps: jobs.iter().map(|job| job.steps(config)).max().unwrap_or(0),
             tokens: jobs.iter().map(tokens).sum(),
-            memory: MemoryEstimate { process: 0, ..memory }.total(),
+            memory: self.target.memory(self.trainer.base, &jobs, jobs.len(), config)?.of_any_process().total(),
         })
     }
 }

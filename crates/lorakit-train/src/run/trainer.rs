@@ -276,7 +276,9 @@ impl<'a> Run<'a> {
         let estimate = self.target.memory(base, &self.jobs.jobs, largest.unwrap_or(1), config)?;
         memory_estimate::check_fits(base, &estimate)?;
         summary.estimate = estimate;
-        let unfinished = self.unfinished_passes(&summary.kept);
+        let mut unfinished = self.unfinished_passes(&summary.kept);
+        let others = unfinished.extract_if(.., |(pass, _)| !own(pass));
+        summary.elsewhere = others.flat_map(|(_, names)| names).collect();
         let passes: Vec<Vec<String>> = unfinished.iter().map(|(_, names)| names.clone()).collect();
         on_event(TrainEvent::Planned { passes: &passes, kept: &summary.kept, estimate });
         let trainable = match self.target {
