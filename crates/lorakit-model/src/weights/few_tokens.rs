@@ -2,7 +2,8 @@
 //! from.
 //!
 //! Each row is read once, in order, and multiplied with all tokens before the next one. A sum has a fixed number of lanes
-//! whatever vectors a machine has, and products are not fused with sums, so that the values are the same on every machine.
+//! whatever vectors a machine has and however many tokens there are, and products are not fused with sums: the values are
+//! the same on every machine, and a token's do not depend on the tokens beside it.
 
 use lorakit_lora::kernels::simd::{Simd, WithSimd};
 
@@ -12,8 +13,8 @@ pub(super) const FEW: usize = 8;
 /// Tokens that share the loads of a row.
 const BLOCK: usize = 4;
 
-/// Partial sums of one token.
-const LANES: usize = 32;
+/// Partial sums of one token: of a block's tokens, as many as the registers of AVX2 hold.
+const LANES: usize = 16;
 
 /// `y[r][t] = <w[r], x[t]>`, with `y` `[rows, tokens]`, of rows whose values are widened as they are read.
 pub(super) struct RowProducts<'a, T, F> {
@@ -73,23 +74,18 @@ fn row_products<T: Copy>(row: &[T], widen: &impl Fn(T) -> f32, x: &[f32], y: &mu
     let columns = row.len();
     for (x, y) in x.chunks(BLOCK * columns).zip(y.chunks_mut(BLOCK)) {
         match y {
-            [a, b, c, d] => [*a, *b, *c, *d] = products::<BLOCK, { LANES / 2 }, T>(row, widen, x),
-            _ => {
-                for (x, y) in x.chunks_exact(columns).zip(y) {
-                    [*y] = products::<1, LANES, T>(row, widen, x);
-                }
-            }
+            [a, b, c, d] => [*a, *b, *c, *d] = products::<BLOCK, T>(row, widen, x),
+            [a, b, c] => [*a, *b, *c] = products::<3, T>(row, widen, x),
+            [a, b] => [*a, *b] = products::<2, T>(row, widen, x),
+            [a] => [*a] = products::<1, T>(row, widen, x),
+            _ => {}
         }
     }
 }
 
 /// The products of `TOKENS` tokens, `[TOKENS, columns]`, with one row.
 #[inline(always)]
-fn products<const TOKENS: usize, const LANES: usize, T: Copy>(
-    row: &[T],
-    widen: &impl Fn(T) -> f32,
-    x: &[f32],
-) -> [f32; TOKENS] {
+fn products<const TOKENS: usize, T: Copy>(row: &[T], widen: &impl Fn(T) -> f32, x: &[f32]) -> [f32; TOKENS] {
     let columns = row.len();
     let mut sums = [[0.0; LANES]; TOKENS];
     let mut x: [&[f32]; TOKENS] = std::array::from_fn(|t| &x[t * columns..][..columns]);
@@ -113,7 +109,7 @@ fn products<const TOKENS: usize, const LANES: usize, T: Copy>(
 
 /// The sum of all lanes: the upper half is added to the lower one until one lane is left.
 #[inline(always)]
-fn total<const LANES: usize>(mut sums: [f32; LANES]) -> f32 {
+fn total(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -154,6 +150,32 @@ mod tests {
                     let (w, x) = (&w[i / tokens * columns..][..columns], &x[i % tokens * columns..][..columns]);
                     let expected = w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
                     assert_eq!([plain, widened, written], [expected; 3], "{level:?} {columns} {tokens} {i}");
+                }
+            }
+        }
+    }
+
+    /// Values whose sums depend on their order, and a token of NaN beside them.
+    #[test]
+    fn the_products_of_a_token_do_not_depend_on_the_others() {
+        const COLUMNS: usize = 100;
+        let values = |count: usize, step: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * step).sin()).collect() };
+        let (w, x) = (values(5 * COLUMNS, 0.7), values(FEW * COLUMNS, 0.3));
+        let rows = &w[..];
+        let products = |level: Level, x: &[f32]| {
+            let mut y = vec![9.0; 5 * x.len() / COLUMNS];
+            level.dispatch(RowProducts { rows, columns: COLUMNS, widen: |value: f32| value, x, y: &mut y });
+            y
+        };
+        for level in Level::available() {
+            for tokens in 1..=FEW {
+                let mut x = x[..tokens * COLUMNS].to_vec();
+                x[(tokens / 2) * COLUMNS..][..COLUMNS].fill(f32::NAN);
+                let together = products(level, &x);
+                for (token, x) in x.chunks_exact(COLUMNS).enumerate() {
+                    let own: Vec<u32> = together.iter().skip(token).step_by(tokens).map(|y| y.to_bits()).collect();
+                    let alone: Vec<u32> = products(level, x).into_iter().map(f32::to_bits).collect();
+                    assert!(own == alone || token == tokens / 2, "{level:?}, {tokens} tokens, token {token}");
                 }
             }
         }

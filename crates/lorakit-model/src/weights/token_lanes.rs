@@ -2,7 +2,8 @@
 //! that the weights are read from and the machine's arithmetic.
 //!
 //! A matrix product copies the weights into a layout of its own first, which so few tokens do not pay for. Here the tokens
-//! are copied, one per lane of a vector, and each weight is read once, where it is, and multiplied with all of them.
+//! are copied, one per lane of a vector, and each weight is read once, where it is, and multiplied with all of them. A sum
+//! goes through the columns in order: the products of a token do not depend on the tokens beside it.
 
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use pulp::bytemuck::cast_slice;
@@ -178,6 +179,7 @@ fn plain_sums<const ROWS: usize>(w: [&[f32]; ROWS], x: &[f32]) -> [[f32; BLOCK];
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lorakit_lora::kernels::simd::Level;
 
     /// Rows in memory, with values that are not rows between them.
     struct Strided<'a>(&'a [f32], usize);
@@ -186,6 +188,13 @@ mod tests {
         fn rows<'a>(&'a self, rows: Range<usize>, columns: Range<usize>, _: &'a mut Vec<f32>) -> (&'a [f32], usize) {
             (&self.0[rows.start * self.1 + columns.start..], self.1)
         }
+    }
+
+    /// The products of some rows with the tokens `x`, `[tokens, columns]`.
+    fn products(level: Level, source: &Strided, rows: Range<usize>, (x, columns): (&[f32], usize)) -> Vec<f32> {
+        let (lanes, mut y) = (TokenLanes::new(x, columns), vec![9.0; x.len() / columns * rows.len()]);
+        level.dispatch(LaneProducts { lanes: &lanes, source, rows, y: &mut y, wide: &mut Vec::new() });
+        y
     }
 
     /// Small integers, whose sums are exact in any order; rows and tokens that fill no panel or block, and more columns
@@ -198,14 +207,34 @@ mod tests {
             [(9, 5, 31), (16, 48, 64), (17, 13, 1), (33, 29, COLUMNS + 70), (96, 1, 2 * COLUMNS)]
         {
             let (w, x) = (integers((count + 2) * (columns + 3), 7), integers(tokens * columns, 5));
-            let (lanes, source) = (TokenLanes::new(&x, columns), Strided(&w, columns + 3));
-            let mut y = vec![9.0; tokens * count];
-            LaneProducts { lanes: &lanes, source: &source, rows: 2..2 + count, y: &mut y, wide: &mut Vec::new() }.run();
-            for (at, y) in y.iter().enumerate() {
-                let w = &w[(2 + at % count) * (columns + 3)..][..columns];
-                let x = &x[at / count * columns..][..columns];
-                assert_eq!(*y, w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>(), "{tokens} {count} {columns} {at}");
+            for level in Level::available() {
+                let y = products(level, &Strided(&w, columns + 3), 2..2 + count, (&x[..], columns));
+                for (at, y) in y.iter().enumerate() {
+                    let w = &w[(2 + at % count) * (columns + 3)..][..columns];
+                    let x = &x[at / count * columns..][..columns];
+                    let expected = w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+                    assert_eq!(*y, expected, "{level:?} {tokens} {count} {columns} {at}");
+                }
             }
+        }
+    }
+
+    /// Values whose sums depend on their order, in panels of every size, and a token of NaN beside them.
+    #[test]
+    fn the_products_of_a_token_do_not_depend_on_the_others() {
+        let (count, columns) = (29, COLUMNS + 70);
+        let values = |count: usize, step: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * step).sin()).collect() };
+        let (w, mut x) = (values(count * columns, 0.7), values(33 * columns, 0.3));
+        x[columns..2 * columns].fill(f32::NAN);
+        for level in Level::available() {
+            let first = |tokens: usize| -> Vec<u32> {
+                let y = products(level, &Strided(&w, columns), 0..count, (&x[..tokens * columns], columns));
+                y[..count].iter().map(|y| y.to_bits()).collect()
+            };
+            let alone = first(1);
+            assert!([9, 16, 17, 33].into_iter().all(|tokens| first(tokens) == alone), "{level:?}");
+            let row = |row: usize| products(level, &Strided(&w, columns), row..row + 1, (&x[..columns], columns));
+            assert!((0..count).flat_map(row).map(f32::to_bits).eq(alone), "{level:?}, rows alone");
         }
     }
 }
