@@ -2,10 +2,11 @@
 //!
 //! Zeroing is one more pass over memory, by one thread while the others wait.
 
-/// A vector of `len` values that `write` sets.
+/// A vector of `len` values that `write` sets. In builds with debug assertions, values that it leaves out are NaN.
 ///
 /// # Safety
-/// `write` must set every value, and must not read one that it has not set.
+/// `write` must set every value, and must not read one that it has not set. Where it goes through several slices side by
+/// side, the shortest decides how much is set: their lengths have to be checked before. It may panic.
 pub unsafe fn written(len: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
     let mut values: Vec<f32> = Vec::with_capacity(len);
     let unset = &mut values.spare_capacity_mut()[..len];

@@ -168,12 +168,13 @@ impl Op<1> for GatedActivation {
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
         let f = x.matrix()?.1 / 2;
+        assert_eq!(2 * dy.len(), x.values.len(), "gradients of all outputs");
         let write = |dx: &mut [f32]| {
             let rows = dx.par_chunks_mut(2 * f).with_min_len(CHUNK.div_ceil(f));
             rows.zip(x.values.par_chunks(2 * f).zip(dy.par_chunks(f)))
                 .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
         };
-        // SAFETY: both halves of each row are set.
+        // SAFETY: both halves of each row are set, and `dy` has as many rows.
         Ok([Some(unsafe { written(x.values.len(), write) })])
     }
 }
@@ -243,6 +244,7 @@ impl Op<1> for GeluNew {
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
+        assert_eq!(dy.len(), x.values.len(), "gradients of all outputs");
         let write = |dx: &mut [f32]| {
             dx.par_chunks_mut(CHUNK)
                 .zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)))

@@ -271,6 +271,7 @@ impl FrozenNorm {
 impl NormOp {
     fn input_gradient(&self, x: &[f32], w: &[f32], dy: &[f32]) -> Vec<f32> {
         let d = w.len();
+        assert_eq!(dy.len(), x.len(), "gradients of all outputs");
         let write = |dx: &mut [f32]| {
             dx.par_chunks_mut(d)
                 .with_min_len(16)

@@ -86,6 +86,7 @@ impl Op<1> for QkNormOp {
     fn backward(&self, [qkv]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
         let width = self.heads.fused_width();
         let [queries, keys, values] = parts(self.heads);
+        assert_eq!(dy.len(), qkv.values.len(), "gradients of all outputs");
         let write = |dx: &mut [f32]| {
             let rows = dx.par_chunks_mut(width).with_min_len(16);
             rows.zip(qkv.values.par_chunks(width).zip(dy.par_chunks(width))).for_each(|(dx, (x, dy))| {
