@@ -22,7 +22,7 @@ use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_without_reading};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
 use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
@@ -197,7 +197,7 @@ impl EvalRun<'_> {
     /// Scores answers that read no prompt; the name that they have among the routers.
     fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
         for task in tasks {
-            let scores = score_without_reading(task, self.options)?;
+            let scores = score_chance(task, self.options)?;
             if !scores.metrics.is_empty() {
                 store.keep(CHANCE, &task.name, &scores)?;
             }

@@ -14,8 +14,8 @@ use lorakit_model::CachedDecoder;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::finished_text::GeneratedText;
 use crate::generate_options::GenerateOptions;
+use crate::generated_text::GeneratedText;
 use crate::growing_row::{CachedRow, GrowingRow};
 use crate::patched_model::PatchedModel;
 

@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use crate::continuous_batch::ContinuousBatch;
 use crate::error::{EvalError, Result};
-use crate::finished_text::GeneratedText;
 use crate::generate_options::GenerateOptions;
+use crate::generated_text::GeneratedText;
 use crate::patched_model::PatchedModel;
 
 /// An event of a row during generation.

@@ -5,8 +5,8 @@ use lorakit_lora::Sequence;
 use lorakit_model::sampling::Sampler;
 
 use crate::error::{EvalError, Result};
-use crate::finished_text::{FinishReason, GeneratedText};
 use crate::generate_options::GenerateOptions;
+use crate::generated_text::{FinishReason, GeneratedText};
 use crate::patched_model::PatchedModel;
 use crate::stop_text::StopText;
 

@@ -4,7 +4,7 @@
 //! returns [`TaskScores`]: every metric of the task with its standard error, and a [`Sample`] for each row. Its parts can be
 //! called alone: [`example_losses`] for the likelihood of answers, [`score_choices`] and [`chosen`] for multiple choice,
 //! [`generate`] for text. [`Results`] is the document `results.json`; [`PairedDifference`] and [`Verdict`] compare routers over
-//! tasks and seeds, and [`score_without_reading`] is the chance level. A choice task has three accuracies with three names:
+//! tasks and seeds, and [`score_chance`] is the chance level. A choice task has three accuracies with three names:
 //! `acc` and `acc_norm` equal those of lm-evaluation-harness, `acc_tok` is the one of arXiv:2405.11157.
 //!
 //! The choices of a question share its prompt, which is processed once; nothing is padded. Batches are limited by tokens,
@@ -54,13 +54,14 @@
 //! # }
 //! ```
 
+mod chance_level;
 mod choice_scores;
 mod continuous_batch;
 mod error;
 mod eval_progress;
 mod evaluate;
-mod finished_text;
 mod generate_options;
+mod generated_text;
 mod generation;
 mod growing_row;
 mod likelihood;
@@ -74,14 +75,14 @@ mod stop_text;
 mod token_batches;
 mod token_budget;
 mod truncated_rows;
-mod unread_answers;
 
+pub use chance_level::score_chance;
 pub use choice_scores::{ChoiceScore, chosen, score_choices};
 pub use error::{EvalError, Result, RoutingError};
 pub use eval_progress::{EvalProgress, EvalStage};
 pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
-pub use finished_text::{FinishReason, GeneratedText};
 pub use generate_options::GenerateOptions;
+pub use generated_text::{FinishReason, GeneratedText};
 pub use generation::{GenerationEvent, generate};
 pub use likelihood::example_losses;
 pub use lorakit_lora::{Patches, Sequence};
@@ -95,4 +96,3 @@ pub use statistics::paired_difference::PairedDifference;
 pub use statistics::verdict::{DECISIVE_TASKS, Verdict};
 pub use token_budget::TokenBudget;
 pub use truncated_rows::TruncatedRows;
-pub use unread_answers::score_without_reading;

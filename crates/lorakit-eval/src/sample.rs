@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::choice_scores::ChoiceScore;
-use crate::finished_text::GeneratedText;
+use crate::generated_text::GeneratedText;
 
 /// A row of a task with its scores.
 #[derive(Clone, Debug, PartialEq, Serialize)]

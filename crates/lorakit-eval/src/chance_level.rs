@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// If the split has no rows.
-pub fn score_without_reading(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
+pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
-    let usual = usual_answer(task);
+    let majority = majority_answer(task);
     let score = |row: &&Row| {
         let mut sample = Sample::new(row, String::new());
         if let Some((choices, _)) = row.choices() {
@@ -26,7 +26,7 @@ pub fn score_without_reading(task: &Task, options: &EvalOptions) -> Result<TaskS
             let choosing = task.metrics.iter().filter(|metric| metric.needs_choices());
             sample.metrics.extend(choosing.map(|metric| (metric.name().to_owned(), chance)));
         }
-        if let Some(answer) = usual {
+        if let Some(answer) = majority {
             score_text(answer, task, &mut sample)?;
         }
         Ok::<_, EvalError>(sample)
@@ -35,7 +35,7 @@ pub fn score_without_reading(task: &Task, options: &EvalOptions) -> Result<TaskS
 }
 
 /// The most frequent answer of the train rows.
-fn usual_answer(task: &Task) -> Option<&str> {
+fn majority_answer(task: &Task) -> Option<&str> {
     let rows = task.rows(Split::Train, None).ok()?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter().for_each(|row| *counts.entry(row.target()).or_default() += 1);
@@ -56,14 +56,14 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_answer_is_right_as_often_as_it_occurs() {
+    fn the_majority_answer_is_right_as_often_as_it_occurs() {
         let rows: String = (0..200)
             .map(|i| format!("{{\"input\": \"q{i}\", \"output\": \"{}\"}}\n", if i % 4 == 0 { "no" } else { "yes" }))
             .collect();
         let mut task = task("polar.jsonl", &rows);
         task.metrics.push(lorakit_task::Metric::ExactMatch);
         let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
-        let scores = score_without_reading(&task, &options).unwrap();
+        let scores = score_chance(&task, &options).unwrap();
         assert_eq!((scores.n, scores.metrics["exact_match"].value), (200, 0.75));
         assert!(!scores.metrics.contains_key("loss"));
     }
@@ -74,6 +74,6 @@ mod tests {
                     {\"input\": \"r\", \"choices\": [\"a\", \"b\", \"c\", \"d\"], \"answer\": 1}\n";
         let task = task("choice.jsonl", rows);
         let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
-        assert_eq!(score_without_reading(&task, &options).unwrap().metrics["acc"].value, 0.375);
+        assert_eq!(score_chance(&task, &options).unwrap().metrics["acc"].value, 0.375);
     }
 }
