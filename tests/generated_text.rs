@@ -244,6 +244,11 @@ fn a_file_of_prompts_becomes_a_file_of_texts() {
     let taken = work.write("taken.jsonl", "{\"prompt\": \"a\", \"text\": \"b\"}\n");
     let error = run(["generate", "--base", &base, "--input", &taken, "--output", &output]).failed(1);
     assert!(error.contains("taken.jsonl:1: the field `text` would be replaced"), "{error}");
+
+    let other_path = work.path("out/../in.jsonl");
+    let error = run(["generate", "--base", &base, "--input", &input, "--output", &other_path]).failed(2);
+    assert!(error.contains("--output is the file of --input"), "{error}");
+    assert!(fs::read_to_string(&input).unwrap().contains("\"id\": 8"));
 }
 
 #[test]

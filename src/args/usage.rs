@@ -3,6 +3,7 @@
 use anyhow::Error;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 /// The exit code of a usage error.
 pub const EXIT_CODE: u8 = 2;
@@ -27,6 +28,11 @@ pub fn usage_error(text: impl fmt::Display) -> Error {
 /// Fails with a usage error unless `valid`.
 pub fn ensure(valid: bool, text: impl FnOnce() -> String) -> Result<(), Error> {
     if valid { Ok(()) } else { Err(usage_error(text())) }
+}
+
+/// Whether two paths name one file.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Parses a count of at least one.

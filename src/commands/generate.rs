@@ -68,7 +68,8 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         (None, prompt) => vec![PromptRow::typed(prompt.as_deref().unwrap_or_default())?],
     };
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
-        usage::ensure(input != output, || "--output is the file of --input, which it would replace".to_owned())?;
+        let message = || "--output is the file of --input, which it would replace".to_owned();
+        usage::ensure(!usage::is_same_file(input, output), message)?;
         generated_rows::ensure_new_keys(&rows)?;
     }
     let rows: Vec<PromptRow> = match args.chat {

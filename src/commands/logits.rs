@@ -45,7 +45,7 @@ struct TokenIds {
 /// Reads token ids and writes logits.
 pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     args.adapter.ensure_usage()?;
-    usage::ensure(!is_same(&args.input, &args.out), || {
+    usage::ensure(!usage::is_same_file(&args.input, &args.out), || {
         format!("{}: --out would overwrite --input", args.out.display())
     })?;
     let place = args.base.resolve(context)?;
@@ -65,11 +65,6 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     context
         .output
         .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))
-}
-
-/// Whether two paths are the same file.
-fn is_same(one: &Path, other: &Path) -> bool {
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The logits of all rows, `[batch, seq, vocab]` flattened.

@@ -154,9 +154,8 @@ fn a_row_whose_logits_are_not_numbers_is_named() {
     let pico = Fixture { patches: Patches::new(patches), ..pico };
     let model = pico.with(&SecondIsBroken);
     let prompts = [vec![4; 5], vec![9; 5], vec![5; 5]];
-    let mut ended = 0;
     let options = GenerateOptions { max_new_tokens: 3, ..GenerateOptions::default() };
-    let error = generate(&model, &prompts, &options, &mut |_, _| ended += 1).unwrap_err();
+    let error = generate(&model, &prompts, &options, &mut |_, _| ()).unwrap_err();
     assert!(matches!(error, EvalError::Prompt { prompt: 2, .. }), "{error:?}");
     assert_eq!(texts(&model, &prompts[..1], &options).len(), 1);
 }
