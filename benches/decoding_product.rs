@@ -1,4 +1,5 @@
-//! Products of one token, and of eight, with weights of every storage type: bound by the memory that they are read from.
+//! Products of one token and of some, with weights of every storage type: few are bound by the memory that they are read
+//! from.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use criterion::{
@@ -49,7 +50,7 @@ fn decoding_product(criterion: &mut Criterion) {
     group.sample_size(20);
     for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
         let matrix = plain(dtype);
-        for tokens in [1, 8] {
+        for tokens in [1, 3, 8, 9, 32] {
             product(&mut group, &format!("{dtype:?}"), &matrix, tokens, TokenPrecision::Exact);
         }
     }

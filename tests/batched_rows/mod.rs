@@ -113,3 +113,38 @@ pub fn check(folder: &Path, tolerance: f32) -> usize {
     assert!(largest < tolerance, "{}: logits differ by {largest}", folder.display());
     ties
 }
+
+/// Tokens that each row reads alone.
+const READ: usize = 5;
+/// Tokens of a row in the end; the others are decoded beside other rows.
+const WHOLE: usize = 11;
+
+/// The logits, as bits, of the first `compared` of some rows that are decoded together.
+fn decoded_bits(base: &Base, rows: usize, compared: usize) -> Vec<Vec<u32>> {
+    let none = Patches::none();
+    let mut decoder = CachedDecoder::new(base, &none, rows * WHOLE).unwrap();
+    assert!(decoder.can_share(WHOLE), "longer rows are computed again, with many tokens");
+    let mut begin = |row: usize| {
+        let ids: Vec<u32> = (0..WHOLE).map(|k| 3 + ((row * 7 + row * k + k * k * 3) % 25) as u32).collect();
+        let sequence = decoder.open(WHOLE, Sequence::default()).unwrap();
+        decoder.next_logits(&[(sequence, &ids[..READ])]).unwrap();
+        (sequence, ids)
+    };
+    let rows: Vec<(usize, Vec<u32>)> = (0..rows).map(&mut begin).collect();
+    let step = |at: usize| -> Vec<u32> {
+        let fed: Vec<(usize, &[u32])> = rows.iter().map(|(sequence, ids)| (*sequence, &ids[at..=at])).collect();
+        let logits = decoder.next_logits(&fed).unwrap().to_vec2::<f32>().unwrap();
+        logits[..compared].iter().flatten().map(|logit| logit.to_bits()).collect()
+    };
+    (READ..WHOLE).map(step).collect()
+}
+
+/// Asserts that the logits of a row are the same to the last bit, whatever is decoded beside it: up to 8 rows and from 9 to
+/// 96, each of which a kernel of its own multiplies.
+pub fn check_bits(folder: &Path) {
+    let base = Base::open(folder, &BaseOptions::default()).unwrap();
+    for (few, many) in [(1, 2), (1, 3), (1, 8), (9, 33)] {
+        let (alone, beside) = (decoded_bits(&base, few, few), decoded_bits(&base, many, few));
+        assert!(alone == beside, "{}: {few} rows are not as among {many}", folder.display());
+    }
+}
