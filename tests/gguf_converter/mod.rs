@@ -37,6 +37,18 @@ pub struct Written {
     pub bytes: Vec<u8>,
 }
 
+impl Written {
+    /// Keeps the first `columns` columns of a matrix in F16, as Q8_0.
+    pub fn quantize_columns(&mut self, columns: usize) {
+        let values: Vec<f32> =
+            self.bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect();
+        let rows = values.chunks_exact(self.tensor.shape[1]);
+        self.bytes = rows.flat_map(|row| row[..columns].chunks_exact(32)).flat_map(q8_0).collect();
+        self.tensor.shape[1] = columns;
+        self.tensor.dtype = GgmlType::by_name("Q8_0").unwrap();
+    }
+}
+
 /// A model in GGUF before it is written.
 pub struct GgufModel {
     pub metadata: Vec<(String, GgufValue)>,
