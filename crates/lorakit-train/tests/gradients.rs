@@ -1,9 +1,12 @@
 //! Gradients compared with finite differences, experts in shared passes with experts alone, and repeated runs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/gguf_converter/mod.rs"]
+mod gguf_converter;
 mod tiny_base;
 
 use candle_core::{Tensor, Var};
+use gguf_converter::{GgufModel, Types};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
@@ -94,35 +97,55 @@ fn assert_gradients(
     }
 }
 
+/// Compares the gradients of adapters of a frozen base, in graphs and on tapes: untied in all linear modules, or tied in
+/// those of attention.
+fn assert_adapter_gradients(base: &Base, tie: bool, label: &str) {
+    let (targets, activations) = match tie {
+        false => ("all-linear", Activations::Kept),
+        true => ("attention", Activations::Recomputed),
+    };
+    let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '{targets}'\ntie_qkv = {tie}"));
+    let starts: Vec<Option<Adapter>> = match tie {
+        false => (0..2).map(|e| Some(random_adapter(base, e, 3, settings.scale()))).collect(),
+        true => vec![None, None],
+    };
+    let stack = LoraStack::new(base, &starts, &settings, 1).unwrap();
+    let parameters = stack.parameters().unwrap();
+    let variables: Vec<(String, Var)> =
+        parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
+    for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B") && tie) {
+        // B starts at zero, where A has no gradient.
+        let mut stream = Key::new(3, name).stream();
+        let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
+        variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
+    }
+    let graphs = || (stack.graph_patches(None).unwrap(), None);
+    let tapes = || {
+        let (patches, sinks) = stack.tape_patches(None).unwrap();
+        (patches, Some(sinks))
+    };
+    assert_gradients(base, &variables, &graphs, activations, &format!("{label}, tied {tie}, in graphs"));
+    assert_gradients(base, &variables, &tapes, activations, &format!("{label}, tied {tie}, on tapes"));
+}
+
 #[test]
 fn gradients_of_every_trainable_tensor_match_finite_differences() {
     for name in BASES {
-        for (tie, activations) in [(false, Activations::Kept), (true, Activations::Recomputed)] {
-            let base = base(name, false);
-            let targets = if tie { "attention" } else { "all-linear" };
-            let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '{targets}'\ntie_qkv = {tie}"));
-            let starts: Vec<Option<Adapter>> = match tie {
-                false => (0..2).map(|e| Some(random_adapter(&base, e, 3, settings.scale()))).collect(),
-                true => vec![None, None],
-            };
-            let stack = LoraStack::new(&base, &starts, &settings, 1).unwrap();
-            let parameters = stack.parameters().unwrap();
-            let variables: Vec<(String, Var)> =
-                parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
-            for (name, variable) in variables.iter().filter(|(name, _)| name.ends_with(".B") && tie) {
-                // B starts at zero, where A has no gradient.
-                let mut stream = Key::new(3, name).stream();
-                let values: Vec<f32> = (0..variable.elem_count()).map(|_| 0.2 * (stream.uniform() - 0.5)).collect();
-                variable.set(&Tensor::from_vec(values, variable.shape(), base.device()).unwrap()).unwrap();
-            }
-            let graphs = || (stack.graph_patches(None).unwrap(), None);
-            let tapes = || {
-                let (patches, sinks) = stack.tape_patches(None).unwrap();
-                (patches, Some(sinks))
-            };
-            assert_gradients(&base, &variables, &graphs, activations, &format!("{name}, tied {tie}, in graphs"));
-            assert_gradients(&base, &variables, &tapes, activations, &format!("{name}, tied {tie}, on tapes"));
-        }
+        let base = base(name, false);
+        [false, true].into_iter().for_each(|tie| assert_adapter_gradients(&base, tie, name));
+    }
+}
+
+/// Over weights in Q8_0 and F16: with the rows of queries and keys in llama.cpp's order, and as they are.
+#[test]
+fn gradients_over_a_quantised_base_match_finite_differences() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama", "gemma3"] {
+        let file = folder.path().join(name).with_extension("gguf");
+        GgufModel::of_folder(&tiny_base::folder(name), Types::Quantized).write(&file);
+        let base = Base::open_gguf(&file, &BaseOptions::default()).unwrap();
+        assert!(base.weight_types().iter().any(|of| of.name == "Q8_0"), "{name}");
+        [false, true].into_iter().for_each(|tie| assert_adapter_gradients(&base, tie, &format!("{name} in GGUF")));
     }
 }
 
