@@ -17,7 +17,7 @@ pub(crate) mod token_precision;
 pub(crate) mod weight;
 pub(crate) mod weight_loader;
 
-pub use block_quantization::{BlockType, ggml_type_name};
+pub use block_quantization::BlockType;
 pub use checkpoint::{Checkpoint, WeightType};
 pub use edit::{Edit, Rounding};
 pub use mmap_matrix::{MmapMatrix, forward_side_by_side};

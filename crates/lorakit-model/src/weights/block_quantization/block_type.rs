@@ -2,6 +2,7 @@
 
 use super::unpacked::Unpacked;
 use super::{blocks_of_32, blocks_of_256};
+use lorakit_format::gguf::GgmlType;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use std::hint::black_box;
 
@@ -30,18 +31,6 @@ pub enum BlockType {
     Q6K,
     /// 32 of 16 unevenly spaced values, with a scale.
     Iq4Nl,
-}
-
-/// Names of GGML's tensor types by number, for messages; numbers that were taken back have none.
-const GGML_NAMES: [&str; 42] = [
-    "F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-    "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64",
-    "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4", "NVFP4", "Q1_0",
-];
-
-/// The name of GGML's tensor type `number`, where it has one.
-pub fn ggml_type_name(number: u32) -> Option<&'static str> {
-    GGML_NAMES.get(number as usize).copied().filter(|name| !name.is_empty())
 }
 
 impl BlockType {
@@ -84,7 +73,7 @@ impl BlockType {
 
     /// Its name in GGML, such as `Q4_K`.
     pub fn name(self) -> &'static str {
-        GGML_NAMES[self.ggml_number() as usize]
+        GgmlType::by_number(self.ggml_number()).map_or("", |ggml| ggml.name)
     }
 
     /// Values in a block.
@@ -268,15 +257,20 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn numbers_and_names_are_those_of_ggml() {
+    fn numbers_names_and_sizes_are_those_of_ggml() {
         assert_eq!(BlockType::from_ggml(12), Some(BlockType::Q4K));
+        for block_type in BlockType::ALL {
+            let ggml = GgmlType::by_number(block_type.ggml_number()).unwrap();
+            let own = (block_type.block_values(), block_type.block_bytes());
+            assert_eq!(own, (ggml.block_values, ggml.block_bytes), "{block_type:?}");
+        }
         assert_eq!(
             BlockType::ALL.map(BlockType::name).join(" "),
             "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL"
         );
-        for (number, name) in [(0, "F32"), (9, "Q8_1"), (23, "IQ4_XS"), (30, "BF16"), (39, "MXFP4"), (41, "Q1_0")] {
-            assert_eq!((BlockType::from_ggml(number), ggml_type_name(number)), (None, Some(name)));
+        for name in ["F32", "Q8_1", "IQ4_XS", "BF16", "MXFP4", "Q1_0"] {
+            let ggml = GgmlType::by_name(name).unwrap();
+            assert_eq!(BlockType::from_ggml(ggml.number), None, "{name}");
         }
-        assert_eq!((ggml_type_name(4), ggml_type_name(42)), (None, None));
     }
 }

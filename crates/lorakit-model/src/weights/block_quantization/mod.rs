@@ -13,5 +13,5 @@ mod unpacked;
 #[cfg(target_arch = "x86_64")]
 mod x86_rows;
 
-pub use block_type::{BlockType, ggml_type_name};
+pub use block_type::BlockType;
 pub(crate) use eight_bit_tokens::EightBitTokens;
