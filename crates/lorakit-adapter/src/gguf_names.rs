@@ -3,6 +3,7 @@
 //! It rotates pairs of neighbouring features of llama's queries and keys where Hugging Face rotates the two halves of a
 //! head, so the rows of their weights, and of their adapters' B's, are reordered.
 
+use crate::error::{AdapterError, Result};
 use crate::library::base_identity::BaseIdentity;
 
 /// The module of an embedding, whose A llama.cpp reads by token.
@@ -111,4 +112,38 @@ pub(crate) fn reordered_heads(module: &str, architecture: &str) -> Option<&'stat
 /// The value of that dimension.
 pub(crate) fn head_count(dimension: &str, base: &BaseIdentity) -> Option<usize> {
     base.dimensions.get(dimension).map(|&heads| heads as usize)
+}
+
+/// The row in llama.cpp of each of a module's outputs in Hugging Face's model, which has `heads` heads: those of the first
+/// and of the second half of a head come in turn.
+///
+/// # Errors
+/// If the outputs are not so many heads of an even size.
+pub(crate) fn row_order(outputs: usize, heads: usize) -> Result<Vec<usize>> {
+    if heads == 0 || !outputs.is_multiple_of(2 * heads) {
+        return Err(AdapterError::Shape(format!(
+            "has {outputs} outputs, which are not {heads} heads of an even size; is it of another base?"
+        )));
+    }
+    let (head, half) = (outputs / heads, outputs / heads / 2);
+    let row = |output: usize| {
+        let within = output % head;
+        output - within + within % half * 2 + within / half
+    };
+    Ok((0..outputs).map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn halves_of_heads_come_in_turn() {
+        assert_eq!(row_order(12, 2).unwrap(), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(row_order(4, 2).unwrap(), [0, 1, 2, 3]);
+        for (outputs, heads) in [(6, 2), (2, 2), (8, 0), (7, 1)] {
+            assert!(row_order(outputs, heads).unwrap_err().to_string().contains("heads of an even size"));
+        }
+    }
 }

@@ -105,6 +105,14 @@ impl Matrix {
         }
     }
 
+    /// The same with rows and columns exchanged.
+    pub(crate) fn transposed(&self) -> Self {
+        let values = self.values();
+        let of_column = |column: usize| values.iter().skip(column).step_by(self.cols).copied();
+        let transposed: Vec<f32> = (0..self.cols).flat_map(of_column).collect();
+        Self { rows: self.cols, cols: self.rows, storage: Storage::Owned(transposed.into()) }
+    }
+
     /// The file that the values are in, if they are not owned.
     pub(crate) fn file(&self) -> Option<&FileBytes> {
         match &self.storage {

@@ -7,8 +7,8 @@ use std::path::Path;
 use lorakit_format::gguf::{GgmlType, GgufHeader, GgufTensor, GgufValue, write_file};
 
 use crate::adapter::Adapter;
-use crate::error::{AdapterError, Result};
-use crate::gguf_names::{EMBEDDING_TENSOR, architecture_name, head_count, reordered_heads, tensor_name};
+use crate::error::{AdapterError, Result, Within};
+use crate::gguf_names::{EMBEDDING_TENSOR, architecture_name, head_count, reordered_heads, row_order, tensor_name};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
 
@@ -23,7 +23,7 @@ impl GgufExport {
     /// The tensors of `adapter` for `base`.
     ///
     /// # Errors
-    /// If llama.cpp's name of the base's architecture, or of a module, is not known.
+    /// If llama.cpp's name of the base's architecture, or of a module, is not known, or a module is not of the base's heads.
     pub fn new(name: &str, adapter: &Adapter, base: &BaseIdentity) -> Result<Self> {
         let architecture = architecture_name(&base.architecture)
             .ok_or_else(|| AdapterError::GgufArchitecture { architecture: base.architecture.clone() })?;
@@ -42,16 +42,17 @@ impl GgufExport {
         let mut export = Self { header: GgufHeader { metadata, tensors: Vec::new() }, values: Vec::new() };
         for (module, update) in adapter.modules() {
             let tensor = tensor_name(module).ok_or_else(|| AdapterError::GgufModule { module: module.clone() })?;
-            let heads = reordered_heads(module, architecture).and_then(|dimension| head_count(dimension, base));
-            export.push(&tensor, update, alpha, heads);
+            let heads =
+                reordered_heads(module, architecture).map(|of| head_count(of, base).ok_or(AdapterError::GgufHeads));
+            let pushed = heads.transpose().and_then(|heads| export.push(&tensor, update, alpha, heads));
+            pushed.within(|| format!("module `{module}`"))?;
         }
         Ok(export)
     }
 
     /// Adds the two tensors of a module; `heads`: of how many heads its outputs are reordered.
-    fn push(&mut self, tensor: &str, update: &LowRank, alpha: f32, heads: Option<usize>) {
-        let (a, b) = (update.a().values(), update.b().values());
-        let rank = update.rank();
+    fn push(&mut self, tensor: &str, update: &LowRank, alpha: f32, heads: Option<usize>) -> Result<()> {
+        let (b, rank) = (update.b().values(), update.rank());
         // What llama.cpp multiplies by is computed as it computes it, in f32; a rounding of the common scale alone is not
         // folded into B, so that B stays as it is.
         let factor = match GgufValue::F32(alpha).as_f64().unwrap_or_default() / rank as f64 {
@@ -61,19 +62,21 @@ impl GgufExport {
         let scaled = |value: f32| if factor == 1.0 { value } else { (f64::from(value) * factor) as f32 };
         let mut rows: Vec<&[f32]> = b.chunks_exact(rank).collect();
         if let Some(heads) = heads {
-            rows = interleaved(&rows, heads);
+            let order = row_order(rows.len(), heads)?;
+            rows.clone().into_iter().zip(order).for_each(|(row, place)| rows[place] = row);
         }
         let b: Vec<f32> = rows.into_iter().flatten().map(|&value| scaled(value)).collect();
         // llama.cpp reads the A of an embedding by token.
         let (a, shape) = match tensor {
-            EMBEDDING_TENSOR => (transposed(&a, update.input()), vec![update.input(), rank]),
-            _ => (a.into_owned(), vec![rank, update.input()]),
+            EMBEDDING_TENSOR => (update.a().transposed().values().into_owned(), vec![update.input(), rank]),
+            _ => (update.a().values().into_owned(), vec![rank, update.input()]),
         };
         for (suffix, shape, values) in [("lora_a", shape, a), ("lora_b", vec![update.output(), rank], b)] {
             let name = format!("{tensor}.{suffix}");
             self.header.tensors.push(GgufTensor { name, shape, dtype: GgmlType::F32 });
             self.values.push(values);
         }
+        Ok(())
     }
 
     /// Writes the file, which appears whole.
@@ -96,20 +99,6 @@ fn common_alpha(adapter: &Adapter) -> f32 {
     let common = alphas.iter().copied().reduce(|best, other| if count(other) > count(best) { other } else { best });
     // llama.cpp takes an alpha of 0 for none, and then does not scale.
     common.filter(|&alpha| alpha != 0.0).unwrap_or(1.0)
-}
-
-/// The rows of each head, with those of its first and second half in turn.
-fn interleaved<'a>(rows: &[&'a [f32]], heads: usize) -> Vec<&'a [f32]> {
-    let of_head = |head: &[&'a [f32]]| {
-        let (first, second) = head.split_at(head.len() / 2);
-        first.iter().zip(second).flat_map(|(one, other)| [*one, *other]).collect::<Vec<_>>()
-    };
-    rows.chunks_exact(rows.len() / heads.max(1)).flat_map(of_head).collect()
-}
-
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns;
-    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
 #[cfg(test)]
@@ -180,5 +169,17 @@ mod tests {
         let one = adapter(&[("model.layers.0.mlp.router", 2, 1.0)]);
         assert!(error(&one, &base("llama")).contains("model.layers.0.mlp.router"));
         assert!(error(&one, &base("unheard_of")).contains("unheard_of"));
+    }
+
+    #[test]
+    fn rows_of_unknown_or_other_heads_are_refused() {
+        let chain = |outputs: usize, base: &BaseIdentity| {
+            let adapter = adapter(&[("model.layers.0.self_attn.q_proj", outputs, 1.0)]);
+            GgufExport::new("e", &adapter, base).err().unwrap().chain()
+        };
+        let other = chain(6, &base("llama"));
+        assert!(other.contains("q_proj") && other.contains("not 2 heads of an even size"), "{other}");
+        let unknown = chain(8, &BaseIdentity { dimensions: BTreeMap::new(), ..base("llama") });
+        assert!(unknown.contains("q_proj") && unknown.contains("--base"), "{unknown}");
     }
 }

@@ -7,7 +7,9 @@ use lorakit_format::gguf::{GgmlType, GgufEntry, GgufFile, GgufValue};
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
-use crate::gguf_names::{EMBEDDING, EMBEDDING_TENSOR, architecture_name, head_count, module_path, reordered_heads};
+use crate::gguf_names::{
+    EMBEDDING, EMBEDDING_TENSOR, architecture_name, head_count, module_path, reordered_heads, row_order,
+};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
 use crate::matrix::{Matrix, Precision};
@@ -138,7 +140,7 @@ impl<'a> GgufLora<'a> {
         let mut a = self.matrix(a.ok_or_else(|| missing("lora_a"))?)?;
         let mut b = self.matrix(b.ok_or_else(|| missing("lora_b"))?)?;
         if tensor == EMBEDDING_TENSOR {
-            a = transposed(&a)?;
+            a = a.transposed();
         }
         if let Some(dimension) = reordered_heads(module, self.architecture) {
             let heads = base.and_then(|base| head_count(dimension, base)).ok_or(AdapterError::GgufHeads)?;
@@ -167,27 +169,11 @@ impl<'a> GgufLora<'a> {
     }
 }
 
-/// The rows of each head, of which those of the first and the second half came in turn, with the first half first.
+/// A matrix with its rows in Hugging Face's order, whose rows are those of `heads` heads in llama.cpp's.
 fn with_halves_apart(matrix: &Matrix, heads: usize) -> Result<Matrix> {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    if heads == 0 || !rows.is_multiple_of(2 * heads) {
-        return Err(AdapterError::Shape(format!(
-            "has {rows} outputs, which are not {heads} heads of an even size; is it of another base?"
-        )));
-    }
-    let (head, values) = (rows / heads, matrix.values());
-    let row = |at: usize| {
-        let (head_start, within) = (at / head * head, at % head);
-        head_start + within % (head / 2) * 2 + within / (head / 2)
-    };
-    let apart = (0..rows).flat_map(|at| &values[row(at) * cols..][..cols]).copied();
-    Matrix::new(rows, cols, apart.collect())
-}
-
-fn transposed(matrix: &Matrix) -> Result<Matrix> {
     let (rows, cols, values) = (matrix.rows(), matrix.cols(), matrix.values());
-    let turned = (0..cols).flat_map(|col| (0..rows).map(move |row| (row, col)));
-    Matrix::new(cols, rows, turned.map(|(row, col)| values[row * cols + col]).collect())
+    let order = row_order(rows, heads)?;
+    Matrix::new(rows, cols, order.into_iter().flat_map(|row| &values[row * cols..][..cols]).copied().collect())
 }
 
 #[cfg(test)]
