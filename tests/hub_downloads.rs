@@ -168,6 +168,35 @@ fn a_repository_without_usable_weights_says_what_it_has() {
     let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
     let error = info("hub:acme/tiny", &settings).failed(1);
     assert_contains(&error, &["hub:acme/tiny", "no weights in safetensors", "it has", "pytorch_model.bin"]);
+    for name in ["tiny-Q8_0.gguf", "tiny-Q4_K.gguf"] {
+        std::fs::write(folder.join(name), "no").unwrap();
+    }
+    let server = HubServer::of(vec![LocalRepository::model("acme/tiny", NEWER, &folder)]);
+    let error = info("hub:acme/tiny", &[("HF_ENDPOINT", server.address()), settings[1]]).failed(1);
+    assert_contains(&error, &["its weights are in GGUF; name one file: --base hub:acme/tiny/tiny-Q4_K.gguf"]);
+}
+
+#[test]
+fn all_files_of_a_split_model_are_downloaded_and_no_others() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    let own = ["tiny-00001-of-00002.gguf", "tiny-00002-of-00002.gguf"];
+    let others = ["tiny-Q8_0-00001-of-00002.gguf", "tiny.gguf", "model.safetensors"];
+    for name in own.iter().chain(&others[..2]) {
+        std::fs::write(folder.join(name), "no").unwrap();
+    }
+    let server = HubServer::of(vec![LocalRepository::model("acme/tiny", COMMIT, &folder)]);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+    assert_contains(&info(&format!("hub:acme/tiny/{}", own[1]), &settings).failed(1), &["not a GGUF file"]);
+    let snapshot = home.join("hub/models--acme--tiny/snapshots").join(COMMIT);
+    assert!(own.iter().all(|name| snapshot.join(name).exists()));
+    assert!(!others.iter().any(|name| snapshot.join(name).exists()));
+    // A partial copy is no copy.
+    std::fs::remove_file(snapshot.join(own[0])).unwrap();
+    let offline = [&settings[..], &[("HF_HUB_OFFLINE", "1")]].concat();
+    let error = info(&format!("hub:acme/tiny/{}", own[1]), &offline).failed(1);
+    assert_contains(&error, &["is incomplete: it has no tiny-00001-of-00002.gguf"]);
 }
 
 /// Each message has words of its own and says what to do.

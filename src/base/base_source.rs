@@ -70,7 +70,7 @@ impl BaseSource {
         match self {
             Self::Gguf(file) => Ok(gguf(file.clone(), context.base_name.clone(), context)),
             Self::HubGguf(repository, file) => {
-                let folder = snapshot(repository, &GgufFiles { file }, context)?;
+                let folder = snapshot(repository, &GgufFiles::of(file), context)?;
                 let name = context.base_name.clone().or_else(|| Some(repository.name.clone()));
                 Ok(gguf(folder.join(file), name, context))
             }
@@ -82,7 +82,7 @@ impl BaseSource {
                 Ok(ResolvedBase::Folder { folder: folder.clone(), name, output: context.output })
             }
             Self::Hub(repository) => Ok(ResolvedBase::Folder {
-                folder: snapshot(repository, &BaseFiles, context)?,
+                folder: snapshot(repository, &BaseFiles { repository }, context)?,
                 name: context.base_name.clone().or_else(|| Some(repository.name.clone())),
                 output: context.output,
             }),

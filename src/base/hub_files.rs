@@ -2,8 +2,10 @@
 //! the same weights again in other formats.
 
 use crate::base::model_files::is_model_file;
+use crate::hub::repository::Repository;
 use crate::hub::snapshot::{NeededFiles, RemoteSnapshot};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use lorakit_format::gguf::shard_names;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,11 +14,19 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The files of a base.
-pub struct BaseFiles;
+pub struct BaseFiles<'a> {
+    /// Its repository as typed, for messages.
+    pub repository: &'a Repository,
+}
 
-impl NeededFiles for BaseFiles {
+impl NeededFiles for BaseFiles<'_> {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
         let files: Vec<&str> = remote.info.files().collect();
+        let has_weights = files.contains(&WEIGHTS) || files.contains(&INDEX);
+        // It may hold several quantisations of one model.
+        if let Some(file) = files.iter().filter(|file| file.ends_with(".gguf")).min().filter(|_| !has_weights) {
+            bail!("its weights are in GGUF; name one file: --base {}/{file}", self.repository);
+        }
         for file in files.iter().filter(|file| is_model_file(file)) {
             remote.get(file)?;
         }
@@ -51,31 +61,27 @@ impl NeededFiles for BaseFiles {
 }
 
 /// A GGUF file of a repository, with the others that the model is split into, and the tokenizer and licence beside it.
-pub struct GgufFiles<'a> {
-    /// Its path within the repository.
-    pub file: &'a str,
+pub struct GgufFiles {
+    /// The paths of the model's files within the repository.
+    shards: Vec<String>,
 }
 
-impl GgufFiles<'_> {
-    /// What the names of all files of the model start and end with.
-    fn shard_pattern(&self) -> Option<(&str, &str)> {
-        let (first, count) = self.file.rsplit_once("-of-")?;
-        Some((first.rsplit_once('-')?.0, count))
+impl GgufFiles {
+    /// The files of the model that `file`, a path within the repository, is of.
+    pub fn of(file: &str) -> Self {
+        Self { shards: shard_names(file).unwrap_or_else(|| vec![file.to_owned()]) }
     }
 }
 
-impl NeededFiles for GgufFiles<'_> {
+impl NeededFiles for GgufFiles {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
-        let is_shard = |file: &str| {
-            let within = self.shard_pattern().map(|(start, end)| file.starts_with(start) && file.ends_with(end));
-            file == self.file || within == Some(true)
-        };
+        let is_shard = |file: &str| self.shards.iter().any(|shard| shard == file);
         let files: Vec<&str> = remote.info.files().filter(|file| is_model_file(file) || is_shard(file)).collect();
         files.into_iter().try_for_each(|file| remote.get(file).map(|_| ()))
     }
 
     fn missing(&self, folder: &Path) -> Option<String> {
-        (!folder.join(self.file).exists()).then(|| self.file.to_owned())
+        self.shards.iter().find(|shard| !folder.join(shard).exists()).cloned()
     }
 }
 

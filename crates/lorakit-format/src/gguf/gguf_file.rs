@@ -28,7 +28,6 @@ const SMALLEST_TENSOR: usize = 8 + 1 + 4 + 8 + 4 + 8;
 pub struct GgufFile {
     path: PathBuf,
     bytes: FileBytes,
-    data_start: usize,
     metadata: BTreeMap<String, GgufValue>,
     tensors: BTreeMap<String, GgufEntry>,
 }
@@ -60,7 +59,7 @@ impl GgufFile {
     pub fn from_bytes(path: impl Into<PathBuf>, bytes: FileBytes) -> Result<Self, FormatError> {
         let path = path.into();
         match read_header(&bytes) {
-            Ok((data_start, metadata, tensors)) => Ok(Self { path, bytes, data_start, metadata, tensors }),
+            Ok((metadata, tensors)) => Ok(Self { path, bytes, metadata, tensors }),
             Err(reason) => Err(FormatError::Gguf { path, reason }),
         }
     }
@@ -73,16 +72,6 @@ impl GgufFile {
     /// All bytes of the file, which the entries' ranges are of.
     pub fn bytes(&self) -> &FileBytes {
         &self.bytes
-    }
-
-    /// What stands before the values: metadata and the tensors' descriptions.
-    pub fn header(&self) -> &[u8] {
-        &self.bytes[..self.data_start]
-    }
-
-    /// The values of all tensors, side by side.
-    pub fn data(&self) -> &[u8] {
-        &self.bytes[self.data_start..]
     }
 
     /// The metadata, by key.
@@ -101,8 +90,8 @@ impl GgufFile {
     }
 }
 
-/// The start of the data, the metadata and the tensors.
-type Header = (usize, BTreeMap<String, GgufValue>, BTreeMap<String, GgufEntry>);
+/// The metadata and the tensors.
+type Header = (BTreeMap<String, GgufValue>, BTreeMap<String, GgufEntry>);
 
 fn read_header(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = ByteReader::new(bytes);
@@ -130,8 +119,7 @@ fn read_header(bytes: &[u8]) -> Result<Header, String> {
     if start > bytes.len() {
         return Err(format!("the file ends before its tensors' values{INCOMPLETE}"));
     }
-    let tensors = place(list, alignment, start..bytes.len())?;
-    Ok((start, metadata, tensors))
+    Ok((metadata, place(list, alignment, start..bytes.len())?))
 }
 
 fn read_metadata(reader: &mut ByteReader, entries: usize) -> Result<BTreeMap<String, GgufValue>, String> {
@@ -278,7 +266,7 @@ mod tests {
         let q = &file.tensors()["q"];
         assert_eq!((q.dtype.name, &q.shape[..], q.bytes.len()), ("Q4_0", &[2, 64][..], 72));
         assert!(file.bytes()[q.bytes.clone()].iter().all(|&byte| byte == b'q'));
-        assert_eq!((file.header().len() + file.data().len(), file.header().len() % 32), (bytes.len(), 0));
+        assert_eq!(q.bytes.start % 32, 0);
         let older = with(&bytes, b"GGUF\x03", b"GGUF\x02");
         assert_eq!(read(&older).unwrap().tensors(), file.tensors());
     }
@@ -330,7 +318,7 @@ mod tests {
     fn cut_and_mutated_files_do_no_harm() {
         let bytes = small();
         let whole = read(&bytes).unwrap();
-        let last = whole.tensors()["v"].bytes.end;
+        let (header, last) = (whole.tensors()["q"].bytes.start, whole.tensors()["v"].bytes.end);
         for cut in 0..last {
             assert!(read(&bytes[..cut]).is_err(), "{cut} of {} bytes", bytes.len());
         }
@@ -338,7 +326,7 @@ mod tests {
             let mut draws = Key::new(round, "gguf").stream();
             let mut mutated = bytes.clone();
             for _ in 0..1 + draws.below(4) {
-                let at = draws.below(whole.header().len());
+                let at = draws.below(header);
                 mutated[at] = [0, 1, 0x7f, 0x80, 0xff, draws.below(256) as u8][draws.below(6)];
             }
             let Ok(file) = read(&mutated) else { continue };

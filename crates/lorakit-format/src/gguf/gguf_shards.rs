@@ -2,7 +2,8 @@
 //! metadata, and each file some of the tensors.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::Path;
 
 use crate::error::FormatError;
 use crate::gguf::gguf_file::{GgufEntry, GgufFile};
@@ -30,12 +31,14 @@ impl GgufShards {
         if count <= 1 {
             return Ok(Self { files: vec![named] });
         }
-        let paths = shard_paths(path, count).ok_or_else(|| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let names = name.and_then(shard_names).filter(|names| names.len() as u64 == count).ok_or_else(|| {
             named.error(format!(
                 "key `{COUNT_KEY}` is {count}; expected a file name such as NAME-00001-of-{count:05}.gguf"
             ))
         })?;
-        let files = paths.iter().map(|path| GgufFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+        let open = |name: &String| GgufFile::open(&path.with_file_name(name));
+        let files = names.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         for (index, file) in files.iter().enumerate() {
             for (key, expected) in [(INDEX_KEY, index as u64), (COUNT_KEY, count)] {
                 let found = number(file, key)?;
@@ -102,12 +105,18 @@ fn number(file: &GgufFile, key: &str) -> Result<Option<u64>, FormatError> {
     Ok(Some(number))
 }
 
-/// The paths of all files of which `path` is one; none if its name does not say so.
-fn shard_paths(path: &Path, count: u64) -> Option<Vec<PathBuf>> {
-    let suffix = format!("-of-{count:05}.gguf");
-    let (stem, index) = path.file_name()?.to_str()?.strip_suffix(&suffix)?.rsplit_once('-')?;
-    let is_index = index.len() == 5 && index.parse().is_ok_and(|index: u64| (1..=count).contains(&index));
-    is_index.then(|| (1..=count).map(|index| path.with_file_name(format!("{stem}-{index:05}{suffix}"))).collect())
+/// The names of all files of a model that is split, by the name of one of them, such as `m-00001-of-00003.gguf`, which may
+/// have folders before it. None if it is no such name.
+pub fn shard_names(name: &str) -> Option<Vec<String>> {
+    let (start, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, index) = start.rsplit_once('-')?;
+    let number = |digits: &str| -> Option<u32> {
+        let is_number = digits.len() == 5 && digits.bytes().all(|digit| digit.is_ascii_digit());
+        if is_number { digits.parse().ok() } else { None }
+    };
+    let (index, count) = (number(index)?, number(count)?);
+    let name = |index: u32| format!("{stem}-{index:05}-of-{count:05}.gguf");
+    (1..=count).contains(&index).then(|| (1..=count).map(name).collect())
 }
 
 #[cfg(test)]
@@ -153,5 +162,16 @@ mod tests {
         std::fs::copy(&first, &renamed).unwrap();
         let error = GgufShards::open(&renamed).unwrap_err().to_string();
         assert!(error.contains("m.gguf: key `split.count` is 2; expected a file name"), "{error}");
+    }
+
+    #[test]
+    fn the_files_of_a_split_model_have_its_name_and_their_index() {
+        let names = shard_names("q8/m-00002-of-00002.gguf").unwrap();
+        assert_eq!(names, ["q8/m-00001-of-00002.gguf", "q8/m-00002-of-00002.gguf"]);
+        for other in
+            ["m.gguf", "m-00003-of-00002.gguf", "m-00000-of-00002.gguf", "m-1-of-2.gguf", "m-+0001-of-00002.gguf"]
+        {
+            assert_eq!(shard_names(other), None);
+        }
     }
 }

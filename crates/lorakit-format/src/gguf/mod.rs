@@ -14,6 +14,6 @@ mod gguf_writer;
 
 pub use ggml_type::GgmlType;
 pub use gguf_file::{GgufEntry, GgufFile};
-pub use gguf_shards::GgufShards;
+pub use gguf_shards::{GgufShards, shard_names};
 pub use gguf_value::GgufValue;
 pub use gguf_writer::{GgufHeader, GgufTensor, write_file};
