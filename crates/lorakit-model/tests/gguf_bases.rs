@@ -163,6 +163,10 @@ fn what_is_not_a_supported_model_is_refused_by_name() {
         &["`llama.block_count` is missing"],
     );
     contains(
+        &|model| model.set("llama.block_count", GgufValue::U32(u32::MAX)),
+        &["`llama.block_count` is 4294967295, but there are"],
+    );
+    contains(
         &|model| model.set("llama.attention.head_count", text("four")),
         &["`llama.attention.head_count`", "expected a whole number"],
     );

@@ -71,7 +71,7 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
         "vocab_size": keys.rows("token_embd.weight"),
         "hidden_size": hidden,
         "intermediate_size": keys.required("feed_forward_length")?,
-        "num_hidden_layers": keys.required("block_count")?,
+        "num_hidden_layers": layers(keys)?,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.count("attention.head_count_kv")?.unwrap_or(heads),
         "head_dim": head_dim,
@@ -96,6 +96,15 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         _ => Ok(Map::new()),
     }
+}
+
+/// Number of layers, each of which has tensors: what follows holds names for all of them.
+fn layers(keys: &GgufKeys) -> Result<usize> {
+    let (layers, tensors) = (keys.required("block_count")?, keys.tensors());
+    if layers > tensors {
+        return Err(keys.error("block_count", &format!("is {layers}, but there are {tensors} tensors")));
+    }
+    Ok(layers)
 }
 
 /// Features of a head.

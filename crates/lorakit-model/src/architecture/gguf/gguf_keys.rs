@@ -101,6 +101,11 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
+    /// How many tensors there are.
+    pub(crate) fn tensors(&self) -> usize {
+        self.shards.tensors().count()
+    }
+
     /// Whether the file has a tensor.
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.shards.tensors().any(|(known, ..)| known == name)
