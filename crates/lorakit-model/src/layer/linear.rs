@@ -1,6 +1,7 @@
 //! The linear layers of a site as one op. Where they are frozen, its backward computes the gradient of the input only.
 
-use crate::weights::mmap_matrix::{self, MmapMatrix};
+use crate::weights::matrix_products::forward_side_by_side;
+use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Shape, Tensor, bail};
@@ -146,7 +147,7 @@ impl FrozenProjections {
             return Vec::new();
         }
         let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
-        let write = |y: &mut [f32]| mmap_matrix::forward_side_by_side(&weights, x, y, precision);
+        let write = |y: &mut [f32]| forward_side_by_side(&weights, x, y, precision);
         // SAFETY: the products of all projections overwrite all columns.
         let mut y = unsafe { written(tokens * width, write) };
         let mut start = 0;

@@ -4,7 +4,8 @@
 use crate::layer::linear::{gradient_product, product};
 use crate::layer::logit_scale::LogitScale;
 use crate::vector_math::{exp, largest, total};
-use crate::weights::mmap_matrix::{self, MmapMatrix};
+use crate::weights::matrix_products::forward_side_by_side;
+use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};
@@ -80,7 +81,7 @@ impl LmHead {
             Weight::Mapped(weight) => {
                 let (tokens, rows) = (h.dim(0)?, weight.rows());
                 let y = cpu_tensor::with_values(&h, "logits", |h| {
-                    let write = |y: &mut [f32]| mmap_matrix::forward_side_by_side(&[weight], h, y, precision);
+                    let write = |y: &mut [f32]| forward_side_by_side(&[weight], h, y, precision);
                     // SAFETY: the product overwrites all values.
                     unsafe { written(tokens * rows, write) }
                 })?;
