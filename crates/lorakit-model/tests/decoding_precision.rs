@@ -54,8 +54,13 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+/// How far rounding tokens may move logits, of the largest one. In f64 it moves those of these sequences by at most 0.021, but
+/// by 0.048 over those in Q6_K, whose weights are five times as large.
+const MOVED: f32 = 0.03;
+const MOVED_Q6_K: f32 = 0.06;
+
 /// Compares both precisions over one file.
-fn check_against_exact(file: &Path) {
+fn check_against_exact(file: &Path, bound: f32) {
     let name = file.display();
     let (exact, rounded) = (open(file, TokenPrecision::Exact), open(file, TokenPrecision::EightBit));
     let all = sequence(0);
@@ -70,7 +75,7 @@ fn check_against_exact(file: &Path) {
     for (step, expected) in expected[PROMPT.len() - 1..].iter().enumerate() {
         assert!(largest_difference(&one[step][0], expected) <= 1e-4 * size, "{name}: exact step {step}");
         let difference = largest_difference(&alone[step][0], expected);
-        assert!(difference <= 0.1 * size, "{name}: step {step} is {difference} off, of {size}");
+        assert!(difference <= bound * size, "{name}: step {step} is {difference} off, of {size}");
         assert!(step > 0 || difference <= 1e-4 * size, "{name}: the prompt is computed exactly");
         moved = moved.max(difference);
     }
@@ -133,7 +138,7 @@ fn decoding_with_rounded_tokens_is_close_to_exact_and_does_not_depend_on_other_r
     let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/llama/base");
     let mut model = GgufModel::of_folder(&base, Types::Quantized);
     model.write(&file);
-    check_against_exact(&file);
+    check_against_exact(&file, MOVED);
     check_places(&file);
     cut_mlps(&mut model);
     model.write(&file);
@@ -146,7 +151,7 @@ fn decoding_over_every_block_type_is_close_to_exact_and_does_not_depend_on_other
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/gguf");
     for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_qwen2"] {
         let file = folder.join(name).with_extension("gguf");
-        check_against_exact(&file);
+        check_against_exact(&file, if name == "Q6_K" { MOVED_Q6_K } else { MOVED });
         check_places(&file);
         check_alone(&file);
     }
