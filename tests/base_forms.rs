@@ -54,3 +54,18 @@ fn a_base_is_compared_with_its_rounded_form_bare_and_with_each_expert() {
     assert_contains(&verify(&base, &["--experts", "e0"]).failed(2), &["--library"]);
     assert_contains(&run(["verify", "--base", &base]).failed(2), &["--library"]);
 }
+
+#[test]
+fn logits_that_are_not_finite_are_no_comparison() {
+    let base = peft_fixture("mistral").join("base").display().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().display().to_string();
+    fs::copy(format!("{base}/config.json"), format!("{broken}/config.json")).unwrap();
+    let mut tensors = load(format!("{base}/model.safetensors"), &Device::Cpu).unwrap();
+    let norm = tensors.get_mut("model.norm.weight").unwrap();
+    *norm = norm.affine(f64::NAN, 0.0).unwrap();
+    save(&tensors, format!("{broken}/model.safetensors")).unwrap();
+    let found = run(["verify", "--base", &base, "--other-base", &broken]);
+    assert_eq!(found.code, 1);
+    assert_contains(&found.stderr, &["logits that are not finite: base"]);
+}

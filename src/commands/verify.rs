@@ -112,7 +112,7 @@ pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
     }
 }
 
-/// States how far another form of the base is from it; fails beyond a tolerance that was typed.
+/// States how far another form of the base is from it; fails beyond a tolerance that was typed, and where logits are not finite.
 fn compare_forms(
     other: &BaseSource,
     library: Option<&Library>,
@@ -132,8 +132,8 @@ fn compare_forms(
     };
     let rows = RandomRows::new(&base, args.tokens.get(), context.seed);
     let compared = base_forms::compare(&base, &other, &experts, &rows, &context.output)?;
-    // A NaN difference exceeds any tolerance.
-    let is_ok = |of: &FormDifference| args.tolerance.is_none_or(|tolerance| of.difference <= tolerance);
+    // A NaN or infinite difference exceeds any tolerance, and is no comparison without one.
+    let is_ok = |of: &FormDifference| of.difference <= args.tolerance.unwrap_or(f64::MAX);
     let failed: Vec<&str> = compared.iter().filter(|of| !is_ok(of)).map(|of| of.name.as_str()).collect();
     let [name, other_name] = [&base, &other].map(|base| &base.identity().name);
     let document = json!({
@@ -151,8 +151,11 @@ fn compare_forms(
             rows.tokens()
         )
     })?;
-    let tolerance = args.tolerance.unwrap_or_default();
-    ensure!(failed.is_empty(), "beyond the tolerance on logits, {tolerance:e}: {}", failed.join(", "));
+    let judged = match args.tolerance {
+        Some(tolerance) => format!("beyond the tolerance on logits, {tolerance:e}"),
+        None => "logits that are not finite".to_owned(),
+    };
+    ensure!(failed.is_empty(), "{judged}: {}", failed.join(", "));
     Ok(())
 }
 
