@@ -112,7 +112,7 @@ pub fn run(args: VerifyArgs, context: &CommandContext) -> Result<()> {
     }
 }
 
-/// States how far another form of the base is from it; fails beyond a tolerance that was typed, and where logits are not finite.
+/// States how far another form of the base is from it; fails beyond a typed tolerance, and where logits are not finite.
 fn compare_forms(
     other: &BaseSource,
     library: Option<&Library>,
