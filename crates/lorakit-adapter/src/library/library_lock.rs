@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -14,11 +15,15 @@ use lorakit_format::{FolderLock, LockAttempt};
 use crate::error::Result;
 use crate::library::library_layout::{LOCK_FILE, PART, RUNS, refuse_link, subfolder_names};
 
-/// The right to change a library or a part of a run, released when dropped or when the process ends.
-#[derive(Debug)]
-pub struct LibraryLock(FolderLock);
+/// The right to change a library or a part of a run, released when its last clone is dropped or when the process ends.
+#[derive(Clone, Debug)]
+pub struct LibraryLock(Arc<FolderLock>);
 
 impl LibraryLock {
+    fn new(lock: FolderLock) -> Self {
+        Self(Arc::new(lock))
+    }
+
     /// Checks that no other process has taken over, which is possible where locks are leases; see
     /// [`FolderLock::ensure_held`].
     ///
@@ -37,18 +42,21 @@ impl LibraryLock {
 /// Asked before each pause of a process that waits for a lock: whether it is to go on waiting.
 pub type GoOn<'a> = dyn FnMut() -> bool + 'a;
 
+/// Recovers what a killed process left half done in a library.
+pub(crate) type Recover<'a> = dyn Fn() -> Result<()> + 'a;
+
 /// Waits for the lock of the library at `root`, of which only the folder need exist; `None` where `go_on` ended that.
 pub(crate) fn acquire(root: &Path, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
     let mut attempt = attempt(root, root)?;
-    wait(go_on, || Ok(attempt.try_acquire()?.map(LibraryLock)))
+    wait(go_on, || Ok(attempt.try_acquire()?.map(LibraryLock::new)))
 }
 
 /// As [`acquire`], but only when no other process trains a part of a run of the library.
-pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
+pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn, recover: &Recover) -> Result<Option<LibraryLock>> {
     let mut library = attempt(root, root)?;
     let mut parts: BTreeMap<PathBuf, LockAttempt> = BTreeMap::new();
     wait(go_on, || {
-        let Some(lock) = library.try_acquire()? else { return Ok(None) };
+        let Some(lock) = try_recovered(&mut library, recover)? else { return Ok(None) };
         for folder in part_folders(root)? {
             if !parts.contains_key(&folder) {
                 parts.insert(folder.clone(), attempt(root, &folder)?);
@@ -59,17 +67,32 @@ pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn) -> Result<Option<Libr
                 return Ok(None);
             }
         }
-        Ok(Some(LibraryLock(lock)))
+        Ok(Some(lock))
     })
 }
 
 /// Waits for the locks of the library at `root` and of a part in `folder`, which exists.
-pub(crate) fn acquire_part(root: &Path, folder: &Path, go_on: &mut GoOn) -> Result<Option<(LibraryLock, LibraryLock)>> {
+pub(crate) fn acquire_part(
+    root: &Path,
+    folder: &Path,
+    go_on: &mut GoOn,
+    recover: &Recover,
+) -> Result<Option<(LibraryLock, LibraryLock)>> {
     let (mut library, mut part) = (attempt(root, root)?, attempt(root, folder)?);
     wait(go_on, || {
-        let Some(library) = library.try_acquire()? else { return Ok(None) };
-        Ok(part.try_acquire()?.map(|part| (LibraryLock(library), LibraryLock(part))))
+        let Some(library) = try_recovered(&mut library, recover)? else { return Ok(None) };
+        Ok(part.try_acquire()?.map(|part| (library, LibraryLock::new(part))))
     })
+}
+
+/// Locks a library, and recovers at once if the lock's previous holder was killed: the lock may be given up again for want
+/// of a part's, and then tells nobody any more.
+fn try_recovered(library: &mut LockAttempt, recover: &Recover) -> Result<Option<LibraryLock>> {
+    let Some(lock) = library.try_acquire()?.map(LibraryLock::new) else { return Ok(None) };
+    if lock.after_crash() {
+        recover()?;
+    }
+    Ok(Some(lock))
 }
 
 fn attempt(root: &Path, folder: &Path) -> Result<LockAttempt> {

@@ -35,7 +35,7 @@ impl Library {
     /// # Errors
     /// As [`lock`](Self::lock).
     pub fn lock_while(&self, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
-        let Some(lock) = library_lock::acquire_alone(self.root(), go_on)? else { return Ok(None) };
+        let Some(lock) = library_lock::acquire_alone(self.root(), go_on, &|| self.recover())? else { return Ok(None) };
         self.recover()?;
         library_lock::part_folders(self.root())?.iter().try_for_each(|folder| atomic::recover(folder))?;
         Ok(Some(lock))
@@ -56,7 +56,10 @@ impl Library {
     pub fn lock_for_change(&self) -> Result<LibraryLock> {
         loop {
             if let Some(lock) = library_lock::acquire(self.root(), &mut || true)? {
-                self.recover_from_crash(&lock)?;
+                // A look at every folder before each change would take longer the more experts there are.
+                if lock.after_crash() {
+                    self.recover()?;
+                }
                 return Ok(lock);
             }
         }
@@ -70,10 +73,11 @@ impl Library {
     pub fn lock_part(&self, id: &str, part: usize, go_on: &mut GoOn) -> Result<Option<(LibraryLock, LibraryLock)>> {
         let folder = self.part_folder(id, part)?;
         fs::create_dir_all(&folder).within(|| format!("{}: cannot be created", folder.display()))?;
-        let Some((library, part)) = library_lock::acquire_part(self.root(), &folder, go_on)? else { return Ok(None) };
-        self.recover_from_crash(&library)?;
-        atomic::recover(&folder)?;
-        Ok(Some((library, part)))
+        let locks = library_lock::acquire_part(self.root(), &folder, go_on, &|| self.recover())?;
+        if locks.is_some() {
+            atomic::recover(&folder)?;
+        }
+        Ok(locks)
     }
 
     /// The folder of the part `part` of the run `id`.
@@ -84,12 +88,6 @@ impl Library {
         let folder = self.run_folder(id)?.join(format!("{PART}{part}"));
         refuse_link(&folder)?;
         Ok(folder)
-    }
-
-    /// Recovers if the lock's previous holder was killed. A look at every folder before each change would take longer the
-    /// more experts there are.
-    fn recover_from_crash(&self, lock: &LibraryLock) -> Result<()> {
-        if lock.after_crash() { self.recover() } else { Ok(()) }
     }
 
     /// Recovers what a killed process left half done; only for the holder of the lock.

@@ -217,6 +217,14 @@ fn a_change_after_a_crash_recovers_first() {
     fs::write(temporary.path().join(".lock"), "x").unwrap();
     drop(library.lock_for_change().unwrap());
     assert!(!left.exists());
+
+    // By one that gives the lock up again, since a part is trained, too.
+    let (planning, part) = library.lock_part("run", 0, &mut || false).unwrap().unwrap();
+    drop(planning);
+    fs::create_dir(&left).unwrap();
+    fs::write(temporary.path().join(".lock"), "x").unwrap();
+    assert!(library.try_lock().unwrap().is_none() && !left.exists());
+    drop(part);
 }
 
 #[test]
