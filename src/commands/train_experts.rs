@@ -165,10 +165,10 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     }
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;
     context.note_other_form(&library, &base);
-    let _lock = match train.part {
-        None => Some(lock_for(&library, &base, context)?),
+    let library = match train.part {
+        None => library.guarded_by(&[&lock_for(&library, &base, context)?]),
         // The part locks the library itself, for moments.
-        Some(_) => ensure_same_base(&library, &base).map(|()| None)?,
+        Some(_) => ensure_same_base(&library, &base).map(|()| library)?,
     };
     if let Some(k) = args.mode.mbc {
         return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);

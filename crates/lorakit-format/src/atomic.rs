@@ -248,6 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_finds_nothing_to_rename_after_another_has_cleaned_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, tree) = (folder.path().join("file"), folder.path().join("tree"));
+        write_file(&file, b"old").unwrap();
+        create_folder(&tree, |tree| write_file(&tree.join("a"), b"a")).unwrap();
+        let clean_up = || recover(folder.path());
+        let late = write_file_by(&file, |temporary| {
+            fs::write(temporary, b"late").unwrap();
+            clean_up()
+        });
+        let late_tree = replace_folder(&tree, |tree| {
+            write_file(&tree.join("late"), b"late")?;
+            clean_up()
+        });
+        assert!(late.is_err() && late_tree.is_err());
+        assert_eq!((fs::read(&file).unwrap().as_slice(), names(&tree)), (&b"old"[..], vec!["a".to_owned()]));
+        assert_eq!(names(folder.path()), ["file", "tree"]);
+    }
+
+    #[test]
     fn recovery_restores_a_folder_whose_replacement_never_came() {
         let folder = tempfile::tempdir().unwrap();
         for name in [".old-a", ".old-b", "b", ".new-x"] {

@@ -3,8 +3,12 @@
 //! Each acquisition creates a file of the next number, `.lease-EPOCH`, which only one process can create. Its holder
 //! rewrites it several times per lease time. A process that waits and sees the same text for a whole lease time, by its own
 //! monotonic clock, creates the next one: no clocks of two machines are compared. The holder checks before each change that
-//! no higher number exists, so that one that wakes after such a takeover changes nothing. Between that check and the change
-//! a moment remains that only the storage itself could close.
+//! no higher number exists, so that one that wakes after such a takeover changes nothing.
+//!
+//! A holder may be suspended between that check and its change. Where a change is a rename ([`crate::atomic`]), the check
+//! belongs between the write of the temporary file and the rename: who takes over removes temporary files
+//! ([`crate::atomic::recover`]) before it does anything else, and the late rename finds nothing. Small files that are
+//! checked only before they are written (logs, run.json) keep that moment.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};

@@ -66,7 +66,8 @@ impl Library {
         atomic::replace_folder(&place, |folder| -> Result<(), E> {
             fill(folder)?;
             let sha256 = sha256_of_file(&folder.join(MODEL_WEIGHTS_FILE))?;
-            Ok(write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })?)
+            write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })?;
+            Ok(self.ensure_held()?)
         })?;
         Ok(self.record_base()?)
     }

@@ -147,7 +147,8 @@ impl Library {
         atomic::replace_folder(&place, |folder| {
             atomic::write_file(&folder.join(STATE_FILE), state)?;
             let record = RouterRecord { state_sha256: sha256(state), experts: experts.to_vec(), origin };
-            write_json(&folder.join(RECORD_FILE), &record)
+            write_json(&folder.join(RECORD_FILE), &record)?;
+            self.ensure_held()
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::library::json_file::{read_json, read_json_if_exists, write_json};
 use crate::library::library_layout::{
     EXPERTS, INDEX_FILE, RECORD_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
-use crate::library::library_lock;
+use crate::library::library_lock::{self, LibraryLock};
 use crate::library::similar_names::similar_names;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::WEIGHTS_FILE;
@@ -34,6 +34,8 @@ const FORMAT: u32 = 1;
 pub struct Library {
     root: PathBuf,
     index: Index,
+    /// The locks without which nothing is changed.
+    locks: Vec<LibraryLock>,
 }
 
 /// library.json.
@@ -78,7 +80,7 @@ impl Library {
             )));
         }
         refuse_links(root)?;
-        Ok(Self { root: root.to_owned(), index })
+        Ok(Self { root: root.to_owned(), index, locks: Vec::new() })
     }
 
     /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened
@@ -113,7 +115,21 @@ impl Library {
         }
         refuse_foreign_files(root)?;
         let index = Index { format: FORMAT, name: String::new(), base: Some(base.clone()) };
-        Ok(Self { root: root.to_owned(), index })
+        Ok(Self { root: root.to_owned(), index, locks: Vec::new() })
+    }
+
+    /// The same library, which keeps these locks, and refuses each change after another process has taken one of them over.
+    /// Experts, models and routers are checked when all is written and only the rename is left: who takes over removes what
+    /// has not been renamed.
+    #[must_use]
+    pub fn guarded_by(&self, locks: &[&LibraryLock]) -> Self {
+        let locks = self.locks.iter().chain(locks.iter().copied()).cloned().collect();
+        Self { locks, ..self.clone() }
+    }
+
+    /// Checks that no other process has taken over a lock that guards this library.
+    pub(crate) fn ensure_held(&self) -> Result<()> {
+        self.locks.iter().try_for_each(LibraryLock::ensure_held)
     }
 
     /// Creates an empty library without a base.
@@ -281,7 +297,10 @@ impl Library {
             return Err(AdapterError::ExpertExists { root: self.root.clone(), name: name.to_owned() });
         }
         let adapter = adapter.clone().with_base_name(self.base());
-        atomic::create_folder(&folder, |folder| write_expert(folder, &adapter, record))
+        atomic::create_folder(&folder, |folder| {
+            write_expert(folder, &adapter, record)?;
+            self.ensure_held()
+        })
     }
 
     /// Adds an expert, replacing one of that name.
@@ -292,7 +311,10 @@ impl Library {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
         let adapter = adapter.clone().with_base_name(self.base());
-        atomic::replace_folder(&folder, |folder| write_expert(folder, &adapter, record))?;
+        atomic::replace_folder(&folder, |folder| {
+            write_expert(folder, &adapter, record)?;
+            self.ensure_held()
+        })?;
         self.record_base()
     }
 
@@ -301,6 +323,7 @@ impl Library {
     /// # Errors
     /// If there is none of that name, or it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
+        self.ensure_held()?;
         Ok(atomic::remove_folder(&self.expert_folder(name)?)?)
     }
 

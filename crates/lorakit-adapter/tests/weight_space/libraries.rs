@@ -228,6 +228,29 @@ fn a_change_after_a_crash_recovers_first() {
 }
 
 #[test]
+fn a_library_whose_lock_was_taken_over_changes_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    fs::write(temporary.path().join(".lease"), "60\n").unwrap();
+    let guarded = library.guarded_by(&[&library.lock().unwrap()]);
+    guarded.add("a", &small_adapter(1), None).unwrap();
+    // As by a process that takes over.
+    fs::write(temporary.path().join(".lease-99"), "process 1 on another machine\n").unwrap();
+    for refused in [
+        guarded.add("b", &small_adapter(2), None),
+        guarded.replace("a", &small_adapter(2), None),
+        guarded.remove("a"),
+        guarded.put_router("r", &[], &"rows", b"state"),
+    ] {
+        let message = chain(refused.unwrap_err());
+        assert!(message.contains("taken over by process 1 on another machine"), "{message}");
+    }
+    assert_eq!(library.expert_names().unwrap(), ["a"]);
+    assert_eq!(library.adapter("a").unwrap().modules(), small_adapter(1).modules());
+    assert!(library.router_names().unwrap().is_empty());
+}
+
+#[test]
 fn the_next_writer_recovers_from_a_killed_one() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();

@@ -1,9 +1,10 @@
 //! The checkpoint of a pass: weights, moments, best weights and progress in one safetensors file, written atomically.
 
-use crate::error::{Result, TrainError};
+use crate::error::{BoxError, Result, TrainError};
 use crate::pass::Pass;
 use crate::run::expert_progress::ExpertProgress;
 use candle_core::{Device, Tensor};
+use lorakit_format::atomic;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,8 +15,9 @@ struct PassState {
     progress: Vec<ExpertProgress>,
 }
 
-/// Writes the state of a pass.
-pub(crate) fn save(pass: &Pass, path: &Path) -> Result<()> {
+/// Writes the state of a pass. `ensure_held` is called when all is written and only the rename is left: who takes over the
+/// lock of the folder removes what has not been renamed.
+pub(crate) fn save(pass: &Pass, path: &Path, ensure_held: &dyn Fn() -> Result<()>) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for parameter in pass.parameters() {
         tensors.push((format!("value.{}", parameter.name()), parameter.variable().as_tensor().clone()));
@@ -30,7 +32,10 @@ pub(crate) fn save(pass: &Pass, path: &Path) -> Result<()> {
     let metadata = HashMap::from([("state".to_string(), serde_json::to_string(&state)?)]);
     // Tensor by tensor: a second copy of all weights of a base might not fit into memory.
     let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    Ok(lorakit_format::safetensors::write_file(path, tensors, metadata)?)
+    Ok(atomic::write_file_by(path, |temporary| -> Result<(), BoxError> {
+        safetensors::serialize_to_file(tensors, Some(metadata), temporary)?;
+        Ok(ensure_held()?)
+    })?)
 }
 
 /// Restores a saved state into a new pass.

@@ -84,6 +84,11 @@ fn checkpoint_in(folder: &Path, pass: usize) -> PathBuf {
     folder.join(format!("pass-{pass}.safetensors"))
 }
 
+/// Creates a folder, with those that it is in, if it is missing.
+pub(crate) fn create_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|source| TrainError::Io { path: path.to_owned(), action: "created", source })
+}
+
 /// Removes a file, if there is one.
 pub(crate) fn remove_if_exists(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {

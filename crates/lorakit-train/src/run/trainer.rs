@@ -16,7 +16,7 @@ use crate::run::job_fingerprint::{JobFingerprint, differences};
 use crate::run::loss_history::LossHistory;
 use crate::run::memory_estimate;
 use crate::run::pass_checkpoint;
-use crate::run::run_folder::{RunFolder, remove_if_exists};
+use crate::run::run_folder::{RunFolder, create_folder, remove_if_exists};
 use crate::run::run_log::RunLog;
 use crate::run::run_manifest::RunManifest;
 use crate::run::run_part::{RunPart, vector_instructions};
@@ -126,7 +126,8 @@ impl Trainer<'_> {
             on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
             return Ok(summary);
         }
-        let run = Run::open(*self, target, jobs, folder, &summary.kept)?;
+        let run = Run::plan(*self, target, jobs, folder, &summary.kept)?;
+        run.write_manifest()?;
         // From here on other parts may change the library.
         locks.library = None;
         summary.folder = run.folder.path.clone();
@@ -213,28 +214,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Opens the run's folder, or creates it and divides the experts into passes.
-    fn open(
-        trainer: Trainer<'a>,
-        target: &'a TrainingTarget,
-        jobs: Jobs,
-        folder: RunFolder<'a>,
-        kept: &[String],
-    ) -> Result<Self> {
-        let run = Self::plan(trainer, target, jobs, folder, kept)?;
-        if run.is_changed {
-            let path = &run.folder.path;
-            std::fs::create_dir_all(path).map_err(|source| TrainError::Io {
-                path: path.clone(),
-                action: "created",
-                source,
-            })?;
-            run.manifest.write(&run.folder.manifest_path())?;
-        }
-        Ok(run)
-    }
-
-    /// The run as it is, or will be when it is opened: nothing is written.
+    /// The run as its folder has it, or, of a new one, with the experts divided into passes. Nothing is written.
     pub(crate) fn plan(
         trainer: Trainer<'a>,
         target: &'a TrainingTarget,
@@ -265,6 +245,15 @@ impl<'a> Run<'a> {
             is_changed = true;
         }
         Ok(Self { trainer, target, jobs, folder, manifest, is_changed })
+    }
+
+    /// Creates the run's folder, and writes its run.json, where they are missing or out of date.
+    fn write_manifest(&self) -> Result<()> {
+        if !self.is_changed {
+            return Ok(());
+        }
+        create_folder(&self.folder.path)?;
+        self.manifest.write(&self.folder.manifest_path())
     }
 
     /// Trains all unfinished passes of the part, until the run is stopped.
@@ -371,16 +360,12 @@ impl PassRun<'_, '_> {
         let jobs = run.pass_jobs(self.index)?;
         let parts = run.manifest.parts;
         let folder = run.folder.of_pass(self.index, parts)?;
-        std::fs::create_dir_all(&folder).map_err(|source| TrainError::Io {
-            path: folder.clone(),
-            action: "created",
-            source,
-        })?;
-        run.folder.adopt_checkpoint(self.index, parts)?;
+        create_folder(&folder)?;
+        self.in_part(|| run.folder.adopt_checkpoint(self.index, parts))?;
         let path = run.folder.checkpoint(self.index, parts)?;
         let mut pass = self.resume(&jobs, &path)?;
         (self.on_event)(TrainEvent::Pass { index: self.index, done: pass.steps_done(), steps: pass.steps() });
-        let mut log = RunLog::open(&folder, self.index, pass.steps_done())?;
+        let mut log = self.in_part(|| RunLog::open(&folder, self.index, pass.steps_done()))?;
         self.save_finished(&pass, (0..jobs.len()).collect())?;
         while pass.is_running() {
             if run.trainer.stop.load(Ordering::Relaxed) {
@@ -410,8 +395,16 @@ impl PassRun<'_, '_> {
 
     /// Writes the checkpoint, unless another process has taken the part over.
     fn save_checkpoint(&self, pass: &Pass, path: &Path) -> Result<()> {
-        let save = || pass_checkpoint::save(pass, path);
-        self.lock.map_or_else(save, |lock| while_held(lock, save))
+        let ensure_held = || -> Result<()> { Ok(self.lock.map_or(Ok(()), LibraryLock::ensure_held)?) };
+        self.in_part(|| pass_checkpoint::save(pass, path, &ensure_held))
+    }
+
+    /// Makes a change in the part's folder, unless another process has taken the part over.
+    fn in_part<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self.lock {
+            Some(lock) => while_held(lock, change),
+            None => change(),
+        }
     }
 
     /// The pass at its checkpoint, or at its start. Finished experts take part again, since the bits of the others depend
@@ -457,10 +450,10 @@ impl PassRun<'_, '_> {
     /// Writes the result of a finished expert into the library.
     fn store(&self, pass: &Pass, expert: usize) -> Result<()> {
         let (library, record) = (self.run.trainer.library, self.record(pass, expert)?);
-        let save = || self.run.target.save(library, pass, expert, &record);
-        let Some(part) = self.lock else { return save() };
+        let save = |library: &Library| self.run.target.save(library, pass, expert, &record);
+        let Some(part) = self.lock else { return save(library) };
         let change = library.lock_for_change()?;
-        while_held(part, || while_held(&change, save))
+        while_held(part, || while_held(&change, || save(&library.guarded_by(&[part, &change]))))
     }
 
     /// The record of a finished expert.
@@ -492,7 +485,7 @@ impl PassRun<'_, '_> {
 
 /// Makes a change unless another process has taken the lock over. One that is suspended amid a change may find what it wrote
 /// removed by its successor: then that is the reason, not the failed write.
-fn while_held(lock: &LibraryLock, change: impl FnOnce() -> Result<()>) -> Result<()> {
+fn while_held<T>(lock: &LibraryLock, change: impl FnOnce() -> Result<T>) -> Result<T> {
     lock.ensure_held()?;
     change().map_err(|error| lock.ensure_held().err().map_or(error, TrainError::from))
 }
