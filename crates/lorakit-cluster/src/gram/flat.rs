@@ -68,13 +68,13 @@ fn gram_by_columns(experts: &ExpertSet, layout: &FlatLayout, sparsity: f64, colu
     Ok(sum)
 }
 
-/// Adds the lower triangle of `rows rows'` to `sum`, tile by tile and block by block: in parallel, and in the order of the
-/// blocks however many `products` there are.
+/// Adds the lower triangle of `rows rows'` to `sum`, tile by tile, as large as `products`, and block by block: in parallel,
+/// and in the order of the blocks however many `products` there are.
 fn add_products(sum: &mut [f64], rows: MatRef<'_, f32>, products: &mut [Mat<f32>]) {
-    let n = rows.nrows();
-    let tile = |start: usize| start..(start + TILE).min(n);
-    for left in (0..n).step_by(TILE).map(tile) {
-        for right in (0..=left.start).step_by(TILE).map(tile) {
+    let (n, size) = (rows.nrows(), products[0].nrows());
+    let tile = |start: usize| start..(start + size).min(n);
+    for left in (0..n).step_by(size).map(tile) {
+        for right in (0..=left.start).step_by(size).map(tile) {
             add_tile(sum, rows, [left.clone(), right], products);
         }
     }
@@ -200,6 +200,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::synthetic::adapter;
+
+    #[test]
+    fn tiles_make_up_the_lower_triangle() {
+        let (n, columns) = (7, BLOCK + 3);
+        // Small whole numbers, whose sums are exact in any order.
+        let rows = Mat::from_fn(n, columns, |i, j| ((i * 31 + j * 17) % 7) as f32 - 3.0);
+        let product = |i: usize, j: usize| (0..columns).map(|c| f64::from(rows[(i, c)] * rows[(j, c)])).sum::<f64>();
+        for tile in [1, 2, 3, 7] {
+            for wave in [1, 2] {
+                let mut sum = vec![0.0; n * n];
+                add_products(&mut sum, rows.as_ref(), &mut vec![Mat::zeros(tile, tile); wave]);
+                for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    assert_eq!(sum[i * n + j], if j <= i { product(i, j) } else { 0.0 }, "tiles of {tile}: {i}, {j}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_result_does_not_depend_on_how_much_fits_in_memory() {
