@@ -7,10 +7,13 @@ set -euo pipefail
 stages=$(cd "$(dirname "$0")" && pwd)
 . "$(realpath "$1")"
 
-# The parts of a training that lack experts: those of its unfinished passes.
-unfinished() { # LIBRARY OPTION...
-    "$LORAKIT" -q train-experts --base "$BASE" --tasks "${TASKS[@]}" --library "$OUT/$1" "${@:2}" --plan |
-        sed -nE '/"finished":false/s/.*"part":([0-9]+).*/\1/p' | sort -un | paste -sd,
+# The parts of a training that lack experts: those of its unfinished passes, of which a part has every PARTS-th.
+unfinished() { # LIBRARY PARTS OPTION...
+    local passes pass
+    passes=$("$LORAKIT" -q train-experts --base "$BASE" --tasks "${TASKS[@]}" --library "$OUT/$1" "${@:3}" --plan) || return
+    for pass in $(sed -nE '/"finished":false/s/.*"pass":([0-9]+).*/\1/p' <<<"$passes"); do
+        echo $((pass % $2))
+    done | sort -un | paste -sd,
 }
 # The parts of the evaluation whose log does not end as that of a success.
 unscored() {
@@ -30,10 +33,13 @@ if [ ! -d "$OUT/private/runs" ]; then
     echo "nothing has begun; begin by: $stages/submit.sh $experiment"
     exit
 fi
-report private "$(unfinished private --set "${PRIVATE[@]}")"
+# Assigned first: an error within the arguments of a command would not end the script, and nothing would seem to be missing.
+parts=$(unfinished private "$PRIVATE_PARTS" --set "${PRIVATE[@]}")
+report private "$parts"
 if [ ! -e "$OUT/clusters.json" ]; then
     echo "cluster: not complete; repeat it by: $stages/submit.sh $experiment cluster"
     exit
 fi
-report clustered "$(unfinished mbc --clusters "$OUT/clusters.json" --set "${CLUSTERED[@]}")"
+parts=$(unfinished mbc "$CLUSTERED_PARTS" --clusters "$OUT/clusters.json" --set "${CLUSTERED[@]}")
+report clustered "$parts"
 report eval "$(unscored)"
