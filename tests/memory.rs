@@ -15,8 +15,8 @@ const HIDDEN: usize = 256;
 const INNER: usize = 1024;
 const LAYERS: usize = 8;
 
-/// How far an estimate may be off, as a share of what was used: on so small a base the program itself, its tokenizer and
-/// the rows, which estimates leave out, are a part that shows.
+/// How far an estimate may be off, as a share of what was used. All were too low by 24 to 41 MiB of 220 to 475 on a machine of
+/// two cores: what is less than a tenth of larger bases shows on so small a one.
 const SLACK: f64 = 0.15;
 
 /// Writes a random Llama with pico's tokenizer.
@@ -82,13 +82,17 @@ fn estimates_are_near_to_what_training_uses() {
     let work = tempfile::tempdir().unwrap();
     let base = work.path().join("base");
     write_base(&base);
-    let mut used = Vec::new();
+    let (mut estimated, mut used) = (Vec::new(), Vec::new());
     for (index, settings) in
         ["", "dropout=0 target_modules=all-linear rank=16", "gradient_checkpointing=true"].into_iter().enumerate()
     {
         let (estimate, peak) = train(&base, &work.path().join(index.to_string()), settings);
         assert!((estimate / peak - 1.0).abs() < SLACK, "{settings}: {estimate} estimated, {peak} used");
+        estimated.push(estimate);
         used.push(peak);
     }
-    assert!(used[2] < 0.7 * used[0], "checkpointing must save memory: {used:?}");
+    // On two cores 44 % by the estimates, and 42 % as measured: a quarter is the process and the base, which stay.
+    let saved = |bytes: &[f64]| 1.0 - bytes[2] / bytes[0];
+    let expected = (saved(&estimated) - 0.07).max(0.3);
+    assert!(saved(&used) > expected, "checkpointing must save memory: {estimated:?}, {used:?}");
 }

@@ -70,7 +70,8 @@ pub struct TrainExpertsArgs {
     #[arg(long)]
     restart: bool,
     /// Train a part of the passes: the I-th of N, from 0, or the one of a Slurm, HyperQueue or Kubernetes array (auto).
-    /// Parts run at once on machines that share the library's folder, and end as one command would
+    /// Parts run at once on machines that share the library's folder, and end as one command would. Not with --mbc: its
+    /// stages are commands of their own there (--clusters)
     #[arg(long, value_name = "I/N|auto/N")]
     part: Option<PartArg>,
     /// Print one JSON line per pass (experts, rows, steps, tokens, memory), and train nothing

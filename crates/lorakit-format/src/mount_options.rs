@@ -3,12 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-/// File systems that are shared, and whose flock the kernel keeps within a machine.
-const LOCAL: [&str; 4] = ["fuse.gcsfuse", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"];
+/// File systems that are shared, and whose flock the kernel keeps within a machine. BeeGFS's client does so unless
+/// `tuneUseGlobalFileLocks` is set in a file of its own, which no mount option shows.
+const LOCAL: [&str; 5] = ["beegfs", "fuse.gcsfuse", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"];
 
 /// Options of shared file systems that keep flock within a machine, by the beginning of the file system's name.
-const LOCAL_OPTIONS: [(&str, &[&str]); 3] =
-    [("nfs", &["nolock", "local_lock=all", "local_lock=flock"]), ("lustre", &["localflock"]), ("cifs", &["nobrl"])];
+const LOCAL_OPTIONS: [(&str, &[&str]); 4] = [
+    ("nfs", &["nolock", "local_lock=all", "local_lock=flock"]),
+    ("lustre", &["localflock"]),
+    ("cifs", &["nobrl"]),
+    ("smb3", &["nobrl"]),
+];
 
 /// Whether other machines that share `folder` do not see its flocks. Where the system does not tell, they are trusted.
 pub(crate) fn keeps_flock_local(folder: &Path) -> bool {
@@ -47,9 +52,10 @@ mod tests {
 41 40 0:51 / /home/my\\040data rw - nfs srv:/data rw,vers=3,nolock,local_lock=all
 42 22 0:52 / /mnt/ssh rw - fuse.sshfs host: rw,user_id=0
 43 22 0:53 / /scratch rw - lustre 10.0.0.1@tcp:/scratch rw,localflock
-44 22 0:54 / /shared rw - lustre 10.0.0.1@tcp:/shared rw,flock";
+44 22 0:54 / /shared rw - lustre 10.0.0.1@tcp:/shared rw,flock
+45 22 0:55 / /bee rw - beegfs beegfs_nodev rw,cfgFile=/etc/beegfs/beegfs-client.conf";
         let local = |path: &str| is_local(Path::new(path), mounts);
-        assert!(local("/home/my data/library") && local("/mnt/ssh/x") && local("/scratch/x"));
+        assert!(local("/home/my data/library") && local("/mnt/ssh/x") && local("/scratch/x") && local("/bee/x"));
         assert!(!local("/home/me/library") && !local("/tmp") && !local("/shared/x") && !local("/home/my"));
         assert!(!is_local(Path::new("/x"), ""));
     }
