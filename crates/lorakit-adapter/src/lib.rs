@@ -66,7 +66,7 @@ pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;
 pub use library::expert_name::ensure_expert_name;
 pub use library::expert_record::{ExpertRecord, TaskRecord};
-pub use library::library_lock::{GoOn, LibraryLock};
+pub use library::library_lock::{KeepWaiting, LibraryLock};
 pub use library::library_models::{MODEL_RECORD_FILE, MODEL_WEIGHTS_FILE};
 pub use library::library_routers::{ExpertWeights, RouterRecord};
 pub use library::library_store::{Library, write_expert};

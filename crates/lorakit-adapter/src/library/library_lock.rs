@@ -40,22 +40,26 @@ impl LibraryLock {
 }
 
 /// Asked before each pause of a process that waits for a lock: whether it is to go on waiting.
-pub type GoOn<'a> = dyn FnMut() -> bool + 'a;
+pub type KeepWaiting<'a> = dyn FnMut() -> bool + 'a;
 
 /// Recovers what a killed process left half done in a library.
 pub(crate) type Recover<'a> = dyn Fn() -> Result<()> + 'a;
 
-/// Waits for the lock of the library at `root`, of which only the folder need exist; `None` where `go_on` ended that.
-pub(crate) fn acquire(root: &Path, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
+/// Waits for the lock of the library at `root`, of which only the folder need exist; `None` where `keep_waiting` ended that.
+pub(crate) fn acquire(root: &Path, keep_waiting: &mut KeepWaiting) -> Result<Option<LibraryLock>> {
     let mut attempt = attempt(root, root)?;
-    wait(go_on, || Ok(attempt.try_acquire()?.map(LibraryLock::new)))
+    wait(keep_waiting, || Ok(attempt.try_acquire()?.map(LibraryLock::new)))
 }
 
 /// As [`acquire`], but only when no other process trains a part of a run of the library.
-pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn, recover: &Recover) -> Result<Option<LibraryLock>> {
+pub(crate) fn acquire_alone(
+    root: &Path,
+    keep_waiting: &mut KeepWaiting,
+    recover: &Recover,
+) -> Result<Option<LibraryLock>> {
     let mut library = attempt(root, root)?;
     let mut parts: BTreeMap<PathBuf, LockAttempt> = BTreeMap::new();
-    wait(go_on, || {
+    wait(keep_waiting, || {
         let Some(lock) = try_recovered(&mut library, recover)? else { return Ok(None) };
         for folder in part_folders(root)? {
             if !parts.contains_key(&folder) {
@@ -75,11 +79,11 @@ pub(crate) fn acquire_alone(root: &Path, go_on: &mut GoOn, recover: &Recover) ->
 pub(crate) fn acquire_part(
     root: &Path,
     folder: &Path,
-    go_on: &mut GoOn,
+    keep_waiting: &mut KeepWaiting,
     recover: &Recover,
 ) -> Result<Option<(LibraryLock, LibraryLock)>> {
     let (mut library, mut part) = (attempt(root, root)?, attempt(root, folder)?);
-    wait(go_on, || {
+    wait(keep_waiting, || {
         let Some(library) = try_recovered(&mut library, recover)? else { return Ok(None) };
         Ok(part.try_acquire()?.map(|part| (library, LibraryLock::new(part))))
     })
@@ -112,14 +116,14 @@ pub(crate) fn part_folders(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Repeats an attempt, with longer and longer pauses, until it succeeds.
-fn wait<T>(go_on: &mut GoOn, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+fn wait<T>(keep_waiting: &mut KeepWaiting, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     const LONGEST: Duration = Duration::from_millis(500);
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(lock) = attempt()? {
             return Ok(Some(lock));
         }
-        if !go_on() {
+        if !keep_waiting() {
             return Ok(None);
         }
         sleep(pause);

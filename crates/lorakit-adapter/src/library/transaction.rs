@@ -10,7 +10,7 @@ use crate::error::{AdapterError, Result, Within};
 use crate::library::expert_record::ExpertRecord;
 use crate::library::json_file::{read_json, write_json};
 use crate::library::library_layout::{EXPERTS, MODELS, PART, RUNS, refuse_link, refuse_links};
-use crate::library::library_lock::{self, GoOn, LibraryLock};
+use crate::library::library_lock::{self, KeepWaiting, LibraryLock};
 use crate::library::library_store::Library;
 
 /// The names of experts that are being added together; it exists only during that time.
@@ -30,12 +30,14 @@ impl Library {
         }
     }
 
-    /// As [`lock`](Self::lock); `None` where `go_on`, which is asked before each pause, ended the waiting.
+    /// As [`lock`](Self::lock); `None` where `keep_waiting`, which is asked before each pause, ended the waiting.
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
-    pub fn lock_while(&self, go_on: &mut GoOn) -> Result<Option<LibraryLock>> {
-        let Some(lock) = library_lock::acquire_alone(self.root(), go_on, &|| self.recover())? else { return Ok(None) };
+    pub fn lock_while(&self, keep_waiting: &mut KeepWaiting) -> Result<Option<LibraryLock>> {
+        let Some(lock) = library_lock::acquire_alone(self.root(), keep_waiting, &|| self.recover())? else {
+            return Ok(None);
+        };
         self.recover()?;
         library_lock::part_folders(self.root())?.iter().try_for_each(|folder| atomic::recover(folder))?;
         Ok(Some(lock))
@@ -66,14 +68,19 @@ impl Library {
     }
 
     /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The
-    /// caller plans its work under both, and then drops the library's. `None` where `go_on` ended the waiting.
+    /// caller plans its work under both, and then drops the library's. `None` where `keep_waiting` ended the waiting.
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
-    pub fn lock_part(&self, id: &str, part: usize, go_on: &mut GoOn) -> Result<Option<(LibraryLock, LibraryLock)>> {
+    pub fn lock_part(
+        &self,
+        id: &str,
+        part: usize,
+        keep_waiting: &mut KeepWaiting,
+    ) -> Result<Option<(LibraryLock, LibraryLock)>> {
         let folder = self.part_folder(id, part)?;
         fs::create_dir_all(&folder).within(|| format!("{}: cannot be created", folder.display()))?;
-        let locks = library_lock::acquire_part(self.root(), &folder, go_on, &|| self.recover())?;
+        let locks = library_lock::acquire_part(self.root(), &folder, keep_waiting, &|| self.recover())?;
         if locks.is_some() {
             atomic::recover(&folder)?;
         }

@@ -263,11 +263,13 @@ fn target_share(jobs: &[Job]) -> f64 {
     jobs.iter().map(share).reduce(f64::max).unwrap_or(1.0)
 }
 
-/// Fails if the base's device has less memory than the estimate.
+/// Fails if the base's device has less memory than training still needs. What this process holds already is not available
+/// any more; of a second training in one process, it would count the base and kept buffers twice.
 pub fn check_fits(base: &Base, estimate: &MemoryEstimate) -> Result<()> {
+    let needed = estimate.of_any_process();
     match DeviceMemory::of_device(base) {
-        Some(DeviceMemory { available, .. }) if estimate.total() > available => {
-            Err(TrainError::Memory { estimate: *estimate, available })
+        Some(DeviceMemory { available, .. }) if needed.total() > available => {
+            Err(TrainError::Memory { estimate: needed, available })
         }
         _ => Ok(()),
     }

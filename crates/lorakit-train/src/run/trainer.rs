@@ -150,7 +150,7 @@ impl Trainer<'_> {
             folder.check_part(&manifest, part)?;
         }
         let (since, mut told) = (Instant::now(), false);
-        let mut go_on = || {
+        let mut keep_waiting = || {
             if !told && since.elapsed() > QUIET_WAIT {
                 let text = format!("another process trains part {part} or changes the library; waiting until it ends");
                 on_event(TrainEvent::Warning { text: &text });
@@ -158,7 +158,7 @@ impl Trainer<'_> {
             }
             !self.stop.load(Ordering::Relaxed)
         };
-        let locks = self.library.lock_part(&folder.id, part.index, &mut go_on)?;
+        let locks = self.library.lock_part(&folder.id, part.index, &mut keep_waiting)?;
         Ok(locks.map(|(library, part)| PartLocks { library: Some(library), part: Some(part) }))
     }
 
