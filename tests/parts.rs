@@ -296,6 +296,9 @@ fn parts_of_an_evaluation_end_as_one_command() {
         document["results"].as_object().unwrap().values().map(|tasks| tasks.as_object().unwrap().len()).sum()
     };
     assert_eq!(ran.each_ref().map(pairs), [6, 7, 7], "each evaluates its share");
+    let report = ["--report".to_owned(), work.path("report.html").display().to_string()];
+    let refused = run(eval("parts", Some("1/7")).into_iter().chain(report)).failed(2);
+    assert_contains(&refused, &["--part", "--report"]);
     run(eval("parts", Some("1/7"))).ok();
     assert!(files(&work.path("one")) == files(&work.path("parts")), "a part may be repeated, in other parts too");
 }

@@ -77,8 +77,9 @@ pub struct EvalArgs {
     #[arg(long)]
     chance: bool,
     /// Evaluate a part of all pairs of router and task: the I-th of N, from 0, or the one of a Slurm, HyperQueue or
-    /// Kubernetes array (auto). Parts may run at once, and share --out
-    #[arg(long, value_name = "I/N|auto/N")]
+    /// Kubernetes array (auto). Parts may run at once, and share --out. Not with --report, which shows the scores of one
+    /// process
+    #[arg(long, value_name = "I/N|auto/N", conflicts_with = "report")]
     part: Option<PartArg>,
     /// Write the scores of each row to samples_ROUTER_TASK.jsonl
     #[arg(long, requires = "out")]
@@ -343,8 +344,8 @@ impl<'a> PreparedRouter<'a> {
     }
 }
 
-/// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a failure, and all
-/// others are evaluated.
+/// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a
+/// failure, and all others are evaluated.
 fn prepare<'a>(
     pairs: &Pairs,
     routing: Option<&FitContext<'_, 'a>>,

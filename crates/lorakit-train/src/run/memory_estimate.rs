@@ -4,9 +4,9 @@ use crate::backward::backward_mode::BackwardMode;
 use crate::error::{Result, TrainError};
 use crate::job::Job;
 use crate::run::device_memory::{DeviceMemory, MemoryEstimate, resident_bytes};
-use crate::run::tape_memory::{BatchTokens, TapeMemory};
+use crate::run::tape_memory::{BatchTokens, TapeMemory, adapted_sites};
 use crate::train_config::TrainConfig;
-use lorakit_lora::{Projection, Site};
+use lorakit_lora::Site;
 use lorakit_model::Base;
 use lorakit_model::architecture::BlockDescriptor;
 use lorakit_task::Example;
@@ -54,23 +54,18 @@ fn further_norms(base: &Base) -> u64 {
 /// output twice, and the activation's output. On a CPU norms and attention are one op each.
 fn graph_values(base: &Base, config: &TrainConfig, mode: BackwardMode) -> u64 {
     let c = base.config();
-    let targets = config.targets(base);
-    // An invalid pattern is reported where the modules are chosen.
-    let is_target = |projection: &Projection| match &targets {
-        Ok(targets) => targets.matches(&projection.module).unwrap_or(true),
-        Err(_) => true,
-    };
-    let of_site = |site: &Site| {
+    let of_site = |(site, adapted): (&Site, bool)| {
         let (input, output) = (site.input as u64, site.output() as u64);
         let dropped = if config.dropout > 0.0 { input + input / 4 } else { 0 };
         match mode {
             BackwardMode::Weights if site.projections.len() == 1 => output,
             BackwardMode::Weights => 2 * output,
-            _ if site.projections.iter().any(is_target) => 3 * output + dropped,
+            _ if adapted => 3 * output + dropped,
             _ => output,
         }
     };
-    let sites = base.sites().iter().map(of_site).sum::<u64>() / base.layers().max(1) as u64;
+    let sites = base.sites().iter().zip(adapted_sites(base, config)).map(of_site).sum::<u64>();
+    let sites = sites / base.layers().max(1) as u64;
     let (hidden, queries) = (c.hidden as u64, (c.heads * c.head_dim) as u64);
     let others = match mode {
         BackwardMode::Weights if base.device().is_cpu() => 4 * hidden + queries,

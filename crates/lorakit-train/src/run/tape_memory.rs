@@ -5,7 +5,6 @@
 //! most is held near the end of the last layer or of the one before it, or while the loss is computed.
 
 use crate::train_config::TrainConfig;
-use lorakit_adapter::Targets;
 use lorakit_lora::{Projection, Site, SiteRole};
 use lorakit_model::Base;
 use lorakit_model::architecture::{BlockDescriptor, BranchNorms};
@@ -46,13 +45,7 @@ impl TapeMemory {
     /// Of adapters over `base` with these settings.
     pub(crate) fn new(base: &Base, config: &TrainConfig) -> Self {
         let c = base.config();
-        let targets = config.targets(base);
-        // An invalid pattern is reported where the modules are chosen.
-        let is_target = |projection: &Projection| match &targets {
-            Ok(targets) => is_match(targets, projection),
-            Err(_) => true,
-        };
-        let adapted: Vec<bool> = base.sites().iter().map(|site| site.projections.iter().any(is_target)).collect();
+        let adapted = adapted_sites(base, config);
         let first = base.sites().iter().zip(&adapted).find(|(_, adapted)| **adapted).and_then(|(site, _)| site.layer);
         let layer = |index: usize| {
             let sites = base.sites().iter().zip(&adapted).filter(|(site, _)| site.layer == Some(index));
@@ -112,8 +105,15 @@ impl TapeMemory {
     }
 }
 
-fn is_match(targets: &Targets, projection: &Projection) -> bool {
-    targets.matches(&projection.module).unwrap_or(true)
+/// Whether each of the base's sites has adapters.
+pub(crate) fn adapted_sites(base: &Base, config: &TrainConfig) -> Vec<bool> {
+    let targets = config.targets(base);
+    // An invalid pattern is reported where the modules are chosen.
+    let is_target = |projection: &Projection| match &targets {
+        Ok(targets) => targets.matches(&projection.module).unwrap_or(true),
+        Err(_) => true,
+    };
+    base.sites().iter().map(|site| site.projections.iter().any(is_target)).collect()
 }
 
 /// One layer with its sites, and whether each has adapters.
