@@ -95,7 +95,7 @@ struct TrainMode {
     #[arg(long)]
     joint: bool,
     /// Fine-tune all weights of the base on all tasks into LIBRARY/models/full, a model folder (FullFT of
-    /// arXiv 2405.11157). Needs 20 bytes of memory per parameter, and a lower learning_rate than adapters
+    /// arXiv 2405.11157). Needs 16 to 24 bytes of memory per parameter, and a lower learning_rate than adapters
     #[arg(long)]
     full: bool,
     /// Run both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private for 40 % of the steps, K clusters

@@ -8,7 +8,7 @@
 //! A holder may be suspended between that check and its change. Where a change is a rename ([`crate::atomic`]), the check
 //! belongs between the write of the temporary file and the rename: who takes over removes temporary files
 //! ([`crate::atomic::recover`]) before it does anything else, and the late rename finds nothing. Small files that are
-//! checked only before they are written (logs, run.json) keep that moment.
+//! checked only before they are written (logs, run.json, results.json) keep that moment.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};

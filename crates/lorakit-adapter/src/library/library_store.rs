@@ -128,7 +128,10 @@ impl Library {
     }
 
     /// Checks that no other process has taken over a lock that guards this library.
-    pub(crate) fn ensure_held(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If another process has.
+    pub fn ensure_held(&self) -> Result<()> {
         self.locks.iter().try_for_each(LibraryLock::ensure_held)
     }
 

@@ -127,7 +127,7 @@ impl Trainer<'_> {
             return Ok(summary);
         }
         let run = Run::plan(*self, target, jobs, folder, &summary.kept)?;
-        run.write_manifest()?;
+        while_held(locks.library.as_ref(), || run.write_manifest())?;
         // From here on other parts may change the library.
         locks.library = None;
         summary.folder = run.folder.path.clone();
@@ -361,11 +361,11 @@ impl PassRun<'_, '_> {
         let parts = run.manifest.parts;
         let folder = run.folder.of_pass(self.index, parts)?;
         create_folder(&folder)?;
-        self.in_part(|| run.folder.adopt_checkpoint(self.index, parts))?;
+        while_held(self.lock, || run.folder.adopt_checkpoint(self.index, parts))?;
         let path = run.folder.checkpoint(self.index, parts)?;
         let mut pass = self.resume(&jobs, &path)?;
         (self.on_event)(TrainEvent::Pass { index: self.index, done: pass.steps_done(), steps: pass.steps() });
-        let mut log = self.in_part(|| RunLog::open(&folder, self.index, pass.steps_done()))?;
+        let mut log = while_held(self.lock, || RunLog::open(&folder, self.index, pass.steps_done()))?;
         self.save_finished(&pass, (0..jobs.len()).collect())?;
         while pass.is_running() {
             if run.trainer.stop.load(Ordering::Relaxed) {
@@ -395,16 +395,11 @@ impl PassRun<'_, '_> {
 
     /// Writes the checkpoint, unless another process has taken the part over.
     fn save_checkpoint(&self, pass: &Pass, path: &Path) -> Result<()> {
-        let ensure_held = || -> Result<()> { Ok(self.lock.map_or(Ok(()), LibraryLock::ensure_held)?) };
-        self.in_part(|| pass_checkpoint::save(pass, path, &ensure_held))
-    }
-
-    /// Makes a change in the part's folder, unless another process has taken the part over.
-    fn in_part<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        match self.lock {
-            Some(lock) => while_held(lock, change),
-            None => change(),
-        }
+        let ensure_held = || -> Result<()> {
+            self.run.trainer.library.ensure_held()?;
+            Ok(self.lock.map_or(Ok(()), LibraryLock::ensure_held)?)
+        };
+        while_held(self.lock, || pass_checkpoint::save(pass, path, &ensure_held))
     }
 
     /// The pass at its checkpoint, or at its start. Finished experts take part again, since the bits of the others depend
@@ -453,7 +448,7 @@ impl PassRun<'_, '_> {
         let save = |library: &Library| self.run.target.save(library, pass, expert, &record);
         let Some(part) = self.lock else { return save(library) };
         let change = library.lock_for_change()?;
-        while_held(part, || while_held(&change, || save(&library.guarded_by(&[part, &change]))))
+        while_held(Some(part), || while_held(Some(&change), || save(&library.guarded_by(&[part, &change]))))
     }
 
     /// The record of a finished expert.
@@ -483,9 +478,10 @@ impl PassRun<'_, '_> {
     }
 }
 
-/// Makes a change unless another process has taken the lock over. One that is suspended amid a change may find what it wrote
+/// Makes a change unless another process has taken the lock over, if there is one. A process that is suspended amid a change may find what it wrote
 /// removed by its successor: then that is the reason, not the failed write.
-fn while_held<T>(lock: &LibraryLock, change: impl FnOnce() -> Result<T>) -> Result<T> {
+fn while_held<T>(lock: Option<&LibraryLock>, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Some(lock) = lock else { return change() };
     lock.ensure_held()?;
     change().map_err(|error| lock.ensure_held().err().map_or(error, TrainError::from))
 }
