@@ -1,6 +1,7 @@
 //! The fit of `evidence`: the experts' responses to prompts of their tasks, and the values of its `auto` settings, which are
 //! chosen by the likelihood of the answers of some of these rows.
 
+use super::lowest_loss::of_lowest_loss;
 use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
@@ -96,7 +97,7 @@ impl Trial<'_> {
             };
             tried.push((self.loss(&patches, &Sequence::default())?, fallback));
         }
-        Ok(best(tried, Fallback::Base))
+        Ok(of_lowest_loss(&tried, Fallback::Base))
     }
 
     /// The temperature under which the answers are likeliest.
@@ -111,11 +112,6 @@ impl Trial<'_> {
             let Some(router) = fixed(temperature).prompt_router(experts, &setting)? else { continue };
             tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
         }
-        Ok(best(tried, TEMPERATURES[0]))
+        Ok(of_lowest_loss(&tried, TEMPERATURES[0]))
     }
-}
-
-/// The value of the lowest loss, the first of equal ones; `default` where none was tried.
-fn best<T>(tried: Vec<(f64, T)>, default: T) -> T {
-    tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(default, |(_, value)| value)
 }

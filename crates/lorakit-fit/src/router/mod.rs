@@ -3,6 +3,7 @@
 mod build_router;
 mod centroid;
 mod evidence;
+mod lowest_loss;
 mod phatgoose;
 mod poly;
 mod prompt_routing;

@@ -1,5 +1,6 @@
 //! The fit of `scaled_uniform`: the strength of the mean under which answers of validation rows are likeliest.
 
+use super::lowest_loss::of_lowest_loss;
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
 use crate::error::Result;
@@ -30,16 +31,11 @@ fn fit(scaled: &ScaledUniform, rows: &TrainingRows) -> Result<RouterState> {
     for scale in SCALES {
         tried.push((loss(scale)?, scale));
     }
-    let coarse = best(&tried);
+    let coarse = of_lowest_loss(&tried, 1.0);
     for factor in [f32::sqrt(0.5), f32::sqrt(2.0)] {
         tried.push((loss(coarse * factor)?, coarse * factor));
     }
-    let scale = best(&tried);
+    let scale = of_lowest_loss(&tried, 1.0);
     rows.status(&format!("scaled_uniform: the mean times {scale:.2}"));
     Ok(RouterState::new([("scale".to_owned(), Matrix::new(1, 1, vec![scale])?)]))
-}
-
-/// The scale of the lowest loss, the first of equal ones; a loss that is no number is the worst.
-fn best(tried: &[(f64, f32)]) -> f32 {
-    tried.iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |(_, scale)| *scale)
 }
