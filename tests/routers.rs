@@ -141,20 +141,46 @@ fn fitted_routers_generate() {
 fn prompt_routers_decide_per_row() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
-    let routers = ["tp", "evidence", "oracle", "base"];
+    let routers = ["tp", "tfidf", "evidence", "oracle", "base"];
     let scores = work.eval(&routers, &[&tasks[..], &["--split", "validation"]].concat()).json();
-    // Both distinguish three tasks of three families: `tp` then equals the oracle, and `evidence` is close to it.
+    // All distinguish three tasks of three families: the classifiers then equal the oracle, and `evidence` is close to it.
     for task in ["shift_up1", "order_reverse", "pick_first"] {
         let of = |router: &str| loss(&scores, router, task);
         assert_ne!(of("oracle"), of("base"));
-        assert!((of("tp") - of("oracle")).abs() < 1e-4, "{task}: tp {} oracle {}", of("tp"), of("oracle"));
+        for router in ["tp", "tfidf"] {
+            assert!(
+                (of(router) - of("oracle")).abs() < 1e-4,
+                "{task}: {router} {} oracle {}",
+                of(router),
+                of("oracle")
+            );
+        }
         assert!(of("evidence") < 0.5 * (of("oracle") + of("base")), "{task}: {}", of("evidence"));
     }
-    // Both are fitted to the experts' own tasks.
-    for router in ["tp", "evidence"] {
+    // All are fitted to the experts' own tasks.
+    for router in ["tp", "tfidf", "evidence"] {
         let message = work.eval(&[router], &["--tasks", TASKS[0], "--fit", "suite:skills/digits_add1"]).failed(1);
         assert!(message.contains("digits_add1"), "{router}: {message}");
     }
+}
+
+#[test]
+fn the_mean_gets_the_scale_that_suits_validation_rows_best() {
+    let work = Work::new(&TASKS);
+    let scaled = "scaled_uniform:rows=3";
+    let fixed = ["uniform:scale=0.25", "uniform:scale=0.5", "uniform", "uniform:scale=2", "uniform:scale=4"];
+    let options = [&["--split", "validation", "--metrics", "loss", "--tasks"], &TASKS[..]].concat();
+    let scores = work.eval(&[&[scaled], &fixed[..]].concat(), &options).json();
+    // The evaluated rows are those that the scale is chosen on.
+    let sum = |router: &str| {
+        ["shift_up1", "order_reverse", "pick_first"].map(|task| loss(&scores, router, task)).iter().sum::<f64>()
+    };
+    for router in fixed {
+        assert!(sum(scaled) < sum(router) + 1e-4, "{router}: {scores}");
+    }
+    let record = work.kept()[0].join("router.json");
+    let record: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
+    assert_eq!(record["of"]["rows"]["split"], "validation");
 }
 
 #[test]
