@@ -73,7 +73,7 @@ pub struct EvalArgs {
     /// Write a report as an HTML page: means, heat maps of tasks by routers, and bars for each task
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// Also score answers that read no prompt, as the router `chance`: a random choice, or the most frequent answer
+    /// Also score chance, as the router `chance`: a random choice, or the most frequent answer of the train rows
     #[arg(long)]
     chance: bool,
     /// Evaluate a part of all pairs of router and task: the I-th of N, from 0, or the one of a Slurm, HyperQueue or
@@ -171,7 +171,7 @@ struct EvalRun<'a> {
     context: &'a CommandContext,
 }
 
-/// The name of answers that read no prompt, where routers have theirs.
+/// The chance level's name among the routers.
 const CHANCE: &str = "chance";
 
 impl EvalRun<'_> {
@@ -195,7 +195,7 @@ impl EvalRun<'_> {
         self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
     }
 
-    /// Scores answers that read no prompt; the name that they have among the routers.
+    /// Scores the chance level, and returns its name.
     fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
         for task in tasks {
             let scores = score_chance(task, self.options)?;

@@ -99,7 +99,7 @@ impl DatasetFiles {
         if let Some(chosen) = self.chosen.borrow().clone() {
             return Ok(chosen);
         }
-        // The card's YAML is parsed by the Hub alone; here it is only searched for configurations.
+        // The dataset card's YAML is not parsed here, only searched for the key `configs`.
         let card = std::fs::read_to_string(folder.join(CARD)).unwrap_or_default();
         let front = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map_or("", |(front, _)| front);
         let has_configs = front.lines().any(|line| line.starts_with("configs:"));

@@ -79,7 +79,7 @@ struct TaskBars<'a> {
 struct ScoreBar<'a> {
     router: &'a str,
     score: String,
-    /// Of the card's width.
+    /// The bar's length, in percent of the card's width.
     percent: f64,
     best: bool,
 }
@@ -104,7 +104,7 @@ pub fn html(scored: &ScoredRouters) -> Result<String> {
     Page { title, lead: scored.lead.clone(), style, body: render(include_str!("scores_page.html"), &body)? }.html()
 }
 
-/// The metrics in the order of reports; an exact match is shown once, not with its normalised form too.
+/// The metrics that any router has, in the order of [`Metric::ALL`]: `exact_match_normalized` is none of them, and not shown.
 fn metrics(scored: &ScoredRouters) -> Vec<&'static str> {
     let has = |metric: &&str| {
         let mut pairs = scored.routers.iter().flat_map(|router| scored.tasks.iter().map(move |task| (router, task)));

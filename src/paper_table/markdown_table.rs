@@ -5,10 +5,10 @@ use crate::paper_table::table_scores::TableScores;
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use lorakit_eval::Score;
 
-/// What stands where there is no number.
+/// A cell without a score.
 const ABSENT: &str = "–";
 
-/// What stands for a number of the paper that is not known to be right.
+/// A number of the paper that could not be verified, or that it does not have.
 const NOT_AVAILABLE: &str = "not available";
 
 /// The heading, the table, its note, and a table of the claims.

@@ -1,4 +1,4 @@
-//! The scores of answers that read no prompt: the chance level of a task.
+//! The chance level of a task: the scores of a random choice, or of the most frequent answer.
 
 use crate::error::{EvalError, Result};
 use crate::evaluate::{EvalOptions, score_text};
@@ -7,9 +7,9 @@ use crate::sample::Sample;
 use lorakit_task::{Row, Split, Task};
 use std::collections::BTreeMap;
 
-/// Scores answering without reading: a choice drawn at random, whose accuracies are one over the number of choices, and in
-/// place of generated text the answer that is most frequent among the train rows, the first in order of equals. There is
-/// no loss. Text metrics are left out where the task has no train rows.
+/// Scores answers that do not depend on the prompt: a choice drawn at random, whose expected accuracy is one over the
+/// number of choices, and in place of generated text the most frequent answer of the train rows, the first in order of
+/// equals. There is no loss. Text metrics are left out where the task has no train rows.
 ///
 /// A router that does not beat these scores has shown nothing, however far it is above a base that answers in another
 /// form.
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// If the split has no rows.
 pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
-    let majority = majority_answer(task);
+    let most_frequent = most_frequent_answer(task);
     let score = |row: &&Row| {
         let mut sample = Sample::new(row, String::new());
         if let Some((choices, _)) = row.choices() {
@@ -26,7 +26,7 @@ pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
             let choosing = task.metrics.iter().filter(|metric| metric.needs_choices());
             sample.metrics.extend(choosing.map(|metric| (metric.name().to_owned(), chance)));
         }
-        if let Some(answer) = majority {
+        if let Some(answer) = most_frequent {
             score_text(answer, task, &mut sample)?;
         }
         Ok::<_, EvalError>(sample)
@@ -35,7 +35,7 @@ pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
 }
 
 /// The most frequent answer of the train rows.
-fn majority_answer(task: &Task) -> Option<&str> {
+fn most_frequent_answer(task: &Task) -> Option<&str> {
     let rows = task.rows(Split::Train, None).ok()?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter().for_each(|row| *counts.entry(row.target()).or_default() += 1);
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_majority_answer_is_right_as_often_as_it_occurs() {
+    fn the_most_frequent_answer_is_right_as_often_as_it_occurs() {
         let rows: String = (0..200)
             .map(|i| format!("{{\"input\": \"q{i}\", \"output\": \"{}\"}}\n", if i % 4 == 0 { "no" } else { "yes" }))
             .collect();

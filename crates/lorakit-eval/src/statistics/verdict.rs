@@ -18,8 +18,8 @@ pub enum Verdict {
     NotHeld,
     /// The interval contains zero, or there are fewer than [`DECISIVE_TASKS`] tasks.
     Undecided,
-    /// The tasks' own experts do not beat the base and an answer that reads nothing by two standard errors, so that a
-    /// router that chose them would not show.
+    /// The tasks' own experts do not beat the base and chance by two standard errors, so that choosing them could not
+    /// show.
     NotTestable,
 }
 
