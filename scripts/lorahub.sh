@@ -63,6 +63,13 @@ head += 'metrics = ["exact_match"]\nstop = ["\\n"]\nmax_new_tokens = 32\n'
 END
 }
 
+# draw COUNT SEED: so many of the lines at random, in random order, separated by commas.
+draw() {
+    python3 -c 'import random, sys
+lines = sorted(sys.stdin.read().splitlines())
+print(",".join(random.Random(int(sys.argv[2])).sample(lines, min(int(sys.argv[1]), len(lines)))))' "$@"
+}
+
 # adapt RUN NAME METHOD OPTIONS...: writes the scores of the adapted tasks, once.
 adapt() {
     local file="$1/$2.json"
@@ -81,8 +88,7 @@ for rows in ${ROWS:-0}; do
         runs+=("$run")
         mkdir -p "$run"
         # The modules of a seed, in a random order, since the authors' search depends on it.
-        drawn="$(find "$library/experts" -mindepth 1 -maxdepth 1 -type d ! -name '.*' -printf '%f\n' | LC_ALL=C sort \
-            | shuf -n "$modules" --random-source=<(yes "$seed") | paste -sd,)"
+        drawn="$(find "$library/experts" -mindepth 1 -maxdepth 1 -type d ! -name '.*' -printf '%f\n' | draw "$modules" "$seed")"
         adapt "$run" lorahub_published lorahub:mode=as-published --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" lorahub lorahub --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" five_rows no_library --fraction 0.05 --seed "$seed" --set "${settings[@]}"

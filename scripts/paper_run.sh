@@ -5,11 +5,13 @@
 # SCRIPT --small ...      an evening on two cores over a small base
 # SCRIPT ...              the paper's settings
 #
-# SEEDS="0 1 2" runs several seeds, each in OUT/seed-N. Every step that is finished is skipped when a script runs again.
+# SEEDS="0 1 2" runs several seeds, each in OUT/seed-N; with QUICK=1, which readme_check.sh sets, the first alone. Every step
+# that is finished is skipped when a script runs again.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 lorakit="${LORAKIT:-$root/target/release/lorakit}"
 read -ra seeds <<< "${SEEDS:-0}"
+[ -z "${QUICK:-}" ] || seeds=("${seeds[0]}")
 mode=full
 case "${1:-}" in
     --smoke) mode=smoke ;;

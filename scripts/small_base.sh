@@ -45,19 +45,44 @@ else
     esac
     limit=(--limit "${ROWS:-50}")
 fi
-if [ -n "${QUICK:-}" ]; then # a minimal version of a real set, as a smoke test
-    steps=2 limit=(--limit 2) families=("${families[@]:0:2}")
+
+# select_tasks NAME...: the tasks of the set that have these names, into `selected`.
+select_tasks() {
+    local name one
+    selected=()
+    # Of a file of many tasks those with the names; of files or folders with a task each, those files.
+    case "${set[*]}" in
+        *.toml | *.toml:*) selected=("${set[0]%.toml*}.toml:$(paste -sd, <<< "$(printf '%s\n' "$@")")") ;;
+        *) mapfile -t selected < <(for name in "$@"; do
+            for one in "${set[@]}"; do
+                if [ -d "$one" ]; then find "$one" -name "$name.json"; elif [[ "$(basename "$one" .json)" = "$name" ]]; then echo "$one"; fi
+            done
+        done) ;;
+    esac
+}
+
+task_names() {
+    "$lorakit" task ls "${set[@]}" "${data[@]}" --json | sed -n 's/^ *"name": "\(.*\)",$/\1/p'
+}
+
+names="$(task_names)"
+if [ "$mode" = small ] && [ -n "${QUICK:-}" ]; then # a few tasks of a real set, as a smoke test
+    steps=2 k=2 limit=(--limit 2) families=("${families[@]:0:2}")
+    mapfile -t few < <(grep -E '^(antonyms?|synonyms?|sum|sentiment|english-french|country-capital|translation_en-(de|es))$' <<< "$names")
+    select_tasks "${few[@]}"
+    set=("${selected[@]}")
+    names="$(task_names)"
 fi
 settings=(max_steps="$steps" learning_rate="${RATE:-1e-3}" max_grad_norm=1 dropout=0 eval_steps=0)
 tasks=("${set[@]}" "${data[@]}")
 read -ra metrics <<< "${METRICS:-loss}"
 [ "$mode" != smoke ] || metrics=(loss exact_match)
 scored=("${data[@]}" "${limit[@]}" --metrics "${metrics[@]}")
-names="$("$lorakit" task ls "${set[@]}" "${data[@]}" --json | sed -n 's/^ *"name": "\(.*\)",$/\1/p')"
 count="$(wc -l <<< "$names")"
-for name in $names; do echo '{"input": "about as long as a row", "output": "of them"}'; done > /tmp/lorakit-row.$$
-cost $((count * 2 + 3 * k + 1)) $((6 * count * steps * 16)) $((30 * count * ${ROWS:-50})) /tmp/lorakit-row.$$
-rm -f /tmp/lorakit-row.$$
+row="$(mktemp)"
+echo '{"input": "about as long as a row", "output": "of them"}' > "$row"
+cost $((count * 2 + 3 * k + 1)) $((6 * count * steps * 16)) $((30 * count * ${ROWS:-50})) "$row"
+rm -f "$row"
 
 routers=(uniform scaled_uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate
     cm tp tfidf evidence)
@@ -87,16 +112,7 @@ without_family() {
     mkdir -p "$kept"
     cp -r "$out/seed-$1/private/library.json" "$out/seed-$1/private/experts" "$kept"
     "$lorakit" library rm --library "$kept" "${family[@]}" > /dev/null
-    selected=("${set[@]}")
-    # Of a file of many tasks those of the family; of files or folders with a task each, those files.
-    case "${set[*]}" in
-        *.toml) selected=("${set[0]}:$(paste -sd, <<< "$(printf '%s\n' "${family[@]}")")") ;;
-        *) mapfile -t selected < <(for name in "${family[@]}"; do
-            for one in "${set[@]}"; do
-                if [ -d "$one" ]; then find "$one" -name "$name.json"; elif [[ "$(basename "$one" .json)" = "$name" ]]; then echo "$one"; fi
-            done
-        done) ;;
-    esac
+    select_tasks "${family[@]}"
     echo "== seed $1: without ${family[*]}"
     "$lorakit" eval -q --base "$base" --library "$kept" --tasks "${selected[@]}" "${scored[@]}" --seed "$1" \
         --out "$out/seed-$1/unknown.eval" "${options[@]}" --router base "${routers[@]}" > /dev/null
