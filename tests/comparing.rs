@@ -72,6 +72,28 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
 }
 
 #[test]
+fn a_mean_of_columns_pairs_the_tasks_that_both_rows_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let task = |name: &str, accuracy: f64| {
+        format!(r#""{name}": {{"n": 10, "metrics": {{"acc": {{"value": {accuracy}, "stderr": 0.1}}}}}}"#)
+    };
+    let base = [task("hard", 0.2), task("easy", 0.8), task("other", 0.5)].join(", ");
+    let arrow = [task("easy", 0.7), task("other", 0.5)].join(", ");
+    fs::create_dir_all(path("run/private.eval")).unwrap();
+    let text = format!(r#"{{"results": {{"base": {{{base}}}, "arrow": {{{arrow}}}}}}}"#);
+    fs::write(path("run/private.eval/results.json"), text).unwrap();
+    let columns = "mean = \"mean of 2\"\n\n[[column]]\nname = \"one\"\ntasks = [\"other\"]\nmetric = \"acc\"\nscale = 100\n\n\
+                   [[column]]\nname = \"two\"\ntasks = [\"hard\", \"easy\"]\n";
+    let table = TABLE.replace("[[column]]\nname = \"accuracy, %\"\n", columns);
+    fs::write(path("table.toml"), table).unwrap();
+    // Arrow lacks the hard task, so that its column's mean is the higher one; on the easy task it is ten points worse.
+    let ran = run(["compare", &path("table.toml"), "--runs", &path("run")]).ok();
+    assert_contains(&ran.stdout, &["| Arrow | weights | 50.0 ±10.0 | 70.0 ±10.0 |", "| -5.00 ±"]);
+    assert_contains(&ran.stderr, &["row `Arrow`: not every run has all 2 tasks of two; one has 1"]);
+}
+
+#[test]
 fn eval_scores_chance_and_writes_a_report() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("report.html").display().to_string();

@@ -15,8 +15,9 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(
     after_help = "Differences are paired by task and seed. A claim held if the bootstrap's 95 % interval of the gain, over \
-    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. It is \
-    not testable where the tasks' own experts do not beat base and chance by two standard errors."
+    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. A \
+    claim is not testable where the tasks' own experts do not beat base and chance by two standard errors. With one seed \
+    a verdict is about that seed's libraries alone."
 )]
 pub struct CompareArgs {
     /// Table TOML (configs/tables/README.md says what it holds)
@@ -47,6 +48,9 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
     for row in rows.iter().filter(|row| !is_scored(row)) {
         context.warn(format!("row {} has no results in {:?}", row["label"], args.runs))?;
+    }
+    for cell in scores.partial() {
+        context.warn(cell)?;
     }
     ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {:?}", args.table.display(), args.runs);
     let document = json!({

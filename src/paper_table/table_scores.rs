@@ -4,7 +4,7 @@ use crate::paper_table::table_spec::{ColumnSpec, RowSpec, TableSpec};
 use anyhow::{Context as _, Result};
 use lorakit_eval::{Results, Score};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The scores of all rows, in the order of the rows.
@@ -81,20 +81,39 @@ impl<'a> TableScores<'a> {
         Some(Score { stderr: all.stderr.or(scores[0].stderr), ..all })
     }
 
+    /// The cells that are means of fewer tasks or runs than those of other rows in the same column, each as a sentence.
+    pub fn partial(&self) -> Vec<String> {
+        let runs = || self.rows.iter().flat_map(|row| row.0.iter().flatten());
+        let mut found = Vec::new();
+        for (at, column) in self.spec.columns.iter().enumerate() {
+            let all: BTreeSet<&String> = runs().flat_map(|run| run[at].keys()).collect();
+            for (row, scores) in self.spec.rows.iter().zip(&self.rows) {
+                let counts = scores.0.iter().map(|run| run.as_ref().map_or(0, |run| run[at].len()));
+                let (fewest, most) = counts.fold((usize::MAX, 0), |(fewest, most), n| (fewest.min(n), most.max(n)));
+                if most > 0 && fewest < all.len() {
+                    let (label, name, tasks) = (&row.label, &column.name, all.len());
+                    found.push(format!(
+                        "row `{label}`: not every run has all {tasks} tasks of {name}; one has {fewest}"
+                    ));
+                }
+            }
+        }
+        found
+    }
+
     /// How much better `better` is than `worse`, scaled and positive where it is better: by task (under the mean, by
     /// column), then by run, over the tasks and runs that both have.
     pub fn gains(&self, better: usize, worse: usize, column: TableColumn) -> Vec<Vec<f64>> {
-        let both: Vec<(&RunScores, &RunScores)> = self.rows[better]
-            .0
-            .iter()
-            .zip(&self.rows[worse].0)
+        let paired = self.rows[better].0.iter().zip(&self.rows[worse].0);
+        let both: Vec<(RunScores, RunScores)> = paired
             .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
+            .map(|(b, w)| (on_tasks_of(b, w), on_tasks_of(w, b)))
             .collect();
         let sign = if self.shown(column).1.metric == "loss" { -1.0 } else { 1.0 };
         let Some((first, _)) = both.first() else { return Vec::new() };
         let units = self.units(first, column).into_keys();
         let gains = units.filter_map(|unit| {
-            let gain = |(better, worse): &(&RunScores, &RunScores)| {
+            let gain = |(better, worse): &(RunScores, RunScores)| {
                 let of = |run: &RunScores| self.units(run, column).get(&unit).map(|score| score.value);
                 Some(sign * (of(better)? - of(worse)?))
             };
@@ -128,6 +147,15 @@ impl<'a> TableScores<'a> {
         let value = units.iter().map(|score| score.value).sum::<f64>() / n;
         (complete && !units.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
     }
+}
+
+/// The scores of a run on the tasks that another has too.
+fn on_tasks_of(run: &RunScores, other: &RunScores) -> RunScores {
+    let shared = |(own, other): (&BTreeMap<String, Score>, &BTreeMap<String, Score>)| {
+        let in_both = own.iter().filter(|(task, _)| other.contains_key(*task));
+        in_both.map(|(task, score)| (task.clone(), *score)).collect()
+    };
+    run.iter().zip(other).map(shared).collect()
 }
 
 fn scaled(score: Score, scale: f64) -> Score {
