@@ -1,7 +1,7 @@
 //! `eval`: evaluates routers over a library on tasks.
 
 use crate::args::adapter_args;
-use crate::args::part_arg::{PartArg, share_of};
+use crate::args::part_arg::PartArg;
 use crate::args::router_arg::RouterArg;
 use crate::args::row_encoding_args::RowEncodingArgs;
 use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
@@ -14,7 +14,9 @@ use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::pages::scores_page::{self, ScoredRouters};
+use crate::scoring::evaluated_pairs::Pairs;
 use crate::scoring::failures::Failures;
+use crate::scoring::prepared_routers::{PreparedRouter, prepare};
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use crate::scoring::row_counts::RowCounts;
 use crate::scoring::truncation;
@@ -23,17 +25,15 @@ use anyhow::Result;
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
-use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
+use lorakit_fit::router::RoutedPatches;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
-use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The arguments of `eval`.
@@ -141,27 +141,6 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     failures.outcome(true)
 }
 
-/// The pairs of a router and a task that are evaluated, in the order of the routers.
-struct Pairs<'a> {
-    routers: &'a [RouterArg],
-    tasks: &'a [Task],
-    /// The indices of those of this process.
-    share: Range<usize>,
-}
-
-impl<'a> Pairs<'a> {
-    fn new(routers: &'a [RouterArg], tasks: &'a [Task], part: Option<PartArg>) -> Result<Self> {
-        let all = routers.len() * tasks.len();
-        let share = part.map_or(Ok(0..all), |part| anyhow::Ok(share_of(part.part()?, all)))?;
-        Ok(Self { routers, tasks, share })
-    }
-
-    /// Whether this process evaluates a router on a task, by their indices.
-    fn has(&self, router: usize, task: usize) -> bool {
-        self.share.contains(&(router * self.tasks.len() + task))
-    }
-}
-
 /// What all evaluations of a run share.
 struct EvalRun<'a> {
     base: &'a Base,
@@ -214,7 +193,7 @@ impl EvalRun<'_> {
         store: &mut ResultsStore,
         failures: &mut Failures,
     ) -> Result<()> {
-        let bar = progress_bar::bar(&self.context.output, pairs.share.len() as u64, "eval");
+        let bar = progress_bar::bar(&self.context.output, pairs.count() as u64, "eval");
         // Rows are cut alike for all routers.
         let mut noticed = BTreeSet::new();
         for (number, (router, prepared)) in pairs.routers.iter().zip(prepared).enumerate() {
@@ -322,65 +301,6 @@ fn served(library: &Library, routers: &[RouterArg], tasks: &[Task]) -> Result<Ve
     let experts = experts.collect::<Result<Vec<_>>>()?;
     let of_each: Option<Vec<Vec<String>>> = routers.iter().map(|typed| typed.router.served(&tasks, &experts)).collect();
     Ok(of_each.into_iter().flatten().flatten().collect())
-}
-
-/// A router, ready to be evaluated.
-enum PreparedRouter<'a> {
-    /// The same for all tasks.
-    Same(RoutedPatches<'a>),
-    /// One per task; none where it could not be built.
-    ByTask(Vec<Option<RoutedPatches<'a>>>),
-    /// It could not be built, or this process does not evaluate it.
-    Absent,
-}
-
-impl<'a> PreparedRouter<'a> {
-    fn of(&self, task: usize) -> Option<&RoutedPatches<'a>> {
-        match self {
-            Self::Same(routed) => Some(routed),
-            Self::ByTask(per_task) => per_task[task].as_ref(),
-            Self::Absent => None,
-        }
-    }
-}
-
-/// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a
-/// failure, and all others are evaluated.
-fn prepare<'a>(
-    pairs: &Pairs,
-    routing: Option<&FitContext<'_, 'a>>,
-    failures: &mut Failures,
-    context: &CommandContext,
-) -> Result<Vec<PreparedRouter<'a>>> {
-    let Pairs { routers, tasks, .. } = pairs;
-    let mut prepared = Vec::with_capacity(routers.len());
-    for (number, RouterArg { router, text }) in routers.iter().enumerate() {
-        let own: Vec<Option<&Task>> =
-            tasks.iter().enumerate().map(|(index, task)| pairs.has(number, index).then_some(task)).collect();
-        if own.iter().all(Option::is_none) {
-            prepared.push(PreparedRouter::Absent);
-            continue;
-        }
-        let Some(routing) = routing else {
-            prepared.push(PreparedRouter::Same(RoutedPatches::plain(Patches::none())));
-            continue;
-        };
-        let mut build = |task: Option<&Task>| match build_router(routing, &**router, task, None) {
-            Ok(routed) => Ok(Some(routed)),
-            Err(error) => {
-                let name = task.map(|task| task.name.as_str());
-                failures.add(Some(text), name, error.into(), context).map(|()| None)
-            }
-        };
-        prepared.push(match depends_on_task(routing, &**router) {
-            true => {
-                let of = |task: Option<&Task>| task.map_or(Ok(None), |task| build(Some(task)));
-                PreparedRouter::ByTask(own.into_iter().map(of).collect::<Result<_>>()?)
-            }
-            false => build(None)?.map_or(PreparedRouter::Absent, PreparedRouter::Same),
-        });
-    }
-    Ok(prepared)
 }
 
 /// The configuration recorded in results.json.
