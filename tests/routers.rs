@@ -170,8 +170,10 @@ fn the_mean_gets_the_scale_that_suits_validation_rows_best() {
     let scaled = "scaled_uniform:rows=3";
     let fixed = ["uniform:scale=0.25", "uniform:scale=0.5", "uniform", "uniform:scale=2", "uniform:scale=4"];
     let options = [&["--split", "validation", "--metrics", "loss", "--tasks"], &TASKS[..]].concat();
-    let scores = work.eval(&[&[scaled], &fixed[..]].concat(), &options).json();
+    let ran = work.eval(&[&[scaled], &fixed[..]].concat(), &options).ok();
     // The evaluated rows are those that the scale is chosen on.
+    assert!(ran.stderr.contains("fitted to validation rows"), "{}", ran.stderr);
+    let scores = ran.json();
     let sum = |router: &str| {
         ["shift_up1", "order_reverse", "pick_first"].map(|task| loss(&scores, router, task)).iter().sum::<f64>()
     };

@@ -29,6 +29,7 @@ use lorakit_fit::router::RoutedPatches;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
 use lorakit_model::Base;
+use lorakit_route::TrainingData;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
@@ -99,9 +100,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let prompted = tasks.iter().map(|task| task.with_few_shot(args.num_fewshot)).collect::<Result<Vec<_>, _>>()?;
     context.output.status(RowCounts::new(&tasks, &options));
     let routers = distinct(&args.router);
-    if !fit.is_empty() && routers.iter().all(|typed| typed.router.training_data().is_none()) {
-        context.output.warn("--fit is not used: none of these routers is fitted");
-    }
+    warn_of_fits(&routers, &fit, args.split, context);
     let place = args.base.resolve(context)?;
     let encoding = args.encoding.encoding();
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
@@ -227,6 +226,21 @@ impl EvalRun<'_> {
         }
         bar.finish_and_clear();
         Ok(())
+    }
+}
+
+/// Warns of rows to fit to that no router uses, and of routers that are scored on the rows they are fitted to.
+fn warn_of_fits(routers: &[RouterArg], fit: &[Task], split: Split, context: &CommandContext) {
+    let fitted = || routers.iter().filter_map(|typed| Some((typed, typed.router.training_data()?)));
+    if !fit.is_empty() && fitted().next().is_none() {
+        context.output.warn("--fit is not used: none of these routers is fitted");
+    }
+    let on_validation = |data: TrainingData| matches!(data, TrainingData::ExpertValidation { .. });
+    if let Some((typed, _)) = fitted().find(|(_, data)| split == Split::Validation && on_validation(*data)) {
+        context.output.warn(format!(
+            "--router {typed} is fitted to validation rows of the experts' tasks: its scores on them are not those of \
+             unseen rows"
+        ));
     }
 }
 
