@@ -46,7 +46,11 @@ fn condition(text: &str) -> Result<(String, Vec<String>), String> {
 /// Reads the files one after the other, and writes those of the values.
 pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
     let limit = args.max_rows.map_or(usize::MAX, NonZeroUsize::get);
-    let mut rows = RowsByColumn::new(&args.by, limit, args.only.iter().cloned().collect());
+    let mut only: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (column, values) in &args.only {
+        only.entry(column.clone()).or_default().extend(values.iter().cloned());
+    }
+    let mut rows = RowsByColumn::new(&args.by, limit, only);
     for file in files(&args.sources, context)? {
         context.output.status(format!("reading {}", file.display()));
         rows.add(&file)?;
@@ -58,10 +62,10 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
         if args.drop.contains(&value) || args.drop.contains(&name) {
             continue;
         }
-        write_file(&args.out.join(format!("{name}.jsonl")), (lines.join("\n") + "\n").as_bytes())?;
         if let Some((other, _)) = named.insert(name.clone(), (value.clone(), lines.len())) {
             return Err(usage_error(format!("`{value}` and `{other}` would both be {name}.jsonl; --drop one of them")));
         }
+        write_file(&args.out.join(format!("{name}.jsonl")), (lines.join("\n") + "\n").as_bytes())?;
     }
     ensure!(!named.is_empty(), "no row is left; see --only and --drop");
     let document: Map<String, Value> = named.iter().map(|(name, (_, rows))| (name.clone(), json!(rows))).collect();
