@@ -35,8 +35,8 @@ pub struct Findings {
     pub sentences: Vec<String>,
 }
 
-/// What the scores of a part of the tasks say.
-struct Part<'a> {
+/// The training or the held-out tasks, with their scores.
+struct ScoredTasks<'a> {
     /// As in `on training tasks`.
     name: &'static str,
     tasks: &'a [Task],
@@ -51,19 +51,19 @@ impl Findings {
         results: &Results,
         (training, held_out): (&[Task], &[Task]),
     ) -> Self {
-        let part = |name, tasks| Part { name, tasks, results };
-        let (training, held_out) = (part("training tasks", training), part("held-out tasks", held_out));
+        let scored = |name, tasks| ScoredTasks { name, tasks, results };
+        let (training, held_out) = (scored("training tasks", training), scored("held-out tasks", held_out));
         // Held-out tasks have no expert of their own: experts that know no task would be none to choose among.
         let testable = training.gain(OWN_EXPERT, BASE).is_some_and(|gain| gain.is_clearly_positive());
         let mut sentences = vec![agreement(clusters)];
         for claim in CLAIMS {
-            sentences.extend([&training, &held_out].into_iter().filter_map(|part| part.judge(claim, testable)));
+            sentences.extend([&training, &held_out].into_iter().filter_map(|tasks| tasks.judge(claim, testable)));
         }
         Self { headline: headline(rows), sentences }
     }
 }
 
-impl Part<'_> {
+impl ScoredTasks<'_> {
     /// How much better one row is than another in exact match, paired by task; none where a row was not scored.
     fn gain(&self, better: &str, worse: &str) -> Option<PairedDifference> {
         let value = |label: &str, task: &Task| {
@@ -153,7 +153,7 @@ mod tests {
         let tasks = skills::tasks(skills::SEED, SuitePart::Training);
         let verdict = |better: &dyn Fn(usize) -> f64, testable| {
             let results = results(&tasks, better, |at| 0.02 * at as f64);
-            Part { name: "t", tasks: &tasks, results: &results }.judge(("a", "b", "X"), testable).unwrap()
+            ScoredTasks { name: "t", tasks: &tasks, results: &results }.judge(("a", "b", "X"), testable).unwrap()
         };
         // A gain of five points on every task is clear, although tasks differ by far more.
         assert!(verdict(&|at| 0.02 * at as f64 + 0.05, true).contains("X, on t: held (a against b: +5.0 points"));

@@ -3,6 +3,7 @@
 //!
 //! What is drawn depends on the seed, the site and the token's position in its row alone, so that batches, shared prefixes
 //! and cached decoding change nothing.
+//! All rows draw alike: another draw needs another `seed`, and differences between rows do not show its spread.
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
@@ -28,15 +29,15 @@ pub static RANDOM: MethodInfo<dyn Router> = MethodInfo {
     aliases: &[],
     summary: "per token and site, experts drawn at random; a baseline for routers of few experts",
     link: None,
-    defaults: defaults::<Random>,
-    parse: |name, typed| Ok(Arc::new(read::<Random>(name, typed)?)),
+    defaults: defaults::<RandomExperts>,
+    parse: |name, typed| Ok(Arc::new(read::<RandomExperts>(name, typed)?)),
     version: 1,
 };
 
 /// The router `random`. An expert that a site lacks may be drawn there, and adds nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Random {
+pub struct RandomExperts {
     /// The number of experts of each token.
     pub top_k: Limit,
     /// The seed of the draws.
@@ -45,21 +46,21 @@ pub struct Random {
     pub mixing: Mixing,
 }
 
-impl Default for Random {
+impl Default for RandomExperts {
     fn default() -> Self {
         Self { top_k: Limit(4), seed: 0, mixing: Mixing::Outputs }
     }
 }
 
-impl Settings for Random {}
+impl Settings for RandomExperts {}
 
-impl fmt::Display for Random {
+impl fmt::Display for RandomExperts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write(f, RANDOM.name, self)
     }
 }
 
-impl Router for Random {
+impl Router for RandomExperts {
     fn info(&self) -> &'static MethodInfo<dyn Router> {
         &RANDOM
     }
