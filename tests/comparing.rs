@@ -69,6 +69,14 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     let (more, runs) = (path("more.toml"), &runs[0]);
     assert_contains(&run(["compare", &more, "--runs", runs]).ok().stderr, &["row \"tp\" has no results"]);
     assert_contains(&run(["compare", &more, "--runs", runs, "--strict"]).failed(1), &["row \"tp\" has no results"]);
+
+    // Own experts that do not beat the base test no claim.
+    for (own, beaten, verdict) in [("Arrow", "base", "held"), ("base", "Arrow", "not testable here")] {
+        let text = format!("{TABLE}[testable]\nown = \"{own}\"\nbeats = [\"{beaten}\"]\n");
+        fs::write(path("testable.toml"), text).unwrap();
+        let ran = run(["compare", &path("testable.toml"), "--runs", runs]).ok();
+        assert_contains(&ran.stdout, &[&format!("| **{verdict}** |")]);
+    }
 }
 
 #[test]

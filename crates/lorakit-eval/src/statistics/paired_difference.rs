@@ -137,6 +137,10 @@ mod tests {
         let (one, other) = (PairedDifference::of(&one).unwrap(), PairedDifference::of(&other).unwrap());
         assert!((one.mean + other.mean).abs() < 1e-12 && (one.stderr - other.stderr).abs() < 1e-12);
         assert!((one.interval[0] + other.interval[1]).abs() < 1e-9, "{one:?} {other:?}");
+        // 2.2 standard errors, and 0.6 of one.
+        assert!(one.is_clearly_positive() && !other.is_clearly_positive());
+        let little = PairedDifference::of(&one_seed(&[1.0, -0.5, 0.5, -0.25])).unwrap();
+        assert!(little.mean > 0.0 && !little.is_clearly_positive(), "{little:?}");
     }
 
     #[test]
