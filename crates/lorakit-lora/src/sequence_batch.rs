@@ -16,6 +16,9 @@ pub struct Sequence {
     /// Number of tokens of the whole row, where more of them follow than are here: some bases rotate the tokens of a long
     /// row in another way. It decides only there.
     pub whole: Option<usize>,
+    /// Number of its first tokens that the encoder of an encoder-decoder reads; where none is given all but the last, as a
+    /// prompt ends with the decoder's start token. Decoders ignore it.
+    pub source: Option<usize>,
     /// The one expert of the sequence, where a batch mixes sequences of several.
     pub expert: Option<usize>,
     /// The weight of every expert of a library, where a router decides by sequence.

@@ -106,10 +106,15 @@ impl<'a> CachedDecoder<'a> {
         self.closed.push(sequence);
     }
 
-    /// Whether sequences of up to `tokens` tokens can share a prefix for good: some bases rotate the keys of long ones in
-    /// another way.
+    /// Whether sequences of up to `tokens` tokens can share any prefix for good: some bases rotate the keys of long ones in
+    /// another way, and of an encoder's tokens each sees those behind it.
     pub fn can_share(&self, tokens: usize) -> bool {
-        self.base.rotates_alike(1, tokens)
+        self.base.config().encoder.is_none() && self.base.rotates_alike(1, tokens)
+    }
+
+    /// Whether a prompt may be appended in parts: an encoder reads it at once.
+    pub fn can_read_in_parts(&self) -> bool {
+        self.base.config().encoder.is_none()
     }
 
     /// Number of slots that no sequence uses.

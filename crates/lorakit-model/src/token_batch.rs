@@ -33,7 +33,7 @@ impl TokenBatch {
 
     /// Adds a row of tokens, each with whether it carries loss. The last that does is predicted but never read, so it is
     /// not among the packed tokens, nor is anything after it; without any, all tokens are read. The first carries none,
-    /// since nothing predicts it.
+    /// since nothing predicts it. To an encoder-decoder, what stands before the token that predicts the first is the source.
     pub fn push_masked(&mut self, tokens: &[u32], loss: &[bool], expert: Option<usize>) {
         let (start, row) = (self.ids.len(), self.sequences.len() as u32);
         let read = loss.iter().rposition(|&loss| loss).unwrap_or(tokens.len());
@@ -41,8 +41,9 @@ impl TokenBatch {
         let predicted = tokens.iter().zip(loss).enumerate().skip(1).filter(|(_, (_, loss))| **loss);
         let target = |(i, (&id, _)): (usize, (&u32, &bool))| TargetToken { at: (start + i - 1) as u32, id, row };
         self.targets.extend(predicted.map(target));
-        let whole = Some(tokens.len());
-        self.sequences.push(Sequence { start, len: self.ids.len() - start, whole, expert, ..Sequence::default() });
+        let len = self.ids.len() - start;
+        let source = loss.iter().position(|&loss| loss).unwrap_or(len).checked_sub(1);
+        self.sequences.push(Sequence { start, len, whole: Some(tokens.len()), source, expert, ..Sequence::default() });
     }
 
     /// The packed tokens.

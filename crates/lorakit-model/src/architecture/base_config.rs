@@ -4,6 +4,7 @@ use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::Descriptor;
 use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::rope_config::{RopeConfig, RopeScaling, RotaryFactor};
+use crate::attention::distance_buckets::DistanceBuckets;
 use crate::error::Result;
 
 /// An architecture: how its `config.json` is read, and its descriptor.
@@ -71,8 +72,10 @@ pub struct BaseConfig {
     pub hidden: usize,
     /// Width within the MLP.
     pub intermediate: usize,
-    /// Number of layers.
+    /// Number of layers, those of an encoder first.
     pub layers: usize,
+    /// What an encoder-decoder has besides; none for a decoder.
+    pub encoder: Option<EncoderConfig>,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key and value heads.
@@ -93,6 +96,17 @@ pub struct BaseConfig {
     pub max_positions: usize,
     /// What in the file contradicts itself, and how it was read.
     pub notices: Vec<String>,
+}
+
+/// What an encoder-decoder has besides its decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// Number of its layers, the first of all.
+    pub layers: usize,
+    /// The token that a decoder's row begins with.
+    pub decoder_start: u32,
+    /// How distances between tokens are told apart, in both stacks.
+    pub buckets: DistanceBuckets,
 }
 
 /// What [`BaseConfig::from_json`] takes from an architecture, because each spells it in its own way.
@@ -133,6 +147,7 @@ impl BaseConfig {
             hidden,
             intermediate: json.required("intermediate_size")?,
             layers,
+            encoder: None,
             heads,
             kv_heads,
             head_dim,
@@ -144,6 +159,16 @@ impl BaseConfig {
             tied: json.flag("tie_word_embeddings", false)?,
             notices: RopeConfig::notice(json).into_iter().collect(),
         })
+    }
+
+    /// The token that the decoder of an encoder-decoder begins with; none for a decoder alone.
+    pub fn decoder_start(&self) -> Option<u32> {
+        self.encoder.map(|encoder| encoder.decoder_start)
+    }
+
+    /// Whether layer `index` is one of an encoder.
+    pub(crate) fn is_encoder_layer(&self, index: usize) -> bool {
+        self.encoder.is_some_and(|encoder| index < encoder.layers)
     }
 
     /// The attention of layer `index`.

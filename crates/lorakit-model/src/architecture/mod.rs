@@ -25,7 +25,7 @@ pub(crate) mod registry;
 pub(crate) mod rope_config;
 pub(crate) mod smollm3;
 
-pub use base_config::{Architecture, AttentionKind, BaseConfig, Scales};
+pub use base_config::{Architecture, AttentionKind, BaseConfig, EncoderConfig, Scales};
 pub use descriptor::{
     BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, QkNormDescriptor, QkNormRows,
     SiteDescriptor,
