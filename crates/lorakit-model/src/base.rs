@@ -1,6 +1,7 @@
 //! A base model: opened from a Hugging Face folder or a GGUF file, run layer by layer, with a patch at each site.
 
 use crate::architecture::base_config::BaseConfig;
+use crate::attention::distance_bias::DistanceBias;
 use crate::attention::heads::AttentionHeads;
 use crate::base_fingerprint::base_identity;
 use crate::decoder_layer::{DecoderLayer, load_norm};
@@ -13,6 +14,7 @@ use crate::layer::logit_scale::LogitScale;
 use crate::layer::norm::Norm;
 use crate::layer::rope::LayerRopes;
 use crate::layer::tape::Tape;
+use crate::source_target::SourceTarget;
 use crate::token_batch::TokenBatch;
 use crate::weights::checkpoint::{Checkpoint, WeightType};
 use crate::weights::token_precision::TokenPrecision;
@@ -93,13 +95,17 @@ impl Base {
         options: &BaseOptions,
     ) -> Result<Self> {
         let config = checked_against(config, checkpoint)?;
+        ensure_computes(&config, checkpoint, options)?;
         let mut weights = WeightLoader::new(checkpoint, options);
         let descriptor = &config.descriptor;
         let weight_of = |module: &str| format!("{module}.weight");
         let embedding = weights.matrix(&weight_of(descriptor.embedding), config.vocabulary, config.hidden)?;
         let matmul_dtype = matmul_dtype(&config, checkpoint, options)?;
         let heads = attention_heads(&config, matmul_dtype);
-        let layers = (0..config.layers).map(|index| DecoderLayer::load(&config, index, heads, &mut weights));
+        let [encoder_bias, bias] = distance_biases(&config, &mut weights)?;
+        let bias_of = |index| if config.is_encoder_layer(index) { &encoder_bias } else { &bias };
+        let load = |index| DecoderLayer::load(&config, index, heads, bias_of(index).clone(), &mut weights);
+        let layers = (0..config.layers).map(load);
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = load_norm(&config, descriptor.final_norm, config.hidden, &mut weights)?;
         let head = match config.tied {
@@ -113,8 +119,9 @@ impl Base {
         // A checkpoint may hold a tied head's weight a second time.
         let head_name = weight_of(descriptor.lm_head);
         let mut unused = descriptor.unused.to_vec();
+        unused.extend(descriptor.encoder.map_or(&[][..], |encoder| encoder.unused));
+        let (unused_values, unused_bytes) = checkpoint.size_of(&unused);
         unused.extend(config.tied.then_some(head_name.as_str()));
-        let (unused_values, unused_bytes) = checkpoint.size_of(descriptor.unused);
         Ok(Self {
             variables: weights.finish(&unused)?,
             identity: base_identity(name, &config, checkpoint),
@@ -228,7 +235,13 @@ impl Base {
 
     /// What all layers share in a forward of these sequences, packed one behind the other.
     pub fn plan(&self, sequences: SequenceBatch) -> ForwardPlan {
-        ForwardPlan::packed(sequences, &self.ropes)
+        match self.config.encoder {
+            Some(encoder) => {
+                let split = SourceTarget::packed(encoder.layers, &sequences);
+                ForwardPlan::packed(sequences, &self.ropes).with_split(split)
+            }
+            None => ForwardPlan::packed(sequences, &self.ropes),
+        }
     }
 
     /// The same for a batch whose last layer is only wanted where it predicts a target: its output is
@@ -236,17 +249,30 @@ impl Base {
     pub fn plan_for_targets(&self, batch: &TokenBatch) -> CandleResult<ForwardPlan> {
         let plan = self.plan(batch.sequences());
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(plan) };
-        Ok(plan.with_output_tokens(last, batch.target_indices(&self.device)?, batch.target_sequences()))
+        let at: Vec<u32> = batch.targets().iter().map(|target| target.at).collect();
+        let at = match plan.split() {
+            Some(split) => split.target_indices(&at),
+            None => at,
+        };
+        let at = Tensor::from_vec(at, batch.targets().len(), &self.device)?;
+        Ok(plan.with_output_tokens(last, at, batch.target_sequences()))
     }
 
-    /// What [`Base::plan`] is for sequences whose keys are in a cache; see [`crate::cached_decoder`].
+    /// What [`Base::plan`] is for sequences whose keys are in a cache; see [`crate::cached_decoder`]. `sources` are the
+    /// numbers of their tokens that an encoder reads.
     pub(crate) fn cached_plan(
         &self,
         sequences: SequenceBatch,
-        keys: Vec<Vec<Range<usize>>>,
+        (keys, sources): (Vec<Vec<Range<usize>>>, &[usize]),
         cache: KvCache,
     ) -> ForwardPlan {
-        ForwardPlan::cached(sequences, keys, cache, &self.ropes)
+        match self.config.encoder {
+            Some(encoder) => {
+                let split = SourceTarget::cached(encoder.layers, &sequences, (&keys, sources));
+                ForwardPlan::cached(sequences, keys, cache, &self.ropes).with_split(split)
+            }
+            None => ForwardPlan::cached(sequences, keys, cache, &self.ropes),
+        }
     }
 
     /// The precision that tokens behind a prompt are computed in.
@@ -256,12 +282,17 @@ impl Base {
 
     /// The memory of a token's cached keys and values, in bytes.
     pub fn cache_bytes_per_token(&self) -> u64 {
-        (self.layers.len() * 2 * self.heads.key_width() * DType::F32.size_in_bytes()) as u64
+        (self.cached_layers() * 2 * self.heads.key_width() * DType::F32.size_in_bytes()) as u64
+    }
+
+    /// Number of layers whose keys are cached: a token of a source has those of the decoder's attention to it.
+    fn cached_layers(&self) -> usize {
+        self.layers.len() - self.config.encoder.map_or(0, |encoder| encoder.layers)
     }
 
     /// An empty cache of `slots` tokens.
     pub(crate) fn kv_cache(&self, slots: usize) -> CandleResult<KvCache> {
-        KvCache::new(self.layers.len(), slots, self.heads, &self.device)
+        KvCache::new(self.cached_layers(), slots, self.heads, &self.device)
     }
 
     /// The embeddings of `ids`: `[tokens, hidden]`, in f32 like everything computed from them.
@@ -293,7 +324,7 @@ impl Base {
 
     /// `h`, `[tokens, hidden]`, after layer `index`, in candle's graph.
     pub fn layer(&self, index: usize, h: &Tensor, plan: &ForwardPlan, patches: &Patches) -> CandleResult<Tensor> {
-        self.layers[index].forward(h, &mut LayerContext::new(index, index * DecoderLayer::SITES, plan, patches))
+        self.layers[index].forward(h, &mut LayerContext::new(index, self.layers[index].first_site(), plan, patches))
     }
 
     /// A forward whose layers are recorded on tapes instead of in candle's graph: for a frozen base on the CPU, and
@@ -352,7 +383,7 @@ impl TapedForward<'_> {
     /// backward is to return the gradient of `h`.
     pub fn layer(&self, index: usize, h: &Tensor, needs_gradient: bool) -> CandleResult<(Tensor, Tape)> {
         let mut tape = Tape::new(h, needs_gradient);
-        let context = LayerContext::new(index, index * DecoderLayer::SITES, self.plan, self.patches);
+        let context = LayerContext::new(index, self.base.layers[index].first_site(), self.plan, self.patches);
         let y = self.base.layers[index].forward(h, &mut context.on(&mut tape))?;
         Ok((y, tape))
     }
@@ -383,9 +414,32 @@ fn attention_heads(config: &BaseConfig, matmul_dtype: DType) -> AttentionHeads {
         window: None,
         scale: config.scales.attention,
         soft_cap: config.scales.attention_soft_cap,
+        causal: true,
         // In some bases scores are larger than f16 can hold, and their gradients smaller.
         products: if matmul_dtype == DType::F16 { DType::F32 } else { matmul_dtype },
     }
+}
+
+/// Fails where a base needs what is missing on its device.
+fn ensure_computes(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOptions) -> Result<()> {
+    if config.encoder.is_none() || options.device.is_cpu() {
+        return Ok(());
+    }
+    let reason = format!("bases of architecture '{}' compute on a CPU only; use --device cpu", config.model_type);
+    Err(ModelError::Checkpoint { place: checkpoint.place(), reason })
+}
+
+/// The biases by distance of an encoder's layers and of those behind it, if there are any.
+fn distance_biases(config: &BaseConfig, weights: &mut WeightLoader) -> Result<[Option<DistanceBias>; 2]> {
+    let (Some(encoder), Some(descriptor)) = (config.encoder, config.descriptor.encoder) else {
+        return Ok([None, None]);
+    };
+    let mut bias = |first: usize, causal| -> Result<Option<DistanceBias>> {
+        let name = format!("{}.{}.weight", config.layer_module(first), descriptor.distance_bias);
+        let weight = weights.table(&name, encoder.buckets.count, config.heads)?;
+        Ok(Some(DistanceBias::new(weight, encoder.buckets, causal)?))
+    };
+    Ok([bias(0, false)?, bias(encoder.layers, true)?])
 }
 
 /// The type that matrices are multiplied in: f32 on a CPU and where they train, else the one asked for, else the narrower
@@ -397,8 +451,9 @@ fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOpti
     if let Some(dtype) = options.dtype {
         return Ok(dtype);
     }
-    let [attention_input, ..] = config.sites(0);
-    let first = attention_input.projections.iter().map(|projection| projection.module.as_str()).take(1);
+    let sites = config.sites(0);
+    let projections = sites.iter().flat_map(|site| &site.projections);
+    let first = projections.map(|projection| projection.module.as_str()).take(1);
     let names = first.chain([config.descriptor.embedding]).map(|module| format!("{module}.weight")).collect();
     Ok(checkpoint.narrowest_dtype(&names)?.dtype())
 }

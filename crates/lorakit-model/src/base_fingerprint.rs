@@ -4,7 +4,7 @@
 //! must never change. It is written out here field by field and does not follow the names in [`BaseConfig`]. A field that
 //! only newer architectures have is appended, and only where it is set.
 
-use crate::architecture::base_config::{AttentionKind, BaseConfig, Scales};
+use crate::architecture::base_config::{AttentionKind, BaseConfig, EncoderConfig, Scales};
 use crate::architecture::rope_config::RopeScaling;
 use crate::weights::checkpoint::Checkpoint;
 use lorakit_adapter::BaseIdentity;
@@ -77,6 +77,19 @@ fn set_fields(config: &BaseConfig) -> Vec<(&'static str, String)> {
     add("layer_attention", config.attention.len() > 1, &|| format!("{:?}", config.layer_attention));
     let output_bias = descriptor.attention_output.bias;
     add("attention_output_bias", output_bias != descriptor.attention_input.bias, &|| output_bias.to_string());
+    let encoder = || {
+        let number = |of: fn(&EncoderConfig) -> usize| config.encoder.as_ref().map_or(0, of).to_string();
+        record(
+            "Encoder",
+            &[
+                ("layers", number(|encoder| encoder.layers)),
+                ("decoder_start", number(|encoder| encoder.decoder_start as usize)),
+                ("buckets", number(|encoder| encoder.buckets.count)),
+                ("farthest", number(|encoder| encoder.buckets.farthest)),
+            ],
+        )
+    };
+    add("encoder", config.encoder.is_some(), &encoder);
     for (name, value, default) in [
         ("embedding_multiplier", scales.embedding, plain.embedding),
         ("residual_multiplier", scales.residual, plain.residual),

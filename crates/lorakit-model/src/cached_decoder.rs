@@ -2,6 +2,9 @@
 //!
 //! Some bases rotate all tokens of a row by its length. There, a sequence that has become longer than what its cached keys
 //! were rotated for is computed again from its first token.
+//!
+//! Of an encoder-decoder, the first tokens appended to a sequence are its whole source, with the decoder's start token or
+//! without. The encoder runs then, and what the decoder's attention to it reads is cached in the slots of the source.
 
 use crate::base::Base;
 use crate::cache_slots::{CacheSlots, first};
@@ -30,6 +33,8 @@ struct CachedSequence {
     slots: Vec<Range<usize>>,
     /// All of its tokens.
     ids: Vec<u32>,
+    /// Number of its tokens that an encoder reads, the first ones; zero in a base without an encoder.
+    source: usize,
     /// The row length that its cached keys were rotated for.
     rotated_for: usize,
     /// What a router reads: the sequence's expert or its weights.
@@ -80,6 +85,9 @@ impl<'a> CachedDecoder<'a> {
         let found = self.len(sequence);
         if tokens > found {
             bail!("{tokens} tokens of sequence {sequence} were to be shared, which has {found}");
+        }
+        if (1..self.sequences[sequence].source).contains(&tokens) {
+            bail!("{tokens} tokens of sequence {sequence} were to be shared, whose source can be shared as a whole");
         }
         let own = self.take_slots(capacity)?;
         let parent = &self.sequences[sequence];
@@ -144,6 +152,10 @@ impl<'a> CachedDecoder<'a> {
     fn take_tokens(&mut self, index: usize, tokens: &[u32]) -> Result<Vec<u32>> {
         let sequence = &mut self.sequences[index];
         let (cached, capacity) = (sequence.ids.len(), sequence.capacity());
+        if let (0, Some(start)) = (cached, self.base.config().decoder_start()) {
+            let prompt = tokens.len() - usize::from(tokens.last() == Some(&start));
+            sequence.source = sequence.template.source.unwrap_or(prompt).min(tokens.len());
+        }
         if cached + tokens.len() > capacity {
             bail!("sequence {index} has room for {capacity} tokens; {} were appended to {cached}", tokens.len());
         }
@@ -185,16 +197,18 @@ impl<'a> CachedDecoder<'a> {
 
     fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
         let (mut ids, mut sequences, mut keys, mut new) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut sources = Vec::with_capacity(appended.len());
         for &(index, tokens) in appended {
             let computed = self.take_tokens(index, tokens)?;
             let sequence = &self.sequences[index];
             let (start, len) = (ids.len(), computed.len());
             sequences.push(Sequence { start, len, position: sequence.ids.len() - len, ..sequence.template.clone() });
             keys.push(sequence.keys());
+            sources.push(sequence.source);
             ids.extend(computed);
             new.extend((ids.len() - tokens.len()..ids.len()).map(|token| token as u32));
         }
-        let plan = self.base.cached_plan(SequenceBatch::new(sequences), keys, self.cache.clone());
+        let plan = self.base.cached_plan(SequenceBatch::new(sequences), (keys, &sources), self.cache.clone());
         let h = self.base.hidden_states(&ids, &plan.with_precision(precision), self.patches)?;
         let h = if new.len() < ids.len() { h.index_select(&Tensor::new(new, h.device())?, 0)? } else { h };
         self.base.final_norm(&h)

@@ -1,13 +1,17 @@
 //! What all layers of one forward share: the sequences, their rotary tables, and where their keys are.
 
 use crate::attention::attention_layout::AttentionLayout;
-use crate::attention::dispatch::{cached_attention, rotate, self_attention};
+use crate::attention::dispatch::{
+    biased_attention, biased_cached_attention, cached_attention, cross_attention, rotate, self_attention,
+};
+use crate::attention::distance_bias::DistanceBias;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::kv_cache::KvCache;
 use crate::layer::rope::LayerRopes;
+use crate::source_target::SourceTarget;
 use crate::weights::token_precision::TokenPrecision;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use lorakit_lora::SequenceBatch;
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,6 +20,8 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct ForwardPlan {
     sequences: SequenceBatch,
+    /// The rows of an encoder-decoder, whose layers' attention it lays out.
+    split: Option<Arc<SourceTarget>>,
     /// For each kind of attention.
     layouts: Vec<AttentionLayout>,
     /// The index of each layer's kind.
@@ -64,12 +70,23 @@ impl ForwardPlan {
         let layouts = tables.map(|table| AttentionLayout::new(table, segments.clone())).collect();
         Self {
             sequences,
+            split: None,
             layouts,
             of_layer: ropes.of_layer.clone(),
             cache,
             output: None,
             precision: TokenPrecision::Exact,
         }
+    }
+
+    /// The same for an encoder-decoder, whose rows are split so.
+    pub(crate) fn with_split(self, split: SourceTarget) -> Self {
+        Self { split: Some(Arc::new(split)), ..self }
+    }
+
+    /// The rows of an encoder-decoder, split into source and target.
+    pub(crate) fn split(&self) -> Option<&SourceTarget> {
+        self.split.as_deref()
     }
 
     /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
@@ -92,19 +109,28 @@ impl ForwardPlan {
         self.output.as_ref().filter(|output| output.layer == layer)
     }
 
-    /// The indices of the tokens that the output of `layer` is wanted of, where it is not wanted of all.
+    /// The indices of the tokens that the output of `layer` is wanted of, where it is not wanted of all: of an
+    /// encoder-decoder, among those of targets.
     pub(crate) fn output_indices(&self, layer: usize) -> Option<&Tensor> {
         self.output_of(layer).map(|output| &output.indices)
     }
 
     /// The sequences that those tokens form.
     pub(crate) fn output_sequences(&self, layer: usize) -> &SequenceBatch {
-        self.output_of(layer).map_or(&self.sequences, |output| &output.sequences)
+        self.output_of(layer).map_or_else(|| self.sequences_of(layer), |output| &output.sequences)
+    }
+
+    /// The sequences of the tokens that a layer changes.
+    pub(crate) fn sequences_of(&self, layer: usize) -> &SequenceBatch {
+        self.split().map_or(&self.sequences, |split| &split.stack(layer).sequences)
     }
 
     /// How the attention of a layer sees the packed sequences.
     pub(crate) fn layout(&self, layer: usize) -> &AttentionLayout {
-        &self.layouts[self.of_layer[layer]]
+        match self.split() {
+            Some(split) => &split.stack(layer).layout,
+            None => &self.layouts[self.of_layer[layer]],
+        }
     }
 
     /// The sequences.
@@ -113,13 +139,73 @@ impl ForwardPlan {
     }
 
     /// The attention of one layer: `qkv`, `[tokens, fused width]`, to `[tokens, queries * features]`.
-    pub(crate) fn attend(&self, layer: usize, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+    pub(crate) fn attend(
+        &self,
+        layer: usize,
+        heads: AttentionHeads,
+        bias: Option<&DistanceBias>,
+        qkv: &Tensor,
+    ) -> Result<Tensor> {
         let layout = self.layout(layer);
-        let Some(cache) = &self.cache else {
-            return self_attention(qkv, heads, layout);
+        let table = bias.map(DistanceBias::table).transpose()?;
+        let Some((cache, index)) = self.cache_of(layer) else {
+            return match &table {
+                Some(table) => biased_attention(qkv, table, heads, layout),
+                None => self_attention(qkv, heads, layout),
+            };
         };
-        let qkv = rotate(qkv, heads, &layout.rope)?;
-        cache.write(layer, &qkv, heads, &layout.segments)?;
-        cached_attention(&qkv, &cache.keys[layer], &cache.values[layer], heads, layout)
+        let qkv = if layout.rope.is_empty() { qkv.clone() } else { rotate(qkv, heads, &layout.rope)? };
+        cache.write(index, (&qkv, heads.queries * heads.features), &layout.segments)?;
+        let cached = [&cache.keys[index], &cache.values[index]];
+        match &table {
+            Some(_) => biased_cached_attention(&qkv, cached, table.as_ref(), heads, &layout.segments),
+            None => cached_attention(&qkv, cached[0], cached[1], heads, layout),
+        }
+    }
+
+    /// The attention of one layer's queries, `[target tokens, queries * features]`, to the encoder's output, of whose tokens
+    /// here `kv` are the keys and values, `[source tokens, 2 keys * features]`.
+    pub(crate) fn attend_across(
+        &self,
+        layer: usize,
+        heads: AttentionHeads,
+        q: &Tensor,
+        kv: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let segments = self.across()?;
+        match (self.cache_of(layer), kv) {
+            (Some((cache, index)), _) => {
+                biased_cached_attention(q, [&cache.keys[index], &cache.values[index]], None, heads, segments)
+            }
+            (None, Some(kv)) => cross_attention(q, kv, heads, segments),
+            (None, None) => bail!("a target was given without its source"),
+        }
+    }
+
+    /// The target tokens with the keys that they see of the encoder's output.
+    ///
+    /// # Errors
+    /// If there is no encoder, or a row has a target but no source.
+    pub(crate) fn across(&self) -> Result<&Arc<[AttentionSegment]>> {
+        let Some(split) = self.split() else { bail!("cross-attention in a base without an encoder") };
+        let has_source = |row: &AttentionSegment| row.queries.is_empty() || row.keys.iter().any(|run| !run.is_empty());
+        match split.across.iter().position(|row| !has_source(row)) {
+            Some(row) => bail!("row {row} of an encoder-decoder has a target but no source"),
+            None => Ok(&split.across),
+        }
+    }
+
+    /// Keeps the keys and values of source tokens, `[source tokens, 2 keys * features]`, if there is a cache.
+    pub(crate) fn remember(&self, layer: usize, kv: &Tensor) -> Result<()> {
+        match (self.cache_of(layer), self.split()) {
+            (Some((cache, index)), Some(split)) => cache.write(index, (kv, 0), &split.memory_slots),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cache, if this layer has one, and the layer's index in it: an encoder needs none.
+    fn cache_of(&self, layer: usize) -> Option<(&KvCache, usize)> {
+        let before = self.split().map_or(0, |split| split.encoder_layers);
+        Some((self.cache.as_ref()?, layer.checked_sub(before)?))
     }
 }

@@ -31,21 +31,20 @@ impl KvCache {
         Ok(Self { keys: all(&self.keys)?, values: all(&self.values)? })
     }
 
-    /// Writes the keys and values of a layer that are within `qkv`, `[tokens, fused width]`, its keys rotated.
+    /// Writes the keys, rotated, and the values of a layer: the columns of `rows` from `first_key` on.
     pub(crate) fn write(
         &self,
         layer: usize,
-        qkv: &Tensor,
-        heads: AttentionHeads,
+        (rows, first_key): (&Tensor, usize),
         segments: &[AttentionSegment],
     ) -> Result<()> {
-        let first_key = heads.queries * heads.features;
-        for (to, column) in [(&self.keys[layer], first_key), (&self.values[layer], first_key + heads.key_width())] {
-            if qkv.device().is_cpu() {
-                to.inplace_op2(qkv, &WriteSlots { segments, column })?;
+        let width = self.keys[layer].dim(1)?;
+        for (to, column) in [(&self.keys[layer], first_key), (&self.values[layer], first_key + width)] {
+            if rows.device().is_cpu() {
+                to.inplace_op2(rows, &WriteSlots { segments, column })?;
                 continue;
             }
-            let from = qkv.narrow(1, column, heads.key_width())?;
+            let from = rows.narrow(1, column, width)?;
             for (token, slots) in segments.iter().flat_map(AttentionSegment::own_keys) {
                 to.slice_set(&from.narrow(0, token, slots.len())?.contiguous()?, 0, slots.start)?;
             }

@@ -68,6 +68,7 @@ pub mod layer;
 mod lazy;
 pub mod sampling;
 mod sequence_loss;
+mod source_target;
 mod token_batch;
 mod vector_math;
 pub mod weights;

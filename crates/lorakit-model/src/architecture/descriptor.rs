@@ -37,6 +37,55 @@ pub struct Descriptor {
     pub mlp_input: SiteDescriptor,
     /// The site that writes the MLP's output.
     pub mlp_output: SiteDescriptor,
+    /// The encoder, whose layers come before these; none for a decoder alone.
+    pub encoder: Option<&'static EncoderDescriptor>,
+}
+
+/// The encoder of an encoder-decoder, and how the decoder's layers read it. What is not said here is as in the decoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EncoderDescriptor {
+    /// The module that holds its layers.
+    pub layers: &'static str,
+    /// The module of the norm after its last layer.
+    pub final_norm: &'static str,
+    /// The order of attention and MLP, with their norms.
+    pub block: BlockDescriptor,
+    /// The site that reads the MLP's input.
+    pub mlp_input: SiteDescriptor,
+    /// The site that writes the MLP's output.
+    pub mlp_output: SiteDescriptor,
+    /// The attention of the decoder's layers to the encoder's output, between their attention and their MLP.
+    pub cross_attention: CrossAttentionDescriptor,
+    /// The module within the first layer of either stack that holds the biases of all its layers by distance.
+    pub distance_bias: &'static str,
+    /// Tensors that files may hold a second time, or for nothing.
+    pub unused: &'static [&'static str],
+}
+
+/// The attention of a decoder's layer to an encoder's output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossAttentionDescriptor {
+    /// The norm of what its queries read.
+    pub norm: &'static str,
+    /// The site that reads the queries' input.
+    pub queries: SiteDescriptor,
+    /// The site that reads the encoder's output: k and v.
+    pub keys_values: SiteDescriptor,
+    /// The site that writes its output.
+    pub output: SiteDescriptor,
+}
+
+/// One layer of a base: of its decoder, or of its encoder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerDescriptor {
+    /// The module that holds the stack's layers.
+    pub(crate) layers: &'static str,
+    pub(crate) block: BlockDescriptor,
+    pub(crate) attention_input: SiteDescriptor,
+    pub(crate) attention_output: SiteDescriptor,
+    pub(crate) cross_attention: Option<CrossAttentionDescriptor>,
+    pub(crate) mlp_input: SiteDescriptor,
+    pub(crate) mlp_output: SiteDescriptor,
 }
 
 /// How attention and MLP follow each other in a layer. Norms are modules within the layer.
@@ -128,14 +177,34 @@ pub enum Features {
 }
 
 impl Descriptor {
-    /// The four sites of a layer with their roles, in the order in which a layer with this block visits them.
-    pub fn sites(&self) -> [(SiteRole, &SiteDescriptor); 4] {
-        [
-            (SiteRole::AttentionInput, &self.attention_input),
-            (SiteRole::AttentionOutput, &self.attention_output),
-            (SiteRole::MlpInput, &self.mlp_input),
-            (SiteRole::MlpOutput, &self.mlp_output),
-        ]
+    /// The sites of a layer with their roles, in the order in which a layer with this block visits them.
+    pub fn sites(&self) -> Vec<(SiteRole, SiteDescriptor)> {
+        self.layer().sites()
+    }
+
+    /// A layer of the decoder.
+    pub(crate) fn layer(&self) -> LayerDescriptor {
+        LayerDescriptor {
+            layers: self.layers,
+            block: self.block,
+            attention_input: self.attention_input,
+            attention_output: self.attention_output,
+            cross_attention: self.encoder.map(|encoder| encoder.cross_attention),
+            mlp_input: self.mlp_input,
+            mlp_output: self.mlp_output,
+        }
+    }
+
+    /// A layer of the encoder, if there is one.
+    pub(crate) fn encoder_layer(&self) -> Option<LayerDescriptor> {
+        self.encoder.map(|encoder| LayerDescriptor {
+            layers: encoder.layers,
+            block: encoder.block,
+            cross_attention: None,
+            mlp_input: encoder.mlp_input,
+            mlp_output: encoder.mlp_output,
+            ..self.layer()
+        })
     }
 
     /// The same with biases of the attention's and the MLP's projections, as a config asks for them.
@@ -148,5 +217,22 @@ impl Descriptor {
             mlp_output: with(self.mlp_output, mlp),
             ..self
         }
+    }
+}
+
+impl LayerDescriptor {
+    /// The sites with their roles, in the order in which the layer visits them.
+    pub(crate) fn sites(&self) -> Vec<(SiteRole, SiteDescriptor)> {
+        let mut sites =
+            vec![(SiteRole::AttentionInput, self.attention_input), (SiteRole::AttentionOutput, self.attention_output)];
+        if let Some(cross) = self.cross_attention {
+            sites.extend([
+                (SiteRole::AttentionInput, cross.queries),
+                (SiteRole::AttentionInput, cross.keys_values),
+                (SiteRole::AttentionOutput, cross.output),
+            ]);
+        }
+        sites.extend([(SiteRole::MlpInput, self.mlp_input), (SiteRole::MlpOutput, self.mlp_output)]);
+        sites
     }
 }

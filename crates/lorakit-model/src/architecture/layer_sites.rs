@@ -1,7 +1,7 @@
 //! The sites of a base with their modules and widths: those of its layers, its embedding and its head.
 
 use crate::architecture::base_config::BaseConfig;
-use crate::architecture::descriptor::Features;
+use crate::architecture::descriptor::{Features, LayerDescriptor, ProjectionDescriptor, SiteDescriptor};
 use lorakit_lora::{Projection, Site, SiteRole};
 
 impl Features {
@@ -17,28 +17,38 @@ impl Features {
 }
 
 impl BaseConfig {
-    /// The four sites of layer `index`, in the order of [`Descriptor::sites`].
-    pub(crate) fn sites(&self, index: usize) -> [Site; 4] {
-        let layers = self.descriptor.layers;
-        let input = |role| match role {
+    /// What layer `index` is made of.
+    pub(crate) fn layer_descriptor(&self, index: usize) -> LayerDescriptor {
+        let encoder = self.descriptor.encoder_layer().filter(|_| self.is_encoder_layer(index));
+        encoder.unwrap_or_else(|| self.descriptor.layer())
+    }
+
+    /// The module of layer `index`.
+    pub(crate) fn layer_module(&self, index: usize) -> String {
+        let before = self.encoder.map_or(0, |encoder| encoder.layers);
+        format!("{}.{}", self.layer_descriptor(index).layers, index.checked_sub(before).unwrap_or(index))
+    }
+
+    /// The sites of layer `index`, in the order in which it visits them.
+    pub(crate) fn sites(&self, index: usize) -> Vec<Site> {
+        let sites = self.layer_descriptor(index).sites().into_iter();
+        sites.map(|(role, site)| self.site(index, role, &site)).collect()
+    }
+
+    /// A site of layer `index`.
+    pub(crate) fn site(&self, index: usize, role: SiteRole, site: &SiteDescriptor) -> Site {
+        let input = match role {
             SiteRole::AttentionOutput => self.heads * self.head_dim,
             SiteRole::MlpOutput => self.intermediate,
             _ => self.hidden,
         };
-        self.descriptor.sites().map(|(role, site)| Site {
-            layer: Some(index),
-            name: site.name,
-            role,
-            input: input(role),
-            projections: site
-                .projections
-                .iter()
-                .map(|projection| Projection {
-                    module: format!("{layers}.{index}.{}", projection.module),
-                    width: projection.outputs.iter().map(|features| features.width(self)).sum(),
-                })
-                .collect(),
-        })
+        let module = self.layer_module(index);
+        let projection = |projection: &ProjectionDescriptor| Projection {
+            module: format!("{module}.{}", projection.module),
+            width: projection.outputs.iter().map(|features| features.width(self)).sum(),
+        };
+        let projections = site.projections.iter().map(projection).collect();
+        Site { layer: Some(index), name: site.name, role, input, projections }
     }
 
     /// The sites outside the layers: the embedding, which reads token ids, and the head.

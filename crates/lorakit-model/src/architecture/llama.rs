@@ -62,6 +62,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
         projections: &[ProjectionDescriptor { module: "mlp.down_proj", outputs: &[Features::Hidden] }],
         bias: false,
     },
+    encoder: None,
 };
 
 /// Reads the keys of LlamaConfig, which MistralConfig shares.

@@ -24,11 +24,12 @@ pub(crate) mod qwen3;
 pub(crate) mod registry;
 pub(crate) mod rope_config;
 pub(crate) mod smollm3;
+pub(crate) mod t5;
 
 pub use base_config::{Architecture, AttentionKind, BaseConfig, EncoderConfig, Scales};
 pub use descriptor::{
-    BlockDescriptor, BranchNorms, Descriptor, Features, ProjectionDescriptor, QkNormDescriptor, QkNormRows,
-    SiteDescriptor,
+    BlockDescriptor, BranchNorms, CrossAttentionDescriptor, Descriptor, EncoderDescriptor, Features,
+    ProjectionDescriptor, QkNormDescriptor, QkNormRows, SiteDescriptor,
 };
 pub use gguf::gguf_config::gguf_config_json;
 pub use quantization_config::QUANTIZATION_CONFIG;

@@ -50,6 +50,7 @@ const DESCRIPTOR: Descriptor = Descriptor {
         projections: &[ProjectionDescriptor { module: "mlp.fc2", outputs: &[Features::Hidden] }],
         bias: true,
     },
+    encoder: None,
 };
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {

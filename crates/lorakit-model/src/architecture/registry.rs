@@ -4,7 +4,7 @@ use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::quantization_config::ensure_readable;
 use crate::architecture::{
-    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, smollm3,
+    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, smollm3, t5,
 };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
@@ -26,6 +26,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &olmo2::OLMO2,
     &granite::GRANITE,
     &smollm3::SMOLLM3,
+    &t5::T5,
 ];
 
 /// The last names of the modules that have `role` in any architecture, each once, as `q_proj`.
@@ -118,9 +119,9 @@ mod tests {
 
     #[test]
     fn module_names_are_those_of_all_architectures() {
-        assert_eq!(module_names(SiteRole::AttentionInput), ["q_proj", "k_proj", "v_proj", "qkv_proj"]);
-        assert_eq!(module_names(SiteRole::AttentionOutput), ["o_proj", "dense"]);
-        assert_eq!(module_names(SiteRole::MlpInput), ["gate_proj", "up_proj", "fc1", "gate_up_proj"]);
-        assert_eq!(module_names(SiteRole::MlpOutput), ["down_proj", "fc2"]);
+        assert_eq!(module_names(SiteRole::AttentionInput), ["q_proj", "k_proj", "v_proj", "qkv_proj", "q", "k", "v"]);
+        assert_eq!(module_names(SiteRole::AttentionOutput), ["o_proj", "dense", "o"]);
+        assert_eq!(module_names(SiteRole::MlpInput), ["gate_proj", "up_proj", "fc1", "gate_up_proj", "wi_0", "wi_1"]);
+        assert_eq!(module_names(SiteRole::MlpOutput), ["down_proj", "fc2", "wo"]);
     }
 }

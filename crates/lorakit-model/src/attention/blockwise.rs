@@ -2,6 +2,7 @@
 //! the thread pool takes one key head of one segment.
 
 use crate::attention::attention_layout::AttentionLayout;
+use crate::attention::distance_bias::DistanceTable;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::{Softmax, SoftmaxBackward};
@@ -13,42 +14,59 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.
-pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32]) -> Vec<f32> {
+pub(super) fn attend(
+    heads: &AttentionHeads,
+    layout: &AttentionLayout,
+    qkv: &[f32],
+    bias: Option<DistanceTable>,
+) -> Vec<f32> {
     let tasks = heads.tasks(&layout.segments);
     let outs: Vec<Vec<f32>> = tasks
         .par_iter()
-        .map(|(segment, head)| heads.attend(&self_task(heads, layout, qkv, (segment, *head))))
+        .map(|(segment, head)| heads.attend(&self_task(heads, layout, qkv, (segment, *head)).with_bias(heads, bias)))
         .collect();
     heads.assemble(&layout.segments, &outs)
 }
 
-/// The gradient of `qkv` from that of the outputs.
-pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
+/// The gradient of `qkv` from that of the outputs. Those of a bias's table are added to `bias_gradient`.
+pub(super) fn attend_backward(
+    heads: &AttentionHeads,
+    layout: &AttentionLayout,
+    [qkv, dy]: [&[f32]; 2],
+    bias: Option<DistanceTable>,
+    bias_gradient: Option<&mut [f32]>,
+) -> Vec<f32> {
     let tasks = heads.tasks(&layout.segments);
-    let gradients: Vec<_> = tasks
+    let gradients: Vec<TaskGradients> = tasks
         .par_iter()
         .map(|(segment, key_head)| {
-            let task = self_task(heads, layout, qkv, (segment, *key_head));
-            let (mut dq, mut dk, dv) = heads.attend_backward(&task, &gathered_gradient(heads, dy, segment, *key_head));
-            rotate_back(heads, layout, segment, &mut dq);
-            rotate_back(heads, layout, segment, &mut dk);
-            (dq, dk, dv)
+            let task = self_task(heads, layout, qkv, (segment, *key_head)).with_bias(heads, bias);
+            let task = HeadTask { bias_trains: bias_gradient.is_some(), ..task };
+            let mut gradients = heads.attend_backward(&task, &of_queries(heads, dy, segment, *key_head));
+            rotate_back(heads, layout, segment, &mut gradients.q);
+            rotate_back(heads, layout, segment, &mut gradients.k);
+            gradients
         })
         .collect();
+    if let (Some(table), Some(sum)) = (bias, bias_gradient) {
+        for ((segment, key_head), gradients) in tasks.iter().zip(&gradients) {
+            let keys = segment.queries.len();
+            for (head, diagonals) in (key_head * heads.shared()..).zip(&gradients.bias) {
+                table.add_gradient((head, keys), diagonals, sum);
+            }
+        }
+    }
     let (f, shared) = (heads.features, heads.shared());
     let write = |dqkv: &mut [f32]| {
         for_each_row(&layout.segments, heads.fused_width(), dqkv, |segment, token, row| {
             let (of_segment, tokens) = (&gradients[segment * heads.keys..], layout.segments[segment].queries.len());
-            for (key_head, (dq, dk, dv)) in of_segment[..heads.keys].iter().enumerate() {
+            for (key_head, TaskGradients { q, k, v, .. }) in of_segment[..heads.keys].iter().enumerate() {
                 for local in 0..shared {
-                    head_mut(row, key_head * shared + local, f).copy_from_slice(head_row(
-                        dq,
-                        local * tokens + token,
-                        f,
-                    ));
+                    let dq = head_row(q, local * tokens + token, f);
+                    head_mut(row, key_head * shared + local, f).copy_from_slice(dq);
                 }
-                head_mut(row, heads.queries + key_head, f).copy_from_slice(head_row(dk, token, f));
-                head_mut(row, heads.queries + heads.keys + key_head, f).copy_from_slice(head_row(dv, token, f));
+                head_mut(row, heads.queries + key_head, f).copy_from_slice(head_row(k, token, f));
+                head_mut(row, heads.queries + heads.keys + key_head, f).copy_from_slice(head_row(v, token, f));
             }
         });
     };
@@ -56,33 +74,89 @@ pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, 
     unsafe { written(qkv.len(), write) }
 }
 
-/// The outputs, `[tokens, queries * features]`, of the rotated queries within `qkv`, `[tokens, fused width]`, over cached
-/// keys and values, `[slots, keys * features]` each.
+/// The outputs, `[tokens, queries * features]`, of the queries `q`, `[tokens, queries * features]`, over the keys and values
+/// side by side, `[other tokens, 2 keys * features]`, of other tokens, whose ranges are the segments' keys.
+pub(super) fn attend_across(heads: &AttentionHeads, segments: &[AttentionSegment], q: &[f32], kv: &[f32]) -> Vec<f32> {
+    let tasks = heads.tasks(segments);
+    let attend =
+        |(segment, head): &(&AttentionSegment, usize)| heads.attend(&cross_task(heads, [q, kv], segment, *head));
+    let outs: Vec<Vec<f32>> = tasks.par_iter().map(attend).collect();
+    heads.assemble(segments, &outs)
+}
+
+/// The gradients of `q` and `kv` of [`attend_across`] from that of the outputs.
+pub(super) fn attend_across_backward(
+    heads: &AttentionHeads,
+    segments: &[AttentionSegment],
+    [q, kv, dy]: [&[f32]; 3],
+) -> [Vec<f32>; 2] {
+    let tasks = heads.tasks(segments);
+    let gradients: Vec<TaskGradients> = tasks
+        .par_iter()
+        .map(|(segment, key_head)| {
+            let task = cross_task(heads, [q, kv], segment, *key_head);
+            heads.attend_backward(&task, &of_queries(heads, dy, segment, *key_head))
+        })
+        .collect();
+    let (f, shared) = (heads.features, heads.shared());
+    let of = |segment: usize| gradients[segment * heads.keys..][..heads.keys].iter().enumerate();
+    let write_q = |dq: &mut [f32]| {
+        for_each_row(segments, heads.queries * f, dq, |segment, token, row| {
+            for (key_head, gradients) in of(segment) {
+                for local in 0..shared {
+                    let own = head_row(&gradients.q, local * segments[segment].queries.len() + token, f);
+                    head_mut(row, key_head * shared + local, f).copy_from_slice(own);
+                }
+            }
+        });
+    };
+    // The other tokens in order, as if they asked.
+    let tokens = |segment: &AttentionSegment| segment.keys.first().cloned().unwrap_or(0..0);
+    let others: Vec<AttentionSegment> =
+        segments.iter().map(|segment| AttentionSegment { queries: tokens(segment), keys: Vec::new() }).collect();
+    let write_kv = |dkv: &mut [f32]| {
+        for_each_row(&others, 2 * heads.key_width(), dkv, |segment, token, row| {
+            for (key_head, gradients) in of(segment) {
+                head_mut(row, key_head, f).copy_from_slice(head_row(&gradients.k, token, f));
+                head_mut(row, heads.keys + key_head, f).copy_from_slice(head_row(&gradients.v, token, f));
+            }
+        });
+    };
+    // SAFETY: the query heads are all columns of a row of `q`, the heads of keys and values all of one of `kv`.
+    unsafe { [written(q.len(), write_q), written(kv.len(), write_kv)] }
+}
+
+/// The outputs, `[tokens, queries * features]`, of rotated queries, the first columns of `[tokens, width]`, over cached keys
+/// and values, `[slots, keys * features]` each.
 pub(super) fn attend_cached(
     heads: &AttentionHeads,
     segments: &[AttentionSegment],
-    qkv: &[f32],
+    (queries, width): (&[f32], usize),
     [keys, values]: [&[f32]; 2],
+    bias: Option<DistanceTable>,
 ) -> Vec<f32> {
-    let (f, shared, width, stride) = (heads.features, heads.shared(), heads.fused_width(), heads.key_width());
+    let (f, shared, stride) = (heads.features, heads.shared(), heads.key_width());
     let tasks = heads.tasks(segments);
     let outs: Vec<Vec<f32>> = tasks
         .par_iter()
         .map(|(segment, key_head)| {
             let q = |local| {
-                Strided { data: qkv, stride: width, start: (key_head * shared + local) * f }
+                Strided { data: queries, stride: width, start: (key_head * shared + local) * f }
                     .gather(segment.queries.clone(), f)
             };
             let slots = || segment.keys.iter().cloned().flatten();
             let cached = |data| Strided { data, stride, start: key_head * f }.gather(slots(), f);
             let task = HeadTask {
+                head: *key_head,
                 queries: segment.queries.len(),
                 keys: slots().count(),
                 q: (0..shared).map(q).collect::<Vec<_>>().concat(),
                 k: cached(keys),
                 v: cached(values),
+                bias: Vec::new(),
+                bias_trains: false,
             };
-            heads.attend(&task)
+            heads.attend(&task.with_bias(heads, bias))
         })
         .collect();
     heads.assemble(segments, &outs)
@@ -110,6 +184,8 @@ impl Strided<'_> {
 
 /// One key head of one segment: rotated queries of the heads that share it, keys and values, each contiguous.
 struct HeadTask {
+    /// The key head.
+    head: usize,
     queries: usize,
     keys: usize,
     /// `[shared heads][queries, features]`.
@@ -117,11 +193,38 @@ struct HeadTask {
     /// `[keys, features]`.
     k: Vec<f32>,
     v: Vec<f32>,
+    /// The biases of each shared head, as [`DistanceTable::diagonals`]; none where scores have no biases.
+    bias: Vec<Vec<f32>>,
+    /// Whether the backward is to return the gradients of the biases.
+    bias_trains: bool,
+}
+
+/// The gradients of a [`HeadTask`], in its own layout.
+struct TaskGradients {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    bias: Vec<Vec<f32>>,
+}
+
+impl HeadTask {
+    /// The same with biases by distance, if there are any.
+    fn with_bias(mut self, heads: &AttentionHeads, table: Option<DistanceTable>) -> Self {
+        let shared = self.head * heads.shared()..(self.head + 1) * heads.shared();
+        let of = |table: DistanceTable| shared.map(|head| table.diagonals(head, self.queries, self.keys)).collect();
+        self.bias = table.map(of).unwrap_or_default();
+        self
+    }
+
+    /// Where the biases of a query's keys from `first` on begin among the diagonals.
+    fn diagonal(&self, query: usize, first: usize) -> usize {
+        self.queries - 1 - query + first
+    }
 }
 
 impl AttentionHeads {
-    /// The scores `q kᵀ` of a block of queries of one head, scaled and capped: `[block, seen]`, with the range of keys that
-    /// any of them sees.
+    /// The scores `q kᵀ` of a block of queries of one head, scaled, capped and biased: `[block, seen]`, with the range of keys
+    /// that any of them sees.
     fn scores(&self, task: &HeadTask, head: usize, block: &Range<usize>) -> (Vec<f32>, Range<usize>) {
         let f = self.features;
         let first = self.visible(block.start, task.queries, task.keys).start;
@@ -136,6 +239,12 @@ impl AttentionHeads {
         );
         if let Some(cap) = self.soft_cap {
             simd::dispatch(SoftCap { values: &mut scores, cap: cap as f32 });
+        }
+        if let Some(bias) = task.bias.get(head) {
+            for (query, row) in block.clone().zip(scores.chunks_exact_mut(seen.len())) {
+                let own = &bias[task.diagonal(query, seen.start)..];
+                row.iter_mut().zip(own).for_each(|(score, bias)| *score += bias);
+            }
         }
         (scores, seen)
     }
@@ -180,13 +289,15 @@ impl AttentionHeads {
         out
     }
 
-    /// The gradients of a task's q, k and v from that of its outputs, all in the task's own layout.
+    /// The gradients of a task from that of its outputs.
     ///
     /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the slope of a soft cap,
-    /// `dQ = dS K`, `dK = dSᵀ Q`.
-    fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    /// `dQ = dS K`, `dK = dSᵀ Q`; a bias has the sum of `dS` over its diagonal, without the scale.
+    fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> TaskGradients {
         let f = self.features;
         let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);
+        let mut bias: Vec<Vec<f32>> =
+            if task.bias_trains { task.bias.iter().map(|own| vec![0.0; own.len()]).collect() } else { Vec::new() };
         let scale = self.kernel_scale();
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
@@ -208,6 +319,12 @@ impl AttentionHeads {
                 let v = MatrixRef::new(&task.v[seen.start * f..], keys, f, f);
                 gemm(MatrixMut::new(&mut dp, rows, keys, keys), Destination::Overwrite, dout, v.transposed(), 1.0);
                 simd::dispatch(SoftmaxBackward { weights: &mut weights, dp: &dp, width: keys });
+                if let Some(bias) = bias.get_mut(head) {
+                    for (query, row) in block.clone().zip(weights.chunks_exact(keys)) {
+                        let own = &mut bias[task.diagonal(query, seen.start)..];
+                        own.iter_mut().zip(row).for_each(|(bias, ds)| *bias += ds);
+                    }
+                }
                 weights.iter_mut().zip(slopes.iter().flatten()).for_each(|(ds, slope)| *ds *= slope);
                 let ds = MatrixRef::new(&weights, rows, keys, keys);
                 let k = MatrixRef::new(&task.k[seen.start * f..], keys, f, f);
@@ -222,7 +339,7 @@ impl AttentionHeads {
                 );
             }
         }
-        (dq, dk, dv)
+        TaskGradients { q: dq, k: dk, v: dv, bias }
     }
 
     /// Every key head of every segment.
@@ -315,7 +432,25 @@ fn self_task(
     }
     let (mut k, v) = (head(queries + key_head), head(queries + keys + key_head));
     rotate(&mut k);
-    HeadTask { queries: segment.queries.len(), keys: segment.queries.len(), q, k, v }
+    let tokens = segment.queries.len();
+    HeadTask { head: key_head, queries: tokens, keys: tokens, q, k, v, bias: Vec::new(), bias_trains: false }
+}
+
+/// Gathers one key head of a segment whose keys are other tokens.
+fn cross_task(heads: &AttentionHeads, [q, kv]: [&[f32]; 2], segment: &AttentionSegment, key_head: usize) -> HeadTask {
+    let (f, width) = (heads.features, heads.key_width());
+    let tokens = || segment.keys.iter().cloned().flatten();
+    let of = |first: usize| Strided { data: kv, stride: 2 * width, start: first + key_head * f }.gather(tokens(), f);
+    HeadTask {
+        head: key_head,
+        queries: segment.queries.len(),
+        keys: tokens().count(),
+        q: of_queries(heads, q, segment, key_head),
+        k: of(0),
+        v: of(width),
+        bias: Vec::new(),
+        bias_trains: false,
+    }
 }
 
 /// Rotates gradients of a segment's heads back.
@@ -328,11 +463,11 @@ fn rotate_back(heads: &AttentionHeads, layout: &AttentionLayout, segment: &Atten
     }
 }
 
-/// A task's part of the output's gradient, `[shared heads][queries, features]`.
-fn gathered_gradient(heads: &AttentionHeads, dy: &[f32], segment: &AttentionSegment, key_head: usize) -> Vec<f32> {
+/// A task's part of queries or of the output's gradient, `[tokens, queries * features]`: `[shared heads][queries, features]`.
+fn of_queries(heads: &AttentionHeads, rows: &[f32], segment: &AttentionSegment, key_head: usize) -> Vec<f32> {
     let (f, shared) = (heads.features, heads.shared());
     let head = |local| {
-        let rows = Strided { data: dy, stride: heads.queries * f, start: (key_head * shared + local) * f };
+        let rows = Strided { data: rows, stride: heads.queries * f, start: (key_head * shared + local) * f };
         rows.gather(segment.queries.clone(), f)
     };
     (0..shared).map(head).collect::<Vec<_>>().concat()

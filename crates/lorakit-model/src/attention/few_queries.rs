@@ -118,7 +118,7 @@ mod tests {
             };
             let (qkv, k, v) = (numbers(5 * heads.fused_width(), 7), numbers(31 * 32, 5), numbers(31 * 32, 3));
             let few = attend_cached(&heads, &segments, &qkv, [&k, &v]);
-            let products = blockwise::attend_cached(&heads, &segments, &qkv, [&k, &v]);
+            let products = blockwise::attend_cached(&heads, &segments, (&qkv, heads.fused_width()), [&k, &v], None);
             let difference = few.iter().zip(&products).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(few.len() == products.len() && difference < 1e-5, "{heads:?}: {difference}");
         }

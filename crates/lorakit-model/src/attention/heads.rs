@@ -12,6 +12,8 @@ pub struct AttentionHeads {
     pub keys: usize,
     /// Features of a head.
     pub features: usize,
+    /// Whether a query sees no key behind its own; if not, it sees all of its row, and there is no window.
+    pub causal: bool,
     /// Sliding window: how many positions back a query sees, itself included.
     pub window: Option<usize>,
     /// The scale of scores, where it is not `1 / sqrt(features)`.
@@ -25,7 +27,7 @@ pub struct AttentionHeads {
 impl AttentionHeads {
     /// Heads that see every position before them, with scores in f32 of the usual scale.
     pub fn new(queries: usize, keys: usize, features: usize) -> Self {
-        Self { queries, keys, features, window: None, scale: None, soft_cap: None, products: DType::F32 }
+        Self { queries, keys, features, causal: true, window: None, scale: None, soft_cap: None, products: DType::F32 }
     }
 
     /// Width of q, k and v side by side.
@@ -53,8 +55,11 @@ impl AttentionHeads {
         self.queries / self.keys
     }
 
-    /// The keys that query `i` of `queries` sees of `keys`, the last of which belongs to the last query.
+    /// The keys that query `i` of `queries` sees of `keys`; of causal heads, the last key belongs to the last query.
     pub(crate) fn visible(&self, i: usize, queries: usize, keys: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..keys;
+        }
         let end = keys - queries + i + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end
     }

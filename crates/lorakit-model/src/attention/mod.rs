@@ -1,4 +1,5 @@
-//! Causal attention over packed sequences: one op, `dispatch`, and the implementations that it chooses among.
+//! Attention over packed sequences: one op, `dispatch`, and the implementations that it chooses among. It is causal or
+//! not, with biases by distance or without, of tokens to themselves, to a cache or to an encoder's output.
 //!
 //! On a CPU: `blockwise` (matrix products), `small_head` (vectors over queries) and `few_queries` (decoding). On other devices, and as the reference
 //! of tests: `composed` and `composed_cached`, made of candle's own ops.
@@ -8,6 +9,7 @@ pub(crate) mod blockwise;
 pub(crate) mod composed;
 pub(crate) mod composed_cached;
 pub(crate) mod dispatch;
+pub(crate) mod distance_bias;
 pub(crate) mod distance_buckets;
 pub(crate) mod few_queries;
 pub(crate) mod heads;

@@ -22,7 +22,8 @@ const WIDEST: usize = 16;
 
 /// Whether such heads are handled here.
 pub(super) fn supports(heads: &AttentionHeads) -> bool {
-    heads.features <= WIDEST && heads.features.is_multiple_of(FEATURES) && heads.soft_cap.is_none()
+    let is_narrow = heads.features <= WIDEST && heads.features.is_multiple_of(FEATURES);
+    is_narrow && heads.causal && heads.soft_cap.is_none()
 }
 
 /// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.

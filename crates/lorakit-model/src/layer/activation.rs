@@ -17,6 +17,8 @@ pub enum Activation {
     GeGlu,
     /// GELU in the tanh form, as in Phi; see [`gelu_new`].
     GeluNew,
+    /// `max(x, 0)`, as in the first T5; see [`relu`].
+    Relu,
 }
 
 impl Activation {
@@ -26,6 +28,7 @@ impl Activation {
             Self::SwiGlu => swiglu(x),
             Self::GeGlu => geglu(x),
             Self::GeluNew => gelu_new(x),
+            Self::Relu => relu(x),
         }
     }
 
@@ -35,6 +38,7 @@ impl Activation {
             Self::SwiGlu => Box::new(GatedActivation(Gate::Silu)),
             Self::GeGlu => Box::new(GatedActivation(Gate::Gelu)),
             Self::GeluNew => Box::new(GeluNew),
+            Self::Relu => Box::new(Relu),
         }
     }
 }
@@ -85,6 +89,11 @@ pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
         let curve = ((&at * squared.affine(3.0 * r * c, r)?)? * t.sqr()?.affine(-1.0, 1.0)?)?;
         dy * ((curve + t)? + 1.0)?.affine(0.5, 0.0)?
     })
+}
+
+/// `max(x, 0)`.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { op::unary(Relu, x) } else { x.relu() }
 }
 
 /// Values of one task of the thread pool.
@@ -175,6 +184,34 @@ impl Op<1> for GatedActivation {
                 .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
         };
         // SAFETY: both halves of each row are set, and `dy` has as many rows.
+        Ok([Some(unsafe { written(x.values.len(), write) })])
+    }
+}
+
+struct Relu;
+
+impl Op<1> for Relu {
+    fn name(&self) -> &'static str {
+        "relu"
+    }
+
+    fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
+        let write = |y: &mut [f32]| {
+            let chunks = y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK));
+            chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.max(0.0)));
+        };
+        // SAFETY: each value is set.
+        Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
+    }
+
+    fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
+        assert_eq!(dy.len(), x.values.len(), "gradients of all outputs");
+        let write = |dx: &mut [f32]| {
+            let chunks = dx.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)));
+            let one = |((dx, x), dy): ((&mut f32, &f32), &f32)| *dx = if *x > 0.0 { *dy } else { 0.0 };
+            chunks.for_each(|(dx, (x, dy))| dx.iter_mut().zip(x).zip(dy).for_each(one));
+        };
+        // SAFETY: each value is set.
         Ok([Some(unsafe { written(x.values.len(), write) })])
     }
 }

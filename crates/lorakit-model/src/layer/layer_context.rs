@@ -1,6 +1,7 @@
 //! The ops of one layer's forward, in candle's graph or recorded on a tape.
 
-use crate::attention::dispatch::SelfAttention;
+use crate::attention::dispatch::{CrossAttention, SelfAttention};
+use crate::attention::distance_bias::DistanceBias;
 use crate::attention::heads::AttentionHeads;
 use crate::forward_plan::ForwardPlan;
 use crate::layer::activation::Activation;
@@ -8,6 +9,7 @@ use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::qk_norm::QkNorm;
 use crate::layer::residual_sum::{sum, untracked_sum};
+use crate::layer::row_runs::RowRuns;
 use crate::layer::tape::Tape;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -35,6 +37,43 @@ impl<'a> LayerContext<'a> {
         Self { tape: Some(tape), ..self }
     }
 
+    /// The rows of `h`, `[tokens, hidden]`, that the layer changes.
+    pub(crate) fn layer_input(&mut self, h: &Tensor) -> Result<Tensor> {
+        match self.plan.split() {
+            Some(split) => self.rows(&split.stack(self.layer).rows, h),
+            None => Ok(h.clone()),
+        }
+    }
+
+    /// The layer's output of its input `h`, `[tokens, hidden]`, whose rows it has changed into `y`; of the last layer, that
+    /// of the tokens whose output is wanted.
+    pub(crate) fn layer_output(&mut self, h: &Tensor, y: Tensor) -> Result<Tensor> {
+        let Some(split) = self.plan.split() else { return Ok(y) };
+        if self.plan.output_indices(self.layer).is_some() {
+            return self.selected(&y);
+        }
+        let rows = &split.stack(self.layer).rows;
+        match &mut self.tape {
+            Some(tape) => tape.apply_pair(Box::new(rows.ops().1), [h, &y]),
+            None => rows.replaced(h, &y),
+        }
+    }
+
+    /// The encoder's output, `[source tokens, hidden]`, within a layer's input.
+    pub(crate) fn memory(&mut self, h: &Tensor) -> Result<Tensor> {
+        match self.plan.split() {
+            Some(split) => self.rows(&split.source.rows, h),
+            None => bail!("the output of an encoder in a base without one"),
+        }
+    }
+
+    fn rows(&mut self, rows: &RowRuns, h: &Tensor) -> Result<Tensor> {
+        match &mut self.tape {
+            Some(tape) => tape.apply(Box::new(rows.ops().0), h),
+            None => rows.of(h),
+        }
+    }
+
     /// The norm of `x`, `[tokens, d]`.
     pub(crate) fn norm(&mut self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let y = norm.forward(x)?;
@@ -47,9 +86,17 @@ impl<'a> LayerContext<'a> {
 
     /// The next site: its frozen weights with the patch in it.
     pub(crate) fn site(&mut self, linear: &FusedLinear, x: &Tensor) -> Result<Tensor> {
+        let batch = match self.attended {
+            true => self.plan.output_sequences(self.layer),
+            false => self.plan.sequences_of(self.layer),
+        };
+        self.site_of(linear, x, batch)
+    }
+
+    /// The next site, whose input `x` has the tokens of `batch`.
+    fn site_of(&mut self, linear: &FusedLinear, x: &Tensor, batch: &SequenceBatch) -> Result<Tensor> {
         let patch = self.patches.at(self.site);
         self.site += 1;
-        let batch = if self.attended { self.plan.output_sequences(self.layer) } else { self.plan.sequences() };
         if let Some(tape) = &mut self.tape {
             return taped_site(tape, linear, patch, x, batch);
         }
@@ -73,19 +120,57 @@ impl<'a> LayerContext<'a> {
 
     /// The attention of `qkv`, `[tokens, fused width]`, as `[tokens, queries * features]`. From here on there are only the
     /// tokens whose output is wanted.
-    pub(crate) fn attend(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
-        let y = match &mut self.tape {
-            Some(tape) => {
-                tape.apply(Box::new(SelfAttention { heads, layout: self.plan.layout(self.layer).clone() }), qkv)?
-            }
-            None => self.plan.attend(self.layer, heads, qkv)?,
+    pub(crate) fn attend(
+        &mut self,
+        heads: AttentionHeads,
+        bias: Option<&DistanceBias>,
+        qkv: &Tensor,
+    ) -> Result<Tensor> {
+        let attention = || SelfAttention { heads, layout: self.plan.layout(self.layer).clone() };
+        let y = match (&mut self.tape, bias) {
+            (Some(tape), None) => tape.apply(Box::new(attention()), qkv)?,
+            (Some(tape), Some(bias)) => tape.apply_pair(Box::new(attention()), [qkv, &bias.table()?])?,
+            (None, bias) => self.plan.attend(self.layer, heads, bias, qkv)?,
         };
-        self.attended = true;
+        // The decoder of an encoder-decoder reads its target's tokens alone, all of which are wanted.
+        self.attended = self.plan.split().is_none();
         self.output_tokens(&y)
     }
 
-    /// The rows of `x`, `[tokens, d]`, whose output is wanted.
+    /// The next site, of keys and values of the encoder's output `memory`, `[source tokens, hidden]`; a cache keeps them.
+    /// None if no source is among the tokens.
+    pub(crate) fn keys_values(&mut self, linear: &FusedLinear, memory: &Tensor) -> Result<Option<Tensor>> {
+        let plan = self.plan;
+        let Some(split) = plan.split().filter(|_| memory.dims()[0] > 0) else {
+            self.skip_sites(1);
+            return Ok(None);
+        };
+        let kv = self.site_of(linear, memory, &split.source.sequences)?;
+        plan.remember(self.layer, &kv)?;
+        Ok(Some(kv))
+    }
+
+    /// Leaves out the next sites.
+    pub(crate) fn skip_sites(&mut self, count: usize) {
+        self.site += count;
+    }
+
+    /// The attention of the queries `q`, `[target tokens, queries * features]`, to [`LayerContext::keys_values`].
+    pub(crate) fn attend_across(&mut self, heads: AttentionHeads, q: &Tensor, kv: Option<&Tensor>) -> Result<Tensor> {
+        match (&mut self.tape, kv) {
+            (Some(tape), Some(kv)) => {
+                tape.apply_pair(Box::new(CrossAttention { heads, segments: self.plan.across()?.clone() }), [q, kv])
+            }
+            (_, kv) => self.plan.attend_across(self.layer, heads, q, kv),
+        }
+    }
+
+    /// The rows of `x`, `[tokens, d]`, whose output is wanted. An encoder-decoder selects them where a layer ends.
     pub(crate) fn output_tokens(&mut self, x: &Tensor) -> Result<Tensor> {
+        if self.plan.split().is_some() { Ok(x.clone()) } else { self.selected(x) }
+    }
+
+    fn selected(&mut self, x: &Tensor) -> Result<Tensor> {
         let Some(indices) = self.plan.output_indices(self.layer) else { return Ok(x.clone()) };
         let y = x.index_select(indices, 0)?;
         if let Some(tape) = &mut self.tape {

@@ -19,9 +19,13 @@ pub struct Tape {
 
 type Backward = Box<dyn FnOnce(&Tensor) -> Result<Tensor> + Send>;
 
+type PairBackward = Box<dyn FnOnce(&Tensor) -> Result<[Option<Tensor>; 2]> + Send>;
+
 enum Step {
     /// `y` as a function of `x`.
     Function { y: TensorId, x: TensorId, backward: Backward },
+    /// `y` as a function of two inputs.
+    Pair { y: TensorId, inputs: [TensorId; 2], backward: PairBackward },
     /// An op with parameters of its own, whose backward runs whether the gradient of `x` is wanted or not.
     Trained { y: TensorId, x: Tensor, of_x: bool, op: Box<dyn Op<1>> },
     /// A sum, with those of its terms whose gradient is wanted.
@@ -56,6 +60,19 @@ impl Tape {
         Ok(y)
     }
 
+    /// The output of `op` over two inputs, recorded.
+    pub(crate) fn apply_pair(&mut self, op: Box<dyn Op<2>>, [a, b]: [&Tensor; 2]) -> Result<Tensor> {
+        let at = [a.contiguous()?, b.contiguous()?];
+        let y = op::forward(&*op, [&at[0], &at[1]])?;
+        let (inputs, wanted) = ([a.id(), b.id()], [a, b].map(|input| self.wanted.contains(&input.id())));
+        if wanted.contains(&true) {
+            self.wanted.insert(y.id());
+            let backward = move |dy: &Tensor| op::backward(&*op, [&at[0], &at[1]], dy, wanted);
+            self.steps.push(Step::Pair { y: y.id(), inputs, backward: Box::new(backward) });
+        }
+        Ok(y)
+    }
+
     /// The output over `x` of an `op` whose backward leaves gradients of parameters elsewhere, recorded.
     pub(crate) fn apply_trained(&mut self, op: Box<dyn Op<1>>, x: &Tensor) -> Result<Tensor> {
         let at = x.contiguous()?;
@@ -84,6 +101,14 @@ impl Tape {
                 Step::Function { y, x, backward } => {
                     if let Some(dy) = gradients.0.remove(&y) {
                         gradients.add(x, backward(&dy.contiguous()?)?)?;
+                    }
+                }
+                Step::Pair { y, inputs, backward } => {
+                    let Some(dy) = gradients.0.remove(&y) else { continue };
+                    for (input, gradient) in inputs.into_iter().zip(backward(&dy)?) {
+                        if let Some(gradient) = gradient.filter(|_| self.wanted.contains(&input)) {
+                            gradients.add(input, gradient)?;
+                        }
                     }
                 }
                 Step::Trained { y, x, of_x, op } => {

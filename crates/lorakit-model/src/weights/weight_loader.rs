@@ -85,6 +85,12 @@ impl<'a> WeightLoader<'a> {
         if self.options.trainable { self.variable(name, &tensor) } else { Ok(tensor) }
     }
 
+    /// A small matrix `[rows, columns]` that nothing is multiplied with, in f32 as a vector.
+    pub(crate) fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        let tensor = self.mapped(name, &[rows, columns])?.to_tensor(DType::F32, &self.options.device)?;
+        if self.options.trainable { self.variable(name, &tensor) } else { Ok(tensor) }
+    }
+
     /// `{module}.weight`, `[width, input]`, and with `bias` also `{module}.bias`, `[width]`.
     pub(crate) fn linear(&mut self, module: &str, width: usize, input: usize, bias: bool) -> Result<LinearWeights> {
         Ok(LinearWeights {
