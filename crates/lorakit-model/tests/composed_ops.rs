@@ -9,7 +9,9 @@ use lorakit_model::attention::{
     AttentionHeads, AttentionLayout, AttentionSegment, cached_attention, composed_cached_attention, composed_rotate,
     composed_self_attention, rotate, self_attention,
 };
-use lorakit_model::layer::activation::{composed_geglu, composed_gelu_new, composed_swiglu, geglu, gelu_new, swiglu};
+use lorakit_model::layer::activation::{
+    composed_geglu, composed_gelu_new, composed_swiglu, geglu, gelu_new, relu, swiglu,
+};
 use lorakit_model::layer::linear::{FusedLinear, LinearWeights};
 use lorakit_model::layer::lm_head::LmHead;
 use lorakit_model::layer::logit_scale::LogitScale;
@@ -153,6 +155,7 @@ fn activations() {
     // A range that covers the tails of tanh.
     let wide = Var::from_tensor(&(tensor(2, &[11, 13]) * 4.0).unwrap()).unwrap();
     assert_same("GELU", &[("x", &wide)], &gelu_new(&wide).unwrap(), &composed_gelu_new(&wide).unwrap(), 1e-5);
+    assert_same("ReLU", &[("x", &wide)], &relu(&wide).unwrap(), &wide.relu().unwrap(), 1e-6);
 }
 
 fn angles(features: usize, positions: &[u32]) -> RopeTable {

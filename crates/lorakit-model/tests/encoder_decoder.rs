@@ -1,5 +1,5 @@
 //! T5 compared with transformers: logits, losses and greedy tokens, packed and alone, cached and uncached.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
@@ -78,7 +78,6 @@ impl Oracle {
             let together = self.logits(&base, &[0, 1, 2]);
             for (row, found) in together.iter().enumerate() {
                 let difference = largest_difference(found, &self.logits[row]);
-                println!("{} row {row}: {difference:e}", self.base.display());
                 assert!(difference < tolerance, "{}, row {row}: {difference}", self.base.display());
                 let alone = largest_difference(found, &self.logits(&base, &[row])[0]);
                 assert!(alone < 1e-4, "{}, row {row} alone: {alone}", self.base.display());
@@ -106,7 +105,6 @@ impl Oracle {
         ] {
             let (sum, tokens) = sums.iter().fold((0.0, 0), |(sum, tokens), row| (sum + row.sum, tokens + row.tokens));
             let loss = sum / tokens as f64;
-            println!("{}: loss {loss}, expected {}", self.base.display(), self.loss);
             assert!((loss / self.loss - 1.0).abs() < 1e-5, "{}: {loss} {}", self.base.display(), self.loss);
         }
     }
@@ -152,7 +150,7 @@ impl Oracle {
             let steps = target.chunks(1).map(|token| decoder.next_logits(&[(stepwise, token)]).unwrap());
             let logits = Tensor::cat(&steps.collect::<Vec<_>>(), 0).unwrap();
             assert!(largest_difference(&logits, &self.logits[row]) < 1e-4);
-            [whole, stepwise, parent].map(|sequence| decoder.close(sequence));
+            [whole, stepwise, parent].into_iter().for_each(|sequence| decoder.close(sequence));
         }
     }
 
@@ -179,7 +177,6 @@ fn both_forms_of_t5_equal_transformers() {
     ["flan", "t5"].into_iter().for_each(|name| Oracle::read(&oracle(name)).check());
 }
 
-/// A target without a source is an error, and so is a file that config.json does not describe.
 #[test]
 fn rows_without_a_source_are_refused() {
     let base = Base::open(&fixture("t5/base"), &BaseOptions::default()).unwrap();

@@ -20,8 +20,8 @@ use lorakit_train::{Activations, Gradients, Job, Pass, PassContext, TrainConfig}
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const BASES: [&str; 11] =
-    ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2", "qwen2", "qwen3", "gemma2", "granite", "smollm3"];
+const BASES: [&str; 12] =
+    ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2", "qwen2", "qwen3", "gemma2", "granite", "smollm3", "t5"];
 
 fn base(name: &str, trainable: bool) -> Base {
     tiny_base::base(name, &BaseOptions { trainable, ..BaseOptions::default() })
@@ -210,7 +210,9 @@ fn adapters_in_the_last_layer_only_have_correct_gradients() {
         let base = base(name, false);
         let last = base.layers() - 1;
         assert!(last > 0);
-        let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '.*layers.{last}[.].*'"));
+        let modules = base.sites().iter().filter(|site| site.layer == Some(last)).flat_map(|site| &site.projections);
+        let modules: Vec<&str> = modules.map(|projection| projection.module.as_str()).collect();
+        let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '{}'", modules.join(",")));
         let stack = LoraStack::new(&base, &[None, None], &settings, 1).unwrap();
         let variables: Vec<(String, Var)> =
             stack.parameters().unwrap().iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();

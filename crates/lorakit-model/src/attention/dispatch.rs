@@ -218,3 +218,118 @@ fn rotate_rows(heads: &AttentionHeads, rope: &RopeTable, qkv: &[f32]) -> Vec<f32
     });
     qkv
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::attention::distance_bias::DistanceBias;
+    use crate::attention::distance_buckets::DistanceBuckets;
+    use crate::layer::rope::RopeFrequencies;
+    use candle_core::{D, Device, Var};
+    use lorakit_format::rng::Key;
+    use std::ops::Range;
+
+    /// Longer than a block of queries, and shorter.
+    const LENGTHS: [usize; 3] = [150, 1, 70];
+
+    fn var(name: &str, shape: (usize, usize)) -> Var {
+        let mut stream = Key::new(7, name).stream();
+        let values = (0..shape.0 * shape.1).map(|_| 2.0 * stream.uniform() - 1.0).collect();
+        Var::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn segments(queries: &[usize], keys: &[usize]) -> Arc<[AttentionSegment]> {
+        let ranges = |lengths: &[usize]| -> Vec<Range<usize>> {
+            let range = |end: &mut usize, &len: &usize| {
+                *end += len;
+                Some(*end - len..*end)
+            };
+            lengths.iter().scan(0, range).collect()
+        };
+        let rows = ranges(queries).into_iter().zip(ranges(keys));
+        rows.map(|(queries, keys)| AttentionSegment { queries, keys: vec![keys] }).collect()
+    }
+
+    /// Attention of `q`, `k` and `v`, `[tokens, heads features]` each, by candle's ops, head by head and row by row, with
+    /// biases of distances up to `far`.
+    fn composed(
+        [q, k, v]: [&Tensor; 3],
+        heads: AttentionHeads,
+        segments: &[AttentionSegment],
+        bias: Option<(&Tensor, i64)>,
+    ) -> Tensor {
+        let rows = segments.iter().map(|segment| {
+            let (n, m) = (segment.queries.len(), segment.keys[0].len());
+            let grid = |of: &dyn Fn(i64, i64) -> f32| {
+                let values = (0..n * m).map(|at| of((at / m) as i64, (at % m) as i64)).collect();
+                Tensor::from_vec(values, (n, m), &Device::Cpu).unwrap()
+            };
+            let mask = grid(&|query, key| if heads.causal && key > query { -1e30 } else { 0.0 });
+            let head = |head: usize| {
+                let part = |t: &Tensor, rows: &Range<usize>, head: usize| {
+                    let rows = t.narrow(0, rows.start, rows.len()).unwrap();
+                    rows.narrow(1, head * heads.features, heads.features).unwrap().contiguous().unwrap()
+                };
+                let q = part(q, &segment.queries, head);
+                let [k, v] = [k, v].map(|t| part(t, &segment.keys[0], head / heads.shared()));
+                let mut scores = ((q.matmul(&k.t().unwrap()).unwrap() * heads.scale()).unwrap() + &mask).unwrap();
+                if let Some((table, far)) = bias {
+                    let at = grid(&|query, key| ((key - query).clamp(-far, far) + far) as f32);
+                    let at = at.flatten_all().unwrap().to_dtype(candle_core::DType::U32).unwrap();
+                    let own = table.get(head).unwrap().index_select(&at, 0).unwrap().reshape((n, m)).unwrap();
+                    scores = (scores + own).unwrap();
+                }
+                candle_nn::ops::softmax(&scores, D::Minus1).unwrap().matmul(&v).unwrap()
+            };
+            Tensor::cat(&(0..heads.queries).map(head).collect::<Vec<_>>(), 1).unwrap()
+        });
+        Tensor::cat(&rows.collect::<Vec<_>>(), 0).unwrap()
+    }
+
+    /// Both outputs and their gradients of some variables are the same.
+    fn assert_same(found: &Tensor, expected: &Tensor, variables: &[&Var]) {
+        let far = |a: &Tensor, b: &Tensor| {
+            (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!(far(found, expected) < 1e-5, "{}", far(found, expected));
+        let c = var("c", found.dims2().unwrap());
+        let gradients = |y: &Tensor| (y * c.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+        let (found, expected) = (gradients(found), gradients(expected));
+        for variable in variables {
+            let of = |store: &candle_core::backprop::GradStore| store.get(variable.as_tensor()).unwrap().clone();
+            let (found, expected) = (of(&found), of(&expected));
+            assert!(far(&found, &found.zeros_like().unwrap()) > 1e-3);
+            assert!(far(&found, &expected) < 1e-4, "gradient: {}", far(&found, &expected));
+        }
+    }
+
+    #[test]
+    fn biased_attention_equals_candle_s_ops() {
+        let (buckets, far) = (DistanceBuckets { count: 8, farthest: 20 }, 20);
+        let segments = segments(&LENGTHS, &LENGTHS);
+        for causal in [true, false] {
+            let heads = AttentionHeads { causal, scale: Some(0.7), ..AttentionHeads::new(4, 2, 6) };
+            let (qkv, weight) = (var("qkv", (221, heads.fused_width())), var("bias", (8, 4)));
+            let table = DistanceBias::new(weight.as_tensor().clone(), buckets, causal).unwrap().table().unwrap();
+            let layout = AttentionLayout::new(RopeFrequencies::none().angles(&[]), segments.clone());
+            let found = biased_attention(qkv.as_tensor(), &table, heads, &layout).unwrap();
+            let part = |start, width| qkv.as_tensor().narrow(1, start, width).unwrap();
+            let parts = [part(0, 24), part(24, 12), part(36, 12)];
+            let parts = parts.each_ref();
+            let expected = composed(parts, heads, &layout.segments, Some((&table, far)));
+            assert_same(&found, &expected, &[&qkv, &weight]);
+        }
+    }
+
+    #[test]
+    fn cross_attention_equals_candle_s_ops() {
+        let segments = segments(&LENGTHS, &[9, 80, 3]);
+        let heads = AttentionHeads { causal: false, ..AttentionHeads::new(4, 2, 6) };
+        let (q, kv) = (var("q", (221, 24)), var("kv", (92, 24)));
+        let found = cross_attention(q.as_tensor(), kv.as_tensor(), heads, &segments).unwrap();
+        let part = |start| kv.as_tensor().narrow(1, start, 12).unwrap();
+        let expected = composed([q.as_tensor(), &part(0), &part(12)], heads, &segments, None);
+        assert_same(&found, &expected, &[&q, &kv]);
+    }
+}

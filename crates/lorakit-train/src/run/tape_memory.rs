@@ -142,7 +142,7 @@ impl LayerTape<'_> {
                 let normed = attention_input * count(attention.before);
                 let residual = if mlp.before.is_some() { hidden + mlp_input } else { mlp_input };
                 let norms = |norms: BranchNorms| hidden * count(norms.after);
-                (normed, residual + norms(attention) + norms(mlp))
+                (normed, residual + norms(attention) + norms(mlp) + self.stack_rows() * hidden)
             }
             BlockDescriptor::Parallel { .. } => (attention_input.max(mlp_input), 0),
         };
@@ -166,6 +166,12 @@ impl LayerTape<'_> {
         of_site.max(inner + self.output(SiteRole::MlpInput))
     }
 
+    /// Copies of the residual stream that a layer of an encoder-decoder keeps: the rows of its stack, before and after it, and
+    /// between its two attentions.
+    fn stack_rows(&self) -> u64 {
+        if self.base.config().encoder.is_some() { 3 } else { 0 }
+    }
+
     fn site(&self, role: SiteRole) -> (Option<&Site>, bool) {
         match self.sites.iter().find(|(site, _)| site.role == role) {
             Some((site, adapted)) => (Some(site), *adapted),
@@ -173,16 +179,15 @@ impl LayerTape<'_> {
         }
     }
 
+    /// The outputs of the sites of a role: cross-attention has sites of the same roles.
     fn output(&self, role: SiteRole) -> u64 {
-        self.site(role).0.map_or(0, |site| site.output() as u64)
+        self.sites.iter().filter(|(site, _)| site.role == role).map(|(site, _)| site.output() as u64).sum()
     }
 
-    /// The input of a site with adapters, which its step keeps.
+    /// The inputs of those with adapters, which their steps keep.
     fn kept_input(&self, role: SiteRole) -> u64 {
-        match self.site(role) {
-            (Some(site), true) => site.input as u64,
-            _ => 0,
-        }
+        let kept = self.sites.iter().filter(|(site, adapted)| site.role == role && *adapted);
+        kept.map(|(site, _)| site.input as u64).sum()
     }
 
     /// The mask of a dropped input takes one byte per value.

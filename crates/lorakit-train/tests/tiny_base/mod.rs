@@ -1,5 +1,5 @@
 //! The tiny random bases in `tests/fixtures/peft`, such as `mistral` (sliding window of 7), `phi` and `gemma3`; 32 tokens,
-//! two layers.
+//! two layers. Beside them `t5`, an encoder-decoder of two layers each.
 #![allow(clippy::unwrap_used, dead_code)]
 
 use lorakit_model::{Base, BaseOptions};
@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 /// The model folder of a base.
 pub fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft").join(name).join("base")
+    let folder = if name == "t5" { "../../tests/fixtures" } else { "../../tests/fixtures/peft" };
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder).join(name).join("base")
 }
 
 /// Opens a base.
