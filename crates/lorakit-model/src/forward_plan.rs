@@ -2,7 +2,7 @@
 
 use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::dispatch::{
-    biased_attention, biased_cached_attention, cached_attention, cross_attention, rotate, self_attention,
+    attend_cached, biased_attention, cached_attention, cross_attention, rotate, self_attention,
 };
 use crate::attention::distance_bias::DistanceBias;
 use crate::attention::heads::AttentionHeads;
@@ -158,7 +158,7 @@ impl ForwardPlan {
         cache.write(index, (&qkv, heads.queries * heads.features), &layout.segments)?;
         let cached = [&cache.keys[index], &cache.values[index]];
         match &table {
-            Some(_) => biased_cached_attention(&qkv, cached, table.as_ref(), heads, &layout.segments),
+            Some(_) => attend_cached(&qkv, cached, table.as_ref(), heads, &layout.segments),
             None => cached_attention(&qkv, cached[0], cached[1], heads, layout),
         }
     }
@@ -175,7 +175,7 @@ impl ForwardPlan {
         let segments = self.across()?;
         match (self.cache_of(layer), kv) {
             (Some((cache, index)), _) => {
-                biased_cached_attention(q, [&cache.keys[index], &cache.values[index]], None, heads, segments)
+                attend_cached(q, [&cache.keys[index], &cache.values[index]], None, heads, segments)
             }
             (None, Some(kv)) => cross_attention(q, kv, heads, segments),
             (None, None) => bail!("a target was given without its source"),

@@ -67,44 +67,35 @@ pub fn cached_attention(
     if !qkv.device().is_cpu() {
         return composed_cached_attention(qkv, keys, values, heads, layout);
     }
-    let name = "cached-attention";
-    let y = cpu_tensor::with_values(&qkv.contiguous()?, name, |qkv| {
-        cpu_tensor::with_values(keys, name, |keys| {
-            cpu_tensor::with_values(values, name, |values| {
-                let cached = [keys, values];
-                match few_queries::supports(&layout.segments) {
-                    true => few_queries::attend_cached(&heads, &layout.segments, qkv, cached),
-                    false => {
-                        blockwise::attend_cached(&heads, &layout.segments, (qkv, heads.fused_width()), cached, None)
-                    }
-                }
-            })
-        })
-    })???;
-    Tensor::from_vec(y, (qkv.dim(0)?, heads.queries * heads.features), qkv.device())
+    attend_cached(qkv, [keys, values], None, heads, &layout.segments)
 }
 
-/// [`cached_attention`] on a CPU whose scores have biases, or of queries alone, without the keys and values of their own.
-pub(crate) fn biased_cached_attention(
-    queries: &Tensor,
+/// [`cached_attention`] on a CPU of queries that are the first columns of `rows`, by a kernel for their number; `table` holds
+/// the biases of scores, if they have any.
+pub(crate) fn attend_cached(
+    rows: &Tensor,
     [keys, values]: [&Tensor; 2],
     table: Option<&Tensor>,
     heads: AttentionHeads,
     segments: &[AttentionSegment],
 ) -> Result<Tensor> {
-    let (tokens, width) = queries.dims2()?;
+    let (tokens, width) = rows.dims2()?;
     let name = "cached-attention";
     let of = |tensor: &Tensor| cpu_tensor::with_values(tensor, name, <[f32]>::to_vec);
     let table = table.map(of).transpose()?;
     let bias = table.as_deref().map(|table| DistanceTable::new(table, heads.queries));
-    let y = cpu_tensor::with_values(&queries.contiguous()?, name, |queries| {
+    let y = cpu_tensor::with_values(&rows.contiguous()?, name, |rows| {
         cpu_tensor::with_values(keys, name, |keys| {
             cpu_tensor::with_values(values, name, |values| {
-                blockwise::attend_cached(&heads, segments, (queries, width), [keys, values], bias)
+                let attend = match few_queries::supports(segments) {
+                    true => few_queries::attend_cached,
+                    false => blockwise::attend_cached,
+                };
+                attend(&heads, segments, (rows, width), [keys, values], bias)
             })
         })
     })???;
-    Tensor::from_vec(y, (tokens, heads.queries * heads.features), queries.device())
+    Tensor::from_vec(y, (tokens, heads.queries * heads.features), rows.device())
 }
 
 /// The CPU kernels of self-attention.

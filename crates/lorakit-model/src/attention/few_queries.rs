@@ -2,6 +2,7 @@
 //! query heads that share them, and a row's task ends before a matrix product would be set up. One task of the thread pool
 //! takes one segment.
 
+use crate::attention::distance_bias::DistanceTable;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::Softmax;
@@ -18,23 +19,25 @@ pub(super) fn supports(segments: &[AttentionSegment]) -> bool {
     segments.iter().all(|segment| segment.queries.len() <= FEW)
 }
 
-/// The outputs, `[tokens, queries * features]`, of the rotated queries within `qkv`, `[tokens, fused width]`, over cached
-/// keys and values, `[slots, keys * features]` each.
+/// The outputs, `[tokens, queries * features]`, of rotated queries, the first columns of `[tokens, stride]`, over cached keys
+/// and values, `[slots, keys * features]` each.
 pub(super) fn attend_cached(
     heads: &AttentionHeads,
     segments: &[AttentionSegment],
-    qkv: &[f32],
+    rows: (&[f32], usize),
     cached: [&[f32]; 2],
+    bias: Option<DistanceTable>,
 ) -> Vec<f32> {
     let width = heads.queries * heads.features;
-    let mut y = vec![0.0; qkv.len() / heads.fused_width() * width];
+    let mut y = vec![0.0; rows.0.len() / rows.1 * width];
     let (mut rest, mut tasks) = (y.as_mut_slice(), Vec::with_capacity(segments.len()));
     for segment in segments {
         let (own, others) = rest.split_at_mut(segment.queries.len() * width);
         tasks.push((segment, own));
         rest = others;
     }
-    tasks.into_par_iter().for_each(|(segment, y)| simd::dispatch(AttendSegment { heads, segment, qkv, cached, y }));
+    let attend = |(segment, y)| simd::dispatch(AttendSegment { heads, segment, rows, cached, bias, y });
+    tasks.into_par_iter().for_each(attend);
     y
 }
 
@@ -42,8 +45,10 @@ pub(super) fn attend_cached(
 struct AttendSegment<'a> {
     heads: &'a AttentionHeads,
     segment: &'a AttentionSegment,
-    qkv: &'a [f32],
+    /// Queries, the first columns of rows, and the width of a row.
+    rows: (&'a [f32], usize),
     cached: [&'a [f32]; 2],
+    bias: Option<DistanceTable<'a>>,
     y: &'a mut [f32],
 }
 
@@ -52,7 +57,7 @@ impl WithSimd for AttendSegment<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { heads, segment, qkv, cached: [keys, values], y } = self;
+        let Self { heads, segment, rows: (rows, width), cached: [keys, values], bias, y } = self;
         let (f, shared, stride) = (heads.features, heads.shared(), heads.key_width());
         let (queries, count) = (segment.queries.len(), segment.keys.iter().map(ExactSizeIterator::len).sum::<usize>());
         if queries == 0 {
@@ -68,13 +73,22 @@ impl WithSimd for AttendSegment<'_> {
             for (at, slot) in slots().enumerate() {
                 let k = &keys[of(slot)];
                 for row in 0..queries * shared {
-                    let start = (segment.queries.start + row / shared) * heads.fused_width();
-                    let q = &qkv[start + (key_head * shared + row % shared) * f..][..f];
+                    let start = (segment.queries.start + row / shared) * width;
+                    let q = &rows[start + (key_head * shared + row % shared) * f..][..f];
                     scores[row * seen + at] = dot(q, k) * scale;
                 }
             }
             if let Some(cap) = heads.soft_cap {
                 SoftCap { values: &mut scores, cap: cap as f32 }.with_simd(simd);
+            }
+            for local in (0..shared).filter(|_| bias.is_some()) {
+                let head = key_head * shared + local;
+                let diagonals = bias.map(|table| table.diagonals(head, queries, count)).unwrap_or_default();
+                for query in 0..queries {
+                    let own = &diagonals[queries - 1 - query + first..];
+                    let scores = &mut scores[(query * shared + local) * seen..][..seen];
+                    scores.iter_mut().zip(own).for_each(|(score, bias)| *score += bias);
+                }
             }
             let visible = |row: usize| {
                 let visible = heads.visible(row / shared, queries, count);
@@ -100,7 +114,7 @@ mod tests {
 
     /// Segments with several runs of keys, one of which others share, and with more queries than one.
     #[test]
-    fn it_equals_matrix_products_with_windows_and_caps() {
+    fn it_equals_matrix_products_with_windows_caps_and_biases() {
         let keys = |ranges: &[std::ops::Range<usize>]| ranges.to_vec();
         let segments = [
             AttentionSegment { queries: 0..1, keys: keys(&[0..5, 9..10]) },
@@ -110,17 +124,23 @@ mod tests {
         ];
         assert!(supports(&segments));
         let plain = AttentionHeads::new(6, 2, 16);
-        for heads in
-            [plain, AttentionHeads { window: Some(3), ..plain }, AttentionHeads { soft_cap: Some(2.0), ..plain }]
-        {
+        for heads in [
+            plain,
+            AttentionHeads { causal: false, ..plain },
+            AttentionHeads { window: Some(3), ..plain },
+            AttentionHeads { soft_cap: Some(2.0), ..plain },
+        ] {
             let numbers = |count: usize, step: usize| -> Vec<f32> {
                 (0..count).map(|i| ((i * step) % 23) as f32 / 11.0 - 1.0).collect()
             };
             let (qkv, k, v) = (numbers(5 * heads.fused_width(), 7), numbers(31 * 32, 5), numbers(31 * 32, 3));
-            let few = attend_cached(&heads, &segments, &qkv, [&k, &v]);
-            let products = blockwise::attend_cached(&heads, &segments, (&qkv, heads.fused_width()), [&k, &v], None);
-            let difference = few.iter().zip(&products).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(few.len() == products.len() && difference < 1e-5, "{heads:?}: {difference}");
+            let (rows, table) = ((qkv.as_slice(), heads.fused_width()), numbers(6 * 9, 4));
+            for bias in [None, Some(DistanceTable::new(&table, 6))] {
+                let few = attend_cached(&heads, &segments, rows, [&k, &v], bias);
+                let products = blockwise::attend_cached(&heads, &segments, rows, [&k, &v], bias);
+                let difference = few.iter().zip(&products).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(few.len() == products.len() && difference < 1e-5, "{heads:?}: {difference}");
+            }
         }
     }
 }
