@@ -4,7 +4,6 @@ use crate::architecture::base_config::BaseConfig;
 use crate::attention::distance_bias::DistanceBias;
 use crate::attention::heads::AttentionHeads;
 use crate::base_fingerprint::base_identity;
-use crate::decoder_layer::{DecoderLayer, load_norm};
 use crate::error::{ModelError, Result};
 use crate::forward_plan::ForwardPlan;
 use crate::kv_cache::KvCache;
@@ -16,6 +15,7 @@ use crate::layer::rope::LayerRopes;
 use crate::layer::tape::Tape;
 use crate::source_target::SourceTarget;
 use crate::token_batch::TokenBatch;
+use crate::transformer_layer::{TransformerLayer, load_norm};
 use crate::weights::checkpoint::{Checkpoint, WeightType};
 use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
@@ -33,7 +33,7 @@ pub struct Base {
     config: BaseConfig,
     identity: BaseIdentity,
     embedding: Weight,
-    layers: Vec<DecoderLayer>,
+    layers: Vec<TransformerLayer>,
     final_norm: Norm,
     lm_head: LmHead,
     heads: AttentionHeads,
@@ -104,7 +104,7 @@ impl Base {
         let heads = attention_heads(&config, matmul_dtype);
         let [encoder_bias, bias] = distance_biases(&config, &mut weights)?;
         let bias_of = |index| if config.is_encoder_layer(index) { &encoder_bias } else { &bias };
-        let load = |index| DecoderLayer::load(&config, index, heads, bias_of(index).clone(), &mut weights);
+        let load = |index| TransformerLayer::load(&config, index, heads, bias_of(index).clone(), &mut weights);
         let layers = (0..config.layers).map(load);
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = load_norm(&config, descriptor.final_norm, config.hidden, &mut weights)?;

@@ -64,7 +64,6 @@ pub mod batch_parallel;
 mod cache_slots;
 mod cached_decoder;
 mod cuda;
-mod decoder_layer;
 mod error;
 mod forward_plan;
 mod kv_cache;
@@ -74,6 +73,7 @@ pub mod sampling;
 mod sequence_loss;
 mod source_target;
 mod token_batch;
+mod transformer_layer;
 mod vector_math;
 pub mod weights;
 

@@ -1,7 +1,7 @@
 //! What differs between base models: one file for each architecture, and one line in [`ARCHITECTURES`].
 //!
-//! A new architecture is a file with its [`Descriptor`] and the function that reads its `config.json`. The decoder layer,
-//! training, memory estimates and default targets read the descriptor; nothing else names an architecture.
+//! A new architecture is a file with its [`Descriptor`] and the function that reads its `config.json`. Layers, training, memory
+//! estimates and default targets read the descriptor; nothing else names an architecture.
 
 pub(crate) mod base_config;
 pub(crate) mod config_keys;

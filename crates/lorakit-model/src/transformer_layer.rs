@@ -17,7 +17,7 @@ use candle_core::Tensor;
 use lorakit_lora::SiteRole;
 
 /// One layer: attention and MLP with their norms. Its sites are those of [`BaseConfig::sites`], visited in that order.
-pub(crate) struct DecoderLayer {
+pub(crate) struct TransformerLayer {
     /// The index of its first site among those of the base.
     first_site: usize,
     heads: AttentionHeads,
@@ -58,7 +58,7 @@ struct Branch {
     after: Option<Norm>,
 }
 
-impl DecoderLayer {
+impl TransformerLayer {
     /// Loads layer `index`.
     pub(crate) fn load(
         config: &BaseConfig,
