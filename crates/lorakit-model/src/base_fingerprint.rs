@@ -22,13 +22,14 @@ pub(crate) fn base_identity(name: &str, config: &BaseConfig, checkpoint: &Checkp
         ("kv_heads", config.kv_heads),
         ("head_dim", config.head_dim),
     ];
+    let encoder = config.encoder.map(|encoder| ("encoder_layers", encoder.layers));
     let mut hash = Sha256::new();
     hash.update(canonical_text(config));
     hash.update(checkpoint.sampled_hash());
     BaseIdentity {
         name: name.to_string(),
         architecture: config.model_type.clone(),
-        dimensions: dimensions.into_iter().map(|(key, value)| (key.to_string(), value as u64)).collect(),
+        dimensions: dimensions.into_iter().chain(encoder).map(|(key, value)| (key.to_string(), value as u64)).collect(),
         fingerprint: hex(&hash.finalize()),
         form: checkpoint.form(),
     }
