@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use lorakit_adapter::Library;
 use lorakit_fit::{OpenLibrary, Reporter, TrainingHooks};
-use lorakit_lora::kernels::simd::Level;
+use lorakit_lora::kernels::simd::SimdLevel;
 use lorakit_model::{Base, TokenPrecision};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -38,7 +38,7 @@ pub struct CommandContext {
 impl CommandContext {
     /// The context for these global options.
     pub fn new(global: &GlobalArgs) -> Result<Self> {
-        Level::asked().map_err(usage_error)?;
+        SimdLevel::asked().map_err(usage_error)?;
         Ok(Self {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
             seed: global.seed,

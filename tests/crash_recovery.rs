@@ -9,7 +9,7 @@ mod binary;
 mod interrupted_work;
 
 use binary::{Ran, run};
-use interrupted_work::{Files, Moments, ROWS, Work, files, killed, kills, products, start};
+use interrupted_work::{Files, KillTimes, ROWS, Work, files, killed, kills, products, start};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_train::routing_store;
 use serde_json::Value;
@@ -50,12 +50,12 @@ fn killed_training_resumes_to_the_same_bytes() {
         let logs = files(&work.path(library).join("runs")).into_iter().filter(|(path, _)| path.ends_with("log.jsonl"));
         logs.map(|(_, bytes)| String::from_utf8(bytes).unwrap()).collect::<String>()
     };
-    let (mut moments, mut done, mut round) = (Moments(1), 0, 0);
+    let (mut times, mut done, mut round) = (KillTimes(1), 0, 0);
     while done < kills() {
         let (name, mut seen, mut last) = (format!("disturbed-{round}"), BTreeMap::new(), BTreeMap::new());
         let library = work.path(&name);
         // If a run completes between two kills, it is checked, and a new one starts.
-        while done < kills() && killed(&work.train(&name), moments.before(length)) {
+        while done < kills() && killed(&work.train(&name), times.before(length)) {
             done += 1;
             for (expert, inode) in inodes(&library) {
                 assert_eq!(
@@ -91,10 +91,10 @@ fn killed_training_resumes_to_the_same_bytes() {
 /// Kills a command repeatedly, each time starting from scratch. After each kill `place` holds either nothing or
 /// everything, and repeating the command gives `expected`.
 fn disturb(words: &[String], place: &Path, undo: impl Fn(), (expected, length): (&Files, Duration), whole: impl Fn()) {
-    let (mut moments, mut done) = (Moments(2), 0);
+    let (mut times, mut done) = (KillTimes(2), 0);
     for _ in 0..4 * kills() {
         undo();
-        done += usize::from(killed(words, moments.before(length)));
+        done += usize::from(killed(words, times.before(length)));
         whole();
         if files(place) != *expected {
             run(words).ok();
@@ -191,11 +191,11 @@ fn killed_skill_training_leaves_no_mixed_routing() {
     run(&words).ok();
     let (old, new, length) = (products(&work.path("old")), products(&library), since.elapsed());
     assert!(old.len() > new.len(), "the new library has one skill less");
-    let (mut moments, mut refused) = (Moments(3), 0);
+    let (mut times, mut refused) = (KillTimes(3), 0);
     for round in 0..2 * kills() {
         undo();
         if round % 2 == 0 {
-            killed(&words, moments.before(length));
+            killed(&words, times.before(length));
         } else {
             killed_among_skills(&words, &library);
         }

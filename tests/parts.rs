@@ -8,7 +8,7 @@ mod binary;
 mod interrupted_work;
 
 use binary::{Ran, assert_contains, command, run};
-use interrupted_work::{Files, Moments, ROWS, Work, files, kills, products, start};
+use interrupted_work::{Files, KillTimes, ROWS, Work, files, kills, products, start};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -178,14 +178,14 @@ fn a_plan_trains_and_writes_nothing() {
 fn killed_parts_lose_nothing() {
     let work = Work::new();
     let (one, expected, length) = by_one_command(&work);
-    let (mut moments, mut done, mut round) = (Moments(4), 0, 0);
+    let (mut times, mut done, mut round) = (KillTimes(4), 0, 0);
     while done < kills() {
         let name = format!("killed-{round}/library");
         let library = work.path(&name);
         // Two of the same number among them, as where a scheduler believes a node dead that is not.
         for signal in ["KILL", "TERM", "USR1"] {
             let mut running = ["0/2", "1/2", "1/2"].map(|index| start(&part(&work, &name, index)));
-            std::thread::sleep(moments.before(length));
+            std::thread::sleep(times.before(length));
             for child in &mut running {
                 if child.try_wait().unwrap().is_none() {
                     send(signal, child);

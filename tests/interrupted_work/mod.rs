@@ -28,10 +28,10 @@ pub fn kills() -> usize {
     std::env::var("LORAKIT_KILLS").map_or(5, |text| text.parse().expect("LORAKIT_KILLS is a number"))
 }
 
-/// Reproducible random moments (splitmix64).
-pub struct Moments(pub u64);
+/// Reproducible random times at which to kill a process (splitmix64).
+pub struct KillTimes(pub u64);
 
-impl Moments {
+impl KillTimes {
     pub fn before(&mut self, end: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

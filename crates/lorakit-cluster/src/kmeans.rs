@@ -34,21 +34,23 @@ pub fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Result<Vec<usize>> {
     if k > distinct {
         return Err(Error::TooFewDistinct { k, points: points.len(), distinct });
     }
-    let runs: Vec<Run> =
-        (0..RESTARTS).into_par_iter().map(|restart| Run::new(points, k, CounterRng::seeded(seed, restart))).collect();
+    let restarts: Vec<Restart> = (0..RESTARTS)
+        .into_par_iter()
+        .map(|restart| Restart::new(points, k, CounterRng::seeded(seed, restart)))
+        .collect();
     // The first of equals, so that the result does not depend on which restart finishes first.
-    let best = runs.into_iter().reduce(|best, next| if next.inertia < best.inertia { next } else { best });
-    Ok(best.map(|run| run.labels).unwrap_or_default())
+    let best = restarts.into_iter().reduce(|best, next| if next.inertia < best.inertia { next } else { best });
+    Ok(best.map(|restart| restart.labels).unwrap_or_default())
 }
 
-/// One restart's result.
-struct Run {
+/// The result of one restart.
+struct Restart {
     labels: Vec<usize>,
     /// The sum of the squared distances to the clusters' means.
     inertia: f64,
 }
 
-impl Run {
+impl Restart {
     /// Lloyd's iteration from k-means++ centers until no label changes.
     fn new(points: &[Vec<f64>], k: usize, rng: CounterRng) -> Self {
         let mut labels = nearest(points, &initial_centers(points, k, rng));

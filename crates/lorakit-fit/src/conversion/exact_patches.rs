@@ -19,9 +19,9 @@ pub(super) fn exact_patches(adapter: &DenseAdapter, base: &Base, weights: &BaseW
     let (mut by_site, mut patches) = (vec![None; base.sites().len()], Patches::none());
     for (index, site) in sites.iter().enumerate() {
         let place = match site.role {
-            SiteRole::Embedding => Place::Embedding,
-            SiteRole::LmHead => Place::Head,
-            _ => Place::Layer(index),
+            SiteRole::Embedding => PatchLocation::Embedding,
+            SiteRole::LmHead => PatchLocation::Head,
+            _ => PatchLocation::Layer(index),
         };
         let exact = ExactPatch {
             lora: (lora.clone(), place),
@@ -29,9 +29,9 @@ pub(super) fn exact_patches(adapter: &DenseAdapter, base: &Base, weights: &BaseW
             copies: copied(site, &changes, weights, device)?,
         };
         match place {
-            Place::Layer(index) => by_site[index] = Some(Arc::new(exact) as Arc<dyn Patch>),
-            Place::Head => patches = patches.with_head(Arc::new(exact)),
-            Place::Embedding => {
+            PatchLocation::Layer(index) => by_site[index] = Some(Arc::new(exact) as Arc<dyn Patch>),
+            PatchLocation::Head => patches = patches.with_head(Arc::new(exact)),
+            PatchLocation::Embedding => {
                 if let Some(patch) = embedding_patch(exact, &lora, device)? {
                     patches = patches.with_embedding(patch);
                 }
@@ -41,9 +41,9 @@ pub(super) fn exact_patches(adapter: &DenseAdapter, base: &Base, weights: &BaseW
     Ok(Patches::new(by_site).with(patches))
 }
 
-/// Where a patch is.
+/// Where in the base a patch is.
 #[derive(Clone, Copy)]
-enum Place {
+enum PatchLocation {
     Layer(usize),
     Embedding,
     Head,
@@ -51,7 +51,7 @@ enum Place {
 
 /// The LoRA, gains and copies of a site.
 struct ExactPatch {
-    lora: (Patches, Place),
+    lora: (Patches, PatchLocation),
     gain: Option<Gain>,
     /// The change of the site's weights, `[in, out]`.
     copies: Option<Tensor>,
@@ -120,9 +120,9 @@ impl Patch for ExactPatch {
         let mut delta = Outputs::new(y.zeros_like()?);
         let (lora, place) = &self.lora;
         match place {
-            Place::Layer(site) => lora.at(*site).map(|patch| patch.add(x, batch, &mut delta)),
-            Place::Head => lora.head().map(|patch| patch.add(x, batch, &mut delta)),
-            Place::Embedding => lora.embedding().first().map(|of| of.patch.add(x, batch, &mut delta)),
+            PatchLocation::Layer(site) => lora.at(*site).map(|patch| patch.add(x, batch, &mut delta)),
+            PatchLocation::Head => lora.head().map(|patch| patch.add(x, batch, &mut delta)),
+            PatchLocation::Embedding => lora.embedding().first().map(|of| of.patch.add(x, batch, &mut delta)),
         }
         .transpose()?;
         let delta = delta.into_tensor();

@@ -4,7 +4,7 @@
 //! small. [`par_gemm`] cuts the product into tiles and shares them among the threads of the pool. A value is summed in the
 //! same order in any tile.
 
-use crate::kernels::simd::Level;
+use crate::kernels::simd::SimdLevel;
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -141,9 +141,9 @@ impl Destination {
 /// Columns of a tile: whole panels of faer's kernels, which hold 96 values with AVX-512 and 24 with AVX2. The part of `b`
 /// that belongs to a tile is copied into panels; cut by columns, each part is copied once for all rows of a tile.
 fn tile_columns() -> usize {
-    match Level::widest() {
-        Level::Avx512 => 96,
-        Level::Avx2 | Level::Scalar => 48,
+    match SimdLevel::widest() {
+        SimdLevel::Avx512 => 96,
+        SimdLevel::Avx2 | SimdLevel::Scalar => 48,
     }
 }
 

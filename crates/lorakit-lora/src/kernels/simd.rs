@@ -16,9 +16,9 @@ use std::sync::LazyLock;
 pub const VARIABLE: &str = "LORAKIT_SIMD";
 
 /// A set of vector instructions, from narrow to wide. On machines other than x86, whatever vectors there are count as
-/// [`Level::Scalar`].
+/// [`SimdLevel::Scalar`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum SimdLevel {
     /// What every machine of its kind has.
     Scalar,
     /// 256 bits: AVX2 and FMA.
@@ -28,12 +28,12 @@ pub enum Level {
 }
 
 /// Read from the environment once: each call of a kernel asks for it.
-static CURRENT: LazyLock<Level> = LazyLock::new(|| {
-    let asked = Level::asked().ok().flatten();
-    asked.map_or(Level::widest(), |level| level.min(Level::widest()))
+static CURRENT: LazyLock<SimdLevel> = LazyLock::new(|| {
+    let asked = SimdLevel::asked().ok().flatten();
+    asked.map_or(SimdLevel::widest(), |level| level.min(SimdLevel::widest()))
 });
 
-impl Level {
+impl SimdLevel {
     /// All, from narrow to wide.
     pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
 
@@ -106,10 +106,10 @@ impl Level {
     }
 }
 
-/// Runs `kernel` compiled for the vectors of [`Level::current`].
+/// Runs `kernel` compiled for the vectors of [`SimdLevel::current`].
 #[inline]
 pub fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
-    Level::current().dispatch(kernel)
+    SimdLevel::current().dispatch(kernel)
 }
 
 #[cfg(test)]
@@ -130,13 +130,13 @@ mod tests {
 
     #[test]
     fn each_level_has_its_own_vectors() {
-        assert!(Level::available().any(|level| level == Level::current()));
-        for level in Level::available() {
+        assert!(SimdLevel::available().any(|level| level == SimdLevel::current()));
+        for level in SimdLevel::available() {
             let lanes = level.dispatch(Lanes);
             let expected = match level {
-                Level::Scalar => 1,
-                Level::Avx2 => 8,
-                Level::Avx512 => 16,
+                SimdLevel::Scalar => 1,
+                SimdLevel::Avx2 => 8,
+                SimdLevel::Avx512 => 16,
             };
             assert!(lanes == expected || cfg!(not(target_arch = "x86_64")), "{level:?} has {lanes}");
         }

@@ -29,8 +29,8 @@ const SAMPLED_BLOCK_BYTES: usize = 4096;
 const RENAMED: [(&str, &str); 2] =
     [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")];
 
-/// Where a tensor of a safetensors file is.
-pub(crate) struct Place {
+/// Where a tensor is in the safetensors files.
+pub(crate) struct TensorLocation {
     /// The index of its file.
     file: usize,
     /// Its name there.
@@ -53,7 +53,7 @@ pub struct WeightType {
 /// The files that hold a base's tensors.
 pub(crate) enum WeightFiles {
     /// Safetensors files, and where each tensor is, by the name that transformers 5 has for it.
-    Safetensors(Vec<SafetensorsFile>, BTreeMap<String, Place>),
+    Safetensors(Vec<SafetensorsFile>, BTreeMap<String, TensorLocation>),
     /// A model in GGUF.
     Gguf(GgufWeights),
 }
@@ -116,7 +116,7 @@ impl Checkpoint {
         let mut names = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for stored in file.tensors().keys() {
-                let place = Place { file: index, stored: stored.clone(), four_bit: None };
+                let place = TensorLocation { file: index, stored: stored.clone(), four_bit: None };
                 if let Some(other) = names.insert(present_name(stored), place) {
                     let place = files[other.file].path().display();
                     return Err(ModelError::Tensor {
@@ -317,7 +317,7 @@ impl Checkpoint {
 }
 
 /// Joins each weight in the 4 bits of bitsandbytes with the tensors that describe it, which are no tensors of the base.
-fn gather_four_bits(files: &[SafetensorsFile], places: &mut BTreeMap<String, Place>) -> Result<()> {
+fn gather_four_bits(files: &[SafetensorsFile], places: &mut BTreeMap<String, TensorLocation>) -> Result<()> {
     let weights: Vec<String> = places.keys().filter_map(|name| described_weight(name)).map(str::to_owned).collect();
     for weight in weights {
         let find = |name: &str| {

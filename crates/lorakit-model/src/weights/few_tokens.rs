@@ -124,7 +124,7 @@ fn total(mut sums: [f32; LANES]) -> f32 {
 mod tests {
     use super::*;
     use half::bf16;
-    use lorakit_lora::kernels::simd::Level;
+    use lorakit_lora::kernels::simd::SimdLevel;
 
     fn integers(count: usize, step: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect()
@@ -139,7 +139,7 @@ mod tests {
             let (w, x) = (integers(5 * columns, 7), integers(tokens * columns, 5));
             let narrow: Vec<bf16> = w.iter().copied().map(bf16::from_f32).collect();
             let (rows, x) = (&w[..], &x[..]);
-            for level in Level::available() {
+            for level in SimdLevel::available() {
                 let mut all = [vec![9.0; 5 * tokens], vec![9.0; 5 * tokens], vec![9.0; 5 * tokens]];
                 let [plain, widened, written] = &mut all;
                 level.dispatch(RowProducts { rows, columns, widen: |value: f32| value, x, y: plain });
@@ -162,12 +162,12 @@ mod tests {
         let values = |count: usize, step: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * step).sin()).collect() };
         let (w, x) = (values(5 * COLUMNS, 0.7), values(FEW * COLUMNS, 0.3));
         let rows = &w[..];
-        let products = |level: Level, x: &[f32]| {
+        let products = |level: SimdLevel, x: &[f32]| {
             let mut y = vec![9.0; 5 * x.len() / COLUMNS];
             level.dispatch(RowProducts { rows, columns: COLUMNS, widen: |value: f32| value, x, y: &mut y });
             y
         };
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             for tokens in 1..=FEW {
                 let mut x = x[..tokens * COLUMNS].to_vec();
                 x[(tokens / 2) * COLUMNS..][..COLUMNS].fill(f32::NAN);

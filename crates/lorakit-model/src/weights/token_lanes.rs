@@ -179,7 +179,7 @@ fn plain_sums<const ROWS: usize>(w: [&[f32]; ROWS], x: &[f32]) -> [[f32; BLOCK];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lorakit_lora::kernels::simd::Level;
+    use lorakit_lora::kernels::simd::SimdLevel;
 
     /// Rows in memory, with values that are not rows between them.
     struct Strided<'a>(&'a [f32], usize);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     /// The products of some rows with the tokens `x`, `[tokens, columns]`.
-    fn products(level: Level, source: &Strided, rows: Range<usize>, (x, columns): (&[f32], usize)) -> Vec<f32> {
+    fn products(level: SimdLevel, source: &Strided, rows: Range<usize>, (x, columns): (&[f32], usize)) -> Vec<f32> {
         let (lanes, mut y) = (TokenLanes::new(x, columns), vec![9.0; x.len() / columns * rows.len()]);
         level.dispatch(LaneProducts { lanes: &lanes, source, rows, y: &mut y, wide: &mut Vec::new() });
         y
@@ -207,7 +207,7 @@ mod tests {
             [(9, 5, 31), (16, 48, 64), (17, 13, 1), (33, 29, COLUMNS + 70), (96, 1, 2 * COLUMNS)]
         {
             let (w, x) = (integers((count + 2) * (columns + 3), 7), integers(tokens * columns, 5));
-            for level in Level::available() {
+            for level in SimdLevel::available() {
                 let y = products(level, &Strided(&w, columns + 3), 2..2 + count, (&x[..], columns));
                 for (at, y) in y.iter().enumerate() {
                     let w = &w[(2 + at % count) * (columns + 3)..][..columns];
@@ -226,7 +226,7 @@ mod tests {
         let values = |count: usize, step: f32| -> Vec<f32> { (0..count).map(|i| (i as f32 * step).sin()).collect() };
         let (w, mut x) = (values(count * columns, 0.7), values(33 * columns, 0.3));
         x[columns..2 * columns].fill(f32::NAN);
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let first = |tokens: usize| -> Vec<u32> {
                 let y = products(level, &Strided(&w, columns), 0..count, (&x[..tokens * columns], columns));
                 y[..count].iter().map(|y| y.to_bits()).collect()

@@ -1,6 +1,6 @@
 //! Parts of a run, which processes train at once, on one machine or on several that share the library's folder.
 
-use lorakit_lora::kernels::simd::Level;
+use lorakit_lora::kernels::simd::SimdLevel;
 use std::fmt;
 
 /// One of several parts of a run: it has every `count`th pass, from the pass `index` on.
@@ -33,7 +33,7 @@ pub(crate) fn part_of_pass(pass: usize, count: usize) -> usize {
 /// The vector instructions of this machine and process. Sums of other widths have other last bits, so parts that are to end
 /// as one process would need machines of one kind.
 pub(crate) fn vector_instructions() -> String {
-    let (widest, current) = (Level::widest().name(), Level::current().name());
+    let (widest, current) = (SimdLevel::widest().name(), SimdLevel::current().name());
     // Matrix products use the widest, whatever LORAKIT_SIMD asks for.
     if widest == current { widest.to_owned() } else { format!("{current} ({widest} for products)") }
 }

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::job::Job;
 use crate::run::run_folder::RunFolder;
 use crate::run::run_part::part_of_pass;
-use crate::run::trainer::{Run, Trainer};
+use crate::run::trainer::{Trainer, TrainingRun};
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use lorakit_task::Example;
 use serde::Serialize;
@@ -61,7 +61,7 @@ impl Trainer<'_> {
         let jobs = self.with_fingerprints(target, jobs);
         let folder = RunFolder::new(self.library, &jobs.fingerprints)?;
         let kept = self.finished(target, &jobs)?;
-        let run = Run::plan(*self, target, jobs, folder, &kept)?;
+        let run = TrainingRun::plan(*self, target, jobs, folder, &kept)?;
         let own = |pass: &usize| self.part.is_none_or(|part| part.has(*pass));
         (0..run.manifest.passes.len()).filter(own).map(|pass| run.planned_pass(pass, &kept)).collect()
     }
@@ -72,7 +72,7 @@ fn tokens_read(row: &Example) -> usize {
     row.loss.iter().rposition(|&loss| loss).unwrap_or(row.len())
 }
 
-impl Run<'_> {
+impl TrainingRun<'_> {
     fn planned_pass(&self, pass: usize, kept: &[String]) -> Result<PlannedPass> {
         let (jobs, config) = (self.pass_jobs(pass)?, self.trainer.config);
         let tokens = |job: &Job| {

@@ -126,7 +126,7 @@ impl Trainer<'_> {
             on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
             return Ok(summary);
         }
-        let run = Run::plan(*self, target, jobs, folder, &summary.kept)?;
+        let run = TrainingRun::plan(*self, target, jobs, folder, &summary.kept)?;
         while_held(locks.library.as_ref(), || run.write_manifest())?;
         // From here on other parts may change the library.
         locks.library = None;
@@ -136,10 +136,10 @@ impl Trainer<'_> {
     }
 
     /// The jobs, each with what determines its weights.
-    pub(crate) fn with_fingerprints(&self, target: &TrainingTarget, jobs: Vec<Job>) -> Jobs {
+    pub(crate) fn with_fingerprints(&self, target: &TrainingTarget, jobs: Vec<Job>) -> FingerprintedJobs {
         let fields = target.fingerprint_fields(self.config);
         let fingerprint = |job: &Job| JobFingerprint::new(job, self.base, fields.clone(), self.seed);
-        Jobs { fingerprints: jobs.iter().map(fingerprint).collect(), jobs }
+        FingerprintedJobs { fingerprints: jobs.iter().map(fingerprint).collect(), jobs }
     }
 
     /// Locks the library and the part, if the run is divided; `None` if it is stopped while it waits.
@@ -163,7 +163,7 @@ impl Trainer<'_> {
     }
 
     /// The names of the jobs whose results the library has with the same fingerprint.
-    pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &Jobs) -> Result<Vec<String>> {
+    pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<Vec<String>> {
         let mut kept = Vec::new();
         for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
             if !target.is_in(self.library, &job.name) {
@@ -190,7 +190,7 @@ impl Trainer<'_> {
 }
 
 /// Jobs, each with what determines its weights.
-pub(crate) struct Jobs {
+pub(crate) struct FingerprintedJobs {
     pub(crate) jobs: Vec<Job>,
     pub(crate) fingerprints: Vec<JobFingerprint>,
 }
@@ -203,22 +203,22 @@ struct PartLocks {
 }
 
 /// A run with its folder.
-pub(crate) struct Run<'a> {
+pub(crate) struct TrainingRun<'a> {
     pub(crate) trainer: Trainer<'a>,
     pub(crate) target: &'a TrainingTarget<'a>,
-    pub(crate) jobs: Jobs,
+    pub(crate) jobs: FingerprintedJobs,
     folder: RunFolder<'a>,
     pub(crate) manifest: RunManifest,
     /// Whether the manifest differs from the run.json.
     is_changed: bool,
 }
 
-impl<'a> Run<'a> {
+impl<'a> TrainingRun<'a> {
     /// The run as its folder has it, or, of a new one, with the experts divided into passes. Nothing is written.
     pub(crate) fn plan(
         trainer: Trainer<'a>,
         target: &'a TrainingTarget,
-        jobs: Jobs,
+        jobs: FingerprintedJobs,
         folder: RunFolder<'a>,
         kept: &[String],
     ) -> Result<Self> {
@@ -325,7 +325,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> Result<RunManifest> {
+fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<RunManifest> {
     let Trainer { base, config, seed, .. } = *trainer;
     let batch_tokens = memory_estimate::batch_tokens(base, config, target.backward_mode(base));
     Ok(RunManifest {
@@ -343,7 +343,7 @@ fn new_manifest(trainer: &Trainer, target: &TrainingTarget, jobs: &Jobs) -> Resu
 
 /// One pass of a run in training.
 struct PassRun<'r, 's> {
-    run: &'r Run<'r>,
+    run: &'r TrainingRun<'r>,
     /// The base of the pass: for full fine-tuning the one that trains.
     base: &'r Base,
     index: usize,
@@ -454,7 +454,7 @@ impl PassRun<'_, '_> {
     /// The record of a finished expert.
     fn record(&self, pass: &Pass, expert: usize) -> Result<ExpertRecord> {
         let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
-        let Jobs { jobs, fingerprints } = &self.run.jobs;
+        let FingerprintedJobs { jobs, fingerprints } = &self.run.jobs;
         let fingerprint = jobs.iter().zip(fingerprints).find(|(other, _)| other.name == job.name).map(|(_, own)| own);
         let fingerprint = fingerprint.ok_or_else(|| TrainError::UnknownExpert {
             folder: self.run.folder.path.clone(),

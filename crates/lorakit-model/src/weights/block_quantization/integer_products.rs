@@ -4,9 +4,9 @@ use super::block_type::BlockType;
 use super::eight_bit_tokens::{EightBitToken, EightBitTokens, GROUP};
 use super::unpacked::Unpacked;
 #[cfg(target_arch = "x86_64")]
-use super::x86_rows::{Instructions, Rows};
+use super::x86_rows::{QuantizedRows, X86Instructions};
 use super::{blocks_of_32, blocks_of_256};
-use lorakit_lora::kernels::simd::{Level, Simd, WithSimd};
+use lorakit_lora::kernels::simd::{Simd, SimdLevel, WithSimd};
 
 impl BlockType {
     /// Whether there are integer products of this type; the other types' values are dequantised row by row.
@@ -18,20 +18,22 @@ impl BlockType {
     /// which are multiplied with their scales.
     pub(crate) fn integer_products(self, blocks: &[u8], tokens: &EightBitTokens, y: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(instructions) = x86_instructions(Level::current()) {
-            return instructions.multiply(Rows { block_type: self, blocks, tokens }, y);
+        if let Some(instructions) = x86_instructions(SimdLevel::current()) {
+            return instructions.multiply(QuantizedRows { block_type: self, blocks, tokens }, y);
         }
-        Level::current().dispatch(PlainRows { block_type: self, blocks, tokens, y });
+        SimdLevel::current().dispatch(PlainRows { block_type: self, blocks, tokens, y });
     }
 }
 
 /// The best instructions of a level; AVX-VNNI is as wide as AVX2.
 #[cfg(target_arch = "x86_64")]
-fn x86_instructions(level: Level) -> Option<Instructions> {
+fn x86_instructions(level: SimdLevel) -> Option<X86Instructions> {
     match level {
-        Level::Scalar => None,
-        Level::Avx2 => Instructions::available().find(|&instructions| instructions != Instructions::Avx512Vnni),
-        Level::Avx512 => Instructions::available().next(),
+        SimdLevel::Scalar => None,
+        SimdLevel::Avx2 => {
+            X86Instructions::available().find(|&instructions| instructions != X86Instructions::Avx512Vnni)
+        }
+        SimdLevel::Avx512 => X86Instructions::available().next(),
     }
 }
 
@@ -127,16 +129,16 @@ mod tests {
     /// Products by each of the machine's instructions and by plain loops at each level.
     fn forms(block_type: BlockType, blocks: &[u8], tokens: &EightBitTokens, size: usize) -> Vec<(String, Vec<f32>)> {
         let mut forms = Vec::new();
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut y = vec![9.0; size];
             level.dispatch(PlainRows { block_type, blocks, tokens, y: &mut y });
             forms.push((format!("plain at {level:?}"), y));
         }
         #[cfg(target_arch = "x86_64")]
         if block_type.has_integer_products() {
-            for instructions in Instructions::available() {
+            for instructions in X86Instructions::available() {
                 let mut y = vec![9.0; size];
-                instructions.multiply(Rows { block_type, blocks, tokens }, &mut y);
+                instructions.multiply(QuantizedRows { block_type, blocks, tokens }, &mut y);
                 forms.push((format!("{instructions:?}"), y));
             }
         }

@@ -456,16 +456,16 @@ unsafe fn q6_k<const TOKENS: usize>(row: *const u8, columns: usize, sums: &mut R
 /// Tokens that share the reading of a row.
 const BLOCK: usize = 4;
 
-/// Rows of blocks, and tokens to multiply them with.
+/// Rows of quantised blocks, and tokens to multiply them with.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct QuantizedRows<'a> {
     pub(super) block_type: BlockType,
     /// Whole rows.
     pub(super) blocks: &'a [u8],
     pub(super) tokens: &'a EightBitTokens,
 }
 
-impl Rows<'_> {
+impl QuantizedRows<'_> {
     /// Writes `[rows, tokens]` products.
     #[inline(always)]
     unsafe fn multiply<D: DotProduct>(self, y: &mut [f32]) {
@@ -497,7 +497,7 @@ impl Rows<'_> {
 
 /// The instructions that these products are made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Instructions {
+pub(super) enum X86Instructions {
     /// AVX2, FMA and F16C.
     Avx2,
     /// The same and AVX-VNNI.
@@ -506,7 +506,7 @@ pub(super) enum Instructions {
     Avx512Vnni,
 }
 
-impl Instructions {
+impl X86Instructions {
     /// Those that this machine has, in the order in which they are to be preferred.
     pub(super) fn available() -> impl Iterator<Item = Self> {
         let base =
@@ -517,7 +517,7 @@ impl Instructions {
     }
 
     /// `y[r][t] = <row r, token t>`.
-    pub(super) fn multiply(self, rows: Rows, y: &mut [f32]) {
+    pub(super) fn multiply(self, rows: QuantizedRows, y: &mut [f32]) {
         // SAFETY: only `available` makes these values, of what the machine has.
         unsafe {
             match self {
@@ -530,16 +530,16 @@ impl Instructions {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn multiply_avx2(rows: Rows, y: &mut [f32]) {
+unsafe fn multiply_avx2(rows: QuantizedRows, y: &mut [f32]) {
     unsafe { rows.multiply::<Avx2>(y) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn multiply_avx_vnni(rows: Rows, y: &mut [f32]) {
+unsafe fn multiply_avx_vnni(rows: QuantizedRows, y: &mut [f32]) {
     unsafe { rows.multiply::<AvxVnni>(y) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl")]
-unsafe fn multiply_avx512_vnni(rows: Rows, y: &mut [f32]) {
+unsafe fn multiply_avx512_vnni(rows: QuantizedRows, y: &mut [f32]) {
     unsafe { rows.multiply::<Avx512Vnni>(y) }
 }
