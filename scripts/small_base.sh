@@ -80,9 +80,9 @@ read -ra metrics <<< "${METRICS:-loss}"
 scored=("${data[@]}" "${limit[@]}" --metrics "${metrics[@]}")
 count="$(wc -l <<< "$names")"
 row="$(mktemp)"
+trap 'rm -f "$row"' EXIT
 echo '{"input": "about as long as a row", "output": "of them"}' > "$row"
 cost $((count * 2 + 3 * k + 1)) $((6 * count * steps * 16)) $((30 * count * ${ROWS:-50})) "$row"
-rm -f "$row"
 
 routers=(uniform scaled_uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate
     cm tp tfidf evidence)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests the parts of a training under Slurm and GNU parallel on one machine: a library of the bundled base by two nodes,
 # with a task killed, one requeued and a node drained, then clusters, experts per cluster and scores. All must equal, byte
-# for byte, what single commands make. Takes five minutes, most of them the pause that Slurm makes before it starts a requeued task.
+# for byte, what single commands make. Takes two minutes and more: Slurm starts a requeued task when its credential has expired,
+# here after half a minute.
 #
 # Needs root and Debian's packages slurm-wlm, munge and parallel, which it installs if they are missing. Where that fails, it
 # says so and exits with 77.
@@ -34,7 +35,7 @@ ClusterName=check
 SlurmctldHost=$host
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$work/munge/socket
+AuthInfo=socket=$work/munge/socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation=$work/state
 SlurmdSpoolDir=$work/spool.%n
