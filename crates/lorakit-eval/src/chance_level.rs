@@ -15,10 +15,10 @@ use std::collections::BTreeMap;
 /// form.
 ///
 /// # Errors
-/// If the split has no rows.
+/// If the split has no rows, or ROUGE-L cannot be computed.
 pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
-    let most_frequent = most_frequent_answer(task);
+    let most_frequent = most_frequent_answer(task)?;
     let score = |row: &&Row| {
         let mut sample = Sample::new(row, String::new());
         if let Some((choices, _)) = row.choices() {
@@ -34,13 +34,16 @@ pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
     Ok(TaskScores::of(rows.iter().map(score).collect::<Result<_>>()?, Default::default()))
 }
 
-/// The most frequent answer of the train rows.
-fn most_frequent_answer(task: &Task) -> Option<&str> {
-    let rows = task.rows(Split::Train, None).ok()?;
+/// The most frequent answer of the train rows, if there are any.
+fn most_frequent_answer(task: &Task) -> Result<Option<&str>> {
+    if task.count(Split::Train) == 0 {
+        return Ok(None);
+    }
+    let rows = task.rows(Split::Train, None)?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter().for_each(|row| *counts.entry(row.target()).or_default() += 1);
-    let most = counts.values().copied().max()?;
-    counts.into_iter().find(|(_, count)| *count == most).map(|(answer, _)| answer)
+    let most = counts.values().copied().max();
+    Ok(counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(answer, _)| answer))
 }
 
 #[cfg(test)]

@@ -31,8 +31,8 @@ pub(crate) struct RowStep {
     pub index: usize,
     /// The piece of its text that is certain now.
     pub piece: String,
-    /// Its text, if it has ended.
-    pub generated: Option<GeneratedText>,
+    /// Its text, or why there is none, if it has ended.
+    pub generated: Option<Result<GeneratedText>>,
 }
 
 /// A row that has not begun.
@@ -139,7 +139,7 @@ impl<'a> ContinuousBatch<'a> {
                 continue;
             }
             if count == 0 {
-                // A single token must not be left: it would be taken for one after the prompt.
+                // A single token must not be left: it would be decoded, as one after the prompt.
                 let part = most - usize::from(most + 1 == unread.len());
                 self.decoder.forward(&[(sequence, &unread[..part])])?;
             }
@@ -268,8 +268,8 @@ fn unread<'r>(row: &'r GrowingRow, decoder: &CachedDecoder) -> (usize, &'r [u32]
 fn grow(rows: &mut [&mut GrowingRow], logits: &Tensor) -> Result<Vec<String>> {
     let vocabulary = logits.dim(1)?;
     let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
-    let pieces: Vec<Result<String>> = cpu_tensor::with_values(&logits, "sampling", |logits| {
+    let pieces = cpu_tensor::with_values(&logits, "sampling", |logits| {
         rows.par_iter_mut().zip(logits.par_chunks_exact(vocabulary)).map(|(row, logits)| row.grow(logits)).collect()
     })?;
-    pieces.into_iter().collect()
+    Ok(pieces)
 }

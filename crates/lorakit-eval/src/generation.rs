@@ -24,7 +24,8 @@ pub enum GenerationEvent<'t> {
 /// tokens are equally likely up to rounding.
 ///
 /// # Errors
-/// If a prompt is empty or fills the base's context, or a logit is NaN; the error names the prompt.
+/// If a prompt is empty or fills the base's context, before any event. If a logit is NaN, after the texts of all other
+/// prompts have ended. The error names the first such prompt.
 pub fn generate(
     model: &PatchedModel,
     prompts: &[Vec<u32>],
@@ -33,7 +34,7 @@ pub fn generate(
 ) -> Result<Vec<GeneratedText>> {
     check(prompts, config, model.max_length())?;
     let mut batches = batches(model, prompts, config)?;
-    let mut texts = vec![None; prompts.len() * config.samples];
+    let mut texts: Vec<_> = (0..prompts.len() * config.samples).map(|_| None).collect();
     while batches.iter().any(|batch| !batch.is_finished()) {
         let steps: Vec<Result<Vec<_>>> = match batches.as_mut_slice() {
             [one] => vec![one.step()],
@@ -43,13 +44,13 @@ pub fn generate(
             if !row.piece.is_empty() {
                 on_event(row.index, GenerationEvent::Text(&row.piece));
             }
-            if let Some(generated) = row.generated {
-                on_event(row.index, GenerationEvent::End(&generated));
-                texts[row.index] = Some(generated);
+            if let Some(Ok(generated)) = &row.generated {
+                on_event(row.index, GenerationEvent::End(generated));
             }
+            texts[row.index] = row.generated.or(texts[row.index].take());
         }
     }
-    Ok(texts.into_iter().flatten().collect())
+    texts.into_iter().flatten().collect()
 }
 
 /// The rows that are decoded together: all, or over a small base those of each thread.

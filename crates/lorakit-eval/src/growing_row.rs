@@ -23,8 +23,8 @@ pub(crate) struct CachedRow {
 }
 
 impl CachedRow {
-    /// How many tokens of `prompt`, whose last two are to be read anew, this row's prompt begins with, if its keys are those
-    /// that a row that carries `template` has. Tokens after a prompt, and a single last one of it, may be computed in another
+    /// How many tokens of `prompt` this row's prompt begins with, if its keys are those of a row that carries `template`. The
+    /// last two of `prompt` do not count: tokens after a prompt, and a single last one of it, may be computed in another
     /// precision.
     pub fn shared_with(&self, prompt: &[u32], template: &Sequence) -> usize {
         if self.template.expert != template.expert || self.template.weights != template.weights {
@@ -52,6 +52,7 @@ pub(crate) struct GrowingRow<'a> {
     text: StopText<'a>,
     new_tokens: usize,
     finish: Option<FinishReason>,
+    failure: Option<EvalError>,
 }
 
 impl<'a> GrowingRow<'a> {
@@ -74,18 +75,21 @@ impl<'a> GrowingRow<'a> {
             text: StopText::new(model.tokenizer, &cached.tokens, &config.stop)?,
             new_tokens: 0,
             finish: None,
+            failure: None,
             cached,
         })
     }
 
     /// Selects the next token by its `logits`, and checks whether the text has ended. Returns what is certain of the text.
-    ///
-    /// # Errors
-    /// If a logit is NaN; the error names the prompt.
-    pub fn grow(&mut self, logits: &[f32]) -> Result<String> {
-        let prompt = self.prompt;
-        self.choose(logits).map_err(|source| EvalError::Prompt { prompt, source: Box::new(source) })?;
-        Ok(self.text.take_certain())
+    /// If that fails, because a logit is NaN, the row ends; the other rows can still be finished.
+    pub fn grow(&mut self, logits: &[f32]) -> String {
+        match self.choose(logits) {
+            Ok(()) => self.text.take_certain(),
+            Err(source) => {
+                self.failure = Some(EvalError::Prompt { prompt: self.prompt, source: Box::new(source) });
+                String::new()
+            }
+        }
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
@@ -105,15 +109,14 @@ impl<'a> GrowingRow<'a> {
         }
     }
 
-    /// Whether its text has ended.
+    /// Whether its text has ended, or could not be continued.
     pub fn has_ended(&self) -> bool {
-        self.finish.is_some()
+        self.finish.is_some() || self.failure.is_some()
     }
 
-    /// Its text, if it has ended, and its tokens.
-    pub fn into_parts(self) -> (Option<GeneratedText>, CachedRow) {
-        let finish = self.finish;
-        let text = self.text.into_text();
-        (finish.map(|finish| GeneratedText { text, tokens: self.new_tokens, finish }), self.cached)
+    /// Its text or why it failed, if it has ended, and its tokens.
+    pub fn into_parts(self) -> (Option<Result<GeneratedText>>, CachedRow) {
+        let text = |finish| GeneratedText { text: self.text.into_text(), tokens: self.new_tokens, finish };
+        (self.failure.map(Err).or(self.finish.map(text).map(Ok)), self.cached)
     }
 }

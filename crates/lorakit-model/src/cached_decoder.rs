@@ -114,8 +114,8 @@ impl<'a> CachedDecoder<'a> {
         self.closed.push(sequence);
     }
 
-    /// Whether sequences of up to `tokens` tokens can share any prefix for good: some bases rotate the keys of long ones in
-    /// another way, and of an encoder's tokens each sees those behind it.
+    /// Whether sequences of up to `tokens` tokens can always share a prefix: some bases rotate the keys of long ones
+    /// differently.
     pub fn can_share(&self, tokens: usize) -> bool {
         self.base.config().encoder.is_none() && self.base.rotates_alike(1, tokens)
     }
@@ -215,11 +215,16 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Appends tokens to sequences and returns the logits that follow each one's last: `[sequences given, vocabulary]`. A
-    /// token behind a sequence's prompt, alone in its call, has the precision that the base decodes in, and prompts are exact.
+    /// token behind a sequence's prompt, alone in its call, has the precision that the base decodes in. Prompts are exact,
+    /// also where the sequence's length makes it necessary to read them again.
     ///
     /// # Errors
-    /// As [`CachedDecoder::forward`]. Logits may be NaN: [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
+    /// As [`CachedDecoder::forward`], and if a sequence is given no tokens. Logits may be NaN:
+    /// [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
+            bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
+        }
         on_pool(|| {
             let precision = self.base.decoding();
             let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
@@ -242,10 +247,13 @@ impl<'a> CachedDecoder<'a> {
         })
     }
 
-    /// Whether a sequence has read its prompt before this token.
+    /// Whether a sequence has read its prompt before this token, and need not read it again.
     fn is_decoded(&self, (index, tokens): (usize, &[u32])) -> bool {
         let sequence = &self.sequences[index];
-        tokens.len() == 1 && sequence.ids.len() >= sequence.template.whole.unwrap_or(1)
+        let length = sequence.ids.len() + tokens.len();
+        tokens.len() == 1
+            && sequence.ids.len() >= sequence.template.whole.unwrap_or(1)
+            && self.base.rotates_alike(sequence.rotated_for, length)
     }
 
     fn logits(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {

@@ -145,6 +145,34 @@ fn decoding_with_rounded_tokens_is_close_to_exact_and_does_not_depend_on_other_r
     check_alone(&file);
 }
 
+/// Phi-3 rotates long rows in another way: the token that makes a row long has the prompt read again.
+#[test]
+fn a_prompt_that_is_read_again_is_exact() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let base = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/phi3/base");
+    GgufModel::of_folder(&base, Types::Quantized).write(&file);
+    let ids: Vec<u32> = (0..15).map(|i| 3 + (i * i * 5 % 28)).collect();
+    let last = |decoding: TokenPrecision| -> Vec<f32> {
+        let (base, patches) = (open(&file, decoding), Patches::none());
+        let mut decoder = CachedDecoder::new(&base, &patches, 32).unwrap();
+        let row = decoder.open(32, Sequence::default()).unwrap();
+        decoder.next_logits(&[(row, &ids[..14])]).unwrap();
+        decoder.next_logits(&[(row, &ids[14..])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap()
+    };
+    assert_eq!(last(TokenPrecision::EightBit), last(TokenPrecision::Exact));
+}
+
+#[test]
+fn logits_after_no_token_are_an_error() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/llama/base");
+    let (base, patches) = (Base::open(&folder, &BaseOptions::default()).unwrap(), Patches::none());
+    let mut decoder = CachedDecoder::new(&base, &patches, 8).unwrap();
+    let row = decoder.open(8, Sequence::default()).unwrap();
+    let error = decoder.next_logits(&[(row, &[])]).unwrap_err().to_string();
+    assert!(error.contains("no tokens were appended to sequence 0"), "{error}");
+}
+
 #[test]
 #[ignore = "needs ../shared"]
 fn decoding_over_every_block_type_is_close_to_exact_and_does_not_depend_on_other_rows() {

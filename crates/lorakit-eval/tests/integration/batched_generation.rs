@@ -2,7 +2,8 @@
 
 use crate::fixture::Fixture;
 use lorakit_eval::{
-    EvalError, GenerateOptions, GeneratedText, PatchedModel, PromptRouting, RoutingError, Sequence, generate,
+    EvalError, GenerateOptions, GeneratedText, GenerationEvent, PatchedModel, PromptRouting, RoutingError, Sequence,
+    generate,
 };
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use lorakit_model::sampling::SamplingOptions;
@@ -148,14 +149,20 @@ impl PromptRouting for SecondIsBroken {
 }
 
 #[test]
-fn a_row_whose_logits_are_not_numbers_is_named() {
+fn a_row_whose_logits_are_nan_is_named_after_all_others_have_ended() {
     let pico = Fixture::pico();
     let patches = pico.base.sites().iter().map(|_| Some(Arc::new(Broken) as Arc<dyn Patch>)).collect();
     let pico = Fixture { patches: Patches::new(patches), ..pico };
     let model = pico.with(&SecondIsBroken);
     let prompts = [vec![4; 5], vec![9; 5], vec![5; 5]];
     let options = GenerateOptions { max_new_tokens: 3, ..GenerateOptions::default() };
-    let error = generate(&model, &prompts, &options, &mut |_, _| ()).unwrap_err();
+    let mut ended = Vec::new();
+    let error = generate(&model, &prompts, &options, &mut |index, event| {
+        ended.extend(matches!(event, GenerationEvent::End(_)).then_some(index));
+    });
+    let error = error.unwrap_err();
+    ended.sort_unstable();
+    assert_eq!(ended, [0, 2]);
     assert!(matches!(error, EvalError::Prompt { prompt: 2, .. }), "{error:?}");
     assert_eq!(texts(&model, &prompts[..1], &options).len(), 1);
 }

@@ -14,7 +14,8 @@ use rayon::prelude::*;
 /// The most queries of a segment for which this is faster than matrix products.
 const FEW: usize = 4;
 
-/// Whether such segments are handled here.
+/// Whether these segments are handled here: all of a batch or none. A row that decodes beside long prompts is thus rounded
+/// as in a product of matrices.
 pub(super) fn supports(segments: &[AttentionSegment]) -> bool {
     segments.iter().all(|segment| segment.queries.len() <= FEW)
 }
