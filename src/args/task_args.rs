@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 /// Tasks, by `--tasks`.
 #[derive(Args, Debug)]
 pub struct TaskArgs {
-    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`,
-    /// hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME; NAME= sets the name
+    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of them or saved by
+    /// `datasets`, hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME; NAME= sets the name
     #[arg(long, required = true, num_args = 1.., value_name = "[NAME=]T")]
     pub tasks: Vec<String>,
     #[command(flatten)]
@@ -30,7 +30,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Columns of the data files that stand for the standard ones, such as input=question,output=answer
-    #[arg(long, value_name = "COLUMN=NAME,...")]
+    #[arg(long, value_name = "STANDARD=COLUMN,...")]
     columns: Option<ColumnNames>,
 }
 

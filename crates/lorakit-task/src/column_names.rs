@@ -39,8 +39,13 @@ impl ColumnNames {
         let mut added = Vec::new();
         for (column, own) in &self.0 {
             let value = fields.get(own).or_else(|| at_path(fields, own)).ok_or_else(|| {
+                let reversed = if fields.contains_key(column) {
+                    format!("; the standard name comes first: {own}={column}")
+                } else {
+                    String::new()
+                };
                 Error::Row(format!(
-                    "no column `{own}`, which is to be `{column}`; the row has {}",
+                    "no column `{own}`, which is to be `{column}`; the row has {}{reversed}",
                     json_value::keys(fields)
                 ))
             })?;
@@ -73,7 +78,7 @@ impl FromStr for ColumnNames {
                 pair.split_once('=').filter(|(a, b)| !a.trim().is_empty() && !b.trim().is_empty())
             else {
                 return Err(Error::Spec(format!(
-                    "`{pair}` is not COLUMN=NAME, such as input=question: the standard column, then the file's"
+                    "`{pair}` is not STANDARD=COLUMN, such as input=question: the standard column, then the file's"
                 )));
             };
             if names.insert(column.trim().to_string(), own.trim().to_string()).is_some() {
@@ -153,6 +158,9 @@ mod tests {
         let names: ColumnNames = "input=qestion".parse().unwrap();
         let error = names.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
         assert_eq!(error, "no column `qestion`, which is to be `input`; the row has `question`, `answer`");
+        let reversed: ColumnNames = "question=input".parse().unwrap();
+        let error = reversed.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
+        assert!(error.ends_with("; the standard name comes first: input=question"), "{error}");
         for wrong in ["", "input", "input=", "=a", "input=a,input=b"] {
             assert!(wrong.parse::<ColumnNames>().is_err(), "{wrong}");
         }
