@@ -16,8 +16,7 @@ pub struct GlobalArgs {
     /// Data type of the base model's weights [default: f32 on the CPU, the checkpoint's on CUDA]
     #[arg(long, global = true, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Over quantised weights, decode with the dequantised weights in f32, as everything else is computed, and not with
-    /// activations rounded to 8 bits
+    /// Decode over quantised weights in f32, like everything else, instead of with activations rounded to 8 bits
     #[arg(long, global = true)]
     pub exact: bool,
     /// Number of CPU threads [default: one per core]

@@ -25,10 +25,10 @@ pub struct AddArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Make the changes of DoRA and modules_to_save low-rank, with the base that they were trained on
+    /// Convert DoRA and modules_to_save to plain LoRA of rank R; --base must be the base that they were trained on
     #[arg(long, value_name = "svd:rank=R", requires = "base")]
     convert: Option<SvdRank>,
-    /// Add the adapters that are not refused; by default none is added where any is refused
+    /// Add the other adapters where some are refused, instead of none
     #[arg(long)]
     skip_refused: bool,
     /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the

@@ -29,7 +29,8 @@ pub enum TaskCommand {
 /// The arguments of `task ls`.
 #[derive(Args, Debug)]
 pub struct TaskLsArgs {
-    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of either or of `datasets`, or suite:NAME
+    /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of them or saved by
+    /// `datasets`, or suite:NAME
     #[arg(required = true, value_name = "[NAME=]T")]
     tasks: Vec<String>,
     #[command(flatten)]

@@ -26,13 +26,13 @@ pub struct TaskSplitArgs {
     /// memory
     #[arg(long, value_name = "N", value_parser = count)]
     max_rows: Option<NonZeroUsize>,
-    /// Keep only rows with one of these values in a column; several columns must all fit
+    /// Keep only rows with one of these values in a column; of several columns, all must match
     #[arg(long, num_args = 1.., value_name = "COLUMN=VALUE,...", value_parser = condition)]
     only: Vec<(String, Vec<String>)>,
     /// Values that get no file
     #[arg(long, num_args = 1.., value_name = "VALUE")]
     drop: Vec<String>,
-    /// Folder for the files, VALUE.jsonl; of a value, characters other than letters, digits and _ become _
+    /// Folder for the files, VALUE.jsonl; characters of VALUE other than letters, digits and _ become _
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }

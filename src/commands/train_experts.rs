@@ -29,7 +29,7 @@ pub const SETTINGS: &str = "\
 Training settings, with defaults and aliases of PEFT and transformers:
   rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
   target_modules=attention      or all-linear, comma-separated names, or a regular expression
-  use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank; use_dora is not supported
+  use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank (no use_dora)
   tie_qkv=false                 share A between q, k and v
   learning_rate=1e-4            lr_scheduler=linear (lr_scheduler_type)
   warmup_ratio=0.06             weight_decay=0                max_grad_norm=0.1, per expert; 0: none
@@ -37,14 +37,16 @@ Training settings, with defaults and aliases of PEFT and transformers:
   gradient_accumulation_steps=1
   max_steps, per task           or num_epochs=5 (num_train_epochs)
   max_length=2048               loss_reduction=tokens|rows
-  loss=assistant|last|all       tokens that carry loss: every reply of a conversation, with the token that ends its turn
-                                (or the answer of a plain row); the last reply; all tokens, which is TRL's default
-  chat=false (--chat)           put plain rows through the base's chat template, as conversations always are
-  bos=auto|never                BOS where tokenizer or template put it, or never, as in the papers
+  loss=assistant|last|all       tokens that carry loss: every reply of a conversation with its
+                                end-of-turn token (or the answer of a plain row); the last
+                                reply; all tokens, TRL's default
+  chat=false (--chat)           put plain rows through the base's chat template too
+  bos=auto|never                BOS where tokenizer or template put it, or never (the papers)
   eval_steps                    steps between validations; 0: none; default: an epoch
   save_steps=100                steps between checkpoints; 0: none
   experts_per_pass              default: as many as fit in memory
-  max_loss_jump=2               stop an expert whose loss exceeds this multiple of earlier ones; 0: never
+  max_loss_jump=2               stop an expert whose loss exceeds this multiple of earlier
+                                ones; 0: never
   gradient_checkpointing=false  trade time for memory
   routing_learning_rate=0.1     for the routing of --poly and --mhr
   splits=8                      blocks that --mhr routes separately";

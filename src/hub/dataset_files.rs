@@ -103,7 +103,10 @@ impl DatasetFiles {
         let card = std::fs::read_to_string(folder.join(CARD)).unwrap_or_default();
         let front = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map_or("", |(front, _)| front);
         let has_configs = front.lines().any(|line| line.starts_with("configs:"));
-        ensure!(!has_configs, "its card lists configurations, for which the Hub must be asked");
+        ensure!(
+            !has_configs,
+            "its card lists configurations, which only the Hub can resolve; try again with access to it"
+        );
         self.choose(&list(folder)?, &Value::Null)
     }
 

@@ -87,7 +87,7 @@ struct ScoreBar<'a> {
 /// The HTML document.
 pub fn html(scored: &ScoredRouters) -> Result<String> {
     let metrics = metrics(scored);
-    // Bars show what a reader cares for most: an accuracy, where there is one.
+    // Bars show an accuracy if there is one, else the loss.
     let shown =
         metrics.iter().find(|metric| **metric != Metric::Loss.name()).or(metrics.first()).copied().unwrap_or("");
     let body = Body {

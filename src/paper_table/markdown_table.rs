@@ -8,7 +8,7 @@ use lorakit_eval::Score;
 /// A cell without a score.
 const ABSENT: &str = "–";
 
-/// A number of the paper that could not be verified, or that it does not have.
+/// A number that the paper does not state, or that could not be verified.
 const NOT_AVAILABLE: &str = "not available";
 
 /// The heading, the table, its note, and a table of the claims.

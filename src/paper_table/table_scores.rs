@@ -32,7 +32,7 @@ impl<'a> TableScores<'a> {
     /// Reads the scores of `runs`, folders that differ by their seed.
     ///
     /// # Errors
-    /// If a file that is there is no results.json.
+    /// If a file exists and is not a results.json.
     pub fn read(spec: &'a TableSpec, runs: &[PathBuf]) -> Result<Self> {
         let mut files = BTreeMap::new();
         let row = |row: &RowSpec| {

@@ -57,7 +57,7 @@ pub fn suggest_k(curve: &[CurvePoint]) -> Option<SuggestedK> {
     let runner_up =
         second.map_or_else(String::new, |next| format!(", before {:.3} at k = {}", next.silhouette, next.k));
     let caution = if best.silhouette < FAINT {
-        "; so low a value says that no number of clusters separates these experts well"
+        "; a value this low means that no number of clusters separates these experts well"
     } else {
         ""
     };

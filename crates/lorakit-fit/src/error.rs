@@ -123,7 +123,7 @@ pub enum FitError {
     )]
     UnfinishedSkills(PathBuf),
     /// A library without MHR skills.
-    #[error("{}: no mhr is there; `lorakit train-experts --mhr K` makes one", .0.display())]
+    #[error("{}: the library has no MHR routing; `lorakit train-experts --mhr K` trains one", .0.display())]
     NoMhr(PathBuf),
     /// A cached tensor of another type.
     #[error("`{name}` is {found}; expected F32")]

@@ -8,12 +8,12 @@ use std::path::Path;
 /// The record in an adapter's folder; `None` for a folder that PEFT wrote.
 ///
 /// # Errors
-/// Where the file is there and cannot be read.
+/// If the file exists and cannot be read.
 pub fn record_beside(folder: &Path) -> Result<Option<ExpertRecord>> {
     read_record(&folder.join("expert.json"))
 }
 
-/// The record in a file; `None` where there is no such file.
+/// The record in a file; `None` if the file does not exist.
 pub(crate) fn read_record(path: &Path) -> Result<Option<ExpertRecord>> {
     if !path.is_file() {
         return Ok(None);

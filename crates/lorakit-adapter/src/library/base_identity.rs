@@ -78,7 +78,7 @@ impl BaseIdentity {
         };
         (self.fingerprint != other.fingerprint).then(|| {
             format!(
-                "belongs to the base {}, and {} is taken for another form of it: architecture and dimensions are the same, \
+                "belongs to the base {}, and {} is taken to be another form of it: architecture and dimensions are the same, \
                  the weights are not",
                 shown(self),
                 shown(other)

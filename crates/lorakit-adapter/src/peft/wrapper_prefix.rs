@@ -59,7 +59,7 @@ impl Unwrapped {
             }
         }
         if prefixes > 1 {
-            left_out.insert((PREFIX.to_owned(), "it is there twice: a PEFT model was wrapped again"));
+            left_out.insert((PREFIX.to_owned(), "it occurs twice: a PEFT model was wrapped again"));
         }
         let raw = key.strip_prefix(PREFIX).unwrap_or(key).to_owned();
         let path = match without_tower(path) {

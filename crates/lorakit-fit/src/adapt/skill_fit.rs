@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub static POLY: AdaptMethodInfo = AdaptMethodInfo {
     name: "poly",
     settings: no_settings,
-    summary: "tune all experts of the library and their routing together; the skills of --poly, where there are such",
+    summary: "tune all experts of the library and their routing together, or the skills of --poly if it has some",
     link: Some("https://arxiv.org/abs/2202.13914"),
     needs_library: true,
     uses_train_config: true,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub static LORAHUB: AdaptMethodInfo = AdaptMethodInfo {
     name: "lorahub",
     settings: || defaults("lorahub"),
-    summary: "weigh few experts by a few rows; mode=as-published,budget=40: the authors' search",
+    summary: "weight a few experts by a few rows; mode=as-published,budget=40: the authors' search",
     link: Some("https://arxiv.org/abs/2307.13269"),
     needs_library: true,
     uses_train_config: false,
@@ -32,7 +32,7 @@ pub static LORAHUB: AdaptMethodInfo = AdaptMethodInfo {
 pub static CAT: AdaptMethodInfo = AdaptMethodInfo {
     name: "cat",
     settings: || defaults("cat_learned"),
-    summary: "weigh all experts, layer by layer, by gradient",
+    summary: "weight all experts layer by layer, by gradient descent",
     link: Some("https://arxiv.org/abs/2410.13025"),
     needs_library: true,
     uses_train_config: false,

@@ -128,7 +128,7 @@ fn read_metadata(reader: &mut ByteReader, entries: usize) -> Result<BTreeMap<Str
         let key = reader.name().map_err(|reason| format!("key {} of {entries}: {reason}", index + 1))?;
         let value = reader.value().map_err(|reason| format!("key `{key}`: {reason}"))?;
         if metadata.contains_key(&key) {
-            return Err(format!("key `{key}` is there twice"));
+            return Err(format!("key `{key}` occurs twice"));
         }
         metadata.insert(key, value);
     }
@@ -199,7 +199,7 @@ fn place(list: Vec<Description>, alignment: usize, data: Range<usize>) -> Result
         };
         let entry = GgufEntry { dtype, shape, bytes: start..end };
         if tensors.contains_key(&name) {
-            return Err(format!("tensor `{name}` is there twice"));
+            return Err(format!("tensor `{name}` occurs twice"));
         }
         tensors.insert(name, entry);
     }
@@ -287,7 +287,7 @@ mod tests {
             (with(&bytes, &counted(2), &counted(1 << 50)), "key `tokens`: 1125899906842624 values"),
             (with(&bytes, b"\x02\0\0\0\0\0\0\0\xc3\xa9", b"\x02\0\0\0\0\0\0\0\xc3\xff"), "key `tokens`: a text is not"),
             (with(&bytes, b"\x05\0\0\0\0\0\0\0llama", &[&huge[..], b"llama"].concat()), "key `general.architecture`"),
-            (with(&bytes, b"a.f64", b"a.i64"), "key `a.i64` is there twice"),
+            (with(&bytes, b"a.f64", b"a.i64"), "key `a.i64` occurs twice"),
             (with(&bytes, b"a.bool\x07", b"a.bool\x63"), "key `a.bool`: the type 99"),
             (with(&bytes, b"q\x02\0\0\0", b"q\x07\0\0\0"), "tensor `q`: has 7 dimensions"),
             (with(&bytes, &[number(64), number(2)].concat(), &[number(64), huge].concat()), "tensor `q`: its shape"),

@@ -25,7 +25,7 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 const SAMPLED_BLOCKS: usize = 64;
 const SAMPLED_BLOCK_BYTES: usize = 4096;
 
-/// Prefixes of names in files of before transformers 4.52, and of the same names since.
+/// Prefixes of names in files written before transformers 4.52, and the prefixes of the same names since.
 const RENAMED: [(&str, &str); 2] =
     [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")];
 
@@ -86,7 +86,7 @@ impl Checkpoint {
                 "the weights are pickles (.bin), which lorakit does not execute; save the model with safetensors",
             ));
         } else {
-            return Err(error("neither model.safetensors nor model.safetensors.index.json is there"));
+            return Err(error("neither model.safetensors nor model.safetensors.index.json exists"));
         };
         let files = paths.iter().map(|path| SafetensorsFile::open(path)).collect::<std::result::Result<_, _>>()?;
         Self::of(files)

@@ -62,7 +62,7 @@ use std::sync::Arc;
 pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
     name: "evidence",
     aliases: &[],
-    summary: "per row, the experts of the tasks to whose prompts the library responds alike; lorakit's own, nothing trained",
+    summary: "per row, the experts of tasks to whose prompts the library responds similarly; lorakit's own, needs no training",
     link: None,
     defaults: defaults::<Evidence>,
     parse: |name, typed| Ok(Arc::new(read::<Evidence>(name, typed)?)),

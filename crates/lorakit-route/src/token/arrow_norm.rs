@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub static ARROW_NORM: MethodInfo<dyn Router> = MethodInfo {
     name: "arrow_norm",
     aliases: &[],
-    summary: "the mean of all experts, at the length of Arrow's delta of each token and site; a baseline for Arrow's choice",
+    summary: "the mean of all experts, scaled to the length of Arrow's delta per token and site; a baseline for Arrow's choice",
     link: None,
     defaults: defaults::<ArrowNorm>,
     parse: |name, typed| Ok(Arc::new(read::<ArrowNorm>(name, typed)?)),

@@ -417,7 +417,7 @@ impl PassRun<'_, '_> {
         Ok(pass)
     }
 
-    /// Stores experts that have reached their end in the library; those that are there stay unchanged.
+    /// Stores finished experts in the library; experts that it has already stay unchanged.
     fn save_finished(&mut self, pass: &Pass, ended: Vec<usize>) -> Result<()> {
         let trainer = self.run.trainer;
         for expert in ended {
