@@ -4,6 +4,7 @@ use lorakit_lora::Site;
 use lorakit_route::{LibraryStack, Observer, RoutingDecision};
 use lorakit_task::Tokenizer;
 use serde::Serialize;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// The name of weight that no expert has.
@@ -18,8 +19,10 @@ pub struct TracedChoice {
     /// Index of the site.
     pub site: usize,
     /// The projections of the site that the choice is for.
-    pub projections: std::ops::Range<usize>,
-    /// For each token its experts, highest weight first.
+    pub projections: Range<usize>,
+    /// The tokens of the prompt that the site reads: all, or of an encoder-decoder those of one of its stacks.
+    pub read: Range<usize>,
+    /// For each token of the prompt its experts, highest weight first; none for those that the site does not read.
     pub tokens: Vec<Vec<ExpertWeight>>,
 }
 
@@ -41,8 +44,9 @@ impl Observer for TraceObserver {
                 |(expert, weight): (&u32, &f32)| ExpertWeight { expert: *expert as usize, weight: f64::from(*weight) };
             sorted(experts.iter().zip(weights).filter(|(_, weight)| **weight != 0.0).map(share).collect())
         });
-        let choice =
-            TracedChoice { site: routing.site, projections: routing.projections.clone(), tokens: tokens.collect() };
+        let tokens: Vec<_> = tokens.collect();
+        let (projections, read) = (routing.projections.clone(), 0..tokens.len());
+        let choice = TracedChoice { site: routing.site, projections, read, tokens };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(choice);
     }
 }
@@ -54,11 +58,25 @@ fn sorted(mut shares: Vec<ExpertWeight>) -> Vec<ExpertWeight> {
 }
 
 impl TraceObserver {
-    /// Takes the recorded choices, in the order of sites and projections.
-    pub fn take(&self) -> Vec<TracedChoice> {
+    /// Takes the recorded choices over a prompt of `prompt` tokens, of which an encoder reads the first `source`, in the
+    /// order of sites and projections.
+    pub fn take(&self, prompt: usize, source: usize) -> Vec<TracedChoice> {
         let mut choices = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         choices.sort_by_key(|choice| (choice.site, choice.projections.start));
-        choices
+        choices.into_iter().map(|choice| choice.placed(prompt, source)).collect()
+    }
+}
+
+impl TracedChoice {
+    /// The choice with a place for every token of the prompt: what has as many tokens as the source is about those, what has
+    /// others is about the last ones.
+    fn placed(self, prompt: usize, source: usize) -> Self {
+        let found = self.tokens.len();
+        let first = if found == source { 0 } else { prompt.saturating_sub(found) };
+        let mut tokens = vec![Vec::new(); first];
+        tokens.extend(self.tokens);
+        tokens.resize(prompt.max(first + found), Vec::new());
+        Self { read: first..first + found, tokens, ..self }
     }
 }
 
@@ -169,21 +187,21 @@ impl RoutingTrace<'_> {
         self.experts.sites()[choice.site].layer
     }
 
-    /// For each token every expert's weight averaged over `choices`, without experts of weight zero.
+    /// For each token every expert's weight averaged over those of `choices` that read it, without experts of weight zero.
     pub fn averaged<'c>(&self, choices: impl Iterator<Item = &'c TracedChoice>) -> Vec<Vec<ExpertWeight>> {
         let mut sums = vec![vec![0.0; self.experts.len()]; self.tokens.len()];
-        let mut count = 0.0;
+        let mut counts = vec![0.0; self.tokens.len()];
         for choice in choices {
-            count += 1.0;
+            counts[choice.read.clone()].iter_mut().for_each(|count| *count += 1.0);
             for (sums, shares) in sums.iter_mut().zip(&choice.tokens) {
                 shares.iter().for_each(|share| sums[share.expert] += share.weight);
             }
         }
-        let shares = |sums: Vec<f64>| {
+        let shares = |(sums, count): (Vec<f64>, f64)| {
             let of = |(expert, sum): (usize, f64)| ExpertWeight { expert, weight: sum / count };
             sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
         };
-        sums.into_iter().map(shares).collect()
+        sums.into_iter().zip(counts).map(shares).collect()
     }
 
     /// Every expert's weight averaged over all choices and tokens.
@@ -251,6 +269,23 @@ mod tests {
         let document = json!({"version": "1.0", "added_tokens": [start], "pre_tokenizer": level, "decoder": level,
             "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
         Tokenizer::from_bytes(document.to_string().as_bytes(), "<s>").unwrap()
+    }
+
+    #[test]
+    fn choices_of_a_stack_are_about_its_tokens() {
+        let choice = |weights: &[f64]| TracedChoice {
+            site: 0,
+            projections: 0..1,
+            read: 0..0,
+            tokens: weights.iter().map(|&weight| vec![ExpertWeight { expert: 0, weight }]).collect(),
+        };
+        let placed = |weights: &[f64], prompt, source| {
+            let TracedChoice { read, tokens, .. } = choice(weights).placed(prompt, source);
+            (read, tokens.iter().map(|shares| shares.first().map_or(0.0, |share| share.weight)).collect::<Vec<_>>())
+        };
+        assert_eq!(placed(&[0.5, 0.6], 2, 0), (0..2, vec![0.5, 0.6]));
+        assert_eq!(placed(&[0.5, 0.6], 3, 2), (0..2, vec![0.5, 0.6, 0.0]));
+        assert_eq!(placed(&[0.7], 3, 2), (2..3, vec![0.0, 0.0, 0.7]));
     }
 
     #[test]

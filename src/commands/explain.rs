@@ -83,7 +83,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
         prompt: args.prompt,
         tokens: TracedToken::of_prompt(&ids, &vocabulary)?,
         experts: &opened.experts,
-        choices: observer.take(),
+        choices: observer.take(ids.len(), vocabulary.layout().source_len(ids.len())),
     };
     ensure!(
         !trace.choices.is_empty(),

@@ -10,7 +10,7 @@ use candle_core::DType;
 use clap::Args;
 use lorakit_fit::router::RoutedPatches;
 use lorakit_lora::{Sequence, SequenceBatch};
-use lorakit_model::Base;
+use lorakit_model::{Base, split_by_tokens};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,8 @@ pub struct LogitsArgs {
     base: BaseSource,
     #[command(flatten)]
     adapter: AdapterArgs,
-    /// Input file with input_ids [batch, seq], i64 or u32
+    /// Input file with input_ids [batch, seq], i64 or u32; for an encoder-decoder also decoder_input_ids [batch, target] and,
+    /// where rows are padded on the right, attention_mask [batch, seq]
     #[arg(long, value_name = "FILE.safetensors")]
     input: PathBuf,
     /// Output file with logits [batch, seq, vocab], f32
@@ -35,10 +36,17 @@ pub struct LogitsArgs {
     out: PathBuf,
 }
 
-/// Token ids `[batch, seq]`, row-major.
+/// A row of token ids.
+struct InputRow {
+    /// Its tokens; of an encoder-decoder the source and then the decoder's.
+    tokens: Vec<u32>,
+    /// The number of tokens that an encoder reads, the first ones; None for a decoder.
+    source: Option<usize>,
+}
+
+/// A tensor of token ids, `[batch, seq]`, row-major.
 struct TokenIds {
     values: Vec<u32>,
-    rows: usize,
     columns: usize,
 }
 
@@ -50,14 +58,15 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     })?;
     let place = args.base.resolve(context)?;
     let base = place.base(context)?;
-    let ids = read(&args.input, base.config().vocabulary).with_context(|| args.input.display().to_string())?;
-    let longest = base.config().max_positions;
-    if ids.columns > longest {
-        context.output.warn(format!("rows of {} tokens exceed the base's maximum of {longest}", ids.columns));
+    let rows = read(&args.input, &base).with_context(|| args.input.display().to_string())?;
+    let (found, longest) = (rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0), base.config().max_positions);
+    if found > longest {
+        context.output.warn(format!("rows of {found} tokens exceed the base's maximum of {longest}"));
     }
     let routed = args.adapter.open(&base, &place, context)?;
-    let logits = logits(&base, &routed, &ids)?;
-    let shape = vec![ids.rows, ids.columns, base.config().vocabulary];
+    let logits = logits(&base, &routed, &rows)?;
+    let vocabulary = base.config().vocabulary;
+    let shape = vec![rows.len(), logits.len() / vocabulary / rows.len(), vocabulary];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let file = safetensors::serialize([("logits", TensorView::new(Dtype::F32, shape.clone(), &bytes)?)], None)?;
     make_parent(&args.out)?;
@@ -67,51 +76,116 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
         .result(&json!({ "out": args.out, "shape": shape }), || format!("{}: logits {shape:?}", args.out.display()))
 }
 
-/// The logits of all rows, `[batch, seq, vocab]` flattened.
-fn logits(base: &Base, routed: &RoutedPatches, ids: &TokenIds) -> Result<Vec<f32>> {
-    let together = (BATCH_TOKENS / ids.columns).max(1);
-    let mut logits = Vec::with_capacity(ids.values.len() * base.config().vocabulary);
-    for part in ids.values.chunks(together * ids.columns) {
-        // Routers that decide by prompt see the whole row as the prompt.
-        let prompts: Vec<&[u32]> = part.chunks(ids.columns).collect();
-        let starts = (0..part.len()).step_by(ids.columns);
-        let row = |(start, template): (usize, Sequence)| Sequence { start, len: ids.columns, ..template };
-        let rows = SequenceBatch::new(
-            starts.zip(routed.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?).map(row),
-        );
-        logits.extend(base.logits(part, rows, &routed.patches)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+/// The logits of all rows, `[batch, seq, vocab]` flattened; of an encoder-decoder those after the decoder's tokens.
+fn logits(base: &Base, routed: &RoutedPatches, rows: &[InputRow]) -> Result<Vec<f32>> {
+    let mut logits = Vec::new();
+    for range in split_by_tokens(rows.iter().map(|row| row.tokens.len()), BATCH_TOKENS) {
+        let part = &rows[range];
+        let prompts: Vec<&[u32]> = part.iter().map(InputRow::prompt).collect();
+        let templates = routed.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?;
+        let mut start = 0;
+        let sequences = SequenceBatch::new(part.iter().zip(templates).map(|(row, template)| {
+            let sequence = Sequence { start, len: row.tokens.len(), source: row.source, ..template };
+            start += row.tokens.len();
+            sequence
+        }));
+        let ids: Vec<u32> = part.iter().flat_map(|row| row.tokens.iter().copied()).collect();
+        let all = base.logits(&ids, sequences.clone(), &routed.patches)?.to_dtype(DType::F32)?;
+        for (row, sequence) in part.iter().zip(sequences.iter()) {
+            let source = row.source.unwrap_or(0);
+            let own = all.narrow(0, sequence.start + source, sequence.len - source)?;
+            logits.extend(own.flatten_all()?.to_vec1::<f32>()?);
+        }
     }
     Ok(logits)
 }
 
-/// The tensor `input_ids` of a file, with every id checked against the vocabulary size.
-fn read(path: &Path, vocabulary: usize) -> Result<TokenIds> {
+impl InputRow {
+    /// What routers that decide by prompt see: of a decoder the whole row, of an encoder-decoder the source and the decoder's
+    /// first token.
+    fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.source.map_or(self.tokens.len(), |source| source + 1)]
+    }
+}
+
+/// The rows of a file, with every id checked against the base's vocabulary.
+fn read(path: &Path, base: &Base) -> Result<Vec<InputRow>> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
-    let tensor = file
-        .tensor("input_ids")
-        .ok()
-        .with_context(|| format!("no tensor `input_ids`; it has {}", file.names().join(", ")))?;
-    let &[rows, columns] = tensor.shape() else {
-        bail!("`input_ids` has the shape {:?}; expected [batch, seq]", tensor.shape());
+    let vocabulary = base.config().vocabulary;
+    let input = token_ids(&file, "input_ids", vocabulary)?;
+    if base.config().decoder_start.is_none() {
+        return Ok(input.rows().map(|tokens| InputRow { tokens: tokens.to_vec(), source: None }).collect());
+    }
+    let decoder = token_ids(&file, "decoder_input_ids", vocabulary).context(
+        "the base is an encoder-decoder: input_ids are the source, and decoder_input_ids what the decoder reads",
+    )?;
+    let (sources, targets) = (input.rows().len(), decoder.rows().len());
+    ensure!(sources == targets, "`input_ids` has {sources} rows and `decoder_input_ids` {targets}; expected as many");
+    let lengths = source_lengths(&file, &input)?;
+    let row = |((source, length), target): ((&[u32], usize), &[u32])| InputRow {
+        tokens: [&source[..length], target].concat(),
+        source: Some(length),
     };
-    ensure!(rows > 0 && columns > 0, "`input_ids` has the shape [{rows}, {columns}]; expected at least one token");
+    Ok(input.rows().zip(lengths).zip(decoder.rows()).map(row).collect())
+}
+
+/// How many tokens of each row of `input_ids` are read: those that `attention_mask` marks, all without one.
+fn source_lengths(file: &SafeTensors, input: &TokenIds) -> Result<Vec<usize>> {
+    if file.tensor("attention_mask").is_err() {
+        return Ok(vec![input.columns; input.rows().len()]);
+    }
+    let mask = token_ids(file, "attention_mask", 2)?;
+    ensure!(
+        (mask.values.len(), mask.columns) == (input.values.len(), input.columns),
+        "`attention_mask` has the shape [{}, {}]; expected that of `input_ids`, [{}, {}]",
+        mask.rows().len(),
+        mask.columns,
+        input.rows().len(),
+        input.columns
+    );
+    let length = |(number, row): (usize, &[u32])| {
+        let length = row.iter().take_while(|&&is_read| is_read == 1).count();
+        ensure!(
+            length > 0 && row[length..].iter().all(|&is_read| is_read == 0),
+            "row {number} of `attention_mask` is {row:?}; expected ones, then zeros: pad on the right"
+        );
+        Ok(length)
+    };
+    mask.rows().enumerate().map(length).collect()
+}
+
+impl TokenIds {
+    fn rows(&self) -> std::slice::ChunksExact<'_, u32> {
+        self.values.chunks_exact(self.columns)
+    }
+}
+
+/// A tensor of ids from 0 to `vocabulary - 1`.
+fn token_ids(file: &SafeTensors, name: &str, vocabulary: usize) -> Result<TokenIds> {
+    let tensor =
+        file.tensor(name).ok().with_context(|| format!("no tensor `{name}`; it has {}", file.names().join(", ")))?;
+    let &[rows, columns] = tensor.shape() else {
+        bail!("`{name}` has the shape {:?}; expected [batch, seq]", tensor.shape());
+    };
+    ensure!(rows > 0 && columns > 0, "`{name}` has the shape [{rows}, {columns}]; expected at least one token");
     let wide: Vec<i64> = match tensor.dtype() {
         Dtype::I64 => tensor.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
         Dtype::U32 => tensor.data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes).into()).collect(),
-        other => bail!("`input_ids` is {other:?}; expected i64 or u32"),
+        other => bail!("`{name}` is {other:?}; expected i64 or u32"),
     };
     let id = |(at, &id): (usize, &i64)| {
         let id = u32::try_from(id).ok().filter(|&id| (id as usize) < vocabulary);
         id.with_context(|| {
             format!(
-                "`input_ids` at [{}, {}] is {}; expected 0 to {}, the base's vocabulary",
+                "`{name}` at [{}, {}] is {}; expected 0 to {}{}",
                 at / columns,
                 at % columns,
                 wide[at],
-                vocabulary - 1
+                vocabulary - 1,
+                if name == "attention_mask" { "" } else { ", the base's vocabulary" }
             )
         })
     };
-    Ok(TokenIds { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, rows, columns })
+    Ok(TokenIds { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, columns })
 }

@@ -10,7 +10,7 @@ use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::{LowRank, cosine};
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
-use crate::peft::peft_config::{AdapterMetadata, PeftConfig};
+use crate::peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
 use crate::peft::target_modules::Targets;
 use crate::peft::target_names::TargetNames;
 use crate::warning::Warning;
@@ -81,6 +81,12 @@ impl Adapter {
     /// The same adapter with other metadata for its configuration.
     pub fn with_metadata(self, metadata: AdapterMetadata) -> Self {
         Self { metadata, ..self }
+    }
+
+    /// The same adapter, for bases that PEFT wraps for this task.
+    pub fn with_task_type(mut self, task_type: TaskType) -> Self {
+        self.metadata.task_type = task_type;
+        self
     }
 
     /// The same adapter with other updates of the same modules.

@@ -160,7 +160,8 @@ impl<'a> Question<'a> {
         let choices = (0..texts.len()).map(choice).collect();
         // Requests share a prompt, and examples share one; a request whose prompt was truncated shares nothing with an
         // example.
-        let trees = branches.chunks(texts.len()).map(|alike| PrefixTree::new(alike.to_vec())).collect();
+        let alike = branches.chunks(texts.len());
+        let trees = alike.flat_map(|alike| PrefixTree::of_rows(alike.to_vec(), tokenizer.layout())).collect();
         let prompt = examples.first().map_or_else(Vec::new, |example| example.prompt().to_vec());
         Ok(Question { examples, prompt, choices, trees })
     }

@@ -127,7 +127,8 @@ impl<'a> ContinuousBatch<'a> {
         Ok(steps)
     }
 
-    /// The first of `prompts` that fit into a forward. If not even one does, a part of it is read.
+    /// The first of `prompts` that fit into a forward. If not even one does, a part of it is read, or all of it where the base
+    /// reads a prompt at once.
     fn fitting(&mut self, mut prompts: Vec<usize>) -> Result<Vec<usize>> {
         let most = self.config.batch_tokens.max(LEAST);
         let (mut tokens, mut count) = (0, 0);
@@ -138,8 +139,10 @@ impl<'a> ContinuousBatch<'a> {
                 count += 1;
                 continue;
             }
-            if count == 0 {
-                // A single token must not be left: it would be decoded, as one after the prompt.
+            if count == 0 && !self.decoder.can_read_in_parts() {
+                count = 1;
+            } else if count == 0 {
+                // A single token must not be left: it would be taken for one after the prompt.
                 let part = most - usize::from(most + 1 == unread.len());
                 self.decoder.forward(&[(sequence, &unread[..part])])?;
             }

@@ -133,7 +133,7 @@ impl Evaluation<'_> {
 
     /// Counts the rows that were cut; each item has the examples of one row. An error where nothing of a prompt is left.
     fn count_truncated<'e>(&mut self, rows: impl Iterator<Item = &'e [Example]>) -> Result<()> {
-        let (beginning, max_length) = (self.model.tokenizer.encode("")?.len(), self.model.max_length());
+        let (beginning, max_length) = (self.model.tokenizer.bare_prompt_len()?, self.model.max_length());
         for (row, examples) in self.rows.iter().zip(rows) {
             let empty = |example: &&Example| example.truncation.prompt > 0 && example.prompt_len <= beginning;
             if let Some(example) = examples.iter().find(empty) {

@@ -45,6 +45,8 @@ pub(crate) struct GrowingRow<'a> {
     pub cached: CachedRow,
     /// The number of its prompt, from one.
     prompt: usize,
+    /// The tokens of its prompt that an encoder reads: they are not those that a repetition penalty is about.
+    source: usize,
     /// Maximum number of new tokens; at least 1.
     limit: usize,
     stop_tokens: &'a [u32],
@@ -69,6 +71,7 @@ impl<'a> GrowingRow<'a> {
         Ok(Self {
             index,
             prompt: prompt + 1,
+            source: model.tokenizer.layout().source_len(cached.prompt),
             limit,
             stop_tokens: model.tokenizer.stop_tokens(),
             sampler: Sampler::new(config.sampling, key),
@@ -93,7 +96,7 @@ impl<'a> GrowingRow<'a> {
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
-        let token = self.sampler.next(logits, &self.cached.tokens, self.new_tokens)?;
+        let token = self.sampler.next(logits, &self.cached.tokens[self.source..], self.new_tokens)?;
         self.cached.tokens.push(token);
         self.new_tokens += 1;
         self.finish = if self.stop_tokens.contains(&token) {

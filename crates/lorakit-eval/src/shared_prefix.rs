@@ -7,6 +7,7 @@ use lorakit_model::layer::lm_head::HeadPatch;
 use crate::error::Result;
 use crate::patched_model::PatchedModel;
 use lorakit_lora::{Sequence, SequenceBatch};
+use lorakit_task::RowLayout;
 
 /// A sequence whose tokens from `from` on are predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +36,29 @@ pub(crate) struct PrefixTree {
     branches: Vec<Branch>,
     /// The length of the shared prefix.
     shared: usize,
+    /// The number of tokens that an encoder reads, in every branch the first.
+    source: Option<usize>,
 }
 
 impl PrefixTree {
+    /// Branches of rows of a layout, in as few trees as can be, one after the other: an encoder's source is shared as a whole,
+    /// or each branch is a tree of its own.
+    pub fn of_rows(branches: Vec<Branch>, layout: RowLayout) -> Vec<PrefixTree> {
+        if layout == RowLayout::Stream {
+            return vec![PrefixTree::new(branches)];
+        }
+        let with_source = |branches: Vec<Branch>| {
+            let source = branches.first().map(|branch| layout.source_len(branch.from));
+            PrefixTree { source, ..PrefixTree::new(branches) }
+        };
+        let together = with_source(branches.clone());
+        let is_shared = |branch: &Branch| layout.source_len(branch.from) == together.shared;
+        match branches.iter().all(is_shared) {
+            true => vec![together],
+            false => branches.into_iter().map(|branch| with_source(vec![branch])).collect(),
+        }
+    }
+
     /// Shares the longest common prefix, except the token that makes a branch's first prediction: every prediction of a
     /// branch comes from its own tokens.
     pub fn new(branches: Vec<Branch>) -> PrefixTree {
@@ -45,7 +66,7 @@ impl PrefixTree {
         let common =
             |branch: &Branch| branches[0].tokens.iter().zip(&branch.tokens).take_while(|(a, b)| a == b).count();
         let shared = branches.iter().map(common).fold(bound, usize::min);
-        PrefixTree { branches, shared }
+        PrefixTree { branches, shared, source: None }
     }
 
     /// The number of tokens that are processed, the shared ones once.
@@ -90,7 +111,7 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
 fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut CachedDecoder) -> Result<Vec<usize>> {
     let open = |(tree, row): &(&PrefixTree, Sequence)| {
         let whole = tree.branches.first().map(|branch| branch.tokens.len());
-        decoding.open(tree.shared, Sequence { whole, ..row.clone() })
+        decoding.open(tree.shared, Sequence { whole, source: tree.source, ..row.clone() })
     };
     let prefixes = trees.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
@@ -125,5 +146,18 @@ mod tests {
         assert_eq!((earlier.shared, earlier.tokens()), (1, 1 + 2 + 2));
         let apart = tree(&[(&[1, 2], &[3]), (&[8, 2], &[3])]);
         assert_eq!((apart.shared, apart.tokens()), (0, 4));
+    }
+
+    #[test]
+    fn a_source_is_shared_as_a_whole_or_not_at_all() {
+        let trees = |branches: &[(&[u32], &[u32])]| {
+            let branches = branches.iter().map(|(context, target)| Branch::new(context, target)).collect();
+            let trees = PrefixTree::of_rows(branches, RowLayout::SourceTarget { start: 0 });
+            trees.into_iter().map(|tree| (tree.shared, tree.source, tree.tokens())).collect::<Vec<_>>()
+        };
+        // The source is 5, 6; the decoder reads 0, 7, 8 and 0.
+        assert_eq!(trees(&[(&[5, 6, 0], &[7, 8, 9]), (&[5, 6, 0], &[4])]), [(2, Some(2), 2 + 3 + 1)]);
+        // A source that was cut further.
+        assert_eq!(trees(&[(&[5, 5, 0], &[7, 8]), (&[5, 0], &[7])]), [(2, Some(2), 4), (1, Some(1), 2)]);
     }
 }

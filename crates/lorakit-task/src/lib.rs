@@ -74,4 +74,5 @@ pub use tokenization::gguf::gguf_tokenizer::gguf_tokenizer_files;
 pub use tokenization::incremental_decoder::IncrementalDecoder;
 pub use tokenization::pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
 pub use tokenization::row_encoding::{BosTokens, LossTokens, RowEncoding};
+pub use tokenization::row_layout::RowLayout;
 pub use tokenization::tokenizer::Tokenizer;

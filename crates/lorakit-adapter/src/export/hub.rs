@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::library::expert_record::{ExpertRecord, TaskRecord};
 use crate::library::library_store::{Library, write_expert};
 use crate::low_rank::LowRank;
-use crate::peft::peft_config::AdapterMetadata;
+use crate::peft::peft_config::{AdapterMetadata, TaskType};
 
 /// The part of a merge record that the model card shows.
 #[derive(Deserialize)]
@@ -92,7 +92,8 @@ impl<'a> HubExport<'a> {
         if let Some(license) = license {
             line(format!("license: {}", quoted(license)));
         }
-        line("pipeline_tag: text-generation\ntags:\n- lora\n- peft\n- lorakit\n---\n".to_owned());
+        let (task, _) = self.task();
+        line(format!("pipeline_tag: {task}\ntags:\n- lora\n- peft\n- lorakit\n---\n"));
         line(format!("# {}\n", self.name));
         line(self.summary());
         line(self.tasks());
@@ -152,11 +153,19 @@ impl<'a> HubExport<'a> {
         text
     }
 
+    /// The Hub's name of what the base does, and transformers' class of it.
+    fn task(&self) -> (&'static str, &'static str) {
+        match self.adapter.metadata().task_type {
+            TaskType::Seq2SeqLm => ("text2text-generation", "AutoModelForSeq2SeqLM"),
+            _ => ("text-generation", "AutoModelForCausalLM"),
+        }
+    }
+
     fn usage(&self) -> String {
-        let base = self.hub_base.as_deref().unwrap_or("BASE");
+        let (base, (_, class)) = (self.hub_base.as_deref().unwrap_or("BASE"), self.task());
         format!(
-            "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\nbase = \
-             AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(base, {})\n```\n",
+            "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import {class}\n\nbase = \
+             {class}.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(base, {})\n```\n",
             quoted(self.name)
         )
     }

@@ -342,7 +342,7 @@ fn read_metadata(validator: &mut Validator) -> AdapterMetadata {
     let expected = "CAUSAL_LM, SEQ_CLS, SEQ_2_SEQ_LM, TOKEN_CLS, QUESTION_ANS or FEATURE_EXTRACTION";
     let task = validator.take_as("task_type", expected, |value| serde_json::from_value(value.clone()).ok());
     let task_type = task.unwrap_or_default();
-    if task_type != TaskType::CausalLm {
+    if !matches!(task_type, TaskType::CausalLm | TaskType::Seq2SeqLm) {
         validator.warn("task_type", format!("{task_type:?}: only the language model's own layers are adapted here"));
     }
     AdapterMetadata {

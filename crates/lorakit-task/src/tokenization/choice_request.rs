@@ -3,7 +3,8 @@
 use crate::error::{At, Error, Result};
 use crate::row::Row;
 use crate::tokenization::conversation_tokens::{conversation_of, encode_prompt};
-use crate::tokenization::example::not_empty;
+use crate::tokenization::example::{not_empty, prompt_tokens};
+use crate::tokenization::row_layout::RowLayout;
 use crate::tokenization::tokenizer::Tokenizer;
 
 /// One choice: how likely is `continuation` after `context`?
@@ -25,7 +26,7 @@ pub struct ChoiceRequest {
 /// tokens after the first n are the continuation, where n is the length of the context encoded alone. BOS comes first if
 /// the tokenizer adds it, unless the prompt goes through the chat template; an empty context becomes BOS, or EOS if there is no BOS. Context and continuation are cut to
 /// their last `max_length + 1` tokens (the last is predicted but not read): unlike in [`Example`], a long prompt loses
-/// its BOS.
+/// its BOS. For an encoder-decoder the two are encoded apart, the context as a whole text.
 ///
 /// # Errors
 /// If the tokenizer fails, or a continuation alone has more than `max_length` tokens.
@@ -53,7 +54,12 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
         Some(_) => &|text| tokenizer.encode_without_special(text),
         None => &|text| tokenizer.encode(text),
     };
-    let (mut context, continuation) = encode_pair(kept, &continuation, tokenizer, encode)?;
+    let (mut context, continuation) = match tokenizer.layout() {
+        RowLayout::Stream => encode_pair(kept, &continuation, tokenizer, encode)?,
+        RowLayout::SourceTarget { .. } => {
+            (prompt_tokens(kept, tokenizer)?, tokenizer.encode_without_special(&continuation)?)
+        }
+    };
     if continuation.is_empty() {
         return Err(Error::Length(format!("the choice `{text}` has no token of its own after the prompt")));
     }
@@ -64,7 +70,7 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
         )));
     }
     let over = (context.len() + continuation.len()).saturating_sub(max_length + 1);
-    context.drain(..over);
+    context.drain(..over.min(context.len() - tokenizer.layout().least_prompt()));
     Ok(ChoiceRequest { context, continuation, characters: text.chars().count(), bytes: text.len() })
 }
 

@@ -6,10 +6,14 @@ use crate::error::{At, Error, Result};
 use crate::row::{Row, RowKind};
 use crate::tokenization::conversation_tokens::{self, ConversationTokens, conversation_of};
 use crate::tokenization::row_encoding::LossTokens;
+use crate::tokenization::row_layout::RowLayout;
 use crate::tokenization::tokenizer::Tokenizer;
 
 /// A tokenised row, and which of its tokens contribute to the loss: of a prompt and its answer only the answer's, of a
 /// conversation usually every reply's.
+///
+/// For an encoder-decoder the tokens are the source, which the encoder reads, the token that the decoder starts with, and the
+/// target: each target token is predicted by the one before it, as in a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// The tokens, at least two.
@@ -88,11 +92,15 @@ impl Example {
     /// before the last reply. If it is too long, the oldest turns are left out first, but no system message. A text is its
     /// tokens and EOS, cut from the right.
     ///
+    /// For an encoder-decoder, prompt and answer are encoded apart, without the delimiter between them; the prompt is what the
+    /// tokenizer makes of a whole text, for T5 with EOS at its end. It has no conversations and no texts without a prompt.
+    ///
     /// # Errors
-    /// If the tokenizer fails, `max_length` is below 2, or the base has no chat template for a conversation or refuses it.
+    /// If the tokenizer fails, `max_length` leaves no room, or the base has no chat template for a conversation or refuses it.
     pub fn encode(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         let encode = || match conversation_of(row, row.target(), tokenizer)? {
             Some(conversation) => Example::of_conversation(&conversation, tokenizer, max_length),
+            None if tokenizer.layout() != RowLayout::Stream => Example::encode_pair(row, tokenizer, max_length),
             None if row.kind == RowKind::Text => Example::of_text(row.target(), tokenizer, max_length),
             None => {
                 let mut example = Example::encode_answer(row, row.target(), tokenizer, max_length)?;
@@ -124,10 +132,29 @@ impl Example {
         examples.at(|| format!("row {}", row.number))
     }
 
+    /// A row of an encoder-decoder.
+    fn encode_pair(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
+        if row.kind == RowKind::Text {
+            return Err(Error::Row(
+                "it is a text without a prompt, and the base is an encoder-decoder, which needs both; use rows of prompt and \
+                 answer"
+                    .to_owned(),
+            ));
+        }
+        if tokenizer.encoding().loss == LossTokens::All {
+            return Err(Error::Row(
+                "the base is an encoder-decoder, which predicts the answer alone: leave out loss=all".to_owned(),
+            ));
+        }
+        Example::encode_answer(row, row.target(), tokenizer, max_length)
+    }
+
     fn encode_answer(row: &Row, answer: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        let prompt = tokenizer.encode(&row.prompt)?;
-        let answer = format!("{}{answer}", row.delimiter);
-        let mut target = tokenizer.encode_after(&row.prompt, &prompt, &answer)?;
+        let prompt = prompt_tokens(&row.prompt, tokenizer)?;
+        let mut target = match tokenizer.layout() {
+            RowLayout::Stream => tokenizer.encode_after(&row.prompt, &prompt, &format!("{}{answer}", row.delimiter))?,
+            RowLayout::SourceTarget { .. } => tokenizer.encode_without_special(answer)?,
+        };
         // An answer may spell EOS itself.
         if target.last() != Some(&tokenizer.eos()) {
             target.push(tokenizer.eos());
@@ -136,7 +163,7 @@ impl Example {
     }
 
     fn of_conversation(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        ensure_room(max_length)?;
+        ensure_room(max_length, tokenizer.layout())?;
         let encoded = ConversationTokens::encode(conversation, tokenizer, max_length)?;
         let ConversationTokens { mut tokens, mut loss, reply, reply_source, dropped_messages } = encoded;
         // Nothing after the last token with loss is ever read.
@@ -156,7 +183,7 @@ impl Example {
     }
 
     fn of_text(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        ensure_room(max_length)?;
+        ensure_room(max_length, tokenizer.layout())?;
         let mut tokens = tokenizer.encode(text)?;
         if tokens.last() != Some(&tokenizer.eos()) {
             tokens.push(tokenizer.eos());
@@ -211,12 +238,13 @@ impl Example {
     /// # Errors
     /// If the tokenizer fails, or `max_length` leaves nothing of the prompt but BOS.
     pub fn encode_prompt(prompt: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
-        Example::fit_prompt(tokenizer.encode(prompt)?, tokenizer, max_length)
+        Example::fit_prompt(prompt_tokens(prompt, tokenizer)?, tokenizer, max_length)
     }
 
     fn fit_prompt(tokens: Vec<u32>, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
         let mut prompt = not_empty(tokens, tokenizer);
-        if prompt.len() > max_length && max_length <= tokenizer.prefix().len() {
+        let least = tokenizer.prefix().len().max(tokenizer.layout().least_prompt() - 1);
+        if prompt.len() > max_length && max_length <= least {
             return Err(Error::Length(format!(
                 "nothing of a prompt of {} tokens would be left, since there is room for {max_length}",
                 prompt.len()
@@ -227,10 +255,11 @@ impl Example {
     }
 
     fn fit(prompt: Vec<u32>, mut target: Vec<u32>, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
-        ensure_room(max_length)?;
+        let layout = tokenizer.layout();
+        ensure_room(max_length, layout)?;
         let mut prompt = not_empty(prompt, tokenizer);
         let whole = (prompt.len(), target.len());
-        target.truncate(max_length - 1);
+        target.truncate(max_length - layout.least_prompt());
         cut_left(&mut prompt, tokenizer.prefix(), max_length - target.len());
         let truncation = Truncation { messages: 0, prompt: whole.0 - prompt.len(), target: whole.1 - target.len() };
         Ok(Example { truncation, ..Example::new(&prompt, &target) })
@@ -254,12 +283,24 @@ impl Example {
 }
 
 /// Refuses a length that has no room for a prompt and a target.
-fn ensure_room(max_length: usize) -> Result<()> {
-    match max_length {
-        0 | 1 => Err(Error::Length(format!(
-            "the maximum length is {max_length}; expected room for a prompt and a target, at least 2"
-        ))),
-        _ => Ok(()),
+fn ensure_room(max_length: usize, layout: RowLayout) -> Result<()> {
+    let least = layout.least_prompt() + 1;
+    if max_length >= least {
+        return Ok(());
+    }
+    Err(Error::Length(format!(
+        "the maximum length is {max_length}; expected room for a prompt and a target, at least {least}"
+    )))
+}
+
+/// The tokens of a text that an answer follows.
+pub(crate) fn prompt_tokens(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    match tokenizer.layout() {
+        RowLayout::Stream => tokenizer.encode(text),
+        RowLayout::SourceTarget { start } => {
+            let source = not_empty(tokenizer.encode_whole(text)?, tokenizer);
+            Ok([source.as_slice(), &[start]].concat())
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl ByteTokens {
 }
 
 impl<'v> IncrementalDecoder<'v> {
-    /// A decoder of the tokens after a prompt.
+    /// A decoder of the tokens after a prompt, whose text they continue; what an encoder read, they do not.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
@@ -76,6 +76,7 @@ impl<'v> IncrementalDecoder<'v> {
             #[cfg(test)]
             decoded: 0,
         };
+        let prompt = &prompt[tokenizer.layout().source_len(prompt.len())..];
         for &token in prompt.iter().rev().filter(|&&token| !tokenizer.is_skipped(token)) {
             decoder.window.push(token);
             if decoder.window.len() >= CONTEXT && decoder.byte(token).is_none() {

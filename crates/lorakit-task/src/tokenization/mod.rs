@@ -9,6 +9,7 @@ pub(crate) mod gguf;
 pub(crate) mod incremental_decoder;
 pub(crate) mod pico_tokenizer;
 pub(crate) mod row_encoding;
+pub(crate) mod row_layout;
 pub(crate) mod special_tokens;
 pub(crate) mod tokenizer;
 pub(crate) mod tokenizer_class;

@@ -14,6 +14,7 @@ use crate::error::{At, Error, Result};
 use crate::tokenization::added_tokens::{AddedTokens, TokenFiles, own_tokens};
 use crate::tokenization::gguf::gguf_tokenizer::GgufTokenizer;
 use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
+use crate::tokenization::row_layout::RowLayout;
 use crate::tokenization::special_tokens::{self, SpecialTokens, read_json};
 use crate::tokenization::tokenizer_class::{Settings, TokenizerClass};
 
@@ -25,6 +26,10 @@ pub struct Tokenizer {
     tokenizer: HubTokenizer,
     /// What the post-processor puts before a text: BOS or nothing.
     prefix: Vec<u32>,
+    /// What the post-processor puts after a text: EOS or nothing.
+    suffix: Vec<u32>,
+    /// What a row is to the base.
+    layout: RowLayout,
     bos: Option<u32>,
     eos: u32,
     stops: Vec<u32>,
@@ -56,7 +61,9 @@ impl Tokenizer {
         let mut warnings = add().at(|| folder.display().to_string())?;
         tokenizer.set_encode_special_tokens(settings.tokenizer["split_special_tokens"].as_bool().unwrap_or(false));
         let special = special_tokens::read(folder, &tokenizer)?;
+        let layout = RowLayout::of_config(&settings.config, &read("generation_config.json")?, folder)?;
         let mut opened = Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())?;
+        opened.layout = layout;
         opened.chat_template = template_file::read(folder).map_err(|error| error.chain());
         warnings.extend(opened.unused_bos_flag(&settings.tokenizer));
         opened.warnings = warnings;
@@ -104,11 +111,19 @@ impl Tokenizer {
     fn new(mut tokenizer: HubTokenizer, special: SpecialTokens) -> Result<Tokenizer> {
         tokenizer.with_truncation(None).map_err(failed("cannot switch truncation off"))?;
         tokenizer.with_padding(None);
-        let prefix = prefix(&tokenizer)?;
-        let bos = prefix.first().copied().or(special.bos);
-        let stops = special.stops.into_iter().collect();
-        let (chat_template, encoding) = (Ok(None), RowEncoding::default());
-        Ok(Tokenizer { tokenizer, prefix, bos, eos: special.eos, stops, chat_template, encoding, warnings: Vec::new() })
+        let (prefix, suffix) = affixes(&tokenizer)?;
+        Ok(Tokenizer {
+            tokenizer,
+            bos: prefix.first().copied().or(special.bos),
+            prefix,
+            suffix,
+            layout: RowLayout::default(),
+            eos: special.eos,
+            stops: special.stops.into_iter().collect(),
+            chat_template: Ok(None),
+            encoding: RowEncoding::default(),
+            warnings: Vec::new(),
+        })
     }
 
     /// The same tokenizer, with choices in turning rows into tokens.
@@ -127,6 +142,17 @@ impl Tokenizer {
         self
     }
 
+    /// The same tokenizer, for a base to which rows are of this layout.
+    pub fn with_layout(mut self, layout: RowLayout) -> Tokenizer {
+        self.layout = layout;
+        self
+    }
+
+    /// What a row is to the base.
+    pub fn layout(&self) -> RowLayout {
+        self.layout
+    }
+
     /// How rows become tokens.
     pub fn encoding(&self) -> RowEncoding {
         self.encoding
@@ -137,6 +163,13 @@ impl Tokenizer {
     /// # Errors
     /// If the base has none, or one that cannot be compiled.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        if self.layout != RowLayout::Stream {
+            return Err(Error::ChatTemplate(
+                "the base is an encoder-decoder, which reads a prompt and writes an answer, not conversations. Use rows of \
+                 prompt and answer without --chat, or a decoder that was trained on conversations"
+                    .to_owned(),
+            ));
+        }
         match &self.chat_template {
             Ok(Some(template)) => Ok(template),
             Ok(None) => Err(Error::ChatTemplate(
@@ -151,7 +184,7 @@ impl Tokenizer {
 
     /// Whether the base has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        matches!(self.chat_template, Ok(Some(_)))
+        self.layout == RowLayout::Stream && matches!(self.chat_template, Ok(Some(_)))
     }
 
     /// The tokens of a text without BOS or EOS, with the bytes of the text that each comes from.
@@ -177,6 +210,25 @@ impl Tokenizer {
             return Ok(tokens);
         }
         Ok([self.prefix.as_slice(), &tokens].concat())
+    }
+
+    /// The tokens of a text that does not continue, with what the post-processor puts before and after it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([self.encode(text)?.as_slice(), &self.suffix].concat())
+    }
+
+    /// The number of tokens of a prompt without text: what the post-processor adds, and what a decoder starts with.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn bare_prompt_len(&self) -> Result<usize> {
+        match self.layout {
+            RowLayout::Stream => Ok(self.encode("")?.len()),
+            RowLayout::SourceTarget { .. } => Ok(self.encode_whole("")?.len() + 1),
+        }
     }
 
     /// The tokens of a text, without BOS or EOS.
@@ -294,8 +346,7 @@ fn build(
         return as_file();
     }
     let mut json: Value = serde_json::from_slice(bytes)?;
-    let model = &json["model"];
-    if model["type"].as_str().map_or(model["merges"].is_null(), |kind| kind != "BPE") {
+    if !class.rebuilds(&json["model"]) {
         return as_file();
     }
     let own = own_tokens(&json["added_tokens"])?;
@@ -304,8 +355,8 @@ fn build(
     Ok((rebuilt.map_err(|error| Error::Tokenizer { what: "cannot be rebuilt", message: error.to_string() })?, own))
 }
 
-/// What the post-processor puts before a text, found by encoding a text with it and without.
-fn prefix(tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
+/// What the post-processor puts before and after a text, found by encoding a text with it and without.
+fn affixes(tokenizer: &HubTokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |special| {
         let encoding = tokenizer.encode_fast("a", special);
         let encoding = encoding.map_err(failed("cannot tokenise"))?;
@@ -317,7 +368,7 @@ fn prefix(tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
     }
     let start = with.windows(without.len()).position(|window| window == without);
     match start {
-        Some(start) => Ok(with[..start].to_vec()),
+        Some(start) => Ok((with[..start].to_vec(), with[start + without.len()..].to_vec())),
         None => Err(Error::SpecialTokens(
             "the tokenizer's post-processor changes the tokens of the text itself".to_string(),
         )),

@@ -22,6 +22,7 @@ pub(crate) enum TokenizerClass {
     Qwen2,
     Gemma,
     Cohere,
+    T5,
 }
 
 /// The files of a model folder that decide how `tokenizer.json` is read, null where absent.
@@ -61,6 +62,7 @@ impl TokenizerClass {
             "Qwen2Tokenizer" => Self::Qwen2,
             "GemmaTokenizer" => Self::Gemma,
             "CohereTokenizer" => Self::Cohere,
+            "T5Tokenizer" => Self::T5,
             _ => Self::AsFile,
         }
     }
@@ -75,6 +77,7 @@ impl TokenizerClass {
             Self::GptNeoX => {
                 &[("bos_token", END), ("eos_token", END), ("unk_token", END), ("pad_token", "<|padding|>")]
             }
+            Self::T5 => &[("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
             Self::Qwen2 => &[("eos_token", END), ("unk_token", END), ("pad_token", END)],
             Self::Gemma => &[
                 ("bos_token", "<bos>"),
@@ -95,12 +98,26 @@ impl TokenizerClass {
         }
     }
 
-    /// Replaces what the class builds itself in the JSON of a `tokenizer.json`, whose model is a BPE. Added tokens are
-    /// removed: the class adds them again.
+    /// Whether the class builds the pipeline of a `tokenizer.json` with this model itself: T5's class has a Unigram, the
+    /// others a BPE.
+    pub(crate) fn rebuilds(self, model: &Value) -> bool {
+        let kind = model["type"].as_str().unwrap_or(if model["merges"].is_null() { "" } else { "BPE" });
+        match self {
+            Self::AsFile => false,
+            Self::T5 => kind == "Unigram",
+            _ => kind == "BPE",
+        }
+    }
+
+    /// Replaces what the class builds itself in the JSON of a `tokenizer.json` that it [`rebuilds`](Self::rebuilds). Added
+    /// tokens are removed: the class adds them again.
     pub(crate) fn rebuild(self, json: &mut Value, tokenizer_config: &Value) {
+        if self == Self::T5 {
+            return t5(json);
+        }
         let prefix_space = tokenizer_config["add_prefix_space"].as_bool();
         let [normalizer, pre_tokenizer, decoder] = match self {
-            Self::AsFile => return,
+            Self::AsFile | Self::T5 => return,
             Self::Llama => llama(prefix_space.unwrap_or(true), tokenizer_config["legacy"].as_bool().unwrap_or(false)),
             Self::Gpt2 => [Value::Null, byte_level(prefix_space, true), byte_level(None, true)],
             Self::GptNeoX => [json!({"type": "NFC"}), byte_level(prefix_space, true), byte_level(None, true)],
@@ -147,11 +164,26 @@ fn of_architecture(model_type: &str) -> Option<&'static str> {
         "gemma" | "gemma2" | "gemma3" | "gemma3_text" => Some("GemmaTokenizer"),
         "gpt_neox" | "olmo" | "olmoe" => Some("GPTNeoXTokenizer"),
         "cohere" | "cohere2" => Some("CohereTokenizer"),
+        "t5" | "mt5" => Some("T5Tokenizer"),
         "mistral" | "mixtral" | "ministral" | "phi3" | "olmo2" | "olmo3" | "granite" | "stablelm" => {
             Some("TokenizersBackend")
         }
         _ => None,
     }
+}
+
+/// Makes a `tokenizer.json` T5's: SentencePiece's character map, words, and a space before each.
+fn t5(json: &mut Value) {
+    let normalizer = &json["normalizer"];
+    let own = normalizer["normalizers"].as_array().cloned().unwrap_or_else(|| vec![normalizer.clone()]);
+    let character_map = own.into_iter().find(|normalizer| normalizer["type"] == "Precompiled");
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    json["normalizer"] = character_map.unwrap_or_default();
+    json["pre_tokenizer"] = sequence(json!({"type": "WhitespaceSplit"}), metaspace.clone());
+    json["decoder"] = metaspace;
+    json["added_tokens"] = json!([]);
+    json["model"]["unk_id"] = 2.into();
+    json["model"]["byte_fallback"] = false.into();
 }
 
 /// The normalizer, pre-tokenizer and decoder of Llama's tokenizers.
@@ -221,5 +253,7 @@ mod tests {
         assert_eq!(class("phi3", json!("LlamaTokenizer"), "{}"), TokenizerClass::AsFile);
         assert_eq!(class("qwen2", json!("LlamaTokenizer"), "{}"), TokenizerClass::Qwen2);
         assert_eq!(class("qwen3", json!("PreTrainedTokenizerFast"), "{}"), TokenizerClass::AsFile);
+        assert_eq!(class("t5", json!("T5Tokenizer"), "{}"), TokenizerClass::T5);
+        assert_eq!(class("t5", Value::Null, "{}"), TokenizerClass::T5);
     }
 }
