@@ -114,7 +114,7 @@ fn read(path: &Path, base: &Base) -> Result<Vec<InputRow>> {
     let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
     let vocabulary = base.config().vocabulary;
     let input = token_ids(&file, "input_ids", vocabulary)?;
-    if base.config().decoder_start.is_none() {
+    if base.config().decoder_start().is_none() {
         return Ok(input.rows().map(|tokens| InputRow { tokens: tokens.to_vec(), source: None }).collect());
     }
     let decoder = token_ids(&file, "decoder_input_ids", vocabulary).context(

@@ -21,7 +21,7 @@ use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use crate::weights::weight_loader::{BaseOptions, WeightLoader};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var, bail};
-use lorakit_adapter::{BaseIdentity, BaseModule, ModuleKind};
+use lorakit_adapter::{BaseIdentity, BaseModule, ModuleKind, TaskType};
 use lorakit_format::gguf::GgufShards;
 use lorakit_format::mmap::FileBytes;
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site, SiteRole};
@@ -216,6 +216,14 @@ impl Base {
     /// The LM head, which makes logits of what [`Base::final_norm`] returns.
     pub fn lm_head(&self) -> &LmHead {
         &self.lm_head
+    }
+
+    /// The task for which PEFT wraps this base.
+    pub fn task_type(&self) -> TaskType {
+        match self.config.encoder {
+            None => TaskType::CausalLm,
+            Some(_) => TaskType::Seq2SeqLm,
+        }
     }
 
     /// Every linear module of the layers: those that an adapter can be trained for.

@@ -161,7 +161,8 @@ impl SkillFit<'_> {
             settings_sha256: hash,
             ..record(context, opened, job, &losses)?
         };
-        library.replace(name, &stack.task_adapter(0)?.with_target_names(&base.modules()), Some(&record))?;
+        let adapter = stack.task_adapter(0)?.with_target_names(&base.modules()).with_task_type(base.task_type());
+        library.replace(name, &adapter, Some(&record))?;
         Ok(losses)
     }
 }
