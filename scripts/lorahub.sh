@@ -1,28 +1,33 @@
 #!/usr/bin/env bash
-# LoraHub (arXiv 2307.13269) over a decoder: on each task of BIG-Bench Hard, 20 modules drawn from a library of Flan's tasks
-# are weighed by 5 rows, with 40 evaluations. Beside it the zero-shot base, 5 rows in context, an adapter trained on the 5
-# rows, and the mean of the 20 modules. SEEDS draws the modules, ROWS the rows, apart from each other.
+# LoraHub (arXiv 2307.13269): on each of the 27 tasks of BIG-Bench Hard, 20 modules drawn from a pool of adapters of Flan's
+# tasks are weighed by 5 rows, with 40 evaluations. Beside it the zero-shot base, 5 rows in context, an adapter and all
+# weights trained on the 5 rows, and the mean of the 20 modules. SEEDS draws the modules, ROWS the rows, apart from each other.
 #
-# BASE     a model folder or hub:ORG/NAME; the paper's Flan-T5 is an encoder and decoder, which lorakit has not
-# LIBRARY  a library of experts, such as OUT/seed-0/private of modular_llms/zero_shot.sh
+# BASE     a model folder or hub:ORG/NAME: the paper's hub:google/flan-t5-large, or any other encoder-decoder or decoder
+# POOL     a library of experts over it, or adapters as `library add` takes them, such as 'hub:lorahub/flan_t5_large-*'
 # DATA     the folder with bbh/ of https://github.com/suzgunmirac/BIG-Bench-Hard
 # OUT      the folder for results; an interrupted run can be resumed
 #
-# As in the paper, 100 rows of a task are the pool of examples and the others are scored. The paper's numbers are of
-# Flan-T5-large. Not here: IA3 and full fine-tuning on 5 rows, which lorakit does not train. "Best single module" of some
-# tables is chosen on test rows, and left out.
+# MODULES may name a file that spells the pool's names in another order than the alphabet's: with the authors' list
+# (lorahub/constant.py of https://github.com/sail-sg/lorahub) seed N draws the modules of their seed N.
 #
-# Usage: [SEEDS="0 1 2 3 4"] [ROWS="0 1 2"] scripts/lorahub.sh BASE LIBRARY DATA OUT [OPTIONS...]
+# As in the paper, 100 rows of a task are the pool of examples and the others are scored, by exact match. The paper's numbers
+# are of Flan-T5-large. Not here: IA3, which lorakit does not train. "Best seed" is chosen on test rows, as in the paper, and
+# marked so. FULL=0 leaves out full fine-tuning, which needs 20 bytes per parameter.
+#
+# Usage: [SEEDS="1 2 3 4 5"] [ROWS="0"] [MODULES=FILE] [FULL=0] scripts/lorahub.sh BASE POOL DATA OUT [OPTIONS...]
 #        scripts/lorahub.sh --smoke OUT
+SEEDS="${SEEDS:-1 2 3 4 5}"
 source "$(dirname "$0")/paper_run.sh"
 [ "$mode" != small ] || usage # over a small base: lora_soups.sh --small, whose ten targets LoraHub is fitted to too
-modules=20 limit=()
+modules=20 budget=40 limit=() tokens=32
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
-    base=pico out="$1" library="$1/library" data="$1/data" modules=3 limit=(--limit 2)
-    settings=(max_steps=2 learning_rate=1e-2 eval_steps=0)
-    "$lorakit" train-experts -q --base pico --tasks suite:skills --library "$library" --set "${settings[@]}" \
-        --experts shift_up1,shift_down1,join_dash,join_dot > /dev/null
+    # A random T5 with adapters of the pool's form, so that the numbers mean nothing.
+    base="$root/tests/fixtures/t5/base" out="$1" data="$1/data" modules=2 budget=4 limit=(--limit 2) tokens=4
+    seeds=("${seeds[@]:0:2}") pool="$root/tests/fixtures/t5/adapters/h0 $root/tests/fixtures/t5/adapters/h1"
+    settings=(max_steps=2 learning_rate=1e-2 eval_steps=0 rank=4 alpha=8 target_modules=q,v)
+    full=(max_steps=2 learning_rate=1e-2 eval_steps=0)
     mkdir -p "$data/bbh/bbh" "$data/bbh/cot-prompts"
     for name in navigate snarks; do
         python3 -c 'import json; print(json.dumps({"canary": "none", "examples": [{"input": f"Row {i}?", "target": "(A)"} for i in range(110)]}))' \
@@ -30,21 +35,25 @@ if [ "$mode" = smoke ]; then
         printf 'canary\n-----\nAnswer it.\n\nQ: ...\n' > "$data/bbh/cot-prompts/$name.txt"
     done
 elif [ $# -ge 4 ]; then
-    base="$1" library="$2" data="$3" out="$4"
+    base="$1" pool="$2" data="$3" out="$4"
     options=("${@:5}")
     settings=(rank=16 alpha=32 learning_rate=2e-4 num_epochs=20 batch_size=5 eval_steps=0)
+    # The paper does not say how it trains all weights.
+    full=(learning_rate=3e-5 num_epochs=20 batch_size=5 eval_steps=0)
 else
     usage
 fi
-cost 27 500 $((40 * 5 * 27 + 4000 * 6)) "$data"/bbh/bbh/*.json
+cost 27 500 $((budget * 5 * 27 + 4000 * 6)) "$data"/bbh/bbh/*.json
 
-# pool SEED: a file of 100 rows for examples and one of the others for each task, by the reference code's prompt.
-pool() {
-    python3 - "$data/bbh" "$out/rows-$1" "$1" <<'END'
+# examples SEED: a file of 100 rows for examples and one of the others for each task, by the reference code's prompt; and in
+# five/ a task of its own with the first five examples alone.
+examples() {
+    python3 - "$data/bbh" "$out/rows-$1" "$1" "$tokens" <<'END'
 import json, pathlib, random, sys
 
-source, out, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
-out.mkdir(parents=True, exist_ok=True)
+source, out, seed, tokens = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *sys.argv[3:]
+(out / "five").mkdir(parents=True, exist_ok=True)
+head = 'prompt = "{{ input }}"\ntarget = "output"\nmetrics = ["exact_match"]\nstop = ["\\n"]\n' + f"max_new_tokens = {tokens}\n"
 names = []
 for file in sorted((source / "bbh").glob("*.json")):
     # The third line of the published prompt describes the task.
@@ -54,20 +63,31 @@ for file in sorted((source / "bbh").glob("*.json")):
         for row in json.loads(file.read_text())["examples"]
     ]
     random.Random(f"{seed} {file.stem}").shuffle(rows)
-    for split, part in (("train", rows[:100]), ("test", rows[100:])):
+    for split, part in (("train", rows[:100]), ("five", rows[:5]), ("test", rows[100:])):
         (out / f"{file.stem}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    five = f'name = "{file.stem}"\ntrain = "../{file.stem}.five.jsonl"\ntest = "../{file.stem}.test.jsonl"\n'
+    (out / "five" / f"{file.stem}.toml").write_text(five + head)
     names.append(file.stem)
-head = 'train = "{name}.train.jsonl"\ntest = "{name}.test.jsonl"\nprompt = "{{ input }}"\ntarget = "output"\n'
-head += 'metrics = ["exact_match"]\nstop = ["\\n"]\nmax_new_tokens = 32\n'
-(out / "bbh.toml").write_text(head + "".join(f'\n[[task]]\nname = "{name}"\n' for name in names))
+files = 'train = "{name}.train.jsonl"\ntest = "{name}.test.jsonl"\n'
+(out / "bbh.toml").write_text(files + head + "".join(f'\n[[task]]\nname = "{name}"\n' for name in names))
 END
 }
 
-# draw COUNT SEED: so many of the lines at random, in random order, separated by commas.
+# draw SEED: the modules of a seed, in a random order, since the authors' search depends on it, separated by commas.
 draw() {
-    python3 -c 'import random, sys
-lines = sorted(sys.stdin.read().splitlines())
-print(",".join(random.Random(int(sys.argv[2])).sample(lines, min(int(sys.argv[1]), len(lines)))))' "$@"
+    python3 - "$library/experts" "$modules" "$1" "${MODULES:-}" <<'END'
+import pathlib, random, re, sys
+
+folder, count, seed, order = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+if order:
+    spelled = re.findall(r"[\w.-]+", pathlib.Path(order).read_text())
+    missing = set(names) - set(spelled)
+    if missing:
+        sys.exit(f"{order}: it does not name {', '.join(sorted(missing)[:3])}")
+    names = [name for name in spelled if name in set(names)]
+print(",".join(random.Random(seed).sample(names, min(count, len(names)))))
+END
 }
 
 # adapt RUN NAME METHOD OPTIONS...: writes the scores of the adapted tasks, once.
@@ -79,26 +99,60 @@ adapt() {
     mv "$file.new" "$file"
 }
 
+# full_fine_tuning ROWS: all weights trained on the five rows of each task, one task after the other; a model is scored and
+# removed. Their scores are one file.
+full_fine_tuning() {
+    local folder="$1/full" task name
+    [ ! -e "$1/full.json" ] || return 0
+    for task in "$1"/five/*.toml; do
+        name="$(basename "$task" .toml)"
+        [ ! -e "$folder/$name.json" ] || continue
+        echo "== full fine-tuning: $name"
+        rm -rf "$folder/library"
+        "$lorakit" train-experts -q --full --base "$base" --tasks "$task" --library "$folder/library" --set "${full[@]}" "${options[@]}" > /dev/null
+        "$lorakit" eval --json -q --base "$folder/library/models/full" --tasks "$task" --router base "${limit[@]}" "${options[@]}" > "$folder/new"
+        mv "$folder/new" "$folder/$name.json"
+    done
+    rm -rf "$folder/library"
+    python3 - "$folder" > "$1/full.json" <<'END'
+import json, pathlib, sys
+
+documents = [json.loads(file.read_text()) for file in sorted(pathlib.Path(sys.argv[1]).glob("*.json"))]
+tasks = {name: scores for document in documents for name, scores in document["results"]["base"].items()}
+print(json.dumps(documents[0] | {"results": {"base": tasks}}))
+END
+}
+
+library="$pool"
+if [ ! -e "$pool/library.json" ]; then
+    library="$out/pool"
+    read -ra adapters <<< "$pool"
+    once "$lorakit" library add --library "$library" --base "$base" "${adapters[@]}" "${options[@]}" > /dev/null
+fi
 runs=()
 for rows in ${ROWS:-0}; do
-    pool "$rows"
-    bbh="$out/rows-$rows/bbh.toml"
+    of_rows="$out/rows-$rows"
+    examples "$rows"
+    bbh="$of_rows/bbh.toml"
+    once "$lorakit" eval --base "$base" --tasks "$bbh" --chance --router base "${limit[@]}" --out "$of_rows/zero_shot.eval" "${options[@]}"
+    once "$lorakit" eval --base "$base" --tasks "$bbh" --router base --num-fewshot 5 "${limit[@]}" \
+        --out "$of_rows/in_context.eval" "${options[@]}"
+    [ "${FULL:-1}" = 0 ] || full_fine_tuning "$of_rows"
     for seed in "${seeds[@]}"; do
         run="$out/modules-$seed-rows-$rows"
         runs+=("$run")
         mkdir -p "$run"
-        # The modules of a seed, in a random order, since the authors' search depends on it.
-        drawn="$(find "$library/experts" -mindepth 1 -maxdepth 1 -type d ! -name '.*' -printf '%f\n' | draw "$modules" "$seed")"
-        adapt "$run" lorahub_published lorahub:mode=as-published --library "$library" --experts "$drawn" --seed "$seed"
+        cp -r "$of_rows/zero_shot.eval" "$of_rows/in_context.eval" "$run"
+        [ ! -e "$of_rows/full.json" ] || cp "$of_rows/full.json" "$run"
+        drawn="$(draw "$seed")"
+        adapt "$run" lorahub_published "lorahub:mode=as-published,budget=$budget" --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" lorahub lorahub --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" five_rows no_library --fraction 0.05 --seed "$seed" --set "${settings[@]}"
         once "$lorakit" merge --library "$library" --base "$base" --method cat --experts "$drawn" --out "$run/mean" \
             --overwrite "${options[@]}" > /dev/null
         once "$lorakit" library add --library "$run/merged" --base "$base" "mean=$run/mean" "${options[@]}" > /dev/null
-        once "$lorakit" eval --base "$base" --library "$run/merged" --tasks "$bbh" --chance --router base expert:mean \
-            "${limit[@]}" --out "$run/zero_shot.eval" "${options[@]}"
-        once "$lorakit" eval --base "$base" --tasks "$bbh" --router base --num-fewshot 5 "${limit[@]}" \
-            --out "$run/in_context.eval" "${options[@]}"
+        once "$lorakit" eval --base "$base" --library "$run/merged" --tasks "$bbh" --router expert:mean "${limit[@]}" \
+            --out "$run/mean.eval" "${options[@]}"
     done
 done
 strict=()

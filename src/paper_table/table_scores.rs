@@ -1,6 +1,6 @@
 //! The scores of a table, read from the results.json of every run.
 
-use crate::paper_table::table_spec::{ColumnSpec, RowSpec, TableSpec};
+use crate::paper_table::table_spec::{ColumnSpec, OfRuns, RowSpec, TableSpec};
 use anyhow::{Context as _, Result};
 use lorakit_eval::{Results, Score};
 use serde_json::Value;
@@ -37,7 +37,11 @@ impl<'a> TableScores<'a> {
         let mut files = BTreeMap::new();
         let row = |row: &RowSpec| {
             let run = |run: &PathBuf| run_scores(spec, row, run, &mut files);
-            runs.iter().map(run).collect::<Result<_>>().map(RowScores)
+            let of_runs: Vec<Option<RunScores>> = runs.iter().map(run).collect::<Result<_>>()?;
+            Ok(RowScores(match row.of_runs {
+                OfRuns::Mean => of_runs,
+                OfRuns::Best => vec![best_of(spec, of_runs.into_iter().flatten())],
+            }))
         };
         let rows = spec.rows.iter().map(row).collect::<Result<_>>()?;
         Ok(Self { spec, rows })
@@ -109,7 +113,7 @@ impl<'a> TableScores<'a> {
             .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
             .map(|(b, w)| (on_tasks_of(b, w), on_tasks_of(w, b)))
             .collect();
-        let sign = if self.shown(column).1.metric == "loss" { -1.0 } else { 1.0 };
+        let sign = sign(self.shown(column).1);
         let Some((first, _)) = both.first() else { return Vec::new() };
         let units = self.units(first, column).into_keys();
         let gains = units.filter_map(|unit| {
@@ -147,6 +151,27 @@ impl<'a> TableScores<'a> {
         let value = units.iter().map(|score| score.value).sum::<f64>() / n;
         (complete && !units.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
     }
+}
+
+/// One where a higher value of a column is better, else minus one.
+fn sign(column: &ColumnSpec) -> f64 {
+    if column.metric == "loss" { -1.0 } else { 1.0 }
+}
+
+/// For each task of each column the best score of several runs.
+fn best_of(spec: &TableSpec, mut runs: impl Iterator<Item = RunScores>) -> Option<RunScores> {
+    let mut best = runs.next()?;
+    for run in runs {
+        for ((best, run), column) in best.iter_mut().zip(run).zip(&spec.columns) {
+            for (task, score) in run {
+                let known = best.entry(task).or_insert(score);
+                if sign(column) * score.value > sign(column) * known.value {
+                    *known = score;
+                }
+            }
+        }
+    }
+    Some(best)
 }
 
 /// The scores of a run on the tasks that another has too.

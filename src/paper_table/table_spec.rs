@@ -66,9 +66,23 @@ pub struct RowSpec {
     pub at: Option<String>,
     /// The router as it was typed.
     pub router: String,
+    /// What a cell shows of several runs.
+    #[serde(default)]
+    pub of_runs: OfRuns,
     /// The paper's own number by base: of the mean if there is one, else of the first column.
     #[serde(default)]
     pub paper: BTreeMap<String, f64>,
+}
+
+/// What a cell shows of several runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OfRuns {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// For each task the best of them, which is chosen on the rows that are scored. No claim can rest on it.
+    Best,
 }
 
 /// A claim: one row is better than another.
@@ -129,6 +143,11 @@ impl TableSpec {
         let named = spec.claims.iter().flat_map(|claim| [&claim.better, &claim.worse]).chain(testable);
         for label in named {
             ensure!(labels.contains(label.as_str()), "there is no row `{label}`; the rows are {labels:?}");
+            let is_chosen = |row: &&RowSpec| row.label == *label && row.of_runs == OfRuns::Best;
+            ensure!(
+                !spec.rows.iter().any(|row| is_chosen(&row)),
+                "row `{label}` is the best of several runs, chosen on the rows that are scored: no claim can rest on it"
+            );
         }
         for column in spec.claims.iter().filter_map(|claim| claim.column.as_deref()) {
             ensure!(columns.contains(&column), "there is no column `{column}`; the columns are {columns:?}");
@@ -155,6 +174,13 @@ mod tests {
             (format!("{TABLE}paper = {{ Phi = 1.0 }}\n"), "`Phi` is not among papers"),
             (format!("{TABLE}[[row]]\nlabel = 'base'\nresults = 'b'\nrouter = 'base'\n"), "two rows"),
             (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
+            (
+                format!(
+                    "{TABLE}[[row]]\nlabel = 'best'\nresults = 'a'\nrouter = 'base'\nof_runs = 'best'\n[[claim]]\n\
+                     text = 'x'\nbetter = 'best'\nworse = 'base'\n"
+                ),
+                "row `best` is the best of several runs",
+            ),
         ] {
             let message = format!("{:#}", TableSpec::parse(&text).unwrap_err());
             assert!(message.contains(expected), "{message}");

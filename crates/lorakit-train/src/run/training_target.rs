@@ -183,7 +183,8 @@ impl TrainingTarget<'_> {
                 let stack = pass.skill_stack().ok_or(TrainError::NotSkills)?;
                 let skills = routing_store::skill_names(name, training.dims.count);
                 for (skill, expert) in skills.iter().enumerate() {
-                    let adapter = stack.skill(skill)?.with_target_names(&base.modules()).with_task_type(base.task_type());
+                    let adapter =
+                        stack.skill(skill)?.with_target_names(&base.modules()).with_task_type(base.task_type());
                     library.replace(expert, &adapter, Some(record))?;
                 }
                 // The old routing stays until now: if the process is killed, it refuses the new skills, whereas without
