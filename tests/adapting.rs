@@ -184,7 +184,7 @@ fn adapt_fails_before_anything_is_written() {
         ("mean", &["--fraction", "0"], 2, "above 0"),
         ("shared", &[], 1, "--joint"),
         ("shared:nobody", &[], 1, "nobody"),
-        ("mean", &["--experts", "nobody"], 1, "no expert has the name nobody"),
+        ("mean", &["--experts", "nobody"], 1, "no expert `nobody`"),
         ("mean", &["--set", "rank=3"], 1, "has rank 4 and alpha 16"),
     ] {
         let error = work.adapt(method, "wrong", options).failed(code);

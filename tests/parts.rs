@@ -239,6 +239,34 @@ fn one_command_finishes_what_parts_began_and_the_reverse() {
     }
 }
 
+#[test]
+fn both_stages_of_mbc_end_as_one_command() {
+    let work = Work::new();
+    let both = |library: &str, part: Option<&str>| -> Vec<String> {
+        let part = part.into_iter().flat_map(|part| ["--part", part]);
+        whole(&work, library).into_iter().chain(["--mbc", "2"].into_iter().chain(part).map(str::to_owned)).collect()
+    };
+    run(both("one/library", None)).ok();
+    let (first, second) = (both("parts/library", Some("0/2")), both("parts/library", Some("1/2")));
+    // Alone, the first part cannot know the clusters, and says so.
+    let alone = run(first.iter().filter(|word| *word != "--json")).ok();
+    assert_contains(&alone.stdout, &["2 experts of other parts to come", "run the same parts again"]);
+    let library = work.path("parts/library");
+    assert!(!library.join("clusters.json").exists());
+    // The one that completes the first stage goes on to the second.
+    let document = run(&second).json();
+    assert_eq!(document["private"]["missing_in_other_parts"], serde_json::json!([]));
+    assert_eq!(files(&library.join("experts")).len(), 3, "an expert of the second stage");
+    for part in [&first, &second].map(|words| start(words)) {
+        ended(part).ok();
+    }
+    let made = |library: &str| -> Files {
+        let of_run = |path: &Path| path.components().any(|part| part.as_os_str() == "runs");
+        files(&work.path(library)).into_iter().filter(|(path, _)| !of_run(path)).collect()
+    };
+    assert!(made("parts/library") == made("one/library"), "bytes differ from those of one command");
+}
+
 /// Every file's inode, which changes if it is written again.
 fn inodes(folder: &Path) -> BTreeMap<PathBuf, u64> {
     files(folder).into_keys().map(|path| (path.clone(), fs::metadata(folder.join(path)).unwrap().ino())).collect()

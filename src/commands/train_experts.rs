@@ -72,8 +72,8 @@ pub struct TrainExpertsArgs {
     #[arg(long)]
     restart: bool,
     /// Train a part of the passes: the I-th of N, from 0, or the one of a Slurm, HyperQueue or Kubernetes array (auto).
-    /// Parts run at once on machines that share the library's folder, and end as one command would. Not with --mbc: its
-    /// stages are commands of their own there (--clusters)
+    /// Parts run at once on machines that share the library's folder, and end as one command would. With --mbc, run all
+    /// parts a second time: clusters need the experts of every part
     #[arg(long, value_name = "I/N|auto/N")]
     part: Option<PartArg>,
     /// Print one JSON line per pass (experts, rows, steps, tokens, memory), and train nothing
@@ -102,7 +102,7 @@ struct TrainMode {
     full: bool,
     /// Run both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private for 40 % of the steps, K clusters
     /// (or auto) of their deltas in LIBRARY/clusters.json, and an expert per cluster for the other 60 %
-    #[arg(long, value_name = "K", conflicts_with_all = ["experts", "part", "plan"])]
+    #[arg(long, value_name = "K", conflicts_with_all = ["experts", "plan"])]
     mbc: Option<ClusterCount>,
     /// Train K experts on random parts of all rows, a baseline for clusters
     #[arg(long, value_name = "K", value_parser = count)]
@@ -191,7 +191,11 @@ fn report_plan(passes: &[PlannedPass], context: &CommandContext) -> Result<()> {
 fn report_both_stages(stages: &TwoStageMbc, context: &CommandContext) -> Result<()> {
     let TwoStageMbc { private, clustered } = stages;
     let Some(ClusteredStage { clusters, file, experts }) = clustered else {
-        context.output.result(&training_report::document(private), || training_report::text(private))?;
+        let waits =
+            private.is_complete().then_some("\nclusters need them: run the same parts again when they are there");
+        context.output.result(&training_report::document(private), || {
+            training_report::text(private) + waits.unwrap_or_default()
+        })?;
         return training_report::outcome(private);
     };
     let mut document = training_report::document(experts);

@@ -4,7 +4,8 @@
 //! norms and singular vectors come from r x r problems in f64. They depend on the product `s B A` alone: the pair
 //! `(B R^-1, R A)` of any invertible `R` gives the same results.
 
-use faer::{Mat, MatRef};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Col, Mat, MatRef, Par, Scale, Side};
 
 use crate::error::{AdapterError, Result};
 use crate::matrix::Matrix;
@@ -122,24 +123,14 @@ impl LowRank {
         Ok(cosine(self.dot(other)?, self.norm(), other.norm()))
     }
 
-    /// The top right singular vector of `s B A`, exactly: the input direction that the update amplifies most.
-    ///
-    /// With the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb` it is `Qa w`, where `w` is the top right singular
-    /// vector of the r x r core `Rb Ra'`. This is Arrow's prototype (<https://arxiv.org/abs/2405.11157>). `None` where the
-    /// update is zero up to the rounding of its factors: what is left then is noise.
+    /// The top right singular vector of `s B A`, exactly: the input direction that the update amplifies most. This is
+    /// Arrow's prototype (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero up to the rounding of its
+    /// factors: what is left then is noise.
     pub fn top_singular_vector(&self) -> Option<SingularVector> {
-        let (a, b) = (to_f64(&self.a), to_f64(&self.b));
-        let (qr_a, qr_b) = (a.transpose().qr(), b.qr());
-        let core = qr_b.thin_R() * qr_a.thin_R().transpose();
-        let svd = core.thin_svd().ok()?;
-        let top = svd.S().column_vector()[0];
-        let rounding = self.rank() as f64 * f64::EPSILON * a.norm_l2() * b.norm_l2();
+        let (a, b) = (transposed_f64(&self.a), transposed_f64(&self.b));
+        let (vector, top) = top_by_gram_matrices(&a, &b).or_else(|| top_by_qr(&a, &b))?;
         let singular_value = self.scale.abs() * top;
-        if top <= rounding || singular_value == 0.0 {
-            return None;
-        }
-        let vector = qr_a.compute_thin_Q() * svd.V().col(0);
-        Some(SingularVector { vector: oriented(vector.iter().copied().collect()), singular_value })
+        (singular_value != 0.0).then(|| SingularVector { vector: oriented(&vector), singular_value })
     }
 
     /// The dense update `s B A` of shape `[out, in]`, row by row. For tests and small modules.
@@ -204,14 +195,64 @@ fn dot_f64(x: &[f32], y: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-fn to_f64(matrix: &Matrix) -> Mat<f64> {
+/// The transpose in f64, `[cols, rows]`: a row of the matrix is a column, so that it is copied as it lies.
+fn transposed_f64(matrix: &Matrix) -> Mat<f64> {
     let values = matrix.values();
-    let view = MatRef::from_row_major_slice(&values, matrix.rows(), matrix.cols());
-    Mat::from_fn(matrix.rows(), matrix.cols(), |row, col| f64::from(view[(row, col)]))
+    let mut transposed = Mat::zeros(matrix.cols(), matrix.rows());
+    for (index, row) in values.chunks_exact(matrix.cols()).enumerate() {
+        let column = transposed.col_as_slice_mut(index);
+        column.iter_mut().zip(row).for_each(|(to, value)| *to = f64::from(*value));
+    }
+    transposed
+}
+
+/// Where the top squared singular value is a smaller share of `|A|^2 |B|^2` than this, Gram matrices, which square it, have
+/// lost too many digits.
+const GRAM_SHARE: f64 = 1e-6;
+
+/// The top right singular vector of `B A`, given `A'` `[in, r]` and `B'` `[r, out]`, and its singular value, from the Gram
+/// matrices of the factors alone: where `B'B = L L'` and `z` is the top eigenvector of `L' A A' L`, it is `A' L z`.
+///
+/// None where `B'B` is singular, or the result would not be exact to f32 ([`GRAM_SHARE`]).
+fn top_by_gram_matrices(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
+    let (gram_a, gram_b) = (product(a.transpose(), a.as_ref()), product(b.as_ref(), b.transpose()));
+    let cholesky = gram_b.llt(Side::Lower).ok()?;
+    let lower = cholesky.L();
+    let core = product(lower.transpose(), product(gram_a.as_ref(), lower).as_ref());
+    let eigen = core.self_adjoint_eigen(Side::Lower).ok()?;
+    // Eigenvalues ascend.
+    let last = core.nrows() - 1;
+    let square = eigen.S().column_vector()[last];
+    let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().sum();
+    if square.is_nan() || square <= GRAM_SHARE * trace(&gram_a) * trace(&gram_b) {
+        return None;
+    }
+    let weights = product(lower, eigen.U().subcols(last, 1));
+    let top = square.sqrt();
+    let vector = product(a.as_ref(), weights.as_ref());
+    Some((vector.col(0) * Scale(top.recip()), top))
+}
+
+/// The same for any factors, by the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb`: it is `Qa w`, where `w` is the top
+/// right singular vector of the r x r core `Rb Ra'`. None where all of the core is rounding.
+fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
+    let (qr_a, qr_b) = (a.qr(), b.transpose().qr());
+    let core = qr_b.thin_R() * qr_a.thin_R().transpose();
+    let svd = core.thin_svd().ok()?;
+    let top = svd.S().column_vector()[0];
+    let rounding = a.ncols() as f64 * f64::EPSILON * a.norm_l2() * b.norm_l2();
+    (top > rounding).then(|| (qr_a.compute_thin_Q() * svd.V().col(0), top))
+}
+
+/// The product of two small matrices. It starts no threads: many updates are worked on at once.
+fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+    let mut product = Mat::zeros(left.nrows(), right.ncols());
+    matmul(&mut product, Accum::Replace, left, right, 1.0, Par::Seq);
+    product
 }
 
 /// The vector or its negative, whichever makes its entry of largest magnitude (the first of equals) positive.
-fn oriented(vector: Vec<f64>) -> Vec<f32> {
+fn oriented(vector: &Col<f64>) -> Vec<f32> {
     let largest = vector.iter().fold(0f64, |best, value| if value.abs() > best.abs() { *value } else { best });
-    vector.into_iter().map(|value| (value * largest.signum()) as f32).collect()
+    vector.iter().map(|value| (value * largest.signum()) as f32).collect()
 }

@@ -32,16 +32,6 @@ pub enum FitError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// A chosen expert that the library does not have.
-    #[error("{}: no expert has the name {name}; there are {known}", library.display())]
-    UnknownExpert {
-        /// The library's folder.
-        library: PathBuf,
-        /// The name.
-        name: String,
-        /// The names that there are.
-        known: String,
-    },
     /// A library without experts.
     #[error("{}: the library has no experts; `lorakit train-experts` and `lorakit library add` make some", .0.display())]
     EmptyLibrary(PathBuf),

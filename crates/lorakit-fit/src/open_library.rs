@@ -5,6 +5,7 @@ use crate::record_file::record_beside;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
+use rayon::prelude::*;
 use std::path::Path;
 
 /// A library whose experts are stacked at the sites of a base.
@@ -30,24 +31,16 @@ impl OpenLibrary {
             own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
         }
         let mut names = library.expert_names()?;
-        if let Some(unknown) = chosen.iter().find(|name| !names.contains(name)) {
-            return Err(FitError::UnknownExpert {
-                library: root.to_owned(),
-                name: unknown.clone(),
-                known: names.join(", "),
-            });
-        }
+        // Its error suggests similar names.
+        chosen.iter().try_for_each(|name| library.expert_folder(name).map(drop))?;
         names.retain(|name| chosen.is_empty() || chosen.contains(name));
         if names.is_empty() {
             return Err(FitError::EmptyLibrary(root.to_owned()));
         }
-        let records = names.iter().map(|name| library.record(name)).collect::<Result<Vec<_>, _>>()?;
-        let expert = |(name, record): (&String, &Option<ExpertRecord>)| -> Result<Expert> {
-            ensure_base(record.as_ref(), base).with_context(|| format!("the expert `{name}` of {}", root.display()))?;
-            let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
-            Ok(Expert { name: name.clone(), adapter: library.adapter(name)?, tasks })
-        };
-        let experts = names.iter().zip(&records).map(expert).collect::<Result<Vec<_>>>()?;
+        let read = |name: &String| read_expert(&library, name, base);
+        // In parallel: of a thousand experts, configurations and headers take longer than weights.
+        let read: Vec<Result<_>> = names.par_iter().map(read).collect();
+        let (experts, records): (Vec<_>, Vec<_>) = read.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let experts = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         Ok(Self { library, experts, records })
     }
@@ -64,6 +57,15 @@ impl OpenLibrary {
         }
         seen
     }
+}
+
+/// An expert of a library and its record.
+fn read_expert(library: &Library, name: &str, base: &Base) -> Result<(Expert, Option<ExpertRecord>)> {
+    let record = library.record(name)?;
+    let place = || format!("the expert `{name}` of {}", library.root().display());
+    ensure_base(record.as_ref(), base).with_context(place)?;
+    let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
+    Ok((Expert { name: name.to_owned(), adapter: library.adapter(name)?, tasks }, record))
 }
 
 /// Opens one adapter folder as the only expert.

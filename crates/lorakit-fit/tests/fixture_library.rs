@@ -79,7 +79,7 @@ fn unknown_experts_and_other_bases_are_refused() {
     assert_eq!(one.seen([0]).into_iter().map(|task| task.name).collect::<Vec<_>>(), ["shift_up1"]);
 
     let error = OpenLibrary::open(&root, &base, &["absent".to_owned()]).unwrap_err();
-    assert!(error.to_string().ends_with("no expert has the name absent; there are join_dash, shift_up1"), "{error}");
+    assert!(error.to_string().ends_with("no expert `absent`; it has `join_dash`, `shift_up1`"), "{error}");
 
     let other = Base::open(&repository("tests/fixtures/peft/mistral/base"), &BaseOptions::default()).unwrap();
     let error = OpenLibrary::open(&root, &other, &[]).unwrap_err();

@@ -313,3 +313,11 @@ pub(crate) fn listed<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     let names: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
+
+/// The same of experts, of which there may be thousands: the first ones, and how many more there are.
+pub(crate) fn first_listed<T: Display>(items: impl ExactSizeIterator<Item = T>) -> String {
+    const LISTED: usize = 20;
+    let more = items.len().saturating_sub(LISTED);
+    let shown = listed(items.take(LISTED));
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
+}

@@ -1,6 +1,6 @@
 //! The experts of a library, named and stacked site by site.
 
-use crate::error::{Result, RouteError, listed};
+use crate::error::{Result, RouteError, first_listed};
 use crate::stack::{Modules, Stack};
 use candle_core::Device;
 use lorakit_adapter::{Adapter, LowRank};
@@ -82,7 +82,7 @@ impl LibraryStack {
     pub fn index(&self, name: &str) -> Result<usize> {
         self.names
             .binary_search_by(|known| known.as_str().cmp(name))
-            .map_err(|_| RouteError::UnknownExpert { name: name.to_owned(), known: listed(&self.names) })
+            .map_err(|_| RouteError::UnknownExpert { name: name.to_owned(), known: first_listed(self.names.iter()) })
     }
 
     /// The experts themselves, in the order of their names.

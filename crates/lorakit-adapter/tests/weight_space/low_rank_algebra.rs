@@ -146,3 +146,29 @@ fn adapter_products_sum_over_modules_and_a_missing_module_counts_as_zero() {
     assert_close(x.dot(&fewer).unwrap(), sum - x.modules()[&path].dot(&removed).unwrap(), 1e-12);
     assert_eq!(x.parameters(), 2 * (2 * 12 + 2 * 10));
 }
+
+/// B A of rank 2 whose terms cancel up to `rest`: factors of length 1, a singular value of about `rest`.
+fn nearly_cancelling(rest: f32) -> LowRank {
+    let (row, other) = (random_matrix(8, 1, 64).values().into_owned(), random_matrix(9, 1, 64).values().into_owned());
+    let moved: Vec<f32> = row.iter().zip(&other).map(|(x, y)| x + rest * y).collect();
+    let column = random_matrix(10, 1, 48).values().into_owned();
+    let b = column.iter().flat_map(|value| [*value, -*value]).collect();
+    LowRank::new(Matrix::new(2, 64, [row, moved].concat()).unwrap(), Matrix::new(48, 2, b).unwrap(), 1.0).unwrap()
+}
+
+#[test]
+fn updates_that_nearly_cancel_have_the_singular_vector_of_what_is_left() {
+    for rest in [1e-1, 1e-2, 1e-3, 1e-4, 1e-5] {
+        let update = nearly_cancelling(rest);
+        // A' (1, -1), the only direction that is left, without further rounding.
+        let a = update.a().values();
+        let expected: Vec<f64> = (0..64).map(|i| f64::from(a[i]) - f64::from(a[64 + i])).collect();
+        let length = expected.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let found = update.top_singular_vector().unwrap().vector;
+        let dot: f64 = expected.iter().zip(&found).map(|(x, y)| x / length * f64::from(*y)).sum();
+        assert!((dot.abs() - 1.0).abs() < 1e-6, "{rest}: {dot}");
+        let apart = |(x, y): (&f64, &f32)| (x / length * dot.signum() - f64::from(*y)).abs();
+        let largest = expected.iter().zip(&found).map(apart).fold(0f64, f64::max);
+        assert!(largest < 1e-6, "{rest}: {largest}");
+    }
+}

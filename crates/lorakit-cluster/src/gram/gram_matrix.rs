@@ -1,5 +1,7 @@
 //! The Gram matrix of a set of experts.
 
+use rayon::prelude::*;
+
 use crate::comparison_space::ComparisonSpace;
 use crate::error::{Error, Result};
 use crate::expert_set::ExpertSet;
@@ -46,8 +48,10 @@ impl GramMatrix {
 
     /// The inner products of the rows of `points`, all of one length.
     pub(crate) fn of_points(names: &[String], points: &[Vec<f64>]) -> Result<Self> {
-        let dot = |x: &Vec<f64>, y: &Vec<f64>| x.iter().zip(y).map(|(x, y)| x * y).sum();
-        let values = points.iter().flat_map(|x| points.iter().map(move |y| dot(x, y))).collect();
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum();
+        let mut values = vec![0f64; points.len() * points.len()];
+        let rows = values.par_chunks_exact_mut(points.len().max(1)).zip(points);
+        rows.for_each(|(row, x)| row.iter_mut().zip(points).for_each(|(value, y)| *value = dot(x, y)));
         Self::new(names.to_vec(), values)
     }
 

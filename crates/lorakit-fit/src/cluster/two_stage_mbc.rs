@@ -28,7 +28,7 @@ const PRIVATE_FOLDER: &str = "private";
 pub struct TwoStageMbc {
     /// The experts per task.
     pub private: TrainingReport,
-    /// The second stage; `None` where the first was not completed.
+    /// The second stage; `None` where the first was not completed, by this part or by others.
     pub clustered: Option<ClusteredStage>,
 }
 
@@ -43,8 +43,11 @@ pub struct ClusteredStage {
     pub experts: TrainingReport,
 }
 
-/// Trains an expert per task, clusters them, and trains an expert per cluster into `library`, which is locked. Work
-/// that is in the library already is not repeated.
+/// Trains an expert per task, clusters them, and trains an expert per cluster into `library`, which is locked unless a part is
+/// trained. Work that is in the library already is not repeated.
+///
+/// A part trains its share of the experts per task, and where those of all parts are there, its share of the experts per
+/// cluster: the last to finish the first stage starts the second, and the others join when they are run again.
 ///
 /// # Errors
 /// Where a stage fails, or the library holds clusters of another run and `context` does not ask for a restart.
@@ -58,10 +61,12 @@ pub fn two_stage_mbc(
     let (first, second) = budget(settings)?;
     let root = library.root().join(PRIVATE_FOLDER);
     let private_library = Library::open_or_create(&root, Some(context.base.identity()))?;
-    let _lock = lock_for(&private_library, context.base, context.reporter)?;
+    // A part locks the library itself, for moments.
+    let lock = || lock_for(&private_library, context.base, context.reporter);
+    let _lock = context.part.is_none().then(lock).transpose()?;
     context.reporter.status("experts per task:");
     let private = context.train(TrainedKind::Experts, &private_library, &private_plans(tasks), &first)?;
-    if !private.is_complete() {
+    if !private.is_complete() || !private.summary.missing_elsewhere.is_empty() {
         return Ok(TwoStageMbc { private, clustered: None });
     }
     let names = tasks.iter().map(|task| task.name.clone()).collect();
@@ -73,6 +78,7 @@ pub fn two_stage_mbc(
             return Err(FitError::OtherClusters(file));
         }
     }
+    // Parts that come here at once write the same.
     clusters.write(&file)?;
     context.reporter.status("experts per cluster:");
     let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;

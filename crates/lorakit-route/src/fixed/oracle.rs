@@ -1,6 +1,6 @@
 //! The oracle: each task is served by the expert that was trained on it.
 
-use crate::error::{Result, RouteError, listed};
+use crate::error::{Result, RouteError, first_listed, listed};
 use crate::fixed::single::single_expert;
 use crate::library_stack::LibraryStack;
 use crate::method_info::{MethodInfo, no_settings};
@@ -72,12 +72,12 @@ fn index_of_task(task: &str, experts: &[(&str, &[String])]) -> Result<usize> {
         ([], Some(named)) => Ok(named),
         ([], None) => Err(RouteError::NoExpertForTask {
             task: task.to_owned(),
-            known: listed(experts.iter().map(|(name, tasks)| with_tasks(name, tasks))),
+            known: first_listed(experts.iter().map(|(name, tasks)| with_tasks(name, tasks))),
         }),
         ([_, ..], Some(named)) if recorded.contains(&named) => Ok(named),
         ([first, ..], _) => Err(RouteError::SeveralExpertsForTask {
             task: task.to_owned(),
-            experts: listed(recorded.iter().map(|expert| experts[*expert].0)),
+            experts: first_listed(recorded.iter().map(|expert| experts[*expert].0)),
             first: experts[*first].0.to_owned(),
         }),
     }

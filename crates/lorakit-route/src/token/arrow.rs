@@ -152,8 +152,10 @@ impl Arrow {
 
     /// The prototypes of a site by rows, `[candidates of all choices, in]`, and the choices that are made by them.
     fn choices(&self, experts: &LibraryStack, site: &Site) -> Result<(Vec<f32>, Vec<TopK>)> {
-        let (mut directions, mut choices) = (Vec::new(), Vec::new());
-        for (place, projections) in self.tie.groups(site).into_iter().enumerate() {
+        let groups = self.tie.groups(site);
+        let mut directions = Vec::with_capacity(groups.len() * experts.len() * site.input);
+        let mut choices = Vec::new();
+        for (place, projections) in groups.into_iter().enumerate() {
             let start = directions.len() / site.input;
             let mut candidates = Vec::new();
             for (expert, prototype) in prototypes(experts, site, projections.clone())?.into_iter().enumerate() {
