@@ -3,8 +3,8 @@
 # and scored on a task that needs both: single experts, data mixing (one expert on both skills' rows), CAT with learned and
 # with equal weights, TIES, DARE, linear and other merges, LoraHub, and a mixture with learned gates (PHATGOOSE).
 #
-# CASE   maths    MetaMathQA and CodeAlpaca, GSM-Hard. The paper answers by programs; lorakit runs no generated program, so
-#                 the last number of the text is compared
+# CASE   maths    MetaMathQA and CodeAlpaca, GSM-Hard. The paper answers by programs, which run_programs.py runs
+#                 (configs/tasks/programs.toml); here the last number of the text is compared
 #        manual   question answering over texts that the base has not learned: abstracts of PubMedQA (MIT licence) and
 #                 instructions of alpaca-cleaned, its questions without the abstract, by Rouge-L. The paper's own manual
 #                 and textbook sets have no licence

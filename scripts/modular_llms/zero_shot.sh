@@ -10,7 +10,7 @@
 #
 # OPTIONS are global ones, such as `--device cuda`. For Phi-2 set SET="tie_qkv=true". FULL=1 adds full fine-tuning.
 #
-# Not here: HumanEval and MBPP, since lorakit runs no generated program; StableLM, which is no base of lorakit.
+# Not here: HumanEval and MBPP, which ../run_programs.py scores (configs/tasks/programs.toml); StableLM, which is no base of lorakit.
 #
 # Usage: [SEEDS="0 1 2"] scripts/modular_llms/zero_shot.sh BASE FLAN DATA OUT [OPTIONS...]
 #        scripts/modular_llms/zero_shot.sh --smoke OUT
