@@ -34,6 +34,7 @@ mod interrupt;
 mod output;
 mod pages;
 mod paper_table;
+mod plots;
 mod routing_trace;
 mod scoring;
 mod verification;

@@ -5,6 +5,7 @@ use crate::paper_table::markdown_table::markdown;
 use crate::paper_table::table_claims::judge;
 use crate::paper_table::table_scores::TableScores;
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
+use crate::plots::{curve_panels, difference_plot, score_plot};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_format::atomic::write_file;
@@ -26,7 +27,8 @@ pub struct CompareArgs {
     /// Folders of results, one for each seed
     #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
     runs: Vec<PathBuf>,
-    /// Folder for results.json and table.md
+    /// Folder for results.json, table.md, and plots: scores.svg, differences.svg of the claims, and curves.svg of the
+    /// rows that have an x
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -43,7 +45,12 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     let row = |(at, row): (usize, &RowSpec)| {
         let cell = |column| (scores.shown(column).0.to_owned(), json!(scores.cell(at, column)));
         let cells: Map<String, Value> = scores.columns().into_iter().map(cell).collect();
-        json!({ "label": row.label, "sees": row.sees, "router": row.router, "scores": cells, "paper": row.paper })
+        let mut document =
+            json!({ "label": row.label, "sees": row.sees, "router": row.router, "scores": cells, "paper": row.paper });
+        if let Some(x) = row.x {
+            (document["x"], document["series"]) = (json!(x), json!(row.series));
+        }
+        document
     };
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
     for row in rows.iter().filter(|row| !is_scored(row)) {
@@ -65,6 +72,16 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
         let results = serde_json::to_string_pretty(&document)? + "\n";
         write_file(&folder.join("results.json"), results.as_bytes())?;
         write_file(&folder.join("table.md"), text.as_bytes())?;
+        let plots = [
+            ("scores.svg", Some(score_plot::svg(&spec, &scores)?)),
+            ("differences.svg", difference_plot::svg(&spec.title, &claims)?),
+            ("curves.svg", curve_panels::svg(&spec, &scores)?),
+        ];
+        for (name, plot) in plots {
+            if let Some(plot) = plot {
+                write_file(&folder.join(name), plot.as_bytes())?;
+            }
+        }
     }
     context.output.result(&document, || text)
 }

@@ -4,6 +4,7 @@ use crate::command_context::CommandContext;
 use crate::demo::comparison::{self, ScoreRow};
 use crate::demo::findings::Findings;
 use crate::demo::pipeline;
+use crate::demo::relative_norm::RelativeNorms;
 use crate::demo::setup::Setup;
 use crate::pages::demo_page::{self, DemoResults};
 use anyhow::{Context as _, Result};
@@ -30,6 +31,8 @@ struct DemoDocument<'a> {
     results: &'a Results,
     headline: &'a [String],
     findings: &'a [String],
+    /// Of the private experts.
+    relative_norm: RelativeNorms,
     report: &'a Path,
 }
 
@@ -45,7 +48,9 @@ pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     );
     let scores = comparison::score(&setup, &libraries, &mut results, context)?;
     let routing = comparison::routing_by_family(&setup, &libraries.private)?;
-    let findings = Findings::of(&scores, &clusters, &results, (&setup.training, &setup.held_out));
+    let relative_norm = RelativeNorms::of(&setup, &libraries.private)?;
+    let tasks = (setup.training.as_slice(), setup.held_out.as_slice());
+    let findings = Findings::of(&scores, (relative_norm, &clusters), &results, tasks);
     let shown = DemoResults {
         setup: &setup,
         libraries: &libraries,
@@ -58,7 +63,7 @@ pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     write_file(&args.out.join("results.json"), results.to_json()?.as_bytes())?;
     write_file(&report, demo_page::html(&shown)?.as_bytes())?;
     let Findings { headline, sentences } = &findings;
-    let document = DemoDocument { results: &results, headline, findings: sentences, report: &report };
+    let document = DemoDocument { results: &results, headline, findings: sentences, relative_norm, report: &report };
     context.output.result(&document, || text(&scores, &findings, &args.out))
 }
 

@@ -13,11 +13,12 @@ use crate::output::console::make_parent;
 use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
-use crate::pages::scores_page::{self, ScoredRouters};
+use crate::pages::scores_page::{self, RoutedTask, RouterShares, ScoredRouters};
 use crate::scoring::evaluated_pairs::Pairs;
 use crate::scoring::failures::Failures;
 use crate::scoring::prepared_routers::{PreparedRouter, prepare};
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
+use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::row_counts::RowCounts;
 use crate::scoring::truncation;
 use crate::scoring::unseen_rows::{self, ScoredRows};
@@ -71,7 +72,8 @@ pub struct EvalArgs {
     /// Compute only these of the tasks' metrics; loss is always included
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
-    /// Write a report as an HTML page: means, heat maps of tasks by routers, and bars for each task
+    /// Write a report as an HTML page: means, heat maps of tasks by routers, bars for each task, and which experts
+    /// each router sent it to
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Also score chance, as the router `chance`: a random choice, or the most frequent answer of the train rows
@@ -125,18 +127,20 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     });
     let pairs = Pairs::new(&routers, &tasks, args.part)?;
-    let prepared = prepare(&pairs, routing.as_ref(), &mut failures, context)?;
+    let mut shares = RoutingShares::new(routers.len(), args.report.is_some());
+    let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
     let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
     let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
     let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
-    run.evaluate(&pairs, &prepared, &mut store, &mut failures)?;
+    run.evaluate((&pairs, &prepared), &mut shares, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
         return failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
-    run.output(&args, &names, &store.now, &failures)?;
+    let experts = opened.as_ref().map_or(&[][..], |opened| opened.experts.names());
+    run.output(&args, (&names, &store.now), (&shares, experts), &failures)?;
     failures.outcome(true)
 }
 
@@ -154,7 +158,13 @@ const CHANCE: &str = "chance";
 
 impl EvalRun<'_> {
     /// Prints the results of the routers, and writes the report.
-    fn output(&self, args: &EvalArgs, routers: &[&str], results: &Results, failures: &Failures) -> Result<()> {
+    fn output(
+        &self,
+        args: &EvalArgs,
+        (routers, results): (&[&str], &Results),
+        (shares, experts): (&RoutingShares, &[String]),
+        failures: &Failures,
+    ) -> Result<()> {
         let mut document = serde_json::to_value(results)?;
         if !failures.all().is_empty() {
             document["errors"] = json!(failures.all());
@@ -165,12 +175,31 @@ impl EvalRun<'_> {
         }
         if let Some(path) = &args.report {
             let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, lead: args.lead(self.base) };
+            let (routing, lead) = (self.routing(routers, shares, experts), args.lead(self.base));
+            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, routing: &routing, lead };
             make_parent(path)?;
             write_file(path, scores_page::html(&page)?.as_bytes())?;
         }
         let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
         self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
+    }
+
+    /// Where the routers that choose among experts sent the rows of each task.
+    fn routing<'r>(
+        &'r self,
+        routers: &[&'r str],
+        shares: &RoutingShares,
+        experts: &'r [String],
+    ) -> Vec<RouterShares<'r>> {
+        let of_router = |(number, &router): (usize, &&'r str)| {
+            let of_task = |(index, task): (usize, &'r Task)| {
+                let shares = shares.of(number, index, experts.len())?;
+                Some(RoutedTask { task: &task.name, shares })
+            };
+            let tasks: Vec<RoutedTask> = self.tasks.iter().enumerate().filter_map(of_task).collect();
+            (!tasks.is_empty()).then_some(RouterShares { router, experts, tasks })
+        };
+        routers.iter().enumerate().filter_map(of_router).collect()
     }
 
     /// Scores the chance level, and returns its name.
@@ -187,8 +216,8 @@ impl EvalRun<'_> {
     /// Evaluates the pairs of this process, into `store` or `failures`.
     fn evaluate(
         &self,
-        pairs: &Pairs,
-        prepared: &[PreparedRouter],
+        (pairs, prepared): (&Pairs, &[PreparedRouter]),
+        shares: &mut RoutingShares,
         store: &mut ResultsStore,
         failures: &mut Failures,
     ) -> Result<()> {
@@ -207,6 +236,7 @@ impl EvalRun<'_> {
                 let scores = evaluate(&model, task, self.options, &mut |rows| {
                     bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
                 });
+                shares.count(number, index);
                 match scores {
                     Ok(scores) => {
                         let notice = truncation::notice(task, &scores, self.base.config().max_positions);

@@ -2,6 +2,7 @@
 
 use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, score_text};
 use super::pipeline::FamilyClusters;
+use super::relative_norm::RelativeNorms;
 use lorakit_cluster::ComparisonSpace;
 use lorakit_eval::{PairedDifference, Results, Score, Verdict};
 use lorakit_task::Task;
@@ -31,7 +32,7 @@ const CLAIMS: [(&str, &str, &str); 9] = [
 pub struct Findings {
     /// What came out, and which router to use: a sentence each.
     pub headline: [String; 2],
-    /// The clusters, and a verdict on each claim.
+    /// How far experts are from the base, the clusters, and a verdict on each claim.
     pub sentences: Vec<String>,
 }
 
@@ -47,7 +48,7 @@ impl Findings {
     /// Reads them off the scores of the training tasks and of the held-out tasks.
     pub fn of(
         rows: &[ScoreRow],
-        clusters: &FamilyClusters,
+        (norms, clusters): (RelativeNorms, &FamilyClusters),
         results: &Results,
         (training, held_out): (&[Task], &[Task]),
     ) -> Self {
@@ -55,7 +56,7 @@ impl Findings {
         let (training, held_out) = (scored("training tasks", training), scored("held-out tasks", held_out));
         // Held-out tasks have no expert of their own: experts that know no task would be none to choose among.
         let testable = training.gain(OWN_EXPERT, BASE).is_some_and(|gain| gain.is_clearly_positive());
-        let mut sentences = vec![agreement(clusters)];
+        let mut sentences = vec![distance(norms), agreement(clusters)];
         for claim in CLAIMS {
             sentences.extend([&training, &held_out].into_iter().filter_map(|tasks| tasks.judge(claim, testable)));
         }
@@ -112,6 +113,13 @@ fn headline(rows: &[ScoreRow]) -> [String; 2] {
         _ => "No router was scored.".to_owned(),
     };
     [came_out, use_it]
+}
+
+/// How far the private experts are from the base.
+fn distance(norms: RelativeNorms) -> String {
+    format!(
+        "Private experts change the weights that they adapt by {norms}: the Frobenius norm of s B A relative to that of W."
+    )
 }
 
 /// How well the clusters of each space agree with the true families.

@@ -39,19 +39,29 @@ impl Setup {
         let known = |task: &Task| skills::family_of(&task.name).is_some_and(|family| families.contains(&family));
         let tasks = |part| skills::tasks(skills::SEED, part).into_iter().filter(known).collect();
         let (training, held_out) = (tasks(SuitePart::Training), tasks(SuitePart::HeldOut));
-        let config = TrainConfig {
-            learning_rate: 1e-2,
-            max_steps: Some(if quick { 24 } else { STEPS }),
-            batch_size: 16,
-            max_grad_norm: 1.0,
-            dropout: 0.0,
-            eval_steps: Some(0),
-            loss_reduction: LossReduction::Tokens,
-            ..TrainConfig::default()
-        };
+        let config = config(if quick { 24 } else { STEPS });
         Ok(Self { place, base, tokenizer, training, held_out, families, config, limit: if quick { 8 } else { 24 } })
     }
 }
 
 /// Optimizer steps per task of an expert.
 const STEPS: usize = 60;
+
+/// How experts are trained. Their change of the base is that of adapters of large models, a few percent of the weights:
+/// many modules and a high rank change each weight little for what they learn. `scripts/README.md` has the settings that
+/// were tried on validation rows.
+fn config(steps: usize) -> TrainConfig {
+    TrainConfig {
+        rank: 16,
+        alpha: 16.0,
+        target_modules: "all-linear".to_owned(),
+        learning_rate: 1.5e-3,
+        max_steps: Some(steps),
+        batch_size: 16,
+        max_grad_norm: 1.0,
+        dropout: 0.0,
+        eval_steps: Some(0),
+        loss_reduction: LossReduction::Tokens,
+        ..TrainConfig::default()
+    }
+}

@@ -1,4 +1,4 @@
-//! Labels that fit into a margin.
+//! Labels: texts that fit into a margin or a line, of characters that every format allows.
 
 /// Characters of the longest label.
 const LONGEST: usize = 32;
@@ -12,6 +12,31 @@ pub fn shortened(name: &str) -> String {
     format!("{start}…")
 }
 
+/// A text without the control characters that XML forbids.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|char| if char.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&char) { '\u{fffd}' } else { char })
+        .collect()
+}
+
+/// A text in lines of at most `longest` characters, broken at spaces; a longer word is cut.
+pub fn wrapped(text: &str, longest: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let characters: Vec<char> = printable(word).chars().collect();
+        for part in characters.chunks(longest.max(1)) {
+            match lines.last_mut() {
+                Some(line) if line.chars().count() + 1 + part.len() <= longest => {
+                    line.push(' ');
+                    line.extend(part);
+                }
+                _ => lines.push(part.iter().collect()),
+            }
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -20,5 +45,17 @@ mod tests {
     fn long_names_are_cut_at_characters() {
         assert_eq!(shortened(&"é".repeat(40)).chars().count(), LONGEST);
         assert_eq!(shortened("boolq"), "boolq");
+    }
+
+    #[test]
+    fn texts_break_at_spaces_and_long_words_anywhere() {
+        assert_eq!(wrapped("a bc  def\n g", 4), ["a bc", "def", "g"]);
+        assert_eq!(wrapped("ééééé é", 4), ["éééé", "é é"].map(str::to_owned));
+        assert!(wrapped(" ", 4).is_empty());
+    }
+
+    #[test]
+    fn control_characters_are_replaced() {
+        assert_eq!(printable("a\u{1}\u{b}b"), "a\u{fffd}\u{fffd}b");
     }
 }

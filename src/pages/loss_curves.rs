@@ -1,6 +1,7 @@
 //! Training loss curves as SVG.
 
 use super::markup::render;
+use super::palette::colour;
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;
@@ -18,10 +19,6 @@ const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 44.0;
 const BOTTOM: f64 = 28.0;
 const LEGEND: f64 = 110.0;
-
-/// Colours that can be told apart with colour vision deficiencies too.
-const COLOURS: [&str; 10] =
-    ["#2e86ab", "#de8c3c", "#3f8f5f", "#b0413e", "#7a5ea8", "#8c6d46", "#c46a9e", "#5d6b7a", "#a3a13b", "#35a7a0"];
 
 #[derive(Serialize)]
 struct Plot<'a> {
@@ -77,9 +74,9 @@ pub fn plot(curves: &[LossCurve]) -> Result<Value> {
         LossTick { y: y(loss), loss }
     };
     let mut lines = Vec::new();
-    for (i, (curve, colour)) in curves.iter().zip(COLOURS.into_iter().cycle()).enumerate() {
+    for (i, curve) in curves.iter().enumerate() {
         let points = curve.losses.iter().enumerate().map(|(step, loss)| (x(step), y(*loss))).collect();
-        lines.push(Line { name: &curve.name, colour, legend_y: 16.0 + 18.0 * i as f64, points });
+        lines.push(Line { name: &curve.name, colour: colour(i), legend_y: 16.0 + 18.0 * i as f64, points });
     }
     let step = |step: usize, anchor| StepTick { x: x(step), anchor, step: step + 1 };
     let plot = Plot {

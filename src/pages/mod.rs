@@ -10,6 +10,7 @@ pub mod label;
 pub mod loss_curves;
 pub mod markup;
 pub mod page;
+pub mod palette;
 pub mod routing_trace_page;
 pub mod scores_page;
 pub mod silhouette_charts;

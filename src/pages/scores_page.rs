@@ -1,4 +1,5 @@
-//! The report of an evaluation: means, a heat map of tasks by routers for each metric, and bars for each task.
+//! The report of an evaluation: means, a heat map of tasks by routers for each metric, bars for each task, and where routers
+//! sent it.
 
 use super::markup::render;
 use super::page::Page;
@@ -20,9 +21,32 @@ pub struct ScoredRouters<'a> {
     pub tasks: &'a [&'a str],
     /// How much better each router is than the first.
     pub gains: &'a Gains<'a>,
+    /// Which experts the routers chose, of those that choose.
+    pub routing: &'a [RouterShares<'a>],
     /// What was evaluated, as a sentence.
     pub lead: String,
 }
+
+/// Where a router sent tasks.
+pub struct RouterShares<'a> {
+    /// The router as typed.
+    pub router: &'a str,
+    /// All experts.
+    pub experts: &'a [String],
+    /// The tasks that it sent to any expert.
+    pub tasks: Vec<RoutedTask<'a>>,
+}
+
+/// Where a task went.
+pub struct RoutedTask<'a> {
+    /// The task.
+    pub task: &'a str,
+    /// The share of each expert in the routing weight.
+    pub shares: Vec<f64>,
+}
+
+/// Experts that the map of a router shows.
+const SHOWN_EXPERTS: usize = 24;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -31,6 +55,7 @@ struct Body<'a> {
     means: Vec<RouterMeans<'a>>,
     maps: Vec<ScoreMap<'a>>,
     bars: Vec<TaskBars<'a>>,
+    routing: Vec<ShareMap<'a>>,
     /// The metric of the bars.
     shown: &'a str,
 }
@@ -69,6 +94,24 @@ struct MapCell {
     rank: f64,
 }
 
+/// A map of tasks by experts.
+#[derive(Serialize)]
+struct ShareMap<'a> {
+    router: &'a str,
+    experts: Vec<&'a str>,
+    /// How many more experts there are.
+    others: usize,
+    rows: Vec<ShareRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShareRow<'a> {
+    task: &'a str,
+    shares: Vec<f64>,
+    /// The share of the experts that are not shown.
+    others: f64,
+}
+
 #[derive(Serialize)]
 struct TaskBars<'a> {
     task: &'a str,
@@ -95,6 +138,7 @@ pub fn html(scored: &ScoredRouters) -> Result<String> {
         means: scored.routers.iter().map(|router| means(scored, &metrics, router)).collect(),
         maps: metrics.iter().map(|metric| score_map(scored, metric)).collect(),
         bars: scored.tasks.iter().filter_map(|task| bars(scored, shown, task)).collect(),
+        routing: scored.routing.iter().map(share_map).collect(),
         shown,
         metrics,
     };
@@ -138,8 +182,9 @@ fn score_map<'a>(scored: &'a ScoredRouters, metric: &'a str) -> ScoreMap<'a> {
             scored.routers.iter().map(|router| score(scored, router, task, metric).map(|score| score.value)).collect();
         let (low, high) = range(&scores);
         let rank = |value: f64| {
-            let rank = if high > low { (value - low) / (high - low) } else { 1.0 };
-            if metric == Metric::Loss.name() && high > low { 1.0 - rank } else { rank }
+            // Where all are alike, none is marked.
+            let rank = if high > low { (value - low) / (high - low) } else { return 0.0 };
+            if metric == Metric::Loss.name() { 1.0 - rank } else { rank }
         };
         let cell = |value: Option<f64>| value.map(|value| MapCell { score: number(metric, value), rank: rank(value) });
         MapRow { task, cells: scores.into_iter().map(cell).collect() }
@@ -161,6 +206,26 @@ fn bars<'a>(scored: &'a ScoredRouters, metric: &str, task: &'a str) -> Option<Ta
     };
     let bars: Vec<ScoreBar> = scored.routers.iter().zip(&scores).filter_map(bar).collect();
     (!bars.is_empty()).then_some(TaskBars { task, bars })
+}
+
+/// The map of a router, with the experts that had the most of all tasks, in the order of the library.
+fn share_map<'a>(routed: &'a RouterShares) -> ShareMap<'a> {
+    let total = |expert: usize| routed.tasks.iter().map(|task| task.shares[expert]).sum::<f64>();
+    let mut shown: Vec<usize> = (0..routed.experts.len()).collect();
+    shown.sort_by(|a, b| total(*b).total_cmp(&total(*a)));
+    shown.truncate(SHOWN_EXPERTS);
+    shown.sort_unstable();
+    let row = |task: &'a RoutedTask| {
+        let shares: Vec<f64> = shown.iter().map(|expert| task.shares[*expert]).collect();
+        let others = (1.0 - shares.iter().sum::<f64>()).max(0.0);
+        ShareRow { task: task.task, shares, others }
+    };
+    ShareMap {
+        router: routed.router,
+        experts: shown.iter().map(|expert| routed.experts[*expert].as_str()).collect(),
+        others: routed.experts.len() - shown.len(),
+        rows: routed.tasks.iter().map(row).collect(),
+    }
 }
 
 fn range(scores: &[Option<f64>]) -> (f64, f64) {
@@ -206,11 +271,18 @@ mod tests {
         );
         let results = Results::parse(&text).unwrap();
         let gains = Gains::new();
+        // Expert 3 has most, expert 0 the least.
+        let experts: Vec<String> = (0..=SHOWN_EXPERTS).map(|at| format!("<b>{at}")).collect();
+        let share = |at| if at == 3 { 0.5 } else { 0.5 / SHOWN_EXPERTS as f64 };
+        let mut shares: Vec<f64> = (0..=SHOWN_EXPERTS).map(share).collect();
+        (shares[0], shares[1]) = (0.0, shares[0] + shares[1]);
+        let routed = RoutedTask { task: "plain", shares };
         let scored = ScoredRouters {
             results: &results,
             routers: &["base", "arrow"],
             tasks: &["<b>", "plain"],
             gains: &gains,
+            routing: &[RouterShares { router: "arrow", experts: &experts, tasks: vec![routed] }],
             lead: "x".to_owned(),
         };
         let map = score_map(&scored, "loss");
@@ -223,6 +295,9 @@ mod tests {
             bars.bars.iter().map(|bar| (bar.percent, bar.best)).collect::<Vec<_>>(),
             [(25.0, false), (75.0, true)]
         );
+        let map = share_map(&scored.routing[0]);
+        assert_eq!((map.experts.len(), map.experts[0], map.others), (SHOWN_EXPERTS, "<b>1", 1));
+        assert!((map.rows[0].shares[2], map.rows[0].others) == (0.5, 0.0), "{:?}", map.rows[0].shares);
         let html = html(&scored).unwrap();
         assert!(html.contains("2 routers on 2 tasks") && html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
         assert!(!html.contains("http") && !html.contains("<script"), "{html}");

@@ -4,6 +4,7 @@ use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{ClaimSpec, TableSpec, TestableSpec};
 use lorakit_eval::{PairedDifference, Verdict};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A claim with what the scores say of it.
 #[derive(Serialize)]
@@ -18,6 +19,8 @@ pub struct JudgedClaim<'a> {
     pub column: String,
     /// How much better it is; none where rows have no task in common.
     pub gain: Option<PairedDifference>,
+    /// The gain on each task (under the mean, in each column), the mean over seeds.
+    pub by_task: BTreeMap<String, f64>,
     /// None where there is no gain.
     pub verdict: Option<Verdict>,
 }
@@ -27,13 +30,16 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores) -> Vec<JudgedClaim<'
     let judge = |claim: &'a ClaimSpec| {
         let column = scores.column(claim.column.as_deref());
         let testable = spec.testable.as_ref().is_none_or(|rows| is_testable(rows, scores, column));
-        let gain = gain(scores, &claim.better, &claim.worse, column);
+        let gains = gains(scores, (&claim.better, &claim.worse), column);
+        let gain = paired(&gains);
+        let mean = |(task, seeds): (String, Vec<f64>)| (task, seeds.iter().sum::<f64>() / seeds.len() as f64);
         JudgedClaim {
             text: &claim.text,
             better: &claim.better,
             worse: &claim.worse,
             column: scores.shown(column).0.to_owned(),
             gain,
+            by_task: gains.into_iter().map(mean).collect(),
             verdict: gain.map(|gain| Verdict::of(&gain, testable)),
         }
     };
@@ -43,10 +49,17 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores) -> Vec<JudgedClaim<'
 /// Whether the own experts beat everything that they must by two standard errors. A row without scores in the column, as
 /// chance has no loss, is not asked for.
 fn is_testable(rows: &TestableSpec, scores: &TableScores, column: TableColumn) -> bool {
-    let mut gains = rows.beats.iter().filter_map(|beaten| gain(scores, &rows.own, beaten, column)).peekable();
+    let gain = |beaten: &String| paired(&gains(scores, (&rows.own, beaten), column));
+    let mut gains = rows.beats.iter().filter_map(gain).peekable();
     gains.peek().is_some() && gains.all(|gain| gain.is_clearly_positive())
 }
 
-fn gain(scores: &TableScores, better: &str, worse: &str, column: TableColumn) -> Option<PairedDifference> {
-    PairedDifference::of(&scores.gains(scores.row(better)?, scores.row(worse)?, column))
+/// How much better one row is than another: by task, then by seed.
+fn gains(scores: &TableScores, (better, worse): (&str, &str), column: TableColumn) -> BTreeMap<String, Vec<f64>> {
+    let rows = scores.row(better).zip(scores.row(worse));
+    rows.map_or_else(BTreeMap::new, |(better, worse)| scores.gains(better, worse, column))
+}
+
+fn paired(gains: &BTreeMap<String, Vec<f64>>) -> Option<PairedDifference> {
+    PairedDifference::of(&gains.values().cloned().collect::<Vec<_>>())
 }

@@ -71,6 +71,17 @@ impl<'a> TableScores<'a> {
         }
     }
 
+    /// The columns that plots show: the mean if there is one, else all.
+    pub fn deciding(&self) -> Vec<TableColumn> {
+        if self.spec.mean.is_some() { vec![TableColumn::Mean] } else { self.columns() }
+    }
+
+    /// The name of a column, and which way is better where a reader may not expect it.
+    pub fn heading(&self, column: TableColumn) -> String {
+        let (name, shown) = self.shown(column);
+        if shown.metric == "loss" { format!("{name} (lower is better)") } else { name.to_owned() }
+    }
+
     /// The number of a row.
     pub fn row(&self, label: &str) -> Option<usize> {
         self.spec.rows.iter().position(|row| row.label == label)
@@ -107,21 +118,21 @@ impl<'a> TableScores<'a> {
 
     /// How much better `better` is than `worse`, scaled and positive where it is better: by task (under the mean, by
     /// column), then by run, over the tasks and runs that both have.
-    pub fn gains(&self, better: usize, worse: usize, column: TableColumn) -> Vec<Vec<f64>> {
+    pub fn gains(&self, better: usize, worse: usize, column: TableColumn) -> BTreeMap<String, Vec<f64>> {
         let paired = self.rows[better].0.iter().zip(&self.rows[worse].0);
         let both: Vec<(RunScores, RunScores)> = paired
             .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
             .map(|(b, w)| (on_tasks_of(b, w), on_tasks_of(w, b)))
             .collect();
-        let sign = sign(self.shown(column).1);
-        let Some((first, _)) = both.first() else { return Vec::new() };
+        let sign = if self.shown(column).1.metric == "loss" { -1.0 } else { 1.0 };
+        let Some((first, _)) = both.first() else { return BTreeMap::new() };
         let units = self.units(first, column).into_keys();
         let gains = units.filter_map(|unit| {
             let gain = |(better, worse): &(RunScores, RunScores)| {
                 let of = |run: &RunScores| self.units(run, column).get(&unit).map(|score| score.value);
                 Some(sign * (of(better)? - of(worse)?))
             };
-            both.iter().map(gain).collect::<Option<Vec<f64>>>()
+            Some((unit.clone(), both.iter().map(gain).collect::<Option<Vec<f64>>>()?))
         });
         gains.collect()
     }

@@ -22,6 +22,9 @@ pub struct TableSpec {
     pub columns: Vec<ColumnSpec>,
     /// The name of a last column with the mean of all columns.
     pub mean: Option<String>,
+    /// What the numbers `x` of rows count, the title of the curves' axis.
+    #[serde(default)]
+    pub x_axis: String,
     /// What is compared.
     #[serde(rename = "row")]
     pub rows: Vec<RowSpec>,
@@ -66,9 +69,11 @@ pub struct RowSpec {
     pub at: Option<String>,
     /// The router as it was typed.
     pub router: String,
-    /// What a cell shows of several runs.
+    /// Where the row stands in the plot of curves; without it, in none.
+    pub x: Option<f64>,
+    /// The curve that the row belongs to.
     #[serde(default)]
-    pub of_runs: OfRuns,
+    pub series: String,
     /// The paper's own number by base: of the mean if there is one, else of the first column.
     #[serde(default)]
     pub paper: BTreeMap<String, f64>,
@@ -133,6 +138,7 @@ impl TableSpec {
         let mut labels = BTreeSet::new();
         for row in &spec.rows {
             ensure!(labels.insert(row.label.as_str()), "two rows have the label `{}`", row.label);
+            ensure!(row.x.is_none_or(f64::is_finite), "row `{}`: `x` is not finite", row.label);
             for paper in row.paper.keys() {
                 ensure!(spec.papers.contains(paper), "row `{}`: `{paper}` is not among papers", row.label);
             }
@@ -173,6 +179,7 @@ mod tests {
             (claim("better = 'base'\nworse = 'base'\ncolumn = 'acc'\n"), "no column `acc`"),
             (format!("{TABLE}paper = {{ Phi = 1.0 }}\n"), "`Phi` is not among papers"),
             (format!("{TABLE}[[row]]\nlabel = 'base'\nresults = 'b'\nrouter = 'base'\n"), "two rows"),
+            (format!("{TABLE}x = inf\n"), "`x` is not finite"),
             (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
             (
                 format!(

@@ -1,9 +1,10 @@
-//! Evaluation runs: which rows are scored, failures, and results on disk.
+//! Evaluation runs: which rows are scored, where they are routed, failures, and results on disk.
 
 pub mod evaluated_pairs;
 pub mod failures;
 pub mod prepared_routers;
 pub mod results_store;
+pub mod routing_shares;
 pub mod row_counts;
 pub mod truncation;
 pub mod unseen_rows;

@@ -4,6 +4,7 @@ use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
 use crate::scoring::evaluated_pairs::Pairs;
 use crate::scoring::failures::Failures;
+use crate::scoring::routing_shares::RoutingShares;
 use anyhow::Result;
 use lorakit_fit::FitContext;
 use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
@@ -32,10 +33,11 @@ impl<'a> PreparedRouter<'a> {
 }
 
 /// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a
-/// failure, and all others are evaluated.
+/// failure, and all others are evaluated. `shares` observes them.
 pub fn prepare<'a>(
     pairs: &Pairs,
     routing: Option<&FitContext<'_, 'a>>,
+    shares: &RoutingShares,
     failures: &mut Failures,
     context: &CommandContext,
 ) -> Result<Vec<PreparedRouter<'a>>> {
@@ -52,7 +54,7 @@ pub fn prepare<'a>(
             prepared.push(PreparedRouter::Same(RoutedPatches::plain(Patches::none())));
             continue;
         };
-        let mut build = |task: Option<&Task>| match build_router(routing, &**router, task, None) {
+        let mut build = |task: Option<&Task>| match build_router(routing, &**router, task, shares.observer(number)) {
             Ok(routed) => Ok(Some(routed)),
             Err(error) => {
                 let name = task.map(|task| task.name.as_str());

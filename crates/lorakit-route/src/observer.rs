@@ -47,6 +47,11 @@ impl RoutingStats {
     pub fn shares(&self) -> BTreeMap<(usize, usize, usize), ExpertShare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// The shares since the last call, as [`RoutingStats::shares`].
+    pub fn take(&self) -> BTreeMap<(usize, usize, usize), ExpertShare> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Observer for RoutingStats {
