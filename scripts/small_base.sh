@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# The papers' questions on a small real base, in an evening on two cores: private experts, MBC clusters and random
-# partitions of their sizes at equal steps, a joint expert, and every router, on tasks with an expert and on tasks without.
+# The papers' questions on a small real base, in an evening on two cores: private experts under every router, on tasks with
+# an expert, on tasks without, and under other prompts; MBC clusters and random partitions of their sizes at equal steps;
+# and a joint expert.
 #
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
-#        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with instructions;
-#        function_vectors_instructed adds instructions, instruction_induction_bare (22 tasks) removes them
+#        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with instructions, scored
+#        under paraphrases of these and without any too; function_vectors_instructed adds instructions,
+#        instruction_induction_bare removes them
 # BASE   a model folder or hub:ORG/NAME
 # DATA   the folder that configs/tasks/SET.toml calls {data}
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
-# STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows; METRICS (loss) may name exact_match too, far
-# slower than losses. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
+# STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows, K (10) clusters; METRICS (loss) may name
+# exact_match too, far slower than losses. PART=private ends before clusters and the joint expert are trained, three quarters
+# of the work. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
 # Ten minutes a set over stories260K, some hours over SmolLM2-135M.
 #
 # Usage: [SEEDS="0 1 2"] scripts/small_base.sh --small SET BASE DATA OUT [OPTIONS...]
 #        scripts/small_base.sh --smoke OUT
 source "$(dirname "$0")/paper_run.sh"
-k=10 steps="${STEPS:-100}" limit=() data=()
+k="${K:-10}" steps="${STEPS:-100}" limit=() data=() prompts=()
 # Families of tasks, by a pattern of their names each.
 families=(translation_ '^(english|landmark|country|park|national|person|product)' 'letter|length|orthography|capital|lowercase'
     '^(sum|diff|num_to_verbal|next_item|prev_item)$' 'antonym|synonym|rhyme' 'plural|present-past' 'animal|taxonomy'
@@ -24,7 +27,7 @@ families=(translation_ '^(english|landmark|country|park|national|person|product)
     '_v_' conll2003)
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
-    base=pico out="$1" k=2 steps=2 limit=(--limit 2)
+    base=pico out="$1" k=2 steps=2 limit=(--limit 2) prompts=(paraphrased bare)
     set=(suite:skills/shift_up1 suite:skills/shift_down1 suite:skills/join_dash suite:skills/join_dot suite:skills/pick_first
         suite:skills/pick_last)
     families=(shift join pick)
@@ -34,13 +37,9 @@ else
     options=("${@:5}")
     case "$1" in
         function_vectors) set=("$3/function_vectors/abstractive" "$3/function_vectors/extractive") ;;
+        instruction_induction) set=("$root/configs/tasks/$1.toml") data=(--data "$3") prompts=(paraphrased bare) ;;
         function_vectors_instructed) set=("$root/configs/tasks/function_vectors.toml") data=(--data "$3") ;;
-        instruction_induction) set=("$root/configs/tasks/instruction_induction.toml") data=(--data "$3") ;;
-        instruction_induction_bare)
-            # The rows of two tasks are not plain input-output pairs.
-            mapfile -t set < <(find "$3/instruction_induction/raw/induce" -name '*.json' ! -name cause_and_effect.json \
-                ! -name common_concept.json | LC_ALL=C sort)
-            ;;
+        instruction_induction_bare) set=("$root/configs/tasks/$1.toml") data=(--data "$3") ;;
         *) usage ;;
     esac
     limit=(--limit "${ROWS:-50}")
@@ -73,19 +72,59 @@ if [ "$mode" = small ] && [ -n "${QUICK:-}" ]; then # a few tasks of a real set,
     set=("${selected[@]}")
     names="$(task_names)"
 fi
-settings=(max_steps="$steps" learning_rate="${RATE:-1e-3}" max_grad_norm=1 dropout=0 eval_steps=0)
+settings=(max_steps="$steps" learning_rate="${RATE:-1e-3}" max_grad_norm=1 eval_steps=0)
 tasks=("${set[@]}" "${data[@]}")
 read -ra metrics <<< "${METRICS:-loss}"
 [ "$mode" != smoke ] || metrics=(loss exact_match)
 scored=("${data[@]}" "${limit[@]}" --metrics "${metrics[@]}")
 count="$(wc -l <<< "$names")"
+libraries=4
+[ "${PART:-all}" != private ] || libraries=1
 row="$(mktemp)"
-trap 'rm -f "$row"' EXIT
-echo '{"input": "about as long as a row", "output": "of them"}' > "$row"
-cost $((count * 2 + 3 * k + 1)) $((6 * count * steps * 16)) $((30 * count * ${ROWS:-50})) "$row"
+echo '{"input": "an instruction, an input about as long as a row", "output": "of them"}' > "$row"
+cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((60 * count * ${ROWS:-50})) "$row"
+rm -f "$row"
 
-routers=(uniform scaled_uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate
-    cm tp tfidf evidence)
+# Routers by what they see: weights alone; answers to validation rows; k prompts of each task; these, and answers to a quarter.
+weights_alone=(uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate)
+of_prompts() { echo "cm:rows=$1" "tfidf:rows=$1" "tp:rows=$1" "evidence:rows=$1,temperature=0.1,otherwise=base" "evidence:rows=$1"; }
+read -ra of_5 <<< "$(of_prompts 5)"
+read -ra of_16 <<< "$(of_prompts 16)"
+routers=("${weights_alone[@]}" scaled_uniform "${of_5[@]}" "${of_16[@]}" tfidf:rows=100 tp:rows=100)
+routers_of_forms=(base uniform arrow "${of_16[@]}" oracle)
+
+# each_router SEED RESULTS LIBRARY TASK... -- ROUTER...: a step for every router, so that an interruption loses one.
+each_router() {
+    local seed="$1" results="$2" library="$3" on=()
+    shift 3
+    while [ "$1" != -- ]; do on+=("$1") && shift; done
+    shift
+    for router in "$@"; do
+        echo "== seed $seed: $results, $router"
+        evaluate "$seed" "$results" "$library" "${on[@]}" -- "${scored[@]}" -q --router "$router" > /dev/null
+    done
+}
+
+# some_experts SEED FOLDER EXPERT...: a copy of the private library with these experts alone.
+some_experts() {
+    local from="$out/seed-$1/private" to="$out/seed-$1/$2" expert
+    rm -rf "$to"
+    mkdir -p "$to/experts"
+    cp "$from/library.json" "$to"
+    for expert in "${@:3}"; do cp -r "$from/experts/$expert" "$to/experts"; done
+}
+
+# without_family SEED PATTERN: scores the tasks of a family by the library without their experts.
+without_family() {
+    local family=() others=() selected
+    mapfile -t family < <(grep -E "$2" <<< "$names" || true)
+    mapfile -t others < <(grep -vE "$2" <<< "$names" || true)
+    [ "${#family[@]}" -gt 0 ] && [ "${#others[@]}" -gt 0 ] || return 0
+    some_experts "$1" known "${others[@]}"
+    select_tasks "${family[@]}"
+    each_router "$1" unknown.eval known "${selected[@]}" -- base "${weights_alone[@]}" scaled_uniform:rows=4 "${of_16[@]}"
+    rm -rf "$out/seed-$1/known"
+}
 
 # same_sizes CLUSTERS SEED OUT: the experts of clusters.json dealt at random into clusters of the same sizes.
 same_sizes() {
@@ -101,38 +140,62 @@ json.dump(dealt, open(out, "w"), indent=1)
 END
 }
 
-# without_family SEED PATTERN: scores the tasks of a family by a copy of the library without their experts.
-without_family() {
-    local kept="$out/seed-$1/known" family=() selected
-    mapfile -t family < <(grep -E "$2" <<< "$names" || true)
-    [ "${#family[@]}" -gt 0 ] && [ "${#family[@]}" -lt "$count" ] || return 0
-    local mark="$out/.done/family-$1-$(printf '%s' "$2" | cksum | tr -d ' ')"
-    [ ! -e "$mark" ] || return 0
-    rm -rf "$kept"
-    mkdir -p "$kept"
-    cp -r "$out/seed-$1/private/library.json" "$out/seed-$1/private/experts" "$kept"
-    "$lorakit" library rm --library "$kept" "${family[@]}" > /dev/null
-    select_tasks "${family[@]}"
-    echo "== seed $1: without ${family[*]}"
-    "$lorakit" eval -q --base "$base" --library "$kept" --tasks "${selected[@]}" "${scored[@]}" --seed "$1" \
-        --out "$out/seed-$1/unknown.eval" "${options[@]}" --router base "${routers[@]}" > /dev/null
-    rm -rf "$kept"
-    mkdir -p "$out/.done" && touch "$mark"
+# cluster_members CLUSTERS: a line with the experts of each cluster.
+cluster_members() {
+    python3 - "$@" <<'END'
+import json, sys
+
+clusters = json.load(open(sys.argv[1]))
+for members in clusters.get("clusters", clusters).values():
+    print(*members)
+END
+}
+
+# mean_of_cluster SEED NAME: scores each task by the mean of the private experts of its cluster in NAME.json; nothing is trained.
+mean_of_cluster() {
+    local members selected
+    while read -ra members; do
+        some_experts "$1" cluster "${members[@]}"
+        select_tasks "${members[@]}"
+        each_router "$1" "$2.means" cluster "${selected[@]}" -- uniform
+    done < <(cluster_members "$out/seed-$1/$2.json")
+    rm -rf "$out/seed-$1/cluster"
+}
+
+tables() {
+    table small_base_known
+    table small_base_unknown
+    [ "${#prompts[@]}" -eq 0 ] || table small_base_prompts
 }
 
 for seed in "${seeds[@]}"; do
     run="$out/seed-$seed"
     train "$seed" private
-    once "$lorakit" cluster --library "$run/private" --method mbc -k "$k" --seed "$seed" --out "$run/mbc.json" --report "$run/mbc.html"
-    train "$seed" mbc --clusters "$run/mbc.json"
-    once same_sizes "$run/mbc.json" "$seed" "$run/random.json"
-    train "$seed" random --clusters "$run/random.json"
-    train "$seed" joint --joint
-    evaluate "$seed" joint.eval joint "${set[@]}" -- "${scored[@]}" --chance --router base expert:joint
-    evaluate "$seed" private.eval private "${set[@]}" -- "${scored[@]}" --router "${routers[@]}" oracle
-    evaluate "$seed" mbc.eval mbc "${set[@]}" -- "${scored[@]}" --router uniform scaled_uniform arrow arrow:top_k=all evidence oracle
-    evaluate "$seed" random.eval random "${set[@]}" -- "${scored[@]}" --router uniform oracle
+    once "$lorakit" eval -q --base "$base" --tasks "${set[@]}" "${scored[@]}" --seed "$seed" --out "$run/private.eval" \
+        "${options[@]}" --chance --router base
+    each_router "$seed" private.eval private "${set[@]}" -- "${routers[@]}" oracle
+    for form in "${prompts[@]}"; do
+        each_router "$seed" "$form.eval" private "${set[@]/instruction_induction.toml/instruction_induction_$form.toml}" -- \
+            "${routers_of_forms[@]}"
+    done
     for family in "${families[@]}"; do without_family "$seed" "$family"; done
+    once "$lorakit" cluster --library "$run/private" --method mbc -k "$k" --seed "$seed" --out "$run/mbc.json" --report "$run/mbc.html"
+    mean_of_cluster "$seed" mbc
+    for deal in 0 1 2; do
+        once same_sizes "$run/mbc.json" $((3 * seed + deal)) "$run/random-$deal.json"
+        mean_of_cluster "$seed" "random-$deal"
+    done
 done
-table small_base_known
-table small_base_unknown
+[ "$mode" = smoke ] || tables
+[ "${PART:-all}" != private ] || exit 0
+
+for seed in "${seeds[@]}"; do
+    run="$out/seed-$seed"
+    train "$seed" mbc --clusters "$run/mbc.json"
+    train "$seed" random --clusters "$run/random-0.json"
+    train "$seed" joint --joint
+    each_router "$seed" joint.eval joint "${set[@]}" -- expert:joint
+    each_router "$seed" mbc.eval mbc "${set[@]}" -- uniform scaled_uniform arrow arrow:top_k=all evidence oracle
+    each_router "$seed" random.eval random "${set[@]}" -- uniform oracle
+done
+tables

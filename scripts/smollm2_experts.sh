@@ -28,4 +28,4 @@ fi
 
 "$lorakit" train-experts "${common[@]}" --set "${settings[@]}"
 "$lorakit" eval "${common[@]}" --metrics loss --limit "$rows" --out "$3.eval" \
-    --router base uniform arrow arrow:top_k=1 evidence oracle
+    --router base uniform arrow arrow:top_k=all arrow:top_k=1 evidence tp oracle
