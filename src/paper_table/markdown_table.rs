@@ -39,7 +39,18 @@ fn table(spec: &TableSpec, scores: &TableScores) -> String {
         cells.extend(spec.papers.iter().map(paper));
         cells
     };
-    lines(&header, spec.rows.iter().enumerate().map(line))
+    lines(&header, grouped(&spec.rows).into_iter().map(|at| line((at, &spec.rows[at]))))
+}
+
+/// The order in which rows are shown: of those with the same results, the ones that see the same stand together, so that
+/// routers which know more are not read as better ones.
+fn grouped(rows: &[RowSpec]) -> Vec<usize> {
+    let of_results = |row: &RowSpec| rows.iter().position(|other| other.results == row.results);
+    let of_sight =
+        |row: &RowSpec| rows.iter().position(|other| (&other.results, &other.sees) == (&row.results, &row.sees));
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|at| (of_results(&rows[*at]), of_sight(&rows[*at])));
+    order
 }
 
 fn claim_table(claims: &[JudgedClaim]) -> String {
@@ -72,5 +83,32 @@ fn cell(score: Option<Score>, digits: usize) -> String {
         None => ABSENT.to_owned(),
         Some(Score { value, stderr: None }) => format!("{value:.digits$}"),
         Some(Score { value, stderr: Some(error) }) => format!("{value:.digits$} ±{error:.digits$}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn rows_that_see_the_same_stand_together() {
+        let row = |results: &str, sees: &str| RowSpec {
+            label: String::new(),
+            sees: sees.to_owned(),
+            results: results.into(),
+            at: None,
+            router: String::new(),
+            paper: BTreeMap::new(),
+        };
+        let rows = [
+            row("private", "weights"),
+            row("private", "prompts"),
+            row("private", "weights"),
+            row("mbc", "prompts"),
+            row("mbc", "weights"),
+            row("mbc", "prompts"),
+        ];
+        assert_eq!(grouped(&rows), [0, 2, 1, 3, 5, 4]);
     }
 }

@@ -107,6 +107,31 @@ fn rows_match_their_task_files() {
     }
 }
 
+/// Under paraphrases, and without instructions, the rows, their order and their answers are the same.
+#[test]
+#[ignore = "needs ../shared"]
+fn other_prompts_of_instruction_induction_ask_for_the_same_answers() {
+    let data = shared("data/tasks");
+    let [instructed, paraphrased, bare] =
+        ["", "_paraphrased", "_bare"].map(|form| load(&format!("instruction_induction{form}.toml"), &data));
+    assert_eq!((paraphrased.len(), bare.len()), (instructed.len(), instructed.len()));
+    for ((task, paraphrased), bare) in instructed.iter().zip(&paraphrased).zip(&bare) {
+        let [rows, reworded, inputs] = [task, paraphrased, bare].map(|task| task.rows(Split::Test, None).unwrap());
+        assert_eq!((paraphrased.name.as_str(), bare.name.as_str()), (task.name.as_str(), task.name.as_str()));
+        assert_eq!((reworded.len(), inputs.len()), (rows.len(), rows.len()), "{}", task.name);
+        let mut wordings = BTreeSet::new();
+        for ((row, reworded), input) in rows.iter().zip(reworded).zip(inputs) {
+            let (instruction, rest) = row.prompt.split_once('\n').unwrap();
+            let (wording, same) = reworded.prompt.split_once('\n').unwrap();
+            assert_eq!((same, input.prompt.as_str()), (rest, rest), "{}", task.name);
+            assert_eq!((reworded.accepted(), input.accepted()), (row.accepted(), row.accepted()), "{}", task.name);
+            assert_ne!(wording, instruction, "{}", task.name);
+            wordings.insert(wording.to_owned());
+        }
+        assert_eq!(wordings.len(), 3, "{}: {wordings:?}", task.name);
+    }
+}
+
 #[test]
 #[ignore = "needs ../shared"]
 fn a_llama_tokenizer_reproduces_the_text() {
