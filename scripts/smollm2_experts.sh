@@ -14,7 +14,7 @@
 # Usage: [QUICK=1] [SEED=N] scripts/smollm2_experts.sh BASE DATA LIBRARY
 set -euo pipefail
 if [ $# -ne 3 ]; then
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 here="$(dirname "$0")"
