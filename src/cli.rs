@@ -17,7 +17,7 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 const AFTER_HELP: &str = "\
-B, a base model: a Hugging Face model folder, a GGUF file, hub:ORG/NAME[@REV], or pico, which is in the binary.
+B, a base model: a Hugging Face model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico, which is in the binary.
 [NAME=]T, a task: a task TOML file, a JSON, JSONL, CSV, TSV or Parquet file (may be gzipped), a folder that Hugging Face \
 datasets saved, a folder of any of these, \
 hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME.

@@ -34,7 +34,7 @@ impl FromStr for BaseSource {
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(repository) = text.strip_prefix("hub:") else {
             return match text {
-                "" => Err("expected a model folder, a GGUF file, hub:ORG/NAME[@REV] or pico".to_owned()),
+                "" => Err("expected a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf] or pico".to_owned()),
                 "pico" => Ok(Self::Pico),
                 file if is_gguf(Path::new(file)) && !Path::new(file).is_dir() => Ok(Self::Gguf(file.into())),
                 folder => Ok(Self::Folder(folder.into())),

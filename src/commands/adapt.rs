@@ -33,7 +33,7 @@ use std::sync::Arc;
 #[derive(Args, Debug)]
 #[command(after_help = methods())]
 pub struct AdaptArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]

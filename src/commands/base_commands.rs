@@ -38,7 +38,7 @@ pub struct WriteArgs {
 /// The arguments of `base info`.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(value_name = "B")]
     base: BaseSource,
     /// Training settings for the memory estimate

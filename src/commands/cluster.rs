@@ -56,7 +56,7 @@ pub struct ClusterArgs {
     /// Write a report as an HTML page
     #[arg(long, value_name = "FILE.html", requires = "library")]
     report: Option<PathBuf>,
-    /// Base model that embeds the tasks: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model that embeds the tasks: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B", required_if_eq("method", "embedding"))]
     base: Option<BaseSource>,
     /// Tasks to embed, including those of all experts; or the tasks to cluster, without --library

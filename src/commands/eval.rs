@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(after_help = adapter_args::routers())]
 pub struct EvalArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// Library of experts; required by every router except base

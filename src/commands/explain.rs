@@ -23,7 +23,7 @@ const LEADING: usize = 3;
 /// The arguments of `explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// Library of experts

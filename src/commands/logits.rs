@@ -22,7 +22,7 @@ const BATCH_TOKENS: usize = 2048;
 #[derive(Args, Debug)]
 #[command(after_help = adapter_args::routers())]
 pub struct LogitsArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]

@@ -55,7 +55,7 @@ Training settings, with defaults and aliases of PEFT and transformers:
 #[derive(Args, Debug)]
 #[command(after_help = SETTINGS)]
 pub struct TrainExpertsArgs {
-    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV], or pico
+    /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     #[command(flatten)]

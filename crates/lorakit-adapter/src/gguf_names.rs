@@ -119,7 +119,7 @@ pub(crate) fn head_count(dimension: &str, base: &BaseIdentity) -> Option<usize> 
 ///
 /// # Errors
 /// If the outputs are not so many heads of an even size.
-pub(crate) fn row_order(outputs: usize, heads: usize) -> Result<Vec<usize>> {
+pub fn llama_cpp_row_order(outputs: usize, heads: usize) -> Result<Vec<usize>> {
     if heads == 0 || !outputs.is_multiple_of(2 * heads) {
         return Err(AdapterError::Shape(format!(
             "has {outputs} outputs, which are not {heads} heads of an even size; is it of another base?"
@@ -140,10 +140,10 @@ mod tests {
 
     #[test]
     fn halves_of_heads_come_in_turn() {
-        assert_eq!(row_order(12, 2).unwrap(), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
-        assert_eq!(row_order(4, 2).unwrap(), [0, 1, 2, 3]);
+        assert_eq!(llama_cpp_row_order(12, 2).unwrap(), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(llama_cpp_row_order(4, 2).unwrap(), [0, 1, 2, 3]);
         for (outputs, heads) in [(6, 2), (2, 2), (8, 0), (7, 1)] {
-            assert!(row_order(outputs, heads).unwrap_err().to_string().contains("heads of an even size"));
+            assert!(llama_cpp_row_order(outputs, heads).unwrap_err().to_string().contains("heads of an even size"));
         }
     }
 }

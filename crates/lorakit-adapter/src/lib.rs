@@ -61,6 +61,7 @@ pub use base_module::{BaseModule, ModuleKind};
 pub use error::AdapterError;
 pub use export::gguf_adapter::GgufExport;
 pub use export::hub::HubExport;
+pub use gguf_names::llama_cpp_row_order;
 pub use import::dense_adapter::DenseAdapter;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
 pub use library::base_identity::BaseIdentity;

@@ -106,7 +106,7 @@ impl Matrix {
     }
 
     /// The same with rows and columns exchanged.
-    pub(crate) fn transposed(&self) -> Self {
+    pub fn transposed(&self) -> Self {
         let values = self.values();
         let of_column = |column: usize| values.iter().skip(column).step_by(self.cols).copied();
         let transposed: Vec<f32> = (0..self.cols).flat_map(of_column).collect();

@@ -8,7 +8,9 @@ use lorakit_format::gguf::{GgmlType, GgufHeader, GgufTensor, GgufValue, write_fi
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
-use crate::gguf_names::{EMBEDDING_TENSOR, architecture_name, head_count, reordered_heads, row_order, tensor_name};
+use crate::gguf_names::{
+    EMBEDDING_TENSOR, architecture_name, head_count, llama_cpp_row_order, reordered_heads, tensor_name,
+};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
 
@@ -62,7 +64,7 @@ impl GgufExport {
         let scaled = |value: f32| if factor == 1.0 { value } else { (f64::from(value) * factor) as f32 };
         let mut rows: Vec<&[f32]> = b.chunks_exact(rank).collect();
         if let Some(heads) = heads {
-            let order = row_order(rows.len(), heads)?;
+            let order = llama_cpp_row_order(rows.len(), heads)?;
             rows.clone().into_iter().zip(order).for_each(|(row, place)| rows[place] = row);
         }
         let b: Vec<f32> = rows.into_iter().flatten().map(|&value| scaled(value)).collect();

@@ -8,7 +8,7 @@ use lorakit_format::gguf::{GgmlType, GgufEntry, GgufFile, GgufValue};
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
 use crate::gguf_names::{
-    EMBEDDING, EMBEDDING_TENSOR, architecture_name, head_count, module_path, reordered_heads, row_order,
+    EMBEDDING, EMBEDDING_TENSOR, architecture_name, head_count, llama_cpp_row_order, module_path, reordered_heads,
 };
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
@@ -172,7 +172,7 @@ impl<'a> GgufLora<'a> {
 /// A matrix with its rows in Hugging Face's order, whose rows are those of `heads` heads in llama.cpp's.
 fn with_halves_apart(matrix: &Matrix, heads: usize) -> Result<Matrix> {
     let (rows, cols, values) = (matrix.rows(), matrix.cols(), matrix.values());
-    let order = row_order(rows, heads)?;
+    let order = llama_cpp_row_order(rows, heads)?;
     Matrix::new(rows, cols, order.into_iter().flat_map(|row| &values[row * cols..][..cols]).copied().collect())
 }
 

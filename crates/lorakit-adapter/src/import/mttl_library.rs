@@ -181,8 +181,7 @@ fn transpose((shape, values): Dense) -> Result<Matrix> {
     if rows == 0 || columns == 0 {
         return Err(wrong(format!("found shape {shape:?}; expected two dimensions above zero")));
     }
-    let transposed = (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect();
-    Matrix::new(columns, rows, transposed)
+    Ok(Matrix::new(rows, columns, values)?.transposed())
 }
 
 fn wrong(reason: String) -> AdapterError {

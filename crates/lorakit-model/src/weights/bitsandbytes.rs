@@ -5,8 +5,9 @@
 //! quantisation a scale is itself `nested_code[8 bits] * nested_scale[its block of scales] + offset`.
 
 use crate::error::{ModelError, Result};
+use crate::weights::four_bit_levels::FourBitLevels;
+use crate::weights::half_precision::rounded;
 use crate::weights::storage_dtype::StorageDtype;
-use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
 use lorakit_format::safetensors::{Dtype, SafetensorsFile, TensorEntry};
 use serde::Deserialize;
@@ -123,6 +124,11 @@ impl FourBitMatrix {
         self.type_name
     }
 
+    /// Values of a block, if blocks begin with rows and are no larger than those of GGML's.
+    pub(crate) fn short_block(&self) -> Option<usize> {
+        Some(self.block).filter(|&block| block <= 256 && self.shape[1].is_multiple_of(block))
+    }
+
     /// The type that its values are rounded to.
     pub(crate) fn dtype(&self) -> StorageDtype {
         self.dtype
@@ -146,7 +152,7 @@ impl FourBitMatrix {
             let count = ((block + 1) * self.block - at).min(rest.len());
             let (own, others) = rest.split_at_mut(count);
             let scale = self.scales.get(block);
-            let levels = self.code.map(|level| rounded(level * scale, self.dtype));
+            let levels = FourBitLevels(rounded(self.code.map(|level| level * scale), self.dtype));
             unpack(packed, at, &levels, own);
             at += count;
             rest = others;
@@ -173,26 +179,12 @@ fn slice((bytes, range): &FileRange) -> &[u8] {
     &bytes[range.clone()]
 }
 
-/// The value in the precision of `dtype`, to the nearest or else even.
-fn rounded(value: f32, dtype: StorageDtype) -> f32 {
-    match dtype {
-        StorageDtype::F32 => value,
-        StorageDtype::F16 => f16::from_f32(value).to_f32(),
-        StorageDtype::BF16 => bf16::from_f32(value).to_f32(),
-    }
-}
-
 /// The values from the one at `at`, by the level that each one's 4 bits stand for.
-fn unpack(packed: &[u8], at: usize, levels: &[f32; 16], values: &mut [f32]) {
-    let (upper, lower) = (|byte: u8| levels[usize::from(byte >> 4)], |byte: u8| levels[usize::from(byte & 15)]);
+fn unpack(packed: &[u8], at: usize, levels: &FourBitLevels, values: &mut [f32]) {
+    // A byte that begins before the first value has it in its lower half.
     let (first, values) = values.split_at_mut((at % 2).min(values.len()));
-    first.iter_mut().for_each(|value| *value = lower(packed[at / 2]));
-    let mut pairs = values.chunks_exact_mut(2);
-    let mut bytes = packed[at.div_ceil(2)..].iter();
-    for (pair, &byte) in (&mut pairs).zip(&mut bytes) {
-        (pair[0], pair[1]) = (upper(byte), lower(byte));
-    }
-    pairs.into_remainder().iter_mut().zip(bytes).for_each(|(last, &byte)| *last = upper(byte));
+    first.iter_mut().for_each(|value| *value = levels.0[usize::from(packed[at / 2] & 15)]);
+    levels.write_pairs(&packed[at.div_ceil(2)..][..values.len().div_ceil(2)], values);
 }
 
 impl<'a, F: Fn(&str) -> Option<FileTensor<'a>>> Parts<'_, F> {
@@ -347,7 +339,7 @@ mod tests {
                 .map(|at| {
                     let byte = ((at / 2) * 37 + 11) as u8;
                     let bits = if at % 2 == 0 { byte >> 4 } else { byte & 15 };
-                    rounded(code()[usize::from(bits)] * scale(at / BLOCK), matrix.dtype())
+                    rounded([code()[usize::from(bits)] * scale(at / BLOCK)], matrix.dtype())[0]
                 })
                 .collect();
             for start in 0..35 {

@@ -8,6 +8,7 @@ use crate::error::{ModelError, Result};
 use crate::weights::block_quantization::BlockType;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
+use lorakit_adapter::llama_cpp_row_order;
 use lorakit_format::gguf::{GgmlType, GgufEntry, GgufFile, GgufShards};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +26,8 @@ pub(crate) struct GgufWeights {
     shards: GgufShards,
     /// The index of the file and the two names of each tensor, by its name in Hugging Face's model.
     places: BTreeMap<String, (usize, GgufTensorName)>,
-    /// Where the rows of queries and keys of one head are, if they are interleaved.
-    head_order: Option<Vec<usize>>,
+    /// Rows of a head, if those of queries and keys are reordered.
+    reordered_head: Option<usize>,
 }
 
 /// A tensor of a model in GGUF.
@@ -67,9 +68,7 @@ impl GgufWeights {
             let reason = format!("has no place in a model of the architecture `{}`", config.model_type);
             return Err(tensor_error(shards.files()[file].path(), unknown, reason));
         }
-        let half = config.head_dim / 2;
-        let head_order = interleaved.then(|| (0..config.head_dim).map(|row| row % half * 2 + row / half).collect());
-        Ok(Self { shards, places, head_order })
+        Ok(Self { shards, places, reordered_head: interleaved.then_some(config.head_dim) })
     }
 
     /// The files.
@@ -120,22 +119,26 @@ impl GgufTensorRef<'_> {
                 return Err(self.error(format!("is {dtype}; lorakit reads F32, F16, BF16, {known}")));
             }
         };
-        let head_order = self.weights.head_order.as_ref().filter(|_| self.name.rotated);
-        if let Some(head) = head_order.filter(|head| !shape[0].is_multiple_of(head.len())) {
-            return Err(self.error(format!("has {} rows, expected heads of {}", shape[0], head.len())));
-        }
-        match (head_order, shape.as_slice()) {
-            (Some(head), &[length]) => {
+        let head = self.weights.reordered_head.filter(|_| self.name.rotated);
+        match (head.map(|head| self.row_order(head)).transpose()?, shape.len()) {
+            (Some(order), 1) => {
                 let values = matrix.values();
-                let values = row_order(head, length).into_iter().map(|value| values[value as usize]).collect();
-                MmapMatrix::from_values(values, rows, columns)
+                MmapMatrix::from_values(order.into_iter().map(|value| values[value]).collect(), rows, columns)
             }
-            (Some(head), _) => Ok(matrix.with_row_order(row_order(head, rows).into())),
+            (Some(order), _) => Ok(matrix.with_row_order(order.into_iter().map(|row| row as u32).collect())),
             _ if self.name.plus_one => {
                 MmapMatrix::from_values(matrix.values().iter().map(|value| value - 1.0).collect(), rows, columns)
             }
             _ => Ok(matrix),
         }
+    }
+
+    /// Where each of its rows is, in heads of `head` rows.
+    fn row_order(&self, head: usize) -> Result<Vec<usize>> {
+        let rows = self.entry.shape[0];
+        let heads = rows.checked_div(head).filter(|heads| heads * head == rows);
+        let order = heads.and_then(|heads| llama_cpp_row_order(rows, heads).ok());
+        order.ok_or_else(|| self.error(format!("has {rows} rows, expected heads of {head}")))
     }
 
     /// The type in which its values can be written without loss.
@@ -147,12 +150,6 @@ impl GgufTensorRef<'_> {
     pub(crate) fn error(&self, reason: impl Into<String>) -> ModelError {
         tensor_error(self.file.path(), &self.name.llama_cpp, reason)
     }
-}
-
-/// Where each of `rows` rows is, if those of each head are in the order `head`.
-fn row_order(head: &[usize], rows: usize) -> Vec<u32> {
-    let of_row = |row: usize| (row / head.len() * head.len() + head[row % head.len()]) as u32;
-    (0..rows).map(of_row).collect()
 }
 
 /// The type of a tensor that is not quantised, if it can be read.

@@ -1,5 +1,6 @@
 //! Conversions between f32 and the 16-bit types that weights are stored in.
 
+use crate::weights::storage_dtype::StorageDtype;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
@@ -69,10 +70,30 @@ impl WithSimd for RoundToBf16<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         for (rounded, value) in self.bits.iter_mut().zip(self.values) {
-            let bits = value.to_bits();
-            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-            // A NaN stays one, and becomes a quiet one.
-            *rounded = if value.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16;
+            *rounded = bf16_bits(*value);
+        }
+    }
+}
+
+/// The bits of a value rounded to bf16: plain operations, which the compiler turns into vectors.
+#[inline(always)]
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // A NaN stays one, and becomes a quiet one.
+    (if value.is_nan() { bits >> 16 | 0x40 } else { nearest }) as u16
+}
+
+/// A few values in the precision of `dtype`, to the nearest or else even.
+pub(super) fn rounded<const COUNT: usize>(values: [f32; COUNT], dtype: StorageDtype) -> [f32; COUNT] {
+    match dtype {
+        StorageDtype::F32 => values,
+        StorageDtype::BF16 => values.map(|value| bf16_as_f32(bf16::from_bits(bf16_bits(value)))),
+        StorageDtype::F16 => {
+            let (mut half, mut wide) = ([f16::ZERO; COUNT], [0.0; COUNT]);
+            half.convert_from_f32_slice(&values);
+            widen_f16(&half, &mut wide);
+            wide
         }
     }
 }

@@ -115,8 +115,8 @@ impl MmapMatrix {
             return par_gemm(dx, into, dy, w, 1.0);
         }
         // Tiles of columns are of whole blocks; the order in which their rows are added up depends on nothing else.
-        let (width, rows) = match self.block_type() {
-            Some(block_type) => (TILE.next_multiple_of(block_type.block_values()), BLOCK_ROWS),
+        let (width, rows) = match self.block_values() {
+            Some(block) => (TILE.next_multiple_of(block), BLOCK_ROWS),
             None => (TILE, TILE_ROWS),
         };
         dx.column_tiles(width).into_par_iter().for_each_init(Vec::new, |wide, (columns, mut dx)| {

@@ -181,6 +181,15 @@ impl MmapMatrix {
         if let Values::Blocks(_, _, block_type) = self.values { Some(block_type) } else { None }
     }
 
+    /// Values of the blocks that its rows are made of, if it is quantised and they are.
+    pub(super) fn block_values(&self) -> Option<usize> {
+        match &self.values {
+            Values::Blocks(_, _, block_type) => Some(block_type.block_values()),
+            Values::FourBit(matrix) => matrix.short_block(),
+            Values::File(..) | Values::F32(_) | Values::Bf16(_) | Values::F16(_) => None,
+        }
+    }
+
     /// A row as f32, written to `row`.
     pub fn copy_row(&self, index: usize, row: &mut [f32]) {
         self.widen_rows(index..index + 1, row);

@@ -5,6 +5,7 @@ mod block_quantization;
 pub(crate) mod checkpoint;
 pub(crate) mod edit;
 mod few_tokens;
+mod four_bit_levels;
 mod gguf_weights;
 mod half_precision;
 pub(crate) mod matrix_products;

@@ -1,7 +1,7 @@
 //! Adding an adapter's delta to a weight of a base.
 
 use crate::error::{Result, RouteError};
-use lorakit_adapter::{LowRank, Matrix};
+use lorakit_adapter::LowRank;
 use rayon::prelude::*;
 
 /// How a base stores the weight of a module.
@@ -32,9 +32,10 @@ pub fn add_to_weight(module: &str, update: &LowRank, weight: &mut [f32], orienta
     }
     // A row of the delta is a combination of the rows of one factor, by a row of the other.
     let (mixed, by) = match orientation {
-        Orientation::OutIn => (update.a().values().into_owned(), update.b().values().into_owned()),
-        Orientation::InOut => (transposed(update.b()), transposed(update.a())),
+        Orientation::OutIn => (update.a(), update.b()),
+        Orientation::InOut => (&update.b().transposed(), &update.a().transposed()),
     };
+    let (mixed, by) = (mixed.values(), by.values());
     let (width, rank, scale) = (mixed.len() / update.rank(), update.rank(), update.scale());
     weight.par_chunks_exact_mut(width).zip(by.par_chunks_exact(rank)).for_each_init(
         || vec![0f64; width],
@@ -54,9 +55,4 @@ pub fn add_to_weight(module: &str, update: &LowRank, weight: &mut [f32], orienta
             problem: "the weight is not finite after the merge",
         }),
     }
-}
-
-fn transposed(matrix: &Matrix) -> Vec<f32> {
-    let values = matrix.values();
-    (0..matrix.cols()).flat_map(|column| values.iter().skip(column).step_by(matrix.cols()).copied()).collect()
 }

@@ -137,7 +137,7 @@ impl WithSimd for Dequantize<'_> {
             BlockType::Q4K => each(blocks, values, blocks_of_256::q4_k),
             BlockType::Q5K => each(blocks, values, blocks_of_256::q5_k),
             BlockType::Q6K => each(blocks, values, blocks_of_256::q6_k),
-            BlockType::Iq4Nl => each(blocks, values, blocks_of_32::iq4_nl),
+            BlockType::Iq4Nl => blocks_of_32::write_iq4_nl(blocks, values),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Block types of 32 values, which are one group.
 
 use super::unpacked::{Unpacked, field, mapped, scale};
+use crate::weights::four_bit_levels::FourBitLevels;
 
 type Block = Unpacked<1, 32>;
 
@@ -68,4 +69,13 @@ pub(super) fn q8_0(block: &[u8; 34]) -> Block {
 pub(super) fn iq4_nl(block: &[u8; 18]) -> Block {
     let quants = mapped(&nibbles(field::<2, 16>(block)), |q| IQ4_NL[q as usize & 0xf]);
     Block { quants: [quants], factors: [scale(field::<0, 2>(block))], minima: [0.0] }
+}
+
+/// Writes the values of IQ4_NL blocks: the compiler makes no vectors of what looks up its values one by one.
+pub(super) fn write_iq4_nl(blocks: &[u8], values: &mut [f32]) {
+    for (block, values) in blocks.as_chunks::<18>().0.iter().zip(values.as_chunks_mut::<32>().0) {
+        let factor = scale(field::<0, 2>(block));
+        let levels = FourBitLevels(mapped(&IQ4_NL, |level| factor * f32::from(level)));
+        levels.write_halves(field::<2, 16>(block), values);
+    }
 }
