@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--kv", type=int, default=64)
     parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--clustered", type=int, default=4000, help="most experts to cluster, whose eigenvectors take their cube")
     parser.add_argument("--work", type=Path, help="folder for the libraries [default: a temporary one]")
     return parser.parse_args()
 
@@ -62,6 +63,9 @@ def measure(given, count, work):
     evaluate = f"eval --base {given.base} --library {library} --tasks {tasks} --split all --limit 1 --metrics loss --router"
     costs = {}
     for name, line in COMMANDS.items():
+        if line.startswith("cluster") and count > given.clustered:
+            costs[name] = None
+            continue
         words = line.format(library=library, work=work, eval=evaluate).split()
         costs[name] = measured([str(given.lorakit), "-q", *words])
     shutil.rmtree(library)
