@@ -72,6 +72,24 @@ fn the_delta_matches_the_composed_form() {
     assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &composed) < 1e-5);
 }
 
+/// A single token has products of its own, as decoding makes them.
+#[test]
+fn the_delta_of_a_token_alone_matches_the_composed_form() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
+    let tokens = |weight: f32| (TokenSelection::Contiguous(0..1), Some(vec![weight]));
+    for (token, experts) in [(0, vec![0, 1, 2, 3]), (4, vec![1]), (7, vec![2, 0]), (9, vec![])] {
+        let groups: Arc<[TokenGroup]> = experts
+            .iter()
+            .map(|&expert| (expert, tokens(0.5 + expert as f32)))
+            .map(|(expert, (tokens, weights))| TokenGroup { expert, tokens, weights })
+            .collect();
+        let x = x.narrow(0, token, 1).unwrap();
+        let composed = grouped.composed_delta(&x, &groups).unwrap();
+        assert!(largest_difference(&grouped.delta(&x, groups).unwrap(), &composed) < 1e-5, "{token}");
+    }
+}
+
 #[test]
 fn adding_in_place_adds_the_delta() {
     let (x, a, b) = inputs();

@@ -6,6 +6,7 @@
 //! Of an encoder-decoder, the first tokens appended to a sequence are its whole source, with the decoder's start token or
 //! without. The encoder runs then, and what the decoder's attention to it reads is cached in the slots of the source.
 
+use crate::awake_threads::with_awake_threads;
 use crate::base::Base;
 use crate::cache_slots::{CacheSlots, first};
 use crate::kv_cache::KvCache;
@@ -192,7 +193,7 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If a sequence has no room for its tokens.
     pub fn forward(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        on_pool(|| self.states(appended, TokenPrecision::Exact))
+        with_awake_threads(|| self.states(appended, TokenPrecision::Exact))
     }
 
     fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
@@ -222,10 +223,7 @@ impl<'a> CachedDecoder<'a> {
     /// As [`CachedDecoder::forward`], and if a sequence is given no tokens. Logits may be NaN:
     /// [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
-            bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
-        }
-        on_pool(|| {
+        with_awake_threads(|| {
             let precision = self.base.decoding();
             let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
             let (decoded, read): (Vec<usize>, Vec<usize>) = (0..appended.len()).partition(is_decoded);
@@ -284,10 +282,4 @@ impl<'a> CachedDecoder<'a> {
     pub fn is_empty(&self) -> bool {
         self.sequences.len() == self.closed.len()
     }
-}
-
-/// Runs `op` on a thread of the pool. A decoded token has hundreds of parallel regions, each of which would wake up the pool
-/// and then the caller, were the caller not one of its threads.
-fn on_pool<R: Send>(op: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| op())
 }

@@ -58,6 +58,7 @@
 
 pub mod architecture;
 pub mod attention;
+mod awake_threads;
 mod base;
 mod base_fingerprint;
 pub mod batch_parallel;

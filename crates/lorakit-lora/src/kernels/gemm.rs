@@ -112,6 +112,9 @@ impl<'a> MatrixMut<'a> {
     /// If there are fewer values than elements.
     pub fn copy_from_transposed(mut self, values: &[f32]) {
         let (rows, columns) = (self.0.nrows(), self.0.ncols());
+        if rows == 1 {
+            return self.copy_from(values);
+        }
         for column in 0..columns {
             for row in 0..rows {
                 self.0[(row, column)] = values[column * rows + row];

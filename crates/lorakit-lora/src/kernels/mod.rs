@@ -5,4 +5,5 @@ pub mod gemm;
 pub mod op;
 pub mod output;
 pub mod simd;
+pub mod vector_product;
 pub mod vjp;

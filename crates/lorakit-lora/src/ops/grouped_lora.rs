@@ -12,6 +12,7 @@
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use crate::kernels::op::{self, Input, Op};
+use crate::kernels::vector_product::{add_weighted_rows, row_products};
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
 use crate::patch::Outputs;
@@ -99,6 +100,10 @@ pub(crate) struct GroupedOp {
 /// threads.
 pub(crate) const CHUNK: usize = 64;
 
+/// Of a batch of one token: parts whose products with A, and columns whose sums, one task of the thread pool makes.
+const TOKEN_PARTS: usize = 4;
+const TOKEN_COLUMNS: usize = 1024;
+
 /// The values and dimensions of the inputs.
 pub(crate) struct Operands<'a> {
     pub(crate) x: &'a [f32],
@@ -128,6 +133,11 @@ impl GroupedOp {
         let ranks = self.layout.a_rows(part.expert);
         let x = part.tokens.rows(operands.x, operands.input);
         let mut z = vec![0.0; part.tokens.len() * ranks.len()];
+        if operands.tokens() == 1 {
+            row_products(&operands.a[ranks.start * operands.input..ranks.end * operands.input], &x, &mut z);
+            part.apply_weights(&mut z, ranks.len());
+            return (z, ranks);
+        }
         gemm(
             MatrixMut::new(&mut z, part.tokens.len(), ranks.len(), ranks.len()),
             Destination::Overwrite,
@@ -142,11 +152,36 @@ impl GroupedOp {
 
     /// Adds the deltas of all groups to `y`, `[tokens, out]`.
     pub(crate) fn accumulate(&self, operands: &Operands, y: &mut [f32]) {
+        if operands.tokens() == 1 {
+            return self.accumulate_token(operands, y);
+        }
         y.par_chunks_mut(CHUNK * operands.output).enumerate().for_each(|(i, y)| {
             let start = i * CHUNK;
             let chunk = start..start + y.len() / operands.output;
             for part in self.groups.iter().filter_map(|group| GroupPart::of(group, &chunk)) {
                 self.expand(operands, &part, y);
+            }
+        });
+    }
+
+    /// Adds the deltas of a batch of one token to `y`, `[out]`, which threads share by columns.
+    fn accumulate_token(&self, operands: &Operands, y: &mut [f32]) {
+        let parts: Vec<GroupPart> = self.groups.iter().filter_map(|group| GroupPart::of(group, &(0..1))).collect();
+        let shrunk = parts.par_iter().with_min_len(TOKEN_PARTS).map(|part| self.shrink(operands, part));
+        let shrunk: Vec<(Vec<f32>, Range<usize>)> = shrunk.collect();
+        y.par_chunks_mut(TOKEN_COLUMNS).enumerate().for_each(|(i, y)| {
+            let chunk = i * TOKEN_COLUMNS..i * TOKEN_COLUMNS + y.len();
+            for (part, (z, ranks)) in parts.iter().zip(&shrunk) {
+                for block in &self.layout.0[part.expert] {
+                    let own = block.columns.start.max(chunk.start)..block.columns.end.min(chunk.end);
+                    if own.is_empty() {
+                        continue;
+                    }
+                    let z = &z[block.a.start - ranks.start..][..block.a.len()];
+                    let b = &operands.b[block.b.start * operands.output + own.start..];
+                    let y = &mut y[own.start - chunk.start..own.end - chunk.start];
+                    add_weighted_rows(y, b, operands.output, z, block.scale);
+                }
             }
         });
     }

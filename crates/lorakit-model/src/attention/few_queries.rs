@@ -7,8 +7,8 @@ use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::Softmax;
 use crate::layer::soft_cap::SoftCap;
-use crate::vector_math::dot;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::vector_product::lane_sum;
 use rayon::prelude::*;
 
 /// The most queries of a segment for which this is faster than matrix products.
@@ -76,7 +76,7 @@ impl WithSimd for AttendSegment<'_> {
                 for row in 0..queries * shared {
                     let start = (segment.queries.start + row / shared) * width;
                     let q = &qkv[start + (key_head * shared + row % shared) * f..][..f];
-                    scores[row * seen + at] = dot(q, k) * scale;
+                    scores[row * seen + at] = inner_product(q, k) * scale;
                 }
             }
             if let Some(cap) = heads.soft_cap {
@@ -106,6 +106,20 @@ impl WithSimd for AttendSegment<'_> {
             }
         }
     }
+}
+
+/// Partial sums of an inner product: enough that one need not wait for the other.
+const LANES: usize = 16;
+
+/// The inner product of a query and a key.
+#[inline(always)]
+fn inner_product(q: &[f32], k: &[f32]) -> f32 {
+    let ((q, q_rest), (k, k_rest)) = (q.as_chunks::<LANES>(), k.as_chunks::<LANES>());
+    let mut lanes = [0f32; LANES];
+    for (q, k) in q.iter().zip(k) {
+        (0..LANES).for_each(|lane| lanes[lane] += q[lane] * k[lane]);
+    }
+    lane_sum(lanes) + q_rest.iter().zip(k_rest).map(|(q, k)| q * k).sum::<f32>()
 }
 
 #[cfg(test)]

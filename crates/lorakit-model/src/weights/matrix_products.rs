@@ -2,13 +2,11 @@
 //! each product, and quantised ones may be multiplied as they are.
 
 use crate::weights::block_quantization::{BlockType, EightBitTokens};
-use crate::weights::few_tokens::{FEW, RowProducts, WrittenRowProducts};
-use crate::weights::half_precision::bf16_as_f32;
+use crate::weights::few_tokens::{FEW, RowProducts};
 use crate::weights::mmap_matrix::{MmapMatrix, Slice};
 use crate::weights::token_lanes::{self, LaneProducts, RowSource, TokenLanes};
 use crate::weights::token_precision::TokenPrecision;
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, PARALLEL_WORK, gemm, par_gemm};
-use lorakit_lora::kernels::simd;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -79,12 +77,16 @@ impl MmapMatrix {
     /// `y`, `[rows, tokens]`, of few tokens; `row` is room for a row.
     fn few_products(&self, rows: Range<usize>, x: &[f32], row: &mut [f32], y: &mut [f32]) {
         let columns = self.columns();
-        match self.ordered_slice(rows.clone()) {
-            Some(Slice::F32(rows)) => simd::dispatch(RowProducts { rows, columns, widen: |value: f32| value, x, y }),
-            Some(Slice::BF16(rows)) => simd::dispatch(RowProducts { rows, columns, widen: bf16_as_f32, x, y }),
-            Some(Slice::F16(_)) | None => {
-                let write = |r: usize, row: &mut [f32]| self.widen_part(rows.start + r, 0..columns, row);
-                simd::dispatch(WrittenRowProducts { write, x, row, y });
+        if let Some(rows) = self.ordered_slice(rows.clone()) {
+            return stored_products(rows, columns, x, y);
+        }
+        for (index, y) in rows.zip(y.chunks_exact_mut(x.len() / columns)) {
+            match self.row_slice(index) {
+                Some(row) => stored_products(row, columns, x, y),
+                None => {
+                    self.widen_part(index, 0..columns, row);
+                    RowProducts { rows: &*row, columns, x, y }.run();
+                }
             }
         }
     }
@@ -128,6 +130,15 @@ impl MmapMatrix {
                 gemm(dx.reborrowed(), into, dy.columns(rows), w, 1.0);
             }
         });
+    }
+}
+
+/// `y`, `[rows, tokens]`, of few tokens and rows as they are stored.
+fn stored_products(rows: Slice, columns: usize, x: &[f32], y: &mut [f32]) {
+    match rows {
+        Slice::F32(rows) => RowProducts { rows, columns, x, y }.run(),
+        Slice::BF16(rows) => RowProducts { rows, columns, x, y }.run(),
+        Slice::F16(rows) => RowProducts { rows, columns, x, y }.run(),
     }
 }
 

@@ -233,6 +233,12 @@ impl MmapMatrix {
         if self.order.is_none() { self.slice(rows) } else { None }
     }
 
+    /// One row as it is stored, unless it is quantised.
+    pub(super) fn row_slice(&self, row: usize) -> Option<Slice<'_>> {
+        let stored = self.order.as_ref().map_or(row, |order| order[row] as usize);
+        self.slice(stored..stored + 1)
+    }
+
     /// Where each row is stored, if not in order.
     pub(super) fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()

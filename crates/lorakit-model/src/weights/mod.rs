@@ -11,6 +11,7 @@ mod half_precision;
 pub(crate) mod matrix_products;
 pub(crate) mod mmap_matrix;
 mod own_tensors;
+mod prefetch;
 mod save;
 pub(crate) mod storage_dtype;
 pub(crate) mod stored_weight;

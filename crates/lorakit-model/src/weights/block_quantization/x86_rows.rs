@@ -3,26 +3,43 @@
 //!
 //! What is below is `#[inline(always)]`, so that it becomes part of the functions at the end, which are compiled for the
 //! instructions that they name. Sums have the same order whatever the instructions, and so have equal values.
+//!
+//! The sums of eight groups are gathered in one vector before they are multiplied with their scales, which is done once for
+//! all of them. Vectors have 128 bits until then: blocks are that small, and older machines make two of a wider one anyway.
 
 use super::block_type::BlockType;
 use super::blocks_of_32::IQ4_NL;
 use super::blocks_of_256::scales_and_minima;
 use super::eight_bit_tokens::{EightBitToken, EightBitTokens, GROUP, PARTS, STEP};
+use crate::weights::prefetch::prefetch;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-/// How 32 pairs are multiplied and added to 8 sums.
+/// Bytes of a line of memory.
+const LINE: usize = 64;
+
+/// The 32 numbers of a group.
+type Numbers = [__m128i; 2];
+
+/// How the numbers of a group and of a token are multiplied and added to four sums.
 trait DotProduct {
-    /// The sums of four products each: `unsigned`, at most 128, by `signed`, at least -127.
+    /// The sums of `unsigned`, at most 63, times `signed`, at least -127.
     ///
     /// # Safety
     /// The machine must have its instructions.
-    unsafe fn dot(unsigned: __m256i, signed: __m256i) -> __m256i;
+    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i;
+
+    /// The same of `unsigned` up to 128.
+    ///
+    /// # Safety
+    /// The machine must have its instructions.
+    unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i;
 }
 
-/// By AVX2: no sum of two products leaves 16 bits.
+/// By AVX2.
 struct Avx2;
 
-/// By AVX-512 VNNI, in vectors of 256 bits.
+/// By AVX-512 VNNI, in vectors of 128 bits.
 struct Avx512Vnni;
 
 /// By AVX-VNNI.
@@ -30,157 +47,144 @@ struct AvxVnni;
 
 impl DotProduct for Avx2 {
     #[inline(always)]
-    unsafe fn dot(unsigned: __m256i, signed: __m256i) -> __m256i {
+    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
         // SAFETY: the caller has checked the machine; so in all of this file.
-        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1)) }
+        unsafe {
+            // No sum of four products leaves 16 bits.
+            let [a, b] = [0, 1].map(|half| _mm_maddubs_epi16(unsigned[half], signed[half]));
+            _mm_madd_epi16(_mm_add_epi16(a, b), _mm_set1_epi16(1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i {
+        unsafe {
+            // No sum of two does.
+            let [a, b] =
+                [0, 1].map(|half| _mm_madd_epi16(_mm_maddubs_epi16(unsigned[half], signed[half]), _mm_set1_epi16(1)));
+            _mm_add_epi32(a, b)
+        }
     }
 }
 
 impl DotProduct for Avx512Vnni {
     #[inline(always)]
-    unsafe fn dot(unsigned: __m256i, signed: __m256i) -> __m256i {
-        unsafe { _mm256_dpbusd_epi32(_mm256_setzero_si256(), unsigned, signed) }
+    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
+        unsafe { Self::large(unsigned, signed) }
+    }
+
+    #[inline(always)]
+    unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i {
+        unsafe {
+            let first = _mm_dpbusd_epi32(_mm_setzero_si128(), unsigned[0], signed[0]);
+            _mm_dpbusd_epi32(first, unsigned[1], signed[1])
+        }
     }
 }
 
 impl DotProduct for AvxVnni {
     #[inline(always)]
-    unsafe fn dot(unsigned: __m256i, signed: __m256i) -> __m256i {
-        unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), unsigned, signed) }
+    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
+        unsafe { Self::large(unsigned, signed) }
+    }
+
+    #[inline(always)]
+    unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i {
+        unsafe {
+            let first = _mm_dpbusd_avx_epi32(_mm_setzero_si128(), unsigned[0], signed[0]);
+            _mm_dpbusd_avx_epi32(first, unsigned[1], signed[1])
+        }
     }
 }
 
-/// The running sums of one row with some tokens: those of even and of odd groups, so that one need not wait for the other.
+/// The running sums of one row with some tokens: a lane of each group of a step.
 struct RowSums<'a, const TOKENS: usize> {
     tokens: [EightBitToken<'a>; TOKENS],
-    lanes: [[__m256; 2]; TOKENS],
-}
-
-/// For each group of a step, the weights' factor times each token's scale. Not with the sums: what is read at a place that
-/// the compiler does not know is in memory, and all that is beside it.
-struct StepScales<const TOKENS: usize> {
-    step: usize,
-    scales: [[f32; PARTS]; TOKENS],
+    lanes: [__m256; TOKENS],
 }
 
 impl<'a, const TOKENS: usize> RowSums<'a, TOKENS> {
     #[inline(always)]
     unsafe fn new(tokens: [EightBitToken<'a>; TOKENS]) -> Self {
-        Self { tokens, lanes: [[unsafe { _mm256_setzero_ps() }; 2]; TOKENS] }
+        Self { tokens, lanes: [unsafe { _mm256_setzero_ps() }; TOKENS] }
     }
 
-    /// Starts a step whose groups have these factors and minima.
+    /// Subtracts the minima of a step's groups.
     #[inline(always)]
-    unsafe fn begin(&mut self, step: usize, factors: __m256, minima: __m256) -> StepScales<TOKENS> {
-        unsafe {
-            for t in 0..TOKENS {
-                let sums = _mm256_loadu_ps(self.tokens[t].sums.as_ptr().add(step * PARTS));
-                self.lanes[t][0] = _mm256_fnmadd_ps(minima, sums, self.lanes[t][0]);
-            }
-            self.scales(step, factors)
-        }
-    }
-
-    /// The same for a type whose groups are 16 values: their minima.
-    #[inline(always)]
-    unsafe fn begin_halves(&mut self, step: usize, factors: __m256, minima: [__m256; 2]) -> StepScales<TOKENS> {
-        unsafe {
-            for t in 0..TOKENS {
-                let sums = self.tokens[t].half_sums.as_ptr().add(step * PARTS * 2);
-                let (even, odd) = (_mm256_loadu_ps(sums), _mm256_loadu_ps(sums.add(PARTS)));
-                self.lanes[t][0] = _mm256_fnmadd_ps(minima[0], even, self.lanes[t][0]);
-                self.lanes[t][1] = _mm256_fnmadd_ps(minima[1], odd, self.lanes[t][1]);
-            }
-            self.scales(step, factors)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scales(&self, step: usize, factors: __m256) -> StepScales<TOKENS> {
-        let mut scales = [[0.0; PARTS]; TOKENS];
-        for (scales, token) in scales.iter_mut().zip(&self.tokens) {
+    unsafe fn subtract(&mut self, step: usize, minima: __m256) {
+        for (lanes, token) in self.lanes.iter_mut().zip(&self.tokens) {
             unsafe {
-                let of_token = _mm256_loadu_ps(token.scales.as_ptr().add(step * PARTS));
-                _mm256_storeu_ps(scales.as_mut_ptr(), _mm256_mul_ps(factors, of_token));
-            }
-        }
-        StepScales { step, scales }
-    }
-
-    /// Adds the products of a group: `dot` makes 8 sums of the token's 32 numbers. `LANES` is the group's number modulo 2, known
-    /// to the compiler so that sums stay in registers.
-    #[inline(always)]
-    unsafe fn add<const LANES: usize>(
-        &mut self,
-        at: &StepScales<TOKENS>,
-        part: usize,
-        dot: impl Fn(__m256i) -> __m256i,
-    ) {
-        unsafe {
-            for t in 0..TOKENS {
-                let token = self.tokens[t].quants.as_ptr().add(at.step * STEP + part * GROUP);
-                let sums = _mm256_cvtepi32_ps(dot(_mm256_loadu_si256(token.cast())));
-                let scale = _mm256_broadcast_ss(&*at.scales[t].as_ptr().add(part));
-                self.lanes[t][LANES] = _mm256_fmadd_ps(scale, sums, self.lanes[t][LANES]);
+                let sums = _mm256_loadu_ps(token.sums.as_ptr().add(step * PARTS));
+                *lanes = _mm256_fnmadd_ps(minima, sums, *lanes);
             }
         }
     }
 
-    /// Adds the products of a group of numbers from 0 to 63.
+    /// The same for a type whose groups are 16 values.
     #[inline(always)]
-    unsafe fn add_unsigned<D: DotProduct, const LANES: usize>(
-        &mut self,
-        at: &StepScales<TOKENS>,
-        part: usize,
-        weights: __m256i,
-    ) {
-        unsafe { self.add::<LANES>(at, part, |token| D::dot(weights, token)) }
-    }
-
-    /// Adds the products of a group of signed numbers: their magnitudes times the token's numbers with their signs.
-    #[inline(always)]
-    unsafe fn add_signed<D: DotProduct, const LANES: usize>(
-        &mut self,
-        at: &StepScales<TOKENS>,
-        part: usize,
-        weights: __m256i,
-    ) {
-        unsafe {
-            let magnitudes = _mm256_abs_epi8(weights);
-            self.add::<LANES>(at, part, |token| D::dot(magnitudes, _mm256_sign_epi8(token, weights)));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add_numbers<D: DotProduct, const LANES: usize>(
-        &mut self,
-        at: &StepScales<TOKENS>,
-        part: usize,
-        weights: __m256i,
-        numbers: Numbers,
-    ) {
-        unsafe {
-            match numbers {
-                Numbers::Signed => self.add_signed::<D, LANES>(at, part, weights),
-                Numbers::Above(_) | Numbers::Minimum => self.add_unsigned::<D, LANES>(at, part, weights),
+    unsafe fn subtract_halves(&mut self, step: usize, minima: [__m256; 2]) {
+        for (lanes, token) in self.lanes.iter_mut().zip(&self.tokens) {
+            unsafe {
+                let sums = token.half_sums.as_ptr().add(step * PARTS * 2);
+                *lanes = _mm256_fnmadd_ps(minima[0], _mm256_loadu_ps(sums), *lanes);
+                *lanes = _mm256_fnmadd_ps(minima[1], _mm256_loadu_ps(sums.add(PARTS)), *lanes);
             }
         }
     }
 
-    /// Adds the products of two groups of 16 numbers from 0 to 63, each times its own of the 16 `scales`: sums of two products
-    /// are multiplied with them before they become sums of four.
+    /// Adds the products of the first `parts` groups of a step, which have these factors: `read` gives a group's numbers, and
+    /// `dot` four sums of the products of group, token and their numbers.
     #[inline(always)]
-    unsafe fn add_scaled<const LANES: usize>(
+    unsafe fn add(
         &mut self,
-        at: &StepScales<TOKENS>,
-        part: usize,
-        weights: __m256i,
-        scales: __m128i,
+        (step, parts): (usize, usize),
+        factors: __m256,
+        read: impl Fn(usize) -> Numbers,
+        dot: impl Fn(usize, Numbers, Numbers) -> __m128i,
     ) {
         unsafe {
-            let places = _mm_add_epi8(_mm_set_epi64x(0x0101_0101_0101_0101, 0), _mm_set1_epi8(2 * part as i8));
-            let scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, places));
-            self.add::<LANES>(at, part, |token| _mm256_madd_epi16(_mm256_maddubs_epi16(weights, token), scales));
+            let low = self.four_groups(step, 0..parts.min(4), &read, &dot);
+            let high = match parts {
+                0..=4 => [_mm_setzero_si128(); TOKENS],
+                _ => self.four_groups(step, 4..parts, &read, &dot),
+            };
+            let eights = low.into_iter().zip(high).zip(&self.tokens);
+            for (((low, high), token), lanes) in eights.zip(&mut self.lanes) {
+                let sums = _mm256_cvtepi32_ps(_mm256_set_m128i(high, low));
+                let scales = _mm256_loadu_ps(token.scales.as_ptr().add(step * PARTS));
+                *lanes = _mm256_fmadd_ps(_mm256_mul_ps(factors, scales), sums, *lanes);
+            }
+        }
+    }
+
+    /// For each token the sums of up to four groups, each in a lane.
+    #[inline(always)]
+    unsafe fn four_groups(
+        &self,
+        step: usize,
+        groups: Range<usize>,
+        read: &impl Fn(usize) -> Numbers,
+        dot: &impl Fn(usize, Numbers, Numbers) -> __m128i,
+    ) -> [__m128i; TOKENS] {
+        unsafe {
+            let zero = _mm_setzero_si128();
+            let (mut pairs, mut fours) = ([[zero; 2]; TOKENS], [zero; TOKENS]);
+            for (pair, first) in [groups.start, groups.start + 2].into_iter().enumerate() {
+                if first >= groups.end {
+                    break;
+                }
+                let numbers = [read(first), if first + 1 < groups.end { read(first + 1) } else { [zero; 2] }];
+                for (pairs, token) in pairs.iter_mut().zip(&self.tokens) {
+                    let x = token.quants.as_ptr().add(step * STEP + first * GROUP);
+                    let a = dot(first, numbers[0], [bytes(x), bytes(x.add(16))]);
+                    let b = dot(first + 1, numbers[1], [bytes(x.add(32)), bytes(x.add(48))]);
+                    pairs[pair] = _mm_add_epi32(_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+                }
+            }
+            for (four, [a, b]) in fours.iter_mut().zip(pairs) {
+                *four = _mm_add_epi32(_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b));
+            }
+            fours
         }
     }
 
@@ -189,8 +193,7 @@ impl<'a, const TOKENS: usize> RowSums<'a, TOKENS> {
     unsafe fn totals(&self) -> [f32; TOKENS] {
         let mut totals = [0.0; TOKENS];
         unsafe {
-            for (total, [even, odd]) in totals.iter_mut().zip(self.lanes) {
-                let eight = _mm256_add_ps(even, odd);
+            for (total, &eight) in totals.iter_mut().zip(&self.lanes) {
                 let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 *total = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
@@ -198,6 +201,12 @@ impl<'a, const TOKENS: usize> RowSums<'a, TOKENS> {
         }
         totals
     }
+}
+
+/// Fetches as many bytes ahead as a block has.
+#[inline(always)]
+fn prefetch_block<const BYTES: usize>(at: *const u8) {
+    (0..BYTES.div_ceil(LINE)).for_each(|line| prefetch(at.wrapping_add(line * LINE)));
 }
 
 /// The sums of one row of blocks.
@@ -211,12 +220,12 @@ unsafe fn row<const TOKENS: usize, D: DotProduct>(
     let row = row.as_ptr();
     unsafe {
         match block_type {
-            BlockType::Q4_0 => small_blocks::<18, TOKENS, D>(row, columns, sums, Numbers::Above(8.0), q4_0),
-            BlockType::Q4_1 => small_blocks::<20, TOKENS, D>(row, columns, sums, Numbers::Minimum, q4_1),
-            BlockType::Q5_0 => small_blocks::<22, TOKENS, D>(row, columns, sums, Numbers::Above(16.0), q5_0),
-            BlockType::Q5_1 => small_blocks::<24, TOKENS, D>(row, columns, sums, Numbers::Minimum, q5_1),
-            BlockType::Q8_0 => small_blocks::<34, TOKENS, D>(row, columns, sums, Numbers::Signed, q8_0),
-            BlockType::Iq4Nl => small_blocks::<18, TOKENS, D>(row, columns, sums, Numbers::Signed, iq4_nl),
+            BlockType::Q4_0 => small_blocks::<18, TOKENS, D>(row, columns, sums, Zero::At(8.0), q4_0),
+            BlockType::Q4_1 => small_blocks::<20, TOKENS, D>(row, columns, sums, Zero::Minimum, q4_1),
+            BlockType::Q5_0 => small_blocks::<22, TOKENS, D>(row, columns, sums, Zero::At(16.0), q5_0),
+            BlockType::Q5_1 => small_blocks::<24, TOKENS, D>(row, columns, sums, Zero::Minimum, q5_1),
+            BlockType::Q8_0 => small_blocks::<34, TOKENS, D>(row, columns, sums, Zero::Signed, q8_0),
+            BlockType::Iq4Nl => small_blocks::<18, TOKENS, D>(row, columns, sums, Zero::Signed, iq4_nl),
             BlockType::Q4K => q4_k::<TOKENS, D>(row, columns, sums),
             BlockType::Q5K => q5_k::<TOKENS, D>(row, columns, sums),
             BlockType::Q6K => q6_k::<TOKENS>(row, columns, sums),
@@ -227,12 +236,12 @@ unsafe fn row<const TOKENS: usize, D: DotProduct>(
 
 /// What the numbers of a block of 32 values stand for.
 #[derive(Clone, Copy)]
-enum Numbers {
-    /// Themselves.
+enum Zero {
+    /// Themselves: they are signed.
     Signed,
-    /// Unsigned, for themselves less this.
-    Above(f32),
-    /// Unsigned, for what is added to the minimum, which comes after the block's scale.
+    /// Themselves less this: they are unsigned.
+    At(f32),
+    /// What is added to the minimum, which comes after the block's scale.
     Minimum,
 }
 
@@ -243,29 +252,55 @@ unsafe fn small_blocks<const BYTES: usize, const TOKENS: usize, D: DotProduct>(
     row: *const u8,
     columns: usize,
     sums: &mut RowSums<TOKENS>,
-    numbers: Numbers,
-    read: impl Fn(*const u8) -> __m256i,
+    zero: Zero,
+    read: impl Fn(*const u8) -> Numbers + Copy,
+) {
+    let (steps, parts) = (columns / STEP, columns % STEP / GROUP);
+    unsafe {
+        for step in 0..steps {
+            step_of_blocks::<BYTES, TOKENS, D>(row, (step, PARTS), sums, zero, read);
+        }
+        if parts > 0 {
+            step_of_blocks::<BYTES, TOKENS, D>(row, (steps, parts), sums, zero, read);
+        }
+    }
+}
+
+/// The first `parts` blocks of a step of such a row.
+#[inline(always)]
+unsafe fn step_of_blocks<const BYTES: usize, const TOKENS: usize, D: DotProduct>(
+    row: *const u8,
+    (step, parts): (usize, usize),
+    sums: &mut RowSums<TOKENS>,
+    zero: Zero,
+    read: impl Fn(*const u8) -> Numbers,
 ) {
     unsafe {
-        for step in 0..columns.div_ceil(STEP) {
-            let parts = PARTS.min(columns / GROUP - step * PARTS);
-            let blocks = row.add(step * PARTS * BYTES);
-            let factors = halves::<BYTES>(blocks, parts);
-            let minima = match numbers {
-                Numbers::Signed => _mm256_setzero_ps(),
-                Numbers::Above(zero) => _mm256_mul_ps(factors, _mm256_set1_ps(zero)),
-                Numbers::Minimum => _mm256_sub_ps(_mm256_setzero_ps(), halves::<BYTES>(blocks.add(2), parts)),
-            };
-            let at = sums.begin(step, factors, minima);
-            for pair in 0..parts / 2 {
-                let block = blocks.add(2 * pair * BYTES);
-                sums.add_numbers::<D, 0>(&at, 2 * pair, read(block), numbers);
-                sums.add_numbers::<D, 1>(&at, 2 * pair + 1, read(block.add(BYTES)), numbers);
-            }
-            if parts % 2 == 1 {
-                sums.add_numbers::<D, 0>(&at, parts - 1, read(blocks.add((parts - 1) * BYTES)), numbers);
+        let blocks = row.add(step * PARTS * BYTES);
+        // Two blocks have no more than a line and a bit of the next.
+        (0..parts.div_ceil(2)).for_each(|pair| prefetch(blocks.wrapping_add(2 * pair * BYTES)));
+        let factors = halves::<BYTES>(blocks, parts);
+        match zero {
+            Zero::Signed => {}
+            Zero::At(zero) => sums.subtract(step, _mm256_mul_ps(factors, _mm256_set1_ps(zero))),
+            Zero::Minimum => {
+                sums.subtract(step, _mm256_sub_ps(_mm256_setzero_ps(), halves::<BYTES>(blocks.add(2), parts)))
             }
         }
+        let read = |part: usize| read(blocks.add(part * BYTES));
+        match zero {
+            Zero::Signed => sums.add((step, parts), factors, read, |_, w, x| signed::<D>(w, x)),
+            Zero::At(_) | Zero::Minimum => sums.add((step, parts), factors, read, |_, w, x| D::small(w, x)),
+        }
+    }
+}
+
+/// The products of signed numbers: their magnitudes times the token's numbers with their signs.
+#[inline(always)]
+unsafe fn signed<D: DotProduct>(weights: Numbers, token: Numbers) -> __m128i {
+    unsafe {
+        let with_sign = [0, 1].map(|half| _mm_sign_epi8(token[half], weights[half]));
+        D::large(weights.map(|half| _mm_abs_epi8(half)), with_sign)
     }
 }
 
@@ -287,26 +322,50 @@ unsafe fn halves<const BYTES: usize>(blocks: *const u8, parts: usize) -> __m256 
     }
 }
 
+/// 16 bytes.
+#[inline(always)]
+unsafe fn bytes<T>(at: *const T) -> __m128i {
+    unsafe { _mm_loadu_si128(at.cast()) }
+}
+
+/// The low four bits of each byte.
+#[inline(always)]
+unsafe fn low_bits(bytes: __m128i) -> __m128i {
+    unsafe { _mm_and_si128(bytes, _mm_set1_epi8(0xf)) }
+}
+
+/// The high four bits of each byte.
+#[inline(always)]
+unsafe fn high_bits(bytes: __m128i) -> __m128i {
+    unsafe { low_bits(_mm_srli_epi16::<4>(bytes)) }
+}
+
 /// The four bits of 32 values of a block: the low halves of 16 bytes, then the high ones.
 #[inline(always)]
-unsafe fn nibbles(packed: *const u8) -> __m256i {
+unsafe fn nibbles(packed: *const u8) -> Numbers {
     unsafe {
-        let packed = _mm_loadu_si128(packed.cast());
-        let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
-        _mm256_and_si256(both, _mm256_set1_epi8(0xf))
+        let packed = bytes(packed);
+        [low_bits(packed), high_bits(packed)]
     }
 }
 
-/// 16 in each of 32 bytes whose bit is set.
+/// The same with the fifth bits of the values, which are those of four bytes.
 #[inline(always)]
-unsafe fn fifth_bits(bits: *const u8) -> __m256i {
+unsafe fn five_bits(bits: *const u8, packed: *const u8) -> Numbers {
     unsafe {
-        let bits = _mm256_set1_epi32(bits.cast::<i32>().read_unaligned());
-        // Byte `j` of the vector gets byte `j / 8` of the bits, of which all but bit `j % 8` are set then.
-        let places = _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0);
-        let others = _mm256_set1_epi64x(0x7fbf_dfef_f7fb_fdfe);
-        let filled = _mm256_or_si256(_mm256_shuffle_epi8(bits, places), others);
-        _mm256_and_si256(_mm256_cmpeq_epi8(filled, _mm256_set1_epi8(-1)), _mm256_set1_epi8(16))
+        let bits = _mm_set1_epi32(bits.cast::<i32>().read_unaligned());
+        let others = _mm_set1_epi64x(0x7fbf_dfef_f7fb_fdfe);
+        let [low, high] = nibbles(packed);
+        // Byte `j` of a vector gets byte `j / 8` of the bits, of which all but bit `j % 8` are set then.
+        let with = |numbers: __m128i, places: __m128i| {
+            let filled = _mm_or_si128(_mm_shuffle_epi8(bits, places), others);
+            let is_set = _mm_cmpeq_epi8(filled, _mm_set1_epi8(-1));
+            _mm_or_si128(numbers, _mm_and_si128(is_set, _mm_set1_epi8(16)))
+        };
+        [
+            with(low, _mm_set_epi64x(0x0101_0101_0101_0101, 0)),
+            with(high, _mm_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202)),
+        ]
     }
 }
 
@@ -315,40 +374,40 @@ unsafe fn fifth_bits(bits: *const u8) -> __m256i {
 
 /// The numbers of a Q4_0 block.
 #[inline(always)]
-fn q4_0(block: *const u8) -> __m256i {
+fn q4_0(block: *const u8) -> Numbers {
     unsafe { nibbles(block.add(2)) }
 }
 
 /// The numbers of a Q4_1 block.
 #[inline(always)]
-fn q4_1(block: *const u8) -> __m256i {
+fn q4_1(block: *const u8) -> Numbers {
     unsafe { nibbles(block.add(4)) }
 }
 
 /// The numbers of a Q5_0 block.
 #[inline(always)]
-fn q5_0(block: *const u8) -> __m256i {
-    unsafe { _mm256_or_si256(nibbles(block.add(6)), fifth_bits(block.add(2))) }
+fn q5_0(block: *const u8) -> Numbers {
+    unsafe { five_bits(block.add(2), block.add(6)) }
 }
 
 /// The numbers of a Q5_1 block.
 #[inline(always)]
-fn q5_1(block: *const u8) -> __m256i {
-    unsafe { _mm256_or_si256(nibbles(block.add(8)), fifth_bits(block.add(4))) }
+fn q5_1(block: *const u8) -> Numbers {
+    unsafe { five_bits(block.add(4), block.add(8)) }
 }
 
 /// The numbers of a Q8_0 block.
 #[inline(always)]
-fn q8_0(block: *const u8) -> __m256i {
-    unsafe { _mm256_loadu_si256(block.add(2).cast()) }
+fn q8_0(block: *const u8) -> Numbers {
+    unsafe { [bytes(block.add(2)), bytes(block.add(18))] }
 }
 
 /// The numbers of an IQ4_NL block.
 #[inline(always)]
-fn iq4_nl(block: *const u8) -> __m256i {
+fn iq4_nl(block: *const u8) -> Numbers {
     unsafe {
-        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(IQ4_NL.as_ptr().cast()));
-        _mm256_shuffle_epi8(table, nibbles(block.add(2)))
+        let table = bytes(IQ4_NL.as_ptr());
+        nibbles(block.add(2)).map(|places| _mm_shuffle_epi8(table, places))
     }
 }
 
@@ -364,33 +423,35 @@ unsafe fn broadcast_f16(bytes: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_set1_epi16(bytes.cast::<i16>().read_unaligned())) }
 }
 
-/// Starts a step by the head of a Q4_K or Q5_K block.
+/// Subtracts the minima of a Q4_K or Q5_K block, and returns its factors.
 #[inline(always)]
-unsafe fn begin_block<const TOKENS: usize>(
-    step: usize,
-    block: *const u8,
-    sums: &mut RowSums<TOKENS>,
-) -> StepScales<TOKENS> {
+unsafe fn factors_of_block<const TOKENS: usize>(step: usize, block: *const u8, sums: &mut RowSums<TOKENS>) -> __m256 {
     unsafe {
         let (scales, minima) = scales_and_minima(&*block.add(4).cast());
-        let factors = _mm256_mul_ps(broadcast_f16(block), bytes_as_f32(scales));
-        sums.begin(step, factors, _mm256_mul_ps(broadcast_f16(block.add(2)), bytes_as_f32(minima)))
+        sums.subtract(step, _mm256_mul_ps(broadcast_f16(block.add(2)), bytes_as_f32(minima)));
+        _mm256_mul_ps(broadcast_f16(block), bytes_as_f32(scales))
+    }
+}
+
+/// The four bits of a group of a Q4_K or Q5_K block: the low or the high halves of the 32 bytes that two groups share.
+#[inline(always)]
+unsafe fn nibbles_of_group(packed: *const u8, group: usize) -> Numbers {
+    unsafe {
+        let packed = packed.add(32 * (group / 2));
+        let packed = [bytes(packed), bytes(packed.add(16))];
+        packed.map(|packed| if group.is_multiple_of(2) { low_bits(packed) } else { high_bits(packed) })
     }
 }
 
 #[inline(always)]
 unsafe fn q4_k<const TOKENS: usize, D: DotProduct>(row: *const u8, columns: usize, sums: &mut RowSums<TOKENS>) {
     unsafe {
-        let low = _mm256_set1_epi8(0xf);
         for step in 0..columns / STEP {
             let block = row.add(step * 144);
-            let at = begin_block(step, block, sums);
-            for pair in 0..PARTS / 2 {
-                let packed = _mm256_loadu_si256(block.add(16 + 32 * pair).cast());
-                sums.add_unsigned::<D, 0>(&at, 2 * pair, _mm256_and_si256(packed, low));
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
-                sums.add_unsigned::<D, 1>(&at, 2 * pair + 1, high);
-            }
+            prefetch_block::<144>(block);
+            let factors = factors_of_block(step, block, sums);
+            let read = |group| nibbles_of_group(block.add(16), group);
+            sums.add((step, PARTS), factors, read, |_, w, x| D::small(w, x));
         }
     }
 }
@@ -398,32 +459,61 @@ unsafe fn q4_k<const TOKENS: usize, D: DotProduct>(row: *const u8, columns: usiz
 #[inline(always)]
 unsafe fn q5_k<const TOKENS: usize, D: DotProduct>(row: *const u8, columns: usize, sums: &mut RowSums<TOKENS>) {
     unsafe {
-        let (low, fifth) = (_mm256_set1_epi8(0xf), _mm256_set1_epi8(16));
         for step in 0..columns / STEP {
             let block = row.add(step * 176);
-            let at = begin_block(step, block, sums);
-            // The fifth bits of the next pair of groups are bits 0 and 1 of each byte.
-            let mut bits = _mm256_loadu_si256(block.add(16).cast());
-            for pair in 0..PARTS / 2 {
-                let packed = _mm256_loadu_si256(block.add(48 + 32 * pair).cast());
-                let high = _mm256_and_si256(_mm256_slli_epi16::<4>(bits), fifth);
-                sums.add_unsigned::<D, 0>(&at, 2 * pair, _mm256_or_si256(_mm256_and_si256(packed, low), high));
-                let packed = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
-                let high = _mm256_and_si256(_mm256_slli_epi16::<3>(bits), fifth);
-                sums.add_unsigned::<D, 1>(&at, 2 * pair + 1, _mm256_or_si256(packed, high));
-                bits = _mm256_srli_epi16::<2>(bits);
-            }
+            prefetch_block::<176>(block);
+            let factors = factors_of_block(step, block, sums);
+            // The fifth bits of group `g` are bits `g` of 32 bytes.
+            let fifth_bits = [bytes(block.add(16)), bytes(block.add(32))];
+            let read = |group: usize| {
+                let places = |left: usize| _mm_cvtsi32_si128(left as i32);
+                let fifth = fifth_bits.map(|bits| match group {
+                    0..4 => _mm_sll_epi16(bits, places(4 - group)),
+                    _ => _mm_srl_epi16(bits, places(group - 4)),
+                });
+                let low = nibbles_of_group(block.add(48), group);
+                [0, 1].map(|half| _mm_or_si128(low[half], _mm_and_si128(fifth[half], _mm_set1_epi8(16))))
+            };
+            sums.add((step, PARTS), factors, read, |_, w, x| D::small(w, x));
         }
     }
 }
 
-/// The low four bits of each byte of `low`, with bits 4 and 5 of those of `high`.
+/// The numbers of 32 values of a Q6_K block: four bits of each, then two.
 #[inline(always)]
-unsafe fn six_bits(low: __m256i, high: __m256i) -> __m256i {
+unsafe fn six_bits(block: *const u8, group: usize) -> Numbers {
+    let (half, quarter) = (group / 4, group % 4);
     unsafe {
-        let low = _mm256_and_si256(low, _mm256_set1_epi8(0xf));
-        _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
+        let packed = block.add(64 * half + 32 * (quarter % 2));
+        let bits = block.add(128 + 32 * half);
+        [0, 16].map(|at| {
+            let (packed, bits) = (bytes(packed.add(at)), bytes(bits.add(at)));
+            let low = if quarter < 2 { low_bits(packed) } else { high_bits(packed) };
+            let high = match quarter {
+                0 => _mm_slli_epi16::<4>(bits),
+                1 => _mm_slli_epi16::<2>(bits),
+                2 => bits,
+                _ => _mm_srli_epi16::<2>(bits),
+            };
+            _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi8(0x30)))
+        })
     }
+}
+
+/// Four sums of the products of two halves, each times a scale: sums of two products are multiplied with it before they become
+/// sums of four.
+#[inline(always)]
+unsafe fn scaled(w: Numbers, x: Numbers, scales: Numbers) -> __m128i {
+    unsafe {
+        let first = _mm_madd_epi16(_mm_maddubs_epi16(w[0], x[0]), scales[0]);
+        _mm_add_epi32(first, _mm_madd_epi16(_mm_maddubs_epi16(w[1], x[1]), scales[1]))
+    }
+}
+
+/// The 16 bits at byte `place` of `numbers`, in all lanes.
+#[inline(always)]
+unsafe fn places_of(numbers: __m128i, place: i16) -> __m128i {
+    unsafe { _mm_shuffle_epi8(numbers, _mm_set1_epi16(place | (place + 1) << 8)) }
 }
 
 #[inline(always)]
@@ -431,24 +521,18 @@ unsafe fn q6_k<const TOKENS: usize>(row: *const u8, columns: usize, sums: &mut R
     unsafe {
         for step in 0..columns / STEP {
             let block = row.add(step * 210);
-            let (scales, d) = (_mm_loadu_si128(block.add(192).cast()), broadcast_f16(block.add(208)));
+            prefetch_block::<210>(block);
+            let (scales, d) = (bytes(block.add(192)), broadcast_f16(block.add(208)));
             let minimum = _mm256_mul_ps(d, _mm256_set1_ps(32.0));
             let eight = |scales| _mm256_mul_ps(minimum, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales)));
-            let at = sums.begin_halves(step, d, [eight(scales), eight(_mm_unpackhi_epi64(scales, scales))]);
-            for half in 0..2 {
-                let packed = block.add(64 * half);
-                let bits = _mm256_loadu_si256(block.add(128 + 32 * half).cast());
-                let all =
-                    [_mm256_slli_epi16::<4>(bits), _mm256_slli_epi16::<2>(bits), bits, _mm256_srli_epi16::<2>(bits)];
-                let first = _mm256_loadu_si256(packed.cast());
-                let second = _mm256_loadu_si256(packed.add(32).cast());
-                let packed = [first, second, _mm256_srli_epi16::<4>(first), _mm256_srli_epi16::<4>(second)];
-                for pair in 0..2 {
-                    let part = 4 * half + 2 * pair;
-                    sums.add_scaled::<0>(&at, part, six_bits(packed[2 * pair], all[2 * pair]), scales);
-                    sums.add_scaled::<1>(&at, part + 1, six_bits(packed[2 * pair + 1], all[2 * pair + 1]), scales);
-                }
-            }
+            sums.subtract_halves(step, [eight(scales), eight(_mm_unpackhi_epi64(scales, scales))]);
+            let wide = [_mm_cvtepi8_epi16(scales), _mm_cvtepi8_epi16(_mm_unpackhi_epi64(scales, scales))];
+            let dot = |group: usize, w: Numbers, x: Numbers| {
+                let places = 4 * (group % 4) as i16;
+                let scales = [places, places + 2].map(|place| places_of(wide[group / 4], place));
+                scaled(w, x, scales)
+            };
+            sums.add((step, PARTS), d, |group| six_bits(block, group), dot);
         }
     }
 }

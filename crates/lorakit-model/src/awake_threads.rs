@@ -1,0 +1,77 @@
+//! The thread pool kept awake while a token is decoded.
+//!
+//! A decoded token has hundreds of parallel regions of some tens of microseconds each, with as long between them: a pool's
+//! threads that have gone to sleep in between wake up when a region is half over. Here each looks for work until the token
+//! is done.
+
+use rayon::Yield;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a thread looks for work in vain. What is long between two regions does not keep others from the machine.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+/// Runs `op` on a thread of the pool, which would otherwise have to be woken up by each of its parallel regions, while the
+/// other threads wait for those.
+pub(crate) fn with_awake_threads<R: Send>(op: impl FnOnce() -> R + Send) -> R {
+    let is_done = &AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let own = rayon::current_thread_index();
+        // The thread that `op` runs on has an end to wait for, and must not wait for itself.
+        let help = move || {
+            if rayon::current_thread_index() != own {
+                look_for_work(is_done)
+            }
+        };
+        (1..rayon::current_num_threads()).for_each(|_| scope.spawn(move |_| help()));
+        let _done = Done(is_done);
+        op()
+    })
+}
+
+/// Executes what other threads share until `is_done`, or there was nothing for some time: a thread that waits for another
+/// one's work may have got here.
+fn look_for_work(is_done: &AtomicBool) {
+    let mut idle_since = None;
+    while !is_done.load(Ordering::Relaxed) {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            idle_since = None;
+            continue;
+        }
+        if idle_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Says that the work is done, also where it panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    /// Within each other and beside each other on a pool, with regions of their own.
+    #[test]
+    fn results_come_back_and_threads_that_wait_for_each_other_go_on() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+        let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
+        let expected = (0..1000u64).map(|i| i * i).sum::<u64>();
+        let nested = || with_awake_threads(|| with_awake_threads(sum) + with_awake_threads(sum));
+        let sums = pool.map(|pool| pool.install(|| (0..50).into_par_iter().map(|_| nested()).collect::<Vec<u64>>()));
+        assert!(sums.is_ok_and(|sums| sums == vec![2 * expected; 50]));
+    }
+
+    #[test]
+    fn a_panic_ends_the_waiting() {
+        assert!(std::panic::catch_unwind(|| with_awake_threads(|| panic!("as a test"))).is_err());
+    }
+}
