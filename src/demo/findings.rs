@@ -1,6 +1,6 @@
 //! Which of the papers' claims the demo's scores support, one sentence each, and which router did best.
 
-use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, score_text};
+use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, Summary, score_text};
 use super::pipeline::FamilyClusters;
 use super::relative_norm::RelativeNorms;
 use lorakit_cluster::ComparisonSpace;
@@ -60,7 +60,7 @@ impl Findings {
         for claim in CLAIMS {
             sentences.extend([&training, &held_out].into_iter().filter_map(|tasks| tasks.judge(claim, testable)));
         }
-        Self { headline: headline(rows), sentences }
+        Self { headline: headline(rows, &training, &held_out), sentences }
     }
 }
 
@@ -72,6 +72,11 @@ impl ScoredTasks<'_> {
         };
         let gain = |task| Some(vec![value(better, task)? - value(worse, task)?]);
         PairedDifference::of(&self.tasks.iter().map(gain).collect::<Option<Vec<_>>>()?)
+    }
+
+    /// Whether one row is better than another beyond doubt.
+    fn is_better(&self, better: &str, worse: &str) -> bool {
+        self.gain(better, worse).is_some_and(|gain| Verdict::of(&gain, true) == Verdict::Held)
     }
 
     /// The sentence on a claim.
@@ -86,30 +91,33 @@ impl ScoredTasks<'_> {
 }
 
 /// What came out, and which router to use.
-fn headline(rows: &[ScoreRow]) -> [String; 2] {
-    let row = |label: &str| rows.iter().find(|row| row.label == label);
+fn headline(rows: &[ScoreRow], training: &ScoredTasks, held_out: &ScoredTasks) -> [String; 2] {
     let percent = |score: Score| score_text(score, true);
-    let exact =
-        |label: &str| row(label).and_then(|row| row.training).map_or("–".to_owned(), |s| percent(s.exact_match));
+    let exact = |label: &str| {
+        let row = rows.iter().find(|row| row.label == label);
+        row.and_then(|row| row.training).map_or("–".to_owned(), |summary| percent(summary.exact_match))
+    };
     let came_out = format!(
         "A task's own expert answers {} % of its rows, one expert for all tasks {} %, the base {} %.",
         exact(OWN_EXPERT),
         exact(JOINT),
         exact(BASE)
     );
-    let told = |row: &&ScoreRow| row.held_out.is_none();
-    let best = |part: fn(&ScoreRow) -> Option<Score>| {
-        let scored = rows.iter().filter(|row| !told(row)).filter_map(|row| Some((row.label, part(row)?)));
-        scored.max_by(|a, b| a.1.value.total_cmp(&b.1.value))
+    let best = |tasks: &ScoredTasks, part: fn(&ScoreRow) -> Option<Summary>| {
+        // A router that is told the task serves no held-out task.
+        let untold = rows.iter().filter(|row| row.held_out.is_some());
+        let scored: Vec<(&str, Score)> = untold.filter_map(|row| Some((row.label, part(row)?.exact_match))).collect();
+        let (label, score) = *scored.iter().max_by(|a, b| a.1.value.total_cmp(&b.1.value))?;
+        let rivals = scored.iter().filter(|(other, _)| *other != label && !tasks.is_better(label, other));
+        let rivals: Vec<String> = rivals.map(|(other, _)| format!("`{other}`")).collect();
+        let undecided =
+            if rivals.is_empty() { String::new() } else { format!("; undecided against {}", rivals.join(", ")) };
+        Some(format!("`{label}` ({} %{undecided})", percent(score)))
     };
-    let known = best(|row| row.training.map(|summary| summary.exact_match));
-    let unknown = best(|row| row.held_out.map(|summary| summary.exact_match));
-    let use_it = match (known, unknown) {
-        (Some((known, right)), Some((unknown, of_unknown))) => format!(
-            "Not told the task, `{known}` does best where experts know it ({} %), `{unknown}` where none does ({} %).",
-            percent(right),
-            percent(of_unknown)
-        ),
+    let use_it = match (best(training, |row| row.training), best(held_out, |row| row.held_out)) {
+        (Some(known), Some(unknown)) => {
+            format!("Not told the task, use {known} where an expert knows it, and {unknown} where none does.")
+        }
         _ => "No router was scored.".to_owned(),
     };
     [came_out, use_it]
@@ -141,18 +149,19 @@ fn agreement(clusters: &FamilyClusters) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::demo::comparison::Summary;
     use lorakit_task::skills::{self, SuitePart};
 
-    /// Results of two rows whose exact match on the task of an index is given.
-    fn results(tasks: &[Task], better: impl Fn(usize) -> f64, worse: impl Fn(usize) -> f64) -> Results {
-        let of = |label: &str, value: &dyn Fn(usize) -> f64| {
+    /// The exact match of a row on the task of an index.
+    type ExactMatch<'a> = (&'a str, &'a dyn Fn(usize) -> f64);
+
+    fn results(tasks: &[Task], rows: &[ExactMatch]) -> Results {
+        let of = |(label, value): &ExactMatch| {
             let task = |(at, task): (usize, &Task)| {
                 format!(r#""{}": {{"n": 1, "metrics": {{"exact_match": {{"value": {}}}}}}}"#, task.name, value(at))
             };
             format!("\"{label}\": {{{}}}", tasks.iter().enumerate().map(task).collect::<Vec<_>>().join(","))
         };
-        let text = format!(r#"{{"results": {{{}, {}}}}}"#, of("a", &better), of("b", &worse));
+        let text = format!(r#"{{"results": {{{}}}}}"#, rows.iter().map(of).collect::<Vec<_>>().join(","));
         Results::parse(&text).unwrap()
     }
 
@@ -160,7 +169,7 @@ mod tests {
     fn a_claim_is_judged_by_paired_tasks() {
         let tasks = skills::tasks(skills::SEED, SuitePart::Training);
         let verdict = |better: &dyn Fn(usize) -> f64, testable| {
-            let results = results(&tasks, better, |at| 0.02 * at as f64);
+            let results = results(&tasks, &[("a", better), ("b", &|at| 0.02 * at as f64)]);
             ScoredTasks { name: "t", tasks: &tasks, results: &results }.judge(("a", "b", "X"), testable).unwrap()
         };
         // A gain of five points on every task is clear, although tasks differ by far more.
@@ -183,8 +192,21 @@ mod tests {
             row("private, evidence", 0.9, summary(0.02)),
             row(OWN_EXPERT, 0.95, None),
         ];
-        let [came_out, use_it] = headline(&rows);
+        let tasks = skills::tasks(skills::SEED, SuitePart::Training);
+        // On held-out tasks, evidence is better than joint on every other task alone.
+        let known = results(
+            &tasks,
+            &[(BASE, &|_| 0.01), (JOINT, &|_| 0.7), ("private, evidence", &|at| 0.85 + 0.003 * at as f64)],
+        );
+        let unknown = results(
+            &tasks,
+            &[(BASE, &|_| 0.02), (JOINT, &|_| 0.13), ("private, evidence", &|at| if at % 2 == 0 { 0.25 } else { 0.0 })],
+        );
+        let scored = |results| ScoredTasks { name: "t", tasks: &tasks, results };
+        let [came_out, use_it] = headline(&rows, &scored(&known), &scored(&unknown));
         assert!(came_out.contains("95.0 %") && came_out.contains("base 1.0 %"), "{came_out}");
-        assert!(use_it.contains("`private, evidence`") && use_it.contains("`joint`"), "{use_it}");
+        let expected = "use `private, evidence` (90.0 %) where an expert knows it, and `joint` (13.0 %; undecided against \
+                        `private, evidence`) where none does.";
+        assert!(use_it.contains(expected), "{use_it}");
     }
 }
