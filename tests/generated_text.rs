@@ -261,3 +261,28 @@ fn logits_that_are_nan_are_an_error() {
         assert!(run(fixed).failed(1).contains("NaN"));
     }
 }
+
+#[test]
+fn a_prompt_that_fails_is_named_and_does_not_lose_the_texts_of_others() {
+    let work = Work(tempfile::tempdir().unwrap());
+    let size = vocabulary().len();
+    write_base(&work.0.path().join("base"), &[], |values| {
+        values.get_mut("model.embed_tokens.weight").unwrap()[id("c") * size] = f32::NAN;
+    });
+    let (base, output) = (work.path("base"), work.path("texts.jsonl"));
+    let generate = |rows: &str| {
+        let input = work.write("in.jsonl", rows);
+        run(["generate", "--base", &base, "--input", &input, "--output", &output, "--max-new-tokens", "2"])
+    };
+    generate("{\"prompt\": \"t\"}\n").ok();
+    let before = fs::read_to_string(&output).unwrap();
+    let error = generate("{\"prompt\": \"c\"}\n").failed(1);
+    assert!(error.contains("1 prompt failed; the first: ") && error.contains("in.jsonl:1"), "{error}");
+    assert_eq!(fs::read_to_string(&output).unwrap(), before, "where nothing is generated, nothing is replaced");
+
+    let error = generate("{\"prompt\": \"a\"}\n{\"prompt\": \"c\"}\n{\"prompt\": \"t\"}\n").failed(1);
+    assert!(error.contains("1 prompt failed; the first: ") && error.contains("in.jsonl:2"), "{error}");
+    let texts = fs::read_to_string(&output).unwrap();
+    let prompts = texts.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt"].clone());
+    assert_eq!(prompts.collect::<Vec<_>>(), ["a", "t"]);
+}

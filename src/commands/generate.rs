@@ -9,9 +9,9 @@ use crate::generation::cache_memory::cache_bytes;
 use crate::generation::generated_rows::{self, GeneratedRows, document};
 use crate::generation::prompt_row::PromptRow;
 use crate::output::progress_bar;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_eval::{GenerateOptions, GenerationEvent, PatchedModel, TokenBudget, TruncatedRows, generate};
+use lorakit_eval::{EvalError, GenerateOptions, GenerationEvent, PatchedModel, TokenBudget, TruncatedRows, generate};
 use lorakit_fit::pluralize;
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -182,7 +182,7 @@ impl GenerateRun<'_> {
     /// Writes the texts of all rows to a file.
     fn write_file(self, rows: &[PromptRow], prompts: &[Vec<u32>], path: &Path) -> Result<()> {
         let (samples, output) = (self.options.samples, &self.context.output);
-        let mut file = GeneratedRows::create(path, rows, samples)?;
+        let mut file = GeneratedRows::open(path, rows, samples)?;
         let bar = progress_bar::bar(output, (rows.len() * samples) as u64, "generate");
         let mut written = Ok(());
         let mut on_event = |index: usize, event: GenerationEvent| {
@@ -191,9 +191,17 @@ impl GenerateRun<'_> {
                 bar.inc(1);
             }
         };
-        let generated = generate(self.model, prompts, &self.options, &mut on_event)?;
+        let generated = generate(self.model, prompts, &self.options, &mut on_event);
         bar.finish_and_clear();
         written?;
+        let generated = match generated {
+            Err(EvalError::Prompt { prompt, source }) => {
+                let failed = pluralize(file.skip_failed()?, "prompt");
+                let place = &rows[prompt - 1].place;
+                return Err(*source).with_context(|| format!("{failed} failed; the first: {place}"));
+            }
+            other => other?,
+        };
         let (texts, tokens) = (generated.len(), generated.iter().map(|text| text.tokens).sum::<usize>());
         let document = json!({ "output": path, "prompts": rows.len(), "texts": texts, "tokens": tokens });
         output.result(&document, || {

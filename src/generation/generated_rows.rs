@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::GeneratedText;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The keys that [`document`] adds.
@@ -54,35 +55,68 @@ pub struct GeneratedRows<'a> {
     samples: usize,
     /// The texts that are finished and not yet written.
     finished: BTreeMap<usize, GeneratedText>,
-    /// The number of rows written.
-    written: usize,
+    /// The number of the row that is written next.
+    next: usize,
+    /// Whether what the file held before has been replaced.
+    is_replaced: bool,
 }
 
 impl<'a> GeneratedRows<'a> {
-    /// Creates the file, or replaces it.
-    pub fn create(path: &Path, rows: &'a [PromptRow], samples: usize) -> Result<Self> {
+    /// Opens the file, or creates it. What it holds is replaced when the first row is written, so that it is kept if no text
+    /// can be generated.
+    pub fn open(path: &Path, rows: &'a [PromptRow], samples: usize) -> Result<Self> {
         make_parent(path)?;
-        let file = File::create(path).with_context(|| format!("{}: cannot be created", path.display()))?;
-        Ok(Self { path: path.to_owned(), file, rows, samples, finished: BTreeMap::new(), written: 0 })
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        let file = file.with_context(|| format!("{}: cannot be created", path.display()))?;
+        Ok(Self { path: path.to_owned(), file, rows, samples, finished: BTreeMap::new(), next: 0, is_replaced: false })
     }
 
     /// Adds the text `index`, and writes the rows that are finished by it.
     pub fn add(&mut self, index: usize, text: &GeneratedText) -> Result<()> {
         self.finished.insert(index, text.clone());
-        let mut lines = String::new();
-        while let Some(texts) = self.next_texts() {
-            lines.push_str(&serde_json::to_string(&document(&self.rows[self.written], &texts))?);
-            lines.push('\n');
-            self.written += 1;
+        while self.next_is_finished() {
+            self.write_next()?;
         }
-        self.file.write_all(lines.as_bytes()).with_context(|| format!("{}: cannot be written", self.path.display()))
+        Ok(())
     }
 
-    /// The texts of the next row, if all of them are finished.
-    fn next_texts(&mut self) -> Option<Vec<GeneratedText>> {
-        let own = self.written * self.samples..(self.written + 1) * self.samples;
-        let complete = self.written < self.rows.len() && self.finished.range(own.clone()).count() == self.samples;
-        complete.then(|| own.filter_map(|index| self.finished.remove(&index)).collect())
+    /// Writes the finished rows behind one that has failed. Returns how many rows have failed.
+    pub fn skip_failed(&mut self) -> Result<usize> {
+        let mut failed = 0;
+        while self.next < self.rows.len() {
+            if self.next_is_finished() {
+                self.write_next()?;
+            } else {
+                self.next += 1;
+                failed += 1;
+            }
+        }
+        Ok(failed)
+    }
+
+    /// The indices of the next row's texts.
+    fn next_texts(&self) -> Range<usize> {
+        self.next * self.samples..(self.next + 1) * self.samples
+    }
+
+    fn next_is_finished(&self) -> bool {
+        self.next < self.rows.len() && self.finished.range(self.next_texts()).count() == self.samples
+    }
+
+    fn write_next(&mut self) -> Result<()> {
+        let texts: Vec<_> = self.next_texts().filter_map(|index| self.finished.remove(&index)).collect();
+        let line = serde_json::to_string(&document(&self.rows[self.next], &texts))? + "\n";
+        self.next += 1;
+        self.append(&line).with_context(|| format!("{}: cannot be written", self.path.display()))
+    }
+
+    fn append(&mut self, line: &str) -> std::io::Result<()> {
+        if !self.is_replaced {
+            // Opened again, since a pipe cannot be truncated.
+            self.file = File::create(&self.path)?;
+            self.is_replaced = true;
+        }
+        self.file.write_all(line.as_bytes())
     }
 }
 
@@ -103,7 +137,7 @@ mod tests {
             prompt: Prompt::Text(i.to_string()),
         };
         let rows: Vec<PromptRow> = (0..3).map(row).collect();
-        let mut file = GeneratedRows::create(&path, &rows, 2).unwrap();
+        let mut file = GeneratedRows::open(&path, &rows, 2).unwrap();
         let mut add = |index: usize| {
             let text = GeneratedText { text: format!("t{index}"), tokens: 1, finish: FinishReason::Eos };
             file.add(index, &text).unwrap();
