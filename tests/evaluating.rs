@@ -46,7 +46,7 @@ fn rows_that_are_not_scored_are_counted() {
     assert_contains(&ran.stderr, &["task `plural`: 3 of 10 rows are scored: the test split (3; --split all"]);
     assert_contains(&ran.stdout, &["3 of 10"]);
     let ran = work.eval(&["--router", "base", "--limit", "2"]).ok();
-    assert_contains(&ran.stderr, &["2 of 10 rows", "of it the first 2 of a task (--limit)"]);
+    assert_contains(&ran.stderr, &["2 of 10 rows", "of which the first 2 per task (--limit)"]);
     let ran = work.eval(&["--router", "base", "--split", "all"]).ok();
     assert_contains(&ran.stderr, &["all 10 rows are scored"]);
     let document = work.eval(&["--router", "base", "--json"]).json();

@@ -3,7 +3,7 @@
 
 mod binary;
 
-use binary::{assert_contains, peft_fixture, run, words};
+use binary::{Ran, assert_contains, command, peft_fixture, run, words};
 use std::fs;
 
 #[test]
@@ -152,6 +152,14 @@ fn global_options_before_and_after_the_command() {
     let after = run(["base", "info", base, "--threads", "2", "--json"]).json();
     assert_eq!(before["fingerprint"], after["fingerprint"]);
     assert_eq!(before["architecture"], "phi");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_behind_stdout_is_named() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran: Ran = command(["base", "info", "pico"]).stdout(full).output().unwrap().into();
+    assert_contains(&ran.failed(1), &["cannot write to stdout: No space left"]);
 }
 
 #[test]

@@ -427,7 +427,12 @@ impl MergeDocument<'_> {
         let end = match self.rounding {
             None => format!("The PEFT adapter is in {out}"),
             Some(0.0) => format!("The model is in {out}"),
-            Some(lost) => format!("The model is in {out}; relative rounding error {lost:.2e}"),
+            Some(lost) => {
+                let percent = 100.0 * lost;
+                format!(
+                    "The model is in {out}; rounding to the base's data type moved the change by {percent:.2} % of its norm"
+                )
+            }
         };
         let method = match self.fit {
             Some(fit) => format!("{}, as {}", fit.composition, self.method),

@@ -30,8 +30,7 @@ impl Output {
     /// Writes to stdout and flushes, for text that is streamed.
     pub fn raw(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        Ok(stdout.flush()?)
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
     }
 
     /// Prints a warning on stderr.

@@ -1,7 +1,7 @@
 //! Reports a training run as JSON, as a table, and as the outcome of the command.
 
 use crate::interrupt::Interrupted;
-use crate::output::text_table::{number, table};
+use crate::output::text_table::{ABSENT, number, table};
 use anyhow::{Result, ensure};
 use lorakit_fit::pluralize;
 use lorakit_fit::training::{TrainedExpert, TrainingReport};
@@ -32,7 +32,9 @@ pub fn text(report: &TrainingReport) -> String {
     let cells = |row: &TrainedExpert| {
         let (train, validation) = (number(row.train_loss, 4), number(row.validation_loss, 4));
         let (name, status) = (row.expert.clone(), row.status.to_owned());
-        vec![name, row.rows.to_string(), row.steps.to_string(), train, validation, status]
+        // The steps of an unfinished expert are in its checkpoint alone.
+        let steps = if row.steps > 0 { row.steps.to_string() } else { ABSENT.to_owned() };
+        vec![name, row.rows.to_string(), steps, train, validation, status]
     };
     let table =
         table(["expert", "rows", "steps", "train loss", "best validation loss", ""], report.experts.iter().map(cells));

@@ -49,8 +49,8 @@ impl fmt::Display for RowCounts {
         }
         match self.limit {
             Some(limit) if scored < in_split => {
-                let then = if in_split < given { ", of it " } else { "" };
-                write!(f, "{then}the first {limit} of a task (--limit)")
+                let then = if in_split < given { ", of which " } else { "" };
+                write!(f, "{then}the first {limit} per task (--limit)")
             }
             _ => Ok(()),
         }

@@ -135,7 +135,7 @@ pub enum FitError {
     #[error("no expert has the module `{0}`")]
     UnknownModule(String),
     /// More clusters than experts.
-    #[error("{option} {count}: there are {experts} experts; expected at most that")]
+    #[error("{option} {count}: expected at most {experts}, the number of experts")]
     TooManyClusters {
         /// What the user calls the number of clusters.
         option: String,

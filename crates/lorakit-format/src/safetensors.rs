@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ::safetensors::SafeTensors;
 pub use ::safetensors::{Dtype, View};
+use ::safetensors::{SafeTensorError, SafeTensors};
 
 use crate::atomic::write_file_by;
 use crate::error::FormatError;
@@ -165,7 +166,17 @@ pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     tensors: impl IntoIterator<Item = (S, V)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), FormatError> {
-    write_file_by(path, |temporary| ::safetensors::serialize_to_file(tensors, Some(metadata), temporary))
+    write_file_by(path, |temporary| {
+        ::safetensors::serialize_to_file(tensors, Some(metadata), temporary).map_err(writing_error)
+    })
+}
+
+/// Why a file could not be written: an I/O error itself, whose text safetensors' error repeats.
+fn writing_error(error: SafeTensorError) -> Box<dyn Error + Send + Sync> {
+    match error {
+        SafeTensorError::IoError(error) => error.into(),
+        other => other.into(),
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +194,13 @@ mod tests {
         assert_eq!((&file.tensor("a.b").unwrap().shape[..], file.data().len()), (&[2, 3][..], 34));
         let entry = file.tensor("c").unwrap();
         assert_eq!((entry.dtype, &entry.shape[..], file.metadata()["format"].as_str()), (Dtype::BF16, &[5][..], "pt"));
+    }
+
+    #[test]
+    fn a_full_disk_is_named_once() {
+        let error = writing_error(SafeTensorError::IoError(std::io::Error::other("no space left")));
+        assert_eq!(error.to_string(), "no space left");
+        assert!(error.source().is_none());
     }
 
     #[test]

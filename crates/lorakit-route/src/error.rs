@@ -216,7 +216,7 @@ pub enum RouteError {
     #[error("two experts have the name {0}: names must differ, for they seed what is drawn")]
     SameSeed(String),
     /// Weights that do not belong to the experts one by one.
-    #[error("{weights} weights{module} were given for {experts} experts: one each is needed")]
+    #[error("expected {experts} weights{module}, one per expert; found {weights}")]
     WeightCount {
         /// How many weights there are.
         weights: usize,

@@ -97,7 +97,7 @@ pub fn ensure_possible(count: ClusterCount, tasks: usize) -> Result<()> {
         ClusterCount::Auto if tasks < 3 => format!("--mbc auto: {tasks_found} to cluster; expected at least 3"),
         ClusterCount::Fixed(k) if tasks < 2 => format!("--mbc {k}: {tasks_found} to cluster; expected at least 2"),
         ClusterCount::Fixed(k) if k.get() > tasks => {
-            format!("--mbc {k}: there are {tasks} tasks; expected at most that many clusters")
+            format!("--mbc {k}: expected at most {tasks}, the number of tasks")
         }
         _ => return Ok(()),
     };
