@@ -373,6 +373,34 @@ mod tests {
         }
     }
 
+    /// Whole numbers, whose sums are exact in any order, in more rows and columns than are dequantised at a time.
+    #[test]
+    fn products_of_blocks_within_rows_are_those_of_its_values() {
+        let (shape, tokens) = ([300, 192], 40);
+        let [rows, columns] = shape;
+        let owned = |bytes: Vec<u8>| (FileBytes::Owned(bytes.into()), 0..rows * columns / 2);
+        let ones = vec![1f32.to_le_bytes(); rows * columns / 64].into_flattened();
+        let matrix = FourBitMatrix {
+            packed: owned((0..rows * columns / 2).map(|at| (at * 37 + 11) as u8).collect()),
+            scales: Scales::Plain((FileBytes::Owned(ones.into()), 0..rows * columns / 16)),
+            code: std::array::from_fn(|level| level as f32 - 7.0),
+            block: 64,
+            dtype: StorageDtype::BF16,
+            shape,
+            type_name: "NF4",
+        };
+        assert_eq!(matrix.short_block(), Some(64));
+        let matrix = MmapMatrix::of_four_bits(matrix);
+        let plain = MmapMatrix::from_values(matrix.values().into_owned(), rows, columns).unwrap();
+        let dy: Vec<f32> = (0..tokens * rows).map(|at| ((at * 7) % 17) as f32 - 8.0).collect();
+        let gradient = |matrix: &MmapMatrix| {
+            let mut dx = vec![9.0; tokens * columns];
+            matrix.backward(MatrixRef::new(&dy, tokens, rows, rows), &mut dx, Destination::Overwrite);
+            dx
+        };
+        assert_eq!(gradient(&matrix), gradient(&plain));
+    }
+
     #[test]
     fn tensors_that_do_not_belong_together_are_refused() {
         let error = |change: &dyn Fn(&mut BTreeMap<String, Stored>)| {
