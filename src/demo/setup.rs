@@ -55,7 +55,7 @@ fn config(steps: usize) -> TrainConfig {
         rank: 16,
         alpha: 16.0,
         target_modules: "all-linear".to_owned(),
-        learning_rate: 1.5e-3,
+        learning_rate: 1e-3,
         max_steps: Some(steps),
         batch_size: 16,
         max_grad_norm: 1.0,
