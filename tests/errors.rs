@@ -273,6 +273,17 @@ fn check_finds_changed_files() {
     fs::write(weights.with_file_name("adapter_config.json"), "{}").unwrap();
     let listed = run(["library", "ls", "--library", &library]).ok().stdout;
     assert_contains(&listed, &["e0", "e1", "damaged"]);
+    let (base, file) = (oracle.join("base"), folder.path().join("in.safetensors"));
+    write_tensor(&file, "input_ids", safetensors::Dtype::U32, vec![1, 1], &[1, 0, 0, 0]);
+    let out = folder.path().join("out.safetensors");
+    let logits = |router: &str| {
+        let files =
+            ["--base", base.to_str().unwrap(), "--input", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        run(["logits", "--library", &library, "--router", router].into_iter().chain(files))
+    };
+    logits("expert:e0").ok();
+    assert_contains(&logits("uniform").failed(1), &["e1"]);
+    assert_contains(&logits("expert:e2").failed(1), &["e2", "e0, e1"]);
 }
 
 #[test]

@@ -77,7 +77,9 @@ impl AdapterArgs {
             Library::open(library)?;
             return Ok(RoutedPatches::plain(Patches::none()));
         }
-        let opened = context.open_library(library, base, &[])?;
+        // A library may be large, and others of its experts damaged.
+        let only: Vec<String> = typed.router.only_expert().map(str::to_owned).into_iter().collect();
+        let opened = context.open_library(library, base, &only)?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(&self.data, context)?;
         let tokenizer = || place.tokenizer().map_err(Into::into);
