@@ -283,7 +283,7 @@ fn check_finds_changed_files() {
     };
     logits("expert:e0").ok();
     assert_contains(&logits("uniform").failed(1), &["e1"]);
-    assert_contains(&logits("expert:e2").failed(1), &["e2", "e0, e1"]);
+    assert_contains(&logits("expert:e2").failed(1), &["e2", "`e0`, `e1`"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 use crate::weights::half_precision::bf16_as_f32;
 use crate::weights::prefetch::prefetch;
 use half::{bf16, f16};
-use lorakit_lora::kernels::simd::{Level, Simd, WithSimd};
+use lorakit_lora::kernels::simd::{Simd, SimdLevel, WithSimd};
 use lorakit_lora::kernels::vector_product::lane_sum;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

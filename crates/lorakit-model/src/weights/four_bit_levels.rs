@@ -55,7 +55,7 @@ impl FourBitLevels {
 /// The same, eight levels at a time.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::FourBitLevels;
+    use crate::weights::four_bit_levels::FourBitLevels;
     use std::arch::x86_64::*;
 
     /// The levels in two vectors.
