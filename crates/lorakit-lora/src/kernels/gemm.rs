@@ -150,7 +150,8 @@ fn tile_columns() -> usize {
     }
 }
 
-/// Most rows of a tile: so many that copying panels does not show, and so few that there are tiles for many threads.
+/// Most rows of a tile: so many that copying panels does not show, and so few that there are tiles for many threads. faer
+/// multiplies a thousand rows at once up to a sixth slower (AVX2, tiles of 48 columns).
 const ROWS: usize = 512;
 
 /// Multiplications below which a product is finished before other threads have woken up.
@@ -161,7 +162,12 @@ pub const PARALLEL_WORK: usize = 1 << 18;
 /// # Panics
 /// If the dimensions do not agree.
 pub fn gemm(c: MatrixMut, into: Destination, a: MatrixRef, b: MatrixRef, scale: f32) {
-    matmul(c.0, into.accum(), a.0, b.0, scale, Par::Seq);
+    if c.0.nrows() <= ROWS {
+        return matmul(c.0, into.accum(), a.0, b.0, scale, Par::Seq);
+    }
+    for (rows, c) in c.row_tiles(ROWS) {
+        matmul(c.0, into.accum(), a.0.subrows(rows.start, rows.len()), b.0, scale, Par::Seq);
+    }
 }
 
 /// The same as [`gemm`] on all threads of the current pool.
