@@ -6,7 +6,7 @@
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
 #        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with instructions, scored
 #        under paraphrases of these and without any too; function_vectors_instructed adds instructions,
-#        instruction_induction_bare removes them
+#        instruction_induction_bare (22 tasks) removes them
 # BASE   a model folder or hub:ORG/NAME
 # DATA   the folder that configs/tasks/SET.toml calls {data}
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
@@ -39,7 +39,11 @@ else
         function_vectors) set=("$3/function_vectors/abstractive" "$3/function_vectors/extractive") ;;
         instruction_induction) set=("$root/configs/tasks/$1.toml") data=(--data "$3") prompts=(paraphrased bare) ;;
         function_vectors_instructed) set=("$root/configs/tasks/function_vectors.toml") data=(--data "$3") ;;
-        instruction_induction_bare) set=("$root/configs/tasks/$1.toml") data=(--data "$3") ;;
+        instruction_induction_bare)
+            # The rows of two tasks are not plain input-output pairs.
+            mapfile -t set < <(find "$3/instruction_induction/raw/induce" -name '*.json' ! -name cause_and_effect.json \
+                ! -name common_concept.json | LC_ALL=C sort)
+            ;;
         *) usage ;;
     esac
     limit=(--limit "${ROWS:-50}")
@@ -103,6 +107,13 @@ each_router() {
         echo "== seed $seed: $results, $router"
         evaluate "$seed" "$results" "$library" "${on[@]}" -- "${scored[@]}" -q --router "$router" > /dev/null
     done
+}
+
+# under_prompts SEED FORM: scores the private library on its tasks under other prompts, whose files hold test rows alone.
+under_prompts() {
+    local all_rows=("${scored[@]}" --split all)
+    local scored=("${all_rows[@]}")
+    each_router "$1" "$2.eval" private "${set[@]/instruction_induction.toml/instruction_induction_$2.toml}" -- "${routers_of_forms[@]}"
 }
 
 # some_experts SEED FOLDER EXPERT...: a copy of the private library with these experts alone.
@@ -174,10 +185,7 @@ for seed in "${seeds[@]}"; do
     once "$lorakit" eval -q --base "$base" --tasks "${set[@]}" "${scored[@]}" --seed "$seed" --out "$run/private.eval" \
         "${options[@]}" --chance --router base
     each_router "$seed" private.eval private "${set[@]}" -- "${routers[@]}" oracle
-    for form in "${prompts[@]}"; do
-        each_router "$seed" "$form.eval" private "${set[@]/instruction_induction.toml/instruction_induction_$form.toml}" -- \
-            "${routers_of_forms[@]}"
-    done
+    for form in "${prompts[@]}"; do under_prompts "$seed" "$form"; done
     for family in "${families[@]}"; do without_family "$seed" "$family"; done
     once "$lorakit" cluster --library "$run/private" --method mbc -k "$k" --seed "$seed" --out "$run/mbc.json" --report "$run/mbc.html"
     mean_of_cluster "$seed" mbc
