@@ -3,13 +3,18 @@
 /// Characters of the longest label.
 const LONGEST: usize = 32;
 
-/// A name cut to a length that fits a margin.
+/// Characters that are kept of a longer label's end, where names of a series differ.
+const END: usize = 11;
+
+/// A name cut in the middle to a length that fits a margin.
 pub fn shortened(name: &str) -> String {
-    if name.chars().count() <= LONGEST {
+    let length = name.chars().count();
+    if length <= LONGEST {
         return name.to_owned();
     }
-    let start: String = name.chars().take(LONGEST - 1).collect();
-    format!("{start}…")
+    let start: String = name.chars().take(LONGEST - END - 1).collect();
+    let end: String = name.chars().skip(length - END).collect();
+    format!("{start}…{end}")
 }
 
 /// A text without the control characters that XML forbids.
@@ -45,6 +50,8 @@ mod tests {
     fn long_names_are_cut_at_characters() {
         assert_eq!(shortened(&"é".repeat(40)).chars().count(), LONGEST);
         assert_eq!(shortened("boolq"), "boolq");
+        let cut = shortened("mean of the task's random cluster, 2");
+        assert_eq!((cut.as_str(), cut.chars().count()), ("mean of the task's r… cluster, 2", LONGEST));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The rows of a table side by side: their means, with two standard errors on either side.
+//! The rows of a table side by side: their means, with two standard errors on either side. Rows without any score are left
+//! out.
 
 use crate::pages::label::{printable, shortened};
 use crate::pages::markup::render;
@@ -47,9 +48,12 @@ struct ScoreMark {
 
 /// The document: a panel for each of the table's deciding columns.
 pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
-    let labels = || spec.rows.iter().map(|row| shortened(&row.label).chars().count());
-    let left = MARGIN + 6.4 * labels().max().unwrap_or(0) as f64 + 10.0;
-    let sees = categories(spec);
+    let columns = scores.deciding();
+    let is_scored = |(at, _): &(usize, &RowSpec)| columns.iter().any(|column| scores.cell(*at, *column).is_some());
+    let rows: Vec<(usize, &RowSpec)> = spec.rows.iter().enumerate().filter(is_scored).collect();
+    let longest = rows.iter().map(|(_, row)| shortened(&row.label).chars().count()).max().unwrap_or(0);
+    let left = MARGIN + 6.4 * longest as f64 + 10.0;
+    let sees = categories(&rows);
     let legend = sees
         .iter()
         .enumerate()
@@ -62,8 +66,8 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
     };
     let mut top = frame.top();
     let mut panels = Vec::new();
-    for column in scores.deciding() {
-        let panel = panel((spec, scores, column), &sees, (left, top));
+    for column in &columns {
+        let panel = panel((&rows, scores, *column), &sees, (left, top));
         top = panel.bottom + LINE + 12.0;
         panels.push(panel);
     }
@@ -71,9 +75,9 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
 }
 
 /// What routers see, in the order of the rows.
-fn categories(spec: &TableSpec) -> Vec<&str> {
+fn categories<'a>(rows: &[(usize, &'a RowSpec)]) -> Vec<&'a str> {
     let mut seen: Vec<&str> = Vec::new();
-    for row in spec.rows.iter().filter(|row| !row.sees.is_empty()) {
+    for (_, row) in rows.iter().filter(|(_, row)| !row.sees.is_empty()) {
         if !seen.contains(&row.sees.as_str()) {
             seen.push(&row.sees);
         }
@@ -82,15 +86,15 @@ fn categories(spec: &TableSpec) -> Vec<&str> {
 }
 
 fn panel(
-    (spec, scores, column): (&TableSpec, &TableScores, TableColumn),
+    (rows, scores, column): (&[(usize, &RowSpec)], &TableScores, TableColumn),
     sees: &[&str],
     (left, top): (f64, f64),
 ) -> ScorePanel {
     let digits = scores.shown(column).1.digits;
-    let cells: Vec<Option<Score>> = (0..spec.rows.len()).map(|row| scores.cell(row, column)).collect();
+    let cells: Vec<Option<Score>> = rows.iter().map(|(row, _)| scores.cell(*row, column)).collect();
     let axis = Axis::of(cells.iter().flatten().flat_map(|score| spread(*score)), [left, left + AXIS]);
     let first = top + LINE + 4.0;
-    let mark = |(at, (row, cell)): (usize, (&RowSpec, &Option<Score>))| ScoreMark {
+    let mark = |(at, ((_, row), cell)): (usize, (&(usize, &RowSpec), &Option<Score>))| ScoreMark {
         label: shortened(&printable(&row.label)),
         row: printable(&row.label),
         y: first + ROW * (at as f64 + 0.5),
@@ -104,10 +108,10 @@ fn panel(
         margin: MARGIN,
         title_y: top + LINE / 2.0,
         top: first,
-        bottom: first + ROW * spec.rows.len() as f64,
+        bottom: first + ROW * rows.len() as f64,
         ticks: axis.ticks(),
         text_x: left + AXIS + SCORES,
-        marks: spec.rows.iter().zip(&cells).enumerate().map(mark).collect(),
+        marks: rows.iter().zip(&cells).enumerate().map(mark).collect(),
     }
 }
 
