@@ -65,7 +65,10 @@ fn weights_are_refused_by_file_and_tensor() {
 fn a_folder_without_weights_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let open = || Base::open(folder.path(), &BaseOptions::default()).err().unwrap();
-    assert!(matches!(open(), ModelError::NoConfig { .. }));
+    let missing = open();
+    assert!(matches!(missing, ModelError::NoConfig { .. }));
+    let chain = [missing.to_string(), std::error::Error::source(&missing).unwrap().to_string()].concat();
+    assert_eq!(chain.matches(folder.path().to_str().unwrap()).count(), 1, "the file is named once: {chain}");
     fs::copy(fixture().join("config.json"), folder.path().join("config.json")).unwrap();
     assert_says(&open().to_string(), &["neither model.safetensors nor model.safetensors.index.json"]);
     fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
