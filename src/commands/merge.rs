@@ -7,20 +7,18 @@ use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
-use crate::output::text_table::{help_entry, number, table};
+use crate::output::merge_tables::MergeReport;
+use crate::output::text_table::help_entry;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
 use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
 use lorakit_fit::pluralize;
-use lorakit_fit::{
-    FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record, task_record,
-};
+use lorakit_fit::{FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, read_merge_record, task_record};
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
-use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, ModuleReport, parse_merge};
+use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, parse_merge};
 use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
-use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -242,7 +240,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
             None
         }
     };
-    let report = MergeReport { args: &args, record: &record, experts: &experts, merged: &merged, rounding };
+    let report = MergeReport { out: &args.out, record: &record, experts: &experts, merged: &merged, rounding };
     let document = report.document()?;
     context.output.result(&document, || document.text(context.output.verbose))
 }
@@ -294,151 +292,4 @@ fn write_base(
         Ok(write_file(&folder.join(MERGE_RECORD_FILE), text.as_bytes())?)
     })?;
     Ok(rounding)
-}
-
-/// The report of a merge.
-struct MergeReport<'a> {
-    args: &'a MergeArgs,
-    record: &'a MergeRecord,
-    experts: &'a [Expert],
-    merged: &'a Merged,
-    /// The rounding error of a merge into the base.
-    rounding: Option<Rounding>,
-}
-
-/// Norm and approximation error over all modules.
-struct Totals {
-    norm: f64,
-    retained: f64,
-    error: f64,
-}
-
-impl Totals {
-    /// A module's `retained` is a fraction of its squared norm, so squared norms are summed.
-    fn of(merged: &Merged) -> Self {
-        let (mut inside, mut outside) = (0.0, 0.0);
-        for (update, ModuleReport { retained, .. }) in merged.adapter.modules().values().zip(&merged.report) {
-            let squared = update.norm().powi(2);
-            inside += squared;
-            if *retained > 0.0 {
-                outside += squared * (1.0 - retained) / retained;
-            }
-        }
-        let all = inside + outside;
-        let (retained, error) = if all > 0.0 { (inside / all, (outside / all).sqrt()) } else { (1.0, 0.0) };
-        Self { norm: inside.sqrt(), retained, error }
-    }
-}
-
-/// The JSON document of `merge`.
-#[derive(Serialize)]
-struct MergeDocument<'a> {
-    out: &'a Path,
-    kind: &'static str,
-    method: &'a str,
-    fit: Option<&'a FitRecord>,
-    experts: Vec<ExpertDocument<'a>>,
-    norm: f64,
-    parameters: usize,
-    rank: RankRange,
-    retained: f64,
-    error: f64,
-    /// The rounding error of a merge into the base, relative to `norm`.
-    rounding: Option<f64>,
-    modules: Vec<ModuleDocument<'a>>,
-}
-
-#[derive(Serialize)]
-struct ExpertDocument<'a> {
-    name: &'a str,
-    weight: f64,
-    norm: f64,
-    cosine: f64,
-}
-
-#[derive(Serialize)]
-struct RankRange {
-    least: Option<usize>,
-    most: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct ModuleDocument<'a> {
-    module: &'a str,
-    rank: usize,
-    norm: f64,
-    retained: f64,
-    error: f64,
-}
-
-impl<'a> MergeReport<'a> {
-    fn document(&self) -> Result<MergeDocument<'a>> {
-        let Totals { norm, retained, error } = Totals::of(self.merged);
-        let adapter = &self.merged.adapter;
-        let mut experts = Vec::new();
-        for (expert, MergedExpert { name, weight, .. }) in self.experts.iter().zip(&self.record.experts) {
-            let (norm, cosine) = (expert.adapter.norm(), adapter.cosine(&expert.adapter)?);
-            experts.push(ExpertDocument { name, weight: *weight, norm, cosine });
-        }
-        let mut modules = Vec::new();
-        for (update, of) in adapter.modules().values().zip(&self.merged.report) {
-            let (rank, norm) = (of.rank, update.norm());
-            modules.push(ModuleDocument { module: &of.module, rank, norm, retained: of.retained, error: of.error });
-        }
-        let ranks = self.merged.report.iter().map(|of| of.rank);
-        Ok(MergeDocument {
-            out: &self.args.out,
-            kind: if self.rounding.is_some() { "model" } else { "adapter" },
-            method: &self.record.method,
-            fit: self.record.fit.as_ref(),
-            experts,
-            norm,
-            parameters: adapter.parameters(),
-            rank: RankRange { least: ranks.clone().min(), most: ranks.max() },
-            retained,
-            error,
-            rounding: self.rounding.map(|rounding| rounding.squared.sqrt() / norm.max(f64::MIN_POSITIVE)),
-            modules,
-        })
-    }
-}
-
-impl MergeDocument<'_> {
-    /// The report as text, with all modules if `verbose`.
-    fn text(&self, verbose: bool) -> String {
-        let float = |value: f64, digits: usize| number(Some(value), digits);
-        let experts = self.experts.iter();
-        let experts =
-            experts.map(|of| vec![of.name.to_owned(), float(of.weight, 4), float(of.norm, 4), float(of.cosine, 4)]);
-        let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
-        if verbose {
-            let modules = self.modules.iter().map(|of| {
-                let numbers = [float(of.norm, 4), float(of.retained, 6), float(of.error, 6)];
-                [of.module.to_owned(), of.rank.to_string()].into_iter().chain(numbers).collect()
-            });
-            tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
-        }
-        let ranks = match (self.rank.least, self.rank.most) {
-            (Some(least), Some(most)) if least != most => format!("ranks {least} to {most}"),
-            (_, most) => format!("rank {}", most.unwrap_or_default()),
-        };
-        let kept = format!("{:.2} % of the squared norm retained, error {:.4}", 100.0 * self.retained, self.error);
-        let out = self.out.display();
-        let end = match self.rounding {
-            None => format!("The PEFT adapter is in {out}"),
-            Some(0.0) => format!("The model is in {out}"),
-            Some(lost) => {
-                let percent = 100.0 * lost;
-                format!(
-                    "The model is in {out}; rounding to the base's data type moved the change by {percent:.2} % of its norm"
-                )
-            }
-        };
-        let method = match self.fit {
-            Some(fit) => format!("{}, as {}", fit.composition, self.method),
-            None => self.method.to_owned(),
-        };
-        let (modules, norm) = (pluralize(self.modules.len(), "module"), float(self.norm, 4));
-        format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}, {kept}\n{end}")
-    }
 }

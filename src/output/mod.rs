@@ -3,6 +3,7 @@
 pub mod cluster_tables;
 pub mod console;
 pub mod gain_table;
+pub mod merge_tables;
 pub mod progress_bar;
 pub mod score_tables;
 pub mod text_table;
