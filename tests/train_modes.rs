@@ -95,7 +95,7 @@ fn two_stage_mbc() {
         |file: &Path| serde_json::from_str::<Value>(&fs::read_to_string(file).unwrap()).unwrap()["tasks"].clone();
     assert_eq!(clusters(&by_hand), clusters(&file));
     let none = work.path().join("none");
-    assert!(train(&none, "--mbc 9").failed(1).contains("--mbc 9: there are 4 tasks"));
+    assert!(train(&none, "--mbc 9").failed(1).contains("--mbc 9: expected at most 4, the number of tasks"));
     assert!(!none.exists(), "refused before the first stage");
     let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
     assert!(message.contains("max_steps is 1"), "{message}");

@@ -130,7 +130,8 @@ impl<'a> TableScores<'a> {
         let gains = units.filter_map(|unit| {
             let gain = |(better, worse): &(RunScores, RunScores)| {
                 let of = |run: &RunScores| self.units(run, column).get(&unit).map(|score| score.value);
-                Some(sign * (of(better)? - of(worse)?))
+                // Of a loss, equal scores would be shown as a gain of -0.
+                Some(sign * (of(better)? - of(worse)?) + 0.0)
             };
             Some((unit.clone(), both.iter().map(gain).collect::<Option<Vec<f64>>>()?))
         });

@@ -30,8 +30,8 @@ fn assert_says(message: &str, parts: &[&str]) {
 fn a_config_is_refused_by_file_and_key() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(
-        &set("model_type", json!("t5")),
-        &["config.json", "'model_type' is 't5'", "mistral, llama, phi, qwen2"],
+        &set("model_type", json!("mamba")),
+        &["config.json", "'model_type' is 'mamba'", "mistral, llama, phi, qwen2"],
     );
     for (model_type, part) in [
         ("qwen3_moe", "mixtures of experts"),
