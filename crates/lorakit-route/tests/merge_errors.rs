@@ -46,7 +46,7 @@ fn rejects_weights_that_are_not_one_finite_number_per_expert() {
     for text in ["cat", "ties_svd", "wudi"] {
         refused(apply(text, &two(), &[1.0, f64::NAN]), &["large", "NaN", "finite"]);
         refused(apply(text, &two(), &[f64::INFINITY, 1.0]), &["small", "inf"]);
-        refused(apply(text, &two(), &[1.0]), &["1 weights", "2 experts"]);
+        refused(apply(text, &two(), &[1.0]), &["2 weights, one per expert", "found 1"]);
     }
     let coefficients = Coefficients::uniform(2).with_module("q", vec![1.0, f64::NAN]);
     refused(Concatenation.merge(&two(), &coefficients), &["large", "NaN"]);
