@@ -12,8 +12,14 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Runs `op` on a thread of the pool, which would otherwise have to be woken up by each of its parallel regions, while the
-/// other threads wait for those.
+/// other threads wait for those. A caller within the pool is one of several that share its threads: those are not asked to
+/// wait.
 pub(crate) fn with_awake_threads<R: Send>(op: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() {
+        // A thread without work would take the waiting of each of the others, one within another: deeper than its stack
+        // where there are many threads.
+        return op();
+    }
     let is_done = &AtomicBool::new(false);
     rayon::scope(|scope| {
         let own = rayon::current_thread_index();
@@ -58,16 +64,42 @@ impl Drop for Done<'_> {
 mod tests {
     use super::*;
     use rayon::prelude::*;
+    use std::sync::Barrier;
 
-    /// Within each other and beside each other on a pool, with regions of their own.
+    /// Within each other and beside each other, from outside the pool and within it, with regions of their own.
     #[test]
     fn results_come_back_and_threads_that_wait_for_each_other_go_on() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
         let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
         let expected = (0..1000u64).map(|i| i * i).sum::<u64>();
         let nested = || with_awake_threads(|| with_awake_threads(sum) + with_awake_threads(sum));
-        let sums = pool.map(|pool| pool.install(|| (0..50).into_par_iter().map(|_| nested()).collect::<Vec<u64>>()));
-        assert!(sums.is_ok_and(|sums| sums == vec![2 * expected; 50]));
+        let sums: Vec<Option<u64>> = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..50).map(|_| scope.spawn(nested)).collect();
+            callers.into_iter().map(|caller| caller.join().ok()).collect()
+        });
+        assert_eq!(sums, vec![Some(2 * expected); 50]);
+        let sums: Vec<u64> = (0..50).into_par_iter().map(|_| nested()).collect();
+        assert_eq!(sums, vec![2 * expected; 50]);
+    }
+
+    #[test]
+    fn a_caller_within_the_pool_leaves_no_waiting_to_others() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        let pending = pool.map(|pool| {
+            // The other thread is busy, so that what is left to it stays where it is.
+            let barrier = Barrier::new(2);
+            let caller = || {
+                barrier.wait();
+                let pending = with_awake_threads(|| pool.current_thread_has_pending_tasks());
+                barrier.wait();
+                pending
+            };
+            let other = || {
+                barrier.wait();
+                barrier.wait();
+            };
+            pool.join(caller, other).0
+        });
+        assert!(pending.is_ok_and(|pending| pending == Some(false)));
     }
 
     #[test]
