@@ -156,6 +156,9 @@ fn activations() {
     let wide = Var::from_tensor(&(tensor(2, &[11, 13]) * 4.0).unwrap()).unwrap();
     assert_same("GELU", &[("x", &wide)], &gelu_new(&wide).unwrap(), &composed_gelu_new(&wide).unwrap(), 1e-5);
     assert_same("ReLU", &[("x", &wide)], &relu(&wide).unwrap(), &wide.relu().unwrap(), 1e-6);
+    let bad = Tensor::new(&[[-1f32, f32::NAN, 2.0]], &Device::Cpu).unwrap();
+    let found = relu(&bad).unwrap().to_vec2::<f32>().unwrap();
+    assert!(found[0][0] == 0.0 && found[0][1].is_nan() && found[0][2] == 2.0, "{found:?}");
 }
 
 fn angles(features: usize, positions: &[u32]) -> RopeTable {

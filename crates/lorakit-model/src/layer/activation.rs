@@ -91,7 +91,7 @@ pub fn composed_gelu_new(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// `max(x, 0)`.
+/// `max(x, 0)`, and NaN of NaN.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { op::unary(Relu, x) } else { x.relu() }
 }
@@ -198,7 +198,7 @@ impl Op<1> for Relu {
     fn forward(&self, [x]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {
         let write = |y: &mut [f32]| {
             let chunks = y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK));
-            chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.max(0.0)));
+            chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x <= 0.0 { 0.0 } else { x }));
         };
         // SAFETY: each value is set.
         Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
@@ -208,7 +208,7 @@ impl Op<1> for Relu {
         assert_eq!(dy.len(), x.values.len(), "gradients of all outputs");
         let write = |dx: &mut [f32]| {
             let chunks = dx.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)));
-            let one = |((dx, x), dy): ((&mut f32, &f32), &f32)| *dx = if *x > 0.0 { *dy } else { 0.0 };
+            let one = |((dx, x), dy): ((&mut f32, &f32), &f32)| *dx = if *x <= 0.0 { 0.0 } else { *dy };
             chunks.for_each(|(dx, (x, dy))| dx.iter_mut().zip(x).zip(dy).for_each(one));
         };
         // SAFETY: each value is set.
