@@ -70,7 +70,7 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
         )));
     }
     let over = (context.len() + continuation.len()).saturating_sub(max_length + 1);
-    context.drain(..over.min(context.len() - tokenizer.layout().least_prompt()));
+    context.drain(..over.min(context.len().saturating_sub(tokenizer.layout().least_prompt())));
     Ok(ChoiceRequest { context, continuation, characters: text.chars().count(), bytes: text.len() })
 }
 

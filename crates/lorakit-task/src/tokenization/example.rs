@@ -236,14 +236,17 @@ impl Example {
     /// keeping BOS.
     ///
     /// # Errors
-    /// If the tokenizer fails, or `max_length` leaves nothing of the prompt but BOS.
+    /// If the tokenizer fails, or `max_length` leaves nothing of the prompt but special tokens.
     pub fn encode_prompt(prompt: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
         Example::fit_prompt(prompt_tokens(prompt, tokenizer)?, tokenizer, max_length)
     }
 
     fn fit_prompt(tokens: Vec<u32>, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
         let mut prompt = not_empty(tokens, tokenizer);
-        let least = tokenizer.prefix().len().max(tokenizer.layout().least_prompt() - 1);
+        let least = match tokenizer.layout() {
+            RowLayout::Stream => tokenizer.prefix().len(),
+            RowLayout::SourceTarget { .. } => tokenizer.bare_prompt_len()?,
+        };
         if prompt.len() > max_length && max_length <= least {
             return Err(Error::Length(format!(
                 "nothing of a prompt of {} tokens would be left, since there is room for {max_length}",
