@@ -199,14 +199,18 @@ fn decoder_start(json: &ConfigKeys, vocabulary: usize) -> Result<u32> {
     id.ok_or_else(|| json.error(format!("key '{key}' is {value}, expected the id of one of {vocabulary} tokens")))
 }
 
+/// The bucket of every distance up to the farthest is kept in a table.
+const MOST_DISTANT: usize = 1 << 20;
+
 /// How distances are told apart.
 fn buckets(json: &ConfigKeys) -> Result<DistanceBuckets> {
     let count = json.count("relative_attention_num_buckets")?.unwrap_or(32);
     let farthest = json.count("relative_attention_max_distance")?.unwrap_or(128);
-    if count < 4 || farthest <= count / 2 {
+    if count < 4 || farthest <= count / 2 || farthest > MOST_DISTANT {
         return Err(json.error(format!(
             "{count} buckets up to a distance of {farthest} (keys 'relative_attention_num_buckets' and \
-             'relative_attention_max_distance'): expected at least 4 buckets, and a distance of more than half of them"
+             'relative_attention_max_distance'): expected at least 4 buckets, and a distance of more than half of them and at most \
+             {MOST_DISTANT}"
         )));
     }
     Ok(DistanceBuckets { count, farthest })
