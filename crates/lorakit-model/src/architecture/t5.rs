@@ -209,8 +209,8 @@ fn buckets(json: &ConfigKeys) -> Result<DistanceBuckets> {
     if count < 4 || farthest <= count / 2 || farthest > MOST_DISTANT {
         return Err(json.error(format!(
             "{count} buckets up to a distance of {farthest} (keys 'relative_attention_num_buckets' and \
-             'relative_attention_max_distance'): expected at least 4 buckets, and a distance of more than half of them and at most \
-             {MOST_DISTANT}"
+             'relative_attention_max_distance'): expected at least 4 buckets, and a distance of more \
+             than half of them and at most {MOST_DISTANT}"
         )));
     }
     Ok(DistanceBuckets { count, farthest })
