@@ -1,8 +1,8 @@
 //! Attention over packed sequences: one op, `dispatch`, and the implementations that it chooses among. It is causal or
 //! not, with biases by distance or without, of tokens to themselves, to a cache or to an encoder's output.
 //!
-//! On a CPU: `blockwise` (matrix products), `small_head` (vectors over queries) and `few_queries` (decoding). On other devices, and as the reference
-//! of tests: `composed` and `composed_cached`, made of candle's own ops.
+//! On a CPU: `blockwise` (matrix products), `small_head` (vectors over queries) and `few_queries` (decoding). On other
+//! devices, and as the reference of tests: `composed` and `composed_cached`, made of candle's own ops.
 
 pub(crate) mod attention_layout;
 pub(crate) mod blockwise;
