@@ -8,7 +8,8 @@ SAMPLES  a samples_ROUTER_TASK.jsonl of `lorakit eval --log-samples`, over a tas
 
 Every program runs as a process of its own in new namespaces (user, mounts, processes, network): it sees the system's
 libraries, read-only, and an empty /tmp of 16 MB, but no other file, no network and no other process, has no privileges, and
-gets 10 s, and 1 GB a process. Where the system does not allow such namespaces, nothing is run, and the exit code is 1.
+gets 10 s, 16 processes of 1 GB each, and 16 MB to print. If root starts this script, programs run as nobody. Where the system
+does not allow such namespaces, nothing is run, and the exit code is 1.
 
 Usage: scripts/run_programs.py KIND SAMPLES [--out FILE.json]
        scripts/run_programs.py --check          what programs must not be able to do
@@ -27,6 +28,8 @@ from pathlib import Path
 SECONDS = 10
 PYTHON = "/usr/bin/python3"
 VISIBLE = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
+# Root's processes are not counted against their limit.
+NOBODY = 65534
 NAMESPACES = ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts"]
 
 # Runs as root of the new namespaces. The program is read from stdin, so that nothing of the host's is shared with it.
@@ -43,6 +46,8 @@ for folder in "$@"; do
         mount -o remount,bind,ro,nosuid,nodev "$root$folder"
     fi
 done
+# In a namespace of its own the program would have privileges, such as to mount a larger /tmp.
+echo 0 > /proc/sys/user/max_user_namespaces
 mkdir "$root/tmp" "$root/old"
 cd "$root"
 pivot_root . old
@@ -60,21 +65,28 @@ class NoSandbox(Exception):
 
 def run(program):
     """Runs a program, and returns its exit code and stdout; a code of None stands for one that took too long."""
-    with tempfile.TemporaryDirectory() as root:
+    # What a program prints goes into a file, whose size is limited as that of its own files is.
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryFile() as printed:
+        identity = {}
+        if os.geteuid() == 0:
+            os.chown(root, NOBODY, NOBODY)
+            identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         command = ["unshare", *NAMESPACES, "/bin/bash", "-c", ENTER, "enter", root, *VISIBLE]
         try:
             done = subprocess.run(
                 command,
                 input=program.encode(),
-                stdout=subprocess.PIPE,
+                stdout=printed,
                 stderr=subprocess.DEVNULL,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 timeout=2 * SECONDS,
                 check=False,
+                **identity,
             )
         except subprocess.TimeoutExpired:
             return None, ""
-        return done.returncode, done.stdout[-4096:].decode(errors="replace")
+        printed.seek(max(printed.seek(0, os.SEEK_END) - 4096, 0))
+        return done.returncode, printed.read().decode(errors="replace")
 
 
 def ensure_sandbox():
@@ -137,6 +149,9 @@ def check():
         ("open('/usr/x', 'w')", False),
         ("import os; os.chroot('/tmp')", False),
         ("import ctypes; assert not ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None)", False),
+        ("import ctypes; assert not ctypes.CDLL(None).unshare(0x10000000)", False),
+        ("import os, time\nfor _ in range(40):\n    if os.fork() == 0: time.sleep(60)", False),
+        ("while True: print('x' * 4096)", False),
         ("import socket; socket.create_connection(('1.1.1.1', 53), 3)", False),
         (f"import os; os.kill({os.getpid()}, 0)", False),
         ("import os; os.stat('/old')", False),
@@ -165,6 +180,8 @@ def main():
     arguments = parser.parse_args()
     if not arguments.check and arguments.samples is None:
         parser.error("KIND and SAMPLES are needed")
+    if not arguments.check and not arguments.samples.is_file():
+        parser.error(f"{arguments.samples}: no such file; expected the samples that `lorakit eval --log-samples` writes")
     try:
         ensure_sandbox()
     except NoSandbox as error:
