@@ -145,6 +145,11 @@ for rows in ${ROWS:-0}; do
         cp -r "$of_rows/zero_shot.eval" "$of_rows/in_context.eval" "$run"
         [ ! -e "$of_rows/full.json" ] || cp "$of_rows/full.json" "$run"
         drawn="$(draw "$seed")"
+        if [ "$(cat "$run/drawn" 2>/dev/null || echo "$drawn")" != "$drawn" ]; then
+            echo "$run has results of other modules: POOL or MODULES have changed since; choose another OUT" >&2
+            exit 1
+        fi
+        echo "$drawn" > "$run/drawn"
         adapt "$run" lorahub_published "lorahub:mode=as-published,budget=$budget" --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" lorahub lorahub --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" five_rows no_library --fraction 0.05 --seed "$seed" --set "${settings[@]}"

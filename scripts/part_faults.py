@@ -104,26 +104,29 @@ class Part:
 def train_disturbed(command, library, given, chance, budget):
     """Trains until every part has ended by itself, or the budget of faults is spent; returns the faults."""
     seen, running, done = Counter(), [], set()
-    while len(done) < given.parts and sum(seen.values()) < budget:
-        missing = [index for index in range(given.parts) if index not in done | {part.index for part in running}]
-        if chance.random() < 0.02:
-            missing.append(chance.randrange(given.parts))
-        running += [Part(command(library, f"{index}/{given.parts}"), index, given, chance) for index in missing]
-        time.sleep(0.01)
+    try:
+        while len(done) < given.parts and sum(seen.values()) < budget:
+            missing = [index for index in range(given.parts) if index not in done | {part.index for part in running}]
+            if chance.random() < 0.02:
+                missing.append(chance.randrange(given.parts))
+            running += [Part(command(library, f"{index}/{given.parts}"), index, given, chance) for index in missing]
+            time.sleep(0.01)
+            for part in running:
+                fault = part.disturb()
+                seen.update([fault] if fault else [])
+            ended = [part for part in running if part.process.poll() is not None]
+            for part in ended:
+                part.check(seen)
+                # Its disk was full: it said so, and ended. Without such a disk it lost its lease.
+                seen.update(["full"] if part.process.returncode == 1 and part.fault == "full" else [])
+                done |= {part.index} if part.process.returncode == 0 else set()
+            running = [part for part in running if part not in ended]
+    finally:
+        # After an error too: a paused one would stay for ever.
         for part in running:
-            fault = part.disturb()
-            seen.update([fault] if fault else [])
-        ended = [part for part in running if part.process.poll() is not None]
-        for part in ended:
-            part.check(seen)
-            # Its disk was full: it said so, and ended.
-            seen.update(["full"] if part.process.returncode == 1 else [])
-            done |= {part.index} if part.process.returncode == 0 else set()
-        running = [part for part in running if part not in ended]
-    for part in running:
-        part.process.kill()
-        part.process.wait()
-        seen.update(["KILL"])
+            part.process.kill()
+            part.process.wait()
+    seen.update(["KILL"] * len(running))
     return seen
 
 
@@ -153,8 +156,9 @@ def main():
             at_once = [subprocess.Popen(command(library, f"{i}/{given.parts}"), stdout=subprocess.DEVNULL) for i in range(given.parts)]
             codes = [process.wait() for process in at_once]
             if any(codes) or products(library) != expected or log_lines(library) != steps or leftovers(library):
-                os.rename(library, f"{tempfile.gettempdir()}/part_faults_failed")
-                sys.exit(f"library {libraries} after {dict(total)}: exit codes {codes}, kept as part_faults_failed")
+                kept = tempfile.mkdtemp(prefix="part_faults_")
+                os.rename(library, kept)
+                sys.exit(f"library {libraries} after {dict(total)}: exit codes {codes}, kept as {kept}")
             libraries += 1
             print(f"{libraries} libraries by {given.parts} parts, the same bytes after {dict(total)}", flush=True)
 

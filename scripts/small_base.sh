@@ -12,8 +12,8 @@
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
 # STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows, K (10) clusters; METRICS (loss) may name
-# exact_match too, far slower than losses. PART=private ends before clusters and the joint expert are trained, three quarters
-# of the work. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
+# exact_match too, far slower than losses. PART=private ends before experts of clusters and the joint one are trained, two
+# thirds of the work. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
 # Ten minutes a set over stories260K, some hours over SmolLM2-135M.
 #
 # Usage: [SEEDS="0 1 2"] scripts/small_base.sh --small SET BASE DATA OUT [OPTIONS...]

@@ -1,4 +1,4 @@
-//! The demo, with a tenth of its work.
+//! The demo, with a fifth of its work.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;

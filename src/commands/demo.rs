@@ -21,7 +21,7 @@ pub struct DemoArgs {
     /// Folder for the libraries, results.json and report.html
     #[arg(long, value_name = "DIR", default_value = "lorakit-demo")]
     out: PathBuf,
-    /// Do about a tenth of the work
+    /// Do about a fifth of the work
     #[arg(long)]
     quick: bool,
 }

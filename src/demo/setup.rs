@@ -30,7 +30,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The full setup, or about a tenth of the work with `quick`.
+    /// The full setup, or about a fifth of the work with `quick`.
     pub fn open(quick: bool, context: &CommandContext) -> Result<Self> {
         let place = BaseSource::Pico.resolve(context)?;
         let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
