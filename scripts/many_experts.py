@@ -3,6 +3,7 @@
 
 Each expert is like a trained one: random A and B for q, k, v and o of every layer, and a record with a task, the hashes
 of its training rows and the losses of 500 steps. The defaults are SmolLM2-135M's shape: 0.46 million values per expert.
+Needs numpy.
 
     scripts/many_experts.py --out LIBRARY --count 1000
     scripts/many_experts.py --out LIBRARY --count 10000 --dtype bf16

@@ -128,7 +128,8 @@ def is_right(kind, sample):
     if kind == "humaneval":
         return passes(f"{sample['prompt']}{text}\n{fields['test']}\ncheck({fields['entry_point']})")
     if kind == "mbpp":
-        tests = [fields.get("test_setup_code", ""), *fields["test_list"]]
+        # The sanitized rows have imports of their tests, the others a text.
+        tests = [*fields.get("test_imports", []), fields.get("test_setup_code", ""), *fields["test_list"]]
         return passes("\n".join([fenced(text), *tests]))
     return passes(f"{fenced(text)}\nprint(float(solution()))", float(fields["target"]))
 
@@ -166,8 +167,8 @@ def check():
     text = "Here:\n```python\ndef solution():\n    return 7 * 6\n```"
     assert is_right("gsm_hard", {"fields": {"target": 42}, "generated": {"text": text}})
     assert not is_right("gsm_hard", {"fields": {"target": 43}, "generated": {"text": text}})
-    tests = ["assert double(2) == 4"]
-    assert is_right("mbpp", {"fields": {"test_list": tests}, "generated": {"text": "def double(x):\n    return 2 * x"}})
+    fields = {"test_imports": ["import math"], "test_list": ["assert double(math.pi) == math.tau"]}
+    assert is_right("mbpp", {"fields": fields, "generated": {"text": "def double(x):\n    return 2 * x"}})
     print("programs run, and are kept in")
 
 
