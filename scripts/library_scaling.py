@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures what commands over a library cost as it grows, and prints the table of benches/README.md.
 
-Libraries of random experts (many_experts.py, which needs numpy) are made, measured and removed, one number of experts after the other. The
-default is the shape of the bundled base, over which all commands run; another base needs its shape:
+Libraries of random experts (many_experts.py, which needs numpy) are made, measured and removed, one number of experts after
+the other. The default is the shape of the bundled base, over which all commands run; another base needs its shape:
 
     scripts/library_scaling.py target/release/lorakit
     scripts/library_scaling.py target/release/lorakit --counts 10,100 --base SMOLLM2 --layers 30 --hidden 576 --kv 192

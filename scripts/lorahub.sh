@@ -8,7 +8,7 @@
 # DATA     the folder with bbh/ of https://github.com/suzgunmirac/BIG-Bench-Hard
 # OUT      the folder for results; an interrupted run can be resumed
 #
-# MODULES may name a file that spells the pool's names in another order than the alphabet's: with the authors' list
+# MODULES may name a file that lists the pool's names in another order than the alphabet's: with the authors' list
 # (lorahub/constant.py of https://github.com/sail-sg/lorahub) seed N draws the modules of their seed N.
 #
 # As in the paper, 100 rows of a task are the pool of examples and the others are scored, by exact match. The paper's numbers
