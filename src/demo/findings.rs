@@ -112,12 +112,17 @@ fn headline(rows: &[ScoreRow], training: &ScoredTasks, held_out: &ScoredTasks) -
         let rivals: Vec<String> = rivals.map(|(other, _)| format!("`{other}`")).collect();
         let undecided =
             if rivals.is_empty() { String::new() } else { format!("; undecided against {}", rivals.join(", ")) };
-        Some(format!("`{label}` ({} %{undecided})", percent(score)))
+        Some((label, format!("{} %{undecided}", percent(score))))
     };
     let use_it = match (best(training, |row| row.training), best(held_out, |row| row.held_out)) {
-        (Some(known), Some(unknown)) => {
-            format!("Not told the task, use {known} where an expert knows it, and {unknown} where none does.")
+        (Some((label, known)), Some((other, unknown))) if label == other => {
+            format!(
+                "Not told the task, use `{label}`, where an expert knows it ({known}) and where none does ({unknown})."
+            )
         }
+        (Some((label, known)), Some((other, unknown))) => format!(
+            "Not told the task, use `{label}` ({known}) where an expert knows it, and `{other}` ({unknown}) where none does."
+        ),
         _ => "No router was scored.".to_owned(),
     };
     [came_out, use_it]
@@ -207,6 +212,10 @@ mod tests {
         assert!(came_out.contains("95.0 %") && came_out.contains("base 1.0 %"), "{came_out}");
         let expected = "use `private, evidence` (90.0 %) where an expert knows it, and `joint` (13.0 %; undecided against \
                         `private, evidence`) where none does.";
+        assert!(use_it.contains(expected), "{use_it}");
+        let without_evidence = [row(BASE, 0.01, summary(0.02)), row(JOINT, 0.7, summary(0.13))];
+        let [_, use_it] = headline(&without_evidence, &scored(&known), &scored(&unknown));
+        let expected = "use `joint`, where an expert knows it (70.0 %) and where none does (13.0 %).";
         assert!(use_it.contains(expected), "{use_it}");
     }
 }
