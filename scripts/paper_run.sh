@@ -8,7 +8,7 @@
 # SEEDS="0 1 2" runs several seeds, each in OUT/seed-N; with QUICK=1, which readme_check.sh sets, the first alone. Every step
 # that is finished is skipped when a script runs again.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 lorakit="${LORAKIT:-$root/target/release/lorakit}"
 read -ra seeds <<< "${SEEDS:-0}"
 [ -z "${QUICK:-}" ] || seeds=("${seeds[0]}")
