@@ -85,9 +85,9 @@ count="$(wc -l <<< "$names")"
 libraries=4
 [ "${PART:-all}" != private ] || libraries=1
 row="$(mktemp)"
+trap 'rm -f "$row"' EXIT
 echo '{"input": "an instruction, an input about as long as a row", "output": "of them"}' > "$row"
 cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((60 * count * ${ROWS:-50})) "$row"
-rm -f "$row"
 
 # Routers by what they see: weights alone; answers to validation rows; k prompts of each task; these, and answers to a quarter.
 weights_alone=(uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate)

@@ -57,7 +57,16 @@ impl Oracle {
         let found = safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap();
         let expected = &self.expected[case];
         assert_eq!(found.dims(), expected.dims(), "{case}");
-        let difference = (&found - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let difference = (&found - expected)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         assert!(difference < LOGITS, "{case}: logits are {difference} apart");
         let (loss, right) = (self.loss(&found), self.record["losses"][case].as_f64().unwrap());
         assert!((loss / right - 1.0).abs() < LOSSES, "{case}: a loss of {loss}, expected {right}");

@@ -89,6 +89,7 @@ fn cell(score: Option<Score>, digits: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paper_table::table_spec::OfRuns;
     use std::collections::BTreeMap;
 
     #[test]
@@ -99,6 +100,9 @@ mod tests {
             results: results.into(),
             at: None,
             router: String::new(),
+            of_runs: OfRuns::default(),
+            x: None,
+            series: String::new(),
             paper: BTreeMap::new(),
         };
         let rows = [

@@ -124,7 +124,7 @@ impl<'a> TableScores<'a> {
             .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
             .map(|(b, w)| (on_tasks_of(b, w), on_tasks_of(w, b)))
             .collect();
-        let sign = if self.shown(column).1.metric == "loss" { -1.0 } else { 1.0 };
+        let sign = sign(self.shown(column).1);
         let Some((first, _)) = both.first() else { return BTreeMap::new() };
         let units = self.units(first, column).into_keys();
         let gains = units.filter_map(|unit| {

@@ -69,6 +69,9 @@ pub struct RowSpec {
     pub at: Option<String>,
     /// The router as it was typed.
     pub router: String,
+    /// What a cell shows of several runs.
+    #[serde(default)]
+    pub of_runs: OfRuns,
     /// Where the row stands in the plot of curves; without it, in none.
     pub x: Option<f64>,
     /// The curve that the row belongs to.

@@ -142,7 +142,7 @@ impl<'a> ContinuousBatch<'a> {
             if count == 0 && !self.decoder.can_read_in_parts() {
                 count = 1;
             } else if count == 0 {
-                // A single token must not be left: it would be taken for one after the prompt.
+                // A single token must not be left: it would be decoded, as one after the prompt.
                 let part = most - usize::from(most + 1 == unread.len());
                 self.decoder.forward(&[(sequence, &unread[..part])])?;
             }

@@ -116,7 +116,7 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Whether sequences of up to `tokens` tokens can always share a prefix: some bases rotate the keys of long ones
-    /// differently.
+    /// differently, and a token that an encoder reads depends on those behind it.
     pub fn can_share(&self, tokens: usize) -> bool {
         self.base.config().encoder.is_none() && self.base.rotates_alike(1, tokens)
     }
@@ -223,6 +223,9 @@ impl<'a> CachedDecoder<'a> {
     /// As [`CachedDecoder::forward`], and if a sequence is given no tokens. Logits may be NaN:
     /// [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
+            bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
+        }
         with_awake_threads(|| {
             let precision = self.base.decoding();
             let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);

@@ -86,7 +86,7 @@ impl WithSimd for AddRows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::Level;
+    use crate::kernels::simd::SimdLevel;
 
     /// Small integers, whose sums are exact in any order, in lengths that no vector divides.
     #[test]
@@ -95,7 +95,7 @@ mod tests {
             |count: usize, step: usize| -> Vec<f32> { (0..count).map(|i| ((i * step) % 17) as f32 - 8.0).collect() };
         for columns in [1, 15, 16, 100, 576] {
             let (rows, x) = (integers(3 * columns, 5), integers(columns, 7));
-            for level in Level::available() {
+            for level in SimdLevel::available() {
                 let mut y = [9.0; 3];
                 level.dispatch(RowProducts { rows: &rows, x: &x, y: &mut y });
                 let expected = |r: usize| rows[r * columns..].iter().zip(&x).map(|(row, x)| row * x).sum::<f32>();

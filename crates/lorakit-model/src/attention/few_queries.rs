@@ -58,7 +58,7 @@ impl WithSimd for AttendSegment<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { heads, segment, rows: (qkv, width), cached: [keys, values], bias, y } = self;
+        let Self { heads, segment, rows: (rows, width), cached: [keys, values], bias, y } = self;
         let (f, shared, stride) = (heads.features, heads.shared(), heads.key_width());
         let (queries, count) = (segment.queries.len(), segment.keys.iter().map(ExactSizeIterator::len).sum::<usize>());
         if queries == 0 {
@@ -75,7 +75,7 @@ impl WithSimd for AttendSegment<'_> {
                 let k = &keys[of(slot)];
                 for row in 0..queries * shared {
                     let start = (segment.queries.start + row / shared) * width;
-                    let q = &qkv[start + (key_head * shared + row % shared) * f..][..f];
+                    let q = &rows[start + (key_head * shared + row % shared) * f..][..f];
                     scores[row * seen + at] = inner_product(q, k) * scale;
                 }
             }

@@ -104,13 +104,13 @@ pub(super) struct RowProducts<'a, T> {
 impl<T: StoredValue> RowProducts<'_, T> {
     /// Makes the products.
     pub(super) fn run(self) {
-        self.run_at(Level::current());
+        self.run_at(SimdLevel::current());
     }
 
     /// The same by the vectors of a level. Those of AVX2 are all that memory can keep busy.
-    fn run_at(self, level: Level) {
+    fn run_at(self, level: SimdLevel) {
         #[cfg(target_arch = "x86_64")]
-        if level >= Level::Avx2 && is_x86_feature_detected!("f16c") {
+        if level >= SimdLevel::Avx2 && is_x86_feature_detected!("f16c") {
             // SAFETY: the machine has the instructions.
             return unsafe { multiply_avx2(self) };
         }
@@ -281,7 +281,7 @@ mod tests {
         let (narrow, x): (Vec<f16>, Vec<f32>) = (0..5 * COLUMNS).map(|i| (halves(i), (i as f32 * 0.3).sin())).unzip();
         let wide: Vec<f32> = narrow.iter().map(|value| value.to_f32()).collect();
         let mut of_levels: Vec<Vec<f32>> = Vec::new();
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let (mut of_f32, mut of_f16) = (vec![9.0; 25], vec![9.0; 25]);
             RowProducts { rows: &wide[..], columns: COLUMNS, x: &x, y: &mut of_f32 }.run_at(level);
             RowProducts { rows: &narrow[..], columns: COLUMNS, x: &x, y: &mut of_f16 }.run_at(level);

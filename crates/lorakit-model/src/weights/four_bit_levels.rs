@@ -1,6 +1,6 @@
 //! Values of 4 bits that stand for 16 levels, as those of bitsandbytes and of GGML's IQ4_NL do.
 
-use lorakit_lora::kernels::simd::Level;
+use lorakit_lora::kernels::simd::SimdLevel;
 
 /// What each number of 4 bits stands for.
 #[derive(Clone, Copy)]
@@ -11,7 +11,7 @@ impl FourBitLevels {
     /// ones may be all that is asked for.
     pub(super) fn write_pairs(&self, packed: &[u8], values: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if Level::current() >= Level::Avx2 {
+        if SimdLevel::current() >= SimdLevel::Avx2 {
             // SAFETY: the machine has AVX2.
             return unsafe { avx2::write_pairs(self, packed, values) };
         }
@@ -21,7 +21,7 @@ impl FourBitLevels {
     /// Writes the levels of the lower four bits of all bytes, and after them those of the upper ones.
     pub(super) fn write_halves(&self, packed: &[u8; 16], values: &mut [f32; 32]) {
         #[cfg(target_arch = "x86_64")]
-        if Level::current() >= Level::Avx2 {
+        if SimdLevel::current() >= SimdLevel::Avx2 {
             // SAFETY: the machine has AVX2.
             return unsafe { avx2::write_halves(self, packed, values) };
         }

@@ -194,9 +194,11 @@ impl<'a> Tokens<'a> {
 /// their outputs side by side. Quantised matrices are multiplied with tokens of this precision.
 ///
 /// # Panics
-/// If there is no matrix.
+/// If there is no matrix, or `y` has not one row for each of `x`.
 pub fn forward_side_by_side(weights: &[&MmapMatrix], x: &[f32], y: &mut [f32], precision: TokenPrecision) {
-    let (width, columns) = (weights.iter().map(|weight| weight.rows()).sum(), weights[0].columns());
+    let (width, columns): (usize, _) = (weights.iter().map(|weight| weight.rows()).sum(), weights[0].columns());
+    // Callers hand over outputs that are not set.
+    assert_eq!(x.len() * width, y.len() * columns, "values of inputs and outputs");
     product(weights, &Tokens::new(weights, x, precision), MatrixMut::new(y, x.len() / columns, width, width));
 }
 

@@ -9,7 +9,7 @@ use crate::run::run_folder::{create_folder, remove_if_exists};
 use crate::run::run_log::RunLog;
 use crate::run::run_summary::{OnEvent, RunSummary};
 use crate::run::train_event::TrainEvent;
-use crate::run::trainer::{Jobs, Run, Trainer};
+use crate::run::trainer::{FingerprintedJobs, Trainer, TrainingRun};
 use lorakit_adapter::{ExpertRecord, Library, LibraryLock, OpaqueRecord};
 use lorakit_model::Base;
 use std::path::Path;
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 
 /// One pass of a run in training.
 pub(crate) struct PassRun<'r, 's> {
-    pub(crate) run: &'r Run<'r>,
+    pub(crate) run: &'r TrainingRun<'r>,
     /// The base of the pass: for full fine-tuning the one that trains.
     pub(crate) base: &'r Base,
     /// Its index among the run's.
@@ -92,7 +92,7 @@ impl PassRun<'_, '_> {
         Ok(pass)
     }
 
-    /// Stores experts that have reached their end in the library; those that are there stay unchanged.
+    /// Stores finished experts in the library; experts that it has already stay unchanged.
     fn save_finished(&mut self, pass: &Pass, ended: Vec<usize>) -> Result<()> {
         let trainer = self.run.trainer;
         for expert in ended {
@@ -129,7 +129,7 @@ impl PassRun<'_, '_> {
     /// The record of a finished expert.
     fn record(&self, pass: &Pass, expert: usize) -> Result<ExpertRecord> {
         let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
-        let Jobs { jobs, fingerprints } = &self.run.jobs;
+        let FingerprintedJobs { jobs, fingerprints } = &self.run.jobs;
         let fingerprint = jobs.iter().zip(fingerprints).find(|(other, _)| other.name == job.name).map(|(_, own)| own);
         let fingerprint = fingerprint.ok_or_else(|| TrainError::UnknownExpert {
             folder: self.run.folder.path.clone(),

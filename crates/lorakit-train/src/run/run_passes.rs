@@ -9,7 +9,7 @@ use crate::run::run_folder::RunFolder;
 use crate::run::run_part::vector_instructions;
 use crate::run::run_summary::{OnEvent, RunSummary};
 use crate::run::train_event::TrainEvent;
-use crate::run::trainer::{Run, Trainer};
+use crate::run::trainer::{Trainer, TrainingRun};
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use lorakit_adapter::{LibraryLock, ensure_expert_name};
 use std::sync::atomic::Ordering;
@@ -67,7 +67,7 @@ impl Trainer<'_> {
             on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
             return Ok(summary);
         }
-        let run = Run::plan(*self, target, jobs, folder, &summary.kept)?;
+        let run = TrainingRun::plan(*self, target, jobs, folder, &summary.kept)?;
         while_held(locks.library.as_ref(), || run.write_manifest())?;
         // From here on other parts may change the library.
         locks.library = None;
@@ -104,7 +104,7 @@ struct PartLocks {
     part: Option<LibraryLock>,
 }
 
-impl Run<'_> {
+impl TrainingRun<'_> {
     /// Trains all unfinished passes of the part, until the run is stopped.
     fn train(&self, locks: &PartLocks, on_event: &mut OnEvent, summary: &mut RunSummary) -> Result<()> {
         let Trainer { base, config, .. } = self.trainer;

@@ -87,7 +87,7 @@ pub(crate) struct FingerprintedJobs {
 pub(crate) struct TrainingRun<'a> {
     pub(crate) trainer: Trainer<'a>,
     pub(crate) target: &'a TrainingTarget<'a>,
-    pub(crate) jobs: Jobs,
+    pub(crate) jobs: FingerprintedJobs,
     pub(crate) folder: RunFolder<'a>,
     pub(crate) manifest: RunManifest,
     /// Whether the manifest differs from the run.json.
