@@ -2,7 +2,8 @@
 //!
 //! - [`block_type`]: the types, and their values as f32.
 //! - `unpacked`, `blocks_of_32`, `blocks_of_256`: how a block of each type is read.
-//! - `eight_bit_tokens`, `integer_products`, `x86_rows`: products with tokens that are rounded to 8 bits.
+//! - `eight_bit_tokens`, `integer_products`: products with tokens that are rounded to 8 bits.
+//! - `x86_rows`, and what it is made of: the same products by the integer instructions of x86.
 
 mod block_type;
 mod blocks_of_256;
@@ -10,6 +11,14 @@ mod blocks_of_32;
 mod eight_bit_tokens;
 mod integer_products;
 mod unpacked;
+#[cfg(target_arch = "x86_64")]
+mod x86_blocks_of_256;
+#[cfg(target_arch = "x86_64")]
+mod x86_blocks_of_32;
+#[cfg(target_arch = "x86_64")]
+mod x86_dot_product;
+#[cfg(target_arch = "x86_64")]
+mod x86_row_sums;
 #[cfg(target_arch = "x86_64")]
 mod x86_rows;
 
