@@ -1,6 +1,6 @@
 //! Which block types are read, and their values as f32.
 
-use super::unpacked::Unpacked;
+use super::unpacked_block::UnpackedBlock;
 use super::{blocks_of_32, blocks_of_256};
 use lorakit_format::gguf::GgmlType;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
@@ -147,7 +147,7 @@ impl WithSimd for Dequantize<'_> {
 fn each<const BYTES: usize, const GROUPS: usize, const SIZE: usize>(
     blocks: &[u8],
     values: &mut [f32],
-    unpack: impl Fn(&[u8; BYTES]) -> Unpacked<GROUPS, SIZE>,
+    unpack: impl Fn(&[u8; BYTES]) -> UnpackedBlock<GROUPS, SIZE>,
 ) {
     for (block, values) in blocks.as_chunks().0.iter().zip(values.chunks_exact_mut(GROUPS * SIZE)) {
         // Opaque, or the compiler gathers from several short blocks at once, which is slower.

@@ -1,6 +1,6 @@
 //! Block types of 256 values, whose groups of 16 or 32 have small whole numbers as scales and minima.
 
-use super::unpacked::{Unpacked, field, mapped, scale};
+use super::unpacked_block::{UnpackedBlock, field, mapped, scale};
 
 /// Two bits of each value: bits `2 i` of 32 bytes are those of the `i`-th 32 values of each half.
 #[inline(always)]
@@ -32,10 +32,10 @@ fn nibbles(packed: &[u8; 128]) -> [[i8; 32]; 8] {
 
 /// 16 scales and minima of 4 bits, values of 2 bits, their scale and that of the minima.
 #[inline(always)]
-pub(super) fn q2_k(block: &[u8; 84]) -> Unpacked<16, 16> {
+pub(super) fn q2_k(block: &[u8; 84]) -> UnpackedBlock<16, 16> {
     let scales = field::<0, 16>(block);
     let (d, d_minimum) = (scale(field::<80, 2>(block)), scale(field::<82, 2>(block)));
-    Unpacked {
+    UnpackedBlock {
         quants: pairs_of_bits(field::<16, 64>(block)),
         factors: mapped(scales, |scale| d * f32::from(scale & 0xf)),
         minima: mapped(scales, |scale| d_minimum * f32::from(scale >> 4)),
@@ -45,7 +45,7 @@ pub(super) fn q2_k(block: &[u8; 84]) -> Unpacked<16, 16> {
 /// Third bits, two bits as in [`q2_k`], 16 scales of 6 bits from -32 to 31, and their scale. Bits `i` of 32 bytes are the
 /// third bits of the `i`-th 32 values: four is subtracted where they are not set.
 #[inline(always)]
-pub(super) fn q3_k(block: &[u8; 110]) -> Unpacked<16, 16> {
+pub(super) fn q3_k(block: &[u8; 110]) -> UnpackedBlock<16, 16> {
     let (high, d) = (field::<0, 32>(block), scale(field::<108, 2>(block)));
     let mut quants = pairs_of_bits(field::<32, 64>(block));
     for (part, quants) in quants.as_flattened_mut().chunks_exact_mut(32).enumerate() {
@@ -53,7 +53,7 @@ pub(super) fn q3_k(block: &[u8; 110]) -> Unpacked<16, 16> {
             *quant -= ((!high >> part & 1) << 2) as i8;
         }
     }
-    Unpacked {
+    UnpackedBlock {
         quants,
         factors: mapped(&q3_k_scales(field::<96, 12>(block)), |scale| d * f32::from(scale)),
         minima: [0.0; 16],
@@ -72,14 +72,14 @@ fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
 
 /// A scale, that of the minima, eight scales and minima of 6 bits, and values of 4 bits.
 #[inline(always)]
-pub(super) fn q4_k(block: &[u8; 144]) -> Unpacked<8, 32> {
+pub(super) fn q4_k(block: &[u8; 144]) -> UnpackedBlock<8, 32> {
     let (factors, minima) = factors_and_minima(field::<0, 16>(block));
-    Unpacked { quants: nibbles(field::<16, 128>(block)), factors, minima }
+    UnpackedBlock { quants: nibbles(field::<16, 128>(block)), factors, minima }
 }
 
 /// As [`q4_k`], with fifth bits: bits `i` of 32 bytes are those of the `i`-th 32 values.
 #[inline(always)]
-pub(super) fn q5_k(block: &[u8; 176]) -> Unpacked<8, 32> {
+pub(super) fn q5_k(block: &[u8; 176]) -> UnpackedBlock<8, 32> {
     let (factors, minima) = factors_and_minima(field::<0, 16>(block));
     let mut quants = nibbles(field::<48, 128>(block));
     for (part, quants) in quants.iter_mut().enumerate() {
@@ -87,7 +87,7 @@ pub(super) fn q5_k(block: &[u8; 176]) -> Unpacked<8, 32> {
             *quant |= ((high >> part & 1) << 4) as i8;
         }
     }
-    Unpacked { quants, factors, minima }
+    UnpackedBlock { quants, factors, minima }
 }
 
 /// Those of a Q4_K or Q5_K block, from its first 16 bytes.
@@ -115,7 +115,7 @@ pub(super) fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 /// Low four bits, high two bits, 16 scales of 8 bits, and their scale: values from -32 to 31. Of each half, 64 bytes have the
 /// low bits of 128 values, the first 64 in their low halves, and 32 bytes the high bits, two for each 32 values.
 #[inline(always)]
-pub(super) fn q6_k(block: &[u8; 210]) -> Unpacked<16, 16> {
+pub(super) fn q6_k(block: &[u8; 210]) -> UnpackedBlock<16, 16> {
     let (low, mut quants) = (field::<0, 128>(block), pairs_of_bits(field::<128, 64>(block)));
     for (half, quants) in quants.as_flattened_mut().chunks_exact_mut(128).enumerate() {
         for (j, byte) in low[64 * half..][..64].iter().enumerate() {
@@ -125,5 +125,5 @@ pub(super) fn q6_k(block: &[u8; 210]) -> Unpacked<16, 16> {
     }
     let d = scale(field::<208, 2>(block));
     let factors = mapped(field::<192, 16>(block), |scale| d * f32::from(scale as i8));
-    Unpacked { quants, factors, minima: [0.0; 16] }
+    UnpackedBlock { quants, factors, minima: [0.0; 16] }
 }

@@ -1,9 +1,9 @@
 //! Block types of 32 values, which are one group.
 
-use super::unpacked::{Unpacked, field, mapped, scale};
+use super::unpacked_block::{UnpackedBlock, field, mapped, scale};
 use crate::weights::four_bit_levels::FourBitLevels;
 
-type Block = Unpacked<1, 32>;
+type Block = UnpackedBlock<1, 32>;
 
 /// The values that IQ4_NL's 4 bits stand for.
 pub(super) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];

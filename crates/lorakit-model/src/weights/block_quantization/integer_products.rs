@@ -2,7 +2,7 @@
 
 use super::block_type::BlockType;
 use super::eight_bit_tokens::{EightBitToken, EightBitTokens, GROUP};
-use super::unpacked::Unpacked;
+use super::unpacked_block::UnpackedBlock;
 #[cfg(target_arch = "x86_64")]
 use super::x86_rows::{QuantizedRows, X86Instructions};
 use super::{blocks_of_32, blocks_of_256};
@@ -70,7 +70,7 @@ impl PlainRows<'_> {
     #[inline(always)]
     fn multiply<const BYTES: usize, const GROUPS: usize, const SIZE: usize>(
         self,
-        unpack: impl Fn(&[u8; BYTES]) -> Unpacked<GROUPS, SIZE>,
+        unpack: impl Fn(&[u8; BYTES]) -> UnpackedBlock<GROUPS, SIZE>,
     ) {
         let Self { blocks, tokens, y, .. } = self;
         let (in_row, count) = (tokens.columns() / (GROUPS * SIZE), tokens.len());
@@ -86,7 +86,7 @@ impl PlainRows<'_> {
     }
 }
 
-impl<const GROUPS: usize, const SIZE: usize> Unpacked<GROUPS, SIZE> {
+impl<const GROUPS: usize, const SIZE: usize> UnpackedBlock<GROUPS, SIZE> {
     /// The product with the token's groups from `first` on.
     #[inline(always)]
     fn product(&self, token: EightBitToken, first: usize) -> f32 {

@@ -1,7 +1,7 @@
 //! What every block type comes to: small whole numbers, and a factor and a minimum for each group of them.
 
 /// A block in groups of `SIZE` values: value `j` of group `g` is `factors[g] * quants[g][j] - minima[g]`.
-pub(super) struct Unpacked<const GROUPS: usize, const SIZE: usize> {
+pub(super) struct UnpackedBlock<const GROUPS: usize, const SIZE: usize> {
     /// The stored numbers.
     pub(super) quants: [[i8; SIZE]; GROUPS],
     /// One of each group.
@@ -10,7 +10,7 @@ pub(super) struct Unpacked<const GROUPS: usize, const SIZE: usize> {
     pub(super) minima: [f32; GROUPS],
 }
 
-impl<const GROUPS: usize, const SIZE: usize> Unpacked<GROUPS, SIZE> {
+impl<const GROUPS: usize, const SIZE: usize> UnpackedBlock<GROUPS, SIZE> {
     /// Writes the values.
     #[inline(always)]
     pub(super) fn write(&self, values: &mut [f32]) {
