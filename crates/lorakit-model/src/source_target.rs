@@ -4,7 +4,7 @@
 use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::segment::AttentionSegment;
 use crate::layer::rope::RopeFrequencies;
-use crate::layer::row_runs::RowRuns;
+use crate::layer::row_ranges::RowRanges;
 use lorakit_lora::{Sequence, SequenceBatch};
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(crate) struct StackTokens {
     /// Where they are among all.
-    pub(crate) rows: RowRuns,
+    pub(crate) rows: RowRanges,
     /// The rows as they are packed without the other stack's tokens.
     pub(crate) sequences: SequenceBatch,
     /// Their attention to themselves.
@@ -122,7 +122,7 @@ impl StackTokens {
         }));
         let segment = |row: &Sequence| AttentionSegment { queries: row.tokens(), keys: vec![row.tokens()] };
         Self {
-            rows: RowRuns::new(rows.iter().map(own)),
+            rows: RowRanges::new(rows.iter().map(own)),
             layout: layout(sequences.iter().map(segment).collect()),
             sequences,
         }

@@ -9,7 +9,7 @@ use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::qk_norm::QkNorm;
 use crate::layer::residual_sum::{sum, untracked_sum};
-use crate::layer::row_runs::RowRuns;
+use crate::layer::row_ranges::RowRanges;
 use crate::layer::tape::Tape;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
@@ -67,7 +67,7 @@ impl<'a> LayerContext<'a> {
         }
     }
 
-    fn rows(&mut self, rows: &RowRuns, h: &Tensor) -> Result<Tensor> {
+    fn rows(&mut self, rows: &RowRanges, h: &Tensor) -> Result<Tensor> {
         match &mut self.tape {
             Some(tape) => tape.apply(Box::new(rows.ops().0), h),
             None => rows.of(h),

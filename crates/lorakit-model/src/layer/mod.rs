@@ -9,6 +9,6 @@ pub mod norm;
 pub mod qk_norm;
 pub(crate) mod residual_sum;
 pub mod rope;
-pub(crate) mod row_runs;
+pub(crate) mod row_ranges;
 pub(crate) mod soft_cap;
 pub mod tape;

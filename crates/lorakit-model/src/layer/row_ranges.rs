@@ -1,4 +1,4 @@
-//! Some rows of a tensor, in runs: taken out of it, and put in their place.
+//! Some rows of a tensor, in ranges: taken out of it, and put in their place.
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
@@ -6,13 +6,13 @@ use lorakit_lora::kernels::output::written;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Runs of rows, ascending and apart from each other.
+/// Ranges of rows, ascending and apart from each other.
 #[derive(Clone, Debug)]
-pub(crate) struct RowRuns(Arc<[Range<usize>]>);
+pub(crate) struct RowRanges(Arc<[Range<usize>]>);
 
-impl RowRuns {
-    pub(crate) fn new(runs: impl IntoIterator<Item = Range<usize>>) -> Self {
-        Self(runs.into_iter().collect())
+impl RowRanges {
+    pub(crate) fn new(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        Self(ranges.into_iter().collect())
     }
 
     /// Number of rows.
@@ -27,50 +27,50 @@ impl RowRuns {
 
     /// `x`, `[rows, d]`, with `own` in place of these rows. Differentiable.
     pub(crate) fn replaced(&self, x: &Tensor, own: &Tensor) -> Result<Tensor> {
-        op::binary(PutRows(self.clone()), x, own)
+        op::binary(ReplaceRows(self.clone()), x, own)
     }
 
     /// Where rows that are among these, given by their indices among all and ascending, are among these.
     pub(crate) fn positions(&self, rows: &[u32]) -> Vec<u32> {
-        let (mut runs, mut before) = (self.0.iter().peekable(), 0);
+        let (mut ranges, mut before) = (self.0.iter().peekable(), 0);
         let mut position = |&row: &u32| {
-            while let Some(run) = runs.next_if(|run| run.end <= row as usize) {
-                before += run.len();
+            while let Some(range) = ranges.next_if(|range| range.end <= row as usize) {
+                before += range.len();
             }
-            let start = runs.peek().map_or(row as usize, |run| run.start);
+            let start = ranges.peek().map_or(row as usize, |range| range.start);
             (before + row as usize - start) as u32
         };
         rows.iter().map(&mut position).collect()
     }
 
-    /// The ops of [`RowRuns::of`] and [`RowRuns::replaced`].
-    pub(crate) fn ops(&self) -> (TakeRows, PutRows) {
-        (TakeRows(self.clone()), PutRows(self.clone()))
+    /// The ops of [`RowRanges::of`] and [`RowRanges::replaced`].
+    pub(crate) fn ops(&self) -> (TakeRows, ReplaceRows) {
+        (TakeRows(self.clone()), ReplaceRows(self.clone()))
     }
 
-    /// Calls `copy` with each run of these rows among all, as ranges of values, and of the same rows alone.
+    /// Calls `copy` with each range of these rows among all, as ranges of values, and of the same rows alone.
     fn for_each(&self, d: usize, mut copy: impl FnMut(Range<usize>, Range<usize>)) {
         let mut at = 0;
-        for run in self.0.iter() {
-            copy(run.start * d..run.end * d, at..at + run.len() * d);
-            at += run.len() * d;
+        for range in self.0.iter() {
+            copy(range.start * d..range.end * d, at..at + range.len() * d);
+            at += range.len() * d;
         }
     }
 
-    /// Fails if a run is not within `rows`.
+    /// Fails if a range is not within `rows`.
     fn ensure_within(&self, rows: usize) -> Result<()> {
-        match self.0.iter().find(|run| run.end > rows) {
-            Some(run) => bail!("rows {run:?} of a tensor of {rows} rows"),
+        match self.0.iter().find(|range| range.end > rows) {
+            Some(range) => bail!("rows {range:?} of a tensor of {rows} rows"),
             None => Ok(()),
         }
     }
 }
 
 /// Some rows of a tensor.
-pub(crate) struct TakeRows(RowRuns);
+pub(crate) struct TakeRows(RowRanges);
 
 /// A tensor with some of its rows replaced.
-pub(crate) struct PutRows(RowRuns);
+pub(crate) struct ReplaceRows(RowRanges);
 
 impl Op<1> for TakeRows {
     fn name(&self) -> &'static str {
@@ -82,7 +82,7 @@ impl Op<1> for TakeRows {
         self.0.ensure_within(rows)?;
         let count = self.0.count();
         let write = |y: &mut [f32]| self.0.for_each(d, |all, own| y[own].copy_from_slice(&x.values[all]));
-        // SAFETY: the runs, one behind the other, are all rows of `y`.
+        // SAFETY: the ranges, one behind the other, are all rows of `y`.
         Ok((unsafe { written(count * d, write) }, (count, d).into()))
     }
 
@@ -93,9 +93,9 @@ impl Op<1> for TakeRows {
     }
 }
 
-impl Op<2> for PutRows {
+impl Op<2> for ReplaceRows {
     fn name(&self) -> &'static str {
-        "put-rows"
+        "replace-rows"
     }
 
     fn forward(&self, [x, own]: [Input; 2]) -> Result<(Vec<f32>, Shape)> {
@@ -133,17 +133,17 @@ mod tests {
 
     #[test]
     fn rows_are_taken_out_and_put_back_with_their_gradients() {
-        let runs = RowRuns::new([1..2, 3..5]);
+        let ranges = RowRanges::new([1..2, 3..5]);
         let x = Var::from_tensor(&Tensor::arange(0f32, 10.0, &Device::Cpu).unwrap().reshape((5, 2)).unwrap()).unwrap();
-        let own = runs.of(x.as_tensor()).unwrap();
+        let own = ranges.of(x.as_tensor()).unwrap();
         assert_eq!(own.to_vec2::<f32>().unwrap(), [[2.0, 3.0], [6.0, 7.0], [8.0, 9.0]]);
-        let y = runs.replaced(x.as_tensor(), &(own * 10.0).unwrap()).unwrap();
+        let y = ranges.replaced(x.as_tensor(), &(own * 10.0).unwrap()).unwrap();
         let expected = [[0.0, 1.0], [20.0, 30.0], [4.0, 5.0], [60.0, 70.0], [80.0, 90.0]];
         assert_eq!(y.to_vec2::<f32>().unwrap(), expected);
         let gradients = y.sum_all().unwrap().backward().unwrap();
         let dx = gradients.get(x.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(dx, [[1.0; 2], [10.0; 2], [1.0; 2], [10.0; 2], [10.0; 2]]);
-        assert!(runs.of(&x.as_tensor().narrow(0, 0, 4).unwrap()).is_err());
-        assert!(runs.replaced(x.as_tensor(), x.as_tensor()).is_err());
+        assert!(ranges.of(&x.as_tensor().narrow(0, 0, 4).unwrap()).is_err());
+        assert!(ranges.replaced(x.as_tensor(), x.as_tensor()).is_err());
     }
 }
