@@ -91,7 +91,7 @@ pub(crate) struct CachedBlock {
 
 impl CachedBlocks {
     fn new(heads: AttentionHeads, segments: &[AttentionSegment], tokens: usize, device: &Device) -> Result<Self> {
-        let rows: Vec<CachedRow> = segments.iter().flat_map(CachedRow::of).collect();
+        let rows: Vec<CachedQueries> = segments.iter().flat_map(CachedQueries::of).collect();
         let (mut parts, mut order, mut made) = (Vec::new(), vec![0u32; tokens], 0);
         for rows in within_scores(&rows, heads.queries) {
             let (q, _) = longest(rows);
@@ -106,17 +106,17 @@ impl CachedBlocks {
 }
 
 impl CachedBlock {
-    fn new(heads: AttentionHeads, rows: &[CachedRow], device: &Device) -> Result<Self> {
+    fn new(heads: AttentionHeads, rows: &[CachedQueries], device: &Device) -> Result<Self> {
         let (q, k) = longest(rows);
-        let padded = |of: &dyn Fn(&CachedRow) -> Vec<u32>, length: usize| -> Result<Tensor> {
-            let pad = |row: &CachedRow| {
+        let padded = |of: &dyn Fn(&CachedQueries) -> Vec<u32>, length: usize| -> Result<Tensor> {
+            let pad = |row: &CachedQueries| {
                 let mut index = of(row);
                 index.resize(length, index[0]);
                 index
             };
             Tensor::new(rows.iter().flat_map(pad).collect::<Vec<u32>>(), device)
         };
-        let visible = |row: &CachedRow| -> Vec<Range<usize>> {
+        let visible = |row: &CachedQueries| -> Vec<Range<usize>> {
             let (queries, keys) = (row.queries.len(), row.slots.len());
             // Padding queries may see anything: their output is never read.
             let padding = std::iter::repeat_n(0..k, q - queries);
@@ -132,12 +132,12 @@ impl CachedBlock {
 }
 
 /// At most a block of one sequence's queries, and the slots of its keys, the last of which belongs to the last query.
-struct CachedRow {
+struct CachedQueries {
     queries: Range<usize>,
     slots: Vec<u32>,
 }
 
-impl CachedRow {
+impl CachedQueries {
     /// All queries of a sequence, block by block: the earlier queries of a long prompt see fewer keys.
     fn of(segment: &AttentionSegment) -> impl Iterator<Item = Self> + use<> {
         let slots: Vec<u32> = segment.keys.iter().cloned().flatten().map(|slot| slot as u32).collect();
@@ -150,12 +150,12 @@ impl CachedRow {
 }
 
 /// The largest numbers of queries and of keys.
-fn longest(rows: &[CachedRow]) -> (usize, usize) {
+fn longest(rows: &[CachedQueries]) -> (usize, usize) {
     rows.iter().fold((0, 0), |(q, k), row| (q.max(row.queries.len()), k.max(row.slots.len())))
 }
 
 /// The rows, in order, in parts whose padded scores number at most [`SCORES`], or in single rows.
-fn within_scores(rows: &[CachedRow], heads: usize) -> Vec<&[CachedRow]> {
+fn within_scores(rows: &[CachedQueries], heads: usize) -> Vec<&[CachedQueries]> {
     let (mut parts, mut start) = (Vec::new(), 0);
     for end in 1..=rows.len() {
         let (q, k) = longest(&rows[start..end]);
