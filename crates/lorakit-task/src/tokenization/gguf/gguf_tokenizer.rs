@@ -98,9 +98,9 @@ pub fn gguf_tokenizer_files(metadata: &BTreeMap<String, GgufValue>) -> Result<Ve
 fn build(vocabulary: &GgufVocabulary) -> Result<HubTokenizer> {
     let nothing = Value::Null;
     let (merges, [normalizer, pre_tokenizer, decoder]) = match &vocabulary.kind {
-        TokenKind::ByteLevel { words, merges } => {
-            let normalizer = if words.nfc { json!({"type": "NFC"}) } else { nothing };
-            (merges.clone(), [normalizer, words.pre_tokenizer(), byte_level(None, true)])
+        TokenKind::ByteLevel { pre_tokenizer, merges } => {
+            let normalizer = if pre_tokenizer.nfc { json!({"type": "NFC"}) } else { nothing };
+            (merges.clone(), [normalizer, pre_tokenizer.to_json(), byte_level(None, true)])
         }
         TokenKind::Pieces { scores, space_prefix } => {
             (sentence_pieces::merges(vocabulary, scores), sentence_pieces::pipeline(*space_prefix))
@@ -127,7 +127,7 @@ fn model(vocabulary: &GgufVocabulary, merges: Vec<(String, String)>) -> Result<B
     }
     let model = BPE::builder().vocab_and_merges(ids, merges);
     let model = match &vocabulary.kind {
-        TokenKind::ByteLevel { words, .. } => model.ignore_merges(words.ignore_merges),
+        TokenKind::ByteLevel { pre_tokenizer, .. } => model.ignore_merges(pre_tokenizer.ignore_merges),
         TokenKind::Pieces { .. } => {
             let model = model.byte_fallback(true).fuse_unk(true);
             match vocabulary.unknown {

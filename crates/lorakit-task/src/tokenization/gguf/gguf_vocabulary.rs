@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use lorakit_format::gguf::GgufValue;
 
 use crate::error::{At, Error, Result};
-use crate::tokenization::gguf::byte_level_words::{ByteLevelWords, OWN_TOKENIZER};
+use crate::tokenization::gguf::byte_level_pre_tokenizer::{ByteLevelPreTokenizer, OWN_TOKENIZER};
 
 /// Where the chat template is; those for other uses follow, as in `tokenizer.chat_template.tool_use`.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
@@ -14,7 +14,7 @@ const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 pub(crate) enum TokenKind {
     /// `gpt2`: words as bytes, in which pairs are merged.
     ByteLevel {
-        words: &'static ByteLevelWords,
+        pre_tokenizer: &'static ByteLevelPreTokenizer,
         /// The pairs, the first merged first.
         merges: Vec<(String, String)>,
     },
@@ -75,7 +75,7 @@ impl GgufVocabulary {
         let kind = kind(keys, count, &mut warnings)?;
         // llama.cpp's own, for files that name none.
         let ([bos, eos, unknown], adds_bos) = match &kind {
-            TokenKind::ByteLevel { words, .. } => ([None, Some(11), None], words.adds_bos),
+            TokenKind::ByteLevel { pre_tokenizer, .. } => ([None, Some(11), None], pre_tokenizer.adds_bos),
             TokenKind::Pieces { .. } => ([Some(1), Some(2), Some(0)], true),
         };
         let within = |id: Option<u32>| id.filter(|&id| (id as usize) < count);
@@ -189,7 +189,8 @@ fn tokens(keys: Keys) -> Result<Vec<String>> {
 fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKind> {
     match keys.get("model", "a text", GgufValue::as_text)? {
         Some("gpt2") => {
-            let words = ByteLevelWords::of(keys.get("pre", "a text", GgufValue::as_text)?).at(|| key("pre"))?;
+            let pre_tokenizer =
+                ByteLevelPreTokenizer::of(keys.get("pre", "a text", GgufValue::as_text)?).at(|| key("pre"))?;
             let merges = keys.list("merges", "texts", GgufValue::as_text)?;
             if merges.is_none() {
                 warnings.push(format!("no `{}`: each byte becomes a token of its own", key("merges")));
@@ -204,7 +205,7 @@ fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKin
                 pair(merge).ok_or_else(|| Error::Value { expected: expected(), found: format!("`{merge}`") })
             };
             let merges = merges.unwrap_or_default().into_iter().map(pair).collect::<Result<_>>();
-            Ok(TokenKind::ByteLevel { words, merges: merges.at(|| key("merges"))? })
+            Ok(TokenKind::ByteLevel { pre_tokenizer, merges: merges.at(|| key("merges"))? })
         }
         Some("llama") => {
             let number = |value: &GgufValue| match *value {

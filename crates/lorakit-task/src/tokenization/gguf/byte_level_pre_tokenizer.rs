@@ -11,7 +11,7 @@ pub(crate) const OWN_TOKENIZER: &str = "give the model's own tokenizer with --to
 
 /// A way to divide texts into words, as the `tokenizer.json` of the models with it does.
 #[derive(Debug)]
-pub(crate) struct ByteLevelWords {
+pub(crate) struct ByteLevelPreTokenizer {
     /// The names in GGUF files.
     names: &'static [&'static str],
     /// What each match of these patterns, one after the other, separates from its surroundings.
@@ -42,8 +42,8 @@ const GPT_2_PARTS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L
 
 const HAN_AND_HANGUL: &str = "[一-龥ࠀ-一가-퟿]+";
 
-/// GPT-2's own way; the others differ from it by what they state.
-const GPT_2: ByteLevelWords = ByteLevelWords {
+/// GPT-2's own; the others differ from it by what they state.
+const GPT_2: ByteLevelPreTokenizer = ByteLevelPreTokenizer {
     names: &["gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "exaone4"],
     patterns: &[],
     gpt2: true,
@@ -52,42 +52,42 @@ const GPT_2: ByteLevelWords = ByteLevelWords {
     adds_bos: false,
 };
 
-/// A way that is its patterns alone.
-const fn patterns(names: &'static [&'static str], patterns: &'static [&'static str]) -> ByteLevelWords {
-    ByteLevelWords { names, patterns, gpt2: false, ..GPT_2 }
+/// One that is its patterns alone.
+const fn patterns(names: &'static [&'static str], patterns: &'static [&'static str]) -> ByteLevelPreTokenizer {
+    ByteLevelPreTokenizer { names, patterns, gpt2: false, ..GPT_2 }
 }
 
-static KNOWN: [ByteLevelWords; 12] = [
+static KNOWN: [ByteLevelPreTokenizer; 12] = [
     GPT_2,
-    ByteLevelWords {
+    ByteLevelPreTokenizer {
         names: &["starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         patterns: &[r"\p{N}"],
         ..GPT_2
     },
     // Numerals other than these stay in their words, as in what transformers makes of SmolLM 2's file.
-    ByteLevelWords { names: &["smollm"], patterns: &["[0-9]"], ..GPT_2 },
-    ByteLevelWords {
+    ByteLevelPreTokenizer { names: &["smollm"], patterns: &["[0-9]"], ..GPT_2 },
+    ByteLevelPreTokenizer {
         ignore_merges: true,
         adds_bos: true,
         ..patterns(&["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2"], &[LLAMA_3])
     },
     patterns(&["dbrx", "smaug-bpe"], &[LLAMA_3]),
-    ByteLevelWords { nfc: true, ..patterns(&["qwen2", "deepseek-r1-qwen", "megrez"], &[QWEN_WORDS]) },
-    ByteLevelWords { ignore_merges: true, adds_bos: true, ..patterns(&["tekken"], &[TEKKEN]) },
+    ByteLevelPreTokenizer { nfc: true, ..patterns(&["qwen2", "deepseek-r1-qwen", "megrez"], &[QWEN_WORDS]) },
+    ByteLevelPreTokenizer { ignore_merges: true, adds_bos: true, ..patterns(&["tekken"], &[TEKKEN]) },
     patterns(&["gpt-4o", "llama4"], &[GPT_4O]),
     patterns(&["seed-coder"], &[SEED_CODER]),
     patterns(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN_AND_HANGUL, r"\p{N}"]),
     patterns(&["deepseek-v3", "hunyuan-dense"], &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK_3]),
-    // llama.cpp's way where a converter did not know the model's.
+    // llama.cpp's where a converter did not know the model's.
     patterns(&["default"], &[r"[\p{P}\$\+<=>\^~\|]+", GPT_2_PARTS, r"\p{N}+", "[0-9][0-9][0-9]"]),
 ];
 
-impl ByteLevelWords {
-    /// The way of that name; of a file without one, `default`.
+impl ByteLevelPreTokenizer {
+    /// The one of that name; of a file without one, `default`.
     pub(crate) fn of(name: Option<&str>) -> Result<&'static Self> {
         let name = name.unwrap_or("default");
-        KNOWN.iter().find(|words| words.names.contains(&name)).ok_or_else(|| {
-            let known: Vec<&str> = KNOWN.iter().flat_map(|words| words.names).copied().collect();
+        KNOWN.iter().find(|pre_tokenizer| pre_tokenizer.names.contains(&name)).ok_or_else(|| {
+            let known: Vec<&str> = KNOWN.iter().flat_map(|pre_tokenizer| pre_tokenizer.names).copied().collect();
             Error::UnknownName {
                 what: "pre-tokenizer",
                 name: name.to_owned(),
@@ -97,7 +97,7 @@ impl ByteLevelWords {
     }
 
     /// As `pre_tokenizer` of a tokenizer.json.
-    pub(crate) fn pre_tokenizer(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let split =
             |pattern| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         let mut steps: Vec<Value> = self.patterns.iter().map(split).collect();
