@@ -14,7 +14,7 @@ use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
 use crate::pages::scores_page::{self, RoutedTask, RouterShares, ScoredRouters};
-use crate::scoring::evaluated_pairs::Pairs;
+use crate::scoring::evaluated_pairs::EvaluatedPairs;
 use crate::scoring::failures::Failures;
 use crate::scoring::prepared_routers::{PreparedRouter, prepare};
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
@@ -126,7 +126,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         seed: context.seed,
         reporter: context,
     });
-    let pairs = Pairs::new(&routers, &tasks, args.part)?;
+    let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
     let mut shares = RoutingShares::new(routers.len(), args.report.is_some());
     let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
     let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
@@ -216,7 +216,7 @@ impl EvalRun<'_> {
     /// Evaluates the pairs of this process, into `store` or `failures`.
     fn evaluate(
         &self,
-        (pairs, prepared): (&Pairs, &[PreparedRouter]),
+        (pairs, prepared): (&EvaluatedPairs, &[PreparedRouter]),
         shares: &mut RoutingShares,
         store: &mut ResultsStore,
         failures: &mut Failures,

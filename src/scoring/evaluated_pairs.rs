@@ -7,7 +7,7 @@ use lorakit_task::Task;
 use std::ops::Range;
 
 /// All pairs of a router and a task, in the order of the routers, and which of them this process evaluates.
-pub struct Pairs<'a> {
+pub struct EvaluatedPairs<'a> {
     /// All routers.
     pub routers: &'a [RouterArg],
     /// All tasks.
@@ -16,7 +16,7 @@ pub struct Pairs<'a> {
     share: Range<usize>,
 }
 
-impl<'a> Pairs<'a> {
+impl<'a> EvaluatedPairs<'a> {
     /// Those of a part of all pairs, or all.
     ///
     /// # Errors

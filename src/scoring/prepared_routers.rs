@@ -2,7 +2,7 @@
 
 use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
-use crate::scoring::evaluated_pairs::Pairs;
+use crate::scoring::evaluated_pairs::EvaluatedPairs;
 use crate::scoring::failures::Failures;
 use crate::scoring::routing_shares::RoutingShares;
 use anyhow::Result;
@@ -35,13 +35,13 @@ impl<'a> PreparedRouter<'a> {
 /// Builds the routers of this process, for each task where they depend on it. One that cannot be built is recorded as a
 /// failure, and all others are evaluated. `shares` observes them.
 pub fn prepare<'a>(
-    pairs: &Pairs,
+    pairs: &EvaluatedPairs,
     routing: Option<&FitContext<'_, 'a>>,
     shares: &RoutingShares,
     failures: &mut Failures,
     context: &CommandContext,
 ) -> Result<Vec<PreparedRouter<'a>>> {
-    let Pairs { routers, tasks, .. } = pairs;
+    let EvaluatedPairs { routers, tasks, .. } = pairs;
     let mut prepared = Vec::with_capacity(routers.len());
     for (number, RouterArg { router, text }) in routers.iter().enumerate() {
         let own: Vec<Option<&Task>> =
