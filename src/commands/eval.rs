@@ -13,7 +13,7 @@ use crate::output::console::make_parent;
 use crate::output::gain_table::{self, gains};
 use crate::output::progress_bar;
 use crate::output::score_tables::tables;
-use crate::pages::scores_page::{self, RoutedTask, RouterShares, ScoredRouters};
+use crate::pages::scores_page::{self, RoutedTask, RoutedTasks, ScoredRouters};
 use crate::scoring::evaluated_pairs::EvaluatedPairs;
 use crate::scoring::failures::Failures;
 use crate::scoring::prepared_routers::{PreparedRouter, prepare};
@@ -190,14 +190,14 @@ impl EvalRun<'_> {
         routers: &[&'r str],
         shares: &RoutingShares,
         experts: &'r [String],
-    ) -> Vec<RouterShares<'r>> {
+    ) -> Vec<RoutedTasks<'r>> {
         let of_router = |(number, &router): (usize, &&'r str)| {
             let of_task = |(index, task): (usize, &'r Task)| {
                 let shares = shares.of(number, index, experts.len())?;
                 Some(RoutedTask { task: &task.name, shares })
             };
             let tasks: Vec<RoutedTask> = self.tasks.iter().enumerate().filter_map(of_task).collect();
-            (!tasks.is_empty()).then_some(RouterShares { router, experts, tasks })
+            (!tasks.is_empty()).then_some(RoutedTasks { router, experts, tasks })
         };
         routers.iter().enumerate().filter_map(of_router).collect()
     }

@@ -22,13 +22,13 @@ pub struct ScoredRouters<'a> {
     /// How much better each router is than the first.
     pub gains: &'a Gains<'a>,
     /// Which experts the routers chose, of those that choose.
-    pub routing: &'a [RouterShares<'a>],
+    pub routing: &'a [RoutedTasks<'a>],
     /// What was evaluated, as a sentence.
     pub lead: String,
 }
 
-/// Where a router sent tasks.
-pub struct RouterShares<'a> {
+/// The tasks that a router sent to experts.
+pub struct RoutedTasks<'a> {
     /// The router as typed.
     pub router: &'a str,
     /// All experts.
@@ -209,7 +209,7 @@ fn bars<'a>(scored: &'a ScoredRouters, metric: &str, task: &'a str) -> Option<Ta
 }
 
 /// The map of a router, with the experts that had the most of all tasks, in the order of the library.
-fn share_map<'a>(routed: &'a RouterShares) -> ShareMap<'a> {
+fn share_map<'a>(routed: &'a RoutedTasks) -> ShareMap<'a> {
     let total = |expert: usize| routed.tasks.iter().map(|task| task.shares[expert]).sum::<f64>();
     let mut shown: Vec<usize> = (0..routed.experts.len()).collect();
     shown.sort_by(|a, b| total(*b).total_cmp(&total(*a)));
@@ -282,7 +282,7 @@ mod tests {
             routers: &["base", "arrow"],
             tasks: &["<b>", "plain"],
             gains: &gains,
-            routing: &[RouterShares { router: "arrow", experts: &experts, tasks: vec![routed] }],
+            routing: &[RoutedTasks { router: "arrow", experts: &experts, tasks: vec![routed] }],
             lead: "x".to_owned(),
         };
         let map = score_map(&scored, "loss");
