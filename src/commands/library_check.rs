@@ -41,7 +41,7 @@ fn refusals() -> String {
 }
 
 /// The findings about experts, routers or models.
-struct Findings {
+struct CheckFindings {
     /// `expert`, `router` or `model`.
     noun: &'static str,
     found: Vec<Finding>,
@@ -54,7 +54,7 @@ struct Finding {
     notices: Vec<Warning>,
 }
 
-impl Findings {
+impl CheckFindings {
     fn of(noun: &'static str, names: Vec<String>, check: impl Fn(&str) -> Result<Vec<Warning>>) -> Self {
         let finding = |name: String| match check(&name) {
             Ok(notices) => Finding { name, error: None, notices },
@@ -106,11 +106,11 @@ fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> 
         context.note_other_form(&library, base);
     }
     let all = [
-        Findings::of("expert", library.expert_names()?, |name| expert_notices(&library, name, base.as_ref())),
-        Findings::of("router", library.router_names()?, |name| router_notices(&library, name)),
-        Findings::of("model", library.model_names()?, |name| model_notices(&library, name)),
+        CheckFindings::of("expert", library.expert_names()?, |name| expert_notices(&library, name, base.as_ref())),
+        CheckFindings::of("router", library.router_names()?, |name| router_notices(&library, name)),
+        CheckFindings::of("model", library.model_names()?, |name| model_notices(&library, name)),
     ];
-    let broken = |findings: &&Findings| findings.broken(context.strict) > 0;
+    let broken = |findings: &&CheckFindings| findings.broken(context.strict) > 0;
     let [experts, routers, models] = &all;
     let document = json!({
         "ok": !all.iter().any(|findings| broken(&findings)),
@@ -121,9 +121,9 @@ fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> 
     context.output.result(&document, || {
         // Routers and models are optional.
         let shown = all.iter().filter(|findings| findings.noun == "expert" || !findings.found.is_empty());
-        shown.map(Findings::table).collect::<Vec<_>>().join("\n\n")
+        shown.map(CheckFindings::table).collect::<Vec<_>>().join("\n\n")
     })?;
-    let count = |findings: &Findings| {
+    let count = |findings: &CheckFindings| {
         format!("{} of {}", pluralize(findings.broken(context.strict), findings.noun), findings.found.len())
     };
     let counts: Vec<String> = all.iter().filter(broken).map(count).collect();
