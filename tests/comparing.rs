@@ -64,7 +64,7 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     assert_eq!(document["claims"][0]["verdict"], "held");
 
     // The best of the runs for each task, which is marked by what it sees.
-    let best = "[[row]]\nlabel = \"best\"\nsees = \"test rows\"\nresults = \"private.eval\"\nrouter = \"arrow\"\nof_runs = \"best\"\n";
+    let best = "[[row]]\nlabel = \"best\"\nsees = \"test rows\"\nresults = \"private.eval\"\nrouter = \"arrow\"\naggregation = \"best\"\n";
     fs::write(path("best.toml"), format!("{TABLE}{best}")).unwrap();
     let ran = run(["compare", &path("best.toml"), "--runs", &runs[0], &runs[1]]).ok();
     assert_contains(&ran.stdout, &["| best | test rows | 41.0 ±"]);

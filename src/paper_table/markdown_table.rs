@@ -89,7 +89,7 @@ fn cell(score: Option<Score>, digits: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paper_table::table_spec::OfRuns;
+    use crate::paper_table::table_spec::RunAggregation;
     use std::collections::BTreeMap;
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
             results: results.into(),
             at: None,
             router: String::new(),
-            of_runs: OfRuns::default(),
+            aggregation: RunAggregation::default(),
             x: None,
             series: String::new(),
             paper: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! The scores of a table, read from the results.json of every run.
 
-use crate::paper_table::table_spec::{ColumnSpec, OfRuns, RowSpec, TableSpec};
+use crate::paper_table::table_spec::{ColumnSpec, RowSpec, RunAggregation, TableSpec};
 use anyhow::{Context as _, Result};
 use lorakit_eval::{Results, Score};
 use serde_json::Value;
@@ -38,9 +38,9 @@ impl<'a> TableScores<'a> {
         let row = |row: &RowSpec| {
             let run = |run: &PathBuf| run_scores(spec, row, run, &mut files);
             let of_runs: Vec<Option<RunScores>> = runs.iter().map(run).collect::<Result<_>>()?;
-            Ok(RowScores(match row.of_runs {
-                OfRuns::Mean => of_runs,
-                OfRuns::Best => vec![best_of(spec, of_runs.into_iter().flatten())],
+            Ok(RowScores(match row.aggregation {
+                RunAggregation::Mean => of_runs,
+                RunAggregation::Best => vec![best_of(spec, of_runs.into_iter().flatten())],
             }))
         };
         let rows = spec.rows.iter().map(row).collect::<Result<_>>()?;

@@ -71,7 +71,7 @@ pub struct RowSpec {
     pub router: String,
     /// What a cell shows of several runs.
     #[serde(default)]
-    pub of_runs: OfRuns,
+    pub aggregation: RunAggregation,
     /// Where the row stands in the plot of curves; without it, in none.
     pub x: Option<f64>,
     /// The curve that the row belongs to.
@@ -85,7 +85,7 @@ pub struct RowSpec {
 /// What a cell shows of several runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OfRuns {
+pub enum RunAggregation {
     /// Their mean.
     #[default]
     Mean,
@@ -152,7 +152,7 @@ impl TableSpec {
         let named = spec.claims.iter().flat_map(|claim| [&claim.better, &claim.worse]).chain(testable);
         for label in named {
             ensure!(labels.contains(label.as_str()), "there is no row `{label}`; the rows are {labels:?}");
-            let is_chosen = |row: &&RowSpec| row.label == *label && row.of_runs == OfRuns::Best;
+            let is_chosen = |row: &&RowSpec| row.label == *label && row.aggregation == RunAggregation::Best;
             ensure!(
                 !spec.rows.iter().any(|row| is_chosen(&row)),
                 "row `{label}` is the best of several runs, chosen on the rows that are scored: no claim can rest on it"
@@ -186,7 +186,7 @@ mod tests {
             (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
             (
                 format!(
-                    "{TABLE}[[row]]\nlabel = 'best'\nresults = 'a'\nrouter = 'base'\nof_runs = 'best'\n[[claim]]\n\
+                    "{TABLE}[[row]]\nlabel = 'best'\nresults = 'a'\nrouter = 'base'\naggregation = 'best'\n[[claim]]\n\
                      text = 'x'\nbetter = 'best'\nworse = 'base'\n"
                 ),
                 "row `best` is the best of several runs",
