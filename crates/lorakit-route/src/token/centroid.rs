@@ -10,27 +10,23 @@
 //! has nothing at the site.
 
 use crate::error::Result;
-use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, above_zero, defaults, read, write};
-use crate::mixing::{Mixing, Mixture};
+use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
 use crate::router_state::RouterState;
-use crate::site_patches::site_patches;
-use crate::stack::RoutingScope;
+use crate::token::fitted_vectors::FittedVectors;
 use crate::token::input_means::{InputMeans, Pooling};
 use crate::token::input_norm::InputNorm;
-use crate::token::token_routing::{TokenRouting, TopKConfig};
-use crate::token::top_k::signed_choices;
+use crate::token::token_routing::TopKConfig;
 use crate::training_data::TrainingData;
-use candle_core::Tensor;
 use lorakit_adapter::Matrix;
 use lorakit_lora::Patches;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// The router `cm`.
 pub static CM: MethodInfo<dyn Router> = MethodInfo {
@@ -105,31 +101,13 @@ impl Router for Centroid {
     /// # Errors
     /// If the state is missing, or was fitted to another library; under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        let state = context.state_of(self)?;
-        site_patches(experts, |index, site, stack| {
-            if site.layer.is_none() {
-                return uniform_patch(self.mixing, experts, site, stack);
-            }
-            let centroids = state.matrix(&site.key(), (experts.len(), site.input))?.values();
+        let vectors = FittedVectors { state: context.state_of(self)?, norm: InputNorm::Raw, mixing: self.mixing };
+        vectors.patches(experts, context, |width| {
             let (input, divisor) = match self.score {
-                CentroidScore::Dot => (InputNorm::Raw, (site.input as f32).sqrt()),
+                CentroidScore::Dot => (InputNorm::Raw, (width as f32).sqrt()),
                 CentroidScore::Cosine => (InputNorm::Unit, 1.0),
             };
-            let (vectors, choices) = signed_choices(&centroids, experts, site);
-            if choices.is_empty() {
-                return Ok(None);
-            }
-            let rows = vectors.len() / site.input;
-            Ok(Some(Arc::new(TokenRouting {
-                config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature * divisor, input },
-                site: index,
-                experts: experts.len(),
-                vectors: Tensor::from_vec(vectors, (rows, site.input), stack.a().device())?,
-                choices,
-                mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
-                per_token: OnceLock::new(),
-                observer: context.observer_at(site),
-            })))
+            TopKConfig { top_k: self.top_k.0, temperature: self.temperature * divisor, input }
         })
     }
 

@@ -3,6 +3,7 @@
 pub mod arrow;
 pub mod arrow_norm;
 pub mod centroid;
+mod fitted_vectors;
 pub mod general_knowledge;
 pub mod input_means;
 mod input_norm;

@@ -10,24 +10,23 @@
 //! expert has nothing at the site.
 
 use crate::error::{Result, RouteError};
-use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, above_zero, at_least_one, defaults, read, write};
-use crate::mixing::{Mixing, Mixture};
+use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
 use crate::site_patches::site_patches;
 use crate::stack::RoutingScope;
+use crate::token::fitted_vectors::FittedVectors;
 use crate::token::input_norm::InputNorm;
-use crate::token::token_routing::{TokenRouting, TopKConfig};
-use crate::token::top_k::signed_choices;
+use crate::token::token_routing::TopKConfig;
 use crate::training_data::TrainingData;
 use candle_core::{Tensor, bail};
 use lorakit_lora::{GroupedLora, Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// The router `phatgoose`.
 pub static PHATGOOSE: MethodInfo<dyn Router> = MethodInfo {
@@ -97,30 +96,11 @@ impl Router for Phatgoose {
     /// # Errors
     /// If the state is missing, or was fitted to another library; under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        let state = context.state_of(self)?;
-        site_patches(experts, |index, site, stack| {
-            if site.layer.is_none() {
-                return uniform_patch(self.mixing, experts, site, stack);
-            }
-            let (n, width, device) = (experts.len(), site.input, stack.a().device());
-            let gates = Tensor::from_vec(state.values(&site.key(), (n, width))?, (n, width), device)?;
-            let gates = InputNorm::LayerNorm.apply(&gates)?;
-            let (vectors, choices) = signed_choices(&gates.flatten_all()?.to_vec1::<f32>()?, experts, site);
-            if choices.is_empty() {
-                return Ok(None);
-            }
-            let rows = vectors.len() / width;
+        let norm = InputNorm::LayerNorm;
+        let vectors = FittedVectors { state: context.state_of(self)?, norm, mixing: self.mixing };
+        vectors.patches(experts, context, |width| {
             let temperature = self.temperature * (width as f32).sqrt();
-            Ok(Some(Arc::new(TokenRouting {
-                config: TopKConfig { top_k: self.top_k.0, temperature, input: InputNorm::LayerNorm },
-                site: index,
-                experts: n,
-                vectors: Tensor::from_vec(vectors, (rows, width), device)?,
-                choices,
-                mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
-                per_token: OnceLock::new(),
-                observer: context.observer_at(site),
-            })))
+            TopKConfig { top_k: self.top_k.0, temperature, input: norm }
         })
     }
 
