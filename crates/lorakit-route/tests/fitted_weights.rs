@@ -270,7 +270,9 @@ fn settings_round_trip() {
     assert_eq!(full("cat"), "cat_learned:per=layer,simplex=false,rows=100,steps=100,learning_rate=0.05");
     assert_eq!(full(&full("cat:per=module,steps=0,simplex=true")), full("cat_learned:per=module,steps=0,simplex=true"));
     for (wrong, named) in [
-        ("lorahub:budget=3", "unknown setting \"budget\""),
+        ("lorahub:budget=3", "budget is a setting of mode=as-published, not of mode=greedy"),
+        ("lorahub:experts=3,mode=as-published", "experts is a setting of mode=greedy, not of mode=as-published"),
+        ("lorahub:mode=cma,budget=3", "mode=cma cannot be read (greedy or as-published)"),
         ("lorahub:rows=0", "rows=0"),
         ("lorahub:mode=cma", "greedy or as-published"),
         ("cat:per=head", "expert, layer, site or module"),

@@ -366,8 +366,14 @@ const REFUSED: &[(&str, &[&str])] = &[
         ],
     ),
     ("poly:steps=0", &["steps and rate must be above zero", "unseen=fit, rows=all, steps=100, rate=0.1"]),
-    ("lorahub:budget=4", &["unknown setting \"budget\"", "mode=greedy, rows=5, experts=3"]),
-    ("lorahub:mode=as-published,experts=4", &["unknown setting \"experts\"", "mode=as-published, rows=5, budget=40"]),
+    (
+        "lorahub:budget=4",
+        &["budget is a setting of mode=as-published, not of mode=greedy", "mode=greedy, rows=5, experts=3"],
+    ),
+    (
+        "lorahub:mode=as-published,experts=4",
+        &["experts is a setting of mode=greedy, not of mode=as-published", "mode=as-published, rows=5, budget=40"],
+    ),
     ("lorahub:mode=x", &["mode=x cannot be read (greedy or as-published)", "mode=greedy, rows=5, experts=3"]),
     ("lorahub:experts=0", &["experts=0 must be a number above zero", "mode=greedy, rows=5, experts=3"]),
     (

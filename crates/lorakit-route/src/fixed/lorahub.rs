@@ -24,7 +24,7 @@ use crate::merge::fitted_merge::FittedMerge;
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::task_vectors::TaskVectors;
 use crate::method_info::MethodInfo;
-use crate::method_settings::{Settings, at_least_one, joined, read_over, typed_pairs};
+use crate::method_settings::{Settings, at_least_one, joined, read_over, refused, typed_pairs};
 use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
 use crate::settings_text::to_pairs;
@@ -83,13 +83,26 @@ pub enum SearchMode {
 }
 
 impl SearchMode {
+    /// The name as it is typed.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Greedy => "greedy",
+            Self::AsPublished => "as-published",
+        }
+    }
+
+    /// The only mode that has the setting `key`; none if both have it, or neither.
+    fn only_of(key: &str) -> Option<Self> {
+        match key {
+            "experts" => Some(Self::Greedy),
+            "budget" => Some(Self::AsPublished),
+            _ => None,
+        }
+    }
+
     /// Whether the mode has the setting `key`.
     fn has(self, key: &str) -> bool {
-        match key {
-            "experts" => self == Self::Greedy,
-            "budget" => self == Self::AsPublished,
-            _ => true,
-        }
+        Self::only_of(key).is_none_or(|only| only == self)
     }
 }
 
@@ -113,9 +126,14 @@ impl fmt::Display for LoraHub {
     }
 }
 
+/// The settings of the mode.
+fn shown(hub: &LoraHub) -> Vec<(&'static str, String)> {
+    to_pairs(hub).into_iter().filter(|(key, _)| hub.mode.has(key)).collect()
+}
+
 /// The settings of the mode, as they are typed.
 fn settings_of(hub: &LoraHub) -> String {
-    joined(to_pairs(hub).into_iter().filter(|(key, _)| hub.mode.has(key)))
+    joined(shown(hub))
 }
 
 impl Router for LoraHub {
@@ -167,10 +185,26 @@ impl FittedMerge for LoraHub {
 }
 
 impl LoraHub {
+    /// Reads the settings of the mode that is typed, or of the default one.
+    ///
+    /// # Errors
+    /// As of [`read_over`]; and a setting of the other mode, which would have no effect.
     fn read(name: &str, typed: Option<&str>) -> Result<Self> {
-        let published = typed_pairs(typed).contains(&("mode", "as-published"));
-        let mode = if published { SearchMode::AsPublished } else { SearchMode::Greedy };
-        read_over(name, &Self { mode, ..Self::default() }, |key| mode.has(key), typed)
+        let pairs = typed_pairs(typed);
+        let asked =
+            pairs.iter().find(|(key, _)| *key == "mode").map_or(SearchMode::default().name(), |(_, mode)| *mode);
+        let Some(mode) = [SearchMode::Greedy, SearchMode::AsPublished].into_iter().find(|mode| mode.name() == asked)
+        else {
+            // Fails at the mode.
+            return read_over(name, &Self::default(), |_| true, typed);
+        };
+        let defaults = Self { mode, ..Self::default() };
+        let mut only_in_one = pairs.iter().filter_map(|(key, _)| Some((key, SearchMode::only_of(key)?)));
+        if let Some((key, other)) = only_in_one.find(|(_, only)| *only != mode) {
+            let problem = format!("{key} is a setting of mode={}, not of mode={}", other.name(), mode.name());
+            return Err(refused(name, &shown(&defaults), problem));
+        }
+        read_over(name, &defaults, |key| mode.has(key), typed)
     }
 
     /// What a weight multiplies: the delta, or A and B separately.
