@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
+mod differences;
 
 use binary::{Ran, assert_contains, peft_fixture, run};
+use differences::difference_of_values;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -134,8 +136,7 @@ fn split<'a>(fused: &BTreeMap<String, TensorView<'a>>) -> BTreeMap<String, Tenso
 }
 
 fn assert_same(found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
-    let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let apart = difference_of_values(found, expected);
     assert!(apart < 2e-4, "logits are {apart:.1e} apart");
 }
 
@@ -148,7 +149,7 @@ fn adapters_serve_bases_of_the_same_form_with_other_projections() {
         let adapter = peft_fixture("phi3").join("adapters").join(name).display().to_string();
         let (expected, silent) = bases.logits("fused", &["--adapter", &adapter]);
         assert!(!silent.contains("projections"), "{silent}");
-        let moved = expected.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let moved = difference_of_values(&expected, &plain);
         assert!(moved > 0.1, "{name} does something: {moved}");
         let (found, said) = bases.logits("split", &["--adapter", &adapter]);
         assert_same(&found, &expected);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod batched_rows;
+mod differences;
 
 use std::path::Path;
 

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod binary;
+mod differences;
 
 use binary::{PEFT_FIXTURES, SHARED_ORACLES, peft_fixture, shared_oracle};
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_adapter::Adapter;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, BaseOptions};
@@ -60,10 +62,6 @@ impl Oracle {
 fn patches(base: &Base, adapter: Adapter) -> Patches {
     let experts = LibraryStack::new([Expert::new("merged", adapter)], &base.adaptable_sites(), &Device::Cpu).unwrap();
     single_expert(&experts, 0).unwrap()
-}
-
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
 /// Merged adapters give the same logits as PEFT's.

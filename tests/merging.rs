@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
+mod differences;
 
 use binary::{
     PEFT_FIXTURES, Ran, SHARED_ORACLES, assert_contains, outer_adapter, peft_fixture, run, shared_oracle, words,
 };
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -105,10 +107,6 @@ fn split(folder: &Path, tensors: HashMap<String, Tensor>) {
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
-fn difference(one: &Tensor, other: &Tensor) -> f32 {
-    (one - other).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 fn compared(document: &Value) -> Vec<&Value> {
     document["compared"].as_array().unwrap().iter().collect()
 }
@@ -136,7 +134,7 @@ fn check_merged_adapters(name: &str, work: &Work) {
         assert_eq!(report["kind"], "adapter");
         assert!(report["retained"].as_f64().unwrap() <= 1.0);
         let found = work.logits(&work.base, &["--adapter", &work.path(kind)]);
-        let apart = difference(&found, &work.expected()[&format!("merge/{kind}")]);
+        let apart = largest_difference(&found, &work.expected()[&format!("merge/{kind}")]);
         assert!(f64::from(apart) < TOLERANCE, "{name}, {kind}: {apart}");
     }
 }
@@ -174,7 +172,7 @@ fn check_f32(name: &str, work: &Work) {
     // The merged model gives the same logits as the base with the adapter.
     let (alone, slotted) =
         (work.logits(&work.path("model"), &[]), work.logits(&work.base, &["--adapter", &work.path("adapter")]));
-    assert!(f64::from(difference(&alone, &slotted)) < TOLERANCE);
+    assert!(f64::from(largest_difference(&alone, &slotted)) < TOLERANCE);
 }
 
 #[test]
@@ -422,7 +420,7 @@ fn adapters_of_a_tied_head_are_merged_into_a_head_of_its_own() {
                 work.logits(&work.base, &["--adapter", &adapter]),
                 work.logits(&work.base, &[]),
             ];
-            let (apart, effect) = (difference(&alone, &slotted), difference(&base, &slotted));
+            let (apart, effect) = (largest_difference(&alone, &slotted), largest_difference(&base, &slotted));
             assert!(f64::from(apart) < TOLERANCE && effect > 0.1, "{name}, {module}: {apart}, {effect}");
             let verify = ["verify", "--base", &work.base, "--library", &library];
             run(verify).ok();

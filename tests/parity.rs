@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
+mod differences;
 
 use binary::{PEFT_FIXTURES, SHARED_ORACLES, SMALL_PEFT_FIXTURES, peft_fixture, run, shared_oracle};
 use candle_core::{Device, Tensor, safetensors};
+use differences::{difference_of_values, largest_difference};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXPERTS: [&str; 5] = ["e0", "e1", "e2", "e3", "e4"];
 
@@ -53,14 +55,19 @@ impl Oracle {
         let fixed = ["logits", "--base", &self.path("base"), "--input", &input, "--out", out.to_str().unwrap()]
             .map(str::to_owned);
         run(fixed.iter().map(String::as_str).chain(options.iter().copied())).ok();
-        largest_difference(&out, &self.expected[case])
+        let logits = safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap();
+        largest_difference(&logits, &self.expected[case])
     }
 }
 
-fn largest_difference(file: &Path, expected: &Tensor) -> f32 {
-    let logits = safetensors::load(file, &Device::Cpu).unwrap().remove("logits").unwrap();
-    assert_eq!(logits.dims(), expected.dims());
-    (logits - expected).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+#[test]
+fn a_nan_on_either_side_is_within_no_bound() {
+    for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY)] {
+        assert!(difference_of_values(&[1.0, a, 3.0], &[1.0, b, 9.0]).is_nan(), "{a} {b}");
+        let [a, b] = [a, b].map(|value| Tensor::new(&[1.0, value, 3.0], &Device::Cpu).unwrap());
+        assert!(largest_difference(&a, &b).is_nan(), "{a} {b}");
+    }
+    assert_eq!(difference_of_values(&[1.0, -2.0], &[1.5, 2.0]), 4.0);
 }
 
 /// Bases and adapters give PEFT's logits.

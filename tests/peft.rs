@@ -71,7 +71,14 @@ impl Cases {
             let printed = script_with(packages, python, &["compare", &file]);
             serde_json::from_str(printed.lines().last().unwrap()).unwrap()
         });
-        found.reduce(|one, other| one.into_iter().zip(other).map(|(one, other)| one.max(other)).collect()).unwrap()
+        found
+            .reduce(|one, other| {
+                one.into_iter()
+                    .zip(other)
+                    .map(|(one, other)| [one, other].into_iter().max_by(f64::total_cmp).unwrap())
+                    .collect()
+            })
+            .unwrap()
     }
 }
 

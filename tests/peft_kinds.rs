@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod binary;
+mod differences;
 
 use binary::{Ran, peft_fixture, run};
+use differences::difference_of_values;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
@@ -51,8 +53,7 @@ impl Kinds {
         let fixed = ["logits", "--base", &self.base, "--input", &ids, "--out", &out];
         run(fixed.into_iter().chain(options.iter().copied())).ok();
         let [found, expected] = [out, self.path(&format!("made/{name}.safetensors"))].map(|path| logits(&path));
-        assert_eq!(found.len(), expected.len());
-        found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        difference_of_values(&found, &expected)
     }
 
     fn check_served(&self, name: &str, noise: f32) {

@@ -8,6 +8,7 @@
 
 mod batched_rows;
 mod binary;
+mod differences;
 
 use binary::{Ran, run, shared};
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
@@ -109,12 +110,12 @@ impl Row {
         let none = Patches::none();
         let logits = base.logits(&self.ids, SequenceBatch::packed([self.ids.len()]), &none).unwrap();
         let last: Vec<f32> = logits.get(self.ids.len() - 1).unwrap().to_vec1().unwrap();
-        let logits = self.last_logits.iter().zip(&last).map(|(a, &b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+        let logits = self.last_logits.iter().zip(&last).map(|(a, &b)| (a - f64::from(b)).abs());
         let mut batch = TokenBatch::default();
         batch.push(&self.ids[..1], &self.ids[1..], None);
         let nll: Vec<f32> = base.nll(&batch, &none).unwrap().to_vec1().unwrap();
         let errors = nll.iter().zip(&self.log_likelihoods).map(|(a, b)| (f64::from(*a) + b).abs());
-        (logits, errors.fold(0.0, f64::max))
+        (largest(logits), largest(errors))
     }
 
     fn check_greedy_tokens(&self, base: &Base) {
@@ -131,16 +132,20 @@ impl Row {
     }
 }
 
+/// The largest of some magnitudes; a NaN is larger than any number.
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.max_by(f64::total_cmp).unwrap()
+}
+
 /// Over all rows, logits are at least as near to those of float64 as PyTorch's in float32 are, and log-likelihoods, which
 /// are a difference of two numbers, within twice of that; in a single row, which of two roundings ends nearer is chance.
 /// What is within `tolerance` is near enough.
 fn check_rows(base: &Base, tolerance: f64) {
-    let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     let rows = Row::all();
-    let allowed = largest(&mut rows.iter().map(|row| row.error)).max(tolerance);
+    let allowed = largest(rows.iter().map(|row| row.error)).max(tolerance);
     let errors: Vec<(f64, f64)> = rows.iter().map(|row| row.errors(base)).collect();
-    let logits = largest(&mut errors.iter().map(|(logits, _)| *logits));
-    let likelihoods = largest(&mut errors.iter().map(|(_, likelihoods)| *likelihoods));
+    let logits = largest(errors.iter().map(|(logits, _)| *logits));
+    let likelihoods = largest(errors.iter().map(|(_, likelihoods)| *likelihoods));
     assert!(logits <= allowed && likelihoods <= 2.0 * allowed, "{errors:?}, and PyTorch {allowed}");
     for (row, (logits, _)) in rows.iter().zip(errors) {
         assert!(logits <= 2.0 * row.error.max(tolerance), "{}: {logits}, and PyTorch {}", row.text, row.error);

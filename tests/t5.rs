@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
+mod differences;
 
 use binary::{Ran, assert_contains, run, shared};
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{Base, BaseOptions, CachedDecoder};
 use serde_json::Value;
@@ -57,16 +59,7 @@ impl Oracle {
         let found = safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap();
         let expected = &self.expected[case];
         assert_eq!(found.dims(), expected.dims(), "{case}");
-        let difference = (&found - expected)
-            .unwrap()
-            .abs()
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .max(0)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap();
+        let difference = largest_difference(&found, expected);
         assert!(difference < LOGITS, "{case}: logits are {difference} apart");
         let (loss, right) = (self.loss(&found), self.record["losses"][case].as_f64().unwrap());
         assert!((loss / right - 1.0).abs() < LOSSES, "{case}: a loss of {loss}, expected {right}");

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
+mod differences;
 
 use binary::{PEFT_FIXTURES, SHARED_ORACLES, peft_fixture, shared_oracle};
 use candle_core::{DType, Device, safetensors};
+use differences::difference_of_values;
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, BaseOptions};
 use lorakit_task::Example;
@@ -122,10 +124,7 @@ fn largest_difference(adapter: &Adapter, expected: &Path) -> f32 {
             (own.b().values().into_owned(), other.b().values().into_owned()),
         ]
     });
-    pairs
-        .flat_map(|(own, other)| own.into_iter().zip(other))
-        .map(|(own, other)| (own - other).abs())
-        .fold(0.0, f32::max)
+    pairs.map(|(own, other)| difference_of_values(&own, &other)).max_by(f32::total_cmp).unwrap()
 }
 
 fn check_alone(oracle: &Oracle) {

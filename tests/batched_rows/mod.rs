@@ -1,5 +1,6 @@
 //! Many sequences decoded together, which share prefixes and take the slots of those that have ended, against each alone.
 
+use crate::differences::difference_of_values;
 use candle_core::Tensor;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sampling::greedy;
@@ -96,12 +97,12 @@ fn alone(base: &Base, ids: &[u32], from: usize) -> Vec<Vec<f32>> {
 /// from the most likely ones alone; in each case two are about as likely.
 pub fn check(folder: &Path, tolerance: f32) -> usize {
     let base = Base::open(folder, &BaseOptions::default()).unwrap();
-    let (mut ties, mut largest) = (0, 0f32);
+    let (mut ties, mut differences) = (0, Vec::new());
     for row in decoded(&base) {
         let alone = alone(&base, &row.ids, row.prompt);
         assert_eq!(alone.len(), row.logits.len());
         for ((together, alone), &token) in row.logits.iter().zip(&alone).zip(&row.ids[row.prompt..]) {
-            largest = together.iter().zip(alone).map(|(a, b)| (a - b).abs()).fold(largest, f32::max);
+            differences.push(difference_of_values(together, alone));
             let best = greedy(alone);
             if best != token {
                 let gap = alone[best as usize] - alone[token as usize];
@@ -110,6 +111,7 @@ pub fn check(folder: &Path, tolerance: f32) -> usize {
             }
         }
     }
+    let largest = differences.into_iter().max_by(f32::total_cmp).unwrap();
     assert!(largest < tolerance, "{}: logits differ by {largest}", folder.display());
     ties
 }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{Device, Tensor, Var};
+use differences::{largest, largest_difference};
 use lorakit_lora::{GroupedLora, Outputs, StackBlock, StackLayout, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
@@ -59,16 +63,12 @@ fn inputs() -> (Tensor, Tensor, Tensor) {
     (tensor(1, TOKENS, INPUT), tensor(2, 8, INPUT), tensor(3, 10, OUTPUT))
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
-}
-
 #[test]
 fn the_delta_matches_the_composed_form() {
     let (x, a, b) = inputs();
     let grouped = GroupedLora::new(a, b, layout()).unwrap();
     let composed = grouped.composed_delta(&x, &groups()).unwrap();
-    assert!(composed.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+    assert!(largest(&composed) > 1.0);
     assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &composed) < 1e-5);
 }
 
@@ -127,7 +127,7 @@ fn gradients_match_the_composed_form() {
     let composed = loss(grouped.composed_delta(&x, &groups()).unwrap()).backward().unwrap();
     for (name, var) in [("x", &x), ("A", &a), ("B", &b)] {
         let (ours, composed) = (ours.get(var).unwrap(), composed.get(var).unwrap());
-        let size: f32 = composed.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+        let size = largest(composed);
         assert!(size > 0.1, "{name}: gradient of {size}");
         assert!(largest_difference(ours, composed) < 1e-5 * size, "{name}");
     }

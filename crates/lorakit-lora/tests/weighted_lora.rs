@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{Device, Tensor, Var};
+use differences::{largest, largest_difference};
 use lorakit_lora::{StackBlock, StackLayout, WeightedLora};
 
 /// More than one chunk.
@@ -44,10 +48,6 @@ fn stacked(by_projection: bool) -> WeightedLora {
     WeightedLora::new(tensor(2, 12, INPUT), tensor(3, 6, OUTPUT), &StackLayout(layouts)).unwrap()
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
-}
-
 #[test]
 fn the_delta_and_its_gradients_match_the_composed_form() {
     for by_projection in [false, true] {
@@ -58,14 +58,14 @@ fn the_delta_and_its_gradients_match_the_composed_form() {
             weighted.delta(&x, weights.as_tensor()).unwrap(),
             weighted.composed_delta(&x, weights.as_tensor()).unwrap(),
         );
-        assert!(composed.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+        assert!(largest(&composed) > 1.0);
         assert!(largest_difference(&own, &composed) < 1e-5);
         let seed = tensor(5, TOKENS, OUTPUT);
         let gradients = |y: &Tensor| (y * &seed).unwrap().sum_all().unwrap().backward().unwrap();
         let (own, composed) = (gradients(&own), gradients(&composed));
         for variable in [&x, &weights] {
             let (own, composed) = (own.get(variable.as_tensor()).unwrap(), composed.get(variable.as_tensor()).unwrap());
-            let size: f32 = composed.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            let size = largest(composed);
             assert!(size > 0.1 && largest_difference(own, composed) < 1e-5 * size, "{own} {composed}");
         }
     }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
+use differences::{largest, largest_difference};
 use lorakit_lora::SequenceBatch;
 use lorakit_model::architecture::{RopeConfig, RopeScaling};
 use lorakit_model::attention::{
@@ -35,14 +39,10 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_vec(values(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
 }
 
-fn largest(t: &Tensor) -> f32 {
-    t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 /// Asserts that the two differ by at most `tolerance` times the largest value.
 fn assert_equal(what: &str, kernel: &Tensor, composed: &Tensor, tolerance: f32) {
     assert_eq!((kernel.dims(), kernel.dtype()), (composed.dims(), composed.dtype()), "{what}");
-    let (size, difference) = (largest(kernel), largest(&(kernel - composed).unwrap()));
+    let (size, difference) = (largest(kernel), largest_difference(kernel, composed));
     assert!(size > 0.01, "{what}: nothing above {size}");
     assert!(difference <= tolerance * size, "{what}: {difference} apart, of {size}");
 }

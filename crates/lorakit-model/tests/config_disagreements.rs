@@ -1,7 +1,11 @@
 //! Model folders whose config disagrees with itself or with the weights are read as transformers 5 reads them.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::sampling::{Sampler, SamplingOptions};
@@ -38,10 +42,6 @@ fn logits(base: &Base) -> Tensor {
     base.logits(&IDS, SequenceBatch::packed([IDS.len()]), &Patches::none()).unwrap()
 }
 
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 #[test]
 fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
     let (folder, mut tensors) = (tempfile::tempdir().unwrap(), tensors("mistral"));
@@ -52,7 +52,7 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
         write(folder.path(), &config("mistral"), &tensors);
         let base = open(folder.path());
         assert_eq!((base.config().tied, base.config().notices.len()), (factor == 1.0, notices));
-        assert!(difference(&logits(&base), &(logits(&tied) * factor).unwrap()) < 1e-5);
+        assert!(largest_difference(&logits(&base), &(logits(&tied) * factor).unwrap()) < 1e-5);
     }
     let base = open(folder.path());
     let message = &base.config().notices[0];
@@ -117,7 +117,7 @@ fn the_text_model_of_a_multimodal_folder_equals_the_text_model_alone() {
         renamed.insert(format!("{vision}embeddings.weight"), weight);
         write(folder.path(), &json!({ "model_type": "gemma3", "text_config": text, "vision_config": {} }), &renamed);
         let base = open(folder.path());
-        assert_eq!(difference(&logits(&base), &alone), 0.0);
+        assert_eq!(largest_difference(&logits(&base), &alone), 0.0);
         assert_eq!(base.parameters(), open(&fixture("gemma3")).parameters());
         assert_eq!(base.modules()[0].path, "model.language_model.layers.0.self_attn.q_proj");
         let notices = &base.config().notices;

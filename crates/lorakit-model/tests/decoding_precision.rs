@@ -2,9 +2,12 @@
 //! whatever is decoded beside it.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
 #[path = "../../../tests/gguf_converter/mod.rs"]
 mod gguf_converter;
 
+use differences::difference_of_values;
 use gguf_converter::{GgufModel, Types};
 use lorakit_format::gguf::GgufValue;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
@@ -50,10 +53,6 @@ fn decoded(base: &Base, rows: &[u32], reading: Reading) -> Vec<Vec<Vec<f32>>> {
     steps
 }
 
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 /// How far rounding tokens may move logits, of the largest one. In f64 it moves those of these sequences by at most 0.021, but
 /// by 0.048 over those in Q6_K, whose weights are five times as large.
 const MOVED: f32 = 0.03;
@@ -73,8 +72,8 @@ fn check_against_exact(file: &Path, bound: f32) {
     let size = expected.iter().flatten().fold(0.0, |a: f32, b| a.max(b.abs()));
     let mut moved = 0.0f32;
     for (step, expected) in expected[PROMPT.len() - 1..].iter().enumerate() {
-        assert!(largest_difference(&one[step][0], expected) <= 1e-4 * size, "{name}: exact step {step}");
-        let difference = largest_difference(&alone[step][0], expected);
+        assert!(difference_of_values(&one[step][0], expected) <= 1e-4 * size, "{name}: exact step {step}");
+        let difference = difference_of_values(&alone[step][0], expected);
         assert!(difference <= bound * size, "{name}: step {step} is {difference} off, of {size}");
         assert!(step > 0 || difference <= 1e-4 * size, "{name}: the prompt is computed exactly");
         moved = moved.max(difference);

@@ -1,7 +1,11 @@
 //! T5 compared with transformers: logits, losses and greedy tokens, packed and alone, cached and uncached.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sampling::greedy;
 use lorakit_model::{Base, BaseOptions, CachedDecoder, ScoredRow};
@@ -160,10 +164,6 @@ impl Oracle {
         self.greedy_tokens_equal_those_of_transformers();
         self.cached_decoding_equals_uncached();
     }
-}
-
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
 #[test]

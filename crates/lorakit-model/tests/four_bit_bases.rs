@@ -1,7 +1,11 @@
 //! Bases in the 4 bits of bitsandbytes: weights and logits are those of the dequantised folder.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::{largest, largest_difference};
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, BaseOptions};
 use serde_json::{Value, json};
@@ -143,13 +147,9 @@ fn logits(base: &Base) -> Tensor {
     base.logits(&ids, SequenceBatch::packed([1, 16, 23]), &Patches::none()).unwrap()
 }
 
-fn largest(tensor: &Tensor) -> f32 {
-    tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 fn assert_same_logits(what: &str, one: &Base, other: &Base) {
     let (one, other) = (logits(one), logits(other));
-    let difference = largest(&(&one - &other).unwrap()) / largest(&other);
+    let difference = largest_difference(&one, &other) / largest(&other);
     assert!(difference < 1e-5, "{what}: {difference}");
 }
 

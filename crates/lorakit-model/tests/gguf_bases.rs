@@ -1,10 +1,13 @@
 //! Bases in GGUF: the logits of transformers over the same weights, and what is refused.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
 #[path = "../../../tests/gguf_converter/mod.rs"]
 mod gguf_converter;
 
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::{largest, largest_difference};
 use gguf_converter::{GgufModel, Types};
 use lorakit_format::gguf::{GgmlType, GgufShards, GgufValue};
 use lorakit_lora::{Patches, SequenceBatch};
@@ -53,13 +56,9 @@ fn expected(folder: &Path, name: &str) -> (Vec<Vec<u32>>, Tensor) {
     (ids, tensors.remove(name).unwrap().flatten(0, 1).unwrap())
 }
 
-fn largest(tensor: &Tensor) -> f32 {
-    tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-}
-
 /// Asserts that logits differ by no more than `tolerance` of the largest.
 fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
-    let difference = largest(&(found - expected).unwrap()) / largest(expected);
+    let difference = largest_difference(found, expected) / largest(expected);
     assert!(difference < tolerance, "{what}: {difference}");
 }
 

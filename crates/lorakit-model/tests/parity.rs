@@ -2,7 +2,11 @@
 //! text.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{DType, Device, Tensor, safetensors};
+use differences::largest_difference;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sampling::greedy;
 use lorakit_model::{Base, BaseOptions, CachedDecoder};
@@ -21,10 +25,6 @@ fn fixtures(name: &str) -> PathBuf {
 
 fn shared(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path)
-}
-
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
 /// Results of transformers for one small random base.

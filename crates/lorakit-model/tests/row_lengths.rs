@@ -2,7 +2,11 @@
 //! however the row is packed, cached or shared.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
+
 use candle_core::{D, Tensor};
+use differences::difference_of_values;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenBatch};
 use std::path::PathBuf;
@@ -27,8 +31,7 @@ fn whole(base: &Base, row: &[u32], from: usize) -> Vec<f32> {
 }
 
 fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let difference = difference_of_values(found, expected);
     assert!(difference < 1e-4, "{what}: {difference}");
 }
 

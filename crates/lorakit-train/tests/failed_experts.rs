@@ -1,9 +1,12 @@
 //! Divergence of one expert stops only that expert.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
 mod tiny_base;
 
 use candle_core::{Device, Tensor, safetensors};
+use differences::difference_of_values;
 use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
@@ -115,7 +118,7 @@ fn a_stopped_expert_does_not_affect_the_others() {
     jobs[1].train.iter_mut().for_each(|row| row.tokens[0] = POISON);
     let (beside_a_failed_one, failed) = bytes(&jobs);
     assert!(healthy.failure.is_none() && failed.failure.is_some());
-    let largest = beside_a_healthy_one.iter().zip(&beside_a_failed_one).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    let largest = difference_of_values(&beside_a_healthy_one, &beside_a_failed_one);
     assert!(largest < 1e-3, "{largest}");
     assert!(beside_a_failed_one.iter().all(|value| value.is_finite()));
 }

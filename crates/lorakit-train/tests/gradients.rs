@@ -1,11 +1,14 @@
 //! Gradients compared with finite differences, experts in shared passes with experts alone, and repeated runs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
 #[path = "../../../tests/gguf_converter/mod.rs"]
 mod gguf_converter;
 mod tiny_base;
 
 use candle_core::{Tensor, Var};
+use differences::difference_of_values;
 use gguf_converter::{GgufModel, Types};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::Key;
@@ -193,11 +196,13 @@ fn tapes_and_graphs_give_the_same_gradients() {
         for activations in [Activations::Kept, Activations::Recomputed] {
             let (patches, sinks) = stack.tape_patches(Some(&dropout)).unwrap();
             let (own_losses, own) = found(patches, Some(sinks), activations);
-            let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(difference(&losses, &own_losses) < 1e-5);
+            assert!(difference_of_values(&losses, &own_losses) < 1e-5);
             for (of_graph, of_tape) in gradients.iter().zip(&own) {
                 let size = of_graph.iter().fold(0.0f32, |size, g| size.max(g.abs()));
-                assert!(size > 1e-4 && difference(of_graph, of_tape) < 1e-4 * size, "{name}, {activations:?}");
+                assert!(
+                    size > 1e-4 && difference_of_values(of_graph, of_tape) < 1e-4 * size,
+                    "{name}, {activations:?}"
+                );
             }
         }
     }
@@ -295,11 +300,11 @@ fn trained(base: &Base, jobs: &[Job], settings: &TrainConfig, batch_tokens: usiz
 
 fn largest_difference(a: &Adapter, b: &Adapter) -> f32 {
     assert_eq!(a.modules().keys().collect::<Vec<_>>(), b.modules().keys().collect::<Vec<_>>());
-    let pairs = a.modules().values().zip(b.modules().values());
-    let difference = |x: &Matrix, y: &Matrix| {
-        x.values().iter().zip(y.values().iter()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    let values = |adapter: &Adapter| -> Vec<f32> {
+        let matrices = adapter.modules().values().flat_map(|pair| [pair.a(), pair.b()]);
+        matrices.flat_map(|matrix| matrix.values().into_owned()).collect()
     };
-    pairs.map(|(x, y)| difference(x.a(), y.a()).max(difference(x.b(), y.b()))).fold(0.0, f32::max)
+    difference_of_values(&values(a), &values(b))
 }
 
 #[test]

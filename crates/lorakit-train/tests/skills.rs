@@ -1,9 +1,12 @@
 //! Skills and their routing: one-hot routing, the mixing rule, gradients.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../../../tests/differences/mod.rs"]
+mod differences;
 mod tiny_base;
 
 use candle_core::Var;
+use differences::difference_of_values;
 use lorakit_adapter::{Adapter, Library, LowRank, Matrix, TaskRecord};
 use lorakit_format::rng::Key;
 use lorakit_lora::Patches;
@@ -76,19 +79,11 @@ fn nll(base: &Base, packed: &TokenBatch, patches: &Patches) -> Vec<f32> {
     base.nll(packed, patches).unwrap().to_vec1().unwrap()
 }
 
-fn apart(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 /// The largest difference of two adapters' deltas, relative to the largest value.
 fn deltas_apart(a: &Adapter, b: &Adapter) -> f32 {
     assert_eq!(a.modules().keys().collect::<Vec<_>>(), b.modules().keys().collect::<Vec<_>>());
-    let pairs = a.modules().iter().map(|(module, a)| (a.delta(), b.modules()[module].delta()));
-    let (off, most) = pairs.fold((0f32, 0f32), |(off, most), (a, b)| {
-        (off.max(apart(&a, &b)), b.iter().fold(most, |most, b| most.max(b.abs())))
-    });
-    off / most
+    let [a, b] = [a, b].map(|adapter| adapter.modules().values().flat_map(|pair| pair.delta()).collect::<Vec<f32>>());
+    difference_of_values(&a, &b) / difference_of_values(&b, &vec![0.0; b.len()])
 }
 
 #[test]
@@ -118,8 +113,15 @@ fn a_task_adapter_equals_the_patches_of_its_rows() {
         let (packed, _) = packed();
         let (found, expected) =
             (nll(&base, &packed, &stack.patches(None)), nll(&base, &packed, &plain.graph_patches(None).unwrap()));
-        assert!(apart(&found, &expected) < 1e-4, "{name}, {splits} splits: {}", apart(&found, &expected));
-        assert!(apart(&found, &nll(&base, &packed, &Patches::none())) > 1e-2, "the skills must have an effect");
+        assert!(
+            difference_of_values(&found, &expected) < 1e-4,
+            "{name}, {splits} splits: {}",
+            difference_of_values(&found, &expected)
+        );
+        assert!(
+            difference_of_values(&found, &nll(&base, &packed, &Patches::none())) > 1e-2,
+            "the skills must have an effect"
+        );
     }
 }
 
@@ -143,7 +145,11 @@ fn the_mixing_rule_matches_the_papers_formula() {
         let (a, b) = (pairs.map(|pair| pair.a().values()), pairs.map(|pair| pair.b().values()));
         let a: Vec<f32> = (0..3 * input).map(|at| of([&a[0], &a[1]], at, at % input / (input / 2))).collect();
         let b: Vec<f32> = (0..3 * output).map(|at| of([&b[0], &b[1]], at, at / 3 / (output / 2))).collect();
-        assert!(apart(&found.a().values(), &a) < 1e-6 && apart(&found.b().values(), &b) < 1e-6, "{module}");
+        assert!(
+            difference_of_values(&found.a().values(), &a) < 1e-6
+                && difference_of_values(&found.b().values(), &b) < 1e-6,
+            "{module}"
+        );
     }
 }
 

@@ -168,7 +168,7 @@ fn updates_that_nearly_cancel_have_the_singular_vector_of_what_is_left() {
         let dot: f64 = expected.iter().zip(&found).map(|(x, y)| x / length * f64::from(*y)).sum();
         assert!((dot.abs() - 1.0).abs() < 1e-6, "{rest}: {dot}");
         let apart = |(x, y): (&f64, &f32)| (x / length * dot.signum() - f64::from(*y)).abs();
-        let largest = expected.iter().zip(&found).map(apart).fold(0f64, f64::max);
+        let largest = expected.iter().zip(&found).map(apart).max_by(f64::total_cmp).unwrap();
         assert!(largest < 1e-6, "{rest}: {largest}");
     }
 }

@@ -76,10 +76,10 @@ fn dense_dot(x: &[f32], y: &[f32]) -> f64 {
     x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
 
-/// The largest difference between two updates of one shape.
+/// The largest difference between two updates of one shape; a NaN is larger than any number.
 fn difference(x: &LowRank, y: &LowRank) -> f32 {
     assert_eq!((x.input(), x.output()), (y.input(), y.output()));
-    x.delta().iter().zip(y.delta()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    x.delta().iter().zip(y.delta()).map(|(x, y)| (x - y).abs()).max_by(f32::total_cmp).unwrap()
 }
 
 /// Whether `value` is `expected` within `tolerance`, relative to the larger of 1 and `expected`.

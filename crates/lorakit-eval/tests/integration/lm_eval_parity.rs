@@ -55,13 +55,14 @@ fn compare(name: &str, scores: &TaskScores, expected: &Value) {
     let expected = &expected[name];
     let theirs: Vec<Vec<f64>> = serde_json::from_value(expected["log_likelihoods"].clone()).unwrap();
     assert_eq!(theirs.len(), 100, "{name}");
-    let mut largest = 0.0f64;
+    let mut differences = Vec::new();
     for (sample, theirs) in scores.samples.iter().zip(&theirs) {
         assert_eq!(sample.choices.len(), theirs.len(), "{name}: row {}", sample.row);
         for (ours, theirs) in sample.choices.iter().zip(theirs) {
-            largest = largest.max((ours.log_likelihood - theirs).abs());
+            differences.push((ours.log_likelihood - theirs).abs());
         }
     }
+    let largest = differences.into_iter().max_by(f64::total_cmp).unwrap();
     assert!(largest < 1e-3, "{name}: log-likelihoods differ by up to {largest}");
     for metric in ["acc", "acc_norm"] {
         let (ours, theirs) = (scores.metrics[metric].value, expected[metric].as_f64().unwrap());

@@ -153,8 +153,9 @@ mod tests {
             for bias in [None, Some(DistanceTable::new(&table, 6))] {
                 let few = attend_cached(&heads, &segments, rows, [&k, &v], bias);
                 let products = blockwise::attend_cached(&heads, &segments, rows, [&k, &v], bias);
-                let difference = few.iter().zip(&products).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(few.len() == products.len() && difference < 1e-5, "{heads:?}: {difference}");
+                assert_eq!(few.len(), products.len());
+                let differences: Vec<f32> = few.iter().zip(&products).map(|(a, b)| (a - b).abs()).collect();
+                assert!(differences.iter().all(|difference| *difference < 1e-5), "{heads:?}: {differences:?}");
             }
         }
     }
