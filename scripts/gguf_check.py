@@ -90,7 +90,7 @@ def check(options, name, base, folder):
         words = ["--library", options.library, "--format", "gguf", "--experts", name, "--out", folder / "out"]
         lorakit(options.lorakit, "library", "export", *words)
         adapter, chosen = folder / "out" / f"{name}.gguf", ["--library", options.library, "--router", f"expert:{name}"]
-    llama, worst, equal, compared = LlamaCpp(base, adapter), 0.0, True, 0
+    llama, differences, equal = LlamaCpp(base, adapter), [], True
     tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
     for text in TEXTS:
         ids = tokenizer.encode(text).ids
@@ -99,14 +99,15 @@ def check(options, name, base, folder):
         own = logits(options, chosen, ids + [step["id"] for step in steps], folder)
         for position, step in enumerate(steps, len(ids) - 1):
             for token in step["top_logprobs"]:
-                worst = max(worst, abs(token["logprob"] - own[position, token["id"]]))
-                compared += 1
+                differences.append(abs(token["logprob"] - own[position, token["id"]]))
         words = ["--base", options.base, *chosen, "--prompt", text, "--max-new-tokens", NEW_TOKENS]
         mine = json.loads(lorakit(options.lorakit, "generate", "-q", "--json", *words))["text"]
         if mine != choice["text"]:
             equal = False
             print(f"{text!r}\n  lorakit   {mine!r}\n  llama.cpp {choice['text']!r}")
-    print(f"{name or 'the base'}: {compared} log-probabilities within {worst:.1e}; greedy texts {'equal' if equal else 'differ'}")
+    # NaN if any is.
+    worst = np.max(differences)
+    print(f"{name or 'the base'}: {len(differences)} log-probabilities within {worst:.1e}; greedy texts {'equal' if equal else 'differ'}")
     return worst < TOLERANCE and equal
 
 

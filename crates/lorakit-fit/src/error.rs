@@ -91,6 +91,11 @@ pub enum FitError {
     /// A loss that is NaN or infinite.
     #[error("the loss of held-out rows is not finite after step {0}")]
     NonFiniteLoss(usize),
+    /// Logits that a conversion is judged by and that are NaN or infinite.
+    #[error(
+        "over random tokens the logits of the base, of the adapter or of its conversion are NaN or infinite; check the base's weights and the adapter's scale"
+    )]
+    NonFiniteLogits,
     /// An expert that the rows to fit to leave out.
     #[error("--fit gives no task of the expert `{0}`, and rows of every expert are needed")]
     ExpertWithoutTask(String),

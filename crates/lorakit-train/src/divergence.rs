@@ -54,14 +54,18 @@ impl DivergenceMonitor {
     }
 
     /// Why an expert has failed at its end, if it has: its last validation loss, or without one the mean of its last two
-    /// training losses, exceeds the limit of its first loss.
+    /// training losses, exceeds the limit of its first loss, or is NaN.
     pub(crate) fn check_end(&self, validation: Option<f32>, losses: &[f32]) -> Option<String> {
         let (first, after) = losses.split_first()?;
         let latest = &after[after.len().saturating_sub(2)..];
-        let mean = || latest.iter().map(|loss| f64::from(*loss)).sum::<f64>() / latest.len() as f64;
-        let (what, end) = validation.map_or_else(|| ("training", mean()), |loss| ("validation", f64::from(loss)));
+        let (what, end) = match validation {
+            Some(loss) => ("validation", f64::from(loss)),
+            // A single step has nothing to compare with.
+            None if latest.is_empty() => return None,
+            None => ("training", latest.iter().map(|loss| f64::from(*loss)).sum::<f64>() / latest.len() as f64),
+        };
         let limit = self.limit(std::slice::from_ref(first))?;
-        (end > limit).then(|| {
+        (end.is_nan() || end > limit).then(|| {
             format!(
                 "after its last step, {}, its {what} loss was {end:.3}; it started at {first:.3}, and the limit was \
                  {limit:.3}; try a lower learning_rate, or raise max_loss_jump",
@@ -170,6 +174,7 @@ mod tests {
         assert!(MONITOR.check_end(Some(9.0), &[4.0, 3.0]).is_some_and(|why| why.contains("validation loss was 9.000")));
         assert_eq!(MONITOR.check_end(Some(7.9), &[4.0, 30.0]), None, "validation decides");
         assert!(MONITOR.check_end(None, &[4.0, 30.0]).is_some_and(|why| why.contains("training loss was 30.000")));
+        assert!(MONITOR.check_end(Some(f32::NAN), &[4.0, 3.0]).is_some_and(|why| why.contains("loss was NaN")));
         assert_eq!(MONITOR.check_end(None, &[4.0]), None);
     }
 

@@ -3,7 +3,7 @@
 
 use crate::conversion::exact_patches::exact_patches;
 use crate::conversion::weight_change::{BaseWeights, WeightChange};
-use crate::error::{Result, WithContext as _};
+use crate::error::{FitError, Result, WithContext as _};
 use candle_core::{DType, Tensor};
 use lorakit_adapter::{Adapter, DenseAdapter, ModuleKind};
 use lorakit_format::rng::{Key, RngCore};
@@ -57,7 +57,7 @@ pub struct ConvertedModule {
 /// The adapter with every change of full rank truncated to `rank`, and what that took away.
 ///
 /// # Errors
-/// If a module is not one of the base, or its shape or values are not.
+/// If a module is not one of the base, or its shape or values are not; if logits are not finite.
 pub fn convert(
     adapter: &DenseAdapter,
     base: &Base,
@@ -99,7 +99,30 @@ fn random_ids(vocabulary: usize) -> Vec<u32> {
     (0..TOKENS).map(|_| (u64::from(stream.next_u32()) % vocabulary.max(1) as u64) as u32).collect()
 }
 
+/// The largest difference of logits.
+///
+/// # Errors
+/// If one is NaN or infinite: nothing can be said about the conversion.
 fn largest_difference(one: &Tensor, other: &Tensor) -> Result<f64> {
-    let difference = (one - other)?.abs()?.to_dtype(DType::F32)?.flatten_all()?.max(0)?;
-    Ok(f64::from(difference.to_scalar::<f32>()?))
+    let differences = (one - other)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let largest = differences.into_iter().map(f32::abs).max_by(f32::total_cmp);
+    largest.filter(|largest| largest.is_finite()).map(f64::from).ok_or(FitError::NonFiniteLogits)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn logits_that_are_not_finite_are_an_error() {
+        let tensor = |value: f32| Tensor::new(&[1.0, value, 3.0], &Device::Cpu).unwrap();
+        assert_eq!(largest_difference(&tensor(-2.0), &tensor(0.5)).unwrap(), 2.5);
+        for value in [f32::NAN, f32::INFINITY] {
+            for [one, other] in [[0.0, value], [value, 0.0], [value, value]] {
+                assert!(largest_difference(&tensor(one), &tensor(other)).is_err(), "{one} {other}");
+            }
+        }
+    }
 }

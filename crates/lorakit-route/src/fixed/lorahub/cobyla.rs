@@ -71,7 +71,8 @@ pub(crate) fn minimise<E>(
     let mut fresh = true;
     loop {
         simplex.put_best_first();
-        if simplex.rounding() > ROUNDING {
+        let rounding = simplex.rounding();
+        if rounding.is_nan() || rounding > ROUNDING {
             return Ok(());
         }
         let shape = simplex.shape(rho);
@@ -178,13 +179,13 @@ impl Simplex {
         self.inverse[vertex] = negated.collect();
     }
 
-    /// The largest rounding error of the inverse.
+    /// The largest rounding error of the inverse; NaN if one is.
     fn rounding(&self) -> f64 {
         let off = |(j, row): (usize, &Vec<f64>)| {
             let error = |(k, edge): (usize, &Vec<f64>)| (dot(row, edge) - if j == k { 1.0 } else { 0.0 }).abs();
-            self.edges.iter().enumerate().map(error).fold(0.0, f64::max)
+            self.edges.iter().enumerate().map(error).max_by(f64::total_cmp).unwrap_or(0.0)
         };
-        self.inverse.iter().enumerate().map(off).fold(0.0, f64::max)
+        self.inverse.iter().enumerate().map(off).max_by(f64::total_cmp).unwrap_or(0.0)
     }
 
     /// The gradient of the linear function that interpolates the vertices' values.
@@ -196,11 +197,12 @@ impl Simplex {
         gradient
     }
 
-    /// The step of length `rho` along the steepest descent of the linear model; `None` if it is flat.
+    /// The step of length `rho` along the steepest descent of the linear model; `None` if it is flat, or not finite, as
+    /// where the objective is infinite.
     fn descent(&self, rho: f64) -> Option<Vec<f64>> {
         let gradient = self.gradient();
         let length = dot(&gradient, &gradient).sqrt();
-        (length > 0.0).then(|| gradient.iter().map(|g| -rho * g / length).collect())
+        (length > 0.0 && length.is_finite()).then(|| gradient.iter().map(|g| -rho * g / length).collect())
     }
 
     fn shape(&self, rho: f64) -> Shape {
@@ -308,6 +310,13 @@ mod tests {
         assert_eq!(best(&[0.0; 5], 3, |x| x[0]).2, 3, "fewer evaluations than vertices");
         assert_eq!(best(&[0.0; 5], 23, |x| x.iter().sum()).2, 23);
         assert!(best(&[0.0; 5], 1000, |_| 1.0).2 < 100, "a flat function ends the search");
+        for value in [f64::NAN, f64::INFINITY] {
+            let (point, _, count) = best(&[0.0; 5], 1000, |x| {
+                assert!(x.iter().all(|x| x.is_finite()), "{x:?}");
+                if x[1] > 0.0 { value } else { x[0] }
+            });
+            assert!(count < 1000 && point[1] == 0.0, "{value}: {point:?} after {count}");
+        }
         let failed = minimise(&[0.0], Search { rho_begin: 1.0, rho_end: 0.1, evaluations: 9 }, |_| Err("no value"));
         assert_eq!(failed, Err("no value"));
     }
