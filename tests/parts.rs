@@ -276,28 +276,42 @@ fn inodes(folder: &Path) -> BTreeMap<PathBuf, u64> {
 fn an_owner_that_wakes_after_a_takeover_commits_nothing() {
     let work = Work::new();
     let (one, expected, _) = by_one_command(&work);
-    let library = work.path("l/library");
-    fs::create_dir_all(&library).unwrap();
+    // On a busy machine an owner may have ended before it is suspended.
+    let taken_over = (0..5).any(|round| {
+        let library = work.path(&format!("{round}/library"));
+        let (taken_over, late) = taken_over(&work, &library);
+        assert_eq!(log_lines(&library), log_lines(&one), "every step is logged once");
+        assert!(products(&library) == expected, "bytes differ from those of one command");
+        if taken_over {
+            assert_eq!(late.code, 1, "{}", late.stderr);
+            assert_contains(&late.stderr, &["taken over by process", "run the same command again"]);
+        }
+        taken_over
+    });
+    assert!(taken_over, "no owner was suspended while it had work left");
+}
+
+/// Suspends the owner of a part, lets another process end the part, and wakes the owner. Returns whether there was work left
+/// to take over, and how the owner ended.
+fn taken_over(work: &Work, library: &Path) -> (bool, Ran) {
+    let words = part(work, library.strip_prefix(work.folder.path()).unwrap().to_str().unwrap(), "0/1");
+    fs::create_dir_all(library).unwrap();
     // Leases of two seconds in place of the operating system's locks.
     fs::write(library.join(".lease"), "2\n").unwrap();
-    let suspended = start(&part(&work, "l/library", "0/1"));
-    wait_for_a_step(&library);
+    let suspended = start(&words);
+    wait_for_a_step(library);
     send("STOP", &suspended);
-    let ran = run(part(&work, "l/library", "0/1")).ok();
-    let before = inodes(&library);
+    let ran = run(&words).ok();
+    let before = inodes(library);
     send("CONT", &suspended);
     let late = ended(suspended);
+    assert_eq!(inodes(library), before, "the one that woke wrote nothing");
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
-    let takeover = document["experts"].as_array().unwrap().iter().any(|expert| expert["status"] == "trained");
-    // It may have been suspended when it had nothing left to do.
-    if takeover || late.code != 0 {
-        assert_eq!(late.code, 1, "{}", late.stderr);
-        assert_contains(&late.stderr, &["taken over by process", "run the same command again"]);
+    let taken_over = document["experts"].as_array().unwrap().iter().any(|expert| expert["status"] == "trained");
+    if taken_over {
+        assert_contains(&ran.stderr, &["another process trains part 0/1"]);
     }
-    assert!(ran.stderr.contains("another process trains part 0/1"), "{}", ran.stderr);
-    assert_eq!(inodes(&library), before, "the one that woke wrote nothing");
-    assert_eq!(log_lines(&library), log_lines(&one), "every step is logged once");
-    assert!(products(&library) == expected, "bytes differ from those of one command");
+    (taken_over, late)
 }
 
 #[test]
@@ -324,6 +338,16 @@ fn parts_of_an_evaluation_end_as_one_command() {
         document["results"].as_object().unwrap().values().map(|tasks| tasks.as_object().unwrap().len()).sum()
     };
     assert_eq!(ran.each_ref().map(pairs), [6, 7, 7], "each evaluates its share");
+    let samples = |folder: &str| {
+        let of_pair = |path: &&PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("samples_");
+        files(&work.path(folder)).keys().filter(of_pair).count()
+    };
+    for (part, pairs) in ["0/3", "1/3", "2/3"].into_iter().zip([6, 7, 7]) {
+        let before = samples("in turn");
+        run(eval("in turn", Some(part))).ok();
+        assert_eq!(samples("in turn"), before + pairs, "part {part} writes a file for each of its pairs");
+    }
+    assert!(files(&work.path("one")) == files(&work.path("in turn")), "bytes differ from those of one command");
     let report = ["--report".to_owned(), work.path("report.html").display().to_string()];
     let refused = run(eval("parts", Some("1/7")).into_iter().chain(report)).failed(2);
     assert_contains(&refused, &["--part", "--report"]);

@@ -162,6 +162,9 @@ fn larger_bases_of_both_forms_agree() {
 /// A folder with two tasks and a task of choices for the fixture's base.
 struct Work(tempfile::TempDir);
 
+/// The tasks that experts are trained on.
+const TASKS: [&str; 2] = ["plural", "past"];
+
 /// Few and fast steps.
 const SETTINGS: [&str; 12] = [
     "--set",
@@ -181,7 +184,7 @@ const SETTINGS: [&str; 12] = [
 impl Work {
     fn new() -> Self {
         let work = Self(tempfile::tempdir().unwrap());
-        for (name, answer) in [("plural", "s"), ("past", "ed")] {
+        for (name, answer) in TASKS.into_iter().zip(["s", "ed"]) {
             let rows = ["cat", "the", "bat", "cater", "hat", "tea", "rat", "mat", "sat", "vat", "tat", "chat"];
             let row = |word: &str| format!("{{\"input\": \"{name} of {word}:\", \"output\": \"{word}{answer}\"}}\n");
             for (split, rows) in [("train", &rows[..7]), ("validation", &rows[7..9]), ("test", &rows[9..])] {
@@ -208,7 +211,7 @@ impl Work {
     }
 
     fn tasks(&self) -> [String; 2] {
-        ["plural.toml", "past.toml"].map(|name| self.path(name))
+        TASKS.map(|name| self.path(&format!("{name}.toml")))
     }
 
     fn train(&self, library: &str, options: &[&str]) -> Value {
@@ -226,6 +229,24 @@ impl Work {
 
 fn metric(document: &Value, router: &str, task: &str, metric: &str) -> f64 {
     document["results"][router][task]["metrics"][metric]["value"].as_f64().unwrap()
+}
+
+/// Every score is a number that can be; on a task that was trained, its own expert is better than the base, and no worse than
+/// the mean of all experts.
+fn check_scores(scores: &Value) {
+    for router in scores["results"].as_object().unwrap().keys() {
+        for task in TASKS {
+            let loss = metric(scores, router, task, "loss");
+            assert!(loss > 0.0 && loss.is_finite(), "{router}, {task}: {loss}");
+            for share in ["exact_match", "rouge_l"].map(|name| metric(scores, router, task, name)) {
+                assert!((0.0..=1.0).contains(&share), "{router}, {task}: {share}");
+            }
+        }
+    }
+    for task in TASKS {
+        let [base, uniform, own] = ["base", "uniform", "oracle"].map(|router| metric(scores, router, task, "loss"));
+        assert!(own < base && own <= uniform, "{task}: {own}, the base {base}, the mean {uniform}");
+    }
 }
 
 #[test]
@@ -258,13 +279,14 @@ fn experts_are_trained_clustered_routed_and_merged() {
         "cat:steps=2",
     ];
     let scores = work.eval("library", &routers);
-    for router in scores["results"].as_object().unwrap().keys() {
-        assert!(metric(&scores, router, "plural", "loss") > 0.0, "{router}");
-    }
     assert_eq!(scores["results"].as_object().unwrap().len(), routers.len());
-    let loss = |router: &str| metric(&scores, router, "plural", "loss");
-    assert!(loss("oracle") < loss("base"), "{} and {}", loss("oracle"), loss("base"));
-    work.eval("clustered", &["arrow", "oracle"]);
+    check_scores(&scores);
+    // Two experts of two tasks: what learned which rows are whose sends them to their own.
+    for task in TASKS {
+        let [evidence, uniform] = ["evidence", "uniform"].map(|router| metric(&scores, router, task, "loss"));
+        assert!(evidence < uniform, "{task}: {evidence} and {uniform}");
+    }
+    check_scores(&work.eval("clustered", &["base", "uniform", "arrow", "oracle"]));
 
     let [merged, model] = ["merged", "model"].map(|name| work.path(name));
     let merge = format!("merge --library {library} --method cat");
