@@ -111,7 +111,7 @@ impl TracedToken {
             let is_part = all.ends_with(char::REPLACEMENT_CHARACTER) && at - start + 1 < CHARACTER_TOKENS;
             let text = match all.get(before.len()..) {
                 _ if is_part => PART.to_owned(),
-                None | Some("") => spelling.clone(),
+                None | Some("") => text_after_itself(id, tokenizer)?.unwrap_or_else(|| spelling.clone()),
                 Some(text) => text.to_owned(),
             };
             if !is_part {
@@ -121,6 +121,12 @@ impl TracedToken {
         }
         Ok(tokens)
     }
+}
+
+/// What a token adds to its own text, if anything: a space alone is dropped at the start of a SentencePiece decoder's input.
+fn text_after_itself(id: u32, tokenizer: &Tokenizer) -> lorakit_task::Result<Option<String>> {
+    let (once, twice) = (tokenizer.decode(&[id])?, tokenizer.decode(&[id, id])?);
+    Ok(twice.get(once.len()..).filter(|text| !text.is_empty()).map(str::to_owned))
 }
 
 /// All choices over one prompt.
@@ -269,6 +275,26 @@ mod tests {
         let document = json!({"version": "1.0", "added_tokens": [start], "pre_tokenizer": level, "decoder": level,
             "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
         Tokenizer::from_bytes(document.to_string().as_bytes(), "<s>").unwrap()
+    }
+
+    /// A tokenizer of SentencePiece's pieces, whose decoder drops the space at the start.
+    fn pieces() -> Tokenizer {
+        let vocabulary = json!({"</s>": 0, "\u{2581}": 1, "cat": 2, "\u{2581}cat": 3});
+        let end = json!({"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
+        let document = json!({"version": "1.0", "added_tokens": [end], "pre_tokenizer": metaspace, "decoder": metaspace,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "</s>"}});
+        Tokenizer::from_bytes(document.to_string().as_bytes(), "pieces").unwrap()
+    }
+
+    #[test]
+    fn a_space_is_shown_as_one_wherever_it_is() {
+        let tokens = TracedToken::of_prompt(&[1, 2, 1, 3, 0], &pieces()).unwrap();
+        let texts: Vec<&str> = tokens.iter().map(|token| token.text.as_str()).collect();
+        assert_eq!(texts, [" ", "cat", " ", " cat", "</s>"]);
+        assert_eq!(tokens[0].spelling, "\u{2581}");
     }
 
     #[test]
