@@ -7,6 +7,7 @@ mod differences;
 use binary::{Ran, assert_contains, run, shared};
 use candle_core::{DType, Device, Tensor, safetensors};
 use differences::largest_difference;
+use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::{Base, BaseOptions, CachedDecoder};
 use serde_json::Value;
@@ -354,6 +355,39 @@ fn adapters_of_lorahub_s_form_are_added_and_adapted() {
     assert!(
         explained["tokens"].as_array().unwrap().iter().all(|token| !token["experts"].as_array().unwrap().is_empty())
     );
+}
+
+/// An adapter of rank 1 of embeddings, in PEFT's format.
+fn write_embedding_adapter(folder: &Path, modules: &[&str]) {
+    let config: Value = serde_json::from_slice(&fs::read(fixture().join("base/config.json")).unwrap()).unwrap();
+    let [hidden, vocabulary] = ["d_model", "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
+    let values = |count: usize| (0..count).map(|i| ((i % 7) as f32 - 3.0) * 0.1).collect();
+    let [a, b] =
+        [(1, vocabulary), (hidden, 1)].map(|(rows, columns)| Matrix::new(rows, columns, values(rows * columns)));
+    let update = LowRank::new(a.unwrap(), b.unwrap(), 1.0).unwrap();
+    let updates = modules.iter().map(|module| ((*module).to_owned(), update.clone())).collect();
+    let embeddings = modules.iter().map(|module| (*module).to_owned()).collect();
+    let metadata = AdapterMetadata { embeddings, ..AdapterMetadata::default() };
+    Adapter::new(updates).with_metadata(metadata).write(folder).unwrap();
+}
+
+#[test]
+fn adapters_of_the_shared_embedding_are_added_with_a_notice_and_those_of_one_stack_refused() {
+    let work = Work::new();
+    let [shared, stacks] = ["of_shared", "of_stacks"].map(|name| work.path(name));
+    write_embedding_adapter(Path::new(&shared), &["shared"]);
+    write_embedding_adapter(Path::new(&stacks), &["decoder.embed_tokens", "encoder.embed_tokens"]);
+    let library = work.path("library");
+    let notice = work.run("library add --strict", &["--library", &library, &shared]).failed(1);
+    assert_contains(&notice, &["shared: lorakit applies its adapter", "PEFT", "until then its model ignores it"]);
+    let added = work.run("library add", &["--library", &library, &shared]).ok();
+    assert_contains(&added.stderr, &["shared: lorakit applies its adapter"]);
+    let refused = work.run("library add", &["--library", &library, &stacks]).failed(1);
+    assert_contains(
+        &refused,
+        &["`decoder.embed_tokens`", "`encoder.embed_tokens`", "one embedding for both, `shared`"],
+    );
+    assert!(!refused.contains("another base"), "{refused}");
 }
 
 #[test]

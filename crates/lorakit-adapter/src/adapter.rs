@@ -202,10 +202,7 @@ impl Adapter {
         let known: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
         let unknown: Vec<_> = self.modules.keys().filter(|path| !known.contains_key(path.as_str())).collect();
         if !unknown.is_empty() {
-            return Err(AdapterError::AdapterBase(format!(
-                "the adapter has modules that the base does not have: {}; was it made for another base?",
-                quote_names(&unknown)
-            )));
+            return Err(AdapterError::AdapterBase(unknown_modules(&unknown, base)));
         }
         for (path, update) in &self.modules {
             let BaseModule { input, output, kind, .. } = known[path.as_str()];
@@ -248,5 +245,25 @@ impl Adapter {
              in its adapter_config.json",
             quote_names(&missing)
         )))
+    }
+}
+
+/// Why modules that the base does not have are refused.
+fn unknown_modules(unknown: &[&String], base: &[BaseModule]) -> String {
+    let embedding = base.iter().find(|module| module.kind == ModuleKind::Embedding);
+    // transformers' T5 hands the embedding `shared` to its encoder and its decoder, where PEFT adapts each by itself.
+    let of_one_stack = |path: &&&String| ["encoder.embed_tokens", "decoder.embed_tokens"].contains(&path.as_str());
+    let found: Vec<_> = unknown.iter().filter(of_one_stack).copied().collect();
+    let has_encoder = base.iter().any(|module| module.path.starts_with("encoder."));
+    match embedding {
+        Some(BaseModule { path, .. }) if has_encoder && !found.is_empty() => format!(
+            "the adapter changes the embedding of the encoder or of the decoder alone: {}; lorakit has one embedding for \
+             both, `{path}`, and cannot apply a change to one of them; train without embed_tokens in target_modules",
+            quote_names(&found)
+        ),
+        _ => format!(
+            "the adapter has modules that the base does not have: {}; was it made for another base?",
+            quote_names(unknown)
+        ),
     }
 }
