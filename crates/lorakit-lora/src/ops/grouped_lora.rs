@@ -16,7 +16,7 @@ use crate::kernels::vector_product::{add_weighted_rows, row_products};
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
 use crate::patch::Outputs;
-use crate::stack_layout::StackLayout;
+use crate::stack_layout::{StackBlock, StackLayout};
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -117,6 +117,12 @@ impl Operands<'_> {
     pub(crate) fn tokens(&self) -> usize {
         self.x.len() / self.input
     }
+
+    /// The rows and columns of B that a block has.
+    pub(crate) fn b_of(&self, block: &StackBlock) -> MatrixRef<'_> {
+        let start = block.b.start * self.output + block.columns.start;
+        MatrixRef::new(&self.b[start..], block.b.len(), block.columns.len(), self.output)
+    }
 }
 
 impl GroupedOp {
@@ -192,12 +198,7 @@ impl GroupedOp {
         let (count, start) = (part.tokens.len(), part.chunk_start);
         for block in &self.layout.0[part.expert] {
             let z = MatrixRef::new(&z[block.a.start - ranks.start..], count, block.a.len(), ranks.len());
-            let b = MatrixRef::new(
-                &operands.b[block.b.start * operands.output + block.columns.start..],
-                block.b.len(),
-                block.columns.len(),
-                operands.output,
-            );
+            let b = operands.b_of(block);
             match &part.tokens {
                 TokenSlice::Contiguous(run) => {
                     let y = &mut y[(run.start - start) * operands.output + block.columns.start..];

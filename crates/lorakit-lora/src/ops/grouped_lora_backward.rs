@@ -59,12 +59,7 @@ impl GroupedOp {
             let mut dz = vec![0.0; count * ranks.len()];
             for block in &self.layout.0[part.expert] {
                 let within = block.a.start - ranks.start;
-                let b = MatrixRef::new(
-                    &operands.b[block.b.start * operands.output + block.columns.start..],
-                    block.b.len(),
-                    block.columns.len(),
-                    operands.output,
-                );
+                let b = operands.b_of(block);
                 let dy = MatrixRef::new(&dy[block.columns.start..], count, block.columns.len(), operands.output);
                 let dz = MatrixMut::new(&mut dz[within..], count, block.a.len(), ranks.len());
                 // Blocks with a tied A share columns of z and may differ in scale, so the scale is applied with dy.
