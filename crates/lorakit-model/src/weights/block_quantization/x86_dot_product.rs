@@ -14,7 +14,11 @@ pub(super) trait DotProduct {
     ///
     /// # Safety
     /// The machine must have its instructions.
-    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i;
+    #[inline(always)]
+    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
+        // SAFETY: the caller has checked the machine; so in all of this file.
+        unsafe { Self::large(unsigned, signed) }
+    }
 
     /// The same of `unsigned` up to 128.
     ///
@@ -35,7 +39,6 @@ pub(super) struct AvxVnni;
 impl DotProduct for Avx2 {
     #[inline(always)]
     unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
-        // SAFETY: the caller has checked the machine; so in all of this file.
         unsafe {
             // No sum of four products leaves 16 bits.
             let [a, b] = [0, 1].map(|half| _mm_maddubs_epi16(unsigned[half], signed[half]));
@@ -56,11 +59,6 @@ impl DotProduct for Avx2 {
 
 impl DotProduct for Avx512Vnni {
     #[inline(always)]
-    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
-        unsafe { Self::large(unsigned, signed) }
-    }
-
-    #[inline(always)]
     unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i {
         unsafe {
             let first = _mm_dpbusd_epi32(_mm_setzero_si128(), unsigned[0], signed[0]);
@@ -70,11 +68,6 @@ impl DotProduct for Avx512Vnni {
 }
 
 impl DotProduct for AvxVnni {
-    #[inline(always)]
-    unsafe fn small(unsigned: Numbers, signed: Numbers) -> __m128i {
-        unsafe { Self::large(unsigned, signed) }
-    }
-
     #[inline(always)]
     unsafe fn large(unsigned: Numbers, signed: Numbers) -> __m128i {
         unsafe {
