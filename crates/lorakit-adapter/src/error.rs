@@ -167,13 +167,7 @@ pub enum AdapterError {
 impl AdapterError {
     /// The messages of the error and its sources, separated by colons.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
-            source = error.source();
-        }
-        text
+        lorakit_format::error_chain(self)
     }
 }
 

@@ -31,6 +31,7 @@
 
 pub mod atomic;
 mod error;
+mod error_chain;
 pub mod event_file;
 mod folder_lock;
 pub mod gguf;
@@ -44,5 +45,6 @@ pub mod rng;
 pub mod safetensors;
 
 pub use error::FormatError;
+pub use error_chain::error_chain;
 pub use folder_lock::{FolderLock, LockAttempt};
 pub use limited_read::{read_text, read_text_up_to};

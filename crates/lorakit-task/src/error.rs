@@ -165,13 +165,7 @@ pub enum Error {
 impl Error {
     /// The error and its sources in one line.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
-            source = error.source();
-        }
-        text
+        lorakit_format::error_chain(self)
     }
 
     /// The same error, said to have occurred at `place`.
