@@ -2,6 +2,7 @@
 
 pub mod cpu_tensor;
 pub mod gemm;
+pub mod narrow_product;
 pub mod op;
 pub mod output;
 pub mod simd;

@@ -11,6 +11,7 @@
 
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
+use crate::kernels::narrow_product::narrow_product;
 use crate::kernels::op::{self, Input, Op};
 use crate::kernels::vector_product::{add_weighted_rows, row_products};
 use crate::ops::sparse_gradients::SparseGradients;
@@ -139,19 +140,11 @@ impl GroupedOp {
         let ranks = self.layout.a_rows(part.expert);
         let x = part.tokens.rows(operands.x, operands.input);
         let mut z = vec![0.0; part.tokens.len() * ranks.len()];
-        if operands.tokens() == 1 {
-            row_products(&operands.a[ranks.start * operands.input..ranks.end * operands.input], &x, &mut z);
-            part.apply_weights(&mut z, ranks.len());
-            return (z, ranks);
+        let a = &operands.a[ranks.start * operands.input..ranks.end * operands.input];
+        match operands.tokens() {
+            1 => row_products(a, &x, &mut z),
+            _ => narrow_product(&x, a, operands.input, &mut z),
         }
-        gemm(
-            MatrixMut::new(&mut z, part.tokens.len(), ranks.len(), ranks.len()),
-            Destination::Overwrite,
-            MatrixRef::new(&x, part.tokens.len(), operands.input, operands.input),
-            MatrixRef::new(&operands.a[ranks.start * operands.input..], ranks.len(), operands.input, operands.input)
-                .transposed(),
-            1.0,
-        );
         part.apply_weights(&mut z, ranks.len());
         (z, ranks)
     }

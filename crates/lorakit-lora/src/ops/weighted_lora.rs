@@ -7,6 +7,7 @@
 
 use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
+use crate::kernels::narrow_product::narrow_product;
 use crate::kernels::op::{self, Input, Op};
 use crate::stack_layout::StackLayout;
 use candle_core::{Result, Shape, Tensor, bail};
@@ -135,10 +136,8 @@ impl Span {
     fn shrink(&self, operands: &WeightedOperands, x: &[f32]) -> Vec<f32> {
         let (tokens, ranks) = (x.len() / operands.input, self.a.len());
         let mut z = vec![0.0; tokens * ranks];
-        let a = MatrixRef::new(&operands.a[self.a.start * operands.input..], ranks, operands.input, operands.input)
-            .transposed();
-        let x = MatrixRef::new(x, tokens, operands.input, operands.input);
-        gemm(MatrixMut::new(&mut z, tokens, ranks, ranks), Destination::Overwrite, x, a, 1.0);
+        let a = &operands.a[self.a.start * operands.input..self.a.end * operands.input];
+        narrow_product(x, a, operands.input, &mut z);
         z
     }
 
