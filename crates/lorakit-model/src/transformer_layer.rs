@@ -142,9 +142,9 @@ impl TransformerLayer {
             Block::Sequential { attention, mlp } => {
                 let x = attention.input(h, context)?;
                 let attended = self.attention(&x, context)?;
-                let attended = self.branch_output(attention, attended, context)?;
+                let attended = attention.output(attended, context)?;
                 let h = context.output_tokens(h)?;
-                let h = context.sum(&h, &attended)?;
+                let h = context.sum(&h, &attended, self.residual)?;
                 let h = match (&self.cross, memory) {
                     (Some(cross), Some(memory)) => cross.forward(&h, memory, context)?,
                     _ => h,
@@ -152,28 +152,19 @@ impl TransformerLayer {
                 let x = mlp.input(&h, context)?;
                 let inner = self.mlp_inner(&x, context)?;
                 let y = context.site(&self.mlp_output, &inner)?;
-                let y = self.branch_output(mlp, y, context)?;
-                context.sum(&h, &y)
+                let y = mlp.output(y, context)?;
+                context.sum(&h, &y, self.residual)
             }
             Block::Parallel { norm } => {
                 let x = context.norm(norm, h)?;
                 let attended = self.attention(&x, context)?;
                 let (h, x) = (context.output_tokens(h)?, context.output_tokens(&x)?);
                 let inner = self.mlp_inner(&x, context)?;
-                let h = context.sum(&h, &attended)?;
+                let h = context.sum(&h, &attended, 1.0)?;
                 let y = context.site(&self.mlp_output, &inner)?;
-                context.sum(&h, &y)
+                context.sum(&h, &y, 1.0)
             }
         }
-    }
-
-    /// What attention or MLP adds to the residual stream, of its output.
-    fn branch_output(&self, branch: &Branch, y: Tensor, context: &mut LayerContext) -> candle_core::Result<Tensor> {
-        let y = match &branch.after {
-            Some(norm) => context.norm(norm, &y)?,
-            None => y,
-        };
-        context.scaled(&y, self.residual)
     }
 
     /// The attention of the normed `x`, `[tokens, hidden]`, of the tokens whose output is wanted.
@@ -221,7 +212,7 @@ impl CrossBranch {
         let kv = context.keys_values(&self.keys_values, memory)?;
         let attended = context.attend_across(self.heads, &q, kv.as_ref())?;
         let attended = context.site(&self.output, &attended)?;
-        context.sum(h, &attended)
+        context.sum(h, &attended, 1.0)
     }
 }
 
@@ -231,6 +222,14 @@ impl Branch {
         match &self.before {
             Some(norm) => context.norm(norm, h),
             None => Ok(h.clone()),
+        }
+    }
+
+    /// What attention or MLP adds to the residual stream, of its output.
+    fn output(&self, y: Tensor, context: &mut LayerContext) -> candle_core::Result<Tensor> {
+        match &self.after {
+            Some(norm) => context.norm(norm, &y),
+            None => Ok(y),
         }
     }
 }

@@ -188,23 +188,11 @@ impl<'a> LayerContext<'a> {
         }
     }
 
-    /// `x` times a constant.
-    pub(crate) fn scaled(&mut self, x: &Tensor, factor: f64) -> Result<Tensor> {
-        if factor == 1.0 {
-            return Ok(x.clone());
-        }
-        let y = (x * factor)?;
-        if let Some(tape) = &mut self.tape {
-            tape.record(x, &y, move |dy| dy * factor);
-        }
-        Ok(y)
-    }
-
-    /// `a + b`.
-    pub(crate) fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let Some(tape) = &mut self.tape else { return sum(a, b) };
-        let y = untracked_sum(a, b)?;
-        tape.record_sum([a, b], &y);
+    /// `a + factor b`.
+    pub(crate) fn sum(&mut self, a: &Tensor, b: &Tensor, factor: f64) -> Result<Tensor> {
+        let Some(tape) = &mut self.tape else { return sum(a, b, factor) };
+        let y = untracked_sum(a, b, factor)?;
+        tape.record_sum([a, b], factor, &y);
         Ok(y)
     }
 }

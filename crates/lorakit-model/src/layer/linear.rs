@@ -10,6 +10,7 @@ use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
 use lorakit_lora::kernels::op::{self, Input, Op};
 use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::vjp::with_vjp;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The weights of one projection, `x Wᵀ + b`.
@@ -150,19 +151,31 @@ impl FrozenProjections {
         let write = |y: &mut [f32]| forward_side_by_side(&weights, x, y, precision);
         // SAFETY: the products of all projections overwrite all columns.
         let mut y = unsafe { written(tokens * width, write) };
-        let mut start = 0;
-        for FrozenProjection { weight, bias } in &self.projections {
-            let columns = start..start + weight.rows();
-            if let Some(bias) = bias {
-                for row in y.chunks_exact_mut(width) {
-                    row[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                }
-            }
-            start = columns.end;
-        }
+        self.add_biases(&mut y);
         y
     }
+
+    /// Adds the biases to the outputs, all of a token in one pass.
+    fn add_biases(&self, y: &mut [f32]) {
+        if self.projections.iter().all(|projection| projection.bias.is_none()) {
+            return;
+        }
+        let rows = y.par_chunks_exact_mut(self.output).with_min_len(BIASED_VALUES.div_ceil(self.output));
+        rows.for_each(|row| {
+            let mut rest = row;
+            for FrozenProjection { weight, bias } in &self.projections {
+                let (own, others) = rest.split_at_mut(weight.rows());
+                if let Some(bias) = bias {
+                    own.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+                rest = others;
+            }
+        });
+    }
 }
+
+/// Outputs worth a thread of their own when biases are added.
+const BIASED_VALUES: usize = 1 << 14;
 
 /// `dx = dy W`: no gradient of `W` is computed.
 impl FrozenLinear for FrozenProjections {

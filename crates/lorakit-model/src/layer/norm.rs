@@ -69,10 +69,15 @@ impl Norm {
 
     /// The norm of every row of `x`, `[tokens, d]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = if x.device().is_cpu() { op::binary(self.op(), x, &self.factors()?)? } else { self.composed(x)? };
+        let (op, is_cpu) = (self.op(), x.device().is_cpu());
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+            Some(bias) if is_cpu && !bias.track_op() => {
+                op::binary(NormOp { bias: bias.to_vec1()?, ..op }, x, &self.factors()?)
+            }
+            Some(bias) if is_cpu => op::binary(op, x, &self.factors()?)?.broadcast_add(bias),
+            Some(bias) => self.composed(x)?.broadcast_add(bias),
+            None if is_cpu => op::binary(op, x, &self.factors()?),
+            None => self.composed(x),
         }
     }
 
@@ -82,7 +87,7 @@ impl Norm {
     }
 
     fn op(&self) -> NormOp {
-        NormOp { kind: self.kind, epsilon: self.epsilon as f32 }
+        NormOp { kind: self.kind, epsilon: self.epsilon as f32, bias: Vec::new() }
     }
 
     /// The same as [`Norm::forward`] without the bias, on any device; the reference that tests compare with.
@@ -121,6 +126,8 @@ impl Norm {
 struct NormOp {
     kind: NormKind,
     epsilon: f32,
+    /// A bias that does not train, added in the same pass; none where there are no values.
+    bias: Vec<f32>,
 }
 
 impl NormOp {
@@ -209,6 +216,7 @@ impl WithSimd for NormRow<'_> {
         for ((y, &x), &w) in self.y.iter_mut().zip(self.x).zip(self.w) {
             *y = (x - mean) * inverse * w;
         }
+        self.y.iter_mut().zip(&self.op.bias).for_each(|(y, bias)| *y += bias);
     }
 }
 

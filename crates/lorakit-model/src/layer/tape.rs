@@ -4,7 +4,7 @@
 //! a frozen base, with adapters that leave their gradients beside the graph, a gradient need only be passed on: it is
 //! summed where a value was used twice, and what a step holds is freed when its backward has run.
 
-use crate::layer::residual_sum::untracked_sum;
+use crate::layer::residual_sum::{term_gradient, untracked_sum};
 use candle_core::{Result, Tensor, TensorId};
 use lorakit_lora::kernels::op::{self, Op};
 use std::collections::{HashMap, HashSet};
@@ -28,8 +28,8 @@ enum Step {
     Pair { y: TensorId, inputs: [TensorId; 2], backward: PairBackward },
     /// An op with parameters of its own, whose backward runs whether the gradient of `x` is wanted or not.
     Trained { y: TensorId, x: Tensor, of_x: bool, op: Box<dyn Op<1>> },
-    /// A sum, with those of its terms whose gradient is wanted.
-    Sum { y: TensorId, terms: Vec<TensorId> },
+    /// A sum, with those of its terms whose gradient is wanted, and what each is multiplied with.
+    Sum { y: TensorId, terms: Vec<(TensorId, f64)> },
 }
 
 impl Tape {
@@ -83,9 +83,10 @@ impl Tape {
         Ok(y)
     }
 
-    /// Records a sum.
-    pub(crate) fn record_sum(&mut self, terms: [&Tensor; 2], y: &Tensor) {
-        let terms: Vec<TensorId> = terms.map(Tensor::id).into_iter().filter(|id| self.wanted.contains(id)).collect();
+    /// Records `y = a + factor b`.
+    pub(crate) fn record_sum(&mut self, [a, b]: [&Tensor; 2], factor: f64, y: &Tensor) {
+        let terms = [(a.id(), 1.0), (b.id(), factor)].into_iter();
+        let terms: Vec<(TensorId, f64)> = terms.filter(|(id, _)| self.wanted.contains(id)).collect();
         if !terms.is_empty() {
             self.wanted.insert(y.id());
             self.steps.push(Step::Sum { y: y.id(), terms });
@@ -120,7 +121,9 @@ impl Tape {
                 }
                 Step::Sum { y, terms } => {
                     if let Some(dy) = gradients.0.remove(&y) {
-                        terms.into_iter().try_for_each(|term| gradients.add(term, dy.clone()))?;
+                        for (term, factor) in terms {
+                            gradients.add(term, term_gradient(&dy, factor)?)?;
+                        }
                     }
                 }
             }
@@ -135,7 +138,7 @@ struct PendingGradients(HashMap<TensorId, Tensor>);
 impl PendingGradients {
     fn add(&mut self, of: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&of) {
-            Some(sum) => untracked_sum(&sum, &gradient)?,
+            Some(sum) => untracked_sum(&sum, &gradient, 1.0)?,
             None => gradient,
         };
         self.0.insert(of, sum);
@@ -153,7 +156,7 @@ mod tests {
         Tensor::new(&[value], &Device::Cpu).unwrap()
     }
 
-    /// `y = h + 3 h + c`, with a constant that is recorded too.
+    /// `y = h + 0.5 (3 h) + c`, with a constant that is recorded too.
     fn taped(wanted: bool) -> Option<f32> {
         let (h, constant) = (of(2.0), of(5.0));
         let mut tape = Tape::new(&h, wanted);
@@ -161,17 +164,17 @@ mod tests {
         tape.record(&h, &tripled, |dy| dy * 3.0);
         let doubled = (&constant * 2.0).unwrap();
         tape.record(&constant, &doubled, |_| unreachable!("nothing asks for the gradient of a constant"));
-        let sum = (&h + &tripled).unwrap();
-        tape.record_sum([&h, &tripled], &sum);
+        let sum = (&h + (&tripled * 0.5).unwrap()).unwrap();
+        tape.record_sum([&h, &tripled], 0.5, &sum);
         let y = (&sum + &doubled).unwrap();
-        tape.record_sum([&sum, &doubled], &y);
+        tape.record_sum([&sum, &doubled], 1.0, &y);
         let dh = tape.backward(&y, of(0.5)).unwrap();
         dh.map(|dh| dh.to_vec1::<f32>().unwrap()[0])
     }
 
     #[test]
     fn gradients_are_summed_where_a_value_was_used_twice() {
-        assert_eq!(taped(true), Some(0.5 + 1.5));
+        assert_eq!(taped(true), Some(0.5 + 0.75));
     }
 
     #[test]
