@@ -4,17 +4,21 @@
     architecture_costs.py --tokenizer DIR --work DIR [--rounds 3] [--only gemma2 phi ...]
 
 Writes one random base per architecture below --work (88 million parameters, needs torch and transformers, kept for the next
-run), all with the tokenizer in DIR, and measures both of a pair in turns: an expert's training step of 8 rows of about 100
-tokens, and the prefill of 470 tokens. FLOPs are those of the layers' matrices, so that attention, norms, caps and what an
-architecture adds besides count as overhead. LORAKIT is the binary (default: target/release/lorakit).
+run), all with the tokenizer in DIR, and measures both of a pair in turns: an expert's training steps of 8 rows of about 100
+tokens, and the prefill of 470 tokens. Of each the ratio of the processors' time (user and system) comes first, which other
+programs on the machine change little, and then that of wall time; of all rounds the median ratio counts. FLOPs are those of
+the layers' matrices, so that attention, norms, caps and what an architecture adds besides count as overhead. LORAKIT is the
+binary (default: target/release/lorakit).
 """
 import argparse
 import json
 import os
 import pathlib
 import shutil
+import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -55,23 +59,31 @@ def flops(folder):
 
 
 def seconds(*arguments):
+    """Of a run: the processors' time, and wall time."""
     started = time.perf_counter()
-    subprocess.run([str(a) for a in (LORAKIT, "-q", *arguments)], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    child = subprocess.Popen([str(a) for a in (LORAKIT, "-q", *arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status != 0:
+        sys.exit(f"failed: {child.args}")
+    return usage.ru_utime + usage.ru_stime, time.perf_counter() - started
+
+
+def difference(long, short):
+    return [a - b for a, b in zip(long, short)]
 
 
 def training(folder, task):
-    """Seconds of two steps."""
+    """Seconds of four steps."""
     with tempfile.TemporaryDirectory() as library:
         train = lambda steps: seconds("train-experts", "--base", folder, "--tasks", task, "--library", f"{library}/{steps}", "--set",
                                       f"max_steps={steps}", "batch_size=8", "dropout=0", "eval_steps=0", "max_loss_jump=0")  # fmt: skip
-        return -train(1) + train(3)
+        return difference(train(5), train(1))
 
 
 def prefill(folder, _):
     """Seconds of a prompt of about 470 tokens less those of one word."""
     generate = lambda prompt: seconds("generate", "--base", folder, "--max-new-tokens", 1, "--prompt", prompt)
-    return -generate("the") + generate(" the" * 470)
+    return difference(generate(" the" * 470), generate("the"))
 
 
 def main():
@@ -85,14 +97,16 @@ def main():
     task = given.work / "rows.jsonl"
     task.write_text("".join(json.dumps({"input": WORDS * 5, "output": f"{i}"}) + "\n" for i in range(64)))
     mistral = made("mistral", given)
-    print("| architecture | parameters of layers, millions | training, over Mistral's per FLOP | prefill |\n|---|---|---|---|", flush=True)
+    print("| architecture | parameters of layers, millions | training, over Mistral's per FLOP | wall | prefill | wall |")
+    print("|---|---|---|---|---|---|", flush=True)
     for architecture in given.only:
         folder = made(architecture, given)
         share, ratios = flops(mistral) / flops(folder), []
         for work in (training, prefill):
             pairs = [(work(folder, task), work(mistral, task)) for _ in range(given.rounds)]
-            ratios.append(share * min(own for own, _ in pairs) / min(theirs for _, theirs in pairs))
-        print(f"| {architecture} | {flops(folder) / 2e6:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |", flush=True)
+            for clock in range(2):
+                ratios.append(share * statistics.median(own[clock] / theirs[clock] for own, theirs in pairs))
+        print(f"| {architecture} | {flops(folder) / 2e6:.1f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
 
 main()
