@@ -35,7 +35,7 @@ fn a_config_is_refused_by_file_and_key() {
     );
     for (model_type, part) in [
         ("qwen3_moe", "mixtures of experts"),
-        ("granitemoehybrid", "linear attention"),
+        ("qwen3_next", "linear attention"),
         ("qwen2_5_vl", "images"),
         ("phi3small", "block-sparse attention"),
     ] {

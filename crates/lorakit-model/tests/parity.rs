@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// The bases of `tests/fixtures`, and those of ../shared.
 const FIXTURES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
-const SMALL: [&str; 5] = ["qwen2", "qwen3", "gemma2", "granite", "smollm3"];
+const SMALL: [&str; 8] = ["qwen2", "qwen3", "gemma2", "granite", "smollm3", "olmo3", "mistral3", "granite4"];
 const SHARED: [&str; 4] = ["mistral", "phi", "window", "llama3"];
 const NEWER: [&str; 11] =
     ["qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3long", "olmo2", "granite", "smollm3", "yarn", "biased"];

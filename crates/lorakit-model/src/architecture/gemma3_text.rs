@@ -6,7 +6,6 @@ use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::{Descriptor, QkNormDescriptor, QkNormRows};
 use crate::architecture::gguf::gguf_keys::GgufKeys;
 use crate::architecture::gguf::gguf_mapping::GgufMapping;
-use crate::architecture::rope_config::{RopeConfig, RotaryFactor};
 use crate::architecture::{gemma2, layer_types};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
@@ -50,7 +49,8 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
         "tie_word_embeddings": true,
     }));
     let caps = [None, json.number_or_null("final_logit_softcapping", None)?];
-    let [global, local] = ropes(&json)?;
+    let thetas = [json.number("rope_theta", 1_000_000.0)?, json.number("rope_local_base_freq", LOCAL_THETA)?];
+    let [global, local] = layer_types::ropes(&json, thetas, json.required("head_dim")?)?;
     let mut config = gemma2::read_gemma(&json.clone().without(&["rope_parameters", "rope_scaling"]), descriptor, caps)?;
     config.notices.extend(score_cap_notice(&json));
     config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
@@ -67,24 +67,6 @@ fn score_cap_notice(json: &ConfigKeys) -> Option<String> {
             "key 'attn_logit_softcapping' is {cap}; Gemma 3 does not cap its scores, as in transformers"
         ))
     })
-}
-
-/// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, or else
-/// `rope_theta` and `rope_local_base_freq`. `rope_scaling` is of global layers.
-fn ropes(json: &ConfigKeys) -> Result<[RopeConfig; 2]> {
-    let head_dim = json.required("head_dim")?;
-    let parameters = json.nested_or_empty("rope_parameters");
-    let read = |kind: &str, theta: f64| {
-        let own = parameters.nested_or_empty(kind).with_defaults(json!({ "rope_theta": theta }));
-        match json.nested("rope_scaling").filter(|_| kind == "full_attention") {
-            Some(scaling) => own.updated_with(&scaling),
-            None => own,
-        }
-    };
-    let global = read("full_attention", json.number("rope_theta", 1_000_000.0)?);
-    let local = read("sliding_attention", json.number("rope_local_base_freq", 10_000.0)?);
-    let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
-    Ok([rope(global)?, rope(local)?])
 }
 
 fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {

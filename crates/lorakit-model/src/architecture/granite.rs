@@ -9,7 +9,8 @@ use crate::error::Result;
 pub(crate) static GRANITE: Architecture =
     Architecture { model_type: "granite", descriptor: llama::DESCRIPTOR, gguf: None, read };
 
-fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+/// Reads the keys of GraniteConfig.
+pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let scales = Scales {
         embedding: json.number("embedding_multiplier", 1.0)?,
         residual: json.number("residual_multiplier", 1.0)?,

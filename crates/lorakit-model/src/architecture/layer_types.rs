@@ -1,7 +1,9 @@
-//! Which layers of a base have an attention of their own: `layer_types` of its `config.json`.
+//! Which layers of a base have an attention of their own: `layer_types` of its `config.json`, and how each kind rotates.
 
 use crate::architecture::config_keys::ConfigKeys;
+use crate::architecture::rope_config::{RopeConfig, RotaryFactor};
 use crate::error::Result;
+use serde_json::json;
 
 /// For each layer whether it is local: what `layer_types` says, or else `default`.
 pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
@@ -14,4 +16,18 @@ pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(us
         ))),
     };
     types.iter().map(is_local).collect()
+}
+
+/// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, with `thetas` where
+/// they do not say. `rope_scaling` is of global layers.
+pub(crate) fn ropes(json: &ConfigKeys, thetas: [f64; 2], head_dim: usize) -> Result<[RopeConfig; 2]> {
+    let parameters = json.nested_or_empty("rope_parameters");
+    let of = |kind: &str, theta: f64| parameters.nested_or_empty(kind).with_defaults(json!({ "rope_theta": theta }));
+    let (global, local) = (of("full_attention", thetas[0]), of("sliding_attention", thetas[1]));
+    let global = match json.nested("rope_scaling") {
+        Some(scaling) => global.updated_with(&scaling),
+        None => global,
+    };
+    let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
+    Ok([rope(global)?, rope(local)?])
 }

@@ -12,7 +12,8 @@ pub(crate) static MISTRAL: Architecture =
 /// MistralConfig's window where the file does not mention one; null means none.
 const DEFAULT_WINDOW: usize = 4096;
 
-fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+/// Reads the keys of MistralConfig.
+pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let window = if json.has_key("sliding_window") { json.count("sliding_window")? } else { Some(DEFAULT_WINDOW) };
     Ok(llama::read(json)?.with_window(window))
 }

@@ -10,7 +10,8 @@ use serde_json::json;
 /// `model_type: olmo2`.
 pub(crate) static OLMO2: Architecture = Architecture { model_type: "olmo2", descriptor: DESCRIPTOR, gguf: None, read };
 
-const DESCRIPTOR: Descriptor = Descriptor {
+/// OLMo 2's layers, which OLMo 3 shares.
+pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
     family: "Olmo2",
     block: BlockDescriptor::Sequential {
         attention: BranchNorms { before: None, after: Some("post_attention_layernorm") },
@@ -20,7 +21,8 @@ const DESCRIPTOR: Descriptor = Descriptor {
     ..llama::DESCRIPTOR
 };
 
-fn read(json: &ConfigKeys) -> Result<BaseConfig> {
+/// Reads the keys of Olmo2Config.
+pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let json = json.with_defaults(json!({ "rms_norm_eps": 1e-5 }));
     let descriptor = DESCRIPTOR.with_biases(json.flag("attention_bias", false)?, false);
     Ok(BaseConfig { descriptor, ..llama::read(&json)? })

@@ -4,7 +4,8 @@ use crate::architecture::base_config::{Architecture, BaseConfig};
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::quantization_config::ensure_readable;
 use crate::architecture::{
-    gemma2, gemma3, gemma3_text, granite, llama, mistral, olmo2, phi, phi3, qwen2, qwen3, smollm3, t5,
+    gemma2, gemma3, gemma3_text, granite, granitemoehybrid, llama, ministral3, mistral, mistral3, olmo2, olmo3, phi,
+    phi3, qwen2, qwen3, smollm3, t5,
 };
 use crate::error::{ModelError, Result};
 use lorakit_format::read_text;
@@ -15,6 +16,8 @@ use std::path::Path;
 /// All architectures.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &mistral::MISTRAL,
+    &mistral3::MISTRAL3,
+    &ministral3::MINISTRAL3,
     &llama::LLAMA,
     &phi::PHI,
     &qwen2::QWEN2,
@@ -24,7 +27,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &gemma3::GEMMA3,
     &phi3::PHI3,
     &olmo2::OLMO2,
+    &olmo3::OLMO3,
     &granite::GRANITE,
+    &granitemoehybrid::GRANITE_MOE_HYBRID,
     &smollm3::SMOLLM3,
     &t5::T5,
 ];
@@ -67,8 +72,25 @@ fn missing_part(model_type: &str) -> Option<&'static str> {
     } else if is(&["moe", "mixtral", "deepseek", "gpt_oss", "llama4", "dbrx", "jetmoe", "glm4_5", "ernie4_5_moe"]) {
         Some("mixtures of experts within its layers")
     } else if is(&["_vl", "vl_", "vision", "llava", "mllama", "paligemma", "idefics", "pixtral", "gemma3n", "gemma4"])
-        || is(&["mistral3", "internvl", "multimodal", "omni", "fuyu", "kosmos", "chameleon"])
+        || is(&["internvl", "multimodal", "omni", "fuyu", "kosmos", "chameleon"])
     {
+        Some("images or sound beside its text model")
+    } else {
+        None
+    }
+}
+
+/// The same by the keys of a config whose `model_type` says nothing.
+fn missing_part_by_keys(json: &ConfigKeys) -> Option<&'static str> {
+    let text = json.nested_or_empty("text_config");
+    let counts =
+        [json, &text].into_iter().flat_map(|json| EXPERT_COUNTS.map(|key| json.get(key).and_then(Value::as_u64)));
+    let kinds = [json, &text].into_iter().filter_map(|json| json.get("layer_types")?.as_array()).flatten();
+    if kinds.filter_map(Value::as_str).any(|kind| ["linear_attention", "mamba", "conv", "recurrent"].contains(&kind)) {
+        Some("layers of linear attention or state spaces")
+    } else if counts.flatten().any(|count| count > 1) {
+        Some("mixtures of experts within its layers")
+    } else if ["vision_config", "audio_config"].iter().any(|key| json.get(key).is_some()) {
         Some("images or sound beside its text model")
     } else {
         None
@@ -99,7 +121,8 @@ impl BaseConfig {
         let model_type = json.text("model_type").ok_or_else(|| json.error("key 'model_type' is missing"))?;
         let Some(architecture) = ARCHITECTURES.iter().find(|known| known.model_type == model_type) else {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.model_type).collect();
-            let missing = missing_part(model_type).map(|part| format!(", which needs {part}")).unwrap_or_default();
+            let missing = missing_part(model_type).or_else(|| missing_part_by_keys(json));
+            let missing = missing.map(|part| format!(", which needs {part}")).unwrap_or_default();
             return Err(
                 json.error(format!("key 'model_type' is '{model_type}'{missing}; supported are {}", known.join(", ")))
             );
@@ -121,7 +144,8 @@ mod tests {
     fn module_names_are_those_of_all_architectures() {
         assert_eq!(module_names(SiteRole::AttentionInput), ["q_proj", "k_proj", "v_proj", "qkv_proj", "q", "k", "v"]);
         assert_eq!(module_names(SiteRole::AttentionOutput), ["o_proj", "dense", "o"]);
-        assert_eq!(module_names(SiteRole::MlpInput), ["gate_proj", "up_proj", "fc1", "gate_up_proj", "wi_0", "wi_1"]);
-        assert_eq!(module_names(SiteRole::MlpOutput), ["down_proj", "fc2", "wo"]);
+        let mlp_input = ["gate_proj", "up_proj", "fc1", "gate_up_proj", "input_linear", "wi_0", "wi_1"];
+        assert_eq!(module_names(SiteRole::MlpInput), mlp_input);
+        assert_eq!(module_names(SiteRole::MlpOutput), ["down_proj", "fc2", "output_linear", "wo"]);
     }
 }
