@@ -100,20 +100,20 @@ fn inner_products<S: Simd, const T: usize, const R: usize>(simd: S, x: [&[f32]; 
         let mut sums = [[zero; R]; T];
         for i in 0..run.len() {
             let a = a.map(|row| row[i]);
-            for token in 0..T {
-                let x = x[token][i];
-                (0..R).for_each(|row| sums[token][row] = simd.mul_add_e_f32s(x, a[row], sums[token][row]));
+            for (x, sums) in x.iter().zip(&mut sums) {
+                let x = x[i];
+                sums.iter_mut().zip(a).for_each(|(sum, a)| *sum = simd.mul_add_e_f32s(x, a, *sum));
             }
         }
-        for token in 0..T {
-            (0..R).for_each(|row| totals[token][row] = simd.add_f32s(totals[token][row], sums[token][row]));
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total = simd.add_f32s(*total, sum));
         }
     }
     let mut products = [[0.0; R]; T];
-    for token in 0..T {
-        for row in 0..R {
-            let rest = x_split[token].1.iter().zip(a_split[row].1).map(|(x, a)| x * a).sum::<f32>();
-            products[token][row] = simd.reduce_sum_f32s(totals[token][row]) + rest;
+    for (products, (totals, (_, x))) in products.iter_mut().zip(totals.iter().zip(&x_split)) {
+        for (product, (&total, (_, a))) in products.iter_mut().zip(totals.iter().zip(&a_split)) {
+            let rest = x.iter().zip(*a).map(|(x, a)| x * a).sum::<f32>();
+            *product = simd.reduce_sum_f32s(total) + rest;
         }
     }
     products
