@@ -31,7 +31,7 @@ fn a_config_is_refused_by_file_and_key() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(
         &set("model_type", json!("mamba")),
-        &["config.json", "'model_type' is 'mamba'", "mistral, llama, phi, qwen2"],
+        &["config.json", "'model_type' is 'mamba'", "mistral, mistral3, ministral3, llama, phi, qwen2"],
     );
     for (model_type, part) in [
         ("qwen3_moe", "mixtures of experts"),
