@@ -209,3 +209,25 @@ fn one_score_and_none_are_plots_too() {
     assert!(!scores.iter().any(|element| element.text == "Arrow"), "a row without a score is left out");
     assert_eq!((file("differences.svg"), file("curves.svg")), (None, None), "nothing to show");
 }
+
+#[test]
+fn plots_that_a_table_no_longer_has_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let tasks: &[(&str, f64)] = &[("a", 2.5), ("b", 1.0)];
+    write_run(&folder.path().join("run"), &[("base", tasks), ("arrow", tasks)]);
+    let rows = row("base", "base", "x = 1\nseries = \"s\"") + &row("Arrow", "arrow", "x = 2\nseries = \"s\"");
+    let claim = "[[claim]]\ntext = \"Arrow helps\"\nbetter = \"Arrow\"\nworse = \"base\"\n";
+    let (_, file) = compare(folder.path(), &(COLUMN.to_owned() + &rows + claim));
+    assert!(file("differences.svg").is_some() && file("curves.svg").is_some());
+    let others = ["notes.svg", "scores.svg.bak"];
+    for name in others {
+        fs::write(folder.path().join("out").join(name), name).unwrap();
+    }
+    let (_, file) =
+        compare(folder.path(), &(COLUMN.to_owned() + &row("base", "base", "") + &row("Arrow", "arrow", "")));
+    assert_eq!((file("differences.svg"), file("curves.svg")), (None, None), "of the earlier table");
+    assert!(file("scores.svg").is_some() && file("table.md").is_some());
+    for name in others {
+        assert_eq!(file(name).as_deref(), Some(name), "another's file");
+    }
+}

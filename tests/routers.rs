@@ -34,6 +34,15 @@ impl Work {
         run(fixed.iter().copied().chain(routers.iter().copied()).chain(options.iter().copied()))
     }
 
+    /// The state of a router that is fitted to rows, which no call before was, and what stderr said.
+    fn fitted(&self, router: &str, task: &str, fit: &[&str]) -> (Vec<u8>, String) {
+        let before = self.kept();
+        let ran = self.eval(&[router], &[&["--tasks", task, "--metrics", "loss", "--fit"], fit].concat()).ok();
+        let new: Vec<PathBuf> = self.kept().into_iter().filter(|folder| !before.contains(folder)).collect();
+        assert_eq!(new.len(), 1, "{new:?}");
+        (fs::read(new[0].join("router.safetensors")).unwrap(), ran.stderr)
+    }
+
     /// The folders of cached routers.
     fn kept(&self) -> Vec<PathBuf> {
         let Ok(folder) = fs::read_dir(self.0.path().join("library/routers")) else { return Vec::new() };
@@ -183,6 +192,70 @@ fn the_mean_gets_the_scale_that_suits_validation_rows_best() {
     let record = work.kept()[0].join("router.json");
     let record: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
     assert_eq!(record["of"]["rows"]["split"], "validation");
+}
+
+#[test]
+fn evidence_reads_the_answers_of_validation_rows_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    // Two tasks of a constant answer each; `train` and `validation` are the answers in these splits, if not the right ones.
+    let write = |name: &str, answer: &str, train: Option<&str>, validation: Option<&str>| -> String {
+        fs::create_dir_all(path(name)).unwrap();
+        let place = |file: &str| path(&format!("{name}/{answer}{file}"));
+        let rows = |from: usize, answer: &str, sign: &str| -> String {
+            (from..from + 20).map(|i| format!("{{\"input\": \"{sign}k{i};\", \"output\": \"{answer}\"}}\n")).collect()
+        };
+        let sign = if answer == "1" { "+" } else { "-" };
+        for (split, from, answer) in [
+            ("train", 10, train.unwrap_or(answer)),
+            ("validation", 40, validation.unwrap_or(answer)),
+            ("test", 70, answer),
+        ] {
+            fs::write(place(&format!(".{split}.jsonl")), rows(from, answer, sign)).unwrap();
+        }
+        let splits = ["train", "validation", "test"].map(|split| format!("{split} = \"{answer}.{split}.jsonl\"\n"));
+        fs::write(place(".toml"), format!("name = \"of_{answer}\"\n{}", splits.concat())).unwrap();
+        place(".toml")
+    };
+    let both = |name: &str, train, validation| ["1", "2"].map(|answer| write(name, answer, train, validation));
+    let own = both("own", None, None);
+    let work = Work::new(&[&own[0], &own[1]]);
+    let fitted = |fit: &[String; 2]| work.fitted("evidence", &own[0], &[&fit[0], &fit[1]]);
+    let (state, said) = fitted(&own);
+    assert!(said.contains("chosen on validation rows: evidence:") && !said.contains("otherwise=base"), "{said}");
+
+    // Other answers to the training rows change nothing; other answers to the validation rows change the fallback.
+    assert!(fitted(&both("other_train", Some("qq"), None)).0 == state);
+    let (other, said) = fitted(&both("other_validation", None, Some("qq")));
+    assert!(said.contains("otherwise=base") && other != state, "{said}");
+
+    // Validation rows that an expert was trained on are none: nothing is chosen then, which is said.
+    let seen = both("seen", None, None);
+    for answer in ["1", "2"] {
+        let file = |split: &str| path(&format!("seen/{answer}.{split}.jsonl"));
+        fs::copy(file("train"), file("validation")).unwrap();
+    }
+    let said = fitted(&seen).1;
+    assert!(said.contains("no task has validation rows") && said.contains("temperature=0.1"), "{said}");
+    fs::copy(path("own/2.validation.jsonl"), path("seen/2.validation.jsonl")).unwrap();
+    let said = fitted(&seen).1;
+    assert!(said.contains("1 of 2 tasks to fit to, such as `of_1`") && !said.contains("no task has"), "{said}");
+    for answer in ["1", "2"] {
+        fs::copy(path(&format!("seen/{answer}.train.jsonl")), path(&format!("seen/{answer}.validation.jsonl")))
+            .unwrap();
+    }
+    let refused = work.eval(&["scaled_uniform"], &["--tasks", &own[0], "--fit", &seen[0], &seen[1]]).failed(1);
+    assert!(refused.contains("validation rows") && refused.contains("--fit"), "{refused}");
+
+    // With nothing to choose, no answer is read: not even a file of validation rows is needed.
+    let record = |router: &str| {
+        let before = work.kept();
+        work.eval(&[router], &["--tasks", &own[0]]).ok();
+        let new: Vec<PathBuf> = work.kept().into_iter().filter(|folder| !before.contains(folder)).collect();
+        serde_json::from_str::<Value>(&fs::read_to_string(new[0].join("router.json")).unwrap()).unwrap()
+    };
+    assert!(record("evidence:temperature=0.1,otherwise=base")["of"]["rows"]["calibration_rows"].is_null());
+    assert_eq!(record("evidence:rows=5")["of"]["rows"]["calibration_rows"], 4);
 }
 
 #[test]

@@ -184,8 +184,16 @@ fn huge_numbers_are_refused() {
         let files = ["--library", library.to_str().unwrap(), "--tasks", task.to_str().unwrap(), "--set", setting];
         run(fixed.into_iter().chain(files)).failed(code)
     };
-    assert_contains(&train("rank=1000000", 1), &["GiB", "available"]);
+    // pico's widest projections of the attention are 128 by 128.
+    assert_contains(&train("rank=100000", 1), &["rank is 100000", "at most 128", "pico"]);
+    assert_contains(&train("rank=129", 1), &["rank is 129", "at most 128"]);
     assert_contains(&train("rank=1000000000", 2), &["rank", "at most"]);
     assert_contains(&train("batch_size=4294967296", 2), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());
+    let info = |setting: &str| words(&format!("base info pico --set {setting}")).ok().stderr;
+    assert_contains(&info("rank=65"), &["rank 65", "8 of 16", "k_proj", "at most 64"]);
+    assert!(!info("rank=64").contains("rank"), "{}", info("rank=64"));
+    words("base info pico --set rank=129").failed(1);
+    // The widest of all linear projections is no smaller than 128 on either side.
+    words("base info pico --set rank=128 target_modules=all-linear").ok();
 }

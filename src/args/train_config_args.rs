@@ -1,6 +1,7 @@
 //! Options that set the training configuration.
 
 use crate::args::usage;
+use crate::command_context::CommandContext;
 use anyhow::{Error, Result, ensure};
 use clap::Args;
 use lorakit_model::Base;
@@ -73,5 +74,33 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
         base.identity().name,
         kinds()
     );
+    Ok(())
+}
+
+/// Refuses a rank that no target module can use: a change of a weight has no higher rank than the weight's smaller side.
+/// Where it suits some modules alone, it is a warning, since PEFT takes one rank for modules of all sizes too.
+pub fn ensure_rank(settings: &TrainConfig, base: &Base, context: &CommandContext) -> Result<()> {
+    let targets = settings.targets(base)?;
+    let mut sides = Vec::new();
+    for module in base.modules() {
+        if targets.matches(&module.path)? {
+            sides.push((module.input.min(module.output), module.path));
+        }
+    }
+    let (Some((least, smallest)), Some((most, _))) = (sides.iter().min(), sides.iter().max()) else { return Ok(()) };
+    let rank = settings.rank;
+    ensure!(
+        rank <= *most,
+        "setting rank is {rank}; expected at most {most}, the highest rank of a change of any target module of base `{}`",
+        base.identity().name
+    );
+    let full = sides.iter().filter(|(side, _)| rank > *side).count();
+    if full > 0 {
+        context.output.warn(format!(
+            "rank {rank} is more than a change can have in {full} of {} target modules, such as {smallest}, where it is at \
+             most {least}: what is above costs memory and time alone",
+            sides.len()
+        ));
+    }
     Ok(())
 }

@@ -65,6 +65,7 @@ fn info(args: InfoArgs, context: &CommandContext) -> Result<()> {
     train_config_args::assign(&mut settings, &args.set)?;
     let base = args.base.open(context)?;
     train_config_args::ensure_targets(&settings, &base)?;
+    train_config_args::ensure_rank(&settings, &base, context)?;
     let needs = MemoryNeeds::of(&base, &settings)?;
     context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
 }

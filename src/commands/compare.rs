@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_format::atomic::write_file;
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// The arguments of `compare`.
 #[derive(Args, Debug)]
@@ -28,7 +29,7 @@ pub struct CompareArgs {
     #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
     runs: Vec<PathBuf>,
     /// Folder for results.json, table.md, and plots: scores.svg, differences.svg of the claims, and curves.svg of the
-    /// rows that have an x
+    /// rows that have an x; those of an earlier table are replaced or removed
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -78,12 +79,23 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
             ("curves.svg", curve_panels::svg(&spec, &scores)?),
         ];
         for (name, plot) in plots {
-            if let Some(plot) = plot {
-                write_file(&folder.join(name), plot.as_bytes())?;
-            }
+            replace_plot(&folder.join(name), plot)?;
         }
     }
     context.output.result(&document, || text)
+}
+
+/// Writes a plot; one that this table lacks is removed, since it would be of an earlier table.
+fn replace_plot(path: &Path, plot: Option<String>) -> Result<()> {
+    match plot {
+        Some(plot) => Ok(write_file(path, plot.as_bytes())?),
+        None => match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("{}: an earlier plot, which cannot be removed", path.display()))
+            }
+            _ => Ok(()),
+        },
+    }
 }
 
 /// Whether a row of the document has any score.

@@ -30,7 +30,6 @@ use lorakit_fit::router::RoutedPatches;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
 use lorakit_model::Base;
-use lorakit_route::TrainingData;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
@@ -265,8 +264,7 @@ fn warn_of_fits(routers: &[RouterArg], fit: &[Task], split: Split, context: &Com
     if !fit.is_empty() && fitted().next().is_none() {
         context.output.warn("--fit is not used: none of these routers is fitted");
     }
-    let on_validation = |data: TrainingData| matches!(data, TrainingData::ExpertValidation { .. });
-    if let Some((typed, _)) = fitted().find(|(_, data)| split == Split::Validation && on_validation(*data)) {
+    if let Some((typed, _)) = fitted().find(|(_, data)| split == Split::Validation && data.reads_validation()) {
         context.output.warn(format!(
             "--router {typed} is fitted to validation rows of the experts' tasks: its scores on them are not those of \
              unseen rows"

@@ -2,7 +2,7 @@
 
 use crate::args::part_arg::PartArg;
 use crate::args::task_args::{self, TaskArgs};
-use crate::args::train_config_args::{TrainConfigArgs, ensure_targets};
+use crate::args::train_config_args::{TrainConfigArgs, ensure_rank, ensure_targets};
 use crate::args::usage::count;
 use crate::base::base_source::BaseSource;
 use crate::base::model_files;
@@ -145,6 +145,9 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let place = args.base.resolve(context)?;
     let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(settings.row_encoding()));
     ensure_targets(&settings, &base)?;
+    if !args.mode.full {
+        ensure_rank(&settings, &base, context)?;
+    }
     let train = TrainContext {
         base: &base,
         tokenizer: &vocabulary,

@@ -134,11 +134,12 @@ impl<'a> ScoredRows<'a> {
         if task.sha256() == fit.sha256() {
             return Ok(());
         }
-        let (shared, compared) = HashSketch::new(fit.row_hashes(Split::Train)).shared(self.hashes.iter().copied());
+        let fitted = [Split::Train, Split::Validation].into_iter().flat_map(|split| fit.row_hashes(split));
+        let (shared, compared) = HashSketch::new(fitted).shared(self.hashes.iter().copied());
         ensure!(
             shared == 0 || (shared as f64) < SHARE * compared as f64,
-            "--fit {} ({}): {shared} of {compared} {} rows of the evaluated task `{}` are among its training rows. Use one \
-             file with one split_seed for both, or --split all",
+            "--fit {} ({}): {shared} of {compared} {} rows of the evaluated task `{}` are among its training rows or \
+             validation rows. Use one file with one split_seed for both, or --split all",
             fit.name,
             fit.path.display(),
             self.split,

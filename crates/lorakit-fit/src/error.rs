@@ -108,6 +108,11 @@ pub enum FitError {
     /// A recorded task whose rows or split have changed.
     #[error(transparent)]
     ChangedTask(Box<ChangedTask>),
+    /// Tasks whose validation rows, if any, are training rows of experts.
+    #[error(
+        "no task to fit to has validation rows that no expert was trained on: give tasks that have some with --fit"
+    )]
+    NoValidationRows,
     /// A row that should belong to an expert.
     #[error("a row has no expert")]
     RowWithoutExpert,

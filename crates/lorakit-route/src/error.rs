@@ -170,9 +170,7 @@ pub enum RouteError {
     #[error("no row of the expert {0} was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
     /// The spread of a task's prompts cannot be estimated from one of them.
-    #[error(
-        "{0} prompts to learn from, and no two of one task (temperature=auto sets a quarter of each task's aside, and at least one): give tasks of more rows, or rows=N with N at least 3"
-    )]
+    #[error("{0} prompts to learn from, and no two of one task: give tasks of more rows, or rows=N with N at least 2")]
     FewPrompts(usize),
     /// A response is not finite.
     #[error(

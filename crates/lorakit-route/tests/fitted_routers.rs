@@ -307,9 +307,6 @@ fn each_fold_has_a_quarter_of_each_tasks_prompts() {
         experts: vec![1, 0],
     };
     assert_eq!(prompts.folds(), [0, 1, 2, 3, 0, 0]);
-    let rest = prompts.without(0);
-    assert_eq!((rest.tasks, rest.experts), (vec![0, 0, 0], vec![1, 0]));
-    assert_eq!(rest.responses, [(3, vec![2.0, 3.0, 4.0, 5.0, 6.0, 7.0])]);
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
     let error = Evidence::default().state(&library, &TaskResponses::default()).unwrap_err();
     assert!(matches!(error, RouteError::FewPrompts(0)), "{error}");

@@ -45,7 +45,8 @@ impl ColumnNames {
                     String::new()
                 };
                 Error::Row(format!(
-                    "no column `{own}`, which is to be `{column}`; the row has {}{reversed}",
+                    "no column `{own}`, which is to be `{column}`; the row has {}{reversed}. Names of columns apply to every \
+                     data file of a command: where files differ, give each a task TOML with its own [columns]",
                     json_value::keys(fields)
                 ))
             })?;
@@ -157,10 +158,13 @@ mod tests {
     fn errors_list_the_columns_that_exist() {
         let names: ColumnNames = "input=qestion".parse().unwrap();
         let error = names.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
-        assert_eq!(error, "no column `qestion`, which is to be `input`; the row has `question`, `answer`");
+        assert!(
+            error.starts_with("no column `qestion`, which is to be `input`; the row has `question`, `answer`."),
+            "{error}"
+        );
         let reversed: ColumnNames = "question=input".parse().unwrap();
         let error = reversed.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
-        assert!(error.ends_with("; the standard name comes first: input=question"), "{error}");
+        assert!(error.contains("; the standard name comes first: input=question."), "{error}");
         for wrong in ["", "input", "input=", "=a", "input=a,input=b"] {
             assert!(wrong.parse::<ColumnNames>().is_err(), "{wrong}");
         }

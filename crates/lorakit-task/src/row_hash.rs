@@ -10,8 +10,7 @@ use crate::task::Task;
 impl Task {
     /// The hash of each row of a split, by its fields alone: task, template, file name and file format do not matter.
     pub fn row_hashes(&self, split: Split) -> impl Iterator<Item = u64> {
-        let chosen = self.rows.iter().filter(move |(own, _)| split == Split::All || *own == split);
-        chosen.map(|(_, row)| hash(&row.fields))
+        self.rows_of(split).map(|row| hash(&row.fields))
     }
 }
 

@@ -71,8 +71,7 @@ impl Task {
     /// # Errors
     /// If the split is empty: training on no rows, or averaging over none, is a mistake.
     pub fn rows(&self, split: Split, limit: Option<usize>) -> Result<Vec<&Row>> {
-        let chosen = self.rows.iter().filter(|(own, _)| split == Split::All || *own == split);
-        let rows: Vec<&Row> = chosen.map(|(_, row)| row).take(limit.unwrap_or(usize::MAX)).collect();
+        let rows: Vec<&Row> = self.rows_of(split).take(limit.unwrap_or(usize::MAX)).collect();
         if rows.is_empty() && limit != Some(0) {
             return Err(Error::EmptySplit {
                 task: self.name.clone(),
@@ -86,9 +85,14 @@ impl Task {
         Ok(rows)
     }
 
+    /// The rows of a split, of which there may be none, in file order.
+    pub fn rows_of(&self, split: Split) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |(own, _)| split == Split::All || *own == split).map(|(_, row)| row)
+    }
+
     /// The number of rows in a split.
     pub fn count(&self, split: Split) -> usize {
-        self.rows.iter().filter(|(own, _)| split == Split::All || *own == split).count()
+        self.rows_of(split).count()
     }
 
     /// Whether the base's chat template renders some of its rows, whatever the options.

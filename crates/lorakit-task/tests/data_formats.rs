@@ -187,6 +187,29 @@ fn other_columns_stand_for_the_standard_ones() {
 }
 
 #[test]
+fn a_file_without_the_named_columns_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("qa.jsonl"), "{\"question\": \"Q?\", \"answer\": \"A\"}\n").unwrap();
+    fs::write(path("plain.jsonl"), "{\"input\": \"I\", \"output\": \"O\"}\n").unwrap();
+    fs::write(path("plain.toml"), "rows = \"plain.jsonl\"\n[columns]\ninput = \"input\"\noutput = \"output\"\n")
+        .unwrap();
+    let columns: ColumnNames = "input=question,output=answer".parse().unwrap();
+    // Standard names do not help: the file may hold other rows than the user thinks.
+    let error = Task::load_renamed(&[path("qa.jsonl"), path("plain.jsonl")], None, &columns).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    for part in
+        [&path("plain.jsonl"), "no column `question`", "the row has `input`, `output`", "task TOML", "[columns]"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    // As the message says.
+    let tasks = Task::load_renamed(&[path("qa.jsonl"), path("plain.toml")], None, &columns).unwrap();
+    let prompts: Vec<&str> = tasks.iter().map(|task| task.rows(Split::All, None).unwrap()[0].prompt.as_str()).collect();
+    assert_eq!(prompts, ["Q?\n", "I\n"]);
+}
+
+#[test]
 fn truncated_and_altered_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["snappy.parquet", "pages.parquet", "dataset/data-00000-of-00002.arrow"] {

@@ -4,8 +4,8 @@
 mod tiny_base;
 
 use lorakit_model::{Base, BaseOptions};
-use lorakit_train::memory_estimate::{bytes_per_token, estimate, full_estimate};
-use lorakit_train::{BackwardMode, DeviceMemory, TrainConfig};
+use lorakit_train::memory_estimate::{bytes_per_token, check_fits, estimate, full_estimate};
+use lorakit_train::{BackwardMode, DeviceMemory, MemoryEstimate, TrainConfig};
 
 fn base(name: &str) -> Base {
     tiny_base::base(name, &BaseOptions::default())
@@ -59,4 +59,13 @@ fn estimates_are_split_into_parts() {
     assert!(full.weights >= 24 * base.parameters() && full.adapters == 0);
     let memory = DeviceMemory::of_device(&base).unwrap();
     assert!(memory.available <= memory.total && eight.total() < memory.total, "{memory:?}");
+}
+
+#[test]
+fn more_than_the_machine_has_is_refused() {
+    let base = base("mistral");
+    check_fits(&base, &MemoryEstimate { adapters: 1 << 10, ..MemoryEstimate::default() }).unwrap();
+    let error = check_fits(&base, &MemoryEstimate { adapters: 1 << 50, ..MemoryEstimate::default() }).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("GiB") && message.contains("available"), "{message}");
 }

@@ -1,5 +1,5 @@
 //! The fit of `evidence`: the experts' responses to prompts of their tasks, and the values of its `auto` settings, which are
-//! chosen by the likelihood of the answers of some of these rows.
+//! chosen by the likelihood of the answers of validation rows that no expert was trained on.
 
 use super::lowest_loss::of_lowest_loss;
 use super::prompt_routing::BasePromptRouting;
@@ -24,26 +24,44 @@ impl RouterFit for EvidenceFit {
     }
 }
 
+/// What `auto` takes where no row is left that no expert was trained on: no answer speaks for anything.
+const WITHOUT_ROWS: (f32, Fallback) = (0.1, Fallback::Base);
+
 /// Fits the distribution of responses, and chooses the `auto` settings.
 fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
-    let prompts = responses(evidence, rows)?;
-    // The settings must suit unseen prompts: one fold is scored by what is fitted to the others.
-    let held_out = 0;
-    let examples = rows.examples()?.into_iter().zip(prompts.folds());
-    let scored: Vec<Example> = examples.filter(|(_, fold)| *fold == held_out).map(|(row, _)| row.example).collect();
+    let state = evidence.state(rows.experts(), &responses(evidence, rows)?)?;
+    let (temperature, fallback) = match (evidence.temperature, evidence.otherwise) {
+        (Temperature::Fixed(temperature), fallback) if fallback != Fallback::Auto => (temperature, fallback),
+        _ => chosen(evidence, rows, &state)?,
+    };
+    Ok(Evidence::with_chosen(state, temperature, fallback)?)
+}
+
+/// The temperature and the fallback, of which one at least is chosen.
+fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Result<(f32, Fallback)> {
+    let scored: Vec<Example> = rows.calibration()?.into_iter().map(|row| row.example).collect();
+    if scored.is_empty() {
+        let (temperature, fallback) = WITHOUT_ROWS;
+        let temperature = if let Temperature::Fixed(given) = evidence.temperature { given } else { temperature };
+        let fallback = if evidence.otherwise == Fallback::Auto { fallback } else { evidence.otherwise };
+        rows.warn(&format!(
+            "evidence: no task has validation rows that no expert was trained on, by whose answers temperature and fallback \
+             would be chosen; they are {}",
+            evidence.fixed(temperature, fallback)
+        ));
+        return Ok((temperature, fallback));
+    }
     let trial = Trial { rows, scored };
     let fallback = match evidence.otherwise {
         Fallback::Auto => trial.fallback(evidence)?,
         given => given,
     };
     let temperature = match evidence.temperature {
-        Temperature::Auto => {
-            trial.temperature(evidence, fallback, &evidence.state(rows.experts(), &prompts.without(held_out))?)?
-        }
+        Temperature::Auto => trial.temperature(evidence, fallback, state)?,
         Temperature::Fixed(given) => given,
     };
-    let state = evidence.state(rows.experts(), &prompts)?;
-    Ok(Evidence::with_chosen(state, temperature, fallback)?)
+    rows.status(&format!("chosen on validation rows: {}", evidence.fixed(temperature, fallback)));
+    Ok((temperature, fallback))
 }
 
 /// The responses of every expert to the prompts.

@@ -5,9 +5,10 @@ use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
 use crate::task_record::{chat_template_of, task_record};
 use lorakit_adapter::{Library, TaskRecord};
+use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{ColumnNames, Example, RowEncoding, Split, Task, Tokenizer, Truncation};
+use lorakit_task::{ColumnNames, Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +36,9 @@ pub struct RowsIdentity {
     /// How rows become tokens, if not as by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<String>,
+    /// The maximum number of validation rows of each task beside these rows, if there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_rows: Option<usize>,
 }
 
 /// What identifies a task of [`RowsIdentity`].
@@ -80,10 +84,10 @@ impl<'a> TrainingRows<'a> {
         let experts = &context.library.experts;
         let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
         let mut sources = match data {
-            TrainingData::ExpertTasks { .. } | TrainingData::ExpertValidation { .. } if context.tasks.is_empty() => {
-                own_tasks(context)?
-            }
-            TrainingData::ExpertTasks { .. } | TrainingData::ExpertValidation { .. } => {
+            _ if data.is_of_experts() && context.tasks.is_empty() => own_tasks(context)?,
+            TrainingData::ExpertTasks { .. }
+            | TrainingData::CalibratedExpertTasks { .. }
+            | TrainingData::ExpertValidation { .. } => {
                 let source = |task: &'a Task| Ok(given(task, Some(expert_of_task(&task.name, experts)?)));
                 let sources: Vec<TaskSource> =
                     context.tasks.iter().map(source).collect::<Result<_>>().with_context(|| "--fit".to_owned())?;
@@ -137,6 +141,11 @@ impl<'a> TrainingRows<'a> {
         self.context.reporter.status(text);
     }
 
+    /// Tells the user something beside the result.
+    pub fn warn(&self, text: &str) {
+        self.context.reporter.warn(text);
+    }
+
     /// The tokenizer.
     ///
     /// # Errors
@@ -173,13 +182,16 @@ impl<'a> TrainingRows<'a> {
             tasks: self.sources.iter().map(task).collect(),
             encoding: (encoding != RowEncoding::default())
                 .then(|| format!("chat={},loss={},bos={}", encoding.chat, encoding.loss, encoding.bos)),
+            calibration_rows: self.data.calibration_rows(),
         })
     }
 
     /// The split that the rows are from.
     fn split(&self) -> Split {
         match self.data {
-            TrainingData::ExpertTasks { .. } | TrainingData::TargetTask { .. } => Split::Train,
+            TrainingData::ExpertTasks { .. }
+            | TrainingData::CalibratedExpertTasks { .. }
+            | TrainingData::TargetTask { .. } => Split::Train,
             TrainingData::ExpertValidation { .. } => Split::Validation,
         }
     }
@@ -192,11 +204,55 @@ impl<'a> TrainingRows<'a> {
         }
     }
 
-    /// The rows as tokens, task by task in a fixed order: the first rows of each task's split.
+    /// The rows as tokens, task by task in a fixed order: the first rows of each task's split. Of validation rows those
+    /// that no expert was trained on, as [`TrainingRows::calibration`].
     ///
     /// # Errors
-    /// Where a task that an expert's record names is no longer there, or has changed.
+    /// Where a task that an expert's record names is no longer there, or has changed; where no task has validation rows
+    /// that are asked for.
     pub fn examples(&self) -> Result<Vec<TrainingRow>> {
+        if self.split() == Split::Train {
+            return self.encoded(|task| Ok(task.rows(Split::Train, Some(self.data.rows()))?));
+        }
+        let examples = self.unseen(self.data.rows())?;
+        if examples.is_empty() { Err(FitError::NoValidationRows) } else { Ok(examples) }
+    }
+
+    /// The validation rows by whose answers settings are chosen, as tokens, task by task in a fixed order: the first rows of
+    /// each task's validation split, without those that equal a row which some expert was trained on.
+    ///
+    /// # Errors
+    /// As [`TrainingRows::examples`].
+    pub fn calibration(&self) -> Result<Vec<TrainingRow>> {
+        self.data.calibration_rows().map_or(Ok(Vec::new()), |rows| self.unseen(rows))
+    }
+
+    /// At most `count` validation rows of each task that no expert was trained on, with a warning of tasks that have none.
+    fn unseen(&self, count: usize) -> Result<Vec<TrainingRow>> {
+        let records = || self.context.library.records.iter().flatten();
+        let tasks = records().flat_map(|record| record.tasks.iter().chain(&record.seen));
+        let trained: Vec<HashSketch> = tasks.filter_map(|task| HashSketch::of_text(&task.train_rows)).collect();
+        let is_new = |hash: u64| trained.iter().all(|rows| rows.shared([hash]).0 == 0);
+        let examples = self.encoded(|task| {
+            let hashed = task.rows_of(Split::Validation).zip(task.row_hashes(Split::Validation));
+            Ok(hashed.filter(|(_, hash)| is_new(*hash)).map(|(row, _)| row).take(count).collect())
+        })?;
+        let without = |task: &usize| examples.iter().all(|row| row.task != *task);
+        let without: Vec<usize> = (0..self.sources.len()).filter(without).collect();
+        if let (Some(first), false) = (without.first(), examples.is_empty()) {
+            self.context.reporter.warn(&format!(
+                "{} of {} to fit to, such as `{}`, have no validation rows that no expert was trained on: their answers have \
+                 no part in the choice of settings",
+                without.len(),
+                pluralize(self.sources.len(), "task"),
+                self.sources[*first].record.name
+            ));
+        }
+        Ok(examples)
+    }
+
+    /// The `chosen` rows of each task as tokens, task by task in a fixed order.
+    fn encoded(&self, chosen: impl Fn(&Task) -> Result<Vec<&Row>>) -> Result<Vec<TrainingRow>> {
         let tokenizer = self.tokenizer()?;
         let length = self.base().config().max_positions;
         let mut loaded = Loaded::default();
@@ -206,7 +262,7 @@ impl<'a> TrainingRows<'a> {
                 Some(task) => task,
                 None => loaded.find(source, self)?,
             };
-            for row in task.rows(self.split(), Some(self.data.rows()))? {
+            for row in chosen(task)? {
                 let example = Example::encode(row, &tokenizer, length)
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
                 examples.push(TrainingRow { task: number, expert: source.expert, example });

@@ -32,7 +32,7 @@ pub static SCALED_UNIFORM: MethodInfo<dyn Router> = MethodInfo {
     link: None,
     defaults: defaults::<ScaledUniform>,
     parse: |name, typed| Ok(Arc::new(read::<ScaledUniform>(name, typed)?)),
-    version: 1,
+    version: 2,
 };
 
 /// The router `scaled_uniform`.

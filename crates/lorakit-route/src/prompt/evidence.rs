@@ -18,8 +18,9 @@
 //! says: no expert fits such a prompt. (Under `mixing=separate` every weight, and so the confidence, multiplies A and B each.)
 //!
 //! How sharp a choice should be, and the best fallback, differ between libraries: `auto` takes what makes the answers of a
-//! quarter of the same rows likeliest, the temperature out of [`TEMPERATURES`], given the other three quarters. Nothing else
-//! sees an answer, and of a task that is evaluated only prompts are read.
+//! few validation rows of each task likeliest, the temperature out of [`TEMPERATURES`]. No expert was trained on these rows:
+//! it knows the answers to its training rows, so that these would speak for the surest choice. Nothing else sees an answer,
+//! and of a task that is evaluated only prompts are read.
 //!
 //! Cost: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
@@ -38,7 +39,7 @@ use crate::fixed::row_weights::observed_row_weights;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
-use crate::method_settings::{Settings, defaults, read, write};
+use crate::method_settings::{Settings, at_least_one, defaults, read, write};
 use crate::mixing::Mixing;
 use crate::prompt::evidence::lda::{
     LinearDiscriminant, TaskResponses, held_out_distances, pattern, pattern_width, spread,
@@ -66,7 +67,7 @@ pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
     link: None,
     defaults: defaults::<Evidence>,
     parse: |name, typed| Ok(Arc::new(read::<Evidence>(name, typed)?)),
-    version: 2,
+    version: 3,
 };
 
 /// The temperatures that `auto` chooses from.
@@ -152,6 +153,8 @@ pub struct Evidence {
     pub measure: ResponseMeasure,
     /// The maximum number of reference prompts of each task.
     pub rows: Limit,
+    /// The maximum number of validation rows of each task by whose answers `auto` chooses.
+    pub calibration_rows: usize,
     /// How the chosen experts' deltas are combined.
     pub mixing: Mixing,
 }
@@ -166,6 +169,7 @@ impl Default for Evidence {
             otherwise: Fallback::Auto,
             measure: ResponseMeasure::Energy,
             rows: Limit(16),
+            calibration_rows: 4,
             mixing: Mixing::Outputs,
         }
     }
@@ -173,7 +177,8 @@ impl Default for Evidence {
 
 impl Settings for Evidence {
     fn validate(&self) -> Result<(), String> {
-        let Self { floor, sure, .. } = *self;
+        let Self { floor, sure, calibration_rows, .. } = *self;
+        at_least_one("calibration_rows", calibration_rows)?;
         if 0.0 <= floor && floor <= sure && sure <= 1.0 {
             return Ok(());
         }
@@ -246,11 +251,21 @@ impl Router for Evidence {
     }
 
     fn training_data(&self) -> Option<TrainingData> {
-        Some(TrainingData::ExpertTasks { rows: self.rows.0 })
+        let rows = self.rows.0;
+        Some(if self.is_fixed() {
+            TrainingData::ExpertTasks { rows }
+        } else {
+            TrainingData::CalibratedExpertTasks { rows, calibration_rows: self.calibration_rows }
+        })
     }
 }
 
 impl Evidence {
+    /// Whether `auto` has nothing to choose.
+    fn is_fixed(&self) -> bool {
+        self.temperature != Temperature::Auto && self.otherwise != Fallback::Auto
+    }
+
     /// The state of reference prompts, without what `auto` takes: see [`Evidence::with_chosen`].
     ///
     /// # Errors

@@ -48,20 +48,6 @@ impl TaskResponses {
         };
         self.tasks.iter().map(fold).collect()
     }
-
-    /// Without the prompts of one fold.
-    pub fn without(&self, fold: usize) -> Self {
-        let kept: Vec<usize> = self.folds().iter().enumerate().filter(|(_, of)| **of != fold).map(|(i, _)| i).collect();
-        let of = |values: &Vec<f32>| {
-            let experts = values.len() / self.tasks.len().max(1);
-            kept.iter().flat_map(|&i| &values[i * experts..(i + 1) * experts]).copied().collect()
-        };
-        Self {
-            responses: self.responses.iter().map(|(site, values)| (*site, of(values))).collect(),
-            tasks: kept.iter().map(|&i| self.tasks[i]).collect(),
-            experts: self.experts.clone(),
-        }
-    }
 }
 
 /// Means and deviations of every expert's column of `[prompts, experts]`, as `[2, experts]`.
