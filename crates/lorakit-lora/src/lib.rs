@@ -63,7 +63,7 @@ pub use ops::{
     DropoutMask, GradientSink, GroupedLora, LoraLinear, PerTokenLora, SparseGradients, TokenGroup, TokenSelection,
     WeightedLora,
 };
-pub use patch::{EmbeddingPatch, Outputs, Patch, Patches};
+pub use patch::{Addition, EmbeddingPatch, Outputs, Patch, Patches};
 pub use rounding_noise::RoundingNoise;
 pub use sequence_batch::{Sequence, SequenceBatch};
 pub use site::{Projection, Site, SiteRole};

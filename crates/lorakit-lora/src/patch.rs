@@ -39,11 +39,20 @@ impl Outputs {
     }
 }
 
+/// What is left of a patch once it has read a site's input: it adds to the outputs.
+pub type Addition<'a> = Box<dyn FnOnce(&mut Outputs) -> Result<()> + Send + 'a>;
+
 /// A forward hook of a site: a LoRA, a mixture of many, a batch in which each sequence has its own, a probe that only
 /// records.
 pub trait Patch: Send + Sync {
     /// Reads the site's input `x`, `[tokens, in]`, whose tokens are those of `batch`, and adds to the site's outputs.
     fn add(&self, x: &Tensor, batch: &SequenceBatch, out: &mut Outputs) -> Result<()>;
+
+    /// The part of [`Patch::add`] that needs the input alone, which can be done while the frozen weights are multiplied; it
+    /// returns the rest. A patch that has no such part does all in the rest.
+    fn begin<'a>(&'a self, x: &'a Tensor, batch: &'a SequenceBatch) -> Result<Addition<'a>> {
+        Ok(Box::new(move |out| self.add(x, batch, out)))
+    }
 
     /// The site of a CPU's `frozen` weights with what [`Patch::add`] adds for `batch`, as one op outside candle's graph
     /// whose backward leaves the gradients of the patch's own parameters with the patch. None for patches that do not

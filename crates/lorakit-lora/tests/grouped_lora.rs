@@ -86,8 +86,26 @@ fn the_delta_of_a_token_alone_matches_the_composed_form() {
             .collect();
         let x = x.narrow(0, token, 1).unwrap();
         let composed = grouped.composed_delta(&x, &groups).unwrap();
-        assert!(largest_difference(&grouped.delta(&x, groups).unwrap(), &composed) < 1e-5, "{token}");
+        assert!(largest_difference(&grouped.delta(&x, groups.clone()).unwrap(), &composed) < 1e-5, "{token}");
+        // In two steps the same bits are added.
+        let outputs = || Outputs::new(tensor(4, 1, OUTPUT));
+        let (mut at_once, mut in_steps) = (outputs(), outputs());
+        grouped.add(&x, groups.clone(), &mut at_once).unwrap();
+        let rest = grouped.begin(&x, groups).unwrap();
+        rest(&mut in_steps).unwrap();
+        let [at_once, in_steps] = [at_once, in_steps].map(|out| out.into_tensor().to_vec2::<f32>().unwrap());
+        assert_eq!(at_once, in_steps, "{token}");
+        assert!(experts.is_empty() || at_once != tensor(4, 1, OUTPUT).to_vec2::<f32>().unwrap(), "{token}");
     }
+}
+
+#[test]
+fn a_token_of_another_width_is_refused_before_it_is_multiplied() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
+    let wide = Tensor::cat(&[&x, &x], 1).unwrap().narrow(0, 0, 1).unwrap();
+    let error = grouped.begin(&wide, Arc::new([])).err().unwrap().to_string();
+    assert!(error.contains("reads 7 features and was given 14"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::library_stack::LibraryStack;
 use crate::stack::{RoutingScope, Stack};
 use candle_core::{DType, Tensor};
-use lorakit_lora::{GroupedLora, Outputs, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup};
+use lorakit_lora::{Addition, GroupedLora, Outputs, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,17 +72,17 @@ impl Mixture {
         })
     }
 
-    /// Adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; for a model of another
-    /// type the delta is rounded once, at the end.
-    pub(crate) fn add(&self, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
+    /// What adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; for a model of another type the
+    /// delta is rounded once, at the end.
+    pub(crate) fn begin<'a>(&'a self, x: &'a Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Addition<'a>> {
         if groups.is_empty() {
-            return Ok(());
+            return Ok(Box::new(|_| Ok(())));
         }
         match self {
-            Self::Outputs(grouped) => add(grouped, x, groups, out),
+            Self::Outputs(grouped) => begin(grouped, x, groups),
             Self::Separate { shrink, expand } => {
                 let z = shrink.delta(&x.to_dtype(DType::F32)?, groups.clone())?;
-                add(expand, &z, groups, out)
+                Ok(Box::new(move |out| add(expand, &z, groups, out)))
             }
         }
     }
@@ -117,13 +117,19 @@ impl TokenMixture {
     }
 }
 
-/// Adds one grouped product to outputs of any float type.
-pub(crate) fn add(
-    grouped: &GroupedLora,
-    x: &Tensor,
+/// What adds one grouped product to outputs of any float type.
+pub(crate) fn begin<'a>(
+    grouped: &'a GroupedLora,
+    x: &'a Tensor,
     groups: Arc<[TokenGroup]>,
-    out: &mut Outputs,
-) -> candle_core::Result<()> {
+) -> candle_core::Result<Addition<'a>> {
+    if x.device().is_cpu() && x.dtype() == DType::F32 {
+        return grouped.begin(x, groups);
+    }
+    Ok(Box::new(move |out| add(grouped, x, groups, out)))
+}
+
+fn add(grouped: &GroupedLora, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
     let dtype = out.tensor().dtype();
     if dtype == DType::F32 {
         return grouped.add(&x.to_dtype(DType::F32)?, groups, out);

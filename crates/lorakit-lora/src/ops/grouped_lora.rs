@@ -16,9 +16,9 @@ use crate::kernels::op::{self, Input, Op};
 use crate::kernels::vector_product::{add_weighted_rows, row_products};
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
-use crate::patch::Outputs;
-use crate::stack_layout::{StackBlock, StackLayout};
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use crate::patch::{Addition, Outputs};
+use crate::stack_layout::StackLayout;
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,6 +73,26 @@ impl GroupedLora {
         } else {
             self.composed_delta(x, &groups)
         }
+    }
+
+    /// Multiplies a single token with the A's of `groups`, and returns what adds their deltas to a site's outputs. Of more
+    /// tokens, and where something is differentiated, all is left to [`GroupedLora::add`].
+    pub fn begin<'a>(&'a self, x: &'a Tensor, groups: Arc<[TokenGroup]>) -> Result<Addition<'a>> {
+        let tracked = [x, &self.a, &self.b].iter().any(|t| t.track_op());
+        if tracked || !x.device().is_cpu() || x.dim(0)? != 1 {
+            return Ok(Box::new(move |out| self.add(x, groups, out)));
+        }
+        let (op, input) = (self.op(groups), x.dim(1)?);
+        if self.a.dim(1)? != input {
+            bail!("{} reads {} features and was given {input}", op.name(), self.a.dim(1)?);
+        }
+        let shrunk = cpu_tensor::with_values(&x.contiguous()?, op.name(), |x| {
+            cpu_tensor::with_values(&self.a, op.name(), |a| {
+                op.shrink_token(&Operands { x, a, b: &[], input, output: 0 })
+            })
+        })??;
+        let expand = ExpandToken { op, b: &self.b, shrunk };
+        Ok(Box::new(move |out| out.add_in_place(|y| y.inplace_op1(&expand))))
     }
 
     /// Adds the deltas of `groups` to a site's outputs; in place where nothing is differentiated.
@@ -152,7 +172,7 @@ impl GroupedOp {
     /// Adds the deltas of all groups to `y`, `[tokens, out]`.
     pub(crate) fn accumulate(&self, operands: &Operands, y: &mut [f32]) {
         if operands.tokens() == 1 {
-            return self.accumulate_token(operands, y);
+            return self.expand_token(&self.shrink_token(operands), (operands.b, operands.output), y);
         }
         y.par_chunks_mut(CHUNK * operands.output).enumerate().for_each(|(i, y)| {
             let start = i * CHUNK;
@@ -163,23 +183,32 @@ impl GroupedOp {
         });
     }
 
+    /// The parts of a batch of one token.
+    fn token_parts(&self) -> Vec<GroupPart<'_>> {
+        self.groups.iter().filter_map(|group| GroupPart::of(group, &(0..1))).collect()
+    }
+
+    /// [`GroupedOp::shrink`] of each part of a batch of one token. B is not read.
+    fn shrink_token(&self, operands: &Operands) -> Vec<ShrunkPart> {
+        let parts = self.token_parts();
+        parts.par_iter().with_min_len(TOKEN_PARTS).map(|part| self.shrink(operands, part)).collect()
+    }
+
     /// Adds the deltas of a batch of one token to `y`, `[out]`, which threads share by columns.
-    fn accumulate_token(&self, operands: &Operands, y: &mut [f32]) {
-        let parts: Vec<GroupPart> = self.groups.iter().filter_map(|group| GroupPart::of(group, &(0..1))).collect();
-        let shrunk = parts.par_iter().with_min_len(TOKEN_PARTS).map(|part| self.shrink(operands, part));
-        let shrunk: Vec<(Vec<f32>, Range<usize>)> = shrunk.collect();
+    fn expand_token(&self, shrunk: &[ShrunkPart], (b, output): (&[f32], usize), y: &mut [f32]) {
+        let parts = self.token_parts();
         y.par_chunks_mut(TOKEN_COLUMNS).enumerate().for_each(|(i, y)| {
             let chunk = i * TOKEN_COLUMNS..i * TOKEN_COLUMNS + y.len();
-            for (part, (z, ranks)) in parts.iter().zip(&shrunk) {
+            for (part, (z, ranks)) in parts.iter().zip(shrunk) {
                 for block in &self.layout.0[part.expert] {
                     let own = block.columns.start.max(chunk.start)..block.columns.end.min(chunk.end);
                     if own.is_empty() {
                         continue;
                     }
                     let z = &z[block.a.start - ranks.start..][..block.a.len()];
-                    let b = &operands.b[block.b.start * operands.output + own.start..];
+                    let b = &b[block.b.start * output + own.start..];
                     let y = &mut y[own.start - chunk.start..own.end - chunk.start];
-                    add_weighted_rows(y, b, operands.output, z, block.scale);
+                    add_weighted_rows(y, b, output, z, block.scale);
                 }
             }
         });
@@ -214,6 +243,30 @@ impl GroupedOp {
                 }
             }
         }
+    }
+}
+
+/// What a part's tokens have been multiplied to, and the rows of A; see [`GroupedOp::shrink`].
+type ShrunkPart = (Vec<f32>, Range<usize>);
+
+/// The deltas of a batch of one token, of whose products with A they are made, added in place to a site's outputs.
+struct ExpandToken<'a> {
+    op: GroupedOp,
+    b: &'a Tensor,
+    shrunk: Vec<ShrunkPart>,
+}
+
+impl InplaceOp1 for ExpandToken<'_> {
+    fn name(&self) -> &'static str {
+        "grouped-lora-expand"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (y, output) = (cpu_tensor::values_mut(y, layout, self.name())?, self.b.dim(1)?);
+        if y.len() != output {
+            bail!("{} makes {output} features of a token and was given {}", self.name(), y.len());
+        }
+        cpu_tensor::with_values(self.b, self.name(), |b| self.op.expand_token(&self.shrunk, (b, output), y))
     }
 }
 

@@ -100,10 +100,15 @@ impl<'a> LayerContext<'a> {
         if let Some(tape) = &mut self.tape {
             return taped_site(tape, linear, patch, x, batch);
         }
-        let mut out = Outputs::new(linear.forward_at(x, self.plan.precision())?);
-        if let Some(patch) = patch {
-            patch.add(x, batch, &mut out)?;
-        }
+        let product = || linear.forward_at(x, self.plan.precision());
+        let Some(patch) = patch else { return product() };
+        // A product of one token is bound by memory and shared row by row: one thread reads the experts meanwhile.
+        let (y, addition) = match x.dim(0)? == 1 && x.device().is_cpu() {
+            true => rayon::join(product, || patch.begin(x, batch)),
+            false => (product(), patch.begin(x, batch)),
+        };
+        let mut out = Outputs::new(y?);
+        addition?(&mut out)?;
         Ok(out.into_tensor())
     }
 

@@ -6,7 +6,7 @@ use crate::mixing::{Mixing, Mixture};
 use crate::site_patches::site_patches;
 use crate::stack::RoutingScope;
 use candle_core::{Tensor, bail};
-use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
+use lorakit_lora::{Addition, Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
 /// Patches that give each row the expert that [`lorakit_lora::Sequence::expert`] names, and none if it names none.
@@ -29,6 +29,10 @@ struct ExpertPerRow {
 
 impl Patch for ExpertPerRow {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        self.begin(x, rows)?(out)
+    }
+
+    fn begin<'a>(&'a self, x: &'a Tensor, rows: &'a SequenceBatch) -> candle_core::Result<Addition<'a>> {
         let mut groups = Vec::new();
         for row in rows.iter() {
             let Some(expert) = row.expert else { continue };
@@ -41,6 +45,6 @@ impl Patch for ExpertPerRow {
                 weights: None,
             }));
         }
-        self.mixture.add(x, groups.into(), out)
+        self.mixture.begin(x, groups.into())
     }
 }

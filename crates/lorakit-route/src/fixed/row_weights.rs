@@ -7,7 +7,7 @@ use crate::observer::{Observer, RoutingDecision};
 use crate::site_patches::site_patches;
 use crate::stack::RoutingScope;
 use candle_core::{Tensor, bail};
-use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
+use lorakit_lora::{Addition, Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
 /// Patches that give each row the experts at the weights of [`lorakit_lora::Sequence::weights`], one for each expert in
@@ -84,6 +84,10 @@ impl WeightedPatch {
 
 impl Patch for WeightedPatch {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        self.begin(x, rows)?(out)
+    }
+
+    fn begin<'a>(&'a self, x: &'a Tensor, rows: &'a SequenceBatch) -> candle_core::Result<Addition<'a>> {
         if let Some(observer) = &self.observer {
             self.show(rows, observer.as_ref());
         }
@@ -101,6 +105,6 @@ impl Patch for WeightedPatch {
                 }));
             }
         }
-        self.mixture.add(x, groups.into(), out)
+        self.mixture.begin(x, groups.into())
     }
 }

@@ -17,7 +17,7 @@ use crate::site_patches::site_patches;
 use crate::stack::RoutingScope;
 use candle_core::Tensor;
 use lorakit_format::rng::{CounterRng, Key};
-use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
+use lorakit_lora::{Addition, Outputs, Patch, Patches, SequenceBatch, TokenGroup, TokenSelection};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
@@ -108,6 +108,10 @@ impl RandomPatch {
 
 impl Patch for RandomPatch {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        self.begin(x, rows)?(out)
+    }
+
+    fn begin<'a>(&'a self, x: &'a Tensor, rows: &'a SequenceBatch) -> candle_core::Result<Addition<'a>> {
         let chosen: Vec<u32> = rows.positions().into_iter().flat_map(|position| self.draw(position)).collect();
         let weight = 1.0 / self.top_k as f32;
         let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); self.experts];
@@ -132,6 +136,6 @@ impl Patch for RandomPatch {
                 TokenGroup { expert, tokens: TokenSelection::Indices(tokens), weights }
             })
             .collect();
-        self.mixture.add(x, groups.into(), out)
+        self.mixture.begin(x, groups.into())
     }
 }

@@ -6,7 +6,7 @@ use crate::observer::Observer;
 use crate::token::input_norm::InputNorm;
 use crate::token::top_k::TopK;
 use candle_core::{DType, Tensor};
-use lorakit_lora::{Outputs, Patch, SequenceBatch, TokenGroup};
+use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, TokenGroup};
 use std::sync::{Arc, OnceLock};
 
 /// How a token's scores become weights.
@@ -64,13 +64,17 @@ impl TokenRouting {
 
 impl Patch for TokenRouting {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
+        self.begin(x, rows)?(out)
+    }
+
+    fn begin<'a>(&'a self, x: &'a Tensor, rows: &'a SequenceBatch) -> candle_core::Result<Addition<'a>> {
         if x.dim(0)? == 0 {
-            return Ok(());
+            return Ok(Box::new(|_| Ok(())));
         }
         // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
         let input = self.config.input.apply(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
         if !x.device().is_cpu() && self.observer.is_none() && self.weighs_all(x.dim(0)?) {
-            return self.add_weighted(x, &input, out);
+            return Ok(Box::new(move |out| self.add_weighted(x, &input, out)));
         }
         // On a device the scores are copied to the host, `[tokens, candidates]`: the tokens of an expert are a list.
         let scores = inner_products(&input, &self.vectors)?;
@@ -82,7 +86,7 @@ impl Patch for TokenRouting {
                 choice.show(&chosen, self.site, rows, observer.as_ref());
             }
         }
-        self.mixture.add(x, groups.into(), out)
+        self.mixture.begin(x, groups.into())
     }
 }
 
