@@ -151,6 +151,42 @@ fn training_and_serving_over_gguf_are_those_over_the_dequantised_folder() {
     words(&format!("library check --library {library}")).ok();
 }
 
+/// Rows of an answer and of choices are scored with activations of 8 bits, which only weights that decoding rounds them for
+/// can be, and results say so.
+#[test]
+fn rows_are_scored_with_activations_of_eight_bits_where_it_is_asked_for() {
+    let work = Work::new();
+    let (gguf, folder, out) = (work.gguf(), work.path("dequantized"), work.path("scores"));
+    let choices = work.path("choices.jsonl");
+    let row =
+        |i: usize| format!("{{\"input\":\"{i}:ab\",\"choices\":[\"a{i}\",\"ba\",\"zz\"],\"answer\":{}}}\n", i % 3);
+    fs::write(&choices, (0..6).map(row).collect::<String>()).unwrap();
+    let tasks = format!("--tasks suite:skills/join_dash {choices} --split all --limit 6 --router base --json");
+    let scored = |base: &str, more: &str| words(&format!("eval --base {base} {tasks} {more}"));
+    let losses = |ran: Value| {
+        let mut losses = Vec::new();
+        losses_of(&ran, &mut losses);
+        losses
+    };
+    let exact = losses(scored(&gguf, &format!("--out {out}")).json());
+    let flags = format!("--quantize-activations --out {out} --log-samples");
+    let ran = scored(&gguf, &flags).ok();
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["config"]["quantize_activations"], true);
+    assert_contains(&ran.stderr, &["computed with other settings"]);
+    let rounded = losses(document);
+    assert!(exact.len() >= 2 && exact.len() == rounded.len(), "{exact:?} {rounded:?}");
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        assert!(exact != rounded && (exact - rounded).abs() < 0.02 * exact, "{exact} {rounded}");
+    }
+    let samples = fs::read_to_string(work.folder.path().join("scores/samples_base_choices.jsonl")).unwrap();
+    assert!(samples.lines().count() == 6 && samples.lines().all(|line| line.contains("\"quantize_activations\":true")));
+    assert!(scored(&gguf, "").json()["config"]["quantize_activations"].is_null());
+    let error = scored(&folder, "--quantize-activations").failed(1);
+    assert_contains(&error, &["--quantize-activations: ", "no weights that are multiplied with activations of 8 bits"]);
+    assert_contains(&scored(&gguf, "--quantize-activations --exact").failed(2), &["cannot be used with"]);
+}
+
 #[test]
 fn a_merge_into_gguf_writes_the_dequantised_folder() {
     let work = Work::new();

@@ -7,6 +7,7 @@ use crate::args::row_encoding_args::RowEncodingArgs;
 use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
+use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::generation::cache_memory::cache_bytes;
 use crate::output::console::make_parent;
@@ -22,14 +23,15 @@ use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::row_counts::RowCounts;
 use crate::scoring::truncation;
 use crate::scoring::unseen_rows::{self, ScoredRows};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
 use lorakit_fit::router::RoutedPatches;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
-use lorakit_model::Base;
+use lorakit_model::{Base, BaseOptions, TokenPrecision};
+use lorakit_route::TrainingData;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
@@ -65,6 +67,11 @@ pub struct EvalArgs {
     /// Put N train rows with their answers before each prompt, as lm-evaluation-harness does (its first_n)
     #[arg(long, value_name = "N", default_value_t = 0)]
     num_fewshot: usize,
+    /// Score with activations rounded to 8 bits, as generate decodes over quantised weights and llama.cpp computes them:
+    /// every token of a scored row, its prompt too. What routers are fitted to, and prompts by which they choose, stay
+    /// exact. An error over a base without such weights
+    #[arg(long, conflicts_with = "exact")]
+    quantize_activations: bool,
     /// Split to evaluate
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
     split: Split,
@@ -104,7 +111,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     warn_of_fits(&routers, &fit, args.split, context);
     let place = args.base.resolve(context)?;
     let encoding = args.encoding.encoding();
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
+    let (base, vocabulary) = (args.open_base(&place, context)?, place.tokenizer()?.with_encoding(encoding));
     options.cache_bytes = cache_bytes(&base);
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
@@ -131,7 +138,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
     let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
-    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, context };
+    let precision = args.precision();
+    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, precision, context };
     let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
     run.evaluate((&pairs, &prepared), &mut shares, &mut store, &mut failures)?;
     if store.now.routers().next().is_none() {
@@ -149,6 +157,7 @@ struct EvalRun<'a> {
     tokenizer: &'a Tokenizer,
     tasks: &'a [Task],
     options: &'a EvalOptions,
+    precision: TokenPrecision,
     context: &'a CommandContext,
 }
 
@@ -231,7 +240,7 @@ impl EvalRun<'_> {
                     continue;
                 };
                 let (base, tokenizer, routing) = (self.base, self.tokenizer, templates.as_ref());
-                let model = PatchedModel { base, tokenizer, patches, routing };
+                let model = PatchedModel { base, tokenizer, patches, routing, precision: self.precision };
                 let scores = evaluate(&model, task, self.options, &mut |rows| {
                     bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
                 });
@@ -302,6 +311,25 @@ impl EvalArgs {
         Ok(tasks)
     }
 
+    /// The precision of scored tokens over quantised weights.
+    fn precision(&self) -> TokenPrecision {
+        if self.quantize_activations { TokenPrecision::EightBit } else { TokenPrecision::Exact }
+    }
+
+    /// Opens the base. Its texts are generated in the precision of scored tokens.
+    fn open_base(&self, place: &ResolvedBase, context: &CommandContext) -> Result<Base> {
+        let options = BaseOptions { decoding: self.precision(), ..context.base_options()? };
+        let base = place.base_as(&options, context)?;
+        ensure!(
+            !self.quantize_activations || base.has_integer_products(),
+            "--quantize-activations: {} has no weights that are multiplied with activations of 8 bits; those are the \
+             quantised ones of a GGUF file, except Q2_K and Q3_K, on a CPU and without --dtype. Give such a file, or omit \
+             the flag",
+            self.base
+        );
+        Ok(base)
+    }
+
     /// What is evaluated, for the report.
     fn lead(&self, base: &Base) -> String {
         let library = self.library.as_ref().map_or(String::new(), |path| format!(", experts of {}", path.display()));
@@ -309,7 +337,11 @@ impl EvalArgs {
         let shots =
             if self.num_fewshot == 0 { String::new() } else { format!(", {} examples in context", self.num_fewshot) };
         let millions = base.parameters() as f64 / 1e6;
-        format!("Base {}, {millions:.1} million parameters{library}; {} rows{limit}{shots}.", self.base, self.split)
+        let rounded = if self.quantize_activations { ", activations of 8 bits" } else { "" };
+        format!(
+            "Base {}, {millions:.1} million parameters{rounded}{library}; {} rows{limit}{shots}.",
+            self.base, self.split
+        )
     }
 
     /// Checks what needs no file to be opened.
@@ -358,6 +390,8 @@ struct EvalConfig<'a> {
     /// Train rows before each prompt.
     #[serde(skip_serializing_if = "is_zero")]
     num_fewshot: usize,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    quantize_activations: bool,
     /// Each router as typed, with all its settings.
     routers: BTreeMap<&'a str, String>,
     seed: u64,
@@ -406,6 +440,7 @@ impl<'a> EvalConfig<'a> {
             library: args.library.as_deref(),
             limit: args.limit,
             num_fewshot: args.num_fewshot,
+            quantize_activations: args.quantize_activations,
             routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
             seed,
             split: args.split,

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_eval::{EvalError, GenerateOptions, GenerationEvent, PatchedModel, TokenBudget, TruncatedRows, generate};
 use lorakit_fit::pluralize;
+use lorakit_model::TokenPrecision;
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     let (base, tokenizer) = (place.base_as(&context.decoding_options()?, context)?, place.tokenizer()?);
     let routed = args.adapter.open(&base, &place, context)?;
     let (patches, routing) = (&routed.patches, routed.templates.as_ref());
-    let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing };
+    let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing, precision: TokenPrecision::Exact };
     let prompts = args.prompts(&rows, &model, context)?;
     let options = GenerateOptions {
         max_new_tokens: args.new_tokens(),

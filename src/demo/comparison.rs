@@ -10,6 +10,7 @@ use lorakit_eval::{EvalOptions, PatchedModel, Results, Score, evaluate};
 use lorakit_fit::router::{build_router, depends_on_task};
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_lora::SequenceBatch;
+use lorakit_model::TokenPrecision;
 use lorakit_route::{Router, RouterContext, RoutingStats, expert_of_task, parse_router};
 use lorakit_task::skills::{self, SkillFamily};
 use lorakit_task::{Example, Split, Task};
@@ -113,6 +114,7 @@ pub fn score(
                     tokenizer: &setup.tokenizer,
                     patches: &routed.patches,
                     routing: &*routed.templates,
+                    precision: TokenPrecision::Exact,
                 };
                 let options = EvalOptions { split: Split::Test, limit: Some(setup.limit), ..EvalOptions::default() };
                 let scored = evaluate(&model, task, &options, &mut |_| ())?;

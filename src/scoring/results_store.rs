@@ -145,7 +145,7 @@ fn read_existing(path: &Path) -> Result<Results> {
 /// Whether two runs evaluated the same base and experts on the same split.
 fn comparable(before: &Value, now: &Value) -> bool {
     let base_alone = |config: &Value| config["experts"].is_null();
-    ["base", "dtype", "limit", "split"].iter().all(|key| before[key] == now[key])
+    ["base", "dtype", "limit", "quantize_activations", "split"].iter().all(|key| before[key] == now[key])
         && (base_alone(before)
             || base_alone(now)
             || (before["experts"] == now["experts"] && before["library"] == now["library"]))

@@ -10,7 +10,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use lorakit_lora::Sequence;
 use lorakit_lora::kernels::cpu_tensor;
-use lorakit_model::CachedDecoder;
+use lorakit_model::{CachedDecoder, TokenPrecision};
 use rayon::prelude::*;
 
 use crate::error::Result;
@@ -144,7 +144,7 @@ impl<'a> ContinuousBatch<'a> {
             } else if count == 0 {
                 // A single token must not be left: it would be decoded, as one after the prompt.
                 let part = most - usize::from(most + 1 == unread.len());
-                self.decoder.forward(&[(sequence, &unread[..part])])?;
+                self.decoder.forward(&[(sequence, &unread[..part])], TokenPrecision::Exact)?;
             }
             break;
         }

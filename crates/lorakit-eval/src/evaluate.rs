@@ -1,6 +1,7 @@
 //! Scores a model on a task.
 
 use crate::error::{EvalError, Result};
+use lorakit_model::TokenPrecision;
 use lorakit_task::{Example, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +60,11 @@ pub fn evaluate(
     if rows.is_empty() {
         return Err(EvalError::NoRows { name: task.name.clone() });
     }
-    let sample = |row: &&Row| Ok(Sample::new(row, Example::prompt_text(row, model.tokenizer)?));
+    let quantize_activations = model.precision == TokenPrecision::EightBit;
+    let sample = |row: &&Row| {
+        let sample = Sample::new(row, Example::prompt_text(row, model.tokenizer)?);
+        Ok(Sample { quantize_activations, ..sample })
+    };
     let samples = rows.iter().map(sample).collect::<lorakit_task::Result<_>>()?;
     let truncated = TruncatedRows::default();
     let mut evaluation = Evaluation { model, task, options, rows, samples, truncated, progress };

@@ -34,15 +34,20 @@
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use lorakit_eval::{EvalOptions, Patches, PatchedModel, Results, Sequence, evaluate};
-//! use lorakit_model::Base;
+//! use lorakit_model::{Base, TokenPrecision};
 //! use lorakit_task::{Task, Tokenizer};
 //! use std::path::Path;
 //!
 //! let folder = Path::new("models/phi-2");
 //! let base = Base::open(folder, &Default::default())?;
 //! let tokenizer = Tokenizer::open(folder)?;
-//! let model =
-//!     PatchedModel { base: &base, tokenizer: &tokenizer, patches: &Patches::none(), routing: &Sequence::default() };
+//! let model = PatchedModel {
+//!     base: &base,
+//!     tokenizer: &tokenizer,
+//!     patches: &Patches::none(),
+//!     routing: &Sequence::default(),
+//!     precision: TokenPrecision::Exact,
+//! };
 //!
 //! let mut results = Results::default();
 //! for task in Task::load("tasks/piqa.toml", None)? {

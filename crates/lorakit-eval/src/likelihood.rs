@@ -43,7 +43,7 @@ fn batch_losses(model: &PatchedModel, examples: &[Example], batch: &[usize]) -> 
         loss: &examples[index].loss,
         row,
     });
-    Ok(model.base.nll_sums(rows, model.patches)?)
+    Ok(model.base.nll_sums(rows, model.patches, model.precision)?)
 }
 
 #[cfg(test)]

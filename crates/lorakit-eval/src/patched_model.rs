@@ -2,7 +2,7 @@
 
 use crate::error::{EvalError, Result, RoutingError};
 use lorakit_lora::{Patches, Sequence};
-use lorakit_model::Base;
+use lorakit_model::{Base, TokenPrecision};
 use lorakit_task::Tokenizer;
 
 /// A base with patches at its sites.
@@ -16,6 +16,9 @@ pub struct PatchedModel<'a> {
     pub patches: &'a Patches,
     /// What rows carry for the patches to read; `&Sequence::default()` if they read nothing.
     pub routing: &'a dyn PromptRouting,
+    /// The precision of the tokens of rows that are scored, over quantised weights. Texts are generated in that of
+    /// [`BaseOptions::decoding`](lorakit_model::BaseOptions).
+    pub precision: TokenPrecision,
 }
 
 /// Decides what a row carries by its prompt, such as its weights over a library's experts.

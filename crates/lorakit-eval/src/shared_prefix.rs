@@ -84,7 +84,7 @@ impl PrefixTree {
 pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
     let capacity = trees.iter().map(|(tree, _)| tree.tokens()).sum();
     let mut decoding = CachedDecoder::new(model.base, model.patches, capacity)?;
-    let prefixes = feed_prefixes(trees, &mut decoding)?;
+    let prefixes = feed_prefixes(model, trees, &mut decoding)?;
     let mut fed = Vec::new();
     let (mut at, mut targets, mut offset, mut rows) = (Vec::new(), Vec::new(), 0, Vec::new());
     for ((tree, row), &prefix) in trees.iter().zip(&prefixes) {
@@ -99,16 +99,21 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
             offset += own.len();
         }
     }
-    let h = decoding.forward(&fed)?;
+    let h = decoding.forward(&fed, model.precision)?;
     let h = h.index_select(&Tensor::from_slice(&at, at.len(), h.device())?, 0)?;
     let rows = SequenceBatch::new(rows);
-    let nll = model.base.lm_head().nll(&h, &targets, HeadPatch::of(model.patches, &rows))?;
+    let patch = HeadPatch::of(model.patches, &rows);
+    let nll = model.base.lm_head().nll_at(&h, &targets, patch, model.precision)?;
     let nll = nll.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     Ok(by_branch(trees, &nll))
 }
 
 /// Opens a row for each tree and feeds it the shared prefix.
-fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut CachedDecoder) -> Result<Vec<usize>> {
+fn feed_prefixes(
+    model: &PatchedModel,
+    trees: &[(&PrefixTree, Sequence)],
+    decoding: &mut CachedDecoder,
+) -> Result<Vec<usize>> {
     let open = |(tree, row): &(&PrefixTree, Sequence)| {
         let whole = tree.branches.first().map(|branch| branch.tokens.len());
         decoding.open(tree.shared, Sequence { whole, source: tree.source, ..row.clone() })
@@ -117,7 +122,7 @@ fn feed_prefixes(trees: &[(&PrefixTree, Sequence)], decoding: &mut CachedDecoder
     let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
     if !fed.is_empty() {
-        decoding.forward(&fed)?;
+        decoding.forward(&fed, model.precision)?;
     }
     Ok(prefixes)
 }

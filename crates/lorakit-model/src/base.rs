@@ -288,6 +288,11 @@ impl Base {
         self.decoding
     }
 
+    /// Whether it has weights that tokens of 8 bits are multiplied with: quantised ones of most types of GGUF, on a CPU.
+    pub fn has_integer_products(&self) -> bool {
+        self.lm_head.has_integer_products() || self.layers.iter().any(TransformerLayer::has_integer_products)
+    }
+
     /// The memory of a token's cached keys and values, in bytes.
     pub fn cache_bytes_per_token(&self) -> u64 {
         (self.cached_layers() * 2 * self.heads.key_width() * DType::F32.size_in_bytes()) as u64
@@ -361,21 +366,38 @@ impl Base {
 
     /// The negative log-likelihood of every target, `[targets]`, in nats. Not differentiable.
     pub fn nll(&self, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
-        let h = self.hidden_states(batch.ids(), &self.plan(batch.sequences()), patches)?;
-        self.nll_of(&batch.target_states(&h)?, batch, patches)
+        self.nll_at(batch, patches, TokenPrecision::Exact)
+    }
+
+    /// The same where all tokens have this precision.
+    pub(crate) fn nll_at(
+        &self,
+        batch: &TokenBatch,
+        patches: &Patches,
+        precision: TokenPrecision,
+    ) -> CandleResult<Tensor> {
+        let plan = self.plan(batch.sequences()).with_precision(precision);
+        let h = self.hidden_states(batch.ids(), &plan, patches)?;
+        self.nll_of(&batch.target_states(&h)?, (batch, patches), precision)
     }
 
     /// The same for patches that look at one token at a time: after the attention of the last layer, only the tokens that
     /// predict targets are computed.
     pub fn nll_by_token(&self, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
         let h = self.hidden_states(batch.ids(), &self.plan_for_targets(batch)?, patches)?;
-        self.nll_of(&h, batch, patches)
+        self.nll_of(&h, (batch, patches), TokenPrecision::Exact)
     }
 
     /// The negative log-likelihood of the targets that `h`, `[targets, hidden]`, predicts.
-    fn nll_of(&self, h: &Tensor, batch: &TokenBatch, patches: &Patches) -> CandleResult<Tensor> {
+    fn nll_of(
+        &self,
+        h: &Tensor,
+        (batch, patches): (&TokenBatch, &Patches),
+        precision: TokenPrecision,
+    ) -> CandleResult<Tensor> {
         let sequences = batch.target_sequences();
-        self.lm_head.nll(&self.final_norm(h)?, &batch.target_ids(), HeadPatch::of(patches, &sequences))
+        let patch = HeadPatch::of(patches, &sequences);
+        self.lm_head.nll_at(&self.final_norm(h)?, &batch.target_ids(), patch, precision)
     }
 }
 

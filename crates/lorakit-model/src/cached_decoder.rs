@@ -188,12 +188,12 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Appends tokens to sequences, each at most once per call, and returns the new tokens' hidden states after the final
-    /// norm, `[tokens, hidden]`, in the order given. They are exact, also over quantised weights.
+    /// norm, `[tokens, hidden]`, in the order given. All of them have this precision over quantised weights.
     ///
     /// # Errors
     /// If a sequence has no room for its tokens.
-    pub fn forward(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
-        with_awake_threads(|| self.states(appended, TokenPrecision::Exact))
+    pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
+        with_awake_threads(|| self.states(appended, precision))
     }
 
     fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 
 use crate::base::Base;
 use crate::token_batch::TokenBatch;
+use crate::weights::token_precision::TokenPrecision;
 use candle_core::Result;
 use lorakit_lora::{Patches, Sequence};
 use std::ops::Range;
@@ -50,13 +51,18 @@ pub fn split_by_tokens(lengths: impl Iterator<Item = usize>, limit: usize) -> Ve
 }
 
 impl Base {
-    /// The losses of rows that share one forward.
-    pub fn nll_sums<'a>(&self, rows: impl Iterator<Item = ScoredRow<'a>>, patches: &Patches) -> Result<Vec<NllSum>> {
+    /// The losses of rows that share one forward. All of their tokens have this precision.
+    pub fn nll_sums<'a>(
+        &self,
+        rows: impl Iterator<Item = ScoredRow<'a>>,
+        patches: &Patches,
+        precision: TokenPrecision,
+    ) -> Result<Vec<NllSum>> {
         let batch = pack(rows);
-        Ok(sums_by_row(&batch, &self.nll(&batch, patches)?.to_vec1()?))
+        Ok(sums_by_row(&batch, &self.nll_at(&batch, patches, precision)?.to_vec1()?))
     }
 
-    /// [`Base::nll_sums`] for patches that act on each token alone, as by [`Base::nll_by_token`].
+    /// The exact [`Base::nll_sums`] for patches that act on each token alone, as by [`Base::nll_by_token`].
     pub fn nll_sums_by_token<'a>(
         &self,
         rows: impl Iterator<Item = ScoredRow<'a>>,

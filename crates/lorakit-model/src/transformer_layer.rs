@@ -116,6 +116,13 @@ impl TransformerLayer {
         self.first_site
     }
 
+    /// Whether tokens of 8 bits are multiplied with any of its weights.
+    pub(crate) fn has_integer_products(&self) -> bool {
+        let own = [&self.attention_input, &self.attention_output, &self.mlp_input, &self.mlp_output];
+        let cross = self.cross.iter().flat_map(|cross| [&cross.queries, &cross.keys_values, &cross.output]);
+        own.into_iter().chain(cross).any(FusedLinear::has_integer_products)
+    }
+
     /// `h`, `[tokens, hidden]`, after this layer.
     pub(crate) fn forward(&self, h: &Tensor, context: &mut LayerContext) -> candle_core::Result<Tensor> {
         let own = context.layer_input(h)?;

@@ -11,7 +11,7 @@ use differences::difference_of_values;
 use gguf_converter::{GgufModel, Types};
 use lorakit_format::gguf::GgufValue;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
-use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenPrecision};
+use lorakit_model::{Base, BaseOptions, CachedDecoder, ScoredRow, TokenPrecision};
 use std::path::{Path, PathBuf};
 
 fn open(file: &Path, decoding: TokenPrecision) -> Base {
@@ -81,6 +81,47 @@ fn check_against_exact(file: &Path, bound: f32) {
     assert!(moved > 1e-5 * size, "{name}: tokens were not rounded");
 }
 
+/// The negative log-likelihoods of a text's tokens behind the first, scored at once.
+fn scored_nll(base: &Base, text: &[u32], precision: TokenPrecision) -> Vec<f64> {
+    let losses: Vec<Vec<bool>> = (1..text.len()).map(|at| (0..text.len()).map(|token| token == at).collect()).collect();
+    let rows = losses.iter().map(|loss| ScoredRow { tokens: text, loss, row: Sequence::default() });
+    base.nll_sums(rows, &Patches::none(), precision).unwrap().into_iter().map(|row| row.sum).collect()
+}
+
+/// The same, decoded token by token behind a prompt of none.
+fn decoded_nll(base: &Base, text: &[u32]) -> Vec<f64> {
+    let patches = Patches::none();
+    let mut decoder = CachedDecoder::new(base, &patches, text.len()).unwrap();
+    let row = decoder.open(text.len(), Sequence { whole: Some(0), ..Sequence::default() }).unwrap();
+    let step = |pair: &[u32]| {
+        let logits: Vec<f32> =
+            decoder.next_logits(&[(row, &pair[..1])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+        let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        total.ln() - f64::from(logits[pair[1] as usize])
+    };
+    text.windows(2).map(step).collect()
+}
+
+/// How far scoring with rounded tokens is from decoding, of the largest logit, and whether both are as far from exact scoring as
+/// rounding moves: a likelihood by what it moves two logits by, at most `bound` of the largest. Attention adds up in another
+/// order for one query than for many, and a last bit may round a value to the next of its 127 steps.
+fn check_scoring(file: &Path, bound: f64) -> f64 {
+    let (name, base) = (file.display(), open(file, TokenPrecision::EightBit));
+    assert!(base.has_integer_products(), "{name}");
+    let text = sequence(0);
+    let [exact, rounded] =
+        [TokenPrecision::Exact, TokenPrecision::EightBit].map(|precision| scored_nll(&base, &text, precision));
+    assert_eq!(exact, scored_nll(&open(file, TokenPrecision::Exact), &text, TokenPrecision::Exact), "{name}");
+    let logits = base.logits(&text, SequenceBatch::packed([text.len()]), &Patches::none()).unwrap();
+    let size = f64::from(logits.abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap());
+    let decoded = decoded_nll(&base, &text);
+    let largest = |pairs: [&[f64]; 2]| pairs[0].iter().zip(pairs[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    for (form, moved) in [&rounded, &decoded].map(|form| largest([form, &exact])).into_iter().enumerate() {
+        assert!(moved > 1e-5 * size && moved <= 2.0 * bound * size, "{name}, {form}: moved by {moved}, of {size}");
+    }
+    largest([&rounded, &decoded]) / size
+}
+
 /// A row's logits are the same, bit for bit, in whichever place among the others it is, and so whatever its neighbours are.
 fn check_places(file: &Path) {
     let rounded = open(file, TokenPrecision::EightBit);
@@ -138,6 +179,8 @@ fn decoding_with_rounded_tokens_is_close_to_exact_and_does_not_depend_on_other_r
     let mut model = GgufModel::of_folder(&base, Types::Quantized);
     model.write(&file);
     check_against_exact(&file, MOVED);
+    let apart = check_scoring(&file, f64::from(MOVED));
+    assert!(apart <= 1e-4, "scored and decoded are {apart} apart");
     check_places(&file);
     cut_mlps(&mut model);
     model.write(&file);
@@ -166,6 +209,7 @@ fn a_prompt_that_is_read_again_is_exact() {
 fn logits_after_no_token_are_an_error() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/llama/base");
     let (base, patches) = (Base::open(&folder, &BaseOptions::default()).unwrap(), Patches::none());
+    assert!(!base.has_integer_products());
     let mut decoder = CachedDecoder::new(&base, &patches, 8).unwrap();
     let row = decoder.open(8, Sequence::default()).unwrap();
     let error = decoder.next_logits(&[(row, &[])]).unwrap_err().to_string();
@@ -176,10 +220,14 @@ fn logits_after_no_token_are_an_error() {
 #[ignore = "needs ../shared"]
 fn decoding_over_every_block_type_is_close_to_exact_and_does_not_depend_on_other_rows() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/gguf");
+    let mut equal = 0;
     for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_qwen2"] {
         let file = folder.join(name).with_extension("gguf");
-        check_against_exact(&file, if name == "Q6_K" { MOVED_Q6_K } else { MOVED });
+        let bound = if name == "Q6_K" { MOVED_Q6_K } else { MOVED };
+        check_against_exact(&file, bound);
+        equal += usize::from(check_scoring(&file, f64::from(bound)) <= 1e-4);
         check_places(&file);
         check_alone(&file);
     }
+    assert!(equal >= 6, "scored and decoded are equal over {equal} of 9 files");
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use differences::largest_difference;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
 use lorakit_model::sampling::greedy;
-use lorakit_model::{Base, BaseOptions, CachedDecoder, ScoredRow};
+use lorakit_model::{Base, BaseOptions, CachedDecoder, ScoredRow, TokenPrecision};
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
@@ -104,7 +104,7 @@ impl Oracle {
             .collect();
         let scored = || rows.iter().map(|(tokens, loss)| ScoredRow { tokens, loss, row: Sequence::default() });
         for sums in [
-            base.nll_sums(scored(), &Patches::none()).unwrap(),
+            base.nll_sums(scored(), &Patches::none(), TokenPrecision::Exact).unwrap(),
             base.nll_sums_by_token(scored(), &Patches::none()).unwrap(),
         ] {
             let (sum, tokens) = sums.iter().fold((0.0, 0), |(sum, tokens), row| (sum + row.sum, tokens + row.tokens));
@@ -145,10 +145,10 @@ impl Oracle {
         for (row, (source, target)) in self.rows.iter().enumerate() {
             let template = Sequence { source: Some(source.len()), ..Sequence::default() };
             let parent = decoder.open(source.len(), template).unwrap();
-            decoder.forward(&[(parent, source)]).unwrap();
+            decoder.forward(&[(parent, source)], TokenPrecision::Exact).unwrap();
             assert!(decoder.branch_at(parent, source.len() - 1, 4).is_err());
             let [whole, stepwise] = [(); 2].map(|()| decoder.branch(parent, target.len()).unwrap());
-            let h = decoder.forward(&[(whole, target)]).unwrap();
+            let h = decoder.forward(&[(whole, target)], TokenPrecision::Exact).unwrap();
             let logits = base.lm_head().logits(&h, None).unwrap();
             assert!(largest_difference(&logits, &self.logits[row]) < 1e-4);
             let steps = target.chunks(1).map(|token| decoder.next_logits(&[(stepwise, token)]).unwrap());

@@ -8,7 +8,7 @@ mod differences;
 use candle_core::{D, Tensor};
 use differences::difference_of_values;
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
-use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenBatch};
+use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenBatch, TokenPrecision};
 use std::path::PathBuf;
 
 /// The length of the pretraining of the fixture.
@@ -56,14 +56,14 @@ fn branches_of_a_shared_prefix_are_rotated_by_their_own_lengths() {
     for first in [ORIGINAL, ORIGINAL + 6] {
         let mut decoder = CachedDecoder::new(&base, &none, 60).unwrap();
         let prefix = decoder.open(4, Sequence { whole: Some(first), ..Sequence::default() }).unwrap();
-        decoder.forward(&[(prefix, &ids(4))]).unwrap();
+        decoder.forward(&[(prefix, &ids(4))], TokenPrecision::Exact).unwrap();
         let rows = [first, ORIGINAL + 1, ORIGINAL - 2].map(ids);
         let branches = rows.each_ref().map(|row| {
             let branch = decoder.branch(prefix, row.len() - 5).unwrap();
             decoder.declare_length(branch, row.len());
             (branch, &row[4..row.len() - 1])
         });
-        let h = decoder.forward(&branches).unwrap();
+        let h = decoder.forward(&branches, TokenPrecision::Exact).unwrap();
         let targets: Vec<u32> = rows.iter().flat_map(|row| row[5..].to_vec()).collect();
         let nll: Vec<f32> = base.lm_head().nll(&h, &targets, None).unwrap().to_vec1().unwrap();
         let expected: Vec<f32> = rows.iter().flat_map(|row| whole(&base, row, 5)).collect();
@@ -77,7 +77,7 @@ fn a_shared_sequence_that_grows_leaves_its_branches_alone() {
     let (base, none, row) = (base(), Patches::none(), ids(ORIGINAL + 2));
     let mut decoder = CachedDecoder::new(&base, &none, 40).unwrap();
     let parent = decoder.open(row.len(), Sequence::default()).unwrap();
-    decoder.forward(&[(parent, &row[..10])]).unwrap();
+    decoder.forward(&[(parent, &row[..10])], TokenPrecision::Exact).unwrap();
     let branch = decoder.branch(parent, 3).unwrap();
     let last = |n: usize| {
         let logits = base.logits(&row[..n], SequenceBatch::packed([n]), &none).unwrap();

@@ -2,7 +2,7 @@
 
 use lorakit_eval::{PatchedModel, PromptRouting, Sequence};
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
-use lorakit_model::{Base, BaseOptions};
+use lorakit_model::{Base, BaseOptions, TokenPrecision};
 use lorakit_task::{Split, Task, Tokenizer};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,8 @@ impl Fixture {
 
     /// The model with another routing.
     pub fn with<'a>(&'a self, routing: &'a dyn PromptRouting) -> PatchedModel<'a> {
-        PatchedModel { base: &self.base, tokenizer: &self.tokenizer, patches: &self.patches, routing }
+        let precision = TokenPrecision::Exact;
+        PatchedModel { base: &self.base, tokenizer: &self.tokenizer, patches: &self.patches, routing, precision }
     }
 }
 

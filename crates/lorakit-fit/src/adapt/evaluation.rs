@@ -5,6 +5,7 @@ use crate::training::train_context::TrainContext;
 use lorakit_adapter::Library;
 use lorakit_eval::{EvalOptions, PatchedModel, Results, Sequence, evaluate};
 use lorakit_lora::Patches;
+use lorakit_model::TokenPrecision;
 use lorakit_route::{Expert, LibraryStack, single_expert};
 use lorakit_task::{Split, Task};
 
@@ -55,7 +56,8 @@ pub fn evaluate_adapted(
         for (column, patches) in COLUMNS.iter().zip([Patches::none(), single_expert(&adapted, 0)?]) {
             on_event(EvaluationEvent::Started { column, task: &task.name });
             let routing = &Sequence::default();
-            let model = PatchedModel { base: context.base, tokenizer: context.tokenizer, patches: &patches, routing };
+            let (base, tokenizer, precision) = (context.base, context.tokenizer, TokenPrecision::Exact);
+            let model = PatchedModel { base, tokenizer, patches: &patches, routing, precision };
             results.insert(column, &task.name, &evaluate(&model, task, &options, &mut |_| ())?);
             on_event(EvaluationEvent::Finished);
         }

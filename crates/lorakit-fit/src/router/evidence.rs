@@ -8,6 +8,7 @@ use super::training_rows::TrainingRows;
 use crate::error::{FitError, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
+use lorakit_model::TokenPrecision;
 use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
 use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses, Uniform};
 use lorakit_task::Example;
@@ -95,7 +96,8 @@ impl Trial<'_> {
     /// The mean loss of the rows under these patches.
     fn loss(&self, patches: &Patches, routing: &dyn PromptRouting) -> Result<f64> {
         let tokenizer = self.rows.tokenizer()?;
-        let model = PatchedModel { base: self.rows.base(), tokenizer: &tokenizer, patches, routing };
+        let precision = TokenPrecision::Exact;
+        let model = PatchedModel { base: self.rows.base(), tokenizer: &tokenizer, patches, routing, precision };
         let losses = example_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
         Ok(losses.iter().sum::<f64>() / losses.len() as f64)
     }

@@ -61,6 +61,11 @@ impl FusedLinear {
         Ok(Self { frozen: frozen.map(|list| Arc::new(FrozenProjections::new(list))), projections })
     }
 
+    /// Whether tokens of 8 bits are multiplied with any of its weights.
+    pub(crate) fn has_integer_products(&self) -> bool {
+        self.projections.iter().any(|projection| projection.weight.has_integer_products())
+    }
+
     /// The outputs, `[tokens, sum of widths]`, of `x`, `[tokens, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_at(x, TokenPrecision::Exact)

@@ -98,24 +98,49 @@ impl LmHead {
         self.scale.composed(out.into_tensor())
     }
 
+    /// Whether tokens of 8 bits are multiplied with its weight.
+    pub(crate) fn has_integer_products(&self) -> bool {
+        self.weight.has_integer_products()
+    }
+
     /// `-log softmax(logits of h[i])[targets[i]]`, `[n]`, of hidden states `h`, `[n, d]`. Differentiable in `h` and in a
     /// weight that trains. A patch is called once per chunk of tokens, with the sequences of that chunk.
     ///
     /// # Errors
     /// If a target is outside the vocabulary, or a head with a patch is to be differentiated.
     pub fn nll(&self, h: &Tensor, targets: &[u32], patch: Option<HeadPatch>) -> Result<Tensor> {
+        self.nll_at(h, targets, patch, TokenPrecision::Exact)
+    }
+
+    /// The same of hidden states of this precision. The gradient is always the exact one.
+    ///
+    /// # Errors
+    /// As [`LmHead::nll`].
+    pub fn nll_at(
+        &self,
+        h: &Tensor,
+        targets: &[u32],
+        patch: Option<HeadPatch>,
+        precision: TokenPrecision,
+    ) -> Result<Tensor> {
         if let Some(id) = targets.iter().find(|&&id| id as usize >= self.vocabulary) {
             bail!("target token {id} is outside the vocabulary of {}", self.vocabulary);
         }
         match (&self.weight, patch) {
-            (_, Some(patch)) => self.patched_nll(h, targets, patch),
-            (Weight::Mapped(weight), None) => self.mapped_nll(h, targets, weight),
+            (_, Some(patch)) => self.patched_nll(h, targets, patch, precision),
+            (Weight::Mapped(weight), None) => self.mapped_nll(h, targets, weight, precision),
             (Weight::Tensor(weight), None) => self.composed_nll(h, targets, weight),
         }
     }
 
     /// The loss of a head with a patch, to be read and not differentiated.
-    fn patched_nll(&self, h: &Tensor, targets: &[u32], HeadPatch { patch, batch }: HeadPatch) -> Result<Tensor> {
+    fn patched_nll(
+        &self,
+        h: &Tensor,
+        targets: &[u32],
+        HeadPatch { patch, batch }: HeadPatch,
+        precision: TokenPrecision,
+    ) -> Result<Tensor> {
         if h.track_op() {
             bail!("the loss of a patched head is not differentiable");
         }
@@ -125,7 +150,8 @@ impl LmHead {
         for start in (0..targets.len()).step_by(tokens) {
             let count = tokens.min(targets.len() - start);
             let chunk = batch.narrow(start..start + count);
-            let logits = self.logits(&h.narrow(0, start, count)?, Some(HeadPatch { patch, batch: &chunk }))?;
+            let patch = Some(HeadPatch { patch, batch: &chunk });
+            let logits = self.logits_at(&h.narrow(0, start, count)?, patch, precision)?;
             losses.push(log_losses(&logits, &index.narrow(0, start, count)?.contiguous()?)?.detach());
         }
         Tensor::cat(&losses, 0)?.squeeze(1)
@@ -133,13 +159,19 @@ impl LmHead {
 
     /// The loss over a mapped weight. The forward already makes each token's gradient `(softmax - onehot) W`, so that
     /// logits are made once and never kept: `[chunk, vocabulary]` is all that is ever held.
-    fn mapped_nll(&self, h: &Tensor, targets: &[u32], weight: &MmapMatrix) -> Result<Tensor> {
+    fn mapped_nll(
+        &self,
+        h: &Tensor,
+        targets: &[u32],
+        weight: &MmapMatrix,
+        precision: TokenPrecision,
+    ) -> Result<Tensor> {
         let (n, d) = h.dims2()?;
         if n != targets.len() || d != weight.columns() {
             bail!("{n} x {d} hidden states for {} targets of a head of {} features", targets.len(), weight.columns());
         }
         let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
-        let nll = Nll { weight, bias, scale: self.scale, targets, wanted: h.track_op() };
+        let nll = Nll { weight, precision, bias, scale: self.scale, targets, wanted: h.track_op() };
         let (losses, slopes) = cpu_tensor::with_values(&h.detach().contiguous()?, NAME, |h| nll.forward(h))?;
         let losses = Tensor::from_vec(losses, n, h.device())?;
         if !nll.wanted {
@@ -291,6 +323,7 @@ fn log_losses(logits: &Tensor, index: &Tensor) -> Result<Tensor> {
 /// The loss over a mapped weight on a CPU.
 struct Nll<'a> {
     weight: &'a MmapMatrix,
+    precision: TokenPrecision,
     bias: Option<Vec<f32>>,
     scale: LogitScale,
     targets: &'a [u32],
@@ -307,7 +340,8 @@ impl Nll<'_> {
         let mut slopes = vec![0.0; if self.wanted { n * d } else { 0 }];
         for start in (0..n).step_by(tokens) {
             let end = (start + tokens).min(n);
-            let product = |y: &mut [f32]| self.weight.forward(&h[start * d..end * d], y, vocabulary, 0..vocabulary);
+            let h = &h[start * d..end * d];
+            let product = |y: &mut [f32]| forward_side_by_side(&[self.weight], h, y, self.precision);
             // SAFETY: the product overwrites all values.
             let mut logits = unsafe { written((end - start) * vocabulary, product) };
             self.chunk(&mut logits, &self.targets[start..end], &mut losses[start..end]);

@@ -92,7 +92,7 @@ impl MmapMatrix {
     }
 
     /// The type of its blocks, if they are multiplied with tokens of 8 bits.
-    fn integer_type(&self) -> Option<BlockType> {
+    pub(super) fn integer_type(&self) -> Option<BlockType> {
         self.block_type().filter(|block_type| block_type.has_integer_products())
     }
 

@@ -13,6 +13,11 @@ pub enum Weight {
 }
 
 impl Weight {
+    /// Whether tokens of 8 bits are multiplied with it.
+    pub(crate) fn has_integer_products(&self) -> bool {
+        matches!(self, Self::Mapped(matrix) if matrix.integer_type().is_some())
+    }
+
     /// The matrix as a tensor; one that is not a tensor yet gets the type and device of `x`.
     pub(crate) fn tensor(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
