@@ -7,7 +7,7 @@ mod phi_slice;
 use candle_core::DType;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_lora::{Patches, Sequence};
-use lorakit_model::{Base, CachedDecoder};
+use lorakit_model::{Base, CachedDecoder, TokenPrecision};
 use phi_slice::Noise;
 
 #[global_allocator]
@@ -59,7 +59,7 @@ impl<'a> Decoded<'a> {
         let mut decoding = CachedDecoder::new(base, patches, rows * DECODED).unwrap();
         let rows: Vec<usize> = (0..rows).map(|_| decoding.open(DECODED, Sequence::default()).unwrap()).collect();
         let fed: Vec<(usize, &[u32])> = rows.iter().map(|&row| (row, &ids[..])).collect();
-        decoding.forward(&fed).unwrap();
+        decoding.forward(&fed, TokenPrecision::Exact).unwrap();
         Self { decoding, rows }
     }
 
@@ -69,7 +69,7 @@ impl<'a> Decoded<'a> {
             *self = Self::begun(base, patches, self.rows.len());
         }
         let fed: Vec<(usize, &[u32])> = self.rows.iter().map(|&row| (row, &[7][..])).collect();
-        self.decoding.forward(&fed).unwrap();
+        self.decoding.forward(&fed, TokenPrecision::Exact).unwrap();
         base.device().synchronize().unwrap();
     }
 }
