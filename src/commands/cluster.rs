@@ -16,12 +16,15 @@ use lorakit_cluster::{
     embedding_clusters, random_clusters,
 };
 use lorakit_fit::cluster::{
-    ClusterCount, ClusteredExperts, ROWS, cluster_experts, embed_tasks, mean, open_experts, records,
+    ClusterCount, ClusteredExperts, Curve, ROWS, cluster_experts, embed_tasks, mean, open_experts, records,
 };
 use lorakit_fit::pluralize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// Up to this number of experts, the report that is printed compares them in every space and with other numbers of clusters.
+const REPORTED: usize = 1000;
 
 /// The arguments of `cluster`.
 #[derive(Args, Debug)]
@@ -53,7 +56,8 @@ pub struct ClusterArgs {
     /// Cluster only these experts [default: all]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "library")]
     experts: Vec<String>,
-    /// Write a report as an HTML page
+    /// Write a report as an HTML page. With more than 1,000 experts, other spaces and other numbers of clusters are
+    /// compared only if this is given
     #[arg(long, value_name = "FILE.html", requires = "library")]
     report: Option<PathBuf>,
     /// Base model that embeds the tasks: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
@@ -95,6 +99,12 @@ impl ClusterArgs {
             FormatArg::Lorakit => Ok(clusters.write(&self.out)?),
             FormatArg::Mttl => Ok(clusters.write_mttl(&self.out)?),
         }
+    }
+
+    /// Whether to compare experts in every space and to try other numbers of clusters: this takes several times as long as
+    /// clustering.
+    fn is_reported(&self, experts: usize) -> bool {
+        self.report.is_some() || experts <= REPORTED
     }
 
     /// The space of the reported silhouettes: the clustered one, else [`ComparisonSpace::Delta`], which always exists.
@@ -166,7 +176,8 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     }
     let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
-    let spaces = SpaceSimilarities::with_delta(&experts, delta)?;
+    let wanted = if args.is_reported(experts.len()) { &ComparisonSpace::ALL[..] } else { &[args.report_space()] };
+    let spaces = SpaceSimilarities::of_spaces(&experts, wanted, delta)?;
     let report = ClusteringReport::new(&clusters, &spaces, args.report_space(), curve)?;
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the space of the report was compared")?;
@@ -181,7 +192,13 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
 
 /// Warns where experts have the same A, which their parameters then have in common whatever their tasks.
 fn warn_of_shared_a(library: &Library, names: &[String], context: &CommandContext) -> Result<()> {
-    let adapters = names.iter().map(|name| library.adapter(name)).collect::<Result<Vec<_>, _>>()?;
+    let open = |name: &String| {
+        let adapter = library.adapter(name)?;
+        // All of a file was read to check its values; a library may be larger than memory.
+        adapter.release_pages();
+        Ok(adapter)
+    };
+    let adapters = names.iter().map(open).collect::<Result<Vec<_>>>()?;
     let named: Vec<(&str, &Adapter)> = names.iter().map(String::as_str).zip(&adapters).collect();
     for SharedA { names, modules, of } in SharedA::groups(&named) {
         context.output.warn(format!(
@@ -252,7 +269,8 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            Ok(cluster_experts(experts, &options, (args.k, "-k"), context)?)
+            let curve = if args.is_reported(experts.len()) { Curve::Always } else { Curve::ToChoose };
+            Ok(cluster_experts(experts, &options, (args.k, "-k"), curve, context)?)
         }
     }
 }

@@ -15,12 +15,18 @@ const SHADES: i32 = 40;
 /// Largest side of the map in pixels.
 const SIDE: f64 = 720.0;
 
+/// The largest number of rows and columns. A map of more experts has a cell for several: a page of 10,000 experts would
+/// have 100 million cells.
+const LARGEST: usize = 512;
+
 /// Number of experts up to which their names fit beside the rows.
 const NAMED: usize = 64;
 
 #[derive(Serialize)]
 struct HeatMap {
     experts: usize,
+    /// Whether a cell stands for several experts.
+    averaged: bool,
     width: f64,
     height: f64,
     left: f64,
@@ -79,21 +85,23 @@ pub fn similarity_map(report: &ClusteringReport, similarity: &Similarity) -> Res
     let order: Vec<usize> = members.filter_map(|member| indices.get(member.expert.as_str()).copied()).collect();
     let sizes = report.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.members.len()));
     let n = order.len();
-    let cell = (SIDE / n as f64).min(30.0);
-    let side = cell * n as f64;
-    let limit = limit(similarity, &order);
+    let cells = Cells::of(similarity, &order);
+    let cell = (SIDE / cells.count as f64).min(30.0);
+    let side = cell * cells.count as f64;
+    let limit = cells.limit();
     let named = n <= NAMED;
     let names: Vec<String> = order.iter().map(|expert| shortened(&similarity.names()[*expert])).collect();
     let (left, right) = if named { (label_width(&names), 52.0) } else { (52.0, 8.0) };
     let name = |(row, text): (usize, String)| Name { y: (row as f64 + 0.5) * cell, text };
     let map = HeatMap {
         experts: n,
+        averaged: cells.count < n,
         width: left + side + right,
         height: side + 64.0,
         left,
         cell,
-        shades: shades(similarity, &order, limit),
-        frames: frames(sizes, cell),
+        shades: cells.shades(limit),
+        frames: frames(sizes, side / n as f64),
         frame_x: if named { side + 10.0 } else { -10.0 },
         frame_anchor: if named { "start" } else { "end" },
         names: if named { names.into_iter().enumerate().map(name).collect() } else { Vec::new() },
@@ -103,28 +111,48 @@ pub fn similarity_map(report: &ClusteringReport, similarity: &Similarity) -> Res
     render(include_str!("heat_map.html"), &map)
 }
 
-/// The cosine of the deepest shade: the largest between two different experts, so that small differences show.
-fn limit(similarity: &Similarity, order: &[usize]) -> f64 {
-    let pairs = order.iter().flat_map(|i| order.iter().map(move |j| (*i, *j)));
-    let largest = pairs.filter(|(i, j)| i != j).map(|(i, j)| similarity.at(i, j).abs()).fold(0.0, f64::max);
-    // Rounded up to hundredths, and never zero.
-    ((largest * 100.0).ceil() / 100.0).clamp(0.01, 1.0)
+/// The cells of the map, row by row: cosines, or of many experts means over those of neighbours.
+struct Cells {
+    count: usize,
+    cosines: Vec<f64>,
 }
 
-/// Cells of one unit, grouped by shade; a run of one shade in a row is one rectangle.
-fn shades(similarity: &Similarity, order: &[usize], limit: f64) -> Vec<Shade> {
-    let mut paths = vec![String::new(); (2 * SHADES + 1) as usize];
-    for (row, i) in order.iter().enumerate() {
-        let shades: Vec<i32> = order.iter().map(|j| shade(similarity.at(*i, *j), limit)).collect();
-        let mut column = 0;
-        for run in shades.chunk_by(|x, y| x == y) {
-            // Writing to a String does not fail.
-            let _ = write!(paths[(run[0] + SHADES) as usize], "M{column} {row}h{len}v1h-{len}z", len = run.len());
-            column += run.len();
-        }
+impl Cells {
+    fn of(similarity: &Similarity, order: &[usize]) -> Self {
+        let (n, count) = (order.len(), order.len().min(LARGEST));
+        let experts = |cell: usize| &order[cell * n / count..(cell + 1) * n / count];
+        let mean = |row: usize, column: usize| {
+            let pairs = experts(row).iter().flat_map(|i| experts(column).iter().map(move |j| (*i, *j)));
+            let sum: f64 = pairs.map(|(i, j)| similarity.at(i, j)).sum();
+            sum / (experts(row).len() * experts(column).len()) as f64
+        };
+        let cosines = (0..count * count).map(|at| mean(at / count, at % count)).collect();
+        Self { count, cosines }
     }
-    let used = (-SHADES..=SHADES).zip(paths).filter(|(_, path)| !path.is_empty());
-    used.map(|(shade, path)| Shade { colour: colour(shade), path }).collect()
+
+    /// The cosine of the deepest shade: the largest between two different experts, so that small differences show.
+    fn limit(&self) -> f64 {
+        let others = self.cosines.iter().enumerate().filter(|(at, _)| at / self.count != at % self.count);
+        let largest = others.map(|(_, cosine)| cosine.abs()).fold(0.0, f64::max);
+        // Rounded up to hundredths, and never zero.
+        ((largest * 100.0).ceil() / 100.0).clamp(0.01, 1.0)
+    }
+
+    /// Cells of one unit, grouped by shade; a run of one shade in a row is one rectangle.
+    fn shades(&self, limit: f64) -> Vec<Shade> {
+        let mut paths = vec![String::new(); (2 * SHADES + 1) as usize];
+        for (row, cosines) in self.cosines.chunks(self.count).enumerate() {
+            let shades: Vec<i32> = cosines.iter().map(|cosine| shade(*cosine, limit)).collect();
+            let mut column = 0;
+            for run in shades.chunk_by(|x, y| x == y) {
+                // Writing to a String does not fail.
+                let _ = write!(paths[(run[0] + SHADES) as usize], "M{column} {row}h{len}v1h-{len}z", len = run.len());
+                column += run.len();
+            }
+        }
+        let used = (-SHADES..=SHADES).zip(paths).filter(|(_, path)| !path.is_empty());
+        used.map(|(shade, path)| Shade { colour: colour(shade), path }).collect()
+    }
 }
 
 fn shade(cosine: f64, limit: f64) -> i32 {
@@ -172,7 +200,10 @@ fn label_width(names: &[String]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use lorakit_adapter::{Adapter, LowRank, Matrix};
+    use lorakit_cluster::{ComparisonSpace, ExpertSet};
 
     #[test]
     fn colours_run_from_white_to_the_deepest_shade() {
@@ -181,5 +212,26 @@ mod tests {
             ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into())
         );
         assert_eq!((shade(0.5, 0.5), shade(1.0, 0.5), shade(-0.25, 0.5)), (SHADES, SHADES, -SHADES / 2));
+    }
+
+    #[test]
+    fn cells_of_many_experts_are_means() {
+        let count = LARGEST + LARGEST / 2;
+        // Two groups of experts, each the same but for a sign between the groups.
+        let adapter = |at: usize| {
+            let sign = if at < count / 2 { 1.0 } else { -1.0 };
+            let (a, b) = (Matrix::new(1, 1, vec![1.0]).unwrap(), Matrix::new(1, 1, vec![sign]).unwrap());
+            let update = LowRank::new(a, b, 1.0).unwrap();
+            (format!("e{at:04}"), Adapter::new([("layers.0.q_proj".to_owned(), update)].into()))
+        };
+        let experts = ExpertSet::in_memory((0..count).map(adapter)).unwrap();
+        let similarity = Similarity::of(&experts, ComparisonSpace::Delta).unwrap();
+        let order: Vec<usize> = (0..count).collect();
+        let cells = Cells::of(&similarity, &order);
+        assert_eq!((cells.count, cells.cosines.len()), (LARGEST, LARGEST * LARGEST));
+        for (at, cosine) in cells.cosines.iter().enumerate() {
+            let sides = [at / LARGEST, at % LARGEST].map(|cell| cell < LARGEST / 2);
+            assert_eq!(*cosine, if sides[0] == sides[1] { 1.0 } else { -1.0 }, "{at}");
+        }
     }
 }

@@ -10,8 +10,14 @@ use serde::Serialize;
 const WIDTH: f64 = 440.0;
 const LEFT: f64 = 64.0;
 
+/// The largest number of bars. Of more experts, every second one has a bar, or every third, and so on: they stand in the order
+/// of their silhouettes, so that the outline stays the same.
+const LARGEST: usize = 2000;
+
 #[derive(Serialize)]
 struct SilhouettePlot {
+    /// A bar stands for this many experts.
+    every: usize,
     width: f64,
     height: f64,
     label_x: f64,
@@ -48,7 +54,9 @@ struct Tick {
 
 /// One bar per expert, grouped by cluster, best first (Rousseeuw, 1987).
 pub fn silhouette_plot(clusters: &[ClusterReport]) -> Result<Value> {
-    let n: usize = clusters.iter().map(|cluster| cluster.members.len()).sum();
+    let experts: usize = clusters.iter().map(|cluster| cluster.members.len()).sum();
+    let every = experts.div_ceil(LARGEST).max(1);
+    let n: usize = clusters.iter().map(|cluster| cluster.members.len().div_ceil(every)).sum();
     let bar = (560.0 / n.max(1) as f64).clamp(1.5, 14.0);
     let gap = 10.0;
     let values = || clusters.iter().flat_map(|cluster| cluster.members.iter().map(|member| member.silhouette));
@@ -58,9 +66,9 @@ pub fn silhouette_plot(clusters: &[ClusterReport]) -> Result<Value> {
     let mut y = 4.0;
     let mut drawn = Vec::new();
     for (cluster, shade) in clusters.iter().zip(["bar", "bar2"].into_iter().cycle()) {
-        let middle = y + bar * cluster.members.len() as f64 / 2.0;
+        let middle = y + bar * cluster.members.len().div_ceil(every) as f64 / 2.0;
         let mut bars = Vec::new();
-        for member in &cluster.members {
+        for member in cluster.members.iter().step_by(every) {
             let end = scale(member.silhouette);
             bars.push(Bar {
                 class: if member.silhouette < 0.0 { "bad" } else { shade },
@@ -79,7 +87,8 @@ pub fn silhouette_plot(clusters: &[ClusterReport]) -> Result<Value> {
     let is_shown = |value: &f64| *value == 0.0 || *value < -0.05 * high || *value > 0.0;
     let ticks = [low, 0.0, high].into_iter().filter(is_shown).map(|value| Tick { at: scale(value), value }).collect();
     let height = bar * n as f64 + gap * clusters.len() as f64 + 30.0;
-    let plot = SilhouettePlot { width: WIDTH, height, label_x: LEFT - 10.0, zero, bottom: y, clusters: drawn, ticks };
+    let plot =
+        SilhouettePlot { every, width: WIDTH, height, label_x: LEFT - 10.0, zero, bottom: y, clusters: drawn, ticks };
     render(include_str!("silhouette_plot.html"), &plot)
 }
 

@@ -10,6 +10,7 @@ use rand::Rng;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::point_blocks::PointBlocks;
 
 /// The number of restarts, of which the best is kept: scikit-learn's `n_init`, as in the paper's code.
 const RESTARTS: u64 = 10;
@@ -30,13 +31,14 @@ const TOLERANCE: f64 = 1e-6;
 pub fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Result<Vec<usize>> {
     check_k(k, points.len())?;
     check_points(points)?;
-    let distinct = distinct(points);
+    let distinct = distinct(points, k);
     if k > distinct {
         return Err(Error::TooFewDistinct { k, points: points.len(), distinct });
     }
+    let blocks = PointBlocks::of(points);
     let restarts: Vec<Restart> = (0..RESTARTS)
         .into_par_iter()
-        .map(|restart| Restart::new(points, k, CounterRng::seeded(seed, restart)))
+        .map(|restart| Restart::new(points, &blocks, k, CounterRng::seeded(seed, restart)))
         .collect();
     // The first of equals, so that the result does not depend on which restart finishes first.
     let best = restarts.into_iter().reduce(|best, next| if next.inertia < best.inertia { next } else { best });
@@ -52,11 +54,11 @@ struct Restart {
 
 impl Restart {
     /// Lloyd's iteration from k-means++ centers until no label changes.
-    fn new(points: &[Vec<f64>], k: usize, rng: CounterRng) -> Self {
-        let mut labels = nearest(points, &initial_centers(points, k, rng));
+    fn new(points: &[Vec<f64>], blocks: &PointBlocks, k: usize, rng: CounterRng) -> Self {
+        let mut labels = blocks.nearest(&initial_centers(points, blocks, k, rng));
         for _ in 0..MAX_ITERATIONS {
             fill_empty(points, &mut labels, k);
-            let moved = nearest(points, &means(points, &labels, k));
+            let moved = blocks.nearest(&means(points, &labels, k));
             if moved == labels {
                 break;
             }
@@ -72,16 +74,16 @@ impl Restart {
 /// Initial centers by greedy k-means++ (Arthur and Vassilvitskii, 2007): each is drawn from the points with probability
 /// proportional to `D(x)^2`, the squared distance to the nearest center so far, and of 2 + ln k draws the one that leaves
 /// the smallest sum of `D(x)^2` is kept.
-fn initial_centers(points: &[Vec<f64>], k: usize, mut rng: CounterRng) -> Vec<Vec<f64>> {
+fn initial_centers(points: &[Vec<f64>], blocks: &PointBlocks, k: usize, mut rng: CounterRng) -> Vec<Vec<f64>> {
     let mut centers = vec![points[rng.random_range(0..points.len())].clone()];
-    let mut distances: Vec<f64> = points.iter().map(|point| squared_distance(point, &centers[0])).collect();
+    let mut distances = blocks.squared_distances(&centers[0]);
     let trials = 2 + (k as f64).ln() as usize;
     while centers.len() < k {
         let mut best: Option<(usize, Vec<f64>, f64)> = None;
         for _ in 0..trials {
             let at = weighted_index(&distances, &mut rng);
-            let left = points.iter().zip(&distances).map(|(point, now)| squared_distance(point, &points[at]).min(*now));
-            let left: Vec<f64> = left.collect();
+            let mut left = blocks.squared_distances(&points[at]);
+            left.iter_mut().zip(&distances).for_each(|(left, now)| *left = left.min(*now));
             let sum = left.iter().sum();
             if best.as_ref().is_none_or(|(_, _, least)| sum < *least) {
                 best = Some((at, left, sum));
@@ -103,15 +105,6 @@ fn weighted_index(weights: &[f64], rng: &mut CounterRng) -> usize {
     });
     // Rounding can leave a rest after the last weight. The point with the largest weight is certainly not a center yet.
     found.unwrap_or_else(|| weights.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map_or(0, |(at, _)| at))
-}
-
-/// The nearest center of each point, the first of equals.
-fn nearest(points: &[Vec<f64>], centers: &[Vec<f64>]) -> Vec<usize> {
-    let closest = |point: &Vec<f64>| {
-        let distances = centers.iter().map(|center| squared_distance(point, center)).enumerate();
-        distances.reduce(|best, next| if next.1 < best.1 { next } else { best }).map_or(0, |(label, _)| label)
-    };
-    points.iter().map(closest).collect()
 }
 
 fn check_points(points: &[Vec<f64>]) -> Result<()> {
@@ -175,12 +168,15 @@ fn squared_distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum()
 }
 
-/// The number of distinct points.
-fn distinct(points: &[Vec<f64>]) -> usize {
+/// The number of distinct points, counted up to `enough`.
+fn distinct(points: &[Vec<f64>], enough: usize) -> usize {
     let largest = points.iter().flatten().fold(0f64, |largest, value| largest.max(value.abs()));
     let same = |x: &Vec<f64>, y: &Vec<f64>| x.iter().zip(y).all(|(x, y)| (x - y).abs() <= TOLERANCE * largest);
     let mut kept: Vec<&Vec<f64>> = Vec::new();
     for point in points {
+        if kept.len() == enough {
+            break;
+        }
         if !kept.iter().any(|other| same(point, other)) {
             kept.push(point);
         }

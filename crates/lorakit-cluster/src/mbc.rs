@@ -88,10 +88,9 @@ impl MbcEmbedding {
     pub fn of(experts: &ExpertSet, options: &MbcOptions) -> Result<Self> {
         let gram = GramMatrix::of(experts, options.space, options.sparsity)?;
         let embedding = spectral_embedding(&gram, options.components)?;
-        let exact = (options.space == ComparisonSpace::Delta).then(|| Similarity::from_gram(&gram));
         let names = gram.names().to_vec();
-        drop(gram);
-        let similarity = Similarity::from_gram(&GramMatrix::of_points(&names, &embedding)?);
+        let exact = (options.space == ComparisonSpace::Delta).then(|| Similarity::from_gram(gram));
+        let similarity = Similarity::from_gram(GramMatrix::of_points(&names, &embedding)?);
         Ok(Self { similarity, exact, embedding, kmeans_input: options.kmeans_input, seed: options.seed })
     }
 

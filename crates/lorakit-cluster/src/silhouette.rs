@@ -1,5 +1,7 @@
 //! Silhouettes: how much closer an expert is to its own cluster than to the nearest other one (Rousseeuw, 1987).
 
+use rayon::prelude::*;
+
 use crate::partition::Partition;
 use crate::similarity::Similarity;
 
@@ -24,7 +26,7 @@ pub fn silhouettes(similarity: &Similarity, partition: &Partition) -> Vec<f64> {
             _ => 0.0,
         }
     };
-    partition.labels().iter().enumerate().map(silhouette).collect()
+    partition.labels().par_iter().enumerate().map(silhouette).collect()
 }
 
 /// The mean of [`silhouettes`].
@@ -45,7 +47,7 @@ mod tests {
         let points: Vec<Vec<f64>> =
             [0.0f64, 60.0, 90.0].map(|a| vec![a.to_radians().cos(), a.to_radians().sin()]).into();
         let names: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
-        let similarity = Similarity::from_gram(&GramMatrix::of_points(&names, &points).unwrap());
+        let similarity = Similarity::from_gram(GramMatrix::of_points(&names, &points).unwrap());
         let near = 1.0 - 30f64.to_radians().cos();
         let found = silhouettes(&similarity, &Partition::new(&names, &[0, 1, 1]));
         let expected = [0.0, (0.5 - near) / 0.5, (1.0 - near) / 1.0];

@@ -1,5 +1,7 @@
 //! Cosine similarities of experts.
 
+use rayon::prelude::*;
+
 use crate::comparison_space::ComparisonSpace;
 use crate::error::Result;
 use crate::expert_set::ExpertSet;
@@ -15,16 +17,20 @@ pub struct Similarity {
 impl Similarity {
     /// The cosines of the vectors whose inner products these are: `<x, y> / (|x| |y|)`. A vector of zeros has cosine 0 with
     /// every other and with itself.
-    pub fn from_gram(gram: &GramMatrix) -> Self {
-        let n = gram.names().len();
-        let norms: Vec<f64> = (0..n).map(|i| gram.at(i, i).max(0.0).sqrt()).collect();
-        let cosine = |i: usize, j: usize| match (norms[i], norms[j]) {
+    pub fn from_gram(gram: GramMatrix) -> Self {
+        let (names, mut values) = gram.into_parts();
+        let n = names.len();
+        let norms: Vec<f64> = (0..n).map(|i| values[i * n + i].max(0.0).sqrt()).collect();
+        let cosine = |product: f64, i: usize, j: usize| match (norms[i], norms[j]) {
             (0.0, _) | (_, 0.0) => 0.0,
             _ if i == j => 1.0,
-            (x, y) => (gram.at(i, j) / x / y).clamp(-1.0, 1.0),
+            (x, y) => (product / x / y).clamp(-1.0, 1.0),
         };
-        let values = (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).map(|(i, j)| cosine(i, j)).collect();
-        Self { names: gram.names().to_vec(), values }
+        // In place: for 10,000 experts the matrix takes 0.8 GB.
+        values.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            row.iter_mut().enumerate().for_each(|(j, value)| *value = cosine(*value, i, j));
+        });
+        Self { names, values }
     }
 
     /// The cosines of `experts` in `space`, without sparsification.
@@ -32,7 +38,7 @@ impl Similarity {
     /// # Errors
     /// As [`GramMatrix::of`].
     pub fn of(experts: &ExpertSet, space: ComparisonSpace) -> Result<Self> {
-        Ok(Self::from_gram(&GramMatrix::of(experts, space, 0.0)?))
+        Ok(Self::from_gram(GramMatrix::of(experts, space, 0.0)?))
     }
 
     /// The experts, in the order of rows and columns.

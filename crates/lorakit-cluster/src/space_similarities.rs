@@ -29,18 +29,24 @@ impl SpaceSimilarities {
     /// # Errors
     /// If an expert cannot be opened or overflows.
     pub fn of(experts: &ExpertSet) -> Result<Self> {
-        Self::with_delta(experts, None)
+        Self::of_spaces(experts, &ComparisonSpace::ALL, None)
     }
 
-    /// As [`SpaceSimilarities::of`], with the similarity in [`ComparisonSpace::Delta`] if it is known.
+    /// As [`SpaceSimilarities::of`], in these spaces alone; the others are unavailable. `delta` is the similarity in
+    /// [`ComparisonSpace::Delta`], if it is known.
     ///
     /// # Errors
     /// As [`SpaceSimilarities::of`].
-    pub fn with_delta(experts: &ExpertSet, delta: Option<Similarity>) -> Result<Self> {
+    pub fn of_spaces(experts: &ExpertSet, wanted: &[ComparisonSpace], delta: Option<Similarity>) -> Result<Self> {
         let mut spaces = Self { available: Vec::new(), unavailable: Vec::new() };
         let mut delta = delta;
         for space in ComparisonSpace::ALL {
             let known = if space == ComparisonSpace::Delta { delta.take() } else { None };
+            if known.is_none() && !wanted.contains(&space) {
+                let reason = format!("not compared: {} experts would take long; --report compares them", experts.len());
+                spaces.unavailable.push(UnavailableSpace { space, reason });
+                continue;
+            }
             match known.map_or_else(|| Similarity::of(experts, space), Ok) {
                 Ok(similarity) => spaces.available.push((space, similarity)),
                 Err(error @ (Error::NotAligned { .. } | Error::NoInitialA)) => {
@@ -52,7 +58,7 @@ impl SpaceSimilarities {
         Ok(spaces)
     }
 
-    /// The similarity in one space, if it is available, as [`ComparisonSpace::Delta`] always is.
+    /// The similarity in one space, if it is available, as [`ComparisonSpace::Delta`] always is if it was wanted.
     pub fn get(&self, space: ComparisonSpace) -> Option<&Similarity> {
         self.available.iter().find(|(other, _)| *other == space).map(|(_, similarity)| similarity)
     }
@@ -72,7 +78,7 @@ impl SpaceSimilarities {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::synthetic::adapter;
+    use crate::synthetic::{Synthetic, adapter};
 
     #[test]
     fn unavailable_spaces_have_a_reason() {
@@ -81,5 +87,15 @@ mod tests {
         let spaces = SpaceSimilarities::of(&ExpertSet::in_memory(adapters).unwrap()).unwrap();
         assert!(spaces.get(ComparisonSpace::Delta).is_some() && spaces.get(ComparisonSpace::Parameters).is_none());
         assert!(spaces.unavailable.iter().all(|space| space.reason.contains("--space delta")), "{spaces:?}");
+    }
+
+    #[test]
+    fn spaces_that_are_not_wanted_are_not_compared() {
+        let experts = Synthetic::default().experts();
+        let all = SpaceSimilarities::of(&experts).unwrap();
+        let one = SpaceSimilarities::of_spaces(&experts, &[ComparisonSpace::Change], None).unwrap();
+        assert_eq!(one.available(), [(ComparisonSpace::Change, all.get(ComparisonSpace::Change).unwrap().clone())]);
+        let missing: Vec<ComparisonSpace> = one.unavailable().iter().map(|space| space.space).collect();
+        assert_eq!(missing, [ComparisonSpace::Delta, ComparisonSpace::Parameters]);
     }
 }

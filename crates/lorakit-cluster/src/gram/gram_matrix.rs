@@ -1,5 +1,6 @@
 //! The Gram matrix of a set of experts.
 
+use faer::MatRef;
 use rayon::prelude::*;
 
 use crate::comparison_space::ComparisonSpace;
@@ -58,6 +59,16 @@ impl GramMatrix {
     /// The experts, in the order of rows and columns.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The experts, and the inner products row by row.
+    pub(crate) fn into_parts(self) -> (Vec<String>, Vec<f64>) {
+        (self.names, self.values)
+    }
+
+    /// The matrix itself.
+    pub(crate) fn matrix(&self) -> MatRef<'_, f64> {
+        MatRef::from_row_major_slice(&self.values, self.names.len(), self.names.len())
     }
 
     /// The inner product of experts `i` and `j`.

@@ -46,6 +46,15 @@ pub struct ClusteredExperts {
     pub delta: Option<Similarity>,
 }
 
+/// When to try other numbers of clusters: each is a k-means of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Curve {
+    /// Always: for a report.
+    Always,
+    /// Where the number is to be chosen.
+    ToChoose,
+}
+
 /// Clusters experts by MBC. `option` is what the user calls `count`, for messages.
 ///
 /// # Errors
@@ -54,6 +63,7 @@ pub fn cluster_experts(
     experts: &ExpertSet,
     options: &MbcOptions,
     (count, option): (ClusterCount, &str),
+    curve: Curve,
     reporter: &dyn Reporter,
 ) -> Result<ClusteredExperts> {
     if let ClusterCount::Fixed(k) = count {
@@ -63,7 +73,10 @@ pub fn cluster_experts(
         }
     }
     let embedded = MbcEmbedding::of(experts, options)?;
-    let curve = silhouette_curve(&embedded, MAX_CLUSTERS)?;
+    let curve = match (curve, count) {
+        (Curve::ToChoose, ClusterCount::Fixed(_)) => Vec::new(),
+        _ => silhouette_curve(&embedded, MAX_CLUSTERS)?,
+    };
     let k = match count {
         ClusterCount::Fixed(k) => k.get(),
         ClusterCount::Auto => {
@@ -90,7 +103,8 @@ pub fn cluster_deltas(
     let records = records(library, &names)?;
     let experts = open_experts(library, names, &records)?;
     let options = MbcOptions { space: ComparisonSpace::Delta, seed, ..MbcOptions::default() };
-    let ClusteredExperts { partition, .. } = cluster_experts(&experts, &options, (count, "--mbc"), reporter)?;
+    let ClusteredExperts { partition, .. } =
+        cluster_experts(&experts, &options, (count, "--mbc"), Curve::ToChoose, reporter)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
