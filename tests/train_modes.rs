@@ -107,6 +107,41 @@ fn two_stage_mbc() {
 }
 
 #[test]
+fn the_plan_of_both_stages_of_mbc_shows_what_is_known() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    let options = "--mbc 2 --set max_steps=10 --set learning_rate=1e-2";
+    let plan = || -> Value { train(&library, &format!("{options} --plan")).json() };
+    let of = |document: &Value, stage: &str| -> Vec<Value> {
+        let passes = document["passes"].as_array().unwrap().iter();
+        passes.filter(|pass| pass["stage"] == stage).cloned().collect()
+    };
+    let before = plan();
+    assert!(!library.exists(), "a plan writes nothing");
+    assert_eq!((&before["clusters_known"], of(&before, "clusters")), (&Value::from(false), vec![]));
+    let first = of(&before, "private");
+    assert_eq!(first.iter().map(|pass| pass["experts"].as_array().unwrap().len()).sum::<usize>(), 4);
+    assert!(first.iter().all(|pass| pass["steps"] == 4 && pass["finished"] == false), "{first:?}");
+    let lines = words(&format!(
+        "train-experts --base pico --library {} --tasks {TASKS} {QUICK} {options} --plan",
+        library.display()
+    ))
+    .ok();
+    assert!(lines.stdout.lines().all(|line| line.starts_with("{\"stage\":\"private\"")), "{}", lines.stdout);
+    assert!(lines.stderr.contains("known once the experts per task are clustered"), "{}", lines.stderr);
+    train(&library, options).ok();
+    let after = plan();
+    assert_eq!(after["clusters_known"], true);
+    assert!(after["passes"].as_array().unwrap().iter().all(|pass| pass["finished"] == true), "{after}");
+    let clustered: Vec<Value> =
+        of(&after, "clusters").iter().flat_map(|pass| pass["experts"].as_array().unwrap().clone()).collect();
+    assert_eq!(clustered, ["c0", "c1"]);
+    // Trained anew, the first stage gives other clusters.
+    let anew = train(&library, &format!("{options} --plan --restart")).json();
+    assert_eq!((&anew["clusters_known"], of(&anew, "clusters")), (&Value::from(false), vec![]));
+}
+
+#[test]
 fn random_examples_split_rows_and_steps() {
     let work = tempfile::tempdir().unwrap();
     let trained = train(&work.path().join("l"), "--random-examples 3 --set max_steps=6").json();

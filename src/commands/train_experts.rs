@@ -13,13 +13,15 @@ use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
-use lorakit_fit::cluster::{ClusterCount, ClusteredStage, TwoStageMbc, ensure_possible, two_stage_mbc};
-
+use lorakit_fit::cluster::{
+    ClusterCount, ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_possible, plan_two_stage_mbc, two_stage_mbc,
+};
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
 use lorakit_fit::{ensure_same_base, lock_for};
 use lorakit_model::Base;
 use lorakit_task::{Split, Task};
 use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, PlannedPass, SKILL_SETTINGS, SkillDims, TrainConfig};
+use serde::Serialize;
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -76,7 +78,8 @@ pub struct TrainExpertsArgs {
     /// parts a second time: clusters need the experts of every part
     #[arg(long, value_name = "I/N|auto/N")]
     part: Option<PartArg>,
-    /// Print one JSON line per pass (experts, rows, steps, tokens, memory), and train nothing
+    /// Print one JSON line per pass (experts, rows, steps, tokens, memory), and train nothing. With --mbc, passes of
+    /// experts per cluster are known once the experts per task are trained and clustered
     #[arg(long)]
     plan: bool,
     /// Put rows of prompt and answer through the base's chat template, as conversations always are; same as --set chat=true
@@ -102,7 +105,7 @@ struct TrainMode {
     full: bool,
     /// Run both stages of MBC (arXiv 2405.11157): experts per task in LIBRARY/private for 40 % of the steps, K clusters
     /// (or auto) of their deltas in LIBRARY/clusters.json, and an expert per cluster for the other 60 %
-    #[arg(long, value_name = "K", conflicts_with_all = ["experts", "plan"])]
+    #[arg(long, value_name = "K", conflicts_with = "experts")]
     mbc: Option<ClusterCount>,
     /// Train K experts on random parts of all rows, a baseline for clusters
     #[arg(long, value_name = "K", value_parser = count)]
@@ -165,6 +168,9 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }
+    if args.plan && args.mode.mbc.is_some() {
+        return report_both_plans(&plan_two_stage_mbc(&train, &args.library, &tasks, &settings)?, context);
+    }
     if args.plan {
         let library = Library::open_or_plan(&args.library, base.identity())?;
         return report_plan(&train.plan(kind, &library, &plans, &settings)?, context);
@@ -188,6 +194,25 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
 fn report_plan(passes: &[PlannedPass], context: &CommandContext) -> Result<()> {
     let lines = passes.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     context.output.result(&json!({ "passes": passes }), || lines.join("\n"))
+}
+
+/// Reports the passes of both stages of MBC, or those of the first if the clusters are not known.
+fn report_both_plans(plan: &TwoStagePlan, context: &CommandContext) -> Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        stage: &'static str,
+        #[serde(flatten)]
+        pass: &'a PlannedPass,
+    }
+    let of = |stage| move |pass| Line { stage, pass };
+    let clustered = plan.clustered.iter().flatten().map(of("clusters"));
+    let passes: Vec<Line> = plan.private.iter().map(of("private")).chain(clustered).collect();
+    if plan.clustered.is_none() {
+        context.output.status("the passes of experts per cluster are known once the experts per task are clustered");
+    }
+    let lines = passes.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    let document = json!({ "passes": passes, "clusters_known": plan.clustered.is_some() });
+    context.output.result(&document, || lines.join("\n"))
 }
 
 /// Reports both stages of MBC, or the first if it was not completed.

@@ -8,4 +8,6 @@ mod two_stage_mbc;
 pub use expert_clusters::{ClusterCount, ClusteredExperts, Curve, cluster_deltas, cluster_experts};
 pub use library_experts::{open_experts, records};
 pub use task_embedding::{ROWS, embed_tasks, mean};
-pub use two_stage_mbc::{ClusteredStage, TwoStageMbc, ensure_possible, two_stage_mbc};
+pub use two_stage_mbc::{
+    ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_possible, plan_two_stage_mbc, two_stage_mbc,
+};

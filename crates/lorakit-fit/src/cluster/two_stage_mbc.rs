@@ -8,20 +8,23 @@ use super::expert_clusters::{ClusterCount, cluster_deltas};
 use crate::error::{FitError, Result};
 use crate::pluralize::pluralize;
 use crate::training::train_context::TrainContext;
-use crate::training::training_plan::{of_clusters, private as private_plans};
+use crate::training::training_plan::{TrainingPlan, of_clusters, private as private_plans};
 use crate::training::training_run::{TrainedKind, TrainingReport};
 use crate::wait_for_lock::lock_for;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_task::Task;
-use lorakit_train::TrainConfig;
-use std::path::PathBuf;
+use lorakit_train::{PlannedPass, TrainConfig};
+use std::path::{Path, PathBuf};
 
 /// The share of the steps that go to the experts per task.
 const PRIVATE: f64 = 0.4;
 
 /// The subfolder of the library that holds the experts per task.
 const PRIVATE_FOLDER: &str = "private";
+
+/// The file in the library that holds their clusters.
+const CLUSTERS_FILE: &str = "clusters.json";
 
 /// The results of both stages.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ pub fn two_stage_mbc(
     }
     let names = tasks.iter().map(|task| task.name.clone()).collect();
     let clusters = cluster_deltas(&private_library, names, count, context.seed, context.reporter)?;
-    let file = library.root().join("clusters.json");
+    let file = library.root().join(CLUSTERS_FILE);
     if file.exists() && !context.restart {
         let before = Clusters::read(&file)?;
         if before != clusters {
@@ -84,6 +87,44 @@ pub fn two_stage_mbc(
     let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
     let experts = context.train(TrainedKind::Experts, library, &plans, &second)?;
     Ok(TwoStageMbc { private, clustered: Some(ClusteredStage { clusters, file, experts }) })
+}
+
+/// The passes of both stages.
+#[derive(Debug)]
+pub struct TwoStagePlan {
+    /// Of the experts per task.
+    pub private: Vec<PlannedPass>,
+    /// Of the experts per cluster; `None` where the clusters are not known yet.
+    pub clustered: Option<Vec<PlannedPass>>,
+}
+
+/// The passes in which [`two_stage_mbc`] would train into the library at `root`, or those of a part. Nothing is written. The
+/// second stage's are known once the first is completed and its experts are clustered.
+///
+/// # Errors
+/// As [`two_stage_mbc`].
+pub fn plan_two_stage_mbc(
+    context: &TrainContext,
+    root: &Path,
+    tasks: &[Task],
+    settings: &TrainConfig,
+) -> Result<TwoStagePlan> {
+    let (first, second) = budget(settings)?;
+    let identity = context.base.identity();
+    let plan = |library: &Library, plans: &[TrainingPlan], settings: &TrainConfig| {
+        context.plan(TrainedKind::Experts, library, plans, settings)
+    };
+    let library = Library::open_or_plan(root, identity)?;
+    let private_library = Library::open_or_plan(&root.join(PRIVATE_FOLDER), identity)?;
+    let plans = private_plans(tasks);
+    let private = plan(&private_library, &plans, &first)?;
+    let completed = plans.iter().all(|plan| private_library.contains(&plan.name));
+    let file = root.join(CLUSTERS_FILE);
+    if context.restart || !completed || !file.exists() {
+        return Ok(TwoStagePlan { private, clustered: None });
+    }
+    let plans = of_clusters(&Clusters::read(&file)?, &file.display().to_string(), tasks, Some(&private_library))?;
+    Ok(TwoStagePlan { private, clustered: Some(plan(&library, &plans, &second)?) })
 }
 
 /// Refuses a number of clusters that is too large for the number of tasks, before the first stage is trained.
