@@ -36,7 +36,7 @@ def arguments():
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--kv", type=int, default=64)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--clustered", type=int, default=4000, help="most experts to cluster, whose eigenvectors take their cube")
+    parser.add_argument("--clustered", type=int, default=10000, help="most experts to cluster, whose products take their square")
     parser.add_argument("--work", type=Path, help="folder for the libraries [default: a temporary one]")
     return parser.parse_args()
 

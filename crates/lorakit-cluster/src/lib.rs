@@ -2,7 +2,7 @@
 //!
 //! Experts with similar parameters were trained on similar tasks; a cluster of them is a set of tasks on which it is worth
 //! training one expert (arXiv:2405.11157). This crate compares adapters in three [`ComparisonSpace`]s, clusters them, reads
-//! and writes clusters.json, and reports on a clustering. It works on hundreds of adapters with millions of values each
+//! and writes clusters.json, and reports on a clustering. It works on thousands of adapters with millions of values each
 //! without holding them all in memory, and its results do not depend on the number of threads.
 //!
 //! Deliberately absent: models, tokenizers, routers and training. Tasks are names here, embeddings are given as vectors,
