@@ -221,6 +221,9 @@ mod tests {
     const N: usize = 600;
     const COUNT: usize = 10;
 
+    /// The eigenvalue at each index.
+    type Spectrum<'a> = &'a dyn Fn(usize) -> f64;
+
     /// The symmetric matrix with these eigenvalues, whose eigenvectors are columns of a product of three reflections.
     fn with_spectrum(values: impl Fn(usize) -> f64) -> Mat<f64> {
         let mut rng = CounterRng::seeded(5, 0);
@@ -259,7 +262,7 @@ mod tests {
     #[test]
     fn the_pairs_are_those_of_the_complete_decomposition() {
         let steps = |at: usize| -> f64 { [1.0, 1.0, 0.7, 0.7, 0.7, 0.4][at.min(5)] };
-        let spectra: [(&str, &dyn Fn(usize) -> f64); 9] = [
+        let spectra: [(&str, Spectrum<'_>); 9] = [
             ("decaying", &|at| 0.9f64.powi(at as i32)),
             ("even", &|at| 1.0 - at as f64 / N as f64),
             ("one far above the others", &|at| if at == 0 { 1e4 } else { 1.0 - 1e-3 * at as f64 }),
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn of_more_equal_values_than_asked_for_any_vectors_are_found() {
-        let spectra: [(&str, f64, &dyn Fn(usize) -> f64); 3] = [
+        let spectra: [(&str, f64, Spectrum<'_>); 3] = [
             ("all equal", 1.0, &|_| 1.0),
             ("more than a block", 0.9, &|at| if at < 30 { 0.9 } else { 0.3 }),
             ("all zero", 0.0, &|_| 0.0),
