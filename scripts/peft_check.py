@@ -22,9 +22,12 @@ from safetensors.torch import load_file
 
 def logits(case):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model, loaded = AutoModelForCausalLM.from_pretrained(
+    # Of a multimodal model PEFT adapts the whole, whose modules have other paths than those of its text model alone.
+    multimodal = hasattr(AutoConfig.from_pretrained(case["base"]), "vision_config")
+    kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    model, loaded = kind.from_pretrained(
         case["base"], dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     wrong = {key: list(found) for key, found in loaded.items() if found}

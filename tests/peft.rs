@@ -8,8 +8,9 @@
 mod binary;
 
 use binary::{PEFT_FIXTURES, outer_adapter, peft_fixture, run, words};
-use lorakit_adapter::Adapter;
+use lorakit_adapter::{Adapter, LowRank};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -104,6 +105,12 @@ fn write_ids(path: &Path, vocabulary: i64) {
     fs::write(path, safetensors::serialize([("input_ids", view)], None).unwrap()).unwrap();
 }
 
+/// The updates of the text model within a multimodal one, by the paths that it has alone.
+fn renamed(adapter: &Adapter) -> BTreeMap<String, LowRank> {
+    let alone = |path: &String| path.replace("model.language_model.", "model.");
+    adapter.modules().iter().map(|(path, update)| (alone(path), update.clone())).collect()
+}
+
 #[test]
 #[ignore = "needs Python with torch, transformers and peft"]
 fn python_peft_computes_the_same_logits() {
@@ -148,6 +155,22 @@ fn python_peft_computes_the_same_logits() {
         cases.add(&model, None, &ids);
         cases.add(&base, Some(&format!("{library}/experts/rs")), &ids);
     }
+
+    // The text model within a multimodal one, and adapters of it in both forms.
+    let oracle = peft_fixture("mistral3");
+    let (base, library, ids) =
+        (oracle.join("base").display().to_string(), cases.path("mistral3"), oracle.join("expected.safetensors"));
+    let (own, alone) = (oracle.join("adapters/rs"), cases.path("alone"));
+    Adapter::new(renamed(&Adapter::read(&own).unwrap())).write(alone.as_ref()).unwrap();
+    words(&format!("library add --library {library} --base {base} own={} alone={alone}", own.display())).ok();
+    let (adapter, model) = (cases.path("mistral3-adapter"), cases.path("mistral3-model"));
+    let merge = format!("merge --library {library} --method cat --weights=0.4,0.2 --base {base}");
+    words(&format!("{merge} --out {adapter}")).ok();
+    words(&format!("{merge} --out {model} --into-base")).ok();
+    for adapter in [adapter, format!("{library}/experts/own"), format!("{library}/experts/alone")] {
+        cases.add(&base, Some(&adapter), &ids);
+    }
+    cases.add(&model, None, &ids);
 
     // A tied head that becomes a weight of its own.
     for name in ["mistral", "gemma3"] {

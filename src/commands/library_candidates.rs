@@ -217,12 +217,12 @@ impl Display for Refusal {
     }
 }
 
-/// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. Projections that the
-/// base fuses or splits are renamed to its own.
+/// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has
+/// other paths in another form of the base gets the base's.
 pub fn check_base(candidate: &mut Candidate, OpenBase { place, base }: &OpenBase) -> Result<()> {
     let (modules, folder) = (base.adaptable_modules(), candidate.folder.display().to_string());
     let folder = || folder.clone();
-    candidate.adapter = candidate.adapter.clone().with_projections_of(&modules).with_context(folder)?;
+    candidate.adapter = candidate.adapter.clone().with_modules_of(&modules).with_context(folder)?;
     candidate.adapter.check_against(&modules).with_context(folder)?;
     place.ensure_own_tensors(&candidate.adapter).with_context(folder)
 }

@@ -82,7 +82,8 @@ pub fn peft_fixture(name: &str) -> PathBuf {
 pub const PEFT_FIXTURES: [&str; 6] = ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2"];
 
 /// The names of those with one adapter, `rs`, and without results of routers, merges and training.
-pub const SMALL_PEFT_FIXTURES: [&str; 7] = ["qwen2", "qwen3", "gemma2", "granite", "smollm3", "olmo3", "granite4"];
+pub const SMALL_PEFT_FIXTURES: [&str; 8] =
+    ["qwen2", "qwen3", "gemma2", "granite", "smollm3", "olmo3", "mistral3", "granite4"];
 
 /// A larger reference base in `../shared`, or in a folder that `peft_oracle.py` wrote with another seed and
 /// `LORAKIT_ORACLES` names: one of [`SHARED_ORACLES`].

@@ -72,6 +72,14 @@ impl Adapter {
         Self { modules, targets: Targets::unspecified(), target_names: TargetNames::WholePaths, ..self }
     }
 
+    /// The same adapter with other paths of the same modules, which its configuration does not name.
+    pub(crate) fn with_paths(mut self, path: impl Fn(&String) -> String) -> Self {
+        self.metadata.embeddings = self.metadata.embeddings.iter().map(&path).collect();
+        self.base_tensors = self.base_tensors.into_iter().map(|(name, values)| (path(&name), values)).collect();
+        let modules = self.modules.iter().map(|(of, update)| (path(of), update.clone())).collect();
+        self.with_modules(modules)
+    }
+
     /// The same adapter with another warning.
     pub(crate) fn with_warning(mut self, warning: Warning) -> Self {
         self.warnings.push(warning);

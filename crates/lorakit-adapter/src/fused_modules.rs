@@ -31,7 +31,7 @@ impl Adapter {
     ///
     /// # Errors
     /// If the widths do not add up to those of the base.
-    pub fn with_projections_of(self, base: &[BaseModule]) -> Result<Self> {
+    pub(crate) fn with_projections_of(self, base: &[BaseModule]) -> Result<Self> {
         let known: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
         let foreign = self.modules().keys().filter(|path| !known.contains_key(path.as_str()));
         let places: BTreeSet<(String, usize)> = foreign.filter_map(|path| place(path)).collect();

@@ -5,6 +5,7 @@
 
 use crate::error::{AdapterError, Result};
 use crate::library::base_identity::BaseIdentity;
+use crate::peft::wrapper_prefix::TEXT_MODEL;
 
 /// The module of an embedding, whose A llama.cpp reads by token.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens";
@@ -70,9 +71,11 @@ pub(crate) fn architecture_name(model_type: &str) -> Option<&'static str> {
     ARCHITECTURES.iter().find(|known| known.model_types.contains(&model_type)).map(|known| known.name)
 }
 
-/// llama.cpp's tensor of a module; None where the module has no counterpart.
+/// llama.cpp's tensor of a module; None where the module has no counterpart. The language model of a multimodal one has
+/// the names that it has alone.
 pub(crate) fn tensor_name(module: &str) -> Option<String> {
-    match module {
+    let module = module.strip_prefix(TEXT_MODEL).map_or_else(|| module.to_owned(), |rest| format!("model.{rest}"));
+    match module.as_str() {
         HEAD => return Some(HEAD_TENSOR.to_owned()),
         EMBEDDING => return Some(EMBEDDING_TENSOR.to_owned()),
         _ => {}
@@ -137,6 +140,16 @@ pub fn llama_cpp_row_order(outputs: usize, heads: usize) -> Result<Vec<usize>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_language_model_of_a_multimodal_one_has_the_names_that_it_has_alone() {
+        for module in ["layers.3.mlp.up_proj", "embed_tokens"] {
+            let name = tensor_name(&format!("model.{module}"));
+            assert!(name.is_some());
+            assert_eq!(tensor_name(&format!("model.language_model.{module}")), name);
+        }
+        assert_eq!(tensor_name("model.vision_tower.layers.3.mlp.up_proj"), None);
+    }
 
     #[test]
     fn halves_of_heads_come_in_turn() {

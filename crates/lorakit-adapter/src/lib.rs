@@ -54,6 +54,7 @@ mod name_list;
 mod one_rank;
 mod peft;
 mod shared_a;
+mod text_model_paths;
 mod warning;
 
 pub use adapter::Adapter;

@@ -74,7 +74,7 @@ fn read_expert(library: &Library, name: &str, base: &Base) -> Result<(Expert, Op
 /// Where the adapter cannot be read, or belongs to another base.
 pub fn open_adapter(folder: &Path, base: &Base) -> Result<LibraryStack> {
     let place = || folder.display().to_string();
-    let adapter = Adapter::read(folder)?.with_projections_of(&base.adaptable_modules()).with_context(place)?;
+    let adapter = Adapter::read(folder)?.with_modules_of(&base.adaptable_modules()).with_context(place)?;
     ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
     adapter.check_against(&base.adaptable_modules()).with_context(place)?;
     Ok(LibraryStack::new([Expert::new("adapter", adapter)], &base.adaptable_sites(), base.device())?)

@@ -169,11 +169,11 @@ fn warn_of_leniency(keys: &[TensorKey], warnings: &mut Vec<Warning>) -> Result<(
             format!("keys without the prefix `{PREFIX}`, which PEFT would silently not load, were taken to have it");
         warnings.push(Warning::new(&key.module, text));
     }
-    let left_out: BTreeSet<_> = keys.iter().flat_map(|key| &key.left_out).collect();
+    let corrected: BTreeSet<_> = keys.iter().flat_map(|key| &key.corrected).collect();
     let notice = |(prefix, meaning): &(String, &str)| {
-        Warning::new(prefix, format!("{meaning}; it was left out of the keys, with which PEFT would load no weights"))
+        Warning::new(prefix, format!("{meaning}; the keys, with which PEFT would load no weights, were corrected"))
     };
-    warnings.extend(left_out.into_iter().map(notice));
+    warnings.extend(corrected.into_iter().map(notice));
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::peft::target_modules::{Targets, ends_with_name, missing_targets};
+use crate::peft::wrapper_prefix::TEXT_MODEL;
 
 /// The form of `target_modules`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,8 @@ impl TargetNames {
         }
     }
 
-    /// The names for `modules` of a base whose linear modules are `base`.
+    /// The names for `modules` of a base whose linear modules are `base`. In a multimodal base, short names would also
+    /// select modules of its image encoder, which are not among these.
     pub(crate) fn for_base<'a>(modules: impl Iterator<Item = &'a String>, base: impl Iterator<Item = &'a str>) -> Self {
         let modules: BTreeSet<&str> = modules.map(String::as_str).collect();
         let names = last_segments(modules.iter().copied());
@@ -38,7 +40,8 @@ impl TargetNames {
             missing_targets(&Targets::list(names.clone()), &paths).is_ok_and(|missing| missing.is_empty())
         };
         // Who reads the adapter without the base would take uneven layers for a damaged file, unless whole paths are named.
-        if selected == modules && readable() { Self::Short(names) } else { Self::WholePaths }
+        let multimodal = modules.iter().any(|path| path.starts_with(TEXT_MODEL));
+        if selected == modules && !multimodal && readable() { Self::Short(names) } else { Self::WholePaths }
     }
 
     /// The names for `modules`, each of which one of `sources` has: what is short in all sources selected exactly their
@@ -108,5 +111,11 @@ mod tests {
         assert_eq!(TargetNames::for_base(one_name.iter(), base.into_iter()), short(&["q"]));
         assert_eq!(TargetNames::for_base(one_name[..1].iter(), base.into_iter()), TargetNames::WholePaths);
         assert_eq!(TargetNames::for_base(one_name[..1].iter(), base[..2].iter().copied()), short(&["q"]));
+        let within = owned(&["model.language_model.layers.0.q"]);
+        assert_eq!(
+            TargetNames::for_base(within.iter(), within.iter().map(String::as_str)),
+            TargetNames::WholePaths,
+            "its image encoder may have a q too"
+        );
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum Factor {
 /// A parsed tensor name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorKey {
-    /// The module's path, without the prefixes of wrappers.
+    /// The module's path, without the prefixes of wrappers, and as transformers has it.
     pub(crate) module: String,
     /// The module's path as the file has it, for which the configuration was written.
     pub(crate) raw_module: String,
@@ -48,8 +48,8 @@ pub(crate) struct TensorKey {
     pub(crate) prefixed: bool,
     /// The adapter's name inside the key, which in-memory dumps have: `lora_A.default.weight`.
     pub(crate) adapter: Option<String>,
-    /// The prefixes of wrappers that were left out, with their meanings.
-    pub(crate) left_out: BTreeSet<(String, &'static str)>,
+    /// The prefixes that were corrected, with their meanings.
+    pub(crate) corrected: BTreeSet<(String, &'static str)>,
 }
 
 impl Factor {
@@ -79,7 +79,7 @@ impl Factor {
 impl TensorKey {
     /// Parses `key`, or says what it is instead.
     pub(crate) fn parse(key: &str) -> Result<Self, &'static str> {
-        let Unwrapped { path, raw, prefixed, left_out } = Unwrapped::of(key);
+        let Unwrapped { path, raw, prefixed, corrected } = Unwrapped::of(key);
         for factor in [Factor::A, Factor::B] {
             for embedding in [false, true] {
                 let found = |path: &str| -> Option<(String, Option<String>)> {
@@ -91,7 +91,7 @@ impl TensorKey {
                     Some((module.to_owned(), adapter.map(str::to_owned)))
                 };
                 if let (Some((module, adapter)), Some((raw_module, _))) = (found(&path), found(&raw)) {
-                    return Ok(Self { module, raw_module, factor, embedding, prefixed, adapter, left_out });
+                    return Ok(Self { module, raw_module, factor, embedding, prefixed, adapter, corrected });
                 }
             }
         }

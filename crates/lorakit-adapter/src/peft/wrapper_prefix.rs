@@ -16,6 +16,9 @@ const WRAPPERS: &[(&str, &str)] = &[
 /// The prefix that DistributedDataParallel and DeepSpeed put before the whole model.
 const PARALLEL: &str = "module";
 
+/// The path of the language model inside a multimodal one, since transformers 4.52.
+pub(crate) const TEXT_MODEL: &str = "model.language_model.";
+
 /// Names of the language model inside a multimodal one.
 const TEXT_TOWERS: &[&str] = &["language_model", "text_model"];
 
@@ -25,24 +28,25 @@ const HEAD: &str = "lm_head";
 /// A tensor's name without wrappers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unwrapped {
-    /// The path as in the language model alone: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// The path as transformers has it: `model.layers.0.self_attn.q_proj.lora_A.weight`, or in a multimodal model
+    /// `model.language_model.layers.0.self_attn.q_proj.lora_A.weight`.
     pub(crate) path: String,
     /// The path as the file has it after PEFT's prefix, which the configuration was written for.
     pub(crate) raw: String,
     /// Whether PEFT's prefix was there.
     pub(crate) prefixed: bool,
-    /// What was left out, each as the text of a warning.
-    pub(crate) left_out: BTreeSet<(String, &'static str)>,
+    /// What was corrected, each as the text of a warning.
+    pub(crate) corrected: BTreeSet<(String, &'static str)>,
 }
 
 impl Unwrapped {
     /// Strips `key` of wrappers.
     pub(crate) fn of(key: &str) -> Self {
-        let mut left_out = BTreeSet::new();
+        let mut corrected = BTreeSet::new();
         let mut segments = Vec::new();
         for segment in key.split('.') {
             match WRAPPERS.iter().find(|(name, _)| *name == segment) {
-                Some((name, meaning)) => drop(left_out.insert((format!("{name}."), *meaning))),
+                Some((name, meaning)) => drop(corrected.insert((format!("{name}."), *meaning))),
                 None => segments.push(segment),
             }
         }
@@ -53,34 +57,36 @@ impl Unwrapped {
                 (path, prefixes) = (rest, prefixes + 1);
             } else if let Some(rest) = path.strip_prefix(PARALLEL).and_then(|rest| rest.strip_prefix('.')) {
                 path = rest;
-                left_out.insert((format!("{PARALLEL}."), "the prefix of DistributedDataParallel and DeepSpeed"));
+                corrected.insert((format!("{PARALLEL}."), "the prefix of DistributedDataParallel and DeepSpeed"));
             } else {
                 break;
             }
         }
         if prefixes > 1 {
-            left_out.insert((PREFIX.to_owned(), "it occurs twice: a PEFT model was wrapped again"));
+            corrected.insert((PREFIX.to_owned(), "it occurs twice: a PEFT model was wrapped again"));
         }
         let raw = key.strip_prefix(PREFIX).unwrap_or(key).to_owned();
-        let path = match without_tower(path) {
-            Some((tower, rest)) => {
-                left_out.insert((tower, "the path of the language model in a multimodal one"));
-                rest
+        let path = match in_text_model(path) {
+            Some((tower, path)) => {
+                corrected
+                    .insert((tower, "not the path of the language model in a multimodal one since transformers 4.52"));
+                path
             }
             None => path.to_owned(),
         };
-        Self { path, raw, prefixed: prefixes > 0, left_out }
+        Self { path, raw, prefixed: prefixes > 0, corrected }
     }
 }
 
-/// The path in the language model alone, with what named the tower: `language_model.model.layers` (transformers before
-/// 4.52) and `model.language_model.layers` (since) are both `model.layers`.
-fn without_tower(path: &str) -> Option<(String, String)> {
+/// The path in the language model of a multimodal one, with what the file has before it, if that is another path:
+/// `language_model.model.layers` (transformers before 4.52) is `model.language_model.layers`.
+fn in_text_model(path: &str) -> Option<(String, String)> {
     let inner = path.strip_prefix("model.").unwrap_or(path);
-    let (tower, rest) = inner.split_once('.').filter(|(tower, _)| TEXT_TOWERS.contains(tower))?;
-    let named = format!("{}{tower}.", &path[..path.len() - inner.len()]);
-    let own = rest.split('.').next().is_some_and(|first| first == "model" || first == HEAD);
-    Some((named, if own { rest.to_owned() } else { format!("model.{rest}") }))
+    let (_, rest) = inner.split_once('.').filter(|(tower, _)| TEXT_TOWERS.contains(tower))?;
+    let rest = rest.strip_prefix("model.").unwrap_or(rest);
+    let head = rest.split('.').next() == Some(HEAD);
+    let found = if head { rest.to_owned() } else { format!("{TEXT_MODEL}{rest}") };
+    (found != path).then(|| (path[..path.len() - rest.len()].to_owned(), found))
 }
 
 #[cfg(test)]
@@ -105,23 +111,30 @@ mod tests {
             (format!("_forward_module.module.{PREFIX}{PATH}"), "_forward_module."),
             (format!("{PREFIX}module.{PATH}"), "module."),
             (format!("{PREFIX}{PREFIX}{PATH}"), PREFIX),
-            (format!("{PREFIX}language_model.{PATH}"), "language_model."),
-            (PREFIX.to_owned() + &PATH.replace("model.", "model.language_model."), "model.language_model."),
-            (PREFIX.to_owned() + &PATH.replace("model.", "language_model."), "language_model."),
-            (format!("{PREFIX}model.language_model.{PATH}"), "model.language_model."),
-            (PREFIX.to_owned() + &PATH.replace("model.", "model.text_model."), "model.text_model."),
         ] {
             let found = Unwrapped::of(&key);
             assert_eq!(found.path, PATH, "{key}");
-            assert!(found.prefixed && found.left_out.iter().any(|(name, _)| name == named), "{key}: {found:?}");
+            assert!(found.prefixed && found.corrected.iter().any(|(name, _)| name == named), "{key}: {found:?}");
         }
+    }
+
+    #[test]
+    fn every_path_of_a_multimodal_model_s_language_model_is_that_of_today() {
+        const WITHIN: &str = "model.language_model.layers.0.self_attn.q_proj.lora_A.weight";
+        for tower in ["language_model.model.", "language_model.", "model.language_model.model.", "model.text_model."] {
+            let found = Unwrapped::of(&(PREFIX.to_owned() + &PATH.replace("model.", tower)));
+            assert_eq!(found.path, WITHIN, "{tower}");
+            assert!(found.prefixed && found.corrected.iter().any(|(name, _)| name == tower), "{tower}: {found:?}");
+        }
+        let today = Unwrapped::of(&format!("{PREFIX}{WITHIN}"));
+        assert_eq!((today.path.as_str(), today.corrected.len()), (WITHIN, 0));
     }
 
     #[test]
     fn plain_paths_stay_as_they_are() {
         for path in [PATH, "transformer.h.0.module.c_attn.lora_A.weight", "lm_head.lora_A.weight"] {
             let found = Unwrapped::of(&format!("{PREFIX}{path}"));
-            assert_eq!((found.path.as_str(), found.raw.as_str(), found.left_out.len()), (path, path, 0));
+            assert_eq!((found.path.as_str(), found.raw.as_str(), found.corrected.len()), (path, path, 0));
             assert!(!Unwrapped::of(path).prefixed);
         }
         assert_eq!(Unwrapped::of("language_model.lm_head.lora_A.weight").path, "lm_head.lora_A.weight");

@@ -256,8 +256,6 @@ fn keys_with_the_prefixes_of_wrappers_are_read_with_a_warning() {
         ("base_model.model.", "base_model.model._fsdp_wrapped_module.", "FSDP"),
         ("base_model.", "module.base_model.", "DistributedDataParallel"),
         ("base_model.model.", "base_model.model.base_model.model.", "twice"),
-        (".model.model.", ".model.language_model.model.", "multimodal"),
-        (".model.model.", ".model.model.language_model.", "multimodal"),
     ] {
         let (adapter, warnings) = changed(|folder| rename(folder, |key| key.replacen(from, to, 1)));
         assert_eq!(adapter.modules(), small_adapter(1).modules(), "{to}");
@@ -266,13 +264,27 @@ fn keys_with_the_prefixes_of_wrappers_are_read_with_a_warning() {
     }
 }
 
+#[test]
+fn the_language_model_of_a_multimodal_one_keeps_its_path_of_today() {
+    for (tower, warned) in [("model.language_model.", false), ("language_model.model.", true)] {
+        let (adapter, warnings) =
+            changed(|folder| rename(folder, |key| key.replacen("model.layers.", &format!("{tower}layers."), 1)));
+        let paths: Vec<String> =
+            adapter.modules().keys().map(|path| path.replacen("model.language_model.", "model.", 1)).collect();
+        assert_eq!(paths, small_adapter(1).modules().keys().cloned().collect::<Vec<_>>(), "{tower}");
+        assert!(adapter.modules().keys().all(|path| path.starts_with("model.language_model.")), "{tower}");
+        assert_eq!(adapter.warnings().len(), usize::from(warned), "{warnings}");
+        assert_eq!(warnings.contains("multimodal"), warned, "{warnings}");
+    }
+}
+
 /// The configuration was written for the paths in the file: they select, and patterns match them.
 #[test]
 fn renamed_modules_are_selected_by_their_paths_in_the_file() {
     let (adapter, _) = changed(|folder| {
-        rename(folder, |key| key.replacen(".model.model.", ".model.model.language_model.", 1));
-        change_config(folder, "target_modules", json!(r"model\.language_model\.layers\..*_proj"));
-        change_config(folder, "alpha_pattern", json!({r"^model\.language_model\.layers\.0\..*": 6}));
+        rename(folder, |key| key.replacen(".model.model.", ".model.language_model.model.", 1));
+        change_config(folder, "target_modules", json!(r"language_model\.model\.layers\..*_proj"));
+        change_config(folder, "alpha_pattern", json!({r"^language_model\.model\.layers\.0\..*": 6}));
     });
     let scales: Vec<f64> = adapter.modules().values().map(LowRank::scale).collect();
     assert_eq!(scales, [3.0, 3.0, 2.0, 2.0]);
