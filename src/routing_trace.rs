@@ -286,7 +286,7 @@ mod tests {
             json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
         let document = json!({"version": "1.0", "added_tokens": [end], "pre_tokenizer": metaspace, "decoder": metaspace,
             "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "</s>"}});
-        Tokenizer::from_bytes(document.to_string().as_bytes(), "pieces").unwrap()
+        Tokenizer::from_bytes(document.to_string().as_bytes(), "</s>").unwrap()
     }
 
     #[test]
