@@ -5,7 +5,7 @@
 //! scores reach 55, logits were up to twice as far from those of float64.
 
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
-use crate::kernels::simd::{self, Simd, WithSimd};
+use crate::kernels::simd::{Simd, SimdLevel, WithSimd};
 
 /// The most rows of A that are multiplied so: with 4 and 8 it is two to three times as fast as a matrix product, with 12
 /// about as fast, with 16, the q, k and v of a small rank together, 0.7 to 0.85 times.
@@ -14,6 +14,9 @@ const FEW_ROWS: usize = 16;
 /// Tokens and rows of A of a block: as many sums as there are registers for.
 const BLOCK_TOKENS: usize = 2;
 const BLOCK_ROWS: usize = 4;
+
+/// The widest vectors used, so that x86 machines of either width sum in the same order.
+const LANES: SimdLevel = SimdLevel::Avx2;
 
 /// Vectors that a block adds up before their sum goes to that of all: long rows too are summed in short runs.
 const RUN: usize = 32;
@@ -29,7 +32,7 @@ pub fn narrow_product(x: &[f32], a: &[f32], columns: usize, z: &mut [f32]) {
         return;
     }
     if rows <= FEW_ROWS {
-        return simd::dispatch(NarrowProduct { x, a, columns, z });
+        return LANES.min(SimdLevel::current()).dispatch(NarrowProduct { x, a, columns, z });
     }
     let (x, a) = (MatrixRef::new(x, tokens, columns, columns), MatrixRef::new(a, rows, columns, columns));
     gemm(MatrixMut::new(z, tokens, rows, rows), Destination::Overwrite, x, a.transposed(), 1.0);
@@ -113,7 +116,6 @@ fn inner_products<S: Simd, const T: usize, const R: usize>(simd: S, x: [&[f32]; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::SimdLevel;
 
     /// Small integers, whose sums are exact in any order, in numbers that no block and no vector divides.
     #[test]
