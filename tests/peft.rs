@@ -111,6 +111,24 @@ fn renamed(adapter: &Adapter) -> BTreeMap<String, LowRank> {
     adapter.modules().iter().map(|(path, update)| (alone(path), update.clone())).collect()
 }
 
+/// The text model within a multimodal one, and adapters of it in both forms.
+fn add_multimodal(cases: &mut Cases) {
+    let oracle = peft_fixture("mistral3");
+    let (base, library, ids) =
+        (oracle.join("base").display().to_string(), cases.path("mistral3"), oracle.join("expected.safetensors"));
+    let (own, alone) = (oracle.join("adapters/rs"), cases.path("alone"));
+    Adapter::new(renamed(&Adapter::read(&own).unwrap())).write(alone.as_ref()).unwrap();
+    words(&format!("library add --library {library} --base {base} own={} alone={alone}", own.display())).ok();
+    let (adapter, model) = (cases.path("mistral3-adapter"), cases.path("mistral3-model"));
+    let merge = format!("merge --library {library} --method cat --weights=0.4,0.2 --base {base}");
+    words(&format!("{merge} --out {adapter}")).ok();
+    words(&format!("{merge} --out {model} --into-base")).ok();
+    for adapter in [adapter, format!("{library}/experts/own"), format!("{library}/experts/alone")] {
+        cases.add(&base, Some(&adapter), &ids);
+    }
+    cases.add(&model, None, &ids);
+}
+
 #[test]
 #[ignore = "needs Python with torch, transformers and peft"]
 fn python_peft_computes_the_same_logits() {
@@ -156,21 +174,7 @@ fn python_peft_computes_the_same_logits() {
         cases.add(&base, Some(&format!("{library}/experts/rs")), &ids);
     }
 
-    // The text model within a multimodal one, and adapters of it in both forms.
-    let oracle = peft_fixture("mistral3");
-    let (base, library, ids) =
-        (oracle.join("base").display().to_string(), cases.path("mistral3"), oracle.join("expected.safetensors"));
-    let (own, alone) = (oracle.join("adapters/rs"), cases.path("alone"));
-    Adapter::new(renamed(&Adapter::read(&own).unwrap())).write(alone.as_ref()).unwrap();
-    words(&format!("library add --library {library} --base {base} own={} alone={alone}", own.display())).ok();
-    let (adapter, model) = (cases.path("mistral3-adapter"), cases.path("mistral3-model"));
-    let merge = format!("merge --library {library} --method cat --weights=0.4,0.2 --base {base}");
-    words(&format!("{merge} --out {adapter}")).ok();
-    words(&format!("{merge} --out {model} --into-base")).ok();
-    for adapter in [adapter, format!("{library}/experts/own"), format!("{library}/experts/alone")] {
-        cases.add(&base, Some(&adapter), &ids);
-    }
-    cases.add(&model, None, &ids);
+    add_multimodal(&mut cases);
 
     // A tied head that becomes a weight of its own.
     for name in ["mistral", "gemma3"] {
