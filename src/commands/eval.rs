@@ -31,7 +31,6 @@ use lorakit_fit::router::RoutedPatches;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
-use lorakit_route::TrainingData;
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde::Serialize;
 use serde_json::json;

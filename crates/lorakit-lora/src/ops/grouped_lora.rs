@@ -17,7 +17,7 @@ use crate::kernels::vector_product::{add_weighted_rows, row_products};
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
 use crate::patch::{Addition, Outputs};
-use crate::stack_layout::StackLayout;
+use crate::stack_layout::{StackBlock, StackLayout};
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
