@@ -4,17 +4,24 @@
 use super::lowest_loss::of_lowest_loss;
 use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
-use super::training_rows::TrainingRows;
+use super::training_rows::{TrainingRow, TrainingRows};
 use crate::error::{FitError, Result};
+use candle_core::Device;
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::TokenPrecision;
 use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
-use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses, Uniform};
+use lorakit_route::{
+    Evidence, LibraryStack, ResponseProbe, Router, RouterContext, RouterState, TaskResponses, Uniform,
+};
 use lorakit_task::Example;
+use std::collections::BTreeMap;
 
 /// Tokens of a forward pass at most, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
+
+/// The most experts that are left out in turn, evenly spread over the library: the others are stacked anew for each.
+const LEFT_OUT: usize = 32;
 
 /// The fit of [`Evidence`].
 pub struct EvidenceFit;
@@ -40,7 +47,7 @@ fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
 
 /// The temperature and the fallback, of which one at least is chosen.
 fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Result<(f32, Fallback)> {
-    let scored: Vec<Example> = rows.calibration()?.into_iter().map(|row| row.example).collect();
+    let scored = rows.calibration()?;
     if scored.is_empty() {
         let (temperature, fallback) = WITHOUT_ROWS;
         let temperature = if let Temperature::Fixed(given) = evidence.temperature { given } else { temperature };
@@ -89,35 +96,45 @@ fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> 
 /// Rows whose answers decide between settings.
 struct Trial<'a> {
     rows: &'a TrainingRows<'a>,
-    scored: Vec<Example>,
+    scored: Vec<TrainingRow>,
 }
 
 impl Trial<'_> {
-    /// The mean loss of the rows under these patches.
-    fn loss(&self, patches: &Patches, routing: &dyn PromptRouting) -> Result<f64> {
+    /// The losses of `scored` under these patches.
+    fn losses(&self, scored: &[Example], patches: &Patches, routing: &dyn PromptRouting) -> Result<Vec<f64>> {
         let tokenizer = self.rows.tokenizer()?;
         let precision = TokenPrecision::Exact;
         let model = PatchedModel { base: self.rows.base(), tokenizer: &tokenizer, patches, routing, precision };
-        let losses = example_losses(&model, &self.scored, BATCH_TOKENS, &mut |_| ())?;
-        Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+        Ok(example_losses(&model, scored, BATCH_TOKENS, &mut |_| ())?)
     }
 
-    /// The fallback of [`FALLBACKS`] under which, alone, the answers are likeliest.
+    /// The fallback of [`FALLBACKS`] under which, alone, the answers are likeliest where the rows' own expert is left out:
+    /// fallbacks are for prompts that no expert fits.
     fn fallback(&self, evidence: &Evidence) -> Result<Fallback> {
         let experts = self.rows.experts();
-        let mut tried = Vec::new();
-        for fallback in FALLBACKS {
-            let patches = match fallback {
-                Fallback::Auto | Fallback::Base => Patches::none(),
-                Fallback::Uniform => {
-                    let uniform = Uniform { mixing: evidence.mixing, ..Uniform::default() };
-                    uniform.patches(experts, &RouterContext::default())?
-                }
-                Fallback::Arrow => evidence.arrow().patches(experts, &RouterContext::default())?,
-            };
-            tried.push((self.loss(&patches, &Sequence::default())?, fallback));
+        if experts.len() < 2 {
+            return Ok(Fallback::Base);
         }
-        Ok(of_lowest_loss(&tried, Fallback::Base))
+        let mut of_expert: BTreeMap<usize, Vec<Example>> = BTreeMap::new();
+        for row in &self.scored {
+            of_expert.entry(row.expert.ok_or(FitError::RowWithoutExpert)?).or_default().push(row.example.clone());
+        }
+        let mut sums = FALLBACKS.map(|fallback| (0.0, fallback));
+        for (own, scored) in of_expert.iter().step_by(of_expert.len().div_ceil(LEFT_OUT)) {
+            let others = without(experts, *own)?;
+            for (sum, fallback) in &mut sums {
+                let patches = match fallback {
+                    Fallback::Auto | Fallback::Base => Patches::none(),
+                    Fallback::Uniform => {
+                        let uniform = Uniform { mixing: evidence.mixing, ..Uniform::default() };
+                        uniform.patches(&others, &RouterContext::default())?
+                    }
+                    Fallback::Arrow => evidence.arrow().patches(&others, &RouterContext::default())?,
+                };
+                *sum += self.losses(scored, &patches, &Sequence::default())?.iter().sum::<f64>();
+            }
+        }
+        Ok(of_lowest_loss(&sums, Fallback::Base))
     }
 
     /// The temperature under which the answers are likeliest.
@@ -126,12 +143,21 @@ impl Trial<'_> {
         let fixed = |temperature| evidence.fixed(temperature, fallback);
         // The patches read the weights of their rows, and are the same for all temperatures.
         let patches = fixed(TEMPERATURES[0]).patches(experts, &RouterContext::default())?;
+        let scored: Vec<Example> = self.scored.iter().map(|row| row.example.clone()).collect();
         let mut tried = Vec::new();
         for temperature in TEMPERATURES {
             let setting = RouterContext { state: Some(state), ..RouterContext::default() };
             let Some(router) = fixed(temperature).prompt_router(experts, &setting)? else { continue };
-            tried.push((self.loss(&patches, &BasePromptRouting { base, router })?, temperature));
+            let losses = self.losses(&scored, &patches, &BasePromptRouting { base, router })?;
+            tried.push((losses.iter().sum::<f64>(), temperature));
         }
         Ok(of_lowest_loss(&tried, TEMPERATURES[0]))
     }
+}
+
+/// The library without an expert.
+fn without(experts: &LibraryStack, expert: usize) -> Result<LibraryStack> {
+    let others = experts.experts().iter().enumerate().filter(|(at, _)| *at != expert).map(|(_, other)| other.clone());
+    let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
+    Ok(LibraryStack::new(others, experts.sites(), &device)?)
 }

@@ -18,9 +18,9 @@
 //! says: no expert fits such a prompt. (Under `mixing=separate` every weight, and so the confidence, multiplies A and B each.)
 //!
 //! How sharp a choice should be, and the best fallback, differ between libraries: `auto` takes what makes the answers of a
-//! few validation rows of each task likeliest, the temperature out of [`TEMPERATURES`]. No expert was trained on these rows:
-//! it knows the answers to its training rows, so that these would speak for the surest choice. Nothing else sees an answer,
-//! and of a task that is evaluated only prompts are read.
+//! few validation rows of each task likeliest, the temperature out of [`TEMPERATURES`], and the fallback where the task's own
+//! expert is left out. No expert was trained on these rows: it knows the answers to its training rows, so that these would
+//! speak for the surest choice. Nothing else sees an answer, and of a task that is evaluated only prompts are read.
 //!
 //! Cost: a pass of the base over the prompt, with one more product per site and token, of all experts' ranks.
 //!
@@ -67,7 +67,7 @@ pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
     link: None,
     defaults: defaults::<Evidence>,
     parse: |name, typed| Ok(Arc::new(read::<Evidence>(name, typed)?)),
-    version: 3,
+    version: 4,
 };
 
 /// The temperatures that `auto` chooses from.
@@ -125,7 +125,7 @@ impl fmt::Display for Temperature {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
-    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest.
+    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest without their own experts.
     Auto,
     /// The base alone.
     Base,
