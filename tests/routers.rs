@@ -195,6 +195,20 @@ fn the_mean_gets_the_scale_that_suits_validation_rows_best() {
 }
 
 #[test]
+fn evidence_falls_back_on_what_suits_rows_without_their_own_expert() {
+    let tasks = ["suite:skills/shift_up1", "suite:skills/join_dash"];
+    let work = Work::new(&tasks);
+    let options = [&["--split", "validation", "--metrics", "loss", "--tasks"], &tasks[..]].concat();
+    let ran = work.eval(&["evidence", "base", "arrow:top_k=all"], &options).ok();
+    let said = ran.stderr.clone();
+    let scores = ran.json();
+    let sum = |router: &str| ["shift_up1", "join_dash"].map(|task| loss(&scores, router, task)).iter().sum::<f64>();
+    // Arrow has the rows' own experts, which nothing has for the prompts that the fallback is for.
+    assert!(sum("arrow:top_k=all") < sum("base"), "{scores}");
+    assert!(said.contains("otherwise=base"), "{said}");
+}
+
+#[test]
 fn evidence_reads_the_answers_of_validation_rows_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
