@@ -16,7 +16,7 @@ use lorakit_cluster::{
     embedding_clusters, random_clusters,
 };
 use lorakit_fit::cluster::{
-    ClusterCount, ClusteredExperts, Curve, ROWS, cluster_experts, embed_tasks, mean, open_experts, records,
+    ClusterCount, ClusteredExperts, ROWS, SilhouetteCurve, cluster_experts, embed_tasks, mean, open_experts, records,
 };
 use lorakit_fit::pluralize;
 use serde_json::{Map, Value, json};
@@ -269,7 +269,8 @@ fn partition(
                 seed: context.seed,
                 ..MbcOptions::default()
             };
-            let curve = if args.is_reported(experts.len()) { Curve::Always } else { Curve::ToChoose };
+            let curve =
+                if args.is_reported(experts.len()) { SilhouetteCurve::Always } else { SilhouetteCurve::ToChoose };
             Ok(cluster_experts(experts, &options, (args.k, "-k"), curve, context)?)
         }
     }

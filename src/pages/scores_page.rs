@@ -122,7 +122,7 @@ struct TaskBars<'a> {
 struct ScoreBar<'a> {
     router: &'a str,
     score: String,
-    /// The bar's length, in percent of the card's width.
+    /// The length of the bar, as a percentage of the width of its card.
     percent: f64,
     best: bool,
 }

@@ -48,7 +48,7 @@ pub struct ClusteredExperts {
 
 /// When to try other numbers of clusters: each is a k-means of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Curve {
+pub enum SilhouetteCurve {
     /// Always: for a report.
     Always,
     /// Where the number is to be chosen.
@@ -63,7 +63,7 @@ pub fn cluster_experts(
     experts: &ExpertSet,
     options: &MbcOptions,
     (count, option): (ClusterCount, &str),
-    curve: Curve,
+    curve: SilhouetteCurve,
     reporter: &dyn Reporter,
 ) -> Result<ClusteredExperts> {
     if let ClusterCount::Fixed(k) = count {
@@ -74,7 +74,7 @@ pub fn cluster_experts(
     }
     let embedded = MbcEmbedding::of(experts, options)?;
     let curve = match (curve, count) {
-        (Curve::ToChoose, ClusterCount::Fixed(_)) => Vec::new(),
+        (SilhouetteCurve::ToChoose, ClusterCount::Fixed(_)) => Vec::new(),
         _ => silhouette_curve(&embedded, MAX_CLUSTERS)?,
     };
     let k = match count {
@@ -104,7 +104,7 @@ pub fn cluster_deltas(
     let experts = open_experts(library, names, &records)?;
     let options = MbcOptions { space: ComparisonSpace::Delta, seed, ..MbcOptions::default() };
     let ClusteredExperts { partition, .. } =
-        cluster_experts(&experts, &options, (count, "--mbc"), Curve::ToChoose, reporter)?;
+        cluster_experts(&experts, &options, (count, "--mbc"), SilhouetteCurve::ToChoose, reporter)?;
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };

@@ -5,7 +5,7 @@ mod library_experts;
 mod task_embedding;
 mod two_stage_mbc;
 
-pub use expert_clusters::{ClusterCount, ClusteredExperts, Curve, cluster_deltas, cluster_experts};
+pub use expert_clusters::{ClusterCount, ClusteredExperts, SilhouetteCurve, cluster_deltas, cluster_experts};
 pub use library_experts::{open_experts, records};
 pub use task_embedding::{ROWS, embed_tasks, mean};
 pub use two_stage_mbc::{

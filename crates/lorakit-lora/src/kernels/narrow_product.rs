@@ -7,8 +7,8 @@
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use crate::kernels::simd::{Simd, SimdLevel, WithSimd};
 
-/// The most rows of A that are multiplied so: with 4 and 8 it is two to three times as fast as a matrix product, with 12
-/// about as fast, with 16, the q, k and v of a small rank together, 0.7 to 0.85 times.
+/// The most rows of A that are multiplied so. Over 576 and 2,048 columns it is 2.3 to 3.1 times as fast as a matrix product
+/// with 4 rows, 1.3 to 1.7 with 8, 0.9 to 1.1 with 12, and 0.7 to 0.8 with 16, the q, k and v of a small rank together.
 const FEW_ROWS: usize = 16;
 
 /// Tokens and rows of A of a block: as many sums as there are registers for.

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 /// What the numbers of a block of 32 values stand for.
 #[derive(Clone, Copy)]
-pub(super) enum Zero {
+pub(super) enum ZeroPoint {
     /// Themselves: they are signed.
     Signed,
     /// Themselves less this: they are unsigned.
@@ -25,7 +25,7 @@ pub(super) unsafe fn small_blocks<const BYTES: usize, const TOKENS: usize, D: Do
     row: *const u8,
     columns: usize,
     sums: &mut RowSums<TOKENS>,
-    zero: Zero,
+    zero: ZeroPoint,
     read: impl Fn(*const u8) -> Numbers + Copy,
 ) {
     let (steps, parts) = (columns / STEP, columns % STEP / GROUP);
@@ -46,7 +46,7 @@ unsafe fn step_of_blocks<const BYTES: usize, const TOKENS: usize, D: DotProduct>
     row: *const u8,
     (step, parts): (usize, usize),
     sums: &mut RowSums<TOKENS>,
-    zero: Zero,
+    zero: ZeroPoint,
     read: impl Fn(*const u8) -> Numbers,
 ) {
     unsafe {
@@ -55,16 +55,16 @@ unsafe fn step_of_blocks<const BYTES: usize, const TOKENS: usize, D: DotProduct>
         (0..parts.div_ceil(2)).for_each(|pair| prefetch(blocks.wrapping_add(2 * pair * BYTES)));
         let factors = halves::<BYTES>(blocks, parts);
         match zero {
-            Zero::Signed => {}
-            Zero::At(zero) => sums.subtract(step, _mm256_mul_ps(factors, _mm256_set1_ps(zero))),
-            Zero::Minimum => {
+            ZeroPoint::Signed => {}
+            ZeroPoint::At(zero) => sums.subtract(step, _mm256_mul_ps(factors, _mm256_set1_ps(zero))),
+            ZeroPoint::Minimum => {
                 sums.subtract(step, _mm256_sub_ps(_mm256_setzero_ps(), halves::<BYTES>(blocks.add(2), parts)))
             }
         }
         let read = |part: usize| read(blocks.add(part * BYTES));
         match zero {
-            Zero::Signed => sums.add((step, parts), factors, read, |_, w, x| signed::<D>(w, x)),
-            Zero::At(_) | Zero::Minimum => sums.add((step, parts), factors, read, |_, w, x| D::small(w, x)),
+            ZeroPoint::Signed => sums.add((step, parts), factors, read, |_, w, x| signed::<D>(w, x)),
+            ZeroPoint::At(_) | ZeroPoint::Minimum => sums.add((step, parts), factors, read, |_, w, x| D::small(w, x)),
         }
     }
 }

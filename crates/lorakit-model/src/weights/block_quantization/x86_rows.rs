@@ -6,7 +6,7 @@
 
 use super::block_type::BlockType;
 use super::eight_bit_tokens::EightBitTokens;
-use super::x86_blocks_of_32::{Zero, iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, small_blocks};
+use super::x86_blocks_of_32::{ZeroPoint, iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, small_blocks};
 use super::x86_blocks_of_256::{q4_k, q5_k, q6_k};
 use super::x86_dot_product::{Avx2, Avx512Vnni, AvxVnni, DotProduct};
 use super::x86_row_sums::RowSums;
@@ -23,12 +23,12 @@ unsafe fn row<const TOKENS: usize, D: DotProduct>(
     // SAFETY: the caller has checked the machine; so in all of this file.
     unsafe {
         match block_type {
-            BlockType::Q4_0 => small_blocks::<18, TOKENS, D>(row, columns, sums, Zero::At(8.0), q4_0),
-            BlockType::Q4_1 => small_blocks::<20, TOKENS, D>(row, columns, sums, Zero::Minimum, q4_1),
-            BlockType::Q5_0 => small_blocks::<22, TOKENS, D>(row, columns, sums, Zero::At(16.0), q5_0),
-            BlockType::Q5_1 => small_blocks::<24, TOKENS, D>(row, columns, sums, Zero::Minimum, q5_1),
-            BlockType::Q8_0 => small_blocks::<34, TOKENS, D>(row, columns, sums, Zero::Signed, q8_0),
-            BlockType::Iq4Nl => small_blocks::<18, TOKENS, D>(row, columns, sums, Zero::Signed, iq4_nl),
+            BlockType::Q4_0 => small_blocks::<18, TOKENS, D>(row, columns, sums, ZeroPoint::At(8.0), q4_0),
+            BlockType::Q4_1 => small_blocks::<20, TOKENS, D>(row, columns, sums, ZeroPoint::Minimum, q4_1),
+            BlockType::Q5_0 => small_blocks::<22, TOKENS, D>(row, columns, sums, ZeroPoint::At(16.0), q5_0),
+            BlockType::Q5_1 => small_blocks::<24, TOKENS, D>(row, columns, sums, ZeroPoint::Minimum, q5_1),
+            BlockType::Q8_0 => small_blocks::<34, TOKENS, D>(row, columns, sums, ZeroPoint::Signed, q8_0),
+            BlockType::Iq4Nl => small_blocks::<18, TOKENS, D>(row, columns, sums, ZeroPoint::Signed, iq4_nl),
             BlockType::Q4K => q4_k::<TOKENS, D>(row, columns, sums),
             BlockType::Q5K => q5_k::<TOKENS, D>(row, columns, sums),
             BlockType::Q6K => q6_k::<TOKENS>(row, columns, sums),
