@@ -115,7 +115,9 @@ fn check_scoring(file: &Path, bound: f64) -> f64 {
     let logits = base.logits(&text, SequenceBatch::packed([text.len()]), &Patches::none()).unwrap();
     let size = f64::from(logits.abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap());
     let decoded = decoded_nll(&base, &text);
-    let largest = |pairs: [&[f64]; 2]| pairs[0].iter().zip(pairs[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let largest = |pairs: [&[f64]; 2]| -> f64 {
+        pairs[0].iter().zip(pairs[1]).map(|(a, b)| (a - b).abs()).max_by(f64::total_cmp).unwrap()
+    };
     for (form, moved) in [&rounded, &decoded].map(|form| largest([form, &exact])).into_iter().enumerate() {
         assert!(moved > 1e-5 * size && moved <= 2.0 * bound * size, "{name}, {form}: moved by {moved}, of {size}");
     }
