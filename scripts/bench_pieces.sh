@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Measures the pieces of lorakit on the CPU by criterion, against PEFT, PyTorch and scikit-learn where available.
 #
-#   scripts/bench_pieces.sh [--peers DIR] [--python PYTHON] [--base DIR --tasks DIR] [--quick]
+#   scripts/bench_pieces.sh [--python PYTHON] [--base DIR --tasks DIR] [--quick]
 #
-# --peers   a folder with peft_step.py, peft_library.py, peft_arrow.py and sklearn_mbc.py, which do the same work
-# --python  a Python with torch, peft, transformers and scikit-learn (default: python3)
+# --python  a Python with torch, peft, transformers and scikit-learn, for the peers (bench_pieces_peers.py); without it
+#           lorakit is measured alone
 # --base    a small Hugging Face model folder, and
 # --tasks   a folder of task files to train a library of 16 experts on
 # --quick   fewer samples
@@ -14,10 +14,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-peers="" python=python3 base="" tasks="" quick=()
+python="" base="" tasks="" quick=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        --peers) peers=$2; shift 2 ;;
         --python) python=$2; shift 2 ;;
         --base) base=$2; shift 2 ;;
         --tasks) tasks=$2; shift 2 ;;
@@ -44,9 +43,9 @@ seconds() {
         "target/criterion/$1/$2/new/estimates.json" | awk '{ print $1 / 1e9 }'
 }
 
-# peer SCRIPT ARG...: the output of a peer's script; nothing without --peers.
+# peer WORK ARG...: what a peer's work prints; nothing without --python.
 peer() {
-    if [ -n "$peers" ]; then "$python" "$peers/$1" "${@:2}" 2>/dev/null | tee -a "$work/peers.txt"; fi
+    if [ -n "$python" ]; then "$python" scripts/bench_pieces_peers.py "$@" 2>/dev/null | tee -a "$work/peers.txt"; fi
 }
 
 # row WORK PEER OURS RATIO
@@ -57,7 +56,7 @@ found() { sed -nE "s/.*$1.*/\1/p" | tail -n 1; }
 
 printf '| work | peer | lorakit | lorakit / peer |\n|---|---|---|---|\n'
 
-step=$(peer peft_step.py)
+step=$(peer step)
 theirs=$(found 'train ([0-9.]+) tok' <<<"$step") memory=$(found 'peak ([0-9.]+) GB' <<<"$step")
 bench training_step "f32, loss on every token"
 every=$(per_second 512 "$(seconds "training step" "f32, loss on every token")")
@@ -70,7 +69,7 @@ narrow=$(per_second 512 "$(seconds "training step" "bf16, loss on every token")"
 row "the same with bf16 weights, compared with lorakit's own f32" "$every" "$narrow" "$(quotient "$narrow" "$every")"
 
 if [ -n "$base" ] && [ -n "$tasks" ]; then
-    theirs=$(peer peft_library.py "$base" "$tasks" | found 'tokens.s ([0-9.]+)')
+    theirs=$(peer library "$base" "$tasks" | found 'tokens.s ([0-9.]+)')
     mapfile -t files < <(find "$tasks" -name '*.json' | LC_ALL=C sort | head -n 16)
     env time -f '%e' -o "$work/seconds" target/release/lorakit -q train-experts --base "$base" --tasks "${files[@]}" \
         --library "$work/library" --set max_steps=100 batch_size=16 learning_rate=1e-3 dropout=0 eval_steps=0 \
@@ -81,7 +80,7 @@ if [ -n "$base" ] && [ -n "$tasks" ]; then
 fi
 
 bench arrow
-arrow=$(peer peft_arrow.py)
+arrow=$(peer arrow)
 for size in 10 64 256; do
     theirs=$(found "experts $size:.*arrow [0-9]+ ms \(([0-9.]+)x\)" <<<"$arrow")
     ours=$(quotient "$(seconds prefill "arrow over $size")" "$(seconds prefill base)")
@@ -97,7 +96,7 @@ row "opening a library of 256 and preparing Arrow, s" "$theirs" "$ours" "$(quoti
 row "opening the base, ms" "" "$(awk -v s="$(seconds opening base)" 'BEGIN { printf "%.1f", 1e3 * s }')" ""
 
 MBC_ADAPTERS=256 bench clustering
-mbc=$(peer sklearn_mbc.py)
+mbc=$(peer mbc)
 theirs=$(found 'total ([0-9.]+) s' <<<"$mbc") memory=$(found 'peak ([0-9.]+) GB' <<<"$mbc")
 ours=$(printf '%.2f' "$(seconds mbc "256 adapters by parameters")")
 row "MBC of 256 adapters of 1,966,080 parameters, s" "$theirs" "$ours" "$(quotient "$ours" "$theirs")"

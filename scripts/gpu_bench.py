@@ -2,13 +2,12 @@
 """Measures lorakit on a GPU against PEFT and PyTorch on the same GPU in the same run, and prints a table.
 
     cargo bench --no-run --features cuda         # prints executables; copy two to DIR/training_step and DIR/arrow
-    scripts/gpu_bench.py --benches DIR --peers PEERS --python PYTHON --out OUT
+    scripts/gpu_bench.py --benches DIR --python PYTHON --out OUT
 
 Without --benches, cargo builds and runs them. With --device cpu and few layers and tokens, the script can be tried without
-a GPU. PEERS is a folder with peft_step.py, peft_library.py and peft_arrow.py, which do the same work; PYTHON needs torch,
-peft and transformers. Without PEERS only lorakit is measured. With --base (a model folder with its tokenizer) and --tasks
-(a folder of task files), both also train a library of 32 experts. Training rows show the best batch size of --rows for
-each program. At the full depth of Phi-2 and Mistral, about 40 GB of disk below OUT and target/ are used.
+a GPU. PYTHON needs torch, peft and transformers, and runs bench_pieces_peers.py, which does the same work; without it
+lorakit is measured alone. With --base (a model folder with its tokenizer) and --tasks (a folder of task files), both also
+train a library of 32 experts. Training rows show the best batch size of --rows for each program. At the full depth of Phi-2 and Mistral, about 40 GB of disk below OUT and target/ are used.
 
 Memory is GPU memory, sampled with nvidia-smi five times a second; with --device cpu it is the process's memory.
 """
@@ -42,24 +41,13 @@ for timed in (False, True):
     torch.cuda.synchronize()
 print(20 * 2 * 8192**3 / (events[0].elapsed_time(events[1]) / 1e3) / 1e12)
 """
-# Runs peft_library.py on the GPU in bf16: sets torch's default device, and the dtype that the base is loaded with.
-ON_GPU = """
-import runpy, sys, torch, transformers
-torch.set_default_device("cuda")
-opened = transformers.AutoModelForCausalLM.from_pretrained
-transformers.AutoModelForCausalLM.from_pretrained = lambda *a, **k: opened(*a, **{**k, "dtype": torch.bfloat16})
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--lorakit", default=os.environ.get("LORAKIT", ROOT / "target/release/lorakit"))
     parser.add_argument("--benches", type=pathlib.Path, help="folder with the executables training_step and arrow")
-    parser.add_argument("--peers", type=pathlib.Path, help="folder with the PEFT scripts")
-    parser.add_argument("--python", default="python3")
+    parser.add_argument("--python", help="a Python with torch, peft and transformers, for PEFT's figures")
     parser.add_argument("--bases", nargs="+", choices=["phi", "mistral"], default=["phi", "mistral"])
     parser.add_argument("--layers", type=int, default=32, help="layers of the trained bases")
     parser.add_argument("--arrow-layers", type=int, default=8, help="layers of the slice for the routing benchmarks")
@@ -127,12 +115,13 @@ class Bench:
             # Otherwise the first measurement would include compilation.
             subprocess.run(["cargo", "bench", *self.features, "--no-run"], cwd=ROOT, check=True)
 
-    def peer(self, script, *arguments, wrapper=None):
-        """Runs a peer's script; None without peers. The output of a failure is logged."""
-        if not self.given.peers:
+    def peer(self, work, *arguments):
+        """Does a work by PEFT; None without a Python. The output of a failure is logged."""
+        if not self.given.python:
             return None
-        command = [self.given.python, *(["-c", wrapper] if wrapper else []), self.given.peers / script, *arguments]
-        return self.kept(script, Finished(command, self.given.device))
+        place = ["--device", self.given.device, "--dtype", self.dtype]
+        command = [self.given.python, ROOT / "scripts/bench_pieces_peers.py", work, *place, *arguments]
+        return self.kept(f"PEFT's {work}", Finished(command, self.given.device))
 
     def own(self, name, filter, **settings):
         """Runs one of our benches with a filter and BENCH_* settings."""
@@ -175,8 +164,7 @@ def training(bench, base, rate):
     shutil.rmtree(folder, ignore_errors=True)
     for rows in given.rows:
         save = [] if folder.exists() else ["--save", folder]
-        step = bench.peer("peft_step.py", "--base", base, "--layers", given.layers, "--batch", rows, "--length", given.tokens,
-                          "--dtype", bench.dtype, "--device", given.device, *save)  # fmt: skip
+        step = bench.peer("step", "--base", base, "--layers", given.layers, "--batch", rows, "--length", given.tokens, *save)
         speed = step and step.found(r"train ([0-9.]+) tok")
         theirs += [(speed, step.most, rows)] if speed else []
     written = (folder / "config.json").exists()
@@ -210,8 +198,7 @@ def library(bench):
     if not (given.base and given.tasks):
         return
     files = sorted(given.tasks.glob("*.json"))[:32]
-    wrapper = ON_GPU if given.device == "cuda" else None
-    peer = bench.peer("peft_library.py", given.base, given.tasks, "--experts", len(files), wrapper=wrapper)
+    peer = bench.peer("library", given.base, given.tasks, "--experts", len(files))
     theirs = peer and peer.found(r"seconds ([0-9.]+)")
     target = bench.out / "library"
     shutil.rmtree(target, ignore_errors=True)
@@ -228,8 +215,7 @@ def arrow(bench):
     """Prefill and decoding relative to the base's own time."""
     given = bench.given
     sizes = ",".join(map(str, EXPERTS))
-    peer = bench.peer("peft_arrow.py", "--experts", sizes, "--layers", given.arrow_layers, "--length", given.tokens,
-                      "--device", given.device, "--dtype", bench.dtype)  # fmt: skip
+    peer = bench.peer("arrow", "--experts", sizes, "--layers", given.arrow_layers, "--length", given.tokens)
     bench.own("arrow", "prefill", layers=given.arrow_layers, tokens=given.tokens)
     for size in EXPERTS:
         theirs = peer and peer.found(rf"experts {size}:.*arrow [0-9]+ ms \(([0-9.]+)x\)")
@@ -251,7 +237,7 @@ def main():
     if given.device == "cuda":
         gpu = Finished(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], "cpu")
         print(bench.kept("nvidia-smi", gpu).stdout)
-        measured = given.peers and bench.kept("matrix rate", Finished([given.python, "-c", RATE], given.device))
+        measured = given.python and bench.kept("matrix rate", Finished([given.python, "-c", RATE], given.device))
         rate = measured and measured.found(r"([0-9.]+)")
     print("| work | PEFT | lorakit | lorakit / PEFT |\n|---|---|---|---|", flush=True)
     for base in given.bases:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The papers' questions on a small real base, in an evening on two cores: private experts under every router, on tasks with
-# an expert, on tasks without, and under other prompts; MBC clusters and random partitions of their sizes at equal steps;
-# and a joint expert.
+# an expert, on tasks without, and under other prompts; and, at equal steps in all, both stages of MBC, random partitions of its
+# clusters' sizes in place of the second, and a joint expert.
 #
 # SET    function_vectors, the 56 tasks of https://github.com/ericwtodd/function_vectors without instructions, or
 #        instruction_induction, the 24 tasks of https://github.com/orhonovich/instruction-induction with instructions, scored
@@ -12,8 +12,8 @@
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
 # STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows, K (10) clusters; METRICS (loss) may name
-# exact_match too, far slower than losses. PART=private ends before experts of clusters and the joint one are trained, two
-# thirds of the work. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
+# exact_match too, far slower than losses. PART=private leaves out experts of clusters and the joint one, PART=clusters all
+# else. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
 # Ten minutes a set over stories260K, some hours over SmolLM2-135M.
 #
 # Usage: [SEEDS="0 1 2"] scripts/small_base.sh --small SET BASE DATA OUT [OPTIONS...]
@@ -76,14 +76,19 @@ if [ "$mode" = small ] && [ -n "${QUICK:-}" ]; then # a few tasks of a real set,
     set=("${selected[@]}")
     names="$(task_names)"
 fi
-settings=(max_steps="$steps" learning_rate="${RATE:-1e-3}" max_grad_norm=1 eval_steps=0)
+settings=(learning_rate="${RATE:-1e-3}" max_grad_norm=1 eval_steps=0 max_steps="$steps")
 tasks=("${set[@]}" "${data[@]}")
 read -ra metrics <<< "${METRICS:-loss}"
 [ "$mode" != smoke ] || metrics=(loss exact_match)
 scored=("${data[@]}" "${limit[@]}" --metrics "${metrics[@]}")
 count="$(wc -l <<< "$names")"
-libraries=4
-[ "${PART:-all}" != private ] || libraries=1
+part="${PART:-all}"
+case "$part" in
+    all) libraries=5 ;;
+    private) libraries=1 ;;
+    clusters) libraries=4 prompts=() ;;
+    *) usage ;;
+esac
 row="$(mktemp)"
 trap 'rm -f "$row"' EXIT
 echo '{"input": "an instruction, an input about as long as a row", "output": "of them"}' > "$row"
@@ -95,7 +100,7 @@ of_prompts() { echo "cm:rows=$1" "tfidf:rows=$1" "tp:rows=$1" "evidence:rows=$1,
 read -ra of_5 <<< "$(of_prompts 5)"
 read -ra of_16 <<< "$(of_prompts 16)"
 routers=("${weights_alone[@]}" scaled_uniform "${of_5[@]}" "${of_16[@]}" tfidf:rows=100 tp:rows=100)
-routers_of_forms=(base uniform arrow "${of_16[@]}" oracle)
+routers_of_forms=(base uniform random arrow_norm arrow arrow:top_k=all scaled_uniform "${of_16[@]}" oracle)
 
 # each_router SEED RESULTS LIBRARY TASK... -- ROUTER...: a step for every router, so that an interruption loses one.
 each_router() {
@@ -175,12 +180,12 @@ mean_of_cluster() {
 
 tables() {
     table small_base_known
-    table small_base_unknown
+    [ "$part" = clusters ] || table small_base_unknown
     [ "${#prompts[@]}" -eq 0 ] || table small_base_prompts
 }
 
-for seed in "${seeds[@]}"; do
-    run="$out/seed-$seed"
+private_experts() {
+    local seed="$1" run="$out/seed-$1"
     train "$seed" private
     once "$lorakit" eval -q --base "$base" --tasks "${set[@]}" "${scored[@]}" --seed "$seed" --out "$run/private.eval" \
         "${options[@]}" --chance --router base
@@ -193,17 +198,30 @@ for seed in "${seeds[@]}"; do
         once same_sizes "$run/mbc.json" $((3 * seed + deal)) "$run/random-$deal.json"
         mean_of_cluster "$seed" "random-$deal"
     done
-done
-[ "$mode" = smoke ] || tables
-[ "${PART:-all}" != private ] || exit 0
+}
 
-for seed in "${seeds[@]}"; do
-    run="$out/seed-$seed"
-    train "$seed" mbc --clusters "$run/mbc.json"
-    train "$seed" random --clusters "$run/random-0.json"
+# train_dealt SEED DEAL: experts of random clusters of MBC's sizes, for the steps of its second stage.
+train_dealt() {
+    local run="$out/seed-$1" settings=("${settings[@]}" max_steps=$((steps - (4 * steps + 5) / 10)))
+    once same_sizes "$run/mbc/clusters.json" $((3 * $1 + $2)) "$run/dealt-$2.json"
+    train "$1" "dealt-$2" --clusters "$run/dealt-$2.json"
+    each_router "$1" "dealt-$2.eval" "dealt-$2" "${set[@]}" -- uniform arrow oracle
+}
+
+experts_of_clusters() {
+    local seed="$1" deal
+    train "$seed" mbc --mbc "$k"
+    each_router "$seed" mbc.eval mbc "${set[@]}" -- uniform scaled_uniform arrow arrow:top_k=all evidence oracle
+    for deal in 0 1; do train_dealt "$seed" "$deal"; done
     train "$seed" joint --joint
     each_router "$seed" joint.eval joint "${set[@]}" -- expert:joint
-    each_router "$seed" mbc.eval mbc "${set[@]}" -- uniform scaled_uniform arrow arrow:top_k=all evidence oracle
-    each_router "$seed" random.eval random "${set[@]}" -- uniform oracle
-done
+}
+
+if [ "$part" != clusters ]; then
+    for seed in "${seeds[@]}"; do private_experts "$seed"; done
+fi
+if [ "$part" = all ] && [ "$mode" != smoke ]; then tables; fi
+if [ "$part" != private ]; then
+    for seed in "${seeds[@]}"; do experts_of_clusters "$seed"; done
+fi
 tables

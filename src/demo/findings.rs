@@ -14,7 +14,7 @@ const CLAIMS: [(&str, &str, &str); 9] = [
     (
         "private, arrow",
         "private, scaled mean",
-        "Arrow over private experts is better than their mean at its best strength",
+        "Arrow over private experts is better than their mean at a strength chosen on validation rows",
     ),
     ("private, arrow", "private, random", "Arrow over private experts is better than as many experts drawn at random"),
     (

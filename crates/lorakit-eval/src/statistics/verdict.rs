@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The fewest tasks that can decide a claim. With five tasks even five differences of one sign are no surprise at the level
-/// of 5 %: a test of signs gives 2/2^5 = 6 %. The bootstrap's interval of few values is too narrow: of normal differences
-/// around zero, 14 % with six tasks, 11 % with eight and 7 % with 24 get a verdict, in place of 5 %.
+/// of 5 %: a test of signs gives 2/2^5 = 6 %.
 pub const DECISIVE_TASKS: usize = 6;
 
 /// Whether a claim "this router is better than that" held.
