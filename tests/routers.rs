@@ -208,6 +208,52 @@ fn evidence_falls_back_on_what_suits_rows_without_their_own_expert() {
     assert!(said.contains("otherwise=base"), "{said}");
 }
 
+/// An expert per task, with a rank and modules of its own.
+fn train_unequal(library: &str, tasks: &[&str; 3]) {
+    let kinds = [("2", "q_proj,v_proj"), ("5", "q_proj,k_proj,up_proj"), ("3", "v_proj,o_proj")];
+    for (task, (rank, modules)) in tasks.iter().zip(kinds) {
+        let (task, rank) = (format!("suite:skills/{task}"), format!("rank={rank}"));
+        let modules = format!("target_modules={modules}");
+        let fixed = ["train-experts", "--base", "pico", "--library", library, "--tasks", &task];
+        let settings = ["--set", "max_steps=30", "learning_rate=1e-2", "batch_size=8", "eval_steps=0", &rank, &modules];
+        run(fixed.iter().chain(&settings).copied()).ok();
+    }
+}
+
+#[test]
+fn the_fallback_is_the_best_over_libraries_without_each_expert() {
+    for tasks in [["shift_up1", "shift_up2", "shift_down1"], ["join_dash", "join_dot", "shift_up1"]] {
+        let work = Work(tempfile::tempdir().unwrap());
+        train_unequal(&work.library(), &tasks);
+        let own = format!("suite:skills/{}", tasks[0]);
+        let said = work.eval(&["evidence"], &["--split", "all", "--metrics", "loss", "--tasks", &own]).ok().stderr;
+
+        // The same rows over libraries that never had their expert.
+        let fallbacks = ["base", "uniform", "arrow:top_k=all"];
+        let mut losses = [0.0; 3];
+        for task in tasks {
+            let others = work.0.path().join(format!("without_{task}")).display().to_string();
+            let rest = tasks.iter().filter(|other| **other != task);
+            let folders = rest.map(|other| format!("{}/experts/{other}", work.library()));
+            let fixed = ["library", "add", "--library", &others, "--base", "pico"].map(str::to_owned);
+            run(fixed.into_iter().chain(folders)).ok();
+            let name = format!("suite:skills/{task}");
+            let options = ["--split", "validation", "--limit", "4", "--metrics", "loss", "--json"];
+            let fixed = ["eval", "--base", "pico", "--library", &others, "--tasks", &name, "--router"];
+            let scores = run(fixed.iter().chain(&fallbacks).chain(&options).copied()).json();
+            for (sum, router) in losses.iter_mut().zip(fallbacks) {
+                *sum += loss(&scores, router, task);
+            }
+        }
+        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+        let lowest = (0..3).min_by(|a, b| losses[*a].total_cmp(&losses[*b])).unwrap();
+        let expected = format!("otherwise={}", ["base", "uniform", "arrow"][lowest]);
+        assert!(said.contains(&expected), "{losses:?}: {said}");
+        // Both are chosen in one of the libraries.
+        assert_eq!(lowest, usize::from(tasks[2] == "shift_down1"), "{losses:?}");
+    }
+}
+
 #[test]
 fn evidence_reads_the_answers_of_validation_rows_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -21,7 +21,8 @@ pub enum Mixing {
     Separate,
 }
 
-/// The stacked experts of a site, to be mixed by groups of slots.
+/// The stacked experts of a site, to be mixed by groups of slots. Clones share the matrices.
+#[derive(Clone)]
 pub(crate) enum Mixture {
     Outputs(GroupedLora),
     /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first

@@ -6,21 +6,19 @@ use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::{TrainingRow, TrainingRows};
 use crate::error::{FitError, Result};
-use candle_core::Device;
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::TokenPrecision;
+use lorakit_route::prompt::evidence::leave_one_out::LeaveOneOut;
 use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
-use lorakit_route::{
-    Evidence, LibraryStack, ResponseProbe, Router, RouterContext, RouterState, TaskResponses, Uniform,
-};
+use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses};
 use lorakit_task::Example;
 use std::collections::BTreeMap;
 
 /// Tokens of a forward pass at most, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
 
-/// The most experts that are left out in turn, evenly spread over the library: the others are stacked anew for each.
+/// The most experts that are left out in turn, evenly spread over the library: each takes passes over its rows.
 const LEFT_OUT: usize = 32;
 
 /// The fit of [`Evidence`].
@@ -119,18 +117,11 @@ impl Trial<'_> {
         for row in &self.scored {
             of_expert.entry(row.expert.ok_or(FitError::RowWithoutExpert)?).or_default().push(row.example.clone());
         }
+        let without = LeaveOneOut::new(evidence, experts)?;
         let mut sums = FALLBACKS.map(|fallback| (0.0, fallback));
         for (own, scored) in of_expert.iter().step_by(of_expert.len().div_ceil(LEFT_OUT)) {
-            let others = without(experts, *own)?;
             for (sum, fallback) in &mut sums {
-                let patches = match fallback {
-                    Fallback::Auto | Fallback::Base => Patches::none(),
-                    Fallback::Uniform => {
-                        let uniform = Uniform { mixing: evidence.mixing, ..Uniform::default() };
-                        uniform.patches(&others, &RouterContext::default())?
-                    }
-                    Fallback::Arrow => evidence.arrow().patches(&others, &RouterContext::default())?,
-                };
+                let patches = without.patches(*fallback, *own)?;
                 *sum += self.losses(scored, &patches, &Sequence::default())?.iter().sum::<f64>();
             }
         }
@@ -153,11 +144,4 @@ impl Trial<'_> {
         }
         Ok(of_lowest_loss(&tried, TEMPERATURES[0]))
     }
-}
-
-/// The library without an expert.
-fn without(experts: &LibraryStack, expert: usize) -> Result<LibraryStack> {
-    let others = experts.experts().iter().enumerate().filter(|(at, _)| *at != expert).map(|(_, other)| other.clone());
-    let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
-    Ok(LibraryStack::new(others, experts.sites(), &device)?)
 }

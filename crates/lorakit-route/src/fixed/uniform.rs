@@ -69,7 +69,7 @@ impl Router for Uniform {
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |_, site, stack| scaled_patch(self, experts, site, stack))
+        site_patches(experts, |_, site, stack| scaled_patch(self, (experts, None), site, stack))
     }
 }
 
@@ -80,37 +80,67 @@ pub(crate) fn uniform_patch(
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    scaled_patch(&Uniform { mixing, ..Uniform::default() }, experts, site, stack)
+    scaled_patch(&Uniform { mixing, ..Uniform::default() }, (experts, None), site, stack)
 }
 
-/// The patch of one site.
-fn scaled_patch(
-    uniform: &Uniform,
+/// The mean of all experts but one at a site; none if only that one changes it.
+///
+/// # Errors
+/// Under separate mixing, if ranks differ at a projection, be it those of the one that is left out.
+pub(crate) fn uniform_patch_without(
+    left_out: usize,
+    mixing: Mixing,
     experts: &LibraryStack,
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    let grouped = match uniform.mixing {
-        Mixing::Outputs => stack.together(uniform.scale / experts.len() as f32)?,
-        Mixing::Separate => averaged(experts, uniform.scale, site, stack)?,
+    scaled_patch(&Uniform { mixing, ..Uniform::default() }, (experts, Some(left_out)), site, stack)
+}
+
+/// The patch of one site, of the experts but one that may be left out.
+fn scaled_patch(
+    uniform: &Uniform,
+    (experts, left_out): (&LibraryStack, Option<usize>),
+    site: &Site,
+    stack: &Stack,
+) -> Result<Option<Arc<dyn Patch>>> {
+    let changes = |(expert, _): (usize, &StackBlock)| Some(expert) != left_out;
+    if !stack.projections().flatten().any(changes) {
+        return Ok(None);
+    }
+    let n = experts.len() - usize::from(left_out.is_some());
+    let weight = uniform.scale / n as f32;
+    let grouped = match (uniform.mixing, left_out) {
+        (Mixing::Outputs, None) => stack.together(weight)?,
+        (Mixing::Outputs, Some(left_out)) => {
+            stack.weighed(|_, expert| if expert == left_out { 0.0 } else { weight })?
+        }
+        (Mixing::Separate, _) => averaged((experts, left_out), uniform.scale, site, stack)?,
     };
     Ok(Some(Arc::new(EveryToken(grouped))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.
-fn averaged(experts: &LibraryStack, scale: f32, site: &Site, stack: &Stack) -> Result<GroupedLora> {
+fn averaged(
+    (experts, left_out): (&LibraryStack, Option<usize>),
+    scale: f32,
+    site: &Site,
+    stack: &Stack,
+) -> Result<GroupedLora> {
+    let n = experts.len() - usize::from(left_out.is_some());
     let ranks = stack.equal_ranks(site, experts.names())?;
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
-        let blocks: Vec<StackBlock> = projection.map(|(_, block)| block.clone()).collect();
+        let blocks: Vec<StackBlock> =
+            projection.filter(|(expert, _)| Some(*expert) != left_out).map(|(_, block)| block.clone()).collect();
         let b = stack.b().narrow(1, columns.start, columns.len())?.contiguous()?;
         if rank > 0 {
-            a_means.push(mean(stack.a(), experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
+            a_means.push(mean(stack.a(), n, rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
             own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
             before += rank;
         }
-        let b = mean(&b, experts.len(), rank, blocks.iter().map(|block| (block.b.start, scale * block.scale)))?;
+        let b = mean(&b, n, rank, blocks.iter().map(|block| (block.b.start, scale * block.scale)))?;
         b_means.push(b.pad_with_zeros(0, 0, most - rank)?);
     }
     let (a, b) = (Tensor::cat(&a_means, 0)?, Tensor::cat(&b_means, 1)?);

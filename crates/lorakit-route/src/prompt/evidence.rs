@@ -30,6 +30,7 @@
 //! fallback in [`FALLBACKS`].
 
 pub mod lda;
+pub mod leave_one_out;
 mod posterior;
 pub mod response;
 

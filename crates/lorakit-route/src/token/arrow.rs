@@ -126,12 +126,26 @@ impl Arrow {
         if site.role == SiteRole::Embedding {
             return uniform_patch(self.mixing, experts, site, stack);
         }
+        let routing = self.routing(experts, (index, site, stack), observer)?;
+        Ok(routing.map(|routing| Arc::new(routing) as Arc<dyn Patch>))
+    }
+
+    /// The same for a site whose inputs have a direction: all but an embedding.
+    ///
+    /// # Errors
+    /// As of [`Arrow`]'s patches.
+    pub(crate) fn routing(
+        &self,
+        experts: &LibraryStack,
+        (index, site, stack): (usize, &Site, &Stack),
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Option<TokenRouting>> {
         let (directions, choices) = self.choices(experts, site)?;
         if choices.is_empty() {
             return Ok(None);
         }
         let rows = directions.len() / site.input;
-        Ok(Some(Arc::new(TokenRouting {
+        Ok(Some(TokenRouting {
             config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
             site: index,
             experts: experts.len(),
@@ -140,7 +154,7 @@ impl Arrow {
             mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
             per_token: OnceLock::new(),
             observer,
-        })))
+        }))
     }
 
     fn scope(&self) -> RoutingScope {
@@ -164,8 +178,8 @@ impl Arrow {
                     candidates.push(expert as u32);
                 }
             }
-            let columns = start..start + candidates.len();
-            if !columns.is_empty() {
+            if !candidates.is_empty() {
+                let columns = vec![start..start + candidates.len()];
                 let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
                 choices.push(TopK { columns, candidates, first_slot, projections, sign });
             }

@@ -10,5 +10,5 @@ mod input_norm;
 pub mod phatgoose;
 pub mod prototypes;
 pub mod random;
-mod token_routing;
+pub(crate) mod token_routing;
 mod top_k;

@@ -38,6 +38,21 @@ pub(crate) struct TokenRouting {
 }
 
 impl TokenRouting {
+    /// The same where one expert is no candidate, with the same tensors; none if there is no other.
+    pub(crate) fn without(&self, expert: usize) -> Option<Self> {
+        let choices: Vec<TopK> = self.choices.iter().filter_map(|choice| choice.without(expert as u32)).collect();
+        (!choices.is_empty()).then(|| Self {
+            config: self.config.clone(),
+            vectors: self.vectors.clone(),
+            choices,
+            mixture: self.mixture.clone(),
+            // It has the slots of the choices.
+            per_token: OnceLock::new(),
+            observer: self.observer.clone(),
+            ..*self
+        })
+    }
+
     fn weighs_all(&self, tokens: usize) -> bool {
         self.choices.iter().all(|choice| choice.weighs_all(tokens, self.config.top_k))
     }

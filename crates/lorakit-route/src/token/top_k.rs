@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use candle_nn::ops::softmax_last_dim;
 use lorakit_lora::{SequenceBatch, Site, TokenGroup, TokenSelection};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Below this number of tokens, distributing the selection over threads costs more than it saves.
@@ -20,8 +21,8 @@ const SORTED: usize = 1024;
 /// The choice among the candidates of one projection, or of a whole site.
 #[derive(Clone, Debug)]
 pub(crate) struct TopK {
-    /// The candidates' columns among the scores of the site.
-    pub(crate) columns: Range<usize>,
+    /// The candidates' columns among the scores of the site, ascending; several runs where a candidate was left out.
+    pub(crate) columns: Vec<Range<usize>>,
     /// The experts that these columns score, in the order of their names.
     pub(crate) candidates: Vec<u32>,
     /// Added to an expert's index to make its slot.
@@ -69,7 +70,7 @@ pub(crate) fn signed_choices(vectors: &[f32], experts: &LibraryStack, site: &Sit
             for expert in &candidates {
                 stacked.extend_from_slice(&vectors[*expert as usize * site.input..][..site.input]);
             }
-            start..start + candidates.len()
+            vec![start..start + candidates.len()]
         });
         choices.push(TopK {
             columns,
@@ -105,7 +106,7 @@ impl TopK {
             .zip(scores.par_chunks_exact(width))
             .with_min_len(TOKENS_PER_TASK)
             .for_each(|((experts, weights), scores)| {
-                let scores = &scores[self.columns.clone()];
+                let scores = &*self.own_scores(scores);
                 if per_token == scores.len() {
                     experts.copy_from_slice(&self.candidates);
                     weights.iter_mut().zip(scores).for_each(|(weight, score)| *weight = self.sign.apply(*score));
@@ -115,6 +116,29 @@ impl TopK {
                 softmax(weights, temperature);
             });
         Chosen { per_token, experts, weights }
+    }
+
+    /// The scores of the candidates among those of the site.
+    fn own_scores<'a>(&self, scores: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.columns.as_slice() {
+            [run] => Cow::Borrowed(&scores[run.clone()]),
+            runs => runs.iter().flat_map(|run| &scores[run.clone()]).copied().collect(),
+        }
+    }
+
+    /// The same choice where one expert is no candidate; none if there is no other.
+    pub(crate) fn without(&self, expert: u32) -> Option<Self> {
+        let Some(at) = self.candidates.iter().position(|candidate| *candidate == expert) else {
+            return Some(self.clone());
+        };
+        let column = self.columns.iter().flat_map(Range::clone).nth(at)?;
+        let parts = |run: &Range<usize>| match run.contains(&column) {
+            true => [run.start..column, column + 1..run.end],
+            false => [run.clone(), 0..0],
+        };
+        let columns: Vec<_> = self.columns.iter().flat_map(parts).filter(|run| !run.is_empty()).collect();
+        let candidates = self.candidates.iter().copied().filter(|candidate| *candidate != expert).collect();
+        (!columns.is_empty()).then(|| Self { columns, candidates, ..self.clone() })
     }
 
     /// Whether a device should weigh all candidates for `tokens` tokens: they are few, or so many are chosen that most are
@@ -127,7 +151,8 @@ impl TopK {
     /// The same choice as [`TopK::choose`], made on the scores' device, `[tokens, width]`: the weight of each candidate,
     /// `[tokens, candidates]`, zero for those that are not chosen.
     pub(crate) fn weigh(&self, scores: &Tensor, top_k: usize, temperature: f32) -> candle_core::Result<Tensor> {
-        let own = scores.narrow(1, self.columns.start, self.columns.len())?;
+        let run = |columns: &Range<usize>| scores.narrow(1, columns.start, columns.len());
+        let own = Tensor::cat(&self.columns.iter().map(run).collect::<candle_core::Result<Vec<_>>>()?, 1)?;
         let own = match self.sign {
             ScoreSign::Ignored => own.abs()?,
             ScoreSign::Kept => own,
@@ -226,7 +251,7 @@ mod tests {
 
     fn gate(candidates: usize) -> TopK {
         TopK {
-            columns: 0..candidates,
+            columns: vec![0..candidates],
             candidates: (0..candidates as u32).collect(),
             first_slot: 0,
             projections: 0..1,
@@ -271,6 +296,36 @@ mod tests {
         let chosen = gate(3).choose(&[2.0, 0.0, 1.0], 3, 2, 0.5);
         let expected = 1.0 / (1.0 + (-2.0f32).exp());
         assert!((chosen.weights[0] - expected).abs() < 1e-6, "{:?}", chosen.weights);
+    }
+
+    #[test]
+    fn an_expert_that_is_left_out_is_no_candidate() {
+        let gate = TopK { columns: vec![1..5], candidates: vec![4, 5, 7, 9], ..gate(4) };
+        // The first column and the last belong to other choices.
+        let scores = [8.0, 1.0, -4.0, 3.0, 2.0, 9.0];
+        let chosen = |gate: &TopK, top_k| {
+            let chosen = gate.choose(&scores, 6, top_k, 1.0);
+            (chosen.experts, chosen.weights)
+        };
+        for (left_out, rest) in [(4, [4.0, 3.0, 2.0]), (5, [1.0, 3.0, 2.0]), (7, [1.0, 4.0, 2.0]), (9, [1.0, 4.0, 3.0])]
+        {
+            let without = gate.without(left_out).unwrap();
+            let candidates: Vec<u32> = gate.candidates.iter().copied().filter(|expert| *expert != left_out).collect();
+            let alone = TopK { columns: vec![0..3], candidates, ..gate.clone() };
+            for top_k in [1, 2, usize::MAX] {
+                let expected = alone.choose(&rest, 3, top_k, 1.0);
+                assert_eq!(chosen(&without, top_k), (expected.experts, expected.weights), "{left_out} {top_k}");
+                let of = |gate: &TopK, scores: &[f32]| {
+                    let scores = Tensor::from_slice(scores, (1, scores.len()), &candle_core::Device::Cpu).unwrap();
+                    gate.weigh(&scores, top_k, 1.0).unwrap().to_vec2::<f32>().unwrap()
+                };
+                assert_eq!(of(&without, &scores), of(&alone, &rest), "{left_out} {top_k}");
+            }
+        }
+        assert_eq!(gate.without(6).unwrap().candidates, gate.candidates);
+        let last = [4, 9, 5].into_iter().fold(gate, |gate, expert| gate.without(expert).unwrap());
+        assert_eq!((&last.columns, &last.candidates), (&vec![3..4], &vec![7]));
+        assert!(last.without(7).is_none());
     }
 
     #[test]
