@@ -2,7 +2,8 @@
 //!
 //! A row's slots in the cache are reserved for its whole length, so that none is ever interrupted. A row that begins with the
 //! tokens of another one shares its slots, where both carry the same for patches: few-shot examples, system messages and the
-//! prompt of several samples are read once. Long prompts are read in parts.
+//! prompt of several samples are read once. Of an encoder's source, which is shared as a whole or not at all, that is one run
+//! of the encoder. Long prompts are read in parts, unless an encoder reads them.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -96,7 +97,7 @@ impl<'a> ContinuousBatch<'a> {
             waiting: VecDeque::new(),
             rows: Vec::new(),
             ended: VecDeque::new(),
-            shares: decoder.can_share(longest),
+            shares: decoder.can_share(longest) || decoder.can_share_source(longest),
             decoder,
         })
     }
@@ -212,25 +213,33 @@ impl<'a> ContinuousBatch<'a> {
         &self.prompts[row.index / self.config.samples]
     }
 
+    /// How many tokens of a prompt an encoder reads.
+    fn source_len(&self, prompt: &[u32]) -> usize {
+        self.model.tokenizer.layout().source_len(prompt.len())
+    }
+
     fn beginning(&self, row: &WaitingRow) -> Beginning {
         let prompt = self.prompt(row);
+        let source = self.source_len(prompt);
+        // An encoder is not run again for the shortest source.
+        let least = if source > 0 { 1 } else { SHARED };
         let capacity = self.config.capacity(prompt, self.model);
         // The longest prefix in the cache, and the longest that is or will be there.
         let (mut read, mut shared, mut sequence) = (0, 0, None);
         let cached = self.rows.iter().map(|row| &row.cached).chain(&self.ended);
         for other in cached.filter(|_| self.shares) {
-            let common = other.shared_with(prompt, &row.template);
+            let common = other.shared_with((prompt, source), &row.template);
             let common_read = common.min(self.decoder.len(other.sequence));
             if common_read > read {
                 (read, sequence) = (common_read, Some(other.sequence));
             }
             shared = shared.max(common);
         }
-        if shared >= read + SHARED {
+        if shared >= read + least {
             return Beginning::WaitsForTokens;
         }
         match sequence {
-            Some(sequence) if read >= SHARED && capacity - read <= self.decoder.free_slots() => {
+            Some(sequence) if read >= least && capacity - read <= self.decoder.free_slots() => {
                 Beginning::Sharing { sequence, tokens: read }
             }
             _ if capacity <= self.decoder.free_slots() => Beginning::Alone,
@@ -255,7 +264,8 @@ impl<'a> ContinuousBatch<'a> {
         };
         // A prompt that is read in parts is rotated as a whole.
         self.decoder.declare_length(sequence, prompt.len());
-        let cached = CachedRow { sequence, tokens: prompt.clone(), prompt: prompt.len(), template };
+        let source = self.source_len(prompt);
+        let cached = CachedRow { sequence, tokens: prompt.clone(), prompt: prompt.len(), source, template };
         self.rows.push(GrowingRow::new(self.model, self.config, index, cached, capacity - prompt.len())?);
         Ok(())
     }

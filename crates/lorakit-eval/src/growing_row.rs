@@ -18,6 +18,8 @@ pub(crate) struct CachedRow {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt's.
     pub prompt: usize,
+    /// How many of the prompt's an encoder reads, the first ones; zero where none does.
+    pub source: usize,
     /// What it carries for patches to read.
     pub template: Sequence,
 }
@@ -25,10 +27,13 @@ pub(crate) struct CachedRow {
 impl CachedRow {
     /// How many tokens of `prompt` this row's prompt begins with, if its keys are those of a row that carries `template`. The
     /// last two of `prompt` do not count: tokens after a prompt, and a single last one of it, may be computed in another
-    /// precision.
-    pub fn shared_with(&self, prompt: &[u32], template: &Sequence) -> usize {
+    /// precision. Of the first `source` tokens, which an encoder reads, it is all or none: each depends on all of them.
+    pub fn shared_with(&self, (prompt, source): (&[u32], usize), template: &Sequence) -> usize {
         if self.template.expert != template.expert || self.template.weights != template.weights {
             return 0;
+        }
+        if self.source > 0 || source > 0 {
+            return if self.tokens[..self.source] == prompt[..source] { source } else { 0 };
         }
         self.tokens[..self.prompt]
             .iter()
@@ -45,8 +50,6 @@ pub(crate) struct GrowingRow<'a> {
     pub cached: CachedRow,
     /// The number of its prompt, from one.
     prompt: usize,
-    /// The tokens of its prompt that an encoder reads: they are not those that a repetition penalty is about.
-    source: usize,
     /// Maximum number of new tokens; at least 1.
     limit: usize,
     stop_tokens: &'a [u32],
@@ -71,7 +74,6 @@ impl<'a> GrowingRow<'a> {
         Ok(Self {
             index,
             prompt: prompt + 1,
-            source: model.tokenizer.layout().source_len(cached.prompt),
             limit,
             stop_tokens: model.tokenizer.stop_tokens(),
             sampler: Sampler::new(config.sampling, key),
@@ -96,7 +98,8 @@ impl<'a> GrowingRow<'a> {
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<()> {
-        let token = self.sampler.next(logits, &self.cached.tokens[self.source..], self.new_tokens)?;
+        // A repetition penalty is not about what an encoder reads.
+        let token = self.sampler.next(logits, &self.cached.tokens[self.cached.source..], self.new_tokens)?;
         self.cached.tokens.push(token);
         self.new_tokens += 1;
         self.finish = if self.stop_tokens.contains(&token) {

@@ -121,6 +121,11 @@ impl<'a> CachedDecoder<'a> {
         self.base.config().encoder.is_none() && self.base.rotates_alike(1, tokens)
     }
 
+    /// Whether sequences of up to `tokens` tokens that an encoder reads the same of can always share all of these.
+    pub fn can_share_source(&self, tokens: usize) -> bool {
+        self.base.config().encoder.is_some() && self.base.rotates_alike(1, tokens)
+    }
+
     /// Whether a prompt may be appended in parts: an encoder reads it at once.
     pub fn can_read_in_parts(&self) -> bool {
         self.base.config().encoder.is_none()

@@ -117,7 +117,7 @@ impl Oracle {
     fn greedy_tokens_equal_those_of_transformers(&self) {
         let (base, none) = (self.open(&BaseOptions::default()), Patches::none());
         let mut decoder = CachedDecoder::new(&base, &none, 200).unwrap();
-        assert!(!decoder.can_share(2) && !decoder.can_read_in_parts());
+        assert!(!decoder.can_share(2) && decoder.can_share_source(2) && !decoder.can_read_in_parts());
         let start = base.config().decoder_start().unwrap();
         let prompts: Vec<Vec<u32>> = self.rows.iter().map(|(source, _)| [&source[..], &[start]].concat()).collect();
         let sequences: Vec<usize> =

@@ -1,12 +1,13 @@
 //! Rows that are generated together against rows alone.
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, carrying};
 use lorakit_eval::{
     EvalError, GenerateOptions, GeneratedText, GenerationEvent, PatchedModel, PromptRouting, RoutingError, Sequence,
     generate,
 };
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use lorakit_model::sampling::SamplingOptions;
+use lorakit_task::Example;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -123,6 +124,63 @@ fn what_rows_have_in_common_is_read_once() {
     // A few tokens are read again sooner than waited for.
     let short: Vec<Vec<u32>> = (3..9).map(|own| vec![5, 6, 7, own]).collect();
     assert_eq!(tokens_read(&same, &short, &GenerateOptions::default()), 6 * 4);
+}
+
+/// The texts that are generated from a T5, and the tokens of the sources that its encoder has read.
+fn encoded(
+    t5: &Fixture,
+    routing: &dyn PromptRouting,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+) -> (Vec<GeneratedText>, usize) {
+    let count = Arc::new(AtomicUsize::new(0));
+    // The first site is one of the encoder.
+    let counting = Patches::new(vec![Some(Arc::new(Counting(count.clone())) as Arc<dyn Patch>)]);
+    let patches = t5.patches.clone().with(counting);
+    let model = PatchedModel { patches: &patches, ..t5.with(routing) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let texts = pool.install(|| texts(&model, prompts, options));
+    (texts, count.load(Ordering::Relaxed))
+}
+
+#[test]
+fn an_encoder_runs_once_for_all_texts_of_a_source() {
+    let t5 = Fixture::t5().bend();
+    let prompt = |text: &str| Example::encode_prompt(text, &t5.tokenizer, usize::MAX).unwrap();
+    // The second is longer than the first, and begins as it does; the fourth is the first again.
+    let prompts = ["the cat", "the cat sat", "tea", "the cat"].map(prompt);
+    let sources = prompts.each_ref().map(|prompt| prompt.len() - 1);
+    let routing = carrying(0.25);
+    for sampling in [SamplingOptions::default(), SamplingOptions { temperature: 1.3, ..SamplingOptions::default() }] {
+        let options =
+            GenerateOptions { max_new_tokens: 9, samples: 5, seed: 3, sampling, ..GenerateOptions::default() };
+        // Without room for a second row, nothing is left to share.
+        let no_room = GenerateOptions { cache_bytes: 0, ..options.clone() };
+        let (alone, read) = encoded(&t5, &routing, &prompts, &no_room);
+        assert_eq!(read, 5 * sources.iter().sum::<usize>());
+        // Of rows one after the other, the first has lost its slots when its source comes again.
+        let one_by_one = GenerateOptions { max_rows: 1, ..options.clone() };
+        for (options, sources) in [(&options, &sources[..3]), (&one_by_one, &sources[..])] {
+            let (texts, read) = encoded(&t5, &routing, &prompts, options);
+            assert_eq!((texts, read), (alone.clone(), sources.iter().sum::<usize>()));
+        }
+        let different = |at: usize| alone[at * 5..][..5].iter().any(|text| text.text != alone[at * 5].text);
+        assert_eq!((0..4).any(different), sampling.temperature > 0.0);
+        assert!(alone.iter().any(|text| text.tokens > 3));
+    }
+    // Rows that carry other weights are not one row's.
+    let options = GenerateOptions { max_new_tokens: 2, ..GenerateOptions::default() };
+    let (_, read) = encoded(&t5, &ByTurns(AtomicUsize::new(0)), &[prompts[0].clone(), prompts[0].clone()], &options);
+    assert_eq!(read, 2 * sources[0]);
+}
+
+/// Every row carries another weight.
+struct ByTurns(AtomicUsize);
+
+impl PromptRouting for ByTurns {
+    fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, RoutingError> {
+        Ok(prompts.iter().map(|_| carrying(self.0.fetch_add(1, Ordering::Relaxed) as f32 / 8.0)).collect())
+    }
 }
 
 /// NaN for rows that carry the weight 1.

@@ -29,6 +29,11 @@ impl Fixture {
         Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/pico"))
     }
 
+    /// A small random T5.
+    pub fn t5() -> Fixture {
+        Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/t5/base"))
+    }
+
     /// A. Karpathy's stories260K model.
     pub fn stories() -> Fixture {
         Fixture::open(&shared("data/models/stories260K-hf"))
