@@ -382,6 +382,23 @@ fn adapters_of_the_shared_embedding_are_added_with_a_notice_and_those_of_one_sta
     assert_contains(&notice, &["shared: lorakit applies its adapter", "PEFT", "until then its model ignores it"]);
     let added = work.run("library add", &["--library", &library, &shared]).ok();
     assert_contains(&added.stderr, &["shared: lorakit applies its adapter"]);
+    // `library check` says the same of the expert, and of a configuration alone.
+    let config = Path::new(&shared).join("adapter_config.json").display().to_string();
+    for of in [["--library", &library], ["--config", &config]] {
+        let checked = work.run("library check --json", &of).json();
+        let notices = checked.pointer("/experts/0/notices").unwrap_or(&checked["notices"]).as_array().unwrap();
+        let of_shared: Vec<_> = notices.iter().filter(|notice| notice["subject"] == "shared").collect();
+        assert_eq!(of_shared.len(), 1, "{checked}");
+        assert_contains(of_shared[0]["text"].as_str().unwrap(), &["PEFT", "until then its model ignores it"]);
+        let strict = work.run("library check --strict", &of);
+        assert_eq!(strict.code, 1, "{}", strict.stderr);
+        assert_contains(&strict.stdout, &["shared", "lorakit applies its adapter"]);
+    }
+    // Adapters of other modules are not warned about.
+    let other = fixture().join("adapters/h0").display().to_string();
+    let plain = work.path("plain");
+    work.run("library add --strict", &["--library", &plain, &other]).ok();
+    work.run("library check --strict", &["--library", &plain]).ok();
     let refused = work.run("library add", &["--library", &library, &stacks]).failed(1);
     assert_contains(
         &refused,

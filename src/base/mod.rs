@@ -6,3 +6,4 @@ pub mod merged_base;
 pub mod model_files;
 pub mod pico;
 pub mod resolved_base;
+pub mod shared_embedding;

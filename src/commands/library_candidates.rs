@@ -3,6 +3,7 @@
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
+use crate::base::shared_embedding::shared_embedding_warning;
 use crate::command_context::CommandContext;
 use crate::hub::hub_adapters::{self, CachedAdapter};
 use anyhow::{Context as _, Error, Result, bail, ensure};
@@ -243,14 +244,8 @@ pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &Comm
             100.0 * conversion.retained()
         ))?;
     }
-    let config = base.map(Base::config).filter(|config| config.descriptor.encoder.is_some());
-    let shared = config.map(|config| config.descriptor.embedding);
-    if let Some(shared) = shared.filter(|shared| adapter.modules().contains_key(*shared)) {
-        context.warn(format!(
-            "{folder}: {shared}: lorakit applies its adapter to the tokens of the encoder and of the decoder; PEFT does so once \
-             it is merged, and until then its model ignores it: transformers' encoder and decoder keep the embedding as it was"
-        ))?;
-    }
+    let adapts = |module: &str| adapter.modules().contains_key(module);
+    base.and_then(|base| shared_embedding_warning(base, adapts)).iter().try_for_each(warn)?;
     // Of an adapter made by lorakit, the fingerprint counts and not the name.
     let trained = candidate.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
     let base = base.filter(|base| trained != Some(&base.identity().fingerprint));

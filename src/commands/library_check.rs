@@ -1,6 +1,7 @@
 //! `library check`: checks all files of a library, or one adapter_config.json.
 
 use crate::base::base_source::BaseSource;
+use crate::base::shared_embedding::shared_embedding_warning;
 use crate::command_context::CommandContext;
 use crate::output::text_table::{help_entry, table};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -183,6 +184,8 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
         }
     }
     let mut notices = adapter.warnings().to_vec();
+    let adapts = |module: &str| adapter.modules().contains_key(module);
+    notices.extend(base.and_then(|base| shared_embedding_warning(base, adapts)));
     let idle: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
     if let Some(first) = idle.first() {
@@ -225,12 +228,18 @@ fn check_config(path: &Path, base: Option<&BaseSource>, context: &CommandContext
         Ok(config) => (Some(config), Vec::new()),
         Err(unsupported) => (None, unsupported.keys),
     };
-    let notices: &[Warning] = config.as_ref().map_or(&[], |config| &config.warnings);
-    let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
+    let mut notices: Vec<Warning> = config.as_ref().map_or(Vec::new(), |config| config.warnings.clone());
     let modules = match (&config, base) {
-        (Some(config), Some(base)) => Some(adapted_modules(config, &base.open(context)?)?),
+        (Some(config), Some(base)) => {
+            let base = base.open(context)?;
+            let modules = adapted_modules(config, &base)?;
+            let adapts = |path: &str| modules.iter().any(|adapted| adapted.module == path);
+            notices.extend(shared_embedding_warning(&base, adapts));
+            Some(modules)
+        }
         _ => None,
     };
+    let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
     let facts =
         config.as_ref().map(|config| json!({ "rank": config.rank, "alpha": config.alpha, "rslora": config.rslora }));
     let document = json!({ "file": path, "accepted": accepted, "config": facts, "modules": modules, "refusals": refusals, "notices": notices });
