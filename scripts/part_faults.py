@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Trains libraries of the bundled base by parts at once while it kills them, and compares bytes with one command's.
 
-Each process gets a fault at a random moment: SIGKILL, SIGTERM, SIGUSR1, a disk that is full (a limit on the size of files), or
-a pause (SIGSTOP) after which it goes on beside its successor. Now and then two processes have the same number. At the end of
-each library all parts run undisturbed; then the experts must be those of one command byte for byte, every step logged once,
-and nothing temporary left.
+Each process gets a fault at a random moment: SIGKILL, SIGTERM, SIGUSR1, a disk that is full (a limit on the size of files), a
+pause (SIGSTOP) after which it goes on beside its successor, or a clock that jumps (all files get times of weeks ago or to come).
+Now and then two processes have the same number. At the end of each library all parts run undisturbed; then the experts must
+be those of one command byte for byte, every step logged once, and nothing temporary left.
 
     scripts/part_faults.py target/release/lorakit --kills 1000
     scripts/part_faults.py target/release/lorakit --experts 6 --parts 2 --kills 10
@@ -21,9 +21,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-FAULTS = ["KILL"] * 5 + ["TERM"] * 2 + ["USR1", "full", "pause"]
+FAULTS = ["KILL"] * 5 + ["TERM"] * 2 + ["USR1", "full", "pause", "clock"]
 SETTINGS = [
     "max_steps=6", "batch_size=4", "rank=2", "dropout=0.1", "learning_rate=1e-2", "eval_steps=3", "save_steps=1",
     "experts_per_pass=1", "max_length=48",
@@ -67,11 +68,21 @@ def leftovers(library):
     return [path for path in library.rglob("*") if path.name.startswith((".new", ".old", "pass-"))]
 
 
+def jump(library, seconds):
+    """Moves the times of all files, locks and leases among them, by some seconds."""
+    for folder, _, names in os.walk(library):
+        for name in names:
+            # Others remove files meanwhile.
+            with suppress(FileNotFoundError):
+                os.utime(os.path.join(folder, name), times=(time.time() + seconds,) * 2)
+
+
 class Part:
     """A process that trains a part, and its fault."""
 
-    def __init__(self, command, index, given, chance):
-        self.index, self.fault = index, chance.choice(FAULTS)
+    def __init__(self, command, index, given, chance, library):
+        self.index, self.fault, self.library = index, chance.choice(FAULTS), library
+        self.seconds = chance.uniform(-1e6, 1e6)
         # A lease's owner is silent for longer than a lease, and wakes after another has taken over.
         self.pause = 0.2 if given.lease is None else 2 * given.lease
         self.moment = time.monotonic() + chance.uniform(0, given.lifetime)
@@ -88,6 +99,8 @@ class Part:
         if sent == "pause":
             self.process.send_signal(signal.SIGSTOP)
             self.fault, self.moment = "CONT", time.monotonic() + self.pause
+        elif sent == "clock":
+            jump(self.library, self.seconds)
         else:
             self.process.send_signal(getattr(signal, f"SIG{sent}"))
         return None if sent == "CONT" else sent
@@ -109,7 +122,7 @@ def train_disturbed(command, library, given, chance, budget):
             missing = [index for index in range(given.parts) if index not in done | {part.index for part in running}]
             if chance.random() < 0.02:
                 missing.append(chance.randrange(given.parts))
-            running += [Part(command(library, f"{index}/{given.parts}"), index, given, chance) for index in missing]
+            running += [Part(command(library, f"{index}/{given.parts}"), index, given, chance, library) for index in missing]
             time.sleep(0.01)
             for part in running:
                 fault = part.disturb()

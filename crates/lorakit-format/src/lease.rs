@@ -241,6 +241,35 @@ mod tests {
     }
 
     #[test]
+    fn the_times_of_files_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let jump = |epoch, to| {
+            let file = File::options().write(true).open(path(folder.path(), epoch)).unwrap();
+            file.set_modified(to).unwrap();
+        };
+        // The clock of a holder that writes is a year behind, then a year ahead.
+        let (held, _) = acquire(folder.path(), SHORT, &mut LeaseWatch::default()).unwrap();
+        let (mut watch, until) = (LeaseWatch::default(), Instant::now() + 3 * SHORT);
+        for to in [now - year, now + year].into_iter().cycle().take_while(|_| Instant::now() < until) {
+            jump(1, to);
+            assert!(acquire(folder.path(), SHORT, &mut watch).is_none());
+            std::thread::sleep(SHORT / 20);
+        }
+        drop(held);
+        // One that is silent does not keep its lease by a file of the future, or one that seems to be new each time.
+        let (silent, _) = acquire(folder.path(), Duration::from_secs(3600), &mut watch).unwrap();
+        for to in [now + year, now - year, now + 2 * year] {
+            assert!(acquire(folder.path(), SHORT, &mut watch).is_none());
+            jump(2, to);
+            std::thread::sleep(SHORT / 3 + Duration::from_millis(1));
+        }
+        assert!(acquire(folder.path(), SHORT, &mut watch).unwrap().1);
+        assert!(silent.ensure_held().is_err());
+    }
+
+    #[test]
     fn of_many_that_wait_one_takes_over() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(path(folder.path(), 1), "a killed process\n").unwrap();
