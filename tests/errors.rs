@@ -388,3 +388,39 @@ fn check_lists_the_modules_that_a_config_adapts() {
     let shown = run(["library", "check", "--config", file.to_str().unwrap(), "--base", "pico"]).ok().stdout;
     assert_contains(&shown, &["accepted: rank 4", "model.layers.1.self_attn.q_proj", "16"]);
 }
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("rows.jsonl"), "{\"input\": \"a\", \"output\": \"b\"}\n").unwrap();
+    fs::write(path("file"), "kept").unwrap();
+    let (rows, library) = (path("rows.jsonl"), "tests/fixtures/library_0.1");
+    let scored = ["eval", "--base", "pico", "--router", "base", "--split", "all", "--tasks", &rows, "--out"];
+    let generated = ["base", "write", "--out"];
+    let exported = ["library", "export", "--library", library, "--out"];
+    let split = ["task", "split", &rows, "--by", "output", "--out"];
+    let merged = ["merge", "--library", library, "--method", "linear", "--out"];
+    for words in [&scored[..], &exported, &split, &merged] {
+        let message = run(words.iter().copied().chain([path("file").as_str()])).failed(1);
+        assert_contains(&message, &[&path("file"), "is a file", "folder"]);
+    }
+    for words in [&scored[..], &generated, &exported, &split, &merged] {
+        let message = run(words.iter().copied().chain([path("file/below/out").as_str()])).failed(1);
+        assert_contains(&message, &[&path("file"), "is a file", "expected a folder"]);
+    }
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "kept");
+}
+
+#[test]
+fn numbers_that_are_none_are_wrong_usage() {
+    for (line, expected) in [
+        ("eval --base pico --tasks t.json --router base --seed -1", "whole number of at least 0"),
+        ("eval --base pico --tasks t.json --router base --seed 1.5", "whole number of at least 0"),
+        ("merge --library l --method linear --out o --weights=nan,1", "expected a finite number"),
+        ("merge --library l --method linear --out o --weights=1,inf", "expected a finite number"),
+        ("merge --library l --method linear --out o --weights=1,,1", "expected a finite number"),
+    ] {
+        assert_contains(&words(line).failed(2), &[expected]);
+    }
+}

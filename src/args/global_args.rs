@@ -24,7 +24,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
     /// Random seed
-    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = seed)]
     pub seed: u64,
     /// Print results as one JSON document
     #[arg(long, global = true)]
@@ -44,6 +44,11 @@ pub struct GlobalArgs {
     /// Print more details on stderr
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// Parses a seed.
+fn seed(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "expected a whole number of at least 0")
 }
 
 /// Parses a number of threads; far more than a machine has would bring it to a standstill.

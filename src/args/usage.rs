@@ -40,6 +40,11 @@ pub fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
+/// Parses a number that is neither infinite nor NaN.
+pub fn finite(text: &str) -> Result<f64, &'static str> {
+    text.trim().parse().ok().filter(|number: &f64| number.is_finite()).ok_or("expected a finite number")
+}
+
 /// Parses a count of at least one as `usize`.
 pub fn size(text: &str) -> Result<usize, &'static str> {
     count(text).map(NonZeroUsize::get)

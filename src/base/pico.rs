@@ -1,7 +1,7 @@
 //! pico: the bundled base model, a small Mistral that `scripts/pretrain_pico.sh` trains.
 
 use anyhow::Result;
-use lorakit_format::atomic::create_folder;
+use lorakit_format::atomic::{create_folder, write_file};
 use lorakit_format::mmap::FileBytes;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
@@ -36,7 +36,7 @@ pub fn tokenizer() -> Result<Tokenizer> {
 pub fn write(folder: &Path) -> Result<()> {
     create_folder(folder, |folder| {
         write_model_files(folder)?;
-        Ok(std::fs::write(folder.join("model.safetensors"), WEIGHTS)?)
+        Ok(write_file(&folder.join("model.safetensors"), WEIGHTS)?)
     })
 }
 
@@ -47,7 +47,7 @@ pub fn write_model_files(folder: &Path) -> Result<()> {
         ("tokenizer.json", TOKENIZER),
         ("tokenizer_config.json", TOKENIZER_CONFIG),
     ];
-    Ok(files.into_iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))?)
+    Ok(files.into_iter().try_for_each(|(name, bytes)| write_file(&folder.join(name), bytes))?)
 }
 
 #[cfg(test)]

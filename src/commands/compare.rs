@@ -1,6 +1,7 @@
 //! `compare`: a table of several evaluations, with verdicts on claims.
 
 use crate::command_context::CommandContext;
+use crate::output::console::make_folder;
 use crate::paper_table::markdown_table::markdown;
 use crate::paper_table::table_claims::judge;
 use crate::paper_table::table_scores::TableScores;
@@ -69,7 +70,7 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
         "versions": { "lorakit": env!("CARGO_PKG_VERSION") },
     });
     if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        make_folder(folder)?;
         let results = serde_json::to_string_pretty(&document)? + "\n";
         write_file(&folder.join("results.json"), results.as_bytes())?;
         write_file(&folder.join("table.md"), text.as_bytes())?;

@@ -6,8 +6,9 @@ use crate::demo::findings::Findings;
 use crate::demo::pipeline;
 use crate::demo::relative_norm::RelativeNorms;
 use crate::demo::setup::Setup;
+use crate::output::console::make_folder;
 use crate::pages::demo_page::{self, DemoResults};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use lorakit_eval::Results;
 use lorakit_format::atomic::write_file;
@@ -39,7 +40,7 @@ struct DemoDocument<'a> {
 /// Trains, clusters, trains again, scores, and writes the report.
 pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     let setup = Setup::open(args.quick, context)?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
+    make_folder(&args.out)?;
     let (libraries, clusters) = pipeline::run(&setup, &args.out, context)?;
     let mut results = Results::default();
     (results.config, results.versions) = (

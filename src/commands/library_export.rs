@@ -5,6 +5,7 @@ use crate::base::base_source::BaseSource;
 use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
+use crate::output::console::make_folder;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -93,7 +94,7 @@ pub fn run(args: &ExportArgs, context: &CommandContext) -> Result<()> {
         ensure!(free, "{}: not empty; move it, or use another --out", place.display());
     }
     let base = args.gguf_base(&library, context)?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
+    make_folder(&args.out)?;
     let mut exported = Vec::new();
     for name in names.iter().collect::<BTreeSet<_>>() {
         let place = args.place(name);

@@ -37,7 +37,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
     /// Weight of each expert, such as --weights=-0.5,1 [default: 1/n, or 1 if the method averages itself]
-    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true, value_parser = usage::finite)]
     weights: Vec<f64>,
     /// Tasks to fit the weights to, for lorahub and cat_learned
     #[arg(long, num_args = 1.., value_name = "[NAME=]T")]

@@ -3,6 +3,7 @@
 use crate::args::usage::{count, usage_error};
 use crate::command_context::CommandContext;
 use crate::hub::dataset_files;
+use crate::output::console::make_folder;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -55,7 +56,7 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
         context.output.status(format!("reading {}", file.display()));
         rows.add(&file)?;
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{}: cannot be created", args.out.display()))?;
+    make_folder(&args.out)?;
     let mut named: BTreeMap<String, (String, usize)> = BTreeMap::new();
     for (value, lines) in rows.into_lines() {
         let name = file_name(&value);

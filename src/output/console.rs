@@ -2,7 +2,7 @@
 
 use crate::args::usage::{self, UsageError};
 use crate::interrupt::{self, Interrupted};
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Context as _, Error, Result, bail};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -54,14 +54,17 @@ impl Output {
     }
 }
 
+/// Creates a folder with those above it, unless it exists.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    if let Some(file) = folder.ancestors().find(|path| path.is_file()) {
+        bail!("{}: is a file; expected a folder, or a path where one can be created", file.display());
+    }
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))
+}
+
 /// Creates the parent folder of a path.
 pub fn make_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) => {
-            std::fs::create_dir_all(parent).with_context(|| format!("{}: cannot be created", parent.display()))
-        }
-        None => Ok(()),
-    }
+    path.parent().map_or(Ok(()), make_folder)
 }
 
 /// Prints an error with its causes, and returns the exit code.

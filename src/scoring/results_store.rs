@@ -2,6 +2,7 @@
 
 use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
+use crate::output::console::make_folder;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::LockAttempt;
@@ -98,7 +99,7 @@ impl ResultsStore {
                 twice.unwrap_or_default()
             );
         }
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        make_folder(folder)?;
         let file = read_existing(&folder.join("results.json"))?;
         if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
             context.output.warn(format!(
