@@ -4,9 +4,10 @@
 //! hook of a site: it reads the site's input and adds to its outputs. The base calls it with a [`SequenceBatch`], which says
 //! which of the packed tokens belong to which sequence, so that a batch can mix sequences of many experts.
 //!
-//! Everything is `[tokens, features]`; padding does not exist. The experts of a site are stacked, A's by rows and B's by
-//! columns, at the ranges that a [`StackLayout`] names:
+//! Everything is `[tokens, features]`; padding does not exist. The experts of a site are mostly stacked, A's by rows and B's
+//! by columns, at the ranges that a [`StackLayout`] names:
 //! - [`GroupedLora`] applies to each [`TokenGroup`] its expert, with constant weights;
+//! - [`UnstackedLora`] does the same with experts whose matrices are not copied together;
 //! - [`PerTokenLora`] mixes all experts with a tensor of weights per token;
 //! - [`WeightedLora`] mixes all experts with one weight each, which can be learned;
 //! - [`LoraLinear`] is a [`FrozenLinear`] with trained adapters, as one op.
@@ -49,6 +50,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod factor_rows;
 mod frozen_linear;
 pub mod kernels;
 mod ops;
@@ -58,10 +60,11 @@ mod sequence_batch;
 mod site;
 mod stack_layout;
 
+pub use factor_rows::{ExpertFactors, FactorRows};
 pub use frozen_linear::FrozenLinear;
 pub use ops::{
     DropoutMask, GradientSink, GroupedLora, LoraLinear, PerTokenLora, SparseGradients, TokenGroup, TokenSelection,
-    WeightedLora,
+    UnstackedLora, WeightedLora,
 };
 pub use patch::{Addition, EmbeddingPatch, Outputs, Patch, Patches};
 pub use rounding_noise::RoundingNoise;

@@ -63,6 +63,7 @@ mod router_list;
 mod router_state;
 mod settings_text;
 mod site_patches;
+mod slot_lora;
 mod stack;
 pub mod token;
 mod training_data;

@@ -1,4 +1,4 @@
-//! The experts of a library, named and stacked site by site.
+//! The experts of a library, named and put together site by site.
 
 use crate::error::{Result, RouteError, first_listed};
 use crate::stack::{Modules, Stack};
@@ -26,9 +26,9 @@ impl Expert {
     }
 }
 
-/// The experts of a library in the order of their names, and for each site of a base their stacked matrices.
+/// The experts of a library in the order of their names, and for each site of a base their matrices.
 ///
-/// Built once on a device; every router shares its tensors. An expert's index, in [`lorakit_lora::Sequence`] and
+/// Built once for a device; every router shares what is made of the matrices, which is made when it is first needed. An expert's index, in [`lorakit_lora::Sequence`] and
 /// everywhere else, is its position in the order of names.
 #[derive(Debug)]
 pub struct LibraryStack {
@@ -39,7 +39,7 @@ pub struct LibraryStack {
 }
 
 impl LibraryStack {
-    /// Stacks `experts` at the `sites` of a base, in f32.
+    /// Puts `experts` together at the `sites` of a base. No weights are read.
     ///
     /// # Errors
     /// If two experts have one name, an adapter has a module that no site has, or its widths are not the base's.
@@ -50,12 +50,7 @@ impl LibraryStack {
             return Err(RouteError::SameName(pair[0].name.clone()));
         }
         check_modules(&experts, sites)?;
-        let stack = |site| {
-            let stack = Stack::of(site, &modules(&experts, site), device)?;
-            device.synchronize()?;
-            Ok(stack)
-        };
-        let stacks = sites.par_iter().map(stack).collect::<Result<_>>()?;
+        let stacks = sites.par_iter().map(|site| Stack::of(site, &modules(&experts, site), device)).collect();
         let names = experts.iter().map(|expert| expert.name.clone()).collect();
         Ok(Self { names, experts, sites: sites.to_vec(), stacks })
     }

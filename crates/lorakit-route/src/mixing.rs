@@ -2,9 +2,14 @@
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
+use crate::slot_lora::SlotLora;
 use crate::stack::{RoutingScope, Stack};
-use candle_core::{DType, Tensor};
-use lorakit_lora::{Addition, GroupedLora, Outputs, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup};
+use candle_core::{DType, Tensor, bail};
+use lorakit_adapter::Matrix;
+use lorakit_lora::{
+    Addition, ExpertFactors, FactorRows, GroupedLora, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup,
+    UnstackedLora,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,21 +26,41 @@ pub enum Mixing {
     Separate,
 }
 
-/// The stacked experts of a site, to be mixed by groups of slots. Clones share the matrices.
-#[derive(Clone)]
+/// The experts of a site, to be mixed by groups of slots.
 pub(crate) enum Mixture {
-    Outputs(GroupedLora),
-    /// Two grouped products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first
-    /// has the identity for its B, the second for its A.
+    Outputs(SlotLora),
+    /// Two products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first has the identity
+    /// for its B, the second for its A.
     Separate {
-        shrink: GroupedLora,
-        expand: GroupedLora,
+        shrink: SlotLora,
+        expand: SlotLora,
     },
 }
 
 impl Mixture {
-    /// The experts of a site, with the slots of a routing scope.
+    /// The experts of a site, with the slots of a routing scope: in their own matrices where products can read those, else
+    /// stacked.
     pub(crate) fn new(
+        mixing: Mixing,
+        choice: RoutingScope,
+        experts: &LibraryStack,
+        site: &Site,
+        stack: &Stack,
+    ) -> Result<Self> {
+        let Some(slots) = stack.own_slots(choice) else {
+            return Self::stacked(mixing, choice, experts, site, stack);
+        };
+        match mixing {
+            Mixing::Outputs => {
+                let own = UnstackedLora::new(slots, stack.input(), stack.output())?;
+                Ok(Self::Outputs(SlotLora::Own(own)))
+            }
+            Mixing::Separate => Spans::of(experts, site, stack)?.own(&slots, stack),
+        }
+    }
+
+    /// The same, stacked.
+    pub(crate) fn stacked(
         mixing: Mixing,
         choice: RoutingScope,
         experts: &LibraryStack,
@@ -44,33 +69,9 @@ impl Mixture {
     ) -> Result<Self> {
         let layouts = stack.layouts(choice);
         match mixing {
-            Mixing::Outputs => Ok(Self::Outputs(stack.grouped(layouts)?)),
-            Mixing::Separate => {
-                let ranks = stack.equal_ranks(site, experts.names())?;
-                Self::separate(&ranks, layouts, site, stack)
-            }
+            Mixing::Outputs => Ok(Self::Outputs(SlotLora::Stacked(stack.grouped(layouts)?))),
+            Mixing::Separate => Spans::of(experts, site, stack)?.stacked(&layouts, stack),
         }
-    }
-
-    fn separate(ranks: &[usize], layouts: StackLayout, site: &Site, stack: &Stack) -> Result<Self> {
-        let mut total = 0;
-        let mut spans: BTreeMap<usize, Range<usize>> = BTreeMap::new();
-        for ((_, columns), rank) in site.columns().zip(ranks) {
-            spans.insert(columns.start, total..total + rank);
-            total += rank;
-        }
-        let through = |replace: &dyn Fn(&StackBlock, Range<usize>) -> StackBlock| {
-            let blocks =
-                |blocks: &Vec<StackBlock>| blocks.iter().map(|k| replace(k, spans[&k.columns.start].clone())).collect();
-            Arc::new(StackLayout(layouts.0.iter().map(blocks).collect()))
-        };
-        let shrink = through(&|block, z| StackBlock { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
-        let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
-        let identity = Tensor::eye(total, DType::F32, stack.a().device())?;
-        Ok(Self::Separate {
-            shrink: GroupedLora::new(stack.a().clone(), identity.clone(), shrink)?,
-            expand: GroupedLora::new(identity, stack.b().clone(), expand)?,
-        })
     }
 
     /// What adds the mixed delta of `groups` over `x`, `[tokens, in]`. The experts are f32; for a model of another type the
@@ -80,13 +81,75 @@ impl Mixture {
             return Ok(Box::new(|_| Ok(())));
         }
         match self {
-            Self::Outputs(grouped) => begin(grouped, x, groups),
+            Self::Outputs(experts) => experts.begin(x, groups),
             Self::Separate { shrink, expand } => {
-                let z = shrink.delta(&x.to_dtype(DType::F32)?, groups.clone())?;
-                Ok(Box::new(move |out| add(expand, &z, groups, out)))
+                let z = shrink.delta(x, groups.clone())?;
+                Ok(Box::new(move |out| expand.add(&z, groups, out)))
             }
         }
     }
+}
+
+/// The columns of the mixed `z` that each projection has.
+struct Spans {
+    /// By the first column of the projection in the site's output.
+    by_column: BTreeMap<usize, Range<usize>>,
+    total: usize,
+}
+
+impl Spans {
+    fn of(experts: &LibraryStack, site: &Site, stack: &Stack) -> Result<Self> {
+        let (mut by_column, mut total) = (BTreeMap::new(), 0);
+        for ((_, columns), rank) in site.columns().zip(stack.equal_ranks(site, experts.names())?) {
+            by_column.insert(columns.start, total..total + rank);
+            total += rank;
+        }
+        Ok(Self { by_column, total })
+    }
+
+    /// Separate mixing of stacked experts.
+    fn stacked(&self, layouts: &StackLayout, stack: &Stack) -> Result<Mixture> {
+        let through = |replace: &dyn Fn(&StackBlock, Range<usize>) -> StackBlock| {
+            let replace = |block: &StackBlock| replace(block, self.by_column[&block.columns.start].clone());
+            Arc::new(StackLayout(layouts.0.iter().map(|blocks| blocks.iter().map(replace).collect()).collect()))
+        };
+        let shrink = through(&|block, z| StackBlock { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
+        let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
+        let identity = Tensor::eye(self.total, DType::F32, stack.device())?;
+        Ok(Mixture::Separate {
+            shrink: SlotLora::Stacked(GroupedLora::new(stack.a()?.clone(), identity.clone(), shrink)?),
+            expand: SlotLora::Stacked(GroupedLora::new(identity, stack.b()?.clone(), expand)?),
+        })
+    }
+
+    /// Separate mixing of experts in their own matrices.
+    fn own(&self, slots: &[Vec<ExpertFactors>], stack: &Stack) -> Result<Mixture> {
+        let of_z = identity(self.total)?;
+        let of_ranks = self.by_column.iter().map(|(column, z)| Ok((*column, identity(z.len())?)));
+        let of_ranks: BTreeMap<usize, Arc<FactorRows>> = of_ranks.collect::<Result<_>>()?;
+        let shrink = |factors: &ExpertFactors| {
+            let column = factors.columns.start;
+            let (b, columns) = (of_ranks[&column].clone(), self.by_column[&column].clone());
+            ExpertFactors { b, columns, scale: 1.0, ..factors.clone() }
+        };
+        let expand = |factors: &ExpertFactors| {
+            let rows = self.by_column[&factors.columns.start].clone();
+            ExpertFactors { a: of_z.clone(), rows, ..factors.clone() }
+        };
+        let through = |replace: &dyn Fn(&ExpertFactors) -> ExpertFactors| {
+            slots.iter().map(|own| own.iter().map(replace).collect()).collect()
+        };
+        Ok(Mixture::Separate {
+            shrink: SlotLora::Own(UnstackedLora::new(through(&shrink), stack.input(), self.total)?),
+            expand: SlotLora::Own(UnstackedLora::new(through(&expand), self.total, stack.output())?),
+        })
+    }
+}
+
+/// The identity, `[width, width]`.
+fn identity(width: usize) -> Result<Arc<FactorRows>> {
+    let value = |at: usize| f32::from(at / width == at % width);
+    Ok(Arc::new(FactorRows::of(Matrix::new(width, width, (0..width * width).map(value).collect())?)))
 }
 
 /// The same experts, with a weight for each token and slot.
@@ -96,14 +159,17 @@ pub(crate) enum TokenMixture {
 }
 
 impl Mixture {
-    /// Prepares the experts of `slots` for weights in that order.
+    /// Prepares the experts of `slots`, which are stacked, for weights in that order.
     pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
+        let prepare = |experts: &SlotLora| match experts {
+            SlotLora::Stacked(experts) => PerTokenLora::new(experts, slots),
+            SlotLora::Own(_) => bail!("weights of all experts are for a device, where experts are stacked"),
+        };
         Ok(match self {
-            Self::Outputs(grouped) => TokenMixture::Outputs(PerTokenLora::new(grouped, slots)?),
-            Self::Separate { shrink, expand } => TokenMixture::Separate {
-                shrink: PerTokenLora::new(shrink, slots)?,
-                expand: PerTokenLora::new(expand, slots)?,
-            },
+            Self::Outputs(experts) => TokenMixture::Outputs(prepare(experts)?),
+            Self::Separate { shrink, expand } => {
+                TokenMixture::Separate { shrink: prepare(shrink)?, expand: prepare(expand)? }
+            }
         })
     }
 }
@@ -118,22 +184,86 @@ impl TokenMixture {
     }
 }
 
-/// What adds one grouped product to outputs of any float type.
-pub(crate) fn begin<'a>(
-    grouped: &'a GroupedLora,
-    x: &'a Tensor,
-    groups: Arc<[TokenGroup]>,
-) -> candle_core::Result<Addition<'a>> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
-        return grouped.begin(x, groups);
-    }
-    Ok(Box::new(move |out| add(grouped, x, groups, out)))
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::library_stack::Expert;
+    use candle_core::Device;
+    use lorakit_adapter::{Adapter, LowRank};
+    use lorakit_lora::{Outputs, Projection, SiteRole, TokenSelection};
 
-fn add(grouped: &GroupedLora, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
-    let dtype = out.tensor().dtype();
-    if dtype == DType::F32 {
-        return grouped.add(&x.to_dtype(DType::F32)?, groups, out);
+    const INPUT: usize = 40;
+    const OUTPUT: usize = 37;
+    const EXPERTS: usize = 5;
+
+    /// Values in (-1, 1) that look random.
+    fn values(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7 + seed * 131) as f32 * 0.61).sin()).collect()
     }
-    out.add(&grouped.delta(&x.to_dtype(DType::F32)?, groups)?.to_dtype(dtype)?)
+
+    fn site() -> Site {
+        let projection = |(name, width): (&str, usize)| Projection { module: name.to_owned(), width };
+        let projections = [("q", 20), ("k", 8), ("v", 9)].map(projection).into();
+        Site { layer: Some(0), name: "qkv", role: SiteRole::AttentionInput, input: INPUT, projections }
+    }
+
+    /// Experts whose A's are their projections' own, or one for all; one of them lacks a projection.
+    fn library(site: &Site, rank: usize, tied: bool) -> LibraryStack {
+        let expert = |e: usize| {
+            let pair = |(i, projection): (usize, &Projection)| {
+                let seed = 10 * e + if tied { 0 } else { i };
+                let a = Matrix::new(rank, INPUT, values(seed, rank * INPUT)).unwrap();
+                let b = Matrix::new(projection.width, rank, values(50 + 10 * e + i, projection.width * rank)).unwrap();
+                (projection.module.clone(), LowRank::new(a, b, 0.5 + e as f64).unwrap())
+            };
+            let kept = site.projections.iter().enumerate().filter(|(i, _)| *i != 1 || e != 2);
+            Expert::new(format!("e{e}"), Adapter::new(kept.map(pair).collect()))
+        };
+        LibraryStack::new((0..EXPERTS).map(expert), std::slice::from_ref(site), &Device::Cpu).unwrap()
+    }
+
+    /// Runs and lists of tokens, some of two slots.
+    fn groups(slots: usize, tokens: usize) -> Arc<[TokenGroup]> {
+        let group = |expert: usize| {
+            let first = expert % 3;
+            let listed: Vec<u32> = (0..tokens as u32).filter(|token| *token as usize % 4 == first).collect();
+            let (tokens, count) = match expert % 2 {
+                0 => (TokenSelection::Contiguous(0..tokens), tokens),
+                _ => (TokenSelection::Indices(listed.clone()), listed.len()),
+            };
+            TokenGroup { expert, tokens, weights: Some(values(expert, count)) }
+        };
+        (0..slots).map(group).collect::<Vec<_>>().into()
+    }
+
+    /// Every bit, of one token and of several chunks, in every mixing and scope, below and above the rank of narrow products.
+    #[test]
+    fn experts_in_their_own_matrices_give_the_bits_of_stacked_ones() {
+        let site = site();
+        for (rank, tied, scope) in [
+            (3, false, RoutingScope::Projection),
+            (18, false, RoutingScope::Projection),
+            (4, true, RoutingScope::Projection),
+            (4, true, RoutingScope::Site),
+            (4, false, RoutingScope::Site),
+        ] {
+            let experts = library(&site, rank, tied);
+            let (_, _, stack) = experts.stacks().next().unwrap();
+            assert_eq!(stack.own_slots(scope).is_some(), tied || scope == RoutingScope::Projection);
+            let slots = stack.layouts(scope).0.len();
+            for (mixing, tokens) in [Mixing::Outputs, Mixing::Separate].into_iter().flat_map(|m| [(m, 1), (m, 150)]) {
+                let x = Tensor::from_vec(values(9, tokens * INPUT), (tokens, INPUT), &Device::Cpu).unwrap();
+                let before = Tensor::from_vec(values(8, tokens * OUTPUT), (tokens, OUTPUT), &Device::Cpu).unwrap();
+                let [own, stacked] = [Mixture::new, Mixture::stacked].map(|mixture| {
+                    let mixture = mixture(mixing, scope, &experts, &site, stack).unwrap();
+                    let mut out = Outputs::new(before.copy().unwrap());
+                    mixture.begin(&x, groups(slots, tokens)).unwrap()(&mut out).unwrap();
+                    out.into_tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                });
+                assert_eq!(own, stacked, "rank {rank}, tied {tied}, {scope:?}, {mixing:?}, {tokens} tokens");
+                assert_ne!(own, before.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            }
+        }
+    }
 }

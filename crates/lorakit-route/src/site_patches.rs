@@ -22,13 +22,13 @@ pub(crate) fn site_patches(
         .map(|(index, site, stack)| {
             let made = (index, site, stack, make(index, site, stack)?);
             // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
-            stack.a().device().synchronize()?;
+            stack.device().synchronize()?;
             Ok(made)
         })
         .collect::<Result<_>>()?;
     let (mut by_site, mut embedding, mut head) = (vec![None; experts.sites().len()], None, None);
     for (index, site, stack, patch) in made {
-        match (site.role, stack.table()) {
+        match (site.role, stack.table()?) {
             (SiteRole::LmHead, _) => head = patch,
             (_, Some(table)) => embedding = patch.map(|patch| EmbeddingPatch { table: table.clone(), patch }),
             (_, None) => by_site[index] = patch,

@@ -1,4 +1,7 @@
-//! The experts of one site, stacked into two matrices.
+//! The experts of one site: in their own matrices, and stacked into two.
+//!
+//! On a CPU, routers that choose few experts of many read each expert's matrices where they lie, so that a large library is
+//! prepared without copying it. What mixes all experts, learns or runs on a GPU has them stacked, when it first asks.
 //!
 //! The stacked, transposed B has one segment of rows for each expert, as many as its largest rank at the site; its
 //! projections share those rows and differ in columns. The stacked A repeats the same segments for each projection,
@@ -11,119 +14,236 @@
 use crate::error::{Result, RouteError};
 use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::LowRank;
-use lorakit_lora::{GroupedLora, Site, SiteRole, StackBlock, StackLayout};
+use lorakit_lora::{ExpertFactors, FactorRows, GroupedLora, Site, SiteRole, StackBlock, StackLayout};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Each expert's module for each projection of a site: `modules[projection][expert]`.
 pub(crate) type Modules<'a> = Vec<Vec<Option<&'a LowRank>>>;
 
-/// The stacked experts of one site.
+/// The experts of one site: each in its own matrices, and stacked when that is first asked for.
 #[derive(Clone, Debug)]
 pub struct Stack {
+    role: SiteRole,
+    input: usize,
+    output: usize,
+    device: Device,
+    /// Each expert's factors for each projection: `factors[projection][expert]`.
+    factors: Vec<Vec<Option<ExpertFactors>>>,
+    plan: OnceLock<StackPlan>,
+    stacked: OnceLock<Stacked>,
+}
+
+/// The stacked matrices.
+#[derive(Clone, Debug)]
+struct Stacked {
     a: Tensor,
     b: Tensor,
-    blocks: Vec<Vec<Option<StackBlock>>>,
     /// The table of an embedding.
     table: Option<Tensor>,
 }
 
 impl Stack {
-    /// Stacks the experts' modules at a site; none if no expert has any.
-    pub(crate) fn of(site: &Site, modules: &Modules, device: &Device) -> Result<Option<Self>> {
-        let plan = StackPlan::of(site, modules);
-        if plan.ranks == 0 {
-            return Ok(None);
+    /// The experts' modules at a site; none if no expert has any. No value is read.
+    pub(crate) fn of(site: &Site, modules: &Modules, device: &Device) -> Option<Self> {
+        if modules.iter().flatten().all(Option::is_none) {
+            return None;
         }
-        let segments = plan.segments.iter().max().map_or(0, |last| last + 1);
-        let mut a = vec![0.0; segments * plan.ranks * site.input];
-        let mut b = vec![0.0; plan.ranks * site.output()];
-        for (blocks, modules) in plan.blocks.iter().zip(modules) {
-            for (block, module) in blocks.iter().zip(modules) {
-                if let (Some(block), Some(module)) = (block, module) {
-                    a[block.a.start * site.input..block.a.end * site.input].copy_from_slice(&module.a().values());
-                    transpose_into(&mut b, site.output(), block, &module.b().values());
-                }
-            }
-        }
-        let rows = segments * plan.ranks;
-        let a = Tensor::from_vec(a, (rows, site.input), device)?;
-        let b = Tensor::from_vec(b, (plan.ranks, site.output()), device)?;
-        let (a, table) = match site.role {
-            SiteRole::Embedding => (Tensor::eye(rows, DType::F32, device)?, Some(a.t()?.contiguous()?)),
-            _ => (a, None),
+        let factors = |columns: Range<usize>, module: &Option<&LowRank>| {
+            module.map(|module| ExpertFactors {
+                a: Arc::new(FactorRows::of(module.a().clone())),
+                rows: 0..module.rank(),
+                b: Arc::new(FactorRows::transposed(module.b().clone())),
+                columns,
+                scale: module.scale() as f32,
+            })
         };
-        Ok(Some(Self { a, b, blocks: plan.blocks, table }))
+        let of_projection = |((_, columns), experts): ((_, Range<usize>), &Vec<_>)| {
+            experts.iter().map(|module| factors(columns.clone(), module)).collect()
+        };
+        Some(Self {
+            role: site.role,
+            input: site.input,
+            output: site.output(),
+            device: device.clone(),
+            factors: site.columns().zip(modules).map(of_projection).collect(),
+            plan: OnceLock::new(),
+            stacked: OnceLock::new(),
+        })
+    }
+
+    /// The device of the stacked matrices.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The stacked A's, `[segments * ranks, in]`; at an embedding the identity.
-    pub fn a(&self) -> &Tensor {
-        &self.a
+    ///
+    /// # Errors
+    /// If a tensor cannot be made.
+    pub fn a(&self) -> Result<&Tensor> {
+        Ok(&self.stacked()?.a)
     }
 
     /// At an embedding, the stacked A's by token, `[vocabulary, ranks]`.
-    pub fn table(&self) -> Option<&Tensor> {
-        self.table.as_ref()
+    ///
+    /// # Errors
+    /// If a tensor cannot be made.
+    pub fn table(&self) -> Result<Option<&Tensor>> {
+        match self.role {
+            SiteRole::Embedding => Ok(self.stacked()?.table.as_ref()),
+            _ => Ok(None),
+        }
     }
 
     /// The stacked, transposed B's, `[ranks, out]`.
-    pub fn b(&self) -> &Tensor {
-        &self.b
+    ///
+    /// # Errors
+    /// If a tensor cannot be made.
+    pub fn b(&self) -> Result<&Tensor> {
+        Ok(&self.stacked()?.b)
     }
 
-    /// The block of an expert for a projection; none if it does not change it.
-    pub fn block(&self, projection: usize, expert: usize) -> Option<&StackBlock> {
-        self.blocks[projection][expert].as_ref()
+    /// The layout, made on first use: it compares the A's of projections.
+    fn plan(&self) -> &StackPlan {
+        self.plan.get_or_init(|| StackPlan::of(&self.factors))
+    }
+
+    /// The stacked matrices, made on first use.
+    fn stacked(&self) -> Result<&Stacked> {
+        match self.stacked.get() {
+            Some(made) => Ok(made),
+            None => self.make().map(|made| self.stacked.get_or_init(|| made)),
+        }
+    }
+
+    fn make(&self) -> Result<Stacked> {
+        let plan = self.plan();
+        let rows = plan.segments * plan.ranks;
+        let mut a = vec![0.0; rows * self.input];
+        let mut b = vec![0.0; plan.ranks * self.output];
+        for (blocks, factors) in plan.blocks.iter().zip(&self.factors) {
+            for (block, factors) in blocks.iter().zip(factors) {
+                if let (Some(block), Some(factors)) = (block, factors) {
+                    let (own_a, own_b) = (factors.a.matrix().values(), factors.b.matrix().values());
+                    a[block.a.start * self.input..block.a.end * self.input].copy_from_slice(&own_a);
+                    transpose_into(&mut b, self.output, block, &own_b);
+                }
+            }
+        }
+        let a = Tensor::from_vec(a, (rows, self.input), &self.device)?;
+        let b = Tensor::from_vec(b, (plan.ranks, self.output), &self.device)?;
+        let (a, table) = match self.role {
+            SiteRole::Embedding => (Tensor::eye(rows, DType::F32, &self.device)?, Some(a.t()?.contiguous()?)),
+            _ => (a, None),
+        };
+        // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
+        self.device.synchronize()?;
+        Ok(Stacked { a, b, table })
+    }
+
+    /// For each projection, the experts that change it.
+    pub(crate) fn present(&self) -> impl Iterator<Item = impl Iterator<Item = usize>> {
+        self.factors.iter().map(|own| own.iter().enumerate().filter_map(|(expert, own)| own.as_ref().map(|_| expert)))
+    }
+
+    /// The slots that are chosen from, each in its expert's own matrices. None where products need stacked ones: on a GPU,
+    /// at an embedding, and of an expert's projections with A's of their own.
+    pub(crate) fn own_slots(&self, scope: RoutingScope) -> Option<Vec<Vec<ExpertFactors>>> {
+        if !self.device.is_cpu() || self.role == SiteRole::Embedding {
+            return None;
+        }
+        match scope {
+            RoutingScope::Projection => {
+                Some(self.factors.iter().flatten().map(|own| own.iter().cloned().collect()).collect())
+            }
+            RoutingScope::Site if self.plan().segments > 1 => None,
+            RoutingScope::Site => {
+                let experts = self.factors.first().map_or(0, Vec::len);
+                let of = |expert: usize| {
+                    let mut own: Vec<ExpertFactors> =
+                        self.factors.iter().filter_map(|factors| factors[expert].clone()).collect();
+                    // Equal, but each in a place of its own.
+                    if let Some(a) = own.first().map(|first| first.a.clone()) {
+                        own.iter_mut().for_each(|factors| factors.a = a.clone());
+                    }
+                    own
+                };
+                Some((0..experts).map(of).collect())
+            }
+        }
+    }
+
+    /// Number of input features of the site.
+    pub(crate) fn input(&self) -> usize {
+        self.input
+    }
+
+    /// Number of output features of the site.
+    pub(crate) fn output(&self) -> usize {
+        self.output
     }
 
     /// For each projection, the experts that change it with their blocks.
     pub(crate) fn projections(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, &StackBlock)>> {
-        self.blocks.iter().map(|blocks| blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?))))
+        let blocks = self.plan().blocks.iter();
+        blocks.map(|blocks| blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?))))
     }
 
     /// The slots that are chosen from: experts of the whole site, or of each projection.
     pub(crate) fn layouts(&self, choice: RoutingScope) -> StackLayout {
+        let blocks = &self.plan().blocks;
         match choice {
             RoutingScope::Site => {
-                let experts = self.blocks.first().map_or(0, Vec::len);
-                let of = |expert: usize| self.blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
+                let experts = blocks.first().map_or(0, Vec::len);
+                let of = |expert: usize| blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
                 StackLayout((0..experts).map(of).collect())
             }
             RoutingScope::Projection => {
-                StackLayout(self.blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
+                StackLayout(blocks.iter().flatten().map(|block| block.iter().cloned().collect()).collect())
             }
         }
     }
 
     /// The stack as a grouped product with these slots.
     pub(crate) fn grouped(&self, layouts: StackLayout) -> Result<GroupedLora> {
-        Ok(GroupedLora::new(self.a.clone(), self.b.clone(), Arc::new(layouts))?)
+        Ok(GroupedLora::new(self.a()?.clone(), self.b()?.clone(), Arc::new(layouts))?)
     }
 
     /// One expert alone, in matrices of its own; none if it has nothing at the site.
     pub(crate) fn only(&self, expert: usize) -> Result<Option<GroupedLora>> {
-        let blocks: Vec<&StackBlock> = self.blocks.iter().filter_map(|blocks| blocks[expert].as_ref()).collect();
-        let (Some(start), Some(end)) = (blocks.iter().map(|k| k.b.start).min(), blocks.iter().map(|k| k.b.end).max())
-        else {
+        let projections = self.plan().blocks.iter().zip(&self.factors);
+        let blocks: Vec<(&StackBlock, &ExpertFactors)> = projections
+            .filter_map(|(blocks, factors)| Some((blocks[expert].as_ref()?, factors[expert].as_ref()?)))
+            .collect();
+        let rows = || blocks.iter().map(|(block, _)| &block.b);
+        let (Some(start), Some(end)) = (rows().map(|b| b.start).min(), rows().map(|b| b.end).max()) else {
             return Ok(None);
         };
-        let mut spans: Vec<Range<usize>> = Vec::new();
-        let mut own = Vec::new();
-        for block in blocks {
+        let (mut spans, mut a, mut own) = (Vec::<Range<usize>>::new(), Vec::new(), Vec::new());
+        let mut b = vec![0.0; (end - start) * self.output];
+        for (block, factors) in blocks {
             if !spans.contains(&block.a) {
                 spans.push(block.a.clone());
+                a.push(self.rows_of_a(block, factors)?);
             }
             let before: usize = spans.iter().take_while(|span| **span != block.a).map(Range::len).sum();
-            let b = block.b.start - start..block.b.end - start;
-            own.push(StackBlock { a: before..before + block.a.len(), b, ..block.clone() });
+            let rows = block.b.start - start..block.b.end - start;
+            let block = StackBlock { a: before..before + block.a.len(), b: rows, ..block.clone() };
+            transpose_into(&mut b, self.output, &block, &factors.b.matrix().values());
+            own.push(block);
         }
-        // Copies, so that a patch of one expert does not keep the whole library in memory.
-        let a = spans
-            .iter()
-            .map(|span| self.a.narrow(0, span.start, span.len())?.force_contiguous())
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        let b = self.b.narrow(0, start, end - start)?.force_contiguous()?;
+        let b = Tensor::from_vec(b, (end - start, self.output), &self.device)?;
         Ok(Some(GroupedLora::new(Tensor::cat(&a, 0)?, b, Arc::new(StackLayout(vec![own])))?))
+    }
+
+    /// A copy of the rows that a block has in the stacked A.
+    fn rows_of_a(&self, block: &StackBlock, factors: &ExpertFactors) -> Result<Tensor> {
+        let a = factors.a.matrix();
+        Ok(match self.role {
+            SiteRole::Embedding => self.a()?.narrow(0, block.a.start, block.a.len())?.force_contiguous()?,
+            _ => Tensor::from_vec(a.values().into_owned(), (a.rows(), a.cols()), &self.device)?,
+        })
     }
 
     /// All experts as one, each at `weight`.
@@ -154,8 +274,8 @@ impl Stack {
     /// # Errors
     /// If experts' ranks differ at one; the error names them.
     pub(crate) fn equal_ranks(&self, site: &Site, names: &[String]) -> Result<Vec<usize>> {
-        let rank = |(projection, blocks): (usize, &Vec<Option<StackBlock>>)| {
-            let mut ranks = blocks.iter().enumerate().filter_map(|(e, block)| Some((e, block.as_ref()?.a.len())));
+        let rank = |(projection, own): (usize, &Vec<Option<ExpertFactors>>)| {
+            let mut ranks = own.iter().enumerate().filter_map(|(e, own)| Some((e, own.as_ref()?.rank())));
             let Some((first, rank)) = ranks.next() else { return Ok(0) };
             match ranks.find(|(_, other)| *other != rank) {
                 None => Ok(rank),
@@ -166,7 +286,7 @@ impl Stack {
                 }),
             }
         };
-        self.blocks.iter().enumerate().map(rank).collect()
+        self.factors.iter().enumerate().map(rank).collect()
     }
 }
 
@@ -180,53 +300,49 @@ pub(crate) enum RoutingScope {
 }
 
 /// The layout of a stack.
+#[derive(Clone, Debug)]
 struct StackPlan {
     /// Rows of the stacked B, and of each segment of the stacked A.
     ranks: usize,
-    /// The segment of the stacked A that each projection has.
-    segments: Vec<usize>,
+    /// Number of segments of the stacked A.
+    segments: usize,
+    /// Each expert's block for each projection.
     blocks: Vec<Vec<Option<StackBlock>>>,
 }
 
 impl StackPlan {
-    fn of(site: &Site, modules: &Modules) -> Self {
-        let experts = modules.first().map_or(0, Vec::len);
+    fn of(factors: &[Vec<Option<ExpertFactors>>]) -> Self {
+        let experts = factors.first().map_or(0, Vec::len);
         let mut ranks = 0;
         let starts: Vec<usize> = (0..experts)
             .map(|expert| {
                 let start = ranks;
-                ranks +=
-                    modules.iter().filter_map(|projection| projection[expert]).map(LowRank::rank).max().unwrap_or(0);
+                let own = factors.iter().filter_map(|projection| projection[expert].as_ref());
+                ranks += own.map(ExpertFactors::rank).max().unwrap_or(0);
                 start
             })
             .collect();
-        let segments = segments(modules);
-        let block = |projection: usize, columns: &Range<usize>, expert: usize| {
-            let module = modules[projection][expert]?;
-            let b = starts[expert]..starts[expert] + module.rank();
-            let before = segments[projection] * ranks;
-            Some(StackBlock {
-                a: before + b.start..before + b.end,
-                b,
-                columns: columns.clone(),
-                scale: module.scale() as f32,
-            })
+        let segments = segments(factors);
+        let block = |segment: usize, start: usize, own: &Option<ExpertFactors>| {
+            let own = own.as_ref()?;
+            let b = start..start + own.rank();
+            let a = segment * ranks + b.start..segment * ranks + b.end;
+            Some(StackBlock { a, b, columns: own.columns.clone(), scale: own.scale })
         };
-        let blocks = site
-            .columns()
-            .enumerate()
-            .map(|(projection, (_, columns))| (0..experts).map(|expert| block(projection, &columns, expert)).collect())
-            .collect();
-        Self { ranks, segments, blocks }
+        let of_projection = |(own, segment): (&Vec<_>, &usize)| {
+            own.iter().zip(&starts).map(|(own, start)| block(*segment, *start, own)).collect()
+        };
+        let blocks = factors.iter().zip(&segments).map(of_projection).collect();
+        Self { ranks, segments: segments.iter().max().map_or(0, |last| last + 1), blocks }
     }
 }
 
 /// The segment of each projection: that of earlier ones if all experts have their A's tied to it, else the next.
-fn segments(modules: &Modules) -> Vec<usize> {
+fn segments(factors: &[Vec<Option<ExpertFactors>>]) -> Vec<usize> {
     let mut members: Vec<Vec<usize>> = Vec::new();
     let mut segments = Vec::new();
-    for (projection, experts) in modules.iter().enumerate() {
-        let shared = members.iter().position(|members| members.iter().all(|&member| tied(&modules[member], experts)));
+    for (projection, experts) in factors.iter().enumerate() {
+        let shared = members.iter().position(|members| members.iter().all(|&member| tied(&factors[member], experts)));
         let segment = shared.unwrap_or(members.len());
         if segment == members.len() {
             members.push(Vec::new());
@@ -238,8 +354,9 @@ fn segments(modules: &Modules) -> Vec<usize> {
 }
 
 /// Whether each expert that has both projections has the same A at both.
-fn tied(one: &[Option<&LowRank>], other: &[Option<&LowRank>]) -> bool {
-    one.iter().zip(other).all(|pair| !matches!(pair, (Some(one), Some(other)) if one.a() != other.a()))
+fn tied(one: &[Option<ExpertFactors>], other: &[Option<ExpertFactors>]) -> bool {
+    let differ = |one: &ExpertFactors, other: &ExpertFactors| one.a.matrix() != other.a.matrix();
+    one.iter().zip(other).all(|pair| !matches!(pair, (Some(one), Some(other)) if differ(one, other)))
 }
 
 /// Writes B, `[width, rank]`, transposed into its place among rows of `output` columns.

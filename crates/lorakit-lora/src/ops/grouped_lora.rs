@@ -14,6 +14,7 @@ use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use crate::kernels::narrow_product::narrow_product;
 use crate::kernels::op::{self, Input, Op};
 use crate::kernels::vector_product::{add_weighted_rows, row_products};
+use crate::ops::factor_source::FactorSource;
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenGroup, TokenSlice};
 use crate::patch::{Addition, Outputs};
@@ -88,7 +89,7 @@ impl GroupedLora {
         }
         let shrunk = cpu_tensor::with_values(&x.contiguous()?, op.name(), |x| {
             cpu_tensor::with_values(&self.a, op.name(), |a| {
-                op.shrink_token(&Operands { x, a, b: &[], input, output: 0 })
+                op.shrink_token(&Operands { x, factors: FactorSource::Stacked { a, b: &[] }, input, output: 0 })
             })
         })??;
         let expand = ExpandToken { op, b: &self.b, shrunk };
@@ -128,8 +129,7 @@ const TOKEN_COLUMNS: usize = 1024;
 /// The values and dimensions of the inputs.
 pub(crate) struct Operands<'a> {
     pub(crate) x: &'a [f32],
-    pub(crate) a: &'a [f32],
-    pub(crate) b: &'a [f32],
+    pub(crate) factors: FactorSource<'a>,
     pub(crate) input: usize,
     pub(crate) output: usize,
 }
@@ -139,10 +139,10 @@ impl Operands<'_> {
         self.x.len() / self.input
     }
 
-    /// The rows and columns of B that a block has.
-    pub(crate) fn b_of(&self, block: &StackBlock) -> MatrixRef<'_> {
-        let start = block.b.start * self.output + block.columns.start;
-        MatrixRef::new(&self.b[start..], block.b.len(), block.columns.len(), self.output)
+    /// The rows and columns of B that the block at `index` of an expert has.
+    pub(crate) fn b_of(&self, (expert, index): (usize, usize), block: &StackBlock) -> MatrixRef<'_> {
+        let (b, stride) = self.factors.b((expert, index), block, block.columns.start, self.output);
+        MatrixRef::new(b, block.b.len(), block.columns.len(), stride)
     }
 }
 
@@ -152,7 +152,8 @@ impl GroupedOp {
         if a.matrix()?.1 != input {
             bail!("{} reads {} features and was given {input}", self.name(), a.matrix()?.1);
         }
-        Ok(Operands { x: x.values, a: a.values, b: b.values, input, output })
+        let factors = FactorSource::Stacked { a: a.values, b: b.values };
+        Ok(Operands { x: x.values, factors, input, output })
     }
 
     /// `w (x A_eᵀ)` of a part, `[tokens, ranks of the expert]`, not yet times the scale of each block, and the rows of A.
@@ -160,7 +161,7 @@ impl GroupedOp {
         let ranks = self.layout.a_rows(part.expert);
         let x = part.tokens.rows(operands.x, operands.input);
         let mut z = vec![0.0; part.tokens.len() * ranks.len()];
-        let a = &operands.a[ranks.start * operands.input..ranks.end * operands.input];
+        let a = operands.factors.a(part.expert, &ranks, operands.input);
         match operands.tokens() {
             1 => row_products(a, &x, &mut z),
             _ => narrow_product(&x, a, operands.input, &mut z),
@@ -172,7 +173,7 @@ impl GroupedOp {
     /// Adds the deltas of all groups to `y`, `[tokens, out]`.
     pub(crate) fn accumulate(&self, operands: &Operands, y: &mut [f32]) {
         if operands.tokens() == 1 {
-            return self.expand_token(&self.shrink_token(operands), (operands.b, operands.output), y);
+            return self.expand_token(&self.shrink_token(operands), (operands.factors, operands.output), y);
         }
         y.par_chunks_mut(CHUNK * operands.output).enumerate().for_each(|(i, y)| {
             let start = i * CHUNK;
@@ -189,26 +190,26 @@ impl GroupedOp {
     }
 
     /// [`GroupedOp::shrink`] of each part of a batch of one token. B is not read.
-    fn shrink_token(&self, operands: &Operands) -> Vec<ShrunkPart> {
+    pub(crate) fn shrink_token(&self, operands: &Operands) -> Vec<ShrunkPart> {
         let parts = self.token_parts();
         parts.par_iter().with_min_len(TOKEN_PARTS).map(|part| self.shrink(operands, part)).collect()
     }
 
     /// Adds the deltas of a batch of one token to `y`, `[out]`, which threads share by columns.
-    fn expand_token(&self, shrunk: &[ShrunkPart], (b, output): (&[f32], usize), y: &mut [f32]) {
+    pub(crate) fn expand_token(&self, shrunk: &[ShrunkPart], (factors, output): (FactorSource, usize), y: &mut [f32]) {
         let parts = self.token_parts();
         y.par_chunks_mut(TOKEN_COLUMNS).enumerate().for_each(|(i, y)| {
             let chunk = i * TOKEN_COLUMNS..i * TOKEN_COLUMNS + y.len();
             for (part, (z, ranks)) in parts.iter().zip(shrunk) {
-                for block in &self.layout.0[part.expert] {
+                for (index, block) in self.layout.0[part.expert].iter().enumerate() {
                     let own = block.columns.start.max(chunk.start)..block.columns.end.min(chunk.end);
                     if own.is_empty() {
                         continue;
                     }
                     let z = &z[block.a.start - ranks.start..][..block.a.len()];
-                    let b = &b[block.b.start * output + own.start..];
+                    let (b, stride) = factors.b((part.expert, index), block, own.start, output);
                     let y = &mut y[own.start - chunk.start..own.end - chunk.start];
-                    add_weighted_rows(y, b, output, z, block.scale);
+                    add_weighted_rows(y, b, stride, z, block.scale);
                 }
             }
         });
@@ -218,9 +219,9 @@ impl GroupedOp {
     fn expand(&self, operands: &Operands, part: &GroupPart, y: &mut [f32]) {
         let (z, ranks) = self.shrink(operands, part);
         let (count, start) = (part.tokens.len(), part.chunk_start);
-        for block in &self.layout.0[part.expert] {
+        for (index, block) in self.layout.0[part.expert].iter().enumerate() {
             let z = MatrixRef::new(&z[block.a.start - ranks.start..], count, block.a.len(), ranks.len());
-            let b = operands.b_of(block);
+            let b = operands.b_of((part.expert, index), block);
             match &part.tokens {
                 TokenSlice::Contiguous(run) => {
                     let y = &mut y[(run.start - start) * operands.output + block.columns.start..];
@@ -247,7 +248,7 @@ impl GroupedOp {
 }
 
 /// What a part's tokens have been multiplied to, and the rows of A; see [`GroupedOp::shrink`].
-type ShrunkPart = (Vec<f32>, Range<usize>);
+pub(crate) type ShrunkPart = (Vec<f32>, Range<usize>);
 
 /// The deltas of a batch of one token, of whose products with A they are made, added in place to a site's outputs.
 struct ExpandToken<'a> {
@@ -266,7 +267,9 @@ impl InplaceOp1 for ExpandToken<'_> {
         if y.len() != output {
             bail!("{} makes {output} features of a token and was given {}", self.name(), y.len());
         }
-        cpu_tensor::with_values(self.b, self.name(), |b| self.op.expand_token(&self.shrunk, (b, output), y))
+        cpu_tensor::with_values(self.b, self.name(), |b| {
+            self.op.expand_token(&self.shrunk, (FactorSource::Stacked { a: &[], b }, output), y);
+        })
     }
 }
 
@@ -284,6 +287,7 @@ impl Op<3> for GroupedOp {
     }
 
     fn backward(&self, inputs: [Input; 3], dy: &[f32], [of_x, of_a, of_b]: [bool; 3]) -> Result<[Option<Vec<f32>>; 3]> {
+        let [_, a, b] = inputs;
         let operands = self.operands(inputs)?;
         let mut dx = of_x.then(|| vec![0.0; operands.x.len()]);
         let parts = self.input_gradient(&operands, dy, dx.as_deref_mut());
@@ -292,7 +296,7 @@ impl Op<3> for GroupedOp {
         }
         let [da, db] = self.stack_gradients(&operands, dy, &parts);
         let dense = |gradients: SparseGradients, of: &[f32]| gradients.dense(of.len());
-        Ok([dx, of_a.then(|| dense(da, operands.a)), of_b.then(|| dense(db, operands.b))])
+        Ok([dx, of_a.then(|| dense(da, a.values)), of_b.then(|| dense(db, b.values))])
     }
 }
 

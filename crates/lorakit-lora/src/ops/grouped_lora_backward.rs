@@ -57,9 +57,9 @@ impl GroupedOp {
             let (z, ranks) = self.shrink(operands, &part);
             let dy = part.tokens.rows(dy, operands.output);
             let mut dz = vec![0.0; count * ranks.len()];
-            for block in &self.layout.0[part.expert] {
+            for (index, block) in self.layout.0[part.expert].iter().enumerate() {
                 let within = block.a.start - ranks.start;
-                let b = operands.b_of(block);
+                let b = operands.b_of((part.expert, index), block);
                 let dy = MatrixRef::new(&dy[block.columns.start..], count, block.columns.len(), operands.output);
                 let dz = MatrixMut::new(&mut dz[within..], count, block.a.len(), ranks.len());
                 // Blocks with a tied A share columns of z and may differ in scale, so the scale is applied with dy.
@@ -78,8 +78,8 @@ impl GroupedOp {
     fn add_input_gradient(&self, operands: &Operands, part: &GroupPart, dz: &[f32], dx: &mut [f32]) {
         let ranks = self.layout.a_rows(part.expert);
         let (count, start) = (part.tokens.len(), part.chunk_start);
-        let a =
-            MatrixRef::new(&operands.a[ranks.start * operands.input..], ranks.len(), operands.input, operands.input);
+        let a = operands.factors.a(part.expert, &ranks, operands.input);
+        let a = MatrixRef::new(a, ranks.len(), operands.input, operands.input);
         let dz = MatrixRef::new(dz, count, ranks.len(), ranks.len());
         match &part.tokens {
             TokenSlice::Contiguous(run) => {

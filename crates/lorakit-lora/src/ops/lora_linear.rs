@@ -6,6 +6,7 @@
 use crate::frozen_linear::FrozenLinear;
 use crate::kernels::cpu_tensor;
 use crate::kernels::op::{Input, Op};
+use crate::ops::factor_source::FactorSource;
 use crate::ops::grouped_lora::{GroupedLora, GroupedOp, Operands};
 use crate::ops::sparse_gradients::GradientSink;
 use crate::ops::token_group::TokenGroup;
@@ -92,7 +93,9 @@ impl LoraLinear {
         let masked = self.mask.as_ref().map(|mask| mask.apply(x.values)).transpose()?;
         let x = masked.as_deref().unwrap_or(x.values);
         cpu_tensor::with_values(self.grouped.a(), NAME, |a| {
-            cpu_tensor::with_values(self.grouped.b(), NAME, |b| work(&Operands { x, a, b, input, output }))
+            cpu_tensor::with_values(self.grouped.b(), NAME, |b| {
+                work(&Operands { x, factors: FactorSource::Stacked { a, b }, input, output })
+            })
         })??
     }
 }

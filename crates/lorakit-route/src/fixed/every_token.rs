@@ -1,12 +1,12 @@
 //! One low-rank product on every token.
 
-use crate::mixing;
+use crate::slot_lora::SlotLora;
 use candle_core::Tensor;
-use lorakit_lora::{Addition, GroupedLora, Outputs, Patch, SequenceBatch, TokenGroup, TokenSelection};
+use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
-/// The first layout of a grouped product, on every token.
-pub(crate) struct EveryToken(pub(crate) GroupedLora);
+/// The first slot of a product, on every token.
+pub(crate) struct EveryToken(pub(crate) SlotLora);
 
 impl Patch for EveryToken {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
@@ -15,6 +15,6 @@ impl Patch for EveryToken {
 
     fn begin<'a>(&'a self, x: &'a Tensor, _: &'a SequenceBatch) -> candle_core::Result<Addition<'a>> {
         let all = TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..x.dim(0)?), weights: None };
-        mixing::begin(&self.0, x, Arc::new([all]))
+        self.0.begin(x, Arc::new([all]))
     }
 }

@@ -131,7 +131,7 @@ impl Router for Poly {
             let b = state.matrix(&format!("{module}.B"), (width, a.rows()))?;
             modules.insert(module.to_owned(), LowRank::new(a.clone(), b.clone(), 1.0)?);
         }
-        let Some(device) = experts.stacks().next().map(|(_, _, stack)| stack.a().device().clone()) else {
+        let Some(device) = experts.stacks().next().map(|(_, _, stack)| stack.device().clone()) else {
             return Ok(Patches::none());
         };
         let mixed = Expert::new(self.info().name, Adapter::new(modules));

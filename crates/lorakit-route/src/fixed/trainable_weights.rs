@@ -29,10 +29,10 @@ impl<'a> TrainableWeights<'a> {
         let groups = WeightGroups::of(granularity, experts);
         let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
         let gated = |(index, _, stack): (usize, &Site, &Stack)| {
-            Ok((index, WeightedLora::new(stack.a().clone(), stack.b().clone(), &stack.layouts(choice))?))
+            Ok((index, WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?))
         };
         let sites: Vec<(usize, WeightedLora)> = experts.stacks().map(gated).collect::<Result<_>>()?;
-        let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
+        let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if simplex { 0.0 } else { 1.0 / n as f32 };
         // A group without experts is unused; its weights only have to be finite.

@@ -9,6 +9,7 @@ use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
 use crate::settings_text::to_pairs;
 use crate::site_patches::site_patches;
+use crate::slot_lora::SlotLora;
 use crate::stack::Stack;
 use candle_core::Tensor;
 use lorakit_lora::{GroupedLora, Patch, Patches, Site, StackBlock, StackLayout};
@@ -117,7 +118,7 @@ fn scaled_patch(
         }
         (Mixing::Separate, _) => averaged((experts, left_out), uniform.scale, site, stack)?,
     };
-    Ok(Some(Arc::new(EveryToken(grouped))))
+    Ok(Some(Arc::new(EveryToken(SlotLora::Stacked(grouped)))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.
@@ -132,11 +133,10 @@ fn averaged(
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
-        let blocks: Vec<StackBlock> =
-            projection.filter(|(expert, _)| Some(*expert) != left_out).map(|(_, block)| block.clone()).collect();
-        let b = stack.b().narrow(1, columns.start, columns.len())?.contiguous()?;
+        let blocks: Vec<StackBlock> = projection.map(|(_, block)| block.clone()).collect();
+        let b = stack.b()?.narrow(1, columns.start, columns.len())?.contiguous()?;
         if rank > 0 {
-            a_means.push(mean(stack.a(), n, rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
+            a_means.push(mean(stack.a()?, experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
             own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
             before += rank;
         }

@@ -71,8 +71,8 @@ impl WeightGroups {
     pub(crate) fn present(&self, experts: &LibraryStack) -> Vec<BTreeSet<usize>> {
         let mut present = vec![BTreeSet::new(); self.names.len()];
         for (index, _, stack) in experts.stacks() {
-            for (projection, blocks) in stack.projections().enumerate() {
-                present[self.group(index, projection)].extend(blocks.map(|(expert, _)| expert));
+            for (projection, own) in stack.present().enumerate() {
+                present[self.group(index, projection)].extend(own);
             }
         }
         present

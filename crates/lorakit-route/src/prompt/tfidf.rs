@@ -76,7 +76,7 @@ impl Router for Tfidf {
     fn prompt_router(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Option<Arc<dyn PromptRouter>>> {
         let state = context.state_of(self)?;
         let vocabulary = state.matrices().get("idf").map_or(0, |idf| idf.cols());
-        let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.a().device().clone());
+        let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
         // The table reads each token as its id, exactly: ids are far below 2^24.
         let ids: Vec<f32> = (0..vocabulary).map(|id| id as f32).collect();
         Ok(Some(Arc::new(TokenReader(Arc::new(NearestCentroid {

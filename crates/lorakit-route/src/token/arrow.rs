@@ -149,7 +149,7 @@ impl Arrow {
             config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
             site: index,
             experts: experts.len(),
-            vectors: Tensor::from_vec(directions, (rows, site.input), stack.a().device())?,
+            vectors: Tensor::from_vec(directions, (rows, site.input), stack.device())?,
             choices,
             mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
             per_token: OnceLock::new(),

@@ -64,7 +64,7 @@ impl FittedVectors<'_> {
             config,
             site: index,
             experts: experts.len(),
-            vectors: Tensor::from_vec(vectors, (rows, site.input), stack.a().device())?,
+            vectors: Tensor::from_vec(vectors, (rows, site.input), stack.device())?,
             choices,
             mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
             per_token: OnceLock::new(),

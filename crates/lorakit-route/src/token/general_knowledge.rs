@@ -68,7 +68,7 @@ impl fmt::Display for GeneralExperts {
 /// If there is no expert of a name; by factors, if ranks differ at a module.
 pub fn subtracted(experts: &LibraryStack, general: &GeneralExperts, space: SubtractionSpace) -> Result<LibraryStack> {
     let indices = general.0.iter().map(|name| experts.index(name)).collect::<Result<Vec<_>>>()?;
-    let device = experts.stacks().next().map_or(candle_core::Device::Cpu, |(_, _, stack)| stack.a().device().clone());
+    let device = experts.stacks().next().map_or(candle_core::Device::Cpu, |(_, _, stack)| stack.device().clone());
     let remaining = |(index, expert): (usize, &Expert)| -> Result<Expert> {
         let mut modules = BTreeMap::new();
         if !indices.contains(&index) {

@@ -145,8 +145,9 @@ mod tests {
         LibraryStack::new((0..EXPERTS as u64).map(expert), std::slice::from_ref(site), &Device::Cpu).unwrap()
     }
 
-    /// Three projections with a choice for each, which compares magnitudes or signed scores.
-    fn per_token(top_k: usize, sign: ScoreSign, mixing: Mixing) -> TokenRouting {
+    /// Three projections with a choice for each, which compares magnitudes or signed scores; on the experts' own matrices,
+    /// and on stacked ones.
+    fn per_token(top_k: usize, sign: ScoreSign, mixing: Mixing) -> [TokenRouting; 2] {
         let projection = |(name, width): (&str, usize)| Projection { module: name.to_owned(), width };
         let projections = [("q", 8), ("k", 5), ("v", 6)].map(projection).into();
         let site = Site {
@@ -161,16 +162,16 @@ mod tests {
         let (vectors, mut choices) = signed_choices(&values(7, EXPERTS * INPUT), &experts, &site);
         choices.iter_mut().for_each(|choice| choice.sign = sign);
         let rows = vectors.len() / INPUT;
-        TokenRouting {
+        [Mixture::new, Mixture::stacked].map(|mixture| TokenRouting {
             config: TopKConfig { top_k, temperature: 0.7, input: InputNorm::Unit },
             site: 0,
             experts: EXPERTS,
-            vectors: Tensor::from_vec(vectors, (rows, INPUT), &Device::Cpu).unwrap(),
-            choices,
-            mixture: Mixture::new(mixing, RoutingScope::Projection, &experts, &site, stack).unwrap(),
+            vectors: Tensor::from_slice(&vectors, (rows, INPUT), &Device::Cpu).unwrap(),
+            choices: choices.clone(),
+            mixture: mixture(mixing, RoutingScope::Projection, &experts, &site, stack).unwrap(),
             per_token: OnceLock::new(),
             observer: None,
-        }
+        })
     }
 
     #[test]
@@ -181,10 +182,10 @@ mod tests {
         for sign in [ScoreSign::Ignored, ScoreSign::Kept] {
             for mixing in [Mixing::Outputs, Mixing::Separate] {
                 for top_k in [1, 2, 5, usize::MAX] {
-                    let patch = per_token(top_k, sign, mixing);
+                    let [own, stacked] = per_token(top_k, sign, mixing);
                     let (mut listed, mut weighed) = (zeros(), zeros());
-                    patch.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
-                    patch.add_weighted(&x, &patch.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
+                    own.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
+                    stacked.add_weighted(&x, &stacked.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
                     let of = |difference: candle_core::Result<Tensor>| -> f32 {
                         let values: Vec<f32> = difference.unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         values.into_iter().map(f32::abs).max_by(f32::total_cmp).unwrap()

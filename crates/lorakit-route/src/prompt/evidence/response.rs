@@ -60,8 +60,8 @@ impl ResponseProbe {
     /// If a tensor cannot be made.
     pub fn new(experts: &LibraryStack, measure: ResponseMeasure) -> Result<Self> {
         let probe = |(index, site, stack): (usize, &Site, &Stack)| {
-            let probe = SiteProbe::new(experts, site, measure, stack.a().device())?;
-            stack.a().device().synchronize()?;
+            let probe = SiteProbe::new(experts, site, measure, stack.device())?;
+            stack.device().synchronize()?;
             Ok((index, probe))
         };
         let made: Vec<(usize, SiteProbe)> =

@@ -1,0 +1,47 @@
+//! The slots of a site as a product of groups, in one of its two forms.
+
+use candle_core::{DType, Tensor};
+use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup, UnstackedLora};
+use std::sync::Arc;
+
+/// A site's experts: stacked, or each in its own matrices. Both give the same bits.
+pub(crate) enum SlotLora {
+    Stacked(GroupedLora),
+    Own(UnstackedLora),
+}
+
+impl SlotLora {
+    /// What adds the delta of `groups` over `x`, `[tokens, in]`, to outputs of any float type. The experts are f32; for a
+    /// model of another type the delta is rounded once, at the end.
+    pub(crate) fn begin<'a>(&'a self, x: &'a Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Addition<'a>> {
+        if x.device().is_cpu() && x.dtype() == DType::F32 {
+            return match self {
+                Self::Stacked(experts) => experts.begin(x, groups),
+                Self::Own(experts) => experts.begin(x, groups),
+            };
+        }
+        Ok(Box::new(move |out| self.add(x, groups, out)))
+    }
+
+    /// Adds the delta of `groups` to outputs of any float type.
+    pub(crate) fn add(&self, x: &Tensor, groups: Arc<[TokenGroup]>, out: &mut Outputs) -> candle_core::Result<()> {
+        let dtype = out.tensor().dtype();
+        if dtype != DType::F32 {
+            return out.add(&self.delta(x, groups)?.to_dtype(dtype)?);
+        }
+        let x = x.to_dtype(DType::F32)?;
+        match self {
+            Self::Stacked(experts) => experts.add(&x, groups, out),
+            Self::Own(experts) => experts.add(&x, groups, out),
+        }
+    }
+
+    /// The delta of `groups` in f32.
+    pub(crate) fn delta(&self, x: &Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Tensor> {
+        let x = x.to_dtype(DType::F32)?;
+        match self {
+            Self::Stacked(experts) => experts.delta(&x, groups),
+            Self::Own(experts) => experts.delta(&x, groups),
+        }
+    }
+}
