@@ -44,6 +44,7 @@ mod adapter;
 mod base_module;
 mod error;
 mod export;
+mod factor_gram;
 mod fused_modules;
 mod gguf_names;
 mod import;

@@ -8,6 +8,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Col, Mat, MatRef, Par, Scale, Side};
 
 use crate::error::{AdapterError, Result};
+use crate::factor_gram::{gram_of_columns, gram_of_rows};
 use crate::matrix::Matrix;
 
 /// One module's update `s B A`, with `A` of shape `[r, in]` and `B` of shape `[out, r]`.
@@ -127,8 +128,8 @@ impl LowRank {
     /// Arrow's prototype (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero up to the rounding of its
     /// factors: what is left then is noise.
     pub fn top_singular_vector(&self) -> Option<SingularVector> {
-        let (a, b) = (transposed_f64(&self.a), transposed_f64(&self.b));
-        let (vector, top) = top_by_gram_matrices(&a, &b).or_else(|| top_by_qr(&a, &b))?;
+        let by_qr = || top_by_qr(&transposed_f64(&self.a), &transposed_f64(&self.b));
+        let (vector, top) = top_by_gram_matrices(&self.a, &self.b).or_else(by_qr)?;
         let singular_value = self.scale.abs() * top;
         (singular_value != 0.0).then(|| SingularVector { vector: oriented(&vector), singular_value })
     }
@@ -210,12 +211,12 @@ fn transposed_f64(matrix: &Matrix) -> Mat<f64> {
 /// lost too many digits.
 const GRAM_SHARE: f64 = 1e-6;
 
-/// The top right singular vector of `B A`, given `A'` `[in, r]` and `B'` `[r, out]`, and its singular value, from the Gram
-/// matrices of the factors alone: where `B'B = L L'` and `z` is the top eigenvector of `L' A A' L`, it is `A' L z`.
+/// The top right singular vector of `B A` and its singular value, from the Gram matrices of the factors alone: where
+/// `B'B = L L'` and `z` is the top eigenvector of `L' A A' L`, it is `A' L z`.
 ///
 /// None where `B'B` is singular, or the result would not be exact to f32 ([`GRAM_SHARE`]).
-fn top_by_gram_matrices(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
-    let (gram_a, gram_b) = (product(a.transpose(), a.as_ref()), product(b.as_ref(), b.transpose()));
+fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Col<f64>, f64)> {
+    let (gram_a, gram_b) = (gram_of_rows(a), gram_of_columns(b));
     let cholesky = gram_b.llt(Side::Lower).ok()?;
     let lower = cholesky.L();
     let core = product(lower.transpose(), product(gram_a.as_ref(), lower).as_ref());
@@ -229,11 +230,11 @@ fn top_by_gram_matrices(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
     }
     let weights = product(lower, eigen.U().subcols(last, 1));
     let top = square.sqrt();
-    let vector = product(a.as_ref(), weights.as_ref());
+    let vector = product(transposed_f64(a).as_ref(), weights.as_ref());
     Some((vector.col(0) * Scale(top.recip()), top))
 }
 
-/// The same for any factors, by the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb`: it is `Qa w`, where `w` is the top
+/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb`: it is `Qa w`, where `w` is the top
 /// right singular vector of the r x r core `Rb Ra'`. None where all of the core is rounding.
 fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
     let (qr_a, qr_b) = (a.qr(), b.transpose().qr());
