@@ -26,8 +26,11 @@ struct LlamaArchitecture {
     reorders: bool,
 }
 
-const ARCHITECTURES: [LlamaArchitecture; 11] = [
+/// As llama.cpp's converter writes them (its classes of Mistral 3 and of Granite are that of Llama under another name). Its
+/// versions before the architecture `mistral3` wrote Mistral 3 as `llama`, which an adapter of `mistral3` does not fit.
+const ARCHITECTURES: [LlamaArchitecture; 13] = [
     of(&["llama", "mistral"], "llama", true),
+    of(&["mistral3", "ministral3"], "mistral3", true),
     of(&["qwen2"], "qwen2", false),
     of(&["qwen3"], "qwen3", false),
     of(&["gemma"], "gemma", false),
@@ -36,6 +39,7 @@ const ARCHITECTURES: [LlamaArchitecture; 11] = [
     of(&["phi"], "phi2", false),
     of(&["phi3"], "phi3", false),
     of(&["olmo2"], "olmo2", false),
+    of(&["granite"], "granite", true),
     of(&["smollm3"], "smollm3", true),
     of(&["starcoder2"], "starcoder2", false),
 ];

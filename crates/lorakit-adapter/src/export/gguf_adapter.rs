@@ -147,6 +147,18 @@ mod tests {
         assert_eq!(values(&export, "blk.3.attn_k.weight.lora_b"), [0.0, 2.0, 1.0, 3.0]);
         assert_eq!(values(&export, "output.weight.lora_b"), [0.0, 1.0]);
         assert_eq!(values(&export, "blk.3.attn_q.weight.lora_a"), [1.0, 2.0, 3.0]);
+        for (model_type, name) in [("ministral3", "mistral3"), ("mistral3", "mistral3"), ("granite", "granite")] {
+            let within =
+                modules.map(|(path, outputs, scale)| (path.replace("model.", "model.language_model."), outputs, scale));
+            let within: Vec<_> =
+                within.iter().map(|(path, outputs, scale)| (path.as_str(), *outputs, *scale)).collect();
+            let other = GgufExport::new("e", &adapter(&within), &base(model_type)).unwrap();
+            let architecture = GgufValue::Text(name.to_owned());
+            assert!(other.header.metadata.contains(&("general.architecture".to_owned(), architecture)));
+            for tensor in ["blk.3.attn_q.weight.lora_b", "blk.3.attn_k.weight.lora_b", "output.weight.lora_b"] {
+                assert_eq!(values(&other, tensor), values(&export, tensor), "{model_type}");
+            }
+        }
         let plain = GgufExport::new("e", &adapter(&modules[..1]), &base("qwen2")).unwrap();
         assert_eq!(values(&plain, "blk.3.attn_q.weight.lora_b"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
     }
