@@ -31,6 +31,10 @@ pub struct AddArgs {
     /// Add the other adapters where some are refused, instead of none
     #[arg(long)]
     skip_refused: bool,
+    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
+    /// texts as before, and images no longer
+    #[arg(long)]
+    skip_image_encoder: bool,
     /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the
     /// name of an expert defaults to that of its folder, file or repository
     #[arg(required = true, value_name = "[NAME=]DIR")]
@@ -56,10 +60,13 @@ pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?.concat();
     let recorded = Library::open(&args.library).ok().and_then(|library| library.base().cloned());
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
-    let candidates = Candidates::read(&folders, |named| match (args.convert, &base) {
-        (Some(SvdRank(rank)), Some(base)) => Candidate::convert(named, base, rank),
+    let mut candidates = Candidates::read(&folders, |named| match (args.convert, &base) {
+        (Some(SvdRank(rank)), Some(base)) => Candidate::convert(named, base, rank, args.skip_image_encoder),
         _ => Candidate::read(named, identity),
     });
+    if args.skip_image_encoder {
+        candidates.leave_out_image_encoders();
+    }
     add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, args.skip_refused, context)
 }
 

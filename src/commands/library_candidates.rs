@@ -142,8 +142,14 @@ impl Candidate {
         })
     }
 
-    /// Reads an adapter folder, and truncates what has full rank to `rank`.
-    pub fn convert(named: &NamedFolder, OpenBase { place, base }: &OpenBase, rank: usize) -> Result<Self> {
+    /// Reads an adapter folder, and truncates what has full rank to `rank`; what it changes in an image encoder is left out
+    /// first if `skip_image_encoder`.
+    pub fn convert(
+        named: &NamedFolder,
+        OpenBase { place, base }: &OpenBase,
+        rank: usize,
+        skip_image_encoder: bool,
+    ) -> Result<Self> {
         if is_gguf(&named.folder) {
             return Self::read(named, Some(base.identity()));
         }
@@ -151,8 +157,18 @@ impl Candidate {
         if dense.is_low_rank() {
             return Self::read(named, Some(base.identity()));
         }
+        let folder = || named.folder.display().to_string();
+        let text = match skip_image_encoder {
+            true => dense.without_image_encoder(),
+            false => dense.ensure_no_image_encoder().map(|()| dense),
+        };
+        let dense = text.with_context(folder)?.with_text_model_paths_of(&base.adaptable_modules());
+        if dense.is_low_rank() {
+            let (name, folder, record) = (named.name.clone(), named.folder.clone(), record_beside(&named.folder)?);
+            return Ok(Self { name, folder, adapter: dense.low_rank().clone(), record, conversion: None });
+        }
         let converted = convert(&dense, base, &place.checkpoint()?, rank);
-        let (adapter, conversion) = converted.with_context(|| named.folder.display().to_string())?;
+        let (adapter, conversion) = converted.with_context(folder)?;
         let settings = OpaqueRecord::new(&json!({ "converted": conversion }))?;
         let record = ExpertRecord {
             settings_sha256: settings.sha256(),
@@ -167,7 +183,21 @@ impl Candidate {
     }
 }
 
+impl Candidate {
+    /// Leaves out what the adapter changes in an image encoder.
+    fn leave_out_image_encoder(&mut self) -> Result<()> {
+        let text = self.adapter.clone().without_image_encoder();
+        self.adapter = text.with_context(|| self.folder.display().to_string())?;
+        Ok(())
+    }
+}
+
 impl Candidates {
+    /// Leaves out what adapters change in an image encoder; refuses those that change nothing else.
+    pub fn leave_out_image_encoders(&mut self) {
+        self.retain(Candidate::leave_out_image_encoder);
+    }
+
     /// Reads all folders.
     pub fn read(folders: &[NamedFolder], read: impl Fn(&NamedFolder) -> Result<Candidate>) -> Self {
         let mut all = Self::default();

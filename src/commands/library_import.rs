@@ -20,6 +20,10 @@ pub struct ImportArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
+    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
+    /// texts as before, and images no longer
+    #[arg(long)]
+    skip_image_encoder: bool,
     /// PEFT folders, named as in library add, and mttl libraries, whose experts keep their names
     #[arg(required = true, value_name = "[NAME=]DIR")]
     folders: Vec<NamedFolder>,
@@ -32,7 +36,10 @@ pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
         candidates.extend(read(named, context)?);
     }
     ensure!(!candidates.is_empty(), "all experts of these libraries are marked as deleted; nothing was imported");
-    let candidates = Candidates { accepted: candidates, refused: Vec::new() };
+    let mut candidates = Candidates { accepted: candidates, refused: Vec::new() };
+    if args.skip_image_encoder {
+        candidates.leave_out_image_encoders();
+    }
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
     add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, false, context)
 }

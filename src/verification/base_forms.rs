@@ -8,6 +8,7 @@ use crate::verification::merge_recipe::alone;
 use crate::verification::random_rows::RandomRows;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{D, DType, Tensor};
+use lorakit_adapter::{BaseModule, path_in_text_model};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
 use lorakit_route::Expert;
@@ -41,13 +42,19 @@ pub fn ensure_one_form(base: &Base, other: &Base) -> Result<()> {
         names[0],
         names[1]
     );
-    let [own, others] = [base, other].map(Base::adaptable_modules);
+    let [own, others] = [base, other].map(text_modules);
     let differs = own.iter().find(|module| !others.contains(module)).or(others.iter().find(|of| !own.contains(of)));
     if let Some(module) = differs {
         let path = &module.path;
         anyhow::bail!("`{}` and `{}` differ in module `{path}`; expected two forms of one base", names[0], names[1]);
     }
     Ok(())
+}
+
+/// The modules of a base by their paths in its text model, which may be within a multimodal one.
+fn text_modules(base: &Base) -> Vec<BaseModule> {
+    let alone = |module: BaseModule| BaseModule { path: path_in_text_model(&module.path), ..module };
+    base.adaptable_modules().into_iter().map(alone).collect()
 }
 
 /// Compares two forms of a base, bare and with each expert.
@@ -64,8 +71,10 @@ pub fn compare(
     let bar = progress_bar::bar(output, experts.len() as u64, "verify");
     for expert in experts {
         let with = |base: &Base| -> Result<Tensor> {
-            expert.adapter.check_against(&base.adaptable_modules())?;
-            rows.logits(base, &alone(&expert.adapter, base)?)
+            let modules = base.adaptable_modules();
+            let adapter = expert.adapter.clone().with_modules_of(&modules)?;
+            adapter.check_against(&modules)?;
+            rows.logits(base, &alone(&adapter, base)?)
         };
         let both = || -> Result<FormDifference> {
             let own = with(base)?;

@@ -6,6 +6,7 @@ use lorakit_format::mmap::FileBytes;
 
 use crate::base_module::{BaseModule, ModuleKind};
 use crate::error::{AdapterError, Result, Within};
+use crate::image_encoder::{ImageTensors, is_of_images};
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::{LowRank, cosine};
 use crate::matrix::Matrix;
@@ -80,10 +81,38 @@ impl Adapter {
         self.with_modules(modules)
     }
 
+    /// The same adapter without some of its modules and their tensors of the base. It still has to have all modules of a
+    /// base that its configuration targets.
+    pub(crate) fn without_modules(mut self, is_left_out: impl Fn(&str) -> bool) -> Self {
+        self.modules.retain(|path, _| !is_left_out(path));
+        self.base_tensors.retain(|name, _| !is_left_out(name));
+        self.target_names = TargetNames::WholePaths;
+        self
+    }
+
     /// The same adapter with another warning.
     pub(crate) fn with_warning(mut self, warning: Warning) -> Self {
         self.warnings.push(warning);
         self
+    }
+
+    /// Its tensors that belong to an image encoder.
+    pub(crate) fn image_tensors(&self) -> ImageTensors<'_> {
+        ImageTensors::among(self.modules().keys().map(|path| (path, 2)))
+    }
+
+    /// The same adapter without what it changes in an image encoder, with a warning that says how much that was; as it is
+    /// where that is nothing.
+    ///
+    /// # Errors
+    /// If nothing is left.
+    pub fn without_image_encoder(self) -> Result<Self> {
+        let found = self.image_tensors();
+        if found.is_empty() {
+            return Ok(self);
+        }
+        let warning = found.left_out()?;
+        Ok(self.without_modules(is_of_images).with_warning(warning))
     }
 
     /// The same adapter with other metadata for its configuration.
@@ -210,6 +239,9 @@ impl Adapter {
         let known: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
         let unknown: Vec<_> = self.modules.keys().filter(|path| !known.contains_key(path.as_str())).collect();
         if !unknown.is_empty() {
+            if unknown.iter().all(|path| is_of_images(path)) {
+                return Err(self.image_tensors().refusal());
+            }
             return Err(AdapterError::AdapterBase(unknown_modules(&unknown, base)));
         }
         for (path, update) in &self.modules {

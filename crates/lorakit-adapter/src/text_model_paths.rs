@@ -6,12 +6,60 @@ use crate::base_module::BaseModule;
 use crate::error::Result;
 use crate::peft::wrapper_prefix::TEXT_MODEL;
 use crate::warning::Warning;
+use std::collections::BTreeSet;
 
 /// What paths start with in a text model alone.
 const ALONE: &str = "model.";
 
 /// What a text model has directly below its path, where adapters change it.
 const PARTS: [&str; 2] = ["layers.", "embed_tokens"];
+
+/// A renaming of a text model's modules between its two forms.
+pub(crate) struct TextModelRenaming {
+    from: &'static str,
+    to: &'static str,
+    /// Where the text model is in the form with the new paths.
+    place: &'static str,
+}
+
+impl TextModelRenaming {
+    /// The renaming of `paths` into those of a base; none where nothing has to change.
+    pub(crate) fn of<'a>(paths: impl Iterator<Item = &'a String>, base: &[BaseModule]) -> Option<Self> {
+        let has = |prefix: &str| base.iter().any(|module| part(&module.path, prefix).is_some());
+        let (from, to, place) = match (has(ALONE), has(TEXT_MODEL)) {
+            (false, true) => (ALONE, TEXT_MODEL, "the text model within a multimodal one"),
+            (true, false) => (TEXT_MODEL, ALONE, "the text model alone"),
+            _ => return None,
+        };
+        let (renaming, paths) = (Self { from, to, place }, paths.collect::<BTreeSet<_>>());
+        let mut renamed = paths.iter().filter_map(|path| renaming.renamed(path)).peekable();
+        // An adapter with modules of both paths is of neither base, which is for the check against the base to say.
+        let changes = renamed.peek().is_some() && !renamed.any(|path| paths.contains(&path));
+        changes.then_some(renaming)
+    }
+
+    fn renamed(&self, path: &str) -> Option<String> {
+        part(path, self.from).map(|part| format!("{}{part}", self.to))
+    }
+
+    /// The path in the base of a module or tensor.
+    pub(crate) fn path(&self, path: &str) -> String {
+        self.renamed(path).unwrap_or_else(|| path.to_owned())
+    }
+
+    /// What to say of it.
+    pub(crate) fn warning(&self) -> Warning {
+        let Self { from, to, place } = self;
+        let text =
+            format!("written for another form of the base, with modules `{from}`; served here in {place}: `{to}`");
+        Warning::new("target_modules", text)
+    }
+}
+
+/// The path that a module of a text model has where the text model is alone; of other modules, their own.
+pub fn path_in_text_model(path: &str) -> String {
+    part(path, TEXT_MODEL).map_or_else(|| path.to_owned(), |part| format!("{ALONE}{part}"))
+}
 
 impl Adapter {
     /// The same adapter with the module paths of a base of the same form: of the text model alone or within a multimodal
@@ -21,26 +69,15 @@ impl Adapter {
     /// # Errors
     /// If the widths of fused or split projections do not add up to those of the base.
     pub fn with_modules_of(self, base: &[BaseModule]) -> Result<Self> {
-        self.with_text_model_paths_of(base).with_projections_of(base)
+        match TextModelRenaming::of(self.modules().keys(), base) {
+            Some(renaming) => self.with_text_model_paths(&renaming).with_projections_of(base),
+            None => self.with_projections_of(base),
+        }
     }
 
-    fn with_text_model_paths_of(self, base: &[BaseModule]) -> Self {
-        let has = |prefix: &str| base.iter().any(|module| part(&module.path, prefix).is_some());
-        let (from, to, place) = match (has(ALONE), has(TEXT_MODEL)) {
-            (false, true) => (ALONE, TEXT_MODEL, "the text model within a multimodal one"),
-            (true, false) => (TEXT_MODEL, ALONE, "the text model alone"),
-            _ => return self,
-        };
-        let renamed = |path: &str| part(path, from).map(|part| format!("{to}{part}"));
-        let paths = || self.modules().keys().filter_map(|path| renamed(path));
-        // An adapter with modules of both paths is of neither base, which is for the check against the base to say.
-        if paths().next().is_none() || paths().any(|path| self.modules().contains_key(&path)) {
-            return self;
-        }
-        let text =
-            format!("written for another form of the base, with modules `{from}`; served here in {place}: `{to}`");
-        self.with_paths(|path| renamed(path).unwrap_or_else(|| path.clone()))
-            .with_warning(Warning::new("target_modules", text))
+    /// The same adapter with other paths, and a warning of that.
+    pub(crate) fn with_text_model_paths(self, renaming: &TextModelRenaming) -> Self {
+        self.with_paths(|path| renaming.path(path)).with_warning(renaming.warning())
     }
 }
 
@@ -57,7 +94,7 @@ mod tests {
     use crate::low_rank::LowRank;
     use crate::matrix::Matrix;
     use crate::peft::peft_config::AdapterMetadata;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     const NAMES: [(&str, ModuleKind); 4] = [
         ("model.embed_tokens", ModuleKind::Embedding),
@@ -100,6 +137,16 @@ mod tests {
             let unchanged = foreign.with_modules_of(&base(other)).unwrap();
             assert!(unchanged.warnings().is_empty());
         }
+    }
+
+    #[test]
+    fn the_modules_of_both_forms_have_one_path_in_the_text_model() {
+        let paths =
+            |prefix: &str| base(prefix).iter().map(|module| path_in_text_model(&module.path)).collect::<Vec<_>>();
+        assert_eq!(paths(TEXT_MODEL), paths(ALONE));
+        assert_eq!(paths(ALONE), NAMES.map(|(path, _)| path));
+        let image = "model.vision_tower.layers.0.mlp.down_proj";
+        assert_eq!(path_in_text_model(image), image);
     }
 
     #[test]

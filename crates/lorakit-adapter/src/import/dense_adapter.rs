@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::adapter::Adapter;
+use crate::base_module::BaseModule;
 use crate::error::{AdapterError, Result, Within};
+use crate::image_encoder::{ImageTensors, is_of_images};
 use crate::import::peft_pickle::pickled_tensors;
 use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
@@ -16,7 +18,8 @@ use crate::peft::read_peft::from_parts;
 use crate::peft::stored_tensor::{StoredTensor, map_tensors};
 use crate::peft::target_modules::ends_with_name;
 use crate::peft::weight_files::WeightFiles;
-use crate::peft::wrapper_prefix::PREFIX;
+use crate::peft::wrapper_prefix::Unwrapped;
+use crate::text_model_paths::TextModelRenaming;
 
 /// The mark of DoRA's magnitudes in a tensor's name.
 const MAGNITUDE: &str = ".lora_magnitude_vector";
@@ -53,12 +56,16 @@ impl DenseAdapter {
         let (mut rest, mut magnitudes, mut copies) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let mut biases = BTreeMap::new();
         for tensor in tensors {
-            let path = tensor.key.strip_prefix(PREFIX).unwrap_or(&tensor.key).to_owned();
+            let name = Unwrapped::of(&tensor.key);
+            let path = &name.path;
             if let Some((module, _)) = path.rsplit_once(MAGNITUDE) {
                 magnitudes.insert(module.to_owned(), tensor.rows()?);
-            } else if let Some(module) = copied_module(&path, ".weight", &config) {
+            } else if is_of_images(path) && !path.contains(".lora_") {
+                // A whole tower may be saved, with tensors of all kinds.
+                copies.insert(name.path, tensor.rows()?);
+            } else if let Some(module) = copied_module(&name, ".weight", &config) {
                 copies.insert(module, tensor.matrix()?);
-            } else if let Some(module) = copied_module(&path, ".bias", &config) {
+            } else if let Some(module) = copied_module(&name, ".bias", &config) {
                 // It has to be the base's: no low rank holds another.
                 biases.insert(format!("{module}.bias"), tensor.rows()?);
             } else {
@@ -86,7 +93,8 @@ impl DenseAdapter {
         &self.magnitudes
     }
 
-    /// The weights that replace the base's, by module, as stored: `[out, in]`, or `[vocabulary, out]` of an embedding.
+    /// The weights that replace the base's, by module, as stored: `[out, in]`, or `[vocabulary, out]` of an embedding. Those
+    /// of an image encoder may be by tensor.
     pub fn copies(&self) -> &BTreeMap<String, Matrix> {
         &self.copies
     }
@@ -100,6 +108,50 @@ impl DenseAdapter {
         self.low_rank.clone().with_modules(modules).with_metadata(metadata)
     }
 
+    /// The same adapter with the module paths of a base whose text model is within a multimodal one or alone, as
+    /// [`Adapter::with_modules_of`] renames them.
+    pub fn with_text_model_paths_of(self, base: &[BaseModule]) -> Self {
+        let paths = self.low_rank.modules().keys().chain(self.copies.keys());
+        let Some(renaming) = TextModelRenaming::of(paths, base) else { return self };
+        let renamed = |matrices: BTreeMap<String, Matrix>| {
+            matrices.into_iter().map(|(path, values)| (renaming.path(&path), values)).collect()
+        };
+        Self {
+            low_rank: self.low_rank.with_text_model_paths(&renaming),
+            magnitudes: renamed(self.magnitudes),
+            copies: renamed(self.copies),
+        }
+    }
+
+    /// The same adapter without what it changes in an image encoder, as [`Adapter::without_image_encoder`].
+    ///
+    /// # Errors
+    /// If nothing is left.
+    pub fn without_image_encoder(mut self) -> Result<Self> {
+        let found = self.image_tensors();
+        if found.is_empty() {
+            return Ok(self);
+        }
+        let warning = found.left_out()?;
+        self.magnitudes.retain(|path, _| !is_of_images(path));
+        self.copies.retain(|path, _| !is_of_images(path));
+        Ok(Self { low_rank: self.low_rank.without_modules(is_of_images).with_warning(warning), ..self })
+    }
+
+    /// Refuses an adapter that changes an image encoder.
+    ///
+    /// # Errors
+    /// If it does; the error says how much of it, and what to do.
+    pub fn ensure_no_image_encoder(&self) -> Result<()> {
+        let found = self.image_tensors();
+        if found.is_empty() { Ok(()) } else { Err(found.refusal()) }
+    }
+
+    fn image_tensors(&self) -> ImageTensors<'_> {
+        let low_rank = self.low_rank.modules().keys().map(|path| (path, 2));
+        ImageTensors::among(low_rank.chain(self.magnitudes.keys().chain(self.copies.keys()).map(|path| (path, 1))))
+    }
+
     /// Whether it is a LoRA and nothing else.
     pub fn is_low_rank(&self) -> bool {
         self.magnitudes.is_empty() && self.copies.is_empty()
@@ -111,15 +163,18 @@ fn owned_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
     Ok(tensors.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)).collect())
 }
 
-/// The module of whose copy the tensor at `path` is the weight or the bias.
-fn copied_module(path: &str, suffix: &str, config: &PeftConfig) -> Option<String> {
-    let module = path.strip_suffix(suffix)?;
+/// The module of whose copy the tensor of this name is the weight or the bias.
+fn copied_module(name: &Unwrapped, suffix: &str, config: &PeftConfig) -> Option<String> {
+    let module = name.path.strip_suffix(suffix)?;
     if let Some((module, _)) = module.rsplit_once(COPY) {
         return Some(module.to_owned());
     }
+    // The configuration may name modules by the paths of an earlier transformers, as the file does.
+    let written = name.raw.strip_suffix(suffix).unwrap_or(module);
     // The head is saved with an embedding that it is tied to.
     let tied = config.weight_tying && !config.saved_modules.is_empty() && ends_with_name(module, "lm_head");
-    let saved = tied || config.saved_modules.iter().any(|name| ends_with_name(module, name));
+    let is_saved = |name: &String| ends_with_name(module, name) || ends_with_name(written, name);
+    let saved = tied || config.saved_modules.iter().any(is_saved);
     (saved && !module.contains(".lora_") && !module.ends_with(".base_layer")).then(|| module.to_owned())
 }
 

@@ -3,10 +3,7 @@
 use crate::architecture::config_keys::ConfigKeys;
 use crate::architecture::descriptor::Descriptor;
 use crate::error::Result;
-
-/// What the names of tensors start with that are of images.
-const IMAGE_MODULES: &[&str] =
-    &["model.vision_tower.", "model.multi_modal_projector.", "vision_tower.", "multi_modal_projector."];
+use lorakit_adapter::IMAGE_MODULES;
 
 /// The layers of a text model where such a folder has them.
 pub(crate) const fn within(text: Descriptor) -> Descriptor {
@@ -14,7 +11,7 @@ pub(crate) const fn within(text: Descriptor) -> Descriptor {
         embedding: "model.language_model.embed_tokens",
         layers: "model.language_model.layers",
         final_norm: "model.language_model.norm",
-        unused: IMAGE_MODULES,
+        unused: &IMAGE_MODULES,
         ..text
     }
 }
