@@ -1,4 +1,4 @@
-//! A library opened over a base: its experts stacked at the base's sites.
+//! A library opened over a base: its experts at the base's sites.
 
 use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
@@ -8,7 +8,7 @@ use lorakit_route::{Expert, LibraryStack};
 use rayon::prelude::*;
 use std::path::Path;
 
-/// A library whose experts are stacked at the sites of a base.
+/// A library whose experts are put together at the sites of a base.
 #[derive(Debug)]
 pub struct OpenLibrary {
     /// The library.
@@ -20,7 +20,7 @@ pub struct OpenLibrary {
 }
 
 impl OpenLibrary {
-    /// Opens a library and stacks its experts, once for all routers: those of the names in `chosen`, or all where it is
+    /// Opens a library and its experts, once for all routers: those of the names in `chosen`, or all where it is
     /// empty.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Routers turn a library of LoRA adapters into patches for the sites of a base; merges turn several adapters into one.
 //!
-//! [`LibraryStack`] stacks the named adapters of a library site by site, once. A [`Router`], read from what a user
+//! [`LibraryStack`] puts the named adapters of a library together site by site. A [`Router`], read from what a user
 //! types (`arrow:top_k=2`) by [`parse_router`], makes [`lorakit_lora::Patches`] of it, which a model then applies.
 //! [`token`] has the routers that choose for each token, [`prompt`] those that choose for a row by its prompt,
 //! [`fixed`] those whose weights do not depend on the token. An [`Observer`], if one is given, receives each choice.
