@@ -39,7 +39,7 @@ fn every_refusal_is_listed_and_the_others_are_added_on_request() {
     };
     let all = ["good", "dora", "ranks", "other", "absent", "fine"];
     let message = add(&all, &[]).failed(1);
-    let summary = "4 of 6 adapters were refused, and nothing was added; --skip-refused adds the others";
+    let summary = "4 of 6 adapters were refused, and nothing was added; --skip-refused takes the others";
     assert_contains(
         &message,
         &[summary, "  dora: ", "use_dora", "  ranks: ", "r and rank_pattern", "  other: ", "  absent: "],

@@ -237,7 +237,7 @@ impl Candidates {
             return Err(error);
         }
         let lines: Vec<String> = self.refused.iter().map(|refusal| format!("  {refusal}")).collect();
-        let hint = if skip { "" } else { "; --skip-refused adds the others" };
+        let hint = if skip { "" } else { "; --skip-refused takes the others" };
         bail!("{refused} of {all} adapters were refused, and nothing was added{hint}:\n{}", lines.join("\n"))
     }
 }

@@ -20,6 +20,9 @@ pub struct ImportArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
+    /// Import the other adapters where some are refused, instead of none
+    #[arg(long)]
+    skip_refused: bool,
     /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
     /// texts as before, and images no longer
     #[arg(long)]
@@ -41,7 +44,7 @@ pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
         candidates.leave_out_image_encoders();
     }
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
-    add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, false, context)
+    add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, args.skip_refused, context)
 }
 
 /// The experts of one folder.
