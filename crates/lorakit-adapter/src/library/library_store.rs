@@ -141,13 +141,15 @@ impl Library {
         refuse_links(root)?;
         fs::create_dir_all(root.join(EXPERTS)).within(|| format!("{}: cannot be created", root.display()))?;
         // Another process may be creating the same library: the second one finds it complete.
-        let _lock = library_lock::acquire(root, &mut || true)?;
-        if root.join(INDEX_FILE).exists() {
-            return Ok(());
+        let lock = library_lock::acquire(root, &mut || true)?;
+        if !root.join(INDEX_FILE).exists() {
+            let name = || Some(fs::canonicalize(root).ok()?.file_name()?.to_string_lossy().into_owned());
+            let index = Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None };
+            write_json(&root.join(INDEX_FILE), &index)?;
         }
-        let name = || Some(fs::canonicalize(root).ok()?.file_name()?.to_string_lossy().into_owned());
-        let index = Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None };
-        write_json(&root.join(INDEX_FILE), &index)
+        // Giving the lock up, this process says that nothing is left to recover.
+        let after_crash = lock.as_ref().is_some_and(LibraryLock::after_crash);
+        if after_crash { Self::open(root)?.recover() } else { Ok(()) }
     }
 
     /// The base that library.json records now; another process may have recorded one since the library was opened.

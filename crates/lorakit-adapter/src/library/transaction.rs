@@ -98,7 +98,7 @@ impl Library {
     }
 
     /// Recovers what a killed process left half done; only for the holder of the lock.
-    fn recover(&self) -> Result<()> {
+    pub(super) fn recover(&self) -> Result<()> {
         // Again: what a link that was put there since opening leads to is not ours to clean up.
         refuse_links(self.root())?;
         let folders = [self.root().join(EXPERTS), self.root().join(MODELS), self.routers_folder()];

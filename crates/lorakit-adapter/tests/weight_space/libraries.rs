@@ -419,3 +419,23 @@ fn writing_a_read_adapter_gives_the_same_bytes() {
     library.add("b", &library.adapter("a").unwrap(), None).unwrap();
     assert_eq!(library.weights_sha256("a").unwrap(), library.weights_sha256("b").unwrap());
 }
+
+#[test]
+fn what_was_left_by_a_killed_creation_is_recovered_by_the_next() {
+    for of_another in [false, true] {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
+        // Killed with the index written under its temporary name, or between two others, while it added an expert.
+        let left = [root.join(".new-x1y2z3"), root.join("experts/.new-x1y2z3")];
+        fs::create_dir(root.join("experts")).unwrap();
+        fs::write(&left[0], "{\"format\": 1,").unwrap();
+        if of_another {
+            fs::create_dir(&left[1]).unwrap();
+        }
+        fs::write(root.join(".lock"), "x").unwrap();
+        let library = Library::open_or_create(root, Some(&base("f1"))).unwrap();
+        assert!(left.iter().all(|path| !path.exists()), "{left:?}");
+        assert!(library.expert_names().unwrap().is_empty());
+        assert_eq!(fs::read(root.join(".lock")).unwrap(), b"", "nothing is left to recover");
+    }
+}
