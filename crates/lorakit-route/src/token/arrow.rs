@@ -27,7 +27,7 @@ use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtract
 use crate::token::input_norm::InputNorm;
 use crate::token::prototypes::{PrototypeScope, prototypes};
 use crate::token::token_routing::{TokenRouting, TopKConfig};
-use crate::token::top_k::{ScoreSign, TopK};
+use crate::token::top_k::{ScoreSign, TopK, one_run};
 use candle_core::Tensor;
 use lorakit_lora::{Patch, Patches, Site, SiteRole};
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,7 @@ impl Arrow {
                 }
             }
             if !candidates.is_empty() {
-                let columns = vec![start..start + candidates.len()];
+                let columns = one_run(start..start + candidates.len());
                 let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
                 choices.push(TopK { columns, candidates, first_slot, projections, sign });
             }

@@ -51,6 +51,11 @@ impl ScoreSign {
     }
 }
 
+/// Columns that nothing is left out of, as the runs of [`TopK::columns`].
+pub(crate) fn one_run(columns: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(columns).collect()
+}
+
 /// A choice by signed scores for each projection of a site, from one vector per expert, `[experts, in]`; with the vectors
 /// of all choices, `[candidates of all choices, in]`. Projections that the same experts change share theirs.
 /// An expert that does not change a projection is no candidate there.
@@ -70,7 +75,7 @@ pub(crate) fn signed_choices(vectors: &[f32], experts: &LibraryStack, site: &Sit
             for expert in &candidates {
                 stacked.extend_from_slice(&vectors[*expert as usize * site.input..][..site.input]);
             }
-            vec![start..start + candidates.len()]
+            one_run(start..start + candidates.len())
         });
         choices.push(TopK {
             columns,
@@ -251,7 +256,7 @@ mod tests {
 
     fn gate(candidates: usize) -> TopK {
         TopK {
-            columns: vec![0..candidates],
+            columns: one_run(0..candidates),
             candidates: (0..candidates as u32).collect(),
             first_slot: 0,
             projections: 0..1,
@@ -300,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_expert_that_is_left_out_is_no_candidate() {
-        let gate = TopK { columns: vec![1..5], candidates: vec![4, 5, 7, 9], ..gate(4) };
+        let gate = TopK { columns: one_run(1..5), candidates: vec![4, 5, 7, 9], ..gate(4) };
         // The first column and the last belong to other choices.
         let scores = [8.0, 1.0, -4.0, 3.0, 2.0, 9.0];
         let chosen = |gate: &TopK, top_k| {
@@ -311,7 +316,7 @@ mod tests {
         {
             let without = gate.without(left_out).unwrap();
             let candidates: Vec<u32> = gate.candidates.iter().copied().filter(|expert| *expert != left_out).collect();
-            let alone = TopK { columns: vec![0..3], candidates, ..gate.clone() };
+            let alone = TopK { columns: one_run(0..3), candidates, ..gate.clone() };
             for top_k in [1, 2, usize::MAX] {
                 let expected = alone.choose(&rest, 3, top_k, 1.0);
                 assert_eq!(chosen(&without, top_k), (expected.experts, expected.weights), "{left_out} {top_k}");
@@ -324,7 +329,7 @@ mod tests {
         }
         assert_eq!(gate.without(6).unwrap().candidates, gate.candidates);
         let last = [4, 9, 5].into_iter().fold(gate, |gate, expert| gate.without(expert).unwrap());
-        assert_eq!((&last.columns, &last.candidates), (&vec![3..4], &vec![7]));
+        assert_eq!((&last.columns, &last.candidates), (&one_run(3..4), &vec![7]));
         assert!(last.without(7).is_none());
     }
 
