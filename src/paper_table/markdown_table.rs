@@ -54,7 +54,7 @@ fn grouped(rows: &[RowSpec]) -> Vec<usize> {
 }
 
 fn claim_table(claims: &[JudgedClaim]) -> String {
-    let header = ["claim", "gain", "95 % of the bootstrap", "tasks, seeds", "verdict"].map(str::to_owned);
+    let header = ["claim", "gain", "95 % interval", "tasks, seeds", "verdict"].map(str::to_owned);
     let line = |claim: &JudgedClaim| {
         let what = format!("{} ({} over {}: {})", claim.text, claim.better, claim.worse, claim.column);
         let Some(gain) = &claim.gain else {
