@@ -57,7 +57,7 @@ pub fn svg(title: &str, claims: &[JudgedClaim]) -> Result<Option<String>> {
         title,
         width: WIDTH,
         note: "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is better, of a \
-               loss too. The large dot is the mean over tasks, the line its 95 % interval by a bootstrap over tasks and seeds.",
+               loss too. The large dot is the mean over tasks, the line its 95 % interval over tasks and seeds.",
         legend: Vec::new(),
     };
     let mut top = frame.top();
