@@ -27,7 +27,7 @@ families=(translation_ '^(english|landmark|country|park|national|person|product)
     '_v_' conll2003)
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
-    base=pico out="$1" k=2 steps=2 limit=(--limit 2) prompts=(paraphrased bare)
+    base=pico out="$1" k=2 steps=5 limit=(--limit 2) prompts=(paraphrased bare)
     set=(suite:skills/shift_up1 suite:skills/shift_down1 suite:skills/join_dash suite:skills/join_dot suite:skills/pick_first
         suite:skills/pick_last)
     families=(shift join pick)
@@ -70,7 +70,7 @@ task_names() {
 
 names="$(task_names)"
 if [ "$mode" = small ] && [ -n "${QUICK:-}" ]; then # a few tasks of a real set, as a smoke test
-    steps=2 k=2 limit=(--limit 2) families=("${families[@]:0:2}")
+    steps=5 k=2 limit=(--limit 2) families=("${families[@]:0:2}")
     mapfile -t few < <(grep -E '^(antonyms?|synonyms?|sum|sentiment|english-french|country-capital|translation_en-(de|es))$' <<< "$names")
     select_tasks "${few[@]}"
     set=("${selected[@]}")
@@ -86,7 +86,7 @@ part="${PART:-all}"
 case "$part" in
     all) libraries=5 ;;
     private) libraries=1 ;;
-    clusters) libraries=4 prompts=() ;;
+    clusters) libraries=4 ;;
     *) usage ;;
 esac
 row="$(mktemp)"
@@ -178,9 +178,9 @@ mean_of_cluster() {
     rm -rf "$out/seed-$1/cluster"
 }
 
-tables() {
+tables_of_private_experts() {
     table small_base_known
-    [ "$part" = clusters ] || table small_base_unknown
+    table small_base_unknown
     [ "${#prompts[@]}" -eq 0 ] || table small_base_prompts
 }
 
@@ -211,7 +211,7 @@ train_dealt() {
 experts_of_clusters() {
     local seed="$1" deal
     train "$seed" mbc --mbc "$k"
-    each_router "$seed" mbc.eval mbc "${set[@]}" -- uniform scaled_uniform arrow arrow:top_k=all evidence oracle
+    each_router "$seed" mbc.eval mbc "${set[@]}" -- base uniform scaled_uniform arrow arrow:top_k=all evidence oracle
     for deal in 0 1; do train_dealt "$seed" "$deal"; done
     train "$seed" joint --joint
     each_router "$seed" joint.eval joint "${set[@]}" -- expert:joint
@@ -219,9 +219,9 @@ experts_of_clusters() {
 
 if [ "$part" != clusters ]; then
     for seed in "${seeds[@]}"; do private_experts "$seed"; done
+    tables_of_private_experts
 fi
-if [ "$part" = all ] && [ "$mode" != smoke ]; then tables; fi
 if [ "$part" != private ]; then
     for seed in "${seeds[@]}"; do experts_of_clusters "$seed"; done
+    table small_base_clusters
 fi
-tables
