@@ -234,8 +234,9 @@ fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Col<f64>, f64)> {
     Some((vector.col(0) * Scale(top.recip()), top))
 }
 
-/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorisations `A' = Qa Ra` and `B = Qb Rb`: it is `Qa w`, where `w` is the top
-/// right singular vector of the r x r core `Rb Ra'`. None where all of the core is rounding.
+/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorisations `A' = Qa Ra` and
+/// `B = Qb Rb`: it is `Qa w`, where `w` is the top right singular vector of the r x r core `Rb Ra'`. None where all of
+/// the core is rounding.
 fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
     let (qr_a, qr_b) = (a.qr(), b.transpose().qr());
     let core = qr_b.thin_R() * qr_a.thin_R().transpose();

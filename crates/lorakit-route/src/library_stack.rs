@@ -28,8 +28,8 @@ impl Expert {
 
 /// The experts of a library in the order of their names, and for each site of a base their matrices.
 ///
-/// Built once for a device; every router shares what is made of the matrices, which is made when it is first needed. An expert's index, in [`lorakit_lora::Sequence`] and
-/// everywhere else, is its position in the order of names.
+/// Built once for a device; every router shares what is made of the matrices, which is made when it is first needed. An
+/// expert's index, in [`lorakit_lora::Sequence`] and everywhere else, is its position in the order of names.
 #[derive(Debug)]
 pub struct LibraryStack {
     names: Vec<String>,
