@@ -25,6 +25,8 @@ while [ $# -gt 0 ]; do
     esac
 done
 
+threads="${THREADS:-2}" # of both programs
+export RAYON_NUM_THREADS="$threads" OMP_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cargo build --release
@@ -45,7 +47,7 @@ seconds() {
 
 # peer WORK ARG...: what a peer's work prints; nothing without --python.
 peer() {
-    if [ -n "$python" ]; then "$python" scripts/bench_pieces_peers.py "$@" 2>/dev/null | tee -a "$work/peers.txt"; fi
+    if [ -n "$python" ]; then "$python" scripts/bench_pieces_peers.py "$@" --threads "$threads" 2>/dev/null | tee -a "$work/peers.txt"; fi
 }
 
 # row WORK PEER OURS RATIO

@@ -189,7 +189,8 @@ def arrow(given):
         )
 
 
-def mbc(_):
+def mbc(given):
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(given.threads)
     import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
@@ -233,7 +234,7 @@ def options():
     one.add_argument("base")
     one.add_argument("tasks", help="a folder of JSON lists of input and output")
     work(arrow, experts="10,64,256", layers=2, length=256, **place)
-    work(mbc)
+    work(mbc, threads=2)
     return parser.parse_args()
 
 

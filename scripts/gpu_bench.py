@@ -7,7 +7,8 @@
 Without --benches, cargo builds and runs them. With --device cpu and few layers and tokens, the script can be tried without
 a GPU. PYTHON needs torch, peft and transformers, and runs bench_pieces_peers.py, which does the same work; without it
 lorakit is measured alone. With --base (a model folder with its tokenizer) and --tasks (a folder of task files), both also
-train a library of 32 experts. Training rows show the best batch size of --rows for each program. At the full depth of Phi-2 and Mistral, about 40 GB of disk below OUT and target/ are used.
+train a library of 32 experts. Training rows show the best batch size of --rows for each program. At the full depth of
+Phi-2 and Mistral, about 40 GB of disk below OUT and target/ are used.
 
 Memory is GPU memory, sampled with nvidia-smi five times a second; with --device cpu it is the process's memory.
 """
@@ -41,6 +42,7 @@ for timed in (False, True):
     torch.cuda.synchronize()
 print(20 * 2 * 8192**3 / (events[0].elapsed_time(events[1]) / 1e3) / 1e12)
 """
+
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,7 +121,7 @@ class Bench:
         """Does a work by PEFT; None without a Python. The output of a failure is logged."""
         if not self.given.python:
             return None
-        place = ["--device", self.given.device, "--dtype", self.dtype]
+        place = ["--device", self.given.device, "--dtype", self.dtype, "--threads", os.cpu_count()]
         command = [self.given.python, ROOT / "scripts/bench_pieces_peers.py", work, *place, *arguments]
         return self.kept(f"PEFT's {work}", Finished(command, self.given.device))
 

@@ -58,6 +58,23 @@ fn every_refusal_is_listed_and_the_others_are_added_on_request() {
     assert_eq!(names("added"), ["fine", "good"]);
     assert_eq!(names("refused"), ["absent", "dora", "other", "ranks"]);
 
+    // `library import` reads the same folders.
+    let import = |options: &[&str]| {
+        let fixed = ["library", "import", "--base", &base, "--library", &path("imported")].map(str::to_owned);
+        let names = all.iter().map(|name| path(name));
+        run(fixed.into_iter().chain(names).chain(options.iter().map(|&option| option.to_owned())))
+    };
+    assert_contains(&import(&[]).failed(1), &[summary, "  dora: ", "  ranks: ", "  other: ", "  absent: "]);
+    assert!(!Path::new(&path("imported")).exists(), "refused adapters create no library");
+    import(&["--skip-refused"]).ok();
+    let experts = |of: &str| -> Vec<String> {
+        let experts = fs::read_dir(Path::new(&path(of)).join("experts")).unwrap();
+        let mut names: Vec<_> = experts.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(experts("imported"), ["fine", "good"]);
+
     // The names are taken now, and all that are left are refused.
     let message = add(&all, &["--skip-refused"]).failed(1);
     assert_contains(&message, &["6 of 6 adapters were refused, and nothing was added:", "`good` already exists"]);

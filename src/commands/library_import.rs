@@ -3,7 +3,7 @@
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::commands::library_add::{AddTarget, add_all};
-use crate::commands::library_candidates::{Candidate, Candidates, NamedFolder, OpenBase};
+use crate::commands::library_candidates::{Candidate, Candidates, NamedFolder, OpenBase, Refusal};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, mttl_experts};
@@ -20,7 +20,7 @@ pub struct ImportArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Import the other adapters where some are refused, instead of none
+    /// Import the other folders where some are refused, instead of none
     #[arg(long)]
     skip_refused: bool,
     /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
@@ -32,14 +32,19 @@ pub struct ImportArgs {
     folders: Vec<NamedFolder>,
 }
 
-/// Imports all experts, or none if one is refused.
+/// Imports all experts, or none if one is refused, unless these are to be skipped.
 pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
-    let mut candidates = Vec::new();
+    let mut candidates = Candidates::default();
     for named in &args.folders {
-        candidates.extend(read(named, context)?);
+        match read(named, context) {
+            Ok(read) => candidates.accepted.extend(read),
+            Err(error) => {
+                candidates.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
+            }
+        }
     }
-    ensure!(!candidates.is_empty(), "all experts of these libraries are marked as deleted; nothing was imported");
-    let mut candidates = Candidates { accepted: candidates, refused: Vec::new() };
+    let found = candidates.accepted.len() + candidates.refused.len();
+    ensure!(found > 0, "all experts of these libraries are marked as deleted; nothing was imported");
     if args.skip_image_encoder {
         candidates.leave_out_image_encoders();
     }

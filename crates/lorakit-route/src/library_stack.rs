@@ -90,7 +90,7 @@ impl LibraryStack {
         &self.sites
     }
 
-    /// Each site of a layer with its index and stacked experts; sites that no expert touches are left out.
+    /// Each site of a layer with its index and its experts' matrices; sites that no expert touches are left out.
     pub fn stacks(&self) -> impl Iterator<Item = (usize, &Site, &Stack)> {
         self.all_stacks().filter(|(_, site, _)| site.layer.is_some())
     }

@@ -241,6 +241,9 @@ mod tests {
     #[test]
     fn experts_in_their_own_matrices_give_the_bits_of_stacked_ones() {
         let site = site();
+        let bits = |values: &Tensor| -> Vec<u32> {
+            values.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+        };
         for (rank, tied, scope) in [
             (3, false, RoutingScope::Projection),
             (18, false, RoutingScope::Projection),
@@ -259,10 +262,10 @@ mod tests {
                     let mixture = mixture(mixing, scope, &experts, &site, stack).unwrap();
                     let mut out = Outputs::new(before.copy().unwrap());
                     mixture.begin(&x, groups(slots, tokens)).unwrap()(&mut out).unwrap();
-                    out.into_tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                    bits(out.tensor())
                 });
                 assert_eq!(own, stacked, "rank {rank}, tied {tied}, {scope:?}, {mixing:?}, {tokens} tokens");
-                assert_ne!(own, before.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                assert_ne!(own, bits(&before));
             }
         }
     }

@@ -21,8 +21,9 @@ const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
 ///
 /// The percentiles of the bootstrap's means are too close to the mean of few tasks. The interval is theirs, widened about
 /// the mean by `sqrt(T / (T - 1)) t(T - 1) / z`, where `t` and `z` are the 97.5 % quantiles of Student's and the normal
-/// distribution: for normal differences at one seed it is then Student's interval (the factor is Hesterberg's, 2015,
-/// <https://doi.org/10.1080/00031305.2015.1089789>). Few seeds, and a single task, are not corrected for.
+/// distribution: for normal differences at one seed it is then Student's interval, from six tasks on; of fewer, which
+/// decide nothing, it is narrower (the factor is Hesterberg's, 2015, <https://doi.org/10.1080/00031305.2015.1089789>). Few
+/// seeds are not corrected for.
 ///
 /// ```
 /// use lorakit_eval::PairedDifference;
@@ -67,7 +68,8 @@ impl PairedDifference {
         Some(Self { tasks, seeds, mean, stderr, interval })
     }
 
-    /// Whether the mean is more than two standard errors above zero; without any spread, whether it is above zero.
+    /// Whether the mean is more than two of the bootstrap's standard errors above zero; without any spread, whether it is
+    /// above zero. Of few tasks it asks less than the interval does.
     pub fn is_clearly_positive(&self) -> bool {
         self.mean > 0.0 && self.mean > 2.0 * self.stderr
     }

@@ -7,6 +7,7 @@ use crate::stack::{RoutingScope, Stack};
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch, Site, WeightedLora};
+use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -29,9 +30,13 @@ impl<'a> TrainableWeights<'a> {
         let groups = WeightGroups::of(granularity, experts);
         let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
         let gated = |(index, _, stack): (usize, &Site, &Stack)| {
-            Ok((index, WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?))
+            let gated = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?;
+            stack.device().synchronize()?;
+            Ok((index, gated))
         };
-        let sites: Vec<(usize, WeightedLora)> = experts.stacks().map(gated).collect::<Result<_>>()?;
+        // The matrices are stacked here, on all threads.
+        let sites: Vec<(usize, WeightedLora)> =
+            experts.stacks().collect::<Vec<_>>().into_par_iter().map(gated).collect::<Result<_>>()?;
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if simplex { 0.0 } else { 1.0 / n as f32 };

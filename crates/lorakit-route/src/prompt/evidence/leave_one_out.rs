@@ -2,7 +2,7 @@
 //! fits.
 //!
 //! They read the library's own stacks, in which that expert is masked: nothing is stacked anew, and Arrow's prototypes are
-//! computed once, whichever expert is left out.
+//! computed once, whichever expert is left out. (On a GPU, weights of all experts are prepared for each.)
 
 use crate::error::Result;
 use crate::fixed::uniform::uniform_patch_without;
