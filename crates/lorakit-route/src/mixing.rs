@@ -26,7 +26,8 @@ pub enum Mixing {
     Separate,
 }
 
-/// The experts of a site, to be mixed by groups of slots.
+/// The experts of a site, to be mixed by groups of slots. Clones share the matrices.
+#[derive(Clone)]
 pub(crate) enum Mixture {
     Outputs(SlotLora),
     /// Two products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first has the identity

@@ -5,6 +5,7 @@ use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup, UnstackedLora};
 use std::sync::Arc;
 
 /// A site's experts: stacked, or each in its own matrices. Both give the same bits.
+#[derive(Clone)]
 pub(crate) enum SlotLora {
     Stacked(GroupedLora),
     Own(UnstackedLora),

@@ -145,10 +145,3 @@ impl Trial<'_> {
         Ok(of_lowest_loss(&tried, TEMPERATURES[0]))
     }
 }
-
-/// The library without an expert.
-fn without(experts: &LibraryStack, expert: usize) -> Result<LibraryStack> {
-    let others = experts.experts().iter().enumerate().filter(|(at, _)| *at != expert).map(|(_, other)| other.clone());
-    let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
-    Ok(LibraryStack::new(others, experts.sites(), &device)?)
-}

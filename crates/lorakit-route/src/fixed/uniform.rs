@@ -133,10 +133,11 @@ fn averaged(
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
-        let blocks: Vec<StackBlock> = projection.map(|(_, block)| block.clone()).collect();
+        let blocks: Vec<StackBlock> =
+            projection.filter(|(expert, _)| Some(*expert) != left_out).map(|(_, block)| block.clone()).collect();
         let b = stack.b()?.narrow(1, columns.start, columns.len())?.contiguous()?;
         if rank > 0 {
-            a_means.push(mean(stack.a()?, experts.len(), rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
+            a_means.push(mean(stack.a()?, n, rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
             own.push(StackBlock { a: before..before + rank, b: 0..rank, columns, scale: 1.0 });
             before += rank;
         }

@@ -36,7 +36,7 @@ impl<'a> LeaveOneOut<'a> {
                 SiteRole::Embedding => None,
                 _ => arrow.routing(experts, (index, site, stack), None)?,
             };
-            stack.a().device().synchronize()?;
+            stack.device().synchronize()?;
             Ok((index, routing))
         };
         let made: Vec<_> =
