@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
-use crate::slot_lora::SlotLora;
+use crate::site_lora::SiteLora;
 use crate::stack::{RoutingScope, Stack};
 use candle_core::{DType, Tensor, bail};
 use lorakit_adapter::Matrix;
@@ -29,12 +29,12 @@ pub enum Mixing {
 /// The experts of a site, to be mixed by groups of slots. Clones share the matrices.
 #[derive(Clone)]
 pub(crate) enum Mixture {
-    Outputs(SlotLora),
+    Outputs(SiteLora),
     /// Two products with the mixed `z` between them, `[tokens, sum of the projections' ranks]`: the first has the identity
     /// for its B, the second for its A.
     Separate {
-        shrink: SlotLora,
-        expand: SlotLora,
+        shrink: SiteLora,
+        expand: SiteLora,
     },
 }
 
@@ -54,7 +54,7 @@ impl Mixture {
         match mixing {
             Mixing::Outputs => {
                 let own = UnstackedLora::new(slots, stack.input(), stack.output())?;
-                Ok(Self::Outputs(SlotLora::Own(own)))
+                Ok(Self::Outputs(SiteLora::Unstacked(own)))
             }
             Mixing::Separate => Spans::of(experts, site, stack)?.own(&slots, stack),
         }
@@ -70,7 +70,7 @@ impl Mixture {
     ) -> Result<Self> {
         let layouts = stack.layouts(choice);
         match mixing {
-            Mixing::Outputs => Ok(Self::Outputs(SlotLora::Stacked(stack.grouped(layouts)?))),
+            Mixing::Outputs => Ok(Self::Outputs(SiteLora::Stacked(stack.grouped(layouts)?))),
             Mixing::Separate => Spans::of(experts, site, stack)?.stacked(&layouts, stack),
         }
     }
@@ -118,8 +118,8 @@ impl Spans {
         let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
         let identity = Tensor::eye(self.total, DType::F32, stack.device())?;
         Ok(Mixture::Separate {
-            shrink: SlotLora::Stacked(GroupedLora::new(stack.a()?.clone(), identity.clone(), shrink)?),
-            expand: SlotLora::Stacked(GroupedLora::new(identity, stack.b()?.clone(), expand)?),
+            shrink: SiteLora::Stacked(GroupedLora::new(stack.a()?.clone(), identity.clone(), shrink)?),
+            expand: SiteLora::Stacked(GroupedLora::new(identity, stack.b()?.clone(), expand)?),
         })
     }
 
@@ -141,8 +141,8 @@ impl Spans {
             slots.iter().map(|own| own.iter().map(replace).collect()).collect()
         };
         Ok(Mixture::Separate {
-            shrink: SlotLora::Own(UnstackedLora::new(through(&shrink), stack.input(), self.total)?),
-            expand: SlotLora::Own(UnstackedLora::new(through(&expand), self.total, stack.output())?),
+            shrink: SiteLora::Unstacked(UnstackedLora::new(through(&shrink), stack.input(), self.total)?),
+            expand: SiteLora::Unstacked(UnstackedLora::new(through(&expand), self.total, stack.output())?),
         })
     }
 }
@@ -162,9 +162,9 @@ pub(crate) enum TokenMixture {
 impl Mixture {
     /// Prepares the experts of `slots`, which are stacked, for weights in that order.
     pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
-        let prepare = |experts: &SlotLora| match experts {
-            SlotLora::Stacked(experts) => PerTokenLora::new(experts, slots),
-            SlotLora::Own(_) => bail!("weights of all experts are for a device, where experts are stacked"),
+        let prepare = |experts: &SiteLora| match experts {
+            SiteLora::Stacked(experts) => PerTokenLora::new(experts, slots),
+            SiteLora::Unstacked(_) => bail!("weights of all experts are for a device, where experts are stacked"),
         };
         Ok(match self {
             Self::Outputs(experts) => TokenMixture::Outputs(prepare(experts)?),

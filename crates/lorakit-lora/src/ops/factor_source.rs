@@ -10,7 +10,7 @@ pub(crate) enum FactorSource<'a> {
     /// Those of all experts, stacked: A's rows are as long as the site's input, B's as its output.
     Stacked { a: &'a [f32], b: &'a [f32] },
     /// Each expert's own: its blocks share the matrix of A, and each has a B as wide as its columns.
-    Own(&'a [Vec<ExpertFactors>]),
+    Unstacked(&'a [Vec<ExpertFactors>]),
 }
 
 impl<'a> FactorSource<'a> {
@@ -18,7 +18,7 @@ impl<'a> FactorSource<'a> {
     pub(crate) fn a(self, expert: usize, rows: &Range<usize>, input: usize) -> &'a [f32] {
         let a = match self {
             Self::Stacked { a, .. } => a,
-            Self::Own(experts) => experts[expert].first().map_or(&[][..], |factors| factors.a.values()),
+            Self::Unstacked(experts) => experts[expert].first().map_or(&[][..], |factors| factors.a.values()),
         };
         &a[rows.start * input..rows.end * input]
     }
@@ -34,7 +34,7 @@ impl<'a> FactorSource<'a> {
     ) -> (&'a [f32], usize) {
         match self {
             Self::Stacked { b, .. } => (&b[block.b.start * output + column..], output),
-            Self::Own(experts) => {
+            Self::Unstacked(experts) => {
                 (&experts[expert][index].b.values()[column - block.columns.start..], block.columns.len())
             }
         }

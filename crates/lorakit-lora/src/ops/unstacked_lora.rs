@@ -82,7 +82,7 @@ impl UnstackedLora {
     }
 
     fn factors(&self) -> FactorSource<'_> {
-        FactorSource::Own(&self.experts)
+        FactorSource::Unstacked(&self.experts)
     }
 
     fn operands<'a>(&'a self, x: Input<'a>) -> Result<Operands<'a>> {

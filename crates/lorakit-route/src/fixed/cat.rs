@@ -25,8 +25,8 @@ use crate::merge::merge_method::MergeMethod;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, above_zero, at_least_one, defaults, read, write};
 use crate::router::{Router, RouterContext};
+use crate::site_lora::SiteLora;
 use crate::site_patches::site_patches;
-use crate::slot_lora::SlotLora;
 use crate::training_data::TrainingData;
 use lorakit_adapter::Matrix;
 use lorakit_lora::{Patch, Patches};
@@ -114,7 +114,7 @@ impl Router for Cat {
         let weights = context.state_of(self)?.matrix("weights", (groups.names.len(), experts.len()))?.values();
         site_patches(experts, |index, _, stack| {
             let weight = |projection, expert| weights[groups.group(index, projection) * experts.len() + expert];
-            Ok(Some(Arc::new(EveryToken(SlotLora::Stacked(stack.weighed(weight)?))) as Arc<dyn Patch>))
+            Ok(Some(Arc::new(EveryToken(SiteLora::Stacked(stack.weighed(weight)?))) as Arc<dyn Patch>))
         })
     }
 

@@ -1,12 +1,12 @@
 //! One low-rank product on every token.
 
-use crate::slot_lora::SlotLora;
+use crate::site_lora::SiteLora;
 use candle_core::Tensor;
 use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
 /// The first slot of a product, on every token.
-pub(crate) struct EveryToken(pub(crate) SlotLora);
+pub(crate) struct EveryToken(pub(crate) SiteLora);
 
 impl Patch for EveryToken {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {

@@ -5,8 +5,8 @@ use crate::fixed::every_token::EveryToken;
 use crate::library_stack::LibraryStack;
 use crate::method_info::MethodInfo;
 use crate::router::{Router, RouterContext};
+use crate::site_lora::SiteLora;
 use crate::site_patches::site_patches;
-use crate::slot_lora::SlotLora;
 use lorakit_lora::{Patch, Patches};
 use std::fmt;
 use std::sync::Arc;
@@ -66,6 +66,6 @@ impl Router for SingleExpert {
 /// If a tensor cannot be made.
 pub fn single_expert(experts: &LibraryStack, expert: usize) -> Result<Patches> {
     site_patches(experts, |_, _, stack| {
-        Ok(stack.only(expert)?.map(|lora| Arc::new(EveryToken(SlotLora::Stacked(lora))) as Arc<dyn Patch>))
+        Ok(stack.only(expert)?.map(|lora| Arc::new(EveryToken(SiteLora::Stacked(lora))) as Arc<dyn Patch>))
     })
 }

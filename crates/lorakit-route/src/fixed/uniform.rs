@@ -8,8 +8,8 @@ use crate::method_settings::{Settings, above_zero, defaults, joined, read};
 use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
 use crate::settings_text::to_pairs;
+use crate::site_lora::SiteLora;
 use crate::site_patches::site_patches;
-use crate::slot_lora::SlotLora;
 use crate::stack::Stack;
 use candle_core::Tensor;
 use lorakit_lora::{GroupedLora, Patch, Patches, Site, StackBlock, StackLayout};
@@ -118,7 +118,7 @@ fn scaled_patch(
         }
         (Mixing::Separate, _) => averaged((experts, left_out), uniform.scale, site, stack)?,
     };
-    Ok(Some(Arc::new(EveryToken(SlotLora::Stacked(grouped)))))
+    Ok(Some(Arc::new(EveryToken(SiteLora::Stacked(grouped)))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.

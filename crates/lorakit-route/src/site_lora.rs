@@ -1,24 +1,24 @@
-//! The slots of a site as a product of groups, in one of its two forms.
+//! The low-rank products of the experts of a site, in one of their two forms.
 
 use candle_core::{DType, Tensor};
 use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup, UnstackedLora};
 use std::sync::Arc;
 
-/// A site's experts: stacked, or each in its own matrices. Both give the same bits.
+/// The experts of a site, stacked or each in its own matrices. Both give the same bits.
 #[derive(Clone)]
-pub(crate) enum SlotLora {
+pub(crate) enum SiteLora {
     Stacked(GroupedLora),
-    Own(UnstackedLora),
+    Unstacked(UnstackedLora),
 }
 
-impl SlotLora {
+impl SiteLora {
     /// What adds the delta of `groups` over `x`, `[tokens, in]`, to outputs of any float type. The experts are f32; for a
     /// model of another type the delta is rounded once, at the end.
     pub(crate) fn begin<'a>(&'a self, x: &'a Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Addition<'a>> {
         if x.device().is_cpu() && x.dtype() == DType::F32 {
             return match self {
                 Self::Stacked(experts) => experts.begin(x, groups),
-                Self::Own(experts) => experts.begin(x, groups),
+                Self::Unstacked(experts) => experts.begin(x, groups),
             };
         }
         Ok(Box::new(move |out| self.add(x, groups, out)))
@@ -33,7 +33,7 @@ impl SlotLora {
         let x = x.to_dtype(DType::F32)?;
         match self {
             Self::Stacked(experts) => experts.add(&x, groups, out),
-            Self::Own(experts) => experts.add(&x, groups, out),
+            Self::Unstacked(experts) => experts.add(&x, groups, out),
         }
     }
 
@@ -42,7 +42,7 @@ impl SlotLora {
         let x = x.to_dtype(DType::F32)?;
         match self {
             Self::Stacked(experts) => experts.delta(&x, groups),
-            Self::Own(experts) => experts.delta(&x, groups),
+            Self::Unstacked(experts) => experts.delta(&x, groups),
         }
     }
 }
