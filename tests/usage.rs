@@ -88,6 +88,13 @@ fn options_report_what_they_expect() {
         ("cluster --library l --out c.json -k -1", "at least 1"),
         ("cluster --library l --out c.json -k 2 --sparsity -1", "from 0 to 1"),
         ("cluster --library l --out c.json -k 2 --components 0", "at least 1"),
+        ("cluster --library l --out c.json -k 2 --sparsity 0.5", "--sparsity applies to --method mbc with --space"),
+        (
+            "cluster --library l --out c.json -k 2 --method random --components 4",
+            "--components applies to --method mbc",
+        ),
+        ("cluster --library l --out c.json -k 2 --rows 4", "--rows applies to --method embedding"),
+        ("cluster --library l --out c.json -k 2 --method random --base pico", "--base applies to --method embedding"),
         ("train-experts --base b --library l --tasks t --poly 0", "at least 1"),
     ] {
         assert_contains(&words(line).failed(2), &[expected]);

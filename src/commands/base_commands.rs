@@ -87,7 +87,7 @@ impl MemoryNeeds {
         let training = |experts| {
             Ok((experts, memory_estimate::estimate(base, &[], experts, settings, BackwardMode::of_adapters(base))?))
         };
-        // A library is stacked in f32 in addition to the base.
+        // At most: routers that mix every expert stack them in f32 beside the base. Arrow on a CPU does not.
         let routing = |experts| (experts, base.weight_bytes() + 4 * experts * expert_parameters);
         Ok(Self {
             expert_parameters,

@@ -44,15 +44,15 @@ pub struct ClusterArgs {
     /// Format of clusters.json; both can be read
     #[arg(long, value_enum, default_value_t = FormatArg::Lorakit)]
     format: FormatArg,
-    /// Space in which adapters are compared
+    /// Space in which adapters are compared: by --method mbc, and for the reported silhouettes
     #[arg(long, value_enum, default_value_t = SpaceArg::Delta)]
     space: SpaceArg,
-    /// Fraction of an expert's smallest values to zero; not used with --space delta
-    #[arg(long, value_name = "S", default_value_t = MbcOptions::default().sparsity, value_parser = fraction)]
-    sparsity: f64,
-    /// Number of singular directions to keep
-    #[arg(long, value_name = "N", default_value_t = MbcOptions::default().components, value_parser = size)]
-    components: usize,
+    /// Fraction of an expert's smallest values to zero, with --space parameters or change [default: 0.5]
+    #[arg(long, value_name = "S", value_parser = fraction)]
+    sparsity: Option<f64>,
+    /// Number of singular directions to keep, with --method mbc [default: 64]
+    #[arg(long, value_name = "N", value_parser = size)]
+    components: Option<usize>,
     /// Cluster only these experts [default: all]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "library")]
     experts: Vec<String>,
@@ -68,9 +68,9 @@ pub struct ClusterArgs {
     tasks: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
-    /// Maximum number of training rows to embed per task
-    #[arg(long, value_name = "N", default_value_t = ROWS, value_parser = size)]
-    rows: usize,
+    /// Maximum number of training rows to embed per task, with --method embedding [default: 64]
+    #[arg(long, value_name = "N", value_parser = size)]
+    rows: Option<usize>,
 }
 
 impl ClusterArgs {
@@ -89,7 +89,30 @@ impl ClusterArgs {
         })?;
         usage::ensure(!by_itself || self.library.is_some(), || {
             "--method mbc clusters experts by their parameters; it needs --library".to_owned()
-        })
+        })?;
+        self.ensure_settings_apply()
+    }
+
+    /// Refuses settings that the method, or the space, does not use.
+    fn ensure_settings_apply(&self) -> Result<()> {
+        let mbc = self.method == MethodArg::Mbc;
+        usage::ensure(self.sparsity.is_none() || mbc && self.space != SpaceArg::Delta, || {
+            "--sparsity applies to --method mbc with --space parameters or --space change".to_owned()
+        })?;
+        usage::ensure(self.components.is_none() || mbc, || "--components applies to --method mbc".to_owned())?;
+        let embedding = self.method == MethodArg::Embedding;
+        usage::ensure(self.rows.is_none() || embedding, || "--rows applies to --method embedding".to_owned())?;
+        usage::ensure(self.base.is_none() || embedding, || "--base applies to --method embedding".to_owned())
+    }
+
+    fn mbc_options(&self) -> MbcOptions {
+        let default = MbcOptions::default();
+        MbcOptions {
+            space: self.space.into(),
+            sparsity: self.sparsity.unwrap_or(default.sparsity),
+            components: self.components.unwrap_or(default.components),
+            ..default
+        }
     }
 
     /// Writes the clusters in the requested format.
@@ -107,9 +130,9 @@ impl ClusterArgs {
         self.report.is_some() || experts <= REPORTED
     }
 
-    /// The space of the reported silhouettes: the clustered one, else [`ComparisonSpace::Delta`], which always exists.
+    /// The space of the reported silhouettes.
     fn report_space(&self) -> ComparisonSpace {
-        if self.method == MethodArg::Mbc { self.space.into() } else { ComparisonSpace::Delta }
+        self.space.into()
     }
 }
 
@@ -262,13 +285,7 @@ fn partition(
             Ok(without_curve(embedding_clusters(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?))
         }
         MethodArg::Mbc => {
-            let options = MbcOptions {
-                space: args.space.into(),
-                sparsity: args.sparsity,
-                components: args.components,
-                seed: context.seed,
-                ..MbcOptions::default()
-            };
+            let options = MbcOptions { seed: context.seed, ..args.mbc_options() };
             let curve =
                 if args.is_reported(experts.len()) { SilhouetteCurve::Always } else { SilhouetteCurve::ToChoose };
             Ok(cluster_experts(experts, &options, (args.k, "-k"), curve, context)?)
@@ -288,7 +305,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = args.data.load(&args.tasks, context)?;
     let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
-    Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows)?)
+    Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows.unwrap_or(ROWS))?)
 }
 
 /// The embedding of an expert: the mean over its tasks, or that of the task with its name if none is recorded.
@@ -315,14 +332,14 @@ fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
     if args.method == MethodArg::Mbc {
         let space = ComparisonSpace::from(args.space);
         settings.insert("space".to_owned(), json!(space));
-        settings.insert("components".to_owned(), json!(args.components));
+        settings.insert("components".to_owned(), json!(args.mbc_options().components));
         if space != ComparisonSpace::Delta {
-            settings.insert("sparsity".to_owned(), json!(args.sparsity));
+            settings.insert("sparsity".to_owned(), json!(args.mbc_options().sparsity));
         }
     }
     if let (MethodArg::Embedding, Some(base)) = (args.method, &args.base) {
         settings.insert("base".to_owned(), json!(base.to_string()));
-        settings.insert("rows".to_owned(), json!(args.rows));
+        settings.insert("rows".to_owned(), json!(args.rows.unwrap_or(ROWS)));
     }
     settings
 }

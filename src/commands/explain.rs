@@ -88,7 +88,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     ensure!(
         !trace.choices.is_empty(),
         "--router {typed} gives every token the same experts, so there is nothing to explain; \
-         routers that choose are arrow, cm, tp, phatgoose, evidence"
+         `lorakit eval --help` lists the routers"
     );
     if let Some(path) = &args.out {
         make_parent(path)?;

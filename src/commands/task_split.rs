@@ -56,26 +56,34 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
         context.output.status(format!("reading {}", file.display()));
         rows.add(&file)?;
     }
+    let tasks = tasks(rows, &args.drop)?;
+    ensure!(!tasks.is_empty(), "no row is left; see --only and --drop");
     make_folder(&args.out)?;
-    let mut named: BTreeMap<String, (String, usize)> = BTreeMap::new();
-    for (value, lines) in rows.into_lines() {
-        let name = file_name(&value);
-        if args.drop.contains(&value) || args.drop.contains(&name) {
-            continue;
-        }
-        if let Some((other, _)) = named.insert(name.clone(), (value.clone(), lines.len())) {
-            return Err(usage_error(format!("`{value}` and `{other}` would both be {name}.jsonl; --drop one of them")));
-        }
+    for (name, lines) in &tasks {
         write_file(&args.out.join(format!("{name}.jsonl")), (lines.join("\n") + "\n").as_bytes())?;
     }
-    ensure!(!named.is_empty(), "no row is left; see --only and --drop");
-    let document: Map<String, Value> = named.iter().map(|(name, (_, rows))| (name.clone(), json!(rows))).collect();
+    let document: Map<String, Value> = tasks.iter().map(|(name, lines)| (name.clone(), json!(lines.len()))).collect();
     context.output.result(&json!({ "out": args.out, "rows": document }), || {
-        let total: usize = named.values().map(|(_, rows)| rows).sum();
-        let line = |(name, (_, rows)): (&String, &(String, usize))| vec![name.clone(), rows.to_string()];
-        let rows = table(["task", "rows"], named.iter().map(line));
-        format!("{rows}\n\n{} tasks with {total} rows in {}", named.len(), args.out.display())
+        let total: usize = tasks.values().map(Vec::len).sum();
+        let line = |(name, lines): (&String, &Vec<String>)| vec![name.clone(), lines.len().to_string()];
+        let rows = table(["task", "rows"], tasks.iter().map(line));
+        format!("{rows}\n\n{} tasks with {total} rows in {}", tasks.len(), args.out.display())
     })
+}
+
+/// The lines of each task by its file's name, without the dropped ones.
+fn tasks(rows: RowsByColumn, drop: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut tasks: BTreeMap<String, (String, Vec<String>)> = BTreeMap::new();
+    for (value, lines) in rows.into_lines() {
+        let name = file_name(&value);
+        if drop.contains(&value) || drop.contains(&name) {
+            continue;
+        }
+        if let Some((other, _)) = tasks.insert(name.clone(), (value.clone(), lines)) {
+            return Err(usage_error(format!("`{value}` and `{other}` would both be {name}.jsonl; --drop one of them")));
+        }
+    }
+    Ok(tasks.into_iter().map(|(name, (_, lines))| (name, lines)).collect())
 }
 
 /// The data files, in order.

@@ -116,7 +116,7 @@ impl HubClient {
         }
         let mut request = self.agent.get(url).set("User-Agent", concat!("lorakit/", env!("CARGO_PKG_VERSION")));
         // A link to a next page may lead elsewhere, which must not see the token.
-        if let Some(token) = self.environment.token.as_ref().filter(|_| url.starts_with(&self.environment.endpoint)) {
+        if let Some(token) = self.environment.token.as_ref().filter(|_| is_below(url, &self.environment.endpoint)) {
             request = request.set("Authorization", &format!("Bearer {token}"));
         }
         request.call().map_err(|error| Some(Box::new(error)))
@@ -128,8 +128,32 @@ fn parsed<T: DeserializeOwned>(response: ureq::Response, url: &str) -> Result<T>
         .with_context(|| format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies"))
 }
 
+/// Whether an address is at an endpoint. One that only begins with the same letters belongs to another host.
+fn is_below(url: &str, endpoint: &str) -> bool {
+    url.strip_prefix(endpoint.trim_end_matches('/')).is_some_and(|rest| rest.starts_with(['/', '?']))
+}
+
 /// The address of the next page in a `Link` header: `<https://...>; rel="next"`.
 fn next_page(link: &str) -> Option<&str> {
     let next = link.split(',').find(|part| part.contains(r#"rel="next""#))?;
     next.split_once('<')?.1.split_once('>').map(|(url, _)| url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_at_the_endpoint_see_the_token() {
+        let hub = "https://huggingface.co";
+        for endpoint in [hub, "https://huggingface.co/"] {
+            assert!(is_below("https://huggingface.co/api/models?search=x", endpoint));
+            assert!(is_below("https://huggingface.co?x", endpoint));
+        }
+        for other in
+            ["https://huggingface.co.evil.org/x", "https://huggingface.co@evil.org/x", "http://huggingface.co/x"]
+        {
+            assert!(!is_below(other, hub), "{other}");
+        }
+    }
 }

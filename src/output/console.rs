@@ -4,10 +4,22 @@ use crate::args::usage::{self, UsageError};
 use crate::interrupt::{self, Interrupted};
 use anyhow::{Context as _, Error, Result, bail};
 use serde::Serialize;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
+
+/// The reader of stdout closed it, as `head` does: no failure.
+#[derive(Debug)]
+struct StdoutClosed;
+
+impl Display for StdoutClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stdout was closed")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
 
 /// Prints results and messages.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +42,10 @@ impl Output {
     /// Writes to stdout and flushes, for text that is streamed.
     pub fn raw(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+            written => written.context("cannot write to stdout"),
+        }
     }
 
     /// Prints a warning on stderr.
@@ -69,8 +84,7 @@ pub fn make_parent(path: &Path) -> Result<()> {
 
 /// Prints an error with its causes, and returns the exit code.
 pub fn failure(error: &Error) -> ExitCode {
-    if error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == ErrorKind::BrokenPipe) {
-        // The reader of stdout closed it, as `head` does.
+    if error.is::<StdoutClosed>() {
         return ExitCode::SUCCESS;
     }
     let mut stderr = io::stderr().lock();

@@ -120,8 +120,8 @@ impl Base {
         let head_name = weight_of(descriptor.lm_head);
         let mut unused = descriptor.unused.to_vec();
         unused.extend(descriptor.encoder.map_or(&[][..], |encoder| encoder.unused));
-        let (unused_values, unused_bytes) = checkpoint.size_of(&unused);
         unused.extend(config.tied.then_some(head_name.as_str()));
+        let (unused_values, unused_bytes) = checkpoint.size_of(&unused);
         Ok(Self {
             variables: weights.finish(&unused)?,
             identity: base_identity(name, &config, checkpoint),

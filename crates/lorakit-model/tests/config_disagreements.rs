@@ -53,6 +53,10 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
         let base = open(folder.path());
         assert_eq!((base.config().tied, base.config().notices.len()), (factor == 1.0, notices));
         assert!(largest_difference(&logits(&base), &(logits(&tied) * factor).unwrap()) < 1e-5);
+        // A head that is the embedding is counted once.
+        let head = if factor == 1.0 { 0 } else { embedding.elem_count() as u64 };
+        assert_eq!(base.parameters(), tied.parameters() + head);
+        assert_eq!(base.weight_bytes(), tied.weight_bytes() + 4 * head);
     }
     let base = open(folder.path());
     let message = &base.config().notices[0];

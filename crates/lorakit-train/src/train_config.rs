@@ -7,7 +7,7 @@ use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
 use lorakit_task::{BosTokens, LossTokens, RowEncoding};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -38,7 +38,8 @@ pub struct TrainConfig {
     /// Dropout probability on the LoRA's input.
     #[serde(alias = "lora_dropout")]
     pub dropout: f64,
-    /// `attention`, `all-linear`, comma-separated names, or one regular expression.
+    /// `attention`, `all-linear`, comma-separated names or a list of them, or one regular expression.
+    #[serde(deserialize_with = "text_or_list")]
     pub target_modules: String,
     /// Whether q, k and v share one A.
     pub tie_qkv: bool,
@@ -176,7 +177,7 @@ impl TrainConfig {
             return Err(Self::unknown(key));
         }
         // JSON accepts an integer for a float.
-        all.insert(name.to_owned(), parse_value(name, value)?);
+        all.insert(name.to_owned(), parse_value(value)?);
         let config: Self = serde_json::from_value(Value::Object(all)).map_err(|error| TrainError::SettingValue {
             assignment: assignment.to_owned(),
             reason: readable(&error.to_string()),
@@ -214,9 +215,14 @@ impl TrainConfig {
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
             ("num_epochs", self.num_epochs),
             ("splits", self.splits),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+            ("experts_per_pass", self.experts_per_pass.unwrap_or(1)),
         ];
         for (name, value) in counts {
             check(value > 0, name, value, "a whole number above zero")?;
+        }
+        let intervals = [("save_steps", self.save_steps), ("eval_steps", self.eval_steps.unwrap_or(0))];
+        for (name, value) in counts.into_iter().chain(intervals).chain([("max_length", self.max_length)]) {
             check(value <= MAX_COUNT, name, value, &format!("at most {MAX_COUNT}"))?;
         }
         check(
@@ -226,8 +232,6 @@ impl TrainConfig {
             "false: DoRA is not trained here; train a LoRA, or convert a DoRA of PEFT by library add --convert svd:rank=R",
         )?;
         check(self.max_length > 1, "max_length", self.max_length, "at least 2")?;
-        check(self.max_steps != Some(0), "max_steps", 0, "a whole number above zero")?;
-        check(self.experts_per_pass != Some(0), "experts_per_pass", 0, "a whole number above zero")?;
         check((0.0..1.0).contains(&self.dropout), "dropout", self.dropout, "0 or more and less than 1")?;
         check((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", self.warmup_ratio, "0 to 1")?;
         let rates = [("learning_rate", self.learning_rate), ("routing_learning_rate", self.routing_learning_rate)];
@@ -295,17 +299,25 @@ fn check(valid: bool, name: &'static str, found: impl ToString, expected: &str) 
 }
 
 /// The value of `--set`: a TOML value, or else a string without quotes.
-fn parse_value(name: &str, text: &str) -> Result<Value> {
+fn parse_value(text: &str) -> Result<Value> {
     let value = match toml::from_str::<toml::Table>(&format!("x = {text}")) {
         Ok(mut table) => table.remove("x").unwrap_or_else(|| toml::Value::String(text.to_owned())),
         Err(_) => toml::Value::String(text.to_owned()),
     };
-    let value = serde_json::to_value(value)?;
-    Ok(match value.as_array() {
-        Some(list) if name == "target_modules" => {
-            Value::String(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
-        }
-        _ => value,
+    Ok(serde_json::to_value(value)?)
+}
+
+/// A text, or a list of texts, as PEFT's configs have them too, joined by commas.
+fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Given {
+        Text(String),
+        List(Vec<String>),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::Text(text) => text,
+        Given::List(list) => list.join(","),
     })
 }
 
@@ -338,6 +350,13 @@ mod tests {
         assert_eq!(error("rank=0"), "setting rank is 0; expected a whole number above zero");
         assert!(error("rank=-1").contains("a whole number that is not negative"));
         assert_eq!(error("rank"), "'rank': expected key=value");
+        assert!(error("target_modules=['q_proj', 3]").contains("expected a text or a list of texts"));
+        assert!(error(&format!("max_steps={}", usize::MAX / 2)).contains("expected at most"));
+        assert!(
+            error("eval_steps=1048577").contains("expected at most") && error("max_steps=0").contains("above zero")
+        );
+        let listed = TrainConfig::from_toml("target_modules = ['q_proj', 'dense']", "f").unwrap();
+        assert_eq!(listed.target_modules, "q_proj,dense");
     }
 
     #[test]

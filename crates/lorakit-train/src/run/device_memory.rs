@@ -1,5 +1,6 @@
 //! The memory of the device that a base computes on, and the memory that training needs.
 
+use crate::run::cgroup_memory::of_cgroup;
 use candle_core::Device;
 use lorakit_model::Base;
 
@@ -13,6 +14,11 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
+    /// What both leave.
+    pub(crate) fn tighter(self, other: Self) -> Self {
+        Self { total: self.total.min(other.total), available: self.available.min(other.available) }
+    }
+
     /// The memory of the base's device; None if the system does not report it.
     pub fn of_device(base: &Base) -> Option<Self> {
         let memory = if base.device().is_cpu() { of_machine() } else { of_gpu(base.device()) }?;
@@ -67,9 +73,11 @@ impl MemoryEstimate {
     }
 }
 
+/// The machine's memory, or the limit of this process's control group if that is less.
 fn of_machine() -> Option<DeviceMemory> {
     let value = |key| kibibytes("/proc/meminfo", key);
-    Some(DeviceMemory { total: value("MemTotal:")?, available: value("MemAvailable:")? })
+    let machine = DeviceMemory { total: value("MemTotal:")?, available: value("MemAvailable:")? };
+    Some(of_cgroup().map_or(machine, |limit| limit.tighter(machine)))
 }
 
 /// What CUDA reports.

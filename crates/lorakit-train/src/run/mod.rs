@@ -1,5 +1,6 @@
 //! Training runs on disk: passes, checkpoints, logs, and results stored in a library.
 
+pub(crate) mod cgroup_memory;
 pub mod device_memory;
 pub(crate) mod event_log;
 pub mod expert_progress;
