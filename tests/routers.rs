@@ -205,7 +205,7 @@ fn evidence_falls_back_on_what_suits_rows_without_their_own_expert() {
     let sum = |router: &str| ["shift_up1", "join_dash"].map(|task| loss(&scores, router, task)).iter().sum::<f64>();
     // Arrow has the rows' own experts, which nothing has for the prompts that the fallback is for.
     assert!(sum("arrow:top_k=all") < sum("base"), "{scores}");
-    assert!(said.contains("otherwise=base"), "{said}");
+    assert!(said.contains("fallback=base"), "{said}");
 }
 
 /// An expert per task, with a rank and modules of its own.
@@ -247,7 +247,7 @@ fn the_fallback_is_the_best_over_libraries_without_each_expert() {
         }
         assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
         let lowest = (0..3).min_by(|a, b| losses[*a].total_cmp(&losses[*b])).unwrap();
-        let expected = format!("otherwise={}", ["base", "uniform", "arrow"][lowest]);
+        let expected = format!("fallback={}", ["base", "uniform", "arrow"][lowest]);
         assert!(said.contains(&expected), "{losses:?}: {said}");
         // Both are chosen in one of the libraries.
         assert_eq!(lowest, usize::from(tasks[2] == "shift_down1"), "{losses:?}");
@@ -282,7 +282,7 @@ fn evidence_reads_the_answers_of_validation_rows_alone() {
     let work = Work::new(&[&own[0], &own[1]]);
     let fitted = |fit: &[String; 2]| work.fitted("evidence", &own[0], &[&fit[0], &fit[1]]);
     let (state, said) = fitted(&own);
-    assert!(said.contains("chosen on validation rows: evidence:") && !said.contains("otherwise=base"), "{said}");
+    assert!(said.contains("chosen on validation rows: evidence:") && !said.contains("fallback=base"), "{said}");
 
     // Other answers to the training rows change nothing. Where no expert fits the answers to the validation rows, the
     // flattest mixture suits them best.
@@ -315,7 +315,7 @@ fn evidence_reads_the_answers_of_validation_rows_alone() {
         let new: Vec<PathBuf> = work.kept().into_iter().filter(|folder| !before.contains(folder)).collect();
         serde_json::from_str::<Value>(&fs::read_to_string(new[0].join("router.json")).unwrap()).unwrap()
     };
-    assert!(record("evidence:temperature=0.1,otherwise=base")["of"]["rows"]["calibration_rows"].is_null());
+    assert!(record("evidence:temperature=0.1,fallback=base")["of"]["rows"]["calibration_rows"].is_null());
     assert_eq!(record("evidence:rows=5")["of"]["rows"]["calibration_rows"], 4);
 }
 

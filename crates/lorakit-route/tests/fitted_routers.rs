@@ -197,7 +197,7 @@ fn a_response_is_the_norm_of_the_delta_for_a_unit_input() {
 #[test]
 fn evidence_routes_a_prompt_to_the_experts_of_similar_tasks() {
     let library = uneven();
-    let router = parse_router("evidence:temperature=0.1,otherwise=base,floor=0,sure=0").unwrap();
+    let router = parse_router("evidence:temperature=0.1,fallback=base,far_tail=0,near_tail=0").unwrap();
     let any: &dyn Any = &*router;
     let evidence: &Evidence = any.downcast_ref().unwrap();
     // Four tasks: one of `a`, two of `b`, and one of `z`, which changes nothing.

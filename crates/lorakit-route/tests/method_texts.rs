@@ -42,11 +42,11 @@ const ROUTER_TEXTS: &[(&str, &str)] = &[
     ("tfidf:rows=all,mixing=separate", "tfidf:rows=all,mixing=separate"),
     (
         "evidence",
-        "evidence:top_k=all,temperature=auto,floor=0.02,sure=0.2,otherwise=auto,measure=energy,rows=16,calibration_rows=4,mixing=outputs",
+        "evidence:top_k=all,temperature=auto,far_tail=0.02,near_tail=0.2,fallback=auto,measure=energy,rows=16,calibration_rows=4,mixing=outputs",
     ),
     (
-        "evidence:top_k=2,temperature=0.1,floor=0.01,sure=1,otherwise=arrow,measure=arrow,rows=all,calibration_rows=9,mixing=separate",
-        "evidence:top_k=2,temperature=0.1,floor=0.01,sure=1,otherwise=arrow,measure=arrow,rows=all,calibration_rows=9,mixing=separate",
+        "evidence:top_k=2,temperature=0.1,far_tail=0.01,near_tail=1,fallback=arrow,measure=arrow,rows=all,calibration_rows=9,mixing=separate",
+        "evidence:top_k=2,temperature=0.1,far_tail=0.01,near_tail=1,fallback=arrow,measure=arrow,rows=all,calibration_rows=9,mixing=separate",
     ),
     ("poly", "poly:unseen=fit,rows=all,steps=100,rate=0.1"),
     ("poly:unseen=mean,rows=5,steps=1,rate=0.001", "poly:unseen=mean,rows=5,steps=1,rate=0.001"),
@@ -168,7 +168,7 @@ const ROUTER_USAGE: &[(&str, &str)] = &[
     ("tfidf", "tfidf:rows=100,mixing=outputs"),
     (
         "evidence",
-        "evidence:top_k=all,temperature=auto,floor=0.02,sure=0.2,otherwise=auto,measure=energy,rows=16,calibration_rows=4,mixing=outputs",
+        "evidence:top_k=all,temperature=auto,far_tail=0.02,near_tail=0.2,fallback=auto,measure=energy,rows=16,calibration_rows=4,mixing=outputs",
     ),
     ("poly", "poly:unseen=fit,rows=all,steps=100,rate=0.1"),
     ("mhr", "mhr:unseen=fit,rows=all,steps=100,rate=0.1"),
@@ -348,14 +348,14 @@ const REFUSED: &[(&str, &[&str])] = &[
         "evidence:temperature=-1",
         &[
             "temperature=-1 cannot be read (a number above zero, or auto)",
-            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
+            "top_k=all, temperature=auto, far_tail=0.02, near_tail=0.2, fallback=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
         ],
     ),
     (
-        "evidence:floor=0.5",
+        "evidence:far_tail=0.5",
         &[
-            "floor=0.5,sure=0.2 must be shares, 0 <= floor <= sure <= 1",
-            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
+            "far_tail=0.5,near_tail=0.2 must be shares, 0 <= far_tail <= near_tail <= 1",
+            "top_k=all, temperature=auto, far_tail=0.02, near_tail=0.2, fallback=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
         ],
     ),
     (
@@ -363,10 +363,10 @@ const REFUSED: &[(&str, &[&str])] = &[
         &["calibration_rows=0 must be a number above zero", "rows=16, calibration_rows=4, mixing=outputs"],
     ),
     (
-        "evidence:otherwise=x",
+        "evidence:fallback=x",
         &[
-            "otherwise=x cannot be read (auto, base, uniform or arrow)",
-            "top_k=all, temperature=auto, floor=0.02, sure=0.2, otherwise=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
+            "fallback=x cannot be read (auto, base, uniform or arrow)",
+            "top_k=all, temperature=auto, far_tail=0.02, near_tail=0.2, fallback=auto, measure=energy, rows=16, calibration_rows=4, mixing=outputs",
         ],
     ),
     ("poly:steps=0", &["steps and rate must be above zero", "unseen=fit, rows=all, steps=100, rate=0.1"]),

@@ -36,7 +36,7 @@ const WITHOUT_ROWS: (f32, Fallback) = (0.1, Fallback::Base);
 /// Fits the distribution of responses, and chooses the `auto` settings.
 fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
     let state = evidence.state(rows.experts(), &responses(evidence, rows)?)?;
-    let (temperature, fallback) = match (evidence.temperature, evidence.otherwise) {
+    let (temperature, fallback) = match (evidence.temperature, evidence.fallback) {
         (Temperature::Fixed(temperature), fallback) if fallback != Fallback::Auto => (temperature, fallback),
         _ => chosen(evidence, rows, &state)?,
     };
@@ -49,7 +49,7 @@ fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Resu
     if scored.is_empty() {
         let (temperature, fallback) = WITHOUT_ROWS;
         let temperature = if let Temperature::Fixed(given) = evidence.temperature { given } else { temperature };
-        let fallback = if evidence.otherwise == Fallback::Auto { fallback } else { evidence.otherwise };
+        let fallback = if evidence.fallback == Fallback::Auto { fallback } else { evidence.fallback };
         rows.warn(&format!(
             "evidence: no task has validation rows that no expert was trained on, by whose answers temperature and fallback \
              would be chosen; they are {}",
@@ -58,7 +58,7 @@ fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Resu
         return Ok((temperature, fallback));
     }
     let trial = Trial { rows, scored };
-    let fallback = match evidence.otherwise {
+    let fallback = match evidence.fallback {
         Fallback::Auto => trial.fallback(evidence)?,
         given => given,
     };

@@ -12,9 +12,9 @@
 //! the `top_k` highest of them: if prompts tell tasks apart this is a choice, and if tasks share their inputs it is a
 //! mixture. Ratios of distances count, as under densities with heavy tails: a prompt that is far from all tasks is not
 //! assigned to the nearest with certainty. A confidence `c` falls from 1, where the nearest task is no further than that of
-//! most reference prompts (only the share `sure` is further), to 0, where only the share `floor` is as far from all tasks.
+//! most reference prompts (only the share `near_tail` is further), to 0, where only the share `far_tail` is as far from all tasks.
 //! The distances of the reference prompts are computed by cross-validation, except for the scale of responses. What
-//! confidence leaves, `1 - c`, goes to the base, to all experts alike, or to all experts as Arrow weighs them, as `otherwise`
+//! confidence leaves, `1 - c`, goes to the base, to all experts alike, or to all experts as Arrow weighs them, as `fallback`
 //! says: no expert fits such a prompt. (Under `mixing=separate` every weight, and so the confidence, multiplies A and B each.)
 //!
 //! How sharp a choice should be, and the best fallback, differ between libraries: `auto` takes what makes the answers of a
@@ -64,7 +64,8 @@ use std::sync::Arc;
 pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
     name: "evidence",
     aliases: &[],
-    summary: "per row, the experts of tasks to whose prompts the library responds similarly; lorakit's own, needs no training",
+    summary: "per row, the experts of tasks to whose prompts the library responds similarly; lorakit's own, \
+              fitted without gradients",
     link: None,
     defaults: defaults::<Evidence>,
     parse: |name, typed| Ok(Arc::new(read::<Evidence>(name, typed)?)),
@@ -145,11 +146,11 @@ pub struct Evidence {
     /// The divisor of the logarithms of squared distances before the softmax.
     pub temperature: Temperature,
     /// The share of reference prompts that are so far from every task that no expert fits.
-    pub floor: f64,
+    pub far_tail: f64,
     /// The share of reference prompts that are too far from every task for the experts to have their full weight.
-    pub sure: f64,
+    pub near_tail: f64,
     /// What serves a prompt that no expert fits.
-    pub otherwise: Fallback,
+    pub fallback: Fallback,
     /// What of an expert's delta responds.
     pub measure: ResponseMeasure,
     /// The maximum number of reference prompts of each task.
@@ -165,9 +166,9 @@ impl Default for Evidence {
         Self {
             top_k: Limit::ALL,
             temperature: Temperature::Auto,
-            floor: 0.02,
-            sure: 0.2,
-            otherwise: Fallback::Auto,
+            far_tail: 0.02,
+            near_tail: 0.2,
+            fallback: Fallback::Auto,
             measure: ResponseMeasure::Energy,
             rows: Limit(16),
             calibration_rows: 4,
@@ -178,12 +179,12 @@ impl Default for Evidence {
 
 impl Settings for Evidence {
     fn validate(&self) -> Result<(), String> {
-        let Self { floor, sure, calibration_rows, .. } = *self;
+        let Self { far_tail, near_tail, calibration_rows, .. } = *self;
         at_least_one("calibration_rows", calibration_rows)?;
-        if 0.0 <= floor && floor <= sure && sure <= 1.0 {
+        if 0.0 <= far_tail && far_tail <= near_tail && near_tail <= 1.0 {
             return Ok(());
         }
-        Err(format!("floor={floor},sure={sure} must be shares, 0 <= floor <= sure <= 1"))
+        Err(format!("far_tail={far_tail},near_tail={near_tail} must be shares, 0 <= far_tail <= near_tail <= 1"))
     }
 }
 
@@ -201,7 +202,7 @@ impl Router for Evidence {
     /// The patches of a library: rows have their weights, and what these leave goes to the fallback.
     ///
     /// # Errors
-    /// Under separate mixing, if ranks differ at a projection; under `otherwise=auto`, if the state is missing.
+    /// Under separate mixing, if ranks differ at a projection; under `fallback=auto`, if the state is missing.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         let weighed = observed_row_weights(experts, self.mixing, context.observer.clone())?;
         Ok(match self.chosen_fallback(context)? {
@@ -245,8 +246,8 @@ impl Router for Evidence {
                     width,
                 },
                 experts_of_tasks,
-                far: quantile(&distances, 1.0 - self.floor),
-                near: quantile(&distances, 1.0 - self.sure),
+                far: quantile(&distances, 1.0 - self.far_tail),
+                near: quantile(&distances, 1.0 - self.near_tail),
             }),
         })))
     }
@@ -264,7 +265,7 @@ impl Router for Evidence {
 impl Evidence {
     /// Whether `auto` has nothing to choose.
     fn is_fixed(&self) -> bool {
-        self.temperature != Temperature::Auto && self.otherwise != Fallback::Auto
+        self.temperature != Temperature::Auto && self.fallback != Fallback::Auto
     }
 
     /// The state of reference prompts, without what `auto` takes: see [`Evidence::with_chosen`].
@@ -301,16 +302,16 @@ impl Evidence {
     }
 
     /// The same settings with nothing left to choose.
-    pub fn fixed(&self, temperature: f32, otherwise: Fallback) -> Self {
-        Self { temperature: Temperature::Fixed(temperature), otherwise, ..self.clone() }
+    pub fn fixed(&self, temperature: f32, fallback: Fallback) -> Self {
+        Self { temperature: Temperature::Fixed(temperature), fallback, ..self.clone() }
     }
 
     /// The state with what `auto` took.
     ///
     /// # Errors
     /// If the temperature is not finite.
-    pub fn with_chosen(state: RouterState, temperature: f32, otherwise: Fallback) -> Result<RouterState> {
-        let index = FALLBACKS.iter().position(|other| *other == otherwise).unwrap_or(0);
+    pub fn with_chosen(state: RouterState, temperature: f32, fallback: Fallback) -> Result<RouterState> {
+        let index = FALLBACKS.iter().position(|other| *other == fallback).unwrap_or(0);
         let chosen = Matrix::new(1, 2, vec![temperature, index as f32])?;
         let before = state.matrices().iter().map(|(name, matrix)| (name.clone(), matrix.clone()));
         Ok(RouterState::new(before.chain([("chosen".to_owned(), chosen)])))
@@ -323,7 +324,7 @@ impl Evidence {
 
     /// The fallback, with `auto` resolved.
     fn chosen_fallback(&self, context: &RouterContext) -> Result<Fallback> {
-        match self.otherwise {
+        match self.fallback {
             Fallback::Auto => Ok(chosen(context.state_of(self)?)?.1),
             given => Ok(given),
         }
