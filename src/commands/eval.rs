@@ -12,29 +12,27 @@ use crate::command_context::CommandContext;
 use crate::generation::cache_memory::cache_bytes;
 use crate::output::console::make_parent;
 use crate::output::gain_table::{self, gains};
-use crate::output::progress_bar;
 use crate::output::score_tables::tables;
-use crate::pages::scores_page::{self, RoutedTask, RoutedTasks, ScoredRouters};
+use crate::pages::scores_page::{self, ScoredRouters};
+use crate::scoring::eval_config::{EvalConfig, EvaluatedBase, EvaluatedTask};
+use crate::scoring::eval_run::EvalRun;
 use crate::scoring::evaluated_pairs::EvaluatedPairs;
 use crate::scoring::failures::Failures;
-use crate::scoring::prepared_routers::{PreparedRouter, prepare};
+use crate::scoring::prepared_routers::prepare;
 use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::row_counts::RowCounts;
-use crate::scoring::truncation;
 use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
-use lorakit_fit::router::RoutedPatches;
+use lorakit_eval::EvalOptions;
 use lorakit_fit::{FitContext, OpenLibrary};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
-use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
-use serde::Serialize;
+use lorakit_task::{Metric, RowEncoding, Split, Task};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -115,7 +113,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     if let Some(record) = place.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
-    let opened = library(&args, (&routers, &tasks), &base, context)?;
+    let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
@@ -132,138 +130,40 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     });
     let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
-    let mut shares = RoutingShares::new(routers.len(), args.report.is_some());
+    let shares = RoutingShares::new(routers.len(), args.report.is_some());
     let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
-    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
+    let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
+    let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
-    let precision = args.precision();
-    let run = EvalRun { base: &base, tokenizer: &vocabulary, tasks: &prompted, options: &options, precision, context };
-    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
-    run.evaluate((&pairs, &prepared), &mut shares, &mut store, &mut failures)?;
-    if store.now.routers().next().is_none() {
-        return failures.outcome(false);
+    let mut run = EvalRun {
+        base: &base,
+        tokenizer: &vocabulary,
+        tasks: &prompted,
+        options: &options,
+        precision: args.precision(),
+        context,
+        shares,
+        store: ResultsStore::open(kept, &routers, &tasks, config, context)?,
+        failures,
+    };
+    let chance = args.chance.then(|| run.score_chance(&tasks)).transpose()?;
+    run.score(&pairs, &prepared)?;
+    if run.store.now.routers().next().is_none() {
+        return run.failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
-    let experts = opened.as_ref().map_or(&[][..], |opened| opened.experts.names());
-    run.output(&args, (&names, &store.now), (&shares, experts), &failures)?;
-    failures.outcome(true)
+    args.output(&run, &names, opened.as_ref().map_or(&[], |opened| opened.experts.names()))?;
+    run.failures.outcome(true)
 }
 
-/// What all evaluations of a run share.
-struct EvalRun<'a> {
-    base: &'a Base,
-    tokenizer: &'a Tokenizer,
+/// What is evaluated on what.
+struct EvalInputs<'a> {
+    routers: &'a [RouterArg],
     tasks: &'a [Task],
-    options: &'a EvalOptions,
-    precision: TokenPrecision,
-    context: &'a CommandContext,
-}
-
-/// The chance level's name among the routers.
-const CHANCE: &str = "chance";
-
-impl EvalRun<'_> {
-    /// Prints the results of the routers, and writes the report.
-    fn output(
-        &self,
-        args: &EvalArgs,
-        (routers, results): (&[&str], &Results),
-        (shares, experts): (&RoutingShares, &[String]),
-        failures: &Failures,
-    ) -> Result<()> {
-        let mut document = serde_json::to_value(results)?;
-        if !failures.all().is_empty() {
-            document["errors"] = json!(failures.all());
-        }
-        let gains = gains(results, routers, self.tasks);
-        if !gains.is_empty() {
-            document["gains"] = json!(gains);
-        }
-        if let Some(path) = &args.report {
-            let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-            let (routing, lead) = (self.routing(routers, shares, experts), args.lead(self.base));
-            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, routing: &routing, lead };
-            make_parent(path)?;
-            write_file(path, scores_page::html(&page)?.as_bytes())?;
-        }
-        let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
-        self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
-    }
-
-    /// Where the routers that choose among experts sent the rows of each task.
-    fn routing<'r>(
-        &'r self,
-        routers: &[&'r str],
-        shares: &RoutingShares,
-        experts: &'r [String],
-    ) -> Vec<RoutedTasks<'r>> {
-        let of_router = |(number, &router): (usize, &&'r str)| {
-            let of_task = |(index, task): (usize, &'r Task)| {
-                let shares = shares.of(number, index, experts.len())?;
-                Some(RoutedTask { task: &task.name, shares })
-            };
-            let tasks: Vec<RoutedTask> = self.tasks.iter().enumerate().filter_map(of_task).collect();
-            (!tasks.is_empty()).then_some(RoutedTasks { router, experts, tasks })
-        };
-        routers.iter().enumerate().filter_map(of_router).collect()
-    }
-
-    /// Scores the chance level, and returns its name.
-    fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
-        for task in tasks {
-            let scores = score_chance(task, self.options)?;
-            if !scores.metrics.is_empty() {
-                store.keep(CHANCE, &task.name, &scores)?;
-            }
-        }
-        Ok(CHANCE)
-    }
-
-    /// Evaluates the pairs of this process, into `store` or `failures`.
-    fn evaluate(
-        &self,
-        (pairs, prepared): (&EvaluatedPairs, &[PreparedRouter]),
-        shares: &mut RoutingShares,
-        store: &mut ResultsStore,
-        failures: &mut Failures,
-    ) -> Result<()> {
-        let bar = progress_bar::bar(&self.context.output, pairs.count() as u64, "eval");
-        // Rows are cut alike for all routers.
-        let mut noticed = BTreeSet::new();
-        for (number, (router, prepared)) in pairs.routers.iter().zip(prepared).enumerate() {
-            let own = |(index, _): &(usize, &Task)| pairs.has(number, *index);
-            for (index, task) in self.tasks.iter().enumerate().filter(own) {
-                let Some(RoutedPatches { patches, templates }) = prepared.of(index) else {
-                    bar.inc(1);
-                    continue;
-                };
-                let (base, tokenizer, routing) = (self.base, self.tokenizer, templates.as_ref());
-                let model = PatchedModel { base, tokenizer, patches, routing, precision: self.precision };
-                let scores = evaluate(&model, task, self.options, &mut |rows| {
-                    bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
-                });
-                shares.count(number, index);
-                match scores {
-                    Ok(scores) => {
-                        let notice = truncation::notice(task, &scores, self.base.config().max_positions);
-                        if let Some(notice) = notice.filter(|_| noticed.insert(index)) {
-                            bar.suspend(|| self.context.output.warn(notice));
-                        }
-                        store.keep(&router.text, &task.name, &scores)?;
-                    }
-                    Err(error) => {
-                        let name = Some(task.name.as_str());
-                        let add = || failures.add(Some(&router.text), name, error.into(), self.context);
-                        bar.suspend(add)?;
-                    }
-                }
-                bar.inc(1);
-            }
-        }
-        bar.finish_and_clear();
-        Ok(())
-    }
+    /// The tasks of `--fit`.
+    fit: &'a [Task],
+    library: Option<&'a OpenLibrary>,
+    base: &'a Base,
 }
 
 /// Warns of rows to fit to that no router uses, and of routers that are scored on the rows they are fitted to.
@@ -329,6 +229,49 @@ impl EvalArgs {
         Ok(base)
     }
 
+    /// The configuration that results.json records.
+    fn config<'a>(&'a self, inputs: &EvalInputs<'a>, seed: u64) -> Result<EvalConfig<'a>> {
+        let EvalInputs { routers, tasks, fit, library, base } = *inputs;
+        Ok(EvalConfig {
+            base: EvaluatedBase::of(base),
+            dtype: base.dtype_override().map(|dtype| dtype.as_str()),
+            experts: library.map(|opened| opened.library.expert_names()).transpose()?,
+            // Without a library no router is fitted.
+            fit: if library.is_some() { fit.iter().map(TaskDocument::of).collect() } else { Vec::new() },
+            library: self.library.as_deref(),
+            limit: self.limit,
+            num_fewshot: self.num_fewshot,
+            quantize_activations: self.quantize_activations,
+            routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
+            seed,
+            split: self.split,
+            tasks: tasks.iter().map(EvaluatedTask::of).collect(),
+            encoding: Some(self.encoding.encoding()).filter(|encoding| *encoding != RowEncoding::default()),
+        })
+    }
+
+    /// Prints the results of the routers, and writes the report.
+    fn output(&self, run: &EvalRun, routers: &[&str], experts: &[String]) -> Result<()> {
+        let results = &run.store.now;
+        let mut document = serde_json::to_value(results)?;
+        if !run.failures.all().is_empty() {
+            document["errors"] = json!(run.failures.all());
+        }
+        let gains = gains(results, routers, run.tasks);
+        if !gains.is_empty() {
+            document["gains"] = json!(gains);
+        }
+        if let Some(path) = &self.report {
+            let tasks: Vec<&str> = run.tasks.iter().map(|task| task.name.as_str()).collect();
+            let (routing, lead) = (run.routed_tasks(routers, experts), self.lead(run.base));
+            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, routing: &routing, lead };
+            make_parent(path)?;
+            write_file(path, scores_page::html(&page)?.as_bytes())?;
+        }
+        let text = || [tables(results, routers, run.tasks)].into_iter().chain(gain_table::text(&gains, routers));
+        run.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
+    }
+
     /// What is evaluated, for the report.
     fn lead(&self, base: &Base) -> String {
         let library = self.library.as_ref().map_or(String::new(), |path| format!(", experts of {}", path.display()));
@@ -353,12 +296,13 @@ impl EvalArgs {
 /// Opens the library if a router needs it, with the experts that the routers serve. A missing library is an error even if
 /// no router needs it.
 fn library(
-    args: &EvalArgs,
-    (routers, tasks): (&[RouterArg], &[Task]),
+    root: Option<&Path>,
+    routers: &[RouterArg],
+    tasks: &[Task],
     base: &Base,
     context: &CommandContext,
 ) -> Result<Option<OpenLibrary>> {
-    let Some(root) = &args.library else { return Ok(None) };
+    let Some(root) = root else { return Ok(None) };
     if routers.iter().all(|typed| !typed.router.uses_experts()) {
         Library::open(root)?;
         return Ok(None);
@@ -374,80 +318,4 @@ fn served(library: &Library, routers: &[RouterArg], tasks: &[Task]) -> Result<Ve
     let experts = experts.collect::<Result<Vec<_>>>()?;
     let of_each: Option<Vec<Vec<String>>> = routers.iter().map(|typed| typed.router.served(&tasks, &experts)).collect();
     Ok(of_each.into_iter().flatten().flatten().collect())
-}
-
-/// The configuration recorded in results.json.
-#[derive(Serialize)]
-struct EvalConfig<'a> {
-    base: BaseConfig<'a>,
-    dtype: Option<&'static str>,
-    /// All experts of the library.
-    experts: Option<Vec<String>>,
-    fit: Vec<TaskDocument<'a>>,
-    library: Option<&'a Path>,
-    limit: Option<NonZeroUsize>,
-    /// Train rows before each prompt.
-    #[serde(skip_serializing_if = "is_zero")]
-    num_fewshot: usize,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    quantize_activations: bool,
-    /// Each router as typed, with all its settings.
-    routers: BTreeMap<&'a str, String>,
-    seed: u64,
-    split: Split,
-    tasks: Vec<EvaluatedTask<'a>>,
-    /// How rows become tokens, if not as by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<RowEncoding>,
-}
-
-/// A task in [`EvalConfig`].
-#[derive(Serialize)]
-struct EvaluatedTask<'a> {
-    #[serde(flatten)]
-    identity: TaskDocument<'a>,
-    /// The number of its rows in all splits.
-    rows: usize,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
-}
-
-/// The base in [`EvalConfig`].
-#[derive(Serialize)]
-struct BaseConfig<'a> {
-    name: &'a str,
-    fingerprint: &'a str,
-}
-
-impl<'a> EvalConfig<'a> {
-    fn new(
-        args: &'a EvalArgs,
-        routers: &'a [RouterArg],
-        tasks: &'a [Task],
-        (library, fit): (Option<&'a OpenLibrary>, &'a [Task]),
-        (base, seed): (&'a Base, u64),
-    ) -> Result<Self> {
-        let identity = base.identity();
-        Ok(Self {
-            base: BaseConfig { name: &identity.name, fingerprint: &identity.fingerprint },
-            dtype: base.dtype_override().map(|dtype| dtype.as_str()),
-            experts: library.map(|opened| opened.library.expert_names()).transpose()?,
-            // Without a library no router is fitted.
-            fit: if library.is_some() { fit.iter().map(TaskDocument::of).collect() } else { Vec::new() },
-            library: args.library.as_deref(),
-            limit: args.limit,
-            num_fewshot: args.num_fewshot,
-            quantize_activations: args.quantize_activations,
-            routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
-            seed,
-            split: args.split,
-            tasks: tasks
-                .iter()
-                .map(|task| EvaluatedTask { identity: TaskDocument::of(task), rows: task.count(Split::All) })
-                .collect(),
-            encoding: Some(args.encoding.encoding()).filter(|encoding| *encoding != RowEncoding::default()),
-        })
-    }
 }

@@ -1,5 +1,7 @@
 //! Evaluation runs: which rows are scored, where they are routed, failures, and results on disk.
 
+pub mod eval_config;
+pub mod eval_run;
 pub mod evaluated_pairs;
 pub mod failures;
 pub mod prepared_routers;

@@ -1,0 +1,77 @@
+//! The configuration of an evaluation, as results.json records it.
+
+use crate::args::task_args::TaskDocument;
+use lorakit_model::Base;
+use lorakit_task::{RowEncoding, Split, Task};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// The configuration recorded in results.json.
+#[derive(Serialize)]
+pub struct EvalConfig<'a> {
+    /// The base.
+    pub base: EvaluatedBase<'a>,
+    /// The dtype, if it is not that of the base's file.
+    pub dtype: Option<&'static str>,
+    /// All experts of the library.
+    pub experts: Option<Vec<String>>,
+    /// The tasks of `--fit`.
+    pub fit: Vec<TaskDocument<'a>>,
+    /// The library.
+    pub library: Option<&'a Path>,
+    /// The most rows of a task.
+    pub limit: Option<NonZeroUsize>,
+    /// Train rows before each prompt.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub num_fewshot: usize,
+    /// Whether activations are rounded to 8 bits.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub quantize_activations: bool,
+    /// Each router as typed, with all its settings.
+    pub routers: BTreeMap<&'a str, String>,
+    /// The seed.
+    pub seed: u64,
+    /// The split whose rows are scored.
+    pub split: Split,
+    /// The tasks.
+    pub tasks: Vec<EvaluatedTask<'a>>,
+    /// How rows become tokens, if not as by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<RowEncoding>,
+}
+
+/// A task in [`EvalConfig`].
+#[derive(Serialize)]
+pub struct EvaluatedTask<'a> {
+    #[serde(flatten)]
+    identity: TaskDocument<'a>,
+    /// The number of its rows in all splits.
+    rows: usize,
+}
+
+impl<'a> EvaluatedTask<'a> {
+    /// Of a task.
+    pub fn of(task: &'a Task) -> Self {
+        Self { identity: TaskDocument::of(task), rows: task.count(Split::All) }
+    }
+}
+
+/// The base in [`EvalConfig`].
+#[derive(Serialize)]
+pub struct EvaluatedBase<'a> {
+    name: &'a str,
+    fingerprint: &'a str,
+}
+
+impl<'a> EvaluatedBase<'a> {
+    /// Of a base.
+    pub fn of(base: &'a Base) -> Self {
+        Self { name: &base.identity().name, fingerprint: &base.identity().fingerprint }
+    }
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
