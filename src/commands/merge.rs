@@ -227,7 +227,8 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     }
     let rounding = match (&base, &opened) {
         (Some(place), Some(base)) if args.into_base => {
-            Some(write_base(&args, &library, (place, base), (&merged.adapter, &record), context)?)
+            let record = MergedBaseRecord::new(&record, &library, base.identity(), place.record()?)?;
+            Some(write_base(&args, place, &merged.adapter, &record, context)?)
         }
         _ => {
             let identity = opened.as_ref().map(Base::identity);
@@ -276,15 +277,15 @@ fn write_folder(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Res
     if args.overwrite { replace_folder(&args.out, fill) } else { create_folder(&args.out, fill) }
 }
 
+/// Writes the base with an adapter merged into its weights.
 fn write_base(
     args: &MergeArgs,
-    library: &Library,
-    (place, base): (&ResolvedBase, &Base),
-    (adapter, record): (&Adapter, &MergeRecord),
+    place: &ResolvedBase,
+    adapter: &Adapter,
+    record: &MergedBaseRecord,
     context: &CommandContext,
 ) -> Result<Rounding> {
-    let merged = MergedBaseRecord::new(record, library, base.identity(), place.record()?)?;
-    let mut text = serde_json::to_string_pretty(&merged)?;
+    let mut text = serde_json::to_string_pretty(record)?;
     text.push('\n');
     let mut rounding = Rounding::default();
     write_folder(args, |folder| {

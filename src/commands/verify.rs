@@ -258,7 +258,7 @@ impl<'a> Verifier<'a> {
                 let added = self.merged_logits(&of.adapter)?;
                 kept = coarser(kept, added.kept);
                 let beyond = LogitDifference::of(&added.exact, &unmerged.logits)?;
-                self.compare(&of.name, &added.rounded, &unmerged, (added.rounding, beyond))
+                self.compare(&of.name, &added.rounded, &unmerged, Explained { rounding: added.rounding, beyond })
             };
             let mut added = added;
             compared.push(added().with_context(|| format!("expert `{}`", of.name))?);
@@ -279,7 +279,10 @@ impl<'a> Verifier<'a> {
             adapter.check_against(&self.base.adaptable_modules())?;
             let merged = self.logits(self.base, &alone(&adapter, self.base)?)?;
             let beyond = LogitDifference::of(&merged, &unmerged.logits)?;
-            return Ok((vec![self.compare(&recipe.name, &merged, &unmerged, (None, beyond))?], StorageDtype::F32));
+            return Ok((
+                vec![self.compare(&recipe.name, &merged, &unmerged, Explained { rounding: None, beyond })?],
+                StorageDtype::F32,
+            ));
         }
         ensure!(folder.join("config.json").is_file(), "has neither adapter_config.json nor config.json");
         if let Some(record) = read_merged_base_record(folder)? {
@@ -296,18 +299,14 @@ impl<'a> Verifier<'a> {
         let added = self.merged_logits(&recipe.merged)?;
         let beyond =
             LogitDifference::of(&merged, &added.rounded)?.max(LogitDifference::of(&added.exact, &unmerged.logits)?);
-        let compared = self.compare(&recipe.name, &merged, &unmerged, (added.rounding, beyond))?;
+        let compared =
+            self.compare(&recipe.name, &merged, &unmerged, Explained { rounding: added.rounding, beyond })?;
         Ok((vec![compared], added.kept))
     }
 
     /// Compares the logits of a merge with the unmerged ones.
-    fn compare(
-        &self,
-        name: &str,
-        merged: &Tensor,
-        unmerged: &Unmerged,
-        (rounding, beyond): (Option<f64>, LogitDifference),
-    ) -> Result<Comparison> {
+    fn compare(&self, name: &str, merged: &Tensor, unmerged: &Unmerged, explained: Explained) -> Result<Comparison> {
+        let Explained { rounding, beyond } = explained;
         Ok(Comparison {
             name: name.to_owned(),
             difference: LogitDifference::of(merged, &unmerged.logits)?.largest,
@@ -338,6 +337,13 @@ impl<'a> Verifier<'a> {
         let exact = logits(MergePrecision::Exact)?;
         Ok(MergedLogits { rounding: Some(LogitDifference::of(&rounded, &exact)?.largest), exact, rounded, kept })
     }
+}
+
+/// What of a difference rounding the merged weights explains, and what is beyond.
+struct Explained {
+    /// None where nothing is rounded.
+    rounding: Option<f64>,
+    beyond: LogitDifference,
 }
 
 /// Logits of a base with an adapter merged in.

@@ -224,7 +224,7 @@ fn evidence_routes_a_prompt_to_the_experts_of_similar_tasks() {
 #[test]
 fn tasks_with_equal_prompts_share_the_weight() {
     let library = uneven();
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
+    let evidence = Evidence { far_tail: 0.0, near_tail: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     // The prompts of the first task again, as those of another expert.
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
     let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
@@ -240,7 +240,7 @@ fn tasks_with_equal_prompts_share_the_weight() {
 #[test]
 fn evidence_with_one_expert_equals_its_adapter() {
     let library = experts([expert("only", [("q", random(1, 3, INPUT, 8, 2.0))])], &qkv());
-    let evidence = Evidence { floor: 0.0, sure: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
+    let evidence = Evidence { far_tail: 0.0, near_tail: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     let x = prompts_of(&[1]);
     let learned = usual(&evidence, &library, &x, &eight_of_each(1), &[0]);
     assert_eq!(weighed(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);

@@ -70,7 +70,7 @@ impl Router for Uniform {
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |_, site, stack| scaled_patch(self, (experts, None), site, stack))
+        site_patches(experts, |_, site, stack| scaled_patch(self, AveragedExperts::all(experts), site, stack))
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn uniform_patch(
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    scaled_patch(&Uniform { mixing, ..Uniform::default() }, (experts, None), site, stack)
+    scaled_patch(&Uniform { mixing, ..Uniform::default() }, AveragedExperts::all(experts), site, stack)
 }
 
 /// The mean of all experts but one at a site; none if only that one changes it.
@@ -95,46 +95,61 @@ pub(crate) fn uniform_patch_without(
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    scaled_patch(&Uniform { mixing, ..Uniform::default() }, (experts, Some(left_out)), site, stack)
+    let averaged = AveragedExperts { experts, left_out: Some(left_out) };
+    scaled_patch(&Uniform { mixing, ..Uniform::default() }, averaged, site, stack)
 }
 
-/// The patch of one site, of the experts but one that may be left out.
+/// The experts whose mean is taken: all of a library, but one that may be left out.
+#[derive(Clone, Copy)]
+struct AveragedExperts<'a> {
+    experts: &'a LibraryStack,
+    left_out: Option<usize>,
+}
+
+impl<'a> AveragedExperts<'a> {
+    fn all(experts: &'a LibraryStack) -> Self {
+        Self { experts, left_out: None }
+    }
+
+    fn has(&self, expert: usize) -> bool {
+        Some(expert) != self.left_out
+    }
+
+    fn count(&self) -> usize {
+        self.experts.len() - usize::from(self.left_out.is_some())
+    }
+}
+
+/// The patch of one site.
 fn scaled_patch(
     uniform: &Uniform,
-    (experts, left_out): (&LibraryStack, Option<usize>),
+    averaged: AveragedExperts,
     site: &Site,
     stack: &Stack,
 ) -> Result<Option<Arc<dyn Patch>>> {
-    let changes = |(expert, _): (usize, &StackBlock)| Some(expert) != left_out;
-    if !stack.projections().flatten().any(changes) {
+    if !stack.projections().flatten().any(|(expert, _)| averaged.has(expert)) {
         return Ok(None);
     }
-    let n = experts.len() - usize::from(left_out.is_some());
-    let weight = uniform.scale / n as f32;
-    let grouped = match (uniform.mixing, left_out) {
+    let weight = uniform.scale / averaged.count() as f32;
+    let grouped = match (uniform.mixing, averaged.left_out) {
         (Mixing::Outputs, None) => stack.together(weight)?,
         (Mixing::Outputs, Some(left_out)) => {
             stack.weighed(|_, expert| if expert == left_out { 0.0 } else { weight })?
         }
-        (Mixing::Separate, _) => averaged((experts, left_out), uniform.scale, site, stack)?,
+        (Mixing::Separate, _) => mean_factors(averaged, uniform.scale, site, stack)?,
     };
     Ok(Some(Arc::new(EveryToken(SiteLora::Stacked(grouped)))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.
-fn averaged(
-    (experts, left_out): (&LibraryStack, Option<usize>),
-    scale: f32,
-    site: &Site,
-    stack: &Stack,
-) -> Result<GroupedLora> {
-    let n = experts.len() - usize::from(left_out.is_some());
-    let ranks = stack.equal_ranks(site, experts.names())?;
+fn mean_factors(averaged: AveragedExperts, scale: f32, site: &Site, stack: &Stack) -> Result<GroupedLora> {
+    let n = averaged.count();
+    let ranks = stack.equal_ranks(site, averaged.experts.names())?;
     let most = ranks.iter().copied().max().unwrap_or(0);
     let (mut a_means, mut b_means, mut own, mut before) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for (((_, columns), projection), rank) in site.columns().zip(stack.projections()).zip(ranks) {
         let blocks: Vec<StackBlock> =
-            projection.filter(|(expert, _)| Some(*expert) != left_out).map(|(_, block)| block.clone()).collect();
+            projection.filter(|(expert, _)| averaged.has(*expert)).map(|(_, block)| block.clone()).collect();
         let b = stack.b()?.narrow(1, columns.start, columns.len())?.contiguous()?;
         if rank > 0 {
             a_means.push(mean(stack.a()?, n, rank, blocks.iter().map(|block| (block.a.start, 1.0)))?);
