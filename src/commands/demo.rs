@@ -50,8 +50,7 @@ pub fn run(args: DemoArgs, context: &CommandContext) -> Result<()> {
     let scores = comparison::score(&setup, &libraries, &mut results, context)?;
     let routing = comparison::routing_by_family(&setup, &libraries.private)?;
     let relative_norm = RelativeNorms::of(&setup, &libraries.private)?;
-    let tasks = (setup.training.as_slice(), setup.held_out.as_slice());
-    let findings = Findings::of(&scores, (relative_norm, &clusters), &results, tasks);
+    let findings = Findings::of(&scores, &setup, relative_norm, &clusters, &results);
     let shown = DemoResults {
         setup: &setup,
         libraries: &libraries,

@@ -3,6 +3,7 @@
 use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, Summary, score_text};
 use super::pipeline::FamilyClusters;
 use super::relative_norm::RelativeNorms;
+use super::setup::Setup;
 use lorakit_cluster::ComparisonSpace;
 use lorakit_eval::{PairedDifference, Results, Score, Verdict};
 use lorakit_task::Task;
@@ -48,12 +49,13 @@ impl Findings {
     /// Reads them off the scores of the training tasks and of the held-out tasks.
     pub fn of(
         rows: &[ScoreRow],
-        (norms, clusters): (RelativeNorms, &FamilyClusters),
+        setup: &Setup,
+        norms: RelativeNorms,
+        clusters: &FamilyClusters,
         results: &Results,
-        (training, held_out): (&[Task], &[Task]),
     ) -> Self {
-        let scored = |name, tasks| ScoredTasks { name, tasks, results };
-        let (training, held_out) = (scored("training tasks", training), scored("held-out tasks", held_out));
+        let training = ScoredTasks { name: "training tasks", tasks: &setup.training, results };
+        let held_out = ScoredTasks { name: "held-out tasks", tasks: &setup.held_out, results };
         // Held-out tasks have no expert of their own: experts that know no task would be none to choose among.
         let testable = training.gain(OWN_EXPERT, BASE).is_some_and(|gain| gain.is_clearly_positive());
         let mut sentences = vec![distance(norms), agreement(clusters)];

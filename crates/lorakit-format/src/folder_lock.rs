@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::atomic;
@@ -30,7 +31,7 @@ const ENOLCK: i32 = 37;
 #[derive(Debug)]
 pub struct FolderLock {
     held: Held,
-    after_crash: bool,
+    after_crash: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl LockAttempt {
                 self.try_lease(expires)
             }
             Flock::HeldByOther => Ok(None),
-            Flock::Acquired { file, after_crash } => Ok(Some(FolderLock { held: Held::Flock(file), after_crash })),
+            Flock::Acquired { file, after_crash } => Ok(Some(FolderLock::new(Held::Flock(file), after_crash))),
         }
     }
 
@@ -87,11 +88,15 @@ impl LockAttempt {
 
     fn try_lease(&mut self, expires: Duration) -> Result<Option<FolderLock>, FormatError> {
         let lease = Lease::try_acquire(&self.folder, expires, &mut self.watch)?;
-        Ok(lease.map(|(lease, after_crash)| FolderLock { held: Held::Lease(lease), after_crash }))
+        Ok(lease.map(|(lease, after_crash)| FolderLock::new(Held::Lease(lease), after_crash)))
     }
 }
 
 impl FolderLock {
+    fn new(held: Held, after_crash: bool) -> Self {
+        Self { held, after_crash: AtomicBool::new(after_crash) }
+    }
+
     /// Checks that the lock is still this process's, which must precede every change: a process that was suspended for
     /// longer than a lease lasts may have lost it.
     ///
@@ -106,15 +111,26 @@ impl FolderLock {
 
     /// Whether the previous holder ended without releasing the lock, and may have left something half done.
     pub fn after_crash(&self) -> bool {
-        self.after_crash
+        self.after_crash.load(Ordering::Relaxed)
+    }
+
+    /// Says that this is done or undone. A lock that is released before says to its next holder what it said to this one.
+    pub fn recovered(&self) {
+        self.after_crash.store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        if let Held::Flock(file) = &self.held {
-            // If this fails, the next holder looks for leftovers in vain.
-            let _ = file.set_len(0);
+        let after_crash = self.after_crash();
+        match &mut self.held {
+            Held::Flock(_) if after_crash => {}
+            Held::Flock(file) => {
+                // If this fails, the next holder looks for leftovers in vain.
+                let _ = file.set_len(0);
+            }
+            Held::Lease(lease) if after_crash => lease.abandon(),
+            Held::Lease(_) => {}
         }
     }
 }
@@ -186,6 +202,10 @@ mod tests {
         assert!(!attempt().unwrap().after_crash());
         fs::write(folder.path().join(LOCK_FILE), "x").unwrap();
         assert!(attempt().unwrap().after_crash(), "a killed process left its mark");
+        let again = attempt().unwrap();
+        assert!(again.after_crash(), "it stays until somebody has recovered");
+        again.recovered();
+        drop(again);
         assert!(!attempt().unwrap().after_crash());
     }
 

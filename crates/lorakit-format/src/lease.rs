@@ -36,6 +36,8 @@ pub(crate) struct Lease {
     owner: String,
     beating: Arc<Beating>,
     thread: Option<JoinHandle<()>>,
+    /// Whether it is to end as if its holder had been killed.
+    abandoned: bool,
 }
 
 /// What a waiting process saw of the current lease.
@@ -107,8 +109,13 @@ impl Lease {
             let owner = owner.clone();
             move || beating.run(file, &owner, expires / BEATS)
         });
-        let lease = Self { folder: folder.to_owned(), epoch, owner, beating, thread: Some(thread) };
+        let lease = Self { folder: folder.to_owned(), epoch, owner, beating, thread: Some(thread), abandoned: false };
         Ok(Some((lease, after_crash)))
+    }
+
+    /// Ends this lease, once it is dropped, as if its holder had been killed.
+    pub(crate) fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     /// Checks that no other process has taken over.
@@ -131,7 +138,7 @@ impl Drop for Lease {
             // It cannot panic; if it did, the lease expires.
             let _ = thread.join();
         }
-        if self.ensure_held().is_ok() {
+        if !self.abandoned && self.ensure_held().is_ok() {
             let text = format!("{RELEASED}{}\n", self.owner);
             // If this fails, the lease expires.
             let _ = File::create(path(&self.folder, self.epoch)).and_then(|mut file| write_text(&mut file, &text));
@@ -290,5 +297,17 @@ mod tests {
         let taken: usize =
             std::thread::scope(|scope| [(); 8].map(|()| scope.spawn(wait)).map(|w| w.join().unwrap()).iter().sum());
         assert_eq!(taken, 1);
+    }
+
+    #[test]
+    fn an_abandoned_lease_ends_as_that_of_a_killed_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = LeaseWatch::default();
+        let (mut held, _) = acquire(folder.path(), SHORT, &mut watch).unwrap();
+        held.abandon();
+        drop(held);
+        assert!(acquire(folder.path(), SHORT, &mut watch).is_none(), "it has to expire");
+        std::thread::sleep(2 * SHORT);
+        assert!(acquire(folder.path(), SHORT, &mut watch).unwrap().1, "and tells of a crash");
     }
 }

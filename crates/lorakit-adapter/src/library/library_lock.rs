@@ -37,6 +37,11 @@ impl LibraryLock {
     pub(crate) fn after_crash(&self) -> bool {
         self.0.after_crash()
     }
+
+    /// Says that what the previous holder left half done is recovered.
+    pub(crate) fn recovered(&self) {
+        self.0.recovered();
+    }
 }
 
 /// Asked before each pause of a process that waits for a lock: whether it is to go on waiting.
@@ -65,10 +70,12 @@ pub(crate) fn acquire_alone(
             if !parts.contains_key(&folder) {
                 parts.insert(folder.clone(), attempt(root, &folder)?);
             }
-            if let Some(part) = parts.get_mut(&folder)
-                && part.try_acquire()?.is_none()
-            {
-                return Ok(None);
+            if let Some(part) = parts.get_mut(&folder) {
+                match part.try_acquire()? {
+                    // Nobody asks a part's lock for a crash: parts are recovered whenever they are locked.
+                    Some(lock) => lock.recovered(),
+                    None => return Ok(None),
+                }
             }
         }
         Ok(Some(lock))
@@ -95,6 +102,7 @@ fn try_recovered(library: &mut LockAttempt, recover: &Recover) -> Result<Option<
     let Some(lock) = library.try_acquire()?.map(LibraryLock::new) else { return Ok(None) };
     if lock.after_crash() {
         recover()?;
+        lock.recovered();
     }
     Ok(Some(lock))
 }

@@ -147,9 +147,11 @@ impl Library {
             let index = Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None };
             write_json(&root.join(INDEX_FILE), &index)?;
         }
-        // Giving the lock up, this process says that nothing is left to recover.
-        let after_crash = lock.as_ref().is_some_and(LibraryLock::after_crash);
-        if after_crash { Self::open(root)?.recover() } else { Ok(()) }
+        if let Some(lock) = lock.filter(LibraryLock::after_crash) {
+            Self::open(root)?.recover()?;
+            lock.recovered();
+        }
+        Ok(())
     }
 
     /// The base that library.json records now; another process may have recorded one since the library was opened.

@@ -61,6 +61,7 @@ impl Library {
                 // A look at every folder before each change would take longer the more experts there are.
                 if lock.after_crash() {
                     self.recover()?;
+                    lock.recovered();
                 }
                 return Ok(lock);
             }
@@ -81,8 +82,9 @@ impl Library {
         let folder = self.part_folder(id, part)?;
         fs::create_dir_all(&folder).within(|| format!("{}: cannot be created", folder.display()))?;
         let locks = library_lock::acquire_part(self.root(), &folder, keep_waiting, &|| self.recover())?;
-        if locks.is_some() {
+        if let Some((_, part)) = &locks {
             atomic::recover(&folder)?;
+            part.recovered();
         }
         Ok(locks)
     }
