@@ -34,6 +34,15 @@ pub enum FormatError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A pointer of Git LFS stands where a file is expected.
+    #[error(
+        "{}: a pointer of Git LFS instead of the file; run `git lfs pull` where the repository was cloned, or name it as \
+         hub:ORG/NAME", path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file that says how long a lease lasts holds something else.
     #[error("{}: holds `{}`; expected a number of seconds", path.display(), text.trim())]
     LeaseTime {

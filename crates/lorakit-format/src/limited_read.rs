@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::FormatError;
+use crate::lfs_pointer::refuse_lfs_pointer;
 
 /// The largest file of settings or records that is read, in bytes. An expert's record keeps its losses, of which a long
 /// training run has millions.
@@ -13,7 +14,7 @@ const SIZE_LIMIT: u64 = 1 << 28;
 /// Reads the text of a file of at most 256 MiB, without its byte order mark.
 ///
 /// # Errors
-/// If the file cannot be read, is longer (as a device may be), or is not UTF-8.
+/// If the file cannot be read, is longer (as a device may be), is not UTF-8, or is a pointer of Git LFS.
 pub fn read_text(path: &Path) -> Result<String, FormatError> {
     Ok(read_text_up_to(path, SIZE_LIMIT)?.trim_start_matches('\u{feff}').to_owned())
 }
@@ -27,6 +28,7 @@ pub fn read_text_up_to(path: &Path, limit: u64) -> Result<String, FormatError> {
     File::open(path)
         .and_then(|file| file.take(limit.saturating_add(1)).read_to_string(&mut text))
         .map_err(FormatError::io(path, "read"))?;
+    refuse_lfs_pointer(path, text.as_bytes())?;
     if text.len() as u64 > limit {
         return Err(FormatError::TooLong { path: path.to_owned(), limit });
     }

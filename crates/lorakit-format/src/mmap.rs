@@ -8,6 +8,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::error::FormatError;
+use crate::lfs_pointer::refuse_lfs_pointer;
 
 /// A read-only memory map of a file. Pages take memory from when they are read until they are released.
 #[derive(Debug)]
@@ -17,12 +18,13 @@ impl MappedFile {
     /// Maps the file at `path`, which must not be truncated while it is mapped.
     ///
     /// # Errors
-    /// If the file cannot be opened or mapped.
+    /// If the file cannot be opened or mapped, or is a pointer of Git LFS.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let file = File::open(path).map_err(FormatError::io(path, "opened"))?;
         // SAFETY: a map is sound as long as the file is not truncated. A library's files are only ever replaced by
         // renaming, which leaves the mapped one as it is; a base's files are the user's to leave alone.
         let map = unsafe { Mmap::map(&file) }.map_err(FormatError::io(path, "mapped"))?;
+        refuse_lfs_pointer(path, &map)?;
         Ok(Self(map))
     }
 

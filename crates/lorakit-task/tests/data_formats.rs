@@ -210,6 +210,27 @@ fn a_file_without_the_named_columns_is_an_error_that_names_it() {
 }
 
 #[test]
+fn files_that_are_not_what_their_names_say_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for (name, content, expected) in [
+        ("rows.parquet", &b"\xff\xfe\x00"[..], "does not begin with `PAR1`"),
+        ("rows.parquet.gz", &b"\xff\xfe\x00"[..], "does not begin with `PAR1`"),
+        ("rows.parquet", pointer.as_bytes(), "git lfs pull"),
+        ("rows.jsonl", pointer.as_bytes(), "git lfs pull"),
+    ] {
+        let path = folder.path().join(name).display().to_string();
+        fs::write(&path, content).unwrap();
+        let error = format!("{:#}", anyhow::Error::from(Task::load(&path, None).unwrap_err()));
+        assert!(error.contains(&path) && error.contains(expected), "{error}");
+    }
+    // Text in a file with another format's ending is read as what it is.
+    let path = folder.path().join("text.parquet").display().to_string();
+    fs::write(&path, "{\"input\": \"a\", \"output\": \"b\"}\n".repeat(4)).unwrap();
+    assert_eq!(Task::load(&path, None).unwrap()[0].count(Split::All), 4);
+}
+
+#[test]
 fn truncated_and_altered_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["snappy.parquet", "pages.parquet", "dataset/data-00000-of-00002.arrow"] {

@@ -27,8 +27,12 @@ impl FileFormat for Parquet {
         ".parquet"
     }
 
-    fn parse(&self, _: &Path, content: &[u8]) -> Result<Option<Document>> {
+    fn parse(&self, path: &Path, content: &[u8]) -> Result<Option<Document>> {
         if !content.starts_with(MAGIC) {
+            // Text of another format may have this ending; what is not text would be refused as such by the others.
+            if self.is_named(path) && std::str::from_utf8(content).is_err() {
+                return Err(Error::Data("not a Parquet file: it does not begin with `PAR1`".to_owned()));
+            }
             return Ok(None);
         }
         let refused = |error: ParquetError| Error::Data(format!("not a Parquet file: {error}"));
@@ -45,6 +49,14 @@ impl FileFormat for Parquet {
             append_rows(&batch, &mut budget, &mut rows)?;
         }
         Ok(Some(Document::Rows(rows)))
+    }
+}
+
+impl Parquet {
+    /// Whether a file has the ending of this format, compressed or not.
+    fn is_named(&self, path: &Path) -> bool {
+        let name = path.to_string_lossy();
+        name.trim_end_matches(".gz").ends_with(self.ending())
     }
 }
 

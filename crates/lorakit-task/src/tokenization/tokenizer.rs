@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lorakit_format::gguf::GgufValue;
+use lorakit_format::refuse_lfs_pointer;
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{AddedToken, Encoding, Tokenizer as HubTokenizer};
@@ -51,6 +52,7 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path)
             .map_err(Error::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
+        refuse_lfs_pointer(&path, &bytes).map_err(|error| Error::Data(error.to_string()))?;
         let read = |file: &str| -> Result<Value> { Ok(read_json(&folder.join(file))?.unwrap_or_default()) };
         let settings = Settings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
         let (special_map, added) = (read("special_tokens_map.json")?, read("added_tokens.json")?);
