@@ -179,7 +179,7 @@ fn adapt_fails_before_anything_is_written() {
     let work = Work::new();
     for (method, options, code, named) in [
         ("soup", &[][..], 2, "no_library, mean, shared"),
-        ("mean:rank=3", &[], 2, "mean has no settings"),
+        ("mean:rank=3", &[], 2, "`mean` has no settings"),
         ("lorahub:rows=0", &[], 2, "rows=0"),
         ("mean", &["--fraction", "0"], 2, "above 0"),
         ("shared", &[], 1, "--joint"),

@@ -344,7 +344,7 @@ fn wrong_merges_are_refused() {
         assert!(!Path::new(&work.path("out")).exists(), "a failure leaves no output");
     }
     for (method, options, part) in [
-        ("tise", &[][..], "known are: cat"),
+        ("tise", &[][..], "expected one of cat"),
         ("svd:rank=0", &[], "rank=largest"),
         ("cat", &["--into-base"], "--base"),
         ("cat", &["--weights=a"], "--weights"),

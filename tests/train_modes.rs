@@ -50,7 +50,7 @@ fn full_fine_tuning_writes_a_base() {
     let warnings = train(&library, &format!("{options} --set rank=9 --set splits=3")).ok().stderr;
     assert!(warnings.contains("unused settings: dropout, rank, splits"), "{warnings}");
     let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
-    assert!(message.contains("model 'full'") && message.contains("learning_rate was"), "{message}");
+    assert!(message.contains("model `full`") && message.contains("learning_rate was"), "{message}");
     assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);
     let check = || words(&format!("library check --json --library {}", library.display()));
     assert_eq!(check().json()["models"][0]["model"], "full");
@@ -98,7 +98,7 @@ fn two_stage_mbc() {
     assert!(train(&none, "--mbc 9").failed(1).contains("--mbc 9: expected at most 4, the number of tasks"));
     assert!(!none.exists(), "refused before the first stage");
     let message = train(&library, "--mbc 2 --set max_steps=1").failed(1);
-    assert!(message.contains("max_steps is 1"), "{message}");
+    assert!(message.contains("`max_steps` is 1"), "{message}");
     // Other clusters do not replace those that the experts were trained on.
     let before = fs::read(&file).unwrap();
     let message = train(&library, &options.replace("--mbc 2", "--mbc 3")).failed(1);
@@ -229,7 +229,7 @@ fn skills_do_not_replace_experts() {
     let own = format!("{}/experts/shift_up1", library.display());
     words(&format!("library add --library {} poly_1={own}", library.display())).ok();
     let message = train(&library, "--poly 2 --set max_steps=1").failed(1);
-    assert!(message.contains("'poly_1'") && message.contains("--restart"), "{message}");
+    assert!(message.contains("`poly_1`") && message.contains("--restart"), "{message}");
     train(&library, "--poly 3 --restart --set max_steps=1").ok();
     train(&library, "--poly 2 --restart --set max_steps=1").ok();
     let listed = words(&format!("library ls --json --library {}", library.display())).json();

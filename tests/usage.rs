@@ -192,8 +192,8 @@ fn huge_numbers_are_refused() {
         run(fixed.into_iter().chain(files)).failed(code)
     };
     // pico's widest projections of the attention are 128 by 128.
-    assert_contains(&train("rank=100000", 1), &["rank is 100000", "at most 128", "pico"]);
-    assert_contains(&train("rank=129", 1), &["rank is 129", "at most 128"]);
+    assert_contains(&train("rank=100000", 1), &["`rank` is 100000", "at most 128", "pico"]);
+    assert_contains(&train("rank=129", 1), &["`rank` is 129", "at most 128"]);
     assert_contains(&train("rank=1000000000", 2), &["rank", "at most"]);
     assert_contains(&train("batch_size=4294967296", 2), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());

@@ -91,7 +91,7 @@ pub fn ensure_rank(settings: &TrainConfig, base: &Base, context: &CommandContext
     let rank = settings.rank;
     ensure!(
         rank <= *most,
-        "setting rank is {rank}; expected at most {most}, the highest rank of a change of any target module of base `{}`",
+        "setting `rank` is {rank}; expected at most {most}, the highest rank of a change of any target module of base `{}`",
         base.identity().name
     );
     let full = sides.iter().filter(|(side, _)| rank > *side).count();

@@ -88,7 +88,7 @@ fn cluster(setup: &Setup, root: &Path, context: &CommandContext) -> Result<Famil
     let library = Library::open(root)?;
     let widths: BTreeMap<String, usize> = setup.base.modules().into_iter().map(|m| (m.path, m.input)).collect();
     let start = |module: &str| -> Result<Matrix> {
-        let input = *widths.get(module).with_context(|| format!("the base has no module {module}"))?;
+        let input = *widths.get(module).with_context(|| format!("the base has no module `{module}`"))?;
         Ok(Matrix::new(setup.config.rank, input, initial_a(context.seed, module, setup.config.rank, input))?)
     };
     let experts = ExpertSet::new(library.expert_names()?, |name| library.adapter(name))?.with_initial_a(start);

@@ -58,7 +58,7 @@ fn squared_norms(setup: &Setup) -> Result<BTreeMap<String, f64>> {
 }
 
 fn relative_norm(expert: &Adapter, weights: &BTreeMap<String, f64>) -> Result<f64> {
-    let weight = |path: &String| weights.get(path).with_context(|| format!("the base has no module {path}"));
+    let weight = |path: &String| weights.get(path).with_context(|| format!("the base has no module `{path}`"));
     let changed = expert.modules().keys().map(weight).sum::<Result<f64>>()?;
     Ok(expert.norm() / changed.sqrt())
 }

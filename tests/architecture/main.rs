@@ -1,8 +1,9 @@
 //! The architecture as crates/README.md describes it: which crate may use which, no circles of imports inside a crate,
-//! and no name used for two concepts.
+//! no name used for two concepts, and one way to quote names in errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod imports;
+mod messages;
 mod names;
 mod source;
 
@@ -186,4 +187,14 @@ fn no_name_stands_for_two_things() {
     let files: Vec<(PathBuf, String)> = folders.iter().flat_map(|folder| sources(folder)).collect();
     let repeated = names::repeated(&files);
     assert!(repeated.is_empty(), "names used more than once: {repeated:#?}");
+}
+
+#[test]
+fn errors_quote_names_in_backticks() {
+    for manifest in manifests().values() {
+        for (path, text) in sources(&manifest.with_file_name("src")) {
+            let wrong = messages::wrongly_quoted(&text);
+            assert!(wrong.is_empty(), "{}: {wrong:#?}", path.display());
+        }
+    }
 }

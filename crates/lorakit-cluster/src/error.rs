@@ -107,7 +107,7 @@ pub enum Error {
         distinct: usize,
     },
     /// A setting out of range.
-    #[error("{name} is {value}; expected {expected}")]
+    #[error("`{name}` is {value}; expected {expected}")]
     Setting {
         /// The setting's name.
         name: &'static str,

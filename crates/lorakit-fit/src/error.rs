@@ -57,7 +57,7 @@ pub enum FitError {
     },
     /// A cluster with a task that was not given.
     #[error(
-        "{place}: cluster `{cluster}` has the task `{task}`, which --tasks does not give; add it, or name a task so with {task}=FILE"
+        "{place}: cluster `{cluster}` has the task `{task}`, which --tasks does not give; add it, or name a task so with `{task}=FILE`"
     )]
     ClusterTask {
         /// Where the clusters are from.
@@ -167,7 +167,7 @@ pub enum FitError {
     #[error("{0}")]
     TooFewTasks(String),
     /// Too few steps for two stages.
-    #[error("--mbc: setting {name} is {found}; expected at least 2, since both stages need some")]
+    #[error("--mbc: setting `{name}` is {found}; expected at least 2, since both stages need some")]
     TooFewSteps {
         /// The setting.
         name: &'static str,
@@ -175,7 +175,7 @@ pub enum FitError {
         found: usize,
     },
     /// An adaptation method of an unknown name.
-    #[error("unknown method {name:?}; known are: {known}")]
+    #[error("unknown method `{name}`; expected one of {known}")]
     UnknownMethod {
         /// The name.
         name: String,
@@ -183,7 +183,7 @@ pub enum FitError {
         known: String,
     },
     /// Settings of an adaptation method that has none.
-    #[error("{name} has no settings; found {found:?}")]
+    #[error("`{name}` has no settings; found `{found}`")]
     NoSettings {
         /// The method.
         name: &'static str,

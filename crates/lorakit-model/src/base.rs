@@ -455,7 +455,7 @@ fn ensure_computes(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseO
     if config.encoder.is_none() || options.device.is_cpu() {
         return Ok(());
     }
-    let reason = format!("bases of architecture '{}' compute on a CPU only; use --device cpu", config.model_type);
+    let reason = format!("bases of architecture `{}` compute on a CPU only; use --device cpu", config.model_type);
     Err(ModelError::Checkpoint { place: checkpoint.place(), reason })
 }
 
@@ -496,7 +496,7 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<Ba
     if config.tied && differ()? {
         config.tied = false;
         config.notices.push(format!(
-            "{}: config.json ties the LM head to the embedding, but '{head}' differs from '{embedding}'; both are used, as \
+            "{}: config.json ties the LM head to the embedding, but `{head}` differs from `{embedding}`; both are used, as \
              in transformers 5",
             checkpoint.place()
         ));

@@ -50,7 +50,7 @@ pub enum ModelError {
         reason: String,
     },
     /// A tensor is missing, or has another shape or type than expected.
-    #[error("{place}: tensor '{tensor}' {reason}")]
+    #[error("{place}: tensor `{tensor}` {reason}")]
     Tensor {
         /// The file.
         place: String,
@@ -60,7 +60,7 @@ pub enum ModelError {
         reason: String,
     },
     /// An edited tensor has a value that its type cannot hold.
-    #[error("{place}: tensor '{tensor}' is not finite in {dtype:?} after the edit")]
+    #[error("{place}: tensor `{tensor}` is not finite in {dtype:?} after the edit")]
     NotFinite {
         /// The file.
         place: String,
@@ -70,7 +70,7 @@ pub enum ModelError {
         dtype: StorageDtype,
     },
     /// The caller's edit of a tensor failed.
-    #[error("{place}: tensor '{tensor}' cannot be edited")]
+    #[error("{place}: tensor `{tensor}` cannot be edited")]
     Edit {
         /// The file.
         place: String,

@@ -31,7 +31,7 @@ fn a_config_is_refused_by_file_and_key() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(
         &set("model_type", json!("mamba")),
-        &["config.json", "'model_type' is 'mamba'", "mistral, mistral3, ministral3, llama, phi, qwen2"],
+        &["config.json", "`model_type` is `mamba`", "mistral, mistral3, ministral3, llama, phi, qwen2"],
     );
     for (model_type, part) in [
         ("qwen3_moe", "mixtures of experts"),
@@ -41,22 +41,22 @@ fn a_config_is_refused_by_file_and_key() {
     ] {
         assert_says(&set("model_type", json!(model_type)), &[model_type, part, "supported are mistral"]);
     }
-    assert_says(&set("num_local_experts", json!(8)), &["'num_local_experts'", "mixtures of experts"]);
-    assert_says(&set("model_type", Value::Null), &["config.json", "'model_type' is missing"]);
-    assert_says(&set("vocab_size", Value::Null), &["config.json", "'vocab_size' is missing"]);
-    assert_says(&set("vocab_size", json!(-1)), &["'vocab_size' is -1", "a whole number above zero"]);
-    assert_says(&set("hidden_act", json!("gelu")), &["'hidden_act' is 'gelu'", "silu"]);
+    assert_says(&set("num_local_experts", json!(8)), &["`num_local_experts`", "mixtures of experts"]);
+    assert_says(&set("model_type", Value::Null), &["config.json", "`model_type` is missing"]);
+    assert_says(&set("vocab_size", Value::Null), &["config.json", "`vocab_size` is missing"]);
+    assert_says(&set("vocab_size", json!(-1)), &["`vocab_size` is -1", "a whole number above zero"]);
+    assert_says(&set("hidden_act", json!("gelu")), &["`hidden_act` is `gelu`", "silu"]);
     assert_says(&set("num_key_value_heads", json!(3)), &["num_attention_heads 4", "num_key_value_heads 3"]);
-    assert_says(&set("quantization_config", json!({"quant_method": "gptq"})), &["quantization_config", "'gptq'"]);
-    assert_says(&set("rope_parameters", json!({"rope_type": "axial"})), &["'axial'", "default, linear, dynamic"]);
+    assert_says(&set("quantization_config", json!({"quant_method": "gptq"})), &["quantization_config", "`gptq`"]);
+    assert_says(&set("rope_parameters", json!({"rope_type": "axial"})), &["`axial`", "default, linear, dynamic"]);
     let long = json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": 2});
-    assert_says(&set("rope_parameters", long), &["'short_factor' is a list of 1", "expected 6 numbers"]);
+    assert_says(&set("rope_parameters", long), &["`short_factor` is a list of 1", "expected 6 numbers"]);
 }
 
 #[test]
 fn weights_are_refused_by_file_and_tensor() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
-    assert_says(&set("vocab_size", json!(33)), &["model.safetensors", "'model.embed_tokens.weight'", "[33, 32]"]);
+    assert_says(&set("vocab_size", json!(33)), &["model.safetensors", "`model.embed_tokens.weight`", "[33, 32]"]);
     assert_says(&set("num_hidden_layers", json!(9)), &["model.layers.2.", "is missing"]);
     assert_says(&set("num_hidden_layers", json!(1)), &["model.safetensors", "'model.layers.1.", "different models"]);
 }

@@ -60,7 +60,7 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
     }
     let base = open(folder.path());
     let message = &base.config().notices[0];
-    assert!(message.contains("model.safetensors") && message.contains("'lm_head.weight' differs"), "{message}");
+    assert!(message.contains("model.safetensors") && message.contains("`lm_head.weight` differs"), "{message}");
 }
 
 fn rope_of(change: impl FnOnce(&mut Value)) -> BaseConfig {
@@ -90,7 +90,7 @@ fn rope_scaling_and_the_flat_keys_go_before_rope_parameters() {
         config["rope_scaling"] = scaling.clone();
     });
     assert_eq!(both.attention, alone.attention);
-    assert!(both.notices[0].contains("'rope_scaling' and 'rope_parameters' are both there"), "{:?}", both.notices);
+    assert!(both.notices[0].contains("`rope_scaling` and `rope_parameters` are both there"), "{:?}", both.notices);
     // An empty one says nothing.
     assert_eq!(rope_of(|config| config["rope_scaling"] = json!({})), rope_of(|_| ()));
 }
@@ -103,7 +103,7 @@ fn gemma_3_does_not_cap_its_scores_and_says_so() {
     json["attn_logit_softcapping"] = Value::Null;
     let plain = BaseConfig::parse(&json.to_string(), "config.json").unwrap();
     assert_eq!((capped.scales, plain.notices.len()), (plain.scales, 0));
-    assert!(capped.notices[0].contains("'attn_logit_softcapping' is 6.0"), "{:?}", capped.notices);
+    assert!(capped.notices[0].contains("`attn_logit_softcapping` is 6.0"), "{:?}", capped.notices);
 }
 
 /// The text model of a multimodal folder, by the names of transformers 5 and by those before.

@@ -262,7 +262,7 @@ fn the_text_models_of_mistral_s_multimodal_folders() {
     config["text_config"].as_object_mut().unwrap().remove("rope_parameters");
     assert_eq!(read(&config), base);
     config["text_config"]["model_type"] = "mistral4".into();
-    assert!(refusal(&config).contains("'mistral4'"));
+    assert!(refusal(&config).contains("`mistral4`"));
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn other_bases_are_refused_with_what_is_missing() {
         ("phi4_multimodal", "images"),
     ] {
         let message = refusal(&json!({ "model_type": model_type }));
-        assert!(message.contains(&format!("'{model_type}', which needs")) && message.contains(missing), "{message}");
+        assert!(message.contains(&format!("`{model_type}`, which needs")) && message.contains(missing), "{message}");
     }
     // Names that say nothing.
     for (keys, missing) in [
@@ -300,8 +300,8 @@ fn other_bases_are_refused_with_what_is_missing() {
         let mut config = keys;
         config["model_type"] = "newest".into();
         let message = refusal(&config);
-        assert!(message.contains("'newest', which needs") && message.contains(missing), "{message}");
+        assert!(message.contains("`newest`, which needs") && message.contains(missing), "{message}");
     }
     let message = refusal(&json!({ "model_type": "newest" }));
-    assert!(message.contains("'newest'; supported are mistral, mistral3"), "{message}");
+    assert!(message.contains("`newest`; supported are mistral, mistral3"), "{message}");
 }

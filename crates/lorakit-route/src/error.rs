@@ -15,7 +15,7 @@ type Named<T> = (String, T);
 #[non_exhaustive]
 pub enum RouteError {
     /// A name that no method has.
-    #[error("unknown {kind} {name:?}; known are: {known}")]
+    #[error("unknown {kind} `{name}`; expected one of {known}")]
     UnknownMethod {
         /// What was named: a router, a merge, or a fitted merge.
         kind: &'static str,
@@ -36,7 +36,7 @@ pub enum RouteError {
     },
     /// An adapter changes a module that the base does not have, or that no site has.
     #[error(
-        "the expert {expert} has the module {module}, which no site of this base has (a module there is {example}): was it trained on another base?"
+        "the expert `{expert}` has the module `{module}`, which no site of this base has (a module there is `{example}`): was it trained on another base?"
     )]
     UnknownModule {
         /// The expert's name.
@@ -48,7 +48,7 @@ pub enum RouteError {
     },
     /// A method that fits weights of layers, and an adapter that changes the embedding or the head.
     #[error(
-        "{method} fits weights in the layers alone, and the library changes {module}; use another method, or experts that leave {module} as it is"
+        "{method} fits weights in the layers alone, and the library changes `{module}`; use another method, or experts that leave `{module}` as it is"
     )]
     OutsideLayers {
         /// The method's name.
@@ -58,7 +58,7 @@ pub enum RouteError {
     },
     /// An adapter's matrices do not have the widths of the module that they change.
     #[error(
-        "the expert {expert} changes {module} as {found:?} features (in, out), and this base has {expected:?} there: was it trained on another base?"
+        "the expert `{expert}` changes `{module}` as {found:?} features (in, out), and this base has {expected:?} there: was it trained on another base?"
     )]
     Widths {
         /// The expert's name.
@@ -71,10 +71,10 @@ pub enum RouteError {
         expected: (usize, usize),
     },
     /// Two experts have one name.
-    #[error("two experts have the name {0}: names must differ")]
+    #[error("two experts have the name `{0}`: names must differ")]
     SameName(String),
     /// A name that no expert has.
-    #[error("no expert has the name {name}; there are: {known}")]
+    #[error("no expert has the name `{name}`; there are: {known}")]
     UnknownExpert {
         /// The name asked for.
         name: String,
@@ -82,7 +82,7 @@ pub enum RouteError {
         known: String,
     },
     /// The oracle finds no expert for a task.
-    #[error("no expert was trained on the task {task}, and none has its name; there are (with their tasks): {known}")]
+    #[error("no expert was trained on the task `{task}`, and none has its name; there are (with their tasks): {known}")]
     NoExpertForTask {
         /// The task's name.
         task: String,
@@ -90,7 +90,7 @@ pub enum RouteError {
         known: String,
     },
     /// The oracle finds more than one expert for a task.
-    #[error("several experts were trained on the task {task}: {experts}; name the one to use, as in expert:{first}")]
+    #[error("several experts were trained on the task `{task}`: {experts}; name the one to use, as in expert:{first}")]
     SeveralExpertsForTask {
         /// The task's name.
         task: String,
@@ -104,7 +104,7 @@ pub enum RouteError {
     NoTask,
     /// Mixing A and B separately adds A's of different rank.
     #[error(
-        "mixing=separate adds the A's of {module}, whose ranks differ: {} has rank {}, {} has rank {}; use mixing=outputs, which takes any ranks",
+        "mixing=separate adds the A's of `{module}`, whose ranks differ: `{}` has rank {}, `{}` has rank {}; use mixing=outputs, which takes any ranks",
         .first.0, .first.1, .second.0, .second.1
     )]
     UnequalRanks {
@@ -117,7 +117,7 @@ pub enum RouteError {
     },
     /// LoraHub as published takes experts of equal modules, ranks and scales.
     #[error(
-        "lorahub:mode=as-published adds the A's and the B's of {module}, and the experts {first} and {second} differ there: {why}; lorahub without a mode takes any"
+        "lorahub:mode=as-published adds the A's and the B's of `{module}`, and the experts `{first}` and `{second}` differ there: {why}; lorahub without a mode takes any"
     )]
     AsPublished {
         /// The module's path.
@@ -131,7 +131,7 @@ pub enum RouteError {
     },
     /// One prototype for a whole site needs one A there.
     #[error(
-        "tie=site takes one A for the projections of site {site}, and those of the expert {expert} differ: use tie=none, which gives each projection its own prototype"
+        "tie=site takes one A for the projections of site `{site}`, and those of the expert `{expert}` differ: use tie=none, which gives each projection its own prototype"
     )]
     UntiedA {
         /// The site's key.
@@ -140,11 +140,11 @@ pub enum RouteError {
         expert: String,
     },
     /// A router that is fitted was not given its state.
-    #[error("the router {0} is fitted to rows, and was not given what was fitted")]
+    #[error("the router `{0}` is fitted to rows, and was not given what was fitted")]
     MissingState(String),
     /// The state of a router does not fit the library.
     #[error(
-        "the router's state has no matrix {name} of the shape {expected:?} (it has {}): it belongs to another library",
+        "the router's state has no matrix `{name}` of the shape {expected:?} (it has {}): it belongs to another library",
         .found.map_or("none of that name".to_owned(), |shape| format!("one of {shape:?}"))
     )]
     StateMismatch {
@@ -167,7 +167,7 @@ pub enum RouteError {
         found: usize,
     },
     /// A router is fitted to the rows of each expert, and one has none.
-    #[error("no row of the expert {0} was seen: the router is fitted to rows of every expert's own tasks")]
+    #[error("no row of the expert `{0}` was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
     /// The spread of a task's prompts cannot be estimated from one of them.
     #[error("{0} prompts to learn from, and no two of one task: give tasks of more rows, or rows=N with N at least 2")]
@@ -182,7 +182,7 @@ pub enum RouteError {
     OtherRows,
     /// Subtracting general knowledge by factors subtracts A's of different rank.
     #[error(
-        "gks=factors subtracts the A's of {module}, whose ranks differ: {} has rank {}, {} has rank {}; use gks=deltas, which takes any ranks",
+        "gks=factors subtracts the A's of `{module}`, whose ranks differ: `{}` has rank {}, `{}` has rank {}; use gks=deltas, which takes any ranks",
         .first.0, .first.1, .second.0, .second.1
     )]
     SubtractionRanks {
@@ -211,20 +211,20 @@ pub enum RouteError {
     #[error("none of the experts changes any module, so there is nothing to merge")]
     NoModules,
     /// Two experts of a merge have one name.
-    #[error("two experts have the name {0}: names must differ, for they seed what is drawn")]
+    #[error("two experts have the name `{0}`: names must differ, for they seed what is drawn")]
     SameSeed(String),
     /// Weights that do not belong to the experts one by one.
-    #[error("expected {experts} weights{module}, one per expert; found {weights}")]
+    #[error("expected {experts} weights{scope}, one per expert; found {weights}")]
     WeightCount {
         /// How many weights there are.
         weights: usize,
         /// How many experts there are.
         experts: usize,
-        /// ` for MODULE`, if the weights are those of one module.
-        module: String,
+        /// The words `for` and the module, if the weights are those of one module.
+        scope: String,
     },
     /// A weight that is not a finite number.
-    #[error("the weight of the expert {expert} is {weight}: a finite number is needed")]
+    #[error("the weight of the expert `{expert}` is {weight}: a finite number is needed")]
     Weight {
         /// The expert's name.
         expert: String,
@@ -232,11 +232,11 @@ pub enum RouteError {
         weight: f64,
     },
     /// A weight for a module that no expert changes.
-    #[error("there are weights for the module {0}, which none of the experts changes")]
+    #[error("there are weights for the module `{0}`, which none of the experts changes")]
     WeightOfNoModule(String),
     /// Two experts of a merge change one module, but not of one shape.
     #[error(
-        "the experts differ in {module}: {} changes {:?} features (in, out), {} changes {:?}; were they trained on one base?",
+        "the experts differ in `{module}`: `{}` changes {:?} features (in, out), `{}` changes {:?}; were they trained on one base?",
         .first.0, .first.1, .second.0, .second.1
     )]
     Shapes {
@@ -248,11 +248,11 @@ pub enum RouteError {
         second: Named<(usize, usize)>,
     },
     /// Some experts of a merge keep weights as `[in, out]` and some do not.
-    #[error("{0} and {1} differ in fan_in_fan_out: were they trained on one base?")]
+    #[error("the experts `{0}` and `{1}` differ in fan_in_fan_out: were they trained on one base?")]
     Orientation(String, String),
     /// A merge of A and B separately takes equal ranks.
     #[error(
-        "{method} merges A and B separately, and the ranks at {module} differ: {} has rank {}, {} has rank {}; use {instead}, which takes any ranks",
+        "{method} merges A and B separately, and the ranks at `{module}` differ: `{}` has rank {}, `{}` has rank {}; use {instead}, which takes any ranks",
         .first.0, .first.1, .second.0, .second.1
     )]
     MergedRanks {
@@ -268,7 +268,7 @@ pub enum RouteError {
         instead: &'static str,
     },
     /// A weight of a base that the adapter's module does not fit.
-    #[error("{module} was given {found} values of the base's weight; its update is [{output}, {input}]")]
+    #[error("`{module}` was given {found} values of the base's weight; its update is [{output}, {input}]")]
     BaseWeight {
         /// The module's path.
         module: String,
@@ -280,7 +280,7 @@ pub enum RouteError {
         input: usize,
     },
     /// A module for which the arithmetic gives no finite result.
-    #[error("{module}: {problem}")]
+    #[error("`{module}`: {problem}")]
     Arithmetic {
         /// The module's path.
         module: String,
@@ -288,7 +288,7 @@ pub enum RouteError {
         problem: &'static str,
     },
     /// A module whose merged matrices are refused.
-    #[error("{module}: the merged matrices")]
+    #[error("`{module}`: the merged matrices are invalid")]
     MergedMatrix {
         /// The module's path.
         module: String,

@@ -62,7 +62,7 @@ pub(crate) fn typed_pairs(typed: Option<&str>) -> Vec<(&str, &str)> {
 fn given_once(known: &[&(&str, String)], typed: &[(&str, &str)]) -> std::result::Result<(), String> {
     for (index, (key, _)) in typed.iter().enumerate() {
         if !known.iter().any(|(known, _)| known == key) {
-            return Err(format!("unknown setting {key:?}"));
+            return Err(format!("unknown setting `{key}`"));
         }
         if typed[..index].iter().any(|(before, _)| before == key) {
             return Err(format!("{key} is given twice"));
@@ -107,7 +107,7 @@ pub(crate) fn read_none(method: &str, typed: Option<&str>) -> Result<()> {
         None => Ok(()),
         Some((key, _)) => Err(RouteError::InvalidSetting {
             method: method.to_owned(),
-            problem: format!("unknown setting {key:?}"),
+            problem: format!("unknown setting `{key}`"),
             known: listed::<&str>([]),
         }),
     }

@@ -259,7 +259,7 @@ fn as_published_rejects_experts_of_different_shapes() {
     assert!(error(&rank).contains("a and b differ there: their ranks are 2 and 3"), "{}", error(&rank));
     let scale = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 2, 6, 5, 1.0))])], &qk());
     assert!(error(&scale).contains("their scales are 2 and 1"), "{}", error(&scale));
-    assert!(error(&mixed()).contains(&format!("the B's of {K}, and the experts a and b")), "{}", error(&mixed()));
+    assert!(error(&mixed()).contains(&format!("the B's of `{K}`, and the experts `a` and `b`")), "{}", error(&mixed()));
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn rejects_unequal_ranks_if_factors_are_merged() {
     ] {
         let name = text.split(':').next().unwrap();
         let instead = if name == "linear" { "cat".to_owned() } else { format!("{name}_svd") };
-        refused(apply(text, &two(), &[1.0, 1.0]), &[name, "q", "small has rank 1", "large has rank 3", &instead]);
+        refused(apply(text, &two(), &[1.0, 1.0]), &[name, "q", "`small` has rank 1", "`large` has rank 3", &instead]);
     }
 }
 

@@ -65,7 +65,7 @@ fn merges_match_the_27_recorded_cases_of_peft() {
         let found = merge(&text, &experts, &weights);
         if case["error"].is_string() {
             let message = found.unwrap_err().to_string();
-            assert!(["a has rank 2", "d has rank 3", "m"].iter().all(|part| message.contains(part)), "{message}");
+            assert!(["`a` has rank 2", "`d` has rank 3", "m"].iter().all(|part| message.contains(part)), "{message}");
             refused += 1;
             continue;
         }

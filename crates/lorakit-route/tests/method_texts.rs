@@ -244,16 +244,16 @@ fn methods_list_their_defaults() {
 
 /// Routers that are refused, with parts of the message.
 const REFUSED: &[(&str, &[&str])] = &[
-    ("base:", &["unknown setting \"\"", "none"]),
-    ("base:x=1", &["unknown setting \"x\"", "none"]),
-    ("arow", &["unknown router \"arow\"", "known are: base, oracle"]),
+    ("base:", &["unknown setting ``", "none"]),
+    ("base:x=1", &["unknown setting `x`", "none"]),
+    ("arow", &["unknown router `arow`", "expected one of base, oracle"]),
     (
         "arrow:",
-        &["unknown setting \"\"", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
+        &["unknown setting ``", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
     ),
     (
         "arrow:topk=3",
-        &["unknown setting \"topk\"", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
+        &["unknown setting `topk`", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
     ),
     (
         "arrow:top_k=0",
@@ -308,7 +308,7 @@ const REFUSED: &[(&str, &[&str])] = &[
             "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
         ],
     ),
-    ("uniform:top_k=1", &["unknown setting \"top_k\"", "mixing=outputs"]),
+    ("uniform:top_k=1", &["unknown setting `top_k`", "mixing=outputs"]),
     ("uniform:scale=0", &["scale=0 must be a number above zero", "mixing=outputs, scale=1"]),
     ("expert", &["no name is given", "the name of one expert, as in expert:boolq"]),
     ("expert:", &["no name is given", "the name of one expert, as in expert:boolq"]),

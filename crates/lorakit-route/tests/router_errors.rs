@@ -37,7 +37,7 @@ fn separate_mixing_rejects_unequal_ranks_and_names_them() {
         let router = parse_router(router).unwrap();
         refused(
             router.patches(&library, &RouterContext::default()),
-            &["q", "large has rank 3", "small has rank 1", "mixing=outputs"],
+            &["q", "`large` has rank 3", "`small` has rank 1", "mixing=outputs"],
         );
     }
 }
@@ -63,7 +63,7 @@ fn rejects_unknown_settings_and_lists_the_known() {
     let parse = |text: &str| parse_router(text);
     refused(
         parse("arow"),
-        &["arow", "known are: base, oracle, uniform, scaled_uniform, random, arrow_norm, arrow, ", ", expert"],
+        &["arow", "expected one of base, oracle, uniform, scaled_uniform, random, arrow_norm, arrow, ", ", expert"],
     );
     refused(parse("arrow:topk=3"), &["topk", "top_k=4, temperature=1, mixing=outputs, tie=none"]);
     refused(parse("arrow:top_k=0"), &["a number above zero, or all"]);

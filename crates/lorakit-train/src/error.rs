@@ -46,13 +46,13 @@ pub enum TrainError {
         source: Box<toml::de::Error>,
     },
     /// `--set` without an equals sign.
-    #[error("'{assignment}': expected key=value")]
+    #[error("`{assignment}`: expected key=value")]
     Assignment {
         /// What was given.
         assignment: String,
     },
     /// An unknown setting.
-    #[error("unknown setting '{name}'{hint} Known are {known}")]
+    #[error("unknown setting `{name}`{hint} Known are {known}")]
     UnknownSetting {
         /// What was given.
         name: String,
@@ -62,7 +62,7 @@ pub enum TrainError {
         known: String,
     },
     /// A setting's value has the wrong type.
-    #[error("setting '{assignment}': {reason}")]
+    #[error("setting `{assignment}`: {reason}")]
     SettingValue {
         /// What was given.
         assignment: String,
@@ -70,7 +70,7 @@ pub enum TrainError {
         reason: String,
     },
     /// A setting's value is out of range.
-    #[error("setting {name} is {found}; expected {expected}")]
+    #[error("setting `{name}` is {found}; expected {expected}")]
     Setting {
         /// The setting.
         name: &'static str,
@@ -81,7 +81,7 @@ pub enum TrainError {
     },
 
     /// `target_modules` matches nothing.
-    #[error("setting target_modules = '{target_modules}' matches no module of the base; it has {}", modules.join(", "))]
+    #[error("setting target_modules = `{target_modules}` matches no module of the base; it has {}", modules.join(", "))]
     NoTargetModule {
         /// The setting.
         target_modules: String,
@@ -90,7 +90,7 @@ pub enum TrainError {
     },
     /// A starting adapter has a module that is not trained.
     #[error(
-        "the adapter to start from has a module '{module}' that target_modules = '{target_modules}' excludes; its effect \
+        "the adapter to start from has a module `{module}` that target_modules = `{target_modules}` excludes; its effect \
          would be lost"
     )]
     InitModuleDropped {
@@ -100,7 +100,7 @@ pub enum TrainError {
         target_modules: String,
     },
     /// A starting adapter lacks a module that is trained.
-    #[error("the adapter to start from has no module '{module}', which target_modules = '{target_modules}' includes")]
+    #[error("the adapter to start from has no module `{module}`, which target_modules = `{target_modules}` includes")]
     InitLacksModule {
         /// The module.
         module: String,
@@ -109,7 +109,7 @@ pub enum TrainError {
     },
     /// A starting adapter has another rank or scale than the config.
     #[error(
-        "module '{module}' of the adapter to start from has rank {} and scale {}; the settings have rank {rank} and alpha \
+        "module `{module}` of the adapter to start from has rank {} and scale {}; the settings have rank {rank} and alpha \
          {alpha}, i.e. scale {scale}", found.0, found.1
     )]
     InitShape {
@@ -125,7 +125,7 @@ pub enum TrainError {
         scale: f64,
     },
     /// A starting adapter has several A's where the config ties them.
-    #[error("module '{module}': tie_qkv is set, but its A differs from that of '{first}'")]
+    #[error("module `{module}`: tie_qkv is set, but its A differs from that of `{first}`")]
     UntiedInit {
         /// The module.
         module: String,
@@ -153,7 +153,7 @@ pub enum TrainError {
     NoModules,
     /// Adapters of different ranks or scales.
     #[error(
-        "module '{module}' has rank {} and scale {}, others have rank {} and scale {}; all must agree: \
+        "module `{module}` has rank {} and scale {}, others have rank {} and scale {}; all must agree: \
          `lorakit merge --method svd:rank=N` converts an adapter to a rank", found.0, found.1, expected.0, expected.1
     )]
     MixedShapes {
@@ -169,7 +169,7 @@ pub enum TrainError {
     #[error("routing needs at least one skill, one split and one task")]
     EmptyRouting,
     /// A width that MHR cannot split.
-    #[error("site {site}: a width of {width} cannot be split in {splits}; expected splits that divide it")]
+    #[error("site `{site}`: a width of {width} cannot be split in {splits}; expected splits that divide it")]
     Splits {
         /// The site.
         site: String,
@@ -187,7 +187,7 @@ pub enum TrainError {
         skills: usize,
     },
     /// Logits are missing.
-    #[error("no routing for site {site}")]
+    #[error("no routing for site `{site}`")]
     NoLogits {
         /// The site.
         site: String,
@@ -226,7 +226,7 @@ pub enum TrainError {
         name: String,
     },
     /// An expert of another training has the name of a skill.
-    #[error("expert '{skill}' is in the library and is not a skill of this {routing}; --restart would replace it")]
+    #[error("expert `{skill}` is in the library and is not a skill of this {routing}; --restart would replace it")]
     SkillNameTaken {
         /// The expert.
         skill: String,
@@ -247,7 +247,7 @@ pub enum TrainError {
     #[error("the pass does not train skills")]
     NotSkills,
     /// A failed expert was asked for its adapter.
-    #[error("expert '{expert}' failed: {reason}")]
+    #[error("expert `{expert}` failed: {reason}")]
     Failed {
         /// The expert.
         expert: String,
@@ -255,20 +255,20 @@ pub enum TrainError {
         reason: String,
     },
     /// An expert's saved values are incomplete.
-    #[error("the saved values of expert {expert} are incomplete")]
+    #[error("the saved values of expert {index} are incomplete")]
     MissingValues {
-        /// The expert's index.
-        expert: usize,
+        /// The expert's index, from 0.
+        index: usize,
     },
 
     /// A variable without dimensions.
-    #[error("variable {name} is a scalar; give it one dimension of length 1")]
+    #[error("variable `{name}` is a scalar; give it one dimension of length 1")]
     ScalarVariable {
         /// The variable.
         name: String,
     },
     /// Rows of a parameter that it does not have.
-    #[error("parameter {name} has {rows} rows; expected row ranges within them")]
+    #[error("parameter `{name}` has {rows} rows; expected row ranges within them")]
     Segments {
         /// The parameter.
         name: String,
@@ -276,7 +276,7 @@ pub enum TrainError {
         rows: usize,
     },
     /// Saved moments of a wrong shape.
-    #[error("the moments of {name} have shape {found:?}; expected {expected:?}")]
+    #[error("the moments of `{name}` have shape {found:?}; expected {expected:?}")]
     MomentsShape {
         /// The parameter.
         name: String,
@@ -286,7 +286,7 @@ pub enum TrainError {
         expected: Shape,
     },
     /// A variable without a gradient.
-    #[error("no gradient reached {name}")]
+    #[error("no gradient reached `{name}`")]
     NoGradient {
         /// The variable.
         name: String,
@@ -312,7 +312,7 @@ pub enum TrainError {
     #[error("there is no expert to train")]
     NoJobs,
     /// A job without rows.
-    #[error("{noun} '{name}': its tasks have no rows to train on")]
+    #[error("{noun} `{name}`: its tasks have no rows to train on")]
     NoRows {
         /// The kind of result.
         noun: &'static str,
@@ -323,7 +323,7 @@ pub enum TrainError {
     #[error("there are no rows to fit the routing to")]
     NoExamples,
     /// The library has a result of that name with other settings.
-    #[error("{noun} '{name}' is in the library, {difference}; --restart would train it again")]
+    #[error("{noun} `{name}` is in the library, {difference}; --restart would train it again")]
     OtherSettings {
         /// The kind of result.
         noun: &'static str,
@@ -349,7 +349,7 @@ pub enum TrainError {
         source: serde_json::Error,
     },
     /// A run.json that names an expert of another run.
-    #[error("{}: run.json names '{name}', which is not one of its experts", folder.display())]
+    #[error("{}: run.json names `{name}`, which is not one of its experts", folder.display())]
     UnknownExpert {
         /// The run's folder.
         folder: PathBuf,
@@ -389,7 +389,7 @@ pub enum TrainError {
         expected: usize,
     },
     /// A checkpoint without a tensor.
-    #[error("{}: tensor {name} is missing", path.display())]
+    #[error("{}: tensor `{name}` is missing", path.display())]
     CheckpointTensor {
         /// The file.
         path: PathBuf,

@@ -11,16 +11,16 @@ const NAME_LIMIT: usize = 200;
 /// If it is empty, too long, starts with a dot, or holds a separator, a comma (which separates names on the command line)
 /// or a control character.
 pub fn ensure_expert_name(name: &str) -> Result<()> {
-    let quoted: String = name.chars().take(60).collect();
+    let quoted: String = name.chars().take(60).flat_map(char::escape_debug).collect();
     let forbidden = name.chars().find(|found| matches!(found, '/' | '\\' | ',') || found.is_control());
     let problem = if name.is_empty() {
         "an expert's name is empty; expected a folder name".to_owned()
     } else if name.len() > NAME_LIMIT {
-        format!("the expert's name {quoted:?}... has {} bytes; expected at most {NAME_LIMIT}", name.len())
+        format!("the expert's name `{quoted}`... has {} bytes; expected at most {NAME_LIMIT}", name.len())
     } else if name.starts_with('.') {
-        format!("the expert's name {quoted:?} starts with a dot; expected a name that is not hidden")
+        format!("the expert's name `{quoted}` starts with a dot; expected a name that is not hidden")
     } else if let Some(found) = forbidden {
-        format!("the expert's name {quoted:?} contains {found:?}; expected a folder name without separators")
+        format!("the expert's name `{quoted}` contains {found:?}; expected a folder name without separators")
     } else {
         return Ok(());
     };

@@ -51,11 +51,11 @@ mod tests {
     #[test]
     fn wrong_methods_are_refused_by_name() {
         let refused = |typed: &str| parse_adapt_method(typed).unwrap_err().to_string();
-        assert!(refused("mean:x").contains("mean has no settings; found \"mean:x\""));
-        assert!(refused("shared:").contains("shared has no settings"));
+        assert!(refused("mean:x").contains("`mean` has no settings; found `mean:x`"));
+        assert!(refused("shared:").contains("`shared` has no settings"));
         assert!(
             refused("cat_learned")
-                .contains("unknown method \"cat_learned\"; known are: no_library, mean, shared[:NAME]")
+                .contains("unknown method `cat_learned`; expected one of no_library, mean, shared[:NAME]")
         );
         assert!(refused("lorahub:rank=3").contains("rank"));
     }

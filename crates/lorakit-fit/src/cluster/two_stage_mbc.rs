@@ -174,7 +174,7 @@ mod tests {
         };
         assert_eq!(epochs(5).unwrap(), (2, 3));
         assert_eq!(epochs(2).unwrap(), (1, 1));
-        assert!(epochs(1).unwrap_err().to_string().contains("num_epochs is 1"));
+        assert!(epochs(1).unwrap_err().to_string().contains("`num_epochs` is 1"));
         let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
         assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
     }

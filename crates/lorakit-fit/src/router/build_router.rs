@@ -86,6 +86,6 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
 /// Fits what a router needs.
 fn fit(router: &dyn Router, rows: &TrainingRows) -> Result<RouterState> {
     let state = ROUTER_FITS.iter().find_map(|fit| fit.fit(router, rows));
-    let state = state.unwrap_or_else(|| Err(FitError::NoFit(format!("the router {router}"))));
+    let state = state.unwrap_or_else(|| Err(FitError::NoFit(format!("the router `{router}`"))));
     state.with_context(|| format!("fitting {}", router.info().name))
 }

@@ -76,7 +76,7 @@ impl SimdLevel {
                 Self::widest().name()
             )),
             None => Err(format!(
-                "{VARIABLE} is '{}'; expected one of {}, or no such variable",
+                "{VARIABLE} is `{}`; expected one of {}, or no such variable",
                 value.to_string_lossy(),
                 Self::ALL.map(Self::name).join(", ")
             )),

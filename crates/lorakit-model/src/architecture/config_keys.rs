@@ -99,13 +99,13 @@ impl ConfigKeys {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if n > 0 && n < 1 << 32 => Ok(Some(n as usize)),
-            _ => Err(self.error(format!("key '{key}' is {value}, expected a whole number above zero"))),
+            _ => Err(self.error(format!("key `{key}` is {value}, expected a whole number above zero"))),
         }
     }
 
     /// A whole number above zero that must be there.
     pub(crate) fn required(&self, key: &str) -> Result<usize> {
-        self.count(key)?.ok_or_else(|| self.error(format!("key '{key}' is missing")))
+        self.count(key)?.ok_or_else(|| self.error(format!("key `{key}` is missing")))
     }
 
     /// A finite number above zero.
@@ -113,7 +113,7 @@ impl ConfigKeys {
         let Some(value) = self.get(key) else { return Ok(default) };
         match value.as_f64() {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            _ => Err(self.error(format!("key '{key}' is {value}, expected a number above zero"))),
+            _ => Err(self.error(format!("key `{key}` is {value}, expected a number above zero"))),
         }
     }
 
@@ -135,7 +135,7 @@ impl ConfigKeys {
                 .get(key)
                 .and_then(Value::as_array)
                 .map_or_else(|| "not a list".to_owned(), |list| format!("a list of {}", list.len()));
-            self.error(format!("key '{key}' is {found}, expected {count} numbers above zero, one for each frequency"))
+            self.error(format!("key `{key}` is {found}, expected {count} numbers above zero, one for each frequency"))
         })
     }
 
@@ -144,15 +144,15 @@ impl ConfigKeys {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_array() {
             Some(list) if list.len() == layers => Ok(Some(list)),
-            Some(list) => Err(self.error(format!("key '{key}' has {} items for {layers} layers", list.len()))),
-            None => Err(self.error(format!("key '{key}' is {value}, expected a list with an item for each layer"))),
+            Some(list) => Err(self.error(format!("key `{key}` has {} items for {layers} layers", list.len()))),
+            None => Err(self.error(format!("key `{key}` is {value}, expected a list with an item for each layer"))),
         }
     }
 
     /// True or false.
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         let Some(value) = self.get(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.error(format!("key '{key}' is {value}, expected true or false")))
+        value.as_bool().ok_or_else(|| self.error(format!("key `{key}` is {value}, expected true or false")))
     }
 
     /// A text; none where the value is something else.
@@ -164,7 +164,7 @@ impl ConfigKeys {
     pub(crate) fn expect_text(&self, key: &str, supported: &str) -> Result<()> {
         match self.text(key) {
             Some(value) if value != supported => {
-                Err(self.error(format!("key '{key}' is '{value}'; supported is {supported} only")))
+                Err(self.error(format!("key `{key}` is `{value}`; supported is {supported} only")))
             }
             _ => Ok(()),
         }

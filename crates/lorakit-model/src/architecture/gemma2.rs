@@ -61,7 +61,7 @@ pub(crate) fn read_gemma(
 ) -> Result<BaseConfig> {
     json.expect_text("hidden_activation", "gelu_pytorch_tanh")?;
     if json.get("use_bidirectional_attention").is_some_and(|value| value != false) {
-        return Err(json.error("key 'use_bidirectional_attention' is set; lorakit has causal attention only"));
+        return Err(json.error("key `use_bidirectional_attention` is set; lorakit has causal attention only"));
     }
     let config = BaseConfig::from_json(
         json,

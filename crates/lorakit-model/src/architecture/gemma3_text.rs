@@ -64,7 +64,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
 fn score_cap_notice(json: &ConfigKeys) -> Option<String> {
     json.get("attn_logit_softcapping").map(|cap| {
         json.text_of(&format!(
-            "key 'attn_logit_softcapping' is {cap}; Gemma 3 does not cap its scores, as in transformers"
+            "key `attn_logit_softcapping` is {cap}; Gemma 3 does not cap its scores, as in transformers"
         ))
     })
 }

@@ -31,12 +31,12 @@ const DESCRIPTOR: Descriptor = Descriptor {
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     if json.get("num_local_experts").and_then(Value::as_u64) != Some(0) {
-        return Err(json.error("key 'num_local_experts' is not 0: mixtures of experts within a base are not supported"));
+        return Err(json.error("key `num_local_experts` is not 0: mixtures of experts within a base are not supported"));
     }
     let layers = json.required("num_hidden_layers")?;
     let is_attention = |kind: &Value| matches!(kind.as_str(), Some("attention" | "full_attention"));
     if !json.of_layers("layer_types", layers)?.is_some_and(|types| types.iter().all(is_attention)) {
-        return Err(json.error("key 'layer_types': layers of linear attention or state spaces are not supported"));
+        return Err(json.error("key `layer_types`: layers of linear attention or state spaces are not supported"));
     }
     let inner = json.count("shared_intermediate_size")?.unwrap_or(1024);
     let json = &json.clone().without(&["intermediate_size"]).with_defaults(json!({ "intermediate_size": inner }));
@@ -45,7 +45,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let attention = match json.text("position_embedding_type") {
         Some("rope") => config.attention,
         Some(other) => {
-            return Err(json.error(format!("key 'position_embedding_type' is '{other}'; supported are rope and null")));
+            return Err(json.error(format!("key `position_embedding_type` is `{other}`; supported are rope and null")));
         }
         None => vec![AttentionKind { window: None, rope: None }],
     };

@@ -12,7 +12,7 @@ pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(us
         Some("sliding_attention") => Ok(true),
         Some("full_attention") => Ok(false),
         _ => Err(json.error(format!(
-            "key 'layer_types' names {kind}; supported are \"full_attention\" and \"sliding_attention\""
+            "key `layer_types` names {kind}; supported are \"full_attention\" and \"sliding_attention\""
         ))),
     };
     types.iter().map(is_local).collect()

@@ -16,7 +16,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
         "ministral3" => ministral3::read(&text)?,
         other => {
             return Err(json.error(format!(
-                "key 'model_type' of 'text_config' is '{other}'; supported are mistral and ministral3"
+                "key `model_type` of `text_config` is `{other}`; supported are mistral and ministral3"
             )));
         }
     };

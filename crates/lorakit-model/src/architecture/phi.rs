@@ -56,7 +56,7 @@ const DESCRIPTOR: Descriptor = Descriptor {
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     json.expect_text("hidden_act", "gelu_new")?;
     if json.flag("qk_layernorm", false)? {
-        return Err(json.error("key 'qk_layernorm' is true, which is not supported"));
+        return Err(json.error("key `qk_layernorm` is true, which is not supported"));
     }
     BaseConfig::from_json(
         json,

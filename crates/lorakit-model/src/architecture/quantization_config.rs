@@ -25,14 +25,14 @@ pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
     match method {
         "bitsandbytes" if is_set("load_in_4bit") && ["nf4", "fp4"].contains(&kind) => Ok(()),
         "bitsandbytes" => {
-            let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type '{kind}'") };
+            let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type `{kind}`") };
             Err(json.error(format!(
-                "key '{QUANTIZATION_CONFIG}': bitsandbytes' {found}; lorakit reads its nf4 and fp4, GGUF files, and \
+                "key `{QUANTIZATION_CONFIG}`: bitsandbytes' {found}; lorakit reads its nf4 and fp4, GGUF files, and \
                  unquantised weights"
             )))
         }
         method => Err(json.error(format!(
-            "key '{QUANTIZATION_CONFIG}': the method '{method}' is not supported; lorakit reads bitsandbytes' nf4 and fp4, \
+            "key `{QUANTIZATION_CONFIG}`: the method `{method}` is not supported; lorakit reads bitsandbytes' nf4 and fp4, \
              GGUF files, and unquantised weights"
         ))),
     }
@@ -56,10 +56,10 @@ mod tests {
         assert_eq!(check(json!({"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"})), Ok(()));
         assert_eq!(check(Value::Null), Ok(()));
         let int8 = check(json!({"quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false}));
-        assert!(int8.unwrap_err().contains("config.json: key 'quantization_config': bitsandbytes' int8"));
+        assert!(int8.unwrap_err().contains("config.json: key `quantization_config`: bitsandbytes' int8"));
         for method in ["gptq", "awq", "fp8", "hqq", "compressed-tensors", "mxfp4"] {
-            assert!(check(json!({ "quant_method": method })).unwrap_err().contains(&format!("method '{method}'")));
+            assert!(check(json!({ "quant_method": method })).unwrap_err().contains(&format!("method `{method}`")));
         }
-        assert!(check(json!({})).unwrap_err().contains("'none'"));
+        assert!(check(json!({})).unwrap_err().contains("`none`"));
     }
 }

@@ -118,18 +118,18 @@ impl BaseConfig {
 
     /// Reads the keys of a `config.json`.
     pub(crate) fn of_keys(json: &ConfigKeys) -> Result<Self> {
-        let model_type = json.text("model_type").ok_or_else(|| json.error("key 'model_type' is missing"))?;
+        let model_type = json.text("model_type").ok_or_else(|| json.error("key `model_type` is missing"))?;
         let Some(architecture) = ARCHITECTURES.iter().find(|known| known.model_type == model_type) else {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.model_type).collect();
             let missing = missing_part(model_type).or_else(|| missing_part_by_keys(json));
             let missing = missing.map(|part| format!(", which needs {part}")).unwrap_or_default();
             return Err(
-                json.error(format!("key 'model_type' is '{model_type}'{missing}; supported are {}", known.join(", ")))
+                json.error(format!("key `model_type` is `{model_type}`{missing}; supported are {}", known.join(", ")))
             );
         };
         if let Some(key) = EXPERT_COUNTS.iter().find(|key| json.get(key).and_then(Value::as_u64).is_some_and(|n| n > 1))
         {
-            return Err(json.error(format!("key '{key}': mixtures of experts within a base are not supported")));
+            return Err(json.error(format!("key `{key}`: mixtures of experts within a base are not supported")));
         }
         ensure_readable(json)?;
         (architecture.read)(json)

@@ -97,7 +97,7 @@ impl RopeConfig {
         let is_set = |key| json.nested(key).is_some_and(|object| !object.is_empty());
         (is_set("rope_scaling") && is_set("rope_parameters")).then(|| {
             json.text_of(
-                "keys 'rope_scaling' and 'rope_parameters' are both there; 'rope_scaling' and 'rope_theta' are \
+                "keys `rope_scaling` and `rope_parameters` are both there; `rope_scaling` and `rope_theta` are \
                           used, as in transformers 5",
             )
         })
@@ -132,7 +132,7 @@ impl RopeScaling {
     fn from_json(json: &ConfigKeys, positions: f64, pairs: usize) -> Result<Self> {
         let factor = || match json.get("factor").and_then(Value::as_f64) {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            _ => Err(json.error("rope scaling needs a 'factor' above zero")),
+            _ => Err(json.error("rope scaling needs a `factor` above zero")),
         };
         let original = json.number("original_max_position_embeddings", positions)?;
         match json.text("rope_type").or_else(|| json.text("type")).unwrap_or("default") {
@@ -167,7 +167,7 @@ impl RopeScaling {
                 })
             }
             other => Err(json.error(format!(
-                "rope scaling is '{other}'; supported are default, linear, dynamic, llama3, yarn and longrope"
+                "rope scaling is `{other}`; supported are default, linear, dynamic, llama3, yarn and longrope"
             ))),
         }
     }

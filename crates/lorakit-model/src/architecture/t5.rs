@@ -141,7 +141,7 @@ const ENCODER: EncoderDescriptor = EncoderDescriptor {
 /// Reads the keys of T5Config, whose names for dimensions are its own.
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     if !json.flag("is_encoder_decoder", true)? {
-        return Err(json.error("key 'is_encoder_decoder' is false; lorakit reads T5 with encoder and decoder"));
+        return Err(json.error("key `is_encoder_decoder` is false; lorakit reads T5 with encoder and decoder"));
     }
     let descriptor = descriptor(json)?;
     let (hidden, layers) = (json.required("d_model")?, json.required("num_layers")?);
@@ -184,7 +184,7 @@ fn descriptor(json: &ConfigKeys) -> Result<Descriptor> {
     match json.text("feed_forward_proj").unwrap_or("relu") {
         "relu" => Ok(FIRST),
         "gated-gelu" => Ok(GATED),
-        other => Err(json.error(format!("key 'feed_forward_proj' is '{other}'; supported are relu and gated-gelu"))),
+        other => Err(json.error(format!("key `feed_forward_proj` is `{other}`; supported are relu and gated-gelu"))),
     }
 }
 
@@ -196,7 +196,7 @@ fn decoder_start(json: &ConfigKeys, vocabulary: usize) -> Result<u32> {
         None => ("pad_token_id", Value::from(0)),
     };
     let id = value.as_u64().filter(|&id| id < vocabulary as u64).and_then(|id| u32::try_from(id).ok());
-    id.ok_or_else(|| json.error(format!("key '{key}' is {value}, expected the id of one of {vocabulary} tokens")))
+    id.ok_or_else(|| json.error(format!("key `{key}` is {value}, expected the id of one of {vocabulary} tokens")))
 }
 
 /// The bucket of every distance up to the farthest is kept in a table.
@@ -208,8 +208,8 @@ fn buckets(json: &ConfigKeys) -> Result<DistanceBuckets> {
     let farthest = json.count("relative_attention_max_distance")?.unwrap_or(128);
     if count < 4 || farthest <= count / 2 || farthest > MOST_DISTANT {
         return Err(json.error(format!(
-            "{count} buckets up to a distance of {farthest} (keys 'relative_attention_num_buckets' and \
-             'relative_attention_max_distance'): expected at least 4 buckets, and a distance of more \
+            "{count} buckets up to a distance of {farthest} (keys `relative_attention_num_buckets` and \
+             `relative_attention_max_distance`): expected at least 4 buckets, and a distance of more \
              than half of them and at most {MOST_DISTANT}"
         )));
     }

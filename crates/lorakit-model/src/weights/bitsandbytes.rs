@@ -195,8 +195,8 @@ impl<'a, F: Fn(&str) -> Option<FileTensor<'a>>> Parts<'_, F> {
     /// The quant state.
     fn state(&self, (file, entry): FileTensor<'a>) -> Result<QuantState> {
         serde_json::from_slice(&file.bytes()[entry.bytes.clone()]).map_err(|source| ModelError::Json {
-            file: format!("{}: the quant state of '{}'", self.place, self.name),
-            expected: "expected bitsandbytes' JSON, with 'blocksize', 'dtype' and 'shape'",
+            file: format!("{}: the quant state of `{}`", self.place, self.name),
+            expected: "expected bitsandbytes' JSON, with `blocksize`, `dtype` and `shape`",
             source,
         })
     }
@@ -207,20 +207,20 @@ impl<'a, F: Fn(&str) -> Option<FileTensor<'a>>> Parts<'_, F> {
             "float32" => Ok(StorageDtype::F32),
             "float16" => Ok(StorageDtype::F16),
             "bfloat16" => Ok(StorageDtype::BF16),
-            _ => Err(self.error(format!("was '{name}' by its quant state; expected float32, float16 or bfloat16"))),
+            _ => Err(self.error(format!("was `{name}` by its quant state; expected float32, float16 or bfloat16"))),
         }
     }
 
     /// The bytes of the tensor with a suffix, of this type, or of any: packed values may be stored as another type.
     fn bytes(&self, suffix: &str, dtype: Option<Dtype>, expected: usize) -> Result<FileRange> {
         let Some((file, entry)) = (self.find)(&format!("{}{suffix}", self.name)) else {
-            return Err(self.error(format!("is in 4 bits, but there is no '{}{suffix}'", self.name)));
+            return Err(self.error(format!("is in 4 bits, but there is no `{}{suffix}`", self.name)));
         };
         if dtype.is_some_and(|dtype| dtype != entry.dtype) || entry.bytes.len() != expected {
             let (found, length) = (entry.dtype, entry.bytes.len());
             let of = dtype.map_or_else(String::new, |dtype| format!(" of {dtype:?}"));
             return Err(self.error(format!(
-                "has a '{}{suffix}' of {length} bytes of {found:?}; its quant state asks for {expected} bytes{of}",
+                "has a `{}{suffix}` of {length} bytes of {found:?}; its quant state asks for {expected} bytes{of}",
                 self.name
             )));
         }
@@ -414,15 +414,15 @@ mod tests {
         };
         let missing = error(&|tensors| drop(tensors.remove("w.nested_absmax")));
         assert!(
-            missing.contains("w.safetensors: tensor 'w' is in 4 bits") && missing.contains("w.nested_absmax"),
+            missing.contains("w.safetensors: tensor `w` is in 4 bits") && missing.contains("w.nested_absmax"),
             "{missing}"
         );
         assert!(
-            error(&put(ABSMAX, || u8s(vec![1]))).contains("'w.absmax' of 1 bytes of U8; its quant state asks for 5")
+            error(&put(ABSMAX, || u8s(vec![1]))).contains("`w.absmax` of 1 bytes of U8; its quant state asks for 5")
         );
         assert!(error(&put(CODE, || u8s(vec![1; 64]))).contains("asks for 64 bytes of F32"));
         assert!(error(&put("", || u8s(vec![1; 17]))).contains("asks for 18 bytes"));
-        assert!(error(&put(STATES[0].0, || u8s(b"{}".to_vec()))).contains("quant state of 'w'"));
+        assert!(error(&put(STATES[0].0, || u8s(b"{}".to_vec()))).contains("quant state of `w`"));
         let state = |text: &str| {
             let text = text.to_owned();
             error(&move |tensors| drop(tensors.insert(format!("w{}", STATES[0].0), u8s(text.clone().into_bytes()))))
@@ -432,7 +432,7 @@ mod tests {
         let huge = format!(r#"{{"blocksize": 8, "dtype": "float32", "shape": [{0}, {0}]}}"#, u64::MAX);
         assert!(state(&huge).contains("empty"));
         assert!(
-            state(r#"{"blocksize": 8, "dtype": "int8", "shape": [5, 7], "nested_blocksize": 2}"#).contains("'int8'")
+            state(r#"{"blocksize": 8, "dtype": "int8", "shape": [5, 7], "nested_blocksize": 2}"#).contains("`int8`")
         );
         let mut plain = tensors("bfloat16", true);
         plain.remove(&format!("w{}", STATES[0].0));

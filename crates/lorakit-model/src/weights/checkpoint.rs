@@ -359,7 +359,7 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     }
     let parsed: Index = serde_json::from_str(&read_text(index)?).map_err(|source| ModelError::Json {
         file: index.display().to_string(),
-        expected: "expected an object with 'weight_map'",
+        expected: "expected an object with `weight_map`",
         source,
     })?;
     let mut files: Vec<&String> = parsed.weight_map.values().collect();
@@ -373,7 +373,7 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
             } else {
                 Err(ModelError::Checkpoint {
                     place: index.display().to_string(),
-                    reason: format!("'{file}' is not a plain file name"),
+                    reason: format!("`{file}` is not a plain file name"),
                 })
             }
         })

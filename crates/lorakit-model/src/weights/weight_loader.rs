@@ -116,7 +116,7 @@ impl<'a> WeightLoader<'a> {
             return Err(ModelError::Checkpoint {
                 place: self.checkpoint.place(),
                 reason: format!(
-                    "{} tensors have no place in the model that config.json describes, the first being '{first}'; \
+                    "{} tensors have no place in the model that config.json describes, the first being `{first}`; \
                      config.json and weights may be of different models",
                     extra.len()
                 ),

@@ -54,16 +54,16 @@ impl Coefficients {
             if !experts.iter().any(|expert| expert.adapter.modules().contains_key(module)) {
                 return Err(RouteError::WeightOfNoModule(module.clone()));
             }
-            check_one(&format!(" for {module}"), weights, experts)?;
+            check_one(&format!(" for `{module}`"), weights, experts)?;
         }
         Ok(())
     }
 }
 
-fn check_one(module: &str, weights: &[f64], experts: &[Expert]) -> Result<()> {
+fn check_one(scope: &str, weights: &[f64], experts: &[Expert]) -> Result<()> {
     if weights.len() != experts.len() {
-        let module = module.to_owned();
-        return Err(RouteError::WeightCount { weights: weights.len(), experts: experts.len(), module });
+        let scope = scope.to_owned();
+        return Err(RouteError::WeightCount { weights: weights.len(), experts: experts.len(), scope });
     }
     match weights.iter().zip(experts).find(|(weight, _)| !weight.is_finite()) {
         Some((weight, expert)) => Err(RouteError::Weight { expert: expert.name.clone(), weight: *weight }),

@@ -131,7 +131,7 @@ fn load_source(source: &str, from: Origin<'_>) -> Result<Vec<Task>> {
         return load_some(Path::new(&format!("{file}.toml")), names, from);
     }
     let path = Path::new(source);
-    let kind = fs::metadata(path).map_err(Error::read(format!("the task {source}")))?;
+    let kind = fs::metadata(path).map_err(Error::read(format!("the task `{source}`")))?;
     if kind.is_dir() && dataset_folder::files(path)?.is_none() {
         load_folder(path, from)
     } else {

@@ -115,7 +115,7 @@ impl LoraStack {
         let mut modules = BTreeMap::new();
         for stack in self.sites.iter().flatten() {
             for (module, block) in stack.modules.iter().zip(&stack.layouts.0[expert]) {
-                let mut next = || values.next().cloned().ok_or(TrainError::MissingValues { expert });
+                let mut next = || values.next().cloned().ok_or(TrainError::MissingValues { index: expert });
                 let (a, b) = (next()?, next()?);
                 let input = stack.a.dim(1)?;
                 let pair = LowRank::new(
