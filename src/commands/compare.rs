@@ -55,13 +55,14 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
         document
     };
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
+    let runs = || args.runs.iter().map(|run| run.display().to_string()).collect::<Vec<_>>().join(", ");
     for row in rows.iter().filter(|row| !is_scored(row)) {
-        context.warn(format!("row {} has no results in {:?}", row["label"], args.runs))?;
+        context.warn(format!("row {} has no results in {}", row["label"], runs()))?;
     }
     for cell in scores.partial() {
         context.warn(cell)?;
     }
-    ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {:?}", args.table.display(), args.runs);
+    ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {}", args.table.display(), runs());
     let document = json!({
         "title": spec.title,
         "runs": args.runs,
@@ -92,7 +93,7 @@ fn replace_plot(path: &Path, plot: Option<String>) -> Result<()> {
         Some(plot) => Ok(write_file(path, plot.as_bytes())?),
         None => match std::fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("{}: an earlier plot, which cannot be removed", path.display()))
+                Err(error).with_context(|| format!("{}: the earlier plot cannot be removed", path.display()))
             }
             _ => Ok(()),
         },

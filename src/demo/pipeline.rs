@@ -79,7 +79,8 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandCo
     if summary.stopped {
         return Err(Interrupted("run the same command again to continue".to_owned()).into());
     }
-    ensure!(summary.failed.is_empty(), "experts failed: {:?}", summary.failed);
+    let failed: Vec<String> = summary.failed.iter().map(|(name, why)| format!("`{name}`: {why}")).collect();
+    ensure!(failed.is_empty(), "experts failed: {}", failed.join("; "));
     Ok(OpenLibrary::open(root, &setup.base, &[])?)
 }
 

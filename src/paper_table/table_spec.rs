@@ -151,7 +151,8 @@ impl TableSpec {
         let testable = spec.testable.iter().flat_map(|testable| std::iter::once(&testable.own).chain(&testable.beats));
         let named = spec.claims.iter().flat_map(|claim| [&claim.better, &claim.worse]).chain(testable);
         for label in named {
-            ensure!(labels.contains(label.as_str()), "there is no row `{label}`; the rows are {labels:?}");
+            let known = || labels.iter().copied().collect::<Vec<_>>().join(", ");
+            ensure!(labels.contains(label.as_str()), "there is no row `{label}`; the rows are {}", known());
             let is_chosen = |row: &&RowSpec| row.label == *label && row.aggregation == RunAggregation::Best;
             ensure!(
                 !spec.rows.iter().any(|row| is_chosen(&row)),
@@ -159,7 +160,7 @@ impl TableSpec {
             );
         }
         for column in spec.claims.iter().filter_map(|claim| claim.column.as_deref()) {
-            ensure!(columns.contains(&column), "there is no column `{column}`; the columns are {columns:?}");
+            ensure!(columns.contains(&column), "there is no column `{column}`; the columns are {}", columns.join(", "));
         }
         Ok(spec)
     }

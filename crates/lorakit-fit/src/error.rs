@@ -77,10 +77,10 @@ pub enum FitError {
     #[error("no expert to train")]
     NothingToTrain,
     /// Several plans for what is trained from one.
-    #[error("one plan is expected, found {0}")]
+    #[error("expected one training plan, found {0}")]
     SeveralPlans(usize),
     /// Weights without rows to fit them to.
-    #[error("there are no rows to fit weights to")]
+    #[error("no rows to fit the weights to")]
     NoRows,
     /// A router or merge that nothing here fits.
     #[error("{0} is not fitted to rows")]
@@ -159,7 +159,7 @@ pub enum FitError {
     NoClusterCount(String),
     /// Clusters of another run.
     #[error(
-        "{}: the clusters of another run, with another K or other settings; --restart replaces them, or give another --library",
+        "{}: holds the clusters of another run, with another K or other settings; --restart replaces them, or give another --library",
         .0.display()
     )]
     OtherClusters(PathBuf),

@@ -16,7 +16,7 @@ pub enum ModelError {
         path: PathBuf,
     },
     /// A model folder has no readable `config.json`.
-    #[error("a base is a Hugging Face model folder with a config.json")]
+    #[error("not a Hugging Face model folder")]
     NoConfig {
         /// Where it was looked for.
         path: PathBuf,

@@ -58,7 +58,7 @@ fn weights_are_refused_by_file_and_tensor() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(&set("vocab_size", json!(33)), &["model.safetensors", "`model.embed_tokens.weight`", "[33, 32]"]);
     assert_says(&set("num_hidden_layers", json!(9)), &["model.layers.2.", "is missing"]);
-    assert_says(&set("num_hidden_layers", json!(1)), &["model.safetensors", "'model.layers.1.", "different models"]);
+    assert_says(&set("num_hidden_layers", json!(1)), &["model.safetensors", "`model.layers.1.", "different models"]);
 }
 
 #[test]

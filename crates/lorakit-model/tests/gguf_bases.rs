@@ -178,15 +178,15 @@ fn what_is_not_a_supported_model_is_refused_by_name() {
     );
     contains(
         &|model| model.tensors.retain(|written| written.tensor.name != "blk.1.attn_k.weight"),
-        &["'model.layers.1.self_attn.k_proj.weight' is missing"],
+        &["`model.layers.1.self_attn.k_proj.weight` is missing"],
     );
     contains(
         &|model| model.tensor("blk.0.ffn_up.weight").tensor.name = "blk.0.ffn_up_exps.weight".to_owned(),
-        &["'blk.0.ffn_up_exps.weight' has no place"],
+        &["`blk.0.ffn_up_exps.weight` has no place"],
     );
     contains(
         &|model| model.tensor("blk.0.attn_q.weight").tensor.shape = vec![16, 64],
-        &["'blk.0.attn_q.weight' has shape [16, 64]"],
+        &["`blk.0.attn_q.weight` has shape [16, 64]"],
     );
     contains(
         &|model| {
@@ -194,7 +194,7 @@ fn what_is_not_a_supported_model_is_refused_by_name() {
             embedding.tensor.dtype = GgmlType::by_name("MXFP4").unwrap();
             embedding.bytes.truncate(embedding.tensor.bytes());
         },
-        &["'token_embd.weight' is MXFP4; lorakit reads F32, F16, BF16, Q4_0"],
+        &["`token_embd.weight` is MXFP4; lorakit reads F32, F16, BF16, Q4_0"],
     );
 }
 

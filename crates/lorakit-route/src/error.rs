@@ -170,7 +170,7 @@ pub enum RouteError {
     #[error("no row of the expert `{0}` was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
     /// The spread of a task's prompts cannot be estimated from one of them.
-    #[error("{0} prompts to learn from, and no two of one task: give tasks of more rows, or rows=N with N at least 2")]
+    #[error("found {0} prompts to learn from, no two of them of one task: give tasks of more rows, or rows=N with N at least 2")]
     FewPrompts(usize),
     /// A response is not finite.
     #[error(
@@ -178,7 +178,7 @@ pub enum RouteError {
     )]
     NotFinite,
     /// A prompt pass was asked about rows other than those that it saw.
-    #[error("the prompt pass saw other rows")]
+    #[error("the prompt pass was run on different rows")]
     OtherRows,
     /// Subtracting general knowledge by factors subtracts A's of different rank.
     #[error(
@@ -194,7 +194,7 @@ pub enum RouteError {
         second: Named<usize>,
     },
     /// A search was given no rows.
-    #[error("there are no rows to find weights by")]
+    #[error("no rows to fit the weights to")]
     NoRowsToSearch,
     /// A model answered a search about another number of candidates.
     #[error("{candidates} candidates got {answers} answers")]

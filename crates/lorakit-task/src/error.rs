@@ -104,7 +104,7 @@ pub enum Error {
         found: String,
     },
     /// A column that a row lacks.
-    #[error("no `{column}`; the row has {present}. {formats}")]
+    #[error("the row has no `{column}`; it has {present}. {formats}")]
     MissingColumn {
         /// The column.
         column: String,

@@ -165,7 +165,7 @@ fn other_columns_stand_for_the_standard_ones() {
     let path = folder.path().join("qa.jsonl");
     fs::write(&path, "{\"question\": \"Q?\", \"answer\": 2.50}\n").unwrap();
     let error = message(&path);
-    assert!(error.contains("row 1: no `input`; the row has `question`, `answer`"), "{error}");
+    assert!(error.contains("row 1: the row has no `input`; it has `question`, `answer`"), "{error}");
     assert!(error.contains("--columns input=question,output=answer"), "{error}");
     let specs = [path.display().to_string()];
     let columns: ColumnNames = "input=question,output=answer".parse().unwrap();

@@ -36,12 +36,10 @@ pub enum TrainError {
     },
 
     /// A settings file is invalid.
-    #[error("{file}: settings; known are {known}")]
+    #[error("{file}: invalid training settings")]
     ConfigFile {
         /// The file.
         file: String,
-        /// The names of all settings.
-        known: String,
         /// The parser's error.
         source: Box<toml::de::Error>,
     },
@@ -268,7 +266,7 @@ pub enum TrainError {
         name: String,
     },
     /// Rows of a parameter that it does not have.
-    #[error("parameter `{name}` has {rows} rows; expected row ranges within them")]
+    #[error("a segment of parameter `{name}` exceeds its {rows} rows")]
     Segments {
         /// The parameter.
         name: String,
@@ -371,7 +369,7 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// A checkpoint with damaged metadata.
-    #[error("{}: state of the checkpoint", path.display())]
+    #[error("{}: the checkpoint's metadata cannot be parsed", path.display())]
     CheckpointState {
         /// The file.
         path: PathBuf,
@@ -379,7 +377,7 @@ pub enum TrainError {
         source: serde_json::Error,
     },
     /// A checkpoint of another pass.
-    #[error("{}: a checkpoint of {found} experts; expected {expected}", path.display())]
+    #[error("{}: the checkpoint has {found} experts; expected {expected}", path.display())]
     CheckpointExperts {
         /// The file.
         path: PathBuf,
@@ -397,7 +395,7 @@ pub enum TrainError {
         name: String,
     },
     /// A checkpoint whose tensors do not match the pass.
-    #[error("{}: remove it to start the pass again", path.display())]
+    #[error("{}: the checkpoint does not match the pass; remove it to start the pass again", path.display())]
     CheckpointMismatch {
         /// The file.
         path: PathBuf,

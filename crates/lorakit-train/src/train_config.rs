@@ -140,7 +140,6 @@ impl TrainConfig {
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
             file: file.to_owned(),
-            known: Self::names(),
             source: Box::new(source),
         })?;
         config.validated().map_err(|source| in_file(file, source))
@@ -150,7 +149,6 @@ impl TrainConfig {
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
         let given: toml::Table = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
             file: file.to_owned(),
-            known: Self::names(),
             source: Box::new(source),
         })?;
         let mut all = self.to_map()?;

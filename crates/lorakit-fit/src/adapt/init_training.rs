@@ -64,7 +64,7 @@ fn default_config(init: Option<&Init>) -> Result<TrainConfig> {
     match init {
         None => Ok(defaults),
         Some(init) => config_for_adapters(std::slice::from_ref(&init.adapter), &defaults)
-            .with_context(|| "the adapter to start from".to_owned()),
+            .with_context(|| "the adapter to start from cannot be used".to_owned()),
     }
 }
 

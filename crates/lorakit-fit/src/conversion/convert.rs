@@ -83,7 +83,7 @@ pub fn convert(
     let stack = LibraryStack::new([Expert::new("adapter", converted.clone())], &base.adaptable_sites(), base.device())?;
     let ids = random_ids(base.config().vocabulary);
     let logits = |patches: &Patches| base.logits(&ids, SequenceBatch::packed([ids.len()]), patches);
-    let exact = logits(&exact_patches(adapter, base, &weights).with_context(|| "the exact change".to_owned())?)?;
+    let exact = logits(&exact_patches(adapter, base, &weights).with_context(|| "the exact change cannot be computed".to_owned())?)?;
     let conversion = Conversion {
         rank,
         modules,

@@ -250,9 +250,9 @@ mod tests {
     fn errors_name_the_column() {
         let message = |fields| format!("{:#}", anyhow::Error::from(row("", fields, None).unwrap_err()));
         assert!(
-            message(json!({"input": "a", "target": "b"})).starts_with("no `output`; the row has `input`, `target`.")
+            message(json!({"input": "a", "target": "b"})).starts_with("the row has no `output`; it has `input`, `target`.")
         );
-        assert!(message(json!({"output": "b"})).starts_with("no `input`; the row has `output`."));
+        assert!(message(json!({"output": "b"})).starts_with("the row has no `input`; it has `output`."));
         let null = message(json!({"input": "a", "output": null}));
         assert_eq!(null, "`output`: expected a text or a number, found null");
         let choice = json!({"input": "a", "choices": ["x", ""], "answer": 0});
