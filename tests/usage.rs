@@ -130,9 +130,9 @@ fn options_of_other_programs_are_recognised() {
 fn unknown_settings_are_named() {
     let fixed = "train-experts --base b --library l --tasks t --set";
     for (setting, parts) in [
-        ("rnk=4", &["rnk", "did you mean rank?"][..]),
-        ("lr=1e-3", &["did you mean learning_rate?"]),
-        ("epochs=3", &["did you mean num_epochs?"]),
+        ("rnk=4", &["rnk", "did you mean `rank`?"][..]),
+        ("lr=1e-3", &["did you mean `learning_rate`?"]),
+        ("epochs=3", &["did you mean `num_epochs`?"]),
         ("rank", &["rank", "key=value"]),
         ("rank=0", &["rank", "0"]),
         ("rank=four", &["rank=four"]),
@@ -147,7 +147,7 @@ fn unknown_settings_are_named() {
     fs::write(&config, "rank = 4\nalfa = 2\n").unwrap();
     assert_contains(
         &words(&format!("train-experts --base b --library l --tasks t --config {}", config.display())).failed(1),
-        &["settings.toml", "alfa", "did you mean alpha?"],
+        &["settings.toml", "alfa", "did you mean `alpha`?"],
     );
 }
 

@@ -268,7 +268,7 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingP
 fn selected<'a>(plans: Vec<TrainingPlan<'a>>, names: &[String]) -> Result<Vec<TrainingPlan<'a>>> {
     if let Some(unknown) = names.iter().find(|name| plans.iter().all(|plan| plan.name != **name)) {
         let known: Vec<&str> = plans.iter().map(|plan| plan.name.as_str()).collect();
-        bail!("--experts {unknown}: no such expert; expected any of {}", known.join(", "));
+        bail!("--experts: unknown expert `{unknown}`; expected one of {}", known.join(", "));
     }
     Ok(plans.into_iter().filter(|plan| names.is_empty() || names.contains(&plan.name)).collect())
 }

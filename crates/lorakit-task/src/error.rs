@@ -41,7 +41,7 @@ pub enum Error {
     #[error("{0}")]
     Spec(String),
     /// A name that is not in a closed list, such as a metric's.
-    #[error("unknown {what} `{name}`; expected {known}")]
+    #[error("unknown {what} `{name}`; expected one of {known}")]
     UnknownName {
         /// What was to be named.
         what: &'static str,

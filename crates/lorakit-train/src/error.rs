@@ -50,12 +50,12 @@ pub enum TrainError {
         assignment: String,
     },
     /// An unknown setting.
-    #[error("unknown setting `{name}`{hint} Known are {known}")]
+    #[error("{}", describe_unknown_setting(name, suggested.as_deref(), known))]
     UnknownSetting {
         /// What was given.
         name: String,
-        /// What is suggested instead, with the mark that ends the sentence before.
-        hint: String,
+        /// What is suggested instead.
+        suggested: Option<String>,
         /// The names of all settings.
         known: String,
     },
@@ -424,6 +424,13 @@ pub enum TrainError {
     /// Tensors could not be serialized.
     #[error(transparent)]
     Safetensors(#[from] safetensors::SafeTensorError),
+}
+
+fn describe_unknown_setting(name: &str, suggested: Option<&str>, known: &str) -> String {
+    match suggested {
+        Some(suggested) => format!("unknown setting `{name}`; did you mean `{suggested}`? Settings: {known}"),
+        None => format!("unknown setting `{name}`; expected one of {known}"),
+    }
 }
 
 fn describe_memory(estimate: &MemoryEstimate, available: u64) -> String {

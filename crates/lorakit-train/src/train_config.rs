@@ -188,8 +188,7 @@ impl TrainConfig {
     fn unknown(name: &str) -> TrainError {
         let all = Self::default().to_map().unwrap_or_default();
         let suggested = suggested_name(name, all.keys().map(String::as_str));
-        let hint = suggested.map_or_else(|| ".".to_owned(), |suggested| format!("; did you mean {suggested}?"));
-        TrainError::UnknownSetting { name: name.to_owned(), hint, known: Self::names() }
+        TrainError::UnknownSetting { name: name.to_owned(), suggested, known: Self::names() }
     }
 
     /// The names of all settings, separated by commas.
@@ -343,8 +342,8 @@ mod tests {
         let found = (config.rank, config.alpha, config.lr_scheduler, config.target_modules.as_str());
         assert_eq!(found, (8, 32.0, LrSchedulerType::Cosine, "q_proj,dense"));
         let error = |assignment| TrainConfig::default().set(assignment).unwrap_err().to_string();
-        assert!(error("rnak=8").contains("unknown setting `rnak`; did you mean rank? Known are rank, alpha"));
-        assert!(error("lr=1e-3").contains("did you mean learning_rate?"));
+        assert!(error("rnak=8").contains("unknown setting `rnak`; did you mean `rank`? Settings: rank, alpha"));
+        assert!(error("lr=1e-3").contains("did you mean `learning_rate`?"));
         assert_eq!(error("rank=0"), "setting `rank` is 0; expected a whole number above zero");
         assert!(error("rank=-1").contains("a whole number that is not negative"));
         assert_eq!(error("rank"), "`rank`: expected key=value");

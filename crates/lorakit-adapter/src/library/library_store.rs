@@ -238,10 +238,13 @@ impl Library {
         }
         let (root, names) = (self.root.display(), self.expert_names()?);
         let similar = similar_names(name, &names);
-        let hint = if similar.is_empty() { String::new() } else { format!(" did you mean {}?", quote_names(&similar)) };
+        let listed = match similar.as_slice() {
+            [] => format!("it has {}", quote_names(&names)),
+            similar => format!("did you mean {}? It has {}", quote_names(similar), quote_names(&names)),
+        };
         Err(AdapterError::UnknownExpert(match names.is_empty() {
             true => format!("{root}: no expert `{name}`; it has no experts yet"),
-            false => format!("{root}: no expert `{name}`;{hint} it has {}", quote_names(&names)),
+            false => format!("{root}: no expert `{name}`; {listed}"),
         }))
     }
 

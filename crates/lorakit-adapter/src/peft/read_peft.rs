@@ -61,7 +61,7 @@ fn check_config_exists(dir: &Path) -> Result<()> {
     inner.sort_unstable();
     Err(AdapterError::AdapterFolder(match inner.as_slice() {
         [] => format!("{place}: no {CONFIG_FILE}; expected the folder that PEFT's save_pretrained wrote"),
-        [one] => format!("{place}: no {CONFIG_FILE}; did you mean {one}?"),
+        [one] => format!("{place}: no {CONFIG_FILE}; did you mean `{one}`?"),
         [first, .., last] => format!(
             "{place}: no {CONFIG_FILE}, but {} folders with one; give one or all of them: {first} ... {last}",
             inner.len()

@@ -209,7 +209,7 @@ fn a_folder_of_adapters_names_them() {
         fs::create_dir(folder.path().join(name)).unwrap();
         fs::write(folder.path().join(name).join("adapter_config.json"), "{}").unwrap();
         if name == "c" {
-            assert_names(&error(), &["did you mean", "c?"]);
+            assert_names(&error(), &["did you mean", "c`?"]);
         }
     }
     assert_names(&error(), &["3 folders with one", "a ... ", "c"]);

@@ -91,7 +91,7 @@ impl ByteLevelPreTokenizer {
             Error::UnknownName {
                 what: "pre-tokenizer",
                 name: name.to_owned(),
-                known: format!("one of {}; otherwise {OWN_TOKENIZER}", known.join(", ")),
+                known: format!("{}; otherwise {OWN_TOKENIZER}", known.join(", ")),
             }
         })
     }
