@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 /// How tokens are chosen, in the order in which the options apply.
 #[derive(Args, Debug)]
 pub struct SamplingArgs {
-    /// Divide positive logits of tokens that have occurred by R, and multiply negative ones
+    /// Repetition penalty: divide positive logits of tokens already seen by R, and multiply negative ones
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = penalty)]
     repetition_penalty: f32,
     /// Sampling temperature; 0 is greedy decoding

@@ -47,7 +47,7 @@ pub struct AdaptArgs {
     /// Method, with settings after a colon; all are listed below
     #[arg(long, value_name = "M", value_parser = parse_adapt_method)]
     method: Arc<dyn AdaptMethod>,
-    /// Fraction of each task's training and validation rows to use, from the start
+    /// Use only the first fraction F of each task's training and validation rows
     #[arg(long, value_name = "F", default_value = "1")]
     fraction: Fraction,
     #[command(flatten)]

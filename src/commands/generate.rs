@@ -207,7 +207,7 @@ impl GenerateRun<'_> {
         let document = json!({ "output": path, "prompts": rows.len(), "texts": texts, "tokens": tokens });
         output.result(&document, || {
             let (texts, tokens) = (pluralize(texts, "text"), pluralize(tokens, "token"));
-            format!("{}: {texts} of {tokens} for {}\n", path.display(), pluralize(rows.len(), "prompt"))
+            format!("{}: wrote {texts} ({tokens}) for {}\n", path.display(), pluralize(rows.len(), "prompt"))
         })
     }
 }

@@ -31,8 +31,8 @@ pub struct AddArgs {
     /// Add the other adapters where some are refused, instead of none
     #[arg(long)]
     skip_refused: bool,
-    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
-    /// texts as before, and images no longer
+    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: text
+    /// behavior is unchanged; the image encoder is left as in the base
     #[arg(long)]
     skip_image_encoder: bool,
     /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the

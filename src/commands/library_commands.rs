@@ -21,7 +21,7 @@ pub enum LibraryCommand {
     Rm(ExpertNames),
     /// Check all files, or a single adapter_config.json
     Check(library_check::CheckArgs),
-    /// Add PEFT adapter folders; creates the library if needed
+    /// Add PEFT or GGUF adapters, from folders or the Hub; creates the library if needed
     Add(library_add::AddArgs),
     /// Import adapters of other programs: PEFT folders with .bin weights, and mttl libraries
     Import(library_import::ImportArgs),

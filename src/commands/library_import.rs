@@ -23,8 +23,8 @@ pub struct ImportArgs {
     /// Import the other folders where some are refused, instead of none
     #[arg(long)]
     skip_refused: bool,
-    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: they change
-    /// texts as before, and images no longer
+    /// Leave out what adapters of a multimodal base change in its image encoder, instead of refusing them: text
+    /// behavior is unchanged; the image encoder is left as in the base
     #[arg(long)]
     skip_image_encoder: bool,
     /// PEFT folders, named as in library add, and mttl libraries, whose experts keep their names
