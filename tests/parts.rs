@@ -250,7 +250,7 @@ fn both_stages_of_mbc_end_as_one_command() {
     let (first, second) = (both("parts/library", Some("0/2")), both("parts/library", Some("1/2")));
     // Alone, the first part cannot know the clusters, and says so.
     let alone = run(first.iter().filter(|word| *word != "--json")).ok();
-    assert_contains(&alone.stdout, &["2 experts of other parts to come", "run the same parts again"]);
+    assert_contains(&alone.stdout, &["2 experts of other parts are still missing", "run the same parts again"]);
     let library = work.path("parts/library");
     assert!(!library.join("clusters.json").exists());
     // The one that completes the first stage goes on to the second.

@@ -97,8 +97,8 @@ pub fn ensure_rank(settings: &TrainConfig, base: &Base, context: &CommandContext
     let full = sides.iter().filter(|(side, _)| rank > *side).count();
     if full > 0 {
         context.output.warn(format!(
-            "rank {rank} is more than a change can have in {full} of {} target modules, such as {smallest}, where it is at \
-             most {least}: what is above costs memory and time alone",
+            "rank {rank} exceeds the maximum rank ({least}) of {full} of {} target modules, such as `{smallest}`; the excess \
+             only costs memory and time",
             sides.len()
         ));
     }

@@ -219,8 +219,8 @@ fn report_both_plans(plan: &TwoStagePlan, context: &CommandContext) -> Result<()
 fn report_both_stages(stages: &TwoStageMbc, context: &CommandContext) -> Result<()> {
     let TwoStageMbc { private, clustered } = stages;
     let Some(ClusteredStage { clusters, file, experts }) = clustered else {
-        let waits =
-            private.is_complete().then_some("\nclusters need them: run the same parts again when they are there");
+        let waits = "\nclustering needs the experts of every part; run the same parts again once all are trained";
+        let waits = private.is_complete().then_some(waits);
         context.output.result(&training_report::document(private), || {
             training_report::text(private) + waits.unwrap_or_default()
         })?;

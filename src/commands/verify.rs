@@ -213,10 +213,10 @@ fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize)
     };
     let header = ["merged", "difference", "by rounding", "without rounding", "float32 noise", "adapter's effect", ""];
     let judged_by = match args.tolerance {
-        Some(tolerance) => format!("at most {tolerance:e} without rounding is ok"),
+        Some(tolerance) => format!("a difference up to {tolerance:e}, rounding excluded, passes"),
         None => format!(
-            "without rounding, {NOISE_FACTOR} times the noise of float32 on this base is ok: the effect of flipping the \
-             last bit of every projection's outputs, in the largest difference and in the mean square"
+            "a difference up to {NOISE_FACTOR} times the float32 noise, rounding excluded, passes: the noise is the effect of \
+             flipping the last bit of every projection's outputs, in the largest difference and in the mean square"
         ),
     };
     format!(

@@ -42,7 +42,8 @@ pub fn text(report: &TrainingReport) -> String {
         (None, _) => table,
         (Some(part), 0) => format!("{table}\n\npart {part}: the other parts are complete"),
         (Some(part), missing) => {
-            format!("{table}\n\npart {part}: {} of other parts to come", pluralize(missing, "expert"))
+            let are = if missing == 1 { "is" } else { "are" };
+            format!("{table}\n\npart {part}: {} of other parts {} still missing", pluralize(missing, "expert"), are)
         }
     }
 }
