@@ -55,7 +55,7 @@ impl AdapterArgs {
     pub fn open<'a>(
         &self,
         base: &'a Base,
-        place: &ResolvedBase,
+        resolved: &ResolvedBase,
         context: &CommandContext,
     ) -> Result<RoutedPatches<'a>> {
         if let Some(folder) = &self.adapter {
@@ -64,7 +64,7 @@ impl AdapterArgs {
                 for warning in expert.adapter.warnings() {
                     context.warn(format!("{}: {warning}", folder.display()))?;
                 }
-                place.ensure_own_tensors(&expert.adapter).with_context(|| folder.display().to_string())?;
+                resolved.ensure_own_tensors(&expert.adapter).with_context(|| folder.display().to_string())?;
             }
             return Ok(RoutedPatches::plain(single_expert(&opened, 0)?));
         }
@@ -82,7 +82,7 @@ impl AdapterArgs {
         let opened = context.open_library(library, base, &only)?;
         let data = self.data.data.as_deref();
         let fit = self.fit.load(&self.data, context)?;
-        let tokenizer = || place.tokenizer().map_err(Into::into);
+        let tokenizer = || resolved.tokenizer().map_err(Into::into);
         let seed = context.seed;
         let over =
             FitContext { base, library: &opened, tokenizer: &tokenizer, tasks: &fit, data, seed, reporter: context };

@@ -36,8 +36,8 @@ pub fn tied_module(config: &BaseConfig, adapter: &Adapter) -> Option<&'static st
 
 /// The weights that `adapter` is merged into, with their config. Where it changes one of an embedding and a head that are
 /// one weight, the head becomes a weight of its own.
-fn target(place: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, BaseConfig)> {
-    let (checkpoint, mut config) = (place.checkpoint()?, place.config()?);
+fn target(resolved: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, BaseConfig)> {
+    let (checkpoint, mut config) = (resolved.checkpoint()?, resolved.config()?);
     if tied_module(&config, adapter).is_none() {
         return Ok((checkpoint, config));
     }
@@ -49,17 +49,17 @@ fn target(place: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, BaseCo
 /// Writes the base with `adapter` merged into its weights to `folder`, which exists: weights in their stored types,
 /// configuration and tokenizer as they are, except that a head that can no longer be tied gets a weight of its own. The
 /// result is opened once as a check.
-pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
-    let (checkpoint, _) = target(place, adapter)?;
-    model_files::write(place, folder)?;
-    if let Some(module) = tied_module(&place.config()?, adapter) {
+pub fn write(resolved: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
+    let (checkpoint, _) = target(resolved, adapter)?;
+    model_files::write(resolved, folder)?;
+    if let Some(module) = tied_module(&resolved.config()?, adapter) {
         model_files::untie(&folder.join("config.json"))?;
         context.output.status(format!(
             "the adapter changes `{module}` alone, and the base's head is tied to its embedding: the written model has a \
              head of its own (tie_word_embeddings is false)"
         ));
     }
-    if let ResolvedBase::Folder { folder: source, .. } = place {
+    if let ResolvedBase::Folder { folder: source, .. } = resolved {
         write_index(source, folder, &checkpoint)?;
     }
     // Ctrl-C stops between two weights, so that no large partial model is left behind.
@@ -84,23 +84,23 @@ pub fn write(place: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &C
 /// The base with `adapter` merged into its weights, in memory. Weights that the adapter does not target stay in their
 /// files.
 pub fn in_memory(
-    place: &ResolvedBase,
+    resolved: &ResolvedBase,
     adapter: &Adapter,
     precision: MergePrecision,
     options: &BaseOptions,
 ) -> Result<Base> {
     let keep = options.dtype.and_then(storage_dtype);
-    let (checkpoint, config) = target(place, adapter)?;
+    let (checkpoint, config) = target(resolved, adapter)?;
     let checkpoint =
         checkpoint.with_edits(&names(adapter), keep, precision == MergePrecision::Exact, &mut change(adapter))?;
     Ok(Base::from_checkpoint("merged", config, &checkpoint, options)?)
 }
 
 /// The narrowest type of the weights that `adapter` targets.
-pub fn narrowest_dtype(place: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
+pub fn narrowest_dtype(resolved: &ResolvedBase, adapter: &Adapter, options: &BaseOptions) -> Result<StorageDtype> {
     match options.dtype.and_then(storage_dtype) {
         Some(dtype) => Ok(dtype),
-        None => Ok(target(place, adapter)?.0.narrowest_dtype(&names(adapter))?),
+        None => Ok(target(resolved, adapter)?.0.narrowest_dtype(&names(adapter))?),
     }
 }
 

@@ -48,8 +48,8 @@ pub fn is_model_file(path: &str) -> bool {
 }
 
 /// Copies the files of a base, other than its weights, to `folder`, which exists.
-pub fn write(place: &ResolvedBase, folder: &Path) -> Result<()> {
-    match place {
+pub fn write(resolved: &ResolvedBase, folder: &Path) -> Result<()> {
+    match resolved {
         ResolvedBase::Folder { folder: source, .. } => {
             copy(source, folder)?;
             let config = folder.join("config.json");
@@ -105,8 +105,8 @@ fn model_files(folder: &Path) -> Result<Vec<String>> {
 
 /// Copies the same files for weights in f32: config.json then names f32, which other tools would otherwise round to the
 /// original type.
-pub fn write_for_f32(place: &ResolvedBase, folder: &Path) -> Result<()> {
-    write(place, folder)?;
+pub fn write_for_f32(resolved: &ResolvedBase, folder: &Path) -> Result<()> {
+    write(resolved, folder)?;
     set_dtype_f32(&folder.join("config.json"))
 }
 

@@ -83,9 +83,9 @@ struct Report {
 pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load(context)?;
-    let place = args.base.resolve(context)?;
+    let resolved = args.base.resolve(context)?;
     let encoding = args.settings.over(TrainConfig::default())?.row_encoding();
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(encoding));
+    let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?.with_encoding(encoding));
     let opened = match (&args.library, args.method.info().needs_library) {
         (Some(root), true) => Some(context.open_library(root, &base, &args.experts)?),
         (None, true) => None,
@@ -106,7 +106,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     let plan = AdaptPlan::new(&*args.method, opened.as_ref(), &settings)?;
     let train = TrainContext {
         base: &base,
-        tokenizer: &vocabulary,
+        tokenizer: &tokenizer,
         seed: context.seed,
         restart: args.restart,
         part: None,

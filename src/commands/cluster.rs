@@ -304,8 +304,8 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 /// The embeddings of `--tasks`.
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = args.data.load(&args.tasks, context)?;
-    let place = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
-    Ok(embed_tasks(&place.base(context)?, &place.tokenizer()?, &tasks, args.rows.unwrap_or(ROWS))?)
+    let resolved = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
+    Ok(embed_tasks(&resolved.base(context)?, &resolved.tokenizer()?, &tasks, args.rows)?)
 }
 
 /// The embedding of an expert: the mean over its tasks, or that of the task with its name if none is recorded.

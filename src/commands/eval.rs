@@ -106,24 +106,24 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     context.output.status(RowCounts::new(&tasks, &options));
     let routers = distinct(&args.router);
     warn_of_fits(&routers, &fit, args.split, context);
-    let place = args.base.resolve(context)?;
+    let resolved = args.base.resolve(context)?;
     let encoding = args.encoding.encoding();
-    let (base, vocabulary) = (args.open_base(&place, context)?, place.tokenizer()?.with_encoding(encoding));
+    let (base, tokenizer) = (args.open_base(&resolved, context)?, resolved.tokenizer()?.with_encoding(encoding));
     options.cache_bytes = cache_bytes(&base);
-    if let Some(record) = place.record()? {
+    if let Some(record) = resolved.record()? {
         unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
     }
     let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
-        task_args::warn_of_templates(&tasks, opened, is_used, &vocabulary, context);
+        task_args::warn_of_templates(&tasks, opened, is_used, &tokenizer, context);
     }
-    let tokenizer = || Ok(place.tokenizer()?.with_encoding(encoding));
+    let read_tokenizer = || Ok(resolved.tokenizer()?.with_encoding(encoding));
     let routing = opened.as_ref().map(|library| FitContext {
         base: &base,
         library,
-        tokenizer: &tokenizer,
+        tokenizer: &read_tokenizer,
         tasks: &fit,
         data,
         seed: context.seed,
@@ -135,21 +135,13 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
     let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut run = EvalRun {
-        base: &base,
-        tokenizer: &vocabulary,
-        tasks: &prompted,
-        options: &options,
-        precision: args.precision(),
-        context,
-        shares,
-        store: ResultsStore::open(kept, &routers, &tasks, config, context)?,
-        failures,
-    };
-    let chance = args.chance.then(|| run.score_chance(&tasks)).transpose()?;
-    run.score(&pairs, &prepared)?;
-    if run.store.now.routers().next().is_none() {
-        return run.failures.outcome(false);
+    let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
+    let precision = args.precision();
+    let run = EvalRun { base: &base, tokenizer: &tokenizer, tasks: &prompted, options: &options, precision, context };
+    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
+    run.evaluate((&pairs, &prepared), &mut shares, &mut store, &mut failures)?;
+    if store.now.routers().next().is_none() {
+        return failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
     args.output(&run, &names, opened.as_ref().map_or(&[], |opened| opened.experts.names()))?;
@@ -216,9 +208,9 @@ impl EvalArgs {
     }
 
     /// Opens the base. Its texts are generated in the precision of scored tokens.
-    fn open_base(&self, place: &ResolvedBase, context: &CommandContext) -> Result<Base> {
+    fn open_base(&self, resolved: &ResolvedBase, context: &CommandContext) -> Result<Base> {
         let options = BaseOptions { decoding: self.precision(), ..context.base_options()? };
-        let base = place.base_as(&options, context)?;
+        let base = resolved.base_as(&options, context)?;
         ensure!(
             !self.quantize_activations || base.has_integer_products(),
             "--quantize-activations: {} has no weights that are multiplied with activations of 8 bits; those are the \

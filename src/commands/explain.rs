@@ -47,16 +47,16 @@ pub struct ExplainArgs {
 /// Runs the base over the prompt with the router, and shows its choices.
 pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let typed = &args.router;
-    let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?);
+    let resolved = args.base.resolve(context)?;
+    let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?);
     let opened = context.open_library(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(&args.data, context)?;
-    let tokenizer = || place.tokenizer().map_err(Into::into);
+    let read_tokenizer = || resolved.tokenizer().map_err(Into::into);
     let over = FitContext {
         base: &base,
         library: &opened,
-        tokenizer: &tokenizer,
+        tokenizer: &read_tokenizer,
         tasks: &fit,
         data,
         seed: context.seed,
@@ -66,9 +66,9 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let routed = build_router(&over, &*typed.router, None, Some(observer.clone()))
         .with_context(|| format!("--router {typed}"))?;
 
-    let ids = Example::encode_prompt(&args.prompt, &vocabulary, base.config().max_positions)?;
+    let ids = Example::encode_prompt(&args.prompt, &tokenizer, base.config().max_positions)?;
     ensure!(!ids.is_empty(), "--prompt has no tokens");
-    let whole = Example::encode_prompt(&args.prompt, &vocabulary, usize::MAX)?.len();
+    let whole = Example::encode_prompt(&args.prompt, &tokenizer, usize::MAX)?.len();
     if ids.len() < whole {
         context.output.warn(format!(
             "--prompt has {whole} tokens but the base takes at most {}; the start is cut off",
@@ -81,9 +81,9 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let trace = RoutingTrace {
         router: typed.text.clone(),
         prompt: args.prompt,
-        tokens: TracedToken::of_prompt(&ids, &vocabulary)?,
+        tokens: TracedToken::of_prompt(&ids, &tokenizer)?,
         experts: &opened.experts,
-        choices: observer.take(ids.len(), vocabulary.layout().source_len(ids.len())),
+        choices: observer.take(ids.len(), tokenizer.layout().source_len(ids.len())),
     };
     ensure!(
         !trace.choices.is_empty(),

@@ -89,7 +89,7 @@ pub struct Candidate {
 /// The base that adapters are checked against.
 pub struct OpenBase {
     /// Where it is.
-    pub place: ResolvedBase,
+    pub resolved: ResolvedBase,
     /// The base.
     pub base: Base,
 }
@@ -97,9 +97,9 @@ pub struct OpenBase {
 impl OpenBase {
     /// Opens a base.
     pub fn open(source: &BaseSource, context: &CommandContext) -> Result<Self> {
-        let place = source.resolve(context)?;
-        let base = place.base(context)?;
-        Ok(Self { place, base })
+        let resolved = source.resolve(context)?;
+        let base = resolved.base(context)?;
+        Ok(Self { resolved, base })
     }
 }
 
@@ -146,7 +146,7 @@ impl Candidate {
     /// first if `skip_image_encoder`.
     pub fn convert(
         named: &NamedFolder,
-        OpenBase { place, base }: &OpenBase,
+        OpenBase { resolved, base }: &OpenBase,
         rank: usize,
         skip_image_encoder: bool,
     ) -> Result<Self> {
@@ -167,7 +167,7 @@ impl Candidate {
             let (name, folder, record) = (named.name.clone(), named.folder.clone(), record_beside(&named.folder)?);
             return Ok(Self { name, folder, adapter: dense.low_rank().clone(), record, conversion: None });
         }
-        let converted = convert(&dense, base, &place.checkpoint()?, rank);
+        let converted = convert(&dense, base, &resolved.checkpoint()?, rank);
         let (adapter, conversion) = converted.with_context(folder)?;
         let settings = OpaqueRecord::new(&json!({ "converted": conversion }))?;
         let record = ExpertRecord {
@@ -250,12 +250,12 @@ impl Display for Refusal {
 
 /// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has
 /// other paths in another form of the base gets the base's.
-pub fn check_base(candidate: &mut Candidate, OpenBase { place, base }: &OpenBase) -> Result<()> {
+pub fn check_base(candidate: &mut Candidate, OpenBase { resolved, base }: &OpenBase) -> Result<()> {
     let (modules, folder) = (base.adaptable_modules(), candidate.folder.display().to_string());
     let folder = || folder.clone();
     candidate.adapter = candidate.adapter.clone().with_modules_of(&modules).with_context(folder)?;
     candidate.adapter.check_against(&modules).with_context(folder)?;
-    place.ensure_own_tensors(&candidate.adapter).with_context(folder)
+    resolved.ensure_own_tensors(&candidate.adapter).with_context(folder)
 }
 
 /// The share of a converted adapter below which most of it is lost.

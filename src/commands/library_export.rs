@@ -140,17 +140,17 @@ impl ExportArgs {
         match (self.format, &self.base) {
             (ExportFormat::Hub, _) => Ok(None),
             (ExportFormat::Gguf, Some(base)) => {
-                let place = base.resolve(context)?;
-                let identity = place.base(context)?.identity().clone();
+                let resolved = base.resolve(context)?;
+                let identity = resolved.base(context)?.identity().clone();
                 if let Some(own) = library.base() {
                     own.ensure_same(&identity).with_context(of_library)?;
                 }
-                Ok(Some(GgufBase { identity, place: Some(place) }))
+                Ok(Some(GgufBase { identity, resolved: Some(resolved) }))
             }
             (ExportFormat::Gguf, None) => {
                 let own = library.base().cloned();
                 let identity = own.with_context(|| format!("{} records no base; give --base", of_library()))?;
-                Ok(Some(GgufBase { identity, place: None }))
+                Ok(Some(GgufBase { identity, resolved: None }))
             }
         }
     }
@@ -160,16 +160,16 @@ impl ExportArgs {
 struct GgufBase {
     identity: BaseIdentity,
     /// Where it is, if it was given.
-    place: Option<ResolvedBase>,
+    resolved: Option<ResolvedBase>,
 }
 
 impl GgufBase {
     /// Refuses an adapter of a head or an embedding that are one weight.
     fn ensure_takes(&self, adapter: &Adapter) -> Result<()> {
-        match &self.place {
-            Some(place) => match merged_base::tied_module(&place.config()?, adapter) {
+        match &self.resolved {
+            Some(resolved) => match merged_base::tied_module(&resolved.config()?, adapter) {
                 // A file may hold a tied head all the same.
-                Some(_) if place.has_own_head()? => Ok(()),
+                Some(_) if resolved.has_own_head()? => Ok(()),
                 Some(module) => bail!(
                     "the base's head is tied to its embedding (tie_word_embeddings), and llama.cpp has no tensor for a \
                      change of `{module}` alone. Such an expert can be served or merged into the base, but not exported as \

@@ -56,14 +56,14 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     usage::ensure(!usage::is_same_file(&args.input, &args.out), || {
         format!("{}: --out would overwrite --input", args.out.display())
     })?;
-    let place = args.base.resolve(context)?;
-    let base = place.base(context)?;
+    let resolved = args.base.resolve(context)?;
+    let base = resolved.base(context)?;
     let rows = read(&args.input, &base).with_context(|| args.input.display().to_string())?;
     let (found, longest) = (rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0), base.config().max_positions);
     if found > longest {
         context.output.warn(format!("rows of {found} tokens exceed the base's maximum of {longest}"));
     }
-    let routed = args.adapter.open(&base, &place, context)?;
+    let routed = args.adapter.open(&base, &resolved, context)?;
     let logits = logits(&base, &routed, &rows)?;
     let vocabulary = base.config().vocabulary;
     let shape = vec![rows.len(), logits.len() / vocabulary / rows.len(), vocabulary];

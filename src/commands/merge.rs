@@ -161,11 +161,11 @@ impl MergeArgs {
     ) -> Result<MadeMerge> {
         let name = method.info().name;
         let MergeSource { library, experts, base } = source;
-        let (place, base) =
+        let (resolved, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
         let tasks = self.data.load(&self.fit, context).context("--fit")?;
         let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
-        let rows = fitted_merge::rows(method, &tasks, base, &place.tokenizer()?)?;
+        let rows = fitted_merge::rows(method, &tasks, base, &resolved.tokenizer()?)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(method, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
@@ -211,7 +211,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     ensure_replaceable(&args.out, args.overwrite)?;
     let library = Library::open(&args.library)?;
     let base = args.base.as_ref().map(|base| base.resolve(context)).transpose()?;
-    let opened = base.as_ref().map(|place| place.base(context)).transpose()?;
+    let opened = base.as_ref().map(|resolved| resolved.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;
         context.note_other_form(&library, base);
@@ -226,9 +226,8 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
         merged.adapter = merged.adapter.with_target_names(&base.adaptable_modules());
     }
     let rounding = match (&base, &opened) {
-        (Some(place), Some(base)) if args.into_base => {
-            let record = MergedBaseRecord::new(&record, &library, base.identity(), place.record()?)?;
-            Some(write_base(&args, place, &merged.adapter, &record, context)?)
+        (Some(resolved), Some(base)) if args.into_base => {
+            Some(write_base(&args, &library, (resolved, base), (&merged.adapter, &record), context)?)
         }
         _ => {
             let identity = opened.as_ref().map(Base::identity);
@@ -280,16 +279,17 @@ fn write_folder(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Res
 /// Writes the base with an adapter merged into its weights.
 fn write_base(
     args: &MergeArgs,
-    place: &ResolvedBase,
-    adapter: &Adapter,
-    record: &MergedBaseRecord,
+    library: &Library,
+    (resolved, base): (&ResolvedBase, &Base),
+    (adapter, record): (&Adapter, &MergeRecord),
     context: &CommandContext,
 ) -> Result<Rounding> {
-    let mut text = serde_json::to_string_pretty(record)?;
+    let merged = MergedBaseRecord::new(record, library, base.identity(), resolved.record()?)?;
+    let mut text = serde_json::to_string_pretty(&merged)?;
     text.push('\n');
     let mut rounding = Rounding::default();
     write_folder(args, |folder| {
-        rounding = merged_base::write(place, adapter, folder, context)?;
+        rounding = merged_base::write(resolved, adapter, folder, context)?;
         Ok(write_file(&folder.join(MERGE_RECORD_FILE), text.as_bytes())?)
     })?;
     Ok(rounding)

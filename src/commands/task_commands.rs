@@ -133,9 +133,9 @@ fn show(args: &TaskShowArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(std::slice::from_ref(&args.task), context)?;
     task_args::warn_of_unused(&tasks, context);
     let tokenizer = |base: &BaseSource| base.resolve(context)?.tokenizer();
-    let vocabulary = args.base.as_ref().map(tokenizer).transpose()?;
-    let vocabulary = vocabulary.map(|vocabulary| vocabulary.with_encoding(args.encoding.encoding()));
-    let shown = tasks.iter().map(|task| Shown::of(task, args, vocabulary.as_ref())).collect::<Result<Vec<_>>>()?;
+    let tokenizer = args.base.as_ref().map(tokenizer).transpose()?;
+    let tokenizer = tokenizer.map(|tokenizer| tokenizer.with_encoding(args.encoding.encoding()));
+    let shown = tasks.iter().map(|task| Shown::of(task, args, tokenizer.as_ref())).collect::<Result<Vec<_>>>()?;
     for cut in shown.iter().filter_map(|shown| shown.cut(args.max_length)) {
         context.output.warn(cut);
     }
@@ -151,15 +151,15 @@ struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    fn of(task: &'a Task, args: &TaskShowArgs, vocabulary: Option<&'a Tokenizer>) -> Result<Self> {
+    fn of(task: &'a Task, args: &TaskShowArgs, tokenizer: Option<&'a Tokenizer>) -> Result<Self> {
         let rows = task.rows(args.split, None)?;
         let row = rows.get(args.row.get() - 1).copied();
         let row = row.with_context(|| {
             format!("--row {}: task `{}` has {} {} rows", args.row, task.name, rows.len(), args.split)
         })?;
         let encode =
-            |vocabulary| Ok::<_, anyhow::Error>((Example::encode(row, vocabulary, args.max_length.get())?, vocabulary));
-        Ok(Self { task, row, tokens: vocabulary.map(encode).transpose()? })
+            |tokenizer| Ok::<_, anyhow::Error>((Example::encode(row, tokenizer, args.max_length.get())?, tokenizer));
+        Ok(Self { task, row, tokens: tokenizer.map(encode).transpose()? })
     }
 
     /// What was cut to keep to the maximum length, if anything.
@@ -185,7 +185,7 @@ impl<'a> Shown<'a> {
         let tokens = self
             .tokens
             .as_ref()
-            .map(|(example, vocabulary)| example.token_views(vocabulary).into_iter().map(piece).collect::<Vec<_>>());
+            .map(|(example, tokenizer)| example.token_views(tokenizer).into_iter().map(piece).collect::<Vec<_>>());
         let mut document = json!(TaskDocument::of(self.task));
         document["row"] = json!(self.row.number);
         document["fields"] = json!(self.row.fields);
@@ -216,7 +216,7 @@ impl<'a> Shown<'a> {
                 });
             }
         }
-        if let Some((example, vocabulary)) = &self.tokens {
+        if let Some((example, tokenizer)) = &self.tokens {
             let line = |(i, piece): (usize, lorakit_task::TokenView)| {
                 vec![
                     i.to_string(),
@@ -227,7 +227,7 @@ impl<'a> Shown<'a> {
             };
             text.push_str(&format!(
                 "\n{}",
-                table(["", "id", "token", ""], example.token_views(vocabulary).into_iter().enumerate().map(line))
+                table(["", "id", "token", ""], example.token_views(tokenizer).into_iter().enumerate().map(line))
             ));
         }
         text

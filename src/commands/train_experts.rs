@@ -145,23 +145,23 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
     let plans = selected(plans(&args, &tasks)?, &args.experts)?;
-    let place = args.base.resolve(context)?;
-    let (base, vocabulary) = (place.base(context)?, place.tokenizer()?.with_encoding(settings.row_encoding()));
+    let resolved = args.base.resolve(context)?;
+    let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?.with_encoding(settings.row_encoding()));
     ensure_targets(&settings, &base)?;
     if !args.mode.full {
         ensure_rank(&settings, &base, context)?;
     }
     let train = TrainContext {
         base: &base,
-        tokenizer: &vocabulary,
+        tokenizer: &tokenizer,
         seed: context.seed,
         restart: args.restart,
         part: args.part.map(|part| part.part()).transpose()?,
         reporter: context,
     };
-    let open = || -> Result<Base, BoxError> { Ok(place.trainable(context)?) };
-    let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&place, folder)?) };
-    let untrained = || Ok(place.checkpoint()?.stored(place.config()?.descriptor.unused));
+    let open = || -> Result<Base, BoxError> { Ok(resolved.trainable(context)?) };
+    let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&resolved, folder)?) };
+    let untrained = || Ok(resolved.checkpoint()?.stored(resolved.config()?.descriptor.unused));
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);
     let unused = unused(kind, &settings)?.join(", ");

@@ -83,7 +83,7 @@ struct Comparison {
 
 /// What is compared, and on which tokens.
 struct Verifier<'a> {
-    place: &'a ResolvedBase,
+    resolved: &'a ResolvedBase,
     base: &'a Base,
     /// How the base was opened, and merged bases are.
     options: BaseOptions,
@@ -170,11 +170,11 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
     if let Some(folder) = &args.merged {
         ensure!(folder.is_dir(), "{}: no such folder; --merged is the output of `lorakit merge`", folder.display());
     }
-    let place = args.base.resolve(context)?;
-    let base = place.base_as(&context.exact_options()?, context)?;
+    let resolved = args.base.resolve(context)?;
+    let base = resolved.base_as(&context.exact_options()?, context)?;
     ensure_base(library, &base)?;
     context.note_other_form(library, &base);
-    let verifier = Verifier::new(&place, &base, args, context)?;
+    let verifier = Verifier::new(&resolved, &base, args, context)?;
     let (compared, kept) = match &args.merged {
         None => verifier.experts(&merge::experts(library, &args.experts)?)?,
         Some(folder) => verifier.folder(folder, library, args).with_context(|| folder.display().to_string())?,
@@ -226,10 +226,10 @@ fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize)
 }
 
 impl<'a> Verifier<'a> {
-    fn new(place: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a CommandContext) -> Result<Self> {
+    fn new(resolved: &'a ResolvedBase, base: &'a Base, args: &VerifyArgs, context: &'a CommandContext) -> Result<Self> {
         let rows = RandomRows::new(base, args.tokens.get(), context.seed);
         let options = context.exact_options()?;
-        Ok(Self { place, base, options, rows, tolerance: args.tolerance, context })
+        Ok(Self { resolved, base, options, rows, tolerance: args.tolerance, context })
     }
 
     fn logits(&self, base: &Base, patches: &Patches) -> Result<Tensor> {
@@ -326,10 +326,10 @@ impl<'a> Verifier<'a> {
     /// The logits of the base with an adapter merged into its weights.
     fn merged_logits(&self, adapter: &Adapter) -> Result<MergedLogits> {
         let logits = |kept| -> Result<Tensor> {
-            let base = merged_base::in_memory(self.place, adapter, kept, &self.options)?;
+            let base = merged_base::in_memory(self.resolved, adapter, kept, &self.options)?;
             self.logits(&base, &Patches::none())
         };
-        let kept = merged_base::narrowest_dtype(self.place, adapter, &self.options)?;
+        let kept = merged_base::narrowest_dtype(self.resolved, adapter, &self.options)?;
         let rounded = logits(MergePrecision::Rounded)?;
         if kept == StorageDtype::F32 {
             return Ok(MergedLogits { exact: rounded.clone(), rounded, rounding: None, kept });

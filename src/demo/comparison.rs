@@ -88,7 +88,7 @@ pub fn score(
     for (label, which, router) in ROWS {
         let router = parse_router(router)?;
         let opened = which.of(libraries);
-        let tokenizer = || setup.place.tokenizer().map_err(Into::into);
+        let tokenizer = || setup.resolved.tokenizer().map_err(Into::into);
         let fit = FitContext {
             base: &setup.base,
             library: opened,

@@ -48,7 +48,7 @@ impl fmt::Display for RelativeNorms {
 
 /// The squared Frobenius norm of every weight in the base's layers, by module.
 fn squared_norms(setup: &Setup) -> Result<BTreeMap<String, f64>> {
-    let checkpoint = setup.place.checkpoint()?;
+    let checkpoint = setup.resolved.checkpoint()?;
     let norm = |module: BaseModule| {
         let weight = checkpoint.get(&format!("{}.weight", module.path), &[module.output, module.input])?;
         let squares: f64 = weight.values().iter().map(|value| f64::from(*value).powi(2)).sum();

@@ -12,7 +12,7 @@ use lorakit_train::{LossReduction, TrainConfig};
 /// The base, the tasks and the training settings.
 pub struct Setup {
     /// Where the base is.
-    pub place: ResolvedBase,
+    pub resolved: ResolvedBase,
     /// The base, pico.
     pub base: Base,
     /// Its tokenizer.
@@ -32,15 +32,15 @@ pub struct Setup {
 impl Setup {
     /// The full setup, or about a fifth of the work with `quick`.
     pub fn open(quick: bool, context: &CommandContext) -> Result<Self> {
-        let place = BaseSource::Pico.resolve(context)?;
-        let (base, tokenizer) = (place.base(context)?, place.tokenizer()?);
+        let resolved = BaseSource::Pico.resolve(context)?;
+        let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?);
         let families: Vec<SkillFamily> =
             SkillFamily::ALL.into_iter().take(if quick { 4 } else { SkillFamily::ALL.len() }).collect();
         let known = |task: &Task| skills::family_of(&task.name).is_some_and(|family| families.contains(&family));
         let tasks = |part| skills::tasks(skills::SEED, part).into_iter().filter(known).collect();
         let (training, held_out) = (tasks(SuitePart::Training), tasks(SuitePart::HeldOut));
         let config = config(if quick { 24 } else { STEPS });
-        Ok(Self { place, base, tokenizer, training, held_out, families, config, limit: if quick { 8 } else { 24 } })
+        Ok(Self { resolved, base, tokenizer, training, held_out, families, config, limit: if quick { 8 } else { 24 } })
     }
 }
 

@@ -39,11 +39,11 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().context("usage: pretrain_pico FOLDER [STEPS]")?;
     let steps = arguments.next().map_or(Ok(STEPS), |steps| steps.parse())?;
-    let tokenizer = pico_tokenizer();
-    let vocabulary = Tokenizer::from_bytes(tokenizer.to_string().as_bytes(), "</s>")?;
-    let config = config(vocabulary.size());
+    let tokenizer_json = pico_tokenizer();
+    let tokenizer = Tokenizer::from_bytes(tokenizer_json.to_string().as_bytes(), "</s>")?;
+    let config = config(tokenizer.size());
 
-    let weights = FileBytes::Owned(random_weights(vocabulary.size())?.into());
+    let weights = FileBytes::Owned(random_weights(tokenizer.size())?.into());
     let base = Base::from_bytes(
         "pico",
         &config.to_string(),
@@ -51,13 +51,13 @@ fn main() -> Result<()> {
         &BaseOptions { trainable: true, ..BaseOptions::default() },
     )?;
     eprintln!("{} parameters, {steps} steps of {BATCH} rows", base.parameters());
-    train(&base, &vocabulary, steps)?;
+    train(&base, &tokenizer, steps)?;
 
     let folder = Path::new(&folder);
-    std::fs::create_dir_all(folder).with_context(|| format!("{folder:?} cannot be made"))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     atomic::write_file(&folder.join("model.safetensors"), &stored(&base)?)?;
     for (name, value) in
-        [("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", pico_tokenizer_config())]
+        [("config.json", config), ("tokenizer.json", tokenizer_json), ("tokenizer_config.json", pico_tokenizer_config())]
     {
         atomic::write_file(&folder.join(name), format!("{value:#}\n").as_bytes())?;
     }
@@ -137,9 +137,9 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
     (radius * angle.cos()) as f32
 }
 
-fn train(base: &Base, vocabulary: &Tokenizer, steps: usize) -> Result<()> {
+fn train(base: &Base, tokenizer: &Tokenizer, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
-    let train = rows.iter().map(|row| Example::encode(row, vocabulary, 256)).collect::<lorakit_task::Result<_>>()?;
+    let train = rows.iter().map(|row| Example::encode(row, tokenizer, 256)).collect::<lorakit_task::Result<_>>()?;
     let job = Job { name: "pico".into(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 };
     let settings = TrainConfig {
         batch_size: BATCH,
