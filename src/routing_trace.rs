@@ -204,8 +204,8 @@ impl RoutingTrace<'_> {
             }
         }
         let shares = |(sums, count): (Vec<f64>, f64)| {
-            let of = |(expert, sum): (usize, f64)| ExpertWeight { expert, weight: sum / count };
-            sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
+            let weight = |(expert, sum): (usize, f64)| ExpertWeight { expert, weight: sum / count };
+            sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(weight).collect())
         };
         sums.into_iter().zip(counts).map(shares).collect()
     }
@@ -216,8 +216,8 @@ impl RoutingTrace<'_> {
         for share in self.averaged(self.choices.iter()).into_iter().flatten() {
             sums[share.expert] += share.weight / self.tokens.len() as f64;
         }
-        let of = |(expert, weight)| ExpertWeight { expert, weight };
-        sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(of).collect())
+        let weight = |(expert, weight)| ExpertWeight { expert, weight };
+        sorted(sums.into_iter().enumerate().filter(|(_, sum)| *sum != 0.0).map(weight).collect())
     }
 
     /// Everything, for `--json`.

@@ -67,7 +67,7 @@ fn info(args: InfoArgs, context: &CommandContext) -> Result<()> {
     train_config_args::ensure_targets(&settings, &base)?;
     train_config_args::ensure_rank(&settings, &base, context)?;
     let needs = MemoryNeeds::of(&base, &settings)?;
-    context.output.result(&document(&base, &settings, &needs), || human(&base, &settings, &needs))
+    context.output.result(&document(&base, &settings, &needs), || text(&base, &settings, &needs))
 }
 
 /// Memory estimates in bytes.
@@ -117,8 +117,8 @@ fn document(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> Value {
         "architecture": identity.architecture,
         "parameters": base.parameters(),
         "file_bytes": base.file_bytes(),
-        "weight_types": base.weight_types().iter().map(|of| {
-            json!({ "type": of.name, "parameters": of.parameters, "bytes": of.bytes })
+        "weight_types": base.weight_types().iter().map(|weights| {
+            json!({ "type": weights.name, "parameters": weights.parameters, "bytes": weights.bytes })
         }).collect::<Vec<_>>(),
         "dimensions": identity.dimensions,
         "max_positions": base.config().max_positions,
@@ -152,11 +152,11 @@ fn module_names(base: &Base) -> BTreeMap<String, [usize; 2]> {
 
 /// The types of the weights with their sizes, the largest first.
 fn weight_types(base: &Base) -> String {
-    let types = base.weight_types().iter().map(|of| format!("{} {}", of.name, bytes(of.bytes)));
+    let types = base.weight_types().iter().map(|weights| format!("{} {}", weights.name, bytes(weights.bytes)));
     types.collect::<Vec<_>>().join(", ")
 }
 
-fn human(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> String {
+fn text(base: &Base, settings: &TrainConfig, needs: &MemoryNeeds) -> String {
     let identity = base.identity();
     let fact = |name: &str, value: String| vec![name.to_owned(), value];
     let mut facts = vec![

@@ -223,9 +223,9 @@ fn warn_of_shared_a(library: &Library, names: &[String], context: &CommandContex
     };
     let adapters = names.iter().map(open).collect::<Result<Vec<_>>>()?;
     let named: Vec<(&str, &Adapter)> = names.iter().map(String::as_str).zip(&adapters).collect();
-    for SharedA { names, modules, of } in SharedA::groups(&named) {
+    for SharedA { names, modules, total } in SharedA::groups(&named) {
         context.output.warn(format!(
-            "{} have the same A in {modules} of {of} modules, which this space compares though it says nothing of their \
+            "{} have the same A in {modules} of {total} modules, which this space compares though it says nothing of their \
              tasks; --space delta compares what they learned",
             listed(&names)
         ));

@@ -132,10 +132,9 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
     let shares = RoutingShares::new(routers.len(), args.report.is_some());
     let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
-    let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
-    let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;
-    let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut store = ResultsStore::open(kept, &routers, &tasks, serde_json::to_value(config)?, context)?;
+    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
+    let results_folder = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
+    let mut store = ResultsStore::open(results_folder, &routers, &tasks, serde_json::to_value(config)?, context)?;
     let precision = args.precision();
     let run = EvalRun { base: &base, tokenizer: &tokenizer, tasks: &prompted, options: &options, precision, context };
     let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;

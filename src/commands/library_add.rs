@@ -148,7 +148,7 @@ fn report(root: &Path, candidates: &Candidates, context: &CommandContext) -> Res
 fn conversion_text(name: &str, conversion: &Conversion, verbose: bool) -> String {
     let Conversion { rank, modules, tokens, logits_difference, logits_change } = conversion;
     let share = |share: f64| format!("{:.2} %", 100.0 * share);
-    let least = modules.iter().map(|of| of.retained).fold(1.0, f64::min);
+    let least = modules.iter().map(|module| module.retained).fold(1.0, f64::min);
     let summary = format!(
         "{name}: {} converted to rank {rank}: of the squared norm of each change, {} is retained on average and {} at the \
          least\n{name}: logits of {tokens} random tokens differ by at most {logits_difference:.3e} from the adapter as it \
@@ -160,9 +160,9 @@ fn conversion_text(name: &str, conversion: &Conversion, verbose: bool) -> String
     if !verbose {
         return summary;
     }
-    let line = |of: &ConvertedModule| {
-        let (retained, error) = (share(of.retained), format!("{:.4}", of.error));
-        vec![of.module.clone(), of.kind.clone(), of.rank.to_string(), retained, error]
+    let line = |module: &ConvertedModule| {
+        let (retained, error) = (share(module.retained), format!("{:.4}", module.error));
+        vec![module.module.clone(), module.kind.clone(), module.rank.to_string(), retained, error]
     };
     format!("{summary}\n{}", table(["module", "was", "rank", "retained", "error"], modules.iter().map(line)))
 }

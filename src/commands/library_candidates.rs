@@ -334,10 +334,10 @@ pub fn warn_of_shared_a(candidates: &[Candidate], library: &Library, context: &C
     let present = present.iter().map(|(name, adapter)| (name.as_str(), adapter));
     let added = candidates.iter().map(|candidate| (candidate.name.as_str(), &candidate.adapter));
     let all: Vec<(&str, &Adapter)> = present.chain(added).collect();
-    for SharedA { names, modules, of } in SharedA::groups(&all) {
+    for SharedA { names, modules, total } in SharedA::groups(&all) {
         if candidates.iter().any(|candidate| names.contains(&candidate.name)) {
             context.output.warn(format!(
-                "{} have the same A in {modules} of {of} modules: clusters of their parameters would follow that A and not \
+                "{} have the same A in {modules} of {total} modules: clusters of their parameters would follow that A and not \
                  the tasks; cluster them by --space delta, the default",
                 listed(&names)
             ));

@@ -121,7 +121,7 @@ pub fn run(args: &ExportArgs, context: &CommandContext) -> Result<()> {
         exported.push(Exported { name: name.clone(), folder, file });
     }
     context.output.result(&ExportDocument { out: &args.out, exported: &exported }, || {
-        table(["exported", "to"], exported.iter().map(|of| vec![of.name.clone(), of.place()]))
+        table(["exported", "to"], exported.iter().map(|expert| vec![expert.name.clone(), expert.place()]))
     })
 }
 

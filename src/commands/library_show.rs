@@ -33,7 +33,7 @@ pub fn run(args: &ExpertNames, context: &CommandContext) -> Result<()> {
     let documents = entries.iter().map(|entry| document(entry, &library)).collect::<Result<Vec<_>>>()?;
     context
         .output
-        .result(&json!({ "experts": documents }), || entries.iter().map(human).collect::<Vec<_>>().join("\n\n"))
+        .result(&json!({ "experts": documents }), || entries.iter().map(text).collect::<Vec<_>>().join("\n\n"))
 }
 
 fn document(entry: &Entry, library: &Library) -> Result<Value> {
@@ -58,7 +58,7 @@ fn document(entry: &Entry, library: &Library) -> Result<Value> {
     }))
 }
 
-fn human(entry: &Entry) -> String {
+fn text(entry: &Entry) -> String {
     let fact = |name: &str, value: String| vec![name.to_owned(), value];
     let mut facts = vec![
         fact(

@@ -168,7 +168,7 @@ impl<'a> Shown<'a> {
         let parts =
             [(messages, "message", ""), (prompt, "token", " of the prompt"), (target, "token", " of the target")];
         let cut = parts.into_iter().filter(|(count, ..)| *count > 0);
-        let cut: Vec<String> = cut.map(|(count, noun, of)| format!("{}{of}", pluralize(count, noun))).collect();
+        let cut: Vec<String> = cut.map(|(count, noun, part)| format!("{}{part}", pluralize(count, noun))).collect();
         (!cut.is_empty()).then(|| {
             format!(
                 "task `{}`, row {}: --max-length {max_length} cuts off {}",

@@ -160,7 +160,8 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     };
     let open = || -> Result<Base, BoxError> { Ok(resolved.trainable(context)?) };
-    let write_model_files = |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&resolved, folder)?) };
+    let write_model_files =
+        |folder: &Path| -> Result<(), BoxError> { Ok(model_files::write_for_f32(&resolved, folder)?) };
     let untrained = || Ok(resolved.checkpoint()?.stored(resolved.config()?.descriptor.unused));
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);

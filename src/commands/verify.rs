@@ -133,8 +133,9 @@ fn compare_forms(
     let rows = RandomRows::new(&base, args.tokens.get(), context.seed);
     let compared = base_forms::compare(&base, &other, &experts, &rows, &context.output)?;
     // A NaN or infinite difference exceeds any tolerance, and is no comparison without one.
-    let is_ok = |of: &FormDifference| of.difference <= args.tolerance.unwrap_or(f64::MAX);
-    let failed: Vec<&str> = compared.iter().filter(|of| !is_ok(of)).map(|of| of.name.as_str()).collect();
+    let is_ok = |comparison: &FormDifference| comparison.difference <= args.tolerance.unwrap_or(f64::MAX);
+    let failed: Vec<&str> =
+        compared.iter().filter(|comparison| !is_ok(comparison)).map(|comparison| comparison.name.as_str()).collect();
     let [name, other_name] = [&base, &other].map(|base| &base.identity().name);
     let document = json!({
         "ok": failed.is_empty(),
@@ -175,12 +176,13 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
     ensure_base(library, &base)?;
     context.note_other_form(library, &base);
     let verifier = Verifier::new(&resolved, &base, args, context)?;
-    let (compared, kept) = match &args.merged {
+    let (compared, dtype) = match &args.merged {
         None => verifier.experts(&merge::experts(library, &args.experts)?)?,
         Some(folder) => verifier.folder(folder, library, args).with_context(|| folder.display().to_string())?,
     };
-    let failed: Vec<&str> = compared.iter().filter(|of| !of.ok).map(|of| of.name.as_str()).collect();
-    let dtype = kept.dtype().as_str();
+    let failed: Vec<&str> =
+        compared.iter().filter(|comparison| !comparison.ok).map(|comparison| comparison.name.as_str()).collect();
+    let dtype = dtype.dtype().as_str();
     let document = json!({
         "ok": failed.is_empty(),
         "dtype": dtype,
@@ -188,7 +190,7 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
         "tokens": verifier.rows.tokens(),
         "compared": compared,
     });
-    context.output.result(&document, || human(&compared, dtype, args, verifier.rows.tokens()))?;
+    context.output.result(&document, || text(&compared, dtype, args, verifier.rows.tokens()))?;
     let judged_by = match args.tolerance {
         Some(tolerance) => format!("{tolerance:e}"),
         None => format!("{NOISE_FACTOR} times the noise of float32"),
@@ -198,17 +200,17 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
     Ok(())
 }
 
-fn human(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize) -> String {
+fn text(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize) -> String {
     let number = |value: f64| format!("{value:.1e}");
-    let line = |of: &Comparison| {
+    let line = |comparison: &Comparison| {
         vec![
-            of.name.clone(),
-            number(of.difference),
-            of.rounding.map_or_else(|| crate::output::text_table::ABSENT.to_owned(), number),
-            number(of.beyond_rounding),
-            number(of.noise),
-            number(of.effect),
-            if of.ok { "ok" } else { "too far" }.to_owned(),
+            comparison.name.clone(),
+            number(comparison.difference),
+            comparison.rounding.map_or_else(|| crate::output::text_table::ABSENT.to_owned(), number),
+            number(comparison.beyond_rounding),
+            number(comparison.noise),
+            number(comparison.effect),
+            if comparison.ok { "ok" } else { "too far" }.to_owned(),
         ]
     };
     let header = ["merged", "difference", "by rounding", "without rounding", "float32 noise", "adapter's effect", ""];
@@ -248,24 +250,24 @@ impl<'a> Verifier<'a> {
     /// Compares each expert with a base it is merged into.
     fn experts(&self, experts: &[Expert]) -> Result<(Vec<Comparison>, StorageDtype)> {
         let plain = self.logits(self.base, &Patches::none())?;
-        let mut kept = StorageDtype::F32;
+        let mut dtype = StorageDtype::F32;
         let mut compared = Vec::with_capacity(experts.len());
         let bar = progress_bar::bar(&self.context.output, experts.len() as u64, "verify");
-        for of in experts {
+        for expert in experts {
             let added = || -> Result<Comparison> {
-                of.adapter.check_against(&self.base.adaptable_modules())?;
-                let unmerged = self.unmerged(alone(&of.adapter, self.base)?, &plain)?;
-                let added = self.merged_logits(&of.adapter)?;
-                kept = coarser(kept, added.kept);
+                expert.adapter.check_against(&self.base.adaptable_modules())?;
+                let unmerged = self.unmerged(alone(&expert.adapter, self.base)?, &plain)?;
+                let added = self.merged_logits(&expert.adapter)?;
+                dtype = coarser(dtype, added.dtype);
                 let beyond = LogitDifference::of(&added.exact, &unmerged.logits)?;
-                self.compare(&of.name, &added.rounded, &unmerged, Explained { rounding: added.rounding, beyond })
+                self.compare(&expert.name, &added.rounded, &unmerged, (added.rounding, beyond))
             };
             let mut added = added;
-            compared.push(added().with_context(|| format!("expert `{}`", of.name))?);
+            compared.push(added().with_context(|| format!("expert `{}`", expert.name))?);
             bar.inc(1);
         }
         bar.finish_and_clear();
-        Ok((compared, kept))
+        Ok((compared, dtype))
     }
 
     /// Compares a merged adapter or base with the unmerged experts.
@@ -299,9 +301,8 @@ impl<'a> Verifier<'a> {
         let added = self.merged_logits(&recipe.merged)?;
         let beyond =
             LogitDifference::of(&merged, &added.rounded)?.max(LogitDifference::of(&added.exact, &unmerged.logits)?);
-        let compared =
-            self.compare(&recipe.name, &merged, &unmerged, Explained { rounding: added.rounding, beyond })?;
-        Ok((vec![compared], added.kept))
+        let compared = self.compare(&recipe.name, &merged, &unmerged, (added.rounding, beyond))?;
+        Ok((vec![compared], added.dtype))
     }
 
     /// Compares the logits of a merge with the unmerged ones.
@@ -325,17 +326,17 @@ impl<'a> Verifier<'a> {
 
     /// The logits of the base with an adapter merged into its weights.
     fn merged_logits(&self, adapter: &Adapter) -> Result<MergedLogits> {
-        let logits = |kept| -> Result<Tensor> {
-            let base = merged_base::in_memory(self.resolved, adapter, kept, &self.options)?;
+        let logits = |dtype| -> Result<Tensor> {
+            let base = merged_base::in_memory(self.resolved, adapter, dtype, &self.options)?;
             self.logits(&base, &Patches::none())
         };
-        let kept = merged_base::narrowest_dtype(self.resolved, adapter, &self.options)?;
+        let dtype = merged_base::narrowest_dtype(self.resolved, adapter, &self.options)?;
         let rounded = logits(MergePrecision::Rounded)?;
-        if kept == StorageDtype::F32 {
-            return Ok(MergedLogits { exact: rounded.clone(), rounded, rounding: None, kept });
+        if dtype == StorageDtype::F32 {
+            return Ok(MergedLogits { exact: rounded.clone(), rounded, rounding: None, dtype });
         }
         let exact = logits(MergePrecision::Exact)?;
-        Ok(MergedLogits { rounding: Some(LogitDifference::of(&rounded, &exact)?.largest), exact, rounded, kept })
+        Ok(MergedLogits { rounding: Some(LogitDifference::of(&rounded, &exact)?.largest), exact, rounded, dtype })
     }
 }
 
@@ -354,7 +355,7 @@ struct MergedLogits {
     exact: Tensor,
     /// The largest difference of both, where they differ.
     rounding: Option<f64>,
-    kept: StorageDtype,
+    dtype: StorageDtype,
 }
 
 /// The type that rounds more.

@@ -100,11 +100,17 @@ impl<'a> MergeReport<'a> {
             experts.push(ExpertDocument { name, weight: *weight, norm, cosine });
         }
         let mut modules = Vec::new();
-        for (update, of) in adapter.modules().values().zip(&self.merged.report) {
-            let (rank, norm) = (of.rank, update.norm());
-            modules.push(ModuleDocument { module: &of.module, rank, norm, retained: of.retained, error: of.error });
+        for (update, module) in adapter.modules().values().zip(&self.merged.report) {
+            let (rank, norm) = (module.rank, update.norm());
+            modules.push(ModuleDocument {
+                module: &module.module,
+                rank,
+                norm,
+                retained: module.retained,
+                error: module.error,
+            });
         }
-        let ranks = self.merged.report.iter().map(|of| of.rank);
+        let ranks = self.merged.report.iter().map(|module| module.rank);
         Ok(MergeDocument {
             out: self.out,
             kind: if self.rounding.is_some() { "model" } else { "adapter" },
@@ -127,13 +133,14 @@ impl MergeDocument<'_> {
     pub fn text(&self, verbose: bool) -> String {
         let float = |value: f64, digits: usize| number(Some(value), digits);
         let experts = self.experts.iter();
-        let experts =
-            experts.map(|of| vec![of.name.to_owned(), float(of.weight, 4), float(of.norm, 4), float(of.cosine, 4)]);
+        let experts = experts.map(|expert| {
+            vec![expert.name.to_owned(), float(expert.weight, 4), float(expert.norm, 4), float(expert.cosine, 4)]
+        });
         let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
         if verbose {
-            let modules = self.modules.iter().map(|of| {
-                let numbers = [float(of.norm, 4), float(of.retained, 6), float(of.error, 6)];
-                [of.module.to_owned(), of.rank.to_string()].into_iter().chain(numbers).collect()
+            let modules = self.modules.iter().map(|module| {
+                let numbers = [float(module.norm, 4), float(module.retained, 6), float(module.error, 6)];
+                [module.module.to_owned(), module.rank.to_string()].into_iter().chain(numbers).collect()
             });
             tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
         }

@@ -68,11 +68,11 @@ impl TrainingBars {
     /// Shows a training event.
     pub fn on_event(&mut self, event: TrainEvent) {
         match event {
-            TrainEvent::Planned { passes, kept, estimate } => {
+            TrainEvent::Planned { passes, finished, estimate } => {
                 self.passes = passes.len();
                 let experts: usize = passes.iter().map(Vec::len).sum();
-                if !kept.is_empty() {
-                    self.output.status(format!("already finished: {}", kept.join(", ")));
+                if !finished.is_empty() {
+                    self.output.status(format!("already finished: {}", finished.join(", ")));
                 }
                 if experts > 0 {
                     let memory = crate::output::text_table::bytes(estimate.total());

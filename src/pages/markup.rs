@@ -20,7 +20,8 @@ pub fn render(source: &str, values: &impl Serialize) -> Result<Value> {
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(syntax);
     environment.add_filter("fixed", fixed);
-    let text = environment.render_str(source, Value::from(Serde(values))).context("an HTML template cannot be rendered")?;
+    let text =
+        environment.render_str(source, Value::from(Serde(values))).context("an HTML template cannot be rendered")?;
     Ok(Value::from_safe_string(text))
 }
 

@@ -48,7 +48,7 @@ impl Earlier {
         if (&file.config, &file.versions) == (&now.config, &now.versions) {
             return all;
         }
-        let known = |router: &str, task: &String| all.iter().any(|of| of.has(router, task));
+        let known = |router: &str, task: &String| all.iter().any(|results| results.has(router, task));
         let mut results = BTreeMap::new();
         for (router, tasks) in file.routers() {
             let own: BTreeSet<String> = tasks.keys().filter(|task| !known(router, task)).cloned().collect();

@@ -8,7 +8,7 @@ use std::fmt;
 /// The rows of some tasks, and those that are scored.
 pub struct RowCounts {
     /// What the rows are of: a task's name, or the number of tasks.
-    of: String,
+    tasks: String,
     /// The rows of all splits.
     given: usize,
     /// The rows of the split.
@@ -21,13 +21,13 @@ pub struct RowCounts {
 impl RowCounts {
     /// The rows of `tasks` under these options.
     pub fn new(tasks: &[Task], options: &EvalOptions) -> Self {
-        let of = match tasks {
+        let named = match tasks {
             [task] => format!("task `{}`", task.name),
             _ => pluralize(tasks.len(), "task"),
         };
         let scored = |task: &Task| task.count(options.split).min(options.limit.unwrap_or(usize::MAX));
         Self {
-            of,
+            tasks: named,
             given: tasks.iter().map(|task| task.count(Split::All)).sum(),
             in_split: tasks.iter().map(|task| task.count(options.split)).sum(),
             scored: tasks.iter().map(scored).sum(),
@@ -39,11 +39,11 @@ impl RowCounts {
 
 impl fmt::Display for RowCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { of, given, in_split, scored, split, .. } = self;
+        let Self { tasks, given, in_split, scored, split, .. } = self;
         if scored == given {
-            return write!(f, "{of}: all {} are scored", pluralize(*given, "row"));
+            return write!(f, "{tasks}: all {} are scored", pluralize(*given, "row"));
         }
-        write!(f, "{of}: {scored} of {} are scored: ", pluralize(*given, "row"))?;
+        write!(f, "{tasks}: {scored} of {} are scored: ", pluralize(*given, "row"))?;
         if in_split < given {
             write!(f, "the {split} split ({in_split}; --split all scores all)")?;
         }

@@ -43,7 +43,8 @@ pub fn ensure_one_form(base: &Base, other: &Base) -> Result<()> {
         names[1]
     );
     let [own, others] = [base, other].map(text_modules);
-    let differs = own.iter().find(|module| !others.contains(module)).or(others.iter().find(|of| !own.contains(of)));
+    let differs =
+        own.iter().find(|module| !others.contains(module)).or(others.iter().find(|module| !own.contains(module)));
     if let Some(module) = differs {
         let path = &module.path;
         anyhow::bail!("`{}` and `{}` differ in module `{path}`; expected two forms of one base", names[0], names[1]);
@@ -103,13 +104,13 @@ fn difference(name: &str, other: &Tensor, own: &Tensor) -> Result<FormDifference
 /// The differences as a table.
 pub fn differences_table(compared: &[FormDifference]) -> String {
     let number = |value: f64| format!("{value:.1e}");
-    let line = |of: &FormDifference| {
+    let line = |difference: &FormDifference| {
         vec![
-            of.name.clone(),
-            number(of.difference),
-            number(of.root_mean_square),
-            format!("{:.1} %", 100.0 * of.same_prediction),
-            of.effect.map_or_else(|| ABSENT.to_owned(), number),
+            difference.name.clone(),
+            number(difference.difference),
+            number(difference.root_mean_square),
+            format!("{:.1} %", 100.0 * difference.same_prediction),
+            difference.effect.map_or_else(|| ABSENT.to_owned(), number),
         ]
     };
     let header = ["with", "largest difference", "root mean square", "same prediction", "adapter's effect"];

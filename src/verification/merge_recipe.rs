@@ -44,12 +44,12 @@ impl MergeRecipe {
         let (record, experts) = match read_merge_record(folder)? {
             _ if !typed.weights.is_empty() => {
                 let names = merge::experts(library, typed.experts)?;
-                let of: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
+                let merged: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
                 ensure!(
-                    of.len() == typed.weights.len(),
+                    merged.len() == typed.weights.len(),
                     "{} for {}: expected one each",
                     pluralize(typed.weights.len(), "weight"),
-                    pluralize(of.len(), "expert")
+                    pluralize(merged.len(), "expert")
                 );
                 (MergeRecord::new(Concatenation.to_string(), library, &of, typed.weights)?, names)
             }
@@ -62,9 +62,9 @@ impl MergeRecipe {
                 bail!("has no record of its merge; give --experts and --weights")
             }
         };
-        for of in &record.experts {
-            if library.weights_sha256(&of.name)? != of.sha256 {
-                context.output.warn(format!("expert `{}` has changed since the merge", of.name));
+        for expert in &record.experts {
+            if library.weights_sha256(&expert.name)? != expert.sha256 {
+                context.output.warn(format!("expert `{}` has changed since the merge", expert.name));
             }
         }
         let coefficients = record.coefficients();

@@ -77,7 +77,7 @@ impl Adapter {
     pub(crate) fn with_paths(mut self, path: impl Fn(&String) -> String) -> Self {
         self.metadata.embeddings = self.metadata.embeddings.iter().map(&path).collect();
         self.base_tensors = self.base_tensors.into_iter().map(|(name, values)| (path(&name), values)).collect();
-        let modules = self.modules.iter().map(|(of, update)| (path(of), update.clone())).collect();
+        let modules = self.modules.iter().map(|(module, update)| (path(module), update.clone())).collect();
         self.with_modules(modules)
     }
 

@@ -16,7 +16,7 @@ pub struct SharedA {
     /// In how many of the modules of the first they do.
     pub modules: usize,
     /// The number of its modules.
-    pub of: usize,
+    pub total: usize,
 }
 
 impl SharedA {
@@ -43,8 +43,8 @@ impl SharedA {
         };
         let modules = first.modules().iter().filter(|(path, update)| is_shared(path, update.a())).count();
         let names = members.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let of = first.modules().len();
-        (2 * modules >= of).then_some(Self { names, modules, of })
+        let total = first.modules().len();
+        (2 * modules >= total).then_some(Self { names, modules, total })
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
         ];
         let names = ["a", "b", "c", "d", "e", "f"];
         let named: Vec<(&str, &Adapter)> = names.into_iter().zip(&all).collect();
-        let shared = SharedA { names: vec!["a".to_owned(), "c".to_owned()], modules: 2, of: 2 };
+        let shared = SharedA { names: vec!["a".to_owned(), "c".to_owned()], modules: 2, total: 2 };
         assert_eq!(SharedA::groups(&named), [shared]);
         assert_eq!(SharedA::groups(&named[..2]), []);
     }

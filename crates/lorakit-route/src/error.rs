@@ -170,7 +170,9 @@ pub enum RouteError {
     #[error("no row of the expert `{0}` was seen: the router is fitted to rows of every expert's own tasks")]
     NoRows(String),
     /// The spread of a task's prompts cannot be estimated from one of them.
-    #[error("found {0} prompts to learn from, no two of them of one task: give tasks of more rows, or rows=N with N at least 2")]
+    #[error(
+        "found {0} prompts to learn from, no two of them of one task: give tasks of more rows, or rows=N with N at least 2"
+    )]
     FewPrompts(usize),
     /// A response is not finite.
     #[error(

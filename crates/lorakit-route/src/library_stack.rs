@@ -109,7 +109,8 @@ impl LibraryStack {
         match self.all_stacks().find(|(_, site, _)| site.layer.is_none()) {
             None => Ok(()),
             Some((_, site, _)) => {
-                let module = site.projections.first().map_or_else(|| site.key(), |of| of.module.clone());
+                let module =
+                    site.projections.first().map_or_else(|| site.key(), |projection| projection.module.clone());
                 Err(RouteError::OutsideLayers { method: method.to_owned(), module })
             }
         }

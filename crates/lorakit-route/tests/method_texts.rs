@@ -247,10 +247,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("base:", &["unknown setting ``", "none"]),
     ("base:x=1", &["unknown setting `x`", "none"]),
     ("arow", &["unknown router `arow`", "expected one of base, oracle"]),
-    (
-        "arrow:",
-        &["unknown setting ``", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
-    ),
+    ("arrow:", &["unknown setting ``", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"]),
     (
         "arrow:topk=3",
         &["unknown setting `topk`", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],

@@ -56,9 +56,11 @@ fn main() -> Result<()> {
     let folder = Path::new(&folder);
     std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     atomic::write_file(&folder.join("model.safetensors"), &stored(&base)?)?;
-    for (name, value) in
-        [("config.json", config), ("tokenizer.json", tokenizer_json), ("tokenizer_config.json", pico_tokenizer_config())]
-    {
+    for (name, value) in [
+        ("config.json", config),
+        ("tokenizer.json", tokenizer_json),
+        ("tokenizer_config.json", pico_tokenizer_config()),
+    ] {
         atomic::write_file(&folder.join(name), format!("{value:#}\n").as_bytes())?;
     }
     Ok(())

@@ -138,19 +138,15 @@ const MAX_COUNT: usize = 1 << 20;
 impl TrainConfig {
     /// Reads TOML text over the defaults; errors name `file`.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
-            file: file.to_owned(),
-            source: Box::new(source),
-        })?;
+        let config: Self = toml::from_str(text)
+            .map_err(|source| TrainError::ConfigFile { file: file.to_owned(), source: Box::new(source) })?;
         config.validated().map_err(|source| in_file(file, source))
     }
 
     /// Reads TOML text over this config.
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
-        let given: toml::Table = toml::from_str(text).map_err(|source| TrainError::ConfigFile {
-            file: file.to_owned(),
-            source: Box::new(source),
-        })?;
+        let given: toml::Table = toml::from_str(text)
+            .map_err(|source| TrainError::ConfigFile { file: file.to_owned(), source: Box::new(source) })?;
         let mut all = self.to_map()?;
         if let Some(unknown) = given.keys().find(|key| !all.contains_key(canonical_name(key))) {
             return Err(in_file(file, Self::unknown(unknown)));

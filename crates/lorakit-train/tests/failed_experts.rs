@@ -87,15 +87,15 @@ fn a_nan_loss_stops_only_its_expert_and_names_step_and_row() {
 
     let again = train(&jobs, false);
     assert_eq!(
-        (again.trained.len(), again.kept.len(), &again.failed),
+        (again.trained.len(), again.finished.len(), &again.failed),
         (0, 2, &summary.failed),
         "reported again, not trained"
     );
     let restarted = train(&jobs, true);
-    assert_eq!((restarted.trained.len(), restarted.kept.len(), &restarted.failed), (0, 2, &summary.failed));
+    assert_eq!((restarted.trained.len(), restarted.finished.len(), &restarted.failed), (0, 2, &summary.failed));
     jobs[1].train.remove(20);
     let cured = train(&jobs, false);
-    assert_eq!((cured.trained.as_slice(), cured.kept.len()), (&["poisoned".to_owned()][..], 2));
+    assert_eq!((cured.trained.as_slice(), cured.finished.len()), (&["poisoned".to_owned()][..], 2));
 }
 
 #[test]

@@ -113,10 +113,10 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
     assert!((loss(&trained) - best).abs() < 1e-5 && best < loss(&base), "{} {best} {}", loss(&trained), loss(&base));
 
     let (again, opened) = train(&source, &library, &settings(), None);
-    assert_eq!((again.trained.len(), again.kept, opened), (0, vec!["full".to_string()], 0));
+    assert_eq!((again.trained.len(), again.finished, opened), (0, vec!["full".to_string()], 0));
     // Adapter settings have no effect.
     let (other, _) = train(&source, &library, &TrainConfig { rank: 9, ..settings() }, None);
-    assert_eq!(other.kept, ["full"]);
+    assert_eq!(other.finished, ["full"]);
 }
 
 #[test]
@@ -140,7 +140,8 @@ fn the_text_model_of_a_multimodal_folder_trains_beside_its_other_tensors() {
     let config = format!("{{\"model_type\": \"gemma3\", \"text_config\": {config}, \"vision_config\": {{}}}}");
     fs::write(source.path().join("config.json"), config).unwrap();
     let tensors = safetensors::load(text.join("model.safetensors"), &Device::Cpu).unwrap();
-    let renamed = tensors.into_iter().map(|(name, of)| (name.replacen("model.", "language_model.model.", 1), of));
+    let renamed =
+        tensors.into_iter().map(|(name, tensor)| (name.replacen("model.", "language_model.model.", 1), tensor));
     let mut renamed: HashMap<String, Tensor> = renamed.collect();
     let vision = Tensor::new(&[[1.5f32, -2.0, 0.25]], &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
     renamed.insert("vision_tower.embeddings.weight".to_owned(), vision.clone());

@@ -147,7 +147,7 @@ fn gradients_over_a_quantised_base_match_finite_differences() {
         let file = folder.path().join(name).with_extension("gguf");
         GgufModel::of_folder(&tiny_base::folder(name), Types::Quantized).write(&file);
         let base = Base::open_gguf(&file, &BaseOptions::default()).unwrap();
-        assert!(base.weight_types().iter().any(|of| of.name == "Q8_0"), "{name}");
+        assert!(base.weight_types().iter().any(|weights| weights.name == "Q8_0"), "{name}");
         [false, true].into_iter().for_each(|tie| assert_adapter_gradients(&base, tie, &format!("{name} in GGUF")));
     }
 }

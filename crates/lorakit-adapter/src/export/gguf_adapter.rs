@@ -44,8 +44,8 @@ impl GgufExport {
         let mut export = Self { header: GgufHeader { metadata, tensors: Vec::new() }, values: Vec::new() };
         for (module, update) in adapter.modules() {
             let tensor = tensor_name(module).ok_or_else(|| AdapterError::GgufModule { module: module.clone() })?;
-            let heads =
-                reordered_heads(module, architecture).map(|of| head_count(of, base).ok_or(AdapterError::GgufHeads));
+            let heads = reordered_heads(module, architecture)
+                .map(|heads| head_count(heads, base).ok_or(AdapterError::GgufHeads));
             let pushed = heads.transpose().and_then(|heads| export.push(&tensor, update, alpha, heads));
             pushed.within(|| format!("module `{module}`"))?;
         }

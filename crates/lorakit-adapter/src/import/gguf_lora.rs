@@ -306,7 +306,7 @@ mod tests {
             chain(written(|header| header
                 .tensors
                 .iter_mut()
-                .for_each(|of| of.name = of.name.replace("attn_v", "ssm_in"))))
+                .for_each(|tensor| tensor.name = tensor.name.replace("attn_v", "ssm_in"))))
             .contains("`blk.0.ssm_in.weight`")
         );
         let (_folder, path) = file(|_| {});

@@ -122,8 +122,8 @@ fn numbered_shards(dir: &Path, name: &str) -> Result<BTreeSet<String>> {
     let entries = fs::read_dir(dir).within_file(dir)?;
     let counts = entries.flatten().filter_map(|entry| count(entry.file_name().to_str()?));
     // A folder of many files: the largest count is that of a complete set.
-    let Some(of) = counts.max().filter(|of| *of < 100_000) else { return Ok(BTreeSet::new()) };
-    Ok((1..=of).map(|part| format!("{stem}-{part:05}-of-{of:05}.{extension}")).collect())
+    let Some(total) = counts.max().filter(|total| *total < 100_000) else { return Ok(BTreeSet::new()) };
+    Ok((1..=total).map(|part| format!("{stem}-{part:05}-of-{total:05}.{extension}")).collect())
 }
 
 #[cfg(test)]

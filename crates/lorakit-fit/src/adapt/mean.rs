@@ -80,6 +80,6 @@ fn at_scale(adapter: &Adapter, scale: f64) -> Result<Adapter> {
         let b = pair.b().values().iter().map(|value| (f64::from(*value) * factor) as f32).collect();
         Ok(LowRank::new(pair.a().clone(), Matrix::new(pair.output(), pair.rank(), b)?, scale)?)
     };
-    let pairs = adapter.modules().iter().map(|(module, of)| Ok((module.clone(), pair(of)?)));
+    let pairs = adapter.modules().iter().map(|(module, update)| Ok((module.clone(), pair(update)?)));
     Ok(Adapter::new(pairs.collect::<Result<_>>()?).with_metadata(adapter.metadata().clone()))
 }

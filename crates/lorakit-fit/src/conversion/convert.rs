@@ -35,7 +35,7 @@ pub struct Conversion {
 impl Conversion {
     /// The share of the squared norm of a module's change that is retained, on average.
     pub fn retained(&self) -> f64 {
-        self.modules.iter().map(|of| of.retained).sum::<f64>() / self.modules.len().max(1) as f64
+        self.modules.iter().map(|module| module.retained).sum::<f64>() / self.modules.len().max(1) as f64
     }
 }
 
@@ -68,11 +68,11 @@ pub fn convert(
     let weights = BaseWeights { checkpoint, config: base.config(), modules: &base_modules };
     let (mut updates, mut embeddings, mut modules) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
     for (path, change) in WeightChange::all(adapter) {
-        let of = weights.module(path)?;
+        let module = weights.module(path)?;
         let exact = weights.change(path, &change)?;
-        let (update, report) = compress(path, &exact, [of.output, of.input], rank)?;
+        let (update, report) = compress(path, &exact, [module.output, module.input], rank)?;
         updates.insert(path.to_owned(), update);
-        if of.kind == ModuleKind::Embedding {
+        if module.kind == ModuleKind::Embedding {
             embeddings.insert(path.to_owned());
         }
         let kind = change.name().to_owned();
@@ -83,7 +83,9 @@ pub fn convert(
     let stack = LibraryStack::new([Expert::new("adapter", converted.clone())], &base.adaptable_sites(), base.device())?;
     let ids = random_ids(base.config().vocabulary);
     let logits = |patches: &Patches| base.logits(&ids, SequenceBatch::packed([ids.len()]), patches);
-    let exact = logits(&exact_patches(adapter, base, &weights).with_context(|| "the exact change cannot be computed".to_owned())?)?;
+    let exact = logits(
+        &exact_patches(adapter, base, &weights).with_context(|| "the exact change cannot be computed".to_owned())?,
+    )?;
     let conversion = Conversion {
         rank,
         modules,

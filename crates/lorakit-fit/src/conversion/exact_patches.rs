@@ -122,7 +122,9 @@ impl Patch for ExactPatch {
         match place {
             PatchLocation::Layer(site) => lora.at(*site).map(|patch| patch.add(x, batch, &mut delta)),
             PatchLocation::Head => lora.head().map(|patch| patch.add(x, batch, &mut delta)),
-            PatchLocation::Embedding => lora.embedding().first().map(|of| of.patch.add(x, batch, &mut delta)),
+            PatchLocation::Embedding => {
+                lora.embedding().first().map(|embedding| embedding.patch.add(x, batch, &mut delta))
+            }
         }
         .transpose()?;
         let delta = delta.into_tensor();
@@ -145,5 +147,5 @@ fn embedding_patch(exact: ExactPatch, lora: &Patches, device: &Device) -> Result
         return Ok(Some(EmbeddingPatch { table, patch: Arc::new(ExactPatch { lora: at, gain, copies }) }));
     }
     let patch = Arc::new(ExactPatch { lora: at, gain, copies: None });
-    Ok(lora.embedding().first().map(|of| EmbeddingPatch { table: of.table.clone(), patch }))
+    Ok(lora.embedding().first().map(|embedding| EmbeddingPatch { table: embedding.table.clone(), patch }))
 }

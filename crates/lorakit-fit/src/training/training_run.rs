@@ -223,7 +223,7 @@ fn trained_expert(
 ) -> Result<TrainedExpert> {
     let status = match &plan.name {
         name if summary.trained.contains(name) => "trained",
-        name if summary.kept.contains(name) => "finished before",
+        name if summary.finished.contains(name) => "finished before",
         name if summary.failed.iter().any(|(failed, _)| failed == name) => "failed",
         _ => "unfinished",
     };

@@ -38,7 +38,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
 pub fn module_names(role: SiteRole) -> Vec<&'static str> {
     let mut names = Vec::new();
     let sites = ARCHITECTURES.iter().flat_map(|architecture| architecture.descriptor.sites());
-    for projection in sites.filter(|(of, _)| *of == role).flat_map(|(_, site)| site.projections) {
+    for projection in sites.filter(|(own, _)| *own == role).flat_map(|(_, site)| site.projections) {
         let name = projection.module.rsplit('.').next().unwrap_or(projection.module);
         if !names.contains(&name) {
             names.push(name);

@@ -136,12 +136,12 @@ impl Tape {
 struct PendingGradients(HashMap<TensorId, Tensor>);
 
 impl PendingGradients {
-    fn add(&mut self, of: TensorId, gradient: Tensor) -> Result<()> {
-        let sum = match self.0.remove(&of) {
+    fn add(&mut self, value: TensorId, gradient: Tensor) -> Result<()> {
+        let sum = match self.0.remove(&value) {
             Some(sum) => untracked_sum(&sum, &gradient, 1.0)?,
             None => gradient,
         };
-        self.0.insert(of, sum);
+        self.0.insert(value, sum);
         Ok(())
     }
 }

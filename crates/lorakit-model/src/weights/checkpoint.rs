@@ -220,7 +220,7 @@ impl Checkpoint {
             entry.bytes += stored.bytes() as u64;
         }
         let mut types: Vec<WeightType> = sizes.into_values().collect();
-        types.sort_by_key(|of| Reverse(of.bytes));
+        types.sort_by_key(|weights| Reverse(weights.bytes));
         types
     }
 
@@ -234,7 +234,7 @@ impl Checkpoint {
             }
             WeightFiles::Safetensors(..) => return None,
         };
-        let names: Vec<String> = self.weight_types().into_iter().map(|of| of.name).collect();
+        let names: Vec<String> = self.weight_types().into_iter().map(|weights| weights.name).collect();
         Some(format!("{format} {}", names.join(" ")))
     }
 

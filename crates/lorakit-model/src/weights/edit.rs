@@ -82,7 +82,7 @@ impl Checkpoint {
                     let mut tensors: Vec<StoredWeight> = tensors.flatten().collect();
                     let own = tensors.len();
                     tensors.extend(self.copied().filter(|copy| copy.path() == file.path()));
-                    let is_quantised = |of: &StoredWeight| matches!(of.format, WeightFormat::FourBit(..));
+                    let is_quantised = |weight: &StoredWeight| matches!(weight.format, WeightFormat::FourBit(..));
                     let header: Cow<[u8]> = match tensors.len() > own || tensors.iter().any(is_quantised) {
                         true => plain_header(tensors.iter().copied())?.into(),
                         false => file.header().into(),
@@ -142,7 +142,8 @@ impl Checkpoint {
 
 /// The header of a safetensors file of tensors in their types, none of them quantised.
 fn plain_header<'a>(tensors: impl Iterator<Item = StoredWeight<'a>>) -> Result<Vec<u8>> {
-    let entry = |of: StoredWeight<'_>| Ok((of.name.to_owned(), of.written_dtype()?, of.shape().to_vec()));
+    let entry =
+        |weight: StoredWeight<'_>| Ok((weight.name.to_owned(), weight.written_dtype()?, weight.shape().to_vec()));
     Ok(header(&tensors.map(entry).collect::<Result<Vec<_>>>()?))
 }
 

@@ -54,7 +54,8 @@ impl Base {
         if self.variables().is_empty() {
             return Err(ModelError::NotTrainable);
         }
-        let trained = self.variables().iter().map(|(name, of)| (name.clone(), SavedTensor::Trained(of.as_tensor())));
+        let trained =
+            self.variables().iter().map(|(name, variable)| (name.clone(), SavedTensor::Trained(variable.as_tensor())));
         let others = others.into_iter().map(|(name, tensor)| (name, SavedTensor::Stored(tensor)));
         let mut tensors: Vec<_> = trained.chain(others).collect();
         tensors.sort_by(|(one, _), (other, _)| one.cmp(other));

@@ -158,10 +158,11 @@ impl Cat {
         let values = groups.values(experts, weights)?;
         let mut coefficients = Coefficients::uniform(experts.len());
         for (index, site, _) in experts.stacks() {
-            for (projection, of) in site.projections.iter().enumerate() {
-                if (0..experts.len()).any(|expert| experts.module(expert, &of.module).is_some()) {
+            for (projection, changed) in site.projections.iter().enumerate() {
+                if (0..experts.len()).any(|expert| experts.module(expert, &changed.module).is_some()) {
                     let row = &values[groups.group(index, projection) * experts.len()..][..experts.len()];
-                    coefficients = coefficients.with_module(&of.module, row.iter().map(|w| f64::from(*w)).collect());
+                    coefficients =
+                        coefficients.with_module(&changed.module, row.iter().map(|w| f64::from(*w)).collect());
                 }
             }
         }

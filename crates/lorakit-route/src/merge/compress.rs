@@ -22,9 +22,9 @@ pub fn compress(
     if change.len() != output * input || output * input == 0 {
         return Err(RouteError::BaseWeight { module: module.to_owned(), found: change.len(), output, input });
     }
-    let of = Module { path: module, input, output, parts: Vec::new(), total_weight: 0.0 };
+    let whole = Module { path: module, input, output, parts: Vec::new(), total_weight: 0.0 };
     if !change.iter().all(|value| value.is_finite()) {
-        return Err(of.arithmetic("the change of the weight is not finite"));
+        return Err(whole.arithmetic("the change of the weight is not finite"));
     }
     let merged = truncate(&of, MatRef::from_row_major_slice(change, output, input), Rank::Of(rank))?;
     let report = ModuleReport {

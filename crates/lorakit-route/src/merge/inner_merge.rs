@@ -29,8 +29,8 @@ struct InnerSettings {
 }
 
 impl InnerSettings {
-    fn of(inner: &str, of: &TaskVectorSettings, basis: Basis, rank: Rank) -> Self {
-        let TaskVectorSettings { convention, density, gamma, sign, seed, scale, .. } = *of;
+    fn of(inner: &str, settings: &TaskVectorSettings, basis: Basis, rank: Rank) -> Self {
+        let TaskVectorSettings { convention, density, gamma, sign, seed, scale, .. } = *settings;
         Self { inner: inner.to_owned(), convention, density, gamma, sign, seed, scale, basis, rank }
     }
 

@@ -48,9 +48,9 @@ pub(super) enum Footprint {
 impl<'a> Module<'a> {
     pub(super) fn of(path: &'a str, experts: &'a [Expert], coefficients: &Coefficients) -> Result<Self> {
         let weights = coefficients.at(path);
-        let have = |(expert, (of, weight)): (usize, (&'a Expert, &f64))| {
-            let update = of.adapter.modules().get(path)?;
-            Some(ModuleExpert { expert, name: &of.name, weight: *weight, update })
+        let have = |(expert, (source, weight)): (usize, (&'a Expert, &f64))| {
+            let update = source.adapter.modules().get(path)?;
+            Some(ModuleExpert { expert, name: &source.name, weight: *weight, update })
         };
         let parts: Vec<ModuleExpert> = experts.iter().zip(weights).enumerate().filter_map(have).collect();
         let shape = |part: &ModuleExpert| (part.update.input(), part.update.output());

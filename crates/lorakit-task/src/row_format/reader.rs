@@ -250,7 +250,8 @@ mod tests {
     fn errors_name_the_column() {
         let message = |fields| format!("{:#}", anyhow::Error::from(row("", fields, None).unwrap_err()));
         assert!(
-            message(json!({"input": "a", "target": "b"})).starts_with("the row has no `output`; it has `input`, `target`.")
+            message(json!({"input": "a", "target": "b"}))
+                .starts_with("the row has no `output`; it has `input`, `target`.")
         );
         assert!(message(json!({"output": "b"})).starts_with("the row has no `input`; it has `output`."));
         let null = message(json!({"input": "a", "output": null}));

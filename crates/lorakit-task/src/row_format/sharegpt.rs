@@ -115,7 +115,10 @@ mod tests {
         assert_eq!((with_system.len(), with_system[0].0.as_str()), (3, SYSTEM));
         let error = |fields| format!("{:#}", anyhow::Error::from(roles(fields).unwrap_err()));
         let unknown = error(json!({"conversations": [{"from": "alien", "value": "a"}]}));
-        assert!(unknown.contains("message 1: unknown role in `from` `alien`; expected one of human, user, gpt"), "{unknown}");
+        assert!(
+            unknown.contains("message 1: unknown role in `from` `alien`; expected one of human, user, gpt"),
+            "{unknown}"
+        );
         assert!(error(json!({"conversations": [{"from": "gpt"}]})).contains("`from` and `value`, found `from`"));
     }
 }

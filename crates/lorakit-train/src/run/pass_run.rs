@@ -97,7 +97,7 @@ impl PassRun<'_, '_> {
         let trainer = self.run.trainer;
         for expert in ended {
             let (job, progress) = (&pass.jobs()[expert], &pass.progress()[expert]);
-            if self.summary.kept.contains(&job.name) || self.summary.trained.contains(&job.name) {
+            if self.summary.finished.contains(&job.name) || self.summary.trained.contains(&job.name) {
                 continue;
             }
             if let Some(why) = &progress.failure {

@@ -67,12 +67,12 @@ impl<'a> RunFolder<'a> {
 
     /// Removes checkpoints of passes whose experts are all in the library, which a process leaves that is killed between
     /// the two; of one part, if one is given.
-    pub(crate) fn remove_stale(&self, kept: &[String], part: Option<RunPart>) -> Result<()> {
+    pub(crate) fn remove_stale(&self, finished: &[String], part: Option<RunPart>) -> Result<()> {
         let Some(manifest) = self.manifest()? else { return Ok(()) };
-        let kept: HashSet<&String> = kept.iter().collect();
+        let finished: HashSet<&String> = finished.iter().collect();
         for (pass, experts) in manifest.passes.iter().enumerate() {
             let is_own = part.is_none_or(|part| part.has(pass));
-            if is_own && experts.iter().all(|name| kept.contains(name)) {
+            if is_own && experts.iter().all(|name| finished.contains(name)) {
                 remove_if_exists(&self.checkpoint(pass, manifest.parts)?)?;
             }
         }

@@ -56,18 +56,18 @@ impl Trainer<'_> {
         let Some(mut locks) = self.lock_part(&folder, on_event)? else {
             return Ok(RunSummary { stopped: true, ..RunSummary::default() });
         };
-        let mut summary = RunSummary { kept: self.finished(target, &jobs)?, ..RunSummary::default() };
-        folder.remove_stale(&summary.kept, self.part)?;
-        if !summary.kept.is_empty() {
+        let mut summary = RunSummary { finished: self.finished(target, &jobs)?, ..RunSummary::default() };
+        folder.remove_stale(&summary.finished, self.part)?;
+        if !summary.finished.is_empty() {
             // A process that was killed may have added them without recording the base.
             self.library.record_base()?;
         }
-        if summary.kept.len() == jobs.jobs.len() {
+        if summary.finished.len() == jobs.jobs.len() {
             let estimate = MemoryEstimate::default();
-            on_event(TrainEvent::Planned { passes: &[], kept: &summary.kept, estimate });
+            on_event(TrainEvent::Planned { passes: &[], finished: &summary.finished, estimate });
             return Ok(summary);
         }
-        let run = TrainingRun::plan(*self, target, jobs, folder, &summary.kept)?;
+        let run = TrainingRun::plan(*self, target, jobs, folder, &summary.finished)?;
         while_held(locks.library.as_ref(), || run.write_manifest())?;
         // From here on other parts may change the library.
         locks.library = None;
@@ -114,11 +114,11 @@ impl TrainingRun<'_> {
         let estimate = self.target.memory(base, &self.jobs.jobs, largest.unwrap_or(1), config)?;
         memory_estimate::check_fits(base, &estimate)?;
         summary.estimate = estimate;
-        let mut unfinished = self.unfinished_passes(&summary.kept);
+        let mut unfinished = self.unfinished_passes(&summary.finished);
         let others = unfinished.extract_if(.., |(pass, _)| !own(pass));
         summary.elsewhere = others.flat_map(|(_, names)| names).collect();
         let passes: Vec<Vec<String>> = unfinished.iter().map(|(_, names)| names.clone()).collect();
-        on_event(TrainEvent::Planned { passes: &passes, kept: &summary.kept, estimate });
+        on_event(TrainEvent::Planned { passes: &passes, finished: &summary.finished, estimate });
         let trainable = match self.target {
             TrainingTarget::Model(model) if !unfinished.is_empty() => Some((model.open)()?),
             _ => None,

@@ -60,10 +60,10 @@ impl Trainer<'_> {
     fn plan(&self, target: &TrainingTarget, jobs: Vec<Job>) -> Result<Vec<PlannedPass>> {
         let jobs = self.with_fingerprints(target, jobs);
         let folder = RunFolder::new(self.library, &jobs.fingerprints)?;
-        let kept = self.finished(target, &jobs)?;
-        let run = TrainingRun::plan(*self, target, jobs, folder, &kept)?;
+        let finished = self.finished(target, &jobs)?;
+        let run = TrainingRun::plan(*self, target, jobs, folder, &finished)?;
         let own = |pass: &usize| self.part.is_none_or(|part| part.has(*pass));
-        (0..run.manifest.passes.len()).filter(own).map(|pass| run.planned_pass(pass, &kept)).collect()
+        (0..run.manifest.passes.len()).filter(own).map(|pass| run.planned_pass(pass, &finished)).collect()
     }
 }
 
@@ -73,7 +73,7 @@ fn tokens_read(row: &Example) -> usize {
 }
 
 impl TrainingRun<'_> {
-    fn planned_pass(&self, pass: usize, kept: &[String]) -> Result<PlannedPass> {
+    fn planned_pass(&self, pass: usize, finished: &[String]) -> Result<PlannedPass> {
         let (jobs, config) = (self.pass_jobs(pass)?, self.trainer.config);
         let tokens = |job: &Job| {
             let epoch: usize = job.train.iter().map(tokens_read).sum();
@@ -83,7 +83,7 @@ impl TrainingRun<'_> {
             pass,
             part: self.manifest.parts.map(|count| part_of_pass(pass, count)),
             experts: self.manifest.passes[pass].clone(),
-            finished: jobs.iter().all(|job| kept.contains(&job.name)),
+            finished: jobs.iter().all(|job| finished.contains(&job.name)),
             rows: jobs.iter().map(|job| job.train.len()).sum(),
             steps: jobs.iter().map(|job| job.steps(config)).max().unwrap_or(0),
             tokens: jobs.iter().map(tokens).sum(),

@@ -10,7 +10,7 @@ pub struct RunSummary {
     /// Experts trained now.
     pub trained: Vec<String>,
     /// Experts that were finished before.
-    pub kept: Vec<String>,
+    pub finished: Vec<String>,
     /// Experts that failed, with the reason.
     pub failed: Vec<(String, String)>,
     /// Whether the run was stopped before its end.

@@ -11,7 +11,7 @@ pub enum TrainEvent<'a> {
         /// The experts to train, pass by pass.
         passes: &'a [Vec<String>],
         /// The experts that were finished before.
-        kept: &'a [String],
+        finished: &'a [String],
         /// Memory that the largest pass needs.
         estimate: MemoryEstimate,
     },

@@ -52,14 +52,14 @@ impl Trainer<'_> {
 
     /// The names of the jobs whose results the library has with the same fingerprint.
     pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<Vec<String>> {
-        let mut kept = Vec::new();
+        let mut finished = Vec::new();
         for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
             if !target.is_in(self.library, &job.name) {
                 continue;
             }
             let record = target.record(self.library, &job.name)?;
             if record.as_ref().is_some_and(|record| record.settings_sha256 == fingerprint.sha256()) {
-                kept.push(job.name.clone());
+                finished.push(job.name.clone());
             } else if !self.restart {
                 let difference = match record {
                     Some(record) => differences(&record.settings.read()?, &fingerprint.to_value()),
@@ -73,7 +73,7 @@ impl Trainer<'_> {
                 target.check_free(self.library, &job.name, &fingerprint.sha256())?;
             }
         }
-        Ok(kept)
+        Ok(finished)
     }
 }
 
@@ -101,7 +101,7 @@ impl<'a> TrainingRun<'a> {
         target: &'a TrainingTarget,
         jobs: FingerprintedJobs,
         folder: RunFolder<'a>,
-        kept: &[String],
+        finished: &[String],
     ) -> Result<Self> {
         // Finished experts are part of the folder's name: the same command must find it at any time.
         let (mut manifest, mut is_changed) = match folder.manifest()? {
@@ -117,7 +117,7 @@ impl<'a> TrainingRun<'a> {
             }
         }
         // All experts of a new run; later those that were removed from the library since.
-        let known: HashSet<&String> = manifest.passes.iter().flatten().chain(kept).collect();
+        let known: HashSet<&String> = manifest.passes.iter().flatten().chain(finished).collect();
         let missing: Vec<Job> = jobs.jobs.iter().filter(|job| !known.contains(&job.name)).cloned().collect();
         if !missing.is_empty() {
             let per_pass = target.jobs_per_pass(trainer.base, &missing, trainer.config)?;
@@ -138,9 +138,9 @@ impl<'a> TrainingRun<'a> {
     }
 
     /// The passes with unfinished experts, by index, and those experts.
-    pub(crate) fn unfinished_passes(&self, kept: &[String]) -> Vec<(usize, Vec<String>)> {
-        let kept: HashSet<&String> = kept.iter().collect();
-        let unfinished = |pass: &Vec<String>| pass.iter().filter(|name| !kept.contains(name)).cloned().collect();
+    pub(crate) fn unfinished_passes(&self, finished: &[String]) -> Vec<(usize, Vec<String>)> {
+        let finished: HashSet<&String> = finished.iter().collect();
+        let unfinished = |pass: &Vec<String>| pass.iter().filter(|name| !finished.contains(name)).cloned().collect();
         let passes = self.manifest.passes.iter().map(unfinished).enumerate();
         passes.filter(|(_, names): &(usize, Vec<String>)| !names.is_empty()).collect()
     }
