@@ -196,15 +196,15 @@ fn eval_keeps_prompts_whole_and_says_what_does_not_fit() {
     let ran = eval(&format!("{first}\n{second}\n"), "").ok();
     let scores: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(scores["results"]["base"]["t"]["metrics"]["exact_match"]["value"], 1.0);
-    let notice =
+    let warning =
         "task `t`: of 2 rows, 2 continued with fewer new tokens than max_new_tokens = 512; the base supports 24 tokens";
-    assert!(ran.stderr.contains(notice), "{}", ran.stderr);
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
 
     let long = json!({"input": "a".repeat(40) + "c", "output": "cat"});
-    let notice = eval(&format!("{first}\n{long}\n"), "").ok().stderr;
+    let warning = eval(&format!("{first}\n{long}\n"), "").ok().stderr;
     let expected = "of 2 rows, 1 scored without the beginning of the prompt, 1 continued without the beginning of the prompt, \
                     1 continued with fewer";
-    assert!(notice.contains(expected), "{notice}");
+    assert!(warning.contains(expected), "{warning}");
 
     let answer = json!({"input": "a", "output": "t".repeat(40)});
     let error = eval(&answer.to_string(), "").failed(1);

@@ -134,10 +134,10 @@ fn training_and_serving_over_gguf_are_those_over_the_dequantised_folder() {
         losses_of(&results, &mut losses);
         (losses, ran.stderr)
     };
-    let ((own, _), (others, notice)) = (scores(&gguf), scores(&folder));
+    let ((own, _), (others, warning)) = (scores(&gguf), scores(&folder));
     assert!(own.len() >= 3 && own.len() == others.len(), "{own:?} {others:?}");
     assert!(own.iter().zip(&others).all(|(a, b)| (a - b).abs() < 1e-3), "{own:?} {others:?}");
-    assert_contains(&notice, &["another form of it", "GGUF Q8_0 F16 F32"]);
+    assert_contains(&warning, &["another form of it", "GGUF Q8_0 F16 F32"]);
 
     let text = |base: &str| {
         let fixed = ["generate", "--base", base, "--library", &library, "--exact"];

@@ -372,22 +372,22 @@ fn write_embedding_adapter(folder: &Path, modules: &[&str]) {
 }
 
 #[test]
-fn adapters_of_the_shared_embedding_are_added_with_a_notice_and_those_of_one_stack_refused() {
+fn adapters_of_the_shared_embedding_are_added_with_a_warning_and_those_of_one_stack_refused() {
     let work = Work::new();
     let [shared, stacks] = ["of_shared", "of_stacks"].map(|name| work.path(name));
     write_embedding_adapter(Path::new(&shared), &["shared"]);
     write_embedding_adapter(Path::new(&stacks), &["decoder.embed_tokens", "encoder.embed_tokens"]);
     let library = work.path("library");
-    let notice = work.run("library add --strict", &["--library", &library, &shared]).failed(1);
-    assert_contains(&notice, &["shared: lorakit applies its adapter", "PEFT", "until then its model ignores it"]);
+    let warning = work.run("library add --strict", &["--library", &library, &shared]).failed(1);
+    assert_contains(&warning, &["shared: lorakit applies its adapter", "PEFT", "until then its model ignores it"]);
     let added = work.run("library add", &["--library", &library, &shared]).ok();
     assert_contains(&added.stderr, &["shared: lorakit applies its adapter"]);
     // `library check` says the same of the expert, and of a configuration alone.
     let config = Path::new(&shared).join("adapter_config.json").display().to_string();
     for of in [["--library", &library], ["--config", &config]] {
         let checked = work.run("library check --json", &of).json();
-        let notices = checked.pointer("/experts/0/notices").unwrap_or(&checked["notices"]).as_array().unwrap();
-        let of_shared: Vec<_> = notices.iter().filter(|notice| notice["subject"] == "shared").collect();
+        let warnings = checked.pointer("/experts/0/notices").unwrap_or(&checked["notices"]).as_array().unwrap();
+        let of_shared: Vec<_> = warnings.iter().filter(|warning| warning["subject"] == "shared").collect();
         assert_eq!(of_shared.len(), 1, "{checked}");
         assert_contains(of_shared[0]["text"].as_str().unwrap(), &["PEFT", "until then its model ignores it"]);
         let strict = work.run("library check --strict", &of);

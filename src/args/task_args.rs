@@ -63,7 +63,7 @@ impl TaskArgs {
 /// Says what of the tasks' rows is not used.
 pub fn warn_of_unused(tasks: &[Task], context: &CommandContext) {
     for task in tasks {
-        task.notices.iter().for_each(|notice| context.output.warn(format!("task `{}`: {notice}", task.name)));
+        task.warnings.iter().for_each(|warning| context.output.warn(format!("task `{}`: {warning}", task.name)));
     }
 }
 

@@ -61,7 +61,7 @@ impl ResolvedBase {
     /// Opens its weights with the given options.
     pub fn base_as(&self, options: &BaseOptions, context: &CommandContext) -> Result<Base> {
         let base = self.open(options)?;
-        base.config().notices.iter().try_for_each(|notice| context.warn(notice))?;
+        base.config().warnings.iter().try_for_each(|warning| context.warn(warning))?;
         let identity = base.identity();
         context.output.detail(format!(
             "base {}: {}, {} parameters, fingerprint {}",

@@ -52,27 +52,27 @@ struct CheckFindings {
 struct Finding {
     name: String,
     error: Option<String>,
-    notices: Vec<Warning>,
+    warnings: Vec<Warning>,
 }
 
 impl CheckFindings {
     fn of(noun: &'static str, names: Vec<String>, check: impl Fn(&str) -> Result<Vec<Warning>>) -> Self {
         let finding = |name: String| match check(&name) {
-            Ok(notices) => Finding { name, error: None, notices },
-            Err(error) => Finding { name, error: Some(format!("{error:#}")), notices: Vec::new() },
+            Ok(warnings) => Finding { name, error: None, warnings },
+            Err(error) => Finding { name, error: Some(format!("{error:#}")), warnings: Vec::new() },
         };
         Self { noun, found: names.into_iter().map(finding).collect() }
     }
 
     /// The number with an error, or under `--strict` a warning.
     fn broken(&self, strict: bool) -> usize {
-        let broken = |finding: &&Finding| finding.error.is_some() || (strict && !finding.notices.is_empty());
+        let broken = |finding: &&Finding| finding.error.is_some() || (strict && !finding.warnings.is_empty());
         self.found.iter().filter(broken).count()
     }
 
     fn document(&self) -> Value {
-        let one = |Finding { name, error, notices }: &Finding| {
-            let mut one = json!({ "error": error, "notices": notices });
+        let one = |Finding { name, error, warnings }: &Finding| {
+            let mut one = json!({ "error": error, "notices": warnings });
             one[self.noun] = name.as_str().into();
             one
         };
@@ -82,8 +82,8 @@ impl CheckFindings {
     fn table(&self) -> String {
         let text = |finding: &Finding| match &finding.error {
             Some(error) => error.clone(),
-            None if finding.notices.is_empty() => "ok".to_owned(),
-            None => finding.notices.iter().map(Warning::to_string).collect::<Vec<_>>().join("\n"),
+            None if finding.warnings.is_empty() => "ok".to_owned(),
+            None => finding.warnings.iter().map(Warning::to_string).collect::<Vec<_>>().join("\n"),
         };
         table([self.noun, "finding"], self.found.iter().map(|finding| vec![finding.name.clone(), text(finding)]))
     }
@@ -107,9 +107,9 @@ fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> 
         context.note_other_form(&library, base);
     }
     let all = [
-        CheckFindings::of("expert", library.expert_names()?, |name| expert_notices(&library, name, base.as_ref())),
-        CheckFindings::of("router", library.router_names()?, |name| router_notices(&library, name)),
-        CheckFindings::of("model", library.model_names()?, |name| model_notices(&library, name)),
+        CheckFindings::of("expert", library.expert_names()?, |name| expert_warnings(&library, name, base.as_ref())),
+        CheckFindings::of("router", library.router_names()?, |name| router_warnings(&library, name)),
+        CheckFindings::of("model", library.model_names()?, |name| model_warnings(&library, name)),
     ];
     let broken = |findings: &&CheckFindings| findings.broken(context.strict) > 0;
     let [experts, routers, models] = &all;
@@ -134,7 +134,7 @@ fn check(root: &Path, args: &CheckArgs, context: &CommandContext) -> Result<()> 
 
 /// A routing of skills must match the skills of the library. Other router caches are found by the hash of their inputs:
 /// one of earlier experts is never used and only takes space.
-fn router_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
+fn router_warnings(library: &Library, name: &str) -> Result<Vec<Warning>> {
     if matches!(name, "poly" | "mhr") {
         routing_store::read(library, name)?;
         return Ok(Vec::new());
@@ -148,7 +148,7 @@ fn router_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     Ok(library.changed_expert(&record.experts)?.map(stale).into_iter().collect())
 }
 
-fn model_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
+fn model_warnings(library: &Library, name: &str) -> Result<Vec<Warning>> {
     let found = sha256_of_file(&library.model_folder(name)?.join(MODEL_WEIGHTS_FILE))?;
     let recorded = library.model_record(name)?.map(|record| record.sha256);
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
@@ -160,7 +160,7 @@ fn model_notices(library: &Library, name: &str) -> Result<Vec<Warning>> {
     Ok(Vec::new())
 }
 
-fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Warning>> {
+fn expert_warnings(library: &Library, name: &str, base: Option<&Base>) -> Result<Vec<Warning>> {
     let adapter = library.adapter(name)?;
     if let Some(base) = base {
         adapter.check_against(&base.adaptable_modules())?;
@@ -183,16 +183,16 @@ fn expert_notices(library: &Library, name: &str, base: Option<&Base>) -> Result<
             );
         }
     }
-    let mut notices = adapter.warnings().to_vec();
+    let mut warnings = adapter.warnings().to_vec();
     let adapts = |module: &str| adapter.modules().contains_key(module);
-    notices.extend(base.and_then(|base| shared_embedding_warning(base, adapts)));
+    warnings.extend(base.and_then(|base| shared_embedding_warning(base, adapts)));
     let idle: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
     if let Some(first) = idle.first() {
         let text = format!("its update is zero (so are {} of {} modules)", idle.len(), adapter.modules().len());
-        notices.push(Warning { subject: (*first).to_owned(), text });
+        warnings.push(Warning { subject: (*first).to_owned(), text });
     }
-    Ok(notices)
+    Ok(warnings)
 }
 
 /// A module that a configuration adapts.
@@ -228,28 +228,28 @@ fn check_config(path: &Path, base: Option<&BaseSource>, context: &CommandContext
         Ok(config) => (Some(config), Vec::new()),
         Err(unsupported) => (None, unsupported.keys),
     };
-    let mut notices: Vec<Warning> = config.as_ref().map_or(Vec::new(), |config| config.warnings.clone());
+    let mut warnings: Vec<Warning> = config.as_ref().map_or(Vec::new(), |config| config.warnings.clone());
     let modules = match (&config, base) {
         (Some(config), Some(base)) => {
             let base = base.open(context)?;
             let modules = adapted_modules(config, &base)?;
             let adapts = |path: &str| modules.iter().any(|adapted| adapted.module == path);
-            notices.extend(shared_embedding_warning(&base, adapts));
+            warnings.extend(shared_embedding_warning(&base, adapts));
             Some(modules)
         }
         _ => None,
     };
-    let accepted = refusals.is_empty() && (notices.is_empty() || !context.strict);
+    let accepted = refusals.is_empty() && (warnings.is_empty() || !context.strict);
     let facts =
         config.as_ref().map(|config| json!({ "rank": config.rank, "alpha": config.alpha, "rslora": config.rslora }));
-    let document = json!({ "file": path, "accepted": accepted, "config": facts, "modules": modules, "refusals": refusals, "notices": notices });
+    let document = json!({ "file": path, "accepted": accepted, "config": facts, "modules": modules, "refusals": refusals, "notices": warnings });
     context.output.result(&document, || {
         let refused = refusals
             .iter()
             .map(|UnsupportedKey { key, reason }| vec!["refused".to_owned(), key.clone(), reason.clone()]);
-        let noticed =
-            notices.iter().map(|notice| vec!["warning".to_owned(), notice.subject.clone(), notice.text.clone()]);
-        let lines: Vec<Vec<String>> = refused.chain(noticed).collect();
+        let warned =
+            warnings.iter().map(|warning| vec!["warning".to_owned(), warning.subject.clone(), warning.text.clone()]);
+        let lines: Vec<Vec<String>> = refused.chain(warned).collect();
         match &config {
             Some(config) => {
                 let verdict = format!(
@@ -267,6 +267,6 @@ fn check_config(path: &Path, base: Option<&BaseSource>, context: &CommandContext
     })?;
     let keys: Vec<&str> = refusals.iter().map(|refusal| refusal.key.as_str()).collect();
     ensure!(refusals.is_empty(), "{}: unsupported keys: {}", path.display(), keys.join(", "));
-    ensure!(accepted, "{}: {} under --strict", path.display(), pluralize(notices.len(), "warning"));
+    ensure!(accepted, "{}: {} under --strict", path.display(), pluralize(warnings.len(), "warning"));
     Ok(())
 }

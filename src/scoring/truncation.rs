@@ -1,11 +1,11 @@
-//! The notice about rows that do not fit in the base's context.
+//! The warning about rows that do not fit in the base's context.
 
 use lorakit_eval::TaskScores;
 use lorakit_fit::pluralize;
 use lorakit_task::Task;
 
 /// One sentence with the number of rows that were cut or got fewer new tokens; none if all fit.
-pub fn notice(task: &Task, scores: &TaskScores, positions: usize) -> Option<String> {
+pub fn warning(task: &Task, scores: &TaskScores, positions: usize) -> Option<String> {
     let (cut, max_new_tokens) = (&scores.truncated, task.generation.max_new_tokens);
     let parts = [
         (cut.prompts, "scored without the beginning of the prompt".to_owned()),
@@ -28,11 +28,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn the_notice_counts_rows() {
+    fn the_warning_counts_rows() {
         let task = Task::load("suite:skills", None).unwrap().remove(0);
         let of = |truncated| {
             let scores = TaskScores { n: 9, metrics: BTreeMap::new(), samples: Vec::new(), truncated };
-            notice(&task, &scores, 256)
+            warning(&task, &scores, 256)
         };
         assert_eq!(of(TruncatedRows::default()), None);
         let text = of(TruncatedRows { prompts: 2, new_tokens: 7, ..TruncatedRows::default() }).unwrap();

@@ -495,7 +495,7 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<Ba
     let differ = || checkpoint.differ([embedding.as_str(), head.as_str()], &[config.vocabulary, config.hidden]);
     if config.tied && differ()? {
         config.tied = false;
-        config.notices.push(format!(
+        config.warnings.push(format!(
             "{}: config.json ties the LM head to the embedding, but `{head}` differs from `{embedding}`; both are used, as \
              in transformers 5",
             checkpoint.place()
@@ -503,7 +503,7 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<Ba
     }
     let (values, _) = checkpoint.size_of(descriptor.unused);
     if values > 0 {
-        config.notices.push(format!("{}: only the text model is used", checkpoint.place()));
+        config.warnings.push(format!("{}: only the text model is used", checkpoint.place()));
     }
     Ok(config)
 }

@@ -47,11 +47,11 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
     let (folder, mut tensors) = (tempfile::tempdir().unwrap(), tensors("mistral"));
     let embedding = tensors["model.embed_tokens.weight"].clone();
     let tied = open(&fixture("mistral"));
-    for (factor, notices) in [(1.0, 0), (2.0, 1)] {
+    for (factor, warnings) in [(1.0, 0), (2.0, 1)] {
         tensors.insert("lm_head.weight".to_owned(), (&embedding * factor).unwrap());
         write(folder.path(), &config("mistral"), &tensors);
         let base = open(folder.path());
-        assert_eq!((base.config().tied, base.config().notices.len()), (factor == 1.0, notices));
+        assert_eq!((base.config().tied, base.config().warnings.len()), (factor == 1.0, warnings));
         assert!(largest_difference(&logits(&base), &(logits(&tied) * factor).unwrap()) < 1e-5);
         // A head that is the embedding is counted once.
         let head = if factor == 1.0 { 0 } else { embedding.elem_count() as u64 };
@@ -59,7 +59,7 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
         assert_eq!(base.weight_bytes(), tied.weight_bytes() + 4 * head);
     }
     let base = open(folder.path());
-    let message = &base.config().notices[0];
+    let message = &base.config().warnings[0];
     assert!(message.contains("model.safetensors") && message.contains("`lm_head.weight` differs"), "{message}");
 }
 
@@ -90,7 +90,7 @@ fn rope_scaling_and_the_flat_keys_go_before_rope_parameters() {
         config["rope_scaling"] = scaling.clone();
     });
     assert_eq!(both.attention, alone.attention);
-    assert!(both.notices[0].contains("`rope_scaling` and `rope_parameters` are both there"), "{:?}", both.notices);
+    assert!(both.warnings[0].contains("`rope_scaling` and `rope_parameters` are both there"), "{:?}", both.warnings);
     // An empty one says nothing.
     assert_eq!(rope_of(|config| config["rope_scaling"] = json!({})), rope_of(|_| ()));
 }
@@ -102,8 +102,8 @@ fn gemma_3_does_not_cap_its_scores_and_says_so() {
     let mut json = config("gemma3");
     json["attn_logit_softcapping"] = Value::Null;
     let plain = BaseConfig::parse(&json.to_string(), "config.json").unwrap();
-    assert_eq!((capped.scales, plain.notices.len()), (plain.scales, 0));
-    assert!(capped.notices[0].contains("`attn_logit_softcapping` is 6.0"), "{:?}", capped.notices);
+    assert_eq!((capped.scales, plain.warnings.len()), (plain.scales, 0));
+    assert!(capped.warnings[0].contains("`attn_logit_softcapping` is 6.0"), "{:?}", capped.warnings);
 }
 
 /// The text model of a multimodal folder, by the names of transformers 5 and by those before.
@@ -124,8 +124,8 @@ fn the_text_model_of_a_multimodal_folder_equals_the_text_model_alone() {
         assert_eq!(largest_difference(&logits(&base), &alone), 0.0);
         assert_eq!(base.parameters(), open(&fixture("gemma3")).parameters());
         assert_eq!(base.modules()[0].path, "model.language_model.layers.0.self_attn.q_proj");
-        let notices = &base.config().notices;
-        assert!(notices.iter().any(|notice| notice.contains("only the text model is used")), "{notices:?}");
+        let warnings = &base.config().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("only the text model is used")), "{warnings:?}");
         let trainable = BaseOptions { trainable: true, ..BaseOptions::default() };
         let trained = Base::open(folder.path(), &trainable).unwrap();
         let text: Vec<&str> = trained.variables().iter().map(|(name, _)| name.as_str()).collect();

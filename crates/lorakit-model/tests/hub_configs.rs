@@ -258,7 +258,7 @@ fn the_text_models_of_mistral_s_multimodal_folders() {
         panic!("{:?}", rope(&base, 0))
     };
     assert_eq!((theta, factor, attention_factor, base.max_positions), (1e6, 16.0, 1.0, 16384));
-    assert!(base.notices[0].contains("at most 16384 tokens"), "{:?}", base.notices);
+    assert!(base.warnings[0].contains("at most 16384 tokens"), "{:?}", base.warnings);
     config["text_config"].as_object_mut().unwrap().remove("rope_parameters");
     assert_eq!(read(&config), base);
     config["text_config"]["model_type"] = "mistral4".into();

@@ -33,7 +33,7 @@ pub struct Task {
     /// The texts around the examples of [`Task::with_few_shot`].
     pub few_shot: FewShotTexts,
     /// What of its rows is not used, as sentences for the user.
-    pub notices: Vec<String>,
+    pub warnings: Vec<String>,
     pub(crate) sha256: String,
     pub(crate) rows: Vec<(Split, Row)>,
 }
@@ -141,7 +141,7 @@ impl Task {
             metrics: vec![Metric::Loss, Metric::ExactMatch],
             generation: GenerationConfig { stop: Vec::new(), max_new_tokens: 24, extract: None },
             few_shot: FewShotTexts::default(),
-            notices: Vec::new(),
+            warnings: Vec::new(),
             sha256: sha256(lines.as_bytes()),
             rows,
         }

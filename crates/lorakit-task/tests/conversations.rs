@@ -136,8 +136,8 @@ fn replies_of_weight_0_carry_no_loss() {
 #[test]
 fn columns_of_system_texts_and_history_are_said_to_be_unused() {
     let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
-    assert!(task(&[row("Be a pirate."), row("")]).notices[0].contains("`system` and `history` are not used"));
-    assert!(task(&[row(""), row("")]).notices.is_empty());
+    assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("`system` and `history` are not used"));
+    assert!(task(&[row(""), row("")]).warnings.is_empty());
 }
 
 #[test]

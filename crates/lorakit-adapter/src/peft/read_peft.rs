@@ -170,10 +170,10 @@ fn warn_of_leniency(keys: &[TensorKey], warnings: &mut Vec<Warning>) -> Result<(
         warnings.push(Warning::new(&key.module, text));
     }
     let corrected: BTreeSet<_> = keys.iter().flat_map(|key| &key.corrected).collect();
-    let notice = |(prefix, meaning): &(String, &str)| {
+    let warning = |(prefix, meaning): &(String, &str)| {
         Warning::new(prefix, format!("{meaning}; the keys, with which PEFT would load no weights, were corrected"))
     };
-    warnings.extend(corrected.into_iter().map(notice));
+    warnings.extend(corrected.into_iter().map(warning));
     Ok(())
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Selection {
     /// Whether the configuration selects the others by the paths that they have in the base, not only by those in the
     /// file.
     pub(crate) by_own_paths: bool,
-    /// What was noticed.
+    /// Its warnings.
     pub(crate) warnings: Vec<Warning>,
 }
 
@@ -55,12 +55,12 @@ impl Selection {
                 format!("does not select {}, whose tensors are left out, as in PEFT", quote_names(&unselected)),
             );
         }
-        selection.notice_unused(config, modules)?;
+        selection.warn_of_unused(config, modules)?;
         Ok(selection)
     }
 
-    /// Notices what the configuration names but no tensor is for.
-    fn notice_unused(&mut self, config: &PeftConfig, modules: &BTreeMap<String, String>) -> Result<()> {
+    /// Warns of what the configuration names but no tensor is for.
+    fn warn_of_unused(&mut self, config: &PeftConfig, modules: &BTreeMap<String, String>) -> Result<()> {
         let kept = || modules.iter().filter(|(path, _)| !self.unselected.contains(*path));
         let both: Vec<&str> = kept().flat_map(|(path, raw)| [path.as_str(), raw.as_str()]).collect();
         let own: Vec<&str> = kept().map(|(path, _)| path.as_str()).collect();

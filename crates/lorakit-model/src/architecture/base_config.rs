@@ -95,7 +95,7 @@ pub struct BaseConfig {
     /// The longest sequence that the base was made for, in tokens.
     pub max_positions: usize,
     /// What in the file contradicts itself, and how it was read.
-    pub notices: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// What an encoder-decoder has besides its decoder.
@@ -157,7 +157,7 @@ impl BaseConfig {
             layer_attention: vec![0; layers],
             scales: Scales::default(),
             tied: json.flag("tie_word_embeddings", false)?,
-            notices: RopeConfig::notice(json).into_iter().collect(),
+            warnings: RopeConfig::warning(json).into_iter().collect(),
         })
     }
 

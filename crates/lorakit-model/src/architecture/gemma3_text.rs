@@ -52,7 +52,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
     let thetas = [json.number("rope_theta", 1_000_000.0)?, json.number("rope_local_base_freq", LOCAL_THETA)?];
     let [global, local] = layer_types::ropes(&json, thetas, json.required("head_dim")?)?;
     let mut config = gemma2::read_gemma(&json.clone().without(&["rope_parameters", "rope_scaling"]), descriptor, caps)?;
-    config.notices.extend(score_cap_notice(&json));
+    config.warnings.extend(score_cap_warning(&json));
     config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
     let every = json.count("sliding_window_pattern")?.unwrap_or(6);
     let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(every))?;
@@ -61,7 +61,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
 }
 
 /// What to say of a soft cap of scores: norms of q and k took its place, and transformers reads the key without using it.
-fn score_cap_notice(json: &ConfigKeys) -> Option<String> {
+fn score_cap_warning(json: &ConfigKeys) -> Option<String> {
     json.get("attn_logit_softcapping").map(|cap| {
         json.text_of(&format!(
             "key `attn_logit_softcapping` is {cap}; Gemma 3 does not cap its scores, as in transformers"

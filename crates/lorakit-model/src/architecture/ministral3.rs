@@ -34,7 +34,7 @@ pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let grows = rope.get("llama_4_scaling_beta").and_then(Value::as_f64).is_some_and(|beta| beta != 0.0);
     if let Some(original) = rope.count("original_max_position_embeddings")?.filter(|_| grows) {
         if config.max_positions > original {
-            config.notices.push(json.text_of(&format!(
+            config.warnings.push(json.text_of(&format!(
                 "key `llama_4_scaling_beta` scales queries from position {original} on, which lorakit does not: rows of at \
                  most {original} tokens are taken"
             )));

@@ -93,7 +93,7 @@ impl RopeConfig {
     }
 
     /// What to say where both styles are in one file.
-    pub(crate) fn notice(json: &ConfigKeys) -> Option<String> {
+    pub(crate) fn warning(json: &ConfigKeys) -> Option<String> {
         let is_set = |key| json.nested(key).is_some_and(|object| !object.is_empty());
         (is_set("rope_scaling") && is_set("rope_parameters")).then(|| {
             json.text_of(

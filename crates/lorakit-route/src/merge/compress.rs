@@ -26,7 +26,7 @@ pub fn compress(
     if !change.iter().all(|value| value.is_finite()) {
         return Err(whole.arithmetic("the change of the weight is not finite"));
     }
-    let merged = truncate(&of, MatRef::from_row_major_slice(change, output, input), Rank::Of(rank))?;
+    let merged = truncate(&whole, MatRef::from_row_major_slice(change, output, input), Rank::Of(rank))?;
     let report = ModuleReport {
         module: module.to_owned(),
         rank: merged.update.rank(),

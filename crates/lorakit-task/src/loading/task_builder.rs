@@ -45,7 +45,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
 fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Option<Split>, DataFile)>) -> Result<Task> {
     let reader = RowReader::new(config)?;
     let split_seed = config.split_seed.unwrap_or(0);
-    let (mut rows, mut notices) = (Vec::new(), Vec::new());
+    let (mut rows, mut warnings) = (Vec::new(), Vec::new());
     for (own, file) in &files {
         let place = || file.path.display().to_string();
         for row in read_rows(config, &reader, file).at(place)? {
@@ -54,8 +54,8 @@ fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Opti
             rows.push((split, row));
         }
     }
-    if let Some(notice) = rows.first().and_then(|(_, row): &(Split, Row)| reader.notice(&row.fields)) {
-        notices.push(notice.to_owned());
+    if let Some(warning) = rows.first().and_then(|(_, row): &(Split, Row)| reader.warning(&row.fields)) {
+        warnings.push(warning.to_owned());
     }
     Ok(Task {
         name: name.into(),
@@ -66,7 +66,7 @@ fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Opti
         metrics: metrics(config, rows.first().map(|(_, row)| row))?,
         generation: generation(config)?,
         few_shot: few_shot(config),
-        notices,
+        warnings,
         sha256: hash(config, &files),
         rows,
     })

@@ -29,7 +29,7 @@ pub(crate) trait RowFormat: Sync {
     }
 
     /// What of such rows is not used, as a sentence.
-    fn notice(&self, columns: &Columns) -> Option<&'static str> {
+    fn warning(&self, columns: &Columns) -> Option<&'static str> {
         let is_filled =
             |name: &str| columns.get(name).is_some_and(|value| !matches!(value, Value::Null) && value != "");
         ["system", "history"].iter().any(|name| is_filled(name)).then_some(

@@ -39,7 +39,7 @@ impl RowFormat for Preference {
         Some("")
     }
 
-    fn notice(&self, _: &Columns) -> Option<&'static str> {
+    fn warning(&self, _: &Columns) -> Option<&'static str> {
         Some("of rows with `chosen` and `rejected` only `chosen` is used: no preference is trained")
     }
 }

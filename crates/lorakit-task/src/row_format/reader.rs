@@ -72,9 +72,9 @@ impl RowReader {
     }
 
     /// What of such rows is not used, as a sentence.
-    pub fn notice(&self, fields: &Map<String, Value>) -> Option<&'static str> {
+    pub fn warning(&self, fields: &Map<String, Value>) -> Option<&'static str> {
         let columns = Columns::new(SourceRow { fields, written: None }, &self.columns, None).ok()?;
-        format_of(&columns).notice(&columns).filter(|_| !self.has_templates())
+        format_of(&columns).warning(&columns).filter(|_| !self.has_templates())
     }
 
     fn has_templates(&self) -> bool {

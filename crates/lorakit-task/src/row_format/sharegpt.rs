@@ -46,7 +46,7 @@ impl RowFormat for ShareGpt {
         messages::answer(&conversation(columns)?)
     }
 
-    fn notice(&self, _: &Columns) -> Option<&'static str> {
+    fn warning(&self, _: &Columns) -> Option<&'static str> {
         None
     }
 
