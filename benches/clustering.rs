@@ -22,11 +22,11 @@ const FAMILIES: usize = 10;
 /// Above this number, adapters are clustered only once.
 const LARGE: usize = 1000;
 
-/// An adapter near the centre of its family, with the same spread as in the scikit-learn script.
+/// An adapter near the center of its family, with the same spread as in the scikit-learn script.
 fn adapter(index: usize) -> Adapter {
-    let (mut centre, mut own) = (Noise::new((index % FAMILIES) as u64), Noise::new(1000 + index as u64));
+    let (mut center, mut own) = (Noise::new((index % FAMILIES) as u64), Noise::new(1000 + index as u64));
     let mut matrix = |rows: usize, columns: usize| {
-        let values = (0..rows * columns).map(|_| centre.value() + 2.0 * own.value()).collect();
+        let values = (0..rows * columns).map(|_| center.value() + 2.0 * own.value()).collect();
         Matrix::new(rows, columns, values).unwrap()
     };
     let mut pair = || LowRank::new(matrix(RANK, WIDTH), matrix(WIDTH, RANK), 4.0).unwrap();

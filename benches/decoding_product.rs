@@ -13,7 +13,7 @@ const COLUMNS: usize = 2048;
 /// Bytes of a matrix: more than caches hold.
 const BYTES: usize = 64 << 20;
 
-fn quantised(block_type: BlockType) -> MmapMatrix {
+fn quantized(block_type: BlockType) -> MmapMatrix {
     let row = COLUMNS / block_type.block_values() * block_type.block_bytes();
     let rows = BYTES / row;
     // A byte of one half of a scale makes no difference to the time, as long as no scale is infinite.
@@ -55,7 +55,7 @@ fn decoding_product(criterion: &mut Criterion) {
         }
     }
     for block_type in BlockType::ALL {
-        let matrix = quantised(block_type);
+        let matrix = quantized(block_type);
         for tokens in [1, 8] {
             product(&mut group, block_type.name(), &matrix, tokens, TokenPrecision::EightBit);
         }

@@ -198,11 +198,11 @@ def mbc(given):
 
     adapters, parameters, clusters = 256, 1_966_080, 10
     values = np.random.default_rng(0)
-    centres = values.standard_normal((clusters, parameters), dtype=np.float32)
+    centers = values.standard_normal((clusters, parameters), dtype=np.float32)
     vectors = np.empty((adapters, parameters), dtype=np.float32)
     for i in range(adapters):
-        vectors[i] = centres[i % clusters] + 2 * values.standard_normal(parameters, dtype=np.float32)
-    del centres
+        vectors[i] = centers[i % clusters] + 2 * values.standard_normal(parameters, dtype=np.float32)
+    del centers
     start = time.perf_counter()
     for vector in vectors:
         size = np.abs(vector)

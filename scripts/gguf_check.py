@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 
 
 def write_f32(source, target):
-    """The GGUF file `source` with all matrices dequantised."""
+    """The GGUF file `source` with all matrices dequantized."""
     reader = gguf.GGUFReader(source)
     field = reader.fields["general.architecture"]
     writer = gguf.GGUFWriter(target, str(bytes(field.parts[field.data[0]]), "utf-8"))

@@ -5,9 +5,9 @@
 #
 # CASE   maths    MetaMathQA and CodeAlpaca, GSM-Hard. The paper answers by programs, which run_programs.py runs
 #                 (configs/tasks/programs.toml); here the last number of the text is compared
-#        manual   question answering over texts that the base has not learned: abstracts of PubMedQA (MIT licence) and
+#        manual   question answering over texts that the base has not learned: abstracts of PubMedQA (MIT license) and
 #                 instructions of alpaca-cleaned, its questions without the abstract, by Rouge-L. The paper's own manual
-#                 and textbook sets have no licence
+#                 and textbook sets have no license
 #        reading  reading comprehension: SQuAD 2.0 and the abstracts, PubMedQA's yes, no and maybe
 # BASE   a model folder or hub:ORG/NAME; the paper's is hub:yahma/llama-7b-hf
 # DATA   the folder of configs/tasks/lora_soups.toml
@@ -17,7 +17,7 @@
 # seed on two cores.
 #
 # The paper's own numbers are not beside ours: no cell of its tables could be verified. Not here: the paper's prompt
-# robustness task, whose data have no licence.
+# robustness task, whose data have no license.
 #
 # Usage: [SEEDS="0 1 2"] scripts/lora_soups.sh CASE BASE DATA OUT [OPTIONS...]
 #        [SEEDS="0 1 2"] scripts/lora_soups.sh --small OUT

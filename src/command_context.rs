@@ -66,7 +66,7 @@ impl CommandContext {
         library.differing_bases(experts)?.map_or(Ok(()), |text| self.warn(format!("{place}: {text}")))
     }
 
-    /// Says where a library was made over another form of the base, such as other quantised weights.
+    /// Says where a library was made over another form of the base, such as other quantized weights.
     pub fn note_other_form(&self, library: &Library, base: &Base) {
         if let Some(text) = library.base().and_then(|own| own.other_form(base.identity())) {
             self.output.warn(format!("the library {} {text}", library.root().display()));
@@ -129,7 +129,7 @@ impl CommandContext {
         Ok(lorakit_model::BaseOptions { device: self.device()?, dtype, ..lorakit_model::BaseOptions::default() })
     }
 
-    /// Options to open a base that generates text for people: faster over quantised weights, unless `--exact` is given.
+    /// Options to open a base that generates text for people: faster over quantized weights, unless `--exact` is given.
     pub fn decoding_options(&self) -> Result<lorakit_model::BaseOptions> {
         let decoding = if self.exact { TokenPrecision::Exact } else { TokenPrecision::EightBit };
         Ok(lorakit_model::BaseOptions { decoding, ..self.base_options()? })

@@ -1,4 +1,4 @@
-//! Every command over a base in GGUF: what it computes is what it computes over a folder with the dequantised weights.
+//! Every command over a base in GGUF: what it computes is what it computes over a folder with the dequantized weights.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
-/// pico in GGUF, quantised, and as a folder with the dequantised weights; both have its tokenizer.
+/// pico in GGUF, quantized, and as a folder with the dequantized weights; both have its tokenizer.
 struct Work {
     folder: tempfile::TempDir,
 }
@@ -87,7 +87,7 @@ fn losses_of(value: &Value, all: &mut Vec<f64>) {
     }
 }
 
-/// Writes a folder with the weights of a GGUF file, dequantised.
+/// Writes a folder with the weights of a GGUF file, dequantized.
 fn write_dequantized(file: &Path, folder: &Path) {
     let shards = GgufShards::open(file).unwrap();
     fs::create_dir(folder).unwrap();
@@ -113,7 +113,7 @@ fn assert_same_training(one: (Adapter, Vec<f64>), other: (Adapter, Vec<f64>)) {
 }
 
 #[test]
-fn training_and_serving_over_gguf_are_those_over_the_dequantised_folder() {
+fn training_and_serving_over_gguf_are_those_over_the_dequantized_folder() {
     let work = Work::new();
     let (gguf, folder) = (work.gguf(), work.path("dequantized"));
     work.train(&gguf, "quantized");
@@ -188,7 +188,7 @@ fn rows_are_scored_with_activations_of_eight_bits_where_it_is_asked_for() {
 }
 
 #[test]
-fn a_merge_into_gguf_writes_the_dequantised_folder() {
+fn a_merge_into_gguf_writes_the_dequantized_folder() {
     let work = Work::new();
     let (gguf, folder) = (work.gguf(), work.path("dequantized"));
     work.train(&gguf, "l");

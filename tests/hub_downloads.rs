@@ -218,7 +218,7 @@ fn every_failure_has_a_message_of_its_own() {
         &["no access", "the token that was sent", "accept the terms"],
     );
     let repository = message(404, &[("X-Error-Code", "RepoNotFound")], &[]);
-    assert_contains(&repository, &["no such repository", "hub:acme/gated", "check organisation and name"]);
+    assert_contains(&repository, &["no such repository", "hub:acme/gated", "check organization and name"]);
     let revision = message(404, &[("X-Error-Code", "RevisionNotFound")], &[]);
     assert_contains(&revision, &["no such revision", "a branch, a tag or a full commit hash"]);
     assert_contains(&message(429, &[("Retry-After", "7")], &[]), &["rate limit", "try again in 7 seconds, or log in"]);

@@ -121,7 +121,7 @@ fn adapters_match_peft() {
 }
 
 #[test]
-fn rank_stabilised_adapters_match_peft_on_small_bases() {
+fn rank_stabilized_adapters_match_peft_on_small_bases() {
     for name in SMALL_PEFT_FIXTURES {
         let oracle = Oracle::open(peft_fixture(name));
         let adapter = oracle.path("adapters/rs");

@@ -155,7 +155,7 @@ fn check_rows(base: &Base, tolerance: f64) {
 
 fn check_values(real: &Real) {
     check_rows(&Base::open(&real.base, &BaseOptions::default()).unwrap(), 0.0);
-    // The file that the folder was dequantised from.
+    // The file that the folder was dequantized from.
     let file = real.base.join("model.gguf");
     if file.is_file() {
         check_rows(&Base::open_gguf(&file, &BaseOptions::default()).unwrap(), 1e-4);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::fs;
 
 #[test]
-fn training_rows_are_recognised_under_another_name_template_and_split() {
+fn training_rows_are_recognized_under_another_name_template_and_split() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name).display().to_string();
     let write = |name: &str, text: &str| fs::write(path(name), text).unwrap();

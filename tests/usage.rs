@@ -121,7 +121,7 @@ fn manual_pages_are_printed_and_written() {
 }
 
 #[test]
-fn options_of_other_programs_are_recognised() {
+fn options_of_other_programs_are_recognized() {
     let message = words("generate --base b --prompt x --max-tokens 5").failed(2);
     assert_contains(&message, &["--max-tokens", "--max-new-tokens"]);
 }

@@ -16,7 +16,7 @@ pub struct GlobalArgs {
     /// Data type of the base model's weights [default: f32 on the CPU, the checkpoint's on CUDA]
     #[arg(long, global = true, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Decode over quantised weights in f32, like everything else, instead of with activations rounded to 8 bits; to score
+    /// Decode over quantized weights in f32, like everything else, instead of with activations rounded to 8 bits; to score
     /// with those, see eval --quantize-activations
     #[arg(long, global = true)]
     pub exact: bool,

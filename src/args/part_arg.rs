@@ -59,7 +59,7 @@ impl PartArg {
     }
 }
 
-/// The part's share of `items` items in order: of neighbours, since these share what they need.
+/// The part's share of `items` items in order: of neighbors, since these share what they need.
 pub fn share_of(part: RunPart, items: usize) -> Range<usize> {
     let start = |index: usize| index * items / part.count;
     start(part.index)..start(part.index + 1)

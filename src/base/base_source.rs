@@ -108,7 +108,7 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// Refuses a folder whose only weights are in GGUF: it may hold several quantisations of one model.
+/// Refuses a folder whose only weights are in GGUF: it may hold several quantizations of one model.
 fn refuse_gguf_only(folder: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
     let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

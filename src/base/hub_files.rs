@@ -1,4 +1,4 @@
-//! The files of a base on the Hub: configuration, tokenizer, licence, and weights in safetensors. Many repositories hold
+//! The files of a base on the Hub: configuration, tokenizer, license, and weights in safetensors. Many repositories hold
 //! the same weights again in other formats.
 
 use crate::base::model_files::is_model_file;
@@ -23,7 +23,7 @@ impl NeededFiles for BaseFiles<'_> {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
         let files: Vec<&str> = remote.info.files().collect();
         let has_weights = files.contains(&WEIGHTS) || files.contains(&INDEX);
-        // It may hold several quantisations of one model.
+        // It may hold several quantizations of one model.
         if let Some(file) = files.iter().filter(|file| file.ends_with(".gguf")).min().filter(|_| !has_weights) {
             bail!("its weights are in GGUF; name one file: --base {}/{file}", self.repository);
         }
@@ -60,7 +60,7 @@ impl NeededFiles for BaseFiles<'_> {
     }
 }
 
-/// A GGUF file of a repository, with the others that the model is split into, and the tokenizer and licence beside it.
+/// A GGUF file of a repository, with the others that the model is split into, and the tokenizer and license beside it.
 pub struct GgufFiles {
     /// The paths of the model's files within the repository.
     shards: Vec<String>,

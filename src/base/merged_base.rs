@@ -130,7 +130,7 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
 }
 
 /// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it and without those that only
-/// describe a quantised weight: it is not written so. A `model.safetensors` takes precedence over an index beside it, as
+/// describe a quantized weight: it is not written so. A `model.safetensors` takes precedence over an index beside it, as
 /// when a base is opened.
 fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let from = source.join(INDEX_FILE);

@@ -31,7 +31,7 @@ const MODEL_FILES: &[&str] = &[
 /// The folder of chat templates other than the default.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
 
-/// The beginnings of the names of licences and of what they ask to be kept, in lower case.
+/// The beginnings of the names of licenses and of what they ask to be kept, in lower case.
 const LICENSES: &[&str] = &["license", "licence", "copying", "notice", "use_policy"];
 
 /// Whether a file of a model folder is copied and downloaded along with its weights, by its path within the folder.
@@ -54,7 +54,7 @@ pub fn write(resolved: &ResolvedBase, folder: &Path) -> Result<()> {
             copy(source, folder)?;
             let config = folder.join("config.json");
             ensure!(config.is_file(), "{}: no config.json", source.display());
-            // The weights that are written are not quantised.
+            // The weights that are written are not quantized.
             without_key(&config, QUANTIZATION_CONFIG)
         }
         ResolvedBase::Gguf(base) => {

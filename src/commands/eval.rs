@@ -64,7 +64,7 @@ pub struct EvalArgs {
     /// Put N train rows with their answers before each prompt, as lm-evaluation-harness does (its first_n)
     #[arg(long, value_name = "N", default_value_t = 0)]
     num_fewshot: usize,
-    /// Score with activations rounded to 8 bits, as generate decodes over quantised weights and llama.cpp computes them:
+    /// Score with activations rounded to 8 bits, as generate decodes over quantized weights and llama.cpp computes them:
     /// every token of a scored row, its prompt too. What routers are fitted to, and prompts by which they choose, stay
     /// exact. An error over a base without such weights
     #[arg(long, conflicts_with = "exact")]
@@ -306,7 +306,7 @@ impl EvalArgs {
         Ok(tasks)
     }
 
-    /// The precision of scored tokens over quantised weights.
+    /// The precision of scored tokens over quantized weights.
     fn precision(&self) -> TokenPrecision {
         if self.quantize_activations { TokenPrecision::EightBit } else { TokenPrecision::Exact }
     }
@@ -318,7 +318,7 @@ impl EvalArgs {
         ensure!(
             !self.quantize_activations || base.has_integer_products(),
             "--quantize-activations: {} has no weights that are multiplied with activations of 8 bits; those are the \
-             quantised ones of a GGUF file, except Q2_K and Q3_K, on a CPU and without --dtype. Give such a file, or omit \
+             quantized ones of a GGUF file, except Q2_K and Q3_K, on a CPU and without --dtype. Give such a file, or omit \
              the flag",
             self.base
         );

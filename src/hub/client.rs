@@ -82,20 +82,20 @@ impl HubClient {
         })
     }
 
-    /// The names of the organisation's model repositories whose names contain `text`, over all pages.
-    pub fn search(&self, organisation: &str, text: &str) -> Result<Vec<String>> {
+    /// The names of the organization's model repositories whose names contain `text`, over all pages.
+    pub fn search(&self, organization: &str, text: &str) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Entry {
             id: String,
         }
         let repository = Repository {
             kind: super::repository::RepositoryKind::Model,
-            name: organisation.to_owned(),
+            name: organization.to_owned(),
             revision: None,
         };
         let mut names = Vec::new();
         let endpoint = &self.environment.endpoint;
-        let mut next = Some(format!("{endpoint}/api/models?author={organisation}&search={text}&limit=1000"));
+        let mut next = Some(format!("{endpoint}/api/models?author={organization}&search={text}&limit=1000"));
         while let Some(url) = next {
             let response = self.get(&url).map_err(|error| {
                 error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, &repository, &self.environment))

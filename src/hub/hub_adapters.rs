@@ -35,18 +35,18 @@ pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<CachedAdapter>>
 
 /// The repositories whose names match `ORG/PATTERN`, by name.
 fn matching(spec: &str) -> Result<Vec<Repository>> {
-    let parts = spec.split_once('/').filter(|(organisation, pattern)| {
+    let parts = spec.split_once('/').filter(|(organization, pattern)| {
         let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        !organisation.is_empty() && organisation.chars().all(known) && pattern.chars().all(|c| known(c) || c == '*')
+        !organization.is_empty() && organization.chars().all(known) && pattern.chars().all(|c| known(c) || c == '*')
     });
-    let (organisation, pattern) = parts.with_context(|| {
+    let (organization, pattern) = parts.with_context(|| {
         format!("hub:{spec}: expected hub:ORG/PATTERN, where * stands for any text in the pattern only")
     })?;
     // The Hub searches for a text within names: the longest of the pattern narrows the list most.
     let text = pattern.split('*').max_by_key(|text| text.len()).unwrap_or_default();
-    let names = HubClient::new().search(organisation, text).with_context(|| format!("hub:{spec}"))?;
+    let names = HubClient::new().search(organization, text).with_context(|| format!("hub:{spec}"))?;
     let own =
-        |name: &&String| name.split_once('/').is_some_and(|(by, own)| by == organisation && matches(pattern, own));
+        |name: &&String| name.split_once('/').is_some_and(|(by, own)| by == organization && matches(pattern, own));
     let mut names: Vec<&String> = names.iter().filter(own).collect();
     names.sort();
     names.dedup();

@@ -94,7 +94,7 @@ impl fmt::Display for HubFailure {
                  or log in with another token (set HF_TOKEN, or run `hf auth login`)"
             ),
             Self::NoRepository(repository) => {
-                write!(f, "no such repository (HTTP 404): {repository}; check organisation and name")
+                write!(f, "no such repository (HTTP 404): {repository}; check organization and name")
             }
             Self::NoRevision(repository) => {
                 write!(f, "no such revision (HTTP 404): {repository}; give a branch, a tag or a full commit hash")

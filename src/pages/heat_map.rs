@@ -44,7 +44,7 @@ struct HeatMap {
 /// All cells of one shade.
 #[derive(Serialize)]
 struct Shade {
-    colour: String,
+    color: String,
     path: String,
 }
 
@@ -75,7 +75,7 @@ struct Legend {
 #[derive(Serialize)]
 struct LegendStep {
     x: f64,
-    colour: String,
+    color: String,
 }
 
 /// The heat map of `similarity`, with the experts in the order of the report's clusters and a frame around each cluster.
@@ -111,7 +111,7 @@ pub fn similarity_map(report: &ClusteringReport, similarity: &Similarity) -> Res
     render(include_str!("heat_map.html"), &map)
 }
 
-/// The cells of the map, row by row: cosines, or of many experts means over those of neighbours.
+/// The cells of the map, row by row: cosines, or of many experts means over those of neighbors.
 struct Cells {
     count: usize,
     cosines: Vec<f64>,
@@ -151,7 +151,7 @@ impl Cells {
             }
         }
         let used = (-SHADES..=SHADES).zip(paths).filter(|(_, path)| !path.is_empty());
-        used.map(|(shade, path)| Shade { colour: colour(shade), path }).collect()
+        used.map(|(shade, path)| Shade { color: color(shade), path }).collect()
     }
 }
 
@@ -160,7 +160,7 @@ fn shade(cosine: f64, limit: f64) -> i32 {
 }
 
 /// White at 0, through teal to deep blue above, through amber to brown below.
-fn colour(shade: i32) -> String {
+fn color(shade: i32) -> String {
     let stops: [[f64; 3]; 4] = match shade {
         0.. => [[250.0, 251.0, 252.0], [151.0, 208.0, 205.0], [46.0, 134.0, 171.0], [18.0, 44.0, 98.0]],
         _ => [[250.0, 251.0, 252.0], [246.0, 214.0, 150.0], [222.0, 140.0, 60.0], [122.0, 58.0, 16.0]],
@@ -189,7 +189,7 @@ fn legend(side: f64, limit: f64) -> Legend {
     let width = side.min(280.0);
     let step = width / f64::from(2 * SHADES + 1);
     let steps = (-SHADES..=SHADES).enumerate();
-    let steps = steps.map(|(at, shade)| LegendStep { x: at as f64 * step, colour: colour(shade) }).collect();
+    let steps = steps.map(|(at, shade)| LegendStep { x: at as f64 * step, color: color(shade) }).collect();
     Legend { y: side + 16.0, width, limit, steps, step_width: step + 0.5 }
 }
 
@@ -206,11 +206,8 @@ mod tests {
     use lorakit_cluster::{ComparisonSpace, ExpertSet};
 
     #[test]
-    fn colours_run_from_white_to_the_deepest_shade() {
-        assert_eq!(
-            (colour(0), colour(SHADES), colour(-SHADES)),
-            ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into())
-        );
+    fn colors_run_from_white_to_the_deepest_shade() {
+        assert_eq!((color(0), color(SHADES), color(-SHADES)), ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into()));
         assert_eq!((shade(0.5, 0.5), shade(1.0, 0.5), shade(-0.25, 0.5)), (SHADES, SHADES, -SHADES / 2));
     }
 

@@ -1,7 +1,7 @@
 //! Training loss curves as SVG.
 
 use super::markup::render;
-use super::palette::colour;
+use super::palette::color;
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;
@@ -47,7 +47,7 @@ struct StepTick {
 #[derive(Serialize)]
 struct Line<'a> {
     name: &'a str,
-    colour: &'static str,
+    color: &'static str,
     /// Where the legend has its name.
     legend_y: f64,
     points: Vec<(f64, f64)>,
@@ -76,7 +76,7 @@ pub fn plot(curves: &[LossCurve]) -> Result<Value> {
     let mut lines = Vec::new();
     for (i, curve) in curves.iter().enumerate() {
         let points = curve.losses.iter().enumerate().map(|(step, loss)| (x(step), y(*loss))).collect();
-        lines.push(Line { name: &curve.name, colour: colour(i), legend_y: 16.0 + 18.0 * i as f64, points });
+        lines.push(Line { name: &curve.name, color: color(i), legend_y: 16.0 + 18.0 * i as f64, points });
     }
     let step = |step: usize, anchor| StepTick { x: x(step), anchor, step: step + 1 };
     let plot = Plot {

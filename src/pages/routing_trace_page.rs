@@ -1,4 +1,4 @@
-//! A router's choices over one prompt: every token in the colour of its leading expert.
+//! A router's choices over one prompt: every token in the color of its leading expert.
 
 use super::markup::render;
 use super::page::Page;
@@ -8,8 +8,8 @@ use minijinja::Value;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Colours of the experts with the most weight; all others are grey.
-const COLOURS: [&str; 10] =
+/// Colors of the experts with the most weight; all others are gray.
+const COLORS: [&str; 10] =
     ["#2e86ab", "#de8c3c", "#5b9a55", "#a4508b", "#c8553d", "#6f5ea8", "#8c7a3d", "#3d8c85", "#d17ba0", "#4a6572"];
 const OTHER: &str = "#9aa5b1";
 
@@ -31,18 +31,18 @@ struct GridRow<'a> {
     tokens: Vec<TokenCell<'a>>,
 }
 
-/// A token, in the colour of its leading expert where it has one.
+/// A token, in the color of its leading expert where it has one.
 #[derive(Serialize)]
 struct TokenCell<'a> {
     text: &'a str,
     tooltip: String,
-    /// Colour and its percentage in a mix with white.
-    colour: Option<(&'a str, f64)>,
+    /// Color and its percentage in a mix with white.
+    color: Option<(&'a str, f64)>,
 }
 
 #[derive(Serialize)]
 struct LegendRow<'a> {
-    colour: &'a str,
+    color: &'a str,
     name: String,
     weight: f64,
     percent: f64,
@@ -51,8 +51,8 @@ struct LegendRow<'a> {
 /// The HTML document.
 pub fn html(trace: &RoutingTrace) -> Result<String> {
     let overall = trace.overall();
-    let colours: BTreeMap<usize, &str> = overall.iter().map(|share| share.expert).zip(COLOURS).collect();
-    let painter = Painter { trace, colours };
+    let colors: BTreeMap<usize, &str> = overall.iter().map(|share| share.expert).zip(COLORS).collect();
+    let painter = Painter { trace, colors };
     let body = Body {
         averaged: painter.averaged(),
         legend: painter.legend(&overall),
@@ -60,7 +60,7 @@ pub fn html(trace: &RoutingTrace) -> Result<String> {
         choices: trace.choices.iter().map(|choice| painter.row(trace.place(choice), &choice.tokens)).collect(),
     };
     let lead = format!(
-        "{} tokens, {} experts, {} choices per token. The stronger the colour, the higher the weight of the leading \
+        "{} tokens, {} experts, {} choices per token. The stronger the color, the higher the weight of the leading \
          expert; hover over a token for details.",
         trace.tokens.len(),
         trace.experts.len(),
@@ -77,12 +77,12 @@ pub fn html(trace: &RoutingTrace) -> Result<String> {
 
 struct Painter<'a> {
     trace: &'a RoutingTrace<'a>,
-    colours: BTreeMap<usize, &'a str>,
+    colors: BTreeMap<usize, &'a str>,
 }
 
 impl<'a> Painter<'a> {
-    fn colour(&self, expert: usize) -> &'a str {
-        self.colours.get(&expert).copied().unwrap_or(OTHER)
+    fn color(&self, expert: usize) -> &'a str {
+        self.colors.get(&expert).copied().unwrap_or(OTHER)
     }
 
     /// All tokens, each with its experts averaged over all choices.
@@ -101,7 +101,7 @@ impl<'a> Painter<'a> {
 
     fn cell(&self, place: &str, text: &'a str, shares: &[ExpertWeight]) -> TokenCell<'a> {
         let Some(leader) = shares.first() else {
-            return TokenCell { text, tooltip: format!("{place}: no expert"), colour: None };
+            return TokenCell { text, tooltip: format!("{place}: no expert"), color: None };
         };
         let listed = shares.iter().take(LISTED);
         let listed: Vec<String> =
@@ -109,19 +109,18 @@ impl<'a> Painter<'a> {
         // The square root keeps the small weights of many experts apart.
         let percent = (15.0 + 75.0 * leader.weight.clamp(0.0, 1.0).sqrt()).round();
         let tooltip = format!("{place}: {}", listed.join(", "));
-        TokenCell { text, tooltip, colour: Some((self.colour(leader.expert), percent)) }
+        TokenCell { text, tooltip, color: Some((self.color(leader.expert), percent)) }
     }
 
-    /// The experts with their shares of all weight; those past the colours as one.
+    /// The experts with their shares of all weight; those past the colors as one.
     fn legend(&self, overall: &[ExpertWeight]) -> Vec<LegendRow<'a>> {
-        let row =
-            |colour, name, weight: f64| LegendRow { colour, name, weight, percent: 100.0 * weight.clamp(0.0, 1.0) };
-        let coloured = overall.iter().take(COLOURS.len());
+        let row = |color, name, weight: f64| LegendRow { color, name, weight, percent: 100.0 * weight.clamp(0.0, 1.0) };
+        let colored = overall.iter().take(COLORS.len());
         let named = |share: &ExpertWeight| {
-            row(self.colour(share.expert), self.trace.name(share.expert).to_owned(), share.weight)
+            row(self.color(share.expert), self.trace.name(share.expert).to_owned(), share.weight)
         };
-        let mut rows: Vec<LegendRow> = coloured.map(named).collect();
-        let rest = overall.get(COLOURS.len()..).unwrap_or_default();
+        let mut rows: Vec<LegendRow> = colored.map(named).collect();
+        let rest = overall.get(COLORS.len()..).unwrap_or_default();
         if !rest.is_empty() {
             rows.push(row(OTHER, format!("{} others", rest.len()), rest.iter().map(|share| share.weight).sum()));
         }

@@ -45,7 +45,7 @@ struct Bar {
     silhouette: f64,
 }
 
-/// A labelled position on an axis, in pixels.
+/// A labeled position on an axis, in pixels.
 #[derive(Serialize)]
 struct Tick {
     at: f64,
@@ -111,7 +111,7 @@ struct Dot {
     y: f64,
     k: usize,
     silhouette: f64,
-    labelled: bool,
+    labeled: bool,
 }
 
 /// The mean silhouette for each number of clusters, with the used and the suggested one marked.
@@ -133,9 +133,9 @@ pub fn curve_plot(curve: &[CurvePoint], used: usize, suggested: Option<usize>) -
         } else {
             ("dot", 3)
         };
-        let labelled = at % every == 0 || class != "dot";
+        let labeled = at % every == 0 || class != "dot";
         let (x, y) = (x(point.k), y(point.silhouette));
-        Dot { class, radius, x, y, k: point.k, silhouette: point.silhouette, labelled }
+        Dot { class, radius, x, y, k: point.k, silhouette: point.silhouette, labeled }
     };
     let line = |value: f64| Tick { at: y(value), value };
     let plot = CurvePlot {

@@ -1,4 +1,4 @@
-//! A linear axis: where a value stands, and the round values that are labelled.
+//! A linear axis: where a value stands, and the round values that are labeled.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ pub struct Axis {
     step: f64,
 }
 
-/// A labelled position.
+/// A labeled position.
 #[derive(Serialize)]
 pub struct AxisTick {
     /// In pixels.

@@ -2,7 +2,7 @@
 
 use crate::pages::label::printable;
 use crate::pages::markup::render;
-use crate::pages::palette::colour;
+use crate::pages::palette::color;
 use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use crate::plots::axis::{Axis, AxisTick};
@@ -39,7 +39,7 @@ struct CurvePanel {
 #[derive(Serialize)]
 struct SeriesCurve {
     series: String,
-    colour: &'static str,
+    color: &'static str,
     points: Vec<CurveScore>,
 }
 
@@ -69,7 +69,7 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<Option<String>> {
         title: &spec.title,
         width: WIDTH,
         note: "Means over tasks; lines are two standard errors to either side.",
-        legend: named.map(|(at, s)| LegendEntry { name: printable(s.name), colour: colour(at) }).collect(),
+        legend: named.map(|(at, s)| LegendEntry { name: printable(s.name), color: color(at) }).collect(),
     };
     let mut top = frame.top();
     let mut panels = Vec::new();
@@ -113,7 +113,7 @@ fn panel((spec, scores, column): (&TableSpec, &TableScores, TableColumn), series
     };
     let curve = |(at, series): (usize, &Series)| SeriesCurve {
         series: printable(series.name),
-        colour: colour(at),
+        color: color(at),
         points: series.rows.iter().filter_map(&point).collect(),
     };
     CurvePanel {

@@ -1,4 +1,4 @@
-//! The frame that all plots share: size, title, colours and notes.
+//! The frame that all plots share: size, title, colors and notes.
 
 use crate::pages::label::{printable, wrapped};
 use crate::pages::markup::render;
@@ -23,17 +23,17 @@ pub struct PlotFrame<'a> {
     pub width: f64,
     /// What the marks mean, below them.
     pub note: &'a str,
-    /// The categories of the colours, below the note, by colour.
+    /// The categories of the colors, below the note, by color.
     pub legend: Vec<LegendEntry>,
 }
 
-/// A category and its colour.
+/// A category and its color.
 #[derive(Serialize)]
 pub struct LegendEntry {
     /// Its name.
     pub name: String,
-    /// Its colour, as in CSS.
-    pub colour: &'static str,
+    /// Its color, as in CSS.
+    pub color: &'static str,
 }
 
 /// A line of text at a height.

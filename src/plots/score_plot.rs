@@ -3,7 +3,7 @@
 
 use crate::pages::label::{printable, shortened};
 use crate::pages::markup::render;
-use crate::pages::palette::colour;
+use crate::pages::palette::color;
 use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use crate::plots::axis::{Axis, AxisTick};
@@ -42,7 +42,7 @@ struct ScoreMark {
     y: f64,
     x: Option<f64>,
     whisker: Option<[f64; 2]>,
-    colour: &'static str,
+    color: &'static str,
     score: String,
 }
 
@@ -57,7 +57,7 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
     let legend = sees
         .iter()
         .enumerate()
-        .map(|(at, sees)| LegendEntry { name: format!("sees {}", printable(sees)), colour: colour(at) });
+        .map(|(at, sees)| LegendEntry { name: format!("sees {}", printable(sees)), color: color(at) });
     let frame = PlotFrame {
         title: &spec.title,
         width: left + AXIS + SCORES + MARGIN,
@@ -100,7 +100,7 @@ fn panel(
         y: first + ROW * (at as f64 + 0.5),
         x: cell.and_then(|score| axis.at(score.value)),
         whisker: cell.and_then(|score| whisker(&axis, score)),
-        colour: colour(sees.iter().position(|known| *known == row.sees).unwrap_or(0)),
+        color: color(sees.iter().position(|known| *known == row.sees).unwrap_or(0)),
         score: text(*cell, digits),
     };
     ScorePanel {

@@ -1,4 +1,4 @@
-//! How far apart the logits of two forms of one base are, such as a folder and its quantised file, bare and with adapters.
+//! How far apart the logits of two forms of one base are, such as a folder and its quantized file, bare and with adapters.
 
 use crate::output::console::Output;
 use crate::output::progress_bar;

@@ -1,6 +1,6 @@
 //! How llama.cpp names and arranges the modules of Hugging Face's models in GGUF files.
 //!
-//! It rotates pairs of neighbouring features of llama's queries and keys where Hugging Face rotates the two halves of a
+//! It rotates pairs of neighboring features of llama's queries and keys where Hugging Face rotates the two halves of a
 //! head, so the rows of their weights, and of their adapters' B's, are reordered.
 
 use crate::error::{AdapterError, Result};
@@ -22,7 +22,7 @@ struct LlamaArchitecture {
     model_types: &'static [&'static str],
     /// `general.architecture`.
     name: &'static str,
-    /// Whether it rotates pairs of neighbours.
+    /// Whether it rotates pairs of neighbors.
     reorders: bool,
 }
 

@@ -181,7 +181,7 @@ pub(crate) fn cosine(dot: f64, norm: f64, other_norm: f64) -> f64 {
     if norm == 0.0 || other_norm == 0.0 { 0.0 } else { dot / norm / other_norm }
 }
 
-/// The inner product of two f32 rows in f64, in eight interleaved sums, which the compiler vectorises, in a fixed order.
+/// The inner product of two f32 rows in f64, in eight interleaved sums, which the compiler vectorizes, in a fixed order.
 fn dot_f64(x: &[f32], y: &[f32]) -> f64 {
     const LANES: usize = 8;
     let (x, x_rest) = x.as_chunks::<LANES>();
@@ -234,7 +234,7 @@ fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Col<f64>, f64)> {
     Some((vector.col(0) * Scale(top.recip()), top))
 }
 
-/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorisations `A' = Qa Ra` and
+/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorizations `A' = Qa Ra` and
 /// `B = Qb Rb`: it is `Qa w`, where `w` is the top right singular vector of the r x r core `Rb Ra'`. None where all of
 /// the core is rounding.
 fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {

@@ -123,7 +123,7 @@ impl Matrix {
 
     fn ensure_finite(&self) -> Result<()> {
         let values = self.values();
-        // A fold without an early exit is vectorised: whole libraries pass through here.
+        // A fold without an early exit is vectorized: whole libraries pass through here.
         if values.iter().fold(true, |all, value| all & value.is_finite()) {
             return Ok(());
         }

@@ -108,12 +108,12 @@ impl Clusters {
 
     /// The experts with their clusters, to compare with another partition.
     pub fn partition(&self) -> Partition {
-        let labelled = self.clusters.iter().enumerate();
-        let mut labelled: Vec<(String, usize)> = labelled
+        let labeled = self.clusters.iter().enumerate();
+        let mut labeled: Vec<(String, usize)> = labeled
             .flat_map(|(label, cluster)| cluster.experts.iter().map(move |expert| (expert.clone(), label)))
             .collect();
-        labelled.sort();
-        let (names, labels): (Vec<String>, Vec<usize>) = labelled.into_iter().unzip();
+        labeled.sort();
+        let (names, labels): (Vec<String>, Vec<usize>) = labeled.into_iter().unzip();
         Partition::new(&names, &labels)
     }
 }

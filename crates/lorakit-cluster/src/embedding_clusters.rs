@@ -5,7 +5,7 @@ use crate::expert_set::sorted_names;
 use crate::kmeans::{check_k, kmeans};
 use crate::partition::Partition;
 
-/// Clusters experts by k-means on one vector for each, all of one length. They are not normalised here.
+/// Clusters experts by k-means on one vector for each, all of one length. They are not normalized here.
 ///
 /// # Errors
 /// If a name is given twice or there are fewer than two experts; if the vectors are empty, differ in length or have values

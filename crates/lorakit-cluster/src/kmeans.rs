@@ -1,7 +1,7 @@
-//! k-means as the paper runs it with scikit-learn: Lloyd's algorithm with greedy k-means++ initialisation, restarts, and no
+//! k-means as the paper runs it with scikit-learn: Lloyd's algorithm with greedy k-means++ initialization, restarts, and no
 //! empty clusters.
 //!
-//! k-means minimises the inertia, `sum_i |x_i - m_c(i)|^2`, where m_c is the mean of cluster c. linfa's implementation would
+//! k-means minimizes the inertia, `sum_i |x_i - m_c(i)|^2`, where m_c is the mean of cluster c. linfa's implementation would
 //! give other results: its k-means++ tries one candidate for each center where scikit-learn keeps the best of several, and
 //! so finds worse optima on rows of cosines; and it may return empty clusters.
 

@@ -25,13 +25,13 @@ const TOLERANCE: f64 = 1e-13;
 /// Rows or columns of a product that one task computes. Fixed, since the result's last bits depend on it.
 const CHUNK: usize = 128;
 
-/// In an orthonormalisation: the eigenvalue of the Gram matrix of unit vectors below which a direction is rounding.
+/// In an orthonormalization: the eigenvalue of the Gram matrix of unit vectors below which a direction is rounding.
 const DEPENDENT: f64 = 1e-14;
 
 /// Vectors whose lengths a projection shortens to no less than this were orthogonal before.
 const ORTHOGONAL: f64 = 0.5;
 
-/// How often a block is orthogonalised at most. Two passes do, unless vectors were dependent.
+/// How often a block is orthogonalized at most. Two passes do, unless vectors were dependent.
 const PASSES: usize = 5;
 
 /// The number of restarts that any matrix is worth.
@@ -119,7 +119,7 @@ impl<'a> Basis<'a> {
         for pass in 0..PASSES {
             let coefficients = inner(vectors, block.as_ref());
             block -= product(vectors, coefficients.as_ref());
-            let least = orthonormalise(&mut block, rng)?;
+            let least = orthonormalize(&mut block, rng)?;
             if pass > 0 && least >= ORTHOGONAL {
                 return Some(block);
             }
@@ -162,7 +162,7 @@ impl<'a> Basis<'a> {
 /// orthogonalization procedure with constant synchronization requirements", 2002). Columns that depend on others become
 /// random. Returns how orthonormal the columns were: the least eigenvalue of their Gram matrix, or the least squared length.
 /// None with values that are not finite.
-fn orthonormalise(block: &mut Mat<f64>, rng: &mut CounterRng) -> Option<f64> {
+fn orthonormalize(block: &mut Mat<f64>, rng: &mut CounterRng) -> Option<f64> {
     let (n, width) = (block.nrows(), block.ncols());
     let lengths: Vec<f64> = (0..width).map(|at| block.col(at).norm_l2()).collect();
     for (at, length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0.0) {

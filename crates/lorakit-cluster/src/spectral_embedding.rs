@@ -35,7 +35,7 @@ pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Ve
     // Rounding can make eigenvalues of a singular matrix negative.
     let sigmas: Vec<f64> = values.into_iter().map(|value| value.max(0.0).sqrt()).collect();
     let row = |i: usize| sigmas.iter().enumerate().map(|(at, sigma)| vectors[(i, at)] * sigma).collect();
-    Ok((0..n).map(|i| normalised(row(i), gram.at(i, i) / unit)).collect())
+    Ok((0..n).map(|i| normalized(row(i), gram.at(i, i) / unit)).collect())
 }
 
 /// The leading eigenpairs of the Gram matrix divided by `unit`, from the decomposition of all of it. With a largest diagonal
@@ -51,7 +51,7 @@ fn all_eigenpairs(gram: &GramMatrix, unit: f64, components: usize) -> Result<Eig
 }
 
 /// The row at length 1, or zeros if it is rounding relative to `squared`, the squared length before truncation.
-fn normalised(row: Vec<f64>, squared: f64) -> Vec<f64> {
+fn normalized(row: Vec<f64>, squared: f64) -> Vec<f64> {
     let found: f64 = row.iter().map(|value| value * value).sum();
     if found <= ROUNDING * squared || squared <= 0.0 {
         return vec![0.0; row.len()];
@@ -117,7 +117,7 @@ mod tests {
             let unit = (0..500).map(|i| gram.at(i, i)).fold(0.0, f64::max);
             let Eigenpairs { values, vectors } = all_eigenpairs(&gram, unit, COMPONENTS).unwrap();
             let row = |i: usize| (0..COMPONENTS).map(|at| vectors[(i, at)] * values[at].max(0.0).sqrt()).collect();
-            let all: Vec<Vec<f64>> = (0..500).map(|i| normalised(row(i), gram.at(i, i) / unit)).collect();
+            let all: Vec<Vec<f64>> = (0..500).map(|i| normalized(row(i), gram.at(i, i) / unit)).collect();
             for (found, expected) in cosines(&found).into_iter().zip(cosines(&all)) {
                 assert!((found - expected).abs() < 1e-9, "{dimensions} dimensions: {found} {expected}");
             }

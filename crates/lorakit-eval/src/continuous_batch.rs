@@ -113,7 +113,7 @@ impl<'a> ContinuousBatch<'a> {
         let is_decoded = |row: &usize| unread(&self.rows[*row], &self.decoder).1.len() == 1;
         let (decoded, prompts): (Vec<usize>, Vec<usize>) = (0..self.rows.len()).partition(is_decoded);
         let prompts = self.fitting(prompts)?;
-        // Apart: over quantised weights, tokens of prompts and those after them are computed in different precisions.
+        // Apart: over quantized weights, tokens of prompts and those after them are computed in different precisions.
         let mut steps = self.grow_rows(&decoded)?;
         steps.extend(self.grow_rows(&prompts)?);
         let ended: Vec<GrowingRow> = self.rows.extract_if(.., |row| row.has_ended()).collect();

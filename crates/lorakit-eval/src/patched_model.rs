@@ -16,7 +16,7 @@ pub struct PatchedModel<'a> {
     pub patches: &'a Patches,
     /// What rows carry for the patches to read; `&Sequence::default()` if they read nothing.
     pub routing: &'a dyn PromptRouting,
-    /// The precision of the tokens of rows that are scored, over quantised weights. Texts are generated in that of
+    /// The precision of the tokens of rows that are scored, over quantized weights. Texts are generated in that of
     /// [`BaseOptions::decoding`](lorakit_model::BaseOptions).
     pub precision: TokenPrecision,
 }

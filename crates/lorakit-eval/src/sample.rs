@@ -29,7 +29,7 @@ pub struct Sample {
     /// The generated text, if the task asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generated: Option<GeneratedText>,
-    /// Whether tokens were rounded to 8 bits before they were multiplied with quantised weights.
+    /// Whether tokens were rounded to 8 bits before they were multiplied with quantized weights.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub quantize_activations: bool,
     /// The value of every metric for this row, by name; the task's score is the mean over rows.

@@ -160,7 +160,7 @@ pub fn header(tensors: &[(String, Dtype, Vec<usize>)]) -> Vec<u8> {
 /// Writes a safetensors file tensor by tensor, so that no second copy of them is in memory. The file appears whole.
 ///
 /// # Errors
-/// If a tensor cannot be serialised, or the file cannot be written.
+/// If a tensor cannot be serialized, or the file cannot be written.
 pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     path: &Path,
     tensors: impl IntoIterator<Item = (S, V)>,

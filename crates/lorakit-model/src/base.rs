@@ -63,7 +63,7 @@ impl Base {
         Self::from_checkpoint(&name.unwrap_or_default(), config, &Checkpoint::open(folder)?, options)
     }
 
-    /// Opens a model in GGUF: one file, or any of the files that it is split into, which are memory-mapped. Quantised
+    /// Opens a model in GGUF: one file, or any of the files that it is split into, which are memory-mapped. Quantized
     /// weights stay so.
     ///
     /// # Errors
@@ -288,7 +288,7 @@ impl Base {
         self.decoding
     }
 
-    /// Whether it has weights that tokens of 8 bits are multiplied with: quantised ones of most types of GGUF, on a CPU.
+    /// Whether it has weights that tokens of 8 bits are multiplied with: quantized ones of most types of GGUF, on a CPU.
     pub fn has_integer_products(&self) -> bool {
         self.lm_head.has_integer_products() || self.layers.iter().any(TransformerLayer::has_integer_products)
     }

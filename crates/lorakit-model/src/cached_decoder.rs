@@ -193,7 +193,7 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Appends tokens to sequences, each at most once per call, and returns the new tokens' hidden states after the final
-    /// norm, `[tokens, hidden]`, in the order given. All of them have this precision over quantised weights.
+    /// norm, `[tokens, hidden]`, in the order given. All of them have this precision over quantized weights.
     ///
     /// # Errors
     /// If a sequence has no room for its tokens.

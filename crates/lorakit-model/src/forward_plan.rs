@@ -95,12 +95,12 @@ impl ForwardPlan {
         Self { output: Some(OutputTokens { layer, indices, sequences }), ..self }
     }
 
-    /// The same where quantised weights are multiplied with tokens of this precision.
+    /// The same where quantized weights are multiplied with tokens of this precision.
     pub(crate) fn with_precision(self, precision: TokenPrecision) -> Self {
         Self { precision, ..self }
     }
 
-    /// The precision of the tokens that quantised weights are multiplied with.
+    /// The precision of the tokens that quantized weights are multiplied with.
     pub(crate) fn precision(&self) -> TokenPrecision {
         self.precision
     }

@@ -1,4 +1,4 @@
-//! Fallible lazy initialisation.
+//! Fallible lazy initialization.
 
 use candle_core::Result;
 use std::sync::OnceLock;

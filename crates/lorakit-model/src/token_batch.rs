@@ -92,7 +92,7 @@ impl TokenBatch {
         Tensor::from_vec(indices, self.targets.len(), device)
     }
 
-    /// The sequences of [`TokenBatch::target_states`], where nothing else is packed. Their tokens are no longer neighbours,
+    /// The sequences of [`TokenBatch::target_states`], where nothing else is packed. Their tokens are no longer neighbors,
     /// and their positions mean nothing.
     pub fn target_sequences(&self) -> SequenceBatch {
         let mut counts = vec![0; self.sequences.len()];

@@ -1,4 +1,4 @@
-//! Decoding over quantised weights with tokens rounded to 8 bits: close to exact, only where it was asked for, and the same
+//! Decoding over quantized weights with tokens rounded to 8 bits: close to exact, only where it was asked for, and the same
 //! whatever is decoded beside it.
 #![allow(clippy::unwrap_used)]
 
@@ -124,7 +124,7 @@ fn check_scoring(file: &Path, bound: f64) -> f64 {
     largest([&rounded, &decoded]) / size
 }
 
-/// A row's logits are the same, bit for bit, in whichever place among the others it is, and so whatever its neighbours are.
+/// A row's logits are the same, bit for bit, in whichever place among the others it is, and so whatever its neighbors are.
 fn check_places(file: &Path) {
     let rounded = open(file, TokenPrecision::EightBit);
     let rows: Vec<u32> = (0..ROWS).collect();
@@ -160,7 +160,7 @@ fn check_alone(file: &Path) {
 /// The inner features of the llama fixture that are kept, so that every matrix has rows of whole blocks.
 const INNER: usize = 32;
 
-/// Cuts a model's MLPs, whose inner features are quantised row by row in the first two matrices and are F16 in the last.
+/// Cuts a model's MLPs, whose inner features are quantized row by row in the first two matrices and are F16 in the last.
 fn cut_mlps(model: &mut GgufModel) {
     for layer in 0..2 {
         for name in ["ffn_gate", "ffn_up"] {

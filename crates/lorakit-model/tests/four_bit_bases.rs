@@ -1,4 +1,4 @@
-//! Bases in the 4 bits of bitsandbytes: weights and logits are those of the dequantised folder.
+//! Bases in the 4 bits of bitsandbytes: weights and logits are those of the dequantized folder.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../tests/differences/mod.rs"]
@@ -46,7 +46,7 @@ fn nearest(levels: &[f32], value: f32) -> usize {
     (0..levels.len()).min_by(|&a, &b| distance(&levels[a]).total_cmp(&distance(&levels[b]))).unwrap()
 }
 
-/// A base as bitsandbytes stores it, and the same with its values dequantised, in two folders.
+/// A base as bitsandbytes stores it, and the same with its values dequantized, in two folders.
 struct Quantized {
     folder: tempfile::TempDir,
     stored: HashMap<String, Tensor>,
@@ -54,7 +54,7 @@ struct Quantized {
 }
 
 impl Quantized {
-    /// Quantises every matrix of the layers of a base, whose type becomes `dtype`, with scales in 8 bits if `nested`.
+    /// Quantizes every matrix of the layers of a base, whose type becomes `dtype`, with scales in 8 bits if `nested`.
     fn new(base: &Path, dtype: DType, nested: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut made = Self { folder, stored: HashMap::new(), plain: HashMap::new() };
@@ -98,10 +98,10 @@ impl Quantized {
         if nested {
             let offset = scales.iter().sum::<f32>() / scales.len() as f32;
             let code: Vec<f32> = (0..256).map(|level| (level as f32 - 127.5) / 127.5).collect();
-            let centred: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
-            let nested_scales: Vec<f32> = centred.chunks(NESTED_BLOCK).map(largest).collect();
+            let centered: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
+            let nested_scales: Vec<f32> = centered.chunks(NESTED_BLOCK).map(largest).collect();
             let level = |(at, value): (usize, &f32)| nearest(&code, value / nested_scales[at / NESTED_BLOCK]) as u8;
-            let levels: Vec<u8> = centred.iter().enumerate().map(level).collect();
+            let levels: Vec<u8> = centered.iter().enumerate().map(level).collect();
             let of_level =
                 |(at, &level): (usize, &u8)| code[usize::from(level)] * nested_scales[at / NESTED_BLOCK] + offset;
             scales = levels.iter().enumerate().map(of_level).collect();
@@ -154,7 +154,7 @@ fn assert_same_logits(what: &str, one: &Base, other: &Base) {
 }
 
 #[test]
-fn logits_are_those_of_the_dequantised_folder() {
+fn logits_are_those_of_the_dequantized_folder() {
     for (name, dtype, nested) in [
         ("mistral", DType::BF16, true),
         ("phi", DType::F16, false),
@@ -173,7 +173,7 @@ fn logits_are_those_of_the_dequantised_folder() {
 }
 
 #[test]
-fn the_dequantised_folder_has_exactly_the_same_weights() {
+fn the_dequantized_folder_has_exactly_the_same_weights() {
     let made = Quantized::new(&fixture("mistral").join("base"), DType::BF16, true);
     let checkpoint = lorakit_model::Checkpoint::open(&made.folder.path().join("stored")).unwrap();
     let written = made.folder.path().join("written");

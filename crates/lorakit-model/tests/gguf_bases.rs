@@ -71,8 +71,8 @@ fn write_folder(file: &Path, folder: &Path) {
     checkpoint.write_edited(folder, &BTreeSet::new(), &mut |_, _| Ok(())).unwrap();
 }
 
-/// In F32 the logits are those of transformers, and so are those of the folder that is written again; quantised, they are
-/// those of the folder with the dequantised weights.
+/// In F32 the logits are those of transformers, and so are those of the folder that is written again; quantized, they are
+/// those of the folder with the dequantized weights.
 fn check(folder: &Path) {
     let name = folder.display().to_string();
     let temporary = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn check(folder: &Path) {
     let quantized = open(&file);
     write_folder(&file, &again);
     let dequantized = Base::open(&again, &BaseOptions::default()).unwrap();
-    assert_close(&format!("{name}, quantised"), &logits(&quantized, &ids), &logits(&dequantized, &ids), 1e-5);
+    assert_close(&format!("{name}, quantized"), &logits(&quantized, &ids), &logits(&dequantized, &ids), 1e-5);
     assert!(quantized.weight_bytes() < dequantized.weight_bytes(), "{name}");
     assert_eq!(quantized.parameters(), dequantized.parameters(), "{name}");
 }
@@ -219,7 +219,7 @@ fn a_fingerprint_is_that_of_the_weights_and_not_of_the_template() {
 
 #[test]
 #[ignore = "needs ../shared"]
-fn logits_of_every_block_type_are_those_of_its_dequantised_weights() {
+fn logits_of_every_block_type_are_those_of_its_dequantized_weights() {
     let folder = std::env::var_os("LORAKIT_GGUF_ORACLE").map_or_else(|| shared("oracles/gguf"), PathBuf::from);
     let mut files: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "gguf"));

@@ -156,8 +156,8 @@ fn weighed(evidence: &Evidence, library: &LibraryStack, learned: &RouterState, x
 fn prompts_of(kinds: &[u64]) -> Tensor {
     let prompt = |kind: u64, number: u64| {
         let noise = values(500 + 100 * kind + number, 3 * INPUT);
-        let centre = values(900 + kind, INPUT);
-        noise.into_iter().enumerate().map(move |(i, noise)| 0.3 * noise + centre[i % INPUT]).collect::<Vec<f32>>()
+        let center = values(900 + kind, INPUT);
+        noise.into_iter().enumerate().map(move |(i, noise)| 0.3 * noise + center[i % INPUT]).collect::<Vec<f32>>()
     };
     let all: Vec<f32> = kinds.iter().flat_map(|&kind| (0..8).flat_map(move |number| prompt(kind, number))).collect();
     Tensor::from_vec(all, (kinds.len() * 8 * 3, INPUT), &Device::Cpu).unwrap()

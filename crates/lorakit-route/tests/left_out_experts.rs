@@ -33,7 +33,7 @@ fn sites() -> Vec<Site> {
 }
 
 /// Experts of different modules and alphas, and under `ranks` of different ranks; `o` and `head` are one expert's alone, and
-/// `z` changes nothing. Two neighbours have equal scales, so that they are joined where none between them is left out.
+/// `z` changes nothing. Two neighbors have equal scales, so that they are joined where none between them is left out.
 fn library(ranks: [usize; 5]) -> Vec<Expert> {
     let [a, b, c, d, e] = ranks;
     vec![

@@ -370,8 +370,8 @@ fn zero_deltas_merge_to_zero() {
         let beside = merge(about.name, &[zero("one"), expert("two", [("q", random(3, 2, 9, 7, 1.0))])], &[1.0, 1.0]);
         assert!(beside.adapter.norm().is_finite());
     }
-    let cancelled = merge("cat", &[mixed()[0].clone(), Expert::new("twin", mixed()[0].adapter.clone())], &[1.0, -1.0]);
-    assert!(cancelled.adapter.norm() < 1e-5);
+    let canceled = merge("cat", &[mixed()[0].clone(), Expert::new("twin", mixed()[0].adapter.clone())], &[1.0, -1.0]);
+    assert!(canceled.adapter.norm() < 1e-5);
 }
 
 #[test]

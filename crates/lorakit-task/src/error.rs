@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a task could not be loaded, or text not be tokenised.
+/// Why a task could not be loaded, or text not be tokenized.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

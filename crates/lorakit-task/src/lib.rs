@@ -1,4 +1,4 @@
-//! Tasks as text: rows with answers, splits and tokenised examples.
+//! Tasks as text: rows with answers, splits and tokenized examples.
 //!
 //! A [`Task`] is loaded from what a user types after `--tasks`: a data file whose rows are of a known format, a task TOML
 //! that describes any other, a folder of both, or a generated [`Suite`]. Its [`Row`]s are text, a prompt and an [`Answer`],

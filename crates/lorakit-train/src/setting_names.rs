@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_other_programs_and_misspellings_are_recognised() {
+    fn names_of_other_programs_and_misspellings_are_recognized() {
         let known = ["rank", "alpha", "dropout", "learning_rate", "num_epochs", "max_grad_norm"];
         let suggested = |name| suggested_name(name, known.into_iter());
         for (name, expected) in [

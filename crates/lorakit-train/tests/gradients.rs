@@ -141,7 +141,7 @@ fn gradients_of_every_trainable_tensor_match_finite_differences() {
 
 /// Over weights in Q8_0 and F16: with the rows of queries and keys in llama.cpp's order, and as they are.
 #[test]
-fn gradients_over_a_quantised_base_match_finite_differences() {
+fn gradients_over_a_quantized_base_match_finite_differences() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["llama", "gemma3"] {
         let file = folder.path().join(name).with_extension("gguf");

@@ -27,7 +27,7 @@ pub struct BaseIdentity {
 const ONE_IN_GGUF: [&str; 2] = ["llama", "mistral"];
 
 impl BaseIdentity {
-    /// Checks that `other` is the same base, whatever its name. Where one is quantised, or in GGUF, the other may have it in
+    /// Checks that `other` is the same base, whatever its name. Where one is quantized, or in GGUF, the other may have it in
     /// another form: see [`BaseIdentity::other_form`].
     ///
     /// # Errors

@@ -108,7 +108,7 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> 
     Ok(Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors))
 }
 
-/// The tensors by module, each one recognised.
+/// The tensors by module, each one recognized.
 fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
     let keys: Vec<String> = tensors.iter().map(|tensor| tensor.key.clone()).collect();
     let parsed = parse_keys(&keys)?;

@@ -148,7 +148,7 @@ fn adapter_products_sum_over_modules_and_a_missing_module_counts_as_zero() {
 }
 
 /// B A of rank 2 whose terms cancel up to `rest`: factors of length 1, a singular value of about `rest`.
-fn nearly_cancelling(rest: f32) -> LowRank {
+fn nearly_canceling(rest: f32) -> LowRank {
     let (row, other) = (random_matrix(8, 1, 64).values().into_owned(), random_matrix(9, 1, 64).values().into_owned());
     let moved: Vec<f32> = row.iter().zip(&other).map(|(x, y)| x + rest * y).collect();
     let column = random_matrix(10, 1, 48).values().into_owned();
@@ -159,7 +159,7 @@ fn nearly_cancelling(rest: f32) -> LowRank {
 #[test]
 fn updates_that_nearly_cancel_have_the_singular_vector_of_what_is_left() {
     for rest in [1e-1, 1e-2, 1e-3, 1e-4, 1e-5] {
-        let update = nearly_cancelling(rest);
+        let update = nearly_canceling(rest);
         // A' (1, -1), the only direction that is left, without further rounding.
         let a = update.a().values();
         let expected: Vec<f64> = (0..64).map(|i| f64::from(a[i]) - f64::from(a[64 + i])).collect();

@@ -150,8 +150,8 @@ fn ranks_and_scales_follow_the_first_pattern_that_matches_the_end_of_the_path() 
     assert_eq!(config.scale_of("model.layers.0.mlp.q").unwrap(), 0.5 / 16.0);
     assert_eq!(config.scale_of("model.layers.1.self_attn.q").unwrap(), 3.0);
     // PEFT 0.21.2: r = 2, alpha = 6 under rsLoRA scales by 4.2426.
-    let stabilised = parse_with(r#""use_rslora": true, "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 6}"#).unwrap();
-    assert!((stabilised.scale_of("model.q").unwrap() - 4.242_640_687).abs() < 1e-9);
+    let stabilized = parse_with(r#""use_rslora": true, "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 6}"#).unwrap();
+    assert!((stabilized.scale_of("model.q").unwrap() - 4.242_640_687).abs() < 1e-9);
 }
 
 #[test]

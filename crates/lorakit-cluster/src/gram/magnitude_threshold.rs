@@ -8,7 +8,7 @@ const BINS: usize = 1 << (31 - SHIFT);
 /// The largest magnitude that becomes zero for `sparsity` in [0, 1]: values with `|v| <= quantile(|v|, sparsity)` do, as in
 /// the code of arXiv:2405.11157.
 ///
-/// The quantile interpolates between two neighbours in sorted order, `a[k]` and `a[k + 1]` with
+/// The quantile interpolates between two neighbors in sorted order, `a[k]` and `a[k + 1]` with
 /// `k = floor((n - 1) * sparsity)`. No value is between them, so `a[k]` separates the same values and is returned. None if
 /// nothing becomes zero: at sparsity 0, or without values.
 ///

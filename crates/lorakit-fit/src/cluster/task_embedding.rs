@@ -31,7 +31,7 @@ pub fn embed_tasks(
         let rows = rows.into_iter().map(encode).collect::<lorakit_task::Result<Vec<_>>>().with_context(of)?;
         embeddings.insert(task.name.clone(), mean(&row_states(base, &rows)?));
     }
-    centre(&mut embeddings);
+    center(&mut embeddings);
     Ok(embeddings)
 }
 
@@ -63,7 +63,7 @@ pub fn mean<V: AsRef<[f32]>>(vectors: &[V]) -> Vec<f32> {
 }
 
 /// Takes the common mean away and scales what is left to length 1; a vector that is the mean stays zero.
-fn centre(embeddings: &mut BTreeMap<String, Vec<f32>>) {
+fn center(embeddings: &mut BTreeMap<String, Vec<f32>>) {
     let common = mean(&embeddings.values().collect::<Vec<_>>());
     for vector in embeddings.values_mut() {
         vector.iter_mut().zip(&common).for_each(|(value, mean)| *value -= mean);
@@ -87,7 +87,7 @@ mod tests {
     fn what_all_have_in_common_is_taken_away() {
         let vectors = [("a", vec![3.0f32, 1.0]), ("b", vec![5.0, 1.0]), ("c", vec![4.0, 1.0])];
         let mut vectors = BTreeMap::from(vectors.map(|(name, vector)| (name.to_owned(), vector)));
-        centre(&mut vectors);
+        center(&mut vectors);
         assert_eq!(vectors.into_values().collect::<Vec<_>>(), [[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]);
     }
 

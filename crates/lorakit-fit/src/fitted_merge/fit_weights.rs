@@ -16,7 +16,7 @@ pub static MERGE_FITS: &[&dyn MergeFit] = &[&LoraHubFit, &CatFit];
 /// The rows that weights are fitted to: the first rows of each task's train split, as many as the method takes.
 ///
 /// # Errors
-/// Where a task has no such rows, or one cannot be tokenised.
+/// Where a task has no such rows, or one cannot be tokenized.
 pub fn rows(merge: &dyn FittedMerge, tasks: &[Task], base: &Base, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for task in tasks {

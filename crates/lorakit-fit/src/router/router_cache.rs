@@ -75,12 +75,12 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterSta
 
 /// Writes the state of this key.
 pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
-    let bytes = serialise(state)?;
+    let bytes = serialize(state)?;
     let _lock = library.lock_for_change()?;
     Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
 }
 
-fn serialise(state: &RouterState) -> Result<Vec<u8>> {
+fn serialize(state: &RouterState) -> Result<Vec<u8>> {
     let tensors = state.matrices().iter().map(|(name, matrix)| {
         let bytes: Vec<u8> = matrix.values().iter().flat_map(|value| value.to_le_bytes()).collect();
         (name, (matrix.rows(), matrix.cols()), bytes)
@@ -133,6 +133,6 @@ mod tests {
     fn a_state_is_read_as_it_was_written() {
         let matrix = Matrix::new(2, 3, vec![0.5, -1.0, 2.0, 3.5, 0.0, 7.25]).unwrap();
         let state = RouterState::new([("1.qkv".to_owned(), matrix)]);
-        assert_eq!(matrices(&serialise(&state).unwrap()).unwrap(), state);
+        assert_eq!(matrices(&serialize(&state).unwrap()).unwrap(), state);
     }
 }

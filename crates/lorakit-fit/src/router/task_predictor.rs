@@ -37,21 +37,21 @@ fn fit(rows: &TrainingRows) -> Result<RouterState> {
         }
     }
     let width = features.len() / classes.len().max(1);
-    let (centre, spread) = standardise(&mut features, width);
+    let (center, spread) = standardize(&mut features, width);
     let (weights, biases) = regression(features, &classes, width, rows.experts().len())?;
     let matrix = |name: &str, rows: usize, values: Vec<f32>| -> Result<(String, Matrix)> {
         Ok((name.to_owned(), Matrix::new(rows, values.len() / rows, values)?))
     };
     Ok(RouterState::new([
-        matrix("centre", 1, centre)?,
+        matrix("centre", 1, center)?,
         matrix("spread", 1, spread)?,
         matrix("weights", rows.experts().len(), weights)?,
         matrix("biases", 1, biases)?,
     ]))
 }
 
-/// Standardises each feature of `[rows, width]` in place; returns the means and the standard deviations.
-fn standardise(features: &mut [f32], width: usize) -> (Vec<f32>, Vec<f32>) {
+/// Standardizes each feature of `[rows, width]` in place; returns the means and the standard deviations.
+fn standardize(features: &mut [f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = (features.len() / width.max(1)) as f64;
     let column = |of: &dyn Fn(usize, f32) -> f64| -> Vec<f64> {
         let mut sums = vec![0f64; width];
@@ -60,15 +60,15 @@ fn standardise(features: &mut [f32], width: usize) -> (Vec<f32>, Vec<f32>) {
         }
         sums
     };
-    let centre = column(&|_, value| f64::from(value));
-    let spread = column(&|i, value| (f64::from(value) - centre[i]).powi(2));
+    let center = column(&|_, value| f64::from(value));
+    let spread = column(&|i, value| (f64::from(value) - center[i]).powi(2));
     // A constant feature carries no information and becomes zero.
     let spread: Vec<f32> = spread.into_iter().map(|v| if v > 0.0 { v.sqrt() as f32 } else { 1.0 }).collect();
-    let centre: Vec<f32> = centre.into_iter().map(|v| v as f32).collect();
+    let center: Vec<f32> = center.into_iter().map(|v| v as f32).collect();
     for row in features.chunks_exact_mut(width) {
-        row.iter_mut().zip(&centre).zip(&spread).for_each(|((value, c), s)| *value = (*value - c) / s);
+        row.iter_mut().zip(&center).zip(&spread).for_each(|((value, c), s)| *value = (*value - c) / s);
     }
-    (centre, spread)
+    (center, spread)
 }
 
 /// The weights `[classes, width]` and biases of the regression.

@@ -103,7 +103,7 @@ pub fn jobs(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainConte
     each_job(plans, settings, context).into_iter().collect()
 }
 
-/// As [`jobs`], with a result for each expert. A task that several experts share is tokenised once.
+/// As [`jobs`], with a result for each expert. A task that several experts share is tokenized once.
 pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainContext) -> Vec<Result<Job>> {
     let length = settings.max_length.min(context.base.config().max_positions);
     let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();

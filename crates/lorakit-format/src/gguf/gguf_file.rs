@@ -222,7 +222,7 @@ mod tests {
         GgufValue::Text(text.to_owned())
     }
 
-    /// A small file: every type of value, and tensors of plain and of quantised values.
+    /// A small file: every type of value, and tensors of plain and of quantized values.
     fn small() -> Vec<u8> {
         let q4_0 = GgmlType::by_name("Q4_0").unwrap();
         let header = GgufHeader {

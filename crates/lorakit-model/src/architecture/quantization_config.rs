@@ -1,4 +1,4 @@
-//! `quantization_config` of a config.json: which quantised weights can be read.
+//! `quantization_config` of a config.json: which quantized weights can be read.
 
 use crate::architecture::config_keys::ConfigKeys;
 use crate::error::Result;
@@ -28,12 +28,12 @@ pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
             let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type `{kind}`") };
             Err(json.error(format!(
                 "key `{QUANTIZATION_CONFIG}`: bitsandbytes' {found}; lorakit reads its nf4 and fp4, GGUF files, and \
-                 unquantised weights"
+                 unquantized weights"
             )))
         }
         method => Err(json.error(format!(
             "key `{QUANTIZATION_CONFIG}`: the method `{method}` is not supported; lorakit reads bitsandbytes' nf4 and fp4, \
-             GGUF files, and unquantised weights"
+             GGUF files, and unquantized weights"
         ))),
     }
 }
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn other_quantisations_are_refused_by_name() {
+    fn other_quantizations_are_refused_by_name() {
         let nf4 = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
         assert_eq!(check(nf4), Ok(()));
         assert_eq!(check(json!({"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"})), Ok(()));

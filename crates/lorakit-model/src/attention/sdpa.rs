@@ -36,8 +36,8 @@ impl Sdpa {
     /// `q`, `[n, Q, queries * features]`, `k` and `v`, `[n, K, keys * features]`, and the mask, `[n, 1, Q, K]`.
     pub(crate) fn new(heads: AttentionHeads, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Self> {
         let k = by_key_head(k, heads)?;
-        let k = if heads.soft_cap.is_some() { k } else { centred(&k)?.0 };
-        let (v, v_mean) = centred(&by_key_head(v, heads)?)?;
+        let k = if heads.soft_cap.is_some() { k } else { centered(&k)?.0 };
+        let (v, v_mean) = centered(&by_key_head(v, heads)?)?;
         Ok(Self {
             heads,
             q: by_key_head(&(q * heads.scale())?, heads)?.to_dtype(heads.products)?,
@@ -113,7 +113,7 @@ fn by_token(t: &Tensor, tokens: usize, heads: AttentionHeads) -> Result<Tensor> 
 }
 
 /// Rows less their mean, and the mean, `[n keys, 1, features]`.
-fn centred(t: &Tensor) -> Result<(Tensor, Tensor)> {
+fn centered(t: &Tensor) -> Result<(Tensor, Tensor)> {
     let mean = t.mean_keepdim(1)?;
     Ok((t.broadcast_sub(&mean)?, mean))
 }

@@ -103,23 +103,23 @@ impl Norm {
             let (normed, spread) = norm.normed(&at)?;
             let g = dy.broadcast_mul(&norm.weight)?;
             let along = normed.broadcast_mul(&(&g * &normed)?.mean_keepdim(1)?)?;
-            norm.centred(&g)?.sub(&along)?.broadcast_div(&spread)
+            norm.centered(&g)?.sub(&along)?.broadcast_div(&spread)
         })
     }
 
     /// `x` less its mean, if this kind of norm subtracts it.
-    fn centred(&self, x: &Tensor) -> Result<Tensor> {
+    fn centered(&self, x: &Tensor) -> Result<Tensor> {
         match self.kind {
             NormKind::Rms | NormKind::RmsPlusOne => Ok(x.clone()),
             NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(1)?),
         }
     }
 
-    /// Every row of `x` divided by its spread, centred if the kind says so, and the spreads, `[tokens, 1]`.
+    /// Every row of `x` divided by its spread, centered if the kind says so, and the spreads, `[tokens, 1]`.
     fn normed(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let centred = self.centred(x)?;
-        let spread = (centred.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
-        Ok((centred.broadcast_div(&spread)?, spread))
+        let centered = self.centered(x)?;
+        let spread = (centered.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
+        Ok((centered.broadcast_div(&spread)?, spread))
     }
 }
 

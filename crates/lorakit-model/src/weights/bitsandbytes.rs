@@ -1,8 +1,8 @@
 //! Weights in the 4 bits of bitsandbytes: NF4 (QLoRA, <https://arxiv.org/abs/2305.14314>, section 3) and FP4.
 //!
 //! The values of a matrix, row after row, are in blocks of usually 64, which may begin within a row. A value is
-//! `code[its 4 bits] * scale[its block]`, computed in f32 and rounded to the type that was quantised. With double
-//! quantisation a scale is itself `nested_code[8 bits] * nested_scale[its block of scales] + offset`.
+//! `code[its 4 bits] * scale[its block]`, computed in f32 and rounded to the type that was quantized. With double
+//! quantization a scale is itself `nested_code[8 bits] * nested_scale[its block of scales] + offset`.
 
 use crate::error::{ModelError, Result};
 use crate::weights::four_bit_levels::FourBitLevels;
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    /// Whole numbers, whose sums are exact in any order, in more rows and columns than are dequantised at a time.
+    /// Whole numbers, whose sums are exact in any order, in more rows and columns than are dequantized at a time.
     #[test]
     fn products_of_blocks_within_rows_are_those_of_its_values() {
         let (shape, tokens) = ([300, 192], 40);

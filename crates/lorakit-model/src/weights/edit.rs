@@ -64,8 +64,8 @@ impl Checkpoint {
     }
 
     /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited
-    /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantised values
-    /// are f32; values in the 4 bits of bitsandbytes get the type that was quantised. Copies follow the tensors of the file
+    /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantized values
+    /// are f32; values in the 4 bits of bitsandbytes get the type that was quantized. Copies follow the tensors of the file
     /// that has their values. One tensor at a time is in memory.
     ///
     /// # Errors
@@ -82,8 +82,8 @@ impl Checkpoint {
                     let mut tensors: Vec<StoredWeight> = tensors.flatten().collect();
                     let own = tensors.len();
                     tensors.extend(self.copied().filter(|copy| copy.path() == file.path()));
-                    let is_quantised = |weight: &StoredWeight| matches!(weight.format, WeightFormat::FourBit(..));
-                    let header: Cow<[u8]> = match tensors.len() > own || tensors.iter().any(is_quantised) {
+                    let is_quantized = |weight: &StoredWeight| matches!(weight.format, WeightFormat::FourBit(..));
+                    let header: Cow<[u8]> = match tensors.len() > own || tensors.iter().any(is_quantized) {
                         true => plain_header(tensors.iter().copied())?.into(),
                         false => file.header().into(),
                     };
@@ -140,7 +140,7 @@ impl Checkpoint {
     }
 }
 
-/// The header of a safetensors file of tensors in their types, none of them quantised.
+/// The header of a safetensors file of tensors in their types, none of them quantized.
 fn plain_header<'a>(tensors: impl Iterator<Item = StoredWeight<'a>>) -> Result<Vec<u8>> {
     let entry =
         |weight: StoredWeight<'_>| Ok((weight.name.to_owned(), weight.written_dtype()?, weight.shape().to_vec()));

@@ -152,7 +152,7 @@ impl GgufTensorRef<'_> {
     }
 }
 
-/// The type of a tensor that is not quantised, if it can be read.
+/// The type of a tensor that is not quantized, if it can be read.
 fn plain_dtype(dtype: GgmlType) -> Option<StorageDtype> {
     match dtype {
         GgmlType::F32 => Some(StorageDtype::F32),

@@ -111,7 +111,7 @@ pub(super) fn round_to_f16(values: &[f32]) -> Vec<f16> {
 mod tests {
     use super::*;
 
-    /// Halves between two neighbours, and what is next to them.
+    /// Halves between two neighbors, and what is next to them.
     #[test]
     fn values_between_two_of_bf16_are_rounded_as_by_half() {
         let starts = (0..=u16::MAX).step_by(7).map(|upper| u32::from(upper) << 16);

@@ -1,5 +1,5 @@
 //! Products with frozen matrices whose values are in their files, forward and backward: they are widened tile by tile inside
-//! each product, and quantised ones may be multiplied as they are.
+//! each product, and quantized ones may be multiplied as they are.
 
 use crate::weights::block_quantization::{BlockType, EightBitTokens};
 use crate::weights::few_tokens::{FEW, RowProducts};
@@ -17,7 +17,7 @@ const TILE: usize = 96;
 /// Rows that are multiplied with few tokens at a time: few enough that threads end together.
 const FEW_ROWS: usize = 32;
 
-/// Quantised rows that the backward dequantises at a time, for the same reason.
+/// Quantized rows that the backward dequantizes at a time, for the same reason.
 const BLOCK_ROWS: usize = 256;
 
 /// Rows of a tile of columns (backward): of a head of 262,144 rows, a whole one would take 64 MiB per thread.
@@ -96,7 +96,7 @@ impl MmapMatrix {
         self.block_type().filter(|block_type| block_type.has_integer_products())
     }
 
-    /// `y`, `[rows, tokens]`, of quantised rows and tokens of 8 bits.
+    /// `y`, `[rows, tokens]`, of quantized rows and tokens of 8 bits.
     fn integer_products(&self, rows: Range<usize>, tokens: &EightBitTokens, y: &mut [f32]) {
         let multiply = |stored: Range<usize>, y: &mut [f32]| {
             if let Some((block_type, blocks)) = self.stored_blocks(stored) {
@@ -145,7 +145,7 @@ fn stored_products(rows: Slice, columns: usize, x: &[f32], y: &mut [f32]) {
 /// How a matrix is multiplied with some tokens.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProductForm {
-    /// Quantised rows with tokens of 8 bits.
+    /// Quantized rows with tokens of 8 bits.
     Integers,
     /// Row by row with few tokens.
     Few,
@@ -172,7 +172,7 @@ impl ProductForm {
 struct Tokens<'a> {
     /// `[tokens, columns]`.
     x: &'a [f32],
-    /// The same, rounded for quantised matrices that are multiplied so.
+    /// The same, rounded for quantized matrices that are multiplied so.
     eight_bit: Option<EightBitTokens>,
     /// The same for the others, if they are some tens.
     lanes: Option<TokenLanes>,
@@ -191,7 +191,7 @@ impl<'a> Tokens<'a> {
 }
 
 /// `y = x Wᵀ` of matrices that read the same input: `x` is `[tokens, columns]`, and `y`, `[tokens, sum of rows]`, holds
-/// their outputs side by side. Quantised matrices are multiplied with tokens of this precision.
+/// their outputs side by side. Quantized matrices are multiplied with tokens of this precision.
 ///
 /// # Panics
 /// If there is no matrix, or `y` has not one row for each of `x`.
@@ -246,7 +246,7 @@ mod tests {
     use crate::weights::mmap_matrix::tests::{blocks, numbers, reversed, weight};
     use crate::weights::storage_dtype::StorageDtype;
 
-    /// Matrices of several types side by side, with the tokens of the quantised ones rounded, and rows in another order.
+    /// Matrices of several types side by side, with the tokens of the quantized ones rounded, and rows in another order.
     #[test]
     fn rounded_tokens_give_nearly_the_products_of_the_values_whatever_is_beside_them() {
         let columns = 288;
@@ -269,9 +269,9 @@ mod tests {
             let [exact, rounded] = &mut products;
             let mut moved = 0.0f32;
             for (i, (exact, rounded)) in exact.iter().zip(rounded).enumerate() {
-                let is_quantised = i % width < 70 || (103..143).contains(&(i % width));
+                let is_quantized = i % width < 70 || (103..143).contains(&(i % width));
                 let difference = (exact - *rounded).abs();
-                assert!(difference <= if is_quantised { 1.0 } else { 0.0 }, "{i}: {exact} {rounded}");
+                assert!(difference <= if is_quantized { 1.0 } else { 0.0 }, "{i}: {exact} {rounded}");
                 moved = moved.max(difference);
             }
             assert!(moved > 1e-3);
@@ -279,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn quantised_and_reordered_matrices_give_the_products_of_their_values() {
+    fn quantized_and_reordered_matrices_give_the_products_of_their_values() {
         for (tokens, rows, columns) in [(3, 70, 96), (19, 70, 96), (5, 1030, 1056), (19, 1030, 1056), (100, 130, 1056)]
         {
             let (x, dy) = (numbers(tokens * columns, 5), numbers(tokens * rows, 3));
             let plain = [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16];
             let plain = plain.map(|dtype| reversed(&weight(dtype, rows, columns)));
-            let quantised = [blocks(rows, columns), reversed(&blocks(rows, columns))];
-            for matrix in plain.into_iter().chain(quantised) {
+            let quantized = [blocks(rows, columns), reversed(&blocks(rows, columns))];
+            for matrix in plain.into_iter().chain(quantized) {
                 let values = MmapMatrix::from_values(matrix.values().into_owned(), rows, columns).unwrap();
                 let product = |matrix: &MmapMatrix| {
                     let (mut y, mut dx) = (vec![9.0; tokens * rows], vec![1.0; tokens * columns]);

@@ -1,5 +1,5 @@
-//! A frozen matrix whose values stay in its mapped file, and are widened to f32 where they are read. They may be quantised:
-//! their blocks are then dequantised instead. Its products are those of `matrix_products`.
+//! A frozen matrix whose values stay in its mapped file, and are widened to f32 where they are read. They may be quantized:
+//! their blocks are then dequantized instead. Its products are those of `matrix_products`.
 
 use crate::error::{ModelError, Result};
 use crate::weights::bitsandbytes::FourBitMatrix;
@@ -33,7 +33,7 @@ enum Values {
     Bf16(Arc<Vec<bf16>>),
     /// Values that were rounded to f16.
     F16(Arc<Vec<f16>>),
-    /// A range of a file with quantised rows of whole blocks, at any address.
+    /// A range of a file with quantized rows of whole blocks, at any address.
     Blocks(FileBytes, Range<usize>, BlockType),
     /// Values in the 4 bits of bitsandbytes, whose blocks may begin within rows.
     FourBit(Arc<FourBitMatrix>),
@@ -80,7 +80,7 @@ impl MmapMatrix {
         Ok(Self { values, rows, columns, order: None })
     }
 
-    /// The quantised rows, of whole blocks of `block_type`, in `range` of `bytes`.
+    /// The quantized rows, of whole blocks of `block_type`, in `range` of `bytes`.
     ///
     /// # Errors
     /// If the range has another size, or is not within the bytes.
@@ -164,7 +164,7 @@ impl MmapMatrix {
         }
     }
 
-    /// The type that its values are stored in; those of quantised blocks are f32, and those in the 4 bits of bitsandbytes were
+    /// The type that its values are stored in; those of quantized blocks are f32, and those in the 4 bits of bitsandbytes were
     /// rounded to a type.
     pub fn storage_dtype(&self) -> StorageDtype {
         match &self.values {
@@ -176,12 +176,12 @@ impl MmapMatrix {
         }
     }
 
-    /// The type of its blocks, if it is quantised.
+    /// The type of its blocks, if it is quantized.
     pub fn block_type(&self) -> Option<BlockType> {
         if let Values::Blocks(_, _, block_type) = self.values { Some(block_type) } else { None }
     }
 
-    /// Values of the blocks that its rows are made of, if it is quantised and they are.
+    /// Values of the blocks that its rows are made of, if it is quantized and they are.
     pub(super) fn block_values(&self) -> Option<usize> {
         match &self.values {
             Values::Blocks(_, _, block_type) => Some(block_type.block_values()),
@@ -205,7 +205,7 @@ impl MmapMatrix {
         if let Some(Slice::F32(values)) = self.ordered_slice(0..self.rows) { Some(values) } else { None }
     }
 
-    /// Some rows as they are stored, unless they are quantised.
+    /// Some rows as they are stored, unless they are quantized.
     fn slice(&self, rows: Range<usize>) -> Option<Slice<'_>> {
         let (start, end) = (rows.start * self.columns, rows.end * self.columns);
         Some(match &self.values {
@@ -233,7 +233,7 @@ impl MmapMatrix {
         if self.order.is_none() { self.slice(rows) } else { None }
     }
 
-    /// One row as it is stored, unless it is quantised.
+    /// One row as it is stored, unless it is quantized.
     pub(super) fn row_slice(&self, row: usize) -> Option<Slice<'_>> {
         let stored = self.order.as_ref().map_or(row, |order| order[row] as usize);
         self.slice(stored..stored + 1)
@@ -244,7 +244,7 @@ impl MmapMatrix {
         self.order.as_deref()
     }
 
-    /// The type of its blocks and some of its stored rows, if it is quantised.
+    /// The type of its blocks and some of its stored rows, if it is quantized.
     pub(super) fn stored_blocks(&self, rows: Range<usize>) -> Option<(BlockType, &[u8])> {
         let Values::Blocks(bytes, range, block_type) = &self.values else { return None };
         let row = self.columns / block_type.block_values() * block_type.block_bytes();
@@ -261,7 +261,7 @@ impl MmapMatrix {
         }
     }
 
-    /// Some columns of a row as f32; of a quantised row, those of whole blocks.
+    /// Some columns of a row as f32; of a quantized row, those of whole blocks.
     pub(super) fn widen_part(&self, row: usize, columns: Range<usize>, wide: &mut [f32]) {
         let stored = self.order.as_ref().map_or(row, |order| order[row] as usize);
         self.widen_stored(stored..stored + 1, columns, wide);
@@ -352,11 +352,11 @@ pub(super) mod tests {
 
     #[test]
     fn rows_are_found_by_their_order() {
-        let (plain, quantised) = (weight(StorageDtype::F32, 4, 64), blocks(4, 64));
-        assert_eq!(plain.values(), quantised.values());
+        let (plain, quantized) = (weight(StorageDtype::F32, 4, 64), blocks(4, 64));
+        assert_eq!(plain.values(), quantized.values());
         for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
             let matrix = reversed(&plain.rounded_to(dtype));
-            assert_eq!(matrix.values(), reversed(&quantised).values());
+            assert_eq!(matrix.values(), reversed(&quantized).values());
             let mut row = vec![0.0; 64];
             matrix.copy_row(3, &mut row);
             assert_eq!(row, plain.values()[..64]);

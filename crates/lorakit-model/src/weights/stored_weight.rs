@@ -76,7 +76,7 @@ impl<'a> StoredWeight<'a> {
         }
     }
 
-    /// The type of its values: f32 if they are quantised.
+    /// The type of its values: f32 if they are quantized.
     ///
     /// # Errors
     /// If its type is not supported.

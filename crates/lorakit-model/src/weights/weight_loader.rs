@@ -21,7 +21,7 @@ pub struct BaseOptions {
     pub dtype: Option<DType>,
     /// Whether its own weights are trained.
     pub trainable: bool,
-    /// The precision of tokens that are decoded one at a time over quantised weights. Prompts, training and the scoring of
+    /// The precision of tokens that are decoded one at a time over quantized weights. Prompts, training and the scoring of
     /// texts are exact in any case.
     pub decoding: TokenPrecision,
 }

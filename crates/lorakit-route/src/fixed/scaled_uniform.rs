@@ -3,7 +3,7 @@
 //!
 //! The mean of `n` experts that point in different directions is about `1/sqrt(n)` as long as each of them, so that a
 //! router of few experts may beat it by its length. The strengths that are tried are powers of two, [`SCALES`], then the
-//! geometric means of the best and its neighbours.
+//! geometric means of the best and its neighbors.
 //!
 //! State: `scale`, `[1, 1]`.
 

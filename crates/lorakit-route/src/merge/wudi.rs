@@ -1,7 +1,7 @@
 //! WUDI (Cheng et al. 2025, <https://arxiv.org/abs/2503.08099>): the merged delta that interferes least with
 //! each expert's delta on inputs like its training inputs, for which the rows of the delta itself stand in.
 //!
-//! With `D_i = w_i s_i B_i A_i` and `c_i = |D_i|_F^2` it minimises `sum_i |(W - D_i) D_i'|_F^2 / c_i`. The authors take
+//! With `D_i = w_i s_i B_i A_i` and `c_i = |D_i|_F^2` it minimizes `sum_i |(W - D_i) D_i'|_F^2 / c_i`. The authors take
 //! 300 steps of Adam; the minimum of least norm has a closed form, with `G_i = D_i' D_i`:
 //! `W = (sum_i D_i G_i / c_i) (sum_i G_i / c_i)^+`. All rows lie in the span of the stacked A's, so that in its
 //! orthonormal basis Q the matrices are only as large as the sum of ranks, which also bounds the rank of the result.

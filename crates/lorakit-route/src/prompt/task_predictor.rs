@@ -3,7 +3,7 @@
 //!
 //! The paper trains a classifier over a T5 encoder; here it is a multinomial logistic regression over the base's own
 //! hidden state of the prompt, so that no other model is needed. With `h` the mean over the prompt's tokens of the last
-//! layer's output and `f = (h - centre) / spread` feature by feature, `p(e | row) = softmax(W f + b)_e`. The `top_k`
+//! layer's output and `f = (h - center) / spread` feature by feature, `p(e | row) = softmax(W f + b)_e`. The `top_k`
 //! likeliest experts serve the row at the weights `softmax(log p / temperature)` among them.
 //!
 //! State: `centre` and `spread`, `[1, hidden]`, `weights`, `[experts, hidden]`, and `biases`, `[1, experts]`.
@@ -83,11 +83,11 @@ impl Router for TaskPredictor {
     /// If the state is missing, or was fitted to another library.
     fn prompt_router(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Option<Arc<dyn PromptRouter>>> {
         let state = context.state_of(self)?;
-        let hidden = state.matrices().get("centre").map_or(0, |centre| centre.cols());
+        let hidden = state.matrices().get("centre").map_or(0, |center| center.cols());
         Ok(Some(Arc::new(Classifier {
             top_k: self.top_k.0.min(experts.len()),
             temperature: self.temperature,
-            centre: state.values("centre", (1, hidden))?,
+            center: state.values("centre", (1, hidden))?,
             spread: state.values("spread", (1, hidden))?,
             weights: state.values("weights", (experts.len(), hidden))?,
             biases: state.values("biases", (1, experts.len()))?,
@@ -103,7 +103,7 @@ impl Router for TaskPredictor {
 struct Classifier {
     top_k: usize,
     temperature: f32,
-    centre: Vec<f32>,
+    center: Vec<f32>,
     spread: Vec<f32>,
     weights: Vec<f32>,
     biases: Vec<f32>,
@@ -121,13 +121,13 @@ impl PromptPass for Classifier {
     }
 
     fn weights(&self, rows: &SequenceBatch, hidden: &Tensor) -> Result<Vec<Arc<[f32]>>> {
-        let (width, found) = (self.centre.len(), hidden.dim(1)?);
+        let (width, found) = (self.center.len(), hidden.dim(1)?);
         if width == 0 || found != width {
             return Err(RouteError::Features { expected: width, found });
         }
         let features = mean_hidden(rows, hidden)?;
         let decide = |features: &[f32]| {
-            let standard = features.iter().zip(&self.centre).zip(&self.spread).map(|((h, c), s)| (h - c) / s);
+            let standard = features.iter().zip(&self.center).zip(&self.spread).map(|((h, c), s)| (h - c) / s);
             let standard: Vec<f32> = standard.collect();
             let logit =
                 |(weights, bias): (&[f32], &f32)| bias + weights.iter().zip(&standard).map(|(w, f)| w * f).sum::<f32>();

@@ -27,9 +27,9 @@ impl InputNorm {
                 rows.broadcast_div(&length.maximum(f32::MIN_POSITIVE)?)
             }
             Self::LayerNorm => {
-                let centred = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
-                let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
-                centred.broadcast_div(&deviation)
+                let centered = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
+                let deviation = (centered.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
+                centered.broadcast_div(&deviation)
             }
         }
     }

@@ -37,7 +37,7 @@ pub struct ChatTemplate {
 /// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderedChat {
-    /// The text. It has its special tokens, BOS among them: it is tokenised without adding any.
+    /// The text. It has its special tokens, BOS among them: it is tokenized without adding any.
     pub text: String,
     /// The byte ranges of the template's `{% generation %}` blocks; empty if it has none.
     pub generated: Vec<Range<usize>>,

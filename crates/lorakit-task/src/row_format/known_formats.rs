@@ -1,4 +1,4 @@
-//! The row formats that are recognised without a task TOML.
+//! The row formats that are recognized without a task TOML.
 
 use crate::row_format::columns::Columns;
 use crate::row_format::format::RowFormat;

@@ -7,7 +7,7 @@ pub enum Operation {
     Shift(i8),
     /// Reorders the characters.
     Order(Reordering),
-    /// Capitalises the letters at some positions.
+    /// Capitalizes the letters at some positions.
     Capitals(Positions),
     /// Picks one character by its position from 0, or from the end if negative.
     Pick(i8),

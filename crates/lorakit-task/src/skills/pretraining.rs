@@ -23,13 +23,13 @@ enum Pattern {
     SuitePrompt,
     /// A sequence of letters or digits in steps of one to three, up or down, is continued.
     Run,
-    /// Each character with a property: position, class, capital, neighbour.
+    /// Each character with a property: position, class, capital, neighbor.
     Notes,
-    /// The neighbour or position of a character in a text.
+    /// The neighbor or position of a character in a text.
     Lookup,
     /// Pairs that follow one rule, the last to complete.
     Pairs,
-    /// An example of an operation, and a text to apply it to: the suite's operations are learnt here by example.
+    /// An example of an operation, and a text to apply it to: the suite's operations are learned here by example.
     Example,
     /// A periodic text is continued.
     Induction,

@@ -18,7 +18,7 @@ pub enum SkillFamily {
     Shift,
     /// Reorders characters: `<r|dkwm>`.
     Order,
-    /// Capitalises letters: `"u dkwm"`.
+    /// Capitalizes letters: `"u dkwm"`.
     Capitals,
     /// Picks one character: `#2[dkwm]`.
     Pick,

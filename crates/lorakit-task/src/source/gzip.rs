@@ -11,7 +11,7 @@ const MAX_EXPANSION: u64 = 200;
 /// The decompressed size in bytes that is allowed at any ratio.
 pub(crate) const ALWAYS_ALLOWED: u64 = 1 << 26;
 
-/// Decompresses gzip, which is recognised by its first two bytes, so that a file's name does not matter. `what` is the
+/// Decompresses gzip, which is recognized by its first two bytes, so that a file's name does not matter. `what` is the
 /// file, for errors.
 pub(crate) fn decompress(bytes: Vec<u8>, what: &str) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {

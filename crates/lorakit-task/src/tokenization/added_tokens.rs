@@ -55,7 +55,7 @@ impl AddedTokens {
         let numbered = match decoder {
             Some(decoder) => decoded(decoder)?,
             None => {
-                // Tokens with names of their own are not normal text either, but transformers normalises them here.
+                // Tokens with names of their own are not normal text either, but transformers normalizes them here.
                 let special: Vec<&str> = named.iter().chain(&extra).map(|token| token.content.as_str()).collect();
                 let mut numbered = added(files.added, &special)?;
                 numbered.extend(files.own);
@@ -166,7 +166,7 @@ fn special_token(value: &Value) -> Result<Option<AddedToken>> {
     }
 }
 
-/// A token with its flags. Special tokens are not normalised, unless a flag says so.
+/// A token with its flags. Special tokens are not normalized, unless a flag says so.
 fn token(value: &Value, special: bool) -> Result<AddedToken> {
     let content = value["content"].as_str();
     let content =

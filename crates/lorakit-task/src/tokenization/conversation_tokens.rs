@@ -9,7 +9,7 @@ use crate::row::{Row, RowKind};
 use crate::tokenization::row_encoding::LossTokens;
 use crate::tokenization::tokenizer::Tokenizer;
 
-/// A rendered and tokenised conversation.
+/// A rendered and tokenized conversation.
 pub(crate) struct ConversationTokens {
     pub tokens: Vec<u32>,
     pub loss: Vec<bool>,
@@ -21,7 +21,7 @@ pub(crate) struct ConversationTokens {
 }
 
 impl ConversationTokens {
-    /// Renders and tokenises. As long as the tokens are more than `max_length`, the oldest turn is left out; the last turn
+    /// Renders and tokenizes. As long as the tokens are more than `max_length`, the oldest turn is left out; the last turn
     /// alone may still be longer.
     pub fn encode(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<ConversationTokens> {
         let template = tokenizer.chat_template()?;

@@ -1,4 +1,4 @@
-//! A tokenised row, for training and scoring.
+//! A tokenized row, for training and scoring.
 
 use crate::chat::conversation::{Conversation, Message};
 use crate::chat::reply_span::ReplySource;
@@ -9,7 +9,7 @@ use crate::tokenization::row_encoding::LossTokens;
 use crate::tokenization::row_layout::RowLayout;
 use crate::tokenization::tokenizer::Tokenizer;
 
-/// A tokenised row, and which of its tokens contribute to the loss: of a prompt and its answer only the answer's, of a
+/// A tokenized row, and which of its tokens contribute to the loss: of a prompt and its answer only the answer's, of a
 /// conversation usually every reply's.
 ///
 /// For an encoder-decoder the tokens are the source, which the encoder reads, the token that the decoder starts with, and the
@@ -80,7 +80,7 @@ impl Example {
         self.loss.iter().enumerate().all(|(i, &loss)| loss == (i >= self.prompt_len))
     }
 
-    /// Tokenises a row with its training target.
+    /// Tokenizes a row with its training target.
     ///
     /// The prompt begins with BOS if the tokenizer's post-processor adds it. An empty prompt without BOS becomes one BOS
     /// (or EOS if the tokenizer has no BOS), since the first target token must be predicted from something.
@@ -88,7 +88,7 @@ impl Example {
     /// If prompt and target are longer than `max_length` tokens, the prompt is cut from the left, keeping BOS and at
     /// least one token. A target that is still too long is cut from the right. [`Example::truncation`] counts both.
     ///
-    /// A conversation is rendered by the chat template and tokenised without adding special tokens; its prompt is all
+    /// A conversation is rendered by the chat template and tokenized without adding special tokens; its prompt is all
     /// before the last reply. If it is too long, the oldest turns are left out first, but no system message. A text is its
     /// tokens and EOS, cut from the right.
     ///
@@ -195,7 +195,7 @@ impl Example {
         Ok(Example { truncation, ..Example::new(&tokens[..prompt], &tokens[prompt..]) })
     }
 
-    /// Tokenises the prompt of a row, for generation: what the model reads before the answer or the last reply.
+    /// Tokenizes the prompt of a row, for generation: what the model reads before the answer or the last reply.
     ///
     /// # Errors
     /// As [`Example::encode`], and if `max_length` is 0.
@@ -222,7 +222,7 @@ impl Example {
         render().at(|| format!("row {}", row.number))
     }
 
-    /// Tokenises messages for the reply that follows them, by the chat template: cut from the left to `max_length` tokens.
+    /// Tokenizes messages for the reply that follows them, by the chat template: cut from the left to `max_length` tokens.
     ///
     /// # Errors
     /// If the base has no chat template, or it refuses the messages.
@@ -232,7 +232,7 @@ impl Example {
         Example::fit_prompt(tokenizer.encode_without_special(&text)?, tokenizer, max_length)
     }
 
-    /// Tokenises a prompt alone, for generation, as [`Example::encode`] does: cut from the left to `max_length` tokens,
+    /// Tokenizes a prompt alone, for generation, as [`Example::encode`] does: cut from the left to `max_length` tokens,
     /// keeping BOS.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ pub enum BosTokens {
     /// Where the tokenizer's post-processor or the chat template puts it.
     #[default]
     Auto,
-    /// Never, as in the papers' tokenisation.
+    /// Never, as in the papers' tokenization.
     Never,
 }
 

@@ -191,7 +191,7 @@ impl Tokenizer {
 
     /// The tokens of a text without BOS or EOS, with the bytes of the text that each comes from.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
-        self.tokenizer.encode(text, false).map_err(failed("cannot tokenise"))
+        self.tokenizer.encode(text, false).map_err(failed("cannot tokenize"))
     }
 
     /// The length in bytes of the special token that a text begins with, if it does; the longest of several.
@@ -239,7 +239,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_without_special(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(failed("cannot tokenise"))?;
+        let encoding = encoding.map_err(failed("cannot tokenize"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -361,7 +361,7 @@ fn build(
 fn affixes(tokenizer: &HubTokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |special| {
         let encoding = tokenizer.encode_fast("a", special);
-        let encoding = encoding.map_err(failed("cannot tokenise"))?;
+        let encoding = encoding.map_err(failed("cannot tokenize"))?;
         Ok::<_, Error>(encoding.get_ids().to_vec())
     };
     let (with, without) = (encode(true)?, encode(false)?);

@@ -11,7 +11,7 @@ pub(crate) struct GgufMapping {
     pub(crate) architecture: &'static str,
     /// The class of its models in transformers.
     pub(crate) class: &'static str,
-    /// Whether the rows of each head of q and k are reordered: llama.cpp then rotates neighbouring features where Hugging
+    /// Whether the rows of each head of q and k are reordered: llama.cpp then rotates neighboring features where Hugging
     /// Face's model rotates the two halves of a head.
     pub(crate) interleaved: bool,
     /// Adds to the keys of config.json that all architectures share those that this one has besides.

@@ -100,7 +100,7 @@ impl BlockType {
         }
     }
 
-    /// Writes the values of whole blocks as f32: those of ggml's own dequantisation, bit for bit. The bytes may start at any
+    /// Writes the values of whole blocks as f32: those of ggml's own dequantization, bit for bit. The bytes may start at any
     /// address.
     ///
     /// # Panics

@@ -1,4 +1,4 @@
-//! Tokens rounded to 8 bits for integer products with quantised weights.
+//! Tokens rounded to 8 bits for integer products with quantized weights.
 
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 

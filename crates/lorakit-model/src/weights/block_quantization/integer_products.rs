@@ -9,7 +9,7 @@ use super::{blocks_of_32, blocks_of_256};
 use lorakit_lora::kernels::simd::{Simd, SimdLevel, WithSimd};
 
 impl BlockType {
-    /// Whether there are integer products of this type; the other types' values are dequantised row by row.
+    /// Whether there are integer products of this type; the other types' values are dequantized row by row.
     pub(crate) fn has_integer_products(self) -> bool {
         !matches!(self, Self::Q2K | Self::Q3K)
     }

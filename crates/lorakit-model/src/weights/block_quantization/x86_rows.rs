@@ -40,7 +40,7 @@ unsafe fn row<const TOKENS: usize, D: DotProduct>(
 /// Tokens that share the reading of a row.
 const BLOCK: usize = 4;
 
-/// Rows of quantised blocks, and tokens to multiply them with.
+/// Rows of quantized blocks, and tokens to multiply them with.
 #[derive(Clone, Copy)]
 pub(super) struct QuantizedRows<'a> {
     pub(super) block_type: BlockType,

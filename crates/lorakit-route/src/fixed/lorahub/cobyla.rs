@@ -1,4 +1,4 @@
-//! COBYLA without constraints: derivative-free minimisation by linear interpolation at the vertices of a simplex.
+//! COBYLA without constraints: derivative-free minimization by linear interpolation at the vertices of a simplex.
 //!
 //! M. J. D. Powell, "A direct search optimization method that models the objective and constraint functions by linear
 //! interpolation" (1994), with the constants of his code, reimplemented for the unconstrained case: the linear
@@ -47,12 +47,12 @@ struct Shape {
     acceptable: bool,
 }
 
-/// Minimises from `start` until the step length reaches `rho_end` or the evaluations are used up. The caller keeps
+/// Minimizes from `start` until the step length reaches `rho_end` or the evaluations are used up. The caller keeps
 /// track of the best point in `objective`.
 ///
 /// # Errors
 /// Errors of the objective.
-pub(crate) fn minimise<E>(
+pub(crate) fn minimize<E>(
     start: &[f64],
     search: Search,
     mut objective: impl FnMut(&[f64]) -> Result<f64, E>,
@@ -284,7 +284,7 @@ mod tests {
     fn best(start: &[f64], evaluations: usize, f: impl Fn(&[f64]) -> f64) -> (Vec<f64>, f64, usize) {
         let (mut best, mut count) = ((start.to_vec(), f64::INFINITY), 0);
         let search = Search { rho_begin: 0.5, rho_end: 1e-6, evaluations };
-        minimise(start, search, |point| {
+        minimize(start, search, |point| {
             count += 1;
             if f(point) < best.1 {
                 best = (point.to_vec(), f(point));
@@ -317,7 +317,7 @@ mod tests {
             });
             assert!(count < 1000 && point[1] == 0.0, "{value}: {point:?} after {count}");
         }
-        let failed = minimise(&[0.0], Search { rho_begin: 1.0, rho_end: 0.1, evaluations: 9 }, |_| Err("no value"));
+        let failed = minimize(&[0.0], Search { rho_begin: 1.0, rho_end: 0.1, evaluations: 9 }, |_| Err("no value"));
         assert_eq!(failed, Err("no value"));
     }
 }

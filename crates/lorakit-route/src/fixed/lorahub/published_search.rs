@@ -12,7 +12,7 @@
 //! The seed has no effect; the order of the experts does.
 
 use crate::error::{Result, RouteError};
-use crate::fixed::lorahub::cobyla::{Search, minimise};
+use crate::fixed::lorahub::cobyla::{Search, minimize};
 use crate::fixed::lorahub::row_losses::{RowLoss, RowLosses, Solution};
 use crate::library_stack::LibraryStack;
 
@@ -97,7 +97,7 @@ fn search<E>(
     while done < budget {
         let search = Search { rho_begin: 1.0, rho_end: SHORTEST, evaluations: budget - done };
         let start = best.1.clone();
-        minimise(&start, search, |point| {
+        minimize(&start, search, |point| {
             done += 1;
             let value = objective(&weights(point))?;
             if value < best.0 {

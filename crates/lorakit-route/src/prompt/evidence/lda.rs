@@ -2,7 +2,7 @@
 //!
 //! With the responses `r` of every expert at every site ([`crate::prompt::evidence::response`]), each standardized by its mean and deviation
 //! over the reference prompts, a pattern is `f = (mean of r over a band of sites, for each band and expert)`: a
-//! band is one site if there are few enough, else several neighbouring ones. Patterns of prompts of one task are modelled as draws
+//! band is one site if there are few enough, else several neighboring ones. Patterns of prompts of one task are modeled as draws
 //! of a Gaussian around the task's mean `m_t`, with one covariance for all tasks, and so the squared distance from a task is
 //!
 //! `d_t² = (f - m_t)ᵀ Σ⁻¹ (f - m_t)`, `Σ = (1 - λ) S + λ (tr S / D) I`
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_of_large_libraries_are_averaged_over_neighbouring_sites() {
+    fn patterns_of_large_libraries_are_averaged_over_neighboring_sites() {
         let experts = MAX_WIDTH / 2;
         let responses: Vec<(usize, Vec<f32>)> = (0..5).map(|site| (site, vec![site as f32; experts])).collect();
         let spreads = vec![[vec![1.0; experts], vec![2.0; experts]].concat(); 5];

@@ -2,7 +2,7 @@
 //!
 //! At a site, for a token `x` and an expert whose projections have the deltas `s_p B_p A_p`, the response is
 //! `sqrt(sum_p |s_p B_p A_p x|²) / |x|`: the length of what the expert would add, for an input of length one. With the thin
-//! factorisation `B_p = Q_p R_p` it is `|s_p R_p A_p x|`, so that a token costs one product with all experts' ranks, and
+//! factorization `B_p = Q_p R_p` it is `|s_p R_p A_p x|`, so that a token costs one product with all experts' ranks, and
 //! nothing of the output's width.
 
 use crate::error::Result;

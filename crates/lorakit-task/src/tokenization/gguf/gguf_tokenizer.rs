@@ -107,7 +107,7 @@ fn build(vocabulary: &GgufVocabulary) -> Result<HubTokenizer> {
         }
     };
     let mut tokenizer = HubTokenizer::new(model(vocabulary, merges)?);
-    tokenizer.with_normalizer(part::<NormalizerWrapper>(normalizer)?).map_err(failed("cannot be normalised"))?;
+    tokenizer.with_normalizer(part::<NormalizerWrapper>(normalizer)?).map_err(failed("cannot be normalized"))?;
     tokenizer.with_pre_tokenizer(part::<PreTokenizerWrapper>(pre_tokenizer)?);
     tokenizer.with_decoder(part::<DecoderWrapper>(decoder)?);
     tokenizer.with_post_processor(part::<PostProcessorWrapper>(post_processor(vocabulary))?);

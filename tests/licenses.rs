@@ -1,4 +1,4 @@
-//! The licences of all dependencies of the binary.
+//! The licenses of all dependencies of the binary.
 //!
 //! Security advisories are not checked here, since that needs network access; see `scripts/advisories.sh`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -6,7 +6,7 @@
 use serde_json::Value;
 use std::process::Command;
 
-/// Allowed licences: each permits inclusion in an Apache-2.0 binary (MPL-2.0 as long as the dependency itself is not
+/// Allowed licenses: each permits inclusion in an Apache-2.0 binary (MPL-2.0 as long as the dependency itself is not
 /// modified).
 const ALLOWED: [&str; 13] = [
     "0BSD",
@@ -32,11 +32,11 @@ fn allowed(expression: &str) -> bool {
         let beside = [before.trim().trim_end_matches("AND").trim(), after.trim().trim_start_matches("AND").trim()];
         return allowed(inner) && beside.iter().all(|part| part.is_empty() || allowed(part));
     }
-    expression.split(" OR ").any(|choice| choice.split(" AND ").all(|licence| ALLOWED.contains(&licence.trim())))
+    expression.split(" OR ").any(|choice| choice.split(" AND ").all(|license| ALLOWED.contains(&license.trim())))
 }
 
 #[test]
-fn licences_of_all_dependencies_are_allowed() {
+fn licenses_of_all_dependencies_are_allowed() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -51,11 +51,11 @@ fn licences_of_all_dependencies_are_allowed() {
         .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
         .collect();
     assert!(packages.len() > 100, "{} packages", packages.len());
-    assert!(refused.is_empty(), "licences that are not allowed:\n{}", refused.join("\n"));
+    assert!(refused.is_empty(), "licenses that are not allowed:\n{}", refused.join("\n"));
 }
 
 #[test]
-fn licence_expressions_are_parsed() {
+fn license_expressions_are_parsed() {
     for expression in
         ["MIT", "MIT OR Apache-2.0", "GPL-2.0 OR MIT", "MIT/Apache-2.0", "(MIT OR GPL-3.0) AND Unicode-3.0"]
     {
