@@ -11,7 +11,7 @@ const STRUCTURAL: [&str; 4] = ["lib", "main", "mod", "error"];
 const RULE_AND_FIT: [&str; 2] = ["lorakit-route", "lorakit-fit"];
 
 /// Types of one concept in several crates.
-const ONE_TYPE: [&str; 3] = ["BoxError", "Error", "Result"];
+const ONE_TYPE: [&str; 2] = ["BoxError", "Result"];
 
 /// Each repeated name with the files that contain it.
 pub fn repeated(files: &[(PathBuf, String)]) -> Vec<(String, Vec<&Path>)> {

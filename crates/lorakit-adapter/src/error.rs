@@ -11,16 +11,16 @@ pub(crate) type Result<T, E = AdapterError> = std::result::Result<T, E>;
 
 /// Why an adapter or a library cannot be used.
 ///
-/// Errors form a chain: the outer ones ([`Within`](Self::Within)) name the file, expert, module or tensor, and the
+/// Errors form a chain: the outer ones ([`Context`](Self::Context)) name the file, expert, module or tensor, and the
 /// innermost says what was found and expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
     /// What the source is about: a file, an expert, a module or a tensor.
-    #[error("{place}")]
-    Within {
-        /// The place, for people.
-        place: String,
+    #[error("{what}")]
+    Context {
+        /// The file, expert, module or tensor.
+        what: String,
         /// What is wrong there.
         source: Box<AdapterError>,
     },
@@ -179,15 +179,15 @@ pub(crate) fn pickle_error(reason: impl Into<String>) -> AdapterError {
 /// Adds to an error what it is about.
 pub(crate) trait Within<T> {
     /// Wraps the error in the name of a file, expert, module or tensor.
-    fn within(self, place: impl FnOnce() -> String) -> Result<T>;
+    fn within(self, what: impl FnOnce() -> String) -> Result<T>;
 
     /// Wraps the error in the path of a file.
     fn within_file(self, path: &Path) -> Result<T>;
 }
 
 impl<T, E: Into<AdapterError>> Within<T> for Result<T, E> {
-    fn within(self, place: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| AdapterError::Within { place: place(), source: Box::new(error.into()) })
+    fn within(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| AdapterError::Context { what: what(), source: Box::new(error.into()) })
     }
 
     fn within_file(self, path: &Path) -> Result<T> {

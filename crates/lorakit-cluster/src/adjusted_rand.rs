@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 
 /// The adjusted Rand index of two labelings of the same points (Hubert and Arabie, 1985): 1 if they are the same partition,
 /// about 0 if they agree as often as chance.
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// If the lengths differ.
 pub fn adjusted_rand(left: &[usize], right: &[usize]) -> Result<f64> {
     if left.len() != right.len() {
-        return Err(Error::Inconsistent(format!(
+        return Err(ClusterError::Inconsistent(format!(
             "two labelings of {} and {} points; expected the same points",
             left.len(),
             right.len()

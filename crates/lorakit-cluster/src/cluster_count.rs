@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::mbc::MbcEmbedding;
 use crate::silhouette::mean_silhouette;
 
@@ -41,7 +41,7 @@ pub fn silhouette_curve(embedded: &MbcEmbedding, largest: usize) -> Result<Vec<C
             Ok(partition) => {
                 curve.push(CurvePoint { k, silhouette: mean_silhouette(&embedded.similarity, &partition) })
             }
-            Err(Error::TooFewDistinct { .. }) => break,
+            Err(ClusterError::TooFewDistinct { .. }) => break,
             Err(error) => return Err(error),
         }
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cluster_count::{CurvePoint, SuggestedK, suggest_k};
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::partition::{Partition, ensure_same_experts};
 use crate::silhouette::{mean_silhouette, silhouettes};
 use crate::similarity::Similarity;
@@ -82,7 +82,7 @@ impl ClusteringReport {
         let similarity = spaces.get(space).ok_or_else(|| {
             let why = spaces.unavailable().iter().find(|unavailable| unavailable.space == space);
             let why = why.map_or_else(|| "it is not among those compared".to_owned(), |why| why.reason.clone());
-            Error::Inconsistent(format!("the clusters cannot be compared in the space `{space}`: {why}"))
+            ClusterError::Inconsistent(format!("the clusters cannot be compared in the space `{space}`: {why}"))
         })?;
         ensure_same_experts(similarity.names(), partition.names())?;
         let silhouettes = silhouettes(similarity, &partition);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::partition::Partition;
 
 /// How clusters were found.
@@ -67,7 +67,7 @@ impl Clusters {
     pub fn checked(method: ClusterMethod, clusters: Vec<Cluster>, settings: Map<String, Value>) -> Result<Self> {
         let mut names = BTreeSet::new();
         let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
-        let refuse = |message: String| Err(Error::Inconsistent(message));
+        let refuse = |message: String| Err(ClusterError::Inconsistent(message));
         if clusters.is_empty() {
             return refuse("there are no clusters; expected at least one".to_owned());
         }

@@ -1,6 +1,6 @@
 //! Clusters by given embeddings, for example of each expert's training text: the other baseline of the paper.
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::expert_set::sorted_names;
 use crate::kmeans::{check_k, kmeans};
 use crate::partition::Partition;
@@ -29,10 +29,10 @@ fn check(vectors: &[(String, Vec<f32>)]) -> Result<()> {
     let expected = vectors[0].1.len().max(1);
     for (expert, vector) in vectors {
         if vector.len() != expected {
-            return Err(Error::EmbeddingLength { expert: expert.clone(), found: vector.len(), expected });
+            return Err(ClusterError::EmbeddingLength { expert: expert.clone(), found: vector.len(), expected });
         }
         if vector.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite { what: "the embedding of expert", name: expert.clone() });
+            return Err(ClusterError::NotFinite { what: "the embedding of expert", name: expert.clone() });
         }
     }
     Ok(())
@@ -57,10 +57,10 @@ mod tests {
     fn vectors_that_do_not_fit_are_errors_that_name_the_expert() {
         assert!(matches!(
             embedding_clusters(named(&[&[0.0, 1.0], &[5.0]]), 1, 0),
-            Err(Error::EmbeddingLength { expert, found: 1, expected: 2 }) if expert == "e1"
+            Err(ClusterError::EmbeddingLength { expert, found: 1, expected: 2 }) if expert == "e1"
         ));
         assert!(
-            matches!(embedding_clusters(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(Error::NotFinite { name, .. }) if name == "e1")
+            matches!(embedding_clusters(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(ClusterError::NotFinite { name, .. }) if name == "e1")
         );
         assert!(embedding_clusters(named(&[&[], &[]]), 1, 0).is_err());
     }

@@ -8,12 +8,12 @@ use crate::comparison_space::ComparisonSpace;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of everything in this crate that can fail.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = ClusterError> = std::result::Result<T, E>;
 
 /// Why experts could not be compared or clustered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ClusterError {
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] lorakit_format::FormatError),
@@ -148,7 +148,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with them.
-        source: Box<Error>,
+        source: Box<ClusterError>,
     },
     /// Contradictory arguments or clusters.
     #[error("{0}")]

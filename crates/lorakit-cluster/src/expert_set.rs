@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use lorakit_adapter::{Adapter, Matrix};
 
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, ClusterError, Result};
 
 type Open<'a> = Box<dyn Fn(&str) -> Result<Adapter, BoxError> + Send + Sync + 'a>;
 type InitialA<'a> = Box<dyn Fn(&str) -> Result<Matrix, BoxError> + Send + Sync + 'a>;
@@ -80,7 +80,8 @@ impl<'a> ExpertSet<'a> {
         let adapter = match opened.get() {
             Some(adapter) => adapter,
             None => {
-                let adapter = (self.open)(name).map_err(|source| Error::Expert { expert: name.clone(), source })?;
+                let adapter =
+                    (self.open)(name).map_err(|source| ClusterError::Expert { expert: name.clone(), source })?;
                 opened.get_or_init(|| adapter)
             }
         };
@@ -91,8 +92,8 @@ impl<'a> ExpertSet<'a> {
 
     /// The initial A of a module.
     pub(crate) fn initial_a(&self, module: &str) -> Result<Matrix> {
-        let initial_a = self.initial_a.as_ref().ok_or(Error::NoInitialA)?;
-        initial_a(module).map_err(|source| Error::InitialA { module: module.to_owned(), source })
+        let initial_a = self.initial_a.as_ref().ok_or(ClusterError::NoInitialA)?;
+        initial_a(module).map_err(|source| ClusterError::InitialA { module: module.to_owned(), source })
     }
 }
 
@@ -110,10 +111,10 @@ pub(crate) fn sorted_names(names: impl IntoIterator<Item = String>) -> Result<Ve
     let mut names: Vec<String> = names.into_iter().collect();
     names.sort();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::DuplicateExpert(pair[0].clone()));
+        return Err(ClusterError::DuplicateExpert(pair[0].clone()));
     }
     match names.len() {
-        0 | 1 => Err(Error::TooFewExperts(names.len())),
+        0 | 1 => Err(ClusterError::TooFewExperts(names.len())),
         _ => Ok(names),
     }
 }
@@ -127,8 +128,8 @@ mod tests {
     fn names_are_sorted_unique_and_at_least_two() {
         let names = |list: &[&str]| sorted_names(list.iter().map(|name| (*name).to_owned()));
         assert_eq!(names(&["b", "a"]).unwrap(), ["a", "b"]);
-        assert!(matches!(names(&["a", "b", "a"]), Err(Error::DuplicateExpert(name)) if name == "a"));
-        assert!(matches!(names(&["a"]), Err(Error::TooFewExperts(1))));
+        assert!(matches!(names(&["a", "b", "a"]), Err(ClusterError::DuplicateExpert(name)) if name == "a"));
+        assert!(matches!(names(&["a"]), Err(ClusterError::TooFewExperts(1))));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use lorakit_format::rng::CounterRng;
 use rand::Rng;
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::point_blocks::PointBlocks;
 
 /// The number of restarts, of which the best is kept: scikit-learn's `n_init`, as in the paper's code.
@@ -33,7 +33,7 @@ pub fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Result<Vec<usize>> {
     check_points(points)?;
     let distinct = distinct(points, k);
     if k > distinct {
-        return Err(Error::TooFewDistinct { k, points: points.len(), distinct });
+        return Err(ClusterError::TooFewDistinct { k, points: points.len(), distinct });
     }
     let blocks = PointBlocks::of(points);
     let restarts: Vec<Restart> = (0..RESTARTS)
@@ -111,12 +111,12 @@ fn check_points(points: &[Vec<f64>]) -> Result<()> {
     for (at, point) in points.iter().enumerate() {
         if point.len() != points[0].len() {
             let (found, expected) = (point.len(), points[0].len());
-            return Err(Error::Inconsistent(format!(
+            return Err(ClusterError::Inconsistent(format!(
                 "point {at} has {found} values; expected {expected}, as the first has"
             )));
         }
         if point.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite { what: "point", name: at.to_string() });
+            return Err(ClusterError::NotFinite { what: "point", name: at.to_string() });
         }
     }
     Ok(())
@@ -128,8 +128,8 @@ fn check_points(points: &[Vec<f64>]) -> Result<()> {
 /// If k is 0 or exceeds the number of experts.
 pub(crate) fn check_k(k: usize, experts: usize) -> Result<()> {
     match k {
-        0 => Err(Error::ZeroClusters),
-        _ if k > experts => Err(Error::TooManyClusters { k, experts }),
+        0 => Err(ClusterError::ZeroClusters),
+        _ if k > experts => Err(ClusterError::TooManyClusters { k, experts }),
         _ => Ok(()),
     }
 }
@@ -235,9 +235,9 @@ mod tests {
     #[test]
     fn impossible_numbers_of_clusters_are_errors() {
         let points = [1.0, 1.0, 2.0].map(|value| vec![value]);
-        assert!(matches!(kmeans(&points, 0, 0), Err(Error::ZeroClusters)));
-        assert!(matches!(kmeans(&points, 4, 0), Err(Error::TooManyClusters { k: 4, experts: 3 })));
-        assert!(matches!(kmeans(&points, 3, 0), Err(Error::TooFewDistinct { k: 3, points: 3, distinct: 2 })));
+        assert!(matches!(kmeans(&points, 0, 0), Err(ClusterError::ZeroClusters)));
+        assert!(matches!(kmeans(&points, 4, 0), Err(ClusterError::TooManyClusters { k: 4, experts: 3 })));
+        assert!(matches!(kmeans(&points, 3, 0), Err(ClusterError::TooFewDistinct { k: 3, points: 3, distinct: 2 })));
         assert!(kmeans(&points, 2, 0).is_ok());
     }
 

@@ -6,7 +6,7 @@
 //! without holding them all in memory, and its results do not depend on the number of threads.
 //!
 //! Deliberately absent: models, tokenizers, routers and training. Tasks are names here, embeddings are given as vectors,
-//! and nothing is printed. Every error is an [`Error`].
+//! and nothing is printed. Every error is a [`ClusterError`].
 //!
 //! - [`ExpertSet`]: names, and how to open an adapter.
 //! - [`GramMatrix`] and [`Similarity`]: inner products and cosines in one space.
@@ -64,7 +64,7 @@ pub use clusters::{Cluster, ClusterMethod, Clusters};
 pub use clusters_file::published::read_published;
 pub use comparison_space::ComparisonSpace;
 pub use embedding_clusters::embedding_clusters;
-pub use error::{BoxError, Error, Result};
+pub use error::{BoxError, ClusterError, Result};
 pub use expert_set::ExpertSet;
 pub use gram::gram_matrix::GramMatrix;
 pub use kmeans::kmeans;

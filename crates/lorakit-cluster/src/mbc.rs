@@ -13,7 +13,7 @@ use faer::{Mat, Side};
 use serde::{Deserialize, Serialize};
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::expert_set::ExpertSet;
 use crate::gram::gram_matrix::GramMatrix;
 use crate::kmeans::{check_k, kmeans};
@@ -119,7 +119,8 @@ impl MbcEmbedding {
         }
         let embedding = Mat::from_fn(n, components, |i, j| self.embedding[i][j]);
         let squared = embedding.transpose() * &embedding;
-        let eigen = squared.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Numerical("the eigendecomposition"))?;
+        let eigen =
+            squared.self_adjoint_eigen(Side::Lower).map_err(|_| ClusterError::Numerical("the eigendecomposition"))?;
         // Rounding can make the eigenvalues of a singular matrix negative. The rotation back is left out: it keeps
         // distances.
         let roots = eigen.S().column_vector().iter().map(|value| value.max(0.0).sqrt()).collect::<Vec<f64>>();
@@ -224,10 +225,10 @@ mod tests {
     #[test]
     fn impossible_numbers_of_clusters_are_errors() {
         let experts = Synthetic::default().experts();
-        assert!(matches!(mbc(&experts, &options(ComparisonSpace::Delta, 0)), Err(Error::ZeroClusters)));
+        assert!(matches!(mbc(&experts, &options(ComparisonSpace::Delta, 0)), Err(ClusterError::ZeroClusters)));
         assert!(matches!(
             mbc(&experts, &options(ComparisonSpace::Delta, 13)),
-            Err(Error::TooManyClusters { k: 13, experts: 12 })
+            Err(ClusterError::TooManyClusters { k: 13, experts: 12 })
         ));
     }
 
@@ -237,7 +238,7 @@ mod tests {
         let twins = ["a", "b", "c"].map(|name| (name.to_owned(), adapter.clone()));
         let experts = ExpertSet::in_memory(twins).unwrap();
         let refused = mbc(&experts, &options(ComparisonSpace::Delta, 2)).unwrap_err();
-        assert!(matches!(refused, Error::TooFewDistinct { k: 2, points: 3, distinct: 1 }), "{refused}");
+        assert!(matches!(refused, ClusterError::TooFewDistinct { k: 2, points: 3, distinct: 1 }), "{refused}");
         assert_eq!(mbc(&experts, &options(ComparisonSpace::Delta, 1)).unwrap().k(), 1);
     }
 

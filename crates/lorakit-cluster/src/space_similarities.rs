@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::expert_set::ExpertSet;
 use crate::similarity::Similarity;
 
@@ -49,7 +49,7 @@ impl SpaceSimilarities {
             }
             match known.map_or_else(|| Similarity::of(experts, space), Ok) {
                 Ok(similarity) => spaces.available.push((space, similarity)),
-                Err(error @ (Error::NotAligned { .. } | Error::NoInitialA)) => {
+                Err(error @ (ClusterError::NotAligned { .. } | ClusterError::NoInitialA)) => {
                     spaces.unavailable.push(UnavailableSpace { space, reason: error.to_string() });
                 }
                 Err(error) => return Err(error),

@@ -2,7 +2,7 @@
 
 use faer::{Mat, Side};
 
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::gram::gram_matrix::GramMatrix;
 use crate::leading_eigenpairs::{Eigenpairs, is_worthwhile, leading_eigenpairs};
 
@@ -21,7 +21,7 @@ const ROUNDING: f64 = 1e-12;
 /// If `components` is 0.
 pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Vec<f64>>> {
     if components == 0 {
-        return Err(Error::Setting { name: "components", value: "0".to_owned(), expected: "at least 1" });
+        return Err(ClusterError::Setting { name: "components", value: "0".to_owned(), expected: "at least 1" });
     }
     let n = gram.names().len();
     let unit = (0..n).map(|i| gram.at(i, i)).fold(f64::MIN_POSITIVE, f64::max);
@@ -43,7 +43,8 @@ pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Ve
 fn all_eigenpairs(gram: &GramMatrix, unit: f64, components: usize) -> Result<Eigenpairs> {
     let n = gram.names().len();
     let matrix = Mat::from_fn(n, n, |i, j| gram.at(i, j) / unit);
-    let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Numerical("the eigendecomposition"))?;
+    let eigen =
+        matrix.self_adjoint_eigen(Side::Lower).map_err(|_| ClusterError::Numerical("the eigendecomposition"))?;
     // Eigenvalues are in ascending order.
     let (ascending, count) = (eigen.S().column_vector(), components.min(n));
     let values = (0..count).map(|at| ascending[n - 1 - at]).collect();

@@ -132,7 +132,7 @@ pub enum EvalError {
     Rouge(#[source] RoutingError),
     /// A task, its rows or the tokenizer.
     #[error(transparent)]
-    Tokens(#[from] lorakit_task::Error),
+    Tokens(#[from] lorakit_task::TaskError),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

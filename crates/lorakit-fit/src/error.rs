@@ -17,10 +17,10 @@ pub type Result<T, E = FitError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum FitError {
     /// What was being done, with the cause.
-    #[error("{doing}")]
-    While {
+    #[error("{what}")]
+    Context {
         /// The file, task, expert or method.
-        doing: String,
+        what: String,
         /// What went wrong.
         source: Box<FitError>,
     },
@@ -226,7 +226,7 @@ pub enum FitError {
     Adapter(#[from] AdapterError),
     /// From lorakit-cluster.
     #[error(transparent)]
-    Cluster(#[from] lorakit_cluster::Error),
+    Cluster(#[from] lorakit_cluster::ClusterError),
     /// From lorakit-eval.
     #[error(transparent)]
     Eval(#[from] EvalError),
@@ -241,7 +241,7 @@ pub enum FitError {
     Route(Box<RouteError>),
     /// From lorakit-task.
     #[error(transparent)]
-    Task(#[from] lorakit_task::Error),
+    Task(#[from] lorakit_task::TaskError),
     /// From lorakit-train.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -296,12 +296,12 @@ impl FitError {
 
 /// Says what was being done when an error occurred.
 pub(crate) trait WithContext<T> {
-    /// The result, with `doing` before the error.
-    fn with_context(self, doing: impl FnOnce() -> String) -> Result<T>;
+    /// The result, with `what` before the error.
+    fn with_context(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T, E: Into<FitError>> WithContext<T> for Result<T, E> {
-    fn with_context(self, doing: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| FitError::While { doing: doing(), source: Box::new(error.into()) })
+    fn with_context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| FitError::Context { what: what(), source: Box::new(error.into()) })
     }
 }

@@ -2,7 +2,7 @@
 
 use fancy_regex::Regex;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// A regular expression that finds the answer in a longer text, such as `#### (-?[0-9.,]+)` in a worked solution.
 /// Look-around is allowed; backtracking is bounded.
@@ -16,7 +16,7 @@ impl AnswerPattern {
     /// If the pattern is not a regular expression.
     pub fn new(pattern: &str) -> Result<Self> {
         let regex = Regex::new(pattern)
-            .map_err(|source| Error::Pattern { pattern: pattern.to_string(), source: Box::new(source) })?;
+            .map_err(|source| TaskError::Pattern { pattern: pattern.to_string(), source: Box::new(source) })?;
         Ok(AnswerPattern(regex))
     }
 

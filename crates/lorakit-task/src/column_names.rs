@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::json_value;
 
 /// Standard columns such as `input` and `output`, each with the column of a data file that takes its place: a name, or a
@@ -44,7 +44,7 @@ impl ColumnNames {
                 } else {
                     String::new()
                 };
-                Error::Row(format!(
+                TaskError::Row(format!(
                     "no column `{own}`, which is to be `{column}`; the row has {}{reversed}. Names of columns apply to every \
                      data file of a command: where files differ, give each a task TOML with its own [columns]",
                     json_value::keys(fields)
@@ -69,7 +69,7 @@ impl From<BTreeMap<String, String>> for ColumnNames {
 }
 
 impl FromStr for ColumnNames {
-    type Err = Error;
+    type Err = TaskError;
 
     /// Reads `input=question,output=answer`.
     fn from_str(text: &str) -> Result<Self> {
@@ -78,12 +78,12 @@ impl FromStr for ColumnNames {
             let Some((column, own)) =
                 pair.split_once('=').filter(|(a, b)| !a.trim().is_empty() && !b.trim().is_empty())
             else {
-                return Err(Error::Spec(format!(
+                return Err(TaskError::Spec(format!(
                     "`{pair}` is not STANDARD=COLUMN, such as input=question: the standard column, then the file's"
                 )));
             };
             if names.insert(column.trim().to_string(), own.trim().to_string()).is_some() {
-                return Err(Error::Spec(format!("the column `{}` is given twice", column.trim())));
+                return Err(TaskError::Spec(format!("the column `{}` is given twice", column.trim())));
             }
         }
         Ok(ColumnNames(names))

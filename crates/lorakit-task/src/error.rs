@@ -3,19 +3,19 @@
 use std::path::PathBuf;
 
 /// The result of everything in this crate that can fail.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = TaskError> = std::result::Result<T, E>;
 
 /// Why a task could not be loaded, or text not be tokenized.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum TaskError {
     /// Where the error that is its source occurred.
-    #[error("{place}")]
-    At {
+    #[error("{what}")]
+    Context {
         /// A file, a row, a key of a task TOML or a column.
-        place: String,
+        what: String,
         /// What is wrong there.
-        source: Box<Error>,
+        source: Box<TaskError>,
     },
     /// A file or folder that cannot be read.
     #[error("cannot read {what}")]
@@ -162,31 +162,31 @@ pub enum Error {
     Length(String),
 }
 
-impl Error {
+impl TaskError {
     /// The error and its sources in one line.
     pub(crate) fn chain(&self) -> String {
         lorakit_format::error_chain(self)
     }
 
-    /// The same error, said to have occurred at `place`.
-    pub(crate) fn at(self, place: impl Into<String>) -> Self {
-        Error::At { place: place.into(), source: Box::new(self) }
+    /// The same error, said to have occurred at `what`.
+    pub(crate) fn at(self, what: impl Into<String>) -> Self {
+        TaskError::Context { what: what.into(), source: Box::new(self) }
     }
 
     /// A failure to read a file or folder.
     pub(crate) fn read(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Error::Read { what: what.to_string(), source }
+        move |source| TaskError::Read { what: what.to_string(), source }
     }
 }
 
 /// Says where errors occurred.
 pub(crate) trait At<T> {
-    /// Says that an error, if there is one, occurred at `place`.
-    fn at<P: Into<String>>(self, place: impl FnOnce() -> P) -> Result<T>;
+    /// Says that an error, if there is one, occurred at `what`.
+    fn at<P: Into<String>>(self, what: impl FnOnce() -> P) -> Result<T>;
 }
 
 impl<T> At<T> for Result<T> {
-    fn at<P: Into<String>>(self, place: impl FnOnce() -> P) -> Result<T> {
-        self.map_err(|error| error.at(place()))
+    fn at<P: Into<String>>(self, what: impl FnOnce() -> P) -> Result<T> {
+        self.map_err(|error| error.at(what()))
     }
 }

@@ -1,6 +1,6 @@
 //! Few-shot prompts: train rows with their answers before each row's own prompt.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::split::Split;
 use crate::task::Task;
@@ -25,7 +25,7 @@ impl Task {
             let others = train.iter().filter(|other| other.fields != row.fields);
             let examples: Vec<&&Row> = others.take(shots).collect();
             if examples.len() < shots {
-                return Err(Error::FewShot { task: self.name.clone(), shots, rows: train.len() });
+                return Err(TaskError::FewShot { task: self.name.clone(), shots, rows: train.len() });
             }
             let mut prompt = self.few_shot.description.clone();
             for example in &examples {
@@ -44,7 +44,7 @@ impl Task {
                     RowKind::Conversation(own.after(shown))
                 }
                 RowKind::Text => {
-                    return Err(Error::Row("rows of `text` have no answers to show as examples".to_owned()));
+                    return Err(TaskError::Row("rows of `text` have no answers to show as examples".to_owned()));
                 }
             };
             Ok((*split, Row { prompt, kind, ..row.clone() }))

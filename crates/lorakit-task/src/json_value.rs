@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// A text; a number is taken as it is written in JSON.
 ///
@@ -40,7 +40,7 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
     };
     match index {
         Some(index) if index < choices.len() => Ok(index),
-        _ => Err(Error::Row(format!(
+        _ => Err(TaskError::Row(format!(
             "{value} is neither an index below {} (the first choice is 0) nor one of the choices {}",
             choices.len(),
             Value::from(choices)
@@ -48,8 +48,8 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
     }
 }
 
-fn unexpected(expected: &str, found: &str) -> Error {
-    Error::Value { expected: expected.to_string(), found: found.to_string() }
+fn unexpected(expected: &str, found: &str) -> TaskError {
+    TaskError::Value { expected: expected.to_string(), found: found.to_string() }
 }
 
 /// A JSON value's kind, for messages.

@@ -7,7 +7,7 @@
 //! choice, as in lm-evaluation-harness. An [`IncrementalDecoder`] turns generated tokens back into text.
 //!
 //! Deliberately absent: tensors, models, adapters and devices. No score is computed here ([`Metric`] only names them), and
-//! nothing is printed. Every error is an [`Error`].
+//! nothing is printed. Every error is a [`TaskError`].
 //!
 //! A new task costs one TOML file and no code; `configs/tasks` has some. A new row format is one file in `row_format`, a new
 //! file format one in `source`, and each one line in the list there.
@@ -60,7 +60,7 @@ pub use chat::chat_template::{ChatTemplate, RenderedChat};
 pub use chat::conversation::{Conversation, Message};
 pub use chat::reply_span::ReplySource;
 pub use column_names::ColumnNames;
-pub use error::{Error, Result};
+pub use error::{Result, TaskError};
 pub use loading::rows_by_column::RowsByColumn;
 pub use loading::split_files::SplitFiles;
 pub use loading::suite::Suite;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// A metric of a task. The set is closed; `lorakit-eval` computes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -61,11 +61,11 @@ impl fmt::Display for Metric {
 }
 
 impl FromStr for Metric {
-    type Err = Error;
+    type Err = TaskError;
 
     fn from_str(name: &str) -> Result<Self> {
         let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
-        found.ok_or_else(|| Error::UnknownName {
+        found.ok_or_else(|| TaskError::UnknownName {
             what: "metric",
             name: name.to_string(),
             known: Metric::ALL.map(Metric::name).join(", "),

@@ -7,7 +7,7 @@ use lorakit_format::rng::Key;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::json_value::canonical_object;
 
 /// One part of a task's rows.
@@ -59,7 +59,7 @@ impl fmt::Display for Split {
 }
 
 impl FromStr for Split {
-    type Err = Error;
+    type Err = TaskError;
 
     fn from_str(name: &str) -> Result<Self> {
         Ok(match name {
@@ -68,7 +68,7 @@ impl FromStr for Split {
             "test" => Split::Test,
             "all" => Split::All,
             _ => {
-                return Err(Error::UnknownName {
+                return Err(TaskError::UnknownName {
                     what: "split",
                     name: name.to_string(),
                     known: "train, validation, test, all".to_string(),

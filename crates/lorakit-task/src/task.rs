@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::json_value::canonical_object;
 use crate::metric::Metric;
 use crate::row::{Answer, Row, RowKind};
@@ -73,7 +73,7 @@ impl Task {
     pub fn rows(&self, split: Split, limit: Option<usize>) -> Result<Vec<&Row>> {
         let rows: Vec<&Row> = self.rows_of(split).take(limit.unwrap_or(usize::MAX)).collect();
         if rows.is_empty() && limit != Some(0) {
-            return Err(Error::EmptySplit {
+            return Err(TaskError::EmptySplit {
                 task: self.name.clone(),
                 path: self.path.clone(),
                 split: split.name(),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use lorakit_task::{ChatTemplate, Conversation, Error, Message};
+use lorakit_task::{ChatTemplate, Conversation, Message, TaskError};
 use serde_json::{Map, Value, json};
 
 const CHATML: &str = include_str!("fixtures/chat_templates/chatml.jinja");
@@ -22,7 +22,7 @@ fn conversation(messages: &[(&str, &str)]) -> Conversation {
 }
 
 /// A conversation with a system message and two turns, rendered with the generation prompt.
-fn rendered(source: &str) -> Result<String, Error> {
+fn rendered(source: &str) -> Result<String, TaskError> {
     let messages = [("system", "Be brief."), ("user", " 2? "), ("assistant", "two\n"), ("user", "3?")];
     Ok(template(source).render(&conversation(&messages), true)?.text)
 }
@@ -52,7 +52,7 @@ fn templates_of_each_kind_render_as_in_transformers() {
         assert_eq!(rendered(source).unwrap(), expected);
     }
     let error = rendered(GEMMA).unwrap_err();
-    assert!(matches!(&error, Error::RefusedChat(why) if why == "System role not supported"), "{error}");
+    assert!(matches!(&error, TaskError::RefusedChat(why) if why == "System role not supported"), "{error}");
     let text = template(GEMMA).render(&conversation(&[("user", "2?"), ("assistant", " two ")]), false).unwrap().text;
     assert_eq!(text, "<s><start_of_turn>user\n2?<end_of_turn>\n<start_of_turn>model\ntwo<end_of_turn>\n");
     let systems = [CHATML, LLAMA_3, MISTRAL, GEMMA].map(|source| template(source).has_system_role());
@@ -118,7 +118,7 @@ fn every_conversation_of_the_oracle_renders_alike() {
             let messages = messages.map(|message| Message::new(&text(message, "role"), &text(message, "content")));
             let found = match template.render(&Conversation::new(messages.collect()), form == "prompt") {
                 Ok(chat) => json!({ "text": chat.text }),
-                Err(Error::RefusedChat(why)) => json!({ "error": why }),
+                Err(TaskError::RefusedChat(why)) => json!({ "error": why }),
                 Err(other) => panic!("{name} {case}: {other}"),
             };
             assert_eq!(&found, expected, "{name} {case}");

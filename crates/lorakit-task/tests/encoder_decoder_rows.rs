@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use lorakit_task::{
-    Answer, Conversation, Error, Example, IncrementalDecoder, LossTokens, Message, Row, RowEncoding, RowKind,
-    RowLayout, Tokenizer, choice_requests,
+    Answer, Conversation, Example, IncrementalDecoder, LossTokens, Message, Row, RowEncoding, RowKind, RowLayout,
+    TaskError, Tokenizer, choice_requests,
 };
 use serde_json::{Map, Value};
 
@@ -28,7 +28,7 @@ fn row(prompt: &str, answer: &str) -> Row {
     Row::plain(1, Map::new(), prompt, " ", Answer::Text(vec![answer.into()]))
 }
 
-fn message(error: Error) -> String {
+fn message(error: TaskError) -> String {
     format!("{:#}", anyhow::Error::from(error))
 }
 

@@ -17,10 +17,10 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[non_exhaustive]
 pub enum TrainError {
     /// Where the source error occurred.
-    #[error("{place}")]
-    At {
+    #[error("{what}")]
+    Context {
         /// A file or folder.
-        place: String,
+        what: String,
         /// What is wrong there.
         source: Box<TrainError>,
     },

@@ -42,7 +42,7 @@ mod train_config;
 pub mod trainable;
 
 pub use backward::backward_mode::{Activations, BackwardMode};
-pub use backward::example_losses::example_losses;
+pub use backward::example_losses_by_token::example_losses_by_token;
 pub use backward::gradients::Gradients;
 pub use backward::token_loss::{FitRow, TokenLoss};
 pub use error::{BoxError, Result, TrainError};

@@ -1,7 +1,7 @@
 //! A pass: several experts trained together over one base, each with its own rows, schedule, clipping and moments.
 
 use crate::backward::backward_mode::Activations;
-use crate::backward::example_losses::example_losses;
+use crate::backward::example_losses_by_token::example_losses_by_token;
 use crate::backward::gradients::Gradients;
 use crate::backward::layerwise::{LayerwiseBackward, LossBatch};
 use crate::divergence::DivergenceMonitor;
@@ -375,7 +375,7 @@ impl<'a> Pass<'a> {
         let rows: Vec<_> = due.iter().flat_map(indexed).collect();
         let owned = rows.iter().map(|&(e, index, row)| (self.trainable.validation_owner(e, index), row));
         let PassContext { base, batch_tokens, .. } = self.context;
-        let losses = example_losses(base, &patches, &owned.collect::<Vec<_>>(), batch_tokens)?;
+        let losses = example_losses_by_token(base, &patches, &owned.collect::<Vec<_>>(), batch_tokens)?;
         let mut validated = Vec::new();
         for expert in due {
             let own: Vec<f64> =

@@ -315,7 +315,7 @@ fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 }
 
 fn in_file(file: &str, source: TrainError) -> TrainError {
-    TrainError::At { place: file.to_owned(), source: Box::new(source) }
+    TrainError::Context { what: file.to_owned(), source: Box::new(source) }
 }
 
 /// A parser's message in words for users.

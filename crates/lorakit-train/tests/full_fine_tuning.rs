@@ -106,7 +106,7 @@ fn a_model_learns_is_stored_as_a_base_and_is_not_trained_again() {
     let loss = |base: &Base| {
         let rows = rows(1, 8);
         let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
-        let losses = lorakit_train::example_losses(base, &Default::default(), &rows, 512).unwrap();
+        let losses = lorakit_train::example_losses_by_token(base, &Default::default(), &rows, 512).unwrap();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
     let best = LossHistory::best_of(&record).unwrap().1;
@@ -159,7 +159,7 @@ fn the_text_model_of_a_multimodal_folder_trains_beside_its_other_tensors() {
     let rows = rows(1, 8);
     let loss = |base: &Base| {
         let rows: Vec<_> = rows.iter().map(|row| (0, row)).collect();
-        lorakit_train::example_losses(base, &Default::default(), &rows, 512).unwrap().iter().sum::<f64>()
+        lorakit_train::example_losses_by_token(base, &Default::default(), &rows, 512).unwrap().iter().sum::<f64>()
     };
     assert!(loss(&after) < loss(&before));
 }

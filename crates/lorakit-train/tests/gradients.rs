@@ -272,7 +272,7 @@ fn rows_without_a_target_have_no_loss() {
     for name in BASES {
         let base = base(name, false);
         let row = Example::new(example(1, 5, 2).prompt(), &[]);
-        assert_eq!(lorakit_train::example_losses(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
+        assert_eq!(lorakit_train::example_losses_by_token(&base, &Patches::none(), &[(0, &row)], 64).unwrap(), [0.0]);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::clusters::{Cluster, ClusterMethod, Clusters};
 use crate::clusters_file::mttl_lists;
 use crate::clusters_file::name_lists::NameLists;
 use crate::clusters_file::pretty_json::write_pretty;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 
 impl Clusters {
     /// Reads clusters.json, in our form or in mttl's. Unknown keys, repeated keys and contradictions are errors.
@@ -22,11 +22,12 @@ impl Clusters {
     /// If the file cannot be read or is not a valid clusters file.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
-        let in_file = |source: Error| Error::ClustersFile { path: path.to_owned(), source: Box::new(source) };
+        let in_file =
+            |source: ClusterError| ClusterError::ClustersFile { path: path.to_owned(), source: Box::new(source) };
         if let Some(clusters) = mttl_lists::parse(&text) {
             return clusters.map_err(in_file);
         }
-        let json: ClustersJson = serde_json::from_str(&text).map_err(|source| Error::Json {
+        let json: ClustersJson = serde_json::from_str(&text).map_err(|source| ClusterError::Json {
             path: path.to_owned(),
             expected: r#"{"method": ..., "clusters": {NAME: [EXPERT, ...]}, "tasks": {NAME: [TASK, ...]}}"#,
             source,
@@ -67,7 +68,7 @@ impl From<&Clusters> for ClustersJson {
 }
 
 impl TryFrom<ClustersJson> for Clusters {
-    type Error = Error;
+    type Error = ClusterError;
 
     fn try_from(json: ClustersJson) -> Result<Self> {
         let mut tasks: BTreeMap<String, Vec<String>> = json.tasks.0.into_iter().collect();
@@ -77,7 +78,9 @@ impl TryFrom<ClustersJson> for Clusters {
         };
         let clusters = json.clusters.0.into_iter().map(cluster).collect();
         if let Some(name) = tasks.keys().next() {
-            return Err(Error::Inconsistent(format!("`tasks` names the cluster `{name}`, which `clusters` does not")));
+            return Err(ClusterError::Inconsistent(format!(
+                "`tasks` names the cluster `{name}`, which `clusters` does not"
+            )));
         }
         Self::checked(json.method, clusters, json.settings)
     }

@@ -7,7 +7,7 @@ use lorakit_format::read_text;
 use serde_json::{Map, Value};
 
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 
 /// The only key of a published file that is not a cluster.
 const DESCRIPTION: &str = "description";
@@ -19,12 +19,12 @@ const DESCRIPTION: &str = "description";
 /// tasks among the clusters, training and test splits.
 pub fn read_published(path: &Path) -> Result<Clusters> {
     let text = read_text(path)?;
-    parse(&text).map_err(|source| Error::ClustersFile { path: path.to_owned(), source: Box::new(source) })
+    parse(&text).map_err(|source| ClusterError::ClustersFile { path: path.to_owned(), source: Box::new(source) })
 }
 
 fn parse(text: &str) -> Result<Clusters> {
     let file: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-        Error::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks"))
+        ClusterError::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks"))
     })?;
     let mut settings = Map::new();
     let mut clusters = Vec::new();
@@ -39,7 +39,7 @@ fn parse(text: &str) -> Result<Clusters> {
 
 fn cluster(name: String, value: Value) -> Result<Cluster> {
     let experts: Vec<String> = serde_json::from_value(value).map_err(|error| {
-        Error::Inconsistent(format!("`{name}` is not a cluster: {error}; expected a list of tasks"))
+        ClusterError::Inconsistent(format!("`{name}` is not a cluster: {error}; expected a list of tasks"))
     })?;
     let mut tasks = experts.clone();
     tasks.sort();

@@ -10,7 +10,7 @@ use lorakit_adapter::{Adapter, LowRank, Matrix};
 use rayon::prelude::*;
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, ClusterError, Result};
 use crate::expert_set::ExpertSet;
 use crate::gram::magnitude_threshold::magnitude_threshold;
 use crate::gram::module_layout::{ModuleLayout, TiedModules};
@@ -190,7 +190,7 @@ fn initial_a(experts: &ExpertSet, tied: &TiedModules) -> Result<(String, Matrix)
     let expected = [tied.ranks[0], tied.input()];
     if [initial.rows(), initial.cols()] != expected {
         let found = format!("it is {:?}; expected {expected:?}, as in the experts", [initial.rows(), initial.cols()]);
-        return Err(Error::InitialA { module: module.to_owned(), source: BoxError::from(found) });
+        return Err(ClusterError::InitialA { module: module.to_owned(), source: BoxError::from(found) });
     }
     Ok((module.to_owned(), initial))
 }

@@ -4,7 +4,7 @@ use faer::MatRef;
 use rayon::prelude::*;
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::expert_set::ExpertSet;
 use crate::gram::{delta, flat};
 
@@ -30,7 +30,7 @@ impl GramMatrix {
     /// `change`, if ranks or modules differ; in `change`, if the initial A is unknown.
     pub fn of(experts: &ExpertSet, space: ComparisonSpace, sparsity: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&sparsity) {
-            return Err(Error::Setting { name: "sparsity", value: sparsity.to_string(), expected: "0 to 1" });
+            return Err(ClusterError::Setting { name: "sparsity", value: sparsity.to_string(), expected: "0 to 1" });
         }
         let values = match space {
             ComparisonSpace::Parameters | ComparisonSpace::Change => flat::gram(experts, space, sparsity)?,
@@ -42,7 +42,7 @@ impl GramMatrix {
     /// Checks that no product overflowed: the adapters' values are finite, their products may not be.
     fn new(names: Vec<String>, values: Vec<f64>) -> Result<Self> {
         match values.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(Error::NotFinite { what: "expert", name: names[at / names.len()].clone() }),
+            Some(at) => Err(ClusterError::NotFinite { what: "expert", name: names[at / names.len()].clone() }),
             None => Ok(Self { names, values }),
         }
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_change_needs_the_initial_a() {
         let experts = ExpertSet::in_memory(Synthetic::default().adapters()).unwrap();
-        assert!(matches!(GramMatrix::of(&experts, ComparisonSpace::Change, 0.0), Err(Error::NoInitialA)));
+        assert!(matches!(GramMatrix::of(&experts, ComparisonSpace::Change, 0.0), Err(ClusterError::NoInitialA)));
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         let experts = ExpertSet::in_memory(adapters).unwrap();
         for space in [ComparisonSpace::Parameters, ComparisonSpace::Delta] {
             let error = GramMatrix::of(&experts, space, 0.0).unwrap_err();
-            assert!(matches!(&error, Error::NotFinite { .. }), "{error}");
+            assert!(matches!(&error, ClusterError::NotFinite { .. }), "{error}");
         }
     }
 

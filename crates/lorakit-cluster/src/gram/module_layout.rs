@@ -10,7 +10,7 @@ use lorakit_adapter::{Adapter, LowRank};
 use rayon::prelude::*;
 
 use crate::comparison_space::ComparisonSpace;
-use crate::error::{Error, Result};
+use crate::error::{ClusterError, Result};
 use crate::expert_set::ExpertSet;
 
 /// The widths of one module, the same in all experts of a base model.
@@ -88,7 +88,7 @@ impl ModuleLayout {
         for tied in &self.groups {
             let rank = tied.ranks[0];
             let Some(other) = tied.ranks.iter().position(|found| *found != rank) else { continue };
-            return Err(Error::NotAligned {
+            return Err(ClusterError::NotAligned {
                 space,
                 first: names[0].clone(),
                 second: names[other].clone(),
@@ -139,7 +139,7 @@ fn common_widths<'a>(
         for (module, shape) in expert {
             let (first, width) = *common.entry(module).or_insert((index, shape.width));
             if width != shape.width {
-                return Err(Error::DifferentBase {
+                return Err(ClusterError::DifferentBase {
                     module: module.clone(),
                     first: names[first].clone(),
                     second: names[index].clone(),

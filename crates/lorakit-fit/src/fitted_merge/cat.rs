@@ -13,7 +13,7 @@ use lorakit_lora::Patches;
 use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
-use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses};
+use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses_by_token};
 use std::any::Any;
 
 /// One of so many rows is held out of the fit.
@@ -110,7 +110,7 @@ impl<'a> Selection<'a> {
     fn losses(&self, patches: &Patches) -> Result<Vec<f64>> {
         let rows: Vec<(usize, &Example)> = self.rows.iter().map(|row| (0, *row)).collect();
         let batch_tokens = TokenLoss::new(self.context.base, &TrainConfig::default()).batch_tokens;
-        Ok(example_losses(self.context.base, patches, &rows, batch_tokens)?)
+        Ok(example_losses_by_token(self.context.base, patches, &rows, batch_tokens)?)
     }
 
     /// Keeps the variables if they are better than before, or if no rows are held out.

@@ -8,7 +8,7 @@ use lorakit_adapter::Matrix;
 use lorakit_route::fixed::scaled_uniform::SCALES;
 use lorakit_route::{Router, RouterContext, RouterState, ScaledUniform};
 use lorakit_task::Example;
-use lorakit_train::{TokenLoss, TrainConfig, example_losses};
+use lorakit_train::{TokenLoss, TrainConfig, example_losses_by_token};
 
 /// The fit of [`ScaledUniform`].
 pub struct ScaledUniformFit;
@@ -25,7 +25,7 @@ fn fit(scaled: &ScaledUniform, rows: &TrainingRows) -> Result<RouterState> {
     let batch_tokens = TokenLoss::new(rows.base(), &TrainConfig::default()).batch_tokens;
     let loss = |scale: f32| -> Result<f64> {
         let patches = scaled.at(scale).patches(rows.experts(), &RouterContext::default())?;
-        Ok(example_losses(rows.base(), &patches, &examples, batch_tokens)?.iter().sum())
+        Ok(example_losses_by_token(rows.base(), &patches, &examples, batch_tokens)?.iter().sum())
     };
     let mut tried = Vec::new();
     for scale in SCALES {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
 use crate::chat::generation_block::{take_marks, with_marks};
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::jinja::environment::environment;
 
 /// The name of the template for conversations without tools, or for all.
@@ -109,10 +109,9 @@ impl ChatTemplate {
         let rendered = self.environment.get_template(name);
         let rendered = rendered.and_then(|template| template.render(Value::from(Serde(&variables))));
         // A message of `raise_exception` is the error's detail.
-        let (text, generated) =
-            take_marks(&rendered.map_err(|error| {
-                Error::RefusedChat(error.detail().map_or_else(|| error.to_string(), str::to_owned))
-            })?);
+        let (text, generated) = take_marks(&rendered.map_err(|error| {
+            TaskError::RefusedChat(error.detail().map_or_else(|| error.to_string(), str::to_owned))
+        })?);
         Ok(RenderedChat { text, generated })
     }
 
@@ -140,5 +139,5 @@ fn add(environment: &mut Environment<'static>, name: &'static str, source: &str)
     // As Jinja reads a template's lines.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let text = with_marks(&source).unwrap_or(source);
-    environment.add_template_owned(name, text).map_err(|error| Error::ChatTemplate(error.to_string()))
+    environment.add_template_owned(name, text).map_err(|error| TaskError::ChatTemplate(error.to_string()))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 
 /// The role of a model's replies.
@@ -102,8 +102,8 @@ fn part_text(part: &Value) -> Result<String> {
     }
 }
 
-fn expected(expected: &str, found: &str) -> Error {
-    Error::Value { expected: expected.to_owned(), found: found.to_owned() }
+fn expected(expected: &str, found: &str) -> TaskError {
+    TaskError::Value { expected: expected.to_owned(), found: found.to_owned() }
 }
 
 impl Conversation {

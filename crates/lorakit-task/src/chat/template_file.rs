@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::chat::chat_template::ChatTemplate;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 
 /// The template's own file. It wins over tokenizer_config.json, as in transformers.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -45,7 +45,9 @@ pub(crate) fn compile(templates: &Value, tokens: Map<String, Value>) -> Result<C
         entries.iter().find(|entry| entry["name"] == name)?["template"].as_str()
     };
     let default = templates.as_str().or_else(|| named("default")).ok_or_else(|| {
-        Error::ChatTemplate("`chat_template`: expected a text, or a list with a template named `default`".to_owned())
+        TaskError::ChatTemplate(
+            "`chat_template`: expected a text, or a list with a template named `default`".to_owned(),
+        )
     })?;
     let template = ChatTemplate::new(default, tokens)?;
     named("tool_use").map_or(Ok(template.clone()), |source| template.with_tool_use(source))
@@ -69,7 +71,7 @@ fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
 /// The JSON of a file; null if the file is absent.
 fn read_json(path: &Path) -> Result<Value> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text).map_err(Error::from).at(|| path.display().to_string())
+    serde_json::from_str(&text).map_err(TaskError::from).at(|| path.display().to_string())
 }
 
 /// The text of a file that may be absent.
@@ -77,7 +79,7 @@ fn read_text(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::read(path.display())(error)),
+        Err(error) => Err(TaskError::read(path.display())(error)),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::source::data_file::read_whole;
 use crate::source::file_formats;
 use crate::split::Split;
@@ -68,7 +68,7 @@ fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
     for name in &dict.splits {
         let split = split_named(name).ok_or_else(|| {
             let place = folder.join(name);
-            Error::Data(format!(
+            TaskError::Data(format!(
                 "{}: the split `{name}` is none of train, validation and test; give {} as a task of its own",
                 folder.display(),
                 place.display()
@@ -82,7 +82,7 @@ fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
 fn saved_files(folder: &Path, split: Option<Split>) -> Result<Vec<SplitFile>> {
     let state: DatasetState = read_json(&folder.join("state.json"))?;
     if state.indices.is_some_and(|files| !files.is_empty()) {
-        return Err(Error::Data(format!(
+        return Err(TaskError::Data(format!(
             "{}: its rows are chosen by a separate file of indices; save it again after `flatten_indices()`",
             folder.display()
         )));
@@ -92,15 +92,15 @@ fn saved_files(folder: &Path, split: Option<Split>) -> Result<Vec<SplitFile>> {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T> {
-    let bytes = read_whole(file).map_err(Error::read(file.display()))?;
-    serde_json::from_slice(&bytes).map_err(Error::from).at(|| file.display().to_string())
+    let bytes = read_whole(file).map_err(TaskError::read(file.display()))?;
+    serde_json::from_slice(&bytes).map_err(TaskError::from).at(|| file.display().to_string())
 }
 
 /// A file name that leads nowhere else.
 fn plain<'n>(name: &'n str, folder: &Path) -> Result<&'n str> {
     let leads_away = name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', ':']);
     if leads_away {
-        return Err(Error::Data(format!("{}: `{name}` is not the name of a file in it", folder.display())));
+        return Err(TaskError::Data(format!("{}: `{name}` is not the name of a file in it", folder.display())));
     }
     Ok(name)
 }
@@ -110,7 +110,7 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     let mut files = Vec::new();
     let mut shards = Vec::new();
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut entries = entries.map_err(Error::read(format!("the folder {}", folder.display())))?;
+    let mut entries = entries.map_err(TaskError::read(format!("the folder {}", folder.display())))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -142,7 +142,7 @@ fn ensure_complete(shards: &[(Split, usize, usize)], folder: &Path) -> Result<()
     for &(split, _, count) in shards {
         let missing = (0..count).find(|number| !shards.contains(&(split, *number, count)));
         if let Some(number) = missing {
-            return Err(Error::Data(format!(
+            return Err(TaskError::Data(format!(
                 "{}: {split} has no shard {number:05} of {count:05}; is the download complete?",
                 folder.display()
             )));

@@ -6,7 +6,7 @@ use std::path::Path;
 use lorakit_format::hash::sha256;
 use serde_json::{Map, Value};
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value::{canonical_object, keys};
 use crate::source::data_file::DataFile;
 
@@ -70,7 +70,7 @@ fn text(fields: &Map<String, Value>, column: &str) -> Result<String> {
     match fields.get(column) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Ok(other.to_string()),
-        None => Err(Error::Row(format!("no column `{column}`; there are {}", keys(fields)))),
+        None => Err(TaskError::Row(format!("no column `{column}`; there are {}", keys(fields)))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The generated sets of tasks, `suite:NAME`.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::skills;
 use crate::task::Task;
 
@@ -33,7 +33,7 @@ impl Suite {
     pub(crate) fn split_spec(spec: &str) -> Result<(Suite, &str)> {
         let name = &spec[..spec.find(['/', '@']).unwrap_or(spec.len())];
         let found = Suite::ALL.into_iter().find(|suite| suite.name() == name);
-        let suite = found.ok_or_else(|| Error::UnknownName {
+        let suite = found.ok_or_else(|| TaskError::UnknownName {
             what: "suite",
             name: name.to_string(),
             known: Suite::ALL.map(Suite::name).join(", "),

@@ -6,7 +6,7 @@ use lorakit_format::hash::sha256;
 
 use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value::canonical;
 use crate::loading::split_files::SplitFiles;
 use crate::loading::task_config::TaskConfig;
@@ -90,7 +90,7 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
     };
     let rows = file.document.rows(config.rows_at.as_deref())?;
     let may_contain_rows = file.document.may_contain_rows(config.rows_at.as_deref());
-    let place = |number: usize, error: &Error| match may_contain_rows && lacks_columns(error) {
+    let place = |number: usize, error: &TaskError| match may_contain_rows && lacks_columns(error) {
         false => format!("row {number}"),
         true => {
             "the file is one JSON object and read as one row (rows inside it need a task TOML with `rows_at`)".into()
@@ -107,10 +107,10 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
 }
 
 /// Whether a row has not the columns that are read.
-fn lacks_columns(error: &Error) -> bool {
+fn lacks_columns(error: &TaskError) -> bool {
     match error {
-        Error::At { source, .. } => lacks_columns(source),
-        Error::MissingColumn { .. } | Error::Render(_) => true,
+        TaskError::Context { source, .. } => lacks_columns(source),
+        TaskError::MissingColumn { .. } | TaskError::Render(_) => true,
         _ => false,
     }
 }
@@ -135,10 +135,12 @@ fn metrics(config: &TaskConfig, first: Option<&Row>) -> Result<Vec<Metric>> {
     let mut metrics = vec![Metric::Loss];
     for &metric in asked {
         if metric.needs_choices() && !choices {
-            return Err(Error::Config(format!("`metrics`: {metric} compares choices, and the rows have none")));
+            return Err(TaskError::Config(format!("`metrics`: {metric} compares choices, and the rows have none")));
         }
         if metric.needs_generation() && text {
-            return Err(Error::Config(format!("`metrics`: {metric} compares answers, and rows of `text` have none")));
+            return Err(TaskError::Config(format!(
+                "`metrics`: {metric} compares answers, and rows of `text` have none"
+            )));
         }
         if !metrics.contains(&metric) {
             metrics.push(metric);
@@ -150,7 +152,9 @@ fn metrics(config: &TaskConfig, first: Option<&Row>) -> Result<Vec<Metric>> {
 fn generation(config: &TaskConfig) -> Result<GenerationConfig> {
     let stop = config.stop.clone().unwrap_or_default();
     if stop.iter().any(String::is_empty) {
-        return Err(Error::Config("`stop` has an empty text, which would stop every generation at once".to_string()));
+        return Err(TaskError::Config(
+            "`stop` has an empty text, which would stop every generation at once".to_string(),
+        ));
     }
     Ok(GenerationConfig {
         stop,
@@ -183,16 +187,18 @@ fn hash(config: &TaskConfig, files: &[(Option<Split>, DataFile)]) -> String {
 /// Metrics apply to a whole task, so either all rows have choices or none, and all are texts or none.
 fn refuse_mixture(row: &Row, first: Option<&(Split, Row)>) -> Result<()> {
     match first {
-        Some((_, first)) if first.choices().is_some() != row.choices().is_some() => Err(Error::Row(format!(
+        Some((_, first)) if first.choices().is_some() != row.choices().is_some() => Err(TaskError::Row(format!(
             "row {} {} choices, unlike the task's first; expected rows of one kind",
             row.number,
             if row.choices().is_some() { "has" } else { "has no" },
         ))),
-        Some((_, first)) if (first.kind == RowKind::Text) != (row.kind == RowKind::Text) => Err(Error::Row(format!(
-            "row {} is {}, unlike the task's first; expected rows of one kind",
-            row.number,
-            if row.kind == RowKind::Text { "a text" } else { "no text alone" },
-        ))),
+        Some((_, first)) if (first.kind == RowKind::Text) != (row.kind == RowKind::Text) => {
+            Err(TaskError::Row(format!(
+                "row {} is {}, unlike the task's first; expected rows of one kind",
+                row.number,
+                if row.kind == RowKind::Text { "a text" } else { "no text alone" },
+            )))
+        }
         _ => Ok(()),
     }
 }

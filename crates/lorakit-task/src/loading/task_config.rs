@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::column_names::ColumnNames;
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::loading::dataset_folder::{self, SplitFile};
 use crate::metric::Metric;
 use crate::split::Split;
@@ -108,7 +108,7 @@ impl TaskConfig {
 
     /// The tasks of a TOML file, with its defaults filled in.
     pub fn parse(text: &str) -> Result<Vec<TaskConfig>> {
-        let mut defaults: TaskConfig = toml::from_str(text).map_err(|error| Error::Toml(Box::new(error)))?;
+        let mut defaults: TaskConfig = toml::from_str(text).map_err(|error| TaskError::Toml(Box::new(error)))?;
         let entries = std::mem::take(&mut defaults.task);
         if entries.is_empty() {
             return Ok(vec![defaults]);
@@ -243,8 +243,8 @@ fn of_key(split: Option<Split>, inside: Vec<SplitFile>, folder: &Path) -> Result
     Ok(inside.into_iter().map(|(_, file)| (Some(split), file)).collect())
 }
 
-fn refused(message: impl Into<String>) -> Error {
-    Error::Config(message.into())
+fn refused(message: impl Into<String>) -> TaskError {
+    TaskError::Config(message.into())
 }
 
 /// What the paths of a task file are relative to.

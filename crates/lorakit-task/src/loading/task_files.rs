@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::loading::dataset_folder;
 use crate::source::file_formats::data_stem;
 
@@ -16,7 +16,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let unreadable = || Error::read(format!("the folder {}", folder.display()));
+    let unreadable = || TaskError::read(format!("the folder {}", folder.display()));
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut entries = entries.map_err(unreadable())?;
     entries.sort_by_key(fs::DirEntry::file_name);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::column_names::ColumnNames;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::loading::dataset_folder;
 use crate::loading::split_files::SplitFiles;
 use crate::loading::suite::Suite;
@@ -94,7 +94,7 @@ fn load(spec: &str, from: Origin<'_>) -> Result<Vec<Task>> {
             task.name = name.into();
             Ok(tasks)
         }
-        (Some(name), several) => Err(Error::Spec(format!(
+        (Some(name), several) => Err(TaskError::Spec(format!(
             "`{name}=` names one task, and {source} has {}: leave it out, or give a single task",
             several.len()
         ))),
@@ -106,15 +106,17 @@ fn split_name(spec: &str) -> Result<(Option<&str>, &str)> {
     match spec.split_once('=') {
         Some((name, source)) if !Path::new(spec).exists() && !name.contains(['/', '\\']) => {
             if name.is_empty() || source.is_empty() {
-                return Err(Error::Spec(format!("`{spec}` is not [NAME=]TASK")));
+                return Err(TaskError::Spec(format!("`{spec}` is not [NAME=]TASK")));
             }
             Ok((Some(name), source))
         }
-        Some((name, source)) if !Path::new(spec).exists() && Path::new(source).exists() => Err(Error::Spec(format!(
-            "`{spec}`: `{name}` cannot name a task; expected a name without `/` and `\\`, since experts and result files \
+        Some((name, source)) if !Path::new(spec).exists() && Path::new(source).exists() => {
+            Err(TaskError::Spec(format!(
+                "`{spec}`: `{name}` cannot name a task; expected a name without `/` and `\\`, since experts and result files \
              are named after it"
-        ))),
-        _ if spec.is_empty() => Err(Error::Spec("an empty text names no task".to_string())),
+            )))
+        }
+        _ if spec.is_empty() => Err(TaskError::Spec("an empty text names no task".to_string())),
         _ => Ok((None, spec)),
     }
 }
@@ -131,7 +133,7 @@ fn load_source(source: &str, from: Origin<'_>) -> Result<Vec<Task>> {
         return load_some(Path::new(&format!("{file}.toml")), names, from);
     }
     let path = Path::new(source);
-    let kind = fs::metadata(path).map_err(Error::read(format!("the task `{source}`")))?;
+    let kind = fs::metadata(path).map_err(TaskError::read(format!("the task `{source}`")))?;
     if kind.is_dir() && dataset_folder::files(path)?.is_none() {
         load_folder(path, from)
     } else {
@@ -152,7 +154,7 @@ fn load_some(path: &Path, names: &str, from: Origin<'_>) -> Result<Vec<Task>> {
         let found = configs.iter().find(|config| name_of(config) == name);
         let config = found.ok_or_else(|| {
             let names: Vec<_> = configs.iter().map(name_of).collect();
-            Error::Spec(format!("{} has no task `{name}`; it has {}", path.display(), names.join(", ")))
+            TaskError::Spec(format!("{} has no task `{name}`; it has {}", path.display(), names.join(", ")))
         })?;
         build(config, path, from.data)
     };
@@ -164,8 +166,8 @@ fn read_configs(path: &Path, columns: &ColumnNames) -> Result<Vec<TaskConfig>> {
     if !is_toml(path) {
         return Ok(vec![TaskConfig { columns: columns.clone(), ..TaskConfig::of_data_file(path) }]);
     }
-    let bytes = read_whole(path).map_err(Error::read(path.display()))?;
-    let text = std::str::from_utf8(&bytes).map_err(Error::from);
+    let bytes = read_whole(path).map_err(TaskError::read(path.display()))?;
+    let text = std::str::from_utf8(&bytes).map_err(TaskError::from);
     text.at(|| format!("cannot read {}", path.display()))
         .and_then(|text| TaskConfig::parse(text).at(|| path.display().to_string()))
         .map(|configs| configs.into_iter().map(|config| config.with_columns(columns)).collect())
@@ -187,7 +189,7 @@ fn load_folder(folder: &Path, from: Origin<'_>) -> Result<Vec<Task>> {
     // A broken link stays in the list, so that loading it reports it.
     files.retain(|path| !fs::canonicalize(path).is_ok_and(|path| used.contains(&path)));
     if files.is_empty() {
-        return Err(Error::Spec(format!(
+        return Err(TaskError::Spec(format!(
             "no task in {}: no file that ends in .toml, {}",
             folder.display(),
             endings().join(", ")
@@ -202,7 +204,7 @@ fn refuse_duplicates(tasks: &[Task]) -> Result<()> {
     let mut seen: BTreeMap<&str, &Path> = BTreeMap::new();
     for task in tasks {
         if let Some(other) = seen.insert(&task.name, &task.path) {
-            return Err(Error::DuplicateTask {
+            return Err(TaskError::DuplicateTask {
                 name: task.name.clone(),
                 first: other.to_path_buf(),
                 second: task.path.clone(),

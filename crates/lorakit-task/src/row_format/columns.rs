@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::column_names::{ColumnNames, suggestion};
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::json_value;
 use crate::source::document::SourceRow;
 
@@ -18,7 +18,9 @@ impl Columns {
     /// The columns of a row, and those that `names` adds. `instruction` is the task's.
     pub fn new(row: SourceRow<'_>, names: &ColumnNames, instruction: Option<&str>) -> Result<Columns> {
         if instruction.is_some() && row.fields.contains_key("instruction") {
-            return Err(Error::Row("the row has its own `instruction`, and the task file gives one too".to_string()));
+            return Err(TaskError::Row(
+                "the row has its own `instruction`, and the task file gives one too".to_string(),
+            ));
         }
         let completed = |fields: &Map<String, Value>| -> Result<Map<String, Value>> {
             let mut columns = fields.clone();
@@ -69,8 +71,8 @@ impl Columns {
     }
 
     /// The error for a column that the row lacks.
-    pub fn missing(&self, column: &str) -> Error {
+    pub fn missing(&self, column: &str) -> TaskError {
         let formats = suggestion(&self.fields).map_or(String::new(), |names| format!("Try --columns {names}. "));
-        Error::MissingColumn { column: column.to_string(), present: self.present(), formats }
+        TaskError::MissingColumn { column: column.to_string(), present: self.present(), formats }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::chat::conversation::{Conversation, Message};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -44,7 +44,7 @@ fn conversation(columns: &Columns) -> Result<Conversation> {
 pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
     let Value::Array(messages) = value else {
         let found = json_value::kind(value).to_owned();
-        return Err(Error::Value { expected: "a list of messages".to_owned(), found }.at(format!("`{column}`")));
+        return Err(TaskError::Value { expected: "a list of messages".to_owned(), found }.at(format!("`{column}`")));
     };
     let read = |(i, message)| Message::read(message).at(|| format!("`{column}`: message {}", i + 1));
     messages.iter().enumerate().map(read).collect()
@@ -55,7 +55,7 @@ pub(crate) fn with_tools(conversation: Conversation, columns: &Columns) -> Resul
     let tools = match columns.as_map().get("tools") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) if text.trim().is_empty() => None,
-        Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(Error::from).at(|| "`tools`")?),
+        Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(TaskError::from).at(|| "`tools`")?),
         Some(given) => Some(given.clone()),
     };
     Ok(Conversation { tools: tools.filter(|tools: &Value| tools != &Value::Array(Vec::new())), ..conversation })
@@ -72,7 +72,9 @@ pub(crate) fn answer(conversation: &Conversation) -> Result<Answer> {
     let last = conversation.last_reply().map(|last| conversation.messages[last].content.clone());
     let last = last.filter(|_| conversation.last_reply() >= Some(conversation.context));
     let reply = last.ok_or_else(|| {
-        Error::Row("the conversation has no message of the role `assistant`, so there is no reply to learn".to_owned())
+        TaskError::Row(
+            "the conversation has no message of the role `assistant`, so there is no reply to learn".to_owned(),
+        )
     })?;
     Ok(Answer::Text(vec![reply]))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -38,9 +38,10 @@ impl RowFormat for MultipleChoice {
 pub(crate) fn choice_texts(value: &Value) -> Result<Vec<String>> {
     match value {
         Value::Array(_) => json_value::texts(value),
-        other => {
-            Err(Error::Value { expected: "a list of texts".to_string(), found: json_value::kind(other).to_string() })
-        }
+        other => Err(TaskError::Value {
+            expected: "a list of texts".to_string(),
+            found: json_value::kind(other).to_string(),
+        }),
     }
     .at(|| "`choices`")
 }
@@ -48,7 +49,7 @@ pub(crate) fn choice_texts(value: &Value) -> Result<Vec<String>> {
 /// The answer of a row with choices, of which `right` gives one by index or text.
 pub(crate) fn choices_answer(texts: Vec<String>, right: &Value) -> Result<Answer> {
     if let Some(empty) = texts.iter().position(String::is_empty) {
-        return Err(Error::Row(format!("`choices`: choice {empty} is empty (the first choice is 0)")));
+        return Err(TaskError::Row(format!("`choices`: choice {empty} is empty (the first choice is 0)")));
     }
     let gold = json_value::choice_index(right, &texts).at(|| "`answer`")?;
     Ok(Answer::Choices { texts, gold })

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::chat::conversation::Conversation;
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -57,7 +57,7 @@ impl Pair {
                 all.extend(messages::read(next, following)?);
                 Ok(Pair::Messages(Conversation { context, ..Conversation::new(all) }))
             }
-            _ => Err(Error::Row(format!(
+            _ => Err(TaskError::Row(format!(
                 "`prompt` is {} and `{following}` is {}; expected two texts, or two lists of messages",
                 json_value::kind(prompt),
                 json_value::kind(next)

@@ -1,7 +1,7 @@
 //! Rows of `text`, as data for continued pretraining has them.
 
 use crate::column_names::suggestion;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -28,7 +28,7 @@ impl RowFormat for RawText {
     fn answer(&self, columns: &Columns) -> Result<Answer> {
         let text = json_value::text(columns.require("text")?).at(|| "`text`")?;
         if text.is_empty() {
-            return Err(Error::Row("`text` is empty, so there is nothing to learn".to_owned()));
+            return Err(TaskError::Row("`text` is empty, so there is nothing to learn".to_owned()));
         }
         Ok(Answer::Text(vec![text]))
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::column_names::ColumnNames;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
 use crate::row::{Answer, Row, RowKind};
@@ -61,8 +61,8 @@ impl RowReader {
     pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
         let columns = Columns::new(row, &self.columns, instruction)?;
         let (prompt, answer, kind) = self.parts(&columns).map_err(|error| match error {
-            Error::MissingColumn { column, present, formats } => {
-                Error::MissingColumn { column, present, formats: formats + &expected_columns() }
+            TaskError::MissingColumn { column, present, formats } => {
+                TaskError::MissingColumn { column, present, formats: formats + &expected_columns() }
             }
             other => other,
         })?;
@@ -97,7 +97,7 @@ impl RowReader {
             None => format.kind(columns)?,
         };
         if self.has_templates() && !matches!(kind, RowKind::Plain { .. }) {
-            return Err(Error::Row(format!(
+            return Err(TaskError::Row(format!(
                 "{} are read as they are: give a `prompt` in the task TOML too, or neither",
                 format.columns()
             )));
@@ -147,7 +147,7 @@ impl AnswerSource {
                 }
             };
             if compiled.is_empty() {
-                return Err(Error::Config("`target` is an empty list; expected at least one answer".to_string()));
+                return Err(TaskError::Config("`target` is an empty list; expected at least one answer".to_string()));
             }
             return Ok(AnswerSource::Text(compiled));
         }

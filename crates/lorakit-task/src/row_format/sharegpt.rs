@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
@@ -59,7 +59,7 @@ fn conversation(columns: &Columns) -> Result<Conversation> {
     let value = columns.require("conversations")?;
     let Value::Array(turns) = value else {
         let found = json_value::kind(value).to_owned();
-        return Err(Error::Value { expected: "a list of messages".to_owned(), found }.at("`conversations`"));
+        return Err(TaskError::Value { expected: "a list of messages".to_owned(), found }.at("`conversations`"));
     };
     let read = |(i, turn)| message(turn).at(|| format!("`conversations`: message {}", i + 1));
     let mut read = turns.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
@@ -79,11 +79,11 @@ fn message(turn: &Value) -> Result<Message> {
     let field = |key: &str| {
         turn.get(key).and_then(Value::as_str).ok_or_else(|| {
             let found = turn.as_object().map_or_else(|| json_value::kind(turn).to_owned(), json_value::keys);
-            Error::Value { expected: "an object with the texts `from` and `value`".to_owned(), found }
+            TaskError::Value { expected: "an object with the texts `from` and `value`".to_owned(), found }
         })
     };
     let (from, value) = (field("from")?, field("value")?);
-    let role = ROLES.iter().find(|(name, _)| *name == from).ok_or_else(|| Error::UnknownName {
+    let role = ROLES.iter().find(|(name, _)| *name == from).ok_or_else(|| TaskError::UnknownName {
         what: "role in `from`",
         name: from.to_owned(),
         known: ROLES.map(|(name, _)| name).join(", "),

@@ -7,7 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::Value;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::jinja::environment::environment;
 use crate::row_format::columns::Columns;
 
@@ -65,7 +65,7 @@ impl TemplateSet {
 
     fn render_text(&self, template: &Template, columns: &Columns) -> Result<Value> {
         let compiled =
-            self.environment.get_template(&template.key).map_err(|error| Error::Render(error.to_string()))?;
+            self.environment.get_template(&template.key).map_err(|error| TaskError::Render(error.to_string()))?;
         let rendered = compiled.render(minijinja::Value::from(Serde(columns.as_map())));
         rendered.map(Value::String).map_err(|error| self.explain(error, compiled.undeclared_variables(false), columns))
     }
@@ -75,7 +75,8 @@ impl TemplateSet {
         if let Some(value) = columns.written_at(source) {
             return Ok(value.clone());
         }
-        let compiled = self.environment.compile_expression(source).map_err(|error| Error::Render(error.to_string()))?;
+        let compiled =
+            self.environment.compile_expression(source).map_err(|error| TaskError::Render(error.to_string()))?;
         let names = || compiled.undeclared_variables(false);
         let value = compiled
             .eval(minijinja::Value::from(Serde(columns.as_map())))
@@ -84,27 +85,32 @@ impl TemplateSet {
             let error = minijinja::Error::from(minijinja::ErrorKind::UndefinedError);
             return Err(self.explain(error, names(), columns));
         }
-        serde_json::to_value(&value).map_err(|error| Error::Render(error.to_string()))
+        serde_json::to_value(&value).map_err(|error| TaskError::Render(error.to_string()))
     }
 
     /// Adds which column is missing, which minijinja's message does not say.
-    fn explain(&self, error: minijinja::Error, names: impl IntoIterator<Item = String>, columns: &Columns) -> Error {
+    fn explain(
+        &self,
+        error: minijinja::Error,
+        names: impl IntoIterator<Item = String>,
+        columns: &Columns,
+    ) -> TaskError {
         let globals: BTreeSet<&str> = self.environment.globals().map(|(name, _)| name).collect();
         let absent = |name: &String| columns.get(name).is_none() && !globals.contains(name.as_str());
         let missing: BTreeSet<String> = names.into_iter().filter(absent).collect();
         if error.kind() != minijinja::ErrorKind::UndefinedError {
-            return Error::Render(error.to_string());
+            return TaskError::Render(error.to_string());
         }
         if missing.is_empty() {
-            return Error::Render(format!("{error}; the row has the columns {}", columns.present()));
+            return TaskError::Render(format!("{error}; the row has the columns {}", columns.present()));
         }
         let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-        Error::Render(format!("no column {}; the row has the columns {}", missing.join(", "), columns.present()))
+        TaskError::Render(format!("no column {}; the row has the columns {}", missing.join(", "), columns.present()))
     }
 }
 
-fn not_compiled(key: &str, expected: impl Into<String>, error: minijinja::Error) -> Error {
-    Error::Template { key: key.to_string(), expected: expected.into(), source: Box::new(error) }
+fn not_compiled(key: &str, expected: impl Into<String>, error: minijinja::Error) -> TaskError {
+    TaskError::Template { key: key.to_string(), expected: expected.into(), source: Box::new(error) }
 }
 
 /// Refuses a text that uses no column: every row would have the same prompt.
@@ -112,7 +118,7 @@ pub(crate) fn require_braces(key: &str, source: &str) -> Result<()> {
     if source.contains("{{") || source.contains("{%") {
         return Ok(());
     }
-    Err(Error::Config(format!(
+    Err(TaskError::Config(format!(
         "`{key}` names no column; write for instance \"{{{{ input }}}}\" where the column belongs"
     )))
 }
@@ -129,7 +135,7 @@ mod tests {
         templates.render(&template, &Columns::of(&columns))
     }
 
-    fn chain(error: Error) -> String {
+    fn chain(error: TaskError) -> String {
         format!("{:#}", anyhow::Error::from(error))
     }
 

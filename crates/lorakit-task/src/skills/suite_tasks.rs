@@ -1,6 +1,6 @@
 //! The tasks of `suite:skills` with their rows, and which family each belongs to.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::skills::skill_family::SkillFamily;
 use crate::skills::skill_task::{SKILL_TASKS, SkillTask};
 use crate::skills::suite_part::SuitePart;
@@ -26,7 +26,7 @@ pub fn tasks(seed: u64, part: SuitePart) -> Vec<Task> {
 pub fn labels<'n>(names: impl IntoIterator<Item = &'n str>) -> Result<Vec<usize>> {
     let label = |name| match family_of(name) {
         Some(family) => Ok(family as usize),
-        None => Err(Error::Spec(format!("`{name}` is not a task of suite:skills"))),
+        None => Err(TaskError::Spec(format!("`{name}` is not a task of suite:skills"))),
     };
     names.into_iter().map(label).collect()
 }
@@ -52,7 +52,9 @@ pub(crate) fn load(rest: &str) -> Result<Vec<Task>> {
                 Ok(seed) => (seed, &seeded[end..]),
                 Err(_) => {
                     let found = &seeded[..end];
-                    return Err(Error::Spec(format!("suite:skills@SEED: expected a whole number, found `{found}`")));
+                    return Err(TaskError::Spec(format!(
+                        "suite:skills@SEED: expected a whole number, found `{found}`"
+                    )));
                 }
             }
         }
@@ -61,7 +63,7 @@ pub(crate) fn load(rest: &str) -> Result<Vec<Task>> {
         if place.is_empty() {
             return Ok(tasks(seed, SuitePart::Training));
         }
-        return Err(Error::Spec(format!("unknown suite `skills{rest}`; {}", usage())));
+        return Err(TaskError::Spec(format!("unknown suite `skills{rest}`; {}", usage())));
     };
     if name == "all" {
         return Ok(SuitePart::ALL.into_iter().flat_map(|part| tasks(seed, part)).collect());
@@ -71,7 +73,7 @@ pub(crate) fn load(rest: &str) -> Result<Vec<Task>> {
     }
     match skill_task(name) {
         Some(task) => Ok(vec![draw_task(seed, task)]),
-        None => Err(Error::Spec(format!("suite:skills has no part or task `{name}`; {}", usage()))),
+        None => Err(TaskError::Spec(format!("suite:skills has no part or task `{name}`; {}", usage()))),
     }
 }
 

@@ -8,7 +8,7 @@ use arrow_ipc::reader::StreamDecoder;
 use arrow_ipc::{RecordBatch, root_as_message};
 use arrow_schema::{DataType, Schema};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::arrow_values::append_rows;
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
@@ -28,12 +28,12 @@ impl FileFormat for ArrowStream {
     fn parse(&self, _: &Path, content: &[u8]) -> Result<Option<Document>> {
         if content.starts_with(b"ARROW1") {
             let message = "an Arrow file with a footer; expected an Arrow stream, as `datasets` writes it, or Parquet";
-            return Err(Error::Data(message.to_string()));
+            return Err(TaskError::Data(message.to_string()));
         }
         if !content.starts_with(&CONTINUATION) {
             return Ok(None);
         }
-        let refused = |error: arrow_schema::ArrowError| Error::Data(format!("not an Arrow stream: {error}"));
+        let refused = |error: arrow_schema::ArrowError| TaskError::Data(format!("not an Arrow stream: {error}"));
         // The decoder waits for as many bytes as a header asks for, where a reader would allocate them.
         let mut decoder = StreamDecoder::new();
         ensure_whole(content)?;
@@ -127,6 +127,6 @@ fn append(more: &[i64], widths: &mut Vec<i64>) -> bool {
     true
 }
 
-fn inconsistent(found: &str) -> Error {
-    Error::Data(format!("not an Arrow stream: {found}"))
+fn inconsistent(found: &str) -> TaskError {
+    TaskError::Data(format!("not an Arrow stream: {found}"))
 }

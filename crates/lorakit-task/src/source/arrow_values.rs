@@ -8,7 +8,7 @@ use arrow_schema::{DataType, TimeUnit};
 use chrono::{NaiveDateTime, NaiveTime, Timelike};
 use serde_json::{Map, Number, Value};
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::source::size_budget::SizeBudget;
 use crate::source::source_value::SourceValue;
 
@@ -41,7 +41,7 @@ fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Valu
             let key = dictionary.normalized_keys().get(row).copied().unwrap_or(usize::MAX);
             match key < dictionary.values().len() {
                 true => value(dictionary.values(), key, budget),
-                false => Err(Error::Data("a dictionary key has no value".to_string())),
+                false => Err(TaskError::Data("a dictionary key has no value".to_string())),
             }
         }
         DataType::List(_) => list(&column.as_list::<i32>().value(row), budget),
@@ -74,7 +74,7 @@ fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Val
 fn map(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
     let entries = column.as_map().value(row);
     let [keys, values] = entries.columns() else {
-        return Err(Error::Data("a map without keys and values".to_string()));
+        return Err(TaskError::Data("a map without keys and values".to_string()));
     };
     let mut fields = Map::new();
     for entry in 0..entries.len() {
@@ -156,7 +156,7 @@ fn time(column: &dyn Array, row: usize) -> Result<Value> {
         }
         other => return Err(unsupported(other)),
     };
-    text.map(Value::String).ok_or_else(|| Error::Data("a date or time beyond the calendar".to_string()))
+    text.map(Value::String).ok_or_else(|| TaskError::Data("a date or time beyond the calendar".to_string()))
 }
 
 fn timestamp(column: &dyn Array, unit: TimeUnit, row: usize) -> Option<NaiveDateTime> {
@@ -185,6 +185,6 @@ fn iso_time(time: NaiveTime) -> String {
     }
 }
 
-fn unsupported(kind: &DataType) -> Error {
-    Error::Data(format!("values of Arrow's type {kind} cannot be read; expected texts, numbers, lists or structs"))
+fn unsupported(kind: &DataType) -> TaskError {
+    TaskError::Data(format!("values of Arrow's type {kind} cannot be read; expected texts, numbers, lists or structs"))
 }

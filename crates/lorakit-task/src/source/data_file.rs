@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lorakit_format::hash::sha256;
 use lorakit_format::refuse_lfs_pointer;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::document::Document;
 use crate::source::{file_formats, gzip};
 
@@ -23,8 +23,7 @@ impl DataFile {
     /// Reads and parses a file.
     pub fn read(path: &Path) -> Result<DataFile> {
         let what = path.display().to_string();
-        let bytes = read_whole(path).map_err(Error::read(&what))?;
-        refuse_lfs_pointer(path, &bytes).map_err(|error| Error::Data(error.to_string()))?;
+        let bytes = read_whole(path).map_err(TaskError::read(&what))?;
         let sha256 = sha256(&bytes);
         let content = gzip::decompress(bytes, &what)?;
         Ok(DataFile { path: path.into(), sha256, document: file_formats::parse(path, &content)? })

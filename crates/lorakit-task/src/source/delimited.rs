@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Number, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
@@ -38,19 +38,19 @@ impl FileFormat for Delimited {
 
 fn parse(text: &str, delimiter: u8) -> Result<Vec<Map<String, Value>>> {
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
-    let refused = |error: csv::Error| Error::Data(format!("not a table of cells: {error}"));
+    let refused = |error: csv::Error| TaskError::Data(format!("not a table of cells: {error}"));
     let names: Vec<String> = reader.headers().map_err(refused)?.iter().map(str::to_string).collect();
     if let [one] = names.as_slice()
         && let Some(other) =
             [';', '\t', ','].into_iter().find(|&other| other != char::from(delimiter) && one.contains(other))
     {
-        return Err(Error::Data(format!(
+        return Err(TaskError::Data(format!(
             "the header is the one column `{one}`: its cells seem to be separated by {other:?}; expected {:?}",
             char::from(delimiter)
         )));
     }
     if let Some(twice) = names.iter().enumerate().find_map(|(i, name)| names[..i].contains(name).then_some(name)) {
-        return Err(Error::Data(format!(
+        return Err(TaskError::Data(format!(
             "two columns are named `{twice}`; expected a header line with a name for each"
         )));
     }

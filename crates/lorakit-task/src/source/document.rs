@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::source::source_value::SourceValue;
 
@@ -30,7 +30,7 @@ impl Document {
         let values: Vec<(&Value, Option<&Value>)> = match (self, at) {
             (Document::Rows(rows), None) => rows.iter().map(|row| (&row.value, row.written.as_ref())).collect(),
             (Document::Rows(_), Some(at)) => {
-                return Err(Error::Data(format!(
+                return Err(TaskError::Data(format!(
                     "`rows_at = \"{at}\"` needs one JSON document; this file has nothing but rows"
                 )));
             }
@@ -43,7 +43,7 @@ impl Document {
             }
         };
         if values.is_empty() {
-            return Err(Error::Data("no rows; expected at least one".to_string()));
+            return Err(TaskError::Data("no rows; expected at least one".to_string()));
         }
         let mut rows = Vec::with_capacity(values.len());
         for (i, (value, written)) in values.into_iter().enumerate() {
@@ -65,7 +65,7 @@ impl Document {
     /// The text at a dotted path of keys beside the rows; a list of texts is joined by newlines.
     pub fn text_at(&self, at: &str) -> Result<String> {
         let Document::Tree(tree) = self else {
-            return Err(Error::Data("expected one JSON document; this file has nothing but rows".to_string()));
+            return Err(TaskError::Data("expected one JSON document; this file has nothing but rows".to_string()));
         };
         Ok(json_value::texts(walk(tree.written.as_ref().unwrap_or(&tree.value), at)?)?.join("\n"))
     }
@@ -73,7 +73,7 @@ impl Document {
 
 fn as_row(number: usize, value: &Value) -> Result<&Map<String, Value>> {
     value.as_object().ok_or_else(|| {
-        Error::Data(format!(
+        TaskError::Data(format!(
             "row {number}: expected an object such as {{\"input\": ..., \"output\": ...}}, found {}",
             json_value::kind(value)
         ))
@@ -106,7 +106,10 @@ fn children<'v>(rows: &'v Value, at: Option<&str>) -> Result<Vec<&'v Value>> {
         Value::Object(items) => Ok(items.values().collect()),
         other => {
             let place = at.map_or(String::new(), |at| format!(" at `{at}`"));
-            Err(Error::Data(format!("expected rows as a list or an object{place}, found {}", json_value::kind(other))))
+            Err(TaskError::Data(format!(
+                "expected rows as a list or an object{place}, found {}",
+                json_value::kind(other)
+            )))
         }
     }
 }
@@ -115,8 +118,8 @@ fn children<'v>(rows: &'v Value, at: Option<&str>) -> Result<Vec<&'v Value>> {
 fn walk<'v>(value: &'v Value, path: &str) -> Result<&'v Value> {
     path.split('.').try_fold(value, |value, key| match value {
         Value::Object(fields) => fields.get(key).ok_or_else(|| {
-            Error::Data(format!("no key `{key}` (of `{path}`); there are {}", json_value::keys(fields)))
+            TaskError::Data(format!("no key `{key}` (of `{path}`); there are {}", json_value::keys(fields)))
         }),
-        other => Err(Error::Data(format!("no key `{key}` (of `{path}`) in {}", json_value::kind(other)))),
+        other => Err(TaskError::Data(format!("no key `{key}` (of `{path}`) in {}", json_value::kind(other)))),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::source::arrow_stream::ArrowStream;
 use crate::source::delimited::{CSV, TSV};
 use crate::source::document::Document;
@@ -21,7 +21,7 @@ pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Document> {
             return Ok(document);
         }
     }
-    Err(Error::Data(format!("{}: unknown file format; expected {}", path.display(), endings().join(", "))))
+    Err(TaskError::Data(format!("{}: unknown file format; expected {}", path.display(), endings().join(", "))))
 }
 
 /// The endings of data files, compressed and plain.

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// The largest ratio of decompressed to compressed size. Text compresses to a tenth or a fiftieth of its size, a file that
 /// was made to exhaust memory to a thousandth.
@@ -21,9 +21,9 @@ pub(crate) fn decompress(bytes: Vec<u8>, what: &str) -> Result<Vec<u8>> {
     // Several gzip members in a row are one file, as `cat a.gz b.gz` makes them.
     let limit = (MAX_EXPANSION * bytes.len() as u64).max(ALWAYS_ALLOWED);
     let mut decoder = flate2::read::MultiGzDecoder::new(&bytes[..]).take(limit + 1);
-    decoder.read_to_end(&mut plain).map_err(Error::read(what))?;
+    decoder.read_to_end(&mut plain).map_err(TaskError::read(what))?;
     if plain.len() as u64 > limit {
-        return Err(Error::Data(format!(
+        return Err(TaskError::Data(format!(
             "more than {limit} bytes when decompressed, {MAX_EXPANSION} times the compressed size; expected rows of text"
         ))
         .at(format!("cannot read {what}")));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
 use crate::source::source_value::SourceValue;
@@ -30,10 +30,10 @@ pub(crate) fn text(content: &[u8]) -> Result<&str> {
 }
 
 fn parse(text: &str) -> Result<Option<Document>> {
-    let not_json = |error: serde_json::Error| Error::Data(format!("not JSON: {error}"));
+    let not_json = |error: serde_json::Error| TaskError::Data(format!("not JSON: {error}"));
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     match values.next() {
-        None => return Err(Error::Data("the file is empty; expected at least one row".to_string())),
+        None => return Err(TaskError::Data("the file is empty; expected at least one row".to_string())),
         Some(first) => first.map_err(not_json)?,
     };
     let (first, rest) = text.split_at(values.byte_offset());
@@ -42,7 +42,7 @@ fn parse(text: &str) -> Result<Option<Document>> {
     }
     let line = first.lines().count();
     if first.trim().lines().count() > 1 || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n') {
-        return Err(Error::Data(format!("not JSON: there is text after the document, on line {line} or later")));
+        return Err(TaskError::Data(format!("not JSON: there is text after the document, on line {line} or later")));
     }
     Ok(None)
 }

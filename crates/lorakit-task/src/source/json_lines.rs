@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
@@ -31,7 +31,7 @@ fn parse(text: &str) -> Result<Vec<SourceValue>> {
             // The parser counts lines within the line it was given.
             let what = error.to_string();
             let what = what.split(" at line ").next().unwrap_or_default();
-            Error::Data(format!("line {} column {}: not JSON: {what}", i + 1, error.column()))
+            TaskError::Data(format!("line {} column {}: not JSON: {what}", i + 1, error.column()))
         })?;
         rows.push(row);
     }

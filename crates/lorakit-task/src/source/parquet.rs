@@ -10,7 +10,7 @@ use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::source::arrow_values::append_rows;
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
@@ -35,7 +35,7 @@ impl FileFormat for Parquet {
             }
             return Ok(None);
         }
-        let refused = |error: ParquetError| Error::Data(format!("not a Parquet file: {error}"));
+        let refused = |error: ParquetError| TaskError::Data(format!("not a Parquet file: {error}"));
         let file = Bytes::copy_from_slice(content);
         // The Arrow schema that some writers embed adds nothing to Parquet's own types that JSON can hold.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -45,7 +45,7 @@ impl FileFormat for Parquet {
         let mut rows = Vec::new();
         let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata).build().map_err(refused)?;
         for batch in batches {
-            let batch = batch.map_err(|error| Error::Data(format!("not a Parquet file: {error}")))?;
+            let batch = batch.map_err(|error| TaskError::Data(format!("not a Parquet file: {error}")))?;
             append_rows(&batch, &mut budget, &mut rows)?;
         }
         Ok(Some(Document::Rows(rows)))
@@ -63,7 +63,7 @@ impl Parquet {
 /// Refuses a file whose pages claim more values than its size allows, before any of them is read: run lengths can make
 /// billions of values from a few bytes.
 fn ensure_bounded(file: &Bytes, metadata: &ArrowReaderMetadata) -> Result<()> {
-    let refused = |error: ParquetError| Error::Data(format!("not a Parquet file: {error}"));
+    let refused = |error: ParquetError| TaskError::Data(format!("not a Parquet file: {error}"));
     let mut budget = SizeBudget::of_file(file.len());
     let source = Arc::new(file.clone());
     for group in metadata.metadata().row_groups() {
@@ -110,6 +110,6 @@ fn ensure_levels(page: &Page) -> Option<()> {
     Some(())
 }
 
-fn inconsistent(found: &str) -> Error {
-    Error::Data(format!("not a Parquet file: {found}"))
+fn inconsistent(found: &str) -> TaskError {
+    TaskError::Data(format!("not a Parquet file: {found}"))
 }

@@ -1,6 +1,6 @@
 //! A limit on what a compressed data file becomes in memory.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// The largest ratio of the rows' size to the file's: a constant column compresses to almost nothing.
 const MAX_EXPANSION: usize = 200;
@@ -33,7 +33,7 @@ impl SizeBudget {
     pub fn spend_values(&mut self, count: usize, length: usize) -> Result<()> {
         let size = count.saturating_mul(VALUE).saturating_add(length);
         self.left = self.left.checked_sub(size).ok_or_else(|| {
-            Error::Data(format!("the rows take more than {} bytes, which no file of this size should", self.limit))
+            TaskError::Data(format!("the rows take more than {} bytes, which no file of this size should", self.limit))
         })?;
         Ok(())
     }

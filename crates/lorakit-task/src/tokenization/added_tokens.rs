@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer as HubTokenizer};
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::tokenization::tokenizer_class::TokenizerClass;
 
 /// The standard names of special tokens, in the order in which they are added.
@@ -82,7 +82,7 @@ impl AddedTokens {
             tokens.extend(self.named.iter().chain(&self.extra).map(|token| AddedToken::from(&*token.content, true)));
         }
         let failed =
-            |error: tokenizers::Error| Error::Tokenizer { what: "cannot add tokens", message: error.to_string() };
+            |error: tokenizers::Error| TaskError::Tokenizer { what: "cannot add tokens", message: error.to_string() };
         tokenizer.add_tokens(tokens).map_err(failed)?;
         let moved = self.numbered.into_iter().filter_map(|(stated, token)| {
             let id = tokenizer.token_to_id(&token.content).filter(|&id| id != stated)?;
@@ -96,7 +96,7 @@ impl AddedTokens {
 pub(crate) fn own_tokens(added: &Value) -> Result<BTreeMap<u32, AddedToken>> {
     let own = |value: &Value| {
         let id = value["id"].as_u64().and_then(|id| u32::try_from(id).ok());
-        let id = id.ok_or_else(|| Error::SpecialTokens(format!("expected a token with `id`, found {value}")))?;
+        let id = id.ok_or_else(|| TaskError::SpecialTokens(format!("expected a token with `id`, found {value}")))?;
         Ok((id, token(value, false)?))
     };
     added.as_array().into_iter().flatten().map(own).collect::<Result<_>>().at(|| "`added_tokens`")
@@ -113,7 +113,7 @@ fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<AddedTok
     let given = |key: &str| settings.get(key).filter(|value| !is_empty(value)).map(|value| (key.to_owned(), value));
     let (mut extra, mut named) = (Vec::new(), Vec::new());
     if let Some((key, value)) = given("extra_special_tokens").or_else(|| given("additional_special_tokens")) {
-        let found = || Error::SpecialTokens(format!("expected a list of tokens, found {value}"));
+        let found = || TaskError::SpecialTokens(format!("expected a list of tokens, found {value}"));
         match value {
             Value::Array(values) => {
                 for value in values {
@@ -140,7 +140,7 @@ fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<AddedTok
 /// The tokens of `added_tokens_decoder`.
 fn decoded(decoder: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>> {
     let token = |(id, value): (&String, &Value)| {
-        let number = id.parse().map_err(|_| Error::SpecialTokens(format!("`{id}` is not a token id")))?;
+        let number = id.parse().map_err(|_| TaskError::SpecialTokens(format!("`{id}` is not a token id")))?;
         Ok((number, token(value, false)?))
     };
     decoder.iter().map(token).collect::<Result<_>>().at(|| "`added_tokens_decoder`")
@@ -150,7 +150,7 @@ fn decoded(decoder: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>> {
 fn added(added: &Value, special: &[&str]) -> Result<BTreeMap<u32, AddedToken>> {
     let token = |(text, id): (&String, &Value)| {
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let number = number.ok_or_else(|| Error::SpecialTokens(format!("{id} is not a token id")))?;
+        let number = number.ok_or_else(|| TaskError::SpecialTokens(format!("{id} is not a token id")))?;
         Ok((number, AddedToken::from(text.as_str(), special.contains(&text.as_str()))))
     };
     let tokens = added.as_object().into_iter().flatten().map(token);
@@ -170,7 +170,7 @@ fn special_token(value: &Value) -> Result<Option<AddedToken>> {
 fn token(value: &Value, special: bool) -> Result<AddedToken> {
     let content = value["content"].as_str();
     let content =
-        content.ok_or_else(|| Error::SpecialTokens(format!("expected a token with `content`, found {value}")))?;
+        content.ok_or_else(|| TaskError::SpecialTokens(format!("expected a token with `content`, found {value}")))?;
     let flag = |key: &str, default: bool| value[key].as_bool().unwrap_or(default);
     let special = special || flag("special", false);
     Ok(AddedToken {

@@ -1,6 +1,6 @@
 //! The requests that lm-evaluation-harness makes of a row with choices.
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::row::Row;
 use crate::tokenization::conversation_tokens::{conversation_of, encode_prompt};
 use crate::tokenization::example::{not_empty, prompt_tokens};
@@ -61,10 +61,10 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
         }
     };
     if continuation.is_empty() {
-        return Err(Error::Length(format!("the choice `{text}` has no token of its own after the prompt")));
+        return Err(TaskError::Length(format!("the choice `{text}` has no token of its own after the prompt")));
     }
     if continuation.len() > max_length {
-        return Err(Error::Length(format!(
+        return Err(TaskError::Length(format!(
             "the choice `{text}` has {} tokens, and the model reads {max_length}",
             continuation.len()
         )));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
 use crate::chat::reply_span::{ReplyFinder, ReplySource};
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::tokenization::row_encoding::LossTokens;
 use crate::tokenization::tokenizer::Tokenizer;
@@ -42,11 +42,11 @@ impl ConversationTokens {
         let special_token = |text: &str| tokenizer.special_token_at(text);
         let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
         let found = finder.find().ok_or_else(|| {
-            Error::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
+            TaskError::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
         })?;
         let unweighted = |reply: usize| kept.messages[reply].has_no_weight();
         if tokenizer.encoding().loss != LossTokens::All && kept.last_reply().is_some_and(unweighted) {
-            return Err(Error::Row("the last reply has `weight` 0; leave out its turn".to_owned()));
+            return Err(TaskError::Row("the last reply has `weight` 0; leave out its turn".to_owned()));
         }
         let spans: Vec<Range<usize>> = found.spans.iter().map(|span| token_range(offsets, span)).collect();
         let reply = spans.last().cloned().unwrap_or_default();

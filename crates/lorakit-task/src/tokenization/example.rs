@@ -2,7 +2,7 @@
 
 use crate::chat::conversation::{Conversation, Message};
 use crate::chat::reply_span::ReplySource;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::tokenization::conversation_tokens::{self, ConversationTokens, conversation_of};
 use crate::tokenization::row_encoding::LossTokens;
@@ -135,14 +135,14 @@ impl Example {
     /// A row of an encoder-decoder.
     fn encode_pair(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         if row.kind == RowKind::Text {
-            return Err(Error::Row(
+            return Err(TaskError::Row(
                 "it is a text without a prompt, and the base is an encoder-decoder, which needs both; use rows of prompt and \
                  answer"
                     .to_owned(),
             ));
         }
         if tokenizer.encoding().loss == LossTokens::All {
-            return Err(Error::Row(
+            return Err(TaskError::Row(
                 "the base is an encoder-decoder, which predicts the answer alone: leave out loss=all".to_owned(),
             ));
         }
@@ -248,7 +248,7 @@ impl Example {
             RowLayout::SourceTarget { .. } => tokenizer.bare_prompt_len()?,
         };
         if prompt.len() > max_length && max_length <= least {
-            return Err(Error::Length(format!(
+            return Err(TaskError::Length(format!(
                 "nothing of a prompt of {} tokens would be left, since there is room for {max_length}",
                 prompt.len()
             )));
@@ -291,7 +291,7 @@ fn ensure_room(max_length: usize, layout: RowLayout) -> Result<()> {
     if max_length >= least {
         return Ok(());
     }
-    Err(Error::Length(format!(
+    Err(TaskError::Length(format!(
         "the maximum length is {max_length}; expected room for a prompt and a target, at least {least}"
     )))
 }

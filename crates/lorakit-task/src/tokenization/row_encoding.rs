@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// How rows become tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -82,7 +82,7 @@ impl fmt::Display for BosTokens {
 }
 
 impl FromStr for LossTokens {
-    type Err = Error;
+    type Err = TaskError;
 
     fn from_str(name: &str) -> Result<Self> {
         let found = LossTokens::ALL.into_iter().find(|choice| choice.name() == name);
@@ -91,7 +91,7 @@ impl FromStr for LossTokens {
 }
 
 impl FromStr for BosTokens {
-    type Err = Error;
+    type Err = TaskError;
 
     fn from_str(name: &str) -> Result<Self> {
         let found = BosTokens::ALL.into_iter().find(|choice| choice.name() == name);
@@ -99,6 +99,6 @@ impl FromStr for BosTokens {
     }
 }
 
-fn unknown(what: &'static str, name: &str, known: &[&str]) -> Error {
-    Error::UnknownName { what, name: name.to_owned(), known: known.join(", ") }
+fn unknown(what: &'static str, name: &str, known: &[&str]) -> TaskError {
+    TaskError::UnknownName { what, name: name.to_owned(), known: known.join(", ") }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 
 /// How the tokens of a row are divided between an encoder and a decoder. The set is closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl RowLayout {
             [(generation, "decoder_start_token_id"), (config, "decoder_start_token_id"), (config, "pad_token_id")];
         let start = keys.iter().find_map(|(file, key)| file[*key].as_u64()).and_then(|id| u32::try_from(id).ok());
         start.map(|start| Self::SourceTarget { start }).ok_or_else(|| {
-            Error::SpecialTokens(format!(
+            TaskError::SpecialTokens(format!(
                 "{}: config.json is of an encoder-decoder, but has no `decoder_start_token_id`, which its answers start with; \
                  add it (0 for T5)",
                 folder.display()

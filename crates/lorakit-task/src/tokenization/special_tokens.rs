@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::Tokenizer as HubTokenizer;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 
 /// The special tokens of a model.
 pub(crate) struct SpecialTokens {
@@ -55,7 +55,7 @@ pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTok
         stops.extend(ends);
     }
     let Some(eos) = eos else {
-        return Err(Error::SpecialTokens(format!(
+        return Err(TaskError::SpecialTokens(format!(
             "no EOS token is known for {}: give `eos_token` in tokenizer_config.json or `eos_token_id` in config.json. \
              Targets end with it, and generation stops at it",
             folder.display()
@@ -63,7 +63,7 @@ pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTok
     };
     if let Some(size) = vocabulary.filter(|&size| u64::from(eos) >= size) {
         let text = tokenizer.id_to_token(eos).unwrap_or_default();
-        return Err(Error::SpecialTokens(format!(
+        return Err(TaskError::SpecialTokens(format!(
             "the EOS token `{text}` would be token {eos}, but the model of {} has {size} tokens (`vocab_size` in config.json): \
              give an `eos_token` that it has in tokenizer_config.json",
             folder.display()
@@ -77,10 +77,10 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::read(path.display())(error)),
+        Err(error) => return Err(TaskError::read(path.display())(error)),
     };
     let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(Error::from).at(|| path.display().to_string())
+    value.map(Some).map_err(TaskError::from).at(|| path.display().to_string())
 }
 
 /// The ids that a value names: a token's text, `{"content": text}`, an id, or a list of ids.
@@ -89,7 +89,7 @@ fn ids(value: &Value, tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
         Value::Null => Ok(Vec::new()),
         Value::String(text) => {
             let id = tokenizer.token_to_id(text);
-            Ok(vec![id.ok_or_else(|| Error::SpecialTokens(format!("the tokenizer has no token `{text}`")))?])
+            Ok(vec![id.ok_or_else(|| TaskError::SpecialTokens(format!("the tokenizer has no token `{text}`")))?])
         }
         Value::Object(token) => ids(token.get("content").unwrap_or(&Value::Null), tokenizer),
         Value::Array(values) => {
@@ -99,7 +99,7 @@ fn ids(value: &Value, tokenizer: &HubTokenizer) -> Result<Vec<u32>> {
         number => {
             let id = number.as_u64().and_then(|id| u32::try_from(id).ok());
             let id = id.filter(|&id| tokenizer.id_to_token(id).is_some());
-            Ok(vec![id.ok_or_else(|| Error::SpecialTokens(format!("{number} is not the id of a token")))?])
+            Ok(vec![id.ok_or_else(|| TaskError::SpecialTokens(format!("{number} is not the id of a token")))?])
         }
     }
 }

@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, Encoding, Tokenizer as HubTokenizer};
 
 use crate::chat::chat_template::ChatTemplate;
 use crate::chat::template_file;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::tokenization::added_tokens::{AddedTokens, TokenFiles, own_tokens};
 use crate::tokenization::gguf::gguf_tokenizer::GgufTokenizer;
 use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
@@ -51,8 +51,7 @@ impl Tokenizer {
     pub fn open(folder: &Path) -> Result<Tokenizer> {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path)
-            .map_err(Error::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
-        refuse_lfs_pointer(&path, &bytes).map_err(|error| Error::Data(error.to_string()))?;
+            .map_err(TaskError::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
         let read = |file: &str| -> Result<Value> { Ok(read_json(&folder.join(file))?.unwrap_or_default()) };
         let settings = Settings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
         let (special_map, added) = (read("special_tokens_map.json")?, read("added_tokens.json")?);
@@ -93,7 +92,7 @@ impl Tokenizer {
     pub fn from_bytes(json: &[u8], eos: &str) -> Result<Tokenizer> {
         let tokenizer = parse(json)?;
         let id = tokenizer.token_to_id(eos).ok_or_else(|| {
-            Error::SpecialTokens(format!("the tokenizer has no token `{eos}`, which should be its EOS"))
+            TaskError::SpecialTokens(format!("the tokenizer has no token `{eos}`, which should be its EOS"))
         })?;
         Tokenizer::new(tokenizer, SpecialTokens { bos: None, eos: id, stops: BTreeSet::from([id]) })
     }
@@ -166,7 +165,7 @@ impl Tokenizer {
     /// If the base has none, or one that cannot be compiled.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         if self.layout != RowLayout::Stream {
-            return Err(Error::ChatTemplate(
+            return Err(TaskError::ChatTemplate(
                 "the base is an encoder-decoder, which reads a prompt and writes an answer, not conversations. Use rows of \
                  prompt and answer without --chat, or a decoder that was trained on conversations"
                     .to_owned(),
@@ -174,13 +173,13 @@ impl Tokenizer {
         }
         match &self.chat_template {
             Ok(Some(template)) => Ok(template),
-            Ok(None) => Err(Error::ChatTemplate(
+            Ok(None) => Err(TaskError::ChatTemplate(
                 "the base has none: its folder has no chat_template.jinja, and its tokenizer_config.json no \
                  `chat_template`. Use a base that was trained on conversations, or rows of prompt and answer without \
                  --chat"
                     .to_owned(),
             )),
-            Err(why) => Err(Error::ChatTemplate(why.clone())),
+            Err(why) => Err(TaskError::ChatTemplate(why.clone())),
         }
     }
 
@@ -325,8 +324,8 @@ impl Tokenizer {
 }
 
 /// An error of the tokenizers crate, while doing `what`.
-fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> Error {
-    move |error| Error::Tokenizer { what, message: error.to_string() }
+fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> TaskError {
+    move |error| TaskError::Tokenizer { what, message: error.to_string() }
 }
 
 fn parse(json: &[u8]) -> Result<HubTokenizer> {
@@ -354,7 +353,7 @@ fn build(
     let own = own_tokens(&json["added_tokens"])?;
     class.rebuild(&mut json, tokenizer_config);
     let rebuilt = serde_json::from_value(json);
-    Ok((rebuilt.map_err(|error| Error::Tokenizer { what: "cannot be rebuilt", message: error.to_string() })?, own))
+    Ok((rebuilt.map_err(|error| TaskError::Tokenizer { what: "cannot be rebuilt", message: error.to_string() })?, own))
 }
 
 /// What the post-processor puts before and after a text, found by encoding a text with it and without.
@@ -362,16 +361,16 @@ fn affixes(tokenizer: &HubTokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |special| {
         let encoding = tokenizer.encode_fast("a", special);
         let encoding = encoding.map_err(failed("cannot tokenize"))?;
-        Ok::<_, Error>(encoding.get_ids().to_vec())
+        Ok::<_, TaskError>(encoding.get_ids().to_vec())
     };
     let (with, without) = (encode(true)?, encode(false)?);
     if without.is_empty() {
-        return Err(Error::SpecialTokens("the tokenizer gives no token for the text `a`".to_string()));
+        return Err(TaskError::SpecialTokens("the tokenizer gives no token for the text `a`".to_string()));
     }
     let start = with.windows(without.len()).position(|window| window == without);
     match start {
         Some(start) => Ok((with[..start].to_vec(), with[start + without.len()..].to_vec())),
-        None => Err(Error::SpecialTokens(
+        None => Err(TaskError::SpecialTokens(
             "the tokenizer's post-processor changes the tokens of the text itself".to_string(),
         )),
     }

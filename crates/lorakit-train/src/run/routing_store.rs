@@ -47,7 +47,7 @@ pub fn skill_names(name: &str, count: usize) -> Vec<String> {
 pub fn read(library: &Library, name: &str) -> Result<Option<StoredRouting>> {
     let Some(record) = read_record(library, name)? else { return Ok(None) };
     let place = format!("{}/{name}", library.routers_folder().display());
-    let at = |source: TrainError| TrainError::At { place: place.clone(), source: Box::new(source) };
+    let at = |source: TrainError| TrainError::Context { what: place.clone(), source: Box::new(source) };
     if let Some(change) = library.changed_expert(&record.experts).map_err(|error| at(error.into()))? {
         return Err(TrainError::ChangedSkills { place, change, name: name.to_owned() });
     }

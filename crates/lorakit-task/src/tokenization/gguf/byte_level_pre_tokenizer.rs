@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::tokenization::tokenizer_class::{QWEN_WORDS, byte_level};
 
 /// What a file that has no tokenizer of its own, or an unknown one, can be used with.
@@ -88,7 +88,7 @@ impl ByteLevelPreTokenizer {
         let name = name.unwrap_or("default");
         KNOWN.iter().find(|pre_tokenizer| pre_tokenizer.names.contains(&name)).ok_or_else(|| {
             let known: Vec<&str> = KNOWN.iter().flat_map(|pre_tokenizer| pre_tokenizer.names).copied().collect();
-            Error::UnknownName {
+            TaskError::UnknownName {
                 what: "pre-tokenizer",
                 name: name.to_owned(),
                 known: format!("{}; otherwise {OWN_TOKENIZER}", known.join(", ")),

@@ -12,7 +12,7 @@ use tokenizers::{
 
 use crate::chat::chat_template::ChatTemplate;
 use crate::chat::template_file::compile;
-use crate::error::{Error, Result};
+use crate::error::{Result, TaskError};
 use crate::tokenization::gguf::gguf_vocabulary::{GgufVocabulary, TokenKind, TokenType};
 use crate::tokenization::gguf::sentence_pieces;
 use crate::tokenization::special_tokens::SpecialTokens;
@@ -122,7 +122,7 @@ fn model(vocabulary: &GgufVocabulary, merges: Vec<(String, String)>) -> Result<B
         if let Some(token) =
             [first, second, &format!("{first}{second}")].into_iter().find(|token| !ids.contains_key(*token))
         {
-            return Err(Error::SpecialTokens(format!("the pair `{first} {second}` needs a token `{token}`")));
+            return Err(TaskError::SpecialTokens(format!("the pair `{first} {second}` needs a token `{token}`")));
         }
     }
     let model = BPE::builder().vocab_and_merges(ids, merges);
@@ -188,6 +188,6 @@ fn part<T: DeserializeOwned>(json: Value) -> Result<Option<T>> {
 }
 
 /// An error of the tokenizers crate, while doing `what`.
-fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> Error {
-    move |error| Error::Tokenizer { what, message: error.to_string() }
+fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> TaskError {
+    move |error| TaskError::Tokenizer { what, message: error.to_string() }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use lorakit_format::gguf::GgufValue;
 
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result, TaskError};
 use crate::tokenization::gguf::byte_level_pre_tokenizer::{ByteLevelPreTokenizer, OWN_TOKENIZER};
 
 /// Where the chat template is; those for other uses follow, as in `tokenizer.chat_template.tool_use`.
@@ -83,7 +83,7 @@ impl GgufVocabulary {
             Some(eos) => eos,
             None => {
                 let lacking =
-                    || Error::SpecialTokens(format!("is missing, so that no token ends a text; {OWN_TOKENIZER}"));
+                    || TaskError::SpecialTokens(format!("is missing, so that no token ends a text; {OWN_TOKENIZER}"));
                 let eos = within(eos).ok_or_else(lacking).at(|| key("eos_token_id"))?;
                 warnings.push(format!(
                     "no `{}`; as in llama.cpp, `{}` is EOS",
@@ -145,7 +145,7 @@ impl<'a> Keys<'a> {
             None => Ok(list),
             Some(found) => {
                 let (expected, found) = (format!("{count} numbers, one for each token"), found.to_string());
-                Err(Error::Value { expected, found }.at(key(name)))
+                Err(TaskError::Value { expected, found }.at(key(name)))
             }
         }
     }
@@ -161,25 +161,25 @@ fn key(name: &str) -> String {
     format!("tokenizer.ggml.{name}")
 }
 
-fn mismatch(expected: &str, found: &GgufValue) -> Error {
+fn mismatch(expected: &str, found: &GgufValue) -> TaskError {
     let found = match found {
         GgufValue::Array(values) => format!("a list of {}", values.len()),
         GgufValue::Text(_) => "a text".to_owned(),
         other => format!("{other:?}"),
     };
-    Error::Value { expected: expected.to_owned(), found }
+    TaskError::Value { expected: expected.to_owned(), found }
 }
 
 /// The tokens by id.
 fn tokens(keys: Keys) -> Result<Vec<String>> {
     let name = || key("tokens");
     let tokens = keys.list("tokens", "texts", GgufValue::as_text)?.filter(|tokens| !tokens.is_empty());
-    let lacking = || Error::SpecialTokens(format!("the file has no tokens; {OWN_TOKENIZER}"));
+    let lacking = || TaskError::SpecialTokens(format!("the file has no tokens; {OWN_TOKENIZER}"));
     let tokens = tokens.ok_or_else(lacking).at(name)?;
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if let Some(other) = ids.insert(*token, id) {
-            return Err(Error::SpecialTokens(format!("`{token}` is both token {other} and token {id}")).at(name()));
+            return Err(TaskError::SpecialTokens(format!("`{token}` is both token {other} and token {id}")).at(name()));
         }
     }
     Ok(tokens.into_iter().map(str::to_owned).collect())
@@ -202,7 +202,7 @@ fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKin
             };
             let expected = || "two tokens with a space between them".to_owned();
             let pair = |merge: &str| {
-                pair(merge).ok_or_else(|| Error::Value { expected: expected(), found: format!("`{merge}`") })
+                pair(merge).ok_or_else(|| TaskError::Value { expected: expected(), found: format!("`{merge}`") })
             };
             let merges = merges.unwrap_or_default().into_iter().map(pair).collect::<Result<_>>();
             Ok(TokenKind::ByteLevel { pre_tokenizer, merges: merges.at(|| key("merges"))? })
@@ -220,7 +220,7 @@ fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKin
         found => {
             let found = found.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let expected = format!("`gpt2` or `llama` (for another kind, {OWN_TOKENIZER})");
-            Err(Error::Value { expected, found }.at(key("model")))
+            Err(TaskError::Value { expected, found }.at(key("model")))
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// The mean negative log-likelihood per target token of each example, under the expert whose index is given with it.
 /// Patches must act on each token alone.
-pub fn example_losses(
+pub fn example_losses_by_token(
     base: &Base,
     patches: &Patches,
     rows: &[(usize, &Example)],
