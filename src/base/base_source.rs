@@ -104,7 +104,8 @@ fn gguf(file: PathBuf, name: Option<String>, context: &CommandContext) -> Resolv
     ResolvedBase::Gguf(GgufBaseFile { file, tokenizer: context.tokenizer.clone(), name, output: context.output })
 }
 
-fn is_gguf(path: &Path) -> bool {
+/// Whether a path has the ending of a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 

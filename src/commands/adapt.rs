@@ -98,7 +98,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     };
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, Split::Test, &unseen_rows::experts(opened), context)?;
-        usage::ensure(!same_folder(&args.out, opened), || {
+        usage::ensure(!usage::is_same_file(&args.out, opened.library.root()), || {
             format!("{}: --out and --library are the same folder", args.out.display())
         })?;
     }
@@ -131,10 +131,6 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         format!("{}\n\n{}\n\n{end}", report.text, scores(&results, &finished))
     })?;
     report.outcome
-}
-
-fn same_folder(out: &std::path::Path, opened: &OpenLibrary) -> bool {
-    matches!((out.canonicalize(), opened.library.root().canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 impl AdaptArgs {

@@ -4,13 +4,13 @@ use crate::args::task_args::DataArgs;
 use crate::args::usage::{self, fraction, size};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
-use crate::commands::library_candidates::listed;
+use crate::commands::shared_a_warning::warn_of_shared_a;
 use crate::output::cluster_tables;
 use crate::output::console::make_parent;
 use crate::pages::cluster_page;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use lorakit_adapter::{Adapter, Library, SharedA};
+use lorakit_adapter::{Adapter, Library};
 use lorakit_cluster::{
     ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, ExpertSet, MbcOptions, SpaceSimilarities,
     embedding_clusters, random_clusters,
@@ -195,7 +195,7 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
     if args.method == MethodArg::Mbc && args.space != SpaceArg::Delta {
-        warn_of_shared_a(&library, experts.names(), context)?;
+        warn_of_compared_a(&library, experts.names(), context)?;
     }
     let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
@@ -214,7 +214,7 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
 }
 
 /// Warns where experts have the same A, which their parameters then have in common whatever their tasks.
-fn warn_of_shared_a(library: &Library, names: &[String], context: &CommandContext) -> Result<()> {
+fn warn_of_compared_a(library: &Library, names: &[String], context: &CommandContext) -> Result<()> {
     let open = |name: &String| {
         let adapter = library.adapter(name)?;
         // All of a file was read to check its values; a library may be larger than memory.
@@ -223,13 +223,9 @@ fn warn_of_shared_a(library: &Library, names: &[String], context: &CommandContex
     };
     let adapters = names.iter().map(open).collect::<Result<Vec<_>>>()?;
     let named: Vec<(&str, &Adapter)> = names.iter().map(String::as_str).zip(&adapters).collect();
-    for SharedA { names, modules, total } in SharedA::groups(&named) {
-        context.output.warn(format!(
-            "{} have the same A in {modules} of {total} modules, which this space compares though it says nothing of their \
-             tasks; --space delta compares what they learned",
-            listed(&names)
-        ));
-    }
+    let advice =
+        ", which this space compares though it says nothing of their tasks; --space delta compares what they learned";
+    warn_of_shared_a(&named, |_| true, advice, context);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::commands::library_candidates::{
     Candidate, Candidates, NamedFolder, OpenBase, Refusal, check_base, print_warnings, refuse_incompatible,
-    warn_of_shared_a,
+    warn_of_added_a,
 };
 use crate::output::text_table::table;
 use anyhow::Result;
@@ -97,7 +97,7 @@ pub fn add_all(to: AddTarget, mut candidates: Candidates, skip: bool, context: &
     };
     refuse_incompatible(&mut candidates, &library)?;
     candidates.ensure_accepted(skip)?;
-    warn_of_shared_a(&candidates.accepted, &library, context)?;
+    warn_of_added_a(&candidates.accepted, &library, context)?;
     for refusal in &candidates.refused {
         context.output.warn(format!("not added: {refusal}"));
     }

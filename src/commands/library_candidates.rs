@@ -1,13 +1,14 @@
 //! Adapters that are to be added to a library: read, checked against the base, the library and each other.
 
 use crate::args::usage;
-use crate::base::base_source::BaseSource;
+use crate::base::base_source::{BaseSource, is_gguf};
 use crate::base::resolved_base::ResolvedBase;
 use crate::base::shared_embedding::shared_embedding_warning;
 use crate::command_context::CommandContext;
+use crate::commands::shared_a_warning;
 use crate::hub::hub_adapters::{self, CachedAdapter};
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use lorakit_adapter::{Adapter, BaseIdentity, DenseAdapter, ExpertRecord, Library, OpaqueRecord, SharedA, Warning};
+use lorakit_adapter::{Adapter, BaseIdentity, DenseAdapter, ExpertRecord, Library, OpaqueRecord, Warning};
 use lorakit_fit::conversion::{Conversion, convert};
 use lorakit_fit::record_beside;
 use lorakit_model::Base;
@@ -45,7 +46,7 @@ impl FromStr for NamedFolder {
                     Some(_) => folder.clone(),
                     None => folder.canonicalize().unwrap_or_else(|_| folder.clone()),
                 };
-                let name = if is_gguf(&named) { named.file_stem() } else { named.file_name() };
+                let name = if is_gguf_file(&named) { named.file_stem() } else { named.file_name() };
                 let name = name.ok_or_else(|| format!("`{text}` has no folder name; give NAME={text}"))?;
                 Ok(Self { name: name.to_string_lossy().into_owned(), folder, given: false })
             }
@@ -123,8 +124,8 @@ pub struct Candidates {
 }
 
 /// Whether a path is that of a GGUF file.
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+fn is_gguf_file(path: &Path) -> bool {
+    is_gguf(path) && !path.is_dir()
 }
 
 impl Candidate {
@@ -133,7 +134,7 @@ impl Candidate {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
-            adapter: match is_gguf(&named.folder) {
+            adapter: match is_gguf_file(&named.folder) {
                 true => Adapter::read_gguf(&named.folder, base)?,
                 false => Adapter::read(&named.folder)?,
             },
@@ -150,7 +151,7 @@ impl Candidate {
         rank: usize,
         skip_image_encoder: bool,
     ) -> Result<Self> {
-        if is_gguf(&named.folder) {
+        if is_gguf_file(&named.folder) {
             return Self::read(named, Some(base.identity()));
         }
         let dense = DenseAdapter::read(&named.folder)?;
@@ -325,7 +326,7 @@ pub fn refuse_incompatible(candidates: &mut Candidates, library: &Library) -> Re
 }
 
 /// Says which adapters, with those of the library, have the same A.
-pub fn warn_of_shared_a(candidates: &[Candidate], library: &Library, context: &CommandContext) -> Result<()> {
+pub fn warn_of_added_a(candidates: &[Candidate], library: &Library, context: &CommandContext) -> Result<()> {
     // Reading an adapter reads all of its weights.
     const COMPARED: usize = 32;
     let names = library.expert_names()?.into_iter().take(COMPARED);
@@ -334,27 +335,10 @@ pub fn warn_of_shared_a(candidates: &[Candidate], library: &Library, context: &C
     let present = present.iter().map(|(name, adapter)| (name.as_str(), adapter));
     let added = candidates.iter().map(|candidate| (candidate.name.as_str(), &candidate.adapter));
     let all: Vec<(&str, &Adapter)> = present.chain(added).collect();
-    for SharedA { names, modules, total } in SharedA::groups(&all) {
-        if candidates.iter().any(|candidate| names.contains(&candidate.name)) {
-            context.output.warn(format!(
-                "{} have the same A in {modules} of {total} modules: clusters of their parameters would follow that A and not \
-                 the tasks; cluster them by --space delta, the default",
-                listed(&names)
-            ));
-        }
-    }
+    let advice = ": clusters of their parameters would follow that A and not the tasks; cluster them by --space delta, the default";
+    let concern = |names: &[String]| candidates.iter().any(|candidate| names.contains(&candidate.name));
+    shared_a_warning::warn_of_shared_a(&all, concern, advice, context);
     Ok(())
-}
-
-/// Names of experts in a message; of many, the first ones.
-pub fn listed(names: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        format!("{shown} and {} more experts", names.len() - SHOWN)
-    } else {
-        format!("the experts {shown}")
-    }
 }
 
 /// Refuses adapters whose common modules differ in width: they are of different bases.

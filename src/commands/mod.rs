@@ -20,6 +20,7 @@ pub mod library_show;
 pub mod logits;
 pub mod man;
 pub mod merge;
+pub mod shared_a_warning;
 pub mod task_commands;
 pub mod task_split;
 pub mod train_experts;

@@ -6,7 +6,6 @@ use lorakit_format::FormatError;
 use lorakit_model::ModelError;
 use lorakit_route::RouteError;
 use lorakit_train::{BoxError, TrainError};
-use std::error::Error;
 use std::path::PathBuf;
 
 /// The result of everything in this crate that can fail.
@@ -282,15 +281,9 @@ impl From<RouteError> for FitError {
 }
 
 impl FitError {
-    /// The message followed by those of all causes, separated by colons.
+    /// The messages of the error and its sources, separated by colons.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
+        lorakit_format::error_chain(self)
     }
 }
 

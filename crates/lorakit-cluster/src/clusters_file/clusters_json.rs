@@ -91,6 +91,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::partition::Partition;
+    use lorakit_format::error_chain;
 
     fn clusters() -> Clusters {
         let names: Vec<String> = (0..13).map(|at| format!("e{at:02}")).collect();
@@ -105,12 +106,6 @@ mod tests {
         let path = folder.path().join("clusters.json");
         std::fs::write(&path, text).unwrap();
         Clusters::read(&path)
-    }
-
-    /// An error with its causes.
-    fn chain(error: &dyn std::error::Error) -> String {
-        let causes = std::iter::successors(Some(error), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     #[test]
@@ -144,7 +139,7 @@ mod tests {
             (r#"{"method": "mbc", "clusters": {"x": ["a"]}, "cluster": 1}"#, "unknown field `cluster`"),
             (r#"{"method": "magic", "clusters": {"x": ["a"]}}"#, "unknown variant `magic`"),
         ] {
-            let error = chain(&read(text).unwrap_err());
+            let error = error_chain(&read(text).unwrap_err());
             assert!(error.contains(expected) && error.contains("clusters.json"), "{text}: {error}");
         }
     }
