@@ -19,9 +19,9 @@ use lorakit_fit::adapt::{
     ADAPT_METHODS, AdaptMethod, AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, Outcomes, evaluate_adapted,
     parse_adapt_method,
 };
+use lorakit_fit::lock;
 use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
-use lorakit_fit::{OpenLibrary, lock};
 use lorakit_task::{Split, Task};
 use lorakit_train::TrainConfig;
 use serde_json::{Value, json};

@@ -58,7 +58,7 @@ impl FromStr for SvdRank {
 pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
     let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?.concat();
-    let recorded = Library::open(&args.library).ok().and_then(|library| library.base().cloned());
+    let recorded = Library::open_if_exists(&args.library)?.and_then(|library| library.base().cloned());
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
     let mut candidates = Candidates::read(&folders, |named| match (args.convert, &base) {
         (Some(SvdRank(rank)), Some(base)) => Candidate::convert(named, base, rank, args.skip_image_encoder),

@@ -252,7 +252,7 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingP
     let mode = &args.mode;
     if let Some(path) = &mode.clusters {
         let clusters = Clusters::read(path)?;
-        let library = Library::open(&args.library).ok();
+        let library = Library::open_if_exists(&args.library)?;
         return Ok(of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref())?);
     }
     Ok(match mode {

@@ -51,7 +51,7 @@ impl MergeRecipe {
                     pluralize(typed.weights.len(), "weight"),
                     pluralize(merged.len(), "expert")
                 );
-                (MergeRecord::new(Concatenation.to_string(), library, &of, typed.weights)?, names)
+                (MergeRecord::new(Concatenation.to_string(), library, &merged, typed.weights)?, names)
             }
             Some(record) if typed.experts.is_empty() => {
                 let experts = merge::experts(library, &record.names())?;

@@ -4,7 +4,7 @@
 //! defaults, and [`write`] prints an instance, so that parsing, defaults and display come from the struct alone.
 
 use crate::error::{Result, RouteError, listed};
-use crate::settings_text::{from_pairs, to_pairs};
+use crate::settings_text::{Pairs, from_pairs, to_pairs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::{self, Display};
@@ -33,7 +33,8 @@ pub(crate) fn read_over<S: Settings>(
     has: impl Fn(&str) -> bool,
     typed: Option<&str>,
 ) -> Result<S> {
-    let all = to_pairs(defaults);
+    let invalid = |problem, known| RouteError::InvalidSetting { method: method.to_owned(), problem, known };
+    let all = to_pairs(defaults).map_err(|problem| invalid(problem, String::new()))?;
     let known: Vec<&(&str, String)> = all.iter().filter(|(key, _)| has(key)).collect();
     let typed = typed_pairs(typed);
     let outcome = given_once(&known, &typed).and_then(|()| {
@@ -44,11 +45,7 @@ pub(crate) fn read_over<S: Settings>(
         let settings = from_pairs::<S>(all.iter().map(value).collect())?;
         settings.validate().map(|()| settings)
     });
-    outcome.map_err(|problem| RouteError::InvalidSetting {
-        method: method.to_owned(),
-        problem,
-        known: listed(known.iter().map(|(key, default)| format!("{key}={default}"))),
-    })
+    outcome.map_err(|problem| invalid(problem, listed(known.iter().map(|(key, default)| format!("{key}={default}")))))
 }
 
 /// The pairs of a text; a key without a value has an empty one.
@@ -71,6 +68,11 @@ fn given_once(known: &[&(&str, String)], typed: &[(&str, &str)]) -> std::result:
     Ok(())
 }
 
+/// Settings as they are typed, or why there is no text of them.
+pub(crate) fn text_of(pairs: std::result::Result<Pairs, String>) -> String {
+    pairs.map_or_else(|problem| problem, joined)
+}
+
 /// Pairs as they are typed.
 pub(crate) fn joined(pairs: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let pairs: Vec<String> = pairs.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -79,7 +81,7 @@ pub(crate) fn joined(pairs: impl IntoIterator<Item = (&'static str, String)>) ->
 
 /// A method with all its settings, as it can be typed.
 pub(crate) fn write(f: &mut fmt::Formatter, method: &str, settings: &impl Serialize) -> fmt::Result {
-    write!(f, "{method}:{}", joined(to_pairs(settings)))
+    write!(f, "{method}:{}", text_of(to_pairs(settings)))
 }
 
 /// Checks a number of which there must be at least one.
@@ -95,7 +97,7 @@ pub(crate) fn above_zero(key: &str, number: impl Into<f64> + Display + Copy) -> 
 
 /// The settings of a method at their defaults, as they are typed: what [`crate::MethodInfo::defaults`] asks for.
 pub(crate) fn defaults<S: Serialize + Default>(_: &str) -> String {
-    joined(to_pairs(&S::default()))
+    text_of(to_pairs(&S::default()))
 }
 
 /// Reads the settings of a method that has none.
@@ -114,7 +116,8 @@ pub(crate) fn read_none(method: &str, typed: Option<&str>) -> Result<()> {
 }
 
 /// An error about settings that cannot be meant together; `known` are the method's settings with their defaults.
-pub(crate) fn refused(method: &str, known: &[(&'static str, String)], problem: String) -> RouteError {
-    let known = listed(known.iter().map(|(key, default)| format!("{key}={default}")));
+pub(crate) fn refused(method: &str, known: std::result::Result<Pairs, String>, problem: String) -> RouteError {
+    let list = |known: Pairs| listed(known.iter().map(|(key, default)| format!("{key}={default}")));
+    let known = known.map_or_else(|problem| problem, list);
     RouteError::InvalidSetting { method: method.to_owned(), problem, known }
 }

@@ -7,12 +7,18 @@ use serde::{Serialize, forward_to_deserialize_any};
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
+/// Settings as they are typed, by their keys.
+pub(crate) type Pairs = Vec<(&'static str, String)>;
+
 /// The fields of a struct with their values, in their order.
-pub(crate) fn to_pairs(settings: &impl Serialize) -> Vec<(&'static str, String)> {
+///
+/// # Errors
+/// If it is not a struct of plain values.
+pub(crate) fn to_pairs(settings: &impl Serialize) -> Result<Pairs, String> {
     match settings.serialize(TextSerializer) {
-        Ok(Text::Pairs(pairs)) => pairs,
-        // A struct of plain values serializes; anything else is a mistake that every test of the method shows.
-        _ => Vec::new(),
+        Ok(Text::Pairs(pairs)) => Ok(pairs),
+        Ok(Text::Value(value)) => Err(format!("settings are structs of plain values, not {value}")),
+        Err(error) => Err(error.0),
     }
 }
 

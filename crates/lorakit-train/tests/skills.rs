@@ -202,8 +202,11 @@ fn job() -> (Job, Vec<usize>) {
         row
     };
     let train: Vec<Example> = (0..30).map(row).collect();
-    let tasks = (0..30).map(|i| i % 2).collect();
-    (Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 }, tasks)
+    let row_tasks = (0..30).map(|i| i % 2).collect();
+    (
+        Job { name: "poly".into(), tasks: Vec::new(), train, validation: Vec::new(), init: None, row_shards: 1 },
+        row_tasks,
+    )
 }
 
 #[test]
@@ -218,10 +221,10 @@ fn skills_learn_and_differ_and_one_seed_gives_one_result() {
         ..TrainConfig::default()
     };
     let train = |splits| {
-        let (job, tasks) = job();
+        let (job, row_tasks) = job();
         let skills = init_skills(&base, &settings, 3, 7).unwrap();
         let stack = SkillStack::new(&base, skills, RoutingSpec { tasks: &tasks(2), splits }, &settings, 7).unwrap();
-        let rows = RowTasks { train: tasks, validation: Vec::new() };
+        let rows = RowTasks { train: row_tasks, validation: Vec::new() };
         let mut pass =
             Pass::skills(PassContext { base: &base, config: &settings, seed: 7, batch_tokens: 64 }, &job, stack, rows)
                 .unwrap();
@@ -262,10 +265,10 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     let work = tempfile::tempdir().unwrap();
     let train = |name: &str, stop_after: Option<usize>| {
         let library = Library::open_or_create(&work.path().join(name), None).unwrap();
-        let (mut job, tasks) = job();
+        let (mut job, row_tasks) = job();
         job.tasks = tasks(2).into_iter().map(|name| TaskRecord { name, ..TaskRecord::default() }).collect();
         job.validation = job.train[..6].to_vec();
-        let rows = RowTasks { validation: tasks[..6].to_vec(), train: tasks };
+        let rows = RowTasks { validation: row_tasks[..6].to_vec(), train: row_tasks };
         let plan = SkillTraining { dims: SkillDims { count: 3, splits: 2 }, tasks: rows };
         let stop = AtomicBool::new(false);
         let (base, config) = (&base, &settings);

@@ -83,6 +83,14 @@ impl Library {
         Ok(Self { root: root.to_owned(), index, locks: Vec::new() })
     }
 
+    /// Opens the library at `root`; None if there is none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) for one that exists.
+    pub fn open_if_exists(root: &Path) -> Result<Option<Self>> {
+        root.join(INDEX_FILE).exists().then(|| Self::open(root)).transpose()
+    }
+
     /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened
     /// for `base`, which is recorded with the first expert or model that is added: a failure before that leaves the
     /// library as it was.

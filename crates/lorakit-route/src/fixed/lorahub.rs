@@ -24,10 +24,10 @@ use crate::merge::fitted_merge::FittedMerge;
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::task_vectors::TaskVectors;
 use crate::method_info::MethodInfo;
-use crate::method_settings::{Settings, at_least_one, joined, read_over, refused, typed_pairs};
+use crate::method_settings::{Settings, at_least_one, read_over, refused, text_of, typed_pairs};
 use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
-use crate::settings_text::to_pairs;
+use crate::settings_text::{Pairs, to_pairs};
 use crate::training_data::TrainingData;
 use lorakit_adapter::Matrix;
 use lorakit_lora::Patches;
@@ -127,13 +127,13 @@ impl fmt::Display for LoraHub {
 }
 
 /// The settings of the mode.
-fn shown(hub: &LoraHub) -> Vec<(&'static str, String)> {
-    to_pairs(hub).into_iter().filter(|(key, _)| hub.mode.has(key)).collect()
+fn shown(hub: &LoraHub) -> Result<Pairs, String> {
+    Ok(to_pairs(hub)?.into_iter().filter(|(key, _)| hub.mode.has(key)).collect())
 }
 
 /// The settings of the mode, as they are typed.
 fn settings_of(hub: &LoraHub) -> String {
-    joined(shown(hub))
+    text_of(shown(hub))
 }
 
 impl Router for LoraHub {

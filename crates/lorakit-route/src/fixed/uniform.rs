@@ -57,7 +57,8 @@ impl Settings for Uniform {
 impl fmt::Display for Uniform {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // A scale of one is left out: the text is that of older versions, which caches are keyed by.
-        let shown = to_pairs(self).into_iter().filter(|(key, _)| self.scale != 1.0 || *key != "scale");
+        let shown =
+            to_pairs(self).map_err(|_| fmt::Error)?.into_iter().filter(|(key, _)| self.scale != 1.0 || *key != "scale");
         write!(f, "{}:{}", UNIFORM.name, joined(shown))
     }
 }

@@ -6,8 +6,8 @@ use crate::merge::rank::Rank;
 use crate::merge::shared_basis::Basis;
 use crate::merge::task_vector_table::{Convention, MergeSpace, TaskVectorMethod};
 use crate::merge::task_vectors::{TaskVectorSettings, TaskVectors};
-use crate::method_settings::{Settings, joined, read_over, refused, typed_pairs};
-use crate::settings_text::to_pairs;
+use crate::method_settings::{Settings, read_over, refused, text_of, typed_pairs};
+use crate::settings_text::{Pairs, to_pairs};
 use serde::{Deserialize, Serialize};
 
 /// The default inner merge.
@@ -76,27 +76,27 @@ pub(super) fn read_inner(name: &str, has_basis: bool, typed: Option<&str>) -> Re
             "inner={inner},convention={convention} is not known; inner is task_arithmetic, ties, dare_linear, dare_ties or \
              magnitude_prune with convention=peft or mergekit, or breadcrumbs or breadcrumbs_ties with mergekit"
         );
-        return Err(refused(name, &shown(&defaults, method, has_basis), problem));
+        return Err(refused(name, shown(&defaults, method, has_basis), problem));
     }
     let inner = TaskVectors { method, settings: settings.task_vectors() };
     Ok((inner, settings.basis, settings.rank))
 }
 
 /// The settings that the inner merge and the outer merge have.
-fn shown(settings: &InnerSettings, method: &TaskVectorMethod, has_basis: bool) -> Vec<(&'static str, String)> {
-    to_pairs(settings).into_iter().filter(|(key, _)| has(method, has_basis, key)).collect()
+fn shown(settings: &InnerSettings, method: &TaskVectorMethod, has_basis: bool) -> Result<Pairs, String> {
+    Ok(to_pairs(settings)?.into_iter().filter(|(key, _)| has(method, has_basis, key)).collect())
 }
 
 /// The default settings, as they are typed.
 pub(super) fn inner_defaults(has_basis: bool) -> String {
     let method = TaskVectorMethod::ties_svd();
     let settings = InnerSettings::of(DEFAULT, &method.defaults(), Basis::default(), Rank::Full);
-    joined(shown(&settings, method, has_basis))
+    text_of(shown(&settings, method, has_basis))
 }
 
 /// The settings of an inner merge as they are typed, with the basis if there is one.
 pub(super) fn inner_text(inner: &TaskVectors, basis: Option<Basis>, rank: Rank) -> String {
     let name = inner.method.name.strip_suffix("_svd").unwrap_or(inner.method.name);
     let settings = InnerSettings::of(name, &inner.settings, basis.unwrap_or_default(), rank);
-    joined(shown(&settings, inner.method, basis.is_some()))
+    text_of(shown(&settings, inner.method, basis.is_some()))
 }

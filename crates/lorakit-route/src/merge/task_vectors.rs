@@ -22,8 +22,8 @@ use crate::merge::task_vector_table::{
 };
 use crate::merge::value_mask::{SparsifyConfig, ValueMask, threshold};
 use crate::method_info::MethodInfo;
-use crate::method_settings::{Settings, joined, read_over, refused, typed_pairs};
-use crate::settings_text::to_pairs;
+use crate::method_settings::{Settings, read_over, refused, text_of, typed_pairs};
+use crate::settings_text::{Pairs, to_pairs};
 use faer::MatRef;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -181,13 +181,13 @@ impl TaskVectorMethod {
     }
 
     /// The settings that the merge has.
-    fn shown(&self, settings: &TaskVectorSettings) -> Vec<(&'static str, String)> {
-        to_pairs(settings).into_iter().filter(|(key, _)| self.has(key)).collect()
+    fn shown(&self, settings: &TaskVectorSettings) -> Result<Pairs, String> {
+        Ok(to_pairs(settings)?.into_iter().filter(|(key, _)| self.has(key)).collect())
     }
 
     /// The settings that the merge has, as they are typed.
     fn text(&self, settings: &TaskVectorSettings) -> String {
-        joined(self.shown(settings))
+        text_of(self.shown(settings))
     }
 }
 
@@ -248,7 +248,7 @@ impl TaskVectors {
         if settings.convention != method.convention {
             let known = listed(TaskVectorMethod::conventions(name));
             let problem = format!("convention={} has no {name} (there is: {known})", settings.convention);
-            return Err(refused(name, &method.shown(&method.defaults()), problem));
+            return Err(refused(name, method.shown(&method.defaults()), problem));
         }
         Ok(Self { method, settings })
     }

@@ -87,7 +87,10 @@ impl fmt::Display for Arrow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // The subtraction is left out if there is none: the text is that of older versions, which caches are keyed by.
         let subtracts = !self.general.0.is_empty();
-        let shown = to_pairs(self).into_iter().filter(|(key, _)| subtracts || !matches!(*key, "general" | "gks"));
+        let shown = to_pairs(self)
+            .map_err(|_| fmt::Error)?
+            .into_iter()
+            .filter(|(key, _)| subtracts || !matches!(*key, "general" | "gks"));
         write!(f, "{}:{}", ARROW.name, joined(shown))
     }
 }
