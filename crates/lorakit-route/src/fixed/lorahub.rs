@@ -202,7 +202,7 @@ impl LoraHub {
         let mut only_in_one = pairs.iter().filter_map(|(key, _)| Some((key, SearchMode::only_of(key)?)));
         if let Some((key, other)) = only_in_one.find(|(_, only)| *only != mode) {
             let problem = format!("{key} is a setting of mode={}, not of mode={}", other.name(), mode.name());
-            return Err(refused(name, &shown(&defaults), problem));
+            return Err(refused(name, shown(&defaults), problem));
         }
         read_over(name, &defaults, |key| mode.has(key), typed)
     }
