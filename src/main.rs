@@ -4,6 +4,7 @@
 //! - [`commands`]: one file per subcommand, with its arguments and its action.
 //! - [`args`]: options that several subcommands share; usage errors.
 //! - [`base`]: from `--base` to an open model; the bundled model `pico`, and bases with an adapter merged in.
+//! - [`adding`]: adapters that are to be added to a library, and checks of them.
 //! - [`hub`]: downloads from the Hugging Face Hub into its cache.
 //! - [`scoring`]: evaluation runs, with failures and results.json.
 //! - [`generation`]: prompts of `generate`, and files of generated text.
@@ -21,6 +22,7 @@
 //! result: a text, or with `--json` a document. To add one: a file in [`commands`], a variant in [`cli::Command`] and its
 //! arm.
 
+mod adding;
 mod allocator;
 mod args;
 mod base;

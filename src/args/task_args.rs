@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::TaskRecord;
 use lorakit_fit::{OpenLibrary, chat_template_of};
-use lorakit_task::{ColumnNames, SplitFiles, Task, Tokenizer};
+use lorakit_task::{ColumnNames, SplitFiles, Task, TaskLoader, Tokenizer};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl DataArgs {
             downloads.insert(source.to_owned(), dataset_files::fetch(dataset, context)?);
         }
         let columns = self.columns.clone().unwrap_or_default();
-        Ok(Task::load_downloaded(tasks, self.data.as_deref(), &columns, &downloads)?)
+        Ok(TaskLoader { data: self.data.clone(), columns, downloads }.load(tasks)?)
     }
 }
 

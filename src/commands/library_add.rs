@@ -1,11 +1,12 @@
 //! `library add`: adds PEFT adapter folders and GGUF adapters to a library.
 
+use crate::adding::candidate::{Candidate, OpenBase};
+use crate::adding::candidates::{Candidates, Refusal};
+use crate::adding::compatibility::{check_base, refuse_incompatible};
+use crate::adding::named_folder::NamedFolder;
+use crate::adding::warnings::{print_warnings, warn_of_added_a};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
-use crate::commands::library_candidates::{
-    Candidate, Candidates, NamedFolder, OpenBase, Refusal, check_base, print_warnings, refuse_incompatible,
-    warn_of_added_a,
-};
 use crate::output::text_table::table;
 use anyhow::Result;
 use clap::Args;

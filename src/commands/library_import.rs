@@ -1,9 +1,11 @@
 //! `library import`: imports adapters of other programs. Files are parsed as data; nothing in them is executed.
 
+use crate::adding::candidate::{Candidate, OpenBase};
+use crate::adding::candidates::{Candidates, Refusal};
+use crate::adding::named_folder::NamedFolder;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::commands::library_add::{AddTarget, add_all};
-use crate::commands::library_candidates::{Candidate, Candidates, NamedFolder, OpenBase, Refusal};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, CONFIG_FILE, ExpertRecord, MttlExpert, OpaqueRecord, mttl_experts};

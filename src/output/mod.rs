@@ -6,5 +6,6 @@ pub mod gain_table;
 pub mod merge_tables;
 pub mod progress_bar;
 pub mod score_tables;
+pub mod shared_a_warning;
 pub mod text_table;
 pub mod training_report;

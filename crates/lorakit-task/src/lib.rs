@@ -64,6 +64,7 @@ pub use error::{Result, TaskError};
 pub use loading::rows_by_column::RowsByColumn;
 pub use loading::split_files::SplitFiles;
 pub use loading::suite::Suite;
+pub use loading::task_loader::TaskLoader;
 pub use metric::Metric;
 pub use row::{Answer, Row, RowKind};
 pub use split::Split;

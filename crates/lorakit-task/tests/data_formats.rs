@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lorakit_task::{ColumnNames, Row, Split, Task};
+use lorakit_task::{ColumnNames, Row, Split, Task, TaskLoader};
 use serde_json::{Map, Value};
 
 /// The files that `fixtures/make_rows.py` wrote.
@@ -159,6 +159,10 @@ fn one_nested_row_is_read_as_two_are() {
     assert!(error.contains("row 1: the conversation has no message of the role `assistant`"), "{error}");
 }
 
+fn renamed(columns: &ColumnNames) -> TaskLoader {
+    TaskLoader { columns: columns.clone(), ..TaskLoader::default() }
+}
+
 #[test]
 fn other_columns_stand_for_the_standard_ones() {
     let folder = tempfile::tempdir().unwrap();
@@ -169,7 +173,7 @@ fn other_columns_stand_for_the_standard_ones() {
     assert!(error.contains("--columns input=question,output=answer"), "{error}");
     let specs = [path.display().to_string()];
     let columns: ColumnNames = "input=question,output=answer".parse().unwrap();
-    let task = Task::load_renamed(&specs, None, &columns).unwrap().remove(0);
+    let task = renamed(&columns).load(&specs).unwrap().remove(0);
     let row = task.rows(Split::All, None).unwrap()[0];
     assert_eq!((row.prompt.as_str(), row.target()), ("Q?\n", "2.50"));
     fs::write(
@@ -181,7 +185,7 @@ fn other_columns_stand_for_the_standard_ones() {
     assert_eq!(from_toml.rows(Split::All, None).unwrap()[0], row);
     assert_eq!(from_toml.sha256(), task.sha256());
     let wrong: ColumnNames = "input=text".parse().unwrap();
-    let error = Task::load_renamed(&specs, None, &wrong).unwrap_err();
+    let error = renamed(&wrong).load(&specs).unwrap_err();
     let error = format!("{:#}", anyhow::Error::from(error));
     assert!(error.contains("row 1") && error.contains("no column `text`, which is to be `input`"), "{error}");
 }
@@ -196,7 +200,7 @@ fn a_file_without_the_named_columns_is_an_error_that_names_it() {
         .unwrap();
     let columns: ColumnNames = "input=question,output=answer".parse().unwrap();
     // Standard names do not help: the file may hold other rows than the user thinks.
-    let error = Task::load_renamed(&[path("qa.jsonl"), path("plain.jsonl")], None, &columns).unwrap_err();
+    let error = renamed(&columns).load(&[path("qa.jsonl"), path("plain.jsonl")]).unwrap_err();
     let error = format!("{:#}", anyhow::Error::from(error));
     for part in
         [&path("plain.jsonl"), "no column `question`", "the row has `input`, `output`", "task TOML", "[columns]"]
@@ -204,7 +208,7 @@ fn a_file_without_the_named_columns_is_an_error_that_names_it() {
         assert!(error.contains(part), "{error}");
     }
     // As the message says.
-    let tasks = Task::load_renamed(&[path("qa.jsonl"), path("plain.toml")], None, &columns).unwrap();
+    let tasks = renamed(&columns).load(&[path("qa.jsonl"), path("plain.toml")]).unwrap();
     let prompts: Vec<&str> = tasks.iter().map(|task| task.rows(Split::All, None).unwrap()[0].prompt.as_str()).collect();
     assert_eq!(prompts, ["Q?\n", "I\n"]);
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lorakit_task::{Metric, Split, Task};
+use lorakit_task::{Metric, Split, Task, TaskLoader};
 use tempfile::TempDir;
 
 /// A folder with files.
@@ -78,12 +78,12 @@ fn a_folder_loads_its_task_files_in_order() {
 fn duplicate_task_names_are_an_error_that_names_both_files() {
     let folder = folder(&[("one/x.json", ROW), ("two/x.json", ROW)]);
     let specs = ["one/x.json", "two/x.json"].map(|name| at(&folder, name));
-    let error = message(Task::load_all(&specs, None));
+    let error = message(TaskLoader::default().load(&specs));
     let expected =
         format!("two tasks are named `x`: {} and {}. Give one of them another name: NAME=FILE", specs[0], specs[1]);
     assert_eq!(error, expected);
     let renamed = [specs[0].clone(), format!("z={}", specs[1])];
-    assert_eq!(names(&Task::load_all(&renamed, None).unwrap()), ["x", "z"]);
+    assert_eq!(names(&TaskLoader::default().load(&renamed).unwrap()), ["x", "z"]);
 }
 
 #[test]

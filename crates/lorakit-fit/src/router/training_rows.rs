@@ -8,10 +8,10 @@ use lorakit_adapter::{Library, TaskRecord};
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{ColumnNames, Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
+use lorakit_task::{ColumnNames, Example, Row, RowEncoding, Split, Task, TaskLoader, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A row that a router is fitted to.
 #[derive(Clone, Debug)]
@@ -330,7 +330,9 @@ impl Loaded {
         if !self.0.contains_key(&place) {
             let specs = std::slice::from_ref(&record.path);
             let columns = ColumnNames::from(record.columns.clone());
-            let tasks = Task::load_renamed(specs, rows.context.data, &columns).with_context(|| {
+            let data = rows.context.data.map(Path::to_owned);
+            let loader = TaskLoader { data, columns, ..TaskLoader::default() };
+            let tasks = loader.load(specs).with_context(|| {
                 format!("the task `{}`{whose} was read from {}; {advice}", record.name, record.path)
             })?;
             self.0.insert(place.clone(), tasks);

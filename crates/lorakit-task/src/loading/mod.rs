@@ -7,4 +7,4 @@ pub(crate) mod suite;
 pub(crate) mod task_builder;
 pub(crate) mod task_config;
 pub(crate) mod task_files;
-pub(crate) mod task_spec;
+pub(crate) mod task_loader;

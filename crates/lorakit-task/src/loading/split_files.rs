@@ -31,8 +31,7 @@ impl SplitFiles {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::column_names::ColumnNames;
-    use crate::task::Task;
+    use crate::loading::task_loader::TaskLoader;
     use std::collections::BTreeMap;
     use std::path::Path;
 
@@ -50,9 +49,8 @@ mod tests {
         let counts = |validation: Vec<PathBuf>| {
             let files = SplitFiles { name: "d".into(), train: train.clone(), validation, test: test.clone() };
             let downloads = BTreeMap::from([("hub:datasets/a/d".to_string(), files)]);
-            let task = Task::load_downloaded(&["x=hub:datasets/a/d".into()], None, &ColumnNames::default(), &downloads)
-                .unwrap()
-                .remove(0);
+            let loader = TaskLoader { downloads, ..TaskLoader::default() };
+            let task = loader.load(&["x=hub:datasets/a/d".into()]).unwrap().remove(0);
             assert_eq!((task.name.as_str(), task.path.to_str()), ("x", Some("hub:datasets/a/d")));
             [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split))
         };

@@ -1,0 +1,82 @@
+//! All adapters of a command: those that are accepted so far, and those that are refused.
+
+use crate::adding::candidate::Candidate;
+use crate::adding::named_folder::NamedFolder;
+use anyhow::{Error, Result, bail};
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+
+/// An adapter that is not added, and why.
+pub struct Refusal {
+    /// The name that the expert would have had.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Why.
+    pub error: Error,
+}
+
+/// Adapters that were accepted so far, and those that were refused.
+#[derive(Default)]
+pub struct Candidates {
+    /// Accepted.
+    pub accepted: Vec<Candidate>,
+    /// Refused.
+    pub refused: Vec<Refusal>,
+}
+
+impl Candidates {
+    /// Leaves out what adapters change in an image encoder; refuses those that change nothing else.
+    pub fn leave_out_image_encoders(&mut self) {
+        self.retain(Candidate::leave_out_image_encoder);
+    }
+
+    /// Reads all folders.
+    pub fn read(folders: &[NamedFolder], read: impl Fn(&NamedFolder) -> Result<Candidate>) -> Self {
+        let mut all = Self::default();
+        for named in folders {
+            match read(named) {
+                Ok(candidate) => all.accepted.push(candidate),
+                Err(error) => {
+                    all.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
+                }
+            }
+        }
+        all
+    }
+
+    /// Refuses those that `check` finds an error in; it is called in order.
+    pub fn retain(&mut self, mut check: impl FnMut(&mut Candidate) -> Result<()>) {
+        for mut candidate in std::mem::take(&mut self.accepted) {
+            match check(&mut candidate) {
+                Ok(()) => self.accepted.push(candidate),
+                Err(error) => {
+                    let Candidate { name, folder, .. } = candidate;
+                    self.refused.push(Refusal { name, folder, error });
+                }
+            }
+        }
+    }
+
+    /// Fails if any was refused, with every reason, or under `skip` if all were.
+    pub fn ensure_accepted(&mut self, skip: bool) -> Result<()> {
+        if self.refused.is_empty() || (skip && !self.accepted.is_empty()) {
+            return Ok(());
+        }
+        let (refused, all) = (self.refused.len(), self.refused.len() + self.accepted.len());
+        if all == 1
+            && let Some(Refusal { error, .. }) = self.refused.pop()
+        {
+            return Err(error);
+        }
+        let lines: Vec<String> = self.refused.iter().map(|refusal| format!("  {refusal}")).collect();
+        let hint = if skip { "" } else { "; --skip-refused takes the others" };
+        bail!("{refused} of {all} adapters were refused, and nothing was added{hint}:\n{}", lines.join("\n"))
+    }
+}
+
+impl Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: {:#}", self.name, self.error)
+    }
+}
