@@ -198,7 +198,7 @@ fn huge_numbers_are_refused() {
     assert_contains(&train("batch_size=4294967296", 2), &["batch_size", "at most"]);
     assert!(!library.join("experts/t").exists());
     let info = |setting: &str| words(&format!("base info pico --set {setting}")).ok().stderr;
-    assert_contains(&info("rank=65"), &["rank 65", "8 of 16", "k_proj", "at most 64"]);
+    assert_contains(&info("rank=65"), &["rank 65", "8 of 16", "k_proj", "maximum rank (64)"]);
     assert!(!info("rank=64").contains("rank"), "{}", info("rank=64"));
     words("base info pico --set rank=129").failed(1);
     // The widest of all linear projections is no smaller than 128 on either side.

@@ -49,8 +49,9 @@ impl<'a> ImageTensors<'a> {
         let Self { modules, count, all } = self;
         AdapterError::AdapterBase(format!(
             "{count} of its {all} tensors belong to the image encoder, which lorakit does not compute: those of {}; \
-             `--skip-image-encoder` of `library add` and `library import` leaves them out, after which the adapter changes \
-             texts as before and images no longer; or train with target_modules of the language model alone",
+             `--skip-image-encoder` of `library add` and `library import` leaves them out, after which text behavior is \
+             unchanged and the image encoder is left as in the base; or train with target_modules of the language model \
+             alone",
             quote_names(modules)
         ))
     }
@@ -67,7 +68,8 @@ impl<'a> ImageTensors<'a> {
             )));
         }
         let text = format!(
-            "{count} of its {all} tensors were left out: the adapter changes texts as before, and images no longer"
+            "{count} of its {all} tensors were left out: text behavior is unchanged, and the image encoder is left as in the \
+             base"
         );
         Ok(Warning::new("image encoder", text))
     }

@@ -256,7 +256,7 @@ fn as_published_rejects_experts_of_different_shapes() {
     let hub = LoraHub { mode: SearchMode::AsPublished, rows: 4, budget: 9, ..LoraHub::default() };
     let error = |library: &LibraryStack| hub.find(library, &mut Toward([1.0, 1.0])).unwrap_err().to_string();
     let rank = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 3, 6, 5, 2.0))])], &qk());
-    assert!(error(&rank).contains("a and b differ there: their ranks are 2 and 3"), "{}", error(&rank));
+    assert!(error(&rank).contains("`a` and `b` differ there: their ranks are 2 and 3"), "{}", error(&rank));
     let scale = experts([make("a", [(Q, random(1, 2, 6, 5, 2.0))]), make("b", [(Q, random(2, 2, 6, 5, 1.0))])], &qk());
     assert!(error(&scale).contains("their scales are 2 and 1"), "{}", error(&scale));
     assert!(error(&mixed()).contains(&format!("the B's of `{K}`, and the experts `a` and `b`")), "{}", error(&mixed()));

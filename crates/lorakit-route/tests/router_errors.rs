@@ -23,7 +23,7 @@ fn rejects_a_library_of_another_base_and_names_expert_and_module() {
         build(vec![expert("e", [("model.h.0.attn", random(1, 1, 6, 4, 1.0))])]),
         &["e", "model.h.0.attn", "another base"],
     );
-    refused(build(vec![expert("e", [("q", random(1, 1, 6, 5, 1.0))])]), &["expert e", "q", "(6, 5)", "(6, 4)"]);
+    refused(build(vec![expert("e", [("q", random(1, 1, 6, 5, 1.0))])]), &["expert `e`", "q", "(6, 5)", "(6, 4)"]);
     let twin = || expert("e", [("q", random(1, 1, 6, 4, 1.0))]);
     refused(build(vec![twin(), twin()]), &["two experts", "e"]);
 }

@@ -115,5 +115,5 @@ fn a_variable_without_a_gradient_is_named() {
     let variable = Var::new(&[1f32], &Device::Cpu).unwrap();
     let groups = vec![ParameterGroup::new(vec![("gate of 0.qkv".into(), variable)], &TrainConfig::default())];
     let error = minimize(groups, LrSchedule::new(LrSchedulerType::Constant, 0.0, 1), |_, _, _| Ok(1.0)).unwrap_err();
-    assert_eq!(error.to_string(), "no gradient reached gate of 0.qkv");
+    assert_eq!(error.to_string(), "no gradient reached `gate of 0.qkv`");
 }
