@@ -143,7 +143,7 @@ fn published_lorahub_refuses_unequal_ranks() {
     let work = Work::new();
     work.train("library", &["suite:skills/join_dash"], &["--set", "rank=2"]);
     let error = work.adapt("lorahub:mode=as-published", "published", &[]).failed(1);
-    assert!(error.contains("join_dash and order_reverse") && error.contains("their ranks are 2 and 4"), "{error}");
+    assert!(error.contains("`join_dash` and `order_reverse`") && error.contains("their ranks are 2 and 4"), "{error}");
     work.adapt("lorahub:rows=2", "greedy", &[]).ok();
     work.adapt("mean", "mean", &["--set", "max_steps=2"]).ok();
     assert_eq!(work.record("mean")["settings"]["start"]["origin"]["merge"], "svd:rank=4");
