@@ -26,7 +26,7 @@ fn quantized(block_type: BlockType) -> MmapMatrix {
 fn plain(dtype: StorageDtype) -> MmapMatrix {
     let rows = BYTES / dtype.size() / COLUMNS;
     let values = (0..rows * COLUMNS).map(|i| (i % 17) as f32 - 8.0).collect();
-    MmapMatrix::from_values(values, rows, COLUMNS).unwrap().rounded_to(dtype)
+    MmapMatrix::from_values(values, rows, COLUMNS).unwrap().rounded_to(dtype).unwrap()
 }
 
 /// The product with `tokens` tokens, in bytes of weights per second.

@@ -8,7 +8,9 @@ use lorakit_adapter::{Adapter, ExpertRecord};
 use lorakit_format::gguf::GgufShards;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 /// A base on this machine.
 pub enum ResolvedBase {
@@ -60,17 +62,20 @@ impl ResolvedBase {
 
     /// Opens its weights with the given options.
     pub fn base_as(&self, options: &BaseOptions, context: &CommandContext) -> Result<Base> {
-        let base = self.open(options)?;
-        base.config().warnings.iter().try_for_each(|warning| context.warn(warning))?;
-        let identity = base.identity();
-        context.output.detail(format!(
-            "base {}: {}, {} parameters, fingerprint {}",
-            identity.name,
-            identity.architecture,
-            base.parameters(),
-            identity.fingerprint
-        ));
-        Ok(base)
+        opened(self.open(options)?, context)
+    }
+
+    /// Opens its weights with the given options, and reads its tokenizer meanwhile: where weights are rounded, each takes
+    /// a large part of the time until a first token.
+    pub fn base_and_tokenizer(&self, options: &BaseOptions, context: &CommandContext) -> Result<(Base, Tokenizer)> {
+        let (base, tokenizer) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| self.read_tokenizer());
+            (self.open(options), tokenizer.join())
+        });
+        let base = opened(base?, context)?;
+        let tokenizer = tokenizer.unwrap_or_else(|panic| resume_unwind(panic))?;
+        self.warn_of(&tokenizer);
+        Ok((base, tokenizer))
     }
 
     /// Its weights as stored.
@@ -144,30 +149,46 @@ impl ResolvedBase {
 
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = self.read_tokenizer()?;
+        self.warn_of(&tokenizer);
+        Ok(tokenizer)
+    }
+
+    fn read_tokenizer(&self) -> Result<Tokenizer> {
         match self {
-            Self::Folder { folder, output, .. } => open_tokenizer(folder, *output),
+            Self::Folder { folder, .. } => Ok(Tokenizer::open(folder)?),
             Self::Gguf(base) => match base.tokenizer_folder() {
-                Some(folder) => open_tokenizer(folder, base.output),
+                Some(folder) => Ok(Tokenizer::open(folder)?),
                 None => {
                     let tokenizer = Tokenizer::from_gguf(base.shards()?.metadata());
-                    let tokenizer = tokenizer.with_context(|| base.file.display().to_string())?;
-                    warn(&tokenizer, &base.file, base.output);
-                    Ok(tokenizer)
+                    tokenizer.with_context(|| base.file.display().to_string())
                 }
             },
             Self::Pico => pico::tokenizer(),
         }
     }
+
+    /// Prints what its tokenizer warns about.
+    fn warn_of(&self, tokenizer: &Tokenizer) {
+        let (place, output) = match self {
+            Self::Folder { folder, output, .. } => (folder.as_path(), output),
+            Self::Gguf(base) => (base.tokenizer_folder().unwrap_or(&base.file), &base.output),
+            Self::Pico => return,
+        };
+        tokenizer.warnings().iter().for_each(|warning| output.warn(format!("{}: {warning}", place.display())));
+    }
 }
 
-/// The tokenizer of a folder.
-fn open_tokenizer(folder: &Path, output: Output) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::open(folder)?;
-    warn(&tokenizer, folder, output);
-    Ok(tokenizer)
-}
-
-/// Prints what a tokenizer from this place warns about.
-fn warn(tokenizer: &Tokenizer, place: &Path, output: Output) {
-    tokenizer.warnings().iter().for_each(|warning| output.warn(format!("{}: {warning}", place.display())));
+/// Says what was opened.
+fn opened(base: Base, context: &CommandContext) -> Result<Base> {
+    base.config().notices.iter().try_for_each(|notice| context.warn(notice))?;
+    let identity = base.identity();
+    context.output.detail(format!(
+        "base {}: {}, {} parameters, fingerprint {}",
+        identity.name,
+        identity.architecture,
+        base.parameters(),
+        identity.fingerprint
+    ));
+    Ok(base)
 }

@@ -18,6 +18,14 @@ pub enum FormatError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The system has not as much memory as is needed at once.
+    #[error("{bytes} bytes of memory cannot be taken")]
+    Memory {
+        /// How much.
+        bytes: usize,
+        /// The error of the operating system.
+        source: io::Error,
+    },
     /// A writer failed to produce a file's content.
     #[error("{}: cannot be written", path.display())]
     Write {

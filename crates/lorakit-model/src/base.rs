@@ -97,6 +97,7 @@ impl Base {
         let config = checked_against(config, checkpoint)?;
         ensure_computes(&config, checkpoint, options)?;
         let mut weights = WeightLoader::new(checkpoint, options);
+        weights.round(config.matrices())?;
         let descriptor = &config.descriptor;
         let weight_of = |module: &str| format!("{module}.weight");
         let embedding = weights.matrix(&weight_of(descriptor.embedding), config.vocabulary, config.hidden)?;

@@ -51,6 +51,21 @@ impl BaseConfig {
         Site { layer: Some(index), name: site.name, role, input, projections }
     }
 
+    /// The matrices that tokens are multiplied with and the embedding, by the names of their tensors, `[rows, columns]`.
+    pub(crate) fn matrices(&self) -> Vec<(String, [usize; 2])> {
+        let weight = |module: &str| format!("{module}.weight");
+        let vocabulary = [self.vocabulary, self.hidden];
+        let mut matrices = vec![(weight(self.descriptor.embedding), vocabulary)];
+        for site in (0..self.layers).flat_map(|index| self.sites(index)) {
+            let of_site = site.projections.iter().map(|p| (weight(&p.module), [p.width, site.input]));
+            matrices.extend(of_site);
+        }
+        if !self.tied {
+            matrices.push((weight(self.descriptor.lm_head), vocabulary));
+        }
+        matrices
+    }
+
     /// The sites outside the layers: the embedding, which reads token ids, and the head.
     pub(crate) fn outer_sites(&self) -> [Site; 2] {
         let site = |role, name, (input, module, width): (usize, &str, usize)| Site {

@@ -48,13 +48,13 @@ impl Checkpoint {
             let own = stored.storage_dtype()?;
             let matrix = self.get(name, stored.shape())?;
             let (matrix, dtype) = match keep {
-                Some(keep) if own != keep && keep != StorageDtype::F32 => (matrix.rounded_to(keep), keep),
+                Some(keep) if own != keep && keep != StorageDtype::F32 => (matrix.rounded_to(keep)?, keep),
                 _ => (matrix, own),
             };
             let mut values = matrix.values().into_owned();
             edit(name, &mut values).map_err(|source| stored.edit_error(source))?;
             let wide = MmapMatrix::from_values(values, rows, columns)?;
-            let edited = if exact { wide } else { wide.rounded_to(dtype) };
+            let edited = if exact { wide } else { wide.rounded_to(dtype)? };
             if !edited.values().iter().all(|value| value.is_finite()) {
                 return Err(stored.not_finite(dtype));
             }

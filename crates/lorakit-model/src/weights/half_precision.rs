@@ -2,18 +2,26 @@
 
 use crate::weights::storage_dtype::StorageDtype;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
-use rayon::prelude::*;
-
-/// Values that one task of the thread pool rounds.
-const CHUNK: usize = 1 << 16;
 
 /// The values as f32: a bf16 is the upper half of an f32.
-#[inline(always)]
 pub(super) fn widen_bf16(values: &[bf16], wide: &mut [f32]) {
-    wide.iter_mut().zip(values).for_each(|(w, v)| *w = bf16_as_f32(*v));
+    simd::dispatch(WidenBf16 { values, wide });
+}
+
+struct WidenBf16<'a> {
+    values: &'a [bf16],
+    wide: &'a mut [f32],
+}
+
+impl WithSimd for WidenBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.wide.iter_mut().zip(self.values).for_each(|(w, v)| *w = bf16_as_f32(*v));
+    }
 }
 
 /// One value as f32.
@@ -49,14 +57,9 @@ unsafe fn widen_f16c(values: &[f16], wide: &mut [f32]) {
     wide.into_remainder().iter_mut().zip(rest).for_each(|(w, v)| *w = v.to_f32());
 }
 
-/// The values rounded to bf16, to the nearest or else even.
-pub(super) fn round_to_bf16(values: &[f32]) -> Vec<bf16> {
-    // Zeros of a plain type are pages that the system fills in when they are written to, by all threads.
-    let mut bits = vec![0u16; values.len()];
-    bits.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
-        simd::dispatch(RoundToBf16 { values, bits });
-    });
-    bits.reinterpret_into()
+/// Writes the bits of the values rounded to bf16, to the nearest or else even.
+pub(super) fn round_to_bf16(values: &[f32], bits: &mut [u16]) {
+    simd::dispatch(RoundToBf16 { values, bits });
 }
 
 struct RoundToBf16<'a> {
@@ -98,13 +101,9 @@ pub(super) fn rounded<const COUNT: usize>(values: [f32; COUNT], dtype: StorageDt
     }
 }
 
-/// The values rounded to f16, to the nearest or else even.
-pub(super) fn round_to_f16(values: &[f32]) -> Vec<f16> {
-    let mut bits = vec![0u16; values.len()];
-    bits.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
-        bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
-    });
-    bits.reinterpret_into()
+/// Writes the bits of the values rounded to f16, to the nearest or else even.
+pub(super) fn round_to_f16(values: &[f32], bits: &mut [u16]) {
+    bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
 }
 
 #[cfg(test)]
@@ -118,23 +117,27 @@ mod tests {
         let near = |start: u32| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|lower| f32::from_bits(start | lower));
         let values: Vec<f32> = starts.flat_map(near).collect();
         let expected: Vec<u16> = values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
-        assert_eq!(round_to_bf16(&values).iter().map(|value| value.to_bits()).collect::<Vec<_>>(), expected);
+        let mut rounded = vec![0; values.len()];
+        round_to_bf16(&values, &mut rounded);
+        assert_eq!(rounded, expected);
     }
 
     /// Every bit pattern of 16 bits, NaN among them, at a length that no vector divides.
     #[test]
     fn every_value_of_16_bits_is_widened_and_rounded_back() {
         let patterns: Vec<u16> = (0..=u16::MAX).chain(0..3).collect();
-        let mut wide = vec![0.0; patterns.len()];
+        let (mut wide, mut rounded) = (vec![0.0; patterns.len()], vec![0; patterns.len()]);
         let values: Vec<f16> = patterns.iter().map(|&bits| f16::from_bits(bits)).collect();
         widen_f16(&values, &mut wide);
         assert!(values.iter().zip(&wide).all(|(v, w)| v.to_f32() == *w || v.is_nan() && w.is_nan()));
-        let rounded = round_to_f16(&wide);
-        assert!(values.iter().zip(rounded.iter()).all(|(v, r)| v == r || v.is_nan() && r.is_nan()));
+        round_to_f16(&wide, &mut rounded);
+        let same = |(v, &r): (&f16, &u16)| v.to_bits() == r || v.is_nan() && f16::from_bits(r).is_nan();
+        assert!(values.iter().zip(&rounded).all(same));
         let values: Vec<bf16> = patterns.iter().map(|&bits| bf16::from_bits(bits)).collect();
         widen_bf16(&values, &mut wide);
         assert!(values.iter().zip(&wide).all(|(v, w)| v.to_f32() == *w || v.is_nan() && w.is_nan()));
-        let rounded = round_to_bf16(&wide);
-        assert!(values.iter().zip(rounded.iter()).all(|(v, r)| v == r || v.is_nan() && r.is_nan()));
+        round_to_bf16(&wide, &mut rounded);
+        let same = |(v, &r): (&bf16, &u16)| v.to_bits() == r || v.is_nan() && bf16::from_bits(r).is_nan();
+        assert!(values.iter().zip(&rounded).all(same));
     }
 }

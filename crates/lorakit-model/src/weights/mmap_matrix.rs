@@ -4,7 +4,7 @@
 use crate::error::{ModelError, Result};
 use crate::weights::bitsandbytes::FourBitMatrix;
 use crate::weights::block_quantization::BlockType;
-use crate::weights::half_precision::{round_to_bf16, round_to_f16, widen_bf16, widen_f16};
+use crate::weights::half_precision::{widen_bf16, widen_f16};
 use crate::weights::storage_dtype::StorageDtype;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -25,15 +25,11 @@ pub struct MmapMatrix {
 
 #[derive(Clone)]
 enum Values {
-    /// A range of a file, aligned for its type.
+    /// A range of a file, or of values that were rounded, aligned for its type.
     File(FileBytes, Range<usize>, StorageDtype),
     /// Values in memory: those of a file that were not aligned, or the caller's.
     F32(Arc<[f32]>),
-    /// Values that were rounded to bf16.
-    Bf16(Arc<Vec<bf16>>),
-    /// Values that were rounded to f16.
-    F16(Arc<Vec<f16>>),
-    /// A range of a file with quantized rows of whole blocks, at any address.
+    /// A range of a file with quantised rows of whole blocks, at any address.
     Blocks(FileBytes, Range<usize>, BlockType),
     /// Values in the 4 bits of bitsandbytes, whose blocks may begin within rows.
     FourBit(Arc<FourBitMatrix>),
@@ -128,20 +124,6 @@ impl MmapMatrix {
         Ok(Self { values: Values::F32(values.into()), rows, columns, order: None })
     }
 
-    /// The same matrix, rounded to a 16-bit type unless it is stored in that already; for f32 it stays as it is.
-    pub fn rounded_to(&self, dtype: StorageDtype) -> Self {
-        let values = match (dtype, self.storage_dtype()) {
-            (StorageDtype::BF16, StorageDtype::F32 | StorageDtype::F16) => {
-                Values::Bf16(Arc::new(round_to_bf16(&self.values())))
-            }
-            (StorageDtype::F16, StorageDtype::F32 | StorageDtype::BF16) => {
-                Values::F16(Arc::new(round_to_f16(&self.values())))
-            }
-            _ => return self.clone(),
-        };
-        Self { values, order: None, ..*self }
-    }
-
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -171,8 +153,6 @@ impl MmapMatrix {
             Values::File(_, _, dtype) => *dtype,
             Values::F32(_) | Values::Blocks(..) => StorageDtype::F32,
             Values::FourBit(matrix) => matrix.dtype(),
-            Values::Bf16(_) => StorageDtype::BF16,
-            Values::F16(_) => StorageDtype::F16,
         }
     }
 
@@ -186,7 +166,7 @@ impl MmapMatrix {
         match &self.values {
             Values::Blocks(_, _, block_type) => Some(block_type.block_values()),
             Values::FourBit(matrix) => matrix.short_block(),
-            Values::File(..) | Values::F32(_) | Values::Bf16(_) | Values::F16(_) => None,
+            Values::File(..) | Values::F32(_) => None,
         }
     }
 
@@ -210,8 +190,6 @@ impl MmapMatrix {
         let (start, end) = (rows.start * self.columns, rows.end * self.columns);
         Some(match &self.values {
             Values::F32(values) => Slice::F32(&values[start..end]),
-            Values::Bf16(values) => Slice::BF16(&values[start..end]),
-            Values::F16(values) => Slice::F16(&values[start..end]),
             Values::File(bytes, range, dtype) => {
                 let size = dtype.size();
                 let body = &bytes[range.start + start * size..range.start + end * size];
@@ -332,7 +310,7 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn weight(dtype: StorageDtype, rows: usize, columns: usize) -> MmapMatrix {
-        MmapMatrix::from_values(numbers(rows * columns, 7), rows, columns).unwrap().rounded_to(dtype)
+        MmapMatrix::from_values(numbers(rows * columns, 7), rows, columns).unwrap().rounded_to(dtype).unwrap()
     }
 
     /// The same matrix with its rows in reverse.
@@ -355,8 +333,8 @@ pub(super) mod tests {
         let (plain, quantized) = (weight(StorageDtype::F32, 4, 64), blocks(4, 64));
         assert_eq!(plain.values(), quantized.values());
         for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
-            let matrix = reversed(&plain.rounded_to(dtype));
-            assert_eq!(matrix.values(), reversed(&quantized).values());
+            let matrix = reversed(&plain.rounded_to(dtype).unwrap());
+            assert_eq!(matrix.values(), reversed(&quantised).values());
             let mut row = vec![0.0; 64];
             matrix.copy_row(3, &mut row);
             assert_eq!(row, plain.values()[..64]);

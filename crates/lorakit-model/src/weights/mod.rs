@@ -12,6 +12,7 @@ pub(crate) mod matrix_products;
 pub(crate) mod mmap_matrix;
 mod own_tensors;
 mod prefetch;
+mod rounded_matrices;
 mod save;
 pub(crate) mod storage_dtype;
 pub(crate) mod stored_weight;

@@ -5,11 +5,12 @@ use crate::error::{ModelError, Result};
 use crate::layer::linear::LinearWeights;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::mmap_matrix::MmapMatrix;
+use crate::weights::rounded_matrices::rounded_matrices;
 use crate::weights::storage_dtype::StorageDtype;
 use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Device, Tensor, Var};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a base is opened.
 #[derive(Clone, Debug)]
@@ -37,12 +38,37 @@ pub(crate) struct WeightLoader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a BaseOptions,
     requested: BTreeSet<String>,
+    /// Matrices that were rounded to the type of the options, by name.
+    rounded: BTreeMap<String, MmapMatrix>,
     variables: Vec<(String, Var)>,
 }
 
 impl<'a> WeightLoader<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, options: &'a BaseOptions) -> Self {
-        Self { checkpoint, options, requested: BTreeSet::new(), variables: Vec::new() }
+        Self { checkpoint, options, requested: BTreeSet::new(), rounded: BTreeMap::new(), variables: Vec::new() }
+    }
+
+    /// Rounds the matrices of these names and dimensions, if the options ask for it: all at once and before they are loaded,
+    /// so that threads share more than one of them. An edited matrix keeps the type that was chosen for it then.
+    ///
+    /// # Errors
+    /// If there is not as much memory.
+    pub(crate) fn round(&mut self, matrices: Vec<(String, [usize; 2])>) -> Result<()> {
+        let dtype = match self.options.dtype {
+            Some(DType::BF16) => StorageDtype::BF16,
+            Some(DType::F16) => StorageDtype::F16,
+            _ => return Ok(()),
+        };
+        if self.options.trainable || !self.options.device.is_cpu() {
+            return Ok(());
+        }
+        // What is missing is refused when it is loaded.
+        let found = matrices.into_iter().filter(|(name, _)| !self.checkpoint.is_edited(name));
+        let found = found.filter_map(|(name, shape)| Some((self.checkpoint.get(&name, &shape).ok()?, name)));
+        let (stored, names): (Vec<MmapMatrix>, Vec<String>) =
+            found.filter(|(matrix, _)| matrix.is_rounded_by(dtype)).unzip();
+        self.rounded = names.into_iter().zip(rounded_matrices(&stored.iter().collect::<Vec<_>>(), dtype)?).collect();
+        Ok(())
     }
 
     fn mapped(&mut self, name: &str, shape: &[usize]) -> Result<MmapMatrix> {
@@ -56,7 +82,7 @@ impl<'a> WeightLoader<'a> {
         Ok(variable.as_tensor().clone())
     }
 
-    /// A matrix `[rows, columns]`.
+    /// A matrix `[rows, columns]`, rounded if [`WeightLoader::round`] did so.
     pub(crate) fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
         let mapped = self.mapped(name, &[rows, columns])?;
         if self.options.trainable {
@@ -64,13 +90,7 @@ impl<'a> WeightLoader<'a> {
             return Ok(Weight::Tensor(self.variable(name, &tensor)?));
         }
         if self.options.device.is_cpu() {
-            return Ok(Weight::Mapped(match self.options.dtype {
-                // An edited matrix keeps the type that was chosen for it then.
-                _ if self.checkpoint.is_edited(name) => mapped,
-                Some(DType::BF16) => mapped.rounded_to(StorageDtype::BF16),
-                Some(DType::F16) => mapped.rounded_to(StorageDtype::F16),
-                _ => mapped,
-            }));
+            return Ok(Weight::Mapped(self.rounded.get(name).cloned().unwrap_or(mapped)));
         }
         let dtype = self.options.dtype.unwrap_or(mapped.storage_dtype().dtype());
         if let Some(reason) = cuda::unsupported_dtype(&self.options.device, dtype)? {
