@@ -1,87 +1,92 @@
-//! Heads in lane-major layout: a block holds as many rows as a vector has lanes, and each feature of a block is one vector.
+//! Heads as rows and as lanes: of a block of as many rows as a vector has lanes, each feature is one vector.
 
+use crate::attention::lane_transpose::{FEATURES, Lanes, Row, lanes_to_rows, rows_to_lanes};
 use lorakit_lora::kernels::simd::Simd;
-use pulp::bytemuck::{cast_slice, cast_slice_mut};
-use std::iter::Take;
+use pulp::bytemuck::cast_slice_mut;
 use std::ops::Range;
-use std::slice::Chunks;
 
-/// Features handled at a time; the width of a head is a multiple.
-pub(crate) const FEATURES: usize = 8;
+/// The rows of a head, `[rows]`; zeros behind the last fill a whole block.
+pub(crate) struct HeadRows<const GROUPS: usize>(Vec<Row<GROUPS>>);
 
-/// Rows of a head, `stride` values apart.
-#[derive(Clone, Copy)]
-pub(crate) struct HeadRows<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) stride: usize,
-}
+impl<const GROUPS: usize> HeadRows<GROUPS> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
 
-impl<'a> HeadRows<'a> {
-    /// The rows of the head whose features start at `column` of wider rows.
+    /// Takes over the head whose features start at `column` of wider rows, `stride` values apart.
     #[inline(always)]
-    pub(crate) fn head(values: &'a [f32], stride: usize, column: usize) -> Self {
-        Self { values: values.get(column..).unwrap_or_default(), stride }
+    pub(crate) fn read<S: Simd>(&mut self, _: S, values: &[f32], stride: usize, column: usize) {
+        let (count, head) = (values.len() / stride, column..column + GROUPS * FEATURES);
+        self.0.resize(count.next_multiple_of(S::F32_LANES), [[0.0; FEATURES]; GROUPS]);
+        for (row, values) in self.0.iter_mut().zip(values.chunks_exact(stride)) {
+            row.as_flattened_mut().copy_from_slice(&values[head.clone()]);
+        }
+        self.0[count..].fill([[0.0; FEATURES]; GROUPS]);
+    }
+
+    /// Takes over the rows of `lanes`.
+    #[inline(always)]
+    pub(crate) fn read_lanes<S: Simd>(&mut self, simd: S, lanes: &HeadLanes<S, GROUPS>) {
+        self.0.resize(lanes.0.len() * S::F32_LANES, [[0.0; FEATURES]; GROUPS]);
+        for (rows, lanes) in self.0.chunks_exact_mut(S::F32_LANES).zip(&lanes.0) {
+            lanes_to_rows(simd, lanes, rows);
+        }
+    }
+
+    /// Writes the rows to `to`, whose rows are `stride` apart, from `column` on.
+    #[inline(always)]
+    pub(crate) fn write(&self, to: &mut [f32], stride: usize, column: usize) {
+        for (row, head) in to.chunks_exact_mut(stride).zip(&self.0) {
+            row[column..][..GROUPS * FEATURES].copy_from_slice(head.as_flattened());
+        }
     }
 
     /// A range of the rows.
     #[inline(always)]
-    pub(crate) fn at(&self, rows: Range<usize>) -> Take<Chunks<'a, f32>> {
-        self.values[rows.start * self.stride..].chunks(self.stride).take(rows.len())
+    pub(crate) fn at(&self, rows: Range<usize>) -> &[Row<GROUPS>] {
+        &self.0[rows]
     }
 }
 
-/// Rows of a head as lanes: `[blocks of lanes, features]`; lanes beyond the last row are zero.
-pub(crate) struct LaneMajor<S: Simd> {
-    lanes: Vec<S::f32s>,
-    pub(crate) features: usize,
-}
+/// The rows of a head as lanes, `[blocks]`; lanes behind the last row are zero.
+pub(crate) struct HeadLanes<S: Simd, const GROUPS: usize>(Vec<Lanes<S, GROUPS>>);
 
-impl<S: Simd> LaneMajor<S> {
-    #[inline(always)]
-    pub(crate) fn zeros(simd: S, rows: usize, features: usize) -> Self {
-        Self { lanes: vec![simd.splat_f32s(0.0); rows.div_ceil(S::F32_LANES) * features], features }
+impl<S: Simd, const GROUPS: usize> HeadLanes<S, GROUPS> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
     }
 
+    /// Sets all lanes of `count` rows to zero.
     #[inline(always)]
-    pub(crate) fn of(simd: S, rows: HeadRows, count: usize, features: usize) -> Self {
-        let mut lanes = Self::zeros(simd, count, features);
-        if features == 0 {
-            return lanes;
+    pub(crate) fn clear(&mut self, simd: S, count: usize) {
+        self.0.clear();
+        self.0.resize(count.div_ceil(S::F32_LANES), [[simd.splat_f32s(0.0); FEATURES]; GROUPS]);
+    }
+
+    /// Takes over the rows.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, simd: S, rows: &HeadRows<GROUPS>) {
+        self.0.resize(rows.0.len() / S::F32_LANES, [[simd.splat_f32s(0.0); FEATURES]; GROUPS]);
+        for (lanes, rows) in self.0.iter_mut().zip(rows.0.chunks_exact(S::F32_LANES)) {
+            rows_to_lanes(simd, rows, lanes);
         }
-        let values: &mut [f32] = cast_slice_mut(&mut lanes.lanes);
-        for (block, rows_of) in values.chunks_exact_mut(features * S::F32_LANES).zip(blocks::<S>(count)) {
-            for (lane, row) in rows.at(rows_of).enumerate() {
-                // Eight at a time, or the compiler emits scatter stores, which are slower.
-                let (whole, rest) = row[..features].as_chunks::<FEATURES>();
-                for (number, values) in whole.iter().enumerate() {
-                    let block = &mut block[number * FEATURES * S::F32_LANES + lane..];
-                    for feature in 0..FEATURES {
-                        block[feature * S::F32_LANES] = values[feature];
-                    }
-                }
-                for (feature, &value) in rest.iter().enumerate() {
-                    block[(whole.len() * FEATURES + feature) * S::F32_LANES + lane] = value;
-                }
-            }
-        }
-        lanes
     }
 
     #[inline(always)]
-    pub(crate) fn block(&self, number: usize) -> &[S::f32s] {
-        &self.lanes[number * self.features..(number + 1) * self.features]
+    pub(crate) fn block(&self, number: usize) -> &Lanes<S, GROUPS> {
+        &self.0[number]
     }
 
     #[inline(always)]
-    pub(crate) fn block_mut(&mut self, number: usize) -> &mut [S::f32s] {
-        &mut self.lanes[number * self.features..(number + 1) * self.features]
+    pub(crate) fn block_mut(&mut self, number: usize) -> &mut Lanes<S, GROUPS> {
+        &mut self.0[number]
     }
 
     /// Every value times `factor`.
     #[inline(always)]
     pub(crate) fn scale(&mut self, simd: S, factor: f32) {
         let factor = simd.splat_f32s(factor);
-        for lanes in &mut self.lanes {
+        for lanes in self.0.as_flattened_mut().as_flattened_mut() {
             *lanes = simd.mul_f32s(*lanes, factor);
         }
     }
@@ -89,11 +94,12 @@ impl<S: Simd> LaneMajor<S> {
     /// Rotates every row by its angles, or back if `inverse`.
     #[inline(always)]
     pub(crate) fn rotate(&mut self, simd: S, rope: &RopeLanes<S>, inverse: bool) {
-        let pairs = rope.cosines.features;
-        for number in 0..self.lanes.len() / self.features {
-            let (cosines, sines) = (rope.cosines.block(number), rope.sines.block(number));
-            let (first, rest) = self.block_mut(number).split_at_mut(pairs);
-            for (((x, y), &c), &s) in first.iter_mut().zip(rest).zip(cosines).zip(sines) {
+        if rope.pairs == 0 {
+            return;
+        }
+        for (lanes, angles) in self.0.iter_mut().zip(rope.angles.chunks_exact(rope.pairs)) {
+            let (first, rest) = lanes.as_flattened_mut().split_at_mut(rope.pairs);
+            for ((x, y), &[c, s]) in first.iter_mut().zip(rest).zip(angles) {
                 let s = if inverse { simd.neg_f32s(s) } else { s };
                 let rotated = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
                 *y = simd.add_f32s(simd.mul_f32s(*y, c), simd.mul_f32s(*x, s));
@@ -101,38 +107,32 @@ impl<S: Simd> LaneMajor<S> {
             }
         }
     }
+}
 
-    /// Writes the rows to `to`, whose rows are `stride` apart, from `column` on.
+/// The rotation of a segment's tokens as lanes.
+pub(crate) struct RopeLanes<S: Simd> {
+    /// Cosine and sine, `[blocks, pairs]`.
+    angles: Vec<[S::f32s; 2]>,
+    pairs: usize,
+}
+
+impl<S: Simd> RopeLanes<S> {
+    /// Of cosines and sines `[tokens, pairs]`.
     #[inline(always)]
-    pub(crate) fn write(&self, to: &mut [f32], stride: usize, column: usize) {
-        let values: &[f32] = cast_slice(&self.lanes);
-        let blocks = values.chunks_exact(self.features * S::F32_LANES);
-        for (rows, block) in to.chunks_mut(stride * S::F32_LANES).zip(blocks) {
-            for (lane, row) in rows.chunks_exact_mut(stride).enumerate() {
-                let whole = row[column..column + self.features].as_chunks_mut::<FEATURES>().0;
-                for (number, values) in whole.iter_mut().enumerate() {
-                    let block = &block[number * FEATURES * S::F32_LANES + lane..];
-                    for feature in 0..FEATURES {
-                        values[feature] = block[feature * S::F32_LANES];
-                    }
+    pub(crate) fn new(simd: S, cosines: &[f32], sines: &[f32], pairs: usize) -> Self {
+        let blocks = (cosines.len() / pairs.max(1)).div_ceil(S::F32_LANES);
+        let mut angles = vec![[simd.splat_f32s(0.0); 2]; blocks * pairs];
+        let values: &mut [f32] = cast_slice_mut(angles.as_flattened_mut());
+        for (of, from) in [cosines, sines].into_iter().enumerate() {
+            for (token, from) in from.chunks_exact(pairs.max(1)).enumerate() {
+                let block = token / S::F32_LANES * pairs;
+                for (pair, &value) in from.iter().enumerate() {
+                    values[(2 * (block + pair) + of) * S::F32_LANES + token % S::F32_LANES] = value;
                 }
             }
         }
+        Self { angles, pairs }
     }
-
-    /// The rows, contiguous.
-    #[inline(always)]
-    pub(crate) fn rows(&self, count: usize) -> Vec<f32> {
-        let mut rows = vec![0.0; count * self.features];
-        self.write(&mut rows, self.features, 0);
-        rows
-    }
-}
-
-/// The rotation of a segment's tokens, in the layout of its heads.
-pub(crate) struct RopeLanes<S: Simd> {
-    pub(crate) cosines: LaneMajor<S>,
-    pub(crate) sines: LaneMajor<S>,
 }
 
 /// The range of rows of each block.
@@ -153,7 +153,7 @@ pub(crate) fn lane_indices<S: Simd>(simd: S) -> S::f32s {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lorakit_lora::kernels::simd::{self, WithSimd};
+    use lorakit_lora::kernels::simd::{SimdLevel, WithSimd};
 
     /// Rows of one head, read from column 1 of wider rows and written to column 2 of others.
     struct RoundTrip<'a>(&'a [f32], usize);
@@ -163,20 +163,24 @@ mod tests {
 
         fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
             let Self(values, count) = self;
-            let mut lanes = LaneMajor::of(simd, HeadRows::head(values, 5 + FEATURES, 1), count, FEATURES);
+            let (mut rows, mut lanes) = (HeadRows::<1>::new(), HeadLanes::new());
+            rows.read(simd, values, 5 + FEATURES, 1);
+            lanes.read(simd, &rows);
             lanes.scale(simd, 2.0);
+            rows.read_lanes(simd, &lanes);
             let mut to = vec![-1.0; count * (6 + FEATURES)];
-            lanes.write(&mut to, 6 + FEATURES, 2);
-            assert_eq!(lanes.rows(count).len(), count * FEATURES);
+            rows.write(&mut to, 6 + FEATURES, 2);
             to
         }
     }
 
     #[test]
     fn rows_read_into_lanes_are_written_back_in_order() {
-        for count in [0, 1, 15, 16, 17, 40] {
+        for (count, level) in
+            [0, 1, 15, 16, 17, 40].into_iter().flat_map(|n| SimdLevel::available().map(move |l| (n, l)))
+        {
             let values: Vec<f32> = (0..count * (5 + FEATURES)).map(|i| i as f32).collect();
-            let written = simd::dispatch(RoundTrip(&values, count));
+            let written = level.dispatch(RoundTrip(&values, count));
             for (to, from) in written.chunks(6 + FEATURES).zip(values.chunks(5 + FEATURES)) {
                 let expected: Vec<f32> = from[1..1 + FEATURES].iter().map(|value| 2.0 * value).collect();
                 assert_eq!(to[2..2 + FEATURES], expected);

@@ -14,6 +14,7 @@ pub(crate) mod distance_buckets;
 pub(crate) mod few_queries;
 pub(crate) mod heads;
 pub(crate) mod lane_major;
+pub(crate) mod lane_transpose;
 pub(crate) mod score_masks;
 pub(crate) mod sdpa;
 pub(crate) mod segment;

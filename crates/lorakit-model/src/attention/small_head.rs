@@ -1,68 +1,71 @@
 //! Attention of heads with so few features that a matrix product would cost more to set up than to run.
 //!
 //! A block holds as many queries as a vector has lanes, with one vector per feature, so that softmax along the keys is done
-//! for all of them at once, without a sum across lanes. In the backward of keys and values, keys are the lanes: the weights
-//! are computed again there, which is cheaper than transposing them. Each thread takes whole segments: bases with such
-//! heads are small.
+//! for all of them at once, without a sum across lanes. In the backward of keys and values, keys are the lanes: what a
+//! block of queries found for each key is transposed. Each thread takes whole segments: bases with such heads are small.
 
 use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::heads::AttentionHeads;
-use crate::attention::lane_major::{FEATURES, HeadRows, LaneMajor, RopeLanes, blocks, lane_indices};
+use crate::attention::lane_major::{HeadLanes, HeadRows, RopeLanes, blocks, lane_indices};
+use crate::attention::lane_transpose::{FEATURES, Lanes, Row, transpose_square};
 use crate::layer::rope::RopeTable;
 use crate::vector_math::exp_lanes;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
-use pulp::bytemuck::cast_slice;
 use rayon::prelude::*;
-use std::iter::Take;
 use std::ops::Range;
-use std::slice::Chunks;
 
-/// The widest heads that are faster without matrix products.
-const WIDEST: usize = 16;
+/// The widest heads that are faster without matrix products, in groups of features.
+const WIDEST: usize = 2;
 
 /// Whether such heads are handled here.
 pub(super) fn supports(heads: &AttentionHeads) -> bool {
-    let is_narrow = heads.features <= WIDEST && heads.features.is_multiple_of(FEATURES);
+    let is_narrow = heads.features <= WIDEST * FEATURES && heads.features.is_multiple_of(FEATURES);
     is_narrow && heads.causal && heads.soft_cap.is_none()
 }
 
 /// The outputs, `[tokens, queries * features]`, of `qkv`, `[tokens, fused width]`.
 pub(super) fn attend(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32]) -> Vec<f32> {
     let width = heads.queries * heads.features;
-    by_segment(heads, layout, qkv, width, |segment| simd::dispatch(Attend(segment)))
+    by_segment(heads, layout, qkv, width, |segment, out| match heads.features / FEATURES {
+        1 => simd::dispatch(Attend::<1> { segment, out }),
+        _ => simd::dispatch(Attend::<WIDEST> { segment, out }),
+    })
 }
 
 /// The gradient of `qkv` from that of the outputs.
 pub(super) fn attend_backward(heads: &AttentionHeads, layout: &AttentionLayout, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
     let width = heads.queries * heads.features;
-    by_segment(heads, layout, qkv, heads.fused_width(), |segment| {
-        let dy = &dy[segment.tokens.start * width..segment.tokens.end * width];
-        simd::dispatch(AttendBackward(segment, dy))
+    by_segment(heads, layout, qkv, heads.fused_width(), |segment, dqkv| {
+        let dout = &dy[segment.tokens.start * width..segment.tokens.end * width];
+        match heads.features / FEATURES {
+            1 => simd::dispatch(AttendBackward::<1> { segment, dout, dqkv }),
+            _ => simd::dispatch(AttendBackward::<WIDEST> { segment, dout, dqkv }),
+        }
     })
 }
 
-/// The results of `of` for each segment, `[tokens, width]`.
+/// What `write` sets for each segment, `[tokens, width]`.
+///
+/// # Panics
+/// If the segments are not in order: a bug of the caller.
 fn by_segment<'a>(
     heads: &'a AttentionHeads,
     layout: &'a AttentionLayout,
     qkv: &'a [f32],
     width: usize,
-    of: impl Fn(SegmentRows<'a>) -> Vec<f32> + Sync,
+    write: impl Fn(SegmentRows<'a>, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let fused = heads.fused_width();
-    let parts: Vec<Vec<f32>> = layout
-        .segments
-        .par_iter()
-        .map(|segment| {
-            let tokens = segment.queries.clone();
-            let qkv = &qkv[tokens.start * fused..tokens.end * fused];
-            of(SegmentRows { heads, rope: &layout.rope, tokens, qkv })
-        })
-        .collect();
     let mut all = vec![0.0; qkv.len() / fused * width];
-    for (segment, part) in layout.segments.iter().zip(parts) {
-        all[segment.queries.start * width..segment.queries.end * width].copy_from_slice(&part);
+    let (mut rest, mut start, mut parts) = (all.as_mut_slice(), 0, Vec::with_capacity(layout.segments.len()));
+    for segment in layout.segments.iter() {
+        let tokens = segment.queries.clone();
+        let (own, others) = rest[(tokens.start - start) * width..].split_at_mut(tokens.len() * width);
+        (rest, start) = (others, tokens.end);
+        let qkv = &qkv[tokens.start * fused..tokens.end * fused];
+        parts.push((SegmentRows { heads, rope: &layout.rope, tokens, qkv }, own));
     }
+    parts.into_par_iter().for_each(|(segment, own)| write(segment, own));
     all
 }
 
@@ -75,42 +78,47 @@ struct SegmentRows<'a> {
     qkv: &'a [f32],
 }
 
-/// The outputs of a segment, `[tokens, queries * features]`.
-struct Attend<'a>(SegmentRows<'a>);
-
-/// The gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
-struct AttendBackward<'a>(SegmentRows<'a>, &'a [f32]);
-
-/// The inner products of each of `rows` with every lane of `lanes`, `[features]`.
-#[inline(always)]
-fn inner_products<S: Simd>(simd: S, rows: Take<Chunks<f32>>, lanes: &[S::f32s], products: &mut [S::f32s]) {
-    for (number, &lanes) in lanes.as_chunks::<FEATURES>().0.iter().enumerate() {
-        for (product, row) in products.iter_mut().zip(rows.clone()) {
-            // Two sums, so that additions do not wait for each other.
-            let mut even = if number == 0 { simd.splat_f32s(0.0) } else { *product };
-            let mut odd = simd.splat_f32s(0.0);
-            let values = &row.as_chunks::<FEATURES>().0[number];
-            for feature in 0..FEATURES / 2 {
-                even = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature]), lanes[2 * feature], even);
-                odd = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature + 1]), lanes[2 * feature + 1], odd);
-            }
-            *product = simd.add_f32s(even, odd);
-        }
-    }
+/// Sets the outputs of a segment, `[tokens, queries * features]`.
+struct Attend<'a, const GROUPS: usize> {
+    segment: SegmentRows<'a>,
+    out: &'a mut [f32],
 }
 
-/// Adds the `rows`, each times its weight in every lane, to `sums`, `[features]`.
+/// Sets the gradient of a segment's `qkv`, `[tokens, fused width]`, from that of its outputs.
+struct AttendBackward<'a, const GROUPS: usize> {
+    segment: SegmentRows<'a>,
+    dout: &'a [f32],
+    dqkv: &'a mut [f32],
+}
+
+/// The inner product of a row with every lane.
 #[inline(always)]
-fn add_weighted<S: Simd>(simd: S, weights: &[S::f32s], rows: Take<Chunks<f32>>, sums: &mut [S::f32s]) {
-    for (number, block) in sums.as_chunks_mut::<FEATURES>().0.iter_mut().enumerate() {
-        let mut sum = *block;
-        for (&weight, row) in weights.iter().zip(rows.clone()) {
-            let values = &row.as_chunks::<FEATURES>().0[number];
-            for feature in 0..FEATURES {
-                sum[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(values[feature]), sum[feature]);
-            }
+fn inner_product<S: Simd, const GROUPS: usize>(simd: S, row: &Row<GROUPS>, lanes: &Lanes<S, GROUPS>) -> S::f32s {
+    let mut product = simd.splat_f32s(0.0);
+    for (values, lanes) in row.iter().zip(lanes) {
+        // Two sums, so that additions do not wait for each other.
+        let (mut even, mut odd) = (product, simd.splat_f32s(0.0));
+        for feature in 0..FEATURES / 2 {
+            even = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature]), lanes[2 * feature], even);
+            odd = simd.mul_add_e_f32s(simd.splat_f32s(values[2 * feature + 1]), lanes[2 * feature + 1], odd);
         }
-        *block = sum;
+        product = simd.add_f32s(even, odd);
+    }
+    product
+}
+
+/// Adds a row, times its weight in every lane, to `sums`.
+#[inline(always)]
+fn add_weighted<S: Simd, const GROUPS: usize>(
+    simd: S,
+    weight: S::f32s,
+    row: &Row<GROUPS>,
+    sums: &mut Lanes<S, GROUPS>,
+) {
+    for (values, sums) in row.iter().zip(sums) {
+        for feature in 0..FEATURES {
+            sums[feature] = simd.mul_add_e_f32s(weight, simd.splat_f32s(values[feature]), sums[feature]);
+        }
     }
 }
 
@@ -121,75 +129,105 @@ fn within<S: Simd>(simd: S, indices: S::f32s, [from, to]: [f32; 2], values: S::f
     simd.select_f32s(simd.less_than_f32s(indices, simd.splat_f32s(to)), values, hidden)
 }
 
-/// The softmax of a block of queries: their weights for every key that any of them sees.
-struct WeightBlock<'a, S: Simd> {
-    heads: &'a AttentionHeads,
-    seen: Range<usize>,
-    /// `[seen]`.
+/// Where a query of a block sees no key that others see: each sees one key more than the one before, and with a window
+/// loses one.
+#[derive(Clone, Copy, Default)]
+struct Edge {
+    /// The first query of the block.
+    start: f32,
+    window: f32,
+}
+
+impl Edge {
+    /// The weights of a key with `hidden` in place of those of queries that do not see it.
+    #[inline(always)]
+    fn hide<S: Simd>(self, simd: S, key: usize, indices: S::f32s, weights: S::f32s, hidden: f32) -> S::f32s {
+        let from = key as f32 - self.start;
+        within(simd, indices, [from, from + self.window], weights, simd.splat_f32s(hidden))
+    }
+}
+
+/// A block of queries, with the softmax of their scores for every key that any of them sees.
+struct QueryBlock<S: Simd> {
+    queries: Range<usize>,
+    /// The keys that any of the queries sees: with whether some do not.
+    seen: [(Range<usize>, bool); 3],
+    edge: Edge,
+    /// The first key that has a place: places begin and end with a block of keys.
+    first: usize,
+    /// `[places]`, zero where a query does not see a key, and not yet divided by each query's sum.
     weights: Vec<S::f32s>,
-    /// Each query's largest score, and the inverse of its sum.
-    largest: S::f32s,
+    /// The inverse of each query's sum.
     inverse: S::f32s,
 }
 
-impl<'a, S: Simd> WeightBlock<'a, S> {
+impl<S: Simd> QueryBlock<S> {
     #[inline(always)]
-    fn new(simd: S, heads: &'a AttentionHeads) -> Self {
+    fn new(simd: S) -> Self {
         let zero = simd.splat_f32s(0.0);
-        Self { heads, seen: 0..0, weights: Vec::new(), largest: zero, inverse: zero }
+        Self {
+            queries: 0..0,
+            seen: Default::default(),
+            edge: Edge::default(),
+            first: 0,
+            weights: Vec::new(),
+            inverse: zero,
+        }
     }
 
     /// Computes the weights of `queries` from their scaled lanes.
     #[inline(always)]
-    fn compute(&mut self, simd: S, queries: &Range<usize>, lanes: &[S::f32s], keys: HeadRows) {
-        let (first, last) = (visible_keys(self.heads, queries.start), visible_keys(self.heads, queries.end - 1));
-        self.seen = first.start..last.end;
-        let zero = simd.splat_f32s(0.0);
-        self.weights.resize(self.seen.len(), zero);
-        inner_products(simd, keys.at(self.seen.clone()), lanes, &mut self.weights);
-        self.hide(simd, &first, &last, f32::NEG_INFINITY);
+    fn compute<const GROUPS: usize>(
+        &mut self,
+        simd: S,
+        (heads, queries): (&AttentionHeads, Range<usize>),
+        lanes: &Lanes<S, GROUPS>,
+        keys: &HeadRows<GROUPS>,
+    ) {
+        self.see(simd, heads, queries);
+        let (lanes, first, indices, edge) = (*lanes, self.first, lane_indices(simd), self.edge);
         let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
-        for &scores in &self.weights {
-            largest = simd.max_f32s(largest, scores);
-        }
-        for weights in &mut self.weights {
-            *weights = exp_lanes(simd, simd.sub_f32s(*weights, largest));
-        }
-        self.hide(simd, &first, &last, 0.0);
-        let mut sum = zero;
-        for &weights in &self.weights {
-            sum = simd.add_f32s(sum, weights);
-        }
-        self.largest = largest;
-        self.inverse = simd.div_f32s(simd.splat_f32s(1.0), sum);
-        for weights in &mut self.weights {
-            *weights = simd.mul_f32s(*weights, self.inverse);
-        }
-    }
-
-    /// Sets the weights of keys that a query does not see to `hidden`; `first` and `last` are the keys that the first and
-    /// the last query see.
-    #[inline(always)]
-    fn hide(&mut self, simd: S, first: &Range<usize>, last: &Range<usize>, hidden: f32) {
-        let (hidden, indices) = (simd.splat_f32s(hidden), lane_indices(simd));
-        let window = self.heads.window.map_or(f32::INFINITY, |window| window as f32);
-        let start = self.seen.start;
-        // All queries see the keys between the start of the last and the end of the first.
-        for keys in [start..last.start, first.end.max(last.start)..last.end] {
-            // Each query sees one key more than the one before, and with a window loses one.
-            let mut from = keys.start as f32 + 1.0 - first.end as f32;
-            for weights in &mut self.weights[keys.start - start..][..keys.len()] {
-                *weights = within(simd, indices, [from, from + window], *weights, hidden);
-                from += 1.0;
+        for (seen, is_edge) in self.seen.clone() {
+            let weights = &mut self.weights[seen.start - first..seen.end - first];
+            for ((key, row), weight) in seen.clone().zip(keys.at(seen)).zip(weights) {
+                let score = inner_product(simd, row, &lanes);
+                *weight = if is_edge { edge.hide(simd, key, indices, score, f32::NEG_INFINITY) } else { score };
+                largest = simd.max_f32s(largest, *weight);
             }
         }
+        let mut sum = simd.splat_f32s(0.0);
+        for (seen, is_edge) in self.seen.clone() {
+            let weights = &mut self.weights[seen.start - first..seen.end - first];
+            for (key, weight) in seen.zip(weights) {
+                let exp = exp_lanes(simd, simd.sub_f32s(*weight, largest));
+                *weight = if is_edge { edge.hide(simd, key, indices, exp, 0.0) } else { exp };
+                sum = simd.add_f32s(sum, *weight);
+            }
+        }
+        self.inverse = simd.div_f32s(simd.splat_f32s(1.0), sum);
     }
-}
 
-/// The keys that a query of a segment sees.
-#[inline(always)]
-fn visible_keys(heads: &AttentionHeads, query: usize) -> Range<usize> {
-    heads.visible(query, 0, 0)
+    /// Finds the keys that `queries` see, and makes places for their weights.
+    #[inline(always)]
+    fn see(&mut self, simd: S, heads: &AttentionHeads, queries: Range<usize>) {
+        let [first, last] = [queries.start, queries.end - 1].map(|query| heads.visible(query, 0, 0));
+        // All queries see the keys between the start of the last one's and the end of the first one's.
+        let by_all = last.start..first.end.max(last.start);
+        self.seen = [(first.start..by_all.start, true), (by_all.clone(), false), (by_all.end..last.end, true)];
+        let window = heads.window.map_or(f32::INFINITY, |window| window as f32);
+        self.edge = Edge { start: queries.start as f32, window };
+        self.first = first.start / S::F32_LANES * S::F32_LANES;
+        self.queries = queries;
+        self.weights.clear();
+        self.weights.resize(last.end.next_multiple_of(S::F32_LANES) - self.first, simd.splat_f32s(0.0));
+    }
+
+    /// The keys that any of the queries sees, and the place of each one's weights.
+    #[inline(always)]
+    fn keys(&self) -> (Range<usize>, Range<usize>) {
+        let seen = self.seen[0].0.start..self.seen[2].0.end;
+        (seen.clone(), seen.start - self.first..seen.end - self.first)
+    }
 }
 
 impl SegmentRows<'_> {
@@ -197,177 +235,167 @@ impl SegmentRows<'_> {
         self.tokens.len()
     }
 
-    /// The scale of scores.
-    fn scale(&self) -> f32 {
-        self.heads.kernel_scale()
-    }
-
-    /// Head `number` of all: queries, then keys, then values.
+    /// Reads head `number` of all: queries, then keys, then values.
     #[inline(always)]
-    fn head(&self, number: usize) -> HeadRows<'_> {
-        HeadRows::head(self.qkv, self.heads.fused_width(), number * self.heads.features)
+    fn read<S: Simd, const GROUPS: usize>(&self, simd: S, number: usize, rows: &mut HeadRows<GROUPS>) {
+        rows.read(simd, self.qkv, self.heads.fused_width(), number * GROUPS * FEATURES);
     }
 
     /// The rotation of its tokens.
     #[inline(always)]
     fn rope<S: Simd>(&self, simd: S) -> RopeLanes<S> {
         let (cosines, sines, pairs) = self.rope.of(self.tokens.clone());
-        let lanes = |values| LaneMajor::of(simd, HeadRows { values, stride: pairs.max(1) }, self.count(), pairs);
-        RopeLanes { cosines: lanes(cosines), sines: lanes(sines) }
-    }
-
-    /// Head `number` in lanes, rotated and scaled.
-    #[inline(always)]
-    fn rotated<S: Simd>(&self, simd: S, number: usize, rope: &RopeLanes<S>, scale: f32) -> LaneMajor<S> {
-        let mut head = LaneMajor::of(simd, self.head(number), self.count(), self.heads.features);
-        head.rotate(simd, rope, false);
-        head.scale(simd, scale);
-        head
+        RopeLanes::new(simd, cosines, sines, pairs)
     }
 }
 
-impl WithSimd for Attend<'_> {
-    type Output = Vec<f32>;
+impl<const GROUPS: usize> WithSimd for Attend<'_, GROUPS> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self(segment) = self;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { segment, out } = self;
         let (heads, count) = (segment.heads, segment.count());
-        let (features, width) = (heads.features, heads.queries * heads.features);
-        let mut out = vec![0.0; count * width];
-        let (rope, mut block) = (segment.rope(simd), WeightBlock::new(simd, heads));
+        let (rope, mut block) = (segment.rope(simd), QueryBlock::new(simd));
+        let [mut rows, mut keys, mut values] = [(); 3].map(|()| HeadRows::<GROUPS>::new());
+        let mut lanes = HeadLanes::new();
         for key_head in 0..heads.keys {
-            let keys = segment.rotated(simd, heads.queries + key_head, &rope, 1.0).rows(count);
-            let keys = HeadRows { values: &keys, stride: features };
-            let values = segment.head(heads.queries + heads.keys + key_head);
+            segment.read(simd, heads.queries + key_head, &mut keys);
+            lanes.read(simd, &keys);
+            lanes.rotate(simd, &rope, false);
+            keys.read_lanes(simd, &lanes);
+            segment.read(simd, heads.queries + heads.keys + key_head, &mut values);
             for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
-                let q = segment.rotated(simd, head, &rope, segment.scale());
-                let mut sums = LaneMajor::zeros(simd, count, features);
+                segment.read(simd, head, &mut rows);
+                lanes.read(simd, &rows);
+                lanes.rotate(simd, &rope, false);
+                lanes.scale(simd, heads.kernel_scale());
                 for (number, queries) in blocks::<S>(count).enumerate() {
-                    block.compute(simd, &queries, q.block(number), keys);
-                    add_weighted(simd, &block.weights, values.at(block.seen.clone()), sums.block_mut(number));
+                    block.compute(simd, (heads, queries), lanes.block(number), &keys);
+                    let mut sums = [[simd.splat_f32s(0.0); FEATURES]; GROUPS];
+                    let (seen, places) = block.keys();
+                    for (&weight, value) in block.weights[places].iter().zip(values.at(seen)) {
+                        add_weighted(simd, simd.mul_f32s(weight, block.inverse), value, &mut sums);
+                    }
+                    // The queries of this block are not needed any more.
+                    *lanes.block_mut(number) = sums;
                 }
-                sums.write(&mut out, width, head * features);
+                rows.read_lanes(simd, &lanes);
+                rows.write(out, heads.queries * GROUPS * FEATURES, head * GROUPS * FEATURES);
             }
         }
-        out
     }
 }
 
-/// The backward of one query head, with what its pass over queries keeps for the pass over keys.
-struct QueryHead<'a, S: Simd> {
-    heads: &'a AttentionHeads,
-    count: usize,
-    q: LaneMajor<S>,
-    dout: LaneMajor<S>,
-    dout_rows: HeadRows<'a>,
-    /// Of each query the largest score, the inverse of its sum, and `rowsum(P dP)`.
-    kept: [Vec<f32>; 3],
+/// The keys and values of a key head with their gradients.
+struct KeyHead<S: Simd, const GROUPS: usize> {
+    keys: HeadRows<GROUPS>,
+    values: HeadRows<GROUPS>,
+    dk: HeadLanes<S, GROUPS>,
+    dv: HeadLanes<S, GROUPS>,
 }
 
-/// The keys and values of a key head, as rows and as lanes.
-struct Keys<'a, S: Simd> {
-    k: LaneMajor<S>,
-    k_rows: HeadRows<'a>,
-    v: LaneMajor<S>,
-    v_rows: HeadRows<'a>,
+/// A query head with the gradient of its outputs; the lanes of the queries become those of their gradient.
+struct QueryHead<S: Simd, const GROUPS: usize> {
+    rows: HeadRows<GROUPS>,
+    lanes: HeadLanes<S, GROUPS>,
+    dout_rows: HeadRows<GROUPS>,
+    dout: HeadLanes<S, GROUPS>,
+    /// `dS` of a block of queries, in the places of their weights.
+    slopes: Vec<S::f32s>,
 }
 
-impl<S: Simd> QueryHead<'_, S> {
-    /// `dQ` of this head by blocks of queries, still rotated and not yet scaled.
+impl<S: Simd, const GROUPS: usize> QueryHead<S, GROUPS> {
+    /// The gradient of a block of queries, still rotated and not yet scaled, in place of their lanes; what it adds to the
+    /// gradients of keys, still rotated, and of values is added.
     #[inline(always)]
-    fn by_queries(&mut self, simd: S, keys: &Keys<S>) -> LaneMajor<S> {
-        let mut dq = LaneMajor::zeros(simd, self.count, self.q.features);
-        let (zero, mut block, mut products) = (simd.splat_f32s(0.0), WeightBlock::new(simd, self.heads), Vec::new());
-        for (number, queries) in blocks::<S>(self.count).enumerate() {
-            block.compute(simd, &queries, self.q.block(number), keys.k_rows);
-            products.resize(block.seen.len(), zero);
-            inner_products(simd, keys.v_rows.at(block.seen.clone()), self.dout.block(number), &mut products);
-            let mut along = zero;
-            for (&p, &dp) in block.weights.iter().zip(&products) {
-                along = simd.mul_add_e_f32s(p, dp, along);
-            }
-            for (p, &dp) in block.weights.iter_mut().zip(&products) {
-                *p = simd.mul_f32s(*p, simd.sub_f32s(dp, along));
-            }
-            add_weighted(simd, &block.weights, keys.k_rows.at(block.seen.clone()), dq.block_mut(number));
-            for (all, lanes) in self.kept.iter_mut().zip([&block.largest, &block.inverse, &along]) {
-                all.extend_from_slice(&cast_slice(std::slice::from_ref(lanes))[..queries.len()]);
-            }
+    fn backward(&mut self, simd: S, number: usize, block: &mut QueryBlock<S>, of: &mut KeyHead<S, GROUPS>) {
+        let (seen, places) = block.keys();
+        let (zero, dout) = (simd.splat_f32s(0.0), *self.dout.block(number));
+        self.slopes.clear();
+        self.slopes.resize(block.weights.len(), zero);
+        let mut along = zero;
+        let weights = block.weights[places.clone()].iter_mut().zip(&mut self.slopes[places.clone()]);
+        for ((weight, slope), value) in weights.zip(of.values.at(seen.clone())) {
+            *weight = simd.mul_f32s(*weight, block.inverse);
+            *slope = inner_product(simd, value, &dout);
+            along = simd.mul_add_e_f32s(*weight, *slope, along);
         }
-        dq
-    }
-
-    /// Adds this head's part of `dK` and `dV` by blocks of keys, `dK` still rotated.
-    #[inline(always)]
-    fn by_keys(&self, simd: S, keys: &Keys<S>, dk: &mut LaneMajor<S>, dv: &mut LaneMajor<S>) {
-        let q_rows = self.q.rows(self.count);
-        let q_rows = HeadRows { values: &q_rows, stride: self.q.features };
-        let [largest, inverse, along] = &self.kept;
-        let (zero, indices) = (simd.splat_f32s(0.0), lane_indices(simd));
-        let (mut weights, mut products): (Vec<S::f32s>, Vec<S::f32s>) = (Vec::new(), Vec::new());
-        for (number, block) in blocks::<S>(self.count).enumerate() {
-            // A key is seen from its own position on, and with a window by no query further than that.
-            let end = self.heads.window.map_or(self.count, |window| (block.end - 1 + window).min(self.count));
-            let seeing = block.start..end;
-            weights.resize(seeing.len(), zero);
-            inner_products(simd, q_rows.at(seeing.clone()), keys.k.block(number), &mut weights);
-            for (query, weights) in seeing.clone().zip(&mut weights) {
-                let scores = simd.sub_f32s(*weights, simd.splat_f32s(largest[query]));
-                *weights = simd.mul_f32s(exp_lanes(simd, scores), simd.splat_f32s(inverse[query]));
-                let visible = visible_keys(self.heads, query);
-                if visible.start > block.start || visible.end < block.end {
-                    let lanes = [visible.start, visible.end].map(|key| key as f32 - block.start as f32);
-                    *weights = within(simd, indices, lanes, *weights, zero);
+        let mut dq = [[zero; FEATURES]; GROUPS];
+        let weights = block.weights[places.clone()].iter().zip(&mut self.slopes[places]);
+        for ((&weight, slope), key) in weights.zip(of.keys.at(seen)) {
+            *slope = simd.mul_f32s(weight, simd.sub_f32s(*slope, along));
+            add_weighted(simd, *slope, key, &mut dq);
+        }
+        *self.lanes.block_mut(number) = dq;
+        // With keys as lanes, a query's row is added to all keys of a block at once.
+        let tiles = block.weights.chunks_exact_mut(S::F32_LANES).zip(self.slopes.chunks_exact_mut(S::F32_LANES));
+        for (tile, (weights, slopes)) in tiles.enumerate() {
+            let keys = block.first / S::F32_LANES + tile;
+            for (square, rows, gradient) in [(weights, &self.dout_rows, &mut of.dv), (slopes, &self.rows, &mut of.dk)] {
+                transpose_square(simd, square);
+                let mut sums = *gradient.block(keys);
+                for (&weights, row) in square.iter().zip(rows.at(block.queries.clone())) {
+                    add_weighted(simd, weights, row, &mut sums);
                 }
+                *gradient.block_mut(keys) = sums;
             }
-            add_weighted(simd, &weights, self.dout_rows.at(seeing.clone()), dv.block_mut(number));
-            products.resize(seeing.len(), zero);
-            inner_products(simd, self.dout_rows.at(seeing.clone()), keys.v.block(number), &mut products);
-            for ((query, weights), &dp) in seeing.clone().zip(&mut weights).zip(&products) {
-                *weights = simd.mul_f32s(*weights, simd.sub_f32s(dp, simd.splat_f32s(along[query])));
-            }
-            add_weighted(simd, &weights, q_rows.at(seeing), dk.block_mut(number));
         }
     }
 }
 
-impl WithSimd for AttendBackward<'_> {
-    type Output = Vec<f32>;
+impl<const GROUPS: usize> WithSimd for AttendBackward<'_, GROUPS> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self(segment, dout) = self;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { segment, dout, dqkv } = self;
         let (heads, count, fused) = (segment.heads, segment.count(), segment.heads.fused_width());
-        let (features, width) = (heads.features, heads.queries * heads.features);
-        let mut dqkv = vec![0.0; count * fused];
-        let rope = segment.rope(simd);
+        let features = GROUPS * FEATURES;
+        let (rope, mut block) = (segment.rope(simd), QueryBlock::new(simd));
+        let mut of =
+            KeyHead { keys: HeadRows::new(), values: HeadRows::new(), dk: HeadLanes::new(), dv: HeadLanes::new() };
+        let mut own = QueryHead::<S, GROUPS> {
+            rows: HeadRows::new(),
+            lanes: HeadLanes::new(),
+            dout_rows: HeadRows::new(),
+            dout: HeadLanes::new(),
+            slopes: Vec::new(),
+        };
         for key_head in 0..heads.keys {
-            let k = segment.rotated(simd, heads.queries + key_head, &rope, 1.0);
-            let (k_rows, v_rows) = (k.rows(count), segment.head(heads.queries + heads.keys + key_head));
-            let v = LaneMajor::of(simd, v_rows, count, features);
-            let keys = Keys { k, k_rows: HeadRows { values: &k_rows, stride: features }, v, v_rows };
-            let mut dk = LaneMajor::zeros(simd, count, features);
-            let mut dv = LaneMajor::zeros(simd, count, features);
+            let [key_number, value_number] = [heads.queries + key_head, heads.queries + heads.keys + key_head];
+            segment.read(simd, key_number, &mut of.keys);
+            of.dk.read(simd, &of.keys);
+            of.dk.rotate(simd, &rope, false);
+            of.keys.read_lanes(simd, &of.dk);
+            segment.read(simd, value_number, &mut of.values);
+            of.dk.clear(simd, count);
+            of.dv.clear(simd, count);
             for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
-                let dout_rows = HeadRows::head(dout, width, head * features);
-                let q = segment.rotated(simd, head, &rope, segment.scale());
-                let dout = LaneMajor::of(simd, dout_rows, count, features);
-                let mut own = QueryHead { heads, count, q, dout, dout_rows, kept: Default::default() };
-                let mut dq = own.by_queries(simd, &keys);
-                own.by_keys(simd, &keys, &mut dk, &mut dv);
-                dq.rotate(simd, &rope, true);
-                dq.scale(simd, segment.scale());
-                dq.write(&mut dqkv, fused, head * features);
+                segment.read(simd, head, &mut own.rows);
+                own.lanes.read(simd, &own.rows);
+                own.lanes.rotate(simd, &rope, false);
+                own.lanes.scale(simd, heads.kernel_scale());
+                own.rows.read_lanes(simd, &own.lanes);
+                own.dout_rows.read(simd, dout, heads.queries * features, head * features);
+                own.dout.read(simd, &own.dout_rows);
+                for (number, queries) in blocks::<S>(count).enumerate() {
+                    block.compute(simd, (heads, queries), own.lanes.block(number), &of.keys);
+                    own.backward(simd, number, &mut block, &mut of);
+                }
+                own.lanes.rotate(simd, &rope, true);
+                own.lanes.scale(simd, heads.kernel_scale());
+                own.rows.read_lanes(simd, &own.lanes);
+                own.rows.write(dqkv, fused, head * features);
             }
-            dk.rotate(simd, &rope, true);
-            dk.write(&mut dqkv, fused, (heads.queries + key_head) * features);
-            dv.write(&mut dqkv, fused, (heads.queries + heads.keys + key_head) * features);
+            of.dk.rotate(simd, &rope, true);
+            for (gradient, number) in [(&of.dk, key_number), (&of.dv, value_number)] {
+                of.keys.read_lanes(simd, gradient);
+                of.keys.write(dqkv, fused, number * features);
+            }
         }
-        dqkv
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,14 +416,23 @@ mod tests {
         let (mut qkv, dout) =
             (values(TOKENS * heads.fused_width(), 37), values(TOKENS * heads.queries * heads.features, 53));
         qkv[(TOKENS - 1) * heads.fused_width()] = last;
+        let mut results = [vec![0.0; dout.len()], vec![0.0; qkv.len()]];
+        let [out, dqkv] = &mut results;
         let segment = || SegmentRows { heads, rope: &rope_table, tokens: 0..TOKENS, qkv: &qkv };
-        [simd.vectorize(Attend(segment())), simd.vectorize(AttendBackward(segment(), &dout))]
+        if heads.features == FEATURES {
+            simd.vectorize(Attend::<1> { segment: segment(), out });
+            simd.vectorize(AttendBackward::<1> { segment: segment(), dout: &dout, dqkv });
+        } else {
+            simd.vectorize(Attend::<WIDEST> { segment: segment(), out });
+            simd.vectorize(AttendBackward::<WIDEST> { segment: segment(), dout: &dout, dqkv });
+        }
+        results
     }
 
     #[test]
     fn vectors_of_every_width_agree() {
-        for window in [None, Some(5), Some(1)] {
-            let heads = AttentionHeads { window, ..AttentionHeads::new(4, 2, 16) };
+        for (window, features) in [(None, 16), (Some(5), 16), (Some(1), 16), (None, 8), (Some(7), 8)] {
+            let heads = AttentionHeads { window, ..AttentionHeads::new(4, 2, features) };
             let one = of(pulp::Scalar, &heads, 0.5);
             let wider = [of(pulp::Scalar128b, &heads, 0.5), of(pulp::Scalar256b, &heads, 0.5)];
             for wide in wider.into_iter().chain([of(pulp::Scalar512b, &heads, 0.5)]) {
