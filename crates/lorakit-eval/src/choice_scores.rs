@@ -48,7 +48,7 @@ pub fn score_choices(
     model: &PatchedModel,
     rows: &[&lorakit_task::Row],
     batch_tokens: usize,
-    done: &mut dyn FnMut(usize),
+    done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<Vec<ChoiceScore>>> {
     score_questions(model, rows, &questions(model, rows)?, batch_tokens, done)
 }
@@ -64,7 +64,7 @@ pub(crate) fn score_questions(
     rows: &[&lorakit_task::Row],
     questions: &[Question],
     batch_tokens: usize,
-    done: &mut dyn FnMut(usize),
+    done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<Vec<ChoiceScore>>> {
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
     let mut scores = vec![Vec::new(); rows.len()];

@@ -54,7 +54,7 @@ pub fn evaluate(
     model: &PatchedModel,
     task: &Task,
     options: &EvalOptions,
-    progress: &mut dyn FnMut(EvalProgress),
+    progress: &mut (dyn FnMut(EvalProgress) + Send),
 ) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
     if rows.is_empty() {
@@ -84,7 +84,7 @@ struct Evaluation<'a> {
     rows: Vec<&'a Row>,
     samples: Vec<Sample>,
     truncated: TruncatedRows,
-    progress: &'a mut dyn FnMut(EvalProgress),
+    progress: &'a mut (dyn FnMut(EvalProgress) + Send),
 }
 
 impl Evaluation<'_> {
@@ -201,7 +201,7 @@ fn in_row(error: EvalError, rows: &[&Row]) -> EvalError {
 }
 
 /// Reports finished rows of a stage to `progress`.
-fn report(stage: EvalStage, total: usize, progress: &mut dyn FnMut(EvalProgress)) -> impl FnMut(usize) {
+fn report(stage: EvalStage, total: usize, progress: &mut (dyn FnMut(EvalProgress) + Send)) -> impl FnMut(usize) {
     move |done| progress(EvalProgress { stage, done, total })
 }
 

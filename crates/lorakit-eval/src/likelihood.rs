@@ -19,7 +19,7 @@ pub fn example_losses(
     model: &PatchedModel,
     examples: &[Example],
     batch_tokens: usize,
-    done: &mut dyn FnMut(usize),
+    done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<f64>> {
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let mut losses = vec![0.0; examples.len()];

@@ -4,7 +4,9 @@
 //! thread takes batches of its own through all layers, small enough that a layer's values stay in the core's cache.
 
 use crate::base::Base;
-use rayon::prelude::*;
+use rayon::ScopeFifo;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A base is small up to this many weights per layer: they fit the L2 cache of a core.
 const SMALL_LAYER: usize = 1 << 18;
@@ -53,16 +55,82 @@ impl BatchParallel {
         &self,
         batches: &[B],
         work: impl Fn(&B) -> Result<T, E> + Sync,
-        mut take: impl FnMut(T) -> Result<(), E>,
+        mut take: impl FnMut(T) -> Result<(), E> + Send,
     ) -> Result<(), E> {
         if !self.parallel {
             return batches.iter().try_for_each(|batch| take(work(batch)?));
         }
-        for round in batches.chunks(self.in_flight()) {
-            let results: Vec<Result<T, E>> = round.par_iter().with_max_len(1).map(&work).collect();
-            results.into_iter().try_for_each(|result| take(result?))?;
+        let started = self.in_flight().min(batches.len());
+        let line = BatchLine {
+            batches,
+            work,
+            finished: Mutex::default(),
+            taking: Mutex::new(Taking { take, taken: 0, started, result: Ok(()) }),
+        };
+        rayon::scope_fifo(|scope| (0..started).for_each(|index| line.start(index, scope)));
+        line.taking.into_inner().unwrap_or_else(PoisonError::into_inner).result
+    }
+}
+
+/// Batches whose results are taken in their order while others are computed.
+struct BatchLine<'a, B, W, T, E, K> {
+    batches: &'a [B],
+    work: W,
+    /// Results that have not been taken, by batch.
+    finished: Mutex<BTreeMap<usize, Result<T, E>>>,
+    taking: Mutex<Taking<E, K>>,
+}
+
+/// Where results go, which one thread at a time takes there.
+struct Taking<E, K> {
+    take: K,
+    /// The number of results that were taken, and of batches that were started.
+    taken: usize,
+    started: usize,
+    result: Result<(), E>,
+}
+
+impl<B, W, T, E, K> BatchLine<'_, B, W, T, E, K>
+where
+    B: Sync,
+    W: Fn(&B) -> Result<T, E> + Sync,
+    T: Send,
+    E: Send,
+    K: FnMut(T) -> Result<(), E> + Send,
+{
+    /// Computes batch `index`. Each batch whose result is taken makes room for another one to start.
+    fn start<'s>(&'s self, index: usize, scope: &ScopeFifo<'s>) {
+        scope.spawn_fifo(move |scope| {
+            let result = (self.work)(&self.batches[index]);
+            self.finished().insert(index, result);
+            self.take_finished(scope);
+        });
+    }
+
+    /// Takes the results that are next in order. If another thread does so, it takes those that are there now too.
+    fn take_finished<'s>(&'s self, scope: &ScopeFifo<'s>) {
+        // Nothing waits for a lock while it is held across `take`, whose own parallel regions may run other batches.
+        while let Ok(mut taking) = self.taking.try_lock() {
+            let Taking { take, taken, started, result } = &mut *taking;
+            while let (Ok(()), Some(next)) = (&*result, self.finished().remove(taken)) {
+                *result = next.and_then(&mut *take);
+                *taken += 1;
+                if result.is_ok() && *started < self.batches.len() {
+                    self.start(*started, scope);
+                    *started += 1;
+                }
+            }
+            let (taken, is_ok) = (*taken, result.is_ok());
+            drop(taking);
+            // What was finished before the lock was free again has found it taken.
+            if !is_ok || !self.finished().contains_key(&taken) {
+                return;
+            }
         }
-        Ok(())
+    }
+
+    fn finished(&self) -> MutexGuard<'_, BTreeMap<usize, Result<T, E>>> {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,6 +139,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use anyhow::bail;
+    use rayon::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn results_come_in_the_order_of_the_batches_up_to_the_first_error() {
@@ -83,7 +153,9 @@ mod tests {
                 taken.push(result);
                 Ok(())
             };
-            run.run(&batches, |&batch| Ok(batch * batch), &mut take).unwrap();
+            // Batches of different length, with parallel regions of their own.
+            let square = |&batch: &usize| Ok((0..batch).into_par_iter().map(|_| batch).sum::<usize>());
+            run.run(&batches, square, &mut take).unwrap();
             let work = |&batch: &usize| if batch == bad { bail!("batch {batch}") } else { Ok(batch) };
             let error = run.run(&batches, work, &mut take).unwrap_err();
             let (squares, until_the_error) = taken.split_at(batches.len());
@@ -91,5 +163,22 @@ mod tests {
             assert_eq!(until_the_error, &batches[..bad]);
             assert_eq!(error.to_string(), format!("batch {bad}"));
         }
+    }
+
+    #[test]
+    fn no_more_batches_are_started_than_may_be_held() {
+        let run = BatchParallel { max_tokens: 1, parallel: true };
+        let (started, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let batches: Vec<usize> = (0..20 * run.in_flight()).collect();
+        let work = |_: &usize| {
+            let held = started.fetch_add(1, Ordering::SeqCst) + 1 - taken.load(Ordering::SeqCst);
+            if held > run.in_flight() { bail!("{held} batches are held") } else { Ok(()) }
+        };
+        let take = |()| {
+            taken.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        run.run(&batches, work, take).unwrap();
+        assert_eq!(taken.into_inner(), batches.len());
     }
 }

@@ -9,6 +9,7 @@ use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
 use lorakit_task::{Example, ReplySource, Split, Task};
 use lorakit_train::{Job, TrainConfig};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// An expert to be trained.
@@ -149,8 +150,11 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
             return Ok(Vec::new());
         }
         let rows = task.rows(split, None)?;
-        rows.into_iter()
-            .map(|row| Example::encode(row, context.tokenizer, length))
+        let encoded = rows.into_par_iter().map(|row| Example::encode(row, context.tokenizer, length));
+        // The error is that of the first row that has one, on any number of threads.
+        let encoded: Vec<lorakit_task::Result<Example>> = encoded.collect();
+        encoded
+            .into_iter()
             .collect::<lorakit_task::Result<_>>()
             .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))
     };

@@ -107,7 +107,14 @@ impl RopeFrequencies {
     /// The rotation of tokens at `positions` of rows no longer than the pretraining's. Angles are computed in f32, as in
     /// transformers: at far positions their rounding matters, and the base was trained with it.
     pub fn angles(&self, positions: &[u32]) -> RopeTable {
-        self.table(positions.iter().flat_map(|&position| angles(position, &self.inverse)))
+        let table = |positions: &mut dyn Iterator<Item = u32>| {
+            self.table(positions.flat_map(|position| angles(position, &self.inverse)).collect::<Vec<f64>>().into_iter())
+        };
+        // The rows of a batch have positions in common.
+        match positions.iter().max() {
+            Some(&last) if (last as usize) < positions.len() / 2 => table(&mut (0..=last)).rows(positions),
+            _ => table(&mut positions.iter().copied()),
+        }
     }
 
     /// The rotation of the tokens of a batch, each row by the frequencies of its length.
@@ -201,6 +208,15 @@ impl LayerRopes {
 }
 
 impl RopeTable {
+    /// The table whose rows are some of these.
+    fn rows(&self, rows: &[u32]) -> Self {
+        let of = |values: &[f32]| {
+            let row = |&row: &u32| &values[row as usize * self.pairs..(row as usize + 1) * self.pairs];
+            rows.iter().flat_map(row).copied().collect()
+        };
+        Self { cosines: of(&self.cosines), sines: of(&self.sines), pairs: self.pairs, tensors: Arc::default() }
+    }
+
     /// Rotates one head of one token in place.
     pub fn rotate(&self, token: usize, head: &mut [f32]) {
         self.apply(token, head, 1.0);
@@ -237,5 +253,23 @@ impl RopeTable {
             let s = s * direction;
             (*x, *y) = (*x * c - *y * s, *y * c + *x * s);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_that_rows_have_in_common_are_rotated_as_those_of_a_row_alone() {
+        let config = RopeConfig { theta: 10_000.0, features: 8, scaling: RopeScaling::None };
+        let frequencies = RopeFrequencies::new(&config);
+        let rows: Vec<u32> = (0..5).flat_map(|row| 2 * row..20).collect();
+        let together = frequencies.angles(&rows);
+        for (token, &position) in rows.iter().enumerate() {
+            let alone = frequencies.angles(&[position]);
+            assert_eq!(together.of(token..token + 1), alone.of(0..1), "position {position}");
+        }
+        assert_eq!(frequencies.angles(&[]).of(0..0), (&[][..], &[][..], 4));
     }
 }

@@ -77,7 +77,7 @@ impl<'a> TokenLoss<'a> {
         &self,
         rows: &[FitRow],
         batch_nll: impl Fn(&TokenBatch, &[f32]) -> Result<(Vec<f32>, T)> + Sync,
-        mut take: impl FnMut(T) -> Result<()>,
+        mut take: impl FnMut(T) -> Result<()> + Send,
     ) -> Result<f64> {
         let tokens: usize = rows.iter().map(|(_, row)| row.loss_tokens()).sum();
         let weight = |row: &Example| match self.reduction {
