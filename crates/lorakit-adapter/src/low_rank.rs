@@ -4,11 +4,7 @@
 //! norms and singular vectors come from r x r problems in f64. They depend on the product `s B A` alone: the pair
 //! `(B R^-1, R A)` of any invertible `R` gives the same results.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Col, Mat, MatRef, Par, Scale, Side};
-
 use crate::error::{AdapterError, Result};
-use crate::factor_gram::{gram_of_columns, gram_of_rows};
 use crate::matrix::Matrix;
 
 /// One module's update `s B A`, with `A` of shape `[r, in]` and `B` of shape `[out, r]`.
@@ -17,16 +13,6 @@ pub struct LowRank {
     a: Matrix,
     b: Matrix,
     scale: f64,
-}
-
-/// A right singular vector of an update: a unit vector of the module's input space.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SingularVector {
-    /// The unit vector `v`, of shape `[in]`. A singular vector's sign is arbitrary; here the entry of largest magnitude is
-    /// positive.
-    pub vector: Vec<f32>,
-    /// Its singular value, `|s B A v|`.
-    pub singular_value: f64,
 }
 
 impl LowRank {
@@ -124,16 +110,6 @@ impl LowRank {
         Ok(cosine(self.dot(other)?, self.norm(), other.norm()))
     }
 
-    /// The top right singular vector of `s B A`, exactly: the input direction that the update amplifies most. This is
-    /// Arrow's prototype (<https://arxiv.org/abs/2405.11157>). `None` where the update is zero up to the rounding of its
-    /// factors: what is left then is noise.
-    pub fn top_singular_vector(&self) -> Option<SingularVector> {
-        let by_qr = || top_by_qr(&transposed_f64(&self.a), &transposed_f64(&self.b));
-        let (vector, top) = top_by_gram_matrices(&self.a, &self.b).or_else(by_qr)?;
-        let singular_value = self.scale.abs() * top;
-        (singular_value != 0.0).then(|| SingularVector { vector: oriented(&vector), singular_value })
-    }
-
     /// The dense update `s B A` of shape `[out, in]`, row by row. For tests and small modules.
     pub fn delta(&self) -> Vec<f32> {
         let (a, b) = (self.a.values(), self.b.values());
@@ -194,67 +170,4 @@ fn dot_f64(x: &[f32], y: &[f32]) -> f64 {
     }
     let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     sums.iter().sum::<f64>() + rest
-}
-
-/// The transpose in f64, `[cols, rows]`: a row of the matrix is a column, so that it is copied as it lies.
-fn transposed_f64(matrix: &Matrix) -> Mat<f64> {
-    let values = matrix.values();
-    let mut transposed = Mat::zeros(matrix.cols(), matrix.rows());
-    for (index, row) in values.chunks_exact(matrix.cols()).enumerate() {
-        let column = transposed.col_as_slice_mut(index);
-        column.iter_mut().zip(row).for_each(|(to, value)| *to = f64::from(*value));
-    }
-    transposed
-}
-
-/// Where the top squared singular value is a smaller share of `|A|^2 |B|^2` than this, Gram matrices, which square it, have
-/// lost too many digits.
-const GRAM_SHARE: f64 = 1e-6;
-
-/// The top right singular vector of `B A` and its singular value, from the Gram matrices of the factors alone: where
-/// `B'B = L L'` and `z` is the top eigenvector of `L' A A' L`, it is `A' L z`.
-///
-/// None where `B'B` is singular, or the result would not be exact to f32 ([`GRAM_SHARE`]).
-fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Col<f64>, f64)> {
-    let (gram_a, gram_b) = (gram_of_rows(a), gram_of_columns(b));
-    let cholesky = gram_b.llt(Side::Lower).ok()?;
-    let lower = cholesky.L();
-    let core = product(lower.transpose(), product(gram_a.as_ref(), lower).as_ref());
-    let eigen = core.self_adjoint_eigen(Side::Lower).ok()?;
-    // Eigenvalues ascend.
-    let last = core.nrows() - 1;
-    let square = eigen.S().column_vector()[last];
-    let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().sum();
-    if square.is_nan() || square <= GRAM_SHARE * trace(&gram_a) * trace(&gram_b) {
-        return None;
-    }
-    let weights = product(lower, eigen.U().subcols(last, 1));
-    let top = square.sqrt();
-    let vector = product(transposed_f64(a).as_ref(), weights.as_ref());
-    Some((vector.col(0) * Scale(top.recip()), top))
-}
-
-/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorizations `A' = Qa Ra` and
-/// `B = Qb Rb`: it is `Qa w`, where `w` is the top right singular vector of the r x r core `Rb Ra'`. None where all of
-/// the core is rounding.
-fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Col<f64>, f64)> {
-    let (qr_a, qr_b) = (a.qr(), b.transpose().qr());
-    let core = qr_b.thin_R() * qr_a.thin_R().transpose();
-    let svd = core.thin_svd().ok()?;
-    let top = svd.S().column_vector()[0];
-    let rounding = a.ncols() as f64 * f64::EPSILON * a.norm_l2() * b.norm_l2();
-    (top > rounding).then(|| (qr_a.compute_thin_Q() * svd.V().col(0), top))
-}
-
-/// The product of two small matrices. It starts no threads: many updates are worked on at once.
-fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
-    let mut product = Mat::zeros(left.nrows(), right.ncols());
-    matmul(&mut product, Accum::Replace, left, right, 1.0, Par::Seq);
-    product
-}
-
-/// The vector or its negative, whichever makes its entry of largest magnitude (the first of equals) positive.
-fn oriented(vector: &Col<f64>) -> Vec<f32> {
-    let largest = vector.iter().fold(0f64, |best, value| if value.abs() > best.abs() { *value } else { best });
-    vector.iter().map(|value| (value * largest.signum()) as f32).collect()
 }

@@ -8,7 +8,9 @@ use candle_core::{Device, Tensor};
 use lorakit_adapter::Matrix;
 use lorakit_lora::SequenceBatch;
 use lorakit_route::token::prototypes::prototypes;
-use lorakit_route::{LibraryStack, Observer, RouterContext, RouterState, RoutingDecision, parse_router};
+use lorakit_route::{
+    LibraryStack, Observer, PrototypeScope, RouterContext, RouterState, RoutingDecision, parse_router,
+};
 use serde_json::Value;
 use small_library::*;
 use std::path::Path;
@@ -52,9 +54,11 @@ fn prototypes_match_up_to_sign() {
     for (projection, width) in [("q_proj", 6), ("k_proj", 4), ("o_proj", 5)] {
         let module = format!("model.layers.0.self_attn.{projection}");
         let library = library(&oracle, &module, width);
-        let found = prototypes(&library, &library.sites()[0], 0..1).unwrap();
-        for (name, found) in library.names().iter().zip(found) {
-            let found = found.unwrap();
+        let site = &library.sites()[0];
+        let found = prototypes(&library, site, &PrototypeScope::None.groups(site)).unwrap();
+        for (index, (name, vector)) in library.names().iter().zip(found.vectors.chunks(site.input)).enumerate() {
+            let found = library.module(index, &module).unwrap().top_singular_vector().unwrap();
+            assert_eq!(found.vector, vector, "{name} {module}");
             let expected: Vec<f32> =
                 serde_json::from_value(oracle["arrow_prototypes_sign_free"][name][&module].clone()).unwrap();
             let cosine: f32 = expected.iter().zip(&found.vector).map(|(a, b)| a * b).sum();

@@ -6,7 +6,7 @@ mod small_library;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lorakit_lora::{Outputs, Sequence, SequenceBatch, Site};
-use lorakit_route::token::prototypes::prototypes;
+use lorakit_route::token::prototypes::{Prototypes, prototypes};
 use lorakit_route::{
     Arrow, LibraryStack, Limit, Observer, PrototypeScope, Router, RouterContext, RoutingDecision, RoutingStats,
     expert_of_task, expert_per_row, parse_router,
@@ -110,11 +110,12 @@ fn top_k_above_the_number_of_experts_takes_all() {
 fn arrow_weights(library: &LibraryStack, x: &Tensor, top_k: usize, tie: PrototypeScope) -> Vec<Vec<Vec<f64>>> {
     let site = &library.sites()[0];
     let rows = x.to_vec2::<f32>().unwrap();
-    let weigh = |x: &Vec<f32>, prototypes: &[Option<lorakit_adapter::SingularVector>]| {
-        let score = |d: &lorakit_adapter::SingularVector| {
-            d.vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs()
-        };
-        let scores: Vec<Option<f64>> = prototypes.iter().map(|p| p.as_ref().map(score)).collect();
+    let weigh = |x: &Vec<f32>, prototypes: &Prototypes| {
+        let score = |vector: &[f32]| vector.iter().zip(x).map(|(v, x)| f64::from(v * x)).sum::<f64>().abs();
+        let mut scores = vec![None; library.len()];
+        for (expert, vector) in prototypes.candidates[0].iter().zip(prototypes.vectors.chunks(INPUT)) {
+            scores[*expert as usize] = Some(score(vector));
+        }
         let mut order: Vec<usize> = (0..scores.len()).filter(|e| scores[*e].is_some()).collect();
         order.sort_by(|a, b| scores[*b].unwrap().total_cmp(&scores[*a].unwrap()));
         order.truncate(top_k);
@@ -125,7 +126,7 @@ fn arrow_weights(library: &LibraryStack, x: &Tensor, top_k: usize, tie: Prototyp
     };
     let per_projection = |projection: usize| {
         let group = tie.groups(site).into_iter().find(|group| group.contains(&projection)).unwrap();
-        let prototypes = prototypes(library, site, group).unwrap();
+        let prototypes = prototypes(library, site, &[group]).unwrap();
         rows.iter().map(|x| weigh(x, &prototypes)).collect()
     };
     (0..site.projections.len()).map(per_projection).collect()
@@ -185,9 +186,10 @@ fn separate_mixing_applies_mixed_b_to_mixed_a() {
 #[test]
 fn top_1_picks_the_expert_in_the_direction_of_the_token() {
     let (library, site) = (even(), qkv());
-    let prototypes = prototypes(&library, &site, 0..1).unwrap();
-    for (index, prototype) in prototypes.into_iter().enumerate() {
-        let x = Tensor::from_vec(prototype.unwrap().vector, (1, INPUT), &Device::Cpu).unwrap();
+    let prototypes = prototypes(&library, &site, &PrototypeScope::None.groups(&site)[..1]).unwrap();
+    assert_eq!(prototypes.candidates, [(0..library.len() as u32).collect::<Vec<_>>()]);
+    for (index, prototype) in prototypes.vectors.chunks(INPUT).enumerate() {
+        let x = Tensor::from_slice(prototype, (1, INPUT), &Device::Cpu).unwrap();
         let found: Vec<f32> = routed("arrow:top_k=1", &library, &x)[0][..8].to_vec();
         let expected: Vec<f32> = dense(&library, &x, |_, _, e| f64::from(u8::from(e == index)))[0][..8].to_vec();
         assert_close(&[found], &[expected], 1e-5);
@@ -201,7 +203,9 @@ fn an_expert_without_a_delta_is_never_chosen() {
     // An untrained expert has a random A and a zero B.
     let zero = expert("empty", [("q", low_rank(2, values(2, 2 * INPUT), vec![0.0; 16], 2.0))]);
     let both = experts([full(), zero], &qkv());
-    assert!(prototypes(&both, &qkv(), 0..1).unwrap()[0].is_none());
+    let found = prototypes(&both, &qkv(), &PrototypeScope::None.groups(&qkv())).unwrap();
+    assert_eq!(found.candidates, [vec![1], vec![], vec![]], "only `full`, and only at q");
+    assert_eq!(found.vectors, both.module(1, "q").unwrap().top_singular_vector().unwrap().vector);
     let alone = experts([full()], &qkv());
     assert_close(&routed("arrow:top_k=2", &both, &x), &routed("expert:full", &alone, &x), 1e-5);
 }

@@ -25,13 +25,14 @@ use crate::site_patches::site_patches;
 use crate::stack::{RoutingScope, Stack};
 use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtracted};
 use crate::token::input_norm::InputNorm;
-use crate::token::prototypes::{PrototypeScope, prototypes};
+use crate::token::prototypes::{PrototypeScope, Prototypes, prototypes};
 use crate::token::token_routing::{TokenRouting, TopKConfig};
 use crate::token::top_k::{ScoreSign, TopK, one_run};
 use candle_core::Tensor;
 use lorakit_lora::{Patch, Patches, Site, SiteRole};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// The router `arrow`.
@@ -143,16 +144,17 @@ impl Arrow {
         (index, site, stack): (usize, &Site, &Stack),
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Option<TokenRouting>> {
-        let (directions, choices) = self.choices(experts, site)?;
+        let Prototypes { vectors, candidates } = prototypes(experts, site, &self.tie.groups(site))?;
+        let choices = self.choices(experts, site, candidates);
         if choices.is_empty() {
             return Ok(None);
         }
-        let rows = directions.len() / site.input;
+        let rows = vectors.len() / site.input;
         Ok(Some(TokenRouting {
             config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
             site: index,
             experts: experts.len(),
-            vectors: Tensor::from_vec(directions, (rows, site.input), stack.device())?,
+            vectors: Tensor::from_vec(vectors, (rows, site.input), stack.device())?,
             choices,
             mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
             per_token: OnceLock::new(),
@@ -167,26 +169,16 @@ impl Arrow {
         }
     }
 
-    /// The prototypes of a site by rows, `[candidates of all choices, in]`, and the choices that are made by them.
-    fn choices(&self, experts: &LibraryStack, site: &Site) -> Result<(Vec<f32>, Vec<TopK>)> {
-        let groups = self.tie.groups(site);
-        let mut directions = Vec::with_capacity(groups.len() * experts.len() * site.input);
-        let mut choices = Vec::new();
-        for (place, projections) in groups.into_iter().enumerate() {
-            let start = directions.len() / site.input;
-            let mut candidates = Vec::new();
-            for (expert, prototype) in prototypes(experts, site, projections.clone())?.into_iter().enumerate() {
-                if let Some(direction) = prototype {
-                    directions.extend(direction.vector);
-                    candidates.push(expert as u32);
-                }
-            }
-            if !candidates.is_empty() {
-                let columns = one_run(start..start + candidates.len());
-                let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
-                choices.push(TopK { columns, candidates, first_slot, projections, sign });
-            }
-        }
-        Ok((directions, choices))
+    /// The choices of a site, given the candidates of each group of projections, whose prototypes are rows in this order.
+    fn choices(&self, experts: &LibraryStack, site: &Site, candidates: Vec<Vec<u32>>) -> Vec<TopK> {
+        let mut start = 0;
+        let choice = |(place, (projections, candidates)): (usize, (Range<usize>, Vec<u32>))| {
+            let columns = one_run(start..start + candidates.len());
+            start += candidates.len();
+            let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
+            TopK { columns, candidates, first_slot, projections, sign }
+        };
+        let choices = self.tie.groups(site).into_iter().zip(candidates).enumerate().map(choice);
+        choices.filter(|choice| !choice.candidates.is_empty()).collect()
     }
 }
