@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use lorakit_format::mmap::FileBytes;
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::error::{AdapterError, Result};
 
@@ -122,16 +123,57 @@ impl Matrix {
     }
 
     fn ensure_finite(&self) -> Result<()> {
-        let values = self.values();
-        // A fold without an early exit is vectorized: whole libraries pass through here.
-        if values.iter().fold(true, |all, value| all & value.is_finite()) {
+        if self.storage.is_finite() {
             return Ok(());
         }
+        let values = self.values();
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             let (row, column) = (at / self.cols, at % self.cols);
             return Err(AdapterError::NotFinite { row, column, value: values[at] });
         }
         Ok(())
+    }
+}
+
+impl Storage {
+    /// Whether every value is finite: its exponent, as it is stored, is not the largest.
+    fn is_finite(&self) -> bool {
+        const F32: u32 = 0x7f80_0000;
+        match self {
+            Self::Owned(values) => none_has_all(values.iter().map(|value| value.to_bits()), F32),
+            Self::InFile(stored) => {
+                let bytes = &stored.file[stored.bytes.clone()];
+                let pairs = || bytes.as_chunks().0.iter().map(|pair| u32::from(u16::from_le_bytes(*pair)));
+                match stored.precision {
+                    Precision::F32 => {
+                        none_has_all(bytes.as_chunks().0.iter().map(|value| u32::from_le_bytes(*value)), F32)
+                    }
+                    Precision::F16 => none_has_all(pairs(), 0x7c00),
+                    Precision::Bf16 => none_has_all(pairs(), F32 >> 16),
+                }
+            }
+        }
+    }
+}
+
+/// Whether none of the values has all of `bits`.
+fn none_has_all(values: impl Iterator<Item = u32>, bits: u32) -> bool {
+    Arch::new().dispatch(LargestOf { values, bits }) < bits
+}
+
+/// The largest of the values, of each of which only `bits` count. It ends no sooner for a value that has them all, so that
+/// the compiler can use vectors: whole libraries pass through here.
+struct LargestOf<I> {
+    values: I,
+    bits: u32,
+}
+
+impl<I: Iterator<Item = u32>> WithSimd for LargestOf<I> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> u32 {
+        self.values.fold(0, |largest, value| largest.max(value & self.bits))
     }
 }
 
@@ -210,6 +252,34 @@ mod tests {
         let error = Matrix::new(2, 2, vec![0.0, 1.0, f32::NAN, 2.0]).unwrap_err().to_string();
         assert!(error.contains("row 1, column 0 is NaN"), "{error}");
         assert!(Matrix::new(1, 1, vec![f32::INFINITY]).is_err());
+        assert!(Matrix::new(1, 4, vec![f32::MAX, f32::MIN, f32::MIN_POSITIVE / 2.0, -0.0]).is_ok());
+    }
+
+    /// At every place of more values than a vector has.
+    #[test]
+    fn a_mapped_value_that_is_not_finite_is_refused_in_any_precision() {
+        const COUNT: usize = 67;
+        fn bytes<const N: usize>(value: impl Fn(usize) -> [u8; N]) -> Vec<u8> {
+            (0..COUNT).flat_map(value).collect()
+        }
+        let wide = |at: usize, bad: f32| bytes(|i| if i == at { bad } else { f32::MAX }.to_le_bytes());
+        let half = |at: usize, bad: f32| bytes(|i| if i == at { f16::from_f32(bad) } else { f16::MIN }.to_le_bytes());
+        let brain =
+            |at: usize, bad: f32| bytes(|i| if i == at { bf16::from_f32(bad) } else { bf16::MAX }.to_le_bytes());
+        for at in 0..=COUNT {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for (stored, precision) in [
+                    (wide(at, bad), Precision::F32),
+                    (half(at, bad), Precision::F16),
+                    (brain(at, bad), Precision::Bf16),
+                ] {
+                    match mapped(&stored, precision, 0..stored.len(), [1, COUNT]) {
+                        Ok(_) => assert_eq!(at, COUNT, "{bad} {precision:?}"),
+                        Err(error) => assert!(error.to_string().contains(&format!("column {at} is")), "{error}"),
+                    }
+                }
+            }
+        }
     }
 
     #[test]
