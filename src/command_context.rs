@@ -62,8 +62,11 @@ impl CommandContext {
 
     /// Warns of experts that were made for different bases, as far as their files say.
     pub fn warn_of_differing_bases(&self, library: &Library, experts: &[String]) -> Result<()> {
-        let place = library.root().display();
-        library.differing_bases(experts)?.map_or(Ok(()), |text| self.warn(format!("{place}: {text}")))
+        library.differing_bases(experts)?.map_or(Ok(()), |text| self.warn_of_library(library, &text))
+    }
+
+    fn warn_of_library(&self, library: &Library, text: &str) -> Result<()> {
+        self.warn(format!("{}: {text}", library.root().display()))
     }
 
     /// Says where a library was made over another form of the base, such as other quantized weights.
@@ -77,8 +80,13 @@ impl CommandContext {
     pub fn open_library(&self, root: &Path, base: &Base, chosen: &[String]) -> Result<OpenLibrary> {
         let opened = OpenLibrary::open(root, base, chosen)?;
         self.note_other_form(&opened.library, base);
-        let names: Vec<String> = opened.experts.experts().iter().map(|expert| expert.name.clone()).collect();
-        self.warn_of_differing_bases(&opened.library, &names)?;
+        let experts = opened.experts.experts().iter().zip(&opened.records);
+        let experts = experts.map(|(expert, record)| {
+            (expert.name.as_str(), record.as_ref(), expert.adapter.metadata().base_model.as_deref())
+        });
+        if let Some(text) = opened.library.differing_bases_of(experts) {
+            self.warn_of_library(&opened.library, &text)?;
+        }
         Ok(opened)
     }
 

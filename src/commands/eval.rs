@@ -26,8 +26,9 @@ use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::EvalOptions;
-use lorakit_fit::{FitContext, OpenLibrary};
+use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
+use lorakit_fit::router::RoutedPatches;
+use lorakit_fit::{FitContext, OpenLibrary, recorded_tasks};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
 use lorakit_task::{Metric, RowEncoding, Split, Task};
@@ -410,8 +411,7 @@ fn library(
 /// The names of the experts that these routers serve; none where it may be any.
 fn served(library: &Library, routers: &[RouterArg], tasks: &[Task]) -> Result<Vec<String>> {
     let tasks: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-    let experts = library.expert_names()?.into_iter().map(|name| Ok((name.clone(), library.task_names(&name)?)));
-    let experts = experts.collect::<Result<Vec<_>>>()?;
+    let experts = recorded_tasks(library)?;
     let of_each: Option<Vec<Vec<String>>> = routers.iter().map(|typed| typed.router.served(&tasks, &experts)).collect();
     Ok(of_each.into_iter().flatten().flatten().collect())
 }

@@ -38,8 +38,9 @@ impl OpenLibrary {
             return Err(FitError::EmptyLibrary(root.to_owned()));
         }
         let read = |name: &String| read_expert(&library, name, base);
-        // In parallel: of a thousand experts, configurations and headers take longer than weights.
-        let read: Vec<Result<_>> = names.par_iter().map(read).collect();
+        // In parallel: of a thousand experts, configurations and headers take longer than weights. A few at a time, so that no
+        // thread is left with many at the end.
+        let read: Vec<Result<_>> = names.par_iter().with_max_len(4).map(read).collect();
         let (experts, records): (Vec<_>, Vec<_>) = read.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let experts = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         Ok(Self { library, experts, records })
@@ -57,6 +58,16 @@ impl OpenLibrary {
         }
         seen
     }
+}
+
+/// The names of all experts of a library, in order, each with the names of the tasks that it records. No weights are read.
+///
+/// # Errors
+/// If the library's folder or a record cannot be read.
+pub fn recorded_tasks(library: &Library) -> Result<Vec<(String, Vec<String>)>> {
+    let names = library.expert_names()?.into_par_iter();
+    let read: Vec<Result<_>> = names.map(|name| Ok((name.clone(), library.task_names(&name)?))).collect();
+    read.into_iter().collect()
 }
 
 /// An expert of a library and its record.

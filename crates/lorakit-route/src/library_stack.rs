@@ -134,30 +134,30 @@ fn check_modules(experts: &[Expert], sites: &[Site]) -> Result<()> {
         .iter()
         .flat_map(|site| site.projections.iter().map(|p| (p.module.as_str(), (site.input, p.width))))
         .collect();
-    for expert in experts {
-        for (module, low_rank) in expert.adapter.modules() {
-            let found = (low_rank.input(), low_rank.output());
-            match widths.get(module.as_str()) {
-                Some(expected) if *expected == found => {}
-                Some(&expected) => {
-                    return Err(RouteError::Widths {
-                        expert: expert.name.clone(),
-                        module: module.clone(),
-                        found,
-                        expected,
-                    });
-                }
-                None => {
-                    let example = sites.first().and_then(|site| site.projections.first());
-                    let example = example.map_or("none".to_owned(), |projection| projection.module.clone());
-                    return Err(RouteError::UnknownModule {
-                        expert: expert.name.clone(),
-                        module: module.clone(),
-                        example,
-                    });
-                }
+    // In parallel, since of a large library this looks up hundreds of thousands of modules; the first error in order of names.
+    match experts.par_iter().find_map_first(|expert| misfit(expert, &widths, sites)) {
+        None => Ok(()),
+        Some(error) => Err(error),
+    }
+}
+
+/// Why an expert does not fit a base with modules of these widths.
+fn misfit(expert: &Expert, widths: &HashMap<&str, (usize, usize)>, sites: &[Site]) -> Option<RouteError> {
+    for (module, low_rank) in expert.adapter.modules() {
+        let found = (low_rank.input(), low_rank.output());
+        let expected = widths.get(module.as_str());
+        if expected == Some(&found) {
+            continue;
+        }
+        let (expert, module) = (expert.name.clone(), module.clone());
+        match expected {
+            Some(&expected) => return Some(RouteError::Widths { expert, module, found, expected }),
+            None => {
+                let example = sites.first().and_then(|site| site.projections.first());
+                let example = example.map_or("none".to_owned(), |projection| projection.module.clone());
+                return Some(RouteError::UnknownModule { expert, module, example });
             }
         }
     }
-    Ok(())
+    None
 }

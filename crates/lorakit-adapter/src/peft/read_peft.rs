@@ -1,5 +1,6 @@
 //! Reads an adapter folder, and accounts for every one of its tensors.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -79,6 +80,15 @@ struct Pair {
     raw_path: String,
 }
 
+impl Pair {
+    fn factor(&self, factor: Factor) -> Option<&StoredTensor> {
+        match factor {
+            Factor::A => self.a.as_ref(),
+            Factor::B => self.b.as_ref(),
+        }
+    }
+}
+
 /// The adapter with the configuration `config` and the weights `tensors`.
 pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
     if tensors.is_empty() {
@@ -110,28 +120,33 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> 
 
 /// The tensors by module, each one recognized.
 fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
-    let keys: Vec<String> = tensors.iter().map(|tensor| tensor.key.clone()).collect();
-    let parsed = parse_keys(&keys)?;
+    let parsed = parse_keys(tensors.iter().map(|tensor| tensor.key.as_str()))?;
     warn_of_leniency(&parsed, warnings)?;
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
     for (key, tensor) in parsed.into_iter().zip(tensors) {
-        let name = key.factor.key(&key.module, key.embedding);
-        let pair = pairs.entry(key.module).or_default();
+        let pair = match pairs.entry(key.module) {
+            Entry::Vacant(entry) => entry.insert(Pair::default()),
+            Entry::Occupied(entry) => {
+                if let Some(first) = entry.get().factor(key.factor) {
+                    let (name, first) = (key.factor.key(entry.key(), key.embedding), &first.key);
+                    return Err(AdapterError::Tensors(format!(
+                        "two tensors for `{name}`: `{first}` and another; remove one"
+                    )));
+                }
+                entry.into_mut()
+            }
+        };
         pair.embedding |= key.embedding;
         pair.raw_path = key.raw_module;
-        let slot = match key.factor {
-            Factor::A => &mut pair.a,
-            Factor::B => &mut pair.b,
-        };
-        if let Some(first) = slot.replace(tensor) {
-            let first = first.key;
-            return Err(AdapterError::Tensors(format!("two tensors for `{name}`: `{first}` and another; remove one")));
+        match key.factor {
+            Factor::A => pair.a = Some(tensor),
+            Factor::B => pair.b = Some(tensor),
         }
     }
     Ok(pairs)
 }
 
-fn parse_keys(keys: &[String]) -> Result<Vec<TensorKey>> {
+fn parse_keys<'a>(keys: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<TensorKey>> {
     let mut parsed = Vec::with_capacity(keys.len());
     let mut foreign = Vec::new();
     for key in keys {
@@ -179,15 +194,14 @@ fn warn_of_leniency(keys: &[TensorKey], warnings: &mut Vec<Warning>) -> Result<(
 
 /// The update of one module, its tensors of the rank that the configuration says.
 fn low_rank(config: &PeftConfig, path: &str, pair: Pair) -> Result<LowRank> {
+    let Pair { a, b, embedding, raw_path } = pair;
     let missing = |factor: Factor| {
-        AdapterError::Tensors(format!(
-            "the tensor `{}` is missing; the file is incomplete",
-            factor.key(path, pair.embedding)
-        ))
+        let name = factor.key(path, embedding);
+        AdapterError::Tensors(format!("the tensor `{name}` is missing; the file is incomplete"))
     };
-    let paths = [pair.raw_path.as_str(), path];
-    let a = pair.a.as_ref().ok_or_else(|| missing(Factor::A))?.clone();
-    let b = pair.b.as_ref().ok_or_else(|| missing(Factor::B))?.clone();
+    let paths = [raw_path.as_str(), path];
+    let a = a.ok_or_else(|| missing(Factor::A))?;
+    let b = b.ok_or_else(|| missing(Factor::B))?;
     let (rank, scale) = (config.rank_under(&paths)?, config.scale_under(&paths)?);
     let ([a_rows, a_cols], [b_rows, b_cols]) = (a.dimensions()?, b.dimensions()?);
     let wrong_rank = |key: &str, found: [usize; 2], expected: [usize; 2]| {
