@@ -177,8 +177,8 @@ unsafe fn rows_to_lanes_avx512(rows: [*const f32; 16], to: *mut f32) {
             // Quarters hold a feature of four rows: of the first and the last four features, of either four rows.
             *eight = transpose_quarters(*eight);
         }
-        for i in 0..4 {
-            let [first, rest] = [eights[0][i], eights[1][i]];
+        let [first, rest] = eights;
+        for (i, (first, rest)) in first.into_iter().zip(rest).enumerate() {
             _mm512_storeu_ps(to.add(16 * i), _mm512_shuffle_f32x4::<0x88>(first, rest));
             _mm512_storeu_ps(to.add(16 * (4 + i)), _mm512_shuffle_f32x4::<0xdd>(first, rest));
         }

@@ -139,11 +139,11 @@ struct Edge {
 }
 
 impl Edge {
-    /// The weights of a key with `hidden` in place of those of queries that do not see it.
+    /// The queries of the block that see a key: the first, and the one after the last.
     #[inline(always)]
-    fn hide<S: Simd>(self, simd: S, key: usize, indices: S::f32s, weights: S::f32s, hidden: f32) -> S::f32s {
+    fn seen_by(self, key: usize) -> [f32; 2] {
         let from = key as f32 - self.start;
-        within(simd, indices, [from, from + self.window], weights, simd.splat_f32s(hidden))
+        [from, from + self.window]
     }
 }
 
@@ -186,21 +186,22 @@ impl<S: Simd> QueryBlock<S> {
     ) {
         self.see(simd, heads, queries);
         let (lanes, first, indices, edge) = (*lanes, self.first, lane_indices(simd), self.edge);
-        let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
+        let [unseen, zero] = [f32::NEG_INFINITY, 0.0].map(|value| simd.splat_f32s(value));
+        let mut largest = unseen;
         for (seen, is_edge) in self.seen.clone() {
             let weights = &mut self.weights[seen.start - first..seen.end - first];
             for ((key, row), weight) in seen.clone().zip(keys.at(seen)).zip(weights) {
                 let score = inner_product(simd, row, &lanes);
-                *weight = if is_edge { edge.hide(simd, key, indices, score, f32::NEG_INFINITY) } else { score };
+                *weight = if is_edge { within(simd, indices, edge.seen_by(key), score, unseen) } else { score };
                 largest = simd.max_f32s(largest, *weight);
             }
         }
-        let mut sum = simd.splat_f32s(0.0);
+        let mut sum = zero;
         for (seen, is_edge) in self.seen.clone() {
             let weights = &mut self.weights[seen.start - first..seen.end - first];
             for (key, weight) in seen.zip(weights) {
                 let exp = exp_lanes(simd, simd.sub_f32s(*weight, largest));
-                *weight = if is_edge { edge.hide(simd, key, indices, exp, 0.0) } else { exp };
+                *weight = if is_edge { within(simd, indices, edge.seen_by(key), exp, zero) } else { exp };
                 sum = simd.add_f32s(sum, *weight);
             }
         }
