@@ -76,7 +76,7 @@ pub fn html(results: &DemoResults) -> Result<String> {
         scores: results.scores.iter().map(cells).collect(),
         findings: &results.findings.sentences,
         similarity_map: similarity_map(&results.clusters.report, &results.clusters.similarity)?,
-        loss_curves: plot(&loss_curves(setup, &results.libraries.private))?,
+        loss_curves: plot(&loss_curves(setup, &results.libraries.private)?)?,
         families: names().collect(),
         routing: routing.collect(),
     };
@@ -100,23 +100,18 @@ fn cells(row: &ScoreRow) -> ScoreCells {
 }
 
 /// The mean training loss of each family's private experts.
-fn loss_curves(setup: &Setup, private: &OpenLibrary) -> Vec<LossCurve> {
+fn loss_curves(setup: &Setup, private: &OpenLibrary) -> Result<Vec<LossCurve>> {
     let losses = |family| {
-        let own = private
-            .experts
-            .names()
-            .iter()
-            .zip(&private.records)
-            .filter(move |(name, _)| skills::family_of(name) == Some(family));
-        own.filter_map(|(_, record)| {
-            let history = LossHistory::of(record.as_ref()?)?;
-            Some(history.train.into_iter().flatten().collect())
-        })
-        .collect::<Vec<Vec<f64>>>()
+        let names = private.experts.names().iter().filter(|name| skills::family_of(name) == Some(family));
+        let of = |name: &String| -> Result<Option<Vec<f64>>> {
+            let history = private.library.record(name)?.as_ref().and_then(LossHistory::of);
+            Ok(history.map(|history| history.train.into_iter().flatten().collect()))
+        };
+        names.filter_map(|name| of(name).transpose()).collect::<Result<Vec<_>>>()
     };
     setup
         .families
         .iter()
-        .map(|&family| LossCurve { name: family.name().to_owned(), losses: mean(&losses(family)) })
+        .map(|&family| Ok(LossCurve { name: family.name().to_owned(), losses: mean(&losses(family)?) }))
         .collect()
 }

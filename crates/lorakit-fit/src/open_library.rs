@@ -2,7 +2,7 @@
 
 use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
-use lorakit_adapter::{Adapter, ExpertRecord, Library, TaskRecord};
+use lorakit_adapter::{Adapter, ExpertRecord, Library, OpaqueRecord, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
 use rayon::prelude::*;
@@ -15,7 +15,8 @@ pub struct OpenLibrary {
     pub library: Library,
     /// The experts.
     pub experts: LibraryStack,
-    /// What is recorded of each, in the order of their names.
+    /// What is recorded of each, in the order of their names, but no losses: they are most of a record, and of a large
+    /// library more than all else that is kept of its experts.
     pub records: Vec<Option<ExpertRecord>>,
 }
 
@@ -72,7 +73,8 @@ pub fn recorded_tasks(library: &Library) -> Result<Vec<(String, Vec<String>)>> {
 
 /// An expert of a library and its record.
 fn read_expert(library: &Library, name: &str, base: &Base) -> Result<(Expert, Option<ExpertRecord>)> {
-    let record = library.record(name)?;
+    let mut record = library.record(name)?;
+    record.iter_mut().for_each(|record| record.losses = OpaqueRecord::default());
     let place = || format!("the expert `{name}` of {}", library.root().display());
     ensure_base(record.as_ref(), base).with_context(place)?;
     let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();

@@ -107,14 +107,16 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> 
     if !selection.by_own_paths {
         config.targets = Targets::list(pairs.keys().cloned());
     }
-    let mut modules = BTreeMap::new();
-    for (path, pair) in pairs {
-        if pair.embedding {
-            config.metadata.embeddings.insert(path.clone());
-        }
-        let update = low_rank(&config, &path, pair)?;
-        modules.insert(path, update);
-    }
+    let embeddings = pairs.iter().filter(|(_, pair)| pair.embedding).map(|(path, _)| path.clone());
+    config.metadata.embeddings.extend(embeddings);
+    // Collected, the map has full nodes; filled one by one, nodes are half empty.
+    let modules = pairs
+        .into_iter()
+        .map(|(path, pair)| {
+            let update = low_rank(&config, &path, pair)?;
+            Ok((path, update))
+        })
+        .collect::<Result<BTreeMap<_, _>>>()?;
     Ok(Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors))
 }
 
