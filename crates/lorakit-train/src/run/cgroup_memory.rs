@@ -1,16 +1,30 @@
 //! The memory that a control group leaves to this process: the limit of a container, or of a job of Slurm or Kubernetes.
 
-use crate::run::device_memory::DeviceMemory;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where the kernel shows control groups.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The tightest limit of the control groups that this process is in, and what they leave of it; None without a limit.
-pub(crate) fn of_cgroup() -> Option<DeviceMemory> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    tightest(&groups, Path::new(ROOT))
+/// The memory of a control group, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CgroupMemory {
+    /// The most that its processes may hold.
+    pub limit: u64,
+    /// What of that they do not.
+    pub available: u64,
+}
+
+impl CgroupMemory {
+    /// The tightest limit of the control groups that this process is in, and what they leave; None without a limit.
+    pub fn of_process() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        tightest(&groups, Path::new(ROOT))
+    }
+
+    fn tighter(self, other: Self) -> Self {
+        Self { limit: self.limit.min(other.limit), available: self.available.min(other.available) }
+    }
 }
 
 /// The files of a version of control groups.
@@ -31,9 +45,9 @@ const V1: Version = Version {
 };
 const V2: Version = Version { root: "", limit: "memory.max", used: "memory.current", reclaimable: "inactive_file" };
 
-/// As [`of_cgroup`], with the text of `/proc/self/cgroup` (cgroups(7)): a line `HIERARCHY:CONTROLLERS:PATH` for each
+/// As [`CgroupMemory::of_process`], with the text of `/proc/self/cgroup` (cgroups(7)): a line `HIERARCHY:CONTROLLERS:PATH` for each
 /// hierarchy, of which version 2 has one without controllers.
-fn tightest(groups: &str, root: &Path) -> Option<DeviceMemory> {
+fn tightest(groups: &str, root: &Path) -> Option<CgroupMemory> {
     let limits = groups.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
@@ -44,28 +58,28 @@ fn tightest(groups: &str, root: &Path) -> Option<DeviceMemory> {
         };
         limit_of_ancestors(&version, &root.join(version.root), path)
     });
-    limits.reduce(DeviceMemory::tighter)
+    limits.reduce(CgroupMemory::tighter)
 }
 
 /// The tightest limit of a group and those above it. In a container the path may be the host's, which is not there: its
 /// own group is the root then.
-fn limit_of_ancestors(version: &Version, root: &Path, path: &str) -> Option<DeviceMemory> {
+fn limit_of_ancestors(version: &Version, root: &Path, path: &str) -> Option<CgroupMemory> {
     let group: PathBuf = root.join(path.trim_start_matches('/'));
     let groups = group.ancestors().take_while(|folder| folder.starts_with(root));
-    groups.filter_map(|folder| limit_of(version, folder)).reduce(DeviceMemory::tighter)
+    groups.filter_map(|folder| limit_of(version, folder)).reduce(CgroupMemory::tighter)
 }
 
 /// The limit of one group; None if it has none.
-fn limit_of(version: &Version, group: &Path) -> Option<DeviceMemory> {
+fn limit_of(version: &Version, group: &Path) -> Option<CgroupMemory> {
     let text = |file| fs::read_to_string(group.join(file)).ok();
     // "max" in version 2; in version 1 about 2^63.
-    let total = text(version.limit)?.trim().parse().ok().filter(|&limit: &u64| limit < 1 << 62)?;
+    let limit: u64 = text(version.limit)?.trim().parse().ok().filter(|&limit| limit < 1 << 62)?;
     let used: u64 = text(version.used)?.trim().parse().ok()?;
     let stat = text("memory.stat").unwrap_or_default();
     let fields = stat.lines().filter_map(|line| line.split_once(' '));
     let reclaimable = fields.filter(|(name, _)| *name == version.reclaimable).find_map(|(_, value)| value.parse().ok());
-    let available = total.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0)));
-    Some(DeviceMemory { total, available })
+    let available = limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0)));
+    Some(CgroupMemory { limit, available })
 }
 
 #[cfg(test)]
@@ -95,7 +109,7 @@ mod tests {
         write(&job, &v2(&(4096 * MIB).to_string(), 1024, 512));
         write(&root.path().join("slurm"), &v2(&(8192 * MIB).to_string(), 6144, 0));
         let found = tightest("0::/slurm/job_7/step_0\n", root.path());
-        assert_eq!(found, Some(DeviceMemory { total: 4096 * MIB, available: 2048 * MIB }));
+        assert_eq!(found, Some(CgroupMemory { limit: 4096 * MIB, available: 2048 * MIB }));
         assert_eq!(tightest("0::/other\n", root.path()), None);
         assert_eq!(tightest("", root.path()), None);
     }
@@ -114,7 +128,7 @@ mod tests {
         write(&group, &v1(100 * MIB, 41 * MIB));
         write(&root.path().join("memory"), &v1(9_223_372_036_854_771_712, 500 * MIB));
         let groups = "9:cpu,cpuacct:/job\n8:memory:/job\n0::/\n";
-        let expected = DeviceMemory { total: 100 * MIB, available: 60 * MIB };
+        let expected = CgroupMemory { limit: 100 * MIB, available: 60 * MIB };
         assert_eq!(tightest(groups, root.path()), Some(expected));
         // In a container the path is the host's, and its own group the root.
         assert_eq!(tightest("8:memory:/docker/1a2b\n", root.path()), None);

@@ -1,6 +1,6 @@
 //! The memory of the device that a base computes on, and the memory that training needs.
 
-use crate::run::cgroup_memory::of_cgroup;
+use crate::run::cgroup_memory::CgroupMemory;
 use candle_core::Device;
 use lorakit_model::Base;
 
@@ -14,11 +14,6 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// What both leave.
-    pub(crate) fn tighter(self, other: Self) -> Self {
-        Self { total: self.total.min(other.total), available: self.available.min(other.available) }
-    }
-
     /// The memory of the base's device; None if the system does not report it.
     pub fn of_device(base: &Base) -> Option<Self> {
         let memory = if base.device().is_cpu() { of_machine() } else { of_gpu(base.device()) }?;
@@ -77,7 +72,10 @@ impl MemoryEstimate {
 fn of_machine() -> Option<DeviceMemory> {
     let value = |key| kibibytes("/proc/meminfo", key);
     let machine = DeviceMemory { total: value("MemTotal:")?, available: value("MemAvailable:")? };
-    Some(of_cgroup().map_or(machine, |limit| limit.tighter(machine)))
+    Some(CgroupMemory::of_process().map_or(machine, |group| DeviceMemory {
+        total: machine.total.min(group.limit),
+        available: machine.available.min(group.available),
+    }))
 }
 
 /// What CUDA reports.
