@@ -44,9 +44,9 @@ pub struct ClusterArgs {
     /// Format of clusters.json; both can be read
     #[arg(long, value_enum, default_value_t = FormatArg::Lorakit)]
     format: FormatArg,
-    /// Space in which adapters are compared: by --method mbc, and for the reported silhouettes
-    #[arg(long, value_enum, default_value_t = SpaceArg::Delta)]
-    space: SpaceArg,
+    /// Space in which --method mbc compares adapters [default: delta]
+    #[arg(long, value_enum)]
+    space: Option<SpaceArg>,
     /// Fraction of an expert's smallest values to zero, with --space parameters or change [default: 0.5]
     #[arg(long, value_name = "S", value_parser = fraction)]
     sparsity: Option<f64>,
@@ -96,19 +96,25 @@ impl ClusterArgs {
     /// Refuses settings that the method, or the space, does not use.
     fn ensure_settings_apply(&self) -> Result<()> {
         let mbc = self.method == MethodArg::Mbc;
-        usage::ensure(self.sparsity.is_none() || mbc && self.space != SpaceArg::Delta, || {
+        usage::ensure(self.sparsity.is_none() || mbc && self.space() != SpaceArg::Delta, || {
             "--sparsity applies to --method mbc with --space parameters or --space change".to_owned()
         })?;
+        usage::ensure(self.space.is_none() || mbc, || "--space applies to --method mbc".to_owned())?;
         usage::ensure(self.components.is_none() || mbc, || "--components applies to --method mbc".to_owned())?;
         let embedding = self.method == MethodArg::Embedding;
         usage::ensure(self.rows.is_none() || embedding, || "--rows applies to --method embedding".to_owned())?;
         usage::ensure(self.base.is_none() || embedding, || "--base applies to --method embedding".to_owned())
     }
 
+    /// The space of the clusters and of the reported silhouettes; of methods that use none, the deltas, which always exist.
+    fn space(&self) -> SpaceArg {
+        self.space.unwrap_or(SpaceArg::Delta)
+    }
+
     fn mbc_options(&self) -> MbcOptions {
         let default = MbcOptions::default();
         MbcOptions {
-            space: self.space.into(),
+            space: self.space().into(),
             sparsity: self.sparsity.unwrap_or(default.sparsity),
             components: self.components.unwrap_or(default.components),
             ..default
@@ -128,11 +134,6 @@ impl ClusterArgs {
     /// clustering.
     fn is_reported(&self, experts: usize) -> bool {
         self.report.is_some() || experts <= REPORTED
-    }
-
-    /// The space of the reported silhouettes.
-    fn report_space(&self) -> ComparisonSpace {
-        self.space.into()
     }
 }
 
@@ -194,14 +195,14 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
-    if args.method == MethodArg::Mbc && args.space != SpaceArg::Delta {
+    if args.method == MethodArg::Mbc && args.space() != SpaceArg::Delta {
         warn_of_compared_a(&library, experts.names(), context)?;
     }
     let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, context)?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
-    let wanted = if args.is_reported(experts.len()) { &ComparisonSpace::ALL[..] } else { &[args.report_space()] };
+    let wanted = if args.is_reported(experts.len()) { &ComparisonSpace::ALL[..] } else { &[args.space().into()] };
     let spaces = SpaceSimilarities::of_spaces(&experts, wanted, delta)?;
-    let report = ClusteringReport::new(&clusters, &spaces, args.report_space(), curve)?;
+    let report = ClusteringReport::new(&clusters, &spaces, args.space().into(), curve)?;
     if let Some(path) = &args.report {
         let similarity = spaces.get(report.space).context("the space of the report was compared")?;
         make_parent(path)?;
@@ -326,7 +327,7 @@ fn method(by: MethodArg) -> ClusterMethod {
 fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
     let mut settings = Map::from_iter([("k".to_owned(), json!(k)), ("seed".to_owned(), json!(seed))]);
     if args.method == MethodArg::Mbc {
-        let space = ComparisonSpace::from(args.space);
+        let space = ComparisonSpace::from(args.space());
         settings.insert("space".to_owned(), json!(space));
         settings.insert("components".to_owned(), json!(args.mbc_options().components));
         if space != ComparisonSpace::Delta {

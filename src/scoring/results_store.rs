@@ -115,6 +115,8 @@ impl ResultsStore {
         self.now.insert(router, task, scores);
         let Some(folder) = &self.folder else { return Ok(()) };
         let lock = LockAttempt::new(folder, folder).acquire()?;
+        // Files are replaced as a whole: a process that was killed left nothing half done.
+        lock.recovered();
         let path = folder.join("results.json");
         let mut results = read_existing(&path)?;
         let mut earlier = Earlier::of(&mut results, &self.now);

@@ -112,7 +112,9 @@ where
         // Nothing waits for a lock while it is held across `take`, whose own parallel regions may run other batches.
         while let Ok(mut taking) = self.taking.try_lock() {
             let Taking { take, taken, started, result } = &mut *taking;
-            while let (Ok(()), Some(next)) = (&*result, self.finished().remove(taken)) {
+            while result.is_ok() {
+                let next = self.finished().remove(taken);
+                let Some(next) = next else { break };
                 *result = next.and_then(&mut *take);
                 *taken += 1;
                 if result.is_ok() && *started < self.batches.len() {
@@ -150,7 +152,8 @@ mod tests {
             let batches: Vec<usize> = (0..3 * bad).collect();
             let mut taken = Vec::new();
             let mut take = |result| {
-                taken.push(result);
+                // What is taken may be worked on in parallel too, while other batches end.
+                taken.push((0..1000).into_par_iter().map(|_| 0).sum::<usize>() + result);
                 Ok(())
             };
             // Batches of different length, with parallel regions of their own.

@@ -214,8 +214,7 @@ impl TrainConfig {
         for (name, value) in counts {
             check(value > 0, name, value, "a whole number above zero")?;
         }
-        let intervals = [("save_steps", self.save_steps), ("eval_steps", self.eval_steps.unwrap_or(0))];
-        for (name, value) in counts.into_iter().chain(intervals).chain([("max_length", self.max_length)]) {
+        for (name, value) in counts.into_iter().chain([("max_length", self.max_length)]) {
             check(value <= MAX_COUNT, name, value, &format!("at most {MAX_COUNT}"))?;
         }
         check(
@@ -343,6 +342,13 @@ mod tests {
         assert_eq!(error("rank=0"), "setting `rank` is 0; expected a whole number above zero");
         assert!(error("rank=-1").contains("a whole number that is not negative"));
         assert_eq!(error("rank"), "`rank`: expected key=value");
+        assert!(error("target_modules=['q_proj', 3]").contains("expected a text or a list of texts"));
+        assert!(error("max_steps=9223372036854775807").contains("expected at most"));
+        assert!(error("max_steps=0").contains("above zero"));
+        // Never.
+        config.set("save_steps=1000000000").unwrap();
+        let listed = TrainConfig::from_toml("target_modules = ['q_proj', 'dense']", "f").unwrap();
+        assert_eq!(listed.target_modules, "q_proj,dense");
     }
 
     #[test]

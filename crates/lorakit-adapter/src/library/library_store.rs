@@ -88,7 +88,9 @@ impl Library {
     /// # Errors
     /// As [`open`](Self::open) for one that exists.
     pub fn open_if_exists(root: &Path) -> Result<Option<Self>> {
-        root.join(INDEX_FILE).exists().then(|| Self::open(root)).transpose()
+        let index = root.join(INDEX_FILE);
+        let exists = index.try_exists().within_file(&index)?;
+        exists.then(|| Self::open(root)).transpose()
     }
 
     /// Opens the library at `root`, or creates an empty one, named after the folder. A library without a base is opened

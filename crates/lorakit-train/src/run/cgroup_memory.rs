@@ -33,17 +33,18 @@ struct Version {
     root: &'static str,
     limit: &'static str,
     used: &'static str,
-    /// What `memory.stat` calls file pages that the kernel reclaims first.
-    reclaimable: &'static str,
+    /// What `memory.stat` calls pages of files, such as those of a mapped base, which the kernel can reclaim.
+    reclaimable: [&'static str; 2],
 }
 
 const V1: Version = Version {
     root: "memory",
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file",
+    reclaimable: ["total_inactive_file", "total_active_file"],
 };
-const V2: Version = Version { root: "", limit: "memory.max", used: "memory.current", reclaimable: "inactive_file" };
+const V2: Version =
+    Version { root: "", limit: "memory.max", used: "memory.current", reclaimable: ["inactive_file", "active_file"] };
 
 /// As [`CgroupMemory::of_process`], with the text of `/proc/self/cgroup` (cgroups(7)): a line `HIERARCHY:CONTROLLERS:PATH` for each
 /// hierarchy, of which version 2 has one without controllers.
@@ -77,8 +78,9 @@ fn limit_of(version: &Version, group: &Path) -> Option<CgroupMemory> {
     let used: u64 = text(version.used)?.trim().parse().ok()?;
     let stat = text("memory.stat").unwrap_or_default();
     let fields = stat.lines().filter_map(|line| line.split_once(' '));
-    let reclaimable = fields.filter(|(name, _)| *name == version.reclaimable).find_map(|(_, value)| value.parse().ok());
-    let available = limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0)));
+    let reclaimable = fields.filter(|(name, _)| version.reclaimable.contains(name));
+    let reclaimable: u64 = reclaimable.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).sum();
+    let available = limit.saturating_sub(used.saturating_sub(reclaimable)).min(limit);
     Some(CgroupMemory { limit, available })
 }
 
@@ -101,7 +103,10 @@ mod tests {
             [
                 ("memory.max", format!("{limit}\n")),
                 ("memory.current", format!("{}\n", used * MIB)),
-                ("memory.stat", format!("anon 1\ninactive_file {}\nactive_file 7\n", inactive * MIB)),
+                (
+                    "memory.stat",
+                    format!("anon 1\ninactive_file {}\nactive_file {}\n", inactive * MIB / 2, inactive * MIB / 2),
+                ),
             ]
         };
         let job = root.path().join("slurm/job_7");
@@ -121,7 +126,7 @@ mod tests {
             [
                 ("memory.limit_in_bytes", limit.to_string()),
                 ("memory.usage_in_bytes", used.to_string()),
-                ("memory.stat", format!("inactive_file 0\ntotal_inactive_file {MIB}\n")),
+                ("memory.stat", format!("inactive_file 0\ntotal_inactive_file {MIB}\ntotal_active_file 0\n")),
             ]
         };
         let group = root.path().join("memory/job");
