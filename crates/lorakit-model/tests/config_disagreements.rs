@@ -58,7 +58,9 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
         // A head that is the embedding is counted once.
         let head = if factor == 1.0 { 0 } else { embedding.elem_count() as u64 };
         assert_eq!(base.parameters(), without_head.parameters() + head);
-        assert_eq!(base.weight_bytes(), without_head.weight_bytes() + 4 * head);
+        // The file's header has an entry more.
+        let header = base.weight_bytes() - without_head.weight_bytes() - 4 * head;
+        assert!(header < 128, "{header}");
     }
     let base = open(folder.path());
     let message = &base.config().warnings[0];
