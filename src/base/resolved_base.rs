@@ -181,7 +181,7 @@ impl ResolvedBase {
 
 /// Says what was opened.
 fn opened(base: Base, context: &CommandContext) -> Result<Base> {
-    base.config().notices.iter().try_for_each(|notice| context.warn(notice))?;
+    base.config().warnings.iter().try_for_each(|warning| context.warn(warning))?;
     let identity = base.identity();
     context.output.detail(format!(
         "base {}: {}, {} parameters, fingerprint {}",

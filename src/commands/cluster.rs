@@ -302,7 +302,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = args.data.load(&args.tasks, context)?;
     let resolved = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
-    Ok(embed_tasks(&resolved.base(context)?, &resolved.tokenizer()?, &tasks, args.rows)?)
+    Ok(embed_tasks(&resolved.base(context)?, &resolved.tokenizer()?, &tasks, args.rows.unwrap_or(ROWS))?)
 }
 
 /// The embedding of an expert: the mean over its tasks, or that of the task with its name if none is recorded.

@@ -26,8 +26,7 @@ use crate::scoring::unseen_rows::{self, ScoredRows};
 use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_eval::{EvalOptions, PatchedModel, Results, evaluate, score_chance};
-use lorakit_fit::router::RoutedPatches;
+use lorakit_eval::EvalOptions;
 use lorakit_fit::{FitContext, OpenLibrary, recorded_tasks};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
@@ -133,15 +132,24 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
     let shares = RoutingShares::new(routers.len(), args.report.is_some());
     let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
-    let config = EvalConfig::new(&args, &routers, &tasks, (opened.as_ref(), &fit), (&base, context.seed))?;
-    let results_folder = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
-    let mut store = ResultsStore::open(results_folder, &routers, &tasks, serde_json::to_value(config)?, context)?;
-    let precision = args.precision();
-    let run = EvalRun { base: &base, tokenizer: &tokenizer, tasks: &prompted, options: &options, precision, context };
-    let chance = args.chance.then(|| run.chance(&tasks, &mut store)).transpose()?;
-    run.evaluate((&pairs, &prepared), &mut shares, &mut store, &mut failures)?;
-    if store.now.routers().next().is_none() {
-        return failures.outcome(false);
+    let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
+    let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;
+    let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
+    let mut run = EvalRun {
+        base: &base,
+        tokenizer: &tokenizer,
+        tasks: &prompted,
+        options: &options,
+        precision: args.precision(),
+        context,
+        shares,
+        store: ResultsStore::open(kept, &routers, &tasks, config, context)?,
+        failures,
+    };
+    let chance = args.chance.then(|| run.score_chance(&tasks)).transpose()?;
+    run.score(&pairs, &prepared)?;
+    if run.store.now.routers().next().is_none() {
+        return run.failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
     args.output(&run, &names, opened.as_ref().map_or(&[], |opened| opened.experts.names()))?;
@@ -152,115 +160,10 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
 struct EvalInputs<'a> {
     routers: &'a [RouterArg],
     tasks: &'a [Task],
-    options: &'a EvalOptions,
-    precision: TokenPrecision,
-    context: &'a CommandContext,
-}
-
-/// The chance level's name among the routers.
-const CHANCE: &str = "chance";
-
-impl EvalRun<'_> {
-    /// Prints the results of the routers, and writes the report.
-    fn output(
-        &self,
-        args: &EvalArgs,
-        (routers, results): (&[&str], &Results),
-        (shares, experts): (&RoutingShares, &[String]),
-        failures: &Failures,
-    ) -> Result<()> {
-        let mut document = serde_json::to_value(results)?;
-        if !failures.all().is_empty() {
-            document["errors"] = json!(failures.all());
-        }
-        let gains = gains(results, routers, self.tasks);
-        if !gains.is_empty() {
-            document["gains"] = json!(gains);
-        }
-        if let Some(path) = &args.report {
-            let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-            let (routing, lead) = (self.routing(routers, shares, experts), args.lead(self.base));
-            let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, routing: &routing, lead };
-            make_parent(path)?;
-            write_file(path, scores_page::html(&page)?.as_bytes())?;
-        }
-        let text = || [tables(results, routers, self.tasks)].into_iter().chain(gain_table::text(&gains, routers));
-        self.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
-    }
-
-    /// Where the routers that choose among experts sent the rows of each task.
-    fn routing<'r>(
-        &'r self,
-        routers: &[&'r str],
-        shares: &RoutingShares,
-        experts: &'r [String],
-    ) -> Vec<RoutedTasks<'r>> {
-        let of_router = |(number, &router): (usize, &&'r str)| {
-            let of_task = |(index, task): (usize, &'r Task)| {
-                let shares = shares.of(number, index, experts.len())?;
-                Some(RoutedTask { task: &task.name, shares })
-            };
-            let tasks: Vec<RoutedTask> = self.tasks.iter().enumerate().filter_map(of_task).collect();
-            (!tasks.is_empty()).then_some(RoutedTasks { router, experts, tasks })
-        };
-        routers.iter().enumerate().filter_map(of_router).collect()
-    }
-
-    /// Scores the chance level, and returns its name.
-    fn chance(&self, tasks: &[Task], store: &mut ResultsStore) -> Result<&'static str> {
-        for task in tasks {
-            let scores = score_chance(task, self.options)?;
-            if !scores.metrics.is_empty() {
-                store.keep(CHANCE, &task.name, &scores)?;
-            }
-        }
-        Ok(CHANCE)
-    }
-
-    /// Evaluates the pairs of this process, into `store` or `failures`.
-    fn evaluate(
-        &self,
-        (pairs, prepared): (&EvaluatedPairs, &[PreparedRouter]),
-        shares: &mut RoutingShares,
-        store: &mut ResultsStore,
-        failures: &mut Failures,
-    ) -> Result<()> {
-        let bar = progress_bar::bar(&self.context.output, pairs.count() as u64, "eval");
-        // Rows are cut alike for all routers.
-        let mut warned = BTreeSet::new();
-        for (number, (router, prepared)) in pairs.routers.iter().zip(prepared).enumerate() {
-            let own = |(index, _): &(usize, &Task)| pairs.has(number, *index);
-            for (index, task) in self.tasks.iter().enumerate().filter(own) {
-                let Some(RoutedPatches { patches, templates }) = prepared.of(index) else {
-                    bar.inc(1);
-                    continue;
-                };
-                let (base, tokenizer, routing) = (self.base, self.tokenizer, templates.as_ref());
-                let model = PatchedModel { base, tokenizer, patches, routing, precision: self.precision };
-                let scores = evaluate(&model, task, self.options, &mut |rows| {
-                    bar.set_message(format!("{} on {}, {} of {} rows,", router.text, task.name, rows.done, rows.total));
-                });
-                shares.count(number, index);
-                match scores {
-                    Ok(scores) => {
-                        let warning = truncation::warning(task, &scores, self.base.config().max_positions);
-                        if let Some(warning) = warning.filter(|_| warned.insert(index)) {
-                            bar.suspend(|| self.context.output.warn(warning));
-                        }
-                        store.keep(&router.text, &task.name, &scores)?;
-                    }
-                    Err(error) => {
-                        let name = Some(task.name.as_str());
-                        let add = || failures.add(Some(&router.text), name, error.into(), self.context);
-                        bar.suspend(add)?;
-                    }
-                }
-                bar.inc(1);
-            }
-        }
-        bar.finish_and_clear();
-        Ok(())
-    }
+    /// The tasks of `--fit`.
+    fit: &'a [Task],
+    library: Option<&'a OpenLibrary>,
+    base: &'a Base,
 }
 
 /// Warns of rows to fit to that no router uses, and of routers that are scored on the rows they are fitted to.

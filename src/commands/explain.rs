@@ -47,8 +47,8 @@ pub struct ExplainArgs {
 /// Runs the base over the prompt with the router, and shows its choices.
 pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let typed = &args.router;
-    let place = args.base.resolve(context)?;
-    let (base, vocabulary) = place.base_and_tokenizer(&context.base_options()?, context)?;
+    let resolved = args.base.resolve(context)?;
+    let (base, tokenizer) = resolved.base_and_tokenizer(&context.base_options()?, context)?;
     let opened = context.open_library(&args.library, &base, &[])?;
     let data = args.data.data.as_deref();
     let fit = args.fit.load(&args.data, context)?;

@@ -77,9 +77,9 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         true => rows.into_iter().map(|row| row.into_chat(args.system.as_deref())).collect::<Result<_>>()?,
         false => rows,
     };
-    let place = args.base.resolve(context)?;
-    let (base, tokenizer) = place.base_and_tokenizer(&context.decoding_options()?, context)?;
-    let routed = args.adapter.open(&base, &place, context)?;
+    let resolved = args.base.resolve(context)?;
+    let (base, tokenizer) = resolved.base_and_tokenizer(&context.decoding_options()?, context)?;
+    let routed = args.adapter.open(&base, &resolved, context)?;
     let (patches, routing) = (&routed.patches, routed.templates.as_ref());
     let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing, precision: TokenPrecision::Exact };
     let prompts = args.prompts(&rows, &model, context)?;

@@ -227,7 +227,8 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     }
     let rounding = match (&base, &opened) {
         (Some(resolved), Some(base)) if args.into_base => {
-            Some(write_base(&args, &library, (resolved, base), (&merged.adapter, &record), context)?)
+            let record = MergedBaseRecord::new(&record, &library, base.identity(), resolved.record()?)?;
+            Some(write_base(&args, resolved, &merged.adapter, &record, context)?)
         }
         _ => {
             let identity = opened.as_ref().map(Base::identity);
@@ -279,13 +280,12 @@ fn write_folder(args: &MergeArgs, fill: impl FnOnce(&Path) -> Result<()>) -> Res
 /// Writes the base with an adapter merged into its weights.
 fn write_base(
     args: &MergeArgs,
-    library: &Library,
-    (resolved, base): (&ResolvedBase, &Base),
-    (adapter, record): (&Adapter, &MergeRecord),
+    resolved: &ResolvedBase,
+    adapter: &Adapter,
+    record: &MergedBaseRecord,
     context: &CommandContext,
 ) -> Result<Rounding> {
-    let merged = MergedBaseRecord::new(record, library, base.identity(), resolved.record()?)?;
-    let mut text = serde_json::to_string_pretty(&merged)?;
+    let mut text = serde_json::to_string_pretty(record)?;
     text.push('\n');
     let mut rounding = Rounding::default();
     write_folder(args, |folder| {

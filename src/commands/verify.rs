@@ -260,7 +260,7 @@ impl<'a> Verifier<'a> {
                 let added = self.merged_logits(&expert.adapter)?;
                 dtype = coarser(dtype, added.dtype);
                 let beyond = LogitDifference::of(&added.exact, &unmerged.logits)?;
-                self.compare(&expert.name, &added.rounded, &unmerged, (added.rounding, beyond))
+                self.compare(&expert.name, &added.rounded, &unmerged, Explained { rounding: added.rounding, beyond })
             };
             let mut added = added;
             compared.push(added().with_context(|| format!("expert `{}`", expert.name))?);
@@ -301,7 +301,8 @@ impl<'a> Verifier<'a> {
         let added = self.merged_logits(&recipe.merged)?;
         let beyond =
             LogitDifference::of(&merged, &added.rounded)?.max(LogitDifference::of(&added.exact, &unmerged.logits)?);
-        let compared = self.compare(&recipe.name, &merged, &unmerged, (added.rounding, beyond))?;
+        let compared =
+            self.compare(&recipe.name, &merged, &unmerged, Explained { rounding: added.rounding, beyond })?;
         Ok((vec![compared], added.dtype))
     }
 

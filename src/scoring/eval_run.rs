@@ -57,7 +57,7 @@ impl EvalRun<'_> {
     pub fn score(&mut self, pairs: &EvaluatedPairs, prepared: &[PreparedRouter]) -> Result<()> {
         let bar = progress_bar::bar(&self.context.output, pairs.count() as u64, "eval");
         // Rows are cut alike for all routers.
-        let mut noticed = BTreeSet::new();
+        let mut warned = BTreeSet::new();
         for (number, (router, prepared)) in pairs.routers.iter().zip(prepared).enumerate() {
             let own = |(index, _): &(usize, &Task)| pairs.has(number, *index);
             for (index, task) in self.tasks.iter().enumerate().filter(own) {
@@ -73,9 +73,9 @@ impl EvalRun<'_> {
                 self.shares.count(number, index);
                 match scores {
                     Ok(scores) => {
-                        let notice = truncation::notice(task, &scores, self.base.config().max_positions);
-                        if let Some(notice) = notice.filter(|_| noticed.insert(index)) {
-                            bar.suspend(|| self.context.output.warn(notice));
+                        let warning = truncation::warning(task, &scores, self.base.config().max_positions);
+                        if let Some(warning) = warning.filter(|_| warned.insert(index)) {
+                            bar.suspend(|| self.context.output.warn(warning));
                         }
                         self.store.keep(&router.text, &task.name, &scores)?;
                     }

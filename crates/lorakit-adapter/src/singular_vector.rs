@@ -70,7 +70,7 @@ fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Vec<f64>, f64)> {
     Some((Arch::new().dispatch(rows), top))
 }
 
-/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorisations `A' = Qa Ra` and
+/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorizations `A' = Qa Ra` and
 /// `B = Qb Rb`: it is `Qa w`, where `w` is the top right singular vector of the r x r core `Rb Ra'`. None where all of
 /// the core is rounding.
 fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Vec<f64>, f64)> {

@@ -142,7 +142,7 @@ mod tests {
             let set = |bytes: &mut [u8]| bytes.iter_mut().step_by(7).for_each(|byte| *byte = 9);
             let filled = FileBytes::filled(len, set).unwrap();
             assert!(filled.len() >= len);
-            let expected = |at: usize| if at < len && at % 7 == 0 { 9 } else { 0 };
+            let expected = |at: usize| if at < len && at.is_multiple_of(7) { 9 } else { 0 };
             assert!(filled.iter().enumerate().all(|(at, &byte)| byte == expected(at)));
         }
     }

@@ -29,7 +29,7 @@ enum Values {
     File(FileBytes, Range<usize>, StorageDtype),
     /// Values in memory: those of a file that were not aligned, or the caller's.
     F32(Arc<[f32]>),
-    /// A range of a file with quantised rows of whole blocks, at any address.
+    /// A range of a file with quantized rows of whole blocks, at any address.
     Blocks(FileBytes, Range<usize>, BlockType),
     /// Values in the 4 bits of bitsandbytes, whose blocks may begin within rows.
     FourBit(Arc<FourBitMatrix>),
@@ -334,7 +334,7 @@ pub(super) mod tests {
         assert_eq!(plain.values(), quantized.values());
         for dtype in [StorageDtype::F32, StorageDtype::BF16, StorageDtype::F16] {
             let matrix = reversed(&plain.rounded_to(dtype).unwrap());
-            assert_eq!(matrix.values(), reversed(&quantised).values());
+            assert_eq!(matrix.values(), reversed(&quantized).values());
             let mut row = vec![0.0; 64];
             matrix.copy_row(3, &mut row);
             assert_eq!(row, plain.values()[..64]);

@@ -94,7 +94,7 @@ mod tests {
         MmapMatrix::from_values(values, rows, columns).unwrap()
     }
 
-    /// Of several tasks and of less than one, in another order, quantised, and narrow already.
+    /// Of several tasks and of less than one, in another order, quantized, and narrow already.
     #[test]
     fn matrices_side_by_side_are_rounded_value_by_value() {
         for dtype in [StorageDtype::BF16, StorageDtype::F16] {

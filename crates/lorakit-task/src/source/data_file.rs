@@ -24,6 +24,7 @@ impl DataFile {
     pub fn read(path: &Path) -> Result<DataFile> {
         let what = path.display().to_string();
         let bytes = read_whole(path).map_err(TaskError::read(&what))?;
+        refuse_lfs_pointer(path, &bytes).map_err(|error| TaskError::Data(error.to_string()))?;
         let sha256 = sha256(&bytes);
         let content = gzip::decompress(bytes, &what)?;
         Ok(DataFile { path: path.into(), sha256, document: file_formats::parse(path, &content)? })

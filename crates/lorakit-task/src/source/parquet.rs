@@ -31,7 +31,7 @@ impl FileFormat for Parquet {
         if !content.starts_with(MAGIC) {
             // Text of another format may have this ending; what is not text would be refused as such by the others.
             if self.is_named(path) && std::str::from_utf8(content).is_err() {
-                return Err(Error::Data("not a Parquet file: it does not begin with `PAR1`".to_owned()));
+                return Err(TaskError::Data("not a Parquet file: it does not begin with `PAR1`".to_owned()));
             }
             return Ok(None);
         }

@@ -52,6 +52,7 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let bytes = std::fs::read(&path)
             .map_err(TaskError::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
+        refuse_lfs_pointer(&path, &bytes).map_err(|error| TaskError::Data(error.to_string()))?;
         let read = |file: &str| -> Result<Value> { Ok(read_json(&folder.join(file))?.unwrap_or_default()) };
         let settings = Settings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
         let (special_map, added) = (read("special_tokens_map.json")?, read("added_tokens.json")?);
