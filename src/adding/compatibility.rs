@@ -1,29 +1,29 @@
 //! Whether adapters fit a base, a library and each other.
 
-use crate::adding::candidate::{Candidate, OpenBase};
-use crate::adding::candidates::Candidates;
+use crate::adding::new_expert::{NewExpert, OpenBase};
+use crate::adding::new_experts::NewExperts;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, Library};
 use std::collections::BTreeSet;
 
 /// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has
 /// other paths in another form of the base gets the base's.
-pub fn check_base(candidate: &mut Candidate, OpenBase { resolved, base }: &OpenBase) -> Result<()> {
-    let (modules, folder) = (base.adaptable_modules(), candidate.folder.display().to_string());
+pub fn check_base(expert: &mut NewExpert, OpenBase { resolved, base }: &OpenBase) -> Result<()> {
+    let (modules, folder) = (base.adaptable_modules(), expert.folder.display().to_string());
     let folder = || folder.clone();
-    candidate.adapter = candidate.adapter.clone().with_modules_of(&modules).with_context(folder)?;
-    candidate.adapter.check_against(&modules).with_context(folder)?;
-    resolved.ensure_own_tensors(&candidate.adapter).with_context(folder)
+    expert.adapter = expert.adapter.clone().with_modules_of(&modules).with_context(folder)?;
+    expert.adapter.check_against(&modules).with_context(folder)?;
+    resolved.ensure_own_tensors(&expert.adapter).with_context(folder)
 }
 
 /// Refuses existing and repeated names, adapters of another base, and adapters whose widths differ from the others.
-pub fn refuse_incompatible(candidates: &mut Candidates, library: &Library) -> Result<()> {
+pub fn refuse_incompatible(experts: &mut NewExperts, library: &Library) -> Result<()> {
     let mut reference = match library.expert_names()?.first() {
         Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),
         None => None,
     };
     let mut names = BTreeSet::new();
-    candidates.retain(|Candidate { name, folder, adapter, record, .. }| {
+    experts.retain(|NewExpert { name, folder, adapter, record, .. }| {
         let folder = folder.display();
         ensure!(!names.contains(name), "two adapters are named `{name}`; rename one: NAME={folder}");
         ensure!(

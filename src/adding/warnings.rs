@@ -1,6 +1,6 @@
 //! What a user should know of adapters that are added.
 
-use crate::adding::candidate::Candidate;
+use crate::adding::new_expert::NewExpert;
 use crate::base::shared_embedding::shared_embedding_warning;
 use crate::command_context::CommandContext;
 use crate::output::shared_a_warning;
@@ -13,11 +13,11 @@ const LITTLE: f64 = 0.5;
 
 /// Prints what reading an adapter warned about, and that its config names another base. The name is a hint only: folders
 /// get renamed, and a base is identified by its shapes.
-pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &CommandContext) -> Result<()> {
-    let (folder, adapter) = (candidate.folder.display(), &candidate.adapter);
+pub fn print_warnings(expert: &NewExpert, base: Option<&Base>, context: &CommandContext) -> Result<()> {
+    let (folder, adapter) = (expert.folder.display(), &expert.adapter);
     let warn = |warning: &Warning| context.warn(format!("{folder}: {warning}"));
     adapter.warnings().iter().try_for_each(warn)?;
-    if let Some(conversion) = candidate.conversion.as_ref().filter(|conversion| conversion.retained() < LITTLE) {
+    if let Some(conversion) = expert.conversion.as_ref().filter(|conversion| conversion.retained() < LITTLE) {
         context.warn(format!(
             "{folder}: at rank {} only {:.0} % of its changes are retained, by their squared norms; use a higher rank",
             conversion.rank,
@@ -27,7 +27,7 @@ pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &Comm
     let adapts = |module: &str| adapter.modules().contains_key(module);
     base.and_then(|base| shared_embedding_warning(base, adapts)).iter().try_for_each(warn)?;
     // Of an adapter made by lorakit, the fingerprint counts and not the name.
-    let trained = candidate.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
+    let trained = expert.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
     let base = base.filter(|base| trained != Some(&base.identity().fingerprint));
     let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
     match (&adapter.metadata().base_model, base.map(|base| base.identity().name.as_str())) {
@@ -39,17 +39,17 @@ pub fn print_warnings(candidate: &Candidate, base: Option<&Base>, context: &Comm
 }
 
 /// Says which adapters, with those of the library, have the same A.
-pub fn warn_of_added_a(candidates: &[Candidate], library: &Library, context: &CommandContext) -> Result<()> {
+pub fn warn_of_added_a(experts: &[NewExpert], library: &Library, context: &CommandContext) -> Result<()> {
     // Reading an adapter reads all of its weights.
     const COMPARED: usize = 32;
     let names = library.expert_names()?.into_iter().take(COMPARED);
     let present: Vec<(String, Adapter)> =
         names.map(|name| Ok((name.clone(), library.adapter(&name)?))).collect::<Result<_>>()?;
     let present = present.iter().map(|(name, adapter)| (name.as_str(), adapter));
-    let added = candidates.iter().map(|candidate| (candidate.name.as_str(), &candidate.adapter));
+    let added = experts.iter().map(|expert| (expert.name.as_str(), &expert.adapter));
     let all: Vec<(&str, &Adapter)> = present.chain(added).collect();
     let advice = ": clusters of their parameters would follow that A and not the tasks; cluster them by --space delta, the default";
-    let concern = |names: &[String]| candidates.iter().any(|candidate| names.contains(&candidate.name));
+    let concern = |names: &[String]| experts.iter().any(|expert| names.contains(&expert.name));
     shared_a_warning::warn_of_shared_a(&all, concern, advice, context);
     Ok(())
 }

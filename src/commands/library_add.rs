@@ -1,9 +1,9 @@
 //! `library add`: adds PEFT adapter folders and GGUF adapters to a library.
 
-use crate::adding::candidate::{Candidate, OpenBase};
-use crate::adding::candidates::{Candidates, Refusal};
 use crate::adding::compatibility::{check_base, refuse_incompatible};
 use crate::adding::named_folder::NamedFolder;
+use crate::adding::new_expert::{NewExpert, OpenBase};
+use crate::adding::new_experts::{NewExperts, Refusal};
 use crate::adding::warnings::{print_warnings, warn_of_added_a};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -61,14 +61,14 @@ pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?.concat();
     let recorded = Library::open_if_exists(&args.library)?.and_then(|library| library.base().cloned());
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
-    let mut candidates = Candidates::read(&folders, |named| match (args.convert, &base) {
-        (Some(SvdRank(rank)), Some(base)) => Candidate::convert(named, base, rank, args.skip_image_encoder),
-        _ => Candidate::read(named, identity),
+    let mut experts = NewExperts::read(&folders, |named| match (args.convert, &base) {
+        (Some(SvdRank(rank)), Some(base)) => NewExpert::convert(named, base, rank, args.skip_image_encoder),
+        _ => NewExpert::read(named, identity),
     });
     if args.skip_image_encoder {
-        candidates.leave_out_image_encoders();
+        experts.leave_out_image_encoders();
     }
-    add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, args.skip_refused, context)
+    add_all(AddTarget { root: &args.library, base: base.as_ref() }, experts, args.skip_refused, context)
 }
 
 /// Where adapters are added.
@@ -80,43 +80,43 @@ pub struct AddTarget<'a> {
     pub base: Option<&'a OpenBase>,
 }
 
-/// Adds candidates to a library, all or none unless `skip` leaves out those that are refused, and reports them.
-pub fn add_all(to: AddTarget, mut candidates: Candidates, skip: bool, context: &CommandContext) -> Result<()> {
+/// Adds experts to a library, all or none unless `skip` leaves out those that are refused, and reports them.
+pub fn add_all(to: AddTarget, mut experts: NewExperts, skip: bool, context: &CommandContext) -> Result<()> {
     if let Some(base) = to.base {
-        candidates.retain(|candidate| check_base(candidate, base));
+        experts.retain(|expert| check_base(expert, base));
     }
     let base = to.base.map(|open| &open.base);
     // A library that does not exist yet is not created for nothing.
     if !to.root.exists() {
-        candidates.ensure_accepted(skip)?;
+        experts.ensure_accepted(skip)?;
     }
-    candidates.accepted.iter().try_for_each(|candidate| print_warnings(candidate, base, context))?;
+    experts.accepted.iter().try_for_each(|expert| print_warnings(expert, base, context))?;
     let library = Library::open_or_create(to.root, base.map(|base| base.identity()))?;
     let _lock = match base {
         Some(base) => lock_for(&library, base, context)?,
         None => lock(&library, context)?,
     };
-    refuse_incompatible(&mut candidates, &library)?;
-    candidates.ensure_accepted(skip)?;
-    warn_of_added_a(&candidates.accepted, &library, context)?;
-    for refusal in &candidates.refused {
+    refuse_incompatible(&mut experts, &library)?;
+    experts.ensure_accepted(skip)?;
+    warn_of_added_a(&experts.accepted, &library, context)?;
+    for refusal in &experts.refused {
         context.output.warn(format!("not added: {refusal}"));
     }
-    let within = |candidate: &Candidate| match base {
-        Some(base) => candidate.adapter.clone().with_target_names(&base.adaptable_modules()),
-        None => candidate.adapter.clone(),
+    let within = |expert: &NewExpert| match base {
+        Some(base) => expert.adapter.clone().with_target_names(&base.adaptable_modules()),
+        None => expert.adapter.clone(),
     };
-    let adapters: Vec<Adapter> = candidates.accepted.iter().map(within).collect();
-    let entry = |(candidate, adapter)| {
-        let Candidate { name, record, .. }: &Candidate = candidate;
+    let adapters: Vec<Adapter> = experts.accepted.iter().map(within).collect();
+    let entry = |(expert, adapter)| {
+        let NewExpert { name, record, .. }: &NewExpert = expert;
         (name.as_str(), adapter, record.as_ref())
     };
-    library.add_all(&candidates.accepted.iter().zip(&adapters).map(entry).collect::<Vec<_>>())?;
-    report(to.root, &candidates, context)
+    library.add_all(&experts.accepted.iter().zip(&adapters).map(entry).collect::<Vec<_>>())?;
+    report(to.root, &experts, context)
 }
 
-fn report(root: &Path, candidates: &Candidates, context: &CommandContext) -> Result<()> {
-    let added = |Candidate { name, folder, adapter, conversion, .. }: &Candidate| {
+fn report(root: &Path, experts: &NewExperts, context: &CommandContext) -> Result<()> {
+    let added = |NewExpert { name, folder, adapter, conversion, .. }: &NewExpert| {
         let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
         let mut one = json!({ "name": name, "from": folder, "modules": modules, "parameters": parameters });
         if let Some(conversion) = conversion {
@@ -127,16 +127,16 @@ fn report(root: &Path, candidates: &Candidates, context: &CommandContext) -> Res
     let refused = |Refusal { name, folder, error }: &Refusal| json!({ "name": name, "from": folder, "reason": format!("{error:#}") });
     let document = json!({
         "library": root,
-        "added": candidates.accepted.iter().map(added).collect::<Vec<_>>(),
-        "refused": candidates.refused.iter().map(refused).collect::<Vec<_>>(),
+        "added": experts.accepted.iter().map(added).collect::<Vec<_>>(),
+        "refused": experts.refused.iter().map(refused).collect::<Vec<_>>(),
     });
     context.output.result(&document, || {
-        let line = |Candidate { name, folder, adapter, .. }: &Candidate| {
+        let line = |NewExpert { name, folder, adapter, .. }: &NewExpert| {
             let (modules, parameters) = (adapter.modules().len(), adapter.parameters());
             vec![name.clone(), modules.to_string(), parameters.to_string(), folder.display().to_string()]
         };
-        let mut text = table(["added", "modules", "parameters", "from"], candidates.accepted.iter().map(line));
-        for Candidate { name, conversion, .. } in &candidates.accepted {
+        let mut text = table(["added", "modules", "parameters", "from"], experts.accepted.iter().map(line));
+        for NewExpert { name, conversion, .. } in &experts.accepted {
             if let Some(conversion) = conversion {
                 text.push_str(&format!("\n\n{}", conversion_text(name, conversion, context.output.verbose)));
             }

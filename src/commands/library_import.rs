@@ -1,8 +1,8 @@
 //! `library import`: imports adapters of other programs. Files are parsed as data; nothing in them is executed.
 
-use crate::adding::candidate::{Candidate, OpenBase};
-use crate::adding::candidates::{Candidates, Refusal};
 use crate::adding::named_folder::NamedFolder;
+use crate::adding::new_expert::{NewExpert, OpenBase};
+use crate::adding::new_experts::{NewExperts, Refusal};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::commands::library_add::{AddTarget, add_all};
@@ -36,31 +36,31 @@ pub struct ImportArgs {
 
 /// Imports all experts, or none if one is refused, unless these are to be skipped.
 pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
-    let mut candidates = Candidates::default();
+    let mut experts = NewExperts::default();
     for named in &args.folders {
         match read(named, context) {
-            Ok(read) => candidates.accepted.extend(read),
+            Ok(read) => experts.accepted.extend(read),
             Err(error) => {
-                candidates.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
+                experts.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
             }
         }
     }
-    let found = candidates.accepted.len() + candidates.refused.len();
+    let found = experts.accepted.len() + experts.refused.len();
     ensure!(found > 0, "all experts of these libraries are marked as deleted; nothing was imported");
     if args.skip_image_encoder {
-        candidates.leave_out_image_encoders();
+        experts.leave_out_image_encoders();
     }
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
-    add_all(AddTarget { root: &args.library, base: base.as_ref() }, candidates, args.skip_refused, context)
+    add_all(AddTarget { root: &args.library, base: base.as_ref() }, experts, args.skip_refused, context)
 }
 
 /// The experts of one folder.
-fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>> {
+fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<NewExpert>> {
     let folder = &named.folder;
     if folder.join(CONFIG_FILE).is_file() {
         let (adapter, record) = (Adapter::read(folder)?, record_beside(folder)?);
         let (name, folder) = (named.name.clone(), folder.clone());
-        return Ok(vec![Candidate { name, folder, adapter, record, conversion: None }]);
+        return Ok(vec![NewExpert { name, folder, adapter, record, conversion: None }]);
     }
     let place = folder.display();
     ensure!(folder.is_dir(), "{place}: not a folder; expected a PEFT folder or an mttl library");
@@ -70,7 +70,7 @@ fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>>
         1 => {}
         many => ensure!(!named.given, "{place}: has {many} experts; omit NAME="),
     }
-    let mut candidates = Vec::new();
+    let mut experts = Vec::new();
     for name in names {
         let MttlExpert { adapter, tasks, deleted } = MttlExpert::read(folder, &name)?;
         if deleted {
@@ -79,9 +79,9 @@ fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<Candidate>>
         }
         let record = record(&name, &tasks, folder).with_context(|| format!("{place}: `{name}`"))?;
         let name = if named.given { named.name.clone() } else { name };
-        candidates.push(Candidate { name, folder: folder.clone(), adapter, record: Some(record), conversion: None });
+        experts.push(NewExpert { name, folder: folder.clone(), adapter, record: Some(record), conversion: None });
     }
-    Ok(candidates)
+    Ok(experts)
 }
 
 /// The record of an mttl expert. Its tasks are names without rows, so they are recorded as settings, not as tasks whose

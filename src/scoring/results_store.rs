@@ -153,3 +153,28 @@ fn comparable(before: &Value, now: &Value) -> bool {
             || base_alone(now)
             || (before["experts"] == now["experts"] && before["library"] == now["library"]))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use lorakit_eval::TruncatedRows;
+    use std::fs;
+
+    #[test]
+    fn a_lease_of_a_killed_process_is_waited_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".lease"), "1\n").unwrap();
+        fs::write(folder.path().join(".lease-1"), "a killed process, beat 3\n").unwrap();
+        let mut store =
+            ResultsStore { now: Results::default(), folder: Some(folder.path().to_owned()), log_samples: false };
+        let scores =
+            TaskScores { n: 0, metrics: BTreeMap::new(), samples: Vec::new(), truncated: TruncatedRows::default() };
+        store.keep("base", "a", &scores).unwrap();
+        let lease = fs::read_to_string(folder.path().join(".lease-2")).unwrap();
+        assert!(lease.starts_with("released"), "the next write need not wait: {lease}");
+        store.keep("base", "b", &scores).unwrap();
+        let results = read_existing(&folder.path().join("results.json")).unwrap();
+        assert!(["a", "b"].into_iter().all(|task| results.get("base", task).is_some()));
+    }
+}

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::path::PathBuf;
 
 /// An adapter to add.
-pub struct Candidate {
+pub struct NewExpert {
     /// The name of the expert.
     pub name: String,
     /// Its folder.
@@ -43,7 +43,7 @@ impl OpenBase {
     }
 }
 
-impl Candidate {
+impl NewExpert {
     /// Reads an adapter folder, whatever form its weights are in, or a GGUF adapter of `base`.
     pub fn read(named: &NamedFolder, base: Option<&BaseIdentity>) -> Result<Self> {
         Ok(Self {

@@ -1,7 +1,7 @@
 //! All adapters of a command: those that are accepted so far, and those that are refused.
 
-use crate::adding::candidate::Candidate;
 use crate::adding::named_folder::NamedFolder;
+use crate::adding::new_expert::NewExpert;
 use anyhow::{Error, Result, bail};
 use std::fmt::{self, Display};
 use std::path::PathBuf;
@@ -18,25 +18,25 @@ pub struct Refusal {
 
 /// Adapters that were accepted so far, and those that were refused.
 #[derive(Default)]
-pub struct Candidates {
+pub struct NewExperts {
     /// Accepted.
-    pub accepted: Vec<Candidate>,
+    pub accepted: Vec<NewExpert>,
     /// Refused.
     pub refused: Vec<Refusal>,
 }
 
-impl Candidates {
+impl NewExperts {
     /// Leaves out what adapters change in an image encoder; refuses those that change nothing else.
     pub fn leave_out_image_encoders(&mut self) {
-        self.retain(Candidate::leave_out_image_encoder);
+        self.retain(NewExpert::leave_out_image_encoder);
     }
 
     /// Reads all folders.
-    pub fn read(folders: &[NamedFolder], read: impl Fn(&NamedFolder) -> Result<Candidate>) -> Self {
+    pub fn read(folders: &[NamedFolder], read: impl Fn(&NamedFolder) -> Result<NewExpert>) -> Self {
         let mut all = Self::default();
         for named in folders {
             match read(named) {
-                Ok(candidate) => all.accepted.push(candidate),
+                Ok(expert) => all.accepted.push(expert),
                 Err(error) => {
                     all.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
                 }
@@ -46,12 +46,12 @@ impl Candidates {
     }
 
     /// Refuses those that `check` finds an error in; it is called in order.
-    pub fn retain(&mut self, mut check: impl FnMut(&mut Candidate) -> Result<()>) {
-        for mut candidate in std::mem::take(&mut self.accepted) {
-            match check(&mut candidate) {
-                Ok(()) => self.accepted.push(candidate),
+    pub fn retain(&mut self, mut check: impl FnMut(&mut NewExpert) -> Result<()>) {
+        for mut expert in std::mem::take(&mut self.accepted) {
+            match check(&mut expert) {
+                Ok(()) => self.accepted.push(expert),
                 Err(error) => {
-                    let Candidate { name, folder, .. } = candidate;
+                    let NewExpert { name, folder, .. } = expert;
                     self.refused.push(Refusal { name, folder, error });
                 }
             }
