@@ -29,9 +29,11 @@ pub fn peak_resident_bytes() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// The resident set of this process, in bytes; None where the system does not report it.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    kibibytes("/proc/self/status", "VmRSS:")
+/// What this process holds itself, in bytes: its own memory, and the program's code, of which training reads most sooner or
+/// later. Pages of other mapped files, such as a base's, are not among them: how many there are depends on what was read
+/// before. None where the system does not report it.
+pub(crate) fn process_bytes() -> Option<u64> {
+    ["RssAnon:", "VmExe:", "VmLib:"].into_iter().map(|key| kibibytes("/proc/self/status", key)).sum()
 }
 
 /// A value that a file of the kernel gives in KiB, in bytes.
