@@ -187,9 +187,10 @@ const fn with_holes(bytes: u64) -> u64 {
     bytes + bytes / 12
 }
 
-/// What each thread holds beside the activations: buffers of its part of an op, which the allocator keeps for it. Measured
-/// over a small base with one to three threads, at 14 to 34 MB for one and 48 to 70 for three.
-const THREAD_BUFFERS: u64 = 20 << 20;
+/// What each thread holds beside the activations, in values of the MLP's width per token: buffers of its part of an op, which
+/// the allocator keeps for it. Measured over a small base with one to three threads, at 14 to 34 MB for one and 48 to 70 for
+/// three, of a batch of which a value of that width takes 8 MB.
+const THREAD_BUFFERS: f64 = 2.5;
 
 /// The batches of a step.
 #[derive(Clone, Copy)]
@@ -224,9 +225,9 @@ fn activations(base: &Base, step: StepBatches, config: &TrainConfig, mode: Backw
         BackwardMode::Tape => {
             let logits = base.lm_head().logit_bytes(tokens.targets as usize);
             let tapes = TapeMemory::new(base, config);
-            let threads = rayon::current_num_threads() as u64;
-            concurrent * with_holes(tapes.peak(tokens) + tapes.recomputed_holes(tokens) + logits)
-                + threads * THREAD_BUFFERS
+            let width = 4 * tokens.all * base.config().intermediate as u64;
+            let buffers = (rayon::current_num_threads() as f64 * THREAD_BUFFERS * width as f64) as u64;
+            concurrent * with_holes(tapes.peak(tokens) + tapes.recomputed_holes(tokens) + logits) + buffers
         }
         BackwardMode::Graph => concurrent * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
         BackwardMode::Weights => {
