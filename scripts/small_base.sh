@@ -20,11 +20,8 @@
 #        scripts/small_base.sh --smoke OUT
 source "$(dirname "$0")/paper_run.sh"
 k="${K:-10}" steps="${STEPS:-100}" limit=() data=() prompts=()
-# Families of tasks, by a pattern of their names each.
-families=(translation_ '^(english|landmark|country|park|national|person|product)' 'letter|length|orthography|capital|lowercase'
-    '^(sum|diff|num_to_verbal|next_item|prev_item)$' 'antonym|synonym|rhyme' 'plural|present-past' 'animal|taxonomy'
-    'sentiment|similarity|word_in_context|ag_news|commonsense' 'passive|formal|negation|cause|concept$' 'choose|alphabetically'
-    '_v_' conll2003)
+# Families of tasks, by a pattern of their names each; each task is in one of them.
+mapfile -t families < <(sed -n '/^families = \[/,/^\]/s/^ *"\(.*\)",$/\1/p' "$root/configs/tables/small_base_known.toml")
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
     base=pico out="$1" k=2 steps=5 limit=(--limit 2) prompts=(paraphrased bare)

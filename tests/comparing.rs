@@ -77,6 +77,24 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     assert_contains(&run(["compare", &more, "--runs", runs]).ok().stderr, &["row \"tp\" has no results"]);
     assert_contains(&run(["compare", &more, "--runs", runs, "--strict"]).failed(1), &["row \"tp\" has no results"]);
 
+    // In four families of two tasks, which are too few to decide; with one family of two among seven, held again.
+    let first = path("seed-0");
+    for (families, expected) in [
+        (r#"["t[01]", "t[23]", "t[45]", "t[67]", "u"]"#, "| 4 families of 8 tasks, 1 seed | **undecided** |"),
+        (r#"["t[01]"]"#, "| 7 families of 8 tasks, 1 seed | **held** |"),
+    ] {
+        fs::write(path("families.toml"), format!("families = {families}\n{TABLE}")).unwrap();
+        let ran = run(["compare", "--strict", &path("families.toml"), "--runs", &first, "--out", &out]).ok();
+        assert_contains(&ran.stdout, &["| claim | gain | 95 % interval | drawn | verdict |", expected]);
+        let document: serde_json::Value = serde_json::from_slice(&fs::read(path("out/results.json")).unwrap()).unwrap();
+        assert_eq!(document["families"]["t[01]"], serde_json::json!(["t0", "t1"]));
+        assert_eq!(document["claims"][0]["gain"]["tasks"], 8);
+        assert_contains(&fs::read_to_string(path("out/differences.svg")).unwrap(), &["families"]);
+    }
+    fs::write(path("families.toml"), format!("families = [\"t[01]\", \"0\"]\n{TABLE}")).unwrap();
+    let message = run(["compare", &path("families.toml"), "--runs", &first]).failed(1);
+    assert_contains(&message, &["families.toml", "the task `t0` is in two: `t[01]` and `0`"]);
+
     // Own experts that do not beat the base test no claim.
     for (own, beaten, verdict) in [("Arrow", "base", "held"), ("base", "Arrow", "not testable here")] {
         let text = format!("{TABLE}[testable]\nown = \"{own}\"\nbeats = [\"{beaten}\"]\n");

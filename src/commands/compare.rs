@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Differences are paired by task and seed. A claim held if the bootstrap's 95 % interval of the gain, over \
-    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. A \
-    claim is not testable where the tasks' own experts do not beat base and chance by two standard errors. With one seed \
-    a verdict is about that seed's libraries alone."
+    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. Where \
+    the table names families of tasks, these take the place of tasks. A claim is not testable where the tasks' own experts \
+    do not beat base and chance by two standard errors. With one seed a verdict is about that seed's libraries alone."
 )]
 pub struct CompareArgs {
     /// Table TOML (configs/tables/README.md says what it holds)
@@ -42,7 +42,9 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
         ensure!(run.is_dir(), "{}: no such folder; expected the results of one seed", run.display());
     }
     let scores = TableScores::read(&spec, &args.runs)?;
-    let claims = judge(&spec, &scores);
+    let families = spec.families.as_ref().map(|families| families.of_tasks(scores.compared()));
+    let families = families.transpose().with_context(|| args.table.display().to_string())?;
+    let claims = judge(&spec, &scores, families.as_ref());
     let text = markdown(&spec, &scores, &claims);
     let row = |(at, row): (usize, &RowSpec)| {
         let cell = |column| (scores.shown(column).0.to_owned(), json!(scores.cell(at, column)));
@@ -63,13 +65,17 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
         context.warn(cell)?;
     }
     ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {}", args.table.display(), runs());
-    let document = json!({
+    let mut document = json!({
         "title": spec.title,
         "runs": args.runs,
         "rows": rows,
         "claims": claims,
         "versions": { "lorakit": env!("CARGO_PKG_VERSION") },
     });
+    if let (Some(named), Some(families)) = (&spec.families, &families) {
+        let tasks = |(family, pattern): (usize, &str)| (pattern.to_owned(), json!(families.tasks(family)));
+        document["families"] = named.patterns().enumerate().map(tasks).collect::<Map<_, _>>().into();
+    }
     if let Some(folder) = &args.out {
         make_folder(folder)?;
         let results = serde_json::to_string_pretty(&document)? + "\n";

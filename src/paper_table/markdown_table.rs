@@ -3,7 +3,8 @@
 use crate::paper_table::table_claims::JudgedClaim;
 use crate::paper_table::table_scores::TableScores;
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
-use lorakit_eval::Score;
+use lorakit_eval::{PairedDifference, Score};
+use lorakit_fit::pluralize;
 
 /// A cell without a score.
 const ABSENT: &str = "–";
@@ -54,7 +55,9 @@ fn grouped(rows: &[RowSpec]) -> Vec<usize> {
 }
 
 fn claim_table(claims: &[JudgedClaim]) -> String {
-    let header = ["claim", "gain", "95 % interval", "tasks, seeds", "verdict"].map(str::to_owned);
+    let by_families = claims.iter().filter_map(|claim| claim.gain).any(|gain| gain.families.is_some());
+    let counts = if by_families { "drawn" } else { "tasks, seeds" };
+    let header = ["claim", "gain", "95 % interval", counts, "verdict"].map(str::to_owned);
     let line = |claim: &JudgedClaim| {
         let what = format!("{} ({} over {}: {})", claim.text, claim.better, claim.worse, claim.column);
         let Some(gain) = &claim.gain else {
@@ -65,11 +68,18 @@ fn claim_table(claims: &[JudgedClaim]) -> String {
             what,
             format!("{:+.2} ±{:.2}", gain.mean, gain.stderr),
             format!("{low:+.2} to {high:+.2}"),
-            format!("{}, {}", gain.tasks, gain.seeds),
+            drawn(gain),
             claim.verdict.map_or(ABSENT.to_owned(), |verdict| format!("**{verdict}**")),
         ]
     };
     lines(&header, claims.iter().map(line))
+}
+
+/// How many tasks and seeds the bootstrap drew, and in how many families where it drew those.
+fn drawn(gain: &PairedDifference) -> String {
+    let Some(families) = gain.families else { return format!("{}, {}", gain.tasks, gain.seeds) };
+    let families = if families == 1 { "1 family".to_owned() } else { format!("{families} families") };
+    format!("{families} of {}, {}", pluralize(gain.tasks, "task"), pluralize(gain.seeds, "seed"))
 }
 
 fn lines(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {

@@ -2,6 +2,7 @@
 
 use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{ClaimSpec, TableSpec, TestableSpec};
+use crate::paper_table::task_families::FamilyOfTask;
 use lorakit_eval::{PairedDifference, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,13 +26,14 @@ pub struct JudgedClaim<'a> {
     pub verdict: Option<Verdict>,
 }
 
-/// Judges all claims.
-pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores) -> Vec<JudgedClaim<'a>> {
+/// Judges all claims, by families where the table names them.
+pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&FamilyOfTask>) -> Vec<JudgedClaim<'a>> {
+    let judged = ClaimData { scores, families };
     let judge = |claim: &'a ClaimSpec| {
         let column = scores.column(claim.column.as_deref());
-        let testable = spec.testable.as_ref().is_none_or(|rows| is_testable(rows, scores, column));
-        let gains = gains(scores, (&claim.better, &claim.worse), column);
-        let gain = paired(&gains);
+        let testable = spec.testable.as_ref().is_none_or(|rows| judged.is_testable(rows, column));
+        let gains = judged.gains((&claim.better, &claim.worse), column);
+        let gain = judged.paired(&gains);
         let mean = |(task, seeds): (String, Vec<f64>)| (task, seeds.iter().sum::<f64>() / seeds.len() as f64);
         JudgedClaim {
             text: &claim.text,
@@ -46,20 +48,31 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores) -> Vec<JudgedClaim<'
     spec.claims.iter().map(judge).collect()
 }
 
-/// Whether the own experts beat everything that they must by two standard errors. A row without scores in the column, as
-/// chance has no loss, is not asked for.
-fn is_testable(rows: &TestableSpec, scores: &TableScores, column: TableColumn) -> bool {
-    let gain = |beaten: &String| paired(&gains(scores, (&rows.own, beaten), column));
-    let mut gains = rows.beats.iter().filter_map(gain).peekable();
-    gains.peek().is_some() && gains.all(|gain| gain.is_clearly_positive())
+/// What claims are judged by.
+struct ClaimData<'a> {
+    scores: &'a TableScores<'a>,
+    families: Option<&'a FamilyOfTask>,
 }
 
-/// How much better one row is than another: by task, then by seed.
-fn gains(scores: &TableScores, (better, worse): (&str, &str), column: TableColumn) -> BTreeMap<String, Vec<f64>> {
-    let rows = scores.row(better).zip(scores.row(worse));
-    rows.map_or_else(BTreeMap::new, |(better, worse)| scores.gains(better, worse, column))
-}
+impl ClaimData<'_> {
+    /// Whether the own experts beat everything that they must by two standard errors. A row without scores in the column,
+    /// as chance has no loss, is not asked for.
+    fn is_testable(&self, rows: &TestableSpec, column: TableColumn) -> bool {
+        let gain = |beaten: &String| self.paired(&self.gains((&rows.own, beaten), column));
+        let mut gains = rows.beats.iter().filter_map(gain).peekable();
+        gains.peek().is_some() && gains.all(|gain| gain.is_clearly_positive())
+    }
 
-fn paired(gains: &BTreeMap<String, Vec<f64>>) -> Option<PairedDifference> {
-    PairedDifference::of(&gains.values().cloned().collect::<Vec<_>>())
+    /// How much better one row is than another: by task, then by seed.
+    fn gains(&self, (better, worse): (&str, &str), column: TableColumn) -> BTreeMap<String, Vec<f64>> {
+        let rows = self.scores.row(better).zip(self.scores.row(worse));
+        rows.map_or_else(BTreeMap::new, |(better, worse)| self.scores.gains(better, worse, column))
+    }
+
+    fn paired(&self, gains: &BTreeMap<String, Vec<f64>>) -> Option<PairedDifference> {
+        match self.families {
+            None => PairedDifference::of(&gains.values().cloned().collect::<Vec<_>>()),
+            Some(families) => PairedDifference::of_families(&families.group(gains.clone())),
+        }
+    }
 }

@@ -96,6 +96,13 @@ impl<'a> TableScores<'a> {
         Some(Score { stderr: all.stderr.or(scores[0].stderr), ..all })
     }
 
+    /// The names of all scored tasks, of all columns: of what [`Self::gains`] compares.
+    pub fn compared(&self) -> BTreeSet<&str> {
+        let columns = self.spec.mean.iter().flat_map(|_| &self.spec.columns).map(|column| column.name.as_str());
+        let runs = self.rows.iter().flat_map(|row| row.0.iter().flatten());
+        runs.flatten().flat_map(BTreeMap::keys).map(String::as_str).chain(columns).collect()
+    }
+
     /// The cells that are means of fewer tasks or runs than those of other rows in the same column, each as a sentence.
     pub fn partial(&self) -> Vec<String> {
         let runs = || self.rows.iter().flat_map(|row| row.0.iter().flatten());

@@ -1,5 +1,6 @@
 //! What a table shows: the TOML files of `configs/tables`.
 
+use crate::paper_table::task_families::TaskFamilies;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,8 @@ pub struct TableSpec {
     /// The bases of the paper's own numbers, such as `Phi-2`: a column each.
     #[serde(default)]
     pub papers: Vec<String>,
+    /// Tasks that are alike, a pattern of names for each family: claims are judged by families. None: each task is its own.
+    pub families: Option<TaskFamilies>,
     /// What is scored.
     #[serde(rename = "column")]
     pub columns: Vec<ColumnSpec>,
@@ -184,6 +187,7 @@ mod tests {
             (format!("{TABLE}paper = {{ Phi = 1.0 }}\n"), "`Phi` is not among papers"),
             (format!("{TABLE}[[row]]\nlabel = 'base'\nresults = 'b'\nrouter = 'base'\n"), "two rows"),
             (format!("{TABLE}x = inf\n"), "`x` is not finite"),
+            (format!("families = ['a', '(b']\n{TABLE}"), "`(b` is not a regular expression"),
             (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
             (
                 format!(
@@ -211,5 +215,30 @@ mod tests {
             }
         }
         assert!(found > 0);
+    }
+
+    /// One list of families in the tables of small bases, and each task of their sets in one of them.
+    #[test]
+    fn the_families_of_small_bases_are_one_list() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let families = |table: &str| TableSpec::read(&configs.join("tables").join(table)).unwrap().families.unwrap();
+        let known = families("small_base_known.toml");
+        let patterns: Vec<&str> = known.patterns().collect();
+        for table in ["small_base_unknown.toml", "small_base_prompts.toml", "small_base_clusters.toml"] {
+            assert_eq!(families(table).patterns().collect::<Vec<_>>(), patterns, "{table}");
+        }
+        let some = families("smollm2_experts.toml");
+        assert!(some.patterns().all(|pattern| patterns.contains(&pattern)));
+        for (set, families, tables) in
+            [("function_vectors", 9, vec![&known]), ("instruction_induction", 8, vec![&known, &some])]
+        {
+            let text = std::fs::read_to_string(configs.join(format!("tasks/{set}.toml"))).unwrap();
+            let document: toml::Table = text.parse().unwrap();
+            let tasks = document["task"].as_array().unwrap().iter().map(|task| task["name"].as_str().unwrap());
+            for of in tables {
+                let groups = of.of_tasks(tasks.clone()).unwrap().group(tasks.clone().map(|task| (task.to_owned(), ())));
+                assert_eq!(groups.len(), families, "{set}");
+            }
+        }
     }
 }

@@ -12,6 +12,13 @@ use serde::Serialize;
 /// Height in pixels of the marks of a claim.
 const MARKS: f64 = 26.0;
 
+/// What the marks mean, of claims that are judged by tasks and by families of tasks.
+const BY_TASKS: &str = "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is better, \
+                        of a loss too. The large dot is the mean over tasks, the line its 95 % interval over tasks and seeds.";
+const BY_FAMILIES: &str = "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is \
+                           better, of a loss too. The large dot is the mean over tasks, the line its 95 % interval over \
+                           families of tasks and seeds.";
+
 #[derive(Serialize)]
 struct DifferencePanel {
     title: String,
@@ -53,13 +60,9 @@ pub fn svg(title: &str, claims: &[JudgedClaim]) -> Result<Option<String>> {
     if columns.is_empty() {
         return Ok(None);
     }
-    let frame = PlotFrame {
-        title,
-        width: WIDTH,
-        note: "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is better, of a \
-               loss too. The large dot is the mean over tasks, the line its 95 % interval over tasks and seeds.",
-        legend: Vec::new(),
-    };
+    let by_families = claims.iter().filter_map(|claim| claim.gain).any(|gain| gain.families.is_some());
+    let frame =
+        PlotFrame { title, width: WIDTH, note: if by_families { BY_FAMILIES } else { BY_TASKS }, legend: Vec::new() };
     let mut top = frame.top();
     let mut panels = Vec::new();
     for column in columns {

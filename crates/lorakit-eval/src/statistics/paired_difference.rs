@@ -25,6 +25,10 @@ const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
 /// decide nothing, it is narrower (the factor is Hesterberg's, 2015, <https://doi.org/10.1080/00031305.2015.1089789>). Few
 /// seeds are not corrected for.
 ///
+/// Tasks of one family, such as three translations, are not independent draws. [`PairedDifference::of_families`] draws
+/// families in place of tasks, each with all of its tasks; the mean of a sample is over the tasks that it has then (the
+/// bootstrap of clusters, Davison and Hinkley 1997, section 3.8), and `T` in the factor is the number of families.
+///
 /// ```
 /// use lorakit_eval::PairedDifference;
 ///
@@ -37,6 +41,9 @@ const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
 pub struct PairedDifference {
     /// Number of tasks.
     pub tasks: usize,
+    /// Number of families, where these were drawn in place of tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub families: Option<usize>,
     /// Number of seeds.
     pub seeds: usize,
     /// The mean over tasks and seeds.
@@ -51,21 +58,38 @@ impl PairedDifference {
     /// From the differences by task, then by seed. None without tasks or seeds, or if tasks have different numbers of
     /// seeds.
     pub fn of(differences: &[Vec<f64>]) -> Option<Self> {
-        let (tasks, seeds) = (differences.len(), differences.first()?.len());
-        if seeds == 0 || differences.iter().any(|task| task.len() != seeds) {
+        Self::of_drawn(&differences.chunks(1).collect::<Vec<_>>())
+    }
+
+    /// From the differences by family, then by task, then by seed; none as in [`PairedDifference::of`], or where a family
+    /// is empty. Where each family has one task, the numbers are those of [`PairedDifference::of`].
+    pub fn of_families(differences: &[Vec<Vec<f64>>]) -> Option<Self> {
+        let families: Vec<&[Vec<f64>]> = differences.iter().map(Vec::as_slice).collect();
+        Some(Self { families: Some(families.len()), ..Self::of_drawn(&families)? })
+    }
+
+    /// From the differences by what is drawn, then by task, then by seed.
+    fn of_drawn(families: &[&[Vec<f64>]]) -> Option<Self> {
+        let tasks = || families.iter().copied().flatten();
+        let seeds = tasks().next()?.len();
+        if seeds == 0 || families.iter().any(|family| family.is_empty()) || tasks().any(|task| task.len() != seeds) {
             return None;
         }
-        let cells = (tasks * seeds) as f64;
-        let mean = differences.iter().flatten().sum::<f64>() / cells;
+        let mean = tasks().flatten().sum::<f64>() / (tasks().count() * seeds) as f64;
         let mut random = Key::new(0, "bootstrap").stream();
-        let mut means: Vec<f64> = (0..SAMPLES).map(|_| resampled(differences, seeds, &mut random)).collect();
+        let mut means: Vec<f64> = (0..SAMPLES).map(|_| resampled(families, seeds, &mut random)).collect();
         means.sort_by(f64::total_cmp);
         let center = means.iter().sum::<f64>() / SAMPLES as f64;
         let squares = means.iter().map(|mean| (mean - center).powi(2)).sum::<f64>();
         let stderr = (squares / (SAMPLES - 1) as f64).sqrt();
-        let widened = |share| mean + widening(tasks) * (quantile(&means, share) - mean);
+        let widened = |share| mean + widening(families.len()) * (quantile(&means, share) - mean);
         let interval = [OUTSIDE / 2.0, 1.0 - OUTSIDE / 2.0].map(widened);
-        Some(Self { tasks, seeds, mean, stderr, interval })
+        Some(Self { tasks: tasks().count(), families: None, seeds, mean, stderr, interval })
+    }
+
+    /// The number of families if these were drawn, else of tasks.
+    pub fn drawn(&self) -> usize {
+        self.families.unwrap_or(self.tasks)
     }
 
     /// Whether the mean is more than two of the bootstrap's standard errors above zero; without any spread, whether it is
@@ -76,15 +100,15 @@ impl PairedDifference {
 }
 
 /// The mean of one bootstrap sample.
-fn resampled(differences: &[Vec<f64>], seeds: usize, random: &mut CounterRng) -> f64 {
+fn resampled(families: &[&[Vec<f64>]], seeds: usize, random: &mut CounterRng) -> f64 {
     let columns: Vec<usize> = (0..seeds).map(|_| if seeds == 1 { 0 } else { random.below(seeds) }).collect();
-    let mut task = || &differences[random.below(differences.len())];
-    let sum: f64 =
-        (0..differences.len()).map(|_| task()).flat_map(|task| columns.iter().map(move |seed| task[*seed])).sum();
-    sum / (differences.len() * seeds) as f64
+    let drawn: Vec<&[Vec<f64>]> = families.iter().map(|_| families[random.below(families.len())]).collect();
+    let tasks = || drawn.iter().copied().flatten();
+    let sum: f64 = tasks().flat_map(|task| columns.iter().map(move |seed| task[*seed])).sum();
+    sum / (tasks().count() * seeds) as f64
 }
 
-/// The factor by which the interval over `tasks` is wider than the bootstrap's.
+/// The factor by which the interval over `tasks`, or families, is wider than the bootstrap's.
 fn widening(tasks: usize) -> f64 {
     if tasks < 2 {
         return 1.0;
@@ -206,9 +230,42 @@ mod tests {
     }
 
     #[test]
+    fn tasks_of_a_family_count_once() {
+        let by_task: Vec<Vec<f64>> =
+            (0..24).map(|t| vec![f64::from(t * 7 % 24) / 10.0 - 1.0, f64::from(t % 5) / 10.0]).collect();
+        let alone: Vec<Vec<Vec<f64>>> = by_task.iter().map(|task| vec![task.clone()]).collect();
+        let of_tasks = PairedDifference::of(&by_task).unwrap();
+        let of_families = PairedDifference::of_families(&alone).unwrap();
+        assert_eq!(of_families, PairedDifference { families: Some(24), ..of_tasks }, "each task is its own family");
+
+        // Three copies of each of eight tasks say no more than the eight.
+        let eight = || by_task[..8].iter();
+        let copies: Vec<Vec<Vec<f64>>> = eight().map(|task| vec![task.clone(); 3]).collect();
+        let (few, many) =
+            (PairedDifference::of(&by_task[..8]).unwrap(), PairedDifference::of(&copies.concat()).unwrap());
+        let found = PairedDifference::of_families(&copies).unwrap();
+        assert_eq!((found.tasks, found.families, found.drawn()), (24, Some(8), 8));
+        for (found, few) in [(found.mean, few.mean), (found.stderr, few.stderr), (found.interval[0], few.interval[0])] {
+            assert!((found - few).abs() < 1e-9, "{found} is not {few}");
+        }
+        let width = |of: PairedDifference| of.interval[1] - of.interval[0];
+        assert!(width(found) > 1.3 * width(many), "{found:?} {many:?}");
+    }
+
+    #[test]
+    fn a_large_family_weighs_as_many_tasks_as_it_has() {
+        let family = |value: f64, tasks: usize| vec![vec![value]; tasks];
+        let found = PairedDifference::of_families(&[family(1.0, 3), family(5.0, 1)]).unwrap();
+        assert_eq!(found.mean, 2.0);
+        // The samples: 1 with 6 tasks, 5 with 2, and twice 2 with 4.
+        assert!((found.stderr - 1.5).abs() < 0.03, "{found:?}");
+    }
+
+    #[test]
     fn tasks_without_every_seed_have_no_difference() {
         assert_eq!(PairedDifference::of(&[]), None);
         assert_eq!(PairedDifference::of(&[vec![]]), None);
         assert_eq!(PairedDifference::of(&[vec![1.0, 2.0], vec![1.0]]), None);
+        assert_eq!(PairedDifference::of_families(&[vec![vec![1.0]], vec![]]), None);
     }
 }

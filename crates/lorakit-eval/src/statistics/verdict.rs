@@ -4,7 +4,7 @@ use crate::statistics::paired_difference::PairedDifference;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The fewest tasks that can decide a claim. With five tasks even five differences of one sign are no surprise at the level
+/// The fewest tasks, or families of tasks where those are drawn, that can decide a claim. With five tasks even five differences of one sign are no surprise at the level
 /// of 5 %: a test of signs gives 2/2^5 = 6 %.
 pub const DECISIVE_TASKS: usize = 6;
 
@@ -16,7 +16,7 @@ pub enum Verdict {
     Held,
     /// The interval lies below zero: the opposite held.
     NotHeld,
-    /// The interval contains zero, or there are fewer than [`DECISIVE_TASKS`] tasks.
+    /// The interval contains zero, or there are fewer than [`DECISIVE_TASKS`] tasks or families.
     Undecided,
     /// The tasks' own experts do not beat the base and chance by two standard errors, so that choosing them could not
     /// show.
@@ -39,7 +39,7 @@ impl Verdict {
         let [low, high] = gain.interval;
         match testable {
             false => Self::NotTestable,
-            true if gain.tasks < DECISIVE_TASKS => Self::Undecided,
+            true if gain.drawn() < DECISIVE_TASKS => Self::Undecided,
             true if low > 0.0 => Self::Held,
             true if high < 0.0 => Self::NotHeld,
             true => Self::Undecided,
@@ -63,7 +63,14 @@ mod tests {
     use super::*;
 
     fn gain(tasks: usize, interval: [f64; 2]) -> PairedDifference {
-        PairedDifference { tasks, seeds: 1, mean: f64::midpoint(interval[0], interval[1]), stderr: 0.1, interval }
+        PairedDifference {
+            tasks,
+            families: None,
+            seeds: 1,
+            mean: f64::midpoint(interval[0], interval[1]),
+            stderr: 0.1,
+            interval,
+        }
     }
 
     #[test]
@@ -78,6 +85,8 @@ mod tests {
     fn few_tasks_decide_nothing() {
         assert_eq!(Verdict::of(&gain(DECISIVE_TASKS - 1, [0.1, 0.3]), true), Verdict::Undecided);
         assert_eq!(Verdict::of(&gain(DECISIVE_TASKS, [0.1, 0.3]), true), Verdict::Held);
+        let families = PairedDifference { families: Some(DECISIVE_TASKS - 1), ..gain(24, [0.1, 0.3]) };
+        assert_eq!(Verdict::of(&families, true), Verdict::Undecided);
     }
 
     #[test]
