@@ -43,13 +43,14 @@ pub const JOINT: &str = "joint";
 pub const OWN_EXPERT: &str = "private, own expert";
 
 /// The rows of the table: label, library and router.
-const ROWS: [(&str, LibraryKind, &str); 12] = [
+const ROWS: [(&str, LibraryKind, &str); 13] = [
     (BASE, LibraryKind::Private, "base"),
     (JOINT, LibraryKind::Joint, "expert:joint"),
     ("private, uniform", LibraryKind::Private, "uniform"),
     ("private, scaled mean", LibraryKind::Private, "scaled_uniform:rows=4"),
     ("private, random", LibraryKind::Private, "random"),
     ("private, arrow", LibraryKind::Private, "arrow"),
+    ("private, tfidf", LibraryKind::Private, "tfidf:rows=16"),
     ("private, evidence", LibraryKind::Private, "evidence"),
     (OWN_EXPERT, LibraryKind::Private, "oracle"),
     ("MBC, uniform", LibraryKind::Clustered, "uniform"),

@@ -9,7 +9,7 @@ use lorakit_eval::{PairedDifference, Results, Score, Verdict};
 use lorakit_task::Task;
 
 /// Claims of the papers and of lorakit that compare two rows of the table: better, worse, claim.
-const CLAIMS: [(&str, &str, &str); 9] = [
+const CLAIMS: [(&str, &str, &str); 10] = [
     (OWN_EXPERT, BASE, "An expert is better on its own task than the base"),
     ("private, arrow", "private, uniform", "Arrow over private experts is better than their mean"),
     (
@@ -22,6 +22,11 @@ const CLAIMS: [(&str, &str, &str); 9] = [
         "private, evidence",
         "private, arrow",
         "Routing by the evidence of the whole prompt is better than Arrow per token",
+    ),
+    (
+        "private, evidence",
+        "private, tfidf",
+        "Routing by the evidence of the whole prompt is better than by its words alone, the nearest TF-IDF centroid",
     ),
     ("MBC, own expert", JOINT, "One expert per cluster is better on its tasks than one expert for all tasks"),
     ("MBC, arrow", "MBC, uniform", "Arrow over cluster experts is better than their mean"),
