@@ -3,12 +3,13 @@
 
 mod binary;
 
-use binary::{run, words};
+use binary::{Ran, run, words};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// The words of the vocabulary, after its special tokens and bytes.
@@ -274,6 +275,8 @@ fn a_prompt_that_fails_is_named_and_does_not_lose_the_texts_of_others() {
         let input = work.write("in.jsonl", rows);
         run(["generate", "--base", &base, "--input", &input, "--output", &output, "--max-new-tokens", "2"])
     };
+    assert!(generate("{\"prompt\": \"c\"}\n").failed(1).contains("1 prompt failed"));
+    assert!(!Path::new(&output).exists(), "where nothing is generated, nothing is created");
     generate("{\"prompt\": \"t\"}\n").ok();
     let before = fs::read_to_string(&output).unwrap();
     let error = generate("{\"prompt\": \"c\"}\n").failed(1);
@@ -285,4 +288,36 @@ fn a_prompt_that_fails_is_named_and_does_not_lose_the_texts_of_others() {
     let texts = fs::read_to_string(&output).unwrap();
     let prompts = texts.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt"].clone());
     assert_eq!(prompts.collect::<Vec<_>>(), ["a", "t"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_that_cannot_be_written_leave_whole_rows_or_no_file() {
+    let work = Work::answering(&["▁cat".to_owned()]);
+    let row = json!({ "prompt": "a\n", "note": "n".repeat(400) }).to_string() + "\n";
+    let input = work.write("in.jsonl", &row.repeat(9));
+    let (base, output) = (work.path("base"), work.path("texts.jsonl"));
+    let generate = |limit: &str| {
+        let line = format!(
+            "ulimit -f {limit}; exec '{}' generate --base '{base}' --input '{input}' --output '{output}'",
+            env!("CARGO_BIN_EXE_lorakit")
+        );
+        Ran::from(Command::new("sh").args(["-c", &line]).output().unwrap())
+    };
+    let error = generate("0").failed(1);
+    assert!(error.contains("texts.jsonl: cannot be written"), "{error}");
+    assert!(!Path::new(&output).exists());
+
+    // 512 or 1024 bytes, by the shell: one row or two.
+    generate("1").failed(1);
+    let texts = fs::read_to_string(&output).unwrap();
+    let rows: Vec<Value> = texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!((1..=2).contains(&rows.len()) && texts.ends_with('\n'), "{texts}");
+    generate("unlimited").ok();
+    let nine = fs::read_to_string(&output).unwrap();
+    assert_eq!(nine.lines().count(), 9);
+    generate("0").failed(1);
+    assert_eq!(fs::read_to_string(&output).unwrap(), nine, "what was there stays until a row takes its place");
+    let names = fs::read_dir(work.0.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.starts_with('.')), "no temporary file is left");
 }

@@ -4,10 +4,11 @@ use crate::generation::prompt_row::PromptRow;
 use crate::output::console::make_parent;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::GeneratedText;
+use lorakit_format::atomic::write_file;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{File, OpenOptions, remove_file};
+use std::io::{ErrorKind, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -46,10 +47,11 @@ pub fn ensure_new_keys(rows: &[PromptRow]) -> Result<()> {
 }
 
 /// A file of JSON lines, one per row in order. A row is written as soon as it and all before it are finished, so that an
-/// interruption keeps them.
+/// interruption keeps them. A row that cannot be written whole leaves no part of itself, nor an empty file.
 pub struct GeneratedRows<'a> {
     path: PathBuf,
-    file: File,
+    /// The file; none until its first row, unless it is a pipe, a device or a link.
+    file: Option<File>,
     rows: &'a [PromptRow],
     /// The number of texts of a row.
     samples: usize,
@@ -57,18 +59,17 @@ pub struct GeneratedRows<'a> {
     finished: BTreeMap<usize, GeneratedText>,
     /// The number of the row that is written next.
     next: usize,
-    /// Whether what the file held before has been replaced.
-    is_replaced: bool,
+    /// The length of the rows that are written.
+    written: u64,
 }
 
 impl<'a> GeneratedRows<'a> {
-    /// Opens the file, or creates it. What it holds is replaced when the first row is written, so that it is kept if no text
-    /// can be generated.
+    /// Checks that the file can be written. It is created, or what it holds is replaced, when the first row is written, so
+    /// that nothing changes if no text can be generated.
     pub fn open(path: &Path, rows: &'a [PromptRow], samples: usize) -> Result<Self> {
         make_parent(path)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = file.with_context(|| format!("{}: cannot be created", path.display()))?;
-        Ok(Self { path: path.to_owned(), file, rows, samples, finished: BTreeMap::new(), next: 0, is_replaced: false })
+        let file = open_special(path).with_context(|| format!("{}: cannot be created", path.display()))?;
+        Ok(Self { path: path.to_owned(), file, rows, samples, finished: BTreeMap::new(), next: 0, written: 0 })
     }
 
     /// Adds the text `index`, and writes the rows that are finished by it.
@@ -107,16 +108,43 @@ impl<'a> GeneratedRows<'a> {
         let texts: Vec<_> = self.next_texts().filter_map(|index| self.finished.remove(&index)).collect();
         let line = serde_json::to_string(&document(&self.rows[self.next], &texts))? + "\n";
         self.next += 1;
+        if self.file.is_none() {
+            write_file(&self.path, line.as_bytes())?;
+        }
         self.append(&line).with_context(|| format!("{}: cannot be written", self.path.display()))
     }
 
+    /// Appends a row, of which the first is in a new file already.
     fn append(&mut self, line: &str) -> std::io::Result<()> {
-        if !self.is_replaced {
-            // Opened again, since a pipe cannot be truncated.
-            self.file = File::create(&self.path)?;
-            self.is_replaced = true;
+        match &mut self.file {
+            None => self.file = Some(OpenOptions::new().append(true).open(&self.path)?),
+            Some(file) => {
+                if self.written == 0 {
+                    // Opened again, since a pipe cannot be truncated.
+                    *file = File::create(&self.path)?;
+                }
+                if let Err(error) = file.write_all(line.as_bytes()) {
+                    // What is left of a row would not be JSON. The error is the write's; a pipe keeps what it got.
+                    let _ = file.set_len(self.written);
+                    return Err(error);
+                }
+            }
         }
-        self.file.write_all(line.as_bytes())
+        self.written += line.len() as u64;
+        Ok(())
+    }
+}
+
+/// Checks that a file can be written, and opens what is no plain file: a pipe, a device, or a link to any file.
+fn open_special(path: &Path) -> std::io::Result<Option<File>> {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() => OpenOptions::new().append(true).open(path).map(|_| None),
+        Ok(_) => OpenOptions::new().write(true).create(true).truncate(false).open(path).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            File::create_new(path)?;
+            remove_file(path).map(|()| None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -141,10 +169,10 @@ mod tests {
         let mut add = |index: usize| {
             let text = GeneratedText { text: format!("t{index}"), tokens: 1, finish: FinishReason::Eos };
             file.add(index, &text).unwrap();
-            std::fs::read_to_string(&path).unwrap().lines().count()
+            std::fs::read_to_string(&path).ok().map(|text| text.lines().count())
         };
-        let written: Vec<usize> = [2, 0, 3, 1, 5, 4].into_iter().map(&mut add).collect();
-        assert_eq!(written, [0, 0, 0, 2, 2, 3]);
+        let written = [2, 0, 3, 1, 5, 4].map(&mut add);
+        assert_eq!(written, [None, None, None, Some(2), Some(2), Some(3)]);
         let last: Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().last().unwrap()).unwrap();
         assert_eq!((&last["prompt"], &last["texts"]), (&json!(2), &json!(["t4", "t5"])));
