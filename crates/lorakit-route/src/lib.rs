@@ -57,6 +57,7 @@ mod method_info;
 mod method_settings;
 mod mixing;
 mod observer;
+mod ordered_results;
 pub mod prompt;
 mod router;
 mod router_list;

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::library_stack::LibraryStack;
+use crate::ordered_results::ordered_results;
 use crate::stack::Stack;
 use lorakit_lora::{EmbeddingPatch, Patch, Patches, Site, SiteRole};
 use rayon::prelude::*;
@@ -11,21 +12,18 @@ use std::sync::Arc;
 /// which `make` returns none have no patch. At the embedding a patch reads rows of the stack's table.
 ///
 /// # Errors
-/// The first error of `make`.
+/// The first error of `make`, in the order of sites.
 pub(crate) fn site_patches(
     experts: &LibraryStack,
     make: impl Fn(usize, &Site, &Stack) -> Result<Option<Arc<dyn Patch>>> + Sync,
 ) -> Result<Patches> {
     let touched: Vec<(usize, &Site, &Stack)> = experts.all_stacks().collect();
-    let made: Vec<_> = touched
-        .into_par_iter()
-        .map(|(index, site, stack)| {
-            let made = (index, site, stack, make(index, site, stack)?);
-            // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
-            stack.device().synchronize()?;
-            Ok(made)
-        })
-        .collect::<Result<_>>()?;
+    let made = ordered_results(touched.into_par_iter().map(|(index, site, stack)| -> Result<_> {
+        let made = (index, site, stack, make(index, site, stack)?);
+        // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
+        stack.device().synchronize()?;
+        Ok(made)
+    }))?;
     let (mut by_site, mut embedding, mut head) = (vec![None; experts.sites().len()], None, None);
     for (index, site, stack, patch) in made {
         match (site.role, stack.table()?) {

@@ -5,6 +5,8 @@
 mod small_library;
 
 use candle_core::Device;
+use lorakit_lora::Site;
+use lorakit_route::merge::{Coefficients, parse_merge};
 use lorakit_route::{LibraryStack, Oracle, Router, RouterContext, parse_router};
 use small_library::*;
 
@@ -39,6 +41,27 @@ fn separate_mixing_rejects_unequal_ranks_and_names_them() {
             router.patches(&library, &RouterContext::default()),
             &["q", "`large` has rank 3", "`small` has rank 1", "mixing=outputs"],
         );
+    }
+}
+
+#[test]
+fn of_many_sites_that_refuse_a_library_the_first_is_named() {
+    let names: Vec<String> = (0..64).map(|layer| format!("model.layers.{layer:02}.q")).collect();
+    let sites: Vec<_> =
+        names.iter().enumerate().map(|(layer, name)| Site { layer: Some(layer), ..site(6, &[(name, 4)]) }).collect();
+    let modules = |rank: usize| {
+        let update = |at: usize| (names[at].as_str(), random(at as u64 + 1, if at < 5 { 1 } else { rank }, 6, 4, 1.0));
+        (0..names.len()).map(update).collect::<Vec<_>>()
+    };
+    let library = || [expert("small", modules(1)), expert("large", modules(3))];
+    let stack = LibraryStack::new(library(), &sites, &Device::Cpu).unwrap();
+    for _ in 0..20 {
+        for router in ["uniform:mixing=separate", "arrow:mixing=separate"] {
+            let router = parse_router(router).unwrap();
+            refused(router.patches(&stack, &RouterContext::default()), &["model.layers.05.q"]);
+        }
+        let merged = parse_merge("linear").unwrap().merge(&library(), &Coefficients::uniform(2));
+        refused(merged, &["model.layers.05.q"]);
     }
 }
 

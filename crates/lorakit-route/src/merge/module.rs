@@ -4,6 +4,7 @@ use crate::error::{Result, RouteError};
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
 use crate::merge::merge_report::{Merged, ModuleReport, Retained};
+use crate::ordered_results::ordered_results;
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -101,8 +102,7 @@ pub(super) fn each_module(
         paths(experts).into_iter().map(|path| Module::of(path, experts, coefficients)).collect::<Result<Vec<_>>>()?;
     let mut merged = Vec::with_capacity(modules.len());
     for group in groups(&modules, footprint) {
-        let made: Result<Vec<MergedModule>> = group.par_iter().map(&make).collect();
-        merged.extend(made?);
+        merged.extend(ordered_results(group.par_iter().map(&make))?);
     }
     let report = modules.iter().zip(&merged).map(|(module, made)| ModuleReport {
         module: module.path.to_owned(),

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, RouteError};
 use crate::library_stack::LibraryStack;
+use crate::ordered_results::ordered_results;
 use lorakit_adapter::{LowRank, Matrix};
 use lorakit_lora::Site;
 use rayon::prelude::*;
@@ -59,8 +60,7 @@ pub fn prototypes(experts: &LibraryStack, site: &Site, groups: &[Range<usize>]) 
         }
         _ => Err(RouteError::UntiedA { site: site.key(), expert: experts.names()[*expert].clone() }),
     };
-    let written =
-        rows.par_iter().zip(vectors.par_chunks_exact_mut(site.input)).map(write).collect::<Result<Vec<_>>>()?;
+    let written = ordered_results(rows.par_iter().zip(vectors.par_chunks_exact_mut(site.input)).map(write))?;
     let mut candidates = vec![Vec::new(); groups.len()];
     for ((group, expert, _), _) in rows.iter().zip(&written).filter(|(_, written)| **written) {
         candidates[*group].push(*expert as u32);

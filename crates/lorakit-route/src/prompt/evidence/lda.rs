@@ -11,6 +11,7 @@
 //! <https://doi.org/10.1080/01621459.1989.10478752>. All of it is in closed form.
 
 use crate::error::{Result, RouteError};
+use crate::ordered_results::ordered_results;
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Accum, Mat, MatRef, Par, Side};
@@ -183,7 +184,7 @@ pub(crate) fn held_out_distances(patterns: &[f32], prompts: &TaskResponses) -> R
         let nearest = |row: &usize| discriminant.distances(of(*row)).into_iter().fold(f32::INFINITY, f32::min);
         Ok(new.par_iter().map(nearest).collect())
     };
-    let mut nearest = (0..FOLDS).into_par_iter().map(of_fold).collect::<Result<Vec<_>>>()?.concat();
+    let mut nearest = ordered_results((0..FOLDS).into_par_iter().map(of_fold))?.concat();
     nearest.sort_by(f32::total_cmp);
     Ok(nearest)
 }

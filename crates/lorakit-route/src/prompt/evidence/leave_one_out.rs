@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::fixed::uniform::uniform_patch_without;
 use crate::library_stack::LibraryStack;
 use crate::mixing::Mixing;
+use crate::ordered_results::ordered_results;
 use crate::prompt::evidence::{Evidence, Fallback};
 use crate::site_patches::site_patches;
 use crate::stack::Stack;
@@ -31,7 +32,7 @@ impl<'a> LeaveOneOut<'a> {
     /// Under separate mixing, if ranks differ at a projection.
     pub fn new(evidence: &Evidence, experts: &'a LibraryStack) -> Result<Self> {
         let arrow = evidence.arrow();
-        let routing = |(index, site, stack): (usize, &Site, &Stack)| {
+        let routing = |(index, site, stack): (usize, &Site, &Stack)| -> Result<_> {
             let routing = match site.role {
                 SiteRole::Embedding => None,
                 _ => arrow.routing(experts, (index, site, stack), None)?,
@@ -39,8 +40,7 @@ impl<'a> LeaveOneOut<'a> {
             stack.device().synchronize()?;
             Ok((index, routing))
         };
-        let made: Vec<_> =
-            experts.all_stacks().collect::<Vec<_>>().into_par_iter().map(routing).collect::<Result<_>>()?;
+        let made = ordered_results(experts.all_stacks().collect::<Vec<_>>().into_par_iter().map(routing))?;
         let mut arrow: Vec<Option<TokenRouting>> = experts.sites().iter().map(|_| None).collect();
         made.into_iter().for_each(|(index, routing)| arrow[index] = routing);
         Ok(Self { experts, mixing: evidence.mixing, arrow })

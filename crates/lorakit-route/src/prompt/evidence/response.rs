@@ -8,6 +8,7 @@
 use crate::error::Result;
 use crate::inner_products::inner_products;
 use crate::library_stack::LibraryStack;
+use crate::ordered_results::ordered_results;
 use crate::stack::Stack;
 use candle_core::{DType, Device, Tensor, bail};
 use faer::Mat;
@@ -59,13 +60,12 @@ impl ResponseProbe {
     /// # Errors
     /// If a tensor cannot be made.
     pub fn new(experts: &LibraryStack, measure: ResponseMeasure) -> Result<Self> {
-        let probe = |(index, site, stack): (usize, &Site, &Stack)| {
+        let probe = |(index, site, stack): (usize, &Site, &Stack)| -> Result<_> {
             let probe = SiteProbe::new(experts, site, measure, stack.device())?;
             stack.device().synchronize()?;
             Ok((index, probe))
         };
-        let made: Vec<(usize, SiteProbe)> =
-            experts.stacks().collect::<Vec<_>>().into_par_iter().map(probe).collect::<Result<_>>()?;
+        let made = ordered_results(experts.stacks().collect::<Vec<_>>().into_par_iter().map(probe))?;
         let mut by_site: Vec<Option<Arc<SiteProbe>>> = vec![None; experts.sites().len()];
         made.into_iter().for_each(|(index, probe)| by_site[index] = Some(Arc::new(probe)));
         Ok(Self(by_site))
