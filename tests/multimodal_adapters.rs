@@ -4,11 +4,13 @@
 
 mod binary;
 mod differences;
+mod gguf_converter;
 
 use binary::{assert_contains, words};
 use candle_core::safetensors::{load, save};
 use candle_core::{DType, Device, Tensor};
 use differences::largest_difference;
+use gguf_converter::{GgufModel, Types};
 use lorakit_adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -107,6 +109,44 @@ fn adapters_of_the_text_model_within_a_multimodal_one_serve_it_and_the_text_mode
     assert!(paths(&served).iter().all(|path| path.starts_with("model.layers.")));
     let back = copied(&served, path("back"));
     assert_eq!(largest_difference(&logits(&within, Some(&back)), &own), 0.0);
+}
+
+#[test]
+fn a_library_over_a_multimodal_base_serves_its_text_model_in_gguf_and_the_reverse() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let [alone, within] = ["alone", "within"].map(path);
+    write_both_forms(&alone, &within);
+    fs::create_dir(path("gguf")).unwrap();
+    let gguf = path("gguf/text.gguf");
+    GgufModel::of_folder(Path::new(&alone), Types::Whole).write(Path::new(&gguf));
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(format!("{alone}/{file}"), path(&format!("gguf/{file}"))).unwrap();
+    }
+    let task = "suite:skills@5/shift_up1";
+    let train = |base: &str, library: &str| {
+        words(&format!(
+            "train-experts --base {base} --tasks {task} --library {library} -q --set max_steps=3 batch_size=2 eval_steps=0 \
+             learning_rate=3e-2 rank=2 target_modules=all-linear"
+        ))
+    };
+    for (own, other, prefix) in [(&within, &gguf, "model.language_model.layers."), (&gguf, &within, "model.layers.")] {
+        let library = path(&format!("library_{}", own.len()));
+        train(own, &library).ok();
+        let expert = Adapter::read(format!("{library}/experts/shift_up1").as_ref()).unwrap();
+        assert!(expert.modules().keys().all(|path| path.starts_with(prefix)));
+        for router in ["expert:shift_up1", "arrow"] {
+            let of = |base: &str| logits(base, &format!("--library {library} --router {router}"), folder.path());
+            assert!(largest_difference(&of(other), &of(own)) < 1e-4);
+            assert!(largest_difference(&of(other), &logits(other, "", folder.path())) > 1e-2);
+        }
+        let scored =
+            words(&format!("eval --base {other} --library {library} --tasks {task} --limit 2 --router uniform")).ok();
+        assert_contains(&scored.stderr, &["is taken to be another form of it"]);
+        // The paths of experts of both would differ, so that nothing is added over the other.
+        let refused = [own.as_str(), other.as_str(), "belongs to the base"];
+        assert_contains(&train(other, &library).failed(1), &refused);
+    }
 }
 
 /// The tensors of a LoRA of rank 2 of some modules, by their keys within PEFT's prefix, with their outputs and inputs.

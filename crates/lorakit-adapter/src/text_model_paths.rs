@@ -69,9 +69,15 @@ impl Adapter {
     /// # Errors
     /// If the widths of fused or split projections do not add up to those of the base.
     pub fn with_modules_of(self, base: &[BaseModule]) -> Result<Self> {
+        self.with_text_model_of(base).with_projections_of(base)
+    }
+
+    /// The same adapter with the module paths of a base of the same form: of the text model alone or within a multimodal
+    /// one; with a warning of that, or as it is where nothing has to change.
+    pub fn with_text_model_of(self, base: &[BaseModule]) -> Self {
         match TextModelRenaming::of(self.modules().keys(), base) {
-            Some(renaming) => self.with_text_model_paths(&renaming).with_projections_of(base),
-            None => self.with_projections_of(base),
+            Some(renaming) => self.with_text_model_paths(&renaming),
+            None => self,
         }
     }
 

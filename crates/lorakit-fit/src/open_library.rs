@@ -2,7 +2,7 @@
 
 use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
-use lorakit_adapter::{Adapter, ExpertRecord, Library, OpaqueRecord, TaskRecord};
+use lorakit_adapter::{Adapter, BaseModule, ExpertRecord, Library, OpaqueRecord, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
 use rayon::prelude::*;
@@ -29,7 +29,7 @@ impl OpenLibrary {
     pub fn open(root: &Path, base: &Base, chosen: &[String]) -> Result<Self> {
         let library = Library::open(root)?;
         if let Some(own) = library.base() {
-            own.ensure_same(base.identity()).with_context(|| format!("the library {}", root.display()))?;
+            own.ensure_serves(base.identity()).with_context(|| format!("the library {}", root.display()))?;
         }
         let mut names = library.expert_names()?;
         // Its error suggests similar names.
@@ -38,7 +38,8 @@ impl OpenLibrary {
         if names.is_empty() {
             return Err(FitError::EmptyLibrary(root.to_owned()));
         }
-        let read = |name: &String| read_expert(&library, name, base);
+        let modules = base.adaptable_modules();
+        let read = |name: &String| read_expert(&library, name, base, &modules);
         // In parallel: of a thousand experts, configurations and headers take longer than weights. A few at a time, so that no
         // thread is left with many at the end.
         let read: Vec<Result<_>> = names.par_iter().with_max_len(4).map(read).collect();
@@ -71,14 +72,20 @@ pub fn recorded_tasks(library: &Library) -> Result<Vec<(String, Vec<String>)>> {
     read.into_iter().collect()
 }
 
-/// An expert of a library and its record.
-fn read_expert(library: &Library, name: &str, base: &Base) -> Result<(Expert, Option<ExpertRecord>)> {
+/// An expert of a library, with the paths of a base of these modules, and its record.
+fn read_expert(
+    library: &Library,
+    name: &str,
+    base: &Base,
+    modules: &[BaseModule],
+) -> Result<(Expert, Option<ExpertRecord>)> {
     let mut record = library.record(name)?;
     record.iter_mut().for_each(|record| record.losses = OpaqueRecord::default());
     let place = || format!("the expert `{name}` of {}", library.root().display());
     ensure_base(record.as_ref(), base).with_context(place)?;
     let tasks = record.iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect();
-    Ok((Expert { name: name.to_owned(), adapter: library.adapter(name)?, tasks }, record))
+    let adapter = library.adapter(name)?.with_text_model_of(modules);
+    Ok((Expert { name: name.to_owned(), adapter, tasks }, record))
 }
 
 /// Opens one adapter folder as the only expert.

@@ -26,6 +26,9 @@ pub struct BaseIdentity {
 /// Architectures of one family, which a GGUF file does not tell apart.
 const ONE_IN_GGUF: [&str; 2] = ["llama", "mistral"];
 
+/// Multimodal architectures, whose module paths are not those of the text model alone, each with that text model in GGUF.
+const MULTIMODAL: [(&str, &[&str]); 2] = [("gemma3", &["gemma3_text"]), ("mistral3", &ONE_IN_GGUF)];
+
 impl BaseIdentity {
     /// Checks that `other` is the same base, whatever its name. Where one is quantized, or in GGUF, the other may have it in
     /// another form: see [`BaseIdentity::other_form`].
@@ -33,9 +36,33 @@ impl BaseIdentity {
     /// # Errors
     /// If architecture, dimensions or fingerprint differ; the error says which, with both values.
     pub fn ensure_same(&self, other: &Self) -> Result<()> {
+        self.ensure_one(other, self.has_one_form_of(other))
+    }
+
+    /// Checks, as [`BaseIdentity::ensure_same`] does, that adapters of this base can be served over `other`, which may also
+    /// be the text model of this multimodal base alone in GGUF, or the other way round: their module paths differ then, and
+    /// the adapters need those of `other` ([`crate::Adapter::with_text_model_of`]). One library holds no adapters of both.
+    ///
+    /// # Errors
+    /// As [`BaseIdentity::ensure_same`].
+    pub fn ensure_serves(&self, other: &Self) -> Result<()> {
+        let is_text_model = |whole: &Self, text: &Self| {
+            let of = MULTIMODAL.iter().find(|(architecture, _)| *architecture == whole.architecture);
+            of.is_some_and(|(_, texts)| text.form.is_some() && texts.contains(&text.architecture.as_str()))
+        };
+        let is_one = self.has_one_form_of(other) || is_text_model(self, other) || is_text_model(other, self);
+        self.ensure_one(other, is_one)
+    }
+
+    /// Whether both may have one architecture, written down differently.
+    fn has_one_form_of(&self, other: &Self) -> bool {
+        let are_forms = self.form.is_some() || other.form.is_some();
+        are_forms && [self, other].iter().all(|base| ONE_IN_GGUF.contains(&base.architecture.as_str()))
+    }
+
+    fn ensure_one(&self, other: &Self, is_one: bool) -> Result<()> {
         let (own_name, other_name) = (&self.name, &other.name);
         let are_forms = self.form.is_some() || other.form.is_some();
-        let is_one = are_forms && [self, other].iter().all(|base| ONE_IN_GGUF.contains(&base.architecture.as_str()));
         if self.architecture != other.architecture && !is_one {
             return Err(AdapterError::LibraryBase(format!(
                 "belongs to the base `{own_name}` ({}), not to `{other_name}` ({})",
@@ -118,7 +145,14 @@ mod tests {
         };
         assert!(folder.is_base_of(&trained(Some("GGUF Q4_0 F32"))) && !folder.is_base_of(&trained(None)));
         assert!(folder.ensure_same(&base("qwen2", "b", Some("GGUF Q4_0 F32"))).is_err());
+        // A multimodal base is served by the GGUF file of its text model, which is no second base of its library.
+        let whole = base("mistral3", "c", None);
+        for (own, other) in [(&whole, &file), (&file, &whole)] {
+            own.ensure_serves(other).unwrap();
+            assert!(own.ensure_same(other).is_err());
+        }
+        assert!(whole.ensure_serves(&folder).is_err() && base("gemma3", "c", None).ensure_serves(&file).is_err());
         let wider = BaseIdentity { dimensions: BTreeMap::from([("hidden".to_owned(), 9)]), ..file };
-        assert!(folder.ensure_same(&wider).is_err());
+        assert!(folder.ensure_same(&wider).is_err() && whole.ensure_serves(&wider).is_err());
     }
 }
