@@ -1,7 +1,8 @@
-//! The top right singular vector of an update `s B A`, from r x r problems in f64: Arrow's prototype
+//! The right singular vectors of an update `s B A`, from r x r problems in f64. The top one is Arrow's prototype
 //! (<https://arxiv.org/abs/2405.11157>).
 
 use faer::linalg::matmul::matmul;
+use faer::linalg::solvers::Svd;
 use faer::{Accum, Col, Mat, MatRef, Par, Side};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -17,6 +18,15 @@ pub struct SingularVector {
     pub vector: Vec<f32>,
     /// Its singular value, `|s B A v|`.
     pub singular_value: f64,
+}
+
+/// The right singular vectors of an update: the directions of the module's input space that it reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SingularVectors {
+    /// Orthonormal vectors by rows, `[number, in]`, that of the largest singular value first. Signs are arbitrary.
+    pub vectors: Vec<f32>,
+    /// Their singular values, `|s B A v|`.
+    pub singular_values: Vec<f64>,
 }
 
 /// Where the top squared singular value is a smaller share of `|A|^2 |B|^2` than this, Gram matrices, which square it, have
@@ -44,43 +54,102 @@ impl LowRank {
         Arch::new().dispatch(Oriented { direction: &direction, to: vector });
         Some(singular_value)
     }
-}
 
-/// The top right singular vector of `B A` and its singular value, from the Gram matrices of the factors alone: where
-/// `B'B = L L'` and `z` is the top eigenvector of `L' A A' L`, it is `A' L z`.
-///
-/// None where `B'B` is singular, or the result would not be exact to f32 ([`GRAM_SHARE`]).
-fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Vec<f64>, f64)> {
-    let [gram_a, gram_b] = gram_matrices(a, b);
-    let cholesky = gram_b.llt(Side::Lower).ok()?;
-    let lower = cholesky.L();
-    let core = product(lower.transpose(), product(gram_a.as_ref(), lower).as_ref());
-    let eigen = core.self_adjoint_eigen(Side::Lower).ok()?;
-    // Eigenvalues ascend.
-    let last = core.nrows() - 1;
-    let square = eigen.S().column_vector()[last];
-    let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().sum();
-    if square.is_nan() || square <= GRAM_SHARE * trace(&gram_a) * trace(&gram_b) {
-        return None;
+    /// All right singular vectors of `s B A` whose singular values are more than the rounding of f32 factors; `None` exactly
+    /// where there is no [`top_singular_vector`](Self::top_singular_vector).
+    pub fn right_singular_vectors(&self) -> Option<SingularVectors> {
+        let by_qr = || all_by_qr(&transposed_f64(self.a()), &transposed_f64(self.b()));
+        let found = all_by_gram_matrices(self.a(), self.b()).or_else(by_qr)?;
+        let scale = self.scale().abs();
+        let mut all =
+            SingularVectors { vectors: Vec::with_capacity(found.len() * self.input()), singular_values: vec![] };
+        for (vector, value) in found {
+            all.vectors.extend(vector.into_iter().map(|value| value as f32));
+            all.singular_values.push(scale * value);
+        }
+        (all.singular_values.first() > Some(&0.0)).then_some(all)
     }
-    let weights = product(lower, eigen.U().subcols(last, 1));
-    let top = square.sqrt();
-    let rows =
-        WeightedRows { rows: &a.values(), columns: a.cols(), weights: weights.col_as_slice(0), factor: top.recip() };
-    Some((Arch::new().dispatch(rows), top))
 }
 
-/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`, by the thin QR factorizations `A' = Qa Ra` and
-/// `B = Qb Rb`: it is `Qa w`, where `w` is the top right singular vector of the r x r core `Rb Ra'`. None where all of
-/// the core is rounding.
+/// The top right singular vector of `B A` and its singular value, from the Gram matrices of the factors alone; see
+/// [`CoreEigen`]. None where the result would not be exact to f32.
+fn top_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<(Vec<f64>, f64)> {
+    let core = CoreEigen::of(a, b)?;
+    core.vector(a, core.squares.len() - 1)
+}
+
+/// The same of all right singular vectors, the largest singular value first. None if one of them would not be exact.
+fn all_by_gram_matrices(a: &Matrix, b: &Matrix) -> Option<Vec<(Vec<f64>, f64)>> {
+    let core = CoreEigen::of(a, b)?;
+    (0..core.squares.len()).rev().map(|index| core.vector(a, index)).collect()
+}
+
+/// The eigenvectors `z` of `L' A A' L`, where `B'B = L L'`: `A' L z` is a right singular vector of `B A`, times its
+/// singular value, the root of the eigenvalue.
+struct CoreEigen {
+    /// The eigenvalues, ascending.
+    squares: Vec<f64>,
+    /// `z` by columns.
+    vectors: Mat<f64>,
+    lower: Mat<f64>,
+    /// Eigenvalues up to this have lost too many digits ([`GRAM_SHARE`]).
+    inexact: f64,
+}
+
+impl CoreEigen {
+    /// None where `B'B` is singular.
+    fn of(a: &Matrix, b: &Matrix) -> Option<Self> {
+        let [gram_a, gram_b] = gram_matrices(a, b);
+        let cholesky = gram_b.llt(Side::Lower).ok()?;
+        let lower = cholesky.L();
+        let core = product(lower.transpose(), product(gram_a.as_ref(), lower).as_ref());
+        let eigen = core.self_adjoint_eigen(Side::Lower).ok()?;
+        let trace = |gram: &Mat<f64>| gram.diagonal().column_vector().sum();
+        Some(Self {
+            squares: eigen.S().column_vector().iter().copied().collect(),
+            vectors: eigen.U().to_owned(),
+            lower: lower.to_owned(),
+            inexact: GRAM_SHARE * trace(&gram_a) * trace(&gram_b),
+        })
+    }
+
+    /// The right singular vector of an eigenvalue, and its singular value.
+    fn vector(&self, a: &Matrix, index: usize) -> Option<(Vec<f64>, f64)> {
+        let square = self.squares[index];
+        if square.is_nan() || square <= self.inexact {
+            return None;
+        }
+        let (weights, value) = (product(self.lower.as_ref(), self.vectors.subcols(index, 1)), square.sqrt());
+        let (rows, weights) = (&a.values(), weights.col_as_slice(0));
+        let rows = WeightedRows { rows, columns: a.cols(), weights, factor: value.recip() };
+        Some((Arch::new().dispatch(rows), value))
+    }
+}
+
+/// The same for any factors, given `A'` `[in, r]` and `B'` `[r, out]`; see [`core_svd`].
 fn top_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Vec<f64>, f64)> {
+    let (q, svd) = core_svd(a, b)?;
+    let vector = |by: Col<f64>| by.iter().copied().collect();
+    Some((vector(q * svd.V().col(0)), svd.S().column_vector()[0]))
+}
+
+/// The same of all whose singular values are more than the rounding of f32 beside the largest.
+fn all_by_qr(a: &Mat<f64>, b: &Mat<f64>) -> Option<Vec<(Vec<f64>, f64)>> {
+    let (q, svd) = core_svd(a, b)?;
+    let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
+    let rounding = a.ncols() as f64 * f64::from(f32::EPSILON) * values[0];
+    let kept = values.into_iter().take_while(|value| *value > rounding).enumerate();
+    Some(kept.map(|(index, value)| ((&q * svd.V().col(index)).iter().copied().collect(), value)).collect())
+}
+
+/// By the thin QR factorizations `A' = Qa Ra` and `B = Qb Rb`, `Qa` and the SVD of the r x r core `Rb Ra'`: `Qa w` is a
+/// right singular vector of `B A` for each `w` of the core. None where all of the core is rounding.
+fn core_svd(a: &Mat<f64>, b: &Mat<f64>) -> Option<(Mat<f64>, Svd<f64>)> {
     let (qr_a, qr_b) = (a.qr(), b.transpose().qr());
     let core = qr_b.thin_R() * qr_a.thin_R().transpose();
     let svd = core.thin_svd().ok()?;
-    let top = svd.S().column_vector()[0];
     let rounding = a.ncols() as f64 * f64::EPSILON * a.norm_l2() * b.norm_l2();
-    let vector = |by: Col<f64>| by.iter().copied().collect();
-    (top > rounding).then(|| (vector(qr_a.compute_thin_Q() * svd.V().col(0)), top))
+    (svd.S().column_vector()[0] > rounding).then(|| (qr_a.compute_thin_Q(), svd))
 }
 
 /// The transpose in f64, `[cols, rows]`: a row of the matrix is a column, so that it is copied as it lies.

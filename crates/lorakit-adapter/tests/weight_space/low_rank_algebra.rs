@@ -72,6 +72,47 @@ fn the_top_singular_vector_is_that_of_the_dense_update() {
     }
 }
 
+/// The lengths of an input within the directions that an update reads, and of the update's response to it.
+fn lengths(update: &LowRank, x: &[f32]) -> (f64, f64) {
+    let all = update.right_singular_vectors().unwrap();
+    let products: Vec<f64> = all.vectors.chunks(update.input()).map(|vector| dense_dot(vector, x)).collect();
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let response = &mut products.iter().zip(&all.singular_values).map(|(product, value)| product * value);
+    (length(&mut products.iter().copied()), length(response))
+}
+
+#[test]
+fn the_right_singular_vectors_are_those_of_the_dense_update() {
+    for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
+        let update = random_update(seed as u64, rank, input, output, -3.0);
+        let all = update.right_singular_vectors().unwrap();
+        let vectors: Vec<&[f32]> = all.vectors.chunks(input).collect();
+        assert_eq!((vectors.len(), all.singular_values.len()), (rank.min(input).min(output), vectors.len()));
+        let top = update.top_singular_vector().unwrap();
+        assert_close(dense_dot(&top.vector, vectors[0]).abs(), 1.0, 1e-6);
+        assert_close(all.singular_values[0], top.singular_value, 1e-9);
+        assert!(all.singular_values.is_sorted_by(|first, second| first >= second));
+        for (i, x) in vectors.iter().enumerate() {
+            vectors.iter().enumerate().for_each(|(j, y)| assert_close(dense_dot(x, y), f64::from(i == j), 1e-5));
+        }
+        let x = random_matrix(2000, 1, input);
+        let y: Vec<f64> = update.delta().chunks(input).map(|row| dense_dot(row, &x.values())).collect();
+        assert_close(lengths(&update, &x.values()).1, y.iter().map(|y| y * y).sum::<f64>().sqrt(), 1e-5);
+    }
+}
+
+#[test]
+fn ranks_that_add_nothing_have_no_singular_vectors() {
+    let update = random_update(6, 3, 20, 12, 2.0);
+    // A row of A that B does not read, and one that is there twice.
+    let a = [&update.a().values()[..], random_matrix(7, 1, 20).values().as_ref(), &update.a().values()[..20]].concat();
+    let b = update.b().values().chunks(3).flat_map(|row| [row, &[0.0, row[0]][..]].concat()).collect();
+    let padded = LowRank::new(Matrix::new(5, 20, a).unwrap(), Matrix::new(12, 5, b).unwrap(), 2.0).unwrap();
+    assert_eq!(padded.right_singular_vectors().unwrap().singular_values.len(), 3);
+    let x = random_matrix(8, 1, 20);
+    assert_close(lengths(&padded, &x.values()).0, lengths(&update, &x.values()).0, 1e-6);
+}
+
 #[test]
 fn nothing_depends_on_which_pair_represents_the_update() {
     for (seed, &(rank, input, output)) in SHAPES.iter().enumerate() {
@@ -84,6 +125,10 @@ fn nothing_depends_on_which_pair_represents_the_update() {
         for (x, y) in one.vector.iter().zip(&two.vector) {
             assert_close(f64::from(*x), f64::from(*y), 1e-5);
         }
+        let x = random_matrix(3000, 1, input);
+        let (one, two) = (lengths(&update, &x.values()), lengths(&other, &x.values()));
+        assert_close(one.0, two.0, 1e-5);
+        assert_close(one.1, two.1, 1e-5);
     }
 }
 
@@ -92,8 +137,9 @@ fn a_zero_update_has_no_singular_vector_and_is_similar_to_nothing() {
     let update = random_update(1, 3, 8, 5, 2.0);
     let zero_b = Matrix::new(5, 3, vec![0.0; 15]).unwrap();
     let zero = LowRank::new(update.a().clone(), zero_b, 2.0).unwrap();
-    assert!(zero.top_singular_vector().is_none());
-    assert!(update.scaled(0.0).top_singular_vector().is_none());
+    for none in [&zero, &update.scaled(0.0)] {
+        assert!(none.top_singular_vector().is_none() && none.right_singular_vectors().is_none());
+    }
     assert_eq!(zero.cosine(&update).unwrap(), 0.0);
     assert_eq!(zero.norm(), 0.0);
 }
@@ -103,7 +149,8 @@ fn an_update_that_cancels_up_to_rounding_has_no_singular_vector() {
     let row = random_matrix(7, 1, 50);
     let twice = Matrix::new(2, 50, [row.values(), row.values()].concat()).unwrap();
     let opposed = Matrix::new(3, 2, vec![0.3, -0.3, 0.7, -0.7, 1.1, -1.1]).unwrap();
-    assert!(LowRank::new(twice, opposed, 1.0).unwrap().top_singular_vector().is_none());
+    let canceled = LowRank::new(twice, opposed, 1.0).unwrap();
+    assert!(canceled.top_singular_vector().is_none() && canceled.right_singular_vectors().is_none());
 }
 
 #[test]
