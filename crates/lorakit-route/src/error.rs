@@ -174,6 +174,9 @@ pub enum RouteError {
         "found {0} prompts to learn from, no two of them of one task: give tasks of more rows, or rows=N with N at least 2"
     )]
     FewPrompts(usize),
+    /// No expert changes the module whose outputs LoGo compares.
+    #[error("logo compares what the experts add to `{0}`, and none of them changes it; use another router")]
+    NoOutputs(String),
     /// A response is not finite.
     #[error(
         "the experts' responses to the prompts are not all finite numbers: check the library with `lorakit library check`, or take a wider --dtype"

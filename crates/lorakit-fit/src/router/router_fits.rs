@@ -8,6 +8,7 @@ pub static ROUTER_FITS: &[&dyn RouterFit] = &[
     &super::phatgoose::PhatgooseFit,
     &super::task_predictor::TaskPredictorFit,
     &super::tfidf::TfidfFit,
+    &super::retrieve::RetrieveFit,
     &super::scaled_uniform::ScaledUniformFit,
     &super::evidence::EvidenceFit,
     &super::poly::PolyFit,

@@ -26,13 +26,13 @@ use crate::stack::{RoutingScope, Stack};
 use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtracted};
 use crate::token::input_norm::InputNorm;
 use crate::token::prototypes::{PrototypeScope, Prototypes, prototypes};
+use crate::token::scorer::Scorer;
 use crate::token::token_routing::{TokenRouting, TopKConfig};
-use crate::token::top_k::{ScoreSign, TopK, one_run};
+use crate::token::top_k::{ScoreSign, choices_in_order};
 use candle_core::Tensor;
 use lorakit_lora::{Patch, Patches, Site, SiteRole};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// The router `arrow`.
@@ -145,7 +145,7 @@ impl Arrow {
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Option<TokenRouting>> {
         let Prototypes { vectors, candidates } = prototypes(experts, site, &self.tie.groups(site))?;
-        let choices = self.choices(experts, site, candidates);
+        let choices = choices_in_order(self.tie.groups(site), candidates, experts.len(), ScoreSign::Ignored);
         if choices.is_empty() {
             return Ok(None);
         }
@@ -154,7 +154,7 @@ impl Arrow {
             config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
             site: index,
             experts: experts.len(),
-            vectors: Tensor::from_vec(vectors, (rows, site.input), stack.device())?,
+            scorer: Scorer::Vectors(Tensor::from_vec(vectors, (rows, site.input), stack.device())?),
             choices,
             mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
             per_token: OnceLock::new(),
@@ -167,18 +167,5 @@ impl Arrow {
             PrototypeScope::None => RoutingScope::Projection,
             PrototypeScope::Site => RoutingScope::Site,
         }
-    }
-
-    /// The choices of a site, given the candidates of each group of projections, whose prototypes are rows in this order.
-    fn choices(&self, experts: &LibraryStack, site: &Site, candidates: Vec<Vec<u32>>) -> Vec<TopK> {
-        let mut start = 0;
-        let choice = |(place, (projections, candidates)): (usize, (Range<usize>, Vec<u32>))| {
-            let columns = one_run(start..start + candidates.len());
-            start += candidates.len();
-            let (first_slot, sign) = (place * experts.len(), ScoreSign::Ignored);
-            TopK { columns, candidates, first_slot, projections, sign }
-        };
-        let choices = self.tie.groups(site).into_iter().zip(candidates).enumerate().map(choice);
-        choices.filter(|choice| !choice.candidates.is_empty()).collect()
     }
 }

@@ -1,12 +1,17 @@
-//! Routing per token by one vector per expert: what Arrow, centroid matching and PHATGOOSE have in common.
+//! Routing per token by a score for each expert: what Arrow, SpectR, LAG, centroid matching and PHATGOOSE have in common.
 
-use crate::inner_products::inner_products;
-use crate::mixing::{Mixture, TokenMixture};
+use crate::error::Result;
+use crate::library_stack::LibraryStack;
+use crate::mixing::{Mixing, Mixture, TokenMixture};
 use crate::observer::Observer;
+use crate::router::RouterContext;
+use crate::stack::{RoutingScope, Stack};
 use crate::token::input_norm::InputNorm;
-use crate::token::top_k::TopK;
+use crate::token::prototypes::PrototypeScope;
+use crate::token::scorer::Scorer;
+use crate::token::top_k::{ScoreSign, TopK, choices_in_order};
 use candle_core::{DType, Tensor};
-use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, TokenGroup};
+use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, Site, TokenGroup};
 use std::sync::{Arc, OnceLock};
 
 /// How a token's scores become weights.
@@ -14,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 pub(crate) struct TopKConfig {
     /// The maximum number of experts of a token.
     pub(crate) top_k: usize,
-    /// The temperature of the softmax over scores.
+    /// The temperature of the softmax over scores; infinite if the chosen have equal weights.
     pub(crate) temperature: f32,
     /// How a token is normalized before it is compared with the vectors.
     pub(crate) input: InputNorm,
@@ -27,8 +32,8 @@ pub(crate) struct TokenRouting {
     pub(crate) site: usize,
     /// Number of experts of the library.
     pub(crate) experts: usize,
-    /// The vectors of all choices, `[candidates of all choices, in]`: one product computes all scores of the site.
-    pub(crate) vectors: Tensor,
+    /// The scores of all choices.
+    pub(crate) scorer: Scorer,
     /// One choice for each projection, or for the site.
     pub(crate) choices: Vec<TopK>,
     pub(crate) mixture: Mixture,
@@ -37,13 +42,39 @@ pub(crate) struct TokenRouting {
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
+/// A patch that gives each token and projection the `top_k` experts of the highest scores at equal weights, and mixes
+/// outputs. `scored` are the scores, with the candidates of each projection in their order; the site is given with its index
+/// and its stack.
+///
+/// # Errors
+/// If the experts cannot be mixed.
+pub(crate) fn equal_weights(
+    experts: &LibraryStack,
+    (index, site, stack): (usize, &Site, &Stack),
+    (scorer, candidates): (Scorer, Vec<Vec<u32>>),
+    top_k: usize,
+    context: &RouterContext,
+) -> Result<Arc<dyn Patch>> {
+    let groups = PrototypeScope::None.groups(site);
+    Ok(Arc::new(TokenRouting {
+        config: TopKConfig { top_k, temperature: f32::INFINITY, input: InputNorm::Raw },
+        site: index,
+        experts: experts.len(),
+        scorer,
+        choices: choices_in_order(groups, candidates, experts.len(), ScoreSign::Kept),
+        mixture: Mixture::new(Mixing::Outputs, RoutingScope::Projection, experts, site, stack)?,
+        per_token: OnceLock::new(),
+        observer: context.observer_at(site),
+    }))
+}
+
 impl TokenRouting {
     /// The same where one expert is no candidate, with the same tensors; none if there is no other.
     pub(crate) fn without(&self, expert: usize) -> Option<Self> {
         let choices: Vec<TopK> = self.choices.iter().filter_map(|choice| choice.without(expert as u32)).collect();
         (!choices.is_empty()).then(|| Self {
             config: self.config.clone(),
-            vectors: self.vectors.clone(),
+            scorer: self.scorer.clone(),
             choices,
             mixture: self.mixture.clone(),
             // It has the slots of the choices.
@@ -58,8 +89,8 @@ impl TokenRouting {
     }
 
     /// What [`Patch::add`] adds, chosen on the device: nothing is copied to the host, so the device does not wait.
-    fn add_weighted(&self, x: &Tensor, input: &Tensor, out: &mut Outputs) -> candle_core::Result<()> {
-        let scores = input.matmul(&self.vectors.t()?)?;
+    fn add_weighted(&self, x: &Tensor, input: &Tensor, vectors: &Tensor, out: &mut Outputs) -> candle_core::Result<()> {
+        let scores = input.matmul(&vectors.t()?)?;
         let weigh = |choice: &TopK| choice.weigh(&scores, self.config.top_k, self.config.temperature);
         let weights = Tensor::cat(&self.choices.iter().map(weigh).collect::<candle_core::Result<Vec<_>>>()?, 1)?;
         let delta = self.token_mixture()?.delta(&x.to_dtype(DType::F32)?, &weights)?;
@@ -88,14 +119,18 @@ impl Patch for TokenRouting {
         }
         // The choice is not differentiated, and is made in f32: in 16 bits near ties flip.
         let input = self.config.input.apply(&x.detach().to_dtype(DType::F32)?.contiguous()?)?;
-        if !x.device().is_cpu() && self.observer.is_none() && self.weighs_all(x.dim(0)?) {
-            return Ok(Box::new(move |out| self.add_weighted(x, &input, out)));
+        if let Some(vectors) = self.scorer.vectors()
+            && !x.device().is_cpu()
+            && self.observer.is_none()
+            && self.weighs_all(x.dim(0)?)
+        {
+            return Ok(Box::new(move |out| self.add_weighted(x, &input, vectors, out)));
         }
         // On a device the scores are copied to the host, `[tokens, candidates]`: the tokens of an expert are a list.
-        let scores = inner_products(&input, &self.vectors)?;
+        let scores = self.scorer.scores(&input, &self.choices)?;
         let mut groups: Vec<TokenGroup> = Vec::new();
         for choice in &self.choices {
-            let chosen = choice.choose(&scores, self.vectors.dim(0)?, self.config.top_k, self.config.temperature);
+            let chosen = choice.choose(&scores, self.scorer.width()?, self.config.top_k, self.config.temperature);
             groups.extend(choice.groups(&chosen, self.experts));
             if let Some(observer) = &self.observer {
                 choice.show(&chosen, self.site, rows, observer.as_ref());
@@ -109,13 +144,11 @@ impl Patch for TokenRouting {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::library_stack::{Expert, LibraryStack};
-    use crate::mixing::Mixing;
-    use crate::stack::RoutingScope;
-    use crate::token::top_k::{ScoreSign, signed_choices};
+    use crate::library_stack::Expert;
+    use crate::token::top_k::signed_choices;
     use candle_core::Device;
     use lorakit_adapter::{Adapter, LowRank, Matrix};
-    use lorakit_lora::{Projection, Site};
+    use lorakit_lora::Projection;
 
     const INPUT: usize = 12;
     const EXPERTS: usize = 6;
@@ -166,7 +199,7 @@ mod tests {
             config: TopKConfig { top_k, temperature: 0.7, input: InputNorm::Unit },
             site: 0,
             experts: EXPERTS,
-            vectors: Tensor::from_slice(&vectors, (rows, INPUT), &Device::Cpu).unwrap(),
+            scorer: Scorer::Vectors(Tensor::from_slice(&vectors, (rows, INPUT), &Device::Cpu).unwrap()),
             choices: choices.clone(),
             mixture: mixture(mixing, RoutingScope::Projection, &experts, &site, stack).unwrap(),
             per_token: OnceLock::new(),
@@ -185,7 +218,8 @@ mod tests {
                     let [own, stacked] = per_token(top_k, sign, mixing);
                     let (mut listed, mut weighed) = (zeros(), zeros());
                     own.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
-                    stacked.add_weighted(&x, &stacked.config.input.apply(&x).unwrap(), &mut weighed).unwrap();
+                    let (input, vectors) = (stacked.config.input.apply(&x).unwrap(), stacked.scorer.vectors().unwrap());
+                    stacked.add_weighted(&x, &input, vectors, &mut weighed).unwrap();
                     let of = |difference: candle_core::Result<Tensor>| -> f32 {
                         let values: Vec<f32> = difference.unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         values.into_iter().map(f32::abs).max_by(f32::total_cmp).unwrap()

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// Below this number of tokens, distributing the selection over threads costs more than it saves.
-const TOKENS_PER_TASK: usize = 32;
+pub(crate) const TOKENS_PER_TASK: usize = 32;
 
 /// Up to this number of candidates, weighing all of them on a device costs less than a choice on the CPU.
 const FEW: usize = 64;
@@ -54,6 +54,24 @@ impl ScoreSign {
 /// Columns that nothing is left out of, as the runs of [`TopK::columns`].
 pub(crate) fn one_run(columns: Range<usize>) -> Vec<Range<usize>> {
     std::iter::once(columns).collect()
+}
+
+/// A choice for each group of projections that has candidates, whose scores are columns in this order. Slots are those of
+/// the groups.
+pub(crate) fn choices_in_order(
+    groups: Vec<Range<usize>>,
+    candidates: Vec<Vec<u32>>,
+    experts: usize,
+    sign: ScoreSign,
+) -> Vec<TopK> {
+    let mut start = 0;
+    let choice = |(place, (projections, candidates)): (usize, (Range<usize>, Vec<u32>))| {
+        let columns = one_run(start..start + candidates.len());
+        start += candidates.len();
+        TopK { columns, candidates, first_slot: place * experts, projections, sign }
+    };
+    let choices = groups.into_iter().zip(candidates).enumerate().map(choice);
+    choices.filter(|choice| !choice.candidates.is_empty()).collect()
 }
 
 /// A choice by signed scores for each projection of a site, from one vector per expert, `[experts, in]`; with the vectors
@@ -121,6 +139,18 @@ impl TopK {
                 softmax(weights, temperature);
             });
         Chosen { per_token, experts, weights }
+    }
+
+    /// Adds each token to the lists of the columns of those `top_k` candidates that score it highest; `scores` has a column
+    /// for each list.
+    pub(crate) fn shortlist(&self, scores: &[f32], top_k: usize, listed: &mut [Vec<u32>]) {
+        let chosen = self.choose(scores, listed.len(), top_k, 1.0);
+        let mut column_of = vec![0; self.candidates.last().map_or(0, |last| *last as usize + 1)];
+        let columns = self.columns.iter().flat_map(Range::clone);
+        self.candidates.iter().zip(columns).for_each(|(expert, column)| column_of[*expert as usize] = column);
+        for (token, experts) in chosen.experts.chunks_exact(chosen.per_token).enumerate() {
+            experts.iter().for_each(|expert| listed[column_of[*expert as usize]].push(token as u32));
+        }
     }
 
     /// The scores of the candidates among those of the site.

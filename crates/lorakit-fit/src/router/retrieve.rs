@@ -1,0 +1,32 @@
+//! The fit of `retrieve`: mean hidden states of the base over the prompts of each task.
+
+use super::router_fit::{RouterFit, as_kind};
+use super::training_rows::TrainingRows;
+use crate::error::{FitError, Result};
+use lorakit_route::prompt::task_predictor::mean_hidden;
+use lorakit_route::{Retrieve, Router, RouterState};
+
+/// The fit of [`Retrieve`].
+pub struct RetrieveFit;
+
+impl RouterFit for RetrieveFit {
+    fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
+        as_kind(router).map(|_: &Retrieve| fit(rows))
+    }
+}
+
+/// Embeds the prompts, in the order of the rows.
+fn fit(rows: &TrainingRows) -> Result<RouterState> {
+    let (mut tasks, mut experts_of_tasks) = (Vec::new(), Vec::new());
+    for row in rows.examples()? {
+        experts_of_tasks.resize(row.task + 1, row.expert.ok_or(FitError::RowWithoutExpert)?);
+        tasks.push(row.task);
+    }
+    let (base, mut embeddings) = (rows.base(), Vec::with_capacity(tasks.len()));
+    for packed in rows.prompts()? {
+        let hidden = base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &Default::default())?;
+        let of_batch = mean_hidden(&packed.sequences(), &hidden)?;
+        embeddings.extend(of_batch.chunks_exact(hidden.dim(1)?).map(<[f32]>::to_vec));
+    }
+    Ok(Retrieve::state(rows.experts(), &embeddings, &tasks, &experts_of_tasks)?)
+}

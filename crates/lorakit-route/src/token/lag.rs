@@ -1,0 +1,86 @@
+//! LAG: Arrow makes a shortlist of experts for each token, and the one of them that reads most of it serves it
+//! (Fleshman and Van Durme 2025, <https://arxiv.org/abs/2507.05346>).
+//!
+//! With `s B A = U S V'` the singular value decomposition of an expert's delta at a projection, a token `x` first takes the
+//! `top_k` experts of the largest `|<x, v_1>|`, Arrow's score; of these the one of the largest `|V' x|`, SpectR's
+//! ([`crate::Spectr`]), serves it alone: `y = W x + s_i B_i A_i x`. So `top_k=1` is Arrow with one expert, and `top_k=all` SpectR
+//! with one.
+//!
+//! An expert whose delta is zero at a projection is no candidate there, equal scores go to the first name, and at an
+//! embedding every expert has weight 1/n.
+//!
+//! Cost: Arrow's product, and one of each token with the ranks of its shortlist.
+
+use crate::error::Result;
+use crate::fixed::uniform::uniform_patch;
+use crate::library_stack::LibraryStack;
+use crate::limit::Limit;
+use crate::method_info::MethodInfo;
+use crate::method_settings::{Settings, defaults, read, write};
+use crate::mixing::Mixing;
+use crate::router::{Router, RouterContext};
+use crate::site_patches::site_patches;
+use crate::token::prototypes::{PrototypeScope, prototypes};
+use crate::token::scorer::Scorer;
+use crate::token::subspaces::{SubspaceMeasure, Subspaces};
+use crate::token::token_routing::equal_weights;
+use candle_core::Tensor;
+use lorakit_lora::{Patches, SiteRole};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// The router `lag`.
+pub static LAG: MethodInfo<dyn Router> = MethodInfo {
+    name: "lag",
+    aliases: &[],
+    summary: "per token, of the experts that Arrow scores highest the one whose delta reads most of it",
+    link: Some("https://arxiv.org/abs/2507.05346"),
+    defaults: defaults::<Lag>,
+    parse: |name, typed| Ok(Arc::new(read::<Lag>(name, typed)?)),
+    version: 1,
+};
+
+/// The router `lag`. The default is the paper's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lag {
+    /// The length of the shortlist; if a projection has fewer candidates, all of them.
+    pub top_k: Limit,
+}
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self { top_k: Limit(20) }
+    }
+}
+
+impl Settings for Lag {}
+
+impl fmt::Display for Lag {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write(f, LAG.name, self)
+    }
+}
+
+impl Router for Lag {
+    fn info(&self) -> &'static MethodInfo<dyn Router> {
+        &LAG
+    }
+
+    fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
+        site_patches(experts, |index, site, stack| {
+            if site.role == SiteRole::Embedding {
+                return uniform_patch(Mixing::Outputs, experts, site, stack);
+            }
+            let Some((subspaces, candidates)) = Subspaces::new(experts, site, stack, SubspaceMeasure::Length)? else {
+                return Ok(None);
+            };
+            // Those of the same experts.
+            let vectors = prototypes(experts, site, &PrototypeScope::None.groups(site))?.vectors;
+            let vectors = Tensor::from_vec(vectors, (subspaces.len(), site.input), stack.device())?;
+            let scored = (Scorer::Shortlist { vectors, top_k: self.top_k.0, subspaces }, candidates);
+            equal_weights(experts, (index, site, stack), scored, 1, context).map(Some)
+        })
+    }
+}
