@@ -29,7 +29,7 @@ LIBRARIES = {
     "private": (
         [],
         ["base", "uniform", "uniform:mixing=separate", "arrow", "arrow:top_k=1", "arrow:top_k=all", "arrow:mixing=separate"]
-        + ["cm", "phatgoose", "tp", "evidence", "oracle"],
+        + ["spectr", "lag", "cm", "phatgoose", "tp", "logo", "retrieve", "evidence", "oracle"],
     ),
     "joint": (["--joint"], ["expert:joint"]),
     "all weights": (["--full"], ["base"]),

@@ -136,12 +136,14 @@ fn routers_are_not_fitted_to_evaluated_rows() {
 }
 
 #[test]
-fn fitted_routers_generate() {
+fn routers_generate() {
     let work = Work::new(&TASKS);
     let library = work.library();
     let fixed = ["generate", "--base", "pico", "--library", &library, "--prompt", "+1:dkwm;\n", "--json"];
     let text = |router: &str| run(fixed.iter().copied().chain(["--router", router])).json();
-    assert!(text("cm")["tokens"].as_u64().unwrap() > 0);
+    for router in ["cm", "spectr", "lag", "logo", "retrieve"] {
+        assert!(text(router)["tokens"].as_u64().unwrap() > 0, "{router}");
+    }
     let scores = work.eval(&["cm", "oracle", "base"], &["--tasks", TASKS[0]]).json();
     assert!(loss(&scores, "cm", "shift_up1").is_finite());
 }
@@ -150,13 +152,13 @@ fn fitted_routers_generate() {
 fn prompt_routers_decide_per_row() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
-    let routers = ["tp", "tfidf", "evidence", "oracle", "base"];
+    let routers = ["tp", "tfidf", "retrieve:top_k=1", "evidence", "oracle", "base"];
     let scores = work.eval(&routers, &[&tasks[..], &["--split", "validation"]].concat()).json();
     // All distinguish three tasks of three families: the classifiers then equal the oracle, and `evidence` is close to it.
     for task in ["shift_up1", "order_reverse", "pick_first"] {
         let of = |router: &str| loss(&scores, router, task);
         assert_ne!(of("oracle"), of("base"));
-        for router in ["tp", "tfidf"] {
+        for router in ["tp", "tfidf", "retrieve:top_k=1"] {
             assert!(
                 (of(router) - of("oracle")).abs() < 1e-4,
                 "{task}: {router} {} oracle {}",
@@ -167,7 +169,7 @@ fn prompt_routers_decide_per_row() {
         assert!(of("evidence") < 0.5 * (of("oracle") + of("base")), "{task}: {}", of("evidence"));
     }
     // All are fitted to the experts' own tasks.
-    for router in ["tp", "tfidf", "evidence"] {
+    for router in ["tp", "tfidf", "retrieve", "evidence"] {
         let message = work.eval(&[router], &["--tasks", TASKS[0], "--fit", "suite:skills/digits_add1"]).failed(1);
         assert!(message.contains("digits_add1"), "{router}: {message}");
     }
@@ -330,7 +332,9 @@ fn explain_shows_choices_per_token() {
     let html = fs::read_to_string(&page).unwrap();
     assert!(html.starts_with("<!doctype html>") && html.contains("&lt;") && !html.contains("<script"));
 
-    for router in ["arrow:top_k=2", "cm", "tp", "phatgoose:steps=4", "evidence"] {
+    let routers =
+        ["arrow:top_k=2", "spectr:top_k=2", "lag", "cm", "tp", "phatgoose:steps=4", "logo", "retrieve", "evidence"];
+    for router in routers {
         let document = run(of(router).chain(["--json"])).json();
         let tokens = document["tokens"].as_array().unwrap().len();
         let choices = document["choices"].as_array().unwrap();
