@@ -263,8 +263,7 @@ impl Base {
             Some(split) => split.target_indices(&at),
             None => at,
         };
-        let at = Tensor::from_vec(at, batch.targets().len(), &self.device)?;
-        Ok(plan.with_output_tokens(last, at, batch.target_sequences()))
+        plan.with_output_tokens(last, &at, &self.device, batch.target_sequences())
     }
 
     /// What [`Base::plan`] is for sequences whose keys are in a cache; see [`crate::cached_decoder`]. `sources` are the

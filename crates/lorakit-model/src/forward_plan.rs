@@ -11,7 +11,7 @@ use crate::kv_cache::KvCache;
 use crate::layer::rope::LayerRopes;
 use crate::source_target::SourceTarget;
 use crate::weights::token_precision::TokenPrecision;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use lorakit_lora::SequenceBatch;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,6 +37,8 @@ struct OutputTokens {
     layer: usize,
     /// Their indices among all tokens, ascending.
     indices: Tensor,
+    /// Whether each token is one of them; None in an encoder-decoder.
+    wanted: Option<Arc<[bool]>>,
     sequences: SequenceBatch,
 }
 
@@ -91,8 +93,20 @@ impl ForwardPlan {
 
     /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
     /// these `sequences`. After that layer's attention only they are computed.
-    pub(crate) fn with_output_tokens(self, layer: usize, indices: Tensor, sequences: SequenceBatch) -> Self {
-        Self { output: Some(OutputTokens { layer, indices, sequences }), ..self }
+    pub(crate) fn with_output_tokens(
+        self,
+        layer: usize,
+        indices: &[u32],
+        device: &Device,
+        sequences: SequenceBatch,
+    ) -> Result<Self> {
+        let wanted = self.split.is_none().then(|| {
+            let mut wanted = vec![false; self.sequences.tokens()];
+            indices.iter().for_each(|&index| wanted[index as usize] = true);
+            wanted.into()
+        });
+        let indices = Tensor::from_slice(indices, indices.len(), device)?;
+        Ok(Self { output: Some(OutputTokens { layer, indices, wanted, sequences }), ..self })
     }
 
     /// The same where quantized weights are multiplied with tokens of this precision.
@@ -113,6 +127,11 @@ impl ForwardPlan {
     /// encoder-decoder, among those of targets.
     pub(crate) fn output_indices(&self, layer: usize) -> Option<&Tensor> {
         self.output_of(layer).map(|output| &output.indices)
+    }
+
+    /// Whether the output of each token of `layer` is wanted, where it is not wanted of all.
+    pub(crate) fn wanted_tokens(&self, layer: usize) -> Option<Arc<[bool]>> {
+        self.output_of(layer)?.wanted.clone()
     }
 
     /// The sequences that those tokens form.

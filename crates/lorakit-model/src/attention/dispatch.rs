@@ -7,6 +7,7 @@ use crate::attention::composed_cached::composed_cached_attention;
 use crate::attention::distance_bias::DistanceTable;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
+use crate::attention::small_head::SmallHeads;
 use crate::attention::{blockwise, few_queries, small_head};
 use crate::layer::rope::RopeTable;
 use candle_core::{Result, Shape, Tensor, bail};
@@ -21,7 +22,7 @@ pub fn self_attention(qkv: &Tensor, heads: AttentionHeads, layout: &AttentionLay
     if !qkv.device().is_cpu() {
         return composed_self_attention(qkv, heads, layout);
     }
-    op::unary(SelfAttention { heads, layout: layout.clone() }, qkv)
+    op::unary(SelfAttention::new(heads, layout), qkv)
 }
 
 /// [`self_attention`] on a CPU whose scores have biases: `table`, `[heads, distances]`, as
@@ -32,7 +33,7 @@ pub(crate) fn biased_attention(
     heads: AttentionHeads,
     layout: &AttentionLayout,
 ) -> Result<Tensor> {
-    op::binary(SelfAttention { heads, layout: layout.clone() }, qkv, table)
+    op::binary(SelfAttention::new(heads, layout), qkv, table)
 }
 
 /// Attention on a CPU of the queries `q`, `[tokens, queries * features]`, to the keys and values of other tokens, `kv`,
@@ -114,8 +115,26 @@ impl Kernel {
 
 /// [`self_attention`] on a CPU.
 pub(crate) struct SelfAttention {
-    pub(crate) heads: AttentionHeads,
-    pub(crate) layout: AttentionLayout,
+    heads: AttentionHeads,
+    layout: AttentionLayout,
+    /// Whether the output of each token is wanted; None if all are.
+    wanted: Option<Arc<[bool]>>,
+}
+
+impl SelfAttention {
+    /// Of all tokens.
+    pub(crate) fn new(heads: AttentionHeads, layout: &AttentionLayout) -> Self {
+        Self { heads, layout: layout.clone(), wanted: None }
+    }
+
+    /// The same if only the outputs of some tokens are used.
+    pub(crate) fn of_wanted(self, wanted: Option<Arc<[bool]>>) -> Self {
+        Self { wanted, ..self }
+    }
+
+    fn small_heads<'a>(&'a self, qkv: &'a [f32]) -> SmallHeads<'a> {
+        SmallHeads { heads: &self.heads, layout: &self.layout, wanted: self.wanted.as_deref(), qkv }
+    }
 }
 
 impl Op<1> for SelfAttention {
@@ -130,7 +149,7 @@ impl Op<1> for SelfAttention {
         }
         let y = match Kernel::of(&self.heads) {
             Kernel::Blockwise => blockwise::attend(&self.heads, &self.layout, qkv.values, None),
-            Kernel::SmallHead => small_head::attend(&self.heads, &self.layout, qkv.values),
+            Kernel::SmallHead => small_head::attend(self.small_heads(qkv.values)),
         };
         Ok((y, (tokens, self.heads.queries * self.heads.features).into()))
     }
@@ -138,7 +157,7 @@ impl Op<1> for SelfAttention {
     fn backward(&self, [qkv]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
         let dqkv = match Kernel::of(&self.heads) {
             Kernel::Blockwise => blockwise::attend_backward(&self.heads, &self.layout, [qkv.values, dy], None, None),
-            Kernel::SmallHead => small_head::attend_backward(&self.heads, &self.layout, qkv.values, dy),
+            Kernel::SmallHead => small_head::attend_backward(self.small_heads(qkv.values), dy),
         };
         Ok([Some(dqkv)])
     }

@@ -93,13 +93,11 @@ impl<S: Simd, const GROUPS: usize> HeadLanes<S, GROUPS> {
 
     /// Rotates every row by its angles, or back if `inverse`.
     #[inline(always)]
-    pub(crate) fn rotate(&mut self, simd: S, rope: &RopeLanes<S>, inverse: bool) {
-        if rope.pairs == 0 {
-            return;
-        }
-        for (lanes, angles) in self.0.iter_mut().zip(rope.angles.chunks_exact(rope.pairs)) {
+    pub(crate) fn rotate(&mut self, simd: S, rope: &RopeLanes<S, GROUPS>, inverse: bool) {
+        for (lanes, angles) in self.0.iter_mut().zip(&rope.angles.0) {
             let (first, rest) = lanes.as_flattened_mut().split_at_mut(rope.pairs);
-            for ((x, y), &[c, s]) in first.iter_mut().zip(rest).zip(angles) {
+            let (cosines, sines) = angles.as_flattened().split_at(rope.pairs);
+            for ((x, y), (&c, &s)) in first.iter_mut().zip(rest).zip(cosines.iter().zip(sines)) {
                 let s = if inverse { simd.neg_f32s(s) } else { s };
                 let rotated = simd.sub_f32s(simd.mul_f32s(*x, c), simd.mul_f32s(*y, s));
                 *y = simd.add_f32s(simd.mul_f32s(*y, c), simd.mul_f32s(*x, s));
@@ -110,26 +108,27 @@ impl<S: Simd, const GROUPS: usize> HeadLanes<S, GROUPS> {
 }
 
 /// The rotation of a segment's tokens as lanes.
-pub(crate) struct RopeLanes<S: Simd> {
-    /// Cosine and sine, `[blocks, pairs]`.
-    angles: Vec<[S::f32s; 2]>,
+pub(crate) struct RopeLanes<S: Simd, const GROUPS: usize> {
+    /// Of each block the cosines of all pairs, then the sines: a head has twice as many features as pairs, or more.
+    angles: HeadLanes<S, GROUPS>,
     pairs: usize,
 }
 
-impl<S: Simd> RopeLanes<S> {
+impl<S: Simd, const GROUPS: usize> RopeLanes<S, GROUPS> {
     /// Of cosines and sines `[tokens, pairs]`.
     #[inline(always)]
     pub(crate) fn new(simd: S, cosines: &[f32], sines: &[f32], pairs: usize) -> Self {
-        let blocks = (cosines.len() / pairs.max(1)).div_ceil(S::F32_LANES);
-        let mut angles = vec![[simd.splat_f32s(0.0); 2]; blocks * pairs];
-        let values: &mut [f32] = cast_slice_mut(angles.as_flattened_mut());
-        for (of, from) in [cosines, sines].into_iter().enumerate() {
-            for (token, from) in from.chunks_exact(pairs.max(1)).enumerate() {
-                let block = token / S::F32_LANES * pairs;
-                for (pair, &value) in from.iter().enumerate() {
-                    values[(2 * (block + pair) + of) * S::F32_LANES + token % S::F32_LANES] = value;
-                }
+        let (mut rows, mut angles) = (HeadRows::new(), HeadLanes::new());
+        if pairs > 0 {
+            let rounded = (cosines.len() / pairs).next_multiple_of(S::F32_LANES);
+            rows.0.resize(rounded, [[0.0; FEATURES]; GROUPS]);
+            let tokens = cosines.chunks_exact(pairs).zip(sines.chunks_exact(pairs));
+            for (row, (cosines, sines)) in rows.0.iter_mut().zip(tokens) {
+                let (first, rest) = row.as_flattened_mut().split_at_mut(pairs);
+                first.copy_from_slice(cosines);
+                rest[..pairs].copy_from_slice(sines);
             }
+            angles.read(simd, &rows);
         }
         Self { angles, pairs }
     }

@@ -131,7 +131,8 @@ impl<'a> LayerContext<'a> {
         bias: Option<&DistanceBias>,
         qkv: &Tensor,
     ) -> Result<Tensor> {
-        let attention = || SelfAttention { heads, layout: self.plan.layout(self.layer).clone() };
+        let wanted = self.plan.wanted_tokens(self.layer);
+        let attention = || SelfAttention::new(heads, self.plan.layout(self.layer)).of_wanted(wanted);
         let y = match (&mut self.tape, bias) {
             (Some(tape), None) => tape.apply(Box::new(attention()), qkv)?,
             (Some(tape), Some(bias)) => tape.apply_pair(Box::new(attention()), [qkv, &bias.table()?])?,

@@ -17,7 +17,12 @@ pub struct RopeFrequencies {
     /// What cosines and sines are multiplied with.
     factor: f64,
     longer: LongerRows,
+    /// The rotation of the first [`NEAR`] positions, made on first use.
+    near: Arc<OnceLock<RopeTable>>,
 }
+
+/// Training rows over small bases are rarely longer. Cosines and sines computed for each batch took 3 % of its time there.
+const NEAR: usize = 256;
 
 /// How rows longer than those of the pretraining are rotated.
 #[derive(Clone, Debug)]
@@ -47,7 +52,7 @@ impl RopeFrequencies {
         let collect = |of: &dyn Fn(usize, f64) -> f64| -> Arc<[f32]> {
             plain(rope, rope.theta).enumerate().map(|(i, f)| of(i, f) as f32).collect()
         };
-        let alike = |inverse, factor| Self { inverse, factor, longer: LongerRows::Alike };
+        let alike = |inverse, factor| Self { inverse, factor, longer: LongerRows::Alike, near: Arc::default() };
         match &rope.scaling {
             RopeScaling::None => alike(collect(&|_, f| f), 1.0),
             &RopeScaling::Linear { factor } => alike(collect(&|_, f| f / factor), 1.0),
@@ -63,11 +68,13 @@ impl RopeFrequencies {
                 inverse: collect(&|i, f| f / short[i]),
                 factor: *attention_factor,
                 longer: LongerRows::Other { original: *original as usize, inverse: collect(&|i, f| f / long[i]) },
+                near: Arc::default(),
             },
             &RopeScaling::Dynamic { factor, original } => Self {
                 inverse: collect(&|_, f| f),
                 factor: 1.0,
                 longer: LongerRows::Dynamic { config: rope.clone(), factor, original: original as usize },
+                near: Arc::default(),
             },
         }
     }
@@ -79,7 +86,7 @@ impl RopeFrequencies {
 
     /// Of layers that do not encode positions: nothing is rotated.
     pub fn none() -> Self {
-        Self { inverse: Arc::new([]), factor: 1.0, longer: LongerRows::Alike }
+        Self { inverse: Arc::new([]), factor: 1.0, longer: LongerRows::Alike, near: Arc::default() }
     }
 
     /// The frequencies of rows of `length` tokens.
@@ -112,6 +119,9 @@ impl RopeFrequencies {
         };
         // The rows of a batch have positions in common.
         match positions.iter().max() {
+            Some(&last) if (last as usize) < NEAR => {
+                self.near.get_or_init(|| table(&mut (0..NEAR as u32))).rows(positions)
+            }
             Some(&last) if (last as usize) < positions.len() / 2 => table(&mut (0..=last)).rows(positions),
             _ => table(&mut positions.iter().copied()),
         }
@@ -211,8 +221,9 @@ impl RopeTable {
     /// The table whose rows are some of these.
     fn rows(&self, rows: &[u32]) -> Self {
         let of = |values: &[f32]| {
-            let row = |&row: &u32| &values[row as usize * self.pairs..(row as usize + 1) * self.pairs];
-            rows.iter().flat_map(row).copied().collect()
+            let mut all = Vec::with_capacity(rows.len() * self.pairs);
+            rows.iter().for_each(|&row| all.extend_from_slice(&values[row as usize * self.pairs..][..self.pairs]));
+            all.into()
         };
         Self { cosines: of(&self.cosines), sines: of(&self.sines), pairs: self.pairs, tensors: Arc::default() }
     }
