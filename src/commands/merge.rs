@@ -17,7 +17,9 @@ use lorakit_fit::pluralize;
 use lorakit_fit::{FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, read_merge_record, task_record};
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
-use lorakit_route::merge::{Coefficients, MERGES, MergeMethod, Merged, parse_merge};
+use lorakit_route::merge::{
+    CALIBRATIONS, Coefficients, MERGES, MergeMethod, Merged, PicoCalibration, parse_calibration, parse_merge,
+};
 use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -33,6 +35,9 @@ pub struct MergeArgs {
     /// Method with settings, such as cat, svd:rank=8 or ties:density=0.2; all are listed below
     #[arg(long, value_name = "M")]
     method: Method,
+    /// Calibrate the experts before the merge, and its result: pico
+    #[arg(long, value_name = "C", value_parser = calibration)]
+    calibrate: Option<Arc<PicoCalibration>>,
     /// Merge only these experts, in this order [default: all, by name]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     experts: Vec<String>,
@@ -83,6 +88,11 @@ impl FromStr for Method {
     }
 }
 
+/// `--calibrate` as typed.
+fn calibration(text: &str) -> Result<Arc<PicoCalibration>, String> {
+    parse_calibration(text).map_err(|error| error.to_string())
+}
+
 /// The input of a merge.
 struct MergeSource<'a> {
     library: &'a Library,
@@ -115,6 +125,8 @@ impl MergeArgs {
                 let name = composition.info().name;
                 let weights = || format!("--weights: {name} fits its weights");
                 usage::ensure(self.weights.is_empty(), weights)?;
+                let calibrate = || format!("--calibrate: {name} fits its weights to the experts as they are");
+                usage::ensure(self.calibrate.is_none(), calibrate)?;
                 let fit = || format!("--method {name} fits weights to tasks; it needs --fit");
                 usage::ensure(!self.fit.is_empty(), fit)?;
                 let base = || format!("--method {name} fits weights with a base model; it needs --base");
@@ -147,8 +159,13 @@ impl MergeArgs {
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
         let given = !self.weights.is_empty();
         let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
-        let merged = merge.merge(&experts, &Coefficients::new(weights.clone()))?;
-        let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?;
+        let coefficients = Coefficients::new(weights.clone());
+        let merged = match &self.calibrate {
+            Some(calibration) => calibration.merge(merge, &experts, &coefficients)?,
+            None => merge.merge(&experts, &coefficients)?,
+        };
+        let calibration = self.calibrate.as_ref().map(ToString::to_string);
+        let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?.calibrated_by(calibration);
         Ok(MadeMerge { experts, merged, record })
     }
 
@@ -191,12 +208,15 @@ impl MergeArgs {
 fn methods() -> String {
     let lines = MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
     let fitted = FITTED_MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
+    let calibrations = CALIBRATIONS.iter().map(|about| help_entry(&about.usage(), &about.description()));
+    let calibrations = calibrations.collect::<Vec<_>>();
     format!(
         "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to the tasks of --fit and need \
-         --base:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
+         --base:\n{}\n\nCalibrations (--calibrate), before any method that fits no weights:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
          largest (the largest of the experts), or full (that of the exact result).",
         lines.join("\n"),
-        fitted.join("\n")
+        fitted.join("\n"),
+        calibrations.join("\n")
     )
 }
 

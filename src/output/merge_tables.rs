@@ -54,6 +54,7 @@ pub struct MergeDocument<'a> {
     out: &'a Path,
     kind: &'static str,
     method: &'a str,
+    calibration: Option<&'a str>,
     fit: Option<&'a FitRecord>,
     experts: Vec<ExpertDocument<'a>>,
     norm: f64,
@@ -115,6 +116,7 @@ impl<'a> MergeReport<'a> {
             out: self.out,
             kind: if self.rounding.is_some() { "model" } else { "adapter" },
             method: &self.record.method,
+            calibration: self.record.calibration.as_deref(),
             fit: self.record.fit.as_ref(),
             experts,
             norm,
@@ -160,9 +162,10 @@ impl MergeDocument<'_> {
                 )
             }
         };
-        let method = match self.fit {
-            Some(fit) => format!("{}, as {}", fit.composition, self.method),
-            None => self.method.to_owned(),
+        let method = match (self.fit, self.calibration) {
+            (Some(fit), _) => format!("{}, as {}", fit.composition, self.method),
+            (None, Some(calibration)) => format!("{} calibrated by {calibration}", self.method),
+            (None, None) => self.method.to_owned(),
         };
         let (modules, norm) = (pluralize(self.modules.len(), "module"), float(self.norm, 4));
         format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}, {kept}\n{end}")

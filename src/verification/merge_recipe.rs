@@ -7,7 +7,7 @@ use lorakit_adapter::{Adapter, Library};
 use lorakit_fit::{MergeRecord, pluralize, read_merge_record};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
-use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, PicoCalibration, parse_calibration, parse_merge};
 use lorakit_route::{Expert, LibraryStack, Router, RouterContext, Uniform, single_expert};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,6 +30,7 @@ pub struct MergeRecipe {
     experts: Vec<Expert>,
     coefficients: Coefficients,
     merge: Arc<dyn MergeMethod>,
+    calibration: Option<Arc<PicoCalibration>>,
 }
 
 impl MergeRecipe {
@@ -69,16 +70,20 @@ impl MergeRecipe {
         }
         let coefficients = record.coefficients();
         let merge = parse_merge(&record.method)?;
-        let merged = merge.merge(&experts, &coefficients)?.adapter;
+        let calibration = record.calibration.as_deref().map(parse_calibration).transpose()?;
+        let merged = match &calibration {
+            Some(calibration) => calibration.merge(&*merge, &experts, &coefficients)?.adapter,
+            None => merge.merge(&experts, &coefficients)?.adapter,
+        };
         merged.check_against(&base.adaptable_modules())?;
-        let name = format!("{} of {}", record.method, record.names().join(", "));
-        Ok(Self { name, experts, coefficients, merge, merged })
+        let name = format!("{} of {}", record.recipe(), record.names().join(", "));
+        Ok(Self { name, experts, coefficients, merge, calibration, merged })
     }
 
     /// The unmerged side: for a plain sum, all experts with their weights, without any merge code; for any other method,
     /// the merged adapter.
     pub fn patches(&self, base: &Base) -> Result<Patches> {
-        if self.merge.info().name != Concatenation.info().name {
+        if self.calibration.is_some() || self.merge.info().name != Concatenation.info().name {
             return alone(&self.merged, base);
         }
         // Uniform routing gives each expert the weight 1/n.

@@ -127,7 +127,7 @@ impl Adapter {
     }
 
     /// The same adapter with other updates of the same modules.
-    pub(crate) fn with_updates(self, modules: BTreeMap<String, LowRank>) -> Self {
+    pub fn with_updates(self, modules: BTreeMap<String, LowRank>) -> Self {
         Self { modules, ..self }
     }
 

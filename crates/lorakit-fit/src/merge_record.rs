@@ -18,6 +18,9 @@ pub const MERGE_RECORD_FILE: &str = "merge.json";
 pub struct MergeRecord {
     /// The method with all its settings, as it is typed.
     pub method: String,
+    /// What was done to the experts before the merge and to its result, if anything, as it is typed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// The experts in the order in which they were merged.
     pub experts: Vec<MergedExpert>,
     /// The experts' weights in modules that have weights of their own.
@@ -97,7 +100,7 @@ impl MergeRecord {
             Ok(MergedExpert { name: name.clone(), weight: *weight, sha256: library.weights_sha256(name)? })
         };
         let experts = names.iter().zip(weights).map(expert).collect::<Result<_>>()?;
-        Ok(Self { method, experts, module_weights: BTreeMap::new(), fit: None })
+        Ok(Self { method, calibration: None, experts, module_weights: BTreeMap::new(), fit: None })
     }
 
     /// The record of a merge with fitted weights. Where modules have weights of their own, an expert's weight is their
@@ -121,6 +124,19 @@ impl MergeRecord {
         };
         let record = Self::new(merge.to_string(), library, experts.names(), &weights)?;
         Ok(Self { module_weights: of_modules.clone(), fit: Some(fit), ..record })
+    }
+
+    /// The same record of a merge of calibrated experts.
+    pub fn calibrated_by(self, calibration: Option<String>) -> Self {
+        Self { calibration, ..self }
+    }
+
+    /// The method as it is typed, with the calibration if there is one.
+    pub fn recipe(&self) -> String {
+        match &self.calibration {
+            Some(calibration) => format!("{} calibrated by {calibration}", self.method),
+            None => self.method.clone(),
+        }
     }
 
     /// The weights, as a merge takes them.

@@ -5,7 +5,7 @@
 mod small_library;
 
 use lorakit_adapter::{Adapter, AdapterMetadata};
-use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_calibration, parse_merge};
 use lorakit_route::{Expert, RouteError};
 use small_library::*;
 
@@ -34,16 +34,28 @@ fn rejects_unequal_ranks_if_factors_are_merged() {
         "dare_ties",
         "magnitude_prune",
         "ties:convention=paper",
+        "robust",
     ] {
         let name = text.split(':').next().unwrap();
-        let instead = if name == "linear" { "cat".to_owned() } else { format!("{name}_svd") };
+        let instead = match name {
+            "linear" => "cat".to_owned(),
+            "robust" => "tsv".to_owned(),
+            _ => format!("{name}_svd"),
+        };
         refused(apply(text, &two(), &[1.0, 1.0]), &[name, "q", "`small` has rank 1", "`large` has rank 3", &instead]);
     }
 }
 
 #[test]
+fn rejects_ranks_without_a_direction_for_each_expert() {
+    let five: Vec<Expert> = (0..5).map(|at| expert(&format!("e{at}"), [("q", random(at, 2, 12, 12, 1.0))])).collect();
+    refused(apply("iso_cts:rank=5", &five, &[1.0; 5]), &["q", "rank", "above the number of experts"]);
+    assert_eq!(apply("iso_cts:rank=6", &five, &[1.0; 5]).unwrap().report[0].rank, 6);
+}
+
+#[test]
 fn rejects_weights_that_are_not_one_finite_number_per_expert() {
-    for text in ["cat", "ties_svd", "wudi"] {
+    for text in ["cat", "ties_svd", "wudi", "tsv", "iso_c", "iso_cts", "ctm", "lego"] {
         refused(apply(text, &two(), &[1.0, f64::NAN]), &["large", "NaN", "finite"]);
         refused(apply(text, &two(), &[f64::INFINITY, 1.0]), &["small", "inf"]);
         refused(apply(text, &two(), &[1.0]), &["2 weights, one per expert", "found 1"]);
@@ -85,4 +97,21 @@ fn rejects_invalid_settings() {
     refused(parse("core_space:inner=ties,convention=paper"), &["convention=paper"]);
     refused(parse("core_space:basis=rows"), &["basis=rows", "deltas or factors"]);
     refused(parse("wudi:tolerance=2"), &["tolerance=2"]);
+    refused(parse("tsv:keep=some"), &["keep=some", "equal or all"]);
+    refused(parse("iso_c:fraction=0.8"), &["fraction", "rank=full"]);
+    refused(parse("iso_cts:fraction=1.5"), &["fraction=1.5", "from 0 to 1"]);
+    refused(parse("ctm:beta=-0.5"), &["beta=-0.5", "from 0 to 1"]);
+    refused(parse("ctm:beta=NaN"), &["beta=NaN"]);
+    refused(parse("ctm:merge=tsv"), &["merge=tsv", "task_arithmetic"]);
+    refused(parse("ctm:inner=ties"), &["unknown setting `inner`", "merge=ties"]);
+    refused(parse("core_space:merge=ties"), &["unknown setting `merge`", "inner=ties"]);
+    refused(parse("core_space:beta=0.5"), &["unknown setting `beta`"]);
+    refused(parse("ctm:stop=never"), &["stop=never", "converged or published"]);
+    refused(parse("robust:density=0"), &["density=0", "above 0"]);
+    refused(parse("robust:clamp=2"), &["clamp=2", "up to 1"]);
+    refused(parse("robust:factor=0"), &["factor=0"]);
+    refused(parse("lego:rank=0"), &["rank=0", "largest or full"]);
+    refused(parse_calibration("pica"), &["unknown calibration `pica`", "pico"]);
+    refused(parse_calibration("pico:basis=rows"), &["basis=rows", "deltas or factors"]);
+    refused(parse_calibration("pico:rank=2"), &["rank", "basis=deltas"]);
 }

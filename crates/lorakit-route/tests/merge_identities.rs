@@ -7,15 +7,23 @@ mod small_library;
 use lorakit_adapter::LowRank;
 use lorakit_route::Expert;
 use lorakit_route::merge::{
-    Coefficients, Concatenation, MERGES, MergeMethod, Merged, Orientation, add_to_weight, parse_merge,
+    Coefficients, Concatenation, MERGES, MergeMethod, Merged, Orientation, add_to_weight, parse_calibration,
+    parse_merge,
 };
 use small_library::*;
 
-const SUMS: [&str; 5] =
-    ["cat", "svd:rank=full", "task_arithmetic", "knots:inner=task_arithmetic", "core_space:inner=task_arithmetic"];
+const SUMS: [&str; 7] = [
+    "cat",
+    "svd:rank=full",
+    "task_arithmetic",
+    "knots:inner=task_arithmetic",
+    "core_space:inner=task_arithmetic",
+    "ctm:merge=task_arithmetic,rank=full",
+    "lego:rank=full",
+];
 
 /// Merges that depend on deltas only, at a rank without truncation.
-const IN_DELTA_SPACE: [&str; 19] = [
+const IN_DELTA_SPACE: [&str; 25] = [
     "cat",
     "svd:rank=2",
     "task_arithmetic:scale=0.3",
@@ -35,6 +43,12 @@ const IN_DELTA_SPACE: [&str; 19] = [
     "core_space:inner=dare_linear",
     "knots",
     "wudi",
+    "tsv",
+    "tsv:keep=all",
+    "iso_c",
+    "iso_cts",
+    "ctm:merge=task_arithmetic",
+    "ctm:rank=2,beta=1",
 ];
 
 fn merge(text: &str, experts: &[Expert], weights: &[f64]) -> Merged {
@@ -96,7 +110,11 @@ fn a_module_may_have_its_own_weights() {
 #[test]
 fn one_expert_at_weight_one_is_unchanged() {
     let one = &mixed()[..1];
-    for text in IN_DELTA_SPACE.iter().filter(|text| !text.contains("density") && !text.contains("scale")).chain(&[
+    let unchanging = IN_DELTA_SPACE
+        .iter()
+        .filter(|text| !["density", "scale", "iso_c", "ctm:rank=2"].iter().any(|of| text.contains(of)));
+    for text in unchanging.chain(&[
+        "lego",
         "linear",
         "linear:convention=paper",
         "ties:density=1",
@@ -191,7 +209,9 @@ fn merges_of_deltas_do_not_depend_on_the_factorization() {
 }
 
 /// Merges of A and B separately, by name and convention. All others depend on deltas only.
-const ON_FACTORS: [(&str, &str); 7] = [
+const ON_FACTORS: [(&str, &str); 9] = [
+    ("robust", ""),
+    ("lego", ""),
     ("linear", "peft"),
     ("linear", "paper"),
     ("ties", "peft"),
@@ -210,7 +230,8 @@ fn other_merges_do_not_depend_on_the_factorization_in_any_convention() {
         for convention in ["", "peft", "mergekit", "paper"] {
             let Some(text) = at_full_rank(about.name, convention) else { continue };
             let named = parse_merge(&text).unwrap().to_string();
-            if ON_FACTORS.iter().any(|(name, of)| about.name == *name && named.contains(&format!("convention={of}"))) {
+            let is_of = |of: &str| of.is_empty() || named.contains(&format!("convention={of}"));
+            if ON_FACTORS.iter().any(|(name, of)| about.name == *name && is_of(of)) {
                 continue;
             }
             let (first, second) = (merge(&text, &experts, &weights), merge(&text, &turned, &weights));
@@ -388,4 +409,151 @@ fn adding_an_adapter_to_a_weight_adds_its_delta() {
     add_to_weight("q", &update, &mut found, Orientation::of(true)).unwrap();
     assert!(close(&found, &transposed(&sum)));
     assert!(add_to_weight("q", &update, &mut found[1..], Orientation::InOut).unwrap_err().to_string().contains("q"));
+}
+
+/// `values` times a matrix with orthonormal rows, from a random one by Gram and Schmidt.
+fn orthonormal_rows(seed: u64, rows: usize, columns: usize) -> Vec<Vec<f64>> {
+    let mut found: Vec<Vec<f64>> = Vec::new();
+    for row in values(seed, rows * columns).chunks_exact(columns) {
+        let mut row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
+        for before in &found {
+            let inside: f64 = row.iter().zip(before).map(|(a, b)| a * b).sum();
+            row.iter_mut().zip(before).for_each(|(value, before)| *value -= inside * before);
+        }
+        let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|value| *value /= norm);
+        found.push(row);
+    }
+    found
+}
+
+#[test]
+fn tsv_of_orthogonal_adapters_is_the_sum() {
+    let (rows, columns) = (orthonormal_rows(1, 5, 9), orthonormal_rows(2, 5, 11));
+    let one = |name, span: std::ops::Range<usize>, scale| {
+        let rank = span.len();
+        let a: Vec<f32> = rows[span.clone()].concat().into_iter().map(|value| value as f32).collect();
+        let b = (0..11).flat_map(|output| span.clone().map(move |at| (at, output)));
+        let b = b.map(|(at, output)| ((at + 1) as f64 * columns[at][output]) as f32).collect();
+        expert(name, [("q", low_rank(rank, a, b, scale))])
+    };
+    let experts = [one("one", 0..3, 2.0), one("two", 3..5, 0.5)];
+    for (text, weights) in [("tsv:keep=all", [0.7, -1.2]), ("tsv:keep=all,rank=full", [1.0, 1.0])] {
+        let merged = merge(text, &experts, &weights).adapter;
+        assert_delta(&merged.modules()["q"], &dense_sum(&experts, &weights, "q"), 1e-6, text);
+    }
+}
+
+#[test]
+fn iso_c_has_equal_singular_values_of_the_same_sum() {
+    let experts = mixed();
+    let nuclear = |delta: Vec<f32>| -> f64 { singular_values(&delta, 9).iter().sum() };
+    let sum = merge("cat", &experts, &[0.7, 0.9, 0.4]).adapter.modules()["q"].delta();
+    for (text, rank) in [("iso_c", 6), ("iso_c:rank=2", 2), ("iso_cts:fraction=1", 6), ("iso_cts:rank=5", 5)] {
+        let merged = merge(text, &experts, &[0.7, 0.9, 0.4]);
+        let values = singular_values(&merged.adapter.modules()["q"].delta(), 9);
+        let report = merged.report.iter().find(|of| of.module == "q").unwrap();
+        assert_eq!(report.rank, rank, "{text}");
+        assert!(values[..rank].iter().all(|value| (value / values[0] - 1.0).abs() < 1e-5), "{text}: {values:?}");
+        assert!(values[rank..].iter().all(|value| value / values[0] < 1e-5), "{text}: {values:?}");
+        assert_eq!(report.retained == 1.0, rank == 6, "{text}: {report:?}");
+    }
+    let whole = merge("iso_c", &experts, &[0.7, 0.9, 0.4]).adapter.modules()["q"].delta();
+    assert!((nuclear(whole.clone()) / nuclear(sum) - 1.0).abs() < 1e-5);
+    // Without directions of the experts' own, Iso-CTS is Iso-C.
+    let other = merge("iso_cts:fraction=1", &experts, &[0.7, 0.9, 0.4]).adapter;
+    let whole: Vec<f64> = whole.into_iter().map(f64::from).collect();
+    assert_delta(&other.modules()["q"], &whole, 1e-5, "iso_cts:fraction=1");
+}
+
+/// Decreasing singular values of a matrix of `columns` columns, by Jacobi's one-sided rotations of its rows.
+fn singular_values(matrix: &[f32], columns: usize) -> Vec<f64> {
+    let mut rows: Vec<Vec<f64>> =
+        matrix.chunks_exact(columns).map(|row| row.iter().map(|value| f64::from(*value)).collect()).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for _ in 0..60 {
+        for one in 0..rows.len() {
+            for other in 0..one {
+                let (a, b, c) =
+                    (dot(&rows[one], &rows[one]), dot(&rows[other], &rows[other]), dot(&rows[one], &rows[other]));
+                if c.abs() <= 1e-15 * (a * b).sqrt() {
+                    continue;
+                }
+                let angle = 0.5 * (2.0 * c).atan2(a - b);
+                let (sin, cos) = angle.sin_cos();
+                for column in 0..columns {
+                    let (x, y) = (rows[one][column], rows[other][column]);
+                    (rows[one][column], rows[other][column]) = (cos * x + sin * y, cos * y - sin * x);
+                }
+            }
+        }
+    }
+    let mut values: Vec<f64> = rows.iter().map(|row| dot(row, row).sqrt()).collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    values
+}
+
+#[test]
+fn ctm_retains_more_at_a_higher_rank_and_reports_it() {
+    let experts = mixed();
+    let retained = |rank: &str| {
+        let merged = merge(&format!("ctm:merge=task_arithmetic,beta=1,rank={rank}"), &experts, &[1.0; 3]);
+        let report = merged.report.iter().find(|of| of.module == "q").unwrap().clone();
+        (report.rank, report.retained)
+    };
+    let found = ["1", "2", "4", "full"].map(retained);
+    assert_eq!(found.map(|(rank, _)| rank), [1, 2, 4, 6]);
+    assert!(found.windows(2).all(|pair| pair[0].1 < pair[1].1), "{found:?}");
+    assert_eq!(found[3].1, 1.0);
+}
+
+#[test]
+fn calibrated_experts_depend_on_the_deltas_alone() {
+    let experts = mixed();
+    let turned: Vec<Expert> = experts.iter().map(gauged).collect();
+    let calibration = parse_calibration("pico").unwrap();
+    let [first, second] = [&experts, &turned].map(|of| calibration.calibrated(of).unwrap());
+    let by_factors = parse_calibration("pico:basis=factors").unwrap();
+    let [raw, other_raw] = [&experts, &turned].map(|of| by_factors.calibrated(of).unwrap());
+    for at in 0..experts.len() {
+        let before = &experts[at].adapter;
+        assert_eq!(first[at].adapter.modules().keys().collect::<Vec<_>>(), before.modules().keys().collect::<Vec<_>>());
+        let update = &first[at].adapter.modules()["q"];
+        assert_eq!(update.rank(), before.modules()["q"].rank());
+        let expected: Vec<f64> = update.delta().into_iter().map(f64::from).collect();
+        assert_delta(&second[at].adapter.modules()["q"], &expected, 1e-5, "pico");
+        assert!(update.norm() < 0.99 * before.modules()["q"].norm(), "shared directions are damped");
+    }
+    // From the factors, it depends on how they were chosen.
+    let apart = raw[0].adapter.modules()["q"].cosine(&other_raw[0].adapter.modules()["q"]).unwrap();
+    assert!(apart < 0.9999, "{apart}");
+    // A module that only one expert changes has nothing to share.
+    assert_eq!(first[0].adapter.modules()["v"], experts[0].adapter.modules()["v"]);
+}
+
+#[test]
+fn calibrated_merges_have_the_mean_norm_of_the_experts() {
+    let experts = mixed();
+    let calibration = parse_calibration("pico").unwrap();
+    let norm = |at: usize| experts[at].adapter.modules()["q"].norm();
+    for text in ["cat", "svd:rank=2", "tsv", "ties_svd", "ctm"] {
+        let merge = parse_merge(text).unwrap();
+        let of = |weights: [f64; 3]| {
+            let merged = calibration.merge(&*merge, &experts, &Coefficients::new(weights.to_vec())).unwrap();
+            merged.adapter.modules()["q"].norm()
+        };
+        assert!((of([1.0; 3]) / ((norm(0) + norm(1) + norm(2)) / 3.0) - 1.0).abs() < 1e-6, "{text}");
+        assert!((of([2.0, -1.0, 1.0]) / ((2.0 * norm(0) + norm(1) + norm(2)) / 4.0) - 1.0).abs() < 1e-6, "{text}");
+        assert_eq!(of([0.0; 3]), 0.0, "{text}");
+    }
+}
+
+#[test]
+fn lego_of_two_equal_experts_is_their_sum_up_to_a_factor() {
+    let one = expert("one", [("q", random(1, 3, 9, 7, 2.0))]);
+    let twins = [one.clone(), Expert::new("twin", one.adapter.clone())];
+    // Each cluster has a unit of each: the mean unit, and B times sqrt(6 / 3).
+    let merged = merge("lego", &twins, &[1.0, 1.0]).adapter;
+    let half = 2f64.sqrt() / 2.0;
+    assert_delta(&merged.modules()["q"], &dense_sum(&twins, &[half, half], "q"), 1e-6, "lego");
 }

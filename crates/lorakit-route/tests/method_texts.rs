@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use lorakit_route::merge::{MERGES, parse_merge};
+use lorakit_route::merge::{MERGES, parse_calibration, parse_merge};
 use lorakit_route::{FITTED_MERGES, ROUTERS, parse_fitted_merge, parse_router};
 
 /// Input text, and how the parsed router is displayed.
@@ -148,6 +148,19 @@ const MERGE_TEXTS: &[(&str, &str)] = &[
     ("wudi", "wudi:rank=full,tolerance=0.000001"),
     ("wudi:rank=4,tolerance=0", "wudi:rank=4,tolerance=0"),
     ("wudi:tolerance=1e-9", "wudi:rank=full,tolerance=0.000000001"),
+    ("tsv", "tsv:keep=equal,rank=full"),
+    ("tsv:keep=all,rank=8", "tsv:keep=all,rank=8"),
+    ("iso_c", "iso_c:rank=full"),
+    ("iso_cts:fraction=0.5", "iso_cts:fraction=0.5,rank=full"),
+    ("iso_cts:rank=largest", "iso_cts:fraction=0.8,rank=largest"),
+    ("ctm", "ctm:merge=ties,convention=peft,density=0.5,sign=total,scale=1,rank=largest,beta=0.25,stop=converged"),
+    (
+        "ctm:rank=8,beta=1,merge=task_arithmetic,stop=published",
+        "ctm:merge=task_arithmetic,convention=peft,scale=1,rank=8,beta=1,stop=published",
+    ),
+    ("robust", "robust:density=0.2,clamp=0.2,factor=2"),
+    ("lego", "lego:rank=largest,seed=0"),
+    ("lego:rank=4,seed=7", "lego:rank=4,seed=7"),
 ];
 
 /// Input text, and how the parsed fitted merge is displayed.
@@ -207,6 +220,12 @@ const MERGE_USAGE: &[(&str, &str)] = &[
     ("core_space", "core_space:inner=ties,convention=peft,density=0.5,sign=total,scale=1,basis=deltas,rank=full"),
     ("knots", "knots:inner=ties,convention=peft,density=0.5,sign=total,scale=1,rank=full"),
     ("wudi", "wudi:rank=full,tolerance=0.000001"),
+    ("tsv", "tsv:keep=equal,rank=full"),
+    ("iso_c", "iso_c:rank=full"),
+    ("iso_cts", "iso_cts:fraction=0.8,rank=full"),
+    ("ctm", "ctm:merge=ties,convention=peft,density=0.5,sign=total,scale=1,rank=largest,beta=0.25,stop=converged"),
+    ("robust", "robust:density=0.2,clamp=0.2,factor=2"),
+    ("lego", "lego:rank=largest,seed=0"),
 ];
 
 const FITTED_MERGE_USAGE: &[(&str, &str)] = &[
@@ -231,6 +250,14 @@ fn merges_print_all_settings() {
         assert_eq!(merge.to_string(), *text);
         assert_eq!(parse_merge(text).unwrap().to_string(), *text);
         assert!(text.starts_with(merge.info().name));
+    }
+}
+
+#[test]
+fn calibrations_print_all_settings() {
+    for (typed, text) in [("pico", "pico:basis=deltas"), ("pico:basis=factors", "pico:basis=factors")] {
+        assert_eq!(parse_calibration(typed).unwrap().to_string(), text);
+        assert_eq!(parse_calibration(text).unwrap().to_string(), text);
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::inner_merge::{inner_defaults, inner_text, read_inner};
+use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
 use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
@@ -23,9 +23,9 @@ pub static CORE_SPACE: MethodInfo<dyn MergeMethod> = MethodInfo {
     aliases: &[],
     summary: "another merge in a common basis of outputs and inputs",
     link: Some("https://arxiv.org/abs/2509.17786"),
-    defaults: |_| inner_defaults(true),
+    defaults: |_| inner_defaults(OuterMerge::CoreSpace),
     parse: |name, typed| {
-        let (inner, basis, rank) = read_inner(name, true, typed)?;
+        let (inner, OuterSettings { basis, rank, .. }) = read_inner(name, OuterMerge::CoreSpace, typed)?;
         Ok(Arc::new(CoreSpace { inner, basis, rank }))
     },
     version: 1,
@@ -44,7 +44,9 @@ pub struct CoreSpace {
 
 impl fmt::Display for CoreSpace {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}:{}", CORE_SPACE.name, inner_text(&self.inner, Some(self.basis), self.rank))
+        let &Self { basis, rank, .. } = self;
+        let settings = OuterSettings { basis, rank, ..OuterSettings::of(OuterMerge::CoreSpace) };
+        write!(f, "{}:{}", CORE_SPACE.name, inner_text(OuterMerge::CoreSpace, &self.inner, settings))
     }
 }
 

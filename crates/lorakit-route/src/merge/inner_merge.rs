@@ -1,4 +1,4 @@
-//! Settings of merges that apply an inner merge in another basis: which inner merge, and its settings.
+//! Settings of merges that apply an inner merge in another basis: which inner merge, its settings, and their own.
 
 use crate::error::Result;
 use crate::merge::consensus::SignElection;
@@ -6,6 +6,7 @@ use crate::merge::rank::Rank;
 use crate::merge::shared_basis::Basis;
 use crate::merge::task_vector_table::{Convention, MergeSpace, TaskVectorMethod};
 use crate::merge::task_vectors::{TaskVectorSettings, TaskVectors};
+use crate::merge::tucker::Stop;
 use crate::method_settings::{Settings, read_over, refused, text_of, typed_pairs};
 use crate::settings_text::{Pairs, to_pairs};
 use serde::{Deserialize, Serialize};
@@ -13,11 +14,30 @@ use serde::{Deserialize, Serialize};
 /// The default inner merge.
 const DEFAULT: &str = "ties";
 
-/// The settings of the inner merge, of the basis and of the rank.
+/// The merges that apply an inner merge. Their settings differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OuterMerge {
+    Knots,
+    CoreSpace,
+    Ctm,
+}
+
+/// The settings of an outer merge; each has some of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OuterSettings {
+    pub basis: Basis,
+    pub rank: Rank,
+    pub beta: f64,
+    pub stop: Stop,
+}
+
+/// The settings of the inner merge and of the outer one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InnerSettings {
+    /// The inner merge, by the key that [`OuterMerge::key`] says.
     inner: String,
+    merge: String,
     convention: Convention,
     density: f64,
     gamma: f64,
@@ -26,12 +46,47 @@ struct InnerSettings {
     scale: f64,
     basis: Basis,
     rank: Rank,
+    beta: f64,
+    stop: Stop,
+}
+
+impl OuterMerge {
+    /// The key of the inner merge.
+    fn key(self) -> &'static str {
+        if self == Self::Ctm { "merge" } else { "inner" }
+    }
+
+    /// Whether the settings have `key`.
+    fn has(self, inner: &TaskVectorMethod, key: &str) -> bool {
+        match key {
+            "inner" | "merge" => key == self.key(),
+            "rank" => true,
+            "basis" => self == Self::CoreSpace,
+            "beta" | "stop" => self == Self::Ctm,
+            _ => inner.has(key),
+        }
+    }
+
+    /// The settings that it has together with an inner merge.
+    fn shown(self, settings: &InnerSettings, inner: &TaskVectorMethod) -> Result<Pairs, String> {
+        Ok(to_pairs(settings)?.into_iter().filter(|(key, _)| self.has(inner, key)).collect())
+    }
+}
+
+impl OuterSettings {
+    /// The settings at their defaults.
+    pub(super) fn of(outer: OuterMerge) -> Self {
+        let rank = if outer == OuterMerge::Ctm { Rank::Largest } else { Rank::Full };
+        Self { basis: Basis::default(), rank, beta: 0.25, stop: Stop::default() }
+    }
 }
 
 impl InnerSettings {
-    fn of(inner: &str, settings: &TaskVectorSettings, basis: Basis, rank: Rank) -> Self {
+    fn of(inner: &str, settings: &TaskVectorSettings, outer: OuterSettings) -> Self {
         let TaskVectorSettings { convention, density, gamma, sign, seed, scale, .. } = *settings;
-        Self { inner: inner.to_owned(), convention, density, gamma, sign, seed, scale, basis, rank }
+        let OuterSettings { basis, rank, beta, stop } = outer;
+        let [inner, merge] = [inner.to_owned(), inner.to_owned()];
+        Self { inner, merge, convention, density, gamma, sign, seed, scale, basis, rank, beta, stop }
     }
 
     /// The settings of the inner merge. The rank is that of the outer merge.
@@ -43,6 +98,9 @@ impl InnerSettings {
 
 impl Settings for InnerSettings {
     fn validate(&self) -> Result<(), String> {
+        if !(0.0..=1.0).contains(&self.beta) {
+            return Err(format!("beta={} must lie from 0 to 1", self.beta));
+        }
         self.task_vectors().validate()
     }
 }
@@ -54,49 +112,37 @@ fn method_of(inner: &str, convention: &str) -> Option<&'static TaskVectorMethod>
     found.find(|row| row.space == MergeSpace::Deltas && row.convention != Convention::Paper)
 }
 
-/// Whether the settings have `key`.
-fn has(method: &TaskVectorMethod, has_basis: bool, key: &str) -> bool {
-    match key {
-        "inner" | "rank" => true,
-        "basis" => has_basis,
-        _ => method.has(key),
-    }
-}
-
-/// Reads the inner merge, the basis and the rank of the merge `name`; the basis can be set only if `has_basis`.
-pub(super) fn read_inner(name: &str, has_basis: bool, typed: Option<&str>) -> Result<(TaskVectors, Basis, Rank)> {
+/// Reads the inner merge and the settings of the merge `name`.
+pub(super) fn read_inner(name: &str, outer: OuterMerge, typed: Option<&str>) -> Result<(TaskVectors, OuterSettings)> {
     let pairs = typed_pairs(typed);
     let value = |key: &str| pairs.iter().find(|(typed, _)| *typed == key).map(|(_, value)| *value);
-    let (inner, convention) = (value("inner").unwrap_or(DEFAULT), value("convention").unwrap_or("peft"));
-    let method = method_of(inner, convention).unwrap_or_else(TaskVectorMethod::ties_svd);
-    let defaults = InnerSettings::of(DEFAULT, &method.defaults(), Basis::default(), Rank::Full);
-    let settings = read_over(name, &defaults, |key| has(method, has_basis, key), typed)?;
-    if method_of(&settings.inner, convention).is_none() {
+    let (inner, convention) = (value(outer.key()).unwrap_or(DEFAULT), value("convention").unwrap_or("peft"));
+    let found = method_of(inner, convention);
+    let method = found.unwrap_or_else(TaskVectorMethod::ties_svd);
+    let defaults = InnerSettings::of(DEFAULT, &method.defaults(), OuterSettings::of(outer));
+    let settings = read_over(name, &defaults, |key| outer.has(method, key), typed)?;
+    if found.is_none() {
+        let key = outer.key();
         let problem = format!(
-            "inner={inner},convention={convention} is not known; inner is task_arithmetic, ties, dare_linear, dare_ties or \
+            "{key}={inner},convention={convention} is not known; {key} is task_arithmetic, ties, dare_linear, dare_ties or \
              magnitude_prune with convention=peft or mergekit, or breadcrumbs or breadcrumbs_ties with mergekit"
         );
-        return Err(refused(name, shown(&defaults, method, has_basis), problem));
+        return Err(refused(name, outer.shown(&defaults, method), problem));
     }
     let inner = TaskVectors { method, settings: settings.task_vectors() };
-    Ok((inner, settings.basis, settings.rank))
-}
-
-/// The settings that the inner merge and the outer merge have.
-fn shown(settings: &InnerSettings, method: &TaskVectorMethod, has_basis: bool) -> Result<Pairs, String> {
-    Ok(to_pairs(settings)?.into_iter().filter(|(key, _)| has(method, has_basis, key)).collect())
+    let InnerSettings { basis, rank, beta, stop, .. } = settings;
+    Ok((inner, OuterSettings { basis, rank, beta, stop }))
 }
 
 /// The default settings, as they are typed.
-pub(super) fn inner_defaults(has_basis: bool) -> String {
+pub(super) fn inner_defaults(outer: OuterMerge) -> String {
     let method = TaskVectorMethod::ties_svd();
-    let settings = InnerSettings::of(DEFAULT, &method.defaults(), Basis::default(), Rank::Full);
-    text_of(shown(&settings, method, has_basis))
+    let settings = InnerSettings::of(DEFAULT, &method.defaults(), OuterSettings::of(outer));
+    text_of(outer.shown(&settings, method))
 }
 
-/// The settings of an inner merge as they are typed, with the basis if there is one.
-pub(super) fn inner_text(inner: &TaskVectors, basis: Option<Basis>, rank: Rank) -> String {
+/// The settings of an inner merge as they are typed, with those of the outer one.
+pub(super) fn inner_text(outer: OuterMerge, inner: &TaskVectors, settings: OuterSettings) -> String {
     let name = inner.method.name.strip_suffix("_svd").unwrap_or(inner.method.name);
-    let settings = InnerSettings::of(name, &inner.settings, basis.unwrap_or_default(), rank);
-    text_of(shown(&settings, inner.method, basis.is_some()))
+    text_of(outer.shown(&InnerSettings::of(name, &inner.settings, settings), inner.method))
 }

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::inner_merge::{inner_defaults, inner_text, read_inner};
+use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
 use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
@@ -22,9 +22,9 @@ pub static KNOTS: MethodInfo<dyn MergeMethod> = MethodInfo {
     aliases: &[],
     summary: "another merge in a common basis of outputs",
     link: Some("https://arxiv.org/abs/2410.19735"),
-    defaults: |_| inner_defaults(false),
+    defaults: |_| inner_defaults(OuterMerge::Knots),
     parse: |name, typed| {
-        let (inner, _, rank) = read_inner(name, false, typed)?;
+        let (inner, OuterSettings { rank, .. }) = read_inner(name, OuterMerge::Knots, typed)?;
         Ok(Arc::new(Knots { inner, rank }))
     },
     version: 1,
@@ -41,7 +41,8 @@ pub struct Knots {
 
 impl fmt::Display for Knots {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}:{}", KNOTS.name, inner_text(&self.inner, None, self.rank))
+        let settings = OuterSettings { rank: self.rank, ..OuterSettings::of(OuterMerge::Knots) };
+        write!(f, "{}:{}", KNOTS.name, inner_text(OuterMerge::Knots, &self.inner, settings))
     }
 }
 

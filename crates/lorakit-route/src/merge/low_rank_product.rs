@@ -55,7 +55,8 @@ impl LowRankProduct {
         Ok(MergedModule { update: update(module, left.as_ref(), right.transpose())?, retained })
     }
 
-    fn exact(self, module: &Module) -> Result<MergedModule> {
+    /// The product as it is.
+    pub(super) fn exact(self, module: &Module) -> Result<MergedModule> {
         if self.b.ncols() == 0 {
             // A delta of rank 0 is zero, and PEFT has no rank 0.
             let update = module.update(1, vec![0.0; module.input], vec![0.0; module.output])?;
@@ -136,7 +137,8 @@ fn single_precision(matrix: MatRef<f64>) -> Vec<f32> {
     (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)] as f32)).collect()
 }
 
-fn scaled_columns(matrix: MatRef<f64>, factors: &[f64]) -> Mat<f64> {
+/// A matrix with its columns multiplied by factors, one each.
+pub(super) fn scaled_columns(matrix: MatRef<f64>, factors: &[f64]) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)] * factors[column])
 }
 

@@ -25,6 +25,12 @@ pub static MERGES: &[&MethodInfo<dyn MergeMethod>] = &[
     &super::core_space::CORE_SPACE,
     &super::knots::KNOTS,
     &super::wudi::WUDI,
+    &super::tsv::TSV,
+    &super::iso_c::ISO_C,
+    &super::iso_cts::ISO_CTS,
+    &super::ctm::CTM,
+    &super::robust::ROBUST,
+    &super::lego::LEGO,
 ];
 
 /// Reads a merge from `NAME` or `NAME:KEY=VALUE,...`.

@@ -6,6 +6,7 @@
 //!
 //! Task arithmetic, TIES, DARE, magnitude pruning and breadcrumbs are rows of one table, `task_vector_table`, carried out by
 //! `task_vectors`: `value_mask` drops values, `consensus` elects signs and sums. Every other merge has a file of its own.
+//! [`CALIBRATIONS`] lists what can be done to the experts before any merge.
 //!
 //! ```
 //! use lorakit_adapter::{Adapter, LowRank, Matrix};
@@ -33,44 +34,62 @@
 //! ```
 
 mod add_to_weight;
+mod calibration;
 pub(crate) mod coefficients;
 mod compress;
 pub(crate) mod concatenation;
 mod consensus;
 mod core_space;
+mod ctm;
 pub(crate) mod fitted_merge;
 mod fitted_merge_list;
 mod inner_merge;
+mod iso_c;
+mod iso_cts;
 mod knots;
+mod lego;
 mod low_rank_product;
 mod merge_list;
 pub(crate) mod merge_method;
 mod merge_report;
 mod module;
 mod rank;
+mod robust;
 mod row_source;
 mod shared_basis;
+mod singular_triples;
 mod svd;
 mod task_vector_table;
 pub(crate) mod task_vectors;
+mod tsv;
+mod tucker;
+mod unit_clusters;
 mod value_mask;
 mod wudi;
 
 pub use add_to_weight::{Orientation, add_to_weight};
+pub use calibration::{CALIBRATIONS, PicoCalibration, parse_calibration};
 pub use coefficients::Coefficients;
 pub use compress::compress;
 pub use concatenation::Concatenation;
 pub use consensus::SignElection;
 pub use core_space::CoreSpace;
+pub use ctm::CompressThenMerge;
 pub use fitted_merge::FittedMerge;
 pub use fitted_merge_list::{FITTED_MERGES, parse_fitted_merge};
+pub use iso_c::IsoC;
+pub use iso_cts::IsoCts;
 pub use knots::Knots;
+pub use lego::Lego;
 pub use merge_list::{MERGES, parse_merge};
 pub use merge_method::MergeMethod;
 pub use merge_report::{Merged, ModuleReport};
 pub use rank::Rank;
+pub use robust::RobustMerge;
 pub use shared_basis::Basis;
 pub use svd::Svd;
 pub use task_vector_table::Convention;
 pub use task_vectors::{TaskVectorSettings, TaskVectors};
+pub use tsv::{KeptDirections, Tsv};
+pub use tucker::Stop;
 pub use wudi::Wudi;

@@ -76,6 +76,22 @@ impl<'a> Module<'a> {
         self.parts.iter().map(|part| part.update.rank()).max().unwrap_or(1)
     }
 
+    /// The rank of all experts, for the merge `method` of A and B separately; `instead` takes any ranks.
+    pub(super) fn equal_rank(&self, method: &'static str, instead: &'static str) -> Result<usize> {
+        let rank = |part: &ModuleExpert| (part.name.to_owned(), part.update.rank());
+        let first = rank(&self.parts[0]);
+        match self.parts.iter().find(|part| part.update.rank() != first.1) {
+            None => Ok(first.1),
+            Some(other) => Err(RouteError::MergedRanks {
+                method,
+                module: self.path.to_owned(),
+                first: Box::new(first),
+                second: Box::new(rank(other)),
+                instead,
+            }),
+        }
+    }
+
     /// The update `B A` from row-major values.
     pub(super) fn update(&self, rank: usize, a: Vec<f32>, b: Vec<f32>) -> Result<LowRank> {
         let pair = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);

@@ -1,6 +1,6 @@
-//! A basis shared by the experts, for merges that work value by value in it: KnOTS and Core Space.
+//! A basis shared by the experts, for merges that work value by value in it: KnOTS, Core Space and CtM.
 //!
-//! Values of different experts' deltas rarely align. Both methods express each delta in a common orthonormal basis,
+//! Values of different experts' deltas rarely align. These methods express each delta in a common orthonormal basis,
 //! merge value by value there, and transform back; this leaves sums exactly unchanged. Since the dimension of the basis
 //! is at most the sum of the experts' ranks, so is the rank of the result.
 
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// Directions whose singular value is below this share of the largest are rounding noise and left out of a basis.
 /// (KnOTS uses an absolute threshold of 1e-5, which loses small adapters.)
-const NEGLIGIBLE: f64 = 1e-6;
+pub(super) const NEGLIGIBLE: f64 = 1e-6;
 
-/// How Core Space computes its basis. The span is the same in both cases, but the axes differ.
+/// What Core Space computes its basis from, where the span is the same in both cases but the axes differ, and Pico its
+/// shared directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
@@ -24,8 +25,8 @@ pub enum Basis {
     /// deltas.
     #[default]
     Deltas,
-    /// The singular vectors of the concatenated B's and A's, as in the paper. Refactoring an adapter as `(B R^-1, R A)`
-    /// then changes the axes, which matters unless the inner merge is a sum.
+    /// The singular vectors of the concatenated B's and A's, as in the papers. Refactoring an adapter as `(B R^-1, R A)`
+    /// then changes the axes, which matters to Core Space unless the inner merge is a sum.
     Factors,
 }
 
@@ -44,13 +45,30 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
     MatRef::from_row_major_slice(&merged, rows, columns).to_owned()
 }
 
-/// The left singular vectors of `[D_1 | ... | D_n]`.
-pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
+/// Orthonormal directions with their singular values, which decrease.
+pub(super) struct Directions {
+    pub vectors: Mat<f64>,
+    pub values: Vec<f64>,
+}
+
+/// The left singular vectors and the singular values of `[D_1 | ... | D_n]`.
+pub(super) fn output_directions(module: &Module) -> Result<Directions> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
     // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors.
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
-    Ok(b.compute_thin_Q() * axes(module, core.as_ref())?)
+    let Directions { vectors, values } = left_directions(module, core.as_ref())?;
+    Ok(Directions { vectors: b.compute_thin_Q() * vectors, values })
+}
+
+/// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
+pub(super) fn factor_directions(module: &Module) -> Result<Directions> {
+    left_directions(module, stacked_b(module, false).as_ref())
+}
+
+/// The left singular vectors of `[D_1 | ... | D_n]`.
+pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
+    Ok(output_directions(module)?.vectors)
 }
 
 /// The right singular vectors of the vertically concatenated D_i.
@@ -82,11 +100,17 @@ pub(super) fn factor_axes(module: &Module) -> Result<(Mat<f64>, Mat<f64>)> {
 
 /// The left singular vectors of a matrix, without rounding noise.
 fn axes(module: &Module, matrix: MatRef<f64>) -> Result<Mat<f64>> {
+    Ok(left_directions(module, matrix)?.vectors)
+}
+
+/// The left singular vectors of a matrix and the singular values, without rounding noise.
+fn left_directions(module: &Module, matrix: MatRef<f64>) -> Result<Directions> {
     let svd = matrix.thin_svd().map_err(|_| module.arithmetic(NO_SVD))?;
     let singular = svd.S().column_vector();
     let largest = singular.iter().fold(0f64, |largest, value| largest.max(*value));
     let count = singular.iter().filter(|value| **value > NEGLIGIBLE * largest).count();
-    Ok(svd.U().subcols(0, count).to_owned())
+    let values = singular.iter().take(count).copied().collect();
+    Ok(Directions { vectors: svd.U().subcols(0, count).to_owned(), values })
 }
 
 /// The horizontally concatenated B's, `[out, sum of ranks]`, scaled or unscaled.

@@ -311,7 +311,7 @@ impl TaskVectors {
     }
 
     fn merge_factors(&self, module: &Module, weights: FactorWeights, thresholds: &Thresholds) -> Result<MergedModule> {
-        let rank = self.equal_rank(module)?;
+        let rank = module.equal_rank(self.method.name, self.of_any_ranks())?;
         let scaled = |part: &ModuleExpert| part.weight * part.update.scale();
         let weight_of_a = |part: &ModuleExpert| match weights {
             FactorWeights::Root => scaled(part).abs().sqrt().copysign(scaled(part)),
@@ -331,24 +331,14 @@ impl TaskVectors {
         Ok(MergedModule { update: module.update(rank, single(a), single(b))?, retained: Retained::ALL })
     }
 
-    fn equal_rank(&self, module: &Module) -> Result<usize> {
-        let rank = |part: &ModuleExpert| (part.name.to_owned(), part.update.rank());
-        let first = rank(&module.parts[0]);
-        match module.parts.iter().find(|part| part.update.rank() != first.1) {
-            None => Ok(first.1),
-            Some(other) => Err(RouteError::MergedRanks {
-                method: self.method.name,
-                module: module.path.to_owned(),
-                first: Box::new(first),
-                second: Box::new(rank(other)),
-                instead: match self.method.name {
-                    "ties" => TIES_SVD.name,
-                    "dare_linear" => DARE_LINEAR_SVD.name,
-                    "dare_ties" => DARE_TIES_SVD.name,
-                    "magnitude_prune" => MAGNITUDE_PRUNE_SVD.name,
-                    _ => "cat or svd",
-                },
-            }),
+    /// The merge that takes any ranks where this one needs equal ones.
+    fn of_any_ranks(&self) -> &'static str {
+        match self.method.name {
+            "ties" => TIES_SVD.name,
+            "dare_linear" => DARE_LINEAR_SVD.name,
+            "dare_ties" => DARE_TIES_SVD.name,
+            "magnitude_prune" => MAGNITUDE_PRUNE_SVD.name,
+            _ => "cat or svd",
         }
     }
 

@@ -1,0 +1,112 @@
+//! Compress-then-merge (<https://arxiv.org/abs/2606.03723>): deltas are compressed to a rank together, then merged, so
+//! that nothing is cut off from what was merged.
+//!
+//! With norms `n_i = |D_i|_F` of mean m and `X_i = (beta n_i + (1 - beta) m) D_i / n_i`, orthonormal `P: [out, r]` and
+//! `Q: [in, r]` maximize `sum_i |P' X_i Q|_F^2`; the cores `P' D_i Q` are merged by another merge, and
+//! `W = P merge(P' D_i Q) Q'`. At `beta=0` all experts count alike, at `beta=1` by their norms. It is solved in the
+//! coordinates of Core Space (<https://arxiv.org/abs/2509.17786>), where it is the same problem, only smaller.
+
+use crate::error::Result;
+use crate::library_stack::Expert;
+use crate::merge::coefficients::Coefficients;
+use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
+use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
+use crate::merge::merge_method::MergeMethod;
+use crate::merge::merge_report::{Merged, Retained};
+use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_module};
+use crate::merge::rank::Rank;
+use crate::merge::shared_basis::{input_axes, merged_in_basis, output_axes};
+use crate::merge::task_vectors::TaskVectors;
+use crate::merge::tucker::{CommonDirections, Stop, common_directions};
+use crate::method_info::MethodInfo;
+use faer::{Mat, Scale};
+use std::fmt;
+use std::sync::Arc;
+
+/// The merge `ctm`.
+pub static CTM: MethodInfo<dyn MergeMethod> = MethodInfo {
+    name: "ctm",
+    aliases: &[],
+    summary: "compress-then-merge: another merge in the directions that keep most of all deltas at a rank",
+    link: Some("https://arxiv.org/abs/2606.03723"),
+    defaults: |_| inner_defaults(OuterMerge::Ctm),
+    parse: |name, typed| {
+        let (inner, OuterSettings { rank, beta, stop, .. }) = read_inner(name, OuterMerge::Ctm, typed)?;
+        Ok(Arc::new(CompressThenMerge { inner, rank, beta, stop }))
+    },
+    version: 1,
+};
+
+/// The merge `ctm`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CompressThenMerge {
+    /// How the cores are merged.
+    pub inner: TaskVectors,
+    /// The rank that deltas are compressed to, of outputs and of inputs; that of the result.
+    pub rank: Rank,
+    /// How much an expert counts by its norm when directions are chosen, from 0 to 1.
+    pub beta: f64,
+    /// When the search for directions stops.
+    pub stop: Stop,
+}
+
+impl fmt::Display for CompressThenMerge {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let &Self { rank, beta, stop, .. } = self;
+        let settings = OuterSettings { rank, beta, stop, ..OuterSettings::of(OuterMerge::Ctm) };
+        write!(f, "{}:{}", CTM.name, inner_text(OuterMerge::Ctm, &self.inner, settings))
+    }
+}
+
+impl MergeMethod for CompressThenMerge {
+    fn info(&self) -> &'static MethodInfo<dyn MergeMethod> {
+        &CTM
+    }
+
+    fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
+        each_module(experts, coefficients, Footprint::LowRank, |module| self.merge_module(module))
+    }
+
+    fn averages(&self) -> bool {
+        self.inner.averages()
+    }
+}
+
+impl CompressThenMerge {
+    fn merge_module(&self, module: &Module) -> Result<MergedModule> {
+        let (left, right) = (output_axes(module)?, input_axes(module)?);
+        let core = |part: &ModuleExpert| {
+            let b = left.transpose() * widened_b(part.update, part.update.scale());
+            b * (widened_a(part.update) * &right)
+        };
+        let cores: Vec<Mat<f64>> = module.parts.iter().map(core).collect();
+        let ranks = [left.ncols(), right.ncols()].map(|most| self.rank.at(module, most));
+        if ranks.contains(&0) {
+            let (b, a) = (Mat::zeros(module.output, 0), Mat::zeros(0, module.input));
+            return LowRankProduct { b, a }.exact(module);
+        }
+        let common = common_directions(module, &self.normalized(&cores), ranks, self.stop)?;
+        let CommonDirections { left: p, right: q, kept } = common;
+        let compressed = cores.iter().map(|core| p.transpose() * core * &q).collect();
+        let merged = merged_in_basis(&self.inner, module, compressed);
+        let (p, q) = (&left * p, &right * q);
+        // The smaller side of the core is the rank.
+        let product = if merged.nrows() <= merged.ncols() {
+            LowRankProduct { a: merged * q.transpose(), b: p }
+        } else {
+            LowRankProduct { b: p * merged, a: q.transpose().to_owned() }
+        };
+        let is_whole = ranks == [left.ncols(), right.ncols()];
+        let retained = if is_whole { Retained::ALL } else { Retained::of(kept, (1.0 - kept).max(0.0)) };
+        Ok(MergedModule { retained, ..product.exact(module)? })
+    }
+
+    /// The matrices with norms between their own and the mean; zeros stay, and have no part in the mean.
+    fn normalized(&self, matrices: &[Mat<f64>]) -> Vec<Mat<f64>> {
+        let norms: Vec<f64> = matrices.iter().map(|matrix| matrix.norm_l2()).collect();
+        let count = norms.iter().filter(|norm| **norm > 0.0).count();
+        let mean = norms.iter().sum::<f64>() / count.max(1) as f64;
+        let factor = |norm: f64| if norm > 0.0 { self.beta + (1.0 - self.beta) * mean / norm } else { 0.0 };
+        matrices.iter().zip(norms).map(|(matrix, norm)| matrix * Scale(factor(norm))).collect()
+    }
+}
