@@ -284,9 +284,18 @@ fn verify_judges_by_the_noise_of_float32_on_the_base() {
 #[test]
 fn verify_repeats_every_method() {
     let work = Work::new(peft_fixture("phi"));
-    for method in
-        ["svd:rank=3", "ties_svd:density=0.3", "dare_linear_svd:seed=3", "wudi", "knots", "core_space:inner=dare_ties"]
-    {
+    for method in [
+        "svd:rank=3",
+        "ties_svd:density=0.3",
+        "dare_linear_svd:seed=3",
+        "wudi",
+        "knots",
+        "core_space:inner=dare_ties",
+        "tsv",
+        "iso_cts",
+        "ctm:rank=3,merge=dare_linear",
+        "lego",
+    ] {
         let name = method.replace([':', '=', ','], "_");
         let report = work.merge(method, &name, &["--experts", "e0,e1,rs"]).json();
         let method = report["method"].as_str().unwrap();
@@ -294,6 +303,25 @@ fn verify_repeats_every_method() {
         let document = work.verify(&["--merged", &work.path(&name)]).json();
         assert!(compared(&document)[0]["name"].as_str().unwrap().starts_with(method));
     }
+}
+
+#[test]
+fn calibrated_merges_are_recorded_and_verified() {
+    let work = Work::new(peft_fixture("llama"));
+    for method in ["cat", "tsv:keep=all"] {
+        let out = format!("{}-pico", &method[..3]);
+        let report = work.merge(method, &out, &["--experts", "e0,e1", "--calibrate", "pico"]).json();
+        assert_eq!(report["calibration"], "pico:basis=deltas");
+        let document = work.verify(&["--merged", &work.path(&out)]).json();
+        assert_contains(compared(&document)[0]["name"].as_str().unwrap(), &[method, "calibrated by pico:basis=deltas"]);
+    }
+    let into = ["--experts", "e0,e1", "--calibrate", "pico", "--base", &work.base, "--into-base"];
+    work.merge("cat", "model", &into).json();
+    work.verify(&["--merged", &work.path("model")]).json();
+    // It is not the plain sum.
+    let typed = ["--experts", "e0,e1", "--weights=0.5,0.5", "--merged", &work.path("cat-pico")];
+    assert_eq!(work.verify(&typed).code, 1);
+    assert_eq!(work.merge("cat", "plain", &["--experts", "e0,e1"]).json()["calibration"], Value::Null);
 }
 
 #[test]
@@ -346,6 +374,8 @@ fn wrong_merges_are_refused() {
     for (method, options, part) in [
         ("tise", &[][..], "expected one of cat"),
         ("svd:rank=0", &[], "rank=largest"),
+        ("cat", &["--calibrate", "pica"], "unknown calibration `pica`"),
+        ("lorahub", &["--fit", "t", "--base", "b", "--calibrate", "pico"], "--calibrate: lorahub fits"),
         ("cat", &["--into-base"], "--base"),
         ("cat", &["--weights=a"], "--weights"),
         ("cat", &["--experts", "e0,e1", "--weights=1,inf"], "expected a finite number"),
@@ -367,7 +397,9 @@ fn wrong_merges_are_refused() {
 #[test]
 fn help_lists_all_merges() {
     let help = words("merge --help").ok().stdout;
-    for method in ["cat", "svd:rank=largest", "ties_svd", "dare_linear", "breadcrumbs", "core_space", "knots", "wudi"] {
+    let newer = ["tsv", "iso_c", "iso_cts", "ctm:merge=ties", "robust", "lego", "pico:basis=deltas"];
+    let older = ["cat", "svd:rank=largest", "ties_svd", "dare_linear", "breadcrumbs", "core_space", "knots", "wudi"];
+    for method in older.into_iter().chain(newer) {
         assert!(help.contains(&format!("\n  {method}")), "{method}");
     }
 }
@@ -478,7 +510,7 @@ fn a_merge_has_one_rank_and_alpha() {
     let other = [("model.layers.0.self_attn.q_proj", 3, 0.5), ("model.layers.0.mlp.up_proj", 1, 8.0)];
     write_adapter(&folder.path().join("b"), "org/base", &other);
     run(["library", "add", "--library", &path("library"), &path("a"), &path("b")]).ok();
-    for method in ["cat", "task_arithmetic", "svd:rank=2"] {
+    for method in ["cat", "task_arithmetic", "svd:rank=2", "tsv", "iso_c", "ctm:rank=2"] {
         let out = path(method);
         run(["merge", "--library", &path("library"), "--method", method, "--out", &out]).ok();
         let config = config_of(&out);
