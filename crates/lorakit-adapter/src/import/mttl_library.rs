@@ -2,7 +2,8 @@
 //!
 //! A library is one folder with `NAME.ckpt`, a state dict, and `NAME.meta`, a description of the expert, both files of
 //! torch.save. Pairs are stored transposed, `MODULE.lora_a [in, r]` and `MODULE.lora_b [r, out]`, with the scale
-//! `lora_alpha / lora_rank`; A's that are tied are stored once.
+//! `lora_alpha / lora_rank`. Tied A's are one parameter, of which `named_parameters()` lists the first name alone, and only
+//! that one is stored.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,8 @@ use crate::import::pickle_value::{Value, ValueId};
 use crate::import::torch_file::{Dense, TorchFile};
 use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
+use crate::name_list::quote_names;
+use crate::peft::path_pattern::PathPattern;
 use crate::peft::peft_config::AdapterMetadata;
 
 const WEIGHTS: &str = "ckpt";
@@ -75,7 +78,8 @@ impl MttlExpert {
 struct Meta {
     rank: f64,
     alpha: f64,
-    tied: bool,
+    /// The expression that the names of tied parameters match.
+    tied: Option<PathPattern>,
     tasks: Vec<String>,
     base: Option<String>,
     deleted: bool,
@@ -100,7 +104,9 @@ impl Meta {
         Ok(Self {
             rank: number("lora_rank")?,
             alpha: number("lora_alpha")?,
-            tied: text(setting("tie_params")).is_some(),
+            tied: text(setting("tie_params"))
+                .map(|tied| PathPattern::anywhere(tied).within(|| "tie_params".to_owned()))
+                .transpose()?,
             tasks: tasks.map(|task| task.trim().to_owned()).collect(),
             base: text(pickle.get(root, "expert_model")).or(text(setting("model"))).map(str::to_owned),
             deleted: pickle.get(root, "expert_deleted").is_some_and(|id| *pickle.value(id) == Value::Bool(true)),
@@ -156,19 +162,34 @@ fn adapter(mut tensors: BTreeMap<String, Dense>, meta: &Meta) -> Result<Adapter>
     Ok(Adapter::new(modules).with_metadata(metadata))
 }
 
-/// The A of another child of the module's parent, where these are tied.
+/// The A that the module shares with another, where `tie_params` ties them: as in mttl, their names match it after the same
+/// text.
 fn tied<'a>(path: &str, a: &'a BTreeMap<String, Matrix>, meta: &Meta) -> Result<&'a Matrix> {
-    let missing = format!("the tensor `{path}.lora_a` is missing; the file is incomplete");
-    if !meta.tied {
-        return Err(wrong(missing));
+    let missing = || format!("the tensor `{path}.lora_a` is missing; the file is incomplete");
+    let Some(pattern) = &meta.tied else { return Err(wrong(missing())) };
+    let parent_of = |path: &str| -> Result<Option<String>> {
+        let name = format!("{path}.lora_a");
+        let found = pattern.find(&name)?;
+        // mttl refuses an expression that matches modules and not their parameters.
+        Ok(found.filter(|found| found.end == name.len()).map(|found| name[..found.start].to_owned()))
+    };
+    let Some(parent) = parent_of(path)? else {
+        let (missing, pattern) = (missing(), pattern.source());
+        return Err(wrong(format!("{missing}: it is not tied, as tie_params `{pattern}` does not match it")));
+    };
+    let mut sources = Vec::new();
+    for (other, a) in a {
+        if parent_of(other)?.as_ref() == Some(&parent) {
+            sources.push((other, a));
+        }
     }
-    let parent_of = |path: &str| path.rsplit_once('.').map_or_else(String::new, |(parent, _)| parent.to_owned());
-    let parent = parent_of(path);
-    let siblings: Vec<&Matrix> = a.iter().filter(|(other, _)| parent_of(other) == parent).map(|(_, a)| a).collect();
-    match siblings[..] {
-        [one] => Ok(one),
-        [] => Err(wrong(missing)),
-        _ => Err(wrong(format!("{missing}: it is tied, and several of its siblings have one"))),
+    match sources[..] {
+        [(_, one)] => Ok(one),
+        [] => Err(wrong(missing())),
+        _ => {
+            let names: Vec<&String> = sources.iter().map(|(path, _)| *path).collect();
+            Err(wrong(format!("{}: it is tied, and several A's are tied to it: {}", missing(), quote_names(&names))))
+        }
     }
 }
 

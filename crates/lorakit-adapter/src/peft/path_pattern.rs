@@ -1,6 +1,7 @@
 //! Regular expressions over module paths, matched as PEFT matches them in Python, in bounded time.
 
 use std::fmt;
+use std::ops::Range;
 
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -46,6 +47,14 @@ impl PathPattern {
         Self::wrapped(r"^(?:(?:^|.*?\.)", source, r"\.(?<layer>\d+)\.)")
     }
 
+    /// A pattern that may match any part of a name, as `re.search` does.
+    ///
+    /// # Errors
+    /// If the pattern is too long or not a regular expression.
+    pub fn anywhere(source: &str) -> Result<Self> {
+        Self::wrapped("", source, "")
+    }
+
     fn wrapped(before: &str, source: &str, after: &str) -> Result<Self> {
         if source.len() > LENGTH_LIMIT {
             return Err(AdapterError::PatternLength { length: source.len(), limit: LENGTH_LIMIT });
@@ -71,6 +80,15 @@ impl PathPattern {
     /// If matching takes too many steps, which only a pattern that backtracks exponentially does.
     pub fn matches(&self, path: &str) -> Result<bool> {
         self.regex.is_match(path).map_err(|error| self.stopped(path, error))
+    }
+
+    /// Where in `path` the pattern first matches.
+    ///
+    /// # Errors
+    /// As [`matches`](Self::matches).
+    pub fn find(&self, path: &str) -> Result<Option<Range<usize>>> {
+        let found = self.regex.find(path).map_err(|error| self.stopped(path, error))?;
+        Ok(found.map(|found| found.range()))
     }
 
     /// The number of the layer that `path` is in, for a [`layer_list`](Self::layer_list).

@@ -71,17 +71,20 @@ fn save(path: &Path, pickle: &[u8], storages: &[Vec<f32>]) {
     zip.finish().unwrap();
 }
 
-/// The description of an expert, as mttl saves it.
-fn save_meta(path: &Path, rank: usize, alpha: f64, tied: bool, deleted: bool) {
+/// The `tie_params` of mttl's own configurations.
+const TIED: &str = r"q_proj.*\.lora_a|k_proj.*\.lora_a|v_proj.*\.lora_a";
+
+/// The description of an expert, as mttl saves it; `tied` is empty where nothing is.
+fn save_meta(path: &Path, rank: usize, alpha: f64, tied: &str, deleted: bool) {
     let mut pickle = Pickler::new();
     pickle.codes(b"}(").text("expert_task_name").text("boolq,piqa").text("expert_model").text("microsoft/phi-2");
     pickle.text("expert_deleted").codes(if deleted { b"\x88" } else { b"\x89" });
     pickle.text("expert_config").codes(b"}(").text("lora_rank").whole(rank).text("lora_alpha").float(alpha);
     pickle.text("tie_params");
-    if tied {
-        pickle.text("q_proj.lora_a|k_proj.lora_a");
-    } else {
+    if tied.is_empty() {
         pickle.codes(b"N");
+    } else {
+        pickle.text(tied);
     }
     // A call that unpickling would run, in a part that is not read.
     pickle.codes(b"u").text("training_config").codes(b"cos\nsystem\n").text("false").codes(b"\x85Ru.");
@@ -127,7 +130,7 @@ fn experts_of_mttl_are_read() {
         let tensors: Vec<(&str, Matrix)> =
             tensors.as_object().unwrap().iter().map(|(key, value)| (key.as_str(), stored(value))).collect();
         save_weights(&place(&format!("{name}.ckpt")), &tensors, "q_proj.lora_b");
-        save_meta(&place(&format!("{name}.meta")), 2, 16.0, false, name == "e3");
+        save_meta(&place(&format!("{name}.meta")), 2, 16.0, "", name == "e3");
     }
     assert_eq!(mttl_experts(folder.path()).unwrap(), ["e0", "e1", "e2", "e3"]);
     for name in ["e0", "e3"] {
@@ -160,7 +163,7 @@ fn tied_matrices_are_shared_by_their_modules() {
         ("m.layers.0.k_proj.lora_b", matrix(2, 1, 40.0)),
     ];
     save_weights(&place("a.ckpt"), &tensors, "none");
-    save_meta(&place("a.meta"), 2, 16.0, true, false);
+    save_meta(&place("a.meta"), 2, 16.0, TIED, false);
     let adapter = MttlExpert::read(folder.path(), "a").unwrap().adapter;
     let modules = adapter.modules();
     assert_eq!(modules["m.layers.0.q_proj"].a(), modules["m.layers.0.k_proj"].a());
@@ -170,13 +173,13 @@ fn tied_matrices_are_shared_by_their_modules() {
         let error = chain(MttlExpert::read(folder.path(), "a").unwrap_err());
         parts.iter().for_each(|part| assert!(error.contains(part), "{error}"));
     };
-    save_meta(&place("a.meta"), 2, 16.0, false, false);
+    save_meta(&place("a.meta"), 2, 16.0, "", false);
     refused(&["a.ckpt", "m.layers.0.k_proj.lora_a", "missing"]);
-    save_meta(&place("a.meta"), 3, 16.0, true, false);
+    save_meta(&place("a.meta"), 3, 16.0, TIED, false);
     refused(&["a.ckpt", "rank 2", "lora_rank", "3"]);
-    save_meta(&place("a.meta"), 2, f64::NAN, true, false);
+    save_meta(&place("a.meta"), 2, f64::NAN, TIED, false);
     refused(&["a.meta", "lora_alpha", "NaN"]);
-    save_meta(&place("a.meta"), 2, 16.0, true, false);
+    save_meta(&place("a.meta"), 2, 16.0, TIED, false);
     save_weights(&place("a.ckpt"), &[("m.layers.0.q_proj.weight", matrix(2, 2, 1.0))], "none");
     refused(&["a.ckpt", "q_proj.weight", "does not belong to a LoRA"]);
     let bytes = fs::read(place("a.ckpt")).unwrap();
@@ -185,10 +188,59 @@ fn tied_matrices_are_shared_by_their_modules() {
 }
 
 #[test]
+fn an_untied_sibling_is_not_taken_for_a_tied_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let matrix = |rows, columns, from: f32| {
+        Matrix::new(rows, columns, (0..rows * columns).map(|at| from + at as f32).collect()).unwrap()
+    };
+    let layer = |at: usize| {
+        let path = |name: &str| format!("m.layers.{at}.attn.{name}");
+        let from = 100.0 * at as f32;
+        // `dense` comes first by name; its A is as wide as that of the tied ones.
+        vec![
+            (path("dense.lora_a"), matrix(3, 2, from)),
+            (path("dense.lora_b"), matrix(2, 3, from + 10.0)),
+            (path("q_proj.lora_a"), matrix(3, 2, from + 20.0)),
+            (path("q_proj.lora_b"), matrix(2, 3, from + 30.0)),
+            (path("k_proj.lora_b"), matrix(2, 1, from + 40.0)),
+            (path("v_proj.lora_b"), matrix(2, 1, from + 50.0)),
+        ]
+    };
+    let all = [layer(0), layer(1)].concat();
+    let save = |kept: &dyn Fn(&str) -> bool| {
+        let kept: Vec<(&str, Matrix)> =
+            all.iter().filter(|(key, _)| kept(key)).map(|(key, matrix)| (key.as_str(), matrix.clone())).collect();
+        save_weights(&folder.path().join("a.ckpt"), &kept, "none");
+        MttlExpert::read(folder.path(), "a")
+    };
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, TIED, false);
+    let adapter = save(&|_| true).unwrap().adapter;
+    for at in 0..2 {
+        let update = |name: &str| &adapter.modules()[&format!("m.layers.{at}.attn.{name}")];
+        for tied in ["q_proj", "k_proj", "v_proj"] {
+            assert_eq!(update(tied).a(), &transposed(&layer(at)[2].1), "{tied}");
+        }
+        assert_eq!(update("dense").a(), &transposed(&layer(at)[0].1));
+    }
+    let refused = |kept: &dyn Fn(&str) -> bool, parts: &[&str]| {
+        let error = chain(save(kept).unwrap_err());
+        parts.iter().for_each(|part| assert!(error.contains(part), "{error}"));
+    };
+    refused(&|key| !key.contains("q_proj.lora_a"), &["0.attn.k_proj.lora_a", "missing"]);
+    refused(&|key| !key.contains("dense.lora_a"), &["0.attn.dense.lora_a", "not tied", "does not match it"]);
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, r"attn\..*\.lora_a", false);
+    refused(&|_| true, &["0.attn.k_proj.lora_a", "several", "dense", "q_proj"]);
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, "q_proj|k_proj|v_proj", false);
+    refused(&|_| true, &["0.attn.k_proj.lora_a", "not tied"]);
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, "q_proj(", false);
+    refused(&|_| true, &["a.meta", "tie_params", "q_proj("]);
+}
+
+#[test]
 fn tensors_may_share_a_storage_up_to_a_limit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ckpt");
-    save_meta(&folder.path().join("a.meta"), 2, 16.0, false, false);
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, "", false);
     let mut pickle = Pickler::new();
     pickle.codes(b"}(");
     for at in 0..3 {
@@ -217,7 +269,7 @@ fn tensors_may_share_a_storage_up_to_a_limit() {
 #[test]
 fn tensors_larger_than_their_storage_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    save_meta(&folder.path().join("a.meta"), 2, 16.0, false, false);
+    save_meta(&folder.path().join("a.meta"), 2, 16.0, "", false);
     for (shape, strides, said) in [
         ([1 << 15, 1 << 15], [0, 0], "claim 1073741824 values"),
         ([i32::MAX as usize; 2], [1, 1], "claim"),
