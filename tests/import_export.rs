@@ -3,7 +3,7 @@
 
 mod binary;
 
-use binary::{outer_adapter, peft_fixture, run, shared};
+use binary::{Ran, command, outer_adapter, peft_fixture, run, shared};
 use lorakit_adapter::Adapter;
 use serde_json::Value;
 use std::fs;
@@ -61,6 +61,55 @@ fn exports_keep_records_without_paths() {
     // Importing it again gives the same expert.
     run(["library", "add", "--library", &path("back"), "--base", "pico", &path("hub/talk|er")]).ok();
     run(["library", "check", "--library", &path("back"), "--base", "pico"]).ok();
+}
+
+#[test]
+fn exports_name_a_base_by_what_its_library_recorded() {
+    let oracle = peft_fixture("mistral");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir_all(path("org/base")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(oracle.join("base").join(file), folder.path().join("org/base").join(file)).unwrap();
+    }
+    let adapter = path("e");
+    fs::create_dir(&adapter).unwrap();
+    fs::copy(oracle.join("adapters/rs/adapter_model.safetensors"), format!("{adapter}/adapter_model.safetensors"))
+        .unwrap();
+    let config = fs::read(oracle.join("adapters/rs/adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["base_model_name_or_path"] = Value::Null;
+    fs::write(format!("{adapter}/adapter_config.json"), config.to_string()).unwrap();
+    let add = |library: &str, options: &[&str]| {
+        let fixed = ["library", "add", "--library", library, "--base", "org/base", &adapter];
+        let mut add = command(fixed.into_iter().chain(options.iter().copied()));
+        Ran::from(add.current_dir(folder.path()).output().unwrap()).ok();
+    };
+    // Neither is in a folder from which the base's path would lead to it.
+    let export = |library: &str, out: &str| {
+        run(["library", "export", "--library", &path(library), "--out", &path(out)]).ok();
+        let file = |name: &str| fs::read_to_string(folder.path().join(out).join("e").join(name)).unwrap();
+        let config: Value = serde_json::from_str(&file("adapter_config.json")).unwrap();
+        assert_eq!((&config["use_rslora"], &config["lora_alpha"]), (&true.into(), &16.into()));
+        (file("README.md"), config["base_model_name_or_path"].as_str().map(str::to_owned))
+    };
+    add("plain", &[]);
+    let (card, named) = export("plain", "of-plain");
+    assert!(!card.contains("org/base") && named.is_none(), "{named:?} {card}");
+    add("named", &["--base-name", "org/base"]);
+    let (card, named) = export("named", "of-named");
+    assert!(card.contains("base_model: \"org/base\""), "{card}");
+    assert_eq!(named.as_deref(), Some("org/base"));
+
+    // An earlier version did not record it: a folder near the library tells.
+    let index = path("named/library.json");
+    let mut keys: Value = serde_json::from_str(&fs::read_to_string(&index).unwrap()).unwrap();
+    assert_eq!(keys["base"].as_object_mut().unwrap().remove("on_hub"), Some(true.into()));
+    fs::write(&index, keys.to_string()).unwrap();
+    let (card, named) = export("named", "of-earlier");
+    assert!(!card.contains("org/base") && named.is_none(), "{named:?} {card}");
+    fs::rename(path("org"), path("moved")).unwrap();
+    assert_eq!(export("named", "of-moved").1.as_deref(), Some("org/base"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The value of `--base`: a model folder, a GGUF file, `hub:ORG/NAME[@REV][/FILE.gguf]`, or `pico`.
 
 use super::hub_files::{BaseFiles, GgufFiles};
-use super::resolved_base::{GgufBaseFile, ResolvedBase};
+use super::resolved_base::{BaseName, GgufBaseFile, ResolvedBase};
 use crate::args::usage;
 use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
@@ -68,22 +68,23 @@ impl BaseSource {
             "--tokenizer is for a base in GGUF: other bases have a tokenizer of their own".to_owned()
         })?;
         match self {
-            Self::Gguf(file) => Ok(gguf(file.clone(), context.base_name.clone(), context)),
+            Self::Gguf(file) => Ok(gguf(file.clone(), given_name(context), context)),
             Self::HubGguf(repository, file) => {
                 let folder = snapshot(repository, &GgufFiles::of(file), context)?;
-                let name = context.base_name.clone().or_else(|| Some(repository.name.clone()));
+                let name = given_name(context).or_else(|| Some(BaseName::on_hub(&repository.name)));
                 Ok(gguf(folder.join(file), name, context))
             }
             Self::Folder(folder) => {
                 ensure!(!is_missing_repository(folder), "{0}: no such folder; did you mean hub:{0}?", folder.display());
                 refuse_gguf_only(folder)?;
-                let given = || folder.file_name().map(|_| folder.display().to_string());
-                let name = context.base_name.clone().or_else(|| hub_name(folder)).or_else(given);
+                let path = || BaseName { text: folder.display().to_string(), on_hub: false };
+                let recorded = || hub_name(folder).map(|name| BaseName::on_hub(&name));
+                let name = given_name(context).or_else(recorded).or_else(|| folder.file_name().map(|_| path()));
                 Ok(ResolvedBase::Folder { folder: folder.clone(), name, output: context.output })
             }
             Self::Hub(repository) => Ok(ResolvedBase::Folder {
                 folder: snapshot(repository, &BaseFiles { repository }, context)?,
-                name: context.base_name.clone().or_else(|| Some(repository.name.clone())),
+                name: given_name(context).or_else(|| Some(BaseName::on_hub(&repository.name))),
                 output: context.output,
             }),
             Self::Pico => {
@@ -99,8 +100,13 @@ impl BaseSource {
     }
 }
 
+/// The name of `--base-name`.
+fn given_name(context: &CommandContext) -> Option<BaseName> {
+    context.base_name.as_deref().map(BaseName::on_hub)
+}
+
 /// A base in GGUF, with the tokenizer of `--tokenizer` if that is given.
-fn gguf(file: PathBuf, name: Option<String>, context: &CommandContext) -> ResolvedBase {
+fn gguf(file: PathBuf, name: Option<BaseName>, context: &CommandContext) -> ResolvedBase {
     ResolvedBase::Gguf(GgufBaseFile { file, tokenizer: context.tokenizer.clone(), name, output: context.output })
 }
 

@@ -19,7 +19,7 @@ pub enum ResolvedBase {
         /// The folder.
         folder: PathBuf,
         /// Its name for adapters to record; None: that of the folder.
-        name: Option<String>,
+        name: Option<BaseName>,
         /// Where warnings about its files go.
         output: Output,
     },
@@ -29,6 +29,26 @@ pub enum ResolvedBase {
     Pico,
 }
 
+/// The name of a base for adapters to record.
+#[derive(Clone, Debug)]
+pub struct BaseName {
+    /// The name.
+    pub text: String,
+    /// Whether it is the base's name on the Hub, and not a path on this machine.
+    pub on_hub: bool,
+}
+
+impl BaseName {
+    /// The name of a repository.
+    pub fn on_hub(name: &str) -> Self {
+        Self { text: name.to_owned(), on_hub: true }
+    }
+
+    fn give(&self, base: Base) -> Base {
+        base.with_name(&self.text, self.on_hub)
+    }
+}
+
 /// A base in GGUF on this machine.
 pub struct GgufBaseFile {
     /// The file, or one of several.
@@ -36,7 +56,7 @@ pub struct GgufBaseFile {
     /// The folder of its tokenizer, if one is named.
     pub tokenizer: Option<PathBuf>,
     /// Its name for adapters to record; None: that of the file.
-    pub name: Option<String>,
+    pub name: Option<BaseName>,
     /// Where warnings about its files go.
     pub output: Output,
 }
@@ -104,10 +124,10 @@ impl ResolvedBase {
     fn open(&self, options: &BaseOptions) -> Result<Base> {
         Ok(match self {
             Self::Folder { folder, name: None, .. } => Base::open(folder, options)?,
-            Self::Folder { folder, name: Some(name), .. } => Base::open(folder, options)?.with_name(name),
+            Self::Folder { folder, name: Some(name), .. } => name.give(Base::open(folder, options)?),
             Self::Gguf(base) => {
                 let opened = Base::open_gguf(&base.file, options)?;
-                if let Some(name) = &base.name { opened.with_name(name) } else { opened }
+                if let Some(name) = &base.name { name.give(opened) } else { opened }
             }
             Self::Pico => pico::base(options)?,
         })

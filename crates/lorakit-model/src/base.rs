@@ -146,9 +146,10 @@ impl Base {
         })
     }
 
-    /// The same base under another name, such as that of the repository that its folder was fetched from.
-    pub fn with_name(mut self, name: &str) -> Self {
+    /// The same base under another name; `on_hub` if it has that name on the Hub.
+    pub fn with_name(mut self, name: &str, on_hub: bool) -> Self {
         self.identity.name = name.to_string();
+        self.identity.on_hub = Some(on_hub);
         self
     }
 

@@ -28,6 +28,7 @@ pub(crate) fn base_identity(name: &str, config: &BaseConfig, checkpoint: &Checkp
     hash.update(checkpoint.sampled_hash());
     BaseIdentity {
         name: name.to_string(),
+        on_hub: Some(false),
         architecture: config.model_type.clone(),
         dimensions: dimensions.into_iter().chain(encoder).map(|(key, value)| (key.to_string(), value as u64)).collect(),
         fingerprint: hex(&hash.finalize()),

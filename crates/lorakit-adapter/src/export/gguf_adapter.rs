@@ -114,6 +114,7 @@ mod tests {
         let dimensions = [("heads", 2), ("kv_heads", 1), ("head_dim", 4)];
         BaseIdentity {
             name: "b".to_owned(),
+            on_hub: None,
             architecture: architecture.to_owned(),
             dimensions: dimensions.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             fingerprint: String::new(),

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
-use lorakit_format::atomic::create_folder;
+use lorakit_format::atomic;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
@@ -46,8 +45,8 @@ impl<'a> HubExport<'a> {
     pub fn new(library: &Library, name: &'a str) -> Result<Self> {
         let adapter = library.adapter(name)?;
         let own = adapter.metadata().base_model.clone();
-        let mut known = [own.clone(), library.base().map(|base| base.name.clone())].into_iter().flatten();
-        let hub_base = known.find(|base| is_repository(base));
+        let record = library.record(name)?;
+        let hub_base = hub_base(library, record.as_ref(), own.as_deref());
         // Local paths are useless elsewhere, and private.
         let own = own.filter(|name| !name.contains(['/', '\\']));
         let metadata = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
@@ -55,7 +54,7 @@ impl<'a> HubExport<'a> {
             let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
             TaskRecord { path: file.unwrap_or_default(), ..task }
         };
-        let record = library.record(name)?.map(|record| {
+        let record = record.map(|record| {
             let all = |tasks: &[TaskRecord]| tasks.iter().cloned().map(shortened).collect();
             ExpertRecord { tasks: all(&record.tasks), seen: all(&record.seen), ..record }
         });
@@ -72,9 +71,9 @@ impl<'a> HubExport<'a> {
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self, folder: &Path, license: Option<&str>) -> Result<()> {
-        create_folder(folder, |folder| {
+        atomic::create_folder(folder, |folder| {
             write_expert(folder, &self.adapter, self.record.as_ref())?;
-            Ok(fs::write(folder.join("README.md"), self.card(license))?)
+            Ok(atomic::write_file(&folder.join("README.md"), self.card(license).as_bytes())?)
         })
     }
 
@@ -171,14 +170,40 @@ impl<'a> HubExport<'a> {
     }
 }
 
-/// Whether a name can be a repository of the Hub, `ORG/NAME`. The Hub refuses cards that name a path as base.
+/// The name on the Hub of the base of an expert whose configuration names `own`.
+///
+/// The library records whether the name of its base is one of the Hub. Nothing says so of other names: those that PEFT wrote,
+/// and those of libraries of earlier versions. One that reads like a repository's is taken for that, unless it is the path of
+/// a folder from here, from the library or from a folder above it: a path is private.
+fn hub_base(library: &Library, record: Option<&ExpertRecord>, own: Option<&str>) -> Option<String> {
+    let base = library.base();
+    let on_hub = base.and_then(|base| base.on_hub);
+    let is_path = |name: &str| {
+        let root = library.root().canonicalize().unwrap_or_else(|_| library.root().to_owned());
+        Path::new(name).exists() || root.ancestors().any(|above| above.join(name).exists())
+    };
+    let made_here = record.is_some_and(|record| record.base_fingerprint.is_some());
+    let is_of_hub = |name: &&str| {
+        let recorded = match base {
+            Some(base) if base.name == **name => on_hub,
+            // lorakit gave it, and the library has the base under another name.
+            Some(_) if made_here && on_hub.is_some() => Some(false),
+            _ => None,
+        };
+        is_repository(name) && recorded.unwrap_or_else(|| !is_path(name))
+    };
+    let known = [own, base.map(|base| base.name.as_str())];
+    known.into_iter().flatten().find(is_of_hub).map(str::to_owned)
+}
+
+/// Whether a name reads like a repository of the Hub, `ORG/NAME`. The Hub refuses cards that name a path as base.
 fn is_repository(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])
             && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
     };
-    name.split_once('/').is_some_and(|(org, rest)| part(org) && part(rest)) && !Path::new(name).exists()
+    name.split_once('/').is_some_and(|(org, rest)| part(org) && part(rest))
 }
 
 /// Escapes a Markdown table cell.
@@ -198,10 +223,6 @@ mod tests {
     #[test]
     fn paths_are_not_repositories() {
         assert!(["microsoft/phi-2", "mistralai/Mistral-7B-v0.1"].into_iter().all(is_repository));
-        assert!(
-            !["pico", "/models/phi", "models/a/b", "./phi", "a/..", "a b/c", "src/lib.rs"]
-                .into_iter()
-                .any(is_repository)
-        );
+        assert!(!["pico", "/models/phi", "models/a/b", "./phi", "a/..", "a b/c"].into_iter().any(is_repository));
     }
 }

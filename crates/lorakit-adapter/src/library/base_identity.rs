@@ -12,6 +12,9 @@ use crate::library::expert_record::ExpertRecord;
 pub struct BaseIdentity {
     /// The name that it was opened with, for information; it is not compared.
     pub name: String,
+    /// Whether that is its name on the Hub; None in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_hub: Option<bool>,
     /// Its architecture, as config.json names it.
     pub architecture: String,
     /// Its dimensions, by their names in config.json.
@@ -122,6 +125,7 @@ mod tests {
     fn base(architecture: &str, fingerprint: &str, form: Option<&str>) -> BaseIdentity {
         BaseIdentity {
             name: "b".to_owned(),
+            on_hub: None,
             architecture: architecture.to_owned(),
             dimensions: BTreeMap::from([("hidden".to_owned(), 8)]),
             fingerprint: fingerprint.to_owned(),

@@ -14,6 +14,7 @@ use crate::{chain, small_adapter};
 fn base(fingerprint: &str) -> BaseIdentity {
     BaseIdentity {
         name: "some/base".into(),
+        on_hub: None,
         architecture: "MistralForCausalLM".into(),
         dimensions: BTreeMap::from([("hidden_size".into(), 64)]),
         fingerprint: fingerprint.into(),
