@@ -13,7 +13,9 @@ pub fn check_base(expert: &mut NewExpert, OpenBase { resolved, base }: &OpenBase
     let folder = || folder.clone();
     expert.adapter = expert.adapter.clone().with_modules_of(&modules).with_context(folder)?;
     expert.adapter.check_against(&modules).with_context(folder)?;
-    resolved.ensure_own_tensors(&expert.adapter).with_context(folder)
+    resolved.ensure_own_tensors(&expert.adapter).with_context(folder)?;
+    expert.adapter = expert.adapter.clone().with_equal_base_tensors();
+    Ok(())
 }
 
 /// Refuses existing and repeated names, adapters of another base, and adapters whose widths differ from the others.

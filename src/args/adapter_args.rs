@@ -61,10 +61,10 @@ impl AdapterArgs {
         if let Some(folder) = &self.adapter {
             let opened = open_adapter(folder, base)?;
             for expert in opened.experts() {
-                for warning in expert.adapter.warnings() {
+                resolved.ensure_own_tensors(&expert.adapter).with_context(|| folder.display().to_string())?;
+                for warning in expert.adapter.clone().with_equal_base_tensors().warnings() {
                     context.warn(format!("{}: {warning}", folder.display()))?;
                 }
-                resolved.ensure_own_tensors(&expert.adapter).with_context(|| folder.display().to_string())?;
             }
             return Ok(RoutedPatches::plain(single_expert(&opened, 0)?));
         }

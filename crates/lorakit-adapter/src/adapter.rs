@@ -96,6 +96,12 @@ impl Adapter {
         self
     }
 
+    /// The same adapter with this warning in place of one of the same subject, if it has one.
+    pub(crate) fn with_warning_of(mut self, warning: &Warning) -> Self {
+        self.warnings.iter_mut().filter(|own| own.subject == warning.subject).for_each(|own| *own = warning.clone());
+        self
+    }
+
     /// Its tensors that belong to an image encoder.
     pub(crate) fn image_tensors(&self) -> ImageTensors<'_> {
         ImageTensors::among(self.modules().keys().map(|path| (path, 2)))

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::adapter::Adapter;
 use crate::error::Result;
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
@@ -14,6 +15,9 @@ use crate::warning::Warning;
 
 /// The names that embeddings and heads have in PEFT, which saves them without being asked.
 const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
+
+/// The subject of the warning about weights of the base.
+const SAVED: &str = "base_layer";
 
 /// What a tensor is that belongs to no LoRA.
 enum BaseTensor {
@@ -58,12 +62,25 @@ pub(crate) fn without_base_tensors(
     }
     if !saved.is_empty() {
         let text = format!(
-            "copies of the base's own weights, which PEFT saves with an embedding, are left out: {}",
+            "weights that PEFT would load in place of the base's are left out, and were not compared with the base's: {}; \
+             `library add --base B` compares them",
             quote_names(&saved)
         );
-        warnings.push(Warning::new("base_layer", text));
+        warnings.push(Warning::new(SAVED, text));
     }
     Ok((kept, of_base))
+}
+
+impl Adapter {
+    /// The same adapter, whose [`Adapter::base_tensors`] were found to be equal to the base's: its warning says so.
+    pub fn with_equal_base_tensors(self) -> Self {
+        let names: Vec<&String> = self.base_tensors().keys().collect();
+        let text = format!(
+            "copies of the base's own weights, which PEFT saves with an embedding, are left out: {}",
+            quote_names(&names)
+        );
+        self.with_warning_of(&Warning::new(SAVED, text))
+    }
 }
 
 impl BaseTensor {
