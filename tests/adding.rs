@@ -1,10 +1,11 @@
-//! `library add`: several adapters of which some are refused, and adapters of a base with other projections.
+//! `library add`: several adapters of which some are refused, adapters of a base with other projections, and what a file
+//! lacks or holds besides a LoRA.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binary;
 mod differences;
 
-use binary::{Ran, assert_contains, peft_fixture, run};
+use binary::{Ran, assert_contains, peft_fixture, run, words};
 use differences::difference_of_values;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
@@ -185,4 +186,123 @@ fn adapters_serve_bases_of_the_same_form_with_other_projections() {
         assert_same(&found, &expected);
         assert_contains(&said, &["other projections", "q_proj, k_proj, v_proj as qkv_proj"]);
     }
+}
+
+/// Shapes and values of tensors, by key.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn read_tensors(file: &Path) -> Tensors {
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |view: &TensorView| -> Vec<f32> {
+        view.data().as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
+    };
+    tensors.iter().map(|(key, view)| (key.to_owned(), (view.shape().to_vec(), values(&view)))).collect()
+}
+
+/// The fixture `mistral`, whose adapters of q_proj and v_proj are changed.
+struct ChangedAdapters {
+    fixture: std::path::PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl ChangedAdapters {
+    fn new() -> Self {
+        Self { fixture: peft_fixture("mistral"), folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// The weights of the base of which `is_meant` accepts the names, multiplied, as copies of an adapter.
+    fn copies(&self, factor: f32, is_meant: impl Fn(&str) -> bool) -> Tensors {
+        let mut tensors = read_tensors(&self.fixture.join("base/model.safetensors"));
+        tensors.retain(|name, _| is_meant(name));
+        let copy = |(name, (shape, values)): (String, (Vec<usize>, Vec<f32>))| {
+            let values = values.into_iter().map(|value| factor * value).collect();
+            (format!("base_model.model.{name}"), (shape, values))
+        };
+        tensors.into_iter().map(copy).collect()
+    }
+
+    /// Adds an adapter of q_proj and v_proj with more tensors and these keys.
+    fn add(&self, name: &str, keys: Value, more: Tensors, options: &str) -> Ran {
+        let folder = self.folder.path().join(name);
+        copy_adapter(&self.fixture.join("adapters/e0"), &folder, keys);
+        let weights = folder.join("adapter_model.safetensors");
+        let mut tensors = read_tensors(&weights);
+        tensors.retain(|key, _| key.contains("q_proj") || key.contains("v_proj"));
+        tensors.extend(more);
+        let bytes: BTreeMap<&String, (Vec<usize>, Vec<u8>)> = tensors
+            .iter()
+            .map(|(key, (shape, values))| (key, (shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect())))
+            .collect();
+        let views =
+            bytes.iter().map(|(key, (shape, data))| (key, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+        fs::write(&weights, safetensors::serialize(views, None).unwrap()).unwrap();
+        let library = self.folder.path().join(format!("{name}-library"));
+        let options = options.replace("BASE", &self.fixture.join("base").display().to_string());
+        words(&format!("library add --json --library {} {options} {}", library.display(), folder.display()))
+    }
+}
+
+/// What `--convert` needs.
+const CONVERT: &str = "--base BASE --convert svd:rank=4";
+
+#[test]
+fn full_rank_adapters_that_lack_something_are_refused() {
+    let adapters = ChangedAdapters::new();
+    let refused = |name: &str, keys: Value, more: Tensors, parts: &[&str]| {
+        let message = adapters.add(name, keys, more, CONVERT).failed(1);
+        assert_contains(&message, parts);
+        assert!(!message.contains("--convert"), "it was given: {message}");
+    };
+    let targets = json!(["q_proj", "v_proj"]);
+    let dora = |on: bool| json!({ "target_modules": targets, "use_dora": on });
+    let magnitudes = |layers: &[usize]| -> Tensors {
+        let all = layers.iter().flat_map(|layer| [("q_proj", 48), ("v_proj", 24)].map(|of| (layer, of)));
+        let key = |layer, name| format!("base_model.model.model.layers.{layer}.self_attn.{name}.lora_magnitude_vector");
+        all.map(|(layer, (name, width))| (key(layer, name), (vec![width], vec![0.7; width]))).collect()
+    };
+    let incomplete = ["lora_magnitude_vector", "model.layers.1.self_attn.v_proj", "incomplete"];
+    let added = adapters.add("dora", dora(true), magnitudes(&[0, 1]), CONVERT).json();
+    assert_eq!(added["added"][0]["conversion"]["modules"].as_array().unwrap().len(), 4);
+    refused("dora-part", dora(true), magnitudes(&[0]), &incomplete);
+    refused("dora-none", dora(true), Tensors::new(), &incomplete);
+    refused("dora-off", dora(false), magnitudes(&[0, 1]), &["does not set use_dora"]);
+
+    let saved = |names: &[&str]| json!({ "target_modules": targets, "modules_to_save": names });
+    let of = |names: &'static str| adapters.copies(1.5, move |name| name.contains(names));
+    let converted = |name: &str, names: &[&str], more: Tensors| {
+        let added = adapters.add(name, saved(names), more, CONVERT).json();
+        added["added"][0]["conversion"]["modules"].as_array().map_or(0, Vec::len)
+    };
+    let incomplete = ["modules_to_save names", "model.layers.1.mlp.down_proj", "no copy", "incomplete"];
+    assert_eq!(converted("save", &["down_proj"], of("down_proj")), 2);
+    refused("save-part", saved(&["down_proj"]), of("0.mlp.down_proj"), &incomplete);
+    refused("save-none", saved(&["down_proj"]), Tensors::new(), &incomplete);
+    refused("save-two", saved(&["down_proj", "embed_tokens"]), of("embed_tokens"), &incomplete);
+    // A name may be that of a module with others in it, and PEFT ignores one that the base does not have.
+    assert_eq!(converted("inner", &["mlp"], of("mlp")), 6);
+    refused("inner-part", saved(&["mlp"]), of("0.mlp"), &incomplete);
+    assert_eq!(converted("score", &["score"], Tensors::new()), 0);
+
+    refused("norm", saved(&["norm"]), of("norm"), &["model.layers.0.input_layernorm", "[32]", "those of norms"]);
+    refused("norm-none", saved(&["norm"]), Tensors::new(), &["model.norm", "no copy"]);
+}
+
+#[test]
+fn weights_of_the_base_are_called_equal_only_when_they_were_compared() {
+    let adapters = ChangedAdapters::new();
+    let keys = || json!({ "target_modules": ["q_proj", "v_proj"] });
+    let head = |factor: f32| -> Tensors {
+        let (_, embedding) = adapters.copies(factor, |name| name.contains("embed_tokens")).pop_first().unwrap();
+        [("base_model.model.lm_head.weight".to_owned(), embedding)].into()
+    };
+    let (own, compared) = ("copies of the base's own weights", "were not compared with the base's: `lm_head.weight`");
+    let said = adapters.add("alone", keys(), head(2.0), "").ok().stderr;
+    assert!(!said.contains(own) && said.contains(compared), "{said}");
+    let strict = adapters.add("strict", keys(), head(2.0), "--strict").failed(1);
+    assert!(strict.contains(compared), "{strict}");
+    let refused = adapters.add("other", keys(), head(2.0), "--base BASE").failed(1);
+    assert_contains(&refused, &["`lm_head.weight` that differs from the base's"]);
+    let said = adapters.add("equal", keys(), head(1.0), "--base BASE").ok().stderr;
+    assert!(said.contains(own) && !said.contains("compared"), "{said}");
 }

@@ -6,7 +6,7 @@ use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, BaseIdentity, DenseAdapter, ExpertRecord, OpaqueRecord};
-use lorakit_fit::conversion::{Conversion, convert};
+use lorakit_fit::conversion::{Conversion, convert, ensure_copies};
 use lorakit_fit::record_beside;
 use lorakit_model::Base;
 use serde_json::json;
@@ -70,7 +70,7 @@ impl NewExpert {
             return Self::read(named, Some(base.identity()));
         }
         let dense = DenseAdapter::read(&named.folder)?;
-        if dense.is_low_rank() {
+        if dense.is_low_rank() && !dense.names_copies() {
             return Self::read(named, Some(base.identity()));
         }
         let folder = || named.folder.display().to_string();
@@ -79,11 +79,14 @@ impl NewExpert {
             false => dense.ensure_no_image_encoder().map(|()| dense),
         };
         let dense = text.with_context(folder)?.with_text_model_paths_of(&base.adaptable_modules());
+        let checkpoint = resolved.checkpoint()?;
         if dense.is_low_rank() {
+            // What modules_to_save names may be absent from this base.
+            ensure_copies(&dense, base, &checkpoint).with_context(folder)?;
             let (name, folder, record) = (named.name.clone(), named.folder.clone(), record_beside(&named.folder)?);
             return Ok(Self { name, folder, adapter: dense.low_rank().clone(), record, conversion: None });
         }
-        let converted = convert(&dense, base, &resolved.checkpoint()?, rank);
+        let converted = convert(&dense, base, &checkpoint, rank);
         let (adapter, conversion) = converted.with_context(folder)?;
         let settings = OpaqueRecord::new(&json!({ "converted": conversion }))?;
         let record = ExpertRecord {

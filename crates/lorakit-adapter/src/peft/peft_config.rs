@@ -41,8 +41,8 @@ pub struct PeftConfig {
     /// Whether the adapter of a tied embedding is the head's too, whose tensors the file then holds as well
     /// (`ensure_weight_tying`).
     pub weight_tying: bool,
-    /// The names of modules of which the file holds whole copies (`modules_to_save`); none of a plain LoRA.
-    pub(crate) saved_modules: Vec<String>,
+    /// What it sets beyond a plain LoRA; nothing, but for an adapter that is to be converted.
+    pub(crate) beyond_lora: BeyondLora,
     /// What else is needed to write the adapter again.
     pub metadata: AdapterMetadata,
     /// What was accepted with a warning.
@@ -68,6 +68,15 @@ pub struct AdapterMetadata {
     pub embeddings: BTreeSet<String>,
     /// Whether the base stores these weights as `[in, out]`, as GPT-2 does. `s B A` is `[out, in]` nevertheless.
     pub fan_in_fan_out: bool,
+}
+
+/// Keys that make an adapter more than a plain LoRA, and that a conversion understands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BeyondLora {
+    /// Whether each module has a magnitude (`use_dora`).
+    pub(crate) dora: bool,
+    /// The ends of the paths of modules of which the file holds whole copies (`modules_to_save`).
+    pub(crate) saved_modules: Vec<String>,
 }
 
 /// PEFT's task types.
@@ -107,9 +116,9 @@ impl PeftConfig {
     /// As [`read`](Self::read), for anything else.
     pub(crate) fn read_dense(path: &Path) -> Result<Self> {
         let text = read_text_up_to(path, SIZE_LIMIT)?;
-        let take = |validator: &mut Validator| {
-            validator.take_as("use_dora", "true or false", Value::as_bool);
-            validator.take_as("modules_to_save", "a list of names", strings).unwrap_or_default()
+        let take = |validator: &mut Validator| BeyondLora {
+            dora: validator.take_as("use_dora", "true or false", Value::as_bool).unwrap_or(false),
+            saved_modules: validator.take_as("modules_to_save", "a list of names", strings).unwrap_or_default(),
         };
         Self::parse_after(&text, take).within_file(path)
     }
@@ -120,11 +129,11 @@ impl PeftConfig {
     /// If the text is not a JSON object, or describes anything but a plain LoRA (rsLoRA and patterns included); the error
     /// lists every unsupported key with the reason and what to do.
     pub fn parse(json: &str) -> Result<Self, UnsupportedConfig> {
-        Self::parse_after(json, |_| Vec::new())
+        Self::parse_after(json, |_| BeyondLora::default())
     }
 
-    /// The same after `take` has taken some keys; it returns the names of copied modules.
-    fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> Vec<String>) -> Result<Self, UnsupportedConfig> {
+    /// The same after `take` has taken the keys that a plain LoRA does not have.
+    fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> BeyondLora) -> Result<Self, UnsupportedConfig> {
         const FILE: &str = "adapter_config.json";
         let keys = match serde_json::from_str(json) {
             Ok(Value::Object(keys)) => keys,
@@ -133,7 +142,7 @@ impl PeftConfig {
         };
         let mut validator = Validator::new(keys);
         check_peft_type(&mut validator)?;
-        let saved_modules = take(&mut validator);
+        let beyond_lora = take(&mut validator);
         let rank = read_rank(&mut validator);
         let alpha = read_alpha(&mut validator);
         let rslora = validator.take_as("use_rslora", "true or false", Value::as_bool).unwrap_or(false);
@@ -141,7 +150,7 @@ impl PeftConfig {
         let targets = read_targets(&mut validator);
         let rank_pattern = read_patterns(&mut validator, "rank_pattern", "a rank of at least 1", positive);
         let alpha_pattern = read_patterns(&mut validator, "alpha_pattern", "a finite number", finite);
-        let metadata = read_metadata(&mut validator);
+        let metadata = AdapterMetadata { rslora, ..read_metadata(&mut validator) };
         check_biases(&mut validator);
         check_initialization(&mut validator);
         validator.validate_rest();
@@ -152,7 +161,7 @@ impl PeftConfig {
             rslora,
             targets,
             weight_tying,
-            saved_modules,
+            beyond_lora,
             metadata,
             warnings,
             rank_pattern,

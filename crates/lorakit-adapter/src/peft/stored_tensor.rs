@@ -41,6 +41,11 @@ impl StoredTensor {
         Self { key, shape, values: Values::Owned(values) }
     }
 
+    /// Its dimensions.
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     /// The two dimensions of a matrix.
     pub(crate) fn dimensions(&self) -> Result<[usize; 2]> {
         let hint = match self.shape[..] {

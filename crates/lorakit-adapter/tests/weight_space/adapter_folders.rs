@@ -28,6 +28,7 @@ fn an_adapter_is_read_as_it_was_written() {
         revision: Some("main".into()),
         task_type: TaskType::SeqCls,
         dropout: 0.05,
+        rslora: true,
         fan_in_fan_out: true,
         ..AdapterMetadata::default()
     };

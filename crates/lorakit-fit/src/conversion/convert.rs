@@ -57,13 +57,15 @@ pub struct ConvertedModule {
 /// The adapter with every change of full rank truncated to `rank`, and what that took away.
 ///
 /// # Errors
-/// If a module is not one of the base, or its shape or values are not; if logits are not finite.
+/// If a module is not one of the base, or its shape or values are not; if a copy is missing ([`ensure_copies`]); if logits
+/// are not finite.
 pub fn convert(
     adapter: &DenseAdapter,
     base: &Base,
     checkpoint: &Checkpoint,
     rank: usize,
 ) -> Result<(Adapter, Conversion)> {
+    ensure_copies(adapter, base, checkpoint)?;
     let base_modules = base.adaptable_modules();
     let weights = BaseWeights { checkpoint, config: base.config(), modules: &base_modules };
     let (mut updates, mut embeddings, mut modules) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
@@ -94,6 +96,14 @@ pub fn convert(
         logits_change: largest_difference(&exact, &logits(&Patches::none())?)?,
     };
     Ok((converted, conversion))
+}
+
+/// Checks that an adapter holds a copy of each module of the base that its `modules_to_save` names.
+///
+/// # Errors
+/// If a copy is missing.
+pub fn ensure_copies(adapter: &DenseAdapter, base: &Base, checkpoint: &Checkpoint) -> Result<()> {
+    Ok(adapter.ensure_copies(&base.adaptable_modules(), checkpoint.names())?)
 }
 
 fn random_ids(vocabulary: usize) -> Vec<u32> {

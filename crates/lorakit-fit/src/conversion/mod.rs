@@ -4,4 +4,4 @@ mod convert;
 mod exact_patches;
 mod weight_change;
 
-pub use convert::{Conversion, ConvertedModule, convert};
+pub use convert::{Conversion, ConvertedModule, convert, ensure_copies};
