@@ -1,6 +1,6 @@
 //! Options for how generated tokens are chosen, with transformers' names and meanings.
 
-use crate::args::usage::{self, count, fraction};
+use crate::args::usage::{self, bounded_count, count, fraction};
 use anyhow::Result;
 use clap::Args;
 use lorakit_model::sampling::SamplingOptions;
@@ -25,7 +25,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
     min_p: f64,
     /// Number of texts for each prompt
-    #[arg(short = 'n', value_name = "N", default_value = "1", value_parser = count)]
+    #[arg(short = 'n', value_name = "N", default_value = "1", value_parser = bounded_count)]
     pub samples: NonZeroUsize,
 }
 

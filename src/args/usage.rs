@@ -40,6 +40,12 @@ pub fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
+/// Parses a count of at least one for which memory is taken.
+pub fn bounded_count(text: &str) -> Result<NonZeroUsize, &'static str> {
+    const MOST: usize = 1 << 20;
+    count(text).ok().filter(|count| count.get() <= MOST).ok_or("expected a whole number from 1 to 1048576")
+}
+
 /// Parses a number that is neither infinite nor NaN.
 pub fn finite(text: &str) -> Result<f64, &'static str> {
     text.trim().parse().ok().filter(|number: &f64| number.is_finite()).ok_or("expected a finite number")

@@ -124,7 +124,10 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let update: &LowRank =
             adapter.modules().get(module).ok_or_else(|| format!("the adapter has no module `{module}`"))?;
-        let orientation = Orientation::of(adapter.metadata().embeddings.contains(module));
+        let orientation = match adapter.metadata().embeddings.contains(module) {
+            true => Orientation::InOut,
+            false => Orientation::OutIn,
+        };
         Ok(add_to_weight(module, update, values, orientation)?)
     }
 }

@@ -144,6 +144,11 @@ impl MergeArgs {
         let experts = experts(library, &self.experts)?;
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
         context.warn_of_differing_bases(library, &names)?;
+        if let Method::Given(merge) = &self.method
+            && let Some(warning) = merge.warning(experts.len())
+        {
+            context.warn(warning)?;
+        }
         let source = MergeSource { library, experts, base };
         let made = match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source),

@@ -3,7 +3,7 @@
 use crate::args::part_arg::PartArg;
 use crate::args::task_args::{self, TaskArgs};
 use crate::args::train_config_args::{TrainConfigArgs, ensure_rank, ensure_targets};
-use crate::args::usage::count;
+use crate::args::usage::bounded_count;
 use crate::base::base_source::BaseSource;
 use crate::base::model_files;
 use crate::command_context::CommandContext;
@@ -108,14 +108,14 @@ struct TrainMode {
     #[arg(long, value_name = "K", conflicts_with = "experts")]
     mbc: Option<ClusterCount>,
     /// Train K experts on random parts of all rows, a baseline for clusters
-    #[arg(long, value_name = "K", value_parser = count)]
+    #[arg(long, value_name = "K", value_parser = bounded_count)]
     random_examples: Option<NonZeroUsize>,
     /// Train K skills and their weights per task (Poly, arXiv 2202.13914): experts poly_0 to poly_K-1, and routers/poly
     /// for --router poly
-    #[arg(long, value_name = "K", value_parser = count)]
+    #[arg(long, value_name = "K", value_parser = bounded_count)]
     poly: Option<NonZeroUsize>,
     /// Like --poly with weights for each of `splits` blocks of A's input and B's output (MHR, arXiv 2211.03831)
-    #[arg(long, value_name = "K", value_parser = count)]
+    #[arg(long, value_name = "K", value_parser = bounded_count)]
     mhr: Option<NonZeroUsize>,
 }
 

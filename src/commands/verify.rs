@@ -6,7 +6,7 @@
 //! with the noise of float32 on this base, and the effect of rounding is reported separately.
 
 use super::merge;
-use crate::args::usage::{self, count};
+use crate::args::usage::{self, bounded_count};
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
@@ -53,7 +53,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "W,...", value_delimiter = ',', allow_hyphen_values = true, requires_all = ["merged", "experts"])]
     weights: Vec<f64>,
     /// Number of random tokens to compare on
-    #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = bounded_count)]
     tokens: NonZeroUsize,
     /// Maximum difference of logits, not counting rounding to 16 bits [default: 16 times the noise of float32, measured; none
     /// for --other-base]

@@ -24,6 +24,7 @@ pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Ve
         return Err(ClusterError::Setting { name: "components", value: "0".to_owned(), expected: "at least 1" });
     }
     let n = gram.names().len();
+    let components = components.min(n);
     let unit = (0..n).map(|i| gram.at(i, i)).fold(f64::MIN_POSITIVE, f64::max);
     let leading = if is_worthwhile(n, components) { leading_eigenpairs(gram.matrix(), components) } else { None };
     let Eigenpairs { values, vectors } = match leading {
@@ -39,16 +40,16 @@ pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Ve
 }
 
 /// The leading eigenpairs of the Gram matrix divided by `unit`, from the decomposition of all of it. With a largest diagonal
-/// of 1 the solver's tolerances are relative.
+/// of 1 the solver's tolerances are relative. At most as many as there are experts.
 fn all_eigenpairs(gram: &GramMatrix, unit: f64, components: usize) -> Result<Eigenpairs> {
     let n = gram.names().len();
     let matrix = Mat::from_fn(n, n, |i, j| gram.at(i, j) / unit);
     let eigen =
         matrix.self_adjoint_eigen(Side::Lower).map_err(|_| ClusterError::Numerical("the eigendecomposition"))?;
     // Eigenvalues are in ascending order.
-    let (ascending, count) = (eigen.S().column_vector(), components.min(n));
-    let values = (0..count).map(|at| ascending[n - 1 - at]).collect();
-    Ok(Eigenpairs { values, vectors: Mat::from_fn(n, count, |i, j| eigen.U()[(i, n - 1 - j)]) })
+    let ascending = eigen.S().column_vector();
+    let values = (0..components).map(|at| ascending[n - 1 - at]).collect();
+    Ok(Eigenpairs { values, vectors: Mat::from_fn(n, components, |i, j| eigen.U()[(i, n - 1 - j)]) })
 }
 
 /// The row at length 1, or zeros if it is rounding relative to `squared`, the squared length before truncation.
@@ -74,6 +75,7 @@ mod tests {
     fn with_all_components_the_embedding_keeps_every_cosine() {
         let gram = GramMatrix::of(&Synthetic::default().experts(), ComparisonSpace::Delta, 0.0).unwrap();
         let rows = spectral_embedding(&gram, 64).unwrap();
+        assert_eq!(spectral_embedding(&gram, usize::MAX).unwrap(), rows);
         let similarity = Similarity::from_gram(GramMatrix::of_points(gram.names(), &rows).unwrap());
         let exact = Similarity::from_gram(gram);
         for i in 0..12 {

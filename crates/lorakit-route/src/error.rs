@@ -198,6 +198,11 @@ pub enum RouteError {
         /// A general expert whose rank is another.
         second: Named<usize>,
     },
+    /// All experts of the library are general ones.
+    #[error(
+        "general={0} names all experts of the library: their knowledge is subtracted from the others, and no token is routed to them; leave one out"
+    )]
+    AllGeneral(String),
     /// A search was given no rows.
     #[error("no rows to fit the weights to")]
     NoRowsToSearch,
@@ -252,9 +257,6 @@ pub enum RouteError {
         /// An expert that differs, with its input and output.
         second: Named<(usize, usize)>,
     },
-    /// Some experts of a merge keep weights as `[in, out]` and some do not.
-    #[error("the experts `{0}` and `{1}` differ in fan_in_fan_out: were they trained on one base?")]
-    Orientation(String, String),
     /// A merge of A and B separately takes equal ranks.
     #[error(
         "{method} merges A and B separately, and the ranks at `{module}` differ: `{}` has rank {}, `{}` has rank {}; use {instead}, which takes any ranks",

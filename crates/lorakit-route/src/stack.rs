@@ -246,27 +246,22 @@ impl Stack {
         })
     }
 
-    /// All experts as one, each at `weight`.
-    pub(crate) fn together(&self, weight: f32) -> Result<GroupedLora> {
-        self.weighed(|_, _| weight)
-    }
-
     /// All experts as one, each at its weight for a projection and an expert: adjacent experts of equal scale are joined in
     /// one block, since the entries between them are zero in B.
-    pub(crate) fn weighed(&self, weight: impl Fn(usize, usize) -> f32) -> Result<GroupedLora> {
-        let mut together: Vec<StackBlock> = Vec::new();
+    pub(crate) fn weighted_sum(&self, weight: impl Fn(usize, usize) -> f32) -> Result<GroupedLora> {
+        let mut joined: Vec<StackBlock> = Vec::new();
         for (projection, experts) in self.projections().enumerate() {
             for (expert, block) in experts {
                 let scale = block.scale * weight(projection, expert);
-                match together.last_mut().filter(|last| last.columns == block.columns && last.scale == scale) {
+                match joined.last_mut().filter(|last| last.columns == block.columns && last.scale == scale) {
                     Some(last) => (last.a.end, last.b.end) = (block.a.end, block.b.end),
-                    None => together.push(StackBlock { scale, ..block.clone() }),
+                    None => joined.push(StackBlock { scale, ..block.clone() }),
                 }
             }
         }
         // Last, so that no block spans an expert that is left out.
-        together.retain(|block| block.scale != 0.0);
-        self.grouped(StackLayout(vec![together]))
+        joined.retain(|block| block.scale != 0.0);
+        self.grouped(StackLayout(vec![joined]))
     }
 
     /// The rank of each projection.

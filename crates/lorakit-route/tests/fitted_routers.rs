@@ -407,6 +407,17 @@ fn general_knowledge_is_subtracted_from_all_others() {
     let pair = experts([one("a", 1, 2.0), one("g", 3, 0.5)], &qkv());
     let expected = dense(&pair, &x, |_, _, e| if e == 0 { 1.0 } else { -1.0 });
     assert_close(&routed("arrow:general=g,gks=deltas", &pair, &x), &expected, 1e-5);
+    let refused = |router: &str, library: &LibraryStack| {
+        let refused = parse_router(router).unwrap().patches(library, &RouterContext::default()).err().unwrap();
+        refused.to_string()
+    };
+    let message = refused("arrow:general=g+a,gks=deltas", &pair);
+    assert!(message.contains("general=g+a names all experts"), "{message}");
+    // A name may contain what separates names.
+    let plus = experts([one("a", 1, 2.0), one("g+a", 3, 0.5)], &qkv());
+    assert_close(&routed("arrow:general=g+a,gks=deltas", &plus, &x), &expected, 1e-5);
+    let message = refused("arrow:general=g+h,gks=deltas", &plus);
+    assert!(message.contains("no expert has the name `g`"), "{message}");
     let uneven = uneven();
     let message = parse_router("arrow:general=b").unwrap().patches(&uneven, &RouterContext::default()).err().unwrap();
     for part in ["gks=deltas", "rank 3", "rank 1"] {

@@ -4,8 +4,8 @@
 
 mod small_library;
 
-use lorakit_adapter::{Adapter, AdapterMetadata};
-use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_calibration, parse_merge};
+use lorakit_adapter::Adapter;
+use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_merge};
 use lorakit_route::{Expert, RouteError};
 use small_library::*;
 
@@ -71,9 +71,6 @@ fn rejects_weights_that_are_not_one_finite_number_per_expert() {
 fn rejects_experts_of_different_bases() {
     let wide = expert("wide", [("q", random(1, 1, 8, 4, 1.0))]);
     refused(apply("cat", &[two()[0].clone(), wide], &[1.0; 2]), &["q", "small", "(6, 4)", "wide", "(8, 4)"]);
-    let facts = AdapterMetadata { fan_in_fan_out: true, ..AdapterMetadata::default() };
-    let turned = Expert::new("turned", two()[1].adapter.clone().with_metadata(facts));
-    refused(apply("cat", &[two()[0].clone(), turned], &[1.0; 2]), &["small", "turned", "fan_in_fan_out"]);
     refused(apply("cat", &[two()[0].clone(), two()[0].clone()], &[1.0; 2]), &["small", "differ"]);
     refused(apply("cat", &[], &[]), &["at least one"]);
     let empty = Expert::new("empty", Adapter::new(Default::default()));

@@ -4,7 +4,7 @@
 
 mod small_library;
 
-use lorakit_adapter::LowRank;
+use lorakit_adapter::{AdapterMetadata, LowRank};
 use lorakit_route::Expert;
 use lorakit_route::merge::{
     Coefficients, Concatenation, MERGES, MergeMethod, Merged, Orientation, add_to_weight, parse_calibration,
@@ -396,6 +396,62 @@ fn zero_deltas_merge_to_zero() {
 }
 
 #[test]
+fn experts_of_weight_zero_add_no_ranks() {
+    let update = |merged: &Merged, module: &str| merged.adapter.modules()[module].clone();
+    for text in ["cat", "svd:rank=full", "svd", "task_arithmetic", "wudi"] {
+        let (all, alone) = (merge(text, &mixed(), &[0.7, 0.0, 0.0]), merge(text, &mixed()[..1], &[0.7]));
+        for module in ["q", "v"] {
+            assert_eq!(update(&all, module), update(&alone, module), "{text}: {module}");
+        }
+        // Only the third has it.
+        assert_eq!((update(&all, "o").rank(), update(&all, "o").norm()), (1, 0.0), "{text}");
+        let report = all.report.iter().find(|report| report.module == "o").unwrap();
+        assert_eq!((report.rank, report.retained), (1, 1.0), "{text}");
+    }
+    let zero = merge("cat", &mixed(), &[0.0; 3]);
+    assert_eq!((update(&zero, "q").rank(), zero.adapter.norm()), (1, 0.0));
+    // Between the others.
+    let without = vec![mixed()[0].clone(), mixed()[2].clone()];
+    let (all, two) = (merge("cat", &mixed(), &[0.7, 0.0, -0.4]), merge("cat", &without, &[0.7, -0.4]));
+    assert_eq!(update(&all, "q"), update(&two, "q"));
+}
+
+#[test]
+fn a_key_that_peft_takes_from_the_base_does_not_keep_experts_apart() {
+    let turned = |expert: &Expert| {
+        let metadata = AdapterMetadata { fan_in_fan_out: true, ..AdapterMetadata::default() };
+        Expert::new(expert.name.clone(), expert.adapter.clone().with_metadata(metadata))
+    };
+    let (plain, mut other) = (mixed(), mixed());
+    other[1] = turned(&other[1]);
+    let merged = |experts: &[Expert]| merge("cat", experts, &[0.7, 0.2, -0.4]).adapter;
+    assert_eq!(merged(&other).modules(), merged(&plain).modules());
+}
+
+#[test]
+fn settings_that_one_expert_ignores_are_named() {
+    let warning = |text: &str, experts| parse_merge(text).unwrap().warning(experts);
+    for text in ["ties:density=0.2", "dare_linear", "magnitude_prune_svd:density=0.9", "ties_svd:density=1,rank=2"] {
+        let said = warning(text, 1).unwrap();
+        assert!(
+            said.contains("merged linearly, as in PEFT") && said.contains(text.split(':').next().unwrap()),
+            "{said}"
+        );
+        assert_eq!(warning(text, 2), None, "{text}");
+        let one = &mixed()[..1];
+        let (found, plain) = (merge(text, one, &[0.7]), merge("cat", one, &[0.7]));
+        for (module, update) in plain.adapter.modules() {
+            assert!(found.adapter.modules()[module].cosine(update).unwrap() > 1.0 - 1e-6, "{text}: {module}");
+        }
+    }
+    for text in
+        ["cat", "linear", "task_arithmetic", "ties:density=1", "ties:convention=paper,density=0.2", "svd:rank=1"]
+    {
+        assert_eq!(warning(text, 1), None, "{text}");
+    }
+}
+
+#[test]
 fn adding_an_adapter_to_a_weight_adds_its_delta() {
     let update = random(1, 3, 9, 7, 2.0);
     let weight = values(77, 63);
@@ -406,7 +462,7 @@ fn adding_an_adapter_to_a_weight_adds_its_delta() {
     assert!(close(&found, &sum));
     let transposed = |of: &[f32]| -> Vec<f32> { (0..9).flat_map(|i| (0..7).map(move |o| of[o * 9 + i])).collect() };
     let mut found = transposed(&weight);
-    add_to_weight("q", &update, &mut found, Orientation::of(true)).unwrap();
+    add_to_weight("q", &update, &mut found, Orientation::InOut).unwrap();
     assert!(close(&found, &transposed(&sum)));
     assert!(add_to_weight("q", &update, &mut found[1..], Orientation::InOut).unwrap_err().to_string().contains("q"));
 }

@@ -30,13 +30,14 @@ impl<'a> TrainableWeights<'a> {
     pub(crate) fn new(granularity: Granularity, simplex: bool, experts: &'a LibraryStack) -> Result<Self> {
         let groups = WeightGroups::of(granularity, experts);
         let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
-        let gated = |(index, _, stack): (usize, &Site, &Stack)| -> Result<_> {
-            let gated = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?;
+        let weighted = |(index, _, stack): (usize, &Site, &Stack)| {
+            let weighted = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?;
             stack.device().synchronize()?;
-            Ok((index, gated))
+            Ok((index, weighted))
         };
         // The matrices are stacked here, on all threads.
-        let sites = ordered_results(experts.stacks().collect::<Vec<_>>().into_par_iter().map(gated))?;
+        let sites: Vec<(usize, WeightedLora)> =
+            experts.stacks().collect::<Vec<_>>().into_par_iter().map(weighted).collect::<Result<_>>()?;
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if simplex { 0.0 } else { 1.0 / n as f32 };
@@ -83,10 +84,10 @@ impl<'a> TrainableWeights<'a> {
     pub fn patches(&self) -> candle_core::Result<Patches> {
         let used = self.used()?;
         let mut by_site: Vec<Option<Arc<dyn Patch>>> = vec![None; self.experts.sites().len()];
-        for (site, gated) in &self.sites {
-            let groups = gated.slots() / self.experts.len();
+        for (site, lora) in &self.sites {
+            let groups = lora.slots() / self.experts.len();
             let weights = used.narrow(0, self.groups.group(*site, 0), groups)?.flatten_all()?;
-            by_site[*site] = Some(Arc::new(GatedPatch { gated: gated.clone(), weights }));
+            by_site[*site] = Some(Arc::new(WeightedPatch { lora: lora.clone(), weights }));
         }
         Ok(Patches::new(by_site))
     }
@@ -104,14 +105,14 @@ impl<'a> TrainableWeights<'a> {
 }
 
 /// All experts of a site at learned weights.
-struct GatedPatch {
-    gated: WeightedLora,
+struct WeightedPatch {
+    lora: WeightedLora,
     weights: Tensor,
 }
 
-impl Patch for GatedPatch {
+impl Patch for WeightedPatch {
     fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
-        let delta = self.gated.delta(&x.to_dtype(DType::F32)?, &self.weights)?;
+        let delta = self.lora.delta(&x.to_dtype(DType::F32)?, &self.weights)?;
         out.add(&delta.to_dtype(out.tensor().dtype())?)
     }
 }

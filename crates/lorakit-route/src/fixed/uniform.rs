@@ -133,9 +133,9 @@ fn scaled_patch(
     }
     let weight = uniform.scale / averaged.count() as f32;
     let grouped = match (uniform.mixing, averaged.left_out) {
-        (Mixing::Outputs, None) => stack.together(weight)?,
+        (Mixing::Outputs, None) => stack.weighted_sum(|_, _| weight)?,
         (Mixing::Outputs, Some(left_out)) => {
-            stack.weighed(|_, expert| if expert == left_out { 0.0 } else { weight })?
+            stack.weighted_sum(|_, expert| if expert == left_out { 0.0 } else { weight })?
         }
         (Mixing::Separate, _) => mean_factors(averaged, uniform.scale, site, stack)?,
     };

@@ -9,15 +9,8 @@ use rayon::prelude::*;
 pub enum Orientation {
     /// `[out, in]`, like torch's `Linear`.
     OutIn,
-    /// `[in, out]`, like GPT-2's `Conv1D`, which PEFT calls `fan_in_fan_out`.
+    /// `[in, out]`, like torch's `Embedding`, whose input is a token.
     InOut,
-}
-
-impl Orientation {
-    /// The orientation in an adapter's configuration.
-    pub fn of(fan_in_fan_out: bool) -> Self {
-        if fan_in_fan_out { Self::InOut } else { Self::OutIn }
-    }
 }
 
 /// Adds `s B A` to the row-major `weight` of a module: `W += s B A`, or its transpose for [`Orientation::InOut`]. Each

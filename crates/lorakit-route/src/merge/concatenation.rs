@@ -47,13 +47,18 @@ impl MergeMethod for Concatenation {
     }
 }
 
-/// The module's exact sum. Weights and scales are folded into A, so that every PEFT loader computes the same.
+/// The module's exact sum. Weights and scales are folded into A, so that every PEFT loader computes the same. Experts of
+/// weight zero add nothing, and so no ranks.
 fn concatenated(module: &Module) -> Result<MergedModule> {
-    let rank = module.rank_sum();
+    let summands = module.summands();
+    if summands.is_empty() {
+        return Ok(MergedModule { update: module.zero()?, retained: Retained::ALL });
+    }
+    let rank = summands.iter().map(|part| part.update.rank()).sum();
     let mut a = Vec::with_capacity(rank * module.input);
     let mut b = vec![0f32; module.output * rank];
     let mut column = 0;
-    for part in &module.parts {
+    for part in summands {
         let (update, weight) = (part.update, part.weight * part.update.scale());
         a.extend(update.a().values().iter().map(|value| (weight * f64::from(*value)) as f32));
         for (to, from) in b.chunks_exact_mut(rank).zip(update.b().values().chunks_exact(update.rank())) {

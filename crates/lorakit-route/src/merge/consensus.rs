@@ -25,10 +25,10 @@ pub(super) fn merge_row(
     match consensus {
         Consensus::Sum => sum(weights, 1.0, rows, out),
         Consensus::Mean => sum(weights, 1.0 / divisor(total), rows, out),
-        Consensus::Elected(ballot, divide) => {
+        Consensus::Elected(sign_vote, divide) => {
             for (column, out) in out.iter_mut().enumerate() {
                 let values = || rows.iter().zip(weights).map(|(row, weight)| (row[column], *weight));
-                let vote = |(value, weight): (f64, f64)| match ballot {
+                let vote = |(value, weight): (f64, f64)| match sign_vote {
                     SignVote::Plain => value,
                     SignVote::Weighted => value * weight,
                 };

@@ -23,12 +23,13 @@ pub(super) struct LowRankProduct {
 }
 
 impl LowRankProduct {
-    /// `factor` times the weighted sum of the module's deltas, exactly.
+    /// `factor` times the weighted sum of the module's deltas, exactly: the factors of [`Module::summands`], in order.
     pub(super) fn sum(module: &Module, factor: f64) -> Self {
-        let rank = module.rank_sum();
+        let summands = module.summands();
+        let rank = summands.iter().map(|part| part.update.rank()).sum();
         let (mut b, mut a) = (Mat::zeros(module.output, rank), Mat::zeros(rank, module.input));
         let mut at = 0;
-        for part in &module.parts {
+        for part in summands {
             let weight = factor * part.weight * part.update.scale();
             let rank = part.update.rank();
             b.subcols_mut(at, rank).copy_from(widened_b(part.update, weight));
@@ -58,9 +59,7 @@ impl LowRankProduct {
     /// The product as it is.
     pub(super) fn exact(self, module: &Module) -> Result<MergedModule> {
         if self.b.ncols() == 0 {
-            // A delta of rank 0 is zero, and PEFT has no rank 0.
-            let update = module.update(1, vec![0.0; module.input], vec![0.0; module.output])?;
-            return Ok(MergedModule { update, retained: Retained::ALL });
+            return Ok(MergedModule { update: module.zero()?, retained: Retained::ALL });
         }
         Ok(MergedModule { update: update(module, self.b.as_ref(), self.a.as_ref())?, retained: Retained::ALL })
     }

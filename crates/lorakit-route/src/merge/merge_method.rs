@@ -21,9 +21,14 @@ pub trait MergeMethod: Any + Debug + Display + Send + Sync {
     /// counts as zero. The result has the first expert's configuration and a plain `alpha / r` scale.
     ///
     /// # Errors
-    /// If there is nothing to merge, weights are not one finite number per expert, experts were made for different
-    /// bases, or the method cannot mix their ranks. Each error names the expert and the module.
+    /// If there is nothing to merge, weights are not one finite number per expert, experts differ in the widths of a module,
+    /// or the method cannot mix their ranks. Each error names the expert and the module.
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged>;
+
+    /// A warning about merging this number of experts, if settings have no effect there.
+    fn warning(&self, _experts: usize) -> Option<String> {
+        None
+    }
 
     /// Whether the method averages agreeing experts or has its own scale, so that weights of 1 are natural.
     fn averages(&self) -> bool {

@@ -66,6 +66,11 @@ impl<'a> Module<'a> {
         Ok(Self { path, input, output, parts, total_weight: weights.iter().sum() })
     }
 
+    /// The experts that a weighted sum has: those whose weight and scale are not zero.
+    pub(super) fn summands(&self) -> Vec<&ModuleExpert<'a>> {
+        self.parts.iter().filter(|part| part.weight * part.update.scale() != 0.0).collect()
+    }
+
     /// The sum of the experts' ranks.
     pub(super) fn rank_sum(&self) -> usize {
         self.parts.iter().map(|part| part.update.rank()).sum()
@@ -98,6 +103,11 @@ impl<'a> Module<'a> {
         pair().map_err(|source| RouteError::MergedMatrix { module: self.path.to_owned(), source: Box::new(source) })
     }
 
+    /// An update of zero: PEFT has no rank 0.
+    pub(super) fn zero(&self) -> Result<LowRank> {
+        self.update(1, vec![0.0; self.input], vec![0.0; self.output])
+    }
+
     /// An error of the linear algebra in this module.
     pub(super) fn arithmetic(&self, problem: &'static str) -> RouteError {
         RouteError::Arithmetic { module: self.path.to_owned(), problem }
@@ -113,7 +123,7 @@ pub(super) fn each_module(
     footprint: Footprint,
     make: impl Fn(&Module) -> Result<MergedModule> + Sync,
 ) -> Result<Merged> {
-    let facts = check(experts, coefficients)?;
+    let metadata = check(experts, coefficients)?;
     let modules =
         paths(experts).into_iter().map(|path| Module::of(path, experts, coefficients)).collect::<Result<Vec<_>>>()?;
     let mut merged = Vec::with_capacity(modules.len());
@@ -128,7 +138,7 @@ pub(super) fn each_module(
     });
     let report = report.collect();
     let updates = modules.iter().zip(merged).map(|(module, made)| (module.path.to_owned(), made.update)).collect();
-    let adapter = Adapter::new(updates).with_metadata(facts);
+    let adapter = Adapter::new(updates).with_metadata(metadata);
     Ok(Merged { adapter: adapter.with_target_names_of(experts.iter().map(|expert| &expert.adapter)), report })
 }
 
@@ -167,18 +177,15 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
     if paths(experts).is_empty() {
         return Err(RouteError::NoModules);
     }
-    // A merge has scales of its own.
-    let mut facts = AdapterMetadata { rslora: false, ..first.adapter.metadata().clone() };
+    // A merge has scales of its own. Whatever fan_in_fan_out says, PEFT takes it from the base's modules.
+    let mut metadata = AdapterMetadata { rslora: false, ..first.adapter.metadata().clone() };
     for other in &experts[1..] {
         let theirs = other.adapter.metadata();
-        if theirs.fan_in_fan_out != facts.fan_in_fan_out {
-            return Err(RouteError::Orientation(first.name.clone(), other.name.clone()));
-        }
         // If the experts' bases differ, none of them is recorded.
-        if (&theirs.base_model, &theirs.revision) != (&facts.base_model, &facts.revision) {
-            (facts.base_model, facts.revision) = (None, None);
+        if (&theirs.base_model, &theirs.revision) != (&metadata.base_model, &metadata.revision) {
+            (metadata.base_model, metadata.revision) = (None, None);
         }
-        facts.embeddings.extend(theirs.embeddings.iter().cloned());
+        metadata.embeddings.extend(theirs.embeddings.iter().cloned());
     }
-    Ok(facts)
+    Ok(metadata)
 }

@@ -10,7 +10,7 @@ pub(super) enum RowSource<'a> {
     /// A stored matrix in f64.
     Double(Vec<f64>, usize),
     /// `s B A`.
-    LowRankProduct(&'a LowRank, Cow<'a, [f32]>, Cow<'a, [f32]>),
+    Delta(&'a LowRank, Cow<'a, [f32]>, Cow<'a, [f32]>),
 }
 
 /// One matrix of each expert of a module, all of one shape.
@@ -27,13 +27,13 @@ impl<'a> RowSource<'a> {
     }
 
     pub(super) fn delta(update: &'a LowRank) -> Self {
-        Self::LowRankProduct(update, update.a().values(), update.b().values())
+        Self::Delta(update, update.a().values(), update.b().values())
     }
 
     pub(super) fn columns(&self) -> usize {
         match self {
             Self::Single(_, columns) | Self::Double(_, columns) => *columns,
-            Self::LowRankProduct(update, ..) => update.input(),
+            Self::Delta(update, ..) => update.input(),
         }
     }
 
@@ -41,7 +41,7 @@ impl<'a> RowSource<'a> {
         match self {
             Self::Single(values, columns) => values.len() / columns,
             Self::Double(values, columns) => values.len() / columns,
-            Self::LowRankProduct(update, ..) => update.output(),
+            Self::Delta(update, ..) => update.output(),
         }
     }
 
@@ -57,7 +57,7 @@ impl<'a> RowSource<'a> {
                 out.iter_mut().zip(&values[span]).for_each(|(out, value)| *out = f64::from(*value));
             }
             Self::Double(values, _) => out.copy_from_slice(&values[span]),
-            Self::LowRankProduct(update, a, b) => {
+            Self::Delta(update, a, b) => {
                 out.fill(0.0);
                 let by = &b[row * update.rank()..(row + 1) * update.rank()];
                 for (by, a) in by.iter().zip(a.chunks_exact(update.input())) {

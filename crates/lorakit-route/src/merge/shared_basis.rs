@@ -30,7 +30,7 @@ pub enum Basis {
     Factors,
 }
 
-/// The experts' matrices in a common basis, merged value by value.
+/// The experts' matrices in a common basis, all of one shape, merged value by value to one of that shape.
 pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec<Mat<f64>>) -> Mat<f64> {
     let (rows, columns) = (aligned[0].nrows(), aligned[0].ncols());
     if rows == 0 || columns == 0 {
@@ -45,17 +45,12 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
     MatRef::from_row_major_slice(&merged, rows, columns).to_owned()
 }
 
-/// Orthonormal directions with their singular values, which decrease.
-pub(super) struct Directions {
-    pub vectors: Mat<f64>,
-    pub values: Vec<f64>,
-}
-
-/// The left singular vectors and the singular values of `[D_1 | ... | D_n]`.
-pub(super) fn output_directions(module: &Module) -> Result<Directions> {
+/// The left singular vectors of `[D_1 | ... | D_n]`, `[out, k]` with a k of at most the sum of ranks.
+pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
-    // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors.
+    // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors: [D_1 | ...] becomes
+    // B [L_1, ...] on the diagonal, and with B = Q R the core is R [L_1, ...], [at most sum of ranks, sum of ranks].
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
     let Directions { vectors, values } = left_directions(module, core.as_ref())?;
     Ok(Directions { vectors: b.compute_thin_Q() * vectors, values })
@@ -71,7 +66,7 @@ pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
     Ok(output_directions(module)?.vectors)
 }
 
-/// The right singular vectors of the vertically concatenated D_i.
+/// The right singular vectors of the vertically concatenated D_i, `[in, k]` with a k of at most the sum of ranks.
 pub(super) fn input_axes(module: &Module) -> Result<Mat<f64>> {
     let a = stacked_a(module, true).transpose().qr();
     let mut core = a.thin_R().to_owned();
@@ -79,7 +74,8 @@ pub(super) fn input_axes(module: &Module) -> Result<Mat<f64>> {
     Ok(a.compute_thin_Q() * axes(module, core.as_ref())?)
 }
 
-/// Multiplies each expert's columns of `core` by that expert's matrix, `[r, at most r]`.
+/// Multiplies each expert's columns of `core`, `[k, sum of ranks]`, by that expert's matrix, `[r, at most r]`; columns that it
+/// lacks become zero.
 fn multiply_columns(module: &Module, core: &mut Mat<f64>, by: impl Fn(&ModuleExpert) -> Mat<f64>) {
     let mut at = 0;
     for part in &module.parts {
@@ -92,13 +88,13 @@ fn multiply_columns(module: &Module, core: &mut Mat<f64>, by: impl Fn(&ModuleExp
     }
 }
 
-/// The left singular vectors of the horizontally concatenated B's, and the right ones of the vertically concatenated
-/// A's.
+/// The left singular vectors of the horizontally concatenated B's, `[out, k]`, and the right ones of the vertically
+/// concatenated A's, `[in, l]`, with k and l of at most the sum of ranks.
 pub(super) fn factor_axes(module: &Module) -> Result<(Mat<f64>, Mat<f64>)> {
     Ok((axes(module, stacked_b(module, false).as_ref())?, axes(module, stacked_a(module, false).transpose())?))
 }
 
-/// The left singular vectors of a matrix, without rounding noise.
+/// The left singular vectors of a matrix `[n, m]`, without rounding noise: `[n, at most min(n, m)]`.
 fn axes(module: &Module, matrix: MatRef<f64>) -> Result<Mat<f64>> {
     Ok(left_directions(module, matrix)?.vectors)
 }

@@ -203,11 +203,26 @@ impl MergeMethod for TaskVectors {
     }
 
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
-        if let Some(linear) = self.linear_of_one(experts) {
+        if let Some(linear) = self.linear_of_one(experts.len()) {
             return linear.merge(experts, coefficients);
         }
         let thresholds = self.thresholds(experts);
         each_module(experts, coefficients, self.footprint(), |module| self.merge_module(module, &thresholds))
+    }
+
+    fn warning(&self, experts: usize) -> Option<String> {
+        self.linear_of_one(experts)?;
+        let TaskVectorSettings { density, rank, .. } = self.settings;
+        let sparsifies = self.method.has("density") && density < 1.0;
+        let truncates = self.method.has("rank") && matches!(rank, Rank::Of(_));
+        let others = TaskVectorMethod::conventions(self.method.name).filter(|other| *other != Convention::Peft);
+        (sparsifies || truncates).then(|| {
+            format!(
+                "{self}: one expert is merged linearly, as in PEFT, whatever the method: nothing is dropped or truncated, and \
+                 only `scale` has an effect; other conventions of the method: {}",
+                listed(others)
+            )
+        })
     }
 
     fn averages(&self) -> bool {
@@ -231,8 +246,8 @@ impl TaskVectors {
 
     /// What this merge is of a single expert, where that is something else: PEFT merges one adapter linearly, whatever
     /// the method, so that nothing is trimmed or dropped.
-    fn linear_of_one(&self, experts: &[Expert]) -> Option<Self> {
-        let one = experts.len() == 1 && self.settings.convention == Convention::Peft && self.method.name != LINEAR.name;
+    fn linear_of_one(&self, experts: usize) -> Option<Self> {
+        let one = experts == 1 && self.settings.convention == Convention::Peft && self.method.name != LINEAR.name;
         let method = TaskVectorMethod::find(LINEAR.name, Some("peft")).filter(|_| one)?;
         Some(Self { method, settings: TaskVectorSettings { scale: self.settings.scale, ..method.defaults() } })
     }

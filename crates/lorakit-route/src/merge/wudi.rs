@@ -81,11 +81,14 @@ impl MergeMethod for Wudi {
 impl Wudi {
     fn merge_module(&self, module: &Module) -> Result<MergedModule> {
         let stacked = LowRankProduct::sum(module, 1.0);
+        if stacked.a.nrows() == 0 {
+            return stacked.truncated(module, self.rank);
+        }
         let basis = stacked.a.transpose().qr().compute_thin_Q();
         let mut gram = Mat::<f64>::zeros(basis.ncols(), basis.ncols());
         let mut a = Mat::<f64>::zeros(stacked.a.nrows(), basis.ncols());
         let mut at = 0;
-        for part in &module.parts {
+        for part in module.summands() {
             let rank = part.update.rank();
             let b = widened_b(part.update, part.weight * part.update.scale());
             let inner = widened_a(part.update) * &basis;

@@ -87,7 +87,7 @@ impl Settings for Arrow {
 impl fmt::Display for Arrow {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         // The subtraction is left out if there is none: the text is that of older versions, which caches are keyed by.
-        let subtracts = !self.general.0.is_empty();
+        let subtracts = !self.general.is_empty();
         let shown = to_pairs(self)
             .map_err(|_| fmt::Error)?
             .into_iter()
@@ -105,7 +105,7 @@ impl Router for Arrow {
     /// Under separate mixing, if ranks differ at a projection; with `tie=site`, if an expert's A's do; if a general
     /// expert is not in the library, or cannot be subtracted.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        if !self.general.0.is_empty() {
+        if !self.general.is_empty() {
             let rest = Self { general: GeneralExperts::default(), ..self.clone() };
             return rest.patches(&subtracted(experts, &self.general, self.gks)?, context);
         }

@@ -24,10 +24,29 @@ pub enum SubtractionSpace {
     Deltas,
 }
 
-/// The names of general experts, joined by `+`; `none` if there are none.
+/// The names of general experts, joined by `+`, which a name may contain too; `none` if there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct GeneralExperts(pub Vec<String>);
+pub struct GeneralExperts(Option<String>);
+
+impl GeneralExperts {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Their indices: of the expert that has the whole text as its name, or of those between the `+`.
+    ///
+    /// # Errors
+    /// If there is no expert of a name.
+    fn indices(&self, experts: &LibraryStack) -> Result<Vec<usize>> {
+        let Some(text) = &self.0 else { return Ok(Vec::new()) };
+        match experts.index(text) {
+            Ok(whole) => Ok(vec![whole]),
+            Err(_) => text.split('+').map(|name| experts.index(name)).collect(),
+        }
+    }
+}
 
 impl FromStr for GeneralExperts {
     type Err = &'static str;
@@ -36,7 +55,7 @@ impl FromStr for GeneralExperts {
         match text {
             "none" => Ok(Self::default()),
             _ if text.split('+').any(str::is_empty) => Err("names of experts, as in NAME+NAME, or none"),
-            _ => Ok(Self(text.split('+').map(str::to_owned).collect())),
+            _ => Ok(Self(Some(text.to_owned()))),
         }
     }
 }
@@ -57,7 +76,7 @@ impl From<GeneralExperts> for String {
 
 impl fmt::Display for GeneralExperts {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        if self.0.is_empty() { f.write_str("none") } else { f.write_str(&self.0.join("+")) }
+        f.write_str(self.0.as_deref().unwrap_or("none"))
     }
 }
 
@@ -65,9 +84,12 @@ impl fmt::Display for GeneralExperts {
 /// experts have no modules any more.
 ///
 /// # Errors
-/// If there is no expert of a name; by factors, if ranks differ at a module.
+/// If there is no expert of a name, or no other expert; by factors, if ranks differ at a module.
 pub fn subtracted(experts: &LibraryStack, general: &GeneralExperts, space: SubtractionSpace) -> Result<LibraryStack> {
-    let indices = general.0.iter().map(|name| experts.index(name)).collect::<Result<Vec<_>>>()?;
+    let indices = general.indices(experts)?;
+    if (0..experts.len()).all(|index| indices.contains(&index)) {
+        return Err(RouteError::AllGeneral(general.to_string()));
+    }
     let device = experts.stacks().next().map_or(candle_core::Device::Cpu, |(_, _, stack)| stack.device().clone());
     let remaining = |(index, expert): (usize, &Expert)| -> Result<Expert> {
         let mut modules = BTreeMap::new();

@@ -109,7 +109,7 @@ pub fn minimize(
 ) -> Result<Vec<f64>> {
     let mut optimizer = Optimizer::new(groups, schedule)?;
     let variables = optimizer.variables();
-    let mut losses = Vec::with_capacity(schedule.steps());
+    let mut losses = Vec::new();
     for step in 0..schedule.steps() {
         let mut gradients = Gradients::default();
         let value = loss(step, &variables, &mut gradients)?;

@@ -28,6 +28,8 @@ const BESIDE: usize = 6;
 /// # Errors
 /// If there are no rows, or the model fails.
 pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<Solution> {
+    // A round adds one expert.
+    let most = most.min(experts);
     let zero = vec![0.0; experts];
     let mut rows = SearchedRows { experts, most, asked: BTreeMap::new(), slopes: BTreeMap::new(), losses };
     rows.ask(std::slice::from_ref(&zero))?;
@@ -240,6 +242,18 @@ mod tests {
     fn weights_are_zero_if_no_expert_helps() {
         let (found, _) = found(3, &[&[(0, -1.0)], &[(1, -1.0)]]);
         assert_eq!((found.weights, found.fitted), (vec![0.0; 3], found.base));
+    }
+
+    #[test]
+    fn more_experts_may_be_allowed_than_there_are() {
+        let target = [(0, 1.0), (2, 0.5)];
+        let search = |most| {
+            let mut targets = vec![vec![0.0; 3]; 3];
+            targets.iter_mut().for_each(|row| target.iter().for_each(|(expert, weight)| row[*expert] = *weight));
+            find(3, most, &mut Quadratic { targets, calls: 0 }).unwrap()
+        };
+        assert_eq!(search(usize::MAX), search(3));
+        assert_eq!(search(3).weights, [1.0, 0.0, 0.5]);
     }
 
     #[test]
