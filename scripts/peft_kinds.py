@@ -46,6 +46,7 @@ KINDS = {
     "dora": ("converted", {"use_dora": True}),
     "dora_everywhere": ("converted", {"use_dora": True, "target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
     "saved_lm_head": ("converted", {"modules_to_save": ["lm_head"]}),
+    "saved_mlp": ("converted", {"modules_to_save": ["mlp"]}),
     "saved_embed_tokens": ("converted", {"modules_to_save": ["embed_tokens"]}),
     "lora_bias": ("lora_bias", {"lora_bias": True}),
     "trainable_tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 5]}),

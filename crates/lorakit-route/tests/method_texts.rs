@@ -338,9 +338,9 @@ const REFUSED: &[(&str, &[&str])] = &[
         &["top_k is given twice", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"],
     ),
     (
-        "arrow:general=a++b",
+        "arrow:general=",
         &[
-            "general=a++b cannot be read (names of experts, as in NAME+NAME, or none)",
+            "general= cannot be read (names of experts, as in NAME+NAME, or none)",
             "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors",
         ],
     ),

@@ -12,7 +12,8 @@ const OTHERS: &[(&str, &str)] = &[
     ("tensors", "convolutions, and tensors of other methods than LoRA or of the base that differ from the base's"),
     (
         "incomplete",
-        "one of lora_A and lora_B without the other, or a module of the base that is targeted without tensors",
+        "one of lora_A and lora_B without the other, a module of the base that is targeted without tensors, or, where DoRA and \
+         modules_to_save are converted, a module without its magnitude or copy",
     ),
     ("shapes", "ranks other than r and rank_pattern say, and modules that the base lacks or has in other dimensions"),
     ("numbers", "NaN, infinity, and types other than F32, F16 and BF16"),

@@ -54,7 +54,7 @@ impl FromStr for GeneralExperts {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "none" => Ok(Self::default()),
-            _ if text.split('+').any(str::is_empty) => Err("names of experts, as in NAME+NAME, or none"),
+            "" => Err("names of experts, as in NAME+NAME, or none"),
             _ => Ok(Self(Some(text.to_owned()))),
         }
     }
