@@ -9,6 +9,7 @@ use lorakit_format::mmap::FileBytes;
 use pulp::bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Values that one task of the thread pool rounds.
 const CHUNK: usize = 1 << 16;
@@ -28,11 +29,12 @@ impl MmapMatrix {
     /// If there is not as much memory.
     pub fn rounded_to(&self, dtype: StorageDtype) -> Result<Self> {
         let rounded = if self.is_rounded_by(dtype) { rounded_matrices(&[self], dtype)?.pop() } else { None };
-        Ok(rounded.unwrap_or_else(|| self.clone()))
+        Ok(rounded.map_or_else(|| self.clone(), |rounded| rounded.matrix))
     }
 
-    /// Writes the bits of some rows rounded to `dtype`, which has 16; `wide` is room for their values.
-    fn round_rows(&self, rows: Range<usize>, dtype: StorageDtype, wide: &mut Vec<f32>, bits: &mut [u16]) {
+    /// Writes the bits of some rows rounded to `dtype`, which has 16; `wide` is room for their values. Returns whether a
+    /// finite value became infinite.
+    fn round_rows(&self, rows: Range<usize>, dtype: StorageDtype, wide: &mut Vec<f32>, bits: &mut [u16]) -> bool {
         let values = match self.ordered_slice(rows.clone()) {
             Some(Slice::F32(values)) => values,
             _ => {
@@ -45,29 +47,52 @@ impl MmapMatrix {
             StorageDtype::F16 => round_to_f16(values, bits),
             StorageDtype::BF16 | StorageDtype::F32 => round_to_bf16(values, bits),
         }
+        overflow(values, dtype)
     }
+}
+
+/// Whether a finite value is infinite when it is rounded to `dtype`.
+pub(super) fn overflow(values: &[f32], dtype: StorageDtype) -> bool {
+    // Halfway from the largest finite value to the next power of two.
+    let first = match dtype {
+        StorageDtype::F16 => 65520.0,
+        StorageDtype::BF16 => f32::from_bits(0x7f7f_8000),
+        StorageDtype::F32 => return false,
+    };
+    // No early end: so the compiler turns it into vectors.
+    values.iter().fold(false, |found, value| found | (value.abs() >= first && value.is_finite()))
+}
+
+/// A matrix rounded to 16 bits.
+pub(super) struct RoundedMatrix {
+    pub(super) matrix: MmapMatrix,
+    /// Whether the type is too narrow: a finite value became infinite.
+    pub(super) overflows: bool,
 }
 
 /// Matrices of which each [is rounded](MmapMatrix::is_rounded_by), in their order.
 ///
 /// # Errors
 /// If there is not as much memory.
-pub(super) fn rounded_matrices(matrices: &[&MmapMatrix], dtype: StorageDtype) -> Result<Vec<MmapMatrix>> {
+pub(super) fn rounded_matrices(matrices: &[&MmapMatrix], dtype: StorageDtype) -> Result<Vec<RoundedMatrix>> {
     let length = |matrix: &MmapMatrix| matrix.rows() * matrix.columns() * dtype.size();
     let size = matrices.iter().map(|matrix| length(matrix).next_multiple_of(LINE)).sum();
+    let overflows: Vec<AtomicBool> = matrices.iter().map(|_| AtomicBool::new(false)).collect();
     let bytes = FileBytes::filled(size, |bytes| {
         let (mut rest, mut tasks) = (bytes, Vec::new());
-        for &matrix in matrices {
+        for (&matrix, overflows) in matrices.iter().zip(&overflows) {
             let (own, others) = rest.split_at_mut(length(matrix).next_multiple_of(LINE));
             rest = others;
             let columns = matrix.columns().max(1);
             let rows = (CHUNK / columns).max(1);
             let parts = own[..length(matrix)].chunks_mut(rows * columns * dtype.size());
-            tasks.extend(parts.enumerate().map(|(part, bytes)| (matrix, part * rows, bytes)));
+            tasks.extend(parts.enumerate().map(|(part, bytes)| (matrix, overflows, part * rows, bytes)));
         }
-        tasks.into_par_iter().for_each_init(Vec::new, |wide, (matrix, first, bytes)| {
+        tasks.into_par_iter().for_each_init(Vec::new, |wide, (matrix, overflows, first, bytes)| {
             let bits: &mut [u16] = cast_slice_mut(bytes);
-            matrix.round_rows(first..first + bits.len() / matrix.columns(), dtype, wide, bits);
+            if matrix.round_rows(first..first + bits.len() / matrix.columns(), dtype, wide, bits) {
+                overflows.store(true, Ordering::Relaxed);
+            }
         });
     })?;
     let starts = matrices.iter().scan(0, |end, matrix| {
@@ -75,10 +100,12 @@ pub(super) fn rounded_matrices(matrices: &[&MmapMatrix], dtype: StorageDtype) ->
         *end += length(matrix).next_multiple_of(LINE);
         Some(start)
     });
-    let rounded = |(matrix, start): (&&MmapMatrix, usize)| {
-        MmapMatrix::new(bytes.clone(), start..start + length(matrix), dtype, matrix.rows(), matrix.columns())
+    let rounded = |((matrix, start), overflows): ((&&MmapMatrix, usize), AtomicBool)| {
+        let at = start..start + length(matrix);
+        let matrix = MmapMatrix::new(bytes.clone(), at, dtype, matrix.rows(), matrix.columns())?;
+        Ok(RoundedMatrix { matrix, overflows: overflows.into_inner() })
     };
-    matrices.iter().zip(starts).map(rounded).collect()
+    matrices.iter().zip(starts).zip(overflows).map(rounded).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +131,8 @@ mod tests {
                 [thirds(3, 7), thirds(300, 700), reversed(&thirds(2, 9)), blocks(2, 64), narrow, thirds(0, 4)];
             let rounded = rounded_matrices(&matrices.each_ref(), dtype).unwrap();
             assert_eq!(rounded.len(), matrices.len());
-            for (rounded, matrix) in rounded.iter().zip(&matrices) {
+            for (RoundedMatrix { matrix: rounded, overflows }, matrix) in rounded.iter().zip(&matrices) {
+                assert!(!overflows);
                 let round = |&value: &f32| match dtype {
                     StorageDtype::F16 => f16::from_f32(value).to_f32(),
                     _ => bf16::from_f32(value).to_f32(),
@@ -113,6 +141,30 @@ mod tests {
                 assert_eq!((rounded.storage_dtype(), rounded.rows()), (dtype, matrix.rows()));
                 assert_eq!(rounded.values(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn only_finite_values_that_become_infinite_are_an_overflow() {
+        let overflows = |value: f32, dtype| {
+            let values = (0..6).map(|i| if i == 4 { value } else { 1.0 }).collect();
+            let matrix = MmapMatrix::from_values(values, 2, 3).unwrap();
+            rounded_matrices(&[&thirds(2, 2), &matrix], dtype)
+                .unwrap()
+                .iter()
+                .map(|of| of.overflows)
+                .collect::<Vec<_>>()
+        };
+        for (value, f16, bf16) in [
+            (65504.0, false, false),
+            (65520.0, true, false),
+            (-1e5, true, false),
+            (f32::MAX, true, true),
+            (f32::INFINITY, false, false),
+            (f32::NAN, false, false),
+        ] {
+            assert_eq!(overflows(value, StorageDtype::F16), [false, f16], "{value}");
+            assert_eq!(overflows(value, StorageDtype::BF16), [false, bf16], "{value}");
         }
     }
 

@@ -5,7 +5,7 @@ use crate::error::{ModelError, Result};
 use crate::layer::linear::LinearWeights;
 use crate::weights::checkpoint::Checkpoint;
 use crate::weights::mmap_matrix::MmapMatrix;
-use crate::weights::rounded_matrices::rounded_matrices;
+use crate::weights::rounded_matrices::{overflow, rounded_matrices};
 use crate::weights::storage_dtype::StorageDtype;
 use crate::weights::token_precision::TokenPrecision;
 use crate::weights::weight::Weight;
@@ -52,7 +52,7 @@ impl<'a> WeightLoader<'a> {
     /// so that threads share more than one of them. An edited matrix keeps the type that was chosen for it then.
     ///
     /// # Errors
-    /// If there is not as much memory.
+    /// If there is not as much memory, or a finite value is infinite in that type.
     pub(crate) fn round(&mut self, matrices: Vec<(String, [usize; 2])>) -> Result<()> {
         let dtype = match self.options.dtype {
             Some(DType::BF16) => StorageDtype::BF16,
@@ -67,8 +67,20 @@ impl<'a> WeightLoader<'a> {
         let found = found.filter_map(|(name, shape)| Some((self.checkpoint.get(&name, &shape).ok()?, name)));
         let (stored, names): (Vec<MmapMatrix>, Vec<String>) =
             found.filter(|(matrix, _)| matrix.is_rounded_by(dtype)).unzip();
-        self.rounded = names.into_iter().zip(rounded_matrices(&stored.iter().collect::<Vec<_>>(), dtype)?).collect();
+        for (name, rounded) in names.into_iter().zip(rounded_matrices(&stored.iter().collect::<Vec<_>>(), dtype)?) {
+            if rounded.overflows {
+                return Err(self.overflow(name, dtype));
+            }
+            self.rounded.insert(name, rounded.matrix);
+        }
         Ok(())
+    }
+
+    /// The error of a matrix that has a value beyond the range of `dtype`.
+    fn overflow(&self, tensor: String, dtype: StorageDtype) -> ModelError {
+        let wider = if dtype == StorageDtype::F16 { "bf16 or f32" } else { "f32" };
+        let reason = format!("has a value beyond the range of {}; choose {wider}", dtype.dtype().as_str());
+        ModelError::Tensor { place: self.checkpoint.place(), tensor, reason }
     }
 
     fn mapped(&mut self, name: &str, shape: &[usize]) -> Result<MmapMatrix> {
@@ -95,6 +107,10 @@ impl<'a> WeightLoader<'a> {
         let dtype = self.options.dtype.unwrap_or(mapped.storage_dtype().dtype());
         if let Some(reason) = cuda::unsupported_dtype(&self.options.device, dtype)? {
             return Err(ModelError::UnsupportedDtype { place: self.checkpoint.place(), reason });
+        }
+        let narrow = if dtype == DType::F16 { StorageDtype::F16 } else { StorageDtype::BF16 };
+        if dtype != DType::F32 && mapped.is_rounded_by(narrow) && overflow(&mapped.values(), narrow) {
+            return Err(self.overflow(name.to_owned(), narrow));
         }
         Ok(Weight::Tensor(mapped.to_tensor(dtype, &self.options.device)?))
     }
