@@ -94,6 +94,7 @@ impl Base {
         checkpoint: &Checkpoint,
         options: &BaseOptions,
     ) -> Result<Self> {
+        ensure_layers(&config, checkpoint)?;
         let config = checked_against(config, checkpoint)?;
         ensure_computes(&config, checkpoint, options)?;
         let mut weights = WeightLoader::new(checkpoint, options);
@@ -449,6 +450,19 @@ fn attention_heads(config: &BaseConfig, matmul_dtype: DType) -> AttentionHeads {
         // In some bases scores are larger than f16 can hold, and their gradients smaller.
         products: if matmul_dtype == DType::F16 { DType::F32 } else { matmul_dtype },
     }
+}
+
+/// Fails where there are fewer tensors than layers, each of which has some: what follows makes names for all of them.
+fn ensure_layers(config: &BaseConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let (layers, tensors) = (config.layers, checkpoint.names().count());
+    if layers <= tensors {
+        return Ok(());
+    }
+    let reason = format!(
+        "config.json asks for {layers} layers, but there are {tensors} tensors; config.json and weights may be of different \
+         models"
+    );
+    Err(ModelError::Checkpoint { place: checkpoint.place(), reason })
 }
 
 /// Fails where a base needs what is missing on its device.

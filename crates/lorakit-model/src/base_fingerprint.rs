@@ -4,7 +4,7 @@
 //! must never change. It is written out here field by field and does not follow the names in [`BaseConfig`]. A field that
 //! only newer architectures have is appended, and only where it is set.
 
-use crate::architecture::base_config::{AttentionKind, BaseConfig, EncoderConfig, Scales};
+use crate::architecture::base_config::{AttentionKind, BaseConfig, EncoderConfig, QueryScale, Scales};
 use crate::architecture::rope_config::RopeScaling;
 use crate::weights::checkpoint::Checkpoint;
 use lorakit_adapter::BaseIdentity;
@@ -76,7 +76,7 @@ fn set_fields(config: &BaseConfig) -> Vec<(&'static str, String)> {
         format!("[{}]", config.attention.iter().map(kind).collect::<Vec<_>>().join(", "))
     };
     add("attention", config.attention.len() > 1, &kinds);
-    add("layer_attention", config.attention.len() > 1, &|| format!("{:?}", config.layer_attention));
+    add("layer_attention", config.attention.len() > 1, &|| format!("{:?}", config.attention_of_layer));
     let output_bias = descriptor.attention_output.bias;
     add("attention_output_bias", output_bias != descriptor.attention_input.bias, &|| output_bias.to_string());
     let encoder = || {
@@ -106,6 +106,9 @@ fn set_fields(config: &BaseConfig) -> Vec<(&'static str, String)> {
     ] {
         add(name, value.is_some(), &|| value.map(number).unwrap_or_default());
     }
+    let queries =
+        |scale: QueryScale| record("QueryScale", &[("beta", number(scale.beta)), ("original", number(scale.original))]);
+    add("query_scale", scales.queries.is_some(), &|| scales.queries.map(queries).unwrap_or_default());
     fields
 }
 

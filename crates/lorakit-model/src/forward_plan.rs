@@ -29,6 +29,8 @@ pub struct ForwardPlan {
     cache: Option<KvCache>,
     output: Option<OutputTokens>,
     precision: TokenPrecision,
+    /// What the queries of each token are multiplied with, where that is not one.
+    query_factors: Option<Arc<[f32]>>,
 }
 
 /// The tokens that the output of a layer is wanted of.
@@ -71,6 +73,7 @@ impl ForwardPlan {
         let tables = ropes.of_batch(&sequences).into_iter();
         let layouts = tables.map(|table| AttentionLayout::new(table, segments.clone())).collect();
         Self {
+            query_factors: ropes.query_factors(&sequences),
             sequences,
             split: None,
             layouts,
@@ -150,6 +153,11 @@ impl ForwardPlan {
             Some(split) => &split.stack(layer).layout,
             None => &self.layouts[self.of_layer[layer]],
         }
+    }
+
+    /// What the queries of each token are multiplied with, where that is not one.
+    pub(crate) fn query_factors(&self) -> Option<&Arc<[f32]>> {
+        self.query_factors.as_ref()
     }
 
     /// The sequences.

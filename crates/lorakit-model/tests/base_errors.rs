@@ -1,6 +1,7 @@
 //! Errors of model folders name the file, the key or tensor, what was expected and what was found.
 #![allow(clippy::unwrap_used)]
 
+use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_model::{Base, BaseOptions, Checkpoint, ModelError, StorageDtype};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ fn a_config_is_refused_by_file_and_key() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(
         &set("model_type", json!("mamba")),
-        &["config.json", "`model_type` is `mamba`", "mistral, mistral3, ministral3, llama, phi, qwen2"],
+        &["config.json", "`model_type` is `mamba`", "mistral, mistral3, ministral, ministral3, llama, phi, qwen2"],
     );
     for (model_type, part) in [
         ("qwen3_moe", "mixtures of experts"),
@@ -57,6 +58,8 @@ fn a_config_is_refused_by_file_and_key() {
 fn weights_are_refused_by_file_and_tensor() {
     let set = |key: &'static str, value: Value| with_config(|config| config[key] = value);
     assert_says(&set("vocab_size", json!(33)), &["model.safetensors", "`model.embed_tokens.weight`", "[33, 32]"]);
+    assert_says(&set("num_hidden_layers", json!(60_000)), &["60000 layers, but there are 20 tensors"]);
+    assert_says(&set("num_hidden_layers", json!(4_000_000_000u32)), &["config.json", "4000000000; expected at most"]);
     assert_says(&set("num_hidden_layers", json!(9)), &["model.layers.2.", "is missing"]);
     assert_says(&set("num_hidden_layers", json!(1)), &["model.safetensors", "`model.layers.1.", "different models"]);
 }
@@ -75,6 +78,23 @@ fn a_folder_without_weights_is_refused() {
     assert_says(&open().to_string(), &["pickles", "save the model with safetensors"]);
     fs::write(folder.path().join("model.safetensors"), "cut").unwrap();
     assert_says(&open().to_string(), &["model.safetensors", "not a complete safetensors file"]);
+}
+
+/// Weights in f32 of which one is beyond f16.
+#[test]
+fn a_base_is_not_rounded_to_a_type_that_makes_a_weight_infinite() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tensors = safetensors::load(fixture().join("model.safetensors"), &Device::Cpu).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let (rows, columns) = tensors[name].dims2().unwrap();
+    let values = (0..rows * columns).map(|at| if at == 70 { 1e5f32 } else { 0.1 }).collect();
+    tensors.insert(name.to_owned(), Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap());
+    safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    fs::copy(fixture().join("config.json"), folder.path().join("config.json")).unwrap();
+    let open = |dtype| Base::open(folder.path(), &BaseOptions { dtype: Some(dtype), ..BaseOptions::default() });
+    let message = open(DType::F16).err().unwrap().to_string();
+    assert_says(&message, &["model.safetensors", name, "beyond the range of f16", "choose bf16 or f32"]);
+    assert!(open(DType::BF16).is_ok() && open(DType::F32).is_ok());
 }
 
 /// Editing in memory gives the same values as writing and reopening, and changes nothing else.

@@ -119,7 +119,10 @@ fn the_config_is_that_of_the_folder() {
         let found = BaseConfig::of_gguf(&GgufShards::open(&file).unwrap()).unwrap();
         let own = BaseConfig::read(&folder).unwrap();
         let (attention, scales) = (own.attention.clone(), own.scales);
-        assert_eq!((found.descriptor, found.layer_attention.clone()), (own.descriptor, own.layer_attention.clone()));
+        assert_eq!(
+            (found.descriptor, found.attention_of_layer.clone()),
+            (own.descriptor, own.attention_of_layer.clone())
+        );
         for (found, own) in found.attention.iter().zip(&attention) {
             assert_eq!(
                 (found.window, found.rope.as_ref().map(|rope| rope.theta)),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use lorakit_model::BaseConfig;
-use lorakit_model::architecture::RopeScaling;
+use lorakit_model::architecture::{QueryScale, RopeScaling};
 use serde_json::{Value, json};
 
 fn read(config: &Value) -> BaseConfig {
@@ -222,6 +222,9 @@ fn granite_3_and_dense_granite_4() {
     assert_eq!(dense.descriptor.mlp_output.projections[0].module, "shared_mlp.output_linear");
     config["position_embedding_type"] = Value::Null;
     assert_eq!(rope(&read(&config), 0), None);
+    let mut without = config.clone();
+    without["layer_types"] = Value::Null;
+    assert!(refusal(&without).contains("`layer_types` is missing"));
     // granite-4.0-h-micro and granite-4.0-h-tiny.
     config["layer_types"][3] = "mamba".into();
     assert!(refusal(&config).contains("layers of linear attention or state spaces"));
@@ -257,12 +260,95 @@ fn the_text_models_of_mistral_s_multimodal_folders() {
     let Some((theta, RopeScaling::Yarn { factor, attention_factor, .. })) = rope(&base, 0) else {
         panic!("{:?}", rope(&base, 0))
     };
-    assert_eq!((theta, factor, attention_factor, base.max_positions), (1e6, 16.0, 1.0, 16384));
-    assert!(base.warnings[0].contains("at most 16384 tokens"), "{:?}", base.warnings);
+    assert_eq!((theta, factor, attention_factor, base.max_positions), (1e6, 16.0, 1.0, 16384 * 16));
+    assert_eq!(base.scales.queries, Some(QueryScale { beta: 0.1, original: 16384.0 }));
+    assert!(base.warnings.is_empty(), "{:?}", base.warnings);
     config["text_config"].as_object_mut().unwrap().remove("rope_parameters");
     assert_eq!(read(&config), base);
     config["text_config"]["model_type"] = "mistral4".into();
     assert!(refusal(&config).contains("`mistral4`"));
+}
+
+/// Files may leave out what is as in the first model of a kind.
+#[test]
+fn keys_that_are_missing_have_the_defaults_of_their_own_architecture() {
+    for (model_type, kv_heads, positions) in [
+        ("llama", 64, 2048),
+        ("mistral", 8, 131_072),
+        ("ministral", 8, 131_072),
+        ("ministral3", 8, 262_144),
+        ("qwen2", 32, 32_768),
+        ("qwen3", 32, 32_768),
+        ("gemma2", 4, 8192),
+        ("gemma3_text", 4, 131_072),
+        ("phi", 64, 2048),
+        ("phi3", 64, 4096),
+        ("olmo2", 64, 2048),
+        ("olmo3", 64, 2048),
+        ("granite", 64, 2048),
+        ("smollm3", 4, 32_768),
+    ] {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 61, "hidden_size": 512, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 64,
+        });
+        let base = read(&config);
+        assert_eq!((base.kv_heads, base.max_positions), (kv_heads, positions), "{model_type}");
+        // Null is not missing.
+        config["num_key_value_heads"] = Value::Null;
+        assert_eq!(read(&config).kv_heads, 64, "{model_type}");
+    }
+}
+
+#[test]
+fn values_of_another_type_are_refused() {
+    let plain = json!({
+        "model_type": "qwen2", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "use_sliding_window": true,
+    });
+    for (key, value, expected) in [
+        ("rope_scaling", json!("linear"), "an object"),
+        ("rope_scaling", json!([1]), "an object"),
+        ("rope_parameters", json!("x"), "an object"),
+        ("rope_scaling", json!({ "rope_type": 5, "factor": 2.0 }), "a text"),
+        ("rope_scaling", json!({ "type": ["yarn"], "factor": 2.0 }), "a text"),
+        ("rope_scaling", json!({ "type": "yarn", "factor": 2.0, "mscale": "1", "mscale_all_dim": 1.0 }), "a number"),
+        ("hidden_act", json!(5), "a text"),
+        ("max_window_layers", json!("x"), "a whole number"),
+        ("quantization_config", json!("bitsandbytes"), "an object"),
+    ] {
+        let mut config = plain.clone();
+        config[key] = value;
+        let message = refusal(&config);
+        assert!(message.contains(&format!("expected {expected}")), "{key}: {message}");
+    }
+    // Values of which the frequencies would not be finite.
+    for (scaling, expected) in [
+        (json!({ "type": "yarn", "factor": 2.0, "rope_theta": 1.0 }), "rope_theta 1"),
+        (
+            json!({ "type": "longrope", "factor": 2.0, "original_max_position_embeddings": 1,
+                    "short_factor": [1, 1, 1, 1], "long_factor": [1, 1, 1, 1] }),
+            "the attention factor of the rope scaling is inf",
+        ),
+    ] {
+        let mut config = plain.clone();
+        config["rope_scaling"] = scaling;
+        assert!(refusal(&config).contains(expected), "{}", refusal(&config));
+    }
+    let mut config = plain;
+    config["rope_scaling"] = Value::Null;
+    assert_eq!(rope(&read(&config), 0), Some((1e4, RopeScaling::None)));
+}
+
+#[test]
+fn phi_3_has_no_other_scaling_than_longrope() {
+    let mut config = json!({
+        "model_type": "phi3", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "rope_scaling": { "type": "linear", "factor": 2.0 },
+    });
+    assert!(refusal(&config).contains("`linear`; supported for Phi-3 are default and longrope"));
+    config["rope_scaling"] = json!({ "type": "default" });
+    assert_eq!(rope(&read(&config), 0), Some((1e4, RopeScaling::None)));
 }
 
 #[test]
@@ -303,5 +389,5 @@ fn other_bases_are_refused_with_what_is_missing() {
         assert!(message.contains("`newest`, which needs") && message.contains(missing), "{message}");
     }
     let message = refusal(&json!({ "model_type": "newest" }));
-    assert!(message.contains("`newest`; supported are mistral, mistral3"), "{message}");
+    assert!(message.contains("`newest`; supported are mistral, mistral3, ministral"), "{message}");
 }

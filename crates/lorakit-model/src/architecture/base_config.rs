@@ -7,6 +7,9 @@ use crate::architecture::rope_config::{RopeConfig, RopeScaling, RotaryFactor};
 use crate::attention::distance_buckets::DistanceBuckets;
 use crate::error::Result;
 
+/// More layers than any base has: lists of as many are made before a weight is looked at.
+const MAX_LAYERS: usize = 1 << 16;
+
 /// An architecture: how its `config.json` is read, and its descriptor.
 #[derive(Debug)]
 pub struct Architecture {
@@ -40,10 +43,29 @@ pub struct Scales {
     pub logits: f64,
     /// The scale of attention scores, where it is not `1 / sqrt(head_dim)`.
     pub attention: Option<f64>,
+    /// What queries are multiplied with by their position, if they are.
+    pub queries: Option<QueryScale>,
     /// Attention scores become `cap tanh(score / cap)`.
     pub attention_soft_cap: Option<f64>,
     /// Logits become `cap tanh(logit / cap)`.
     pub logit_soft_cap: Option<f64>,
+}
+
+/// A factor of queries that grows with their position `p` beyond the length of the pretraining:
+/// `1 + beta ln(1 + floor(p / original))` (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// How fast it grows.
+    pub beta: f64,
+    /// Number of positions of the pretraining.
+    pub original: f64,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(&self, position: u32) -> f32 {
+        (1.0 + self.beta * (1.0 + (f64::from(position) / self.original).floor()).ln()) as f32
+    }
 }
 
 impl Default for Scales {
@@ -53,6 +75,7 @@ impl Default for Scales {
             residual: 1.0,
             logits: 1.0,
             attention: None,
+            queries: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
         }
@@ -87,7 +110,7 @@ pub struct BaseConfig {
     /// The kinds of attention among its layers: one in most bases, a global and a local one in some.
     pub attention: Vec<AttentionKind>,
     /// The index of each layer's kind of attention.
-    pub layer_attention: Vec<usize>,
+    pub attention_of_layer: Vec<usize>,
     /// Multipliers and soft caps.
     pub scales: Scales,
     /// Whether the LM head's weight is the embedding's.
@@ -139,10 +162,13 @@ impl BaseConfig {
             }
         };
         let layers = json.required("num_hidden_layers")?;
+        if layers > MAX_LAYERS {
+            return Err(json.error(format!("num_hidden_layers is {layers}; expected at most {MAX_LAYERS}")));
+        }
         let rope = RopeConfig::from_json(json, keys.rotary_factor, head_dim)?;
         Ok(Self {
             descriptor: keys.descriptor,
-            model_type: json.text("model_type").unwrap_or_default().to_owned(),
+            model_type: json.text("model_type")?.unwrap_or_default().to_owned(),
             vocabulary: json.required("vocab_size")?,
             hidden,
             intermediate: json.required("intermediate_size")?,
@@ -154,10 +180,10 @@ impl BaseConfig {
             epsilon: keys.epsilon,
             max_positions: max_positions(json, &rope)?,
             attention: vec![AttentionKind { window: None, rope: Some(rope) }],
-            layer_attention: vec![0; layers],
+            attention_of_layer: vec![0; layers],
             scales: Scales::default(),
             tied: json.flag("tie_word_embeddings", false)?,
-            warnings: RopeConfig::warning(json).into_iter().collect(),
+            warnings: RopeConfig::warning(json)?.into_iter().collect(),
         })
     }
 
@@ -173,7 +199,7 @@ impl BaseConfig {
 
     /// The attention of layer `index`.
     pub fn layer_attention(&self, index: usize) -> &AttentionKind {
-        &self.attention[self.layer_attention[index]]
+        &self.attention[self.attention_of_layer[index]]
     }
 
     /// The same where every layer sees no more than `window` positions, if there is one.
@@ -201,7 +227,7 @@ impl BaseConfig {
                 attention.len() - 1
             })
         };
-        self.layer_attention = kinds.map(index).collect();
+        self.attention_of_layer = kinds.map(index).collect();
         self
     }
 }

@@ -26,6 +26,11 @@ impl ConfigKeys {
         Self { object, file: file.to_owned() }
     }
 
+    /// The JSON object.
+    pub(crate) fn into_value(self) -> Value {
+        self.object
+    }
+
     /// The same with values for keys that the file does not have.
     pub(crate) fn with_defaults(&self, defaults: Value) -> Self {
         let mut object = self.object.clone();
@@ -42,10 +47,11 @@ impl ConfigKeys {
         other.with_defaults(self.object.clone())
     }
 
-    /// The same with `values` in the object under a key.
-    pub(crate) fn with_nested(mut self, key: &str, values: &Value) -> Self {
-        let own = self.nested_or_empty(key).updated_with(&Self { object: values.clone(), file: self.file.clone() });
-        self.object[key] = own.object;
+    /// The same with another value of a key.
+    pub(crate) fn with_value(mut self, key: &str, value: impl Into<Value>) -> Self {
+        if let Some(object) = self.object.as_object_mut() {
+            object.insert(key.to_owned(), value.into());
+        }
         self
     }
 
@@ -79,14 +85,19 @@ impl ConfigKeys {
         self.object.get(key).is_some()
     }
 
-    /// The object under a key.
-    pub(crate) fn nested(&self, key: &str) -> Option<Self> {
-        Some(Self { object: self.get(key)?.clone(), file: self.file.clone() })
+    /// The object under a key; none where the key is absent or null.
+    pub(crate) fn nested(&self, key: &str) -> Result<Option<Self>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(object @ Value::Object(_)) => Ok(Some(Self { object: object.clone(), file: self.file.clone() })),
+            Some(value) => Err(self.error(format!("key `{key}` is {value}, expected an object"))),
+        }
     }
 
     /// The same, or an object without keys.
-    pub(crate) fn nested_or_empty(&self, key: &str) -> Self {
-        self.nested(key).unwrap_or_else(|| Self { object: Value::Object(Default::default()), file: self.file.clone() })
+    pub(crate) fn nested_or_empty(&self, key: &str) -> Result<Self> {
+        let empty = || Self { object: Value::Object(Default::default()), file: self.file.clone() };
+        Ok(self.nested(key)?.unwrap_or_else(empty))
     }
 
     /// Whether the object has no keys.
@@ -101,6 +112,12 @@ impl ConfigKeys {
             Some(n) if n > 0 && n < 1 << 32 => Ok(Some(n as usize)),
             _ => Err(self.error(format!("key `{key}` is {value}, expected a whole number above zero"))),
         }
+    }
+
+    /// A whole number, which may be zero or below.
+    pub(crate) fn whole_number(&self, key: &str, default: i64) -> Result<i64> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_i64().ok_or_else(|| self.error(format!("key `{key}` is {value}, expected a whole number")))
     }
 
     /// A whole number above zero that must be there.
@@ -155,14 +172,15 @@ impl ConfigKeys {
         value.as_bool().ok_or_else(|| self.error(format!("key `{key}` is {value}, expected true or false")))
     }
 
-    /// A text; none where the value is something else.
-    pub(crate) fn text(&self, key: &str) -> Option<&str> {
-        self.get(key).and_then(Value::as_str)
+    /// A text; none where the key is absent or null.
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.error(format!("key `{key}` is {value}, expected a text")))
     }
 
     /// Fails where a key has a text other than `supported`.
     pub(crate) fn expect_text(&self, key: &str, supported: &str) -> Result<()> {
-        match self.text(key) {
+        match self.text(key)? {
             Some(value) if value != supported => {
                 Err(self.error(format!("key `{key}` is `{value}`; supported is {supported} only")))
             }

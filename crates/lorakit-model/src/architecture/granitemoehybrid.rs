@@ -35,14 +35,23 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     }
     let layers = json.required("num_hidden_layers")?;
     let is_attention = |kind: &Value| matches!(kind.as_str(), Some("attention" | "full_attention"));
-    if !json.of_layers("layer_types", layers)?.is_some_and(|types| types.iter().all(is_attention)) {
-        return Err(json.error("key `layer_types`: layers of linear attention or state spaces are not supported"));
+    // Its older name goes before, as in transformers.
+    let key = if json.get("layers_block_type").is_some() { "layers_block_type" } else { "layer_types" };
+    let absence = match json.of_layers(key, layers)? {
+        Some(types) if types.iter().all(is_attention) => None,
+        Some(_) => Some(""),
+        None => Some(" is missing, which stands for layers of linear attention"),
+    };
+    if let Some(absence) = absence {
+        return Err(
+            json.error(format!("key `{key}`{absence}: layers of linear attention or state spaces are not supported"))
+        );
     }
     let inner = json.count("shared_intermediate_size")?.unwrap_or(1024);
     let json = &json.clone().without(&["intermediate_size"]).with_defaults(json!({ "intermediate_size": inner }));
     let config = granite::read(json)?;
     let descriptor = DESCRIPTOR.with_biases(json.flag("attention_bias", false)?, false);
-    let attention = match json.text("position_embedding_type") {
+    let attention = match json.text("position_embedding_type")? {
         Some("rope") => config.attention,
         Some(other) => {
             return Err(json.error(format!("key `position_embedding_type` is `{other}`; supported are rope and null")));

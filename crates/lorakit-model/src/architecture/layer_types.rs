@@ -21,10 +21,12 @@ pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(us
 /// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, with `thetas` where
 /// they do not say. `rope_scaling` is of global layers.
 pub(crate) fn ropes(json: &ConfigKeys, thetas: [f64; 2], head_dim: usize) -> Result<[RopeConfig; 2]> {
-    let parameters = json.nested_or_empty("rope_parameters");
-    let of = |kind: &str, theta: f64| parameters.nested_or_empty(kind).with_defaults(json!({ "rope_theta": theta }));
-    let (global, local) = (of("full_attention", thetas[0]), of("sliding_attention", thetas[1]));
-    let global = match json.nested("rope_scaling") {
+    let parameters = json.nested_or_empty("rope_parameters")?;
+    let of = |kind: &str, theta: f64| -> Result<ConfigKeys> {
+        Ok(parameters.nested_or_empty(kind)?.with_defaults(json!({ "rope_theta": theta })))
+    };
+    let (global, local) = (of("full_attention", thetas[0])?, of("sliding_attention", thetas[1])?);
+    let global = match json.nested("rope_scaling")? {
         Some(scaling) => global.updated_with(&scaling),
         None => global,
     };

@@ -11,12 +11,14 @@ pub(crate) static MISTRAL3: Architecture =
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let text = multimodal::text_config(json)?;
-    let config = match text.text("model_type").unwrap_or("mistral") {
-        "mistral" => mistral::read(&text)?,
+    let config = match text.text("model_type")?.unwrap_or("mistral") {
+        // Here transformers does not take a Mistral with `layer_types` for a Ministral.
+        "mistral" => mistral::read(&text.without(&["layer_types"]))?,
+        "ministral" => mistral::read(&text)?,
         "ministral3" => ministral3::read(&text)?,
         other => {
             return Err(json.error(format!(
-                "key `model_type` of `text_config` is `{other}`; supported are mistral and ministral3"
+                "key `model_type` of `text_config` is `{other}`; supported are mistral, ministral and ministral3"
             )));
         }
     };

@@ -31,7 +31,7 @@ pub(crate) mod rope_config;
 pub(crate) mod smollm3;
 pub(crate) mod t5;
 
-pub use base_config::{Architecture, AttentionKind, BaseConfig, EncoderConfig, Scales};
+pub use base_config::{Architecture, AttentionKind, BaseConfig, EncoderConfig, QueryScale, Scales};
 pub use descriptor::{
     BlockDescriptor, BranchNorms, CrossAttentionDescriptor, Descriptor, EncoderDescriptor, Features,
     ProjectionDescriptor, QkNormDescriptor, QkNormRows, SiteDescriptor,

@@ -18,5 +18,5 @@ pub(crate) const fn within(text: Descriptor) -> Descriptor {
 
 /// The keys of the text model.
 pub(crate) fn text_config(json: &ConfigKeys) -> Result<ConfigKeys> {
-    json.nested("text_config").ok_or_else(|| json.error("key `text_config` is missing"))
+    json.nested("text_config")?.ok_or_else(|| json.error("key `text_config` is missing"))
 }

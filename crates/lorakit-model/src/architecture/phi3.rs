@@ -6,7 +6,7 @@ use crate::architecture::descriptor::{Descriptor, Features, ProjectionDescriptor
 use crate::architecture::gguf::gguf_keys::GgufKeys;
 use crate::architecture::gguf::gguf_mapping::GgufMapping;
 use crate::architecture::llama;
-use crate::architecture::rope_config::RotaryFactor;
+use crate::architecture::rope_config::{RopeConfig, RopeScaling, RotaryFactor};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
 
@@ -43,12 +43,18 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
         "original_max_position_embeddings": 4096,
     }));
     json.expect_text("hidden_act", "silu")?;
-    // The length of the pretraining stands beside the rotary parameters, and goes before one within them.
-    let original = json!({ "original_max_position_embeddings": json.required("original_max_position_embeddings")? });
-    let json = ["rope_parameters", "rope_scaling"]
-        .into_iter()
-        .filter(|key| json.nested(key).is_some_and(|object| !object.is_empty()))
-        .fold(json.clone(), |json, key| json.with_nested(key, &original));
+    let rope = RopeConfig::parameters(&json)?;
+    let json = match RopeScaling::kind(&rope)? {
+        "default" | "longrope" => json,
+        // What files of Phi-3 call longrope too.
+        "su" | "yarn" => {
+            let rope = rope.with_value("rope_type", "longrope").into_value();
+            json.without(&["rope_scaling"]).with_value("rope_parameters", rope)
+        }
+        other => {
+            return Err(json.error(format!("rope scaling is `{other}`; supported for Phi-3 are default and longrope")));
+        }
+    };
     let config = BaseConfig::from_json(
         &json,
         ArchitectureKeys {

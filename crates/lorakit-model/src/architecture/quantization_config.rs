@@ -2,7 +2,6 @@
 
 use crate::architecture::config_keys::ConfigKeys;
 use crate::error::Result;
-use serde_json::Value;
 
 /// The key.
 pub const QUANTIZATION_CONFIG: &str = "quantization_config";
@@ -12,18 +11,17 @@ pub const QUANTIZATION_CONFIG: &str = "quantization_config";
 /// # Errors
 /// If the method is another one; the error names it.
 pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
-    let Some(quantization) = json.nested(QUANTIZATION_CONFIG) else { return Ok(()) };
-    let is_set = |key: &str| quantization.get(key).and_then(Value::as_bool) == Some(true);
-    let eight_bits = is_set("load_in_8bit");
-    let bitsandbytes = is_set("load_in_4bit") || eight_bits;
-    let method = match quantization.text("quant_method") {
+    let Some(quantization) = json.nested(QUANTIZATION_CONFIG)? else { return Ok(()) };
+    let [four_bits, eight_bits] = ["load_in_4bit", "load_in_8bit"].map(|key| quantization.flag(key, false));
+    let (four_bits, eight_bits) = (four_bits?, eight_bits?);
+    let method = match quantization.text("quant_method")? {
         Some(method) => method,
-        None if bitsandbytes => "bitsandbytes",
+        None if four_bits || eight_bits => "bitsandbytes",
         None => "none",
     };
-    let kind = quantization.text("bnb_4bit_quant_type").unwrap_or("nf4");
+    let kind = quantization.text("bnb_4bit_quant_type")?.unwrap_or("nf4");
     match method {
-        "bitsandbytes" if is_set("load_in_4bit") && ["nf4", "fp4"].contains(&kind) => Ok(()),
+        "bitsandbytes" if four_bits && ["nf4", "fp4"].contains(&kind) => Ok(()),
         "bitsandbytes" => {
             let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type `{kind}`") };
             Err(json.error(format!(
@@ -42,7 +40,7 @@ pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn check(config: Value) -> std::result::Result<(), String> {
         let keys = ConfigKeys::parse(&json!({ QUANTIZATION_CONFIG: config }).to_string(), "config.json").unwrap();

@@ -22,8 +22,9 @@ const DESCRIPTOR: Descriptor = Descriptor {
 };
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
-    let config = BaseConfig { descriptor: DESCRIPTOR, ..llama::read(json)? };
-    with_windows(json, config)
+    let json = json.with_defaults(json!({ "num_key_value_heads": 32, "max_position_embeddings": 32_768 }));
+    let config = BaseConfig { descriptor: DESCRIPTOR, ..llama::read(&json)? };
+    with_windows(&json, config)
 }
 
 /// The windows of Qwen's configs: where `use_sliding_window` says so, in the layers from `max_window_layers` on, unless
@@ -33,8 +34,8 @@ pub(crate) fn with_windows(json: &ConfigKeys, config: BaseConfig) -> Result<Base
     if !json.flag("use_sliding_window", false)? {
         return Ok(config);
     }
-    let first = json.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
-    let local = layer_types::local_layers(&json, config.layers, |layer| layer >= first)?;
+    let first = json.whole_number("max_window_layers", 28)?;
+    let local = layer_types::local_layers(&json, config.layers, |layer| layer as i64 >= first)?;
     let kind = AttentionKind { window: json.count("sliding_window")?, ..config.attention[0].clone() };
     Ok(config.with_local_layers(&local, &kind))
 }

@@ -22,7 +22,9 @@ const DESCRIPTOR: Descriptor = Descriptor {
 };
 
 fn read(json: &ConfigKeys) -> Result<BaseConfig> {
-    let json = json.with_defaults(json!({ "head_dim": 128 }));
+    let json = json.with_defaults(json!({
+        "head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+    }));
     let descriptor = DESCRIPTOR.with_biases(json.flag("attention_bias", false)?, false);
     qwen2::with_windows(&json, BaseConfig { descriptor, ..llama::read(&json)? })
 }

@@ -17,6 +17,7 @@ use std::path::Path;
 pub static ARCHITECTURES: &[&Architecture] = &[
     &mistral::MISTRAL,
     &mistral3::MISTRAL3,
+    &mistral::MINISTRAL,
     &ministral3::MINISTRAL3,
     &llama::LLAMA,
     &phi::PHI,
@@ -82,10 +83,10 @@ fn missing_part(model_type: &str) -> Option<&'static str> {
 
 /// The same by the keys of a config whose `model_type` says nothing.
 fn missing_part_by_keys(json: &ConfigKeys) -> Option<&'static str> {
-    let text = json.nested_or_empty("text_config");
-    let counts =
-        [json, &text].into_iter().flat_map(|json| EXPERT_COUNTS.map(|key| json.get(key).and_then(Value::as_u64)));
-    let kinds = [json, &text].into_iter().filter_map(|json| json.get("layer_types")?.as_array()).flatten();
+    let parts = [Some(json.clone()), json.nested("text_config").ok().flatten()];
+    let parts = || parts.iter().flatten();
+    let counts = parts().flat_map(|json| EXPERT_COUNTS.map(|key| json.get(key).and_then(Value::as_u64)));
+    let kinds = parts().filter_map(|json| json.get("layer_types")?.as_array()).flatten();
     if kinds.filter_map(Value::as_str).any(|kind| ["linear_attention", "mamba", "conv", "recurrent"].contains(&kind)) {
         Some("layers of linear attention or state spaces")
     } else if counts.flatten().any(|count| count > 1) {
@@ -118,7 +119,7 @@ impl BaseConfig {
 
     /// Reads the keys of a `config.json`.
     pub(crate) fn of_keys(json: &ConfigKeys) -> Result<Self> {
-        let model_type = json.text("model_type").ok_or_else(|| json.error("key `model_type` is missing"))?;
+        let model_type = json.text("model_type")?.ok_or_else(|| json.error("key `model_type` is missing"))?;
         let Some(architecture) = ARCHITECTURES.iter().find(|known| known.model_type == model_type) else {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.model_type).collect();
             let missing = missing_part(model_type).or_else(|| missing_part_by_keys(json));

@@ -81,26 +81,42 @@ pub(crate) enum RotaryFactor {
     Partial(f64),
 }
 
+/// The number of positions of the pretraining.
+const ORIGINAL_POSITIONS: &str = "original_max_position_embeddings";
+
+/// The kinds of scaling for which a file may have that number beside the rotary parameters.
+const SCALED_FROM_ORIGINAL: [&str; 4] = ["llama3", "yarn", "longrope", "su"];
+
 impl RopeConfig {
-    /// Reads the rotary embedding of all layers. Where both styles are in one file, transformers 5 reads `rope_scaling` and
-    /// the flat keys.
+    /// Reads the rotary embedding of all layers.
     pub(crate) fn from_json(json: &ConfigKeys, factor: RotaryFactor, head_dim: usize) -> Result<Self> {
-        let is_set = |object: &ConfigKeys| !object.is_empty();
-        match json.nested("rope_scaling").filter(is_set).or_else(|| json.nested("rope_parameters")) {
-            Some(parameters) => Self::from_parameters(json, &parameters, factor, head_dim),
-            None => Self::from_parameters(json, &json.nested_or_empty("rope_parameters"), factor, head_dim),
-        }
+        Self::from_parameters(json, &Self::parameters(json)?, factor, head_dim)
+    }
+
+    /// The rotary parameters of all layers. Where both styles are in one file, transformers 5 reads `rope_scaling` and the
+    /// flat keys; and the length of the pretraining beside the parameters goes before one among them.
+    pub(crate) fn parameters(json: &ConfigKeys) -> Result<ConfigKeys> {
+        let parameters = match json.nested("rope_scaling")?.filter(|scaling| !scaling.is_empty()) {
+            Some(scaling) => scaling,
+            None => json.nested_or_empty("rope_parameters")?,
+        };
+        Ok(match json.count(ORIGINAL_POSITIONS)? {
+            Some(original) if SCALED_FROM_ORIGINAL.contains(&RopeScaling::kind(&parameters)?) => {
+                parameters.with_value(ORIGINAL_POSITIONS, original)
+            }
+            _ => parameters,
+        })
     }
 
     /// What to say where both styles are in one file.
-    pub(crate) fn warning(json: &ConfigKeys) -> Option<String> {
-        let is_set = |key| json.nested(key).is_some_and(|object| !object.is_empty());
-        (is_set("rope_scaling") && is_set("rope_parameters")).then(|| {
+    pub(crate) fn warning(json: &ConfigKeys) -> Result<Option<String>> {
+        let is_set = |key| -> Result<bool> { Ok(!json.nested_or_empty(key)?.is_empty()) };
+        Ok((is_set("rope_scaling")? && is_set("rope_parameters")?).then(|| {
             json.text_of(
                 "keys `rope_scaling` and `rope_parameters` are both there; `rope_scaling` and `rope_theta` are \
                           used, as in transformers 5",
             )
-        })
+        }))
     }
 
     /// Reads `parameters`; what they lack is in `json`, the file.
@@ -123,19 +139,37 @@ impl RopeConfig {
             )));
         }
         let positions = json.count("max_position_embeddings")?.unwrap_or(2048) as f64;
-        Ok(Self { theta, features, scaling: RopeScaling::from_json(parameters, positions, features / 2)? })
+        let scaling = RopeScaling::from_json(parameters, positions, features / 2)?;
+        match scaling {
+            // Its bounds divide by the logarithm of theta; the other's factor divides by that of the positions.
+            RopeScaling::Yarn { .. } if theta == 1.0 => Err(json.error("rope_theta 1 cannot be scaled by yarn")),
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. }
+                if !attention_factor.is_finite() =>
+            {
+                Err(json.error(format!("the attention factor of the rope scaling is {attention_factor}")))
+            }
+            scaling => Ok(Self { theta, features, scaling }),
+        }
     }
 }
 
 impl RopeScaling {
+    /// The kind of scaling that rotary parameters ask for.
+    pub(crate) fn kind(parameters: &ConfigKeys) -> Result<&str> {
+        Ok(match parameters.text("rope_type")? {
+            Some(kind) => kind,
+            None => parameters.text("type")?.unwrap_or("default"),
+        })
+    }
+
     /// `positions` are those of the file's `max_position_embeddings`, `pairs` the number of frequencies.
     fn from_json(json: &ConfigKeys, positions: f64, pairs: usize) -> Result<Self> {
         let factor = || match json.get("factor").and_then(Value::as_f64) {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
             _ => Err(json.error("rope scaling needs a `factor` above zero")),
         };
-        let original = json.number("original_max_position_embeddings", positions)?;
-        match json.text("rope_type").or_else(|| json.text("type")).unwrap_or("default") {
+        let original = json.number(ORIGINAL_POSITIONS, positions)?;
+        match Self::kind(json)? {
             "default" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: factor()? }),
             "dynamic" => Ok(Self::Dynamic { factor: factor()?, original: positions }),
@@ -176,9 +210,13 @@ impl RopeScaling {
 /// Yarn's attention factor where the file has none.
 fn yarn_attention_factor(json: &ConfigKeys, factor: f64) -> Result<f64> {
     let of = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-    let is_set = |key| json.get(key).and_then(Value::as_f64).is_some_and(|x| x != 0.0);
-    if is_set("mscale") && is_set("mscale_all_dim") {
-        return Ok(of(json.number("mscale", 1.0)?) / of(json.number("mscale_all_dim", 1.0)?));
-    }
-    Ok(of(1.0))
+    // As in transformers, zero is as if it were not there.
+    let scale = |key| match json.get(key).and_then(Value::as_f64) {
+        Some(0.0) => Ok(None),
+        _ => json.number_or_null(key, None),
+    };
+    Ok(match (scale("mscale")?, scale("mscale_all_dim")?) {
+        (Some(scale), Some(all)) => of(scale) / of(all),
+        _ => of(1.0),
+    })
 }

@@ -181,7 +181,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
 
 /// The layers that `feed_forward_proj` asks for.
 fn descriptor(json: &ConfigKeys) -> Result<Descriptor> {
-    match json.text("feed_forward_proj").unwrap_or("relu") {
+    match json.text("feed_forward_proj")?.unwrap_or("relu") {
         "relu" => Ok(FIRST),
         "gated-gelu" => Ok(GATED),
         other => Err(json.error(format!("key `feed_forward_proj` is `{other}`; supported are relu and gated-gelu"))),

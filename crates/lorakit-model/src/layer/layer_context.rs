@@ -8,6 +8,7 @@ use crate::layer::activation::Activation;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::qk_norm::QkNorm;
+use crate::layer::query_factors::QueryFactors;
 use crate::layer::residual_sum::{sum, untracked_sum};
 use crate::layer::row_ranges::RowRanges;
 use crate::layer::tape::Tape;
@@ -131,8 +132,8 @@ impl<'a> LayerContext<'a> {
         bias: Option<&DistanceBias>,
         qkv: &Tensor,
     ) -> Result<Tensor> {
-        let wanted = self.plan.wanted_tokens(self.layer);
-        let attention = || SelfAttention::new(heads, self.plan.layout(self.layer)).of_wanted(wanted);
+        let qkv = &self.with_query_factors(heads, qkv)?;
+        let attention = || SelfAttention { heads, layout: self.plan.layout(self.layer).clone() };
         let y = match (&mut self.tape, bias) {
             (Some(tape), None) => tape.apply(Box::new(attention()), qkv)?,
             (Some(tape), Some(bias)) => tape.apply_pair(Box::new(attention()), [qkv, &bias.table()?])?,
@@ -141,6 +142,16 @@ impl<'a> LayerContext<'a> {
         // The decoder of an encoder-decoder reads its target's tokens alone, all of which are wanted.
         self.attended = self.plan.split().is_none();
         self.output_tokens(&y)
+    }
+
+    /// `qkv` where the queries of far positions are larger, in bases that have it so.
+    fn with_query_factors(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        let Some(factors) = self.plan.query_factors() else { return Ok(qkv.clone()) };
+        let op = QueryFactors { width: heads.queries * heads.features, factors: factors.clone() };
+        match &mut self.tape {
+            Some(tape) => tape.apply(Box::new(op), qkv),
+            None => op.apply(qkv),
+        }
     }
 
     /// The next site, of keys and values of the encoder's output `memory`, `[source tokens, hidden]`; a cache keeps them.

@@ -1,6 +1,6 @@
 //! Rotary position embedding, in the half-split form of Hugging Face's models.
 
-use crate::architecture::base_config::{AttentionKind, BaseConfig};
+use crate::architecture::base_config::{AttentionKind, BaseConfig, QueryScale};
 use crate::architecture::rope_config::{RopeConfig, RopeScaling};
 use crate::lazy::get_or_try_init;
 use candle_core::{Device, Result, Tensor};
@@ -13,9 +13,9 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone, Debug)]
 pub struct RopeFrequencies {
     /// Those of rows up to the pretraining's length.
-    inverse: Arc<[f32]>,
+    inv_freq: Arc<[f32]>,
     /// What cosines and sines are multiplied with.
-    factor: f64,
+    attention_factor: f64,
     longer: LongerRows,
     /// The rotation of the first [`NEAR`] positions, made on first use.
     near: Arc<OnceLock<RopeTable>>,
@@ -30,7 +30,7 @@ enum LongerRows {
     /// As all others.
     Alike,
     /// All of them by other frequencies.
-    Other { original: usize, inverse: Arc<[f32]> },
+    Other { original: usize, inv_freq: Arc<[f32]> },
     /// Each length by frequencies of its own: those of a larger base.
     Dynamic { config: RopeConfig, factor: f64, original: usize },
 }
@@ -52,7 +52,7 @@ impl RopeFrequencies {
         let collect = |of: &dyn Fn(usize, f64) -> f64| -> Arc<[f32]> {
             plain(rope, rope.theta).enumerate().map(|(i, f)| of(i, f) as f32).collect()
         };
-        let alike = |inverse, factor| Self { inverse, factor, longer: LongerRows::Alike, near: Arc::default() };
+        let alike = |inv_freq, attention_factor| Self { inv_freq, attention_factor, longer: LongerRows::Alike };
         match &rope.scaling {
             RopeScaling::None => alike(collect(&|_, f| f), 1.0),
             &RopeScaling::Linear { factor } => alike(collect(&|_, f| f / factor), 1.0),
@@ -65,14 +65,13 @@ impl RopeFrequencies {
                 alike(collect(&|i, f| f / factor * divided(i) + f * (1.0 - divided(i))), attention_factor)
             }
             RopeScaling::LongRope { short, long, original, attention_factor } => Self {
-                inverse: collect(&|i, f| f / short[i]),
-                factor: *attention_factor,
-                longer: LongerRows::Other { original: *original as usize, inverse: collect(&|i, f| f / long[i]) },
-                near: Arc::default(),
+                inv_freq: collect(&|i, f| f / short[i]),
+                attention_factor: *attention_factor,
+                longer: LongerRows::Other { original: *original as usize, inv_freq: collect(&|i, f| f / long[i]) },
             },
             &RopeScaling::Dynamic { factor, original } => Self {
-                inverse: collect(&|_, f| f),
-                factor: 1.0,
+                inv_freq: collect(&|_, f| f),
+                attention_factor: 1.0,
                 longer: LongerRows::Dynamic { config: rope.clone(), factor, original: original as usize },
                 near: Arc::default(),
             },
@@ -80,25 +79,25 @@ impl RopeFrequencies {
     }
 
     /// The frequencies of rows up to the pretraining's length, one for each pair of features.
-    pub(crate) fn inverse(&self) -> &[f32] {
-        &self.inverse
+    pub(crate) fn inv_freq(&self) -> &[f32] {
+        &self.inv_freq
     }
 
     /// Of layers that do not encode positions: nothing is rotated.
     pub fn none() -> Self {
-        Self { inverse: Arc::new([]), factor: 1.0, longer: LongerRows::Alike, near: Arc::default() }
+        Self { inv_freq: Arc::new([]), attention_factor: 1.0, longer: LongerRows::Alike }
     }
 
     /// The frequencies of rows of `length` tokens.
     fn of_length(&self, length: usize) -> Arc<[f32]> {
         match &self.longer {
-            LongerRows::Other { original, inverse } if length > *original => inverse.clone(),
+            LongerRows::Other { original, inv_freq } if length > *original => inv_freq.clone(),
             LongerRows::Dynamic { config, factor, original } if length > *original => {
                 let (features, stretch) = (config.features as f64, length as f64 / *original as f64);
                 let growth = (factor * stretch - (factor - 1.0)).powf(features / (features - 2.0));
                 plain(config, config.theta * growth).map(|f| f as f32).collect()
             }
-            _ => self.inverse.clone(),
+            _ => self.inv_freq.clone(),
         }
     }
 
@@ -115,7 +114,9 @@ impl RopeFrequencies {
     /// transformers: at far positions their rounding matters, and the base was trained with it.
     pub fn angles(&self, positions: &[u32]) -> RopeTable {
         let table = |positions: &mut dyn Iterator<Item = u32>| {
-            self.table(positions.flat_map(|position| angles(position, &self.inverse)).collect::<Vec<f64>>().into_iter())
+            self.table(
+                positions.flat_map(|position| angles(position, &self.inv_freq)).collect::<Vec<f64>>().into_iter(),
+            )
         };
         // The rows of a batch have positions in common.
         match positions.iter().max() {
@@ -133,8 +134,10 @@ impl RopeFrequencies {
             return self.angles(&batch.positions());
         }
         let of_row = |row: &Sequence| {
-            let (inverse, positions) = (self.of_length(row.whole_len()), row.position..row.position + row.len);
-            positions.flat_map(|position| angles(position as u32, &inverse).collect::<Vec<f64>>()).collect::<Vec<f64>>()
+            let (inv_freq, positions) = (self.of_length(row.whole_len()), row.position..row.position + row.len);
+            positions
+                .flat_map(|position| angles(position as u32, &inv_freq).collect::<Vec<f64>>())
+                .collect::<Vec<f64>>()
         };
         let rows: Vec<f64> = batch.iter().flat_map(of_row).collect();
         self.table(rows.into_iter())
@@ -142,9 +145,9 @@ impl RopeFrequencies {
 
     fn table(&self, angles: impl Iterator<Item = f64> + Clone) -> RopeTable {
         RopeTable {
-            cosines: angles.clone().map(|a| (a.cos() * self.factor) as f32).collect(),
-            sines: angles.map(|a| (a.sin() * self.factor) as f32).collect(),
-            pairs: self.inverse.len(),
+            cosines: angles.clone().map(|a| (a.cos() * self.attention_factor) as f32).collect(),
+            sines: angles.map(|a| (a.sin() * self.attention_factor) as f32).collect(),
+            pairs: self.inv_freq.len(),
             tensors: Arc::default(),
         }
     }
@@ -157,8 +160,8 @@ fn plain(rope: &RopeConfig, theta: f64) -> impl Iterator<Item = f64> {
 }
 
 /// The angles at a position, one for each frequency.
-fn angles(position: u32, inverse: &[f32]) -> impl Iterator<Item = f64> + Clone {
-    inverse.iter().map(move |f| f64::from(position as f32 * f))
+fn angles(position: u32, inv_freq: &[f32]) -> impl Iterator<Item = f64> + Clone {
+    inv_freq.iter().map(move |f| f64::from(position as f32 * f))
 }
 
 /// Llama 3.1 divides low frequencies, keeps high ones, and blends in between.
@@ -194,6 +197,8 @@ pub(crate) struct LayerRopes {
     kinds: Vec<RopeFrequencies>,
     /// The index of each layer's kind.
     pub(crate) of_layer: Arc<[usize]>,
+    /// What queries of all layers are multiplied with by their position.
+    queries: Option<QueryScale>,
 }
 
 impl LayerRopes {
@@ -202,8 +207,16 @@ impl LayerRopes {
             |kind: &AttentionKind| kind.rope.as_ref().map_or_else(RopeFrequencies::none, RopeFrequencies::new);
         Self {
             kinds: config.attention.iter().map(frequencies).collect(),
-            of_layer: config.layer_attention.as_slice().into(),
+            of_layer: config.attention_of_layer.as_slice().into(),
+            queries: config.scales.queries,
         }
+    }
+
+    /// What the queries of the tokens of a batch are multiplied with; none where all factors are one.
+    pub(crate) fn query_factors(&self, batch: &SequenceBatch) -> Option<Arc<[f32]>> {
+        let scale = self.queries?;
+        let factors: Arc<[f32]> = batch.positions().into_iter().map(|position| scale.at(position)).collect();
+        factors.iter().any(|&factor| factor != 1.0).then_some(factors)
     }
 
     /// The rotation of the tokens of a batch, for each kind of attention.

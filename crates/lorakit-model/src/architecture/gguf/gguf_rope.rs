@@ -70,7 +70,7 @@ fn of_divisors(divisors: &[f64], unscaled: &RopeConfig, positions: usize) -> Val
     let factor = divisors.iter().copied().fold(1.0, f64::max);
     let [low, high, original] = LLAMA3;
     let scaled = RopeConfig { scaling: RopeScaling::Llama3 { factor, low, high, original }, ..unscaled.clone() };
-    let [plain, scaled] = [unscaled, &scaled].map(|rope| RopeFrequencies::new(rope).inverse().to_vec());
+    let [plain, scaled] = [unscaled, &scaled].map(|rope| RopeFrequencies::new(rope).inv_freq().to_vec());
     let expected = plain.iter().zip(&scaled).map(|(plain, scaled)| f64::from(plain / scaled));
     if divisors.iter().zip(expected).all(|(divisor, expected)| (divisor / expected - 1.0).abs() < TOLERANCE) {
         return json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
