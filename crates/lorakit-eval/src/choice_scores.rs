@@ -69,9 +69,9 @@ pub(crate) fn score_questions(
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
     let mut scores = vec![Vec::new(); rows.len()];
     let mut finished = 0;
-    let lanes = model.base.batch_parallel(batch_tokens);
+    let parallel = model.base.batch_parallel(batch_tokens);
     let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_scores(model, rows, questions, batch)?)) };
-    lanes.run(&token_batches(&lengths, lanes.tokens()), score, |(batch, found)| {
+    parallel.run(&token_batches(&lengths, parallel.tokens()), score, |(batch, found)| {
         finished += batch.len();
         batch.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
         done(finished);

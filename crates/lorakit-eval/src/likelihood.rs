@@ -24,9 +24,9 @@ pub fn example_losses(
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let mut losses = vec![0.0; examples.len()];
     let mut finished = 0;
-    let lanes = model.base.batch_parallel(batch_tokens);
+    let parallel = model.base.batch_parallel(batch_tokens);
     let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_losses(model, examples, batch)?)) };
-    lanes.run(&token_batches(&lengths, lanes.tokens()), score, |(batch, found)| {
+    parallel.run(&token_batches(&lengths, parallel.tokens()), score, |(batch, found)| {
         batch.iter().zip(found).for_each(|(&index, sum)| losses[index] = sum.mean());
         finished += batch.len();
         done(finished);

@@ -36,12 +36,12 @@ pub enum TrainError {
     },
 
     /// A settings file is invalid.
-    #[error("{file}: invalid training settings")]
+    #[error("{file}: invalid training settings: {reason}")]
     ConfigFile {
         /// The file.
         file: String,
-        /// The parser's error.
-        source: Box<toml::de::Error>,
+        /// Where, and what was expected.
+        reason: String,
     },
     /// `--set` without an equals sign.
     #[error("`{assignment}`: expected key=value")]
@@ -360,7 +360,7 @@ pub enum TrainError {
         /// The file.
         path: PathBuf,
         /// The parser's error.
-        source: safetensors::SafeTensorError,
+        source: Box<lorakit_format::FormatError>,
     },
     /// A safetensors file that is no checkpoint.
     #[error("{}: not a checkpoint of lorakit", path.display())]

@@ -37,13 +37,9 @@ pub struct Init {
 }
 
 impl Job {
-    fn rows_per_step(config: &TrainConfig) -> usize {
-        config.batch_size * config.gradient_accumulation_steps
-    }
-
     /// Steps per epoch.
     pub fn steps_per_epoch(&self, config: &TrainConfig) -> usize {
-        self.train.len().div_ceil(Self::rows_per_step(config)).max(1)
+        self.train.len().div_ceil(config.rows_per_step()).max(1)
     }
 
     /// Total steps: `max_steps` for each of its tasks, divided among the experts that share them, else its epochs.
@@ -62,7 +58,7 @@ impl Job {
 
     /// The indices of the training rows of a step.
     pub fn batch(&self, config: &TrainConfig, seed: u64, step: usize) -> Vec<usize> {
-        batch_indices(seed, &self.name, self.train.len(), Self::rows_per_step(config), step)
+        batch_indices(seed, &self.name, self.train.len(), config.rows_per_step(), step)
     }
 
     /// The keys of the dropout masks of a step's `rows` rows.

@@ -13,7 +13,7 @@ use crate::optim::clip::clip_factor;
 use crate::optim::lr_schedule::LrSchedule;
 use crate::optim::parameter::Parameter;
 use crate::run::expert_progress::ExpertProgress;
-use crate::train_config::{LossReduction, TrainConfig};
+use crate::train_config::TrainConfig;
 use crate::trainable::dropout::Dropout;
 use crate::trainable::lora_stack::LoraStack;
 use crate::trainable::skill_stack::{RowTasks, SkillStack};
@@ -116,7 +116,10 @@ impl<'a> Pass<'a> {
         }
         let mut parameters = Vec::new();
         for (name, variable) in variables {
-            parameters.push(Parameter::whole(name.clone(), variable.clone(), 0)?);
+            // As transformers' Trainer does: norms, biases and T5's biases by distance do not decay.
+            let decays = variable.rank() > 1 && !name.contains("bias");
+            let parameter = Parameter::whole(name.clone(), variable.clone(), 0)?;
+            parameters.push(parameter.with_decay_factor(if decays { 1.0 } else { 0.0 }));
         }
         let weights = variables.iter().map(|(_, v)| v.clone()).collect();
         Ok(Self::start(context, std::slice::from_ref(job), TrainableSet::Weights(weights), parameters))
@@ -213,10 +216,10 @@ impl<'a> Pass<'a> {
         let active: Vec<usize> = (0..self.jobs.len()).filter(|&e| self.is_active(e)).collect();
         let rows = self.batch_rows(&active);
         let weights = self.loss_weights(&rows);
-        let lanes = self.context.base.batch_parallel(self.context.batch_tokens);
+        let parallel = self.context.base.batch_parallel(self.context.batch_tokens);
         let (mut gradients, mut row_losses, mut tokens) = (Gradients::default(), Vec::with_capacity(rows.len()), 0);
         let backward = |batch: &Range<usize>| self.backward(&rows[batch.clone()], &weights[batch.clone()]);
-        lanes.run(&batches(&rows, lanes.tokens()), backward, |output| {
+        parallel.run(&batches(&rows, parallel.tokens()), backward, |output| {
             row_losses.extend(output.row_losses);
             tokens += output.tokens;
             gradients.add_all(output.gradients)
@@ -254,18 +257,13 @@ impl<'a> Pass<'a> {
     /// The weight of each row's target tokens in its expert's loss; over a step they sum to one.
     fn loss_weights(&self, rows: &[BatchRow]) -> Vec<f32> {
         let reduction = self.context.config.loss_reduction;
-        let mut totals = vec![0usize; self.jobs.len()];
+        // The rows and the target tokens of each expert.
+        let mut totals = vec![(0, 0); self.jobs.len()];
         for row in rows {
-            totals[row.expert] += match reduction {
-                LossReduction::Tokens => row.row.loss_tokens(),
-                LossReduction::Rows => 1,
-            };
+            let (rows, tokens) = &mut totals[row.expert];
+            (*rows, *tokens) = (*rows + 1, *tokens + row.row.loss_tokens());
         }
-        let weight = |row: &BatchRow| match reduction {
-            LossReduction::Tokens => 1.0 / totals[row.expert] as f32,
-            LossReduction::Rows => 1.0 / (totals[row.expert] * row.row.loss_tokens()) as f32,
-        };
-        rows.iter().map(weight).collect()
+        rows.iter().map(|row| reduction.token_weight(row.row.loss_tokens(), totals[row.expert])).collect()
     }
 
     /// The losses and gradients of some rows, given the weight of each row's target tokens.
@@ -408,6 +406,8 @@ impl<'a> Pass<'a> {
         progress.validation.push((self.step, loss));
         if progress.best.is_none_or(|(_, best)| loss < best) {
             progress.best = Some((self.step, loss));
+            // The former values go first: there is memory for one copy.
+            self.best[expert] = None;
             self.best[expert] = Some(self.trainable.values(expert)?);
         }
         Ok(())

@@ -7,9 +7,11 @@ use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
 use lorakit_task::{BosTokens, LossTokens, RowEncoding};
+use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::fmt::{self, Formatter};
 
 /// How the losses of target tokens are averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +23,24 @@ pub enum LossReduction {
     Rows,
 }
 
+impl LossReduction {
+    /// The weight of each of a row's `targets` target tokens in a loss over all rows and their target tokens, whose numbers
+    /// are `totals`: over all of them, weights sum to one.
+    pub(crate) fn token_weight(self, targets: usize, (rows, tokens): (usize, usize)) -> f32 {
+        match self {
+            Self::Tokens => 1.0 / tokens as f32,
+            Self::Rows => 1.0 / (rows * targets) as f32,
+        }
+    }
+}
+
 /// Everything that determines a trained expert except its data and the seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
     /// The LoRA rank.
     #[serde(alias = "r")]
+    #[serde(deserialize_with = "count")]
     pub rank: usize,
     /// LoRA's alpha; the scale is alpha / rank.
     #[serde(alias = "lora_alpha")]
@@ -48,16 +62,21 @@ pub struct TrainConfig {
     /// The peak learning rate of Poly's and MHR's routing.
     pub routing_learning_rate: f64,
     /// Blocks in which MHR mixes its skills.
+    #[serde(deserialize_with = "count")]
     pub splits: usize,
     /// Rows of an expert per micro-batch.
     #[serde(alias = "per_device_train_batch_size")]
+    #[serde(deserialize_with = "count")]
     pub batch_size: usize,
     /// Micro-batches per step.
+    #[serde(deserialize_with = "count")]
     pub gradient_accumulation_steps: usize,
     /// Steps of an expert per task; replaces epochs.
+    #[serde(deserialize_with = "optional_count")]
     pub max_steps: Option<usize>,
     /// Epochs over an expert's rows, if max_steps is not given.
     #[serde(alias = "num_train_epochs")]
+    #[serde(deserialize_with = "count")]
     pub num_epochs: usize,
     /// Fraction of the steps in which the learning rate warms up.
     pub warmup_ratio: f64,
@@ -69,6 +88,7 @@ pub struct TrainConfig {
     /// The norm above which an expert's gradient is clipped; 0 disables clipping.
     pub max_grad_norm: f64,
     /// Maximum length of a row in tokens, prompt and target together.
+    #[serde(deserialize_with = "count")]
     pub max_length: usize,
     /// How token losses are averaged.
     pub loss_reduction: LossReduction,
@@ -79,13 +99,16 @@ pub struct TrainConfig {
     /// Whether texts begin with BOS.
     pub bos: BosTokens,
     /// Steps between validations; once per epoch if not given; 0 disables validation, and the last weights are kept.
+    #[serde(deserialize_with = "optional_count")]
     pub eval_steps: Option<usize>,
     /// Steps between checkpoints of a pass; 0 disables them.
+    #[serde(deserialize_with = "count")]
     pub save_steps: usize,
     /// An expert is stopped when its loss exceeds both the loss of guessing and this multiple of its highest recent or
     /// first loss, whichever is lower. 0 disables the check.
     pub max_loss_jump: f64,
     /// Experts that train together; chosen by the machine's memory if not given.
+    #[serde(deserialize_with = "optional_count")]
     pub experts_per_pass: Option<usize>,
     /// Whether activations inside a layer are recomputed in the backward, to save memory.
     pub gradient_checkpointing: bool,
@@ -138,15 +161,13 @@ const MAX_COUNT: usize = 1 << 20;
 impl TrainConfig {
     /// Reads TOML text over the defaults; errors name `file`.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| TrainError::ConfigFile { file: file.to_owned(), source: Box::new(source) })?;
+        let config: Self = toml::from_str(text).map_err(|error| invalid(file, &error))?;
         config.validated().map_err(|source| in_file(file, source))
     }
 
     /// Reads TOML text over this config.
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
-        let given: toml::Table = toml::from_str(text)
-            .map_err(|source| TrainError::ConfigFile { file: file.to_owned(), source: Box::new(source) })?;
+        let given: toml::Table = toml::from_str(text).map_err(|error| invalid(file, &error))?;
         let mut all = self.to_map()?;
         if let Some(unknown) = given.keys().find(|key| !all.contains_key(canonical_name(key))) {
             return Err(in_file(file, Self::unknown(unknown)));
@@ -194,7 +215,7 @@ impl TrainConfig {
     }
 
     /// The settings by name, in the order of the struct.
-    fn to_map(&self) -> Result<Map<String, Value>> {
+    pub(crate) fn to_map(&self) -> Result<Map<String, Value>> {
         match serde_json::to_value(self)? {
             Value::Object(map) => Ok(map),
             _ => Ok(Map::new()),
@@ -238,6 +259,11 @@ impl TrainConfig {
             check(value.is_finite() && value >= 0.0, name, value, "a number not below zero")?;
         }
         Ok(self)
+    }
+
+    /// The most rows of an expert per step.
+    pub fn rows_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation_steps
     }
 
     /// How rows become tokens.
@@ -313,13 +339,61 @@ fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
     })
 }
 
+/// A whole number, which a file may write as 3.0.
+struct Count(usize);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = Count;
+
+    fn expecting(&self, formatter: &mut Formatter) -> fmt::Result {
+        formatter.write_str("a whole number that is not negative")
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Count, E> {
+        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Count, E> {
+        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Count, E> {
+        // Up to here every whole number is a float.
+        match value.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&value) {
+            true => Ok(Count(value as usize)),
+            false => Err(E::invalid_value(Unexpected::Float(value), &self)),
+        }
+    }
+}
+
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    Count::deserialize(deserializer).map(|count| count.0)
+}
+
+fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    Ok(Option::<Count>::deserialize(deserializer)?.map(|count| count.0))
+}
+
+/// The error of a settings file that cannot be parsed.
+fn invalid(file: &str, error: &toml::de::Error) -> TrainError {
+    TrainError::ConfigFile { file: file.to_owned(), reason: readable(error.to_string().trim_end()) }
+}
+
 fn in_file(file: &str, source: TrainError) -> TrainError {
     TrainError::Context { what: file.to_owned(), source: Box::new(source) }
 }
 
 /// A parser's message in words for users.
 fn readable(message: &str) -> String {
-    let words = [("usize", "a whole number that is not negative"), ("f64", "a finite number"), ("type: null", "value")];
+    let words = [("f64", "a finite number"), ("type: null", "value")];
     words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
@@ -349,6 +423,35 @@ mod tests {
         config.set("save_steps=1000000000").unwrap();
         let listed = TrainConfig::from_toml("target_modules = ['q_proj', 'dense']", "f").unwrap();
         assert_eq!(listed.target_modules, "q_proj,dense");
+    }
+
+    #[test]
+    fn counts_may_be_whole_floats_and_errors_of_files_are_as_readable_as_those_of_flags() {
+        let mut config = TrainConfig::from_toml("num_train_epochs = 3.0\nmax_steps = 2.0", "f").unwrap();
+        assert_eq!((config.num_epochs, config.max_steps), (3, Some(2)));
+        config.set("eval_steps=7.0").unwrap();
+        let config = config.over_toml("rank = 8.0", "f").unwrap();
+        assert_eq!((config.eval_steps, config.rank, config.max_steps), (Some(7), 8, Some(2)));
+        let expected = "expected a whole number that is not negative";
+        for text in ["max_steps = 2.5", "rank = -1", "save_steps = 'x'", "rank = -2.0", "rank = 1e300"] {
+            let error = TrainConfig::from_toml(text, "f.toml").unwrap_err().to_string();
+            assert!(error.contains("f.toml: invalid") && error.contains(expected), "{error}");
+            let error = TrainConfig::default().set(&text.replace(' ', "")).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = TrainConfig::from_toml("learning_rate = 'x'", "f").unwrap_err().to_string();
+        assert!(error.contains("expected a finite number") && !error.contains("f64"), "{error}");
+    }
+
+    #[test]
+    fn constant_is_what_transformers_calls_constant_with_warmup() {
+        let set = |name: &str| {
+            let mut config = TrainConfig::default();
+            config.set(&format!("lr_scheduler_type={name}")).unwrap();
+            config
+        };
+        assert_eq!(set("constant_with_warmup"), set("constant"));
+        assert_eq!(set("constant_with_warmup").fingerprint_fields()["lr_scheduler"], "constant");
     }
 
     #[test]

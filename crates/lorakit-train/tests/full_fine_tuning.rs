@@ -132,6 +132,25 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
     assert!(weights(&straight) == weights(&halting));
 }
 
+/// As in transformers' Trainer.
+#[test]
+fn norms_and_biases_do_not_decay() {
+    let work = tempfile::tempdir().unwrap();
+    // One step, so that both have the same gradients; Phi has both.
+    let trained = |name: &str, weight_decay: f64| {
+        let library = Library::open_or_create(&work.path().join(name), None).unwrap();
+        let settings =
+            TrainConfig { max_steps: Some(1), warmup_ratio: 0.0, eval_steps: Some(0), weight_decay, ..settings() };
+        train(&tiny_base::folder("phi"), &library, &settings, None);
+        safetensors::load(library.model_folder("full").unwrap().join("model.safetensors"), &Device::Cpu).unwrap()
+    };
+    let (without, with) = (trained("without", 0.0), trained("with", 0.5));
+    for (name, tensor) in &without {
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(tensor) == values(&with[name]), tensor.rank() == 1, "{name}");
+    }
+}
+
 /// Of a multimodal folder the text model trains; what is of images stays as it is.
 #[test]
 fn the_text_model_of_a_multimodal_folder_trains_beside_its_other_tensors() {

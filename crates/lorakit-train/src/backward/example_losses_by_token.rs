@@ -14,8 +14,8 @@ pub fn example_losses_by_token(
     rows: &[(usize, &Example)],
     batch_tokens: usize,
 ) -> Result<Vec<f64>> {
-    let lanes = base.batch_parallel(batch_tokens);
-    let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), lanes.tokens());
+    let parallel = base.batch_parallel(batch_tokens);
+    let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), parallel.tokens());
     let batch_losses = |batch: &Range<usize>| -> Result<_> {
         let scored = rows[batch.clone()].iter().map(|(expert, row)| ScoredRow {
             tokens: &row.tokens,
@@ -25,7 +25,7 @@ pub fn example_losses_by_token(
         Ok(base.nll_sums_by_token(scored, patches)?)
     };
     let mut losses = Vec::with_capacity(rows.len());
-    lanes.run(&batches, batch_losses, |batch| {
+    parallel.run(&batches, batch_losses, |batch| {
         losses.extend(batch.iter().map(|sum| sum.mean()));
         Ok(())
     })?;

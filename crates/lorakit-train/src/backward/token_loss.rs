@@ -80,12 +80,9 @@ impl<'a> TokenLoss<'a> {
         mut take: impl FnMut(T) -> Result<()> + Send,
     ) -> Result<f64> {
         let tokens: usize = rows.iter().map(|(_, row)| row.loss_tokens()).sum();
-        let weight = |row: &Example| match self.reduction {
-            LossReduction::Tokens => 1.0 / tokens as f32,
-            LossReduction::Rows => 1.0 / (rows.len() * row.loss_tokens()) as f32,
-        };
-        let lanes = self.base.batch_parallel(self.batch_tokens);
-        let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), lanes.tokens());
+        let weight = |row: &Example| self.reduction.token_weight(row.loss_tokens(), (rows.len(), tokens));
+        let parallel = self.base.batch_parallel(self.batch_tokens);
+        let batches = split_by_tokens(rows.iter().map(|(_, r)| r.len()), parallel.tokens());
         let work = |range: &Range<usize>| {
             let rows = &rows[range.clone()];
             let mut packed = TokenBatch::default();
@@ -96,7 +93,7 @@ impl<'a> TokenLoss<'a> {
             Ok((sum, other))
         };
         let mut sum = 0.0;
-        lanes.run(&batches, work, |(batch, other)| {
+        parallel.run(&batches, work, |(batch, other)| {
             sum += batch;
             take(other)
         })?;

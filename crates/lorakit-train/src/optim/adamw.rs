@@ -71,12 +71,12 @@ impl AdamW {
     /// One step for the experts that have an update; all others keep their values and moments.
     pub fn step(&self, gradients: &CollectedGradients, updates: &[Option<AdamWUpdate>]) -> Result<()> {
         let parameters = self.parameters.iter().zip(&gradients.by_parameter);
-        parameters.into_iter().try_for_each(|(parameter, gradient)| step(parameter, gradient, updates))
+        parameters.into_iter().try_for_each(|(parameter, gradient)| update_parameter(parameter, gradient, updates))
     }
 }
 
 /// Updates one parameter.
-fn step(parameter: &Parameter, gradient: &Tensor, updates: &[Option<AdamWUpdate>]) -> Result<()> {
+fn update_parameter(parameter: &Parameter, gradient: &Tensor, updates: &[Option<AdamWUpdate>]) -> Result<()> {
     let parts = value_ranges(parameter, updates);
     if !gradient.device().is_cpu() {
         return composed_step(parameter, gradient, &parts);
@@ -86,14 +86,19 @@ fn step(parameter: &Parameter, gradient: &Tensor, updates: &[Option<AdamWUpdate>
     Ok(())
 }
 
-/// The ranges of a parameter's values that are updated, each with its update at the parameter's own rate.
+/// The ranges of a parameter's values that are updated, each with its update at the parameter's own rate and decay.
 fn value_ranges(parameter: &Parameter, updates: &[Option<AdamWUpdate>]) -> Vec<(Range<usize>, AdamWUpdate)> {
     let columns = parameter.columns;
     let updated = parameter
         .segments
         .iter()
         .filter_map(|(expert, rows)| Some((rows.start * columns..rows.end * columns, updates[*expert]?)));
-    updated.map(|(values, update)| (values, AdamWUpdate { lr: update.lr * parameter.lr_factor, ..update })).collect()
+    let own = |update: AdamWUpdate| AdamWUpdate {
+        lr: update.lr * parameter.lr_factor,
+        weight_decay: update.weight_decay * parameter.decay_factor,
+        ..update
+    };
+    updated.map(|(values, update)| (values, own(update))).collect()
 }
 
 /// Updates the moments with a clipped gradient.
@@ -147,7 +152,7 @@ impl InplaceOp2 for UpdateValues<'_> {
         let (m, v) = cpu_tensor::values(moments, lm, self.name())?.split_at(p.len());
         for (part, update) in self.parts {
             let t = update.step as i32;
-            let step = (update.lr / (1.0 - BETA1.powi(t))) as f32;
+            let step_size = (update.lr / (1.0 - BETA1.powi(t))) as f32;
             let root = (1.0 / (1.0 - BETA2.powi(t)).sqrt()) as f32;
             let keep = (1.0 - update.lr * update.weight_decay) as f32;
             let slices = p[part.clone()]
@@ -156,7 +161,7 @@ impl InplaceOp2 for UpdateValues<'_> {
                 .zip(v[part.clone()].par_chunks(CHUNK));
             slices.for_each(|((p, m), v)| {
                 for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                    *p = *p * keep - step * m / (v.sqrt() * root + EPSILON as f32);
+                    *p = *p * keep - step_size * m / (v.sqrt() * root + EPSILON as f32);
                 }
             });
         }
@@ -190,10 +195,22 @@ mod tests {
     }
 
     #[test]
+    fn a_parameter_without_decay_moves_as_if_there_were_none() {
+        let without = updates(1).map(|update| update.map(|update| AdamWUpdate { weight_decay: 0.0, ..update }));
+        let (exempt, decays) = (parameter().with_decay_factor(0.0), parameter());
+        update_parameter(&exempt, &gradient(1), &updates(1)).unwrap();
+        update_parameter(&decays, &gradient(1), &updates(1)).unwrap();
+        assert!(difference(exempt.variable(), decays.variable()) > 1e-3);
+        let plain = parameter();
+        update_parameter(&plain, &gradient(1), &without).unwrap();
+        assert_eq!(difference(exempt.variable(), plain.variable()), 0.0);
+    }
+
+    #[test]
     fn composed_steps_equal_those_of_the_kernel() {
         let (kernel, composed) = (parameter(), parameter());
         for number in 1..=4 {
-            step(&kernel, &gradient(number), &updates(number)).unwrap();
+            update_parameter(&kernel, &gradient(number), &updates(number)).unwrap();
             composed_step(&composed, &gradient(number), &value_ranges(&composed, &updates(number))).unwrap();
             assert!(difference(kernel.variable(), composed.variable()) < 1e-6);
             assert!(difference(kernel.moments(), composed.moments()) < 1e-6);

@@ -31,7 +31,7 @@ pub(crate) fn composed_step(
     let m = update_moment(0, &by_row.first, g.clone())?;
     let v = update_moment(1, &by_row.second, g.sqr()?)?;
     let denominator = (v.sqrt()?.broadcast_mul(&by_row.root)? + f64::from(EPSILON as f32))?;
-    let delta = m.broadcast_mul(&by_row.step)?.div(&denominator)?;
+    let delta = m.broadcast_mul(&by_row.step_size)?.div(&denominator)?;
     let p = parameter.variable().as_tensor().detach().reshape((rows, columns))?;
     let updated = (p.broadcast_mul(&by_row.keep)? - delta)?;
     Ok(parameter.variable().set(&updated.reshape(parameter.variable().shape())?)?)
@@ -50,7 +50,7 @@ struct RowCoefficients {
     /// `1 / sqrt(1 - β2ᵗ)`.
     root: Tensor,
     /// `lr / (1 - β1ᵗ)`.
-    step: Tensor,
+    step_size: Tensor,
     /// `1 - lr λ`.
     keep: Tensor,
 }
@@ -84,7 +84,7 @@ impl RowCoefficients {
             first: [all.get(2)?, all.get(3)?],
             second: [all.get(4)?, all.get(5)?],
             root: all.get(6)?,
-            step: all.get(7)?,
+            step_size: all.get(7)?,
             keep: all.get(8)?,
         })
     }

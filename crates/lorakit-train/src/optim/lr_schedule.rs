@@ -10,7 +10,9 @@ pub enum LrSchedulerType {
     Linear,
     /// Half a cosine down to zero.
     Cosine,
-    /// No decay.
+    /// No decay, but a warm-up as in the others: what transformers calls `constant_with_warmup`. Its `constant` is this one
+    /// with `warmup_ratio=0`.
+    #[serde(alias = "constant_with_warmup")]
     Constant,
 }
 

@@ -17,6 +17,8 @@ pub struct Parameter {
     pub(crate) columns: usize,
     /// Factor on the learning rate of the experts.
     pub(crate) lr_factor: f64,
+    /// Factor on the weight decay.
+    pub(crate) decay_factor: f64,
 }
 
 /// Values that are summed by one thread. Fixed, so that a norm does not depend on the number of threads.
@@ -31,7 +33,7 @@ impl Parameter {
             return Err(TrainError::Segments { name, rows });
         }
         let moments = Tensor::zeros((2, rows, columns), DType::F32, variable.device())?;
-        Ok(Self { name, variable, moments, segments, columns, lr_factor: 1.0 })
+        Ok(Self { name, variable, moments, segments, columns, lr_factor: 1.0, decay_factor: 1.0 })
     }
 
     /// A variable whose rows all belong to expert `owner`.
@@ -43,6 +45,11 @@ impl Parameter {
     /// Sets the factor on the learning rate.
     pub fn with_lr_factor(self, lr_factor: f64) -> Self {
         Self { lr_factor, ..self }
+    }
+
+    /// Sets the factor on the weight decay; 0 where a parameter does not decay.
+    pub fn with_decay_factor(self, decay_factor: f64) -> Self {
+        Self { decay_factor, ..self }
     }
 
     /// The name in messages and checkpoints.

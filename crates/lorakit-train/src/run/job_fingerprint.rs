@@ -1,6 +1,7 @@
 //! What determines the weights of a job: a job with the same fingerprint is not trained again.
 
 use crate::job::{Init, Job, rows_sha256};
+use crate::train_config::TrainConfig;
 use lorakit_format::hash::sha256;
 use lorakit_model::Base;
 use serde::{Deserialize, Serialize};
@@ -29,8 +30,8 @@ pub(crate) struct JobFingerprint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dtype: Option<String>,
     /// The number of experts that divide the rows, if several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sharers: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "sharers")]
+    row_shards: Option<usize>,
 }
 
 /// The adapter that training starts from.
@@ -54,7 +55,7 @@ impl JobFingerprint {
             tasks: job.tasks.iter().map(|task| task.name.clone()).collect(),
             validation: rows_sha256(&job.validation),
             dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
-            sharers: (job.row_shards != 1).then_some(job.row_shards),
+            row_shards: (job.row_shards != 1).then_some(job.row_shards),
         }
     }
 
@@ -96,12 +97,7 @@ pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
     for key in keys.collect::<BTreeSet<_>>() {
         let value = &wanted[key];
         if key == "settings" {
-            for (key, value) in value.as_object().into_iter().flatten() {
-                let before = &recorded["settings"][key];
-                if before != value {
-                    found.push(format!("{key} was {before} and is now {value}"));
-                }
-            }
+            found.extend(setting_differences(&recorded[key], value));
         } else if recorded[key] != *value {
             let differ = match key.as_str() {
                 "rows" | "tasks" => "differ",
@@ -112,6 +108,18 @@ pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
     }
     let found = if found.is_empty() { "its record differs".into() } else { found.join(", ") };
     format!("trained with other settings: {found}")
+}
+
+/// The settings that differ. A record lacks some that have their default.
+fn setting_differences(recorded: &Value, wanted: &Value) -> Vec<String> {
+    let defaults = TrainConfig::default().to_map().unwrap_or_default();
+    let names = [recorded, wanted].into_iter().filter_map(Value::as_object).flat_map(Map::keys);
+    let differs = |name: &String| {
+        let of = |settings: &Value| settings.get(name).or_else(|| defaults.get(name)).cloned().unwrap_or_default();
+        let (before, now) = (of(recorded), of(wanted));
+        (before != now).then(|| format!("{name} was {before} and is now {now}"))
+    };
+    names.collect::<BTreeSet<_>>().into_iter().filter_map(differs).collect()
 }
 
 #[cfg(test)]
@@ -130,7 +138,7 @@ mod tests {
             tasks: vec!["t".into()],
             validation: "v".into(),
             dtype: None,
-            sharers: None,
+            row_shards: None,
         }
     }
 
@@ -140,7 +148,7 @@ mod tests {
         assert_eq!(fingerprint().to_value().to_string(), format!("{text}}}"));
         assert_eq!(fingerprint().sha256(), sha256(format!("{text}}}").as_bytes()));
         assert_eq!(JobFingerprint::sha256_of_all(&[fingerprint()]), sha256(format!("[{text}}}]").as_bytes()));
-        let sharded = JobFingerprint { dtype: Some("f32".into()), sharers: Some(2), ..fingerprint() };
+        let sharded = JobFingerprint { dtype: Some("f32".into()), row_shards: Some(2), ..fingerprint() };
         assert_eq!(sharded.to_value().to_string(), format!(r#"{text},"dtype":"f32","sharers":2}}"#));
     }
 
@@ -151,6 +159,15 @@ mod tests {
         other.rows = "other".into();
         let message = differences(&fingerprint().to_value(), &other.to_value());
         assert_eq!(message, "trained with other settings: its rows differ, alpha was 16.0 and is now 8.0");
+        let mut scaled = fingerprint();
+        scaled.settings.insert("use_rslora".into(), true.into());
+        for (recorded, wanted, change) in [
+            (&scaled, fingerprint(), "was true and is now false"),
+            (&fingerprint(), scaled.clone(), "was false and is now true"),
+        ] {
+            let message = differences(&recorded.to_value(), &wanted.to_value());
+            assert_eq!(message, format!("trained with other settings: use_rslora {change}"));
+        }
         let same = differences(&fingerprint().to_value(), &fingerprint().to_value());
         assert_eq!(same, "trained with other settings: its record differs");
     }

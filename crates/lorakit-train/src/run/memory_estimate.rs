@@ -112,7 +112,7 @@ pub fn experts_per_pass(base: &Base, jobs: &[Job], config: &TrainConfig) -> Resu
     let by_memory = budget(base, mode) / 8 / (20 * expert_parameters(base, config)?).max(1);
     let rows: usize = jobs.iter().map(|job| job.train.len()).sum();
     let tokens: usize = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).sum();
-    let tokens_per_step = (tokens / rows.max(1)).max(1) * config.batch_size * config.gradient_accumulation_steps;
+    let tokens_per_step = (tokens / rows.max(1)).max(1) * config.rows_per_step();
     let by_tokens = batch_tokens(base, config, mode).div_ceil(tokens_per_step);
     Ok(by_tokens.min(by_memory as usize).clamp(1, 64))
 }
@@ -205,14 +205,14 @@ struct StepBatches {
 
 impl StepBatches {
     fn of(base: &Base, jobs: &[Job], experts: usize, config: &TrainConfig, mode: BackwardMode) -> Self {
-        let lanes = base.batch_parallel(batch_tokens(base, config, mode));
+        let parallel = base.batch_parallel(batch_tokens(base, config, mode));
         let step = step_tokens(jobs, experts, config);
         let longest = jobs.iter().flat_map(|job| &job.train).map(|row| row.len()).max().unwrap_or(0);
-        let all = step.min(lanes.tokens()).max(longest);
+        let all = step.min(parallel.tokens()).max(longest);
         let batches = step.div_ceil(all.max(1)).max(1);
         Self {
             tokens: BatchTokens { all: all as u64, targets: (all as f64 * target_share(jobs)).ceil() as u64 },
-            concurrent: batches.min(lanes.in_flight()) as u64,
+            concurrent: batches.min(parallel.in_flight()) as u64,
             several: batches > 1,
         }
     }
@@ -242,7 +242,7 @@ fn activations(base: &Base, step: StepBatches, config: &TrainConfig, mode: Backw
 /// The most tokens of a step: those of the longest rows of the experts with the most; without jobs, of rows of the greatest
 /// length.
 fn step_tokens(jobs: &[Job], experts: usize, config: &TrainConfig) -> usize {
-    let rows = config.batch_size * config.gradient_accumulation_steps;
+    let rows = config.rows_per_step();
     if jobs.is_empty() {
         return experts.saturating_mul(rows).saturating_mul(config.max_length);
     }

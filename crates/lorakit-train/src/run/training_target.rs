@@ -46,7 +46,7 @@ pub(crate) enum TrainingTarget<'a> {
 }
 
 /// Settings of adapters, which full fine-tuning does not use.
-pub const LORA_SETTINGS: [&str; 5] = ["alpha", "dropout", "rank", "target_modules", "tie_qkv"];
+pub const LORA_SETTINGS: [&str; 6] = ["alpha", "dropout", "rank", "target_modules", "tie_qkv", "use_rslora"];
 
 /// Settings that only skills use.
 pub const SKILL_SETTINGS: [&str; 2] = ["routing_learning_rate", "splits"];

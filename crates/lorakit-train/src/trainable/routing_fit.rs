@@ -42,7 +42,7 @@ impl RoutingFit<'_> {
             return Err(TrainError::NoExamples);
         }
         let config = self.config;
-        let per_step = config.batch_size * config.gradient_accumulation_steps;
+        let per_step = config.rows_per_step();
         let steps = config.max_steps.unwrap_or_else(|| examples.len().div_ceil(per_step) * config.num_epochs);
         let routing = ParameterGroup {
             learning_rate: config.routing_learning_rate,
