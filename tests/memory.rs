@@ -1,15 +1,17 @@
 //! Estimates of memory against what a process then uses, on a random base of ten million parameters.
 //! `scripts/memory_check.py` does the same over larger ones.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod binary;
 
-use binary::{run, words};
+use binary::{command, run, words};
 use candle_core::{Device, Tensor, safetensors};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 const HIDDEN: usize = 256;
 const INNER: usize = 1024;
@@ -61,14 +63,22 @@ fn write_base(folder: &Path) {
     safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
 }
 
-/// The estimate and the largest resident set of training in a process of its own, in bytes.
-fn train(base: &Path, library: &Path, settings: &str) -> (f64, f64) {
+/// A training into `library`.
+fn training(base: &Path, library: &Path, settings: &str) -> Vec<String> {
     let (base, library) = (base.display().to_string(), library.display().to_string());
     let tasks =
         ["suite:skills/shift_up1", "suite:skills/join_dash", "suite:skills/order_reverse", "suite:skills/order_left"];
-    let fixed = ["train-experts", "--json", "-q", "--base", &base, "--library", &library, "--set", "max_steps=2"];
-    let common = ["batch_size=64", "experts_per_pass=4", "eval_steps=0"];
-    let words = fixed.into_iter().chain(common).chain(settings.split_whitespace()).chain(["--tasks"]).chain(tasks);
+    let fixed = ["train-experts", "--json", "-q", "--base", &base, "--library", &library, "--set"];
+    let words = fixed.into_iter().chain(settings.split_whitespace()).chain(["--tasks"]).chain(tasks);
+    words.map(str::to_owned).collect()
+}
+
+/// The estimate and the largest resident set of training in a process of its own, in bytes.
+fn train(base: &Path, library: &Path, settings: &str) -> (f64, f64) {
+    memory(&training(base, library, settings))
+}
+
+fn memory(words: &[String]) -> (f64, f64) {
     let document = run(words).json();
     let estimate =
         document["memory"]["estimate"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
@@ -85,6 +95,7 @@ fn estimates_are_near_to_what_training_uses() {
     for (index, settings) in
         ["", "dropout=0 target_modules=all-linear rank=16", "gradient_checkpointing=true"].into_iter().enumerate()
     {
+        let settings = &format!("max_steps=2 batch_size=64 experts_per_pass=4 eval_steps=0 {settings}");
         // Beside other programs a process may hold more at once: the smaller of two runs.
         let [(estimate, first), (_, second)] =
             ["a", "b"].map(|run| train(&base, &work.path().join(format!("{index}{run}")), settings));
@@ -97,4 +108,39 @@ fn estimates_are_near_to_what_training_uses() {
     let saved = |bytes: &[f64]| 1.0 - bytes[2] / bytes[0];
     let expected = (saved(&estimated) - 0.07).max(0.3);
     assert!(saved(&used) > expected, "checkpointing must save memory: {estimated:?}, {used:?}");
+}
+
+/// All weights, with the best ones beside those that train.
+const FULL: &str = "max_steps=2 batch_size=4 eval_steps=1 learning_rate=1e-4 save_steps=1 --full";
+
+#[test]
+#[cfg(target_os = "linux")]
+fn full_fine_tuning_that_validates_or_resumes_needs_no_more_than_its_estimate() {
+    let work = tempfile::tempdir().unwrap();
+    let base = work.path().join("base");
+    write_base(&base);
+    let (estimate, first) = train(&base, &work.path().join("a"), FULL);
+    let peak = first.min(train(&base, &work.path().join("b"), FULL).1);
+    eprintln!("full: {estimate} estimated, {peak} used");
+    assert!((estimate / peak - 1.0).abs() < SLACK, "{estimate} estimated, {peak} used");
+    // Killed after its first steps, and resumed from there.
+    let library = work.path().join("c");
+    let words = training(&base, &library, FULL);
+    let mut child = command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let is_saved = || {
+        fs::read_dir(library.join("runs"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|run| run.path().join("pass-0.safetensors").exists())
+    };
+    while !is_saved() {
+        assert!(child.try_wait().unwrap().is_none(), "the training ended without a checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (_, resumed) = memory(&words);
+    eprintln!("full: {resumed} used after resuming");
+    assert!(resumed < (1.0 + SLACK) * peak, "{peak} used, and {resumed} after resuming");
 }

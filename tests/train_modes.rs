@@ -47,8 +47,11 @@ fn full_fine_tuning_writes_a_base() {
     assert_eq!((&listed["models"][0], listed["experts"].as_array().unwrap().len()), (&Value::from("full"), 0));
     let weights = fs::read(library.join("models/full/model.safetensors")).unwrap();
     assert_eq!(train(&library, options).json()["experts"][0]["status"], "finished before");
-    let warnings = train(&library, &format!("{options} --set rank=9 --set splits=3")).ok().stderr;
-    assert!(warnings.contains("unused settings: dropout, rank, splits"), "{warnings}");
+    let warnings = train(&library, &format!("{options} --set rank=9 --set splits=3 --set use_rslora=true"));
+    let warnings = warnings.ok().stderr;
+    assert!(warnings.contains("unused settings: dropout, rank, use_rslora, splits"), "{warnings}");
+    let poly = train(&work.path().join("p"), "--poly 2 --plan --set splits=3").ok().stderr;
+    assert!(poly.contains("unused settings: splits"), "{poly}");
     let message = train(&library, &format!("{options} --set learning_rate=2e-3")).failed(1);
     assert!(message.contains("model `full`") && message.contains("learning_rate was"), "{message}");
     assert!(fs::read(library.join("models/full/model.safetensors")).unwrap() == weights);

@@ -33,7 +33,8 @@ Training settings, with defaults and aliases of PEFT and transformers:
   target_modules=attention      or all-linear, comma-separated names, or a regular expression
   use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank (no use_dora)
   tie_qkv=false                 share A between q, k and v
-  learning_rate=1e-4            lr_scheduler=linear (lr_scheduler_type)
+  learning_rate=1e-4            lr_scheduler=linear|cosine|constant (lr_scheduler_type), all
+                                after a warm-up (constant: constant_with_warmup)
   warmup_ratio=0.06             weight_decay=0                max_grad_norm=0.1, per expert; 0: none
   batch_size=16 (per_device_train_batch_size), per expert
   gradient_accumulation_steps=1
@@ -165,7 +166,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let untrained = || Ok(resolved.checkpoint()?.stored(resolved.config()?.descriptor.unused));
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);
-    let unused = unused(kind, &settings)?.join(", ");
+    let unused = unused(&args.mode, &settings)?.join(", ");
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }
@@ -237,11 +238,12 @@ fn report_both_stages(stages: &TwoStageMbc, context: &CommandContext) -> Result<
 }
 
 /// The changed settings that this kind of training does not use.
-fn unused(kind: TrainedKind, settings: &TrainConfig) -> Result<Vec<&'static str>> {
-    let unused: Vec<&str> = match kind {
-        TrainedKind::Experts => SKILL_SETTINGS.to_vec(),
-        TrainedKind::Model(_) => [&LORA_SETTINGS[..], &SKILL_SETTINGS].concat(),
-        TrainedKind::Skills(_) => Vec::new(),
+fn unused(mode: &TrainMode, settings: &TrainConfig) -> Result<Vec<&'static str>> {
+    let unused: Vec<&str> = match mode {
+        TrainMode { full: true, .. } => [&LORA_SETTINGS[..], &SKILL_SETTINGS].concat(),
+        TrainMode { poly: Some(_), .. } => vec!["splits"],
+        TrainMode { mhr: Some(_), .. } => Vec::new(),
+        _ => SKILL_SETTINGS.to_vec(),
     };
     let (given, default) = (serde_json::to_value(settings)?, serde_json::to_value(TrainConfig::default())?);
     Ok(unused.into_iter().filter(|name| given[*name] != default[*name]).collect())
