@@ -109,3 +109,109 @@ fn a_base_without_a_template_says_so() {
     let usage = run(["generate", "--base", "pico", "--system", "Be brief.", "--prompt", "hi"]).failed(2);
     assert_contains(&usage, &["--chat"]);
 }
+
+/// Trains experts of the two tasks of prompt and answer that [`Chat`] and this write.
+fn train_pairs(chat: &Chat, settings: &str) {
+    let rows = (0..12).map(|i| format!("{}\n", json!({"input": format!("+{i}"), "output": format!("{}", i + 1)})));
+    chat.write("plus.jsonl", &rows.collect::<String>());
+    let tasks = "--tasks @plain.jsonl @plus.jsonl";
+    let steps = "--set max_steps=30 learning_rate=1e-2 max_grad_norm=1 eval_steps=0";
+    chat.words(&format!("train-experts -q --base @base --library @pairs {tasks} {steps} {settings}")).ok();
+}
+
+#[test]
+fn routers_know_the_prompts_that_experts_were_trained_on() {
+    let chat = Chat::new();
+    train_pairs(&chat, "--chat");
+    let library = "--base @base --library @pairs";
+    // Whoever fits it, the router is fitted to the same rows.
+    chat.words(&format!("generate {library} --router tp --chat --prompt cat? --max-new-tokens 2")).ok();
+    let eval =
+        format!("eval {library} --router tp oracle --tasks @plain.jsonl @plus.jsonl --split all --json --metrics loss");
+    let ran = chat.words(&format!("{eval} --chat")).ok();
+    assert!(!ran.stderr.contains("fitting to rows"), "{}", ran.stderr);
+    let scores: Value = serde_json::from_str(&ran.stdout).unwrap();
+    for task in ["plain", "plus"] {
+        let loss = |router: &str| scores["results"][router][task]["metrics"]["loss"]["value"].as_f64().unwrap();
+        assert!((loss("tp") - loss("oracle")).abs() < 1e-4, "{task}: {scores}");
+    }
+    assert!(!chat.words(&eval).ok().stderr.contains("fitting to rows"), "nor do options of the scored rows matter");
+    let explain = format!("explain {library} --router tp --json --prompt cat?");
+    let explained = chat.words(&format!("{explain} --chat"));
+    assert!(!explained.stderr.contains("warning"), "{}", explained.stderr);
+    assert!(explained.json()["tokens"].as_array().unwrap().len() > 4);
+    assert_contains(&chat.words(&explain).ok().stderr, &["the prompt is given under no chat template", "--chat"]);
+    let routers = fs::read_dir(chat.path("pairs/routers")).unwrap();
+    assert_eq!(routers.count(), 1);
+}
+
+#[test]
+fn rows_of_merges_and_adapters_go_through_the_template_on_request() {
+    let chat = Chat::new();
+    train_pairs(&chat, "--chat");
+    let record = |place: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(chat.path(&format!("{place}/expert.json"))).unwrap()).unwrap()
+    };
+    let merge = |method: &str, more: &str| {
+        let fixed = "merge --library @pairs --base @base --overwrite --out @merged";
+        chat.words(&format!("{fixed} --method {method} {more}"))
+    };
+    let other = ["`plain` is fitted to under no chat template", "2 of 2 experts"];
+    assert_contains(&merge("lorahub:rows=3", "--fit @plain.jsonl").ok().stderr, &other);
+    assert_eq!(record("merged")["tasks"][0]["chat_template"], Value::Null);
+    let ran = merge("lorahub:rows=3", "--fit @plain.jsonl --chat").ok();
+    assert!(!ran.stderr.contains("warning"), "{}", ran.stderr);
+    assert_eq!(record("merged")["tasks"][0]["chat_template"].as_str().unwrap().len(), 64);
+    assert_contains(&merge("cat", "--chat").failed(2), &["--chat", "does not fit weights"]);
+
+    let adapt = |more: &str| {
+        let fixed = "adapt --library @pairs --base @base --tasks other=@plain.jsonl --out @adapted --restart --method";
+        chat.words(&format!("{fixed} {more}"))
+    };
+    assert_contains(&adapt("cat:steps=2").ok().stderr, &["`other` is fitted to under no chat template"]);
+    assert!(!adapt("cat:steps=2 --chat").ok().stderr.contains("chat template"));
+    let record = record("adapted/experts/other");
+    assert_eq!(record["tasks"][0]["chat_template"].as_str().unwrap().len(), 64);
+    assert_eq!(record["settings"]["settings"], json!({"chat": true}));
+    assert_contains(&adapt("lorahub --set chat=true").failed(2), &["lorahub trains nothing", "--chat"]);
+    assert!(!adapt("mean --chat --set max_steps=1").ok().stderr.contains("chat template"));
+}
+
+#[test]
+fn experts_that_never_saw_bos_are_not_given_one_silently() {
+    let chat = Chat::new();
+    train_pairs(&chat, "bos=never");
+    let library = "--base @base --library @pairs";
+    let eval = format!("eval {library} --router tp oracle --tasks @plain.jsonl --split all --json --metrics loss");
+    let loss = |ran: &binary::Ran, router: &str| {
+        let scores: Value = serde_json::from_str(&ran.stdout).unwrap();
+        scores["results"][router]["plain"]["metrics"]["loss"]["value"].as_f64().unwrap()
+    };
+    let (auto, never) = (chat.words(&eval).ok(), chat.words(&format!("{eval} --bos never")).ok());
+    let other = ["with BOS, but 2 of 2 experts, such as `plain`, were trained without", "--bos never"];
+    assert_contains(&auto.stderr, &other);
+    assert!(!never.stderr.contains("BOS") && !never.stderr.contains("fitting to rows"), "{}", never.stderr);
+    assert!(loss(&never, "oracle") < loss(&auto, "oracle"), "{}", auto.stdout);
+    assert!((loss(&never, "tp") - loss(&never, "oracle")).abs() < 1e-4, "{}", never.stdout);
+
+    for command in [
+        format!("generate {library} --router expert:plain --prompt cat? --max-new-tokens 2"),
+        "generate --base @base --adapter @pairs/experts/plain --prompt cat? --max-new-tokens 2".to_owned(),
+        format!("explain {library} --router arrow --prompt cat?"),
+        format!("adapt {library} --method cat:steps=1 --tasks other=@plain.jsonl --restart --out @adapted"),
+        format!("merge {library} --method lorahub:rows=2 --fit @plain.jsonl --overwrite --out @merged"),
+    ] {
+        assert_contains(&chat.words(&command).ok().stderr, &["with BOS, but", "trained without"]);
+        assert!(!chat.words(&format!("{command} --bos never")).ok().stderr.contains("BOS"), "{command}");
+    }
+    // What is made of them knows it.
+    let merged = "generate --base @base --adapter @merged --prompt cat? --max-new-tokens 2";
+    assert_contains(&chat.words(merged).ok().stderr, &["with BOS, but", "trained without"]);
+
+    // Where the tokenizer puts no BOS, there is nothing to say.
+    let file = chat.path("base/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    tokenizer["post_processor"] = Value::Null;
+    fs::write(file, tokenizer.to_string()).unwrap();
+    assert!(!chat.words(&eval).ok().stderr.contains("BOS"));
+}

@@ -411,3 +411,26 @@ fn tasks_are_read_from_datasets_of_the_hub() {
     assert_contains(&list("hub:datasets/qa", &[]).failed(1), &["expected hub:datasets/ORG/NAME"]);
     assert_contains(&list("hub:acme/qa", &[]).failed(2), &["a task of the Hub is hub:datasets/ORG/NAME"]);
 }
+
+#[test]
+fn routers_are_fitted_to_tasks_of_the_hub() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = work.path().join("toy");
+    std::fs::create_dir_all(&folder).unwrap();
+    let lines = (0..40).map(|n| format!("{}\n", json!({"input": n.to_string(), "output": "yes"})));
+    std::fs::write(folder.join("train.jsonl"), lines.collect::<String>()).unwrap();
+    let server = HubServer::of(vec![LocalRepository::dataset("acme/toy", COMMIT, &folder)]);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+    let library = work.path().join("library").display().to_string();
+    let common = ["--base", "pico", "--library", &library, "--tasks", "hub:datasets/acme/toy"];
+    let ran = |arguments: &[&str], more: &[(&str, &str)]| -> binary::Ran {
+        with(&[arguments, &common].concat(), &[&settings[..], more].concat()).output().unwrap().into()
+    };
+    ran(&["train-experts", "-q", "--set", "max_steps=1", "eval_steps=0"], &[]).ok();
+    let eval = |router: &str, more: &[(&str, &str)]| {
+        ran(&["eval", "--limit", "2", "--metrics", "loss", "--router", router], more)
+    };
+    assert_contains(&eval("cm", &[]).ok().stderr, &["fitting to rows"]);
+    assert_contains(&eval("tp", &[("HF_HUB_OFFLINE", "1")]).ok().stderr, &["fitting to rows"]);
+}

@@ -90,6 +90,42 @@ fn router_caches_are_reused() {
 }
 
 #[test]
+fn routers_are_fitted_again_under_another_tokenizer() {
+    let work = Work::new(&TASKS);
+    let base = work.0.path().join("base");
+    let (library, base_name) = (work.library(), base.display().to_string());
+    run(["base", "write", "--out", &base_name]).ok();
+    let eval = |base: &str| {
+        let fixed =
+            ["eval", "--library", &library, "--router", "cm", "--limit", "2", "--metrics", "loss", "--base", base];
+        run(fixed.into_iter().chain(["--tasks", TASKS[0]])).ok().stderr
+    };
+    assert!(eval("pico").contains("fitting to rows"));
+    assert!(!eval(&base_name).contains("fitting to rows"), "it is the same base");
+    let file = base.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    tokenizer["post_processor"] = Value::Null;
+    fs::write(file, tokenizer.to_string()).unwrap();
+    assert!(eval(&base_name).contains("fitting to rows"));
+    assert_eq!(work.kept().len(), 2);
+}
+
+#[test]
+fn a_task_of_a_file_is_found_without_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["a", "b"] {
+        let rows: String = (0..20).map(|i| format!("{{\"input\": \"{name}{i}\", \"output\": \"{name}\"}}\n")).collect();
+        fs::write(path(&format!("{name}.jsonl")), rows).unwrap();
+    }
+    let of = |name: &str| format!("[[task]]\nname = \"{name}\"\nrows = \"{name}.jsonl\"\n");
+    fs::write(path("t.toml"), of("a") + &of("b")).unwrap();
+    let work = Work::new(&[&path("t.toml:a"), TASKS[1]]);
+    fs::remove_file(path("b.jsonl")).unwrap();
+    work.eval(&["cm"], &["--tasks", TASKS[1]]).ok();
+}
+
+#[test]
 fn missing_or_changed_tasks_suggest_fit() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plus.jsonl");

@@ -17,6 +17,24 @@ pub struct RowEncodingArgs {
     bos: BosTokens,
 }
 
+/// How prompts become tokens.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct PromptEncodingArgs {
+    /// Put each prompt, of rows too, through the base's chat template, as a user's message
+    #[arg(long)]
+    pub chat: bool,
+    /// Begin texts with BOS where tokenizer or template put it, or never, as for experts that were trained with bos=never
+    #[arg(long, value_name = "auto|never", default_value_t = BosTokens::Auto)]
+    pub bos: BosTokens,
+}
+
+impl PromptEncodingArgs {
+    /// The choices.
+    pub fn encoding(&self) -> RowEncoding {
+        RowEncoding { chat: self.chat, bos: self.bos, ..RowEncoding::default() }
+    }
+}
+
 impl RowEncodingArgs {
     /// The choices.
     pub fn encoding(&self) -> RowEncoding {

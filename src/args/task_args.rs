@@ -5,9 +5,8 @@ use crate::command_context::CommandContext;
 use crate::hub::dataset_files;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lorakit_adapter::TaskRecord;
-use lorakit_fit::{OpenLibrary, chat_template_of};
-use lorakit_task::{ColumnNames, SplitFiles, Task, TaskLoader, Tokenizer};
+use lorakit_task::{ColumnNames, SplitFiles, Task, TaskLoader};
+use lorakit_train::BoxError;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,9 +36,23 @@ pub struct DataArgs {
 impl DataArgs {
     /// Loads tasks in the given order, and downloads those of the Hub.
     pub fn load(&self, tasks: &[String], context: &CommandContext) -> Result<Vec<Task>> {
+        self.load_with(tasks, self.columns.clone().unwrap_or_default(), context)
+    }
+
+    /// Loads the tasks of `--fit`.
+    pub fn load_fit(&self, tasks: &[String], context: &CommandContext) -> Result<Vec<Task>> {
+        self.load(tasks, context).context("--fit")
+    }
+
+    /// Loads tasks again that experts' records name, each with the columns of its record.
+    pub fn load_recorded(&self, context: &CommandContext) -> impl Fn(&str, ColumnNames) -> Result<Vec<Task>, BoxError> {
+        move |spec, columns| Ok(self.load_with(&[spec.to_owned()], columns, context)?)
+    }
+
+    fn load_with(&self, tasks: &[String], columns: ColumnNames, context: &CommandContext) -> Result<Vec<Task>> {
         let mut downloads: BTreeMap<String, SplitFiles> = BTreeMap::new();
         for task in tasks {
-            let source = Task::source_of(task)?;
+            let source = Task::source_of(task).map_err(usage_error)?;
             let Some(repository) = source.strip_prefix("hub:").filter(|_| !downloads.contains_key(source)) else {
                 continue;
             };
@@ -48,7 +61,6 @@ impl DataArgs {
             })?;
             downloads.insert(source.to_owned(), dataset_files::fetch(dataset, context)?);
         }
-        let columns = self.columns.clone().unwrap_or_default();
         Ok(TaskLoader { data: self.data.clone(), columns, downloads }.load(tasks)?)
     }
 }
@@ -64,54 +76,6 @@ impl TaskArgs {
 pub fn warn_of_unused(tasks: &[Task], context: &CommandContext) {
     for task in tasks {
         task.warnings.iter().for_each(|warning| context.output.warn(format!("task `{}`: {warning}", task.name)));
-    }
-}
-
-/// Warns of experts that were trained on rows under another chat template, or none, than the rows that are scored. Only
-/// the experts count that `is_used` says are used.
-pub fn warn_of_templates(
-    tasks: &[Task],
-    opened: &OpenLibrary,
-    is_used: impl Fn(&str) -> bool,
-    tokenizer: &Tokenizer,
-    context: &CommandContext,
-) {
-    let experts = opened.experts.names().iter().zip(&opened.records).filter(|(name, _)| is_used(name));
-    let trained: Vec<(&str, &[TaskRecord])> =
-        experts.filter_map(|(name, record)| Some((name.as_str(), record.as_ref()?.tasks.as_slice()))).collect();
-    for task in tasks {
-        let scored = chat_template_of(task, tokenizer);
-        let other = |(_, tasks): &&(&str, &[TaskRecord])| {
-            !tasks.is_empty() && tasks.iter().all(|task| task.chat_template != scored)
-        };
-        let Some((first, recorded)) = trained.iter().find(other) else { continue };
-        let form = |template: &Option<String>| match template {
-            Some(hash) => format!("the chat template {}", &hash[..hash.len().min(8)]),
-            None => "no chat template".to_owned(),
-        };
-        context.output.warn(format!(
-            "task `{}` is scored under {}, but {} of {} experts, such as `{first}`, were trained under {}",
-            task.name,
-            form(&scored),
-            trained.iter().filter(other).count(),
-            trained.len(),
-            form(&recorded[0].chat_template)
-        ));
-    }
-}
-
-/// The tasks that routers are fitted to.
-#[derive(Args, Debug)]
-pub struct FitArgs {
-    /// Tasks to fit routers to [default: each expert's own tasks, or the evaluated task]
-    #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
-    pub fit: Vec<String>,
-}
-
-impl FitArgs {
-    /// Loads the tasks.
-    pub fn load(&self, data: &DataArgs, context: &CommandContext) -> Result<Vec<Task>> {
-        data.load(&self.fit, context).context("--fit")
     }
 }
 

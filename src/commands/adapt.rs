@@ -1,5 +1,6 @@
 //! `adapt`: adapts a library to target tasks.
 
+use crate::args::row_encoding_args::PromptEncodingArgs;
 use crate::args::task_args::TaskArgs;
 use crate::args::train_config_args::TrainConfigArgs;
 use crate::args::usage::{self, count};
@@ -11,6 +12,7 @@ use crate::output::score_tables::cell;
 use crate::output::text_table::{help_entry, number, table};
 use crate::output::training_report;
 use crate::scoring::unseen_rows;
+use crate::trained_experts::TrainedExperts;
 use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -22,7 +24,7 @@ use lorakit_fit::adapt::{
 use lorakit_fit::lock;
 use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
-use lorakit_task::{Split, Task};
+use lorakit_task::{BosTokens, Split, Task};
 use lorakit_train::TrainConfig;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -52,6 +54,8 @@ pub struct AdaptArgs {
     fraction: Fraction,
     #[command(flatten)]
     settings: TrainConfigArgs,
+    #[command(flatten)]
+    encoding: PromptEncodingArgs,
     /// Evaluate the result on at most N test rows per task
     #[arg(long, value_name = "N", value_parser = count)]
     limit: Option<NonZeroUsize>,
@@ -84,7 +88,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load(context)?;
     let resolved = args.base.resolve(context)?;
-    let encoding = args.settings.over(TrainConfig::default())?.row_encoding();
+    let encoding = args.config_over(TrainConfig::default())?.row_encoding();
     let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?.with_encoding(encoding));
     let opened = match (&args.library, args.method.info().needs_library) {
         (Some(root), true) => Some(context.open_library(root, &base, &args.experts)?),
@@ -98,11 +102,12 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     };
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, Split::Test, &unseen_rows::experts(opened), context)?;
+        TrainedExperts::of(opened, |_| true).warn_of_tasks(&tasks, "fitted to", &tokenizer, context);
         usage::ensure(!usage::is_same_file(&args.out, opened.library.root()), || {
             format!("{}: --out and --library are the same folder", args.out.display())
         })?;
     }
-    let settings = |defaults| args.settings.over(defaults).map_err(Into::into);
+    let settings = |defaults| args.config_over(defaults).map_err(Into::into);
     let plan = AdaptPlan::new(&*args.method, opened.as_ref(), &settings)?;
     let train = TrainContext {
         base: &base,
@@ -141,10 +146,22 @@ impl AdaptArgs {
         usage::ensure(self.library.is_some() || !method.needs_library, || format!("--method {name} needs --library"))?;
         usage::ensure(method.uses_train_config || !self.settings.are_given(), || {
             format!(
-                "--set and --config are training settings; settings of {name} follow a colon, as in --method {}",
+                "--set and --config are settings of training, and {name} trains nothing; its own settings follow a colon, as in \
+                 --method {}, and --chat and --bos say how rows become tokens",
                 self.method
             )
         })
+    }
+
+    /// The settings of training over `defaults`.
+    fn config_over(&self, defaults: TrainConfig) -> Result<TrainConfig> {
+        let mut config = self.settings.over(defaults)?;
+        let PromptEncodingArgs { chat, bos } = self.encoding;
+        config.chat |= chat;
+        if bos != BosTokens::Auto {
+            config.bos = bos;
+        }
+        Ok(config)
     }
 }
 

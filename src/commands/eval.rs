@@ -4,7 +4,7 @@ use crate::args::adapter_args;
 use crate::args::part_arg::PartArg;
 use crate::args::router_arg::RouterArg;
 use crate::args::row_encoding_args::RowEncodingArgs;
-use crate::args::task_args::{self, FitArgs, TaskArgs, TaskDocument};
+use crate::args::task_args::{self, TaskArgs, TaskDocument};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
@@ -23,6 +23,7 @@ use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::row_counts::RowCounts;
 use crate::scoring::unseen_rows::{self, ScoredRows};
+use crate::trained_experts::TrainedExperts;
 use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -51,8 +52,9 @@ pub struct EvalArgs {
     /// Routers with settings, such as base arrow:top_k=2; all are listed below
     #[arg(long, required = true, num_args = 1.., value_name = "R")]
     router: Vec<RouterArg>,
-    #[command(flatten)]
-    fit: FitArgs,
+    /// Tasks to fit routers to [default: each expert's own tasks, or the evaluated task]
+    #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
+    fit: Vec<String>,
     #[command(flatten)]
     encoding: RowEncodingArgs,
     /// Folder for results.json; existing results of the same routers and tasks are replaced
@@ -95,8 +97,7 @@ pub struct EvalArgs {
 /// Evaluates every router on every task, or a part of these pairs.
 pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
-    let data = args.tasks.data.data.as_deref();
-    let fit = args.fit.load(&args.tasks.data, context)?;
+    let fit = args.tasks.data.load_fit(&args.fit, context)?;
     let mut failures = Failures::default();
     let limit = args.limit.map(NonZeroUsize::get);
     let mut options = EvalOptions { split: args.split, limit, ..EvalOptions::default() };
@@ -111,21 +112,23 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let (base, tokenizer) = (args.open_base(&resolved, context)?, resolved.tokenizer()?.with_encoding(encoding));
     options.cache_bytes = cache_bytes(&base);
     if let Some(record) = resolved.record()? {
-        unseen_rows::ensure_unseen(&tasks, args.split, &[(args.base.to_string().as_str(), &record)], context)?;
+        let name = args.base.to_string();
+        unseen_rows::ensure_unseen(&tasks, args.split, &[(name.as_str(), &record)], context)?;
+        TrainedExperts::one(&name, &record).warn_of_tasks(&tasks, "scored", &tokenizer, context);
     }
     let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
-        task_args::warn_of_templates(&tasks, opened, is_used, &tokenizer, context);
+        TrainedExperts::of(opened, is_used).warn_of_tasks(&tasks, "scored", &tokenizer, context);
     }
-    let read_tokenizer = || Ok(resolved.tokenizer()?.with_encoding(encoding));
+    let (read_tokenizer, load_tasks) = (|| Ok(tokenizer.clone()), args.tasks.data.load_recorded(context));
     let routing = opened.as_ref().map(|library| FitContext {
         base: &base,
         library,
         tokenizer: &read_tokenizer,
         tasks: &fit,
-        data,
+        load_tasks: &load_tasks,
         seed: context.seed,
         reporter: context,
     });

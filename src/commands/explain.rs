@@ -1,19 +1,22 @@
 //! `explain`: shows which experts a router chooses for each token.
 
 use crate::args::router_arg::RouterArg;
-use crate::args::task_args::{DataArgs, FitArgs};
+use crate::args::row_encoding_args::PromptEncodingArgs;
+use crate::args::task_args::DataArgs;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::generation::prompt_row::PromptRow;
 use crate::output::console::make_parent;
 use crate::output::text_table::table;
 use crate::pages::routing_trace_page;
 use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, TracedToken, UNASSIGNED};
+use crate::trained_experts::TrainedExperts;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::FitContext;
 use lorakit_fit::router::build_router;
 use lorakit_lora::{Sequence, SequenceBatch};
-use lorakit_task::Example;
+use lorakit_task::Tokenizer;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,10 +41,13 @@ pub struct ExplainArgs {
     /// Write all choices as an HTML page
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    #[command(flatten)]
-    fit: FitArgs,
+    /// Tasks to fit the router to [default: each expert's own tasks]
+    #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
+    fit: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    encoding: PromptEncodingArgs,
 }
 
 /// Runs the base over the prompt with the router, and shows its choices.
@@ -49,16 +55,20 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let typed = &args.router;
     let resolved = args.base.resolve(context)?;
     let (base, tokenizer) = resolved.base_and_tokenizer(&context.base_options()?, context)?;
+    let tokenizer = tokenizer.with_encoding(args.encoding.encoding());
+    if let Some(record) = resolved.record()? {
+        TrainedExperts::one("the base", &record).warn_of_prompts(args.encoding.chat, &tokenizer, context);
+    }
     let opened = context.open_library(&args.library, &base, &[])?;
-    let data = args.data.data.as_deref();
-    let fit = args.fit.load(&args.data, context)?;
-    let read_tokenizer = || resolved.tokenizer().map_err(Into::into);
+    TrainedExperts::of(&opened, |name| typed.uses(name)).warn_of_prompts(args.encoding.chat, &tokenizer, context);
+    let fit = args.data.load_fit(&args.fit, context)?;
+    let (read_tokenizer, load_tasks) = (|| Ok(tokenizer.clone()), args.data.load_recorded(context));
     let over = FitContext {
         base: &base,
         library: &opened,
         tokenizer: &read_tokenizer,
         tasks: &fit,
-        data,
+        load_tasks: &load_tasks,
         seed: context.seed,
         reporter: context,
     };
@@ -66,15 +76,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let routed = build_router(&over, &*typed.router, None, Some(observer.clone()))
         .with_context(|| format!("--router {typed}"))?;
 
-    let ids = Example::encode_prompt(&args.prompt, &tokenizer, base.config().max_positions)?;
-    ensure!(!ids.is_empty(), "--prompt has no tokens");
-    let whole = Example::encode_prompt(&args.prompt, &tokenizer, usize::MAX)?.len();
-    if ids.len() < whole {
-        context.output.warn(format!(
-            "--prompt has {whole} tokens but the base takes at most {}; the start is cut off",
-            base.config().max_positions
-        ));
-    }
+    let ids = args.prompt_tokens(&tokenizer, base.config().max_positions, context)?;
     let template = routed.templates.route(&[&ids]).map_err(anyhow::Error::from_boxed)?.pop().unwrap_or_default();
     let rows = SequenceBatch::new([Sequence { len: ids.len(), ..template }]);
     base.hidden_states(&ids, &base.plan(rows), &routed.patches)?;
@@ -96,6 +98,24 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
         context.output.status(format!("all choices were written to {}", path.display()));
     }
     context.output.result(&trace.document(), || text(&trace))
+}
+
+impl ExplainArgs {
+    /// The tokens of the prompt, with a warning where they are too many.
+    fn prompt_tokens(&self, tokenizer: &Tokenizer, longest: usize, context: &CommandContext) -> Result<Vec<u32>> {
+        let row = PromptRow::of_text(&self.prompt);
+        let row = if self.encoding.chat { row.into_chat(None)? } else { row };
+        let whole = row.tokens(tokenizer, usize::MAX)?;
+        ensure!(!whole.is_empty(), "--prompt has no tokens");
+        if whole.len() <= longest {
+            return Ok(whole);
+        }
+        let found = whole.len();
+        context
+            .output
+            .warn(format!("--prompt has {found} tokens but the base takes at most {longest}; the start is cut off"));
+        row.tokens(tokenizer, longest)
+    }
 }
 
 /// A row per token: its leading experts, averaged over all choices. One row where they are the same for every token, as of

@@ -1,6 +1,6 @@
 //! `generate`: generates text from prompts.
 
-use crate::args::adapter_args::{self, AdapterArgs};
+use crate::args::adapter_args::{self, AdapterArgs, GivenPrompts};
 use crate::args::sampling_args::SamplingArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
@@ -15,6 +15,7 @@ use lorakit_eval::{EvalError, GenerateOptions, GenerationEvent, PatchedModel, To
 use lorakit_fit::pluralize;
 use lorakit_model::TokenPrecision;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -36,9 +37,6 @@ pub struct GenerateArgs {
     /// JSON lines: the fields of each row of --input, with its text
     #[arg(long, value_name = "FILE.jsonl")]
     output: Option<PathBuf>,
-    /// Put each prompt through the base's chat template, as a user's message
-    #[arg(long)]
-    chat: bool,
     /// System message before each prompt; needs --chat
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
@@ -73,13 +71,17 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
         usage::ensure(!usage::is_same_file(input, output), message)?;
         generated_rows::ensure_new_keys(&rows)?;
     }
-    let rows: Vec<PromptRow> = match args.chat {
+    let chat = args.adapter.encoding.chat;
+    let rows: Vec<PromptRow> = match chat {
         true => rows.into_iter().map(|row| row.into_chat(args.system.as_deref())).collect::<Result<_>>()?,
         false => rows,
     };
     let resolved = args.base.resolve(context)?;
     let (base, tokenizer) = resolved.base_and_tokenizer(&context.decoding_options()?, context)?;
-    let routed = args.adapter.open(&base, &resolved, context)?;
+    let tokenizer = tokenizer.with_encoding(args.adapter.encoding.encoding());
+    let are_chats: BTreeSet<bool> = rows.iter().map(PromptRow::is_chat).collect();
+    let given = GivenPrompts { tokenizer: &tokenizer, are_chats: &are_chats.into_iter().collect::<Vec<_>>() };
+    let routed = args.adapter.open(&base, &resolved, Some(given), context)?;
     let (patches, routing) = (&routed.patches, routed.templates.as_ref());
     let model = PatchedModel { base: &base, tokenizer: &tokenizer, patches, routing, precision: TokenPrecision::Exact };
     let prompts = args.prompts(&rows, &model, context)?;
@@ -95,7 +97,7 @@ pub fn run(args: GenerateArgs, context: &CommandContext) -> Result<()> {
     let run = GenerateRun { model: &model, options, context };
     match &args.output {
         Some(path) => run.write_file(&rows, &prompts, path),
-        None => run.to_stdout(&rows[0], &prompts, args.chat),
+        None => run.to_stdout(&rows[0], &prompts, chat),
     }
 }
 

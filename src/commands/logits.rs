@@ -63,7 +63,7 @@ pub fn run(args: LogitsArgs, context: &CommandContext) -> Result<()> {
     if found > longest {
         context.output.warn(format!("rows of {found} tokens exceed the base's maximum of {longest}"));
     }
-    let routed = args.adapter.open(&base, &resolved, context)?;
+    let routed = args.adapter.open(&base, &resolved, None, context)?;
     let logits = logits(&base, &routed, &rows)?;
     let vocabulary = base.config().vocabulary;
     let shape = vec![rows.len(), logits.len() / vocabulary / rows.len(), vocabulary];

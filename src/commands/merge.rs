@@ -1,5 +1,6 @@
 //! `merge`: merges experts of a library into one adapter, or into their base.
 
+use crate::args::row_encoding_args::PromptEncodingArgs;
 use crate::args::task_args::DataArgs;
 use crate::args::usage;
 use crate::base::base_source::BaseSource;
@@ -9,18 +10,22 @@ use crate::command_context::CommandContext;
 use crate::output::console::make_parent;
 use crate::output::merge_tables::MergeReport;
 use crate::output::text_table::help_entry;
+use crate::trained_experts::TrainedExperts;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
 use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
 use lorakit_fit::pluralize;
-use lorakit_fit::{FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, read_merge_record, task_record};
+use lorakit_fit::{
+    FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, encoded_task_record, read_merge_record,
+};
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
 use lorakit_route::merge::{
     CALIBRATIONS, Coefficients, MERGES, MergeMethod, Merged, PicoCalibration, parse_calibration, parse_merge,
 };
 use lorakit_route::{Expert, FITTED_MERGES, FittedMerge, LibraryStack, RouteError, parse_fitted_merge};
+use lorakit_task::{RowEncoding, Task, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -49,6 +54,8 @@ pub struct MergeArgs {
     fit: Vec<String>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    encoding: PromptEncodingArgs,
     /// Base model of the library; the merged adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
@@ -119,7 +126,12 @@ impl MergeArgs {
         })?;
         match &self.method {
             Method::Given(merge) => {
-                usage::ensure(self.fit.is_empty(), || format!("--fit: {} does not fit weights", merge.info().name))
+                let name = merge.info().name;
+                usage::ensure(self.fit.is_empty(), || format!("--fit: {name} does not fit weights"))?;
+                let is_default = self.encoding.encoding() == RowEncoding::default();
+                usage::ensure(is_default, || {
+                    format!("--chat, --bos: {name} reads no rows, since it does not fit weights")
+                })
             }
             Method::Fitted(composition) => {
                 let name = composition.info().name;
@@ -185,9 +197,11 @@ impl MergeArgs {
         let MergeSource { library, experts, base } = source;
         let (resolved, base) =
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
-        let tasks = self.data.load(&self.fit, context).context("--fit")?;
+        let tasks = self.data.load_fit(&self.fit, context)?;
+        let tokenizer = resolved.tokenizer()?.with_encoding(self.encoding.encoding());
+        warn_of_forms(library, &experts, &tasks, &tokenizer, context)?;
         let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
-        let rows = fitted_merge::rows(method, &tasks, base, &resolved.tokenizer()?)?;
+        let rows = fitted_merge::rows(method, &tasks, base, &tokenizer)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(method, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
@@ -200,13 +214,28 @@ impl MergeArgs {
             &coefficients,
             FitRecord {
                 composition: method.to_string(),
-                tasks: tasks.iter().map(task_record).collect(),
+                tasks: tasks.iter().map(|task| encoded_task_record(task, &tokenizer)).collect(),
                 seed: context.seed,
                 found: fitted.document(&stacked),
             },
         )?;
         Ok(MadeMerge { experts: stacked.experts().to_vec(), merged, record })
     }
+}
+
+/// Warns of tasks whose rows become tokens otherwise than those that the experts were trained on.
+fn warn_of_forms(
+    library: &Library,
+    experts: &[Expert],
+    tasks: &[Task],
+    tokenizer: &Tokenizer,
+    context: &CommandContext,
+) -> Result<()> {
+    let records: Vec<_> = experts.iter().map(|expert| library.record(&expert.name)).collect::<Result<_, _>>()?;
+    let named =
+        experts.iter().zip(&records).filter_map(|(expert, record)| Some((expert.name.as_str(), record.as_ref()?)));
+    TrainedExperts::of_records(named).warn_of_tasks(tasks, "fitted to", tokenizer, context);
+    Ok(())
 }
 
 /// The list of methods for `--help`.

@@ -13,7 +13,7 @@ use lorakit_lora::SequenceBatch;
 use lorakit_model::TokenPrecision;
 use lorakit_route::{Router, RouterContext, RoutingStats, expert_of_task, parse_router};
 use lorakit_task::skills::{self, SkillFamily};
-use lorakit_task::{Example, Split, Task};
+use lorakit_task::{Example, Split, Task, TaskLoader};
 use std::sync::Arc;
 
 /// A row of the demo's score table.
@@ -89,13 +89,15 @@ pub fn score(
     for (label, which, router) in ROWS {
         let router = parse_router(router)?;
         let opened = which.of(libraries);
-        let tokenizer = || setup.resolved.tokenizer().map_err(Into::into);
+        let tokenizer = || Ok(setup.tokenizer.clone());
+        let load_tasks =
+            |spec: &str, columns| Ok(TaskLoader { columns, ..TaskLoader::default() }.load(&[spec.to_owned()])?);
         let fit = FitContext {
             base: &setup.base,
             library: opened,
             tokenizer: &tokenizer,
             tasks: &[],
-            data: None,
+            load_tasks: &load_tasks,
             seed: context.seed,
             reporter: context,
         };

@@ -34,8 +34,13 @@ impl PromptRow {
             prompt.clear();
             std::io::stdin().read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
         }
-        let fields = Map::from_iter([("prompt".to_owned(), json!(prompt))]);
-        Ok(Self { place: "the prompt".to_owned(), fields, prompt: Prompt::Text(prompt) })
+        Ok(Self::of_text(&prompt))
+    }
+
+    /// A prompt of this text.
+    pub fn of_text(text: &str) -> Self {
+        let fields = Map::from_iter([("prompt".to_owned(), json!(text))]);
+        Self { place: "the prompt".to_owned(), fields, prompt: Prompt::Text(text.to_owned()) }
     }
 
     /// The rows of a file of JSON lines, at least one.
@@ -86,6 +91,11 @@ impl PromptRow {
             messages.insert(0, Message::new("system", system));
         }
         Ok(Self { prompt: Prompt::Chat(messages), ..self })
+    }
+
+    /// Whether it goes through the chat template.
+    pub fn is_chat(&self) -> bool {
+        matches!(self.prompt, Prompt::Chat(_))
     }
 
     /// The prompt's tokens, cut from the left to at most `max_length`.

@@ -29,7 +29,7 @@
 //! use lorakit_fit::{FitContext, OpenLibrary, Silent};
 //! use lorakit_model::Base;
 //! use lorakit_route::parse_router;
-//! use lorakit_task::Tokenizer;
+//! use lorakit_task::{TaskLoader, Tokenizer};
 //! use std::path::Path;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,12 +37,13 @@
 //! let base = Base::open(folder, &Default::default())?;
 //! let library = OpenLibrary::open(Path::new("library"), &base, &[])?;
 //! let tokenizer = || Ok(Tokenizer::open(folder)?);
+//! let load_tasks = |spec: &str, columns| Ok(TaskLoader { columns, ..TaskLoader::default() }.load(&[spec.to_owned()])?);
 //! let context = FitContext {
 //!     base: &base,
 //!     library: &library,
 //!     tokenizer: &tokenizer,
 //!     tasks: &[],
-//!     data: None,
+//!     load_tasks: &load_tasks,
 //!     seed: 0,
 //!     reporter: &Silent,
 //! };
@@ -65,11 +66,12 @@ mod record_file;
 mod reporter;
 pub mod router;
 mod task_record;
+mod trained_encoding;
 pub mod training;
 mod wait_for_lock;
 
 pub use error::{ChangedTask, FitError, Result};
-pub use fit_context::FitContext;
+pub use fit_context::{FitContext, LoadTasks};
 pub use merge_record::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record,
     read_merged_base_record, record_of_model,
@@ -78,5 +80,6 @@ pub use open_library::{OpenLibrary, ensure_same_base, open_adapter, recorded_tas
 pub use pluralize::pluralize;
 pub use record_file::record_beside;
 pub use reporter::{Reporter, Silent, TrainingHooks};
-pub use task_record::{chat_template_of, task_record};
+pub use task_record::{chat_template_of, encoded_task_record};
+pub use trained_encoding::trained_encoding;
 pub use wait_for_lock::{lock, lock_for};

@@ -2,12 +2,14 @@
 
 use crate::error::{Result, WithContext as _};
 use crate::record_file::{parse_json, read_record, record_beside};
+use crate::trained_encoding::{encoding_settings, trained_encoding};
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
 use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
+use lorakit_task::RowEncoding;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use std::collections::BTreeMap;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The file beside a merged base. A merged adapter has its record in its `expert.json`.
@@ -157,14 +159,23 @@ impl MergeRecord {
     /// Where an expert's record cannot be read.
     pub fn expert_record(&self, library: &Library, base: Option<&BaseIdentity>) -> Result<ExpertRecord> {
         let (mut tasks, mut seen, mut tokens) = (Vec::new(), Vec::new(), 0);
+        let mut bos = BTreeSet::new();
         add(&mut tasks, self.fit.iter().flat_map(|fit| fit.tasks.clone()));
         for expert in &self.experts {
             let Some(record) = library.record(&expert.name)? else { continue };
             tokens += record.tokens;
+            bos.extend(trained_encoding(&record, "").map(|encoding| encoding.bos));
             add(&mut tasks, record.tasks);
             add(&mut seen, record.seen);
         }
-        let settings = OpaqueRecord::new(&BTreeMap::from([("merge", self)]))?;
+        let mut settings = json!({ "merge": self });
+        // The templates are in the tasks.
+        let common = bos.pop_first().filter(|_| bos.is_empty());
+        let common = common.and_then(|bos| encoding_settings(RowEncoding { bos, ..RowEncoding::default() }));
+        if let Some(common) = common {
+            settings["settings"] = common;
+        }
+        let settings = OpaqueRecord::new(&settings)?;
         Ok(ExpertRecord {
             tasks,
             seen,

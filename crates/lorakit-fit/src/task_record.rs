@@ -17,6 +17,11 @@ pub fn task_record(task: &Task) -> TaskRecord {
     }
 }
 
+/// The record of a task whose rows became tokens by `tokenizer`, with the chat template that they went through.
+pub fn encoded_task_record(task: &Task, tokenizer: &Tokenizer) -> TaskRecord {
+    TaskRecord { chat_template: chat_template_of(task, tokenizer), ..task_record(task) }
+}
+
 /// The SHA-256 of the chat template that a task's rows go through; None if they go through none.
 pub fn chat_template_of(task: &Task, tokenizer: &Tokenizer) -> Option<String> {
     let rendered = tokenizer.encoding().chat || task.has_conversations();

@@ -1,5 +1,4 @@
-//! The fixture library of version 0.1 over pico: its cached router is reused, and unknown experts and other bases are
-//! refused.
+//! The fixture library of version 0.1 over pico: a router is fitted once, and unknown experts and other bases are refused.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -7,8 +6,10 @@ use lorakit_fit::router::{build_router, depends_on_task};
 use lorakit_fit::{FitContext, FitError, OpenLibrary, Reporter, TrainingHooks};
 use lorakit_model::{Base, BaseOptions};
 use lorakit_route::parse_router;
-use lorakit_task::Tokenizer;
-use std::path::PathBuf;
+use lorakit_task::{Task, Tokenizer};
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
@@ -18,12 +19,14 @@ fn pico() -> Base {
     Base::open(&repository("src/pico"), &BaseOptions::default()).unwrap()
 }
 
-/// Fails if anything is fitted, or cannot be written.
-struct NothingToReport;
+/// Counts fits, and fails if anything cannot be written.
+#[derive(Default)]
+struct Fits(Cell<usize>);
 
-impl Reporter for NothingToReport {
+impl Reporter for Fits {
     fn status(&self, text: &str) {
-        panic!("{text}");
+        assert!(text.contains("fitting to rows"), "{text}");
+        self.0.set(self.0.get() + 1);
     }
 
     fn warn(&self, text: &str) {
@@ -35,35 +38,53 @@ impl Reporter for NothingToReport {
     }
 }
 
-fn context<'a>(base: &'a Base, library: &'a OpenLibrary) -> FitContext<'a, 'a> {
+fn context<'a>(base: &'a Base, library: &'a OpenLibrary, fits: &'a Fits) -> FitContext<'a, 'a> {
     FitContext {
         base,
         library,
         tokenizer: &|| Ok(Tokenizer::open(&repository("src/pico"))?),
         tasks: &[],
-        data: None,
+        load_tasks: &|spec, _| Ok(Task::load(spec, None)?),
         seed: 0,
-        reporter: &NothingToReport,
+        reporter: fits,
     }
 }
 
 #[test]
 fn a_cached_router_is_not_fitted_again() {
-    let base = pico();
-    let library = OpenLibrary::open(&repository("tests/fixtures/library_0.1"), &base, &[]).unwrap();
+    let (base, folder) = (pico(), tempfile::tempdir().unwrap());
+    copy(&repository("tests/fixtures/library_0.1"), folder.path());
+    let library = OpenLibrary::open(folder.path(), &base, &[]).unwrap();
     assert_eq!(library.experts.names(), ["join_dash", "shift_up1"]);
-    let context = context(&base, &library);
+    let fits = Fits::default();
+    let context = context(&base, &library, &fits);
     let router = parse_router("cm:rows=2").unwrap();
     assert!(!depends_on_task(&context, &*router));
-    let built = build_router(&context, &*router, None, None).unwrap();
-    assert!((0..base.sites().len()).any(|site| built.patches.at(site).is_some()));
+    for _ in 0..2 {
+        let built = build_router(&context, &*router, None, None).unwrap();
+        assert!((0..base.sites().len()).any(|site| built.patches.at(site).is_some()));
+        assert_eq!(fits.0.get(), 1);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
+    }
 }
 
 #[test]
 fn a_router_of_a_task_needs_one() {
     let base = pico();
     let library = OpenLibrary::open(&repository("tests/fixtures/library_0.1"), &base, &[]).unwrap();
-    let context = context(&base, &library);
+    let fits = Fits::default();
+    let context = context(&base, &library, &fits);
     let router = parse_router("cat").unwrap();
     assert!(depends_on_task(&context, &*router));
     let Err(error) = build_router(&context, &*router, None, None) else { panic!("there is no task") };

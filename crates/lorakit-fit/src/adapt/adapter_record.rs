@@ -2,6 +2,7 @@
 
 use crate::error::{FitError, Result};
 use crate::open_library::OpenLibrary;
+use crate::trained_encoding::encoding_settings;
 use crate::training::train_context::TrainContext;
 use lorakit_adapter::{ExpertRecord, Library, OpaqueRecord};
 use lorakit_task::Example;
@@ -33,6 +34,9 @@ pub(super) fn identity(context: &TrainContext, method: &str, opened: &OpenLibrar
         "rows": { "count": rows.len(), "sha256": rows_sha256(rows) },
         "seed": context.seed,
     });
+    if let Some(settings) = encoding_settings(context.tokenizer.encoding()) {
+        identity["settings"] = settings;
+    }
     if let Some(dtype) = context.base.dtype_override() {
         identity["dtype"] = dtype.as_str().into();
     }

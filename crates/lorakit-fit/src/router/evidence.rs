@@ -100,9 +100,8 @@ struct Trial<'a> {
 impl Trial<'_> {
     /// The losses of `scored` under these patches.
     fn losses(&self, scored: &[Example], patches: &Patches, routing: &dyn PromptRouting) -> Result<Vec<f64>> {
-        let tokenizer = self.rows.tokenizer()?;
-        let precision = TokenPrecision::Exact;
-        let model = PatchedModel { base: self.rows.base(), tokenizer: &tokenizer, patches, routing, precision };
+        let (tokenizer, precision) = (self.rows.tokenizer(), TokenPrecision::Exact);
+        let model = PatchedModel { base: self.rows.base(), tokenizer, patches, routing, precision };
         Ok(example_losses(&model, scored, BATCH_TOKENS, &mut |_| ())?)
     }
 

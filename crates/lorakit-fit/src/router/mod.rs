@@ -7,7 +7,7 @@ mod lowest_loss;
 mod phatgoose;
 mod poly;
 mod prompt_routing;
-mod retrieve;
+mod recorded_tasks;
 mod router_cache;
 pub(crate) mod router_fit;
 mod router_fits;

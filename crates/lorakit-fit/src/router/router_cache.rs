@@ -1,6 +1,6 @@
 //! The cache of fitted router state: `LIBRARY/routers/NAME-HASH/`, keyed by a hash of everything that decides it.
 //!
-//! Other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training replaces) or another
+//! Another tokenizer, other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training replaces) or another
 //! version give another hash, so that no entry can be out of date.
 
 use super::training_rows::{RowsIdentity, TrainingRows};
@@ -26,6 +26,8 @@ struct StateOrigin {
     router: String,
     /// The fingerprint of the base.
     base: String,
+    /// The hash of its tokenizer.
+    tokenizer: String,
     /// The hash of what was trained under the router's own name, such as the routing of skills: an input of the fit.
     trained: Option<String>,
     rows: RowsIdentity,
@@ -46,8 +48,9 @@ impl CacheKey {
         let origin = StateOrigin {
             router: router.to_string(),
             base: base.identity().fingerprint.clone(),
+            tokenizer: rows.tokenizer().sha256()?,
             trained: rows.library().router_sha256(info.name)?,
-            rows: rows.identity()?,
+            rows: rows.identity(),
             seed: rows.seed(),
             lorakit: env!("CARGO_PKG_VERSION").to_owned(),
             formulas: info.version,
@@ -111,22 +114,37 @@ fn matrices(bytes: &[u8]) -> Result<RouterState> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use lorakit_adapter::RouterRecord;
 
-    /// The key and the record of version 0.1, in the fixture library: a changed key would fit every router again.
+    /// A changed key would fit every router of every library again.
     #[test]
-    fn keys_stay_as_they_were() {
-        let name = "cm-c60d3bbfa8b1921f";
-        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/library_0.1/routers");
-        let text = std::fs::read_to_string(format!("{fixture}/{name}/router.json")).unwrap();
-        let record: RouterRecord<StateOrigin> = serde_json::from_str(&text).unwrap();
-        let key = CacheKey::of("cm", record.experts.clone(), record.origin.clone()).unwrap();
-        assert_eq!(key.name, name);
-        assert_eq!(serde_json::to_string_pretty(&record).unwrap().trim(), text.trim());
+    fn keys_stay_as_they_are() {
+        let rows = r#"{"split":"train","rows":2,"tasks":[{"expert":"a","task":"a","sha256":"1","split_seed":0}]}"#;
+        let origin = StateOrigin {
+            router: "cm:rows=2".to_owned(),
+            base: "2".to_owned(),
+            tokenizer: "3".to_owned(),
+            trained: None,
+            rows: serde_json::from_str(rows).unwrap(),
+            seed: 0,
+            lorakit: "0.1.0".to_owned(),
+            formulas: 2,
+            dtype: None,
+        };
+        let text = serde_json::to_string(&origin).unwrap();
+        let expected = format!(
+            r#"{{"router":"cm:rows=2","base":"2","tokenizer":"3","trained":null,"rows":{rows},"seed":0,"lorakit":"0.1.0","formulas":2}}"#
+        );
+        assert_eq!(text, expected);
+        let experts = vec![ExpertWeights { name: "a".to_owned(), sha256: "4".to_owned() }];
+        let of = |origin: &StateOrigin| CacheKey::of("cm", experts.clone(), origin.clone()).unwrap().name;
+        let text = serde_json::to_string(&(&experts, &origin)).unwrap();
+        assert_eq!(of(&origin), format!("cm-{}", &sha256(text.as_bytes())[..16]));
 
-        let with_dtype = StateOrigin { dtype: Some("bf16".to_owned()), ..record.origin };
+        let with_dtype = StateOrigin { dtype: Some("bf16".to_owned()), ..origin.clone() };
         let text = serde_json::to_string(&with_dtype).unwrap();
         assert!(text.ends_with(r#""lorakit":"0.1.0","formulas":2,"dtype":"bf16"}"#), "{text}");
+        let other = StateOrigin { tokenizer: "5".to_owned(), ..origin.clone() };
+        assert!(of(&with_dtype) != of(&origin) && of(&other) != of(&origin));
     }
 
     #[test]

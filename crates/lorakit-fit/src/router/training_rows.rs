@@ -1,17 +1,17 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
-use crate::error::{ChangedTask, FitError, Result, WithContext as _};
+use super::recorded_tasks::RecordedTasks;
+use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
-use crate::task_record::{chat_template_of, task_record};
+use crate::task_record::task_record;
+use crate::trained_encoding::trained_encoding;
 use lorakit_adapter::{Library, TaskRecord};
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
-use lorakit_task::{ColumnNames, Example, Row, RowEncoding, Split, Task, TaskLoader, Tokenizer, Truncation};
+use lorakit_task::{Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// A row that a router is fitted to.
 #[derive(Clone, Debug)]
@@ -33,9 +33,6 @@ pub struct RowsIdentity {
     pub rows: usize,
     /// The tasks, in the order of the fit.
     pub tasks: Vec<TaskIdentity>,
-    /// How rows become tokens, if not as by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encoding: Option<String>,
     /// The maximum number of validation rows of each task beside these rows, if there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_rows: Option<usize>,
@@ -55,6 +52,9 @@ pub struct TaskIdentity {
     /// The SHA-256 of the chat template that its rows go through, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// How else its rows become tokens, if not as by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
 }
 
 /// The rows, with everything else that decides what is fitted: a fit reads nothing that is not here, since the key of
@@ -62,6 +62,7 @@ pub struct TaskIdentity {
 pub struct TrainingRows<'a> {
     context: &'a FitContext<'a, 'a>,
     data: TrainingData,
+    tokenizer: Tokenizer,
     sources: Vec<TaskSource<'a>>,
 }
 
@@ -73,18 +74,30 @@ struct TaskSource<'a> {
     record: TaskRecord,
     /// The task, where it is loaded already; else it is found by its record when its rows are needed.
     task: Option<&'a Task>,
+    /// How its rows become tokens.
+    encoding: RowEncoding,
 }
 
 impl<'a> TrainingRows<'a> {
     /// The rows that a router asks for. None is read yet, since the fitted state may be in the cache.
     ///
+    /// Rows of an expert's tasks become tokens as they did when it was trained: a router learns to know the prompts that the
+    /// expert knows.
+    ///
     /// # Errors
-    /// Where there are no rows for an expert, or no current task.
+    /// Where there are no rows for an expert, no current task, or the tokenizer cannot be opened.
     pub(super) fn find(context: &'a FitContext<'a, 'a>, data: TrainingData, task: Option<&'a Task>) -> Result<Self> {
         let experts = &context.library.experts;
-        let given = |task: &'a Task, expert| TaskSource { expert, record: task_record(task), task: Some(task) };
+        let tokenizer = (context.tokenizer)()?;
+        let encoding = |expert: Option<usize>, task: &str| encoding_of(context, expert, task, tokenizer.encoding());
+        let given = |task: &'a Task, expert| TaskSource {
+            expert,
+            record: task_record(task),
+            task: Some(task),
+            encoding: encoding(expert, &task.name),
+        };
         let mut sources = match data {
-            _ if data.is_of_experts() && context.tasks.is_empty() => own_tasks(context)?,
+            _ if data.is_of_experts() && context.tasks.is_empty() => own_tasks(context, &encoding)?,
             TrainingData::ExpertTasks { .. }
             | TrainingData::CalibratedExpertTasks { .. }
             | TrainingData::ExpertValidation { .. } => {
@@ -105,7 +118,7 @@ impl<'a> TrainingRows<'a> {
         };
         // The order in which the user gave the tasks does not matter.
         sources.sort_by(|a, b| (a.expert, &a.record.name).cmp(&(b.expert, &b.record.name)));
-        Ok(Self { context, data, sources })
+        Ok(Self { context, data, tokenizer, sources })
     }
 
     /// The base.
@@ -146,28 +159,22 @@ impl<'a> TrainingRows<'a> {
         self.context.reporter.warn(text);
     }
 
-    /// The tokenizer.
-    ///
-    /// # Errors
-    /// Where it cannot be opened.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok((self.context.tokenizer)()?)
+    /// The base's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// What identifies the rows: each task's record with its expert, and the number of rows of each.
-    ///
-    /// # Errors
-    /// Where the tokenizer, with its chat template, cannot be opened.
-    pub fn identity(&self) -> Result<RowsIdentity> {
-        let tokenizer = self.tokenizer()?;
-        let encoding = tokenizer.encoding();
-        let template = |source: &TaskSource| match source.task {
-            Some(task) => chat_template_of(task, &tokenizer),
+    pub fn identity(&self) -> RowsIdentity {
+        let template = |source: &TaskSource| {
             // A task that is not loaded yet had conversations if it went through a template before.
-            None if source.record.chat_template.is_some() || encoding.chat => {
-                tokenizer.chat_template().ok().map(|template| template.sha256().to_owned())
-            }
-            None => None,
+            let is_rendered = source.encoding.chat || source.task.is_some_and(Task::has_conversations);
+            let template = is_rendered.then(|| self.tokenizer.chat_template().ok()).flatten();
+            template.map(|template| template.sha256().to_owned())
+        };
+        let encoding = |RowEncoding { loss, bos, .. }: RowEncoding| {
+            let by_default = RowEncoding { loss, bos, ..RowEncoding::default() } == RowEncoding::default();
+            (!by_default).then(|| format!("loss={loss},bos={bos}"))
         };
         let task = |source: &TaskSource| TaskIdentity {
             expert: source.expert.map(|expert| self.experts().names()[expert].clone()),
@@ -175,15 +182,14 @@ impl<'a> TrainingRows<'a> {
             sha256: source.record.sha256.clone(),
             split_seed: source.record.split_seed,
             chat_template: template(source),
+            encoding: encoding(source.encoding),
         };
-        Ok(RowsIdentity {
+        RowsIdentity {
             split: self.split(),
             rows: self.data.rows(),
             tasks: self.sources.iter().map(task).collect(),
-            encoding: (encoding != RowEncoding::default())
-                .then(|| format!("chat={},loss={},bos={}", encoding.chat, encoding.loss, encoding.bos)),
             calibration_rows: self.data.calibration_rows(),
-        })
+        }
     }
 
     /// The split that the rows are from.
@@ -253,15 +259,16 @@ impl<'a> TrainingRows<'a> {
 
     /// The `chosen` rows of each task as tokens, task by task in a fixed order.
     fn encoded(&self, chosen: impl Fn(&Task) -> Result<Vec<&Row>>) -> Result<Vec<TrainingRow>> {
-        let tokenizer = self.tokenizer()?;
         let length = self.base().config().max_positions;
-        let mut loaded = Loaded::default();
+        let mut recorded = RecordedTasks::new(self.context.load_tasks);
         let mut examples = Vec::new();
         for (number, source) in self.sources.iter().enumerate() {
+            let expert = source.expert.map(|expert| self.experts().names()[expert].as_str());
             let task = match source.task {
                 Some(task) => task,
-                None => loaded.find(source, self)?,
+                None => recorded.find(&source.record, expert)?,
             };
+            let tokenizer = self.tokenizer.clone().with_encoding(source.encoding);
             for row in chosen(task)? {
                 let example = Example::encode(row, &tokenizer, length)
                     .with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
@@ -303,57 +310,31 @@ impl<'a> TrainingRows<'a> {
 /// Tokens of a forward pass at most, unless a single row has more.
 const BATCH_TOKENS: usize = 2048;
 
+/// How rows of `task` become tokens: as its expert was trained, if it is one's and the record says so, else as `given`.
+/// Which tokens count for the loss is as given.
+fn encoding_of(context: &FitContext, expert: Option<usize>, task: &str, given: RowEncoding) -> RowEncoding {
+    let record = expert.and_then(|expert| context.library.records[expert].as_ref());
+    let trained = record.and_then(|record| trained_encoding(record, task));
+    trained.map_or(given, |trained| RowEncoding { loss: given.loss, ..trained })
+}
+
 /// The tasks that the records of the experts name.
-fn own_tasks<'a>(context: &FitContext) -> Result<Vec<TaskSource<'a>>> {
+fn own_tasks<'a>(
+    context: &FitContext,
+    encoding: &dyn Fn(Option<usize>, &str) -> RowEncoding,
+) -> Result<Vec<TaskSource<'a>>> {
     let mut sources = Vec::new();
     for (expert, record) in context.library.records.iter().enumerate() {
         let tasks = record.as_ref().map_or(&[][..], |record| &record.tasks);
         if tasks.is_empty() {
             return Err(FitError::NoRecordedTasks(context.library.experts.names()[expert].clone()));
         }
-        sources.extend(tasks.iter().map(|task| TaskSource { expert: Some(expert), record: task.clone(), task: None }));
+        sources.extend(tasks.iter().map(|task| TaskSource {
+            expert: Some(expert),
+            record: task.clone(),
+            task: None,
+            encoding: encoding(Some(expert), &task.name),
+        }));
     }
     Ok(sources)
-}
-
-/// The tasks of each file that was loaded: one file may hold many tasks.
-#[derive(Default)]
-struct Loaded(BTreeMap<(PathBuf, BTreeMap<String, String>), Vec<Task>>);
-
-impl Loaded {
-    /// The task of a record: from the recorded file, with the recorded rows and split.
-    fn find(&mut self, source: &TaskSource, rows: &TrainingRows) -> Result<&Task> {
-        let record = &source.record;
-        let whose = source.expert.map_or(String::new(), |e| format!(" of the expert `{}`", rows.experts().names()[e]));
-        let advice = "give the rows to fit to with --fit, or the folder that task files refer to with --data";
-        let place = (PathBuf::from(&record.path), record.columns.clone());
-        if !self.0.contains_key(&place) {
-            let specs = std::slice::from_ref(&record.path);
-            let columns = ColumnNames::from(record.columns.clone());
-            let data = rows.context.data.map(Path::to_owned);
-            let loader = TaskLoader { data, columns, ..TaskLoader::default() };
-            let tasks = loader.load(specs).with_context(|| {
-                format!("the task `{}`{whose} was read from {}; {advice}", record.name, record.path)
-            })?;
-            self.0.insert(place.clone(), tasks);
-        }
-        let tasks = self.0.get(&place).map_or(&[][..], Vec::as_slice);
-        let same = |task: &&Task| task.sha256() == record.sha256 && task.split_seed == record.split_seed;
-        let found = tasks.iter().find(|task| same(task) && task.name == record.name);
-        found.or_else(|| tasks.iter().find(same)).ok_or_else(|| {
-            let named = tasks.iter().find(|task| task.name == record.name);
-            let found = named.map_or("no such task".to_owned(), |task| {
-                format!("sha256 {}, split_seed {}", task.sha256(), task.split_seed)
-            });
-            FitError::ChangedTask(Box::new(ChangedTask {
-                path: record.path.clone(),
-                task: record.name.clone(),
-                whose,
-                sha256: record.sha256.clone(),
-                split_seed: record.split_seed,
-                found,
-                advice,
-            }))
-        })
-    }
 }

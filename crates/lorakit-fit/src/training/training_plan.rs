@@ -3,8 +3,8 @@
 use super::train_context::TrainContext;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::pluralize::pluralize;
-use crate::task_record::{chat_template_of, task_record};
-use lorakit_adapter::{Library, TaskRecord};
+use crate::task_record::encoded_task_record;
+use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
 use lorakit_task::{Example, ReplySource, Split, Task};
@@ -127,7 +127,7 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
         }
         Ok(Job {
             name: plan.name.clone(),
-            tasks: plan.tasks.iter().map(|task| trained_task(task, context)).collect(),
+            tasks: plan.tasks.iter().map(|task| encoded_task_record(task, context.tokenizer)).collect(),
             train,
             validation,
             init: None,
@@ -135,11 +135,6 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
         })
     };
     plans.iter().map(job).collect()
-}
-
-/// The record of a task, with the chat template that its rows went through.
-fn trained_task(task: &Task, context: &TrainContext) -> TaskRecord {
-    TaskRecord { chat_template: chat_template_of(task, context.tokenizer), ..task_record(task) }
 }
 
 /// A task's rows for training and validation.

@@ -28,8 +28,11 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     /// The special tokens by the names that templates use, such as `bos_token`.
     special_tokens: Map<String, Json>,
+    /// Whether templates see `bos_token`, or an empty text.
+    writes_bos: bool,
     sha256: String,
-    has_tool_use: bool,
+    /// The SHA-256 of the text of the template for conversations with tools, if there is one.
+    tool_use: Option<String>,
     has_system_role: bool,
     takes_parts: bool,
 }
@@ -57,8 +60,9 @@ impl ChatTemplate {
         let mut template = ChatTemplate {
             environment: Arc::new(environment),
             special_tokens,
+            writes_bos: true,
             sha256: sha256(source.as_bytes()),
-            has_tool_use: false,
+            tool_use: None,
             has_system_role: false,
             takes_parts: true,
         };
@@ -74,14 +78,19 @@ impl ChatTemplate {
     pub(crate) fn with_tool_use(mut self, source: &str) -> Result<ChatTemplate> {
         let mut environment = (*self.environment).clone();
         add(&mut environment, TOOL_USE, source)?;
-        (self.environment, self.has_tool_use) = (Arc::new(environment), true);
+        (self.environment, self.tool_use) = (Arc::new(environment), Some(sha256(source.as_bytes())));
         Ok(self)
     }
 
-    /// The template with an empty `bos_token`.
-    pub(crate) fn without_bos(mut self) -> ChatTemplate {
-        self.special_tokens.insert("bos_token".into(), "".into());
+    /// The template with the model's `bos_token`, or with an empty one.
+    pub(crate) fn with_bos(mut self, writes_bos: bool) -> ChatTemplate {
+        self.writes_bos = writes_bos;
         self
+    }
+
+    /// What decides the text of a conversation besides the template and the choice of BOS.
+    pub(crate) fn context(&self) -> Json {
+        json!({ "special_tokens": self.special_tokens, "tool_use": self.tool_use })
     }
 
     /// The SHA-256 of the template's text, in hexadecimal.
@@ -101,11 +110,14 @@ impl ChatTemplate {
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<RenderedChat> {
         let messages: Vec<_> = conversation.messages.iter().map(|message| message.fields(self.takes_parts)).collect();
         let mut variables = self.special_tokens.clone();
+        if !self.writes_bos {
+            variables.insert("bos_token".into(), "".into());
+        }
         variables.insert("messages".into(), json!(messages));
         variables.insert("tools".into(), json!(conversation.tools));
         variables.insert("documents".into(), Json::Null);
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let name = if self.has_tool_use && conversation.tools.is_some() { TOOL_USE } else { DEFAULT };
+        let name = if self.tool_use.is_some() && conversation.tools.is_some() { TOOL_USE } else { DEFAULT };
         let rendered = self.environment.get_template(name);
         let rendered = rendered.and_then(|template| template.render(Value::from(Serde(&variables))));
         // A message of `raise_exception` is the error's detail.

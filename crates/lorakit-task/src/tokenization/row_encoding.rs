@@ -32,7 +32,7 @@ pub enum LossTokens {
 }
 
 /// Whether texts begin with BOS. The set is closed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BosTokens {
     /// Where the tokenizer's post-processor or the chat template puts it.

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use lorakit_format::gguf::GgufValue;
+use lorakit_format::hash::sha256;
 use lorakit_format::refuse_lfs_pointer;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{AddedToken, Encoding, Tokenizer as HubTokenizer};
 
@@ -21,10 +23,13 @@ use crate::tokenization::tokenizer_class::{Settings, TokenizerClass};
 
 /// A model's tokenizer, with its BOS and EOS.
 ///
-/// Truncation and padding in `tokenizer.json` are switched off: the caller decides lengths, and rows are never padded.
+/// Truncation and padding in `tokenizer.json` are switched off: the caller decides lengths, and rows are never padded. A
+/// clone shares the vocabulary.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    tokenizer: HubTokenizer,
+    tokenizer: Arc<HubTokenizer>,
+    /// The SHA-256 of vocabulary and rules, once it was asked for: they may have millions of characters.
+    rules_sha256: Arc<OnceLock<String>>,
     /// What the post-processor puts before a text: BOS or nothing.
     prefix: Vec<u32>,
     /// What the post-processor puts after a text: EOS or nothing.
@@ -115,7 +120,8 @@ impl Tokenizer {
         tokenizer.with_padding(None);
         let (prefix, suffix) = affixes(&tokenizer)?;
         Ok(Tokenizer {
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
+            rules_sha256: Arc::default(),
             bos: prefix.first().copied().or(special.bos),
             prefix,
             suffix,
@@ -128,12 +134,10 @@ impl Tokenizer {
         })
     }
 
-    /// The same tokenizer, with choices in turning rows into tokens.
+    /// The same tokenizer, with these choices in turning rows into tokens in place of earlier ones.
     pub fn with_encoding(mut self, encoding: RowEncoding) -> Tokenizer {
-        if encoding.bos == BosTokens::Never {
-            self.prefix.clear();
-            self.chat_template = self.chat_template.map(|template| template.map(ChatTemplate::without_bos));
-        }
+        let writes_bos = encoding.bos != BosTokens::Never;
+        self.chat_template = self.chat_template.map(|template| template.map(|template| template.with_bos(writes_bos)));
         self.encoding = encoding;
         self
     }
@@ -208,10 +212,11 @@ impl Tokenizer {
     /// If the tokenizer fails, for example on an unknown character where it has no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let tokens = self.encode_without_special(text)?;
-        if self.prefix.is_empty() || tokens.starts_with(&self.prefix) {
+        let prefix = self.prefix();
+        if prefix.is_empty() || tokens.starts_with(prefix) {
             return Ok(tokens);
         }
-        Ok([self.prefix.as_slice(), &tokens].concat())
+        Ok([prefix, &tokens].concat())
     }
 
     /// The tokens of a text that does not continue, with what the post-processor puts before and after it.
@@ -310,12 +315,41 @@ impl Tokenizer {
 
     /// Whether the post-processor puts BOS before every text.
     pub fn adds_bos(&self) -> bool {
-        !self.prefix.is_empty()
+        !self.prefix().is_empty()
     }
 
-    /// The tokens that the post-processor puts before every text.
+    /// The tokens that are put before every text: the post-processor's, unless there is to be no BOS.
     pub(crate) fn prefix(&self) -> &[u32] {
-        &self.prefix
+        match self.encoding.bos {
+            BosTokens::Auto => &self.prefix,
+            BosTokens::Never => &[],
+        }
+    }
+
+    /// The SHA-256 of all that decides the tokens of a text, in hexadecimal, and of what chat templates see of the model; not
+    /// of the template's text ([`ChatTemplate::sha256`]) and the choices of [`Tokenizer::with_encoding`].
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be written as JSON.
+    pub fn sha256(&self) -> Result<String> {
+        let rules = match self.rules_sha256.get() {
+            Some(rules) => rules.clone(),
+            None => {
+                let text = self.tokenizer.to_string(false).map_err(failed("cannot be written as JSON"))?;
+                self.rules_sha256.get_or_init(|| sha256(text.as_bytes())).clone()
+            }
+        };
+        let template = self.chat_template.as_ref().ok().and_then(Option::as_ref);
+        let all = json!({
+            "rules": rules,
+            "split_special_tokens": self.tokenizer.get_encode_special_tokens(),
+            "bos": self.bos,
+            "eos": self.eos,
+            "stops": self.stops,
+            "layout": format!("{:?}", self.layout),
+            "template": template.map(ChatTemplate::context),
+        });
+        Ok(sha256(all.to_string().as_bytes()))
     }
 
     /// Every token at which generation stops: EOS, and those that the model's configuration adds.
@@ -429,6 +463,25 @@ pub(crate) mod tests {
 
     pub(crate) fn tiny() -> Tokenizer {
         Tokenizer::from_bytes(tiny_json().to_string().as_bytes(), "</s>").unwrap()
+    }
+
+    #[test]
+    fn choices_can_be_taken_back_and_are_not_in_the_hash() {
+        let never = RowEncoding { bos: BosTokens::Never, ..RowEncoding::default() };
+        let (auto, without) = (tiny(), tiny().with_encoding(never));
+        assert_eq!((auto.encode("cat").unwrap()[0], without.adds_bos()), (1, false));
+        assert_eq!(without.encode("cat").unwrap(), auto.encode("cat").unwrap()[1..]);
+        let again = without.clone().with_encoding(RowEncoding::default());
+        assert_eq!(again.encode("cat").unwrap(), auto.encode("cat").unwrap());
+        assert_eq!(without.sha256().unwrap(), auto.sha256().unwrap());
+        assert_eq!(tiny().sha256().unwrap(), auto.sha256().unwrap());
+
+        let mut json = tiny_json();
+        json["post_processor"] = Value::Null;
+        let other = Tokenizer::from_bytes(json.to_string().as_bytes(), "</s>").unwrap();
+        assert_ne!(other.sha256().unwrap(), auto.sha256().unwrap());
+        let target = tiny().with_layout(RowLayout::SourceTarget { start: 0 });
+        assert_ne!(target.sha256().unwrap(), auto.sha256().unwrap());
     }
 
     pub(crate) fn spell(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
