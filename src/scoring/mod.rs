@@ -1,5 +1,6 @@
 //! Evaluation runs: which rows are scored, where they are routed, failures, and results on disk.
 
+pub mod compared_run;
 pub mod eval_config;
 pub mod eval_run;
 pub mod evaluated_pairs;

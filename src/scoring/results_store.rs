@@ -3,6 +3,7 @@
 use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
 use crate::output::console::make_folder;
+use crate::scoring::compared_run::ComparedRun;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::LockAttempt;
@@ -100,11 +101,17 @@ impl ResultsStore {
             );
         }
         make_folder(folder)?;
-        let file = read_existing(&folder.join("results.json"))?;
-        if file.routers().next().is_some() && !comparable(&file.config, &now.config) {
+        let mut file = read_existing(&folder.join("results.json"))?;
+        let run = ComparedRun { config: &now.config, routers, tasks };
+        let earlier = Earlier::of(&mut file, &now);
+        let keys: BTreeSet<&str> =
+            earlier.iter().flat_map(|earlier| run.other_settings(&earlier.config, &earlier.results)).collect();
+        if !keys.is_empty() {
             context.output.warn(format!(
-                "{}: existing results of other routers or tasks are kept; they were computed with other settings, which are kept too",
-                folder.display()
+                "{}: existing results of other routers or tasks are kept; they were computed with other settings ({}), which \
+                 are kept too",
+                folder.display(),
+                keys.into_iter().collect::<Vec<_>>().join(", ")
             ));
         }
         Ok(Self { now, folder: Some(folder.to_owned()), log_samples: place.log_samples })
@@ -128,8 +135,12 @@ impl ResultsStore {
             results.config[EARLIER] = serde_json::to_value(&earlier)?;
         }
         lock.ensure_held()?;
+        let samples = folder.join(samples_file(router, task));
         if self.log_samples {
-            write_file(&folder.join(samples_file(router, task)), samples_jsonl(&scores.samples)?.as_bytes())?;
+            write_file(&samples, samples_jsonl(&scores.samples)?.as_bytes())?;
+        } else if samples.exists() {
+            // They are of the scores that are replaced.
+            std::fs::remove_file(&samples).with_context(|| format!("{}: cannot be removed", samples.display()))?;
         }
         Ok(write_file(&path, results.to_json()?.as_bytes())?)
     }
@@ -143,15 +154,6 @@ fn read_existing(path: &Path) -> Result<Results> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Results::default()),
         Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
     }
-}
-
-/// Whether two runs evaluated the same base and experts on the same split.
-fn comparable(before: &Value, now: &Value) -> bool {
-    let base_alone = |config: &Value| config["experts"].is_null();
-    ["base", "dtype", "limit", "quantize_activations", "split"].iter().all(|key| before[key] == now[key])
-        && (base_alone(before)
-            || base_alone(now)
-            || (before["experts"] == now["experts"] && before["library"] == now["library"]))
 }
 
 #[cfg(test)]
