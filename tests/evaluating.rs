@@ -110,3 +110,41 @@ fn one_router_s_failure_does_not_stop_the_others() {
         &["error: 2 evaluations failed, all others are complete", "--router oracle", "--router expert:none"],
     );
 }
+
+#[test]
+fn results_that_cannot_be_compared_are_announced() {
+    let work = Work::new();
+    let (library, out) = (work.path("library"), work.path("scores"));
+    let tasks = format!("other={}", work.path("train.jsonl"));
+    run(["train-experts", "-q", "--base", "pico", "--library", &library, "--tasks", &tasks, "--set", "max_steps=1"])
+        .ok();
+    let options = ["--library", &library, "--out", &out, "--metrics", "loss", "--router"];
+    let said = |more: &[&str]| work.eval(&[&options[..], more].concat()).ok().stderr;
+    said(&["base", "--num-fewshot", "2"]);
+    assert_contains(&said(&["uniform"]), &["computed with other settings (num_fewshot)"]);
+    assert_contains(&said(&["arrow"]), &["computed with other settings (num_fewshot)"]);
+    assert!(!said(&["base"]).contains("other settings"), "the only other result is replaced");
+    assert_contains(&said(&["arrow", "--bos", "never", "--seed", "1"]), &["other settings (encoding, seed)"]);
+}
+
+#[test]
+fn samples_go_with_the_scores_that_they_are_of() {
+    let work = Work::new();
+    let out = work.path("scores");
+    work.eval(&["--router", "base", "--out", &out, "--limit", "2", "--log-samples"]).ok();
+    assert_eq!(work.samples("scores", "base").len(), 2);
+    work.eval(&["--router", "base", "--out", &out]).ok();
+    assert!(!Path::new(&out).join("samples_base_plural.jsonl").exists());
+}
+
+#[test]
+fn a_metric_that_no_task_has_is_an_error() {
+    let work = Work::new();
+    let message = work.eval(&["--router", "base", "--metrics", "loss", "acc"]).failed(1);
+    assert_contains(&message, &["--metrics acc", "they have loss, exact_match"]);
+    let choices = work.path("choices.jsonl");
+    fs::write(&choices, "{\"input\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 0}\n").unwrap();
+    let options = ["--router", "base", "--split", "all", "--metrics", "acc", "--json"];
+    let scores = work.eval(&[&[choices.as_str()], &options[..]].concat()).json();
+    assert!(scores["results"]["base"]["choices"]["metrics"]["acc"].is_object(), "one task has it");
+}

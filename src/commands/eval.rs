@@ -208,9 +208,24 @@ impl EvalArgs {
         }
         let mut tasks = failures.with_rows(tasks, options, context)?;
         if !self.metrics.is_empty() {
+            self.ensure_metrics(&tasks)?;
             tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| self.metrics.contains(metric)));
         }
         Ok(tasks)
+    }
+
+    /// Refuses metrics that no task has.
+    fn ensure_metrics(&self, tasks: &[Task]) -> Result<()> {
+        let known: BTreeSet<Metric> = tasks.iter().flat_map(|task| task.metrics.iter().copied()).collect();
+        let unknown = self.metrics.iter().find(|metric| !known.contains(metric));
+        let names = || known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
+        ensure!(
+            unknown.is_none(),
+            "--metrics {}: no evaluated task has it; they have {}",
+            unknown.map_or("", |metric| metric.name()),
+            names()
+        );
+        Ok(())
     }
 
     /// The precision of scored tokens over quantized weights.
