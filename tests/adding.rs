@@ -46,6 +46,16 @@ fn every_refusal_is_listed_and_the_others_are_added_on_request() {
         &[summary, "  dora: ", "use_dora", "  ranks: ", "r and rank_pattern", "  other: ", "  absent: "],
     );
     assert!(!Path::new(&path("library")).exists(), "refused adapters create no library");
+    let twins = run([
+        "library",
+        "add",
+        "--library",
+        &path("library"),
+        &format!("a={}", path("good")),
+        &format!("a={}", path("fine")),
+    ]);
+    assert_contains(&twins.failed(1), &["two adapters are named `a`", "nothing was added"]);
+    assert!(!Path::new(&path("library")).exists(), "nor do adapters of one name");
 
     let Ran { stdout, stderr, .. } = add(&all, &["--skip-refused"]).ok();
     assert_contains(&stderr, &["not added: dora: ", "not added: ranks: ", "not added: other: ", "not added: absent: "]);

@@ -364,7 +364,7 @@ fn wrong_merges_are_refused() {
     let work = Work::new(peft_fixture("mistral"));
     for (method, options, parts) in [
         ("cat", &["--experts", "e0,eo"][..], &["no expert `eo`", "did you mean `e0`"][..]),
-        ("cat", &["--experts", "e0,e0"], &["e0", "names must differ"]),
+        ("cat", &["--experts", "e0,e0"], &["e0", "names must differ; to count one more than others"]),
         ("linear", &[], &["linear", "ranks", "model.layers"]),
     ] {
         let message = work.merge(method, "out", options).failed(1);

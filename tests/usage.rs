@@ -68,6 +68,9 @@ fn usage_errors_exit_with_2() {
         "cluster --library l --out c.json -k auto --method random",
         "merge --library l --out o --method lorahub",
         "merge --library l --out o --method cat --fit t",
+        "merge --library l --out o --method cat --bos never",
+        "task ls x=",
+        "task ls hub:org/name",
     ] {
         assert_usage_error(line);
     }

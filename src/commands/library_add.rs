@@ -86,19 +86,27 @@ pub fn add_all(to: AddTarget, mut experts: NewExperts, skip: bool, context: &Com
         experts.retain(|expert| check_base(expert, base));
     }
     let base = to.base.map(|open| &open.base);
-    // A library that does not exist yet is not created for nothing.
-    if !to.root.exists() {
+    let identity = base.map(|base| base.identity());
+    let is_new = Library::open_if_exists(to.root)?.is_none();
+    if is_new {
+        // A library is not created for nothing.
+        let planned = Library::open_or_plan(to.root, identity)?;
+        refuse_incompatible(&mut experts, &planned)?;
         experts.ensure_accepted(skip)?;
+        warn_of_added_a(&experts.accepted, &planned, context)?;
     }
     experts.accepted.iter().try_for_each(|expert| print_warnings(expert, base, context))?;
-    let library = Library::open_or_create(to.root, base.map(|base| base.identity()))?;
+    let library = Library::open_or_create(to.root, identity)?;
     let _lock = match base {
         Some(base) => lock_for(&library, base, context)?,
         None => lock(&library, context)?,
     };
+    // Another process may have created or changed it meanwhile.
     refuse_incompatible(&mut experts, &library)?;
     experts.ensure_accepted(skip)?;
-    warn_of_added_a(&experts.accepted, &library, context)?;
+    if !is_new {
+        warn_of_added_a(&experts.accepted, &library, context)?;
+    }
     for refusal in &experts.refused {
         context.output.warn(format!("not added: {refusal}"));
     }

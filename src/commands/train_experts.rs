@@ -174,7 +174,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
         return report_both_plans(&plan_two_stage_mbc(&train, &args.library, &tasks, &settings)?, context);
     }
     if args.plan {
-        let library = Library::open_or_plan(&args.library, base.identity())?;
+        let library = Library::open_or_plan(&args.library, Some(base.identity()))?;
         return report_plan(&train.plan(kind, &library, &plans, &settings)?, context);
     }
     let library = Library::open_or_create(&args.library, Some(base.identity()))?;

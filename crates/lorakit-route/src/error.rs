@@ -221,8 +221,10 @@ pub enum RouteError {
     #[error("none of the experts changes any module, so there is nothing to merge")]
     NoModules,
     /// Two experts of a merge have one name.
-    #[error("two experts have the name `{0}`: names must differ, for they seed what is drawn")]
-    SameSeed(String),
+    #[error(
+        "two experts have the name `{0}`: names must differ; to count one more than others, give it a higher weight"
+    )]
+    RepeatedExpert(String),
     /// Weights that do not belong to the experts one by one.
     #[error("expected {experts} weights{scope}, one per expert; found {weights}")]
     WeightCount {

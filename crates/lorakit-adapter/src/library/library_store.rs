@@ -119,12 +119,12 @@ impl Library {
     ///
     /// # Errors
     /// As [`open_or_create`](Self::open_or_create).
-    pub fn open_or_plan(root: &Path, base: &BaseIdentity) -> Result<Self> {
+    pub fn open_or_plan(root: &Path, base: Option<&BaseIdentity>) -> Result<Self> {
         if root.join(INDEX_FILE).exists() {
-            return Self::open_or_create(root, Some(base));
+            return Self::open_or_create(root, base);
         }
         refuse_foreign_files(root)?;
-        let index = Index { format: FORMAT, name: String::new(), base: Some(base.clone()) };
+        let index = Index { format: FORMAT, name: String::new(), base: base.cloned() };
         Ok(Self { root: root.to_owned(), index, locks: Vec::new() })
     }
 
@@ -215,6 +215,10 @@ impl Library {
     pub fn expert_names(&self) -> Result<Vec<String>> {
         let folder = self.root.join(EXPERTS);
         let mut names = Vec::new();
+        if !folder.exists() && !self.root.join(INDEX_FILE).exists() {
+            // It is planned.
+            return Ok(names);
+        }
         for entry in fs::read_dir(&folder).within_file(&folder)? {
             let entry = entry?;
             if is_hidden(&entry.file_name()) || !entry.path().is_dir() {

@@ -114,8 +114,8 @@ pub fn plan_two_stage_mbc(
     let plan = |library: &Library, plans: &[TrainingPlan], settings: &TrainConfig| {
         context.plan(TrainedKind::Experts, library, plans, settings)
     };
-    let library = Library::open_or_plan(root, identity)?;
-    let private_library = Library::open_or_plan(&root.join(PRIVATE_FOLDER), identity)?;
+    let library = Library::open_or_plan(root, Some(identity))?;
+    let private_library = Library::open_or_plan(&root.join(PRIVATE_FOLDER), Some(identity))?;
     let plans = private_plans(tasks);
     let private = plan(&private_library, &plans, &first)?;
     let completed = plans.iter().all(|plan| private_library.contains(&plan.name));

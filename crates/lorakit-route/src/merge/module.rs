@@ -171,7 +171,7 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
     let Some(first) = experts.first() else { return Err(RouteError::NoExperts) };
     let mut names = BTreeSet::new();
     if let Some(twin) = experts.iter().find(|expert| !names.insert(&expert.name)) {
-        return Err(RouteError::SameSeed(twin.name.clone()));
+        return Err(RouteError::RepeatedExpert(twin.name.clone()));
     }
     coefficients.check(experts)?;
     if paths(experts).is_empty() {
