@@ -90,7 +90,7 @@ impl<'a> TrainedExperts<'a> {
     fn who(&self, first: &str, others: usize, all: usize) -> String {
         match self.is_library {
             true => format!("{others} of {all} experts, such as `{first}`, were"),
-            false => format!("`{first}` was"),
+            false => format!("{first} was"),
         }
     }
 }

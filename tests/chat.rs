@@ -208,6 +208,10 @@ fn experts_that_never_saw_bos_are_not_given_one_silently() {
     let merged = "generate --base @base --adapter @merged --prompt cat? --max-new-tokens 2";
     assert_contains(&chat.words(merged).ok().stderr, &["with BOS, but", "trained without"]);
 
+    chat.words(&format!("merge {library} --method cat --into-base --out @whole")).ok();
+    let whole = "generate --base @whole --prompt cat? --max-new-tokens 2";
+    assert_contains(&chat.words(whole).ok().stderr, &["with BOS, but the base was trained without"]);
+
     // Where the tokenizer puts no BOS, there is nothing to say.
     let file = chat.path("base/tokenizer.json");
     let mut tokenizer: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();

@@ -34,7 +34,7 @@ adapt() {
     mkdir -p "$(dirname "$file")"
     echo "== seed $1: $2, fraction $5"
     local trained=()
-    case "$4" in lorahub*) ;; *) trained=(--set "${settings[@]}" ${SET:-} "$(of_epochs 5)") ;; esac
+    case "$4" in lorahub*) trained=("${encoding[@]}") ;; *) trained=(--set "${settings[@]}" ${SET:-} "$(of_epochs 5)") ;; esac
     "$lorakit" adapt --json -q --base "$base" --tasks "${sni[@]}" --data "$data" "${library[@]}" --method "$4" --fraction "$5" \
         --seed "$1" "${limit[@]}" --out "$out/seed-$1/sni/$2-$5" "${trained[@]}" "${options[@]}" > "$file.new"
     mv "$file.new" "$file"

@@ -67,6 +67,9 @@ pub struct MergedBaseRecord {
     /// The tasks that its experts were trained on, and those that these or the base had seen before.
     #[serde(default)]
     pub seen: Vec<TaskRecord>,
+    /// How the rows of its experts became tokens, if not as by default: settings of training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Value>,
     /// The version of lorakit that merged it.
     pub version: String,
 }
@@ -83,12 +86,14 @@ impl MergedBaseRecord {
         before: Option<ExpertRecord>,
     ) -> Result<Self> {
         let merged = merge.expert_record(library, Some(base))?;
+        let settings = merged.settings.field("settings")?;
         let mut seen = Vec::new();
         for record in [Some(merged), before].into_iter().flatten() {
             add(&mut seen, record.tasks);
             add(&mut seen, record.seen);
         }
-        Ok(Self { merge: merge.clone(), base: base.clone(), seen, version: env!("CARGO_PKG_VERSION").to_owned() })
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Self { merge: merge.clone(), base: base.clone(), seen, settings, version })
     }
 }
 
@@ -230,7 +235,10 @@ pub fn read_merged_base_record(folder: &Path) -> Result<Option<MergedBaseRecord>
 /// Where the file is there and cannot be read.
 pub fn record_of_model(folder: &Path) -> Result<Option<ExpertRecord>> {
     match read_merged_base_record(folder)? {
-        Some(merged) => Ok(Some(ExpertRecord { seen: merged.seen, ..ExpertRecord::default() })),
+        Some(MergedBaseRecord { seen: tasks, settings, .. }) => {
+            let settings = OpaqueRecord::new(&json!({ "settings": settings }))?;
+            Ok(Some(ExpertRecord { tasks, settings, ..ExpertRecord::default() }))
+        }
         None => read_record(&folder.join(MODEL_RECORD_FILE)),
     }
 }
