@@ -170,10 +170,7 @@ fn replies_that_change_once_more_follows_carry_no_loss() {
         "{shown}"
     );
     // Marked by the template, every reply does.
-    let content = "{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}";
-    let blocks = "{{- '<|im_start|>' ~ message.role ~ '\\n' }}{% if message.role == 'assistant' %}{% generation %}\
-                  {{ content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}";
-    let marks = tokenizer(Some(&THINKING.replace(content, blocks)));
+    let marks = tokenizer(Some(&thinking_with_blocks()));
     let example = encode(row, &marks, 999).unwrap();
     assert_eq!(example.reply_source, ReplySource::GenerationBlocks);
     let shown = marked(&example, &marks);
@@ -227,6 +224,44 @@ fn plain_rows_texts_and_bos() {
     let gemma = tokenizer(Some(GEMMA)).with_encoding(chat);
     let without_system = marked(&encode(alpaca, &gemma, 999).unwrap(), &gemma);
     assert_eq!(without_system, "<s><start_of_turn>user\ni\na<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]\n");
+/// [`THINKING`], with `{% generation %}` around each reply.
+fn thinking_with_blocks() -> String {
+    let content = "{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}";
+    let blocks = "{{- '<|im_start|>' ~ message.role ~ '\\n' }}{% if message.role == 'assistant' %}{% generation %}\
+                  {{ content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}";
+    assert!(THINKING.contains(content));
+    THINKING.replace(content, blocks)
+}
+
+#[test]
+fn blocks_of_replies_that_are_given_or_have_no_weight_carry_no_loss() {
+    let blocks = thinking_with_blocks();
+    let of_turn =
+        |reply: &str| [("user", "u"), ("assistant", reply)].map(|(role, text)| json!({"role": role, "content": text}));
+    let [given, first, last] = ["<think>x</think>GIVEN", "<think>x</think>b", "<think>y</think>d"].map(of_turn);
+    let (prompt, completion) = ([&given[..], &first[..1]].concat(), [&first[1..], &last].concat());
+    let row = json!({"prompt": prompt, "completion": completion});
+    let shown = |template: &str, row: &Value| {
+        let tokenizer = tokenizer(Some(template));
+        let example = encode(row.clone(), &tokenizer, 999).unwrap();
+        (example.reply_source, marked(&example, &tokenizer))
+    };
+    let (source, text) = shown(&blocks, &row);
+    assert_eq!(source, ReplySource::GenerationBlocks);
+    assert!(text.contains("assistant\nGIVEN<|im_end|>") && text.contains("[b<|im_end|>]"), "{text}");
+    assert!(text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
+    let mut unlearned = given.clone();
+    unlearned[1]["weight"] = json!(0);
+    let messages = [&unlearned[..], &first, &last].concat();
+    let (source, weighted) = shown(&blocks, &json!({ "messages": messages }));
+    assert_eq!((source, weighted), (ReplySource::GenerationBlocks, text.clone()));
+    // Two blocks of one reply: whose they are is not known.
+    let doubled = blocks.replace("{{ content ~", "{% endgeneration %}{% generation %}{{ content ~");
+    let (source, text) = shown(&doubled, &row);
+    assert_eq!(source, ReplySource::LastReply);
+    assert!(text.contains("\nb<|im_end|>") && text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
+}
+
     let texts = task(&[json!({"text": "ab"}), json!({"text": "c</s>"})]);
     let rows = texts.rows(Split::All, None).unwrap();
     let plain = tokenizer(None);

@@ -20,7 +20,7 @@ pub struct Conversation {
     /// The definitions of the tools that the model may call, as the template receives them; usually none.
     pub tools: Option<Value>,
     /// How many messages, from the first, are given: their replies are not to be learned.
-    pub context: usize,
+    pub given: usize,
 }
 
 /// One message of a conversation.
@@ -119,7 +119,17 @@ impl Conversation {
 
     /// The first `n` messages.
     pub(crate) fn prefix(&self, n: usize) -> Conversation {
-        Conversation { messages: self.messages[..n].to_vec(), tools: self.tools.clone(), context: self.context.min(n) }
+        Conversation { messages: self.messages[..n].to_vec(), tools: self.tools.clone(), given: self.given.min(n) }
+    }
+
+    /// The conversation with a system message before it; None if it has one.
+    pub(crate) fn with_system(&self, text: &str) -> Option<Conversation> {
+        if self.messages.iter().any(|message| message.role == SYSTEM) {
+            return None;
+        }
+        let mut messages = self.messages.clone();
+        messages.insert(0, Message::new(SYSTEM, text));
+        Some(Conversation { messages, given: self.given + 1, ..self.clone() })
     }
 
     /// The conversation with the turns of others before its own, after its system messages. Their replies are not learned.
@@ -127,10 +137,10 @@ impl Conversation {
         let start = self.messages.iter().position(|message| message.role != SYSTEM).unwrap_or(0);
         let turns = others.flat_map(|other| other.messages.iter().filter(|message| message.role != SYSTEM).cloned());
         let turns: Vec<Message> = turns.collect();
-        let context = if turns.is_empty() { self.context } else { self.context.max(start) + turns.len() };
+        let given = if turns.is_empty() { self.given } else { self.given.max(start) + turns.len() };
         let mut messages = self.messages.clone();
         messages.splice(start..start, turns);
-        Conversation { messages, context, ..self.clone() }
+        Conversation { messages, given, ..self.clone() }
     }
 
     /// Without its oldest turn, system messages aside: up to the next message of the user that a reply still follows.
@@ -140,7 +150,7 @@ impl Conversation {
         let last = self.last_reply()?;
         let next = (start + 1..last).find(|&i| self.messages[i].role == USER)?;
         self.messages.drain(start..next);
-        self.context = self.context.saturating_sub(next - start).max(start.min(self.context));
+        self.given = self.given.saturating_sub(next - start).max(start.min(self.given));
         Some(next - start)
     }
 }

@@ -38,22 +38,20 @@ pub(crate) struct ReplyFinder<'a> {
 impl ReplyFinder<'_> {
     /// The replies; None if there is none, or the last one is not in the text.
     pub fn find(&self) -> Option<ReplySpans> {
-        let messages = self.conversation.messages.iter().enumerate();
-        let replies: Vec<usize> = messages
-            .filter(|(i, message)| *i >= self.conversation.context && message.is_reply())
-            .map(|(i, _)| i)
-            .collect();
-        let (last, earlier) = replies.split_last()?;
-        let has_weight = |reply: &&usize| !self.conversation.messages[**reply].has_no_weight();
-        let by_prefix: Option<Vec<_>> = earlier.iter().filter(has_weight).map(|&reply| self.span(reply)).collect();
-        let last_span = self.span(*last);
-        if let (Some(mut spans), Some(last)) = (by_prefix, last_span.clone()) {
-            spans.push(last);
+        let Conversation { messages, given, .. } = self.conversation;
+        let last = self.conversation.last_reply().filter(|last| last >= given)?;
+        let replies: Vec<usize> = (0..=last).filter(|&reply| messages[reply].is_reply()).collect();
+        let is_learned = |reply: usize| reply == last || (reply >= *given && !messages[reply].has_no_weight());
+        let learned: Vec<bool> = replies.iter().map(|&reply| is_learned(reply)).collect();
+        let last_span = self.span(last);
+        let by_prefix =
+            replies.iter().filter(|&&reply| reply < last && is_learned(reply)).map(|&reply| self.span(reply));
+        let by_prefix: Option<Vec<_>> = by_prefix.chain([last_span.clone()]).collect();
+        if let Some(spans) = by_prefix {
             return Some(ReplySpans { spans, source: ReplySource::Prefixes });
         }
-        // The template's blocks do not say whose they are.
-        if !self.rendered.generated.is_empty() && earlier.iter().all(|reply| has_weight(&reply)) {
-            return Some(ReplySpans { spans: self.rendered.generated.clone(), source: ReplySource::GenerationBlocks });
+        if let Some(spans) = blocks_of(&self.rendered.generated, &learned) {
+            return Some(ReplySpans { spans, source: ReplySource::GenerationBlocks });
         }
         Some(ReplySpans { spans: vec![last_span?], source: ReplySource::LastReply })
     }
@@ -111,6 +109,16 @@ impl ReplyFinder<'_> {
         let chat = self.template.render(&self.conversation.prefix(messages), add_generation_prompt);
         chat.ok().map(|chat| chat.text)
     }
+}
+
+/// The blocks of the replies that are learned. Blocks do not say whose they are: None where there is not one for each reply,
+/// unless every reply is learned.
+fn blocks_of(blocks: &[Range<usize>], learned: &[bool]) -> Option<Vec<Range<usize>>> {
+    if blocks.is_empty() || (blocks.len() != learned.len() && learned.contains(&false)) {
+        return None;
+    }
+    let is_learned = |reply: usize| learned.get(reply).copied().unwrap_or(true);
+    Some(blocks.iter().enumerate().filter(|(reply, _)| is_learned(*reply)).map(|(_, block)| block.clone()).collect())
 }
 
 /// The length in bytes of what two texts begin with alike.

@@ -70,7 +70,7 @@ pub(crate) fn prompt(conversation: &Conversation) -> String {
 /// The last reply.
 pub(crate) fn answer(conversation: &Conversation) -> Result<Answer> {
     let last = conversation.last_reply().map(|last| conversation.messages[last].content.clone());
-    let last = last.filter(|_| conversation.last_reply() >= Some(conversation.context));
+    let last = last.filter(|_| conversation.last_reply() >= Some(conversation.given));
     let reply = last.ok_or_else(|| {
         TaskError::Row(
             "the conversation has no message of the role `assistant`, so there is no reply to learn".to_owned(),

@@ -57,9 +57,9 @@ fn pair(columns: &Columns) -> Result<Pair> {
                 Value::Array(_) => messages::read(prompt, "prompt")?,
                 text => vec![Message::new(USER, &json_value::text(text)?)],
             };
-            let context = all.len();
+            let given = all.len();
             all.extend(chosen);
-            Ok(Pair::Messages(Conversation { context, ..Conversation::new(all) }))
+            Ok(Pair::Messages(Conversation { given, ..Conversation::new(all) }))
         }
         (Some(_), _) => Pair::read(columns, "chosen"),
         (None, Value::Array(_)) => Ok(Pair::Messages(after_common(messages::read(chosen, "chosen")?, rejected)?)),
@@ -74,10 +74,10 @@ fn pair(columns: &Columns) -> Result<Pair> {
 /// The chosen messages, learned from where the rejected ones differ.
 fn after_common(chosen: Vec<Message>, rejected: &Value) -> Result<Conversation> {
     let rejected = messages::read(rejected, "rejected")?;
-    let context = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+    let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     // Equal answers: only the last reply is learned.
-    let context = context.min(chosen.iter().rposition(Message::is_reply).unwrap_or(0));
-    Ok(Conversation { context, ..Conversation::new(chosen) })
+    let given = common.min(chosen.iter().rposition(Message::is_reply).unwrap_or(0));
+    Ok(Conversation { given, ..Conversation::new(chosen) })
 }
 
 /// The length in bytes of what two texts begin with, less a space at its end, as TRL finds a prompt that is left out.

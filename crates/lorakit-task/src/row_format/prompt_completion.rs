@@ -53,9 +53,9 @@ impl Pair {
             (Value::String(prompt), Value::String(next)) => Ok(Pair::Texts(prompt.clone(), next.clone())),
             (Value::Array(_), Value::Array(_)) => {
                 let mut all = messages::read(prompt, "prompt")?;
-                let context = all.len();
+                let given = all.len();
                 all.extend(messages::read(next, following)?);
-                Ok(Pair::Messages(Conversation { context, ..Conversation::new(all) }))
+                Ok(Pair::Messages(Conversation { given, ..Conversation::new(all) }))
             }
             _ => Err(TaskError::Row(format!(
                 "`prompt` is {} and `{following}` is {}; expected two texts, or two lists of messages",
@@ -105,7 +105,7 @@ mod tests {
         let message = |role: &str, content: &str| json!([{"role": role, "content": content}]);
         let chat = columns(json!({"prompt": message("user", "2 + 2?"), "completion": message("assistant", "4")}));
         let RowKind::Conversation(read) = PromptCompletion.kind(&chat).unwrap() else { unreachable!() };
-        assert_eq!((read.messages.len(), read.context), (2, 1));
+        assert_eq!((read.messages.len(), read.given), (2, 1));
         let mixed = columns(json!({"prompt": "a", "completion": message("assistant", "4")}));
         let error = PromptCompletion.prompt(&mixed).unwrap_err().to_string();
         assert!(error.starts_with("`prompt` is a text and `completion` is a list"), "{error}");
