@@ -13,15 +13,20 @@ pub fn exact_match<S: AsRef<str>>(text: &str, accepted: &[S]) -> bool {
 }
 
 /// True if the text equals one of the accepted answers after [`normalized`]: the exact match in the code of
-/// arXiv:2405.11157.
+/// arXiv:2405.11157. Of an answer of nothing but punctuation, such as the brackets of BBH's dyck_languages, that would leave
+/// nothing to compare: the text must equal it as [`exact_match`] says.
 ///
 /// ```
 /// use lorakit_eval::exact_match_normalized;
 ///
 /// assert!(exact_match_normalized("the  answer: (B).", &["The answer B"]));
+/// assert!(exact_match_normalized(" ]", &["]"]) && !exact_match_normalized("", &["]"]));
 /// ```
 pub fn exact_match_normalized<S: AsRef<str>>(text: &str, accepted: &[S]) -> bool {
-    accepted.iter().any(|answer| normalized(answer.as_ref()) == normalized(text))
+    accepted.iter().map(S::as_ref).any(|answer| match normalized(answer) {
+        bare if bare.is_empty() => exact_match(text, &[answer]),
+        bare => bare == normalized(text),
+    })
 }
 
 /// The text in lower case, without ASCII punctuation, with single spaces between words.
@@ -34,6 +39,16 @@ pub fn normalized(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn answers_of_punctuation_are_compared_as_they_stand() {
+        for (text, answer, equal) in
+            [("", "]", false), (")", "]", false), ("] )\n", "] )", true), ("a", "]", false), ("]", "a", false)]
+        {
+            assert_eq!(exact_match_normalized(text, &[answer]), equal, "{text} {answer}");
+        }
+        assert!(exact_match_normalized("b.", &["]", "B"]));
+    }
 
     #[derive(serde::Deserialize)]
     struct Case {
