@@ -2,7 +2,7 @@
 
 use crate::error::{EvalError, Result};
 use lorakit_model::TokenPrecision;
-use lorakit_task::{Example, Metric, Row, Split, Task};
+use lorakit_task::{Example, LossTokens, Metric, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::choice_scores::{Question, chosen, questions, score_questions};
@@ -91,10 +91,11 @@ impl Evaluation<'_> {
     fn run(&mut self) -> Result<()> {
         let asked = |kind: fn(Metric) -> bool| self.task.metrics.iter().any(|&metric| kind(metric));
         let (choices, generation) = (asked(Metric::needs_choices), asked(Metric::needs_generation));
-        // The correct choice is the row's answer, so scored choices include the loss.
         if choices {
             self.choices()?;
-        } else {
+        }
+        // The correct choice is the row's answer, so scored choices include the loss; with loss=all the prompt's counts too.
+        if !choices || self.model.tokenizer.encoding().loss == LossTokens::All {
             self.losses()?;
         }
         if generation {
@@ -106,7 +107,10 @@ impl Evaluation<'_> {
     fn losses(&mut self) -> Result<()> {
         let encode = |row: &&Row| Example::encode(row, self.model.tokenizer, self.model.max_length());
         let examples: Vec<Example> = self.rows.iter().map(encode).collect::<lorakit_task::Result<_>>()?;
-        self.count_truncated(examples.iter().map(std::slice::from_ref))?;
+        // Rows whose choices are scored are counted already.
+        if self.samples.iter().all(|sample| sample.choices.is_empty()) {
+            self.count_truncated(examples.iter().map(std::slice::from_ref))?;
+        }
         let mut done = report(EvalStage::Likelihood, self.rows.len(), self.progress);
         let losses = example_losses(self.model, &examples, self.options.batch_tokens, &mut done)?;
         for (sample, loss) in self.samples.iter_mut().zip(losses) {

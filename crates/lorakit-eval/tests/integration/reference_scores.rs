@@ -7,7 +7,7 @@ use lorakit_eval::{
     example_losses, generate, samples_jsonl, score_choices,
 };
 use lorakit_model::TokenBatch;
-use lorakit_task::{Example, Metric, Row, Split, choice_requests};
+use lorakit_task::{Example, LossTokens, Metric, Row, RowEncoding, Split, choice_requests};
 use serde_json::{Value, json};
 
 /// The negative log-likelihood of every token of `target` after `prompt`, from all logits of one row.
@@ -112,6 +112,25 @@ fn a_choice_task_has_a_loss_and_three_accuracies() {
     // Parsing JSON may change the last bit.
     let read = first["choices"][1]["log_likelihood"].as_f64().unwrap();
     assert!((read / scores.samples[0].choices[1].log_likelihood - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn the_loss_of_a_choice_task_does_not_depend_on_the_other_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
+    for loss in LossTokens::ALL {
+        let fixture = Fixture::pico();
+        let tokenizer = fixture.tokenizer.with_encoding(RowEncoding { loss, ..RowEncoding::default() });
+        let fixture = Fixture { tokenizer, ..fixture };
+        let mut choices = choice_task(folder.path());
+        let scores = evaluate(&fixture.model(), &choices, &options, &mut |_| ()).unwrap();
+        choices.metrics = vec![Metric::Loss];
+        let alone = evaluate(&fixture.model(), &choices, &options, &mut |_| ()).unwrap();
+        let (found, expected) = (scores.metrics["loss"].value, alone.metrics["loss"].value);
+        assert!((found - expected).abs() < 1e-4, "{loss}: {found} {expected}");
+        assert_eq!(scores.truncated, alone.truncated);
+        assert_eq!(scores.metrics.len(), 4);
+    }
 }
 
 #[test]

@@ -113,8 +113,8 @@ impl Example {
         encode().at(|| format!("row {}", row.number))
     }
 
-    /// As [`Example::encode`], one example for each choice of the row, which `acc_tok` compares. Empty if the row has no
-    /// choices.
+    /// As [`Example::encode`], one example for each choice of the row, which `acc_tok` compares: the loss is on the choice
+    /// alone, whatever [`LossTokens`] says. Empty if the row has no choices.
     ///
     /// # Errors
     /// As [`Example::encode`].
