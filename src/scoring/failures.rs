@@ -48,18 +48,18 @@ impl Failures {
         options: &EvalOptions,
         context: &CommandContext,
     ) -> Result<Vec<Task>> {
-        let (mut fit, mut errors) = (Vec::new(), Vec::new());
+        let (mut scorable, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
             match task.rows(options.split, options.limit).map(|_| ()) {
-                Ok(()) => fit.push(task),
+                Ok(()) => scorable.push(task),
                 Err(error) => errors.push((task.name, error)),
             }
         }
-        if fit.is_empty() && !errors.is_empty() {
+        if scorable.is_empty() && !errors.is_empty() {
             return Err(errors.swap_remove(0).1.into());
         }
         errors.into_iter().try_for_each(|(task, error)| self.add(None, Some(&task), error.into(), context))?;
-        Ok(fit)
+        Ok(scorable)
     }
 
     /// All failures in order.

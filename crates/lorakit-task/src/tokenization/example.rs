@@ -100,7 +100,9 @@ impl Example {
     pub fn encode(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         let encode = || match conversation_of(row, row.target(), tokenizer)? {
             Some(conversation) => Example::of_conversation(&conversation, tokenizer, max_length),
-            None if tokenizer.layout() != RowLayout::Stream => Example::encode_pair(row, tokenizer, max_length),
+            None if tokenizer.layout() != RowLayout::Stream => {
+                Example::encode_source_target(row, tokenizer, max_length)
+            }
             None if row.kind == RowKind::Text => Example::of_text(row.target(), tokenizer, max_length),
             None => {
                 let mut example = Example::encode_answer(row, row.target(), tokenizer, max_length)?;
@@ -133,7 +135,7 @@ impl Example {
     }
 
     /// A row of an encoder-decoder.
-    fn encode_pair(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
+    fn encode_source_target(row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         if row.kind == RowKind::Text {
             return Err(TaskError::Row(
                 "it is a text without a prompt, and the base is an encoder-decoder, which needs both; use rows of prompt and \
