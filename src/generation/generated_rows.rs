@@ -18,18 +18,32 @@ const KEYS: [&str; 4] = ["text", "texts", "tokens", "finish"];
 /// The fields of a row with its text, its number of tokens and why it ended; with lists of them if there are several texts.
 pub fn document(row: &PromptRow, generated: &[GeneratedText]) -> Map<String, Value> {
     let mut fields = row.fields.clone();
-    let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
-    if let [one] = generated {
-        add("text", json!(one.text));
-        add("tokens", json!(one.tokens));
-        add("finish", json!(one.finish));
-        return fields;
-    }
-    let list = |value: fn(&GeneratedText) -> Value| Value::Array(generated.iter().map(value).collect());
-    add("texts", list(|text| json!(text.text)));
-    add("tokens", list(|text| json!(text.tokens)));
-    add("finish", list(|text| json!(text.finish)));
+    fields.extend(generated_fields(generated));
     fields
+}
+
+/// [`document`] as a line, with the row's own fields as its file has them: JSON may hold numbers that [`Value`] rounds.
+fn line(row: &PromptRow, generated: &[GeneratedText]) -> Result<String> {
+    let added = Value::Object(generated_fields(generated)).to_string();
+    let fields = row.source.as_deref().and_then(|source| source.trim().strip_suffix('}'));
+    let (Some(fields), Some(added)) = (fields, added.strip_prefix('{')) else {
+        return Ok(serde_json::to_string(&document(row, generated))?);
+    };
+    Ok(format!("{},{added}", fields.trim_end()))
+}
+
+fn generated_fields(generated: &[GeneratedText]) -> Map<String, Value> {
+    let fields = if let [one] = generated {
+        [("text", json!(one.text)), ("tokens", json!(one.tokens)), ("finish", json!(one.finish))]
+    } else {
+        let list = |value: fn(&GeneratedText) -> Value| Value::Array(generated.iter().map(value).collect());
+        [
+            ("texts", list(|text| json!(text.text))),
+            ("tokens", list(|text| json!(text.tokens))),
+            ("finish", list(|text| json!(text.finish))),
+        ]
+    };
+    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Refuses rows with a field that [`document`] would replace.
@@ -106,7 +120,7 @@ impl<'a> GeneratedRows<'a> {
 
     fn write_next(&mut self) -> Result<()> {
         let texts: Vec<_> = self.next_texts().filter_map(|index| self.finished.remove(&index)).collect();
-        let line = serde_json::to_string(&document(&self.rows[self.next], &texts))? + "\n";
+        let line = line(&self.rows[self.next], &texts)? + "\n";
         self.next += 1;
         if self.file.is_none() {
             write_file(&self.path, line.as_bytes())?;
@@ -162,6 +176,7 @@ mod tests {
         let row = |i: usize| PromptRow {
             place: i.to_string(),
             fields: Map::from_iter([("prompt".to_owned(), json!(i))]),
+            source: None,
             prompt: Prompt::Text(i.to_string()),
         };
         let rows: Vec<PromptRow> = (0..3).map(row).collect();
@@ -176,5 +191,19 @@ mod tests {
         let last: Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().last().unwrap()).unwrap();
         assert_eq!((&last["prompt"], &last["texts"]), (&json!(2), &json!(["t4", "t5"])));
+    }
+
+    #[test]
+    fn a_row_is_written_as_it_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (input, output) = (folder.path().join("in.jsonl"), folder.path().join("out.jsonl"));
+        let own = r#"{"id": 12345678901234567890123, "p": 2.50, "prompt":"\u0061"  "#;
+        std::fs::write(&input, format!(" {own}}} \n")).unwrap();
+        let rows = PromptRow::read(&input).unwrap();
+        assert_eq!(rows[0].fields["id"], json!("12345678901234567890123"));
+        let text = GeneratedText { text: "b\n".into(), tokens: 1, finish: FinishReason::Eos };
+        GeneratedRows::open(&output, &rows, 1).unwrap().add(0, &text).unwrap();
+        let expected = format!("{},\"text\":\"b\\n\",\"tokens\":1,\"finish\":\"eos\"}}\n", own.trim_end());
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! Prompts, from the command line, stdin or a file.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lorakit_task::{Example, Message, Tokenizer};
+use lorakit_task::{Example, JsonLine, Message, Tokenizer, read_json_lines};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::path::Path;
@@ -13,6 +13,8 @@ pub struct PromptRow {
     pub place: String,
     /// The fields of its row, the prompt among them.
     pub fields: Map<String, Value>,
+    /// The row as its file has it; None for a prompt that was typed. Its numbers need not be such as [`Value`] can hold.
+    pub source: Option<String>,
     /// The prompt.
     pub prompt: Prompt,
 }
@@ -34,33 +36,28 @@ impl PromptRow {
             prompt.clear();
             std::io::stdin().read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
         }
-        Ok(Self::of_text(&prompt))
+        let fields = Map::from_iter([("prompt".to_owned(), json!(prompt))]);
+        Ok(Self { place: "the prompt".to_owned(), fields, source: None, prompt: Prompt::Text(prompt) })
     }
 
-    /// A prompt of this text.
-    pub fn of_text(text: &str) -> Self {
-        let fields = Map::from_iter([("prompt".to_owned(), json!(text))]);
-        Self { place: "the prompt".to_owned(), fields, prompt: Prompt::Text(text.to_owned()) }
-    }
-
-    /// The rows of a file of JSON lines, at least one.
+    /// The rows of a file of JSON lines, gzipped or not, at least one.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let rows: Vec<Self> = lines
-            .map(|(i, line)| {
-                let place = format!("{}:{}", path.display(), i + 1);
-                Self::of_line(line, &place).with_context(|| place)
-            })
-            .collect::<Result<_>>()?;
-        ensure!(!rows.is_empty(), "{}: no rows; expected a JSON object a line, with a `prompt`", path.display());
-        Ok(rows)
+        let lines = read_json_lines(path)?;
+        ensure!(!lines.is_empty(), "{}: no rows; expected a JSON object a line, with a `prompt`", path.display());
+        let read = |line: JsonLine| {
+            let place = format!("{}:{}", path.display(), line.number);
+            Self::of_line(line, &place).with_context(|| place)
+        };
+        lines.into_iter().map(read).collect()
     }
 
-    fn of_line(line: &str, place: &str) -> Result<Self> {
-        let row = serde_json::from_str(line).context("expected a JSON object")?;
-        let Value::Object(fields) = row else { bail!("expected a JSON object, such as {{\"prompt\": \"...\"}}") };
-        let Some((name, value)) = ["messages", "prompt"].iter().find_map(|name| fields.get_key_value(*name)) else {
+    fn of_line(line: JsonLine, place: &str) -> Result<Self> {
+        let Value::Object(fields) = line.value else {
+            bail!("expected a JSON object, such as {{\"prompt\": \"...\"}}")
+        };
+        let given = |name: &&&str| fields.get(**name).is_some_and(|value| !value.is_null());
+        let name = ["messages", "prompt"].iter().find(given);
+        let Some((name, value)) = name.and_then(|name| fields.get_key_value(*name)) else {
             let found: Vec<&str> = fields.keys().map(String::as_str).collect();
             bail!(
                 "expected a field `prompt` or `messages`, found {}",
@@ -73,7 +70,7 @@ impl PromptRow {
             _ if name == "prompt" => bail!("`prompt` is {value}; expected a text, or a list of messages"),
             _ => bail!("`messages` is {value}; expected a list of messages"),
         };
-        Ok(Self { place: place.to_owned(), fields, prompt })
+        Ok(Self { place: place.to_owned(), fields, source: Some(line.text), prompt })
     }
 
     /// The prompt as a user's message, after a system message if one is given.
@@ -124,7 +121,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<PromptRow>> {
+    fn read(text: impl AsRef<[u8]>) -> Result<Vec<PromptRow>> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("p.jsonl");
         std::fs::write(&file, text).unwrap();
@@ -136,6 +133,23 @@ mod tests {
         let rows = read("{\"id\": 7, \"prompt\": \"a\"}\n\n{\"prompt\": \"\"}\n").unwrap();
         assert_eq!((rows.len(), rows[0].fields["id"].as_u64()), (2, Some(7)));
         assert!(rows[1].place.ends_with("p.jsonl:3"), "{}", rows[1].place);
+    }
+
+    #[test]
+    fn files_are_read_as_those_of_tasks_are() {
+        let line = "{\"prompt\": \"a\", \"messages\": null}\n";
+        // printf '{"prompt": "a", "messages": null}\n' | gzip -n
+        let gzipped: [u8; 53] = [
+            31, 139, 8, 0, 0, 0, 0, 0, 2, 3, 171, 86, 42, 40, 202, 207, 45, 40, 81, 178, 82, 80, 74, 84, 210, 81, 80,
+            202, 77, 45, 46, 78, 76, 79, 45, 6, 10, 228, 149, 230, 228, 212, 114, 1, 0, 150, 23, 13, 200, 34, 0, 0, 0,
+        ];
+        for bytes in [line.as_bytes(), format!("\u{feff}{line}").as_bytes(), &gzipped[..]] {
+            let rows = read(bytes).unwrap();
+            assert!(matches!(&rows[0].prompt, Prompt::Text(text) if text == "a"), "{rows:?}");
+            assert_eq!(rows[0].source.as_deref(), Some(line.trim_end()));
+        }
+        let error = format!("{:#}", read("{\"prompt\": \"a\"}\n{\"prompt\" 1}").unwrap_err());
+        assert!(error.contains("p.jsonl: line 2 column 11: not JSON"), "{error}");
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub use loading::task_loader::TaskLoader;
 pub use metric::Metric;
 pub use row::{Answer, Row, RowKind};
 pub use split::Split;
+pub use source::json_lines::{JsonLine, read_json_lines};
 pub use task::{FewShotTexts, GenerationConfig, Task};
 pub use tokenization::choice_request::{ChoiceRequest, choice_requests};
 pub use tokenization::example::{Example, TokenView, Truncation};

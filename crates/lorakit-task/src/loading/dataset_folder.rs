@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{At, Result, TaskError};
-use crate::source::data_file::read_whole;
+use crate::loading::split_files::{SplitFile, SplitFiles};
+use crate::source::file_content::read_whole;
 use crate::source::file_formats;
 use crate::split::Split;
 

@@ -12,7 +12,7 @@ use crate::loading::suite::Suite;
 use crate::loading::task_builder::{build, build_of_files};
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, list, stem};
-use crate::source::data_file::read_whole;
+use crate::source::file_content::read_whole;
 use crate::source::file_formats::endings;
 use crate::task::Task;
 

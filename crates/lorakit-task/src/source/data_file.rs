@@ -1,15 +1,11 @@
-//! A file of rows: read whole, hashed, decompressed and parsed.
+//! A file of rows: read and parsed.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use lorakit_format::hash::sha256;
-use lorakit_format::refuse_lfs_pointer;
-
-use crate::error::{Result, TaskError};
+use crate::error::Result;
 use crate::source::document::Document;
-use crate::source::{file_formats, gzip};
+use crate::source::file_content::FileContent;
+use crate::source::file_formats;
 
 /// A file of rows.
 pub(crate) struct DataFile {
@@ -22,32 +18,16 @@ pub(crate) struct DataFile {
 impl DataFile {
     /// Reads and parses a file.
     pub fn read(path: &Path) -> Result<DataFile> {
-        let what = path.display().to_string();
-        let bytes = read_whole(path).map_err(TaskError::read(&what))?;
-        refuse_lfs_pointer(path, &bytes).map_err(|error| TaskError::Data(error.to_string()))?;
-        let sha256 = sha256(&bytes);
-        let content = gzip::decompress(bytes, &what)?;
-        Ok(DataFile { path: path.into(), sha256, document: file_formats::parse(path, &content)? })
+        let FileContent { sha256, bytes } = FileContent::read(path)?;
+        Ok(DataFile { path: path.into(), sha256, document: file_formats::parse(path, &bytes)? })
     }
-}
-
-/// The bytes of a file or a pipe. Devices are refused: they may be endless.
-pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let kind = fs::metadata(path)?.file_type();
-        if kind.is_char_device() || kind.is_block_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a device; expected a file"));
-        }
-    }
-    fs::read(path)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::source::gzip;
     use std::io::Write;
 
     fn read(bytes: &[u8]) -> Result<DataFile> {
