@@ -9,7 +9,7 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_task::SplitFiles;
+use lorakit_task::{SplitFiles, describes_dataset};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -200,7 +200,7 @@ impl DatasetFiles {
 fn is_data(file: &str) -> bool {
     let plain = file.strip_suffix(".gz").unwrap_or(file);
     ENDINGS.iter().any(|ending| plain.ends_with(ending))
-        && !file.ends_with("dataset_infos.json")
+        && !describes_dataset(file.rsplit('/').next().unwrap_or_default())
         && !file.starts_with('.')
 }
 

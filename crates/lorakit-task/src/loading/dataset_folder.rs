@@ -12,10 +12,15 @@ use crate::source::file_content::read_whole;
 use crate::source::file_formats;
 use crate::split::Split;
 
-/// A data file, with the split that its folder or its name says it is for; None: split by hash.
-pub(crate) type SplitFile = (Option<Split>, PathBuf);
+/// Files that describe a dataset and hold no rows.
+const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
-/// The data files of a folder that is one task; None if it is a folder of tasks.
+/// Whether a file's name is one of those that describe a dataset and hold no rows.
+pub fn describes_dataset(name: &str) -> bool {
+    DESCRIPTIONS.contains(&name)
+}
+
+/// The data files of a folder that is one task, split as the same files on the Hub are; None if it is a folder of tasks.
 ///
 /// Such a folder is a saved `DatasetDict` or `Dataset`, or has nothing but data files named after splits: `train.parquet`
 /// and `test.parquet`, or shards such as `train-00000-of-00002.parquet`.
@@ -23,16 +28,14 @@ pub(crate) fn files(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     let files = if folder.join("dataset_dict.json").is_file() {
         saved_splits(folder)?
     } else if folder.join("state.json").is_file() {
-        saved_files(folder, None)?
+        return Ok(Some(saved_files(folder)?.into_iter().map(|file| (None, file)).collect()));
     } else {
         match named_after_splits(folder)? {
             Some(files) => files,
             None => return Ok(None),
         }
     };
-    // A test split of the same rows is needed sooner or later, and the hash gives one.
-    let only_train = files.iter().all(|(split, _)| *split == Some(Split::Train));
-    Ok(Some(files.into_iter().map(|(split, file)| (split.filter(|_| !only_train), file)).collect()))
+    Ok(Some(files.by_split()))
 }
 
 /// The name of the task that a folder is: `data`, as on the Hub, is no name.
@@ -63,9 +66,9 @@ struct DatasetFile {
     filename: String,
 }
 
-fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
+fn saved_splits(folder: &Path) -> Result<SplitFiles> {
     let dict: DatasetDict = read_json(&folder.join("dataset_dict.json"))?;
-    let mut files = Vec::new();
+    let mut files = SplitFiles::default();
     for name in &dict.splits {
         let split = split_named(name).ok_or_else(|| {
             let place = folder.join(name);
@@ -75,12 +78,12 @@ fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
                 place.display()
             ))
         })?;
-        files.extend(saved_files(&folder.join(plain(name, folder)?), Some(split))?);
+        saved_files(&folder.join(plain(name, folder)?))?.into_iter().for_each(|file| files.add(split, file));
     }
     Ok(files)
 }
 
-fn saved_files(folder: &Path, split: Option<Split>) -> Result<Vec<SplitFile>> {
+fn saved_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let state: DatasetState = read_json(&folder.join("state.json"))?;
     if state.indices.is_some_and(|files| !files.is_empty()) {
         return Err(TaskError::Data(format!(
@@ -88,7 +91,7 @@ fn saved_files(folder: &Path, split: Option<Split>) -> Result<Vec<SplitFile>> {
             folder.display()
         )));
     }
-    let file = |file: &DatasetFile| Ok((split, folder.join(plain(&file.filename, folder)?)));
+    let file = |file: &DatasetFile| Ok(folder.join(plain(&file.filename, folder)?));
     state.data_files.iter().map(file).collect()
 }
 
@@ -106,9 +109,9 @@ fn plain<'n>(name: &'n str, folder: &Path) -> Result<&'n str> {
     Ok(name)
 }
 
-/// The files of a folder that has nothing but data files of several splits, or shards of one.
-fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
-    let mut files = Vec::new();
+/// The files of a folder that has nothing but data files named after splits.
+fn named_after_splits(folder: &Path) -> Result<Option<SplitFiles>> {
+    let mut files = SplitFiles::default();
     let mut shards = Vec::new();
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut entries = entries.map_err(TaskError::read(format!("the folder {}", folder.display())))?;
@@ -118,24 +121,15 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
         if name.ends_with(".toml") {
             return Ok(None);
         }
-        let Some(stem) = file_formats::data_stem(&name).filter(|_| !name.starts_with('.') && entry.path().is_file())
-        else {
-            continue;
-        };
+        let is_rows = !name.starts_with('.') && !describes_dataset(&name) && entry.path().is_file();
+        let Some(stem) = file_formats::data_stem(&name).filter(|_| is_rows) else { continue };
         let (name, shard) = shard(stem).map_or((stem, None), |(name, shard)| (name, Some(shard)));
         let Some(split) = split_named(name) else { return Ok(None) };
         shards.extend(shard.map(|(number, count)| (split, number, count)));
-        files.push((Some(split), entry.path()));
-    }
-    let splits = |split| files.iter().any(|(own, _)| *own == Some(split));
-    let several = [Split::Train, Split::Validation, Split::Test].into_iter().filter(|split| splits(*split)).count() > 1;
-    if shards.is_empty() && !several {
-        return Ok(None);
+        files.add(split, entry.path());
     }
     ensure_complete(&shards, folder)?;
-    // As `datasets` orders them: train, validation, test.
-    files.sort_by_key(|(split, _)| *split);
-    Ok(Some(files))
+    Ok((files != SplitFiles::default()).then_some(files))
 }
 
 /// Refuses a folder that lacks one of the shards that the others' names promise.
@@ -168,7 +162,7 @@ fn split_named(name: &str) -> Option<Split> {
     match name.to_lowercase().as_str() {
         "train" | "training" => Some(Split::Train),
         "validation" | "valid" | "val" | "dev" => Some(Split::Validation),
-        "test" | "testing" => Some(Split::Test),
+        "test" | "testing" | "eval" | "evaluation" => Some(Split::Test),
         _ => None,
     }
 }

@@ -17,13 +17,29 @@ pub struct SplitFiles {
     pub test: Vec<PathBuf>,
 }
 
+/// A data file, with the split it is for; None: split by hash.
+pub(crate) type SplitFile = (Option<Split>, PathBuf);
+
 impl SplitFiles {
-    /// The files, each with the split it is for; None: split by hash.
-    pub(crate) fn by_split(&self) -> Vec<(Option<Split>, &PathBuf)> {
+    /// The files, each with the split it is for.
+    pub(crate) fn by_split(&self) -> Vec<SplitFile> {
+        // What has no files is needed sooner or later, and is split off the train rows.
         let whole = !self.validation.is_empty() && !self.test.is_empty();
-        let train = self.train.iter().map(|file| (whole.then_some(Split::Train), file));
-        let validation = self.validation.iter().map(|file| (Some(Split::Validation), file));
-        train.chain(validation).chain(self.test.iter().map(|file| (Some(Split::Test), file))).collect()
+        let splits = [
+            (whole.then_some(Split::Train), &self.train),
+            (Some(Split::Validation), &self.validation),
+            (Some(Split::Test), &self.test),
+        ];
+        splits.into_iter().flat_map(|(split, files)| files.iter().map(move |file| (split, file.clone()))).collect()
+    }
+
+    /// Adds a file.
+    pub(crate) fn add(&mut self, split: Split, file: PathBuf) {
+        match split {
+            Split::Validation => self.validation.push(file),
+            Split::Test => self.test.push(file),
+            Split::Train | Split::All => self.train.push(file),
+        }
     }
 }
 

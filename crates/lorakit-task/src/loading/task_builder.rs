@@ -1,6 +1,6 @@
 //! From a task's config to the task: reads its data files, renders its rows and splits them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lorakit_format::hash::sha256;
 
@@ -8,7 +8,7 @@ use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
 use crate::error::{At, Result, TaskError};
 use crate::json_value::canonical;
-use crate::loading::split_files::SplitFiles;
+use crate::loading::split_files::{SplitFile, SplitFiles};
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, stem};
 use crate::metric::Metric;
@@ -32,7 +32,7 @@ pub(crate) fn build(config: &TaskConfig, path: &Path, data: Option<&Path>) -> Re
 /// Builds a task of downloaded files; `path` is what the user typed.
 pub(crate) fn build_of_files(files: &SplitFiles, path: &Path, columns: &ColumnNames) -> Result<Task> {
     let config = TaskConfig { columns: columns.clone(), ..TaskConfig::of_data_file(path) };
-    let read = |(split, file): (Option<Split>, &PathBuf)| Ok((split, DataFile::read(file)?));
+    let read = |(split, file): SplitFile| Ok((split, DataFile::read(&file)?));
     let read = files.by_split().into_iter().map(read).collect::<Result<_>>()?;
     assemble_files(&config, &files.name, path, read)
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::column_names::ColumnNames;
 use crate::error::{Result, TaskError};
-use crate::loading::dataset_folder::{self, SplitFile};
+use crate::loading::dataset_folder;
+use crate::loading::split_files::SplitFile;
 use crate::metric::Metric;
 use crate::split::Split;
 

@@ -7,8 +7,8 @@ use crate::error::{Result, TaskError};
 use crate::loading::dataset_folder;
 use crate::source::file_formats::data_stem;
 
-/// The task TOMLs, data files and folders that are one task under a folder, sorted by file name within each folder. Links to
-/// folders are not followed: they can form cycles.
+/// The task TOMLs, data files and folders that are one task under a folder, sorted by file name within each folder. Files
+/// that describe a dataset are left out. Links to folders are not followed: they can form cycles.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     list_into(folder, &mut files)?;
@@ -30,7 +30,7 @@ fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
                 Some(_) => files.push(path),
                 None => list_into(&path, files)?,
             }
-        } else if split_name(&path).1 {
+        } else if split_name(&path).1 && !dataset_folder::describes_dataset(&entry.file_name().to_string_lossy()) {
             files.push(path);
         }
     }
