@@ -45,15 +45,20 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
 fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Option<Split>, DataFile)>) -> Result<Task> {
     let reader = RowReader::new(config)?;
     let split_seed = config.split_seed.unwrap_or(0);
-    let (mut rows, mut warnings) = (Vec::new(), Vec::new());
+    let (mut rows, mut warnings, mut undesired) = (Vec::new(), Vec::new(), 0);
     for (own, file) in &files {
         let place = || file.path.display().to_string();
         for row in read_rows(config, &reader, file).at(place)? {
+            let Some(row) = row else {
+                undesired += 1;
+                continue;
+            };
             refuse_mixture(&row, rows.first()).at(place)?;
             let split = own.unwrap_or_else(|| split_of(&files, &row, split_seed));
             rows.push((split, row));
         }
     }
+    warnings.extend(left_out(undesired, rows.len()).at(|| path.display().to_string())?);
     if let Some(warning) = rows.first().and_then(|(_, row): &(Split, Row)| reader.warning(&row.fields)) {
         warnings.push(warning.to_owned());
     }
@@ -83,7 +88,22 @@ fn read_files(
     files.into_iter().map(|(split, file)| Ok((split, DataFile::read(&file)?))).collect()
 }
 
-fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result<Vec<Row>> {
+/// What is said of rows that were not to be learned; an error if there are no others.
+fn left_out(undesired: usize, others: usize) -> Result<Option<String>> {
+    match (undesired, others) {
+        (0, _) => Ok(None),
+        (_, 0) => Err(TaskError::Data(
+            "no row is left: the `label` of each is false, so that its completion is not desired".to_owned(),
+        )),
+        _ => Ok(Some(format!(
+            "{undesired} of {} rows are left out: their `label` is false, so that their completions are not desired",
+            undesired + others
+        ))),
+    }
+}
+
+/// The rows of a file; None for one that is not to be learned.
+fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result<Vec<Option<Row>>> {
     let instruction = match &config.instruction_at {
         Some(at) => Some(file.document.text_at(at).at(|| "`instruction_at`")?),
         None => config.instruction.clone(),

@@ -28,6 +28,11 @@ pub(crate) trait RowFormat: Sync {
         None
     }
 
+    /// Whether the row is not to be learned, and so left out.
+    fn is_undesired(&self, _: &Columns) -> bool {
+        false
+    }
+
     /// What of such rows is not used, as a sentence.
     fn warning(&self, columns: &Columns) -> Option<&'static str> {
         let is_filled =

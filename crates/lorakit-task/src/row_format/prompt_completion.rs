@@ -37,6 +37,11 @@ impl RowFormat for PromptCompletion {
     fn delimiter(&self) -> Option<&'static str> {
         Some("")
     }
+
+    /// As KTO's rows say.
+    fn is_undesired(&self, columns: &Columns) -> bool {
+        columns.get("label") == Some(&Value::Bool(false))
+    }
 }
 
 /// A prompt and what follows it.

@@ -57,9 +57,12 @@ impl RowReader {
         Ok(RowReader { columns, templates, prompt, answer, delimiter })
     }
 
-    /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
-    pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
+    /// Reads one row; None if it is not to be learned. `number` counts from 1; `instruction` is the task's, not the row's.
+    pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Option<Row>> {
         let columns = Columns::new(row, &self.columns, instruction)?;
+        if !self.has_templates() && format_of(&columns).is_undesired(&columns) {
+            return Ok(None);
+        }
         let (prompt, answer, kind) = self.parts(&columns).map_err(|error| match error {
             TaskError::MissingColumn { column, present, formats } => {
                 TaskError::MissingColumn { column, present, formats: formats + &expected_columns() }
@@ -68,7 +71,7 @@ impl RowReader {
         })?;
         let own = format_of(&columns).delimiter().filter(|_| !self.has_templates()).map(str::to_owned);
         let delimiter = self.delimiter.clone().or(own).unwrap_or_else(|| default_delimiter(&prompt));
-        Ok(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer })
+        Ok(Some(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer }))
     }
 
     /// What of such rows is not used, as a sentence.
@@ -194,7 +197,7 @@ mod tests {
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);
         let row = SourceRow { fields: fields.as_object().unwrap(), written: None };
-        RowReader::new(&config)?.read(1, row, instruction)
+        Ok(RowReader::new(&config)?.read(1, row, instruction)?.unwrap())
     }
 
     fn without_config(fields: Value) -> Row {
