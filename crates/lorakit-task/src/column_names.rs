@@ -115,7 +115,8 @@ const OUTPUTS: [&str; 13] = [
 
 /// The `--columns` that would name the columns of a row: a guess for its error message.
 pub(crate) fn suggestion(fields: &Map<String, Value>) -> Option<String> {
-    let named = |name: &str| fields.keys().find(|key| key.eq_ignore_ascii_case(name)).map(String::as_str);
+    let given = || fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
+    let named = |name: &str| given().find(|key| key.eq_ignore_ascii_case(name));
     let found = |names: &[&str]| names.iter().find_map(|name| named(name));
     let (input, output) = (found(&INPUTS), found(&OUTPUTS)?);
     let mut pairs = Vec::new();

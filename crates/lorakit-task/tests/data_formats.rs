@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lorakit_task::{ColumnNames, Row, Split, Task, TaskLoader};
+use lorakit_task::{ColumnNames, Row, RowKind, Split, SplitFiles, Task, TaskLoader};
 use serde_json::{Map, Value};
 
 /// The files that `fixtures/make_rows.py` wrote.
@@ -86,8 +86,8 @@ fn folders_are_tasks_named_after_them() {
     let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
     let found: Vec<_> = tasks.iter().map(|task| (task.name.as_str(), task.count(Split::All))).collect();
-    assert_eq!(found, [("train", 1), ("only", 50), ("pets", 3), ("words", 2)]);
-    assert_eq!((counts(&tasks[2]), counts(&tasks[3])), ([2, 0, 1], [1, 1, 0]));
+    assert_eq!(found, [("loose", 1), ("only", 50), ("pets", 3), ("words", 2)]);
+    assert_eq!((counts(&tasks[2]), counts(&tasks[3])[1]), ([2, 0, 1], 1));
     // Rows of a train split alone are split by hash.
     assert!(counts(&tasks[1]).iter().all(|count| *count > 0), "{:?}", counts(&tasks[1]));
     assert_eq!(load(&folder.path().join("words/data")).name, "words");
@@ -95,6 +95,124 @@ fn folders_are_tasks_named_after_them() {
     fs::remove_file(folder.path().join("pets/train-00001-of-00002.jsonl")).unwrap();
     let error = message(&folder.path().join("pets"));
     assert!(error.contains("train has no shard 00001 of 00002"), "{error}");
+}
+
+/// As a dataset on the Hub: `hub:datasets/...` of the same files.
+#[test]
+fn a_folder_has_the_splits_that_the_hub_s_dataset_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, rows: std::ops::Range<usize>| {
+        let path = folder.path().join(name);
+        let lines: Vec<String> = rows.map(|n| format!(r#"{{"input": "{n}", "output": "x"}}"#)).collect();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, lines.join("\n")).unwrap();
+        vec![path]
+    };
+    for (number, (validation, test)) in [(0, 0), (0, 7), (7, 0), (7, 8)].into_iter().enumerate() {
+        let split = |name: &str, rows| write(&format!("{number}/{name}.jsonl"), rows);
+        let of = |name: &str, count: usize, from: usize| match count {
+            0 => Vec::new(),
+            count => split(name, from..from + count),
+        };
+        let files = SplitFiles {
+            name: number.to_string(),
+            train: of("train", 40, 0),
+            validation: of("validation", validation, 100),
+            test: of("test", test, 200),
+        };
+        let downloads = [("hub:datasets/a/d".to_owned(), files)].into();
+        let hub = TaskLoader { downloads, ..TaskLoader::default() }.load(&["hub:datasets/a/d".into()]).unwrap();
+        let local = load(&folder.path().join(number.to_string()));
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            let rows = |task: &Task| fields(&task.rows(split, None).unwrap());
+            assert_eq!(rows(&local), rows(&hub[0]), "{split}, {validation} validation, {test} test");
+        }
+        assert_eq!((&local.name, local.sha256()), (&hub[0].name, hub[0].sha256()));
+    }
+}
+
+#[test]
+fn files_about_a_dataset_are_no_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = "{\"input\": \"a\", \"output\": \"o\"}\n";
+    let about = "{\"default\": {\"features\": {}}}";
+    for (file, text) in [
+        ("pets/data/train-00000-of-00001.jsonl", row),
+        ("pets/dataset_infos.json", about),
+        ("words/train.jsonl", row),
+        ("words/test.jsonl", row),
+        ("words/dataset_info.json", about),
+    ] {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let names = |path: &Path| -> Vec<String> {
+        Task::load(&path.display().to_string(), None).unwrap().into_iter().map(|task| task.name).collect()
+    };
+    assert_eq!(names(folder.path()), ["pets", "words"]);
+    assert_eq!(names(&folder.path().join("pets")), ["pets"]);
+}
+
+#[test]
+fn columns_that_are_null_are_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.jsonl");
+    let read = |row: &str| {
+        fs::write(&path, format!("{row}\n")).unwrap();
+        Task::load(&path.display().to_string(), None)
+    };
+    let row = |text: &str| {
+        let row = read(text).unwrap()[0].rows(Split::All, None).unwrap()[0].clone();
+        (row.prompt.clone(), row.target().to_owned())
+    };
+    let expected = |prompt: &str| (prompt.to_owned(), "hi".to_owned());
+    assert_eq!(row(r#"{"instruction": "Say hi", "input": null, "output": "hi"}"#), expected("Say hi\n"));
+    assert_eq!(row(r#"{"instruction": null, "input": "x", "output": "hi"}"#), expected("x\n"));
+    assert_eq!(row(r#"{"instruction": null, "input": "x", "output": "hi", "n": 2.50}"#), expected("x\n"));
+    let others = ["messages", "choices", "chosen", "conversations", "prompt", "completion", "text"];
+    for other in others {
+        assert_eq!(row(&format!(r#"{{"{other}": null, "input": "x", "output": "hi"}}"#)), expected("x\n"), "{other}");
+    }
+    assert_eq!(row(r#"{"prompt": null, "chosen": "a hi", "rejected": "a no"}"#), ("a".into(), " hi".into()));
+    let text = read(r#"{"text": "hi", "label": null}"#).unwrap().remove(0);
+    assert_eq!(text.rows(Split::All, None).unwrap()[0].kind, RowKind::Text);
+    let error = |text: &str| format!("{:#}", anyhow::Error::from(read(text).unwrap_err()));
+    let null = "`output`: expected a text or a number, found null";
+    assert!(error(r#"{"input": "x", "output": null}"#).ends_with(null));
+    assert!(error(r#"{"text": "x", "output": null}"#).contains("has no `input`; it has `text`"));
+    let missing = error(r#"{"messages": null, "input": "x"}"#);
+    assert!(missing.contains("has no `output`; it has `messages` (null), `input`"), "{missing}");
+    // A task's own instruction takes the place of one that is null.
+    fs::write(folder.path().join("i.toml"), "rows = \"t.jsonl\"\ninstruction = \"Do.\"").unwrap();
+    fs::write(&path, r#"{"instruction": null, "input": "x", "output": "hi"}"#).unwrap();
+    let own = load(&folder.path().join("i.toml"));
+    assert_eq!(own.rows(Split::All, None).unwrap()[0].prompt, "Do.\nx\n");
+    // A template sees what the row has.
+    let toml = "rows = \"t.jsonl\"\nprompt = \"{% if instruction %}!{% endif %}{{ input }}\"";
+    fs::write(folder.path().join("p.toml"), toml).unwrap();
+    assert_eq!(load(&folder.path().join("p.toml")).rows(Split::All, None).unwrap()[0].prompt, "x");
+}
+
+/// KTO's rows say of each completion whether it is desired.
+#[test]
+fn undesired_completions_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kto.jsonl");
+    let row = |n: usize, label: &str| format!(r#"{{"prompt": "p{n}", "completion": " c", "label": {label}}}"#);
+    let rows = [row(1, "true"), row(2, "false"), row(3, "null"), row(4, "false")];
+    fs::write(&path, rows.join("\n")).unwrap();
+    let task = load(&path);
+    let numbers: Vec<usize> = task.rows(Split::All, None).unwrap().iter().map(|row| row.number).collect();
+    assert_eq!(numbers, [1, 3]);
+    let expected = "2 of 4 rows are left out: their `label` is false, so that their completions are not desired";
+    assert_eq!(task.warnings, [expected]);
+    fs::write(&path, row(2, "false")).unwrap();
+    assert!(message(&path).contains("no row is left: the `label` of each is false"), "{}", message(&path));
+    // A template reads them as it says.
+    let toml = "rows = \"kto.jsonl\"\nprompt = \"{{ prompt }}\"\ntarget = \"{{ label }}\"";
+    fs::write(folder.path().join("t.toml"), toml).unwrap();
+    assert_eq!(load(&folder.path().join("t.toml")).count(Split::All), 1);
 }
 
 #[test]

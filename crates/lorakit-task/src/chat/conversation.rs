@@ -56,19 +56,23 @@ impl Message {
         let Value::Object(fields) = value else {
             return Err(expected("an object with `role` and `content`", json_value::kind(value)));
         };
+        // Templates ask whether a field is defined, and files of fixed columns fill messages up with nulls.
+        let is_given = |(key, value): &(&String, &Value)| key.as_str() == "content" || !value.is_null();
+        let fields: Map<String, Value> =
+            fields.iter().filter(is_given).map(|(key, value)| (key.clone(), value.clone())).collect();
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
             Some(other) => return Err(expected("a text as `role`", json_value::kind(other))),
-            None => return Err(expected("`role`", &json_value::keys(fields))),
+            None => return Err(expected("`role`", &json_value::keys(&fields))),
         };
         let content = match fields.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => parts.iter().map(part_text).collect::<Result<String>>().at(|| "`content`")?,
             None | Some(Value::Null) if fields.contains_key("tool_calls") => String::new(),
             Some(other) => return Err(expected("a text as `content`", json_value::kind(other))),
-            None => return Err(expected("`content`", &json_value::keys(fields))),
+            None => return Err(expected("`content`", &json_value::keys(&fields))),
         };
-        Ok(Message { role, content, fields: fields.clone() })
+        Ok(Message { role, content, fields })
     }
 
     /// The fields, as a template receives them that takes content in parts, or one that takes text alone.

@@ -4,10 +4,12 @@ use serde_json::{Map, Value};
 
 use crate::column_names::{ColumnNames, suggestion};
 use crate::error::{Result, TaskError};
-use crate::json_value;
 use crate::source::document::SourceRow;
 
 /// The columns of one row, always with `instruction`, which is empty unless row or task give one.
+///
+/// A column that is null is as good as absent: files of fixed columns, such as Parquet's, fill up rows with nulls. Only
+/// templates see it, and [`Columns::require`].
 pub(crate) struct Columns {
     fields: Map<String, Value>,
     /// The same with numbers as they are written, if that differs.
@@ -17,7 +19,7 @@ pub(crate) struct Columns {
 impl Columns {
     /// The columns of a row, and those that `names` adds. `instruction` is the task's.
     pub fn new(row: SourceRow<'_>, names: &ColumnNames, instruction: Option<&str>) -> Result<Columns> {
-        if instruction.is_some() && row.fields.contains_key("instruction") {
+        if instruction.is_some() && row.fields.get("instruction").is_some_and(|own| !own.is_null()) {
             return Err(TaskError::Row(
                 "the row has its own `instruction`, and the task file gives one too".to_string(),
             ));
@@ -25,7 +27,10 @@ impl Columns {
         let completed = |fields: &Map<String, Value>| -> Result<Map<String, Value>> {
             let mut columns = fields.clone();
             names.add_to(&mut columns)?;
-            columns.entry("instruction").or_insert_with(|| instruction.unwrap_or_default().into());
+            let own = columns.entry("instruction").or_insert(Value::Null);
+            if own.is_null() {
+                *own = instruction.unwrap_or_default().into();
+            }
             Ok(columns)
         };
         Ok(Columns { fields: completed(row.fields)?, written: row.written.map(completed).transpose()? })
@@ -46,15 +51,21 @@ impl Columns {
 
     /// The columns that row or task give, for messages.
     pub fn present(&self) -> String {
-        let mut present = self.fields.clone();
-        if present.get("instruction").is_some_and(|text| text == "") {
-            present.shift_remove("instruction");
-        }
-        json_value::keys(&present)
+        let given = self.fields.iter().filter(|(name, value)| name.as_str() != "instruction" || *value != "");
+        let given = given.map(|(name, value)| match value {
+            Value::Null => format!("`{name}` (null)"),
+            _ => format!("`{name}`"),
+        });
+        let given: Vec<String> = given.collect();
+        if given.is_empty() { "no keys".into() } else { given.join(", ") }
     }
 
     /// A column that the row may lack; numbers that serde_json would write otherwise are texts, as they are written.
     pub fn get(&self, column: &str) -> Option<&Value> {
+        self.column(column).filter(|value| !value.is_null())
+    }
+
+    fn column(&self, column: &str) -> Option<&Value> {
         self.written.as_ref().unwrap_or(&self.fields).get(column)
     }
 
@@ -65,9 +76,9 @@ impl Columns {
         keys.try_fold(column, |value, key| value.get(key))
     }
 
-    /// A column that the row must have.
+    /// A column that the row must have; it may be null.
     pub fn require(&self, column: &str) -> Result<&Value> {
-        self.get(column).ok_or_else(|| self.missing(column))
+        self.column(column).ok_or_else(|| self.missing(column))
     }
 
     /// The error for a column that the row lacks.

@@ -15,7 +15,7 @@ impl RowFormat for Instruction {
     }
 
     fn matches(&self, columns: &Columns) -> bool {
-        columns.get("output").is_some()
+        columns.as_map().contains_key("output")
     }
 
     fn prompt(&self, columns: &Columns) -> Result<String> {

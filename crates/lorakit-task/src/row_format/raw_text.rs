@@ -16,8 +16,8 @@ impl RowFormat for RawText {
     }
 
     fn matches(&self, columns: &Columns) -> bool {
-        // A column such as `label` may be the answer to the text.
-        let answered = columns.get("output").is_some() || suggestion(columns.as_map()).is_some();
+        // A column such as `label` may be the answer to the text. `output` is one, even if it is null.
+        let answered = columns.as_map().contains_key("output") || suggestion(columns.as_map()).is_some();
         columns.get("text").is_some() && !answered
     }
 
