@@ -56,9 +56,14 @@ fn tokenizer(template: Option<&str>) -> Tokenizer {
 }
 
 fn task(rows: &[Value]) -> Task {
+    task_of(&rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+}
+
+/// The task of a file of rows.
+fn task_of(text: &str) -> Task {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
-    fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    fs::write(&path, text).unwrap();
     Task::load(&path.display().to_string(), None).unwrap().remove(0)
 }
 
@@ -135,10 +140,43 @@ fn replies_of_weight_0_carry_no_loss() {
 
 #[test]
 fn columns_of_system_texts_and_history_are_said_to_be_unused() {
+    let written = r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0.00},
+        {"from": "human", "value": "a"}, {"from": "gpt", "value": "d"}]}"#;
+    let written = task_of(&format!("[{written}, {written}]"));
+    let example = Example::encode(written.rows(Split::All, None).unwrap()[0], &tokenizer, 999).unwrap();
+    let shown = marked(&example, &tokenizer);
+    assert!(!shown.contains("[b") && shown.contains("[d<|im_end|>]"), "{shown}");
     let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
     assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("`system` and `history` are not used"));
     assert!(task(&[row(""), row("")]).warnings.is_empty());
 }
+/// LLaMA-Factory's form of a call, and of the messages that `datasets` fills with nulls.
+#[test]
+fn calls_of_functions_are_replies() {
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls %}\
+                    <{{ call.function.name }}({{ call.function.arguments | tojson }})>{% endfor %}</s>{% endfor %}";
+    let tokenizer = self::tokenizer(Some(template));
+    let shown = |row: Value| marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
+    let turn = |from: &str, value: &str| json!({"from": from, "value": value});
+    let turns = |call: &str| {
+        json!({"conversations": [turn("human", "a"), turn("function_call", call),
+        turn("observation", "7"), turn("gpt", "b")]})
+    };
+    let call = r#"{"name": "f", "arguments": {"x": 1}}"#;
+    let expected = "user:a</s>assistant:[<f({\"x\": 1})></s>]tool:7</s>assistant:[b</s>]";
+    assert_eq!(shown(turns(call)), expected);
+    assert_eq!(shown(turns(&format!("[{call}]"))), expected);
+    let unaware = Some("{% for m in messages %}{{ m.content }}</s>{% endfor %}");
+    let error = encode(turns(call), &self::tokenizer(unaware), 999).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("does not render `tool_calls`"));
+    // What is no call is the reply as it stands.
+    assert!(shown(turns("f(1)")).contains("assistant:[f(1)</s>]tool"));
+    let filled = json!([{"role": "user", "content": "a", "tool_calls": null}, {"role": "assistant", "content": "b", "tool_calls": null}]);
+    assert_eq!(shown(json!({"messages": filled})), "user:a</s>assistant:[b</s>]");
+    let empty = encode(json!({"messages": [{"role": "user", "content": null, "tool_calls": null}]}), &tokenizer, 999);
+    assert!(empty.is_err());
+}
+
 
 #[test]
 fn the_prompt_is_what_stands_before_the_last_reply() {

@@ -89,6 +89,12 @@ impl Message {
         self.is_reply() && self.fields.get("weight").and_then(Value::as_f64) == Some(0.0)
     }
 
+    /// The functions that it calls, by name.
+    fn called(&self) -> impl Iterator<Item = &str> {
+        let calls = self.fields.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
+    }
+
     /// Whether a model writes it.
     pub(crate) fn is_reply(&self) -> bool {
         self.role == ASSISTANT
@@ -119,6 +125,13 @@ impl Conversation {
     /// The index of the last reply.
     pub(crate) fn last_reply(&self) -> Option<usize> {
         self.messages.iter().rposition(Message::is_reply)
+    }
+
+    /// A function that a reply without text calls, and whose name is not in the rendered conversation.
+    pub(crate) fn left_out_call<'c>(&'c self, rendered: &str) -> Option<&'c str> {
+        let learned = self.messages.iter().skip(self.given);
+        let calls = learned.filter(|message| message.is_reply() && message.content.trim().is_empty());
+        calls.flat_map(Message::called).find(|name| !rendered.contains(name))
     }
 
     /// The first `n` messages.

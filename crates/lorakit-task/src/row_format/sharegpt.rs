@@ -1,6 +1,6 @@
 //! Rows of `conversations`, as ShareGPT, FastChat and LLaMA-Factory have them.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
 use crate::error::{At, Result, TaskError};
@@ -13,8 +13,11 @@ use crate::row_format::messages;
 /// `conversations`, a list of objects with `from` and `value`; optionally `system` and `tools`.
 pub(crate) struct ShareGpt;
 
+/// LLaMA-Factory's name for replies that call functions.
+const FUNCTION_CALL: &str = "function_call";
+
 /// What `from` may be, with the role it stands for.
-const ROLES: [(&str, &str); 12] = [
+const ROLES: [(&str, &str); 13] = [
     ("human", USER),
     ("user", USER),
     ("gpt", ASSISTANT),
@@ -24,6 +27,7 @@ const ROLES: [(&str, &str); 12] = [
     ("bot", ASSISTANT),
     ("bing", ASSISTANT),
     ("bard", ASSISTANT),
+    (FUNCTION_CALL, ASSISTANT),
     ("system", SYSTEM),
     ("tool", "tool"),
     ("observation", "tool"),
@@ -56,7 +60,8 @@ impl RowFormat for ShareGpt {
 }
 
 fn conversation(columns: &Columns) -> Result<Conversation> {
-    let value = columns.require("conversations")?;
+    // Not as numbers are written: the template receives JSON.
+    let value = columns.as_map().get("conversations").ok_or_else(|| columns.missing("conversations"))?;
     let Value::Array(turns) = value else {
         let found = json_value::kind(value).to_owned();
         return Err(TaskError::Value { expected: "a list of messages".to_owned(), found }.at("`conversations`"));
@@ -73,7 +78,7 @@ fn conversation(columns: &Columns) -> Result<Conversation> {
 }
 
 fn message(turn: &Value) -> Result<Message> {
-    if turn.get("role").is_some() {
+    if turn.get("role").is_some_and(|role| !role.is_null()) {
         return Message::read(turn);
     }
     let field = |key: &str| {
@@ -88,18 +93,32 @@ fn message(turn: &Value) -> Result<Message> {
         name: from.to_owned(),
         known: ROLES.map(|(name, _)| name).join(", "),
     })?;
-    let message = Message::new(role.1, value);
+    let message = match tool_calls(value).filter(|_| from == FUNCTION_CALL) {
+        Some(calls) => Message::new(role.1, "").with_field("tool_calls", calls),
+        None => Message::new(role.1, value),
+    };
     Ok(match turn.get("weight") {
         Some(weight) => message.with_field("weight", weight.clone()),
         None => message,
     })
 }
 
+/// The calls of a text of JSON, `{"name": ..., "arguments": ...}` or a list of these, as templates receive them; None if it
+/// is something else.
+fn tool_calls(text: &str) -> Option<Value> {
+    let calls = match serde_json::from_str(text).ok()? {
+        Value::Array(calls) => calls,
+        call => vec![call],
+    };
+    let is_call = |call: &Value| call.get("name").is_some_and(Value::is_string) && call.get("arguments").is_some();
+    let calls_all = !calls.is_empty() && calls.iter().all(is_call);
+    calls_all.then(|| calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::json;
 
     fn roles(fields: Value) -> Result<Vec<(String, String)>> {
         let RowKind::Conversation(read) = ShareGpt.kind(&Columns::of(&fields))? else { unreachable!() };

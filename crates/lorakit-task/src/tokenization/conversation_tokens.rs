@@ -38,6 +38,11 @@ impl ConversationTokens {
                 None => break (rendered, encoding),
             }
         };
+        if let Some(function) = kept.left_out_call(&rendered.text) {
+            return Err(TaskError::Row(format!(
+                "the chat template does not render `tool_calls`: of a reply that calls `{function}` nothing would be left to learn"
+            )));
+        }
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
         let special_token = |text: &str| tokenizer.special_token_at(text);
         let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
