@@ -85,6 +85,8 @@ fn few_shot_prompts_begin_with_train_rows() {
     assert_contains(&config, &["\"num_fewshot\": 2"]);
     assert_eq!(shots("0")[0], "boy\n");
     assert_contains(&work.eval(&["--router", "base", "--num-fewshot", "8"]).failed(1), &["7 train rows", "8 examples"]);
+    // As many as there are: only train rows would lack one.
+    assert_eq!(shots("7")[0].matches("\n\n").count(), 7);
 }
 
 #[test]

@@ -103,7 +103,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let mut options = EvalOptions { split: args.split, limit, ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
     let tasks = args.load_tasks(&fit, &options, &mut failures, context)?;
-    let prompted = tasks.iter().map(|task| task.with_few_shot(args.num_fewshot)).collect::<Result<Vec<_>, _>>()?;
+    let with_examples = |task: &Task| task.with_few_shot(args.num_fewshot, args.split);
+    let prompted = tasks.iter().map(with_examples).collect::<Result<Vec<_>, _>>()?;
     context.output.status(RowCounts::new(&tasks, &options));
     let routers = distinct(&args.router);
     warn_of_fits(&routers, &fit, args.split, context);

@@ -1,27 +1,32 @@
 //! Few-shot prompts: train rows with their answers before each row's own prompt.
 
-use crate::error::{Result, TaskError};
+use crate::chat::conversation::Conversation;
+use crate::error::{At, Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::split::Split;
 use crate::task::Task;
 
 impl Task {
-    /// The task with `shots` examples before every prompt, as lm-evaluation-harness builds a context: the description,
-    /// then of each example its prompt, the target delimiter, its first accepted answer and the few-shot delimiter. The
-    /// examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example of itself.
-    /// Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further example.
+    /// The task with `shots` examples before every prompt of a split, as lm-evaluation-harness builds a context: the
+    /// description, then of each example its prompt, the target delimiter, its first accepted answer and the few-shot
+    /// delimiter. The examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example
+    /// of itself. Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further
+    /// example.
     ///
-    /// A conversation has those of its examples as turns before its own.
+    /// A conversation has those of its examples as turns before its own, and the description as its system message.
     ///
     /// # Errors
-    /// If there are not enough train rows, or the rows are texts.
-    pub fn with_few_shot(&self, shots: usize) -> Result<Task> {
+    /// If there are not enough train rows, the rows are texts, or a conversation has a system message beside the description.
+    pub fn with_few_shot(&self, shots: usize, scored: Split) -> Result<Task> {
         if shots == 0 {
             return Ok(self.clone());
         }
         let train: Vec<&Row> =
             self.rows.iter().filter(|(split, _)| *split == Split::Train).map(|(_, row)| row).collect();
         let rows = self.rows.iter().map(|(split, row)| {
+            if scored != Split::All && *split != scored {
+                return Ok((*split, row.clone()));
+            }
             let others = train.iter().filter(|other| other.fields != row.fields);
             let examples: Vec<&&Row> = others.take(shots).collect();
             if examples.len() < shots {
@@ -37,6 +42,7 @@ impl Task {
             let kind = match &row.kind {
                 RowKind::Plain { .. } => RowKind::Plain { instruction: String::new(), input: prompt.clone() },
                 RowKind::Conversation(own) => {
+                    let own = self.described(own).at(|| format!("task `{}`: row {}", self.name, row.number))?;
                     let shown = examples.iter().filter_map(|example| match &example.kind {
                         RowKind::Conversation(shown) => Some(shown),
                         RowKind::Plain { .. } | RowKind::Text => None,
@@ -55,12 +61,28 @@ impl Task {
         }
         Ok(task)
     }
+
+    /// A conversation after the description of few-shot prompts, if there is one.
+    fn described(&self, conversation: &Conversation) -> Result<Conversation> {
+        let description = self.few_shot.description.trim();
+        if description.is_empty() {
+            return Ok(conversation.clone());
+        }
+        conversation.with_system(description).ok_or_else(|| {
+            TaskError::Row(
+                "`fewshot_description` would be a second system message; leave it out, or the conversation's own"
+                    .to_owned(),
+            )
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::chat::conversation::Message;
+    use crate::row::Answer;
     use std::fs;
 
     fn task(toml: &str, rows: &str) -> Task {
@@ -84,10 +106,10 @@ mod tests {
     #[test]
     fn prompts_begin_with_train_rows_and_their_answers() {
         let plain = task("", r#"{"input": "box", "output": "boxes"}"#);
-        let shown = plain.with_few_shot(2).unwrap();
+        let shown = plain.with_few_shot(2, Split::Test).unwrap();
         assert_eq!(prompts(&shown, Split::Test), ["cat\ncats\n\ndog\ndogs\n\nbox\n"]);
         assert_eq!((shown.sha256(), &shown.generation.stop[..]), (plain.sha256(), &["\n\n".to_owned()][..]));
-        assert_eq!(prompts(&plain.with_few_shot(0).unwrap(), Split::Test), ["box\n"]);
+        assert_eq!(prompts(&plain.with_few_shot(0, Split::Test).unwrap(), Split::Test), ["box\n"]);
     }
 
     #[test]
@@ -97,16 +119,48 @@ mod tests {
             fewshot_description = "Plurals.\n"
             fewshot_delimiter = "\n"
         "#;
-        let shown = task(toml, r#"{"input": "box", "output": "boxes"}"#).with_few_shot(1).unwrap();
+        let shown = task(toml, r#"{"input": "box", "output": "boxes"}"#).with_few_shot(1, Split::Test).unwrap();
         assert_eq!(prompts(&shown, Split::Test), ["Plurals.\nQ: cat\nA: cats\nQ: box\nA:"]);
     }
 
     #[test]
     fn a_row_is_no_example_of_itself() {
-        let shown = task("", TRAIN).with_few_shot(2).unwrap();
+        let shown = task("", TRAIN).with_few_shot(2, Split::All).unwrap();
         assert_eq!(prompts(&shown, Split::Test)[0], "dog\ndogs\n\nfox\nfoxes\n\ncat\n");
         assert_eq!(prompts(&shown, Split::Train)[2], "cat\ncats\n\ndog\ndogs\n\nfox\n");
-        let error = task("", TRAIN).with_few_shot(3).unwrap_err().to_string();
+        let error = task("", TRAIN).with_few_shot(3, Split::Test).unwrap_err().to_string();
         assert!(error.contains("3 train rows"), "{error}");
+    }
+
+    #[test]
+    fn rows_that_are_not_scored_need_no_examples() {
+        let three = task("", r#"{"input": "box", "output": "boxes"}"#);
+        let shown = three.with_few_shot(3, Split::Test).unwrap();
+        assert_eq!(prompts(&shown, Split::Test), ["cat\ncats\n\ndog\ndogs\n\nfox\nfoxes\n\nbox\n"]);
+        assert_eq!(prompts(&shown, Split::Train), prompts(&three, Split::Train));
+        assert!(three.with_few_shot(3, Split::All).is_err());
+    }
+
+    #[test]
+    fn the_description_of_a_conversation_is_its_system_message() {
+        let chat = |messages: &[(&str, &str)]| {
+            let messages: Vec<_> = messages.iter().map(|(role, text)| Message::new(role, text)).collect();
+            let (fields, answer) = (serde_json::Map::new(), Answer::Text(vec!["b".into()]));
+            let kind = RowKind::Conversation(Conversation { given: messages.len() - 1, ..Conversation::new(messages) });
+            Row { kind, ..Row::plain(1, fields, "", "", answer) }
+        };
+        let mut examples = task("fewshot_description = \"Be brief.\\n\"", TRAIN);
+        let train = Row { fields: examples.rows[0].1.fields.clone(), ..chat(&[("user", "c"), ("assistant", "d")]) };
+        let shown = |examples: &mut Task, row: Row| {
+            examples.rows = vec![(Split::Train, train.clone()), (Split::Test, row)];
+            examples.with_few_shot(1, Split::Test)
+        };
+        let prompted = shown(&mut examples, chat(&[("user", "a"), ("assistant", "b")])).unwrap();
+        let RowKind::Conversation(read) = &prompted.rows[1].1.kind else { unreachable!() };
+        let texts: Vec<&str> = read.messages.iter().map(|message| message.content.as_str()).collect();
+        assert_eq!((texts, read.given), (vec!["Be brief.", "c", "d", "a", "b"], 4));
+        assert_eq!(read.messages[0].role, "system");
+        let error = shown(&mut examples, chat(&[("system", "s"), ("user", "a"), ("assistant", "b")])).unwrap_err();
+        assert!(error.chain().contains("row 1: `fewshot_description` would be a second system message"), "{error:?}");
     }
 }
