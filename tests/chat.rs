@@ -83,6 +83,20 @@ fn a_library_is_trained_on_conversations_and_asked_by_them() {
 }
 
 #[test]
+fn replies_that_end_with_no_stop_token_are_said() {
+    let chat = Chat::new();
+    let train = |library: &str| {
+        let train = "train-experts --base @base --set max_steps=1 eval_steps=0 --tasks @messages.jsonl";
+        chat.words(&format!("{train} --library @{library}")).ok().stderr
+    };
+    assert!(!train("ended").contains("stops"));
+    chat.write("base/chat_template.jinja", &TEMPLATE.replace("eos_token", "'\\n'"));
+    let stderr = train("endless");
+    assert_eq!(stderr.matches("with no token at which generation stops").count(), 1, "{stderr}");
+    assert_contains(&stderr, &["task `messages`", "{{ eos_token }}", "--stop"]);
+}
+
+#[test]
 fn what_is_not_used_is_said() {
     let chat = Chat::new();
     let shown = chat.words("task show @dpo.jsonl --base @base --split all --json");

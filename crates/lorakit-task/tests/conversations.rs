@@ -114,6 +114,12 @@ fn every_reply_carries_loss_with_the_token_that_ends_its_turn() {
     // BOS once, by the template.
     assert!(shown(LLAMA_3, LossTokens::Assistant).starts_with("<s><|start_header_id|>user"));
     assert!(shown(LLAMA_3, LossTokens::Assistant).ends_with("<|end_header_id|>\n\n[d<|eot_id|>]"));
+    // `<|im_end|>` ends a turn, but no generation.
+    let stops = |template: &str| encode(two_turns(), &tokenizer(Some(template)), 999).unwrap().has_stop_token;
+    assert_eq!(
+        [CHATML, &CHATML.replace("<|im_end|>", "</s>"), &CHATML.replace("<|im_end|>", "")].map(stops),
+        [false, true, false]
+    );
     let never = RowEncoding { bos: BosTokens::Never, ..RowEncoding::default() };
     let without_bos = tokenizer(Some(LLAMA_3)).with_encoding(never);
     let shown_without = marked(&encode(two_turns(), &without_bos, 999).unwrap(), &without_bos);
@@ -134,22 +140,16 @@ fn replies_of_weight_0_carry_no_loss() {
     let turns = json!({"conversations": [turn("human", 1), turn("gpt", 0), turn("human", 1), turn("gpt", 1)]});
     let shown = marked(&encode(turns, &tokenizer, 999).unwrap(), &tokenizer);
     assert_eq!(shown.matches("[x<|im_end|>]").count(), 1, "{shown}");
-    let error = encode(json!({"messages": [ask, unlearned]}), &tokenizer, 999).unwrap_err();
-    assert!(format!("{:#}", anyhow::Error::from(error)).contains("the last reply has `weight` 0"));
-}
-
-#[test]
-fn columns_of_system_texts_and_history_are_said_to_be_unused() {
     let written = r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0.00},
         {"from": "human", "value": "a"}, {"from": "gpt", "value": "d"}]}"#;
     let written = task_of(&format!("[{written}, {written}]"));
     let example = Example::encode(written.rows(Split::All, None).unwrap()[0], &tokenizer, 999).unwrap();
     let shown = marked(&example, &tokenizer);
     assert!(!shown.contains("[b") && shown.contains("[d<|im_end|>]"), "{shown}");
-    let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
-    assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("`system` and `history` are not used"));
-    assert!(task(&[row(""), row("")]).warnings.is_empty());
+    let error = encode(json!({"messages": [ask, unlearned]}), &tokenizer, 999).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("the last reply has `weight` 0"));
 }
+
 /// LLaMA-Factory's form of a call, and of the messages that `datasets` fills with nulls.
 #[test]
 fn calls_of_functions_are_replies() {
@@ -177,6 +177,12 @@ fn calls_of_functions_are_replies() {
     assert!(empty.is_err());
 }
 
+#[test]
+fn columns_of_system_texts_and_history_are_said_to_be_unused() {
+    let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
+    assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("`system` and `history` are not used"));
+    assert!(task(&[row(""), row("")]).warnings.is_empty());
+}
 
 #[test]
 fn the_prompt_is_what_stands_before_the_last_reply() {
@@ -216,6 +222,44 @@ fn replies_that_change_once_more_follows_carry_no_loss() {
         shown.contains("assistant\n[b<|im_end|>]\n") && shown.ends_with("[<think>y</think>d<|im_end|>]\n"),
         "{shown}"
     );
+}
+
+/// [`THINKING`], with `{% generation %}` around each reply.
+fn thinking_with_blocks() -> String {
+    let content = "{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}";
+    let blocks = "{{- '<|im_start|>' ~ message.role ~ '\\n' }}{% if message.role == 'assistant' %}{% generation %}\
+                  {{ content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}";
+    assert!(THINKING.contains(content));
+    THINKING.replace(content, blocks)
+}
+
+#[test]
+fn blocks_of_replies_that_are_given_or_have_no_weight_carry_no_loss() {
+    let blocks = thinking_with_blocks();
+    let of_turn =
+        |reply: &str| [("user", "u"), ("assistant", reply)].map(|(role, text)| json!({"role": role, "content": text}));
+    let [given, first, last] = ["<think>x</think>GIVEN", "<think>x</think>b", "<think>y</think>d"].map(of_turn);
+    let (prompt, completion) = ([&given[..], &first[..1]].concat(), [&first[1..], &last].concat());
+    let row = json!({"prompt": prompt, "completion": completion});
+    let shown = |template: &str, row: &Value| {
+        let tokenizer = tokenizer(Some(template));
+        let example = encode(row.clone(), &tokenizer, 999).unwrap();
+        (example.reply_source, marked(&example, &tokenizer))
+    };
+    let (source, text) = shown(&blocks, &row);
+    assert_eq!(source, ReplySource::GenerationBlocks);
+    assert!(text.contains("assistant\nGIVEN<|im_end|>") && text.contains("[b<|im_end|>]"), "{text}");
+    assert!(text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
+    let mut unlearned = given.clone();
+    unlearned[1]["weight"] = json!(0);
+    let messages = [&unlearned[..], &first, &last].concat();
+    let (source, weighted) = shown(&blocks, &json!({ "messages": messages }));
+    assert_eq!((source, weighted), (ReplySource::GenerationBlocks, text.clone()));
+    // Two blocks of one reply: whose they are is not known.
+    let doubled = blocks.replace("{{ content ~", "{% endgeneration %}{% generation %}{{ content ~");
+    let (source, text) = shown(&doubled, &row);
+    assert_eq!(source, ReplySource::LastReply);
+    assert!(text.contains("\nb<|im_end|>") && text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
 }
 
 #[test]
@@ -262,44 +306,6 @@ fn plain_rows_texts_and_bos() {
     let gemma = tokenizer(Some(GEMMA)).with_encoding(chat);
     let without_system = marked(&encode(alpaca, &gemma, 999).unwrap(), &gemma);
     assert_eq!(without_system, "<s><start_of_turn>user\ni\na<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]\n");
-/// [`THINKING`], with `{% generation %}` around each reply.
-fn thinking_with_blocks() -> String {
-    let content = "{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}";
-    let blocks = "{{- '<|im_start|>' ~ message.role ~ '\\n' }}{% if message.role == 'assistant' %}{% generation %}\
-                  {{ content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}";
-    assert!(THINKING.contains(content));
-    THINKING.replace(content, blocks)
-}
-
-#[test]
-fn blocks_of_replies_that_are_given_or_have_no_weight_carry_no_loss() {
-    let blocks = thinking_with_blocks();
-    let of_turn =
-        |reply: &str| [("user", "u"), ("assistant", reply)].map(|(role, text)| json!({"role": role, "content": text}));
-    let [given, first, last] = ["<think>x</think>GIVEN", "<think>x</think>b", "<think>y</think>d"].map(of_turn);
-    let (prompt, completion) = ([&given[..], &first[..1]].concat(), [&first[1..], &last].concat());
-    let row = json!({"prompt": prompt, "completion": completion});
-    let shown = |template: &str, row: &Value| {
-        let tokenizer = tokenizer(Some(template));
-        let example = encode(row.clone(), &tokenizer, 999).unwrap();
-        (example.reply_source, marked(&example, &tokenizer))
-    };
-    let (source, text) = shown(&blocks, &row);
-    assert_eq!(source, ReplySource::GenerationBlocks);
-    assert!(text.contains("assistant\nGIVEN<|im_end|>") && text.contains("[b<|im_end|>]"), "{text}");
-    assert!(text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
-    let mut unlearned = given.clone();
-    unlearned[1]["weight"] = json!(0);
-    let messages = [&unlearned[..], &first, &last].concat();
-    let (source, weighted) = shown(&blocks, &json!({ "messages": messages }));
-    assert_eq!((source, weighted), (ReplySource::GenerationBlocks, text.clone()));
-    // Two blocks of one reply: whose they are is not known.
-    let doubled = blocks.replace("{{ content ~", "{% endgeneration %}{% generation %}{{ content ~");
-    let (source, text) = shown(&doubled, &row);
-    assert_eq!(source, ReplySource::LastReply);
-    assert!(text.contains("\nb<|im_end|>") && text.ends_with("[<think>y</think>d<|im_end|>]\n"), "{text}");
-}
-
     let texts = task(&[json!({"text": "ab"}), json!({"text": "c</s>"})]);
     let rows = texts.rows(Split::All, None).unwrap();
     let plain = tokenizer(None);

@@ -184,7 +184,8 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
     Ok(both)
 }
 
-/// Warns of conversations of which earlier replies are not where the template renders them at the end.
+/// Warns of conversations whose replies end with no token at which generation stops, and of those of which earlier replies
+/// are not where the template renders them at the end.
 fn warn_of_replies(task: &Task, rows: &[Vec<Example>; 2], context: &TrainContext) {
     for (source, loss) in [
         (ReplySource::GenerationBlocks, "the loss is on the template's {% generation %} blocks"),
@@ -198,6 +199,16 @@ fn warn_of_replies(task: &Task, rows: &[Vec<Example>; 2], context: &TrainContext
                 pluralize(found, "conversation")
             ));
         }
+    }
+    let endless = rows.iter().flatten().filter(|example| !example.has_stop_token).count();
+    if endless > 0 {
+        context.reporter.warn(&format!(
+            "task `{}`: the chat template ends the replies of {} with no token at which generation stops, so that the expert \
+             does not learn to stop. End replies with `{{{{ eos_token }}}}` in the base's chat template, add the token that \
+             ends them to `eos_token_id` in its generation_config.json, or generate with --stop",
+            task.name,
+            pluralize(endless, "conversation")
+        ));
     }
 }
 

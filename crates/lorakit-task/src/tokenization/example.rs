@@ -26,6 +26,9 @@ pub struct Example {
     pub truncation: Truncation,
     /// How the replies of a conversation were found.
     pub reply_source: ReplySource,
+    /// Whether what is learned ends with a token at which generation stops, but for truncation. A chat template may end
+    /// replies with another, or with none.
+    pub has_stop_token: bool,
 }
 
 /// How much of a row did not fit in the maximum length.
@@ -56,7 +59,7 @@ impl Example {
         let tokens = [prompt, target].concat();
         let loss = (0..tokens.len()).map(|i| i >= prompt.len().max(1)).collect();
         let (truncation, reply_source) = (Truncation::default(), ReplySource::default());
-        Example { tokens, loss, prompt_len: prompt.len(), truncation, reply_source }
+        Example { tokens, loss, prompt_len: prompt.len(), truncation, reply_source, has_stop_token: true }
     }
 
     /// The tokens before the answer, or before the last reply of a conversation: what decides how a row is routed, and what
@@ -167,6 +170,8 @@ impl Example {
     fn of_conversation(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         ensure_room(max_length, tokenizer.layout())?;
         let encoded = ConversationTokens::encode(conversation, tokenizer, max_length)?;
+        let has_stop_token =
+            encoded.tokens[encoded.reply.clone()].last().is_some_and(|last| tokenizer.stop_tokens().contains(last));
         let ConversationTokens { mut tokens, mut loss, reply, reply_source, dropped_messages } = encoded;
         // Nothing after the last token with loss is ever read.
         let end = loss.iter().rposition(|&loss| loss).map_or(tokens.len(), |last| last + 1);
@@ -181,7 +186,8 @@ impl Example {
         loss.drain(from..from + prompt);
         loss.iter_mut().take(1).for_each(|first| *first = false);
         let truncation = Truncation { messages: dropped_messages, prompt, target };
-        Ok(Example { tokens, loss, prompt_len: (reply.start - prompt).max(1), truncation, reply_source })
+        let prompt_len = (reply.start - prompt).max(1);
+        Ok(Example { tokens, loss, prompt_len, truncation, reply_source, has_stop_token })
     }
 
     fn of_text(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
