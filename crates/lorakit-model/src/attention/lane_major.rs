@@ -119,9 +119,8 @@ impl<S: Simd, const GROUPS: usize> RopeLanes<S, GROUPS> {
     #[inline(always)]
     pub(crate) fn new(simd: S, cosines: &[f32], sines: &[f32], pairs: usize) -> Self {
         let (mut rows, mut angles) = (HeadRows::new(), HeadLanes::new());
-        if pairs > 0 {
-            let rounded = (cosines.len() / pairs).next_multiple_of(S::F32_LANES);
-            rows.0.resize(rounded, [[0.0; FEATURES]; GROUPS]);
+        if let Some(count) = cosines.len().checked_div(pairs) {
+            rows.0.resize(count.next_multiple_of(S::F32_LANES), [[0.0; FEATURES]; GROUPS]);
             let tokens = cosines.chunks_exact(pairs).zip(sines.chunks_exact(pairs));
             for (row, (cosines, sines)) in rows.0.iter_mut().zip(tokens) {
                 let (first, rest) = row.as_flattened_mut().split_at_mut(pairs);
