@@ -45,8 +45,14 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
     MatRef::from_row_major_slice(&merged, rows, columns).to_owned()
 }
 
-/// The left singular vectors of `[D_1 | ... | D_n]`, `[out, k]` with a k of at most the sum of ranks.
-pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
+/// Orthonormal directions with their singular values, which decrease.
+pub(super) struct Directions {
+    pub vectors: Mat<f64>,
+    pub values: Vec<f64>,
+}
+
+/// The left singular vectors and the singular values of `[D_1 | ... | D_n]`.
+pub(super) fn output_directions(module: &Module) -> Result<Directions> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
     // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors: [D_1 | ...] becomes
@@ -54,6 +60,16 @@ pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
     let Directions { vectors, values } = left_directions(module, core.as_ref())?;
     Ok(Directions { vectors: b.compute_thin_Q() * vectors, values })
+}
+
+/// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
+pub(super) fn factor_directions(module: &Module) -> Result<Directions> {
+    left_directions(module, stacked_b(module, false).as_ref())
+}
+
+/// The left singular vectors of `[D_1 | ... | D_n]`.
+pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
+    Ok(output_directions(module)?.vectors)
 }
 
 /// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
