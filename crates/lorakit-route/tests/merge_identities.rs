@@ -500,6 +500,24 @@ fn tsv_of_orthogonal_adapters_is_the_sum() {
     }
 }
 
+/// Experts that were trained from one A and left it as it was span no more inputs than one of them.
+#[test]
+fn experts_of_one_a_keep_all_their_directions() {
+    let a = values(1, 3 * 9);
+    let of = |name: &str, seed: u64| expert(name, [("q", low_rank(3, a.clone(), values(seed, 3 * 7), 2.0))]);
+    let experts = [of("one", 3), of("two", 5)];
+    let [equal, all] = ["tsv", "tsv:keep=all"].map(|text| merge(text, &experts, &[1.0; 2]).adapter);
+    let all: Vec<f64> = all.modules()["q"].delta().into_iter().map(f64::from).collect();
+    assert_delta(&equal.modules()["q"], &all, 1e-6, "tsv");
+    // With other factors, rounding is in the directions that both lack.
+    let turned = [experts[0].clone(), gauged(&experts[1])];
+    for text in ["tsv", "iso_c", "iso_cts", "ctm", "core_space"] {
+        let [first, second] = [&experts, &turned].map(|of| merge(text, of, &[1.0; 2]).adapter);
+        let expected: Vec<f64> = first.modules()["q"].delta().into_iter().map(f64::from).collect();
+        assert_delta(&second.modules()["q"], &expected, 1e-5, text);
+    }
+}
+
 #[test]
 fn iso_c_has_equal_singular_values_of_the_same_sum() {
     let experts = mixed();

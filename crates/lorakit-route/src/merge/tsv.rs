@@ -4,8 +4,9 @@
 //! With `w_i D_i = U_i S_i V_i'` and the first k triples of each, `U = [U_1 | ... | U_n]` and `V = [V_1 | ... | V_n]` are
 //! replaced by their polar factors, the nearest matrices with orthonormal columns, and `W = U diag(S_1, ..., S_n) V'`. As
 //! published, `k = int(min(out, in) / n)`; where that exceeds an expert's rank, the result depends on null vectors that the
-//! decomposition routine picks. Here it is computed as in Core Space (<https://arxiv.org/abs/2509.17786>), over what the
-//! experts' directions span, and no expert has more directions than its rank.
+//! decomposition routine picks. Here it is `k = int(min(out, in, R) / n)` with the sum of ranks R, as in Core Space
+//! (<https://arxiv.org/abs/2509.17786>), no expert has more directions than its rank, and null directions of U and V, as of
+//! experts that share their A, are left out.
 
 use crate::error::Result;
 use crate::library_stack::Expert;
@@ -15,7 +16,7 @@ use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
 use crate::merge::module::{Footprint, MergedModule, Module, each_module};
 use crate::merge::rank::Rank;
-use crate::merge::singular_triples::{SingularTriples, polar_factor, side_by_side, spans};
+use crate::merge::singular_triples::{SingularTriples, polar_factor, side_by_side};
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, defaults, read, write};
 use serde::{Deserialize, Serialize};
@@ -53,7 +54,7 @@ impl Default for Tsv {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeptDirections {
-    /// As published: the same number of each, so that together they fill the space, and no more than its rank.
+    /// As published: the same number of each, their mean rank or what fits the space, and no more than its rank.
     Equal,
     /// Every one.
     All,
@@ -88,8 +89,8 @@ impl Tsv {
         let kept = match self.keep {
             KeptDirections::All => usize::MAX,
             KeptDirections::Equal => {
-                let [outputs, inputs] = spans(module, experts.clone())?;
-                (outputs.min(inputs) / experts.len().max(1)).max(1)
+                let all: usize = experts.clone().map(|of| of.values.len()).sum();
+                (all.min(module.output).min(module.input) / experts.len().max(1)).max(1)
             }
         };
         let left = side_by_side(module.output, experts.clone().map(|of| (of.left.as_ref(), kept)));
