@@ -194,7 +194,7 @@ fn rows_of_merges_and_adapters_go_through_the_template_on_request() {
 #[test]
 fn experts_that_never_saw_bos_are_not_given_one_silently() {
     let chat = Chat::new();
-    train_pairs(&chat, "bos=never");
+    train_pairs(&chat, "--bos never");
     let library = "--base @base --library @pairs";
     let eval = format!("eval {library} --router tp oracle --tasks @plain.jsonl --split all --json --metrics loss");
     let loss = |ran: &binary::Ran, router: &str| {

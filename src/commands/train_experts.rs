@@ -19,7 +19,7 @@ use lorakit_fit::cluster::{
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
 use lorakit_fit::{ensure_same_base, lock_for};
 use lorakit_model::Base;
-use lorakit_task::{Split, Task};
+use lorakit_task::{BosTokens, Split, Task};
 use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, PlannedPass, SKILL_SETTINGS, SkillDims, TrainConfig};
 use serde::Serialize;
 use serde_json::json;
@@ -44,7 +44,7 @@ Training settings, with defaults and aliases of PEFT and transformers:
                                 end-of-turn token (or the answer of a plain row); the last
                                 reply; all tokens, TRL's default
   chat=false (--chat)           put plain rows through the base's chat template too
-  bos=auto|never                BOS where tokenizer or template put it, or never (the papers)
+  bos=auto|never (--bos)        BOS where tokenizer or template put it, or never (the papers)
   eval_steps                    steps between validations; 0: none; default: an epoch
   save_steps=100                steps between checkpoints; 0: none
   experts_per_pass              default: as many as fit in memory
@@ -86,6 +86,9 @@ pub struct TrainExpertsArgs {
     /// Put rows of prompt and answer through the base's chat template, as conversations always are; same as --set chat=true
     #[arg(long)]
     chat: bool,
+    /// Begin texts with BOS where tokenizer or template put it, or never; same as --set bos=never
+    #[arg(long, value_name = "auto|never")]
+    bos: Option<BosTokens>,
     #[command(flatten)]
     settings: TrainConfigArgs,
 }
@@ -139,6 +142,7 @@ const FULL: &str = "full";
 pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let mut settings = args.settings.over(TrainConfig::default())?;
     settings.chat |= args.chat;
+    settings.bos = args.bos.unwrap_or(settings.bos);
     context.output.detail(format!("settings: {}", serde_json::to_string(&settings)?));
     let tasks = args.tasks.load(context)?;
     task_args::warn_of_unused(&tasks, context);

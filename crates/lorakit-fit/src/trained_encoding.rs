@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 struct EncodingSettings {
     chat: bool,
     bos: BosTokens,
+    /// Settings of training always have it.
+    rank: Option<usize>,
 }
 
 /// How rows of `task` became tokens where an expert was trained on it, or would have: through the chat template or not, and
@@ -22,6 +24,8 @@ pub fn trained_encoding(record: &ExpertRecord, task: &str) -> Option<RowEncoding
     let settings: EncodingSettings = record.settings.field("settings").ok().flatten().unwrap_or_default();
     let own = record.tasks.iter().find(|own| own.name == task);
     let chat = match own {
+        // The template may be that of conversations among the task's rows.
+        Some(_) if settings.rank.is_some() => settings.chat,
         Some(own) => own.chat_template.is_some(),
         None => settings.chat || record.tasks.iter().all(|own| own.chat_template.is_some()),
     };
@@ -66,7 +70,9 @@ mod tests {
         assert_eq!((of(&plain, "a"), of(&plain, "b")), (Some((false, "auto")), Some((false, "auto"))));
         let chat = record(json!({"settings": {"chat": true, "bos": "never"}}), vec![task("a", Some("0"))]);
         assert_eq!((of(&chat, "a"), of(&chat, "b")), (Some((true, "never")), Some((true, "never"))));
-        // Conversations went through the template, rows of prompt and answer did not.
+        // Conversations go through the template in any case.
+        let conversations = record(json!({"settings": {"rank": 4}}), vec![task("a", Some("0"))]);
+        assert_eq!((of(&conversations, "a"), of(&conversations, "b")), (Some((false, "auto")), Some((true, "auto"))));
         let mixed = record(json!({"settings": {}}), vec![task("a", Some("0")), task("b", None)]);
         assert_eq!((of(&mixed, "a"), of(&mixed, "b")), (Some((true, "auto")), Some((false, "auto"))));
         assert_eq!(of(&mixed, "c"), Some((false, "auto")));

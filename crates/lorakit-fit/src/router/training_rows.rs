@@ -168,7 +168,8 @@ impl<'a> TrainingRows<'a> {
     pub fn identity(&self) -> RowsIdentity {
         let template = |source: &TaskSource| {
             // A task that is not loaded yet had conversations if it went through a template before.
-            let is_rendered = source.encoding.chat || source.task.is_some_and(Task::has_conversations);
+            let has_conversations = source.task.map_or(source.record.chat_template.is_some(), Task::has_conversations);
+            let is_rendered = source.encoding.chat || has_conversations;
             let template = is_rendered.then(|| self.tokenizer.chat_template().ok()).flatten();
             template.map(|template| template.sha256().to_owned())
         };
