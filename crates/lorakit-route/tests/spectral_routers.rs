@@ -20,7 +20,13 @@ fn qkv() -> Site {
 fn library(count: u64, change: impl Fn(LowRank) -> LowRank) -> LibraryStack {
     let one = |e: u64| {
         let module = |m: u64, width| {
-            change(random(10 * e + m, 1 + (e + m) as usize % 4, INPUT, width, if e % 2 == 0 { 0.5 } else { 3.0 }))
+            change(random(
+                10 * e + m,
+                1 + (e + m) as usize % 4,
+                INPUT,
+                width,
+                if e.is_multiple_of(2) { 0.5 } else { 3.0 },
+            ))
         };
         let all = [("q", module(1, 8)), ("k", module(2, 5)), ("v", module(3, 6))];
         expert(&format!("e{e:02}"), all.into_iter().skip(e as usize % 3).collect::<Vec<_>>())

@@ -9,7 +9,7 @@
 //! An expert whose delta is zero at a projection is no candidate there, equal scores go to the first name, and at an
 //! embedding every expert has weight 1/n.
 //!
-//! Cost: Arrow's product, and one of each token with the ranks of its shortlist.
+//! Cost: Arrow's product, and one of each token with the ranks of its shortlist, or of all experts if the shortlist is long.
 
 use crate::error::Result;
 use crate::fixed::uniform::uniform_patch;

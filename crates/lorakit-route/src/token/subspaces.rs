@@ -8,7 +8,6 @@ use crate::token::top_k::TOKENS_PER_TASK;
 use candle_core::Tensor;
 use lorakit_lora::Site;
 use lorakit_lora::kernels::cpu_tensor;
-use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use lorakit_lora::kernels::vector_product::row_products;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,9 @@ use std::ops::Range;
 
 /// The name of the products in errors.
 const NAME: &str = "subspaces";
+
+/// How many times as long a product of one token with one row takes as its part of a product of all with all.
+const ONE_BY_ONE: usize = 5;
 
 /// How the part of a token in a subspace is measured, with `V` of the delta's singular value decomposition `U S V'`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +102,8 @@ impl Subspaces {
     /// The same for the `listed` tokens of each candidate alone, ascending; minus infinity elsewhere.
     pub(crate) fn lengths_of(&self, x: &Tensor, listed: &[Vec<u32>]) -> candle_core::Result<Vec<f32>> {
         let ((tokens, input), width) = (x.dims2()?, self.len());
-        let of_listed = if x.device().is_cpu() && listed.iter().map(Vec::len).sum::<usize>() * 2 < tokens * width {
+        let pairs = listed.iter().map(Vec::len).sum::<usize>() * if tokens > 1 { ONE_BY_ONE } else { 1 };
+        let of_listed = if x.device().is_cpu() && pairs < tokens * width {
             cpu_tensor::with_values(x, NAME, |x| {
                 cpu_tensor::with_values(&self.vectors, NAME, |vectors| {
                     let one = |(part, tokens): (&Range<usize>, &Vec<u32>)| {
@@ -123,22 +126,15 @@ impl Subspaces {
     }
 }
 
-/// The measures of some of the tokens `x` in a subspace of these rows.
+/// The measures of some of the tokens `x` in a subspace of these rows: gathering the tokens for a matrix product would take
+/// longer than multiplying them by so few rows.
 fn lengths_in(rows: &[f32], x: &[f32], tokens: &[u32], input: usize) -> Vec<f32> {
-    let (rank, count) = (rows.len() / input, tokens.len());
-    let token = |at: &u32| &x[*at as usize * input..][..input];
-    let mut products = vec![0.0; count * rank];
-    match tokens {
-        [] => {}
-        [only] => row_products(rows, token(only), &mut products),
-        _ => {
-            let gathered: Vec<f32> = tokens.iter().flat_map(token).copied().collect();
-            let (x, rows) = (MatrixRef::new(&gathered, count, input, input), MatrixRef::new(rows, rank, input, input));
-            let products = MatrixMut::new(&mut products, count, rank, rank);
-            gemm(products, Destination::Overwrite, x, rows.transposed(), 1.0);
-        }
-    }
-    products.chunks_exact(rank).map(length).collect()
+    let mut products = vec![0.0; rows.len() / input];
+    let of_token = |token: &u32| {
+        row_products(rows, &x[*token as usize * input..][..input], &mut products);
+        length(&products)
+    };
+    tokens.iter().map(of_token).collect()
 }
 
 fn length(values: &[f32]) -> f32 {
