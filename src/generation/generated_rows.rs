@@ -22,10 +22,10 @@ pub fn document(row: &PromptRow, generated: &[GeneratedText]) -> Map<String, Val
     fields
 }
 
-/// [`document`] as a line, with the row's own fields as its file has them: JSON may hold numbers that [`Value`] rounds.
+/// [`document`] as a line, with the row's own fields as its file has them where [`Value`] would write their numbers otherwise.
 fn line(row: &PromptRow, generated: &[GeneratedText]) -> Result<String> {
     let added = Value::Object(generated_fields(generated)).to_string();
-    let fields = row.source.as_deref().and_then(|source| source.trim().strip_suffix('}'));
+    let fields = row.written.as_deref().and_then(|written| written.trim().strip_suffix('}'));
     let (Some(fields), Some(added)) = (fields, added.strip_prefix('{')) else {
         return Ok(serde_json::to_string(&document(row, generated))?);
     };
@@ -176,7 +176,7 @@ mod tests {
         let row = |i: usize| PromptRow {
             place: i.to_string(),
             fields: Map::from_iter([("prompt".to_owned(), json!(i))]),
-            source: None,
+            written: None,
             prompt: Prompt::Text(i.to_string()),
         };
         let rows: Vec<PromptRow> = (0..3).map(row).collect();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_written_as_it_was_read() {
+    fn numbers_are_written_as_they_were_read() {
         let folder = tempfile::tempdir().unwrap();
         let (input, output) = (folder.path().join("in.jsonl"), folder.path().join("out.jsonl"));
         let own = r#"{"id": 12345678901234567890123, "p": 2.50, "prompt":"\u0061"  "#;

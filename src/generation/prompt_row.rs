@@ -13,8 +13,8 @@ pub struct PromptRow {
     pub place: String,
     /// The fields of its row, the prompt among them.
     pub fields: Map<String, Value>,
-    /// The row as its file has it; None for a prompt that was typed. Its numbers need not be such as [`Value`] can hold.
-    pub source: Option<String>,
+    /// The row as its file has it, if it has numbers that [`Value`] would write otherwise.
+    pub written: Option<String>,
     /// The prompt.
     pub prompt: Prompt,
 }
@@ -37,7 +37,7 @@ impl PromptRow {
             std::io::stdin().read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
         }
         let fields = Map::from_iter([("prompt".to_owned(), json!(prompt))]);
-        Ok(Self { place: "the prompt".to_owned(), fields, source: None, prompt: Prompt::Text(prompt) })
+        Ok(Self { place: "the prompt".to_owned(), fields, written: None, prompt: Prompt::Text(prompt) })
     }
 
     /// The rows of a file of JSON lines, gzipped or not, at least one.
@@ -70,7 +70,7 @@ impl PromptRow {
             _ if name == "prompt" => bail!("`prompt` is {value}; expected a text, or a list of messages"),
             _ => bail!("`messages` is {value}; expected a list of messages"),
         };
-        Ok(Self { place: place.to_owned(), fields, source: Some(line.text), prompt })
+        Ok(Self { place: place.to_owned(), fields, written: line.written, prompt })
     }
 
     /// The prompt as a user's message, after a system message if one is given.
@@ -146,7 +146,7 @@ mod tests {
         for bytes in [line.as_bytes(), format!("\u{feff}{line}").as_bytes(), &gzipped[..]] {
             let rows = read(bytes).unwrap();
             assert!(matches!(&rows[0].prompt, Prompt::Text(text) if text == "a"), "{rows:?}");
-            assert_eq!(rows[0].source.as_deref(), Some(line.trim_end()));
+            assert_eq!(rows[0].fields.len(), 2);
         }
         let error = format!("{:#}", read("{\"prompt\": \"a\"}\n{\"prompt\" 1}").unwrap_err());
         assert!(error.contains("p.jsonl: line 2 column 11: not JSON"), "{error}");

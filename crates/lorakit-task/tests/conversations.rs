@@ -154,7 +154,8 @@ fn replies_of_weight_0_carry_no_loss() {
 #[test]
 fn calls_of_functions_are_replies() {
     let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls %}\
-                    <{{ call.function.name }}({{ call.function.arguments | tojson }})>{% endfor %}</s>{% endfor %}";
+                    <{{ call.function.name }}({{ call.function.arguments | tojson }})>{% endfor %}</s>{% endfor %}\
+                    {% if add_generation_prompt %}assistant:{% endif %}";
     let tokenizer = self::tokenizer(Some(template));
     let shown = |row: Value| marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
     let turn = |from: &str, value: &str| json!({"from": from, "value": value});

@@ -30,10 +30,10 @@ impl FileFormat for JsonLines {
 pub struct JsonLine {
     /// The line's number, from 1.
     pub number: usize,
-    /// The line as it stands.
-    pub text: String,
     /// Its value, with integers beyond 64 bits as texts.
     pub value: Value,
+    /// The line as it stands, if it has numbers that serde_json would write otherwise.
+    pub written: Option<String>,
 }
 
 /// The lines of a file of JSON lines that are not empty. The file may be gzipped, and begin with a byte order mark.
@@ -43,7 +43,8 @@ pub struct JsonLine {
 pub fn read_json_lines(path: &Path) -> Result<Vec<JsonLine>> {
     let content = FileContent::read(path)?;
     let line = |(number, text): (usize, &str)| {
-        Ok(JsonLine { number, text: text.to_owned(), value: parse_line(number, text)?.value })
+        let SourceValue { value, written } = parse_line(number, text)?;
+        Ok(JsonLine { number, value, written: written.map(|_| text.to_owned()) })
     };
     text(&content.bytes).and_then(|text| lines(text).map(line).collect()).at(|| path.display().to_string())
 }
