@@ -90,7 +90,7 @@ fn exports_name_a_base_by_what_its_library_recorded() {
         run(["library", "export", "--library", &path(library), "--out", &path(out)]).ok();
         let file = |name: &str| fs::read_to_string(folder.path().join(out).join("e").join(name)).unwrap();
         let config: Value = serde_json::from_str(&file("adapter_config.json")).unwrap();
-        assert_eq!((&config["use_rslora"], &config["lora_alpha"]), (&true.into(), &16.into()));
+        assert_eq!((&config["use_rslora"], &config["lora_alpha"]), (&true.into(), &8.into()));
         (file("README.md"), config["base_model_name_or_path"].as_str().map(str::to_owned))
     };
     add("plain", &[]);

@@ -43,7 +43,10 @@ pub fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
 /// Parses a count of at least one for which memory is taken.
 pub fn bounded_count(text: &str) -> Result<NonZeroUsize, &'static str> {
     const MOST: usize = 1 << 20;
-    count(text).ok().filter(|count| count.get() <= MOST).ok_or("expected a whole number from 1 to 1048576")
+    count(text)
+        .ok()
+        .filter(|count| count.get() <= MOST)
+        .ok_or("expected a whole number of at least 1 and at most 1048576")
 }
 
 /// Parses a number that is neither infinite nor NaN.
